@@ -1,0 +1,67 @@
+"""Exact amounts: canonical decimal text outside, integers inside, never a float, never a rounding context.
+
+An amount at rest (Redis, webhook body, log) is canonical decimal text: no exponent, no sign but a
+leading minus, no leading zeros, no trailing zeros after the point. To do sums, text becomes **atoms**:
+an integer count of 10^-78, one scale for every asset, so that nothing has to carry a scale around.
+
+Refuses every other spelling that Python's own parsers would let through: `+1`, ` 1`, `1_000`, `1e3`,
+full-width digits, NaN (FAULTS.md, section 4).
+"""
+
+import re
+
+MAX_FRACTION_DIGITS = 78
+MAX_INTEGER = 2**256 - 1
+"""The largest integer part: a uint256, the widest thing a balance API has to say."""
+
+_INTEGER = re.compile(r"(?:0|[1-9][0-9]{0,77})\Z", re.ASCII)
+_DECIMAL = re.compile(r"(0|[1-9][0-9]{0,77})(?:\.([0-9]{1,78}))?\Z", re.ASCII)
+_ONE = 10**MAX_FRACTION_DIGITS
+
+
+class NotAnAmount(ValueError):
+    """A text that is not an exact, bounded, non-negative amount. The message never holds the text."""
+
+
+def from_integer(text: object, decimals: int = 0) -> str:
+    """Read `text`, an integer count of an asset's smallest unit, as canonical text in whole units.
+
+    `decimals` (0 to 78) says how many digits stand behind the point. Raises NotAnAmount.
+    """
+    if not isinstance(text, str) or not _INTEGER.match(text):
+        raise NotAnAmount("not a decimal integer in a string")
+    if len(text) == 78 and int(text) > MAX_INTEGER:
+        raise NotAnAmount("larger than 2^256 - 1")
+    if not decimals:
+        return text
+    padded = text.rjust(decimals + 1, "0")
+    return _canonical(padded[:-decimals], padded[-decimals:])
+
+
+def from_decimal(text: object) -> str:
+    """Read `text`, decimal text in whole units, as canonical text. Raises NotAnAmount."""
+    match = _DECIMAL.match(text) if isinstance(text, str) else None
+    if not match:
+        raise NotAnAmount("not a decimal number in a string")
+    whole, fraction = match[1], match[2] or ""
+    if len(whole) == 78 and int(whole) > MAX_INTEGER:
+        raise NotAnAmount("larger than 2^256 - 1")
+    return _canonical(whole, fraction)
+
+
+def to_atoms(text: str) -> int:
+    """Turn canonical text into atoms (10^-78 of a whole unit)."""
+    whole, _, fraction = text.partition(".")
+    return int(whole + fraction.ljust(MAX_FRACTION_DIGITS, "0"))
+
+
+def to_text(atoms: int) -> str:
+    """Turn atoms into canonical text, with a leading minus where the amount is negative."""
+    whole, fraction = divmod(abs(atoms), _ONE)
+    digits = _canonical(str(whole), str(fraction).rjust(MAX_FRACTION_DIGITS, "0") if fraction else "")
+    return f"-{digits}" if atoms < 0 else digits
+
+
+def _canonical(whole: str, fraction: str) -> str:
+    fraction = fraction.rstrip("0")
+    return f"{whole}.{fraction}" if fraction else whole

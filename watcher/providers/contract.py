@@ -1,0 +1,77 @@
+"""What a provider's module says: how to ask and how to read. Everything else is the same for all of them.
+
+Refuses to do I/O: a provider only describes requests and reads answers; `client` sends and guards.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+from watcher.settings import AccountSettings, ProviderSettings
+from watcher.snapshot import Asset, Snapshot
+
+Trouble = Literal["auth", "configuration", "rate", "transient", "malformed", "gone"]
+"""Why a poll was refused, as far as somebody acts differently on it:
+auth and configuration need the operator, rate and transient need time, malformed means that the
+provider broke its own contract (or that somebody else answered), gone is a request nobody answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One HTTP request, relative to the provider's base_url. `secret_headers` never reach a log."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    secret_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    json: Any = None
+
+
+class Refused(Exception):
+    """The poll is void: the last state and its time stay, no event. The next poll is after a backoff.
+
+    `reason` is a short text of ours, never what the provider said; `retry_after_s` is the provider's
+    wish, bounded by us.
+    """
+
+    def __init__(
+        self, trouble: Trouble, reason: str, *, status: int | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.trouble: Trouble = trouble
+        self.reason = reason
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+Catalogue = Mapping[str, Asset]
+"""What is known of a provider's assets besides their balances, by asset id."""
+
+
+class Provider(Protocol):
+    """One configured provider. Made once per section of the file; holds no state but its settings."""
+
+    Settings: ClassVar[type[ProviderSettings]]
+    Account: ClassVar[type[AccountSettings]]
+
+    def __init__(self, settings: Any) -> None: ...
+
+    def requests(self, account: Any) -> Sequence[Request]:
+        """Say what to ask to learn one account's balances; all answers together are one poll."""
+        ...
+
+    def read(self, account: Any, answers: Sequence[Any], catalogue: Catalogue) -> Snapshot:
+        """Read the parsed JSON bodies of the good answers, one per request. Raises Refused."""
+        ...
+
+    def refusal(self, status: int, answer: Any) -> Refused | None:
+        """Say why an answer with this status and JSON body (None: not JSON) is no good one, or None."""
+        ...
+
+    def catalogue_request(self) -> Request | None:
+        """Say how to ask for the list of assets, or None where there is none."""
+        ...
+
+    def read_catalogue(self, answer: Any) -> Catalogue:
+        """Read that list. Raises Refused."""
+        ...

@@ -1,0 +1,73 @@
+"""The normal form of what a provider says: one snapshot per good poll, one balance per asset.
+
+Refuses to interpret: it neither compares two snapshots nor knows where one came from.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+SPOKEN_TEXT_LIMIT = 64
+"""Longest name or symbol that is carried: such text comes from outside and goes into every event."""
+
+
+class Balance(NamedTuple):
+    """What an account holds of one asset, as canonical decimal text in whole units of the asset.
+
+    `total` is settled funds, locked included, pendings excluded. A pending is None where the provider
+    has no such field, which is not "0".
+    """
+
+    total: str
+    locked: str
+    pending_deposit: str | None
+    pending_withdrawal: str | None
+
+
+class Asset(NamedTuple):
+    """What is held. `id` alone identifies it; symbol and name are carried, never compared.
+
+    `decimals` is None where nobody said: amounts are then in the provider's own unit.
+    """
+
+    id: str
+    symbol: str | None = None
+    name: str | None = None
+    decimals: int | None = None
+
+
+class Row(NamedTuple):
+    """One asset's line of a snapshot. `locked_absent`: the provider said nothing of a lock this time."""
+
+    asset: Asset
+    balance: Balance
+    locked_absent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One good poll of one account.
+
+    `watched` names the assets that were asked for (None: all of them). `absent_is_zero` says what a
+    missing row means: zero (a full listing) or unknown (anything else).
+    """
+
+    row_by_asset: Mapping[str, Row]
+    watched: tuple[str, ...] | None
+    absent_is_zero: bool
+
+
+def asset_id(text: str) -> str:
+    """The identity of an asset: `0x…` ids compare case-insensitively, all others verbatim (base58)."""
+    return text.lower() if text[:2] in ("0x", "0X") else text
+
+
+def spoken(text: object) -> str | None:
+    """Make a name or symbol from outside safe to carry: printable, one line, at most 64 characters.
+
+    Control and bidirectional characters and lone surrogates are dropped; what is left empty is None.
+    """
+    if not isinstance(text, str):
+        return None
+    kept = "".join(character for character in text[: 4 * SPOKEN_TEXT_LIMIT] if character.isprintable())
+    return kept.strip()[:SPOKEN_TEXT_LIMIT] or None
