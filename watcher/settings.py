@@ -4,40 +4,63 @@ Refuses to read a file or the environment: `watcher.config` does. A provider's m
 its own section by subclassing ProviderSettings and AccountSettings.
 """
 
-import re
 from datetime import timedelta
-from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
-_DURATION = re.compile(r"(0|[1-9][0-9]{0,8})(ms|s|m|h|d)\Z", re.ASCII)
-_UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+from watcher import amounts
+from watcher.fields import Amount, BaseUrl, Duration, Name, Network, parse_duration
+
+CHANGE_EVENTS = (
+    "deposit.pending",
+    "deposit.cleared",
+    "deposit.dropped",
+    "withdrawal.pending",
+    "withdrawal.cleared",
+    "withdrawal.returned",
+    "locked.increased",
+    "locked.decreased",
+    "total.increased",
+    "total.decreased",
+)
+"""What a balance can do (SPEC, section 3): what a subscription hears unless it says otherwise."""
+
+SERVICE_EVENTS = (
+    "account.baseline",
+    "account.stale",
+    "account.recovered",
+    "threshold.crossed",
+    "subscription.ping",
+)
+"""Events that move nothing, for those who ask for them by type."""
 
 DEFAULT_RETRIES = ("0s", "5s", "5m", "30m", "2h", "5h", "10h", "14h", "20h", "24h")
 """When each attempt follows the one before it (SPEC, section 5); then the delivery becomes a dead letter."""
 
 
-def parse_duration(value: object) -> timedelta:
-    """Read `"30s"`, `"5m"`, `"1h"`, `"250ms"`, `"2d"`. Raises ValueError without the text in it."""
-    if isinstance(value, timedelta):
-        return value
-    match = _DURATION.match(value) if isinstance(value, str) else None
-    if not match:
-        raise ValueError('not a duration: write a whole number and a unit, such as "30s", "5m" or "2h"')
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
-
-
-Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
-"""What accounts, providers and subscriptions are called: it stands in keys, logs and file names."""
-
-
 class Section(BaseModel):
-    """A part of the file. Frozen; an unknown key is a mistake; its input never shows in a message."""
+    """A part of the file. Frozen; an unknown key is a mistake; its input never shows in a message.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    A validator of a whole section may begin its message with `field: `, to say which one it means.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+        regex_engine="python-re",  # the other one knows no \Z, and $ lets a newline through
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Keep `true` from being read as 1; text stays welcome, because `${NAME}` is always text."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError("must not be true or false")
+        return value
 
 
 class RedisSettings(Section):
@@ -53,8 +76,21 @@ class WorkerSettings(Section):
     drain: Duration = Field(timedelta(seconds=25), description="SIGTERM to exit, at most")
 
 
+class LogSettings(Section):
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is told")
+    format: Literal["auto", "json", "pretty"] = Field(
+        "auto", description="JSON lines, or text for people; auto: text on a terminal"
+    )
+
+    @field_validator("level", "format", mode="before")
+    @classmethod
+    def _in_lower_case(cls, value: Any) -> Any:
+        """LOG_LEVEL=INFO is what everybody writes."""
+        return value.lower() if isinstance(value, str) else value
+
+
 class EgressSettings(Section):
-    allow: tuple[IPv4Network | IPv6Network, ...] = Field(
+    allow: tuple[Network, ...] = Field(
         (), description="networks that subscriber URLs may reach besides the public internet"
     )
     allow_http: bool = Field(False, description="allow subscriber URLs without TLS")
@@ -66,10 +102,12 @@ class ProviderSettings(Section):
 
     name: Name = Field(description="the section's own name")
     kind: str = Field(description="which provider module reads it; defaults to the name")
-    base_url: str = Field(description="scheme and host of the API")
-    api_key: SecretStr = Field(description="sent with every request; best as ${NAME}")
+    base_url: BaseUrl = Field(description="scheme and host of the API")
+    api_key: SecretStr = Field(min_length=1, description="sent with every request; best as ${NAME}")
     requests_per_second: float = Field(4, gt=0, le=10_000, description="over all workers together")
-    timeout: Duration = Field(timedelta(seconds=10), description="one whole request, at most")
+    timeout: Duration = Field(
+        timedelta(seconds=10), gt=timedelta(0), description="one whole request, at most"
+    )
     withdrawals: Literal["outside", "inside"] = Field(
         "outside", description="whether a pending withdrawal has already left `total`"
     )
@@ -89,15 +127,42 @@ class AccountSettings(Section):
     )
 
 
+class ThresholdSettings(Section):
+    """When to tell that a balance went too low or too high. `clear` keeps one that hovers quiet."""
+
+    asset: str = Field(min_length=1, max_length=128, description="symbol or id of the asset")
+    field: Literal["total", "locked", "available", "pending_deposit", "pending_withdrawal"] = Field(
+        "total", description="which part of the balance"
+    )
+    below: Amount | None = Field(None, description="told when the balance falls below it")
+    above: Amount | None = Field(None, description="told when the balance rises above it")
+    clear: Amount | None = Field(
+        None, description="armed again once the balance is back here; default: the bound itself"
+    )
+
+    @model_validator(mode="after")
+    def _has_one_bound(self) -> Self:
+        if (self.below is None) == (self.above is None):
+            raise ValueError("needs either below or above")
+        if self.clear is None:
+            return self
+        clear = amounts.to_atoms(self.clear)
+        if self.below is not None and clear < amounts.to_atoms(self.below):
+            raise ValueError("clear: must not be less than below")
+        if self.above is not None and clear > amounts.to_atoms(self.above):
+            raise ValueError("clear: must not be more than above")
+        return self
+
+
 class SubscriptionSettings(Section):
     name: Name = Field(description="the subscription's own name")
     url: SecretStr = Field(description="where events are POSTed; treated as a secret, many carry tokens")
     secrets: tuple[SecretStr, ...] = Field(
         min_length=1, max_length=10, description="signing secrets, whsec_…; all of them sign"
     )
-    accounts: tuple[str, ...] = Field(("*",), description="account names or globs")
+    accounts: tuple[str, ...] = Field(("*",), min_length=1, description="account names or globs")
     events: tuple[str, ...] = Field((), description="event types or globs; empty: every change event")
-    assets: tuple[str, ...] = Field(("*",), description="asset symbols, ids or globs")
+    assets: tuple[str, ...] = Field(("*",), min_length=1, description="asset symbols, ids or globs")
     retries: tuple[Duration, ...] = Field(
         tuple(map(parse_duration, DEFAULT_RETRIES)),
         min_length=1,
@@ -107,6 +172,9 @@ class SubscriptionSettings(Section):
     headers: dict[str, str] = Field({}, description="extra request headers")
     max_in_flight: int = Field(32, ge=1, le=1000, description="attempts at the same time")
     requests_per_second: float | None = Field(None, gt=0, description="attempts a second, per worker")
+    thresholds: tuple[ThresholdSettings, ...] = Field(
+        (), max_length=100, description="balances to tell about by `threshold.crossed`"
+    )
 
 
 class Settings(Section):
@@ -114,6 +182,7 @@ class Settings(Section):
 
     redis: RedisSettings = RedisSettings()
     worker: WorkerSettings = WorkerSettings()
+    log: LogSettings = LogSettings()
     egress: EgressSettings = EgressSettings()
     provider_by_name: dict[str, ProviderSettings]
     account_by_name: dict[str, AccountSettings]

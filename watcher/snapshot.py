@@ -69,5 +69,7 @@ def spoken(text: object) -> str | None:
     """
     if not isinstance(text, str):
         return None
+    if len(text) <= SPOKEN_TEXT_LIMIT and text.isprintable():
+        return text.strip() or None
     kept = "".join(character for character in text[: 4 * SPOKEN_TEXT_LIMIT] if character.isprintable())
     return kept.strip()[:SPOKEN_TEXT_LIMIT] or None

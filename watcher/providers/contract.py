@@ -49,23 +49,40 @@ Catalogue = Mapping[str, Asset]
 
 
 class Provider(Protocol):
-    """One configured provider. Made once per section of the file; holds no state but its settings."""
+    """One configured provider. Made once per section of the file; holds no state but its settings.
+
+    Answers come as `strict_json.parse` makes them: text, int, bool, None, list, dict, and Number for
+    what is none of these. Whatever they hold, a provider raises nothing but Refused.
+    """
 
     Settings: ClassVar[type[ProviderSettings]]
     Account: ClassVar[type[AccountSettings]]
 
     def __init__(self, settings: Any) -> None: ...
 
+    def source(self, account: Any) -> str:
+        """Say who is asked about: two accounts of one source are the same, filters aside.
+
+        May name a person, so that it is not for logs.
+        """
+        ...
+
     def requests(self, account: Any) -> Sequence[Request]:
         """Say what to ask to learn one account's balances; all answers together are one poll."""
         ...
 
     def read(self, account: Any, answers: Sequence[Any], catalogue: Catalogue) -> Snapshot:
-        """Read the parsed JSON bodies of the good answers, one per request. Raises Refused."""
+        """Read the parsed JSON bodies of the good answers, one per request. Raises Refused.
+
+        An asset that the catalogue does not hold is read in the provider's own unit.
+        """
         ...
 
     def refusal(self, status: int, answer: Any) -> Refused | None:
-        """Say why an answer with this status and JSON body (None: not JSON) is no good one, or None."""
+        """Say why an answer with this status and JSON body (None: not JSON) is no good one.
+
+        None: nothing that this provider documents; `client` then goes by the status alone.
+        """
         ...
 
     def catalogue_request(self) -> Request | None:
@@ -73,5 +90,5 @@ class Provider(Protocol):
         ...
 
     def read_catalogue(self, answer: Any) -> Catalogue:
-        """Read that list. Raises Refused."""
+        """Read that list, which is never empty. Raises Refused."""
         ...

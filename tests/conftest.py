@@ -1,0 +1,62 @@
+"""Fixtures for all tests. They are for things to close; everything else is a builder in its test file.
+
+redis_server_url  URL of a real server that all tests of the run share. Nothing is ever flushed: keep to
+                  your `namespace`, and start a server of your own (`tests.servers.real_server`) to kill it,
+                  to change its settings or to flush it.
+namespace         a key prefix that no other test has.
+redis_client      a client as the program makes it, on the shared server of `engine`.
+engine            "valkey". A test that is to hold everywhere says so, and runs once for each:
+                      @pytest.mark.parametrize("engine", EVERY_ENGINE)   # the fake one included
+                      @pytest.mark.parametrize("engine", ENGINES)        # real servers only
+                  with `from servers import EVERY_ENGINE, ENGINES`.
+"""
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from fakeredis import FakeAsyncRedis, FakeServer
+from redis.asyncio import Redis
+from servers import FAKE, real_server
+
+from watcher.store.connect import connect
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def server_url_of() -> Iterator[Callable[[str], str]]:
+    """Look up the shared server of an engine; it starts when it is first asked for."""
+    url_by_engine: dict[str, str] = {}
+    with ExitStack() as servers:
+
+        def url_of(engine: str) -> str:
+            if engine not in url_by_engine:
+                url_by_engine[engine] = servers.enter_context(real_server(engine)).url
+            return url_by_engine[engine]
+
+        yield url_of
+
+
+@pytest.fixture(scope="session")
+def redis_server_url(server_url_of: Callable[[str], str]) -> str:
+    return server_url_of("valkey")
+
+
+@pytest.fixture
+def engine() -> str:
+    return "valkey"
+
+
+@pytest.fixture
+def namespace() -> str:
+    return f"t{os.getpid()}-{next(_numbers)}"
+
+
+@pytest.fixture
+async def redis_client(engine: str, server_url_of: Callable[[str], str]) -> AsyncIterator[Redis]:
+    client = FakeAsyncRedis(server=FakeServer()) if engine == FAKE else connect(server_url_of(engine))
+    async with client:
+        yield client

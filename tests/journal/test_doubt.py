@@ -1,0 +1,104 @@
+"""Which readings count at once, and which wait for a second one that agrees."""
+
+import pytest
+
+from watcher.doubt import absent, doubt
+from watcher.snapshot import Asset, Balance, Row
+
+
+def a_balance(
+    total: str = "100", locked: str = "20", deposit: str | None = "5", withdrawal: str | None = "3"
+) -> Balance:
+    return Balance(total, locked, deposit, withdrawal)
+
+
+def a_row(balance: Balance, *, locked_absent: bool = False) -> Row:
+    return Row(Asset("1"), balance, locked_absent)
+
+
+ACCEPTED = a_balance()
+EMPTY = a_balance("0", "0", "0", "0")
+ZERO_TOTAL = a_balance(total="0", locked="0")
+NO_LOCK = a_balance(locked="0")
+OVERLOCKED = a_balance(total="20", locked="100")
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        (None, "the asset disappeared"),
+        (a_row(ZERO_TOTAL), "total fell to zero"),
+        (a_row(NO_LOCK, locked_absent=True), "locked disappeared"),
+        (a_row(OVERLOCKED), "more is locked than there is"),
+        (a_row(a_balance(total="19.999", locked="20")), "more is locked than there is"),
+    ],
+)
+def test_an_odd_reading_says_why_it_waits(row: Row | None, why: str) -> None:
+    assert doubt(ACCEPTED, row) == why
+
+
+@pytest.mark.parametrize(
+    "balance",
+    [
+        ACCEPTED,
+        NO_LOCK,  # said in so many words
+        a_balance(total="100", locked="100"),
+        a_balance(total="1", locked="1"),
+        a_balance(total="9", locked="0"),
+        a_balance(deposit="0", withdrawal="0"),
+        a_balance(total="1000", locked="200"),
+    ],
+)
+def test_a_plain_reading_counts_at_once(balance: Balance) -> None:
+    assert doubt(ACCEPTED, a_row(balance)) is None
+
+
+@pytest.mark.parametrize("field", range(4))
+def test_an_asset_that_held_anything_at_all_is_missed(field: int) -> None:
+    held = Balance(*("1" if each == field else "0" for each in range(4)))
+    assert doubt(held, None) == "the asset disappeared"
+
+
+def test_an_empty_asset_may_come_and_go_unnoticed() -> None:
+    assert doubt(EMPTY, None) is None
+    assert doubt(EMPTY, a_row(EMPTY, locked_absent=True)) is None
+
+
+def test_a_total_that_was_zero_before_does_not_fall_to_it() -> None:
+    assert doubt(ZERO_TOTAL, a_row(ZERO_TOTAL._replace(pending_deposit="6"))) is None
+
+
+def test_a_lock_that_never_was_is_not_missed() -> None:
+    assert doubt(NO_LOCK, a_row(a_balance(total="90", locked="0"), locked_absent=True)) is None
+
+
+def test_more_locked_than_there_is_stays_accepted_whatever_the_pendings_do() -> None:
+    assert doubt(OVERLOCKED, a_row(OVERLOCKED._replace(pending_deposit="6"))) is None
+    assert doubt(OVERLOCKED, a_row(OVERLOCKED._replace(locked="101"))) == "more is locked than there is"
+
+
+@pytest.mark.parametrize("row", [a_row(ZERO_TOTAL), a_row(NO_LOCK, locked_absent=True), a_row(OVERLOCKED)])
+def test_the_same_odd_reading_again_counts(row: Row) -> None:
+    assert doubt(ACCEPTED, row) is not None
+    assert doubt(ACCEPTED, row, doubted=row.balance) is None
+
+
+def test_absence_and_a_row_of_zeros_agree_with_each_other() -> None:
+    assert doubt(ACCEPTED, a_row(EMPTY), doubted=absent(ACCEPTED)) is None
+    assert doubt(ACCEPTED, None, doubted=EMPTY) is None
+
+
+def test_another_odd_reading_is_a_new_doubt() -> None:
+    assert doubt(ACCEPTED, None, doubted=OVERLOCKED) == "the asset disappeared"
+    assert doubt(ACCEPTED, a_row(ZERO_TOTAL), doubted=EMPTY) == "total fell to zero"
+    assert doubt(ACCEPTED, a_row(OVERLOCKED), doubted=OVERLOCKED._replace(locked="99")) is not None
+
+
+def test_a_plain_reading_ends_a_doubt() -> None:
+    assert doubt(ACCEPTED, a_row(ACCEPTED), doubted=ZERO_TOTAL) is None
+    assert doubt(ACCEPTED, a_row(a_balance(total="99")), doubted=ZERO_TOTAL) is None
+
+
+def test_an_absent_asset_reads_as_zero_in_the_fields_that_the_provider_has() -> None:
+    assert absent(ACCEPTED) == EMPTY
+    assert absent(a_balance(deposit=None, withdrawal=None)) == Balance("0", "0", None, None)

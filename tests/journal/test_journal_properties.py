@@ -1,0 +1,184 @@
+"""What holds for every series of readings, under both models and every time to settle."""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate, product
+from typing import NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from watcher.journal import NOTHING, RULES, Change, Explanation, Vector, Withdrawals, explain
+
+often = settings(
+    max_examples=2000, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+small_vectors = st.sampled_from([Vector(*amounts) for amounts in product(range(6), repeat=4)])
+"""So small that halves often match, also by accident."""
+
+huge = st.integers(0, 10**78)
+huge_vectors = st.tuples(huge, huge, huge, huge).map(Vector._make)
+"""So huge that a float or a rounding context would show."""
+
+mixed_vectors = st.builds(Vector.__add__, small_vectors, huge_vectors)
+vectors = small_vectors | huge_vectors | mixed_vectors
+series = st.lists(small_vectors, min_size=2, max_size=8) | st.lists(vectors, min_size=2, max_size=4)
+
+
+class Terms(NamedTuple):
+    settle_polls: int
+    withdrawals: Withdrawals
+
+
+every_terms = st.sampled_from([Terms(polls, model) for polls in range(4) for model in RULES])
+
+Shape = Callable[[int, Vector], bool]
+"""Whether an effect is one that its row of the event table allows, for this x."""
+
+SHAPE_BY_TYPE: dict[Withdrawals, dict[str, Shape]] = {
+    "outside": {
+        "withdrawal.pending": lambda x, e: -x <= e.total <= e.locked <= 0 and e[2:] == (0, x),
+        "withdrawal.cleared": lambda x, e: e == (0, 0, 0, -x),
+        "withdrawal.returned": lambda x, e: e == (x, 0, 0, -x),
+    },
+    "inside": {
+        "withdrawal.pending": lambda x, e: 0 <= e.locked <= x and e == (0, e.locked, 0, x),
+        "withdrawal.cleared": lambda x, e: -x <= e.locked <= 0 and e == (-x, e.locked, 0, -x),
+        "withdrawal.returned": lambda x, e: -x <= e.locked <= 0 and e == (0, e.locked, 0, -x),
+    },
+}
+SHARED_SHAPES: dict[str, Shape] = {
+    "deposit.pending": lambda x, e: e == (0, 0, x, 0),
+    "deposit.cleared": lambda x, e: e == (x, 0, -x, 0),
+    "deposit.dropped": lambda x, e: e == (0, 0, -x, 0),
+    "locked.increased": lambda x, e: e == (0, x, 0, 0),
+    "locked.decreased": lambda x, e: e == (0, -x, 0, 0),
+    "total.increased": lambda x, e: e == (x, 0, 0, 0),
+    "total.decreased": lambda x, e: e == (-x, 0, 0, 0),
+}
+
+
+def explained(snapshots: Sequence[Vector], terms: Terms) -> list[Explanation]:
+    """Explain each snapshot after the first, which is the baseline."""
+    explanations = [Explanation((), snapshots[0], NOTHING, 0, ())]
+    for seen in snapshots[1:]:
+        last = explanations[-1]
+        explanations.append(explain(last.published, seen, held_polls=last.held_polls, **terms._asdict()))
+    return explanations[1:]
+
+
+def changes_of(explanations: Iterable[Explanation]) -> list[Change]:
+    return [change for explanation in explanations for change in explanation.changes]
+
+
+def total_effect(changes: Iterable[Change]) -> Vector:
+    return functools.reduce(Vector.__add__, (change.effect for change in changes), NOTHING)
+
+
+@often
+@given(vectors, vectors, every_terms)
+def test_effects_and_what_is_held_add_up_to_what_moved(before: Vector, after: Vector, terms: Terms) -> None:
+    [explanation] = explained([before, after], terms)
+    assert before + total_effect(explanation.changes) + explanation.held == after
+
+
+@often
+@given(series, st.sets(st.integers(0, 7)), every_terms)
+def test_the_journal_reconciles_after_every_good_poll_whatever_polls_failed_between(
+    snapshots: list[Vector], failed: set[int], terms: Terms
+) -> None:
+    baseline, *later = snapshots
+    good = [seen for poll, seen in enumerate(later) if poll not in failed]
+    effects = NOTHING
+    for explanation, seen in zip(explained([baseline, *good], terms), good, strict=True):
+        effects += total_effect(explanation.changes)
+        assert baseline + effects + explanation.held == seen
+        assert explanation.published + explanation.held == seen
+
+
+@often
+@given(series, every_terms)
+def test_each_change_starts_where_the_one_before_it_ended(snapshots: list[Vector], terms: Terms) -> None:
+    explanations = explained(snapshots, terms)
+    changes = changes_of(explanations)
+    assert all(change.before + change.effect == change.after for change in changes)
+    befores = [change.before for change in changes] + [explanations[-1].published]
+    afters = [snapshots[0]] + [change.after for change in changes]
+    assert befores == afters
+
+
+@often
+@given(series, every_terms)
+def test_a_poll_tells_each_type_once_in_the_order_and_the_shape_of_its_row(
+    snapshots: list[Vector], terms: Terms
+) -> None:
+    order = [rule.type for rule in RULES[terms.withdrawals]]
+    shape_by_type = SHARED_SHAPES | SHAPE_BY_TYPE[terms.withdrawals]
+    for explanation in explained(snapshots, terms):
+        told = [change.type for change in explanation.changes]
+        assert told == sorted(set(told), key=order.index)
+        for change in explanation.changes:
+            assert change.amount > 0
+            assert shape_by_type[change.type](change.amount, change.effect), change
+
+
+@often
+@given(series, every_terms)
+def test_no_change_overshoots_what_is_seen(snapshots: list[Vector], terms: Terms) -> None:
+    """So no state that is told is ever negative, and none is there to be corrected by the next."""
+    for explanation, seen in zip(explained(snapshots, terms), snapshots[1:], strict=True):
+        for change in explanation.changes:
+            for field in zip(explanation.changes[0].before, change.after, seen, strict=True):
+                assert sorted(field)[1] == field[1]
+
+
+@often
+@given(series, every_terms)
+def test_nothing_is_held_for_more_good_polls_than_it_may_settle(
+    snapshots: list[Vector], terms: Terms
+) -> None:
+    explanations = explained(snapshots, terms)
+    holding = [any(explanation.held) for explanation in explanations]
+    in_a_row = list(accumulate(holding, lambda polls, is_held: (polls + 1) * is_held, initial=0))[1:]
+    assert max(in_a_row) <= terms.settle_polls
+    assert [explanation.held_polls for explanation in explanations] == in_a_row
+    assert [bool(explanation.why) for explanation in explanations] == holding
+
+
+@often
+@given(vectors, vectors, vectors, every_terms)
+def test_splitting_a_movement_over_two_polls_never_changes_the_sum_of_effects(
+    before: Vector, halfway: Vector, after: Vector, terms: Terms
+) -> None:
+    quiet = [after] * terms.settle_polls
+    at_once = changes_of(explained([before, after, *quiet], terms))
+    in_halves = changes_of(explained([before, halfway, after, *quiet], terms))
+    assert total_effect(at_once) == total_effect(in_halves) == after - before
+
+
+@often
+@given(series, st.sampled_from((1, 10**18)), every_terms)
+def test_the_same_readings_are_always_explained_the_same_way_in_whatever_unit(
+    snapshots: list[Vector], unit: int, terms: Terms
+) -> None:
+    in_units = [Vector(*(unit * amount for amount in snapshot)) for snapshot in snapshots]
+    told, again = explained(snapshots, terms), explained(in_units, terms)
+    assert [each.why for each in again] == [each.why for each in told]
+    assert [(change.type, change.amount) for change in changes_of(again)] == [
+        (change.type, unit * change.amount) for change in changes_of(told)
+    ]
+
+
+@pytest.mark.parametrize("withdrawals", RULES)
+def test_with_no_time_to_settle_everything_is_told_at_once(withdrawals: Withdrawals) -> None:
+    [explanation] = explained([Vector(100, 20, 5, 3), Vector(100, 17, 0, 0)], Terms(0, withdrawals))
+    assert explanation.published == Vector(100, 17, 0, 0)
+    assert explanation.held_polls == 0
+
+
+def test_the_types_are_those_of_the_event_table() -> None:
+    shapes = SHARED_SHAPES.keys() | SHAPE_BY_TYPE["outside"].keys()
+    for rules in RULES.values():
+        assert {rule.type for rule in rules} == shapes

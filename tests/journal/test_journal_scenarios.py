@@ -1,0 +1,46 @@
+"""The worked sequences: exact events, order, amounts, effects, before and after."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from watcher.journal import Vector, explain
+
+SCENARIOS = json.loads((Path(__file__).parents[1] / "data" / "journal_scenarios.json").read_bytes())
+SETTLE_POLLS = 2
+
+
+def name_of(scenario: dict[str, Any]) -> str:
+    return f"{scenario['name']} ({scenario['withdrawals']})"
+
+
+def told_by_the_journal(scenario: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    baseline, *later = (Vector(*snapshot) for snapshot in scenario["snapshots"])
+    published, held_polls, told = baseline, 0, []
+    for seen in later:
+        explanation = explain(
+            published,
+            seen,
+            held_polls=held_polls,
+            settle_polls=SETTLE_POLLS,
+            withdrawals=scenario["withdrawals"],
+        )
+        published, held_polls = explanation.published, explanation.held_polls
+        told.append([as_in_the_file(change._asdict()) for change in explanation.changes])
+    return told
+
+
+def as_in_the_file(change: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in change.items()}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS["cases"], ids=name_of)
+def test_the_journal_tells_exactly_what_the_scenario_says(scenario: dict[str, Any]) -> None:
+    assert told_by_the_journal(scenario) == scenario["told"]
+
+
+def test_the_scenarios_are_all_here_and_speak_of_our_fields_in_our_order() -> None:
+    assert len(SCENARIOS["cases"]) == len(set(map(name_of, SCENARIOS["cases"]))) == 224
+    assert tuple(SCENARIOS["fields"]) == Vector._fields

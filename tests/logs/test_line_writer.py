@@ -1,0 +1,142 @@
+"""Log lines get out if somebody reads, and never hold anybody up if nobody does."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from itertools import chain
+
+import pytest
+
+from watcher.line_writer import LineWriter, write_to
+
+
+def a_line(number: int, size: int = 300) -> bytes:
+    return f"{number:06d}".encode().ljust(size - 1, b".") + b"\n"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.001)
+
+
+def no_loss(lines: int) -> None:
+    pytest.fail(f"{lines} lines were lost")
+
+
+class Reader:
+    """What stands behind stdout: reads, or does not for a while, or has gone."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.is_gone = False
+        self.is_reading = threading.Event()
+        self.is_reading.set()
+
+    def write(self, data: bytes) -> int:
+        self.is_reading.wait(10)
+        if self.is_gone:
+            raise BrokenPipeError
+        self.written.append(data)
+        return len(data)
+
+    @property
+    def lines(self) -> list[bytes]:
+        return b"".join(self.written).splitlines(keepends=True)
+
+
+def test_all_lines_get_out_in_order_and_close_waits_for_them() -> None:
+    reader = Reader()
+    writer = LineWriter(reader.write, on_drop=no_loss)
+    lines = [a_line(number) for number in range(5_000)]
+    for line in lines:
+        writer.put(line)
+    writer.close()
+    writer.close()
+    assert reader.lines == lines
+
+
+def test_a_write_holds_whole_lines_and_is_small_enough_to_stay_in_one_piece_unless_one_line_is_larger() -> (
+    None
+):
+    reader = Reader()
+    writer = LineWriter(reader.write, on_drop=no_loss)
+    reader.is_reading.clear()
+    for number in range(100):
+        writer.put(a_line(number, size=100 + 37 * number))
+    writer.put(a_line(100, size=9_000))
+    reader.is_reading.set()
+    writer.close()
+    assert all(written.endswith(b"\n") for written in reader.written)
+    assert all(len(written) <= 4096 or written.count(b"\n") == 1 for written in reader.written)
+    assert len(reader.written) < 100
+
+
+def test_a_reader_that_stops_costs_lines_but_no_time_and_the_loss_is_told_once_when_it_reads_again() -> None:
+    reader, told = Reader(), list[int]()
+    writer = LineWriter(reader.write, on_drop=told.append, room=10)
+    reader.is_reading.clear()
+    writer.put(a_line(0))
+    started = time.monotonic()
+    for number in range(1, 1_000):
+        writer.put(a_line(number))
+    assert time.monotonic() - started < 1
+    lost = writer.dropped
+    assert lost > 900
+    assert told == []
+    reader.is_reading.set()
+    until(lambda: told != [])
+    writer.close()
+    assert told == [lost]
+    assert len(reader.lines) + lost == 1_000
+
+
+def test_a_reader_that_is_gone_costs_lines_until_another_one_comes() -> None:
+    reader, told = Reader(), list[int]()
+    writer = LineWriter(reader.write, on_drop=told.append)
+    reader.is_gone = True
+    for number in range(5):
+        writer.put(a_line(number))
+    until(lambda: writer.dropped == 5)
+    assert told == []
+    reader.is_gone = False
+    writer.put(a_line(5))
+    writer.close()
+    assert told == [5]
+    assert reader.lines == [a_line(5)]
+
+
+def test_closing_does_not_wait_for_ever_for_a_reader() -> None:
+    reader = Reader()
+    reader.is_reading.clear()
+    writer = LineWriter(reader.write, on_drop=no_loss)
+    writer.put(a_line(0))
+    started = time.monotonic()
+    writer.close(timeout_s=0.05)
+    assert time.monotonic() - started < 1
+    reader.is_reading.set()
+
+
+def test_what_is_told_at_the_very_end_gets_out_too() -> None:
+    reader = Reader()
+    writer = LineWriter(reader.write, on_drop=lambda _: writer.put(b"told\n"), room=1)
+    reader.is_reading.clear()
+    for number in range(10):
+        writer.put(a_line(number))
+    threading.Timer(0.02, reader.is_reading.set).start()
+    writer.close()
+    assert reader.lines[-1] == b"told\n"
+
+
+def test_a_pipe_that_somebody_made_non_blocking_gets_every_line_whole() -> None:
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    lines = [a_line(number) for number in range(2_000)]  # ten times what a pipe holds
+    with open(read_end, "rb") as reader, open(write_end, "w") as stream:
+        writer = LineWriter(write_to(stream), on_drop=no_loss)
+        for line in lines:
+            writer.put(line)
+        assert list(chain.from_iterable([reader.readline()] for _ in lines)) == lines
+        writer.close()

@@ -1,0 +1,83 @@
+"""What the code logs is what the catalogue says, and the other way round."""
+
+import re
+from pathlib import Path
+
+import pytest
+from spoken_lines import Spoken, problems, spoken_in
+
+import watcher
+from watcher.log_events import EVENTS, FIELD_MEANINGS, Line
+
+PACKAGE = Path(watcher.__file__).parent
+
+NOT_LOGGED_YET: frozenset[str] = frozenset()
+"""Names that no code logs yet. It is to be empty once every room is built."""
+
+
+def everything_spoken() -> list[Spoken]:
+    return [
+        spoken
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for spoken in spoken_in(path.read_text(), str(path.relative_to(PACKAGE.parent)))
+    ]
+
+
+def test_every_line_that_the_code_logs_is_in_the_catalogue() -> None:
+    assert [problem for spoken in everything_spoken() for problem in problems(spoken, EVENTS)] == []
+
+
+def test_every_name_in_the_catalogue_is_logged_somewhere() -> None:
+    logged = {name for spoken in everything_spoken() for name in spoken.names}
+    assert set(EVENTS) - logged - NOT_LOGGED_YET == set()
+
+
+def test_every_field_is_explained_and_every_explanation_is_of_a_field() -> None:
+    assert {field for line in EVENTS.values() for field in line.fields} == set(FIELD_MEANINGS)
+
+
+def test_names_are_facts_and_fields_never_hide_what_every_line_has() -> None:
+    for name, line in EVENTS.items():
+        assert re.fullmatch(r"[a-z]+\.[a-z_]+|bug", name)
+        assert len(set(line.fields)) == len(line.fields)
+        assert not {"timestamp", "level", "event"} & set(line.fields)
+
+
+CATALOGUE = {"poll.finished": Line("info", "", ("account",)), "poll.refused": Line("warning", "", ())}
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ('log.info("poll.ended")', "poll.ended is not in the catalogue"),
+        ('log.error("poll.finished")', "poll.finished is info, not error"),
+        ('log.exception("poll.refused")', "poll.refused is warning, not error"),
+        (
+            'log.info("poll.finished", account=1, subscription=2)',
+            "carries subscription, which the catalogue does not list",
+        ),
+        ('log.info("poll.finished", colour=2)', "carries colour, which the catalogue does not know"),
+        ('self._log.bind(colour=1).info("poll.finished")', "carries colour"),
+        ("log.info(name_of(poll))", "the event name cannot be read from the source"),
+        ('name = "a.b" if x else "poll.finished"\nlog.info(name)', "a.b is not in the catalogue"),
+    ],
+)
+def test_a_line_that_differs_from_the_catalogue_is_found(source: str, problem: str) -> None:
+    (spoken,) = spoken_in(source, "room.py")
+    (found,) = problems(spoken, CATALOGUE)
+    assert problem in found
+
+
+def test_lines_as_the_catalogue_has_them_pass() -> None:
+    source = """
+log.info("poll.finished", account=account)
+log.debug("poll.finished", **names)
+log.bind(account=1).warning("poll.refused" if x else "poll.refused", exc_info=True)
+math.log(2), logging.info("not ours")
+"""
+    found = list(spoken_in(source, "room.py"))
+    assert [spoken.level for spoken in found] == ["info", "debug", "warning"]
+    assert list(problems(found[0], CATALOGUE)) == list(problems(found[1], CATALOGUE)) == []
+    assert list(problems(found[2], CATALOGUE)) == [
+        "room.py:4: poll.refused carries account, which the catalogue does not list"
+    ]

@@ -1,0 +1,111 @@
+import asyncio
+
+import pytest
+
+from watcher.providers.catalogue import RENEW_S, RETRY_S, KeptCatalogue
+from watcher.providers.contract import Catalogue, Refused
+from watcher.snapshot import Asset
+
+DOWN = Refused("transient", "an error at the provider (503)")
+
+
+class Listed:
+    """A list of assets that a test can change, a clock that it can move, and a count of fetches."""
+
+    def __init__(self, *ids: str) -> None:
+        self.ids = ids
+        self.now_s = 1000.0
+        self.fetches = 0
+        self.down = False
+        self.kept = KeptCatalogue(self._fetch, clock=lambda: self.now_s)
+
+    async def _fetch(self) -> Catalogue:
+        self.fetches += 1
+        await asyncio.sleep(0)
+        if self.down:
+            raise DOWN
+        return {one: Asset(one, decimals=18) for one in self.ids}
+
+
+async def test_the_list_is_fetched_when_an_asset_is_not_in_it_and_then_no_more() -> None:
+    listed = Listed("0", "1")
+    await listed.kept.look_up({"0"})
+    await listed.kept.look_up({"0", "1"})
+    assert listed.kept.asset_by_id.keys() == {"0", "1"}
+    assert (listed.fetches, listed.kept.unlisted) == (1, set())
+
+
+async def test_many_polls_at_once_fetch_it_once() -> None:
+    listed = Listed("0", "1")
+    async with asyncio.TaskGroup() as group:
+        for _ in range(100):
+            group.create_task(listed.kept.look_up({"0"}))
+    assert listed.fetches == 1
+
+
+async def test_an_asset_that_a_fresh_list_lacks_is_unlisted_and_is_looked_for_again_later() -> None:
+    listed = Listed("0")
+    await listed.kept.look_up({"0", "28"})
+    assert listed.kept.unlisted == {"28"}
+    listed.now_s += RENEW_S - 1
+    await listed.kept.look_up({"0", "28"})
+    assert listed.fetches == 1
+    listed.now_s += 1
+    listed.ids = ("0", "28")
+    await listed.kept.look_up({"0", "28"})
+    assert (listed.fetches, listed.kept.unlisted) == (2, set())
+    assert "28" in listed.kept.asset_by_id
+
+
+async def test_an_asset_that_turns_up_later_is_looked_for_at_once_but_not_in_a_rush() -> None:
+    listed = Listed("0")
+    await listed.kept.look_up({"0"})
+    listed.ids = ("0", "300")
+    await listed.kept.look_up({"300"})
+    assert listed.fetches == 1
+    assert "300" not in listed.kept.unlisted
+    listed.now_s += RETRY_S
+    await listed.kept.look_up({"300"})
+    assert (listed.fetches, "300" in listed.kept.asset_by_id) == (2, True)
+
+
+async def test_a_failure_keeps_the_last_good_list_and_says_nothing_of_the_asset() -> None:
+    listed = Listed("0")
+    await listed.kept.look_up({"0"})
+    listed.now_s += RETRY_S
+    listed.down = True
+    await listed.kept.look_up({"300"})
+    assert listed.kept.refused is DOWN
+    assert (listed.kept.asset_by_id.keys(), listed.kept.unlisted) == ({"0"}, set())
+    listed.now_s += RETRY_S
+    listed.down = False
+    await listed.kept.look_up({"300"})
+    assert (listed.kept.refused, listed.kept.unlisted) == (None, {"300"})
+
+
+async def test_a_delisted_asset_stays_known() -> None:
+    listed = Listed("0", "26")
+    await listed.kept.look_up({"26"})
+    listed.now_s += RETRY_S
+    listed.ids = ("0", "1")
+    await listed.kept.look_up({"1"})
+    assert listed.kept.asset_by_id.keys() == {"0", "1", "26"}
+
+
+async def test_a_fetch_that_is_cancelled_holds_nobody_up() -> None:
+    listed = Listed("0")
+    fetching = asyncio.create_task(listed.kept.look_up({"0"}))
+    await asyncio.sleep(0)
+    fetching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    await listed.kept.look_up({"0"})
+    assert "0" in listed.kept.asset_by_id
+
+
+async def test_a_provider_that_makes_up_assets_fills_no_memory() -> None:
+    listed = Listed("0")
+    for round_number in range(30):
+        await listed.kept.look_up({f"{round_number}-{one}" for one in range(1000)})
+        listed.now_s += RETRY_S
+    assert len(listed.kept.unlisted) <= 11_000

@@ -1,0 +1,169 @@
+import json
+from typing import Any
+
+import pytest
+from provider_staging import a_balance, a_token_list, loopring_account, loopring_settings
+from pydantic import ValidationError
+
+from watcher.providers.contract import Refused
+from watcher.providers.loopring import TROUBLE_BY_CODE, Loopring, LoopringAccount
+from watcher.providers.strict_json import parse
+from watcher.snapshot import Asset, Balance, Snapshot
+
+OWNER = "0x8656920c85342D646E5286cb841F90209272ABeb"
+PROVIDER = Loopring(loopring_settings())
+CATALOGUE = {"0": Asset("0", "ETH", "Ethereum", 18), "1": Asset("1", "LRC", "Loopring", 18)}
+
+
+def read(*rows: Any, account: LoopringAccount | None = None) -> Snapshot:
+    return PROVIDER.read(account or loopring_account(), [parse(json.dumps(rows).encode())], CATALOGUE)
+
+
+def test_amounts_are_told_in_whole_units_of_the_token() -> None:
+    row = read(a_balance(1, "8427006149700000000", "1", "500000000000000000", "0")).row_by_asset["1"]
+    assert row.balance == Balance("8.4270061497", "0.000000000000000001", "0.5", "0")
+    assert row.asset == CATALOGUE["1"]
+    assert not row.locked_absent
+
+
+def test_a_token_that_nobody_lists_is_told_in_its_smallest_unit() -> None:
+    row = read(a_balance(32768, "12")).row_by_asset["32768"]
+    assert (row.asset, row.balance.total) == (Asset("32768"), "12")
+
+
+def test_only_an_unfiltered_listing_says_that_what_is_absent_is_zero() -> None:
+    assert (read().absent_is_zero, read().watched) == (True, None)
+    filtered = read(account=loopring_account(tokens=(1, 0)))
+    assert (filtered.absent_is_zero, filtered.watched) == (False, ("1", "0"))
+
+
+def test_a_row_outside_the_filter_is_ignored_whatever_it_says() -> None:
+    odd = a_balance(7) | {"total": None}
+    assert read(a_balance(0), odd, account=loopring_account(tokens=(0,))).row_by_asset.keys() == {"0"}
+
+
+def test_a_token_id_may_be_text_and_the_account_id_missing() -> None:
+    row = a_balance(0, "5") | {"tokenId": "0"}
+    del row["accountId"]
+    assert read(row).row_by_asset.keys() == {"0"}
+
+
+def test_the_same_row_twice_is_one_row() -> None:
+    assert len(read(a_balance(0, "5"), a_balance(0, "5")).row_by_asset) == 1
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"tokenId": "00"},
+        {"tokenId": "-1"},
+        {"tokenId": -1},
+        {"tokenId": 2**31},
+        {"tokenId": "99999999999"},
+        {"tokenId": None},
+        {"accountId": 10111},
+        {"accountId": None},
+        {"accountId": True},
+        {"pending": {"deposit": "0"}},
+        {"pending": {"withdraw": "0", "deposit": 0}},
+        {"pending": "0"},
+        {"locked": "-1"},
+    ],
+    ids=str,
+)
+def test_an_odd_row_refuses_the_poll(odd: dict[str, Any]) -> None:
+    with pytest.raises(Refused) as raised:
+        read(a_balance(1, "5"), a_balance(0) | odd)
+    assert raised.value.trouble == "malformed"
+    assert "row 1" in raised.value.reason
+
+
+def test_rows_of_two_accounts_are_refused_even_where_only_the_address_is_known() -> None:
+    account = loopring_account(address=OWNER)
+    assert read(a_balance(0), a_balance(1), account=account).row_by_asset.keys() == {"0", "1"}
+    with pytest.raises(Refused, match="another account"):
+        read(a_balance(0), a_balance(1) | {"accountId": 10111}, account=account)
+
+
+def test_an_account_is_asked_for_by_address_or_by_id() -> None:
+    (by_address,) = PROVIDER.requests(loopring_account(address=OWNER))
+    (by_id,) = PROVIDER.requests(loopring_account(tokens=(0, 70)))
+    assert by_address.query == {"address": OWNER}
+    assert by_id.query == {"accountId": "10110", "tokens": "0,70"}
+    assert PROVIDER.source(loopring_account(address=OWNER)) == PROVIDER.source(
+        loopring_account(address=OWNER.lower())
+    )
+
+
+@pytest.mark.parametrize("code", TROUBLE_BY_CODE)
+@pytest.mark.parametrize("shape", ["resultInfo", "top"])
+def test_a_documented_code_says_what_to_do_in_either_shape(code: int, shape: str) -> None:
+    said = {"code": code, "msg": "whatever"}
+    refused = PROVIDER.refusal(400, {"resultInfo": said} if shape == "resultInfo" else said)
+    assert refused is not None
+    assert refused.trouble == TROUBLE_BY_CODE[code][0]
+    assert "whatever" not in refused.reason
+
+
+def test_a_code_that_nobody_documents_is_left_to_the_status_unless_that_says_200() -> None:
+    said = {"resultInfo": {"code": 987654, "message": "?"}}
+    assert PROVIDER.refusal(400, said) is None
+    refused = PROVIDER.refusal(200, said)
+    assert refused is not None
+    assert refused.trouble == "malformed"
+
+
+@pytest.mark.parametrize("said", [None, [], "x", {}, {"code": "104002"}, {"code": True}, {"resultInfo": []}])
+def test_an_answer_without_a_code_is_left_to_the_status(said: Any) -> None:
+    assert PROVIDER.refusal(400, said) is None
+
+
+def test_the_list_of_tokens_says_the_scale_by_decimals_and_not_by_precision() -> None:
+    catalogue = PROVIDER.read_catalogue(a_token_list(0, 3, decimals=6))
+    assert catalogue["3"] == Asset("3", "T3", "Token 3", 6)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"decimals": "18"}, {"decimals": 79}, {"decimals": -1}, {"decimals": True}, {"tokenId": None}],
+    ids=str,
+)
+def test_an_odd_list_of_tokens_is_refused_whole(odd: dict[str, Any]) -> None:
+    with pytest.raises(Refused):
+        PROVIDER.read_catalogue([*a_token_list(0, decimals=18), a_token_list(1)[0] | odd])
+
+
+@pytest.mark.parametrize(
+    "odd", [[], {}, None, [None], [*a_token_list(0, decimals=18), *a_token_list(0, decimals=6)]]
+)
+def test_what_is_no_list_of_tokens_is_refused(odd: Any) -> None:
+    with pytest.raises(Refused):
+        PROVIDER.read_catalogue(odd)
+
+
+@pytest.mark.parametrize(
+    ("fields", "mistake"),
+    [
+        ({}, "give either account_id or address"),
+        ({"account_id": 1, "address": OWNER}, "give either account_id or address"),
+        ({"account_id": -1}, "0 or more|greater than or equal"),
+        ({"account_id": 2**31}, "less than or equal"),
+        ({"account_id": 1.0}, "must be a whole number"),
+        ({"account_id": True}, "must"),
+        ({"account_id": "1_0"}, "must be a whole number"),
+        ({"address": OWNER[:-1]}, "must be an address"),
+        ({"address": OWNER + "\n"}, "must be an address"),
+        ({"account_id": 1, "tokens": []}, "at least 1"),
+        ({"account_id": 1, "tokens": [0, 0]}, "given twice"),
+        ({"account_id": 1, "tokens": [0, True]}, "must be a whole number"),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_an_account_is_found(fields: dict[str, Any], mistake: str) -> None:
+    with pytest.raises(ValidationError, match=mistake):
+        LoopringAccount(name="treasury", provider="loopring", **fields)
+
+
+def test_an_id_may_come_from_a_variable_which_is_always_text() -> None:
+    account = LoopringAccount.model_validate({"name": "a", "provider": "loopring", "account_id": "10110"})
+    assert account.account_id == 10110

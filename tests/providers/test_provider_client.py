@@ -1,0 +1,297 @@
+"""What the client itself guards: sizes, statuses, connections, and the list of assets."""
+
+import asyncio
+import gzip
+import tracemalloc
+import zlib
+from datetime import UTC, datetime
+
+import pytest
+from provider_staging import (
+    TOKENS_PATH,
+    Reply,
+    Stage,
+    a_balance,
+    a_token_list,
+    answer,
+    loopring_account,
+    loopring_client,
+    metakeep_account,
+    metakeep_client,
+    raw,
+)
+
+from watcher.providers.body import LIMIT
+from watcher.providers.catalogue import RETRY_S
+from watcher.providers.client import ProviderClient
+from watcher.providers.contract import Refused, Trouble
+from watcher.snapshot import Asset
+
+ALLOWED_GROWTH = 8 * 1024 * 1024
+COIN = "0x0186b21890f920110190063921f6bc7f7b027fa6"
+ACCOUNT = loopring_account()
+
+
+async def refusal(client: ProviderClient, account: object = ACCOUNT) -> Refused:
+    with pytest.raises(Refused) as raised:
+        await client.ask(account)
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("status", "trouble"),
+    [
+        (201, "malformed"),
+        (202, "malformed"),
+        (204, "malformed"),
+        (206, "malformed"),
+        (304, "malformed"),
+        (400, "configuration"),
+        (401, "auth"),
+        (403, "auth"),
+        (404, "configuration"),
+        (408, "transient"),
+        (409, "configuration"),
+        (410, "configuration"),
+        (425, "transient"),
+        (429, "rate"),
+        (500, "transient"),
+        (502, "transient"),
+        (503, "transient"),
+        (504, "transient"),
+    ],
+)
+async def test_a_status_alone_says_what_to_do(status: int, trouble: Trouble) -> None:
+    async with Stage() as stage, loopring_client(stage.url) as client:
+        stage.reply = answer(b"" if status in (204, 304) else b"<html>", status, content_type="text/html")
+        refused = await refusal(client)
+    assert (refused.trouble, refused.status, refused.retry_after_s) == (trouble, status, None)
+
+
+async def test_over_the_rate_limit_no_body_says_otherwise() -> None:
+    async with Stage() as stage, loopring_client(stage.url) as client:
+        stage.reply = answer({"resultInfo": {"code": 104002}}, 429, headers={"Retry-After": "7"})
+        refused = await refusal(client)
+    assert (refused.trouble, refused.retry_after_s) == ("rate", 7)
+
+
+async def test_a_retry_after_date_is_read_against_our_clock() -> None:
+    now = datetime(2026, 11, 20, 14, 3, 5, tzinfo=UTC)
+    async with Stage() as stage, loopring_client(stage.url, utc_now=lambda: now) as client:
+        stage.reply = answer(b"", 503, headers={"Retry-After": "Fri, 20 Nov 2026 14:03:35 GMT"})
+        assert (await refusal(client)).retry_after_s == 30
+
+
+async def test_an_error_whose_body_breaks_off_is_still_that_error() -> None:
+    async with Stage() as stage, loopring_client(stage.url) as client:
+        stage.reply = answer(b"{", 503, headers={"Retry-After": "7"}, promised=100)
+        refused = await refusal(client)
+    assert (refused.trouble, refused.status, refused.retry_after_s) == ("transient", 503, 7)
+
+
+async def test_nobody_there_is_gone() -> None:
+    async with Stage() as stage:
+        url = stage.url
+    for unreachable in (url, "http://no-such-host.invalid"):
+        async with loopring_client(unreachable, timeout_s=0.5) as client:
+            assert (await refusal(client)).trouble == "gone"
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example"])
+async def test_a_host_that_cannot_be_is_refused_like_any_other(host: str) -> None:
+    async with loopring_client(f"http://{host}", timeout_s=0.5) as client:
+        assert (await refusal(client)).trouble in ("configuration", "gone")
+
+
+def endless(head: bytes, block: bytes) -> Reply:
+    """10 GB if somebody lets it."""
+
+    async def reply(writer: asyncio.StreamWriter) -> None:
+        writer.write(head)
+        for _ in range(10_000_000_000 // len(block)):
+            writer.write(block)
+            await writer.drain()
+
+    return reply
+
+
+def a_bomb() -> Reply:
+    """1 GiB of spaces as one gzip stream of 1 MB."""
+    packer = zlib.compressobj(9, wbits=31)
+    head = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(b" " * LIMIT) + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(b" " * LIMIT) + packer.flush(zlib.Z_FULL_FLUSH)  # the first carries the head
+    return answer(head + block * 1000, headers={"Content-Encoding": "gzip"})
+
+
+HUGE = {
+    "a 1 GiB gzip bomb": a_bomb(),
+    "10 GB in chunks": endless(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + b" " * 65536 + b"\r\n"
+    ),
+    "10 GB with a length": endless(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000000\r\n\r\n", b" " * 65536),
+    "10 GB of an error": endless(b"HTTP/1.1 400 No\r\nContent-Length: 10000000000\r\n\r\n", b" " * 65536),
+    "one byte too many": answer(b" " * (LIMIT + 1)),
+    "one byte too many, packed": answer(
+        gzip.compress(b" " * (LIMIT + 1)), headers={"Content-Encoding": "gzip"}
+    ),
+}
+
+
+@pytest.mark.parametrize("reply", HUGE.values(), ids=HUGE.keys())
+async def test_a_huge_answer_is_cut_at_a_mebibyte_and_takes_no_memory(reply: Reply) -> None:
+    async with Stage() as stage, loopring_client(stage.url) as client:
+        stage.reply = reply
+        await asyncio.to_thread(gzip.compress, b"")
+        tracemalloc.start()
+        try:
+            refused = await refusal(client)
+            assert tracemalloc.get_traced_memory()[1] < ALLOWED_GROWTH
+        finally:
+            tracemalloc.stop()
+    assert refused.trouble in ("malformed", "configuration")
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+async def test_a_body_of_just_a_mebibyte_is_read(is_packed: bool) -> None:
+    body = b"[]" + b" " * (LIMIT - 2)
+    async with Stage() as stage, loopring_client(stage.url) as client:
+        stage.reply = answer(body)
+        if is_packed:
+            stage.reply = answer(gzip.compress(body), headers={"Content-Encoding": "GZip"})
+        assert await client.ask(ACCOUNT) == (body,)
+
+
+PACKED = gzip.compress(b"[]")
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding"),
+    [
+        (PACKED[:-1], "gzip"),
+        (PACKED[:-8], "gzip"),
+        (PACKED[:-8] + b"\0" * 8, "gzip"),
+        (PACKED + b"x", "gzip"),
+        (PACKED + PACKED, "gzip"),
+        (b"", "gzip"),
+        (b"[]", "gzip"),
+        (zlib.compress(b"[]"), "deflate"),
+        (b"[]", "br"),
+        (PACKED, "gzip, gzip"),
+    ],
+    ids=repr,
+)
+async def test_what_is_not_packed_as_it_says_is_refused(body: bytes, encoding: str) -> None:
+    async with Stage() as stage, loopring_client(stage.url) as client:
+        stage.reply = answer(body, headers={"Content-Encoding": encoding})
+        assert (await refusal(client)).trouble == "malformed"
+
+
+SUCCESS = answer({"status": "SUCCESS", "balances": []})
+HANG_UP = raw(b"", hang_up=True)
+
+
+async def test_a_post_on_a_connection_that_was_just_closed_is_sent_again_once() -> None:
+    async with Stage() as stage, metakeep_client(stage.url) as client:
+        stage.replies = [SUCCESS, HANG_UP, SUCCESS, HANG_UP, HANG_UP, SUCCESS]
+        await client.ask(metakeep_account(COIN))
+        await client.ask(metakeep_account(COIN))
+        assert len(stage.seen) == 3
+        assert (await refusal(client, metakeep_account(COIN))).trouble == "gone"
+        assert len(stage.seen) == 5
+
+
+async def test_a_post_that_is_hung_up_on_late_is_not_sent_again() -> None:
+    times_s = iter([100.0, 101.1])
+    async with Stage() as stage, metakeep_client(stage.url, clock=lambda: next(times_s)) as client:
+        stage.reply = HANG_UP
+        assert (await refusal(client, metakeep_account(COIN))).trouble == "gone"
+    assert len(stage.seen) == 1
+
+
+async def test_a_part_that_fails_ends_the_poll() -> None:
+    many = [f"0x{number:040x}" for number in range(50)]
+    async with Stage() as stage, metakeep_client(stage.url) as client:
+        stage.replies = [SUCCESS, answer(b"", 500)]
+        assert client.cost(metakeep_account(*many)) == 3
+        assert (await refusal(client, metakeep_account(*many))).status == 500
+    assert len(stage.seen) == 2
+
+
+async def test_a_cancelled_poll_stays_cancelled_and_leaves_the_client_usable() -> None:
+    async with Stage() as stage, loopring_client(stage.url) as client:
+        stage.replies = [endless(b"HTTP/1.1 200 OK\r\n\r\n", b""[:0] or b" ")]
+        asking = asyncio.create_task(client.ask(ACCOUNT))
+        while not stage.seen:
+            await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert await client.ask(ACCOUNT) == (b"[]",)
+
+
+async def test_without_any_list_of_assets_a_poll_is_refused_and_not_read_in_other_units() -> None:
+    now_s = 0.0
+    async with Stage() as stage, loopring_client(stage.url, clock=lambda: now_s) as client:
+        stage.reply = answer([a_balance(1, "1000000000000000000")])
+        stage.reply_by_path[TOKENS_PATH] = answer(b"", 503)
+        bodies = await client.ask(ACCOUNT)
+        for _ in range(3):
+            with pytest.raises(Refused) as raised:
+                await client.read(ACCOUNT, bodies)
+            assert raised.value.trouble == "transient"
+        stage.reply_by_path[TOKENS_PATH] = answer(a_token_list(0, 1, decimals=18))
+        now_s += RETRY_S
+        snapshot = await client.read(ACCOUNT, bodies)
+    assert snapshot.row_by_asset["1"].balance.total == "1"
+    assert [seen.target for seen in stage.seen].count(TOKENS_PATH) == 2
+
+
+async def test_without_any_list_what_the_last_state_knows_is_enough() -> None:
+    async with Stage() as stage, loopring_client(stage.url) as client:
+        stage.reply = answer([a_balance(1, "1500000")])
+        stage.reply_by_path[TOKENS_PATH] = answer(b"", 503)
+        known = {"1": Asset("1", "LRC", "Loopring", 6)}
+        snapshot = await client.read(ACCOUNT, await client.ask(ACCOUNT), known=known)
+    assert snapshot.row_by_asset["1"].balance.total == "1.5"
+
+
+async def test_an_asset_that_a_good_list_lacks_is_read_in_its_smallest_unit() -> None:
+    async with Stage() as stage, loopring_client(stage.url) as client:
+        stage.reply = answer([a_balance(1, "1000000"), a_balance(28, "5")])
+        stage.reply_by_path[TOKENS_PATH] = answer(a_token_list(0, 1, decimals=6))
+        bodies = await client.ask(ACCOUNT)
+        snapshot = await client.read(ACCOUNT, bodies)
+        await client.read(ACCOUNT, bodies)
+    assert [(row.asset.decimals, row.balance.total) for row in snapshot.row_by_asset.values()] == [
+        (6, "1"),
+        (None, "5"),
+    ]
+    assert [seen.target for seen in stage.seen].count(TOKENS_PATH) == 1
+
+
+async def test_an_empty_account_needs_no_list_of_assets() -> None:
+    async with Stage() as stage, loopring_client(stage.url) as client:
+        assert (await client.read(ACCOUNT, await client.ask(ACCOUNT))).row_by_asset == {}
+    assert len(stage.seen) == 1
+
+
+async def test_the_list_of_assets_waits_for_its_turn_and_carries_no_key() -> None:
+    turns = 0
+
+    async def wait_turn() -> None:
+        nonlocal turns
+        turns += 1
+
+    async with Stage() as stage, loopring_client(stage.url, wait_turn=wait_turn) as client:
+        stage.reply = answer([a_balance(1)])
+        stage.reply_by_path[TOKENS_PATH] = answer(a_token_list(1))
+        await client.read(ACCOUNT, await client.ask(ACCOUNT))
+    assert turns == 1
+    assert "x-api-key" not in stage.seen[1].header_by_name
+
+
+async def test_a_base_url_may_have_a_path() -> None:
+    async with Stage() as stage, loopring_client(stage.url + "/gateway/") as client:
+        await client.ask(ACCOUNT)
+    assert stage.seen[0].target == "/gateway/api/v3/user/balances?accountId=10110"

@@ -1,0 +1,80 @@
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from watcher.amounts import NotAnAmount, from_decimal, from_integer
+from watcher.providers.strict_json import NotJson, Number, parse
+
+DEEP = 100_000
+PLAIN_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+)
+
+
+@given(PLAIN_JSON)
+def test_what_is_json_is_read_exactly(value: Any) -> None:
+    assert parse(json.dumps(value).encode()) == value
+
+
+@given(st.binary())
+def test_any_bytes_are_json_or_not_json(body: bytes) -> None:
+    try:
+        parse(body)
+    except NotJson as error:
+        assert str(error) in ("not JSON in UTF-8", "nested too deeply")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"NaN",
+        b"[Infinity]",
+        b"-Infinity",
+        b'{"a": 1, "a": 1}',
+        b'{"a": 1, "\\u0061": 1}',
+        b"[1,]",
+        b"[1] [2]",
+        b"[01]",
+        b"['a']",
+        b'"a\nb"',
+        b'"\xff"',
+        b'"\xed\xa0\x80"',
+        "[]".encode("utf-16"),
+        "[]".encode("utf-16-le"),
+        "[]".encode("utf-32"),
+        b"\xef\xbb\xbf\xef\xbb\xbf[]",
+        b"9" * 5_000,
+        b"[" * DEEP,
+        b"[" * DEEP + b"]" * DEEP,
+        b'{"a":' * DEEP,
+    ],
+    ids=lambda body: repr(body[:16]),
+)
+def test_what_is_ambiguous_or_broken_is_not_json(body: bytes) -> None:
+    with pytest.raises(NotJson) as raised:
+        parse(body)
+    assert raised.value.__cause__ is None
+    assert raised.value.__suppress_context__
+
+
+def test_one_byte_order_mark_is_passed_over() -> None:
+    assert parse(b"\xef\xbb\xbf[1]") == [1]
+
+
+@pytest.mark.parametrize("text", [b"1", b"0", b"1.0", b"1e2", b"100.5", b"1E400000", b"18446744073709551616"])
+def test_no_number_can_become_an_amount(text: bytes) -> None:
+    number = parse(text)
+    for read in (from_integer, from_decimal):
+        with pytest.raises(NotAnAmount):
+            read(number)
+
+
+def test_a_number_that_is_no_integer_keeps_its_text_and_is_never_a_float() -> None:
+    (number,) = parse(b"[1.10]")
+    assert isinstance(number, Number)
+    assert number.text == "1.10"

@@ -1,0 +1,129 @@
+"""Real Redis and Valkey servers for tests: private, on a unix socket, stopped by whoever started them."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+from watcher.store.engine import find_engine
+
+FAST = ("--save", "", "--appendonly", "no")
+"""In memory only: for tests that never restart their server."""
+
+DURABLE = ("--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--aof-use-rdb-preamble", "no")
+"""As the embedded server runs: a SIGKILL loses nothing that was answered."""
+
+FAKE = "fake"
+"""Not a server but fakeredis: scripts and data commands only, no INFO, CONFIG or WAIT."""
+
+_START_S = 10
+
+
+def _engines() -> dict[str, Path]:
+    binaries = {"valkey": find_engine().binary, "redis": shutil.which("redis-server")}
+    return {name: Path(binary) for name, binary in binaries.items() if binary}
+
+
+ENGINES: Mapping[str, Path] = _engines()
+"""The server programs of this machine by name: `valkey` as it comes with the package, and `redis` from PATH."""
+
+EVERY_ENGINE = (FAKE, *ENGINES)
+
+
+@dataclass
+class RealServer:
+    """One server process that a test may kill, pause and restart; its data survives in `directory`.
+
+    Everything is synchronous and returns once it has happened: `start` when the server answers, `kill`
+    and `stop` when the process is gone.
+    """
+
+    binary: Path
+    directory: Path
+    flags: tuple[str, ...] = FAST
+    process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / "s"
+
+    @property
+    def url(self) -> str:
+        return f"unix://{quote(str(self.socket))}"
+
+    @property
+    def pid(self) -> int:
+        assert self.process, "the server was not started"
+        return self.process.pid
+
+    def start(self) -> None:
+        assert self.process is None, "the server runs already"
+        log = self.directory / "log"
+        flags = ("--port", "0", "--unixsocket", "s", "--dir", ".", "--logfile", log.name, *self.flags)
+        self.process = subprocess.Popen((self.binary, *flags), cwd=self.directory, stdout=subprocess.DEVNULL)
+        give_up_at = time.monotonic() + _START_S
+        while not answers(self.socket):
+            if self.process.poll() is not None or time.monotonic() > give_up_at:
+                self.kill()
+                raise AssertionError(f"{self.binary} did not start:\n{log.read_text() if log.exists() else ''}")
+            time.sleep(0.002)
+
+    def stop(self) -> None:
+        """End in order, with everything written to disk."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End at once, as a crash would."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Hang inside the block: connections are accepted by the system and nothing is answered."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait(_START_S)
+            self.process = None
+
+
+@contextlib.contextmanager
+def real_server(engine: str = "valkey", *flags: str) -> Iterator[RealServer]:
+    """Run a server of that engine inside the block, with `flags` after (and over) FAST."""
+    # Not in tmp_path: its name may be too long for a unix socket.
+    with tempfile.TemporaryDirectory(prefix="watcher-") as directory:
+        server = RealServer(ENGINES[engine], Path(directory), (*FAST, *flags))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+def answers(path: Path) -> bool:
+    """Say whether a server on this unix socket has loaded its data and answers."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(1)
+        try:
+            connection.connect(str(path))
+            connection.sendall(b"PING\r\n")
+            return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
+        except OSError:
+            return False

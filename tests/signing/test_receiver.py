@@ -1,0 +1,184 @@
+"""The receiver for trying things, over real connections."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import aiohttp
+import pytest
+from aiohttp import web
+from signed_webhooks import NOW, OTHER_SECRET, SECRET, Webhook, an_event, signed
+
+from watcher.receive import Step
+from watcher.receiver import Fail, Receipt, Receiver
+
+Post = Callable[[Receiver, Webhook], Awaitable[int]]
+
+
+@pytest.fixture
+async def post() -> AsyncIterator[Post]:
+    async with aiohttp.ClientSession() as session:
+
+        async def post_to(receiver: Receiver, webhook: Webhook) -> int:
+            url = receiver.url + "hooks"
+            async with session.post(url, data=webhook.body, headers=webhook.headers) as answer:
+                return answer.status
+
+        yield post_to
+
+
+def a_receiver(
+    secret: str | None = SECRET,
+    *,
+    fail: Fail | None = None,
+    forward_to: str | None = None,
+    delay_s: float = 0,
+) -> Receiver:
+    secrets = [secret] if secret else []
+    return Receiver(secrets, fail=fail, forward_to=forward_to, delay_s=delay_s, clock=lambda: NOW)
+
+
+def numbered(number: int) -> Webhook:
+    return signed(an_event(number), event_id=f"evt_{number}")
+
+
+async def test_events_are_taken_once_and_in_order(post: Post) -> None:
+    async with a_receiver() as receiver:
+        statuses = [await post(receiver, numbered(number)) for number in (1, 2, 2, 3)]
+    assert statuses == [200] * 4
+    assert [event["id"] for event in receiver.events] == ["evt_1", "evt_2", "evt_3"]
+    assert [receipt.is_repeat for receipt in receiver.receipts] == [False, False, True, False]
+    assert {receipt.order for receipt in receiver.receipts} == {None}
+
+
+async def test_a_gap_is_noticed(post: Post) -> None:
+    async with a_receiver() as receiver:
+        for number in (1, 2, 4):
+            await post(receiver, numbered(number))
+    assert [receipt.order for receipt in receiver.receipts] == [None, None, "gap"]
+
+
+async def test_waiting_ends_with_the_event_that_was_waited_for(post: Post) -> None:
+    async with a_receiver() as receiver:
+        waiting = asyncio.ensure_future(receiver.wait_for(2))
+        await post(receiver, numbered(1))
+        assert not waiting.done()
+        await post(receiver, numbered(1))
+        assert not waiting.done()
+        await post(receiver, numbered(2))
+        assert [event["id"] for event in await waiting] == ["evt_1", "evt_2"]
+
+
+async def test_what_another_secret_signed_is_refused(post: Post) -> None:
+    async with a_receiver(OTHER_SECRET) as receiver:
+        assert await post(receiver, signed()) == 400
+    (receipt,) = receiver.receipts
+    assert receipt.problem
+    assert receipt.problem.step is Step.NO_MATCH
+    assert not receipt.is_taken
+    assert not receiver.events
+
+
+async def test_without_a_secret_nothing_is_verified_and_everything_is_taken(post: Post) -> None:
+    async with a_receiver(None) as receiver:
+        assert await post(receiver, Webhook({}, b'{"hello": 1}')) == 200
+        assert await post(receiver, Webhook({}, b'{"hello": 1}')) == 200
+        assert await post(receiver, Webhook({}, b"hello")) == 400
+    assert [(receipt.is_verified, receipt.is_repeat) for receipt in receiver.receipts] == [(False, False)] * 3
+    assert receiver.taken == 2
+
+
+async def test_the_first_attempts_of_each_event_fail_as_asked(post: Post) -> None:
+    async with a_receiver(fail=Fail(503, 2)) as receiver:
+        statuses = [await post(receiver, numbered(number)) for number in (1, 1, 2, 1, 2, 2, 1)]
+    assert statuses == [503, 503, 503, 200, 503, 200, 200]
+    assert [receipt.attempt for receipt in receiver.receipts] == [1, 2, 1, 3, 2, 3, 4]
+    assert [receipt.is_repeat for receipt in receiver.receipts] == [False] * 6 + [True]
+    assert [event["id"] for event in receiver.events] == ["evt_1", "evt_2"]
+
+
+async def test_an_answer_is_delayed_and_the_news_is_not(post: Post) -> None:
+    async with a_receiver(delay_s=30) as receiver:
+        posting = asyncio.ensure_future(post(receiver, signed()))
+        assert await receiver.wait_for(1) == [an_event()]
+        assert not posting.done()
+        posting.cancel()
+
+
+async def test_each_attempt_is_noticed_once(post: Post) -> None:
+    noticed: list[Receipt] = []
+    async with a_receiver() as receiver:
+        receiver.notice = noticed.append
+        await post(receiver, signed())
+        await post(receiver, signed().but(signature="v1"))
+    assert noticed == list(receiver.receipts)
+    assert len(noticed) == 2
+
+
+async def test_the_next_receiver_gets_the_same_bytes_and_verifies_them(post: Post) -> None:
+    async with a_receiver() as behind, a_receiver(forward_to=behind.url) as before:
+        assert await post(before, signed()) == 200
+    assert list(behind.events) == list(before.events) == [an_event()]
+
+
+async def test_the_answer_from_behind_is_the_answer(post: Post) -> None:
+    async with a_receiver(fail=Fail(503, 1)) as behind, a_receiver(forward_to=behind.url) as before:
+        assert [await post(before, signed()) for _ in range(2)] == [503, 200]
+    assert before.taken == 1
+
+
+async def test_what_is_refused_or_failed_on_purpose_is_not_forwarded(post: Post) -> None:
+    async with a_receiver(None) as behind, a_receiver(forward_to=behind.url, fail=Fail(500, 1)) as before:
+        assert await post(before, signed().but(signature="v1")) == 400
+        assert await post(before, signed()) == 500
+    assert not behind.receipts
+
+
+async def test_nobody_behind_is_a_bad_gateway(post: Post) -> None:
+    with socket.socket() as taken:  # bound and not listening: a connection is refused
+        taken.bind(("127.0.0.1", 0))
+        async with a_receiver(forward_to=f"http://127.0.0.1:{taken.getsockname()[1]}/") as receiver:
+            assert await post(receiver, signed()) == 502
+    assert receiver.taken == 0
+
+
+async def test_a_redirect_is_passed_back_and_not_followed(post: Post) -> None:
+    visited: list[str] = []
+
+    async def redirect(request: web.Request) -> web.Response:
+        visited.append(request.path)
+        return web.Response(status=302, headers={"location": "/elsewhere"})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", redirect)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/start"
+    async with a_receiver(forward_to=url) as receiver:
+        assert await post(receiver, signed()) == 302
+    await runner.cleanup()
+    assert visited == ["/start"]
+
+
+async def test_memory_is_bounded(post: Post) -> None:
+    async with Receiver([SECRET], keep=2, clock=lambda: NOW) as receiver:
+        for number in (1, 2, 3):
+            await post(receiver, numbered(number))
+    assert [event["id"] for event in receiver.events] == ["evt_2", "evt_3"]
+    assert len(receiver.receipts) == 2
+    assert receiver.taken == 3
+
+
+async def test_a_port_that_is_taken_is_an_error_and_leaves_nothing_open() -> None:
+    async with a_receiver() as first:
+        port = int(first.url.rsplit(":", 1)[1].rstrip("/"))
+        with pytest.raises(OSError, match="address already in use"):
+            await Receiver(port=port).__aenter__()
+
+
+async def test_only_posts_are_taken() -> None:
+    async with a_receiver() as receiver, aiohttp.ClientSession() as session:
+        async with session.get(receiver.url) as answer:
+            assert answer.status == 405
+        assert not receiver.receipts

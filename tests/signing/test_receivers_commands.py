@@ -1,0 +1,278 @@
+"""The commands of the receiver's side: `secret`, `verify` and `listen`."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from signed_webhooks import OTHER_SECRET, PRIVATE, SECRET, Webhook, a_change, an_event, signed
+
+from watcher.commands import listen, secret, verify
+from watcher.delivery.signing import Signer, public_key
+
+
+def run(command: click.Command, *arguments: str, body: bytes = b"", **environment: str) -> Result:
+    return CliRunner().invoke(command, arguments, input=body, env=environment)
+
+
+# secret
+
+
+def test_a_new_secret_is_alone_on_stdout() -> None:
+    result = run(secret.command, "new")
+    Signer([result.stdout.strip()])
+    assert result.stdout.startswith("whsec_")
+    assert result.stderr == ""
+
+
+def test_a_new_key_pair_has_its_private_part_on_stdout_and_its_public_part_on_stderr() -> None:
+    result = run(secret.command, "new", "--ed25519")
+    assert result.stdout.startswith("whsk_")
+    assert result.stderr.strip().endswith(public_key(result.stdout.strip()))
+
+
+def test_the_public_key_is_told_again() -> None:
+    result = run(secret.command, "public", "--secret-env", "KEY", KEY=PRIVATE)
+    assert result.stdout.strip() == public_key(PRIVATE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ([], "give --secret-env or --secret-file"),
+        (["--secret-env", "UNSET_NAME"], "UNSET_NAME is not set"),
+        (["--secret-env", "SHARED"], "only a whsk_"),
+    ],
+)
+def test_what_has_no_public_key_is_a_mistake_of_usage(arguments: list[str], why: str) -> None:
+    result = run(secret.command, "public", *arguments, SHARED=SECRET)
+    assert result.exit_code == 2
+    assert why in result.stderr
+    assert SECRET not in result.output
+
+
+# verify
+
+
+def verified(webhook: Webhook, *arguments: str, secret: str = SECRET) -> Result:
+    headers = [part for name, value in webhook.headers.items() for part in ("-H", f"{name}: {value}")]
+    return run(verify.command, "--secret-env", "S", *headers, *arguments, body=webhook.body, S=secret)
+
+
+def fresh(body: bytes | dict[str, Any] | None = None, *secrets: str) -> Webhook:
+    return signed(body, *secrets, at=int(time.time()))
+
+
+def verdicts(result: Result) -> list[str]:
+    return [line.split()[0] for line in result.stdout.splitlines()[:7]]
+
+
+def test_a_genuine_webhook_passes_every_step() -> None:
+    result = verified(fresh())
+    assert result.exit_code == 0
+    assert verdicts(result) == ["ok"] * 7
+    assert result.stdout.endswith("genuine\n")
+
+
+@pytest.mark.parametrize(
+    ("webhook", "passed", "why"),
+    [
+        (fresh().but(signature=None), 0, "there is no webhook-signature"),
+        (fresh().but(id="evt.1"), 1, "malformed id"),
+        (fresh().but(timestamp="now"), 2, "malformed timestamp"),
+        (signed(at=1_614_265_330), 3, "needs --any-age"),
+        (signed(at=9_999_999_999), 3, "too new"),
+        (fresh().but(signature="sha256=00"), 4, "malformed signature"),
+        (fresh(None, OTHER_SECRET), 5, "the secret is another one"),
+        (fresh(b"text"), 6, "body not JSON"),
+    ],
+)
+def test_the_step_that_fails_is_told_and_nothing_after_it(webhook: Webhook, passed: int, why: str) -> None:
+    result = verified(webhook)
+    assert result.exit_code == 1
+    assert verdicts(result) == ["ok"] * passed + ["FAILED"] + ["-"] * (6 - passed)
+    assert why in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("sent", "captured", "hint"),
+    [
+        (b'{"a": 1}', b'{"a": 1}\n', "without the line break at the end it matches"),
+        (b'{"a": 1}\n', b'{"a": 1}', "with a line break at the end it matches"),
+        (b'{"a":"\xc3\xa4"}', b'{ "a": "\\u00e4" }', "written as JSON without spaces it matches"),
+        (b'{"a": 1}', b'{"a": 2}', "the secret is another one, or the body was changed"),
+        (b'{"a": 1}', b"[" * 100_000, "the secret is another one, or the body was changed"),
+    ],
+)
+def test_bytes_that_changed_on_their_way_are_recognised(sent: bytes, captured: bytes, hint: str) -> None:
+    assert hint in verified(fresh(sent)._replace(body=captured)).stdout
+
+
+def test_an_old_capture_can_be_verified() -> None:
+    assert verified(signed(at=1_614_265_330), "--any-age").exit_code == 0
+    assert verified(signed(None, OTHER_SECRET, at=1_614_265_330), "--any-age").exit_code == 1
+
+
+def test_a_private_key_verifies_as_its_public_one() -> None:
+    assert verified(fresh(None, PRIVATE), secret=PRIVATE).exit_code == 0
+    assert verified(fresh(None, PRIVATE), secret=public_key(PRIVATE)).exit_code == 0
+
+
+def test_several_secrets_in_one_variable_are_all_tried() -> None:
+    assert verified(fresh(), secret=f"{OTHER_SECRET} {SECRET}").exit_code == 0
+
+
+def as_lines(headers: dict[str, str]) -> str:
+    return "POST /hooks HTTP/1.1\r\n" + "".join(f"{name.title()}: {headers[name]}\r\n" for name in headers)
+
+
+@pytest.mark.parametrize("written", [json.dumps, as_lines])
+def test_headers_body_and_secret_may_be_files(written: Any, tmp_path: Path) -> None:
+    webhook = fresh()
+    (tmp_path / "headers").write_text(written(webhook.headers))
+    (tmp_path / "body").write_bytes(webhook.body)
+    (tmp_path / "secret").write_text(SECRET + "\n")
+    files = ["--headers", str(tmp_path / "headers"), "--secret-file", str(tmp_path / "secret")]
+    assert run(verify.command, *files, str(tmp_path / "body")).exit_code == 0
+
+
+def test_the_verdict_as_json_is_one_object() -> None:
+    assert json.loads(verified(fresh(), "--json").stdout) == {"verified": True}
+    refused = json.loads(verified(fresh(None, OTHER_SECRET), "--json").stdout)
+    assert (refused["verified"], refused["step"]) == (False, "no signature matches")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ([], "give --secret-env or --secret-file"),
+        (["--secret-env", "EMPTY"], "EMPTY is not set, or empty"),
+        (["--secret-env", "BAD"], "not base64"),
+        (["--secret-file", "/dev/null"], "is empty"),
+        (["--secret-env", "GOOD", "-H", "no colon \x1b[31m"], r"no colon \x1b[31m"),
+    ],
+)
+def test_a_verifier_without_what_it_needs_is_a_mistake_of_usage(arguments: list[str], why: str) -> None:
+    result = run(verify.command, *arguments, GOOD=SECRET, EMPTY=" ", BAD="whsec_canary!")
+    assert result.exit_code == 2
+    assert why in result.stderr
+    assert "canary" not in result.output
+
+
+def test_a_file_of_headers_that_is_broken_json_is_a_mistake_of_usage(tmp_path: Path) -> None:
+    (tmp_path / "headers").write_text("{")
+    assert verified(fresh(), "--headers", str(tmp_path / "headers")).exit_code == 2
+
+
+# listen
+
+
+class Listening:
+    """`watcher listen` in a process of its own, at a free port."""
+
+    def __init__(self, *arguments: str) -> None:
+        code = "from watcher.commands.listen import command; command()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code, "--port", "0", "--secret-env", "S", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"S": SECRET},
+            text=True,
+        )
+        assert self._process.stderr
+        address = re.search(r"http://\S+/", self._process.stderr.readline())
+        assert address
+        self.url = address[0]
+
+    def post(self, webhook: Webhook) -> int:
+        request = urllib.request.Request(self.url, webhook.body, webhook.headers)
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    def end(self, how: signal.Signals) -> tuple[int, list[str], str]:
+        """Exit code, lines on stdout, and what was on stderr after the first line."""
+        self._process.send_signal(how)
+        stdout, stderr = self._process.communicate(timeout=10)
+        return self._process.returncode, stdout.splitlines(), stderr
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_listen_tells_each_attempt_and_ends_with_a_summary(how: signal.Signals) -> None:
+    with contextlib.closing(Listening("--fail", "503:1")) as listening:
+        hostile = an_event(
+            type="deposit.cleared\x1b[31m\n\u202e", data=a_change(amount="1" * 78 + "." + "1" * 78)
+        )
+        statuses = [
+            listening.post(each) for each in (fresh(hostile), fresh(hostile), fresh(None, OTHER_SECRET))
+        ]
+        code, lines, summary = listening.end(how)
+    assert statuses == [503, 200, 400]
+    assert code == 0
+    first, second, third = lines
+    assert r"deposit.cleared\x1b[31m\n\u202e" in first
+    assert "answered 503" in first
+    assert all(text in second for text in ("treasury", "LRC", "total +12.5, pending_deposit -12.5", "#1"))
+    assert f" {'1' * 78}.{'1' * 78} " in second, "an amount is never cut short"
+    assert second.endswith("verified; attempt 2 here")
+    assert "refused: no signature matches" in third
+    assert summary.startswith("took 1 events; 0 repeats, 0 gaps")
+    assert "1 not answered with 2xx, 1 refused" in summary
+
+
+def test_listen_as_json_is_one_object_a_line_with_the_event_whole() -> None:
+    with contextlib.closing(Listening("--json")) as listening:
+        for webhook in (fresh(an_event(type="\x1b\x7f\ud800", fee=1.5)), fresh().but(signature="v1")):
+            listening.post(webhook)
+        _, lines, _ = listening.end(signal.SIGTERM)
+    assert all(line.isascii() and line.isprintable() for line in lines)
+    taken, refused = map(json.loads, lines)
+    assert taken["event"]["type"] == "\x1b\x7f\ud800"
+    assert taken["event"]["data"] == a_change()
+    assert (taken["verified"], taken["status"], taken["problem"]) == (True, 200, None)
+    assert (refused["verified"], refused["status"], refused["event"]) == (False, 400, None)
+    assert refused["problem"]["step"] == "malformed signature"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--fail", "503"], "as in 503:2"),
+        (["--fail", "99:1"], "as in 503:2"),
+        (["--fail", "503:0"], "as in 503:2"),
+        (["--delay", "2"], "not a duration"),
+        (["--forward-to", "ftp://example.com"], "must begin with http"),
+        (["--secret-env", "BAD"], "not base64"),
+    ],
+)
+def test_a_listener_that_is_told_nonsense_does_not_start(arguments: list[str], why: str) -> None:
+    result = run(listen.command, *arguments, BAD="whsec_canary!")
+    assert result.exit_code == 2
+    assert why in result.stderr
+
+
+def test_importing_the_commands_does_not_import_what_only_listening_needs() -> None:
+    code = (
+        "import sys, watcher.commands.listen, watcher.commands.verify, watcher.commands.secret;"
+        "print([name for name in ('aiohttp', 'pydantic', 'cryptography') if name in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"

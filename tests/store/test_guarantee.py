@@ -1,0 +1,131 @@
+"""What a server promises: read from real servers, judged from what they may say."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from servers import DURABLE, ENGINES, real_server
+
+from watcher.store.connect import ConfigurationRefused, StoreUnreachable, connect
+from watcher.store.guarantee import Guarantee, guarantee, judge
+
+INFO = {"redis_version": "7.2.4", "role": "master", "aof_enabled": 1, "maxmemory_policy": "noeviction"}
+CONFIG = {"appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction"}
+HIDDEN = dict.fromkeys(CONFIG)
+
+
+async def promised(engine: str, *flags: str) -> Guarantee:
+    """What a private server with these flags promises."""
+    with real_server(engine, *flags) as server:
+        async with connect(server.url) as client:
+            return await guarantee(client)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("flags", "persistence", "promise"),
+    [
+        (DURABLE, "everysec", "a crash of Redis loses nothing; a power loss takes back at most its last 2 s"),
+        ((*DURABLE, "--appendfsync", "always"), "always", "a power loss of Redis loses nothing"),
+        ((*DURABLE, "--appendfsync", "no"), "no", "what its system had not yet written"),
+        (("--save", "3600 1"), "snapshots", "back to its last snapshot"),
+        ((), "none", "a restart of Redis loses all state"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
+async def test_the_sentence_follows_what_the_server_keeps(
+    engine: str, flags: tuple[str, ...], persistence: str, promise: str
+) -> None:
+    said = await promised(engine, *flags)
+    assert (said.engine, said.persistence, said.warnings) == (engine, persistence, ())
+    assert said.sentence.startswith(f"{engine} {said.version}: ")
+    assert promise in said.sentence
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_a_server_that_evicts_any_key_is_refused(engine: str) -> None:
+    with pytest.raises(ConfigurationRefused, match="allkeys-lru.*set maxmemory-policy noeviction"):
+        await promised(engine, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--maxmemory", "100mb", "--maxmemory-policy", "volatile-ttl"), ("--maxmemory-policy", "allkeys-lfu")],
+)
+async def test_a_server_that_might_evict_keys_is_warned_of(flags: tuple[str, ...]) -> None:
+    (warning,) = (await promised("valkey", *flags)).warnings
+    assert flags[-1] in warning
+
+
+async def test_a_replica_refuses_writes_and_says_so() -> None:
+    with pytest.raises(StoreUnreachable, match="refuses writes: it is a replica"):
+        await promised("valkey", "--replicaof", "127.0.0.1 1")
+
+
+async def test_a_node_of_a_cluster_is_refused() -> None:
+    with pytest.raises(ConfigurationRefused, match="part of a Cluster"):
+        await promised("valkey", "--cluster-enabled", "yes")
+
+
+async def test_a_server_that_forbids_config_is_read_from_info_alone() -> None:
+    with real_server("valkey", *DURABLE) as server:
+        async with connect(server.url) as admin:
+            rights = ("on", ">pw", "~*", "-@all", "+info")
+            await admin.execute_command("ACL", "SETUSER", "worker", *rights)  # type: ignore[no-untyped-call]
+        async with connect(f"{server.url}?username=worker&password=pw") as client:
+            said = await guarantee(client)
+    assert (said.persistence, said.eviction) == ("aof", "noeviction")
+
+
+async def test_a_server_that_says_nothing_at_all_is_used_and_promises_nothing() -> None:
+    with real_server() as server:
+        async with connect(server.url) as admin:
+            rights = ("on", ">pw", "~*", "-@all", "+get")
+            await admin.execute_command("ACL", "SETUSER", "worker", *rights)  # type: ignore[no-untyped-call]
+        async with connect(f"{server.url}?username=worker&password=pw") as client:
+            said = await guarantee(client)
+    assert (said.version, said.persistence, said.eviction) == ("unknown", "hidden", "unknown")
+    assert "does not say" in said.sentence
+
+
+async def test_a_server_that_is_gone_is_unreachable(tmp_path: Path) -> None:
+    async with asyncio.timeout(4), connect(f"unix://{tmp_path}/s") as client:
+        with pytest.raises(StoreUnreachable, match="cannot be reached"):
+            await guarantee(client)
+
+
+@pytest.mark.parametrize("version", ["6.0.16", "5.0.7", "2.8.24"])
+def test_an_old_server_is_refused(version: str) -> None:
+    with pytest.raises(ConfigurationRefused, match="too old; watcher needs 6.2"):
+        judge({**INFO, "redis_version": version}, CONFIG, at="db")
+
+
+@pytest.mark.parametrize("version", ["6.2.0", "7.0.15", "10.1.0", "\x1b[2J"])
+def test_a_server_new_enough_or_of_unknown_age_is_used(version: str) -> None:
+    said = judge({**INFO, "redis_version": version}, CONFIG, at="db")
+    assert said.sentence.isprintable()
+
+
+def test_a_sentinel_is_refused() -> None:
+    with pytest.raises(ConfigurationRefused, match="is a Sentinel"):
+        judge({**INFO, "redis_mode": "sentinel"}, HIDDEN, at="db")
+
+
+def test_replicas_add_what_a_failover_takes_back() -> None:
+    assert "failover" in judge({**INFO, "connected_slaves": 1}, CONFIG, at="db").sentence
+    assert "failover" not in judge(INFO, CONFIG, at="db").sentence
+
+
+def test_a_policy_is_taken_from_info_where_config_is_hidden() -> None:
+    with pytest.raises(ConfigurationRefused, match="allkeys-random"):
+        judge({**INFO, "maxmemory": 1 << 30, "maxmemory_policy": "allkeys-random"}, HIDDEN, at="db")
+
+
+def test_loading_and_an_unverified_certificate_are_warned_of() -> None:
+    loading, unverified = judge({**INFO, "loading": 1}, CONFIG, at="db", is_verified=False).warnings
+    assert "loading" in loading
+    assert "not verified" in unverified
+
+
+def test_no_file_and_hidden_snapshots_promise_nothing() -> None:
+    assert judge({**INFO, "aof_enabled": 0}, HIDDEN, at="db").persistence == "hidden"

@@ -1,0 +1,167 @@
+"""The command `watcher`: finds the command that was asked for and says how it ended by the exit code.
+
+Refuses to import a command before it is called, so that `watcher --help` is instant. A command lives in
+`watcher.commands.<name>` as `command`; what it returns is the exit code (None is 0). An exception with an
+`exit_code` was planned: its message is shown. Every other exception is a bug.
+"""
+
+import os
+import select
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from watcher import __version__
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+EXIT_NO = 1
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+EXIT_NOBODY_READS = 141
+"""As of a program that SIGPIPE ended: `watcher tail | head` is no failure of ours."""
+
+COMMANDS_BY_PURPOSE: Mapping[str, Mapping[str, str]] = {
+    "Start here": {
+        "demo": "See it work on this machine: no Redis, key or network needed.",
+        "init": "Write a watcher.toml to begin with.",
+        "check": "Find every mistake in the configuration, before anything runs.",
+    },
+    "The worker": {
+        "run": "Poll, compare and deliver, until told to stop.",
+    },
+    "Look": {
+        "tail": "Structured log lines, for people, with filters.",
+    },
+    "The receiver's side": {
+        "listen": "Receive webhooks here, verify and show them.",
+        "verify": "Verify the signature of one webhook.",
+    },
+    "Tools": {
+        "sandbox": "Serve the providers' endpoints, with a script of changes.",
+        "secret": "Make a signing secret.",
+    },
+}
+"""Every command there is, in the order of the help. `watcher.commands.<name>` must exist."""
+
+_COMPLETE = "_WATCHER_COMPLETE"
+COMMANDS = [name for commands in COMMANDS_BY_PURPOSE.values() for name in commands]
+
+
+class LazyGroup(click.Group):
+    """Knows its commands from the table above and imports one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return COMMANDS
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"watcher.commands.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS:
+            raise click.NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        from click.shell_completion import CompletionItem  # only a shell asks for it
+
+        names = [
+            CompletionItem(name, help=text)
+            for commands in COMMANDS_BY_PURPOSE.values()
+            for name, text in commands.items()
+            if name.startswith(incomplete)
+        ]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, COMMANDS))
+        for purpose, help_by_name in COMMANDS_BY_PURPOSE.items():
+            with formatter.section(purpose):
+                formatter.write_dl([(name.ljust(width), text) for name, text in help_by_name.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="watcher", message="%(prog)s %(version)s")
+@click.pass_context
+def group(context: click.Context) -> None:
+    """Polls balance APIs and POSTs signed change events that reconcile."""
+    context.color = False if os.environ.get("NO_COLOR") else None
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and end the process with its exit code."""
+    try:
+        sys.exit(_run(sys.argv[1:] if args is None else args))
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        sys.exit(_exit_code(error))
+
+
+def _run(args: Sequence[str]) -> int | None:
+    # Not group.main: it takes every broken pipe, a socket's included, for the end of its reader.
+    if instruction := os.environ.get(_COMPLETE):
+        return _complete(instruction)
+    try:
+        with group.make_context("watcher", list(args)) as context:
+            code = group.invoke(context)
+            sys.stdout.flush()
+            return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+
+
+def _complete(instruction: str) -> int:
+    from click.shell_completion import shell_complete  # only a shell asks for it
+
+    return shell_complete(group, {}, "watcher", _COMPLETE, instruction)
+
+
+def _exit_code(error: Exception) -> int:
+    """Tell the user how it ended, and return the exit code that says so too."""
+    if isinstance(error, BrokenPipeError) and _nobody_reads():
+        return EXIT_NOBODY_READS
+    if isinstance(error, click.Abort):
+        click.echo("Aborted!", err=True)
+        return EXIT_NO
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(code := getattr(error, "exit_code", None), int):
+        click.echo(f"watcher: {error}", err=True)
+        return code
+    return _bug(error)
+
+
+def _nobody_reads() -> bool:
+    """Say whether it is stdout that broke; then spare the interpreter a last attempt to flush it."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    is_broken = bool(poll.poll(0))
+    if is_broken:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return is_broken
+
+
+def _bug(error: Exception) -> int:
+    from watcher.printable import traceback_text  # what is rare must not cost every start
+
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "nowhere"
+    click.echo(
+        f"watcher: bug: {type(error).__name__} at {where}; please report, with the traceback below\n"
+        f"{traceback_text(error)}",
+        err=True,
+    )
+    return EXIT_BUG

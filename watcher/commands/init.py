@@ -1,0 +1,49 @@
+"""`watcher init`: writes a configuration to begin with, and tells what to do next.
+
+Refuses to write a secret into the file, and to overwrite anything unless told to.
+"""
+
+import shlex
+from importlib.resources import files
+from pathlib import Path
+
+import click
+
+_USUAL = Path("watcher.toml")
+
+
+@click.command("init", short_help="Write a watcher.toml to begin with.")
+@click.argument("path", type=click.Path(path_type=Path), default=_USUAL)
+@click.option("--force", "is_forced", is_flag=True, help="Replace the file if it is there.")
+def command(*, path: Path, is_forced: bool) -> None:
+    """Write a commented configuration to PATH (watcher.toml), and tell what to do next.
+
+    The commands to go on with are on stdout, with a fresh signing secret in them. It is written nowhere:
+    keep it where you keep secrets, and give it to the receiver too.
+    """
+    try:
+        with path.open("w" if is_forced else "x", encoding="utf-8") as file:
+            file.write(example())
+    except FileExistsError:
+        raise click.ClickException(f"{path} is there already; --force replaces it") from None
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written: {error.strerror}") from None
+    click.echo(f"Wrote {path}. Put your accounts and your receiver's URL in it. Then:", err=True)
+    for line in _next_commands(path):
+        click.echo(line)
+
+
+def example() -> str:
+    """Read the configuration that `init` writes."""
+    return (files("watcher.config") / "example.toml").read_text(encoding="utf-8")
+
+
+def _next_commands(path: Path) -> list[str]:
+    from watcher.delivery.signing import new_secret
+
+    option = "" if path == _USUAL else f" --config {shlex.quote(str(path))}"
+    return [
+        f"export LOOPRING_API_KEY='your API key' OPS_SECRET={new_secret()}",
+        f"watcher check{option}",
+        f"watcher run{option}",
+    ]

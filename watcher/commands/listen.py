@@ -1,0 +1,207 @@
+"""`watcher listen`: a receiver for trying things, that tells each event it takes.
+
+Refuses to show text from outside as it came: control characters are escaped.
+"""
+
+import asyncio
+import json
+import re
+import signal
+import time
+from collections import Counter
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from watcher.commands.secret import secret_options, secrets_given, verifying
+from watcher.printable import printable
+
+if TYPE_CHECKING:
+    from watcher.receiver import Receipt, Receiver
+
+_FAIL = re.compile(r"([2-5][0-9]{2}):([1-9][0-9]{0,5})\Z")
+_ORDER = {
+    "gap": "gap: #{previous} was queued before it and is not here",
+    "late": "out of order: a later one is here already",
+    "restart": "the sender starts anew: nothing was queued before it",
+    "rewound": "the sender went back to #{previous}: it has lost what it queued since",
+}
+
+
+@click.command("listen", short_help="Receive webhooks, verify and print them.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option(
+    "--port", default=8787, show_default=True, type=click.IntRange(0, 65535), help="0: any free one."
+)
+@secret_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per attempt.")
+@click.option("--forward-to", metavar="URL", help="POST what is genuine there too, and answer as it answers.")
+@click.option("--fail", metavar="STATUS:N", help="Answer the first N attempts of each event with STATUS.")
+@click.option("--delay", default="0s", help="Wait so long before each answer, as in 2s.")
+def command(
+    *,
+    host: str,
+    port: int,
+    secret_names: tuple[str, ...],
+    secret_files: tuple[Path, ...],
+    as_json: bool,
+    forward_to: str | None,
+    fail: str | None,
+    delay: str,
+) -> None:
+    """Receive webhooks, verify and print them: one line per attempt, until SIGINT or SIGTERM.
+
+    Notices repeats, and gaps by `previous_sequence`. Without a secret nothing is verified. What fails to
+    verify is answered with 400 and is not forwarded.
+    """
+    from watcher.receiver import Fail, Receiver
+
+    secrets = verifying(secrets_given(secret_names, secret_files))
+    told: Counter[str] = Counter()
+    receiver = Receiver(
+        secrets=secrets,
+        fail=Fail(*_fail(fail)) if fail else None,
+        delay_s=_seconds(delay),
+        forward_to=_url(forward_to),
+        host=host,
+        port=port,
+        keep=1,  # what is printed need not be remembered
+    )
+    asyncio.run(_listen(receiver, told, as_json=as_json))
+    click.echo(_summary(told), err=True)
+
+
+async def _listen(receiver: "Receiver", told: Counter[str], *, as_json: bool) -> None:
+    stop = asyncio.Event()
+
+    def tell(receipt: "Receipt") -> None:
+        told.update(_facts(receipt))
+        try:
+            click.echo(_as_json(receipt) if as_json else _as_text(receipt, time.time()))
+        except BrokenPipeError:  # `watcher listen | head`: nobody reads any more
+            stop.set()
+
+    receiver.notice = tell
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, stop.set)
+    try:
+        async with receiver:
+            verified = "verifying" if receiver.secrets else "not verifying: no secret was given"
+            click.echo(f"listening at {receiver.url}, {verified}", err=True)
+            await stop.wait()
+    except OSError as error:
+        raise click.ClickException(
+            f"cannot listen at {receiver.host}:{receiver.port}: {error.strerror}"
+        ) from None
+
+
+def _as_text(receipt: "Receipt", now: float) -> str:
+    at = f"{datetime.fromtimestamp(now).astimezone():%H:%M:%S}"
+    if receipt.event is None:
+        return f"{at}  refused: {receipt.problem}"
+    event = receipt.event
+    data, asset = _part(event, "data"), _part(event, "data", "asset")
+    columns = [
+        f"{_text(event.get('type')):<21}",
+        f"{_text(_part(event, 'data', 'account').get('name')):<16}",
+        f"{_text(asset.get('symbol') or asset.get('id')):<6}",
+        f"{_text(data.get('amount')):>14}",
+        f"{_effect(_part(event, 'data', 'effect')):<32}",
+        f"#{_text(data.get('sequence'))}",
+        "; ".join(_notes(receipt)),
+    ]
+    return "  ".join([at, *columns])
+
+
+def _notes(receipt: "Receipt") -> list[str]:
+    notes = ["verified" if receipt.is_verified else "not verified: no secret was given"]
+    if receipt.attempt > 1:
+        notes.append(f"attempt {receipt.attempt} here")
+    if receipt.is_repeat:
+        notes.append("a repeat")
+    if not receipt.is_taken:
+        notes.append(f"answered {receipt.status}")
+    if receipt.order:
+        previous = _part(receipt.event, "subscription").get("previous_sequence")
+        notes.append(_ORDER[receipt.order].format(previous=_text(previous)))
+    return notes
+
+
+def _effect(effect: dict[str, Any]) -> str:
+    moved = {field: amount for field, amount in effect.items() if amount not in ("0", None)}
+    return (
+        ", ".join(f"{_text(field)} {_signed(_text(amount))}" for field, amount in moved.items())
+        or "no effect"
+    )
+
+
+def _signed(amount: str) -> str:
+    return amount if amount.startswith("-") else f"+{amount}"
+
+
+def _as_json(receipt: "Receipt") -> str:
+    problem = receipt.problem
+    told = {
+        "verified": receipt.is_verified,
+        "status": receipt.status,
+        "attempt": receipt.attempt,
+        "repeat": receipt.is_repeat,
+        "order": receipt.order,
+        "problem": {"step": problem.step, "detail": problem.detail} if problem else None,
+        "event": receipt.event,
+    }
+    # DEL is the one control character that JSON does not have to escape.
+    return json.dumps(told, default=str).replace("\x7f", "\\u007f")
+
+
+def _facts(receipt: "Receipt") -> list[str]:
+    if receipt.event is None:
+        return ["refused"]
+    if not receipt.is_taken:
+        return ["failed"]
+    return ["repeats" if receipt.is_repeat else "events", *([receipt.order] if receipt.order else [])]
+
+
+def _summary(told: Counter[str]) -> str:
+    return (
+        f"took {told['events']} events; {told['repeats']} repeats, {told['gap']} gaps, "
+        f"{told['late']} out of order, {told['restart'] + told['rewound']} restarts, "
+        f"{told['failed']} not answered with 2xx, {told['refused']} refused"
+    )
+
+
+def _text(value: object) -> str:
+    """Show text and numbers; what is neither has no place in a line, and its repr may be of any size."""
+    return printable(str(value)) if isinstance(value, str | int | Decimal) else "-"
+
+
+def _part(event: object, *path: str) -> dict[str, Any]:
+    for key in path:
+        event = event.get(key) if isinstance(event, dict) else None
+    return event if isinstance(event, dict) else {}
+
+
+def _fail(text: str) -> tuple[int, int]:
+    match = _FAIL.match(text)
+    if not match:
+        raise click.BadParameter("write a status and a count, as in 503:2", param_hint="--fail")
+    return int(match[1]), int(match[2])
+
+
+def _seconds(text: str) -> float:
+    from watcher.fields import parse_duration
+
+    try:
+        return parse_duration(text).total_seconds()
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--delay") from None
+
+
+def _url(text: str | None) -> str | None:
+    if text and not text.startswith(("http://", "https://")):
+        raise click.BadParameter("must begin with http:// or https://", param_hint="--forward-to")
+    return text

@@ -1,0 +1,154 @@
+"""`watcher sandbox`: serve both providers on this machine, with a script of changes.
+
+Refuses to deliver anything: it is what a worker polls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from watcher.sandbox import Move, Sandbox, Step, World
+
+# Fixed by default, so that a watcher.toml written for one run fits the next.
+LOOPRING_PORT = 8101
+METAKEEP_PORT = 8102
+
+
+@click.command("sandbox", short_help="Serve both providers, with a script of changes.")
+@click.option("--loopring-port", type=click.IntRange(0, 65535), default=LOOPRING_PORT, show_default=True)
+@click.option("--metakeep-port", type=click.IntRange(0, 65535), default=METAKEEP_PORT, show_default=True)
+@click.option(
+    "--script",
+    "script_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Changes to make: one JSON object per line. Default: a minute of changes that repeats.",
+)
+@click.option("--seed", type=int, help="Make endless changes by chance instead; a seed repeats them.")
+def command(loopring_port: int, metakeep_port: int, script_file: Path | None, seed: int | None) -> None:
+    """Serve Loopring's and MetaKeep's endpoints on this machine, errors and rate limits included.
+
+    Prints the lines of watcher.toml that watch it, then each change as it happens. Port 0 is any free
+    port. Ends on Ctrl-C.
+
+    A line of a script is, for example,
+    {"at": 1.5, "account": 10110, "asset": "LRC", "do": "deposit.seen", "amount": "12.5"}
+    """
+    if script_file and seed is not None:
+        raise click.UsageError("--script and --seed exclude each other: a script leaves nothing to chance")
+    from watcher.sandbox import Sandbox, default_world
+
+    world = default_world()
+    steps = _steps(world, script_file, seed)
+    sandbox = Sandbox(world, loopring_port=loopring_port, metakeep_port=metakeep_port, seed=seed or 0)
+    try:
+        asyncio.run(_serve(sandbox, steps))
+    except OSError as error:
+        raise click.ClickException(f"cannot listen: {error.strerror}; choose other ports") from error
+
+
+def _steps(world: World, script_file: Path | None, seed: int | None) -> Iterable[Step]:
+    from random import Random
+
+    from watcher.sandbox import ScriptError, default_script, read_script, wander
+
+    if seed is not None:
+        return wander(world, Random(seed))
+    if not script_file:
+        return default_script()
+    try:
+        return read_script(script_file.read_text("utf-8"), world, source=str(script_file))
+    except (ScriptError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"\n{error}", param_hint="--script") from error
+
+
+async def _serve(sandbox: Sandbox, steps: Iterable[Step]) -> None:
+    """Serve until a signal comes, whether the script has ended or not."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, stop.set)
+    async with sandbox:
+        click.echo(configuration(sandbox))
+        async with asyncio.TaskGroup() as group:
+            playing = group.create_task(_play(sandbox, steps), name="script")
+            await stop.wait()
+            playing.cancel()
+
+
+async def _play(sandbox: Sandbox, steps: Iterable[Step]) -> None:
+    """Make the changes and tell each as it happens, until the script ends or is cancelled."""
+    from watcher.sandbox import ScriptError, play
+
+    loop = asyncio.get_running_loop()
+    started_at = loop.time()
+
+    async def until(at_s: float) -> None:
+        await asyncio.sleep(started_at + at_s - loop.time())
+
+    def told(move: Move) -> None:
+        click.echo(_move_line(loop.time() - started_at, move), err=True)
+
+    def made(step: Step) -> None:
+        if step.do == "fault":
+            click.echo(_fault_line(loop.time() - started_at, step), err=True)
+
+    sandbox.world.told = told
+    try:
+        await play(steps, sandbox.world, sandbox.knobs, until=until, made=made)
+    except ScriptError as error:
+        click.echo(f"{error}; the script ends here, balances stay as they are", err=True)
+
+
+def configuration(sandbox: Sandbox) -> str:
+    """Write the lines of watcher.toml that watch the default world."""
+    from watcher.sandbox.scene import ALICE, METAKEEP_ASSETS, TREASURY
+
+    currencies = ",\n  ".join(f'"{asset.id}"' for asset in METAKEEP_ASSETS)
+    return f"""\
+[providers.loopring]
+base_url = "{sandbox.loopring_url}"
+api_key = "sandbox"
+
+[providers.shop]
+kind = "metakeep"
+base_url = "{sandbox.metakeep_url}"
+api_key = "sandbox"
+
+[[accounts]]
+name = "treasury"
+provider = "loopring"
+account_id = {TREASURY}
+interval = "1s"
+
+[[accounts]]
+name = "alice"
+provider = "shop"
+of = {{ email = "{ALICE}" }}
+currencies = [
+  {currencies},
+]
+interval = "1s"
+"""
+
+
+def _move_line(elapsed_s: float, move: Move) -> str:
+    fields = zip(move.after._fields, move.effect, move.after, strict=True)
+    moved = ", ".join(
+        f"{name} {move.asset.text(effect) if effect < 0 else '+' + move.asset.text(effect)}"
+        f" = {move.asset.text(after)}"
+        for name, effect, after in fields
+        if effect
+    )
+    return f"{elapsed_s:8.1f}s  {move.account.key}  {move.do}  {move.asset.symbol}  {moved}"
+
+
+def _fault_line(elapsed_s: float, step: Step) -> str:
+    provider, fault, answers = (step.options.get(key) for key in ("provider", "fault", "answers"))
+    return f"{elapsed_s:8.1f}s  {provider}  fault  {fault}, {answers or 1}x"

@@ -1,0 +1,105 @@
+"""`watcher secret`: make signing secrets; here too the options by which receivers' commands are given one.
+
+Refuses to take a secret as an argument: arguments stand in the process list.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+_F = TypeVar("_F", bound=Callable[..., object])
+
+
+def secret_options(function: _F) -> _F:
+    """Add `--secret-env` and `--secret-file`, each of which may be repeated, to a command."""
+    by_file = click.option(
+        "--secret-file",
+        "secret_files",
+        multiple=True,
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="A file that holds the secret (or several, one a line).",
+    )
+    by_name = click.option(
+        "--secret-env",
+        "secret_names",
+        multiple=True,
+        metavar="NAME",
+        help="The environment variable that holds the secret (or several, separated by spaces).",
+    )
+    return by_name(by_file(function))
+
+
+def secrets_given(names: Sequence[str], files: Sequence[Path]) -> list[str]:
+    """Collect the secrets of `secret_options`. Raises click.UsageError, which never holds one."""
+    secrets: list[str] = []
+    for name in names:
+        if not os.environ.get(name, "").strip():
+            raise click.UsageError(f"the environment variable {name} is not set, or empty")
+        secrets += os.environ[name].split()
+    for file in files:
+        secrets += _read(file)
+    return secrets
+
+
+def verifying(secrets: Sequence[str]) -> list[str]:
+    """Turn each `whsk_…` among `secrets` into the `whpk_…` that verifies it, and check all of them."""
+    from watcher.delivery.signing import PRIVATE, BadSecret, public_key
+    from watcher.receive import UnusableSecret, check_secrets
+
+    try:
+        usable = [public_key(secret) if secret.startswith(PRIVATE) else secret for secret in secrets]
+        if usable:
+            check_secrets(usable)
+    except (BadSecret, UnusableSecret) as error:
+        raise click.UsageError(f"secret: {error}") from None
+    return usable
+
+
+@click.group("secret", short_help="Make signing secrets.")
+def command() -> None:
+    """Make signing secrets, and tell the public part of private ones."""
+
+
+@command.command()
+@click.option("--ed25519", is_flag=True, help="A key pair: the receiver gets a key that cannot sign.")
+def new(*, ed25519: bool) -> None:
+    """Print a new secret.
+
+    A shared one, whsec_…, goes to both sides. With --ed25519 the sender's private key, whsk_…, goes to
+    stdout, and the receiver's public key, whpk_…, to stderr; `watcher secret public` tells it again.
+    """
+    from watcher.delivery.signing import new_ed25519, new_secret
+
+    secret = new_ed25519() if ed25519 else new_secret()
+    if ed25519:
+        click.echo(f"public key, for the receiver: {verifying([secret])[0]}", err=True)
+    click.echo(secret)
+
+
+@command.command()
+@secret_options
+def public(*, secret_names: tuple[str, ...], secret_files: tuple[Path, ...]) -> None:
+    """Print the public key, whpk_…, of a private one, whsk_…."""
+    from watcher.delivery.signing import BadSecret, public_key
+
+    secrets = secrets_given(secret_names, secret_files)
+    if not secrets:
+        raise click.UsageError("give --secret-env or --secret-file")
+    for secret in secrets:
+        try:
+            click.echo(public_key(secret))
+        except BadSecret as error:
+            raise click.UsageError(f"secret: {error}") from None
+
+
+def _read(file: Path) -> list[str]:
+    try:
+        secrets = file.read_text().split()
+    except (OSError, UnicodeDecodeError):
+        raise click.UsageError(f"{file} cannot be read as text") from None
+    if not secrets:
+        raise click.UsageError(f"{file} is empty")
+    return secrets

@@ -1,0 +1,157 @@
+"""`watcher verify`: check one captured webhook and tell each step.
+
+Refuses to judge by rules of its own: `watcher.receive.verify` decides, this only says how far it came.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from watcher.commands.secret import secret_options, secrets_given, verifying
+from watcher.printable import printable
+from watcher.receive import TOLERANCE_S, InvalidWebhook, Step, verify
+
+_CHECKS: tuple[tuple[str, str, frozenset[Step]], ...] = (
+    (
+        "headers",
+        "webhook-id, webhook-timestamp and webhook-signature are there",
+        frozenset({Step.MISSING_HEADER}),
+    ),
+    ("id", "webhook-id is visible ASCII without a '.'", frozenset({Step.MALFORMED_ID})),
+    ("timestamp", "webhook-timestamp is Unix seconds", frozenset({Step.MALFORMED_TIMESTAMP})),
+    ("age", "the attempt is recent enough", frozenset({Step.TOO_OLD, Step.TOO_NEW})),
+    (
+        "signature",
+        "webhook-signature holds a signature of a known version",
+        frozenset({Step.MALFORMED_SIGNATURE}),
+    ),
+    ("match", "a secret given here made it, over exactly these bytes", frozenset({Step.NO_MATCH})),
+    ("body", "the body is a JSON object", frozenset({Step.NOT_JSON})),
+)
+
+
+@click.command("verify", short_help="Check the signature of a captured webhook.")
+@secret_options
+@click.option(
+    "-H", "--header", "lines", multiple=True, metavar="'NAME: VALUE'", help="A header of the request."
+)
+@click.option(
+    "--headers",
+    "headers_file",
+    type=click.File("r", errors="replace"),
+    help="A file of headers: one `name: value` a line, or a JSON object.",
+)
+@click.option("--any-age", is_flag=True, help=f"Allow any age; {TOLERANCE_S} s otherwise.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.argument("body_file", type=click.File("rb"), default="-")
+@click.pass_context
+def command(
+    context: click.Context,
+    *,
+    secret_names: tuple[str, ...],
+    secret_files: tuple[Path, ...],
+    lines: tuple[str, ...],
+    headers_file: Iterable[str] | None,
+    any_age: bool,
+    as_json: bool,
+    body_file: BinaryIO,
+) -> None:
+    """Check a captured webhook: its headers, and the bytes of its body in BODY_FILE (`-`: stdin).
+
+    Says what is checked, step by step, and which step fails. Exits with 0 if it is genuine, 1 if not.
+    """
+    secrets = verifying(secrets_given(secret_names, secret_files))
+    if not secrets:
+        raise click.UsageError("give --secret-env or --secret-file: what to verify with")
+    headers = _from_file(headers_file) | _from_lines(lines)
+    body = body_file.read()
+    problem = _problem(headers, body, secrets, any_age=any_age)
+    hint = _hint(problem, headers, body, secrets) if problem else None
+    click.echo(_as_json(problem, hint) if as_json else _as_text(problem, hint))
+    context.exit(1 if problem else 0)
+
+
+def _problem(
+    headers: dict[str, str], body: bytes, secrets: Sequence[str], *, any_age: bool
+) -> InvalidWebhook | None:
+    tolerance_s = math.inf if any_age else TOLERANCE_S
+    try:
+        verify(headers, body, secrets, now=time.time(), tolerance_s=tolerance_s)
+    except InvalidWebhook as problem:
+        return problem
+    return None
+
+
+def _hint(
+    problem: InvalidWebhook, headers: dict[str, str], body: bytes, secrets: Sequence[str]
+) -> str | None:
+    """Guess what went wrong on the way here, and prove the guess where that is possible."""
+    if problem.step is Step.TOO_OLD:
+        return "a webhook that was captured earlier needs --any-age"
+    if problem.step is not Step.NO_MATCH:
+        return None
+    for name, other in _likely_originals(body):
+        if other != body and not _problem(headers, other, secrets, any_age=True):
+            return f"these are not the bytes that were sent: {name} it matches"
+    return "the secret is another one, or the body was changed on its way: use the bytes as they arrived"
+
+
+def _likely_originals(body: bytes) -> Iterable[tuple[str, bytes]]:
+    yield "without the line break at the end", body.rstrip(b"\r\n")
+    yield "with a line break at the end", body + b"\n"
+    try:
+        minified = json.dumps(json.loads(body), separators=(",", ":"), ensure_ascii=False)
+        yield "written as JSON without spaces", minified.encode()
+    except (ValueError, RecursionError):
+        return
+
+
+def _as_text(problem: InvalidWebhook | None, hint: str | None) -> str:
+    told = [f"{verdict:<8}{check:<11}{text}" for verdict, check, text in _verdicts(problem)]
+    if hint:
+        told.append(f"{'':<8}{'hint':<11}{hint}")
+    return "\n".join([*told, "genuine" if problem is None else f"not to be trusted: {problem.step}"])
+
+
+def _as_json(problem: InvalidWebhook | None, hint: str | None) -> str:
+    told: dict[str, object] = {"verified": problem is None}
+    if problem:
+        told |= {"step": problem.step, "detail": problem.detail, "hint": hint}
+    return json.dumps(told)
+
+
+def _verdicts(problem: InvalidWebhook | None) -> Iterable[tuple[str, str, str]]:
+    reached = True
+    for check, claim, failures in _CHECKS:
+        if problem and problem.step in failures:
+            reached = False
+            yield "FAILED", check, str(problem)
+        else:
+            yield ("ok" if reached else "-"), check, (claim if reached else "not checked")
+
+
+def _from_file(file: Iterable[str] | None) -> dict[str, str]:
+    text = "".join(file or ())
+    if not text.lstrip().startswith("{"):
+        # What is no header is skipped, so that a request's first line may be in the file.
+        return _from_lines(line for line in text.splitlines() if ":" in line)
+    try:
+        header_by_name = json.loads(text)
+    except (ValueError, RecursionError):
+        raise click.UsageError("the file of headers begins like a JSON object, but is not one") from None
+    return {name: str(value) for name, value in header_by_name.items()}
+
+
+def _from_lines(lines: Iterable[str]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise click.UsageError(f"not a header, there is no colon in it: {printable(line, 40)}")
+        headers[name.strip().lower()] = value.strip()
+    return headers

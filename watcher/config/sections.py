@@ -1,0 +1,48 @@
+"""Read what stands once in a file: [redis], [worker], [log], [egress], and what the environment says of them.
+
+Refuses to know providers, accounts and subscriptions.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from watcher.config.findings import Entry, Findings, did_you_mean
+from watcher.config.rules import redis_url_flaw
+from watcher.config.tables import overridden, section, settings_of
+from watcher.settings import EgressSettings, LogSettings, RedisSettings, WorkerSettings
+
+SECTIONS = ("redis", "worker", "log", "egress", "providers", "accounts", "accounts_file", "subscriptions")
+"""Every key that may stand at the top of a file."""
+
+
+class Sections(NamedTuple):
+    """None stands for a section with a mistake in it."""
+
+    redis: RedisSettings | None
+    worker: WorkerSettings | None
+    log: LogSettings | None
+    egress: EgressSettings | None
+
+
+def read_sections(document: Entry, environ: Mapping[str, str], findings: Findings) -> Sections:
+    """Read the single sections and refuse unknown ones."""
+    for name in document.table.keys() - set(SECTIONS):
+        findings.mistake(document.finding((name,), "unknown key" + did_you_mean(name, SECTIONS)))
+    log = section(document, "log", findings)
+    log = overridden(log, {"level": "LOG_LEVEL", "format": "LOG_FORMAT"}, environ, findings)
+    return Sections(
+        redis=_redis(document, environ, findings),
+        worker=settings_of(WorkerSettings, section(document, "worker", findings), findings),
+        log=settings_of(LogSettings, log, findings),
+        egress=settings_of(EgressSettings, section(document, "egress", findings), findings),
+    )
+
+
+def _redis(document: Entry, environ: Mapping[str, str], findings: Findings) -> RedisSettings | None:
+    entry = overridden(section(document, "redis", findings), {"url": "REDIS_URL"}, environ, findings)
+    redis = settings_of(RedisSettings, entry, findings)
+    url = entry.table.get("url")
+    flaw = redis_url_flaw(url) if isinstance(url, str) else None
+    if flaw:
+        findings.mistake(entry.finding(("url",), flaw))
+    return redis

@@ -1,0 +1,176 @@
+"""Take a configuration apart into tables, and each table into the settings that it describes.
+
+Refuses to say in pydantic's words what is wrong: they speak of inputs and tuples, and may repeat a value.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from watcher.config.findings import Entry, Finding, Findings, Key, did_you_mean
+from watcher.config.variables import NotSet, value_of
+from watcher.settings import Section
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+_WORDS = {
+    "missing": "is missing",
+    "string_type": "must be text",
+    "path_type": "must be text",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+}
+_SUBJECT = re.compile(r"^\w+ should ")
+
+
+def section(document: Entry, name: str, findings: Findings) -> Entry:
+    """Give one [name] of the file; empty where it is absent."""
+    table = document.table.get(name, {})
+    if not isinstance(table, dict):
+        findings.mistake(document.finding((name,), f"must be a table: write [{name}]"))
+        table = {}
+    return document.below(name, table=table)
+
+
+def named_tables(document: Entry, name: str, findings: Findings) -> Iterator[tuple[str, Entry]]:
+    """Give every [name.x] as x and its table."""
+    entry = section(document, name, findings)
+    for key, table in entry.table.items():
+        if isinstance(table, dict):
+            yield key, entry.below(key, table=table)
+        else:
+            findings.mistake(entry.finding((key,), f"must be a table: write [{name}.NAME] above its keys"))
+
+
+def listed_tables(document: Entry, name: str, findings: Findings) -> Iterator[Entry]:
+    """Give every [[name]]."""
+    tables = document.table.get(name, [])
+    if not isinstance(tables, list):
+        findings.mistake(document.finding((name,), f"must be a list of tables: write [[{name}]]"))
+        return
+    for index, table in enumerate(tables):
+        if isinstance(table, dict):
+            yield document.below(name, index, table=table)
+        else:
+            findings.mistake(document.finding((name, index), f"must be a table: write [[{name}]]"))
+
+
+def overridden(
+    entry: Entry, variable_by_key: Mapping[str, str], environ: Mapping[str, str], findings: Findings
+) -> Entry:
+    """Let environment variables win over the file; one that is set to nothing counts as unset."""
+    value_by_key: dict[str, str] = {}
+    for key, variable in variable_by_key.items():
+        try:
+            value = value_of(variable, environ)
+        except NotSet as error:
+            findings.mistake(Finding("environment", None, variable, str(error)))
+            continue
+        if value:
+            value_by_key[key] = value
+    variables = {key: variable_by_key[key] for key in value_by_key}
+    return Entry({**entry.table, **value_by_key}, entry.file, entry.key, entry.line_of, variables)
+
+
+class Names:
+    """Remembers where each name of one kind of table was given first."""
+
+    def __init__(self, kind: str, findings: Findings) -> None:
+        self._kind = kind
+        self._findings = findings
+        self._entry_by_name: dict[str, Entry] = {}
+
+    def is_new(self, entry: Entry) -> bool:
+        """Say whether no table before had the same name; record the mistake otherwise."""
+        name = entry.table.get("name")
+        if not isinstance(name, str):
+            return True
+        first = self._entry_by_name.setdefault(name, entry)
+        if first is not entry:
+            reason = f"is the name of another {self._kind}, at {first.place()}"
+            self._findings.mistake(entry.finding(("name",), reason))
+        return first is entry
+
+
+def settings_of(
+    model: type[SectionT],
+    entry: Entry,
+    findings: Findings,
+    *,
+    given: Mapping[str, Any] | None = None,
+    lenient: bool = False,
+) -> SectionT | None:
+    """Turn a table into settings, or record what is wrong with it and give None.
+
+    `given` are the fields that the file says elsewhere, and not in the table. `lenient` is for
+    a table whose kind is not known: keys that `model` does not know may belong to it.
+    """
+    given = given or {}
+    for name in given.keys() & entry.table.keys():
+        findings.mistake(entry.finding((name,), "unknown key"))
+    try:
+        return model.model_validate({**entry.table, **given})
+    except ValidationError as error:
+        for detail in error.errors(include_input=False, include_context=False, include_url=False):
+            if not (lenient and detail["type"] == "extra_forbidden"):
+                key, text = _flaw(detail, entry.table, model, given)
+                findings.mistake(entry.finding(key, text))
+    return None
+
+
+def _flaw(
+    detail: ErrorDetails, table: Mapping[str, Any], model: type[BaseModel], given: Mapping[str, Any]
+) -> tuple[Key, str]:
+    key = _key(detail, table)
+    text = _text(detail, key, model, given)
+    field, colon, rest = text.partition(": ")
+    is_whole = detail["type"] == "value_error" and len(key) == len(detail["loc"])
+    if colon and is_whole and field in _fields(model, key):
+        return (*key, field), rest
+    return key, text
+
+
+def _key(detail: ErrorDetails, table: Mapping[str, Any]) -> Key:
+    """Follow pydantic's location as far as it is one in the file: it also names members of unions."""
+    key: Key = ()
+    value: Any = table
+    for part in detail["loc"]:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return (*key, part) if detail["type"] == "missing" else key
+        key = (*key, part)
+    return key
+
+
+def _text(detail: ErrorDetails, key: Key, model: type[BaseModel], given: Mapping[str, Any]) -> str:
+    kind, message = detail["type"], detail["msg"]
+    if kind == "extra_forbidden":
+        return "unknown key" + did_you_mean(key[-1], _fields(model, key[:-1]) - given.keys())
+    if kind in ("too_short", "string_too_short") and "at least 1 " in message:
+        return "must not be empty"
+    if kind in _WORDS:
+        return _WORDS[kind]
+    return _SUBJECT.sub("must ", message.removeprefix("Value error, ").replace(" after validation", ""))
+
+
+def _fields(model: type[BaseModel], key: Key) -> set[str]:
+    """Name the fields of `model`, or of the model that `key` leads to inside it."""
+    for part in key:
+        if isinstance(part, str) and part in model.model_fields:
+            arguments = getattr(model.model_fields[part].annotation, "__args__", ())
+            model = next((inner for inner in arguments if hasattr(inner, "model_fields")), model)
+    return set(model.model_fields)

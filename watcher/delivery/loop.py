@@ -1,0 +1,145 @@
+"""The delivering loop: finds lanes that are due, claims them per subscription, works them off side by side.
+
+A lane made due by this worker is claimed at once, the rest is found by looking at the schedule. Refuses
+to talk to the polling loops: they meet in Redis.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+from watcher.delivery.lane import LEASE_MS, LaneWorker
+from watcher.delivery.post import Poster, Target
+from watcher.logs import log
+from watcher.pause import pause
+from watcher.store.connect import StoreError
+from watcher.store.health import StoreHealth
+from watcher.store.keys import SHARDS
+from watcher.store.lanes import Lanes
+from watcher.store.schedule import Lease, Schedule
+from watcher.tally import Tally
+
+LOOK_S = 0.05
+"""Between two looks at the schedule: how late a lane may start that another worker made due."""
+
+_FULL_MS = 1000
+"""A subscription with no room left is not looked at for so long, unless one of its lanes is settled."""
+
+_UNKNOWN_MS = 60_000
+"""A subscription that the configuration does not know keeps its lanes, and is not looked at for so long."""
+
+
+class DeliverLoop:
+    """Delivers to all subscriptions until asked to stop."""
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        schedule: Schedule,
+        poster: Poster,
+        targets: Mapping[str, Target],
+        health: StoreHealth,
+        tally: Tally,
+    ) -> None:
+        self._lanes = lanes
+        self._targets = targets
+        self._health = health
+        self._in_flight: Counter[str] = Counter()
+        self._woken: set[tuple[int, str]] = set()
+        self._look_at = 0.0
+        self._is_finishing = False
+        self._held_until: dict[str, float] = {}
+        self._wake = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._worker = LaneWorker(
+            lanes, poster, tally, hold=self._hold, is_stopped=self._stopped.is_set, now_ms=schedule.now_ms
+        )
+
+    def wake(self, shard: int, subscription: str) -> None:
+        """Claim a lane of this subscription at once: one was just made due."""
+        self._woken.add((shard, subscription))
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Claim nothing more; attempts in flight go on to their end."""
+        self._stopped.set()
+        self._wake.set()
+
+    def finish(self) -> None:
+        """Deliver what is due, and stop when nothing is."""
+        self._is_finishing = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Tick until stopped, then wait for the attempts in flight."""
+        async with asyncio.TaskGroup() as group:
+            while not self._stopped.is_set():
+                self._wake.clear()
+                try:
+                    has_found = await self.tick(group)
+                    if self._is_finishing and not has_found and not self.in_flight:
+                        self.stop()
+                    self._health.answered()
+                    pause_s = self._look_at - time.monotonic()
+                except StoreError as trouble:
+                    pause_s = await self._health.failed(trouble)
+                await pause(self._wake, pause_s)
+
+    @property
+    def in_flight(self) -> int:
+        return self._in_flight.total()
+
+    async def tick(self, group: asyncio.TaskGroup) -> bool:
+        """Look for what is due, claim what there is room for, start working it off; says if there was any."""
+        due, self._woken = self._woken, set()
+        if self._is_finishing or time.monotonic() >= self._look_at:
+            due |= await self._look()
+            self._look_at = time.monotonic() + LOOK_S
+        await asyncio.gather(*(self._claim(group, shard, name) for shard, name in due))
+        return bool(due)
+
+    async def _look(self) -> set[tuple[int, str]]:
+        names_by_shard = await asyncio.gather(*map(self._lanes.due_subscriptions, range(SHARDS)))
+        return {(shard, name) for shard, names in enumerate(names_by_shard) for name in names}
+
+    async def _claim(self, group: asyncio.TaskGroup, shard: int, name: str) -> None:
+        target = self._targets.get(name)
+        if target is None:
+            await self._lanes.hold(shard, name, for_ms=_UNKNOWN_MS)
+            return
+        held_s = self._held_until.get(name, 0) - time.monotonic()
+        if held_s > 0:
+            await self._lanes.hold(shard, name, for_ms=int(1000 * held_s))
+            return
+        room = target.settings.max_in_flight - self._in_flight[name]
+        if room <= 0:
+            await self._lanes.hold(shard, name, for_ms=_FULL_MS)
+            return
+        self._in_flight[name] += room  # reserved while the claim is under way
+        claimed: tuple[Lease, ...] = ()
+        try:
+            claimed = (await self._lanes.claim(name, shard, lease_ms=LEASE_MS, at_most=room)).leases
+        finally:
+            self._in_flight[name] -= room - len(claimed)
+        for lease in claimed:
+            group.create_task(self._one(target, shard, lease), name=f"lane {name} {lease.member}")
+
+    async def _one(self, target: Target, shard: int, lease: Lease) -> None:
+        """Work off one lane. Whatever happens, it holds up no other lane."""
+        is_more = False
+        try:
+            is_more = await self._worker.work(target, lease)
+        except StoreError as trouble:
+            # What was posted but not settled is posted again when the lease has run out: same id, same bytes.
+            log.debug("lease.lost", account=lease.member, subscription=target.name, reason=str(trouble))
+        except Exception:
+            log.exception("bug", affected="lane", account=lease.member, subscription=target.name)
+        finally:
+            was_full = self._in_flight[target.name] >= target.settings.max_in_flight
+            self._in_flight[target.name] -= 1
+            if is_more or was_full:
+                self.wake(shard, target.name)
+
+    def _hold(self, subscription: str, ms: int) -> None:
+        self._held_until[subscription] = time.monotonic() + ms / 1000

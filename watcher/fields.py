@@ -1,0 +1,90 @@
+"""The texts of the configuration that mean something: durations, names, networks, amounts, base URLs.
+
+Refuses to repeat a text in the message about it: it may be a secret that stands in the wrong place.
+"""
+
+import re
+from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator
+
+from watcher import amounts
+
+_DURATION = re.compile(r"(0|[1-9][0-9]{0,8})(ms|s|m|h|d)\Z", re.ASCII)
+_UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_LONGEST = timedelta(days=366)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+# A host or an address, a port, a path: no userinfo, query or fragment, which would travel with every
+# request and show up in logs.
+_BASE_URL = re.compile(
+    r"https?://(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?\Z",
+    re.IGNORECASE,
+)
+
+
+def parse_duration(value: object) -> timedelta:
+    """Read `"30s"`, `"5m"`, `"1h"`, `"250ms"`, `"2d"`. Raises ValueError without the text in it."""
+    if isinstance(value, timedelta):
+        return value
+    match = _DURATION.match(value) if isinstance(value, str) else None
+    if not match:
+        raise ValueError('not a duration: write a whole number and a unit, such as "30s", "5m" or "2h"')
+    duration = timedelta(**{_UNITS[match[2]]: int(match[1])})
+    if duration > _LONGEST:
+        raise ValueError("longer than a year")
+    return duration
+
+
+def _base_url(text: str) -> str:
+    if not _BASE_URL.match(text):
+        raise ValueError(
+            "not a base URL: http:// or https://, a host, perhaps a port and a path; "
+            "no user, password, query or fragment"
+        )
+    return text.rstrip("/")
+
+
+def _name(text: str) -> str:
+    if not _NAME.match(text):
+        raise ValueError(
+            "not a name: 1 to 64 letters, digits, dots, dashes and underscores, a letter or digit first"
+        )
+    return text
+
+
+def _network(value: object) -> object:
+    """Say what is wrong with a network once, where a union of types would say it twice."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return ip_network(value)
+    except ValueError:
+        reason = "bits are set beyond the mask" if _is_network(value) else "write it like 10.1.0.0/16"
+        raise ValueError(f"not a network: {reason}") from None
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _amount(value: object) -> str:
+    """Whole numbers may go without quotes; a float never was the amount that somebody wrote."""
+    if isinstance(value, float):
+        raise ValueError('not exact: write the amount in quotes, like "0.1"')  # noqa: TRY004  # pydantic
+    return amounts.from_decimal(str(value) if type(value) is int else value)
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
+Amount = Annotated[str, BeforeValidator(_amount)]
+BaseUrl = Annotated[str, AfterValidator(_base_url)]
+"""The address of an API, without a slash at its end."""
+
+Name = Annotated[str, AfterValidator(_name)]
+"""What accounts, providers and subscriptions are called: it stands in keys, logs and file names."""

@@ -1,0 +1,132 @@
+"""The loops of one configuration. A reload starts a new generation and stops the one before it.
+
+Refuses to outlive its configuration: connections, limits and the egress policy belong to it, so that a
+stricter policy never meets an open connection of the time before.
+"""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from watcher.delivery.egress import Policy
+from watcher.delivery.loop import DeliverLoop
+from watcher.delivery.post import Poster, Target
+from watcher.interest import Interest
+from watcher.poll import Poller
+from watcher.poll_loop import PollLoop
+from watcher.providers.client import ProviderClient
+from watcher.providers.registry import provider_class
+from watcher.settings import AccountSettings, Settings
+from watcher.store.connect import StoreUnreachable
+from watcher.store.health import StoreHealth
+from watcher.store.keys import Keys
+from watcher.store.lanes import Lanes
+from watcher.store.polls import Polls
+from watcher.store.roster import Roster
+from watcher.store.schedule import Schedule
+from watcher.tally import Tally
+
+
+class Generation:
+    """Polls and delivers by one configuration, from `run` until `stop`."""
+
+    def __init__(self, settings: Settings, schedule: Schedule, health: StoreHealth, tally: Tally) -> None:
+        keys = Keys(settings.redis.namespace)
+        self._settings = settings
+        self._schedule = schedule
+        self._health = health
+        self._tally = tally
+        self._polls = Polls(schedule, keys)
+        self._lanes = Lanes(schedule, keys)
+        self._roster = Roster(schedule.pipe, keys)
+        self._policy = Policy(
+            allow=settings.egress.allow, allow_http=settings.egress.allow_http, nat64=settings.egress.nat64
+        )
+        self._loops: list[PollLoop | DeliverLoop] = []
+        self._is_stopped = False
+
+    async def run(self) -> None:
+        """Run the loops until `stop`, and the work in flight to its end."""
+        async with AsyncExitStack() as stack:
+            deliver_loop, poll_loops = await self._make_loops(stack)
+            self._loops = [deliver_loop, *poll_loops]
+            await self._until_enrolled()
+            async with asyncio.TaskGroup() as group:
+                for loop in self._loops:
+                    group.create_task(loop.run(), name=type(loop).__name__)
+
+    async def run_once(self) -> None:
+        """Poll every account once, deliver what is due, and end."""
+        async with AsyncExitStack() as stack:
+            deliver_loop, poll_loops = await self._make_loops(stack)
+            names = self._names_by_provider()
+            await self._roster.enroll(names, now_ms=self._schedule.now_ms())
+            for provider, accounts in names.items():
+                await self._roster.make_due(provider, accounts, now_ms=self._schedule.now_ms())
+            async with asyncio.TaskGroup() as group:
+                delivering = group.create_task(deliver_loop.run(), name="deliver")
+                async with asyncio.TaskGroup() as polling:
+                    for loop in poll_loops:
+                        polling.create_task(loop.run(), name="poll")
+                    for loop in poll_loops:
+                        await loop.all_polled.wait()
+                        loop.stop()
+                deliver_loop.finish()
+                await delivering
+
+    def stop(self) -> None:
+        """Claim nothing more."""
+        self._is_stopped = True
+        for loop in self._loops:
+            loop.stop()
+
+    @property
+    def in_flight(self) -> int:
+        return sum(loop.in_flight for loop in self._loops)
+
+    async def _until_enrolled(self) -> None:
+        while not self._is_stopped:
+            try:
+                await self._roster.enroll(self._names_by_provider(), now_ms=self._schedule.now_ms())
+            except StoreUnreachable as trouble:
+                await asyncio.sleep(await self._health.failed(trouble))
+            else:
+                return
+        self.stop()  # the loops were made meanwhile, and must not start
+
+    def _names_by_provider(self) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = {name: [] for name in self._settings.provider_by_name}
+        for account in self._settings.account_by_name.values():
+            names[account.provider].append(account.name)
+        return names
+
+    async def _make_loops(self, stack: AsyncExitStack) -> tuple[DeliverLoop, list[PollLoop]]:
+        poster = await stack.enter_async_context(Poster(self._policy))
+        deliver_loop = self._deliver_loop(poster)
+        names = self._settings.provider_by_name
+        return deliver_loop, [await self._poll_loop(stack, name, deliver_loop) for name in names]
+
+    def _deliver_loop(self, poster: Poster) -> DeliverLoop:
+        targets = {
+            name: Target(subscription, self._policy)
+            for name, subscription in self._settings.subscription_by_name.items()
+        }
+        return DeliverLoop(self._lanes, self._schedule, poster, targets, self._health, self._tally)
+
+    async def _poll_loop(self, stack: AsyncExitStack, name: str, deliver_loop: DeliverLoop) -> PollLoop:
+        settings = self._settings.provider_by_name[name]
+        client = ProviderClient(provider_class(settings.kind)(settings), settings)
+        poller = Poller(
+            settings,
+            await stack.enter_async_context(client),
+            self._polls,
+            Interest(self._settings.subscription_by_name),
+            self._tally,
+            now_ms=self._schedule.now_ms,
+            wake=deliver_loop.wake,
+        )
+        accounts: dict[str, AccountSettings] = {
+            account.name: account
+            for account in self._settings.account_by_name.values()
+            if account.provider == name
+        }
+        return PollLoop(poller, self._polls, accounts, self._health)

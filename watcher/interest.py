@@ -1,0 +1,51 @@
+"""Who wants to hear what: which subscriptions an event of an account goes to.
+
+Pure. Refuses to know what an event says beyond its account, type and asset.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import translate
+from functools import lru_cache
+
+from watcher.events import Event
+from watcher.settings import SubscriptionSettings
+from watcher.snapshot import asset_id
+
+
+class Interest:
+    """The wishes of all subscriptions, compiled once per configuration."""
+
+    def __init__(self, subscriptions: Mapping[str, SubscriptionSettings]) -> None:
+        self._wishes = {name: _Wish(settings) for name, settings in subscriptions.items()}
+        self.names = frozenset(self._wishes)
+        self._who = lru_cache(maxsize=100_000)(self._listeners)
+
+    def listeners(self, account: str) -> tuple[str, ...]:
+        """Name the subscriptions that want to hear of an account at all."""
+        return self._who(account)
+
+    def wants(self, subscription: str, event: Event) -> bool:
+        """Say whether a listener of the event's account wants this event."""
+        return self._wishes[subscription].wants(event)
+
+    def _listeners(self, account: str) -> tuple[str, ...]:
+        return tuple(name for name, wish in self._wishes.items() if wish.accounts.match(account))
+
+
+class _Wish:
+    def __init__(self, settings: SubscriptionSettings) -> None:
+        self.accounts = _any_of(settings.accounts)
+        self._types = _any_of(settings.events) if settings.events else None
+        self._assets = None if "*" in settings.assets else _any_of(map(asset_id, settings.assets))
+
+    def wants(self, event: Event) -> bool:
+        if self._types and not self._types.match(event.type):
+            return False
+        if self._assets is None:
+            return True
+        return bool(self._assets.match(event.asset_id) or (event.symbol and self._assets.match(event.symbol)))
+
+
+def _any_of(globs: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(translate(glob) for glob in globs))

@@ -1,0 +1,234 @@
+"""The catalogue of log lines: every event name that `watcher` logs, with its level and its fields.
+
+Names and fields are documented and stable: a test compares them with what the code says, both ways.
+Refuses to log: it is data.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+Level = Literal["debug", "info", "warning", "error"]
+
+FIELD_MEANINGS: Mapping[str, str] = {
+    "account": "name of the account",
+    "accounts": "how many accounts",
+    "affected": "which of our own names this is about",
+    "asset": "id of the asset",
+    "assets": "how many assets",
+    "attempt": "number of this attempt, from 1",
+    "changes": "how many changes were found, each one an event (in a heartbeat: since the last one)",
+    "deliveries": "how many deliveries (in a heartbeat: since the last one)",
+    "drain_ms": "how long work in hand may take at most",
+    "dropped_lines": "log lines lost since the start, because nobody read them",
+    "due": "how many accounts and lanes are due and not yet claimed",
+    "duration_ms": "how long it took",
+    "event_id": "id of the event, as in the header webhook-id",
+    "event_type": "type of the event, such as deposit.cleared",
+    "eviction": "the server's maxmemory-policy",
+    "exception": "the traceback, without local variables",
+    "field": "the field of the balance that moved",
+    "file": "path of the configuration file",
+    "guarantee": "what this server promises, in one sentence",
+    "held": "how many changes wait for their other half",
+    "in_flight": "requests under way",
+    "lag_ms": "from the commit of the event to its delivery, or how late the event loop is",
+    "library": "which library spoke",
+    "lines": "how many log lines",
+    "message": "what it said",
+    "mistakes": "how many mistakes were found",
+    "next_ms": "how long until the next try",
+    "outcome": "delivered, retry or refused",
+    "persistence": "how the server keeps its data: aof, rdb or none",
+    "polls": "how many polls since the last heartbeat",
+    "provider": "name of the provider",
+    "providers": "how many providers",
+    "reason": "why, in a short text of ours",
+    "refused": "how many polls were refused since the last heartbeat",
+    "retried": "how many attempts failed since the last heartbeat",
+    "rss_mb": "memory of the process",
+    "sequence": "sequence of the event, strictly rising per account",
+    "server": "name and version of the server: redis 7.2.4 or valkey 9.0.1",
+    "signal": "name of the signal",
+    "skew_ms": "by how much the clock differs from the server's",
+    "status": "HTTP status of the answer",
+    "subscription": "name of the subscription",
+    "subscriptions": "how many subscriptions",
+    "trouble": "kind of trouble: auth, configuration, rate, transient, malformed or gone",
+    "unchanged": "whether the snapshot equals the last one",
+    "version": "version of watcher",
+    "worker": "name of this worker",
+}
+
+
+class Line(NamedTuple):
+    """One event name: its level, the fact it states, the fields it may carry (each where it is known).
+
+    Where it says nothing new it is logged at the level debug instead.
+    """
+
+    level: Level
+    fact: str
+    fields: tuple[str, ...] = ()
+
+
+_DELIVERY = (
+    "subscription",
+    "account",
+    "event_id",
+    "event_type",
+    "sequence",
+    "attempt",
+    "status",
+    "duration_ms",
+)
+_POLL = ("account", "provider", "status", "duration_ms")
+
+EVENTS: Mapping[str, Line] = {
+    "worker.started": Line(
+        "info",
+        "A worker began to claim work.",
+        ("worker", "version", "accounts", "subscriptions", "providers"),
+    ),
+    "worker.draining": Line(
+        "info",
+        "A worker was asked to stop: it claims nothing more and finishes what it has in hand.",
+        ("worker", "signal", "in_flight", "drain_ms"),
+    ),
+    "worker.stopped": Line(
+        "info", "A worker has given back its leases and ends.", ("worker", "duration_ms", "in_flight")
+    ),
+    "worker.heartbeat": Line(
+        "info",
+        "Once a minute: a worker is alive, and what it did since the last time.",
+        (
+            *("worker", "polls", "refused", "changes", "deliveries", "retried", "due", "in_flight"),
+            *("lag_ms", "rss_mb", "dropped_lines"),
+        ),
+    ),
+    "loop.lagged": Line(
+        "warning", "Something held the event loop up, so leases may have run out.", ("worker", "lag_ms")
+    ),
+    "lease.lost": Line(
+        "info",
+        "A lease ran out before the work was done; what came after was void, and another worker does it.",
+        ("worker", "account", "subscription", "duration_ms"),
+    ),
+    "clock.skewed": Line(
+        "warning",
+        "This machine's clock differs from the server's; receivers refuse signatures that are 5 minutes off.",
+        ("worker", "skew_ms"),
+    ),
+    "configuration.loaded": Line(
+        "info",
+        "A configuration is in force, at the start or after SIGHUP.",
+        ("file", "providers", "accounts", "subscriptions"),
+    ),
+    "configuration.refused": Line(
+        "error", "A reload found mistakes; the configuration before it stays.", ("file", "mistakes", "reason")
+    ),
+    "store.guarantee": Line(
+        "info",
+        "What the server at hand promises, read at the start.",
+        ("server", "persistence", "eviction", "guarantee"),
+    ),
+    "store.weak": Line(
+        "warning",
+        "The server is set up so that a promise of ours does not hold.",
+        ("server", "persistence", "eviction", "reason"),
+    ),
+    "store.unreachable": Line(
+        "error", "The server does not answer; work waits for it. Said once.", ("reason", "next_ms")
+    ),
+    "store.refusing": Line(
+        "error",
+        "The server answers but refuses writes (memory or disk is full, or it is a replica). Said once.",
+        ("reason", "next_ms"),
+    ),
+    "store.recovered": Line("info", "The server answers and takes writes again.", ("duration_ms",)),
+    "state.lost": Line(
+        "error", "The server has lost its state; accounts get new baselines, no events.", ("accounts",)
+    ),
+    "account.baseline": Line(
+        "info", "The first good snapshot of an account is its baseline.", ("account", "provider", "assets")
+    ),
+    "account.moved_on": Line(
+        "info",
+        "Another worker committed this account first; this poll is void.",
+        ("account", "provider", "duration_ms"),
+    ),
+    "account.stale": Line(
+        "warning",
+        "No good poll of this account for three intervals.",
+        ("account", "provider", "trouble", "reason"),
+    ),
+    "account.recovered": Line(
+        "info", "A good poll of an account that was stale.", ("account", "provider", "duration_ms")
+    ),
+    "account.quarantined": Line(
+        "error", "The state of this account cannot be read; it alone is left out.", ("account", "reason")
+    ),
+    "poll.finished": Line(
+        "info",
+        "A good poll: its snapshot is the account's state.",
+        (*_POLL, "unchanged", "assets", "changes", "held", "next_ms"),
+    ),
+    "poll.refused": Line(
+        "info",
+        "A poll is void: the account's state and its time stay.",
+        (*_POLL, "trouble", "reason", "next_ms"),
+    ),
+    "poll.discarded": Line(
+        "info",
+        "A good answer came too late or during a stop, and was not used.",
+        (*_POLL, "reason"),
+    ),
+    "event.created": Line(
+        "info",
+        "A change was committed and is owed to the subscriptions that match.",
+        ("account", "provider", "asset", "event_id", "event_type", "sequence", "subscriptions"),
+    ),
+    "asset.doubted": Line(
+        "info",
+        "An asset fell in a way that the next good poll must confirm before it counts.",
+        ("account", "asset", "reason"),
+    ),
+    "lane.overflowed": Line(
+        "warning",
+        "A lane was full: its oldest deliveries became dead letters.",
+        ("account", "subscription", "deliveries"),
+    ),
+    "delivery.delivered": Line("info", "A subscriber answered 2xx.", (*_DELIVERY, "lag_ms")),
+    "delivery.retried": Line(
+        "info", "An attempt failed; the next one is due.", (*_DELIVERY, "outcome", "reason", "next_ms")
+    ),
+    "delivery.dead": Line(
+        "warning",
+        "The last attempt failed: the delivery is a dead letter, kept, and the lane goes on.",
+        (*_DELIVERY, "outcome", "reason"),
+    ),
+    "subscription.slowed": Line(
+        "info", "A subscriber asked for fewer requests.", ("subscription", "status", "next_ms")
+    ),
+    "subscription.paused": Line(
+        "warning",
+        "A subscription gets no more attempts until it is resumed; its events are kept.",
+        ("subscription", "reason", "status"),
+    ),
+    "subscription.resumed": Line("info", "A paused subscription is delivered to again.", ("subscription",)),
+    "provider.unavailable": Line(
+        "warning",
+        "A provider fails for all its accounts; one account at a time asks it from now on. Said once.",
+        ("provider", "trouble", "reason", "status", "next_ms"),
+    ),
+    "provider.recovered": Line("info", "A provider answers again.", ("provider", "duration_ms")),
+    "library.warned": Line("warning", "A library that we use logged a warning.", ("library", "message")),
+    "library.failed": Line(
+        "error", "A library that we use logged an error.", ("library", "message", "exception")
+    ),
+    "log.dropped": Line("warning", "Log lines were lost because nobody read them in time.", ("lines",)),
+    "bug": Line(
+        "error",
+        "Something that was not planned; please report it with the traceback.",
+        ("affected", "account", "subscription", "exception"),
+    ),
+}

@@ -1,0 +1,251 @@
+"""One poll of one account: fetch, normalize, diff, commit. `poll_loop` says when.
+
+An answer whose bytes are those of the last one says nothing new: most polls end there, unparsed.
+Refuses to touch a state that it cannot read, and to tell anything of a poll that is not good.
+"""
+
+import random
+import secrets
+import time
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import NamedTuple
+
+from watcher.cadence import spread_ms, wait_s, waits_ms
+from watcher.diff import Reading, Step, diff
+from watcher.interest import Interest
+from watcher.ledger import AccountState, Rules
+from watcher.logs import log
+from watcher.providers.client import ProviderClient
+from watcher.providers.contract import Refused
+from watcher.settings import AccountSettings, ProviderSettings
+from watcher.store.keys import shard_of
+from watcher.store.polls import Commit, Polls
+from watcher.store.schedule import Lease, Reply
+from watcher.store.state import BadState
+from watcher.tally import Tally
+
+_QUARANTINE_MS = (300_000,)
+"""How often a damaged state is looked at again, in case that somebody mended it."""
+
+
+class Settled(NamedTuple):
+    """The last good answer of an account, where its repetition would change nothing."""
+
+    digest: bytes
+    version: str
+    wait_s: float
+
+
+class Poller:
+    """Polls the accounts of one provider. `wake(shard, subscription)` is called for every lane made due."""
+
+    def __init__(
+        self,
+        settings: ProviderSettings,
+        client: ProviderClient,
+        polls: Polls,
+        interest: Interest,
+        tally: Tally,
+        *,
+        now_ms: Callable[[], int],
+        wake: Callable[[int, str], None],
+    ) -> None:
+        self.settings = settings
+        self._client = client
+        self._polls = polls
+        self._interest = interest
+        self._tally = tally
+        self._now_ms = now_ms
+        self._wake = wake
+        self._rules = Rules(settings.withdrawals, settings.settle_polls)
+        self._settled: dict[str, Settled] = {}
+
+    async def poll(self, account: AccountSettings, lease: Lease) -> None:
+        """Make one poll and say in one line what became of it. Raises StoreUnreachable."""
+        started = time.monotonic()
+        self._tally.polls += 1
+        try:
+            bodies = await self._client.ask(account)
+            await self._take(account, lease, bodies, started)
+        except Refused as refused:
+            await self._postpone(account, lease, refused, started)
+        except BadState as damage:
+            await self._quarantine(account, lease, damage)
+
+    async def _take(
+        self, account: AccountSettings, lease: Lease, bodies: tuple[bytes, ...], started: float
+    ) -> None:
+        """Take in a good answer. Raises Refused where it turns out to be none, and BadState."""
+        observed_ms = self._now_ms()
+        digest = blake2b(b"\0".join(bodies), digest_size=16).digest()
+        settled = self._settled.pop(account.name, None)
+        if settled and settled.digest == digest:
+            reply = await self._touch(account, lease, settled, observed_ms)
+            if reply is not Reply.MOVED_ON:
+                self._settled[account.name] = settled
+                self._finish(account, reply, started)
+                return
+        state = await self._polls.read_state(account.name)
+        known = {entry.asset.id: entry.asset for entry in state.entry_by_asset.values()} if state else {}
+        snapshot = await self._client.read(account, bodies, known=known)
+        source = self._client.source(account)
+        reading = Reading(account.name, self.settings.name, source, snapshot, observed_ms)
+        await self._advance(account, lease, state, reading, digest, started)
+
+    async def _advance(
+        self,
+        account: AccountSettings,
+        lease: Lease,
+        state: AccountState | None,
+        reading: Reading,
+        digest: bytes,
+        started: float,
+    ) -> None:
+        """Move the state on to a reading; where another worker was faster, from what it left."""
+        for is_last in (False, False, True):  # losing to another worker three times is no accident
+            step = self._step(state, reading)
+            after = step.state if step else state
+            assert after is not None  # without a state, a reading is a baseline
+            settled = Settled(digest, after.version, wait_s(account, after))
+            if step:
+                reply = await self._commit(account, lease, state, step)
+            else:
+                reply = await self._touch(account, lease, settled, reading.observed_ms)
+            if is_last or reply is not Reply.MOVED_ON:
+                break
+            state = await self._polls.read_state(account.name)
+        if reply in (Reply.DONE, Reply.DONE_BEFORE) and _is_settled(after):
+            self._settled[account.name] = settled
+        self._finish(account, reply, started, step)
+
+    def _step(self, state: AccountState | None, reading: Reading) -> Step | None:
+        return diff(
+            state,
+            reading,
+            rules=self._rules,
+            interest=self._interest,
+            version=secrets.token_hex(8),
+            now_ms=self._now_ms(),
+        )
+
+    async def _commit(
+        self, account: AccountSettings, lease: Lease, state: AccountState | None, step: Step
+    ) -> Reply:
+        wait_ms = spread_ms(wait_s(account, step.state), random.random())
+        reply, pushed_out = await self._polls.commit(
+            Commit(
+                account=account.name,
+                provider=self.settings.name,
+                lease=lease,
+                expected_version=state.version if state else "",
+                state=step.state,
+                due_ms=self._now_ms() + wait_ms,
+                log=step.log,
+                deliveries=step.deliveries,
+            )
+        )
+        if reply in (Reply.DONE, Reply.DONE_BEFORE):
+            self._tell(account, step)
+            if pushed_out:
+                log.warning("lane.overflowed", account=account.name, deliveries=pushed_out)
+            for subscription in step.deliveries:
+                self._wake(shard_of(account.name), subscription)
+        return reply
+
+    async def _touch(
+        self, account: AccountSettings, lease: Lease, settled: Settled, observed_ms: int
+    ) -> Reply:
+        return await self._polls.touch(
+            self.settings.name,
+            lease,
+            version=settled.version,
+            polled_at_ms=observed_ms,
+            due_ms=self._now_ms() + spread_ms(settled.wait_s, random.random()),
+        )
+
+    async def _postpone(
+        self, account: AccountSettings, lease: Lease, refused: Refused, started: float
+    ) -> None:
+        if refused.trouble == "rate" and refused.retry_after_s:
+            await self._polls.take_turns(
+                self.settings.name, 0, spacing_ms=0, not_before_ms=1000 * refused.retry_after_s
+            )
+        postponed = await self._polls.postpone(
+            self.settings.name,
+            lease,
+            why=f"{refused.trouble} {refused.reason}",
+            at_least_ms=int(1000 * (refused.retry_after_s or 0)),
+            waits_ms=waits_ms(refused.trouble, chance=random.random()),
+        )
+        self._tally.refused += 1
+        log.info(
+            "poll.refused",
+            account=account.name,
+            provider=self.settings.name,
+            trouble=refused.trouble,
+            reason=refused.reason,
+            status=refused.status,
+            next_ms=postponed.wait_ms if postponed else None,
+            duration_ms=_since_ms(started),
+        )
+
+    async def _quarantine(self, account: AccountSettings, lease: Lease, damage: BadState) -> None:
+        await self._polls.postpone(
+            self.settings.name, lease, why=f"quarantined {damage}", at_least_ms=0, waits_ms=_QUARANTINE_MS
+        )
+        log.error("account.quarantined", account=account.name, reason=str(damage))
+
+    def _finish(
+        self, account: AccountSettings, reply: Reply, started: float, step: Step | None = None
+    ) -> None:
+        names = {"account": account.name, "provider": self.settings.name, "duration_ms": _since_ms(started)}
+        if reply is Reply.LEASE_LOST:
+            log.info("poll.discarded", **names, reason="the lease ran out before the answer came")
+        elif reply is Reply.MOVED_ON:
+            log.info("poll.discarded", **names, reason="another worker was faster")
+        elif step is None:
+            log.debug("poll.finished", **names, unchanged=True)
+        else:
+            log.info(
+                "poll.finished",
+                **names,
+                unchanged=False,
+                changes=len(step.events),
+                held=len(step.advance.held),
+            )
+
+    def _tell(self, account: AccountSettings, step: Step) -> None:
+        if step.advance.is_baseline:
+            log.info(
+                "account.baseline",
+                account=account.name,
+                provider=self.settings.name,
+                assets=len(step.state.entry_by_asset),
+            )
+        for asset_id, reason in step.advance.doubted.items():
+            log.info("asset.doubted", account=account.name, asset=asset_id, reason=reason)
+        self._tally.changes += len(step.events)
+        for event in step.events:
+            log.info(
+                "event.created",
+                account=account.name,
+                provider=self.settings.name,
+                asset=event.asset_id,
+                event_id=event.id,
+                event_type=event.type,
+                sequence=event.sequence,
+                subscriptions=sum(
+                    event.id == delivery.event_id
+                    for deliveries in step.deliveries.values()
+                    for delivery in deliveries
+                ),
+            )
+
+
+def _is_settled(state: AccountState) -> bool:
+    return not any(entry.held_polls or entry.doubted for entry in state.entry_by_asset.values())
+
+
+def _since_ms(started: float) -> int:
+    return round(1000 * (time.monotonic() - started))

@@ -1,0 +1,140 @@
+"""The polling loop of one provider: claim what is due, take turns at the rate limit, poll side by side.
+
+Refuses to talk to the delivering loop: they meet in Redis.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping
+
+from watcher.logs import log
+from watcher.pause import pause
+from watcher.poll import Poller
+from watcher.settings import AccountSettings
+from watcher.store.connect import StoreError
+from watcher.store.health import StoreHealth
+from watcher.store.keys import SHARDS
+from watcher.store.polls import Polls
+from watcher.store.schedule import Lease
+
+CONCURRENCY = 64
+"""Polls of one provider at the same time: the throughput of one process levels off there."""
+
+LOOK_MS = 250
+"""Longest time between two looks at a shard: another worker may have died, or a file been edited."""
+
+_AHEAD_S = 1.0
+"""How many seconds of a provider's rate one claim may take: more would keep it from other workers."""
+
+_SLACK = 1.05
+"""Turns are a little wider apart than the limit asks: requests arrive less evenly than they leave."""
+
+_LEASE_MARGIN_S = 30
+"""A lease outlasts the longest poll by the longest wait for a turn, and some."""
+
+_UNKNOWN_MS = 10_000
+"""An account that this worker's configuration does not know is left to those who know it."""
+
+
+class PollLoop:
+    """Polls the accounts of one provider until asked to stop."""
+
+    def __init__(
+        self, poller: Poller, polls: Polls, accounts: Mapping[str, AccountSettings], health: StoreHealth
+    ) -> None:
+        self._poller = poller
+        self._polls = polls
+        self._accounts = accounts
+        self._health = health
+        self._provider = poller.settings.name
+        self._spacing_s = _SLACK / poller.settings.requests_per_second
+        self._lease_ms = int(1000 * (poller.settings.timeout.total_seconds() + _LEASE_MARGIN_S))
+        self._look_at = [0.0] * SHARDS
+        self._in_flight = 0
+        self._unpolled = set(accounts)
+        self.all_polled = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._wake = asyncio.Event()
+
+    def stop(self) -> None:
+        """Claim nothing more; polls in flight go on to their end."""
+        self._stopped.set()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Tick until stopped, then wait for the polls in flight."""
+        async with asyncio.TaskGroup() as group:
+            while not self._stopped.is_set():
+                self._wake.clear()
+                try:
+                    pause_s = await self.tick(group)
+                    self._health.answered()
+                except StoreError as trouble:
+                    pause_s = await self._health.failed(trouble)
+                await pause(self._wake, pause_s)
+
+    async def tick(self, group: asyncio.TaskGroup) -> float:
+        """Claim once and start the polls; returns in how many seconds the next tick is due."""
+        leases = await self._claim()
+        if leases:
+            turn_s = await self._take_turns(len(leases))
+            for i, lease in enumerate(leases):
+                self._in_flight += 1
+                group.create_task(self._one(lease, turn_s + i * self._spacing_s), name=f"poll {lease.member}")
+        now = time.monotonic()
+        if self._in_flight >= CONCURRENCY:
+            return LOOK_MS / 1000
+        return max(0.0, min(self._look_at) - now)
+
+    @property
+    def in_flight(self) -> int:
+        return self._in_flight
+
+    async def _claim(self) -> list[Lease]:
+        """Claim at every shard that is due, fairly, no more than can start soon."""
+        now = time.monotonic()
+        shards = [shard for shard in range(SHARDS) if self._look_at[shard] <= now]
+        room = min(CONCURRENCY - self._in_flight, math.ceil(_AHEAD_S / self._spacing_s))
+        if not shards or room <= 0:
+            return []
+        # The longest overdue look comes first; a shard that gets no room now is looked at next time.
+        shards = sorted(shards, key=self._look_at.__getitem__)[:room]
+        at_most = room // len(shards)
+        claims = [
+            self._polls.claim(self._provider, shard, lease_ms=self._lease_ms, at_most=at_most)
+            for shard in shards
+        ]
+        leases: list[Lease] = []
+        for shard, claimed in zip(shards, await asyncio.gather(*claims), strict=True):
+            leases.extend(claimed.leases)
+            wait_ms = LOOK_MS if claimed.next_due_ms is None else min(LOOK_MS, claimed.next_due_ms)
+            self._look_at[shard] = now + wait_ms / 1000
+        return leases
+
+    async def _take_turns(self, turns: int) -> float:
+        """Reserve turns at the provider; returns the loop time of the first one."""
+        wait_ms = await self._polls.take_turns(self._provider, turns, spacing_ms=1000 * self._spacing_s)
+        return time.monotonic() + wait_ms / 1000
+
+    async def _one(self, lease: Lease, turn_s: float) -> None:
+        """Poll one account at its turn. Whatever happens, it holds up no other account."""
+        try:
+            account = self._accounts.get(lease.member)
+            if account is None:
+                await self._polls.release(self._provider, lease, due_in_ms=_UNKNOWN_MS)
+            elif await pause(self._stopped, turn_s - time.monotonic()):
+                await self._polls.release(self._provider, lease)
+            else:
+                await self._poller.poll(account, lease)
+        except StoreError as trouble:
+            # The lease runs out, and the next poll finds the same change again.
+            log.debug("poll.discarded", account=lease.member, provider=self._provider, reason=str(trouble))
+        except Exception:
+            log.exception("bug", affected="poll", account=lease.member)
+        finally:
+            self._in_flight -= 1
+            self._unpolled.discard(lease.member)
+            if not self._unpolled:
+                self.all_polled.set()
+            self._wake.set()

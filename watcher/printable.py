@@ -1,0 +1,112 @@
+"""Makes text from outside safe to show: no control characters, no secret that is known, bounded.
+
+Refuses to guess: an object that is not plain data is shown as the name of its type, because a repr may
+hold anything.
+"""
+
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from itertools import islice
+from pathlib import PurePath
+from unicodedata import category
+from uuid import UUID
+
+TEXT_LIMIT = 200
+TRACEBACK_LIMIT = 8_000
+"""Characters of a traceback: room for some thirty frames."""
+
+_FRAMES = 40
+_ITEMS = 50
+_DEPTH = 4
+_SHORTEST_SECRET = 8
+"""What is shorter than this is no secret of ours, and would blank out ordinary words."""
+
+_WRITTEN_OUT = (PurePath, Decimal, UUID, timedelta, IPv4Address, IPv4Network, IPv6Address, IPv6Network)
+_secrets: set[str] = set()
+
+
+def printable(text: str, limit: int = TEXT_LIMIT) -> str:
+    """Return `text` as one line of at most `limit` characters.
+
+    What is not printable (C0 and C1 controls, bidirectional marks, lone surrogates, line separators) is
+    escaped as Python would write it, `\\x1b`.
+    """
+    if len(text) <= limit and text.isprintable():
+        return text
+    shown = "".join(map(_escape, text[:limit]))
+    return shown if len(text) <= limit and len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def plain(value: object, depth: int = _DEPTH) -> object:
+    """Return `value` as JSON data that orjson takes, with every text in it printable."""
+    match value:
+        case Enum():
+            return plain(value.value, depth)
+        case str():
+            return printable(value)
+        case bool() | None | float():
+            return value
+        case int():
+            return value if -(2**63) <= value < 2**64 else _digits(value)
+        case bytes():
+            return printable(value[:TEXT_LIMIT].decode(errors="backslashreplace"))
+        case datetime():
+            return _utc(value)
+        case BaseException():
+            return type(value).__name__
+        case Mapping() | Sequence() | set() | frozenset() if depth == 0:
+            return "…"
+        case Mapping():
+            return {_key(key): plain(each, depth - 1) for key, each in islice(value.items(), _ITEMS)}
+        case Sequence() | set() | frozenset():
+            return [plain(each, depth - 1) for each in islice(value, _ITEMS)]
+        case _:
+            return printable(str(value) if isinstance(value, _WRITTEN_OUT) else f"<{type(value).__name__}>")
+
+
+def traceback_text(error: BaseException, limit: int = TRACEBACK_LIMIT) -> str:
+    """Return the traceback of `error`, causes included, several lines, no local variables.
+
+    Too long a traceback loses its middle: where it began and what happened at last say most.
+    """
+    raw = "".join(traceback.format_exception(error, limit=-_FRAMES))
+    text = "\n".join(printable(line) for line in without_secrets(raw).splitlines())
+    if len(text) <= limit:
+        return text
+    head, tail = limit // 4, limit - limit // 4 - 3
+    return f"{text[:head]}\n…\n{text[-tail:]}"
+
+
+def hide(secrets: Iterable[str]) -> None:
+    """Remember these texts; from now on no traceback and no foreign log record of this process shows them."""
+    _secrets.update(secret for secret in secrets if len(secret) >= _SHORTEST_SECRET)
+
+
+def without_secrets(text: str) -> str:
+    for secret in sorted(_secrets, key=len, reverse=True):  # one may be part of another
+        text = text.replace(secret, "[secret]")
+    return text
+
+
+def _escape(character: str) -> str:
+    if character.isprintable() or category(character) == "Zs":
+        return character
+    return character.encode("unicode_escape").decode()
+
+
+def _digits(value: int) -> str:
+    # Python refuses to write out an integer of more than 4,300 digits.
+    return printable(str(value)) if value.bit_length() < 10_000 else "<int>"
+
+
+def _utc(value: datetime) -> str:
+    aware = value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+    return aware.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _key(key: object) -> str:
+    return printable(key) if isinstance(key, str) else str(plain(key, 0))

@@ -1,0 +1,49 @@
+"""Keeps a provider's list of assets: fetched when an asset is not in it, and not too often.
+
+Refuses to let an asset change its unit by accident: what a list once held stays known, and an asset
+counts as unlisted only when a list that was fetched after it turned up does not hold it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Set
+
+from watcher.providers.contract import Catalogue, Refused
+
+RENEW_S = 600.0
+"""Between two looks for assets that were unlisted the last time: a delisted token may stay for ever."""
+RETRY_S = 10.0
+"""Between two fetches at all, whatever turned up or failed."""
+
+_MOST_UNLISTED = 10_000
+
+
+class KeptCatalogue:
+    """The last good list, and what it is known not to hold. `refused` is how the last fetch failed."""
+
+    def __init__(self, fetch: Callable[[], Awaitable[Catalogue]], *, clock: Callable[[], float]) -> None:
+        self.asset_by_id: Catalogue = {}
+        self.unlisted: Set[str] = frozenset()
+        self.refused: Refused | None = None
+        self._fetch = fetch
+        self._clock = clock
+        self._turn = asyncio.Lock()
+        self._fetched_at = float("-inf")
+
+    async def look_up(self, ids: Set[str]) -> None:
+        """Fetch the list if it lacks some of `ids` and it is time to. A failure keeps the last good one."""
+        async with self._turn:
+            missing = ids - self.asset_by_id.keys()
+            pause_s = RETRY_S if missing - self.unlisted else RENEW_S
+            if not missing or self._clock() < self._fetched_at + pause_s:
+                return
+            try:
+                self._learn(await self._fetch(), missing)
+                self.refused = None
+            except Refused as refused:
+                self.refused = refused
+            self._fetched_at = self._clock()
+
+    def _learn(self, listed: Catalogue, missing: Set[str]) -> None:
+        self.asset_by_id = {**self.asset_by_id, **listed}
+        remembered = self.unlisted if len(self.unlisted) < _MOST_UNLISTED else frozenset()
+        self.unlisted = (remembered | missing) - self.asset_by_id.keys()

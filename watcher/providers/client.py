@@ -1,0 +1,179 @@
+"""Asks one provider over HTTP, within bounds, and reads what came back.
+
+Refuses whatever is not a whole good answer: no redirect, no cookie, no proxy, no body above 1 MiB, no
+request without an end. Nothing but Refused comes out, in words of ours: no URL, no body, no key.
+"""
+
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Self
+
+import aiohttp
+from yarl import URL
+
+from watcher import __version__
+from watcher.providers.body import read_body
+from watcher.providers.catalogue import KeptCatalogue
+from watcher.providers.contract import Catalogue, Provider, Refused, Request
+from watcher.providers.refusals import TRANSPORT_ERRORS, by_error, by_status
+from watcher.retry_after import retry_after_s
+from watcher.providers.strict_json import NotJson, parse
+from watcher.settings import ProviderSettings
+from watcher.snapshot import Snapshot
+
+LONGEST_RETRY_AFTER_S = 900.0
+"""A provider may ask for a pause, but not silence an account."""
+CONNECTIONS = 128
+"""Far more than the rate limits of both providers can keep busy, far fewer than file descriptors."""
+
+_AGAIN_WITHIN_S = 1.0
+_NOTHING: Catalogue = MappingProxyType({})
+
+
+class ProviderClient:
+    """The connections to one section of the file. Use as `async with`.
+
+    `wait_turn` is awaited before a request that belongs to no poll (the list of assets), so that it
+    keeps to the rate limit too; a poll takes `cost(account)` of that limit.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        settings: ProviderSettings,
+        *,
+        wait_turn: Callable[[], Awaitable[None]] | None = None,
+        utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._provider = provider
+        self._name = settings.name
+        self._base_url = settings.base_url.rstrip("/")
+        self._timeout = aiohttp.ClientTimeout(total=settings.timeout.total_seconds())
+        self._wait_turn = wait_turn
+        self._utc_now = utc_now
+        self._clock = clock
+        self._catalogue_request = provider.catalogue_request()
+        self._catalogue = KeptCatalogue(self._fetch_catalogue, clock=clock)
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=CONNECTIONS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=self._timeout,
+            trust_env=False,
+            auto_decompress=False,
+            max_line_size=8190,
+            max_field_size=8190,
+            max_headers=128,
+            headers={
+                "Accept": "application/json",
+                "Accept-Encoding": "gzip",
+                "User-Agent": f"watcher/{__version__}",
+            },
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    def cost(self, account: Any) -> int:
+        """Say how many requests one poll of this account is."""
+        return len(self._provider.requests(account))
+
+    def source(self, account: Any) -> str:
+        """Name what is polled for this account, for comparison only: another source is another account."""
+        parts = (self._name, self._base_url, self._provider.source(account))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+    async def ask(self, account: Any) -> tuple[bytes, ...]:
+        """Send the requests of one poll, one after the other. Raises Refused.
+
+        The same bytes as at the last good poll mean the same snapshot: there is no need to read them.
+        """
+        return tuple([await self._fetch(request) for request in self._provider.requests(account)])
+
+    async def read(self, account: Any, bodies: Sequence[bytes], *, known: Catalogue = _NOTHING) -> Snapshot:
+        """Read the bodies of one poll. Raises Refused, and nothing else whatever the bytes are.
+
+        Awaits only to fetch the list of assets, when it lacks one of them. `known` is what the last
+        state says of its assets: it stands in for a list that no longer, or not yet, holds them.
+        """
+        answers = [self._parse(body) for body in bodies]
+        catalogue = self._catalogue
+        snapshot = self._provider.read(account, answers, catalogue.asset_by_id)
+        assets = snapshot.row_by_asset.keys()
+        if self._catalogue_request is None or assets <= catalogue.asset_by_id.keys():
+            return snapshot
+        await catalogue.look_up(assets)
+        asset_by_id = {**known, **catalogue.asset_by_id}
+        if assets - asset_by_id.keys() - catalogue.unlisted:
+            why = catalogue.refused or "it was fetched a moment ago"
+            raise Refused("transient", f"an asset that is not in the list of assets yet: {why}")
+        return self._provider.read(account, answers, asset_by_id)
+
+    async def _fetch_catalogue(self) -> Catalogue:
+        assert self._catalogue_request is not None
+        if self._wait_turn:
+            await self._wait_turn()
+        return self._provider.read_catalogue(self._parse(await self._fetch(self._catalogue_request)))
+
+    def _parse(self, body: bytes) -> Any:
+        """Parse the body of an answer with status 200, which may still hold an error."""
+        try:
+            answer = parse(body)
+        except NotJson as error:
+            raise Refused("malformed", f"the answer is {error}", status=200) from None
+        if refused := self._provider.refusal(200, answer):
+            raise Refused(refused.trouble, refused.reason, status=200)
+        return answer
+
+    async def _fetch(self, request: Request) -> bytes:
+        """Send a request; once more if a POST met a connection that the other side had just closed.
+
+        aiohttp does that for GET by itself. Asking for a balance twice does no harm.
+        """
+        started_at = self._clock()
+        try:
+            return await self._send(request)
+        except Refused as refused:
+            is_stale = isinstance(refused.__cause__, aiohttp.ServerDisconnectedError)
+            if request.method == "GET" or not is_stale or self._clock() > started_at + _AGAIN_WITHIN_S:
+                raise
+        return await self._send(request)
+
+    async def _send(self, request: Request) -> bytes:
+        status = None
+        try:
+            async with self._session.request(
+                request.method,
+                URL(self._base_url + request.path).with_query(request.query),
+                headers=request.secret_headers,
+                json=request.json,
+                allow_redirects=False,
+            ) as response:
+                status = response.status
+                if status == 200:
+                    return await read_body(response)
+                raise self._refusal(status, await _error(response), response.headers.get("Retry-After"))
+        except TRANSPORT_ERRORS as error:
+            raise by_error(error, status) from error
+
+    def _refusal(self, status: int, answer: Any, retry_after: str | None) -> Refused:
+        """Say why an answer is no good one: by what the provider says, or by the status alone."""
+        refused = self._provider.refusal(status, answer)
+        if refused is None or status == 429:
+            refused = by_status(status)
+        wish_s = retry_after_s(retry_after, self._utc_now(), most_s=LONGEST_RETRY_AFTER_S)
+        return Refused(refused.trouble, refused.reason, status=status, retry_after_s=wish_s)
+
+
+async def _error(response: aiohttp.ClientResponse) -> Any:
+    """Read the JSON body of an answer that is no good one; None if it has none, for whatever reason."""
+    try:
+        return parse(await read_body(response))
+    except (*TRANSPORT_ERRORS, Refused, NotJson):
+        return None

@@ -1,0 +1,205 @@
+"""Loopring's layer 2: `GET /api/v3/user/balances`, one request for all tokens of one account.
+
+Amounts come in the token's smallest unit; the list of tokens says where the point is. Refuses to guess:
+one odd row voids the poll. Loopring took the service offline on 2026-06-28, so this module is true to
+its documentation and to clients that ran against it, not to a live service.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+
+from watcher.amounts import MAX_FRACTION_DIGITS, NotAnAmount, from_integer
+from watcher.fields import BaseUrl
+from watcher.providers.contract import Catalogue, Refused, Request, Trouble
+from watcher.settings import AccountSettings, ProviderSettings
+from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, spoken
+
+MAX_ID = 2**31 - 1
+"""Ids of accounts and tokens are int32 in Loopring's own API description."""
+
+_ADDRESS = re.compile(r"0[xX][0-9a-fA-F]{40}\Z", re.ASCII)
+_ID = re.compile(r"(?:0|[1-9][0-9]{0,9})\Z", re.ASCII)
+
+TROUBLE_BY_CODE: Mapping[int, tuple[Trouble, str]] = {
+    100000: ("transient", "an unknown error at Loopring"),
+    100001: ("configuration", "an invalid argument; seen for a wrong API key too"),
+    100002: ("transient", "a time-out at Loopring"),
+    100202: ("transient", "an update failed at Loopring"),
+    100203: ("transient", "a storage error at Loopring"),
+    100204: ("transient", "a duplicate request"),
+    100206: ("auth", "an invalid signature"),
+    101001: ("configuration", "no account has this address"),
+    101002: ("auth", "no such user; also the answer to a wrong API key"),
+    102002: ("configuration", "no such token id"),
+    102003: ("configuration", "no such account id"),
+    104001: ("auth", "the API key is empty"),
+    104002: ("auth", "the API key is not valid; it changes with the account's password"),
+    104003: ("configuration", "no such account id"),
+    104004: ("auth", "a signature is missing"),
+    104005: ("auth", "an invalid signature"),
+    104007: ("configuration", "an invalid query"),
+    104208: ("transient", "an unknown error of the Ethereum node"),
+    107001: ("configuration", "the account id is empty"),
+}
+"""What the codes in `resultInfo` mean to a poll: Loopring's "Error codes" page and the page of each
+endpoint; 101002 and 100001 for a wrong key and 104007 are from clients (rotki, LoopringAPI)."""
+
+
+def _config_id(value: object) -> int:
+    """Read an id from the configuration: a number, or text that a variable stood for."""
+    if type(value) is not int and not (isinstance(value, str) and _ID.match(value)):
+        raise ValueError("must be a whole number, 0 or more")
+    return int(value)
+
+
+def _address(text: str) -> str:
+    if not _ADDRESS.match(text):
+        raise ValueError("must be an address, 0x and 40 hexadecimal digits")
+    return text
+
+
+Id = Annotated[int, BeforeValidator(_config_id), Field(ge=0, le=MAX_ID)]
+Address = Annotated[str, AfterValidator(_address)]
+
+
+class LoopringSettings(ProviderSettings):
+    base_url: BaseUrl = Field("https://api3.loopring.io", description="scheme and host of the API")
+    requests_per_second: float = Field(
+        4, gt=0, le=10_000, description="over all workers together; Loopring allows 5"
+    )
+
+
+class LoopringAccount(AccountSettings):
+    account_id: Id | None = Field(None, description="Loopring's number of the account")
+    address: Address | None = Field(None, description="its owner's Ethereum address, instead of the number")
+    tokens: tuple[Id, ...] | None = Field(
+        None, min_length=1, description="token ids to watch; all of them otherwise"
+    )
+
+    @field_validator("tokens")
+    @classmethod
+    def _are_different(cls, tokens: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if tokens and len(set(tokens)) < len(tokens):
+            raise ValueError("a token id is given twice")
+        return tokens
+
+    @model_validator(mode="after")
+    def _is_one_account(self) -> Self:
+        if (self.account_id is None) == (self.address is None):
+            raise ValueError("give either account_id or address")
+        return self
+
+
+class Loopring:
+    """Asks Loopring for one account's balances and reads the answer."""
+
+    Settings: ClassVar[type[ProviderSettings]] = LoopringSettings
+    Account: ClassVar[type[AccountSettings]] = LoopringAccount
+
+    def __init__(self, settings: LoopringSettings) -> None:
+        self._secret_headers = {"X-API-KEY": settings.api_key.get_secret_value()}
+
+    def source(self, account: LoopringAccount) -> str:
+        return asset_id(account.address) if account.address else f"accountId {account.account_id}"
+
+    def requests(self, account: LoopringAccount) -> Sequence[Request]:
+        query = {"address": account.address} if account.address else {"accountId": str(account.account_id)}
+        if account.tokens:
+            query["tokens"] = ",".join(map(str, account.tokens))
+        return (Request("GET", "/api/v3/user/balances", query, self._secret_headers),)
+
+    def read(self, account: LoopringAccount, answers: Sequence[Any], catalogue: Catalogue) -> Snapshot:
+        (answer,) = answers
+        # Loopring's reference page shows one bare object where every sample shows a list of them.
+        rows = [answer] if isinstance(answer, dict) else answer
+        if not isinstance(rows, list):
+            raise Refused("malformed", "not a list of balances")
+        watched = None if account.tokens is None else tuple(map(str, account.tokens))
+        wanted = None if watched is None else frozenset(watched)
+        row_by_asset: dict[str, Row] = {}
+        owner = account.account_id
+        for position, said in enumerate(rows):
+            owner = _owner(said, owner, position)
+            token = _id(said.get("tokenId"), "tokenId", position)
+            if wanted is None or token in wanted:
+                row = _row(said, catalogue.get(token) or Asset(token), position)
+                if row_by_asset.setdefault(token, row) != row:
+                    raise Refused("malformed", f"row {position}: another balance of a token listed above")
+        return Snapshot(row_by_asset, watched, absent_is_zero=watched is None)
+
+    def refusal(self, status: int, answer: Any) -> Refused | None:
+        """Find the error code: in `resultInfo`, or at the top as Loopring's general page shows it."""
+        if not isinstance(answer, dict):
+            return None
+        inner = answer.get("resultInfo")
+        code = inner.get("code") if isinstance(inner, dict) else answer.get("code")
+        if type(code) is not int or code == 0:
+            return None
+        if code in TROUBLE_BY_CODE:
+            trouble, reason = TROUBLE_BY_CODE[code]
+            return Refused(trouble, f"{reason} ({code})")
+        return Refused("malformed", "an error code that is not documented") if status == 200 else None
+
+    def catalogue_request(self) -> Request:
+        return Request("GET", "/api/v3/exchange/tokens")
+
+    def read_catalogue(self, answer: Any) -> Catalogue:
+        if not isinstance(answer, list) or not answer:
+            raise Refused("malformed", "not a list of tokens")
+        asset_by_id: dict[str, Asset] = {}
+        for position, said in enumerate(answer):
+            asset = _asset(said, position)
+            if asset_by_id.setdefault(asset.id, asset).decimals != asset.decimals:
+                raise Refused("malformed", f"token {position}: other decimals than in a row above")
+        return asset_by_id
+
+
+def _owner(said: Any, owner: int | None, position: int) -> int | None:
+    """Check whose row this is: the account's own if known, the first row's otherwise."""
+    if not isinstance(said, dict):
+        raise Refused("malformed", f"row {position}: not an object")
+    if "accountId" not in said:  # optional: missing from what was captured in 2021
+        return owner
+    found = int(_id(said["accountId"], "accountId", position))
+    if owner not in (None, found):
+        raise Refused("malformed", f"row {position}: a balance of another account")
+    return found
+
+
+def _row(said: dict[str, Any], asset: Asset, position: int) -> Row:
+    pending = said.get("pending")
+    if not isinstance(pending, dict):
+        raise Refused("malformed", f"row {position}: no pending amounts")
+    decimals = asset.decimals or 0
+    try:
+        balance = Balance(
+            from_integer(said.get("total"), decimals),
+            from_integer(said.get("locked"), decimals),
+            from_integer(pending.get("deposit"), decimals),
+            from_integer(pending.get("withdraw"), decimals),
+        )
+    except NotAnAmount as error:
+        raise Refused("malformed", f"row {position}: an amount is {error}") from None
+    return Row(asset, balance)
+
+
+def _asset(said: Any, position: int) -> Asset:
+    """Read one row of the list of tokens. `decimals` is the scale; `precision` is for display only."""
+    if not isinstance(said, dict):
+        raise Refused("malformed", f"token {position}: not an object")
+    decimals = said.get("decimals")
+    if type(decimals) is not int or not 0 <= decimals <= MAX_FRACTION_DIGITS:
+        raise Refused("malformed", f"token {position}: no decimals")
+    token = _id(said.get("tokenId"), "tokenId", position)
+    return Asset(token, spoken(said.get("symbol")), spoken(said.get("name")), decimals)
+
+
+def _id(said: object, name: str, position: int) -> str:
+    """Read an id in its one spelling: a JSON integer, or the same digits in a string. True is not 1."""
+    text = str(said) if type(said) is int and 0 <= said <= MAX_ID else said
+    if not isinstance(text, str) or not _ID.match(text):
+        raise Refused("malformed", f"row {position}: {name} is not an id")
+    return text

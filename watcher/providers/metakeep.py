@@ -1,0 +1,151 @@
+"""MetaKeep: `POST /v2/app/coin/balance`, which answers only for the currencies that it was asked for.
+
+Amounts come as decimal text in whole coins; there are no pendings; `locked` may be missing. Refuses to
+read a currency that is missing as zero, and to send an Idempotency-Key: MetaKeep would repeat its first
+answer for ever.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, ClassVar
+
+from pydantic import Field, JsonValue, field_validator
+
+from watcher.amounts import NotAnAmount, from_decimal
+from watcher.fields import BaseUrl
+from watcher.providers.contract import Catalogue, Refused, Request, Trouble
+from watcher.settings import AccountSettings, ProviderSettings
+from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, spoken
+
+_ADDRESS = re.compile(r"0x[0-9a-f]{40}\Z", re.ASCII)
+_CURRENCY = re.compile(r"(?:0[xX][0-9a-fA-F]{40}|(?!0[xX])[!-~]{1,128})\Z", re.ASCII)
+
+TROUBLE_BY_STATUS: Mapping[str, tuple[Trouble, str]] = {
+    "UNAUTHORIZED": ("auth", "the API key is not valid, or a signature is missing"),
+    "INVALID_ACCOUNT_KEY": ("auth", "not an account key"),
+    "FORBIDDEN": ("auth", "the API key has no access"),
+    "INVALID_REQUEST": ("configuration", "a field is missing, malformed or not supported"),
+    "UNSUPPORTED_OPERATION": ("configuration", "not supported on the chain of this app"),
+    "INVALID_EMAIL": ("configuration", "not an email address"),
+    "INVALID_WALLET_ADDRESS": ("configuration", "not a wallet address"),
+    "MISSING_APP_ID": ("configuration", "the app id is missing"),
+    "USER_NOT_FOUND": ("configuration", "no such user"),
+    "SOMETHING_WENT_WRONG": ("transient", "an unknown error at MetaKeep"),
+}
+"""What the `status` of an answer means to a poll: MetaKeep's "API error status" page."""
+
+
+class MetaKeepSettings(ProviderSettings):
+    base_url: BaseUrl = Field("https://api.metakeep.xyz", description="scheme and host of the API")
+    requests_per_second: float = Field(
+        50, gt=0, le=10_000, description="over all workers together; MetaKeep allows 100"
+    )
+    currencies_per_request: int = Field(
+        20, ge=1, le=1000, description="longer lists of currencies are asked for in parts"
+    )
+
+
+class MetaKeepAccount(AccountSettings):
+    of: dict[str, JsonValue] = Field(
+        min_length=1, description='whose balances: `{ email = "…" }` or another form, sent as it is'
+    )
+    currencies: tuple[str, ...] = Field(
+        min_length=1, max_length=1000, description="contract addresses to watch; MetaKeep cannot list all"
+    )
+
+    @field_validator("of")
+    @classmethod
+    def _is_json(cls, of: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        try:
+            json.dumps(of, allow_nan=False)
+        except ValueError:
+            raise ValueError("nan and inf cannot be sent") from None
+        return of
+
+    @field_validator("currencies")
+    @classmethod
+    def _are_different_currencies(cls, currencies: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(map(_CURRENCY.match, currencies)):
+            raise ValueError("must be addresses, such as 0x and 40 hexadecimal digits")
+        if len(set(map(asset_id, currencies))) < len(currencies):
+            raise ValueError("an address is given twice")
+        return currencies
+
+
+class MetaKeep:
+    """Asks MetaKeep for one user's balances, in parts if need be, and reads the answers."""
+
+    Settings: ClassVar[type[ProviderSettings]] = MetaKeepSettings
+    Account: ClassVar[type[AccountSettings]] = MetaKeepAccount
+
+    def __init__(self, settings: MetaKeepSettings) -> None:
+        self._secret_headers = {"x-api-key": settings.api_key.get_secret_value()}
+        self._part = settings.currencies_per_request
+
+    def source(self, account: MetaKeepAccount) -> str:
+        return json.dumps(account.of, sort_keys=True)
+
+    def requests(self, account: MetaKeepAccount) -> Sequence[Request]:
+        starts = range(0, len(account.currencies), self._part)
+        parts = [account.currencies[start : start + self._part] for start in starts]
+        return [self._request(account, part) for part in parts]
+
+    def read(self, account: MetaKeepAccount, answers: Sequence[Any], catalogue: Catalogue) -> Snapshot:
+        watched = tuple(map(asset_id, account.currencies))
+        wanted = frozenset(watched)
+        row_by_asset: dict[str, Row] = {}
+        for position, said in enumerate(said for answer in answers for said in _balances(answer)):
+            currency = _currency(said, wanted, position)
+            if currency in wanted:
+                row = _row(said, currency, position)
+                if row_by_asset.setdefault(currency, row).balance != row.balance:
+                    raise Refused("malformed", f"row {position}: another balance of a currency listed above")
+        return Snapshot(row_by_asset, watched, absent_is_zero=False)
+
+    def refusal(self, status: int, answer: Any) -> Refused | None:
+        said = answer.get("status") if isinstance(answer, dict) else None
+        if isinstance(said, str) and said in TROUBLE_BY_STATUS:
+            return Refused(*TROUBLE_BY_STATUS[said])
+        if status == 200 and said != "SUCCESS":
+            return Refused("malformed", "answered 200 without the status SUCCESS")
+        return None
+
+    def catalogue_request(self) -> None:
+        return None
+
+    def read_catalogue(self, answer: Any) -> Catalogue:
+        raise Refused("malformed", "MetaKeep has no list of currencies")
+
+    def _request(self, account: MetaKeepAccount, currencies: Sequence[str]) -> Request:
+        return Request(
+            "POST",
+            "/v2/app/coin/balance",
+            secret_headers=self._secret_headers,
+            json={"coins": {"currencies": list(currencies)}, "of": account.of},
+        )
+
+
+def _balances(answer: Any) -> list[Any]:
+    balances = answer.get("balances") if isinstance(answer, dict) else None
+    if not isinstance(balances, list):
+        raise Refused("malformed", "no list of balances")
+    return balances
+
+
+def _currency(said: Any, wanted: Set[str], position: int) -> str:
+    """Read which currency a row is about: one that is watched, or at least an address."""
+    text = said.get("currency") if isinstance(said, dict) else None
+    currency = asset_id(text) if isinstance(text, str) else ""
+    if currency not in wanted and not _ADDRESS.match(currency):
+        raise Refused("malformed", f"row {position}: not a currency")
+    return currency
+
+
+def _row(said: dict[str, Any], currency: str, position: int) -> Row:
+    try:
+        total, locked = from_decimal(said.get("balance")), from_decimal(said.get("locked", "0"))
+    except NotAnAmount as error:
+        raise Refused("malformed", f"row {position}: an amount is {error}") from None
+    asset = Asset(currency, spoken(said.get("symbol")), spoken(said.get("name")))
+    return Row(asset, Balance(total, locked, None, None), locked_absent="locked" not in said)

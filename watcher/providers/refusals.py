@@ -1,0 +1,57 @@
+"""Why a poll is refused, as far as HTTP itself tells: by the status, or by how the connection failed.
+
+Refuses to look at a body (the provider's module does) and to repeat what a foreign exception says:
+those texts hold URLs.
+"""
+
+from collections.abc import Mapping
+
+import aiohttp
+
+from watcher.providers.contract import Refused, Trouble
+
+TRANSPORT_ERRORS = (aiohttp.ClientError, OSError, TimeoutError, UnicodeError)
+"""All that a request was seen to raise: a time-out is no ClientError, a host name like `a..b` neither."""
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_TROUBLE_BY_STATUS: Mapping[int, tuple[Trouble, str]] = {
+    401: ("auth", "the API key is refused"),
+    403: ("auth", "forbidden: the key has no access, or this address is blocked"),
+    408: ("transient", "a time-out at the provider"),
+    425: ("transient", "too early"),
+    429: ("rate", "over the rate limit"),
+    **dict.fromkeys(_REDIRECTS, ("configuration", "a redirect, which is not followed: see base_url")),
+}
+_TROUBLE_BY_HUNDRED: Mapping[int, tuple[Trouble, str]] = {
+    4: ("configuration", "a request that the provider does not take"),
+    5: ("transient", "an error at the provider"),
+}
+
+_UNREACHED: tuple[tuple[type[Exception], Trouble, str], ...] = (
+    (aiohttp.InvalidURL, "configuration", "base_url is not an address"),
+    (UnicodeError, "configuration", "base_url is not a host name"),
+    (aiohttp.ClientConnectorDNSError, "gone", "the name does not resolve"),
+    (aiohttp.ClientSSLError, "gone", "no secure connection: the certificate or the protocol is wrong"),
+    (aiohttp.ClientConnectorError, "gone", "no connection"),
+    (aiohttp.ClientResponseError, "malformed", "the answer is not HTTP"),
+    (TimeoutError, "gone", "no answer in time"),
+    (Exception, "gone", "the connection broke before an answer"),
+)
+_BROKEN_OFF: tuple[tuple[type[Exception], Trouble, str], ...] = (
+    (TimeoutError, "transient", "no whole answer in time"),
+    (Exception, "transient", "the answer broke off"),
+)
+
+
+def by_status(status: int) -> Refused:
+    """Say what an HTTP status other than 200 means where the provider's own words say nothing."""
+    other: tuple[Trouble, str] = ("malformed", "an answer that says nothing of balances")
+    trouble, reason = _TROUBLE_BY_STATUS.get(status) or _TROUBLE_BY_HUNDRED.get(status // 100, other)
+    return Refused(trouble, f"{reason} ({status})", status=status)
+
+
+def by_error(error: Exception, status: int | None) -> Refused:
+    """Say how a request failed: before an answer (`status` is None), or in the middle of a good one."""
+    table = _UNREACHED if status is None else _BROKEN_OFF
+    trouble, reason = next(row[1:] for row in table if isinstance(error, row[0]))
+    return Refused(trouble, reason, status=status)

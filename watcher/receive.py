@@ -1,0 +1,240 @@
+"""Verify the webhooks that watcher sends: one function for the program that receives them.
+
+    from watcher.receive import InvalidWebhook, verify
+
+    async def take(request: web.Request) -> web.Response:
+        try:
+            event = verify(request.headers, await request.read(), SECRETS, seen=database.has_event)
+        except InvalidWebhook as error:
+            return web.Response(status=error.status)
+        database.record(event["id"], event)
+        return web.Response()
+
+Four things a receiver should know:
+
+- Give `verify` the bytes of the body as they came. Parsed and written again they are other bytes.
+- Amounts are decimal text. `Decimal(event["data"]["amount"])` is exact, but sums round to 28 digits
+  unless the context is wider, and a balance may have 78 digits before its point and 78 behind it:
+
+      with decimal.localcontext(prec=160):
+          balance += Decimal(event["data"]["effect"]["total"])
+
+- An event may come twice, with the same id. Record the id in the transaction that records what the event
+  did, and keep ids as long as anything may come again: the default retries take more than three days, and
+  `watcher resend` repeats an id at any age. Five minutes, the tolerance for clocks, is not enough.
+- While a secret is being changed, give both: `verify(headers, body, [new, old])`.
+
+This file needs Python's standard library alone and nothing else of watcher, so that it can be copied into
+another program; `whpk_` keys (ed25519) need `cryptography` too. It refuses to read a request, to remember
+an id and to answer: those are the receiver's.
+"""
+
+import base64
+import hmac
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+Event = dict[str, Any]
+"""The parsed body. Numbers with a point are Decimals, should there be any: floats are not exact."""
+
+TOLERANCE_S = 300
+"""How far the sender's clock and the receiver's may be apart, either way."""
+
+_SHARED, _PUBLIC, _PRIVATE = "whsec_", "whpk_", "whsk_"
+_ID = re.compile(r"[!-\-/-~]{1,256}\Z")  # visible ASCII but '.', which separates what is signed
+_TIMESTAMP = re.compile(r"[0-9]{1,12}\Z")
+_SIGNATURE = re.compile(r"(?:(v1),([A-Za-z0-9+/]{43}=)|(v1a),([A-Za-z0-9+/]{86}==))\Z")
+_MAX_SIGNATURES = 32  # watcher sends ten at most; ed25519 costs 100 µs each, and anybody may send a header
+
+_Signature = tuple[str, str]  # version and base64 text
+_Key = tuple[str, Callable[[bytes, str], bool]]  # version, and whether content and base64 text match
+
+
+class Step(StrEnum):
+    """What `verify` looks at, in its order, named for how it fails."""
+
+    MISSING_HEADER = "missing header"
+    MALFORMED_ID = "malformed id"
+    MALFORMED_TIMESTAMP = "malformed timestamp"
+    TOO_OLD = "too old"
+    TOO_NEW = "too new"
+    MALFORMED_SIGNATURE = "malformed signature"
+    NO_MATCH = "no signature matches"
+    NOT_JSON = "body not JSON"
+    DUPLICATE = "duplicate"
+
+
+class InvalidWebhook(Exception):
+    """A request not to act upon. `step` says why; the message adds detail and holds nothing from outside."""
+
+    def __init__(self, step: Step, detail: str) -> None:
+        super().__init__(f"{step}: {detail}")
+        self.step = step
+        self.detail = detail
+
+    @property
+    def status(self) -> int:
+        """What to answer: 400, but 200 to a duplicate, or the sender would try it again for days."""
+        return 200 if self.step is Step.DUPLICATE else 400
+
+
+class UnusableSecret(ValueError):
+    """The receiver's own secret is wrong: no request can be verified. The message never holds it."""
+
+
+def verify(
+    headers: Mapping[str, str],
+    body: bytes,
+    secrets: str | Sequence[str],
+    *,
+    now: float | None = None,
+    tolerance_s: float = TOLERANCE_S,
+    seen: Callable[[str], bool] | None = None,
+) -> Event:
+    """Return the event that `body` holds if one of `secrets` signed it, recently, and it is not `seen`.
+
+    `headers` may spell their names in any case. `secrets` are `whsec_…`, or `whpk_…` for ed25519; one match
+    is enough. `now` is in Unix seconds, the clock by default. `seen(id)` says whether this id was handled
+    before; it is asked last, so an id that it hears of is genuine.
+
+    Raises InvalidWebhook, and nothing else whatever headers and body hold. Mistakes of the receiver itself
+    are UnusableSecret, and TypeError for a body that is not bytes.
+    """
+    if not isinstance(body, bytes):
+        raise TypeError("body must be the bytes of the request as they came, before any decoding or parsing")
+    keys = _keys([secrets] if isinstance(secrets, str) else secrets)
+    event_id, timestamp, signatures = _read_headers(headers)
+    _check_age(int(timestamp), time.time() if now is None else now, tolerance_s)
+    _check_match(f"{event_id}.{timestamp}.".encode() + body, signatures, keys)
+    event = read_body(body)
+    if seen is not None and seen(event_id):
+        raise InvalidWebhook(Step.DUPLICATE, "an event with this id was handled before")
+    return event
+
+
+def check_secrets(secrets: str | Sequence[str]) -> None:
+    """Check at start-up what `verify` will be given. Raises UnusableSecret."""
+    _keys([secrets] if isinstance(secrets, str) else secrets)
+
+
+def read_body(body: bytes) -> Event:
+    """Parse the body of an event, exactly. Raises InvalidWebhook."""
+    try:
+        event = json.loads(body.decode(), parse_float=Decimal, parse_constant=_no_constant)
+    except (ValueError, ArithmeticError, RecursionError):
+        raise InvalidWebhook(Step.NOT_JSON, "the body is not JSON in UTF-8") from None
+    if not isinstance(event, dict):
+        raise InvalidWebhook(Step.NOT_JSON, "the body is JSON, but not an object")
+    return event
+
+
+def _keys(secrets: Sequence[str]) -> list[_Key]:
+    if not secrets:
+        raise UnusableSecret("no secret to verify with")
+    return [_key(secret) for secret in secrets]
+
+
+def _key(secret: str) -> _Key:
+    if secret.startswith(_SHARED):
+        return _shared_key(_decoded(secret, _SHARED))
+    if secret.startswith(_PUBLIC):
+        return _public_key(_decoded(secret, _PUBLIC))
+    if secret.startswith(_PRIVATE):
+        raise UnusableSecret(f"{_PRIVATE}… is the sender's private key: verify with its {_PUBLIC}…")
+    raise UnusableSecret(f"not a secret: it begins with neither {_SHARED} nor {_PUBLIC}")
+
+
+def _shared_key(key: bytes) -> _Key:
+    if not 24 <= len(key) <= 64:
+        raise UnusableSecret(f"{_SHARED} holds {len(key)} bytes, it must be 24 to 64")
+
+    def matches(content: bytes, signature: str) -> bool:
+        expected = base64.b64encode(hmac.digest(key, content, "sha256"))
+        return hmac.compare_digest(expected, signature.encode())
+
+    return "v1", matches
+
+
+def _public_key(key: bytes) -> _Key:
+    if len(key) != 32:
+        raise UnusableSecret(f"{_PUBLIC} holds {len(key)} bytes, it must be 32")
+    try:
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    except ImportError as error:
+        raise UnusableSecret(f"{_PUBLIC} keys need cryptography: install watcher[ed25519]") from error
+    public = Ed25519PublicKey.from_public_bytes(key)
+
+    def matches(content: bytes, signature: str) -> bool:
+        try:
+            public.verify(base64.b64decode(signature), content)
+        except InvalidSignature:
+            return False
+        return True
+
+    return "v1a", matches
+
+
+def _decoded(secret: str, prefix: str) -> bytes:
+    try:
+        return base64.b64decode(secret.removeprefix(prefix), validate=True)
+    except ValueError:
+        raise UnusableSecret(f"what follows {prefix} is not base64") from None
+
+
+def _read_headers(headers: Mapping[str, str]) -> tuple[str, str, list[_Signature]]:
+    value_by_name = {name.lower(): value for name, value in headers.items() if isinstance(name, str)}
+    event_id = _header(value_by_name, "webhook-id")
+    timestamp = _header(value_by_name, "webhook-timestamp")
+    signatures = _header(value_by_name, "webhook-signature")
+    if not _ID.match(event_id):
+        raise InvalidWebhook(Step.MALFORMED_ID, "webhook-id must be visible ASCII without a '.'")
+    if not _TIMESTAMP.match(timestamp):
+        raise InvalidWebhook(Step.MALFORMED_TIMESTAMP, "webhook-timestamp must be Unix seconds, digits only")
+    return event_id, timestamp, _read_signatures(signatures)
+
+
+def _header(value_by_name: Mapping[str, str], name: str) -> str:
+    value = value_by_name.get(name)
+    if not isinstance(value, str) or not value:
+        raise InvalidWebhook(Step.MISSING_HEADER, f"there is no {name}")
+    return value
+
+
+def _read_signatures(header: str) -> list[_Signature]:
+    """Keep what is well-formed and of a version known here; the sender may speak later ones besides."""
+    matches = [match for match in map(_SIGNATURE.match, header.split(" ")) if match]
+    if not matches:
+        raise InvalidWebhook(Step.MALFORMED_SIGNATURE, "webhook-signature holds nothing like v1,… or v1a,…")
+    return [(match[1] or match[3], match[2] or match[4]) for match in matches[:_MAX_SIGNATURES]]
+
+
+def _check_age(timestamp: int, now: float, tolerance_s: float) -> None:
+    age_s = now - timestamp
+    if age_s > tolerance_s:
+        raise InvalidWebhook(Step.TOO_OLD, f"sent {age_s:.0f} s ago, at most {tolerance_s:g} s are allowed")
+    if -age_s > tolerance_s:
+        raise InvalidWebhook(
+            Step.TOO_NEW, f"sent {-age_s:.0f} s in the future, at most {tolerance_s:g} s are allowed"
+        )
+
+
+def _check_match(content: bytes, signatures: Sequence[_Signature], keys: Sequence[_Key]) -> None:
+    for version, matches in keys:
+        if any(matches(content, text) for signed, text in signatures if signed == version):
+            return
+    sent = " and ".join(sorted({version for version, _ in signatures}))
+    known = " and ".join(sorted({version for version, _ in keys}))
+    raise InvalidWebhook(
+        Step.NO_MATCH,
+        f"signed as {sent}, {len(signatures)} in all; verified as {known} with {len(keys)} of our secrets",
+    )
+
+
+def _no_constant(_text: str) -> None:
+    raise ValueError("NaN and Infinity are not JSON")

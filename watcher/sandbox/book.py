@@ -1,0 +1,119 @@
+"""All that is true of one account: its holdings, and the halves of movements that do not show yet.
+
+Refuses to know what a deposit or a withdrawal is: `world` names movements, a book adds them up.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from watcher.sandbox.holdings import NOTHING, Holding, Impossible, ListedAsset
+
+AccountKey = int | str
+"""Loopring's account id (an int) or MetaKeep's email (text); an address finds an account too."""
+
+ProviderName = Literal["loopring", "metakeep"]
+Half = Literal["pending", "total"]
+"""Which half of a split movement shows first: the pending, or the rest (total and lock)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Somebody with balances at one provider."""
+
+    provider: ProviderName
+    key: AccountKey
+    address: str
+
+
+class Move(NamedTuple):
+    """A movement, or half of one, that now shows: `effect` is what it did, `after` what is held then."""
+
+    do: str
+    account: Account
+    asset: ListedAsset
+    effect: Holding
+    after: Holding
+
+
+@dataclass(slots=True)
+class _Late:
+    """The second half of a split movement; it shows when `polls_left` more polls were answered."""
+
+    do: str
+    asset: ListedAsset
+    effect: Holding
+    polls_left: int
+
+
+class Book:
+    """One account's holdings. `told` hears every move as it shows."""
+
+    def __init__(self, account: Account, told: Callable[[Move], None]) -> None:
+        self.account = account
+        self._told = told
+        self._holding_by_asset: dict[str, Holding] = {}
+        self._late: list[_Late] = []
+        self._requested_by_asset: dict[str, int] = {}
+
+    def holdings(self) -> Mapping[str, Holding]:
+        """Copy what is held now, by asset id; assets that were never touched are absent."""
+        return dict(self._holding_by_asset)
+
+    def holding(self, asset: ListedAsset) -> Holding:
+        """Read what is held now of one asset."""
+        return self._holding_by_asset.get(asset.id, NOTHING)
+
+    def holding_at_last(self, asset: ListedAsset) -> Holding:
+        """Read what will be held of it when every half has shown."""
+        return self.holding(asset).plus(*(late.effect for late in self._late if late.asset.id == asset.id))
+
+    def make(
+        self, do: str, asset: ListedAsset, now: Holding, later: Holding = NOTHING, split: int = 0
+    ) -> None:
+        """Show `now`, and `later` when `split` more polls were answered (0: at once). Raises Impossible."""
+        if not split:
+            now, later = now.plus(later), NOTHING
+        _refuse_negative(do, asset, self.holding(asset).plus(now))
+        _refuse_negative(do, asset, self.holding_at_last(asset).plus(now, later))
+        self._show(do, asset, now)
+        if later != NOTHING:
+            self._late.append(_Late(do, asset, later, split))
+
+    def polled(self) -> None:
+        """Note that a poll was answered; show the halves that waited for it."""
+        waiting, self._late = self._late, []
+        for late in waiting:
+            late.polls_left -= 1
+            # A half that would take what another late half has yet to bring waits for it.
+            is_due = late.polls_left <= 0 and min(self.holding(late.asset).plus(late.effect)) >= 0
+            if is_due:
+                self._show(late.do, late.asset, late.effect)
+            else:
+                self._late.append(late)
+
+    def settle(self) -> None:
+        """Show all halves that still wait, polled or not."""
+        waiting, self._late = self._late, []
+        for late in waiting:
+            self._show(late.do, late.asset, late.effect)
+
+    def lock_of_requests(self, asset: ListedAsset, units: int) -> int:
+        """Say how much of `units` a withdrawal request has locked before, and still holds."""
+        return min(units, self.holding(asset).locked, self._requested_by_asset.get(asset.id, 0))
+
+    def remember_request(self, asset: ListedAsset, locked: int) -> None:
+        """Note that a withdrawal request locked so much more (or, negative, let go of it)."""
+        self._requested_by_asset[asset.id] = self._requested_by_asset.get(asset.id, 0) + locked
+
+    def _show(self, do: str, asset: ListedAsset, effect: Holding) -> None:
+        after = self.holding(asset).plus(effect)
+        self._holding_by_asset[asset.id] = after
+        if effect != NOTHING:
+            self._told(Move(do, self.account, asset, effect, after))
+
+
+def _refuse_negative(do: str, asset: ListedAsset, after: Holding) -> None:
+    for name, units in zip(Holding._fields, after, strict=True):
+        if units < 0:
+            raise Impossible(f"{do}: {name} of {asset.symbol} would fall to {asset.text(units)}")

@@ -1,0 +1,176 @@
+"""What can be turned on a simulator while it runs: faults, limits, and all that documentation leaves open.
+
+Refuses to do anything by itself: `server`, `loopring` and `metakeep` read the knobs at each request. Each
+field names the section of PROVIDERS that it comes from.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+from watcher.sandbox.answers import TOO_MANY, TOO_MANY_JSON, Fault
+
+RowOrder = Literal["ascending", "descending", "shuffled"]
+RateScope = Literal["endpoint", "provider", "key", "account"]
+
+
+@dataclass(kw_only=True)
+class Knobs:
+    """What both simulators share. Faults go in this order: outage, rate limit, next_answers, every_answer."""
+
+    api_keys: set[str] = field(default_factory=lambda: {"sandbox"})
+    """A2, B1: keys that are let in. A key can turn invalid at any time: discard it."""
+
+    next_answers: deque[Fault] = field(default_factory=deque)
+    """Faults for the next requests for balances, one each: an Answer is sent as it is, a function spoils
+    the honest one."""
+
+    every_answer: Fault | None = None
+    """Fault for every request for balances, while it is set."""
+
+    outage: Fault | None = None
+    """0, A11: fault for every request to any endpoint, while it is set: the provider is gone."""
+
+    requests_per_second: int | None = None
+    """A5, B4: requests let in within any one second; None: no limit."""
+
+    rate_scope: RateScope = "endpoint"
+    """A5 [UNKNOWN]: what one limit is counted over."""
+
+    rate_limited: Fault = TOO_MANY
+    """A4, B4 [UNKNOWN]: the answer over the limit; see TOO_MANY_JSON, TOO_MANY_HTML, too_many("7")."""
+
+    latency_s: float = 0
+    """A11, B5: how long every answer takes."""
+
+    row_order: RowOrder = "ascending"
+    """A3, B3 [UNKNOWN]: the order of rows (for MetaKeep, ascending is as asked)."""
+
+    stale_polls: int = 0
+    """B3, C2, C3: each change is kept back for so many polls of its account; at most 63."""
+
+    flapping: bool = False
+    """C2: every other poll is answered by a replica that is `stale_polls` (at least one poll) behind."""
+
+    def fault(self) -> Fault | None:
+        """Take the fault for the next request for balances, if there is one."""
+        return self.next_answers.popleft() if self.next_answers else self.every_answer
+
+
+@dataclass(kw_only=True)
+class LoopringKnobs(Knobs):
+    """What can be turned on Loopring's simulator."""
+
+    requests_per_second: int | None = 5
+    """A5: "5 every second" on every page."""
+
+    next_token_answers: deque[Fault] = field(default_factory=deque)
+    """A6: as next_answers, for GET /api/v3/exchange/tokens."""
+
+    every_token_answer: Fault | None = None
+    """A6: as every_answer, for GET /api/v3/exchange/tokens."""
+
+    account_by_key: dict[str, int] = field(default_factory=dict)
+    """A2: keys that read one account only, as all keys did until 2021; 104002 for any other."""
+
+    unknown_key_code: int = 104002
+    """A4, C8: what an unknown key is told; 101002 and 100001 were seen too."""
+
+    unknown_account_code: int = 104003
+    """A4, A11: what an account id that nobody has is told; 102003 and 101002 are documented too."""
+
+    unknown_address_code: int = 101002
+    """A7, A11: what an address that nobody has is told; 101001 is documented too."""
+
+    unknown_token_code: int | None = 102002
+    """A4: what a filter with a token that nobody knows is told; None leaves the token out."""
+
+    error_status: int = 400
+    """A4: status of application errors; 200 makes it a 200 with resultInfo."""
+
+    error_shape: Literal["message", "msg", "top-level"] = "message"
+    """A4: resultInfo.message, resultInfo.msg, or {code, msg} without resultInfo: all exist in the wild."""
+
+    error_messages: dict[int, str] = field(default_factory=dict)
+    """A4 [UNKNOWN]: message texts by code, in the place of our own."""
+
+    zero_rows: Literal["kept", "omitted"] = "kept"
+    """A3 (contradictory): whether a token that was touched once stays as a row of zeros."""
+
+    account_id_in_rows: bool = True
+    """A3: rows carry accountId; in the capture of 2021 they do not."""
+
+    token_id_as_text: bool = False
+    """A3: tokenId as a numeric string."""
+
+    defi_rows: bool = False
+    """A9: the other provider on the same path: rows of {address, value}."""
+
+    unlisted_tokens: set[str] = field(default_factory=set)
+    """A6: token ids that hold balances but are not in the token list (delisted, LP, new)."""
+
+    inactive_accounts: set[int] = field(default_factory=set)
+    """A7: accounts that were never activated: publicKey and keySeed are empty."""
+
+    def token_fault(self) -> Fault | None:
+        """Take the fault for the next request for the token list, if there is one."""
+        return self.next_token_answers.popleft() if self.next_token_answers else self.every_token_answer
+
+
+@dataclass(kw_only=True)
+class MetakeepKnobs(Knobs):
+    """What can be turned on MetaKeep's simulator."""
+
+    requests_per_second: int | None = 100
+    """B4: the default limit of an app."""
+
+    rate_limited: Fault = TOO_MANY_JSON
+    """B4 [UNKNOWN]: an API gateway's 429 or, see FORBIDDEN_RATE, its 403."""
+
+    forbidden_keys: set[str] = field(default_factory=set)
+    """B4: keys that are valid and may not read balances: 403 FORBIDDEN."""
+
+    signatures: Literal["ignored", "checked", "required"] = "ignored"
+    """B1 [UNKNOWN]: X-Api-Signature by the key that x-api-key names: unread, read if there, or demanded."""
+
+    idempotency_replays: bool = True
+    """B1: one Idempotency-Key gets the first answer again, forever."""
+
+    unsupported: bool = False
+    """B4: the app's chain has no such API: 400 UNSUPPORTED_OPERATION."""
+
+    status: str = "SUCCESS"
+    """B4: the status inside an answer with HTTP 200; anything else is undocumented."""
+
+    casing: Literal["echo", "lower", "upper"] = "echo"
+    """B3 [UNKNOWN]: currencies as they were asked for, in lower case, or with upper-case digits."""
+
+    zero: Literal["0", "0.0", "omitted"] = "0"
+    """B3 [UNKNOWN]: how a balance of zero is told."""
+
+    zero_locked: Literal["absent", "0"] = "absent"
+    """B3 [UNKNOWN]: `locked` of a MetaKeep coin with nothing locked (all others have no such field)."""
+
+    zeros: Literal["none", "one", "full", "alternating"] = "none"
+    """B5: needless zeros: "1.1", "1.10", all decimals, or "1.1" and "1.10" in turn."""
+
+    unknown_currency: Literal["zero", "omitted", "INVALID_REQUEST", "INVALID_CURRENCY"] = "omitted"
+    """B3, B4 [UNKNOWN]: what a currency that the app does not know is told."""
+
+    unknown_account: Literal["USER_NOT_FOUND", "INVALID_EMAIL", "INVALID_REQUEST", "zero"] = "USER_NOT_FOUND"
+    """B4 [UNKNOWN for this endpoint]: what somebody nobody knows is told; "zero" holds nothing of all."""
+
+    max_currencies: int | None = None
+    """B2 [UNKNOWN]: more currencies than this are INVALID_REQUEST."""
+
+    duplicates: Literal["none", "same", "different"] = "none"
+    """B3 [UNKNOWN]: each row once, twice, or twice with another balance."""
+
+    blank_names: bool = False
+    """B3: name and symbol are empty."""
+
+    extra_keys: bool = False
+    """B3: rows carry keys that nobody documented."""
+
+    legacy_body: bool = True
+    """B2: the old singular body is answered, flat; otherwise INVALID_REQUEST."""

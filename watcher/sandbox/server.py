@@ -1,0 +1,177 @@
+"""Serves both simulators on this machine: real HTTP on real sockets, with everything that came written down.
+
+Refuses any interface but loopback.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from random import Random
+from types import TracebackType
+from typing import Self
+
+from aiohttp import web
+
+from watcher.sandbox.answers import Answer, Call, Declined, Reply, spoil
+from watcher.sandbox.book import ProviderName
+from watcher.sandbox.knobs import Knobs, LoopringKnobs, MetakeepKnobs
+from watcher.sandbox.loopring import Loopring
+from watcher.sandbox.metakeep import Metakeep
+from watcher.sandbox.scene import default_world
+from watcher.sandbox.simulator import Simulator
+from watcher.sandbox.traffic import RateLimit, Traffic
+from watcher.sandbox.wire import call_of, drop_default_type, send
+from watcher.sandbox.world import World
+
+HOST = "127.0.0.1"
+CUT_OFF_S = 0.05
+"""How long a stop waits for answers in flight. It may not be 0, which aiohttp reads as for ever."""
+
+
+class Sandbox:
+    """Both providers, served while the context lasts. See `default_world` for who holds what.
+
+    `world` is the truth, `loopring` and `metakeep` are the knobs, `traffic` is what came. Port 0 is any
+    free port; it stays the same when a provider is taken down and brought back.
+    """
+
+    def __init__(
+        self,
+        world: World | None = None,
+        *,
+        loopring: LoopringKnobs | None = None,
+        metakeep: MetakeepKnobs | None = None,
+        loopring_port: int = 0,
+        metakeep_port: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+        seed: int = 0,
+    ) -> None:
+        self.world = world or default_world()
+        self.loopring = loopring or LoopringKnobs()
+        self.metakeep = metakeep or MetakeepKnobs()
+        self.traffic = Traffic()
+        random = Random(seed)
+
+        def now_ms() -> int:
+            return int(now() * 1000)
+
+        loopring_simulator = Loopring(self.world, self.loopring, random=random, now_ms=now_ms)
+        metakeep_simulator = Metakeep(self.world, self.metakeep, random=random, now_ms=now_ms)
+        self._site_by_provider: dict[ProviderName, _Site] = {
+            "loopring": _Site(loopring_simulator, self.traffic, clock, loopring_port),
+            "metakeep": _Site(metakeep_simulator, self.traffic, clock, metakeep_port),
+        }
+
+    @property
+    def knobs(self) -> Mapping[ProviderName, Knobs]:
+        """The knobs by provider."""
+        return {"loopring": self.loopring, "metakeep": self.metakeep}
+
+    @property
+    def loopring_url(self) -> str:
+        """Scheme, host and port of Loopring."""
+        return self._site_by_provider["loopring"].url
+
+    @property
+    def metakeep_url(self) -> str:
+        """Scheme, host and port of MetaKeep."""
+        return self._site_by_provider["metakeep"].url
+
+    async def __aenter__(self) -> Self:
+        try:
+            for site in self._site_by_provider.values():
+                await site.start()
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stop()
+
+    async def take_down(self, provider: ProviderName) -> None:
+        """Refuse connections to one provider, and cut those it has."""
+        await self._site_by_provider[provider].stop()
+
+    async def bring_back(self, provider: ProviderName) -> None:
+        """Serve that provider again, on the same port."""
+        await self._site_by_provider[provider].start()
+
+    async def _stop(self) -> None:
+        for site in self._site_by_provider.values():
+            await site.stop()
+
+
+class _Site:
+    """One simulator on one port."""
+
+    def __init__(self, simulator: Simulator, traffic: Traffic, clock: Callable[[], float], port: int) -> None:
+        self._simulator = simulator
+        self._traffic = traffic
+        self._clock = clock
+        self._limit = RateLimit()
+        self._runner: web.AppRunner | None = None
+        self.port = port
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.on_response_prepare.append(drop_default_type)
+        for (method, path), endpoint in self._simulator.endpoints.items():
+            app.router.add_route(method, path, self._handler(endpoint))
+        self._runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=CUT_OFF_S
+        )
+        await self._runner.setup()
+        await web.TCPSite(self._runner, HOST, self.port).start()
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        runner, self._runner = self._runner, None
+        if runner:
+            await runner.cleanup()
+
+    def _handler(
+        self, endpoint: Callable[[Call], Reply]
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            at = self._clock()
+            call = await call_of(request)
+            self._traffic.arrived(call, at)
+            chosen = self._choose(call, at, endpoint)
+            self._traffic.answered(call.path, chosen.status)
+            latency_s = self._simulator.knobs.latency_s
+            return await send(request, replace(chosen, delay_s=chosen.delay_s + latency_s))
+
+        return answer
+
+    def _choose(self, call: Call, at: float, endpoint: Callable[[Call], Reply]) -> Answer:
+        """Put outage before limit before fault before honesty, and note the poll if it was honest."""
+        knobs = self._simulator.knobs
+        fault = knobs.outage
+        if not fault and not self._limit.admits(
+            self._simulator.rate_scope(call), at, knobs.requests_per_second
+        ):
+            fault = knobs.rate_limited
+        fault = fault or self._simulator.fault(call.path)
+        if isinstance(fault, Answer):
+            return fault
+        reply = _honest(endpoint, call)
+        if fault:
+            return spoil(reply.answer, fault)
+        if reply.polled is not None:
+            self._simulator.replicas.polled(reply.polled)
+        return reply.answer
+
+
+def _honest(endpoint: Callable[[Call], Reply], call: Call) -> Reply:
+    try:
+        return endpoint(call)
+    except Declined as declined:
+        return Reply(declined.answer)

@@ -1,0 +1,205 @@
+"""Shares a private Valkey among the workers of one machine; its state survives in a directory.
+
+Refuses to keep state in memory only and to run two servers on one directory.
+"""
+
+import asyncio
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import quote
+
+from watcher.store.connect import ConfigurationRefused, StoreUnreachable
+from watcher.store.engine import LOG, SOCKET, Engine, find_engine, make_private, start
+
+PATIENCE_S = 10
+"""How long a server may be silent while it starts, hangs or stops. One that loads its data is not silent."""
+
+_TICK_S = 0.005
+_SOCKET_PATH_LIMIT = 103
+"""Bytes: what macOS takes; Linux takes four more."""
+
+
+class Embedded:
+    """One worker's share of the server on `data_dir`.
+
+    `async with Embedded(data_dir) as server: connect(server.url)`. Whoever finds the server gone calls
+    `ensure`. Two files are locked with flock: the server holds `lock`, whose descriptor it inherits, and
+    each worker holds a share of `users`. The worker that comes first starts the server, and the one that
+    leaves last stops it. A worker that is killed leaves it running, and the next one finds it.
+    """
+
+    def __init__(self, data_dir: Path, *, find: Callable[[], Engine] = find_engine) -> None:
+        self.data_dir = Path(os.path.abspath(data_dir))
+        self._find = find
+        self._users = -1
+        self._shortcut: Path | None = None
+        self._one_at_a_time = asyncio.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"unix://{quote(str(self._socket))}"
+
+    async def __aenter__(self) -> Self:
+        """Raises ConfigurationRefused for the directory or the engine, StoreUnreachable for the server."""
+        with _usable(self.data_dir):
+            make_private(self.data_dir)
+            self._users = _open(self.data_dir / "users")
+        try:
+            await self._share()
+            self._shortcut = _shortcut_to(self.data_dir)
+            await self.ensure()
+        except BaseException:
+            await self._leave()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._leave()
+
+    async def _share(self) -> None:
+        if not await _until(lambda: _flock(self._users, fcntl.LOCK_SH)):
+            raise StoreUnreachable(self._complaint("is being stopped by another worker, for too long"))
+
+    async def ensure(self) -> str:
+        """Return the server's URL once it answers, having started it if it is gone."""
+        async with self._one_at_a_time:
+            await self._until_it_answers()
+        return self.url
+
+    @property
+    def _socket(self) -> Path:
+        return (self._shortcut or self.data_dir) / SOCKET
+
+    async def _until_it_answers(self) -> None:
+        started = False
+        now = asyncio.get_running_loop().time
+        try:
+            async with asyncio.timeout(PATIENCE_S) as patience:
+                while not _is_up(answer := await _ask(self._socket, b"PING")):
+                    if answer:
+                        patience.reschedule(now() + PATIENCE_S)
+                    elif await asyncio.to_thread(self._start):
+                        if started:
+                            raise StoreUnreachable(self._complaint("stops right after its start"))
+                        started = True
+                    await asyncio.sleep(_TICK_S)
+        except TimeoutError:
+            raise StoreUnreachable(self._complaint(f"has not answered for {PATIENCE_S} s")) from None
+
+    def _start(self) -> bool:
+        """Start a server unless one holds the directory's lock; say whether this call did."""
+        with _usable(self.data_dir), _opened(self.data_dir / "lock") as lock:
+            is_ours = _flock(lock, fcntl.LOCK_EX)
+            if is_ours:
+                start(self._find(), self.data_dir, lock)
+            return is_ours
+
+    def _complaint(self, what: str) -> str:
+        return f"the embedded server on {self.data_dir} {what}; see {self.data_dir / LOG}"
+
+    async def _leave(self) -> None:
+        try:
+            if _flock(self._users, fcntl.LOCK_EX):
+                await self._stop()
+        finally:
+            os.close(self._users)
+            if self._shortcut:
+                shutil.rmtree(self._shortcut.parent, ignore_errors=True)
+
+    async def _stop(self) -> None:
+        """Stop the server. Holding `users` alone keeps newcomers out until it is gone."""
+        answer = await _ask(self._socket, b"SHUTDOWN")
+        if answer.startswith(b"-"):
+            return  # it cannot write its last data: better left running than lost
+        await _until(self._is_gone)
+
+    def _is_gone(self) -> bool:
+        with _opened(self.data_dir / "lock") as lock:
+            return _flock(lock, fcntl.LOCK_EX)
+
+
+async def _until(is_so: Callable[[], bool]) -> bool:
+    """Look every few milliseconds, as no other process tells us; say whether it came true in time."""
+    for _ in range(int(PATIENCE_S / _TICK_S)):
+        if is_so():
+            return True
+        await asyncio.sleep(_TICK_S)
+    return False
+
+
+def _shortcut_to(data_dir: Path) -> Path | None:
+    """Return a short path to the directory if its own is too long for a unix socket, else None."""
+    if _fits(data_dir):
+        return None
+    shortcut = Path(tempfile.mkdtemp(prefix="watcher-")) / "d"
+    if not _fits(shortcut):
+        shortcut.parent.rmdir()
+        raise ConfigurationRefused(
+            f"redis.data_dir {data_dir} is too long for a unix socket; choose a shorter"
+        )
+    shortcut.symlink_to(data_dir)
+    return shortcut
+
+
+def _fits(directory: Path) -> bool:
+    return len(os.fsencode(directory / SOCKET)) <= _SOCKET_PATH_LIMIT
+
+
+@contextmanager
+def _usable(data_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigurationRefused(f"redis.data_dir {data_dir} cannot be used: {reason}") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = _open(path)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+
+def _flock(descriptor: int, kind: int) -> bool:
+    """Lock without waiting; say whether it is ours now. What was locked before is given up either way."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_up(answer: bytes) -> bool:
+    """A refusal is an answer too: with a full disk even PING fails, and no new server would help."""
+    return bool(answer) and not answer.startswith(b"-LOADING")
+
+
+async def _ask(socket: Path, command: bytes) -> bytes:
+    """Send one command over a connection of its own; nothing comes back if nobody answers within 1 s."""
+    try:
+        async with asyncio.timeout(1):
+            reader, writer = await asyncio.open_unix_connection(socket)
+            try:
+                writer.write(b"*1\r\n$%d\r\n%s\r\n" % (len(command), command))
+                return await reader.readline()
+            finally:
+                writer.close()
+                await writer.wait_closed()
+    except OSError:
+        return b""

@@ -1,0 +1,159 @@
+"""Reads what a Redis server promises about the state it keeps, and says it in one sentence.
+
+Refuses a server that watcher cannot trust its state to; refuses to change any of its settings.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from watcher.store.connect import ConfigurationRefused, StoreUnreachable, translated, where
+
+OLDEST = (6, 2)
+
+Persistence = Literal["always", "everysec", "no", "aof", "snapshots", "none", "hidden"]
+"""How state outlives the server's process: an append-only file with that fsync policy (`aof`: the policy
+is hidden), snapshots alone, nothing at all, or the server does not say."""
+
+_PROMISES: Mapping[Persistence, str] = {
+    "always": "a crash or a power loss of Redis loses nothing that was committed",
+    "everysec": "a crash of Redis loses nothing; a power loss takes back at most its last 2 s as a whole, "
+    "and the next polls tell those changes again",
+    "no": "a crash of Redis loses nothing; a power loss takes back what its system had not yet written, and "
+    "the next polls tell those changes again",
+    "aof": "a crash of Redis loses nothing; it does not say how much a power loss takes back",
+    "snapshots": "a crash of Redis takes everything back to its last snapshot as a whole, and the next polls "
+    "tell the changes since then again",
+    "none": "a restart of Redis loses all state: pending deliveries are gone and every account starts with a "
+    "new baseline; for more, set appendonly yes",
+    "hidden": "it does not say what outlives a restart; without an append-only file all state is lost",
+}
+_POLICIES = frozenset({"noeviction"}) | {
+    f"{keys}-{order}" for keys in ("allkeys", "volatile") for order in ("lru", "lfu", "random", "ttl", "lrm")
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Guarantee:
+    """What one server promises, as it was when it was asked. `warnings` are for a human to act on."""
+
+    engine: str
+    version: str
+    persistence: Persistence
+    eviction: str
+    replicas: int
+    warnings: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        failover = "; a failover may take back its last seconds in the same way" if self.replicas else ""
+        return f"{self.engine} {self.version}: {_PROMISES[self.persistence]}{failover}"
+
+
+async def guarantee(client: Redis) -> Guarantee:
+    """Ask the server and judge its answers; what a managed server refuses to tell counts as hidden.
+
+    Raises ConfigurationRefused for a server that is too old, evicts keys, or is part of a Cluster, and
+    StoreUnreachable for one that does not answer or is a replica.
+    """
+    pool = client.connection_pool.connection_kwargs
+    with translated(client):
+        info = await _info(client)
+        config = {name: await _setting(client, name) for name in ("appendfsync", "save", "maxmemory-policy")}
+    return judge(info, config, at=where(client), is_verified=pool.get("ssl_cert_reqs") != "none")
+
+
+def judge(
+    info: Mapping[str, Any], config: Mapping[str, str | None], *, at: str, is_verified: bool = True
+) -> Guarantee:
+    """Read INFO (parsed, may be empty) and the settings appendfsync, save and maxmemory-policy."""
+    _refuse_what_cannot_work(info, at)
+    eviction = _eviction(info, config)
+    if eviction.startswith("allkeys-") and int(info.get("maxmemory", 0)):
+        raise ConfigurationRefused(
+            f"Redis at {at} evicts keys when its memory is full (maxmemory-policy {eviction}), which would "
+            "lose state and deliveries without a word; set maxmemory-policy noeviction"
+        )
+    name = "valkey_version" if "valkey_version" in info else "redis_version"
+    return Guarantee(
+        engine=name.removesuffix("_version"),
+        version=_version_text(info.get(name)),
+        persistence=_persistence(info, config),
+        eviction=eviction,
+        replicas=int(info.get("connected_slaves", 0)),
+        warnings=tuple(_warnings(info, eviction, is_verified)),
+    )
+
+
+async def _info(client: Redis) -> dict[str, Any]:
+    try:
+        info: dict[str, Any] = await client.info()
+    except ResponseError:
+        return {}
+    return info
+
+
+async def _setting(client: Redis, name: str) -> str | None:
+    try:
+        answer: dict[Any, Any] = await client.config_get(name)
+    except ResponseError:
+        return None
+    return next((_text(value) for key, value in answer.items() if _text(key) == name), None)
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _refuse_what_cannot_work(info: Mapping[str, Any], at: str) -> None:
+    version = _version_text(info.get("redis_version"))
+    if version != "unknown" and tuple(map(int, version.split(".")[:2])) < OLDEST:
+        raise ConfigurationRefused(f"Redis {version} at {at} is too old; watcher needs 6.2 or newer")
+    if info.get("redis_mode") == "sentinel":
+        raise ConfigurationRefused(f"{at} is a Sentinel; point redis.url at the primary that it watches")
+    if info.get("redis_mode") == "cluster":
+        raise ConfigurationRefused(f"Redis at {at} is part of a Cluster, which is not supported yet")
+    if info.get("role") == "slave":
+        raise StoreUnreachable(
+            f"Redis at {at} refuses writes: it is a replica; point redis.url at the primary"
+        )
+
+
+def _version_text(value: Any) -> str:
+    version = re.match(r"[0-9]{1,4}(\.[0-9]{1,4}){1,3}", str(value), re.ASCII)
+    return version[0] if version else "unknown"
+
+
+def _eviction(info: Mapping[str, Any], config: Mapping[str, str | None]) -> str:
+    policy = config.get("maxmemory-policy") or info.get("maxmemory_policy")
+    return policy if policy in _POLICIES else "unknown"
+
+
+def _persistence(info: Mapping[str, Any], config: Mapping[str, str | None]) -> Persistence:
+    match info.get("aof_enabled"), config.get("appendfsync"):
+        case 1, ("always" | "everysec" | "no") as fsync:
+            return fsync
+        case 1, _:
+            return "aof"
+    save = config.get("save")
+    if save is None or "aof_enabled" not in info:
+        return "hidden"
+    return "snapshots" if save else "none"
+
+
+def _warnings(info: Mapping[str, Any], eviction: str, is_verified: bool) -> list[str]:
+    warnings = {
+        "Redis may evict keys that expire (maxmemory-policy {eviction}); set maxmemory-policy noeviction": (
+            eviction.startswith("volatile-")
+        ),
+        "Redis would evict keys (maxmemory-policy {eviction}) if it had a maxmemory; set noeviction": (
+            eviction.startswith("allkeys-")
+        ),
+        "Redis is still loading its data; nothing happens until it is done": bool(info.get("loading")),
+        "the certificate of Redis is not verified (ssl_cert_reqs=none)": not is_verified,
+    }
+    return [text.format(eviction=eviction) for text, applies in warnings.items() if applies]

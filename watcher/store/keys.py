@@ -1,0 +1,73 @@
+"""Every key in Redis, with its type, what it holds and who writes it. Nobody else spells a key.
+
+An account hashes to one of 16 shards, and every key of its shard carries the tag `{shard}`: one script
+may touch them together, on Redis Cluster too. Refuses to talk to Redis.
+"""
+
+from dataclasses import dataclass
+from zlib import crc32
+
+SHARDS = 16
+"""Stored with the state; a program with another number is refused, as it would look in the wrong places."""
+
+
+def shard_of(account: str) -> int:
+    return crc32(account.encode()) % SHARDS
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Spells the keys of one namespace. `permanent` keys live as long as what they describe."""
+
+    namespace: str
+
+    def meta(self) -> str:
+        """HASH, permanent: shards, schema, providers. Written by `Store.open` and `Store.enroll`."""
+        return f"{self.namespace}:meta"
+
+    def rate(self, provider: str) -> str:
+        """STRING, expires: when the provider's next request may start, in ms. Written by take_turns."""
+        return f"{self.namespace}:rate:{provider}"
+
+    def polls(self, shard: int, provider: str) -> str:
+        """ZSET, permanent: account -> when its poll is due (or its lease ends), in ms."""
+        return self._tagged(shard, "polls", provider)
+
+    def failing(self, shard: int, provider: str) -> str:
+        """HASH, permanent: account -> `count since_ms trouble reason` of its refused polls in a row."""
+        return self._tagged(shard, "failing", provider)
+
+    def state(self, account: str) -> str:
+        """HASH, permanent: version, sequence, polled_at, body (`ledger`). Written by commit and touch."""
+        return self._tagged(shard_of(account), "state", account)
+
+    def log(self, shard: int) -> str:
+        """STREAM, trimmed: what every commit told. For events, replay and audit; never for delivery."""
+        return self._tagged(shard, "log")
+
+    def due_subscriptions(self, shard: int) -> str:
+        """ZSET, permanent: subscription -> no later than when its first lane is due, in ms."""
+        return self._tagged(shard, "due")
+
+    def lanes(self, shard: int, subscription: str) -> str:
+        """ZSET, permanent: account -> when its lane is due (or its lease ends), in ms."""
+        return self._tagged(shard, "lanes", subscription)
+
+    def lane(self, subscription: str, account: str) -> str:
+        """LIST, permanent: the pending deliveries, oldest first. Pushed by commit, popped by settle."""
+        return self._tagged(shard_of(account), "lane", subscription, account)
+
+    def tries(self, shard: int, subscription: str) -> str:
+        """HASH, permanent: account -> `count head` of the failed attempts of its lane's head. By settle."""
+        return self._tagged(shard, "tries", subscription)
+
+    def dead(self, shard: int, subscription: str) -> str:
+        """STREAM, trimmed: dead letters: account, reason, delivery. Written by settle and commit."""
+        return self._tagged(shard, "dead", subscription)
+
+    def nothing(self, shard: int) -> str:
+        """Never exists: deleting it first lets a script drain lanes on a server that is full (OOM)."""
+        return self._tagged(shard, "nothing")
+
+    def _tagged(self, shard: int, *parts: str) -> str:
+        return ":".join((self.namespace, f"{{{shard}}}", *parts))

@@ -1,0 +1,130 @@
+"""The lanes' side of Redis: deliveries wait in order, are claimed lane by lane, and settled one by one.
+
+Refuses to judge an attempt: it is told what became of it.
+"""
+
+from dataclasses import dataclass
+
+from watcher.store.keys import Keys, shard_of
+from watcher.store.pipe import load_script
+from watcher.store.schedule import Claimed, Lease, Reply, Schedule
+
+DEAD_PER_SUBSCRIPTION = 10_000
+"""Dead letters kept per subscription and shard."""
+
+_SETTLE = load_script("settle")
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The duty to get one event to one subscription. `head` names it inside its lane."""
+
+    event_id: str
+    type: str
+    sequence: int
+    body: bytes
+
+    @property
+    def head(self) -> bytes:
+        return f"{self.event_id} {self.sequence} {self.type}\n".encode()
+
+    def dump(self) -> bytes:
+        return self.head + self.body
+
+
+def load_delivery(entry: bytes) -> Delivery:
+    """Read a lane's entry. Raises ValueError on anything that `Delivery.dump` did not write."""
+    head, newline, body = entry.partition(b"\n")
+    event_id, sequence, event_type = head.decode("ascii").split(" ")
+    if not newline or not body:
+        raise ValueError("a delivery without a body")
+    return Delivery(event_id, event_type, int(sequence), body)
+
+
+class Lanes:
+    """The lanes of one namespace. Methods raise StoreUnreachable when the server does not do its part."""
+
+    def __init__(self, schedule: Schedule, keys: Keys) -> None:
+        self._schedule = schedule
+        self._keys = keys
+        self._pipe = schedule.pipe
+
+    async def due_subscriptions(self, shard: int) -> list[str]:
+        """Name the subscriptions that may have a lane due in a shard."""
+        key = self._keys.due_subscriptions(shard)
+        names = await self._pipe.command("ZRANGEBYSCORE", key, "-inf", self._schedule.now_ms())
+        return [name.decode() for name in names]
+
+    async def hold(self, shard: int, subscription: str, *, for_ms: int) -> None:
+        """Do not name a subscription as due for a while, unless something of it comes up meanwhile."""
+        key = self._keys.due_subscriptions(shard)
+        await self._pipe.command("ZADD", key, "XX", self._schedule.now_ms() + for_ms, subscription)
+
+    async def claim(self, subscription: str, shard: int, *, lease_ms: int, at_most: int) -> Claimed:
+        keys = [
+            self._keys.lanes(shard, subscription),
+            self._keys.due_subscriptions(shard),
+            self._keys.nothing(shard),
+        ]
+        return await self._schedule.claim(keys, lease_ms, at_most, subscription)
+
+    async def read(self, subscription: str, account: str, *, at_most: int) -> list[bytes]:
+        """Read the oldest deliveries of a lane, as they were pushed."""
+        answer = await self._pipe.command("LRANGE", self._keys.lane(subscription, account), 0, at_most - 1)
+        return list(answer)
+
+    async def read_tries(self, subscription: str, account: str) -> tuple[int, bytes]:
+        """Read how often the head of a lane failed already, and which head that was."""
+        tried = await self._pipe.command("HGET", self._keys.tries(shard_of(account), subscription), account)
+        count, _, head = (tried or b"0 ").partition(b" ")
+        return int(count), head
+
+    async def delivered(
+        self, subscription: str, lease: Lease, head: bytes, *, lease_ms: int
+    ) -> tuple[Reply, int]:
+        """Take a delivered head away; returns the lane's new deadline, 0 when nothing waits in it."""
+        return await self._settle(subscription, lease, head, "delivered", lease_ms, "")
+
+    async def dead(
+        self, subscription: str, lease: Lease, head: bytes, *, lease_ms: int, reason: str
+    ) -> tuple[Reply, int]:
+        """Move a head that nobody took to the dead letters; returns as delivered does."""
+        return await self._settle(subscription, lease, head, "dead", lease_ms, reason)
+
+    async def retry(self, subscription: str, lease: Lease, head: bytes, *, wait_ms: int) -> Reply:
+        """Try a head again later; its lane waits with it."""
+        return (await self._settle(subscription, lease, head, "retry", wait_ms, ""))[0]
+
+    async def release(self, subscription: str, lease: Lease, *, due_in_ms: int = 0) -> Reply:
+        shard = shard_of(lease.member)
+        keys = [
+            self._keys.lanes(shard, subscription),
+            self._keys.due_subscriptions(shard),
+            self._keys.nothing(shard),
+        ]
+        return await self._schedule.release(keys, lease, due_in_ms, subscription)
+
+    async def _settle(
+        self, subscription: str, lease: Lease, head: bytes, outcome: str, ms: int, reason: str
+    ) -> tuple[Reply, int]:
+        shard = shard_of(lease.member)
+        keys = [
+            self._keys.lane(subscription, lease.member),
+            self._keys.lanes(shard, subscription),
+            self._keys.due_subscriptions(shard),
+            self._keys.tries(shard, subscription),
+            self._keys.dead(shard, subscription),
+            self._keys.nothing(shard),
+        ]
+        arguments = (
+            subscription,
+            lease.member,
+            lease.deadline,
+            head,
+            outcome,
+            ms,
+            reason,
+            DEAD_PER_SUBSCRIPTION,
+        )
+        reply, deadline = await self._pipe.script(_SETTLE, keys, *arguments)
+        return Reply(reply), deadline

@@ -1,0 +1,125 @@
+"""Sends what one turn of the event loop asks of Redis as one pipeline: most of the cost is the round trip.
+
+Refuses to reorder or to repeat: a command whose script is unknown to the server is sent again in full,
+everything else is answered once, with its result or its error.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from hashlib import sha1
+from importlib.resources import files
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+from watcher.store.connect import translated
+
+_MOST = 512
+"""Commands in one pipeline: enough to amortize the round trip, few enough not to hold up the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One atomic operation, `scripts/<name>.lua`."""
+
+    name: str
+    text: str
+    digest: str
+
+
+def load_script(name: str) -> Script:
+    text = files("watcher.store").joinpath("scripts", f"{name}.lua").read_text("utf-8")
+    return Script(name, text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+@dataclass(slots=True)
+class _Call:
+    command: tuple[Any, ...]
+    script: Script | None
+    answer: asyncio.Future[Any]
+
+
+class Pipe:
+    """Commands and scripts for one server. `run` gathers them; without it each goes out at once."""
+
+    def __init__(self, client: "Redis") -> None:
+        self._client = client
+        self._waiting: list[_Call] = []
+        self._wake = asyncio.Event()
+        self._runners = 0
+
+    # Both raise StoreError where the server does not do its part, and redis-py's own errors else.
+
+    async def command(self, *command: Any) -> Any:
+        return await self._send(_Call(command, None, asyncio.get_running_loop().create_future()))
+
+    async def script(self, script: Script, keys: list[str], *arguments: Any) -> Any:
+        command = (script.digest, len(keys), *keys, *arguments)
+        return await self._send(_Call(command, script, asyncio.get_running_loop().create_future()))
+
+    async def run(self) -> None:
+        """Gather and send until cancelled. Start two, so that one can send while the other waits."""
+        self._runners += 1
+        try:
+            while True:
+                await self._wake.wait()
+                calls, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
+                if not self._waiting:
+                    self._wake.clear()
+                await self._execute(calls)
+        finally:
+            self._runners -= 1
+
+    async def _send(self, call: _Call) -> Any:
+        with translated(self._client):
+            if self._runners:
+                self._waiting.append(call)
+                self._wake.set()
+            else:
+                await self._execute([call])
+            return await call.answer
+
+    async def _execute(self, calls: list[_Call]) -> None:
+        try:
+            answers = await self._pipeline([_by_digest(call) for call in calls])
+            unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+            if unknown:
+                again = await self._pipeline([_in_full(calls[i]) for i in unknown])
+                for i, answer in zip(unknown, again, strict=True):
+                    answers[i] = answer
+        except BaseException as error:
+            for call in calls:
+                _answer(call, error if isinstance(error, Exception) else asyncio.CancelledError())
+            if not isinstance(error, Exception):
+                raise
+        else:
+            for call, answer in zip(calls, answers, strict=True):
+                _answer(call, answer)
+
+    async def _pipeline(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        async with self._client.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        return answers
+
+
+def _by_digest(call: _Call) -> tuple[Any, ...]:
+    return ("EVALSHA", *call.command) if call.script else call.command
+
+
+def _in_full(call: _Call) -> tuple[Any, ...]:
+    assert call.script is not None
+    return ("EVAL", call.script.text, *call.command[1:])
+
+
+def _answer(call: _Call, answer: Any) -> None:
+    if call.answer.done():
+        return  # whoever asked was cancelled meanwhile
+    if isinstance(answer, asyncio.CancelledError):
+        call.answer.cancel()
+    elif isinstance(answer, Exception):
+        call.answer.set_exception(answer)
+    else:
+        call.answer.set_result(answer)

@@ -1,0 +1,142 @@
+"""The polls' side of Redis: accounts fall due, are read, and take one atomic step forward.
+
+Scripts decide ownership and order; Python decides meaning. Refuses to know what a log entry or a
+delivery says: they pass through as bytes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from watcher.ledger import AccountState
+from watcher.store.keys import Keys, shard_of
+from watcher.store.lanes import DEAD_PER_SUBSCRIPTION, Delivery
+from watcher.store.pipe import load_script
+from watcher.store.schedule import Claimed, Lease, Reply, Schedule
+from watcher.store.state import dump_body, load_state
+
+LOG_PER_SHARD = 10_000
+"""Entries of the event log kept per shard (160,000 in all): `events`, replay and audit look back so far."""
+
+LANE_LENGTH = 10_000
+"""Deliveries that wait in one lane. Beyond it the oldest become dead letters: loud, and a visible gap."""
+
+_COMMIT = load_script("commit")
+_POSTPONE = load_script("postpone")
+_TAKE_TURNS = load_script("take_turns")
+_TOUCH = load_script("touch")
+
+
+class Postponed(NamedTuple):
+    """How a refused poll stands: refusals in a row, since when (Unix ms), wait until the next one."""
+
+    refusals: int
+    since_ms: int
+    wait_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One atomic step forward of one account."""
+
+    account: str
+    provider: str
+    lease: Lease
+    expected_version: str
+    state: AccountState
+    due_ms: int
+    log: Sequence[bytes]
+    deliveries: Mapping[str, Sequence[Delivery]]
+
+
+class Polls:
+    """The polls of one namespace. Methods raise StoreUnreachable when the server does not do its part."""
+
+    def __init__(self, schedule: Schedule, keys: Keys) -> None:
+        self._schedule = schedule
+        self._keys = keys
+        self._pipe = schedule.pipe
+
+    async def claim(self, provider: str, shard: int, *, lease_ms: int, at_most: int) -> Claimed:
+        keys = [self._keys.polls(shard, provider)]
+        return await self._schedule.claim(keys, lease_ms, at_most)
+
+    async def take_turns(
+        self, provider: str, turns: int, *, spacing_ms: float, not_before_ms: float = 0
+    ) -> float:
+        """Reserve starts of requests over all workers; returns in how many ms the first one is."""
+        keys = [self._keys.rate(provider)]
+        return float(
+            await self._pipe.script(_TAKE_TURNS, keys, turns, f"{spacing_ms:.3f}", f"{not_before_ms:.3f}")
+        )
+
+    async def read_state(self, account: str) -> AccountState | None:
+        """Read an account's state; None before its baseline. Raises BadState."""
+        names = ("version", "sequence", "polled_at", "body")
+        values = await self._pipe.command("HMGET", self._keys.state(account), *names)
+        if all(value is None for value in values):
+            return None
+        return load_state(
+            {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        )
+
+    async def commit(self, step: Commit) -> tuple[Reply, int]:
+        """Write a step; returns the reply and how many deliveries a full lane pushed out."""
+        shard = shard_of(step.account)
+        keys = [
+            self._keys.state(step.account),
+            self._keys.polls(shard, step.provider),
+            self._keys.failing(shard, step.provider),
+            self._keys.log(shard),
+            self._keys.due_subscriptions(shard),
+        ]
+        arguments: list[Any] = [
+            step.account,
+            step.lease.deadline,
+            step.expected_version,
+            step.state.version,
+            step.state.sequence,
+            step.state.polled_at_ms,
+            step.due_ms,
+            dump_body(step.state),
+            LOG_PER_SHARD,
+            DEAD_PER_SUBSCRIPTION,
+            LANE_LENGTH,
+            len(step.log),
+            *step.log,
+        ]
+        for subscription, deliveries in step.deliveries.items():
+            keys.append(self._keys.lane(subscription, step.account))
+            keys.append(self._keys.lanes(shard, subscription))
+            keys.append(self._keys.dead(shard, subscription))
+            arguments += [subscription, len(deliveries), *(delivery.dump() for delivery in deliveries)]
+        reply, pushed_out = await self._pipe.script(_COMMIT, keys, *arguments)
+        return Reply(reply), pushed_out
+
+    async def touch(
+        self, provider: str, lease: Lease, *, version: str, polled_at_ms: int, due_ms: int
+    ) -> Reply:
+        """Note a good poll that found nothing new."""
+        shard = shard_of(lease.member)
+        keys = [
+            self._keys.state(lease.member),
+            self._keys.polls(shard, provider),
+            self._keys.failing(shard, provider),
+        ]
+        arguments = (lease.member, lease.deadline, version, polled_at_ms, due_ms)
+        return Reply(await self._pipe.script(_TOUCH, keys, *arguments))
+
+    async def postpone(
+        self, provider: str, lease: Lease, *, why: str, at_least_ms: int, waits_ms: Sequence[int]
+    ) -> Postponed | None:
+        """Note a refused poll; None when the lease was lost meanwhile."""
+        shard = shard_of(lease.member)
+        keys = [self._keys.polls(shard, provider), self._keys.failing(shard, provider)]
+        reply = await self._pipe.script(
+            _POSTPONE, keys, lease.member, lease.deadline, why, at_least_ms, *waits_ms
+        )
+        return None if reply[0] < 0 else Postponed(*reply)
+
+    async def release(self, provider: str, lease: Lease, *, due_in_ms: int = 0) -> Reply:
+        keys = [self._keys.polls(shard_of(lease.member), provider)]
+        return await self._schedule.release(keys, lease, due_in_ms)

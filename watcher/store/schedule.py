@@ -1,0 +1,62 @@
+"""The one primitive behind both schedules: members fall due, are claimed with a lease, and given back.
+
+Refuses to know what a member is: an account to poll, or a lane to deliver.
+"""
+
+import time
+from enum import IntEnum
+from typing import NamedTuple
+
+from watcher.store.pipe import Pipe, load_script
+
+_CLAIM = load_script("claim")
+_RELEASE = load_script("release")
+
+
+class Reply(IntEnum):
+    """What a fenced script answers."""
+
+    DONE = 1
+    DONE_BEFORE = 0
+    MOVED_ON = -1
+    LEASE_LOST = -2
+
+
+class Lease(NamedTuple):
+    """The right to work on one account's poll, or on one lane, until the deadline (server ms)."""
+
+    member: str
+    deadline: int
+
+
+class Claimed(NamedTuple):
+    """What a claim brought; `next_due_ms` says in how many ms the next member is due (None: never)."""
+
+    leases: tuple[Lease, ...]
+    next_due_ms: int | None
+
+
+class Schedule:
+    """Claims and releases over one pipe, and the server's clock as far as its answers tell it."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self.pipe = pipe
+        self._ahead_ms = time.time() * 1000 - time.monotonic() * 1000
+
+    def now_ms(self) -> int:
+        """The server's clock, carried on by a monotonic one between two answers: no step moves it."""
+        return int(time.monotonic() * 1000 + self._ahead_ms)
+
+    async def read_clock(self) -> None:
+        """Ask the server for its time."""
+        seconds, microseconds = await self.pipe.command("TIME")
+        self._ahead_ms = int(seconds) * 1000 + int(microseconds) / 1000 - time.monotonic() * 1000
+
+    async def claim(self, keys: list[str], *arguments: object) -> Claimed:
+        now, deadline, next_due, *members = await self.pipe.script(_CLAIM, keys, *arguments)
+        self._ahead_ms = now - time.monotonic() * 1000
+        leases = tuple(Lease(member.decode(), deadline) for member in members)
+        return Claimed(leases, None if next_due < 0 else max(0, next_due - now))
+
+    async def release(self, keys: list[str], lease: Lease, due_in_ms: int, *arguments: object) -> Reply:
+        return Reply(await self.pipe.script(_RELEASE, keys, *lease, due_in_ms, *arguments))

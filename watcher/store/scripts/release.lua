@@ -1,0 +1,11 @@
+-- Give a lease back: the member is due when we say, if it is still ours.
+-- KEYS    1 schedule   lanes only: 2 due subscriptions   3 nothing (deleted first, see claim)
+-- ARGV    1 member   2 deadline   3 due in ms from now   lanes only: 4 subscription
+-- returns 1 done, -2 the lease was lost
+if KEYS[3] then redis.call('DEL', KEYS[3]) end
+if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0) ~= tonumber(ARGV[2]) then return -2 end
+local time = redis.call('TIME')
+local due = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[3])
+redis.call('ZADD', KEYS[1], due, ARGV[1])
+if KEYS[2] then redis.call('ZADD', KEYS[2], 'LT', due, ARGV[4]) end
+return 1

@@ -1,0 +1,34 @@
+-- Settle one attempt: take a lane's head away (delivered, or dead), or say when to try it again.
+-- Fenced by the head, so that a repeat or a late worker takes nothing twice, and by the lane's lease.
+-- KEYS    1 lane   2 lanes   3 due subscriptions   4 tries   5 dead letters   6 nothing (see claim)
+-- ARGV    1 subscription   2 account   3 deadline   4 delivery head (its first line)
+--         5 delivered, dead or retry   6 lease ms (delivered, dead) or wait ms (retry)
+--         7 reason   8 dead letters length
+-- returns 1 done, -1 another head, -2 the lease was lost; then the lane's new deadline (0: it is free)
+redis.call('DEL', KEYS[6])
+if tonumber(redis.call('ZSCORE', KEYS[2], ARGV[2]) or 0) ~= tonumber(ARGV[3]) then return {-2, 0} end
+local head = redis.call('LINDEX', KEYS[1], 0)
+if not head or string.sub(head, 1, #ARGV[4]) ~= ARGV[4] then return {-1, 0} end
+
+local time = redis.call('TIME')
+local later = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[6])
+if ARGV[5] == 'retry' then
+  local count, tried = string.match(redis.call('HGET', KEYS[4], ARGV[2]) or '', '^(%d+) (.*)$')
+  count = tried == ARGV[4] and count + 1 or 1
+  redis.call('HSET', KEYS[4], ARGV[2], string.format('%d %s', count, ARGV[4]))
+  redis.call('ZADD', KEYS[2], later, ARGV[2])
+  redis.call('ZADD', KEYS[3], 'LT', later, ARGV[1])
+  return {1, 0}
+end
+
+redis.call('LPOP', KEYS[1])
+redis.call('HDEL', KEYS[4], ARGV[2])
+if ARGV[5] == 'dead' then
+  redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[8], '*', 'account', ARGV[2], 'reason', ARGV[7], 'delivery', head)
+end
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  redis.call('ZREM', KEYS[2], ARGV[2])
+  return {1, 0}
+end
+redis.call('ZADD', KEYS[2], later, ARGV[2])
+return {1, later}

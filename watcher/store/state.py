@@ -1,0 +1,103 @@
+"""How an account's state is written down in Redis, and read back without trusting it.
+
+Compact on purpose: it is most of what an account costs. One asset is a list
+`[total, locked, pending_deposit, pending_withdrawal, symbol, name, decimals]`, and while something is
+held or doubted `held_polls, seen, doubted` follow. Refuses to guess: anything odd is a BadState.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from watcher.amounts import NotAnAmount, from_decimal
+from watcher.ledger import AccountState, Entry
+from watcher.snapshot import Asset, Balance
+
+SCHEMA = 1
+
+
+class BadState(Exception):
+    """What lies under a state key is not what this program writes there: another version, or damage.
+
+    The account is quarantined: it is not polled further and nothing of it is overwritten, until somebody
+    restores the key or deletes it (then the next poll is a new baseline).
+    """
+
+
+def dump_body(state: AccountState) -> bytes:
+    body = {
+        "schema": SCHEMA,
+        "source": state.source,
+        "watched": state.watched,
+        "previous": dict(state.previous_sequence),
+        "assets": {asset_id: _dump_entry(entry) for asset_id, entry in state.entry_by_asset.items()},
+    }
+    return orjson.dumps(body)
+
+
+def load_state(fields: Mapping[str, bytes]) -> AccountState:
+    """Read the fields of a state HASH. Raises BadState."""
+    try:
+        body = json.loads(fields["body"])
+        if body["schema"] != SCHEMA:
+            raise BadState("written by another version of watcher")
+        return AccountState(
+            source=_text(body["source"]),
+            watched=None if body["watched"] is None else tuple(map(_text, body["watched"])),
+            entry_by_asset={_text(key): _load_entry(key, value) for key, value in body["assets"].items()},
+            previous_sequence={_text(key): int(value) for key, value in body["previous"].items()},
+            version=fields["version"].decode("ascii"),
+            sequence=int(fields["sequence"]),
+            polled_at_ms=int(fields["polled_at"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, NotAnAmount) as error:
+        raise BadState(f"not readable: {type(error).__name__}") from error
+
+
+def _dump_entry(entry: Entry) -> list[Any]:
+    asset = entry.asset
+    row: list[Any] = [*entry.published, asset.symbol, asset.name, asset.decimals]
+    if entry.held_polls or entry.doubted:
+        row += [entry.held_polls, entry.seen, entry.doubted]
+    return row
+
+
+def _load_entry(asset_id: str, row: list[Any]) -> Entry:
+    published, (symbol, name, decimals), rest = _balance(row[:4]), row[4:7], row[7:]
+    asset = Asset(
+        asset_id, _maybe_text(symbol), _maybe_text(name), None if decimals is None else int(decimals)
+    )
+    if not rest:
+        return Entry(asset, published, published)
+    held_polls, seen, doubted = rest
+    return Entry(
+        asset, published, _balance(seen), int(held_polls), None if doubted is None else _balance(doubted)
+    )
+
+
+def _balance(row: list[Any]) -> Balance:
+    total, locked, pending_deposit, pending_withdrawal = row
+    return Balance(_amount(total), _amount(locked), _maybe(pending_deposit), _maybe(pending_withdrawal))
+
+
+def _maybe(text: object) -> str | None:
+    return None if text is None else _amount(text)
+
+
+def _amount(text: object) -> str:
+    # A published field may stand below zero while the other half of a movement is held back.
+    if isinstance(text, str) and text.startswith("-"):
+        return "-" + from_decimal(text[1:])
+    return from_decimal(text)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
+
+
+def _maybe_text(value: object) -> str | None:
+    return None if value is None else _text(value)

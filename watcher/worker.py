@@ -1,0 +1,141 @@
+"""One worker: opens the store, runs the loops of the configuration in force, reloads, drains and ends.
+
+Refuses to poll or deliver itself, and to read the environment: `commands.run` hands it what it needs.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from copy import copy
+
+from watcher import __version__
+from watcher.generation import Generation
+from watcher.logs import log
+from watcher.pause import pause
+from watcher.settings import Settings
+from watcher.store.connect import connect
+from watcher.store.embedded import Embedded
+from watcher.store.guarantee import guarantee
+from watcher.store.health import StoreHealth
+from watcher.store.keys import Keys
+from watcher.store.pipe import Pipe
+from watcher.store.roster import Roster
+from watcher.store.schedule import Schedule
+from watcher.tally import Tally
+
+HEARTBEAT_S = 60.0
+
+
+class Worker:
+    """Use once: `await Worker(settings, name=…).run()`; `stop` and `reload` may be called from outside."""
+
+    def __init__(self, settings: Settings, *, name: str) -> None:
+        self.settings = settings
+        self.name = name
+        self.tally = Tally()
+        self._generation: Generation | None = None
+        self._stopped = asyncio.Event()
+        self._changed = asyncio.Event()
+
+    def stop(self, signal_name: str | None = None) -> None:
+        """Finish what is in hand and end. A second call changes nothing."""
+        if not self._stopped.is_set():
+            in_flight = self._generation.in_flight if self._generation else 0
+            drain_ms = int(1000 * self.settings.worker.drain.total_seconds())
+            log.info(
+                "worker.draining",
+                worker=self.name,
+                signal=signal_name,
+                in_flight=in_flight,
+                drain_ms=drain_ms,
+            )
+        self._stopped.set()
+        self._changed.set()
+
+    def reload(self, settings: Settings) -> None:
+        """Go on by another configuration. The store and the log stay what they were at the start."""
+        self.settings = settings
+        self._changed.set()
+
+    async def run(self, *, once: bool = False) -> None:
+        """Work until `stop`, or poll everything `once`. Raises StoreError if the store cannot be used."""
+        started = time.monotonic()
+        async with AsyncExitStack() as stack:
+            pipe, health = await self._open(stack)
+            schedule = Schedule(pipe)
+            await schedule.read_clock()
+            await Roster(pipe, Keys(self.settings.redis.namespace)).check_layout()
+            log.info(
+                "worker.started",
+                worker=self.name,
+                version=__version__,
+                accounts=len(self.settings.account_by_name),
+                subscriptions=len(self.settings.subscription_by_name),
+                providers=len(self.settings.provider_by_name),
+            )
+            async with asyncio.TaskGroup() as background:
+                beside = [
+                    background.create_task(pipe.run(), name="pipe"),
+                    background.create_task(pipe.run(), name="pipe"),
+                    background.create_task(self._beat(schedule), name="heartbeat"),
+                ]
+                try:
+                    if once:
+                        await Generation(self.settings, schedule, health, self.tally).run_once()
+                    else:
+                        await self._generations(schedule, health)
+                finally:
+                    for task in beside:
+                        task.cancel()
+        log.info("worker.stopped", worker=self.name, duration_ms=round(1000 * (time.monotonic() - started)))
+
+    async def _open(self, stack: AsyncExitStack) -> tuple[Pipe, StoreHealth]:
+        url = self.settings.redis.url.get_secret_value()
+        mend: Callable[[], Awaitable[object]] | None = None
+        if url == "embedded":
+            server = await stack.enter_async_context(Embedded(self.settings.redis.data_dir))
+            url, mend = server.url, server.ensure
+        client = await stack.enter_async_context(connect(url))
+        found = await guarantee(client)
+        log.info(
+            "store.guarantee",
+            server=f"{found.engine} {found.version}",
+            persistence=found.persistence,
+            eviction=found.eviction,
+            guarantee=found.sentence,
+        )
+        for warning in found.warnings:
+            log.warning("store.weak", server=f"{found.engine} {found.version}", reason=warning)
+        return Pipe(client), StoreHealth(mend)
+
+    async def _generations(self, schedule: Schedule, health: StoreHealth) -> None:
+        """Run one generation after the other; the one before finishes its work beside the next one."""
+        try:
+            async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as group:
+                while not self._stopped.is_set():
+                    self._changed.clear()
+                    before, self._generation = (
+                        self._generation,
+                        Generation(self.settings, schedule, health, self.tally),
+                    )
+                    if before:
+                        before.stop()
+                    group.create_task(self._generation.run(), name="generation")
+                    await self._changed.wait()
+                if self._generation:
+                    self._generation.stop()
+                drain_s = self.settings.worker.drain.total_seconds()
+                deadline.reschedule(asyncio.get_running_loop().time() + drain_s)
+        except TimeoutError:
+            in_flight = self._generation.in_flight if self._generation else 0
+            log.warning("worker.cut_off", worker=self.name, in_flight=in_flight)
+
+    async def _beat(self, schedule: Schedule) -> None:
+        while True:
+            before = copy(self.tally)
+            await pause(self._stopped, HEARTBEAT_S)
+            if self._stopped.is_set():
+                return
+            in_flight = self._generation.in_flight if self._generation else 0
+            log.info("worker.heartbeat", worker=self.name, **self.tally.since(before), in_flight=in_flight)
