@@ -33,7 +33,7 @@ def _engines() -> dict[str, Path]:
 
 
 ENGINES: Mapping[str, Path] = _engines()
-"""The server programs of this machine by name: `valkey` as it comes with the package, and `redis` from PATH."""
+"""The server programs of this machine: `valkey` as it comes with the package, and `redis` from PATH."""
 
 EVERY_ENGINE = (FAKE, *ENGINES)
 
@@ -73,7 +73,9 @@ class RealServer:
         while not answers(self.socket):
             if self.process.poll() is not None or time.monotonic() > give_up_at:
                 self.kill()
-                raise AssertionError(f"{self.binary} did not start:\n{log.read_text() if log.exists() else ''}")
+                raise AssertionError(
+                    f"{self.binary} did not start:\n{log.read_text() if log.exists() else ''}"
+                )
             time.sleep(0.002)
 
     def stop(self) -> None:

@@ -32,7 +32,7 @@ def from_integer(text: object, decimals: int = 0) -> str:
         raise NotAnAmount("not a decimal integer in a string")
     if len(text) == 78 and int(text) > MAX_INTEGER:
         raise NotAnAmount("larger than 2^256 - 1")
-    if not decimals:
+    if not decimals or text == "0":
         return text
     padded = text.rjust(decimals + 1, "0")
     return _canonical(padded[:-decimals], padded[-decimals:])

@@ -91,7 +91,7 @@ def _log_of_starts(moved_on: Advance, after: AccountState, at: str) -> Iterable[
     if moved_on.forgotten:
         yield _entry("forgotten", after, at, assets=moved_on.forgotten)
     if moved_on.baselined or moved_on.is_baseline:
-        started = {asset_id: after.entry_by_asset[asset_id].published for asset_id in moved_on.baselined}
+        started = {asset_id: [*after.entry_by_asset[asset_id].published] for asset_id in moved_on.baselined}
         yield _entry("baseline", after, at, assets=started, whole=moved_on.is_baseline)
 
 

@@ -89,8 +89,8 @@ def _event_id(moved: Moved, origin: Origin) -> str:
         origin.sequence,
         change.type,
         moved.asset.id,
-        in_text(change.before, moved.like),
-        in_text(change.after, moved.like),
+        *in_text(change.before, moved.like),
+        *in_text(change.after, moved.like),
     )
     digest = sha256(orjson.dumps(content)).digest()
     return "evt_" + base64.b32encode(digest[:15]).decode().lower()

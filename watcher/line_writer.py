@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
-from threading import Thread
+from threading import Thread, current_thread
 from typing import TextIO
 
 _QUEUED_LINES = 10_000
@@ -50,14 +50,14 @@ class LineWriter:
 
     def put(self, line: bytes) -> None:
         """Take one line, its newline included. Never waits, never raises."""
-        if self._lines.qsize() < self._room:
+        if self._lines.qsize() < self._room or current_thread() is self._thread:
             self._lines.put(line)
         else:
             self._overflowed += 1
 
     debug = info = warning = error = critical = put
 
-    def close(self, timeout_s: float = 2.0) -> None:
+    def close(self, timeout_s: float = 1.0) -> None:
         """Write what was taken, for `timeout_s` at most. Runs by itself at exit; safe to call twice."""
         self._lines.put(_END)
         self._thread.join(timeout_s)

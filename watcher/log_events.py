@@ -26,7 +26,6 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "event_type": "type of the event, such as deposit.cleared",
     "eviction": "the server's maxmemory-policy",
     "exception": "the traceback, without local variables",
-    "field": "the field of the balance that moved",
     "file": "path of the configuration file",
     "guarantee": "what this server promises, in one sentence",
     "held": "how many changes wait for their other half",
@@ -97,6 +96,11 @@ EVENTS: Mapping[str, Line] = {
     "worker.stopped": Line(
         "info", "A worker has given back its leases and ends.", ("worker", "duration_ms", "in_flight")
     ),
+    "worker.cut_off": Line(
+        "warning",
+        "The time to drain ran out; what was under way is tried again elsewhere when its lease ends.",
+        ("worker", "in_flight"),
+    ),
     "worker.heartbeat": Line(
         "info",
         "Once a minute: a worker is alive, and what it did since the last time.",
@@ -111,7 +115,7 @@ EVENTS: Mapping[str, Line] = {
     "lease.lost": Line(
         "info",
         "A lease ran out before the work was done; what came after was void, and another worker does it.",
-        ("worker", "account", "subscription", "duration_ms"),
+        ("worker", "account", "subscription", "reason", "duration_ms"),
     ),
     "clock.skewed": Line(
         "warning",
@@ -122,6 +126,9 @@ EVENTS: Mapping[str, Line] = {
         "info",
         "A configuration is in force, at the start or after SIGHUP.",
         ("file", "providers", "accounts", "subscriptions"),
+    ),
+    "configuration.doubtful": Line(
+        "warning", "Something in the configuration is allowed but hardly meant.", ("file", "reason")
     ),
     "configuration.refused": Line(
         "error", "A reload found mistakes; the configuration before it stays.", ("file", "mistakes", "reason")

@@ -105,8 +105,7 @@ class Poller:
         """Move the state on to a reading; where another worker was faster, from what it left."""
         for is_last in (False, False, True):  # losing to another worker three times is no accident
             step = self._step(state, reading)
-            after = step.state if step else state
-            assert after is not None  # without a state, a reading is a baseline
+            after = step.state if step else state or _never()
             settled = Settled(digest, after.version, wait_s(account, after))
             if step:
                 reply = await self._commit(account, lease, state, step)
@@ -241,6 +240,10 @@ class Poller:
                     for delivery in deliveries
                 ),
             )
+
+
+def _never() -> AccountState:
+    raise AssertionError("without a state, a reading is a baseline")
 
 
 def _is_settled(state: AccountState) -> bool:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from fnmatch import fnmatchcase
 from typing import IO, Any, NamedTuple
 
@@ -107,15 +108,16 @@ def follow(paths: Sequence[str], wait: Callable[[], object]) -> Iterator[str]:
 
     Calls `wait` whenever there is nothing new to read.
     """
-    files = [_Followed(path) for path in paths]
-    while True:
-        is_idle = True
-        for file in files:
-            for raw in file.new_lines():
-                is_idle = False
-                yield _decoded(raw)
-        if is_idle:
-            wait()
+    with ExitStack() as stack:
+        files = [stack.enter_context(closing(_Followed(path))) for path in paths]
+        while True:
+            is_idle = True
+            for file in files:
+                for raw in file.new_lines():
+                    is_idle = False
+                    yield _decoded(raw)
+            if is_idle:
+                wait()
 
 
 class _Followed:
@@ -132,6 +134,10 @@ class _Followed:
                 yield self._begun
             self._reopen()
             yield from self._complete_lines()
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
 
     def _complete_lines(self) -> Iterator[bytes]:
         while self._file and (raw := self._file.readline(_LINE_LIMIT)):
@@ -152,8 +158,7 @@ class _Followed:
         return is_other or there.st_size < self._file.tell()
 
     def _reopen(self) -> None:
-        if self._file:
-            self._file.close()
+        self.close()
         self._begun = b""
         try:
             self._file = open(self._path, "rb")  # noqa: SIM115 - stays open between looks

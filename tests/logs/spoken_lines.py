@@ -27,14 +27,14 @@ class Spoken(NamedTuple):
 
 
 def spoken_in(source: str, path: str) -> Iterator[Spoken]:
-    tree = ast.parse(source)
-    for call in ast.walk(tree):
-        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+    for call, room in _calls(ast.parse(source)).items():
+        if not isinstance(call.func, ast.Attribute):
             continue
         if call.func.attr in _LEVEL_BY_METHOD and _is_logger(call.func.value):
             level = _LEVEL_BY_METHOD[call.func.attr]
-            names = _texts(call.args[0], tree) if call.args else frozenset()
-            yield Spoken(f"{path}:{call.lineno}", level, names, _keywords(call) | _bound(call.func.value))
+            names = _texts(call.args[0], room) if call.args else frozenset()
+            fields = _keywords(call, room) | _bound(call.func.value, room)
+            yield Spoken(f"{path}:{call.lineno}", level, names, fields)
 
 
 def problems(spoken: Spoken, line_by_name: Mapping[str, Line]) -> Iterator[str]:
@@ -61,29 +61,49 @@ def _is_logger(node: ast.expr) -> bool:
     return name in _LOGGERS
 
 
-def _bound(node: ast.expr) -> frozenset[str]:
+def _calls(module: ast.Module) -> Mapping[ast.Call, ast.AST]:
+    """Every call, with the innermost function around it."""
+    rooms = [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return {call: room for room in (module, *rooms) for call in ast.walk(room) if isinstance(call, ast.Call)}
+
+
+def _bound(node: ast.expr, room: ast.AST) -> frozenset[str]:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        return _keywords(node) | _bound(node.func.value)
+        return _keywords(node, room) | _bound(node.func.value, room)
     return frozenset()
 
 
-def _keywords(call: ast.Call) -> frozenset[str]:
-    return frozenset(keyword.arg for keyword in call.keywords if keyword.arg)
+def _keywords(call: ast.Call, room: ast.AST) -> frozenset[str]:
+    return frozenset().union(
+        *({keyword.arg} if keyword.arg else _keys(keyword.value, room) for keyword in call.keywords)
+    )
 
 
-def _texts(node: ast.expr, tree: ast.Module) -> frozenset[str]:
+def _keys(node: ast.expr, room: ast.AST) -> frozenset[str]:
+    """The keys of a `**fields` whose dict is written out in the same function."""
+    match node:
+        case ast.Dict(keys=keys):
+            return frozenset(
+                key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)
+            )
+        case ast.Name(id=name):
+            return frozenset().union(*(_keys(value, room) for value in _assigned(name, room)))
+    return frozenset()
+
+
+def _texts(node: ast.expr, room: ast.AST) -> frozenset[str]:
     match node:
         case ast.Constant(value=str(text)):
             return frozenset({text})
         case ast.IfExp(body=body, orelse=orelse):
-            return _texts(body, tree) | _texts(orelse, tree)
+            return _texts(body, room) | _texts(orelse, room)
         case ast.Name(id=name):
-            return frozenset().union(*(_texts(value, tree) for value in _assigned(name, tree)))
+            return frozenset().union(*(_texts(value, room) for value in _assigned(name, room)))
     return frozenset()
 
 
-def _assigned(name: str, tree: ast.Module) -> Iterator[ast.expr]:
-    for node in ast.walk(tree):
+def _assigned(name: str, room: ast.AST) -> Iterator[ast.expr]:
+    for node in ast.walk(room):
         if isinstance(node, ast.Assign) and any(
             isinstance(target, ast.Name) and target.id == name for target in node.targets
         ):

@@ -167,7 +167,8 @@ def test_an_error_in_a_library_brings_its_traceback() -> None:
 
 
 def test_a_library_that_formats_its_message_wrongly_harms_nobody() -> None:
-    assert the_line(lambda: logging.getLogger("redis").warning("%d keys", "no"))["message"] == "%d keys"
+    record = logging.LogRecord("redis", logging.WARNING, "", 0, "%d keys", ("no",), None)
+    assert the_line(lambda: logs._bridge.handle(record))["message"] == "%d keys"
 
 
 def test_python_warnings_are_heard_too() -> None:

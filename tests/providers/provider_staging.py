@@ -37,8 +37,8 @@ class Stage:
 
     def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
         self.seen: list[Seen] = []
+        self.arrived = asyncio.Event()
         self.connections = 0
-        self.bytes_sent = 0
         self.replies: list[Reply] = []
         self.reply: Reply = answer(b"[]")
         self.reply_by_path: dict[str, Reply] = {}
@@ -65,6 +65,7 @@ class Stage:
         try:
             while seen := await _request(reader):
                 self.seen.append(seen)
+                self.arrived.set()
                 path = seen.target.partition("?")[0]
                 reply = self.reply_by_path.get(path) or (self.replies.pop(0) if self.replies else self.reply)
                 await reply(writer)

@@ -33,6 +33,8 @@ CASES: list[Mapping[str, Any]] = DATA["cases"]
 DOUBTFUL = {"L057", "M042"}
 """More is locked than there is. The poll is good, the balance is not: `watcher.doubt` judges it later."""
 
+TIMEOUT_BY_FAULT_S = {"slow_body": 0.2, "dns_failure": 0.5}
+
 CPU_LIMIT_S = 0.25
 """Five times what an answer may cost: the machines that test are slow, and the stage runs here too."""
 
@@ -81,12 +83,8 @@ async def staged(case: Mapping[str, Any]) -> AsyncIterator[tuple[Any, Any]]:
         )
         if fault == "slow_body":
             stage.reply = dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 226\r\n\r\n", b" ", every_s=0.02)
-        url = stage.url
-        if fault == "dns_failure":
-            url = "http://no-such-host.invalid"
-        if fault == "connect_refused":
-            url = "http://127.0.0.1:9"
-        timeout_s = 0.2 if fault == "slow_body" else 5
+        url = await url_for(fault, stage)
+        timeout_s = TIMEOUT_BY_FAULT_S.get(fault, 5)
         if case["provider"] == "loopring":
             account: Any = loopring_account(tokens=tuple(map(int, CONTEXT["loopring"]["watch"])))
             client = loopring_client(url, timeout_s=timeout_s)
@@ -95,6 +93,15 @@ async def staged(case: Mapping[str, Any]) -> AsyncIterator[tuple[Any, Any]]:
             client = metakeep_client(url, timeout_s=timeout_s)
         async with client:
             yield client, account
+
+
+async def url_for(fault: str | None, stage: Stage) -> str:
+    if fault == "dns_failure":
+        return "http://no-such-host.invalid"
+    if fault == "connect_refused":
+        async with Stage() as closed:
+            return closed.url
+    return stage.url
 
 
 async def verdict_on(client: Any, account: Any) -> Snapshot | Refused:

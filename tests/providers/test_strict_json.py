@@ -1,4 +1,5 @@
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -22,10 +23,8 @@ def test_what_is_json_is_read_exactly(value: Any) -> None:
 
 @given(st.binary())
 def test_any_bytes_are_json_or_not_json(body: bytes) -> None:
-    try:
+    with suppress(NotJson):
         parse(body)
-    except NotJson as error:
-        assert str(error) in ("not JSON in UTF-8", "nested too deeply")
 
 
 @pytest.mark.parametrize(

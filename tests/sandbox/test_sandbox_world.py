@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from watcher.sandbox import Holding, Impossible, ListedAsset, Move, World, empty_world
+from watcher.sandbox.book import Half
 
 
 def a_world(**totals: int) -> World:
@@ -41,7 +42,9 @@ def test_a_deposit_can_be_dropped_in_part() -> None:
 @pytest.mark.parametrize(
     ("first", "meanwhile"), [("pending", (100, 0, 0, 0)), ("total", (105, 0, 5, 0))], ids=str
 )
-def test_the_second_half_shows_when_so_many_polls_were_answered(first, meanwhile) -> None:  # type: ignore[no-untyped-def]
+def test_the_second_half_shows_when_so_many_polls_were_answered(
+    first: Half, meanwhile: tuple[int, ...]
+) -> None:
     world = a_world(LRC=100)
     world.deposit_seen(10110, "1", 5)
     world.deposit_cleared(10110, "1", 5, split=2, first=first)
@@ -249,7 +252,9 @@ def test_a_copy_moves_alone_and_in_silence() -> None:
     st.sampled_from(("pending", "total")),
     st.booleans(),
 )
-def test_a_withdrawal_that_returns_leaves_no_trace(total, more, split, first, inside) -> None:  # type: ignore[no-untyped-def]
+def test_a_withdrawal_that_returns_leaves_no_trace(
+    total: int, more: int, split: int, first: Half, inside: bool
+) -> None:
     world = a_world(LRC=total + more)
     world.withdrawals = "inside" if inside else "outside"
     world.withdrawal_requested(10110, "1", more, split=split, first=first)

@@ -1,8 +1,9 @@
 """The receiver for trying things, over real connections."""
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import aiohttp
 import pytest
@@ -36,6 +37,18 @@ def a_receiver(
 ) -> Receiver:
     secrets = [secret] if secret else []
     return Receiver(secrets, fail=fail, forward_to=forward_to, delay_s=delay_s, clock=lambda: NOW)
+
+
+@contextlib.asynccontextmanager
+async def serving(answer: Callable[[web.Request], Awaitable[web.Response]]) -> AsyncIterator[str]:
+    """Answer whatever is asked inside the block, at the address that this yields."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    await runner.cleanup()
 
 
 def numbered(number: int) -> Webhook:
@@ -142,6 +155,29 @@ async def test_nobody_behind_is_a_bad_gateway(post: Post) -> None:
     assert receiver.taken == 0
 
 
+async def test_what_belongs_to_one_connection_is_not_forwarded() -> None:
+    headers_behind: list[Mapping[str, str]] = []
+
+    async def look(request: web.Request) -> web.Response:
+        headers_behind.append(request.headers)
+        return web.Response()
+
+    async def in_chunks() -> AsyncIterator[bytes]:
+        yield signed().body
+
+    async with serving(look) as behind, a_receiver(forward_to=behind) as receiver:
+        headers = signed().headers | {"x-own": "kept", "host": "before.example", "connection": "close"}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(receiver.url, data=in_chunks(), headers=headers) as answer,
+        ):
+            assert answer.status == 200
+    (got,) = headers_behind
+    assert (got["x-own"], got["content-length"]) == ("kept", str(len(signed().body)))
+    assert f"http://{got['host']}/" == behind
+    assert not {"transfer-encoding", "connection"} & {name.lower() for name in got}
+
+
 async def test_a_redirect_is_passed_back_and_not_followed(post: Post) -> None:
     visited: list[str] = []
 
@@ -149,15 +185,8 @@ async def test_a_redirect_is_passed_back_and_not_followed(post: Post) -> None:
         visited.append(request.path)
         return web.Response(status=302, headers={"location": "/elsewhere"})
 
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", redirect)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}/start"
-    async with a_receiver(forward_to=url) as receiver:
+    async with serving(redirect) as behind, a_receiver(forward_to=behind + "start") as receiver:
         assert await post(receiver, signed()) == 302
-    await runner.cleanup()
     assert visited == ["/start"]
 
 

@@ -52,6 +52,18 @@ def running(data_dir: Path) -> int | None:
     return int((data_dir / "server.pid").read_text())
 
 
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def a_directory_with(data_dir: Path, name: str, content: bytes = b"") -> Path:
+    """The directory, open to all, as somebody else left it."""
+    data_dir.mkdir()
+    data_dir.chmod(0o755)
+    (data_dir / name).write_bytes(content)
+    return data_dir
+
+
 def an_engine(name: str) -> Engine:
     return Engine(name, {"valkey": 9, "redis": 7}[name], ENGINES[name])
 
@@ -176,13 +188,12 @@ async def test_a_server_that_hangs_is_reported_and_not_replaced(
         pid = running(data_dir)
         assert pid
         os.kill(pid, signal.SIGSTOP)
-        try:
-            with monkeypatch.context() as patch, pytest.raises(StoreUnreachable, match="has not answered"):
-                patch.setattr(embedded, "PATIENCE_S", 0.2)
-                await server.ensure()
-            assert running(data_dir) == pid
-        finally:
-            os.kill(pid, signal.SIGCONT)
+        monkeypatch.setattr(embedded, "PATIENCE_S", 0.2)
+        with pytest.raises(StoreUnreachable, match="has not answered"):
+            await server.ensure()
+        assert running(data_dir) == pid
+        monkeypatch.undo()
+        os.kill(pid, signal.SIGCONT)
 
 
 async def test_a_server_that_cannot_load_its_data_is_reported_with_its_log(data_dir: Path) -> None:
@@ -211,26 +222,25 @@ async def test_the_server_is_out_of_reach_of_a_terminal(data_dir: Path) -> None:
 
 async def test_only_its_user_may_enter_the_directory(data_dir: Path) -> None:
     async with Embedded(data_dir):
-        assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700
-    data_dir.chmod(0o755)
+        assert mode(data_dir) == 0o700
+    os.chmod(data_dir, 0o755)
     async with Embedded(data_dir):
-        assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700
-        assert stat.S_IMODE((data_dir / "server.sock").stat().st_mode) == 0o700
+        assert mode(data_dir) == 0o700
+        assert mode(data_dir / "server.sock") == 0o700
 
 
 async def test_a_directory_with_other_files_is_refused_as_it_is(data_dir: Path) -> None:
-    data_dir.mkdir(mode=0o755)
-    (data_dir / "thesis.tex").touch()
+    a_directory_with(data_dir, "thesis.tex")
     with pytest.raises(ConfigurationRefused, match="not watcher's"):
         await Embedded(data_dir).__aenter__()
-    assert [path.name for path in data_dir.iterdir()] == ["thesis.tex"]
-    assert stat.S_IMODE(data_dir.stat().st_mode) == 0o755
+    assert os.listdir(data_dir) == ["thesis.tex"]
+    assert mode(data_dir) == 0o755
 
 
 async def test_a_path_that_cannot_be_a_directory_is_a_configuration_error(data_dir: Path) -> None:
-    data_dir.touch()
-    with pytest.raises(ConfigurationRefused, match="cannot be used: "):
-        await Embedded(data_dir / "below").__aenter__()
+    file = a_directory_with(data_dir, "file") / "file"
+    with pytest.raises(ConfigurationRefused, match="cannot be used: Not a directory"):
+        await Embedded(file / "below").__aenter__()
 
 
 async def test_a_path_too_long_for_a_socket_is_shared_all_the_same(data_dir: Path) -> None:
@@ -246,16 +256,14 @@ async def test_a_path_too_long_for_a_socket_is_shared_all_the_same(data_dir: Pat
 
 
 async def test_a_directory_of_a_newer_engine_is_refused_untouched(data_dir: Path) -> None:
-    data_dir.mkdir()
-    (data_dir / "ENGINE").write_text("valkey 99\n")
+    a_directory_with(data_dir, "ENGINE", b"valkey 99\n")
     with pytest.raises(ConfigurationRefused, match=r"written by valkey 99, and .* is valkey 9, .*newer"):
         await Embedded(data_dir).__aenter__()
     assert not (data_dir / "appendonlydir").exists()
 
 
 async def test_a_damaged_marker_is_refused(data_dir: Path) -> None:
-    data_dir.mkdir()
-    (data_dir / "ENGINE").write_bytes(b"\xff\x1b[2J")
+    a_directory_with(data_dir, "ENGINE", b"\xff\x1b[2J")
     with pytest.raises(ConfigurationRefused, match="nobody can read"):
         await Embedded(data_dir).__aenter__()
 
@@ -267,7 +275,7 @@ async def test_valkey_takes_over_from_redis_7_but_not_the_other_way_round(data_d
     async with Embedded(data_dir) as server:
         assert await count(server.url) == 2
     assert (data_dir / "ENGINE").read_text() == "valkey 9\n"
-    with pytest.raises(ConfigurationRefused, match="written by valkey 9, and .* is redis 7"):
+    with pytest.raises(ConfigurationRefused, match=r"written by valkey 9, and .* is redis 7"):
         await Embedded(data_dir, find=lambda: an_engine("redis")).__aenter__()
 
 
@@ -307,7 +315,7 @@ def test_without_the_package_a_server_on_path_will_do(tmp_path: Path) -> None:
 def test_no_server_or_only_an_old_one_is_an_error_that_names_what_to_install(tmp_path: Path) -> None:
     a_program(tmp_path, "redis-server", "Redis server v=6.2.14 sha=00000000:0 malloc=libc bits=64")
     a_program(tmp_path, "valkey-server", "something else")
-    with pytest.raises(ConfigurationRefused, match="no_such_package.* valkey-server or redis-server 7"):
+    with pytest.raises(ConfigurationRefused, match=r"no_such_package.* valkey-server or redis-server 7"):
         find_engine(str(tmp_path), "no_such_package")
 
 

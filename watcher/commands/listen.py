@@ -154,8 +154,7 @@ def _as_json(receipt: "Receipt") -> str:
         "problem": {"step": problem.step, "detail": problem.detail} if problem else None,
         "event": receipt.event,
     }
-    # DEL is the one control character that JSON does not have to escape.
-    return json.dumps(told, default=str).replace("\x7f", "\\u007f")
+    return json.dumps(told, default=str)  # ASCII alone, every control character escaped
 
 
 def _facts(receipt: "Receipt") -> list[str]:

@@ -36,7 +36,7 @@ class _Sources:
 
     def __init__(self, providers: Providers, findings: Findings) -> None:
         self._findings = findings
-        self._entry_by_source: dict[tuple[str, str], Entry] = {}
+        self._place_by_source: dict[tuple[str, str], str] = {}
         self._provider_by_name = {
             name: provider(settings)
             for name, settings in providers.settings_by_name.items()
@@ -48,11 +48,13 @@ class _Sources:
         provider = self._provider_by_name.get(account.provider)
         if not provider:
             return True
-        first = self._entry_by_source.setdefault((account.provider, provider.source(account)), entry)
-        if first is not entry:
-            reason = f"is the same account at the same provider as the one at {first.place()}"
+        source = account.provider, provider.source(account)
+        if source in self._place_by_source:
+            reason = f"is the same account at the same provider as the one at {self._place_by_source[source]}"
             self._findings.mistake(entry.finding((), reason))
-        return first is entry
+            return False
+        self._place_by_source[source] = entry.place()
+        return True
 
 
 def _entries(document: Entry, environ: Mapping[str, str], findings: Findings) -> Iterator[Entry]:

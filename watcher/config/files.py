@@ -24,8 +24,8 @@ _SYNTAX = {
     "Unescaped '\\'": "a backslash in a text needs another one, or write the text in single quotes",
     "Expected '='": "'=' is expected after a key",
     "Expected ']": "a closing bracket is missing",
-    "Expected newline": "the line should end here",
-    "Invalid value": "this is no value: texts need quotes",
+    "Expected newline": "the line should end here; texts need quotes",
+    "Invalid value": "this is no value: texts need quotes, or a bracket above is not closed",
     "Invalid statement": "neither a key nor a [table] begins here",
     "Invalid initial character": "no key begins here",
     "Invalid date": "no such date",
@@ -71,7 +71,7 @@ def read_lines(path: Path, name: str, environ: Mapping[str, str], findings: Find
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            entry = _line(line, name, number, findings)
+            entry = _line(line.rstrip(), name, number, findings)
             if entry:
                 yield _interpolated(entry, environ, findings) if b"${" in line else entry
 

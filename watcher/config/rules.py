@@ -77,7 +77,7 @@ def redis_url_flaw(url: str) -> str | None:
     try:
         connect(url)  # it reads the URL, and waits with the connection until it is used
     except ConfigurationRefused as error:
-        return str(error).removeprefix("redis.url").lstrip(" :")
+        return str(error).removeprefix("redis.url").lstrip(" :") + did_you_mean(url, ["embedded"])
     return None
 
 

@@ -91,18 +91,19 @@ class Names:
     def __init__(self, kind: str, findings: Findings) -> None:
         self._kind = kind
         self._findings = findings
-        self._entry_by_name: dict[str, Entry] = {}
+        self._place_by_name: dict[str, str] = {}
 
     def is_new(self, entry: Entry) -> bool:
         """Say whether no table before had the same name; record the mistake otherwise."""
         name = entry.table.get("name")
         if not isinstance(name, str):
             return True
-        first = self._entry_by_name.setdefault(name, entry)
-        if first is not entry:
-            reason = f"is the name of another {self._kind}, at {first.place()}"
+        if name in self._place_by_name:
+            reason = f"is the name of another {self._kind}, at {self._place_by_name[name]}"
             self._findings.mistake(entry.finding(("name",), reason))
-        return first is entry
+            return False
+        self._place_by_name[name] = entry.place()
+        return True
 
 
 def settings_of(

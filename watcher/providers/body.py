@@ -19,7 +19,7 @@ async def read_body(response: aiohttp.ClientResponse) -> bytes:
     """Read and unpack a body. Raises Refused, and what aiohttp raises when the connection breaks."""
     chunks: list[bytes] = []
     size = 0
-    async for chunk in response.content.iter_any():
+    while chunk := await response.content.readany():
         chunks.append(chunk)
         size += len(chunk)
         if size > LIMIT:

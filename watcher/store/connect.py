@@ -110,6 +110,8 @@ def translated(client: Redis) -> Iterator[None]:
 
 def in_our_words(error: Exception, at: str) -> StoreError | None:
     """Say what a foreign error means for whoever runs `watcher`, or None if it is a bug or bad data."""
+    if isinstance(error.__cause__, exceptions.RedisError):
+        error = error.__cause__  # redis-py wraps what goes wrong while it connects
     text = f"{getattr(error, 'status_code', None) or ''} {error}"
     if refusal := _REFUSAL.search(text):
         because = _REFUSES_WRITES[refusal[1]]

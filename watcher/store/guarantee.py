@@ -113,9 +113,9 @@ def _refuse_what_cannot_work(info: Mapping[str, Any], at: str) -> None:
     version = _version_text(info.get("redis_version"))
     if version != "unknown" and tuple(map(int, version.split(".")[:2])) < OLDEST:
         raise ConfigurationRefused(f"Redis {version} at {at} is too old; watcher needs 6.2 or newer")
-    if info.get("redis_mode") == "sentinel":
+    if "sentinel" in (info.get("redis_mode"), info.get("server_mode")):
         raise ConfigurationRefused(f"{at} is a Sentinel; point redis.url at the primary that it watches")
-    if info.get("redis_mode") == "cluster":
+    if info.get("cluster_enabled"):
         raise ConfigurationRefused(f"Redis at {at} is part of a Cluster, which is not supported yet")
     if info.get("role") == "slave":
         raise StoreUnreachable(

@@ -60,7 +60,7 @@ def _dump_entry(entry: Entry) -> list[Any]:
     asset = entry.asset
     row: list[Any] = [*entry.published, asset.symbol, asset.name, asset.decimals]
     if entry.held_polls or entry.doubted:
-        row += [entry.held_polls, entry.seen, entry.doubted]
+        row += [entry.held_polls, [*entry.seen], entry.doubted and [*entry.doubted]]
     return row
 
 

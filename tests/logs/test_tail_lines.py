@@ -1,0 +1,144 @@
+"""Log lines are found behind every platform's prefix, shown to people, and filtered."""
+
+import io
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from watcher.tail import Filter, as_json, harmless, lines_of, parse, pretty
+
+LINE = '{"timestamp":"2026-11-20T14:03:05.120Z","level":"info","event":"poll.finished","account":"treasury"}'
+
+
+def a_line(event: str = "poll.finished", level: str = "info", **fields: Any) -> dict[str, Any]:
+    return {"timestamp": "2026-11-20T14:03:05.120Z", "level": level, "event": event, **fields}
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "",
+        "2026-11-20T14:03:05.120456+00:00 app[worker.1]: ",  # heroku
+        "worker-1  | ",  # docker compose
+        "\x1b[36mworker-1  | \x1b[0m",  # the same, on a terminal
+        "2026-11-20T14:03:05.120456789Z ",  # docker logs --timestamps, kubectl --timestamps
+        "[pod/watcher-7d9f-abcde/watcher] ",  # kubectl logs --prefix
+        "watcher-7d9f-abcde watcher ",  # stern
+        "2026-11-20T14:03:05.120456789Z stdout F ",  # a node's container log
+        "Nov 20 14:03:05 host watcher[123]: ",  # journalctl
+        "14:03:05 worker.1 | ",  # foreman, honcho
+        '{"a": 1} ',
+    ],
+)
+def test_a_line_of_ours_is_found_behind_what_a_platform_puts_before_it(prefix: str) -> None:
+    assert parse(prefix + LINE) == a_line(account="treasury")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Traceback (most recent call last):",
+        "GET /livez 200",
+        '{"message": "of another program"}',
+        '{"timestamp":"2026-11-20T14:03:05Z","level":30,"event":"x"}',
+        LINE[:-1],
+        LINE + " and more",
+        LINE.replace('"treasury"', "NaN"),
+        '{"timestamp":' + "[" * 100_000,
+        '["timestamp","level","event"]',
+    ],
+)
+def test_every_other_line_is_foreign(text: str) -> None:
+    assert parse(text) is None
+
+
+def test_the_order_of_fields_does_not_matter_where_nothing_stands_before_the_line() -> None:
+    assert parse(json.dumps({"account": "treasury", **a_line()})) == a_line(account="treasury")
+
+
+def test_pretty_shows_time_level_event_and_fields() -> None:
+    line = a_line(account="treasury", reason="timed out", duration_ms=85, status=None, empty="", names=["a"])
+    assert pretty(line, color=False) == (
+        "2026-11-20T14:03:05.120Z info    poll.finished        "
+        'account=treasury reason="timed out" duration_ms=85 status=null empty="" names=["a"]'
+    )
+
+
+def test_pretty_paints_by_level_and_without_colours_not_at_all() -> None:
+    assert "\x1b[33mwarning\x1b[0m" in pretty(a_line(level="warning"), color=True)
+    assert "\x1b[31merror  \x1b[0m" in pretty(a_line(level="error"), color=True)
+    assert "\x1b" not in pretty(a_line(level="error"), color=False)
+
+
+def test_pretty_keeps_a_traceback_readable() -> None:
+    text = pretty(
+        a_line("bug", "error", exception='Traceback:\n  File "x"\nValueError: \x1b[2Jno'), color=False
+    )
+    assert text.splitlines()[1:] == ["    Traceback:", '      File "x"', "    ValueError: \\x1b[2Jno"]
+
+
+any_text = st.text(st.characters(codec=None, exclude_categories=()))
+
+
+@given(st.dictionaries(any_text, any_text | st.lists(any_text)), any_text)
+def test_no_hostile_line_gets_a_control_character_onto_the_terminal(
+    fields: dict[str, Any], text: str
+) -> None:
+    line = {**fields, "timestamp": text, "level": text, "event": text, "exception": text}
+    for shown in (pretty(line, color=False), as_json(line), harmless(text)):
+        assert all(character.isprintable() or character.isspace() for character in shown)
+        assert not set(shown) & set("\x1b\x7f\x85\x9b\r\x0b\x0c\x1c\u2028\u202e")
+    assert "\n" not in as_json(line) + harmless(text)
+    assert json.loads(as_json(line)) == line
+
+
+def test_a_foreign_line_is_passed_on_as_it_is_but_for_what_could_harm() -> None:
+    assert harmless("\tat 日本  main\u00a0(x.py:1)") == "\tat 日本  main\u00a0(x.py:1)"
+    assert harmless("\x1b[31mred\x1b[0m \x1b]0;title\x07") == "red \\x1b]0;title\\x07"
+    assert harmless("x" * 100_000) == "x" * 100_000
+
+
+def test_lines_are_read_as_they_are_even_if_they_are_no_text_or_never_end() -> None:
+    assert list(lines_of(io.BytesIO(b"a\r\n\nb\xff\nc"))) == ["a", "", "b\\xff", "c"]
+    assert max(map(len, lines_of(io.BytesIO(b"x" * 3_000_000)))) <= 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("level", "shown"),
+    [
+        ("debug", ["debug", "info", "warning", "error", "critical", "odd"]),
+        ("warning", ["warning", "error", "critical", "odd"]),
+        ("error", ["error", "critical", "odd"]),
+    ],
+)
+def test_a_level_means_that_level_and_above(level: str, shown: list[str]) -> None:
+    levels = ["debug", "info", "warning", "error", "critical", "odd"]
+    assert [each for each in levels if Filter(level).wants(a_line(level=each))] == shown
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fields", "is_shown"),
+    [
+        (Filter(events=["delivery.*"]), {"event": "delivery.dead"}, True),
+        (Filter(events=["delivery.*"]), {"event": "poll.finished"}, False),
+        (Filter(events=["bug", "poll.*"]), {"event": "poll.finished"}, True),
+        (Filter(accounts=["shop-*"]), {"account": "shop-1"}, True),
+        (Filter(accounts=["shop-*"]), {"account": "SHOP-1"}, False),
+        (Filter(accounts=["shop-*"]), {}, False),
+        (Filter(subscriptions=["ops"]), {"subscription": "ops"}, True),
+        (Filter(subscriptions=["ops"], accounts=["a"]), {"subscription": "ops", "account": "b"}, False),
+    ],
+)
+def test_globs_choose_lines(wanted: Filter, fields: dict[str, Any], is_shown: bool) -> None:
+    assert wanted.wants(a_line(**fields)) == is_shown
+
+
+def test_foreign_lines_are_hidden_only_by_filters_that_ask_for_a_field() -> None:
+    assert Filter().wants_foreign()
+    assert Filter("error").wants_foreign()
+    assert not Filter(events=["*"]).wants_foreign()
+    assert not Filter(accounts=["treasury"]).wants_foreign()
