@@ -102,21 +102,22 @@ def group(context: click.Context) -> None:
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run one command and end the process with its exit code."""
     try:
-        sys.exit(_run(sys.argv[1:] if args is None else args))
+        code = _run(sys.argv[1:] if args is None else args)
+        sys.stdout.flush()
+        sys.exit(code)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         sys.exit(_exit_code(error))
 
 
-def _run(args: Sequence[str]) -> int | None:
+def _run(args: Sequence[str]) -> int:
     # Not group.main: it takes every broken pipe, a socket's included, for the end of its reader.
     if instruction := os.environ.get(_COMPLETE):
         return _complete(instruction)
     try:
         with group.make_context("watcher", list(args)) as context:
             code = group.invoke(context)
-            sys.stdout.flush()
             return code if isinstance(code, int) else 0
     except click.exceptions.Exit as ended:
         return ended.exit_code

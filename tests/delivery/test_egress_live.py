@@ -54,7 +54,7 @@ class Listener:
         writer.close()
 
     async def visits(self) -> int:
-        """Count the connections so far. One of our own queues behind them, so none can still be on its way."""
+        """Count the connections so far. One of our own queues behind them: none can still be on its way."""
         reader, writer = await asyncio.open_connection(self.host, self.port)
         writer.write(b"GET / HTTP/1.1\r\n\r\n")
         await reader.readuntil(b"\r\n\r\n")

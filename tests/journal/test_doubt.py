@@ -88,10 +88,15 @@ def test_absence_and_a_row_of_zeros_agree_with_each_other() -> None:
     assert doubt(ACCEPTED, None, doubted=EMPTY) is None
 
 
-def test_another_odd_reading_is_a_new_doubt() -> None:
+def test_a_reading_that_is_odd_in_another_way_is_a_new_doubt() -> None:
     assert doubt(ACCEPTED, None, doubted=OVERLOCKED) == "the asset disappeared"
-    assert doubt(ACCEPTED, a_row(ZERO_TOTAL), doubted=EMPTY) == "total fell to zero"
-    assert doubt(ACCEPTED, a_row(OVERLOCKED), doubted=OVERLOCKED._replace(locked="99")) is not None
+    assert doubt(ACCEPTED, a_row(ZERO_TOTAL), doubted=OVERLOCKED) == "total fell to zero"
+    assert doubt(ACCEPTED, a_row(OVERLOCKED), doubted=NO_LOCK) == "more is locked than there is"
+
+
+def test_a_doubt_ends_with_the_next_good_poll_even_if_other_fields_go_on_moving() -> None:
+    assert doubt(ACCEPTED, a_row(ZERO_TOTAL), doubted=EMPTY) is None
+    assert doubt(ACCEPTED, a_row(OVERLOCKED), doubted=OVERLOCKED._replace(locked="99")) is None
 
 
 def test_a_plain_reading_ends_a_doubt() -> None:

@@ -72,8 +72,8 @@ def test_the_version_is_told() -> None:
         (("tial",), "No such command 'tial'. Did you mean 'tail'?"),
         (("--verison",), "No such option '--verison'. Did you mean '--version'?"),
         (
-            ("tail", "--levle", "info"),
-            "No such option '--levle'. (Did you mean one of: '--event', '--level'?)",
+            ("tail", "--subscripton", "ops"),
+            "No such option '--subscripton'. Did you mean '--subscription'?",
         ),
         (("tail", "--level", "loud"), "'loud' is not one of"),
     ],

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import structlog
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from program import environment, script
 
@@ -92,6 +92,7 @@ def test_an_unknown_level_or_format_is_refused(level: str, layout: Any) -> None:
 any_text = st.text(st.characters(codec=None, exclude_categories=()))
 
 
+@settings(max_examples=50)
 @given(any_text | st.lists(any_text) | st.dictionaries(any_text, any_text))
 def test_no_value_gets_a_raw_control_character_into_either_format(value: object) -> None:
     for render in (the_text, lambda say: json.dumps(the_line(say), ensure_ascii=False)):
@@ -233,7 +234,7 @@ BUSY = (
 import sys, time
 writer = configure()
 started = time.monotonic()
-for n in range(30000): log.info('poll.finished', account='treasury', changes=n)
+for n in range(20000): log.info('poll.finished', account='treasury', changes=n)
 print(time.monotonic() - started, writer.dropped, file=sys.stderr)
 """
 )
@@ -247,7 +248,7 @@ def test_a_reader_that_never_reads_neither_holds_the_program_up_nor_keeps_it_fro
         assert process.wait(20) == 0
         assert process.stderr is not None
         loop_s, dropped = map(float, process.stderr.read().split())
-    assert dropped > 10_000
+    assert dropped > 5_000
     assert loop_s < 5
     assert time.monotonic() - started < 10
 
@@ -275,4 +276,4 @@ def test_lost_lines_are_told_in_the_log_itself() -> None:
         lines = [json.loads(line) for line in process.stdout]
     told = sum(line["lines"] for line in lines if line["event"] == "log.dropped")
     assert told >= dropped > 0
-    assert len([line for line in lines if line["event"] == "poll.finished"]) + told >= 30_000
+    assert len([line for line in lines if line["event"] == "poll.finished"]) + told >= 20_000

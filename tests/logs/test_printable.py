@@ -9,7 +9,7 @@ from unicodedata import category
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
@@ -69,6 +69,7 @@ def test_what_harms_is_escaped_and_all_else_stays(text: str, shown: str) -> None
     assert printable(text) == shown
 
 
+@settings(max_examples=50)
 @given(any_value)
 def test_whatever_is_logged_can_be_written_as_json_with_printable_texts(value: object) -> None:
     written = json.loads(orjson.dumps(plain(value)))

@@ -36,7 +36,6 @@ def test_standard_input_is_shown_pretty_without_colours_in_a_pipe() -> None:
 def test_filters_choose() -> None:
     assert watcher("tail", "--event", "delivery.*", stdin=STREAM).stdout == DEAD
     assert watcher("tail", "--account", "nobody", "--account", "trea*", stdin=STREAM).stdout == FINISHED
-    assert watcher("tail", "--subscription", "ops", "--level", "error", stdin=STREAM).stdout == ""
 
 
 def test_json_is_one_object_a_line_and_foreign_lines_go_to_stderr() -> None:

@@ -187,7 +187,7 @@ async def test_a_proxy_in_the_environment_is_not_used(kind: str, monkeypatch: py
 @every_provider
 async def test_a_cookie_is_not_sent_back(kind: str) -> None:
     example = EXAMPLE_BY_KIND[kind]
-    async with staged(kind) as (stage, client):
+    async with staged(kind, host="localhost") as (stage, client):  # an address is never sent a cookie
         stage.reply = answer(example.answer, headers={"Set-Cookie": "replica=2; Path=/"})
         await client.ask(example.account)
         await client.ask(example.account)
@@ -338,13 +338,15 @@ def test_whatever_is_answered_it_raises_nothing_but_refused(kind: str, data: st.
 
 
 @asynccontextmanager
-async def staged(kind: str, *, timeout_s: float = 5) -> AsyncIterator[tuple[Stage, ProviderClient]]:
+async def staged(
+    kind: str, *, host: str = "127.0.0.1", timeout_s: float = 5
+) -> AsyncIterator[tuple[Stage, ProviderClient]]:
     """A client whose provider gives the documented answer, unless told otherwise."""
     example = EXAMPLE_BY_KIND[kind]
     async with Stage() as stage:
         stage.reply = answer(example.answer)
         stage.reply_by_path[TOKENS_PATH] = answer(a_token_list(0, 1, decimals=18))
-        settings = example.settings(stage.url, timeout_s=timeout_s)
+        settings = example.settings(f"http://{host}:{stage.port}", timeout_s=timeout_s)
         async with ProviderClient(provider_class(kind)(settings), settings) as client:
             yield stage, client
 

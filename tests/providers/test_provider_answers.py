@@ -84,7 +84,7 @@ async def staged(case: Mapping[str, Any]) -> AsyncIterator[tuple[Any, Any]]:
         if fault == "slow_body":
             stage.reply = dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 226\r\n\r\n", b" ", every_s=0.02)
         url = await url_for(fault, stage)
-        timeout_s = TIMEOUT_BY_FAULT_S.get(fault, 5)
+        timeout_s = TIMEOUT_BY_FAULT_S.get(fault or "", 5)
         if case["provider"] == "loopring":
             account: Any = loopring_account(tokens=tuple(map(int, CONTEXT["loopring"]["watch"])))
             client = loopring_client(url, timeout_s=timeout_s)

@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from watcher.sandbox import LoopringKnobs, Sandbox, World, empty_world
+from watcher.sandbox import ListedAsset, LoopringKnobs, Sandbox, World, empty_world
 
 KEY = {"X-API-KEY": "sandbox"}
 OWNER = "0x8656920c85342d646E5286Cb841F90209272ABeb"
@@ -268,6 +268,13 @@ async def test_a_balance_can_be_of_a_token_that_is_not_in_the_list() -> None:
         _, tokens = await relayer.get("/api/v3/exchange/tokens")
         assert 1 not in [one["tokenId"] for one in tokens]
         assert await relayer.ids("accountId=10110&tokens=1") == [1]
+
+
+async def test_an_id_can_be_as_large_as_an_nft_s() -> None:
+    async with a_relayer(unlisted_tokens={"32768"}) as relayer:
+        relayer.sandbox.world.list_asset("loopring", ListedAsset("32768", "NFT", "An NFT", 0))
+        relayer.sandbox.world.credit(10110, "NFT", 1)
+        assert await relayer.ids() == [0, 1, 6, 32768]
 
 
 @pytest.mark.parametrize("query", [f"owner={OWNER}", "accountId=10110", f"owner={OWNER}&accountId=10110"])

@@ -13,7 +13,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from redis.asyncio import Redis
-from servers import ENGINES, RealServer, real_server
+from redis.exceptions import ResponseError
+from servers import DURABLE, ENGINES, EVERY_ENGINE, RealServer, real_server
 
 from watcher.store.connect import (
     CONNECTIONS,
@@ -37,9 +38,25 @@ def server(request: pytest.FixtureRequest) -> Iterator[RealServer]:
         yield server
 
 
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
 async def test_answers_come_as_bytes(redis_client: Redis, namespace: str) -> None:
     await redis_client.set(namespace, "1")
     assert await redis_client.get(namespace) == b"1"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_a_client_finds_its_server_again_after_a_crash(engine: str) -> None:
+    with real_server(engine, *DURABLE) as server:
+        async with connect(server.url) as client:
+            await client.set("x", "1")
+            server.restart()
+            assert await client.get("x") == b"1"
+
+
+def test_a_server_that_hangs_is_said_not_to_answer() -> None:
+    error = in_our_words(TimeoutError(), "db")
+    assert isinstance(error, StoreUnreachable)
+    assert str(error) == "Redis at db does not answer in time; is it stopped or overloaded?"
 
 
 async def test_the_operator_finds_watcher_in_the_list_of_clients(server: RealServer) -> None:
@@ -75,6 +92,7 @@ HOSTILE = [
     f"redis://:{PASSWORD}#x@db.example.com",
     f"redis://:{PASSWORD}?x@db.example.com",
     f"redis://me:12/{PASSWORD}@db.example.com",
+    f"redis://me:12#{PASSWORD}@db.example.com",
     f"redis://:[{PASSWORD}@db.example.com",
     f"redis://db.example.com:{PASSWORD}",
     f"redis://db.example.com/{PASSWORD}",
@@ -206,6 +224,7 @@ async def test_a_replica_is_refused_writes(server: RealServer) -> None:
             await client.replicaof("NO", "ONE")
 
 
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
 async def test_an_error_that_no_server_state_explains_passes_as_it_is(
     redis_client: Redis, namespace: str
 ) -> None:
@@ -216,8 +235,6 @@ async def test_an_error_that_no_server_state_explains_passes_as_it_is(
 
 
 def test_a_script_that_6_2_refuses_for_memory_is_understood_too() -> None:
-    from redis.exceptions import ResponseError
-
     said = "Error running script (call to f_1): @user_script:1: -OOM command not allowed"
     assert isinstance(in_our_words(ResponseError(said), "db"), StoreUnreachable)
 

@@ -19,8 +19,8 @@ from watcher.providers.body import read_body
 from watcher.providers.catalogue import KeptCatalogue
 from watcher.providers.contract import Catalogue, Provider, Refused, Request
 from watcher.providers.refusals import TRANSPORT_ERRORS, by_error, by_status
-from watcher.retry_after import retry_after_s
 from watcher.providers.strict_json import NotJson, parse
+from watcher.retry_after import retry_after_s
 from watcher.settings import ProviderSettings
 from watcher.snapshot import Snapshot
 

@@ -152,8 +152,9 @@ def _checked(url: str) -> SplitResult:
     except ValueError:
         raise _no_url("is not a URL") from None
     if _LATER.fullmatch(parts.scheme):
-        raise ConfigurationRefused(f"redis.url: {parts.scheme}:// is not supported yet; use redis://, "
-                                   "rediss:// or unix://")  # fmt: skip
+        raise ConfigurationRefused(
+            f"redis.url: {parts.scheme}:// is not supported yet; use redis://, rediss:// or unix://"
+        )
     if parts.scheme not in _SCHEMES:
         raise ConfigurationRefused(
             "redis.url must be `embedded` or begin with redis://, rediss:// or unix://"

@@ -1,0 +1,247 @@
+import json
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from watcher.commands.init import example
+from watcher.config import ConfigRefused, Loaded, load
+from watcher.providers.loopring import LoopringAccount, LoopringSettings
+from watcher.providers.metakeep import MetaKeepAccount
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+README_EXAMPLE = """
+[redis]
+url = "embedded"
+namespace = "watcher"
+data_dir = ".watcher"
+
+[worker]
+drain = "25s"
+
+[egress]
+allow = []
+allow_http = false
+
+[providers.loopring]
+base_url = "https://api3.loopring.io"
+api_key = "${LOOPRING_API_KEY}"
+requests_per_second = 4
+timeout = "10s"
+withdrawals = "outside"
+
+[providers.shop]
+kind = "metakeep"
+api_key = "${METAKEEP_API_KEY}"
+
+[[accounts]]
+name = "treasury"
+provider = "loopring"
+account_id = 10110
+tokens = [0, 1]
+interval = "30s"
+
+[[accounts]]
+name = "alice"
+provider = "shop"
+of = { email = "alice@example.com" }
+currencies = ["0x7ceB23fD6bC0adD59E62ac25578270cFf1b9f619"]
+
+[[subscriptions]]
+name = "ops"
+url = "https://ops.example.com/hooks/balances"
+secrets = ["${OPS_SECRET}"]
+accounts = ["treasury", "ali*"]
+events = ["deposit.*", "locked.*"]
+assets = ["LRC", "0x7ceb…"]
+retries = ["0s", "5s", "5m", "30m", "2h"]
+"""
+README_ENVIRON = {"LOOPRING_API_KEY": "k1", "METAKEEP_API_KEY": "k2", "OPS_SECRET": SECRET}
+SMALL = """
+[providers.loopring]
+api_key = "k"
+[[accounts]]
+name = "treasury"
+provider = "loopring"
+account_id = 1
+[[subscriptions]]
+name = "ops"
+url = "https://ops.example.com/"
+secrets = ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]
+"""
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(text: str, name: str = "watcher.toml", encoding: str = "utf-8") -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding=encoding)
+        return path
+
+    return write
+
+
+def warnings_of(loaded: Loaded) -> list[str]:
+    return [str(warning).removeprefix(f"{loaded.path}:") for warning in loaded.warnings]
+
+
+def test_the_example_of_the_readme_loads_whole(write: Write) -> None:
+    loaded = load(write(README_EXAMPLE), README_ENVIRON)
+    settings = loaded.settings
+    provider, account = settings.provider_by_name["loopring"], settings.account_by_name["treasury"]
+    assert isinstance(provider, LoopringSettings)
+    assert provider.api_key.get_secret_value() == "k1"
+    assert isinstance(account, LoopringAccount)
+    assert account.tokens == (0, 1)
+    alice = settings.account_by_name["alice"]
+    assert isinstance(alice, MetaKeepAccount)
+    assert alice.of == {"email": "alice@example.com"}
+    assert settings.provider_by_name["shop"].kind == "metakeep"
+    assert settings.subscription_by_name["ops"].retries[2] == timedelta(minutes=5)
+    assert loaded.warnings == ()
+
+
+def test_the_example_that_init_writes_loads_when_its_variables_are_set(write: Write) -> None:
+    path = write(example())
+    with pytest.raises(ConfigRefused) as refused:
+        load(path, {})
+    assert [mistake.text for mistake in refused.value.mistakes] == [
+        "the environment has no LOOPRING_API_KEY and no LOOPRING_API_KEY_FILE",
+        "the environment has no OPS_SECRET and no OPS_SECRET_FILE",
+    ]
+    assert load(path, {"LOOPRING_API_KEY": "k", "OPS_SECRET": SECRET}).warnings == ()
+
+
+def test_what_the_example_comments_out_is_right_too(write: Write) -> None:
+    lines = [
+        line.removeprefix("# ") if " = " in line or line.startswith("# [") else line
+        for line in example().splitlines()
+        if "accounts_file" not in line
+    ]
+    environ = README_ENVIRON | {"OPS_TOKEN": "t"}
+    settings = load(write("\n".join(lines)), environ).settings
+    assert [*settings.account_by_name] == ["treasury", "alice"]
+    assert settings.egress.allow_http
+
+
+def test_defaults_are_those_of_the_contract(write: Write) -> None:
+    settings = load(write(SMALL), {}).settings
+    assert settings.redis.url.get_secret_value() == "embedded"
+    assert settings.redis.namespace == "watcher"
+    assert settings.worker.drain == timedelta(seconds=25)
+    assert (settings.log.level, settings.log.format) == ("info", "auto")
+    provider = settings.provider_by_name["loopring"]
+    assert provider.base_url == "https://api3.loopring.io"
+    assert (provider.withdrawals, provider.settle_polls) == ("outside", 2)
+    account = settings.account_by_name["treasury"]
+    assert (account.interval, account.pending_interval) == (timedelta(seconds=30), timedelta(seconds=10))
+    assert settings.subscription_by_name["ops"].accounts == ("*",)
+
+
+def test_the_file_is_looked_for_in_the_order_of_the_contract(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    option, variable = write(SMALL, "option.toml"), write(SMALL, "variable.toml")
+    here, etc = write(SMALL, "watcher.toml"), write(SMALL, "etc.toml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("watcher.config.files.PLACES", (Path("watcher.toml"), etc))
+    environ = {"WATCHER_CONFIG": str(variable)}
+    assert load(option, environ).path == option
+    assert load(None, environ).path == variable
+    assert load(None, {"WATCHER_CONFIG": ""}).path == Path("watcher.toml")
+    here.unlink()
+    assert load(None, {}).path == etc
+
+
+def test_the_environment_wins_over_the_file(write: Write, tmp_path: Path) -> None:
+    path = write('[redis]\nurl = "redis://file/0"\n[log]\nlevel = "error"\nformat = "json"\n' + SMALL)
+    environ = {"REDIS_URL": "redis://:pw@env/1", "LOG_LEVEL": "DEBUG", "LOG_FORMAT": "pretty"}
+    settings = load(path, environ).settings
+    assert settings.redis.url.get_secret_value() == "redis://:pw@env/1"
+    assert (settings.log.level, settings.log.format) == ("debug", "pretty")
+    settings = load(path, {"REDIS_URL": "", "LOG_LEVEL": ""}).settings
+    assert settings.redis.url.get_secret_value() == "redis://file/0"
+    assert settings.log.level == "error"
+    secret = tmp_path / "redis_url"
+    secret.write_text("unix:///run/redis.sock\n")
+    settings = load(path, {"REDIS_URL_FILE": str(secret)}).settings
+    assert settings.redis.url.get_secret_value() == "unix:///run/redis.sock"
+
+
+def test_numbers_and_truth_may_come_from_the_environment(write: Write) -> None:
+    path = write(
+        '[egress]\nallow = ["${NET}"]\nallow_http = "${HTTP:-true}"\n'
+        + SMALL.replace('api_key = "k"', 'api_key = "k"\nrequests_per_second = "${RATE}"')
+    )
+    settings = load(path, {"NET": "10.0.0.0/8", "RATE": "2.5"}).settings
+    assert settings.egress.allow == (ip_network("10.0.0.0/8"),)
+    assert settings.egress.allow_http
+    assert settings.provider_by_name["loopring"].requests_per_second == 2.5
+
+
+def test_a_file_from_an_editor_that_marks_utf8_loads(write: Write) -> None:
+    assert load(write(SMALL, encoding="utf-8-sig"), {}).settings.account_by_name
+
+
+def test_accounts_of_the_file_beside_join_those_of_the_configuration(write: Write) -> None:
+    write(
+        '{"name": "a", "provider": "loopring", "account_id": 2, "interval": "5s"}\n\n'
+        '{"name": "${B}", "provider": "loopring", "address": "0x1111111111111111111111111111111111111111"}',
+        "accounts.jsonl",
+    )
+    settings = load(write('accounts_file = "accounts.jsonl"\n' + SMALL), {"B": "b"}).settings
+    assert [*settings.account_by_name] == ["treasury", "a", "b"]
+    assert settings.account_by_name["a"].interval == timedelta(seconds=5)
+
+
+def test_an_egress_mistake_is_not_followed_by_urls_that_it_would_have_allowed(write: Write) -> None:
+    text = SMALL.replace("https://ops.example.com/", "http://10.1.2.3/") + '[egress]\nallow = ["10.0.0.0"]\n'
+    egress = 'allow = ["10.0.0.0/8"]\nallow_http = true'
+    assert load(write(text.replace('allow = ["10.0.0.0"]', egress)), {}).settings
+    with pytest.raises(ConfigRefused) as refused:
+        load(write(text.replace('allow = ["10.0.0.0"]', egress.replace("true", '"?"'))), {})
+    assert [mistake.key for mistake in refused.value.mistakes] == ["egress.allow_http"]
+
+
+def test_a_subscription_that_matches_nothing_is_a_warning(write: Write) -> None:
+    text = SMALL + 'accounts = [\n"treasure",\n"shop-*",\n"treasury"]\nevents = ["deposits.*"]\n'
+    assert warnings_of(load(write(text), {})) == [
+        "12: subscriptions[0].accounts[0]: matches no account -- did you mean 'treasury'?",
+        "13: subscriptions[0].accounts[1]: matches no account",
+        "15: subscriptions[0].events[0]: matches no event",
+    ]
+
+
+def test_what_does_nothing_is_a_warning(write: Write) -> None:
+    assert warnings_of(load(write(""), {})) == ["1: no [[accounts]]: nothing will be polled"]
+    idle = '[egress]\nallow = ["0.0.0.0/0"]\n[providers.shop]\nkind = "metakeep"\napi_key = "k"\n' + SMALL
+    idle = idle[: idle.index("[[subscriptions]]")]
+    assert warnings_of(load(write(idle), {})) == [
+        "1: no [[subscriptions]]: nobody will be told",
+        "3: providers.shop: no account is polled there",
+        "2: egress.allow[0]: allows every address: subscriber URLs may reach this host",
+    ]
+
+
+def test_a_hundred_thousand_accounts_load_in_seconds(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (
+        json.dumps({"name": f"account-{n}", "provider": "loopring", "account_id": n, "tokens": [0, 1]})
+        for n in range(2, 100_002)
+    )
+    write("\n".join(lines), "accounts.jsonl")
+    path = write('accounts_file = "accounts.jsonl"\n' + SMALL)
+    started = time.process_time()
+    settings = load(path, {}).settings
+    spent_s = time.process_time() - started
+    with capsys.disabled():
+        print(f"\n100,000 accounts of a file: {spent_s:.1f} s of CPU")
+    assert len(settings.account_by_name) == 100_001
+    assert spent_s < 30
