@@ -8,7 +8,7 @@ from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 from watcher import amounts
 
@@ -22,6 +22,7 @@ _BASE_URL = re.compile(
     r"https?://(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?\Z",
     re.IGNORECASE,
 )
+_HEADER_VALUE = re.compile(r"[!-~]{1,1024}\Z")
 
 
 def parse_duration(value: object) -> timedelta:
@@ -54,10 +55,19 @@ def _name(text: str) -> str:
     return text
 
 
+def _api_key(secret: SecretStr) -> SecretStr:
+    """Keep out what no header can carry: it would fail at every request, long after the start."""
+    if not _HEADER_VALUE.match(secret.get_secret_value()):
+        raise ValueError("not an API key: 1 to 1024 visible ASCII characters, no spaces, no line breaks")
+    return secret
+
+
 def _network(value: object) -> object:
     """Say what is wrong with a network once, where a union of types would say it twice."""
-    if not isinstance(value, str):
+    if isinstance(value, IPv4Network | IPv6Network):
         return value
+    if not isinstance(value, str):
+        raise ValueError("must be text")  # noqa: TRY004  # pydantic
     try:
         return ip_network(value)
     except ValueError:
@@ -86,5 +96,6 @@ Amount = Annotated[str, BeforeValidator(_amount)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 """The address of an API, without a slash at its end."""
 
+ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
 Name = Annotated[str, AfterValidator(_name)]
 """What accounts, providers and subscriptions are called: it stands in keys, logs and file names."""

@@ -29,12 +29,21 @@ from watcher.tally import Tally
 class Generation:
     """Polls and delivers by one configuration, from `run` until `stop`."""
 
-    def __init__(self, settings: Settings, schedule: Schedule, health: StoreHealth, tally: Tally) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        schedule: Schedule,
+        health: StoreHealth,
+        tally: Tally,
+        *,
+        before: Settings | None = None,
+    ) -> None:
         keys = Keys(settings.redis.namespace)
-        self._settings = settings
+        self.settings = settings
         self._schedule = schedule
         self._health = health
         self._tally = tally
+        self._before = before
         self._polls = Polls(schedule, keys)
         self._lanes = Lanes(schedule, keys)
         self._roster = Roster(schedule.pipe, keys)
@@ -51,6 +60,7 @@ class Generation:
             self._loops = [deliver_loop, *poll_loops]
             await self._until_enrolled()
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._hasten_moved(deliver_loop), name="hasten")
                 for loop in self._loops:
                     group.create_task(loop.run(), name=type(loop).__name__)
 
@@ -93,40 +103,50 @@ class Generation:
                 return
         self.stop()  # the loops were made meanwhile, and must not start
 
+    async def _hasten_moved(self, deliver_loop: DeliverLoop) -> None:
+        """What waits for a subscriber that has moved need not wait any longer."""
+        old = self._before.subscription_by_name if self._before else {}
+        for name, subscription in self.settings.subscription_by_name.items():
+            if name in old and old[name].url != subscription.url:
+                try:
+                    await deliver_loop.hasten(name)
+                except StoreUnreachable:
+                    return  # then it is tried when its retry is due
+
     def _names_by_provider(self) -> dict[str, list[str]]:
-        names: dict[str, list[str]] = {name: [] for name in self._settings.provider_by_name}
-        for account in self._settings.account_by_name.values():
+        names: dict[str, list[str]] = {name: [] for name in self.settings.provider_by_name}
+        for account in self.settings.account_by_name.values():
             names[account.provider].append(account.name)
         return names
 
     async def _make_loops(self, stack: AsyncExitStack) -> tuple[DeliverLoop, list[PollLoop]]:
         poster = await stack.enter_async_context(Poster(self._policy))
         deliver_loop = self._deliver_loop(poster)
-        names = self._settings.provider_by_name
+        names = self.settings.provider_by_name
         return deliver_loop, [await self._poll_loop(stack, name, deliver_loop) for name in names]
 
     def _deliver_loop(self, poster: Poster) -> DeliverLoop:
         targets = {
             name: Target(subscription, self._policy)
-            for name, subscription in self._settings.subscription_by_name.items()
+            for name, subscription in self.settings.subscription_by_name.items()
         }
         return DeliverLoop(self._lanes, self._schedule, poster, targets, self._health, self._tally)
 
     async def _poll_loop(self, stack: AsyncExitStack, name: str, deliver_loop: DeliverLoop) -> PollLoop:
-        settings = self._settings.provider_by_name[name]
+        settings = self.settings.provider_by_name[name]
         client = ProviderClient(provider_class(settings.kind)(settings), settings)
         poller = Poller(
             settings,
             await stack.enter_async_context(client),
             self._polls,
-            Interest(self._settings.subscription_by_name),
+            Interest(self.settings.subscription_by_name),
             self._tally,
             now_ms=self._schedule.now_ms,
             wake=deliver_loop.wake,
         )
         accounts: dict[str, AccountSettings] = {
             account.name: account
-            for account in self._settings.account_by_name.values()
+            for account in self.settings.account_by_name.values()
             if account.provider == name
         }
         return PollLoop(poller, self._polls, accounts, self._health)

@@ -14,14 +14,14 @@ from watcher.poll import Poller
 from watcher.settings import AccountSettings
 from watcher.store.connect import StoreError
 from watcher.store.health import StoreHealth
-from watcher.store.keys import SHARDS
+from watcher.store.keys import SHARDS, shard_of
 from watcher.store.polls import Polls
 from watcher.store.schedule import Lease
 
 CONCURRENCY = 64
 """Polls of one provider at the same time: the throughput of one process levels off there."""
 
-LOOK_MS = 250
+LOOK_MS = 100
 """Longest time between two looks at a shard: another worker may have died, or a file been edited."""
 
 _AHEAD_S = 1.0
@@ -112,6 +112,13 @@ class PollLoop:
             self._look_at[shard] = now + wait_ms / 1000
         return leases
 
+    def _look_again(self, member: str) -> None:
+        """Look at an account's shard in time for its next poll, where that is sooner than usual."""
+        if account := self._accounts.get(member):
+            soonest = min(account.interval, account.pending_interval).total_seconds()
+            shard = shard_of(member)
+            self._look_at[shard] = min(self._look_at[shard], time.monotonic() + soonest)
+
     async def _take_turns(self, turns: int) -> float:
         """Reserve turns at the provider; returns the loop time of the first one."""
         wait_ms = await self._polls.take_turns(self._provider, turns, spacing_ms=1000 * self._spacing_s)
@@ -134,6 +141,7 @@ class PollLoop:
             log.exception("bug", affected="poll", account=lease.member)
         finally:
             self._in_flight -= 1
+            self._look_again(lease.member)
             self._unpolled.discard(lease.member)
             if not self._unpolled:
                 self.all_polled.set()

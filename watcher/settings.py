@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from watcher import amounts
-from watcher.fields import Amount, BaseUrl, Duration, Name, Network, parse_duration
+from watcher.fields import Amount, ApiKey, BaseUrl, Duration, Name, Network, parse_duration
 
 CHANGE_EVENTS = (
     "deposit.pending",
@@ -103,7 +103,7 @@ class ProviderSettings(Section):
     name: Name = Field(description="the section's own name")
     kind: str = Field(description="which provider module reads it; defaults to the name")
     base_url: BaseUrl = Field(description="scheme and host of the API")
-    api_key: SecretStr = Field(min_length=1, description="sent with every request; best as ${NAME}")
+    api_key: ApiKey = Field(description="sent with every request; best as ${NAME}")
     requests_per_second: float = Field(4, gt=0, le=10_000, description="over all workers together")
     timeout: Duration = Field(
         timedelta(seconds=10), gt=timedelta(0), description="one whole request, at most"
@@ -169,7 +169,7 @@ class SubscriptionSettings(Section):
         max_length=50,
         description="wait before each attempt; after the last one a dead letter",
     )
-    headers: dict[str, str] = Field({}, description="extra request headers")
+    headers: dict[str, str] = Field({}, repr=False, description="extra request headers")
     max_in_flight: int = Field(32, ge=1, le=1000, description="attempts at the same time")
     requests_per_second: float | None = Field(None, gt=0, description="attempts a second, per worker")
     thresholds: tuple[ThresholdSettings, ...] = Field(

@@ -115,12 +115,9 @@ class Worker:
             async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as group:
                 while not self._stopped.is_set():
                     self._changed.clear()
-                    before, self._generation = (
-                        self._generation,
-                        Generation(self.settings, schedule, health, self.tally),
-                    )
-                    if before:
-                        before.stop()
+                    old, self._generation = self._generation, self._next_generation(schedule, health)
+                    if old:
+                        old.stop()
                     group.create_task(self._generation.run(), name="generation")
                     await self._changed.wait()
                 if self._generation:
@@ -130,6 +127,10 @@ class Worker:
         except TimeoutError:
             in_flight = self._generation.in_flight if self._generation else 0
             log.warning("worker.cut_off", worker=self.name, in_flight=in_flight)
+
+    def _next_generation(self, schedule: Schedule, health: StoreHealth) -> Generation:
+        before = self._generation.settings if self._generation else None
+        return Generation(self.settings, schedule, health, self.tally, before=before)
 
     async def _beat(self, schedule: Schedule) -> None:
         while True:

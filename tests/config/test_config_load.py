@@ -200,6 +200,16 @@ def test_accounts_of_the_file_beside_join_those_of_the_configuration(write: Writ
     assert settings.account_by_name["a"].interval == timedelta(seconds=5)
 
 
+def test_what_stands_exactly_at_a_limit_is_allowed(write: Write) -> None:
+    headers = {f"x-{n}": "v" for n in range(31)}
+    headers["x-long"] = "v" * (4096 - len("x-long") - sum(len(name) + 1 for name in headers))
+    text = SMALL.replace("account_id = 1", 'account_id = 1\ninterval = "1s"\npending_interval = "1s"')
+    text += "[subscriptions.headers]\n" + "".join(f'{name} = "{value}"\n' for name, value in headers.items())
+    settings = load(write(text), {}).settings
+    assert settings.subscription_by_name["ops"].headers == headers
+    assert settings.account_by_name["treasury"].interval == timedelta(seconds=1)
+
+
 def test_an_egress_mistake_is_not_followed_by_urls_that_it_would_have_allowed(write: Write) -> None:
     text = SMALL.replace("https://ops.example.com/", "http://10.1.2.3/") + '[egress]\nallow = ["10.0.0.0"]\n'
     egress = 'allow = ["10.0.0.0/8"]\nallow_http = true'
@@ -212,9 +222,9 @@ def test_an_egress_mistake_is_not_followed_by_urls_that_it_would_have_allowed(wr
 def test_a_subscription_that_matches_nothing_is_a_warning(write: Write) -> None:
     text = SMALL + 'accounts = [\n"treasure",\n"shop-*",\n"treasury"]\nevents = ["deposits.*"]\n'
     assert warnings_of(load(write(text), {})) == [
-        "12: subscriptions[0].accounts[0]: matches no account -- did you mean 'treasury'?",
-        "13: subscriptions[0].accounts[1]: matches no account",
-        "15: subscriptions[0].events[0]: matches no event",
+        "13: subscriptions[0].accounts[0]: matches no account -- did you mean 'treasury'?",
+        "14: subscriptions[0].accounts[1]: matches no account",
+        "16: subscriptions[0].events[0]: matches no event",
     ]
 
 

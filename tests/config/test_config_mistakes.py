@@ -63,7 +63,8 @@ def test_no_file_at_all_says_where_it_was_looked_for(tmp_path: Path, monkeypatch
     with pytest.raises(ConfigRefused) as refused:
         load(None, {})
     assert str(refused.value) == (
-        f"watcher: no configuration at watcher.toml or {tmp_path}/etc.toml; `watcher init` writes one to begin with"
+        f"watcher: no configuration at watcher.toml or {tmp_path}/etc.toml; "
+        "`watcher init` writes one to begin with"
     )
 
 

@@ -6,52 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
-from watcher.config.findings import Key
+from watcher.config.files import read_toml
+from watcher.config.findings import Findings, Key
 from watcher.config.positions import lines_by_key
 
-EVERYTHING = """\
-# a comment with [brackets] = "and quotes
-title = "one"  # [not a table]
-'quoted = key' = 1
-"esc\\u0061ped\\"" = 2
-a.b."c.d" = 3
-date = 1979-05-27 07:32:00
-float = -3.14e-10
-
-[table]
-multi = \"""
-[not.a.table]
-x = 1 \\""" still inside
-\"""
-literal = '''
-key = 'x' '''
-list = [
-  1, # one
-  [ 2.5, "]" ],
-
-  { deep = { er = true }, z = [{}] },
-]
-after = ""
-
-[ table . "sub" ]
-x = 1
-
-[[array]]
-name = "first"
-[array.inner]
-y = 1
-[[array.nested]]
-[[array.nested]]
-z = 1
-[[array]]
-name = "second"
-inline = { a = 1, "b.c" = [1, 2] }
-[[array.nested]]
-empty = []
-"""
+EVERYTHING = (Path(__file__).parent / "everything.toml").read_text()
 
 
 def keys_of(value: Any, above: Key = ()) -> Iterator[Key]:
@@ -97,11 +59,16 @@ def test_it_finds_the_line(key: Key, line: int) -> None:
     assert lines_by_key(EVERYTHING.replace("\n", "\r\n"))[key] == line
 
 
-scalars = st.sampled_from(
-    ["1", "-1.5", "true", "1979-05-27", "1979-05-27 07:32:00Z", '"x"', "'[y]'", '""', '"""a\nb"""', "'''\n#\n'''"]
-)
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3))
 names = st.sampled_from(["a", "b-c", '"d.e"', "'[f]'", '"g\\"h"', "1"])
+texts = ['"x"', "'[y]'", '""', '"""a\nb"""', "'''\n#\n'''"]
+scalars = st.sampled_from(["1", "-1.5", "true", "1979-05-27", "1979-05-27 07:32:00Z", *texts])
+
+
+def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3)
+
+
+values = st.recursive(scalars, containers)
 headers = st.tuples(st.booleans(), st.lists(names, min_size=1, max_size=3))
 documents = st.lists(st.tuples(headers, st.dictionaries(names, values, max_size=3)), max_size=5)
 
@@ -124,7 +91,7 @@ def test_any_valid_text_has_a_line_for_each_of_its_keys(document: list[Any]) -> 
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError:
-        return
+        reject()
     found = lines_by_key(text)
     assert set(found) == set(keys_of(tree))
     lines = text.split("\n")
@@ -135,9 +102,6 @@ def test_any_valid_text_has_a_line_for_each_of_its_keys(document: list[Any]) -> 
 
 
 def test_a_key_that_is_missing_is_told_at_the_table_that_misses_it(tmp_path: Path) -> None:
-    from watcher.config.files import read_toml
-    from watcher.config.findings import Findings
-
     path = tmp_path / "f.toml"
     path.write_text(EVERYTHING)
     document = read_toml(path, {}, Findings())

@@ -22,6 +22,7 @@ from provider_staging import (
     raw,
     silence,
 )
+from pydantic import ValidationError
 
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Provider, Refused
@@ -163,6 +164,16 @@ async def test_the_key_is_in_its_header_and_nowhere_else(kind: str) -> None:
     provider = provider_class(kind)(example.settings(stage.url))
     assert API_KEY not in repr(list(provider.requests(example.account)))
     assert API_KEY not in repr(example.settings(stage.url))
+
+
+@every_provider
+@pytest.mark.parametrize("key", ["", "two words", "line\n", "line\r\nx-admin: 1", "nul\0", "clé"])
+def test_a_key_that_no_header_can_carry_is_found_before_anything_runs(kind: str, key: str) -> None:
+    settings = EXAMPLE_BY_KIND[kind].settings()
+    with pytest.raises(ValidationError) as raised:
+        type(settings).model_validate(settings.model_dump() | {"api_key": key})
+    assert "not an API key" in str(raised.value)
+    assert not key or key not in str(raised.value)
 
 
 @every_provider

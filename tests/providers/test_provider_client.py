@@ -209,6 +209,13 @@ async def test_a_post_that_is_hung_up_on_late_is_not_sent_again() -> None:
     assert len(stage.seen) == 1
 
 
+async def test_a_get_that_is_hung_up_on_is_left_to_aiohttp() -> None:
+    async with Stage() as stage, loopring_client(stage.url) as client:
+        stage.reply = HANG_UP
+        assert (await refusal(client)).trouble == "gone"
+    assert len(stage.seen) <= 2
+
+
 async def test_a_part_that_fails_ends_the_poll() -> None:
     many = [f"0x{number:040x}" for number in range(50)]
     async with Stage() as stage, metakeep_client(stage.url) as client:

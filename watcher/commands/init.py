@@ -43,7 +43,7 @@ def _next_commands(path: Path) -> list[str]:
 
     option = "" if path == _USUAL else f" --config {shlex.quote(str(path))}"
     return [
-        f"export LOOPRING_API_KEY='your API key' OPS_SECRET={new_secret()}",
+        f"export LOOPRING_API_KEY='your-API-key' OPS_SECRET={new_secret()}",
         f"watcher check{option}",
         f"watcher run{option}",
     ]

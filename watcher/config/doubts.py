@@ -28,7 +28,7 @@ def _doubt_idle(settings: Settings, document: Entry, findings: Findings) -> None
     elif not settings.subscription_by_name:
         findings.warn(document.finding((), "no [[subscriptions]]: nobody will be told"))
     used = {account.provider for account in settings.account_by_name.values()}
-    for name in settings.provider_by_name.keys() - used:
+    for name in sorted(settings.provider_by_name.keys() - used):
         findings.warn(document.finding(("providers", name), "no account is polled there"))
 
 

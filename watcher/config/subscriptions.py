@@ -19,7 +19,9 @@ def read_subscriptions(
 
     Without `egress`, because that section has a mistake, nobody can say which URLs are allowed.
     """
-    policy = egress and Policy(allow=egress.allow, allow_http=egress.allow_http, nat64=egress.nat64)
+    policy = None
+    if egress:
+        policy = Policy(allow=egress.allow, allow_http=egress.allow_http, nat64=egress.nat64)
     read: dict[str, tuple[SubscriptionSettings, Entry]] = {}
     names = Names("subscription", findings)
     for entry in listed_tables(document, "subscriptions", findings):

@@ -112,7 +112,7 @@ def check_url(text: str, policy: Policy) -> URL:
     _check_characters(text)
     try:
         written, url = URL(text, encoded=True), URL(text)
-    except ValueError:  # UnicodeError too: a name that IDNA cannot encode
+    except (ValueError, IndexError):  # a name that IDNA cannot encode; yarl 1.25 trips over `https://[::1]@`
         # `from None`: the parser's own message holds what it could not read
         raise RefusedUrl("not a URL with a host that can be looked up") from None
     _check_scheme(url.scheme, policy)

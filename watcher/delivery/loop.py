@@ -6,7 +6,7 @@ to talk to the polling loops: they meet in Redis.
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from watcher.delivery.lane import LEASE_MS, LaneWorker
@@ -24,7 +24,7 @@ LOOK_S = 0.05
 """Between two looks at the schedule: how late a lane may start that another worker made due."""
 
 _FULL_MS = 1000
-"""A subscription with no room left is not looked at for so long, unless one of its lanes is settled."""
+"""A shard that found no room is not looked at for so long, unless a lane of its subscription ends."""
 
 _UNKNOWN_MS = 60_000
 """A subscription that the configuration does not know keeps its lanes, and is not looked at for so long."""
@@ -47,6 +47,7 @@ class DeliverLoop:
         self._health = health
         self._in_flight: Counter[str] = Counter()
         self._woken: set[tuple[int, str]] = set()
+        self._full: defaultdict[str, set[int]] = defaultdict(set)
         self._look_at = 0.0
         self._is_finishing = False
         self._held_until: dict[str, float] = {}
@@ -60,6 +61,12 @@ class DeliverLoop:
         """Claim a lane of this subscription at once: one was just made due."""
         self._woken.add((shard, subscription))
         self._wake.set()
+
+    async def hasten(self, subscription: str) -> None:
+        """Try now what waits for a retry, as when its URL was changed."""
+        for shard in range(SHARDS):
+            if await self._lanes.hasten(subscription, shard, lease_ms=LEASE_MS):
+                self.wake(shard, subscription)
 
     def stop(self) -> None:
         """Claim nothing more; attempts in flight go on to their end."""
@@ -96,34 +103,41 @@ class DeliverLoop:
         if self._is_finishing or time.monotonic() >= self._look_at:
             due |= await self._look()
             self._look_at = time.monotonic() + LOOK_S
-        await asyncio.gather(*(self._claim(group, shard, name) for shard, name in due))
+        shards_by_name: dict[str, list[int]] = {}
+        for shard, name in due:
+            shards_by_name.setdefault(name, []).append(shard)
+        await asyncio.gather(*(self._claim(group, name, shards) for name, shards in shards_by_name.items()))
         return bool(due)
 
     async def _look(self) -> set[tuple[int, str]]:
         names_by_shard = await asyncio.gather(*map(self._lanes.due_subscriptions, range(SHARDS)))
         return {(shard, name) for shard, names in enumerate(names_by_shard) for name in names}
 
-    async def _claim(self, group: asyncio.TaskGroup, shard: int, name: str) -> None:
+    async def _claim(self, group: asyncio.TaskGroup, name: str, shards: list[int]) -> None:
+        """Claim lanes of one subscription, spread over its shards, as many as there is room for."""
         target = self._targets.get(name)
-        if target is None:
-            await self._lanes.hold(shard, name, for_ms=_UNKNOWN_MS)
-            return
         held_s = self._held_until.get(name, 0) - time.monotonic()
-        if held_s > 0:
-            await self._lanes.hold(shard, name, for_ms=int(1000 * held_s))
+        if target is None or held_s > 0:
+            await self._hold_index(name, shards, _UNKNOWN_MS if target is None else int(1000 * held_s))
             return
         room = target.settings.max_in_flight - self._in_flight[name]
-        if room <= 0:
-            await self._lanes.hold(shard, name, for_ms=_FULL_MS)
-            return
-        self._in_flight[name] += room  # reserved while the claim is under way
-        claimed: tuple[Lease, ...] = ()
-        try:
-            claimed = (await self._lanes.claim(name, shard, lease_ms=LEASE_MS, at_most=room)).leases
-        finally:
-            self._in_flight[name] -= room - len(claimed)
-        for lease in claimed:
-            group.create_task(self._one(target, shard, lease), name=f"lane {name} {lease.member}")
+        share = max(1, room // len(shards))
+        self._full[name].update(shards[max(room, 0) :])
+        await asyncio.gather(
+            self._hold_index(name, shards[max(room, 0) :], _FULL_MS),
+            *(self._claim_shard(group, target, shard, share) for shard in shards[: max(room, 0)]),
+        )
+
+    async def _claim_shard(self, group: asyncio.TaskGroup, target: Target, shard: int, at_most: int) -> None:
+        claimed = await self._lanes.claim(target.name, shard, lease_ms=LEASE_MS, at_most=at_most)
+        if len(claimed.leases) == at_most:
+            self._full[target.name].add(shard)  # more may be due there
+        for lease in claimed.leases:
+            self._in_flight[target.name] += 1
+            group.create_task(self._one(target, shard, lease), name=f"lane {target.name} {lease.member}")
+
+    async def _hold_index(self, name: str, shards: list[int], for_ms: int) -> None:
+        await asyncio.gather(*(self._lanes.hold(shard, name, for_ms=for_ms) for shard in shards))
 
     async def _one(self, target: Target, shard: int, lease: Lease) -> None:
         """Work off one lane. Whatever happens, it holds up no other lane."""
@@ -136,10 +150,9 @@ class DeliverLoop:
         except Exception:
             log.exception("bug", affected="lane", account=lease.member, subscription=target.name)
         finally:
-            was_full = self._in_flight[target.name] >= target.settings.max_in_flight
             self._in_flight[target.name] -= 1
-            if is_more or was_full:
-                self.wake(shard, target.name)
+            for waiting in self._full.pop(target.name, set()) | ({shard} if is_more else set()):
+                self.wake(waiting, target.name)
 
     def _hold(self, subscription: str, ms: int) -> None:
         self._held_until[subscription] = time.monotonic() + ms / 1000

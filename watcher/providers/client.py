@@ -27,7 +27,8 @@ from watcher.snapshot import Snapshot
 LONGEST_RETRY_AFTER_S = 900.0
 """A provider may ask for a pause, but not silence an account."""
 CONNECTIONS = 128
-"""Far more than the rate limits of both providers can keep busy, far fewer than file descriptors."""
+"""Twice what the fastest default rate keeps busy at a second an answer, far fewer than file descriptors.
+Each provider has its own: one that hangs makes only its own polls wait."""
 
 _AGAIN_WITHIN_S = 1.0
 _NOTHING: Catalogue = MappingProxyType({})

@@ -20,7 +20,7 @@ CONNECTIONS = 64
 """Commands in flight at once. More wait for a connection; redis-py's other pool would raise instead."""
 
 _SCHEMES = ("redis", "rediss", "unix")
-_LATER = re.compile(r"rediss?\+(sentinel|cluster)")
+_LATER = re.compile(r"rediss?\+(sentinel|cluster)://")
 _PLAIN_OPTIONS = frozenset({"db", "username", "password"})
 _FILE_OPTIONS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 _TLS_OPTIONS = frozenset({"ssl_cert_reqs", "ssl_check_hostname"}) | _FILE_OPTIONS
@@ -145,16 +145,16 @@ async def _greet(connection: Any) -> None:
 
 def _checked(url: str) -> SplitResult:
     """Take the URL apart. What a special character in a password pushed out of place is refused unseen."""
+    if later := _LATER.match(url):
+        raise ConfigurationRefused(
+            f"redis.url: {later[0]} is not supported yet; use redis://, rediss:// or unix://"
+        )
     try:
         parts = urlsplit(url)
         port = parts.port
         options = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)]
     except ValueError:
         raise _no_url("is not a URL") from None
-    if _LATER.fullmatch(parts.scheme):
-        raise ConfigurationRefused(
-            f"redis.url: {parts.scheme}:// is not supported yet; use redis://, rediss:// or unix://"
-        )
     if parts.scheme not in _SCHEMES:
         raise ConfigurationRefused(
             "redis.url must be `embedded` or begin with redis://, rediss:// or unix://"

@@ -12,6 +12,7 @@ from watcher.store.schedule import Claimed, Lease, Reply, Schedule
 DEAD_PER_SUBSCRIPTION = 10_000
 """Dead letters kept per subscription and shard."""
 
+_HASTEN = load_script("hasten")
 _SETTLE = load_script("settle")
 
 
@@ -61,12 +62,13 @@ class Lanes:
         await self._pipe.command("ZADD", key, "XX", self._schedule.now_ms() + for_ms, subscription)
 
     async def claim(self, subscription: str, shard: int, *, lease_ms: int, at_most: int) -> Claimed:
-        keys = [
-            self._keys.lanes(shard, subscription),
-            self._keys.due_subscriptions(shard),
-            self._keys.nothing(shard),
-        ]
+        keys = self._schedule_keys(shard, subscription)
         return await self._schedule.claim(keys, lease_ms, at_most, subscription)
+
+    async def hasten(self, subscription: str, shard: int, *, lease_ms: int) -> int:
+        """Let lanes that wait for a retry be tried now; returns how many there are."""
+        keys = self._schedule_keys(shard, subscription)
+        return int(await self._pipe.script(_HASTEN, keys, lease_ms, subscription))
 
     async def read(self, subscription: str, account: str, *, at_most: int) -> list[bytes]:
         """Read the oldest deliveries of a lane, as they were pushed."""
@@ -96,13 +98,12 @@ class Lanes:
         return (await self._settle(subscription, lease, head, "retry", wait_ms, ""))[0]
 
     async def release(self, subscription: str, lease: Lease, *, due_in_ms: int = 0) -> Reply:
-        shard = shard_of(lease.member)
-        keys = [
-            self._keys.lanes(shard, subscription),
-            self._keys.due_subscriptions(shard),
-            self._keys.nothing(shard),
-        ]
+        keys = self._schedule_keys(shard_of(lease.member), subscription)
         return await self._schedule.release(keys, lease, due_in_ms, subscription)
+
+    def _schedule_keys(self, shard: int, subscription: str) -> list[str]:
+        keys = self._keys
+        return [keys.lanes(shard, subscription), keys.due_subscriptions(shard), keys.nothing(shard)]
 
     async def _settle(
         self, subscription: str, lease: Lease, head: bytes, outcome: str, ms: int, reason: str
