@@ -13,6 +13,7 @@ from watcher.events import Event, Origin, iso, tell
 from watcher.interest import Interest
 from watcher.ledger import AccountState, Advance, Rules, advance
 from watcher.snapshot import Snapshot
+from watcher.store.history import dump_record
 from watcher.store.lanes import Delivery
 
 
@@ -66,7 +67,8 @@ def diff(
         sequence=first + max(len(events) - 1, 0) if events or moved_on.is_baseline else before,
         polled_at_ms=reading.observed_ms,
     )
-    log = (*_log_of_starts(moved_on, after, iso(now_ms)), *(event.json for event in events))
+    told = (*_starts_and_ends(moved_on, after, iso(now_ms)), *(event.json for event in events))
+    log = tuple(dump_record(before, content) for content in told)
     return Step(after, events, deliveries, log, moved_on)
 
 
@@ -86,7 +88,7 @@ def _queue(
     return deliveries, told
 
 
-def _log_of_starts(moved_on: Advance, after: AccountState, at: str) -> Iterable[bytes]:
+def _starts_and_ends(moved_on: Advance, after: AccountState, at: str) -> Iterable[bytes]:
     """What the event log needs besides the events, for a replay to arrive at the state: starts and ends."""
     if moved_on.forgotten:
         yield _entry("forgotten", after, at, assets=moved_on.forgotten)
