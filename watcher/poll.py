@@ -87,9 +87,10 @@ class Poller:
                 self._finish(account, reply, started)
                 return
         state = await self._polls.read_state(account.name)
-        known = {entry.asset.id: entry.asset for entry in state.entry_by_asset.values()} if state else {}
-        snapshot = await self._client.read(account, bodies, known=known)
         source = self._client.source(account)
+        known = state.entry_by_asset.values() if state and state.source == source else ()
+        assets = {entry.asset.id: entry.asset for entry in known}
+        snapshot = await self._client.read(account, bodies, known=assets)
         reading = Reading(account.name, self.settings.name, source, snapshot, observed_ms)
         await self._advance(account, lease, state, reading, digest, started)
 
@@ -114,9 +115,16 @@ class Poller:
             if is_last or reply is not Reply.MOVED_ON:
                 break
             state = await self._polls.read_state(account.name)
-        if reply in (Reply.DONE, Reply.DONE_BEFORE) and _is_settled(after):
+        if reply in (Reply.DONE, Reply.DONE_BEFORE) and self._is_settled(after):
             self._settled[account.name] = settled
         self._finish(account, reply, started, step)
+
+    def _is_settled(self, state: AccountState) -> bool:
+        """Say whether the same answer again would change nothing: not even by a newer list of assets."""
+        return not any(
+            entry.held_polls or entry.doubted or (self._client.lists_assets and entry.asset.decimals is None)
+            for entry in state.entry_by_asset.values()
+        )
 
     def _step(self, state: AccountState | None, reading: Reading) -> Step | None:
         return diff(
@@ -244,10 +252,6 @@ class Poller:
 
 def _never() -> AccountState:
     raise AssertionError("without a state, a reading is a baseline")
-
-
-def _is_settled(state: AccountState) -> bool:
-    return not any(entry.held_polls or entry.doubted for entry in state.entry_by_asset.values())
 
 
 def _since_ms(started: float) -> int:

@@ -12,16 +12,19 @@ from pathlib import Path
 
 from watcher.config import ConfigRefused, Loaded, load
 from watcher.logs import configure, log
+from watcher.printable import hide
+from watcher.settings import secrets_of
 from watcher.worker import Worker
 
 EXIT_NO = 1
 _EXIT_SIGNAL = 128
+_MOST_MISTAKES = 50
 
 
 def serve(loaded: Loaded, path: Path | None, *, once: bool = False) -> int:
     """Run one worker to its end; returns the exit code."""
     settings = loaded.settings
-    writer = configure(settings.log.level, settings.log.format, color="NO_COLOR" not in os.environ)
+    writer = configure(settings.log.level, settings.log.format, color=not os.environ.get("NO_COLOR"))
     try:
         _tell_loaded(loaded)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -32,11 +35,14 @@ def serve(loaded: Loaded, path: Path | None, *, once: bool = False) -> int:
 
 async def _serve(loaded: Loaded, path: Path | None, *, once: bool) -> int:
     worker = Worker(loaded.settings, name=f"{socket.gethostname()}-{os.getpid()}")
-    ended_by = _Signals(worker, path)
+    signals = _Signals(worker, path)
+    reloading = asyncio.create_task(signals.reload(), name="reload")  # ended with the worker, below
     try:
         await worker.run(once=once)
     except asyncio.CancelledError:
-        return _EXIT_SIGNAL + ended_by.last
+        return _EXIT_SIGNAL + signals.last
+    finally:
+        reloading.cancel()
     return EXIT_NO if once and worker.tally.refused else 0
 
 
@@ -48,6 +54,7 @@ class _Signals:
         self._worker = worker
         self._path = path
         self._task = asyncio.current_task()
+        self._wanted = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, number)
@@ -60,18 +67,26 @@ class _Signals:
         self._worker.stop(number.name)
 
     def _reload(self) -> None:
-        """Validate whole, swap, or keep the old configuration and say why."""
-        try:
-            loaded = load(self._path, os.environ)
-        except ConfigRefused as refused:
-            for mistake in refused.mistakes:
-                log.error("configuration.refused", reason=str(mistake), mistakes=len(refused.mistakes))
-            return
-        _tell_loaded(loaded)
-        self._worker.reload(loaded.settings)
+        self._wanted.set()
+
+    async def reload(self) -> None:
+        """At each SIGHUP: validate whole, then swap, or keep the old configuration and say why."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            try:
+                # In a thread: 100,000 accounts take seconds, and leases do not wait.
+                loaded = await asyncio.to_thread(load, self._path, os.environ)
+            except ConfigRefused as refused:
+                for mistake in refused.mistakes[:_MOST_MISTAKES]:
+                    log.error("configuration.refused", reason=str(mistake), mistakes=len(refused.mistakes))
+            else:
+                _tell_loaded(loaded)
+                self._worker.reload(loaded.settings)
 
 
 def _tell_loaded(loaded: Loaded) -> None:
+    hide(secrets_of(loaded.settings))
     for warning in loaded.warnings:
         log.warning("configuration.doubtful", reason=str(warning))
     log.info(

@@ -4,9 +4,11 @@ Refuses to read a file or the environment: `watcher.config` does. A provider's m
 its own section by subclassing ProviderSettings and AccountSettings.
 """
 
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
@@ -187,3 +189,15 @@ class Settings(Section):
     provider_by_name: dict[str, ProviderSettings]
     account_by_name: dict[str, AccountSettings]
     subscription_by_name: dict[str, SubscriptionSettings]
+
+
+def secrets_of(settings: Settings) -> Iterator[str]:
+    """Every text of a configuration that must not be shown: keys, signing secrets, URLs that may carry one."""
+    yield settings.redis.url.get_secret_value()
+    yield urlsplit(settings.redis.url.get_secret_value()).password or ""
+    for provider in settings.provider_by_name.values():
+        yield provider.api_key.get_secret_value()
+    for subscription in settings.subscription_by_name.values():
+        yield subscription.url.get_secret_value()
+        yield from (secret.get_secret_value() for secret in subscription.secrets)
+        yield from subscription.headers.values()

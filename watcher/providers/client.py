@@ -81,6 +81,11 @@ class ProviderClient:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
+    @property
+    def lists_assets(self) -> bool:
+        """Whether the provider has a list of assets, from which decimals may become known later."""
+        return self._catalogue_request is not None
+
     def cost(self, account: Any) -> int:
         """Say how many requests one poll of this account is."""
         return len(self._provider.requests(account))

@@ -1,0 +1,98 @@
+"""Where the benchmarks play: an embedded server as in production, and the settings of a busy worker."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import ip_network
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from builders import SECRET
+from fast_server import fast_server
+from pydantic import SecretStr
+from raw_loop import CONCURRENCY
+from redis.asyncio import Redis
+
+from watcher.providers.loopring import LoopringAccount, LoopringSettings
+from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings
+from watcher.store.connect import connect
+from watcher.store.embedded import Embedded
+from watcher.store.health import StoreHealth
+from watcher.store.pipe import Pipe
+from watcher.store.schedule import Schedule
+
+PROVIDER = "loopring"
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What all measures of a run share."""
+
+    url: str
+    client: Redis
+    schedule: Schedule
+    health: StoreHealth
+
+    async def used_memory(self) -> int:
+        return int((await self.client.info("memory"))["used_memory"])
+
+    async def forget_commands(self) -> None:
+        await self.client.config_resetstat()
+
+    async def server_us(self) -> float:
+        """What commands cost the server since `forget_commands`.
+
+        What a script calls is counted twice where it is also sent on its own (HGET, ZRANGEBYSCORE): the
+        figure is a little too high.
+        """
+        spent = await self.client.info("commandstats")
+        return float(sum(spent[name]["usec"] for name in _SENT if name in spent))
+
+
+_SENT = [f"cmdstat_{name}" for name in ("evalsha", "hmget", "hget", "lrange", "zrangebyscore")]
+
+
+@asynccontextmanager
+async def a_stage() -> AsyncIterator[Stage]:
+    with TemporaryDirectory() as directory, fast_server() as url:
+        async with Embedded(Path(directory) / "data") as server, connect(server.url) as client:
+            pipe = Pipe(client)
+            async with asyncio.TaskGroup() as group:
+                runners = [group.create_task(pipe.run()) for _ in range(2)]
+                schedule = Schedule(pipe)
+                await schedule.read_clock()
+                yield Stage(url, client, schedule, StoreHealth())
+                for runner in runners:
+                    runner.cancel()
+
+
+def some_settings(
+    base_url: str, accounts: int, *, subscriber: str | None = None, polls_per_second: float = 1e6
+) -> Settings:
+    """Accounts that are always due, at a provider without a limit; each time under another namespace."""
+    provider = LoopringSettings(name=PROVIDER, kind="loopring", base_url=base_url, api_key=SecretStr("key"))
+    return Settings(
+        redis=RedisSettings(namespace=f"bench{next(_numbers)}"),
+        egress=EgressSettings(allow=(ip_network("127.0.0.0/8"),), allow_http=True),
+        provider_by_name={PROVIDER: provider.model_copy(update={"requests_per_second": polls_per_second})},
+        account_by_name={
+            name: LoopringAccount(name=name, provider=PROVIDER, account_id=1, interval=timedelta(0))
+            for name in account_names(accounts)
+        },
+        subscription_by_name={"ops": a_subscription(subscriber)} if subscriber else {},
+    )
+
+
+def a_subscription(url: str) -> SubscriptionSettings:
+    return SubscriptionSettings(
+        name="ops", url=SecretStr(url), secrets=(SecretStr(SECRET),), max_in_flight=CONCURRENCY
+    )
+
+
+def account_names(count: int) -> list[str]:
+    return [f"account-{number}" for number in range(count)]

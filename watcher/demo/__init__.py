@@ -1,0 +1,11 @@
+"""The demonstration: changes at simulated providers, a real worker, a receiver that verifies, and a verdict.
+
+Refuses to be part of a worker: nothing outside `commands.demo` and the tests may import it.
+"""
+
+from watcher.demo.judge import Heard, Made, Verdict, judge
+from watcher.demo.play import go_on, play
+from watcher.demo.stage import Stage, a_stage
+from watcher.demo.story import STORY, Scene
+
+__all__ = ["STORY", "Heard", "Made", "Scene", "Stage", "Verdict", "a_stage", "go_on", "judge", "play"]

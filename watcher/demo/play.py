@@ -1,0 +1,64 @@
+"""Plays the story on a stage: each change only after the one before was told, and then the verdict.
+
+Refuses to wait for ever: what is not told in time ends the story, and the verdict says so.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from watcher.demo.judge import Heard, Made, Verdict, judge
+from watcher.demo.stage import Stage
+from watcher.demo.story import STORY, Scene
+from watcher.sandbox import Move, default_script
+from watcher.sandbox import play as play_script
+
+PATIENCE_S = 4.0
+"""Far longer than anything takes here, and short enough to end within ten seconds if something is wrong."""
+
+Show = Callable[[Scene, Made | None, Heard | None], None]
+"""Sees a scene when it is over: the change (None: a fault), and the webhook that came of it."""
+
+
+async def play(stage: Stage, *, show: Show, story: Sequence[Scene] = STORY) -> Verdict:
+    """Play the story and judge it."""
+    made: list[Made] = []
+    baseline = stage.balances()
+    settle_polls = max(provider.settle_polls for provider in stage.worker.settings.provider_by_name.values())
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await stage.polled(1)
+        for scene in story:
+            await _play_scene(stage, scene, made, show)
+        async with asyncio.timeout(PATIENCE_S):
+            # Whatever is still held would be told now, though no change is left to be told.
+            await stage.polled(settle_polls + 1)
+    except TimeoutError:
+        pass  # the verdict finds what is missing
+    planned = sum(scene.event is not None for scene in story)
+    return judge(made, stage.heard, planned=planned, baseline=baseline, now=stage.balances())
+
+
+async def _play_scene(stage: Stage, scene: Scene, made: list[Made], show: Show) -> None:
+    heard = None
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            if scene.event is None:
+                await stage.fail(scene.step)
+                return
+            so_far = len(stage.heard)
+            made.append(stage.make(scene))
+            heard = await stage.hear(so_far)
+    finally:
+        show(scene, made[-1] if scene.event else None, heard)
+
+
+async def go_on(stage: Stage, *, moved: Callable[[Move], None]) -> None:
+    """Play the sandbox's own script, which never ends."""
+    loop = asyncio.get_running_loop()
+    started_at = loop.time()
+
+    async def until(at_s: float) -> None:
+        await asyncio.sleep(started_at + at_s - loop.time())
+
+    stage.sandbox.world.told = moved
+    await play_script(default_script(), stage.sandbox.world, stage.sandbox.knobs, until=until)

@@ -1,0 +1,171 @@
+"""Everything that the demonstration needs, on one machine: simulators, a worker with its store, a receiver.
+
+Refuses to leave anything behind: the worker is drained, its server stopped and their directory removed.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from ipaddress import ip_network
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pydantic import SecretStr
+
+from watcher.amounts import to_atoms
+from watcher.delivery.signing import new_secret
+from watcher.demo.judge import Balances, Heard, Made
+from watcher.demo.story import Scene
+from watcher.journal import Vector
+from watcher.providers.loopring import LoopringAccount, LoopringSettings
+from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
+from watcher.receiver import Receipt, Receiver
+from watcher.sandbox import Holding, ListedAsset, LoopringKnobs, MetakeepKnobs, Sandbox, Step
+from watcher.sandbox.book import AccountKey
+from watcher.sandbox.loopring import BALANCES
+from watcher.sandbox.metakeep import BALANCE
+from watcher.sandbox.scene import ALICE, METAKEEP_ASSETS, TREASURY
+from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings, WorkerSettings
+from watcher.snapshot import asset_id
+from watcher.store.connect import connect
+from watcher.store.embedded import Embedded
+from watcher.store.keys import Keys
+from watcher.store.pipe import Pipe
+from watcher.store.roster import Roster
+from watcher.store.schedule import Schedule
+from watcher.worker import Worker
+
+NAME_BY_ACCOUNT: dict[AccountKey, str] = {TREASURY: "treasury", ALICE: "alice"}
+"""What the worker calls the accounts of the sandbox's world."""
+
+_BALANCES_PATHS = (BALANCES, BALANCE)
+_LOOK_S = 0.002
+_DRAIN_S = 2
+_OFTEN = 1000
+"""Requests per second, on both sides: nothing here is slowed by a limit."""
+
+
+@dataclass(eq=False)
+class Stage:
+    """Where the demonstration takes place. `heard` is what the receiver heard since the start."""
+
+    sandbox: Sandbox
+    receiver: Receiver
+    worker: Worker
+    schedule: Schedule
+    heard: list[Heard] = field(default_factory=list)
+
+    def balances(self) -> Balances:
+        """Say what the providers say now."""
+        world = self.sandbox.world
+        return {
+            (NAME_BY_ACCOUNT[account.key], asset_id(listed)): _vector(world.asset(account.provider, listed), held)
+            for account in world.accounts()
+            for listed, held in world.holdings(account.key).items()
+        }  # fmt: skip
+
+    def make(self, scene: Scene) -> Made:
+        """Make a scene's change, and say what it does in the end."""
+        step, world = scene.step, self.sandbox.world
+        assert step.account is not None
+        assert scene.event is not None
+        listed = world.asset(world.account(step.account).provider, step.asset)
+        before, at_s = world.holding_at_last(step.account, step.asset), time.monotonic()
+        step.make(world, self.sandbox.knobs)
+        effect = _vector(listed, world.holding_at_last(step.account, step.asset).minus(before))
+        name, amount = NAME_BY_ACCOUNT[step.account], str(step.amount)
+        return Made(name, asset_id(listed.id), listed.symbol, step.do, amount, scene.event, effect, at_s)
+
+    async def hear(self, so_far: int) -> Heard:
+        """Wait for the next webhook after the first `so_far`."""
+        await _until(lambda: len(self.heard) > so_far)
+        return self.heard[so_far]
+
+    async def fail(self, step: Step) -> None:
+        """Spoil an answer and wait until the worker has met it; then let it try again at once."""
+        refused = self.worker.tally.refused
+        step.make(self.sandbox.world, self.sandbox.knobs)
+        await _until(lambda: self.worker.tally.refused > refused)
+        provider = step.options["provider"]
+        accounts = self.worker.settings.account_by_name.values()
+        names = [account.name for account in accounts if account.provider == provider]
+        roster = Roster(self.schedule.pipe, Keys(self.worker.settings.redis.namespace))
+        await roster.make_due(provider, names, now_ms=self.schedule.now_ms())
+
+    async def polled(self, times: int) -> None:
+        """Wait until each account was polled so many times more, and what was found is committed."""
+        traffic = self.sandbox.traffic
+        # The poll after them proves it: an account is not polled again before its last poll is committed.
+        enough = {path: traffic.count(path) + times + 1 for path in _BALANCES_PATHS}
+        await _until(lambda: all(traffic.count(path) >= count for path, count in enough.items()))
+
+
+@asynccontextmanager
+async def a_stage(interval: timedelta) -> AsyncIterator[Stage]:
+    """Set everything up, each account polled every `interval`, and take it down again.
+
+    Raises ConfigurationRefused where there is no server program to keep the worker's state.
+    """
+    knobs: dict[str, Any] = {"requests_per_second": None}
+    sandbox = Sandbox(loopring=LoopringKnobs(**knobs), metakeep=MetakeepKnobs(**knobs))
+    receiver = Receiver(secrets=[new_secret()], keep=100)
+    with TemporaryDirectory(prefix="watcher-demo-") as directory:
+        # A share of the worker's own server: it fails here if it fails, and it is stopped here at last.
+        async with sandbox, receiver, Embedded(Path(directory)) as server, connect(server.url) as client:
+            schedule = Schedule(Pipe(client))
+            await schedule.read_clock()
+            worker = Worker(_settings(sandbox, receiver, Path(directory), interval), name="demo")
+            stage = Stage(sandbox, receiver, worker, schedule)
+            receiver.notice = lambda receipt: _note(stage.heard, receipt)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(worker.run(), name="worker")
+                try:
+                    yield stage
+                finally:
+                    worker.stop()
+
+
+def _settings(sandbox: Sandbox, receiver: Receiver, data_dir: Path, interval: timedelta) -> Settings:
+    """Configure the worker as a file would, but for intervals below its limit of a second."""
+    often: dict[str, Any] = {"interval": interval, "pending_interval": interval}
+    key: dict[str, Any] = {"api_key": SecretStr("sandbox"), "requests_per_second": _OFTEN}
+    currencies = tuple(asset.id for asset in METAKEEP_ASSETS)
+    providers = (
+        LoopringSettings(name="loopring", kind="loopring", base_url=sandbox.loopring_url, **key),
+        MetaKeepSettings(name="metakeep", kind="metakeep", base_url=sandbox.metakeep_url, **key),
+    )
+    accounts = (
+        LoopringAccount(name="treasury", provider="loopring", account_id=TREASURY, **often),
+        MetaKeepAccount(
+            name="alice", provider="metakeep", of={"email": ALICE}, currencies=currencies, **often
+        ),
+    )
+    subscription = SubscriptionSettings(
+        name="demo", url=SecretStr(receiver.url), secrets=tuple(map(SecretStr, receiver.secrets))
+    )
+    return Settings(
+        redis=RedisSettings(data_dir=data_dir),
+        worker=WorkerSettings(drain=timedelta(seconds=_DRAIN_S)),
+        egress=EgressSettings(allow=(ip_network("127.0.0.0/8"),), allow_http=True),
+        provider_by_name={provider.name: provider for provider in providers},
+        account_by_name={account.name: account for account in accounts},
+        subscription_by_name={subscription.name: subscription},
+    )
+
+
+def _note(heard: list[Heard], receipt: Receipt) -> None:
+    heard.append(Heard(receipt, time.monotonic()))
+
+
+def _vector(listed: ListedAsset, holding: Holding) -> Vector:
+    return Vector(*(to_atoms(listed.text(units)) for units in holding))
+
+
+async def _until(is_so: Callable[[], bool]) -> None:
+    """Look again and again: neither the simulators nor the tally tell. The caller sets the limit of time."""
+    while not is_so():  # noqa: ASYNC110
+        await asyncio.sleep(_LOOK_S)
