@@ -2,30 +2,26 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from fast_server import TOKENS
 from raw_loop import Speed, Watch, latencies_ms, receipts
-from stage import PROVIDER, Stage, a_subscription, account_names, some_settings
+from stage import Stage, some_settings
+from waiting import write_backlog
 
 from watcher.delivery.egress import Policy
 from watcher.delivery.loop import DeliverLoop
 from watcher.delivery.post import Poster, Target
-from watcher.events import Event
 from watcher.generation import Generation
-from watcher.ledger import AccountState, Entry
 from watcher.settings import Settings
-from watcher.snapshot import Asset, Balance
-from watcher.store.keys import SHARDS, Keys
-from watcher.store.lanes import Delivery, Lanes
+from watcher.store.keys import Keys
+from watcher.store.lanes import Lanes
 from watcher.store.polls import Commit, Polls
-from watcher.store.roster import Roster
-from watcher.store.schedule import Lease, Reply
+from watcher.store.schedule import Reply
 from watcher.tally import Tally
 
-_LEASE_MS = 600_000
+_TICK_S = 0.002
 
 
 class Measured(NamedTuple):
@@ -57,14 +53,32 @@ async def changed(stage: Stage, accounts: int, seconds: float) -> Measured:
     return measured
 
 
+async def backlog(stage: Stage, lanes: int, per_lane: int) -> Measured:
+    """Deliver what waits, `per_lane` events in each lane of one subscription."""
+    settings = some_settings(stage.url, 0, subscriber=stage.url)
+    keys, tally = Keys(settings.redis.namespace), Tally()
+    await write_backlog(stage, keys, lanes, per_lane)
+    policy = Policy(allow=settings.egress.allow, allow_http=True)
+    targets = {name: Target(wish, policy) for name, wish in settings.subscription_by_name.items()}
+    async with Poster(policy) as poster, asyncio.TaskGroup() as group:
+        lanes_ = Lanes(stage.schedule, keys)
+        loop = DeliverLoop(lanes_, stage.schedule, poster, targets, stage.health, tally)
+        await stage.forget_commands()
+        watch = Watch()
+        group.create_task(loop.run())
+        await _until(lambda: tally.deliveries >= lanes * per_lane)
+        speed = watch.speed(tally.deliveries)
+        loop.stop()
+    return Measured(speed, await stage.server_us() / tally.deliveries)
+
+
 async def latencies(stage: Stage, accounts: int, count: int, *, per_second: float) -> list[float]:
     """How many ms events take from the sending of their commit to their arrival, at an even pace."""
-    polls_per_second = 1.05 * per_second  # the loop stays that far below its limit
     settings = some_settings(
         f"{stage.url}/restless",
         accounts,
         subscriber=f"{stage.url}/timed",
-        polls_per_second=polls_per_second,
+        polls_per_second=1.05 * per_second,  # the loop stays that far below its limit
     )
     tally = Tally()
     polls = _TimedPolls(stage.schedule, Keys(settings.redis.namespace))
@@ -76,56 +90,38 @@ async def latencies(stage: Stage, accounts: int, count: int, *, per_second: floa
 class _TimedPolls(Polls):
     """Notes when the commit of each event is sent."""
 
-    sent_at: dict[str, float]
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*parts)  # type: ignore[arg-type]
+        self.sent_at: dict[str, float] = {}
 
     async def commit(self, step: Commit) -> tuple[Reply, int]:
-        if not hasattr(self, "sent_at"):
-            self.sent_at = {}
+        now = time.monotonic()
         for deliveries in step.deliveries.values():
-            self.sent_at.update((delivery.event_id, time.monotonic()) for delivery in deliveries)
+            self.sent_at.update((delivery.event_id, now) for delivery in deliveries)
         return await super().commit(step)
 
 
-class Backlog(NamedTuple):
-    """How fast a backlog was worked off, and what it cost while it waited."""
-
-    delivered: Measured
-    bytes_each: float
-    body_bytes: int
-
-
-async def backlog(stage: Stage, lanes: int, per_lane: int) -> Backlog:
-    """Deliver what waits, `per_lane` events in each lane of one subscription."""
-    settings = some_settings(stage.url, 0, subscriber=stage.url)
-    keys, tally = Keys(settings.redis.namespace), Tally()
-    steps = _steps(settings, lanes, 1, "account-{}", _waiting(per_lane))
-    before = await stage.used_memory()
-    await _commit(stage, settings, steps)
-    after = await stage.used_memory()
-    policy = Policy(allow=settings.egress.allow, allow_http=True)
-    async with Poster(policy) as poster, asyncio.TaskGroup() as group:
-        target = Target(a_subscription(stage.url), policy)
-        loop = DeliverLoop(
-            Lanes(stage.schedule, keys), stage.schedule, poster, {"ops": target}, stage.health, tally
-        )
-        await stage.forget_commands()
-        watch = Watch()
-        group.create_task(loop.run())
-        await _until(lambda: tally.deliveries >= lanes * per_lane)
-        speed = watch.speed(tally.deliveries)
-        loop.stop()
-    empty_lanes = await account_bytes(stage, lanes, "{}", assets=1)
-    waiting = lanes * per_lane
-    return Backlog(
-        Measured(speed, await stage.server_us() / waiting),
-        (after - before - lanes * empty_lanes) / waiting,
-        len(_body(0)),
-    )
+@asynccontextmanager
+async def _running(
+    stage: Stage, settings: Settings, tally: Tally, polls: Polls | None = None
+) -> AsyncIterator[None]:
+    """A worker's loops inside the block; what is in flight at its end is finished."""
+    generation = Generation(settings, stage.schedule, stage.health, tally)
+    generation._polls = polls or generation._polls
+    async with asyncio.TaskGroup() as group:
+        group.create_task(generation.run())
+        yield
+        generation.stop()
 
 
-async def account_bytes(stage: Stage, accounts: int, asset_id: str, *, assets: int = TOKENS) -> float:
-    """What one account costs the server: its state and its place in the schedule."""
-    settings = some_settings(stage.url, 0)
-    before = await stage.used_memory()
-    await _commit(stage, settings, _steps(settings, accounts, assets, asset_id, []))
-    return (await stage.used_memory() - before) / accounts
+async def _watch(stage: Stage, seconds: float, count: Callable[[], int]) -> Measured:
+    await stage.forget_commands()
+    before, watch = count(), Watch()
+    await asyncio.sleep(seconds)
+    done = count() - before
+    return Measured(watch.speed(done), await stage.server_us() / done)
+
+
+async def _until(is_so: Callable[[], bool]) -> None:
+    while not is_so():  # noqa: ASYNC110 - the loops only count
+        await asyncio.sleep(_TICK_S)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from watcher.demo.judge import Heard, Made, Verdict, judge
 from watcher.demo.stage import Stage
 from watcher.demo.story import STORY, Scene
+from watcher.receiver import Receipt
 from watcher.sandbox import Move, default_script
 from watcher.sandbox import play as play_script
 
@@ -39,20 +40,24 @@ async def play(stage: Stage, *, show: Show, story: Sequence[Scene] = STORY) -> V
 
 
 async def _play_scene(stage: Stage, scene: Scene, made: list[Made], show: Show) -> None:
-    heard = None
+    """Play one scene until it is over. Raises TimeoutError for one that does not end."""
+    if scene.event is None:
+        async with asyncio.timeout(PATIENCE_S):
+            await stage.fail(scene.step)
+        show(scene, None, None)
+        return
+    so_far = len(stage.heard)
+    made.append(stage.make(scene))
     try:
         async with asyncio.timeout(PATIENCE_S):
-            if scene.event is None:
-                await stage.fail(scene.step)
-                return
-            so_far = len(stage.heard)
-            made.append(stage.make(scene))
             heard = await stage.hear(so_far)
-    finally:
-        show(scene, made[-1] if scene.event else None, heard)
+    except TimeoutError:
+        show(scene, made[-1], None)
+        raise
+    show(scene, made[-1], heard)
 
 
-async def go_on(stage: Stage, *, moved: Callable[[Move], None]) -> None:
+async def go_on(stage: Stage, *, moved: Callable[[Move], None], heard: Callable[[Receipt], None]) -> None:
     """Play the sandbox's own script, which never ends."""
     loop = asyncio.get_running_loop()
     started_at = loop.time()
@@ -61,4 +66,5 @@ async def go_on(stage: Stage, *, moved: Callable[[Move], None]) -> None:
         await asyncio.sleep(started_at + at_s - loop.time())
 
     stage.sandbox.world.told = moved
+    stage.receiver.notice = heard
     await play_script(default_script(), stage.sandbox.world, stage.sandbox.knobs, until=until)

@@ -63,10 +63,10 @@ class Stage:
         """Say what the providers say now."""
         world = self.sandbox.world
         return {
-            (NAME_BY_ACCOUNT[account.key], asset_id(listed)): _vector(world.asset(account.provider, listed), held)
+            (NAME_BY_ACCOUNT[account.key], asset_id(name)): _vector(world.asset(account.provider, name), held)
             for account in world.accounts()
-            for listed, held in world.holdings(account.key).items()
-        }  # fmt: skip
+            for name, held in world.holdings(account.key).items()
+        }
 
     def make(self, scene: Scene) -> Made:
         """Make a scene's change, and say what it does in the end."""

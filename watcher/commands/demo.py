@@ -1,0 +1,129 @@
+"""`watcher demo`: the whole way from a change to a verified webhook, on this machine, with a verdict.
+
+Refuses to touch what is there: its worker keeps its state in a directory that is gone afterwards.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Coroutine, Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from watcher.demo import Stage, Verdict
+
+EXIT_NO = 1
+_EXIT_SIGNAL = 128
+
+# Below the second that a file may say: slow enough to read along, and as quick as it gets.
+_READABLE = timedelta(milliseconds=300)
+_FAST = timedelta(milliseconds=30)
+
+_T = TypeVar("_T")
+
+
+@click.command("demo", short_help="See it work on this machine.")
+@click.option("--fast", "is_fast", is_flag=True, help="In less than three seconds, for a machine to watch.")
+@click.option("--keep", "is_kept", is_flag=True, help="Go on afterwards, with more changes, until Ctrl-C.")
+@click.option("--verbose", "is_verbose", is_flag=True, help="Show the worker's log too, on stderr.")
+def command(*, is_fast: bool, is_kept: bool, is_verbose: bool) -> int:
+    """See it work on this machine, within ten seconds: no Redis, key or network needed.
+
+    Changes are made at simulators of both providers; a worker polls them and sends signed webhooks; a
+    receiver verifies each. The exit code is 0 if every change was told exactly once, in order, and all of
+    them add up; otherwise it is 1, and the last lines say what is wrong.
+    """
+    from watcher.logs import configure
+    from watcher.service import loop_factory
+
+    level = "info" if is_verbose else "warning"
+    writer = configure(level, stream=sys.stderr, color=not os.environ.get("NO_COLOR"))
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(_demo(_FAST if is_fast else _READABLE, is_kept=is_kept))
+    except BaseExceptionGroup as errors:
+        raise _only(errors) from errors
+    finally:
+        writer.close()
+
+
+async def _demo(interval: timedelta, *, is_kept: bool) -> int:
+    from watcher.demo import a_stage
+    from watcher.demo.lines import opening_lines, verdict_lines
+
+    started_at = time.monotonic()
+    ending = _Ending()
+    async with a_stage(interval) as stage:
+        _echo(opening_lines(interval))
+        verdict = await ending.unless(_played(stage))
+        if verdict is None:
+            return _EXIT_SIGNAL + ending.number
+        _echo(verdict_lines(verdict, time.monotonic() - started_at))
+        if is_kept:
+            await ending.unless(_gone_on(stage))
+    return 0 if verdict.is_good else EXIT_NO
+
+
+async def _played(stage: "Stage") -> "Verdict":
+    from watcher.demo import play
+    from watcher.demo.lines import scene_lines
+
+    return await play(stage, show=lambda *scene: _echo(scene_lines(*scene)))
+
+
+async def _gone_on(stage: "Stage") -> None:
+    from watcher.demo import go_on
+    from watcher.demo.lines import move_line, place_lines, webhook_line
+
+    _echo(place_lines(stage))
+    await go_on(
+        stage,
+        moved=lambda move: _echo([move_line(move)]),
+        heard=lambda receipt: _echo([webhook_line(receipt)]),
+    )
+
+
+class _Ending:
+    """The first signal that asks to end, by its number (0: none yet). Later ones change nothing.
+
+    Nothing is left behind: what is under way is cancelled, what is set up is taken down in order.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._task: asyncio.Task[object] | None = None
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                loop.add_signal_handler(number, self._end, number)
+
+    async def unless(self, work: Coroutine[object, object, _T]) -> _T | None:
+        """Do the work, unless a signal comes: then the answer is None."""
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(work, name="demo")
+            self._task = task
+            if self.number:
+                task.cancel()
+        return None if task.cancelled() else task.result()
+
+    def _end(self, number: int) -> None:
+        if not self.number and self._task:
+            self._task.cancel()
+        self.number = self.number or number
+
+
+def _only(error: BaseException) -> BaseException:
+    """Find what went wrong inside of task groups, for the exit code that it owes."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _echo(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)

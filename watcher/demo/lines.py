@@ -1,0 +1,129 @@
+"""The lines of the demonstration, for people: plain ASCII, aligned, with colours that `click.echo` may drop.
+
+Refuses to print: the command does.
+"""
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from statistics import median
+
+import click
+
+from watcher.demo.judge import Heard, Made, Verdict
+from watcher.demo.play import PATIENCE_S
+from watcher.demo.stage import NAME_BY_ACCOUNT, Stage
+from watcher.demo.story import Scene
+from watcher.receiver import Receipt
+from watcher.sandbox import Holding, ListedAsset, Move
+from watcher.sandbox.loopring import BALANCES
+from watcher.sandbox.metakeep import BALANCE
+from watcher.sandbox.scene import ALICE, METAKEEP_ASSETS, TREASURY
+
+_NEXT = (
+    ("watcher init", "write a watcher.toml for accounts of your own"),
+    ("watcher check", "find every mistake in it, before anything runs"),
+    ("watcher run", "poll, compare and deliver"),
+)
+
+
+def opening_lines(interval: timedelta) -> Iterator[str]:
+    """Say what there is to see."""
+    yield "Two simulated providers, a worker with its own store, a receiver that verifies every signature."
+    yield (
+        f"Accounts are polled every {interval // timedelta(milliseconds=1)} ms. "
+        "Each change is made once the one before was told."
+    )
+    yield ""
+    yield _row("account", "at the provider", "amount", "verified webhook", "amount", "after")
+
+
+def scene_lines(scene: Scene, made: Made | None, heard: Heard | None) -> Iterator[str]:
+    """Show a scene that is over: the change, and what became of it."""
+    if scene.heading:
+        yield _dim(f"  {scene.heading}")
+    if made is None:
+        fault = scene.step.options
+        yield _row(fault["provider"], "fault", fault["fault"], _good("nothing"))
+        return
+    change = made.account, made.do, f"{made.amount} {made.symbol}"
+    if heard is None:
+        yield _row(*change, _bad(f"not told within {PATIENCE_S:g} s"))
+    else:
+        yield _row(*change, *_told(heard.receipt), f"{1000 * (heard.at_s - made.at_s):.0f} ms")
+
+
+def verdict_lines(verdict: Verdict, took_s: float) -> Iterator[str]:
+    """Say how it went, in how much time, and what to do next."""
+    yield ""
+    counts = f"{verdict.made} changes made, {verdict.verified} events verified"
+    if verdict.is_good:
+        yield f"{_good('PASSED')}  {counts}: each exactly once, in order, and together they"
+        yield "        add up, to the last digit, to what the providers say now."
+    else:
+        yield f"{_bad('FAILED')}  {counts}; these promises were not kept:"
+        yield from (f"        {broken}" for broken in verdict.broken)
+    yield f"        {_latency(verdict)}{took_s:.1f} s in all."
+    yield ""
+    yield "Next:"
+    yield from (f"  {click.style(f'{command:<13}', bold=True)}  {what}" for command, what in _NEXT)
+
+
+def place_lines(stage: Stage) -> Iterator[str]:
+    """Say where everything is, for those who want to ask for themselves."""
+    loopring, metakeep = stage.sandbox.loopring_url + BALANCES, stage.sandbox.metakeep_url + BALANCE
+    asked = {"of": {"email": ALICE}, "coins": {"currencies": [asset.id for asset in METAKEEP_ASSETS]}}
+    yield ""
+    yield "It goes on with a change every few seconds, until Ctrl-C. The providers answer you too:"
+    yield f"  curl -H 'X-API-KEY: sandbox' '{loopring}?accountId={TREASURY}'"
+    yield f"  curl -H 'x-api-key: sandbox' -d '{json.dumps(asked)}' {metakeep}"
+    yield ""
+
+
+def move_line(move: Move) -> str:
+    """Show a movement at a provider, or the half of one, as it happens."""
+    fields = zip(Holding._fields, move.effect, strict=True)
+    moved = ", ".join(f"{name} {_signed(move.asset, units)}" for name, units in fields if units)
+    return f"  {NAME_BY_ACCOUNT[move.account.key]:<8}  {move.do:<20}  {move.asset.symbol}: {moved}"
+
+
+def webhook_line(receipt: Receipt) -> str:
+    """Show a webhook as it arrives."""
+    return " ".join(("  ->", *_told(receipt))).rstrip()
+
+
+def _told(receipt: Receipt) -> tuple[str, str]:
+    """Say what a webhook tells: its type and its amount, if it is genuine."""
+    if receipt.event is None or not receipt.is_verified:
+        return _bad(f"NOT VERIFIED: {receipt.problem}"), ""
+    data = receipt.event["data"]
+    return _good(receipt.event["type"]), f"{data['amount']} {data['asset']['symbol']}"
+
+
+def _latency(verdict: Verdict) -> str:
+    if not verdict.latencies_ms:
+        return ""
+    usual, longest = median(verdict.latencies_ms), max(verdict.latencies_ms)
+    return f"From a change to its webhook: {usual:.0f} ms usually, {longest:.0f} ms at most. "
+
+
+def _row(account: str, do: str, amount: str, event: str, told: str = "", after: str = "") -> str:
+    # Padded by what is seen: a colour takes no room.
+    event += " " * (18 - len(click.unstyle(event)))
+    return f"  {account:<8}  {do:<20}  {amount:>12}  ->  {event}  {told:>12}  {after:>8}".rstrip()
+
+
+def _signed(asset: ListedAsset, units: int) -> str:
+    return f"{'+' * (units > 0)}{asset.text(units)}"
+
+
+def _good(text: str) -> str:
+    return click.style(text, fg="green")
+
+
+def _bad(text: str) -> str:
+    return click.style(text, fg="red", bold=True)
+
+
+def _dim(text: str) -> str:
+    return click.style(text, dim=True)
