@@ -30,7 +30,7 @@ _AHEAD_S = 1.0
 _SLACK = 1.05
 """Turns are a little wider apart than the limit asks: requests arrive less evenly than they leave."""
 
-_LEASE_MARGIN_S = 30
+_LEASE_MARGIN_S = 15
 """A lease outlasts the longest poll by the longest wait for a turn, and some."""
 
 _UNKNOWN_MS = 10_000

@@ -47,7 +47,8 @@ def command(*, is_fast: bool, is_kept: bool, is_verbose: bool) -> int:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(_demo(_FAST if is_fast else _READABLE, is_kept=is_kept))
     except BaseExceptionGroup as errors:
-        raise _only(errors) from errors
+        # The cli goes by what went wrong, not by the task groups that it passed through.
+        raise _only(errors) from None
     finally:
         writer.close()
 
@@ -78,12 +79,13 @@ async def _played(stage: "Stage") -> "Verdict":
 
 async def _gone_on(stage: "Stage") -> None:
     from watcher.demo import go_on
-    from watcher.demo.lines import move_line, place_lines, webhook_line
+    from watcher.demo.lines import move_line, place_lines, step_lines, webhook_line
 
     _echo(place_lines(stage))
     await go_on(
         stage,
         moved=lambda move: _echo([move_line(move)]),
+        made=lambda step: _echo(step_lines(step)),
         heard=lambda receipt: _echo([webhook_line(receipt)]),
     )
 
@@ -118,7 +120,7 @@ class _Ending:
 
 
 def _only(error: BaseException) -> BaseException:
-    """Find what went wrong inside of task groups, for the exit code that it owes."""
+    """Find the one thing that went wrong inside of task groups, if it is one."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error

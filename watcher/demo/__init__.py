@@ -4,8 +4,20 @@ Refuses to be part of a worker: nothing outside `commands.demo` and the tests ma
 """
 
 from watcher.demo.judge import Heard, Made, Verdict, judge
-from watcher.demo.play import go_on, play
+from watcher.demo.playing import PATIENCE_S, go_on, play
 from watcher.demo.stage import Stage, a_stage
 from watcher.demo.story import STORY, Scene
 
-__all__ = ["STORY", "Heard", "Made", "Scene", "Stage", "Verdict", "a_stage", "go_on", "judge", "play"]
+__all__ = [
+    "PATIENCE_S",
+    "STORY",
+    "Heard",
+    "Made",
+    "Scene",
+    "Stage",
+    "Verdict",
+    "a_stage",
+    "go_on",
+    "judge",
+    "play",
+]

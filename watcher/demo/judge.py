@@ -125,10 +125,11 @@ def _matched(made: Sequence[Made], told: Iterable[_Told]) -> dict[str, int]:
     """Find for each event the change that it tells, by its place in `made`; of equal ones the earliest."""
     places = defaultdict(list)
     for place, one in reversed(list(enumerate(made))):
-        places[one.account, one.asset, one.event, one.effect].append(place)
+        places[one.account, one.asset, one.event, one.amount, one.effect].append(place)
     found = {}
     for event in told:
-        if same := places[event.account, event.asset, event.type, event.effect]:
+        key = event.account, event.asset, event.type, event.amount, event.effect
+        if same := places[key]:
             found[event.id] = same.pop()
     return found
 

@@ -11,11 +11,10 @@ from statistics import median
 import click
 
 from watcher.demo.judge import Heard, Made, Verdict
-from watcher.demo.play import PATIENCE_S
 from watcher.demo.stage import NAME_BY_ACCOUNT, Stage
 from watcher.demo.story import Scene
 from watcher.receiver import Receipt
-from watcher.sandbox import Holding, ListedAsset, Move
+from watcher.sandbox import Holding, ListedAsset, Move, Step
 from watcher.sandbox.loopring import BALANCES
 from watcher.sandbox.metakeep import BALANCE
 from watcher.sandbox.scene import ALICE, METAKEEP_ASSETS, TREASURY
@@ -35,7 +34,7 @@ def opening_lines(interval: timedelta) -> Iterator[str]:
         "Each change is made once the one before was told."
     )
     yield ""
-    yield _row("account", "at the provider", "amount", "verified webhook", "amount", "after")
+    yield _row("account", "at the provider", "verified webhook", "after", "amount")
 
 
 def scene_lines(scene: Scene, made: Made | None, heard: Heard | None) -> Iterator[str]:
@@ -44,13 +43,12 @@ def scene_lines(scene: Scene, made: Made | None, heard: Heard | None) -> Iterato
         yield _dim(f"  {scene.heading}")
     if made is None:
         fault = scene.step.options
-        yield _row(fault["provider"], "fault", fault["fault"], _good("nothing"))
-        return
-    change = made.account, made.do, f"{made.amount} {made.symbol}"
-    if heard is None:
-        yield _row(*change, _bad(f"not told within {PATIENCE_S:g} s"))
+        yield _row(fault["provider"], fault["fault"], _good("nothing"))
+    elif heard is None:
+        yield _row(made.account, made.do, _bad("NOT TOLD in time"), "", _change(made))
     else:
-        yield _row(*change, *_told(heard.receipt), f"{1000 * (heard.at_s - made.at_s):.0f} ms")
+        after = f"{1000 * (heard.at_s - made.at_s):.0f} ms"
+        yield _row(made.account, made.do, _type(heard.receipt), after, _amount(made, heard.receipt))
 
 
 def verdict_lines(verdict: Verdict, took_s: float) -> Iterator[str]:
@@ -72,7 +70,7 @@ def verdict_lines(verdict: Verdict, took_s: float) -> Iterator[str]:
 def place_lines(stage: Stage) -> Iterator[str]:
     """Say where everything is, for those who want to ask for themselves."""
     loopring, metakeep = stage.sandbox.loopring_url + BALANCES, stage.sandbox.metakeep_url + BALANCE
-    asked = {"of": {"email": ALICE}, "coins": {"currencies": [asset.id for asset in METAKEEP_ASSETS]}}
+    asked = {"of": {"email": ALICE}, "coins": {"currencies": [METAKEEP_ASSETS[0].id]}}
     yield ""
     yield "It goes on with a change every few seconds, until Ctrl-C. The providers answer you too:"
     yield f"  curl -H 'X-API-KEY: sandbox' '{loopring}?accountId={TREASURY}'"
@@ -87,17 +85,40 @@ def move_line(move: Move) -> str:
     return f"  {NAME_BY_ACCOUNT[move.account.key]:<8}  {move.do:<20}  {move.asset.symbol}: {moved}"
 
 
+def step_lines(step: Step) -> Iterator[str]:
+    """Show what a step does to a provider's answers; what it moves shows by itself."""
+    if step.do == "fault":
+        answers = step.options.get("answers", 1)
+        yield f"  {step.options['provider']:<8}  {step.options['fault']}, {answers}x"
+
+
 def webhook_line(receipt: Receipt) -> str:
     """Show a webhook as it arrives."""
-    return " ".join(("  ->", *_told(receipt))).rstrip()
+    return f"  ->  {_type(receipt)}  {_told(receipt)}"
 
 
-def _told(receipt: Receipt) -> tuple[str, str]:
-    """Say what a webhook tells: its type and its amount, if it is genuine."""
+def _type(receipt: Receipt) -> str:
+    """Say what a webhook tells, if it is genuine."""
     if receipt.event is None or not receipt.is_verified:
-        return _bad(f"NOT VERIFIED: {receipt.problem}"), ""
+        return _bad(f"NOT VERIFIED: {receipt.problem}")
+    return _good(receipt.event["type"])
+
+
+def _amount(made: Made, receipt: Receipt) -> str:
+    """Say how much it was: once, if the provider and the webhook agree."""
+    change, told = _change(made), _told(receipt)
+    return told if told == change else f"{change}, {_bad(f'told as {told}')}"
+
+
+def _change(made: Made) -> str:
+    return f"{made.amount} {made.symbol}"
+
+
+def _told(receipt: Receipt) -> str:
+    if receipt.event is None:
+        return "nothing"
     data = receipt.event["data"]
-    return _good(receipt.event["type"]), f"{data['amount']} {data['asset']['symbol']}"
+    return f"{data['amount']} {data['asset']['symbol']}"
 
 
 def _latency(verdict: Verdict) -> str:
@@ -107,10 +128,9 @@ def _latency(verdict: Verdict) -> str:
     return f"From a change to its webhook: {usual:.0f} ms usually, {longest:.0f} ms at most. "
 
 
-def _row(account: str, do: str, amount: str, event: str, told: str = "", after: str = "") -> str:
-    # Padded by what is seen: a colour takes no room.
-    event += " " * (18 - len(click.unstyle(event)))
-    return f"  {account:<8}  {do:<20}  {amount:>12}  ->  {event}  {told:>12}  {after:>8}".rstrip()
+def _row(account: str, do: str, event: str, after: str = "", amount: str = "") -> str:
+    event += " " * (19 - len(click.unstyle(event)))  # a colour takes no room
+    return f"  {account:<8}  {do:<20}  ->  {event}  {after:>7}  {amount}".rstrip()
 
 
 def _signed(asset: ListedAsset, units: int) -> str:

@@ -52,12 +52,12 @@ STORY = (
     _treasury("withdrawal.returned", "1200", "USDC", "withdrawal.returned"),
     _treasury(
         "deposit.seen",
-        "7.000000000000000001",
+        "7.25",
         "LRC",
         "deposit.pending",
         heading="A deposit whose halves show a poll apart: still one event",
     ),
-    _treasury("deposit.cleared", "7.000000000000000001", "LRC", "deposit.cleared", split=1),
+    _treasury("deposit.cleared", "7.25", "LRC", "deposit.cleared", split=1),
     _alice("unlock", "100", "ZBVS", "locked.decreased", heading="The lock goes, and 30 digits come: exactly"),
     _alice("credit", "123456789012.345678901234567891", "POL", "total.increased"),
 )

@@ -10,7 +10,7 @@ from watcher.demo.judge import Heard, Made, Verdict, judge
 from watcher.demo.stage import Stage
 from watcher.demo.story import STORY, Scene
 from watcher.receiver import Receipt
-from watcher.sandbox import Move, default_script
+from watcher.sandbox import Move, Step, default_script
 from watcher.sandbox import play as play_script
 
 PATIENCE_S = 4.0
@@ -20,17 +20,19 @@ Show = Callable[[Scene, Made | None, Heard | None], None]
 """Sees a scene when it is over: the change (None: a fault), and the webhook that came of it."""
 
 
-async def play(stage: Stage, *, show: Show, story: Sequence[Scene] = STORY) -> Verdict:
-    """Play the story and judge it."""
+async def play(
+    stage: Stage, *, show: Show, story: Sequence[Scene] = STORY, patience_s: float = PATIENCE_S
+) -> Verdict:
+    """Play the story and judge it. No wait is longer than `patience_s`."""
     made: list[Made] = []
     baseline = stage.balances()
     settle_polls = max(provider.settle_polls for provider in stage.worker.settings.provider_by_name.values())
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(patience_s):
             await stage.polled(1)
         for scene in story:
-            await _play_scene(stage, scene, made, show)
-        async with asyncio.timeout(PATIENCE_S):
+            await _play_scene(stage, scene, made, show=show, patience_s=patience_s)
+        async with asyncio.timeout(patience_s):
             # Whatever is still held would be told now, though no change is left to be told.
             await stage.polled(settle_polls + 1)
     except TimeoutError:
@@ -39,17 +41,17 @@ async def play(stage: Stage, *, show: Show, story: Sequence[Scene] = STORY) -> V
     return judge(made, stage.heard, planned=planned, baseline=baseline, now=stage.balances())
 
 
-async def _play_scene(stage: Stage, scene: Scene, made: list[Made], show: Show) -> None:
+async def _play_scene(stage: Stage, scene: Scene, made: list[Made], *, show: Show, patience_s: float) -> None:
     """Play one scene until it is over. Raises TimeoutError for one that does not end."""
     if scene.event is None:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(patience_s):
             await stage.fail(scene.step)
         show(scene, None, None)
         return
     so_far = len(stage.heard)
     made.append(stage.make(scene))
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(patience_s):
             heard = await stage.hear(so_far)
     except TimeoutError:
         show(scene, made[-1], None)
@@ -57,8 +59,14 @@ async def _play_scene(stage: Stage, scene: Scene, made: list[Made], show: Show) 
     show(scene, made[-1], heard)
 
 
-async def go_on(stage: Stage, *, moved: Callable[[Move], None], heard: Callable[[Receipt], None]) -> None:
-    """Play the sandbox's own script, which never ends."""
+async def go_on(
+    stage: Stage,
+    *,
+    moved: Callable[[Move], None],
+    made: Callable[[Step], None],
+    heard: Callable[[Receipt], None],
+) -> None:
+    """Play the sandbox's own script, which never ends, and say what happens as it does."""
     loop = asyncio.get_running_loop()
     started_at = loop.time()
 
@@ -67,4 +75,4 @@ async def go_on(stage: Stage, *, moved: Callable[[Move], None], heard: Callable[
 
     stage.sandbox.world.told = moved
     stage.receiver.notice = heard
-    await play_script(default_script(), stage.sandbox.world, stage.sandbox.knobs, until=until)
+    await play_script(default_script(), stage.sandbox.world, stage.sandbox.knobs, until=until, made=made)

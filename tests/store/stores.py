@@ -1,0 +1,147 @@
+"""A worker's side of the store for tests, and builders for what it writes. Scores are set, never waited for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from builders import a_state
+from redis.asyncio import Redis
+
+from watcher.snapshot import Balance
+from watcher.store.keys import Keys, shard_of
+from watcher.store.lanes import Delivery, Lanes
+from watcher.store.pipe import Pipe
+from watcher.store.polls import Commit, Polls
+from watcher.store.roster import Roster
+from watcher.store.schedule import Lease, Schedule
+
+ACCOUNT = "treasury"
+SHARD = shard_of(ACCOUNT)
+PROVIDER = "loopring"
+OPS = "ops"
+MINUTE_MS = 60_000
+
+NEIGHBOURS = tuple(name for name in map("account-{}".format, range(2000)) if shard_of(name) == SHARD)
+"""Accounts that share the shard of ACCOUNT."""
+
+_READ_BY_TYPE: Mapping[bytes, tuple[str, tuple[object, ...]]] = {
+    b"string": ("GET", ()),
+    b"hash": ("HGETALL", ()),
+    b"list": ("LRANGE", (0, -1)),
+    b"zset": ("ZRANGE", (0, -1, "WITHSCORES")),
+    b"stream": ("XRANGE", ("-", "+")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """All of one worker's ways into a namespace, over one pipe."""
+
+    keys: Keys
+    pipe: Pipe
+    schedule: Schedule
+    polls: Polls
+    lanes: Lanes
+    roster: Roster
+
+    async def now_ms(self) -> int:
+        """The server's time."""
+        await self.schedule.read_clock()
+        return self.schedule.now_ms()
+
+    async def due(self, key: str, **score_ms: int) -> None:
+        """Say when members of a schedule are due, in ms from now."""
+        now = await self.now_ms()
+        for member, ms in score_ms.items():
+            await self.pipe.command("ZADD", key, now + ms, member)
+
+    async def scores(self, key: str) -> dict[str, int]:
+        """When the members of a schedule are due, in server ms."""
+        answer = await self.pipe.command("ZRANGE", key, 0, -1)
+        return {name.decode(): int(await self.pipe.command("ZSCORE", key, name)) for name in answer}
+
+    async def lease(self, account: str = ACCOUNT, provider: str = PROVIDER) -> Lease:
+        """Take the poll of an account for a minute, whoever has it now."""
+        return await self._lease(self.keys.polls(shard_of(account), provider), account)
+
+    async def lease_lane(self, account: str = ACCOUNT, subscription: str = OPS) -> Lease:
+        """Take a lane for a minute, whoever has it now."""
+        return await self._lease(self.keys.lanes(shard_of(account), subscription), account)
+
+    async def _lease(self, key: str, member: str) -> Lease:
+        deadline = await self.now_ms() + MINUTE_MS
+        await self.pipe.command("ZADD", key, deadline, member)
+        return Lease(member, deadline)
+
+    async def queue(self, *deliveries: Delivery, account: str = ACCOUNT, subscription: str = OPS) -> None:
+        """Commit a step that queues deliveries."""
+        state = await self.polls.read_state(account)
+        expected = state.version if state else ""
+        step = a_commit(
+            await self.lease(account),
+            expected=expected,
+            version=f"{expected}+",
+            deliveries={subscription: deliveries},
+        )
+        reply, _ = await self.polls.commit(step)
+        assert reply == 1
+
+    async def lane(self, account: str = ACCOUNT, subscription: str = OPS) -> list[bytes]:
+        """Everything that waits in a lane."""
+        return await self.lanes.read(subscription, account, at_most=100_000)
+
+    async def stream(self, key: str) -> list[dict[str, bytes]]:
+        """The fields of each entry of a stream."""
+        entries = await self.pipe.command("EVAL", "return redis.call('XRANGE', KEYS[1], '-', '+')", 1, key)
+        return [
+            {name.decode(): value for name, value in zip(fields[::2], fields[1::2], strict=True)}
+            for _, fields in entries
+        ]
+
+    async def contents(self) -> dict[str, Any]:
+        """All that lies under the namespace: what a refused step must leave exactly as it was."""
+        found: dict[str, Any] = {}
+        for key in await self.pipe.command("KEYS", f"{self.keys.namespace}:*"):
+            kind = await self.pipe.command("TYPE", key)
+            command, arguments = _READ_BY_TYPE[kind]
+            found[key.decode()] = await self.pipe.command(command, key, *arguments)
+        return found
+
+
+def a_store(client: Redis, namespace: str, pipe: Pipe | None = None) -> Store:
+    pipe, keys = pipe or Pipe(client), Keys(namespace)
+    schedule = Schedule(pipe)
+    return Store(keys, pipe, schedule, Polls(schedule, keys), Lanes(schedule, keys), Roster(pipe, keys))
+
+
+def a_delivery(number: int = 1, body: bytes = b"{}", event_type: str = "total.increased") -> Delivery:
+    return Delivery(f"evt_{number}", event_type, number, body)
+
+
+def some_deliveries(*numbers: int) -> tuple[Delivery, ...]:
+    return tuple(map(a_delivery, numbers))
+
+
+def a_commit(
+    lease: Lease,
+    *,
+    expected: str = "",
+    version: str = "v1",
+    sequence: int = 1,
+    provider: str = PROVIDER,
+    due_in_ms: int = MINUTE_MS,
+    log: Sequence[bytes] = (),
+    deliveries: Mapping[str, Sequence[Delivery]] | None = None,
+    **balances: Balance | str,
+) -> Commit:
+    """A step of whoever holds `lease`; the next poll is due `due_in_ms` after the lease ends."""
+    return Commit(
+        account=lease.member,
+        provider=provider,
+        lease=lease,
+        expected_version=expected,
+        state=a_state(version=version, sequence=sequence, **balances),
+        due_ms=lease.deadline + due_in_ms,
+        log=log,
+        deliveries=deliveries or {},
+    )

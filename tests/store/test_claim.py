@@ -1,0 +1,249 @@
+"""Claims and leases: who may work on a member of a schedule, from when, until when."""
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+from servers import EVERY_ENGINE
+from stores import (
+    ACCOUNT,
+    MINUTE_MS,
+    NEIGHBOURS,
+    OPS,
+    PROVIDER,
+    SHARD,
+    Store,
+    a_delivery,
+    a_store,
+    some_deliveries,
+)
+
+from watcher.store.schedule import Claimed, Lease, Reply
+
+pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
+
+
+async def claim(store: Store, *, at_most: int = 100, lease_ms: int = MINUTE_MS) -> Claimed:
+    return await store.polls.claim(PROVIDER, SHARD, lease_ms=lease_ms, at_most=at_most)
+
+
+async def claim_lanes(store: Store, *, at_most: int = 100, lease_ms: int = MINUTE_MS) -> Claimed:
+    return await store.lanes.claim(OPS, SHARD, lease_ms=lease_ms, at_most=at_most)
+
+
+def members(claimed: Claimed) -> list[str]:
+    return [lease.member for lease in claimed.leases]
+
+
+async def indexed(store: Store) -> int | None:
+    """When the index of due subscriptions says that OPS has a lane due."""
+    return (await store.scores(store.keys.due_subscriptions(SHARD))).get(OPS)
+
+
+async def test_only_what_is_due_is_claimed(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await store.due(store.keys.polls(SHARD, PROVIDER), late=-5000, later=-1, now=0, early=MINUTE_MS)
+    assert sorted(members(await claim(store))) == ["late", "later", "now"]
+
+
+async def test_the_longest_overdue_are_claimed_first_and_no_more_than_asked_for(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.due(store.keys.polls(SHARD, PROVIDER), third=-10, first=-3000, second=-2000)
+    assert members(await claim(store, at_most=2)) == ["first", "second"]
+    assert members(await claim(store, at_most=2)) == ["third"]
+
+
+async def test_a_lease_lasts_as_long_as_was_asked_for(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    polls = store.keys.polls(SHARD, PROVIDER)
+    await store.due(polls, **{ACCOUNT: -1})
+    before = await store.now_ms()
+    (lease,) = (await claim(store, lease_ms=7000)).leases
+    assert before + 7000 - 1 <= lease.deadline <= await store.now_ms() + 7000 + 1
+    assert await store.scores(polls) == {ACCOUNT: lease.deadline}
+
+
+async def test_what_is_leased_to_one_is_claimed_by_nobody_else(redis_client: Redis, namespace: str) -> None:
+    one, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
+    await one.due(one.keys.polls(SHARD, PROVIDER), **dict.fromkeys(NEIGHBOURS[:50], -1))
+    claims = await asyncio.gather(*(claim(store, at_most=7) for store in (one, other) * 5))
+    assert sorted(member for claimed in claims for member in members(claimed)) == sorted(NEIGHBOURS[:50])
+    assert members(await claim(one)) == []
+
+
+async def test_a_member_comes_back_when_its_lease_ends(redis_client: Redis, namespace: str) -> None:
+    dead, alive = a_store(redis_client, namespace), a_store(redis_client, namespace)
+    await dead.due(dead.keys.polls(SHARD, PROVIDER), **{ACCOUNT: -1})
+    (lost,) = (await claim(dead, lease_ms=20)).leases
+    async with asyncio.timeout(5):
+        while not (found := await claim(alive)).leases:
+            assert found.next_due_ms is not None
+            assert found.next_due_ms <= 20
+    assert await alive.now_ms() >= lost.deadline
+    assert found.leases[0].deadline > lost.deadline
+
+
+async def test_a_claim_says_when_to_look_again(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    assert await claim(store) == Claimed((), None)
+    await store.due(store.keys.polls(SHARD, PROVIDER), early=5000, earlier=3000)
+    claimed = await claim(store)
+    assert claimed.leases == ()
+    assert claimed.next_due_ms is not None
+    assert 2000 < claimed.next_due_ms <= 3001
+
+
+async def test_what_a_claim_leaves_behind_is_due_at_once(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await store.due(store.keys.polls(SHARD, PROVIDER), one=-2, two=-1)
+    assert (await claim(store, at_most=1)).next_due_ms == 0
+
+
+async def test_every_claim_sets_the_clock_by_the_servers(redis_client: Redis, namespace: str) -> None:
+    store, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
+    store.schedule._ahead_ms += 3_600_000
+    await claim(store)
+    assert abs(store.schedule.now_ms() - await other.now_ms()) < 1000
+
+
+async def test_a_released_member_is_due_when_its_holder_says(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    polls = store.keys.polls(SHARD, PROVIDER)
+    assert await store.polls.release(PROVIDER, await store.lease()) is Reply.DONE
+    (again,) = (await claim(store)).leases
+    before = await store.now_ms()
+    assert await store.polls.release(PROVIDER, again, due_in_ms=5000) is Reply.DONE
+    assert before + 5000 - 1 <= (await store.scores(polls))[ACCOUNT] <= await store.now_ms() + 5000 + 1
+
+
+async def test_what_somebody_else_has_claimed_meanwhile_is_not_released(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    held = await store.lease()
+    late = Lease(ACCOUNT, held.deadline - MINUTE_MS)
+    assert await store.polls.release(PROVIDER, late) is Reply.LEASE_LOST
+    assert await store.polls.release(PROVIDER, Lease("unknown", held.deadline)) is Reply.LEASE_LOST
+    assert await store.scores(store.keys.polls(SHARD, PROVIDER)) == {ACCOUNT: held.deadline}
+
+
+async def test_a_subscription_is_due_with_its_first_lane(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    assert await store.lanes.due_subscriptions(SHARD) == []
+    await store.queue(a_delivery())
+    await store.queue(a_delivery(), subscription="audit")
+    await store.now_ms()
+    assert sorted(await store.lanes.due_subscriptions(SHARD)) == ["audit", OPS]
+    await claim_lanes(store)
+    assert await store.lanes.due_subscriptions(SHARD) == ["audit"]
+
+
+async def test_the_index_follows_the_lanes_with_every_claim(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    lanes = store.keys.lanes(SHARD, OPS)
+    first, second = NEIGHBOURS[:2]
+    for account in (first, second):
+        await store.queue(a_delivery(), account=account)
+    await claim_lanes(store, at_most=1)
+    assert await indexed(store) == min((await store.scores(lanes)).values())
+    await claim_lanes(store, at_most=1)
+    assert await indexed(store) == min((await store.scores(lanes)).values())
+    for account in (first, second):
+        lease = await store.lease_lane(account)
+        await store.lanes.delivered(OPS, lease, a_delivery().head, lease_ms=MINUTE_MS)
+    assert await indexed(store) is not None  # settling does not look for the next; the claim below does
+    assert await claim_lanes(store) == Claimed((), None)
+    assert await indexed(store) is None
+
+
+async def test_a_lane_whose_worker_died_is_found_through_the_index(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.queue(a_delivery())
+    await claim_lanes(store, lease_ms=20)
+    async with asyncio.timeout(5):
+        while not await store.lanes.due_subscriptions(SHARD):
+            await asyncio.sleep(0)
+    assert members(await claim_lanes(store)) == [ACCOUNT]
+
+
+async def test_a_held_subscription_is_not_named_until_something_of_it_comes_up(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.queue(a_delivery())
+    await store.lanes.hold(SHARD, OPS, for_ms=MINUTE_MS)
+    assert await store.lanes.due_subscriptions(SHARD) == []
+    await store.queue(a_delivery(), account=NEIGHBOURS[0])
+    await store.now_ms()
+    assert await store.lanes.due_subscriptions(SHARD) == [OPS]
+
+
+async def test_holding_a_subscription_without_lanes_makes_none_up(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.lanes.hold(SHARD, OPS, for_ms=MINUTE_MS)
+    assert await store.contents() == {}
+
+
+async def test_a_released_lane_is_due_and_its_subscription_with_it(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.queue(a_delivery())
+    (lease,) = (await claim_lanes(store)).leases
+    assert await store.lanes.release(OPS, lease) is Reply.DONE
+    await store.now_ms()
+    assert await store.lanes.due_subscriptions(SHARD) == [OPS]
+    assert members(await claim_lanes(store)) == [ACCOUNT]
+
+
+async def test_a_lane_released_for_later_does_not_put_off_an_earlier_one(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.queue(a_delivery())
+    lease = await store.lease_lane()
+    before = await indexed(store)
+    assert await store.lanes.release(OPS, lease, due_in_ms=MINUTE_MS) is Reply.DONE
+    assert await indexed(store) == before
+
+
+async def test_a_lost_lane_is_not_released(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await store.queue(a_delivery())
+    held = await store.lease_lane()
+    before = await store.contents()
+    assert await store.lanes.release(OPS, Lease(ACCOUNT, held.deadline - 1)) is Reply.LEASE_LOST
+    assert await store.contents() == before
+
+
+async def test_lanes_that_wait_for_a_retry_can_be_tried_at_once(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    waiting, leased, soon = NEIGHBOURS[:3]
+    await store.due(
+        store.keys.lanes(SHARD, OPS), **{waiting: 10 * MINUTE_MS, leased: MINUTE_MS, soon: MINUTE_MS // 2}
+    )
+    await store.due(store.keys.due_subscriptions(SHARD), **{OPS: MINUTE_MS // 2})
+    assert await store.lanes.hasten(OPS, SHARD, lease_ms=2 * MINUTE_MS) == 1
+    await store.now_ms()
+    assert await store.lanes.due_subscriptions(SHARD) == [OPS]
+    assert members(await claim_lanes(store)) == [waiting]
+
+
+async def test_where_no_lane_waits_there_is_none_to_hasten(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    assert await store.lanes.hasten(OPS, SHARD, lease_ms=MINUTE_MS) == 0
+    assert await store.contents() == {}
+
+
+async def test_a_lane_is_read_from_its_oldest_delivery_on(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    deliveries = some_deliveries(1, 2, 3)
+    await store.queue(*deliveries)
+    assert await store.lanes.read(OPS, ACCOUNT, at_most=2) == [each.dump() for each in deliveries[:2]]
+    assert await store.lanes.read(OPS, "nobody", at_most=2) == []

@@ -1,0 +1,363 @@
+"""The commit: state, log, lanes and the next poll move as one step, once, or not at all."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from builders import a_balance
+from redis.asyncio import Redis
+from servers import EVERY_ENGINE
+from stores import (
+    ACCOUNT,
+    MINUTE_MS,
+    NEIGHBOURS,
+    OPS,
+    PROVIDER,
+    SHARD,
+    Store,
+    a_commit,
+    a_delivery,
+    a_store,
+    some_deliveries,
+)
+
+from watcher.store import lanes, polls
+from watcher.store.polls import Commit
+from watcher.store.schedule import Lease, Reply
+from watcher.store.state import BadState
+
+pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
+
+HOSTILE = b"\x00\xff\r\n%s %d \x1b[2J" + b"9" * 78 + b"1e400000 \xf0\x9f\x92\xb8"
+
+
+async def committed(store: Store, **fields: Any) -> Commit:
+    """A step that went through."""
+    step = a_commit(await store.lease(), **fields)
+    assert await store.polls.commit(step) == (Reply.DONE, 0)
+    return step
+
+
+async def refused(store: Store, step: Commit, reply: Reply) -> None:
+    """Claim that a step is answered so, and leaves everything as it was."""
+    before = await store.contents()
+    assert await store.polls.commit(step) == (reply, 0)
+    assert await store.contents() == before
+
+
+async def test_one_step_writes_state_log_lanes_and_the_next_poll(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    first, second, other = some_deliveries(1, 2, 3)
+    step = await committed(
+        store, ETH="10", log=[b"baseline", b"event"], deliveries={OPS: [first, second], "audit": [other]}
+    )
+    keys = store.keys
+    assert await store.polls.read_state(ACCOUNT) == step.state
+    assert await store.stream(keys.log(SHARD)) == [
+        {"account": ACCOUNT.encode(), "entry": b"baseline"},
+        {"account": ACCOUNT.encode(), "entry": b"event"},
+    ]
+    assert await store.lane() == [first.dump(), second.dump()]
+    assert await store.lane(subscription="audit") == [other.dump()]
+    assert await store.scores(keys.polls(SHARD, PROVIDER)) == {ACCOUNT: step.due_ms}
+    await store.now_ms()
+    assert sorted(await store.lanes.due_subscriptions(SHARD)) == ["audit", OPS]
+    for subscription in ("audit", OPS):
+        claimed = await store.lanes.claim(subscription, SHARD, lease_ms=MINUTE_MS, at_most=10)
+        assert [lease.member for lease in claimed.leases] == [ACCOUNT]
+
+
+async def test_an_account_without_a_baseline_has_no_state(redis_client: Redis, namespace: str) -> None:
+    assert await a_store(redis_client, namespace).polls.read_state(ACCOUNT) is None
+
+
+async def test_the_next_step_replaces_the_state_and_appends_to_the_lane(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    one, two, three = some_deliveries(1, 2, 3)
+    await committed(store, ETH="10", deliveries={OPS: [one]})
+    after = await committed(
+        store, expected="v1", version="v2", sequence=3, BTC="1", deliveries={OPS: [two, three]}
+    )
+    assert await store.polls.read_state(ACCOUNT) == after.state
+    assert await store.lane() == [one.dump(), two.dump(), three.dump()]
+
+
+async def test_a_good_poll_ends_the_row_of_refusals(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await store.polls.postpone(PROVIDER, await store.lease(), why="down", at_least_ms=0, waits_ms=[5])
+    await committed(store)
+    assert store.keys.failing(SHARD, PROVIDER) not in await store.contents()
+
+
+async def test_a_step_from_a_state_that_moved_on_is_refused(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await committed(store, deliveries={OPS: [a_delivery(1)]})
+    await committed(store, expected="v1", version="v2", deliveries={OPS: [a_delivery(2)]})
+    late = a_commit(
+        await store.lease(), expected="v1", version="v2b", log=[b"late"], deliveries={OPS: [a_delivery(3)]}
+    )
+    await refused(store, late, Reply.MOVED_ON)
+
+
+async def test_a_second_baseline_is_refused(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await committed(store, ETH="10")
+    await refused(store, a_commit(await store.lease(), version="v1b", ETH="11"), Reply.MOVED_ON)
+
+
+async def test_a_step_on_a_state_that_was_lost_is_refused(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await refused(store, a_commit(await store.lease(), expected="v7", version="v8"), Reply.MOVED_ON)
+
+
+@pytest.mark.parametrize("off_ms", [-MINUTE_MS, -1, 1])
+async def test_a_step_without_the_lease_is_refused(redis_client: Redis, namespace: str, off_ms: int) -> None:
+    store = a_store(redis_client, namespace)
+    held = await store.lease()
+    late = a_commit(
+        Lease(ACCOUNT, held.deadline + off_ms), log=[b"late"], deliveries={OPS: [a_delivery()]}, ETH="1"
+    )
+    await refused(store, late, Reply.LEASE_LOST)
+
+
+async def test_a_step_of_an_account_that_was_removed_meanwhile_is_refused(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.roster.enroll({PROVIDER: [ACCOUNT]}, now_ms=await store.now_ms())
+    step = a_commit(await store.lease(), ETH="1", deliveries={OPS: [a_delivery()]})
+    await store.roster.enroll({PROVIDER: []}, now_ms=await store.now_ms())
+    await refused(store, step, Reply.LEASE_LOST)
+
+
+async def test_a_worker_that_wakes_after_its_lease_cannot_undo_what_another_did(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await committed(store, ETH="10")
+    zombie = a_commit(
+        await store.lease(), expected="v1", version="zombie", ETH="11", deliveries={OPS: [a_delivery(11)]}
+    )
+    heir = Lease(ACCOUNT, zombie.lease.deadline + 1)
+    await store.pipe.command("ZADD", store.keys.polls(SHARD, PROVIDER), heir.deadline, ACCOUNT)
+    await refused(store, zombie, Reply.LEASE_LOST)
+    taken = a_commit(heir, expected="v1", version="v2", ETH="12", deliveries={OPS: [a_delivery(12)]})
+    assert await store.polls.commit(taken) == (Reply.DONE, 0)
+    await refused(store, zombie, Reply.MOVED_ON)
+
+
+async def test_a_repeated_step_is_recognized_and_queues_nothing_twice(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    step = await committed(store, log=[b"event"], deliveries={OPS: [a_delivery()]})
+    await refused(store, step, Reply.DONE_BEFORE)
+    await refused(store, step, Reply.DONE_BEFORE)
+
+
+async def test_a_step_sent_twice_in_one_pipeline_is_done_once(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    step = a_commit(await store.lease(), log=[b"event"], deliveries={OPS: [a_delivery()]})
+    running = asyncio.create_task(store.pipe.run())
+    replies = await asyncio.gather(store.polls.commit(step), store.polls.commit(step))
+    running.cancel()
+    assert replies == [(Reply.DONE, 0), (Reply.DONE_BEFORE, 0)]
+    assert await store.lane() == [a_delivery().dump()]
+    assert len(await store.stream(store.keys.log(SHARD))) == 1
+
+
+async def test_a_repeat_that_comes_after_the_next_step_changes_nothing(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    step = await committed(store, deliveries={OPS: [a_delivery(1)]})
+    await committed(store, expected="v1", version="v2", deliveries={OPS: [a_delivery(2)]})
+    await refused(store, step, Reply.MOVED_ON)
+
+
+async def test_bytes_pass_through_untouched(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    delivery = a_delivery(body=HOSTILE)
+    huge = a_balance("9" * 77, "0." + "1" * 78, None, "-" + "7" * 77)
+    step = await committed(store, ETH=huge, log=[HOSTILE], deliveries={OPS: [delivery]})
+    assert await store.lane() == [delivery.dump()]
+    assert (await store.stream(store.keys.log(SHARD)))[0]["entry"] == HOSTILE
+    assert await store.polls.read_state(ACCOUNT) == step.state
+
+
+async def test_a_step_may_be_large(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    numbers = range(1, 201)
+    await committed(
+        store,
+        log=[b"%d" % number for number in numbers],
+        deliveries={f"s{n}": some_deliveries(*numbers) for n in range(30)},
+    )
+    assert [entry["entry"] for entry in await store.stream(store.keys.log(SHARD))] == [
+        b"%d" % number for number in numbers
+    ]
+    for n in range(30):
+        assert await store.lane(subscription=f"s{n}") == [each.dump() for each in some_deliveries(*numbers)]
+
+
+async def test_a_full_lane_gives_up_its_oldest_loudly(
+    redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = a_store(redis_client, namespace)
+    monkeypatch.setattr(polls, "LANE_LENGTH", 3)
+    one, two, three, four, five = some_deliveries(1, 2, 3, 4, 5)
+    await committed(store, deliveries={OPS: [one, two, three]})
+    step = a_commit(
+        await store.lease(), expected="v1", version="v2", deliveries={OPS: [four, five], "audit": [one]}
+    )
+    assert await store.polls.commit(step) == (Reply.DONE, 2)
+    assert await store.lane() == [each.dump() for each in (three, four, five)]
+    assert await store.stream(store.keys.dead(SHARD, OPS)) == [
+        {"account": ACCOUNT.encode(), "reason": b"lane full", "delivery": each.dump()} for each in (one, two)
+    ]
+    assert await store.lane(subscription="audit") == [one.dump()]
+
+
+async def test_a_step_longer_than_a_lane_keeps_its_newest(
+    redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = a_store(redis_client, namespace)
+    monkeypatch.setattr(polls, "LANE_LENGTH", 1)
+    step = a_commit(await store.lease(), deliveries={OPS: some_deliveries(1, 2, 3)})
+    assert await store.polls.commit(step) == (Reply.DONE, 2)
+    assert await store.lane() == [a_delivery(3).dump()]
+
+
+async def test_a_lane_that_waits_for_its_retry_or_is_leased_keeps_its_time(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await committed(store, deliveries={OPS: [a_delivery(1)]})
+    lease = await store.lease_lane()
+    await store.lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=10)  # the index learns of the lease
+    await committed(store, expected="v1", version="v2", deliveries={OPS: [a_delivery(2)]})
+    assert await store.scores(store.keys.lanes(SHARD, OPS)) == {ACCOUNT: lease.deadline}
+    assert await store.scores(store.keys.due_subscriptions(SHARD)) == {OPS: lease.deadline}
+
+
+async def test_a_new_lane_never_puts_off_a_subscription_that_was_due_before(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.due(store.keys.due_subscriptions(SHARD), **{OPS: -MINUTE_MS})
+    before = await store.scores(store.keys.due_subscriptions(SHARD))
+    await committed(store, deliveries={OPS: [a_delivery()]})
+    assert await store.scores(store.keys.due_subscriptions(SHARD)) == before
+
+
+async def test_the_log_and_the_dead_letters_are_trimmed(
+    redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = a_store(redis_client, namespace)
+    for module, name, limit in ((polls, "LOG_PER_SHARD", 10), (polls, "DEAD_PER_SUBSCRIPTION", 10)):
+        monkeypatch.setattr(module, name, limit)
+    monkeypatch.setattr(polls, "LANE_LENGTH", 1)
+    assert lanes.DEAD_PER_SUBSCRIPTION > 10
+    step = a_commit(
+        await store.lease(), log=[b"event"] * 500, deliveries={OPS: some_deliveries(*range(1, 501))}
+    )
+    assert await store.polls.commit(step) == (Reply.DONE, 499)
+    for key, newest in (
+        (store.keys.log(SHARD), b"event"),
+        (store.keys.dead(SHARD, OPS), a_delivery(499).dump()),
+    ):
+        entries = await store.stream(key)
+        assert 10 <= len(entries) <= 200  # whole blocks of about a hundred entries go at once
+        assert newest in entries[-1].values()
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    ["state", "polls", "failing", "log", "due", "lane", "lanes", "dead", "second lane", "second lanes"],
+)
+async def test_a_damaged_key_refuses_the_step_before_anything_is_written(
+    redis_client: Redis, namespace: str, damaged: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await committed(store, ETH="10", deliveries={OPS: [a_delivery(1)]})
+    step = a_commit(
+        await store.lease(),
+        expected="v1",
+        version="v2",
+        ETH="11",
+        log=[b"event"],
+        deliveries={OPS: [a_delivery(2)], "second": [a_delivery(2)]},
+    )
+    keys = store.keys
+    key = {
+        "state": keys.state(ACCOUNT),
+        "polls": keys.polls(SHARD, PROVIDER),
+        "failing": keys.failing(SHARD, PROVIDER),
+        "log": keys.log(SHARD),
+        "due": keys.due_subscriptions(SHARD),
+        "lane": keys.lane(OPS, ACCOUNT),
+        "lanes": keys.lanes(SHARD, OPS),
+        "dead": keys.dead(SHARD, OPS),
+        "second lane": keys.lane("second", ACCOUNT),
+        "second lanes": keys.lanes(SHARD, "second"),
+    }[damaged]
+    await store.pipe.command("SET", key, "damaged")
+    before = await store.contents()
+    with pytest.raises(BadState, match="of another type"):
+        await store.polls.commit(step)
+    assert await store.contents() == before
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"schema":2}', b"\xff"])
+async def test_a_damaged_state_is_reported_and_hurts_no_other_account(
+    redis_client: Redis, namespace: str, body: bytes
+) -> None:
+    store = a_store(redis_client, namespace)
+    await committed(store, ETH="10")
+    await store.pipe.command("HSET", store.keys.state(ACCOUNT), "body", body)
+    with pytest.raises(BadState):
+        await store.polls.read_state(ACCOUNT)
+    step = a_commit(await store.lease(NEIGHBOURS[0]), ETH="1")
+    assert await store.polls.commit(step) == (Reply.DONE, 0)
+    assert await store.polls.read_state(NEIGHBOURS[0]) == step.state
+
+
+@pytest.mark.parametrize("command", [("SET", "damaged"), ("RPUSH", "damaged"), ("ZADD", "1", "damaged")])
+async def test_a_state_of_another_type_is_reported_as_damage(
+    redis_client: Redis, namespace: str, command: tuple[str, ...]
+) -> None:
+    store = a_store(redis_client, namespace)
+    name, *arguments = command
+    await store.pipe.command(name, store.keys.state(ACCOUNT), *arguments)
+    with pytest.raises(BadState, match="of another type"):
+        await store.polls.read_state(ACCOUNT)
+
+
+@pytest.mark.parametrize("field", ["version", "sequence", "polled_at", "body"])
+async def test_a_state_that_lacks_a_field_is_reported_as_damage(
+    redis_client: Redis, namespace: str, field: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await committed(store, ETH="10")
+    await store.pipe.command("HDEL", store.keys.state(ACCOUNT), field)
+    with pytest.raises(BadState):
+        await store.polls.read_state(ACCOUNT)
+
+
+async def test_a_wiped_server_takes_a_new_baseline_and_nothing_of_the_time_before(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.roster.enroll({PROVIDER: [ACCOUNT]}, now_ms=await store.now_ms())
+    await committed(store, ETH="10")
+    late = a_commit(
+        await store.lease(), expected="v1", version="v2", deliveries={OPS: [a_delivery()]}, ETH="11"
+    )
+    await store.pipe.command("DEL", *await store.contents())  # FLUSHALL, as far as this namespace can see
+    await refused(store, late, Reply.MOVED_ON)
+    enrolled = await store.roster.enroll({PROVIDER: [ACCOUNT]}, now_ms=await store.now_ms())
+    assert (enrolled.added, enrolled.removed) == (1, 0)
+    assert await store.polls.read_state(ACCOUNT) is None
+    await committed(store, version="v1b", ETH="11")
