@@ -4,14 +4,15 @@ Pure: time and the new version come in. Refuses to write anything: `store.polls`
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
-from watcher.events import Event, Origin, iso, tell
+from watcher.events import Event, Origin, drafts_of, iso, tell
 from watcher.interest import Interest
 from watcher.ledger import AccountState, Advance, Rules, advance
+from watcher.notices import baseline, crossings, recovered, stale
 from watcher.snapshot import Snapshot
 from watcher.store.history import dump_record
 from watcher.store.lanes import Delivery
@@ -50,13 +51,23 @@ def diff(
 ) -> Step | None:
     """Say what a reading adds to a state; None when it adds nothing."""
     moved_on = advance(state, reading.snapshot, source=reading.source, rules=rules)
-    if not moved_on.is_news:
+    was_crossed = state.crossed if state else frozenset()
+    watches = interest.watches(reading.account)
+    warnings, crossed = crossings(watches, moved_on.entry_by_asset, was_crossed)
+    stale_since_ms = state.stale_since_ms if state else 0
+    if not (moved_on.is_news or stale_since_ms or crossed != was_crossed):
         return None
     before = state.sequence if state else 0
     first = max(before + 1, now_ms)
-    since_ms = state.polled_at_ms if state else reading.observed_ms
+    since_ms = (state.polled_at_ms if state else 0) or reading.observed_ms
     origin = Origin(reading.account, reading.provider, before, since_ms, reading.observed_ms)
-    events = tell(moved_on.moved, origin, first_sequence=first, now_ms=now_ms)
+    drafts = [
+        *([recovered(stale_since_ms)] if stale_since_ms else ()),
+        *(baseline(moved_on.entry_by_asset) if moved_on.is_baseline else ()),
+        *drafts_of(moved_on.moved),
+        *warnings,
+    ]
+    events = tell(drafts, origin, first_sequence=first, now_ms=now_ms)
     deliveries, previous = _queue(events, reading.account, state.previous_sequence if state else {}, interest)
     after = AccountState(
         source=reading.source,
@@ -64,12 +75,42 @@ def diff(
         entry_by_asset=moved_on.entry_by_asset,
         previous_sequence=previous,
         version=version,
-        sequence=first + max(len(events) - 1, 0) if events or moved_on.is_baseline else before,
+        sequence=events[-1].sequence if events else before,
         polled_at_ms=reading.observed_ms,
+        crossed=crossed,
     )
-    told = (*_starts_and_ends(moved_on, after, iso(now_ms)), *(event.json for event in events))
+    # The record of a start says what `account.baseline` says, and once is enough.
+    lasting = (event.json for event in events if event.type != "account.baseline")
+    told = (*_starts_and_ends(moved_on, after, iso(now_ms)), *lasting)
     log = tuple(dump_record(before, content) for content in told)
     return Step(after, events, deliveries, log, moved_on)
+
+
+def go_stale(
+    state: AccountState | None,
+    origin: Origin,
+    trouble: str,
+    reason: str,
+    *,
+    interest: Interest,
+    version: str,
+    now_ms: int,
+) -> Step:
+    """Say that an account had no good poll for too long: nothing of it moves, not even its time."""
+    state = state or AccountState("", None, {})
+    first = max(state.sequence + 1, now_ms)
+    drafts = [stale(origin.observed_from_ms, trouble, reason)]
+    events = tell(drafts, origin, first_sequence=first, now_ms=now_ms)
+    deliveries, previous = _queue(events, origin.account, state.previous_sequence, interest)
+    after = replace(
+        state,
+        previous_sequence=previous,
+        version=version,
+        sequence=events[-1].sequence,
+        stale_since_ms=origin.observed_from_ms,
+    )
+    log = tuple(dump_record(state.sequence, event.json) for event in events)
+    return Step(after, events, deliveries, log, Advance(is_baseline=False, is_news=True))
 
 
 def _queue(

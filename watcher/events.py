@@ -1,10 +1,10 @@
-"""Changes made tellable: an event has an id, a sequence and exact bytes, and is never edited again.
+"""What happened made tellable: an event has an id, a sequence and exact bytes, and is never edited again.
 
 Pure: time comes in. Refuses to know who hears it (`interest` does) and how it gets there.
 """
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from watcher.journal import Change, Vector, in_text
+from watcher.journal import Vector, in_text
 from watcher.ledger import Moved
-from watcher.snapshot import Balance
+from watcher.snapshot import Asset, Balance
 
 
 class Origin(NamedTuple):
@@ -27,18 +27,32 @@ class Origin(NamedTuple):
     observed_to_ms: int
 
 
+class Draft(NamedTuple):
+    """What an event is to say. `identity` sets it apart from all others of the same type and commit.
+
+    `asset` is None for what concerns a whole account; `only_for` names the one subscription it is for.
+    """
+
+    type: str
+    asset: Asset | None
+    amount: str
+    says: Mapping[str, Any]
+    identity: tuple[str | None, ...]
+    only_for: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One change of one asset, ready to be sent. `json` is its body but for the subscription's part."""
+    """Something that happened, ready to be sent. `json` is its body but for the subscription's part."""
 
     id: str
     type: str
     account: str
-    asset_id: str
-    symbol: str | None
+    asset: Asset | None
     amount: str
     sequence: int
     json: bytes
+    only_for: str | None = None
 
     def body(self, subscription: str, previous_sequence: int | None) -> bytes:
         """Say the exact bytes for one subscription: what is signed is what is sent, on every attempt."""
@@ -46,13 +60,25 @@ class Event:
         return self.json[:-1] + b"," + orjson.dumps(tail)[1:]
 
 
-def tell(moved: Iterable[Moved], origin: Origin, *, first_sequence: int, now_ms: int) -> tuple[Event, ...]:
-    """Make events of changes, in their order. `origin.sequence` is that of the state they start from.
+def drafts_of(moved: Iterable[Moved]) -> Iterator[Draft]:
+    """Draft the event of each change."""
+    for asset, like, change in moved:
+        before, after = in_text(change.before, like), in_text(change.after, like)
+        says = {
+            "effect": in_text(change.effect, like)._asdict(),
+            "before": spell(before, change.before),
+            "after": spell(after, change.after),
+        }
+        yield Draft(change.type, asset, amount_text(change.amount), says, (*before, *after))
+
+
+def tell(drafts: Iterable[Draft], origin: Origin, *, first_sequence: int, now_ms: int) -> tuple[Event, ...]:
+    """Make events of drafts, in their order. `origin.sequence` is that of the state they start from.
 
     The id is derived from the content and from that state: whoever computes the same event again, after
     a crash or a rollback, computes the same id.
     """
-    return tuple(_event(one, origin, first_sequence + i, now_ms) for i, one in enumerate(moved))
+    return tuple(_event(draft, origin, first_sequence + i, now_ms) for i, draft in enumerate(drafts))
 
 
 def iso(unix_ms: int) -> str:
@@ -61,48 +87,41 @@ def iso(unix_ms: int) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{unix_ms % 1000:03d}Z"
 
 
-def _event(moved: Moved, origin: Origin, sequence: int, now_ms: int) -> Event:
-    asset, like, change = moved
-    event_id = _event_id(moved, origin)
-    amount = in_text(Vector(total=change.amount), Balance("", "", "", "")).total
-    data: dict[str, Any] = {
-        "account": {"name": origin.account, "provider": origin.provider},
-        "asset": {"id": asset.id, "symbol": asset.symbol, "name": asset.name, "decimals": asset.decimals},
-        "sequence": sequence,
-        "amount": amount,
-        "effect": in_text(change.effect, like)._asdict(),
-        "before": _told(change.before, like),
-        "after": _told(change.after, like),
-        "observed": {"from": iso(origin.observed_from_ms), "to": iso(origin.observed_to_ms)},
-    }
-    whole = {"id": event_id, "type": change.type, "timestamp": iso(now_ms), "data": data}
-    return Event(
-        event_id, change.type, origin.account, asset.id, asset.symbol, amount, sequence, orjson.dumps(whole)
-    )
+def amount_text(atoms: int) -> str:
+    return in_text(Vector(total=atoms), _NO_NULLS).total
 
 
-def _event_id(moved: Moved, origin: Origin) -> str:
-    change: Change = moved.change
-    content = (
-        origin.provider,
-        origin.account,
-        origin.sequence,
-        change.type,
-        moved.asset.id,
-        *in_text(change.before, moved.like),
-        *in_text(change.after, moved.like),
-    )
-    digest = sha256(orjson.dumps(content)).digest()
-    return "evt_" + base64.b32encode(digest[:15]).decode().lower()
-
-
-def _told(vector: Vector, like: Balance) -> dict[str, str | None]:
-    balance = in_text(vector, like)
-    available = in_text(Vector(total=vector.total - vector.locked), like).total
+def spell(balance: Balance, atoms: Vector) -> dict[str, str | None]:
+    """Spell a balance as events do, with what is available of it."""
     return {
         "total": balance.total,
         "locked": balance.locked,
-        "available": available,
+        "available": amount_text(atoms.total - atoms.locked),
         "pending_deposit": balance.pending_deposit,
         "pending_withdrawal": balance.pending_withdrawal,
     }
+
+
+_NO_NULLS = Balance("", "", "", "")
+
+
+def _event(draft: Draft, origin: Origin, sequence: int, now_ms: int) -> Event:
+    event_id = _event_id(draft, origin)
+    asset = draft.asset
+    data: dict[str, Any] = {
+        "account": {"name": origin.account, "provider": origin.provider},
+        "asset": asset and asset._asdict(),
+        "sequence": sequence,
+        "amount": draft.amount,
+        **draft.says,
+        "observed": {"from": iso(origin.observed_from_ms), "to": iso(origin.observed_to_ms)},
+    }
+    whole = orjson.dumps({"id": event_id, "type": draft.type, "timestamp": iso(now_ms), "data": data})
+    return Event(event_id, draft.type, origin.account, asset, draft.amount, sequence, whole, draft.only_for)
+
+
+def _event_id(draft: Draft, origin: Origin) -> str:
+    asset_id = draft.asset.id if draft.asset else None
+    content = (origin.provider, origin.account, origin.sequence, draft.type, asset_id, *draft.identity)
+    digest = sha256(orjson.dumps(content)).digest()
+    return "evt_" + base64.b32encode(digest[:15]).decode().lower()

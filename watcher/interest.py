@@ -9,7 +9,8 @@ from fnmatch import translate
 from functools import lru_cache
 
 from watcher.events import Event
-from watcher.settings import SubscriptionSettings
+from watcher.notices import Watch
+from watcher.settings import CHANGE_EVENTS, SubscriptionSettings
 from watcher.snapshot import asset_id
 
 
@@ -27,7 +28,11 @@ class Interest:
 
     def wants(self, subscription: str, event: Event) -> bool:
         """Say whether a listener of the event's account wants this event."""
-        return self._wishes[subscription].wants(event)
+        return event.only_for in (None, subscription) and self._wishes[subscription].wants(event)
+
+    def watches(self, account: str) -> tuple[Watch, ...]:
+        """Name the thresholds that are watched at an account."""
+        return tuple(watch for name in self._who(account) for watch in self._wishes[name].watches)
 
     def _listeners(self, account: str) -> tuple[str, ...]:
         return tuple(name for name, wish in self._wishes.items() if wish.accounts.match(account))
@@ -36,15 +41,22 @@ class Interest:
 class _Wish:
     def __init__(self, settings: SubscriptionSettings) -> None:
         self.accounts = _any_of(settings.accounts)
-        self._types = _any_of(settings.events) if settings.events else None
+        self._types = _any_of(settings.events or _default_events(settings))
+        self.watches = tuple(Watch(settings.name, threshold) for threshold in settings.thresholds)
         self._assets = None if "*" in settings.assets else _any_of(map(asset_id, settings.assets))
 
     def wants(self, event: Event) -> bool:
-        if self._types and not self._types.match(event.type):
+        if not self._types.match(event.type):
             return False
-        if self._assets is None:
+        asset = event.asset
+        if self._assets is None or asset is None or event.only_for:
             return True
-        return bool(self._assets.match(event.asset_id) or (event.symbol and self._assets.match(event.symbol)))
+        return bool(self._assets.match(asset.id) or (asset.symbol and self._assets.match(asset.symbol)))
+
+
+def _default_events(settings: SubscriptionSettings) -> tuple[str, ...]:
+    """Every change; and whoever sets a threshold asks to be told of it."""
+    return (*CHANGE_EVENTS, "threshold.crossed") if settings.thresholds else CHANGE_EVENTS
 
 
 def _any_of(globs: Iterable[str]) -> re.Pattern[str]:

@@ -31,6 +31,7 @@ class AccountState:
 
     `source` says where it was read: another source is another account. `previous_sequence` holds, per
     subscription, the last sequence queued for it. `version` names the commit that wrote this state.
+    `stale_since_ms` is not 0 after `account.stale` was told; `crossed` are thresholds (`notices`).
     """
 
     source: str
@@ -40,6 +41,8 @@ class AccountState:
     version: str = ""
     sequence: int = 0
     polled_at_ms: int = 0
+    stale_since_ms: int = 0
+    crossed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

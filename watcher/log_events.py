@@ -165,11 +165,11 @@ EVENTS: Mapping[str, Line] = {
     ),
     "account.stale": Line(
         "warning",
-        "No good poll of this account for three intervals.",
-        ("account", "provider", "trouble", "reason"),
+        "No good poll of this account for three intervals, or of so many that went together.",
+        ("account", "accounts", "provider", "reason"),
     ),
     "account.recovered": Line(
-        "info", "A good poll of an account that was stale.", ("account", "provider", "duration_ms")
+        "info", "A good poll of an account that was stale.", ("account", "accounts", "provider")
     ),
     "account.quarantined": Line(
         "error", "The state of this account cannot be read; it alone is left out.", ("account", "reason")

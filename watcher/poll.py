@@ -12,13 +12,15 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from watcher.cadence import spread_ms, wait_s, waits_ms
-from watcher.diff import Reading, Step, diff
+from watcher.diff import Reading, Step, diff, go_stale
+from watcher.events import Origin
 from watcher.interest import Interest
 from watcher.ledger import AccountState, Rules
 from watcher.logs import log
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Refused
 from watcher.settings import AccountSettings, ProviderSettings
+from watcher.silence import Silence
 from watcher.store.keys import shard_of
 from watcher.store.polls import Commit, Polls
 from watcher.store.schedule import Lease, Reply
@@ -60,6 +62,7 @@ class Poller:
         self._wake = wake
         self._rules = Rules(settings.withdrawals, settings.settle_polls)
         self._settled: dict[str, Settled] = {}
+        self.silence = Silence(settings.name)
 
     async def poll(self, account: AccountSettings, lease: Lease) -> None:
         """Make one poll and say in one line what became of it. Raises StoreUnreachable."""
@@ -140,6 +143,22 @@ class Poller:
         self, account: AccountSettings, lease: Lease, state: AccountState | None, step: Step
     ) -> Reply:
         wait_ms = spread_ms(wait_s(account, step.state), random.random())
+        reply = await self._write(account, lease, state, step, due_ms=self._now_ms() + wait_ms)
+        if state and state.stale_since_ms and reply is Reply.DONE:
+            self.silence.went("account.recovered", account)
+        return reply
+
+    async def _write(
+        self,
+        account: AccountSettings,
+        lease: Lease,
+        state: AccountState | None,
+        step: Step,
+        *,
+        due_ms: int,
+        is_good: bool = True,
+    ) -> Reply:
+        """Commit a step, and say and deliver what it tells."""
         reply, pushed_out = await self._polls.commit(
             Commit(
                 account=account.name,
@@ -147,7 +166,8 @@ class Poller:
                 lease=lease,
                 expected_version=state.version if state else "",
                 state=step.state,
-                due_ms=self._now_ms() + wait_ms,
+                due_ms=due_ms,
+                is_good=is_good,
                 log=step.log,
                 deliveries=step.deliveries,
             )
@@ -174,6 +194,7 @@ class Poller:
     async def _postpone(
         self, account: AccountSettings, lease: Lease, refused: Refused, started: float
     ) -> None:
+        await self._notice_silence(account, lease, refused)
         if refused.trouble == "rate" and refused.retry_after_s:
             await self._polls.take_turns(
                 self.settings.name, 0, spacing_ms=0, not_before_ms=1000 * refused.retry_after_s
@@ -197,6 +218,26 @@ class Poller:
             duration_ms=_since_ms(started),
         )
 
+    async def _notice_silence(self, account: AccountSettings, lease: Lease, refused: Refused) -> None:
+        """Tell once that an account has had no good poll for too long. Its lease stays for what follows."""
+        state = await self._polls.read_state(account.name)
+        now_ms = self._now_ms()
+        since_ms = self.silence.since_ms(account, state.polled_at_ms if state else 0, now_ms)
+        if since_ms is None or (state and state.stale_since_ms):
+            return
+        step = go_stale(
+            state,
+            Origin(account.name, self.settings.name, state.sequence if state else 0, since_ms, now_ms),
+            refused.trouble,
+            refused.reason,
+            interest=self._interest,
+            version=secrets.token_hex(8),
+            now_ms=now_ms,
+        )
+        reply = await self._write(account, lease, state, step, due_ms=lease.deadline, is_good=False)
+        if reply is Reply.DONE:
+            self.silence.went("account.stale", account, refused.reason)
+
     async def _quarantine(self, account: AccountSettings, lease: Lease, damage: BadState) -> None:
         await self._polls.postpone(
             self.settings.name, lease, why=f"quarantined {damage}", at_least_ms=0, waits_ms=_QUARANTINE_MS
@@ -207,6 +248,7 @@ class Poller:
         self, account: AccountSettings, reply: Reply, started: float, step: Step | None = None
     ) -> None:
         names = {"account": account.name, "provider": self.settings.name, "duration_ms": _since_ms(started)}
+        self.silence.ended(account)
         if reply is Reply.LEASE_LOST:
             log.info("poll.discarded", **names, reason="the lease ran out before the answer came")
         elif reply is Reply.MOVED_ON:
@@ -238,7 +280,7 @@ class Poller:
                 "event.created",
                 account=account.name,
                 provider=self.settings.name,
-                asset=event.asset_id,
+                asset=event.asset.id if event.asset else None,
                 event_id=event.id,
                 event_type=event.type,
                 sequence=event.sequence,

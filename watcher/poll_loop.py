@@ -72,7 +72,9 @@ class PollLoop:
                     self._health.answered()
                 except StoreError as trouble:
                     pause_s = await self._health.failed(trouble)
+                self._poller.silence.tell()
                 await pause(self._wake, pause_s)
+        self._poller.silence.tell(at_once=True)
 
     async def tick(self, group: asyncio.TaskGroup) -> float:
         """Claim once and start the polls; returns in how many seconds the next tick is due."""

@@ -192,7 +192,7 @@ class Settings(Section):
 
 
 def secrets_of(settings: Settings) -> Iterator[str]:
-    """Every text of a configuration that must not be shown: keys, signing secrets, URLs that may carry one."""
+    """Every text of a configuration that must not be shown: keys, signing secrets, URLs."""
     yield settings.redis.url.get_secret_value()
     yield urlsplit(settings.redis.url.get_secret_value()).password or ""
     for provider in settings.provider_by_name.values():

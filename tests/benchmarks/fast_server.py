@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import uvloop
 
@@ -60,8 +61,7 @@ class FastServer(asyncio.Protocol):
     """One connection. Requests may come in pieces, and several at once."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's own, no subclass of it
         self._unread = b""
 
     def data_received(self, data: bytes) -> None:

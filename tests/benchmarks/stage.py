@@ -29,6 +29,11 @@ PROVIDER = "loopring"
 _numbers = itertools.count(1)
 
 
+def a_namespace() -> str:
+    """A key prefix that no other measure has."""
+    return f"bench{next(_numbers)}"
+
+
 @dataclass(frozen=True)
 class Stage:
     """What all measures of a run share."""
@@ -77,7 +82,7 @@ def some_settings(
     """Accounts that are always due, at a provider without a limit; each time under another namespace."""
     provider = LoopringSettings(name=PROVIDER, kind="loopring", base_url=base_url, api_key=SecretStr("key"))
     return Settings(
-        redis=RedisSettings(namespace=f"bench{next(_numbers)}"),
+        redis=RedisSettings(namespace=a_namespace()),
         egress=EgressSettings(allow=(ip_network("127.0.0.0/8"),), allow_http=True),
         provider_by_name={PROVIDER: provider.model_copy(update={"requests_per_second": polls_per_second})},
         account_by_name={

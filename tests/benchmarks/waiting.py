@@ -1,81 +1,108 @@
-"""What lies in Redis while it waits: writes states and backlogs by the worker's own commits, and weighs them."""
+"""What waits in Redis: writes states and deliveries by the worker's own commits, and weighs them."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from builders import SECRET as SECRET
-from stage import PROVIDER, Stage, account_names
+import orjson
+from stage import PROVIDER, Stage, a_namespace, account_names
 
-from watcher.events import Origin, tell
-from watcher.journal import Change, Vector
-from watcher.ledger import AccountState, Entry, Moved
+from watcher.ledger import AccountState, Entry
 from watcher.snapshot import Asset, Balance
-from watcher.store.keys import SHARDS, Keys, shard_of
+from watcher.store.keys import SHARDS, Keys
 from watcher.store.lanes import Delivery
 from watcher.store.polls import Commit, Polls
 from watcher.store.roster import Roster
 from watcher.store.schedule import Lease
 
 ASSETS = 10
+SUBSCRIPTION = "ops"
+
 _AT_ONCE = 100
+_NOW_MS = 1_795_175_125_000
 _BALANCE = Balance("1234.567890123456789", "12.5", "0", "0")
+_TOLD = {
+    "total": "1234.567890123456789",
+    "locked": "12.5",
+    "available": "1222.067890123456789",
+    "pending_deposit": "0",
+    "pending_withdrawal": "0",
+}
+_EVENT_TYPE = "total.increased"
+_DATA = {
+    "account": {"name": "account-1", "provider": PROVIDER},
+    "asset": {"id": "1", "symbol": "LRC", "name": "Loopring", "decimals": 18},
+    "sequence": _NOW_MS,
+    "amount": "12.5",
+    "effect": {"total": "12.5", "locked": "0", "pending_deposit": "0", "pending_withdrawal": "0"},
+    "before": _TOLD,
+    "after": _TOLD,
+    "observed": {"from": "2026-11-20T14:02:35.001Z", "to": "2026-11-20T14:03:05.098Z"},
+}
+
+
+def some_deliveries(count: int) -> Iterator[Delivery]:
+    """Yield deliveries as a credit makes them."""
+    for sequence in range(_NOW_MS, _NOW_MS + count):
+        event_id = f"evt_{sequence:024}"
+        body = {"id": event_id, "type": _EVENT_TYPE, "timestamp": "2026-11-20T14:03:05.120Z", "data": _DATA}
+        yield Delivery(event_id, _EVENT_TYPE, sequence, orjson.dumps(body))
 
 
 async def write_backlog(stage: Stage, keys: Keys, lanes: int, per_lane: int) -> None:
-    """Let `per_lane` events wait for the subscription `ops` in each of so many lanes."""
-    names = account_names(lanes)
-    state = a_state(["1"])
-    await _commit(stage, keys, {name: state for name in names}, {"ops": list(_deliveries(per_lane))})
+    """Let `per_lane` deliveries wait in each of so many lanes."""
+    deliveries = {SUBSCRIPTION: list(some_deliveries(per_lane))}
+    await _commit(stage, keys, account_names(lanes), _state(["1"]), deliveries)
 
 
-async def delivery_bytes(stage: Stage, keys: Keys, lanes: int, per_lane: int) -> tuple[float, int]:
-    """What one waiting delivery costs the server, and how long its body is."""
-    used = await _used(stage, [keys.lane("ops", name) for name in account_names(lanes)])
-    used += await _used(stage, [keys.lanes(shard, "ops") for shard in range(SHARDS)])
-    (delivery,) = _deliveries(1)
-    return used / (lanes * per_lane), len(delivery.body)
+async def delivery_bytes(stage: Stage, lanes: int, per_lane: int) -> float:
+    """Say what one waiting delivery costs: its place in the lane, and its share of the lane's schedule."""
+    keys = Keys(a_namespace())
+    await write_backlog(stage, keys, lanes, per_lane)
+    used = await _used(stage, [keys.lane(SUBSCRIPTION, name) for name in account_names(lanes)])
+    used += await _used(stage, [keys.lanes(shard, SUBSCRIPTION) for shard in range(SHARDS)])
+    return used / (lanes * per_lane)
 
 
-async def account_bytes(stage: Stage, keys: Keys, accounts: int, asset_ids: Sequence[str]) -> float:
-    """What one account costs the server: its state and its place in the schedule."""
-    names = account_names(accounts)
-    state = a_state(asset_ids)
-    await _commit(stage, keys, {name: state for name in names}, {})
+async def account_bytes(stage: Stage, accounts: int, asset_ids: Sequence[str]) -> float:
+    """Say what one account costs: its state, and its place in the schedule."""
+    keys, names = Keys(a_namespace()), account_names(accounts)
+    await _commit(stage, keys, names, _state(asset_ids), {})
     used = await _used(stage, [keys.state(name) for name in names])
     used += await _used(stage, [keys.polls(shard, PROVIDER) for shard in range(SHARDS)])
     return used / accounts
 
 
-def a_state(asset_ids: Iterable[str]) -> AccountState:
-    entries = {}
-    for number, asset_id in enumerate(asset_ids):
-        asset = Asset(asset_id, f"TOK{number}", f"Token {number}", 18)
-        entries[asset_id] = Entry(asset, _BALANCE, _BALANCE)
-    return AccountState("0" * 32, None, entries, {"ops": 1_795_175_095_846}, "0" * 16, 1_795_175_095_846, 0)
-
-
-def _deliveries(count: int) -> Iterable[Delivery]:
-    change = Change("total.increased", 10**78, Vector(10**78), Vector(), Vector(10**78))
-    moved = Moved(Asset("1", "LRC", "Loopring", 18), Balance("0", "0", "0", "0"), change)
-    origin = Origin("account-1000", PROVIDER, 1_795_175_095_845, 1_795_175_095_000, 1_795_175_125_000)
-    for event in tell([moved] * count, origin, first_sequence=1_795_175_095_846, now_ms=1_795_175_125_001):
-        body = event.body("ops", event.sequence - 1)
-        yield Delivery(event.id, event.type, event.sequence, body)
+def _state(asset_ids: Sequence[str]) -> AccountState:
+    assets = [Asset(asset_id, f"TOK{i}", f"Token {i}", 18) for i, asset_id in enumerate(asset_ids)]
+    return AccountState(
+        source="0" * 32,
+        watched=None,
+        entry_by_asset={asset.id: Entry(asset, _BALANCE, _BALANCE) for asset in assets},
+        previous_sequence={SUBSCRIPTION: _NOW_MS},
+        version="0" * 16,
+        sequence=_NOW_MS,
+        polled_at_ms=_NOW_MS,
+    )
 
 
 async def _commit(
-    stage: Stage, keys: Keys, state_by_account: Mapping[str, AccountState], deliveries: Mapping[str, list[Delivery]]
+    stage: Stage,
+    keys: Keys,
+    names: list[str],
+    state: AccountState,
+    deliveries: Mapping[str, list[Delivery]],
 ) -> None:
+    """Commit the same state and deliveries for every account, each under its own lease."""
+
+    def step(lease: Lease) -> Commit:
+        return Commit(lease.member, PROVIDER, lease, "", state, 2 * _NOW_MS, (), deliveries)
+
     polls = Polls(stage.schedule, keys)
-    await Roster(stage.schedule.pipe, keys).enroll({PROVIDER: list(state_by_account)}, now_ms=0)
+    await Roster(stage.schedule.pipe, keys).enroll({PROVIDER: names}, now_ms=0)
     for shard in range(SHARDS):
-        claimed = await polls.claim(PROVIDER, shard, lease_ms=600_000, at_most=len(state_by_account))
-        for i in range(0, len(claimed.leases), _AT_ONCE):
-            await asyncio.gather(*(polls.commit(_step(lease, state_by_account[lease.member], deliveries)) for lease in claimed.leases[i : i + _AT_ONCE]))
-
-
-def _step(lease: Lease, state: AccountState, deliveries: Mapping[str, list[Delivery]]) -> Commit:
-    return Commit(lease.member, PROVIDER, lease, "", state, 2**41, (), deliveries)
+        leases = (await polls.claim(PROVIDER, shard, lease_ms=600_000, at_most=len(names))).leases
+        for i in range(0, len(leases), _AT_ONCE):
+            await asyncio.gather(*(polls.commit(step(lease)) for lease in leases[i : i + _AT_ONCE]))
 
 
 async def _used(stage: Stage, keys: Sequence[str]) -> int:

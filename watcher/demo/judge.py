@@ -84,7 +84,7 @@ def judge(
     `baseline` is what the providers said before the first change, and `now` what they say after the last.
     """
     arrived = [_told(one.receipt.event, one.at_s) for one in heard if _is_genuine(one)]
-    told = list({one.id: one for one in reversed(arrived)}.values())[::-1]
+    told = list(_first_by_id(arrived).values())
     made_by_id = _matched(made, told)
     broken = chain(
         _cut_short(made, planned),
@@ -119,6 +119,13 @@ def _told(event: Event | None, at_s: float) -> _Told:
         previous=subscription["previous_sequence"],
         at_s=at_s,
     )
+
+
+def _first_by_id(arrived: Iterable[_Told]) -> dict[str, _Told]:
+    first: dict[str, _Told] = {}
+    for event in arrived:
+        first.setdefault(event.id, event)
+    return first
 
 
 def _matched(made: Sequence[Made], told: Iterable[_Told]) -> dict[str, int]:

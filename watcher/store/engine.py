@@ -74,11 +74,17 @@ def make_private(data_dir: Path) -> None:
 def start(engine: Engine, data_dir: Path, lock: int) -> None:
     """Start the engine as a daemon that holds the descriptor `lock` until it ends.
 
-    It has a session of its own: no Ctrl-C and no end of this process reaches it.
+    It has a session of its own, from its first moment: no Ctrl-C and no end of this process reaches it.
     """
     _admit(engine, data_dir)
-    command = (str(engine.binary), *_FLAGS)
-    done = subprocess.run(command, cwd=data_dir, pass_fds=(lock,), capture_output=True, check=False)  # noqa: S603 - find_engine chose it
+    done = subprocess.run(  # noqa: S603 - find_engine chose it
+        (str(engine.binary), *_FLAGS),
+        cwd=data_dir,
+        pass_fds=(lock,),
+        capture_output=True,
+        check=False,
+        start_new_session=True,
+    )
     if done.returncode:
         raise StoreUnreachable(f"{engine.binary} does not start on {data_dir}; see {data_dir / LOG}")
 
@@ -94,8 +100,13 @@ def _brought_by(package: str) -> Path | None:
 def _identify(binary: Path) -> Engine | None:
     """Ask a program what it is; None if it does not run here or says something else."""
     try:
-        command = (str(binary), "--version")
-        answer = subprocess.run(command, capture_output=True, timeout=_VERSION_S, check=False)  # noqa: S603 - from PATH, as a shell would
+        answer = subprocess.run(  # noqa: S603 - from PATH, as a shell would
+            (str(binary), "--version"),
+            capture_output=True,
+            timeout=_VERSION_S,
+            check=False,
+            start_new_session=True,  # a Ctrl-C would make it look like no server program
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     said = re.match(rb"(valkey|redis) server v=([0-9]{1,4})\.", answer.stdout.lower())

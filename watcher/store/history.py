@@ -6,12 +6,16 @@ Refuses to judge a record: it says what cannot be read, and goes on.
 """
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heapreplace
 from typing import Any
 
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.pipe import Pipe
+
+START = "0-0"
+"""The place before the first record of a shard's log."""
 
 _PAGE = 500
 
@@ -31,33 +35,83 @@ def dump_record(follows: int, content: bytes) -> bytes:
     return b"%d %b" % (follows, content)
 
 
+def place(record_id: str) -> tuple[int, int]:
+    """Turn a record's id into what sorts as the log does: Unix ms of the server, and a count within it."""
+    ms, _, count = record_id.partition("-")
+    return int(ms), int(count or 0)
+
+
 class History:
-    """The event log of one namespace."""
+    """The event log of one namespace. A record that cannot be read comes with the content {}."""
 
     def __init__(self, pipe: Pipe, keys: Keys) -> None:
         self._pipe = pipe
         self._keys = keys
 
     async def records(self, account: str | None = None) -> AsyncIterator[Record]:
-        """Read the log, oldest first within each shard; of one account, or of all.
-
-        A record that cannot be read comes with the content {}.
-        """
+        """Read the log, oldest first within each shard; of one account, or of all."""
         shards = range(SHARDS) if account is None else (shard_of(account),)
         for shard in shards:
-            async for record in self._of_shard(shard):
+            async for record in self.of_shard(shard):
                 if account in (None, record.account):
                     yield record
 
-    async def _of_shard(self, shard: int) -> AsyncIterator[Record]:
-        start = "-"
+    async def of_shard(
+        self, shard: int, *, since_ms: int = 0, newest_first: bool = False
+    ) -> AsyncIterator[Record]:
+        """Read one shard's log, from its oldest record that is not older than `since_ms`, or back to it."""
+        command = "XREVRANGE" if newest_first else "XRANGE"
+        start, end = ("+", f"{since_ms}-0") if newest_first else (f"{since_ms}-0", "+")
         while True:
-            page = await self._pipe.command("XRANGE", self._keys.log(shard), start, "+", "COUNT", _PAGE)
+            page = await self._pipe.command(command, self._keys.log(shard), start, end, "COUNT", _PAGE)
             for entry_id, fields in page:
                 yield _record(entry_id.decode(), fields)
             if len(page) < _PAGE:
                 return
             start = f"({page[-1][0].decode()}"
+
+    async def in_order(self, *, since_ms: int = 0, newest_first: bool = False) -> AsyncIterator[Record]:
+        """Read the logs of all shards as one, by the server's time of each commit."""
+        sign = -1 if newest_first else 1
+        shards = [
+            self.of_shard(shard, since_ms=since_ms, newest_first=newest_first) for shard in range(SHARDS)
+        ]
+        heads = [_head(await anext(records, None), sign, shard) for shard, records in enumerate(shards)]
+        heap = [head for head in heads if head]
+        heapify(heap)
+        while heap:
+            _, shard, record = heap[0]
+            yield record
+            if head := _head(await anext(shards[shard], None), sign, shard):
+                heapreplace(heap, head)
+            else:
+                heappop(heap)
+
+    async def ends(self) -> list[str]:
+        """Say where each shard's log ends now, for `after`."""
+        ends = []
+        for shard in range(SHARDS):
+            last = await self._pipe.command("XREVRANGE", self._keys.log(shard), "+", "-", "COUNT", 1)
+            ends.append(last[0][0].decode() if last else START)
+        return ends
+
+    async def after(self, ends: Sequence[str]) -> tuple[list[Record], list[str]]:
+        """Read what came after `ends`, in order and a page of each shard at most; returns the new ends."""
+        found: list[Record] = []
+        new_ends = []
+        for shard, end in enumerate(ends):
+            key = self._keys.log(shard)
+            page = await self._pipe.command("XRANGE", key, f"({end}", "+", "COUNT", _PAGE)
+            found.extend(_record(entry_id.decode(), fields) for entry_id, fields in page)
+            new_ends.append(page[-1][0].decode() if page else end)
+        return sorted(found, key=lambda record: place(record.id)), new_ends
+
+
+def _head(record: Record | None, sign: int, shard: int) -> tuple[tuple[int, int], int, Record] | None:
+    if record is None:
+        return None
+    ms, count = place(record.id)
+    return (sign * ms, sign * count), shard, record
 
 
 def _record(entry_id: str, fields: list[bytes]) -> Record:

@@ -70,6 +70,8 @@ class Pipe:
                 await self._execute(calls)
         finally:
             self._runners -= 1
+            if not self._runners:
+                self._abandon()
 
     async def _send(self, call: _Call) -> Any:
         with translated(self._client):
@@ -79,6 +81,13 @@ class Pipe:
             else:
                 await self._execute([call])
             return await call.answer
+
+    def _abandon(self) -> None:
+        """Let nobody wait for an answer that no runner is left to fetch."""
+        calls, self._waiting = self._waiting, []
+        self._wake.clear()
+        for call in calls:
+            _answer(call, asyncio.CancelledError())
 
     async def _execute(self, calls: list[_Call]) -> None:
         try:

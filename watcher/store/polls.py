@@ -4,16 +4,19 @@ Scripts decide ownership and order; Python decides meaning. Refuses to know what
 delivery says: they pass through as bytes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from redis.exceptions import ResponseError
 
 from watcher.ledger import AccountState
 from watcher.store.keys import Keys, shard_of
 from watcher.store.lanes import DEAD_PER_SUBSCRIPTION, Delivery
 from watcher.store.pipe import load_script
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
-from watcher.store.state import dump_body, load_state
+from watcher.store.state import BadState, dump_body, load_state
 
 LOG_PER_SHARD = 10_000
 """Entries of the event log kept per shard (160,000 in all): `events`, replay and audit look back so far."""
@@ -37,7 +40,7 @@ class Postponed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One atomic step forward of one account."""
+    """One atomic step forward of one account. Without a good poll behind it, its time and failures stay."""
 
     account: str
     provider: str
@@ -47,6 +50,7 @@ class Commit:
     due_ms: int
     log: Sequence[bytes]
     deliveries: Mapping[str, Sequence[Delivery]]
+    is_good: bool = True
 
 
 class Polls:
@@ -73,7 +77,8 @@ class Polls:
     async def read_state(self, account: str) -> AccountState | None:
         """Read an account's state; None before its baseline. Raises BadState."""
         names = ("version", "sequence", "polled_at", "body")
-        values = await self._pipe.command("HMGET", self._keys.state(account), *names)
+        with _damage_named():
+            values = await self._pipe.command("HMGET", self._keys.state(account), *names)
         if all(value is None for value in values):
             return None
         return load_state(
@@ -81,7 +86,7 @@ class Polls:
         )
 
     async def commit(self, step: Commit) -> tuple[Reply, int]:
-        """Write a step; returns the reply and how many deliveries a full lane pushed out."""
+        """Write a step; returns the reply and how many deliveries a full lane pushed out. Raises BadState."""
         shard = shard_of(step.account)
         keys = [
             self._keys.state(step.account),
@@ -96,7 +101,7 @@ class Polls:
             step.expected_version,
             step.state.version,
             step.state.sequence,
-            step.state.polled_at_ms,
+            step.state.polled_at_ms if step.is_good else "",
             step.due_ms,
             dump_body(step.state),
             LOG_PER_SHARD,
@@ -110,13 +115,14 @@ class Polls:
             keys.append(self._keys.lanes(shard, subscription))
             keys.append(self._keys.dead(shard, subscription))
             arguments += [subscription, len(deliveries), *(delivery.dump() for delivery in deliveries)]
-        reply, pushed_out = await self._pipe.script(_COMMIT, keys, *arguments)
+        with _damage_named():
+            reply, pushed_out = await self._pipe.script(_COMMIT, keys, *arguments)
         return Reply(reply), pushed_out
 
     async def touch(
         self, provider: str, lease: Lease, *, version: str, polled_at_ms: int, due_ms: int
     ) -> Reply:
-        """Note a good poll that found nothing new."""
+        """Note a good poll that found nothing new. Raises BadState."""
         shard = shard_of(lease.member)
         keys = [
             self._keys.state(lease.member),
@@ -124,7 +130,8 @@ class Polls:
             self._keys.failing(shard, provider),
         ]
         arguments = (lease.member, lease.deadline, version, polled_at_ms, due_ms)
-        return Reply(await self._pipe.script(_TOUCH, keys, *arguments))
+        with _damage_named():
+            return Reply(await self._pipe.script(_TOUCH, keys, *arguments))
 
     async def postpone(
         self, provider: str, lease: Lease, *, why: str, at_least_ms: int, waits_ms: Sequence[int]
@@ -140,3 +147,14 @@ class Polls:
     async def release(self, provider: str, lease: Lease, *, due_in_ms: int = 0) -> Reply:
         keys = [self._keys.polls(shard_of(lease.member), provider)]
         return await self._schedule.release(keys, lease, due_in_ms)
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """Say BadState where a key of the account, or one that it shares, is not of the type it is given here."""
+    try:
+        yield
+    except ResponseError as error:
+        if "WRONGTYPE" not in str(error):
+            raise
+        raise BadState("a key that it needs is of another type") from error

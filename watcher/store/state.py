@@ -34,6 +34,10 @@ def dump_body(state: AccountState) -> bytes:
         "previous": dict(state.previous_sequence),
         "assets": {asset_id: _dump_entry(entry) for asset_id, entry in state.entry_by_asset.items()},
     }
+    if state.stale_since_ms:
+        body["stale"] = state.stale_since_ms
+    if state.crossed:
+        body["crossed"] = sorted(state.crossed)
     return orjson.dumps(body)
 
 
@@ -50,7 +54,9 @@ def load_state(fields: Mapping[str, bytes]) -> AccountState:
             previous_sequence={_text(key): int(value) for key, value in body["previous"].items()},
             version=fields["version"].decode("ascii"),
             sequence=int(fields["sequence"]),
-            polled_at_ms=int(fields["polled_at"]),
+            polled_at_ms=int(fields.get("polled_at", 0)),
+            stale_since_ms=int(body.get("stale", 0)),
+            crossed=frozenset(map(_text, body.get("crossed", ()))),
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, NotAnAmount) as error:
         raise BadState(f"not readable: {type(error).__name__}") from error

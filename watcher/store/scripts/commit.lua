@@ -5,7 +5,7 @@
 -- KEYS    1 state   2 polls   3 failing   4 log   5 due subscriptions
 --         then for each lane: its list, its schedule, its dead letters
 -- ARGV    1 account   2 deadline   3 expected version ('': no state yet)   4 new version   5 sequence
---         6 polled at ms   7 next poll due ms   8 state body   9 log length   10 dead letters length
+--         6 polled at ms ('': no good poll, so that its time and the failures stay)   7 next poll due ms   8 state body   9 log length   10 dead letters length
 --         11 lane length   12 number of log entries, then the entries (opaque bytes),
 --         then for each lane: subscription, number of deliveries, deliveries (opaque bytes)
 -- returns 1 done, 0 done before, -1 the state moved on, -2 the lease was lost; then the deliveries that a
@@ -16,6 +16,7 @@ if version ~= ARGV[3] then return {-1, 0} end
 if tonumber(redis.call('ZSCORE', KEYS[2], ARGV[1]) or 0) ~= tonumber(ARGV[2]) then return {-2, 0} end
 
 -- Ask each key something only its own type answers: a damaged one fails the step before its first write.
+redis.call('HGET', KEYS[3], ARGV[1])
 redis.call('XLEN', KEYS[4])
 redis.call('ZCARD', KEYS[5])
 for i = 6, #KEYS, 3 do
@@ -24,9 +25,12 @@ for i = 6, #KEYS, 3 do
   redis.call('XLEN', KEYS[i + 2])
 end
 
-redis.call('HSET', KEYS[1], 'version', ARGV[4], 'sequence', ARGV[5], 'polled_at', ARGV[6], 'body', ARGV[8])
+redis.call('HSET', KEYS[1], 'version', ARGV[4], 'sequence', ARGV[5], 'body', ARGV[8])
 redis.call('ZADD', KEYS[2], ARGV[7], ARGV[1])
-redis.call('HDEL', KEYS[3], ARGV[1])
+if ARGV[6] ~= '' then
+  redis.call('HSET', KEYS[1], 'polled_at', ARGV[6])
+  redis.call('HDEL', KEYS[3], ARGV[1])
+end
 
 local at = 13
 for _ = 1, tonumber(ARGV[12]) do

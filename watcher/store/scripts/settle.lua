@@ -10,10 +10,14 @@ if tonumber(redis.call('ZSCORE', KEYS[2], ARGV[2]) or 0) ~= tonumber(ARGV[3]) th
 local head = redis.call('LINDEX', KEYS[1], 0)
 if not head or string.sub(head, 1, #ARGV[4]) ~= ARGV[4] then return {-1, 0} end
 
+-- As in commit: a key of another type fails the step before it takes the head away.
+local count, tried = string.match(redis.call('HGET', KEYS[4], ARGV[2]) or '', '^(%d+) (.*)$')
+redis.call('ZCARD', KEYS[3])
+redis.call('XLEN', KEYS[5])
+
 local time = redis.call('TIME')
 local later = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[6])
 if ARGV[5] == 'retry' then
-  local count, tried = string.match(redis.call('HGET', KEYS[4], ARGV[2]) or '', '^(%d+) (.*)$')
   count = tried == ARGV[4] and count + 1 or 1
   redis.call('HSET', KEYS[4], ARGV[2], string.format('%d %s', count, ARGV[4]))
   redis.call('ZADD', KEYS[2], later, ARGV[2])

@@ -1,0 +1,166 @@
+"""The judge of the demonstration lets nothing pass: whatever is missing, twice, late, wrong or forged."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from demo_claims import a_change, a_receipt, a_story, a_vector, an_event, balances_after, told
+
+from watcher.demo import Heard, Made, Verdict, judge
+from watcher.demo.judge import Balances
+
+BASELINE: Balances = {("treasury", "1"): a_vector("1000"), ("alice", "1"): a_vector("7", "2")}
+
+
+def judged(heard: list[Heard], made: Sequence[Made] | None = None, *, planned: int | None = None) -> Verdict:
+    """Judge webhooks against the story, which was made whole."""
+    made = a_story() if made is None else made
+    planned = len(made) if planned is None else planned
+    return judge(made, heard, planned=planned, baseline=BASELINE, now=balances_after(made, BASELINE))
+
+
+def edited(heard: Heard, edit: Callable[[dict[str, Any]], object]) -> Heard:
+    event = heard.receipt.event
+    assert event is not None
+    edit(event)
+    return heard
+
+
+def test_a_story_told_as_it_was_made_is_good() -> None:
+    verdict = judged(told(a_story()))
+    assert verdict == Verdict(4, 4, (250, 250, 250, 250), ())
+    assert verdict.is_good
+
+
+def test_accounts_may_overtake_each_other() -> None:
+    first, other, *rest = told(a_story())
+    assert judged([other, first, *rest]).is_good
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_missing_event_is_found_wherever_it_is(place: int) -> None:
+    heard = told(a_story())
+    del heard[place]
+    verdict = judged(heard)
+    change = a_story()[place]
+    assert not verdict.is_good
+    assert f"not told: {change}, as {change.event}" in verdict.broken
+    assert any("effects add up to" in broken for broken in verdict.broken)
+    assert (verdict.made, verdict.verified, len(verdict.latencies_ms)) == (4, 3, 3)
+
+
+def test_a_gap_is_found_by_the_sequences_alone() -> None:
+    heard = told(a_story())
+    edited(heard[2], lambda event: event["subscription"].update(previous_sequence=99))
+    (broken,) = judged(heard).broken
+    first, second = "treasury deposit.pending 12.5 LRC", "treasury deposit.cleared 12.5 LRC"
+    assert broken == f"something is missing between {first} and {second}"
+
+
+def test_a_gap_before_the_first_event_is_found() -> None:
+    heard = told(a_story())
+    edited(heard[0], lambda event: event["subscription"].update(previous_sequence=0))
+    assert judged(heard).broken == ("something is missing before treasury deposit.pending 12.5 LRC",)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_an_event_that_comes_twice_is_found(place: int) -> None:
+    heard = told(a_story())
+    verdict = judged([*heard, heard[place]])
+    (broken,) = verdict.broken
+    assert broken.startswith("told more than once: ")
+    assert broken.endswith(f"(evt_{place + 1})")
+    assert verdict.verified == 4
+
+
+def test_one_change_told_as_two_events_is_found() -> None:
+    heard = told(a_story())
+    again = an_event(a_story()[3], 5, 4)
+    broken = judged([*heard, Heard(a_receipt(again), 104)]).broken
+    assert broken == (
+        "told, but no such change was made: treasury locked.increased 3 LRC (evt_5)",
+        "treasury 1: effects add up to locked 6, the provider says 3",
+    )
+
+
+def test_events_of_one_account_in_another_order_are_found() -> None:
+    heard = told(a_story())
+    heard[2], heard[3] = heard[3], heard[2]
+    assert (
+        "out of order: treasury deposit.cleared 12.5 LRC came after treasury locked.increased 3 LRC"
+        in judged(heard).broken
+    )
+
+
+def test_the_wrong_order_is_found_even_where_sequences_are_right() -> None:
+    story = a_story()
+    heard = told([story[2], story[1], story[0], story[3]])
+    assert judged(heard, story).broken == (
+        "out of order: treasury deposit.pending 12.5 LRC came after treasury deposit.cleared 12.5 LRC",
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("amount", "12.500000000000000001"),
+        ("amount", "12.50"),
+        ("effect", {"total": "12.5", "locked": "0", "pending_deposit": "0", "pending_withdrawal": "0"}),
+        ("account", {"name": "alice"}),
+        ("asset", {"id": "2", "symbol": "LRC"}),
+    ],
+)
+def test_an_event_that_says_something_else_is_found(part: str, value: object) -> None:
+    heard = told(a_story())
+    edited(heard[2], lambda event: event["data"].update({part: value}))
+    broken = judged(heard).broken
+    assert "not told: treasury deposit.cleared 12.5 LRC, as deposit.cleared" in broken
+    assert any(one.startswith("told, but no such change was made: ") for one in broken)
+
+
+def test_an_effect_that_is_off_by_the_last_digit_does_not_add_up() -> None:
+    exact, nearly = "123456789012.345678901234567891", "123456789012.345678901234567890"
+    made = [a_change("total.increased", exact, a_vector(exact))]
+    assert judged(told(made), made).is_good
+    said = [a_change("total.increased", exact, a_vector(nearly))]
+    assert judged(told(said), made).broken[-1] == (
+        "treasury 1: effects add up to total 123456790012.34567890123456789, "
+        "the provider says 123456790012.345678901234567891"
+    )
+
+
+def test_a_balance_that_moved_untold_does_not_add_up() -> None:
+    now = {**balances_after(a_story(), BASELINE), ("treasury", "6"): a_vector("1")}
+    verdict = judge(a_story(), told(a_story()), planned=4, baseline=BASELINE, now=now)
+    assert verdict.broken == ("treasury 6: effects add up to total 0, the provider says 1",)
+
+
+def test_a_signature_that_does_not_verify_is_found_and_its_event_does_not_count() -> None:
+    heard = told(a_story())
+    heard[3] = Heard(a_receipt(None), 103.25)
+    verdict = judged(heard)
+    assert "not verified: no signature matches: signed as v1" in verdict.broken
+    assert "not told: treasury locked.increased 3 LRC, as locked.increased" in verdict.broken
+    assert verdict.verified == 3
+
+
+def test_a_webhook_that_nobody_verified_does_not_count() -> None:
+    heard = told(a_story())
+    heard[3] = Heard(a_receipt(heard[3].receipt.event, is_verified=False), 103.25)
+    verdict = judged(heard)
+    assert verdict.broken[0] == "not verified: a webhook that nobody could check"
+    assert verdict.verified == 3
+
+
+def test_a_forged_webhook_besides_the_right_ones_is_found() -> None:
+    heard = [*told(a_story()), Heard(a_receipt(None), 104)]
+    assert judged(heard).broken == ("not verified: no signature matches: signed as v1",)
+
+
+def test_nothing_at_all_is_not_good() -> None:
+    assert judged([], [], planned=4).broken == ("only 0 of 4 changes were made",)
+
+
+def test_a_story_that_was_cut_short_is_not_good() -> None:
+    made = a_story()[:2]
+    assert judged(told(made), made, planned=4).broken == ("only 2 of 4 changes were made",)

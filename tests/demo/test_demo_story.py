@@ -1,0 +1,91 @@
+"""The story of the demonstration shows what it should, on a real stage, and fails where it must."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+
+from watcher.delivery.signing import new_secret
+from watcher.demo import STORY, Heard, Made, Scene, Stage, a_stage, play
+from watcher.sandbox import Step, default_script, default_world
+from watcher.sandbox.scene import ALICE, TREASURY
+from watcher.settings import CHANGE_EVENTS
+
+OFTEN = timedelta(milliseconds=20)
+PATIENCE_S = 0.5
+
+
+@pytest.fixture
+async def stage() -> AsyncIterator[Stage]:
+    async with a_stage(OFTEN) as stage:
+        yield stage
+
+
+def ignored(scene: Scene, made: Made | None, heard: Heard | None) -> None:
+    """See a scene and say nothing."""
+
+
+def test_the_story_has_both_providers_every_kind_of_movement_and_thirty_digits() -> None:
+    steps = [scene.step for scene in STORY]
+    assert {step.account for step in steps} == {TREASURY, ALICE, None}
+    told = {scene.event for scene in STORY}
+    assert told - {None} <= set(CHANGE_EVENTS)
+    assert {"deposit.cleared", "withdrawal.cleared", "withdrawal.returned", "locked.decreased"} <= told
+    assert any(step.options.get("split") for step in steps)
+    assert any(sum(map(str.isdigit, str(step.amount))) == 30 for step in steps)
+
+
+def test_the_sandboxs_script_can_follow_the_story_for_ever() -> None:
+    world = default_world()
+    followed = default_script().steps * 3
+    for step in (*(scene.step for scene in STORY), *followed):
+        if step.account is not None:
+            step.make(world, {})  # raises Impossible
+            world.settle(step.account)
+
+
+async def test_a_change_that_nobody_planned_is_told_and_found(stage: Stage) -> None:
+    def meddle(scene: Scene, made: Made | None, heard: Heard | None) -> None:
+        stage.sandbox.world.debit(TREASURY, "ETH", "1")
+
+    verdict = await play(stage, show=meddle, story=STORY[:1], patience_s=PATIENCE_S)
+    assert (verdict.made, verdict.verified) == (1, 2)
+    (broken,) = verdict.broken
+    assert broken.startswith("told, but no such change was made: treasury total.decreased 1 ETH (evt_")
+
+
+async def test_a_change_that_is_told_as_something_else_is_found(stage: Stage) -> None:
+    verdict = await play(
+        stage, show=ignored, story=[STORY[0]._replace(event="total.increased")], patience_s=PATIENCE_S
+    )
+    assert "not told: treasury deposit.seen 12.5 LRC, as total.increased" in verdict.broken
+
+
+async def test_signatures_by_another_secret_end_the_story_as_untold(stage: Stage) -> None:
+    stage.receiver.secrets = [new_secret()]
+    shown: list[Heard | None] = []
+    verdict = await play(
+        stage, show=lambda _scene, _made, heard: shown.append(heard), story=STORY[:3], patience_s=PATIENCE_S
+    )
+    assert (verdict.made, verdict.verified) == (2, 0)
+    assert verdict.broken[0] == "only 2 of 3 changes were made"
+    assert verdict.broken[1].startswith("not verified: no signature matches")
+    assert [heard and heard.receipt.is_verified for heard in shown] == [False, None]
+
+
+async def test_a_failing_provider_moves_nothing_and_is_asked_again_at_once(stage: Stage) -> None:
+    fault = Scene(Step(0, "fault", options={"provider": "loopring", "fault": "unavailable"}), None)
+    verdict = await play(stage, show=ignored, story=[STORY[0], fault, STORY[1]], patience_s=4 * PATIENCE_S)
+    assert verdict.is_good
+    assert stage.worker.tally.refused == 1
+    assert [one.receipt.event and one.receipt.event["type"] for one in stage.heard] == [
+        "deposit.pending",
+        "deposit.cleared",
+    ]
+
+
+async def test_a_stage_leaves_nothing_behind() -> None:
+    async with a_stage(OFTEN) as stage:
+        data_dir = stage.worker.settings.redis.data_dir
+        assert (data_dir / "server.sock").exists()
+    assert not data_dir.exists()

@@ -1,0 +1,247 @@
+"""The user that deploy/users.acl describes can do all that watcher does, and nothing else."""
+
+import ast
+import re
+from collections.abc import AsyncIterator, Iterator
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+
+import pytest
+from builders import a_state
+from redis import exceptions
+from redis.asyncio import Redis
+from rig import TREASURY, a_rig
+from servers import ENGINES, RealServer, real_server
+
+import watcher.store
+from watcher.store.connect import ConfigurationRefused, connect
+from watcher.store.guarantee import guarantee
+from watcher.store.history import History
+from watcher.store.keys import Keys, shard_of
+from watcher.store.lanes import Delivery, Lanes
+from watcher.store.pipe import Pipe
+from watcher.store.polls import Commit, Polls
+from watcher.store.roster import Roster
+from watcher.store.schedule import Lease, Reply, Schedule
+from watcher.worker import Worker
+
+ACL = Path(__file__).parents[2] / "deploy" / "users.acl"
+STORE = Path(watcher.store.__file__).parent
+PASSWORD = "swordfish"
+NAMESPACE = "watcher"
+
+UNSPOKEN = {"eval", "evalsha", "info", "client|setname"}
+"""What the code says by other means than `command(...)` and `redis.call(...)`; a test counts those means."""
+
+
+def shipped() -> str:
+    return ACL.read_text().replace("PASSWORD_SHA256", sha256(PASSWORD.encode()).hexdigest())
+
+
+@pytest.fixture(scope="module", params=sorted(ENGINES))
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
+    """A server whose users are the ones in the file."""
+    path = tmp_path_factory.mktemp("acl") / "users.acl"
+    path.write_text(shipped())
+    with real_server(request.param, "--aclfile", str(path)) as server:
+        yield server
+
+
+def url_of(server: RealServer, user: str = "watcher", password: str = PASSWORD) -> str:
+    return f"{server.url}?username={user}&password={password}"
+
+
+@pytest.fixture
+async def client(server: RealServer) -> AsyncIterator[Redis]:
+    async with connect(url_of(server)) as client:
+        yield client
+
+
+@pytest.fixture
+def account() -> str:
+    """A name that no other test has: they share the server and must share the namespace."""
+    return f"treasury-{Random().getrandbits(64):x}"
+
+
+def granted(user: str) -> set[str]:
+    (line,) = (line for line in ACL.read_text().splitlines() if line.startswith(f"user {user} "))
+    return set(re.findall(r" \+(\S+)", line))
+
+
+def spoken_in_scripts() -> set[str]:
+    texts = [path.read_text() for path in STORE.glob("scripts/*.lua")]
+    calls = [call for text in texts for call in re.findall(r"redis\.p?call\(\s*(.*)", text)]
+    return {re.match(r"'([A-Z]+)'", call)[1].lower() for call in calls}  # type: ignore[index]
+
+
+def calls_in_python() -> Iterator[tuple[str, str, list[ast.expr]]]:
+    """Every call of a method in the package: what it is called on, its name, its arguments."""
+    for path in STORE.parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                yield ast.unparse(node.func.value), node.func.attr, node.args
+
+
+def spoken_in_python() -> set[str]:
+    """A command whose name is not written out fails here: nobody could tell whether it is granted."""
+    commands = [args[0] for on, name, args in calls_in_python() if name == "command" and on.endswith("pipe")]
+    return {str(ast.literal_eval(command)).lower() for command in commands}
+
+
+def test_exactly_the_commands_of_the_code_are_granted() -> None:
+    spoken = spoken_in_scripts() | spoken_in_python()
+    assert {"zadd", "xadd", "hmget", "unlink"} <= spoken
+    assert granted("watcher") == spoken | UNSPOKEN
+
+
+def test_nothing_reaches_redis_past_the_ways_that_are_counted() -> None:
+    on_clients = {name for on, name, _ in calls_in_python() if on.endswith("client") and "redis" not in on}
+    store_clients = {"info", "config_get", "pipeline"}
+    spoken_by_hand = {name for _, name, _ in calls_in_python()} & {"execute_command", "send_command", "eval"}
+    assert store_clients <= on_clients
+    assert not on_clients & {"get", "set", "hgetall", "scan_iter", "keys", "execute_command", "eval"}
+    assert spoken_by_hand == {"execute_command", "send_command"}  # the pipe's, and CLIENT SETNAME
+
+
+async def a_lease(polls: Polls, roster: Roster, account: str) -> Lease:
+    enrolled = await roster.enroll({account: [account]}, now_ms=0)  # a provider of its own: due alone
+    assert enrolled.added == 1
+    claimed = await polls.claim(account, shard_of(account), lease_ms=60_000, at_most=1)
+    assert [lease.member for lease in claimed.leases] == [account]
+    return claimed.leases[0]
+
+
+async def test_a_poll_goes_its_whole_way(client: Redis, account: str) -> None:
+    schedule, keys = Schedule(Pipe(client)), Keys(NAMESPACE)
+    await schedule.read_clock()
+    polls, roster, lanes = Polls(schedule, keys), Roster(schedule.pipe, keys), Lanes(schedule, keys)
+    await roster.check_layout()
+    lease = await a_lease(polls, roster, account)
+    assert await polls.take_turns(account, 1, spacing_ms=10) == 0
+    deliveries = [Delivery(f"evt_{n}", "total.increased", n, b"{}") for n in (1, 2, 3)]
+    step = Commit(account, account, lease, "", a_state(ETH="1"), 0, [b"0 {}"], {account: deliveries})
+    assert await polls.commit(step) == (Reply.DONE, 0)
+    assert (await polls.read_state(account)) == a_state(ETH="1")
+    (lease,) = (await polls.claim(account, shard_of(account), lease_ms=60_000, at_most=1)).leases
+    assert await polls.touch(account, lease, version="v1", polled_at_ms=2, due_ms=0) is Reply.DONE
+    (lease,) = (await polls.claim(account, shard_of(account), lease_ms=60_000, at_most=1)).leases
+    assert await polls.release(account, lease) is Reply.DONE
+    (lease,) = (await polls.claim(account, shard_of(account), lease_ms=60_000, at_most=1)).leases
+    assert await polls.postpone(account, lease, why="auth no", at_least_ms=1, waits_ms=[1])
+    assert [record.account async for record in History(schedule.pipe, keys).records(account)] == [account]
+    await delivered_to_the_end(lanes, account, deliveries)
+    await roster.make_due(account, [account], now_ms=0)
+    assert (await roster.enroll({}, now_ms=0)).removed == 1
+    assert await polls.read_state(account) is None
+
+
+async def delivered_to_the_end(lanes: Lanes, account: str, deliveries: list[Delivery]) -> None:
+    """One retry, one success, one dead letter, one lease given back."""
+    shard = shard_of(account)
+    assert account in await lanes.due_subscriptions(shard)
+    (lease,) = (await lanes.claim(account, shard, lease_ms=60_000, at_most=1)).leases
+    assert await lanes.read(account, account, at_most=9) == [delivery.dump() for delivery in deliveries]
+    first, second, third = (delivery.head for delivery in deliveries)
+    assert await lanes.retry(account, lease, first, wait_ms=3_600_000) is Reply.DONE
+    assert await lanes.read_tries(account, account) == (1, first)
+    assert await lanes.hasten(account, shard, lease_ms=60_000) == 1
+    (lease,) = (await lanes.claim(account, shard, lease_ms=60_000, at_most=1)).leases
+    reply, deadline = await lanes.delivered(account, lease, first, lease_ms=60_000)
+    assert reply is Reply.DONE
+    reply, deadline = await lanes.dead(
+        account, Lease(account, deadline), second, lease_ms=60_000, reason="no"
+    )
+    assert reply is Reply.DONE
+    assert await lanes.release(account, Lease(account, deadline)) is Reply.DONE
+    await lanes.hold(shard, account, for_ms=1)
+    (lease,) = (await lanes.claim(account, shard, lease_ms=60_000, at_most=1)).leases
+    assert await lanes.delivered(account, lease, third, lease_ms=60_000) == (Reply.DONE, 0)
+
+
+async def test_a_whole_worker_needs_no_more(server: RealServer) -> None:
+    async with a_rig(url_of(server), NAMESPACE) as rig:
+        await Worker(rig.settings, name="first").run(once=True)
+        rig.sandbox.world.credit(TREASURY, "ETH", "1")
+        await Worker(rig.settings, name="second").run(once=True)
+    assert [event["type"] for event in rig.receiver.events] == ["total.increased"]
+
+
+async def test_the_guarantee_is_read_without_config(client: Redis) -> None:
+    said = await guarantee(client)
+    assert (said.eviction, said.persistence) == ("noeviction", "hidden")
+
+
+FOREIGN = Keys("other").state("treasury")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("FLUSHALL",),
+        ("FLUSHDB",),
+        ("CONFIG", "SET", "maxmemory", "1"),
+        ("CONFIG", "GET", "*"),
+        ("KEYS", "*"),
+        ("SCAN", "0"),
+        ("ACL", "WHOAMI"),
+        ("CLIENT", "LIST"),
+        ("SCRIPT", "FLUSH"),
+        ("SHUTDOWN",),
+        ("SUBSCRIBE", "watcher:x"),
+        ("PUBLISH", "watcher:x", "y"),
+        ("HGET", FOREIGN, "version"),
+        ("HSET", FOREIGN, "version", "v1"),
+        ("UNLINK", "watcherx"),
+        ("EVAL", "return redis.call('HGET', KEYS[1], 'version')", "1", FOREIGN),
+        ("EVAL", "return redis.call('HGET', 'other:meta', 'schema')", "0"),
+        ("EVAL", "return redis.call('FLUSHALL')", "0"),
+        ("EVAL", "return redis.call('KEYS', '*')", "0"),
+    ],
+    ids=" ".join,
+)
+async def test_everything_else_is_refused(client: Redis, command: tuple[str, ...]) -> None:
+    with pytest.raises(exceptions.ResponseError, match=r"(?i)no permission|can't (run|access)|ACL fail"):
+        await client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+
+async def test_a_key_of_another_namespace_is_an_error_that_says_so(client: Redis) -> None:
+    with pytest.raises(ConfigurationRefused, match="forbids its user a command or key"):
+        await Roster(Pipe(client), Keys("other")).check_layout()
+
+
+@pytest.mark.parametrize(
+    ("user", "answer"),
+    [
+        ("default", "refuses the credentials"),
+        ("watcher", "refuses the credentials"),
+        ("health", "forbids its user a command or key"),
+    ],
+)
+async def test_who_does_not_know_the_password_does_nothing(
+    server: RealServer, user: str, answer: str
+) -> None:
+    async with connect(url_of(server, user, "guess")) as client:
+        with pytest.raises(ConfigurationRefused, match=answer):
+            await Roster(Pipe(client), Keys(NAMESPACE)).check_layout()
+
+
+async def test_health_may_ask_for_a_sign_of_life_without_a_password(server: RealServer) -> None:
+    async with connect(url_of(server, "health", "none")) as client:
+        assert await client.ping()
+
+
+@pytest.mark.parametrize("engine", sorted(ENGINES))
+async def test_the_line_of_the_user_also_fits_a_server_that_has_users(engine: str) -> None:
+    (line,) = (line for line in shipped().splitlines() if line.startswith("user watcher "))
+    with real_server(engine) as server:
+        async with connect(server.url) as admin:
+            await admin.execute_command("ACL", "SETUSER", *line.split()[1:])  # type: ignore[no-untyped-call]
+        async with connect(url_of(server)) as client:
+            await Roster(Pipe(client), Keys(NAMESPACE)).check_layout()
+
+
+@pytest.mark.parametrize("engine", sorted(ENGINES))
+def test_a_server_does_not_start_before_it_was_given_a_password(engine: str) -> None:
+    with pytest.raises(AssertionError, match="ACL errors"), real_server(engine, "--aclfile", str(ACL)):
+        pass
