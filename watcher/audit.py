@@ -61,6 +61,8 @@ class _Replay:
         if isinstance(told, Told) and told.id in self._ids:
             self._find("the same event is there twice", record, told.asset)
             return
+        if self._commits.begins_anew(record.follows, told):
+            self._end_by_asset.clear()
         for complaint in self._commits.follow(record.follows, told):
             self._find(complaint, record)
         match told:
@@ -95,7 +97,7 @@ class _Replay:
             if self.verdict.from_baseline and not _is_nothing(published):
                 self._find("the state holds it, the log does not", asset=asset)
         elif end != published:
-            self._find(f"the state has published {_differs(published, end)} where the log ends", asset=asset)
+            self._find(f"the state has published {_differs(published, end)}", asset=asset)
 
     def _start(self, told: Started) -> None:
         if told.whole:
@@ -113,7 +115,7 @@ class _Replay:
             if self.verdict.from_baseline and not _is_nothing(told.before):
                 self._find("it begins with a balance that no record before it led to", record, told.asset)
         elif end != told.before:
-            text = f"it begins with {_differs(told.before, end)} where the record before it ended"
+            text = f"it begins with {_differs(told.before, end)} as the record before it ended"
             self._find(text, record, told.asset)
 
     def _find(self, text: str, record: Record | None = None, asset: str | None = None) -> None:
@@ -123,53 +125,62 @@ class _Replay:
 class _Commits:
     """Follows the sequence of one account from commit to commit; `at` is what the last one reached.
 
-    All records of a commit name the sequence that it follows. Its events are numbered from the next one
-    on, or from the time of the commit if that is more, without a gap; what stands before them
+    All records of a commit have its time, and name the sequence that it follows. Its events are numbered
+    from the next one on, or from the time if that is more, without a gap; what stands before them
     (baselines, and what was forgotten) names the last one.
     """
 
     def __init__(self) -> None:
         self.at: int | None = None
-        self._follows = 0
+        self._commit: tuple[int, int] | None = None
         self._due: int | None = None
         self._promised: int | None = None
         self._has_events = False
 
+    def begins_anew(self, follows: int, told: Started | Forgotten | Told) -> bool:
+        """Say whether this record follows nothing: the account was taken out, or its state was lost."""
+        return follows == 0 and not self._is_more(follows, told)
+
     def follow(self, follows: int, told: Started | Forgotten | Told) -> Iterable[str]:
-        is_event = isinstance(told, Told)
-        is_more = self.at is not None and follows == self._follows and (is_event or not self._has_events)
-        if not is_more:
-            yield from self.close()
-            is_anew = isinstance(told, Started) and told.whole and follows == 0
-            if self.at not in (None, follows) and not is_anew:
-                yield f"it follows sequence {follows}, the record before it ended at {self.at}: {_GONE}"
-            # The log may have been trimmed in the middle of a commit.
-            is_cut = self.at is None and is_event
-            self._follows, self._has_events = follows, False
-            self._due = None if is_cut else max(follows + 1, told.at_ms)
+        """Take the next record; yields what is wrong with its place."""
+        if not self._is_more(follows, told):
+            yield from self._open(follows, told)
         if isinstance(told, Told):
             if self._due not in (None, told.sequence):
                 yield f"its sequence is {told.sequence} where {self._due} was due: {_GONE}"
             self._has_events, self._due, self.at = True, told.sequence + 1, told.sequence
         else:
-            self._promised = told.sequence if told.sequence != follows else None
+            self._promised = None if told.sequence == follows else told.sequence
             self.at = told.sequence if isinstance(told, Started) and told.whole else follows
 
     def close(self) -> Iterable[str]:
         """End the commit that is open: it must have come as far as it promised."""
         if self._promised not in (None, self.at):
-            yield f"the commit before it ended at {self._promised}, its records end at {self.at}: {_GONE}"
+            yield f"the commit before it went on to {self._promised}, its records end at {self.at}: {_GONE}"
         self._promised = None
+
+    def _is_more(self, follows: int, told: Started | Forgotten | Told) -> bool:
+        in_order = isinstance(told, Told) or not self._has_events
+        return self._commit == (follows, told.at_ms) and in_order
+
+    def _open(self, follows: int, told: Started | Forgotten | Told) -> Iterable[str]:
+        yield from self.close()
+        if follows and self.at not in (None, follows):
+            yield f"it follows sequence {follows}, the record before it ended at {self.at}: {_GONE}"
+        # The log may have been trimmed in the middle of a commit, and then begins with an event.
+        is_cut = self.at is None and isinstance(told, Told)
+        self._commit, self._has_events = (follows, told.at_ms), False
+        self._due = None if is_cut else max(follows + 1, told.at_ms)
 
 
 _GONE = "a record is missing or out of place"
 
 
 def _differs(one: Balance, other: Balance) -> str:
-    """Say in which fields two balances differ: `total 5, not 7`."""
+    """Say in which fields two balances differ: `total 5 instead of 7`."""
     fields = zip(Balance._fields, one, other, strict=True)
     return ", ".join(
-        f"{name} {_shown(here)}, not {_shown(there)}," for name, here, there in fields if here != there
+        f"{name} {_shown(here)} instead of {_shown(there)}" for name, here, there in fields if here != there
     )
 
 

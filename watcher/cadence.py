@@ -13,8 +13,9 @@ from watcher.settings import AccountSettings
 SECOND_OPINION = timedelta(seconds=2)
 """A doubtful reading is asked about again within seconds, but not in the same breath."""
 
-_WAITS_S = (5, 10, 20, 40, 80, 160, 300)
-"""After each refused poll in a row, then level: a provider that is down is asked every five minutes."""
+_FIRST_WAIT_S = 5.0
+_LONGEST_WAIT_S = 300.0
+"""Waits double with each refused poll in a row: a provider that is down is asked every five minutes."""
 
 _WAITS_FOR_A_PERSON_S = (60, 300)
 """A wrong key or a wrong account does not mend itself: it is asked seldom from the start."""
@@ -34,9 +35,13 @@ def wait_s(account: AccountSettings, state: AccountState) -> float:
     return wait.total_seconds()
 
 
-def waits_ms(trouble: Trouble, *, chance: float) -> Sequence[int]:
+def waits_ms(account: AccountSettings, trouble: Trouble, *, chance: float) -> Sequence[int]:
     """Say how long to wait after the first refused poll in a row, the second, ...; the last one stays."""
-    waits = _WAITS_FOR_A_PERSON_S if trouble in ("auth", "configuration") else _WAITS_S
+    if trouble in ("auth", "configuration"):
+        return [spread_ms(wait, chance) for wait in _WAITS_FOR_A_PERSON_S]
+    waits = [min(_FIRST_WAIT_S, account.interval.total_seconds())]
+    while waits[-1] < _LONGEST_WAIT_S:
+        waits.append(min(2 * waits[-1], _LONGEST_WAIT_S))
     return [spread_ms(wait, chance) for wait in waits]
 
 

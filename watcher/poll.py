@@ -204,7 +204,7 @@ class Poller:
             lease,
             why=f"{refused.trouble} {refused.reason}",
             at_least_ms=int(1000 * (refused.retry_after_s or 0)),
-            waits_ms=waits_ms(refused.trouble, chance=random.random()),
+            waits_ms=waits_ms(account, refused.trouble, chance=random.random()),
         )
         self._tally.refused += 1
         log.info(

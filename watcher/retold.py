@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from watcher.events import Origin, drafts_of, tell
-from watcher.journal import Change, in_atoms
+from watcher.journal import Change, in_atoms, in_text
 from watcher.ledger import Moved
 from watcher.settings import SERVICE_EVENTS
 from watcher.snapshot import Asset, Balance
@@ -112,7 +112,10 @@ def _balance_of(said: Mapping[str, Any]) -> Balance:
 def _balance(row: list[Any]) -> Balance:
     total, locked, pending_deposit, pending_withdrawal = row
     pendings = (None if text is None else _text(text) for text in (pending_deposit, pending_withdrawal))
-    return Balance(_text(total), _text(locked), *pendings)
+    balance = Balance(_text(total), _text(locked), *pendings)
+    if in_text(in_atoms(balance), balance) != balance:
+        raise ValueError("not as amounts are written")
+    return balance
 
 
 def _ms(text: str) -> int:

@@ -90,7 +90,9 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 def _line(row: Row, widths: Sequence[int]) -> str:
     first, *others = zip(row, widths, strict=True)
-    return "| " + " | ".join([first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]) + " |"
+    return (
+        "| " + " | ".join([first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]) + " |"
+    )
 
 
 async def _round(stage: Stage, plan: Plan, number: int) -> Round:

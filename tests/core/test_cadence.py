@@ -5,14 +5,14 @@ from builders import a_balance, a_state, an_account, seconds
 
 from watcher.cadence import spread_ms, wait_s, waits_ms
 from watcher.ledger import AccountState, Entry
-from watcher.snapshot import Asset
+from watcher.snapshot import Asset, Balance
 
 INTERVAL, PENDING = seconds(30, 10)
 ACCOUNT = an_account(interval=INTERVAL, pending_interval=PENDING)
 
 
-def with_entry(**fields: object) -> AccountState:
-    entry = Entry(Asset("ETH"), a_balance("1"), a_balance("1"))._replace(**fields)
+def with_entry(held_polls: int = 0, doubted: Balance | None = None) -> AccountState:
+    entry = Entry(Asset("ETH"), a_balance("1"), a_balance("1"), held_polls, doubted)
     return AccountState("here", None, {"ETH": entry})
 
 
@@ -37,14 +37,18 @@ def test_a_pending_interval_never_makes_polls_rarer() -> None:
 
 
 def test_refused_polls_wait_longer_each_time_up_to_five_minutes() -> None:
-    waits = waits_ms("transient", chance=0)
-    assert list(waits) == sorted(waits)
-    assert waits[0] <= 5_000
-    assert waits[-1] == 300_000
+    assert list(waits_ms(ACCOUNT, "transient", chance=0)) == [
+        *(5_000, 10_000, 20_000, 40_000, 80_000, 160_000, 300_000)
+    ]
+
+
+def test_an_account_that_is_polled_often_is_asked_again_soon() -> None:
+    (second,) = seconds(1)
+    assert list(waits_ms(an_account(interval=second), "gone", chance=0))[:3] == [1_000, 2_000, 4_000]
 
 
 def test_what_needs_a_person_is_asked_seldom_from_the_start() -> None:
-    assert min(waits_ms("auth", chance=0)) >= 60_000
+    assert min(waits_ms(ACCOUNT, "auth", chance=0)) >= 60_000
 
 
 def test_chance_spreads_waits_without_making_them_longer() -> None:

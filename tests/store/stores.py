@@ -1,6 +1,8 @@
 """A worker's side of the store for tests, and builders for what it writes. Scores are set, never waited for."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +114,19 @@ def a_store(client: Redis, namespace: str, pipe: Pipe | None = None) -> Store:
     pipe, keys = pipe or Pipe(client), Keys(namespace)
     schedule = Schedule(pipe)
     return Store(keys, pipe, schedule, Polls(schedule, keys), Lanes(schedule, keys), Roster(pipe, keys))
+
+
+@asynccontextmanager
+async def running(pipe: Pipe, runners: int = 2) -> AsyncIterator[None]:
+    """Let a pipe gather inside the block, as a worker does."""
+    tasks = [asyncio.create_task(pipe.run()) for _ in range(runners)]
+    await asyncio.sleep(0)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def a_delivery(number: int = 1, body: bytes = b"{}", event_type: str = "total.increased") -> Delivery:

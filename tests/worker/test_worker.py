@@ -168,3 +168,19 @@ async def test_once_polls_everything_delivers_and_ends(rig: Rig) -> None:
     async with asyncio.timeout(10):
         await Worker(rig.settings, name="second").run(once=True)
     assert sorted(types(rig.receiver.events)) == ["total.increased", "total.increased"]
+
+
+async def test_a_provider_that_never_comes_back_is_told_once_per_account(rig: Rig) -> None:
+    ops = rig.settings.subscription_by_name["ops"].model_copy(update={"events": ("account.*", "total.*")})
+    settings = rig.settings.model_copy(update={"subscription_by_name": {"ops": ops}})
+    async with rig.worker(settings):
+        await rig.events(2)  # the baselines
+        await rig.sandbox.take_down("loopring")
+        await rig.events(3, within_s=20)
+        await rig.sandbox.bring_back("loopring")
+        events = await rig.events(4, within_s=20)
+    assert [(event["type"], event["data"]["account"]["name"]) for event in events[2:]] == [
+        ("account.stale", "treasury"),
+        ("account.recovered", "treasury"),
+    ]
+    assert rig.receiver.taken == 4

@@ -81,9 +81,12 @@ class Stage:
         return Made(name, asset_id(listed.id), listed.symbol, step.do, amount, scene.event, effect, at_s)
 
     async def hear(self, so_far: int) -> Heard:
-        """Wait for the next webhook after the first `so_far`."""
-        await _until(lambda: len(self.heard) > so_far)
-        return self.heard[so_far]
+        """Wait for the next webhook after the first `so_far`, repeats of an earlier one aside."""
+        await _until(lambda: bool(self._news(so_far)))
+        return self._news(so_far)[0]
+
+    def _news(self, so_far: int) -> list[Heard]:
+        return [one for one in self.heard[so_far:] if not one.receipt.is_repeat]
 
     async def fail(self, step: Step) -> None:
         """Spoil an answer and wait until the worker has met it; then let it try again at once."""

@@ -39,7 +39,10 @@ def load_delivery(entry: bytes) -> Delivery:
     event_id, sequence, event_type = head.decode("ascii").split(" ")
     if not newline or not body:
         raise ValueError("a delivery without a body")
-    return Delivery(event_id, event_type, int(sequence), body)
+    delivery = Delivery(event_id, event_type, int(sequence), body)
+    if delivery.head != head + newline:  # int() reads `1_0` too, and no settling would ever find it
+        raise ValueError("a delivery under another name")
+    return delivery
 
 
 class Lanes:

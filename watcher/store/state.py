@@ -11,11 +11,14 @@ from typing import Any
 
 import orjson
 
-from watcher.amounts import NotAnAmount, from_decimal
+from watcher.amounts import MAX_FRACTION_DIGITS, NotAnAmount, from_decimal
 from watcher.ledger import AccountState, Entry
 from watcher.snapshot import Asset, Balance
 
 SCHEMA = 1
+
+_MOST = 10**14
+"""Above every count and every time in ms (until the year 5138): what is larger is damage."""
 
 
 class BadState(Exception):
@@ -49,14 +52,14 @@ def load_state(fields: Mapping[str, bytes]) -> AccountState:
             raise BadState("written by another version of watcher")
         return AccountState(
             source=_text(body["source"]),
-            watched=None if body["watched"] is None else tuple(map(_text, body["watched"])),
+            watched=None if body["watched"] is None else tuple(map(_text, _list(body["watched"]))),
             entry_by_asset={_text(key): _load_entry(key, value) for key, value in body["assets"].items()},
-            previous_sequence={_text(key): int(value) for key, value in body["previous"].items()},
+            previous_sequence={_text(key): _count(value) for key, value in body["previous"].items()},
             version=fields["version"].decode("ascii"),
-            sequence=int(fields["sequence"]),
-            polled_at_ms=int(fields.get("polled_at", 0)),
-            stale_since_ms=int(body.get("stale", 0)),
-            crossed=frozenset(map(_text, body.get("crossed", ()))),
+            sequence=_written_count(fields["sequence"]),
+            polled_at_ms=_written_count(fields.get("polled_at", b"0")),
+            stale_since_ms=_count(body.get("stale", 0)),
+            crossed=frozenset(map(_text, _list(body.get("crossed", [])))),
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, NotAnAmount) as error:
         raise BadState(f"not readable: {type(error).__name__}") from error
@@ -70,21 +73,22 @@ def _dump_entry(entry: Entry) -> list[Any]:
     return row
 
 
-def _load_entry(asset_id: str, row: list[Any]) -> Entry:
+def _load_entry(asset_id: str, value: object) -> Entry:
+    row = _list(value)
     published, (symbol, name, decimals), rest = _balance(row[:4]), row[4:7], row[7:]
-    asset = Asset(
-        asset_id, _maybe_text(symbol), _maybe_text(name), None if decimals is None else int(decimals)
-    )
+    asset = Asset(asset_id, _maybe_text(symbol), _maybe_text(name), _maybe_decimals(decimals))
     if not rest:
         return Entry(asset, published, published)
     held_polls, seen, doubted = rest
+    if not held_polls and doubted is None:
+        raise ValueError("neither held nor doubted")
     return Entry(
-        asset, published, _balance(seen), int(held_polls), None if doubted is None else _balance(doubted)
+        asset, published, _balance(seen), _count(held_polls), None if doubted is None else _balance(doubted)
     )
 
 
-def _balance(row: list[Any]) -> Balance:
-    total, locked, pending_deposit, pending_withdrawal = row
+def _balance(row: object) -> Balance:
+    total, locked, pending_deposit, pending_withdrawal = _list(row)
     return Balance(_amount(total), _amount(locked), _maybe(pending_deposit), _maybe(pending_withdrawal))
 
 
@@ -94,14 +98,40 @@ def _maybe(text: object) -> str | None:
 
 def _amount(text: object) -> str:
     # A published field may stand below zero while the other half of a movement is held back.
-    if isinstance(text, str) and text.startswith("-"):
-        return "-" + from_decimal(text[1:])
-    return from_decimal(text)
+    digits = text[1:] if isinstance(text, str) and text.startswith("-") and text != "-0" else text
+    if from_decimal(digits) != digits:
+        raise NotAnAmount("not in canonical form")
+    return str(text)
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < _MOST:
+        raise TypeError("not a count")
+    return value
+
+
+def _written_count(digits: bytes) -> int:
+    if not digits.isdigit():  # int() would read `1_0` too
+        raise ValueError("not a count")
+    return _count(int(digits))
+
+
+def _maybe_decimals(value: object) -> int | None:
+    if value is not None and _count(value) > MAX_FRACTION_DIGITS:
+        raise ValueError("too many decimals")
+    return None if value is None else _count(value)
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError("not a list")
+    return value
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError("not a text")
+    value.encode()  # half a surrogate pair can be read from JSON, but never be written again
     return value
 
 

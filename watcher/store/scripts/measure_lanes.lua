@@ -1,0 +1,9 @@
+-- Measure lanes of one shard.
+-- KEYS    lanes (their lists)
+-- returns for each lane: how many deliveries wait in it, and the first line of the oldest ('' if none)
+local reply = {}
+for i = 1, #KEYS do
+  reply[#reply + 1] = redis.call('LLEN', KEYS[i])
+  reply[#reply + 1] = string.match(redis.call('LINDEX', KEYS[i], 0) or '', '^[^\n]*')
+end
+return reply
