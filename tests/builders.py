@@ -42,6 +42,7 @@ def a_snapshot(
 
 
 def a_state(
+    balance_by_asset: Mapping[str, Balance | str] | None = None,
     *,
     source: str = "here",
     watched: tuple[str, ...] | None = None,
@@ -51,7 +52,7 @@ def a_state(
     **balances: Balance | str,
 ) -> AccountState:
     entries = {}
-    for asset, told in balances.items():
+    for asset, told in {**(balance_by_asset or {}), **balances}.items():
         balance = told if isinstance(told, Balance) else a_balance(told)
         entries[asset] = Entry(Asset(asset, decimals=0), balance, balance)
     return AccountState(source, watched, entries, previous or {}, version, sequence, 1_000)

@@ -138,7 +138,7 @@ def test_another_change_has_another_id(other: Step) -> None:
     ],
 )
 def test_a_subscription_hears_what_it_asked_for(wish: dict[str, Any], expected: list[str]) -> None:
-    before = a_state(**{"0xabcdef": "1", "1": "1"})
+    before = a_state({"0xabcdef": "1", "1": "1"})
     rows = {
         "0xabcdef": a_row("0xabcdef", "2"),
         "1": a_row(Asset("1", "LRC", decimals=0), a_balance("1", "1", "3")),

@@ -79,7 +79,7 @@ def test_one_change_told_as_two_events_is_found() -> None:
     broken = judged([*heard, Heard(a_receipt(again), 104)]).broken
     assert broken == (
         "told, but no such change was made: treasury locked.increased 3 LRC (evt_5)",
-        "treasury 1: effects add up to locked 6, the provider says 3",
+        "treasury, asset 1: effects add up to locked 6, the provider says 3",
     )
 
 
@@ -124,7 +124,7 @@ def test_an_effect_that_is_off_by_the_last_digit_does_not_add_up() -> None:
     assert judged(told(made), made).is_good
     said = [a_change("total.increased", exact, a_vector(nearly))]
     assert judged(told(said), made).broken[-1] == (
-        "treasury 1: effects add up to total 123456790012.34567890123456789, "
+        "treasury, asset 1: effects add up to total 123456790012.34567890123456789, "
         "the provider says 123456790012.345678901234567891"
     )
 
@@ -132,7 +132,7 @@ def test_an_effect_that_is_off_by_the_last_digit_does_not_add_up() -> None:
 def test_a_balance_that_moved_untold_does_not_add_up() -> None:
     now = {**balances_after(a_story(), BASELINE), ("treasury", "6"): a_vector("1")}
     verdict = judge(a_story(), told(a_story()), planned=4, baseline=BASELINE, now=now)
-    assert verdict.broken == ("treasury 6: effects add up to total 0, the provider says 1",)
+    assert verdict.broken == ("treasury, asset 6: effects add up to total 0, the provider says 1",)
 
 
 def test_a_signature_that_does_not_verify_is_found_and_its_event_does_not_count() -> None:

@@ -232,8 +232,8 @@ def made_by_the_readme(folder: Path) -> Path:
 
 
 @pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[tuple[RealServer, str]]:
-    """The server of the composition with the users of the README's commands; the credentials of the worker."""
+def composed(tmp_path: Path) -> Iterator[tuple[RealServer, str]]:
+    """The composition's server, with the users that the README's commands make; the worker's credentials."""
     secrets = made_by_the_readme(tmp_path) / "secrets"
     service = COMPOSE["services"]["valkey"]
     (config,) = service["configs"]
@@ -248,17 +248,17 @@ def valkey(tmp_path: Path) -> Iterator[tuple[RealServer, str]]:
 
 
 async def test_the_composition_and_the_commands_of_the_readme_make_a_safe_server(
-    valkey: tuple[RealServer, str],
+    composed: tuple[RealServer, str],
 ) -> None:
-    server, credentials = valkey
+    server, credentials = composed
     async with connect(f"{server.url}?{credentials}") as client:
         await Roster(Pipe(client), Keys("watcher")).check_layout()
         said = await guarantee(client)
     assert (said.persistence, said.eviction, said.warnings) == ("aof", "noeviction", ())
 
 
-async def test_its_health_check_may_ask_what_it_asks(valkey: tuple[RealServer, str]) -> None:
-    server, _ = valkey
+async def test_its_health_check_may_ask_what_it_asks(composed: tuple[RealServer, str]) -> None:
+    server, _ = composed
     test = COMPOSE["services"]["valkey"]["healthcheck"]["test"]
     assert test[:2] == ["CMD", "valkey-cli"]
     user, password = (test[test.index(option) + 1] for option in ("--user", "--pass"))

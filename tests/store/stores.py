@@ -155,7 +155,7 @@ def a_commit(
         provider=provider,
         lease=lease,
         expected_version=expected,
-        state=a_state(version=version, sequence=sequence, **balances),
+        state=a_state(balances, version=version, sequence=sequence),
         due_ms=lease.deadline + due_in_ms,
         log=log,
         deliveries=deliveries or {},

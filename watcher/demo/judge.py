@@ -193,11 +193,11 @@ def _not_adding_up(told: Sequence[_Told], baseline: Balances, now: Balances) -> 
     total = defaultdict(lambda: NOTHING, baseline)
     for event in told:
         total[event.account, event.asset] += event.effect
-    for place in sorted(total.keys() | now.keys()):
-        added, said = total[place], now.get(place, NOTHING)
+    for account, asset in sorted(total.keys() | now.keys()):
+        added, said = total[account, asset], now.get((account, asset), NOTHING)
         for field, ours, theirs in zip(Vector._fields, added, said, strict=True):
             if ours != theirs:
                 yield (
-                    f"{' '.join(place)}: effects add up to {field} {to_text(ours)}, "
+                    f"{account}, asset {asset}: effects add up to {field} {to_text(ours)}, "
                     f"the provider says {to_text(theirs)}"
                 )

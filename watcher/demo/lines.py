@@ -19,11 +19,12 @@ from watcher.sandbox.loopring import BALANCES
 from watcher.sandbox.metakeep import BALANCE
 from watcher.sandbox.scene import ALICE, METAKEEP_ASSETS, TREASURY
 
-_NEXT = (
+_NEXT_IF_GOOD = (
     ("watcher init", "write a watcher.toml for accounts of your own"),
     ("watcher check", "find every mistake in it, before anything runs"),
     ("watcher run", "poll, compare and deliver"),
 )
+_NEXT_IF_NOT = (("watcher demo --verbose", "the same, with the worker's log"),)
 
 
 def opening_lines(interval: timedelta) -> Iterator[str]:
@@ -64,7 +65,8 @@ def verdict_lines(verdict: Verdict, took_s: float) -> Iterator[str]:
     yield f"        {_latency(verdict)}{took_s:.1f} s in all."
     yield ""
     yield "Next:"
-    yield from (f"  {click.style(f'{command:<13}', bold=True)}  {what}" for command, what in _NEXT)
+    commands = _NEXT_IF_GOOD if verdict.is_good else _NEXT_IF_NOT
+    yield from (f"  {click.style(f'{command:<13}', bold=True)}  {what}" for command, what in commands)
 
 
 def place_lines(stage: Stage) -> Iterator[str]:
@@ -94,7 +96,7 @@ def step_lines(step: Step) -> Iterator[str]:
 
 def webhook_line(receipt: Receipt) -> str:
     """Show a webhook as it arrives."""
-    return f"  ->  {_type(receipt)}  {_told(receipt)}"
+    return f"  ->  {_type(receipt)}  {_told(receipt)}".rstrip()
 
 
 def _type(receipt: Receipt) -> str:
@@ -107,7 +109,7 @@ def _type(receipt: Receipt) -> str:
 def _amount(made: Made, receipt: Receipt) -> str:
     """Say how much it was: once, if the provider and the webhook agree."""
     change, told = _change(made), _told(receipt)
-    return told if told == change else f"{change}, {_bad(f'told as {told}')}"
+    return change if told in ("", change) else f"{change}, {_bad(f'told as {told}')}"
 
 
 def _change(made: Made) -> str:
@@ -116,7 +118,7 @@ def _change(made: Made) -> str:
 
 def _told(receipt: Receipt) -> str:
     if receipt.event is None:
-        return "nothing"
+        return ""
     data = receipt.event["data"]
     return f"{data['amount']} {data['asset']['symbol']}"
 

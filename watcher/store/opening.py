@@ -1,0 +1,70 @@
+"""Opens the store that a configuration names: for a worker, or for a command that only looks.
+
+Either finds a running embedded server or starts one, and the last to leave stops it. Refuses to create an
+embedded store just to look at it.
+"""
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+from watcher.settings import RedisSettings
+from watcher.store.connect import ConfigurationRefused, StoreUnreachable, connect
+from watcher.store.embedded import Embedded
+from watcher.store.engine import MARKER
+from watcher.store.keys import SHARDS, Keys
+from watcher.store.pipe import Pipe
+from watcher.store.roster import SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStore:
+    """A store as long as it is open. `mend` starts an embedded server again that is gone."""
+
+    client: Redis
+    pipe: Pipe
+    keys: Keys
+    mend: Callable[[], Awaitable[object]] | None = None
+
+
+@asynccontextmanager
+async def open_store(settings: RedisSettings) -> AsyncIterator[OpenStore]:
+    """Open a store. Raises StoreError where that is not possible, for a server on the first command."""
+    async with AsyncExitStack() as stack:
+        url, mend = settings.url.get_secret_value(), None
+        if url == "embedded":
+            server = await stack.enter_async_context(Embedded(settings.data_dir))
+            url, mend = server.url, server.ensure
+        client = await stack.enter_async_context(connect(url))
+        yield OpenStore(client, Pipe(client), Keys(settings.namespace), mend)
+
+
+@asynccontextmanager
+async def open_to_look(settings: RedisSettings) -> AsyncIterator[OpenStore]:
+    """Open a store that a worker has used. Raises StoreError, also where none has or another version did."""
+    if settings.url.get_secret_value() == "embedded":
+        _refuse_unused(settings.data_dir)
+    async with open_store(settings) as store:
+        await _check_layout(store)
+        yield store
+
+
+def _refuse_unused(data_dir: Path) -> None:
+    if not (data_dir / MARKER).exists():
+        raise StoreUnreachable(
+            f"there is no embedded store in {os.path.abspath(data_dir)} yet (redis.data_dir): `watcher run` "
+            "makes one; if it has run, then from another directory"
+        )
+
+
+async def _check_layout(store: OpenStore) -> None:
+    key = store.keys.meta()
+    shards, schema = await store.pipe.command("HMGET", key, "shards", "schema")
+    if shards is not None and (shards, schema) != (b"%d" % SHARDS, SCHEMA.encode()):
+        raise ConfigurationRefused(
+            f"the state under {key} was laid out by another version of watcher: look at it with that version"
+        )
