@@ -1,6 +1,7 @@
 """The commit: state, log, lanes and the next poll move as one step, once, or not at all."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -92,6 +93,33 @@ async def test_a_good_poll_ends_the_row_of_refusals(redis_client: Redis, namespa
     assert store.keys.failing(SHARD, PROVIDER) not in await store.contents()
 
 
+async def test_a_step_without_a_good_poll_keeps_its_time_and_the_refusals(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    before = await committed(store, ETH="10")
+    lease = await store.lease()
+    await store.polls.postpone(PROVIDER, lease, why="down", at_least_ms=0, waits_ms=[5])
+    step = a_commit(await store.lease(), expected="v1", version="v2", ETH="10")
+    step = replace(step, is_good=False, state=replace(step.state, polled_at_ms=before.state.polled_at_ms + 1))
+    assert await store.polls.commit(step) == (Reply.DONE, 0)
+    after = await store.polls.read_state(ACCOUNT)
+    assert after
+    assert (after.version, after.polled_at_ms) == ("v2", before.state.polled_at_ms)
+    assert store.keys.failing(SHARD, PROVIDER) in await store.contents()
+
+
+async def test_an_account_may_have_a_state_before_its_first_good_poll(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    step = replace(a_commit(await store.lease()), is_good=False)
+    assert await store.polls.commit(step) == (Reply.DONE, 0)
+    state = await store.polls.read_state(ACCOUNT)
+    assert state
+    assert state.polled_at_ms == 0
+
+
 async def test_a_step_from_a_state_that_moved_on_is_refused(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await committed(store, deliveries={OPS: [a_delivery(1)]})
@@ -162,8 +190,8 @@ async def test_a_step_sent_twice_in_one_pipeline_is_done_once(redis_client: Redi
     store = a_store(redis_client, namespace)
     step = a_commit(await store.lease(), log=[b"event"], deliveries={OPS: [a_delivery()]})
     async with running(store.pipe):
-        replies = await asyncio.gather(store.polls.commit(step), store.polls.commit(step))
-    assert replies == [(Reply.DONE, 0), (Reply.DONE_BEFORE, 0)]
+        first, second = await asyncio.gather(store.polls.commit(step), store.polls.commit(step))
+    assert (first, second) == ((Reply.DONE, 0), (Reply.DONE_BEFORE, 0))
     assert await store.lane() == [a_delivery().dump()]
     assert len(await store.stream(store.keys.log(SHARD))) == 1
 

@@ -16,6 +16,9 @@ from watcher.sandbox import play as play_script
 PATIENCE_S = 4.0
 """Far longer than anything takes here, and short enough to end within ten seconds if something is wrong."""
 
+_START_S = 10.0
+"""As long as the worker itself waits for its server, before it says what is wrong."""
+
 Show = Callable[[Scene, Made | None, Heard | None], None]
 """Sees a scene when it is over: the change (None: a fault), and the webhook that came of it."""
 
@@ -23,12 +26,12 @@ Show = Callable[[Scene, Made | None, Heard | None], None]
 async def play(
     stage: Stage, *, show: Show, story: Sequence[Scene] = STORY, patience_s: float = PATIENCE_S
 ) -> Verdict:
-    """Play the story and judge it. No wait is longer than `patience_s`."""
+    """Play the story and judge it. No change waits for longer than `patience_s` to be told."""
     made: list[Made] = []
     baseline = stage.balances()
     settle_polls = max(provider.settle_polls for provider in stage.worker.settings.provider_by_name.values())
     try:
-        async with asyncio.timeout(patience_s):
+        async with asyncio.timeout(_START_S):
             await stage.polled(1)
         for scene in story:
             await _play_scene(stage, scene, made, show=show, patience_s=patience_s)

@@ -31,12 +31,6 @@ from watcher.sandbox.metakeep import BALANCE
 from watcher.sandbox.scene import ALICE, METAKEEP_ASSETS, TREASURY
 from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings, WorkerSettings
 from watcher.snapshot import asset_id
-from watcher.store.connect import connect
-from watcher.store.embedded import Embedded
-from watcher.store.keys import Keys
-from watcher.store.pipe import Pipe
-from watcher.store.roster import Roster
-from watcher.store.schedule import Schedule
 from watcher.worker import Worker
 
 NAME_BY_ACCOUNT: dict[AccountKey, str] = {TREASURY: "treasury", ALICE: "alice"}
@@ -56,7 +50,6 @@ class Stage:
     sandbox: Sandbox
     receiver: Receiver
     worker: Worker
-    schedule: Schedule
     heard: list[Heard] = field(default_factory=list)
 
     def balances(self) -> Balances:
@@ -89,15 +82,10 @@ class Stage:
         return [one for one in self.heard[so_far:] if not one.receipt.is_repeat]
 
     async def fail(self, step: Step) -> None:
-        """Spoil an answer and wait until the worker has met it; then let it try again at once."""
+        """Spoil an answer, and wait until the worker has met it."""
         refused = self.worker.tally.refused
         step.make(self.sandbox.world, self.sandbox.knobs)
         await _until(lambda: self.worker.tally.refused > refused)
-        provider = step.options["provider"]
-        accounts = self.worker.settings.account_by_name.values()
-        names = [account.name for account in accounts if account.provider == provider]
-        roster = Roster(self.schedule.pipe, Keys(self.worker.settings.redis.namespace))
-        await roster.make_due(provider, names, now_ms=self.schedule.now_ms())
 
     async def polled(self, times: int) -> None:
         """Wait until each account was polled so many times more, and what was found is committed."""
@@ -111,18 +99,15 @@ class Stage:
 async def a_stage(interval: timedelta) -> AsyncIterator[Stage]:
     """Set everything up, each account polled every `interval`, and take it down again.
 
-    Raises ConfigurationRefused where there is no server program to keep the worker's state.
+    Raises what the worker raises, in a group: ConfigurationRefused where there is no server program.
     """
     knobs: dict[str, Any] = {"requests_per_second": None}
     sandbox = Sandbox(loopring=LoopringKnobs(**knobs), metakeep=MetakeepKnobs(**knobs))
     receiver = Receiver(secrets=[new_secret()], keep=100)
-    with TemporaryDirectory(prefix="watcher-demo-") as directory:
-        # A share of the worker's own server: it fails here if it fails, and it is stopped here at last.
-        async with sandbox, receiver, Embedded(Path(directory)) as server, connect(server.url) as client:
-            schedule = Schedule(Pipe(client))
-            await schedule.read_clock()
-            worker = Worker(_settings(sandbox, receiver, Path(directory), interval), name="demo")
-            stage = Stage(sandbox, receiver, worker, schedule)
+    with TemporaryDirectory(prefix="watcher-demo-") as data_dir:
+        async with sandbox, receiver:
+            worker = Worker(_settings(sandbox, receiver, Path(data_dir), interval), name="demo")
+            stage = Stage(sandbox, receiver, worker)
             receiver.notice = lambda receipt: _note(stage.heard, receipt)
             async with asyncio.TaskGroup() as group:
                 group.create_task(worker.run(), name="worker")

@@ -57,11 +57,12 @@ class History:
                     yield record
 
     async def of_shard(
-        self, shard: int, *, since_ms: int = 0, newest_first: bool = False
+        self, shard: int, *, since_ms: int = 0, end: str = "+", newest_first: bool = False
     ) -> AsyncIterator[Record]:
-        """Read one shard's log, from its oldest record that is not older than `since_ms`, or back to it."""
-        command = "XREVRANGE" if newest_first else "XRANGE"
-        start, end = ("+", f"{since_ms}-0") if newest_first else (f"{since_ms}-0", "+")
+        """Read one shard's log from a time on up to an end (the id of a record), or back from there."""
+        command, start = "XRANGE", f"{since_ms}-0"
+        if newest_first:
+            command, start, end = "XREVRANGE", end, start
         while True:
             page = await self._pipe.command(command, self._keys.log(shard), start, end, "COUNT", _PAGE)
             for entry_id, fields in page:
@@ -70,11 +71,14 @@ class History:
                 return
             start = f"({page[-1][0].decode()}"
 
-    async def in_order(self, *, since_ms: int = 0, newest_first: bool = False) -> AsyncIterator[Record]:
-        """Read the logs of all shards as one, by the server's time of each commit."""
+    async def in_order(
+        self, ends: Sequence[str], *, since_ms: int = 0, newest_first: bool = False
+    ) -> AsyncIterator[Record]:
+        """Read the logs of all shards up to their `ends` as one, by the server's time of each commit."""
         sign = -1 if newest_first else 1
         shards = [
-            self.of_shard(shard, since_ms=since_ms, newest_first=newest_first) for shard in range(SHARDS)
+            self.of_shard(shard, since_ms=since_ms, end=end, newest_first=newest_first)
+            for shard, end in enumerate(ends)
         ]
         heads = [_head(await anext(records, None), sign, shard) for shard, records in enumerate(shards)]
         heap = [head for head in heads if head]
@@ -88,7 +92,7 @@ class History:
                 heappop(heap)
 
     async def ends(self) -> list[str]:
-        """Say where each shard's log ends now, for `after`."""
+        """Say where each shard's log ends now."""
         ends = []
         for shard in range(SHARDS):
             last = await self._pipe.command("XREVRANGE", self._keys.log(shard), "+", "-", "COUNT", 1)

@@ -15,7 +15,6 @@ from redis.asyncio import Redis
 from watcher.settings import RedisSettings
 from watcher.store.connect import ConfigurationRefused, StoreUnreachable, connect
 from watcher.store.embedded import Embedded
-from watcher.store.engine import MARKER
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Pipe
 from watcher.store.roster import SCHEMA
@@ -54,7 +53,7 @@ async def open_to_look(settings: RedisSettings) -> AsyncIterator[OpenStore]:
 
 
 def _refuse_unused(data_dir: Path) -> None:
-    if not (data_dir / MARKER).exists():
+    if not data_dir.is_dir():
         raise StoreUnreachable(
             f"there is no embedded store in {os.path.abspath(data_dir)} yet (redis.data_dir): `watcher run` "
             "makes one; if it has run, then from another directory"

@@ -17,6 +17,8 @@ redis.call('XLEN', KEYS[5])
 
 local time = redis.call('TIME')
 local later = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[6])
+-- Within the millisecond of its claim a lease would stay the same, and not refuse a repeat.
+if later == tonumber(ARGV[3]) then later = later + 1 end
 if ARGV[5] == 'retry' then
   count = tried == ARGV[4] and count + 1 or 1
   redis.call('HSET', KEYS[4], ARGV[2], string.format('%d %s', count, ARGV[4]))

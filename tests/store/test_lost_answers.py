@@ -1,0 +1,161 @@
+"""Answers that get lost: redis-py repeats what it believes undone, and nothing may happen twice."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from lossy_proxy import LossyProxy
+from redis.asyncio import Redis
+from servers import ENGINES
+from stores import (
+    ACCOUNT,
+    MINUTE_MS,
+    NEIGHBOURS,
+    OPS,
+    PROVIDER,
+    SHARD,
+    a_commit,
+    a_delivery,
+    a_store,
+    running,
+    some_deliveries,
+)
+
+from watcher.store.connect import connect
+from watcher.store.schedule import Lease, Reply
+
+pytestmark = pytest.mark.parametrize("engine", ENGINES)
+
+
+@contextmanager
+def each_repeated(proxy: LossyProxy, *, at_least: int) -> Iterator[None]:
+    """Claim that the block lost so many answers, so that something was really executed again."""
+    lost = proxy.lost
+    yield
+    assert proxy.lost - lost >= at_least
+
+
+@pytest.fixture
+def url(server_url_of: Callable[[str], str], engine: str) -> str:
+    return server_url_of(engine)
+
+
+@pytest.mark.parametrize("runners", [0, 2])
+async def test_a_commit_whose_answer_was_lost_is_committed_once(
+    redis_client: Redis, namespace: str, url: str, runners: int
+) -> None:
+    direct = a_store(redis_client, namespace)
+    async with LossyProxy(url, lose_every=2) as proxy, connect(proxy.url) as client:
+        store = a_store(client, namespace)
+        async with running(store.pipe, runners):
+            with each_repeated(proxy, at_least=3):
+                for number in range(1, 7):
+                    step = a_commit(
+                        await direct.lease(),
+                        expected=f"v{number - 1}" if number > 1 else "",
+                        version=f"v{number}",
+                        log=[b"%d" % number],
+                        deliveries={OPS: [a_delivery(number)]},
+                    )
+                    reply, _ = await store.polls.commit(step)
+                    assert reply in (Reply.DONE, Reply.DONE_BEFORE)
+    assert await direct.lane() == [each.dump() for each in some_deliveries(*range(1, 7))]
+    assert [entry["entry"] for entry in await direct.stream(direct.keys.log(SHARD))] == [
+        b"%d" % number for number in range(1, 7)
+    ]
+
+
+async def test_commits_of_many_accounts_that_share_a_lost_pipeline_are_committed_once(
+    redis_client: Redis, namespace: str, url: str
+) -> None:
+    direct = a_store(redis_client, namespace)
+    accounts = NEIGHBOURS[:10]
+    async with LossyProxy(url, lose_every=2) as proxy, connect(proxy.url) as client:
+        store = a_store(client, namespace)
+        async with running(store.pipe):
+            with each_repeated(proxy, at_least=2):
+                for number in range(1, 5):
+                    steps = [
+                        a_commit(
+                            await direct.lease(account),
+                            expected=f"v{number - 1}" if number > 1 else "",
+                            version=f"v{number}",
+                            deliveries={OPS: [a_delivery(number)]},
+                        )
+                        for account in accounts
+                    ]
+                    replies = await asyncio.gather(*map(store.polls.commit, steps))
+                    assert {reply for reply, _ in replies} <= {Reply.DONE, Reply.DONE_BEFORE}
+    for account in accounts:
+        assert await direct.lane(account) == [each.dump() for each in some_deliveries(1, 2, 3, 4)]
+
+
+async def test_a_settling_whose_answer_was_lost_takes_one_delivery(
+    redis_client: Redis, namespace: str, url: str
+) -> None:
+    direct = a_store(redis_client, namespace)
+    await direct.queue(*some_deliveries(1, 2, 3, 4))
+    async with LossyProxy(url, lose_every=2) as proxy, connect(proxy.url) as client:
+        lanes = a_store(client, namespace).lanes
+        with each_repeated(proxy, at_least=2):
+            for number in (1, 2, 3):
+                lease = await direct.lease_lane()
+                reply, _ = await lanes.delivered(OPS, lease, a_delivery(number).head, lease_ms=MINUTE_MS + 1)
+                # A worker that hears "lost" comes back to the lane when its lease ends: late, never twice.
+                assert reply in (Reply.DONE, Reply.LEASE_LOST)
+    assert await direct.lane() == [a_delivery(4).dump()]
+
+
+async def test_a_dead_letter_whose_answer_was_lost_is_kept_once(
+    redis_client: Redis, namespace: str, url: str
+) -> None:
+    direct = a_store(redis_client, namespace)
+    await direct.queue(*some_deliveries(1, 2))
+    async with LossyProxy(url, lose_every=1_000_000) as proxy, connect(proxy.url) as client:
+        lanes = a_store(client, namespace).lanes
+        await lanes.read_tries(OPS, ACCOUNT)
+        proxy.scripts = 999_999
+        with each_repeated(proxy, at_least=1):
+            lease = await direct.lease_lane()
+            await lanes.dead(OPS, lease, a_delivery(1).head, lease_ms=MINUTE_MS, reason="410")
+    assert len(await direct.stream(direct.keys.dead(SHARD, OPS))) == 1
+    assert await direct.lane() == [a_delivery(2).dump()]
+
+
+async def test_a_failure_whose_answer_was_lost_counts_once(
+    redis_client: Redis, namespace: str, url: str
+) -> None:
+    direct = a_store(redis_client, namespace)
+    await direct.queue(a_delivery())
+    async with LossyProxy(url, lose_every=2) as proxy, connect(proxy.url) as client:
+        store = a_store(client, namespace)
+        with each_repeated(proxy, at_least=2):
+            for count in (1, 2, 3):
+                await store.lanes.retry(OPS, await direct.lease_lane(), a_delivery().head, wait_ms=5000)
+                assert (await direct.lanes.read_tries(OPS, ACCOUNT))[0] == count
+    async with LossyProxy(url, lose_every=2) as proxy, connect(proxy.url) as client:
+        store = a_store(client, namespace)
+        with each_repeated(proxy, at_least=2):
+            for _ in range(3):
+                lease = await direct.lease()
+                await store.polls.postpone(PROVIDER, lease, why="down", at_least_ms=0, waits_ms=[5000])
+    failing = await direct.pipe.command("HGET", direct.keys.failing(SHARD, PROVIDER), ACCOUNT)
+    assert failing.startswith(b"3 ")
+
+
+async def test_a_claim_whose_answer_was_lost_loses_no_account(
+    redis_client: Redis, namespace: str, url: str
+) -> None:
+    direct = a_store(redis_client, namespace)
+    accounts = NEIGHBOURS[:20]
+    await direct.due(direct.keys.polls(SHARD, PROVIDER), **dict.fromkeys(accounts, -1))
+    found: list[Lease] = []
+    async with LossyProxy(url, lose_every=3) as proxy, connect(proxy.url) as client:
+        store = a_store(client, namespace)
+        with each_repeated(proxy, at_least=2):
+            async with asyncio.timeout(10):
+                while len({lease.member for lease in found}) < len(accounts):
+                    claimed = await store.polls.claim(PROVIDER, SHARD, lease_ms=20, at_most=4)
+                    found.extend(claimed.leases)
+    assert len(set(found)) == len(found), "the same lease was given twice"

@@ -1,0 +1,231 @@
+"""The pipe: few round trips, no answer mixed up, and no harm by whoever is cancelled or forgotten meanwhile."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from fakeredis import FakeAsyncRedis
+from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+from redis.exceptions import ResponseError
+from servers import DURABLE, ENGINES, EVERY_ENGINE, real_server
+from stores import ACCOUNT, MINUTE_MS, OPS, a_commit, a_delivery, a_store, running, some_deliveries
+
+from watcher.store.connect import StoreUnreachable, connect
+from watcher.store.pipe import Pipe, load_script
+from watcher.store.schedule import Reply
+
+everywhere = pytest.mark.parametrize("engine", EVERY_ENGINE)
+on_real_servers = pytest.mark.parametrize("engine", ENGINES)
+
+
+@pytest.fixture
+def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many commands each round trip carried so far."""
+    sizes: list[int] = []
+    execute = Pipeline.execute
+
+    async def counted(self: Any, *arguments: Any, **options: Any) -> Any:
+        if self.command_stack:
+            sizes.append(len(self.command_stack))
+        return await execute(self, *arguments, **options)
+
+    monkeypatch.setattr(Pipeline, "execute", counted)
+    return sizes
+
+
+async def echo(pipe: Pipe, text: str) -> str:
+    answer: bytes = await pipe.command("ECHO", text)
+    return answer.decode()
+
+
+@everywhere
+async def test_what_one_turn_of_the_loop_asks_goes_out_at_once(
+    redis_client: Redis, round_trips: list[int]
+) -> None:
+    pipe = Pipe(redis_client)
+    texts = [str(n) for n in range(100)]
+    async with running(pipe):
+        answers = await asyncio.gather(*(echo(pipe, text) for text in texts))
+    assert answers == texts
+    assert round_trips == [100]
+
+
+@everywhere
+async def test_no_round_trip_grows_beyond_measure(redis_client: Redis, round_trips: list[int]) -> None:
+    pipe = Pipe(redis_client)
+    texts = [str(n) for n in range(1200)]
+    async with running(pipe):
+        answers = await asyncio.gather(*(echo(pipe, text) for text in texts))
+    assert answers == texts
+    assert sorted(round_trips) == [176, 512, 512]
+
+
+@everywhere
+async def test_what_is_asked_while_others_wait_goes_out_together(
+    redis_client: Redis, round_trips: list[int]
+) -> None:
+    pipe = Pipe(redis_client)
+
+    async def ask_on(name: str) -> list[str]:
+        return [await echo(pipe, f"{name}{turn}") for turn in range(10)]
+
+    async with running(pipe):
+        answers = await asyncio.gather(*(ask_on(f"{n}:") for n in range(50)))
+    assert answers == [[f"{n}:{turn}" for turn in range(10)] for n in range(50)]
+    assert len(round_trips) <= 40, "500 commands ought to share their round trips"
+
+
+@everywhere
+async def test_without_a_runner_each_command_goes_out_by_itself(
+    redis_client: Redis, round_trips: list[int]
+) -> None:
+    pipe = Pipe(redis_client)
+    assert await asyncio.gather(echo(pipe, "a"), echo(pipe, "b")) == ["a", "b"]
+    assert round_trips == [1, 1]
+
+
+@everywhere
+@pytest.mark.parametrize("runners", [0, 2])
+async def test_the_error_of_one_command_is_its_own(
+    redis_client: Redis, namespace: str, runners: int
+) -> None:
+    pipe = Pipe(redis_client)
+    await pipe.command("SET", f"{namespace}:text", "x")
+    async with running(pipe, runners):
+        first, wrong, unknown, last = await asyncio.gather(
+            pipe.command("ECHO", "a"),
+            pipe.command("LLEN", f"{namespace}:text"),
+            pipe.command("NOSUCHCOMMAND"),
+            pipe.command("ECHO", "b"),
+            return_exceptions=True,
+        )
+    assert (first, last) == (b"a", b"b")
+    assert isinstance(wrong, ResponseError)
+    assert isinstance(unknown, ResponseError)
+
+
+@everywhere
+@pytest.mark.parametrize("runners", [0, 2])
+async def test_scripts_that_the_server_forgot_are_sent_again(
+    redis_client: Redis, namespace: str, runners: int
+) -> None:
+    store = a_store(redis_client, namespace)
+    lease = await store.lease()
+    async with running(store.pipe, runners):
+        for version in ("v1", "v2", "v3"):
+            await store.pipe.command("SCRIPT", "FLUSH")
+            step = a_commit(lease, version=version, deliveries={OPS: [a_delivery()]})
+            text, (reply, _), twin = await asyncio.gather(
+                echo(store.pipe, "beside"), store.polls.commit(step), store.polls.commit(step)
+            )
+            assert (text, reply, twin[0]) == ("beside", Reply.DONE, Reply.DONE_BEFORE)
+            await store.pipe.command("DEL", store.keys.state(ACCOUNT))
+            lease = await store.lease()
+    assert len(await store.lane()) == 3
+
+
+@on_real_servers
+async def test_a_restarted_server_is_sent_its_scripts_again(engine: str, namespace: str) -> None:
+    with real_server(engine, *DURABLE) as server:
+        async with connect(server.url) as client:
+            store = a_store(client, namespace)
+            await store.queue(a_delivery(1))
+            server.restart()
+            async with running(store.pipe):
+                await store.queue(a_delivery(2))
+            assert await store.lane() == [each.dump() for each in some_deliveries(1, 2)]
+
+
+@everywhere
+async def test_a_cancelled_caller_harms_no_other(redis_client: Redis) -> None:
+    pipe = Pipe(redis_client)
+    async with running(pipe):
+        for turns in range(6):  # cancelled before it is sent, on the way, and about when it is answered
+            callers = [asyncio.create_task(echo(pipe, str(n))) for n in range(20)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for caller in callers[::2]:
+                caller.cancel()
+            answers = await asyncio.gather(*callers, return_exceptions=True)
+            assert answers[1::2] == [str(n) for n in range(1, 20, 2)]
+            assert all(isinstance(answer, asyncio.CancelledError | str) for answer in answers[::2])
+        assert await echo(pipe, "still right") == "still right"
+
+
+@everywhere
+async def test_a_caller_without_a_runner_may_be_cancelled_too(redis_client: Redis) -> None:
+    pipe = Pipe(redis_client)
+    for turns in range(6):
+        caller = asyncio.create_task(echo(pipe, "cancelled"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        caller.cancel()
+        await asyncio.gather(caller, return_exceptions=True)
+        assert await echo(pipe, "next") == "next"
+
+
+@everywhere
+@pytest.mark.parametrize("turns", range(4))
+async def test_nobody_waits_for_runners_that_have_ended(redis_client: Redis, turns: int) -> None:
+    pipe = Pipe(redis_client)
+    async with running(pipe):
+        callers = [asyncio.create_task(echo(pipe, str(n))) for n in range(1100)]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(*callers, return_exceptions=True)
+    for n, answer in enumerate(answers):
+        assert answer == str(n) or isinstance(answer, asyncio.CancelledError)
+    assert await echo(pipe, "at once") == "at once"
+
+
+async def test_one_runner_may_end_while_the_other_goes_on(redis_client: Redis) -> None:
+    pipe = Pipe(redis_client)
+    async with running(pipe, 1):
+        async with running(pipe, 1):
+            assert await echo(pipe, "two") == "two"
+        assert await echo(pipe, "one") == "one"
+
+
+@on_real_servers
+@pytest.mark.parametrize("runners", [0, 2])
+async def test_a_server_that_is_gone_is_said_so_to_everybody_who_waits(engine: str, runners: int) -> None:
+    with real_server(engine) as server:
+        async with connect(server.url) as client:
+            pipe = Pipe(client)
+            async with running(pipe, runners):
+                await echo(pipe, "there")
+                server.kill()
+                troubles = await asyncio.gather(
+                    *(echo(pipe, str(n)) for n in range(5)), return_exceptions=True
+                )
+                assert all(isinstance(trouble, StoreUnreachable) for trouble in troubles)
+                server.start()
+                assert await echo(pipe, "back") == "back"
+
+
+async def test_a_bug_of_the_client_reaches_all_callers_and_ends_no_runner() -> None:
+    client = FakeAsyncRedis()
+    pipe = Pipe(client)
+    async with client, running(pipe):
+        answers = await asyncio.gather(
+            pipe.command("ECHO", object()), pipe.command("ECHO", "a"), return_exceptions=True
+        )
+        assert all(isinstance(answer, Exception) for answer in answers)
+        assert await echo(pipe, "b") == "b"
+
+
+def test_a_script_is_called_by_the_digest_that_servers_compute() -> None:
+    script = load_script("touch")
+    assert script.name == "touch"
+    assert script.digest == "".join(character for character in script.digest if character in "0123456789abcdef")
+    assert len(script.digest) == 40
+
+
+@everywhere
+async def test_a_script_that_the_server_knows_travels_as_its_digest(redis_client: Redis) -> None:
+    script = load_script("touch")
+    digest = await redis_client.script_load(script.text)
+    assert digest in (script.digest, script.digest.encode())
+    assert MINUTE_MS

@@ -1,0 +1,235 @@
+"""Settling: what becomes of a lane's head after an attempt, exactly once, by whoever holds the lane."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+from servers import EVERY_ENGINE
+from stores import (
+    ACCOUNT,
+    MINUTE_MS,
+    NEIGHBOURS,
+    OPS,
+    SHARD,
+    Store,
+    a_delivery,
+    a_store,
+    some_deliveries,
+)
+
+from watcher.store import polls
+from watcher.store.lanes import Delivery
+from watcher.store.schedule import Lease, Reply
+
+Settle = Callable[[Store, Lease, Delivery], Awaitable[Reply]]
+
+
+async def delivered(store: Store, lease: Lease, delivery: Delivery) -> Reply:
+    return (await store.lanes.delivered(OPS, lease, delivery.head, lease_ms=MINUTE_MS))[0]
+
+
+async def dead(store: Store, lease: Lease, delivery: Delivery) -> Reply:
+    return (await store.lanes.dead(OPS, lease, delivery.head, lease_ms=MINUTE_MS, reason="410"))[0]
+
+
+async def retry(store: Store, lease: Lease, delivery: Delivery) -> Reply:
+    return await store.lanes.retry(OPS, lease, delivery.head, wait_ms=5000)
+
+
+pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
+
+every_outcome = pytest.mark.parametrize("settle", [delivered, dead, retry])
+
+ONE, TWO, THREE = some_deliveries(1, 2, 3)
+
+
+async def a_lane(client: Redis, namespace: str, *deliveries: Delivery) -> tuple[Store, Lease]:
+    """A store, and the lease of a lane where these wait."""
+    store = a_store(client, namespace)
+    await store.queue(*deliveries)
+    return store, await store.lease_lane()
+
+
+async def refused(store: Store, settle: Settle, lease: Lease, delivery: Delivery, reply: Reply) -> None:
+    """Claim that a settling is answered so, and leaves everything as it was."""
+    before = await store.contents()
+    assert await settle(store, lease, delivery) is reply
+    assert await store.contents() == before
+
+
+async def test_a_delivered_head_makes_room_for_the_next_and_keeps_the_lane(
+    redis_client: Redis, namespace: str
+) -> None:
+    store, lease = await a_lane(redis_client, namespace, ONE, TWO)
+    before = await store.now_ms()
+    reply, deadline = await store.lanes.delivered(OPS, lease, ONE.head, lease_ms=7000)
+    assert reply is Reply.DONE
+    assert before + 7000 - 1 <= deadline <= await store.now_ms() + 7000 + 1
+    assert await store.lane() == [TWO.dump()]
+    assert await store.scores(store.keys.lanes(SHARD, OPS)) == {ACCOUNT: deadline}
+    assert await delivered(store, Lease(ACCOUNT, deadline), TWO) is Reply.DONE
+
+
+async def test_an_empty_lane_leaves_the_schedule(redis_client: Redis, namespace: str) -> None:
+    store, lease = await a_lane(redis_client, namespace, ONE)
+    await store.queue(ONE, account=NEIGHBOURS[0])
+    assert await store.lanes.delivered(OPS, lease, ONE.head, lease_ms=MINUTE_MS) == (Reply.DONE, 0)
+    assert store.keys.lane(OPS, ACCOUNT) not in await store.contents()
+    assert list(await store.scores(store.keys.lanes(SHARD, OPS))) == [NEIGHBOURS[0]]
+
+
+async def test_what_is_queued_meanwhile_stays_with_the_holder_of_the_lane(
+    redis_client: Redis, namespace: str
+) -> None:
+    store, lease = await a_lane(redis_client, namespace, ONE)
+    await store.queue(TWO)
+    reply, deadline = await store.lanes.delivered(OPS, lease, ONE.head, lease_ms=MINUTE_MS)
+    assert reply is Reply.DONE
+    assert await store.scores(store.keys.lanes(SHARD, OPS)) == {ACCOUNT: deadline}
+    assert await store.lane() == [TWO.dump()]
+
+
+async def test_a_dead_head_is_kept_with_its_reason_and_the_lane_goes_on(
+    redis_client: Redis, namespace: str
+) -> None:
+    odd = Delivery("evt_1", "total.increased", 1, b"\x00\xff\n%s")
+    store, lease = await a_lane(redis_client, namespace, odd, TWO)
+    reply, deadline = await store.lanes.dead(OPS, lease, odd.head, lease_ms=7000, reason="10 attempts")
+    assert reply is Reply.DONE
+    assert await store.scores(store.keys.lanes(SHARD, OPS)) == {ACCOUNT: deadline}
+    assert await store.lane() == [TWO.dump()]
+    assert await store.stream(store.keys.dead(SHARD, OPS)) == [
+        {"account": ACCOUNT.encode(), "reason": b"10 attempts", "delivery": odd.dump()}
+    ]
+    assert await dead(store, Lease(ACCOUNT, deadline), TWO) is Reply.DONE
+    assert [letter["reason"] for letter in await store.stream(store.keys.dead(SHARD, OPS))] == [
+        b"10 attempts",
+        b"410",
+    ]
+    assert await store.scores(store.keys.lanes(SHARD, OPS)) == {}
+
+
+async def test_a_failed_head_stays_and_its_lane_waits(redis_client: Redis, namespace: str) -> None:
+    store, lease = await a_lane(redis_client, namespace, ONE, TWO)
+    before = await store.now_ms()
+    assert await retry(store, lease, ONE) is Reply.DONE
+    due = (await store.scores(store.keys.lanes(SHARD, OPS)))[ACCOUNT]
+    assert before + 5000 - 1 <= due <= await store.now_ms() + 5000 + 1
+    assert await store.lane() == [ONE.dump(), TWO.dump()]
+    assert await store.lanes.read_tries(OPS, ACCOUNT) == (1, ONE.head)
+
+
+async def test_a_lane_that_waits_is_found_again_through_the_index(
+    redis_client: Redis, namespace: str
+) -> None:
+    store, lease = await a_lane(redis_client, namespace, ONE)
+    index = store.keys.due_subscriptions(SHARD)
+    await store.due(index, **{OPS: 10 * MINUTE_MS})
+    await retry(store, lease, ONE)
+    due = await store.scores(store.keys.lanes(SHARD, OPS))
+    assert await store.scores(index) == {OPS: due[ACCOUNT]}
+
+
+async def test_a_retry_does_not_put_off_another_lane_of_its_subscription(
+    redis_client: Redis, namespace: str
+) -> None:
+    store, lease = await a_lane(redis_client, namespace, ONE)
+    index = store.keys.due_subscriptions(SHARD)
+    await store.due(index, **{OPS: -5})
+    before = await store.scores(index)
+    await retry(store, lease, ONE)
+    assert await store.scores(index) == before
+
+
+async def test_tries_are_counted_for_one_head(redis_client: Redis, namespace: str) -> None:
+    store, lease = await a_lane(redis_client, namespace, ONE, TWO)
+    assert await store.lanes.read_tries(OPS, ACCOUNT) == (0, b"")
+    for count in range(1, 12):
+        assert await retry(store, lease, ONE) is Reply.DONE
+        assert await store.lanes.read_tries(OPS, ACCOUNT) == (count, ONE.head)
+        lease = await store.lease_lane()
+    reply, deadline = await store.lanes.delivered(OPS, lease, ONE.head, lease_ms=MINUTE_MS)
+    assert reply is Reply.DONE
+    assert await store.lanes.read_tries(OPS, ACCOUNT) == (0, b"")
+    await retry(store, Lease(ACCOUNT, deadline), TWO)
+    assert await store.lanes.read_tries(OPS, ACCOUNT) == (1, TWO.head)
+
+
+async def test_tries_of_a_head_that_was_pushed_out_do_not_count_for_the_next(
+    redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, lease = await a_lane(redis_client, namespace, ONE)
+    await retry(store, lease, ONE)
+    monkeypatch.setattr(polls, "LANE_LENGTH", 1)
+    await store.queue(TWO)
+    assert await store.lane() == [TWO.dump()]
+    tries, tried = await store.lanes.read_tries(OPS, ACCOUNT)
+    assert (tries, tried) == (1, ONE.head)
+    await retry(store, await store.lease_lane(), TWO)
+    assert await store.lanes.read_tries(OPS, ACCOUNT) == (1, TWO.head)
+
+
+@every_outcome
+async def test_only_the_head_is_settled(redis_client: Redis, namespace: str, settle: Settle) -> None:
+    store, lease = await a_lane(redis_client, namespace, ONE, TWO)
+    longer = a_delivery(11)
+    for other in (TWO, THREE, longer):
+        await refused(store, settle, lease, other, Reply.MOVED_ON)
+
+
+@every_outcome
+async def test_an_attempt_of_a_head_with_the_same_beginning_is_another_one(
+    redis_client: Redis, namespace: str, settle: Settle
+) -> None:
+    same, longer = Delivery("evt_1", "total", 1, b"{}"), Delivery("evt_1", "total.increased", 1, b"{}")
+    store, lease = await a_lane(redis_client, namespace, longer)
+    await refused(store, settle, lease, same, Reply.MOVED_ON)
+
+
+@every_outcome
+async def test_a_lane_that_is_gone_has_no_head(redis_client: Redis, namespace: str, settle: Settle) -> None:
+    store, lease = await a_lane(redis_client, namespace, ONE)
+    await store.pipe.command("DEL", store.keys.lane(OPS, ACCOUNT))
+    await refused(store, settle, lease, ONE, Reply.MOVED_ON)
+
+
+@every_outcome
+@pytest.mark.parametrize("off_ms", [-MINUTE_MS, -1, 1])
+async def test_without_the_lease_nothing_is_settled(
+    redis_client: Redis, namespace: str, settle: Settle, off_ms: int
+) -> None:
+    store, lease = await a_lane(redis_client, namespace, ONE, TWO)
+    late = Lease(ACCOUNT, lease.deadline + off_ms)
+    await refused(store, settle, late, ONE, Reply.LEASE_LOST)
+
+
+@every_outcome
+@pytest.mark.parametrize("deliveries", [(ONE,), (ONE, TWO), (ONE, ONE)], ids=["last", "more", "twin"])
+async def test_a_repeated_settling_takes_nothing_twice(
+    redis_client: Redis, namespace: str, settle: Settle, deliveries: tuple[Delivery, ...]
+) -> None:
+    store, lease = await a_lane(redis_client, namespace, *deliveries)
+    assert await settle(store, lease, ONE) is Reply.DONE
+    await refused(store, settle, lease, ONE, Reply.LEASE_LOST)
+
+
+@pytest.mark.parametrize("damaged", ["lane", "lanes", "tries", "dead", "due"])
+@every_outcome
+async def test_a_damaged_key_loses_no_delivery(
+    redis_client: Redis, namespace: str, settle: Settle, damaged: str
+) -> None:
+    store, lease = await a_lane(redis_client, namespace, ONE, TWO)
+    keys = store.keys
+    key = {
+        "lane": keys.lane(OPS, ACCOUNT),
+        "lanes": keys.lanes(SHARD, OPS),
+        "tries": keys.tries(SHARD, OPS),
+        "dead": keys.dead(SHARD, OPS),
+        "due": keys.due_subscriptions(SHARD),
+    }[damaged]
+    await store.pipe.command("SET", key, "damaged")
+    before = await store.contents()
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await settle(store, lease, ONE)
+    assert await store.contents() == before

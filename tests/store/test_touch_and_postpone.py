@@ -1,0 +1,187 @@
+"""Polls that commit nothing: a good one that found nothing new, and a refused one."""
+
+import pytest
+from redis.asyncio import Redis
+from servers import EVERY_ENGINE
+from stores import ACCOUNT, MINUTE_MS, OPS, PROVIDER, SHARD, Store, a_commit, a_delivery, a_store
+
+from watcher.store.polls import Postponed
+from watcher.store.schedule import Lease, Reply
+from watcher.store.state import BadState
+
+pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
+
+WAITS_MS = (1000, 2000, 4000)
+
+
+async def touch(store: Store, lease: Lease, *, version: str = "v1") -> Reply:
+    return await store.polls.touch(
+        PROVIDER, lease, version=version, polled_at_ms=7777, due_ms=lease.deadline + MINUTE_MS
+    )
+
+
+async def postpone(
+    store: Store, lease: Lease | None = None, *, why: str = "down it is", at_least_ms: int = 0
+) -> Postponed | None:
+    return await store.polls.postpone(
+        PROVIDER, lease or await store.lease(), why=why, at_least_ms=at_least_ms, waits_ms=WAITS_MS
+    )
+
+
+async def failing(store: Store) -> bytes | None:
+    answer: bytes | None = await store.pipe.command("HGET", store.keys.failing(SHARD, PROVIDER), ACCOUNT)
+    return answer
+
+
+async def a_baseline(store: Store) -> None:
+    await store.polls.commit(a_commit(await store.lease(), ETH="10", deliveries={OPS: [a_delivery()]}))
+
+
+async def test_a_good_poll_without_news_moves_only_the_times(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await a_baseline(store)
+    await postpone(store)
+    lease = await store.lease()
+    before = await store.contents()
+    assert await touch(store, lease) is Reply.DONE
+    keys, after = store.keys, await store.contents()
+    state = await store.polls.read_state(ACCOUNT)
+    assert state
+    assert state.polled_at_ms == 7777
+    assert await store.scores(keys.polls(SHARD, PROVIDER)) == {ACCOUNT: lease.deadline + MINUTE_MS}
+    assert await failing(store) is None
+    moved = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    assert moved == {keys.state(ACCOUNT), keys.polls(SHARD, PROVIDER), keys.failing(SHARD, PROVIDER)}
+    was, now = before[keys.state(ACCOUNT)], after[keys.state(ACCOUNT)]
+    assert {field for field in was if was[field] != now[field]} == {b"polled_at"}
+
+
+@pytest.mark.parametrize("has_state", [True, False])
+async def test_a_poll_that_compared_with_another_state_is_refused(
+    redis_client: Redis, namespace: str, has_state: bool
+) -> None:
+    store = a_store(redis_client, namespace)
+    if has_state:
+        await a_baseline(store)
+    lease = await store.lease()
+    before = await store.contents()
+    assert await touch(store, lease, version="v0") is Reply.MOVED_ON
+    assert await store.contents() == before
+
+
+async def test_a_good_poll_without_the_lease_is_refused(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await a_baseline(store)
+    held = await store.lease()
+    before = await store.contents()
+    assert await touch(store, Lease(ACCOUNT, held.deadline - 1)) is Reply.LEASE_LOST
+    assert await store.contents() == before
+
+
+@pytest.mark.parametrize("damaged", ["state", "failing", "polls"])
+async def test_a_damaged_key_refuses_a_poll_without_news_untouched(
+    redis_client: Redis, namespace: str, damaged: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await a_baseline(store)
+    lease = await store.lease()
+    keys = store.keys
+    await store.pipe.command(
+        "SET",
+        {
+            "state": keys.state(ACCOUNT),
+            "failing": keys.failing(SHARD, PROVIDER),
+            "polls": keys.polls(SHARD, PROVIDER),
+        }[damaged],
+        "damaged",
+    )
+    before = await store.contents()
+    with pytest.raises(BadState, match="of another type"):
+        await touch(store, lease)
+    assert await store.contents() == before
+
+
+async def test_waits_grow_and_level_off_while_a_provider_refuses(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    began = await store.now_ms()
+    rows = [await postpone(store) for _ in range(5)]
+    assert all(rows)
+    assert [row.wait_ms for row in rows if row] == [1000, 2000, 4000, 4000, 4000]
+    assert [row.refusals for row in rows if row] == [1, 2, 3, 4, 5]
+    since = {row.since_ms for row in rows if row}
+    assert len(since) == 1
+    assert began - 1 <= since.pop() <= await store.now_ms() + 1
+
+
+async def test_the_next_poll_waits_as_long_as_was_said(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    before = await store.now_ms()
+    await postpone(store)
+    due = (await store.scores(store.keys.polls(SHARD, PROVIDER)))[ACCOUNT]
+    assert before + 1000 - 1 <= due <= await store.now_ms() + 1000 + 1
+
+
+async def test_a_provider_that_asks_for_a_longer_wait_gets_it(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    rows = [await postpone(store, at_least_ms=ms) for ms in (1500, 1500, 9000)]
+    assert [row.wait_ms for row in rows if row] == [1500, 2000, 9000]
+
+
+async def test_what_went_wrong_is_written_down_as_it_was_said(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    why = "status 503 %s %d: «zu»  2 spaces"
+    row = await postpone(store, why=why)
+    assert row
+    assert await failing(store) == f"1 {row.since_ms} {why}".encode()
+
+
+@pytest.mark.parametrize("ended_by", ["touch", "commit"])
+async def test_after_a_good_poll_refusals_are_counted_anew(
+    redis_client: Redis, namespace: str, ended_by: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await a_baseline(store)
+    for _ in range(3):
+        await postpone(store)
+    if ended_by == "touch":
+        assert await touch(store, await store.lease()) is Reply.DONE
+    else:
+        step = a_commit(await store.lease(), expected="v1", version="v2")
+        assert (await store.polls.commit(step))[0] is Reply.DONE
+    row = await postpone(store)
+    assert row
+    assert (row.refusals, row.wait_ms) == (1, 1000)
+
+
+async def test_a_refused_poll_leaves_the_state_as_it_was(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await a_baseline(store)
+    key = store.keys.state(ACCOUNT)
+    before = (await store.contents())[key]
+    await postpone(store)
+    assert (await store.contents())[key] == before
+
+
+async def test_a_refusal_without_the_lease_is_not_noted(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    held = await store.lease()
+    before = await store.contents()
+    assert await postpone(store, Lease(ACCOUNT, held.deadline - 1)) is None
+    assert await store.contents() == before
+
+
+async def test_a_repeated_refusal_counts_once(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    lease = await store.lease()
+    assert await postpone(store, lease)
+    before = await store.contents()
+    assert await postpone(store, lease) is None
+    assert await store.contents() == before
+
+
+async def test_a_damaged_row_of_refusals_starts_anew(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await store.pipe.command("HSET", store.keys.failing(SHARD, PROVIDER), ACCOUNT, "a lot")
+    row = await postpone(store)
+    assert row
+    assert row.refusals == 1

@@ -1,0 +1,196 @@
+"""`watcher events`: what was told, from the event log.
+
+Refuses to show text from outside as it came: control characters are escaped.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from watcher.commands.looking import moved_text, say_json, say_next
+from watcher.commands.options import config_option, load_or_exit
+from watcher.printable import printable
+
+if TYPE_CHECKING:
+    from watcher.settings import RedisSettings
+    from watcher.store.history import History, Record
+
+_LOOK_EVERY_S = 0.3
+_BEFORE_FOLLOWING = 10
+"""Events that --follow begins with, as `tail -f` begins with ten lines."""
+
+
+class _Wanted(NamedTuple):
+    """Which records to show. Without a type: all that are events, not the log's own bookkeeping."""
+
+    accounts: tuple[str, ...]
+    types: tuple[str, ...]
+    since: datetime | timedelta | None
+    limit: int | None
+
+    def takes(self, record: "Record") -> bool:
+        if not record.content:
+            click.echo(f"watcher: record {record.id} cannot be read; `watcher audit` says what it affects", err=True)
+            return False
+        type_ = str(record.content.get("type"))
+        is_wanted = _any(type_, self.types) if self.types else "id" in record.content
+        return is_wanted and (not self.accounts or _any(record.account, self.accounts))
+
+
+@click.command("events", short_help="What was told, from the event log.")
+@config_option
+@click.option("--account", "accounts", multiple=True, metavar="GLOB", help="Account names.")
+@click.option("--type", "types", multiple=True, metavar="GLOB", help="Event types, such as 'deposit.*'.")
+@click.option("--since", metavar="WHEN", help="As long ago as 1h or 2d, or a time such as 2026-11-20T14:00Z.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="The N latest only.")
+@click.option("-f", "--follow", "is_followed", is_flag=True, help="Go on as more is told.")
+@click.option("--json", "is_json", is_flag=True, help="One JSON object per event: the body, as it was sent.")
+def command(
+    *,
+    config_path: Path | None,
+    accounts: tuple[str, ...],
+    types: tuple[str, ...],
+    since: str | None,
+    limit: int | None,
+    is_followed: bool,
+    is_json: bool,
+) -> None:
+    """What was told, from the event log, oldest first.
+
+    The log keeps the last ten thousand records of each of its 16 parts. `--type baseline` and
+    `--type forgotten` show what else is in it: where balances start and end.
+    """
+    settings = load_or_exit(config_path).settings
+    if is_followed and since is None and limit is None:
+        limit = _BEFORE_FOLLOWING
+    wanted = _Wanted(accounts, types, _since(since), limit)
+    asyncio.run(_show(settings.redis, wanted, is_followed=is_followed, is_json=is_json))
+    say_next("watcher audit, to prove that they add up")
+
+
+async def _show(settings: "RedisSettings", wanted: _Wanted, *, is_followed: bool, is_json: bool) -> None:
+    from watcher.store.history import History
+    from watcher.store.opening import open_to_look
+    from watcher.store.survey import Survey
+
+    async with open_to_look(settings) as store:
+        history = History(store.pipe, store.keys)
+        since_ms = _since_ms(wanted.since, await Survey(store.pipe, store.keys).now_ms())
+        ends = await history.ends()
+        async for record in _past(history, ends, wanted, since_ms):
+            _say(record, is_json=is_json)
+        if is_followed:
+            async for record in _news(history, ends):
+                if wanted.takes(record):
+                    _say(record, is_json=is_json)
+
+
+async def _past(
+    history: "History", ends: "Sequence[str]", wanted: _Wanted, since_ms: int
+) -> "AsyncIterator[Record]":
+    """Read what is there already: all of it, or backwards until the limit is reached."""
+    if wanted.limit is None:
+        async for record in history.in_order(ends, since_ms=since_ms):
+            if wanted.takes(record):
+                yield record
+        return
+    latest: list[Record] = []
+    async for record in history.in_order(ends, since_ms=since_ms, newest_first=True):
+        if wanted.takes(record):
+            latest.append(record)
+        if len(latest) == wanted.limit:
+            break
+    for record in reversed(latest):
+        yield record
+
+
+async def _news(history: "History", ends: "Sequence[str]") -> "AsyncIterator[Record]":
+    """Read what comes after `ends`, for ever; a server that is away is waited for."""
+    from watcher.store.connect import StoreUnreachable
+
+    is_away = False
+    while True:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        try:
+            records, ends = await history.after(ends)
+        except StoreUnreachable as trouble:
+            if not is_away:
+                click.echo(f"watcher: {trouble} Waiting for it.", err=True)
+            is_away = True
+            continue
+        is_away = False
+        for record in records:
+            yield record
+
+
+def _say(record: "Record", *, is_json: bool) -> None:
+    if is_json:
+        owner = {} if "id" in record.content else {"account": record.account}
+        say_json({**owner, **record.content})
+    else:
+        click.echo(_as_text(record))
+
+
+def _as_text(record: "Record") -> str:
+    content = record.content
+    data = _part(content, "data")
+    asset = _part(data, "asset")
+    amount = f"{_text(data.get('amount'))} {_text(asset.get('symbol') or asset.get('id'))}" if asset else ""
+    columns = [
+        _text(content.get("timestamp")),
+        f"{printable(record.account):<16}",
+        f"{_text(content.get('type')):<20}",
+        f"{amount:>20}",
+        f"{moved_text(_part(data, 'effect')) or _note(content, data):<32}",
+        f"#{_text(data.get('sequence', content.get('sequence')))}",
+        _text(content["id"]) if "id" in content else "",
+    ]
+    return "  ".join(columns).rstrip()
+
+
+def _note(content: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """Say what an event is about that moves nothing."""
+    if isinstance(assets := content.get("assets", data.get("balances")), dict | list):
+        return f"{len(assets)} assets"
+    return _text(data.get("reason")) if "reason" in data else ""
+
+
+def _since(text: str | None) -> datetime | timedelta | None:
+    from watcher.fields import parse_duration
+
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        try:
+            return parse_duration(text)
+        except ValueError:
+            message = "write how long ago, as in 1h or 2d, or a time, as in 2026-11-20T14:00Z"
+            raise click.BadParameter(message, param_hint="--since") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _since_ms(since: datetime | timedelta | None, now_ms: int) -> int:
+    if since is None:
+        return 0
+    ms = now_ms - since // timedelta(milliseconds=1) if isinstance(since, timedelta) else 1000 * since.timestamp()
+    return max(0, int(ms))
+
+
+def _any(text: str, globs: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(text, glob) for glob in globs)
+
+
+def _part(said: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = said.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _text(value: object) -> str:
+    return printable(str(value)) if isinstance(value, str | int) else "-"
