@@ -37,13 +37,21 @@ COMMANDS_BY_PURPOSE: Mapping[str, Mapping[str, str]] = {
         "run": "Poll, compare and deliver, until told to stop.",
     },
     "Look": {
+        "status": "How everything stands, on one screen.",
+        "balances": "The last accepted balances, and what is held of them.",
+        "events": "What was told, from the event log.",
         "tail": "Structured log lines, for people, with filters.",
+    },
+    "Act and prove": {
+        "audit": "Prove that baselines, events and balances add up.",
+        "explain": "What events two answers of a provider would make.",
     },
     "The receiver's side": {
         "listen": "Receive webhooks here, verify and show them.",
         "verify": "Verify the signature of one webhook.",
     },
     "Tools": {
+        "schema": "The catalogue of events, as OpenAPI.",
         "sandbox": "Serve the providers' endpoints, with a script of changes.",
         "secret": "Make a signing secret.",
     },

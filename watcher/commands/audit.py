@@ -95,7 +95,9 @@ async def _audit_shard(
     verdicts = {}
     for name, seen in seen_by_account.items():
         if seen.damage:
-            verdicts[name] = Verdict(len(records_by_account[name]), findings=[Finding(f"its state is {seen.damage}")])
+            verdicts[name] = Verdict(
+                len(records_by_account[name]), findings=[Finding(f"its state is {seen.damage}")]
+            )
         else:
             verdicts[name] = audit(records_by_account.pop(name), seen.state)
     return verdicts
@@ -109,9 +111,9 @@ def _as_lines(account: str, verdict: "Verdict") -> Iterator[str]:
         asset = f"{printable(finding.asset)}: " if finding.asset else ""
         where = f" (record {finding.record})" if finding.record else ""
         yield f"{account}  DIFFERS  {asset}{printable(finding.text, 500)}{where}"
-    if more := len(verdict.findings) - _MOST_FINDINGS:
-        if more > 0:
-            yield f"{account}  DIFFERS  and in {more:,} more ways; --json tells all"
+    more = len(verdict.findings) - _MOST_FINDINGS
+    if more > 0:
+        yield f"{account}  DIFFERS  and in {more:,} more ways; --json tells all"
 
 
 def _proof(verdict: "Verdict") -> str:

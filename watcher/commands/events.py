@@ -35,7 +35,9 @@ class _Wanted(NamedTuple):
 
     def takes(self, record: "Record") -> bool:
         if not record.content:
-            click.echo(f"watcher: record {record.id} cannot be read; `watcher audit` says what it affects", err=True)
+            click.echo(
+                f"watcher: record {record.id} cannot be read; `watcher audit` says what it affects", err=True
+            )
             return False
         type_ = str(record.content.get("type"))
         is_wanted = _any(type_, self.types) if self.types else "id" in record.content
@@ -179,7 +181,11 @@ def _since(text: str | None) -> datetime | timedelta | None:
 def _since_ms(since: datetime | timedelta | None, now_ms: int) -> int:
     if since is None:
         return 0
-    ms = now_ms - since // timedelta(milliseconds=1) if isinstance(since, timedelta) else 1000 * since.timestamp()
+    ms = (
+        now_ms - since // timedelta(milliseconds=1)
+        if isinstance(since, timedelta)
+        else 1000 * since.timestamp()
+    )
     return max(0, int(ms))
 
 

@@ -25,8 +25,12 @@ class Keys:
         """HASH, permanent: shards, schema, providers. Written by `Store.open` and `Store.enroll`."""
         return f"{self.namespace}:meta"
 
+    def standings(self) -> str:
+        """HASH, permanent: subscription -> how it fails, if it does. Written by `Standings`."""
+        return f"{self.namespace}:standings"
+
     def rate(self, provider: str) -> str:
-        """STRING, expires: when the provider's next request may start, in ms. Written by take_turns."""
+        """STRING, expires: when the next request of a provider or a subscription may start, in ms."""
         return f"{self.namespace}:rate:{provider}"
 
     def polls(self, shard: int, provider: str) -> str:

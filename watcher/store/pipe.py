@@ -60,14 +60,18 @@ class Pipe:
 
     async def run(self) -> None:
         """Gather and send until cancelled. Start two, so that one can send while the other waits."""
+        task = asyncio.current_task()
+        assert task
         self._runners += 1
         try:
-            while True:
+            # Asked, because redis-py may swallow a cancellation: before Python 3.12 `asyncio.wait_for` does.
+            while not task.cancelling():
                 await self._wake.wait()
                 calls, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
                 if not self._waiting:
                     self._wake.clear()
                 await self._execute(calls)
+            raise asyncio.CancelledError
         finally:
             self._runners -= 1
             if not self._runners:
@@ -108,6 +112,7 @@ class Pipe:
 
     async def _pipeline(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         async with self._client.pipeline(transaction=False) as pipeline:
+            pipeline.response_callbacks = {}  # answers as the server gives them: the same from all servers
             for command in commands:
                 pipeline.execute_command(*command)
             answers: list[Any] = await pipeline.execute(raise_on_error=False)

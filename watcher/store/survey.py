@@ -51,7 +51,7 @@ class Overdue(NamedTuple):
 
 @dataclass(slots=True)
 class Backlog:
-    """What waits for one subscription. `oldest_sequence` is about when its oldest delivery was made (Unix ms)."""
+    """What waits for one subscription. `oldest_sequence` tells when its oldest delivery was made (Unix ms)."""
 
     lanes: int = 0
     deliveries: int = 0

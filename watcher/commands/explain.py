@@ -1,0 +1,182 @@
+"""`watcher explain`: what events two answers of a provider would make.
+
+Refuses to need anything but the two files: no configuration, no Redis, no network.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from watcher.commands.looking import moved_text, say_json, say_next
+from watcher.printable import printable
+
+if TYPE_CHECKING:
+    from watcher.ledger import Advance
+    from watcher.providers.contract import Catalogue, Refused
+    from watcher.rehearsal import Kind, Round
+    from watcher.snapshot import Snapshot
+
+_Line = dict[str, Any]
+
+
+class _Unread(Exception):
+    """A file that no poll would take."""
+
+    def __init__(self, file: BinaryIO, refused: "Refused") -> None:
+        super().__init__(refused.reason)
+        self.line = {
+            "kind": "refused",
+            "file": Path(file.name).name,
+            "trouble": refused.trouble,
+            "reason": refused.reason,
+        }
+
+
+@click.command("explain", short_help="What events two answers would make.")
+@click.argument("before", metavar="BEFORE.json", type=click.File("rb"))
+@click.argument("after", metavar="AFTER.json", type=click.File("rb"))
+@click.option(
+    "--kind", type=click.Choice(["loopring", "metakeep"]), help="The provider; otherwise seen by the shape."
+)
+@click.option(
+    "--withdrawals",
+    type=click.Choice(["outside", "inside"]),
+    default="outside",
+    show_default=True,
+    help="Whether a pending withdrawal has left `total` already.",
+)
+@click.option(
+    "--settle-polls",
+    type=click.IntRange(0, 100),
+    default=2,
+    show_default=True,
+    help="Good polls that half of a movement waits for its other half.",
+)
+@click.option(
+    "--tokens", metavar="TOKENS.json", type=click.File("rb"), help="Loopring's list of tokens, for decimals."
+)
+@click.option("--json", "is_json", is_flag=True, help="One JSON object a line, with its `kind`.")
+def command(
+    *,
+    before: BinaryIO,
+    after: BinaryIO,
+    kind: "Kind | None",
+    withdrawals: Any,
+    settle_polls: int,
+    tokens: BinaryIO | None,
+    is_json: bool,
+) -> int:
+    """What events two answers of a provider would make: the bodies of two polls, one after the other.
+
+    Says what is told at once, what is held or doubted and why, and what becomes of it if further polls
+    answer the same. Exits with 1 if a poll would refuse one of the files.
+    """
+    from watcher.ledger import Rules
+    from watcher.rehearsal import rehearse
+
+    try:
+        snapshots = _snapshots(before, after, kind, tokens)
+    except _Unread as unread:
+        if is_json:
+            say_json(unread.line)
+        else:
+            click.echo("{file} is refused, {trouble}: {reason}".format_map(unread.line))
+        return 1
+    lines = [
+        line for round_ in rehearse(*snapshots, Rules(withdrawals, settle_polls)) for line in _lines(round_)
+    ]
+    for line in lines:
+        if is_json:
+            say_json(line)
+        else:
+            click.echo(_as_text(line))
+    if not lines and not is_json:
+        click.echo("nothing moved")
+    say_next("watcher schema events, for what an event says in full")
+    return 0
+
+
+def _snapshots(
+    before: BinaryIO, after: BinaryIO, kind: "Kind | None", tokens: BinaryIO | None
+) -> "tuple[Snapshot, Snapshot]":
+    """Read both files as polls of one account. Raises _Unread."""
+    from watcher.rehearsal import Reader, kind_of, parsed
+
+    with _reading(before):
+        first = parsed(before.read())
+    with _reading(after):
+        second = parsed(after.read())
+    kind = kind or kind_of(first) or kind_of(second)
+    if kind is None:
+        raise click.UsageError("neither file looks like a provider's answer; if it is one, say --kind")
+    reader = Reader(kind, (first, second))
+    catalogue: Catalogue = {}
+    if tokens:
+        with _reading(tokens):
+            catalogue = reader.read_catalogue(parsed(tokens.read()))
+    with _reading(before):
+        old = reader.read(first, catalogue)
+    with _reading(after):
+        new = reader.read(second, catalogue)
+    if kind == "loopring" and not (old.row_by_asset.keys() | new.row_by_asset.keys()) <= catalogue.keys():
+        click.echo("amounts are in the smallest unit of a token unless --tokens knows it", err=True)
+    return old, new
+
+
+@contextmanager
+def _reading(file: BinaryIO) -> Iterator[None]:
+    from watcher.providers.contract import Refused
+
+    try:
+        yield
+    except Refused as refused:
+        raise _Unread(file, refused) from None
+
+
+def _lines(rounds: "Iterable[Round]") -> list[_Line]:
+    """What the polls tell, as --json prints it, and once each what they hold and doubt."""
+    lines: list[_Line] = []
+    for polls, step in rounds:
+        lines += [{"kind": "event", "polls": polls, **line} for line in _events(step)]
+        said = [{**line, "polls": 0} for line in lines]
+        lines += [{"polls": polls, **line} for line in _waiting(step) if {**line, "polls": 0} not in said]
+    return lines
+
+
+def _events(step: "Advance") -> Iterator[_Line]:
+    from watcher.events import drafts_of
+
+    for draft in drafts_of(step.moved):
+        asset = draft.asset and draft.asset._asdict()
+        yield {"type": draft.type, "asset": asset, "amount": draft.amount, **draft.says}
+
+
+def _waiting(step: "Advance") -> Iterator[_Line]:
+    from watcher.journal import in_atoms, in_text
+
+    for asset_id, why in step.baselined.items():
+        yield {"kind": "baseline", **_asset(step, asset_id), "why": why}
+    for asset_id, reasons in step.held.items():
+        entry = step.entry_by_asset[asset_id]
+        held = in_text(in_atoms(entry.seen) - in_atoms(entry.published), entry.seen)
+        yield {"kind": "held", **_asset(step, asset_id), "held": held._asdict(), "why": "; ".join(reasons)}
+    for asset_id, reason in step.doubted.items():
+        yield {"kind": "doubted", **_asset(step, asset_id), "why": reason}
+
+
+def _asset(step: "Advance", asset_id: str) -> _Line:
+    return {"asset": step.entry_by_asset[asset_id].asset._asdict()}
+
+
+def _as_text(line: _Line) -> str:
+    asset = printable(line["asset"]["symbol"] or line["asset"]["id"])
+    if line["kind"] == "event":
+        polls = line["polls"]
+        when = "at once" if not polls else f"after {polls} more poll{'s' if polls > 1 else ''}"
+        return f"{when:<20}{line['type']:<22}{line['amount']} {asset}  {moved_text(line['effect'])}"
+    held = f"  {moved_text(line['held'])}" if "held" in line else ""
+    kind = {"baseline": "starts anew"}.get(line["kind"], line["kind"])
+    return f"{kind:<20}{asset}{held}: {line['why']}"

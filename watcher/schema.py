@@ -1,0 +1,245 @@
+"""The shape of every event, as pydantic models and as the OpenAPI document made of them.
+
+Open for additions: receivers must take what they do not know. Refuses to describe anything but what is
+POSTed: the body, its headers and what an answer means.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+
+from watcher import __version__
+
+_DIGITS = r"(0\.[0-9]{0,77}[1-9]|[1-9][0-9]{0,79}(\.[0-9]{0,77}[1-9])?)"
+
+Amount = Annotated[
+    str, Field(pattern=rf"^(0|-?{_DIGITS})$", description="exact decimal text; one spelling for each number")
+]
+Time = Annotated[
+    str,
+    Field(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$",
+        json_schema_extra={"format": "date-time"},
+        description="UTC, with milliseconds",
+    ),
+]
+Pending = Annotated[Amount | None, Field(description="null where the provider does not say, which is not 0")]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+
+class Account(Part):
+    name: str = Field(description="as configured")
+    provider: str = Field(description="the section of the configuration that it is polled at")
+
+
+class Asset(Part):
+    id: str = Field(description="what alone identifies it; 0x… in lower case")
+    symbol: str | None = Field(description="from the provider: show it, never compare it")
+    name: str | None = Field(description="from the provider: show it, never compare it")
+    decimals: int | None = Field(description="null: amounts are in the provider's own unit")
+
+
+class Effect(Part):
+    """What the event moves: `before` + `effect` = `after`, exactly, in each field."""
+
+    total: Amount
+    locked: Amount
+    pending_deposit: Pending
+    pending_withdrawal: Pending
+
+
+class Balance(Part):
+    """What the events so far say. Below zero for a moment where half of a movement is not told yet."""
+
+    total: Amount = Field(description="settled funds, `locked` included, pendings excluded")
+    locked: Amount
+    available: Amount = Field(description="total - locked")
+    pending_deposit: Pending
+    pending_withdrawal: Pending
+
+
+class Observed(Part):
+    """The two good polls that it happened between."""
+
+    from_: Time = Field(alias="from")
+    to: Time
+
+
+class Subscription(Part):
+    name: str = Field(description="whom this delivery is for")
+    previous_sequence: int | None = Field(
+        description="the sequence queued for this subscription and account before this one; null: none. "
+        "If you have not seen it, an event is missing; else what lies between was filtered out"
+    )
+
+
+class AboutAccount(Part):
+    account: Account
+    asset: Asset | None = Field(description="null where it is about the whole account")
+    sequence: int = Field(
+        description="rises strictly per account, not densely; about the Unix ms of the event"
+    )
+    amount: Amount
+    effect: Effect
+    observed: Observed
+
+
+class Change(AboutAccount):
+    asset: Asset
+    amount: Amount = Field(description="how much moved, above 0")
+    before: Balance = Field(description="where the event of this asset before this one ended")
+    after: Balance
+
+
+class AssetBalance(Balance):
+    asset: Asset
+
+
+class Baseline(AboutAccount):
+    balances: list[AssetBalance]
+    part: int = Field(description="from 1; an account with many assets takes several events")
+    parts: int
+
+
+class Stale(AboutAccount):
+    since: Time = Field(description="the last good poll, or the first refused one where there was none")
+    trouble: str = Field(description="auth, configuration, rate, transient, malformed or gone")
+    reason: str
+
+
+class Recovered(AboutAccount):
+    since: Time = Field(description="as the account.stale before it said")
+
+
+class Threshold(Part):
+    field: str = Field(description="which part of the balance is watched")
+    below: Amount | None
+    above: Amount | None
+    clear: Amount | None = Field(description="where the threshold is armed again; null: at its bound")
+    value: Amount = Field(description="what the provider says now")
+
+
+class Crossing(AboutAccount):
+    asset: Asset
+    before: Balance
+    after: Balance
+    threshold: Threshold
+
+
+class Ping(Part):
+    """A sample: nothing happened."""
+
+
+class Event(Part):
+    id: str = Field(
+        pattern=r"^[A-Za-z0-9_-]{1,64}$",
+        description="the same on every attempt and in every replay; equals the header webhook-id",
+    )
+    type: str
+    timestamp: Time = Field(description="when it was committed")
+    data: Any
+    subscription: Subscription
+
+
+_CATALOGUE: tuple[tuple[str, type[Part], str], ...] = (
+    ("deposit.pending", Change, "A deposit was seen: pending_deposit +x."),
+    ("deposit.cleared", Change, "A pending deposit was credited: total +x, pending_deposit -x."),
+    ("deposit.dropped", Change, "A pending deposit went, and no credit came: pending_deposit -x."),
+    (
+        "withdrawal.pending",
+        Change,
+        "A withdrawal began: pending_withdrawal +x, and its debit or lock as seen.",
+    ),
+    ("withdrawal.cleared", Change, "A pending withdrawal is done, the money is gone: pending_withdrawal -x."),
+    (
+        "withdrawal.returned",
+        Change,
+        "A pending withdrawal came back: pending_withdrawal -x, total +x or locked -x.",
+    ),
+    ("locked.increased", Change, "More is locked: locked +x."),
+    ("locked.decreased", Change, "Less is locked: locked -x."),
+    ("total.increased", Change, "A credit that nothing else explains: total +x."),
+    ("total.decreased", Change, "A debit that nothing else explains: total -x."),
+    ("account.baseline", Baseline, "The balances that an account starts with. Moves nothing."),
+    ("account.stale", Stale, "No good poll for three intervals. Moves nothing."),
+    ("account.recovered", Recovered, "A good poll after account.stale. Moves nothing."),
+    ("threshold.crossed", Crossing, "A balance passed a threshold of this subscription. Moves nothing."),
+    ("subscription.ping", Ping, "A sample that somebody asked for. Moves nothing."),
+)
+
+
+def _model(type_: str, data: type[Part], meaning: str) -> type[Event]:
+    name = "".join(word.capitalize() for word in type_.split("."))
+    fields: dict[str, Any] = {"type": (Literal[type_], ...), "data": (data, ...)}
+    return create_model(name, __base__=Event, __doc__=meaning, **fields)
+
+
+MODEL_BY_TYPE = {type_: _model(type_, data, meaning) for type_, data, meaning in _CATALOGUE}
+"""The model of each event that there is."""
+
+
+class _Untitled(GenerateJsonSchema):
+    """Leaves out titles that only repeat the names of fields."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def openapi() -> dict[str, Any]:
+    """Return the catalogue of events as an OpenAPI 3.1 document."""
+    models = [(model, "validation") for model in MODEL_BY_TYPE.values()]
+    _, definitions = models_json_schema(
+        models,  # type: ignore[arg-type]  # a list of pairs, whose second part mypy widens to str
+        schema_generator=_Untitled,
+        ref_template="#/components/schemas/{model}",
+    )
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "watcher events",
+            "version": __version__,
+            "description": "What watcher POSTs to subscribers, signed as Standard Webhooks. Take fields that "
+            "are not listed here, and types that you do not know: there will be more.",
+        },
+        "webhooks": {type_: {"post": _operation(type_, model)} for type_, model in MODEL_BY_TYPE.items()},
+        "components": {"schemas": definitions["$defs"]},
+    }
+
+
+_HEADERS = {
+    "webhook-id": "the id of the event, the same on every attempt: drop what you have seen",
+    "webhook-timestamp": "Unix seconds of this attempt",
+    "webhook-signature": "separated by spaces, one per secret: `v1,` and base64 of HMAC-SHA256, or `v1a,` and "
+    "base64 of ed25519, over `{webhook-id}.{webhook-timestamp}.{body}`",
+    "watcher-attempt": "the number of this attempt, from 1",
+}
+_RESPONSES = {
+    "2XX": "Taken. Nothing else is success; redirects are not followed.",
+    "410": "Send nothing more: the subscription is paused.",
+    "429": "Slow down: `Retry-After` (seconds or a date) holds the whole subscription, as do 502, 503 and 504.",
+    "default": "Tried again later, in order, and at last given up as a dead letter.",
+}
+
+
+def _operation(type_: str, model: type[Event]) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {
+        "operationId": type_.replace(".", "_"),
+        "summary": model.__doc__,
+        "parameters": [
+            {
+                "name": name,
+                "in": "header",
+                "required": True,
+                "description": says,
+                "schema": {"type": "string"},
+            }
+            for name, says in _HEADERS.items()
+        ],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "responses": {status: {"description": says} for status, says in _RESPONSES.items()},
+    }

@@ -1,0 +1,22 @@
+-- Note a failed attempt of a subscription: how many in a row, since when, until when it is left alone,
+-- and whether it is paused from now on.
+-- KEYS    1 standings (subscription -> `failures since_ms held_until_ms paused_at_ms reason`)
+-- ARGV    1 subscription   2 reason   3 pause it now (1 or 0)   4 pause after failing for so many ms
+--         5 the subscriber's own wish in ms (0: none)   6.. ms to leave it alone after the first failure in
+--         a row, the second, ..., then level
+-- returns the standing, and 1 if this paused it
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local standing = redis.call('HGET', KEYS[1], ARGV[1]) or ''
+local failures, since, held, paused = string.match(standing, '^(%d+) (%d+) (%d+) (%d+) ')
+failures, since = (tonumber(failures) or 0) + 1, tonumber(since) or now
+held, paused = tonumber(held) or 0, tonumber(paused) or 0
+local rest = math.max(tonumber(ARGV[5]), tonumber(ARGV[math.min(5 + failures, #ARGV)]))
+if rest > 0 then held = math.max(held, now + rest) end
+local is_new = 0
+if paused == 0 and (ARGV[3] == '1' or now - since >= tonumber(ARGV[4])) then
+  paused, is_new = now, 1
+end
+standing = string.format('%d %d %d %d ', failures, since, held, paused) .. ARGV[2]
+redis.call('HSET', KEYS[1], ARGV[1], standing)
+return {standing, is_new}

@@ -1,0 +1,74 @@
+"""How subscriptions stand with their receivers: failing since when, left alone until when, paused or not.
+
+Only those that do not stand well are written down, so that all workers can read all of it every second.
+Refuses to decide what a failure is worth: it counts, and keeps what it is told.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import NamedTuple
+
+from watcher.store.keys import Keys
+from watcher.store.pipe import Pipe, load_script
+
+PATIENCE = timedelta(days=5)
+"""A subscription that fails everything for so long is paused."""
+
+WARN_AFTER = timedelta(days=1)
+"""From then on a failing subscription is warned about, once an hour and worker."""
+
+_NOTE_FAILURE = load_script("note_failure")
+_NOTE_SUCCESS = load_script("note_success")
+
+
+class Standing(NamedTuple):
+    """A subscription that does not stand well. Times in Unix ms of the server, 0 for never."""
+
+    failures: int
+    since_ms: int
+    held_until_ms: int
+    paused_at_ms: int
+    reason: str
+
+
+class Standings:
+    """The standings of one namespace. Methods raise StoreError."""
+
+    def __init__(self, pipe: Pipe, keys: Keys) -> None:
+        self._pipe = pipe
+        self._key = keys.standings()
+
+    async def read(self) -> dict[str, Standing]:
+        """Read all of them, by name; a subscription that stands well is not among them."""
+        pairs = await self._pipe.command("HGETALL", self._key)
+        return {name.decode(): _parse(text) for name, text in zip(pairs[::2], pairs[1::2], strict=True)}
+
+    async def failed(
+        self, subscription: str, reason: str, *, pause: bool, wish_ms: int, holds_ms: Sequence[int]
+    ) -> tuple[Standing, bool]:
+        """Note a failed attempt; returns the standing, and whether this paused the subscription."""
+        patience_ms = int(1000 * PATIENCE.total_seconds())
+        arguments = (subscription, reason, int(pause), patience_ms, wish_ms, *holds_ms)
+        text, is_paused = await self._pipe.script(_NOTE_FAILURE, [self._key], *arguments)
+        return _parse(text), bool(is_paused)
+
+    async def succeeded(self, subscription: str) -> bool:
+        """Note a delivery; says whether the subscription had failed until now."""
+        return bool(await self._pipe.script(_NOTE_SUCCESS, [self._key], subscription))
+
+    async def pause(self, subscription: str, reason: str) -> Standing:
+        """Send nothing more to a subscription until it is resumed; its events are kept."""
+        return (await self.failed(subscription, reason, pause=True, wish_ms=0, holds_ms=(0,)))[0]
+
+    async def resume(self, subscription: str) -> bool:
+        """Forget that a subscription failed or was paused; says whether there was anything to forget."""
+        return bool(await self._pipe.command("HDEL", self._key, subscription))
+
+
+def _parse(text: bytes) -> Standing:
+    """Read a standing. Something damaged stands well, but for its reason: it heals with the next attempt."""
+    try:
+        failures, since, held, paused, reason = text.decode().split(" ", 4)
+        return Standing(int(failures), int(since), int(held), int(paused), reason)
+    except ValueError:
+        return Standing(0, 0, 0, 0, "unreadable")
