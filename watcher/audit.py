@@ -127,7 +127,8 @@ class _Commits:
 
     All records of a commit have its time, and name the sequence that it follows. Its events are numbered
     from the next one on, or from the time if that is more, without a gap; what stands before them
-    (baselines, and what was forgotten) names the last one.
+    (baselines, and what was forgotten) names the last one. Where a whole account starts, the events that
+    say so take numbers too, but are not in the log.
     """
 
     def __init__(self) -> None:
@@ -145,13 +146,16 @@ class _Commits:
         """Take the next record; yields what is wrong with its place."""
         if not self._is_more(follows, told):
             yield from self._open(follows, told)
-        if isinstance(told, Told):
+        if not isinstance(told, Told):
+            self._promised = None if told.sequence == follows else told.sequence
+            self.at = follows
+            if isinstance(told, Started) and told.whole:
+                self.at, self._due = told.sequence, None
+        elif self._due is not None or self._promised is None:
             if self._due not in (None, told.sequence):
                 yield f"its sequence is {told.sequence} where {self._due} was due: {_GONE}"
-            self._has_events, self._due, self.at = True, told.sequence + 1, told.sequence
-        else:
-            self._promised = None if told.sequence == follows else told.sequence
-            self.at = told.sequence if isinstance(told, Started) and told.whole else follows
+            self._due, self.at = told.sequence + 1, told.sequence
+        self._has_events = isinstance(told, Told)
 
     def close(self) -> Iterable[str]:
         """End the commit that is open: it must have come as far as it promised."""

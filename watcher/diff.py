@@ -101,7 +101,7 @@ def go_stale(
     first = max(state.sequence + 1, now_ms)
     drafts = [stale(origin.observed_from_ms, trouble, reason)]
     events = tell(drafts, origin, first_sequence=first, now_ms=now_ms)
-    deliveries, previous = _queue(events, origin.account, state.previous_sequence, interest)
+    deliveries, previous = _queue(events, origin.account or "", state.previous_sequence, interest)
     after = replace(
         state,
         previous_sequence=previous,

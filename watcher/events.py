@@ -20,8 +20,8 @@ from watcher.snapshot import Asset, Balance
 class Origin(NamedTuple):
     """Whose events these are, and the two readings that they lie between (Unix ms)."""
 
-    account: str
-    provider: str
+    account: str | None
+    provider: str | None
     sequence: int
     observed_from_ms: int
     observed_to_ms: int
@@ -47,7 +47,7 @@ class Event:
 
     id: str
     type: str
-    account: str
+    account: str | None
     asset: Asset | None
     amount: str
     sequence: int
@@ -109,7 +109,7 @@ def _event(draft: Draft, origin: Origin, sequence: int, now_ms: int) -> Event:
     event_id = _event_id(draft, origin)
     asset = draft.asset
     data: dict[str, Any] = {
-        "account": {"name": origin.account, "provider": origin.provider},
+        "account": origin.account and {"name": origin.account, "provider": origin.provider},
         "asset": asset and asset._asdict(),
         "sequence": sequence,
         "amount": draft.amount,

@@ -5,25 +5,38 @@ stricter policy never meets an open connection of the time before.
 """
 
 import asyncio
+import resource
 from contextlib import AsyncExitStack
 
 from watcher.delivery.egress import Policy
 from watcher.delivery.loop import DeliverLoop
 from watcher.delivery.post import Poster, Target
+from watcher.delivery.restraint import Restraint
 from watcher.interest import Interest
+from watcher.notices import paused
 from watcher.poll import Poller
 from watcher.poll_loop import PollLoop
 from watcher.providers.client import ProviderClient
 from watcher.providers.registry import provider_class
-from watcher.settings import AccountSettings, Settings
+from watcher.settings import AccountSettings, Settings, SubscriptionSettings
 from watcher.store.connect import StoreUnreachable
 from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
-from watcher.store.lanes import Lanes
+from watcher.store.lanes import Delivery, Lanes
 from watcher.store.polls import Polls
 from watcher.store.roster import Roster
 from watcher.store.schedule import Schedule
+from watcher.store.standings import Standing, Standings
 from watcher.tally import Tally
+
+_DESCRIPTORS_FOR_THE_REST = 192
+"""Redis, providers, logs and listeners, with room to spare."""
+
+
+def most_attempts() -> int:
+    """Say how many attempts this process can bear at the same time: each takes a file descriptor."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, min(soft - _DESCRIPTORS_FOR_THE_REST, 10_000))
 
 
 class Generation:
@@ -47,6 +60,7 @@ class Generation:
         self._polls = Polls(schedule, keys)
         self._lanes = Lanes(schedule, keys)
         self._roster = Roster(schedule.pipe, keys)
+        self._standings = Standings(schedule.pipe, keys)
         self._policy = Policy(
             allow=settings.egress.allow, allow_http=settings.egress.allow_http, nat64=settings.egress.nat64
         )
@@ -109,6 +123,7 @@ class Generation:
         for name, subscription in self.settings.subscription_by_name.items():
             if name in old and old[name].url != subscription.url:
                 try:
+                    await self._standings.resume(name)
                     await deliver_loop.hasten(name)
                 except StoreUnreachable:
                     return  # then it is tried when its retry is due
@@ -130,7 +145,21 @@ class Generation:
             name: Target(subscription, self._policy)
             for name, subscription in self.settings.subscription_by_name.items()
         }
-        return DeliverLoop(self._lanes, self._schedule, poster, targets, self._health, self._tally)
+        restraint = Restraint(
+            self._standings, now_ms=self._schedule.now_ms, alert=self._alert, most=most_attempts()
+        )
+        return DeliverLoop(self._lanes, self._schedule, poster, targets, restraint, self._health, self._tally)
+
+    async def _alert(self, subscription: SubscriptionSettings, standing: Standing) -> None:
+        """Tell the subscription's `alerts_to` that it was paused."""
+        if subscription.alerts_to in self.settings.subscription_by_name:
+            event = paused(
+                subscription.name, standing.reason, standing.since_ms, now_ms=self._schedule.now_ms()
+            )
+            delivery = Delivery(
+                event.id, event.type, event.sequence, event.body(subscription.alerts_to, None)
+            )
+            await self._lanes.queue(subscription.alerts_to, subscription.name, [delivery])
 
     async def _poll_loop(self, stack: AsyncExitStack, name: str, deliver_loop: DeliverLoop) -> PollLoop:
         settings = self.settings.provider_by_name[name]

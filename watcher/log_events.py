@@ -213,8 +213,14 @@ EVENTS: Mapping[str, Line] = {
         "The last attempt failed: the delivery is a dead letter, kept, and the lane goes on.",
         (*_DELIVERY, "outcome", "reason"),
     ),
-    "subscription.slowed": Line(
-        "info", "A subscriber asked for fewer requests.", ("subscription", "status", "next_ms")
+    "subscription.failing": Line(
+        "warning",
+        "A subscription fails again and again; after a day, said once an hour, with the time left until it is "
+        "paused.",
+        ("subscription", "reason", "next_ms"),
+    ),
+    "subscription.recovered": Line(
+        "info", "A subscription that was failing takes events again.", ("subscription", "duration_ms")
     ),
     "subscription.paused": Line(
         "warning",

@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from watcher.amounts import to_atoms
-from watcher.events import Draft, amount_text, iso, spell
+from watcher.events import Draft, Event, Origin, amount_text, iso, spell, tell
 from watcher.journal import Vector, in_atoms, in_text
 from watcher.ledger import Entry
 from watcher.settings import ThresholdSettings
@@ -53,6 +53,13 @@ def recovered(since_ms: int) -> Draft:
     return Draft(
         "account.recovered", None, "0", {"effect": _NO_EFFECT, "since": iso(since_ms)}, (str(since_ms),)
     )
+
+
+def paused(subscription: str, reason: str, since_ms: int, *, now_ms: int) -> Event:
+    """Tell somebody else that a subscription gets nothing more until it is resumed."""
+    says = {"effect": _NO_EFFECT, "paused": subscription, "since": iso(since_ms), "reason": reason}
+    draft = Draft("subscription.paused", None, "0", says, (subscription, str(since_ms)))
+    return tell([draft], Origin(None, None, 0, since_ms, now_ms), first_sequence=now_ms, now_ms=now_ms)[0]
 
 
 def crossings(

@@ -34,6 +34,7 @@ SERVICE_EVENTS = (
     "account.stale",
     "account.recovered",
     "threshold.crossed",
+    "subscription.paused",
     "subscription.ping",
 )
 """Events that move nothing, for those who ask for them by type."""
@@ -172,8 +173,11 @@ class SubscriptionSettings(Section):
         description="wait before each attempt; after the last one a dead letter",
     )
     headers: dict[str, str] = Field({}, repr=False, description="extra request headers")
-    max_in_flight: int = Field(32, ge=1, le=1000, description="attempts at the same time")
-    requests_per_second: float | None = Field(None, gt=0, description="attempts a second, per worker")
+    max_in_flight: int = Field(32, ge=1, le=1000, description="attempts at the same time, per worker")
+    requests_per_second: float | None = Field(
+        None, ge=0.1, le=10_000, description="attempts a second, over all workers together"
+    )
+    alerts_to: Name | None = Field(None, description="another subscription, told when this one is paused")
     thresholds: tuple[ThresholdSettings, ...] = Field(
         (), max_length=100, description="balances to tell about by `threshold.crossed`"
     )

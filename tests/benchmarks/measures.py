@@ -13,12 +13,14 @@ from waiting import write_backlog
 from watcher.delivery.egress import Policy
 from watcher.delivery.loop import DeliverLoop
 from watcher.delivery.post import Poster, Target
+from watcher.delivery.restraint import Restraint
 from watcher.generation import Generation
 from watcher.settings import Settings
 from watcher.store.keys import Keys
 from watcher.store.lanes import Lanes
 from watcher.store.polls import Commit, Polls
 from watcher.store.schedule import Reply
+from watcher.store.standings import Standing, Standings
 from watcher.tally import Tally
 
 _TICK_S = 0.002
@@ -63,7 +65,9 @@ async def backlog(stage: Stage, lanes: int, per_lane: int) -> Measured:
     targets = {name: Target(wish, policy) for name, wish in settings.subscription_by_name.items()}
     async with Poster(policy) as poster, asyncio.TaskGroup() as group:
         lanes_ = Lanes(stage.schedule, keys)
-        loop = DeliverLoop(lanes_, stage.schedule, poster, targets, stage.health, tally)
+        standings = Standings(stage.schedule.pipe, keys)
+        restraint = Restraint(standings, now_ms=stage.schedule.now_ms, alert=_nobody, most=1000)
+        loop = DeliverLoop(lanes_, stage.schedule, poster, targets, restraint, stage.health, tally)
         await stage.forget_commands()
         watch = Watch()
         group.create_task(loop.run())
@@ -126,3 +130,7 @@ async def _watch(stage: Stage, seconds: float, count: Callable[[], int]) -> Meas
 async def _until(is_so: Callable[[], bool]) -> None:
     while not is_so():  # noqa: ASYNC110 - the loops only count
         await asyncio.sleep(_TICK_S)
+
+
+async def _nobody(_subscription: object, _standing: Standing) -> None:
+    """Nobody is alerted: nothing is paused here."""

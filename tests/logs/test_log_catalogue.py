@@ -13,16 +13,12 @@ PACKAGE = Path(watcher.__file__).parent
 
 NOT_LOGGED_YET = {
     "account.moved_on",
-    "account.recovered",
-    "account.stale",
     "clock.skewed",
     "loop.lagged",
     "provider.recovered",
     "provider.unavailable",
     "state.lost",
-    "subscription.paused",
     "subscription.resumed",
-    "subscription.slowed",
 }
 """Names that no code logs yet. It is to be empty once every room is built."""
 

@@ -26,12 +26,13 @@ MINUTE_MS = 60_000
 NEIGHBOURS = tuple(name for name in map("account-{}".format, range(2000)) if shard_of(name) == SHARD)
 """Accounts that share the shard of ACCOUNT."""
 
-_READ_BY_TYPE: Mapping[bytes, tuple[str, tuple[object, ...]]] = {
-    b"string": ("GET", ()),
-    b"hash": ("HGETALL", ()),
-    b"list": ("LRANGE", (0, -1)),
-    b"zset": ("ZRANGE", (0, -1, "WITHSCORES")),
-    b"stream": ("XRANGE", ("-", "+")),
+_READ = "return redis.call(ARGV[1], KEYS[1], unpack(ARGV, 2))"
+_READ_BY_TYPE: Mapping[bytes, tuple[object, ...]] = {
+    b"string": ("GET",),
+    b"hash": ("HGETALL",),
+    b"list": ("LRANGE", 0, -1),
+    b"zset": ("ZRANGE", 0, -1, "WITHSCORES"),
+    b"stream": ("XRANGE", "-", "+"),
 }
 
 
@@ -94,10 +95,9 @@ class Store:
 
     async def stream(self, key: str) -> list[dict[str, bytes]]:
         """The fields of each entry of a stream."""
-        entries = await self.pipe.command("EVAL", "return redis.call('XRANGE', KEYS[1], '-', '+')", 1, key)
         return [
             {name.decode(): value for name, value in zip(fields[::2], fields[1::2], strict=True)}
-            for _, fields in entries
+            for _, fields in await self._read(key, "XRANGE", "-", "+")
         ]
 
     async def contents(self) -> dict[str, Any]:
@@ -105,9 +105,14 @@ class Store:
         found: dict[str, Any] = {}
         for key in await self.pipe.command("KEYS", f"{self.keys.namespace}:*"):
             kind = await self.pipe.command("TYPE", key)
-            command, arguments = _READ_BY_TYPE[kind]
-            found[key.decode()] = await self.pipe.command(command, key, *arguments)
+            value = await self._read(key.decode(), *_READ_BY_TYPE[kind])
+            is_paired = kind in (b"hash", b"zset")
+            found[key.decode()] = dict(zip(value[::2], value[1::2], strict=True)) if is_paired else value
         return found
+
+    async def _read(self, key: str, *command: object) -> Any:
+        """Read by a script, which answers alike on every server."""
+        return await self.pipe.command("EVAL", _READ, 1, key, *command)
 
 
 def a_store(client: Redis, namespace: str, pipe: Pipe | None = None) -> Store:

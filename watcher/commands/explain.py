@@ -85,9 +85,7 @@ def command(
         else:
             click.echo("{file} is refused, {trouble}: {reason}".format_map(unread.line))
         return 1
-    lines = [
-        line for round_ in rehearse(*snapshots, Rules(withdrawals, settle_polls)) for line in _lines(round_)
-    ]
+    lines = _lines(rehearse(*snapshots, Rules(withdrawals, settle_polls)))
     for line in lines:
         if is_json:
             say_json(line)

@@ -1,7 +1,7 @@
 """`watcher status`: one screen of how everything stands, from the store alone: no worker need run."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,7 @@ from watcher.commands.options import config_option, load_or_exit
 from watcher.printable import printable
 
 if TYPE_CHECKING:
-    from watcher.settings import AccountSettings, Settings
-    from watcher.store.guarantee import Guarantee
-    from watcher.store.survey import Backlog, Failing, Overdue, Seen
-
-TROUBLES = ("quarantined", "never read", "stale", "failing", "doubted", "held")
-"""What may be the matter with an account, the worst first. What is held or doubted is merely not told yet."""
-
-_LATE_MS = 10_000
-"""A worker claims what is due within a tenth of a second, unless it keeps to a rate limit."""
+    from watcher.settings import RedisSettings, Settings
 
 _MOST_NAMES = 8
 _MARGIN = 14
@@ -49,123 +41,40 @@ def command(*, config_path: Path | None, is_json: bool) -> None:
 
 
 async def _survey(settings: "Settings") -> list[_Line]:
-    from watcher.store.connect import safe_url
+    from watcher.overview import account_lines, provider_line, server_line, subscription_line
     from watcher.store.guarantee import guarantee
     from watcher.store.opening import open_to_look
+    from watcher.store.standings import Standings
     from watcher.store.survey import Survey
 
     async with open_to_look(settings.redis) as store:
         survey = Survey(store.pipe, store.keys)
         now_ms = await survey.now_ms()
-        server = _server(await guarantee(store.client), safe_url(settings.redis.url.get_secret_value()))
+        server = server_line(await guarantee(store.client), _where(settings.redis))
         failing_by_provider = {name: await survey.failing(name) for name in settings.provider_by_name}
         overdue = {name: await survey.overdue(name) for name in settings.provider_by_name}
         states = survey.read_states([*settings.account_by_name])
-        accounts = [line async for line in _accounts(settings, states, failing_by_provider, now_ms)]
+        accounts = [line async for line in account_lines(settings, states, failing_by_provider, now_ms)]
+        standings = await Standings(store.pipe, store.keys).read()
         backlogs = await survey.backlogs(settings.subscription_by_name)
     providers = [
-        _provider(name, failing, overdue[name], now_ms) for name, failing in failing_by_provider.items()
+        provider_line(name, failing, overdue[name], now_ms) for name, failing in failing_by_provider.items()
     ]
     total = {"kind": "accounts", "accounts": len(settings.account_by_name), "in_trouble": len(accounts)}
     subscriptions = [
-        _subscription(name, backlog, now_ms, is_configured=name in settings.subscription_by_name)
+        subscription_line(
+            name, backlog, standings.get(name), now_ms, is_configured=name in settings.subscription_by_name
+        )
         for name, backlog in backlogs.items()
     ]
     return [server, *providers, total, *accounts, *subscriptions]
 
 
-def _server(found: "Guarantee", at: str) -> _Line:
-    return {
-        "kind": "server",
-        "server": f"{found.engine} {found.version}",
-        "at": at,
-        "persistence": found.persistence,
-        "eviction": found.eviction,
-        "guarantee": found.sentence,
-        "warnings": [*found.warnings],
-    }
+def _where(settings: "RedisSettings") -> str:
+    from watcher.store.connect import safe_url
 
-
-def _provider(name: str, failing: "Mapping[str, Failing]", overdue: "Overdue", now_ms: int) -> _Line:
-    from watcher.events import iso
-
-    groups: dict[tuple[str, str], list[int]] = {}
-    for found in failing.values():
-        groups.setdefault((found.trouble, found.reason), []).append(found.since_ms)
-    largest_first = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
-    late_ms = now_ms - overdue.first_due_ms if overdue.first_due_ms is not None else 0
-    return {
-        "kind": "provider",
-        "provider": name,
-        "accounts": overdue.accounts,
-        "failing": len(failing),
-        "troubles": [
-            {"trouble": trouble, "reason": reason, "accounts": len(since), "since": iso(min(since))}
-            for (trouble, reason), since in largest_first
-        ],
-        "late_s": late_ms // 1000 if late_ms >= _LATE_MS else 0,
-    }
-
-
-async def _accounts(
-    settings: "Settings",
-    states: "AsyncIterator[Seen]",
-    failing_by_provider: "Mapping[str, Mapping[str, Failing]]",
-    now_ms: int,
-) -> AsyncIterator[_Line]:
-    """Find the accounts that something is the matter with."""
-    from watcher.events import iso
-
-    async for seen in states:
-        account = settings.account_by_name[seen.account]
-        failing = failing_by_provider[account.provider].get(account.name)
-        troubles = _troubles(account, seen, failing, now_ms)
-        if not troubles:
-            continue
-        state = seen.state
-        yield {
-            "kind": "account",
-            "account": account.name,
-            "provider": account.provider,
-            "troubles": troubles,
-            "polled_at": iso(state.polled_at_ms) if state and state.polled_at_ms else None,
-            "reason": seen.damage or (failing.reason if failing else None),
-            "refusals": failing.refusals if failing else 0,
-            "refused_since": iso(failing.since_ms) if failing else None,
-        }
-
-
-def _troubles(account: "AccountSettings", seen: "Seen", failing: "Failing | None", now_ms: int) -> list[str]:
-    from watcher.silence import STALE_INTERVALS
-
-    state = seen.state
-    entries = [*state.entry_by_asset.values()] if state else []
-    polled_at_ms = state.polled_at_ms if state else 0
-    is_quarantined = bool(seen.damage) or (failing is not None and failing.trouble == "quarantined")
-    stale_ms = 1000 * STALE_INTERVALS * account.interval.total_seconds()
-    claims = (
-        is_quarantined,
-        not polled_at_ms and not seen.damage,
-        bool(polled_at_ms) and now_ms - polled_at_ms >= stale_ms,
-        failing is not None and not is_quarantined,
-        any(entry.doubted for entry in entries),
-        any(entry.held_polls for entry in entries),
-    )
-    return [trouble for trouble, is_so in zip(TROUBLES, claims, strict=True) if is_so]
-
-
-def _subscription(name: str, backlog: "Backlog", now_ms: int, *, is_configured: bool) -> _Line:
-    oldest = backlog.oldest_sequence
-    return {
-        "kind": "subscription",
-        "subscription": name,
-        "is_configured": is_configured,
-        "lanes": backlog.lanes,
-        "deliveries": backlog.deliveries,
-        "retrying": backlog.retrying,
-        "dead": backlog.dead,
-        "oldest_s": None if oldest is None else max(0, now_ms - oldest) // 1000,
-    }
+    url = safe_url(settings.url.get_secret_value())
+    return f"embedded, in {settings.data_dir.absolute()}" if url == "embedded" else url
 
 
 def _as_text(lines: Sequence[_Line]) -> Iterator[str]:
@@ -176,7 +85,7 @@ def _as_text(lines: Sequence[_Line]) -> Iterator[str]:
     yield from _accounts_text([line for line in lines if line["kind"] in ("accounts", "account")])
     for line in lines:
         if line["kind"] == "subscription":
-            yield _entry("subscription", f"{printable(line['subscription'])}: {_backlog_text(line)}")
+            yield from _subscription_text(line)
 
 
 def _server_text(line: _Line) -> Iterator[str]:
@@ -198,6 +107,8 @@ def _provider_text(line: _Line) -> Iterator[str]:
 
 
 def _accounts_text(lines: Sequence[_Line]) -> Iterator[str]:
+    from watcher.overview import TROUBLES
+
     total, *in_trouble = lines
     well = total["accounts"] - len(in_trouble)
     yield _entry("accounts", f"{well:,} of {total['accounts']:,} as they should be")
@@ -208,17 +119,21 @@ def _accounts_text(lines: Sequence[_Line]) -> Iterator[str]:
             yield _entry("", f"  {trouble:<12}{len(names):>7,}  {', '.join(names[:_MOST_NAMES])}{more}")
 
 
-def _backlog_text(line: _Line) -> str:
+def _subscription_text(line: _Line) -> Iterator[str]:
     waits = "nothing waits"
     if line["lanes"]:
+        deliveries = _many(line["deliveries"], "delivery", "deliveries")
         oldest = "" if line["oldest_s"] is None else f", the oldest for {age_text(1000 * line['oldest_s'])}"
-        waits = (
-            f"{_many(line['deliveries'], 'delivery', 'deliveries')} in {_many(line['lanes'], 'lane')}{oldest}"
-        )
+        waits = f"{deliveries} in {_many(line['lanes'], 'lane')}{oldest}"
     retrying = f"; {_many(line['retrying'], 'lane')} being tried again" if line["retrying"] else ""
     dead = f"; {_many(line['dead'], 'dead letter')}" if line["dead"] else ""
     unknown = "" if line["is_configured"] else "; not in the configuration"
-    return waits + retrying + dead + unknown
+    yield _entry("subscription", f"{printable(line['subscription'])}: {waits}{retrying}{dead}{unknown}")
+    if line["paused_at"]:
+        yield _entry("", f"  paused since {line['paused_at']}: {printable(line['reason'])}")
+    elif line["failing_since"]:
+        held = f", left alone for {age_text(1000 * line['held_s'])}" if line["held_s"] else ""
+        yield _entry("", f"  failing since {line['failing_since']}{held}: {printable(line['reason'])}")
 
 
 def _next(lines: Sequence[_Line]) -> str:

@@ -6,9 +6,13 @@ Refuses to go past a delivery that is not settled: order within a lane is the pr
 import asyncio
 import random
 from collections.abc import Callable
+from typing import NamedTuple
+
+import orjson
 
 from watcher.delivery.outcomes import Attempt, Outcome, Verdict, judge
 from watcher.delivery.post import ATTEMPT_TIMEOUT_S, Poster, Target
+from watcher.delivery.restraint import Restraint
 from watcher.logs import log
 from watcher.store.lanes import Delivery, Lanes, load_delivery
 from watcher.store.schedule import Lease, Reply
@@ -22,22 +26,22 @@ LEASE_MS = 1000 * (ATTEMPT_TIMEOUT_S + 10)
 
 
 class LaneWorker:
-    """Delivers lanes of any subscription. `hold(subscription, ms)` hears when a subscriber asks for rest."""
+    """Delivers lanes of any subscription."""
 
     def __init__(
         self,
         lanes: Lanes,
         poster: Poster,
+        restraint: Restraint,
         tally: Tally,
         *,
-        hold: Callable[[str, int], None],
         is_stopped: Callable[[], bool],
         now_ms: Callable[[], int],
     ) -> None:
         self._lanes = lanes
         self._poster = poster
+        self._restraint = restraint
         self._tally = tally
-        self._hold = hold
         self._is_stopped = is_stopped
         self._now_ms = now_ms
 
@@ -48,63 +52,95 @@ class LaneWorker:
             self._lanes.read_tries(target.name, lease.member),
         )
         for entry in entries:
-            if self._is_stopped():
+            if self._is_stopped() or self._restraint.rest_ms(target.name):
                 break
+            await self._turn(target)
             delivery = load_delivery(entry)
             failed_before = tries if delivery.head == tried else 0
             attempt = await self._poster.post(target, delivery, failed_before + 1)
             verdict = judge(attempt, failed_before, target.settings.retries, chance=random.random())
-            deadline = await self._settle(target, lease, delivery, verdict)
-            self._tell(target, lease.member, delivery, failed_before + 1, attempt, verdict)
+            one = Tried(lease.member, delivery, failed_before + 1, attempt, verdict)
+            deadline = await self._settle(target, lease, one)
+            await self._restraint.note(target.settings, verdict)
+            self._tell(target, one)
             if not deadline:
                 return False
             lease = Lease(lease.member, deadline)
         await self._lanes.release(target.name, lease)
         return True
 
-    async def _settle(self, target: Target, lease: Lease, delivery: Delivery, verdict: Verdict) -> int:
+    async def _turn(self, target: Target) -> None:
+        """Wait for the subscription's next turn, where it set a rate; over all workers together."""
+        if per_second := target.settings.requests_per_second:
+            wait_ms = await self._lanes.take_turn(target.name, per_second=per_second)
+            await asyncio.sleep(wait_ms / 1000)
+
+    async def _settle(self, target: Target, lease: Lease, one: "Tried") -> int:
         """Write down what became of an attempt; returns the lease's new deadline, 0 where it ends."""
+        name, head, verdict = target.name, one.delivery.head, one.verdict
+        record = b"" if one.is_smooth else one.record(self._now_ms())
         if verdict.outcome is Outcome.DELIVERED:
-            reply, deadline = await self._lanes.delivered(
-                target.name, lease, delivery.head, lease_ms=LEASE_MS
-            )
+            reply, deadline = await self._lanes.delivered(name, lease, head, lease_ms=LEASE_MS, record=record)
         elif verdict.outcome is Outcome.REFUSED:
             reply, deadline = await self._lanes.dead(
-                target.name, lease, delivery.head, lease_ms=LEASE_MS, reason=verdict.reason
+                name, lease, head, lease_ms=LEASE_MS, reason=verdict.reason, record=record
             )
         else:
-            reply = await self._lanes.retry(target.name, lease, delivery.head, wait_ms=verdict.wait_ms)
+            reply = await self._lanes.retry(name, lease, head, wait_ms=verdict.wait_ms, record=record)
             deadline = 0
-            if verdict.hold_ms:
-                self._hold(target.name, verdict.hold_ms)
         if reply is not Reply.DONE:
-            log.info("lease.lost", account=lease.member, subscription=target.name)
+            log.info("lease.lost", account=lease.member, subscription=name)
         return deadline
 
-    def _tell(
-        self,
-        target: Target,
-        account: str,
-        delivery: Delivery,
-        number: int,
-        attempt: Attempt,
-        verdict: Verdict,
-    ) -> None:
+    def _tell(self, target: Target, one: "Tried") -> None:
         fields = {
             "subscription": target.name,
-            "account": account,
-            "event_id": delivery.event_id,
-            "event_type": delivery.type,
-            "sequence": delivery.sequence,
-            "attempt": number,
-            "status": attempt.status,
-            "duration_ms": attempt.duration_ms,
+            "account": one.account,
+            "event_id": one.delivery.event_id,
+            "event_type": one.delivery.type,
+            "sequence": one.delivery.sequence,
+            "attempt": one.number,
+            "status": one.attempt.status,
+            "duration_ms": one.attempt.duration_ms,
         }
-        if verdict.outcome is Outcome.DELIVERED:
+        if one.verdict.outcome is Outcome.DELIVERED:
             self._tally.deliveries += 1
-            log.info("delivery.delivered", **fields, lag_ms=max(0, self._now_ms() - delivery.sequence))
-        elif verdict.outcome is Outcome.REFUSED:
-            log.warning("delivery.dead", **fields, reason=verdict.reason)
+            log.info("delivery.delivered", **fields, lag_ms=max(0, self._now_ms() - one.delivery.sequence))
+        elif one.verdict.outcome is Outcome.REFUSED:
+            log.warning("delivery.dead", **fields, reason=one.verdict.reason)
         else:
             self._tally.retried += 1
-            log.info("delivery.retried", **fields, reason=verdict.reason, next_ms=verdict.wait_ms)
+            log.info("delivery.retried", **fields, reason=one.verdict.reason, next_ms=one.verdict.wait_ms)
+
+
+class Tried(NamedTuple):
+    """One attempt of one delivery, and what it was worth. `number` counts from 1."""
+
+    account: str
+    delivery: Delivery
+    number: int
+    attempt: Attempt
+    verdict: Verdict
+
+    @property
+    def is_smooth(self) -> bool:
+        """Delivered at once: the log says so, and there is nothing to remember."""
+        return self.verdict.outcome is Outcome.DELIVERED and self.number == 1
+
+    def record(self, now_ms: int) -> bytes:
+        """Write the attempt down as `watcher deliveries` shows it."""
+        attempt = self.attempt
+        return orjson.dumps(
+            {
+                "at_ms": now_ms,
+                "account": self.account,
+                "event_id": self.delivery.event_id,
+                "event_type": self.delivery.type,
+                "attempt": self.number,
+                "outcome": self.verdict.outcome.value,
+                "status": attempt.status,
+                "error": attempt.error,
+                "duration_ms": attempt.duration_ms,
+                "answer": attempt.excerpt,
+            }
+        )

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from watcher.delivery.lane import LEASE_MS, LaneWorker
 from watcher.delivery.post import Poster, Target
+from watcher.delivery.restraint import Restraint
 from watcher.logs import log
 from watcher.pause import pause
 from watcher.store.connect import StoreError
@@ -39,22 +40,23 @@ class DeliverLoop:
         schedule: Schedule,
         poster: Poster,
         targets: Mapping[str, Target],
+        restraint: Restraint,
         health: StoreHealth,
         tally: Tally,
     ) -> None:
         self._lanes = lanes
         self._targets = targets
+        self._restraint = restraint
         self._health = health
         self._in_flight: Counter[str] = Counter()
         self._woken: set[tuple[int, str]] = set()
         self._full: defaultdict[str, set[int]] = defaultdict(set)
         self._look_at = 0.0
         self._is_finishing = False
-        self._held_until: dict[str, float] = {}
         self._wake = asyncio.Event()
         self._stopped = asyncio.Event()
         self._worker = LaneWorker(
-            lanes, poster, tally, hold=self._hold, is_stopped=self._stopped.is_set, now_ms=schedule.now_ms
+            lanes, poster, restraint, tally, is_stopped=self._stopped.is_set, now_ms=schedule.now_ms
         )
 
     def wake(self, shard: int, subscription: str) -> None:
@@ -99,6 +101,7 @@ class DeliverLoop:
 
     async def tick(self, group: asyncio.TaskGroup) -> bool:
         """Look for what is due, claim what there is room for, start working it off; says if there was any."""
+        await self._restraint.refresh()
         due, self._woken = self._woken, set()
         if self._is_finishing or time.monotonic() >= self._look_at:
             due |= await self._look()
@@ -116,16 +119,16 @@ class DeliverLoop:
     async def _claim(self, group: asyncio.TaskGroup, name: str, shards: list[int]) -> None:
         """Claim lanes of one subscription, spread over its shards, as many as there is room for."""
         target = self._targets.get(name)
-        held_s = self._held_until.get(name, 0) - time.monotonic()
-        if target is None or held_s > 0:
-            await self._hold_index(name, shards, _UNKNOWN_MS if target is None else int(1000 * held_s))
+        rest_ms = self._restraint.rest_ms(name)
+        if target is None or rest_ms:
+            await self._hold_index(name, shards, rest_ms or _UNKNOWN_MS)
             return
-        room = target.settings.max_in_flight - self._in_flight[name]
+        room = self._restraint.room(target.settings, self._in_flight[name], self.in_flight)
         share = max(1, room // len(shards))
-        self._full[name].update(shards[max(room, 0) :])
+        self._full[name].update(shards[room:])
         await asyncio.gather(
-            self._hold_index(name, shards[max(room, 0) :], _FULL_MS),
-            *(self._claim_shard(group, target, shard, share) for shard in shards[: max(room, 0)]),
+            self._hold_index(name, shards[room:], _FULL_MS),
+            *(self._claim_shard(group, target, shard, share) for shard in shards[:room]),
         )
 
     async def _claim_shard(self, group: asyncio.TaskGroup, target: Target, shard: int, at_most: int) -> None:
@@ -153,6 +156,3 @@ class DeliverLoop:
             self._in_flight[target.name] -= 1
             for waiting in self._full.pop(target.name, set()) | ({shard} if is_more else set()):
                 self.wake(waiting, target.name)
-
-    def _hold(self, subscription: str, ms: int) -> None:
-        self._held_until[subscription] = time.monotonic() + ms / 1000

@@ -30,8 +30,12 @@ class Keys:
         return f"{self.namespace}:standings"
 
     def rate(self, provider: str) -> str:
-        """STRING, expires: when the next request of a provider or a subscription may start, in ms."""
+        """STRING, expires: when a provider's next request may start, in ms. Written by take_turns."""
         return f"{self.namespace}:rate:{provider}"
+
+    def subscription_rate(self, subscription: str) -> str:
+        """STRING, expires: when a subscription's next attempt may start, in ms. Written by take_turns."""
+        return f"{self.namespace}:rate:subscription:{subscription}"
 
     def polls(self, shard: int, provider: str) -> str:
         """ZSET, permanent: account -> when its poll is due (or its lease ends), in ms."""
@@ -68,6 +72,10 @@ class Keys:
     def dead(self, shard: int, subscription: str) -> str:
         """STREAM, trimmed: dead letters: account, reason, delivery. Written by settle and commit."""
         return self._tagged(shard, "dead", subscription)
+
+    def attempts(self, shard: int, subscription: str) -> str:
+        """STREAM, trimmed: attempts that failed, and the one that ended the row. Written by settle."""
+        return self._tagged(shard, "attempts", subscription)
 
     def nothing(self, shard: int) -> str:
         """Never exists: deleting it first lets a script drain lanes on a server that is full (OOM)."""

@@ -3,16 +3,21 @@
 Refuses to judge an attempt: it is told what became of it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from watcher.store.keys import Keys, shard_of
 from watcher.store.pipe import load_script
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
 
+ATTEMPTS_PER_SUBSCRIPTION = 200
+"""Attempts remembered per subscription and shard: enough to see what its receiver answers."""
+
 DEAD_PER_SUBSCRIPTION = 10_000
 """Dead letters kept per subscription and shard."""
 
 _HASTEN = load_script("hasten")
+_QUEUE = load_script("queue")
 _SETTLE = load_script("settle")
 
 
@@ -85,20 +90,43 @@ class Lanes:
         return int(count), head
 
     async def delivered(
-        self, subscription: str, lease: Lease, head: bytes, *, lease_ms: int
+        self, subscription: str, lease: Lease, head: bytes, *, lease_ms: int, record: bytes = b""
     ) -> tuple[Reply, int]:
-        """Take a delivered head away; returns the lane's new deadline, 0 when nothing waits in it."""
-        return await self._settle(subscription, lease, head, "delivered", lease_ms, "")
+        """Take a delivered head away; returns the lane's new deadline, 0 when nothing waits in it.
+
+        `record`, if any, is remembered as the attempt; so it is in what follows.
+        """
+        return await self._settle(subscription, lease, head, "delivered", lease_ms, "", record)
 
     async def dead(
-        self, subscription: str, lease: Lease, head: bytes, *, lease_ms: int, reason: str
+        self,
+        subscription: str,
+        lease: Lease,
+        head: bytes,
+        *,
+        lease_ms: int,
+        reason: str,
+        record: bytes = b"",
     ) -> tuple[Reply, int]:
         """Move a head that nobody took to the dead letters; returns as delivered does."""
-        return await self._settle(subscription, lease, head, "dead", lease_ms, reason)
+        return await self._settle(subscription, lease, head, "dead", lease_ms, reason, record)
 
-    async def retry(self, subscription: str, lease: Lease, head: bytes, *, wait_ms: int) -> Reply:
+    async def retry(
+        self, subscription: str, lease: Lease, head: bytes, *, wait_ms: int, record: bytes = b""
+    ) -> Reply:
         """Try a head again later; its lane waits with it."""
-        return (await self._settle(subscription, lease, head, "retry", wait_ms, ""))[0]
+        return (await self._settle(subscription, lease, head, "retry", wait_ms, "", record))[0]
+
+    async def queue(self, subscription: str, account: str, deliveries: Sequence[Delivery]) -> int:
+        """Put deliveries at the end of a lane, outside of any commit; returns how many."""
+        keys = [self._keys.lane(subscription, account), *self._schedule_keys(shard_of(account), subscription)]
+        entries = [delivery.dump() for delivery in deliveries]
+        return int(await self._pipe.script(_QUEUE, keys, subscription, account, len(entries), *entries))
+
+    async def take_turn(self, subscription: str, *, per_second: float) -> float:
+        """Reserve the start of an attempt over all workers; returns in how many ms it is."""
+        key = self._keys.subscription_rate(subscription)
+        return await self._schedule.take_turns(key, 1, spacing_ms=1000 / per_second)
 
     async def release(self, subscription: str, lease: Lease, *, due_in_ms: int = 0) -> Reply:
         keys = self._schedule_keys(shard_of(lease.member), subscription)
@@ -109,7 +137,7 @@ class Lanes:
         return [keys.lanes(shard, subscription), keys.due_subscriptions(shard), keys.nothing(shard)]
 
     async def _settle(
-        self, subscription: str, lease: Lease, head: bytes, outcome: str, ms: int, reason: str
+        self, subscription: str, lease: Lease, head: bytes, outcome: str, ms: int, reason: str, record: bytes
     ) -> tuple[Reply, int]:
         shard = shard_of(lease.member)
         keys = [
@@ -119,6 +147,7 @@ class Lanes:
             self._keys.tries(shard, subscription),
             self._keys.dead(shard, subscription),
             self._keys.nothing(shard),
+            self._keys.attempts(shard, subscription),
         ]
         arguments = (
             subscription,
@@ -129,6 +158,8 @@ class Lanes:
             ms,
             reason,
             DEAD_PER_SUBSCRIPTION,
+            record,
+            ATTEMPTS_PER_SUBSCRIPTION,
         )
         reply, deadline = await self._pipe.script(_SETTLE, keys, *arguments)
         return Reply(reply), deadline

@@ -26,7 +26,6 @@ LANE_LENGTH = 10_000
 
 _COMMIT = load_script("commit")
 _POSTPONE = load_script("postpone")
-_TAKE_TURNS = load_script("take_turns")
 _TOUCH = load_script("touch")
 
 
@@ -69,9 +68,8 @@ class Polls:
         self, provider: str, turns: int, *, spacing_ms: float, not_before_ms: float = 0
     ) -> float:
         """Reserve starts of requests over all workers; returns in how many ms the first one is."""
-        keys = [self._keys.rate(provider)]
-        return float(
-            await self._pipe.script(_TAKE_TURNS, keys, turns, f"{spacing_ms:.3f}", f"{not_before_ms:.3f}")
+        return await self._schedule.take_turns(
+            self._keys.rate(provider), turns, spacing_ms=spacing_ms, not_before_ms=not_before_ms
         )
 
     async def read_state(self, account: str) -> AccountState | None:

@@ -53,10 +53,10 @@ class Roster:
         """Check that the state is laid out as this program expects; returns all providers ever used."""
         key = self._keys.meta()
         shards, schema, providers = await self._pipe.command("HMGET", key, "shards", "schema", "providers")
-        if shards is not None and (int(shards), schema.decode()) != (SHARDS, SCHEMA):
+        if (shards, schema) not in ((None, None), (b"%d" % SHARDS, SCHEMA.encode())):
             raise ConfigurationRefused(
                 f"the state under {key} was laid out by another version of watcher "
-                f"(schema {schema.decode()}, {int(shards)} shards; this one has {SCHEMA}, {SHARDS}): "
+                f"(schema {_number(schema)}, {_number(shards)} shards; this one has {SCHEMA}, {SHARDS}): "
                 "run that version, or set redis.namespace to start anew"
             )
         known = sorted({*json.loads(providers or "[]"), *configured})
@@ -90,6 +90,10 @@ class Roster:
             gone = [self._keys.state(name) for name in group if name not in everyone]
             if gone:
                 await self._pipe.command("UNLINK", *gone)
+
+
+def _number(text: bytes | None) -> str:
+    return text.decode() if text and text.isdigit() else "unknown"
 
 
 def _by_shard(names: list[str]) -> list[tuple[int, list[str]]]:

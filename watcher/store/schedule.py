@@ -11,6 +11,7 @@ from watcher.store.pipe import Pipe, load_script
 
 _CLAIM = load_script("claim")
 _RELEASE = load_script("release")
+_TAKE_TURNS = load_script("take_turns")
 
 
 class Reply(IntEnum):
@@ -57,6 +58,11 @@ class Schedule:
         self._ahead_ms = now - time.monotonic() * 1000
         leases = tuple(Lease(member.decode(), deadline) for member in members)
         return Claimed(leases, None if next_due < 0 else max(0, next_due - now))
+
+    async def take_turns(self, key: str, turns: int, *, spacing_ms: float, not_before_ms: float = 0) -> float:
+        """Reserve starts of requests over all workers; returns in how many ms the first one is."""
+        arguments = (turns, f"{spacing_ms:.3f}", f"{not_before_ms:.3f}")
+        return float(await self.pipe.script(_TAKE_TURNS, [key], *arguments))
 
     async def release(self, keys: list[str], lease: Lease, due_in_ms: int, *arguments: object) -> Reply:
         return Reply(await self.pipe.script(_RELEASE, keys, *lease, due_in_ms, *arguments))

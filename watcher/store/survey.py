@@ -3,9 +3,10 @@
 Refuses to write anything, and to know what is to be thought of it.
 """
 
+import re
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from watcher.ledger import AccountState
 from watcher.store.history import START
@@ -16,6 +17,8 @@ from watcher.store.state import BadState, load_state
 _READ_STATES = load_script("read_states")
 _COUNT_LANES = load_script("count_lanes")
 _MEASURE_LANES = load_script("measure_lanes")
+
+_FAILING = re.compile(rb"([0-9]{1,9}) ([0-9]{1,14}) (\S+) ?(.*)\Z", re.DOTALL)
 
 _AT_ONCE = 200
 """Keys of one script call: a millisecond of the server's time."""
@@ -51,7 +54,7 @@ class Overdue(NamedTuple):
 
 @dataclass(slots=True)
 class Backlog:
-    """What waits for one subscription. `oldest_sequence` tells when its oldest delivery was made (Unix ms)."""
+    """What waits for one subscription. `oldest_sequence` is about the Unix ms of its oldest delivery."""
 
     lanes: int = 0
     deliveries: int = 0
@@ -89,7 +92,8 @@ class Survey:
         found: dict[str, Failing] = {}
         for shard in range(SHARDS):
             pairs = await self._pipe.command("HGETALL", self._keys.failing(shard, provider))
-            found.update((name.decode("utf-8", "replace"), _failing(said)) for name, said in _pairs(pairs))
+            for name, said in zip(pairs[::2], pairs[1::2], strict=True):
+                found[name.decode("utf-8", "replace")] = _failing(said)
         return found
 
     async def overdue(self, provider: str) -> Overdue:
@@ -171,19 +175,14 @@ def _seen(account: str, values: list[bytes], log_end: str) -> Seen:
 
 def _failing(said: bytes) -> Failing:
     """Read `count since_ms trouble reason`."""
-    refusals, since_ms, trouble, reason = [*said.decode("utf-8", "replace").split(" ", 3), "", "", "", ""][:4]
-    try:
-        return Failing(int(refusals), int(since_ms), trouble, reason)
-    except ValueError:
+    match = _FAILING.match(said)
+    if not match:
         return Failing(0, 0, "unknown", "what is noted of it cannot be read")
+    refusals, since_ms, trouble, reason = (part.decode("utf-8", "replace") for part in match.groups())
+    return Failing(int(refusals), int(since_ms), trouble, reason)
 
 
 def _sequence(head: bytes) -> int | None:
     """Read the sequence in a delivery's first line, `id sequence type`; None for anything else."""
     parts = head.split(b" ")
     return int(parts[1]) if len(parts) == 3 and parts[1].isdigit() else None
-
-
-def _pairs(answer: Any) -> list[tuple[bytes, bytes]]:
-    """Take the answer to HGETALL as RESP2 sends it, or as redis-py makes it."""
-    return [*answer.items()] if isinstance(answer, dict) else [*zip(answer[::2], answer[1::2], strict=True)]

@@ -1,9 +1,10 @@
 -- Settle one attempt: take a lane's head away (delivered, or dead), or say when to try it again.
 -- Fenced by the head, so that a repeat or a late worker takes nothing twice, and by the lane's lease.
 -- KEYS    1 lane   2 lanes   3 due subscriptions   4 tries   5 dead letters   6 nothing (see claim)
+--         7 attempts
 -- ARGV    1 subscription   2 account   3 deadline   4 delivery head (its first line)
 --         5 delivered, dead or retry   6 lease ms (delivered, dead) or wait ms (retry)
---         7 reason   8 dead letters length
+--         7 reason   8 dead letters length   9 attempt to remember ('': none)   10 attempts length
 -- returns 1 done, -1 another head, -2 the lease was lost; then the lane's new deadline (0: it is free)
 redis.call('DEL', KEYS[6])
 if tonumber(redis.call('ZSCORE', KEYS[2], ARGV[2]) or 0) ~= tonumber(ARGV[3]) then return {-2, 0} end
@@ -14,11 +15,13 @@ if not head or string.sub(head, 1, #ARGV[4]) ~= ARGV[4] then return {-1, 0} end
 local count, tried = string.match(redis.call('HGET', KEYS[4], ARGV[2]) or '', '^(%d+) (.*)$')
 redis.call('ZCARD', KEYS[3])
 redis.call('XLEN', KEYS[5])
+redis.call('XLEN', KEYS[7])
 
 local time = redis.call('TIME')
 local later = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[6])
 -- Within the millisecond of its claim a lease would stay the same, and not refuse a repeat.
 if later == tonumber(ARGV[3]) then later = later + 1 end
+if ARGV[9] ~= '' then redis.call('XADD', KEYS[7], 'MAXLEN', '~', ARGV[10], '*', 'attempt', ARGV[9]) end
 if ARGV[5] == 'retry' then
   count = tried == ARGV[4] and count + 1 or 1
   redis.call('HSET', KEYS[4], ARGV[2], string.format('%d %s', count, ARGV[4]))

@@ -1,0 +1,131 @@
+"""Runs `watcher` as its entry point does, with faults in it: the program itself has no place for them.
+
+    FAULTS='{"crash_at": "commit sent", "crash_after": 3}' python tests/faults/faulty_watcher.py run
+
+Shorter leases are no fault, but make a short test of what a dead worker leaves behind.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
+
+Method = Callable[..., Awaitable[Any]]
+
+_ON_ITS_WAY_S = 0.005
+
+
+def main() -> NoReturn:
+    faults = json.loads(os.environ.get("FAULTS", "{}"))
+    if ahead_s := faults.get("clock_ahead_s"):
+        _set_clock(ahead_s)  # first: whoever imports `time.time` must get this one
+    if lease_s := faults.get("lease_s"):
+        _shorten_leases(lease_s)
+    if point := faults.get("crash_at"):
+        _arm(point, faults["crash_after"])
+    if block_s := faults.get("block_s"):
+        _block(block_s, faults["block_every"])
+    from watcher.cli import main
+
+    main()
+
+
+def _set_clock(ahead_s: float) -> None:
+    true_time, true_time_ns = time.time, time.time_ns
+    time.time = lambda: true_time() + ahead_s
+    time.time_ns = lambda: true_time_ns() + int(ahead_s * 10**9)
+
+
+def _shorten_leases(lease_s: float) -> None:
+    """Let leases of lanes and of polls last so long; an attempt gets half of it."""
+    from watcher import poll_loop
+    from watcher.delivery import lane, loop, post
+
+    post.ATTEMPT_TIMEOUT_S = lease_s / 2  # type: ignore[assignment]
+    lane.LEASE_MS = loop.LEASE_MS = int(1000 * lease_s)
+    poll_loop._LEASE_MARGIN_S = lease_s - 1  # type: ignore[assignment]  # the rig's time-out is 1 s
+
+
+def _arm(point: str, times: int) -> None:
+    """Crash at a step, the so-manieth time that it is reached."""
+    from watcher.delivery.post import Poster
+    from watcher.providers.client import ProviderClient
+    from watcher.store.polls import Polls
+
+    crash = _countdown(times)
+    if point.endswith("sent"):
+        _crash_once_sent(point.removesuffix(" sent"), crash)
+        return
+    owner: type
+    owner, name = {
+        "fetched": (ProviderClient, "ask"),
+        "commit answered": (Polls, "commit"),
+        "2xx read": (Poster, "post"),
+    }[point]
+    method: Method = getattr(owner, name)
+
+    async def then_crash(*arguments: Any, **named: Any) -> Any:
+        result = await method(*arguments, **named)
+        crash()
+        return result
+
+    setattr(owner, name, then_crash)
+
+
+def _crash_once_sent(script: str, crash: Callable[[], None]) -> None:
+    """Crash when a script is on its way to the server, which will execute it, and nobody reads its answer."""
+    from redis.asyncio.connection import AbstractConnection
+
+    from watcher.store.pipe import load_script
+
+    digest = load_script(script).digest.encode()
+    send: Method = AbstractConnection.send_packed_command
+
+    async def send_then_crash(self: Any, command: Any, *arguments: Any, **named: Any) -> None:
+        await send(self, command, *arguments, **named)
+        sent = command if isinstance(command, bytes) else b"".join(command)
+        if digest in sent:
+            await asyncio.sleep(_ON_ITS_WAY_S)  # uvloop writes when the loop comes round
+            crash()
+
+    AbstractConnection.send_packed_command = send_then_crash  # type: ignore[method-assign]
+
+
+def _countdown(times: int) -> Callable[[], None]:
+    left = times
+
+    def count() -> None:
+        nonlocal left
+        left -= 1
+        if left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return count
+
+
+def _block(block_s: float, every: int) -> None:
+    """Keep the event loop for so long in every so-manieth poll."""
+    from watcher.poll import Poller
+
+    poll: Method = Poller.poll
+    polls = 0
+
+    async def poll_and_block(*arguments: Any) -> None:
+        nonlocal polls
+        polls += 1
+        if polls % every == 0:
+            end_at = time.monotonic() + block_s
+            while time.monotonic() < end_at:
+                pass
+        await poll(*arguments)
+
+    Poller.poll = poll_and_block  # type: ignore[assignment,method-assign]
+
+
+if __name__ == "__main__":
+    del sys.path[0]  # this directory: its modules are none of the program's business
+    main()

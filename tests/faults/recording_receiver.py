@@ -1,0 +1,89 @@
+"""A receiver that writes everything down: when each attempt came, its id, its exact bytes, whether it verifies.
+
+Refuses to judge: `verdict` reads what is written here.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from aiohttp import web
+from builders import SECRET
+
+from watcher.receive import Event, InvalidWebhook, verify
+
+
+class Arrival(NamedTuple):
+    """One attempt. `problem` says why it does not verify; then `event` is empty and it was answered 400."""
+
+    at: float
+    id: str
+    body: bytes
+    event: Event
+    problem: str | None
+    attempt: str
+
+
+@dataclass(eq=False)
+class RecordingReceiver:
+    """Listens while it is entered (`async with`). `notice` hears of an attempt before it is answered."""
+
+    delay_s: float = 0
+    notice: Callable[[Arrival], None] = lambda _arrival: None
+    arrivals: list[Arrival] = field(init=False, default_factory=list)
+    told: dict[tuple[str, str], dict[str, str]] = field(init=False, default_factory=dict)
+    """What the event that came last for the first time says of each account and asset."""
+
+    def __post_init__(self) -> None:
+        self._ids: set[str] = set()
+
+    async def __aenter__(self) -> Self:
+        app = web.Application()
+        app.router.add_post("/", self._take)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0, backlog=1024).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._runner.cleanup()
+
+    @property
+    def taken(self) -> int:
+        """How many different events came."""
+        return len(self._ids)
+
+    async def _take(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        event, problem = _read(request, body)
+        headers = request.headers
+        arrival = Arrival(
+            time.time(), headers.get("webhook-id", ""), body, event, problem, headers.get("watcher-attempt", "")
+        )
+        self.arrivals.append(arrival)
+        if not problem:
+            self._remember(arrival)
+        self.notice(arrival)
+        if self.delay_s:
+            await asyncio.sleep(self.delay_s)
+        return web.Response(status=400 if problem else 200)
+
+    def _remember(self, arrival: Arrival) -> None:
+        if arrival.id not in self._ids:
+            self._ids.add(arrival.id)
+            data = arrival.event["data"]
+            if data["asset"]:
+                self.told[data["account"]["name"], data["asset"]["id"]] = data["after"]
+
+
+def _read(request: web.Request, body: bytes) -> tuple[Event, str | None]:
+    try:
+        return verify(request.headers, body, SECRET), None
+    except InvalidWebhook as problem:
+        return {}, str(problem)

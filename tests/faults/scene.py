@@ -1,0 +1,262 @@
+"""A scene for one fault: a server, a restless provider, a receiver that writes down, and workers.
+
+A test makes its fault happen, then asks for the verdict: it ends the changes, waits until everything is
+told, ends the workers in order, and compares. Refuses to be replayed to the microsecond: the seed decides
+changes and faults, the machine decides when.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random, SystemRandom
+from typing import Any
+
+from faulty_proxy import FaultyProxy
+from recording_receiver import RecordingReceiver
+from redis.asyncio import Redis
+from restless_provider import RestlessProvider, account_name
+from servers import DURABLE, ENGINES, RealServer
+from verdict import Verdict, judge
+from worker_processes import SOURCE, WorkerProcess
+
+from watcher.settings import CHANGE_EVENTS
+from watcher.store.connect import connect
+from watcher.store.history import History, Record
+from watcher.store.keys import SHARDS, Keys
+from watcher.store.pipe import Pipe
+
+NAMESPACE = "watcher"
+SUBSCRIPTION = "ops"
+
+SHORT_LEASES: Mapping[str, Any] = {"lease_s": 3}
+"""What a dead worker had in hand is free again after so long; as the program comes, it takes 30 s."""
+
+_TICK_S = 0.05
+
+_TEMPLATE = """
+accounts_file = "accounts.jsonl"
+
+[redis]
+url = "{redis}"
+
+[egress]
+allow = ["127.0.0.0/8"]
+allow_http = true
+
+[providers.loopring]
+base_url = "{provider}"
+api_key = "key"
+requests_per_second = 2000
+timeout = "1s"
+
+[[subscriptions]]
+name = "{subscription}"
+url = "{receiver}"
+secrets = ["${{SECRET}}"]
+max_in_flight = {max_in_flight}
+retries = ["0s", {retries}]
+"""
+
+
+@dataclass(eq=False)
+class Scene:
+    """Everything around the workers of one test, and the workers."""
+
+    directory: Path
+    random: Random
+    server: RealServer
+    provider: RestlessProvider
+    receiver: RecordingReceiver
+    redis: Redis
+    proxy: FaultyProxy
+    faults: Mapping[str, Any]
+    """What every worker gets, besides what it is started with."""
+
+    workers: list[WorkerProcess] = field(default_factory=list)
+    keys: Keys = field(default_factory=lambda: Keys(NAMESPACE))
+    _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
+
+    async def start_workers(self, count: int, **faults: Any) -> list[WorkerProcess]:
+        """Start workers, and wait until all of them work."""
+        started = [await self.start_worker(**faults) for _ in range(count)]
+        for worker in started:
+            await worker.logged("worker.started")
+        return started
+
+    async def start_worker(self, **faults: Any) -> WorkerProcess:
+        """Start one, and do not wait for it."""
+        worker = WorkerProcess(self.directory, f"worker-{next(self._numbers)}", {**self.faults, **faults})
+        await worker.start()
+        self.workers.append(worker)
+        return worker
+
+    @property
+    def running(self) -> list[WorkerProcess]:
+        return [worker for worker in self.workers if worker.is_running]
+
+    async def begin(self, changes_per_second: float, *, within_s: float = 20) -> None:
+        """Wait until every account has its baseline, then let balances move."""
+        await self.until_polled(within_s=within_s)
+        self.provider.run(changes_per_second)
+
+    async def until_polled(self, *, within_s: float = 20) -> None:
+        """Wait until every account has a state."""
+        states = [self.keys.state(account_name(1 + number)) for number in range(self.provider.accounts)]
+        async with asyncio.timeout(within_s):
+            while await self.redis.exists(*states) < len(states):
+                await asyncio.sleep(_TICK_S)
+
+    async def until_told(self, more: int, *, within_s: float) -> float:
+        """Wait for so many more events; returns how many seconds that took."""
+        started, wanted = time.monotonic(), self.receiver.taken + more
+        async with asyncio.timeout(within_s):
+            while self.receiver.taken < wanted:  # noqa: ASYNC110 - other processes send
+                await asyncio.sleep(_TICK_S)
+        return time.monotonic() - started
+
+    async def verdict(
+        self, *, within_s: float = 30, spared: Collection[str] = (), is_state_lost: bool = False
+    ) -> Verdict:
+        """Move every asset once more, wait until all is told, end the workers in order, and judge."""
+        await self.provider.rest()
+        self.provider.move_all()
+        is_told = await self._until_all_is_told(within_s, spared)
+        codes = await asyncio.gather(*(worker.terminate() for worker in self.running))
+        records = [record async for record in History(Pipe(self.redis), self.keys).records()]
+        verdict = judge(
+            self.receiver.arrivals,
+            records,
+            self.provider.truth(),
+            spared=spared,
+            is_state_lost=is_state_lost,
+        )
+        if not is_told:
+            verdict.problems.append(f"not everything was told within {within_s} s")
+        if any(codes):
+            verdict.problems.append(f"workers that were asked to end exited with {codes}")
+        verdict.problems += [*self._complaints(), *await self._leftovers(spared), *await self._audit(spared)]
+        print(f"{verdict}, {time.monotonic() - self._started:.1f} s")
+        return verdict
+
+    def __post_init__(self) -> None:
+        self._started = time.monotonic()
+
+    async def _until_all_is_told(self, within_s: float, spared: Collection[str]) -> bool:
+        true = {name: told for name, told in self.provider.truth().items() if name[0] not in spared}
+        try:
+            async with asyncio.timeout(within_s):
+                while not self._is_told(true) or await self._waiting(spared):
+                    await asyncio.sleep(_TICK_S)
+        except TimeoutError:
+            return False
+        return True
+
+    def _is_told(self, true: Mapping[tuple[str, str], Mapping[str, str]]) -> bool:
+        told = self.receiver.told
+        return all(name in told and said.items() <= told[name].items() for name, said in true.items())
+
+    async def _waiting(self, spared: Collection[str] = ()) -> list[str]:
+        """Which accounts have a lane with something in it."""
+        lanes = [
+            await self.redis.zrange(self.keys.lanes(shard, SUBSCRIPTION), 0, -1) for shard in range(SHARDS)
+        ]
+        names = {name.decode() for lane in lanes for name in lane}
+        return sorted(names.difference(spared))
+
+    def _complaints(self) -> list[str]:
+        """What no worker should ever say."""
+        said = [
+            f"{worker.name} logged {line}"
+            for worker in self.workers
+            for line in worker.lines()
+            if line["event"] in ("bug", "library.failed", "library.warned")
+        ]
+        return said[:3] + [
+            f"{worker.name} on stderr: {worker.errors}" for worker in self.workers if worker.errors
+        ]
+
+    async def _leftovers(self, spared: Collection[str]) -> list[str]:
+        dead = sum(
+            [await self.redis.xlen(self.keys.dead(shard, SUBSCRIPTION)) for shard in range(SHARDS)]
+        )
+        waiting = await self._waiting(spared)
+        return [*([f"{dead} dead letters"] if dead else []), *([f"lanes left: {waiting}"] if waiting else [])]
+
+    async def _audit(self, spared: Collection[str]) -> list[str]:
+        """Ask `watcher audit`, which must find nothing."""
+        audit = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "watcher", "audit", "--json"),
+            cwd=self.directory,
+            env={**os.environ, "PYTHONPATH": str(SOURCE), "SECRET": "whsec_" + 32 * "A"},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(20):
+            said, errors = await audit.communicate()
+        accounts = [json.loads(line) for line in said.splitlines()]
+        differ = [said for said in accounts if not said["ok"] and said["account"] not in spared]
+        if not accounts:
+            return [f"audit said nothing: {errors.decode()}"]
+        return [f"audit finds {len(differ)} accounts that differ, such as {differ[0]}"] if differ else []
+
+    async def records(self) -> list[Record]:
+        """The changes in the event log."""
+        everything = History(Pipe(self.redis), self.keys).records()
+        return [record async for record in everything if record.content.get("type") in CHANGE_EVENTS]
+
+
+@asynccontextmanager
+async def a_scene(
+    *,
+    accounts: int = 100,
+    engine: str = "valkey",
+    flags: tuple[str, ...] = (),
+    through_proxy: bool = False,
+    leases: Mapping[str, Any] = SHORT_LEASES,
+    max_in_flight: int = 32,
+    retries: str = '"1s", "1s", "1s", "1s", "1s"',
+) -> AsyncIterator[Scene]:
+    """Set a scene. FAULT_SEED in the environment replays one; a test that fails shows which it was."""
+    seed = int(os.environ.get("FAULT_SEED") or SystemRandom().randrange(10**6))
+    print(f"FAULT_SEED={seed}")
+    random = Random(seed)
+    async with AsyncExitStack() as stack:
+        # Not in tmp_path: its name may be too long for a unix socket.
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="watcher-faults-")))
+        place = directory / "server"
+        place.mkdir()
+        server = RealServer(ENGINES[engine], place, (*DURABLE, *flags))
+        server.start()
+        stack.callback(server.kill)
+        provider = await stack.enter_async_context(RestlessProvider(accounts, random))
+        receiver = await stack.enter_async_context(RecordingReceiver())
+        proxy = await stack.enter_async_context(FaultyProxy(server.socket))
+        redis = await stack.enter_async_context(connect(server.url))
+        text = _TEMPLATE.format(
+            redis=proxy.url if through_proxy else server.url,
+            provider=provider.url,
+            receiver=receiver.url,
+            subscription=SUBSCRIPTION,
+            max_in_flight=max_in_flight,
+            retries=retries,
+        )
+        (directory / "watcher.toml").write_text(text)
+        (directory / "accounts.jsonl").write_text("".join(map(_account_line, range(1, accounts + 1))))
+        scene = Scene(directory, random, server, provider, receiver, redis, proxy, leases)
+        try:
+            yield scene
+        finally:
+            await asyncio.gather(*(worker.kill() for worker in scene.running))
+
+
+def _account_line(account: int) -> str:
+    wish = {"name": account_name(account), "provider": "loopring", "account_id": account}
+    return json.dumps({**wish, "interval": "1s", "pending_interval": "1s"}) + "\n"

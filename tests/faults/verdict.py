@@ -1,0 +1,154 @@
+"""Judges what a receiver was told by what was committed and by what is true.
+
+Pure. Refuses to know which fault there was: whatever it was, the same must hold.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from recording_receiver import Arrival
+
+from watcher.settings import CHANGE_EVENTS
+from watcher.store.history import Record
+
+Asset = tuple[str, str]
+"""Account and asset id."""
+
+_FIELDS = ("total", "locked", "pending_deposit")
+_MOST_EXAMPLES = 5
+
+
+@dataclass
+class Verdict:
+    """What was found. `problems` is empty where everything held; `lags_ms` are from commit to arrival."""
+
+    committed: int = 0
+    lost: int = 0
+    out_of_order: int = 0
+    repeats: int = 0
+    refused: int = 0
+    lags_ms: list[float] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def lag_ms(self, percent: float) -> float:
+        return self.lags_ms[min(len(self.lags_ms) - 1, int(len(self.lags_ms) * percent / 100))]
+
+    def __str__(self) -> str:
+        lags = f"p50 {self.lag_ms(50):.0f} ms, p99 {self.lag_ms(99):.0f} ms" if self.lags_ms else "no lags"
+        return (
+            f"{self.committed} events, {self.lost} lost, {self.out_of_order} out of order, "
+            f"{self.repeats} repeats, {self.refused} refused, {lags}"
+        )
+
+
+def judge(
+    arrivals: Sequence[Arrival],
+    records: Iterable[Record],
+    truth: Mapping[Asset, Mapping[str, str]],
+    *,
+    spared: Collection[str] = (),
+    is_state_lost: bool = False,
+) -> Verdict:
+    """Compare the receiver's history with the event log and with the provider's truth.
+
+    Accounts that are `spared` were damaged on purpose, and need not be up to date. Where the state was
+    lost (`is_state_lost`), what was told before is in no log, and each account begins anew once.
+    """
+    verdict = Verdict()
+    good = [arrival for arrival in arrivals if not arrival.problem]
+    verdict.refused = len(arrivals) - len(good)
+    _compare_with_log(verdict, good, [*records], is_state_lost=is_state_lost)
+    firsts = _without_repeats(verdict, good)
+    _follow_sequences(verdict, firsts, is_state_lost=is_state_lost)
+    _compare_with_truth(verdict, firsts, truth, spared)
+    verdict.lags_ms = sorted(1000 * (arrival.at - _told_at(arrival)) for arrival in firsts)
+    return verdict
+
+
+def _compare_with_log(
+    verdict: Verdict, good: Sequence[Arrival], records: Sequence[Record], *, is_state_lost: bool
+) -> None:
+    """Nothing committed is missing, nothing arrived that was not, and what arrived is what was committed."""
+    committed = Counter(
+        record.content["id"] for record in records if record.content.get("type") in CHANGE_EVENTS
+    )
+    arrived = {arrival.id for arrival in good}
+    lost = committed.keys() - arrived
+    verdict.committed, verdict.lost = len(committed), len(lost)
+    _complain(verdict, "committed, but never arrived", lost)
+    _complain(verdict, "committed twice", (event_id for event_id, times in committed.items() if times > 1))
+    if not is_state_lost:
+        _complain(verdict, "arrived, but was never committed", arrived - committed.keys())
+    content = {record.content.get("id"): record.content for record in records}
+    other = {
+        arrival.id
+        for arrival in good
+        if arrival.id in committed
+        and {**arrival.event, "subscription": None} != {**content[arrival.id], "subscription": None}
+    }
+    _complain(verdict, "says something else than the event log", other)
+
+
+def _without_repeats(verdict: Verdict, good: Iterable[Arrival]) -> list[Arrival]:
+    """What arrived for the first time, in its order. A repeat has the same bytes."""
+    first_by_id: dict[str, Arrival] = {}
+    for arrival in good:
+        first = first_by_id.setdefault(arrival.id, arrival)
+        if first is not arrival:
+            verdict.repeats += 1
+            if first.body != arrival.body:
+                _complain(verdict, "came again with other bytes", [arrival.id])
+    return [*first_by_id.values()]
+
+
+def _follow_sequences(verdict: Verdict, firsts: Iterable[Arrival], *, is_state_lost: bool) -> None:
+    """Per account, each event names the one before it, and has a higher sequence."""
+    last_by_account: dict[str, int] = {}
+    beginnings: Counter[str] = Counter()
+    for arrival in firsts:
+        account, sequence = arrival.event["data"]["account"]["name"], arrival.event["data"]["sequence"]
+        previous = arrival.event["subscription"]["previous_sequence"]
+        last = last_by_account.get(account)
+        last_by_account[account] = max(sequence, last or 0)
+        if last is not None and sequence <= last:
+            verdict.out_of_order += 1
+            _complain(verdict, f"out of order at {account}: {sequence} after {last}", [arrival.id])
+        elif previous is None:
+            beginnings[account] += 1
+        elif previous != last:
+            _complain(verdict, f"names {previous} as the one before, not {last}, at {account}", [arrival.id])
+    most = 2 if is_state_lost else 1
+    _complain(verdict, "began anew", (account for account, times in beginnings.items() if times > most))
+
+
+def _compare_with_truth(
+    verdict: Verdict,
+    firsts: Iterable[Arrival],
+    truth: Mapping[Asset, Mapping[str, str]],
+    spared: Collection[str],
+) -> None:
+    """Per asset, each event begins where the one before it ended, and the last one ended at the truth."""
+    after_by_asset: dict[Asset, Mapping[str, str]] = defaultdict(dict)
+    for arrival in firsts:
+        data = arrival.event["data"]
+        after_by_asset[data["account"]["name"], data["asset"]["id"]] = data["after"]
+    wrong = [
+        f"{account}, asset {asset}"
+        for (account, asset), true in truth.items()
+        if account not in spared
+        and {name: after_by_asset[account, asset].get(name) for name in _FIELDS}
+        != {name: true[name] for name in _FIELDS}
+    ]
+    _complain(verdict, "was not told as it is", wrong)
+
+
+def _told_at(arrival: Arrival) -> float:
+    return datetime.fromisoformat(arrival.event["timestamp"]).timestamp()
+
+
+def _complain(verdict: Verdict, what: str, whom: Iterable[str]) -> None:
+    examples = sorted(whom)
+    if examples:
+        verdict.problems.append(f"{what}: {', '.join(examples[:_MOST_EXAMPLES])} ({len(examples)} in all)")

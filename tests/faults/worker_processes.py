@@ -1,0 +1,93 @@
+"""Workers as users start them: processes of their own, killed, stopped and asked to end by their pid."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from builders import SECRET
+
+import watcher
+
+SOURCE = Path(watcher.__file__).parents[1]
+FAULTY = Path(__file__).with_name("faulty_watcher.py")
+
+_TICK_S = 0.02
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(eq=False)
+class WorkerProcess:
+    """One `watcher run`, its log in a file. `faults` are for `faulty_watcher`; without any it is the real one."""
+
+    directory: Path
+    name: str
+    faults: Mapping[str, Any] = field(default_factory=dict)
+    process: asyncio.subprocess.Process = field(init=False)
+
+    async def start(self) -> None:
+        program = [str(FAULTY)] if self.faults else ["-m", "watcher"]
+        settings = {"LOG_FORMAT": "json", "LOG_LEVEL": "info", "PYTHONPATH": str(SOURCE), "SECRET": SECRET}
+        with self._log.open("ab") as log, self._errors.open("ab") as errors:
+            self.process = await asyncio.create_subprocess_exec(
+                *(sys.executable, *program, "run"),
+                cwd=self.directory,
+                env={**os.environ, **settings, "FAULTS": json.dumps(self.faults)},
+                stdout=log,
+                stderr=errors,
+            )
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.returncode is None
+
+    @property
+    def errors(self) -> str:
+        """What it wrote to stderr."""
+        return self._errors.read_text()
+
+    def lines(self, event: str | None = None) -> list[dict[str, Any]]:
+        """What it logged so far, all of it or one event. A line that a SIGKILL cut short is left out."""
+        whole = self._log.read_bytes().rpartition(b"\n")[0].splitlines()
+        lines = [json.loads(line) for line in whole]
+        return [line for line in lines if event in (None, line["event"])]
+
+    async def logged(self, event: str, *, within_s: float = 20) -> None:
+        """Wait until it has logged an event."""
+        async with asyncio.timeout(within_s):
+            while not self.lines(event):
+                assert self.is_running, f"{self.name} ended before {event}: {self.errors}"
+                await asyncio.sleep(_TICK_S)
+
+    def cpu_s(self) -> float:
+        """How much time of a processor it has had."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+
+    def send(self, number: signal.Signals) -> None:
+        if self.is_running:
+            self.process.send_signal(number)
+
+    async def kill(self) -> None:
+        """End it at once, wherever it is, and wait until it is gone."""
+        self.send(signal.SIGKILL)
+        await self.process.wait()
+
+    async def terminate(self, within_s: float = 30) -> int:
+        """Ask it to end; returns its exit code."""
+        self.send(signal.SIGTERM)
+        async with asyncio.timeout(within_s):
+            return await self.process.wait()
+
+    @property
+    def _log(self) -> Path:
+        return self.directory / f"{self.name}.log"
+
+    @property
+    def _errors(self) -> Path:
+        return self.directory / f"{self.name}.errors"

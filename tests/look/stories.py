@@ -1,0 +1,141 @@
+"""Accounts with a past: what good polls told, made by the program's own diff, as records and in a store."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from builders import a_balance, a_snapshot, a_subscription
+from redis.asyncio import Redis
+
+from watcher.diff import Reading, Step, diff
+from watcher.interest import Interest
+from watcher.ledger import AccountState, Rules
+from watcher.settings import SubscriptionSettings, ThresholdSettings
+from watcher.snapshot import Snapshot
+from watcher.store.connect import connect
+from watcher.store.history import Record
+from watcher.store.keys import Keys, shard_of
+from watcher.store.pipe import Pipe
+from watcher.store.polls import Commit, Polls
+from watcher.store.roster import Roster
+from watcher.store.schedule import Lease, Reply, Schedule
+
+NOW_MS = 1_795_175_095_846
+MINUTE_MS = 60_000
+
+WARNED = a_subscription(thresholds=(ThresholdSettings(asset="ETH", below="100"),))
+
+STORY: tuple[Snapshot, ...] = (
+    a_snapshot(ETH="110", LRC="50"),
+    a_snapshot(ETH="120", LRC="50"),
+    a_snapshot(ETH="110", LRC="50"),
+    a_snapshot(ETH=a_balance("110", "20"), LRC="60"),
+    a_snapshot(ETH=a_balance("130", "5"), LRC=a_balance("60", pending_deposit="7")),
+    a_snapshot(ETH=a_balance("99", "5"), LRC=a_balance("67")),
+    a_snapshot(ETH=a_balance("99", "5"), LRC=a_balance("68"), USDC="3"),
+    a_snapshot(ETH=a_balance("101", "5"), LRC=a_balance("67"), USDC="3.5"),
+    a_snapshot(ETH=a_balance("101", "6"), LRC=a_balance("67"), USDC="3"),
+)
+"""Polls after a baseline: deposits, locks, credits that come and go, a new asset, a threshold crossed."""
+
+
+def steps(
+    snapshots: Sequence[Snapshot],
+    *,
+    account: str = "treasury",
+    state: AccountState | None = None,
+    source: str = "here",
+    at_ms: int = NOW_MS,
+    subscriptions: Sequence[SubscriptionSettings] = (WARNED,),
+) -> list[Step]:
+    """What each of a series of good polls, a minute apart, adds to a state."""
+    interest = Interest({one.name: one for one in subscriptions})
+    made = []
+    for number, snapshot in enumerate(snapshots):
+        now_ms = at_ms + number * MINUTE_MS
+        reading = Reading(account, "loopring", source, snapshot, now_ms - 5)
+        version = f"{account} {now_ms}"
+        step = diff(state, reading, rules=Rules(), interest=interest, version=version, now_ms=now_ms)
+        if step:
+            made.append(step)
+            state = step.state
+    return made
+
+
+def records_of(made: Sequence[Step], account: str = "treasury") -> list[Record]:
+    """The event log that these steps leave."""
+    records: list[Record] = []
+    for entry in (entry for step in made for entry in step.log):
+        follows, _, content = entry.partition(b" ")
+        records.append(Record(account, int(follows), json.loads(content), f"{len(records) + 1}-0"))
+    return records
+
+
+class Books:
+    """A namespace of a real server that steps are committed to."""
+
+    def __init__(self, client: Redis, namespace: str) -> None:
+        self.keys = Keys(namespace)
+        self.pipe = Pipe(client)
+        self.schedule = Schedule(self.pipe)
+        self.polls = Polls(self.schedule, self.keys)
+
+    async def enroll(self, *accounts: str, provider: str = "loopring") -> None:
+        await self.schedule.read_clock()
+        await Roster(self.pipe, self.keys).enroll({provider: accounts}, now_ms=self.schedule.now_ms())
+
+    async def lease(self, account: str, provider: str = "loopring") -> Lease:
+        """Take the poll of an account for a minute."""
+        await self.schedule.read_clock()
+        deadline = self.schedule.now_ms() + MINUTE_MS
+        await self.pipe.command("ZADD", self.keys.polls(shard_of(account), provider), deadline, account)
+        return Lease(account, deadline)
+
+    async def commit(
+        self, step: Step, account: str = "treasury", *, expected: str = "", provider: str = "loopring"
+    ) -> None:
+        lease = await self.lease(account, provider)
+        reply, _ = await self.polls.commit(
+            Commit(
+                account=account,
+                provider=provider,
+                lease=lease,
+                expected_version=expected,
+                state=step.state,
+                due_ms=lease.deadline,
+                log=step.log,
+                deliveries=step.deliveries,
+            )
+        )
+        assert reply is Reply.DONE
+
+    async def live(
+        self, snapshots: Sequence[Snapshot], account: str = "treasury", at_ms: int = NOW_MS
+    ) -> list[Step]:
+        """Let an account live through a series of good polls from its baseline on."""
+        made = steps(snapshots, account=account, at_ms=at_ms)
+        expected = ""
+        for step in made:
+            await self.commit(step, account, expected=expected)
+            expected = step.state.version
+        return made
+
+
+def a_books(url: str, namespace: str) -> "Books":
+    return Books(connect(url), namespace)
+
+
+def a_configuration(directory: Path, url: str, namespace: str, *accounts: str) -> Path:
+    """A configuration of these accounts (treasury), all at Loopring, with one subscription."""
+    path = directory / "watcher.toml"
+    tables = "".join(
+        f'[[accounts]]\nname = "{name}"\nprovider = "loopring"\naccount_id = {number}\n'
+        for number, name in enumerate(accounts or ("treasury",))
+    )
+    path.write_text(
+        f'[redis]\nurl = "{url}"\nnamespace = "{namespace}"\n'
+        f'[providers.loopring]\napi_key = "canaryApiKey"\n{tables}'
+        '[[subscriptions]]\nname = "ops"\nurl = "https://ops.example.com/in"\n'
+        'secrets = ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]\n'
+    )
+    return path

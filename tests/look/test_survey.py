@@ -1,0 +1,136 @@
+"""What the store holds is read in bulk, as it was at one moment, whatever is damaged in it."""
+
+from dataclasses import replace
+
+import pytest
+from builders import a_snapshot
+from redis.asyncio import Redis
+from servers import EVERY_ENGINE
+from stories import MINUTE_MS, NOW_MS, STORY, Books, steps
+
+from watcher.store.history import START
+from watcher.store.keys import shard_of
+from watcher.store.survey import Backlog, Failing, Overdue, Seen, Survey
+
+
+@pytest.fixture
+async def books(redis_client: Redis, namespace: str) -> Books:
+    return Books(redis_client, namespace)
+
+
+@pytest.fixture
+async def survey(books: Books) -> Survey:
+    return Survey(books.pipe, books.keys)
+
+
+async def seen(survey: Survey, *accounts: str) -> list[Seen]:
+    return [one async for one in survey.read_states(accounts)]
+
+
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
+async def test_states_come_in_the_order_asked_for(
+    survey: Survey, books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("watcher.store.survey._AT_ONCE", 2)
+    names = [f"account-{number}" for number in range(100)]
+    for name in names[::3]:
+        await books.live(STORY[:1], name)
+    found = await seen(survey, *names)
+    assert [one.account for one in found] == names
+    assert [one.account for one in found if one.state] == names[::3]
+    assert not any(one.damage for one in found)
+
+
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
+async def test_a_state_comes_with_the_place_in_the_log_that_it_stands_at(
+    survey: Survey, books: Books
+) -> None:
+    assert await seen(survey, "treasury") == [Seen("treasury", None, None, START)]
+    (step,) = await books.live(STORY[:1])
+    (found,) = await seen(survey, "treasury")
+    ((last, _),) = await books.pipe.command("XRANGE", books.keys.log(shard_of("treasury")), "-", "+")
+    assert (found.state, found.log_end) == (step.state, last.decode())
+
+
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
+@pytest.mark.parametrize(
+    ("command", "damage"),
+    [
+        (("HSET", "body", "{"), "not readable"),
+        (("HSET", "version", ""), "not readable"),
+        (("HDEL", "body"), "not readable"),
+        (("SET", "text"), "not readable"),
+    ],
+)
+async def test_a_damaged_state_is_named_and_hides_no_other(
+    survey: Survey, books: Books, command: tuple[str, ...], damage: str
+) -> None:
+    shard = shard_of("treasury")
+    neighbour = next(name for name in map("account-{}".format, range(999)) if shard_of(name) == shard)
+    await books.live(STORY[:1])
+    await books.live(STORY[:1], neighbour)
+    name, *arguments = command
+    await books.pipe.command(name, books.keys.state("treasury"), *arguments)
+    damaged, whole = await seen(survey, "treasury", neighbour)
+    assert damaged.state is None
+    assert damaged.damage
+    assert damaged.damage.startswith(damage)
+    assert whole.state is not None
+
+
+async def test_failing_accounts_are_read_with_their_reasons(survey: Survey, books: Books) -> None:
+    lease = await books.lease("treasury")
+    for _ in range(2):
+        postponed = await books.polls.postpone(
+            "loopring", lease, why="auth the API key is refused", at_least_ms=0, waits_ms=[0]
+        )
+        assert postponed
+        lease = await books.lease("treasury")
+    found = await survey.failing("loopring")
+    assert found == {"treasury": Failing(2, postponed.since_ms, "auth", "the API key is refused")}
+    key = books.keys.failing(shard_of("treasury"), "loopring")
+    await books.pipe.command("HSET", key, "treasury", b"\xff 99999999999999999999")
+    assert (await survey.failing("loopring"))["treasury"].trouble == "unknown"
+
+
+async def test_a_schedule_says_how_many_and_when_the_first_is_due(survey: Survey, books: Books) -> None:
+    assert await survey.overdue("loopring") == Overdue(0, None)
+    await books.enroll("a", "b", "c")
+    due_ms = await survey.now_ms() - 5000
+    await books.pipe.command("ZADD", books.keys.polls(shard_of("b"), "loopring"), due_ms, "b")
+    assert await survey.overdue("loopring") == Overdue(3, due_ms)
+
+
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
+async def test_what_waits_is_measured_per_subscription(survey: Survey, books: Books) -> None:
+    accounts = [f"account-{number}" for number in range(20)]
+    for number, account in enumerate(accounts):
+        await books.live(STORY[:3], account, at_ms=NOW_MS + number)
+    backlogs = await survey.backlogs(["ops", "quiet"])
+    oldest = steps(STORY[:2])[1].state.sequence
+    assert backlogs == {
+        "ops": Backlog(lanes=20, deliveries=40, oldest_sequence=oldest),
+        "quiet": Backlog(),
+    }
+    assert await survey.backlogs([]) == {
+        "ops": backlogs["ops"]
+    }  # owed to one that is not configured any more
+
+
+async def test_dead_letters_and_lanes_tried_again_are_counted(survey: Survey, books: Books) -> None:
+    await books.live(STORY[:3])
+    shard = shard_of("treasury")
+    await books.pipe.command("XADD", books.keys.dead(shard, "ops"), "*", "account", "treasury")
+    await books.pipe.command(
+        "HSET", books.keys.tries(shard, "ops"), "treasury", "3 evt_1 1 total.increased\n"
+    )
+    assert (await survey.backlogs(["ops"]))["ops"] == replace(
+        (await survey.backlogs(["ops"]))["ops"], dead=1, retrying=1, lanes=1
+    )
+
+
+async def test_a_lane_whose_oldest_delivery_is_damaged_is_still_counted(survey: Survey, books: Books) -> None:
+    await books.live([a_snapshot(ETH="1"), a_snapshot(ETH="2")])
+    await books.pipe.command("LPUSH", books.keys.lane("ops", "treasury"), b"\xff\x00")
+    assert (await survey.backlogs(["ops"]))["ops"] == Backlog(lanes=1, deliveries=2)
+    assert MINUTE_MS

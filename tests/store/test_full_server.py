@@ -1,0 +1,90 @@
+"""A server whose memory is full: polling stops with nothing half written, what waits is still delivered."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from servers import ENGINES, real_server
+from stores import (
+    ACCOUNT,
+    MINUTE_MS,
+    OPS,
+    PROVIDER,
+    SHARD,
+    Store,
+    a_commit,
+    a_delivery,
+    a_store,
+    some_deliveries,
+)
+
+from watcher.store.connect import StoreUnreachable, connect
+from watcher.store.schedule import Lease, Reply
+
+pytestmark = pytest.mark.parametrize("engine", ENGINES)
+
+
+@pytest.fixture
+async def store(engine: str, namespace: str) -> AsyncIterator[Store]:
+    """A store on a server of its own, whose memory a test may declare full."""
+    with real_server(engine) as server:
+        async with connect(server.url) as client:
+            yield a_store(client, namespace)
+
+
+async def fill(store: Store) -> None:
+    await store.pipe.command("CONFIG", "SET", "maxmemory", 1)
+
+
+async def make_room(store: Store) -> None:
+    await store.pipe.command("CONFIG", "SET", "maxmemory", 0)
+
+
+async def test_polling_stops_with_nothing_half_written_and_goes_on_by_itself(store: Store) -> None:
+    await store.polls.commit(a_commit(await store.lease(), deliveries={OPS: [a_delivery(1)]}))
+    lease = await store.lease()
+    step = a_commit(
+        lease, expected="v1", version="v2", log=[b"event"], deliveries={OPS: [a_delivery(2)]}, ETH="1"
+    )
+    before = await store.contents()
+    await fill(store)
+    for refused in (
+        store.polls.commit(step),
+        store.polls.touch(PROVIDER, lease, version="v1", polled_at_ms=1, due_ms=1),
+        store.polls.postpone(PROVIDER, lease, why="down", at_least_ms=0, waits_ms=[1]),
+        store.polls.release(PROVIDER, lease),
+        store.polls.take_turns(PROVIDER, 1, spacing_ms=200),
+    ):
+        with pytest.raises(StoreUnreachable, match=r"refuses writes \(OOM\)"):
+            await refused
+    assert await store.contents() == before
+    await make_room(store)
+    assert await store.polls.commit(step) == (Reply.DONE, 0)
+
+
+async def test_no_account_is_claimed_that_could_not_be_committed(store: Store) -> None:
+    await store.due(store.keys.polls(SHARD, PROVIDER), **{ACCOUNT: -1})
+    before = await store.contents()
+    await fill(store)
+    with pytest.raises(StoreUnreachable, match=r"refuses writes \(OOM\)"):
+        await store.polls.claim(PROVIDER, SHARD, lease_ms=MINUTE_MS, at_most=1)
+    assert await store.contents() == before
+
+
+async def test_lanes_are_drained_all_the_same(store: Store) -> None:
+    await store.queue(*some_deliveries(1, 2, 3))
+    await fill(store)
+    (lease,) = (await store.lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
+    assert await store.lanes.read(OPS, ACCOUNT, at_most=1) == [a_delivery(1).dump()]
+    reply, deadline = await store.lanes.delivered(OPS, lease, a_delivery(1).head, lease_ms=MINUTE_MS)
+    assert reply is Reply.DONE
+    lease = Lease(ACCOUNT, deadline)
+    reply, deadline = await store.lanes.dead(
+        OPS, lease, a_delivery(2).head, lease_ms=MINUTE_MS, reason="410", record=b"{}"
+    )
+    assert reply is Reply.DONE
+    lease = Lease(ACCOUNT, deadline)
+    assert await store.lanes.retry(OPS, lease, a_delivery(3).head, wait_ms=10 * MINUTE_MS) is Reply.DONE
+    assert await store.lanes.hasten(OPS, SHARD, lease_ms=MINUTE_MS) == 1
+    (lease,) = (await store.lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
+    assert await store.lanes.release(OPS, lease) is Reply.DONE
+    assert await store.lane() == [a_delivery(3).dump()]

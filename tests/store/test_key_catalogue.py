@@ -1,0 +1,205 @@
+"""The catalogue of keys: whatever lies in Redis is spelled by it, as it says, and where a Cluster wants it."""
+
+import inspect
+import itertools
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.crc import key_slot
+from servers import EVERY_ENGINE
+from stores import (
+    ACCOUNT,
+    MINUTE_MS,
+    OPS,
+    PROVIDER,
+    SHARD,
+    Store,
+    a_commit,
+    a_delivery,
+    a_store,
+    some_deliveries,
+)
+
+from watcher.store import polls
+from watcher.store.keys import SHARDS, Keys, shard_of
+from watcher.store.pipe import Pipe, Script
+from watcher.store.schedule import Lease
+from watcher.store.standings import Standings
+
+GONE = "left-the-list"
+PARTS: dict[str, tuple[Any, ...]] = {
+    "provider": (PROVIDER, "shop"),
+    "subscription": (OPS, "audit"),
+    "account": (ACCOUNT, GONE),
+    "shard": tuple(range(SHARDS)),
+}
+METHODS = {
+    name: method for name, method in inspect.getmembers(Keys, inspect.isfunction) if not name.startswith("_")
+}
+LIVES_ON = {"permanent", "trimmed"}
+
+
+class Recorder(Pipe):
+    """A pipe that remembers which keys each script was given, and each plain command as it was."""
+
+    def __init__(self, client: Redis) -> None:
+        super().__init__(client)
+        self.scripts: list[tuple[str, list[str]]] = []
+        self.commands: list[tuple[Any, ...]] = []
+
+    async def script(self, script: Script, keys: list[str], *arguments: Any) -> Any:
+        self.scripts.append((script.name, keys))
+        return await super().script(script, keys, *arguments)
+
+    async def command(self, *command: Any) -> Any:
+        self.commands.append(command)
+        return await super().command(*command)
+
+
+def lifetime(name: str) -> tuple[str, str]:
+    """The type and the lifetime that a key's docstring begins with; of one that never exists, nothing."""
+    said = (METHODS[name].__doc__ or "").partition(":")[0].split(", ")
+    return (said[0], said[1]) if len(said) == 2 else ("", "")
+
+
+def catalogue(keys: Keys) -> dict[str, str]:
+    """Every key that this workload may leave behind, and by which method it is spelled."""
+    spelled = {}
+    for name, method in METHODS.items():
+        choices = [PARTS[part] for part in list(inspect.signature(method).parameters)[1:]]
+        for parts in itertools.product(*choices):
+            spelled[method(keys, *parts)] = name
+    return spelled
+
+
+async def workload(store: Store) -> None:
+    """Everything that the store does, at least once."""
+    await store.roster.check_layout()
+    now = await store.now_ms()
+    await store.roster.enroll({PROVIDER: [ACCOUNT, GONE], "shop": []}, now_ms=now)
+    await store.roster.make_due(PROVIDER, [ACCOUNT], now_ms=now - 1)
+    (lease,) = (await store.polls.claim(PROVIDER, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
+    await store.polls.take_turns(PROVIDER, 1, spacing_ms=200)
+    deliveries = {OPS: some_deliveries(1, 2, 3, 4), "audit": [a_delivery(1)]}
+    await store.polls.commit(a_commit(lease, log=[b"event"], deliveries=deliveries))
+    await store.polls.read_state(ACCOUNT)
+    await store.polls.touch(
+        PROVIDER, await store.lease(), version="v1", polled_at_ms=now, due_ms=now + MINUTE_MS
+    )
+    for account in (ACCOUNT, GONE):
+        refused = await store.lease(account)
+        await store.polls.postpone(PROVIDER, refused, why="down", at_least_ms=0, waits_ms=[1])
+    await store.polls.release(PROVIDER, await store.lease())
+    await store.roster.enroll({PROVIDER: [ACCOUNT], "shop": []}, now_ms=now)
+    await _deliver(store)
+
+
+async def _deliver(store: Store) -> None:
+    lanes = store.lanes
+    await lanes.due_subscriptions(SHARD)
+    await lanes.hold(SHARD, OPS, for_ms=1)
+    (lane,) = (await lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
+    await lanes.read(OPS, ACCOUNT, at_most=5)
+    await lanes.read_tries(OPS, ACCOUNT)
+    second, third, fourth = (a_delivery(number).head for number in (2, 3, 4))  # the first was pushed out
+    _, deadline = await lanes.delivered(OPS, lane, second, lease_ms=MINUTE_MS)
+    _, deadline = await lanes.dead(OPS, Lease(ACCOUNT, deadline), third, lease_ms=MINUTE_MS, reason="410")
+    await lanes.retry(OPS, Lease(ACCOUNT, deadline), fourth, wait_ms=10 * MINUTE_MS, record=b"{}")
+    await lanes.queue(OPS, ACCOUNT, [a_delivery(5)])
+    await lanes.take_turn(OPS, per_second=5)
+    await lanes.hasten(OPS, SHARD, lease_ms=MINUTE_MS)
+    await lanes.release(OPS, await store.lease_lane())
+    standings = Standings(store.pipe, store.keys)
+    await standings.failed(OPS, "503", pause=False, wish_ms=0, holds_ms=[1])
+
+
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
+async def test_every_key_is_in_the_catalogue_and_is_what_it_says(
+    redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = a_store(redis_client, namespace)
+    monkeypatch.setattr(polls, "LANE_LENGTH", 3)
+    await workload(store)
+    name_by_key, found = catalogue(store.keys), set()
+    for key in await store.contents():
+        assert key in name_by_key, f"nobody else spells a key: {key}"
+        name = name_by_key[key]
+        kind, lives = lifetime(name)
+        assert (await store.pipe.command("TYPE", key)).decode() == kind.lower(), name
+        ttl_ms = await store.pipe.command("PTTL", key)
+        assert (ttl_ms == -1) == (lives in LIVES_ON), f"{name} is said to be {lives} and has a TTL of {ttl_ms}"
+        found.add(name)
+    assert found == {name for name in METHODS if lifetime(name)[0]}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_catalogue_says_of_each_key_what_it_is_and_how_long_it_lives(name: str) -> None:
+    kind, lives = lifetime(name)
+    if name == "nothing":
+        assert (METHODS[name].__doc__ or "").startswith("Never exists")
+    else:
+        assert kind in {"HASH", "LIST", "STREAM", "STRING", "ZSET"}
+        assert lives in LIVES_ON | {"expires"}
+
+
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
+async def test_whatever_one_script_or_command_touches_lies_on_one_node_of_a_cluster(
+    redis_client: Redis, namespace: str
+) -> None:
+    recorder = Recorder(redis_client)
+    await workload(a_store(redis_client, namespace, recorder))
+    assert {"claim", "commit", "settle", "touch", "postpone", "release", "hasten"} <= {
+        name for name, _ in recorder.scripts
+    }
+    for name, keys in recorder.scripts:
+        assert len({key_slot(key.encode()) for key in keys}) == 1, f"{name} reaches over two nodes"
+    for command, *arguments in recorder.commands:
+        keys = [part for part in arguments if str(part).startswith(f"{namespace}:")]
+        assert len({key_slot(str(key).encode()) for key in keys}) <= 1, command
+
+
+@pytest.mark.parametrize("account", [ACCOUNT, "a", "Z9._-", "x" * 64])
+def test_all_keys_of_an_account_share_the_tag_of_its_shard(account: str) -> None:
+    keys, shard = Keys("watcher"), shard_of(account)
+    spelled = [
+        keys.state(account),
+        keys.lane(OPS, account),
+        keys.polls(shard, PROVIDER),
+        keys.failing(shard, PROVIDER),
+        keys.log(shard),
+        keys.due_subscriptions(shard),
+        keys.lanes(shard, OPS),
+        keys.tries(shard, OPS),
+        keys.dead(shard, OPS),
+        keys.nothing(shard),
+    ]
+    assert {key[key.index("{") : key.index("}") + 1] for key in spelled} == {f"{{{shard}}}"}
+    assert len({key_slot(key.encode()) for key in spelled}) == 1
+    assert len(set(spelled)) == len(spelled)
+
+
+def test_no_two_things_share_a_key() -> None:
+    keys = Keys("watcher")
+    size = sum(
+        len(list(itertools.product(*(PARTS[part] for part in list(inspect.signature(method).parameters)[1:]))))
+        for method in METHODS.values()
+    )
+    assert len(catalogue(keys)) == size
+
+
+def test_every_key_begins_with_the_namespace() -> None:
+    assert all(key.startswith("mine:") for key in catalogue(Keys("mine")))
+
+
+@pytest.mark.parametrize(("account", "shard"), [("treasury", 0), ("alice", 7), ("shop-7", 5)])
+def test_an_account_never_changes_its_shard(account: str, shard: int) -> None:
+    """What is stored under one number would not be found under another."""
+    assert (SHARDS, shard_of(account)) == (16, shard)
+
+
+def test_accounts_spread_over_all_shards() -> None:
+    counts = [0] * SHARDS
+    for n in range(1600):
+        counts[shard_of(f"account-{n}")] += 1
+    assert min(counts) > 60

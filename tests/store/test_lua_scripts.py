@@ -1,0 +1,104 @@
+"""The scripts as they are written: each one documented, called from one place, and free of what servers forbid."""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+import watcher.store
+
+ROOM = Path(str(files(watcher.store)))
+TEXT_BY_NAME = {path.stem: path.read_text("utf-8") for path in sorted((ROOM / "scripts").glob("*.lua"))}
+
+every_script = pytest.mark.parametrize("name", TEXT_BY_NAME)
+
+KEYWORDS = {
+    *("and", "break", "do", "else", "elseif", "end", "false", "for", "function", "if", "in", "local"),
+    *("nil", "not", "or", "repeat", "return", "then", "true", "until", "while"),
+}
+PROVIDED = {"redis", "KEYS", "ARGV", "string", "table", "math", "ipairs", "tonumber", "tostring", "unpack"}
+FORBIDDEN = ("cjson", "cmsgpack", "struct", "bit", "LMPOP", "ZMPOP", "redis.setresp", "redis.replicate_commands")
+
+
+def header(text: str) -> str:
+    lines = text.splitlines()
+    return "\n".join(lines[: next(i for i, line in enumerate(lines) if not line.startswith("--"))])
+
+
+def code(text: str) -> str:
+    """A script without its comments and the contents of its strings."""
+    return re.sub(r"'[^'\n]*'", "''", re.sub(r"--[^\n]*", "", text))
+
+
+def described(text: str, part: str) -> str:
+    """What the header says of KEYS or ARGV: up to the next of its parts."""
+    found = re.search(rf"^-- {part} (.*?)(?=^-- (?:KEYS|ARGV|returns)|\Z)", header(text), re.M | re.S)
+    assert found, f"the header does not describe {part}"
+    return found[1]
+
+
+def test_there_are_scripts() -> None:
+    assert {"claim", "commit", "settle"} <= TEXT_BY_NAME.keys()
+
+
+@every_script
+def test_a_script_says_what_it_does_and_what_goes_in_and_out(name: str) -> None:
+    lines = header(TEXT_BY_NAME[name]).splitlines()
+    assert re.match(r"-- [A-Z].{20,}", lines[0]), "the first line says what the script does"
+    parts = [match[1] for line in lines if (match := re.match(r"-- (KEYS|ARGV|returns) ", line))]
+    assert parts in (["KEYS", "ARGV", "returns"], ["KEYS", "returns"])
+
+
+@every_script
+@pytest.mark.parametrize("part", ["KEYS", "ARGV"])
+def test_every_key_and_argument_that_a_script_uses_is_described(name: str, part: str) -> None:
+    text = TEXT_BY_NAME[name]
+    if part not in code(text):
+        return
+    used = {int(number) for number in re.findall(rf"\b{part}\[([0-9]+)", code(text))}
+    said = [int(number) for number in re.findall(r"(?:^|\s)([0-9]+)(?:\.\.)? ", described(text, part))]
+    assert used <= set(said)
+    assert said == list(range(1, len(said) + 1)), "numbered from 1, without a gap"
+
+
+@every_script
+def test_a_script_is_loaded_in_one_place_under_its_own_name(name: str) -> None:
+    loads = [
+        (path.name, match[1])
+        for path in ROOM.glob("*.py")
+        for match in re.finditer(rf'^(\w+) = load_script\("{name}"\)$', path.read_text("utf-8"), re.M)
+    ]
+    assert [constant for _, constant in loads] == [f"_{name.upper()}"]
+
+
+def test_every_script_that_is_loaded_exists() -> None:
+    text = "\n".join(path.read_text("utf-8") for path in ROOM.glob("*.py"))
+    assert set(re.findall(r'load_script\("(\w+)"\)', text)) == TEXT_BY_NAME.keys()
+
+
+@every_script
+def test_a_script_uses_nothing_that_a_server_may_lack(name: str) -> None:
+    text = code(TEXT_BY_NAME[name])
+    assert not text.startswith("#!")
+    for word in FORBIDDEN:
+        assert not re.search(rf"\b{re.escape(word)}\b", text)
+
+
+@every_script
+def test_a_script_has_no_globals(name: str) -> None:
+    text = code(TEXT_BY_NAME[name])
+    lists = re.findall(r"\blocal\s+([\w\s,]+?)(?==|$|\bin\b)", text, re.M) + re.findall(
+        r"\bfor\s+([\w\s,]+?)(?:=|\bin\b)", text
+    )
+    own = {name.strip() for names in lists for name in names.split(",")}
+    words = set(re.findall(r"(?<![\w.:])[A-Za-z_]\w*", text))
+    assert words - KEYWORDS - PROVIDED - own == set()
+
+
+@every_script
+def test_a_script_calls_nothing_but_what_a_cluster_can_place(name: str) -> None:
+    calls = re.findall(r"redis\.p?call\(\s*'(\w+)'\s*(?:,\s*([A-Za-z]+))?", TEXT_BY_NAME[name])
+    assert calls
+    for command, first in calls:
+        assert first == "KEYS" or (command, first) == ("TIME", ""), f"{command} on a key that is not declared"

@@ -1,0 +1,164 @@
+"""The roster: an edited list of accounts becomes schedules, and forgets what is no longer on it."""
+
+import pytest
+from redis.asyncio import Redis
+from servers import EVERY_ENGINE
+from stores import ACCOUNT, MINUTE_MS, NEIGHBOURS, OPS, PROVIDER, SHARD, Store, a_commit, a_delivery, a_store
+
+from watcher.store import roster
+from watcher.store.connect import ConfigurationRefused
+from watcher.store.keys import SHARDS, shard_of
+from watcher.store.roster import Enrolled
+
+pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
+
+
+async def enroll(store: Store, now_ms: int | None = None, **accounts: list[str]) -> Enrolled:
+    return await store.roster.enroll(accounts, now_ms=await store.now_ms() if now_ms is None else now_ms)
+
+
+async def scheduled(store: Store, provider: str = PROVIDER) -> dict[str, int]:
+    """All accounts of a provider, and when they are due."""
+    shards = [await store.scores(store.keys.polls(shard, provider)) for shard in range(SHARDS)]
+    for number, shard in enumerate(shards):
+        assert {shard_of(account) for account in shard} <= {number}
+    return {account: due for shard in shards for account, due in shard.items()}
+
+
+async def test_new_accounts_are_due_at_once(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    names = [f"account-{n}" for n in range(40)]
+    assert await enroll(store, 1000, loopring=names, shop=["alice"]) == Enrolled(41, 0)
+    assert await scheduled(store) == dict.fromkeys(names, 1000)
+    assert await scheduled(store, "shop") == {"alice": 1000}
+
+
+async def test_the_same_list_again_changes_nothing(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await enroll(store, 1000, loopring=[ACCOUNT, "other"])
+    await store.lease()
+    before = await store.contents()
+    assert await enroll(store, 2000, loopring=[ACCOUNT, "other"]) == Enrolled(0, 0)
+    assert await store.contents() == before
+
+
+async def test_a_removed_account_is_forgotten_and_its_lanes_stay(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await enroll(store, loopring=[ACCOUNT, NEIGHBOURS[0]])
+    for account in (ACCOUNT, NEIGHBOURS[0]):
+        await store.queue(a_delivery(), account=account)
+        lease = await store.lease(account)
+        await store.polls.postpone(PROVIDER, lease, why="down", at_least_ms=0, waits_ms=[5])
+    assert await enroll(store, loopring=[NEIGHBOURS[0]]) == Enrolled(0, 1)
+    assert list(await scheduled(store)) == [NEIGHBOURS[0]]
+    assert await store.polls.read_state(ACCOUNT) is None
+    assert await store.polls.read_state(NEIGHBOURS[0])
+    failing = (await store.contents())[store.keys.failing(SHARD, PROVIDER)]
+    assert list(failing) == [NEIGHBOURS[0].encode()]
+    assert await store.lane() == [a_delivery().dump()]
+    assert ACCOUNT in await store.scores(store.keys.lanes(SHARD, OPS))
+
+
+async def test_an_account_that_comes_back_starts_with_a_new_baseline(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await enroll(store, loopring=[ACCOUNT])
+    await store.queue(a_delivery())
+    await enroll(store, loopring=[])
+    assert await enroll(store, loopring=[ACCOUNT]) == Enrolled(1, 0)
+    assert await store.polls.read_state(ACCOUNT) is None
+
+
+async def test_a_removed_provider_takes_its_accounts_with_it(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await enroll(store, loopring=[ACCOUNT], shop=["alice"])
+    await store.queue(a_delivery())
+    assert await enroll(store, shop=["alice"]) == Enrolled(0, 1)
+    assert await scheduled(store) == {}
+    assert await store.polls.read_state(ACCOUNT) is None
+
+
+async def test_an_account_that_moves_to_another_provider_keeps_its_state(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await enroll(store, loopring=[ACCOUNT], shop=[])
+    await store.queue(a_delivery())
+    assert await enroll(store, loopring=[], shop=[ACCOUNT]) == Enrolled(1, 1)
+    assert await scheduled(store) == {}
+    assert list(await scheduled(store, "shop")) == [ACCOUNT]
+    state = await store.polls.read_state(ACCOUNT)
+    assert state
+    moved = a_commit(
+        await store.lease(provider="shop"), provider="shop", expected=state.version, version="v2"
+    )
+    assert (await store.polls.commit(moved))[0] == 1
+
+
+async def test_long_lists_are_enrolled_piece_by_piece(
+    redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = a_store(redis_client, namespace)
+    monkeypatch.setattr(roster, "_AT_ONCE", 3)
+    names = [f"account-{n}" for n in range(100)]
+    assert await enroll(store, 1000, loopring=names) == Enrolled(100, 0)
+    assert await scheduled(store) == dict.fromkeys(names, 1000)
+    await store.roster.make_due(PROVIDER, names[50:], now_ms=500)
+    assert await scheduled(store) == {
+        **dict.fromkeys(names[:50], 1000),
+        **dict.fromkeys(names[50:], 500),
+    }
+    assert await enroll(store, loopring=names[:50]) == Enrolled(0, 50)
+    assert await scheduled(store) == dict.fromkeys(names[:50], 1000)
+
+
+async def test_only_enrolled_accounts_can_be_made_due(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await enroll(store, loopring=[ACCOUNT])
+    lease = await store.lease()
+    await store.roster.make_due(PROVIDER, [ACCOUNT, "unknown"], now_ms=lease.deadline - MINUTE_MS)
+    assert await scheduled(store) == {ACCOUNT: lease.deadline - MINUTE_MS}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"schema": "2"},
+        {"shards": "64"},
+        {"shards": "64", "schema": "2"},
+        {"shards": ""},
+        {"schema": ""},
+        {"shards": "many"},
+    ],
+    ids=str,
+)
+async def test_a_layout_of_another_version_is_refused_untouched(
+    redis_client: Redis, namespace: str, layout: dict[str, str]
+) -> None:
+    store = a_store(redis_client, namespace)
+    await enroll(store, loopring=[ACCOUNT])
+    await store.pipe.command("HSET", store.keys.meta(), *(part for pair in layout.items() for part in pair))
+    before = await store.contents()
+    with pytest.raises(ConfigurationRefused, match=r"laid out by another version.*redis\.namespace"):
+        await store.roster.check_layout()
+    with pytest.raises(ConfigurationRefused, match="laid out by another version"):
+        await enroll(store, loopring=[])
+    assert await store.contents() == before
+
+
+@pytest.mark.parametrize("lacking", ["shards", "schema"])
+async def test_a_layout_that_says_half_is_refused(redis_client: Redis, namespace: str, lacking: str) -> None:
+    store = a_store(redis_client, namespace)
+    await store.roster.check_layout()
+    await store.pipe.command("HDEL", store.keys.meta(), lacking)
+    with pytest.raises(ConfigurationRefused, match="laid out by another version"):
+        await store.roster.check_layout()
+
+
+async def test_our_own_layout_is_accepted(redis_client: Redis, namespace: str) -> None:
+    store, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
+    await store.roster.check_layout()
+    await enroll(store, loopring=[ACCOUNT])
+    await other.roster.check_layout()
+    assert await enroll(other, loopring=[ACCOUNT]) == Enrolled(0, 0)

@@ -1,0 +1,165 @@
+"""Two workers at once: nobody claims what another holds, nothing is skipped, whatever the leases do."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import pytest
+from fakeredis import FakeAsyncRedis
+from redis.asyncio import Redis
+from servers import EVERY_ENGINE, FAKE
+from stores import MINUTE_MS, OPS, PROVIDER, Store, a_commit, a_delivery, a_store, running
+
+from watcher.store.connect import connect
+from watcher.store.keys import SHARDS, shard_of
+from watcher.store.schedule import Lease, Reply
+
+pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
+
+ACCOUNTS = tuple(f"account-{n}" for n in range(40))
+STEPS = 5
+"""Commits of each account until a race is over."""
+
+
+@pytest.fixture
+async def stores(
+    engine: str, server_url_of: Callable[[str], str], redis_client: Redis, namespace: str
+) -> AsyncIterator[tuple[Store, Store]]:
+    """Two workers' sides of one namespace, each with a client and runners of its own."""
+    if engine == FAKE:
+        server = redis_client.connection_pool.connection_kwargs["server"]
+        second: Redis = FakeAsyncRedis(server=server)
+    else:
+        second = connect(server_url_of(engine))
+    async with second:
+        one, other = a_store(redis_client, namespace), a_store(second, namespace)
+        async with running(one.pipe), running(other.pipe):
+            yield one, other
+
+
+@dataclass
+class Race:
+    """What the workers of a race did, as they saw it."""
+
+    replies: Counter[Reply] = field(default_factory=Counter)
+    held: set[str] = field(default_factory=set)
+    claimed_twice: list[str] = field(default_factory=list)
+    commits: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def is_over(self) -> bool:
+        return all(self.commits[account] >= STEPS for account in ACCOUNTS)
+
+    async def work(self, store: Store, *, lease_ms: int) -> None:
+        """Poll everything that falls due until the race is over."""
+        async with asyncio.timeout(20):
+            while not self.is_over:
+                claims = [
+                    store.polls.claim(PROVIDER, shard, lease_ms=lease_ms, at_most=3)
+                    for shard in range(SHARDS)
+                ]
+                leases = [lease for claimed in await asyncio.gather(*claims) for lease in claimed.leases]
+                await asyncio.gather(*(self._poll(store, lease) for lease in leases))
+
+    async def _poll(self, store: Store, lease: Lease) -> None:
+        if lease.member in self.held:
+            self.claimed_twice.append(lease.member)
+        self.held.add(lease.member)
+        state = await store.polls.read_state(lease.member)
+        version = int(state.version) if state else 0
+        step = a_commit(
+            lease,
+            expected=str(version) if state else "",
+            version=str(version + 1),
+            due_in_ms=-2 * MINUTE_MS,
+            log=[b"%d" % (version + 1)],
+            deliveries={OPS: [a_delivery(version + 1)]},
+        )
+        self.held.discard(lease.member)  # from here on the server may hand it on before we hear of it
+        reply, _ = await store.polls.commit(step)
+        self.replies[reply] += 1
+        self.commits[lease.member] += reply is Reply.DONE
+
+
+async def enroll(store: Store) -> None:
+    await store.roster.enroll({PROVIDER: ACCOUNTS}, now_ms=await store.now_ms())
+
+
+async def nothing_skipped(store: Store, race: Race) -> None:
+    """Claim that each account's log and lane hold every version once, in order, up to its state's."""
+    versions: dict[str, list[int]] = {account: [] for account in ACCOUNTS}
+    for shard in range(SHARDS):
+        for entry in await store.stream(store.keys.log(shard)):
+            versions[entry["account"].decode()].append(int(entry["entry"]))
+    for account in ACCOUNTS:
+        state = await store.polls.read_state(account)
+        assert state
+        expected = list(range(1, int(state.version) + 1))
+        assert versions[account] == expected
+        assert await store.lane(account) == [a_delivery(number).dump() for number in expected]
+        assert race.commits[account] == len(expected)
+
+
+async def test_no_account_is_claimed_twice_and_no_version_skipped(stores: tuple[Store, Store]) -> None:
+    race = Race()
+    await enroll(stores[0])
+    await asyncio.gather(*(race.work(store, lease_ms=MINUTE_MS) for store in stores * 2))
+    assert race.claimed_twice == []
+    assert set(race.replies) == {Reply.DONE}
+    await nothing_skipped(stores[0], race)
+
+
+async def test_even_leases_that_end_too_early_skip_and_double_nothing(stores: tuple[Store, Store]) -> None:
+    race = Race()
+    await enroll(stores[0])
+    await asyncio.gather(*(race.work(store, lease_ms=1) for store in stores * 2))
+    assert race.replies.keys() - {Reply.DONE}, "no lease ended too early: this proved nothing"
+    await nothing_skipped(stores[0], race)
+
+
+async def test_two_workers_deliver_each_lane_once_and_in_order(stores: tuple[Store, Store]) -> None:
+    one = stores[0]
+    numbers = range(1, STEPS + 1)
+    for account in ACCOUNTS:
+        await one.queue(*map(a_delivery, numbers), account=account)
+    heard: dict[str, list[bytes]] = {account: [] for account in ACCOUNTS}
+
+    async def deliver(store: Store, shard: int) -> None:
+        while (await store.lanes.claim(OPS, shard, lease_ms=MINUTE_MS, at_most=0)).next_due_ms is not None:
+            claimed = await store.lanes.claim(OPS, shard, lease_ms=MINUTE_MS, at_most=2)
+            for lease in claimed.leases:
+                await work_off(store, lease)
+
+    async def work_off(store: Store, lease: Lease) -> None:
+        for entry in await store.lanes.read(OPS, lease.member, at_most=3):
+            heard[lease.member].append(entry)
+            head = entry[: entry.index(b"\n") + 1]
+            reply, deadline = await store.lanes.delivered(OPS, lease, head, lease_ms=MINUTE_MS)
+            assert reply is Reply.DONE
+            lease = Lease(lease.member, deadline)
+            if not deadline:
+                return
+        await store.lanes.release(OPS, lease)
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(
+            *(deliver(store, shard) for store in stores * 2 for shard in {*map(shard_of, ACCOUNTS)})
+        )
+    assert heard == {account: [a_delivery(n).dump() for n in numbers] for account in ACCOUNTS}
+
+
+async def test_workers_that_poll_all_accounts_at_once_are_served_one_each(
+    stores: tuple[Store, Store],
+) -> None:
+    await enroll(stores[0])
+    claims = await asyncio.gather(
+        *(
+            store.polls.claim(PROVIDER, shard, lease_ms=MINUTE_MS, at_most=2)
+            for _ in range(3)
+            for shard in range(SHARDS)
+            for store in stores
+        )
+    )
+    claimed = Counter(lease.member for each in claims for lease in each.leases)
+    assert claimed == Counter(ACCOUNTS)

@@ -1,0 +1,113 @@
+"""How much a subscription may be asked now: how it stands, what it allows, what this process can bear.
+
+What all workers must agree on is in Redis (`store.standings`), read once a second and noted at once.
+Refuses to claim and to send.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+
+from watcher.delivery.outcomes import Outcome, Verdict
+from watcher.logs import log
+from watcher.settings import SubscriptionSettings
+from watcher.store.standings import PATIENCE, WARN_AFTER, Standing, Standings
+
+PAUSED_LOOK_MS = 5_000
+"""A paused subscription is not looked at for so long: so late it goes on after it was resumed."""
+
+PROBE_FROM = 3
+"""After so many failures in a row one lane at a time goes out, until one is delivered: no stampede."""
+
+_READ_EVERY_S = 1.0
+_WARN_EVERY_S = 3600.0
+_HEALTHY_SHARE = 0.8
+"""The last fifth of what this process can bear is for subscriptions that stand well."""
+
+
+class Restraint:
+    """Knows how all subscriptions stand. `most` bounds the attempts of this process at the same time.
+
+    `alert(subscription, standing)` is called by the one worker that paused a subscription.
+    """
+
+    def __init__(
+        self,
+        standings: Standings,
+        *,
+        now_ms: Callable[[], int],
+        alert: Callable[[SubscriptionSettings, Standing], Awaitable[None]],
+        most: int,
+    ) -> None:
+        self._standings = standings
+        self._now_ms = now_ms
+        self._alert = alert
+        self._most = most
+        self._read_at = 0.0
+        self._known: dict[str, Standing] = {}
+        self._warned_at: dict[str, float] = {}
+
+    async def refresh(self) -> None:
+        """Learn once a second what other workers, and commands, have noted."""
+        if time.monotonic() >= self._read_at:
+            self._known = await self._standings.read()
+            self._read_at = time.monotonic() + _READ_EVERY_S
+
+    def rest_ms(self, name: str) -> int:
+        """Say for how many ms a subscription is to be left alone."""
+        standing = self._known.get(name)
+        if standing is None:
+            return 0
+        if standing.paused_at_ms:
+            return PAUSED_LOOK_MS
+        return max(0, standing.held_until_ms - self._now_ms())
+
+    def room(self, subscription: SubscriptionSettings, in_flight: int, in_flight_of_all: int) -> int:
+        """Say how many more lanes of a subscription may be worked on."""
+        standing = self._known.get(subscription.name)
+        is_failing = standing is not None and standing.failures >= PROBE_FROM
+        allowed = 1 if is_failing else subscription.max_in_flight
+        if subscription.requests_per_second:
+            allowed = min(allowed, max(1, int(subscription.requests_per_second)))
+        bearable = int(self._most * _HEALTHY_SHARE) if is_failing else self._most
+        return max(0, min(allowed - in_flight, bearable - in_flight_of_all))
+
+    async def note(self, subscription: SubscriptionSettings, verdict: Verdict) -> None:
+        """Note what an attempt said of its subscription. Raises StoreError."""
+        if verdict.outcome is Outcome.DELIVERED:
+            await self._succeeded(subscription.name)
+        else:
+            await self._failed(subscription, verdict)
+
+    async def _succeeded(self, name: str) -> None:
+        if name in self._known and not self._known[name].paused_at_ms:
+            failed = self._known.pop(name)
+            self._warned_at.pop(name, None)
+            if await self._standings.succeeded(name) and failed.failures >= PROBE_FROM:
+                log.info(
+                    "subscription.recovered", subscription=name, duration_ms=self._now_ms() - failed.since_ms
+                )
+
+    async def _failed(self, subscription: SubscriptionSettings, verdict: Verdict) -> None:
+        name = subscription.name
+        standing, is_paused = await self._standings.failed(
+            name, verdict.reason, pause=verdict.pause, wish_ms=verdict.wish_ms, holds_ms=verdict.rests_ms
+        )
+        self._known[name] = standing
+        if is_paused:
+            log.warning("subscription.paused", subscription=name, reason=verdict.reason)
+            await self._alert(subscription, standing)
+        elif standing.failures == PROBE_FROM:
+            log.warning("subscription.failing", subscription=name, reason=verdict.reason)
+        self._warn(standing, name)
+
+    def _warn(self, standing: Standing, name: str) -> None:
+        """Say before it happens that a subscription will be paused."""
+        failing_ms = self._now_ms() - standing.since_ms
+        if standing.paused_at_ms or failing_ms < 1000 * WARN_AFTER.total_seconds():
+            return
+        if time.monotonic() - self._warned_at.get(name, -_WARN_EVERY_S) >= _WARN_EVERY_S:
+            self._warned_at[name] = time.monotonic()
+            left_ms = int(1000 * PATIENCE.total_seconds()) - failing_ms
+            log.warning(
+                "subscription.failing", subscription=name, reason=standing.reason, next_ms=max(0, left_ms)
+            )

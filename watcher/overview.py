@@ -1,0 +1,121 @@
+"""Says how everything stands, from what the store holds: one line of plain data for each thing.
+
+Refuses to read the store and to show anything: `commands.status` does both.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from watcher.events import iso
+from watcher.settings import AccountSettings, Settings
+from watcher.silence import STALE_INTERVALS
+from watcher.store.guarantee import Guarantee
+from watcher.store.standings import Standing
+from watcher.store.survey import Backlog, Failing, Overdue, Seen
+
+TROUBLES = ("quarantined", "never read", "stale", "failing", "doubted", "held")
+"""What may be the matter with an account, the worst first. What is held or doubted is only not told yet."""
+
+_LATE_MS = 10_000
+"""A worker claims what is due within a tenth of a second, unless it keeps to a rate limit."""
+
+Line = dict[str, Any]
+"""One thing and how it stands, as `status --json` prints it. `kind` says what else is in it."""
+
+
+def server_line(found: Guarantee, at: str) -> Line:
+    return {
+        "kind": "server",
+        "server": f"{found.engine} {found.version}",
+        "at": at,
+        "persistence": found.persistence,
+        "eviction": found.eviction,
+        "guarantee": found.sentence,
+        "warnings": [*found.warnings],
+    }
+
+
+def provider_line(name: str, failing: Mapping[str, Failing], overdue: Overdue, now_ms: int) -> Line:
+    groups: dict[tuple[str, str], list[int]] = {}
+    for found in failing.values():
+        groups.setdefault((found.trouble, found.reason), []).append(found.since_ms)
+    largest_first = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+    late_ms = now_ms - overdue.first_due_ms if overdue.first_due_ms is not None else 0
+    return {
+        "kind": "provider",
+        "provider": name,
+        "accounts": overdue.accounts,
+        "failing": len(failing),
+        "troubles": [
+            {"trouble": trouble, "reason": reason, "accounts": len(since), "since": iso(min(since))}
+            for (trouble, reason), since in largest_first
+        ],
+        "late_s": late_ms // 1000 if late_ms >= _LATE_MS else 0,
+    }
+
+
+async def account_lines(
+    settings: Settings,
+    states: AsyncIterator[Seen],
+    failing_by_provider: Mapping[str, Mapping[str, Failing]],
+    now_ms: int,
+) -> AsyncIterator[Line]:
+    """Find the accounts that something is the matter with."""
+    async for seen in states:
+        account = settings.account_by_name[seen.account]
+        failing = failing_by_provider[account.provider].get(account.name)
+        troubles = troubles_of(account, seen, failing, now_ms)
+        if not troubles:
+            continue
+        state = seen.state
+        yield {
+            "kind": "account",
+            "account": account.name,
+            "provider": account.provider,
+            "troubles": troubles,
+            "polled_at": iso(state.polled_at_ms) if state and state.polled_at_ms else None,
+            "reason": seen.damage or (failing.reason if failing else None),
+            "refusals": failing.refusals if failing else 0,
+            "refused_since": iso(failing.since_ms) if failing else None,
+        }
+
+
+def troubles_of(account: AccountSettings, seen: Seen, failing: Failing | None, now_ms: int) -> list[str]:
+    state = seen.state
+    entries = [*state.entry_by_asset.values()] if state else []
+    polled_at_ms = state.polled_at_ms if state else 0
+    is_quarantined = bool(seen.damage) or (failing is not None and failing.trouble == "quarantined")
+    stale_ms = 1000 * STALE_INTERVALS * account.interval.total_seconds()
+    claims = (
+        is_quarantined,
+        not polled_at_ms and not seen.damage,
+        bool(polled_at_ms) and now_ms - polled_at_ms >= stale_ms,
+        failing is not None and not is_quarantined,
+        any(entry.doubted for entry in entries),
+        any(entry.held_polls for entry in entries),
+    )
+    return [trouble for trouble, is_so in zip(TROUBLES, claims, strict=True) if is_so]
+
+
+def subscription_line(
+    name: str, backlog: Backlog, standing: Standing | None, now_ms: int, *, is_configured: bool
+) -> Line:
+    oldest = backlog.oldest_sequence
+    return {
+        "kind": "subscription",
+        "subscription": name,
+        "is_configured": is_configured,
+        "lanes": backlog.lanes,
+        "deliveries": backlog.deliveries,
+        "retrying": backlog.retrying,
+        "dead": backlog.dead,
+        "oldest_s": None if oldest is None else max(0, now_ms - oldest) // 1000,
+        "failing_since": _time(standing and standing.since_ms),
+        "paused_at": _time(standing and standing.paused_at_ms),
+        "held_s": max(0, standing.held_until_ms - now_ms) // 1000 if standing else 0,
+        "reason": standing.reason if standing else None,
+    }
+
+
+def _time(unix_ms: int | None) -> str | None:
+    return iso(unix_ms) if unix_ms else None
