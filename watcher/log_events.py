@@ -215,7 +215,7 @@ EVENTS: Mapping[str, Line] = {
     ),
     "subscription.failing": Line(
         "warning",
-        "A subscription fails again and again; after a day, said once an hour, with the time left until it is "
+        "A subscription fails again and again; after a day once an hour, with the time left until it is "
         "paused.",
         ("subscription", "reason", "next_ms"),
     ),

@@ -153,9 +153,7 @@ def test_an_account_goes_stale_once_and_recovers_with_nothing_moved() -> None:
     interest = Interest({"ops": subscription})
     before = a_state(ETH="10")
     origin = Origin("treasury", "loopring", before.sequence, 1_000, NOW_MS)
-    stale = go_stale(
-        before, "treasury", origin, "gone", "no connection", interest=interest, version="v2", now_ms=NOW_MS
-    )
+    stale = go_stale(before, origin, "gone", "no connection", interest=interest, version="v2", now_ms=NOW_MS)
     (told,) = bodies(stale)
     assert (told["type"], told["data"]["since"]) == ("account.stale", "1970-01-01T00:00:01.000Z")
     assert stale.state.entry_by_asset == before.entry_by_asset
@@ -168,9 +166,7 @@ def test_an_account_goes_stale_once_and_recovers_with_nothing_moved() -> None:
 def test_an_account_that_was_never_read_goes_stale_too() -> None:
     interest = Interest({"ops": a_subscription(events=("account.*",))})
     origin = Origin("treasury", "loopring", 0, 1_000, NOW_MS)
-    stale = go_stale(
-        None, "treasury", origin, "gone", "no connection", interest=interest, version="v1", now_ms=NOW_MS
-    )
+    stale = go_stale(None, origin, "gone", "no connection", interest=interest, version="v1", now_ms=NOW_MS)
     assert [body["type"] for body in bodies(stale)] == ["account.stale"]
     (first,) = follow(eth("10"), a_subscription(events=("account.*", "total.*")), state=stale.state)
     assert [body["type"] for body in first] == ["account.recovered", "account.baseline"]

@@ -24,7 +24,7 @@ class Arrival(NamedTuple):
     body: bytes
     event: Event
     problem: str | None
-    attempt: str
+    worker: str
 
 
 @dataclass(eq=False)
@@ -63,9 +63,8 @@ class RecordingReceiver:
         body = await request.read()
         event, problem = _read(request, body)
         headers = request.headers
-        arrival = Arrival(
-            time.time(), headers.get("webhook-id", ""), body, event, problem, headers.get("watcher-attempt", "")
-        )
+        worker = headers.get("x-worker", "")
+        arrival = Arrival(time.time(), headers.get("webhook-id", ""), body, event, problem, worker)
         self.arrivals.append(arrival)
         if not problem:
             self._remember(arrival)

@@ -19,6 +19,7 @@ from pathlib import Path
 from random import Random, SystemRandom
 from typing import Any
 
+from builders import SECRET
 from faulty_proxy import FaultyProxy
 from recording_receiver import RecordingReceiver
 from redis.asyncio import Redis
@@ -63,6 +64,7 @@ url = "{receiver}"
 secrets = ["${{SECRET}}"]
 max_in_flight = {max_in_flight}
 retries = ["0s", {retries}]
+headers = {{ x-worker = "${{WORKER}}" }}
 """
 
 
@@ -195,7 +197,7 @@ class Scene:
         audit = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "watcher", "audit", "--json"),
             cwd=self.directory,
-            env={**os.environ, "PYTHONPATH": str(SOURCE), "SECRET": "whsec_" + 32 * "A"},
+            env={**os.environ, "PYTHONPATH": str(SOURCE), "SECRET": SECRET, "WORKER": "none"},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )

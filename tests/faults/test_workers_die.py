@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import time
+from collections.abc import Callable
 
 import pytest
 from recording_receiver import Arrival
@@ -41,14 +42,58 @@ async def test_a_crash_after_any_step_loses_nothing(step: str) -> None:
 
 
 async def _crash(scene: Scene, step: str) -> None:
-    """Start a worker that crashes when it reaches a step, and wait until it has."""
+    """Start a worker that crashes when it reaches a step for the so-manieth time, and wait until it has."""
     times = scene.random.randint(1, 20)
-    if step == "POST sent":
+    if step == "POST sent":  # no place in the program is behind the last byte: its receiver ends it
         worker = await scene.start_worker()
-        await worker.logged("worker.started")
-        others = {other.process.pid for other in scene.running if other is not worker}
-        await _kill_at_its_post(scene, worker, times)
+        scene.receiver.notice = _killer(worker, times)
     else:
         worker = await scene.start_worker(crash_at=step, crash_after=times)
     async with asyncio.timeout(15):
         assert await worker.process.wait() == -signal.SIGKILL
+
+
+def _killer(worker: WorkerProcess, times: int) -> Callable[[Arrival], None]:
+    arrivals = 0
+
+    def notice(arrival: Arrival) -> None:
+        nonlocal arrivals
+        arrivals += arrival.worker == worker.name
+        if arrivals == times:
+            worker.send(signal.SIGKILL)
+
+    return notice
+
+
+async def test_a_worker_that_freezes_beyond_its_leases_does_no_harm() -> None:
+    stops = 2
+    async with a_scene(accounts=60) as scene:
+        frozen, _ = await scene.start_workers(2)
+        await scene.begin(changes_per_second=180)
+        for _ in range(stops):
+            await asyncio.sleep(1 + scene.random.random())
+            frozen.send(signal.SIGSTOP)
+            await asyncio.sleep(2 * SHORT_LEASES["lease_s"])
+            frozen.send(signal.SIGCONT)
+        verdict = await scene.verdict()
+    assert verdict.problems == []
+    assert verdict.repeats <= 32 * stops
+
+
+async def test_a_worker_that_is_asked_to_end_repeats_nothing_and_others_take_over() -> None:
+    rounds = 4
+    async with a_scene(leases={}) as scene:
+        await scene.start_workers(2)
+        await scene.begin(changes_per_second=300)
+        began = time.monotonic()
+        for _ in range(rounds):
+            (newcomer,) = await scene.start_workers(1)
+            await asyncio.sleep(1)
+            leaver = scene.random.choice([worker for worker in scene.running if worker is not newcomer])
+            assert await leaver.terminate(within_s=5) == 0
+        gap_s = scene.provider.longest_gap_s(began, time.monotonic())
+        verdict = await scene.verdict()
+    assert verdict.problems == []
+    assert verdict.repeats == 0
+    assert verdict.lags_ms[-1] <= 1000
+    assert gap_s <= 2, "an interval, and a second to take over"

@@ -32,12 +32,12 @@ class WorkerProcess:
 
     async def start(self) -> None:
         program = [str(FAULTY)] if self.faults else ["-m", "watcher"]
-        settings = {"LOG_FORMAT": "json", "LOG_LEVEL": "info", "PYTHONPATH": str(SOURCE), "SECRET": SECRET}
+        settings = {"LOG_FORMAT": "json", "LOG_LEVEL": "info", "SECRET": SECRET, "WORKER": self.name}
         with self._log.open("ab") as log, self._errors.open("ab") as errors:
             self.process = await asyncio.create_subprocess_exec(
                 *(sys.executable, *program, "run"),
                 cwd=self.directory,
-                env={**os.environ, **settings, "FAULTS": json.dumps(self.faults)},
+                env={**os.environ, "PYTHONPATH": str(SOURCE), **settings, "FAULTS": json.dumps(self.faults)},
                 stdout=log,
                 stderr=errors,
             )

@@ -23,6 +23,7 @@ from watcher.store.schedule import Lease, Reply, Schedule
 NOW_MS = 1_795_175_095_846
 MINUTE_MS = 60_000
 
+OPS = a_subscription()
 WARNED = a_subscription(thresholds=(ThresholdSettings(asset="ETH", below="100"),))
 
 STORY: tuple[Snapshot, ...] = (
@@ -46,7 +47,7 @@ def steps(
     state: AccountState | None = None,
     source: str = "here",
     at_ms: int = NOW_MS,
-    subscriptions: Sequence[SubscriptionSettings] = (WARNED,),
+    subscriptions: Sequence[SubscriptionSettings] = (OPS,),
 ) -> list[Step]:
     """What each of a series of good polls, a minute apart, adds to a state."""
     interest = Interest({one.name: one for one in subscriptions})

@@ -20,7 +20,7 @@ from watcher.ledger import AccountState
 from watcher.snapshot import Snapshot
 from watcher.store.history import Record
 
-STEPS = steps(STORY)
+STEPS = steps(STORY, subscriptions=(WARNED,))
 RECORDS = records_of(STEPS)
 STATE = STEPS[-1].state
 EVENTS = [i for i, record in enumerate(RECORDS) if record.content["type"] != "baseline"]
@@ -45,9 +45,7 @@ def edited(place: int, edit: Callable[[dict[str, Any]], object]) -> list[Record]
 
 def stale(state: AccountState | None, at_ms: int) -> Step:
     origin = Origin("treasury", "loopring", state.sequence if state else 0, at_ms - MINUTE_MS, at_ms)
-    return go_stale(
-        state, "treasury", origin, "gone", "no connection", interest=Interest({}), version="v", now_ms=at_ms
-    )
+    return go_stale(state, origin, "gone", "no connection", interest=Interest({}), version="v", now_ms=at_ms)
 
 
 def test_the_story_holds_what_these_tests_are_about() -> None:
@@ -87,7 +85,7 @@ def test_any_two_records_that_are_missing_show_even_where_they_cancel_out() -> N
 
 def test_events_that_cancel_out_show_though_each_commit_keeps_another_event() -> None:
     polls = (a_snapshot(ETH="1", LRC="1"), a_snapshot(ETH="9", LRC="2"), a_snapshot(ETH="1", LRC="3"))
-    made = steps(polls, subscriptions=())
+    made = steps(polls)
     baseline, eth_up, lrc_up, eth_down, lrc_up_again = records_of(made)
     assert eth_up.content["data"]["before"] == eth_down.content["data"]["after"]
     assert findings([baseline, lrc_up, lrc_up_again], made[-1].state)

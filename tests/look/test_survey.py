@@ -1,12 +1,10 @@
 """What the store holds is read in bulk, as it was at one moment, whatever is damaged in it."""
 
-from dataclasses import replace
-
 import pytest
 from builders import a_snapshot
 from redis.asyncio import Redis
 from servers import EVERY_ENGINE
-from stories import MINUTE_MS, NOW_MS, STORY, Books, steps
+from stories import NOW_MS, STORY, Books, steps
 
 from watcher.store.history import START
 from watcher.store.keys import shard_of
@@ -124,13 +122,11 @@ async def test_dead_letters_and_lanes_tried_again_are_counted(survey: Survey, bo
     await books.pipe.command(
         "HSET", books.keys.tries(shard, "ops"), "treasury", "3 evt_1 1 total.increased\n"
     )
-    assert (await survey.backlogs(["ops"]))["ops"] == replace(
-        (await survey.backlogs(["ops"]))["ops"], dead=1, retrying=1, lanes=1
-    )
+    found = (await survey.backlogs(["ops"]))["ops"]
+    assert (found.lanes, found.retrying, found.dead) == (1, 1, 1)
 
 
 async def test_a_lane_whose_oldest_delivery_is_damaged_is_still_counted(survey: Survey, books: Books) -> None:
     await books.live([a_snapshot(ETH="1"), a_snapshot(ETH="2")])
     await books.pipe.command("LPUSH", books.keys.lane("ops", "treasury"), b"\xff\x00")
     assert (await survey.backlogs(["ops"]))["ops"] == Backlog(lanes=1, deliveries=2)
-    assert MINUTE_MS

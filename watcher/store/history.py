@@ -111,11 +111,12 @@ class History:
         return sorted(found, key=lambda record: place(record.id)), new_ends
 
 
-def _head(record: Record | None, sign: int, shard: int) -> tuple[tuple[int, int], int, Record] | None:
+def _head(record: Record | None, sign: int, shard: int) -> tuple[tuple[int, int, int], int, Record] | None:
+    """What sorts the next record of a shard among those of the others; no two of them compare equal."""
     if record is None:
         return None
     ms, count = place(record.id)
-    return (sign * ms, sign * count), shard, record
+    return (sign * ms, sign * count, sign * shard), shard, record
 
 
 def _record(entry_id: str, fields: list[bytes]) -> Record:
