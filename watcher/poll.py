@@ -17,15 +17,19 @@ from watcher.events import Origin
 from watcher.interest import Interest
 from watcher.ledger import AccountState, Rules
 from watcher.logs import log
+from watcher.outage import Outage
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Refused
 from watcher.settings import AccountSettings, ProviderSettings
 from watcher.silence import Silence
-from watcher.store.keys import shard_of
+from watcher.store.keys import SHARDS, shard_of
 from watcher.store.polls import Commit, Polls
 from watcher.store.schedule import Lease, Reply
 from watcher.store.state import BadState
 from watcher.tally import Tally
+
+_LEASE_MARGIN_S = 15
+"""A lease outlasts the longest request by the longest wait for a turn, and some."""
 
 _QUARANTINE_MS = (300_000,)
 """How often a damaged state is looked at again, in case that somebody mended it."""
@@ -63,18 +67,47 @@ class Poller:
         self._rules = Rules(settings.withdrawals, settings.settle_polls)
         self._settled: dict[str, Settled] = {}
         self.silence = Silence(settings.name)
+        self.lease_ms = int(1000 * (settings.timeout.total_seconds() + _LEASE_MARGIN_S))
+        self._outage = Outage()
 
     async def poll(self, account: AccountSettings, lease: Lease) -> None:
         """Make one poll and say in one line what became of it. Raises StoreUnreachable."""
         started = time.monotonic()
         self._tally.polls += 1
         try:
-            bodies = await self._client.ask(account)
+            bodies = await self._ask(account)
             await self._take(account, lease, bodies, started)
         except Refused as refused:
             await self._postpone(account, lease, refused, started)
         except BadState as damage:
             await self._quarantine(account, lease, damage)
+
+    async def _ask(self, account: AccountSettings) -> tuple[bytes, ...]:
+        """Ask the provider, unless it is known to fail for everybody and another account's turn to try."""
+        if not self._outage.may_ask(time.monotonic()):
+            raise Refused("gone", "the provider is unavailable; one account at a time asks it")
+        try:
+            bodies = await self._client.ask(account)
+        except Refused as refused:
+            if self._outage.refused(account.name, refused.trouble, time.monotonic()):
+                log.warning(
+                    "provider.unavailable",
+                    provider=self.settings.name,
+                    trouble=refused.trouble,
+                    reason=refused.reason,
+                    status=refused.status,
+                )
+            raise
+        lasted_s = self._outage.good(time.monotonic())
+        if lasted_s is not None:
+            log.info("provider.recovered", provider=self.settings.name, duration_ms=int(1000 * lasted_s))
+            await self._hasten()
+        return bodies
+
+    async def _hasten(self) -> None:
+        """The provider is back: nobody needs to wait any longer. The rate limit spreads the polls."""
+        for shard in range(SHARDS):
+            await self._polls.hasten(self.settings.name, shard, lease_ms=self.lease_ms)
 
     async def _take(
         self, account: AccountSettings, lease: Lease, bodies: tuple[bytes, ...], started: float

@@ -30,9 +30,6 @@ _AHEAD_S = 1.0
 _SLACK = 1.05
 """Turns are a little wider apart than the limit asks: requests arrive less evenly than they leave."""
 
-_LEASE_MARGIN_S = 15
-"""A lease outlasts the longest poll by the longest wait for a turn, and some."""
-
 _UNKNOWN_MS = 10_000
 """An account that this worker's configuration does not know is left to those who know it."""
 
@@ -49,7 +46,7 @@ class PollLoop:
         self._health = health
         self._provider = poller.settings.name
         self._spacing_s = _SLACK / poller.settings.requests_per_second
-        self._lease_ms = int(1000 * (poller.settings.timeout.total_seconds() + _LEASE_MARGIN_S))
+        self._lease_ms = poller.lease_ms
         self._look_at = [0.0] * SHARDS
         self._in_flight = 0
         self._unpolled = set(accounts)

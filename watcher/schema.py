@@ -74,15 +74,23 @@ class Subscription(Part):
     )
 
 
-class AboutAccount(Part):
-    account: Account
-    asset: Asset | None = Field(description="null where it is about the whole account")
+class Said(Part):
     sequence: int = Field(
         description="rises strictly per account, not densely; about the Unix ms of the event"
     )
     amount: Amount
     effect: Effect
     observed: Observed
+
+
+class AboutAccount(Said):
+    account: Account
+    asset: Asset | None = Field(description="null where it is about the whole account")
+
+
+class AboutSubscription(Said):
+    account: None
+    asset: None
 
 
 class Change(AboutAccount):
@@ -127,6 +135,12 @@ class Crossing(AboutAccount):
     threshold: Threshold
 
 
+class Paused(AboutSubscription):
+    paused: str = Field(description="the subscription that gets nothing more until it is resumed")
+    since: Time = Field(description="since when it failed")
+    reason: str
+
+
 class Ping(Part):
     """A sample: nothing happened."""
 
@@ -165,6 +179,11 @@ _CATALOGUE: tuple[tuple[str, type[Part], str], ...] = (
     ("account.stale", Stale, "No good poll for three intervals. Moves nothing."),
     ("account.recovered", Recovered, "A good poll after account.stale. Moves nothing."),
     ("threshold.crossed", Crossing, "A balance passed a threshold of this subscription. Moves nothing."),
+    (
+        "subscription.paused",
+        Paused,
+        "Another subscription, which names this one in `alerts_to`, was paused. Moves nothing.",
+    ),
     ("subscription.ping", Ping, "A sample that somebody asked for. Moves nothing."),
 )
 

@@ -27,10 +27,16 @@ class Verdict:
     committed: int = 0
     lost: int = 0
     out_of_order: int = 0
-    repeats: int = 0
+    repeated: list[tuple[Arrival, Arrival]] = field(default_factory=list)
+    """What came again: its first arrival, and each later one."""
+
     refused: int = 0
     lags_ms: list[float] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def repeats(self) -> int:
+        return len(self.repeated)
 
     def lag_ms(self, percent: float) -> float:
         return self.lags_ms[min(len(self.lags_ms) - 1, int(len(self.lags_ms) * percent / 100))]
@@ -97,7 +103,7 @@ def _without_repeats(verdict: Verdict, good: Iterable[Arrival]) -> list[Arrival]
     for arrival in good:
         first = first_by_id.setdefault(arrival.id, arrival)
         if first is not arrival:
-            verdict.repeats += 1
+            verdict.repeated.append((first, arrival))
             if first.body != arrival.body:
                 _complain(verdict, "came again with other bytes", [arrival.id])
     return [*first_by_id.values()]

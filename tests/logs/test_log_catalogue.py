@@ -15,8 +15,6 @@ NOT_LOGGED_YET = {
     "account.moved_on",
     "clock.skewed",
     "loop.lagged",
-    "provider.recovered",
-    "provider.unavailable",
     "state.lost",
     "subscription.resumed",
 }

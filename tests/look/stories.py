@@ -1,12 +1,16 @@
 """Accounts with a past: what good polls told, made by the program's own diff, as records and in a store."""
 
+import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
+import pytest
 from builders import a_balance, a_snapshot, a_subscription
 from redis.asyncio import Redis
 
+from watcher.cli import main
 from watcher.diff import Reading, Step, diff
 from watcher.interest import Interest
 from watcher.ledger import AccountState, Rules
@@ -19,6 +23,8 @@ from watcher.store.pipe import Pipe
 from watcher.store.polls import Commit, Polls
 from watcher.store.roster import Roster
 from watcher.store.schedule import Lease, Reply, Schedule
+
+T = TypeVar("T")
 
 NOW_MS = 1_795_175_095_846
 MINUTE_MS = 60_000
@@ -111,19 +117,34 @@ class Books:
         assert reply is Reply.DONE
 
     async def live(
-        self, snapshots: Sequence[Snapshot], account: str = "treasury", at_ms: int = NOW_MS
+        self,
+        snapshots: Sequence[Snapshot],
+        account: str = "treasury",
+        *,
+        at_ms: int = NOW_MS,
+        subscriptions: Sequence[SubscriptionSettings] = (OPS,),
     ) -> list[Step]:
         """Let an account live through a series of good polls from its baseline on."""
-        made = steps(snapshots, account=account, at_ms=at_ms)
+        made = steps(snapshots, account=account, at_ms=at_ms, subscriptions=subscriptions)
         expected = ""
         for step in made:
             await self.commit(step, account, expected=expected)
             expected = step.state.version
         return made
 
+    async def damage(self, *command: object) -> None:
+        """Do something to the namespace that the program never does."""
+        await self.pipe.command(*command)
 
-def a_books(url: str, namespace: str) -> "Books":
-    return Books(connect(url), namespace)
+
+def in_the_books(url: str, namespace: str, write: Callable[[Books], Awaitable[T]]) -> T:
+    """Write something into a namespace before a command is run that looks at it."""
+
+    async def written() -> T:
+        async with connect(url) as client:
+            return await write(Books(client, namespace))
+
+    return asyncio.run(written())
 
 
 def a_configuration(directory: Path, url: str, namespace: str, *accounts: str) -> Path:
@@ -134,9 +155,33 @@ def a_configuration(directory: Path, url: str, namespace: str, *accounts: str) -
         for number, name in enumerate(accounts or ("treasury",))
     )
     path.write_text(
-        f'[redis]\nurl = "{url}"\nnamespace = "{namespace}"\n'
+        f'[redis]\nurl = "{url}"\nnamespace = "{namespace}"\ndata_dir = "{directory / "data"}"\n'
         f'[providers.loopring]\napi_key = "canaryApiKey"\n{tables}'
         '[[subscriptions]]\nname = "ops"\nurl = "https://ops.example.com/in"\n'
         'secrets = ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]\n'
     )
     return path
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: object
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+    @property
+    def objects(self) -> list[Any]:
+        return [json.loads(line) for line in self.lines]
+
+
+def ended(capsys: pytest.CaptureFixture[str], *arguments: object) -> Ended:
+    """Run `watcher` in this process to its end."""
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return Ended(end.value.code, out, err)

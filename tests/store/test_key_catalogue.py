@@ -128,7 +128,9 @@ async def test_every_key_is_in_the_catalogue_and_is_what_it_says(
         kind, lives = lifetime(name)
         assert (await store.pipe.command("TYPE", key)).decode() == kind.lower(), name
         ttl_ms = await store.pipe.command("PTTL", key)
-        assert (ttl_ms == -1) == (lives in LIVES_ON), f"{name} is said to be {lives} and has a TTL of {ttl_ms}"
+        assert (ttl_ms == -1) == (lives in LIVES_ON), (
+            f"{name} is said to be {lives} and has a TTL of {ttl_ms}"
+        )
         found.add(name)
     assert found == {name for name in METHODS if lifetime(name)[0]}
 
@@ -182,7 +184,9 @@ def test_all_keys_of_an_account_share_the_tag_of_its_shard(account: str) -> None
 def test_no_two_things_share_a_key() -> None:
     keys = Keys("watcher")
     size = sum(
-        len(list(itertools.product(*(PARTS[part] for part in list(inspect.signature(method).parameters)[1:]))))
+        len(
+            list(itertools.product(*(PARTS[part] for part in list(inspect.signature(method).parameters)[1:])))
+        )
         for method in METHODS.values()
     )
     assert len(catalogue(keys)) == size

@@ -18,7 +18,16 @@ KEYWORDS = {
     *("nil", "not", "or", "repeat", "return", "then", "true", "until", "while"),
 }
 PROVIDED = {"redis", "KEYS", "ARGV", "string", "table", "math", "ipairs", "tonumber", "tostring", "unpack"}
-FORBIDDEN = ("cjson", "cmsgpack", "struct", "bit", "LMPOP", "ZMPOP", "redis.setresp", "redis.replicate_commands")
+FORBIDDEN = (
+    "cjson",
+    "cmsgpack",
+    "struct",
+    "bit",
+    "LMPOP",
+    "ZMPOP",
+    "redis.setresp",
+    "redis.replicate_commands",
+)
 
 
 def header(text: str) -> str:

@@ -87,9 +87,7 @@ async def test_without_a_runner_each_command_goes_out_by_itself(
 
 @everywhere
 @pytest.mark.parametrize("runners", [0, 2])
-async def test_the_error_of_one_command_is_its_own(
-    redis_client: Redis, namespace: str, runners: int
-) -> None:
+async def test_the_error_of_one_command_is_its_own(redis_client: Redis, namespace: str, runners: int) -> None:
     pipe = Pipe(redis_client)
     await pipe.command("SET", f"{namespace}:text", "x")
     async with running(pipe, runners):

@@ -118,7 +118,9 @@ anything: st.SearchStrategy[Any] = st.recursive(
     | st.floats()
     | st.text()
     | amounts
-    | st.sampled_from(["-0", "1.0", "01", "1e3", "-", "", "\ud800", 10**14, -1, 2**300, float("inf"), "1234567"]),
+    | st.sampled_from(
+        ["-0", "1.0", "01", "1e3", "-", "", "\ud800", 10**14, -1, 2**300, float("inf"), "1234567"]
+    ),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     max_leaves=8,
 )

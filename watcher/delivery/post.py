@@ -7,17 +7,21 @@ counts, its body is read no further than 64 KiB. Whatever happens comes back as 
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Self
 
 import aiohttp
+from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from watcher import __version__
-from watcher.delivery.connector import guarded_connector
+from watcher.delivery.connector import guarded_connector, refusal_in
 from watcher.delivery.egress import Policy, check_url
 from watcher.delivery.outcomes import LONGEST_RETRY_AFTER_S, Attempt
 from watcher.delivery.signing import Signer
+from watcher.printable import printable, without_secrets
 from watcher.retry_after import retry_after_s
 from watcher.settings import SubscriptionSettings
 from watcher.store.lanes import Delivery
@@ -27,9 +31,10 @@ ATTEMPT_TIMEOUT_S = 20
 
 ANSWER_LIMIT = 64 * 1024
 
+_EXCERPT_BYTES = 4096  # far more than is shown, so that no secret is cut in two before it is found
+_BUFFER = 16 * 1024  # of each answer: a thousand endless ones at a time must fit in memory
 _AGAIN_WITHIN_S = 1.0
-_CLOSED_MEANWHILE = (aiohttp.ServerDisconnectedError, ConnectionResetError)
-_TRANSPORT_ERRORS = (aiohttp.ClientError, OSError, UnicodeError, ValueError)
+_TRANSPORT_ERRORS = (aiohttp.ClientError, OSError, ValueError)
 
 
 class Target:
@@ -48,82 +53,134 @@ class Target:
 
 
 class Poster:
-    """The connections to all subscribers. Use as `async with`; a change of policy needs a new one."""
+    """The connections to all subscribers. Use as `async with`; a change of policy needs a new one.
 
-    def __init__(self, policy: Policy, *, unix_time: Callable[[], float] = time.time) -> None:
+    `deadline_s` bounds an attempt, second try included; `resolver` replaces DNS.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        deadline_s: float = ATTEMPT_TIMEOUT_S,
+        resolver: AbstractResolver | None = None,
+        unix_time: Callable[[], float] = time.time,
+    ) -> None:
         self._policy = policy
+        self._deadline_s = deadline_s
+        self._resolver = resolver
         self._unix_time = unix_time
+        self._sessions = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=guarded_connector(self._policy),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None),  # the whole attempt has one, second try included
-            auto_decompress=False,
-            trust_env=False,
-            max_line_size=8190,
-            max_field_size=8190,
-            max_headers=128,
-        )
+        self._session, self._second = [
+            await self._sessions.enter_async_context(_session(self._policy, self._resolver)) for _ in range(2)
+        ]
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
+        await self._sessions.aclose()
 
     async def post(self, target: Target, delivery: Delivery, attempt: int) -> Attempt:
         """Make one attempt; at once a second time if an idle connection turned out to be closed."""
         started = time.monotonic()
+        deadline = asyncio.get_running_loop().time() + self._deadline_s
         try:
-            async with asyncio.timeout(ATTEMPT_TIMEOUT_S):
-                return await self._post(target, delivery, attempt, started)
+            async with asyncio.timeout_at(deadline):
+                answer = await self._answer(target, delivery, attempt)
         except TimeoutError:
-            return Attempt(_since_ms(started), error=f"no answer within {ATTEMPT_TIMEOUT_S} s")
+            return Attempt(_since_ms(started), error=f"no answer within {self._deadline_s:g} s")
+        except _TRANSPORT_ERRORS as error:
+            refusal = refusal_in(error)
+            words = f"refused: {refusal}" if refusal else _in_our_words(error)
+            return Attempt(_since_ms(started), error=words, is_refused_by_us=refusal is not None)
+        async with answer:
+            beginning = await _read(answer, deadline)
+        return Attempt(
+            _since_ms(started),
+            status=answer.status,
+            retry_after_s=self._wish_s(answer),
+            excerpt="" if 200 <= answer.status < 300 else _excerpt(beginning),
+        )
 
-    async def _post(self, target: Target, delivery: Delivery, attempt: int, started: float) -> Attempt:
-        is_first = True
-        while True:
-            try:
-                return await self._once(target, delivery, attempt, started)
-            except TimeoutError:
+    async def _answer(self, target: Target, delivery: Delivery, attempt: int) -> aiohttp.ClientResponse:
+        """Send, and wait for the head of an answer. The second try is on a connection that nobody used."""
+        again_until = time.monotonic() + _AGAIN_WITHIN_S
+        connection = SimpleNamespace(is_reused=False)
+        headers = self._headers(target, delivery, attempt)
+        try:
+            return await self._session.post(
+                target.url,
+                data=delivery.body,
+                headers=headers,
+                allow_redirects=False,
+                trace_request_ctx=connection,
+            )
+        except aiohttp.ClientConnectionError:
+            if not connection.is_reused or time.monotonic() > again_until:
                 raise
-            except _TRANSPORT_ERRORS as error:
-                is_soon = time.monotonic() - started <= _AGAIN_WITHIN_S
-                if not (is_first and is_soon and isinstance(error, _CLOSED_MEANWHILE)):
-                    return Attempt(_since_ms(started), error=_in_our_words(error))
-            is_first = False
+        headers = {**self._headers(target, delivery, attempt), "connection": "close"}
+        return await self._second.post(target.url, data=delivery.body, headers=headers, allow_redirects=False)
 
-    async def _once(self, target: Target, delivery: Delivery, attempt: int, started: float) -> Attempt:
+    def _headers(self, target: Target, delivery: Delivery, attempt: int) -> dict[str, str]:
         timestamp = int(self._unix_time())
-        headers = {
+        return {
             **target.headers,
             "webhook-id": delivery.event_id,
             "webhook-timestamp": str(timestamp),
             "webhook-signature": target.signer.signature(delivery.event_id, timestamp, delivery.body),
             "watcher-attempt": str(attempt),
         }
-        async with self._session.post(
-            target.url, data=delivery.body, headers=headers, allow_redirects=False
-        ) as response:
-            wish_s = retry_after_s(
-                response.headers.get("Retry-After"),
-                datetime.fromtimestamp(timestamp, UTC),
-                most_s=LONGEST_RETRY_AFTER_S,
-            )
-            await _drain(response)
-            return Attempt(_since_ms(started), status=response.status, retry_after_s=wish_s)
+
+    def _wish_s(self, answer: aiohttp.ClientResponse) -> float | None:
+        now = datetime.fromtimestamp(self._unix_time(), UTC)
+        return retry_after_s(answer.headers.get("Retry-After"), now, most_s=LONGEST_RETRY_AFTER_S)
 
 
-async def _drain(response: aiohttp.ClientResponse) -> None:
-    """Read a short answer to its end, so that the connection can be used again; drop a long one."""
-    size = 0
+def _session(policy: Policy, resolver: AbstractResolver | None) -> aiohttp.ClientSession:
+    tracing = aiohttp.TraceConfig()
+    tracing.on_connection_reuseconn.append(_note_reuse)
+    return aiohttp.ClientSession(
+        connector=guarded_connector(policy, resolver=resolver),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None),  # the whole attempt has one, second try included
+        skip_auto_headers={"accept-encoding"},  # an answer is shown as it comes, so better not packed
+        auto_decompress=False,
+        trust_env=False,
+        read_bufsize=_BUFFER,
+        max_line_size=8190,
+        max_field_size=8190,
+        max_headers=128,
+        trace_configs=[tracing],
+    )
+
+
+async def _note_reuse(_session: aiohttp.ClientSession, context: SimpleNamespace, _: object) -> None:
+    if context.trace_request_ctx:
+        context.trace_request_ctx.is_reused = True
+
+
+async def _read(answer: aiohttp.ClientResponse, deadline: float) -> bytes:
+    """Read a short answer to its end, so that the connection can be used again; drop a long one.
+
+    Returns how it begins. However it ends, the status is known, and only it counts.
+    """
+    beginning, size = b"", 0
     try:
-        async for chunk in response.content.iter_any():
-            size += len(chunk)
-            if size > ANSWER_LIMIT:
-                response.close()
-                return
+        async with asyncio.timeout_at(deadline):
+            async for chunk in answer.content.iter_any():
+                beginning += chunk[: _EXCERPT_BYTES - len(beginning)]
+                size += len(chunk)
+                if size > ANSWER_LIMIT:
+                    answer.close()
+                    break
     except (aiohttp.ClientError, OSError):
-        response.close()  # the status is known, and only it counts
+        answer.close()
+    return beginning
+
+
+def _excerpt(beginning: bytes) -> str:
+    return printable(without_secrets(beginning.decode(errors="backslashreplace")))
 
 
 def _in_our_words(error: Exception) -> str:
@@ -140,9 +197,8 @@ _WORDS: tuple[tuple[type[Exception], str], ...] = (
     (aiohttp.ClientConnectorDNSError, "its name does not resolve"),
     (aiohttp.ClientConnectorError, "cannot connect"),
     (aiohttp.ServerDisconnectedError, "it closed the connection without an answer"),
-    (ConnectionResetError, "it reset the connection"),
+    (aiohttp.ClientOSError, "it reset the connection"),
     (aiohttp.ClientResponseError, "its answer is not HTTP"),
-    (aiohttp.ClientPayloadError, "its answer broke off"),
     (UnicodeError, "its name is not a host name"),
 )
 

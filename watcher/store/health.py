@@ -15,26 +15,36 @@ _PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 _REMIND_S = 60.0
 """How often a trouble that lasts is said again."""
 
+_QUIET_S = 2 * _PAUSES_S[-1] + 1
+"""A server that refuses writes still answers those who read: it is back when it refused nobody for so long."""
+
 
 class StoreHealth:
     """Shared by the loops of one worker. `mend` starts an embedded server again that is gone."""
 
-    def __init__(self, mend: Callable[[], Awaitable[object]] | None = None) -> None:
+    def __init__(
+        self,
+        mend: Callable[[], Awaitable[object]] | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._mend = mend
+        self._clock = clock
         self._down_since: float | None = None
-        self._said_at = 0.0
+        self._failed_at = 0.0
+        self._said, self._said_at = "", 0.0
         self._failures = 0
 
     async def failed(self, trouble: StoreError) -> float:
         """Note a failure; returns how many seconds to wait before the next try."""
-        now = time.monotonic()
+        self._failed_at = now = self._clock()
         pause_s = _PAUSES_S[min(self._failures, len(_PAUSES_S) - 1)]
         self._failures += 1
-        if self._down_since is None or now - self._said_at >= _REMIND_S:
-            event = "store.refusing" if "refuses writes" in str(trouble) else "store.unreachable"
+        event = "store.refusing" if "refuses writes" in str(trouble) else "store.unreachable"
+        if event != self._said or now - self._said_at >= _REMIND_S:
             log.error(event, reason=str(trouble), next_ms=int(1000 * pause_s))
-            self._said_at = now
-        self._down_since = self._down_since or now
+            self._said, self._said_at = event, now
+        self._down_since = now if self._down_since is None else self._down_since
         if self._mend:
             try:
                 await self._mend()
@@ -46,6 +56,9 @@ class StoreHealth:
         """Note that the server did what it was asked."""
         if self._down_since is None:
             return
-        log.info("store.recovered", duration_ms=int(1000 * (time.monotonic() - self._down_since)))
-        self._down_since = None
+        now = self._clock()
+        if self._said == "store.refusing" and now - self._failed_at < _QUIET_S:
+            return
+        log.info("store.recovered", duration_ms=int(1000 * (now - self._down_since)))
+        self._down_since, self._said = None, ""
         self._failures = 0

@@ -16,7 +16,6 @@ ATTEMPTS_PER_SUBSCRIPTION = 200
 DEAD_PER_SUBSCRIPTION = 10_000
 """Dead letters kept per subscription and shard."""
 
-_HASTEN = load_script("hasten")
 _QUEUE = load_script("queue")
 _SETTLE = load_script("settle")
 
@@ -76,7 +75,7 @@ class Lanes:
     async def hasten(self, subscription: str, shard: int, *, lease_ms: int) -> int:
         """Let lanes that wait for a retry be tried now; returns how many there are."""
         keys = self._schedule_keys(shard, subscription)
-        return int(await self._pipe.script(_HASTEN, keys, lease_ms, subscription))
+        return await self._schedule.hasten(keys, lease_ms, subscription)
 
     async def read(self, subscription: str, account: str, *, at_most: int) -> list[bytes]:
         """Read the oldest deliveries of a lane, as they were pushed."""

@@ -64,6 +64,10 @@ class Polls:
         keys = [self._keys.polls(shard, provider)]
         return await self._schedule.claim(keys, lease_ms, at_most)
 
+    async def hasten(self, provider: str, shard: int, *, lease_ms: int) -> int:
+        """Let accounts be polled now that wait after refused polls; returns how many."""
+        return await self._schedule.hasten([self._keys.polls(shard, provider)], lease_ms)
+
     async def take_turns(
         self, provider: str, turns: int, *, spacing_ms: float, not_before_ms: float = 0
     ) -> float:

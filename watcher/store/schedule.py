@@ -10,6 +10,7 @@ from typing import NamedTuple
 from watcher.store.pipe import Pipe, load_script
 
 _CLAIM = load_script("claim")
+_HASTEN = load_script("hasten")
 _RELEASE = load_script("release")
 _TAKE_TURNS = load_script("take_turns")
 
@@ -58,6 +59,10 @@ class Schedule:
         self._ahead_ms = now - time.monotonic() * 1000
         leases = tuple(Lease(member.decode(), deadline) for member in members)
         return Claimed(leases, None if next_due < 0 else max(0, next_due - now))
+
+    async def hasten(self, keys: list[str], *arguments: object) -> int:
+        """Make members due now that wait longer than any lease; returns how many."""
+        return int(await self.pipe.script(_HASTEN, keys, *arguments))
 
     async def take_turns(self, key: str, turns: int, *, spacing_ms: float, not_before_ms: float = 0) -> float:
         """Reserve starts of requests over all workers; returns in how many ms the first one is."""

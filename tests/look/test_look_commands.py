@@ -1,0 +1,473 @@
+"""The commands that look: audit, balances, events and status, as a shell would run them."""
+
+import asyncio
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import a_balance, a_row, a_snapshot
+from stories import (
+    STORY,
+    Books,
+    Ended,
+    a_configuration,
+    ended,
+    in_the_books,
+    records_of,
+    steps,
+)
+
+from watcher.snapshot import Asset, Snapshot
+from watcher.store.embedded import Embedded
+from watcher.store.keys import shard_of
+from watcher.store.standings import Standings
+
+HOSTILE = Asset("7", "\x1b]0;owned\x07", "=HYPERLINK(1)", 0)
+LOOK = ("audit", "balances", "events", "status")
+
+Run = Callable[..., Ended]
+Write = Callable[[Callable[[Books], Any]], Any]
+
+
+@pytest.fixture
+def write(redis_server_url: str, namespace: str) -> Write:
+    return lambda act: in_the_books(redis_server_url, namespace, act)
+
+
+@pytest.fixture
+def config(tmp_path: Path, redis_server_url: str, namespace: str) -> Path:
+    return a_configuration(tmp_path, redis_server_url, namespace, "treasury", "alice", "bob")
+
+
+@pytest.fixture
+def run(config: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    return lambda name, *arguments: ended(capsys, name, "--config", config, *arguments)
+
+
+async def two_accounts(books: Books) -> None:
+    await books.enroll("treasury", "alice", "bob")
+    await books.live(STORY)
+    await books.live([a_snapshot(ETH="1"), a_snapshot(ETH="2")], "alice")
+
+
+def text_of(ended: Ended) -> str:
+    return ended.out + ended.err
+
+
+# audit
+
+
+def test_an_audit_passes_what_was_committed_and_says_since_when(run: Run, write: Write) -> None:
+    write(two_accounts)
+    done = run("audit")
+    assert done.code == 0
+    assert done.lines == [
+        f"treasury  ok  {len(records_of(steps(STORY)))} records since 2026-11-20T11:44:55.846Z, "
+        "beginning with its baseline",
+        "alice  ok  2 records since 2026-11-20T11:44:55.846Z, beginning with its baseline",
+        "bob  ok  no record of it is kept",
+    ]
+    assert done.err == "3 of 3 accounts add up\n"
+
+
+async def delete_a_record_of_alice(books: Books) -> None:
+    await two_accounts(books)
+    key = books.keys.log(shard_of("alice"))
+    entries = await books.pipe.command("XRANGE", key, "-", "+")
+    (alices,) = (
+        entry_id for entry_id, fields in entries if fields[1] == b"alice" and b"total.inc" in fields[3]
+    )
+    await books.damage("XDEL", key, alices)
+
+
+def test_an_audit_finds_what_is_missing_and_exits_with_1(run: Run, write: Write) -> None:
+    write(delete_a_record_of_alice)
+    done = run("audit", "--json")
+    assert done.code == 1
+    assert [(found["account"], found["ok"]) for found in done.objects] == [
+        ("treasury", True),
+        ("alice", False),
+        ("bob", True),
+    ]
+    assert [finding["asset"] for finding in done.objects[1]["findings"]] == [None, "ETH"]
+    assert "alice  DIFFERS  ETH: the state has published total 2 instead of 1\n" in run("audit", "a*").out
+    assert run("audit", "treasury").code == 0
+
+
+def test_an_audit_of_a_state_that_cannot_be_read_says_so(run: Run, write: Write) -> None:
+    async def damaged(books: Books) -> None:
+        await two_accounts(books)
+        await books.damage("HSET", books.keys.state("alice"), "body", "{")
+
+    write(damaged)
+    done = run("audit", "alice")
+    assert (done.code, done.out) == (1, "alice  DIFFERS  its state is not readable: JSONDecodeError\n")
+
+
+def test_an_audit_tells_a_few_findings_of_many(run: Run, write: Write) -> None:
+    async def emptied(books: Books) -> None:
+        await books.live(STORY)
+        key = books.keys.log(shard_of("treasury"))
+        for entry_id, _ in (await books.pipe.command("XRANGE", key, "-", "+"))[2::2]:
+            await books.damage("XDEL", key, entry_id)
+
+    write(emptied)
+    told = run("audit", "treasury").lines
+    assert len(told) == 6
+    assert told[-1].endswith("more ways; --json tells all")
+    assert len(run("audit", "treasury", "--json").objects[0]["findings"]) > 6
+
+
+async def test_an_audit_beside_a_busy_worker_finds_nothing(
+    redis_client: Any, namespace: str, redis_server_url: str, tmp_path: Path
+) -> None:
+    """It reads the state and the log at different times, and must compare them as of one."""
+    from watcher.commands.audit import _audit
+    from watcher.config import load
+
+    books = Books(redis_client, namespace)
+    settings = load(a_configuration(tmp_path, redis_server_url, namespace), {}).settings
+    made = steps([a_snapshot(ETH=str(number)) for number in range(1, 100)])
+    await books.commit(made[0])
+    audits = 0
+
+    async def work() -> None:
+        for before, step in pairwise(made):
+            await books.commit(step, expected=before.state.version)
+
+    async with asyncio.TaskGroup() as group:
+        working = group.create_task(work())
+        while not working.done():
+            assert not (await _audit(settings, ["treasury"]))["treasury"].findings
+            audits += 1
+    assert audits > 1
+
+
+# balances
+
+
+async def held_and_doubted(books: Books) -> None:
+    polls = [
+        a_snapshot(LRC=a_balance("100", "1", pending_deposit="5"), ETH="7"),
+        a_snapshot(LRC=a_balance("100", "1", pending_deposit="0"), ETH="0"),
+    ]
+    await books.live(polls, at_ms=int(time.time() * 1000) - 200_000)
+
+
+def test_balances_show_what_was_accepted_and_what_is_not_told_yet(run: Run, write: Write) -> None:
+    write(held_and_doubted)
+    header, eth, lrc, alice, bob = (re.split(r"  +", line.strip()) for line in run("balances").lines)
+    assert header == [
+        *("account", "asset", "total", "locked", "available", "pending_deposit", "pending_withdrawal"),
+        *("read", "not told yet"),
+    ]
+    assert eth[:7] == ["treasury", "ETH", "7", "0", "7", "0", "0"]
+    assert lrc[:7] == ["treasury", "LRC", "100", "1", "99", "0", "0"]
+    assert eth[8] == "doubted: total 0"
+    assert lrc[8] == "held for 1 poll: pending_deposit -5"
+    assert re.fullmatch(r"2m \d+s", eth[7])
+    assert alice == ["alice", *"-------", "not read yet"]
+    assert bob[0] == "bob"
+
+
+def test_balances_as_json_have_one_object_per_asset(run: Run, write: Write) -> None:
+    write(held_and_doubted)
+    eth, lrc, alice, _ = run("balances", "--json").objects
+    assert lrc["asset"] == {"id": "LRC", "symbol": None, "name": None, "decimals": 0}
+    assert lrc["held"] == {"total": "0", "locked": "0", "pending_deposit": "-5", "pending_withdrawal": "0"}
+    assert (lrc["held_polls"], lrc["doubted"], eth["held"]) == (1, None, None)
+    assert eth["doubted"]["total"] == "0"
+    assert 138 <= eth["age_s"] <= 160
+    assert alice == {"account": "alice", "provider": "loopring", "note": "not read yet"}
+
+
+def test_balances_as_csv_have_a_header_and_no_formulas(run: Run, write: Write) -> None:
+    async def hostile(books: Books) -> None:
+        row = a_row(HOSTILE, a_balance("1", "0", None, None))
+        await books.live([Snapshot({"7": row}, None, absent_is_zero=True)])
+
+    write(hostile)
+    done = run("balances", "--csv", "treasury")
+    (row,) = csv.DictReader(io.StringIO(done.out))
+    assert (row["account"], row["asset"], row["total"], row["pending_deposit"]) == ("treasury", "7", "1", "")
+    assert row["name"] == "'=HYPERLINK(1)"
+    assert "\x1b" not in done.out
+
+
+def test_balances_of_nobody_are_a_mistake_of_use(run: Run, write: Write) -> None:
+    done = run("balances", "tresury*")
+    assert done.code == 2
+    assert "no account of the configuration is called 'tresury*'" in done.err
+    assert run("balances", "--json", "--csv").code == 2
+
+
+def test_a_provider_without_pendings_shows_none_rather_than_zero(run: Run, write: Write) -> None:
+    async def shop(books: Books) -> None:
+        await books.live([a_snapshot(MK=a_balance("1", "0", None, None))])
+
+    write(shop)
+    assert re.split(r"  +", run("balances", "treasury").lines[1])[2:7] == ["1", "0", "1", "-", "-"]
+
+
+# events
+
+
+def test_events_are_told_oldest_first_over_all_accounts(run: Run, write: Write) -> None:
+    write(two_accounts)
+    done = run("events")
+    told = [line.split()[1:3] for line in done.lines]
+    assert told[0] == ["treasury", "total.increased"]
+    assert told[-1] == ["alice", "total.increased"]
+    assert done.lines[0].startswith("2026-11-20T11:45:55.846Z  treasury ")
+    assert re.search(r" 10 ETH  total \+10  +#1795175155846  evt_[a-z2-7]{24}$", done.lines[0])
+
+
+def test_events_as_json_are_the_bodies_that_were_sent(run: Run, write: Write) -> None:
+    write(two_accounts)
+    sent = [event for step in steps(STORY) for event in step.events if event.type != "account.baseline"]
+    assert run("events", "--json", "--account", "treasury").objects == [
+        json.loads(event.json) for event in sent
+    ]
+
+
+def test_events_are_chosen_by_type_account_time_and_number(run: Run, write: Write) -> None:
+    write(two_accounts)
+    deposits = run("events", "--type", "deposit.*", "--json").objects
+    assert [event["type"] for event in deposits] == ["deposit.pending", "deposit.cleared"]
+    assert run("events", "--account", "nobody").out == ""
+    assert len(run("events", "--limit", "3").lines) == 3
+    assert run("events", "--limit", "3").lines == run("events").lines[-3:]
+    assert run("events", "--since", "1h").lines == run("events").lines
+    assert run("events", "--since", "2100-01-01").out == ""
+    assert run("events", "--since", "0s").out == ""
+    (baseline,) = run("events", "--type", "baseline", "--account", "alice", "--json").objects
+    assert (baseline["account"], baseline["assets"]) == ("alice", {"ETH": ["1", "0", "0", "0"]})
+
+
+@pytest.mark.parametrize("since", ["yesterday", "1 hour", "-1h", "10"])
+def test_a_time_that_is_none_is_a_mistake_of_use(run: Run, since: str) -> None:
+    done = run("events", "--since", since)
+    assert done.code == 2
+    assert "write how long ago" in done.err
+
+
+def test_hostile_text_is_shown_harmlessly_everywhere(run: Run, write: Write) -> None:
+    async def hostile(books: Books) -> None:
+        rows = [Snapshot({"7": a_row(HOSTILE, total)}, None, absent_is_zero=True) for total in ("1", "2")]
+        await books.live(rows)
+        log = books.keys.log(shard_of("treasury"))
+        record = b'5 {"type": "\\u001b[2J", "id": "\\u009b", "data": {"asset": {"symbol": "\\u202e"}}}'
+        await books.damage("XADD", log, "*", "account", "treasury\x1b", "entry", record)
+
+    write(hostile)
+    for arguments in (("events",), ("events", "--json"), ("balances",), ("balances", "--json"), ("audit",)):
+        done = run(*arguments)
+        assert all(letter.isprintable() for line in text_of(done).split("\n") for letter in line), arguments
+
+
+def test_a_record_that_cannot_be_read_is_passed_over_and_named(run: Run, write: Write) -> None:
+    async def damaged(books: Books) -> None:
+        await two_accounts(books)
+        log = books.keys.log(shard_of("treasury"))
+        await books.damage("XADD", log, "*", "account", "treasury", "entry", "5 {")
+
+    write(damaged)
+    done = run("events")
+    assert done.code == 0
+    assert "cannot be read; `watcher audit`" in done.err
+    assert len(done.lines) == len(records_of(steps(STORY)))
+    assert run("audit").code == 1
+
+
+def test_following_goes_on_with_what_is_told_until_ctrl_c(config: Path, write: Write) -> None:
+    made = steps([a_snapshot(ETH="1"), a_snapshot(ETH="2"), a_snapshot(ETH="3")])
+
+    async def begin(books: Books) -> None:
+        await books.commit(made[0])
+        await books.commit(made[1], expected=made[0].state.version)
+
+    async def go_on(books: Books) -> None:
+        await books.commit(made[2], expected=made[1].state.version)
+
+    write(begin)
+    command = (sys.executable, "-m", "watcher", "events", "--config", str(config), "--follow", "--json")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline())["data"]["after"]["total"] == "2"
+        write(go_on)
+        assert json.loads(process.stdout.readline())["data"]["after"]["total"] == "3"
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(10) == 130
+        assert process.stderr.read() == b""
+
+
+# status
+
+
+def test_status_shows_everything_on_one_screen(run: Run, write: Write) -> None:
+    async def troubled(books: Books) -> None:
+        await two_accounts(books)
+        lease = await books.lease("bob")
+        await books.polls.postpone(
+            "loopring", lease, why="auth a wrong key", at_least_ms=0, waits_ms=[99_000]
+        )
+        await books.damage("XADD", books.keys.dead(3, "ops"), "*", "account", "alice")
+        await Standings(books.pipe, books.keys).pause("ops", "410 Gone\x1b")
+
+    write(troubled)
+    done = run("status")
+    assert done.code == 0
+    screen = done.out
+    assert re.search(r"^server        unix:///\S+$", screen, re.MULTILINE)
+    assert re.search(r"^              valkey 9\S*: a restart of Redis loses all state", screen, re.MULTILINE)
+    assert "provider      loopring: 3 accounts scheduled, 1 failing\n" in screen
+    assert re.search(r"^                1 auth: a wrong key, since 2\S+Z$", screen, re.MULTILINE)
+    assert "accounts      0 of 3 as they should be\n" in screen
+    assert re.search(r"^                never read +1  bob$", screen, re.MULTILINE)
+    assert re.search(r"^                stale +2  treasury, alice$", screen, re.MULTILINE)
+    assert re.search(
+        r"^subscription  ops: \d+ deliveries in 2 lanes, the oldest for .*; 1 dead letter$",
+        screen,
+        re.MULTILINE,
+    )
+    assert "  paused since " in screen
+    assert "\x1b" not in screen
+
+
+def test_status_as_json_has_a_kind_on_every_line(run: Run, write: Write) -> None:
+    write(held_and_doubted)
+    objects = run("status", "--json").objects
+    assert [line["kind"] for line in objects] == [
+        *("server", "provider", "accounts", "account", "account", "account", "subscription")
+    ]
+    troubles = {line["account"]: line["troubles"] for line in objects if line["kind"] == "account"}
+    assert troubles == {
+        "treasury": ["stale", "doubted", "held"],
+        "alice": ["never read"],
+        "bob": ["never read"],
+    }
+
+
+def test_status_names_an_account_that_is_quarantined(run: Run, write: Write) -> None:
+    async def damaged(books: Books) -> None:
+        await two_accounts(books)
+        await books.damage("HSET", books.keys.state("alice"), "body", "{")
+
+    write(damaged)
+    (alice,) = (line for line in run("status", "--json").objects if line.get("account") == "alice")
+    assert alice["troubles"] == ["quarantined"]
+    assert alice["reason"] == "not readable: JSONDecodeError"
+
+
+def test_status_says_when_nobody_polls(run: Run, write: Write) -> None:
+    async def abandoned(books: Books) -> None:
+        await books.enroll("treasury", "alice", "bob")
+        for name in ("treasury", "alice", "bob"):
+            key = books.keys.polls(shard_of(name), "loopring")
+            await books.damage("ZADD", key, int(time.time() * 1000) - 600_000, name)
+
+    write(abandoned)
+    assert "the next poll is 10m 0s late: does a worker run, and keep up?" in run("status").out
+
+
+# all of them
+
+
+@pytest.mark.parametrize("name", LOOK)
+def test_a_server_that_is_away_is_said_in_one_line_with_exit_code_69(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = a_configuration(tmp_path, f"unix://{tmp_path}/nobody", "x")
+    done = ended(capsys, name, "--config", config)
+    assert (done.code, done.out) == (69, "")
+    assert done.err == f"watcher: Redis at {tmp_path}/nobody cannot be reached; is it running?\n"
+
+
+@pytest.mark.parametrize("name", LOOK)
+def test_a_state_of_another_version_is_refused_with_exit_code_78(name: str, run: Run, write: Write) -> None:
+    async def other(books: Books) -> None:
+        await books.damage("HSET", books.keys.meta(), "shards", 32, "schema", 2)
+
+    write(other)
+    done = run(name)
+    assert (done.code, done.out) == (78, "")
+    assert "laid out by another version of watcher" in done.err
+
+
+@pytest.mark.parametrize("name", LOOK)
+def test_a_mistake_in_the_configuration_is_told_with_exit_code_78(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(capsys, name, "--config", tmp_path / "none.toml").code == 78
+
+
+@pytest.mark.parametrize("name", LOOK)
+def test_looking_writes_nothing(name: str, run: Run, write: Write, namespace: str) -> None:
+    assert run(name).code == 0
+
+    async def keys(books: Books) -> list[bytes]:
+        return list(await books.pipe.command("KEYS", f"{namespace}:*"))
+
+    assert write(keys) == []
+
+
+@pytest.mark.parametrize("name", LOOK)
+def test_people_are_told_the_next_command_and_programs_are_not(
+    name: str, run: Run, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(two_accounts)
+    assert "next: watcher" not in text_of(run(name))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert "next: watcher " in run(name).err
+
+
+def test_no_secret_shows(run: Run, write: Write) -> None:
+    write(two_accounts)
+    for name in LOOK:
+        for more in ((), ("--json",)):
+            assert not re.search("canary|whsec|ops.example", text_of(run(name, *more)))
+
+
+# the embedded store
+
+
+def test_an_embedded_store_is_found_whether_or_not_a_worker_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = a_configuration(tmp_path, "embedded", "watcher")
+
+    async def worked() -> None:
+        async with Embedded(tmp_path / "data") as server:
+            await asyncio.to_thread(in_the_books, server.url, "watcher", two_accounts)
+            beside = await asyncio.to_thread(ended, capsys, "balances", "--config", config, "--json")
+            assert beside.objects[0]["asset"]["id"] == "ETH"
+            assert (await asyncio.to_thread(ended, capsys, "audit", "--config", config)).code == 0
+
+    asyncio.run(worked())
+    alone = ended(capsys, "audit", "--config", config)
+    assert alone.code == 0
+    assert "beginning with its baseline" in alone.out
+    assert not (tmp_path / "data" / "server.sock").exists()  # whoever started it alone has stopped it
+
+
+@pytest.mark.parametrize("name", LOOK)
+def test_no_embedded_store_is_made_by_looking_for_one(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = a_configuration(tmp_path, "embedded", "watcher")
+    done = ended(capsys, name, "--config", config)
+    assert done.code == 69
+    assert f"there is no embedded store in {tmp_path / 'data'} yet" in done.err
+    assert not (tmp_path / "data").exists()

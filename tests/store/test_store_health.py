@@ -1,0 +1,114 @@
+"""What a worker says of a server in trouble: once when it begins, once when it ends, a reminder in between."""
+
+import inspect
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+import pytest
+import structlog
+
+from watcher.store.connect import StoreError, StoreUnreachable
+from watcher.store.health import StoreHealth
+
+GONE = StoreUnreachable("Redis at db cannot be reached; is it running?")
+FULL = StoreUnreachable("Redis at db refuses writes (OOM): its memory is full; raise its maxmemory")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def lines() -> Iterator[list[MutableMapping[str, Any]]]:
+    with structlog.testing.capture_logs() as lines:
+        yield lines
+
+
+def names(lines: list[MutableMapping[str, Any]]) -> list[str]:
+    return [line["event"] for line in lines]
+
+
+async def test_a_trouble_is_said_once_and_its_end_once(lines: list[MutableMapping[str, Any]]) -> None:
+    clock = Clock()
+    health = StoreHealth(clock=clock)
+    for _ in range(20):
+        await health.failed(GONE)
+        clock.now += 0.5
+    health.answered()
+    health.answered()
+    assert names(lines) == ["store.unreachable", "store.recovered"]
+    assert lines[0]["reason"] == str(GONE)
+    assert lines[1]["duration_ms"] == 10_000
+
+
+async def test_a_server_without_trouble_is_not_spoken_of(lines: list[MutableMapping[str, Any]]) -> None:
+    health = StoreHealth()
+    health.answered()
+    assert lines == []
+
+
+async def test_waits_grow_and_begin_anew_after_a_recovery(lines: list[MutableMapping[str, Any]]) -> None:
+    health = StoreHealth(clock=Clock())
+    waits = [await health.failed(GONE) for _ in range(7)]
+    assert waits == [0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 2.0]
+    health.answered()
+    assert await health.failed(GONE) == 0.1
+    assert names(lines) == ["store.unreachable", "store.recovered", "store.unreachable"]
+
+
+async def test_a_trouble_that_lasts_is_said_again_once_a_minute(
+    lines: list[MutableMapping[str, Any]],
+) -> None:
+    clock = Clock()
+    health = StoreHealth(clock=clock)
+    for _ in range(181):
+        await health.failed(GONE)
+        clock.now += 1
+    assert names(lines) == ["store.unreachable"] * 4
+
+
+async def test_reads_that_succeed_do_not_end_a_refusal_of_writes(
+    lines: list[MutableMapping[str, Any]],
+) -> None:
+    clock = Clock()
+    health = StoreHealth(clock=clock)
+    for _ in range(10):
+        pause_s = await health.failed(FULL)
+        for _ in range(20):
+            health.answered()
+            clock.now += pause_s / 20
+    assert names(lines) == ["store.refusing"]
+    assert pause_s == 2.0
+    clock.now += 5
+    health.answered()
+    assert names(lines) == ["store.refusing", "store.recovered"]
+
+
+async def test_a_trouble_of_another_kind_is_said_too(lines: list[MutableMapping[str, Any]]) -> None:
+    health = StoreHealth(clock=Clock())
+    for trouble in (GONE, GONE, FULL, FULL):
+        await health.failed(trouble)
+    assert names(lines) == ["store.unreachable", "store.refusing"]
+
+
+async def test_an_embedded_server_is_mended_at_every_failure(lines: list[MutableMapping[str, Any]]) -> None:
+    mended = []
+
+    async def mend() -> None:
+        mended.append(len(mended))
+        if len(mended) == 2:
+            raise StoreError("it does not start")
+
+    health = StoreHealth(mend, clock=Clock())
+    for _ in range(3):
+        await health.failed(GONE)
+    assert len(mended) == 3
+    assert [line["log_level"] for line in lines] == ["error", "debug"]
+
+
+def test_the_clock_of_a_worker_never_steps() -> None:
+    assert inspect.signature(StoreHealth).parameters["clock"].default.__name__ == "monotonic"

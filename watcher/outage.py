@@ -1,0 +1,64 @@
+"""Notices that a provider fails for everybody, and lets one account at a time ask it until it is back.
+
+Pure but for its memory: time comes in. Refuses to poll, to log and to judge a single account.
+"""
+
+from dataclasses import dataclass, field
+
+from watcher.providers.contract import Trouble
+
+OPEN_AFTER = 5
+"""Refused polls in a row, of two accounts at least, before the provider counts as unavailable."""
+
+_PROBES_S = (5.0, 10.0, 20.0, 40.0, 60.0)
+"""How long after each probe in a row the next one goes out; then level."""
+
+
+@dataclass(slots=True)
+class Outage:
+    """What one worker knows of one provider's availability."""
+
+    _in_a_row: int = 0
+    _accounts: set[str] = field(default_factory=set)
+    _since: float = 0.0
+    _probes: int = 0
+    _probe_at: float = 0.0
+
+    @property
+    def is_on(self) -> bool:
+        return self._in_a_row >= OPEN_AFTER and len(self._accounts) > 1
+
+    def may_ask(self, now: float) -> bool:
+        """Say whether a poll may go out: always, or, while the provider is unavailable, as its next probe."""
+        if not self.is_on:
+            return True
+        if now < self._probe_at:
+            return False
+        self._probe_at = now + _PROBES_S[min(self._probes, len(_PROBES_S) - 1)]
+        self._probes += 1
+        return True
+
+    def refused(self, account: str, trouble: Trouble, now: float) -> bool:
+        """Note a refused answer; says whether the provider counts as unavailable from now on.
+
+        A mistake in one account's configuration says nothing of the provider.
+        """
+        if trouble == "configuration":
+            return False
+        was_on = self.is_on
+        self._since = self._since or now
+        self._in_a_row += 1
+        if len(self._accounts) < 2:
+            self._accounts.add(account)
+        if self.is_on and not was_on:
+            self._probe_at = now + _PROBES_S[0]
+        return self.is_on and not was_on
+
+    def good(self, now: float) -> float | None:
+        """Note a good answer; returns how many seconds an outage lasted that ends with it."""
+        lasted_s = now - self._since if self.is_on else None
+        self._in_a_row = 0
+        self._accounts.clear()
+        self._since = 0.0
+        self._probes = 0
+        return lasted_s
