@@ -5,7 +5,6 @@ Refuses to poll or deliver itself, and to read the environment: `commands.run` h
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from copy import copy
 
@@ -14,11 +13,10 @@ from watcher.generation import Generation
 from watcher.logs import log
 from watcher.pause import pause
 from watcher.settings import Settings
-from watcher.store.connect import connect
-from watcher.store.embedded import Embedded
 from watcher.store.guarantee import guarantee
 from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
+from watcher.store.opening import open_store
 from watcher.store.pipe import Pipe
 from watcher.store.roster import Roster
 from watcher.store.schedule import Schedule
@@ -91,13 +89,8 @@ class Worker:
         log.info("worker.stopped", worker=self.name, duration_ms=round(1000 * (time.monotonic() - started)))
 
     async def _open(self, stack: AsyncExitStack) -> tuple[Pipe, StoreHealth]:
-        url = self.settings.redis.url.get_secret_value()
-        mend: Callable[[], Awaitable[object]] | None = None
-        if url == "embedded":
-            server = await stack.enter_async_context(Embedded(self.settings.redis.data_dir))
-            url, mend = server.url, server.ensure
-        client = await stack.enter_async_context(connect(url))
-        found = await guarantee(client)
+        store = await stack.enter_async_context(open_store(self.settings.redis))
+        found = await guarantee(store.client)
         log.info(
             "store.guarantee",
             server=f"{found.engine} {found.version}",
@@ -107,7 +100,7 @@ class Worker:
         )
         for warning in found.warnings:
             log.warning("store.weak", server=f"{found.engine} {found.version}", reason=warning)
-        return Pipe(client), StoreHealth(mend)
+        return store.pipe, StoreHealth(store.mend)
 
     async def _generations(self, schedule: Schedule, health: StoreHealth) -> None:
         """Run one generation after the other; the one before finishes its work beside the next one."""

@@ -1,4 +1,7 @@
-"""A worker's side of the store for tests, and builders for what it writes. Scores are set, never waited for."""
+"""A worker's side of the store for tests, and builders for what it writes.
+
+Refuses to wait: a lease that ends, or a member that falls due, is a score that is set.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence

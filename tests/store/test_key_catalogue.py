@@ -1,4 +1,4 @@
-"""The catalogue of keys: whatever lies in Redis is spelled by it, as it says, and where a Cluster wants it."""
+"""The catalogue of keys: whatever lies in Redis is spelled by it, as it says, where a Cluster wants it."""
 
 import inspect
 import itertools

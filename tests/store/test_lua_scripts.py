@@ -1,4 +1,4 @@
-"""The scripts as they are written: each one documented, called from one place, and free of what servers forbid."""
+"""The scripts as they are written: each documented, called from one place, free of what servers forbid."""
 
 import re
 from importlib.resources import files

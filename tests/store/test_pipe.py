@@ -1,4 +1,4 @@
-"""The pipe: few round trips, no answer mixed up, and no harm by whoever is cancelled or forgotten meanwhile."""
+"""The pipe: few round trips, no answer mixed up, and no harm by whoever is cancelled meanwhile."""
 
 import asyncio
 from typing import Any
@@ -81,7 +81,8 @@ async def test_without_a_runner_each_command_goes_out_by_itself(
     redis_client: Redis, round_trips: list[int]
 ) -> None:
     pipe = Pipe(redis_client)
-    assert await asyncio.gather(echo(pipe, "a"), echo(pipe, "b")) == ["a", "b"]
+    first, second = await asyncio.gather(echo(pipe, "a"), echo(pipe, "b"))
+    assert (first, second) == ("a", "b")
     assert round_trips == [1, 1]
 
 
@@ -91,12 +92,9 @@ async def test_the_error_of_one_command_is_its_own(redis_client: Redis, namespac
     pipe = Pipe(redis_client)
     await pipe.command("SET", f"{namespace}:text", "x")
     async with running(pipe, runners):
+        commands = (("ECHO", "a"), ("LLEN", f"{namespace}:text"), ("NOSUCHCOMMAND",), ("ECHO", "b"))
         first, wrong, unknown, last = await asyncio.gather(
-            pipe.command("ECHO", "a"),
-            pipe.command("LLEN", f"{namespace}:text"),
-            pipe.command("NOSUCHCOMMAND"),
-            pipe.command("ECHO", "b"),
-            return_exceptions=True,
+            *(pipe.command(*command) for command in commands), return_exceptions=True
         )
     assert (first, last) == (b"a", b"b")
     assert isinstance(wrong, ResponseError)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from builders import a_balance, a_state
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from watcher.amounts import MAX_FRACTION_DIGITS, MAX_INTEGER, to_text
@@ -18,7 +18,7 @@ LARGEST = (MAX_INTEGER + 1) * 10**MAX_FRACTION_DIGITS - 1
 
 amounts = st.integers(0, LARGEST).map(to_text) | st.sampled_from(["0", "1", "12.5", str(MAX_INTEGER)])
 signed = st.integers(-LARGEST, LARGEST).map(to_text) | amounts
-words = st.text(st.characters(exclude_categories=("C",)), min_size=1, max_size=20)
+words = st.text(st.characters(exclude_categories=["C"]), min_size=1, max_size=20)
 counts = st.integers(0, 10**13)
 
 
@@ -76,6 +76,7 @@ def never_misread(damaged: dict[str, bytes]) -> None:
     assert load_state(fields(state)) == state
 
 
+@settings(max_examples=60)
 @given(states())
 def test_a_state_is_read_back_as_it_was_written(state: AccountState) -> None:
     assert load_state(fields(state)) == state
@@ -140,6 +141,7 @@ def test_one_damaged_value_is_refused_or_harmless(
     never_misread(fields(state, json.dumps(body).encode()))
 
 
+@settings(max_examples=40)
 @given(states(), st.integers(0, 300))
 def test_a_body_that_was_cut_off_is_refused(state: AccountState, length: int) -> None:
     body = dump_body(state)

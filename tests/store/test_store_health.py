@@ -1,4 +1,4 @@
-"""What a worker says of a server in trouble: once when it begins, once when it ends, a reminder in between."""
+"""What a worker says of a server in trouble: when it begins, when it ends, a reminder in between."""
 
 import inspect
 from collections.abc import Iterator, MutableMapping
@@ -96,7 +96,7 @@ async def test_a_trouble_of_another_kind_is_said_too(lines: list[MutableMapping[
 
 
 async def test_an_embedded_server_is_mended_at_every_failure(lines: list[MutableMapping[str, Any]]) -> None:
-    mended = []
+    mended: list[int] = []
 
     async def mend() -> None:
         mended.append(len(mended))

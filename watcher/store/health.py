@@ -16,7 +16,7 @@ _REMIND_S = 60.0
 """How often a trouble that lasts is said again."""
 
 _QUIET_S = 2 * _PAUSES_S[-1] + 1
-"""A server that refuses writes still answers those who read: it is back when it refused nobody for so long."""
+"""A server that refuses writes still answers who reads: it is back when it refused nobody for so long."""
 
 
 class StoreHealth:
