@@ -163,7 +163,13 @@ class Generation:
 
     async def _poll_loop(self, stack: AsyncExitStack, name: str, deliver_loop: DeliverLoop) -> PollLoop:
         settings = self.settings.provider_by_name[name]
-        client = ProviderClient(provider_class(settings.kind)(settings), settings)
+
+        async def wait_turn() -> None:
+            spacing_ms = 1000 * client.spacing_s
+            wait_ms = await self._polls.take_turns(name, 1, spacing_ms=spacing_ms)
+            await asyncio.sleep(wait_ms / 1000)
+
+        client = ProviderClient(provider_class(settings.kind)(settings), settings, wait_turn=wait_turn)
         poller = Poller(
             settings,
             await stack.enter_async_context(client),

@@ -70,6 +70,15 @@ class Poller:
         self.lease_ms = int(1000 * (settings.timeout.total_seconds() + _LEASE_MARGIN_S))
         self._outage = Outage()
 
+    @property
+    def spacing_s(self) -> float:
+        """How far apart two requests to the provider are."""
+        return self._client.spacing_s
+
+    def cost(self, account: AccountSettings | None) -> int:
+        """Say how many requests a poll of this account is; of one that is not ours, none is made."""
+        return self._client.cost(account) if account else 0
+
     async def poll(self, account: AccountSettings, lease: Lease) -> None:
         """Make one poll and say in one line what became of it. Raises StoreUnreachable."""
         started = time.monotonic()

@@ -27,9 +27,6 @@ LOOK_MS = 100
 _AHEAD_S = 1.0
 """How many seconds of a provider's rate one claim may take: more would keep it from other workers."""
 
-_SLACK = 1.05
-"""Turns are a little wider apart than the limit asks: requests arrive less evenly than they leave."""
-
 _UNKNOWN_MS = 10_000
 """An account that this worker's configuration does not know is left to those who know it."""
 
@@ -45,7 +42,7 @@ class PollLoop:
         self._accounts = accounts
         self._health = health
         self._provider = poller.settings.name
-        self._spacing_s = _SLACK / poller.settings.requests_per_second
+        self._spacing_s = poller.spacing_s
         self._lease_ms = poller.lease_ms
         self._look_at = [0.0] * SHARDS
         self._in_flight = 0
@@ -77,10 +74,12 @@ class PollLoop:
         """Claim once and start the polls; returns in how many seconds the next tick is due."""
         leases = await self._claim()
         if leases:
-            turn_s = await self._take_turns(len(leases))
-            for i, lease in enumerate(leases):
+            costs = [self._poller.cost(self._accounts.get(lease.member)) for lease in leases]
+            turn_s = await self._take_turns(sum(costs))
+            for lease, cost in zip(leases, costs, strict=True):
                 self._in_flight += 1
-                group.create_task(self._one(lease, turn_s + i * self._spacing_s), name=f"poll {lease.member}")
+                group.create_task(self._one(lease, turn_s), name=f"poll {lease.member}")
+                turn_s += cost * self._spacing_s
         now = time.monotonic()
         if self._in_flight >= CONCURRENCY:
             return LOOK_MS / 1000

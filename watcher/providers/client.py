@@ -105,11 +105,12 @@ class ProviderClient:
 
         The same bytes as at the last good poll mean the same snapshot: there is no need to read them.
         """
-        started_at = self._clock()
+        now = asyncio.get_running_loop().time
+        started_at = now()
         bodies = []
         for number, request in enumerate(self._provider.requests(account)):
             if number:
-                await asyncio.sleep(started_at + number * self.spacing_s - self._clock())
+                await asyncio.sleep(started_at + number * self.spacing_s - now())
             bodies.append(await self._fetch(request))
         return tuple(bodies)
 
