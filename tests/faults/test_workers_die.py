@@ -27,7 +27,7 @@ async def test_killed_workers_lose_nothing() -> None:
 
 
 async def test_a_crash_after_any_step_loses_nothing() -> None:
-    rounds = 2
+    rounds = 1
     async with a_scene(accounts=60) as scene:
         await scene.start_workers(1)
         await scene.begin(changes_per_second=180)
@@ -95,3 +95,48 @@ async def test_a_worker_that_is_asked_to_end_repeats_nothing_and_others_take_ove
     assert verdict.repeats == 0
     assert verdict.lags_ms[-1] <= 1000
     assert gap_s <= 2, "an interval, and a second to take over"
+
+
+async def test_after_the_last_worker_was_killed_the_next_one_goes_on_where_it_was() -> None:
+    async with a_scene() as scene:
+        scene.receiver.delay_s = 0.2  # so that deliveries are waiting when everybody dies
+        workers = await scene.start_workers(2)
+        await scene.begin(changes_per_second=300)
+        await scene.until_told(200, within_s=20)
+        await asyncio.gather(*(worker.kill() for worker in workers))
+        scene.receiver.delay_s = 0
+        await asyncio.sleep(SHORT_LEASES["lease_s"] + 1)
+        await scene.start_workers(1)
+        first_s = await scene.until_told(1, within_s=10)
+        verdict = await scene.verdict()
+    assert verdict.problems == []
+    assert verdict.repeats <= 32 * len(workers)
+    assert first_s <= 5
+
+
+async def test_a_rolling_restart_is_not_noticed() -> None:
+    async with a_scene(leases={}) as scene:
+        await scene.start_workers(3)
+        await scene.begin(changes_per_second=300)
+        for worker in scene.running:
+            assert await worker.terminate(within_s=5) == 0
+            await scene.start_workers(1)
+        verdict = await scene.verdict()
+    assert verdict.problems == []
+    assert verdict.repeats == 0
+    assert verdict.lag_ms(99) <= 2000
+
+
+async def test_a_second_signal_ends_a_worker_at_once_and_loses_nothing() -> None:
+    async with a_scene() as scene:
+        scene.receiver.delay_s = 1.2
+        worker, _ = await scene.start_workers(2)
+        await scene.begin(changes_per_second=100)
+        await scene.until_told(20, within_s=20)
+        worker.send(signal.SIGTERM)
+        await worker.logged("worker.draining")
+        worker.send(signal.SIGTERM)
+        assert await asyncio.wait_for(worker.process.wait(), 1) == 128 + signal.SIGTERM
+        scene.receiver.delay_s = 0
+        verdict = await scene.verdict()
+    assert verdict.problems == []
