@@ -14,6 +14,7 @@ from watcher.config import ConfigRefused, Loaded, load
 from watcher.logs import configure, log
 from watcher.printable import hide
 from watcher.settings import secrets_of
+from watcher.store.connect import StoreError
 from watcher.worker import Worker
 
 EXIT_NO = 1
@@ -41,9 +42,19 @@ async def _serve(loaded: Loaded, path: Path | None, *, once: bool) -> int:
         await worker.run(once=once)
     except asyncio.CancelledError:
         return _EXIT_SIGNAL + signals.last
+    except BaseExceptionGroup as group:
+        raise _planned(group) or group from None
     finally:
         reloading.cancel()
     return EXIT_NO if once and worker.tally.refused else 0
+
+
+def _planned(group: BaseExceptionGroup[BaseException]) -> StoreError | None:
+    """Find the trouble with the store that ended a task of the worker, if there was nothing else."""
+    planned, rest = group.split(StoreError)
+    while isinstance(planned, BaseExceptionGroup):
+        planned = planned.exceptions[0]  # type: ignore[assignment]  # the last one is a StoreError
+    return None if rest else planned
 
 
 class _Signals:

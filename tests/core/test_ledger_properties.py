@@ -1,4 +1,4 @@
-"""The promise itself, for any series of answers: baseline + effects + what is held = the last accepted answer."""
+"""The promise itself, for any series of answers: baseline + effects + held = the last accepted answer."""
 
 from collections.abc import Iterable
 from typing import NamedTuple

@@ -28,6 +28,8 @@ def parse(body: bytes) -> Any:
     """Read `body` as JSON. Raises NotJson."""
     try:
         return _DECODER.decode(body.removeprefix(_BYTE_ORDER_MARK).decode())
+    except NotJson as ours:
+        raise NotJson(str(ours)) from None
     except RecursionError:  # no ValueError, and its traceback is as deep as the document
         raise NotJson("nested too deeply") from None
     except ValueError:  # its own text and attributes quote the document
