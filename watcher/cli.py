@@ -35,6 +35,7 @@ COMMANDS_BY_PURPOSE: Mapping[str, Mapping[str, str]] = {
     },
     "The worker": {
         "run": "Poll, compare and deliver, until told to stop.",
+        "health": "Say whether a worker lives, by the exit code.",
     },
     "Look": {
         "status": "How everything stands, on one screen.",

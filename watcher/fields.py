@@ -11,10 +11,8 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 from watcher import amounts
+from watcher.durations import parse_duration as parse_duration
 
-_DURATION = re.compile(r"(0|[1-9][0-9]{0,8})(ms|s|m|h|d)\Z", re.ASCII)
-_UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_LONGEST = timedelta(days=366)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 # A host or an address, a port, a path: no userinfo, query or fragment, which would travel with every
 # request and show up in logs.
@@ -23,19 +21,6 @@ _BASE_URL = re.compile(
     re.IGNORECASE,
 )
 _HEADER_VALUE = re.compile(r"[!-~]{1,1024}\Z")
-
-
-def parse_duration(value: object) -> timedelta:
-    """Read `"30s"`, `"5m"`, `"1h"`, `"250ms"`, `"2d"`. Raises ValueError without the text in it."""
-    if isinstance(value, timedelta):
-        return value
-    match = _DURATION.match(value) if isinstance(value, str) else None
-    if not match:
-        raise ValueError('not a duration: write a whole number and a unit, such as "30s", "5m" or "2h"')
-    duration = timedelta(**{_UNITS[match[2]]: int(match[1])})
-    if duration > _LONGEST:
-        raise ValueError("longer than a year")
-    return duration
 
 
 def _base_url(text: str) -> str:

@@ -76,7 +76,7 @@ class Generation:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._hasten_moved(deliver_loop), name="hasten")
                 for loop in self._loops:
-                    group.create_task(loop.run(), name=type(loop).__name__)
+                    group.create_task(loop.run(), name=loop.name)
 
     async def run_once(self) -> None:
         """Poll every account once, deliver what is due, and end."""
@@ -106,6 +106,11 @@ class Generation:
     @property
     def in_flight(self) -> int:
         return sum(loop.in_flight for loop in self._loops)
+
+    @property
+    def turned_at_by_loop(self) -> dict[str, float]:
+        """When each loop that runs last began a turn, on the monotonic clock."""
+        return {loop.name: loop.turned_at for loop in self._loops if loop.turned_at is not None}
 
     async def _until_enrolled(self) -> None:
         while not self._is_stopped:

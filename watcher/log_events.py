@@ -12,6 +12,7 @@ Level = Literal["debug", "info", "warning", "error"]
 FIELD_MEANINGS: Mapping[str, str] = {
     "account": "name of the account",
     "accounts": "how many accounts",
+    "address": "where metrics and probes are served",
     "affected": "which of our own names this is about",
     "asset": "id of the asset",
     "assets": "how many assets",
@@ -124,7 +125,7 @@ EVENTS: Mapping[str, Line] = {
     ),
     "configuration.loaded": Line(
         "info",
-        "A configuration is in force, at the start or after SIGHUP.",
+        "A configuration is in force: at the start, after SIGHUP, or after an edit with --watch.",
         ("file", "providers", "accounts", "subscriptions"),
     ),
     "configuration.doubtful": Line(
@@ -133,6 +134,7 @@ EVENTS: Mapping[str, Line] = {
     "configuration.refused": Line(
         "error", "A reload found mistakes; the configuration before it stays.", ("file", "mistakes", "reason")
     ),
+    "listener.started": Line("info", "Metrics and probes are served over HTTP.", ("address",)),
     "store.guarantee": Line(
         "info",
         "What the server at hand promises, read at the start.",

@@ -1,4 +1,4 @@
-"""What is told beside changes: baselines, stale accounts, thresholds. Nothing here moves a balance.
+"""What is told beside changes: baselines, stale accounts, thresholds, pings. Nothing here moves a balance.
 
 Pure: time comes in. Refuses to tell it to anybody who did not ask for it by its type (`interest` knows).
 """
@@ -62,6 +62,19 @@ def paused(subscription: str, reason: str, since_ms: int, *, now_ms: int) -> Eve
     return tell([draft], Origin(None, None, 0, since_ms, now_ms), first_sequence=now_ms, now_ms=now_ms)[0]
 
 
+def ping(subscription: str, *, nonce: str, now_ms: int) -> Event:
+    """Make a sample that tells nothing; its nonce makes it an event of its own."""
+    draft = Draft("subscription.ping", None, "0", {"effect": _NO_EFFECT}, (subscription, nonce))
+    return tell([draft], Origin(None, None, 0, now_ms, now_ms), first_sequence=now_ms, now_ms=now_ms)[0]
+
+
+def threshold_key(watch: Watch, asset: str) -> str:
+    """Name a threshold, at an asset, by what it says: an edited one is another one."""
+    threshold = watch.threshold
+    parts = (watch.subscription, asset, threshold.field, str(threshold.below), str(threshold.above))
+    return sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
 def crossings(
     watches: Iterable[Watch], entry_by_asset: Mapping[str, Entry], crossed: frozenset[str]
 ) -> tuple[list[Draft], frozenset[str]]:
@@ -76,7 +89,7 @@ def crossings(
         for entry in entry_by_asset.values():
             if not _is_about(watch.threshold, entry):
                 continue
-            key = _key(watch, entry)
+            key = threshold_key(watch, entry.asset.id)
             was_crossed = key in crossed
             if (
                 was_crossed
@@ -122,10 +135,3 @@ def _crossing(watch: Watch, entry: Entry, key: str) -> Draft:
         "threshold": {**watch.threshold.model_dump(exclude={"asset"}), "value": value},
     }
     return Draft("threshold.crossed", entry.asset, value, says, (key, value), only_for=watch.subscription)
-
-
-def _key(watch: Watch, entry: Entry) -> str:
-    """Name a threshold by what it says: an edited one is another one."""
-    threshold = watch.threshold
-    parts = (watch.subscription, entry.asset.id, threshold.field, str(threshold.below), str(threshold.above))
-    return sha256("\n".join(parts).encode()).hexdigest()[:12]

@@ -89,7 +89,7 @@ class Poller:
         except Refused as refused:
             await self._postpone(account, lease, refused, started)
         except BadState as damage:
-            await self._quarantine(account, lease, damage)
+            await self._quarantine(account, lease, damage, started)
 
     async def _ask(self, account: AccountSettings) -> tuple[bytes, ...]:
         """Ask the provider, unless it is known to fail for everybody and another account's turn to try."""
@@ -249,6 +249,8 @@ class Poller:
             waits_ms=waits_ms(account, refused.trouble, chance=random.random()),
         )
         self._tally.refused += 1
+        self._tally.by_refusal[self.settings.name, refused.trouble] += 1
+        self._tally.polled(self.settings.name, "refused", time.monotonic() - started)
         log.info(
             "poll.refused",
             account=account.name,
@@ -280,10 +282,13 @@ class Poller:
         if reply is Reply.DONE:
             self.silence.went("account.stale", account, refused.reason)
 
-    async def _quarantine(self, account: AccountSettings, lease: Lease, damage: BadState) -> None:
+    async def _quarantine(
+        self, account: AccountSettings, lease: Lease, damage: BadState, started: float
+    ) -> None:
         await self._polls.postpone(
             self.settings.name, lease, why=f"quarantined {damage}", at_least_ms=0, waits_ms=_QUARANTINE_MS
         )
+        self._tally.polled(self.settings.name, "quarantined", time.monotonic() - started)
         log.error("account.quarantined", account=account.name, reason=str(damage))
 
     def _finish(
@@ -291,6 +296,7 @@ class Poller:
     ) -> None:
         names = {"account": account.name, "provider": self.settings.name, "duration_ms": _since_ms(started)}
         self.silence.ended(account)
+        self._tally.polled(self.settings.name, _outcome(reply, step), time.monotonic() - started)
         if reply is Reply.LEASE_LOST:
             log.info("poll.discarded", **names, reason="the lease ran out before the answer came")
         elif reply is Reply.MOVED_ON:
@@ -318,6 +324,7 @@ class Poller:
             log.info("asset.doubted", account=account.name, asset=asset_id, reason=reason)
         self._tally.changes += len(step.events)
         for event in step.events:
+            self._tally.by_change[self.settings.name, event.type] += 1
             log.info(
                 "event.created",
                 account=account.name,
@@ -332,6 +339,12 @@ class Poller:
                     for delivery in deliveries
                 ),
             )
+
+
+def _outcome(reply: Reply, step: Step | None) -> str:
+    if reply not in (Reply.DONE, Reply.DONE_BEFORE):
+        return "discarded"
+    return "committed" if step else "unchanged"
 
 
 def _never() -> AccountState:

@@ -12,7 +12,7 @@ from watcher.logs import log
 from watcher.pause import pause
 from watcher.poll import Poller
 from watcher.settings import AccountSettings
-from watcher.store.connect import StoreError
+from watcher.store.connect import StoreError, StoreUnreachable
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS, shard_of
 from watcher.store.polls import Polls
@@ -30,9 +30,12 @@ _AHEAD_S = 1.0
 _UNKNOWN_MS = 10_000
 """An account that this worker's configuration does not know is left to those who know it."""
 
+_AGAIN_S = 0.5
+"""Between two tries to give a lease back, while the store is away."""
+
 
 class PollLoop:
-    """Polls the accounts of one provider until asked to stop."""
+    """Polls the accounts of one provider until asked to stop. `turned_at`: when it last began a turn."""
 
     def __init__(
         self, poller: Poller, polls: Polls, accounts: Mapping[str, AccountSettings], health: StoreHealth
@@ -42,6 +45,8 @@ class PollLoop:
         self._accounts = accounts
         self._health = health
         self._provider = poller.settings.name
+        self.name = f"poll {self._provider}"
+        self.turned_at: float | None = None
         self._spacing_s = poller.spacing_s
         self._lease_ms = poller.lease_ms
         self._look_at = [0.0] * SHARDS
@@ -60,6 +65,7 @@ class PollLoop:
         """Tick until stopped, then wait for the polls in flight."""
         async with asyncio.TaskGroup() as group:
             while not self._stopped.is_set():
+                self.turned_at = time.monotonic()
                 self._wake.clear()
                 try:
                     pause_s = await self.tick(group)
@@ -133,8 +139,9 @@ class PollLoop:
             else:
                 await self._poller.poll(account, lease)
         except StoreError as trouble:
-            # The lease runs out, and the next poll finds the same change again.
+            # The next poll finds the same change again.
             log.debug("poll.discarded", account=lease.member, provider=self._provider, reason=str(trouble))
+            await self._give_back(lease)
         except Exception:
             log.exception("bug", affected="poll", account=lease.member)
         finally:
@@ -144,3 +151,14 @@ class PollLoop:
             if not self._unpolled:
                 self.all_polled.set()
             self._wake.set()
+
+    async def _give_back(self, lease: Lease) -> None:
+        """Let an account be polled again once the store is back, and not only when the lease ends."""
+        give_up_at = time.monotonic() + self._lease_ms / 1000
+        while time.monotonic() < give_up_at:
+            try:
+                await self._polls.release(self._provider, lease)
+            except StoreUnreachable:
+                await asyncio.sleep(_AGAIN_S)
+            else:
+                return

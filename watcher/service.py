@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from watcher.config import ConfigRefused, Loaded, load
+from watcher.exposure import Exposure, exposed
+from watcher.file_watch import FileWatch
 from watcher.logs import configure, log
 from watcher.printable import hide
 from watcher.settings import secrets_of
@@ -20,32 +22,54 @@ from watcher.worker import Worker
 EXIT_NO = 1
 _EXIT_SIGNAL = 128
 _MOST_MISTAKES = 50
+_FILE_LOOK_S = 1.0
 
 
-def serve(loaded: Loaded, path: Path | None, *, once: bool = False) -> int:
-    """Run one worker to its end; returns the exit code."""
+def serve(
+    loaded: Loaded,
+    path: Path | None,
+    *,
+    once: bool = False,
+    is_watching: bool = False,
+    exposure: Exposure = Exposure(),  # noqa: B008  # frozen
+) -> int:
+    """Run one worker to its end; returns the exit code. `is_watching`: reload whenever a file is edited."""
+    hide([exposure.token or ""])
     settings = loaded.settings
     writer = configure(settings.log.level, settings.log.format, color=not os.environ.get("NO_COLOR"))
     try:
         _tell_loaded(loaded)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(_serve(loaded, path, once=once))
+            name = f"{socket.gethostname()}-{os.getpid()}"
+            worker = Worker(settings, name=name, dropped_lines=lambda: writer.dropped)
+            files = FileWatch(loaded.files)
+            return runner.run(_serve(worker, path, files, exposure, once=once, is_watching=is_watching))
     finally:
         writer.close()
 
 
-async def _serve(loaded: Loaded, path: Path | None, *, once: bool) -> int:
-    worker = Worker(loaded.settings, name=f"{socket.gethostname()}-{os.getpid()}")
-    signals = _Signals(worker, path)
-    reloading = asyncio.create_task(signals.reload(), name="reload")  # ended with the worker, below
+async def _serve(
+    worker: Worker,
+    path: Path | None,
+    files: FileWatch,
+    exposure: Exposure,
+    *,
+    once: bool,
+    is_watching: bool,
+) -> int:
+    signals = _Signals(worker, path, files)
+    beside = [signals.reload(), *([signals.watch()] if is_watching else [])]
+    tasks = [asyncio.create_task(each) for each in beside]  # ended with the worker, below
     try:
-        await worker.run(once=once)
+        async with exposed(worker, exposure):
+            await worker.run(once=once)
     except asyncio.CancelledError:
         return _EXIT_SIGNAL + signals.last
     except BaseExceptionGroup as group:
         raise _planned(group) or group from None
     finally:
-        reloading.cancel()
+        for task in tasks:
+            task.cancel()
     return EXIT_NO if once and worker.tally.refused else 0
 
 
@@ -60,10 +84,11 @@ def _planned(group: BaseExceptionGroup[BaseException]) -> StoreError | None:
 class _Signals:
     """What the signals of a process mean to its worker. `last` is the number of the last one to end it."""
 
-    def __init__(self, worker: Worker, path: Path | None) -> None:
+    def __init__(self, worker: Worker, path: Path | None, files: FileWatch) -> None:
         self.last = 0
         self._worker = worker
         self._path = path
+        self._files = files
         self._task = asyncio.current_task()
         self._wanted = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -80,19 +105,29 @@ class _Signals:
     def _reload(self) -> None:
         self._wanted.set()
 
+    async def watch(self) -> None:
+        """Take every edit of the configuration's files for a SIGHUP."""
+        while True:
+            await asyncio.sleep(_FILE_LOOK_S)
+            if await asyncio.to_thread(self._files.look):
+                self._wanted.set()
+
     async def reload(self) -> None:
         """At each SIGHUP: validate whole, then swap, or keep the old configuration and say why."""
         while True:
             await self._wanted.wait()
             self._wanted.clear()
+            self._files.reading()
             try:
                 # In a thread: 100,000 accounts take seconds, and leases do not wait.
                 loaded = await asyncio.to_thread(load, self._path, os.environ)
             except ConfigRefused as refused:
+                self._worker.vitals.is_reload_refused = True
                 for mistake in refused.mistakes[:_MOST_MISTAKES]:
                     log.error("configuration.refused", reason=str(mistake), mistakes=len(refused.mistakes))
             else:
                 _tell_loaded(loaded)
+                self._files.follow(loaded.files)
                 self._worker.reload(loaded.settings)
 
 

@@ -1,18 +1,64 @@
-"""What one worker did: plain counts that its loops raise and its heartbeat line tells."""
+"""What one worker did: plain counts that its loops raise. Its heartbeat line tells them, and its metrics.
 
-from dataclasses import dataclass, fields
+Refuses to cost anything: a count is an addition, and whoever wants to know more reads it when asked.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+POLL_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""From a provider next door to the longest timeout that anybody sets."""
+
+LAG_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0, 21_600.0, 86_400.0)
+"""From a delivery at once to one of the last retries."""
+
+
+class Spread:
+    """How values are spread: how many fell below each bound and above the one before it, and their sum."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts since the worker started."""
+    """Counts since the worker started: what the heartbeat line tells, then the same by name.
+
+    Names are those of the configuration; texts from outside are never counted by.
+    """
 
     polls: int = 0
     refused: int = 0
     changes: int = 0
     deliveries: int = 0
     retried: int = 0
+    by_poll: Counter[tuple[str, str]] = field(default_factory=Counter)  # provider, outcome
+    by_refusal: Counter[tuple[str, str]] = field(default_factory=Counter)  # provider, trouble
+    by_change: Counter[tuple[str, str]] = field(default_factory=Counter)  # provider, type
+    by_attempt: Counter[tuple[str, str]] = field(default_factory=Counter)  # subscription, outcome
+    poll_s: dict[str, Spread] = field(default_factory=dict)  # by provider
+    lag_s: Spread = field(default_factory=lambda: Spread(LAG_BOUNDS_S))
+
+    def polled(self, provider: str, outcome: str, seconds: float) -> None:
+        """Note how a poll ended: committed, unchanged, refused, discarded or quarantined."""
+        self.by_poll[provider, outcome] += 1
+        if provider not in self.poll_s:
+            self.poll_s[provider] = Spread(POLL_BOUNDS_S)
+        self.poll_s[provider].add(seconds)
 
     def since(self, before: "Tally") -> dict[str, int]:
-        """Say what was added since an earlier copy."""
-        return {f.name: getattr(self, f.name) - getattr(before, f.name) for f in fields(self)}
+        """Say what was added since an earlier copy, as the heartbeat line tells it."""
+        return {name: getattr(self, name) - getattr(before, name) for name in _TOLD}
+
+
+_TOLD = ("polls", "refused", "changes", "deliveries", "retried")

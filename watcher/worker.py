@@ -5,14 +5,18 @@ Refuses to poll or deliver itself, and to read the environment: `commands.run` h
 
 import asyncio
 import time
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from copy import copy
+from typing import NamedTuple
 
 from watcher import __version__
 from watcher.generation import Generation
 from watcher.logs import log
 from watcher.pause import pause
 from watcher.settings import Settings
+from watcher.store.connect import StoreError
+from watcher.store.glance import Glance
 from watcher.store.guarantee import guarantee
 from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
@@ -21,17 +25,35 @@ from watcher.store.pipe import Pipe
 from watcher.store.roster import Roster
 from watcher.store.schedule import Schedule
 from watcher.tally import Tally
+from watcher.vitals import Vitals, rss_mb
 
 HEARTBEAT_S = 60.0
 
+_COUNT_S = 1.0
+"""The heartbeat does not wait longer than this to know what is due."""
+
+
+class Opened(NamedTuple):
+    """The store of a worker, once it is open."""
+
+    schedule: Schedule
+    health: StoreHealth
+
 
 class Worker:
-    """Use once: `await Worker(settings, name=…).run()`; `stop` and `reload` may be called from outside."""
+    """Use once: `await Worker(settings, name=…).run()`; `stop` and `reload` may be called from outside.
 
-    def __init__(self, settings: Settings, *, name: str) -> None:
+    `dropped_lines` says how many log lines were lost. `opened` is None until the store is open.
+    """
+
+    def __init__(
+        self, settings: Settings, *, name: str, dropped_lines: Callable[[], int] = lambda: 0
+    ) -> None:
         self.settings = settings
         self.name = name
         self.tally = Tally()
+        self.vitals = Vitals(name, self._turned_at_by_loop, dropped_lines=dropped_lines)
+        self.opened: Opened | None = None
         self._generation: Generation | None = None
         self._stopped = asyncio.Event()
         self._changed = asyncio.Event()
@@ -39,13 +61,12 @@ class Worker:
     def stop(self, signal_name: str | None = None) -> None:
         """Finish what is in hand and end. A second call changes nothing."""
         if not self._stopped.is_set():
-            in_flight = self._generation.in_flight if self._generation else 0
             drain_ms = int(1000 * self.settings.worker.drain.total_seconds())
             log.info(
                 "worker.draining",
                 worker=self.name,
                 signal=signal_name,
-                in_flight=in_flight,
+                in_flight=self.in_flight,
                 drain_ms=drain_ms,
             )
         self._stopped.set()
@@ -54,7 +75,16 @@ class Worker:
     def reload(self, settings: Settings) -> None:
         """Go on by another configuration. The store and the log stay what they were at the start."""
         self.settings = settings
+        self.vitals.is_reload_refused = False
         self._changed.set()
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._stopped.is_set()
+
+    @property
+    def in_flight(self) -> int:
+        return self._generation.in_flight if self._generation else 0
 
     async def run(self, *, once: bool = False) -> None:
         """Work until `stop`, or poll everything `once`. Raises StoreError if the store cannot be used."""
@@ -63,6 +93,8 @@ class Worker:
             pipe, health = await self._open(stack)
             schedule = Schedule(pipe)
             await schedule.read_clock()
+            self.vitals.note_clock(1000 * time.time(), schedule.now_ms())
+            self.opened = Opened(schedule, health)
             await Roster(pipe, Keys(self.settings.redis.namespace)).check_layout()
             log.info(
                 "worker.started",
@@ -77,6 +109,7 @@ class Worker:
                     background.create_task(pipe.run(), name="pipe"),
                     background.create_task(pipe.run(), name="pipe"),
                     background.create_task(self._beat(schedule), name="heartbeat"),
+                    background.create_task(self.vitals.measure_lag(), name="lag"),
                 ]
                 try:
                     if once:
@@ -118,8 +151,7 @@ class Worker:
                 drain_s = self.settings.worker.drain.total_seconds()
                 deadline.reschedule(asyncio.get_running_loop().time() + drain_s)
         except TimeoutError:
-            in_flight = self._generation.in_flight if self._generation else 0
-            log.warning("worker.cut_off", worker=self.name, in_flight=in_flight)
+            log.warning("worker.cut_off", worker=self.name, in_flight=self.in_flight)
 
     def _next_generation(self, schedule: Schedule, health: StoreHealth) -> Generation:
         before = self._generation.settings if self._generation else None
@@ -131,5 +163,30 @@ class Worker:
             await pause(self._stopped, HEARTBEAT_S)
             if self._stopped.is_set():
                 return
-            in_flight = self._generation.in_flight if self._generation else 0
-            log.info("worker.heartbeat", worker=self.name, **self.tally.since(before), in_flight=in_flight)
+            self.vitals.note_clock(1000 * time.time(), schedule.now_ms())
+            log.info(
+                "worker.heartbeat",
+                worker=self.name,
+                **self.tally.since(before),
+                due=await self._due(schedule),
+                in_flight=self.in_flight,
+                lag_ms=round(1000 * self.vitals.end_of_minute()),
+                rss_mb=round(rss_mb(), 1),
+                dropped_lines=self.vitals.dropped_lines(),
+            )
+
+    async def _due(self, schedule: Schedule) -> int | None:
+        """Count what is due and not claimed; None where the store does not tell in time."""
+        glance = Glance(schedule.pipe, Keys(self.settings.redis.namespace))
+        try:
+            async with asyncio.timeout(_COUNT_S):
+                return await glance.due(self.settings.provider_by_name, now_ms=schedule.now_ms())
+        except (StoreError, TimeoutError):
+            return None
+        except Exception:  # a damaged key, say: no reason to end the worker
+            log.exception("bug", affected="heartbeat")
+            return None
+
+    def _turned_at_by_loop(self) -> Mapping[str, float]:
+        """While it drains, no loop need turn."""
+        return self._generation.turned_at_by_loop if self._generation and not self.is_stopped else {}

@@ -57,8 +57,8 @@ class FaultyProxy:
         self._connections.add(task)
         try:
             await self._connect(reader, writer)
-        except OSError:
-            pass  # one of the two has gone, which ends it for the other
+        except (OSError, asyncio.CancelledError):
+            pass  # one of the two has gone, or the port was closed, which ends it for the other
         finally:
             self._connections.discard(task)
             writer.close()

@@ -74,6 +74,7 @@ async def _is_refusing(scene: Scene) -> None:
 
 async def _heals(scene: Scene) -> None:
     back_s = await scene.until_told(1, within_s=10)
+    await asyncio.gather(*(worker.logged("store.recovered") for worker in scene.workers))
     verdict = await scene.verdict(within_s=45)
     assert verdict.problems == []
     assert back_s <= 5

@@ -13,8 +13,6 @@ PACKAGE = Path(watcher.__file__).parent
 
 NOT_LOGGED_YET = {
     "account.moved_on",
-    "clock.skewed",
-    "loop.lagged",
     "state.lost",
     "subscription.resumed",
 }

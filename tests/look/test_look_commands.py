@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 from builders import a_balance, a_row, a_snapshot
+from events_schema import assert_valid
+from rig import ALICE, TREASURY, Rig, a_rig
 from stories import (
     STORY,
     Books,
@@ -34,6 +36,7 @@ from watcher.store.keys import shard_of
 from watcher.store.standings import Standings
 
 HOSTILE = Asset("7", "\x1b]0;owned\x07", "=HYPERLINK(1)", 0)
+LOOPRING, SHOP = "/api/v3/user/balances", "/v2/app/coin/balance"
 LOOK = ("audit", "balances", "events", "status")
 
 Run = Callable[..., Ended]
@@ -154,6 +157,29 @@ async def test_an_audit_beside_a_busy_worker_finds_nothing(
     assert audits > 1
 
 
+async def test_an_audit_passes_what_a_worker_did(redis_server_url: str, namespace: str) -> None:
+    from watcher.commands.audit import _audit
+
+    async with a_rig(redis_server_url, namespace) as rig, rig.worker():
+        await polled_twice(rig)
+        for move, number in ((rig.sandbox.world.deposit_seen, 1), (rig.sandbox.world.deposit_cleared, 2)):
+            move(TREASURY, "LRC", "12.5")
+            await rig.events(number)
+        rig.sandbox.world.credit(ALICE, "MK", "3.25")
+        await rig.events(3)
+        verdicts = await _audit(rig.settings, ["treasury", "alice"])
+        assert [(verdict.records, verdict.findings) for verdict in verdicts.values()] == [(3, []), (2, [])]
+        for receipt in rig.receiver.receipts:
+            assert_valid(json.dumps(receipt.event).encode())
+
+
+async def polled_twice(rig: Rig) -> None:
+    """Wait for the baselines: the first polls are committed before the second ones are made."""
+    async with asyncio.timeout(10):
+        while min(map(rig.sandbox.traffic.count, (LOOPRING, SHOP))) < 2:  # noqa: ASYNC110 - it only counts
+            await asyncio.sleep(0.005)
+
+
 # balances
 
 
@@ -253,6 +279,7 @@ def test_events_are_chosen_by_type_account_time_and_number(run: Run, write: Writ
     assert run("events", "--since", "0s").out == ""
     (baseline,) = run("events", "--type", "baseline", "--account", "alice", "--json").objects
     assert (baseline["account"], baseline["assets"]) == ("alice", {"ETH": ["1", "0", "0", "0"]})
+    assert run("events", "--type", "account.*", "--account", "alice", "--json").objects == [baseline]
 
 
 @pytest.mark.parametrize("since", ["yesterday", "1 hour", "-1h", "10"])

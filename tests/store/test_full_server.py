@@ -87,4 +87,5 @@ async def test_lanes_are_drained_all_the_same(store: Store) -> None:
     assert await store.lanes.hasten(OPS, SHARD, lease_ms=MINUTE_MS) == 1
     (lease,) = (await store.lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
     assert await store.lanes.release(OPS, lease) is Reply.DONE
-    assert await store.lane() == [a_delivery(3).dump()]
+    assert await store.lanes.queue(OPS, ACCOUNT, [a_delivery(4)]) == 1, "an alert, or a letter sent again"
+    assert await store.lane() == [each.dump() for each in some_deliveries(3, 4)]

@@ -107,7 +107,7 @@ async def _deliver(store: Store) -> None:
     _, deadline = await lanes.dead(OPS, Lease(ACCOUNT, deadline), third, lease_ms=MINUTE_MS, reason="410")
     await lanes.retry(OPS, Lease(ACCOUNT, deadline), fourth, wait_ms=10 * MINUTE_MS, record=b"{}")
     await lanes.queue(OPS, ACCOUNT, [a_delivery(5)])
-    await lanes.take_turn(OPS, per_second=5)
+    await lanes.take_turn(OPS, per_second=5, within_ms=1000)
     await lanes.hasten(OPS, SHARD, lease_ms=MINUTE_MS)
     await lanes.release(OPS, await store.lease_lane())
     standings = Standings(store.pipe, store.keys)

@@ -1,12 +1,15 @@
 """Deliveries queued outside of a commit: alerts, and what is sent again."""
 
+import asyncio
+
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from servers import EVERY_ENGINE
-from stores import ACCOUNT, MINUTE_MS, OPS, SHARD, Store, a_delivery, a_store, some_deliveries
+from stores import ACCOUNT, MINUTE_MS, NEIGHBOURS, OPS, SHARD, Store, a_delivery, a_store, some_deliveries
 
 from watcher.store.lanes import Delivery
+from watcher.store.schedule import Reply
 
 pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
 
@@ -53,22 +56,24 @@ async def test_a_lane_that_is_leased_or_waits_keeps_its_time(redis_client: Redis
     assert await store.scores(store.keys.lanes(SHARD, OPS)) == {ACCOUNT: lease.deadline}
 
 
-@pytest.mark.parametrize("damaged", ["lane", "lanes", "due"])
+@pytest.mark.parametrize("damaged", ["lane", "lanes", "due", "dead"])
 async def test_a_damaged_key_refuses_before_anything_is_written(
     redis_client: Redis, namespace: str, damaged: str
 ) -> None:
     store = a_store(redis_client, namespace)
+    letter = await a_letter(store, TWO)
     await queue(store, ONE)
     keys = store.keys
     key = {
         "lane": keys.lane(OPS, ACCOUNT),
         "lanes": keys.lanes(SHARD, OPS),
         "due": keys.due_subscriptions(SHARD),
+        "dead": keys.dead(SHARD, OPS),
     }[damaged]
     await store.pipe.command("SET", key, "damaged")
     before = await store.contents()
     with pytest.raises(ResponseError, match="WRONGTYPE"):
-        await queue(store, TWO)
+        await store.lanes.queue(OPS, ACCOUNT, [TWO], letters=[letter])
     assert await store.contents() == before
 
 
@@ -77,12 +82,88 @@ async def test_attempts_of_a_subscription_are_spaced_over_all_workers(
 ) -> None:
     one, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
     before = await one.now_ms()
-    waits_ms = [await store.lanes.take_turn(OPS, per_second=4) for store in (one, other, one)]
+    waits_ms = [await store.lanes.take_turn(OPS, per_second=4, within_ms=9000) for store in (one, other, one)]
     took_ms = await one.now_ms() - before + 1
     assert waits_ms[0] == 0
     for number, wait_ms in enumerate(waits_ms):
         assert 250 * number - took_ms <= wait_ms <= 250 * number
     assert await one.polls.take_turns(OPS, 1, spacing_ms=250) == 0, "a provider of that name has its own"
+
+
+async def test_a_turn_that_is_far_off_is_told_and_not_reserved(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    assert await store.lanes.take_turn(OPS, per_second=0.1, within_ms=2000) == 0
+    before = await store.contents()
+    for _ in range(3):
+        assert 2000 < await store.lanes.take_turn(OPS, per_second=0.1, within_ms=2000) <= 10_000
+    assert await store.contents() == before
+
+
+async def a_letter(store: Store, delivery: Delivery, account: str = ACCOUNT) -> str:
+    """Give a delivery up; returns the id of the dead letter that it is then."""
+    await store.lanes.queue(OPS, account, [delivery])
+    lease = await store.lease_lane(account)
+    reply, deadline = await store.lanes.dead(OPS, lease, delivery.head, lease_ms=MINUTE_MS, reason="no")
+    assert (reply, deadline) == (Reply.DONE, 0)
+    return await last_letter(store)
+
+
+async def last_letter(store: Store) -> str:
+    key = store.keys.dead(SHARD, OPS)
+    answer = await store.pipe.command("EVAL", "return redis.call('XREVRANGE', KEYS[1], '+', '-')", 1, key)
+    return str(answer[0][0].decode())
+
+
+async def test_dead_letters_go_back_to_the_end_of_their_lane_and_are_none_any_more(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    letters = [await a_letter(store, each) for each in (ONE, TWO)]
+    kept = await a_letter(store, a_delivery(9), NEIGHBOURS[0])
+    await queue(store, THREE)
+    assert await store.lanes.queue(OPS, ACCOUNT, (ONE, TWO), letters=letters) == 2
+    assert await store.lane() == [each.dump() for each in (THREE, ONE, TWO)]
+    assert await last_letter(store) == kept
+    assert len(await store.stream(store.keys.dead(SHARD, OPS))) == 1
+    assert list(await store.scores(store.keys.lanes(SHARD, OPS))) == [ACCOUNT]
+
+
+async def test_a_dead_letter_that_is_asked_for_twice_moves_once(redis_client: Redis, namespace: str) -> None:
+    store, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
+    letters = [await a_letter(store, each) for each in (ONE, TWO)]
+    assert await store.lanes.queue(OPS, ACCOUNT, [ONE], letters=letters[:1]) == 1
+    found = await asyncio.gather(
+        *(each.lanes.queue(OPS, ACCOUNT, (ONE, TWO), letters=letters) for each in (store, other))
+    )
+    assert sorted(found) == [0, 1]
+    assert await store.lane() == [ONE.dump(), TWO.dump()]
+
+
+async def test_letters_that_are_gone_leave_everything_as_it_was(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    letter = await a_letter(store, ONE)
+    await store.lanes.queue(OPS, ACCOUNT, [ONE], letters=[letter])
+    before = await store.contents()
+    assert await store.lanes.queue(OPS, ACCOUNT, [ONE], letters=[letter]) == 0
+    assert await store.contents() == before
+
+
+async def test_what_waits_is_hastened_and_looked_for_at_once(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await queue(store, ONE)
+    lanes, index = store.keys.lanes(SHARD, OPS), store.keys.due_subscriptions(SHARD)
+    for due_in_ms, hastened in ((-5, 0), (MINUTE_MS // 2, 0), (10 * MINUTE_MS, 1)):
+        await store.due(lanes, **{ACCOUNT: due_in_ms})
+        await store.due(index, **{OPS: 60 * MINUTE_MS})  # as of a subscription that was left alone
+        assert await store.lanes.hasten(OPS, SHARD, lease_ms=MINUTE_MS) == hastened
+        assert (await store.scores(index))[OPS] <= await store.now_ms() + 1
+    assert (await store.scores(lanes))[ACCOUNT] <= await store.now_ms() + 1
+
+
+async def test_without_lanes_there_is_nothing_to_hasten(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    assert await store.lanes.hasten(OPS, SHARD, lease_ms=MINUTE_MS) == 0
+    assert await store.contents() == {}
 
 
 async def test_a_delivery_that_was_put_back_is_the_same_to_the_byte(

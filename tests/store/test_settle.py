@@ -18,7 +18,7 @@ from stores import (
     some_deliveries,
 )
 
-from watcher.store import polls
+from watcher.store import lanes, polls
 from watcher.store.lanes import Delivery
 from watcher.store.schedule import Lease, Reply
 
@@ -170,6 +170,40 @@ async def test_tries_of_a_head_that_was_pushed_out_do_not_count_for_the_next(
     assert await store.lanes.read_tries(OPS, ACCOUNT) == (1, TWO.head)
 
 
+@pytest.mark.parametrize("outcome", ["delivered", "dead", "retry"])
+async def test_an_attempt_is_remembered_where_there_is_something_to_tell(
+    redis_client: Redis, namespace: str, outcome: str
+) -> None:
+    record = b'{"status":503}\x00\xff'
+    store, lease = await a_lane(redis_client, namespace, ONE, TWO)
+    attempts = store.keys.attempts(SHARD, OPS)
+    reply, deadline = await store.lanes.delivered(OPS, lease, ONE.head, lease_ms=MINUTE_MS)
+    assert reply is Reply.DONE
+    assert attempts not in await store.contents()
+    lease = Lease(ACCOUNT, deadline)
+    if outcome == "retry":
+        await store.lanes.retry(OPS, lease, TWO.head, wait_ms=5, record=record)
+    elif outcome == "dead":
+        await store.lanes.dead(OPS, lease, TWO.head, lease_ms=MINUTE_MS, reason="410", record=record)
+    else:
+        await store.lanes.delivered(OPS, lease, TWO.head, lease_ms=MINUTE_MS, record=record)
+    assert await store.stream(attempts) == [{"attempt": record}]
+
+
+async def test_attempts_and_dead_letters_are_trimmed(
+    redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "ATTEMPTS_PER_SUBSCRIPTION", 10)
+    monkeypatch.setattr(lanes, "DEAD_PER_SUBSCRIPTION", 10)
+    store, lease = await a_lane(redis_client, namespace, *some_deliveries(*range(250)))
+    for number in range(250):
+        head = a_delivery(number).head
+        _, deadline = await store.lanes.dead(OPS, lease, head, lease_ms=MINUTE_MS, reason="410", record=b"{}")
+        lease = Lease(ACCOUNT, deadline)
+    for key in (store.keys.attempts(SHARD, OPS), store.keys.dead(SHARD, OPS)):
+        assert 10 <= len(await store.stream(key)) <= 200  # whole blocks of about a hundred go at once
+
+
 @every_outcome
 async def test_only_the_head_is_settled(redis_client: Redis, namespace: str, settle: Settle) -> None:
     store, lease = await a_lane(redis_client, namespace, ONE, TWO)
@@ -214,7 +248,7 @@ async def test_a_repeated_settling_takes_nothing_twice(
     await refused(store, settle, lease, ONE, Reply.LEASE_LOST)
 
 
-@pytest.mark.parametrize("damaged", ["lane", "lanes", "tries", "dead", "due"])
+@pytest.mark.parametrize("damaged", ["lane", "lanes", "tries", "dead", "due", "attempts"])
 @every_outcome
 async def test_a_damaged_key_loses_no_delivery(
     redis_client: Redis, namespace: str, settle: Settle, damaged: str
@@ -227,6 +261,7 @@ async def test_a_damaged_key_loses_no_delivery(
         "tries": keys.tries(SHARD, OPS),
         "dead": keys.dead(SHARD, OPS),
         "due": keys.due_subscriptions(SHARD),
+        "attempts": keys.attempts(SHARD, OPS),
     }[damaged]
     await store.pipe.command("SET", key, "damaged")
     before = await store.contents()

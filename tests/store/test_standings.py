@@ -1,5 +1,6 @@
 """How subscriptions stand: failures in a row, how long they are left alone, when they are paused."""
 
+import asyncio
 from datetime import timedelta
 
 import pytest
@@ -8,15 +9,13 @@ from servers import ENGINES, EVERY_ENGINE
 from stores import OPS, Store, a_store
 
 from watcher.store import standings
-from watcher.store.standings import Standing, Standings
+from watcher.store.standings import Noted, Standing, Standings
 
 everywhere = pytest.mark.parametrize("engine", EVERY_ENGINE)
 on_real_servers = pytest.mark.parametrize("engine", ENGINES)
 
 
-async def fail(
-    store: Store, reason: str = "status 503", *, pause: bool = False, wish_ms: int = 0
-) -> tuple[Standing, bool]:
+async def fail(store: Store, reason: str = "status 503", *, pause: bool = False, wish_ms: int = 0) -> Noted:
     return await a_view(store).failed(OPS, reason, pause=pause, wish_ms=wish_ms, holds_ms=(0, 1000, 5000))
 
 
@@ -29,11 +28,25 @@ async def noted(store: Store) -> bytes | None:
     return answer
 
 
+async def write(store: Store, text: str | bytes) -> None:
+    """Let a subscription stand as if time had passed."""
+    await store.pipe.command("HSET", store.keys.standings(), OPS, text)
+
+
+async def rested(store: Store) -> None:
+    """Let the time pass in which a subscription is left alone."""
+    failures, since, _, paused, reason = (await noted(store) or b"").decode().split(" ", 4)
+    await write(store, f"{failures} {since} {await store.now_ms() - 1} {paused} {reason}")
+
+
 @everywhere
 async def test_failures_in_a_row_are_counted_since_the_first(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     before = await store.now_ms()
-    found = [(await fail(store))[0] for _ in range(4)]
+    found = []
+    for _ in range(4):
+        found.append((await fail(store)).standing)
+        await rested(store)
     assert [standing.failures for standing in found] == [1, 2, 3, 4]
     assert len({standing.since_ms for standing in found}) == 1
     assert before - 1 <= found[0].since_ms <= await store.now_ms() + 1
@@ -44,12 +57,41 @@ async def test_a_failing_subscription_is_left_alone_longer_each_time(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
-    before = await store.now_ms()
-    holds = [(await fail(store))[0].held_until_ms for _ in range(4)]
-    took_ms = await store.now_ms() - before + 1
-    assert holds[0] == 0
-    for hold, wait_ms in zip(holds[1:], (1000, 5000, 5000), strict=True):
-        assert before + wait_ms - 1 <= hold <= before + took_ms + wait_ms
+    assert (await fail(store)).standing.held_until_ms == 0
+    for wait_ms in (1000, 5000, 5000):
+        before = await store.now_ms()
+        held_until_ms = (await fail(store)).standing.held_until_ms
+        assert before + wait_ms - 1 <= held_until_ms <= await store.now_ms() + wait_ms + 1
+        await rested(store)
+
+
+@everywhere
+async def test_what_had_begun_before_the_rest_counts_once_together(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await write(store, "1 5 0 0 status 503")
+    burst = await asyncio.gather(*(fail(store) for _ in range(32)))
+    assert sum(each.counted for each in burst) == 1
+    assert len({each.standing for each in burst}) == 1
+    assert burst[0].standing.failures == 2
+
+
+@everywhere
+async def test_a_delivery_that_had_begun_before_the_rest_ends_the_row_and_not_the_rest(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    before = (await fail(store, wish_ms=60_000)).standing
+    assert await a_view(store).succeeded(OPS)
+    assert not await a_view(store).succeeded(OPS), "once is enough"
+    after = (await fail(store)).standing
+    assert (after.failures, after.held_until_ms) == (0, before.held_until_ms)
+    await rested(store)
+    assert (await fail(store)).standing.failures == 1
+    await rested(store)
+    assert await a_view(store).succeeded(OPS)
+    assert await noted(store) is None
 
 
 @everywhere
@@ -58,9 +100,11 @@ async def test_a_longer_wish_of_the_subscriber_is_granted_and_never_shortened(
 ) -> None:
     store = a_store(redis_client, namespace)
     before = await store.now_ms()
-    held = (await fail(store, wish_ms=60_000))[0].held_until_ms
+    held = (await fail(store, wish_ms=60_000)).standing.held_until_ms
     assert held >= before + 60_000 - 1
-    assert (await fail(store))[0].held_until_ms == held
+    assert (await fail(store)).standing.held_until_ms == held
+    assert (await fail(store, wish_ms=1000)).standing.held_until_ms == held
+    assert (await fail(store, wish_ms=90_000)).standing.held_until_ms >= before + 90_000 - 1
 
 
 @everywhere
@@ -70,7 +114,7 @@ async def test_a_delivery_ends_the_row(redis_client: Redis, namespace: str) -> N
     await fail(store)
     assert await a_view(store).succeeded(OPS)
     assert await noted(store) is None
-    assert (await fail(store))[0].failures == 1
+    assert (await fail(store)).standing.failures == 1
 
 
 @everywhere
@@ -78,12 +122,12 @@ async def test_a_subscription_that_asks_for_it_is_paused_once_and_stays_so(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
-    standing, is_new = await fail(store, "status 410", pause=True)
+    standing, is_new, _ = await fail(store, "status 410", pause=True)
     assert is_new
     assert standing.paused_at_ms > 0
-    later, is_new = await fail(store, "status 410", pause=True)
+    later, is_new, _ = await fail(store, "status 500", pause=True)
     assert not is_new
-    assert later.paused_at_ms == standing.paused_at_ms
+    assert (later.paused_at_ms, later.reason) == (standing.paused_at_ms, "status 410"), "why it was paused"
     assert not await a_view(store).succeeded(OPS), "a late success does not resume what was paused"
     assert await noted(store)
 
@@ -93,19 +137,33 @@ async def test_failing_everything_for_too_long_pauses(
     redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = a_store(redis_client, namespace)
-    assert not (await fail(store))[1]
+    assert not (await fail(store)).paused
     since = await store.now_ms() - int(1000 * standings.PATIENCE.total_seconds())
-    await store.pipe.command("HSET", store.keys.standings(), OPS, f"9 {since} 0 0 status 503")
-    standing, is_new = await fail(store)
+    await write(store, f"9 {since + 60_000} 0 0 status 503")
+    assert not (await fail(store)).paused, "a minute is left"
+    await write(store, f"9 {since} 0 0 status 503")
+    standing, is_new, _ = await fail(store)
     assert (standing.failures, is_new) == (10, True)
+    await a_view(store).resume(OPS)
+    await write(store, f"9 {since} 0 0 status 503")
     monkeypatch.setattr(standings, "PATIENCE", timedelta(days=999))
-    assert not (await fail(store))[1]
+    assert not (await fail(store)).paused
+
+
+@everywhere
+async def test_of_many_workers_that_see_it_exactly_one_pauses(redis_client: Redis, namespace: str) -> None:
+    workers = [a_store(redis_client, namespace) for _ in range(10)]
+    found = await asyncio.gather(*(fail(worker, "status 410", pause=True) for worker in workers))
+    assert [each.paused for each in found].count(True) == 1
+    assert len({each.standing.paused_at_ms for each in found}) == 1
 
 
 @everywhere
 async def test_whoever_pauses_by_hand_can_resume(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    assert (await a_view(store).pause(OPS, "by hand")).paused_at_ms > 0
+    assert await a_view(store).pause(OPS, "by hand")
+    assert not await a_view(store).pause(OPS, "by another hand")
+    assert (await fail(store)).standing.reason == "by hand"
     assert await a_view(store).resume(OPS)
     assert not await a_view(store).resume(OPS)
     assert await store.contents() == {}
@@ -115,14 +173,17 @@ async def test_whoever_pauses_by_hand_can_resume(redis_client: Redis, namespace:
 async def test_the_reason_is_kept_as_it_was_said(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     reason = "status 503: %d «zu»  2 spaces"
-    assert (await fail(store, reason))[0].reason == reason
+    assert (await fail(store, reason)).standing.reason == reason
 
 
 @everywhere
 async def test_a_damaged_standing_heals_with_the_next_attempt(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    await store.pipe.command("HSET", store.keys.standings(), OPS, b"\xff damaged")
-    assert (await fail(store))[0].failures == 1
+    await write(store, b"\xff damaged")
+    assert (await fail(store)).standing.failures == 1
+    await write(store, b"\xff damaged")
+    await a_view(store).succeeded(OPS)
+    assert await store.contents() == {}
 
 
 @pytest.mark.parametrize("text", [b"", b"\xff", b"1 2 3", b"a b c d e"])

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from watcher.commands.looking import accounts_like, say_json, say_next
+from watcher.commands.looking import accounts_like, say_next
 from watcher.commands.options import config_option, load_or_exit
 from watcher.printable import printable
+from watcher.tail import as_json
 
 if TYPE_CHECKING:
     from watcher.audit import Finding, Verdict
@@ -42,12 +43,8 @@ def command(*, config_path: Path | None, is_json: bool, account: str | None) -> 
     settings = load_or_exit(config_path).settings
     names = accounts_like(settings, account)
     verdicts = asyncio.run(_audit(settings, names))
-    for name in names:
-        if is_json:
-            say_json(_as_object(name, verdicts[name]))
-        else:
-            for line in _as_lines(name, verdicts[name]):
-                click.echo(line)
+    lines = (line for name in names for line in _lines(name, verdicts[name], is_json=is_json))
+    click.echo("\n".join(lines))
     differ = [name for name in names if verdicts[name].findings]
     click.echo(f"{len(names) - len(differ):,} of {len(names):,} accounts add up", err=True)
     say_next(f"watcher events --account {differ[0]}" if differ else "watcher balances")
@@ -103,7 +100,10 @@ async def _audit_shard(
     return verdicts
 
 
-def _as_lines(account: str, verdict: "Verdict") -> Iterator[str]:
+def _lines(account: str, verdict: "Verdict", *, is_json: bool) -> Iterator[str]:
+    if is_json:
+        yield as_json(_as_object(account, verdict))
+        return
     if not verdict.findings:
         yield f"{account}  ok  {_proof(verdict)}"
         return

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from watcher.commands.looking import Columns, accounts_like, age_text, moved_text, say_json, say_next
+from watcher.commands.looking import Columns, accounts_like, age_text, moved_text, say_next
 from watcher.commands.options import config_option, load_or_exit
 from watcher.printable import printable
+from watcher.tail import as_json
 
 if TYPE_CHECKING:
     from watcher.ledger import Entry
@@ -100,8 +101,8 @@ def _balance(entry: "Entry") -> _Row:
 
 
 def _say_json(rows: Sequence[_Row]) -> None:
-    for row in rows:
-        say_json(row)
+    if rows:
+        click.echo("\n".join(map(as_json, rows)))  # an echo per row would flush as often
 
 
 def _text_sayer() -> _Say:

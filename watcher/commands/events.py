@@ -40,7 +40,9 @@ class _Wanted(NamedTuple):
             )
             return False
         type_ = str(record.content.get("type"))
-        is_wanted = _any(type_, self.types) if self.types else "id" in record.content
+        # The log says once what `account.baseline` says, as its own record of a start.
+        names = ("baseline", "account.baseline") if type_ == "baseline" else (type_,)
+        is_wanted = any(_any(name, self.types) for name in names) if self.types else "id" in record.content
         return is_wanted and (not self.accounts or _any(record.account, self.accounts))
 
 
@@ -163,7 +165,7 @@ def _note(content: Mapping[str, Any], data: Mapping[str, Any]) -> str:
 
 
 def _since(text: str | None) -> datetime | timedelta | None:
-    from watcher.fields import parse_duration
+    from watcher.durations import parse_duration
 
     if text is None:
         return None

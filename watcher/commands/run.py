@@ -1,24 +1,67 @@
 """`watcher run`: the worker, until told to stop."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from watcher.commands.http_token import token_given, token_option
 from watcher.commands.options import config_option, load_or_exit
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from watcher.door import Address
 
 
 @click.command("run", short_help="Poll, compare and deliver.")
 @config_option
 @click.option("--once", is_flag=True, help="Poll every account once, deliver what is due, and end.")
-def command(*, config_path: "Path | None", once: bool) -> int:
+@click.option("--watch", "is_watching", is_flag=True, help="Reload when the configuration's files change.")
+@click.option(
+    "--http",
+    "address",
+    metavar="HOST:PORT",
+    help="Serve /metrics, /livez and /readyz; beyond loopback with a token only.",
+)
+@token_option
+@click.option(
+    "--heartbeat-file",
+    envvar="WATCHER_HEARTBEAT_FILE",
+    show_envvar=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PATH",
+    help="Touch this file while all is well, for `watcher health`.",
+)
+def command(
+    *,
+    config_path: Path | None,
+    once: bool,
+    is_watching: bool,
+    address: str | None,
+    token_name: str | None,
+    heartbeat_file: Path | None,
+) -> int:
     """Poll, compare and deliver, until told to stop.
 
     SIGTERM and Ctrl-C finish what is in hand, within worker.drain; a second one ends at once. SIGHUP reads
     the configuration again. Start as many as you like: they share the work through Redis.
     """
+    at = _address(address) if address else None
+    loaded = load_or_exit(config_path)
+    from watcher.door import Door
+    from watcher.exposure import Exposure
     from watcher.service import serve  # heavy
 
-    return serve(load_or_exit(config_path), config_path, once=once)
+    token = token_given(token_name) if at else None
+    if at:
+        Door(at, token)
+    exposure = Exposure(at, token, heartbeat_file)
+    return serve(loaded, config_path, once=once, is_watching=is_watching, exposure=exposure)
+
+
+def _address(text: str) -> "Address":
+    from watcher.door import parse_address
+
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--http") from None

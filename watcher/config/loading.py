@@ -19,11 +19,15 @@ from watcher.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A configuration that can be used. `warnings` are for the operator: it works, but hardly as meant."""
+    """A configuration that can be used. `warnings` are for the operator: it works, but hardly as meant.
+
+    `files` are those that it was read from, `path` first; the ones that NAME_FILE names are not among them.
+    """
 
     settings: Settings
     path: Path
     warnings: tuple[Finding, ...]
+    files: tuple[Path, ...] = ()
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Loaded:
@@ -33,10 +37,13 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Loaded:
     """
     found = find(path, environ)
     findings = Findings()
-    settings = _settings(read_toml(found, environ, findings), environ, findings)
+    document = read_toml(found, environ, findings)
+    settings = _settings(document, environ, findings)
     if settings is None or findings.mistakes:
         raise ConfigRefused(findings.mistakes)
-    return Loaded(settings, found, tuple(findings.warnings))
+    accounts_file = document.table.get("accounts_file")
+    files = (found, found.parent / accounts_file) if accounts_file else (found,)
+    return Loaded(settings, found, tuple(findings.warnings), files)
 
 
 def _settings(document: Entry, environ: Mapping[str, str], findings: Findings) -> Settings | None:

@@ -5,8 +5,8 @@ Refuses to go past a delivery that is not settled: order within a lane is the pr
 
 import asyncio
 import random
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, TypeVar
 
 import orjson
 
@@ -14,15 +14,25 @@ from watcher.delivery.outcomes import Attempt, Outcome, Verdict, judge
 from watcher.delivery.post import ATTEMPT_TIMEOUT_S, Poster, Target
 from watcher.delivery.restraint import Restraint
 from watcher.logs import log
+from watcher.store.connect import StoreUnreachable
 from watcher.store.lanes import Delivery, Lanes, load_delivery
 from watcher.store.schedule import Lease, Reply
 from watcher.tally import Tally
+
+TURN_MS = 2_000
+"""Longest wait for a turn with a lane in hand; where the next one is further off, the lane is given back."""
 
 AT_ONCE = 20
 """Deliveries read with one claim: few enough that a lane does not keep a worker from the others."""
 
 LEASE_MS = 1000 * (ATTEMPT_TIMEOUT_S + 10)
-"""Longer than any attempt and its settling, extended with each delivery: so long a dead worker is missed."""
+"""Longer than a turn, an attempt and its settling, extended with each delivery: so long a dead worker is
+missed."""
+
+_AGAIN_S = 0.5
+"""Between two tries to write down what became of an attempt, while the store is away."""
+
+T = TypeVar("T")
 
 
 class LaneWorker:
@@ -47,49 +57,97 @@ class LaneWorker:
 
     async def work(self, target: Target, lease: Lease) -> bool:
         """Deliver what waits in a claimed lane; says whether more of it is due. Raises StoreError."""
-        entries, (tries, tried) = await asyncio.gather(
-            self._lanes.read(target.name, lease.member, at_most=AT_ONCE),
-            self._lanes.read_tries(target.name, lease.member),
-        )
+        entries, tries = await self._ask(lease, lambda: self._read(target.name, lease.member))
         for entry in entries:
-            if self._is_stopped() or self._restraint.rest_ms(target.name):
+            if self._is_stopped() or self._restraint.rest_ms(target.name) or not await self._has_turn(target):
                 break
-            await self._turn(target)
-            delivery = load_delivery(entry)
-            failed_before = tries if delivery.head == tried else 0
-            attempt = await self._poster.post(target, delivery, failed_before + 1)
-            verdict = judge(attempt, failed_before, target.settings.retries, chance=random.random())
-            one = Tried(lease.member, delivery, failed_before + 1, attempt, verdict)
-            deadline = await self._settle(target, lease, one)
-            await self._restraint.note(target.settings, verdict)
-            self._tell(target, one)
+            deadline = await self._deliver(target, lease, entry, *tries)
             if not deadline:
                 return False
             lease = Lease(lease.member, deadline)
-        await self._lanes.release(target.name, lease)
+        last = lease
+        await self._ask(last, lambda: self._lanes.release(target.name, last))
         return True
 
-    async def _turn(self, target: Target) -> None:
-        """Wait for the subscription's next turn, where it set a rate; over all workers together."""
-        if per_second := target.settings.requests_per_second:
-            wait_ms = await self._lanes.take_turn(target.name, per_second=per_second)
-            await asyncio.sleep(wait_ms / 1000)
+    async def _deliver(self, target: Target, lease: Lease, entry: bytes, tries: int, tried: bytes) -> int:
+        """Attempt the head of a lane, of which `tried` failed `tries` times; returns as `_settle` does."""
+        try:
+            delivery = load_delivery(entry)
+        except ValueError:
+            return await self._bury(target, lease, entry)
+        failed_before = tries if delivery.head == tried else 0
+        attempt = await self._poster.post(target, delivery, failed_before + 1)
+        verdict = judge(attempt, failed_before, target.settings.retries, chance=random.random())
+        one = Tried(lease.member, delivery, failed_before + 1, attempt, verdict)
+        deadline = await self._settle(target, lease, one)
+        await self._restraint.note(target.settings, verdict)
+        self._tell(target, one)
+        return deadline
+
+    async def _read(self, subscription: str, account: str) -> tuple[list[bytes], tuple[int, bytes]]:
+        """Read the oldest deliveries of a lane, and how often the first of them failed already."""
+        return await asyncio.gather(
+            self._lanes.read(subscription, account, at_most=AT_ONCE),
+            self._lanes.read_tries(subscription, account),
+        )
+
+    async def _ask(self, lease: Lease, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask the store, and again while it is away and the lease is ours. Raises StoreError.
+
+        Given up at once, what was posted would be posted again, and the lane would wait until its lease ends.
+        """
+        while True:
+            try:
+                return await ask()
+            except StoreUnreachable:
+                if self._now_ms() >= lease.deadline:
+                    raise
+            await asyncio.sleep(_AGAIN_S)
+
+    async def _has_turn(self, target: Target) -> bool:
+        """Wait for the subscription's next turn, where it set a rate; over all workers together.
+
+        One that is far off is not waited for: the lease would not last.
+        """
+        per_second = target.settings.requests_per_second
+        if not per_second:
+            return True
+        wait_ms = await self._lanes.take_turn(target.name, per_second=per_second, within_ms=TURN_MS)
+        if wait_ms > TURN_MS:
+            self._restraint.rest(target.name, wait_ms)
+            return False
+        await asyncio.sleep(wait_ms / 1000)
+        return True
 
     async def _settle(self, target: Target, lease: Lease, one: "Tried") -> int:
         """Write down what became of an attempt; returns the lease's new deadline, 0 where it ends."""
         name, head, verdict = target.name, one.delivery.head, one.verdict
         record = b"" if one.is_smooth else one.record(self._now_ms())
-        if verdict.outcome is Outcome.DELIVERED:
-            reply, deadline = await self._lanes.delivered(name, lease, head, lease_ms=LEASE_MS, record=record)
-        elif verdict.outcome is Outcome.REFUSED:
-            reply, deadline = await self._lanes.dead(
-                name, lease, head, lease_ms=LEASE_MS, reason=verdict.reason, record=record
-            )
-        else:
-            reply = await self._lanes.retry(name, lease, head, wait_ms=verdict.wait_ms, record=record)
-            deadline = 0
+
+        async def settle() -> tuple[Reply, int]:
+            match verdict.outcome:
+                case Outcome.DELIVERED:
+                    return await self._lanes.delivered(name, lease, head, lease_ms=LEASE_MS, record=record)
+                case Outcome.REFUSED:
+                    return await self._lanes.dead(
+                        name, lease, head, lease_ms=LEASE_MS, reason=verdict.reason, record=record
+                    )
+                case Outcome.RETRY:
+                    reply = await self._lanes.retry(name, lease, head, wait_ms=verdict.wait_ms, record=record)
+                    return reply, 0
+
+        reply, deadline = await self._ask(lease, settle)
         if reply is not Reply.DONE:
             log.info("lease.lost", account=lease.member, subscription=name)
+        return deadline
+
+    async def _bury(self, target: Target, lease: Lease, entry: bytes) -> int:
+        """Take a damaged head away, else it holds up its lane for ever. Returns as `_settle` does."""
+        name, reason = target.name, "what is stored of it cannot be read"
+        _, deadline = await self._ask(
+            lease, lambda: self._lanes.dead(name, lease, entry, lease_ms=LEASE_MS, reason=reason)
+        )
+        log.warning("delivery.dead", subscription=name, account=lease.member, reason=reason)
         return deadline
 
     def _tell(self, target: Target, one: "Tried") -> None:
@@ -103,9 +161,12 @@ class LaneWorker:
             "status": one.attempt.status,
             "duration_ms": one.attempt.duration_ms,
         }
+        self._tally.by_attempt[target.name, one.verdict.outcome.value] += 1
         if one.verdict.outcome is Outcome.DELIVERED:
+            lag_ms = max(0, self._now_ms() - one.delivery.sequence)
             self._tally.deliveries += 1
-            log.info("delivery.delivered", **fields, lag_ms=max(0, self._now_ms() - one.delivery.sequence))
+            self._tally.lag_s.add(lag_ms / 1000)
+            log.info("delivery.delivered", **fields, lag_ms=lag_ms)
         elif one.verdict.outcome is Outcome.REFUSED:
             log.warning("delivery.dead", **fields, reason=one.verdict.reason)
         else:

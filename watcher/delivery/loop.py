@@ -32,7 +32,9 @@ _UNKNOWN_MS = 60_000
 
 
 class DeliverLoop:
-    """Delivers to all subscriptions until asked to stop."""
+    """Delivers to all subscriptions until asked to stop. `turned_at`: when it last began a turn."""
+
+    name = "deliver"
 
     def __init__(
         self,
@@ -53,6 +55,7 @@ class DeliverLoop:
         self._full: defaultdict[str, set[int]] = defaultdict(set)
         self._look_at = 0.0
         self._is_finishing = False
+        self.turned_at: float | None = None
         self._wake = asyncio.Event()
         self._stopped = asyncio.Event()
         self._worker = LaneWorker(
@@ -67,8 +70,8 @@ class DeliverLoop:
     async def hasten(self, subscription: str) -> None:
         """Try now what waits for a retry, as when its URL was changed."""
         for shard in range(SHARDS):
-            if await self._lanes.hasten(subscription, shard, lease_ms=LEASE_MS):
-                self.wake(shard, subscription)
+            await self._lanes.hasten(subscription, shard, lease_ms=LEASE_MS)
+            self.wake(shard, subscription)
 
     def stop(self) -> None:
         """Claim nothing more; attempts in flight go on to their end."""
@@ -84,6 +87,7 @@ class DeliverLoop:
         """Tick until stopped, then wait for the attempts in flight."""
         async with asyncio.TaskGroup() as group:
             while not self._stopped.is_set():
+                self.turned_at = time.monotonic()
                 self._wake.clear()
                 try:
                     has_found = await self.tick(group)
@@ -101,7 +105,8 @@ class DeliverLoop:
 
     async def tick(self, group: asyncio.TaskGroup) -> bool:
         """Look for what is due, claim what there is room for, start working it off; says if there was any."""
-        await self._restraint.refresh()
+        for name in await self._restraint.refresh():
+            self._woken.update((shard, name) for shard in range(SHARDS))
         due, self._woken = self._woken, set()
         if self._is_finishing or time.monotonic() >= self._look_at:
             due |= await self._look()

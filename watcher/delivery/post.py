@@ -1,10 +1,11 @@
 """One attempt: POST exact bytes, signed, to one subscription, within bounds.
 
 Refuses to follow, to remember and to trust: no redirect, no cookie, no proxy; of the answer the status
-counts, its body is read no further than 64 KiB. Whatever happens comes back as an Attempt.
+counts, and no more than 64 KiB of it are read. Whatever happens comes back as an Attempt.
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -17,6 +18,7 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from watcher import __version__
+from watcher.delivery.answers import AnswerTooLong, bound_answers
 from watcher.delivery.connector import guarded_connector, refusal_in
 from watcher.delivery.egress import Policy, check_url
 from watcher.delivery.outcomes import LONGEST_RETRY_AFTER_S, Attempt
@@ -29,7 +31,8 @@ from watcher.store.lanes import Delivery
 ATTEMPT_TIMEOUT_S = 20
 """A whole attempt, name look-up to last byte. Shorter than a lane's lease and than the drain."""
 
-ANSWER_LIMIT = 64 * 1024
+_BODY_S = 2.0
+"""Once the status is known, the rest is awaited only so that the connection can be used again."""
 
 _EXCERPT_BYTES = 4096  # far more than is shown, so that no secret is cut in two before it is found
 _BUFFER = 16 * 1024  # of each answer: a thousand endless ones at a time must fit in memory
@@ -73,9 +76,9 @@ class Poster:
         self._sessions = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        self._session, self._second = [
-            await self._sessions.enter_async_context(_session(self._policy, self._resolver)) for _ in range(2)
-        ]
+        enter = self._sessions.enter_async_context
+        self._session = await enter(_session(self._policy, self._resolver))
+        self._fresh = await enter(_session(self._policy, self._resolver))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -84,7 +87,8 @@ class Poster:
     async def post(self, target: Target, delivery: Delivery, attempt: int) -> Attempt:
         """Make one attempt; at once a second time if an idle connection turned out to be closed."""
         started = time.monotonic()
-        deadline = asyncio.get_running_loop().time() + self._deadline_s
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._deadline_s
         try:
             async with asyncio.timeout_at(deadline):
                 answer = await self._answer(target, delivery, attempt)
@@ -95,7 +99,7 @@ class Poster:
             words = f"refused: {refusal}" if refusal else _in_our_words(error)
             return Attempt(_since_ms(started), error=words, is_refused_by_us=refusal is not None)
         async with answer:
-            beginning = await _read(answer, deadline)
+            beginning = await _read(answer, min(deadline, loop.time() + _BODY_S))
         return Attempt(
             _since_ms(started),
             status=answer.status,
@@ -104,7 +108,7 @@ class Poster:
         )
 
     async def _answer(self, target: Target, delivery: Delivery, attempt: int) -> aiohttp.ClientResponse:
-        """Send, and wait for the head of an answer. The second try is on a connection that nobody used."""
+        """Send, and wait for the head of an answer; a second try has a connection that is not old."""
         again_until = time.monotonic() + _AGAIN_WITHIN_S
         connection = SimpleNamespace(is_reused=False)
         headers = self._headers(target, delivery, attempt)
@@ -120,7 +124,7 @@ class Poster:
             if not connection.is_reused or time.monotonic() > again_until:
                 raise
         headers = {**self._headers(target, delivery, attempt), "connection": "close"}
-        return await self._second.post(target.url, data=delivery.body, headers=headers, allow_redirects=False)
+        return await self._fresh.post(target.url, data=delivery.body, headers=headers, allow_redirects=False)
 
     def _headers(self, target: Target, delivery: Delivery, attempt: int) -> dict[str, str]:
         timestamp = int(self._unix_time())
@@ -140,8 +144,10 @@ class Poster:
 def _session(policy: Policy, resolver: AbstractResolver | None) -> aiohttp.ClientSession:
     tracing = aiohttp.TraceConfig()
     tracing.on_connection_reuseconn.append(_note_reuse)
+    connector = guarded_connector(policy, resolver=resolver)
+    bound_answers(connector)
     return aiohttp.ClientSession(
-        connector=guarded_connector(policy, resolver=resolver),
+        connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None),  # the whole attempt has one, second try included
         skip_auto_headers={"accept-encoding"},  # an answer is shown as it comes, so better not packed
@@ -161,19 +167,15 @@ async def _note_reuse(_session: aiohttp.ClientSession, context: SimpleNamespace,
 
 
 async def _read(answer: aiohttp.ClientResponse, deadline: float) -> bytes:
-    """Read a short answer to its end, so that the connection can be used again; drop a long one.
+    """Read an answer to its end, so that the connection can be used again; returns how it begins.
 
-    Returns how it begins. However it ends, the status is known, and only it counts.
+    However it ends, the status is known, and only it counts.
     """
-    beginning, size = b"", 0
+    beginning = b""
     try:
         async with asyncio.timeout_at(deadline):
             async for chunk in answer.content.iter_any():
                 beginning += chunk[: _EXCERPT_BYTES - len(beginning)]
-                size += len(chunk)
-                if size > ANSWER_LIMIT:
-                    answer.close()
-                    break
     except (aiohttp.ClientError, OSError):
         answer.close()
     return beginning
@@ -185,17 +187,22 @@ def _excerpt(beginning: bytes) -> str:
 
 def _in_our_words(error: Exception) -> str:
     """Name what went wrong without repeating it: texts of aiohttp hold the whole URL."""
-    for kind, words in _WORDS:
-        if isinstance(error, kind):
-            return words
-    return type(error).__name__
+    words = next((words for kind, words in _WORDS if isinstance(error, kind)), type(error).__name__)
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        flaw = getattr(error.certificate_error, "verify_message", "")
+        return f"{words}: {flaw.partition(',')[0].lower()}" if flaw else words  # the host is behind the comma
+    if words == _NO_CONNECTION and isinstance(error, OSError) and error.errno:
+        return f"{words}: {os.strerror(error.errno).lower()}"
+    return words
 
 
+_NO_CONNECTION = "cannot connect"
 _WORDS: tuple[tuple[type[Exception], str], ...] = (
     (aiohttp.ClientConnectorCertificateError, "its certificate does not verify"),
     (aiohttp.ClientConnectorSSLError, "TLS failed"),
     (aiohttp.ClientConnectorDNSError, "its name does not resolve"),
-    (aiohttp.ClientConnectorError, "cannot connect"),
+    (aiohttp.ClientConnectorError, _NO_CONNECTION),
+    (AnswerTooLong, "its answer has no end"),
     (aiohttp.ServerDisconnectedError, "it closed the connection without an answer"),
     (aiohttp.ClientOSError, "it reset the connection"),
     (aiohttp.ClientResponseError, "its answer is not HTTP"),

@@ -4,6 +4,7 @@ What all workers must agree on is in Redis (`store.standings`), read once a seco
 Refuses to claim and to send.
 """
 
+import math
 import time
 from collections.abc import Awaitable, Callable
 
@@ -12,11 +13,12 @@ from watcher.logs import log
 from watcher.settings import SubscriptionSettings
 from watcher.store.standings import PATIENCE, WARN_AFTER, Standing, Standings
 
-PAUSED_LOOK_MS = 5_000
-"""A paused subscription is not looked at for so long: so late it goes on after it was resumed."""
+LONGEST_REST_MS = 60_000
+"""Even a paused subscription is looked at after so long: whoever saw that it was resumed may have died."""
 
 PROBE_FROM = 3
-"""After so many failures in a row one lane at a time goes out, until one is delivered: no stampede."""
+"""After so many failures in a row, or after it was left alone, one lane at a time goes out from each
+worker until one is delivered: no stampede."""
 
 _READ_EVERY_S = 1.0
 _WARN_EVERY_S = 3600.0
@@ -44,27 +46,37 @@ class Restraint:
         self._most = most
         self._read_at = 0.0
         self._known: dict[str, Standing] = {}
+        self._turn_at_ms: dict[str, int] = {}
         self._warned_at: dict[str, float] = {}
 
-    async def refresh(self) -> None:
-        """Learn once a second what other workers, and commands, have noted."""
-        if time.monotonic() >= self._read_at:
-            self._known = await self._standings.read()
-            self._read_at = time.monotonic() + _READ_EVERY_S
+    async def refresh(self) -> list[str]:
+        """Learn once a second what other workers, and commands, have noted.
+
+        Names the subscriptions that may be delivered to sooner than was known until now.
+        """
+        if time.monotonic() < self._read_at:
+            return []
+        before, self._known = self._known, await self._standings.read()
+        self._read_at = time.monotonic() + _READ_EVERY_S
+        sooner = [name for name, old in before.items() if _until_ms(self._known.get(name)) < _until_ms(old)]
+        for name in sooner:
+            if before[name].paused_at_ms:
+                log.info("subscription.resumed", subscription=name)
+        return sooner
 
     def rest_ms(self, name: str) -> int:
-        """Say for how many ms a subscription is to be left alone."""
-        standing = self._known.get(name)
-        if standing is None:
-            return 0
-        if standing.paused_at_ms:
-            return PAUSED_LOOK_MS
-        return max(0, standing.held_until_ms - self._now_ms())
+        """Say for how many ms a subscription is to be left alone, as far as that is foreseen."""
+        until_ms = max(_until_ms(self._known.get(name)), self._turn_at_ms.get(name, 0))
+        return int(min(LONGEST_REST_MS, max(0, until_ms - self._now_ms())))
+
+    def rest(self, name: str, for_ms: float) -> None:
+        """Leave a subscription alone, in this process: so far off is its next turn."""
+        self._turn_at_ms[name] = self._now_ms() + math.ceil(for_ms)
 
     def room(self, subscription: SubscriptionSettings, in_flight: int, in_flight_of_all: int) -> int:
         """Say how many more lanes of a subscription may be worked on."""
         standing = self._known.get(subscription.name)
-        is_failing = standing is not None and standing.failures >= PROBE_FROM
+        is_failing = standing is not None and (standing.failures >= PROBE_FROM or standing.held_until_ms > 0)
         allowed = 1 if is_failing else subscription.max_in_flight
         if subscription.requests_per_second:
             allowed = min(allowed, max(1, int(subscription.requests_per_second)))
@@ -79,24 +91,29 @@ class Restraint:
             await self._failed(subscription, verdict)
 
     async def _succeeded(self, name: str) -> None:
-        if name in self._known and not self._known[name].paused_at_ms:
-            failed = self._known.pop(name)
-            self._warned_at.pop(name, None)
-            if await self._standings.succeeded(name) and failed.failures >= PROBE_FROM:
-                log.info(
-                    "subscription.recovered", subscription=name, duration_ms=self._now_ms() - failed.since_ms
-                )
+        failed = self._known.get(name)
+        if failed is None or failed.paused_at_ms:
+            return
+        if failed.held_until_ms > self._now_ms():  # this attempt began before: the rest stays as it is
+            self._known[name] = failed._replace(failures=0)
+        else:
+            del self._known[name]
+        self._warned_at.pop(name, None)
+        if await self._standings.succeeded(name) and failed.failures >= PROBE_FROM:
+            log.info(
+                "subscription.recovered", subscription=name, duration_ms=self._now_ms() - failed.since_ms
+            )
 
     async def _failed(self, subscription: SubscriptionSettings, verdict: Verdict) -> None:
         name = subscription.name
-        standing, is_paused = await self._standings.failed(
+        standing, is_paused, has_counted = await self._standings.failed(
             name, verdict.reason, pause=verdict.pause, wish_ms=verdict.wish_ms, holds_ms=verdict.rests_ms
         )
         self._known[name] = standing
         if is_paused:
             log.warning("subscription.paused", subscription=name, reason=verdict.reason)
             await self._alert(subscription, standing)
-        elif standing.failures == PROBE_FROM:
+        elif has_counted and standing.failures == PROBE_FROM:
             log.warning("subscription.failing", subscription=name, reason=verdict.reason)
         self._warn(standing, name)
 
@@ -111,3 +128,10 @@ class Restraint:
             log.warning(
                 "subscription.failing", subscription=name, reason=standing.reason, next_ms=max(0, left_ms)
             )
+
+
+def _until_ms(standing: Standing | None) -> float:
+    """Say until when a subscription that stands so is left alone (server ms)."""
+    if standing is None:
+        return 0
+    return math.inf if standing.paused_at_ms else standing.held_until_ms

@@ -35,6 +35,11 @@ class StoreHealth:
         self._said, self._said_at = "", 0.0
         self._failures = 0
 
+    @property
+    def is_up(self) -> bool:
+        """Say whether the server did its part, as far as anybody tried."""
+        return self._down_since is None
+
     async def failed(self, trouble: StoreError) -> float:
         """Note a failure; returns how many seconds to wait before the next try."""
         self._failed_at = now = self._clock()

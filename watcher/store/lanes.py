@@ -82,6 +82,10 @@ class Lanes:
         answer = await self._pipe.command("LRANGE", self._keys.lane(subscription, account), 0, at_most - 1)
         return list(answer)
 
+    async def length(self, subscription: str, account: str) -> int:
+        """Count the deliveries that wait in a lane."""
+        return int(await self._pipe.command("LLEN", self._keys.lane(subscription, account)))
+
     async def read_tries(self, subscription: str, account: str) -> tuple[int, bytes]:
         """Read how often the head of a lane failed already, and which head that was."""
         tried = await self._pipe.command("HGET", self._keys.tries(shard_of(account), subscription), account)
@@ -116,16 +120,29 @@ class Lanes:
         """Try a head again later; its lane waits with it."""
         return (await self._settle(subscription, lease, head, "retry", wait_ms, "", record))[0]
 
-    async def queue(self, subscription: str, account: str, deliveries: Sequence[Delivery]) -> int:
-        """Put deliveries at the end of a lane, outside of any commit; returns how many."""
-        keys = [self._keys.lane(subscription, account), *self._schedule_keys(shard_of(account), subscription)]
-        entries = [delivery.dump() for delivery in deliveries]
-        return int(await self._pipe.script(_QUEUE, keys, subscription, account, len(entries), *entries))
+    async def queue(
+        self, subscription: str, account: str, deliveries: Sequence[Delivery], *, letters: Sequence[str] = ()
+    ) -> int:
+        """Put deliveries at the end of a lane, outside of any commit; returns how many.
 
-    async def take_turn(self, subscription: str, *, per_second: float) -> float:
-        """Reserve the start of an attempt over all workers; returns in how many ms it is."""
+        `letters` are the ids of the dead letters that they were, one each: they are so no longer, and one
+        that is gone meanwhile is not queued.
+        """
+        shard = shard_of(account)
+        keys = [self._keys.lane(subscription, account), *self._schedule_keys(shard, subscription)]
+        if letters:
+            keys.append(self._keys.dead(shard, subscription))
+        entries = [delivery.dump() for delivery in deliveries]
+        arguments = (subscription, account, len(entries), *entries, *letters)
+        return int(await self._pipe.script(_QUEUE, keys, *arguments))
+
+    async def take_turn(self, subscription: str, *, per_second: float, within_ms: float) -> float:
+        """Reserve the start of an attempt over all workers; returns in how many ms it is.
+
+        Where that is more than `within_ms`, nothing is reserved.
+        """
         key = self._keys.subscription_rate(subscription)
-        return await self._schedule.take_turns(key, 1, spacing_ms=1000 / per_second)
+        return await self._schedule.take_turns(key, 1, spacing_ms=1000 / per_second, within_ms=within_ms)
 
     async def release(self, subscription: str, lease: Lease, *, due_in_ms: int = 0) -> Reply:
         keys = self._schedule_keys(shard_of(lease.member), subscription)

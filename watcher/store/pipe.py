@@ -5,13 +5,17 @@ everything else is answered once, with its result or its error.
 """
 
 import asyncio
+import math
 from dataclasses import dataclass
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any
 
+from hiredis import pack_command
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
+from redis.asyncio.client import Pipeline
+from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeout
 
 from watcher.store.connect import translated
 
@@ -70,7 +74,8 @@ class Pipe:
                 calls, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
                 if not self._waiting:
                     self._wake.clear()
-                await self._execute(calls)
+                if calls:  # the other runner may have been faster
+                    await self._execute(calls)
             raise asyncio.CancelledError
         finally:
             self._runners -= 1
@@ -111,12 +116,36 @@ class Pipe:
                 _answer(call, answer)
 
     async def _pipeline(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        async with self._client.pipeline(transaction=False) as pipeline:
-            pipeline.response_callbacks = {}  # answers as the server gives them: the same from all servers
+        async with _Batch(self._client.connection_pool, {}, False, None) as batch:
             for command in commands:
-                pipeline.execute_command(*command)
-            answers: list[Any] = await pipeline.execute(raise_on_error=False)
+                batch.execute_command(*command)
+            answers: list[Any] = await batch.execute(raise_on_error=False)
         return answers
+
+
+class _Batch(Pipeline):
+    """redis-py's pipeline without what costs it most: packing in Python, and a timer for each answer.
+
+    Answers come as the server gives them, which is the same from all servers.
+    """
+
+    async def _execute_pipeline(
+        self, connection: Any, commands: list[Any], raise_on_error: bool
+    ) -> list[Any]:
+        await connection.send_packed_command([pack_command(command) for command, _ in commands])
+        try:
+            async with asyncio.timeout(connection.socket_timeout):
+                return [await _read(connection) for _ in commands]
+        except TimeoutError:
+            raise RedisTimeout("no answer in time") from None
+
+
+async def _read(connection: Any) -> Any:
+    """Read one answer, or the error that the server answers, without a time limit of its own."""
+    try:
+        return await connection.read_response(timeout=math.inf)
+    except ResponseError as error:
+        return error
 
 
 def _by_digest(call: _Call) -> tuple[Any, ...]:

@@ -14,6 +14,9 @@ _HASTEN = load_script("hasten")
 _RELEASE = load_script("release")
 _TAKE_TURNS = load_script("take_turns")
 
+_VOID_AFTER_MS = 5000
+"""The client's `socket_timeout`: nobody waits for the answer to a claim that comes to the server so late."""
+
 
 class Reply(IntEnum):
     """What a fenced script answers."""
@@ -54,8 +57,11 @@ class Schedule:
         seconds, microseconds = await self.pipe.command("TIME")
         self._ahead_ms = int(seconds) * 1000 + int(microseconds) / 1000 - time.monotonic() * 1000
 
-    async def claim(self, keys: list[str], *arguments: object) -> Claimed:
-        now, deadline, next_due, *members = await self.pipe.script(_CLAIM, keys, *arguments)
+    async def claim(self, keys: list[str], lease_ms: int, at_most: int, *arguments: object) -> Claimed:
+        void_from = self.now_ms() + _VOID_AFTER_MS
+        now, deadline, next_due, *members = await self.pipe.script(
+            _CLAIM, keys, lease_ms, at_most, void_from, *arguments
+        )
         self._ahead_ms = now - time.monotonic() * 1000
         leases = tuple(Lease(member.decode(), deadline) for member in members)
         return Claimed(leases, None if next_due < 0 else max(0, next_due - now))
@@ -64,9 +70,21 @@ class Schedule:
         """Make members due now that wait longer than any lease; returns how many."""
         return int(await self.pipe.script(_HASTEN, keys, *arguments))
 
-    async def take_turns(self, key: str, turns: int, *, spacing_ms: float, not_before_ms: float = 0) -> float:
-        """Reserve starts of requests over all workers; returns in how many ms the first one is."""
-        arguments = (turns, f"{spacing_ms:.3f}", f"{not_before_ms:.3f}")
+    async def take_turns(
+        self,
+        key: str,
+        turns: int,
+        *,
+        spacing_ms: float,
+        not_before_ms: float = 0,
+        within_ms: float | None = None,
+    ) -> float:
+        """Reserve starts of requests over all workers; returns in how many ms the first one is.
+
+        Where that is more than `within_ms`, nothing is reserved.
+        """
+        bound = () if within_ms is None else (f"{within_ms:.3f}",)
+        arguments = (turns, f"{spacing_ms:.3f}", f"{not_before_ms:.3f}", *bound)
         return float(await self.pipe.script(_TAKE_TURNS, [key], *arguments))
 
     async def release(self, keys: list[str], lease: Lease, due_in_ms: int, *arguments: object) -> Reply:

@@ -31,6 +31,15 @@ class Standing(NamedTuple):
     reason: str
 
 
+class Noted(NamedTuple):
+    """A failure as it was noted: how the subscription stands now, whether this failure `paused` it, and
+    whether it counted (not while the subscription was left alone anyway)."""
+
+    standing: Standing
+    paused: bool
+    counted: bool
+
+
 class Standings:
     """The standings of one namespace. Methods raise StoreError."""
 
@@ -41,24 +50,25 @@ class Standings:
     async def read(self) -> dict[str, Standing]:
         """Read all of them, by name; a subscription that stands well is not among them."""
         pairs = await self._pipe.command("HGETALL", self._key)
-        return {name.decode(): _parse(text) for name, text in zip(pairs[::2], pairs[1::2], strict=True)}
+        names = (name.decode("utf-8", "replace") for name in pairs[::2])
+        return {name: _parse(text) for name, text in zip(names, pairs[1::2], strict=True)}
 
     async def failed(
         self, subscription: str, reason: str, *, pause: bool, wish_ms: int, holds_ms: Sequence[int]
-    ) -> tuple[Standing, bool]:
-        """Note a failed attempt; returns the standing, and whether this paused the subscription."""
+    ) -> Noted:
+        """Note a failed attempt."""
         patience_ms = int(1000 * PATIENCE.total_seconds())
         arguments = (subscription, reason, int(pause), patience_ms, wish_ms, *holds_ms)
-        text, is_paused = await self._pipe.script(_NOTE_FAILURE, [self._key], *arguments)
-        return _parse(text), bool(is_paused)
+        text, paused, counted = await self._pipe.script(_NOTE_FAILURE, [self._key], *arguments)
+        return Noted(_parse(text), bool(paused), bool(counted))
 
     async def succeeded(self, subscription: str) -> bool:
         """Note a delivery; says whether the subscription had failed until now."""
         return bool(await self._pipe.script(_NOTE_SUCCESS, [self._key], subscription))
 
-    async def pause(self, subscription: str, reason: str) -> Standing:
-        """Send nothing more to a subscription until it is resumed; its events are kept."""
-        return (await self.failed(subscription, reason, pause=True, wish_ms=0, holds_ms=(0,)))[0]
+    async def pause(self, subscription: str, reason: str) -> bool:
+        """Send nothing more to a subscription until it is resumed; says whether it was not paused before."""
+        return (await self.failed(subscription, reason, pause=True, wish_ms=0, holds_ms=(0,))).paused
 
     async def resume(self, subscription: str) -> bool:
         """Forget that a subscription failed or was paused; says whether there was anything to forget."""

@@ -149,7 +149,7 @@ class Survey:
             ]
             measured = await self._pipe.script(_MEASURE_LANES, keys)
             backlog.deliveries += sum(measured[::2])
-            made = [sequence for head in measured[1::2] if (sequence := _sequence(head))]
+            made = [sequence for head in measured[1::2] if (sequence := sequence_in(head))]
             backlog.oldest_sequence = min(
                 [*made, *([backlog.oldest_sequence] if backlog.oldest_sequence else [])], default=None
             )
@@ -182,7 +182,7 @@ def _failing(said: bytes) -> Failing:
     return Failing(int(refusals), int(since_ms), trouble, reason)
 
 
-def _sequence(head: bytes) -> int | None:
+def sequence_in(head: bytes) -> int | None:
     """Read the sequence in a delivery's first line, `id sequence type`; None for anything else."""
     parts = head.split(b" ")
     return int(parts[1]) if len(parts) == 3 and parts[1].isdigit() else None

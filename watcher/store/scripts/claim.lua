@@ -1,13 +1,15 @@
 -- Take members that are due and lease them: whoever claims one is alone with it until the deadline.
--- Safe to repeat: members whose answer was lost come back when their lease ends.
+-- Safe to repeat: members whose answer was lost come back when their lease ends. A claim that was held up on
+-- its way (the server hung) is void: whoever sent it has given it up, and nobody would work on what it takes.
 -- KEYS    1 schedule (member -> due ms)
 --         lanes only: 2 due subscriptions   3 nothing (deleted first: a full server still drains)
--- ARGV    1 lease ms   2 at most   lanes only: 3 subscription
+-- ARGV    1 lease ms   2 at most   3 void from then on (ms)   lanes only: 4 subscription
 -- returns now ms, deadline ms, when the next member is due (-1: the schedule is empty), members...
 if KEYS[3] then redis.call('DEL', KEYS[3]) end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local deadline = now + tonumber(ARGV[1])
+if now >= tonumber(ARGV[3]) then return {now, now, now} end
 local reply = {now, deadline, -1}
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[2])) do
   redis.call('ZADD', KEYS[1], deadline, member)
@@ -17,9 +19,9 @@ local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 if first[2] then reply[3] = math.floor(tonumber(first[2])) end
 if KEYS[2] then
   if first[2] then
-    redis.call('ZADD', KEYS[2], first[2], ARGV[3])
+    redis.call('ZADD', KEYS[2], first[2], ARGV[4])
   else
-    redis.call('ZREM', KEYS[2], ARGV[3])
+    redis.call('ZREM', KEYS[2], ARGV[4])
   end
 end
 return reply

@@ -1,10 +1,12 @@
--- Reserve the next starts of requests at a provider, evenly spaced, over all workers together.
+-- Reserve the next starts of requests, evenly spaced, over all workers together; or none, if they are far off.
 -- KEYS    1 rate
 -- ARGV    1 turns   2 ms between two turns   3 no turn before this many ms from now (a provider's Retry-After)
+--         4 reserve nothing if the first turn is further off than this many ms (absent: however far)
 -- returns how many ms from now the first turn is, as text with three decimals
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
 local first = math.max(now + tonumber(ARGV[3]), tonumber(redis.call('GET', KEYS[1]) or 0))
+if ARGV[4] and first - now > tonumber(ARGV[4]) then return string.format('%.3f', first - now) end
 local after = first + tonumber(ARGV[1]) * tonumber(ARGV[2])
 redis.call('SET', KEYS[1], string.format('%.3f', after), 'PX', math.ceil(after - now) + 60000)
 return string.format('%.3f', first - now)

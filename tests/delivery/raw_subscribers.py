@@ -1,0 +1,210 @@
+"""Subscribers in a few lines each, over real sockets, that answer as no server should; and who posts to them.
+
+A script ends when its connection does. Whoever leaves `subscribing` waits for that, so a connection that
+the poster forgot to close is a failure.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+from builders import a_subscription
+
+from watcher.delivery.egress import Policy
+from watcher.delivery.post import Poster, Target
+from watcher.store.lanes import Delivery
+
+LOOPBACK = Policy((ip_network("127.0.0.0/8"),), allow_http=True)
+DEADLINE_S = 0.3
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+EVENT = b'{"id": "evt_1", "type": "deposit.cleared", "data": {"amount": "12.5"}}'
+
+_PATIENCE_S = 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as it came: `connection` counts from 1."""
+
+    connection: int
+    headers: Mapping[str, str]
+    body: bytes
+    head: bytes
+
+
+@dataclass
+class Peer:
+    """The poster, as one connection of a subscriber sees it."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    subscriber: "Subscriber"
+    number: int
+
+    async def hear(self) -> Request:
+        """Wait for a whole request. Raises IncompleteReadError when the connection ends first."""
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        lines = head.decode().split("\r\n")[1:-2]
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+        body = await self.reader.readexactly(int(headers["content-length"]))
+        request = Request(self.number, headers, body, head)
+        self.subscriber.requests.append(request)
+        return request
+
+    async def say(self, *pieces: bytes, pause_s: float = 0) -> None:
+        for piece in pieces:
+            self.writer.write(piece)
+            await self.writer.drain()
+            await asyncio.sleep(pause_s)
+
+    async def say_for_ever(self, piece: bytes, *, pause_s: float = 0) -> None:
+        while True:
+            await self.say(piece, pause_s=pause_s)
+
+    async def wait_for_the_end(self) -> None:
+        await self.reader.read()
+
+    def reset(self) -> None:
+        now = struct.pack("ii", 1, 0)
+        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+        self.writer.transport.abort()
+
+
+Script = Callable[[Peer], Awaitable[None]]
+
+
+@dataclass
+class Subscriber:
+    script: Script
+    port: int = 0
+    scheme: str = "http"
+    connections: int = 0
+    requests: list[Request] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return self.url_at("127.0.0.1")
+
+    def url_at(self, host: str) -> str:
+        return f"{self.scheme}://{host}:{self.port}/in"
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        peer = Peer(reader, writer, self, self.connections)
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):  # the poster has hung up
+            await self.script(peer)
+        writer.close()
+
+    async def visits(self) -> int:
+        """Count the connections so far. One of our own queues behind them: none can still be on its way."""
+        before_us = None
+        _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        while before_us is None or self.connections == before_us:
+            before_us = self.connections if before_us is None else before_us
+            await asyncio.sleep(0.001)
+        writer.close()
+        await writer.wait_closed()
+        self.connections -= 1
+        return self.connections
+
+
+@contextlib.asynccontextmanager
+async def subscribing(
+    script: Script, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Subscriber]:
+    subscriber = Subscriber(script, scheme="https" if tls else "http")
+    async with asyncio.timeout(_PATIENCE_S), asyncio.TaskGroup() as connections:
+
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connections.create_task(subscriber.serve(reader, writer))
+
+        server = await asyncio.start_server(connected, host, 0, ssl=tls, backlog=2048)
+        subscriber.port = server.sockets[0].getsockname()[1]
+        yield subscriber
+        server.close()
+
+
+def answering(*answers: bytes) -> Script:
+    """Answer one request after the other with these bytes, the last of them again and again."""
+
+    async def script(peer: Peer) -> None:
+        remaining = list(answers)
+        while True:
+            await peer.hear()
+            await peer.say(remaining.pop(0) if len(remaining) > 1 else remaining[0])
+
+    return script
+
+
+async def silence(peer: Peer) -> None:
+    await peer.wait_for_the_end()
+
+
+class FakeDns(AbstractResolver):
+    """Knows what it is told about a name: addresses, or an error; of all other names it never hears back."""
+
+    def __init__(self, known: Mapping[str, Sequence[str] | Exception]) -> None:
+        self._known = known
+        self.asked: list[str] = []
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        self.asked.append(host)
+        if host not in self._known:
+            await asyncio.Event().wait()
+        answer = self._known[host]
+        if isinstance(answer, Exception):
+            raise answer
+        return [ResolveResult(hostname=host, host=ip, port=port, family=family, proto=0, flags=0) for ip in answer]
+
+    async def close(self) -> None:
+        pass
+
+
+def a_poster(policy: Policy = LOOPBACK, **options: Any) -> Poster:
+    return Poster(policy, **{"deadline_s": DEADLINE_S, **options})
+
+
+def a_target(subscriber: Subscriber | str, **fields: Any) -> Target:
+    url = subscriber if isinstance(subscriber, str) else subscriber.url
+    return Target(a_subscription(url=url, **fields), LOOPBACK)
+
+
+def a_delivery(event_id: str = "evt_1", body: bytes = EVENT) -> Delivery:
+    return Delivery(event_id, "deposit.cleared", 1, body)
+
+
+def open_files() -> int:
+    return len(os.listdir("/dev/fd"))
+
+
+@contextlib.contextmanager
+def growing_at_most(mib: float) -> Any:
+    """Assert that the memory of this process never exceeds, inside the block, what it was before by more.
+
+    The peak is the kernel's own; where there is no such count, nothing is asserted.
+    """
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on
+    except OSError:
+        yield
+        return
+    before = _peak_mib()
+    yield
+    assert _peak_mib() - before < mib
+
+
+def _peak_mib() -> float:
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024

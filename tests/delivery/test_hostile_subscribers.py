@@ -1,0 +1,475 @@
+"""Claims about subscribers that answer too much, too slowly, wrongly or never: each costs little, and only itself."""
+
+import asyncio
+import contextlib
+import gzip
+import random
+import resource
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from statistics import median
+
+import pytest
+import uvloop
+from raw_subscribers import (
+    DEADLINE_S,
+    EVENT,
+    LOOPBACK,
+    OK,
+    FakeDns,
+    Peer,
+    Script,
+    a_delivery,
+    a_poster,
+    a_target,
+    answering,
+    growing_at_most,
+    open_files,
+    silence,
+    subscribing,
+)
+
+from watcher.delivery.answers import ANSWER_LIMIT
+from watcher.delivery.outcomes import Attempt
+from watcher.delivery.post import Poster, Target
+
+NO_ANSWER = f"no answer within {DEADLINE_S} s"
+NOT_HTTP = "its answer is not HTTP"
+NO_END = "its answer has no end"
+SLACK_MS = 250  # of a machine that does other things as well
+
+ANSWERS: dict[str, tuple[bytes, int | str]] = {
+    "no reason phrase": (b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", 200),
+    "HTTP/1.0": (b"HTTP/1.0 200 OK\r\n\r\nfine", 200),
+    "interim answers first": (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nLink: <x>\r\n\r\n" + OK, 200),
+    "204 with a body": (b"HTTP/1.1 204 None\r\nContent-Length: 5\r\n\r\nhello", 204),
+    "204 with a second answer": (b"HTTP/1.1 204 None\r\n\r\nHTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n", 204),
+    "a second answer": (OK + b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n", 200),
+    "garbage behind it": (OK + b"\x00\xff garbage \r\n\r\n", 200),
+    "a chunk of no size": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 200),
+    "a chunk longer than its size": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n", 200),
+    "a body shorter than its length": (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", 200),
+    "a body that is not gzip": (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc", 200),
+    "an odd transfer encoding": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nabc", 200),
+    "odd Retry-After": (b"HTTP/1.1 503 No\r\nRetry-After: \xff99 \xe2\x80\xae\r\nContent-Length: 0\r\n\r\n", 503),
+    "an upgrade": (b"HTTP/1.1 101 Up\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n\x00\x00", 101),
+    "an upgrade to nothing": (b"HTTP/1.1 101 Up\r\n\r\n", 101),
+    "status 000": (b"HTTP/1.1 000 Zero\r\nContent-Length: 0\r\n\r\n", 0),
+    "status 099": (b"HTTP/1.1 099 Low\r\nContent-Length: 0\r\n\r\n", 99),
+    "status 999": (b"HTTP/1.1 999 High\r\nContent-Length: 0\r\n\r\n", 999),
+    "status 0": (b"HTTP/1.1 0 Zero\r\nContent-Length: 0\r\n\r\n", NOT_HTTP),
+    "status -200": (b"HTTP/1.1 -200 OK\r\nContent-Length: 0\r\n\r\n", NOT_HTTP),
+    "status 2000": (b"HTTP/1.1 2000 OK\r\nContent-Length: 0\r\n\r\n", NOT_HTTP),
+    "garbage": (b"\x00\x01\x02 garbage\r\n\r\n", NOT_HTTP),
+    "another protocol": (b"220 mail.example.com ESMTP\r\n", NOT_HTTP),
+    "HTTP/0.9": (b"<html>hello</html>\n", NOT_HTTP),
+    "HTTP/7.3": (b"HTTP/7.3 200 OK\r\nContent-Length: 0\r\n\r\n", NOT_HTTP),
+    "two lengths": (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", NOT_HTTP),
+    "a length and chunks": (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        NOT_HTTP,
+    ),
+    "a negative length": (b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", NOT_HTTP),
+    "a length beyond 64 bits": (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n", NOT_HTTP),
+    "NUL in a header": (b"HTTP/1.1 200 OK\r\nServer: \x00\r\nContent-Length: 0\r\n\r\n", NOT_HTTP),
+    "a header without a name": (b"HTTP/1.1 200 OK\r\n: nameless\r\nContent-Length: 0\r\n\r\n", NOT_HTTP),
+    "a huge header line": (b"HTTP/1.1 200 OK\r\nServer: " + 60_000 * b"x" + b"\r\n\r\n", NOT_HTTP),
+    "100,000 headers": (
+        b"HTTP/1.1 200 OK\r\n" + b"".join(b"x-%d: 1\r\n" % n for n in range(100_000)) + b"\r\n",
+        NOT_HTTP,
+    ),
+    "nothing": (b"", "it closed the connection without an answer"),
+    "half a head": (b"HTTP/1.1 200 OK\r\nContent-Le", "it closed the connection without an answer"),
+    "an interim answer only": (b"HTTP/1.1 100 Continue\r\n\r\n", "it closed the connection without an answer"),
+}
+
+
+def outcome_of(attempt: Attempt) -> int | str | None:
+    return attempt.error if attempt.status is None else attempt.status
+
+
+async def outcome_when(script: Script, poster: Poster) -> int | str | None:
+    """Post once, and once more, as whoever fooled us once will try again; the same must come of it."""
+    async with subscribing(script) as subscriber:
+        target = a_target(subscriber)
+        attempts = [await poster.post(target, a_delivery(), number) for number in (1, 2)]
+    assert all(attempt.duration_ms <= 1000 * DEADLINE_S + SLACK_MS for attempt in attempts)
+    first, second = map(outcome_of, attempts)
+    assert first == second
+    return first
+
+
+def saying_and_closing(answer: bytes) -> Script:
+    async def script(peer: Peer) -> None:
+        await peer.hear()
+        await peer.say(answer)
+
+    return script
+
+
+@pytest.fixture
+def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever subscribers do, neither aiohttp nor asyncio has anything to log about it."""
+    yield
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+# Answers that are wrong
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(("answer", "outcome"), ANSWERS.values(), ids=ANSWERS)
+async def test_an_odd_answer_is_a_status_or_an_error_of_the_attempt(answer: bytes, outcome: int | str) -> None:
+    async with a_poster() as poster:
+        assert await outcome_when(saying_and_closing(answer), poster) == outcome
+
+
+def test_the_same_holds_on_the_loop_that_the_worker_runs_on() -> None:
+    async def outcomes() -> dict[str, int | str | None]:
+        async with a_poster() as poster:
+            return {
+                name: await outcome_when(saying_and_closing(answer), poster)
+                for name, (answer, _) in ANSWERS.items()
+            }
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(outcomes()) == {name: outcome for name, (_, outcome) in ANSWERS.items()}
+
+
+@pytest.mark.usefixtures("quiet")
+async def test_whatever_bytes_come_back_an_attempt_comes_of_it() -> None:
+    chance = random.Random(20)
+    samples = [answer for answer, _ in ANSWERS.values() if len(answer) < 1000]
+
+    async def script(peer: Peer) -> None:
+        await peer.hear()
+        answer = bytearray(chance.choice(samples))
+        for _ in range(chance.randrange(4)):
+            at = chance.randrange(len(answer) + 1)
+            answer[at : at + chance.randrange(3)] = chance.randbytes(chance.randrange(3))
+        await peer.say(bytes(answer))
+
+    async with a_poster() as poster, subscribing(script) as subscriber:
+        target = a_target(subscriber)
+        attempts = [await poster.post(target, a_delivery(), 1) for _ in range(300)]
+        await _let_go(poster)
+    assert all((attempt.status is None) != (attempt.error is None) for attempt in attempts)
+    assert len({outcome_of(attempt) for attempt in attempts}) > 10
+
+
+async def _let_go(poster: Poster) -> None:
+    """Close idle connections before their subscriber waits for them."""
+    await poster.__aexit__()
+
+
+# Answers that have no end, or none yet
+
+
+def pouring(first: bytes, piece: bytes) -> Script:
+    async def script(peer: Peer) -> None:
+        await peer.hear()
+        await peer.say(first)
+        await peer.say_for_ever(piece)
+
+    return script
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+BOMB = gzip.compress(bytes(10_000_000))
+
+FLOODS: dict[str, tuple[Script, int | str]] = {
+    "a body": (pouring(b"HTTP/1.1 200 OK\r\n\r\n", 65_536 * b"x"), 200),
+    "a body of a stated length": (pouring(b"HTTP/1.1 500 No\r\nContent-Length: 9999999999\r\n\r\n", 65_536 * b"x"), 500),
+    "chunks": (pouring(CHUNKED, b"10000\r\n" + 65_536 * b"x" + b"\r\n"), 200),
+    "tiny chunks": (pouring(CHUNKED, 10_000 * b"1\r\nx\r\n"), 200),
+    "a chunk's extension": (pouring(CHUNKED + b"5;", 65_536 * b"x"), 200),
+    "trailers": (pouring(CHUNKED + b"0\r\n", 1000 * b"x: 1\r\n"), 200),
+    "gzip": (pouring(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n", BOMB), 200),
+    "answers": (pouring(OK, 1000 * OK), 200),
+    "interim answers": (pouring(b"", 1000 * b"HTTP/1.1 100 Continue\r\n\r\n"), NO_END),
+    "200,000 interim answers, then one": (
+        pouring(200_000 * b"HTTP/1.1 102 Processing\r\n\r\n" + OK, b""),
+        NO_END,
+    ),
+    "headers": (pouring(b"HTTP/1.1 200 OK\r\n", 1000 * b"x: 1\r\n"), NOT_HTTP),
+    "a header": (pouring(b"HTTP/1.1 200 OK\r\nx: ", 65_536 * b"x"), NOT_HTTP),
+    "a reason phrase": (pouring(b"HTTP/1.1 200 ", 65_536 * b"x"), NOT_HTTP),
+}
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(("script", "outcome"), FLOODS.values(), ids=FLOODS)
+async def test_a_flood_is_cut_off_at_once_and_takes_no_memory(script: Script, outcome: int | str) -> None:
+    async with a_poster() as poster:
+        assert await outcome_when(script, poster) == outcome  # whatever is imported or cached is, from now on
+        with growing_at_most(8):
+            started = time.monotonic()
+            for _ in range(10):
+                assert await outcome_when(script, poster) == outcome
+            assert time.monotonic() - started < 20 * DEADLINE_S / 2
+
+
+async def test_no_more_of_an_answer_is_read_than_the_limit() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hear()
+        await peer.say(b"HTTP/1.1 500 No\r\nContent-Length: %d\r\n\r\n" % length + length * b"x")
+        await peer.hear()
+        await peer.say(OK)
+
+    connections = {}
+    for length in (ANSWER_LIMIT - 100, ANSWER_LIMIT):
+        async with subscribing(script) as subscriber, a_poster() as poster:
+            target = a_target(subscriber)
+            statuses = [(await poster.post(target, a_delivery(), 1)).status for _ in range(2)]
+            assert statuses[0] == 500
+            connections[length] = subscriber.connections
+    assert connections == {ANSWER_LIMIT - 100: 1, ANSWER_LIMIT: 2}
+
+
+@pytest.mark.usefixtures("quiet")
+async def test_what_an_idle_connection_says_unasked_is_not_kept() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hear()
+        await peer.say(OK)
+        await asyncio.sleep(0.01)
+        await peer.say_for_ever(1000 * OK)
+
+    async with subscribing(script) as subscriber, a_poster() as poster:
+        assert (await poster.post(a_target(subscriber), a_delivery(), 1)).status == 200
+        with growing_at_most(8):
+            await asyncio.sleep(0.2)
+
+
+async def test_a_farewell_on_an_idle_connection_is_not_the_answer_to_the_next_post() -> None:
+    has_spoken = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.hear()
+        await peer.say(OK)
+        await asyncio.sleep(0.01)
+        await peer.say(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+        has_spoken.set()
+        await peer.wait_for_the_end()
+
+    async with subscribing(script) as subscriber, a_poster() as poster:
+        target = a_target(subscriber)
+        assert (await poster.post(target, a_delivery(), 1)).status == 200
+        await has_spoken.wait()
+        await asyncio.sleep(0.01)
+        assert (await poster.post(target, a_delivery(), 1)).status == 200
+        assert subscriber.connections == 2
+
+
+# Answers that are slow
+
+
+async def never_answering(peer: Peer) -> None:
+    await peer.hear()
+    await peer.wait_for_the_end()
+
+
+async def never_reading(peer: Peer) -> None:
+    transport = peer.writer.transport
+    assert isinstance(transport, asyncio.ReadTransport)
+    transport.pause_reading()
+    await asyncio.sleep(2 * DEADLINE_S)
+    transport.resume_reading()
+    await peer.wait_for_the_end()
+
+
+def dripping(first: bytes, drops: bytes) -> Script:
+    async def script(peer: Peer) -> None:
+        await peer.hear()
+        await peer.say(first)
+        await peer.say(*(drops[n : n + 1] for n in range(len(drops))), pause_s=DEADLINE_S / 5)
+
+    return script
+
+
+SLOW: dict[str, tuple[Script, int | str]] = {
+    "says nothing": (silence, NO_ANSWER),
+    "says nothing to a request": (never_answering, NO_ANSWER),
+    "does not read": (never_reading, NO_ANSWER),
+    "drips its head": (dripping(b"HTTP/1.1 200", b" OK\r\nContent-Length: 1000\r\n\r\n"), NO_ANSWER),
+    "drips interim answers": (dripping(b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"), NO_ANSWER),
+    "drips its body": (dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", 1000 * b"x"), 200),
+    "drips its error": (dripping(b"HTTP/1.1 500 No\r\n\r\n", 1000 * b"x"), 500),
+    "drips chunks": (dripping(CHUNKED, 1000 * b"1\r\nx\r\n"), 200),
+    "keeps its body": (answering(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"), 200),
+}
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(("script", "outcome"), SLOW.values(), ids=SLOW)
+async def test_a_slow_subscriber_has_until_the_deadline(script: Script, outcome: int | str) -> None:
+    async with subscribing(script) as subscriber, a_poster() as poster:
+        attempt = await poster.post(a_target(subscriber), a_delivery(), 1)
+    assert outcome_of(attempt) == outcome
+    assert 1000 * DEADLINE_S - 10 <= attempt.duration_ms <= 1000 * DEADLINE_S + SLACK_MS
+
+
+async def test_a_body_that_does_not_come_holds_up_no_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("watcher.delivery.post._BODY_S", 0.05)
+    unfinished = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
+    async with subscribing(unfinished) as subscriber, a_poster(deadline_s=30) as poster:
+        attempt = await poster.post(a_target(subscriber), a_delivery(), 1)
+    assert attempt.status == 200
+    assert attempt.duration_ms < 2000
+
+
+# Connections that end
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(
+    ("hears", "says", "outcome"),
+    [
+        (False, b"", "it reset the connection"),
+        (True, b"", "it reset the connection"),
+        (True, b"HTTP/1.1 200 OK\r\nConte", "it reset the connection"),
+        (True, b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf", 200),
+        (True, OK, 200),
+        (True, b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhal", 500),
+    ],
+)
+async def test_a_reset_ends_the_attempt_and_a_status_before_it_counts(
+    hears: bool, says: bytes, outcome: int | str
+) -> None:
+    async def script(peer: Peer) -> None:
+        if hears:
+            await peer.hear()
+        await peer.say(says)
+        await asyncio.sleep(0.02)
+        peer.reset()
+
+    async with a_poster() as poster:
+        assert await outcome_when(script, poster) == outcome
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("size", [len(EVENT), 20_000, 20_000_000])
+@pytest.mark.parametrize("is_read_later", [True, False])
+async def test_an_answer_before_the_body_was_read_is_an_answer(size: int, is_read_later: bool) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.reader.readuntil(b"\r\n\r\n")
+        await peer.say(b"HTTP/1.1 413 Too much\r\nContent-Length: 2\r\n\r\nno")
+        if is_read_later:
+            await peer.wait_for_the_end()
+
+    async with subscribing(script) as subscriber, a_poster(deadline_s=5) as poster:
+        attempt = await poster.post(a_target(subscriber), a_delivery(body=size * b"x"), 1)
+    assert attempt.status == 413
+
+
+async def test_what_a_peer_does_not_take_holds_no_connection_open() -> None:
+    is_counted = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        transport = peer.writer.transport
+        assert isinstance(transport, asyncio.ReadTransport)
+        transport.pause_reading()
+        await is_counted.wait()
+
+    async with subscribing(script) as subscriber, a_poster(deadline_s=0.1) as poster:
+        before = open_files()
+        attempt = await poster.post(a_target(subscriber), a_delivery(body=20_000_000 * b"x"), 1)
+        await asyncio.sleep(0.01)
+        assert attempt.error == "no answer within 0.1 s"
+        assert open_files() - before == 1  # the subscriber's end
+        is_counted.set()
+
+
+async def test_our_own_shutdown_is_no_attempt() -> None:
+    async with subscribing(never_answering) as subscriber, a_poster(deadline_s=30) as poster:
+        post = asyncio.create_task(poster.post(a_target(subscriber), a_delivery(), 1))
+        while not subscriber.requests:
+            await asyncio.sleep(0.001)
+        post.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await post
+
+
+# Many of them
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
+    if enough < 4096:
+        pytest.skip("not enough file descriptors for a thousand connections")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, enough), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def latencies_ms(poster: Poster, target: Target, count: int) -> list[int]:
+    attempts = [await poster.post(target, a_delivery(), 1) for _ in range(count)]
+    assert {attempt.status for attempt in attempts} == {200}
+    return [attempt.duration_ms for attempt in attempts]
+
+
+@contextlib.asynccontextmanager
+async def a_thousand_dead() -> AsyncIterator[list[str]]:
+    """Endpoints, each of its own address: hung, unnamed, refusing, and not TLS."""
+    refusing = socket.create_server(("127.0.0.1", 0))
+    refused = refusing.getsockname()[1]
+    refusing.close()
+    async with subscribing(silence, host="0.0.0.0") as hung, subscribing(answering(OK), host="0.0.0.0") as plain:
+        hosts = [f"127.0.{n // 250 + 1}.{n % 250 + 1}" for n in range(1000)]
+        yield [
+            *(hung.url_at(host) for host in hosts),
+            *(f"http://127.0.0.1:{refused}/{n}" for n in range(100)),
+            *(f"http://{n}.dead.example/" for n in range(100)),
+            *(plain.url_at(host).replace("http:", "https:") for host in hosts[:100]),
+        ]
+
+
+@pytest.mark.usefixtures("many_files", "quiet")
+async def test_a_thousand_dead_endpoints_cost_a_live_one_nothing() -> None:
+    before = open_files()
+    dns = FakeDns({"live.example": ["127.0.0.1"]})
+    async with (
+        a_thousand_dead() as urls,
+        subscribing(answering(OK)) as subscriber,
+        a_poster(deadline_s=3, resolver=dns) as poster,
+        asyncio.TaskGroup() as group,
+    ):
+        live = a_target(subscriber.url_at("live.example"))
+        quiet_ms = await latencies_ms(poster, live, 100)
+        files = open_files()
+        posts = [group.create_task(poster.post(a_target(url), a_delivery(), 1)) for url in urls]
+        while open_files() - files < 2000 or len(dns.asked) < 101 or sum(post.done() for post in posts) < 200:
+            await asyncio.sleep(0.01)
+        busy_ms = await latencies_ms(poster, live, 100)
+        assert sum(not post.done() for post in posts) == 1100, "the dead were to hang meanwhile"
+    assert median(busy_ms) <= 5 * max(1, median(quiet_ms))
+    assert sorted(busy_ms)[98] <= sorted(quiet_ms)[98] + 100
+    outcomes = [outcome_of(post.result()) for post in posts]
+    assert outcomes[:1000] == 1000 * ["no answer within 3 s"]
+    assert outcomes[1000:1100] == 100 * ["cannot connect: connection refused"]
+    assert outcomes[1100:1200] == 100 * ["no answer within 3 s"]
+    assert outcomes[1200:] == 100 * ["TLS failed"]
+    assert open_files() == before
+
+
+async def test_running_out_of_descriptors_ends_attempts_and_nothing_else() -> None:
+    listener = socket.create_server(("127.0.0.1", 0), backlog=100)  # the kernel connects, nobody accepts
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with subscribing(answering(OK)) as subscriber, a_poster() as poster:
+        assert (await poster.post(a_target(subscriber), a_delivery(), 1)).status == 200
+        target = a_target(f"http://127.0.0.1:{listener.getsockname()[1]}/")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files() + 30, hard))
+        try:
+            attempts = await asyncio.gather(*(poster.post(target, a_delivery(), 1) for _ in range(60)))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert (await poster.post(a_target(subscriber), a_delivery(), 1)).status == 200
+    listener.close()
+    assert {attempt.error for attempt in attempts} == {NO_ANSWER, "cannot connect: too many open files"}
+
+
+def test_the_limits_are_those_that_are_documented() -> None:
+    assert ANSWER_LIMIT == 64 * 1024
+    assert LOOPBACK.allow_http
