@@ -41,9 +41,13 @@ COMMANDS_BY_PURPOSE: Mapping[str, Mapping[str, str]] = {
         "status": "How everything stands, on one screen.",
         "balances": "The last accepted balances, and what is held of them.",
         "events": "What was told, from the event log.",
+        "deliveries": "What waits, what was given up, what was tried.",
+        "subscriptions": "How subscriptions stand; pause and resume them.",
         "tail": "Structured log lines, for people, with filters.",
     },
     "Act and prove": {
+        "ping": "Send one signed sample to a subscriber.",
+        "resend": "Send again: dead letters, or events from the log.",
         "audit": "Prove that baselines, events and balances add up.",
         "explain": "What events two answers of a provider would make.",
     },

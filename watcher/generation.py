@@ -6,14 +6,16 @@ stricter policy never meets an open connection of the time before.
 
 import asyncio
 import resource
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 from watcher.delivery.egress import Policy
 from watcher.delivery.loop import DeliverLoop
 from watcher.delivery.post import Poster, Target
 from watcher.delivery.restraint import Restraint
 from watcher.interest import Interest
+from watcher.logs import log
 from watcher.notices import paused
+from watcher.pause import pause
 from watcher.poll import Poller
 from watcher.poll_loop import PollLoop
 from watcher.providers.client import ProviderClient
@@ -24,10 +26,13 @@ from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
 from watcher.store.lanes import Delivery, Lanes
 from watcher.store.polls import Polls
-from watcher.store.roster import Roster
+from watcher.store.roster import Enrolled, Roster
 from watcher.store.schedule import Schedule
 from watcher.store.standings import Standing, Standings
 from watcher.tally import Tally
+
+_LOOK_S = 1.0
+"""How often it is looked whether the server still knows of the accounts: so late they start anew."""
 
 _DESCRIPTORS_FOR_THE_REST = 192
 """Redis, providers, logs and listeners, with room to spare."""
@@ -65,7 +70,7 @@ class Generation:
             allow=settings.egress.allow, allow_http=settings.egress.allow_http, nat64=settings.egress.nat64
         )
         self._loops: list[PollLoop | DeliverLoop] = []
-        self._is_stopped = False
+        self._stopped = asyncio.Event()
 
     async def run(self) -> None:
         """Run the loops until `stop`, and the work in flight to its end."""
@@ -75,6 +80,7 @@ class Generation:
             await self._until_enrolled()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._hasten_moved(deliver_loop), name="hasten")
+                group.create_task(self._keep_enrolled(), name="enroll")
                 for loop in self._loops:
                     group.create_task(loop.run(), name=loop.name)
 
@@ -82,9 +88,8 @@ class Generation:
         """Poll every account once, deliver what is due, and end."""
         async with AsyncExitStack() as stack:
             deliver_loop, poll_loops = await self._make_loops(stack)
-            names = self._names_by_provider()
-            await self._roster.enroll(names, now_ms=self._schedule.now_ms())
-            for provider, accounts in names.items():
+            await self._enroll()
+            for provider, accounts in self._names_by_provider().items():
                 await self._roster.make_due(provider, accounts, now_ms=self._schedule.now_ms())
             async with asyncio.TaskGroup() as group:
                 delivering = group.create_task(deliver_loop.run(), name="deliver")
@@ -99,7 +104,7 @@ class Generation:
 
     def stop(self) -> None:
         """Claim nothing more."""
-        self._is_stopped = True
+        self._stopped.set()
         for loop in self._loops:
             loop.stop()
 
@@ -113,14 +118,24 @@ class Generation:
         return {loop.name: loop.turned_at for loop in self._loops if loop.turned_at is not None}
 
     async def _until_enrolled(self) -> None:
-        while not self._is_stopped:
+        while not self._stopped.is_set():
             try:
-                await self._roster.enroll(self._names_by_provider(), now_ms=self._schedule.now_ms())
+                await self._enroll()
             except StoreUnreachable as trouble:
                 await asyncio.sleep(await self._health.failed(trouble))
             else:
                 return
         self.stop()  # the loops were made meanwhile, and must not start
+
+    async def _keep_enrolled(self) -> None:
+        """Let every account start anew when the server has lost its state: baselines, and no events."""
+        while not await pause(self._stopped, _LOOK_S):
+            with suppress(StoreUnreachable):  # the loops say so
+                if await self._roster.is_lost() and (enrolled := await self._enroll()).added:
+                    log.error("state.lost", accounts=enrolled.added)
+
+    async def _enroll(self) -> Enrolled:
+        return await self._roster.enroll(self._names_by_provider(), now_ms=self._schedule.now_ms())
 
     async def _hasten_moved(self, deliver_loop: DeliverLoop) -> None:
         """What waits for a subscriber that has moved need not wait any longer."""

@@ -14,13 +14,13 @@ from watcher.logs import log
 
 _HEAD_BYTES = 8 * 1024
 _CONNECTIONS = 16
-"""At the same time; a scraper and a few probes need one each, for milliseconds."""
+"""At the same time. A scraper and a few probes need one each, for milliseconds."""
 
 _CONNECTION_S = 10.0
 """From the first byte to the last, as long as Prometheus waits."""
 
 _REQUEST = re.compile(r"([A-Z]{1,16}) (/[!-~]{0,1024}) HTTP/1\.[01]\Z", re.ASCII)
-_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}):[ \t]*([ -~\t]*?)[ \t]*\Z", re.ASCII)
+_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}):([ -~\t]*)\Z", re.ASCII)
 _ONCE = ("host", "authorization")
 
 _PHRASES = {
@@ -60,7 +60,7 @@ class Listener:
         self.address = address
         self._door = Door(address, token)
         self._routes = routes
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._open: dict[asyncio.StreamWriter, None] = {}  # the oldest first
 
     async def __aenter__(self) -> Self:
         """Start to listen; `address` then tells the port. Raises ListenerRefused."""
@@ -77,15 +77,14 @@ class Listener:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        for writer in self._writers:
+        for writer in self._open:
             writer.transport.abort()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection. Whoever is too many, too slow or too long is cut off."""
-        if len(self._writers) >= _CONNECTIONS:
-            writer.transport.abort()
-            return
-        self._writers.add(writer)
+        """Serve one connection. Who is too slow or too long is cut off, and of too many who came first."""
+        if len(self._open) >= _CONNECTIONS:
+            self._cut_off(next(iter(self._open)))
+        self._open[writer] = None
         try:
             async with asyncio.timeout(_CONNECTION_S):
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -96,7 +95,12 @@ class Listener:
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             writer.transport.abort()
         finally:
-            self._writers.discard(writer)
+            self._open.pop(writer, None)
+
+    def _cut_off(self, writer: asyncio.StreamWriter) -> None:
+        """Make room at once: those who hold connections open must not keep a probe out."""
+        writer.transport.abort()
+        del self._open[writer]
 
     async def _answer(self, head: bytes) -> Answer:
         request = _parse(head)
@@ -126,7 +130,7 @@ def _parse(head: bytes) -> _Request | None:
     """Read a request's head; None where it is none, or says twice where it goes or who sends it."""
     first, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
     request = _REQUEST.match(first)
-    headers = [(header[1].lower(), header[2]) for line in lines if (header := _HEADER.match(line))]
+    headers = [(header[1].lower(), header[2].strip()) for line in lines if (header := _HEADER.match(line))]
     names = [name for name, _ in headers]
     if not request or len(headers) < len(lines) or any(names.count(name) > 1 for name in _ONCE):
         return None

@@ -26,7 +26,8 @@ from watcher.worker import Worker
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_TYPES = (*CHANGE_EVENTS, *SERVICE_EVENTS)
+_TYPES = (*CHANGE_EVENTS, *(name for name in SERVICE_EVENTS if not name.startswith("subscription.")))
+"""What a poll may commit; what befalls a subscription is told by others."""
 
 _Value = tuple[tuple[str, ...], float]
 _Histogram = tuple[tuple[str, ...], Spread]

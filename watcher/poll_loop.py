@@ -30,6 +30,9 @@ _AHEAD_S = 1.0
 _UNKNOWN_MS = 10_000
 """An account that this worker's configuration does not know is left to those who know it."""
 
+DAMAGED_S = 30.0
+"""What cannot be read in Redis is looked at again after so long: somebody may have mended it."""
+
 _AGAIN_S = 0.5
 """Between two tries to give a lease back, while the store is away."""
 
@@ -72,6 +75,9 @@ class PollLoop:
                     self._health.answered()
                 except StoreError as trouble:
                     pause_s = await self._health.failed(trouble)
+                except Exception:
+                    log.exception("bug", affected=self.name)
+                    pause_s = DAMAGED_S
                 self._poller.silence.tell()
                 await pause(self._wake, pause_s)
         self._poller.silence.tell(at_once=True)
@@ -105,16 +111,23 @@ class PollLoop:
         # The longest overdue look comes first; a shard that gets no room now is looked at next time.
         shards = sorted(shards, key=self._look_at.__getitem__)[:room]
         at_most = room // len(shards)
-        claims = [
-            self._polls.claim(self._provider, shard, lease_ms=self._lease_ms, at_most=at_most)
-            for shard in shards
-        ]
-        leases: list[Lease] = []
-        for shard, claimed in zip(shards, await asyncio.gather(*claims), strict=True):
-            leases.extend(claimed.leases)
-            wait_ms = LOOK_MS if claimed.next_due_ms is None else min(LOOK_MS, claimed.next_due_ms)
-            self._look_at[shard] = now + wait_ms / 1000
-        return leases
+        found = await asyncio.gather(*(self._claim_shard(shard, at_most) for shard in shards))
+        return [lease for leases in found for lease in leases]
+
+    async def _claim_shard(self, shard: int, at_most: int) -> tuple[Lease, ...]:
+        """Claim at one shard. One whose keys are damaged is left alone for a while, the others go on."""
+        self._look_at[shard] = time.monotonic() + DAMAGED_S
+        try:
+            claimed = await self._polls.claim(self._provider, shard, lease_ms=self._lease_ms, at_most=at_most)
+        except StoreError:
+            self._look_at[shard] = 0.0
+            raise
+        except Exception:
+            log.exception("bug", affected=f"polls of shard {shard}")
+            return ()
+        wait_ms = LOOK_MS if claimed.next_due_ms is None else min(LOOK_MS, claimed.next_due_ms)
+        self._look_at[shard] = time.monotonic() + wait_ms / 1000
+        return claimed.leases
 
     def _look_again(self, member: str) -> None:
         """Look at an account's shard in time for its next poll, where that is sooner than usual."""

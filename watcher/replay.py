@@ -103,7 +103,7 @@ def _event(record: Record, told: Told) -> Event:
     """Read an event of the log, to be told again."""
     data = record.content["data"]
     said = data["asset"]
-    asset = said and Asset(*(said[field] for field in Asset._fields))
+    asset = None if said is None else Asset(*(said[field] for field in Asset._fields))
     if not _ID.match(told.id):
         raise Damaged("its id is none of ours")
     body = orjson.dumps(record.content)

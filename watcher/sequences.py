@@ -23,12 +23,12 @@ class Sequences:
         self._last_by_lane: dict[tuple[str, str], int] = {}
 
     def note(self, event: Event) -> Order | None:
-        """Say what is odd about `event`, or None. An event without a sequence, such as a ping, never is."""
+        """Say what is odd about `event`, or None. One that is about no account, such as a ping, never is."""
         sequence = _number(event, "data", "sequence")
         previous = _number(event, "subscription", "previous_sequence")
-        if sequence is None:
-            return None
         lane = _name(event, "subscription", "name"), _name(event, "data", "account", "name")
+        if sequence is None or not lane[1]:
+            return None
         last = self._last_by_lane.pop(lane, None)  # put back at the end: the front is forgotten first
         self._last_by_lane[lane] = max(sequence, last or 0)
         if len(self._last_by_lane) > _KEEP:

@@ -6,11 +6,12 @@ the poster forgot to close is a failure.
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
@@ -24,7 +25,7 @@ from watcher.delivery.post import Poster, Target
 from watcher.store.lanes import Delivery
 
 LOOPBACK = Policy((ip_network("127.0.0.0/8"),), allow_http=True)
-DEADLINE_S = 0.3
+DEADLINE_S = 0.2
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 EVENT = b'{"id": "evt_1", "type": "deposit.cleared", "data": {"amount": "12.5"}}'
 
@@ -57,7 +58,7 @@ class Peer:
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
         body = await self.reader.readexactly(int(headers["content-length"]))
         request = Request(self.number, headers, body, head)
-        self.subscriber.requests.append(request)
+        self.subscriber.note(request)
         return request
 
     async def say(self, *pieces: bytes, pause_s: float = 0) -> None:
@@ -87,8 +88,13 @@ class Subscriber:
     script: Script
     port: int = 0
     scheme: str = "http"
-    connections: int = 0
+    peers: list[object] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def connections(self) -> int:
+        return len(self.peers)
 
     @property
     def url(self) -> str:
@@ -98,23 +104,33 @@ class Subscriber:
         return f"{self.scheme}://{host}:{self.port}/in"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        peer = Peer(reader, writer, self, self.connections)
+        self.peers.append(writer.get_extra_info("peername"))
+        self._news.set()
+        peer = Peer(reader, writer, self, len(self.peers))
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):  # the poster has hung up
             await self.script(peer)
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+    def note(self, request: Request) -> None:
+        self.requests.append(request)
+        self._news.set()
+
+    async def until(self, is_so: Callable[["Subscriber"], bool]) -> None:
+        """Wait for connections or requests."""
+        while not is_so(self):
+            self._news.clear()
+            await self._news.wait()
 
     async def visits(self) -> int:
         """Count the connections so far. One of our own queues behind them: none can still be on its way."""
-        before_us = None
         _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        while before_us is None or self.connections == before_us:
-            before_us = self.connections if before_us is None else before_us
-            await asyncio.sleep(0.001)
+        own = writer.get_extra_info("sockname")
+        await self.until(lambda subscriber: own in subscriber.peers)
         writer.close()
         await writer.wait_closed()
-        self.connections -= 1
-        return self.connections
+        return self.peers.index(own)
 
 
 @contextlib.asynccontextmanager
@@ -129,8 +145,10 @@ async def subscribing(
 
         server = await asyncio.start_server(connected, host, 0, ssl=tls, backlog=2048)
         subscriber.port = server.sockets[0].getsockname()[1]
-        yield subscriber
-        server.close()
+        try:
+            yield subscriber
+        finally:
+            server.close()
 
 
 def answering(*answers: bytes) -> Script:
@@ -165,7 +183,9 @@ class FakeDns(AbstractResolver):
         answer = self._known[host]
         if isinstance(answer, Exception):
             raise answer
-        return [ResolveResult(hostname=host, host=ip, port=port, family=family, proto=0, flags=0) for ip in answer]
+        return [
+            ResolveResult(hostname=host, host=ip, port=port, family=family, proto=0, flags=0) for ip in answer
+        ]
 
     async def close(self) -> None:
         pass
@@ -185,11 +205,13 @@ def a_delivery(event_id: str = "evt_1", body: bytes = EVENT) -> Delivery:
 
 
 def open_files() -> int:
+    """Count the descriptors of this process, without what other tests left to the garbage collector."""
+    gc.collect()
     return len(os.listdir("/dev/fd"))
 
 
 @contextlib.contextmanager
-def growing_at_most(mib: float) -> Any:
+def growing_at_most(mib: float) -> Iterator[None]:
     """Assert that the memory of this process never exceeds, inside the block, what it was before by more.
 
     The peak is the kernel's own; where there is no such count, nothing is asserted.

@@ -204,6 +204,24 @@ async def test_a_server_that_is_gone_is_said_so_to_everybody_who_waits(engine: s
                 assert await echo(pipe, "back") == "back"
 
 
+@on_real_servers
+async def test_answers_of_a_server_that_hung_reach_nobody_later(engine: str) -> None:
+    with real_server(engine) as server:
+        async with connect(server.url) as client:
+            client.connection_pool.connection_kwargs["socket_timeout"] = 0.05
+            pipe = Pipe(client)
+            async with running(pipe):
+                with server.paused():
+                    troubles = await asyncio.gather(
+                        *(echo(pipe, f"before {n}") for n in range(5)), return_exceptions=True
+                    )
+                assert {str(trouble).partition("does not")[2] for trouble in troubles} == {
+                    " answer in time; is it stopped or overloaded?"
+                }
+                texts = [f"after {n}" for n in range(20)]
+                assert await asyncio.gather(*(echo(pipe, text) for text in texts)) == texts
+
+
 async def test_a_bug_of_the_client_reaches_all_callers_and_ends_no_runner() -> None:
     client = FakeAsyncRedis()
     pipe = Pipe(client)

@@ -162,6 +162,7 @@ async def test_of_many_workers_that_see_it_exactly_one_pauses(redis_client: Redi
 async def test_whoever_pauses_by_hand_can_resume(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     assert await a_view(store).pause(OPS, "by hand")
+    assert (await noted(store) or b"").startswith(b"0 "), "nothing was attempted"
     assert not await a_view(store).pause(OPS, "by another hand")
     assert (await fail(store)).standing.reason == "by hand"
     assert await a_view(store).resume(OPS)

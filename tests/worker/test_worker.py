@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 from builders import seconds
+from redis.asyncio import Redis
 from rig import ALICE, MK, TREASURY, Rig, a_rig, some_settings
 
 from watcher.receiver import Fail
 from watcher.sandbox.answers import BAD_GATEWAY
+from watcher.store.keys import Keys
 from watcher.worker import Worker
 
 
@@ -184,3 +186,18 @@ async def test_a_provider_that_never_comes_back_is_told_once_per_account(rig: Ri
         ("account.recovered", "treasury"),
     ]
     assert rig.receiver.taken == 4
+
+
+async def test_a_damaged_schedule_stops_its_shard_and_nothing_else(rig: Rig, redis_client: Redis) -> None:
+    """`treasury` and `alice` live on shards 14 and 13."""
+    keys = Keys(rig.settings.redis.namespace)
+    async with rig.worker():
+        await baselines(rig)
+        for key in (keys.polls(13, "shop"), keys.due_subscriptions(13), keys.standings()):
+            await redis_client.delete(key)
+            await redis_client.set(key, "damaged")
+        await polls(rig, LOOPRING, 25)  # more than a second: standings were read again
+        rig.sandbox.world.credit(TREASURY, "ETH", "1")
+        events = await rig.events(1)
+        await redis_client.delete(keys.polls(13, "shop"), keys.due_subscriptions(13), keys.standings())
+    assert [event["data"]["account"]["name"] for event in events] == ["treasury"]

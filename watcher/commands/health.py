@@ -6,11 +6,15 @@ Refuses to load anything of weight: a container's health check runs it every few
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from watcher.commands.http_token import token_given, token_option
 from watcher.durations import parse_duration
+
+if TYPE_CHECKING:
+    from http.client import HTTPConnection
 
 _TIMEOUT_S = 5.0
 _ANSWER_BYTES = 4096
@@ -72,21 +76,30 @@ def _trouble_at(url: str, token: str | None) -> str | None:
 
 def _ask(url: str, token: str | None) -> tuple[int, str]:
     """GET /livez, without following anything. Raises OSError and HTTPException."""
-    from http.client import HTTPConnection, HTTPSConnection
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-        raise click.BadParameter("must be http://HOST:PORT", param_hint="--url")
-    connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    connection = connect(parts.hostname, parts.port, timeout=_TIMEOUT_S)
+    connection, path = _connection(url)
     headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
-        connection.request("GET", f"{parts.path.rstrip('/')}/livez", headers=headers)
+        connection.request("GET", f"{path}/livez", headers=headers)
         answer = connection.getresponse()
         return answer.status, _shown(answer.read(_ANSWER_BYTES))
     finally:
         connection.close()
+
+
+def _connection(url: str) -> "tuple[HTTPConnection, str]":
+    """Take the URL apart; nothing is sent yet."""
+    from http.client import HTTPConnection, HTTPSConnection
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or parts.scheme not in ("http", "https") or parts.username or parts.query:
+        raise click.BadParameter("must be http://HOST:PORT", param_hint="--url")
+    connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    return connect(host, port, timeout=_TIMEOUT_S), parts.path.rstrip("/")
 
 
 def _shown(body: bytes) -> str:

@@ -45,6 +45,9 @@ class _BoundedConnection(ResponseHandler):
 
     def data_received(self, data: bytes) -> None:
         """Take what there is room for, each head by itself: a fault behind it must not hide a status."""
+        if not data:  # a reader that had to wait asks for the rest of what is here already
+            super().data_received(data)
+            return
         for part in _heads_apart(data[: max(self._room, 0)]):
             if self._is_answered or len(self) > _HEADS_UNREAD:
                 self._cut()
@@ -79,4 +82,4 @@ class _BoundedConnection(ResponseHandler):
 def _heads_apart(data: bytes) -> list[bytes]:
     *heads, rest = data.split(_END_OF_HEAD, _HEADS_UNREAD + 1)
     parts = [head + _END_OF_HEAD for head in heads]
-    return [*parts, rest] if rest or not parts else parts
+    return [*parts, rest] if rest else parts

@@ -22,6 +22,9 @@ from watcher.tally import Tally
 TURN_MS = 2_000
 """Longest wait for a turn with a lane in hand; where the next one is further off, the lane is given back."""
 
+EMPTY_MS = 60_000
+"""A lane that is due but has no deliveries is looked at again after so long."""
+
 AT_ONCE = 20
 """Deliveries read with one claim: few enough that a lane does not keep a worker from the others."""
 
@@ -58,6 +61,9 @@ class LaneWorker:
     async def work(self, target: Target, lease: Lease) -> bool:
         """Deliver what waits in a claimed lane; says whether more of it is due. Raises StoreError."""
         entries, tries = await self._ask(lease, lambda: self._read(target.name, lease.member))
+        if not entries:  # its list was taken away from outside: there is nothing to deliver, nor a hurry
+            await self._lanes.release(target.name, lease, due_in_ms=EMPTY_MS)
+            return False
         for entry in entries:
             if self._is_stopped() or self._restraint.rest_ms(target.name) or not await self._has_turn(target):
                 break

@@ -31,6 +31,10 @@ _UNKNOWN_MS = 60_000
 """A subscription that the configuration does not know keeps its lanes, and is not looked at for so long."""
 
 
+DAMAGED_S = 30.0
+"""What cannot be read in Redis is looked at again after so long: somebody may have mended it."""
+
+
 class DeliverLoop:
     """Delivers to all subscriptions until asked to stop. `turned_at`: when it last began a turn."""
 
@@ -54,6 +58,7 @@ class DeliverLoop:
         self._woken: set[tuple[int, str]] = set()
         self._full: defaultdict[str, set[int]] = defaultdict(set)
         self._look_at = 0.0
+        self._damaged_until: dict[int, float] = {}
         self._is_finishing = False
         self.turned_at: float | None = None
         self._wake = asyncio.Event()
@@ -97,6 +102,9 @@ class DeliverLoop:
                     pause_s = self._look_at - time.monotonic()
                 except StoreError as trouble:
                     pause_s = await self._health.failed(trouble)
+                except Exception:
+                    log.exception("bug", affected=self.name)
+                    pause_s = DAMAGED_S
                 await pause(self._wake, pause_s)
 
     @property
@@ -118,8 +126,24 @@ class DeliverLoop:
         return bool(due)
 
     async def _look(self) -> set[tuple[int, str]]:
-        names_by_shard = await asyncio.gather(*map(self._lanes.due_subscriptions, range(SHARDS)))
+        names_by_shard = await asyncio.gather(*map(self._look_at_shard, range(SHARDS)))
         return {(shard, name) for shard, names in enumerate(names_by_shard) for name in names}
+
+    async def _look_at_shard(self, shard: int) -> list[str]:
+        """Look at one shard. One whose keys are damaged is left alone for a while, the others go on."""
+        if time.monotonic() < self._damaged_until.get(shard, 0):
+            return []
+        try:
+            return await self._lanes.due_subscriptions(shard)
+        except StoreError:
+            raise
+        except Exception:
+            self._note_damage(shard, "lanes")
+            return []
+
+    def _note_damage(self, shard: int, what: str) -> None:
+        log.exception("bug", affected=f"{what} of shard {shard}")
+        self._damaged_until[shard] = time.monotonic() + DAMAGED_S
 
     async def _claim(self, group: asyncio.TaskGroup, name: str, shards: list[int]) -> None:
         """Claim lanes of one subscription, spread over its shards, as many as there is room for."""
@@ -137,7 +161,13 @@ class DeliverLoop:
         )
 
     async def _claim_shard(self, group: asyncio.TaskGroup, target: Target, shard: int, at_most: int) -> None:
-        claimed = await self._lanes.claim(target.name, shard, lease_ms=LEASE_MS, at_most=at_most)
+        try:
+            claimed = await self._lanes.claim(target.name, shard, lease_ms=LEASE_MS, at_most=at_most)
+        except StoreError:
+            raise
+        except Exception:
+            self._note_damage(shard, f"lanes of {target.name}")
+            return
         if len(claimed.leases) == at_most:
             self._full[target.name].add(shard)  # more may be due there
         for lease in claimed.leases:

@@ -99,6 +99,8 @@ class Poster:
             words = f"refused: {refusal}" if refusal else _in_our_words(error)
             return Attempt(_since_ms(started), error=words, is_refused_by_us=refusal is not None)
         async with answer:
+            if answer.content.is_eof() and 200 <= answer.status < 300:
+                return Attempt(_since_ms(started), status=answer.status)  # nobody asks what else it says
             beginning = await _read(answer, min(deadline, loop.time() + _BODY_S))
         return Attempt(
             _since_ms(started),

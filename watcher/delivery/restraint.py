@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from watcher.delivery.outcomes import Outcome, Verdict
 from watcher.logs import log
 from watcher.settings import SubscriptionSettings
+from watcher.store.connect import StoreError
 from watcher.store.standings import PATIENCE, WARN_AFTER, Standing, Standings
 
 LONGEST_REST_MS = 60_000
@@ -22,6 +23,7 @@ worker until one is delivered: no stampede."""
 
 _READ_EVERY_S = 1.0
 _WARN_EVERY_S = 3600.0
+_DAMAGED_S = 30.0
 _HEALTHY_SHARE = 0.8
 """The last fifth of what this process can bear is for subscriptions that stand well."""
 
@@ -56,13 +58,24 @@ class Restraint:
         """
         if time.monotonic() < self._read_at:
             return []
-        before, self._known = self._known, await self._standings.read()
-        self._read_at = time.monotonic() + _READ_EVERY_S
+        before, self._known = self._known, await self._read()
         sooner = [name for name, old in before.items() if _until_ms(self._known.get(name)) < _until_ms(old)]
         for name in sooner:
             if before[name].paused_at_ms:
                 log.info("subscription.resumed", subscription=name)
         return sooner
+
+    async def _read(self) -> dict[str, Standing]:
+        """Read all standings. Where they are damaged, all subscriptions stand well."""
+        self._read_at = time.monotonic() + _READ_EVERY_S
+        try:
+            return await self._standings.read()
+        except StoreError:
+            raise
+        except Exception:
+            log.exception("bug", affected="standings")
+            self._read_at = time.monotonic() + _DAMAGED_S
+            return {}
 
     def rest_ms(self, name: str) -> int:
         """Say for how many ms a subscription is to be left alone, as far as that is foreseen."""

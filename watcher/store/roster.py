@@ -35,6 +35,10 @@ class Roster:
         """Raises ConfigurationRefused where another version of watcher laid out the state."""
         await self._providers(())
 
+    async def is_lost(self) -> bool:
+        """Say whether the state is gone whose layout was checked, as after a restart without persistence."""
+        return await self._pipe.command("HGET", self._keys.meta(), "shards") is None
+
     async def enroll(self, accounts_by_provider: Mapping[str, Collection[str]], *, now_ms: int) -> Enrolled:
         """Make new accounts due now and forget the ones that are gone."""
         providers = await self._providers(accounts_by_provider)
@@ -43,9 +47,8 @@ class Roster:
         for provider in providers:
             wanted = set(accounts_by_provider.get(provider, ()))
             known = await self._scheduled(provider)
-            await self._add(provider, sorted(wanted - known), now_ms)
+            added += await self._add(provider, sorted(wanted - known), now_ms)
             await self._remove(provider, sorted(known - wanted), everyone)
-            added += len(wanted - known)
             removed += len(known - wanted)
         return Enrolled(added, removed)
 
@@ -77,10 +80,13 @@ class Roster:
             pairs = [part for name in group for part in (now_ms, name)]
             await self._pipe.command("ZADD", self._keys.polls(shard, provider), "XX", *pairs)
 
-    async def _add(self, provider: str, names: list[str], now_ms: int) -> None:
+    async def _add(self, provider: str, names: list[str], now_ms: int) -> int:
+        """Returns how many there were to add: another worker may do the same at this moment."""
+        added = 0
         for shard, group in _by_shard(names):
             pairs = [part for name in group for part in (now_ms, name)]
-            await self._pipe.command("ZADD", self._keys.polls(shard, provider), "NX", *pairs)
+            added += await self._pipe.command("ZADD", self._keys.polls(shard, provider), "NX", *pairs)
+        return added
 
     async def _remove(self, provider: str, names: list[str], everyone: Collection[str]) -> None:
         for shard, group in _by_shard(names):

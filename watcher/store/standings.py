@@ -68,7 +68,7 @@ class Standings:
 
     async def pause(self, subscription: str, reason: str) -> bool:
         """Send nothing more to a subscription until it is resumed; says whether it was not paused before."""
-        return (await self.failed(subscription, reason, pause=True, wish_ms=0, holds_ms=(0,))).paused
+        return (await self.failed(subscription, reason, pause=True, wish_ms=0, holds_ms=())).paused
 
     async def resume(self, subscription: str) -> bool:
         """Forget that a subscription failed or was paused; says whether there was anything to forget."""

@@ -1,10 +1,10 @@
--- Note a failed attempt of a subscription: how many in a row, since when, until when it is left alone,
--- and whether it is paused from now on. A failure that comes while it is left alone is of an attempt that
--- had begun before, so it counts no further: thirty at the same moment are one.
+-- Note a failed attempt of a subscription, or only pause it: how many failed in a row, since when, until
+-- when it is left alone, and whether it is paused from now on. A failure that comes while it is left alone
+-- is of an attempt that had begun before, so it counts no further: thirty at the same moment are one.
 -- KEYS    1 standings (subscription -> `failures since_ms held_until_ms paused_at_ms reason`)
 -- ARGV    1 subscription   2 reason   3 pause it now (1 or 0)   4 pause after failing for so many ms
 --         5 the subscriber's own wish in ms (0: none)   6.. ms to leave it alone after the first failure in
---         a row, the second, ..., then level
+--         a row, the second, ..., then level (absent: there was no attempt)
 -- returns the standing; 1 if this paused it; 1 if it counted
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -14,7 +14,7 @@ failures, since = tonumber(failures) or 0, tonumber(since) or now
 held, paused = tonumber(held) or 0, tonumber(paused) or 0
 
 local counts, rest = 0, tonumber(ARGV[5])
-if now >= held then
+if ARGV[6] and now >= held then
   counts, failures = 1, failures + 1
   rest = math.max(rest, tonumber(ARGV[math.min(5 + failures, #ARGV)]))
 end

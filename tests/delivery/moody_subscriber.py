@@ -1,0 +1,199 @@
+"""A subscriber whose mood is set from outside, and lanes that owe it something, without any provider."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from ipaddress import ip_network
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import pytest
+from aiohttp import web
+from builders import SECRET
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from watcher.cli import main
+from watcher.receive import verify
+from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings, WorkerSettings
+from watcher.store.keys import SHARDS, Keys
+from watcher.store.lanes import Delivery, Lanes
+from watcher.store.letters import Letters
+from watcher.store.pipe import Pipe
+from watcher.store.schedule import Schedule
+from watcher.store.standings import Standings
+from watcher.worker import Worker
+
+
+class Arrival(NamedTuple):
+    """One attempt: when it came, what it said, how many were under way with it, how it was answered."""
+
+    at: float
+    event: Any
+    body: bytes
+    attempt: int
+    in_flight: int
+    status: int
+
+
+@dataclass(eq=False)
+class MoodySubscriber:
+    """Verifies and answers as `status`, `headers` and `delay_s` say at the moment; `async with` it."""
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    delay_s: float = 0.0
+    arrivals: list[Arrival] = field(default_factory=list)
+    in_flight: int = 0
+
+    async def __aenter__(self) -> Self:
+        app = web.Application()
+        app.router.add_post("/{path:.*}", self._take)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/hooks/t0ken"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._runner.cleanup()
+
+    async def _take(self, request: web.Request) -> web.Response:
+        self.in_flight += 1
+        status, headers = self.status, self.headers
+        try:
+            body = await request.read()
+            event = verify(request.headers, body, SECRET)
+            attempt = int(request.headers["watcher-attempt"])
+            self.arrivals.append(Arrival(time.monotonic(), event, body, attempt, self.in_flight, status))
+            await asyncio.sleep(self.delay_s)
+        finally:
+            self.in_flight -= 1
+        return web.Response(status=status, headers=headers, text="what it says")
+
+    @property
+    def taken(self) -> list[Any]:
+        """The events that it took, in their order of arrival, repeats included."""
+        return [arrival.event for arrival in self.arrivals if 200 <= arrival.status < 300]
+
+    async def until(self, claim: Callable[[], bool], *, within_s: float = 10) -> None:
+        async with asyncio.timeout(within_s):
+            while not claim():  # noqa: ASYNC110 - whoever is waited for is the program, which has no signal
+                await asyncio.sleep(0.005)
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """What a namespace owes to its subscriptions, to be added to and looked at."""
+
+    settings: Settings
+    lanes: Lanes
+    letters: Letters
+    standings: Standings
+    pipe: Pipe
+    keys: Keys
+
+    async def queue(self, accounts: Sequence[str], numbers: Sequence[int] = (1,), to: str = "ops") -> None:
+        for account in accounts:
+            await self.lanes.queue(to, account, [a_sample(account, number, to) for number in numbers])
+
+    async def until_left_alone(self) -> None:
+        """Wait until no worker looks for anything to deliver: all know that it is not the time."""
+        async with asyncio.timeout(10):
+            while any([await self.lanes.due_subscriptions(shard) for shard in range(SHARDS)]):
+                await asyncio.sleep(0.05)
+
+    @asynccontextmanager
+    async def worker(self) -> AsyncIterator[Worker]:
+        """A running worker, drained at the end."""
+        worker = Worker(self.settings, name="w")
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(worker.run())
+            try:
+                yield worker
+            finally:
+                worker.stop()
+                await running
+
+
+def a_sample(account: str, number: int, to: str = "ops") -> Delivery:
+    """A delivery whose body says whose it is; sequences rise by one."""
+    event_id = f"evt_{account}_{number}"
+    body = {
+        "id": event_id,
+        "type": "total.increased",
+        "data": {"account": {"name": account}, "sequence": number},
+        "subscription": {"name": to, "previous_sequence": number - 1 or None},
+    }
+    return Delivery(event_id, "total.increased", number, json.dumps(body).encode())
+
+
+def owed(client: Redis, url: str, namespace: str, **url_by_name: str) -> Owed:
+    """A namespace with these subscriptions; their retries are quick."""
+    settings = some_settings(url, namespace, {name: {"url": url} for name, url in url_by_name.items()})
+    pipe, keys = Pipe(client), Keys(namespace)
+    return Owed(settings, Lanes(Schedule(pipe), keys), Letters(pipe, keys), Standings(pipe, keys), pipe, keys)
+
+
+def some_settings(url: str, namespace: str, subscriptions: Mapping[str, Mapping[str, Any]]) -> Settings:
+    quick = (timedelta(0), *[timedelta(milliseconds=20)] * 49)
+    return Settings(
+        redis=RedisSettings(url=SecretStr(url), namespace=namespace),
+        worker=WorkerSettings(drain=timedelta(seconds=5)),
+        egress=EgressSettings(allow=(ip_network("127.0.0.0/8"),), allow_http=True),
+        provider_by_name={},
+        account_by_name={},
+        subscription_by_name={
+            name: SubscriptionSettings.model_validate(
+                {"name": name, "secrets": (SECRET,), "retries": quick, **fields}
+            )
+            for name, fields in subscriptions.items()
+        },
+    )
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: object
+    out: str
+    err: str
+
+    @property
+    def objects(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+class CommandLine:
+    """Runs `watcher` in this process, beside a worker or alone, with the configuration of a namespace."""
+
+    def __init__(self, settings: Settings, path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+        self._path = path
+        self._capsys = capsys
+        tables = "".join(
+            f'[[subscriptions]]\nname = "{name}"\nurl = "{each.url.get_secret_value()}"\n'
+            f'secrets = ["{SECRET}"]\nevents = {json.dumps(each.events or ["*"])}\n'
+            for name, each in settings.subscription_by_name.items()
+        )
+        redis = settings.redis
+        path.write_text(
+            f'[redis]\nurl = "{redis.url.get_secret_value()}"\nnamespace = "{redis.namespace}"\n'
+            '[egress]\nallow = ["127.0.0.0/8"]\nallow_http = true\n'
+            '[providers.loopring]\napi_key = "key"\n'
+            '[[accounts]]\nname = "treasury"\nprovider = "loopring"\naccount_id = 10110\n' + tables
+        )
+
+    async def __call__(self, name: str, *arguments: str) -> Ended:
+        return await asyncio.to_thread(self._run, name, arguments)
+
+    def _run(self, name: str, arguments: Sequence[str]) -> Ended:
+        with pytest.raises(SystemExit) as end:
+            main([name, "--config", str(self._path), *arguments])
+        out, err = self._capsys.readouterr()
+        return Ended(end.value.code, out, err)

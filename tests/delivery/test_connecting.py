@@ -1,0 +1,224 @@
+"""Claims about the way to a subscriber: names, addresses, certificates, and what is said where it ends."""
+
+import asyncio
+from datetime import timedelta
+from ipaddress import ip_network
+
+import pytest
+from raw_subscribers import (
+    DEADLINE_S,
+    OK,
+    FakeDns,
+    Peer,
+    Script,
+    a_delivery,
+    a_poster,
+    a_target,
+    answering,
+    open_files,
+    silence,
+    subscribing,
+)
+from tls_subscribers import a_certificate, a_client_trusting
+from yarl import URL
+
+from watcher.delivery.egress import Policy
+from watcher.delivery.outcomes import Attempt
+from watcher.delivery.post import Poster
+
+NO_ANSWER = f"no answer within {DEADLINE_S} s"
+HOST = "in.hooks.example"
+KNOWN = {HOST: ["127.0.0.1"]}
+STRICTER = Policy((ip_network("127.0.0.2/32"),), allow_http=True)
+
+
+async def post(poster: Poster, url: str) -> Attempt:
+    """Post to a URL that was acceptable when it was read: all of loopback was allowed then."""
+    return await poster.post(a_target(url), a_delivery(), 1)
+
+
+# The guard says no
+
+
+async def test_a_forbidden_address_is_our_refusal_and_is_not_dialled() -> None:
+    async with subscribing(answering(OK)) as canary:
+        async with a_poster(STRICTER) as poster:
+            attempt = await post(poster, canary.url)
+        assert await canary.visits() == 0
+    assert (attempt.status, attempt.error) == (None, "refused: loopback address")
+    assert attempt.is_refused_by_us
+
+
+@pytest.mark.parametrize(
+    ("addresses", "reason"),
+    [
+        (["10.1.2.3"], "private address"),
+        (["169.254.169.254"], "link-local address"),
+        (["93.184.216.34", "127.0.0.1"], "loopback address"),
+        (["::ffff:127.0.0.1"], "loopback address"),
+        (["fd00:ec2::254"], "private address"),
+        (["127.1"], "not an address in its usual spelling"),
+    ],
+)
+async def test_a_name_that_leads_inside_is_our_refusal(addresses: list[str], reason: str) -> None:
+    dns = FakeDns({"hooks.example": addresses})
+    async with subscribing(answering(OK)) as canary:
+        async with a_poster(STRICTER, resolver=dns) as poster:
+            attempts = await asyncio.gather(*(post(poster, canary.url_at("hooks.example")) for _ in range(5)))
+        assert await canary.visits() == 0
+    assert {(attempt.error, attempt.is_refused_by_us) for attempt in attempts} == {
+        (f"refused: {reason}", True)
+    }
+
+
+async def test_a_name_that_leads_elsewhere_later_is_judged_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("watcher.delivery.connector.DNS_CACHE_S", 0)
+    known = {"hooks.example": ["127.0.0.2"]}
+    closing = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    async with (
+        subscribing(
+            answering(closing), host="0.0.0.0"
+        ) as subscriber,
+        a_poster(STRICTER, resolver=FakeDns(known)) as poster,
+    ):
+        assert (await post(poster, subscriber.url_at("hooks.example"))).status == 200
+        known["hooks.example"] = ["127.0.0.1"]
+        assert (await post(poster, subscriber.url_at("hooks.example"))).error == "refused: loopback address"
+    assert subscriber.connections == 1
+
+
+# Names
+
+
+async def test_a_name_that_is_unknown_is_the_subscribers_failure() -> None:
+    dns = FakeDns({"gone.example": OSError(None, "DNS lookup failed")})
+    async with a_poster(resolver=dns) as poster:
+        attempt = await post(poster, "http://gone.example/")
+    assert attempt.error == "its name does not resolve"
+    assert not attempt.is_refused_by_us
+
+
+async def test_a_name_server_that_is_silent_costs_the_deadline() -> None:
+    async with a_poster(resolver=FakeDns({})) as poster:
+        attempts = await asyncio.gather(*(post(poster, "http://silent.example/") for _ in range(3)))
+    assert [attempt.error for attempt in attempts] == 3 * [NO_ANSWER]
+
+
+@pytest.mark.parametrize("host", ["a..b", ".example", 64 * "x" + ".example", "127.1", "0x7f000001", "xn--a"])
+async def test_a_name_that_is_none_is_an_error_of_the_attempt(host: str) -> None:
+    target = a_target("http://hooks.example/")
+    target.url = URL.build(scheme="http", host=host, path="/", encoded=True)
+    async with a_poster(resolver=FakeDns({host: UnicodeError("label empty or too long")})) as poster:
+        attempt = await poster.post(target, a_delivery(), 1)
+    assert attempt.status is None
+    assert attempt.error
+    assert attempt.error != NO_ANSWER
+    assert host not in attempt.error
+
+
+# Addresses
+
+
+async def test_a_refused_connection_says_so() -> None:
+    async with subscribing(silence) as subscriber:
+        pass
+    async with a_poster() as poster:
+        attempt = await post(poster, subscriber.url)
+    assert attempt.error == "cannot connect: connection refused"
+    assert not attempt.is_refused_by_us
+
+
+async def test_the_next_address_of_a_name_is_tried() -> None:
+    dns = FakeDns({"hooks.example": ["127.0.0.9", "127.0.0.1"]})
+    async with subscribing(answering(OK)) as subscriber, a_poster(resolver=dns) as poster:
+        assert (await post(poster, subscriber.url_at("hooks.example"))).status == 200
+
+
+# Certificates
+
+
+def trust(certificate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of what the system trusts."""
+    monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", a_client_trusting(certificate))
+
+
+@pytest.mark.parametrize(
+    ("name", "lasts_days", "outcome"),
+    [
+        (HOST, 1, 200),
+        ("*.hooks.example", 1, 200),
+        ("other.example", 1, "its certificate does not verify: hostname mismatch"),
+        (HOST, -1, "its certificate does not verify: certificate has expired"),
+    ],
+)
+async def test_a_certificate_has_to_be_valid_and_for_this_name(
+    name: str, lasts_days: int, outcome: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls, certificate = a_certificate(name, expires_in=timedelta(days=lasts_days))
+    trust(certificate, monkeypatch)
+    async with (
+        subscribing(answering(OK), tls=tls) as subscriber,
+        a_poster(resolver=FakeDns(KNOWN), deadline_s=5) as poster,
+    ):
+        attempt = await post(poster, subscriber.url_at(HOST))
+    assert (attempt.status or attempt.error) == outcome
+    assert len(subscriber.requests) == (outcome == 200), "nothing is said to whom we do not know"
+
+
+async def test_a_certificate_that_nobody_signed_is_refused() -> None:
+    tls, _ = a_certificate(HOST)
+    async with (
+        subscribing(answering(OK), tls=tls) as subscriber,
+        a_poster(resolver=FakeDns(KNOWN), deadline_s=5) as poster,
+    ):
+        attempt = await post(poster, subscriber.url_at(HOST))
+    assert attempt.error
+    assert attempt.error.startswith("its certificate does not verify: self")  # -signed, spelled in two ways
+    assert not subscriber.requests
+
+
+async def not_speaking_tls(peer: Peer) -> None:
+    await peer.reader.read(1)
+    await peer.say(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+async def hanging_up(peer: Peer) -> None:
+    await peer.reader.read(1)
+
+
+@pytest.mark.parametrize(
+    ("script", "errors"),
+    [
+        (not_speaking_tls, {"TLS failed"}),
+        (hanging_up, {"cannot connect", "cannot connect: connection reset by peer"}),
+        (silence, {NO_ANSWER}),
+    ],
+)
+async def test_a_port_that_does_not_speak_tls_ends_the_attempt(script: Script, errors: set[str]) -> None:
+    async with subscribing(script) as subscriber, a_poster() as poster:
+        attempt = await post(poster, subscriber.url.replace("http:", "https:"))
+    assert attempt.error in errors
+
+
+async def test_a_peer_that_never_says_goodbye_over_tls_holds_no_connection_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tls, certificate = a_certificate(HOST)
+    trust(certificate, monkeypatch)
+    is_counted = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.hear()
+        transport = peer.writer.transport
+        assert isinstance(transport, asyncio.ReadTransport)
+        transport.pause_reading()
+        await is_counted.wait()
+        transport.resume_reading()
+
+    async with subscribing(script, tls=tls) as subscriber, a_poster(resolver=FakeDns(KNOWN)) as poster:
+        before = open_files()
+        attempt = await post(poster, subscriber.url_at(HOST))
+        await asyncio.sleep(0.01)
+        assert attempt.error == NO_ANSWER
+        assert open_files() - before == 1  # the subscriber's end
+        is_counted.set()

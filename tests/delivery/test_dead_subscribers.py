@@ -1,0 +1,124 @@
+"""Claims about many subscribers that are dead at the same time: the live ones do not notice."""
+
+import asyncio
+import contextlib
+import resource
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from statistics import median
+
+import pytest
+from raw_subscribers import (
+    DEADLINE_S,
+    OK,
+    FakeDns,
+    Peer,
+    Subscriber,
+    a_delivery,
+    a_poster,
+    a_target,
+    answering,
+    open_files,
+    silence,
+    subscribing,
+)
+
+from watcher.delivery.post import Poster, Target
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
+    if enough < 4096:
+        pytest.skip("not enough file descriptors for a thousand connections")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, enough), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def latencies_ms(poster: Poster, target: Target, count: int) -> list[float]:
+    latencies = []
+    for _ in range(count):
+        started = time.perf_counter()
+        assert (await poster.post(target, a_delivery(), 1)).status == 200
+        latencies.append(1000 * (time.perf_counter() - started))
+    return latencies
+
+
+async def not_speaking_tls(peer: Peer) -> None:
+    await peer.reader.read(1)
+    await peer.say(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+@contextlib.asynccontextmanager
+async def dead_endpoints() -> AsyncIterator[tuple[dict[str, list[str]], Subscriber]]:
+    """URLs by the way in which they are dead, and who hangs: at many addresses, one for each of its URLs."""
+    refusing = socket.create_server(("127.0.0.1", 0))
+    refused = refusing.getsockname()[1]
+    refusing.close()
+    async with subscribing(silence, host="0.0.0.0") as hung, subscribing(not_speaking_tls) as plain:
+        urls_by_death = {
+            "hung": [hung.url_at(f"127.0.{n // 250 + 1}.{n % 250 + 1}") for n in range(1000)],
+            "unnamed": [f"http://{n}.dead.example/" for n in range(100)],
+            "refused": [f"http://127.0.0.1:{refused}/{n}" for n in range(100)],
+            "not TLS": [f"https://127.0.0.1:{plain.port}/{n}" for n in range(100)],
+        }
+        yield urls_by_death, hung
+
+
+DEATHS = {
+    "hung": "no answer within 2 s",
+    "unnamed": "no answer within 2 s",
+    "refused": "cannot connect: connection refused",
+    "not TLS": "TLS failed",
+}
+
+
+@pytest.mark.usefixtures("many_files")
+async def test_a_thousand_dead_endpoints_cost_a_live_one_nothing() -> None:
+    files_before = open_files()
+    dns = FakeDns({"live.example": ["127.0.0.1"]})
+    async with (
+        dead_endpoints() as (urls_by_death, hung),
+        subscribing(answering(OK)) as subscriber,
+        a_poster(deadline_s=2, resolver=dns) as poster,
+        asyncio.TaskGroup() as group,
+    ):
+        live = a_target(subscriber.url_at("live.example"))
+        quiet_ms = await latencies_ms(poster, live, 200)
+        posts_by_death = {
+            death: [group.create_task(poster.post(a_target(url), a_delivery(), 1)) for url in urls]
+            for death, urls in urls_by_death.items()
+        }
+        await asyncio.wait(posts_by_death["refused"] + posts_by_death["not TLS"])
+        await hung.until(lambda hung: hung.connections == 1000)
+        busy_ms = await latencies_ms(poster, live, 200)
+        hanging = posts_by_death["hung"] + posts_by_death["unnamed"]
+        assert not any(post.done() for post in hanging), "they were to hang meanwhile"
+        assert len(dns.asked) == 1 + len(posts_by_death["unnamed"])
+    assert median(busy_ms) <= 3 * median(quiet_ms)
+    assert sorted(busy_ms)[197] <= sorted(quiet_ms)[197] + 100
+    for death, posts in posts_by_death.items():
+        assert {post.result().error for post in posts} == {DEATHS[death]}
+    assert open_files() == files_before
+
+
+async def test_running_out_of_descriptors_ends_attempts_and_nothing_else() -> None:
+    listener = socket.create_server(("127.0.0.1", 0), backlog=100)  # the kernel connects, nobody accepts
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with subscribing(answering(OK)) as subscriber, a_poster() as poster:
+        assert (await poster.post(a_target(subscriber), a_delivery(), 1)).status == 200
+        target = a_target(f"http://127.0.0.1:{listener.getsockname()[1]}/")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files() + 30, hard))
+        try:
+            attempts = await asyncio.gather(*(poster.post(target, a_delivery(), 1) for _ in range(60)))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert (await poster.post(a_target(subscriber), a_delivery(), 1)).status == 200
+    listener.close()
+    assert {attempt.error for attempt in attempts} == {
+        f"no answer within {DEADLINE_S} s",
+        "cannot connect: too many open files",
+    }

@@ -1,0 +1,372 @@
+"""Claims about one attempt as a subscriber sees it, and about what is written down of it."""
+
+import asyncio
+import re
+
+import pytest
+from builders import SECRET, a_subscription
+from pydantic import SecretStr
+from raw_subscribers import (
+    DEADLINE_S,
+    EVENT,
+    LOOPBACK,
+    OK,
+    FakeDns,
+    Peer,
+    Request,
+    Script,
+    a_delivery,
+    a_poster,
+    a_target,
+    answering,
+    subscribing,
+)
+
+from watcher import __version__
+from watcher.delivery.outcomes import LONGEST_RETRY_AFTER_S, Attempt
+from watcher.delivery.post import Target
+from watcher.delivery.signing import new_secret
+from watcher.printable import hide
+from watcher.receive import TOLERANCE_S, InvalidWebhook, verify
+
+NOW = 1_795_183_385
+AN_HOUR_S = 3600
+
+
+def an_answer(status: int, body: bytes = b"", *headers: bytes) -> bytes:
+    lines = (b"HTTP/1.1 %d Well" % status, b"Content-Length: %d" % len(body), *headers)
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+async def attempt_at(script: Script, **fields: object) -> tuple[Attempt, Request]:
+    """Post once, and return what was written down and what was received."""
+    async with subscribing(script) as subscriber, a_poster() as poster:
+        attempt = await poster.post(a_target(subscriber, **fields), a_delivery(), 1)
+    return attempt, subscriber.requests[0]
+
+
+# What is sent
+
+
+async def test_the_headers_are_those_of_the_protocol_and_no_others() -> None:
+    async with subscribing(answering(OK)) as subscriber, a_poster(unix_time=lambda: NOW + 0.9) as poster:
+        attempt = await poster.post(a_target(subscriber), a_delivery("evt_7"), 3)
+    assert attempt.status == 200
+    [request] = subscriber.requests
+    assert request.head.startswith(b"POST /in HTTP/1.1\r\n")
+    signature = request.headers["webhook-signature"]
+    assert request.headers == {
+        "host": f"127.0.0.1:{subscriber.port}",
+        "accept": "*/*",
+        "content-type": "application/json",
+        "content-length": str(len(EVENT)),
+        "user-agent": f"watcher/{__version__}",
+        "webhook-id": "evt_7",
+        "webhook-timestamp": str(NOW),
+        "webhook-signature": signature,
+        "watcher-attempt": "3",
+    }
+    assert re.fullmatch(r"v1,[A-Za-z0-9+/]{43}=", signature)
+
+
+async def test_a_receiver_verifies_what_arrives() -> None:
+    async with subscribing(answering(OK)) as subscriber, a_poster() as poster:
+        await poster.post(a_target(subscriber), a_delivery(), 1)
+    [request] = subscriber.requests
+    assert verify(request.headers, request.body, [SECRET])["id"] == "evt_1"
+
+
+async def test_all_secrets_sign() -> None:
+    old, new = new_secret(), new_secret()
+    async with subscribing(answering(OK)) as subscriber, a_poster() as poster:
+        secrets = {"secrets": (SecretStr(new), SecretStr(old))}
+        target = Target(a_subscription(url=subscriber.url).model_copy(update=secrets), LOOPBACK)
+        await poster.post(target, a_delivery(), 1)
+    [request] = subscriber.requests
+    for secret in (old, new):
+        assert verify(request.headers, request.body, [secret])
+
+
+async def test_headers_from_the_settings_are_sent() -> None:
+    _, request = await attempt_at(
+        answering(OK), headers={"Authorization": "Bearer abc", "Accept-Encoding": "gzip", "Accept": "x/y"}
+    )
+    assert request.headers["authorization"] == "Bearer abc"
+    assert request.headers["accept-encoding"] == "gzip"
+    assert request.headers["accept"] == "x/y"
+
+
+async def test_the_url_is_sent_as_it_was_written() -> None:
+    async with subscribing(answering(OK)) as subscriber, a_poster() as poster:
+        url = subscriber.url + "/a%2Fb/c+d?token=a%3Db&x=%C3%A4"
+        await poster.post(a_target(url), a_delivery(), 1)
+    assert subscriber.requests[0].head.startswith(b"POST /in/a%2Fb/c+d?token=a%3Db&x=%C3%A4 HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize("body", [EVENT, b"\x00\xff\r\n\r\n", "ä€😀".encode(), 19_999 * b"x"])
+async def test_the_bytes_signed_are_the_bytes_sent_on_every_attempt(body: bytes) -> None:
+    async with subscribing(answering(an_answer(500), an_answer(503), OK)) as subscriber, a_poster() as poster:
+        target = a_target(subscriber)
+        for number in (1, 2, 3):
+            await poster.post(target, a_delivery(body=body), number)
+    assert [request.body for request in subscriber.requests] == 3 * [body]
+    for request in subscriber.requests:
+        timestamp = int(request.headers["webhook-timestamp"])
+        signature = target.signer.signature("evt_1", timestamp, request.body)
+        assert request.headers["webhook-signature"] == signature
+    assert [request.headers["watcher-attempt"] for request in subscriber.requests] == ["1", "2", "3"]
+    assert {request.headers["webhook-id"] for request in subscriber.requests} == {"evt_1"}
+
+
+async def test_an_attempt_ten_hours_later_carries_its_own_time() -> None:
+    clock = [float(NOW)]
+    async with (
+        subscribing(answering(an_answer(500), OK)) as subscriber,
+        a_poster(unix_time=lambda: clock[0]) as poster,
+    ):
+        for number in (1, 2):
+            await poster.post(a_target(subscriber), a_delivery(), number)
+            clock[0] += 10 * AN_HOUR_S
+    first, second = subscriber.requests
+    later = NOW + 10 * AN_HOUR_S
+    for now in (later - TOLERANCE_S, later, later + TOLERANCE_S):
+        assert verify(second.headers, second.body, [SECRET], now=now)
+        with pytest.raises(InvalidWebhook):
+            verify(first.headers, first.body, [SECRET], now=now)
+    assert first.headers["webhook-signature"] != second.headers["webhook-signature"]
+
+
+# What is not done
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_an_answer_and_nothing_is_dialled(status: int) -> None:
+    async with subscribing(answering(OK)) as canary:
+        elsewhere = an_answer(status, b"", f"Location: {canary.url}".encode())
+        async with subscribing(answering(elsewhere)) as subscriber, a_poster() as poster:
+            attempt = await poster.post(a_target(subscriber), a_delivery(), 1)
+        assert await canary.visits() == 0
+    assert attempt.status == status
+    assert len(subscriber.requests) == 1
+
+
+async def test_a_cookie_is_not_sent_back_to_anybody() -> None:
+    setting = OK.replace(
+        b"\r\n\r\n", b"\r\nSet-Cookie: a=b; Path=/\r\nSet-Cookie: c=d; Domain=example\r\n\r\n"
+    )
+    dns = FakeDns({"one.example": ["127.0.0.1"], "two.example": ["127.0.0.1"]})
+    async with subscribing(answering(setting)) as subscriber, a_poster(resolver=dns) as poster:
+        for host in ("one.example", "two.example", "one.example", "127.0.0.1"):
+            attempt = await poster.post(a_target(subscriber.url_at(host)), a_delivery(), 1)
+            assert attempt.status == 200
+    assert len(subscriber.requests) == 4
+    assert not any("cookie" in request.headers for request in subscriber.requests)
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"])
+async def test_a_proxy_from_the_environment_is_not_used(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    async with subscribing(answering(OK)) as canary:
+        monkeypatch.setenv(name, canary.url)
+        attempt, _ = await attempt_at(answering(OK))
+        assert await canary.visits() == 0
+    assert attempt.status == 200
+
+
+# One instant second try
+
+
+def dying_after(answers: int, *, by_reset: bool = False, after_s: float = 0) -> Script:
+    """Answer so many requests on the first connection, hear one more, and hang up; answer all others."""
+
+    async def script(peer: Peer) -> None:
+        if peer.number > 1:
+            await answering(OK)(peer)
+        for _ in range(answers):
+            await peer.hear()
+            await peer.say(OK)
+        await peer.hear()
+        await asyncio.sleep(after_s)
+        if by_reset:
+            peer.reset()
+
+    return script
+
+
+@pytest.mark.parametrize("by_reset", [False, True])
+async def test_an_idle_connection_that_turns_out_closed_is_replaced_at_once(by_reset: bool) -> None:
+    async with subscribing(dying_after(1, by_reset=by_reset)) as subscriber, a_poster() as poster:
+        target = a_target(subscriber)
+        await poster.post(target, a_delivery("evt_1"), 1)
+        attempt = await poster.post(target, a_delivery("evt_2"), 4)
+    assert attempt.status == 200
+    _, lost, again = subscriber.requests
+    assert (lost.connection, again.connection) == (1, 2)
+    assert again.body == lost.body
+    assert again.headers.items() - lost.headers.items() == {("connection", "close")}, "one attempt, not two"
+    assert again.headers["watcher-attempt"] == "4"
+    assert verify(again.headers, again.body, [SECRET])
+
+
+@pytest.mark.parametrize("by_reset", [False, True])
+async def test_a_new_connection_that_dies_gets_no_second_try(by_reset: bool) -> None:
+    async with subscribing(dying_after(0, by_reset=by_reset)) as subscriber, a_poster() as poster:
+        attempt = await poster.post(a_target(subscriber), a_delivery(), 1)
+    assert attempt.error in ("it closed the connection without an answer", "it reset the connection")
+    assert len(subscriber.requests) == 1
+
+
+async def test_there_is_one_second_try() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hear()
+        if peer.number == 1:
+            await peer.say(OK)
+            await peer.hear()
+
+    async with subscribing(script) as subscriber, a_poster() as poster:
+        target = a_target(subscriber)
+        await poster.post(target, a_delivery(), 1)
+        attempt = await poster.post(target, a_delivery(), 1)
+    assert attempt.error == "it closed the connection without an answer"
+    assert [request.connection for request in subscriber.requests] == [1, 1, 2]
+
+
+async def test_the_second_try_does_not_meet_another_old_connection() -> None:
+    is_crowded = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.hear()
+        if len(peer.subscriber.requests) == 5:
+            is_crowded.set()
+        await is_crowded.wait()
+        await peer.say(OK)
+        if peer.number <= 5:
+            await peer.hear()
+
+    async with subscribing(script) as subscriber, a_poster() as poster:
+        target = a_target(subscriber)
+        await asyncio.gather(*(poster.post(target, a_delivery(), 1) for _ in range(5)))
+        attempts = [await poster.post(target, a_delivery(), 1) for _ in range(5)]
+    assert [attempt.status for attempt in attempts] == 5 * [200]
+    assert len(subscriber.requests) == 5 + 2 * 5
+
+
+async def test_an_old_connection_that_took_its_time_to_die_is_a_failed_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("watcher.delivery.post._AGAIN_WITHIN_S", 0.05)
+    async with subscribing(dying_after(1, after_s=0.1)) as subscriber, a_poster(deadline_s=5) as poster:
+        target = a_target(subscriber)
+        await poster.post(target, a_delivery(), 1)
+        attempt = await poster.post(target, a_delivery(), 1)
+    assert attempt.error == "it closed the connection without an answer"
+    assert len(subscriber.requests) == 2
+
+
+async def test_the_second_try_shares_the_deadline() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hear()
+        if peer.number == 1:
+            await peer.say(OK)
+            await peer.hear()
+            await asyncio.sleep(DEADLINE_S / 2)
+        else:
+            await peer.wait_for_the_end()
+
+    async with subscribing(script) as subscriber, a_poster() as poster:
+        target = a_target(subscriber)
+        await poster.post(target, a_delivery(), 1)
+        attempt = await poster.post(target, a_delivery(), 1)
+    assert attempt.error == f"no answer within {DEADLINE_S} s"
+    assert attempt.duration_ms < 1000 * 1.4 * DEADLINE_S
+    assert len(subscriber.requests) == 3
+
+
+async def test_a_connection_that_closed_while_idle_is_not_used() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hear()
+        await peer.say(OK)
+
+    async with subscribing(script) as subscriber, a_poster() as poster:
+        target = a_target(subscriber)
+        for _ in range(3):
+            assert (await poster.post(target, a_delivery(), 1)).status == 200
+            await asyncio.sleep(0.01)
+    assert [request.connection for request in subscriber.requests] == [1, 2, 3]
+
+
+async def test_a_connection_is_used_again() -> None:
+    short = an_answer(500, b"no room")
+    async with subscribing(answering(OK, short, OK)) as subscriber, a_poster() as poster:
+        for _ in range(5):
+            await poster.post(a_target(subscriber), a_delivery(), 1)
+    assert subscriber.connections == 1
+
+
+# What is written down of an answer
+
+
+async def test_an_attempt_says_how_an_answer_begins_that_is_no_success() -> None:
+    attempt, _ = await attempt_at(answering(an_answer(422, b'{"error": "unknown account"}')))
+    assert (attempt.status, attempt.error) == (422, None)
+    assert attempt.excerpt == '{"error": "unknown account"}'
+
+
+@pytest.mark.parametrize("status", [200, 201, 299])
+async def test_of_a_success_nothing_is_kept(status: int) -> None:
+    attempt, _ = await attempt_at(answering(an_answer(status, b"thank you")))
+    assert (attempt.status, attempt.excerpt) == (status, "")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x00\x1b[31mred\x1b[0m\r\n\x7f",
+        "\u202ereversed\u2028\x9b31m".encode(),
+        b"\xff\xfe\xed\xa0\x80 not text",
+        60_000 * b"x",
+        60_000 * b"\x1b",
+        60_000 * "ä".encode(),
+        b"x" + 60_000 * "😀".encode(),
+    ],
+)
+async def test_an_excerpt_is_short_and_printable(body: bytes) -> None:
+    attempt, _ = await attempt_at(answering(an_answer(500, body)))
+    assert 0 < len(attempt.excerpt) <= 200
+    assert attempt.excerpt.isprintable()
+
+
+async def test_a_body_that_breaks_off_leaves_what_came_of_it() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hear()
+        await peer.say(b"HTTP/1.1 500 No\r\nContent-Length: 100\r\n\r\nout of", b" order", pause_s=0.01)
+
+    attempt, _ = await attempt_at(script)
+    assert attempt.excerpt == "out of order"
+
+
+@pytest.mark.parametrize("before", [0, 190, 200, 4090])
+async def test_a_receiver_that_repeats_our_headers_puts_no_secret_into_an_excerpt(before: int) -> None:
+    token = "Bearer 0123456789-0123456789"
+    hide([token])
+    body = before * b"x" + f"you sent {token}".encode()
+    attempt, _ = await attempt_at(answering(an_answer(401, body)), headers={"Authorization": token})
+    assert attempt.status == 401
+    assert "Bearer" not in attempt.excerpt
+
+
+@pytest.mark.parametrize(
+    ("wish", "wish_s"),
+    [
+        (b"120", 120),
+        (b"Fri, 20 Nov 2026 14:03:35 GMT", 30),
+        (b"99999999", LONGEST_RETRY_AFTER_S),
+        (b"soon", None),
+    ],
+)
+async def test_a_wish_to_be_left_alone_is_written_down(wish: bytes, wish_s: float | None) -> None:
+    script = answering(an_answer(429, b"", b"Retry-After: " + wish))
+    async with subscribing(script) as subscriber, a_poster(unix_time=lambda: NOW) as poster:
+        attempt = await poster.post(a_target(subscriber), a_delivery(), 1)
+    assert attempt.retry_after_s == wish_s

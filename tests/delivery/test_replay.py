@@ -1,0 +1,186 @@
+"""What is told again is what was told the first time, to the byte."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from builders import a_balance, a_snapshot, a_subscription
+
+from watcher.diff import Reading, Step, diff, go_stale
+from watcher.events import Origin
+from watcher.interest import Interest
+from watcher.ledger import AccountState, Rules
+from watcher.replay import Replay
+from watcher.settings import SubscriptionSettings, ThresholdSettings
+from watcher.snapshot import Snapshot
+from watcher.store.history import Record
+from watcher.store.lanes import Delivery
+
+NOW_MS = 1_795_175_095_846
+LOW = ThresholdSettings(asset="ETH", below="100")
+EVERYTHING = (
+    *("deposit.*", "withdrawal.*", "locked.*", "total.*", "account.*"),
+    "threshold.crossed",
+)
+
+STORY = (
+    a_snapshot(ETH="110", LRC="50"),
+    a_snapshot(ETH="90", LRC="50"),
+    a_snapshot(ETH=a_balance("130", "5"), LRC=a_balance("60", pending_deposit="7")),
+    a_snapshot(ETH=a_balance("99", "5"), LRC="67", USDC="3"),
+    a_snapshot(ETH=a_balance("101", "5"), LRC="66", USDC="3.5"),
+)
+
+
+class Life:
+    """An account that is polled once a minute, and what all its subscriptions are told meanwhile."""
+
+    def __init__(self, *subscriptions: SubscriptionSettings, account: str = "treasury") -> None:
+        self.interest = Interest({each.name: each for each in subscriptions})
+        self.account = account
+        self.state: AccountState | None = None
+        self.now_ms = NOW_MS
+        self.log: list[Record] = []
+        self.told: dict[str, list[Delivery]] = {each.name: [] for each in subscriptions}
+
+    def polled(self, snapshots: Sequence[Snapshot], source: str = "here") -> "Life":
+        for snapshot in snapshots:
+            self.now_ms += 60_000
+            reading = Reading(self.account, "loopring", source, snapshot, self.now_ms)
+            rules, version = Rules(), str(self.now_ms)
+            step = diff(
+                self.state,
+                reading,
+                rules=rules,
+                interest=self.interest,
+                version=version,
+                now_ms=self.now_ms,
+            )
+            if step:
+                self._keep(step)
+        return self
+
+    def silent(self) -> "Life":
+        """Go stale: no good poll for too long."""
+        self.now_ms += 600_000
+        follows = self.state.sequence if self.state else 0
+        origin = Origin(self.account, "loopring", follows, self.now_ms - 1, self.now_ms)
+        self._keep(
+            go_stale(
+                self.state,
+                origin,
+                "transient",
+                "status 502",
+                interest=self.interest,
+                version=str(self.now_ms),
+                now_ms=self.now_ms,
+            )
+        )
+        return self
+
+    def forgotten(self) -> "Life":
+        """Be taken off the list: the state goes, the log stays."""
+        self.state = None
+        return self
+
+    def _keep(self, step: Step) -> None:
+        self.state = step.state
+        for entry in step.log:
+            follows, _, content = entry.partition(b" ")
+            record_id = f"{self.now_ms}-{len(self.log)}"
+            self.log.append(Record(self.account, int(follows), json.loads(content), record_id))
+        for name, deliveries in step.deliveries.items():
+            self.told[name] += deliveries
+
+    def again(self, subscription: SubscriptionSettings) -> list[Delivery]:
+        replay = Replay(subscription)
+        told = [replay.take(record) for record in self.log]
+        assert replay.damaged == 0
+        return [delivery for delivery in told if delivery]
+
+    def lasting(self, name: str) -> list[Delivery]:
+        """What was told but for baselines, which the log does not hold as they were told."""
+        return [delivery for delivery in self.told[name] if delivery.type != "account.baseline"]
+
+
+@pytest.mark.parametrize(
+    "subscription",
+    [
+        a_subscription(),
+        a_subscription(events=("deposit.*", "locked.*")),
+        a_subscription(assets=("LRC",)),
+        a_subscription(events=EVERYTHING, thresholds=(LOW,)),
+        a_subscription(thresholds=(LOW,)),
+        a_subscription(events=("account.*", "total.*")),
+    ],
+    ids=["changes", "types", "assets", "everything", "thresholds", "accounts"],
+)
+def test_what_was_told_is_told_again_to_the_byte(subscription: SubscriptionSettings) -> None:
+    life = Life(subscription).polled(STORY).silent().polled(STORY[::-1])
+    life.polled(STORY[:2], source="elsewhere").silent().polled(STORY[2:3], source="here again")
+    life.forgotten().silent().polled(STORY)
+    life.forgotten().polled([a_snapshot(ETH="20"), a_snapshot(ETH="10")])
+    assert len(life.lasting("ops")) >= 6
+    assert life.again(subscription) == life.lasting("ops")
+
+
+def test_a_crossing_is_told_to_the_one_whose_threshold_it_was() -> None:
+    both = [a_subscription(name, events=EVERYTHING, thresholds=(LOW,)) for name in ("ops", "audit")]
+    life = Life(*both).polled(STORY)
+    for subscription in both:
+        told = life.again(subscription)
+        assert "threshold.crossed" in [delivery.type for delivery in told]
+        assert told == life.lasting(subscription.name)
+
+
+def test_who_asks_for_more_later_hears_it_too_in_a_chain_of_its_own() -> None:
+    life = Life(a_subscription(events=("locked.*",))).polled(STORY)
+    told = life.again(a_subscription())
+    assert len(told) > len(life.told["ops"])
+    chain = [json.loads(delivery.body)["subscription"]["previous_sequence"] for delivery in told]
+    assert chain == [None, *(delivery.sequence for delivery in told[:-1])]
+    assert {delivery.event_id for delivery in life.told["ops"]} < {delivery.event_id for delivery in told}
+
+
+def test_accounts_that_are_not_wanted_are_not_told() -> None:
+    life = Life(a_subscription(), account="shop-1").polled(STORY)
+    assert life.again(a_subscription(accounts=("treasury", "other-*"))) == []
+    assert life.again(a_subscription(accounts=("shop-*",))) == life.told["ops"]
+
+
+def test_the_chains_of_two_accounts_do_not_mix() -> None:
+    subscription = a_subscription()
+    one, other = (Life(subscription, account=name).polled(STORY) for name in ("treasury", "alice"))
+    replay = Replay(subscription)
+    mixed = sorted(one.log + other.log, key=lambda record: record.id)
+    told = [delivery for delivery in map(replay.take, mixed) if delivery]
+    assert sorted(told, key=str) == sorted(one.told["ops"] + other.told["ops"], key=str)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {},
+        {"id": "evt_aaaaaaaaaaaaaaaaaaaaaaaa"},
+        {"id": "evt 1\n"},
+        {"data": None},
+        {"timestamp": "yesterday"},
+        {"type": "account.stale", "id": "evt_é"},
+        {"type": "account.stale", "data": {"sequence": 1}},
+        {"type": "account.stale", "data": {"sequence": 1, "asset": {}, "amount": "0"}},
+        {"more": 2**70},
+        {"more": "\ud800"},
+    ],
+    ids=str,
+)
+def test_a_damaged_record_is_left_out_and_counted(damage: dict[str, object]) -> None:
+    subscription = a_subscription(events=EVERYTHING)
+    life = Life(subscription).polled(STORY)
+    at = next(i for i, record in enumerate(life.log) if "id" in record.content)
+    whole = life.log[at]
+    life.log[at] = replace(whole, content={**whole.content, **damage} if damage else {})
+    replay = Replay(subscription)
+    told = [delivery.event_id for delivery in map(replay.take, life.log) if delivery]
+    assert replay.damaged == 1
+    assert told == [d.event_id for d in life.lasting("ops") if d.event_id != whole.content["id"]]

@@ -1,0 +1,197 @@
+"""How subscriptions are treated that fail, ask for patience or limit their rate: by workers that run."""
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from events_schema import assert_valid
+from moody_subscriber import CommandLine, MoodySubscriber, Owed, owed
+from redis.asyncio import Redis
+
+from watcher.delivery import lane, outcomes
+from watcher.settings import SubscriptionSettings
+
+FIFTY = [f"account-{number}" for number in range(50)]
+
+
+@pytest.fixture
+async def subscriber() -> AsyncIterator[MoodySubscriber]:
+    async with MoodySubscriber() as subscriber:
+        yield subscriber
+
+
+@pytest.fixture
+def one(redis_client: Redis, redis_server_url: str, namespace: str, subscriber: MoodySubscriber) -> Owed:
+    return owed(redis_client, redis_server_url, namespace, ops=subscriber.url)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[Any]]:
+    with structlog.testing.capture_logs() as lines:
+        yield lines
+
+
+def change(one: Owed, **fields: Any) -> Owed:
+    """The same with another setting of the subscription."""
+    ops: SubscriptionSettings = one.settings.subscription_by_name["ops"].model_copy(update=fields)
+    return replace(one, settings=one.settings.model_copy(update={"subscription_by_name": {"ops": ops}}))
+
+
+def in_order(events: list[Any]) -> bool:
+    by_account: dict[str, list[int]] = {}
+    for event in events:
+        by_account.setdefault(event["data"]["account"]["name"], []).append(event["data"]["sequence"])
+    return all(sequences == sorted(set(sequences)) for sequences in by_account.values())
+
+
+async def test_410_pauses_at_once_says_so_and_loses_nothing(
+    redis_client: Redis,
+    redis_server_url: str,
+    namespace: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    logged: list[Any],
+) -> None:
+    async with MoodySubscriber(status=410) as gone, MoodySubscriber() as pager:
+        both = owed(redis_client, redis_server_url, namespace, ops=gone.url, pager=pager.url)
+        told = both.settings.subscription_by_name
+        told["ops"] = told["ops"].model_copy(update={"alerts_to": "pager"})
+        run = CommandLine(both.settings, tmp_path / "watcher.toml", capsys)
+        await both.queue(["treasury", "alice"], [1, 2, 3])
+        async with both.worker():
+            await pager.until(lambda: bool(pager.taken))
+            await gone.until(lambda: gone.in_flight == 0)
+            attempts = len(gone.arrivals)
+            gone.status = 200
+            await both.queue(["treasury"], [4])
+            shown = (await run("subscriptions", "--json")).objects[0]
+            assert (shown["reason"], bool(shown["paused_at"])) == ("status 410", True)
+            assert len(gone.arrivals) == attempts <= 2
+            assert (await run("subscriptions", "resume", "ops")).code == 0
+            await gone.until(lambda: len(gone.taken) == 7)
+    assert in_order(gone.taken)
+    (alert,) = pager.arrivals
+    assert_valid(alert.body)
+    assert (alert.event["type"], alert.event["data"]["paused"]) == ("subscription.paused", "ops")
+    paused = [line for line in logged if line["event"] == "subscription.paused"]
+    assert [(line["subscription"], line["reason"]) for line in paused] == [("ops", "status 410")]
+    assert {line["event"] for line in logged} >= {"subscription.resumed"}
+
+
+async def test_a_receiver_that_comes_back_is_asked_by_one_attempt_at_a_time_until_it_takes_one(
+    one: Owed, subscriber: MoodySubscriber, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
+) -> None:
+    monkeypatch.setattr(outcomes, "_RESTS_S", (0.05, 0.1, 0.2))
+    subscriber.status, subscriber.delay_s = 503, 0.02
+    await one.queue(FIFTY, [1, 2])
+    async with one.worker():
+        await subscriber.until(lambda: "subscription.failing" in [line["event"] for line in logged])
+        probes_from = len(subscriber.arrivals)
+        await subscriber.until(lambda: len(subscriber.arrivals) >= probes_from + 3)
+        subscriber.status = 200
+        await subscriber.until(lambda: len(subscriber.taken) == 100)
+    first_taken = next(i for i, each in enumerate(subscriber.arrivals) if each.status == 200)
+    burst = sum(each.in_flight > 1 for each in subscriber.arrivals[:first_taken])
+    assert burst < 32, "only what was under way when it first failed"
+    assert {each.in_flight for each in subscriber.arrivals[probes_from : first_taken + 1]} == {1}
+    assert max(each.in_flight for each in subscriber.arrivals[first_taken:]) > 5, "then all of it goes out"
+    assert in_order(subscriber.taken)
+    assert await one.standings.read() == {}
+    assert [line["event"] for line in logged].count("subscription.recovered") == 1
+
+
+async def test_thirty_attempts_that_fail_at_once_are_one_reason_for_patience(
+    one: Owed, subscriber: MoodySubscriber
+) -> None:
+    subscriber.status, subscriber.delay_s = 503, 0.1
+    await one.queue(FIFTY)
+    async with one.worker():
+        await subscriber.until(lambda: len(subscriber.arrivals) >= 30 and subscriber.in_flight == 0)
+        subscriber.status = 200
+        await subscriber.until(lambda: len(subscriber.taken) == 50, within_s=5)
+
+
+async def test_what_the_receiver_asks_for_holds_for_all_its_lanes_and_for_what_comes_later(
+    one: Owed, subscriber: MoodySubscriber
+) -> None:
+    subscriber.delay_s = 0.3
+    await one.queue(["slow"])
+    async with one.worker():
+        await subscriber.until(lambda: bool(subscriber.arrivals))
+        subscriber.status, subscriber.headers, subscriber.delay_s = 429, {"Retry-After": "2"}, 0.0
+        await one.queue(["limited"])
+        await subscriber.until(lambda: len(subscriber.arrivals) == 2)
+        asked_at = subscriber.arrivals[1].at
+        subscriber.status, subscriber.headers = 200, {}
+        await subscriber.until(lambda: subscriber.in_flight == 0)  # the slow one was taken meanwhile
+        await one.queue(["later"])
+        await subscriber.until(lambda: len(subscriber.taken) == 3)
+    waited = [each.at - asked_at for each in subscriber.arrivals[2:]]
+    assert min(waited) > 1.9
+    assert {each.event["data"]["account"]["name"] for each in subscriber.arrivals[2:]} == {"limited", "later"}
+
+
+async def test_a_day_of_patience_ends_at_once_when_somebody_resumes(
+    one: Owed, subscriber: MoodySubscriber, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = CommandLine(one.settings, tmp_path / "watcher.toml", capsys)
+    subscriber.status, subscriber.headers = 503, {"Retry-After": "86400"}
+    await one.queue(["treasury"])
+    async with one.worker(), one.worker():
+        await one.queue(FIFTY)
+        await one.until_left_alone()
+        subscriber.status, attempts = 200, len(subscriber.arrivals)
+        shown = (await run("subscriptions")).out
+        assert "left alone for 23h 59m" in shown
+        assert "status 503" in shown
+        assert len(subscriber.arrivals) == attempts
+        await run("subscriptions", "resume", "ops")
+        await subscriber.until(lambda: len(subscriber.taken) == 51, within_s=4)
+
+
+async def test_a_rate_is_kept_over_two_workers(one: Owed, subscriber: MoodySubscriber) -> None:
+    limited = change(one, requests_per_second=20)
+    await one.queue(FIFTY[:30])
+    async with limited.worker(), limited.worker():
+        await subscriber.until(lambda: len(subscriber.taken) == 30)
+    at = [each.at for each in subscriber.arrivals]
+    assert len(at) == 30
+    for start in at:
+        assert sum(start <= other < start + 0.5 for other in at) <= 11
+
+
+async def test_a_lane_is_not_held_for_a_turn_that_is_far_off(
+    one: Owed, subscriber: MoodySubscriber, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
+) -> None:
+    monkeypatch.setattr(lane, "TURN_MS", 50)
+    limited = change(one, requests_per_second=5)
+    await one.queue(FIFTY[:6])
+    async with limited.worker(), limited.worker() as worker:
+        await subscriber.until(lambda: len(subscriber.taken) == 2)
+        async with asyncio.timeout(0.15):
+            while worker._generation and worker._generation.in_flight:  # noqa: ASYNC110 - it has no signal
+                await asyncio.sleep(0.005)
+        await subscriber.until(lambda: len(subscriber.taken) == 6)
+    gaps = [after.at - before.at for before, after in itertools.pairwise(subscriber.arrivals)]
+    assert min(gaps) > 0.15
+    assert not [line for line in logged if line["event"] == "lease.lost"]
+    assert Counter(event["id"] for event in subscriber.taken).most_common(1)[0][1] == 1
+
+
+async def test_a_delivery_that_cannot_be_read_is_given_up_and_holds_up_nobody(
+    one: Owed, subscriber: MoodySubscriber, logged: list[Any]
+) -> None:
+    await one.pipe.command("RPUSH", one.keys.lane("ops", "treasury"), b"\xff\x1b damaged")
+    await one.queue(["treasury"], [1, 2])
+    async with one.worker():
+        await subscriber.until(lambda: len(subscriber.taken) == 2)
+    (letter,) = await one.letters.latest("ops", 10, lambda _letter: True)
+    assert (letter.account, letter.delivery) == ("treasury", None)
+    assert letter.reason == "what is stored of it cannot be read"
+    assert "bug" not in [line["event"] for line in logged]

@@ -1,0 +1,113 @@
+"""Who is let in: addresses, tokens and Hosts."""
+
+import pytest
+
+from watcher.door import Address, Door, ListenerRefused, parse_address
+
+LOOPBACK = Address("127.0.0.1", 8787)
+EVERYWHERE = Address("0.0.0.0", 8787)
+TOKEN = "a-token-of-some-length"
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "is_loopback"),
+    [
+        ("127.0.0.1:8787", ("127.0.0.1", 8787), True),
+        ("127.8.9.1:1", ("127.8.9.1", 1), True),
+        ("localhost:0", ("127.0.0.1", 0), True),
+        ("[::1]:8787", ("::1", 8787), True),
+        ("0.0.0.0:8787", ("0.0.0.0", 8787), False),
+        ("[::]:8787", ("::", 8787), False),
+        ("10.1.2.3:65535", ("10.1.2.3", 65535), False),
+        ("[::ffff:10.1.2.3]:80", ("::ffff:a01:203", 80), False),
+    ],
+)
+def test_an_address_is_read_as_it_is_written(text: str, address: tuple[str, int], is_loopback: bool) -> None:
+    read = parse_address(text)
+    assert (read.host.replace("::ffff:10.1.2.3", "::ffff:a01:203"), read.port) == address
+    assert read.is_loopback is is_loopback
+    assert parse_address(str(read)) == read
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", ":8787", "8787", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "::1:8787"),
+        *(
+            "ops.example.com:80",
+            "127.1:80",
+            "127.0.0.1:80 ",
+            "http://127.0.0.1:80",
+            "[fe80::1%eth0]:1",
+            "1.2.3.4.5:1",
+        ),
+        "127.0.0.1:８０",
+    ],
+)
+def test_what_is_no_address_is_refused_and_names_are_not_looked_up(text: str) -> None:
+    with pytest.raises(ValueError, match="not an address"):
+        parse_address(text)
+
+
+@pytest.mark.parametrize("address", [EVERYWHERE, Address("::", 1), Address("192.168.1.7", 1)])
+def test_an_address_that_strangers_can_reach_needs_a_token(address: Address) -> None:
+    with pytest.raises(ListenerRefused, match="WATCHER_HTTP_TOKEN") as refused:
+        Door(address, None)
+    assert refused.value.exit_code == 78
+    assert Door(address, TOKEN).refusal({"authorization": f"Bearer {TOKEN}"}) is None
+
+
+@pytest.mark.parametrize(
+    "token", ["", "short", "a token with spaces in it", "a-token-with-ümlauts", "a" * 20 + "\n"]
+)
+def test_a_token_that_protects_nothing_or_fits_no_header_is_refused_and_not_shown(token: str) -> None:
+    with pytest.raises(ListenerRefused, match="16 visible ASCII characters") as refused:
+        Door(LOOPBACK, token)
+    assert not token or token not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        "",
+        TOKEN,
+        "Bearer",
+        f"Basic {TOKEN}",
+        f"bearer {TOKEN}",
+        f"Bearer {TOKEN[:-1]}",
+        f"Bearer {TOKEN}x",
+        "Bearer ü",
+    ],
+)
+@pytest.mark.parametrize("address", [LOOPBACK, EVERYWHERE])
+def test_who_does_not_show_the_token_stays_outside(address: Address, shown: str) -> None:
+    assert Door(address, TOKEN).refusal({"host": "127.0.0.1", "authorization": shown}) == 401
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:8787", "127.0.0.1", "localhost", "LocalHost:1", "[::1]:8787", "[::1]", "127.0.0.2"]
+)
+def test_on_loopback_its_own_hosts_are_let_in(host: str) -> None:
+    assert Door(LOOPBACK, None).refusal({"host": host}) is None
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("", "evil.example", "evil.example:8787", "localhost.evil.example", "127.0.0.1.evil.example"),
+        *(
+            "127.0.0.1@evil.example",
+            "10.0.0.1",
+            "0.0.0.0",
+            "[::2]",
+            "::1",
+            "[127.0.0.1",
+            "localhost:",
+            "a b",
+            "2130706433",
+        ),
+    ],
+)
+def test_on_loopback_a_host_of_another_name_was_led_here_by_rebinding(host: str) -> None:
+    assert Door(LOOPBACK, None).refusal({"host": host}) == 421
+    assert Door(LOOPBACK, TOKEN).refusal({"host": host, "authorization": f"Bearer {TOKEN}"}) == 421

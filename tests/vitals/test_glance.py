@@ -1,0 +1,108 @@
+"""What waits is counted at a glance, however much it is and however many wait."""
+
+import math
+
+import pytest
+from redis.asyncio import Redis
+from servers import EVERY_ENGINE
+
+from watcher.store import glance
+from watcher.store.glance import Glance, Waiting
+from watcher.store.keys import SHARDS, Keys, shard_of
+from watcher.store.lanes import Delivery, Lanes
+from watcher.store.pipe import Pipe
+from watcher.store.schedule import Schedule
+
+NOW_MS = 1_795_175_095_846
+
+every_engine = pytest.mark.parametrize("engine", EVERY_ENGINE)
+
+
+def a_delivery(sequence: int) -> Delivery:
+    return Delivery(f"evt_{sequence}", "total.increased", sequence, b"{}")
+
+
+async def queued(client: Redis, keys: Keys, subscription: str, account: str, *sequences: int) -> None:
+    lanes = Lanes(Schedule(Pipe(client)), keys)
+    await lanes.queue(subscription, account, [a_delivery(sequence) for sequence in sequences])
+
+
+@every_engine
+async def test_lanes_are_counted_and_the_oldest_delivery_found(redis_client: Redis, namespace: str) -> None:
+    keys = Keys(namespace)
+    for number in range(40):  # in all shards, or nearly
+        await queued(redis_client, keys, "ops", f"account-{number}", 2000 - number, 5000)
+    await queued(redis_client, keys, "others", "account-1", 7)
+    await queued(redis_client, keys, "unknown", "account-1", 1)
+    waiting = await Glance(Pipe(redis_client), keys).waiting(["ops", "others", "idle"])
+    assert waiting == {"ops": Waiting(40, 0, 1961), "others": Waiting(1, 0, 7), "idle": Waiting()}
+
+
+@every_engine
+async def test_dead_letters_are_counted(redis_client: Redis, namespace: str) -> None:
+    keys = Keys(namespace)
+    for shard in range(SHARDS):
+        await redis_client.xadd(keys.dead(shard, "ops"), {b"x": b"y"})
+    assert await Glance(Pipe(redis_client), keys).waiting(["ops"]) == {"ops": Waiting(0, SHARDS, None)}
+
+
+async def test_nobody_is_asked_about_nobody(redis_client: Redis, namespace: str) -> None:
+    assert await Glance(Pipe(redis_client), Keys(namespace)).waiting([]) == {}
+
+
+@pytest.mark.parametrize("oldest_is", ["due first", "due last"])
+async def test_of_a_long_backlog_both_ends_of_the_schedule_are_looked_at(
+    redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch, oldest_is: str
+) -> None:
+    monkeypatch.setattr(glance, "_LANES_MEASURED", 8)
+    keys = Keys(namespace)
+    accounts = [f"account-{number}" for number in range(900) if shard_of(f"account-{number}") == 3]
+    assert len(accounts) > 40
+    for number, account in enumerate(accounts):
+        await queued(redis_client, keys, "ops", account, 1000 + number)
+    due_ms = {account: NOW_MS + number for number, account in enumerate(accounts)}
+    due_ms[accounts[0]] = NOW_MS - 1 if oldest_is == "due first" else NOW_MS + 86_400_000
+    await redis_client.zadd(keys.lanes(3, "ops"), due_ms)
+    waiting = await Glance(Pipe(redis_client), keys).waiting(["ops"])
+    assert waiting["ops"] == Waiting(len(accounts), 0, 1000)
+
+
+async def test_a_thousand_subscriptions_that_wait_cost_a_bounded_number_of_questions(
+    redis_client: Redis, namespace: str
+) -> None:
+    keys, names = Keys(namespace), [f"s{number}" for number in range(300)]
+    pipeline = redis_client.pipeline(transaction=False)
+    for name in names:
+        for number in range(40):
+            account = f"account-{number}"
+            pipeline.zadd(keys.lanes(shard_of(account), name), {account: NOW_MS})
+            pipeline.rpush(keys.lane(name, account), a_delivery(number + 1).dump())
+    await pipeline.execute()
+    pipe = _CountingPipe(redis_client)
+    waiting = await Glance(pipe, keys).waiting(names)
+    assert all(found.lanes == 40 and found.oldest_sequence for found in waiting.values())
+    counting = SHARDS * math.ceil(len(names) / 200)
+    assert pipe.calls <= counting + 3 * max(256, len(names))
+
+
+class _CountingPipe(Pipe):
+    calls = 0
+
+    async def command(self, *command: object) -> object:
+        self.calls += 1
+        return await super().command(*command)
+
+    async def script(self, *arguments: object) -> object:  # type: ignore[override]
+        self.calls += 1
+        return await super().script(*arguments)  # type: ignore[arg-type]
+
+
+@every_engine
+async def test_what_is_due_is_counted_until_somebody_claims_it(redis_client: Redis, namespace: str) -> None:
+    keys = Keys(namespace)
+    await redis_client.zadd(keys.polls(0, "loopring"), {"a": NOW_MS - 1, "b": NOW_MS, "leased": NOW_MS + 1})
+    await redis_client.zadd(keys.polls(9, "loopring"), {"c": 0})
+    await redis_client.zadd(keys.polls(0, "gone"), {"d": 0})
+    await redis_client.zadd(keys.due_subscriptions(4), {"ops": NOW_MS - 5, "later": NOW_MS + 9})
+    await redis_client.zadd(keys.lanes(4, "ops"), {"a": NOW_MS - 5, "e": NOW_MS + 30_000})
+    assert await Glance(Pipe(redis_client), keys).due(["loopring", "shop"], now_ms=NOW_MS) == 4

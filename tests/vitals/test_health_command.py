@@ -1,0 +1,181 @@
+"""`watcher health` tells by its exit code whether a worker lives, quickly and without fuss."""
+
+import os
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from click.testing import CliRunner, Result
+
+import watcher
+from watcher.commands.health import command
+
+SOURCE = Path(watcher.__file__).parents[1]
+TOKEN = "a-token-of-some-length"
+
+
+def health(*arguments: str, **environment: str) -> Result:
+    return CliRunner().invoke(command, arguments, env=environment, standalone_mode=False)
+
+
+def touched(path: Path, *, ago_s: float = 0) -> str:
+    path.touch()
+    os.utime(path, (time.time() - ago_s, time.time() - ago_s))
+    return str(path)
+
+
+def test_a_heartbeat_that_is_fresh_is_a_worker_that_lives(tmp_path: Path) -> None:
+    done = health("--file", touched(tmp_path / "beat", ago_s=20))
+    assert (done.return_value, done.stdout, done.stderr) == (0, "ok\n", "")
+
+
+@pytest.mark.parametrize(
+    ("ago_s", "max_age", "code"),
+    [
+        (29, "30s", 0),
+        (32, "30s", 1),
+        (32, "1m", 0),
+        (3, "1s", 1),
+        (-2, "30s", 0),
+        (-3600, "30s", 1),
+        (0.3, "250ms", 1),
+    ],
+)
+def test_how_old_a_heartbeat_may_be_is_said_and_the_future_is_no_proof(
+    tmp_path: Path, ago_s: float, max_age: str, code: int
+) -> None:
+    path = touched(tmp_path / "beat", ago_s=ago_s)
+    assert health("--file", path, "--max-age", max_age).return_value == code
+
+
+def test_a_heartbeat_that_is_old_or_missing_is_a_worker_that_does_not(tmp_path: Path) -> None:
+    old = health("--file", touched(tmp_path / "beat", ago_s=100))
+    assert (old.return_value, old.stdout) == (1, "")
+    assert "was touched 100 s ago: the worker is stuck or gone" in old.stderr
+    missing = health("--file", str(tmp_path / "none"))
+    assert missing.return_value == 1
+    assert "No such file or directory; is a worker running with --heartbeat-file?" in missing.stderr
+
+
+def test_the_environment_may_name_the_file_and_a_url_goes_before_it(tmp_path: Path) -> None:
+    path = touched(tmp_path / "beat")
+    assert health(WATCHER_HEARTBEAT_FILE=path).return_value == 0
+    assert health("--url", "http://127.0.0.1:1", WATCHER_HEARTBEAT_FILE=path).return_value == 1
+
+
+class _Worker(BaseHTTPRequestHandler):
+    """Answers as it is told by the server's `status`, and to those with the token alone if there is one."""
+
+    def do_GET(self) -> None:
+        status, body, token = self.server.answer  # type: ignore[attr-defined]
+        is_known = token is None or self.headers["authorization"] == f"Bearer {token}"
+        self.send_response(status if is_known and self.path == "/livez" else 401)
+        self.send_header("location", "/elsewhere")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Not here."""
+
+
+@pytest.fixture
+def server() -> Iterator[HTTPServer]:
+    with HTTPServer(("127.0.0.1", 0), _Worker) as server:
+        server.answer = (200, b"ok\n", None)  # type: ignore[attr-defined]
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def url(server: HTTPServer) -> str:
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+def test_a_worker_that_answers_200_lives(server: HTTPServer) -> None:
+    for address in (url(server), f"{url(server)}/"):
+        assert health("--url", address).return_value == 0
+
+
+@pytest.mark.parametrize("status", [204, 301, 401, 404, 500, 503])
+def test_a_worker_that_answers_anything_else_does_not(server: HTTPServer, status: int) -> None:
+    server.answer = (status, b"deliver has not turned for 130 s\n", None)  # type: ignore[attr-defined]
+    done = health("--url", url(server))
+    assert (done.return_value, done.stdout) == (1, "")
+    assert f"answers {status}" in done.stderr
+
+
+def test_the_reason_is_shown_without_what_could_harm_a_terminal(server: HTTPServer) -> None:
+    server.answer = (503, b"poll shop\nhas \x1b[31mnot turned\n", None)  # type: ignore[attr-defined]
+    done = health("--url", url(server))
+    assert "answers 503: poll shop; has \\x1b[31mnot turned" in done.stderr
+
+
+def test_a_token_is_shown_where_there_is_one(server: HTTPServer, tmp_path: Path) -> None:
+    server.answer = (200, b"", TOKEN)  # type: ignore[attr-defined]
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    assert health("--url", url(server)).return_value == 1
+    assert health("--url", url(server), WATCHER_HTTP_TOKEN=TOKEN).return_value == 0
+    assert health("--url", url(server), WATCHER_HTTP_TOKEN_FILE=str(tmp_path / "token")).return_value == 0
+    assert health("--url", url(server), "--http-token-env", "MINE", MINE=TOKEN).return_value == 0
+
+
+def test_nobody_at_the_address_is_said(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        done = health("--url", f"http://127.0.0.1:{free.getsockname()[1]}")
+    assert done.return_value == 1
+    assert "nobody answers at http://127.0.0.1:" in done.stderr
+    assert "Connection refused" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "address", ["ftp://127.0.0.1", "127.0.0.1:8787", "http://", "http://me:pass@127.0.0.1", "http://[::1"]
+)
+def test_what_is_no_url_of_a_worker_is_a_mistake_of_use(address: str) -> None:
+    assert "http://HOST:PORT" in str(health("--url", address).exception)
+
+
+def test_a_max_age_that_is_none_is_a_mistake_of_use(tmp_path: Path) -> None:
+    assert "not a duration" in str(health("--file", str(tmp_path), "--max-age", "soon").exception)
+
+
+def test_it_takes_less_than_a_tenth_of_a_second_and_loads_nothing_of_weight(tmp_path: Path) -> None:
+    source = (
+        "import sys\nfrom watcher.cli import main\n"
+        "try: main(['health', '--file', sys.argv[1]])\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
+    )
+    spent = []
+    for _ in range(3):  # the first one may have to compile
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [sys.executable, "-c", source, touched(tmp_path / "beat")],
+            env={**os.environ, "PYTHONPATH": str(SOURCE)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert (done.returncode, done.stdout) == (0, "ok\n")
+    heavy = {
+        "asyncio",
+        "aiohttp",
+        "redis",
+        "pydantic",
+        "structlog",
+        "orjson",
+        "prometheus_client",
+        "http.client",
+        "ssl",
+    }
+    assert not heavy & {*done.stderr.split()}
+    assert min(spent) < 0.1  # of the processor: what else this machine does must not count

@@ -1,0 +1,83 @@
+"""A file that is touched while a worker lives, and no longer."""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from watcher import heartbeat
+from watcher.heartbeat import HeartbeatFile, HeartbeatRefused
+
+
+def made_old(path: Path) -> None:
+    os.utime(path, (1, 1))
+
+
+async def until_touched(path: Path) -> None:
+    async with asyncio.timeout(5):
+        while not path.exists() or path.stat().st_mtime < time.time() - 60:  # noqa: ASYNC110, ASYNC240 - a file tells nobody
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(heartbeat, "EVERY_S", 0.01)
+    return tmp_path / "heartbeat"
+
+
+async def test_it_is_touched_at_once_and_again_and_gone_at_the_end(path: Path) -> None:
+    beats = HeartbeatFile(path, dict)
+    beats.begin()
+    assert time.time() - path.stat().st_mtime < 60
+    made_old(path)
+    running = asyncio.create_task(beats.run())
+    await until_touched(path)
+    running.cancel()
+    beats.end()
+    assert not path.exists()
+    beats.end()
+
+
+async def test_with_a_loop_stuck_it_is_touched_no_more_until_the_loop_turns(path: Path) -> None:
+    stuck, looked = {"deliver": 130.0}, asyncio.Event()
+
+    def look() -> dict[str, float]:
+        looked.set()
+        return stuck
+
+    beats = HeartbeatFile(path, look)
+    beats.begin()
+    made_old(path)
+    running = asyncio.create_task(beats.run())
+    for _ in range(3):
+        looked.clear()
+        await looked.wait()
+    assert path.stat().st_mtime == 1
+    stuck.clear()
+    await until_touched(path)
+    running.cancel()
+
+
+async def test_a_directory_that_is_gone_ends_the_heartbeat_and_nothing_else(path: Path) -> None:
+    folder = path.parent / "run"
+    folder.mkdir()
+    beats = HeartbeatFile(folder / "heartbeat", dict)
+    beats.begin()
+    beats.end()
+    folder.rmdir()
+    running = asyncio.create_task(beats.run())
+    await asyncio.sleep(0.05)
+    assert not running.done()
+    folder.mkdir()
+    await until_touched(folder / "heartbeat")
+    running.cancel()
+    beats.end()
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) -> None:
+    beats = HeartbeatFile(tmp_path / "nowhere" / "heartbeat", dict)
+    with pytest.raises(HeartbeatRefused, match="cannot be written: No such file") as refused:
+        beats.begin()
+    assert refused.value.exit_code == 78

@@ -1,0 +1,186 @@
+"""The HTTP server in front of a worker: strict, small, and costs the worker nothing whoever connects."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from scraped import get, said
+from structlog.testing import capture_logs
+
+from watcher import listener
+from watcher.door import Address, ListenerRefused
+from watcher.listener import Answer, Listener
+
+TOKEN = "a-token-of-some-length"
+
+
+async def fine() -> Answer:
+    return Answer(200, b"fine\n")
+
+
+async def broken() -> Answer:
+    raise KeyError("canary")
+
+
+async def large() -> Answer:
+    return Answer(200, b"x" * 20_000_000)
+
+
+ROUTES = {"/livez": fine, "/broken": broken, "/large": large}
+
+
+@contextlib.asynccontextmanager
+async def a_listener(token: str | None = None, host: str = "127.0.0.1") -> AsyncIterator[int]:
+    async with Listener(Address(host, 0), ROUTES, token=token) as listening:
+        yield listening.address.port
+
+
+@pytest.fixture
+async def port() -> AsyncIterator[int]:
+    async with a_listener() as port:
+        yield port
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+async def test_an_answer_is_plain_uncached_and_the_last_of_its_connection(port: int) -> None:
+    answer = await get(port, "/livez?probe=1")
+    assert (answer.status, answer.body) == (200, "fine\n")
+    assert answer.headers == {
+        "content-type": "text/plain; charset=utf-8",
+        "content-length": "5",
+        "cache-control": "no-store",
+        "content-security-policy": "default-src 'none'",
+        "x-content-type-options": "nosniff",
+        "connection": "close",
+    }
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/livez/", "/LIVEZ", "//livez", "/livez/../livez", "/%6civez", "/favicon.ico"]
+)
+async def test_only_what_is_served_is_found(port: int, path: str) -> None:
+    assert (await get(port, path)).status == 404
+
+
+@pytest.mark.parametrize("method", ["HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT"])
+async def test_every_method_but_get_is_refused(port: int, method: str) -> None:
+    answer = await said(port, f"{method} /livez HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    assert status(answer) == 405
+    assert b"\r\nallow: GET\r\n" in answer
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        "GET /livez",
+        "GET  /livez HTTP/1.1",
+        "get /livez HTTP/1.1",
+        "GET /livez HTTP/2.0",
+        "GET /livez HTTP/1.1 ",
+        "GET http://localhost/livez HTTP/1.1",
+        "GET livez HTTP/1.1",
+        "GET /li\x00vez HTTP/1.1",
+        "GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: evil.example",
+        "GET /livez HTTP/1.1\r\nHost: localhost\r\nauthorization: a\r\nAuthorization: b",
+        "GET /livez HTTP/1.1\r\nHost: localhost\r\n folded: yes",
+        "GET /livez HTTP/1.1\r\nHost : localhost",
+        "GET /livez HTTP/1.1\r\nHost: localhost\r\nno colon",
+        "GET /livez HTTP/1.1\r\nHost: localhost\r\nx: \x1b[31m",
+        "GET /livez HTTP/1.1\nHost: localhost",
+        "\r\nGET /livez HTTP/1.1\r\nHost: localhost",
+        "\x16\x03\x01\x02\x00\x01",
+    ],
+)
+async def test_what_is_not_exactly_http_is_refused(port: int, request_head: str) -> None:
+    assert status(await said(port, request_head.encode("latin-1") + b"\r\n\r\n")) == 400
+
+
+async def test_a_request_that_was_led_here_by_rebinding_is_refused(port: int) -> None:
+    assert status(await said(port, b"GET /livez HTTP/1.1\r\nHost: evil.example\r\n\r\n")) == 421
+    assert status(await said(port, b"GET /livez HTTP/1.0\r\n\r\n")) == 421
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+async def test_with_a_token_nothing_is_told_without_it(host: str) -> None:
+    async with a_listener(TOKEN, host) as port:
+        answers = [
+            await get(port, path, *shown)
+            for path in ("/livez", "/nothing")
+            for shown in ([], [f"Authorization: Bearer {TOKEN}x"], [f"Authorization: Bearer {TOKEN}"])
+        ]
+    assert [answer.status for answer in answers] == [401, 401, 200, 401, 401, 404]
+    assert answers[0].headers["www-authenticate"] == "bearer"
+
+
+async def test_a_bug_behind_a_route_is_said_in_the_log_and_not_to_the_client(port: int) -> None:
+    with capture_logs() as lines:
+        answer = await get(port, "/broken")
+    assert (answer.status, answer.body) == (500, "Internal Server Error\n")
+    assert [(line["event"], line["affected"]) for line in lines] == [("bug", "listener")]
+
+
+async def test_a_head_that_is_too_long_is_cut_off(port: int) -> None:
+    with contextlib.suppress(ConnectionError):
+        assert await said(port, b"GET /livez HTTP/1.1\r\nx: " + b"a" * 20_000 + b"\r\n\r\n") == b""
+    assert (await get(port, "/livez")).status == 200
+
+
+async def test_a_head_that_is_long_to_read_is_not_long_to_refuse(port: int) -> None:
+    started = time.perf_counter()
+    assert status(await said(port, b"GET /livez HTTP/1.1\r\nx:" + b" " * 8000 + b"\x80\r\n\r\n")) == 400
+    assert time.perf_counter() - started < 1
+
+
+async def test_who_says_nothing_or_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "_CONNECTION_S", 0.2)
+    async with a_listener() as port:
+        silent = await asyncio.open_connection("127.0.0.1", port)
+        deaf = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+        deaf[1].write(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        async with asyncio.timeout(5):
+            with contextlib.suppress(ConnectionError):
+                assert await silent[0].read() == b""
+            await asyncio.sleep(0.4)  # meanwhile nothing is read
+            with contextlib.suppress(ConnectionError):
+                assert len(await deaf[0].read()) < 20_000_000
+        for _, writer in (silent, deaf):
+            writer.close()
+
+
+async def test_connections_held_open_keep_no_probe_out_and_are_bounded(port: int) -> None:
+    held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(60)]
+    assert (await get(port, "/livez")).status == 200
+    async with asyncio.timeout(5):
+        for reader, _ in held[:40]:  # the first ones made room
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+    for _, writer in held:
+        writer.close()
+
+
+async def test_an_end_cuts_off_who_is_still_connected() -> None:
+    async with a_listener() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        await get(port, "/livez")
+    async with asyncio.timeout(5):
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+    writer.close()
+    with pytest.raises(OSError, match="Connect"):
+        await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_a_port_that_is_taken_is_said_in_one_sentence() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ListenerRefused, match=r"cannot listen at 127\.0\.0\.1:\d+") as refused:
+            async with Listener(Address("127.0.0.1", taken.getsockname()[1]), ROUTES):
+                pass
+    assert refused.value.exit_code == 78

@@ -1,0 +1,268 @@
+"""What a worker counts is what happened, and what it tells of the store is how it stands there."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+
+import pytest
+from builders import seconds
+from rig import ALICE, MK, TREASURY, Rig, a_rig
+from scraped import Scrape, a_listener_of, get, parsed, scrape
+from servers import real_server
+
+from watcher import outlook
+from watcher.metrics import Metrics
+from watcher.receiver import Fail
+from watcher.sandbox.answers import Answer
+from watcher.settings import Settings
+from watcher.store.keys import Keys
+from watcher.store.standings import Standings
+from watcher.worker import Worker
+
+LOOPRING = "/api/v3/user/balances"
+SHOP = "/v2/app/coin/balance"
+
+
+@pytest.fixture
+async def rig(redis_server_url: str, namespace: str) -> AsyncIterator[Rig]:
+    async with a_rig(redis_server_url, namespace) as rig:
+        yield rig
+
+
+@pytest.fixture(autouse=True)
+def _always_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlook, "_FRESH_S", 0.0)
+
+
+async def until(read: Callable[[], Awaitable[Scrape]], is_so: Callable[[Scrape], bool]) -> Scrape:
+    """Scrape until what is told is as expected."""
+    async with asyncio.timeout(10):
+        while not is_so(seen := await read()):
+            await asyncio.sleep(0.02)
+    return seen
+
+
+async def polled(rig: Rig, more: int = 2) -> None:
+    """Wait until both accounts were polled so often again."""
+    enough = {path: rig.sandbox.traffic.count(path) + more for path in (LOOPRING, SHOP)}
+    async with asyncio.timeout(10):
+        while any(rig.sandbox.traffic.count(path) < count for path, count in enough.items()):  # noqa: ASYNC110 - the simulator only counts
+            await asyncio.sleep(0.005)
+
+
+def slow_to_retry(settings: Settings, *retries: float) -> Settings:
+    ops = settings.subscription_by_name["ops"].model_copy(update={"retries": seconds(*retries)})
+    return settings.model_copy(update={"subscription_by_name": {"ops": ops}})
+
+
+async def test_the_counts_of_a_worker_under_load_match_what_happened(rig: Rig) -> None:
+    changes = 40
+    rig.receiver.fail = Fail(500, 1)
+    async with rig.worker() as worker:
+        await polled(rig)
+        for number in range(1, changes + 1):
+            rig.sandbox.world.credit(*((TREASURY, "ETH") if number % 2 else (ALICE, MK)), number)
+            await rig.events(number)
+    told = parsed((await Metrics(worker).text()).decode())
+    for provider, path in (("loopring", LOOPRING), ("shop", SHOP)):
+        polls = rig.sandbox.traffic.count(path)
+        assert told.sum("watcher_polls_total", provider=provider) == polls
+        assert told.value("watcher_poll_duration_seconds_count", provider=provider) == polls
+        assert told.value("watcher_polls_total", provider=provider, outcome="committed") == 1 + changes / 2
+        assert told.value("watcher_changes_total", provider=provider, type="total.increased") == changes / 2
+    assert told.sum("watcher_polls_refused_total") == 0
+    assert told.sum("watcher_changes_total") == changes + 2  # the baselines
+    assert told.value("watcher_attempts_total", subscription="ops", outcome="delivered") == changes
+    assert told.value("watcher_attempts_total", subscription="ops", outcome="retry") == changes
+    assert told.value("watcher_delivery_lag_seconds_count") == changes
+    assert told.value("watcher_delivery_lag_seconds_bucket", le="30.0") == changes
+    assert told.value("watcher_requests_in_flight") == 0
+
+
+async def test_polls_that_are_refused_are_counted_by_their_trouble(rig: Rig) -> None:
+    async with rig.worker() as worker:
+        await polled(rig)
+        rig.sandbox.metakeep.every_answer = Answer(500, b"no")
+        rig.sandbox.loopring.every_answer = Answer(200, b"{}")
+        async with asyncio.timeout(10):
+            while not {("loopring", "malformed"), ("shop", "transient")} <= worker.tally.by_refusal.keys():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        async with a_listener_of(worker) as port:
+            told = await until(lambda: scrape(port), lambda seen: seen.sum("watcher_accounts_stale") == 2)
+    assert told.value("watcher_accounts_failing", provider="shop") == 1
+    refused = told.sum("watcher_polls_refused_total", provider="shop")
+    assert refused == told.value("watcher_polls_total", provider="shop", outcome="refused") > 0
+
+
+async def test_what_waits_for_a_subscriber_that_is_down_is_told(rig: Rig) -> None:
+    rig.receiver.fail = Fail(500, 100)
+    async with rig.worker(slow_to_retry(rig.settings, 0, 3600)) as worker, a_listener_of(worker) as port:
+        await polled(rig)
+        healthy = await scrape(port)
+        rig.sandbox.world.credit(TREASURY, "ETH", 1)
+        rig.sandbox.world.credit(ALICE, MK, 1)
+        told = await until(
+            lambda: scrape(port), lambda seen: seen.value("watcher_lanes_waiting", subscription="ops") == 2
+        )
+        assert 0 <= told.value("watcher_oldest_undelivered_seconds", subscription="ops") < 60
+        assert told.value("watcher_subscription_paused", subscription="ops") == 0
+        older = await until(
+            lambda: scrape(port),
+            lambda seen: seen.value("watcher_subscription_failing", subscription="ops") == 1,
+        )
+        assert worker.opened
+        await Standings(worker.opened.schedule.pipe, Keys(rig.settings.redis.namespace)).pause(
+            "ops", "enough"
+        )
+        paused = await scrape(port)
+    assert paused.value("watcher_subscription_paused", subscription="ops") == 1
+    for name in (
+        "watcher_lanes_waiting",
+        "watcher_oldest_undelivered_seconds",
+        "watcher_subscription_failing",
+    ):
+        assert healthy.value(name, subscription="ops") == 0
+    ages = [seen.value("watcher_oldest_undelivered_seconds", subscription="ops") for seen in (older, paused)]
+    assert ages == sorted(ages)
+
+
+async def test_dead_letters_are_told(rig: Rig) -> None:
+    rig.receiver.fail = Fail(400, 100)
+    async with rig.worker(slow_to_retry(rig.settings, 0)) as worker, a_listener_of(worker) as port:
+        await polled(rig)
+        for number in (1, 2, 3):
+            rig.sandbox.world.credit(TREASURY, "ETH", number)
+            told = await until(
+                lambda: scrape(port),
+                lambda seen: seen.value("watcher_dead_letters", subscription="ops") == number,  # noqa: B023
+            )
+    assert told.value("watcher_attempts_total", subscription="ops", outcome="refused") == 3
+
+
+async def test_a_store_that_hangs_leaves_its_metrics_out_and_the_worker_lives(
+    namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outlook, "TIMEOUT_S", 0.2)
+    with real_server("valkey") as server:
+        async with a_rig(server.url, namespace) as rig, rig.worker() as worker, a_listener_of(worker) as port:
+            await polled(rig)
+            assert (await get(port, "/readyz")).status == 200
+            with server.paused():
+                told = await scrape(port)
+                lives, ready = await asyncio.gather(get(port, "/livez"), get(port, "/readyz"))
+            again = await until(lambda: scrape(port), lambda seen: seen.value("watcher_store_up") == 1)
+    assert told.value("watcher_store_up") == 0
+    assert not any(told.has(name) for name in ("watcher_lanes_waiting", "watcher_accounts_stale"))
+    assert told.value("watcher_polls_total", provider="shop", outcome="committed") == 1
+    assert (lives.status, ready.status) == (200, 503)
+    assert ready.body == "the store does not do its part\n"
+    assert again.has("watcher_lanes_waiting")
+
+
+async def test_labels_are_names_in_force_and_words_of_ours_alone(rig: Rig) -> None:
+    async with rig.worker() as worker:
+        await polled(rig)
+        rig.sandbox.world.credit(TREASURY, "ETH", 1)
+        await rig.events(1)
+        ops = rig.settings.subscription_by_name["ops"]
+        others = ops.model_copy(update={"name": "others"})
+        worker.reload(rig.settings.model_copy(update={"subscription_by_name": {"others": others}}))
+        rig.sandbox.world.credit(ALICE, MK, 1)
+        await rig.events(2)
+        async with a_listener_of(worker) as port:
+            told = await scrape(port)
+    named = {(name, value) for _, labels in told.samples for name, value in labels}
+    assert {value for name, value in named if name == "subscription"} == {"others"}
+    assert {value for name, value in named if name == "provider"} == {"loopring", "shop"}
+    assert {name for name, _ in named} == {
+        "subscription",
+        "provider",
+        "outcome",
+        "trouble",
+        "type",
+        "le",
+        "version",
+    }
+    assert not {"treasury", "alice", ALICE, MK, str(TREASURY)} & {value for _, value in named}
+
+
+async def test_neither_secrets_nor_texts_from_outside_show(rig: Rig) -> None:
+    ops = rig.settings.subscription_by_name["ops"]
+    url = ops.url.get_secret_value()
+    settings = rig.settings.model_copy(
+        update={
+            "subscription_by_name": {
+                "ops": ops.model_copy(
+                    update={"url": type(ops.url)(f"{url}canary?key=canary"), "headers": {"x-key": "canary"}}
+                )
+            },
+        }
+    )
+    async with rig.worker(settings) as worker, a_listener_of(worker) as port:
+        await polled(rig)
+        rig.sandbox.world.credit(TREASURY, "ETH", 1)
+        await rig.events(1)
+        rig.receiver.fail = Fail(500, 100)
+        rig.sandbox.metakeep.every_answer = Answer(200, b'{"status": "canary"}')
+        rig.sandbox.world.credit(TREASURY, "ETH", 1)
+        await until(lambda: scrape(port), lambda seen: seen.sum("watcher_polls_refused_total") > 0)
+        answers = [await get(port, path) for path in ("/metrics", "/livez", "/readyz", "/canary")]
+    assert [answer.status for answer in answers] == [200, 200, 200, 404]
+    assert not [answer for answer in answers if "canary" in answer.body or "127.0.0.1" in answer.body]
+
+
+async def test_a_loop_that_is_stuck_turns_livez_to_503_and_is_named(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck = asyncio.Event()
+
+    async def never(*_: object, **__: object) -> None:
+        stuck.set()
+        await asyncio.Event().wait()
+
+    async with rig.worker() as worker, a_listener_of(worker) as port:
+        await polled(rig)
+        assert (await get(port, "/livez")).status == 200
+        assert worker._generation
+        (loop,) = (each for each in worker._generation._loops if each.name == "poll shop")
+        worker.vitals.stuck_after_s = 0.5
+        with monkeypatch.context() as patched:
+            patched.setattr(loop, "_claim", never)
+            await stuck.wait()
+            async with asyncio.timeout(10):
+                while (seen := await get(port, "/livez")).status == 200:
+                    await asyncio.sleep(0.02)
+            assert seen.body.startswith("poll shop has not turned for ")
+            assert worker._generation
+            (task,) = (task for task in asyncio.all_tasks() if task.get_name() == "poll shop")
+        task.cancel()  # else it could not drain
+
+
+async def test_who_is_asked_before_the_store_is_open_lives_and_is_not_ready(rig: Rig) -> None:
+    worker = Worker(rig.settings, name="new")
+    async with a_listener_of(worker) as port:
+        lives, ready, told = await asyncio.gather(get(port, "/livez"), get(port, "/readyz"), scrape(port))
+        assert (lives.status, ready.status) == (200, 503)
+        assert told.value("watcher_store_up") == 0
+        worker.stop()
+        assert (await get(port, "/readyz")).body == "the worker drains\n"
+
+
+async def test_a_poll_that_nobody_claims_is_told_as_overdue(rig: Rig) -> None:
+    often = {
+        name: a.model_copy(update={"interval": timedelta(hours=1)})
+        for name, a in rig.settings.account_by_name.items()
+    }
+    async with rig.worker(rig.settings.model_copy(update={"account_by_name": often})) as worker:
+        await polled(rig, 1)
+        async with a_listener_of(worker) as port:
+            assert worker.opened
+            assert worker._generation
+            for loop in worker._generation._loops:
+                loop.stop()
+            schedule, keys = worker.opened.schedule, Keys(rig.settings.redis.namespace)
+            await worker._generation._roster.make_due("shop", ["alice"], now_ms=schedule.now_ms() - 90_000)
+            assert keys
+            told = await scrape(port)
+    assert told.value("watcher_poll_overdue_seconds", provider="shop") >= 90
+    assert told.value("watcher_poll_overdue_seconds", provider="loopring") == 0

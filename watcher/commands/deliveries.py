@@ -1,0 +1,145 @@
+"""`watcher deliveries`: what waits for each subscription, what was given up, what was tried.
+
+Refuses to show text from outside as it came: control characters are escaped.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from watcher.commands.acting import subscriptions_like
+from watcher.commands.looking import Columns, say_json, say_next
+from watcher.commands.options import config_option, load_or_exit
+
+if TYPE_CHECKING:
+    from watcher.commands.delivery_rows import Row
+    from watcher.settings import Settings
+    from watcher.store.letters import Letter, Tried
+    from watcher.store.opening import OpenStore
+    from watcher.store.standings import Standing
+    from watcher.store.waiting import Lane
+
+_NEXT_BY_KIND = {
+    "waiting": "watcher subscriptions",
+    "dead": "watcher resend EVENT_ID",
+    "attempts": "watcher ping SUBSCRIPTION",
+}
+
+
+class _Wanted(NamedTuple):
+    kind: str
+    subscription: str | None
+    account: str | None
+    limit: int
+
+    def takes(self, entry: "Letter | Tried | Lane") -> bool:
+        return self.account is None or fnmatchcase(entry.account, self.account)
+
+
+@click.command("deliveries", short_help="What waits, what was given up, what was tried.")
+@config_option
+@click.option(
+    "--waiting", "kind", flag_value="waiting", default=True, help="What is still owed. The default."
+)
+@click.option("--dead", "kind", flag_value="dead", help="Dead letters: given up, kept, resendable.")
+@click.option("--attempts", "kind", flag_value="attempts", help="Attempts that failed, and what followed.")
+@click.option("--subscription", metavar="GLOB", help="Subscription names.")
+@click.option("--account", metavar="GLOB", help="Account names.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, metavar="N")
+@click.option("--json", "is_json", is_flag=True, help="One JSON object per delivery or attempt.")
+def command(
+    *,
+    config_path: Path | None,
+    kind: str,
+    subscription: str | None,
+    account: str | None,
+    limit: int,
+    is_json: bool,
+) -> None:
+    """What waits for each subscription, lane by lane; what was given up; what was tried.
+
+    Of what waits, the first N are shown, the lane that is due first above; of the rest the latest N, oldest
+    first. An attempt that delivered at once is not remembered: the log has it.
+    """
+    settings = load_or_exit(config_path).settings
+    wanted = _Wanted(kind, subscription, account, limit)
+    rows = asyncio.run(_read(settings, wanted))
+    shown = rows[:limit] if kind == "waiting" else rows[-limit:]
+    if is_json:
+        for row in shown:
+            say_json(row)
+    elif shown:
+        _say(kind, shown)
+    if len(rows) > limit:
+        click.echo(f"watcher: there are more; --limit shows more than {limit:,}", err=True)
+    say_next(_NEXT_BY_KIND[kind])
+
+
+async def _read(settings: "Settings", wanted: _Wanted) -> "list[Row]":
+    """Read the rows that are wanted, and one more if there are more."""
+    from watcher.store.letters import Letters
+    from watcher.store.opening import open_to_look
+    from watcher.store.survey import Survey
+
+    async with open_to_look(settings.redis) as store:
+        now_ms = await Survey(store.pipe, store.keys).now_ms()
+        letters = Letters(store.pipe, store.keys)
+        names = subscriptions_like(settings, await letters.subscriptions(), wanted.subscription)
+        if wanted.kind == "waiting":
+            return await _waiting(store, names, wanted, now_ms)
+        found: list[tuple[str, Letter | Tried]] = []
+        for name in names:
+            latest = letters.latest if wanted.kind == "dead" else letters.attempts
+            found += [(name, entry) for entry in await latest(name, wanted.limit + 1, wanted.takes)]
+    return _latest(found, wanted.limit + 1, now_ms)
+
+
+async def _waiting(store: "OpenStore", names: Sequence[str], wanted: _Wanted, now_ms: int) -> "list[Row]":
+    from watcher.store.standings import Standings
+
+    standings = await Standings(store.pipe, store.keys).read()
+    rows: list[Row] = []
+    for name in names:
+        async for row in _waiting_for(store, name, standings.get(name), wanted, now_ms):
+            rows.append(row)
+            if len(rows) > wanted.limit:
+                return rows
+    return rows
+
+
+async def _waiting_for(
+    store: "OpenStore", name: str, standing: "Standing | None", wanted: _Wanted, now_ms: int
+) -> "AsyncIterator[Row]":
+    from watcher.commands.delivery_rows import waiting_row
+    from watcher.store.waiting import Waiting
+
+    waiting = Waiting(store.pipe, store.keys)
+    for lane in filter(wanted.takes, await waiting.lanes(name)):
+        position = 0
+        async for delivery in waiting.deliveries(name, lane.account):
+            position += 1
+            yield waiting_row(name, lane, position, delivery, standing=standing, now_ms=now_ms)
+
+
+def _latest(found: "Sequence[tuple[str, Letter | Tried]]", most: int, now_ms: int) -> "list[Row]":
+    """Put what was found at all subscriptions in the order of time, and keep the latest of it."""
+    from watcher.commands.delivery_rows import attempt_row, letter_row
+    from watcher.store.history import place
+    from watcher.store.letters import Letter
+
+    latest = sorted(found, key=lambda one: place(one[1].id))[-most:]
+    return [
+        letter_row(name, entry, now_ms) if isinstance(entry, Letter) else attempt_row(name, entry, now_ms)
+        for name, entry in latest
+    ]
+
+
+def _say(kind: str, rows: "Sequence[Row]") -> None:
+    from watcher.commands.delivery_rows import COLUMNS_BY_KIND, NUMBERS_BY_KIND, cells
+
+    columns = Columns(*COLUMNS_BY_KIND[kind], numbers=NUMBERS_BY_KIND[kind])
+    columns.say([cells(row) for row in rows])

@@ -1,0 +1,126 @@
+"""One delivery, dead letter or attempt as `watcher deliveries` prints it: an object, or the cells of a row.
+
+Refuses to show text from outside as it came: control characters are escaped.
+"""
+
+from typing import Any
+
+from watcher.commands.looking import age_text
+from watcher.events import iso
+from watcher.printable import printable
+from watcher.store.history import place
+from watcher.store.lanes import Delivery
+from watcher.store.letters import Letter, Tried
+from watcher.store.standings import Standing
+from watcher.store.waiting import Lane
+
+COLUMNS_BY_KIND = {
+    "waiting": ("subscription", "account", "place", "event", "type", "sequence", "age", "failed", "due"),
+    "dead": ("subscription", "account", "event", "type", "sequence", "given up", "reason"),
+    "attempts": ("subscription", "account", "event", "attempt", "when", "took", "outcome", "answer"),
+}
+NUMBERS_BY_KIND = {"waiting": (2, 5, 7), "dead": (4,), "attempts": (3, 5)}
+
+_ATTEMPT = ("event_id", "event_type", "attempt", "outcome", "status", "error", "duration_ms", "answer")
+"""What an attempt says of itself; of anything else nothing is shown."""
+
+Row = dict[str, Any]
+
+
+def waiting_row(
+    name: str,
+    lane: Lane,
+    position: int,
+    delivery: Delivery | None,
+    *,
+    standing: Standing | None,
+    now_ms: int,
+) -> Row:
+    """Say what waits at one position of a lane, counted from 1; of the first also how it gets on."""
+    return {
+        "kind": "waiting",
+        "subscription": name,
+        "account": lane.account,
+        "position": position,
+        **_event(delivery),
+        "age_s": max(0, now_ms - delivery.sequence) // 1000 if delivery else None,
+        **(_progress(lane, delivery, standing, now_ms) if position == 1 else {}),
+    }
+
+
+def letter_row(name: str, letter: Letter, now_ms: int) -> Row:
+    return {
+        "kind": "dead",
+        "subscription": name,
+        "account": letter.account,
+        **_event(letter.delivery),
+        "given_up_at": iso(letter.at_ms),
+        "age_s": max(0, now_ms - letter.at_ms) // 1000,
+        "reason": letter.reason,
+    }
+
+
+def attempt_row(name: str, tried: Tried, now_ms: int) -> Row:
+    at_ms = place(tried.id)[0]
+    said = {key: tried.said.get(key) for key in _ATTEMPT}
+    return {
+        "kind": "attempt",
+        "subscription": name,
+        "account": tried.account,
+        **{key: value if isinstance(value, str | int) else None for key, value in said.items()},
+        "at": iso(at_ms),
+        "age_s": max(0, now_ms - at_ms) // 1000,
+    }
+
+
+def cells(row: Row) -> list[str]:
+    owner = [printable(row["subscription"]), printable(row["account"])]
+    if row["kind"] == "attempt":
+        return [*owner, *_attempt_cells(row)]
+    event = [_text(row[key]) for key in ("event_id", "event_type", "sequence")]
+    if row["kind"] == "dead":
+        return [*owner, *event, f"{age_text(1000 * row['age_s'])} ago", printable(row["reason"])]
+    age = "-" if row["age_s"] is None else age_text(1000 * row["age_s"])
+    return [*owner, str(row["position"]), *event, age, *_progress_cells(row)]
+
+
+def _progress_cells(row: Row) -> list[str]:
+    if row["position"] > 1:
+        return ["", ""]
+    if row["paused"]:
+        return [str(row["failed_attempts"]), "paused"]
+    due = f"in {age_text(1000 * row['due_in_s'])}" if row["due_in_s"] else "now"
+    return [str(row["failed_attempts"]), due]
+
+
+def _attempt_cells(row: Row) -> list[str]:
+    answer = _text(row["status"] if row["error"] is None else row["error"])
+    says = f": {printable(row['answer'])}" if row["answer"] else ""
+    return [
+        _text(row["event_id"]),
+        _text(row["attempt"]),
+        f"{age_text(1000 * row['age_s'])} ago",
+        f"{_text(row['duration_ms'])} ms",
+        _text(row["outcome"]),
+        f"{answer}{says}",
+    ]
+
+
+def _text(value: object) -> str:
+    return printable(str(value)) if isinstance(value, str | int) else "-"
+
+
+def _event(delivery: Delivery | None) -> Row:
+    if delivery is None:
+        return {"event_id": None, "event_type": None, "sequence": None}
+    return {"event_id": delivery.event_id, "event_type": delivery.type, "sequence": delivery.sequence}
+
+
+def _progress(lane: Lane, delivery: Delivery | None, standing: Standing | None, now_ms: int) -> Row:
+    """Say how a lane's head stands: it waits for its next try, and until its subscription is asked again."""
+    failed = lane.tries if delivery and delivery.head == lane.tried else 0
+    if standing and standing.paused_at_ms:
+        return {"failed_attempts": failed, "due_at": None, "due_in_s": None, "paused": True}
+    due_ms = max(lane.due_ms, standing.held_until_ms if standing else 0)
+    due_in_s = max(0, due_ms - now_ms) // 1000
+    return {"failed_attempts": failed, "due_at": iso(due_ms), "due_in_s": due_in_s, "paused": False}

@@ -1,0 +1,100 @@
+"""`watcher ping`: one signed sample to one subscriber, past the store and the worker, and what came of it.
+
+Refuses to leave the ways of a delivery: the same signature, headers, bounds and egress guard.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from watcher.commands.acting import subscription_named
+from watcher.commands.options import config_option, load_or_exit
+
+if TYPE_CHECKING:
+    from watcher.delivery.outcomes import Attempt
+    from watcher.settings import Settings, SubscriptionSettings
+
+_BY_STATUS = {
+    400: "it may not accept the signature: give its request to `watcher verify`, which names the step",
+    401: "compare the secret on both sides; `watcher verify` says which step of a verification fails",
+    403: "compare the secret on both sides, and what `headers` of the subscription it expects",
+    404: "look at the path of the subscription's url",
+    405: "look at the path of the subscription's url: it takes no POST",
+    410: "it says that this URL is gone for good: a real event would pause the subscription",
+    413: "it refuses the size of the body: events are smaller than 20 kB, allow as much",
+    429: "it asks for fewer requests: set requests_per_second of the subscription",
+}
+_BY_ERROR = (
+    ("resolve", "look at the host name of the subscription's url, and at the DNS of this machine"),
+    ("certificate", "look at the receiver's certificate: its name, its end, and who signed it"),
+    ("TLS", "look at the receiver's TLS, and whether its port speaks it at all"),
+    ("cannot connect", "look whether the receiver listens at that port, and at the firewalls between"),
+    ("no answer within", "answer first and work later: 20 seconds is all there is"),
+)
+_BY_KIND = {
+    3: "redirects are not followed: write the place where it leads into the subscription's url",
+    4: "look into the receiver's log: the request did not please it",
+    5: "look into the receiver's log: it failed while it took the event",
+}
+
+
+@click.command("ping", short_help="Send one signed sample to a subscriber.")
+@config_option
+@click.argument("name", metavar="SUBSCRIPTION")
+def command(*, config_path: Path | None, name: str) -> int:
+    """Send one signed sample, of type `subscription.ping`, to SUBSCRIPTION, and say what came of it.
+
+    It goes out from here and at once: no worker need run, no Redis, and a pause does not matter. Exits with
+    0 if the answer was 2xx, with 1 if not.
+    """
+    settings = load_or_exit(config_path).settings
+    subscription = subscription_named(settings, name)
+    event_id, attempt = asyncio.run(_ping(settings, subscription))
+    for line in _as_lines(name, event_id, attempt):
+        click.echo(line)
+    return 0 if _is_good(attempt) else 1
+
+
+async def _ping(settings: "Settings", subscription: "SubscriptionSettings") -> "tuple[str, Attempt]":
+    from watcher.delivery.egress import Policy
+    from watcher.delivery.post import Poster, Target
+    from watcher.notices import ping
+    from watcher.printable import hide
+    from watcher.settings import secrets_of
+    from watcher.store.lanes import Delivery
+
+    hide(secrets_of(settings))  # an answer may repeat them
+    egress = settings.egress
+    policy = Policy(allow=egress.allow, allow_http=egress.allow_http, nat64=egress.nat64)
+    event = ping(subscription.name, nonce=secrets.token_hex(8), now_ms=int(1000 * time.time()))
+    delivery = Delivery(event.id, event.type, event.sequence, event.body(subscription.name, None))
+    async with Poster(policy) as poster:
+        return event.id, await poster.post(Target(subscription, policy), delivery, 1)
+
+
+def _as_lines(name: str, event_id: str, attempt: "Attempt") -> Iterator[str]:
+    said = attempt.error or f"answered {attempt.status}"
+    yield f"{name}: {said}, after {attempt.duration_ms} ms ({event_id})"
+    if _is_good(attempt):
+        return
+    if attempt.excerpt:
+        yield f"  it says: {attempt.excerpt}"
+    yield f"  what to do: {_advice(attempt)}"
+
+
+def _advice(attempt: "Attempt") -> str:
+    if attempt.is_refused_by_us:
+        return "if this address is yours, add it to [egress] allow; no byte was sent there"
+    if attempt.status is None:
+        found = (advice for words, advice in _BY_ERROR if words in (attempt.error or ""))
+        return next(found, "look at the receiver, and at what stands between it and this machine")
+    return _BY_STATUS.get(attempt.status) or _BY_KIND.get(attempt.status // 100, "it is no webhook receiver")
+
+
+def _is_good(attempt: "Attempt") -> bool:
+    return attempt.status is not None and 200 <= attempt.status < 300

@@ -1,0 +1,164 @@
+"""`watcher resend`: dead letters, or events of the log, go out again with the same ids."""
+
+import asyncio
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from watcher.commands.acting import subscription_named
+from watcher.commands.looking import say_json, say_next
+from watcher.commands.options import config_option, load_or_exit
+from watcher.commands.since import parse_since, since_ms, since_option
+from watcher.printable import printable
+
+if TYPE_CHECKING:
+    from watcher.resend import Resent
+    from watcher.settings import Settings
+    from watcher.store.opening import OpenStore
+
+_MOST_NAMES = 8
+
+
+class _Wish(NamedTuple):
+    """What is to go out again: one event, dead letters, or events of the log; to one subscription, or all."""
+
+    event_id: str | None
+    is_dead: bool
+    since: datetime | timedelta | None
+    subscriptions: tuple[str, ...]
+    is_rehearsal: bool
+
+
+@click.command("resend", short_help="Send again: dead letters, or events from the log.")
+@config_option
+@click.option("--subscription", metavar="NAME", help="To whom.")
+@click.option(
+    "--dead", "is_dead", is_flag=True, help="All dead letters of the subscription, or those since WHEN."
+)
+@since_option
+@click.option("--dry-run", "is_rehearsal", is_flag=True, help="Only say what would go out again.")
+@click.option("--json", "is_json", is_flag=True, help="One JSON object per subscription.")
+@click.argument("event_id", required=False)
+def command(
+    *,
+    config_path: Path | None,
+    subscription: str | None,
+    is_dead: bool,
+    since: str | None,
+    is_rehearsal: bool,
+    is_json: bool,
+    event_id: str | None,
+) -> int:
+    """Send again: the event EVENT_ID, dead letters (--dead), or what the log holds (--since).
+
+    An event goes to whoever gave it up, or else to all who want it. Without --dead, --since sends all again
+    that the subscription wants, from the event log. Everything goes to the end of its lane, with the same id,
+    and is delivered by the workers, in order per account.
+    """
+    if bool(event_id) == (is_dead or since is not None):
+        raise click.UsageError("say what to send again: EVENT_ID, or --dead, or --since WHEN")
+    if subscription is None and not event_id:
+        raise click.UsageError("say to whom: --subscription NAME")
+    moment = parse_since(since)
+    settings = load_or_exit(config_path).settings
+    names = (
+        tuple(settings.subscription_by_name)
+        if subscription is None
+        else (subscription_named(settings, subscription).name,)
+    )
+    wish = _Wish(event_id, is_dead, moment, names, is_rehearsal)
+    found, paused = asyncio.run(_resend(settings, wish))
+    for resent in found:
+        _say(resent, wish, is_paused=resent.subscription in paused, is_json=is_json)
+    if event_id and not found:
+        click.echo(
+            f"watcher: nothing of {printable(event_id)} is left: no dead letter, no record of it", err=True
+        )
+        return 1
+    say_next("watcher deliveries")
+    return 1 if any(resent.unreadable or resent.full for resent in found) else 0
+
+
+async def _resend(settings: "Settings", wish: _Wish) -> "tuple[list[Resent], set[str]]":
+    """Send again; says also who is paused and will hear of it only when resumed."""
+    from watcher.store.opening import open_to_look
+    from watcher.store.standings import Standings
+
+    async with open_to_look(settings.redis) as store:
+        found = await _act(settings, store, wish)
+        standings = await Standings(store.pipe, store.keys).read()
+    return found, {name for name, standing in standings.items() if standing.paused_at_ms}
+
+
+async def _act(settings: "Settings", store: "OpenStore", wish: _Wish) -> "list[Resent]":
+    from watcher.resend import Resend
+    from watcher.store.history import History
+    from watcher.store.survey import Survey
+
+    now_ms = await Survey(store.pipe, store.keys).now_ms()
+    resend = Resend(store.pipe, store.keys, is_rehearsal=wish.is_rehearsal)
+    start_ms = since_ms(wish.since, now_ms)
+    found = []
+    if wish.is_dead or wish.event_id:
+        found = [
+            await resend.letters(name, since_ms=start_ms, until_ms=now_ms, event_id=wish.event_id)
+            for name in wish.subscriptions
+        ]
+        if wish.is_dead or any(resent.deliveries or resent.full for resent in found):
+            return _telling(found, wish)
+    ends = await History(store.pipe, store.keys).ends()
+    found = [
+        await resend.events(
+            settings.subscription_by_name[name], ends, since_ms=start_ms, event_id=wish.event_id
+        )
+        for name in wish.subscriptions
+    ]
+    return _telling(found, wish)
+
+
+def _telling(found: "list[Resent]", wish: _Wish) -> "list[Resent]":
+    """Of one event, only who gets it again is worth a line."""
+    return [resent for resent in found if not wish.event_id or resent.deliveries or resent.full]
+
+
+def _say(resent: "Resent", wish: _Wish, *, is_paused: bool, is_json: bool) -> None:
+    if is_json:
+        say_json(
+            {
+                "subscription": resent.subscription,
+                "deliveries": resent.deliveries,
+                "accounts": len(resent.accounts),
+                "unreadable": resent.unreadable,
+                "full": sorted(resent.full),
+                "paused": is_paused,
+                "dry_run": wish.is_rehearsal,
+            }
+        )
+        return
+    goes = "would go out again" if wish.is_rehearsal else "queued again"
+    if resent.deliveries:
+        many = _many(resent.deliveries, "dead letter" if wish.is_dead else "event")
+        click.echo(f"{resent.subscription}: {many} of {_many(len(resent.accounts), 'account')} {goes}")
+    else:
+        click.echo(f"{resent.subscription}: nothing {goes}")
+    for note in _notes(resent, is_paused=is_paused):
+        click.echo(f"watcher: {note}", err=True)
+
+
+def _notes(resent: "Resent", *, is_paused: bool) -> list[str]:
+    notes = []
+    if is_paused:
+        name = resent.subscription
+        notes.append(f"{name} is paused: they wait for `watcher subscriptions resume {name}`")
+    if resent.unreadable:
+        notes.append(f"{resent.unreadable:,} cannot be read and are left out; `watcher audit` says more")
+    if resent.full:
+        names = ", ".join(map(printable, sorted(resent.full)[:_MOST_NAMES]))
+        notes.append(f"no room in the lane of {len(resent.full):,} accounts, all or some left out: {names}")
+    return notes
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,138 @@
+"""`watcher subscriptions`: how each one stands with its receiver, and the switch to pause and resume it."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from watcher.commands.acting import place_of, subscription_named
+from watcher.commands.looking import age_text, say_json, say_next
+from watcher.commands.options import config_option, load_or_exit
+from watcher.printable import printable
+
+if TYPE_CHECKING:
+    from watcher.settings import Settings
+
+_BY_HAND = "by hand"
+_MARGIN = 14
+
+_Line = dict[str, Any]
+
+
+@click.command("subscriptions", short_help="How subscriptions stand; pause and resume them.")
+@config_option
+@click.option("--json", "is_json", is_flag=True, help="One JSON object per subscription.")
+@click.argument("action", type=click.Choice(["list", "pause", "resume"]), default="list", metavar="[ACTION]")
+@click.argument("name", required=False)
+def command(*, config_path: Path | None, is_json: bool, action: str, name: str | None) -> None:
+    """How subscriptions stand: ACTION is list (the default), pause NAME, or resume NAME.
+
+    A paused subscription is sent nothing and loses nothing: its events are kept, and go out in order when it
+    is resumed. Workers that run notice within a second or two. Resuming also forgets earlier failures, and
+    lets what waits for a retry be tried at once.
+    """
+    if (action == "list") == bool(name):
+        raise click.UsageError("pause and resume need the NAME of a subscription, and only they do")
+    settings = load_or_exit(config_path).settings
+    if name and action == "pause":
+        subscription_named(settings, name)
+    asyncio.run(_show(settings, is_json=is_json) if name is None else _switch(settings, action, name))
+
+
+async def _switch(settings: "Settings", action: str, name: str) -> None:
+    from watcher.store.lanes import Lanes
+    from watcher.store.opening import open_to_look
+    from watcher.store.schedule import Schedule
+    from watcher.store.standings import Standings
+
+    async with open_to_look(settings.redis) as store:
+        standings = Standings(store.pipe, store.keys)
+        if action == "pause":
+            is_new = await standings.pause(name, _BY_HAND)
+            click.echo(f"{name}: {'paused' if is_new else 'was paused already'}; its events are kept")
+            say_next(f"watcher subscriptions resume {name}")
+            return
+        if name not in await standings.read():
+            subscription_named(settings, name)
+        has_changed = await standings.resume(name)
+        await _hasten(Lanes(Schedule(store.pipe), store.keys), name)
+    said = "resumed" if has_changed else "was neither paused nor failing"
+    click.echo(f"{name}: {said}; what waits goes out now")
+    say_next(f"watcher deliveries --subscription {name}")
+
+
+async def _hasten(lanes: Any, name: str) -> None:
+    """Let everything that waits be tried at once, in the order of its lane."""
+    from watcher.delivery.lane import LEASE_MS
+    from watcher.store.keys import SHARDS
+
+    for shard in range(SHARDS):
+        await lanes.hasten(name, shard, lease_ms=LEASE_MS)
+
+
+async def _show(settings: "Settings", *, is_json: bool) -> None:
+    for line in await _survey(settings):
+        if is_json:
+            say_json(line)
+        else:
+            for text in _as_text(line):
+                click.echo(text)
+    say_next("watcher deliveries")
+
+
+async def _survey(settings: "Settings") -> list[_Line]:
+    from watcher.overview import subscription_line
+    from watcher.store.opening import open_to_look
+    from watcher.store.standings import Standings
+    from watcher.store.survey import Backlog, Survey
+
+    async with open_to_look(settings.redis) as store:
+        survey = Survey(store.pipe, store.keys)
+        now_ms = await survey.now_ms()
+        standings = await Standings(store.pipe, store.keys).read()
+        backlogs = await survey.backlogs(settings.subscription_by_name)
+    lines = []
+    for name in dict.fromkeys([*backlogs, *standings]):
+        is_configured = name in settings.subscription_by_name
+        standing, backlog = standings.get(name), backlogs.get(name, Backlog())
+        line = subscription_line(name, backlog, standing, now_ms, is_configured=is_configured)
+        failing_ms = now_ms - standing.since_ms if standing and standing.since_ms else 0
+        lines.append(
+            {
+                **line,
+                "url": place_of(settings, name),
+                "failures": standing.failures if standing else 0,
+                "failing_s": max(0, failing_ms) // 1000,
+            }
+        )
+    return lines
+
+
+def _as_text(line: _Line) -> Iterator[str]:
+    where = line["url"] if line["is_configured"] else "not in the configuration"
+    yield f"{printable(line['subscription']):<{_MARGIN}}{where}"
+    for text in (_standing_text(line), _backlog_text(line)):
+        yield f"{'':<{_MARGIN}}{text}"
+
+
+def _standing_text(line: _Line) -> str:
+    reason = printable(line["reason"] or "")
+    if line["paused_at"]:
+        return f"paused since {line['paused_at']}: {reason}"
+    held = f", left alone for {age_text(1000 * line['held_s'])}" if line["held_s"] else ""
+    if not line["failures"]:
+        return f"well{held}" + (f": {reason}" if held else "")
+    since = f"since {line['failing_since']} ({age_text(1000 * line['failing_s'])})"
+    return f"failing {since}, {line['failures']:,} in a row{held}: {reason}"
+
+
+def _backlog_text(line: _Line) -> str:
+    waits = "nothing waits"
+    if line["lanes"]:
+        oldest = "" if line["oldest_s"] is None else f", the oldest for {age_text(1000 * line['oldest_s'])}"
+        waits = f"{line['deliveries']:,} waiting in {line['lanes']:,} lanes{oldest}"
+    retrying = f"; {line['retrying']:,} lanes being tried again" if line["retrying"] else ""
+    dead = f"; {line['dead']:,} dead letters" if line["dead"] else ""
+    return f"{waits}{retrying}{dead}"
