@@ -31,7 +31,7 @@ COMMANDS_BY_PURPOSE: Mapping[str, Mapping[str, str]] = {
     "Start here": {
         "demo": "See it work on this machine: no Redis, key or network needed.",
         "init": "Write a watcher.toml to begin with.",
-        "check": "Find every mistake in the configuration, before anything runs.",
+        "check": "Find every mistake in the configuration, before it runs.",
     },
     "The worker": {
         "run": "Poll, compare and deliver, until told to stop.",

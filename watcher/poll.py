@@ -6,18 +6,17 @@ Refuses to touch a state that it cannot read, and to tell anything of a poll tha
 
 import random
 import secrets
-import time
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import NamedTuple
 
+from watcher.asker import Asker
 from watcher.cadence import spread_ms, wait_s, waits_ms
 from watcher.diff import Reading, Step, diff, go_stale
 from watcher.events import Origin
 from watcher.interest import Interest
 from watcher.ledger import AccountState, Rules
-from watcher.logs import log
-from watcher.outage import Outage
+from watcher.poll_notes import PollNotes
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Refused
 from watcher.settings import AccountSettings, ProviderSettings
@@ -61,14 +60,14 @@ class Poller:
         self._client = client
         self._polls = polls
         self._interest = interest
-        self._tally = tally
+        self._notes = PollNotes(settings.name, tally)
         self._now_ms = now_ms
         self._wake = wake
         self._rules = Rules(settings.withdrawals, settings.settle_polls)
         self._settled: dict[str, Settled] = {}
         self.silence = Silence(settings.name)
         self.lease_ms = int(1000 * (settings.timeout.total_seconds() + _LEASE_MARGIN_S))
-        self._outage = Outage()
+        self._asker = Asker(settings.name, client, self._hasten)
 
     @property
     def spacing_s(self) -> float:
@@ -81,37 +80,15 @@ class Poller:
 
     async def poll(self, account: AccountSettings, lease: Lease) -> None:
         """Make one poll and say in one line what became of it. Raises StoreUnreachable."""
-        started = time.monotonic()
-        self._tally.polls += 1
+        started = self._notes.began()
         try:
-            bodies = await self._ask(account)
-            await self._take(account, lease, bodies, started)
-        except Refused as refused:
-            await self._postpone(account, lease, refused, started)
+            try:
+                bodies = await self._asker.ask(account)
+                await self._take(account, lease, bodies, started)
+            except Refused as refused:
+                await self._postpone(account, lease, refused, started)
         except BadState as damage:
             await self._quarantine(account, lease, damage, started)
-
-    async def _ask(self, account: AccountSettings) -> tuple[bytes, ...]:
-        """Ask the provider, unless it is known to fail for everybody and another account's turn to try."""
-        if not self._outage.may_ask(time.monotonic()):
-            raise Refused("gone", "the provider is unavailable; one account at a time asks it")
-        try:
-            bodies = await self._client.ask(account)
-        except Refused as refused:
-            if self._outage.refused(account.name, refused.trouble, time.monotonic()):
-                log.warning(
-                    "provider.unavailable",
-                    provider=self.settings.name,
-                    trouble=refused.trouble,
-                    reason=refused.reason,
-                    status=refused.status,
-                )
-            raise
-        lasted_s = self._outage.good(time.monotonic())
-        if lasted_s is not None:
-            log.info("provider.recovered", provider=self.settings.name, duration_ms=int(1000 * lasted_s))
-            await self._hasten()
-        return bodies
 
     async def _hasten(self) -> None:
         """The provider is back: nobody needs to wait any longer. The rate limit spreads the polls."""
@@ -215,9 +192,7 @@ class Poller:
             )
         )
         if reply in (Reply.DONE, Reply.DONE_BEFORE):
-            self._tell(account, step)
-            if pushed_out:
-                log.warning("lane.overflowed", account=account.name, deliveries=pushed_out)
+            self._notes.committed(account, step, pushed_out)
             for subscription in step.deliveries:
                 self._wake(shard_of(account.name), subscription)
         return reply
@@ -248,19 +223,7 @@ class Poller:
             at_least_ms=int(1000 * (refused.retry_after_s or 0)),
             waits_ms=waits_ms(account, refused.trouble, chance=random.random()),
         )
-        self._tally.refused += 1
-        self._tally.by_refusal[self.settings.name, refused.trouble] += 1
-        self._tally.polled(self.settings.name, "refused", time.monotonic() - started)
-        log.info(
-            "poll.refused",
-            account=account.name,
-            provider=self.settings.name,
-            trouble=refused.trouble,
-            reason=refused.reason,
-            status=refused.status,
-            next_ms=postponed.wait_ms if postponed else None,
-            duration_ms=_since_ms(started),
-        )
+        self._notes.refused(account, refused, postponed, started)
 
     async def _notice_silence(self, account: AccountSettings, lease: Lease, refused: Refused) -> None:
         """Tell once that an account has had no good poll for too long. Its lease stays for what follows."""
@@ -288,68 +251,14 @@ class Poller:
         await self._polls.postpone(
             self.settings.name, lease, why=f"quarantined {damage}", at_least_ms=0, waits_ms=_QUARANTINE_MS
         )
-        self._tally.polled(self.settings.name, "quarantined", time.monotonic() - started)
-        log.error("account.quarantined", account=account.name, reason=str(damage))
+        self._notes.quarantined(account, damage, started)
 
     def _finish(
         self, account: AccountSettings, reply: Reply, started: float, step: Step | None = None
     ) -> None:
-        names = {"account": account.name, "provider": self.settings.name, "duration_ms": _since_ms(started)}
         self.silence.ended(account)
-        self._tally.polled(self.settings.name, _outcome(reply, step), time.monotonic() - started)
-        if reply is Reply.LEASE_LOST:
-            log.info("poll.discarded", **names, reason="the lease ran out before the answer came")
-        elif reply is Reply.MOVED_ON:
-            log.info("poll.discarded", **names, reason="another worker was faster")
-        elif step is None:
-            log.debug("poll.finished", **names, unchanged=True)
-        else:
-            log.info(
-                "poll.finished",
-                **names,
-                unchanged=False,
-                changes=len(step.events),
-                held=len(step.advance.held),
-            )
-
-    def _tell(self, account: AccountSettings, step: Step) -> None:
-        if step.advance.is_baseline:
-            log.info(
-                "account.baseline",
-                account=account.name,
-                provider=self.settings.name,
-                assets=len(step.state.entry_by_asset),
-            )
-        for asset_id, reason in step.advance.doubted.items():
-            log.info("asset.doubted", account=account.name, asset=asset_id, reason=reason)
-        self._tally.changes += len(step.events)
-        for event in step.events:
-            self._tally.by_change[self.settings.name, event.type] += 1
-            log.info(
-                "event.created",
-                account=account.name,
-                provider=self.settings.name,
-                asset=event.asset.id if event.asset else None,
-                event_id=event.id,
-                event_type=event.type,
-                sequence=event.sequence,
-                subscriptions=sum(
-                    event.id == delivery.event_id
-                    for deliveries in step.deliveries.values()
-                    for delivery in deliveries
-                ),
-            )
-
-
-def _outcome(reply: Reply, step: Step | None) -> str:
-    if reply not in (Reply.DONE, Reply.DONE_BEFORE):
-        return "discarded"
-    return "committed" if step else "unchanged"
+        self._notes.finished(account, reply, started, step)
 
 
 def _never() -> AccountState:
     raise AssertionError("without a state, a reading is a baseline")
-
-
-def _since_ms(started: float) -> int:
-    return round(1000 * (time.monotonic() - started))

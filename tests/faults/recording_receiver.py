@@ -26,6 +26,10 @@ class Arrival(NamedTuple):
     problem: str | None
     worker: str
 
+    @property
+    def account(self) -> str:
+        return str(self.event["data"]["account"]["name"])
+
 
 @dataclass(eq=False)
 class RecordingReceiver:
@@ -78,7 +82,7 @@ class RecordingReceiver:
             self._ids.add(arrival.id)
             data = arrival.event["data"]
             if data["asset"]:
-                self.told[data["account"]["name"], data["asset"]["id"]] = data["after"]
+                self.told[arrival.account, data["asset"]["id"]] = data["after"]
 
 
 def _read(request: web.Request, body: bytes) -> tuple[Event, str | None]:

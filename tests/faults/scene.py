@@ -28,9 +28,8 @@ from servers import DURABLE, ENGINES, RealServer
 from verdict import Verdict, judge
 from worker_processes import SOURCE, WorkerProcess
 
-from watcher.settings import CHANGE_EVENTS
 from watcher.store.connect import connect
-from watcher.store.history import History, Record
+from watcher.store.history import History
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Pipe
 
@@ -125,9 +124,17 @@ class Scene:
         return time.monotonic() - started
 
     async def verdict(
-        self, *, within_s: float = 30, spared: Collection[str] = (), is_state_lost: bool = False
+        self,
+        *,
+        within_s: float = 30,
+        spared: Collection[str] = (),
+        is_state_lost: bool = False,
+        may_say: Collection[str] = (),
     ) -> Verdict:
-        """Move every asset once more, wait until all is told, end the workers in order, and judge."""
+        """Move every asset once more, wait until all is told, end the workers in order, and judge.
+
+        `spared` accounts may be behind; `may_say` names log lines that are expected for once.
+        """
         await self.provider.rest()
         self.provider.move_all()
         is_told = await self._until_all_is_told(within_s, spared)
@@ -144,7 +151,11 @@ class Scene:
             verdict.problems.append(f"not everything was told within {within_s} s")
         if any(codes):
             verdict.problems.append(f"workers that were asked to end exited with {codes}")
-        verdict.problems += [*self._complaints(), *await self._leftovers(spared), *await self._audit(spared)]
+        verdict.problems += [
+            *self._complaints(may_say),
+            *await self._leftovers(spared),
+            *await self._audit(spared),
+        ]
         print(f"{verdict}, {time.monotonic() - self._started:.1f} s")
         return verdict
 
@@ -170,25 +181,23 @@ class Scene:
         lanes = [
             await self.redis.zrange(self.keys.lanes(shard, SUBSCRIPTION), 0, -1) for shard in range(SHARDS)
         ]
-        names = {name.decode() for lane in lanes for name in lane}
-        return sorted(names.difference(spared))
+        return sorted({name.decode() for lane in lanes for name in lane}.difference(spared))
 
-    def _complaints(self) -> list[str]:
+    def _complaints(self, may_say: Collection[str]) -> list[str]:
         """What no worker should ever say."""
+        never = {"bug", "library.failed", "library.warned", "worker.cut_off"}.difference(may_say)
         said = [
             f"{worker.name} logged {line}"
             for worker in self.workers
             for line in worker.lines()
-            if line["event"] in ("bug", "library.failed", "library.warned")
+            if line["event"] in never
         ]
         return said[:3] + [
             f"{worker.name} on stderr: {worker.errors}" for worker in self.workers if worker.errors
         ]
 
     async def _leftovers(self, spared: Collection[str]) -> list[str]:
-        dead = sum(
-            [await self.redis.xlen(self.keys.dead(shard, SUBSCRIPTION)) for shard in range(SHARDS)]
-        )
+        dead = sum([await self.redis.xlen(self.keys.dead(shard, SUBSCRIPTION)) for shard in range(SHARDS)])
         waiting = await self._waiting(spared)
         return [*([f"{dead} dead letters"] if dead else []), *([f"lanes left: {waiting}"] if waiting else [])]
 
@@ -208,11 +217,6 @@ class Scene:
         if not accounts:
             return [f"audit said nothing: {errors.decode()}"]
         return [f"audit finds {len(differ)} accounts that differ, such as {differ[0]}"] if differ else []
-
-    async def records(self) -> list[Record]:
-        """The changes in the event log."""
-        everything = History(Pipe(self.redis), self.keys).records()
-        return [record async for record in everything if record.content.get("type") in CHANGE_EVENTS]
 
 
 @asynccontextmanager

@@ -59,13 +59,14 @@ def judge(
 ) -> Verdict:
     """Compare the receiver's history with the event log and with the provider's truth.
 
-    Accounts that are `spared` were damaged on purpose, and need not be up to date. Where the state was
+    Accounts that are `spared` were damaged on purpose, and may be behind. Where the state was
     lost (`is_state_lost`), what was told before is in no log, and each account begins anew once.
     """
     verdict = Verdict()
     good = [arrival for arrival in arrivals if not arrival.problem]
     verdict.refused = len(arrivals) - len(good)
-    _compare_with_log(verdict, good, [*records], is_state_lost=is_state_lost)
+    kept = [record for record in records if record.account not in spared]
+    _compare_with_log(verdict, good, kept, spared, is_state_lost=is_state_lost)
     firsts = _without_repeats(verdict, good)
     _follow_sequences(verdict, firsts, is_state_lost=is_state_lost)
     _compare_with_truth(verdict, firsts, truth, spared)
@@ -74,13 +75,18 @@ def judge(
 
 
 def _compare_with_log(
-    verdict: Verdict, good: Sequence[Arrival], records: Sequence[Record], *, is_state_lost: bool
+    verdict: Verdict,
+    good: Sequence[Arrival],
+    records: Sequence[Record],
+    spared: Collection[str],
+    *,
+    is_state_lost: bool,
 ) -> None:
     """Nothing committed is missing, nothing arrived that was not, and what arrived is what was committed."""
     committed = Counter(
         record.content["id"] for record in records if record.content.get("type") in CHANGE_EVENTS
     )
-    arrived = {arrival.id for arrival in good}
+    arrived = {arrival.id for arrival in good if arrival.account not in spared}
     lost = committed.keys() - arrived
     verdict.committed, verdict.lost = len(committed), len(lost)
     _complain(verdict, "committed, but never arrived", lost)
@@ -114,7 +120,7 @@ def _follow_sequences(verdict: Verdict, firsts: Iterable[Arrival], *, is_state_l
     last_by_account: dict[str, int] = {}
     beginnings: Counter[str] = Counter()
     for arrival in firsts:
-        account, sequence = arrival.event["data"]["account"]["name"], arrival.event["data"]["sequence"]
+        account, sequence = arrival.account, arrival.event["data"]["sequence"]
         previous = arrival.event["subscription"]["previous_sequence"]
         last = last_by_account.get(account)
         last_by_account[account] = max(sequence, last or 0)
@@ -139,7 +145,7 @@ def _compare_with_truth(
     after_by_asset: dict[Asset, Mapping[str, str]] = defaultdict(dict)
     for arrival in firsts:
         data = arrival.event["data"]
-        after_by_asset[data["account"]["name"], data["asset"]["id"]] = data["after"]
+        after_by_asset[arrival.account, data["asset"]["id"]] = data["after"]
     wrong = [
         f"{account}, asset {asset}"
         for (account, asset), true in truth.items()
