@@ -57,6 +57,8 @@ def namespace() -> str:
 
 @pytest.fixture
 async def redis_client(engine: str, server_url_of: Callable[[str], str]) -> AsyncIterator[Redis]:
-    client = FakeAsyncRedis(server=FakeServer(), protocol=2) if engine == FAKE else connect(server_url_of(engine))
+    client = (
+        FakeAsyncRedis(server=FakeServer(), protocol=2) if engine == FAKE else connect(server_url_of(engine))
+    )
     async with client:
         yield client

@@ -81,7 +81,7 @@ def diff(
     )
     # The record of a start says what `account.baseline` says, and once is enough.
     lasting = (event.json for event in events if event.type != "account.baseline")
-    told = (*_starts_and_ends(moved_on, after, iso(now_ms)), *lasting)
+    told = (*_starts_and_ends(moved_on, after, now_ms), *lasting)
     log = tuple(dump_record(before, content) for content in told)
     return Step(after, events, deliveries, log, moved_on)
 
@@ -129,14 +129,14 @@ def _queue(
     return deliveries, told
 
 
-def _starts_and_ends(moved_on: Advance, after: AccountState, at: str) -> Iterable[bytes]:
+def _starts_and_ends(moved_on: Advance, after: AccountState, now_ms: int) -> Iterable[bytes]:
     """What the event log needs besides the events, for a replay to arrive at the state: starts and ends."""
     if moved_on.forgotten:
-        yield _entry("forgotten", after, at, assets=moved_on.forgotten)
+        yield _entry("forgotten", after, now_ms, assets=moved_on.forgotten)
     if moved_on.baselined or moved_on.is_baseline:
         started = {asset_id: [*after.entry_by_asset[asset_id].published] for asset_id in moved_on.baselined}
-        yield _entry("baseline", after, at, assets=started, whole=moved_on.is_baseline)
+        yield _entry("baseline", after, now_ms, assets=started, whole=moved_on.is_baseline)
 
 
-def _entry(kind: str, after: AccountState, at: str, **what: Any) -> bytes:
-    return orjson.dumps({"type": kind, "timestamp": at, "sequence": after.sequence, **what})
+def _entry(kind: str, after: AccountState, now_ms: int, **what: Any) -> bytes:
+    return orjson.dumps({"type": kind, "timestamp": iso(now_ms), "sequence": after.sequence, **what})

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from watcher.amounts import to_text
 from watcher.journal import Vector, in_text
 from watcher.ledger import Moved
 from watcher.snapshot import Asset, Balance
@@ -83,12 +84,12 @@ def tell(drafts: Iterable[Draft], origin: Origin, *, first_sequence: int, now_ms
 
 def iso(unix_ms: int) -> str:
     """Write a time as ISO 8601 in UTC with milliseconds."""
-    moment = datetime.fromtimestamp(unix_ms / 1000, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{unix_ms % 1000:03d}Z"
+    second, ms = divmod(unix_ms, 1000)
+    return f"{datetime.fromtimestamp(second, UTC).isoformat()[:19]}.{ms:03d}Z"
 
 
 def amount_text(atoms: int) -> str:
-    return in_text(Vector(total=atoms), _NO_NULLS).total
+    return to_text(atoms)
 
 
 def spell(balance: Balance, atoms: Vector) -> dict[str, str | None]:
@@ -100,9 +101,6 @@ def spell(balance: Balance, atoms: Vector) -> dict[str, str | None]:
         "pending_deposit": balance.pending_deposit,
         "pending_withdrawal": balance.pending_withdrawal,
     }
-
-
-_NO_NULLS = Balance("", "", "", "")
 
 
 def _event(draft: Draft, origin: Origin, sequence: int, now_ms: int) -> Event:

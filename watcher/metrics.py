@@ -100,14 +100,15 @@ def _counts(
 
 
 def _of_providers(settings: Settings, seen: Seen) -> dict[str, list[_Value]]:
-    stale = dict.fromkeys(seen.failing, 0)
-    for provider, failing in seen.failing.items():
-        for name, found in failing.items():
+    failing, stale = dict.fromkeys(seen.failing, 0), dict.fromkeys(seen.failing, 0)
+    for provider, found_by_account in seen.failing.items():
+        for name, found in found_by_account.items():
             if account := settings.account_by_name.get(name):
                 patience_ms = 1000 * STALE_INTERVALS * account.interval.total_seconds()
+                failing[provider] += 1
                 stale[provider] += seen.now_ms - found.since_ms >= patience_ms
     return {
-        "watcher_accounts_failing": [((name,), len(failing)) for name, failing in seen.failing.items()],
+        "watcher_accounts_failing": [((name,), count) for name, count in failing.items()],
         "watcher_accounts_stale": [((name,), count) for name, count in stale.items()],
         "watcher_poll_overdue_seconds": [
             ((name,), _age_s(overdue.first_due_ms, seen.now_ms)) for name, overdue in seen.overdue.items()

@@ -147,7 +147,7 @@ class PollLoop:
             account = self._accounts.get(lease.member)
             if account is None:
                 await self._polls.release(self._provider, lease, due_in_ms=_UNKNOWN_MS)
-            elif await pause(self._stopped, turn_s - time.monotonic()):
+            elif await self._stops_before(turn_s):
                 await self._polls.release(self._provider, lease)
             else:
                 await self._poller.poll(account, lease)
@@ -164,6 +164,11 @@ class PollLoop:
             if not self._unpolled:
                 self.all_polled.set()
             self._wake.set()
+
+    async def _stops_before(self, turn_s: float) -> bool:
+        """Wait for a poll's turn; says whether the loop was stopped before it came."""
+        wait_s = turn_s - time.monotonic()
+        return await pause(self._stopped, wait_s) if wait_s > 0 else self._stopped.is_set()
 
     async def _give_back(self, lease: Lease) -> None:
         """Let an account be polled again once the store is back, and not only when the lease ends."""

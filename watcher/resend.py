@@ -81,7 +81,7 @@ class Resend:
                     await self._put(resent, record.account, waiting.pop(record.account))
             for account, deliveries in waiting.items():
                 await self._put(resent, account, deliveries)
-            resent.unreadable += replay.damaged
+            resent.unreadable += 0 if event_id else replay.damaged  # they are none of one event's business
         return resent
 
     async def _put(

@@ -43,7 +43,7 @@ class Opened(NamedTuple):
 class Worker:
     """Use once: `await Worker(settings, name=…).run()`; `stop` and `reload` may be called from outside.
 
-    `dropped_lines` says how many log lines were lost. `opened` is None until the store is open.
+    `dropped_lines` says how many log lines were lost. `opened` is None while the store is not open.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class Worker:
             await schedule.read_clock()
             self.vitals.note_clock(1000 * time.time(), schedule.now_ms())
             self.opened = Opened(schedule, health)
+            stack.callback(self._close)
             await Roster(pipe, Keys(self.settings.redis.namespace)).check_layout()
             log.info(
                 "worker.started",
@@ -134,6 +135,9 @@ class Worker:
         for warning in found.warnings:
             log.warning("store.weak", server=f"{found.engine} {found.version}", reason=warning)
         return store.pipe, StoreHealth(store.mend)
+
+    def _close(self) -> None:
+        self.opened = None  # before the store is: nobody may ask it any more
 
     async def _generations(self, schedule: Schedule, health: StoreHealth) -> None:
         """Run one generation after the other; the one before finishes its work beside the next one."""

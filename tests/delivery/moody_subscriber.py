@@ -106,8 +106,8 @@ class Owed:
     async def until_left_alone(self) -> None:
         """Wait until no worker looks for anything to deliver: all know that it is not the time."""
         async with asyncio.timeout(10):
-            while any([await self.lanes.due_subscriptions(shard) for shard in range(SHARDS)]):
-                await asyncio.sleep(0.05)
+            while any([await self.lanes.due_subscriptions(shard) for shard in range(SHARDS)]):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)  # the schedule has no signal
 
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[Worker]:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from builders import a_subscription
@@ -25,7 +25,10 @@ from watcher.delivery.post import Poster, Target
 from watcher.store.lanes import Delivery
 
 LOOPBACK = Policy((ip_network("127.0.0.0/8"),), allow_http=True)
-DEADLINE_S = 0.2
+DEADLINE_S = 5.0
+"""Far beyond what anything takes that is not to wait for it."""
+SHORT_S = 0.2
+"""For those who are to wait for it."""
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 EVENT = b'{"id": "evt_1", "type": "deposit.cleared", "data": {"amount": "12.5"}}'
 
@@ -63,6 +66,8 @@ class Peer:
 
     async def say(self, *pieces: bytes, pause_s: float = 0) -> None:
         for piece in pieces:
+            if self.writer.is_closing():
+                raise ConnectionResetError  # which uvloop would call a RuntimeError
             self.writer.write(piece)
             await self.writer.drain()
             await asyncio.sleep(pause_s)
@@ -73,6 +78,16 @@ class Peer:
 
     async def wait_for_the_end(self) -> None:
         await self.reader.read()
+
+    def stop_reading(self) -> None:
+        self._incoming.pause_reading()
+
+    def read_on(self) -> None:
+        self._incoming.resume_reading()
+
+    @property
+    def _incoming(self) -> asyncio.ReadTransport:
+        return cast(asyncio.ReadTransport, self.writer.transport)
 
     def reset(self) -> None:
         now = struct.pack("ii", 1, 0)
@@ -167,8 +182,13 @@ async def silence(peer: Peer) -> None:
     await peer.wait_for_the_end()
 
 
+async def not_speaking_tls(peer: Peer) -> None:
+    await peer.reader.read(1)
+    await peer.say(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
 class FakeDns(AbstractResolver):
-    """Knows what it is told about a name: addresses, or an error; of all other names it never hears back."""
+    """Knows what it is told about a name: addresses, or an error. It is silent about all others."""
 
     def __init__(self, known: Mapping[str, Sequence[str] | Exception]) -> None:
         self._known = known
@@ -184,7 +204,8 @@ class FakeDns(AbstractResolver):
         if isinstance(answer, Exception):
             raise answer
         return [
-            ResolveResult(hostname=host, host=ip, port=port, family=family, proto=0, flags=0) for ip in answer
+            ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)
+            for address in answer
         ]
 
     async def close(self) -> None:

@@ -1,9 +1,8 @@
-"""Claims about subscribers that answer too much, slowly, wrongly or never: each becomes an attempt in time."""
+"""Claims about subscribers that answer too much, slowly, wrongly, never: each becomes an attempt in time."""
 
 import asyncio
 import gzip
 import random
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +11,7 @@ from raw_subscribers import (
     DEADLINE_S,
     EVENT,
     OK,
+    SHORT_S,
     Peer,
     Script,
     a_delivery,
@@ -28,10 +28,10 @@ from watcher.delivery.answers import ANSWER_LIMIT
 from watcher.delivery.outcomes import Attempt
 from watcher.delivery.post import Poster
 
-NO_ANSWER = f"no answer within {DEADLINE_S} s"
+NO_ANSWER = f"no answer within {SHORT_S} s"
 NOT_HTTP = "its answer is not HTTP"
 NO_END = "its answer has no end"
-SLACK_MS = 250  # of a machine that does other things as well
+SLACK_MS = 1000  # of a machine that does other things as well
 
 LARGE = pytest.mark.filterwarnings("ignore:Sending a large body")  # larger than any event: buffers overflow
 
@@ -108,7 +108,7 @@ async def outcome_when(script: Script, poster: Poster) -> int | str | None:
     async with subscribing(script) as subscriber:
         target = a_target(subscriber)
         attempts = [await poster.post(target, a_delivery(), number) for number in (1, 2)]
-    assert all(attempt.duration_ms <= 1000 * DEADLINE_S + SLACK_MS for attempt in attempts)
+    assert all(attempt.duration_ms < SLACK_MS for attempt in attempts), "nothing is to wait for"
     first, second = map(outcome_of, attempts)
     assert first == second
     return first
@@ -217,10 +217,8 @@ async def test_a_flood_is_cut_off_at_once_and_takes_no_memory(script: Script, ou
     async with a_poster() as poster:
         assert await outcome_when(script, poster) == outcome  # whatever is imported or cached is, from now on
         with growing_at_most(8):
-            started = time.monotonic()
             for _ in range(10):
                 assert await outcome_when(script, poster) == outcome
-            assert time.monotonic() - started < 20 * DEADLINE_S / 2
 
 
 async def test_no_more_of_an_answer_is_read_than_the_limit() -> None:
@@ -283,11 +281,9 @@ async def never_answering(peer: Peer) -> None:
 
 
 async def never_reading(peer: Peer) -> None:
-    transport = peer.writer.transport
-    assert isinstance(transport, asyncio.ReadTransport)
-    transport.pause_reading()
-    await asyncio.sleep(2 * DEADLINE_S)
-    transport.resume_reading()
+    peer.stop_reading()
+    await asyncio.sleep(2 * SHORT_S)
+    peer.read_on()
     await peer.wait_for_the_end()
 
 
@@ -295,7 +291,7 @@ def dripping(first: bytes, drops: bytes) -> Script:
     async def script(peer: Peer) -> None:
         await peer.hear()
         await peer.say(first)
-        await peer.say(*(drops[n : n + 1] for n in range(len(drops))), pause_s=DEADLINE_S / 5)
+        await peer.say(*(drops[n : n + 1] for n in range(len(drops))), pause_s=SHORT_S / 5)
 
     return script
 
@@ -319,19 +315,28 @@ SLOW: dict[str, tuple[Script, int | str]] = {
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(("script", "outcome"), SLOW.values(), ids=SLOW)
 async def test_a_slow_subscriber_has_until_the_deadline(script: Script, outcome: int | str) -> None:
-    async with subscribing(script) as subscriber, a_poster() as poster:
+    async with subscribing(script) as subscriber, a_poster(deadline_s=SHORT_S) as poster:
         attempt = await poster.post(a_target(subscriber), a_delivery(), 1)
     assert outcome_of(attempt) == outcome
-    assert 1000 * DEADLINE_S - 10 <= attempt.duration_ms <= 1000 * DEADLINE_S + SLACK_MS
+    assert 0 <= attempt.duration_ms - round(1000 * SHORT_S) + 10 < SLACK_MS
 
 
 async def test_a_body_that_does_not_come_holds_up_no_status(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("watcher.delivery.post._BODY_S", 0.05)
     unfinished = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
-    async with subscribing(unfinished) as subscriber, a_poster(deadline_s=30) as poster:
+    async with subscribing(unfinished) as subscriber, a_poster() as poster:
         attempt = await poster.post(a_target(subscriber), a_delivery(), 1)
     assert attempt.status == 200
-    assert attempt.duration_ms < 2000
+    assert attempt.duration_ms < SLACK_MS
+
+
+@pytest.mark.parametrize("body", [b"zz\r\n", b"2\r\nabc\r\n", b"5;" + 100_000 * b"x"])
+async def test_a_body_that_went_wrong_is_not_waited_for(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("watcher.delivery.post._BODY_S", DEADLINE_S)
+    async with subscribing(answering(CHUNKED + body)) as subscriber, a_poster() as poster:
+        attempt = await poster.post(a_target(subscriber), a_delivery(), 1)
+    assert attempt.status == 200
+    assert attempt.duration_ms < SLACK_MS
 
 
 # Connections that end
@@ -380,7 +385,7 @@ async def test_an_answer_before_the_body_was_read_is_an_answer(
         if not hangs_up:
             await peer.wait_for_the_end()
 
-    async with subscribing(script) as subscriber, a_poster(deadline_s=5) as poster:
+    async with subscribing(script) as subscriber, a_poster() as poster:
         attempt = await poster.post(a_target(subscriber), a_delivery(body=size * b"x"), 1)
     assert outcome_of(attempt) in outcomes
 
@@ -390,9 +395,7 @@ async def test_what_a_peer_does_not_take_holds_no_connection_open() -> None:
     is_counted = asyncio.Event()
 
     async def script(peer: Peer) -> None:
-        transport = peer.writer.transport
-        assert isinstance(transport, asyncio.ReadTransport)
-        transport.pause_reading()
+        peer.stop_reading()
         await is_counted.wait()
 
     async with subscribing(script) as subscriber, a_poster(deadline_s=0.1) as poster:
@@ -400,12 +403,12 @@ async def test_what_a_peer_does_not_take_holds_no_connection_open() -> None:
         attempt = await poster.post(a_target(subscriber), a_delivery(body=20_000_000 * b"x"), 1)
         await asyncio.sleep(0.01)
         assert attempt.error == "no answer within 0.1 s"
-        assert open_files() - before == 1  # the subscriber's end
+        assert open_files() - before <= 1  # the subscriber's end
         is_counted.set()
 
 
 async def test_our_own_shutdown_is_no_attempt() -> None:
-    async with subscribing(never_answering) as subscriber, a_poster(deadline_s=30) as poster:
+    async with subscribing(never_answering) as subscriber, a_poster() as poster:
         post = asyncio.create_task(poster.post(a_target(subscriber), a_delivery(), 1))
         await subscriber.until(lambda subscriber: len(subscriber.requests) == 1)
         post.cancel()

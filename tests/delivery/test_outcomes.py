@@ -4,7 +4,8 @@ import pytest
 from builders import seconds
 
 from watcher.delivery.outcomes import LONGEST_RETRY_AFTER_S, Attempt, Outcome, judge
-from watcher.settings import DEFAULT_RETRIES, parse_duration
+from watcher.durations import parse_duration
+from watcher.settings import DEFAULT_RETRIES
 
 DEFAULT = tuple(map(parse_duration, DEFAULT_RETRIES))
 

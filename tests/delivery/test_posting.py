@@ -7,7 +7,6 @@ import pytest
 from builders import SECRET, a_subscription
 from pydantic import SecretStr
 from raw_subscribers import (
-    DEADLINE_S,
     EVENT,
     LOOPBACK,
     OK,
@@ -256,7 +255,7 @@ async def test_an_old_connection_that_took_its_time_to_die_is_a_failed_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("watcher.delivery.post._AGAIN_WITHIN_S", 0.05)
-    async with subscribing(dying_after(1, after_s=0.1)) as subscriber, a_poster(deadline_s=5) as poster:
+    async with subscribing(dying_after(1, after_s=0.1)) as subscriber, a_poster() as poster:
         target = a_target(subscriber)
         await poster.post(target, a_delivery(), 1)
         attempt = await poster.post(target, a_delivery(), 1)
@@ -270,16 +269,16 @@ async def test_the_second_try_shares_the_deadline() -> None:
         if peer.number == 1:
             await peer.say(OK)
             await peer.hear()
-            await asyncio.sleep(DEADLINE_S / 2)
+            await asyncio.sleep(0.5)
         else:
             await peer.wait_for_the_end()
 
-    async with subscribing(script) as subscriber, a_poster() as poster:
+    async with subscribing(script) as subscriber, a_poster(deadline_s=0.8) as poster:
         target = a_target(subscriber)
         await poster.post(target, a_delivery(), 1)
         attempt = await poster.post(target, a_delivery(), 1)
-    assert attempt.error == f"no answer within {DEADLINE_S} s"
-    assert attempt.duration_ms < 1000 * 1.4 * DEADLINE_S
+    assert attempt.error == "no answer within 0.8 s"
+    assert attempt.duration_ms < 1000 * (0.5 + 0.8)
     assert len(subscriber.requests) == 3
 
 

@@ -105,7 +105,7 @@ def test_nothing_but_the_store_speaks_to_redis_and_there_are_no_other_ways() -> 
         *STORE.glob("*.py")
     }
     on_client = {name for path, on, name in calls if path.parent == STORE and on.endswith("client")}
-    assert on_client == {"info", "config_get", "pipeline"}
+    assert on_client == {"info", "config_get"}
 
 
 async def a_lease(polls: Polls, roster: Roster, account: str) -> Lease:

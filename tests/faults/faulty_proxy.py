@@ -1,4 +1,4 @@
-"""A network between workers and their server that can lose answers, slow down, go silent and close its port."""
+"""A network between workers and their server: it can lose answers, slow down, go silent, close its port."""
 
 import asyncio
 import re
@@ -11,7 +11,7 @@ _SCRIPT = re.compile(rb"\r\nEVAL(?:SHA)?\r\n")
 
 
 class FaultyProxy:
-    """Passes everything on to a unix socket while it is entered. Its faults are attributes, to be set at will."""
+    """Passes everything on to a unix socket while it is entered. Its faults are attributes."""
 
     def __init__(self, upstream: Path) -> None:
         self.lose_every = 0

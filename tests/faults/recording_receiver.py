@@ -1,4 +1,4 @@
-"""A receiver that writes everything down: when each attempt came, its id, its exact bytes, whether it verifies.
+"""A receiver that writes everything down: when an attempt came, its id, its bytes, whether it verifies.
 
 Refuses to judge: `verdict` reads what is written here.
 """

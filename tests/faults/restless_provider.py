@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from random import Random
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -118,7 +119,7 @@ class RestlessProvider:
         gaps = []
         for polls in self.polled_at.values():
             times = [since, *(at for at in polls if since < at < until), until]
-            gaps.append(max(after - before for before, after in zip(times, times[1:], strict=False)))
+            gaps.append(max(after - before for before, after in pairwise(times)))
         return max(gaps)
 
     async def _run(self, changes_per_second: float) -> None:

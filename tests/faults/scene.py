@@ -112,7 +112,7 @@ class Scene:
         """Wait until every account has a state."""
         states = [self.keys.state(account_name(1 + number)) for number in range(self.provider.accounts)]
         async with asyncio.timeout(within_s):
-            while await self.redis.exists(*states) < len(states):
+            while await self.redis.exists(*states) < len(states):  # noqa: ASYNC110 - workers write
                 await asyncio.sleep(_TICK_S)
 
     async def until_told(self, more: int, *, within_s: float) -> float:
@@ -129,6 +129,7 @@ class Scene:
         within_s: float = 30,
         spared: Collection[str] = (),
         is_state_lost: bool = False,
+        is_clock_wrong: bool = False,
         may_say: Collection[str] = (),
     ) -> Verdict:
         """Move every asset once more, wait until all is told, end the workers in order, and judge.
@@ -146,6 +147,7 @@ class Scene:
             self.provider.truth(),
             spared=spared,
             is_state_lost=is_state_lost,
+            is_clock_wrong=is_clock_wrong,
         )
         if not is_told:
             verdict.problems.append(f"not everything was told within {within_s} s")
@@ -166,7 +168,7 @@ class Scene:
         true = {name: told for name, told in self.provider.truth().items() if name[0] not in spared}
         try:
             async with asyncio.timeout(within_s):
-                while not self._is_told(true) or await self._waiting(spared):
+                while not self._is_told(true) or await self._waiting(spared):  # noqa: ASYNC110
                     await asyncio.sleep(_TICK_S)
         except TimeoutError:
             return False
@@ -181,7 +183,7 @@ class Scene:
         lanes = [
             await self.redis.zrange(self.keys.lanes(shard, SUBSCRIPTION), 0, -1) for shard in range(SHARDS)
         ]
-        return sorted({name.decode() for lane in lanes for name in lane}.difference(spared))
+        return sorted({name.decode() for lane in lanes for name in map(bytes, lane)}.difference(spared))
 
     def _complaints(self, may_say: Collection[str]) -> list[str]:
         """What no worker should ever say."""

@@ -21,7 +21,7 @@ async def test_a_full_memory_stops_polling_and_heals() -> None:
 async def test_a_full_disk_is_named_and_heals() -> None:
     flags = ("--save", "3600 1000000", "--enable-protected-configs", "yes")
     async with _a_busy_scene(*flags) as scene:
-        place = Path((await scene.redis.config_get("dir"))["dir"])
+        place = Path(str((await scene.redis.config_get("dir"))["dir"]))
         with TemporaryDirectory() as gone:
             await scene.redis.config_set("dir", gone)
         await scene.redis.bgsave()

@@ -39,10 +39,12 @@ class Verdict:
         return len(self.repeated)
 
     def lag_ms(self, percent: float) -> float:
+        if not self.lags_ms:
+            return 0
         return self.lags_ms[min(len(self.lags_ms) - 1, int(len(self.lags_ms) * percent / 100))]
 
     def __str__(self) -> str:
-        lags = f"p50 {self.lag_ms(50):.0f} ms, p99 {self.lag_ms(99):.0f} ms" if self.lags_ms else "no lags"
+        lags = ", ".join(f"p{percent} {self.lag_ms(percent):.0f} ms" for percent in (50, 99, 100))
         return (
             f"{self.committed} events, {self.lost} lost, {self.out_of_order} out of order, "
             f"{self.repeats} repeats, {self.refused} refused, {lags}"
@@ -56,15 +58,19 @@ def judge(
     *,
     spared: Collection[str] = (),
     is_state_lost: bool = False,
+    is_clock_wrong: bool = False,
 ) -> Verdict:
     """Compare the receiver's history with the event log and with the provider's truth.
 
     Accounts that are `spared` were damaged on purpose, and may be behind. Where the state was
-    lost (`is_state_lost`), what was told before is in no log, and each account begins anew once.
+    lost (`is_state_lost`), what was told before is in no log, and each account begins anew once. Where the
+    clock of a worker is wrong (`is_clock_wrong`), what it signs is refused.
     """
     verdict = Verdict()
     good = [arrival for arrival in arrivals if not arrival.problem]
     verdict.refused = len(arrivals) - len(good)
+    if not is_clock_wrong:
+        _complain(verdict, "does not verify", (arrival.id for arrival in arrivals if arrival.problem))
     kept = [record for record in records if record.account not in spared]
     _compare_with_log(verdict, good, kept, spared, is_state_lost=is_state_lost)
     firsts = _without_repeats(verdict, good)

@@ -23,7 +23,7 @@ _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 @dataclass(eq=False)
 class WorkerProcess:
-    """One `watcher run`, its log in a file. `faults` are for `faulty_watcher`; without any it is the real one."""
+    """One `watcher run`, its log in a file. With `faults` it is run by `faulty_watcher`."""
 
     directory: Path
     name: str

@@ -13,7 +13,6 @@ PACKAGE = Path(watcher.__file__).parent
 
 NOT_LOGGED_YET = {
     "account.moved_on",
-    "subscription.resumed",
 }
 """Names that no code logs yet. It is to be empty once every room is built."""
 

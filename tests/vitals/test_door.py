@@ -19,12 +19,11 @@ TOKEN = "a-token-of-some-length"
         ("0.0.0.0:8787", ("0.0.0.0", 8787), False),
         ("[::]:8787", ("::", 8787), False),
         ("10.1.2.3:65535", ("10.1.2.3", 65535), False),
-        ("[::ffff:10.1.2.3]:80", ("::ffff:a01:203", 80), False),
     ],
 )
 def test_an_address_is_read_as_it_is_written(text: str, address: tuple[str, int], is_loopback: bool) -> None:
     read = parse_address(text)
-    assert (read.host.replace("::ffff:10.1.2.3", "::ffff:a01:203"), read.port) == address
+    assert read == address
     assert read.is_loopback is is_loopback
     assert parse_address(str(read)) == read
 

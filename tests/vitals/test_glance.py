@@ -67,20 +67,20 @@ async def test_of_a_long_backlog_both_ends_of_the_schedule_are_looked_at(
     assert waiting["ops"] == Waiting(len(accounts), 0, 1000)
 
 
-async def test_a_thousand_subscriptions_that_wait_cost_a_bounded_number_of_questions(
+async def test_many_subscriptions_that_wait_cost_a_bounded_number_of_questions(
     redis_client: Redis, namespace: str
 ) -> None:
-    keys, names = Keys(namespace), [f"s{number}" for number in range(300)]
+    keys, names = Keys(namespace), [f"s{number}" for number in range(260)]
     pipeline = redis_client.pipeline(transaction=False)
     for name in names:
-        for number in range(40):
+        for number in range(20):
             account = f"account-{number}"
             pipeline.zadd(keys.lanes(shard_of(account), name), {account: NOW_MS})
             pipeline.rpush(keys.lane(name, account), a_delivery(number + 1).dump())
     await pipeline.execute()
     pipe = _CountingPipe(redis_client)
     waiting = await Glance(pipe, keys).waiting(names)
-    assert all(found.lanes == 40 and found.oldest_sequence for found in waiting.values())
+    assert all(found.lanes == 20 and found.oldest_sequence for found in waiting.values())
     counting = SHARDS * math.ceil(len(names) / 200)
     assert pipe.calls <= counting + 3 * max(256, len(names))
 
@@ -92,7 +92,7 @@ class _CountingPipe(Pipe):
         self.calls += 1
         return await super().command(*command)
 
-    async def script(self, *arguments: object) -> object:  # type: ignore[override]
+    async def script(self, *arguments: object) -> object:
         self.calls += 1
         return await super().script(*arguments)  # type: ignore[arg-type]
 

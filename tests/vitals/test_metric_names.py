@@ -1,5 +1,6 @@
 """Names, units and labels of the metrics are as Prometheus wants them, and are what is told."""
 
+import asyncio
 import re
 import shutil
 import subprocess
@@ -13,8 +14,12 @@ from scraped import parsed
 from watcher.delivery.outcomes import Outcome
 from watcher.metric_names import ATTEMPT_OUTCOMES, METRICS, POLL_OUTCOMES, TROUBLES, Meaning
 from watcher.metrics import Metrics
+from watcher.outlook import Seen
 from watcher.providers.contract import Trouble
 from watcher.settings import Settings
+from watcher.store.glance import Waiting
+from watcher.store.standings import Standing
+from watcher.store.survey import Failing, Overdue
 from watcher.worker import Worker
 
 NO_BASE_UNITS = (
@@ -35,9 +40,32 @@ def some_settings() -> Settings:
     )
 
 
-async def told() -> str:
-    """What a worker tells that has done nothing yet."""
-    return (await Metrics(Worker(some_settings(), name="w")).text()).decode()
+NOW_MS = 1_795_175_095_846
+SEEN = Seen(
+    now_ms=NOW_MS,
+    failing={
+        "loopring": {
+            "a": Failing(9, NOW_MS - 90_000, "gone", "canary"),
+            "b": Failing(8, NOW_MS - 89_999, "gone", "canary"),
+            "canary": Failing(9, 0, "gone", "no account of this configuration"),
+        },
+        "shop": {},
+    },
+    overdue={"loopring": Overdue(2, NOW_MS - 1500), "shop": Overdue(0, None)},
+    waiting={"ops": Waiting(3, 2, NOW_MS - 60_000), "others": Waiting()},
+    standings={"ops": Standing(1, 1, 1, 1, "canary")},
+)
+
+
+async def told(seen: Seen | None = None) -> str:
+    """What a worker tells that has done nothing yet, and sees this in its store."""
+
+    async def look() -> Seen | None:
+        return seen
+
+    metrics = Metrics(Worker(some_settings(), name="w"))
+    metrics._outlook.look = look  # type: ignore[method-assign]
+    return (await metrics.text()).decode()
 
 
 def complaints(name: str, meaning: Meaning) -> list[str]:
@@ -83,11 +111,10 @@ def test_a_name_that_is_not_so_is_found(name: str, meaning: Meaning) -> None:
 
 
 async def test_what_is_told_is_what_the_catalogue_has_and_nothing_else() -> None:
-    text = await told()
+    text = await told(SEEN)
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     ours = {name: kind for name, kind in kinds.items() if name.startswith("watcher_")}
-    of_the_store = {name for name, meaning in METRICS.items() if meaning.is_shared}
-    assert ours == {name: meaning.kind for name, meaning in METRICS.items() if name not in of_the_store}
+    assert ours == {name: meaning.kind for name, meaning in METRICS.items()}
     assert {name for name in kinds if name not in ours} <= {
         name for name in kinds if name.startswith("process_")
     }
@@ -95,8 +122,30 @@ async def test_what_is_told_is_what_the_catalogue_has_and_nothing_else() -> None
     assert helps == {name: METRICS[name].text for name in ours}
 
 
+async def test_a_store_that_is_not_seen_is_told_as_down_and_what_it_holds_not_at_all() -> None:
+    names = {name for name, _ in parsed(await told()).samples}
+    assert {name for name, meaning in METRICS.items() if meaning.is_shared} & names == set()
+    assert parsed(await told()).value("watcher_store_up") == 0
+
+
+async def test_what_is_seen_in_the_store_is_told_by_names_in_force() -> None:
+    scraped = parsed(await told(SEEN))
+    assert scraped.value("watcher_store_up") == 1
+    assert scraped.value("watcher_accounts_failing", provider="loopring") == 2
+    assert scraped.value("watcher_accounts_stale", provider="loopring") == 1  # three intervals of 30 s
+    assert scraped.value("watcher_poll_overdue_seconds", provider="loopring") == 1.5
+    assert scraped.value("watcher_poll_overdue_seconds", provider="shop") == 0
+    assert scraped.value("watcher_lanes_waiting", subscription="ops") == 3
+    assert scraped.value("watcher_oldest_undelivered_seconds", subscription="ops") == 60
+    assert scraped.value("watcher_dead_letters", subscription="ops") == 2
+    assert [
+        scraped.value("watcher_subscription_paused", subscription=name) for name in ("ops", "others")
+    ] == [1, 0]
+    assert "canary" not in scraped.text
+
+
 async def test_every_sample_carries_exactly_the_labels_of_the_catalogue() -> None:
-    for name, labels in parsed(await told()).samples:
+    for name, labels in parsed(await told(SEEN)).samples:
         told_of = re.sub(r"_(bucket|sum|count)$", "", name)
         if told_of.startswith("watcher_"):
             assert {label for label, _ in labels} - {"le"} == set(METRICS[told_of].labels)
@@ -113,7 +162,7 @@ async def test_every_count_begins_at_zero_so_that_its_first_is_an_increase() -> 
 
 async def test_the_number_of_series_is_bounded_by_the_configuration() -> None:
     """With 2 providers and 2 subscriptions: no more than these, whatever happens."""
-    assert len(parsed(await told()).samples) < 140
+    assert len(parsed(await told(SEEN)).samples) < 160
 
 
 def test_the_words_of_labels_are_those_of_the_code() -> None:
@@ -122,13 +171,13 @@ def test_the_words_of_labels_are_those_of_the_code() -> None:
     assert len(set(POLL_OUTCOMES)) == 5
 
 
-async def test_promtool_has_nothing_to_say() -> None:
+def test_promtool_has_nothing_to_say() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("no promtool on this machine (it comes with Prometheus)")
     checked = subprocess.run(
         [promtool, "check", "metrics"],
-        input=(await told()).encode(),
+        input=asyncio.run(told(SEEN)).encode(),
         capture_output=True,
         check=False,
         timeout=30,

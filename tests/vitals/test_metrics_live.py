@@ -9,8 +9,11 @@ from builders import seconds
 from rig import ALICE, MK, TREASURY, Rig, a_rig
 from scraped import Scrape, a_listener_of, get, parsed, scrape
 from servers import real_server
+from structlog.testing import capture_logs
 
+import watcher.worker
 from watcher import outlook
+from watcher.log_events import EVENTS
 from watcher.metrics import Metrics
 from watcher.receiver import Fail
 from watcher.sandbox.answers import Answer
@@ -37,7 +40,7 @@ def _always_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 async def until(read: Callable[[], Awaitable[Scrape]], is_so: Callable[[Scrape], bool]) -> Scrape:
     """Scrape until what is told is as expected."""
     async with asyncio.timeout(10):
-        while not is_so(seen := await read()):
+        while not is_so(seen := await read()):  # noqa: ASYNC110 - a worker tells nobody of its own accord
             await asyncio.sleep(0.02)
     return seen
 
@@ -56,12 +59,13 @@ def slow_to_retry(settings: Settings, *retries: float) -> Settings:
 
 
 async def test_the_counts_of_a_worker_under_load_match_what_happened(rig: Rig) -> None:
-    changes = 40
+    changes = 20
     rig.receiver.fail = Fail(500, 1)
     async with rig.worker() as worker:
         await polled(rig)
         for number in range(1, changes + 1):
-            rig.sandbox.world.credit(*((TREASURY, "ETH") if number % 2 else (ALICE, MK)), number)
+            account, asset = (TREASURY, "ETH") if number % 2 else (ALICE, MK)
+            rig.sandbox.world.credit(account, asset, number)
             await rig.events(number)
     told = parsed((await Metrics(worker).text()).decode())
     for provider, path in (("loopring", LOOPRING), ("shop", SHOP)):
@@ -77,6 +81,7 @@ async def test_the_counts_of_a_worker_under_load_match_what_happened(rig: Rig) -
     assert told.value("watcher_delivery_lag_seconds_count") == changes
     assert told.value("watcher_delivery_lag_seconds_bucket", le="30.0") == changes
     assert told.value("watcher_requests_in_flight") == 0
+    assert told.value("watcher_store_up") == 0  # it is closed: what is told is what the worker counted
 
 
 async def test_polls_that_are_refused_are_counted_by_their_trouble(rig: Rig) -> None:
@@ -230,7 +235,7 @@ async def test_a_loop_that_is_stuck_turns_livez_to_503_and_is_named(
             patched.setattr(loop, "_claim", never)
             await stuck.wait()
             async with asyncio.timeout(10):
-                while (seen := await get(port, "/livez")).status == 200:
+                while (seen := await get(port, "/livez")).status == 200:  # noqa: ASYNC110 - nor does it here
                     await asyncio.sleep(0.02)
             assert seen.body.startswith("poll shop has not turned for ")
             assert worker._generation
@@ -266,3 +271,36 @@ async def test_a_poll_that_nobody_claims_is_told_as_overdue(rig: Rig) -> None:
             told = await scrape(port)
     assert told.value("watcher_poll_overdue_seconds", provider="shop") >= 90
     assert told.value("watcher_poll_overdue_seconds", provider="loopring") == 0
+
+
+async def test_a_heartbeat_line_says_how_the_process_fares(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher.worker, "HEARTBEAT_S", 0.05)
+    with capture_logs() as lines:
+        async with rig.worker() as worker:
+            worker.vitals.dropped_lines = lambda: 7
+            await polled(rig)
+            async with asyncio.timeout(10):
+                while sum(line["event"] == "worker.heartbeat" for line in lines) < 3:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+    beats = [line for line in lines if line["event"] == "worker.heartbeat"]
+    assert {*beats[0]} == {*EVENTS["worker.heartbeat"].fields, "event", "log_level"}
+    assert sum(beat["polls"] for beat in beats) > 0
+    assert all(beat["dropped_lines"] == 7 and beat["rss_mb"] > 10 for beat in beats)
+    assert all(beat["due"] in range(3) and beat["lag_ms"] >= 0 for beat in beats)
+
+
+async def test_a_heartbeat_comes_though_the_store_hangs(
+    namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher.worker, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(watcher.worker, "_COUNT_S", 0.05)
+    with real_server("valkey") as server, capture_logs() as lines:
+        async with a_rig(server.url, namespace) as rig, rig.worker():
+            await polled(rig)
+            with server.paused():
+                async with asyncio.timeout(10):
+                    while not any(  # noqa: ASYNC110
+                        line["event"] == "worker.heartbeat" and line["due"] is None for line in lines
+                    ):
+                        await asyncio.sleep(0.01)
+    assert not any(line["event"] == "bug" for line in lines)

@@ -6,8 +6,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -93,7 +94,7 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 async def everything_in(server_url: str) -> bytes:
     """Every key and value of a server, as one text."""
     client = Redis.from_url(server_url, password=PASSWORD)
-    readers = {
+    readers: dict[Any, Callable[[Any], Any]] = {
         b"string": client.get,
         b"hash": client.hgetall,
         b"list": lambda key: client.lrange(key, 0, -1),
@@ -102,7 +103,7 @@ async def everything_in(server_url: str) -> bytes:
     }
     seen = b""
     async for key in client.scan_iter():
-        value = await readers[await client.type(key)](key)  # type: ignore[operator]
+        value = await readers[await client.type(key)](key)
         seen += key + repr(value).encode()
     await client.aclose()
     return seen

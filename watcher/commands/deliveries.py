@@ -62,8 +62,9 @@ def command(
 ) -> None:
     """What waits for each subscription, lane by lane; what was given up; what was tried.
 
-    Of what waits, the first N are shown, the lane that is due first above; of the rest the latest N, oldest
-    first. An attempt that delivered at once is not remembered: the log has it.
+    Of what waits, the first N are shown, the lane that is due first above; one that is being worked on is due
+    when its lease ends. Of the rest the latest N are shown, oldest first. An attempt that delivered at once
+    is not remembered: the log has it.
     """
     settings = load_or_exit(config_path).settings
     wanted = _Wanted(kind, subscription, account, limit)

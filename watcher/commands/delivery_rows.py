@@ -36,7 +36,10 @@ def waiting_row(
     standing: Standing | None,
     now_ms: int,
 ) -> Row:
-    """Say what waits at one position of a lane, counted from 1; of the first also how it gets on."""
+    """Say what waits at one position of a lane, counted from 1; the first is what its lane waits for."""
+    is_paused = bool(standing and standing.paused_at_ms)
+    due_ms = max(lane.due_ms, standing.held_until_ms if standing else 0)
+    is_foreseen = position == 1 and not is_paused
     return {
         "kind": "waiting",
         "subscription": name,
@@ -44,7 +47,10 @@ def waiting_row(
         "position": position,
         **_event(delivery),
         "age_s": max(0, now_ms - delivery.sequence) // 1000 if delivery else None,
-        **(_progress(lane, delivery, standing, now_ms) if position == 1 else {}),
+        "failed_attempts": lane.tries if delivery and delivery.head == lane.tried else 0,
+        "due_at": iso(due_ms) if is_foreseen else None,
+        "due_in_s": max(0, due_ms - now_ms) // 1000 if is_foreseen else None,
+        "paused": is_paused,
     }
 
 
@@ -81,21 +87,20 @@ def cells(row: Row) -> list[str]:
     if row["kind"] == "dead":
         return [*owner, *event, f"{age_text(1000 * row['age_s'])} ago", printable(row["reason"])]
     age = "-" if row["age_s"] is None else age_text(1000 * row["age_s"])
-    return [*owner, str(row["position"]), *event, age, *_progress_cells(row)]
+    return [*owner, str(row["position"]), *event, age, str(row["failed_attempts"] or ""), _due(row)]
 
 
-def _progress_cells(row: Row) -> list[str]:
+def _due(row: Row) -> str:
     if row["position"] > 1:
-        return ["", ""]
+        return ""
     if row["paused"]:
-        return [str(row["failed_attempts"]), "paused"]
-    due = f"in {age_text(1000 * row['due_in_s'])}" if row["due_in_s"] else "now"
-    return [str(row["failed_attempts"]), due]
+        return "paused"
+    return f"in {age_text(1000 * row['due_in_s'])}" if row["due_in_s"] else "now"
 
 
 def _attempt_cells(row: Row) -> list[str]:
     answer = _text(row["status"] if row["error"] is None else row["error"])
-    says = f": {printable(row['answer'])}" if row["answer"] else ""
+    says = f": {_text(row['answer'])}" if row["answer"] else ""
     return [
         _text(row["event_id"]),
         _text(row["attempt"]),
@@ -114,13 +119,3 @@ def _event(delivery: Delivery | None) -> Row:
     if delivery is None:
         return {"event_id": None, "event_type": None, "sequence": None}
     return {"event_id": delivery.event_id, "event_type": delivery.type, "sequence": delivery.sequence}
-
-
-def _progress(lane: Lane, delivery: Delivery | None, standing: Standing | None, now_ms: int) -> Row:
-    """Say how a lane's head stands: it waits for its next try, and until its subscription is asked again."""
-    failed = lane.tries if delivery and delivery.head == lane.tried else 0
-    if standing and standing.paused_at_ms:
-        return {"failed_attempts": failed, "due_at": None, "due_in_s": None, "paused": True}
-    due_ms = max(lane.due_ms, standing.held_until_ms if standing else 0)
-    due_in_s = max(0, due_ms - now_ms) // 1000
-    return {"failed_attempts": failed, "due_at": iso(due_ms), "due_in_s": due_in_s, "paused": False}

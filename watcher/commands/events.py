@@ -5,7 +5,7 @@ Refuses to show text from outside as it came: control characters are escaped.
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +14,7 @@ import click
 
 from watcher.commands.looking import moved_text, say_json, say_next
 from watcher.commands.options import config_option, load_or_exit
+from watcher.commands.since import parse_since, since_ms, since_option
 from watcher.printable import printable
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class _Wanted(NamedTuple):
 @config_option
 @click.option("--account", "accounts", multiple=True, metavar="GLOB", help="Account names.")
 @click.option("--type", "types", multiple=True, metavar="GLOB", help="Event types, such as 'deposit.*'.")
-@click.option("--since", metavar="WHEN", help="As long ago as 1h or 2d, or a time such as 2026-11-20T14:00Z.")
+@since_option
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="The N latest only.")
 @click.option("-f", "--follow", "is_followed", is_flag=True, help="Go on as more is told.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per event: the body, as it was sent.")
@@ -72,7 +73,7 @@ def command(
     settings = load_or_exit(config_path).settings
     if is_followed and since is None and limit is None:
         limit = _BEFORE_FOLLOWING
-    wanted = _Wanted(accounts, types, _since(since), limit)
+    wanted = _Wanted(accounts, types, parse_since(since), limit)
     asyncio.run(_show(settings.redis, wanted, is_followed=is_followed, is_json=is_json))
     say_next("watcher audit, to prove that they add up")
 
@@ -84,9 +85,9 @@ async def _show(settings: "RedisSettings", wanted: _Wanted, *, is_followed: bool
 
     async with open_to_look(settings) as store:
         history = History(store.pipe, store.keys)
-        since_ms = _since_ms(wanted.since, await Survey(store.pipe, store.keys).now_ms())
+        start_ms = since_ms(wanted.since, await Survey(store.pipe, store.keys).now_ms())
         ends = await history.ends()
-        async for record in _past(history, ends, wanted, since_ms):
+        async for record in _past(history, ends, wanted, start_ms):
             _say(record, is_json=is_json)
         if is_followed:
             async for record in _news(history, ends):
@@ -95,16 +96,16 @@ async def _show(settings: "RedisSettings", wanted: _Wanted, *, is_followed: bool
 
 
 async def _past(
-    history: "History", ends: "Sequence[str]", wanted: _Wanted, since_ms: int
+    history: "History", ends: "Sequence[str]", wanted: _Wanted, start_ms: int
 ) -> "AsyncIterator[Record]":
     """Read what is there already: all of it, or backwards until the limit is reached."""
     if wanted.limit is None:
-        async for record in history.in_order(ends, since_ms=since_ms):
+        async for record in history.in_order(ends, since_ms=start_ms):
             if wanted.takes(record):
                 yield record
         return
     latest: list[Record] = []
-    async for record in history.in_order(ends, since_ms=since_ms, newest_first=True):
+    async for record in history.in_order(ends, since_ms=start_ms, newest_first=True):
         if wanted.takes(record):
             latest.append(record)
         if len(latest) == wanted.limit:
@@ -162,33 +163,6 @@ def _note(content: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     if isinstance(assets := content.get("assets", data.get("balances")), dict | list):
         return f"{len(assets)} assets"
     return _text(data.get("reason")) if "reason" in data else ""
-
-
-def _since(text: str | None) -> datetime | timedelta | None:
-    from watcher.durations import parse_duration
-
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        try:
-            return parse_duration(text)
-        except ValueError:
-            message = "write how long ago, as in 1h or 2d, or a time, as in 2026-11-20T14:00Z"
-            raise click.BadParameter(message, param_hint="--since") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _since_ms(since: datetime | timedelta | None, now_ms: int) -> int:
-    if since is None:
-        return 0
-    ms = (
-        now_ms - since // timedelta(milliseconds=1)
-        if isinstance(since, timedelta)
-        else 1000 * since.timestamp()
-    )
-    return max(0, int(ms))
 
 
 def _any(text: str, globs: tuple[str, ...]) -> bool:

@@ -14,6 +14,7 @@ from watcher.printable import printable
 
 if TYPE_CHECKING:
     from watcher.settings import Settings
+    from watcher.store.lanes import Lanes
 
 _BY_HAND = "by hand"
 _MARGIN = 14
@@ -63,7 +64,7 @@ async def _switch(settings: "Settings", action: str, name: str) -> None:
     say_next(f"watcher deliveries --subscription {name}")
 
 
-async def _hasten(lanes: Any, name: str) -> None:
+async def _hasten(lanes: "Lanes", name: str) -> None:
     """Let everything that waits be tried at once, in the order of its lane."""
     from watcher.delivery.lane import LEASE_MS
     from watcher.store.keys import SHARDS

@@ -86,8 +86,8 @@ class LaneWorker:
         verdict = judge(attempt, failed_before, target.settings.retries, chance=random.random())
         one = Tried(lease.member, delivery, failed_before + 1, attempt, verdict)
         deadline = await self._settle(target, lease, one)
-        await self._restraint.note(target.settings, verdict)
         self._tell(target, one)
+        await self._restraint.note(target.settings, verdict)
         return deadline
 
     async def _read(self, subscription: str, account: str) -> tuple[list[bytes], tuple[int, bytes]]:

@@ -11,10 +11,13 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local deadline = now + tonumber(ARGV[1])
 if now >= tonumber(ARGV[3]) then return {now, now, now} end
 local reply = {now, deadline, -1}
+local leases = {}
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[2])) do
-  redis.call('ZADD', KEYS[1], deadline, member)
+  leases[#leases + 1] = deadline
+  leases[#leases + 1] = member
   reply[#reply + 1] = member
 end
+if leases[1] then redis.call('ZADD', KEYS[1], unpack(leases)) end
 local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 if first[2] then reply[3] = math.floor(tonumber(first[2])) end
 if KEYS[2] then

@@ -16,7 +16,7 @@ if version ~= ARGV[3] then return {-1, 0} end
 if tonumber(redis.call('ZSCORE', KEYS[2], ARGV[1]) or 0) ~= tonumber(ARGV[2]) then return {-2, 0} end
 
 -- Ask each key something only its own type answers: a damaged one fails the step before its first write.
-redis.call('HGET', KEYS[3], ARGV[1])
+local has_failed = redis.call('HGET', KEYS[3], ARGV[1])
 redis.call('XLEN', KEYS[4])
 redis.call('ZCARD', KEYS[5])
 for i = 6, #KEYS, 3 do
@@ -25,12 +25,13 @@ for i = 6, #KEYS, 3 do
   redis.call('XLEN', KEYS[i + 2])
 end
 
-redis.call('HSET', KEYS[1], 'version', ARGV[4], 'sequence', ARGV[5], 'body', ARGV[8])
-redis.call('ZADD', KEYS[2], ARGV[7], ARGV[1])
-if ARGV[6] ~= '' then
-  redis.call('HSET', KEYS[1], 'polled_at', ARGV[6])
-  redis.call('HDEL', KEYS[3], ARGV[1])
+if ARGV[6] == '' then
+  redis.call('HSET', KEYS[1], 'version', ARGV[4], 'sequence', ARGV[5], 'body', ARGV[8])
+else
+  redis.call('HSET', KEYS[1], 'version', ARGV[4], 'sequence', ARGV[5], 'body', ARGV[8], 'polled_at', ARGV[6])
+  if has_failed then redis.call('HDEL', KEYS[3], ARGV[1]) end
 end
+redis.call('ZADD', KEYS[2], ARGV[7], ARGV[1])
 
 local at = 13
 for _ = 1, tonumber(ARGV[12]) do
@@ -44,9 +45,10 @@ local pushed_out = 0
 local key = 6
 while KEYS[key] do
   local subscription, count = ARGV[at], tonumber(ARGV[at + 1])
-  for i = at + 2, at + 1 + count do redis.call('RPUSH', KEYS[key], ARGV[i]) end
+  local length = 0
+  for i = at + 2, at + 1 + count do length = redis.call('RPUSH', KEYS[key], ARGV[i]) end
   at = at + 2 + count
-  while redis.call('LLEN', KEYS[key]) > tonumber(ARGV[11]) do
+  for _ = 1, length - tonumber(ARGV[11]) do
     redis.call('XADD', KEYS[key + 2], 'MAXLEN', '~', ARGV[10], '*',
       'account', ARGV[1], 'reason', 'lane full', 'delivery', redis.call('LPOP', KEYS[key]))
     pushed_out = pushed_out + 1

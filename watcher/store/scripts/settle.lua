@@ -8,11 +8,11 @@
 -- returns 1 done, -1 another head, -2 the lease was lost; then the lane's new deadline (0: it is free)
 redis.call('DEL', KEYS[6])
 if tonumber(redis.call('ZSCORE', KEYS[2], ARGV[2]) or 0) ~= tonumber(ARGV[3]) then return {-2, 0} end
-local head = redis.call('LINDEX', KEYS[1], 0)
+local head, following = unpack(redis.call('LRANGE', KEYS[1], 0, 1))
 if not head or string.sub(head, 1, #ARGV[4]) ~= ARGV[4] then return {-1, 0} end
 
 -- As in commit: a key of another type fails the step before it takes the head away.
-local count, tried = string.match(redis.call('HGET', KEYS[4], ARGV[2]) or '', '^(%d+) (.*)$')
+local tries = redis.call('HGET', KEYS[4], ARGV[2])
 redis.call('ZCARD', KEYS[3])
 redis.call('XLEN', KEYS[5])
 redis.call('XLEN', KEYS[7])
@@ -23,6 +23,7 @@ local later = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[6])
 if later == tonumber(ARGV[3]) then later = later + 1 end
 if ARGV[9] ~= '' then redis.call('XADD', KEYS[7], 'MAXLEN', '~', ARGV[10], '*', 'attempt', ARGV[9]) end
 if ARGV[5] == 'retry' then
+  local count, tried = string.match(tries or '', '^(%d+) (.*)$')
   count = tried == ARGV[4] and count + 1 or 1
   redis.call('HSET', KEYS[4], ARGV[2], string.format('%d %s', count, ARGV[4]))
   redis.call('ZADD', KEYS[2], later, ARGV[2])
@@ -31,11 +32,11 @@ if ARGV[5] == 'retry' then
 end
 
 redis.call('LPOP', KEYS[1])
-redis.call('HDEL', KEYS[4], ARGV[2])
+if tries then redis.call('HDEL', KEYS[4], ARGV[2]) end
 if ARGV[5] == 'dead' then
   redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[8], '*', 'account', ARGV[2], 'reason', ARGV[7], 'delivery', head)
 end
-if redis.call('EXISTS', KEYS[1]) == 0 then
+if not following then
   redis.call('ZREM', KEYS[2], ARGV[2])
   return {1, 0}
 end

@@ -1,0 +1,530 @@
+"""The commands around deliveries, as a shell would run them: ping, subscriptions, deliveries, resend."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from events_schema import assert_valid
+from moody_subscriber import CommandLine, MoodySubscriber, Owed, a_sample, owed, some_settings
+from redis.asyncio import Redis
+from rig import TREASURY, Rig, a_rig
+from yarl import URL
+
+from watcher import cli
+from watcher.commands import ping
+from watcher.delivery import post
+from watcher.delivery.outcomes import Attempt
+from watcher.store import polls
+from watcher.store.history import History
+from watcher.store.keys import shard_of
+
+HOSTILE = "\x1b]0;owned\x07\u202e"
+NOBODY = "http://127.0.0.1:1999/"
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Workers that run in this process say nothing where a command's output is looked at."""
+    with structlog.testing.capture_logs():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is read or written in parts takes several of them."""
+    monkeypatch.setattr("watcher.store.letters._PAGE", 2)
+    monkeypatch.setattr("watcher.store.waiting._PAGE", 2)
+    monkeypatch.setattr("watcher.resend._AT_ONCE", 2)
+
+
+@pytest.fixture
+async def subscriber() -> AsyncIterator[MoodySubscriber]:
+    async with MoodySubscriber() as subscriber:
+        yield subscriber
+
+
+@pytest.fixture
+def one(redis_client: Redis, redis_server_url: str, namespace: str, subscriber: MoodySubscriber) -> Owed:
+    return owed(redis_client, redis_server_url, namespace, ops=subscriber.url, audit=NOBODY)
+
+
+@pytest.fixture
+def run(one: Owed, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return CommandLine(one.settings, tmp_path / "watcher.toml", capsys)
+
+
+async def given_up(
+    one: Owed, account: str, *numbers: int, to: str = "ops", reason: str = "status 400"
+) -> None:
+    """Let deliveries become dead letters."""
+    await one.queue([account], numbers, to=to)
+    key = one.keys.lanes(shard_of(account), to)
+    claimed = await one.lanes.claim(to, shard_of(account), lease_ms=60_000, at_most=9)
+    (lease,) = [lease for lease in claimed.leases if lease.member == account]
+    for number in numbers:
+        head = a_sample(account, number, to).head
+        _, deadline = await one.lanes.dead(to, lease, head, lease_ms=60_000, reason=reason)
+        lease = lease._replace(deadline=deadline)
+    assert await one.pipe.command("ZSCORE", key, account) is None
+
+
+# ping
+
+
+@pytest.fixture
+def alone(tmp_path: Path, capsys: pytest.CaptureFixture[str], subscriber: MoodySubscriber) -> CommandLine:
+    """The command line of somebody whose Redis is nowhere."""
+    settings = some_settings("redis://127.0.0.1:1", "nowhere", {"ops": {"url": subscriber.url}})
+    return CommandLine(settings, tmp_path / "alone.toml", capsys)
+
+
+async def test_a_ping_is_a_signed_sample_and_each_is_another_event(
+    alone: CommandLine, subscriber: MoodySubscriber
+) -> None:
+    subscriber.status = 204
+    ended = [await alone("ping", "ops") for _ in range(2)]
+    assert [(each.code, each.err) for each in ended] == [(0, "")] * 2
+    assert ended[0].out.startswith("ops: answered 204, after ")
+    for arrival in subscriber.arrivals:
+        assert_valid(arrival.body)
+        assert (arrival.event["type"], arrival.attempt) == ("subscription.ping", 1)
+        assert arrival.event["data"]["account"] is None
+        assert set(arrival.event["data"]["effect"].values()) == {"0"}
+        assert arrival.event["subscription"] == {"name": "ops", "previous_sequence": None}
+    assert len({arrival.event["id"] for arrival in subscriber.arrivals}) == 2
+
+
+@pytest.mark.parametrize("status", [301, 400, 401, 404, 410, 418, 429, 500, 503])
+async def test_a_ping_that_is_not_taken_says_why_and_what_to_do(
+    alone: CommandLine, subscriber: MoodySubscriber, status: int
+) -> None:
+    subscriber.status = status
+    ended = await alone("ping", "ops")
+    assert ended.code == 1
+    said = ended.out.splitlines()
+    assert said[0].startswith(f"ops: answered {status}, after ")
+    assert said[1:2] == ["  it says: what it says"]
+    assert said[2].startswith("  what to do: ")
+    assert "t0ken" not in ended.out
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (NOBODY, "cannot connect"),
+        ("https://does-not-exist.invalid/", "does not resolve"),
+        ("https://127.0.0.1:1999/", "cannot connect"),
+    ],
+)
+async def test_a_ping_that_does_not_arrive_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], url: str, said: str
+) -> None:
+    settings = some_settings("embedded", "nowhere", {"ops": {"url": url}})
+    ended = await CommandLine(settings, tmp_path / "watcher.toml", capsys)("ping", "ops")
+    assert ended.code == 1
+    assert said in ended.out
+    assert "what to do: look" in ended.out
+    assert not (tmp_path / ".watcher").exists()
+
+
+async def test_a_ping_goes_nowhere_where_a_delivery_would_not(
+    alone: CommandLine, subscriber: MoodySubscriber, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from watcher.delivery.egress import Policy
+
+    monkeypatch.setattr(Policy, "verdict", lambda _self, _address: "loopback address")
+    monkeypatch.setattr(post, "check_url", lambda text, _policy: URL(text))
+    monkeypatch.setattr("watcher.config.subscriptions.check_url", lambda *_: None)
+    ended = await alone("ping", "ops")
+    assert (ended.code, subscriber.arrivals) == (1, [])
+    assert "refused: loopback address" in ended.out
+    assert "[egress] allow" in ended.out
+
+
+def test_advice_is_for_what_an_attempt_really_says() -> None:
+    said = [*(words for _, words in post._WORDS), "no answer within 20 s"]
+    for words, advice in ping._BY_ERROR:
+        (found, *_) = [each for each in said if words in each]
+        assert ping._advice(Attempt(0, error=found)) == advice
+    assert ping._advice(Attempt(0, error="something new")).startswith("look at the receiver")
+    assert ping._advice(Attempt(0, status=101)) == "it is no webhook receiver"
+
+
+# what all of them share
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("ping", ("opps",)),
+        ("subscriptions", ("pause", "opps")),
+        ("subscriptions", ("resume", "opps")),
+        ("resend", ("--dead", "--subscription", "opps")),
+    ],
+)
+async def test_a_name_that_was_mistyped_is_answered_with_the_one_that_was_meant(
+    run: CommandLine, name: str, arguments: tuple[str, ...]
+) -> None:
+    ended = await run(name, *arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert "called 'opps'; did you mean 'ops'?" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("subscriptions", ("pause",)),
+        ("subscriptions", ("list", "ops")),
+        ("subscriptions", ("stop", "ops")),
+        ("deliveries", ("--subscription", "x*")),
+        ("deliveries", ("--limit", "0")),
+        ("resend", ()),
+        ("resend", ("--dead",)),
+        ("resend", ("--since", "1h")),
+        ("resend", ("evt_1", "--dead", "--subscription", "ops")),
+        ("resend", ("evt_1", "--since", "1h")),
+        ("resend", ("--since", "yesterday", "--subscription", "ops")),
+    ],
+)
+async def test_what_makes_no_sense_is_a_mistake_of_use(
+    run: CommandLine, name: str, arguments: tuple[str, ...]
+) -> None:
+    ended = await run(name, *arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert "Error: " in ended.err
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("subscriptions", ()), ("deliveries", ()), ("resend", ("evt_1",)), ("subscriptions", ("pause", "ops"))],
+)
+async def test_without_a_server_they_end_with_69(
+    alone: CommandLine, name: str, arguments: tuple[str, ...]
+) -> None:
+    ended = await alone(name, *arguments)
+    assert (ended.code, ended.out) == (69, "")
+    assert ended.err.startswith("watcher: ")
+
+
+def test_they_are_in_the_help() -> None:
+    assert {"deliveries", "subscriptions"} <= set(cli.COMMANDS_BY_PURPOSE["Look"])
+    assert {"ping", "resend"} <= set(cli.COMMANDS_BY_PURPOSE["Act and prove"])
+
+
+# subscriptions
+
+
+async def test_subscriptions_say_how_they_stand_and_what_waits(one: Owed, run: CommandLine) -> None:
+    await one.queue(["treasury", "alice"], [1, 2])
+    await given_up(one, "bob", 1)
+    for _ in range(7):
+        await one.standings.failed("audit", f"status 500 {HOSTILE}", pause=False, wish_ms=0, holds_ms=(0,))
+    ops, audit = (await run("subscriptions", "--json")).objects
+    assert ops["url"].startswith("http://127.0.0.1:")
+    assert "t0ken" not in json.dumps(ops)
+    assert (ops["lanes"], ops["deliveries"], ops["dead"], ops["failures"]) == (2, 4, 1, 0)
+    assert (audit["failures"], audit["failing_since"] is None, audit["paused_at"]) == (7, False, None)
+    text = (await run("subscriptions", "list")).out
+    assert "well\n" in text
+    assert "4 waiting in 2 lanes, the oldest for" in text
+    assert "; 1 dead letter" in text
+    assert "7 in a row: status 500 \\x1b]0;owned\\x07\\u202e\n" in text
+    assert "t0ken" not in text
+
+
+async def test_who_is_owed_something_is_listed_even_when_not_configured(one: Owed, run: CommandLine) -> None:
+    await one.queue(["treasury"], to="gone")
+    await one.standings.pause("left", "by hand")
+    text = (await run("subscriptions")).out
+    assert [line.split()[0] for line in text.splitlines() if not line.startswith(" ")] == [
+        "ops",
+        "audit",
+        "gone",
+        "left",
+    ]
+    assert text.count("not in the configuration") == 2
+    assert (await run("subscriptions", "resume", "left")).code == 0
+    assert await one.standings.read() == {}
+
+
+async def test_pausing_and_resuming_twice_says_so(one: Owed, run: CommandLine) -> None:
+    said = [
+        (await run("subscriptions", action, "ops")).out for action in ("pause", "pause", "resume", "resume")
+    ]
+    assert [line.partition(";")[0] for line in said] == [
+        "ops: paused",
+        "ops: was paused already",
+        "ops: resumed",
+        "ops: was neither paused nor failing",
+    ]
+    assert await one.standings.read() == {}
+
+
+@pytest.fixture
+async def rig(redis_server_url: str, namespace: str) -> AsyncIterator[Rig]:
+    async with a_rig(redis_server_url, namespace) as rig:
+        yield rig
+
+
+async def until(claim: Callable[[], Any]) -> None:
+    async with asyncio.timeout(10):
+        while not claim():  # noqa: ASYNC110 - what is waited for has no signal
+            await asyncio.sleep(0.005)
+
+
+async def test_a_worker_that_runs_keeps_what_happens_in_a_pause_and_tells_it_in_order(
+    rig: Rig, redis_client: Redis, namespace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = CommandLine(rig.settings, tmp_path / "watcher.toml", capsys)
+    async with rig.worker() as worker:
+        await until(lambda: worker.tally.changes == 2)  # the baselines
+        assert (await run("subscriptions", "pause", "ops")).code == 0
+        told = 0
+        while True:  # until the worker has noticed: within a second
+            rig.sandbox.world.credit(TREASURY, "ETH", "1")
+            told += 1
+            await until(lambda: worker.tally.changes == 2 + told)  # noqa: B023 - called in this turn only
+            waiting = (await run("deliveries", "--json")).objects
+            if waiting and waiting[0]["paused"] and len(waiting) >= 5:
+                break
+        before = len(rig.receiver.receipts)
+        assert before + len(waiting) == told
+        assert (await run("subscriptions", "resume", "ops")).code == 0
+        await rig.events(told, within_s=5)
+    assert [receipt.order for receipt in rig.receiver.receipts] == [None] * told
+    assert not any(receipt.is_repeat for receipt in rig.receiver.receipts)
+
+
+# deliveries
+
+
+async def test_what_waits_is_listed_lane_by_lane_with_the_state_of_its_head(
+    one: Owed, run: CommandLine
+) -> None:
+    await one.queue(["treasury"], [1, 2])
+    await one.queue(["alice"], [7])
+    shard = shard_of("treasury")
+    (lease,) = (await one.lanes.claim("ops", shard, lease_ms=60_000, at_most=1)).leases
+    await one.lanes.retry("ops", lease, a_sample("treasury", 1).head, wait_ms=3_600_000)
+    rows = (await run("deliveries", "--json")).objects
+    assert [(row["account"], row["position"], row["event_id"]) for row in rows] == [
+        ("alice", 1, "evt_alice_7"),
+        ("treasury", 1, "evt_treasury_1"),
+        ("treasury", 2, "evt_treasury_2"),
+    ]
+    assert [row["failed_attempts"] for row in rows] == [0, 1, 0]
+    assert rows[0]["due_in_s"] == 0
+    assert 3590 <= rows[1]["due_in_s"] <= 3600
+    assert (rows[2]["due_at"], rows[2]["sequence"]) == (None, 2)
+    lines = (await run("deliveries")).out.splitlines()
+    assert lines[0].split()[3:] == ["event", "type", "sequence", "age", "failed", "due"]
+    assert lines[1].endswith("now")
+    assert "in 59m" in lines[2] or "in 1h" in lines[2]
+
+
+async def test_a_subscription_that_rests_moves_what_is_due(one: Owed, run: CommandLine) -> None:
+    await one.queue(["treasury"])
+    await one.standings.failed("ops", "status 429", pause=False, wish_ms=600_000, holds_ms=(0,))
+    (row,) = (await run("deliveries", "--json")).objects
+    assert 590 <= row["due_in_s"] <= 600
+    await one.standings.pause("ops", "by hand")
+    (row,) = (await run("deliveries", "--json")).objects
+    assert (row["due_at"], row["paused"]) == (None, True)
+    assert (await run("deliveries")).out.endswith("paused\n")
+
+
+async def test_deliveries_are_found_by_subscription_and_account_and_bounded(
+    one: Owed, run: CommandLine
+) -> None:
+    await one.queue(["shop-1", "shop-2", "treasury"], [1, 2, 3])
+    await one.queue(["shop-1"], [9], to="audit")
+    assert len((await run("deliveries", "--account", "shop-*", "--json")).objects) == 7
+    assert (
+        len((await run("deliveries", "--subscription", "o*", "--account", "shop-2", "--json")).objects) == 3
+    )
+    ended = await run("deliveries", "--limit", "4", "--json")
+    assert len(ended.objects) == 4
+    assert "there are more" in ended.err
+    assert "there are more" not in (await run("deliveries", "--limit", "10")).err
+    assert (await run("deliveries", "--account", "nobody")).out == ""
+
+
+async def test_dead_letters_are_listed_oldest_first_with_their_reasons(one: Owed, run: CommandLine) -> None:
+    await given_up(one, "treasury", 1)
+    await given_up(one, "alice", 5, reason=f"status 404 {HOSTILE}")
+    await given_up(one, "treasury", 2, to="audit")
+    rows = (await run("deliveries", "--dead", "--json")).objects
+    assert [(row["subscription"], row["event_id"], row["reason"][:10]) for row in rows] == [
+        ("ops", "evt_treasury_1", "status 400"),
+        ("ops", "evt_alice_5", "status 404"),
+        ("audit", "evt_treasury_2", "status 400"),
+    ]
+    text = (await run("deliveries", "--dead", "--limit", "2")).out
+    assert "evt_treasury_1" not in text
+    assert "status 404 \\x1b]0;owned\\x07\\u202e" in text
+
+
+async def test_attempts_that_failed_are_remembered_with_what_was_answered(
+    one: Owed, run: CommandLine, subscriber: MoodySubscriber
+) -> None:
+    subscriber.status = 418
+    await one.queue(["treasury"], [1])
+    async with one.worker():
+        await subscriber.until(lambda: len(subscriber.arrivals) == 2)
+        subscriber.status = 200
+        await subscriber.until(lambda: len(subscriber.taken) == 1)
+    rows = (await run("deliveries", "--attempts", "--json")).objects
+    assert [row["status"] for row in rows] == [418] * (len(rows) - 1) + [200]
+    assert [row["attempt"] for row in rows] == [*range(1, len(rows) + 1)]
+    assert [rows[0]["outcome"], rows[-1]["outcome"]] == ["retry", "delivered"]
+    lines = (await run("deliveries", "--attempts")).out.splitlines()
+    assert lines[1].endswith("418: what it says")
+
+
+async def test_what_is_damaged_is_shown_as_such_and_hides_nothing_else(one: Owed, run: CommandLine) -> None:
+    await one.queue(["treasury"])
+    await given_up(one, "alice", 1)
+    shard, keys = shard_of("treasury"), one.keys
+    await one.pipe.command("LPUSH", keys.lane("ops", "treasury"), b"\xff\x1b[2J")
+    await one.pipe.command("HSET", keys.tries(shard, "ops"), "treasury", b"many\xff")
+    await one.pipe.command("XADD", keys.dead(shard, "ops"), "*", "account", b"\x1b[2J", "delivery", b"x")
+    for attempt in (b"", b"[]", b"[" * 9999, b'{"status": {"a": 1}, "answer": 7, "account": "\\u001b[2J"}'):
+        await one.pipe.command("XADD", keys.attempts(shard, "ops"), "*", "attempt", attempt)
+    for kind, count in (("--waiting", 2), ("--dead", 2), ("--attempts", 4)):
+        ended = await run("deliveries", kind)
+        assert (ended.code, len(ended.out.splitlines()), ended.err) == (0, 1 + count, "")
+        assert "\x1b" not in ended.out
+        assert len((await run("deliveries", kind, "--json")).objects) == count
+
+
+# resend
+
+
+async def entries(one: Owed, account: str, to: str = "ops") -> list[bytes]:
+    return await one.lanes.read(to, account, at_most=10_000)
+
+
+async def test_all_dead_letters_go_back_to_the_end_of_their_lanes_and_arrive(
+    one: Owed, run: CommandLine, subscriber: MoodySubscriber
+) -> None:
+    await given_up(one, "treasury", 1, 2, 3, 4, 5)
+    await given_up(one, "alice", 1)
+    await given_up(one, "alice", 1, to="audit")
+    await one.queue(["treasury"], [6])
+    rehearsed = await run("resend", "--dead", "--subscription", "ops", "--dry-run")
+    assert rehearsed.out == "ops: 6 dead letters of 2 accounts would go out again\n"
+    assert len((await run("deliveries", "--dead", "--json")).objects) == 7
+    ended = await run("resend", "--dead", "--subscription", "ops")
+    assert (ended.code, ended.out) == (0, "ops: 6 dead letters of 2 accounts queued again\n")
+    queued = (6, 1, 2, 3, 4, 5)
+    assert await entries(one, "treasury") == [a_sample("treasury", number).dump() for number in queued]
+    assert (await run("resend", "--dead", "--subscription", "ops")).out == "ops: nothing queued again\n"
+    async with one.worker():
+        await subscriber.until(lambda: len(subscriber.taken) == 7)
+    sent = {arrival.event["id"]: arrival.body for arrival in subscriber.arrivals}
+    assert sent["evt_alice_1"] == a_sample("alice", 1).body
+
+
+async def test_dead_letters_of_a_time_go_back_alone(one: Owed, run: CommandLine) -> None:
+    shard, key = shard_of("treasury"), one.keys.dead(shard_of("treasury"), "ops")
+    old = a_sample("treasury", 1).dump()
+    await one.pipe.command("XADD", key, "1000-0", "account", "treasury", "reason", "no", "delivery", old)
+    await given_up(one, "treasury", 2)
+    assert shard == shard_of("treasury")
+    dead = ("--dead", "--subscription", "ops", "--since")
+    assert "1 dead letter of 1 account queued" in (await run("resend", *dead, "1h")).out
+    assert await entries(one, "treasury") == [a_sample("treasury", 2).dump()]
+    assert "1 dead letter of 1 account queued" in (await run("resend", *dead, "1970-01-01")).out
+
+
+async def test_one_event_goes_to_whoever_gave_it_up(one: Owed, run: CommandLine) -> None:
+    await given_up(one, "treasury", 1, 2)
+    await given_up(one, "treasury", 2, to="audit")
+    said = (await run("resend", "evt_treasury_2", "--json")).objects
+    assert [(line["subscription"], line["deliveries"]) for line in said] == [("ops", 1), ("audit", 1)]
+    assert await entries(one, "treasury") == [a_sample("treasury", 2).dump()]
+    left = (await run("deliveries", "--dead", "--json")).objects
+    assert [row["event_id"] for row in left] == ["evt_treasury_1"]
+
+
+async def test_an_event_that_nobody_knows_is_not_sent(run: CommandLine) -> None:
+    ended = await run("resend", f"evt_1{HOSTILE}")
+    assert (ended.code, ended.out) == (1, "")
+    assert "nothing of evt_1\\x1b]0;owned\\x07\\u202e is left" in ended.err
+
+
+async def test_a_letter_that_cannot_be_read_stays_where_it_is(one: Owed, run: CommandLine) -> None:
+    key = one.keys.dead(shard_of("treasury"), "ops")
+    await one.pipe.command("XADD", key, "*", "account", "treasury", "reason", "no", "delivery", b"\xff")
+    stray = a_sample("alice", 1).dump()  # of an account that lives in another shard
+    await one.pipe.command("XADD", key, "*", "account", "alice", "reason", "no", "delivery", stray)
+    await given_up(one, "treasury", 1)
+    ended = await run("resend", "--dead", "--subscription", "ops")
+    assert (ended.code, ended.out) == (1, "ops: 1 dead letter of 1 account queued again\n")
+    assert "2 cannot be read" in ended.err
+    assert len((await run("deliveries", "--dead", "--json")).objects) == 2
+
+
+async def test_who_is_paused_is_told_of(one: Owed, run: CommandLine) -> None:
+    await given_up(one, "treasury", 1)
+    await one.standings.pause("ops", "by hand")
+    ended = await run("resend", "evt_treasury_1")
+    assert ended.code == 0
+    assert "ops is paused: they wait for `watcher subscriptions resume ops`" in ended.err
+
+
+async def test_a_lane_without_room_pushes_nothing_out(
+    one: Owed, run: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await given_up(one, "treasury", 1, 2)
+    await one.queue(["treasury"], [3])
+    monkeypatch.setattr("watcher.resend.LANE_LENGTH", 2)
+    ended = await run("resend", "--dead", "--subscription", "ops")
+    assert (ended.code, ended.out) == (1, "ops: nothing queued again\n")
+    assert "no room in the lane of 1 account" in ended.err
+    assert len(await entries(one, "treasury")) == 1
+    assert polls.LANE_LENGTH == 10_000
+
+
+async def test_the_log_is_told_again_with_the_same_ids_and_bytes(
+    rig: Rig, redis_client: Redis, namespace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ops = rig.settings.subscription_by_name["ops"].model_copy(update={"events": ("*",)})
+    rig.settings = rig.settings.model_copy(update={"subscription_by_name": {"ops": ops}})
+    run = CommandLine(rig.settings, tmp_path / "watcher.toml", capsys)
+    async with rig.worker():
+        await rig.events(2)  # the baselines, which the log does not hold as they were told
+        for number in range(1, 6):
+            rig.sandbox.world.credit(TREASURY, "ETH", number)
+            await rig.events(2 + number)
+    first = list(rig.receiver.events)[2:]
+    since = ("resend", "--subscription", "ops", "--since")
+    assert (await run(*since, "1h", "--dry-run")).out == "ops: 5 events of 1 account would go out again\n"
+    assert (await run(*since, "2030-01-01")).out == "ops: nothing queued again\n"
+    ended = await run(*since, "1h")
+    assert (ended.code, ended.out, ended.err) == (0, "ops: 5 events of 1 account queued again\n", "")
+    assert (await run("resend", first[2]["id"])).out == "ops: 1 event of 1 account queued again\n"
+    before = len(rig.receiver.receipts)
+    async with rig.worker():
+        await until(lambda: len(rig.receiver.receipts) == before + 6)
+    again = list(rig.receiver.receipts)[before:]
+    assert all(receipt.is_repeat and receipt.is_verified for receipt in again)
+    assert [json.dumps(receipt.event) for receipt in again] == [*map(json.dumps, first), json.dumps(first[2])]
+
+
+async def test_a_damaged_record_is_left_out_and_said(
+    one: Owed, run: CommandLine, rig: Rig, redis_client: Redis
+) -> None:
+    async with rig.worker() as worker:
+        await until(lambda: worker.tally.changes == 2)
+        rig.sandbox.world.credit(TREASURY, "ETH", "1")
+        await rig.events(1)
+    await one.pipe.command("XADD", one.keys.log(0), "*", "account", "treasury", "entry", b"5 {")
+    ended = await run("resend", "--since", "1h", "--subscription", "ops")
+    assert (ended.code, ended.out) == (1, "ops: 1 event of 1 account queued again\n")
+    assert "1 cannot be read and are left out; `watcher audit` says more" in ended.err
+    assert [record async for record in History(one.pipe, one.keys).records("treasury")]

@@ -1,0 +1,93 @@
+"""The judge of the fault tests finds what they are about: a judge that finds nothing proves nothing."""
+
+import json
+from typing import Any
+
+import pytest
+from recording_receiver import Arrival
+from verdict import judge
+
+from watcher.store.history import Record
+
+TRUTH = {("a", "0"): {"total": "3", "locked": "0", "pending_deposit": "0"}}
+
+
+def an_event(number: int, *, previous: int | None, total: str | None = None) -> dict[str, Any]:
+    after = {"total": total or str(number), "locked": "0", "pending_deposit": "0"}
+    return {
+        "id": f"evt_{number}",
+        "type": "total.increased",
+        "timestamp": "2026-11-20T15:00:00.000Z",
+        "data": {"account": {"name": "a"}, "asset": {"id": "0"}, "sequence": number, "after": after},
+        "subscription": {"name": "ops", "previous_sequence": previous},
+    }
+
+
+def an_arrival(event: dict[str, Any], problem: str | None = None) -> Arrival:
+    body = json.dumps(event).encode()
+    return Arrival(1_795_186_800.1, event["id"], body, {} if problem else event, problem, "worker-1")
+
+
+def a_record(event: dict[str, Any]) -> Record:
+    return Record("a", 0, {name: value for name, value in event.items() if name != "subscription"})
+
+
+ONE, TWO, THREE = an_event(1, previous=None), an_event(2, previous=1), an_event(3, previous=2)
+RECORDS = [a_record(event) for event in (ONE, TWO, THREE)]
+ARRIVALS = [an_arrival(event) for event in (ONE, TWO, THREE)]
+
+
+def test_what_arrived_once_and_in_order_is_in_order() -> None:
+    verdict = judge(ARRIVALS, RECORDS, TRUTH)
+    assert verdict.problems == []
+    assert (verdict.committed, verdict.lost, verdict.out_of_order, verdict.repeats) == (3, 0, 0, 0)
+    assert round(verdict.lag_ms(50)) == 100
+
+
+def test_a_repeat_is_counted_and_no_problem() -> None:
+    verdict = judge([*ARRIVALS, ARRIVALS[0]], RECORDS, TRUTH)
+    assert verdict.problems == []
+    assert verdict.repeated == [(ARRIVALS[0], ARRIVALS[0])]
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "records", "problem"),
+    [
+        ([*ARRIVALS[:1], *ARRIVALS[2:]], RECORDS, "committed, but never arrived: evt_2 (1 in all)"),
+        ([*ARRIVALS[:1], *ARRIVALS[2:]], RECORDS, "names 2 as the one before, not 1, at a: evt_3 (1 in all)"),
+        (ARRIVALS, RECORDS[:2], "arrived, but was never committed: evt_3 (1 in all)"),
+        (ARRIVALS, [*RECORDS, RECORDS[1]], "committed twice: evt_2 (1 in all)"),
+        ([ARRIVALS[0], ARRIVALS[2], ARRIVALS[1]], RECORDS, "out of order at a: 2 after 3: evt_2 (1 in all)"),
+        (
+            [*ARRIVALS, an_arrival({**THREE, "added": 1})],
+            RECORDS,
+            "came again with other bytes: evt_3 (1 in all)",
+        ),
+        (
+            [*ARRIVALS[:2], an_arrival({**THREE, "added": 1})],
+            RECORDS,
+            "says something else than the event log: evt_3 (1 in all)",
+        ),
+        (
+            [*ARRIVALS[:2], an_arrival(an_event(3, previous=None))],
+            RECORDS,
+            "began anew: a (1 in all)",
+        ),
+        (
+            [*ARRIVALS[:2], an_arrival(an_event(3, previous=2, total="4"))],
+            [*RECORDS[:2], a_record(an_event(3, previous=2, total="4"))],
+            "was not told as it is: a, asset 0 (1 in all)",
+        ),
+        ([*ARRIVALS, an_arrival(THREE, "too old")], RECORDS, "does not verify: evt_3 (1 in all)"),
+    ],
+)
+def test_what_must_not_be_is_found(arrivals: list[Arrival], records: list[Record], problem: str) -> None:
+    assert problem in judge(arrivals, records, TRUTH).problems
+
+
+def test_who_was_never_told_anything_is_found() -> None:
+    assert judge([], [], TRUTH).problems == ["was not told as it is: a, asset 0 (1 in all)"]
+
+
+def test_damaged_accounts_are_spared() -> None:
+    assert judge(ARRIVALS[:1], RECORDS, TRUTH, spared={"a"}).problems == []
