@@ -46,7 +46,9 @@ def _shorten_leases(lease_s: float) -> None:
     from watcher import poll
     from watcher.delivery import lane, loop, post
 
-    post.Poster.__init__.__kwdefaults__["deadline_s"] = lease_s / 2
+    defaults = post.Poster.__init__.__kwdefaults__
+    assert defaults
+    defaults["deadline_s"] = lease_s / 2
     _replace(lane, "LEASE_MS", int(1000 * lease_s))
     _replace(lane, "ATTEMPT_TIMEOUT_S", lease_s / 2)
     _replace(loop, "LEASE_MS", int(1000 * lease_s))

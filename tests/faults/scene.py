@@ -19,6 +19,7 @@ from pathlib import Path
 from random import Random, SystemRandom
 from typing import Any
 
+import pytest
 from builders import SECRET
 from faulty_proxy import FaultyProxy
 from recording_receiver import RecordingReceiver
@@ -36,8 +37,14 @@ from watcher.store.pipe import Pipe
 NAMESPACE = "watcher"
 SUBSCRIPTION = "ops"
 
-SHORT_LEASES: Mapping[str, Any] = {"lease_s": 3}
+LEASE_S = 3
+SHORT_LEASES: Mapping[str, Any] = {"lease_s": LEASE_S}
 """What a dead worker had in hand is free again after so long; as the program comes, it takes 30 s."""
+
+AS_IT_COMES: Mapping[str, Any] = {}
+
+LONG = (pytest.mark.long, pytest.mark.timeout(3600))
+"""For the long form of a test: `pytest -m long tests/faults`."""
 
 _TICK_S = 0.05
 
@@ -138,7 +145,7 @@ class Scene:
         """
         await self.provider.rest()
         self.provider.move_all()
-        is_told = await self._until_all_is_told(within_s, spared)
+        is_told = await self.until_all_is_told(within_s=within_s, spared=spared)
         codes = await asyncio.gather(*(worker.terminate() for worker in self.running))
         records = [record async for record in History(Pipe(self.redis), self.keys).records()]
         verdict = judge(
@@ -164,7 +171,8 @@ class Scene:
     def __post_init__(self) -> None:
         self._started = time.monotonic()
 
-    async def _until_all_is_told(self, within_s: float, spared: Collection[str]) -> bool:
+    async def until_all_is_told(self, *, within_s: float, spared: Collection[str] = ()) -> bool:
+        """Wait until the receiver knows the truth and nothing is in any lane; says if it came to that."""
         true = {name: told for name, told in self.provider.truth().items() if name[0] not in spared}
         try:
             async with asyncio.timeout(within_s):
@@ -180,10 +188,10 @@ class Scene:
 
     async def _waiting(self, spared: Collection[str] = ()) -> list[str]:
         """Which accounts have a lane with something in it."""
-        lanes = [
+        lanes: list[Any] = [
             await self.redis.zrange(self.keys.lanes(shard, SUBSCRIPTION), 0, -1) for shard in range(SHARDS)
         ]
-        return sorted({name.decode() for lane in lanes for name in map(bytes, lane)}.difference(spared))
+        return sorted({name.decode() for lane in lanes for name in lane}.difference(spared))
 
     def _complaints(self, may_say: Collection[str]) -> list[str]:
         """What no worker should ever say."""

@@ -6,62 +6,60 @@ from restless_provider import account_name
 from scene import SUBSCRIPTION, a_scene
 
 from watcher.receive import Event
-from watcher.store.keys import Keys, shard_of
+from watcher.store.keys import SHARDS, Keys, shard_of
+
+ACCOUNTS = 60
+NAMES = [account_name(number) for number in range(1, ACCOUNTS + 1)]
 
 
 async def test_a_wiped_server_means_new_baselines_and_no_storm() -> None:
-    async with a_scene() as scene:
+    async with a_scene(accounts=ACCOUNTS) as scene:
         workers = await scene.start_workers(2)
-        await scene.begin(changes_per_second=100)
-        await scene.until_told(300, within_s=20)
+        await scene.begin(changes_per_second=180)
+        await scene.until_told(2 * ACCOUNTS, within_s=20)
         await scene.provider.rest()
-        await asyncio.sleep(3)  # until everything is told
+        await scene.until_all_is_told(within_s=10)
         told = scene.receiver.taken
-        sequences = {
-            arrival.event["data"]["account"]["name"]: arrival.event["data"]["sequence"]
-            for arrival in scene.receiver.arrivals
-        }
+        last = {arrival.account: arrival.event["data"]["sequence"] for arrival in scene.receiver.arrivals}
         await scene.redis.flushall()
         await scene.until_polled(within_s=10)
         assert scene.receiver.taken == told, "a baseline is no change"
-        scene.provider.run(100)
-        await asyncio.sleep(2)
         verdict = await scene.verdict(is_state_lost=True)
-        news = scene.receiver.arrivals[told:]
         lost = [line["accounts"] for worker in workers for line in worker.lines("state.lost")]
+        news = scene.receiver.arrivals[told:]
     assert verdict.problems == []
+    assert sum(lost) == ACCOUNTS, "whoever enrols an account again says so, and nobody else"
     first_by_account: dict[str, Event] = {}
     for arrival in news:
-        first_by_account.setdefault(arrival.event["data"]["account"]["name"], arrival.event)
+        first_by_account.setdefault(arrival.account, arrival.event)
+    assert len(first_by_account) == ACCOUNTS
     for account, event in first_by_account.items():
         assert event["subscription"]["previous_sequence"] is None
-        assert event["data"]["sequence"] > sequences.get(account, 0)
-    assert sum(lost) == 100, "whoever enrols an account again says so, and nobody else"
+        assert event["data"]["sequence"] > last[account]
 
 
 async def test_damaged_states_are_left_out_and_nobody_else_is() -> None:
-    async with a_scene(accounts=40) as scene:
+    damaged = {"account-1", "account-2", "account-3"}
+    async with a_scene(accounts=ACCOUNTS) as scene:
         workers = await scene.start_workers(2)
-        await scene.begin(changes_per_second=120)
+        await scene.begin(changes_per_second=180)
         await scene.until_told(100, within_s=20)
-        keys, redis = scene.keys, scene.redis
-        await redis.delete(keys.state("account-1"))
-        await redis.set(keys.state("account-1"), "of another type")
-        body = await redis.hget(keys.state("account-2"), "body")
+        of_another_type, cut, of_the_future = map(scene.keys.state, sorted(damaged))
+        await scene.redis.delete(of_another_type)
+        await scene.redis.set(of_another_type, "not a hash")
+        body = await scene.redis.hget(cut, "body")
         assert body
-        await redis.hset(keys.state("account-2"), "body", body[: len(body) // 2])
-        await redis.hset(keys.state("account-3"), "body", '{"schema": 999}')
-        spared = {"account-1", "account-2", "account-3"}
-        await asyncio.sleep(3)
-        verdict = await scene.verdict(spared=spared)
-        said = [line for worker in workers for line in worker.lines("account.quarantined")]
+        await scene.redis.hset(cut, "body", body[: len(body) // 2])
+        await scene.redis.hset(of_the_future, "body", '{"schema": 999}')
+        await asyncio.sleep(2)
+        verdict = await scene.verdict(spared=damaged)
+        said = [line["account"] for worker in workers for line in worker.lines("account.quarantined")]
     assert verdict.problems == []
-    assert {line["account"] for line in said} == spared
-    assert len(said) == 3
+    assert sorted(said) == sorted(damaged), "each is said once"
 
 
 async def test_damaged_keys_stop_their_shards_and_nothing_else() -> None:
-    async with a_scene(accounts=60) as scene:
+    async with a_scene(accounts=ACCOUNTS) as scene:
         workers = await scene.start_workers(2)
         await scene.begin(changes_per_second=180)
         await scene.until_told(100, within_s=20)
@@ -76,8 +74,9 @@ async def test_damaged_keys_stop_their_shards_and_nothing_else() -> None:
             await scene.redis.delete(key)
             if content:
                 await scene.redis.restore(key, 0, content)
-        spared = {name for name in map(account_name, range(1, 61)) if shard_of(name) < len(keys)}
+        spared = {name for name in NAMES if shard_of(name) < len(keys)}
         verdict = await scene.verdict(spared=spared, may_say={"bug"})
+    assert len(keys) < SHARDS
     assert verdict.problems == []
 
 

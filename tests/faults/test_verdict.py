@@ -45,7 +45,7 @@ def test_what_arrived_once_and_in_order_is_in_order() -> None:
 
 
 def test_a_repeat_is_counted_and_no_problem() -> None:
-    verdict = judge([*ARRIVALS, ARRIVALS[0]], RECORDS, TRUTH)
+    verdict = judge([*ARRIVALS, an_arrival(ONE)], RECORDS, TRUTH)
     assert verdict.problems == []
     assert verdict.repeated == [(ARRIVALS[0], ARRIVALS[0])]
 

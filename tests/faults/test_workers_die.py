@@ -3,40 +3,136 @@
 import asyncio
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import pytest
 from recording_receiver import Arrival
-from scene import SHORT_LEASES, Scene, a_scene
+from scene import AS_IT_COMES, LEASE_S, LONG, SHORT_LEASES, Scene, a_scene
 from worker_processes import WorkerProcess
 
 STEPS = ("fetched", "commit sent", "commit answered", "POST sent", "2xx read", "settle sent")
+IN_FLIGHT = 32
+"""Of one subscription, as a subscription comes: what a worker that is killed may leave to be repeated."""
 
 
-async def test_killed_workers_lose_nothing() -> None:
-    kills = 5
-    async with a_scene() as scene:
+@pytest.mark.parametrize(
+    ("kills", "every_s", "leases"), [(6, 1.2, SHORT_LEASES), pytest.param(30, 2, AS_IT_COMES, marks=LONG)]
+)
+async def test_killed_workers_lose_nothing(kills: int, every_s: float, leases: Mapping[str, Any]) -> None:
+    async with a_scene(leases=leases) as scene:
         await scene.start_workers(4)
         await scene.begin(changes_per_second=300)
         for _ in range(kills):
-            await asyncio.sleep(2)
+            await asyncio.sleep(every_s)
             await scene.random.choice(scene.running).kill()
             await scene.start_worker()
-        verdict = await scene.verdict()
+        verdict = await scene.verdict(within_s=50)
     assert verdict.problems == []
-    assert verdict.repeats <= 32 * kills
+    assert verdict.repeats <= IN_FLIGHT * kills
 
 
-async def test_a_crash_after_any_step_loses_nothing() -> None:
-    rounds = 1
+@pytest.mark.parametrize("rounds", [1, pytest.param(100, marks=LONG)])
+async def test_a_crash_after_any_step_loses_nothing(rounds: int) -> None:
     async with a_scene(accounts=60) as scene:
         await scene.start_workers(1)
-        await scene.begin(changes_per_second=180)
+        await scene.begin(changes_per_second=120)
         for _ in range(rounds):
             await asyncio.gather(*(_crash(scene, step) for step in STEPS))
         verdict = await scene.verdict()
         crashed = {worker.name for worker in scene.workers if worker.process.returncode}
     assert verdict.problems == []
     assert {first.worker for first, _ in verdict.repeated} <= crashed, "only a crash repeats anything"
+
+
+@pytest.mark.parametrize("stops", [1, pytest.param(20, marks=LONG)])
+async def test_workers_that_freeze_beyond_their_leases_do_no_harm(stops: int) -> None:
+    async with a_scene(accounts=60) as scene:
+        scene.receiver.delay_s = 0.05  # so that something is in hand at any time
+        *frozen, _ = await scene.start_workers(3)
+        await scene.begin(changes_per_second=150)
+        for _ in range(stops):
+            await asyncio.sleep(0.5 + scene.random.random())
+            for worker in frozen:
+                worker.send(signal.SIGSTOP)
+            await asyncio.sleep(2 * LEASE_S)
+            for worker in frozen:
+                worker.send(signal.SIGCONT)
+        verdict = await scene.verdict()
+    assert verdict.problems == []
+    assert verdict.repeats <= IN_FLIGHT * stops * len(frozen)
+
+
+@pytest.mark.parametrize(
+    ("leases", "wait_s"), [(SHORT_LEASES, LEASE_S + 1), pytest.param(AS_IT_COMES, 60, marks=LONG)]
+)
+async def test_after_the_last_worker_was_killed_the_next_one_goes_on_where_it_was(
+    leases: Mapping[str, Any], wait_s: float
+) -> None:
+    async with a_scene(leases=leases) as scene:
+        scene.receiver.delay_s = 0.2  # so that deliveries are waiting when everybody dies
+        workers = await scene.start_workers(2)
+        await scene.begin(changes_per_second=300)
+        await scene.until_told(200, within_s=20)
+        await asyncio.gather(*(worker.kill() for worker in workers))
+        scene.receiver.delay_s = 0
+        await asyncio.sleep(wait_s)
+        await scene.start_workers(1)
+        first_s = await scene.until_told(1, within_s=10)
+        verdict = await scene.verdict()
+    assert verdict.problems == []
+    assert verdict.repeats <= IN_FLIGHT * len(workers)
+    assert first_s <= 5
+
+
+@pytest.mark.parametrize("rounds", [3, pytest.param(50, marks=LONG)])
+async def test_a_worker_that_is_asked_to_end_repeats_nothing_and_others_take_over(rounds: int) -> None:
+    async with a_scene(leases=AS_IT_COMES) as scene:
+        await scene.start_workers(2)
+        await scene.begin(changes_per_second=200)
+        began = time.monotonic()
+        for _ in range(rounds):
+            (newcomer,) = await scene.start_workers(1)
+            await asyncio.sleep(0.5)
+            leaver = scene.random.choice([worker for worker in scene.running if worker is not newcomer])
+            assert await leaver.terminate(within_s=5) == 0
+        gap_s = scene.provider.longest_gap_s(began, time.monotonic())
+        verdict = await scene.verdict()
+    print(f"longest time between two polls of an account: {gap_s:.2f} s")
+    assert verdict.problems == []
+    assert verdict.repeats == 0
+    assert verdict.lag_ms(99) <= 1000
+    assert gap_s <= 2.5, "an interval, a second to take over, and what a busy machine adds"
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=LONG)])
+async def test_a_rolling_restart_is_not_noticed(rounds: int) -> None:
+    async with a_scene(leases=AS_IT_COMES) as scene:
+        await scene.start_workers(3)
+        await scene.begin(changes_per_second=200)
+        for _ in range(rounds):
+            for worker in scene.running:
+                assert await worker.terminate(within_s=5) == 0
+                await scene.start_workers(1)
+        verdict = await scene.verdict()
+    assert verdict.problems == []
+    assert verdict.repeats == 0
+    assert verdict.lag_ms(99) <= 2000
+
+
+async def test_a_second_signal_ends_a_worker_at_once_and_loses_nothing() -> None:
+    async with a_scene(accounts=40) as scene:
+        scene.receiver.delay_s = 1
+        worker, _ = await scene.start_workers(2)
+        await scene.begin(changes_per_second=60)
+        await scene.until_told(20, within_s=20)
+        worker.send(signal.SIGTERM)
+        await worker.logged("worker.draining")
+        worker.send(signal.SIGTERM)
+        assert await asyncio.wait_for(worker.process.wait(), 5) == 128 + signal.SIGTERM
+        scene.receiver.delay_s = 0
+        verdict = await scene.verdict()
+    assert verdict.problems == []
 
 
 async def _crash(scene: Scene, step: str) -> None:
@@ -47,7 +143,7 @@ async def _crash(scene: Scene, step: str) -> None:
         scene.receiver.notice = _killer(worker, times)
     else:
         worker = await scene.start_worker(crash_at=step, crash_after=times)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(20):
         assert await worker.process.wait() == -signal.SIGKILL
 
 
@@ -61,82 +157,3 @@ def _killer(worker: WorkerProcess, times: int) -> Callable[[Arrival], None]:
             worker.send(signal.SIGKILL)
 
     return notice
-
-
-async def test_a_worker_that_freezes_beyond_its_leases_does_no_harm() -> None:
-    stops = 2
-    async with a_scene(accounts=60) as scene:
-        frozen, _ = await scene.start_workers(2)
-        await scene.begin(changes_per_second=180)
-        for _ in range(stops):
-            await asyncio.sleep(1 + scene.random.random())
-            frozen.send(signal.SIGSTOP)
-            await asyncio.sleep(2 * SHORT_LEASES["lease_s"])
-            frozen.send(signal.SIGCONT)
-        verdict = await scene.verdict()
-    assert verdict.problems == []
-    assert verdict.repeats <= 32 * stops
-
-
-async def test_a_worker_that_is_asked_to_end_repeats_nothing_and_others_take_over() -> None:
-    rounds = 4
-    async with a_scene(leases={}) as scene:
-        await scene.start_workers(2)
-        await scene.begin(changes_per_second=300)
-        began = time.monotonic()
-        for _ in range(rounds):
-            (newcomer,) = await scene.start_workers(1)
-            await asyncio.sleep(1)
-            leaver = scene.random.choice([worker for worker in scene.running if worker is not newcomer])
-            assert await leaver.terminate(within_s=5) == 0
-        gap_s = scene.provider.longest_gap_s(began, time.monotonic())
-        verdict = await scene.verdict()
-    assert verdict.problems == []
-    assert verdict.repeats == 0
-    assert verdict.lags_ms[-1] <= 1000
-    assert gap_s <= 2, "an interval, and a second to take over"
-
-
-async def test_after_the_last_worker_was_killed_the_next_one_goes_on_where_it_was() -> None:
-    async with a_scene() as scene:
-        scene.receiver.delay_s = 0.2  # so that deliveries are waiting when everybody dies
-        workers = await scene.start_workers(2)
-        await scene.begin(changes_per_second=300)
-        await scene.until_told(200, within_s=20)
-        await asyncio.gather(*(worker.kill() for worker in workers))
-        scene.receiver.delay_s = 0
-        await asyncio.sleep(SHORT_LEASES["lease_s"] + 1)
-        await scene.start_workers(1)
-        first_s = await scene.until_told(1, within_s=10)
-        verdict = await scene.verdict()
-    assert verdict.problems == []
-    assert verdict.repeats <= 32 * len(workers)
-    assert first_s <= 5
-
-
-async def test_a_rolling_restart_is_not_noticed() -> None:
-    async with a_scene(leases={}) as scene:
-        await scene.start_workers(3)
-        await scene.begin(changes_per_second=300)
-        for worker in scene.running:
-            assert await worker.terminate(within_s=5) == 0
-            await scene.start_workers(1)
-        verdict = await scene.verdict()
-    assert verdict.problems == []
-    assert verdict.repeats == 0
-    assert verdict.lag_ms(99) <= 2000
-
-
-async def test_a_second_signal_ends_a_worker_at_once_and_loses_nothing() -> None:
-    async with a_scene() as scene:
-        scene.receiver.delay_s = 1.2
-        worker, _ = await scene.start_workers(2)
-        await scene.begin(changes_per_second=100)
-        await scene.until_told(20, within_s=20)
-        worker.send(signal.SIGTERM)
-        await worker.logged("worker.draining")
-        worker.send(signal.SIGTERM)
-        assert await asyncio.wait_for(worker.process.wait(), 1) == 128 + signal.SIGTERM
-        scene.receiver.delay_s = 0
-        verdict = await scene.verdict()
-    assert verdict.problems == []

@@ -57,10 +57,10 @@ class WorkerProcess:
         lines = [json.loads(line) for line in whole]
         return [line for line in lines if event in (None, line["event"])]
 
-    async def logged(self, event: str, *, within_s: float = 20) -> None:
-        """Wait until it has logged an event."""
+    async def logged(self, event: str, times: int = 1, *, within_s: float = 20) -> None:
+        """Wait until it has logged an event, so many times."""
         async with asyncio.timeout(within_s):
-            while not self.lines(event):
+            while len(self.lines(event)) < times:
                 assert self.is_running, f"{self.name} ended before {event}: {self.errors}"
                 await asyncio.sleep(_TICK_S)
 

@@ -245,7 +245,10 @@ async def test_a_repeated_settling_takes_nothing_twice(
 ) -> None:
     store, lease = await a_lane(redis_client, namespace, *deliveries)
     assert await settle(store, lease, ONE) is Reply.DONE
-    await refused(store, settle, lease, ONE, Reply.LEASE_LOST)
+    before = await store.contents()
+    # Within the same millisecond it is taken for a repeat after a lost answer, and hears what was lost.
+    assert await settle(store, lease, ONE) in (Reply.DONE, Reply.LEASE_LOST)
+    assert await store.contents() == before
 
 
 @pytest.mark.parametrize("damaged", ["lane", "lanes", "tries", "dead", "due", "attempts"])

@@ -65,6 +65,8 @@ class LaneWorker:
             await self._lanes.release(target.name, lease, due_in_ms=EMPTY_MS)
             return False
         for entry in entries:
+            if lease.deadline - self._now_ms() < 1000 * ATTEMPT_TIMEOUT_S:
+                break  # it took long to come here, and an attempt may outlast what is left of the lease
             if self._is_stopped() or self._restraint.rest_ms(target.name) or not await self._has_turn(target):
                 break
             deadline = await self._deliver(target, lease, entry, *tries)

@@ -99,7 +99,8 @@ class Lanes:
 
         `record`, if any, is remembered as the attempt; so it is in what follows.
         """
-        return await self._settle(subscription, lease, head, "delivered", lease_ms, "", record)
+        deadline = self._new_deadline(lease, lease_ms)
+        return await self._settle(subscription, lease, head, "delivered", deadline, "", record)
 
     async def dead(
         self,
@@ -112,7 +113,8 @@ class Lanes:
         record: bytes = b"",
     ) -> tuple[Reply, int]:
         """Move a head that nobody took to the dead letters; returns as delivered does."""
-        return await self._settle(subscription, lease, head, "dead", lease_ms, reason, record)
+        deadline = self._new_deadline(lease, lease_ms)
+        return await self._settle(subscription, lease, head, "dead", deadline, reason, record)
 
     async def retry(
         self, subscription: str, lease: Lease, head: bytes, *, wait_ms: int, record: bytes = b""
@@ -151,6 +153,11 @@ class Lanes:
     def _schedule_keys(self, shard: int, subscription: str) -> list[str]:
         keys = self._keys
         return [keys.lanes(shard, subscription), keys.due_subscriptions(shard), keys.nothing(shard)]
+
+    def _new_deadline(self, lease: Lease, lease_ms: int) -> int:
+        """Say until when a lane stays ours: another time than before, by which a repeat knows itself."""
+        deadline = self._schedule.now_ms() + lease_ms
+        return deadline if deadline != lease.deadline else deadline + 1
 
     async def _settle(
         self, subscription: str, lease: Lease, head: bytes, outcome: str, ms: int, reason: str, record: bytes
