@@ -62,3 +62,10 @@ async def redis_client(engine: str, server_url_of: Callable[[str], str]) -> Asyn
     )
     async with client:
         yield client
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what takes minutes, so that `pytest` leaves it to `pytest -m fault`."""
+    for item in items:
+        if item.path.parent.name == "faults" and item.path.name != "test_verdict.py":
+            item.add_marker(pytest.mark.fault)
