@@ -5,7 +5,7 @@ leading minus, no leading zeros, no trailing zeros after the point. To do sums, 
 an integer count of 10^-78, one scale for every asset, so that nothing has to carry a scale around.
 
 Refuses every other spelling that Python's own parsers would let through: `+1`, ` 1`, `1_000`, `1e3`,
-full-width digits, NaN (FAULTS.md, section 4).
+full-width digits, NaN.
 """
 
 import re

@@ -194,4 +194,4 @@ _MOVEMENTS: tuple[tuple[Callable[[Holding, int], None], Callable[[Holding, int],
     (_clear_deposit, lambda holding, amount: holding.pending_deposit > 0),
 )
 """Each changes what is seen, and none is doubted. A credit beside a pending deposit would be held for two
-polls, which is true to SPEC and only makes every scenario longer."""
+polls, which is right and only makes every scenario longer."""

@@ -59,7 +59,9 @@ async def test_workers_that_freeze_beyond_their_leases_do_no_harm(stops: int) ->
             for worker in frozen:
                 worker.send(signal.SIGCONT)
         verdict = await scene.verdict()
+        late = [line for worker in frozen for line in worker.lines("lease.lost")]
     assert verdict.problems == []
+    assert late, "what they had in hand was void"
     assert verdict.repeats <= IN_FLIGHT * stops * len(frozen)
 
 

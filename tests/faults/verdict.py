@@ -62,9 +62,10 @@ def judge(
 ) -> Verdict:
     """Compare the receiver's history with the event log and with the provider's truth.
 
-    Accounts that are `spared` were damaged on purpose, and may be behind. Where the state was
-    lost (`is_state_lost`), what was told before is in no log, and each account begins anew once. Where the
-    clock of a worker is wrong (`is_clock_wrong`), what it signs is refused.
+    Accounts that are `spared` were damaged on purpose, and may be behind. Where the state was lost or went
+    back in time (`is_state_lost`), what was told before may be in no log, an event may be computed again
+    (the same id, told at another time), and the thread of previous sequences breaks once per account.
+    Where the clock of a worker is wrong (`is_clock_wrong`), what it signs is refused.
     """
     verdict = Verdict()
     good = [arrival for arrival in arrivals if not arrival.problem]
