@@ -27,7 +27,7 @@ CHANGE_EVENTS = (
     "total.increased",
     "total.decreased",
 )
-"""What a balance can do (the table in README.md): what a subscription hears unless it says otherwise."""
+"""What a balance can do, as in the table in README.md: told to every subscription that names no others."""
 
 SERVICE_EVENTS = (
     "account.baseline",
@@ -40,7 +40,7 @@ SERVICE_EVENTS = (
 """Events that move nothing, for those who ask for them by type."""
 
 DEFAULT_RETRIES = ("0s", "5s", "5m", "30m", "2h", "5h", "10h", "14h", "20h", "24h")
-"""When each attempt follows the one before it (README.md, "Guarantees"); then the delivery becomes a dead letter."""
+"""When each attempt follows the one before it; then the delivery becomes a dead letter."""
 
 
 class Section(BaseModel):

@@ -138,15 +138,23 @@ def test_the_order_of_rows_does_not_matter() -> None:
         assert told(step(a_state(balances), a_snapshot(dict(shuffled)))) == expected
 
 
-def test_a_thousand_edits_of_the_watch_list_make_no_event() -> None:
+def test_a_thousand_edits_of_the_configuration_make_no_event() -> None:
+    """Watch lists, decimals that become known or unknown, accounts that are read elsewhere, or anew."""
     chance = Random(7)
     truth = {str(i): str(10 + i) for i in range(8)}
     state = None
     for _ in range(1000):
         chosen = tuple(sorted(chance.sample(sorted(truth), chance.randint(1, 8))))
         watched = None if chance.random() < 0.2 else chosen
-        listed = truth if watched is None else {asset: truth[asset] for asset in watched}
-        result = step(state, a_snapshot(listed, watched=watched))
+        decimals = {asset: chance.choice([None, 0, 0, 0, 18]) for asset in truth}
+        rows = {
+            asset: a_row(Asset(asset, decimals=decimals[asset]), truth[asset])
+            for asset in (truth if watched is None else watched)
+        }
+        source = chance.choice(["here", "here", "here", "there"])
+        if chance.random() < 0.05:
+            state = None  # taken out, and put back
+        result = step(state, Snapshot(rows, watched, watched is None), source=source)
         assert told(result) == []
         assert not result.doubted
-        state = AccountState("here", watched, result.entry_by_asset)
+        state = AccountState(source, watched, result.entry_by_asset)

@@ -1,6 +1,7 @@
 """State that is wiped or damaged under the feet of running workers."""
 
 import asyncio
+import shutil
 
 from restless_provider import account_name
 from scene import SUBSCRIPTION, a_scene
@@ -36,6 +37,23 @@ async def test_a_wiped_server_means_new_baselines_and_no_storm() -> None:
     for account, event in first_by_account.items():
         assert event["subscription"]["previous_sequence"] is None
         assert event["data"]["sequence"] > last[account]
+
+
+async def test_a_server_that_goes_back_in_time_tells_again_and_gives_no_number_twice() -> None:
+    async with a_scene(accounts=ACCOUNTS) as scene:
+        await scene.start_workers(2)
+        await scene.begin(changes_per_second=180)
+        await scene.until_told(100, within_s=20)
+        kept, earlier = scene.server.directory / "appendonlydir", scene.directory / "earlier"
+        shutil.copytree(kept, earlier)
+        await scene.until_told(300, within_s=20)
+        scene.server.kill()
+        shutil.rmtree(kept)
+        earlier.rename(kept)
+        scene.server.start()
+        verdict = await scene.verdict(is_state_lost=True)
+    assert verdict.problems == []
+    assert verdict.out_of_order == 0
 
 
 async def test_damaged_states_are_left_out_and_nobody_else_is() -> None:

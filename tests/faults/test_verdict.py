@@ -12,15 +12,21 @@ from watcher.store.history import Record
 TRUTH = {("a", "0"): {"total": "3", "locked": "0", "pending_deposit": "0"}}
 
 
-def an_event(number: int, *, previous: int | None, total: str | None = None) -> dict[str, Any]:
-    after = {"total": total or str(number), "locked": "0", "pending_deposit": "0"}
+def an_event(
+    number: int, *, previous: int | None, total: str | None = None, before: str | None = None
+) -> dict[str, Any]:
+    states = {"before": a_balance(before or str(number - 1)), "after": a_balance(total or str(number))}
     return {
         "id": f"evt_{number}",
         "type": "total.increased",
         "timestamp": "2026-11-20T15:00:00.000Z",
-        "data": {"account": {"name": "a"}, "asset": {"id": "0"}, "sequence": number, "after": after},
+        "data": {"account": {"name": "a"}, "asset": {"id": "0"}, "sequence": number, **states},
         "subscription": {"name": "ops", "previous_sequence": previous},
     }
+
+
+def a_balance(total: str) -> dict[str, str]:
+    return {"total": total, "locked": "0", "pending_deposit": "0"}
 
 
 def an_arrival(event: dict[str, Any], problem: str | None = None) -> Arrival:
@@ -54,10 +60,10 @@ def test_a_repeat_is_counted_and_no_problem() -> None:
     ("arrivals", "records", "problem"),
     [
         ([*ARRIVALS[:1], *ARRIVALS[2:]], RECORDS, "committed, but never arrived: evt_2 (1 in all)"),
-        ([*ARRIVALS[:1], *ARRIVALS[2:]], RECORDS, "names 2 as the one before, not 1, at a: evt_3 (1 in all)"),
+        ([*ARRIVALS[:1], *ARRIVALS[2:]], RECORDS, "names another one as the one before: a (1 in all)"),
         (ARRIVALS, RECORDS[:2], "arrived, but was never committed: evt_3 (1 in all)"),
         (ARRIVALS, [*RECORDS, RECORDS[1]], "committed twice: evt_2 (1 in all)"),
-        ([ARRIVALS[0], ARRIVALS[2], ARRIVALS[1]], RECORDS, "out of order at a: 2 after 3: evt_2 (1 in all)"),
+        ([ARRIVALS[0], ARRIVALS[2], ARRIVALS[1]], RECORDS, "out of order, 2 after 3: evt_2 of a (1 in all)"),
         (
             [*ARRIVALS, an_arrival({**THREE, "added": 1})],
             RECORDS,
@@ -71,18 +77,30 @@ def test_a_repeat_is_counted_and_no_problem() -> None:
         (
             [*ARRIVALS[:2], an_arrival(an_event(3, previous=None))],
             RECORDS,
-            "began anew: a (1 in all)",
+            "names another one as the one before: a (1 in all)",
         ),
         (
             [*ARRIVALS[:2], an_arrival(an_event(3, previous=2, total="4"))],
             [*RECORDS[:2], a_record(an_event(3, previous=2, total="4"))],
             "was not told as it is: a, asset 0 (1 in all)",
         ),
+        (
+            [*ARRIVALS[:2], an_arrival(an_event(3, previous=2, before="1"))],
+            RECORDS,
+            "does not begin where the one before it ended: a, asset 0 (1 in all)",
+        ),
         ([*ARRIVALS, an_arrival(THREE, "too old")], RECORDS, "does not verify: evt_3 (1 in all)"),
     ],
 )
 def test_what_must_not_be_is_found(arrivals: list[Arrival], records: list[Record], problem: str) -> None:
     assert problem in judge(arrivals, records, TRUTH).problems
+
+
+def test_after_a_loss_of_state_an_account_may_begin_anew_once() -> None:
+    two, three = (an_arrival(an_event(number, previous=None)) for number in (2, 3))
+    assert judge([ARRIVALS[0], three], RECORDS[2:], TRUTH, is_state_lost=True).problems == []
+    twice = judge([ARRIVALS[0], two, three], RECORDS[1:], TRUTH, is_state_lost=True)
+    assert twice.problems == ["names another one as the one before: a (1 in all)"]
 
 
 def test_who_was_never_told_anything_is_found() -> None:

@@ -3,7 +3,7 @@
 Pure. Refuses to know which fault there was: whatever it was, the same must hold.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,7 +16,6 @@ from watcher.store.history import Record
 Asset = tuple[str, str]
 """Account and asset id."""
 
-_FIELDS = ("total", "locked", "pending_deposit")
 _MOST_EXAMPLES = 5
 
 
@@ -74,9 +73,9 @@ def judge(
         _complain(verdict, "does not verify", (arrival.id for arrival in arrivals if arrival.problem))
     kept = [record for record in records if record.account not in spared]
     _compare_with_log(verdict, good, kept, spared, is_state_lost=is_state_lost)
-    firsts = _without_repeats(verdict, good)
+    firsts = _without_repeats(verdict, good, is_state_lost=is_state_lost)
     _follow_sequences(verdict, firsts, is_state_lost=is_state_lost)
-    _compare_with_truth(verdict, firsts, truth, spared)
+    _follow_balances(verdict, firsts, truth, spared, is_state_lost=is_state_lost)
     verdict.lags_ms = sorted(1000 * (arrival.at - _told_at(arrival)) for arrival in firsts)
     return verdict
 
@@ -101,20 +100,22 @@ def _compare_with_log(
     if not is_state_lost:
         _complain(verdict, "arrived, but was never committed", arrived - committed.keys())
     content = {record.content.get("id"): record.content for record in records}
-    other = {
+    as_committed = Counter(
         arrival.id
         for arrival in good
         if arrival.id in committed
-        and {**arrival.event, "subscription": None} != {**content[arrival.id], "subscription": None}
-    }
+        and {**arrival.event, "subscription": None} == {**content[arrival.id], "subscription": None}
+    )
+    arrivals = Counter(arrival.id for arrival in good if arrival.id in committed)
+    other = arrivals.keys() - as_committed.keys() if is_state_lost else (arrivals - as_committed).keys()
     _complain(verdict, "says something else than the event log", other)
 
 
-def _without_repeats(verdict: Verdict, good: Iterable[Arrival]) -> list[Arrival]:
-    """What arrived for the first time, in its order. A repeat has the same bytes."""
-    first_by_id: dict[str, Arrival] = {}
+def _without_repeats(verdict: Verdict, good: Iterable[Arrival], *, is_state_lost: bool) -> list[Arrival]:
+    """What arrived for the first time, in its order. A repeat has the same bytes, unless it was told anew."""
+    first_by_id: dict[tuple[str, bytes], Arrival] = {}
     for arrival in good:
-        first = first_by_id.setdefault(arrival.id, arrival)
+        first = first_by_id.setdefault((arrival.id, arrival.body if is_state_lost else b""), arrival)
         if first is not arrival:
             verdict.repeated.append((first, arrival))
             if first.body != arrival.body:
@@ -123,44 +124,50 @@ def _without_repeats(verdict: Verdict, good: Iterable[Arrival]) -> list[Arrival]
 
 
 def _follow_sequences(verdict: Verdict, firsts: Iterable[Arrival], *, is_state_lost: bool) -> None:
-    """Per account, each event names the one before it, and has a higher sequence."""
+    """Per account, each event has a higher sequence than the one before it, and names it."""
     last_by_account: dict[str, int] = {}
-    beginnings: Counter[str] = Counter()
+    breaks: Counter[str] = Counter()
     for arrival in firsts:
         account, sequence = arrival.account, arrival.event["data"]["sequence"]
-        previous = arrival.event["subscription"]["previous_sequence"]
         last = last_by_account.get(account)
         last_by_account[account] = max(sequence, last or 0)
         if last is not None and sequence <= last:
             verdict.out_of_order += 1
-            _complain(verdict, f"out of order at {account}: {sequence} after {last}", [arrival.id])
-        elif previous is None:
-            beginnings[account] += 1
-        elif previous != last:
-            _complain(verdict, f"names {previous} as the one before, not {last}, at {account}", [arrival.id])
-    most = 2 if is_state_lost else 1
-    _complain(verdict, "began anew", (account for account, times in beginnings.items() if times > most))
+            _complain(verdict, f"out of order, {sequence} after {last}", [f"{arrival.id} of {account}"])
+        elif arrival.event["subscription"]["previous_sequence"] != last:
+            breaks[account] += 1
+    broken = (account for account, times in breaks.items() if times > is_state_lost)
+    _complain(verdict, "names another one as the one before", broken)
 
 
-def _compare_with_truth(
+def _follow_balances(
     verdict: Verdict,
     firsts: Iterable[Arrival],
     truth: Mapping[Asset, Mapping[str, str]],
     spared: Collection[str],
+    *,
+    is_state_lost: bool,
 ) -> None:
     """Per asset, each event begins where the one before it ended, and the last one ended at the truth."""
-    after_by_asset: dict[Asset, Mapping[str, str]] = defaultdict(dict)
+    after_by_asset: dict[Asset, Mapping[str, str]] = {}
+    breaks: Counter[str] = Counter()
     for arrival in firsts:
         data = arrival.event["data"]
-        after_by_asset[arrival.account, data["asset"]["id"]] = data["after"]
-    wrong = [
-        f"{account}, asset {asset}"
-        for (account, asset), true in truth.items()
-        if account not in spared
-        and {name: after_by_asset[account, asset].get(name) for name in _FIELDS}
-        != {name: true[name] for name in _FIELDS}
-    ]
+        asset = arrival.account, data["asset"]["id"]
+        breaks[_named(asset)] += after_by_asset.get(asset, data["before"]) != data["before"]
+        after_by_asset[asset] = data["after"]
+    broken = (name for name, times in breaks.items() if times > is_state_lost)
+    _complain(verdict, "does not begin where the one before it ended", broken)
+    wrong = (
+        _named(asset)
+        for asset, true in truth.items()
+        if asset[0] not in spared and not true.items() <= after_by_asset.get(asset, {}).items()
+    )
     _complain(verdict, "was not told as it is", wrong)
+
+
+def _named(asset: Asset) -> str:
+    return f"{asset[0]}, asset {asset[1]}"
 
 
 def _told_at(arrival: Arrival) -> float:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from ipaddress import ip_network
 from typing import Any
 
 from builders import SECRET
+from events_schema import assert_valid
 from pydantic import SecretStr
 
+from watcher.audit import audit
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
 from watcher.receiver import Receiver
@@ -24,6 +27,11 @@ from watcher.settings import (
     SubscriptionSettings,
     WorkerSettings,
 )
+from watcher.store.connect import connect
+from watcher.store.history import History, Record
+from watcher.store.keys import Keys
+from watcher.store.pipe import Pipe
+from watcher.store.survey import Survey
 from watcher.worker import Worker
 
 TREASURY = 10110
@@ -53,6 +61,22 @@ class Rig:
                 worker.stop()
                 await running
 
+    async def assert_reconciled(self) -> None:
+        """Whatever a test did: the log leads to the state, and what was sent is what the catalogue says."""
+        for event in self.receiver.events:
+            assert_valid(json.dumps(event).encode())
+        redis = self.settings.redis
+        async with connect(redis.url.get_secret_value()) as client:
+            pipe, keys = Pipe(client), Keys(redis.namespace)
+            names = list(self.settings.account_by_name)
+            states = {seen.account: seen async for seen in Survey(pipe, keys).read_states(names)}
+            records: dict[str, list[Record]] = {name: [] for name in names}
+            async for record in History(pipe, keys).records():
+                records.setdefault(record.account, []).append(record)
+        for name, seen in states.items():
+            assert not seen.damage
+            assert audit(records[name], seen.state).findings == []
+
     async def events(self, count: int, *, within_s: float = 10) -> list[Any]:
         """The first `count` events that the receiver took."""
         async with asyncio.timeout(within_s):
@@ -64,7 +88,9 @@ async def a_rig(url: str, namespace: str) -> AsyncIterator[Rig]:
     async with Sandbox() as sandbox, Receiver(secrets=[SECRET]) as receiver:
         sandbox.loopring.requests_per_second = None
         sandbox.metakeep.requests_per_second = None
-        yield Rig(sandbox, receiver, some_settings(url, namespace, sandbox, receiver.url))
+        rig = Rig(sandbox, receiver, some_settings(url, namespace, sandbox, receiver.url))
+        yield rig
+        await rig.assert_reconciled()
 
 
 def some_settings(url: str, namespace: str, sandbox: Sandbox, receiver_url: str) -> Settings:

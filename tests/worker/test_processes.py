@@ -105,8 +105,14 @@ def place(tmp_path: Path, sandbox: Sandbox, receiver: Receiver) -> Path:
     return tmp_path
 
 
+async def assert_reconciled(place: Path) -> None:
+    """`watcher audit` finds nothing, whoever was killed meanwhile."""
+    async with a_process(place, "audit") as audit:
+        assert await asyncio.wait_for(audit.wait(), 20) == 0
+
+
 def lines(place: Path, event: str) -> list[dict[str, object]]:
-    log = (place / "log").read_text().splitlines()
+    log = [line for line in (place / "log").read_text().splitlines() if line.startswith("{")]
     return [line for line in map(json.loads, log) if line["event"] == event]
 
 
@@ -147,6 +153,7 @@ async def test_a_killed_worker_loses_nothing_and_the_other_goes_on(
     assert len(told) == changes
     assert all(receipt.is_verified and receipt.order is None for receipt in receiver.receipts)
     assert not lines(place, "bug")
+    await assert_reconciled(place)
 
 
 async def test_state_survives_a_restart_of_everything(
@@ -158,6 +165,7 @@ async def test_state_survives_a_restart_of_everything(
             assert await asyncio.wait_for(worker.wait(), 20) == 0
     assert [event["data"]["amount"] for event in receiver.events] == ["1"]
     assert len(lines(place, "account.baseline")) == 2
+    await assert_reconciled(place)
 
 
 async def test_a_reload_with_a_mistake_changes_nothing(
