@@ -519,6 +519,7 @@ async def test_the_log_is_told_again_with_the_same_ids_and_bytes(
 async def test_a_damaged_record_is_left_out_and_said(
     one: Owed, run: CommandLine, rig: Rig, redis_client: Redis
 ) -> None:
+    rig.is_damaged = True
     async with rig.worker() as worker:
         await until(lambda: worker.tally.changes == 2)
         rig.sandbox.world.credit(TREASURY, "ETH", "1")
