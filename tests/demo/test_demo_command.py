@@ -121,6 +121,7 @@ def test_signals_end_it_in_the_middle_and_nothing_is_left(here: Path) -> None:
     assert leftovers(here) == []
 
 
+@pytest.mark.long
 def test_kept_it_goes_on_after_the_verdict_until_a_signal_and_ends_with_0(here: Path) -> None:
     with a_demo(here, "--fast", "--keep", "--verbose") as process:
         line_with(process, "PASSED")
@@ -164,6 +165,7 @@ engine.find_engine.__defaults__ = (None, "no_such_package")
     assert leftovers(here) == []
 
 
+@pytest.mark.long
 def test_a_reader_may_leave(here: Path) -> None:
     with a_demo(here, "--fast") as process:
         line_with(process, "account")
@@ -175,6 +177,7 @@ def test_a_reader_may_leave(here: Path) -> None:
     assert leftovers(here) == []
 
 
+@pytest.mark.long
 def test_a_terminal_gets_colours_unless_it_wants_none(here: Path) -> None:
     with on_a_terminal(here) as colourful, on_a_terminal(here, NO_COLOR="1") as plain:
         assert b"\x1b[32mdeposit.cleared\x1b[0m" in shown_at(colourful)
