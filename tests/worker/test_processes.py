@@ -132,6 +132,7 @@ async def test_a_sigterm_drains_and_exits_with_0(place: Path, sandbox: Sandbox, 
         assert await asyncio.wait_for(worker.wait(), 10) == 0
     assert lines(place, "worker.stopped")
     assert (place / "errors").read_text() == ""
+    await assert_reconciled(place)
 
 
 async def test_a_killed_worker_loses_nothing_and_the_other_goes_on(
@@ -187,6 +188,7 @@ async def test_a_reload_with_a_mistake_changes_nothing(
         async with asyncio.timeout(10):
             await receiver.wait_for(2)
     assert [event["subscription"]["name"] for event in receiver.events] == ["ops", "others"]
+    await assert_reconciled(place)
 
 
 async def test_a_store_that_cannot_be_reached_is_said_in_one_line_and_exits_with_69(place: Path) -> None:

@@ -121,26 +121,20 @@ async def test_no_secret_reaches_logs_errors_or_redis(tmp_path: Path, sandbox: S
                 email=EMAIL,
             )
             (tmp_path / "watcher.toml").write_text(text)
-            with (tmp_path / "out").open("wb") as out:
-                worker = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "watcher", "run"),
-                    cwd=tmp_path,
-                    env={
-                        **os.environ,
-                        **environment,
-                        "URL": f"unix://:{PASSWORD}@{quote(str(server.socket))}",
-                        "LOG_LEVEL": "debug",
-                        "PYTHONPATH": str(SOURCE),
-                    },
-                    stdout=out,
-                    stderr=out,
-                )
+            environment |= {
+                "URL": f"unix://:{PASSWORD}@{quote(str(server.socket))}",
+                "LOG_LEVEL": "debug",
+                "PYTHONPATH": str(SOURCE),
+            }
+            worker = await start(tmp_path, environment, "run")
             await until(tmp_path, "account.baseline")
             sandbox.world.credit(10110, "ETH", "1")
             async with asyncio.timeout(20):
                 await receiver.wait_for(1)
             await until(tmp_path, "poll.refused", 2)
             await until(tmp_path, "delivery.retried", 2)
+            audit = await start(tmp_path, environment, "audit")
+            assert await asyncio.wait_for(audit.wait(), 20) == 0
             (tmp_path / "watcher.toml").write_text(text + f'\nnonsense = "{URL_TOKEN}"')
             worker.send_signal(signal.SIGHUP)
             await until(tmp_path, "configuration.refused")
@@ -151,6 +145,17 @@ async def test_no_secret_reaches_logs_errors_or_redis(tmp_path: Path, sandbox: S
     assert b"delivery.delivered" in told  # it did log
     assert b"total.increased" in stored  # and it did store
     assert [canary for canary in CANARIES if canary.encode() in told + stored] == []
+
+
+async def start(place: Path, environment: dict[str, str], *arguments: str) -> "asyncio.subprocess.Process":
+    with (place / "out").open("ab") as out:
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "watcher", *arguments),
+            cwd=place,
+            env={**os.environ, **environment},
+            stdout=out,
+            stderr=out,
+        )
 
 
 async def until(place: Path, event: str, count: int = 1) -> None:

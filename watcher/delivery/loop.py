@@ -95,8 +95,9 @@ class DeliverLoop:
                 self.turned_at = time.monotonic()
                 self._wake.clear()
                 try:
+                    is_finishing = self._is_finishing  # as it was when this look began
                     has_found = await self.tick(group)
-                    if self._is_finishing and not has_found and not self.in_flight:
+                    if is_finishing and not has_found and not self._woken and not self.in_flight:
                         self.stop()
                     self._health.answered()
                     pause_s = self._look_at - time.monotonic()
