@@ -8,8 +8,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from redis.asyncio import Redis
-from scene import LONG, Scene, a_scene
+from scene import BOUNDED, LONG, Scene, a_scene
 from servers import ENGINES
+
+pytestmark = BOUNDED
 
 CONFIGURABLE = ("--save", "3600 1000000", "--enable-protected-configs", "yes")
 

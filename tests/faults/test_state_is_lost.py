@@ -4,10 +4,12 @@ import asyncio
 import shutil
 
 from restless_provider import account_name
-from scene import SUBSCRIPTION, a_scene
+from scene import BOUNDED, SUBSCRIPTION, a_scene
 
 from watcher.receive import Event
 from watcher.store.keys import SHARDS, Keys, shard_of
+
+pytestmark = BOUNDED
 
 ACCOUNTS = 60
 NAMES = [account_name(number) for number in range(1, ACCOUNTS + 1)]

@@ -2,7 +2,9 @@
 
 import asyncio
 
-from scene import a_scene
+from scene import BOUNDED, a_scene
+
+pytestmark = BOUNDED
 
 HOUR_S = 3600
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from recording_receiver import Arrival
-from scene import AS_IT_COMES, LEASE_S, LONG, SHORT_LEASES, Scene, a_scene
+from scene import AS_IT_COMES, BOUNDED, LEASE_S, LONG, SHORT_LEASES, Scene, a_scene
 from worker_processes import WorkerProcess
+
+pytestmark = BOUNDED
 
 STEPS = ("fetched", "commit sent", "commit answered", "POST sent", "2xx read", "settle sent")
 IN_FLIGHT = 32
