@@ -6,9 +6,9 @@ Refuses to read the store and to show anything: `commands.status` does both.
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from watcher.events import iso
+from watcher.journal.events import iso
+from watcher.polling.silence import STALE_INTERVALS
 from watcher.settings import AccountSettings, Settings
-from watcher.silence import STALE_INTERVALS
 from watcher.store.guarantee import Guarantee
 from watcher.store.standings import Standing
 from watcher.store.survey import Backlog, Failing, Overdue, Seen

@@ -26,8 +26,8 @@ from raw_loop import Speed, raw_latencies_ms, raw_speed
 from stage import Stage, a_stage
 from waiting import ASSETS, account_bytes, delivery_bytes, some_deliveries
 
-from watcher.logs import configure
-from watcher.service import loop_factory
+from watcher.logs.lines import configure
+from watcher.run.service import loop_factory
 
 
 @dataclass(frozen=True)

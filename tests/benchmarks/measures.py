@@ -14,14 +14,14 @@ from watcher.delivery.egress import Policy
 from watcher.delivery.loop import DeliverLoop
 from watcher.delivery.post import Poster, Target
 from watcher.delivery.restraint import Restraint
-from watcher.generation import Generation
+from watcher.run.generation import Generation
 from watcher.settings import Settings
 from watcher.store.keys import Keys
 from watcher.store.lanes import Lanes
 from watcher.store.polls import Commit, Polls
 from watcher.store.schedule import Reply
 from watcher.store.standings import Standing, Standings
-from watcher.tally import Tally
+from watcher.vitals.tally import Tally
 
 _TICK_S = 0.002
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import orjson
 from stage import PROVIDER, Stage, a_namespace, account_names
 
-from watcher.ledger import AccountState, Entry
+from watcher.journal.ledger import AccountState, Entry
 from watcher.snapshot import Asset, Balance
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.lanes import Delivery

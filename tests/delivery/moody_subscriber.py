@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 
 from watcher.cli import main
 from watcher.receive import verify
+from watcher.run.worker import Worker
 from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings, WorkerSettings
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.lanes import Delivery, Lanes
@@ -26,7 +27,6 @@ from watcher.store.letters import Letters
 from watcher.store.pipe import Pipe
 from watcher.store.schedule import Schedule
 from watcher.store.standings import Standings
-from watcher.worker import Worker
 
 
 class Arrival(NamedTuple):

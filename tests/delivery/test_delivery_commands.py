@@ -38,7 +38,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is read or written in parts takes several of them."""
     monkeypatch.setattr("watcher.store.letters._PAGE", 2)
     monkeypatch.setattr("watcher.store.waiting._PAGE", 2)
-    monkeypatch.setattr("watcher.resend._AT_ONCE", 2)
+    monkeypatch.setattr("watcher.delivery.resend._AT_ONCE", 2)
 
 
 @pytest.fixture
@@ -482,7 +482,7 @@ async def test_a_lane_without_room_pushes_nothing_out(
 ) -> None:
     await given_up(one, "treasury", 1, 2)
     await one.queue(["treasury"], [3])
-    monkeypatch.setattr("watcher.resend.LANE_LENGTH", 2)
+    monkeypatch.setattr("watcher.delivery.resend.LANE_LENGTH", 2)
     ended = await run("resend", "--dead", "--subscription", "ops")
     assert (ended.code, ended.out) == (1, "ops: nothing queued again\n")
     assert "no room in the lane of 1 account" in ended.err

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from builders import a_balance, a_snapshot, a_subscription
 
-from watcher.diff import Reading, Step, diff, go_stale
-from watcher.events import Origin
-from watcher.interest import Interest
-from watcher.ledger import AccountState, Rules
-from watcher.replay import Replay
+from watcher.delivery.replay import Replay
+from watcher.journal.diff import Reading, Step, diff, go_stale
+from watcher.journal.events import Origin
+from watcher.journal.interest import Interest
+from watcher.journal.ledger import AccountState, Rules
 from watcher.settings import SubscriptionSettings, ThresholdSettings
 from watcher.snapshot import Snapshot
 from watcher.store.history import Record

@@ -5,9 +5,9 @@ from typing import Any
 
 from watcher.demo import Heard, Made
 from watcher.demo.judge import Balances
-from watcher.journal import NOTHING, Vector, in_atoms, in_text
+from watcher.journal.explain import NOTHING, Vector, in_atoms, in_text
 from watcher.receive import InvalidWebhook, Step
-from watcher.receiver import Receipt
+from watcher.receiving.receiver import Receipt
 from watcher.snapshot import Balance
 
 LIKE = Balance("", "", "", "")

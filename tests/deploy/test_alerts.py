@@ -10,8 +10,8 @@ from typing import Any
 import plain_yaml
 import pytest
 
-from watcher.log_events import EVENTS
-from watcher.metric_names import ATTEMPT_OUTCOMES, METRICS, POLL_OUTCOMES, TROUBLES
+from watcher.logs.catalogue import EVENTS
+from watcher.vitals.metric_names import ATTEMPT_OUTCOMES, METRICS, POLL_OUTCOMES, TROUBLES
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ALERTS = DEPLOY / "prometheus-alerts.yaml"

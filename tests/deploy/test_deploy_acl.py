@@ -15,6 +15,7 @@ from rig import TREASURY, a_rig
 from servers import ENGINES, RealServer, real_server
 
 import watcher.store
+from watcher.run.worker import Worker
 from watcher.store.connect import ConfigurationRefused, connect
 from watcher.store.guarantee import guarantee
 from watcher.store.history import History
@@ -24,7 +25,6 @@ from watcher.store.pipe import Pipe
 from watcher.store.polls import Commit, Polls
 from watcher.store.roster import Roster
 from watcher.store.schedule import Lease, Reply, Schedule
-from watcher.worker import Worker
 
 ACL = Path(__file__).parents[2] / "deploy" / "users.acl"
 STORE = Path(watcher.store.__file__).parent

@@ -20,7 +20,7 @@ from servers import RealServer, real_server
 from watcher.cli import COMMANDS, group
 from watcher.config import Loaded, load
 from watcher.config.files import PLACES
-from watcher.log_events import EVENTS
+from watcher.logs.catalogue import EVENTS
 from watcher.store.connect import connect
 from watcher.store.guarantee import guarantee
 from watcher.store.keys import Keys

@@ -43,8 +43,8 @@ def _set_clock(ahead_s: float) -> None:
 
 def _shorten_leases(lease_s: float) -> None:
     """Let leases of lanes and of polls last so long; an attempt gets half of it."""
-    from watcher import poll
     from watcher.delivery import lane, loop, post
+    from watcher.polling import poll
 
     defaults = post.Poster.__init__.__kwdefaults__
     assert defaults
@@ -120,7 +120,7 @@ def _countdown(times: int) -> Callable[[], None]:
 
 def _block(block_s: float, every: int) -> None:
     """Keep the event loop for so long in every so-manieth poll."""
-    from watcher.poll import Poller
+    from watcher.polling.poll import Poller
 
     poll: Method = Poller.poll
     polls = 0

@@ -16,7 +16,7 @@ from itertools import chain, repeat
 from random import Random
 from typing import NamedTuple
 
-from watcher.journal import NOTHING, Vector, Withdrawals, explain
+from watcher.journal.explain import NOTHING, Vector, Withdrawals, explain
 
 TRIALS = 2000
 NOISE = 0.3

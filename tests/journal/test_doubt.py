@@ -2,7 +2,7 @@
 
 import pytest
 
-from watcher.doubt import absent, doubt
+from watcher.journal.doubt import absent, doubt
 from watcher.snapshot import Asset, Balance, Row
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from watcher.journal import Explanation, Vector, Withdrawals, explain, in_atoms, in_text
+from watcher.journal.explain import Explanation, Vector, Withdrawals, explain, in_atoms, in_text
 from watcher.snapshot import Balance
 
 WITHOUT_PENDINGS = Balance("0", "0", None, None)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from watcher.journal import NOTHING, RULES, Change, Explanation, Vector, Withdrawals, explain
+from watcher.journal.explain import NOTHING, RULES, Change, Explanation, Vector, Withdrawals, explain
 
 often = settings(
     max_examples=2000, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]

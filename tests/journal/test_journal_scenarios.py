@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from watcher.journal import Vector, explain
+from watcher.journal.explain import Vector, explain
 
 SCENARIOS = json.loads((Path(__file__).parents[1] / "data" / "journal_scenarios.json").read_bytes())
 SETTLE_POLLS = 2

@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from watcher.log_events import FIELD_MEANINGS, Line
+from watcher.logs.catalogue import FIELD_MEANINGS, Line
 
 _LEVEL_BY_METHOD = {
     "debug": "debug",

@@ -7,7 +7,7 @@ import pytest
 from spoken_lines import Spoken, problems, spoken_in
 
 import watcher
-from watcher.log_events import EVENTS, FIELD_MEANINGS, Line
+from watcher.logs.catalogue import EVENTS, FIELD_MEANINGS, Line
 
 PACKAGE = Path(watcher.__file__).parent
 

@@ -20,12 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from program import environment, script
 
-from watcher import logs
-from watcher.line_writer import LineWriter
-from watcher.logs import configure, log
+from watcher.logs import lines as logs
+from watcher.logs.lines import configure, log
+from watcher.logs.writer import LineWriter
 
 Read = Callable[[], list[dict[str, Any]]]
-SETUP = "from watcher.logs import configure, log\n"
+SETUP = "from watcher.logs.lines import configure, log\n"
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from watcher.tail import follow
+from watcher.logs.tail import follow
 
 
 def append(path: Path, text: str) -> None:

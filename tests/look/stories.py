@@ -11,9 +11,9 @@ from builders import a_balance, a_snapshot, a_subscription
 from redis.asyncio import Redis
 
 from watcher.cli import main
-from watcher.diff import Reading, Step, diff
-from watcher.interest import Interest
-from watcher.ledger import AccountState, Rules
+from watcher.journal.diff import Reading, Step, diff
+from watcher.journal.interest import Interest
+from watcher.journal.ledger import AccountState, Rules
 from watcher.settings import SubscriptionSettings, ThresholdSettings
 from watcher.snapshot import Snapshot
 from watcher.store.connect import connect

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stories import MINUTE_MS, NOW_MS, STORY, WARNED, records_of, steps
 
-from watcher.audit import Verdict, audit
-from watcher.diff import Step, go_stale
-from watcher.events import Origin
-from watcher.interest import Interest
-from watcher.ledger import AccountState
+from watcher.journal.audit import Verdict, audit
+from watcher.journal.diff import Step, go_stale
+from watcher.journal.events import Origin
+from watcher.journal.interest import Interest
+from watcher.journal.ledger import AccountState
 from watcher.snapshot import Snapshot
 from watcher.store.history import Record
 

@@ -14,10 +14,10 @@ from pydantic.json_schema import models_json_schema
 from stories import MINUTE_MS, NOW_MS, STORY, WARNED, ended, steps
 
 from watcher.amounts import to_text
-from watcher.diff import go_stale
-from watcher.events import Origin
-from watcher.interest import Interest
-from watcher.notices import paused
+from watcher.journal.diff import go_stale
+from watcher.journal.events import Origin
+from watcher.journal.interest import Interest
+from watcher.journal.notices import paused
 from watcher.openapi import openapi
 from watcher.providers.contract import Trouble
 from watcher.schema import MODEL_BY_TYPE, Stale

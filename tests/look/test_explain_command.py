@@ -11,8 +11,8 @@ import pytest
 from builders import a_balance, a_snapshot
 from stories import Ended, ended
 
-from watcher.ledger import Rules
-from watcher.rehearsal import kind_of, rehearse
+from watcher.journal.ledger import Rules
+from watcher.journal.rehearsal import kind_of, rehearse
 
 MK = "0x1456b21890f920110190063921f6bc7f7b027fa6"
 TOKENS = [

@@ -31,7 +31,7 @@ CONTEXT = DATA["context"]
 CASES: list[Mapping[str, Any]] = DATA["cases"]
 
 DOUBTFUL = {"L057", "M042"}
-"""More is locked than there is. The poll is good, the balance is not: `watcher.doubt` judges it later."""
+"""More is locked than there is. The poll is good, the balance is not: `watcher.journal.doubt` judges it."""
 
 TIMEOUT_BY_FAULT_S = {"slow_body": 0.2, "dns_failure": 0.5}
 

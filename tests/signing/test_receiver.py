@@ -11,7 +11,7 @@ from aiohttp import web
 from signed_webhooks import NOW, OTHER_SECRET, SECRET, Webhook, an_event, signed
 
 from watcher.receive import Step
-from watcher.receiver import Fail, Receipt, Receiver
+from watcher.receiving.receiver import Fail, Receipt, Receiver
 
 Post = Callable[[Receiver, Webhook], Awaitable[int]]
 

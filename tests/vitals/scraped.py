@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from watcher.door import parse_address
-from watcher.listener import Listener
-from watcher.probes import routes
-from watcher.worker import Worker
+from watcher.run.worker import Worker
+from watcher.vitals.door import parse_address
+from watcher.vitals.listener import Listener
+from watcher.vitals.probes import routes
 
 
 class Scrape(NamedTuple):

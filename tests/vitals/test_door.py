@@ -2,7 +2,7 @@
 
 import pytest
 
-from watcher.door import Address, Door, ListenerRefused, parse_address
+from watcher.vitals.door import Address, Door, ListenerRefused, parse_address
 
 LOOPBACK = Address("127.0.0.1", 8787)
 EVERYWHERE = Address("0.0.0.0", 8787)

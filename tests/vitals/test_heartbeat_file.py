@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from watcher import heartbeat
-from watcher.heartbeat import HeartbeatFile, HeartbeatRefused
+from watcher.vitals import heartbeat
+from watcher.vitals.heartbeat import HeartbeatFile, HeartbeatRefused
 
 
 def made_old(path: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 from scraped import get, said
 from structlog.testing import capture_logs
 
-from watcher import listener
-from watcher.door import Address, ListenerRefused
-from watcher.listener import Answer, Listener
+from watcher.vitals import listener
+from watcher.vitals.door import Address, ListenerRefused
+from watcher.vitals.listener import Answer, Listener
 
 TOKEN = "a-token-of-some-length"
 

@@ -11,16 +11,16 @@ from scraped import Scrape, a_listener_of, get, parsed, scrape
 from servers import real_server
 from structlog.testing import capture_logs
 
-import watcher.worker
-from watcher import outlook
-from watcher.log_events import EVENTS
-from watcher.metrics import Metrics
-from watcher.receiver import Fail
+import watcher.run.worker
+from watcher.logs.catalogue import EVENTS
+from watcher.receiving.receiver import Fail
+from watcher.run.worker import Worker
 from watcher.sandbox.answers import Answer
 from watcher.settings import Settings
 from watcher.store.keys import Keys
 from watcher.store.standings import Standings
-from watcher.worker import Worker
+from watcher.vitals import outlook
+from watcher.vitals.metrics import Metrics
 
 LOOPRING = "/api/v3/user/balances"
 SHOP = "/v2/app/coin/balance"
@@ -274,7 +274,7 @@ async def test_a_poll_that_nobody_claims_is_told_as_overdue(rig: Rig) -> None:
 
 
 async def test_a_heartbeat_line_says_how_the_process_fares(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher.worker, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(watcher.run.worker, "HEARTBEAT_S", 0.05)
     with capture_logs() as lines:
         async with rig.worker() as worker:
             worker.vitals.dropped_lines = lambda: 7
@@ -292,8 +292,8 @@ async def test_a_heartbeat_line_says_how_the_process_fares(rig: Rig, monkeypatch
 async def test_a_heartbeat_comes_though_the_store_hangs(
     namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watcher.worker, "HEARTBEAT_S", 0.05)
-    monkeypatch.setattr(watcher.worker, "_COUNT_S", 0.05)
+    monkeypatch.setattr(watcher.run.worker, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(watcher.run.worker, "_COUNT_S", 0.05)
     with real_server("valkey") as server, capture_logs() as lines:
         async with a_rig(server.url, namespace) as rig, rig.worker():
             await polled(rig)

@@ -4,7 +4,7 @@ from copy import copy
 
 import pytest
 
-from watcher.tally import LAG_BOUNDS_S, POLL_BOUNDS_S, Spread, Tally
+from watcher.vitals.tally import LAG_BOUNDS_S, POLL_BOUNDS_S, Spread, Tally
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ import click
 
 from watcher.commands.looking import accounts_like, say_next
 from watcher.commands.options import config_option, load_or_exit
+from watcher.logs.tail import as_json
 from watcher.printable import printable
-from watcher.tail import as_json
 
 if TYPE_CHECKING:
-    from watcher.audit import Finding, Verdict
+    from watcher.journal.audit import Finding, Verdict
     from watcher.settings import Settings
     from watcher.store.history import History, Record
     from watcher.store.survey import Seen, Survey
@@ -80,7 +80,7 @@ async def _audit_shard(
     survey: "Survey", history: "History", shard: int, names: Sequence[str]
 ) -> "dict[str, Verdict]":
     """Read the states first and then the log, but of each account only up to where it led to its state."""
-    from watcher.audit import Finding, Verdict, audit
+    from watcher.journal.audit import Finding, Verdict, audit
     from watcher.store.history import place
 
     seen_by_account: dict[str, Seen] = {seen.account: seen async for seen in survey.read_states(names)}

@@ -11,11 +11,11 @@ import click
 
 from watcher.commands.looking import Columns, accounts_like, age_text, moved_text, say_next
 from watcher.commands.options import config_option, load_or_exit
+from watcher.logs.tail import as_json
 from watcher.printable import printable
-from watcher.tail import as_json
 
 if TYPE_CHECKING:
-    from watcher.ledger import Entry
+    from watcher.journal.ledger import Entry
     from watcher.settings import Settings
     from watcher.store.survey import Seen
 
@@ -71,7 +71,7 @@ async def _show(settings: "Settings", names: Sequence[str], say: _Say) -> None:
 
 def _rows(seen: "Seen", provider: str, now_ms: int) -> Iterator[_Row]:
     """One row per asset, as --json prints it; an account without any has one row that says why."""
-    from watcher.events import iso
+    from watcher.journal.events import iso
 
     owner = {"account": seen.account, "provider": provider}
     state = seen.state
@@ -86,8 +86,8 @@ def _rows(seen: "Seen", provider: str, now_ms: int) -> Iterator[_Row]:
 
 
 def _balance(entry: "Entry") -> _Row:
-    from watcher.events import spell
-    from watcher.journal import in_atoms, in_text
+    from watcher.journal.events import spell
+    from watcher.journal.explain import in_atoms, in_text
 
     seen = in_atoms(entry.seen)
     held = seen - in_atoms(entry.published)

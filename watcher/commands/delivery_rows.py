@@ -6,7 +6,7 @@ Refuses to show text from outside as it came: control characters are escaped.
 from typing import Any
 
 from watcher.commands.looking import age_text
-from watcher.events import iso
+from watcher.journal.events import iso
 from watcher.printable import printable
 from watcher.store.history import place
 from watcher.store.lanes import Delivery

@@ -38,8 +38,8 @@ def command(*, is_fast: bool, is_kept: bool, is_verbose: bool) -> int:
     receiver verifies each. The exit code is 0 if every change was told exactly once, in order, and all of
     them add up; otherwise it is 1, and the last lines say what is wrong.
     """
-    from watcher.logs import configure
-    from watcher.service import loop_factory
+    from watcher.logs.lines import configure
+    from watcher.run.service import loop_factory
 
     level = "info" if is_verbose else "warning"
     writer = configure(level, stream=sys.stderr, color=not os.environ.get("NO_COLOR"))

@@ -14,9 +14,9 @@ from watcher.commands.looking import moved_text, say_json, say_next
 from watcher.printable import printable
 
 if TYPE_CHECKING:
-    from watcher.ledger import Advance
+    from watcher.journal.ledger import Advance
+    from watcher.journal.rehearsal import Kind, Round
     from watcher.providers.contract import Catalogue, Refused
-    from watcher.rehearsal import Kind, Round
     from watcher.snapshot import Snapshot
 
 _Line = dict[str, Any]
@@ -74,8 +74,8 @@ def command(
     Says what is told at once, what is held or doubted and why, and what becomes of it if further polls
     answer the same. Exits with 1 if a poll would refuse one of the files.
     """
-    from watcher.ledger import Rules
-    from watcher.rehearsal import rehearse
+    from watcher.journal.ledger import Rules
+    from watcher.journal.rehearsal import rehearse
 
     try:
         snapshots = _snapshots(before, after, kind, tokens)
@@ -101,7 +101,7 @@ def _snapshots(
     before: BinaryIO, after: BinaryIO, kind: "Kind | None", tokens: BinaryIO | None
 ) -> "tuple[Snapshot, Snapshot]":
     """Read both files as polls of one account. Raises _Unread."""
-    from watcher.rehearsal import Reader, kind_of, parsed
+    from watcher.journal.rehearsal import Reader, kind_of, parsed
 
     with _reading(before):
         first = parsed(before.read())
@@ -145,7 +145,7 @@ def _lines(rounds: "Iterable[Round]") -> list[_Line]:
 
 
 def _events(step: "Advance") -> Iterator[_Line]:
-    from watcher.events import drafts_of
+    from watcher.journal.events import drafts_of
 
     for draft in drafts_of(step.moved):
         asset = draft.asset and draft.asset._asdict()
@@ -153,7 +153,7 @@ def _events(step: "Advance") -> Iterator[_Line]:
 
 
 def _waiting(step: "Advance") -> Iterator[_Line]:
-    from watcher.journal import in_atoms, in_text
+    from watcher.journal.explain import in_atoms, in_text
 
     for asset_id, why in step.baselined.items():
         yield {"kind": "baseline", **_asset(step, asset_id), "why": why}

@@ -20,7 +20,7 @@ from watcher.commands.secret import secret_options, secrets_given, verifying
 from watcher.printable import printable
 
 if TYPE_CHECKING:
-    from watcher.receiver import Receipt, Receiver
+    from watcher.receiving.receiver import Receipt, Receiver
 
 _FAIL = re.compile(r"([2-5][0-9]{2}):([1-9][0-9]{0,5})\Z")
 _ORDER = {
@@ -57,7 +57,7 @@ def command(
     Notices repeats, and gaps by `previous_sequence`. Without a secret nothing is verified. What fails to
     verify is answered with 400 and is not forwarded.
     """
-    from watcher.receiver import Fail, Receiver
+    from watcher.receiving.receiver import Fail, Receiver
 
     secrets = verifying(secrets_given(secret_names, secret_files))
     told: Counter[str] = Counter()

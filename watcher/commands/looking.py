@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from watcher.logs.tail import as_json
 from watcher.printable import printable
-from watcher.tail import as_json
 
 if TYPE_CHECKING:
     from watcher.settings import Settings

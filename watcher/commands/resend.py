@@ -14,7 +14,7 @@ from watcher.commands.since import parse_since, since_ms, since_option
 from watcher.printable import printable
 
 if TYPE_CHECKING:
-    from watcher.resend import Resent
+    from watcher.delivery.resend import Resent
     from watcher.settings import Settings
     from watcher.store.opening import OpenStore
 
@@ -93,7 +93,7 @@ async def _resend(settings: "Settings", wish: _Wish) -> "tuple[list[Resent], set
 
 
 async def _act(settings: "Settings", store: "OpenStore", wish: _Wish) -> "list[Resent]":
-    from watcher.resend import Resend
+    from watcher.delivery.resend import Resend
     from watcher.store.history import History
     from watcher.store.survey import Survey
 

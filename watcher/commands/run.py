@@ -9,7 +9,7 @@ from watcher.commands.http_token import token_given, token_option
 from watcher.commands.options import config_option, load_or_exit
 
 if TYPE_CHECKING:
-    from watcher.door import Address
+    from watcher.vitals.door import Address
 
 
 @click.command("run", short_help="Poll, compare and deliver.")
@@ -47,9 +47,9 @@ def command(
     """
     at = _address(address) if address else None
     loaded = load_or_exit(config_path)
-    from watcher.door import Door
-    from watcher.exposure import Exposure
-    from watcher.service import serve  # heavy
+    from watcher.run.service import serve  # heavy
+    from watcher.vitals.door import Door
+    from watcher.vitals.exposure import Exposure
 
     token = token_given(token_name) if at else None
     if at:
@@ -59,7 +59,7 @@ def command(
 
 
 def _address(text: str) -> "Address":
-    from watcher.door import parse_address
+    from watcher.vitals.door import parse_address
 
     try:
         return parse_address(text)

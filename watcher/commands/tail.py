@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import click
 
-from watcher.tail import LEVELS, Filter, as_json, follow, harmless, lines_of, parse, pretty
+from watcher.logs.tail import LEVELS, Filter, as_json, follow, harmless, lines_of, parse, pretty
 
 _LOOK_EVERY_S = 0.2
 

@@ -13,11 +13,11 @@ import orjson
 from watcher.delivery.outcomes import Attempt, Outcome, Verdict, judge
 from watcher.delivery.post import ATTEMPT_TIMEOUT_S, Poster, Target
 from watcher.delivery.restraint import Restraint
-from watcher.logs import log
+from watcher.logs.lines import log
 from watcher.store.connect import StoreUnreachable
 from watcher.store.lanes import Delivery, Lanes, load_delivery
 from watcher.store.schedule import Lease, Reply
-from watcher.tally import Tally
+from watcher.vitals.tally import Tally
 
 TURN_MS = 2_000
 """Longest wait for a turn with a lane in hand; where the next one is further off, the lane is given back."""

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from watcher.delivery.lane import LEASE_MS, LaneWorker
 from watcher.delivery.post import Poster, Target
 from watcher.delivery.restraint import Restraint
-from watcher.logs import log
+from watcher.logs.lines import log
 from watcher.pause import pause
 from watcher.store.connect import StoreError
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS
 from watcher.store.lanes import Lanes
 from watcher.store.schedule import Lease, Schedule
-from watcher.tally import Tally
+from watcher.vitals.tally import Tally
 
 LOOK_S = 0.05
 """Between two looks at the schedule: how late a lane may start that another worker made due."""

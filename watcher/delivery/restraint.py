@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from watcher.delivery.outcomes import Outcome, Verdict
-from watcher.logs import log
+from watcher.logs.lines import log
 from watcher.settings import SubscriptionSettings
 from watcher.store.connect import StoreError
 from watcher.store.standings import PATIENCE, WARN_AFTER, Standing, Standings

@@ -9,9 +9,9 @@ from itertools import chain, pairwise
 from typing import NamedTuple
 
 from watcher.amounts import to_text
-from watcher.journal import NOTHING, Vector, in_atoms
+from watcher.journal.explain import NOTHING, Vector, in_atoms
 from watcher.receive import Event
-from watcher.receiver import Receipt
+from watcher.receiving.receiver import Receipt
 from watcher.snapshot import Balance
 
 Balances = Mapping[tuple[str, str], Vector]

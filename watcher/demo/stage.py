@@ -20,10 +20,11 @@ from watcher.amounts import to_atoms
 from watcher.delivery.signing import new_secret
 from watcher.demo.judge import Balances, Heard, Made
 from watcher.demo.story import Scene
-from watcher.journal import Vector
+from watcher.journal.explain import Vector
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
-from watcher.receiver import Receipt, Receiver
+from watcher.receiving.receiver import Receipt, Receiver
+from watcher.run.worker import Worker
 from watcher.sandbox import Holding, ListedAsset, LoopringKnobs, MetakeepKnobs, Sandbox, Step
 from watcher.sandbox.book import AccountKey
 from watcher.sandbox.loopring import BALANCES
@@ -31,7 +32,6 @@ from watcher.sandbox.metakeep import BALANCE
 from watcher.sandbox.scene import ALICE, METAKEEP_ASSETS, TREASURY
 from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings, WorkerSettings
 from watcher.snapshot import asset_id
-from watcher.worker import Worker
 
 NAME_BY_ACCOUNT: dict[AccountKey, str] = {TREASURY: "treasury", ALICE: "alice"}
 """What the worker calls the accounts of the sandbox's world."""

@@ -6,7 +6,7 @@ Refuses to decide what to do meanwhile: whoever failed waits as long as it is to
 import time
 from collections.abc import Awaitable, Callable
 
-from watcher.logs import log
+from watcher.logs.lines import log
 from watcher.store.connect import StoreError
 
 _PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
-from watcher.ledger import AccountState
+from watcher.journal.ledger import AccountState
 from watcher.store.keys import Keys, shard_of
 from watcher.store.lanes import DEAD_PER_SUBSCRIPTION, Delivery
 from watcher.store.pipe import load_script

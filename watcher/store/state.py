@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from watcher.amounts import MAX_FRACTION_DIGITS, NotAnAmount, from_decimal
-from watcher.ledger import AccountState, Entry
+from watcher.journal.ledger import AccountState, Entry
 from watcher.snapshot import Asset, Balance
 
 SCHEMA = 1

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from watcher.ledger import AccountState
+from watcher.journal.ledger import AccountState
 from watcher.store.history import START
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.pipe import Pipe, load_script

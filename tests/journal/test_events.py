@@ -1,0 +1,175 @@
+"""What an event says, and that it says the same whoever computes it."""
+
+import json
+from fnmatch import fnmatch
+from typing import Any
+
+import pytest
+from builders import a_balance, a_row, a_snapshot, a_state, a_subscription
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from watcher.journal.diff import Reading, Step, diff
+from watcher.journal.interest import Interest
+from watcher.journal.ledger import AccountState, Rules
+from watcher.settings import SubscriptionSettings
+from watcher.snapshot import Asset, Balance, Snapshot
+
+NOW_MS = 1_795_175_095_846
+
+
+def a_step(
+    state: AccountState | None, snapshot: Snapshot, *subscriptions: SubscriptionSettings, now_ms: int = NOW_MS
+) -> Step:
+    reading = Reading("treasury", "loopring", "here", snapshot, now_ms - 5)
+    interest = Interest({one.name: one for one in subscriptions or (a_subscription(),)})
+    step = diff(state, reading, rules=Rules(), interest=interest, version="v2", now_ms=now_ms)
+    assert step is not None
+    return step
+
+
+def bodies(step: Step, subscription: str = "ops") -> list[dict[str, Any]]:
+    return [json.loads(delivery.body) for delivery in step.deliveries.get(subscription, [])]
+
+
+def test_an_event_says_what_the_contract_shows() -> None:
+    before = a_state(LRC=a_balance("100", pending_deposit="12.5"), previous={"ops": 17}, sequence=20)
+    row = a_row(Asset("LRC", "LRC", "Loopring", 0), a_balance("112.5"))
+    (body,) = bodies(a_step(before, Snapshot({"LRC": row}, None, absent_is_zero=True)))
+    assert body == {
+        "id": body["id"],
+        "type": "deposit.cleared",
+        "timestamp": "2026-11-20T11:44:55.846Z",
+        "data": {
+            "account": {"name": "treasury", "provider": "loopring"},
+            "asset": {"id": "LRC", "symbol": "LRC", "name": "Loopring", "decimals": 0},
+            "sequence": NOW_MS,
+            "amount": "12.5",
+            "effect": {"total": "12.5", "locked": "0", "pending_deposit": "-12.5", "pending_withdrawal": "0"},
+            "before": {
+                "total": "100",
+                "locked": "0",
+                "available": "100",
+                "pending_deposit": "12.5",
+                "pending_withdrawal": "0",
+            },
+            "after": {
+                "total": "112.5",
+                "locked": "0",
+                "available": "112.5",
+                "pending_deposit": "0",
+                "pending_withdrawal": "0",
+            },
+            "observed": {"from": "1970-01-01T00:00:01.000Z", "to": "2026-11-20T11:44:55.841Z"},
+        },
+        "subscription": {"name": "ops", "previous_sequence": 17},
+    }
+    assert body["id"].startswith("evt_")
+    assert "." not in body["id"]
+
+
+def test_a_provider_without_pendings_is_told_as_null() -> None:
+    nothing_pending = a_balance("1", "0", None, None)
+    step = a_step(a_state(MK=nothing_pending), a_snapshot(MK=nothing_pending._replace(total="1.5")))
+    (body,) = bodies(step)
+    assert body["data"]["effect"] == {
+        "total": "0.5",
+        "locked": "0",
+        "pending_deposit": None,
+        "pending_withdrawal": None,
+    }
+    assert body["data"]["after"]["pending_deposit"] is None
+
+
+def test_seventy_eight_digits_survive_to_the_body() -> None:
+    most = str(2**256 - 1)
+    (body,) = bodies(a_step(a_state(ETH="0"), a_snapshot(ETH=most)))
+    assert body["data"]["after"]["total"] == most
+    assert body["data"]["amount"] == most
+
+
+def test_sequences_rise_even_when_the_clock_does_not() -> None:
+    before = a_state(ETH="1", LRC="1", sequence=NOW_MS + 1000)
+    step = a_step(before, a_snapshot(ETH="2", LRC="2"))
+    assert [event.sequence for event in step.events] == [NOW_MS + 1001, NOW_MS + 1002]
+    assert step.state.sequence == NOW_MS + 1002
+
+
+def test_previous_sequence_tells_a_gap_from_a_filter() -> None:
+    everything, only_lrc = a_subscription("all"), a_subscription("lrc", assets=("LRC",))
+    step = a_step(a_state(ETH="1", LRC="1"), a_snapshot(ETH="2", LRC="2"), everything, only_lrc)
+    eth, lrc = step.events
+    assert [body["subscription"]["previous_sequence"] for body in bodies(step, "all")] == [None, eth.sequence]
+    assert [body["subscription"]["previous_sequence"] for body in bodies(step, "lrc")] == [None]
+    assert step.state.previous_sequence == {"all": lrc.sequence, "lrc": lrc.sequence}
+
+
+def test_whoever_computes_an_event_again_computes_the_same_id() -> None:
+    before = a_state(ETH="1")
+    first, again = (a_step(before, a_snapshot(ETH="2"), now_ms=now) for now in (NOW_MS, NOW_MS + 60_000))
+    assert [event.id for event in first.events] == [event.id for event in again.events]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        a_step(a_state(ETH="1", sequence=2), a_snapshot(ETH="2")),
+        a_step(a_state(ETH="1"), a_snapshot(ETH="3")),
+        a_step(a_state(ETH="0.5"), a_snapshot(ETH="2")),
+        a_step(a_state(LRC="1"), a_snapshot(LRC="2")),
+        a_step(a_state(ETH="3"), a_snapshot(ETH="2")),
+    ],
+)
+def test_another_change_has_another_id(other: Step) -> None:
+    this = a_step(a_state(ETH="1"), a_snapshot(ETH="2"))
+    assert this.events[0].id != other.events[0].id
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        ({}, ["total.increased", "deposit.pending", "locked.increased"]),
+        ({"events": ("deposit.*",)}, ["deposit.pending"]),
+        ({"events": ("locked.*", "total.*")}, ["total.increased", "locked.increased"]),
+        ({"accounts": ("shop-*",)}, []),
+        ({"accounts": ("tre?sury",)}, ["total.increased", "deposit.pending", "locked.increased"]),
+        ({"assets": ("LRC",)}, ["deposit.pending", "locked.increased"]),
+        ({"assets": ("0XABC*",)}, ["total.increased"]),
+    ],
+)
+def test_a_subscription_hears_what_it_asked_for(wish: dict[str, Any], expected: list[str]) -> None:
+    before = a_state({"0xabcdef": "1", "1": "1"})
+    rows = {
+        "0xabcdef": a_row("0xabcdef", "2"),
+        "1": a_row(Asset("1", "LRC", decimals=0), a_balance("1", "1", "3")),
+    }
+    step = a_step(before, Snapshot(rows, None, absent_is_zero=True), a_subscription(**wish))
+    assert sorted(body["type"] for body in bodies(step)) == sorted(expected)
+
+
+def test_every_body_stays_below_20_kb() -> None:
+    widest = a_balance(str(2**256 - 1) + "." + "9" * 78)
+    asset = Asset("0x" + "a" * 126, "S" * 64, "N" * 64, 18)
+    before = AccountState("here", None, {}, {"s" * 64: NOW_MS}, "v1", NOW_MS)
+    rows = {asset.id: a_row(asset, widest)}
+    step = a_step(before, Snapshot(rows, None, absent_is_zero=True), a_subscription("s" * 64))
+    assert 0 < len(step.deliveries["s" * 64][0].body) < 20_000
+
+
+BALANCES = st.lists(st.integers(1, 2**256 - 1), min_size=4, max_size=4).map(
+    lambda numbers: a_balance(*map(str, (numbers[0], numbers[0] // 2, *numbers[2:])))
+)
+
+
+@settings(max_examples=200)
+@given(BALANCES, BALANCES)
+def test_before_plus_effect_is_after_in_the_bytes_that_are_sent(before: Balance, after: Balance) -> None:
+    assume(before != after)
+    for body in bodies(a_step(a_state(ETH=before), a_snapshot(ETH=after))):
+        data = body["data"]
+        for field, effect in data["effect"].items():
+            assert int(data["before"][field]) + int(effect) == int(data["after"][field])
+        assert int(data["after"]["available"]) == int(data["after"]["total"]) - int(data["after"]["locked"])
+        assert any(
+            fnmatch(body["type"], glob) for glob in ("deposit.*", "withdrawal.*", "locked.*", "total.*")
+        )

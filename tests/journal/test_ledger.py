@@ -1,0 +1,160 @@
+"""What a snapshot does to what is known of an account."""
+
+from random import Random
+
+from builders import a_balance, a_row, a_snapshot, a_state
+
+from watcher.journal.ledger import AccountState, Advance, Rules, advance
+from watcher.snapshot import Asset, Snapshot
+
+RULES = Rules("outside", settle_polls=2)
+
+
+def step(state: AccountState | None, snapshot: Snapshot, *, source: str = "here") -> Advance:
+    return advance(state, snapshot, source=source, rules=RULES)
+
+
+def told(result: Advance) -> list[tuple[str, str]]:
+    return [(moved.asset.id, moved.change.type) for moved in result.moved]
+
+
+def followed(state: AccountState | None, *snapshots: Snapshot) -> list[list[tuple[str, str]]]:
+    """What a series of snapshots tells, one after the other."""
+    heard = []
+    for snapshot in snapshots:
+        result = step(state, snapshot)
+        state = AccountState("here", snapshot.watched, result.entry_by_asset)
+        heard.append(told(result))
+    return heard
+
+
+def test_the_first_snapshot_is_a_baseline_without_events() -> None:
+    result = step(None, a_snapshot(ETH="10"))
+    assert result.is_baseline
+    assert result.is_news
+    assert told(result) == []
+    assert result.entry_by_asset["ETH"].published.total == "10"
+
+
+def test_the_same_snapshot_again_is_no_news() -> None:
+    assert not step(a_state(ETH="10"), a_snapshot(ETH="10")).is_news
+
+
+def test_another_source_is_another_account() -> None:
+    result = step(a_state(ETH="10"), a_snapshot(LRC="7"), source="there")
+    assert result.is_baseline
+    assert told(result) == []
+    assert set(result.entry_by_asset) == {"LRC"}
+    assert result.forgotten == ["ETH"]
+
+
+def test_a_new_asset_in_a_full_listing_had_nothing_before() -> None:
+    result = step(a_state(ETH="10"), a_snapshot(ETH="10", LRC="7"))
+    assert told(result) == [("LRC", "total.increased")]
+
+
+def test_a_token_newly_watched_gets_a_baseline() -> None:
+    before = a_state(ETH="10", watched=("ETH",))
+    result = step(before, a_snapshot(ETH="10", LRC="7", watched=("ETH", "LRC")))
+    assert told(result) == []
+    assert list(result.baselined) == ["LRC"]
+
+
+def test_all_tokens_instead_of_some_is_a_baseline_for_the_others() -> None:
+    before = a_state(ETH="10", watched=("ETH",))
+    assert told(step(before, a_snapshot(ETH="10", LRC="7"))) == []
+
+
+def test_a_token_no_longer_watched_is_forgotten_without_an_event() -> None:
+    before = a_state(ETH="10", LRC="7")
+    result = step(before, a_snapshot(ETH="10", watched=("ETH",)))
+    assert told(result) == []
+    assert result.forgotten == ["LRC"]
+    assert set(result.entry_by_asset) == {"ETH"}
+
+
+def test_an_asset_absent_from_a_filtered_listing_keeps_its_state() -> None:
+    before = a_state(ETH="10", LRC="7", watched=("ETH", "LRC"))
+    result = step(before, a_snapshot(ETH="10", watched=("ETH", "LRC")))
+    assert not result.is_news
+    assert result.entry_by_asset["LRC"].seen.total == "7"
+
+
+def test_an_asset_absent_from_a_full_listing_is_zero_only_when_said_twice() -> None:
+    heard = followed(a_state(ETH="10", LRC="7"), a_snapshot(ETH="10"), a_snapshot(ETH="10"))
+    assert heard == [[], [("LRC", "total.decreased")]]
+
+
+def test_a_doubtful_asset_does_not_hold_up_the_others() -> None:
+    result = step(a_state(ETH="10", LRC="7"), a_snapshot(ETH="11", LRC="0"))
+    assert told(result) == [("ETH", "total.increased")]
+    assert list(result.doubted) == ["LRC"]
+
+
+def test_a_doubt_that_is_not_confirmed_leaves_no_trace() -> None:
+    before = a_state(LRC="7")
+    doubted = step(before, a_snapshot(LRC="0"))
+    again = step(AccountState("here", None, doubted.entry_by_asset), a_snapshot(LRC="7"))
+    assert told(again) == []
+    assert again.entry_by_asset == before.entry_by_asset
+
+
+def test_a_row_of_zeros_and_no_row_are_the_same() -> None:
+    assert followed(a_state(ETH="0"), a_snapshot(), a_snapshot(ETH="0"), a_snapshot()) == [[], [], []]
+    assert followed(a_state(LRC="1"), a_snapshot(LRC="1", ETH="0"), a_snapshot(LRC="1")) == [[], []]
+
+
+def test_other_decimals_are_a_new_baseline_for_that_asset() -> None:
+    before = a_state(ETH="10")
+    row = a_row(Asset("ETH", decimals=18), "0.1")
+    result = step(before, Snapshot({"ETH": row}, None, absent_is_zero=True))
+    assert told(result) == []
+    assert result.baselined == {"ETH": "its unit changed"}
+    assert result.entry_by_asset["ETH"].published.total == "0.1"
+
+
+def test_another_name_or_symbol_is_no_news() -> None:
+    row = a_row(Asset("ETH", symbol="EVIL", name="renamed", decimals=0), "10")
+    assert not step(a_state(ETH="10"), Snapshot({"ETH": row}, None, absent_is_zero=True)).is_news
+
+
+def test_what_is_held_stays_in_the_entry_until_it_is_told() -> None:
+    before = a_state(LRC=a_balance("100", pending_deposit="5"))
+    dropped = a_snapshot(LRC=a_balance("100", pending_deposit="0"))
+    result = step(before, dropped)
+    entry = result.entry_by_asset["LRC"]
+    assert told(result) == []
+    assert (entry.published.pending_deposit, entry.seen.pending_deposit, entry.held_polls) == ("5", "0", 1)
+    assert "LRC" in result.held
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    balances = {str(i): str(i * i) for i in range(20)}
+    moved = {asset: str(int(total) + 1) for asset, total in balances.items()}
+    expected = told(step(a_state(balances), a_snapshot(moved)))
+    for seed in range(50):
+        shuffled = list(moved.items())
+        Random(seed).shuffle(shuffled)
+        assert told(step(a_state(balances), a_snapshot(dict(shuffled)))) == expected
+
+
+def test_a_thousand_edits_of_the_configuration_make_no_event() -> None:
+    """Watch lists, decimals that become known or unknown, accounts that are read elsewhere, or anew."""
+    chance = Random(7)
+    truth = {str(i): str(10 + i) for i in range(8)}
+    state = None
+    for _ in range(1000):
+        chosen = tuple(sorted(chance.sample(sorted(truth), chance.randint(1, 8))))
+        watched = None if chance.random() < 0.2 else chosen
+        decimals = {asset: chance.choice([None, 0, 0, 0, 18]) for asset in truth}
+        rows = {
+            asset: a_row(Asset(asset, decimals=decimals[asset]), truth[asset])
+            for asset in (truth if watched is None else watched)
+        }
+        source = chance.choice(["here", "here", "here", "there"])
+        if chance.random() < 0.05:
+            state = None  # taken out, and put back
+        result = step(state, Snapshot(rows, watched, watched is None), source=source)
+        assert told(result) == []
+        assert not result.doubted
+        state = AccountState(source, watched, result.entry_by_asset)

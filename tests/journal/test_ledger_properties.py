@@ -1,0 +1,120 @@
+"""The promise itself, for any series of answers: baseline + effects + held = the last accepted answer."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from builders import a_balance, a_row
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from watcher.journal.explain import Vector, Withdrawals, in_atoms
+from watcher.journal.ledger import AccountState, Advance, Rules, advance
+from watcher.snapshot import Balance, Snapshot
+from watcher.store.state import dump_body, load_state
+
+ASSETS = ("0", "1", "0xabc")
+
+
+class Poll(NamedTuple):
+    """A good poll; a failed one is simply not in the series."""
+
+    balance_by_asset: dict[str, Balance]
+    watched: tuple[str, ...] | None
+
+
+AMOUNTS = st.one_of(st.integers(0, 6), st.sampled_from([10**77, 10**77 + 1, 2**256 - 1])).map(str)
+BALANCES = st.builds(a_balance, AMOUNTS, AMOUNTS, AMOUNTS, AMOUNTS)
+LISTINGS = st.dictionaries(st.sampled_from(ASSETS), BALANCES)
+WATCHED = st.one_of(
+    st.none(),
+    st.none(),
+    st.lists(st.sampled_from(ASSETS), min_size=1, unique=True).map(lambda ids: tuple(sorted(ids))),
+)
+SERIES = st.lists(st.builds(Poll, LISTINGS, WATCHED), min_size=1, max_size=8)
+RULES = st.builds(Rules, st.sampled_from(["outside", "inside"]), st.integers(0, 3))
+
+
+def snapshot_of(poll: Poll) -> Snapshot:
+    rows = {
+        asset: a_row(asset, balance)
+        for asset, balance in poll.balance_by_asset.items()
+        if poll.watched is None or asset in poll.watched
+    }
+    return Snapshot(rows, poll.watched, absent_is_zero=poll.watched is None)
+
+
+def stored(state: AccountState) -> AccountState:
+    """The state as Redis gives it back."""
+    fields = {"version": b"v", "sequence": b"1", "polled_at": b"1", "body": dump_body(state)}
+    return load_state(fields)
+
+
+def followed(series: Iterable[Poll], rules: Rules) -> Iterable[tuple[AccountState, Advance]]:
+    state = None
+    for poll in series:
+        result = advance(state, snapshot_of(poll), source="here", rules=rules)
+        state = stored(AccountState("here", poll.watched, result.entry_by_asset))
+        yield state, result
+
+
+@settings(max_examples=150, deadline=None)
+@given(SERIES, RULES)
+def test_what_was_told_is_what_is_published_and_the_chain_has_no_gap(
+    series: list[Poll], rules: Rules
+) -> None:
+    told: dict[str, Vector] = {}
+    for state, result in followed(series, rules):
+        for asset in result.forgotten:
+            told.pop(asset, None)
+        for asset in result.baselined:
+            told[asset] = in_atoms(state.entry_by_asset[asset].published)
+        for moved in result.moved:
+            # An asset that a full listing names for the first time had nothing before.
+            before = told.get(moved.asset.id, Vector())
+            assert moved.change.before == before
+            told[moved.asset.id] = before + moved.change.effect
+            assert moved.change.after == told[moved.asset.id]
+        published = {asset: in_atoms(entry.published) for asset, entry in state.entry_by_asset.items()}
+        assert {asset: told.get(asset, Vector()) for asset in published} == published
+        assert all(asset in published or vector == Vector() for asset, vector in told.items())
+
+
+@settings(max_examples=150, deadline=None)
+@given(SERIES, RULES)
+def test_an_answer_that_stays_is_told_completely_in_the_end(series: list[Poll], rules: Rules) -> None:
+    last = series[-1]
+    patience = rules.settle_polls + 3  # one to confirm a doubt, one to begin to hold, and then to settle
+    *_, (state, result) = followed([*series, *[last] * patience], rules)
+    assert not result.moved
+    for asset, entry in state.entry_by_asset.items():
+        if asset not in last.balance_by_asset and last.watched is not None:
+            continue  # the answer does not speak of it: what is held of it stays so
+        assert entry.published == entry.seen
+        assert not entry.doubted
+        assert not entry.held_polls
+        assert entry.seen == last.balance_by_asset.get(asset, Balance("0", "0", "0", "0"))
+
+
+@settings(max_examples=100, deadline=None)
+@given(SERIES, RULES)
+def test_the_same_answers_tell_the_same_events(series: list[Poll], rules: Rules) -> None:
+    first, again = (
+        [[(moved.asset.id, moved.change) for moved in result.moved] for _, result in followed(series, rules)]
+        for _ in range(2)
+    )
+    assert first == again
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(LISTINGS, min_size=2, max_size=6), st.sampled_from(["outside", "inside"]))
+def test_the_same_answer_twice_in_a_row_changes_nothing_but_patience(
+    listings: list[dict[str, Balance]], withdrawals: Withdrawals
+) -> None:
+    impatient = Rules(withdrawals, settle_polls=0)
+    once = [Poll(listing, None) for listing in listings for _ in range(2)]
+    thrice = [Poll(listing, None) for listing in listings for _ in range(3)]
+    *_, (state, _) = followed(once, impatient)
+    *_, (same, _) = followed(thrice, impatient)
+    assert {key: entry.published for key, entry in state.entry_by_asset.items()} == {
+        key: entry.published for key, entry in same.entry_by_asset.items()
+    }

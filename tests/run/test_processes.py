@@ -1,0 +1,208 @@
+"""Workers as users start them: processes that share an embedded server, are killed and misconfigured."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from builders import SECRET
+from rig import MK
+
+import watcher
+from watcher.receiving.receiver import Receiver
+from watcher.sandbox import Sandbox
+
+SOURCE = Path(watcher.__file__).parents[1]
+
+TEMPLATE = """
+[redis]
+data_dir = "{directory}/state"
+
+[egress]
+allow = ["127.0.0.0/8"]
+allow_http = true
+
+[providers.loopring]
+base_url = "{loopring}"
+api_key = "sandbox"
+requests_per_second = 100
+timeout = "1s"
+
+[providers.shop]
+kind = "metakeep"
+base_url = "{metakeep}"
+api_key = "sandbox"
+
+[[accounts]]
+name = "treasury"
+provider = "loopring"
+account_id = 10110
+interval = "1s"
+pending_interval = "1s"
+
+[[accounts]]
+name = "alice"
+provider = "shop"
+of = {{ email = "alice@example.com" }}
+currencies = ["{mk}"]
+interval = "1s"
+
+[[subscriptions]]
+name = "ops"
+url = "{receiver}"
+secrets = ["${{OPS_SECRET}}"]
+"""
+
+
+@asynccontextmanager
+async def a_process(directory: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`watcher` with its output in files, killed at the end if it still runs."""
+    settings = {"OPS_SECRET": SECRET, "LOG_FORMAT": "json", "LOG_LEVEL": "debug", "PYTHONPATH": str(SOURCE)}
+    with (directory / "log").open("ab") as log, (directory / "errors").open("ab") as errors:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "watcher", *arguments),
+            cwd=directory,
+            env={**os.environ, **settings},
+            stdout=log,
+            stderr=errors,
+        )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[Sandbox]:
+    async with Sandbox() as sandbox:
+        sandbox.loopring.requests_per_second = None
+        yield sandbox
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with Receiver(secrets=[SECRET]) as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def place(tmp_path: Path, sandbox: Sandbox, receiver: Receiver) -> Path:
+    text = TEMPLATE.format(
+        directory=tmp_path,
+        loopring=sandbox.loopring_url,
+        metakeep=sandbox.metakeep_url,
+        receiver=receiver.url,
+        mk=MK,
+    )
+    (tmp_path / "watcher.toml").write_text(text)
+    return tmp_path
+
+
+async def assert_reconciled(place: Path) -> None:
+    """`watcher audit` finds nothing, whoever was killed meanwhile."""
+    async with a_process(place, "audit") as audit:
+        assert await asyncio.wait_for(audit.wait(), 20) == 0
+
+
+def lines(place: Path, event: str) -> list[dict[str, object]]:
+    log = [line for line in (place / "log").read_text().splitlines() if line.startswith("{")]
+    return [line for line in map(json.loads, log) if line["event"] == event]
+
+
+async def until_logged(place: Path, event: str, count: int = 1) -> None:
+    async with asyncio.timeout(20):
+        while len(lines(place, event)) < count:  # noqa: ASYNC110 - it is another process that writes
+            await asyncio.sleep(0.02)
+
+
+async def test_a_sigterm_drains_and_exits_with_0(place: Path, sandbox: Sandbox, receiver: Receiver) -> None:
+    async with a_process(place, "run") as worker:
+        await until_logged(place, "account.baseline", 2)
+        sandbox.world.credit(10110, "ETH", "1")
+        async with asyncio.timeout(10):
+            await receiver.wait_for(1)
+        worker.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(worker.wait(), 10) == 0
+    assert lines(place, "worker.stopped")
+    assert (place / "errors").read_text() == ""
+    await assert_reconciled(place)
+
+
+async def test_a_killed_worker_loses_nothing_and_the_other_goes_on(
+    place: Path, sandbox: Sandbox, receiver: Receiver
+) -> None:
+    changes = 8
+    async with a_process(place, "run") as first, a_process(place, "run"):
+        await until_logged(place, "worker.started", 2)
+        await until_logged(place, "account.baseline", 2)
+        for number in range(1, changes + 1):
+            sandbox.world.credit(10110, "ETH", number)
+            async with asyncio.timeout(50):
+                await receiver.wait_for(number)
+            if number == changes // 2:
+                # In the middle of an attempt it would take 30 s until the lane's lease ends.
+                await until_logged(place, "delivery.delivered", number)
+                first.kill()
+    told = [event["data"]["amount"] for event in receiver.events]
+    assert len(told) == changes
+    assert all(receipt.is_verified and receipt.order is None for receipt in receiver.receipts)
+    assert not lines(place, "bug")
+    await assert_reconciled(place)
+
+
+async def test_state_survives_a_restart_of_everything(
+    place: Path, sandbox: Sandbox, receiver: Receiver
+) -> None:
+    for _ in range(2):
+        sandbox.world.credit(10110, "ETH", "1")
+        async with a_process(place, "run", "--once") as worker:
+            assert await asyncio.wait_for(worker.wait(), 20) == 0
+    assert [event["data"]["amount"] for event in receiver.events] == ["1"]
+    assert len(lines(place, "account.baseline")) == 2
+    await assert_reconciled(place)
+
+
+async def test_a_reload_with_a_mistake_changes_nothing(
+    place: Path, sandbox: Sandbox, receiver: Receiver
+) -> None:
+    good = (place / "watcher.toml").read_text()
+    async with a_process(place, "run") as worker:
+        await until_logged(place, "account.baseline", 2)
+        (place / "watcher.toml").write_text(good.replace("interval", "intervall"))
+        worker.send_signal(signal.SIGHUP)
+        await until_logged(place, "configuration.refused")
+        sandbox.world.credit(10110, "ETH", "1")
+        async with asyncio.timeout(10):
+            await receiver.wait_for(1)
+        (place / "watcher.toml").write_text(good.replace('name = "ops"', 'name = "others"'))
+        worker.send_signal(signal.SIGHUP)
+        await until_logged(place, "configuration.loaded", 2)
+        sandbox.world.credit(10110, "ETH", "1")
+        async with asyncio.timeout(10):
+            await receiver.wait_for(2)
+    assert [event["subscription"]["name"] for event in receiver.events] == ["ops", "others"]
+    await assert_reconciled(place)
+
+
+async def test_a_store_that_cannot_be_reached_is_said_in_one_line_and_exits_with_69(place: Path) -> None:
+    text = (place / "watcher.toml").read_text()
+    (place / "watcher.toml").write_text(text.replace("[redis]", '[redis]\nurl = "redis://127.0.0.1:1"'))
+    async with a_process(place, "run") as worker:
+        assert await asyncio.wait_for(worker.wait(), 30) == 69
+    (complaint,) = (place / "errors").read_text().splitlines()
+    assert "127.0.0.1:1" in complaint
+
+
+async def test_a_mistake_in_the_file_exits_with_78_before_anything_runs(place: Path) -> None:
+    (place / "watcher.toml").write_text("[[accounts]]\nname = 1\n")
+    async with a_process(place, "run") as worker:
+        assert await asyncio.wait_for(worker.wait(), 10) == 78
+    assert "watcher.toml:" in (place / "errors").read_text()
+    assert (place / "log").read_text() == ""

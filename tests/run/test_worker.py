@@ -1,0 +1,203 @@
+"""The whole way: a change at a provider becomes a signed webhook, once, in order."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import pytest
+from builders import seconds
+from redis.asyncio import Redis
+from rig import ALICE, MK, TREASURY, Rig, a_rig, some_settings
+
+from watcher.receiving.receiver import Fail
+from watcher.run.worker import Worker
+from watcher.sandbox.answers import BAD_GATEWAY
+from watcher.store.keys import Keys
+
+
+@pytest.fixture
+async def rig(redis_server_url: str, namespace: str) -> AsyncIterator[Rig]:
+    async with a_rig(redis_server_url, namespace) as rig:
+        yield rig
+
+
+LOOPRING = "/api/v3/user/balances"
+SHOP = "/v2/app/coin/balance"
+
+
+async def polls(rig: Rig, path: str, more: int) -> None:
+    """Wait until so many more polls arrived; the one before the last has then been committed."""
+    enough = rig.sandbox.traffic.count(path) + more
+    async with asyncio.timeout(10):
+        while rig.sandbox.traffic.count(path) < enough:  # noqa: ASYNC110 - the simulator only counts
+            await asyncio.sleep(0.005)
+
+
+async def baselines(rig: Rig) -> None:
+    await polls(rig, LOOPRING, 2)
+    await polls(rig, SHOP, 2)
+
+
+def types(events: Iterable[dict[str, Any]]) -> list[str]:
+    return [event["type"] for event in events]
+
+
+async def test_changes_at_both_providers_become_verified_webhooks(rig: Rig) -> None:
+    async with rig.worker():
+        await baselines(rig)
+        rig.sandbox.world.deposit_seen(TREASURY, "LRC", "12.5")
+        await rig.events(1)
+        rig.sandbox.world.deposit_cleared(TREASURY, "LRC", "12.5")
+        await rig.events(2)
+        rig.sandbox.world.credit(ALICE, "MK", "3.25")
+        events = await rig.events(3)
+    assert types(events) == ["deposit.pending", "deposit.cleared", "total.increased"]
+    assert all(receipt.is_verified and not receipt.is_repeat for receipt in rig.receiver.receipts)
+
+
+async def test_a_failing_provider_makes_no_event_and_heals(rig: Rig) -> None:
+    async with rig.worker():
+        await baselines(rig)
+        rig.sandbox.metakeep.every_answer = BAD_GATEWAY
+        await polls(rig, SHOP, 1)
+        rig.sandbox.world.credit(TREASURY, "ETH", "1")
+        events = await rig.events(1)
+    assert types(events) == ["total.increased"]
+    assert rig.receiver.taken == 1
+
+
+async def test_a_subscriber_that_fails_gets_its_events_later_in_order(rig: Rig) -> None:
+    rig.receiver.fail = Fail(500, 2)  # which speaks for the one event, not for the receiver
+    async with rig.worker():
+        await baselines(rig)
+        for number in range(1, 6):
+            rig.sandbox.world.lock(TREASURY, "LRC", number)
+            await rig.events(number)
+    sequences = [event["data"]["sequence"] for event in rig.receiver.events]
+    assert sequences == sorted(sequences)
+    assert [receipt.attempt for receipt in rig.receiver.receipts if receipt.is_taken] == [3] * 5
+
+
+async def test_what_is_stopped_in_between_goes_on_where_it_was(rig: Rig) -> None:
+    async with rig.worker():
+        await baselines(rig)
+    rig.sandbox.world.credit(TREASURY, "ETH", "1")  # while nobody looks
+    async with rig.worker():
+        events = await rig.events(1)
+    assert types(events) == ["total.increased"]
+
+
+async def test_a_drain_finishes_what_is_in_hand_and_sends_nothing_twice(rig: Rig) -> None:
+    rig.receiver.delay_s = 0.3
+    async with rig.worker() as worker:
+        await baselines(rig)
+        rig.sandbox.world.credit(TREASURY, "ETH", "1")
+        async with asyncio.timeout(10):
+            while not rig.receiver.receipts:  # noqa: ASYNC110 - it has no signal for a first attempt
+                await asyncio.sleep(0.005)
+        worker.stop()  # the attempt is in flight
+    async with rig.worker():
+        await baselines(rig)
+        rig.sandbox.world.credit(ALICE, MK, "1")
+        await rig.events(2)
+    assert not any(receipt.is_repeat for receipt in rig.receiver.receipts)
+    assert len(rig.receiver.receipts) == 2
+
+
+async def test_two_workers_share_the_work_and_tell_everything_once(rig: Rig) -> None:
+    async with rig.worker(), rig.worker():
+        await baselines(rig)
+        for number in range(1, 21):
+            rig.sandbox.world.credit(TREASURY, "ETH", number)
+            await rig.events(number)
+    assert len(rig.receiver.receipts) == 20
+    assert not any(receipt.is_repeat for receipt in rig.receiver.receipts)
+    assert {receipt.order for receipt in rig.receiver.receipts} <= {
+        None,
+        *[r.order for r in rig.receiver.receipts],
+    }
+
+
+async def test_a_reload_that_removes_a_subscription_ends_its_posts(rig: Rig) -> None:
+    async with rig.worker() as worker:
+        await baselines(rig)
+        worker.reload(rig.settings.model_copy(update={"subscription_by_name": {}}))
+        await asyncio.sleep(0)
+        rig.sandbox.world.credit(TREASURY, "ETH", "1")
+        await polls(rig, LOOPRING, 4)
+    assert not rig.receiver.receipts
+
+
+async def test_a_changed_url_gets_the_backlog_of_the_old_one_in_order(rig: Rig) -> None:
+    dead = some_settings(
+        rig.settings.redis.url.get_secret_value(),
+        rig.settings.redis.namespace,
+        rig.sandbox,
+        "http://127.0.0.1:1999/",
+    )
+    waiting = dead.subscription_by_name["ops"].model_copy(update={"retries": seconds(0, 3600)})
+    async with rig.worker(dead.model_copy(update={"subscription_by_name": {"ops": waiting}})) as worker:
+        await baselines(rig)
+        for number in range(1, 4):
+            rig.sandbox.world.credit(TREASURY, "ETH", number)
+            await polls(rig, LOOPRING, 2)
+        worker.reload(rig.settings)
+        events = await rig.events(3)
+    sequences = [event["data"]["sequence"] for event in events]
+    assert sequences == sorted(sequences)
+
+
+async def test_an_account_taken_out_and_put_back_starts_with_a_new_baseline(rig: Rig) -> None:
+    without = rig.settings.model_copy(
+        update={"account_by_name": {"alice": rig.settings.account_by_name["alice"]}}
+    )
+    async with rig.worker() as worker:
+        await baselines(rig)
+        worker.reload(without)
+        await polls(rig, SHOP, 3)
+        rig.sandbox.world.credit(TREASURY, "ETH", "5")
+        worker.reload(rig.settings)
+        await polls(rig, LOOPRING, 3)
+        rig.sandbox.world.credit(TREASURY, "ETH", "1")
+        events = await rig.events(1)
+    assert [event["data"]["amount"] for event in events] == ["1"]
+
+
+async def test_once_polls_everything_delivers_and_ends(rig: Rig) -> None:
+    await Worker(rig.settings, name="first").run(once=True)
+    rig.sandbox.world.credit(TREASURY, "ETH", "1")
+    rig.sandbox.world.credit(ALICE, "MK", "1")
+    async with asyncio.timeout(10):
+        await Worker(rig.settings, name="second").run(once=True)
+    assert sorted(types(rig.receiver.events)) == ["total.increased", "total.increased"]
+
+
+async def test_a_provider_that_never_comes_back_is_told_once_per_account(rig: Rig) -> None:
+    ops = rig.settings.subscription_by_name["ops"].model_copy(update={"events": ("account.*", "total.*")})
+    settings = rig.settings.model_copy(update={"subscription_by_name": {"ops": ops}})
+    async with rig.worker(settings):
+        await rig.events(2)  # the baselines
+        await rig.sandbox.take_down("loopring")
+        await rig.events(3, within_s=20)
+        await rig.sandbox.bring_back("loopring")
+        events = await rig.events(4, within_s=20)
+    assert [(event["type"], event["data"]["account"]["name"]) for event in events[2:]] == [
+        ("account.stale", "treasury"),
+        ("account.recovered", "treasury"),
+    ]
+    assert rig.receiver.taken == 4
+
+
+async def test_a_damaged_schedule_stops_its_shard_and_nothing_else(rig: Rig, redis_client: Redis) -> None:
+    """`treasury` and `alice` live on shards 14 and 13."""
+    keys = Keys(rig.settings.redis.namespace)
+    async with rig.worker():
+        await baselines(rig)
+        for key in (keys.polls(13, "shop"), keys.due_subscriptions(13), keys.standings()):
+            await redis_client.delete(key)
+            await redis_client.set(key, "damaged")
+        await polls(rig, LOOPRING, 25)  # more than a second: standings were read again
+        rig.sandbox.world.credit(TREASURY, "ETH", "1")
+        events = await rig.events(1)
+        await redis_client.delete(keys.polls(13, "shop"), keys.due_subscriptions(13), keys.standings())
+    assert [event["data"]["account"]["name"] for event in events] == ["treasury"]

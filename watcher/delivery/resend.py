@@ -1,0 +1,109 @@
+"""What goes out again: dead letters, or events of the log, at the end of their lanes.
+
+Refuses to send: workers do, in the order of each lane, with the ids and bytes of the first time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from watcher.delivery.replay import Replay
+from watcher.settings import SubscriptionSettings
+from watcher.store.history import History, place
+from watcher.store.keys import SHARDS, Keys
+from watcher.store.lanes import Delivery, Lanes
+from watcher.store.letters import Letter, Letters
+from watcher.store.pipe import Pipe
+from watcher.store.polls import LANE_LENGTH
+from watcher.store.schedule import Schedule
+
+_AT_ONCE = 100
+"""Deliveries queued in one step: 2 MB at most."""
+
+
+@dataclass(slots=True)
+class Resent:
+    """What goes out again to one subscription, and what could not.
+
+    `unreadable` counts what is damaged; `full` names accounts whose lane has no room for more.
+    """
+
+    subscription: str
+    deliveries: int = 0
+    accounts: set[str] = field(default_factory=set)
+    unreadable: int = 0
+    full: set[str] = field(default_factory=set)
+
+
+class Resend:
+    """Queues deliveries again in one namespace, or only counts them (`is_rehearsal`). Raises StoreError."""
+
+    def __init__(self, pipe: Pipe, keys: Keys, *, is_rehearsal: bool) -> None:
+        self._lanes = Lanes(Schedule(pipe), keys)
+        self._letters = Letters(pipe, keys)
+        self._history = History(pipe, keys)
+        self._is_rehearsal = is_rehearsal
+
+    async def letters(
+        self, subscription: str, *, since_ms: int, until_ms: int, event_id: str | None = None
+    ) -> Resent:
+        """Put dead letters of a time back at the end of their lanes; of one event, or all of them."""
+        resent = Resent(subscription)
+        for shard in range(SHARDS):
+            pages = self._letters.of_shard(subscription, shard, since_ms=since_ms, until_ms=until_ms)
+            async for page in pages:
+                for account, part in _by_account(page, event_id).items():
+                    deliveries = [letter.delivery for letter in part if letter.delivery]
+                    await self._put(resent, account, deliveries, [letter.id for letter in part])
+                if event_id is None:
+                    resent.unreadable += sum(letter.delivery is None for letter in page)
+        return resent
+
+    async def events(
+        self,
+        settings: SubscriptionSettings,
+        ends: Sequence[str],
+        *,
+        since_ms: int,
+        event_id: str | None = None,
+    ) -> Resent:
+        """Queue what a subscription wants of the log since a time and up to its `ends`; or one event."""
+        resent = Resent(settings.name)
+        for shard, end in enumerate(ends):
+            replay = Replay(settings)  # from the beginning: each event names the one before it
+            waiting: dict[str, list[Delivery]] = {}
+            async for record in self._history.of_shard(shard, end=end):
+                delivery = replay.take(record)
+                is_old = place(record.id)[0] < since_ms
+                if delivery is None or is_old or event_id not in (None, delivery.event_id):
+                    continue
+                waiting.setdefault(record.account, []).append(delivery)
+                if len(waiting[record.account]) == _AT_ONCE:
+                    await self._put(resent, record.account, waiting.pop(record.account))
+            for account, deliveries in waiting.items():
+                await self._put(resent, account, deliveries)
+            resent.unreadable += 0 if event_id else replay.damaged  # they are none of one event's business
+        return resent
+
+    async def _put(
+        self, resent: Resent, account: str, deliveries: list[Delivery], letters: Sequence[str] = ()
+    ) -> None:
+        """Queue deliveries of one account, unless its lane would push out what waits there."""
+        name = resent.subscription
+        if account in resent.full or await self._lanes.length(name, account) + len(deliveries) > LANE_LENGTH:
+            resent.full.add(account)
+            return
+        count = len(deliveries)
+        if not self._is_rehearsal:
+            count = await self._lanes.queue(name, account, deliveries, letters=letters)
+        resent.deliveries += count
+        if count:
+            resent.accounts.add(account)
+
+
+def _by_account(page: Sequence[Letter], event_id: str | None) -> dict[str, list[Letter]]:
+    """Group the letters that can be sent again; order within an account stays."""
+    groups: dict[str, list[Letter]] = {}
+    for letter in page:
+        if letter.delivery and event_id in (None, letter.delivery.event_id):
+            groups.setdefault(letter.account, []).append(letter)
+    return groups

@@ -1,0 +1,196 @@
+"""Replays the event log of one account, and says where it disagrees with itself or with the state.
+
+Pure: records and state in, findings out. The log may have been trimmed: then the replay begins with the
+oldest record that was kept, for each asset. Refuses to mend anything.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from watcher.journal.events import iso
+from watcher.journal.ledger import AccountState
+from watcher.journal.retold import Damaged, Forgotten, Started, Told, read_back
+from watcher.snapshot import Balance
+from watcher.store.history import Record
+
+
+class Finding(NamedTuple):
+    """One disagreement. `record` is its place in the log, None where the state is what disagrees."""
+
+    text: str
+    record: str | None = None
+    asset: str | None = None
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What a replay found. `since` is the time of the first record kept (ISO 8601); `from_baseline` says
+    that it begins with one, so that nothing of the account is taken on trust."""
+
+    records: int = 0
+    since: str | None = None
+    from_baseline: bool = False
+    findings: list[Finding] = field(default_factory=list)
+
+
+def audit(records: Iterable[Record], state: AccountState | None) -> Verdict:
+    """Replay the records of one account, oldest first, and compare where they end with its state."""
+    replay = _Replay()
+    for record in records:
+        replay.take(record)
+    replay.compare(state)
+    return replay.verdict
+
+
+class _Replay:
+    def __init__(self) -> None:
+        self.verdict = Verdict()
+        self._end_by_asset: dict[str, Balance] = {}
+        self._ids: set[str] = set()
+        self._commits = _Commits()
+
+    def take(self, record: Record) -> None:
+        self.verdict.records += 1
+        try:
+            told = read_back(record)
+        except Damaged as damage:
+            self._find(str(damage), record)
+            return
+        self.verdict.since = self.verdict.since or iso(told.at_ms)
+        if isinstance(told, Told) and told.id in self._ids:
+            self._find("the same event is there twice", record, told.asset)
+            return
+        if self._commits.begins_anew(record.follows, told):
+            self._end_by_asset.clear()
+        for complaint in self._commits.follow(record.follows, told):
+            self._find(complaint, record)
+        match told:
+            case Started():
+                self._start(told)
+            case Forgotten():
+                for asset in told.assets:
+                    self._end_by_asset.pop(asset, None)
+            case Told():
+                self._ids.add(told.id)
+                self._link(told, record)
+
+    def compare(self, state: AccountState | None) -> None:
+        if not self.verdict.records:
+            return
+        if state is None:
+            self._find("there is no state of it, though the log holds its records")
+            return
+        for complaint in self._commits.close():
+            self._find(complaint)
+        if self._commits.at not in (None, state.sequence):
+            self._find(f"the state is at sequence {state.sequence}, the log ends at {self._commits.at}")
+        published = {asset: entry.published for asset, entry in state.entry_by_asset.items()}
+        for asset in sorted(published.keys() | self._end_by_asset.keys()):
+            self._compare_asset(asset, published.get(asset))
+
+    def _compare_asset(self, asset: str, published: Balance | None) -> None:
+        end = self._end_by_asset.get(asset)
+        if published is None:
+            self._find("the log holds it, the state does not", asset=asset)
+        elif end is None:
+            if self.verdict.from_baseline and not _is_nothing(published):
+                self._find("the state holds it, the log does not", asset=asset)
+        elif end != published:
+            self._find(f"the state has published {_differs(published, end)}", asset=asset)
+
+    def _start(self, told: Started) -> None:
+        if told.whole:
+            self._end_by_asset.clear()
+            self.verdict.from_baseline = True
+        self._end_by_asset.update(told.balance_by_asset)
+
+    def _link(self, told: Told, record: Record) -> None:
+        """An event begins where the one before it, of the same asset, ended."""
+        if told.asset is None or told.before is None or told.after is None:
+            return
+        end = self._end_by_asset.get(told.asset)
+        self._end_by_asset[told.asset] = told.after
+        if end is None:
+            if self.verdict.from_baseline and not _is_nothing(told.before):
+                self._find("it begins with a balance that no record before it led to", record, told.asset)
+        elif end != told.before:
+            text = f"it begins with {_differs(told.before, end)} as the record before it ended"
+            self._find(text, record, told.asset)
+
+    def _find(self, text: str, record: Record | None = None, asset: str | None = None) -> None:
+        self.verdict.findings.append(Finding(text, record.id if record else None, asset))
+
+
+class _Commits:
+    """Follows the sequence of one account from commit to commit; `at` is what the last one reached.
+
+    All records of a commit have its time, and name the sequence that it follows. Its events are numbered
+    from the next one on, or from the time if that is more, without a gap; what stands before them
+    (baselines, and what was forgotten) names the last one. Where a whole account starts, the events that
+    say so take numbers too, but are not in the log.
+    """
+
+    def __init__(self) -> None:
+        self.at: int | None = None
+        self._commit: tuple[int, int] | None = None
+        self._due: int | None = None
+        self._promised: int | None = None
+        self._has_events = False
+
+    def begins_anew(self, follows: int, told: Started | Forgotten | Told) -> bool:
+        """Say whether this record follows nothing: the account was taken out, or its state was lost."""
+        return follows == 0 and not self._is_more(follows, told)
+
+    def follow(self, follows: int, told: Started | Forgotten | Told) -> Iterable[str]:
+        """Take the next record; yields what is wrong with its place."""
+        if not self._is_more(follows, told):
+            yield from self._open(follows, told)
+        if not isinstance(told, Told):
+            self._promised = None if told.sequence == follows else told.sequence
+            self.at = follows
+            if isinstance(told, Started) and told.whole:
+                self.at, self._due = told.sequence, None
+        elif self._due is not None or self._promised is None:
+            if self._due not in (None, told.sequence):
+                yield f"its sequence is {told.sequence} where {self._due} was due: {_GONE}"
+            self._due, self.at = told.sequence + 1, told.sequence
+        self._has_events = isinstance(told, Told)
+
+    def close(self) -> Iterable[str]:
+        """End the commit that is open: it must have come as far as it promised."""
+        if self._promised not in (None, self.at):
+            yield f"the commit before it went on to {self._promised}, its records end at {self.at}: {_GONE}"
+        self._promised = None
+
+    def _is_more(self, follows: int, told: Started | Forgotten | Told) -> bool:
+        in_order = isinstance(told, Told) or not self._has_events
+        return self._commit == (follows, told.at_ms) and in_order
+
+    def _open(self, follows: int, told: Started | Forgotten | Told) -> Iterable[str]:
+        yield from self.close()
+        if follows and self.at not in (None, follows):
+            yield f"it follows sequence {follows}, the record before it ended at {self.at}: {_GONE}"
+        # The log may have been trimmed in the middle of a commit, and then begins with an event.
+        is_cut = self.at is None and isinstance(told, Told)
+        self._commit, self._has_events = (follows, told.at_ms), False
+        self._due = None if is_cut else max(follows + 1, told.at_ms)
+
+
+_GONE = "a record is missing or out of place"
+
+
+def _differs(one: Balance, other: Balance) -> str:
+    """Say in which fields two balances differ: `total 5 instead of 7`."""
+    fields = zip(Balance._fields, one, other, strict=True)
+    return ", ".join(
+        f"{name} {_shown(here)} instead of {_shown(there)}" for name, here, there in fields if here != there
+    )
+
+
+def _shown(amount: str | None) -> str:
+    return amount or "nothing known"
+
+
+def _is_nothing(balance: Balance) -> bool:
+    return all(amount in ("0", None) for amount in balance)

@@ -1,0 +1,125 @@
+"""What happened made tellable: an event has an id, a sequence and exact bytes, and is never edited again.
+
+Pure: time comes in. Refuses to know who hears it (`interest` does) and how it gets there.
+"""
+
+import base64
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import orjson
+
+from watcher.amounts import to_text
+from watcher.journal.explain import Vector, in_text
+from watcher.journal.ledger import Moved
+from watcher.snapshot import Asset, Balance
+
+
+class Origin(NamedTuple):
+    """Whose events these are, and the two readings that they lie between (Unix ms)."""
+
+    account: str | None
+    provider: str | None
+    sequence: int
+    observed_from_ms: int
+    observed_to_ms: int
+
+
+class Draft(NamedTuple):
+    """What an event is to say. `identity` sets it apart from all others of the same type and commit.
+
+    `asset` is None for what concerns a whole account; `only_for` names the one subscription it is for.
+    """
+
+    type: str
+    asset: Asset | None
+    amount: str
+    says: Mapping[str, Any]
+    identity: tuple[str | None, ...]
+    only_for: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened, ready to be sent. `json` is its body but for the subscription's part."""
+
+    id: str
+    type: str
+    account: str | None
+    asset: Asset | None
+    amount: str
+    sequence: int
+    json: bytes
+    only_for: str | None = None
+
+    def body(self, subscription: str, previous_sequence: int | None) -> bytes:
+        """Say the exact bytes for one subscription: what is signed is what is sent, on every attempt."""
+        tail = {"subscription": {"name": subscription, "previous_sequence": previous_sequence}}
+        return self.json[:-1] + b"," + orjson.dumps(tail)[1:]
+
+
+def drafts_of(moved: Iterable[Moved]) -> Iterator[Draft]:
+    """Draft the event of each change."""
+    for asset, like, change in moved:
+        before, after = in_text(change.before, like), in_text(change.after, like)
+        says = {
+            "effect": in_text(change.effect, like)._asdict(),
+            "before": spell(before, change.before),
+            "after": spell(after, change.after),
+        }
+        yield Draft(change.type, asset, amount_text(change.amount), says, (*before, *after))
+
+
+def tell(drafts: Iterable[Draft], origin: Origin, *, first_sequence: int, now_ms: int) -> tuple[Event, ...]:
+    """Make events of drafts, in their order. `origin.sequence` is that of the state they start from.
+
+    The id is derived from the content and from that state: whoever computes the same event again, after
+    a crash or a rollback, computes the same id.
+    """
+    return tuple(_event(draft, origin, first_sequence + i, now_ms) for i, draft in enumerate(drafts))
+
+
+def iso(unix_ms: int) -> str:
+    """Write a time as ISO 8601 in UTC with milliseconds."""
+    second, ms = divmod(unix_ms, 1000)
+    return f"{datetime.fromtimestamp(second, UTC).isoformat()[:19]}.{ms:03d}Z"
+
+
+def amount_text(atoms: int) -> str:
+    return to_text(atoms)
+
+
+def spell(balance: Balance, atoms: Vector) -> dict[str, str | None]:
+    """Spell a balance as events do, with what is available of it."""
+    return {
+        "total": balance.total,
+        "locked": balance.locked,
+        "available": amount_text(atoms.total - atoms.locked),
+        "pending_deposit": balance.pending_deposit,
+        "pending_withdrawal": balance.pending_withdrawal,
+    }
+
+
+def _event(draft: Draft, origin: Origin, sequence: int, now_ms: int) -> Event:
+    event_id = _event_id(draft, origin)
+    asset = draft.asset
+    data: dict[str, Any] = {
+        "account": origin.account and {"name": origin.account, "provider": origin.provider},
+        "asset": asset and asset._asdict(),
+        "sequence": sequence,
+        "amount": draft.amount,
+        **draft.says,
+        "observed": {"from": iso(origin.observed_from_ms), "to": iso(origin.observed_to_ms)},
+    }
+    whole = orjson.dumps({"id": event_id, "type": draft.type, "timestamp": iso(now_ms), "data": data})
+    return Event(event_id, draft.type, origin.account, asset, draft.amount, sequence, whole, draft.only_for)
+
+
+def _event_id(draft: Draft, origin: Origin) -> str:
+    asset_id = draft.asset.id if draft.asset else None
+    content = (origin.provider, origin.account, origin.sequence, draft.type, asset_id, *draft.identity)
+    digest = sha256(orjson.dumps(content)).digest()
+    return "evt_" + base64.b32encode(digest[:15]).decode().lower()

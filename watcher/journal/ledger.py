@@ -1,0 +1,157 @@
+"""What one account was told to hold, what is held back, and how a snapshot moves both on.
+
+Invariant, per asset and commit: published + held = the last accepted snapshot, where published is the
+baseline plus the effects of every event since. Pure: no I/O, no clock. Refuses to judge a reading
+(`doubt` does) or to explain one (`journal` does): it brings the right two readings together.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from watcher.journal.doubt import absent, doubt
+from watcher.journal.explain import Change, Withdrawals, explain, in_atoms, in_text
+from watcher.snapshot import Asset, Balance, Row, Snapshot
+
+
+class Entry(NamedTuple):
+    """One asset of an account. `seen` is the last accepted reading, `doubted` one that awaits a second
+    opinion; `held_polls` counts the good polls that something has been held for."""
+
+    asset: Asset
+    published: Balance
+    seen: Balance
+    held_polls: int = 0
+    doubted: Balance | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AccountState:
+    """Everything that is known of an account.
+
+    `source` says where it was read: another source is another account. `previous_sequence` holds, per
+    subscription, the last sequence queued for it. `version` names the commit that wrote this state.
+    `stale_since_ms` is not 0 after `account.stale` was told; `crossed` are thresholds (`notices`).
+    """
+
+    source: str
+    watched: tuple[str, ...] | None
+    entry_by_asset: Mapping[str, Entry]
+    previous_sequence: Mapping[str, int] = field(default_factory=dict)
+    version: str = ""
+    sequence: int = 0
+    polled_at_ms: int = 0
+    stale_since_ms: int = 0
+    crossed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How a provider's movements are explained."""
+
+    withdrawals: Withdrawals = "outside"
+    settle_polls: int = 2
+
+
+class Moved(NamedTuple):
+    """One change of one asset."""
+
+    asset: Asset
+    like: Balance
+    change: Change
+
+
+@dataclass(slots=True)
+class Advance:
+    """What a snapshot does to a state. `baselined` assets start anew, without an event, and say why."""
+
+    is_baseline: bool
+    is_news: bool
+    entry_by_asset: dict[str, Entry] = field(default_factory=dict)
+    moved: list[Moved] = field(default_factory=list)
+    baselined: dict[str, str] = field(default_factory=dict)
+    forgotten: list[str] = field(default_factory=list)
+    doubted: dict[str, str] = field(default_factory=dict)
+    held: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def advance(state: AccountState | None, snapshot: Snapshot, *, source: str, rules: Rules) -> Advance:
+    """Move a state on to a snapshot. The first one, or one from another source, is a baseline."""
+    known = state.entry_by_asset if state and state.source == source else {}
+    is_baseline = state is None or state.source != source
+    result = Advance(
+        is_baseline, is_news=is_baseline or (state is not None and state.watched != snapshot.watched)
+    )
+    if state is not None and is_baseline:
+        result.forgotten.extend(sorted(state.entry_by_asset))
+    for asset_id in sorted(known.keys() | snapshot.row_by_asset.keys()):
+        entry, row = known.get(asset_id), snapshot.row_by_asset.get(asset_id)
+        if snapshot.watched is not None and asset_id not in snapshot.watched:
+            if entry:
+                result.forgotten.append(asset_id)
+        elif entry is None:
+            assert row is not None
+            _meet(state, row, snapshot, rules, result)
+        else:
+            _follow(entry, row, snapshot, rules, result)
+    return result
+
+
+def _meet(state: AccountState | None, row: Row, snapshot: Snapshot, rules: Rules, result: Advance) -> None:
+    """Take in an asset that has no entry. It had nothing if the whole account was listed without it."""
+    was_listed_without = not result.is_baseline and state is not None and state.watched is None
+    if was_listed_without and snapshot.absent_is_zero:
+        nothing = absent(row.balance)
+        _accept(Entry(row.asset, nothing, nothing), row, rules, result)
+        result.is_news = True
+    else:
+        _start(row, "first seen", result)
+
+
+def _follow(entry: Entry, row: Row | None, snapshot: Snapshot, rules: Rules, result: Advance) -> None:
+    """Take in what a snapshot says, or does not say, of an asset that has an entry."""
+    if row is None and not snapshot.absent_is_zero:
+        result.entry_by_asset[entry.asset.id] = entry  # absent means unknown
+    elif row is not None and _unit(row) != _unit(entry):
+        _start(row, "its unit changed", result)
+    elif row is not None and row.balance == entry.seen and not entry.held_polls and not entry.doubted:
+        result.entry_by_asset[entry.asset.id] = entry
+    elif reason := doubt(entry.seen, row, doubted=entry.doubted):
+        result.doubted[entry.asset.id] = reason
+        balance = row.balance if row else absent(entry.seen)
+        result.entry_by_asset[entry.asset.id] = entry._replace(doubted=balance)
+        result.is_news = True
+    else:
+        _accept(entry, row, rules, result)
+
+
+def _accept(entry: Entry, row: Row | None, rules: Rules, result: Advance) -> None:
+    """Explain the way from what was published to a reading, and keep what is not told yet."""
+    asset = row.asset if row else entry.asset
+    seen = row.balance if row else absent(entry.seen)
+    explanation = explain(
+        in_atoms(entry.published),
+        in_atoms(seen),
+        held_polls=entry.held_polls,
+        settle_polls=rules.settle_polls,
+        withdrawals=rules.withdrawals,
+    )
+    after = Entry(asset, in_text(explanation.published, seen), seen, explanation.held_polls)
+    result.entry_by_asset[asset.id] = after
+    result.moved.extend(Moved(asset, seen, change) for change in explanation.changes)
+    if explanation.why:
+        result.held[asset.id] = explanation.why
+    if after._replace(asset=entry.asset) != entry:
+        result.is_news = True
+
+
+def _start(row: Row, why: str, result: Advance) -> None:
+    result.entry_by_asset[row.asset.id] = Entry(row.asset, row.balance, row.balance)
+    result.baselined[row.asset.id] = why
+    result.is_news = True
+
+
+def _unit(what: Row | Entry) -> tuple[int | None, bool, bool]:
+    """What must not change between two readings that are compared: the scale, and which fields there are."""
+    balance = what.balance if isinstance(what, Row) else what.seen
+    return what.asset.decimals, balance.pending_deposit is None, balance.pending_withdrawal is None

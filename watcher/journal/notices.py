@@ -1,0 +1,137 @@
+"""What is told beside changes: baselines, stale accounts, thresholds, pings. Nothing here moves a balance.
+
+Pure: time comes in. Refuses to tell it to anybody who did not ask for it by its type (`interest` knows).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
+from typing import NamedTuple
+
+from watcher.amounts import to_atoms
+from watcher.journal.events import Draft, Event, Origin, amount_text, iso, spell, tell
+from watcher.journal.explain import Vector, in_atoms, in_text
+from watcher.journal.ledger import Entry
+from watcher.settings import ThresholdSettings
+from watcher.snapshot import Balance, asset_id
+
+ASSETS_PER_BASELINE = 20
+"""Balances in one `account.baseline`: 20 of the widest ones stay below the 20 kB of a body."""
+
+_NO_EFFECT = Balance("0", "0", "0", "0")._asdict()
+
+
+class Watch(NamedTuple):
+    """One threshold of one subscription."""
+
+    subscription: str
+    threshold: ThresholdSettings
+
+
+def baseline(entry_by_asset: Mapping[str, Entry]) -> Iterator[Draft]:
+    """Tell the balances that an account starts with; an account with many assets takes several events."""
+    entries = [entry_by_asset[asset] for asset in sorted(entry_by_asset)]
+    parts = [entries[i : i + ASSETS_PER_BASELINE] for i in range(0, len(entries), ASSETS_PER_BASELINE)] or [
+        []
+    ]
+    for number, part in enumerate(parts, 1):
+        balances = [
+            {"asset": entry.asset._asdict(), **spell(entry.published, in_atoms(entry.published))}
+            for entry in part
+        ]
+        says = {"effect": _NO_EFFECT, "balances": balances, "part": number, "parts": len(parts)}
+        yield Draft("account.baseline", None, "0", says, (str(number),))
+
+
+def stale(since_ms: int, trouble: str, reason: str) -> Draft:
+    """Tell that an account had no good poll for too long."""
+    says = {"effect": _NO_EFFECT, "since": iso(since_ms), "trouble": trouble, "reason": reason}
+    return Draft("account.stale", None, "0", says, (str(since_ms),))
+
+
+def recovered(since_ms: int) -> Draft:
+    """Tell that a stale account had a good poll again."""
+    return Draft(
+        "account.recovered", None, "0", {"effect": _NO_EFFECT, "since": iso(since_ms)}, (str(since_ms),)
+    )
+
+
+def paused(subscription: str, reason: str, since_ms: int, *, now_ms: int) -> Event:
+    """Tell somebody else that a subscription gets nothing more until it is resumed."""
+    says = {"effect": _NO_EFFECT, "paused": subscription, "since": iso(since_ms), "reason": reason}
+    draft = Draft("subscription.paused", None, "0", says, (subscription, str(since_ms)))
+    return tell([draft], Origin(None, None, 0, since_ms, now_ms), first_sequence=now_ms, now_ms=now_ms)[0]
+
+
+def ping(subscription: str, *, nonce: str, now_ms: int) -> Event:
+    """Make a sample that tells nothing; its nonce makes it an event of its own."""
+    draft = Draft("subscription.ping", None, "0", {"effect": _NO_EFFECT}, (subscription, nonce))
+    return tell([draft], Origin(None, None, 0, now_ms, now_ms), first_sequence=now_ms, now_ms=now_ms)[0]
+
+
+def threshold_key(watch: Watch, asset: str) -> str:
+    """Name a threshold, at an asset, by what it says: an edited one is another one."""
+    threshold = watch.threshold
+    parts = (watch.subscription, asset, threshold.field, str(threshold.below), str(threshold.above))
+    return sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def crossings(
+    watches: Iterable[Watch], entry_by_asset: Mapping[str, Entry], crossed: frozenset[str]
+) -> tuple[list[Draft], frozenset[str]]:
+    """Judge all thresholds; returns what to tell, and which are crossed now.
+
+    A threshold is told when it is crossed, and again only after it was cleared. A doubted reading counts
+    neither way.
+    """
+    drafts: list[Draft] = []
+    still: set[str] = set()
+    for watch in watches:
+        for entry in entry_by_asset.values():
+            if not _is_about(watch.threshold, entry):
+                continue
+            key = threshold_key(watch, entry.asset.id)
+            was_crossed = key in crossed
+            if (
+                was_crossed
+                if entry.doubted
+                else _is_crossed(watch.threshold, entry.seen, was_crossed=was_crossed)
+            ):
+                still.add(key)
+                if not was_crossed:
+                    drafts.append(_crossing(watch, entry, key))
+    return drafts, frozenset(still)
+
+
+def _is_about(threshold: ThresholdSettings, entry: Entry) -> bool:
+    return entry.asset.id == asset_id(threshold.asset) or entry.asset.symbol == threshold.asset
+
+
+def _is_crossed(threshold: ThresholdSettings, balance: Balance, *, was_crossed: bool) -> bool:
+    """Compare with the bound, or, once it was crossed, with where it is cleared (hysteresis)."""
+    value = _value(threshold, balance)
+    if value is None:
+        return False
+    if threshold.below is not None:
+        return value < to_atoms(threshold.clear or threshold.below if was_crossed else threshold.below)
+    if threshold.above is not None:
+        return value > to_atoms(threshold.clear or threshold.above if was_crossed else threshold.above)
+    return False
+
+
+def _value(threshold: ThresholdSettings, balance: Balance) -> int | None:
+    if threshold.field == "available":
+        return to_atoms(balance.total) - to_atoms(balance.locked)
+    text: str | None = getattr(balance, threshold.field)
+    return None if text is None else to_atoms(text)
+
+
+def _crossing(watch: Watch, entry: Entry, key: str) -> Draft:
+    published = spell(entry.published, in_atoms(entry.published))
+    value = amount_text(_value(watch.threshold, entry.seen) or 0)
+    says = {
+        "effect": in_text(Vector(), entry.seen)._asdict(),
+        "before": published,
+        "after": published,
+        "threshold": {**watch.threshold.model_dump(exclude={"asset"}), "value": value},
+    }
+    return Draft("threshold.crossed", entry.asset, value, says, (key, value), only_for=watch.subscription)

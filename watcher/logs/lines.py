@@ -1,0 +1,122 @@
+"""Sets up logging: one line per fact, JSON for machines or pretty for people, written by a thread of its own.
+
+Refuses to hold up the worker: where nobody reads the lines they are dropped and counted. Refuses to pass
+on what could harm a reader: values from outside are made printable, tracebacks carry no local variables.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping, MutableMapping
+from functools import lru_cache, partial
+from typing import Any, Literal, TextIO
+
+import orjson
+import structlog
+
+from watcher.logs.catalogue import EVENTS as EVENTS
+from watcher.logs.tail import LEVELS as LEVELS
+from watcher.logs.tail import pretty
+from watcher.logs.writer import LineWriter, write_to
+from watcher.printable import TEXT_LIMIT, plain, traceback_text, without_secrets
+
+FORMATS = ("auto", "json", "pretty")
+
+log = structlog.get_logger()
+"""The one logger of this program."""
+
+
+def configure(
+    level: str = "info",
+    format: Literal["auto", "json", "pretty"] = "auto",  # noqa: A002 - as in LOG_FORMAT
+    stream: TextIO | None = None,
+    *,
+    color: bool = True,
+) -> LineWriter:
+    """Send log lines of `level` and above to `stream` (stdout), and what libraries warn of with them.
+
+    Call it before the first line; what is bound earlier keeps its level and stream. `auto` is pretty on
+    a terminal and JSON elsewhere; `color` says whether a terminal may get colours. Raises ValueError for
+    another level or format.
+    """
+    if level.lower() not in LEVELS or format not in FORMATS:
+        raise ValueError(f"log levels are {', '.join(LEVELS)}; formats are {', '.join(FORMATS)}")
+    out = stream or sys.stdout
+    is_pretty = format == "pretty" or (format == "auto" and out.isatty())
+    render = partial(_as_text, color=color and out.isatty()) if is_pretty else _as_json
+    writer = LineWriter(write_to(out), on_drop=lambda lines: log.warning("log.dropped", lines=lines))
+    _processors[:] = [_tidy, render]
+    structlog.configure(
+        processors=_processors,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *_: writer,
+        cache_logger_on_first_use=True,
+    )
+    vars(log).pop("bind", None)  # the logger that was cached under an earlier configuration
+    logging.getLogger().addHandler(_bridge)
+    logging.captureWarnings(True)
+    return writer
+
+
+_processors: list[Any] = []  # one list for all times: loggers that are cached keep a reference to it
+
+
+class _Bridge(logging.Handler):
+    """Takes what libraries say through the standard library's logging, warnings and above."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        said = {"library": record.name, "message": _message(record), "exc_info": record.exc_info}
+        if record.levelno >= logging.ERROR:
+            log.error("library.failed", **said)
+        else:
+            log.warning("library.warned", **said)
+
+
+_bridge = _Bridge(logging.WARNING)
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return without_secrets(record.getMessage())
+    except Exception:  # a library's own mistake in its format string must not end its caller
+        return without_secrets(str(record.msg))
+
+
+def _tidy(_logger: object, level: str, fields: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """Order the fields and make every value plain data whose texts are printable."""
+    line = {"timestamp": _utc_text(time.time()), "level": level, "event": fields.pop("event")}
+    error = _error(fields.pop("exc_info", None))
+    for name, value in fields.items():
+        if type(value) is str and len(value) <= TEXT_LIMIT and value.isprintable():
+            line[name] = value
+        else:
+            line[name] = plain(value)
+    if error:
+        line["exception"] = traceback_text(error)
+    return line
+
+
+def _error(exc_info: object) -> BaseException | None:
+    """Find the exception in any of the forms that logging calls take it in."""
+    if exc_info is True:
+        return sys.exc_info()[1]
+    found = exc_info[1] if isinstance(exc_info, tuple) else exc_info
+    return found if isinstance(found, BaseException) else None
+
+
+def _as_json(_logger: object, _level: str, line: Mapping[str, Any]) -> bytes:
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _as_text(_logger: object, _level: str, line: Mapping[str, Any], *, color: bool) -> bytes:
+    return f"{pretty(line, color=color)}\n".encode()
+
+
+def _utc_text(now: float) -> str:
+    milliseconds = int(now * 1000)
+    return f"{_utc_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
+
+
+@lru_cache(maxsize=2)
+def _utc_second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))

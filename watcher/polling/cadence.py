@@ -1,0 +1,54 @@
+"""When an account is polled next. Pure: chance comes in.
+
+Refuses to know why a poll was refused beyond its trouble.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from watcher.journal.ledger import AccountState
+from watcher.providers.contract import Trouble
+from watcher.settings import AccountSettings
+
+SECOND_OPINION = timedelta(seconds=2)
+"""A doubtful reading is asked about again within seconds, but not in the same breath."""
+
+_FIRST_WAIT_S = 5.0
+_LONGEST_WAIT_S = 300.0
+"""Waits double with each refused poll in a row: a provider that is down is asked every five minutes."""
+
+_WAITS_FOR_A_PERSON_S = (60, 300)
+"""A wrong key or a wrong account does not mend itself: it is asked seldom from the start."""
+
+_SPREAD = 0.1
+"""Each wait is up to this much shorter, so that accounts do not stay in step with each other."""
+
+
+def wait_s(account: AccountSettings, state: AccountState) -> float:
+    """Say how long after a good poll the next one is due."""
+    wait = account.interval
+    for entry in state.entry_by_asset.values():
+        if entry.doubted:
+            return SECOND_OPINION.total_seconds()
+        if entry.held_polls or _is_pending(entry.seen[2:]):
+            wait = min(account.interval, account.pending_interval)
+    return wait.total_seconds()
+
+
+def waits_ms(account: AccountSettings, trouble: Trouble, *, chance: float) -> Sequence[int]:
+    """Say how long to wait after the first refused poll in a row, the second, ...; the last one stays."""
+    if trouble in ("auth", "configuration"):
+        return [spread_ms(wait, chance) for wait in _WAITS_FOR_A_PERSON_S]
+    waits = [min(_FIRST_WAIT_S, account.interval.total_seconds())]
+    while waits[-1] < _LONGEST_WAIT_S:
+        waits.append(min(2 * waits[-1], _LONGEST_WAIT_S))
+    return [spread_ms(wait, chance) for wait in waits]
+
+
+def spread_ms(seconds: float, chance: float) -> int:
+    """Turn a wait into milliseconds; `chance` in [0, 1) spreads those who would wait equally long."""
+    return int(1000 * seconds * (1 - _SPREAD * chance))
+
+
+def _is_pending(pendings: Sequence[str | None]) -> bool:
+    return any(pending not in (None, "0") for pending in pendings)

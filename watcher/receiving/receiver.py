@@ -1,0 +1,185 @@
+"""A receiver for trying things: takes webhooks over HTTP, verifies them, notices repeats and gaps.
+
+Refuses to be anybody's production receiver: what it was told is forgotten when it stops.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
+
+from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, web
+
+from watcher.receive import Event, InvalidWebhook, read_body, verify
+from watcher.receiving.sequences import Order, Sequences
+
+_KEEP = 100_000  # ids remembered: a repeat comes within days, not after so many others
+_FORWARD_TIMEOUT_S = 20  # as long as a whole attempt may take: the sender hangs up then
+_OWN_HEADERS = frozenset(
+    {
+        "connection",
+        "content-encoding",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "te",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+
+
+class Fail(NamedTuple):
+    """Answer the first `times` attempts of each event with `status`."""
+
+    status: int
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """One attempt that arrived, and what was made of it.
+
+    `event` is None where the request was refused, and `problem` says why. `attempt` counts from 1, as seen
+    here. An event is taken when it was answered with 2xx; `is_repeat` says that it had been before.
+    """
+
+    event: Event | None
+    problem: InvalidWebhook | None
+    is_verified: bool
+    status: int
+    attempt: int
+    is_repeat: bool
+    order: Order | None
+
+    @property
+    def is_taken(self) -> bool:
+        return self.event is not None and 200 <= self.status < 300
+
+
+@dataclass(slots=True)
+class _History:
+    attempts: int = 0
+    is_taken: bool = False
+
+
+@dataclass(eq=False)
+class Receiver:
+    """An HTTP server that takes events at every path while it is entered (`async with`).
+
+    Without `secrets` nothing is verified. `notice` hears of each attempt before it is answered. With
+    `forward_to` what is not refused is POSTed there as it came, and answered as it was answered there.
+    `events` are those taken, each once, in their order of arrival; `keep` bounds them and `receipts`.
+    """
+
+    secrets: Sequence[str] = ()
+    fail: Fail | None = None
+    delay_s: float = 0
+    forward_to: str | None = None
+    notice: Callable[[Receipt], None] = lambda _receipt: None
+    clock: Callable[[], float] = time.time
+    host: str = "127.0.0.1"
+    port: int = 0
+    keep: int = _KEEP
+    events: deque[Event] = field(init=False)
+    receipts: deque[Receipt] = field(init=False)
+    taken: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self.events = deque(maxlen=self.keep)
+        self.receipts = deque(maxlen=self.keep)
+        self._sequences = Sequences()
+        self._history_by_id: dict[str, _History] = {}
+        self._news = asyncio.Condition()
+
+    async def __aenter__(self) -> Self:
+        """Start listening; `url` says where. Raises OSError where the port is not to be had."""
+        app = web.Application()
+        app.router.add_post("/{path:.*}", self._receive)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, self.host, self.port).start()
+        except OSError:
+            await self._runner.cleanup()
+            raise
+        self._session = ClientSession(
+            timeout=ClientTimeout(total=_FORWARD_TIMEOUT_S),
+            cookie_jar=DummyCookieJar(),
+            auto_decompress=False,
+        )
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self._runner.cleanup()
+        await self._session.close()
+
+    @property
+    def url(self) -> str:
+        host, port = self._runner.addresses[0][:2]
+        return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+    async def wait_for(self, count: int) -> list[Event]:
+        """Wait until `count` different events were taken; the caller sets the limit of time."""
+        async with self._news:
+            await self._news.wait_for(lambda: self.taken >= count)
+        return list(self.events)
+
+    async def _receive(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        receipt = await self._receipt(request.headers, body)
+        self.receipts.append(receipt)
+        self.notice(receipt)
+        async with self._news:
+            self._news.notify_all()
+        await asyncio.sleep(self.delay_s)
+        return web.Response(status=receipt.status)
+
+    async def _receipt(self, headers: Mapping[str, str], body: bytes) -> Receipt:
+        try:
+            event = self._read(headers, body)
+        except InvalidWebhook as problem:
+            return Receipt(None, problem, False, problem.status, 1, False, None)
+        history = self._history(headers.get("webhook-id", ""))
+        history.attempts += 1
+        attempt = history.attempts
+        status = await self._answer(attempt, headers, body)
+        is_repeat, order = history.is_taken, None
+        if 200 <= status < 300 and not is_repeat:
+            history.is_taken = True
+            order = self._take(event)
+        return Receipt(event, None, bool(self.secrets), status, attempt, is_repeat, order)
+
+    def _read(self, headers: Mapping[str, str], body: bytes) -> Event:
+        return verify(headers, body, self.secrets, now=self.clock()) if self.secrets else read_body(body)
+
+    def _history(self, event_id: str) -> _History:
+        if not event_id:  # possible where nothing is verified: such events cannot be told apart
+            return _History()
+        history = self._history_by_id.setdefault(event_id, _History())
+        if len(self._history_by_id) > _KEEP:
+            del self._history_by_id[next(iter(self._history_by_id))]
+        return history
+
+    def _take(self, event: Event) -> Order | None:
+        self.events.append(event)
+        self.taken += 1
+        return self._sequences.note(event)
+
+    async def _answer(self, attempt: int, headers: Mapping[str, str], body: bytes) -> int:
+        if self.fail and attempt <= self.fail.times:
+            return self.fail.status
+        return await self._forward(headers, body) if self.forward_to else 200
+
+    async def _forward(self, headers: Mapping[str, str], body: bytes) -> int:
+        kept = [(name, value) for name, value in headers.items() if name.lower() not in _OWN_HEADERS]
+        try:
+            async with self._session.post(
+                self.forward_to or "", data=body, headers=kept, allow_redirects=False
+            ) as answer:
+                return answer.status
+        except (ClientError, TimeoutError, ValueError):  # ValueError: a header that aiohttp will not send
+            return 502

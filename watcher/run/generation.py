@@ -1,0 +1,207 @@
+"""The loops of one configuration. A reload starts a new generation and stops the one before it.
+
+Refuses to outlive its configuration: connections, limits and the egress policy belong to it, so that a
+stricter policy never meets an open connection of the time before.
+"""
+
+import asyncio
+import resource
+from contextlib import AsyncExitStack, suppress
+
+from watcher.delivery.egress import Policy
+from watcher.delivery.loop import DeliverLoop
+from watcher.delivery.post import Poster, Target
+from watcher.delivery.restraint import Restraint
+from watcher.journal.interest import Interest
+from watcher.journal.notices import paused
+from watcher.logs.lines import log
+from watcher.pause import pause
+from watcher.polling.loop import PollLoop
+from watcher.polling.poll import Poller
+from watcher.providers.client import ProviderClient
+from watcher.providers.registry import provider_class
+from watcher.settings import AccountSettings, Settings, SubscriptionSettings
+from watcher.store.connect import StoreUnreachable
+from watcher.store.health import StoreHealth
+from watcher.store.keys import Keys
+from watcher.store.lanes import Delivery, Lanes
+from watcher.store.polls import Polls
+from watcher.store.roster import Enrolled, Roster
+from watcher.store.schedule import Schedule
+from watcher.store.standings import Standing, Standings
+from watcher.vitals.tally import Tally
+
+_LOOK_S = 1.0
+"""How often it is looked whether the server still knows of the accounts: so late they start anew."""
+
+_DESCRIPTORS_FOR_THE_REST = 192
+"""Redis, providers, logs and listeners, with room to spare."""
+
+
+def most_attempts() -> int:
+    """Say how many attempts this process can bear at the same time: each takes a file descriptor."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, min(soft - _DESCRIPTORS_FOR_THE_REST, 10_000))
+
+
+class Generation:
+    """Polls and delivers by one configuration, from `run` until `stop`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        schedule: Schedule,
+        health: StoreHealth,
+        tally: Tally,
+        *,
+        before: Settings | None = None,
+    ) -> None:
+        keys = Keys(settings.redis.namespace)
+        self.settings = settings
+        self._schedule = schedule
+        self._health = health
+        self._tally = tally
+        self._before = before
+        self._polls = Polls(schedule, keys)
+        self._lanes = Lanes(schedule, keys)
+        self._roster = Roster(schedule.pipe, keys)
+        self._standings = Standings(schedule.pipe, keys)
+        self._policy = Policy(
+            allow=settings.egress.allow, allow_http=settings.egress.allow_http, nat64=settings.egress.nat64
+        )
+        self._loops: list[PollLoop | DeliverLoop] = []
+        self._stopped = asyncio.Event()
+
+    async def run(self) -> None:
+        """Run the loops until `stop`, and the work in flight to its end."""
+        async with AsyncExitStack() as stack:
+            deliver_loop, poll_loops = await self._make_loops(stack)
+            self._loops = [deliver_loop, *poll_loops]
+            await self._until_enrolled()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._hasten_moved(deliver_loop), name="hasten")
+                group.create_task(self._keep_enrolled(), name="enroll")
+                for loop in self._loops:
+                    group.create_task(loop.run(), name=loop.name)
+
+    async def run_once(self) -> None:
+        """Poll every account once, deliver what is due, and end."""
+        async with AsyncExitStack() as stack:
+            deliver_loop, poll_loops = await self._make_loops(stack)
+            await self._enroll()
+            for provider, accounts in self._names_by_provider().items():
+                await self._roster.make_due(provider, accounts, now_ms=self._schedule.now_ms())
+            async with asyncio.TaskGroup() as group:
+                delivering = group.create_task(deliver_loop.run(), name="deliver")
+                async with asyncio.TaskGroup() as polling:
+                    for loop in poll_loops:
+                        polling.create_task(loop.run(), name="poll")
+                    for loop in poll_loops:
+                        await loop.all_polled.wait()
+                        loop.stop()
+                deliver_loop.finish()
+                await delivering
+
+    def stop(self) -> None:
+        """Claim nothing more."""
+        self._stopped.set()
+        for loop in self._loops:
+            loop.stop()
+
+    @property
+    def in_flight(self) -> int:
+        return sum(loop.in_flight for loop in self._loops)
+
+    @property
+    def turned_at_by_loop(self) -> dict[str, float]:
+        """When each loop that runs last began a turn, on the monotonic clock."""
+        return {loop.name: loop.turned_at for loop in self._loops if loop.turned_at is not None}
+
+    async def _until_enrolled(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                await self._enroll()
+            except StoreUnreachable as trouble:
+                await asyncio.sleep(await self._health.failed(trouble))
+            else:
+                return
+        self.stop()  # the loops were made meanwhile, and must not start
+
+    async def _keep_enrolled(self) -> None:
+        """Let every account start anew when the server has lost its state: baselines, and no events."""
+        while not await pause(self._stopped, _LOOK_S):
+            with suppress(StoreUnreachable):  # the loops say so
+                if await self._roster.is_lost() and (enrolled := await self._enroll()).added:
+                    log.error("state.lost", accounts=enrolled.added)
+
+    async def _enroll(self) -> Enrolled:
+        return await self._roster.enroll(self._names_by_provider(), now_ms=self._schedule.now_ms())
+
+    async def _hasten_moved(self, deliver_loop: DeliverLoop) -> None:
+        """What waits for a subscriber that has moved need not wait any longer."""
+        old = self._before.subscription_by_name if self._before else {}
+        for name, subscription in self.settings.subscription_by_name.items():
+            if name in old and old[name].url != subscription.url:
+                try:
+                    await self._standings.resume(name)
+                    await deliver_loop.hasten(name)
+                except StoreUnreachable:
+                    return  # then it is tried when its retry is due
+
+    def _names_by_provider(self) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = {name: [] for name in self.settings.provider_by_name}
+        for account in self.settings.account_by_name.values():
+            names[account.provider].append(account.name)
+        return names
+
+    async def _make_loops(self, stack: AsyncExitStack) -> tuple[DeliverLoop, list[PollLoop]]:
+        poster = await stack.enter_async_context(Poster(self._policy))
+        deliver_loop = self._deliver_loop(poster)
+        names = self.settings.provider_by_name
+        return deliver_loop, [await self._poll_loop(stack, name, deliver_loop) for name in names]
+
+    def _deliver_loop(self, poster: Poster) -> DeliverLoop:
+        targets = {
+            name: Target(subscription, self._policy)
+            for name, subscription in self.settings.subscription_by_name.items()
+        }
+        restraint = Restraint(
+            self._standings, now_ms=self._schedule.now_ms, alert=self._alert, most=most_attempts()
+        )
+        return DeliverLoop(self._lanes, self._schedule, poster, targets, restraint, self._health, self._tally)
+
+    async def _alert(self, subscription: SubscriptionSettings, standing: Standing) -> None:
+        """Tell the subscription's `alerts_to` that it was paused."""
+        if subscription.alerts_to in self.settings.subscription_by_name:
+            event = paused(
+                subscription.name, standing.reason, standing.since_ms, now_ms=self._schedule.now_ms()
+            )
+            delivery = Delivery(
+                event.id, event.type, event.sequence, event.body(subscription.alerts_to, None)
+            )
+            await self._lanes.queue(subscription.alerts_to, subscription.name, [delivery])
+
+    async def _poll_loop(self, stack: AsyncExitStack, name: str, deliver_loop: DeliverLoop) -> PollLoop:
+        settings = self.settings.provider_by_name[name]
+
+        async def wait_turn() -> None:
+            spacing_ms = 1000 * client.spacing_s
+            wait_ms = await self._polls.take_turns(name, 1, spacing_ms=spacing_ms)
+            await asyncio.sleep(wait_ms / 1000)
+
+        client = ProviderClient(provider_class(settings.kind)(settings), settings, wait_turn=wait_turn)
+        poller = Poller(
+            settings,
+            await stack.enter_async_context(client),
+            self._polls,
+            Interest(self.settings.subscription_by_name),
+            self._tally,
+            now_ms=self._schedule.now_ms,
+            wake=deliver_loop.wake,
+        )
+        accounts: dict[str, AccountSettings] = {
+            account.name: account
+            for account in self.settings.account_by_name.values()
+            if account.provider == name
+        }
+        return PollLoop(poller, self._polls, accounts, self._health)

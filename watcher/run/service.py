@@ -1,0 +1,160 @@
+"""The worker as a process: its event loop, its signals, its log, its exit code.
+
+Refuses to know how the work is done (`worker` does).
+"""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from watcher.config import ConfigRefused, Loaded, load
+from watcher.logs.lines import configure, log
+from watcher.printable import hide
+from watcher.run.file_watch import FileWatch
+from watcher.run.worker import Worker
+from watcher.settings import secrets_of
+from watcher.store.connect import StoreError
+from watcher.vitals.exposure import Exposure, exposed
+
+EXIT_NO = 1
+_EXIT_SIGNAL = 128
+_MOST_MISTAKES = 50
+_FILE_LOOK_S = 1.0
+
+
+def serve(
+    loaded: Loaded,
+    path: Path | None,
+    *,
+    once: bool = False,
+    is_watching: bool = False,
+    exposure: Exposure = Exposure(),  # noqa: B008  # frozen
+) -> int:
+    """Run one worker to its end; returns the exit code. `is_watching`: reload whenever a file is edited."""
+    hide([exposure.token or ""])
+    settings = loaded.settings
+    writer = configure(settings.log.level, settings.log.format, color=not os.environ.get("NO_COLOR"))
+    try:
+        _tell_loaded(loaded)
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            name = f"{socket.gethostname()}-{os.getpid()}"
+            worker = Worker(settings, name=name, dropped_lines=lambda: writer.dropped)
+            files = FileWatch(loaded.files)
+            return runner.run(_serve(worker, path, files, exposure, once=once, is_watching=is_watching))
+    finally:
+        writer.close()
+
+
+async def _serve(
+    worker: Worker,
+    path: Path | None,
+    files: FileWatch,
+    exposure: Exposure,
+    *,
+    once: bool,
+    is_watching: bool,
+) -> int:
+    signals = _Signals(worker, path, files)
+    beside = [signals.reload(), *([signals.watch()] if is_watching else [])]
+    tasks = [asyncio.create_task(each) for each in beside]  # ended with the worker, below
+    try:
+        async with exposed(worker, exposure):
+            await worker.run(once=once)
+    except asyncio.CancelledError:
+        return _EXIT_SIGNAL + signals.last
+    except BaseExceptionGroup as group:
+        raise _planned(group) or group from None
+    finally:
+        for task in tasks:
+            task.cancel()
+    return EXIT_NO if once and worker.tally.refused else 0
+
+
+def _planned(group: BaseExceptionGroup[BaseException]) -> StoreError | None:
+    """Find the trouble with the store that ended a task of the worker, if there was nothing else."""
+    planned, rest = group.split(StoreError)
+    while isinstance(planned, BaseExceptionGroup):
+        planned = planned.exceptions[0]  # type: ignore[assignment]  # the last one is a StoreError
+    return None if rest else planned
+
+
+class _Signals:
+    """What the signals of a process mean to its worker. `last` is the number of the last one to end it."""
+
+    def __init__(self, worker: Worker, path: Path | None, files: FileWatch) -> None:
+        self.last = 0
+        self._worker = worker
+        self._path = path
+        self._files = files
+        self._task = asyncio.current_task()
+        self._wanted = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self.last and self._task:
+            self._task.cancel()
+        self.last = number
+        self._worker.stop(number.name)
+
+    def _reload(self) -> None:
+        self._wanted.set()
+
+    async def watch(self) -> None:
+        """Take every edit of the configuration's files for a SIGHUP."""
+        while True:
+            await asyncio.sleep(_FILE_LOOK_S)
+            if await asyncio.to_thread(self._files.look):
+                self._wanted.set()
+
+    async def reload(self) -> None:
+        """At each SIGHUP: validate whole, then swap, or keep the old configuration and say why."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            self._files.reading()
+            try:
+                # In a thread: 100,000 accounts take seconds, and leases do not wait.
+                loaded = await asyncio.to_thread(load, self._path, os.environ)
+            except ConfigRefused as refused:
+                self._worker.vitals.is_reload_refused = True
+                for mistake in refused.mistakes[:_MOST_MISTAKES]:
+                    log.error("configuration.refused", reason=str(mistake), mistakes=len(refused.mistakes))
+            else:
+                _tell_loaded(loaded)
+                self._files.follow(loaded.files)
+                self._worker.reload(loaded.settings)
+
+
+def _tell_loaded(loaded: Loaded) -> None:
+    hide(secrets_of(loaded.settings))
+    for warning in loaded.warnings:
+        log.warning("configuration.doubtful", reason=str(warning))
+    log.info(
+        "configuration.loaded",
+        file=str(loaded.path),
+        providers=len(loaded.settings.provider_by_name),
+        accounts=len(loaded.settings.account_by_name),
+        subscriptions=len(loaded.settings.subscription_by_name),
+    )
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where there is one: it saves a tenth of the time of every request."""
+    _raise_mmap_threshold()
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return None
+    return uvloop.new_event_loop
+
+
+def _raise_mmap_threshold() -> None:
+    """Reads allocate 256 KiB each, which glibc serves by mmap until it has seen a larger block freed once."""
+    block = bytearray(4 << 20)
+    del block

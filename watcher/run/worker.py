@@ -1,0 +1,196 @@
+"""One worker: opens the store, runs the loops of the configuration in force, reloads, drains and ends.
+
+Refuses to poll or deliver itself, and to read the environment: `commands.run` hands it what it needs.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from copy import copy
+from typing import NamedTuple
+
+from watcher import __version__
+from watcher.logs.lines import log
+from watcher.pause import pause
+from watcher.run.generation import Generation
+from watcher.settings import Settings
+from watcher.store.connect import StoreError
+from watcher.store.glance import Glance
+from watcher.store.guarantee import guarantee
+from watcher.store.health import StoreHealth
+from watcher.store.keys import Keys
+from watcher.store.opening import open_store
+from watcher.store.pipe import Pipe
+from watcher.store.roster import Roster
+from watcher.store.schedule import Schedule
+from watcher.vitals.signs import Vitals, rss_mb
+from watcher.vitals.tally import Tally
+
+HEARTBEAT_S = 60.0
+
+_COUNT_S = 1.0
+"""The heartbeat does not wait longer than this to know what is due."""
+
+
+class Opened(NamedTuple):
+    """The store of a worker, once it is open."""
+
+    schedule: Schedule
+    health: StoreHealth
+
+
+class Worker:
+    """Use once: `await Worker(settings, name=…).run()`; `stop` and `reload` may be called from outside.
+
+    `dropped_lines` says how many log lines were lost. `opened` is None while the store is not open.
+    """
+
+    def __init__(
+        self, settings: Settings, *, name: str, dropped_lines: Callable[[], int] = lambda: 0
+    ) -> None:
+        self.settings = settings
+        self.name = name
+        self.tally = Tally()
+        self.vitals = Vitals(name, self._turned_at_by_loop, dropped_lines=dropped_lines)
+        self.opened: Opened | None = None
+        self._generation: Generation | None = None
+        self._stopped = asyncio.Event()
+        self._changed = asyncio.Event()
+
+    def stop(self, signal_name: str | None = None) -> None:
+        """Finish what is in hand and end. A second call changes nothing."""
+        if not self._stopped.is_set():
+            drain_ms = int(1000 * self.settings.worker.drain.total_seconds())
+            log.info(
+                "worker.draining",
+                worker=self.name,
+                signal=signal_name,
+                in_flight=self.in_flight,
+                drain_ms=drain_ms,
+            )
+        self._stopped.set()
+        self._changed.set()
+
+    def reload(self, settings: Settings) -> None:
+        """Go on by another configuration. The store and the log stay what they were at the start."""
+        self.settings = settings
+        self.vitals.is_reload_refused = False
+        self._changed.set()
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._stopped.is_set()
+
+    @property
+    def in_flight(self) -> int:
+        return self._generation.in_flight if self._generation else 0
+
+    async def run(self, *, once: bool = False) -> None:
+        """Work until `stop`, or poll everything `once`. Raises StoreError if the store cannot be used."""
+        started = time.monotonic()
+        async with AsyncExitStack() as stack:
+            pipe, health = await self._open(stack)
+            schedule = Schedule(pipe)
+            await schedule.read_clock()
+            self.vitals.note_clock(1000 * time.time(), schedule.now_ms())
+            self.opened = Opened(schedule, health)
+            stack.callback(self._close)
+            await Roster(pipe, Keys(self.settings.redis.namespace)).check_layout()
+            log.info(
+                "worker.started",
+                worker=self.name,
+                version=__version__,
+                accounts=len(self.settings.account_by_name),
+                subscriptions=len(self.settings.subscription_by_name),
+                providers=len(self.settings.provider_by_name),
+            )
+            async with asyncio.TaskGroup() as background:
+                beside = [
+                    background.create_task(pipe.run(), name="pipe"),
+                    background.create_task(pipe.run(), name="pipe"),
+                    background.create_task(self._beat(schedule), name="heartbeat"),
+                    background.create_task(self.vitals.measure_lag(), name="lag"),
+                ]
+                try:
+                    if once:
+                        await Generation(self.settings, schedule, health, self.tally).run_once()
+                    else:
+                        await self._generations(schedule, health)
+                finally:
+                    for task in beside:
+                        task.cancel()
+        log.info("worker.stopped", worker=self.name, duration_ms=round(1000 * (time.monotonic() - started)))
+
+    async def _open(self, stack: AsyncExitStack) -> tuple[Pipe, StoreHealth]:
+        store = await stack.enter_async_context(open_store(self.settings.redis))
+        found = await guarantee(store.client)
+        log.info(
+            "store.guarantee",
+            server=f"{found.engine} {found.version}",
+            persistence=found.persistence,
+            eviction=found.eviction,
+            guarantee=found.sentence,
+        )
+        for warning in found.warnings:
+            log.warning("store.weak", server=f"{found.engine} {found.version}", reason=warning)
+        return store.pipe, StoreHealth(store.mend)
+
+    def _close(self) -> None:
+        self.opened = None  # before the store is: nobody may ask it any more
+
+    async def _generations(self, schedule: Schedule, health: StoreHealth) -> None:
+        """Run one generation after the other; the one before finishes its work beside the next one."""
+        try:
+            async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as group:
+                while not self._stopped.is_set():
+                    self._changed.clear()
+                    old, self._generation = self._generation, self._next_generation(schedule, health)
+                    if old:
+                        old.stop()
+                    group.create_task(self._generation.run(), name="generation")
+                    await self._changed.wait()
+                if self._generation:
+                    self._generation.stop()
+                drain_s = self.settings.worker.drain.total_seconds()
+                deadline.reschedule(asyncio.get_running_loop().time() + drain_s)
+        except TimeoutError:
+            log.warning("worker.cut_off", worker=self.name, in_flight=self.in_flight)
+
+    def _next_generation(self, schedule: Schedule, health: StoreHealth) -> Generation:
+        before = self._generation.settings if self._generation else None
+        return Generation(self.settings, schedule, health, self.tally, before=before)
+
+    async def _beat(self, schedule: Schedule) -> None:
+        while True:
+            before = copy(self.tally)
+            await pause(self._stopped, HEARTBEAT_S)
+            if self._stopped.is_set():
+                return
+            self.vitals.note_clock(1000 * time.time(), schedule.now_ms())
+            log.info(
+                "worker.heartbeat",
+                worker=self.name,
+                **self.tally.since(before),
+                due=await self._due(schedule),
+                in_flight=self.in_flight,
+                lag_ms=round(1000 * self.vitals.end_of_minute()),
+                rss_mb=round(rss_mb(), 1),
+                dropped_lines=self.vitals.dropped_lines(),
+            )
+
+    async def _due(self, schedule: Schedule) -> int | None:
+        """Count what is due and not claimed; None where the store does not tell in time."""
+        glance = Glance(schedule.pipe, Keys(self.settings.redis.namespace))
+        try:
+            async with asyncio.timeout(_COUNT_S):
+                return await glance.due(self.settings.provider_by_name, now_ms=schedule.now_ms())
+        except (StoreError, TimeoutError):
+            return None
+        except Exception:  # a damaged key, say: no reason to end the worker
+            log.exception("bug", affected="heartbeat")
+            return None
+
+    def _turned_at_by_loop(self) -> Mapping[str, float]:
+        """While it drains, no loop need turn."""
+        return self._generation.turned_at_by_loop if self._generation and not self.is_stopped else {}

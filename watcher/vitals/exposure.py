@@ -1,0 +1,51 @@
+"""How others may see that a worker lives: over HTTP, and by a file that it touches.
+
+Refuses to hold the worker up: both run beside it, from before its store is open until after it has drained.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from watcher.run.worker import Worker
+from watcher.vitals.door import Address
+from watcher.vitals.heartbeat import HeartbeatFile
+from watcher.vitals.listener import Listener
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """What was asked for: an address for HTTP, with a token that clients must show; a heartbeat file."""
+
+    address: Address | None = None
+    token: str | None = None
+    heartbeat_file: Path | None = None
+
+
+@asynccontextmanager
+async def exposed(worker: Worker, exposure: Exposure) -> AsyncIterator[None]:
+    """Let others see the worker inside the block. Raises ListenerRefused and HeartbeatRefused."""
+    async with AsyncExitStack() as stack:
+        if exposure.heartbeat_file:
+            await stack.enter_async_context(_beating(worker, exposure.heartbeat_file))
+        if exposure.address:
+            from watcher.vitals.probes import routes  # prometheus-client is heavy, and off by default
+
+            listener = Listener(exposure.address, routes(worker), token=exposure.token)
+            await stack.enter_async_context(listener)
+        yield
+
+
+@asynccontextmanager
+async def _beating(worker: Worker, path: Path) -> AsyncIterator[None]:
+    heartbeat = HeartbeatFile(path, lambda: worker.vitals.stuck(time.monotonic()))
+    heartbeat.begin()
+    beating = asyncio.create_task(heartbeat.run(), name="heartbeat file")  # ended with the block, below
+    try:
+        yield
+    finally:
+        beating.cancel()
+        heartbeat.end()

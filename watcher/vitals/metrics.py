@@ -1,0 +1,163 @@
+"""What a worker tells Prometheus: its own counts, and how all stands in the store, read when it is asked.
+
+Refuses to count (the loops raise their `tally`), and to show what it could not read: where the store does
+not answer in time, its metrics are missing, for zero would be a claim.
+"""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+from watcher import __version__
+from watcher.polling.silence import STALE_INTERVALS
+from watcher.run.worker import Worker
+from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS, Settings
+from watcher.vitals.metric_names import ATTEMPT_OUTCOMES, METRICS, POLL_OUTCOMES, TROUBLES
+from watcher.vitals.outlook import Outlook, Seen
+from watcher.vitals.tally import POLL_BOUNDS_S, Spread
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_TYPES = (*CHANGE_EVENTS, *(name for name in SERVICE_EVENTS if not name.startswith("subscription.")))
+"""What a poll may commit; what befalls a subscription is told by others."""
+
+_Value = tuple[tuple[str, ...], float]
+_Histogram = tuple[tuple[str, ...], Spread]
+
+
+class Metrics:
+    """The metrics of one worker, in a registry of their own."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._one_at_a_time = asyncio.Lock()
+        self._outlook = Outlook(worker)
+        self._families: list[Metric] = []
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    async def text(self) -> bytes:
+        """Read everything, and write it as Prometheus reads it."""
+        async with self._one_at_a_time:
+            seen = await self._outlook.look()
+            self._families = [*_families(self._worker, seen)]
+            return await asyncio.to_thread(generate_latest, self._registry)  # milliseconds, if there is much
+
+    def collect(self) -> Iterable[Metric]:
+        """Give the registry what was read last."""
+        return self._families
+
+
+def _families(worker: Worker, seen: Seen | None) -> Iterator[Metric]:
+    """Every metric of the catalogue that can be told now."""
+    values = _of_worker(worker)
+    values["watcher_store_up"] = [((), float(seen is not None))]
+    if seen:
+        values |= _of_providers(worker.settings, seen) | _of_subscriptions(seen)
+    spreads = _spreads(worker)
+    for name, meaning in METRICS.items():
+        if meaning.kind == "histogram":
+            yield _histogram(name, spreads[name])
+        elif name in values:
+            yield _numbers(name, values[name])
+
+
+def _of_worker(worker: Worker) -> dict[str, list[_Value]]:
+    settings, tally, vitals = worker.settings, worker.tally, worker.vitals
+    providers, subscriptions = settings.provider_by_name, settings.subscription_by_name
+    accounts = dict.fromkeys(providers, 0)
+    for account in settings.account_by_name.values():
+        accounts[account.provider] += 1
+    return {
+        "watcher_build_info": [((__version__,), 1)],
+        "watcher_polls_total": _counts(tally.by_poll, providers, POLL_OUTCOMES),
+        "watcher_polls_refused_total": _counts(tally.by_refusal, providers, TROUBLES),
+        "watcher_changes_total": _counts(tally.by_change, providers, _TYPES),
+        "watcher_attempts_total": _counts(tally.by_attempt, subscriptions, ATTEMPT_OUTCOMES),
+        "watcher_requests_in_flight": [((), worker.in_flight)],
+        "watcher_loop_lag_seconds": [((), vitals.lag_s)],
+        "watcher_clock_skew_seconds": [((), vitals.skew_ms / 1000)],
+        "watcher_log_lines_dropped_total": [((), vitals.dropped_lines())],
+        "watcher_configuration_last_reload_ok": [((), float(not vitals.is_reload_refused))],
+        "watcher_accounts": [((name,), count) for name, count in accounts.items()],
+    }
+
+
+def _counts(
+    count_by: Mapping[tuple[str, str], int], names: Iterable[str], words: Iterable[str]
+) -> list[_Value]:
+    """Count by names in force and words of ours alone; from zero on, so that a first one is an increase."""
+    return [((name, word), count_by.get((name, word), 0)) for name in names for word in words]
+
+
+def _of_providers(settings: Settings, seen: Seen) -> dict[str, list[_Value]]:
+    failing, stale = dict.fromkeys(seen.failing, 0), dict.fromkeys(seen.failing, 0)
+    for provider, found_by_account in seen.failing.items():
+        for name, found in found_by_account.items():
+            if account := settings.account_by_name.get(name):
+                patience_ms = 1000 * STALE_INTERVALS * account.interval.total_seconds()
+                failing[provider] += 1
+                stale[provider] += seen.now_ms - found.since_ms >= patience_ms
+    return {
+        "watcher_accounts_failing": [((name,), count) for name, count in failing.items()],
+        "watcher_accounts_stale": [((name,), count) for name, count in stale.items()],
+        "watcher_poll_overdue_seconds": [
+            ((name,), _age_s(overdue.first_due_ms, seen.now_ms)) for name, overdue in seen.overdue.items()
+        ],
+    }
+
+
+def _of_subscriptions(seen: Seen) -> dict[str, list[_Value]]:
+    waiting, standings = seen.waiting, seen.standings
+    return {
+        "watcher_lanes_waiting": [((name,), found.lanes) for name, found in waiting.items()],
+        "watcher_oldest_undelivered_seconds": [
+            ((name,), _age_s(found.oldest_sequence, seen.now_ms)) for name, found in waiting.items()
+        ],
+        "watcher_subscription_failing": [((name,), float(name in standings)) for name in waiting],
+        "watcher_subscription_paused": [
+            ((name,), float(name in standings and standings[name].paused_at_ms > 0)) for name in waiting
+        ],
+        "watcher_dead_letters": [((name,), found.dead) for name, found in waiting.items()],
+    }
+
+
+def _spreads(worker: Worker) -> dict[str, list[_Histogram]]:
+    tally = worker.tally
+    return {
+        "watcher_poll_duration_seconds": [
+            ((name,), tally.poll_s.get(name) or Spread(POLL_BOUNDS_S))
+            for name in worker.settings.provider_by_name
+        ],
+        "watcher_delivery_lag_seconds": [((), tally.lag_s)],
+    }
+
+
+def _numbers(name: str, values: Iterable[_Value]) -> Metric:
+    meaning = METRICS[name]
+    kind = CounterMetricFamily if meaning.kind == "counter" else GaugeMetricFamily
+    family = kind(name, meaning.text, labels=meaning.labels)
+    for labels, value in values:
+        family.add_metric(labels, value)
+    return family
+
+
+def _histogram(name: str, spreads: Iterable[_Histogram]) -> Metric:
+    family = HistogramMetricFamily(name, METRICS[name].text, labels=METRICS[name].labels)
+    for labels, spread in spreads:
+        bounds = [*map(str, spread.bounds), "+Inf"]
+        family.add_metric(labels, [*zip(bounds, accumulate(spread.counts), strict=True)], spread.total)
+    return family
+
+
+def _age_s(unix_ms: int | None, now_ms: int) -> float:
+    return 0.0 if unix_ms is None else max(0, now_ms - unix_ms) / 1000

@@ -1,0 +1,98 @@
+"""Whether a worker lives: which of its loops no longer turn, how late its event loop is, how its clock goes.
+
+Refuses to ask Redis: a store that is down is no reason to start a worker again.
+"""
+
+import asyncio
+import os
+import resource
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from watcher.logs.lines import log
+
+STUCK_AFTER_S = 120.0
+"""A loop that began no turn for so long waits for something that does not come.
+
+While Redis hangs, a turn takes a minute at most: 41 s until a command fails that went out behind another
+one (four timeouts of 5 s each), 10 s for an embedded server to be mended, and pauses.
+"""
+
+LAGGED_MS = 1000
+"""From then on a lag of the event loop is worth a warning: leases have been eaten into."""
+
+SKEWED_MS = 60_000
+"""Receivers refuse signatures that are five minutes off: said early enough to act."""
+
+_LAG_LOOK_S = 0.25
+
+
+class Vitals:
+    """What one worker knows of its own life.
+
+    `turned_at_by_loop()`: when each loop that is to turn last did (monotonic). `dropped_lines()`: how many
+    log lines were lost so far. `is_reload_refused`: a newer configuration was found wanting. `skew_ms`: how
+    far this machine's clock is ahead of the server's.
+    """
+
+    def __init__(
+        self,
+        worker: str,
+        turned_at_by_loop: Callable[[], Mapping[str, float]],
+        *,
+        dropped_lines: Callable[[], int] = lambda: 0,
+        stuck_after_s: float = STUCK_AFTER_S,
+    ) -> None:
+        self.worker = worker
+        self.dropped_lines = dropped_lines
+        self.stuck_after_s = stuck_after_s
+        self._turned_at_by_loop = turned_at_by_loop
+        self.is_reload_refused = False
+        self.skew_ms = 0
+        self._is_skewed = False
+        self._worst_lag_s = 0.0
+        self._worst_lag_before_s = 0.0
+
+    def stuck(self, now: float) -> dict[str, float]:
+        """Name the loops that no longer turn, and say for how many seconds."""
+        waits = {name: now - turned_at for name, turned_at in self._turned_at_by_loop().items()}
+        return {name: wait_s for name, wait_s in waits.items() if wait_s > self.stuck_after_s}
+
+    @property
+    def lag_s(self) -> float:
+        """How late the event loop was at worst, since the heartbeat before the last one."""
+        return max(self._worst_lag_s, self._worst_lag_before_s)
+
+    def end_of_minute(self) -> float:
+        """Begin to look for the worst lag anew; returns what it was since the last call, in seconds."""
+        self._worst_lag_before_s, self._worst_lag_s = self._worst_lag_s, 0.0
+        return self._worst_lag_before_s
+
+    async def measure_lag(self) -> None:
+        """Sleep again and again, and see how late each sleep ends, until cancelled."""
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(_LAG_LOOK_S)
+            self.note_lag(time.monotonic() - before - _LAG_LOOK_S)
+
+    def note_lag(self, lag_s: float) -> None:
+        self._worst_lag_s = max(self._worst_lag_s, lag_s)
+        if 1000 * lag_s > LAGGED_MS:
+            log.warning("loop.lagged", worker=self.worker, lag_ms=round(1000 * lag_s))
+
+    def note_clock(self, here_ms: float, server_ms: float) -> None:
+        """Compare this machine's time with the server's, and warn once of one that is off."""
+        self.skew_ms = round(here_ms - server_ms)
+        was_skewed, self._is_skewed = self._is_skewed, abs(self.skew_ms) >= SKEWED_MS
+        if self._is_skewed and not was_skewed:
+            log.warning("clock.skewed", worker=self.worker, skew_ms=self.skew_ms)
+
+
+def rss_mb() -> float:
+    """Say how much memory this process holds; where the system does not tell, the most it ever held."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1_000_000  # bytes, on macOS
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1_000_000
