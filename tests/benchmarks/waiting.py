@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import orjson
 from stage import PROVIDER, Stage, a_namespace, account_names
 
+from watcher.journal.delivery import Delivery
 from watcher.journal.ledger import AccountState, Entry
 from watcher.snapshot import Asset, Balance
 from watcher.store.keys import SHARDS, Keys
-from watcher.store.lanes import Delivery
 from watcher.store.polls import Commit, Polls
 from watcher.store.roster import Roster
 from watcher.store.schedule import Lease

@@ -18,11 +18,12 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from watcher.cli import main
+from watcher.journal.delivery import Delivery
 from watcher.receive import verify
 from watcher.run.worker import Worker
 from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings, WorkerSettings
 from watcher.store.keys import SHARDS, Keys
-from watcher.store.lanes import Delivery, Lanes
+from watcher.store.lanes import Lanes
 from watcher.store.letters import Letters
 from watcher.store.pipe import Pipe
 from watcher.store.schedule import Schedule

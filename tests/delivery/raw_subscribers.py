@@ -22,7 +22,7 @@ from builders import a_subscription
 
 from watcher.delivery.egress import Policy
 from watcher.delivery.post import Poster, Target
-from watcher.store.lanes import Delivery
+from watcher.journal.delivery import Delivery
 
 LOOPBACK = Policy((ip_network("127.0.0.0/8"),), allow_http=True)
 DEADLINE_S = 5.0

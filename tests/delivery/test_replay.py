@@ -8,14 +8,14 @@ import pytest
 from builders import a_balance, a_snapshot, a_subscription
 
 from watcher.delivery.replay import Replay
+from watcher.journal.delivery import Delivery
 from watcher.journal.diff import Reading, Step, diff, go_stale
 from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
 from watcher.journal.ledger import AccountState, Rules
+from watcher.journal.record import Record
 from watcher.settings import SubscriptionSettings, ThresholdSettings
 from watcher.snapshot import Snapshot
-from watcher.store.history import Record
-from watcher.store.lanes import Delivery
 
 NOW_MS = 1_795_175_095_846
 LOW = ThresholdSettings(asset="ETH", below="100")

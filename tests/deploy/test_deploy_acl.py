@@ -15,12 +15,13 @@ from rig import TREASURY, a_rig
 from servers import ENGINES, RealServer, real_server
 
 import watcher.store
+from watcher.journal.delivery import Delivery
 from watcher.run.worker import Worker
 from watcher.store.connect import ConfigurationRefused, connect
 from watcher.store.guarantee import guarantee
 from watcher.store.history import History
 from watcher.store.keys import Keys, shard_of
-from watcher.store.lanes import Delivery, Lanes
+from watcher.store.lanes import Lanes
 from watcher.store.pipe import Pipe
 from watcher.store.polls import Commit, Polls
 from watcher.store.roster import Roster

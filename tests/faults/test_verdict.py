@@ -7,7 +7,7 @@ import pytest
 from recording_receiver import Arrival
 from verdict import judge
 
-from watcher.store.history import Record
+from watcher.journal.record import Record
 
 TRUTH = {("a", "0"): {"total": "3", "locked": "0", "pending_deposit": "0"}}
 

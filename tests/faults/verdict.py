@@ -10,8 +10,8 @@ from datetime import datetime
 
 from recording_receiver import Arrival
 
+from watcher.journal.record import Record
 from watcher.settings import CHANGE_EVENTS
-from watcher.store.history import Record
 
 Asset = tuple[str, str]
 """Account and asset id."""

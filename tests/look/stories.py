@@ -14,10 +14,10 @@ from watcher.cli import main
 from watcher.journal.diff import Reading, Step, diff
 from watcher.journal.interest import Interest
 from watcher.journal.ledger import AccountState, Rules
+from watcher.journal.record import Record
 from watcher.settings import SubscriptionSettings, ThresholdSettings
 from watcher.snapshot import Snapshot
 from watcher.store.connect import connect
-from watcher.store.history import Record
 from watcher.store.keys import Keys, shard_of
 from watcher.store.pipe import Pipe
 from watcher.store.polls import Commit, Polls

@@ -17,8 +17,8 @@ from watcher.journal.diff import Step, go_stale
 from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
 from watcher.journal.ledger import AccountState
+from watcher.journal.record import Record
 from watcher.snapshot import Snapshot
-from watcher.store.history import Record
 
 STEPS = steps(STORY, subscriptions=(WARNED,))
 RECORDS = records_of(STEPS)

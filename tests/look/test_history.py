@@ -10,7 +10,8 @@ from redis.asyncio import Redis
 from servers import EVERY_ENGINE
 from stories import Books
 
-from watcher.store.history import START, History, Record, place
+from watcher.journal.record import Record
+from watcher.store.history import START, History, place
 from watcher.store.keys import SHARDS, shard_of
 
 ACCOUNTS = [f"account-{number}" for number in range(12)]

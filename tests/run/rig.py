@@ -15,6 +15,7 @@ from events_schema import assert_valid
 from pydantic import SecretStr
 
 from watcher.journal.audit import audit
+from watcher.journal.record import Record
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
 from watcher.receiving.receiver import Receiver
@@ -29,7 +30,7 @@ from watcher.settings import (
     WorkerSettings,
 )
 from watcher.store.connect import connect
-from watcher.store.history import History, Record
+from watcher.store.history import History
 from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe
 from watcher.store.survey import Survey

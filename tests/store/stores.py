@@ -12,9 +12,10 @@ from typing import Any
 from builders import a_state
 from redis.asyncio import Redis
 
+from watcher.journal.delivery import Delivery
 from watcher.snapshot import Balance
 from watcher.store.keys import Keys, shard_of
-from watcher.store.lanes import Delivery, Lanes
+from watcher.store.lanes import Lanes
 from watcher.store.pipe import Pipe
 from watcher.store.polls import Commit, Polls
 from watcher.store.roster import Roster

@@ -8,7 +8,7 @@ from redis.exceptions import ResponseError
 from servers import EVERY_ENGINE
 from stores import ACCOUNT, MINUTE_MS, NEIGHBOURS, OPS, SHARD, Store, a_delivery, a_store, some_deliveries
 
-from watcher.store.lanes import Delivery
+from watcher.journal.delivery import Delivery
 from watcher.store.schedule import Reply
 
 pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)

@@ -18,8 +18,8 @@ from stores import (
     some_deliveries,
 )
 
+from watcher.journal.delivery import Delivery
 from watcher.store import lanes, polls
-from watcher.store.lanes import Delivery
 from watcher.store.schedule import Lease, Reply
 
 Settle = Callable[[Store, Lease, Delivery], Awaitable[Reply]]

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from watcher.amounts import MAX_FRACTION_DIGITS, MAX_INTEGER, to_text
+from watcher.journal.delivery import Delivery, load_delivery
 from watcher.journal.ledger import AccountState, Entry
 from watcher.snapshot import Asset, Balance
-from watcher.store.lanes import Delivery, load_delivery
 from watcher.store.state import BadState, dump_body, load_state
 
 LARGEST = (MAX_INTEGER + 1) * 10**MAX_FRACTION_DIGITS - 1

@@ -6,10 +6,11 @@ import pytest
 from redis.asyncio import Redis
 from servers import EVERY_ENGINE
 
+from watcher.journal.delivery import Delivery
 from watcher.store import glance
 from watcher.store.glance import Glance, Waiting
 from watcher.store.keys import SHARDS, Keys, shard_of
-from watcher.store.lanes import Delivery, Lanes
+from watcher.store.lanes import Lanes
 from watcher.store.pipe import Pipe
 from watcher.store.schedule import Schedule
 

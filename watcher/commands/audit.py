@@ -19,8 +19,9 @@ from watcher.printable import printable
 
 if TYPE_CHECKING:
     from watcher.journal.audit import Finding, Verdict
+    from watcher.journal.record import Record
     from watcher.settings import Settings
-    from watcher.store.history import History, Record
+    from watcher.store.history import History
     from watcher.store.survey import Seen, Survey
 
 _MOST_FINDINGS = 5

@@ -6,10 +6,10 @@ Refuses to show text from outside as it came: control characters are escaped.
 from typing import Any
 
 from watcher.commands.looking import age_text
+from watcher.journal.delivery import Delivery
 from watcher.journal.events import iso
 from watcher.printable import printable
 from watcher.store.history import place
-from watcher.store.lanes import Delivery
 from watcher.store.letters import Letter, Tried
 from watcher.store.standings import Standing
 from watcher.store.waiting import Lane

@@ -18,8 +18,9 @@ from watcher.commands.since import parse_since, since_ms, since_option
 from watcher.printable import printable
 
 if TYPE_CHECKING:
+    from watcher.journal.record import Record
     from watcher.settings import RedisSettings
-    from watcher.store.history import History, Record
+    from watcher.store.history import History
 
 _LOOK_EVERY_S = 0.3
 _BEFORE_FOLLOWING = 10

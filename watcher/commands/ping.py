@@ -63,10 +63,10 @@ def command(*, config_path: Path | None, name: str) -> int:
 async def _ping(settings: "Settings", subscription: "SubscriptionSettings") -> "tuple[str, Attempt]":
     from watcher.delivery.egress import Policy
     from watcher.delivery.post import Poster, Target
+    from watcher.journal.delivery import Delivery
     from watcher.journal.notices import ping
     from watcher.printable import hide
     from watcher.settings import secrets_of
-    from watcher.store.lanes import Delivery
 
     hide(secrets_of(settings))  # an answer may repeat them
     egress = settings.egress

@@ -13,9 +13,10 @@ import orjson
 from watcher.delivery.outcomes import Attempt, Outcome, Verdict, judge
 from watcher.delivery.post import ATTEMPT_TIMEOUT_S, Poster, Target
 from watcher.delivery.restraint import Restraint
+from watcher.journal.delivery import Delivery, load_delivery
 from watcher.logs.lines import log
 from watcher.store.connect import StoreUnreachable
-from watcher.store.lanes import Delivery, Lanes, load_delivery
+from watcher.store.lanes import Lanes
 from watcher.store.schedule import Lease, Reply
 from watcher.vitals.tally import Tally
 

@@ -23,10 +23,10 @@ from watcher.delivery.connector import guarded_connector, refusal_in
 from watcher.delivery.egress import Policy, check_url
 from watcher.delivery.outcomes import LONGEST_RETRY_AFTER_S, Attempt
 from watcher.delivery.signing import Signer
+from watcher.journal.delivery import Delivery
 from watcher.printable import printable, without_secrets
 from watcher.retry_after import retry_after_s
 from watcher.settings import SubscriptionSettings
-from watcher.store.lanes import Delivery
 
 ATTEMPT_TIMEOUT_S = 20
 """A whole attempt, name look-up to last byte. Shorter than a lane's lease and than the drain."""

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import orjson
 
+from watcher.journal.delivery import Delivery
 from watcher.journal.events import Draft, Event, Origin, tell
 from watcher.journal.interest import Interest
 from watcher.journal.notices import threshold_key
+from watcher.journal.record import Record
 from watcher.journal.retold import Damaged, Forgotten, Started, Told, read_back
 from watcher.settings import SubscriptionSettings
 from watcher.snapshot import Asset
-from watcher.store.history import Record
-from watcher.store.lanes import Delivery
 
 _ID = re.compile(r"evt_[a-z2-7]{24}\Z")
 _A_BASELINE = Event("", "account.baseline", None, None, "0", 0, b"")

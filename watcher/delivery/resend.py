@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from watcher.delivery.replay import Replay
+from watcher.journal.delivery import Delivery
 from watcher.settings import SubscriptionSettings
 from watcher.store.history import History, place
 from watcher.store.keys import SHARDS, Keys
-from watcher.store.lanes import Delivery, Lanes
+from watcher.store.lanes import Lanes
 from watcher.store.letters import Letter, Letters
 from watcher.store.pipe import Pipe
 from watcher.store.polls import LANE_LENGTH

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from watcher.journal.events import iso
 from watcher.journal.ledger import AccountState
+from watcher.journal.record import Record
 from watcher.journal.retold import Damaged, Forgotten, Started, Told, read_back
 from watcher.snapshot import Balance
-from watcher.store.history import Record
 
 
 class Finding(NamedTuple):

@@ -9,13 +9,13 @@ from typing import Any
 
 import orjson
 
+from watcher.journal.delivery import Delivery
 from watcher.journal.events import Event, Origin, drafts_of, iso, tell
 from watcher.journal.interest import Interest
 from watcher.journal.ledger import AccountState, Advance, Rules, advance
 from watcher.journal.notices import baseline, crossings, recovered, stale
+from watcher.journal.record import dump_record
 from watcher.snapshot import Snapshot
-from watcher.store.history import dump_record
-from watcher.store.lanes import Delivery
 
 
 @dataclass(frozen=True, slots=True)

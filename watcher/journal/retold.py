@@ -12,9 +12,9 @@ from typing import Any
 from watcher.journal.events import Origin, drafts_of, tell
 from watcher.journal.explain import Change, in_atoms, in_text
 from watcher.journal.ledger import Moved
+from watcher.journal.record import Record
 from watcher.settings import SERVICE_EVENTS
 from watcher.snapshot import Asset, Balance
-from watcher.store.history import Record
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)

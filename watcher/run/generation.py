@@ -12,6 +12,7 @@ from watcher.delivery.egress import Policy
 from watcher.delivery.loop import DeliverLoop
 from watcher.delivery.post import Poster, Target
 from watcher.delivery.restraint import Restraint
+from watcher.journal.delivery import Delivery
 from watcher.journal.interest import Interest
 from watcher.journal.notices import paused
 from watcher.logs.lines import log
@@ -24,7 +25,7 @@ from watcher.settings import AccountSettings, Settings, SubscriptionSettings
 from watcher.store.connect import StoreUnreachable
 from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
-from watcher.store.lanes import Delivery, Lanes
+from watcher.store.lanes import Lanes
 from watcher.store.polls import Polls
 from watcher.store.roster import Enrolled, Roster
 from watcher.store.schedule import Schedule

@@ -1,16 +1,13 @@
 """The event log: what every commit told, in order, for people, replays and audits. Never for delivery.
 
-A record is an event as it was sent (but for its subscription), or `baseline` (`assets`: balances that
-start anew; `whole`: of an account with nothing before) or `forgotten` (`assets`: ids no longer watched).
 Refuses to judge a record: it says what cannot be read, and goes on.
 """
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from heapq import heapify, heappop, heapreplace
-from typing import Any
 
+from watcher.journal.record import Record
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.pipe import Pipe
 
@@ -18,21 +15,6 @@ START = "0-0"
 """The place before the first record of a shard's log."""
 
 _PAGE = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One line of the log. `follows` is the account's sequence before the commit that wrote it."""
-
-    account: str
-    follows: int
-    content: dict[str, Any]
-    id: str = ""
-
-
-def dump_record(follows: int, content: bytes) -> bytes:
-    """Write down a record whose content is JSON."""
-    return b"%d %b" % (follows, content)
 
 
 def place(record_id: str) -> tuple[int, int]:

@@ -4,8 +4,8 @@ Refuses to judge an attempt: it is told what became of it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from watcher.journal.delivery import Delivery
 from watcher.store.keys import Keys, shard_of
 from watcher.store.pipe import load_script
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
@@ -18,35 +18,6 @@ DEAD_PER_SUBSCRIPTION = 10_000
 
 _QUEUE = load_script("queue")
 _SETTLE = load_script("settle")
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """The duty to get one event to one subscription. `head` names it inside its lane."""
-
-    event_id: str
-    type: str
-    sequence: int
-    body: bytes
-
-    @property
-    def head(self) -> bytes:
-        return f"{self.event_id} {self.sequence} {self.type}\n".encode()
-
-    def dump(self) -> bytes:
-        return self.head + self.body
-
-
-def load_delivery(entry: bytes) -> Delivery:
-    """Read a lane's entry. Raises ValueError on anything that `Delivery.dump` did not write."""
-    head, newline, body = entry.partition(b"\n")
-    event_id, sequence, event_type = head.decode("ascii").split(" ")
-    if not newline or not body:
-        raise ValueError("a delivery without a body")
-    delivery = Delivery(event_id, event_type, int(sequence), body)
-    if delivery.head != head + newline:  # int() reads `1_0` too, and no settling would ever find it
-        raise ValueError("a delivery under another name")
-    return delivery
 
 
 class Lanes:

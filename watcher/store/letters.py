@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from watcher.journal.delivery import Delivery, load_delivery
 from watcher.store.history import place
 from watcher.store.keys import SHARDS, Keys, shard_of
-from watcher.store.lanes import Delivery, load_delivery
 from watcher.store.pipe import Pipe
 
 _PAGE = 200

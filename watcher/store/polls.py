@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
+from watcher.journal.delivery import Delivery
 from watcher.journal.ledger import AccountState
 from watcher.store.keys import Keys, shard_of
-from watcher.store.lanes import DEAD_PER_SUBSCRIPTION, Delivery
+from watcher.store.lanes import DEAD_PER_SUBSCRIPTION
 from watcher.store.pipe import load_script
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
 from watcher.store.state import BadState, dump_body, load_state

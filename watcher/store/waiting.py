@@ -7,8 +7,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
+from watcher.journal.delivery import Delivery, load_delivery
 from watcher.store.keys import SHARDS, Keys
-from watcher.store.lanes import Delivery, load_delivery
 from watcher.store.pipe import Pipe
 
 _PAGE = 50

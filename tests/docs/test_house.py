@@ -1,0 +1,48 @@
+"""The map of the code, held to what it says: data flows one way, and so do imports."""
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import watcher
+
+HOUSE = Path(watcher.__file__).parent
+
+
+def rooms() -> Iterator[tuple[str, Path]]:
+    """Name each module after the room that it stands in: its package, or itself at the top."""
+    for path in HOUSE.rglob("*.py"):
+        room = path.relative_to(HOUSE).parts[0].removesuffix(".py")
+        if not room.startswith("__"):
+            yield room, path
+
+
+def imports_by_room() -> Mapping[str, set[str]]:
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for room, path in rooms():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("watcher."):
+                imported = str(node.module).split(".")[1]
+                found[room] |= {imported} - {room}
+    return found
+
+
+def test_polling_and_delivering_meet_in_redis_and_nowhere_else() -> None:
+    imports = imports_by_room()
+    assert "delivery" not in imports["polling"]
+    assert "polling" not in imports["delivery"]
+
+
+def test_the_journal_knows_neither_redis_nor_the_network() -> None:
+    assert imports_by_room()["journal"] <= {"amounts", "snapshot", "providers", "settings"}
+    for path in (HOUSE / "journal").glob("*.py"):
+        assert not {"redis", "aiohttp", "asyncio", "time"} & set(_imported(path)), path
+
+
+def _imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name.split(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").split(".")[0]
