@@ -1,6 +1,7 @@
 """The client and its address: what is accepted, what is refused and in which words, what never shows."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -273,7 +274,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def a_tls_front(certificate: Path, socket: Path) -> AsyncIterator[int]:
+async def a_tls_front(certificate: Path, server_socket: Path) -> AsyncIterator[int]:
     """Serve a server's unix socket over TLS; yields the port."""
 
     async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
@@ -282,7 +283,7 @@ async def a_tls_front(certificate: Path, socket: Path) -> AsyncIterator[int]:
         target.close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream, downstream = await asyncio.open_unix_connection(socket)
+        upstream, downstream = await asyncio.open_unix_connection(server_socket)
         await asyncio.gather(copy(reader, downstream), copy(upstream, writer))
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -297,6 +298,7 @@ async def test_a_certificate_is_verified_unless_told_otherwise(server: RealServe
         error = await refusal(url)
         assert isinstance(error, ConfigurationRefused)
         assert "does not verify" in str(error)
+        assert "?ssl_cert_reqs=none" in str(error), "the way out is named"
         for trusting in (f"{url}?ssl_ca_certs={certificate}", f"{url}?ssl_cert_reqs=none"):
             async with connect(trusting) as client:
                 assert await client.ping()
@@ -306,6 +308,36 @@ async def test_a_certificate_for_another_name_is_refused(server: RealServer, cer
     async with a_tls_front(certificate, server.socket) as port:
         error = await refusal(f"rediss://localhost:{port}?ssl_ca_certs={certificate}")
         assert isinstance(error, ConfigurationRefused)
+        assert "?ssl_check_hostname=no" in str(error)
         lax = f"rediss://localhost:{port}?ssl_ca_certs={certificate}&ssl_check_hostname=no"
         async with connect(lax) as client:
             assert await client.ping()
+
+
+async def test_a_server_without_tls_is_said_to_have_none() -> None:
+    async def take_for_an_inline_command(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"-ERR unknown command\r\n")
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(take_for_an_inline_command, ANYONE, 0) as plain:
+        error = await refusal(f"rediss://{ANYONE}:{plain.sockets[0].getsockname()[1]}")
+    assert isinstance(error, ConfigurationRefused)
+    assert "does not speak TLS" in str(error)
+
+
+@pytest.mark.skipif("redis" not in ENGINES, reason="the server that comes along has no TLS of its own")
+async def test_a_server_that_speaks_tls_itself_is_verified_by_its_authority(certificate: Path) -> None:
+    port = a_free_port()
+    files = ("--tls-cert-file", "--tls-key-file", "--tls-ca-cert-file")
+    own = (argument for name in files for argument in (name, str(certificate)))
+    with real_server("redis", "--tls-port", str(port), "--tls-auth-clients", "no", *own):
+        error = await refusal(f"rediss://{ANYONE}:{port}")
+        assert isinstance(error, ConfigurationRefused)
+        async with connect(f"rediss://{ANYONE}:{port}?ssl_ca_certs={certificate}") as client:
+            assert await client.ping()
+
+
+def a_free_port() -> int:
+    with socket.create_server((ANYONE, 0)) as taken:
+        return int(taken.getsockname()[1])

@@ -30,6 +30,18 @@ _REFUSES_WRITES = {
     "READONLY": "it is a replica; point redis.url at the primary",
     "NOREPLICAS": "too few of its replicas are connected",
 }
+_TLS_REFUSALS = {
+    "mismatch, certificate is not valid for": (
+        "has a certificate for another name; use that one in redis.url, or add ?ssl_check_hostname=no to it"
+    ),
+    "certificate has expired": "has a certificate that has expired",
+    "CERTIFICATE_VERIFY_FAILED": (
+        "has a certificate that does not verify; if it is self-signed, name it or its authority in redis.url "
+        "by ?ssl_ca_certs=/path/ca.pem, or trust any certificate by ?ssl_cert_reqs=none"
+    ),
+    "WRONG_VERSION_NUMBER": "does not speak TLS; use redis://, or its TLS port",
+}
+"""By what OpenSSL says; the first that is found in it counts."""
 _REFUSAL = re.compile(r"\b(" + "|".join(_REFUSES_WRITES) + r")\b")
 
 
@@ -122,11 +134,9 @@ def in_our_words(error: Exception, at: str) -> StoreError | None:
         return ConfigurationRefused(f"Redis at {at} forbids its user a command or key that watcher needs")
     if isinstance(error, exceptions.InvalidResponse):
         return ConfigurationRefused(f"what answers at {at} is not Redis; check redis.url")
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        return ConfigurationRefused(
-            f"the certificate of Redis at {at} does not verify; name its authority in redis.url, "
-            "?ssl_ca_certs=/path/ca.pem"
-        )
+    for sign, because in _TLS_REFUSALS.items():
+        if sign in text:
+            return ConfigurationRefused(f"Redis at {at} {because}")
     if isinstance(error, exceptions.BusyLoadingError):
         return StoreUnreachable(f"Redis at {at} is still loading its data; it will answer when it is done")
     if isinstance(error, exceptions.TimeoutError | TimeoutError):
