@@ -173,7 +173,9 @@ class SubscriptionSettings(Section):
         description="wait before each attempt; after the last one a dead letter",
     )
     headers: dict[str, str] = Field({}, repr=False, description="extra request headers")
-    max_in_flight: int = Field(32, ge=1, le=1000, description="attempts at the same time, per worker")
+    max_in_flight: int = Field(
+        32, ge=1, le=1000, description="attempts at the same time, per worker; each delivery earns one more"
+    )
     requests_per_second: float | None = Field(
         None, ge=0.1, le=10_000, description="attempts a second, over all workers together"
     )

@@ -38,7 +38,7 @@ async def unchanged(stage: Stage, accounts: int, seconds: float) -> Measured:
     settings = some_settings(f"{stage.url}/still", accounts)
     await Generation(settings, stage.schedule, stage.health, Tally()).run_once()  # the baselines
     tally = Tally()
-    async with _running(stage, settings, tally):
+    async with running(stage, settings, tally):
         await _until(lambda: tally.polls >= 2 * accounts)
         measured = await _watch(stage, seconds, lambda: tally.polls)
     assert not tally.refused + tally.changes, "nothing was to change"
@@ -49,7 +49,7 @@ async def changed(stage: Stage, accounts: int, seconds: float) -> Measured:
     """Poll accounts of which one asset moved each time, and deliver each event to one subscription."""
     settings = some_settings(f"{stage.url}/restless", accounts, subscriber=stage.url)
     tally = Tally()
-    async with _running(stage, settings, tally):
+    async with running(stage, settings, tally):
         await _until(lambda: tally.deliveries >= accounts)
         measured = await _watch(stage, seconds, lambda: tally.deliveries)
     assert not tally.refused + tally.retried, "everything was to be taken"
@@ -86,13 +86,13 @@ async def latencies(stage: Stage, accounts: int, count: int, *, per_second: floa
         polls_per_second=1.05 * per_second,  # the loop stays that far below its limit
     )
     tally = Tally()
-    polls = _TimedPolls(stage.schedule, Keys(settings.redis.namespace))
-    async with _running(stage, settings, tally, polls):
+    polls = TimedPolls(stage.schedule, Keys(settings.redis.namespace))
+    async with running(stage, settings, tally, polls):
         await _until(lambda: tally.deliveries >= count)
     return latencies_ms(polls.sent_at, await receipts(stage.url))
 
 
-class _TimedPolls(Polls):
+class TimedPolls(Polls):
     """Notes when the commit of each event is sent."""
 
     def __init__(self, *parts: object) -> None:
@@ -107,15 +107,14 @@ class _TimedPolls(Polls):
 
 
 @asynccontextmanager
-async def _running(
+async def running(
     stage: Stage, settings: Settings, tally: Tally, polls: Polls | None = None
-) -> AsyncIterator[None]:
-    """A worker's loops inside the block; what is in flight at its end is finished."""
+) -> AsyncIterator[asyncio.Task[None]]:
+    """A worker's loops inside the block, as a task; what is in flight at its end is finished."""
     generation = Generation(settings, stage.schedule, stage.health, tally)
     generation._polls = polls or generation._polls
     async with asyncio.TaskGroup() as group:
-        group.create_task(generation.run())
-        yield
+        yield group.create_task(generation.run())
         generation.stop()
 
 

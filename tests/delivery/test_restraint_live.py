@@ -1,5 +1,6 @@
 """How subscriptions are treated that fail, ask for patience or limit their rate: by workers that run."""
 
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -82,13 +83,13 @@ async def test_410_pauses_at_once_says_so_and_loses_nothing(
     assert {line["event"] for line in logged} >= {"subscription.resumed"}
 
 
-async def test_a_receiver_that_comes_back_is_asked_by_one_attempt_at_a_time_until_it_takes_one(
+async def test_a_receiver_that_comes_back_is_asked_by_one_attempt_of_all_workers_until_it_takes_one(
     one: Owed, subscriber: MoodySubscriber, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
 ) -> None:
     monkeypatch.setattr(outcomes, "_RESTS_S", (0.05, 0.1, 0.2))
     subscriber.status, subscriber.delay_s = 503, 0.02
     await one.queue(FIFTY, [1, 2])
-    async with one.worker():
+    async with one.worker(), one.worker(), one.worker():
         await subscriber.until(lambda: "subscription.failing" in [line["event"] for line in logged])
         probes_from = len(subscriber.arrivals)
         await subscriber.until(lambda: len(subscriber.arrivals) >= probes_from + 3)
@@ -102,17 +103,54 @@ async def test_a_receiver_that_comes_back_is_asked_by_one_attempt_at_a_time_unti
     assert in_order(subscriber.taken)
     assert await one.standings.read() == {}
     assert [line["event"] for line in logged].count("subscription.recovered") == 1
+    assert not await one.pipe.command("GET", one.keys.probe("ops"))
+
+
+async def test_a_probe_of_a_worker_that_died_is_made_by_another_when_its_lease_ends(
+    one: Owed, subscriber: MoodySubscriber
+) -> None:
+    await one.standings.failed("ops", "status 503", pause=False, wish_ms=1, holds_ms=(1,))
+    assert await one.standings.take_probe("ops", "who died", lease_ms=1500)
+    probed_from = time.monotonic() + 1.4
+    await one.queue(FIFTY[:5])
+    async with one.worker(), one.worker():
+        await subscriber.until(lambda: len(subscriber.taken) == 5)
+    assert subscriber.arrivals[0].at > probed_from
+
+
+async def test_a_subscription_earns_its_room_delivery_by_delivery(
+    one: Owed, subscriber: MoodySubscriber
+) -> None:
+    subscriber.delay_s = 0.05
+    await one.queue(FIFTY)
+    async with one.worker():
+        await subscriber.until(lambda: len(subscriber.taken) == 50)
+    in_flight = [each.in_flight for each in subscriber.arrivals]
+    assert in_flight[:3] in ([1, 1, 2], [1, 2, 2])
+    assert 8 < max(in_flight) <= 32
+
+
+async def test_of_one_that_hangs_from_the_beginning_one_attempt_is_made(
+    one: Owed, subscriber: MoodySubscriber
+) -> None:
+    subscriber.delay_s = 1.0
+    await one.queue(FIFTY)
+    async with one.worker():
+        await subscriber.until(lambda: len(subscriber.arrivals) > 1)
+    assert subscriber.arrivals[1].at - subscriber.arrivals[0].at > 0.9
 
 
 async def test_thirty_attempts_that_fail_at_once_are_one_reason_for_patience(
     one: Owed, subscriber: MoodySubscriber
 ) -> None:
-    subscriber.status, subscriber.delay_s = 503, 0.1
     await one.queue(FIFTY)
     async with one.worker():
-        await subscriber.until(lambda: len(subscriber.arrivals) >= 30 and subscriber.in_flight == 0)
+        await subscriber.until(lambda: len(subscriber.taken) == 50)
+        subscriber.status, subscriber.delay_s = 503, 0.1
+        await one.queue(FIFTY, [2])
+        await subscriber.until(lambda: len(subscriber.arrivals) >= 80 and subscriber.in_flight == 0)
         subscriber.status = 200
-        await subscriber.until(lambda: len(subscriber.taken) == 50, within_s=5)
+        await subscriber.until(lambda: len(subscriber.taken) == 100, within_s=5)
 
 
 async def test_what_the_receiver_asks_for_holds_for_all_its_lanes_and_for_what_comes_later(

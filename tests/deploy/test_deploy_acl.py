@@ -159,7 +159,7 @@ async def delivered_to_the_end(lanes: Lanes, account: str, deliveries: list[Deli
     )
     assert reply is Reply.DONE
     assert await lanes.release(account, Lease(account, deadline)) is Reply.DONE
-    await lanes.hold(shard, account, for_ms=1)
+    await lanes.hold(shard, {account: 1})
     (lease,) = (await lanes.claim(account, shard, lease_ms=60_000, at_most=1)).leases
     assert await lanes.delivered(account, lease, third, lease_ms=60_000) == (Reply.DONE, 0)
 

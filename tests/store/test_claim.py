@@ -175,7 +175,7 @@ async def test_a_held_subscription_is_not_named_until_something_of_it_comes_up(
 ) -> None:
     store = a_store(redis_client, namespace)
     await store.queue(a_delivery())
-    await store.lanes.hold(SHARD, OPS, for_ms=MINUTE_MS)
+    await store.lanes.hold(SHARD, {OPS: MINUTE_MS})
     assert await store.lanes.due_subscriptions(SHARD) == []
     await store.queue(a_delivery(), account=NEIGHBOURS[0])
     await store.now_ms()
@@ -186,7 +186,7 @@ async def test_holding_a_subscription_without_lanes_makes_none_up(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
-    await store.lanes.hold(SHARD, OPS, for_ms=MINUTE_MS)
+    await store.lanes.hold(SHARD, {OPS: MINUTE_MS})
     assert await store.contents() == {}
 
 

@@ -19,6 +19,7 @@ from stores import (
 
 from watcher.store.connect import StoreUnreachable, connect
 from watcher.store.schedule import Lease, Reply
+from watcher.store.standings import Standings
 
 pytestmark = pytest.mark.parametrize("engine", ENGINES)
 
@@ -87,5 +88,17 @@ async def test_lanes_are_drained_all_the_same(store: Store) -> None:
     assert await store.lanes.hasten(OPS, SHARD, lease_ms=MINUTE_MS) == 1
     (lease,) = (await store.lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
     assert await store.lanes.release(OPS, lease) is Reply.DONE
+    assert await store.lanes.take_turn(OPS, per_second=5, within_ms=1000) == 0
+    await store.lanes.hold(SHARD, {OPS: MINUTE_MS})
+    assert await store.lanes.due_subscriptions(SHARD) == []
     assert await store.lanes.queue(OPS, ACCOUNT, [a_delivery(4)]) == 1, "an alert, or a letter sent again"
     assert await store.lane() == [each.dump() for each in some_deliveries(3, 4)]
+
+
+async def test_how_a_subscription_stands_is_noted_all_the_same(store: Store) -> None:
+    standings = Standings(store.pipe, store.keys)
+    await fill(store)
+    assert await standings.take_probe(OPS, "w", lease_ms=MINUTE_MS)
+    assert (await standings.failed(OPS, "503", pause=False, wish_ms=MINUTE_MS, holds_ms=[1])).counted
+    assert await standings.succeeded(OPS)
+    assert await standings.pause(OPS, "by hand")

@@ -98,7 +98,7 @@ async def workload(store: Store) -> None:
 async def _deliver(store: Store) -> None:
     lanes = store.lanes
     await lanes.due_subscriptions(SHARD)
-    await lanes.hold(SHARD, OPS, for_ms=1)
+    await lanes.hold(SHARD, {OPS: 1})
     (lane,) = (await lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
     await lanes.read(OPS, ACCOUNT, at_most=5)
     await lanes.read_tries(OPS, ACCOUNT)
@@ -112,6 +112,7 @@ async def _deliver(store: Store) -> None:
     await lanes.release(OPS, await store.lease_lane())
     standings = Standings(store.pipe, store.keys)
     await standings.failed(OPS, "503", pause=False, wish_ms=0, holds_ms=[1])
+    await standings.take_probe(OPS, "w", lease_ms=MINUTE_MS)
 
 
 @pytest.mark.parametrize("engine", EVERY_ENGINE)

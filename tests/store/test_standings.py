@@ -171,6 +171,24 @@ async def test_whoever_pauses_by_hand_can_resume(redis_client: Redis, namespace:
 
 
 @everywhere
+async def test_of_many_workers_one_may_ask_until_it_leaves_or_its_lease_ends(
+    redis_client: Redis, namespace: str
+) -> None:
+    view = a_view(a_store(redis_client, namespace))
+    asked = await asyncio.gather(*(view.take_probe(OPS, f"w{n}", lease_ms=60_000) for n in range(10)))
+    assert asked.count(True) == 1
+    who = f"w{asked.index(True)}"
+    assert await view.take_probe(OPS, who, lease_ms=60_000), "a repeat after a lost answer"
+    await view.leave_probe(OPS, "another")
+    assert not await view.take_probe(OPS, "another", lease_ms=60_000), "it was not the other's to leave"
+    await view.leave_probe(OPS, who)
+    assert await view.take_probe(OPS, "another", lease_ms=20)
+    async with asyncio.timeout(5):
+        while not await view.take_probe(OPS, who, lease_ms=60_000):  # noqa: ASYNC110 - a lease just ends
+            await asyncio.sleep(0.005)
+
+
+@everywhere
 async def test_the_reason_is_kept_as_it_was_said(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     reason = "status 503: %d «zu»  2 spaces"

@@ -5,6 +5,7 @@ to talk to the polling loops: they meet in Redis.
 """
 
 import asyncio
+import itertools
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -24,12 +25,17 @@ from watcher.vitals.tally import Tally
 LOOK_S = 0.05
 """Between two looks at the schedule: how late a lane may start that another worker made due."""
 
+_AT_ONCE = 32
+"""Subscriptions that are claimed for at the same time: a thousand that are due do not hold up the next."""
+
 _FULL_MS = 1000
 """A shard that found no room is not looked at for so long, unless a lane of its subscription ends."""
 
 _UNKNOWN_MS = 60_000
 """A subscription that the configuration does not know keeps its lanes, and is not looked at for so long."""
 
+_Due = dict[str, set[int]]
+"""Shards by the subscription that may have a lane due there."""
 
 DAMAGED_S = 30.0
 """What cannot be read in Redis is looked at again after so long: somebody may have mended it."""
@@ -55,8 +61,10 @@ class DeliverLoop:
         self._restraint = restraint
         self._health = health
         self._in_flight: Counter[str] = Counter()
-        self._woken: set[tuple[int, str]] = set()
+        self._woken: _Due = {}
+        self._found: _Due = {}
         self._full: defaultdict[str, set[int]] = defaultdict(set)
+        self._held: defaultdict[int, dict[str, int]] = defaultdict(dict)
         self._look_at = 0.0
         self._damaged_until: dict[int, float] = {}
         self._is_finishing = False
@@ -69,7 +77,7 @@ class DeliverLoop:
 
     def wake(self, shard: int, subscription: str) -> None:
         """Claim a lane of this subscription at once: one was just made due."""
-        self._woken.add((shard, subscription))
+        self._woken.setdefault(subscription, set()).add(shard)
         self._wake.set()
 
     async def hasten(self, subscription: str) -> None:
@@ -97,10 +105,11 @@ class DeliverLoop:
                 try:
                     is_finishing = self._is_finishing  # as it was when this look began
                     has_found = await self.tick(group)
-                    if is_finishing and not has_found and not self._woken and not self.in_flight:
+                    is_more = self._woken or self._found
+                    if is_finishing and not has_found and not is_more and not self.in_flight:
                         self.stop()
                     self._health.answered()
-                    pause_s = self._look_at - time.monotonic()
+                    pause_s = 0 if is_more else self._look_at - time.monotonic()
                 except StoreError as trouble:
                     pause_s = await self._health.failed(trouble)
                 except Exception:
@@ -113,22 +122,27 @@ class DeliverLoop:
         return self._in_flight.total()
 
     async def tick(self, group: asyncio.TaskGroup) -> bool:
-        """Look for what is due, claim what there is room for, start working it off; says if there was any."""
+        """Look for what is due, claim what there is room for, start working it off; says if there was any.
+
+        No more than a part of what was found by looking: what was woken meanwhile comes first.
+        """
         for name in await self._restraint.refresh():
-            self._woken.update((shard, name) for shard in range(SHARDS))
-        due, self._woken = self._woken, set()
+            self._found[name] = set(range(SHARDS))
         if self._is_finishing or time.monotonic() >= self._look_at:
-            due |= await self._look()
+            await self._look()
             self._look_at = time.monotonic() + LOOK_S
-        shards_by_name: dict[str, list[int]] = {}
-        for shard, name in due:
-            shards_by_name.setdefault(name, []).append(shard)
-        await asyncio.gather(*(self._claim(group, name, shards) for name, shards in shards_by_name.items()))
+        due = _taken(self._found)
+        for name, shards in _taken(self._woken).items():
+            due.setdefault(name, set()).update(shards)
+        await asyncio.gather(*(self._claim(group, name, list(shards)) for name, shards in due.items()))
+        await self._hold_back()
         return bool(due)
 
-    async def _look(self) -> set[tuple[int, str]]:
+    async def _look(self) -> None:
         names_by_shard = await asyncio.gather(*map(self._look_at_shard, range(SHARDS)))
-        return {(shard, name) for shard, names in enumerate(names_by_shard) for name in names}
+        for shard, names in enumerate(names_by_shard):
+            for name in names:
+                self._found.setdefault(name, set()).add(shard)
 
     async def _look_at_shard(self, shard: int) -> list[str]:
         """Look at one shard. One whose keys are damaged is left alone for a while, the others go on."""
@@ -151,15 +165,17 @@ class DeliverLoop:
         target = self._targets.get(name)
         rest_ms = self._restraint.rest_ms(name)
         if target is None or rest_ms:
-            await self._hold_index(name, shards, rest_ms or _UNKNOWN_MS)
+            self._hold(name, shards, rest_ms or _UNKNOWN_MS)
             return
         room = self._restraint.room(target.settings, self._in_flight[name], self.in_flight)
+        if room and not await self._restraint.may_ask(name, lease_ms=LEASE_MS):
+            room = 0
         share = max(1, room // len(shards))
         self._full[name].update(shards[room:])
-        await asyncio.gather(
-            self._hold_index(name, shards[room:], _FULL_MS),
-            *(self._claim_shard(group, target, shard, share) for shard in shards[:room]),
-        )
+        self._hold(name, shards[room:], _FULL_MS)
+        await asyncio.gather(*(self._claim_shard(group, target, shard, share) for shard in shards[:room]))
+        if not self._in_flight[name]:
+            await self._restraint.leave_probe(name)
 
     async def _claim_shard(self, group: asyncio.TaskGroup, target: Target, shard: int, at_most: int) -> None:
         try:
@@ -175,20 +191,37 @@ class DeliverLoop:
             self._in_flight[target.name] += 1
             group.create_task(self._one(target, shard, lease), name=f"lane {target.name} {lease.member}")
 
-    async def _hold_index(self, name: str, shards: list[int], for_ms: int) -> None:
-        await asyncio.gather(*(self._lanes.hold(shard, name, for_ms=for_ms) for shard in shards))
+    def _hold(self, name: str, shards: list[int], for_ms: int) -> None:
+        for shard in shards:
+            self._held[shard][name] = for_ms
+
+    async def _hold_back(self) -> None:
+        """Do not look for a while at what had no room: one command for all that is held in a shard."""
+        held, self._held = self._held, defaultdict(dict)
+        await asyncio.gather(*(self._lanes.hold(shard, for_ms) for shard, for_ms in held.items()))
 
     async def _one(self, target: Target, shard: int, lease: Lease) -> None:
-        """Work off one lane. Whatever happens, it holds up no other lane."""
-        is_more = False
+        """Work off one lane, then look for what had no room beside it."""
         try:
-            is_more = await self._worker.work(target, lease)
+            is_more = await self._work(target, lease)
+            await self._restraint.leave_probe(target.name)
+        finally:
+            self._in_flight[target.name] -= 1
+        for waiting in self._full.pop(target.name, set()) | ({shard} if is_more else set()):
+            self.wake(waiting, target.name)
+
+    async def _work(self, target: Target, lease: Lease) -> bool:
+        """Work off one lane; says whether more of it is due. Whatever happens, it holds up no other lane."""
+        try:
+            return await self._worker.work(target, lease)
         except StoreError as trouble:
             # What was posted but not settled is posted again when the lease has run out: same id, same bytes.
             log.debug("lease.lost", account=lease.member, subscription=target.name, reason=str(trouble))
         except Exception:
             log.exception("bug", affected="lane", account=lease.member, subscription=target.name)
-        finally:
-            self._in_flight[target.name] -= 1
-            for waiting in self._full.pop(target.name, set()) | ({shard} if is_more else set()):
-                self.wake(waiting, target.name)
+        return False
+
+
+def _taken(due: _Due) -> _Due:
+    """Take the next few subscriptions, oldest first."""
+    return {name: due.pop(name) for name in list(itertools.islice(due, _AT_ONCE))}

@@ -5,8 +5,11 @@ Refuses to claim and to send.
 """
 
 import math
+import secrets
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from watcher.delivery.outcomes import Outcome, Verdict
 from watcher.logs.lines import log
@@ -18,14 +21,15 @@ LONGEST_REST_MS = 60_000
 """Even a paused subscription is looked at after so long: whoever saw that it was resumed may have died."""
 
 PROBE_FROM = 3
-"""After so many failures in a row, or after it was left alone, one lane at a time goes out from each
-worker until one is delivered: no stampede."""
+"""After so many failures in a row, or after it was left alone, one lane at a time goes out, over all
+workers, until one is delivered: no stampede."""
 
 _READ_EVERY_S = 1.0
 _WARN_EVERY_S = 3600.0
 _DAMAGED_S = 30.0
-_HEALTHY_SHARE = 0.8
-"""The last fifth of what this process can bear is for subscriptions that stand well."""
+_SHARED = 0.8
+"""The last fifth of what this process can bear is for subscriptions that stand well and have nothing in
+flight: a thousand that hang must leave room for the one that does not."""
 
 
 class Restraint:
@@ -50,6 +54,9 @@ class Restraint:
         self._known: dict[str, Standing] = {}
         self._turn_at_ms: dict[str, int] = {}
         self._warned_at: dict[str, float] = {}
+        self._earned: Counter[str] = Counter()
+        self._who = secrets.token_hex(8)
+        self._probed: set[str] = set()
 
     async def refresh(self) -> list[str]:
         """Learn once a second what other workers, and commands, have noted.
@@ -59,7 +66,7 @@ class Restraint:
         if time.monotonic() < self._read_at:
             return []
         before, self._known = self._known, await self._read()
-        sooner = [name for name, old in before.items() if _until_ms(self._known.get(name)) < _until_ms(old)]
+        sooner = [name for name, old in before.items() if _is_better(self._known.get(name), old)]
         for name in sooner:
             if before[name].paused_at_ms:
                 log.info("subscription.resumed", subscription=name)
@@ -87,20 +94,45 @@ class Restraint:
         self._turn_at_ms[name] = self._now_ms() + math.ceil(for_ms)
 
     def room(self, subscription: SubscriptionSettings, in_flight: int, in_flight_of_all: int) -> int:
-        """Say how many more lanes of a subscription may be worked on."""
-        standing = self._known.get(subscription.name)
-        is_failing = standing is not None and (standing.failures >= PROBE_FROM or standing.held_until_ms > 0)
-        allowed = 1 if is_failing else subscription.max_in_flight
+        """Say how many more lanes of a subscription may be worked on.
+
+        It starts with one, and each delivery earns it one more: of those that are dead nobody knows that at
+        first, and of those that come back nobody knows how much they can bear.
+        """
+        is_failing = _is_failing(self._known.get(subscription.name))
+        allowed = 1 if is_failing else min(1 + self._earned[subscription.name], subscription.max_in_flight)
         if subscription.requests_per_second:
             allowed = min(allowed, max(1, int(subscription.requests_per_second)))
-        bearable = int(self._most * _HEALTHY_SHARE) if is_failing else self._most
+        bearable = int(self._most * _SHARED) if is_failing or in_flight else self._most
         return max(0, min(allowed - in_flight, bearable - in_flight_of_all))
+
+    async def may_ask(self, name: str, *, lease_ms: int) -> bool:
+        """Say whether this worker may ask a subscription: a failing one is asked by one at a time.
+
+        Whoever may has to call `leave_probe` when it has asked. Raises StoreError.
+        """
+        if not _is_failing(self._known.get(name)):
+            return True
+        is_ours = await self._standings.take_probe(name, self._who, lease_ms=lease_ms)
+        if is_ours:
+            self._probed.add(name)
+        return is_ours
+
+    async def leave_probe(self, name: str) -> None:
+        """Let another worker ask, if it was this one. Where the store is away, the lease ends by itself."""
+        if name in self._probed:
+            self._probed.discard(name)
+            with suppress(StoreError):
+                await self._standings.leave_probe(name, self._who)
 
     async def note(self, subscription: SubscriptionSettings, verdict: Verdict) -> None:
         """Note what an attempt said of its subscription. Raises StoreError."""
         if verdict.outcome is Outcome.DELIVERED:
+            self._earned[subscription.name] += 1
             await self._succeeded(subscription.name)
         else:
+            if verdict.rests_ms[0]:
+                del self._earned[subscription.name]
             await self._failed(subscription, verdict)
 
     async def _succeeded(self, name: str) -> None:
@@ -141,6 +173,15 @@ class Restraint:
             log.warning(
                 "subscription.failing", subscription=name, reason=standing.reason, next_ms=max(0, left_ms)
             )
+
+
+def _is_failing(standing: Standing | None) -> bool:
+    return standing is not None and (standing.failures >= PROBE_FROM or standing.held_until_ms > 0)
+
+
+def _is_better(new: Standing | None, old: Standing) -> bool:
+    """Say whether more may be sent to a subscription than before, or sooner."""
+    return _until_ms(new) < _until_ms(old) or (_is_failing(old) and not _is_failing(new))
 
 
 def _until_ms(standing: Standing | None) -> float:

@@ -35,14 +35,27 @@ from watcher.vitals.tally import Tally
 _LOOK_S = 1.0
 """How often it is looked whether the server still knows of the accounts: so late they start anew."""
 
+MOST_ATTEMPTS = 10_000
+"""A thousand subscriptions that hang, with ten attempts each."""
+
 _DESCRIPTORS_FOR_THE_REST = 192
 """Redis, providers, logs and listeners, with room to spare."""
 
 
 def most_attempts() -> int:
-    """Say how many attempts this process can bear at the same time: each takes a file descriptor."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(16, min(soft - _DESCRIPTORS_FOR_THE_REST, 10_000))
+    """Say how many attempts this process can bear at the same time: each takes a file descriptor.
+
+    The soft limit is often 1,024 for the sake of programs that call select(); this one does not.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_ATTEMPTS + _DESCRIPTORS_FOR_THE_REST
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft < wanted:
+        with suppress(ValueError, OSError):  # then it stays as it was
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return max(16, min(soft - _DESCRIPTORS_FOR_THE_REST, MOST_ATTEMPTS))
 
 
 class Generation:

@@ -37,6 +37,10 @@ class Keys:
         """STRING, expires: when a subscription's next attempt may start, in ms. Written by take_turns."""
         return f"{self.namespace}:rate:subscription:{subscription}"
 
+    def probe(self, subscription: str) -> str:
+        """STRING, expires: who asks a failing subscription whether it is back. Written by probe."""
+        return f"{self.namespace}:probe:{subscription}"
+
     def polls(self, shard: int, provider: str) -> str:
         """ZSET, permanent: account -> when its poll is due (or its lease ends), in ms."""
         return self._tagged(shard, "polls", provider)

@@ -3,7 +3,7 @@
 Refuses to judge an attempt: it is told what became of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from watcher.journal.delivery import Delivery
 from watcher.store.keys import Keys, shard_of
@@ -16,6 +16,7 @@ ATTEMPTS_PER_SUBSCRIPTION = 200
 DEAD_PER_SUBSCRIPTION = 10_000
 """Dead letters kept per subscription and shard."""
 
+_HOLD = load_script("hold")
 _QUEUE = load_script("queue")
 _SETTLE = load_script("settle")
 
@@ -34,10 +35,12 @@ class Lanes:
         names = await self._pipe.command("ZRANGEBYSCORE", key, "-inf", self._schedule.now_ms())
         return [name.decode() for name in names]
 
-    async def hold(self, shard: int, subscription: str, *, for_ms: int) -> None:
-        """Do not name a subscription as due for a while, unless something of it comes up meanwhile."""
-        key = self._keys.due_subscriptions(shard)
-        await self._pipe.command("ZADD", key, "XX", self._schedule.now_ms() + for_ms, subscription)
+    async def hold(self, shard: int, for_ms: Mapping[str, int]) -> None:
+        """Do not name them as due for so long, unless something of theirs comes up meanwhile."""
+        now_ms = self._schedule.now_ms()
+        scores = [part for name, ms in for_ms.items() for part in (now_ms + ms, name)]
+        keys = [self._keys.due_subscriptions(shard), self._keys.nothing(shard)]
+        await self._pipe.script(_HOLD, keys, *scores)
 
     async def claim(self, subscription: str, shard: int, *, lease_ms: int, at_most: int) -> Claimed:
         keys = self._schedule_keys(shard, subscription)

@@ -19,6 +19,7 @@ WARN_AFTER = timedelta(days=1)
 
 _NOTE_FAILURE = load_script("note_failure")
 _NOTE_SUCCESS = load_script("note_success")
+_PROBE = load_script("probe")
 
 
 class Standing(NamedTuple):
@@ -46,6 +47,7 @@ class Standings:
     def __init__(self, pipe: Pipe, keys: Keys) -> None:
         self._pipe = pipe
         self._key = keys.standings()
+        self._keys = keys
 
     async def read(self) -> dict[str, Standing]:
         """Read all of them, by name; a subscription that stands well is not among them."""
@@ -65,6 +67,14 @@ class Standings:
     async def succeeded(self, subscription: str) -> bool:
         """Note a delivery; says whether the subscription had failed until now."""
         return bool(await self._pipe.script(_NOTE_SUCCESS, [self._key], subscription))
+
+    async def take_probe(self, subscription: str, who: str, *, lease_ms: int) -> bool:
+        """Be the only one over all workers who asks a failing subscription; says whether `who` is."""
+        return bool(await self._pipe.script(_PROBE, [self._keys.probe(subscription)], who, lease_ms))
+
+    async def leave_probe(self, subscription: str, who: str) -> None:
+        """Let somebody else ask, if it was `who` that might."""
+        await self._pipe.script(_PROBE, [self._keys.probe(subscription)], who, 0)
 
     async def pause(self, subscription: str, reason: str) -> bool:
         """Send nothing more to a subscription until it is resumed; says whether it was not paused before."""

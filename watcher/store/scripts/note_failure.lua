@@ -26,5 +26,6 @@ if paused == 0 then
   if ARGV[3] == '1' or now - since >= tonumber(ARGV[4]) then paused, is_new = now, 1 end
 end
 standing = string.format('%d %d %d %d ', failures, since, held, paused) .. reason
+redis.call('HDEL', KEYS[1], ARGV[1]) -- first: a full server still drains
 redis.call('HSET', KEYS[1], ARGV[1], standing)
 return {standing, is_new, counts}

@@ -11,6 +11,7 @@ if paused and tonumber(paused) > 0 then return 0 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if held and tonumber(held) > now then
+  redis.call('HDEL', KEYS[1], ARGV[1]) -- as in note_failure
   redis.call('HSET', KEYS[1], ARGV[1], string.format('0 %d %d 0 ', now, tonumber(held)) .. reason)
   return tonumber(failures) > 0 and 1 or 0
 end
