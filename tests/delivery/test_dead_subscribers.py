@@ -62,7 +62,7 @@ async def dead_endpoints() -> AsyncIterator[tuple[dict[str, list[str]], Subscrib
         yield urls_by_death, hung
 
 
-HANG_S = 3  # long enough to look at the others meanwhile
+HANG_S = 6  # long enough to look at the others meanwhile
 
 DEATHS = {
     "hung": f"no answer within {HANG_S} s",
