@@ -143,3 +143,18 @@ def test_nothing_heavy_is_imported_before_the_command_runs() -> None:
     program = "import sys, watcher.commands.check, watcher.commands.init; print('pydantic' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_whole_check_imports_neither_a_client_nor_an_event_loop(path: Path) -> None:
+    path.write_text(GOOD)
+    program = (
+        "import sys\nfrom watcher.cli import main\n"
+        f"try: main(['check', '--config', {str(path)!r}])\n"
+        "except SystemExit as ended: print(ended.code, *sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    code, *modules = done.stderr.splitlines()[-1].split()
+    assert code == "0"
+    assert "watcher.settings" in modules
+    heavy = {"aiohttp", "asyncio", "hiredis", "prometheus_client", "redis", "ssl", "structlog", "uvloop"}
+    assert not heavy & set(modules)

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from servers import DURABLE, ENGINES, EVERY_ENGINE, RealServer, real_server
 
+from watcher.store.address import safe_url
 from watcher.store.connect import (
     CONNECTIONS,
     ConfigurationRefused,
@@ -24,7 +25,6 @@ from watcher.store.connect import (
     StoreUnreachable,
     connect,
     in_our_words,
-    safe_url,
     translated,
 )
 

@@ -71,7 +71,7 @@ async def _survey(settings: "Settings") -> list[_Line]:
 
 
 def _where(settings: "RedisSettings") -> str:
-    from watcher.store.connect import safe_url
+    from watcher.store.address import safe_url
 
     url = safe_url(settings.url.get_secret_value())
     return f"embedded, in {settings.data_dir.absolute()}" if url == "embedded" else url

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from watcher.config.findings import Key, did_you_mean
 from watcher.delivery.signing import BadSecret, Signer
 from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS
-from watcher.store.connect import ConfigurationRefused, connect
+from watcher.store.address import ConfigurationRefused, check_address
 
 MASK = "***"
 """What `watcher check --show` prints for a secret; whoever copies that must hear it before it is used."""
@@ -75,7 +75,7 @@ def redis_url_flaw(url: str) -> str | None:
     if MASK in url:
         return "holds the mask that is shown instead of a password"
     try:
-        connect(url)  # it reads the URL, and waits with the connection until it is used
+        check_address(url)
     except ConfigurationRefused as error:
         return str(error).removeprefix("redis.url").lstrip(" :") + did_you_mean(url, ["embedded"])
     return None

@@ -13,7 +13,7 @@ from pydantic import BaseModel, SecretStr
 
 from watcher.config.rules import MASK
 from watcher.settings import RedisSettings, Settings, SubscriptionSettings
-from watcher.store.connect import safe_url
+from watcher.store.address import safe_url
 
 _UNITS = (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1))
 

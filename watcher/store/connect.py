@@ -1,29 +1,26 @@
 """Makes the one Redis client of a process, and says in our words why Redis cannot be used.
 
-Refuses to judge the server (`guarantee` does) and to show a credential: messages and logs name a server
-by `safe_url`.
+Refuses to judge the server (`guarantee` does) and to show a credential.
 """
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 
+from watcher.store.address import ConfigurationRefused as ConfigurationRefused
+from watcher.store.address import StoreError as StoreError
+from watcher.store.address import StoreUnreachable as StoreUnreachable
+from watcher.store.address import check_address, host_text
+
 CONNECTIONS = 64
 """Commands in flight at once. More wait for a connection; redis-py's other pool would raise instead."""
 
-_SCHEMES = ("redis", "rediss", "unix")
-_LATER = re.compile(r"rediss?\+(sentinel|cluster)://")
-_PLAIN_OPTIONS = frozenset({"db", "username", "password"})
-_FILE_OPTIONS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
-_TLS_OPTIONS = frozenset({"ssl_cert_reqs", "ssl_check_hostname"}) | _FILE_OPTIONS
 _REFUSES_WRITES = {
     "MISCONF": "it could not write to its disk; look at its disk space and its log",
     "OOM": "its memory is full; raise its maxmemory",
@@ -45,22 +42,6 @@ _TLS_REFUSALS = {
 _REFUSAL = re.compile(r"\b(" + "|".join(_REFUSES_WRITES) + r")\b")
 
 
-class StoreError(Exception):
-    """Redis cannot be used now. A worker that already runs says so once, waits and tries again."""
-
-
-class StoreUnreachable(StoreError):
-    """Nobody answers, or the server answers and refuses writes: time or its operator heals it."""
-
-    exit_code = 69
-
-
-class ConfigurationRefused(StoreError):
-    """The address, the credentials or the server's settings are wrong: waiting heals nothing."""
-
-    exit_code = 78
-
-
 def connect(url: str) -> Redis:
     """Return a client for redis://, rediss:// or unix://; it connects when first used.
 
@@ -69,7 +50,7 @@ def connect(url: str) -> Redis:
     client certificate, `ssl_check_hostname=no` accepts another name, and `ssl_cert_reqs=none` turns
     verification off. Raises ConfigurationRefused.
     """
-    _check_options(_checked(url))
+    check_address(url)
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=CONNECTIONS,
@@ -89,23 +70,10 @@ def connect(url: str) -> Redis:
     return Redis.from_pool(pool)
 
 
-def safe_url(url: str) -> str:
-    """Return where `url` points, without credentials and options. Never raises."""
-    if url == "embedded":
-        return url
-    try:
-        parts = _checked(url)
-    except ConfigurationRefused:
-        return "(not a Redis URL)"
-    if parts.scheme == "unix":
-        return f"unix://{parts.path}"
-    return f"{parts.scheme}://{_host(parts.hostname or '', parts.port)}{parts.path.rstrip('/')}"
-
-
 def where(client: Redis) -> str:
     """Return the address of a client's server, for a message."""
     options: dict[str, Any] = client.connection_pool.connection_kwargs
-    return str(options["path"]) if "path" in options else _host(options["host"], options.get("port"))
+    return str(options["path"]) if "path" in options else host_text(options["host"], options.get("port"))
 
 
 @contextmanager
@@ -151,52 +119,3 @@ async def _greet(connection: Any) -> None:
     await connection.send_command("CLIENT", "SETNAME", "watcher", check_health=False)
     with suppress(exceptions.ResponseError):  # an ACL may forbid it; the name only helps in CLIENT LIST
         await connection.read_response()
-
-
-def _checked(url: str) -> SplitResult:
-    """Take the URL apart. What a special character in a password pushed out of place is refused unseen."""
-    if later := _LATER.match(url):
-        raise ConfigurationRefused(
-            f"redis.url: {later[0]} is not supported yet; use redis://, rediss:// or unix://"
-        )
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-        options = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)]
-    except ValueError:
-        raise _no_url("is not a URL") from None
-    if parts.scheme not in _SCHEMES:
-        raise ConfigurationRefused(
-            "redis.url must be `embedded` or begin with redis://, rediss:// or unix://"
-        )
-    if parts.scheme == "unix":
-        misplaced = port is not None or not parts.path or (parts.netloc and "@" not in parts.netloc)
-    else:
-        misplaced = not parts.hostname or not re.fullmatch(r"/?[0-9]{0,5}", parts.path, re.ASCII)
-    if misplaced or parts.fragment:
-        raise _no_url("is not redis://[user:password@]host[:port][/db] nor unix:///path")
-    known = _PLAIN_OPTIONS | (_TLS_OPTIONS if parts.scheme == "rediss" else set())
-    if not known.issuperset(options):
-        raise _no_url(f"has an option other than {', '.join(sorted(known))}")
-    return parts
-
-
-def _no_url(reason: str) -> ConfigurationRefused:
-    return ConfigurationRefused(f"redis.url {reason}; percent-encode special characters in a password")
-
-
-def _check_options(parts: SplitResult) -> None:
-    """Find now what redis-py would only find at the first connection, or never."""
-    for name, value in parse_qsl(parts.query):
-        if name in _FILE_OPTIONS and not Path(value).is_file():
-            raise ConfigurationRefused(f"redis.url: the file that {name} names cannot be found")
-        if name == "ssl_cert_reqs" and value not in ("none", "required"):
-            raise ConfigurationRefused("redis.url: ssl_cert_reqs is either none or required")
-        if name == "ssl_check_hostname" and value not in ("yes", "no"):
-            raise ConfigurationRefused("redis.url: ssl_check_hostname is either yes or no")
-        if name == "db" and not re.fullmatch(r"[0-9]{1,5}", value, re.ASCII):
-            raise ConfigurationRefused("redis.url: db is a number")
-
-
-def _host(name: str, port: int | None) -> str:
-    return f"[{name}]:{port or 6379}" if ":" in name else f"{name}:{port or 6379}"
