@@ -49,6 +49,7 @@ class RealServer:
     binary: Path
     directory: Path
     flags: tuple[str, ...] = FAST
+    environment: Mapping[str, str] = field(default_factory=dict)
     process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
 
     @property
@@ -68,7 +69,10 @@ class RealServer:
         assert self.process is None, "the server runs already"
         log = self.directory / "log"
         flags = ("--port", "0", "--unixsocket", "s", "--dir", ".", "--logfile", log.name, *self.flags)
-        self.process = subprocess.Popen((self.binary, *flags), cwd=self.directory, stdout=subprocess.DEVNULL)
+        environment = {**os.environ, **self.environment}
+        self.process = subprocess.Popen(
+            (self.binary, *flags), cwd=self.directory, env=environment, stdout=subprocess.DEVNULL
+        )
         give_up_at = time.monotonic() + _START_S
         while not answers(self.socket):
             if self.process.poll() is not None or time.monotonic() > give_up_at:

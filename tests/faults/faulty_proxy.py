@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 _SCRIPT = re.compile(rb"\r\nEVAL(?:SHA)?\r\n")
+_SLOW_S = 0.5
 
 
 class FaultyProxy:
@@ -20,11 +21,15 @@ class FaultyProxy:
         self.delay_s = 0.0
         """How much later each answer comes."""
 
+        self.slow_every = 0
+        """Of so many answers one comes half a second late (0: none)."""
+
         self.is_silent = False
         """Take everything, pass nothing on."""
 
         self.scripts = 0
         self.lost = 0
+        self._answers = 0
         self._upstream = upstream
         self._connections: set[asyncio.Task[None]] = set()
         self._port = 0
@@ -99,10 +104,15 @@ class FaultyProxy:
             if connection.is_doomed:
                 self.lost += 1
                 return
-            await asyncio.sleep(self.delay_s)
+            await asyncio.sleep(self._late_s())
             if not self.is_silent:
                 writer.write(answer)
                 await writer.drain()
+
+    def _late_s(self) -> float:
+        self._answers += 1
+        is_slow = self.slow_every and self._answers % self.slow_every == 0
+        return _SLOW_S if is_slow else self.delay_s
 
 
 class _Connection:

@@ -122,6 +122,10 @@ class RestlessProvider:
             gaps.append(max(after - before for before, after in pairwise(times)))
         return max(gaps)
 
+    def most_polls(self, since: float, until: float) -> int:
+        """Say how often the account was asked about that was most often, between two such times."""
+        return max(sum(since < at < until for at in polls) for polls in self.polled_at.values())
+
     async def _run(self, changes_per_second: float) -> None:
         started, made = time.monotonic(), 0
         while True:

@@ -25,6 +25,7 @@ from faulty_proxy import FaultyProxy
 from recording_receiver import RecordingReceiver
 from redis.asyncio import Redis
 from restless_provider import RestlessProvider, account_name
+from server_clock import ServerClock
 from servers import DURABLE, ENGINES, RealServer
 from verdict import Verdict, judge
 from worker_processes import SOURCE, WorkerProcess
@@ -46,6 +47,9 @@ AS_IT_COMES: Mapping[str, Any] = {}
 BOUNDED = pytest.mark.timeout(120)
 """For every test of this suite: on a busy machine they take longer than others may."""
 
+IN_FLIGHT = 32
+"""Of one subscription, as it comes: what one worker may have in hand, and leave to be repeated."""
+
 LONG = (pytest.mark.long, pytest.mark.timeout(3600))
 """For the long form of a test: `pytest -m long tests/faults`."""
 
@@ -66,6 +70,7 @@ base_url = "{provider}"
 api_key = "key"
 requests_per_second = 2000
 timeout = "1s"
+settle_polls = 1
 
 [[subscriptions]]
 name = "{subscription}"
@@ -89,6 +94,9 @@ class Scene:
     proxy: FaultyProxy
     faults: Mapping[str, Any]
     """What every worker gets, besides what it is started with."""
+
+    clock: ServerClock | None = None
+    """The server's, where the scene was set with one."""
 
     workers: list[WorkerProcess] = field(default_factory=list)
     keys: Keys = field(default_factory=lambda: Keys(NAMESPACE))
@@ -238,6 +246,7 @@ async def a_scene(
     engine: str = "valkey",
     flags: tuple[str, ...] = (),
     through_proxy: bool = False,
+    has_clock: bool = False,
     leases: Mapping[str, Any] = SHORT_LEASES,
 ) -> AsyncIterator[Scene]:
     """Set a scene. FAULT_SEED in the environment replays one; a test that fails shows which it was."""
@@ -249,7 +258,9 @@ async def a_scene(
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="watcher-faults-")))
         place = directory / "server"
         place.mkdir()
-        server = RealServer(ENGINES[engine], place, (*DURABLE, *flags))
+        clock = ServerClock(directory) if has_clock else None
+        environment = clock.environment if clock else {}
+        server = RealServer(ENGINES[engine], place, (*DURABLE, *flags), environment)
         server.start()
         stack.callback(server.kill)
         provider = await stack.enter_async_context(RestlessProvider(accounts, random))
@@ -264,7 +275,7 @@ async def a_scene(
         )
         (directory / "watcher.toml").write_text(text)
         (directory / "accounts.jsonl").write_text("".join(map(_account_line, range(1, accounts + 1))))
-        scene = Scene(directory, random, server, provider, receiver, redis, proxy, leases)
+        scene = Scene(directory, random, server, provider, receiver, redis, proxy, leases, clock)
         try:
             yield scene
         finally:

@@ -1,4 +1,4 @@
-"""A server that is killed, hangs, cannot be reached, forgets scripts, or whose answers are lost."""
+"""A server that is killed, hangs, cannot be reached, forgets scripts, or whose answers are late or lost."""
 
 import asyncio
 import time
@@ -7,11 +7,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from scene import AS_IT_COMES, BOUNDED, LONG, SHORT_LEASES, Scene, a_scene
+from scene import AS_IT_COMES, BOUNDED, IN_FLIGHT, LONG, SHORT_LEASES, Scene, a_scene
 from servers import ENGINES
 from worker_processes import WorkerProcess
 
 pytestmark = BOUNDED
+
+WORKERS = 2
 
 
 @pytest.mark.parametrize(
@@ -38,24 +40,30 @@ async def test_a_killed_server_loses_nothing_and_no_worker_ends(
         assert [worker.process.returncode for worker in workers] == [0, 0]
     print("told again after", ", ".join(f"{seconds:.2f} s" for seconds in back_s))
     assert verdict.problems == []
-    assert max(back_s) <= 2.5
+    assert max(back_s) <= 2
 
 
-@pytest.mark.parametrize(("hang_s", "leases"), [(8, SHORT_LEASES), pytest.param(30, AS_IT_COMES, marks=LONG)])
-async def test_a_hanging_server_is_waited_for_quietly(hang_s: float, leases: Mapping[str, Any]) -> None:
-    async with _a_busy_scene(leases=leases) as scene:
+# A worker that has posted and cannot write it down tries again as long as the store does not tell it that its
+# lease was lost. What came before an attempt has left a lease at least 10 of its 30 s: no trouble that is
+# shorter repeats anything. A longer one may repeat what was in hand when it began, as whoever comes first
+# after it takes the lane.
+
+
+@pytest.mark.parametrize("hang_s", [5, pytest.param(30, marks=LONG)])
+async def test_a_hanging_server_is_waited_for_quietly(hang_s: float) -> None:
+    async with _a_busy_scene() as scene:
         with scene.server.paused():
             watch = await _watch(scene.workers, hang_s)
         back_s = await scene.until_told(1, within_s=10)
         verdict = await scene.verdict(within_s=50)
     assert verdict.problems == []
-    assert verdict.repeats == 0
+    assert verdict.repeats <= _repeatable(hang_s)
     assert back_s <= 5
     watch.was_quiet()
 
 
 @pytest.mark.parametrize(
-    ("closed_s", "leases"), [(5, SHORT_LEASES), pytest.param(60, AS_IT_COMES, marks=LONG)]
+    ("closed_s", "leases"), [(4, SHORT_LEASES), pytest.param(60, AS_IT_COMES, marks=LONG)]
 )
 async def test_a_closed_port_is_waited_for_quietly(closed_s: float, leases: Mapping[str, Any]) -> None:
     async with _a_busy_scene(leases=leases, through_proxy=True) as scene:
@@ -65,21 +73,36 @@ async def test_a_closed_port_is_waited_for_quietly(closed_s: float, leases: Mapp
         back_s = await scene.until_told(1, within_s=10)
         verdict = await scene.verdict(within_s=50)
     assert verdict.problems == []
+    assert verdict.repeats <= WORKERS * IN_FLIGHT
     assert back_s <= 5
     watch.was_quiet()
 
 
-@pytest.mark.parametrize("for_s", [6, pytest.param(60, marks=LONG)])
+@pytest.mark.parametrize("for_s", [5, pytest.param(60, marks=LONG)])
 async def test_a_network_that_swallows_everything_is_waited_for_quietly(for_s: float) -> None:
-    async with _a_busy_scene(leases=SHORT_LEASES, through_proxy=True) as scene:
+    async with _a_busy_scene(through_proxy=True) as scene:
         scene.proxy.is_silent = True
         watch = await _watch(scene.workers, for_s)
         scene.proxy.is_silent = False
         back_s = await scene.until_told(1, within_s=10)
         verdict = await scene.verdict(within_s=50)
     assert verdict.problems == []
+    assert verdict.repeats <= _repeatable(for_s)
     assert back_s <= 7, "a time-out of 5 s, and a pause"
     watch.was_quiet()
+
+
+@pytest.mark.parametrize("for_s", [4, pytest.param(60, marks=LONG)])
+async def test_a_slow_server_costs_time_and_nothing_else(for_s: float) -> None:
+    async with _a_busy_scene(through_proxy=True) as scene:
+        scene.proxy.delay_s, scene.proxy.slow_every = 0.02, 20
+        await asyncio.sleep(for_s)
+        scene.proxy.delay_s = scene.proxy.slow_every = 0
+        verdict = await scene.verdict(within_s=50)
+        lost = [line for worker in scene.workers for line in worker.lines("lease.lost")]
+    assert verdict.problems == []
+    assert verdict.repeats == 0
+    assert lost == []
 
 
 @pytest.mark.parametrize("for_s", [4, pytest.param(60, marks=LONG)])
@@ -99,7 +122,7 @@ async def test_lost_answers_make_nothing_happen_twice(for_s: float) -> None:
 
 @pytest.mark.parametrize("times", [10, pytest.param(300, marks=LONG)])
 async def test_flushed_scripts_are_sent_again_unnoticed(times: int) -> None:
-    async with _a_busy_scene(leases=AS_IT_COMES) as scene:
+    async with _a_busy_scene() as scene:
         for _ in range(times):
             await asyncio.sleep(0.1)
             await scene.redis.script_flush()
@@ -112,12 +135,18 @@ async def test_flushed_scripts_are_sent_again_unnoticed(times: int) -> None:
 
 
 @asynccontextmanager
-async def _a_busy_scene(leases: Mapping[str, Any], *, through_proxy: bool = False) -> AsyncIterator[Scene]:
+async def _a_busy_scene(
+    *, leases: Mapping[str, Any] = AS_IT_COMES, through_proxy: bool = False
+) -> AsyncIterator[Scene]:
     async with a_scene(leases=leases, through_proxy=through_proxy) as scene:
-        await scene.start_workers(2)
+        await scene.start_workers(WORKERS)
         await scene.begin(changes_per_second=200)
-        await scene.until_told(200, within_s=10)
+        await scene.until_told(100, within_s=10)
         yield scene
+
+
+def _repeatable(trouble_s: float) -> int:
+    return 0 if trouble_s <= 10 else WORKERS * IN_FLIGHT
 
 
 class _Watch:

@@ -8,11 +8,12 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from redis.asyncio import Redis
-from scene import BOUNDED, LONG, Scene, a_scene
+from scene import AS_IT_COMES, BOUNDED, IN_FLIGHT, LONG, Scene, a_scene
 from servers import ENGINES
 
 pytestmark = BOUNDED
 
+WORKERS = 2
 CONFIGURABLE = ("--save", "3600 1000000", "--enable-protected-configs", "yes")
 
 
@@ -49,8 +50,9 @@ REFUSALS = {"OOM": full_memory, "MISCONF": full_disk, "READONLY": replica}
     ("engine", "for_s"), [("valkey", 2), *(pytest.param(engine, 30, marks=LONG) for engine in ENGINES)]
 )
 async def test_a_server_that_refuses_writes_is_named_and_waited_for(engine: str, for_s: float) -> None:
-    async with a_scene(flags=CONFIGURABLE, engine=engine) as scene:
-        await scene.start_workers(2)
+    async with a_scene(flags=CONFIGURABLE, engine=engine, leases=AS_IT_COMES) as scene:
+        scene.receiver.delay_s = 0.02  # so that something is in hand whenever it begins
+        await scene.start_workers(WORKERS)
         await scene.begin(changes_per_second=200)
         for times, (name, refusal) in enumerate(REFUSALS.items(), 1):
             await scene.until_told(100, within_s=10)
@@ -64,7 +66,9 @@ async def test_a_server_that_refuses_writes_is_named_and_waited_for(engine: str,
                 assert len(said) == len(worker.lines("store.recovered")) == times
         verdict = await scene.verdict()
     assert verdict.problems == []
-    assert verdict.repeats == 0
+    # What was in hand is written down when the server takes writes again. Only where that lasts longer than a
+    # lease may another worker claim the lane first, and repeat it: it cannot know.
+    assert verdict.repeats <= (0 if for_s <= 8 else WORKERS * IN_FLIGHT * len(REFUSALS))
 
 
 async def test_a_server_that_evicts_is_refused_at_the_start() -> None:

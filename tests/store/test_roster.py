@@ -156,6 +156,16 @@ async def test_a_layout_that_says_half_is_refused(redis_client: Redis, namespace
         await store.roster.check_layout()
 
 
+async def test_an_enrolment_is_missing_until_one_came_to_its_end(redis_client: Redis, namespace: str) -> None:
+    store, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
+    assert await store.roster.is_lost()
+    await store.roster.check_layout()
+    await enroll(store, loopring=[ACCOUNT])  # as of a worker that dies before it could note it
+    assert await other.roster.is_lost()
+    assert [await other.roster.note_enrolled(), await store.roster.note_enrolled()] == [True, False]
+    assert not await store.roster.is_lost()
+
+
 async def test_our_own_layout_is_accepted(redis_client: Redis, namespace: str) -> None:
     store, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
     await store.roster.check_layout()

@@ -101,15 +101,17 @@ class LaneWorker:
         )
 
     async def _ask(self, lease: Lease, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask the store, and again while it is away and the lease is ours. Raises StoreError.
+        """Ask the store, and again while it is away. Raises StoreError.
 
-        Given up at once, what was posted would be posted again, and the lane would wait until its lease ends.
+        Given up, what was posted would be posted again. So a lease that has run out is no reason: until
+        somebody else claims the lane the store still takes the answer, and refuses it afterwards. Only who
+        is to end does not wait for longer than the lease.
         """
         while True:
             try:
                 return await ask()
             except StoreUnreachable:
-                if self._now_ms() >= lease.deadline:
+                if self._is_stopped() and self._now_ms() >= lease.deadline:
                     raise
             await asyncio.sleep(_AGAIN_S)
 

@@ -27,7 +27,7 @@ from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
 from watcher.store.lanes import Lanes
 from watcher.store.polls import Polls
-from watcher.store.roster import Enrolled, Roster
+from watcher.store.roster import Roster
 from watcher.store.schedule import Schedule
 from watcher.store.standings import Standing, Standings
 from watcher.vitals.tally import Tally
@@ -145,11 +145,13 @@ class Generation:
         """Let every account start anew when the server has lost its state: baselines, and no events."""
         while not await pause(self._stopped, _LOOK_S):
             with suppress(StoreUnreachable):  # the loops say so
-                if await self._roster.is_lost() and (enrolled := await self._enroll()).added:
-                    log.error("state.lost", accounts=enrolled.added)
+                if await self._roster.is_lost() and await self._enroll():
+                    log.error("state.lost", accounts=len(self.settings.account_by_name))
 
-    async def _enroll(self) -> Enrolled:
-        return await self._roster.enroll(self._names_by_provider(), now_ms=self._schedule.now_ms())
+    async def _enroll(self) -> bool:
+        """Bring the schedules in line; says whether no other worker has, in this state."""
+        await self._roster.enroll(self._names_by_provider(), now_ms=self._schedule.now_ms())
+        return await self._roster.note_enrolled()
 
     async def _hasten_moved(self, deliver_loop: DeliverLoop) -> None:
         """What waits for a subscriber that has moved need not wait any longer."""

@@ -36,8 +36,15 @@ class Roster:
         await self._providers(())
 
     async def is_lost(self) -> bool:
-        """Say whether the state is gone whose layout was checked, as after a restart without persistence."""
-        return await self._pipe.command("HGET", self._keys.meta(), "shards") is None
+        """Say whether the state is gone that was laid out, as after a restart without persistence.
+
+        So it is where an enrolment was cut off: whoever began it may have died.
+        """
+        return None in await self._pipe.command("HMGET", self._keys.meta(), "shards", "enrolled")
+
+    async def note_enrolled(self) -> bool:
+        """Note that an enrolment was brought to its end; says whether it is the first one in this state."""
+        return bool(await self._pipe.command("HSET", self._keys.meta(), "enrolled", 1))
 
     async def enroll(self, accounts_by_provider: Mapping[str, Collection[str]], *, now_ms: int) -> Enrolled:
         """Make new accounts due now and forget the ones that are gone."""
