@@ -2,7 +2,8 @@
 
     FAULTS='{"crash_at": "commit sent", "crash_after": 3}' python tests/faults/faulty_watcher.py run
 
-Shorter leases are no fault, but make a short test of what a dead worker leaves behind.
+Shorter leases are no fault, but make a short test of what a dead worker leaves behind; nor is the count of
+its tasks, which only a worker itself can tell.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -30,6 +32,8 @@ def main() -> NoReturn:
         _arm(point, faults["crash_after"])
     if block_s := faults.get("block_s"):
         _block(block_s, faults["block_every"])
+    if faults.get("tells_tasks"):
+        _tell_tasks(Path(f"{os.environ['WORKER']}.tasks"))
     from watcher.cli import main
 
     main()
@@ -135,6 +139,21 @@ def _block(block_s: float, every: int) -> None:
         await poll(*arguments)
 
     Poller.poll = poll_and_block  # type: ignore[assignment,method-assign]
+
+
+def _tell_tasks(file: Path) -> None:
+    """Write down how many tasks there are, four times a second."""
+    from watcher.vitals.signs import Vitals
+
+    note_lag = Vitals.note_lag
+
+    def note_lag_and_tasks(vitals: Vitals, lag_s: float) -> None:
+        beside = file.with_suffix(".new")
+        beside.write_text(str(len(asyncio.all_tasks())))
+        beside.replace(file)  # whoever reads it finds all of it
+        note_lag(vitals, lag_s)
+
+    Vitals.note_lag = note_lag_and_tasks  # type: ignore[assignment,method-assign]
 
 
 if __name__ == "__main__":

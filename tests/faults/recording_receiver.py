@@ -36,6 +36,9 @@ class RecordingReceiver:
     """Listens while it is entered (`async with`). `notice` hears of an attempt before it is answered."""
 
     delay_s: float = 0
+    fail_every: int = 0
+    """Of so many attempts one is answered 500 (0: none)."""
+
     notice: Callable[[Arrival], None] = lambda _arrival: None
     arrivals: list[Arrival] = field(init=False, default_factory=list)
     told: dict[tuple[str, str], dict[str, str]] = field(init=False, default_factory=dict)
@@ -75,7 +78,8 @@ class RecordingReceiver:
         self.notice(arrival)
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
-        return web.Response(status=400 if problem else 200)
+        is_failing = self.fail_every and len(self.arrivals) % self.fail_every == 0
+        return web.Response(status=400 if problem else 500 if is_failing else 200)
 
     def _remember(self, arrival: Arrival) -> None:
         if arrival.id not in self._ids:

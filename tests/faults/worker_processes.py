@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from builders import SECRET
 
@@ -19,6 +19,18 @@ FAULTY = Path(__file__).with_name("faulty_watcher.py")
 
 _TICK_S = 0.02
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+_PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 1_000_000
+
+
+class Size(NamedTuple):
+    """What one process holds."""
+
+    rss_mb: float
+    descriptors: float
+    tasks: float
+
+    def __str__(self) -> str:
+        return f"{self.rss_mb:.2f} MB, {self.descriptors:.0f} descriptors, {self.tasks:.0f} tasks"
 
 
 @dataclass(eq=False)
@@ -68,6 +80,13 @@ class WorkerProcess:
         """How much time of a processor it has had."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+
+    def size(self) -> Size:
+        """How much it holds now. Its tasks only it can count, started with `tells_tasks`."""
+        process = Path(f"/proc/{self.process.pid}")
+        pages = int((process / "statm").read_text().split()[1])
+        tasks = int((self.directory / f"{self.name}.tasks").read_text())
+        return Size(pages * _PAGE_MB, len(list((process / "fd").iterdir())), tasks)
 
     def send(self, number: signal.Signals) -> None:
         if self.is_running:

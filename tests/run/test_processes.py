@@ -16,6 +16,7 @@ from rig import MK
 import watcher
 from watcher.receiving.receiver import Receiver
 from watcher.sandbox import Sandbox
+from watcher.store.embedded import Embedded
 
 SOURCE = Path(watcher.__file__).parents[1]
 
@@ -93,7 +94,8 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 @pytest.fixture
-def place(tmp_path: Path, sandbox: Sandbox, receiver: Receiver) -> Path:
+async def place(tmp_path: Path, sandbox: Sandbox, receiver: Receiver) -> AsyncIterator[Path]:
+    """A directory with a configuration. At the end its embedded server is stopped, whoever was killed."""
     text = TEMPLATE.format(
         directory=tmp_path,
         loopring=sandbox.loopring_url,
@@ -102,7 +104,11 @@ def place(tmp_path: Path, sandbox: Sandbox, receiver: Receiver) -> Path:
         mk=MK,
     )
     (tmp_path / "watcher.toml").write_text(text)
-    return tmp_path
+    yield tmp_path
+    state = tmp_path / "state"
+    if state.exists():
+        async with Embedded(state):
+            pass  # who leaves last stops it
 
 
 async def assert_reconciled(place: Path) -> None:
