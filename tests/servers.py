@@ -19,7 +19,7 @@ FAST = ("--save", "", "--appendonly", "no")
 """In memory only: for tests that never restart their server."""
 
 DURABLE = ("--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--aof-use-rdb-preamble", "no")
-"""As the embedded server runs: a SIGKILL loses nothing that was answered."""
+"""As the embedded server runs: a SIGKILL loses nothing that was answered, unless the disk is slow."""
 
 FAKE = "fake"
 """Not a server but fakeredis: scripts and data commands only, no INFO, CONFIG or WAIT."""

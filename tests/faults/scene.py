@@ -145,7 +145,7 @@ class Scene:
         *,
         within_s: float = 30,
         spared: Collection[str] = (),
-        is_state_lost: bool = False,
+        losses: int = 0,
         is_clock_wrong: bool = False,
         may_say: Collection[str] = (),
     ) -> Verdict:
@@ -163,7 +163,7 @@ class Scene:
             records,
             self.provider.truth(),
             spared=spared,
-            is_state_lost=is_state_lost,
+            losses=losses,
             is_clock_wrong=is_clock_wrong,
         )
         if not is_told:

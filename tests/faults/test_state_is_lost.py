@@ -21,13 +21,14 @@ async def test_a_wiped_server_means_new_baselines_and_no_storm() -> None:
         await scene.begin(changes_per_second=180)
         await scene.until_told(2 * ACCOUNTS, within_s=20)
         await scene.provider.rest()
+        scene.provider.move_all()
         assert await scene.until_all_is_told(within_s=20)
         told = scene.receiver.taken
         last = {arrival.account: arrival.event["data"]["sequence"] for arrival in scene.receiver.arrivals}
         await scene.redis.flushall()
         await scene.until_polled(within_s=10)
         assert scene.receiver.taken == told, "a baseline is no change"
-        verdict = await scene.verdict(is_state_lost=True)
+        verdict = await scene.verdict(losses=1)
         lost = [line["accounts"] for worker in workers for line in worker.lines("state.lost")]
         news = scene.receiver.arrivals[told:]
     assert verdict.problems == []
@@ -53,7 +54,7 @@ async def test_a_server_that_goes_back_in_time_tells_again_and_gives_no_number_t
         shutil.rmtree(kept)
         earlier.rename(kept)
         scene.server.start()
-        verdict = await scene.verdict(is_state_lost=True)
+        verdict = await scene.verdict(losses=1)
     assert verdict.problems == []
     assert verdict.out_of_order == 0
 

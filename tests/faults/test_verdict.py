@@ -98,8 +98,8 @@ def test_what_must_not_be_is_found(arrivals: list[Arrival], records: list[Record
 
 def test_after_a_loss_of_state_an_account_may_begin_anew_once() -> None:
     two, three = (an_arrival(an_event(number, previous=None)) for number in (2, 3))
-    assert judge([ARRIVALS[0], three], RECORDS[2:], TRUTH, is_state_lost=True).problems == []
-    twice = judge([ARRIVALS[0], two, three], RECORDS[1:], TRUTH, is_state_lost=True)
+    assert judge([ARRIVALS[0], three], RECORDS[2:], TRUTH, losses=1).problems == []
+    twice = judge([ARRIVALS[0], two, three], RECORDS[1:], TRUTH, losses=1)
     assert twice.problems == ["names another one as the one before: a (1 in all)"]
 
 

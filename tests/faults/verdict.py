@@ -56,14 +56,15 @@ def judge(
     truth: Mapping[Asset, Mapping[str, str]],
     *,
     spared: Collection[str] = (),
-    is_state_lost: bool = False,
+    losses: int = 0,
     is_clock_wrong: bool = False,
 ) -> Verdict:
     """Compare the receiver's history with the event log and with the provider's truth.
 
-    Accounts that are `spared` were damaged on purpose, and may be behind. Where the state was lost or went
-    back in time (`is_state_lost`), what was told before may be in no log, an event may be computed again
-    (the same id, told at another time), and the thread of previous sequences breaks once per account.
+    Accounts that are `spared` were damaged on purpose, and may be behind. Where the state was lost or may
+    have gone back in time (so many `losses`), what was told before may be in no log, an event may be computed
+    again (the same id, told at another time), and the thread of previous sequences breaks once per account
+    and loss.
     Where the clock of a worker is wrong (`is_clock_wrong`), what it signs is refused.
     """
     verdict = Verdict()
@@ -72,10 +73,10 @@ def judge(
     if not is_clock_wrong:
         _complain(verdict, "does not verify", (arrival.id for arrival in arrivals if arrival.problem))
     kept = [record for record in records if record.account not in spared]
-    _compare_with_log(verdict, good, kept, spared, is_state_lost=is_state_lost)
-    firsts = _without_repeats(verdict, good, is_state_lost=is_state_lost)
-    _follow_sequences(verdict, firsts, is_state_lost=is_state_lost)
-    _follow_balances(verdict, firsts, truth, spared, is_state_lost=is_state_lost)
+    _compare_with_log(verdict, good, kept, spared, losses=losses)
+    firsts = _without_repeats(verdict, good, losses=losses)
+    _follow_sequences(verdict, firsts, losses=losses)
+    _follow_balances(verdict, firsts, truth, spared, losses=losses)
     verdict.lags_ms = sorted(1000 * (arrival.at - _told_at(arrival)) for arrival in firsts)
     return verdict
 
@@ -86,7 +87,7 @@ def _compare_with_log(
     records: Sequence[Record],
     spared: Collection[str],
     *,
-    is_state_lost: bool,
+    losses: int,
 ) -> None:
     """Nothing committed is missing, nothing arrived that was not, and what arrived is what was committed."""
     committed = Counter(
@@ -97,7 +98,7 @@ def _compare_with_log(
     verdict.committed, verdict.lost = len(committed), len(lost)
     _complain(verdict, "committed, but never arrived", lost)
     _complain(verdict, "committed twice", (event_id for event_id, times in committed.items() if times > 1))
-    if not is_state_lost:
+    if not losses:
         _complain(verdict, "arrived, but was never committed", arrived - committed.keys())
     content = {record.content.get("id"): record.content for record in records}
     as_committed = Counter(
@@ -107,15 +108,15 @@ def _compare_with_log(
         and {**arrival.event, "subscription": None} == {**content[arrival.id], "subscription": None}
     )
     arrivals = Counter(arrival.id for arrival in good if arrival.id in committed)
-    other = arrivals.keys() - as_committed.keys() if is_state_lost else (arrivals - as_committed).keys()
+    other = arrivals.keys() - as_committed.keys() if losses else (arrivals - as_committed).keys()
     _complain(verdict, "says something else than the event log", other)
 
 
-def _without_repeats(verdict: Verdict, good: Iterable[Arrival], *, is_state_lost: bool) -> list[Arrival]:
+def _without_repeats(verdict: Verdict, good: Iterable[Arrival], *, losses: int) -> list[Arrival]:
     """What arrived for the first time, in its order. A repeat has the same bytes, unless it was told anew."""
     first_by_id: dict[tuple[str, bytes], Arrival] = {}
     for arrival in good:
-        first = first_by_id.setdefault((arrival.id, arrival.body if is_state_lost else b""), arrival)
+        first = first_by_id.setdefault((arrival.id, arrival.body if losses else b""), arrival)
         if first is not arrival:
             verdict.repeated.append((first, arrival))
             if first.body != arrival.body:
@@ -123,7 +124,7 @@ def _without_repeats(verdict: Verdict, good: Iterable[Arrival], *, is_state_lost
     return [*first_by_id.values()]
 
 
-def _follow_sequences(verdict: Verdict, firsts: Iterable[Arrival], *, is_state_lost: bool) -> None:
+def _follow_sequences(verdict: Verdict, firsts: Iterable[Arrival], *, losses: int) -> None:
     """Per account, each event has a higher sequence than the one before it, and names it."""
     last_by_account: dict[str, int] = {}
     breaks: Counter[str] = Counter()
@@ -136,7 +137,7 @@ def _follow_sequences(verdict: Verdict, firsts: Iterable[Arrival], *, is_state_l
             _complain(verdict, f"out of order, {sequence} after {last}", [f"{arrival.id} of {account}"])
         elif arrival.event["subscription"]["previous_sequence"] != last:
             breaks[account] += 1
-    broken = (account for account, times in breaks.items() if times > is_state_lost)
+    broken = (account for account, times in breaks.items() if times > losses)
     _complain(verdict, "names another one as the one before", broken)
 
 
@@ -146,7 +147,7 @@ def _follow_balances(
     truth: Mapping[Asset, Mapping[str, str]],
     spared: Collection[str],
     *,
-    is_state_lost: bool,
+    losses: int,
 ) -> None:
     """Per asset, each event begins where the one before it ended, and the last one ended at the truth."""
     after_by_asset: dict[Asset, Mapping[str, str]] = {}
@@ -156,7 +157,7 @@ def _follow_balances(
         asset = arrival.account, data["asset"]["id"]
         breaks[_named(asset)] += after_by_asset.get(asset, data["before"]) != data["before"]
         after_by_asset[asset] = data["after"]
-    broken = (name for name, times in breaks.items() if times > is_state_lost)
+    broken = (name for name, times in breaks.items() if times > losses)
     _complain(verdict, "does not begin where the one before it ended", broken)
     wrong = (
         _named(asset)

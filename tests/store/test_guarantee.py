@@ -25,7 +25,7 @@ async def promised(engine: str, *flags: str) -> Guarantee:
 @pytest.mark.parametrize(
     ("flags", "persistence", "promise"),
     [
-        (DURABLE, "everysec", "a crash of Redis loses nothing; a power loss takes back at most its last 2 s"),
+        (DURABLE, "everysec", "a crash of Redis while its disk is slow, takes back at most its last 2 s"),
         ((*DURABLE, "--appendfsync", "always"), "always", "a power loss of Redis loses nothing"),
         ((*DURABLE, "--appendfsync", "no"), "no", "what its system had not yet written"),
         (("--save", "3600 1"), "snapshots", "back to its last snapshot"),

@@ -21,11 +21,12 @@ is hidden), snapshots alone, nothing at all, or the server does not say."""
 
 _PROMISES: Mapping[Persistence, str] = {
     "always": "a crash or a power loss of Redis loses nothing that was committed",
-    "everysec": "a crash of Redis loses nothing; a power loss takes back at most its last 2 s as a whole, "
-    "and the next polls tell those changes again",
+    # While an fsync takes long, the server answers before it has written: a SIGKILL is enough then.
+    "everysec": "a power loss, or a crash of Redis while its disk is slow, takes back at most its last 2 s as a "
+    "whole, and the next polls tell those changes again",
     "no": "a crash of Redis loses nothing; a power loss takes back what its system had not yet written, and "
     "the next polls tell those changes again",
-    "aof": "a crash of Redis loses nothing; it does not say how much a power loss takes back",
+    "aof": "it keeps an append-only file, and does not say how much a crash or a power loss takes back",
     "snapshots": "a crash of Redis takes everything back to its last snapshot as a whole, and the next polls "
     "tell the changes since then again",
     "none": "a restart of Redis loses all state: pending deliveries are gone and every account starts with a "
