@@ -22,8 +22,8 @@ is hidden), snapshots alone, nothing at all, or the server does not say."""
 _PROMISES: Mapping[Persistence, str] = {
     "always": "a crash or a power loss of Redis loses nothing that was committed",
     # While an fsync takes long, the server answers before it has written: a SIGKILL is enough then.
-    "everysec": "a power loss, or a crash of Redis while its disk is slow, takes back at most its last 2 s as "
-    "a whole, and the next polls tell those changes again",
+    "everysec": "a power loss, or a crash of Redis while its disk is slow, takes back at most its last 2 s "
+    "as a whole, and the next polls tell those changes again",
     "no": "a crash of Redis loses nothing; a power loss takes back what its system had not yet written, and "
     "the next polls tell those changes again",
     "aof": "it keeps an append-only file, and does not say how much a crash or a power loss takes back",
