@@ -405,7 +405,7 @@ async def test_what_is_damaged_is_shown_as_such_and_hides_nothing_else(one: Owed
 
 
 async def entries(one: Owed, account: str, to: str = "ops") -> list[bytes]:
-    return await one.lanes.read(to, account, at_most=10_000)
+    return (await one.lanes.read(to, account, at_most=10_000)).entries
 
 
 async def test_all_dead_letters_go_back_to_the_end_of_their_lanes_and_arrive(

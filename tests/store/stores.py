@@ -95,7 +95,12 @@ class Store:
 
     async def lane(self, account: str = ACCOUNT, subscription: str = OPS) -> list[bytes]:
         """Everything that waits in a lane."""
-        return await self.lanes.read(subscription, account, at_most=100_000)
+        return (await self.lanes.read(subscription, account, at_most=100_000)).entries
+
+    async def tries(self, account: str = ACCOUNT, subscription: str = OPS) -> tuple[int, bytes]:
+        """How often the head of a lane failed already, and which head that was."""
+        waiting = await self.lanes.read(subscription, account, at_most=1)
+        return waiting.tries, waiting.tried
 
     async def stream(self, key: str) -> list[dict[str, bytes]]:
         """The fields of each entry of a stream."""

@@ -245,5 +245,7 @@ async def test_a_lane_is_read_from_its_oldest_delivery_on(redis_client: Redis, n
     store = a_store(redis_client, namespace)
     deliveries = some_deliveries(1, 2, 3)
     await store.queue(*deliveries)
-    assert await store.lanes.read(OPS, ACCOUNT, at_most=2) == [each.dump() for each in deliveries[:2]]
-    assert await store.lanes.read(OPS, "nobody", at_most=2) == []
+    assert (await store.lanes.read(OPS, ACCOUNT, at_most=2)).entries == [
+        each.dump() for each in deliveries[:2]
+    ]
+    assert (await store.lanes.read(OPS, "nobody", at_most=2)).entries == []

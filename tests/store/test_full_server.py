@@ -75,7 +75,7 @@ async def test_lanes_are_drained_all_the_same(store: Store) -> None:
     await store.queue(*some_deliveries(1, 2, 3))
     await fill(store)
     (lease,) = (await store.lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
-    assert await store.lanes.read(OPS, ACCOUNT, at_most=1) == [a_delivery(1).dump()]
+    assert (await store.lanes.read(OPS, ACCOUNT, at_most=1)).entries == [a_delivery(1).dump()]
     reply, deadline = await store.lanes.delivered(OPS, lease, a_delivery(1).head, lease_ms=MINUTE_MS)
     assert reply is Reply.DONE
     lease = Lease(ACCOUNT, deadline)

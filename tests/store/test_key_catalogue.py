@@ -23,7 +23,7 @@ from stores import (
 
 from watcher.store import polls
 from watcher.store.keys import SHARDS, Keys, shard_of
-from watcher.store.pipe import Pipe, Script
+from watcher.store.pipe import Joint, Pipe, Script
 from watcher.store.schedule import Lease
 from watcher.store.standings import Standings
 
@@ -51,6 +51,10 @@ class Recorder(Pipe):
     async def script(self, script: Script, keys: list[str], *arguments: Any) -> Any:
         self.scripts.append((script.name, keys))
         return await super().script(script, keys, *arguments)
+
+    async def step(self, joint: Joint, keys: tuple[str, ...], *arguments: Any) -> Any:
+        self.scripts.append((joint.script.name, [*joint.keys, *keys]))
+        return await super().step(joint, keys, *arguments)
 
     async def command(self, *command: Any) -> Any:
         self.commands.append(command)
@@ -101,7 +105,6 @@ async def _deliver(store: Store) -> None:
     await lanes.hold(SHARD, {OPS: 1})
     (lane,) = (await lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
     await lanes.read(OPS, ACCOUNT, at_most=5)
-    await lanes.read_tries(OPS, ACCOUNT)
     second, third, fourth = (a_delivery(number).head for number in (2, 3, 4))  # the first was pushed out
     _, deadline = await lanes.delivered(OPS, lane, second, lease_ms=MINUTE_MS)
     _, deadline = await lanes.dead(OPS, Lease(ACCOUNT, deadline), third, lease_ms=MINUTE_MS, reason="410")
@@ -152,7 +155,7 @@ async def test_whatever_one_script_or_command_touches_lies_on_one_node_of_a_clus
 ) -> None:
     recorder = Recorder(redis_client)
     await workload(a_store(redis_client, namespace, recorder))
-    assert {"claim", "commit", "settle", "touch", "postpone", "release", "hasten"} <= {
+    assert {"claim", "commit", "read_lane", "settle", "touch", "postpone", "release", "hasten"} <= {
         name for name, _ in recorder.scripts
     }
     for name, keys in recorder.scripts:

@@ -115,7 +115,7 @@ async def test_a_dead_letter_whose_answer_was_lost_is_kept_once(
     await direct.queue(*some_deliveries(1, 2))
     async with LossyProxy(url, lose_every=1_000_000) as proxy, connect(proxy.url) as client:
         lanes = a_store(client, namespace).lanes
-        await lanes.read_tries(OPS, ACCOUNT)
+        await lanes.length(OPS, ACCOUNT)
         proxy.scripts = 999_999
         with each_repeated(proxy, at_least=1):
             lease = await direct.lease_lane()
@@ -134,7 +134,7 @@ async def test_a_failure_whose_answer_was_lost_counts_once(
         with each_repeated(proxy, at_least=2):
             for count in (1, 2, 3):
                 await store.lanes.retry(OPS, await direct.lease_lane(), a_delivery().head, wait_ms=5000)
-                assert (await direct.lanes.read_tries(OPS, ACCOUNT))[0] == count
+                assert (await direct.tries())[0] == count
     async with LossyProxy(url, lose_every=2) as proxy, connect(proxy.url) as client:
         store = a_store(client, namespace)
         with each_repeated(proxy, at_least=2):

@@ -16,7 +16,7 @@ from watcher.delivery.restraint import Restraint
 from watcher.journal.delivery import Delivery, load_delivery
 from watcher.logs.lines import log
 from watcher.store.connect import StoreUnreachable
-from watcher.store.lanes import Lanes
+from watcher.store.lanes import Lanes, Waiting
 from watcher.store.schedule import Lease, Reply
 from watcher.vitals.tally import Tally
 
@@ -61,16 +61,18 @@ class LaneWorker:
 
     async def work(self, target: Target, lease: Lease) -> bool:
         """Deliver what waits in a claimed lane; says whether more of it is due. Raises StoreError."""
-        entries, tries = await self._ask(lease, lambda: self._read(target.name, lease.member))
-        if not entries:  # its list was taken away from outside: there is nothing to deliver, nor a hurry
+        waiting = await self._ask(lease, lambda: self._lanes.read(target.name, lease.member, at_most=AT_ONCE))
+        if (
+            not waiting.entries
+        ):  # its list was taken away from outside: there is nothing to deliver, nor a hurry
             await self._lanes.release(target.name, lease, due_in_ms=EMPTY_MS)
             return False
-        for entry in entries:
+        for entry in waiting.entries:
             if lease.deadline - self._now_ms() < 1000 * ATTEMPT_TIMEOUT_S:
                 break  # it took long to come here, and an attempt may outlast what is left of the lease
             if self._is_stopped() or self._restraint.rest_ms(target.name) or not await self._has_turn(target):
                 break
-            deadline = await self._deliver(target, lease, entry, *tries)
+            deadline = await self._deliver(target, lease, entry, waiting)
             if not deadline:
                 return False
             lease = Lease(lease.member, deadline)
@@ -78,13 +80,13 @@ class LaneWorker:
         await self._ask(last, lambda: self._lanes.release(target.name, last))
         return True
 
-    async def _deliver(self, target: Target, lease: Lease, entry: bytes, tries: int, tried: bytes) -> int:
-        """Attempt the head of a lane, of which `tried` failed `tries` times; returns as `_settle` does."""
+    async def _deliver(self, target: Target, lease: Lease, entry: bytes, waiting: Waiting) -> int:
+        """Attempt the head of a lane; returns as `_settle` does."""
         try:
             delivery = load_delivery(entry)
         except ValueError:
             return await self._bury(target, lease, entry)
-        failed_before = tries if delivery.head == tried else 0
+        failed_before = waiting.tries if delivery.head == waiting.tried else 0
         attempt = await self._poster.post(target, delivery, failed_before + 1)
         verdict = judge(attempt, failed_before, target.settings.retries, chance=random.random())
         one = Tried(lease.member, delivery, failed_before + 1, attempt, verdict)
@@ -92,13 +94,6 @@ class LaneWorker:
         self._tell(target, one)
         await self._restraint.note(target.settings, verdict)
         return deadline
-
-    async def _read(self, subscription: str, account: str) -> tuple[list[bytes], tuple[int, bytes]]:
-        """Read the oldest deliveries of a lane, and how often the first of them failed already."""
-        return await asyncio.gather(
-            self._lanes.read(subscription, account, at_most=AT_ONCE),
-            self._lanes.read_tries(subscription, account),
-        )
 
     async def _ask(self, lease: Lease, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask the store, and again while it is away. Raises StoreError.

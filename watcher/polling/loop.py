@@ -24,6 +24,12 @@ CONCURRENCY = 64
 LOOK_MS = 100
 """Longest time between two looks at a shard: another worker may have died, or a file been edited."""
 
+_BREATH_S = 0.005
+"""Between two claims: what falls due or becomes free meanwhile is claimed together, which costs no more."""
+
+_PER_CLAIM = 16
+"""Accounts for which it is worth to look at one more shard: those of one shard are also settled together."""
+
 _AHEAD_S = 1.0
 """How many seconds of a provider's rate one claim may take: more would keep it from other workers."""
 
@@ -79,7 +85,8 @@ class PollLoop:
                     log.exception("bug", affected=self.name)
                     pause_s = DAMAGED_S
                 self._poller.silence.tell()
-                await pause(self._wake, pause_s)
+                await asyncio.sleep(_BREATH_S)
+                await pause(self._wake, pause_s - _BREATH_S)
         self._poller.silence.tell(at_once=True)
 
     async def tick(self, group: asyncio.TaskGroup) -> float:
@@ -109,7 +116,7 @@ class PollLoop:
         if not shards or room <= 0:
             return []
         # The longest overdue look comes first; a shard that gets no room now is looked at next time.
-        shards = sorted(shards, key=self._look_at.__getitem__)[:room]
+        shards = sorted(shards, key=self._look_at.__getitem__)[: max(1, room // _PER_CLAIM)]
         at_most = room // len(shards)
         found = await asyncio.gather(*(self._claim_shard(shard, at_most) for shard in shards))
         return [lease for leases in found for lease in leases]

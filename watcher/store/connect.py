@@ -4,8 +4,7 @@ Refuses to judge the server (`guarantee` does) and to show a credential.
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from redis import exceptions
@@ -76,16 +75,22 @@ def where(client: Redis) -> str:
     return str(options["path"]) if "path" in options else host_text(options["host"], options.get("port"))
 
 
-@contextmanager
-def translated(client: Redis) -> Iterator[None]:
+class translated:  # noqa: N801 -- used as a word of `with`, and around every command: a generator costs more
     """Turn what redis-py raises inside into a StoreError; an error that no server state explains passes."""
-    try:
-        yield
-    except (exceptions.RedisError, OSError) as error:
-        ours = in_our_words(error, where(client))
-        if ours is None:
-            raise
-        raise ours from error
+
+    __slots__ = ("_client",)
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, exceptions.RedisError | OSError) and (
+            ours := in_our_words(error, where(self._client))
+        ):
+            raise ours from error
 
 
 def in_our_words(error: Exception, at: str) -> StoreError | None:

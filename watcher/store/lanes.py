@@ -4,10 +4,11 @@ Refuses to judge an attempt: it is told what became of it.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from watcher.journal.delivery import Delivery
 from watcher.store.keys import Keys, shard_of
-from watcher.store.pipe import load_script
+from watcher.store.pipe import Joint, Joints, load_script
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
 
 ATTEMPTS_PER_SUBSCRIPTION = 200
@@ -18,7 +19,16 @@ DEAD_PER_SUBSCRIPTION = 10_000
 
 _HOLD = load_script("hold")
 _QUEUE = load_script("queue")
+_READ_LANE = load_script("read_lane")
 _SETTLE = load_script("settle")
+
+
+class Waiting(NamedTuple):
+    """The oldest deliveries of a lane, as they were pushed, and how often its head, `tried`, has failed."""
+
+    entries: list[bytes]
+    tries: int
+    tried: bytes
 
 
 class Lanes:
@@ -28,6 +38,8 @@ class Lanes:
         self._schedule = schedule
         self._keys = keys
         self._pipe = schedule.pipe
+        self._reads = Joints(self._join_reads)
+        self._settles = Joints(self._join_settles)
 
     async def due_subscriptions(self, shard: int) -> list[str]:
         """Name the subscriptions that may have a lane due in a shard."""
@@ -51,20 +63,17 @@ class Lanes:
         keys = self._schedule_keys(shard, subscription)
         return await self._schedule.hasten(keys, lease_ms, subscription)
 
-    async def read(self, subscription: str, account: str, *, at_most: int) -> list[bytes]:
-        """Read the oldest deliveries of a lane, as they were pushed."""
-        answer = await self._pipe.command("LRANGE", self._keys.lane(subscription, account), 0, at_most - 1)
-        return list(answer)
+    async def read(self, subscription: str, account: str, *, at_most: int) -> Waiting:
+        """Read the oldest deliveries of a lane."""
+        joint = self._reads[shard_of(account), subscription]
+        lane = self._keys.lane(subscription, account)
+        entries, tried = await self._pipe.step(joint, (lane,), account, at_most)
+        tries, _, head = (tried or b"0 ").partition(b" ")
+        return Waiting(entries, int(tries), head)
 
     async def length(self, subscription: str, account: str) -> int:
         """Count the deliveries that wait in a lane."""
         return int(await self._pipe.command("LLEN", self._keys.lane(subscription, account)))
-
-    async def read_tries(self, subscription: str, account: str) -> tuple[int, bytes]:
-        """Read how often the head of a lane failed already, and which head that was."""
-        tried = await self._pipe.command("HGET", self._keys.tries(shard_of(account), subscription), account)
-        count, _, head = (tried or b"0 ").partition(b" ")
-        return int(count), head
 
     async def delivered(
         self, subscription: str, lease: Lease, head: bytes, *, lease_ms: int, record: bytes = b""
@@ -136,27 +145,24 @@ class Lanes:
     async def _settle(
         self, subscription: str, lease: Lease, head: bytes, outcome: str, ms: int, reason: str, record: bytes
     ) -> tuple[Reply, int]:
-        shard = shard_of(lease.member)
-        keys = [
-            self._keys.lane(subscription, lease.member),
-            self._keys.lanes(shard, subscription),
-            self._keys.due_subscriptions(shard),
-            self._keys.tries(shard, subscription),
-            self._keys.dead(shard, subscription),
-            self._keys.nothing(shard),
-            self._keys.attempts(shard, subscription),
-        ]
-        arguments = (
-            subscription,
-            lease.member,
-            lease.deadline,
-            head,
-            outcome,
-            ms,
-            reason,
-            DEAD_PER_SUBSCRIPTION,
-            record,
-            ATTEMPTS_PER_SUBSCRIPTION,
-        )
-        reply, deadline = await self._pipe.script(_SETTLE, keys, *arguments)
+        joint = self._settles[shard_of(lease.member), subscription]
+        lane = self._keys.lane(subscription, lease.member)
+        arguments = (*lease, head, outcome, ms, reason, record)
+        reply, deadline = await self._pipe.step(joint, (lane,), *arguments)
         return Reply(reply), deadline
+
+    def _join_reads(self, shard: int, subscription: str) -> Joint:
+        return Joint(_READ_LANE, (self._keys.tries(shard, subscription),))
+
+    def _join_settles(self, shard: int, subscription: str) -> Joint:
+        keys = self._keys
+        shared = (
+            keys.lanes(shard, subscription),
+            keys.due_subscriptions(shard),
+            keys.tries(shard, subscription),
+            keys.dead(shard, subscription),
+            keys.attempts(shard, subscription),
+            keys.nothing(shard),
+        )
+        arguments = (subscription, DEAD_PER_SUBSCRIPTION, ATTEMPTS_PER_SUBSCRIPTION)
+        return Joint(_SETTLE, shared, arguments, most=64)

@@ -1,11 +1,14 @@
 """Sends what one turn of the event loop asks of Redis as one pipeline: most of the cost is the round trip.
 
-Refuses to reorder or to repeat: a command whose script is unknown to the server is sent again in full,
-everything else is answered once, with its result or its error.
+Steps of a script that takes several at a time go in one call: most of what is left is the call. Refuses
+to mix up whose fault an error is: where a joint call fails, and a script fails before it writes, each step
+is taken by itself. A command whose script is unknown to the server is sent again in full, everything else
+is answered once, with its result or its error.
 """
 
 import asyncio
 import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha1
 from importlib.resources import files
@@ -37,11 +40,50 @@ def load_script(name: str) -> Script:
     return Script(name, text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class Joint:
+    """A script that takes several steps in a call, and the keys and arguments that these have in common.
+
+    Both come before those of the steps. The answer holds as many values for each step. Steps are joined
+    where they name the same Joint, and each a first key of its own; `most` bounds how long a call holds up
+    the server.
+    """
+
+    script: Script
+    keys: tuple[str, ...]
+    arguments: tuple[Any, ...] = ()
+    most: int = 16
+
+
+class Joints(dict[tuple[int, str], Joint]):
+    """The joints of one script, by shard and by the name of a provider or subscription."""
+
+    def __init__(self, make: Callable[[int, str], Joint]) -> None:
+        self._make = make
+
+    def __missing__(self, where: tuple[int, str]) -> Joint:
+        joint = self[where] = self._make(*where)
+        return joint
+
+
 class _Call:
-    command: tuple[Any, ...]
-    script: Script | None
-    answer: asyncio.Future[Any]
+    """What one caller asks: the keys and arguments of a step where it is of a joint, a command else."""
+
+    __slots__ = ("answer", "arguments", "joint", "keys", "script")
+
+    def __init__(
+        self,
+        arguments: tuple[Any, ...],
+        *,
+        script: Script | None = None,
+        joint: Joint | None = None,
+        keys: tuple[str, ...] = (),
+    ) -> None:
+        self.arguments = arguments
+        self.script = script
+        self.joint = joint
+        self.keys = keys
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
 
 class Pipe:
@@ -56,11 +98,14 @@ class Pipe:
     # Both raise StoreError where the server does not do its part, and redis-py's own errors else.
 
     async def command(self, *command: Any) -> Any:
-        return await self._send(_Call(command, None, asyncio.get_running_loop().create_future()))
+        return await self._send(_Call(command))
 
     async def script(self, script: Script, keys: list[str], *arguments: Any) -> Any:
-        command = (script.digest, len(keys), *keys, *arguments)
-        return await self._send(_Call(command, script, asyncio.get_running_loop().create_future()))
+        return await self._send(_Call((len(keys), *keys, *arguments), script=script))
+
+    async def step(self, joint: Joint, keys: tuple[str, ...], *arguments: Any) -> Any:
+        """Take one step of a script that takes several; returns its part of the answer."""
+        return await self._send(_Call(arguments, joint=joint, keys=keys))
 
     async def run(self) -> None:
         """Gather and send until cancelled. Start two, so that one can send while the other waits."""
@@ -100,25 +145,36 @@ class Pipe:
 
     async def _execute(self, calls: list[_Call]) -> None:
         try:
-            answers = await self._pipeline([_by_digest(call) for call in calls])
-            unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-            if unknown:
-                again = await self._pipeline([_in_full(calls[i]) for i in unknown])
-                for i, answer in zip(unknown, again, strict=True):
-                    answers[i] = answer
+            packets = list(_packed(calls))
+            answers = await self._answers(packets)
+            apart = [
+                packet for packet, answer in zip(packets, answers, strict=True) if packet.must_part(answer)
+            ]
+            if apart:
+                steps = [_Packet([call]) for packet in apart for call in packet.calls]
+                packets += steps
+                answers += await self._answers(steps)
         except BaseException as error:
             for call in calls:
                 _answer(call, error if isinstance(error, Exception) else asyncio.CancelledError())
             if not isinstance(error, Exception):
                 raise
         else:
-            for call, answer in zip(calls, answers, strict=True):
-                _answer(call, answer)
+            for packet, answer in zip(packets, answers, strict=True):
+                packet.hand_out(answer)
+
+    async def _answers(self, packets: "list[_Packet]") -> list[Any]:
+        answers = await self._pipeline([packet.command() for packet in packets])
+        unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if unknown:
+            again = await self._pipeline([packets[i].command(in_full=True) for i in unknown])
+            for i, answer in zip(unknown, again, strict=True):
+                answers[i] = answer
+        return answers
 
     async def _pipeline(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         async with _Batch(self._client.connection_pool, {}, False, None) as batch:
-            for command in commands:
-                batch.execute_command(*command)
+            batch.command_stack.extend((command, {}) for command in commands)
             answers: list[Any] = await batch.execute(raise_on_error=False)
         return answers
 
@@ -132,7 +188,7 @@ class _Batch(Pipeline):
     async def _execute_pipeline(
         self, connection: Any, commands: list[Any], raise_on_error: bool
     ) -> list[Any]:
-        await connection.send_packed_command([pack_command(command) for command, _ in commands])
+        await connection.send_packed_command(b"".join([pack_command(command) for command, _ in commands]))
         try:
             async with asyncio.timeout(connection.socket_timeout):
                 return [await _read(connection) for _ in commands]
@@ -148,13 +204,54 @@ async def _read(connection: Any) -> Any:
         return error
 
 
-def _by_digest(call: _Call) -> tuple[Any, ...]:
-    return ("EVALSHA", *call.command) if call.script else call.command
+class _Packet:
+    """One command as it is sent, and the calls that it answers: several only where they are joined."""
+
+    def __init__(self, calls: list[_Call]) -> None:
+        self.calls = calls
+
+    def command(self, *, in_full: bool = False) -> tuple[Any, ...]:
+        first = self.calls[0]
+        script = first.joint.script if first.joint else first.script
+        if script is None:
+            return first.arguments
+        by_name = ("EVAL", script.text) if in_full else ("EVALSHA", script.digest)
+        if first.joint is None:
+            return (*by_name, *first.arguments)
+        keys = [*first.joint.keys, *(key for call in self.calls for key in call.keys)]
+        arguments = (argument for call in self.calls for argument in call.arguments)
+        return (*by_name, len(keys), *keys, *first.joint.arguments, *arguments)
+
+    def must_part(self, answer: Any) -> bool:
+        """Say whether the fault of one step hides the answers of the others."""
+        return len(self.calls) > 1 and isinstance(answer, Exception)
+
+    def hand_out(self, answer: Any) -> None:
+        """Give each caller what is its part. Who was answered apart meanwhile is left out."""
+        if self.must_part(answer):
+            return
+        if self.calls[0].joint is None or isinstance(answer, Exception):
+            _answer(self.calls[0], answer)
+            return
+        size = len(answer) // len(self.calls)
+        for i, call in enumerate(self.calls):
+            _answer(call, answer[i * size : (i + 1) * size])
 
 
-def _in_full(call: _Call) -> tuple[Any, ...]:
-    assert call.script is not None
-    return ("EVAL", call.script.text, *call.command[1:])
+def _packed(calls: Iterable[_Call]) -> Iterator[_Packet]:
+    """Put together what can be one command. A second step at the same key comes after the first."""
+    packets: dict[Joint, dict[str, _Call]] = {}
+    for call in calls:
+        if call.joint is None:
+            yield _Packet([call])
+            continue
+        call_by_key = packets.setdefault(call.joint, {})
+        if call.keys[0] in call_by_key or len(call_by_key) == call.joint.most:
+            yield _Packet([*call_by_key.values()])
+            call_by_key.clear()
+        call_by_key[call.keys[0]] = call
+    for call_by_key in packets.values():
+        yield _Packet([*call_by_key.values()])
 
 
 def _answer(call: _Call, answer: Any) -> None:

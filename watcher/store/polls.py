@@ -4,8 +4,7 @@ Scripts decide ownership and order; Python decides meaning. Refuses to know what
 delivery says: they pass through as bytes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from watcher.journal.delivery import Delivery
 from watcher.journal.ledger import AccountState
 from watcher.store.keys import Keys, shard_of
 from watcher.store.lanes import DEAD_PER_SUBSCRIPTION
-from watcher.store.pipe import load_script
+from watcher.store.pipe import Joint, Joints, load_script
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
 from watcher.store.state import BadState, dump_body, load_state
 
@@ -60,6 +59,8 @@ class Polls:
         self._schedule = schedule
         self._keys = keys
         self._pipe = schedule.pipe
+        self._commits = Joints(self._join_commits)
+        self._touches = Joints(self._join_touches)
 
     async def claim(self, provider: str, shard: int, *, lease_ms: int, at_most: int) -> Claimed:
         keys = [self._keys.polls(shard, provider)]
@@ -90,14 +91,7 @@ class Polls:
 
     async def commit(self, step: Commit) -> tuple[Reply, int]:
         """Write a step; returns the reply and how many deliveries a full lane pushed out. Raises BadState."""
-        shard = shard_of(step.account)
-        keys = [
-            self._keys.state(step.account),
-            self._keys.polls(shard, step.provider),
-            self._keys.failing(shard, step.provider),
-            self._keys.log(shard),
-            self._keys.due_subscriptions(shard),
-        ]
+        keys = [self._keys.state(step.account)]
         arguments: list[Any] = [
             step.account,
             step.lease.deadline,
@@ -107,34 +101,31 @@ class Polls:
             step.state.polled_at_ms if step.is_good else "",
             step.due_ms,
             dump_body(step.state),
-            LOG_PER_SHARD,
-            DEAD_PER_SUBSCRIPTION,
-            LANE_LENGTH,
             len(step.log),
             *step.log,
+            len(step.deliveries),
         ]
+        shard = shard_of(step.account)
         for subscription, deliveries in step.deliveries.items():
             keys.append(self._keys.lane(subscription, step.account))
             keys.append(self._keys.lanes(shard, subscription))
             keys.append(self._keys.dead(shard, subscription))
             arguments += [subscription, len(deliveries), *(delivery.dump() for delivery in deliveries)]
         with _damage_named():
-            reply, pushed_out = await self._pipe.script(_COMMIT, keys, *arguments)
+            reply, pushed_out = await self._pipe.step(
+                self._commits[shard, step.provider], tuple(keys), *arguments
+            )
         return Reply(reply), pushed_out
 
     async def touch(
         self, provider: str, lease: Lease, *, version: str, polled_at_ms: int, due_ms: int
     ) -> Reply:
         """Note a good poll that found nothing new. Raises BadState."""
-        shard = shard_of(lease.member)
-        keys = [
-            self._keys.state(lease.member),
-            self._keys.polls(shard, provider),
-            self._keys.failing(shard, provider),
-        ]
+        joint = self._touches[shard_of(lease.member), provider]
         arguments = (lease.member, lease.deadline, version, polled_at_ms, due_ms)
         with _damage_named():
-            return Reply(await self._pipe.script(_TOUCH, keys, *arguments))
+            (reply,) = await self._pipe.step(joint, (self._keys.state(lease.member),), *arguments)
+        return Reply(reply)
 
     async def postpone(
         self, provider: str, lease: Lease, *, why: str, at_least_ms: int, waits_ms: Sequence[int]
@@ -151,13 +142,24 @@ class Polls:
         keys = [self._keys.polls(shard_of(lease.member), provider)]
         return await self._schedule.release(keys, lease, due_in_ms)
 
+    def _join_commits(self, shard: int, provider: str) -> Joint:
+        keys = self._keys
+        shared = (*self._of_polls(shard, provider), keys.log(shard), keys.due_subscriptions(shard))
+        return Joint(_COMMIT, shared, (LOG_PER_SHARD, DEAD_PER_SUBSCRIPTION, LANE_LENGTH))
 
-@contextmanager
-def _damage_named() -> Iterator[None]:
+    def _join_touches(self, shard: int, provider: str) -> Joint:
+        return Joint(_TOUCH, self._of_polls(shard, provider), most=64)
+
+    def _of_polls(self, shard: int, provider: str) -> tuple[str, ...]:
+        return (self._keys.polls(shard, provider), self._keys.failing(shard, provider))
+
+
+class _damage_named:  # noqa: N801 -- as `connect.translated`
     """Say BadState where a key of the account, or one that it shares, is not of the type it is given here."""
-    try:
-        yield
-    except ResponseError as error:
-        if "WRONGTYPE" not in str(error):
-            raise
-        raise BadState("a key that it needs is of another type") from error
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, ResponseError) and "WRONGTYPE" in str(error):
+            raise BadState("a key that it needs is of another type") from error

@@ -1,62 +1,102 @@
--- Replace an account's state, log what happened and queue its deliveries, as one step, if nobody else did
--- meanwhile. Fenced by the state's version, which is also the token of the commit that wrote it (a repeat
--- after a lost answer finds its own), and by the poll's lease. The first write allocates, so that a full
--- server refuses the whole step.
--- KEYS    1 state   2 polls   3 failing   4 log   5 due subscriptions
---         then for each lane: its list, its schedule, its dead letters
--- ARGV    1 account   2 deadline   3 expected version ('': no state yet)   4 new version   5 sequence
---         6 polled at ms ('': no good poll, so that its time and the failures stay)   7 next poll due ms   8 state body   9 log length   10 dead letters length
---         11 lane length   12 number of log entries, then the entries (opaque bytes),
---         then for each lane: subscription, number of deliveries, deliveries (opaque bytes)
--- returns 1 done, 0 done before, -1 the state moved on, -2 the lease was lost; then the deliveries that a
---         full lane pushed out into the dead letters
-local version = redis.call('HGET', KEYS[1], 'version') or ''
-if version == ARGV[4] then return {0, 0} end
-if version ~= ARGV[3] then return {-1, 0} end
-if tonumber(redis.call('ZSCORE', KEYS[2], ARGV[1]) or 0) ~= tonumber(ARGV[2]) then return {-2, 0} end
+-- Replace accounts' states, log what happened and queue their deliveries, if nobody else did meanwhile: each
+-- account is a step, and whole. Fenced by the state's version, which is also the token of the commit that
+-- wrote it (a repeat after a lost answer finds its own), and by the poll's lease. The first write allocates,
+-- so that a full server refuses all of it.
+-- KEYS    1 polls   2 failing   3 log   4 due subscriptions
+--         then for each step: its state, then for each of its lanes: list, schedule, dead letters
+-- ARGV    1 log length   2 dead letters length   3 lane length
+--         then for each step: account, deadline, expected version ('': no state yet), new version, sequence,
+--         polled at ms ('': no good poll, so that its time and the failures stay), next poll due ms, state
+--         body, number of log entries, these (opaque bytes), number of lanes,
+--         then for each of these: subscription, number of deliveries, these (opaque bytes)
+-- returns for each step: 1 done, 0 done before, -1 the state moved on, -2 the lease was lost; then the
+--         deliveries that full lanes pushed out into the dead letters
 
--- Ask each key something only its own type answers: a damaged one fails the step before its first write.
-local has_failed = redis.call('HGET', KEYS[3], ARGV[1])
-redis.call('XLEN', KEYS[4])
-redis.call('ZCARD', KEYS[5])
-for i = 6, #KEYS, 3 do
-  redis.call('LLEN', KEYS[i])
-  redis.call('ZCARD', KEYS[i + 1])
-  redis.call('XLEN', KEYS[i + 2])
+-- Ask each key something only its own type answers: a damaged one fails all steps before the first write.
+local has_failing = redis.call('HLEN', KEYS[2]) > 0
+redis.call('XLEN', KEYS[3])
+redis.call('ZCARD', KEYS[4])
+local accounts, key_of, at_of, lanes_by_schedule, schedules = {}, {}, {}, {}, {}
+local key, at = 5, 4
+while KEYS[key] do
+  accounts[#accounts + 1] = ARGV[at]
+  key_of[#accounts], at_of[#accounts] = key, at
+  at = at + 9 + tonumber(ARGV[at + 8])
+  local lanes = tonumber(ARGV[at])
+  key, at = key + 1, at + 1
+  for _ = 1, lanes do
+    redis.call('LLEN', KEYS[key])
+    if not lanes_by_schedule[KEYS[key + 1]] then
+      redis.call('ZCARD', KEYS[key + 1])
+      redis.call('XLEN', KEYS[key + 2])
+      lanes_by_schedule[KEYS[key + 1]] = {}
+      schedules[#schedules + 1] = {key + 1, ARGV[at]}
+    end
+    key, at = key + 3, at + 2 + tonumber(ARGV[at + 1])
+  end
 end
 
-if ARGV[6] == '' then
-  redis.call('HSET', KEYS[1], 'version', ARGV[4], 'sequence', ARGV[5], 'body', ARGV[8])
-else
-  redis.call('HSET', KEYS[1], 'version', ARGV[4], 'sequence', ARGV[5], 'body', ARGV[8], 'polled_at', ARGV[6])
-  if has_failed then redis.call('HDEL', KEYS[3], ARGV[1]) end
+local deadlines = redis.call('ZMSCORE', KEYS[1], unpack(accounts))
+local reply, next_polls, mended = {}, {}, {}
+for i = 1, #accounts do
+  at = at_of[i]
+  local version = redis.call('HGET', KEYS[key_of[i]], 'version') or ''
+  local answer = 1
+  if version == ARGV[at + 3] then
+    answer = 0
+  elseif version ~= ARGV[at + 2] then
+    answer = -1
+  elseif deadlines[i] ~= ARGV[at + 1] then
+    answer = -2
+  else
+    next_polls[#next_polls + 1] = ARGV[at + 6]
+    next_polls[#next_polls + 1] = accounts[i]
+  end
+  reply[i * 2 - 1], reply[i * 2] = answer, 0
 end
-redis.call('ZADD', KEYS[2], ARGV[7], ARGV[1])
-
-local at = 13
-for _ = 1, tonumber(ARGV[12]) do
-  redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', 'account', ARGV[1], 'entry', ARGV[at])
-  at = at + 1
-end
+if not next_polls[1] then return reply end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local pushed_out = 0
-local key = 6
-while KEYS[key] do
-  local subscription, count = ARGV[at], tonumber(ARGV[at + 1])
-  local length = 0
-  for i = at + 2, at + 1 + count do length = redis.call('RPUSH', KEYS[key], ARGV[i]) end
-  at = at + 2 + count
-  for _ = 1, length - tonumber(ARGV[11]) do
-    redis.call('XADD', KEYS[key + 2], 'MAXLEN', '~', ARGV[10], '*',
-      'account', ARGV[1], 'reason', 'lane full', 'delivery', redis.call('LPOP', KEYS[key]))
-    pushed_out = pushed_out + 1
+for i = 1, #accounts do
+  if reply[i * 2 - 1] == 1 then
+    key, at = key_of[i], at_of[i]
+    local fields = {'version', ARGV[at + 3], 'sequence', ARGV[at + 4], 'body', ARGV[at + 7]}
+    if ARGV[at + 5] ~= '' then
+      fields[7], fields[8] = 'polled_at', ARGV[at + 5]
+      mended[#mended + 1] = accounts[i]
+    end
+    redis.call('HSET', KEYS[key], unpack(fields))
+    local entries = tonumber(ARGV[at + 8])
+    for j = at + 9, at + 8 + entries do
+      redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[1], '*', 'account', accounts[i], 'entry', ARGV[j])
+    end
+    at = at + 9 + entries
+    local lanes = tonumber(ARGV[at])
+    key, at = key + 1, at + 1
+    for _ = 1, lanes do
+      local count, length = tonumber(ARGV[at + 1]), 0
+      for j = at + 2, at + 1 + count do length = redis.call('RPUSH', KEYS[key], ARGV[j]) end
+      for _ = 1, length - tonumber(ARGV[3]) do
+        redis.call('XADD', KEYS[key + 2], 'MAXLEN', '~', ARGV[2], '*',
+          'account', accounts[i], 'reason', 'lane full', 'delivery', redis.call('LPOP', KEYS[key]))
+        reply[i * 2] = reply[i * 2] + 1
+      end
+      local due = lanes_by_schedule[KEYS[key + 1]]
+      due[#due + 1] = now
+      due[#due + 1] = accounts[i]
+      key, at = key + 3, at + 2 + count
+    end
   end
-  -- NX: a lane that waits for its retry, or is leased, keeps its time.
-  if redis.call('ZADD', KEYS[key + 1], 'NX', now, ARGV[1]) == 1 then
-    redis.call('ZADD', KEYS[5], 'LT', now, subscription)
-  end
-  key = key + 3
 end
-return {1, pushed_out}
+
+redis.call('ZADD', KEYS[1], unpack(next_polls))
+if has_failing and mended[1] then redis.call('HDEL', KEYS[2], unpack(mended)) end
+for _, schedule in ipairs(schedules) do
+  local due = lanes_by_schedule[KEYS[schedule[1]]]
+  -- NX: a lane that waits for its retry, or is leased, keeps its time.
+  if due[1] and redis.call('ZADD', KEYS[schedule[1]], 'NX', unpack(due)) > 0 then
+    redis.call('ZADD', KEYS[4], 'LT', now, schedule[2])
+  end
+end
+return reply

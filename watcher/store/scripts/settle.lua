@@ -1,47 +1,72 @@
--- Settle one attempt: take a lane's head away (delivered, or dead), or say when to try it again.
+-- Settle attempts, each a step: take a lane's head away (delivered, or dead), or say when to try it again.
 -- Fenced by the head, so that a repeat or a late worker takes nothing twice, and by the lane's lease.
--- KEYS    1 lane   2 lanes   3 due subscriptions   4 tries   5 dead letters   6 nothing (see claim)
---         7 attempts
--- ARGV    1 subscription   2 account   3 deadline   4 delivery head (its first line)
---         5 delivered, dead or retry   6 the lane's new deadline (delivered, dead) or wait ms (retry)
---         7 reason   8 dead letters length   9 attempt to remember ('': none)   10 attempts length
--- returns 1 done, -1 another head, -2 the lease was lost; then the lane's new deadline (0: it is free)
+-- KEYS    1 lanes   2 due subscriptions   3 tries   4 dead letters   5 attempts   6 nothing (see claim)
+--         then for each step: its lane
+-- ARGV    1 subscription   2 dead letters length   3 attempts length
+--         then for each step: account, deadline, delivery head (its first line), outcome (delivered, dead or
+--         retry), the lane's new deadline (delivered, dead) or wait ms (retry), reason, attempt to remember
+--         ('': none)
+-- returns for each step: 1 done, -1 another head, -2 the lease was lost; then the lane's new deadline (0: it
+--         is free)
 redis.call('DEL', KEYS[6])
-local held_until = tonumber(redis.call('ZSCORE', KEYS[2], ARGV[2]) or 0)
--- A repeat after a lost answer: only the first of them can have set this very deadline.
-if ARGV[5] ~= 'retry' and held_until == tonumber(ARGV[6]) then return {1, held_until} end
-if held_until ~= tonumber(ARGV[3]) then return {-2, 0} end
-local head, following = unpack(redis.call('LRANGE', KEYS[1], 0, 1))
-if not head or string.sub(head, 1, #ARGV[4]) ~= ARGV[4] then return {-1, 0} end
+local accounts = {}
+for i = 1, #KEYS - 6 do accounts[i] = ARGV[i * 7 - 3] end
+local deadlines = redis.call('ZMSCORE', KEYS[1], unpack(accounts))
 
--- As in commit: a key of another type fails the step before it takes the head away.
-local tries = redis.call('HGET', KEYS[4], ARGV[2])
-redis.call('ZCARD', KEYS[3])
+-- As in commit: a key of another type fails all steps before the first of them takes a head away.
+local tries = redis.call('HMGET', KEYS[3], unpack(accounts))
+redis.call('ZCARD', KEYS[2])
+redis.call('XLEN', KEYS[4])
 redis.call('XLEN', KEYS[5])
-redis.call('XLEN', KEYS[7])
-
-if ARGV[9] ~= '' then redis.call('XADD', KEYS[7], 'MAXLEN', '~', ARGV[10], '*', 'attempt', ARGV[9]) end
-if ARGV[5] == 'retry' then
-  local time = redis.call('TIME')
-  local later = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[6])
-  -- Within the millisecond of its claim the time would stay the same, and not refuse a repeat.
-  if later == held_until then later = later + 1 end
-  local count, tried = string.match(tries or '', '^(%d+) (.*)$')
-  count = tried == ARGV[4] and count + 1 or 1
-  redis.call('HSET', KEYS[4], ARGV[2], string.format('%d %s', count, ARGV[4]))
-  redis.call('ZADD', KEYS[2], later, ARGV[2])
-  redis.call('ZADD', KEYS[3], 'LT', later, ARGV[1])
-  return {1, 0}
+local reply, ends = {}, {}
+for i = 1, #accounts do
+  local at, answer, deadline = 7 * i - 3, 1, 0
+  if ARGV[at + 3] ~= 'retry' and deadlines[i] == ARGV[at + 4] then
+    -- A repeat after a lost answer: only the first of them can have set this very deadline.
+    deadline = tonumber(deadlines[i])
+  elseif deadlines[i] ~= ARGV[at + 1] then
+    answer = -2
+  else
+    ends[i] = redis.call('LRANGE', KEYS[6 + i], 0, 1)
+    if string.sub(ends[i][1] or '', 1, #ARGV[at + 2]) ~= ARGV[at + 2] then answer, ends[i] = -1, nil end
+  end
+  reply[i * 2 - 1], reply[i * 2] = answer, deadline
 end
 
-redis.call('LPOP', KEYS[1])
-if tries then redis.call('HDEL', KEYS[4], ARGV[2]) end
-if ARGV[5] == 'dead' then
-  redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[8], '*', 'account', ARGV[2], 'reason', ARGV[7], 'delivery', head)
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local kept, free, settled = {}, {}, {}
+for i = 1, #accounts do
+  local at = 7 * i - 3
+  if ends[i] then
+    if ARGV[at + 6] ~= '' then redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[3], '*', 'attempt', ARGV[at + 6]) end
+    if ARGV[at + 3] == 'retry' then
+      local later = now + tonumber(ARGV[at + 4])
+      -- Within the millisecond of its claim the time would stay the same, and not refuse a repeat.
+      if later == tonumber(ARGV[at + 1]) then later = later + 1 end
+      local count, tried = string.match(tries[i] or '', '^(%d+) (.*)$')
+      count = tried == ARGV[at + 2] and count + 1 or 1
+      redis.call('HSET', KEYS[3], accounts[i], string.format('%d %s', count, ARGV[at + 2]))
+      redis.call('ZADD', KEYS[1], later, accounts[i])
+      redis.call('ZADD', KEYS[2], 'LT', later, ARGV[1])
+    else
+      redis.call('LPOP', KEYS[6 + i])
+      if tries[i] then settled[#settled + 1] = accounts[i] end
+      if ARGV[at + 3] == 'dead' then
+        redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[2], '*',
+          'account', accounts[i], 'reason', ARGV[at + 5], 'delivery', ends[i][1])
+      end
+      if ends[i][2] then
+        kept[#kept + 1] = ARGV[at + 4]
+        kept[#kept + 1] = accounts[i]
+        reply[i * 2] = tonumber(ARGV[at + 4])
+      else
+        free[#free + 1] = accounts[i]
+      end
+    end
+  end
 end
-if not following then
-  redis.call('ZREM', KEYS[2], ARGV[2])
-  return {1, 0}
-end
-redis.call('ZADD', KEYS[2], ARGV[6], ARGV[2])
-return {1, tonumber(ARGV[6])}
+if kept[1] then redis.call('ZADD', KEYS[1], unpack(kept)) end
+if free[1] then redis.call('ZREM', KEYS[1], unpack(free)) end
+if settled[1] then redis.call('HDEL', KEYS[3], unpack(settled)) end
+return reply

@@ -1,11 +1,30 @@
--- Note a good poll that found nothing new, and say when the next one is due.
--- KEYS    1 state   2 polls   3 failing
--- ARGV    1 account   2 deadline   3 expected version   4 polled at ms   5 next poll due ms
--- returns 1 done, -1 the state moved on, -2 the lease was lost
-if redis.call('HGET', KEYS[1], 'version') ~= ARGV[3] then return -1 end
-if tonumber(redis.call('ZSCORE', KEYS[2], ARGV[1]) or 0) ~= tonumber(ARGV[2]) then return -2 end
-local has_failed = redis.call('HGET', KEYS[3], ARGV[1]) -- a key of another type fails before the first write
-redis.call('HSET', KEYS[1], 'polled_at', ARGV[4])
-redis.call('ZADD', KEYS[2], ARGV[5], ARGV[1])
-if has_failed then redis.call('HDEL', KEYS[3], ARGV[1]) end
-return 1
+-- Note good polls that found nothing new, and say when their accounts are due next. Each is a step.
+-- KEYS    1 polls   2 failing   then for each step: its state
+-- ARGV    for each step: account, deadline, expected version, polled at ms, next poll due ms
+-- returns for each step: 1 done, -1 the state moved on, -2 the lease was lost
+-- All is read before the first write: a key of another type fails every step, and changes nothing.
+local accounts = {}
+for i = 1, #KEYS - 2 do accounts[i] = ARGV[i * 5 - 4] end
+local deadlines = redis.call('ZMSCORE', KEYS[1], unpack(accounts))
+local has_failing = redis.call('HLEN', KEYS[2]) > 0
+local reply, due, mended = {}, {}, {}
+for i = 1, #accounts do
+  if redis.call('HGET', KEYS[2 + i], 'version') ~= ARGV[i * 5 - 2] then
+    reply[i] = -1
+  elseif deadlines[i] ~= ARGV[i * 5 - 3] then
+    reply[i] = -2
+  else
+    reply[i] = 1
+    due[#due + 1] = ARGV[i * 5]
+    due[#due + 1] = accounts[i]
+    mended[#mended + 1] = accounts[i]
+  end
+end
+if not due[1] then return reply end
+
+for i = 1, #accounts do
+  if reply[i] == 1 then redis.call('HSET', KEYS[2 + i], 'polled_at', ARGV[i * 5 - 1]) end
+end
+redis.call('ZADD', KEYS[1], unpack(due))
+if has_failing then redis.call('HDEL', KEYS[2], unpack(mended)) end
+return reply
