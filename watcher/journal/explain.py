@@ -88,7 +88,7 @@ def explain(
     effect_by_type: dict[str, Vector] = {}
     for rule in RULES[withdrawals]:
         effect = rule.takes(left, seen)
-        if not any(effect):
+        if effect == NOTHING:
             continue
         left -= effect
         if rule.waits and not is_settled:
@@ -128,11 +128,17 @@ def _chain(before: Vector, effect_by_type: dict[str, Vector]) -> Iterator[Change
 
 def _rise_of(field: Field) -> Takes:
     """A rule that takes all that is left of a field's rise, on its own."""
-    return lambda left, _: NOTHING._replace(**{field: _rise(getattr(left, field))})
+    place = Vector._fields.index(field)
+    return lambda left, _: _alone(place, _rise(left[place]))
 
 
 def _fall_of(field: Field) -> Takes:
-    return lambda left, _: NOTHING._replace(**{field: -_fall(getattr(left, field))})
+    place = Vector._fields.index(field)
+    return lambda left, _: _alone(place, -_fall(left[place]))
+
+
+def _alone(place: int, x: int) -> Vector:
+    return Vector._make(x if i == place else 0 for i in range(len(NOTHING))) if x else NOTHING
 
 
 # The rules that pair fields: what two movements have in common is the smaller of them.

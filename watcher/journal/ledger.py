@@ -112,10 +112,10 @@ def _follow(entry: Entry, row: Row | None, snapshot: Snapshot, rules: Rules, res
     """Take in what a snapshot says, or does not say, of an asset that has an entry."""
     if row is None and not snapshot.absent_is_zero:
         result.entry_by_asset[entry.asset.id] = entry  # absent means unknown
+    elif row is not None and _is_as_before(entry, row):
+        result.entry_by_asset[entry.asset.id] = entry
     elif row is not None and _unit(row) != _unit(entry):
         _start(row, "its unit changed", result)
-    elif row is not None and row.balance == entry.seen and not entry.held_polls and not entry.doubted:
-        result.entry_by_asset[entry.asset.id] = entry
     elif reason := doubt(entry.seen, row, doubted=entry.doubted):
         result.doubted[entry.asset.id] = reason
         balance = row.balance if row else absent(entry.seen)
@@ -123,6 +123,16 @@ def _follow(entry: Entry, row: Row | None, snapshot: Snapshot, rules: Rules, res
         result.is_news = True
     else:
         _accept(entry, row, rules, result)
+
+
+def _is_as_before(entry: Entry, row: Row) -> bool:
+    """Say whether there is nothing to explain: the same balance in the same unit, and nothing is open."""
+    return (
+        row.balance == entry.seen
+        and not entry.held_polls
+        and not entry.doubted
+        and row.asset.decimals == entry.asset.decimals
+    )
 
 
 def _accept(entry: Entry, row: Row | None, rules: Rules, result: Advance) -> None:

@@ -20,6 +20,8 @@ _LONGEST_WAIT_S = 300.0
 _WAITS_FOR_A_PERSON_S = (60, 300)
 """A wrong key or a wrong account does not mend itself: it is asked seldom from the start."""
 
+_NO_PENDING = frozenset((None, "0"))
+
 _SPREAD = 0.1
 """Each wait is up to this much shorter, so that accounts do not stay in step with each other."""
 
@@ -51,4 +53,4 @@ def spread_ms(seconds: float, chance: float) -> int:
 
 
 def _is_pending(pendings: Sequence[str | None]) -> bool:
-    return any(pending not in (None, "0") for pending in pendings)
+    return not _NO_PENDING.issuperset(pendings)
