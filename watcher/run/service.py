@@ -157,7 +157,7 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def _collect_seldom() -> None:
-    """Look for cycles after 10,000 new objects, not 700: most of what a poll makes is gone by itself before."""
+    """Look for cycles after 10,000 new objects, not 700: what a poll makes is mostly gone by itself."""
     gc.set_threshold(10_000, 20, 50)
 
 

@@ -174,7 +174,8 @@ class Pipe:
 
     async def _pipeline(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         async with _Batch(self._client.connection_pool, {}, False, None) as batch:
-            batch.command_stack.extend((command, {}) for command in commands)
+            for command in commands:
+                batch.execute_command(*command)
             answers: list[Any] = await batch.execute(raise_on_error=False)
         return answers
 

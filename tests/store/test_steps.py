@@ -1,0 +1,142 @@
+"""Steps that share a call of a script: each is answered as if it were alone, none suffers from another."""
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+from servers import EVERY_ENGINE
+from stores import MINUTE_MS, NEIGHBOURS, OPS, PROVIDER, Store, a_commit, a_delivery, a_store, running
+
+from watcher.journal.delivery import Delivery
+from watcher.store.pipe import Pipe
+from watcher.store.schedule import Lease, Reply
+from watcher.store.state import BadState
+
+pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
+
+MANY = NEIGHBOURS[:40]
+"""More accounts of one shard than one call takes."""
+
+
+async def deliveries_of(store: Store, *accounts: str) -> dict[str, Delivery]:
+    """Commit a baseline with one delivery for each account, all at once."""
+    steps = [
+        a_commit(await store.lease(account), version="v1", deliveries={OPS: [a_delivery(number)]})
+        for number, account in enumerate(accounts, 1)
+    ]
+    replies = await asyncio.gather(*map(store.polls.commit, steps))
+    assert replies == [(Reply.DONE, 0)] * len(accounts)
+    return {account: a_delivery(number) for number, account in enumerate(accounts, 1)}
+
+
+async def touch(store: Store, lease: Lease, version: str = "v1") -> Reply:
+    return await store.polls.touch(
+        PROVIDER, lease, version=version, polled_at_ms=7777, due_ms=lease.deadline + MINUTE_MS
+    )
+
+
+async def test_each_account_gets_its_own_state_and_its_own_delivery(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    async with running(store.pipe):
+        queued = await deliveries_of(store, *MANY)
+        for account, delivery in queued.items():
+            state = await store.polls.read_state(account)
+            assert state
+            assert state.version == "v1"
+            assert await store.lane(account) == [delivery.dump()]
+
+
+async def test_what_is_asked_together_goes_out_in_few_calls(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await deliveries_of(store, *MANY)
+    leases = [await store.lease(account) for account in MANY]
+    sent: list[object] = []
+    answers = store.pipe._answers
+
+    async def noted(packets: list[object]) -> list[object]:
+        sent.extend(packets)
+        return await answers(packets)  # type: ignore[arg-type]
+
+    store.pipe._answers = noted  # type: ignore[method-assign, assignment]
+    async with running(store.pipe):
+        assert set(await asyncio.gather(*(touch(store, lease) for lease in leases))) == {Reply.DONE}
+    assert len(sent) == 1
+
+
+async def test_each_step_has_its_own_answer(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await deliveries_of(store, *MANY[:3])
+    good, moved, lost = [await store.lease(account) for account in MANY[:3]]
+    async with running(store.pipe):
+        replies = await asyncio.gather(
+            touch(store, good), touch(store, moved, "v0"), touch(store, Lease(lost.member, lost.deadline - 1))
+        )
+        assert [*replies] == [Reply.DONE, Reply.MOVED_ON, Reply.LEASE_LOST]
+
+
+async def test_a_damaged_key_fails_its_own_step_only(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    queued = await deliveries_of(store, *MANY[:3])
+    damaged = MANY[1]
+    leases = {account: await store.lease(account) for account in queued}
+    lanes = {account: await store.lease_lane(account) for account in queued}
+    for key in (store.keys.state(damaged), store.keys.lane(OPS, damaged)):
+        await store.pipe.command("SET", key, "damaged")
+    async with running(store.pipe):
+        touched = await asyncio.gather(
+            *(touch(store, lease) for lease in leases.values()), return_exceptions=True
+        )
+        settled = await asyncio.gather(
+            *(
+                store.lanes.delivered(OPS, lane, queued[account].head, lease_ms=MINUTE_MS)
+                for account, lane in lanes.items()
+            ),
+            return_exceptions=True,
+        )
+    assert [touched[0], touched[2]] == [Reply.DONE, Reply.DONE]
+    assert isinstance(touched[1], BadState)
+    assert [settled[0], settled[2]] == [(Reply.DONE, 0), (Reply.DONE, 0)]
+    assert isinstance(settled[1], Exception)
+    assert await store.lane(MANY[0]) == await store.lane(MANY[2]) == []
+
+
+async def test_two_steps_at_the_same_key_are_taken_one_after_the_other(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    step = a_commit(await store.lease(MANY[0]), deliveries={OPS: [a_delivery()]})
+    async with running(store.pipe):
+        replies = await asyncio.gather(*(store.polls.commit(step) for _ in range(3)))
+    assert sorted(replies) == [(Reply.DONE_BEFORE, 0), (Reply.DONE_BEFORE, 0), (Reply.DONE, 0)]
+    assert await store.lane(MANY[0]) == [a_delivery().dump()]
+
+
+@pytest.mark.parametrize("field", ["polled_at", "body", "version"])
+async def test_a_commit_from_memory_is_refused_when_the_server_holds_anything_else(
+    redis_client: Redis, namespace: str, field: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await deliveries_of(store, MANY[0])
+    assert await store.polls.last_state(MANY[0])
+    await store.pipe.command("HSET", store.keys.state(MANY[0]), field, "1")
+    lease, before = await store.lease(MANY[0]), await store.contents()
+    step = a_commit(lease, expected="v1", version="v2")
+    assert (await store.polls.commit(step))[0] is Reply.MOVED_ON
+    assert await store.contents() == before
+
+
+async def test_what_was_polled_since_is_known_to_a_commit_from_memory(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await deliveries_of(store, MANY[0])
+    assert await touch(store, await store.lease(MANY[0])) is Reply.DONE
+    known = await store.polls.last_state(MANY[0])
+    assert known
+    assert known.polled_at_ms == 7777
+    other = a_store(redis_client, namespace, Pipe(redis_client))
+    assert known == await other.polls.read_state(MANY[0])
+    step = a_commit(await store.lease(MANY[0]), expected="v1", version="v2")
+    assert (await store.polls.commit(step))[0] is Reply.DONE
