@@ -72,6 +72,8 @@ class LaneWorker:
                 break  # it took long to come here, and an attempt may outlast what is left of the lease
             if self._is_stopped() or self._restraint.rest_ms(target.name) or not await self._has_turn(target):
                 break
+            if self._is_stopped():  # while it waited for its turn
+                break
             deadline = await self._deliver(target, lease, entry, waiting)
             if not deadline:
                 return False

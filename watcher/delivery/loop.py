@@ -31,6 +31,9 @@ _AT_ONCE = 32
 _FULL_MS = 1000
 """A shard that found no room is not looked at for so long, unless a lane of its subscription ends."""
 
+_FAREWELL_S = 0.5
+"""An attempt that is answered within this time is settled though its subscription is gone."""
+
 _UNKNOWN_MS = 60_000
 """A subscription that the configuration does not know keeps its lanes, and is not looked at for so long."""
 
@@ -61,6 +64,7 @@ class DeliverLoop:
         self._restraint = restraint
         self._health = health
         self._in_flight: Counter[str] = Counter()
+        self._tasks: defaultdict[str, set[asyncio.Task[None]]] = defaultdict(set)
         self._woken: _Due = {}
         self._found: _Due = {}
         self._full: defaultdict[str, set[int]] = defaultdict(set)
@@ -90,6 +94,11 @@ class DeliverLoop:
         """Claim nothing more; attempts in flight go on to their end."""
         self._stopped.set()
         self._wake.set()
+
+    def forsake(self, subscription: str) -> None:
+        """Cut off what is still under way in a moment: it was taken out of the configuration."""
+        for task in self._tasks[subscription]:
+            asyncio.get_running_loop().call_later(_FAREWELL_S, task.cancel)
 
     def finish(self) -> None:
         """Deliver what is due, and stop when nothing is."""
@@ -189,7 +198,11 @@ class DeliverLoop:
             self._full[target.name].add(shard)  # more may be due there
         for lease in claimed.leases:
             self._in_flight[target.name] += 1
-            group.create_task(self._one(target, shard, lease), name=f"lane {target.name} {lease.member}")
+            task = group.create_task(
+                self._one(target, shard, lease), name=f"lane {target.name} {lease.member}"
+            )
+            self._tasks[target.name].add(task)
+            task.add_done_callback(self._tasks[target.name].discard)
 
     def _hold(self, name: str, shards: list[int], for_ms: int) -> None:
         for shard in shards:
@@ -198,7 +211,15 @@ class DeliverLoop:
     async def _hold_back(self) -> None:
         """Do not look for a while at what had no room: one command for all that is held in a shard."""
         held, self._held = self._held, defaultdict(dict)
-        await asyncio.gather(*(self._lanes.hold(shard, for_ms) for shard, for_ms in held.items()))
+        await asyncio.gather(*(self._hold_shard(shard, for_ms) for shard, for_ms in held.items()))
+
+    async def _hold_shard(self, shard: int, for_ms: Mapping[str, int]) -> None:
+        try:
+            await self._lanes.hold(shard, for_ms)
+        except StoreError:
+            raise
+        except Exception:
+            self._note_damage(shard, "lanes")
 
     async def _one(self, target: Target, shard: int, lease: Lease) -> None:
         """Work off one lane, then look for what had no room beside it."""

@@ -70,6 +70,9 @@ class Restraint:
         for name in sooner:
             if before[name].paused_at_ms:
                 log.info("subscription.resumed", subscription=name)
+        for name, standing in self._known.items():
+            if standing.paused_at_ms and not (name in before and before[name].paused_at_ms):
+                log.warning("subscription.paused", subscription=name, reason=standing.reason)
         return sooner
 
     async def _read(self) -> dict[str, Standing]:
@@ -113,7 +116,13 @@ class Restraint:
         """
         if not _is_failing(self._known.get(name)):
             return True
-        is_ours = await self._standings.take_probe(name, self._who, lease_ms=lease_ms)
+        try:
+            is_ours = await self._standings.take_probe(name, self._who, lease_ms=lease_ms)
+        except StoreError:
+            raise
+        except Exception:  # a damaged key must not silence its subscription for ever, nor any other
+            log.exception("bug", affected="probe", subscription=name)
+            return True
         if is_ours:
             self._probed.add(name)
         return is_ours

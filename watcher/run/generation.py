@@ -6,6 +6,7 @@ stricter policy never meets an open connection of the time before.
 
 import asyncio
 import resource
+from collections.abc import Iterable
 from contextlib import AsyncExitStack, suppress
 
 from watcher.delivery.egress import Policy
@@ -121,6 +122,13 @@ class Generation:
         self._stopped.set()
         for loop in self._loops:
             loop.stop()
+
+    def forsake(self, subscriptions: Iterable[str]) -> None:
+        """Deliver nothing more to these: they are gone from the configuration."""
+        for loop in self._loops:
+            if isinstance(loop, DeliverLoop):
+                for name in subscriptions:
+                    loop.forsake(name)
 
     @property
     def in_flight(self) -> int:

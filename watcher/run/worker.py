@@ -148,6 +148,9 @@ class Worker:
                     old, self._generation = self._generation, self._next_generation(schedule, health)
                     if old:
                         old.stop()
+                        old.forsake(
+                            old.settings.subscription_by_name.keys() - self.settings.subscription_by_name
+                        )
                     group.create_task(self._generation.run(), name="generation")
                     await self._changed.wait()
                 if self._generation:

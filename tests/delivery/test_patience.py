@@ -1,0 +1,112 @@
+"""A subscription that fails everything: warned of before it is paused, and nothing pauses silently."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from builders import seconds
+from moody_subscriber import CommandLine, MoodySubscriber, Owed, owed
+from redis.asyncio import Redis
+
+DAY_MS = 86_400_000
+
+
+@pytest.fixture
+async def subscriber() -> AsyncIterator[MoodySubscriber]:
+    async with MoodySubscriber(status=500) as subscriber:
+        yield subscriber
+
+
+@pytest.fixture
+def one(redis_client: Redis, redis_server_url: str, namespace: str, subscriber: MoodySubscriber) -> Owed:
+    return owed(redis_client, redis_server_url, namespace, ops=subscriber.url)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[Any]]:
+    with structlog.testing.capture_logs() as lines:
+        yield lines
+
+
+def told(logged: list[Any], event: str) -> list[Any]:
+    return [line for line in logged if line["event"] == event]
+
+
+async def failing_for(one: Owed, days: float) -> None:
+    """Let the subscription have failed since then."""
+    await one.standings.failed("ops", "status 500", pause=False, wish_ms=0, holds_ms=(0,))
+    since_ms = (await one.standings.read())["ops"].since_ms - int(days * DAY_MS)
+    await one.pipe.command("HSET", one.keys.standings(), "ops", f"40 {since_ms} 0 0 status 500")
+
+
+async def test_it_is_warned_of_from_the_second_day_on_with_the_time_that_is_left(
+    one: Owed, subscriber: MoodySubscriber, logged: list[Any]
+) -> None:
+    await failing_for(one, days=4)
+    await one.queue(["treasury"])
+    async with one.worker():
+        await subscriber.until(lambda: len(subscriber.arrivals) > 3)
+    (warning,) = told(logged, "subscription.failing")  # and not with each attempt
+    assert (warning["log_level"], warning["reason"]) == ("warning", "status 500")
+    assert 0.99 * DAY_MS < warning["next_ms"] <= DAY_MS
+    assert not told(logged, "subscription.paused")
+
+
+async def test_after_five_days_it_is_paused_and_log_status_and_commands_say_so(
+    one: Owed,
+    subscriber: MoodySubscriber,
+    logged: list[Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = CommandLine(one.settings, tmp_path / "watcher.toml", capsys)
+    await failing_for(one, days=5)
+    await one.queue(["treasury"], [1, 2])
+    async with one.worker():
+        await subscriber.until(lambda: bool(told(logged, "subscription.paused")))
+        await one.until_left_alone()
+        attempts = len(subscriber.arrivals)
+        assert "paused since" in (await run("status")).out
+        assert "paused since" in (await run("subscriptions")).out
+        subscriber.status = 200
+        await one.queue(["treasury"], [3])
+        await asyncio.sleep(0.2)
+        assert len(subscriber.arrivals) == attempts, "nothing is sent while it is paused"
+        await run("subscriptions", "resume", "ops")
+        await subscriber.until(lambda: len(subscriber.taken) == 3)
+    assert [event["data"]["sequence"] for event in subscriber.taken] == [1, 2, 3]
+    (paused,) = told(logged, "subscription.paused")
+    assert (paused["log_level"], paused["reason"]) == ("warning", "status 500")
+
+
+async def test_a_pause_by_hand_is_in_the_log_of_every_worker_and_of_one_that_starts_later(
+    one: Owed, subscriber: MoodySubscriber, logged: list[Any]
+) -> None:
+    async with one.worker(), one.worker():
+        await one.standings.pause("ops", "by hand")
+        await subscriber.until(lambda: len(told(logged, "subscription.paused")) == 2)
+        async with one.worker():
+            await subscriber.until(lambda: len(told(logged, "subscription.paused")) == 3)
+
+
+async def test_a_schedule_of_its_own_ends_in_a_dead_letter_after_which_the_lane_goes_on(
+    one: Owed, subscriber: MoodySubscriber, logged: list[Any]
+) -> None:
+    ops = one.settings.subscription_by_name["ops"].model_copy(update={"retries": seconds(0, 0.05, 0.1)})
+    three = replace(one, settings=one.settings.model_copy(update={"subscription_by_name": {"ops": ops}}))
+    await three.queue(["treasury"], [1, 2])
+    async with three.worker():
+        await subscriber.until(lambda: len(told(logged, "delivery.dead")) == 1)
+        subscriber.status = 200
+        await subscriber.until(lambda: len(subscriber.taken) == 1)
+    first = [each for each in subscriber.arrivals if each.event["data"]["sequence"] == 1]
+    assert [each.attempt for each in first] == [1, 2, 3]
+    waits = [later.at - earlier.at for earlier, later in itertools.pairwise(first)]
+    assert waits[0] > 0.05
+    assert waits[1] > 0.1
+    assert subscriber.taken[0]["subscription"]["previous_sequence"] == 1, "which did not come: a visible gap"
