@@ -9,7 +9,6 @@ full-width digits, NaN.
 """
 
 import re
-from functools import lru_cache
 
 MAX_FRACTION_DIGITS = 78
 MAX_INTEGER = 2**256 - 1
@@ -18,9 +17,6 @@ MAX_INTEGER = 2**256 - 1
 _INTEGER = re.compile(r"(?:0|[1-9][0-9]{0,77})\Z", re.ASCII)
 _DECIMAL = re.compile(r"(0|[1-9][0-9]{0,77})(?:\.([0-9]{1,78}))?\Z", re.ASCII)
 _ONE = 10**MAX_FRACTION_DIGITS
-
-_remembered = lru_cache(maxsize=4096)
-"""Most amounts of an answer are those of the one before it."""
 
 
 class NotAnAmount(ValueError):
@@ -32,14 +28,7 @@ def from_integer(text: object, decimals: int = 0) -> str:
 
     `decimals` (0 to 78) says how many digits stand behind the point. Raises NotAnAmount.
     """
-    if not isinstance(text, str):
-        raise NotAnAmount("not a decimal integer in a string")
-    return _from_integer(text, decimals)
-
-
-@_remembered
-def _from_integer(text: str, decimals: int) -> str:
-    if not _INTEGER.match(text):
+    if not isinstance(text, str) or not _INTEGER.match(text):
         raise NotAnAmount("not a decimal integer in a string")
     if len(text) == 78 and int(text) > MAX_INTEGER:
         raise NotAnAmount("larger than 2^256 - 1")
@@ -51,14 +40,7 @@ def _from_integer(text: str, decimals: int) -> str:
 
 def from_decimal(text: object) -> str:
     """Read `text`, decimal text in whole units, as canonical text. Raises NotAnAmount."""
-    if not isinstance(text, str):
-        raise NotAnAmount("not a decimal number in a string")
-    return _from_decimal(text)
-
-
-@_remembered
-def _from_decimal(text: str) -> str:
-    match = _DECIMAL.match(text)
+    match = _DECIMAL.match(text) if isinstance(text, str) else None
     if not match:
         raise NotAnAmount("not a decimal number in a string")
     whole, fraction = match[1], match[2] or ""
@@ -67,14 +49,12 @@ def _from_decimal(text: str) -> str:
     return _canonical(whole, fraction)
 
 
-@_remembered
 def to_atoms(text: str) -> int:
     """Turn canonical text into atoms (10^-78 of a whole unit)."""
     whole, _, fraction = text.partition(".")
     return int(whole + fraction.ljust(MAX_FRACTION_DIGITS, "0"))
 
 
-@_remembered
 def to_text(atoms: int) -> str:
     """Turn atoms into canonical text, with a leading minus where the amount is negative."""
     whole, fraction = divmod(abs(atoms), _ONE)

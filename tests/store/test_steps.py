@@ -8,7 +8,6 @@ from servers import EVERY_ENGINE
 from stores import MINUTE_MS, NEIGHBOURS, OPS, PROVIDER, Store, a_commit, a_delivery, a_store, running
 
 from watcher.journal.delivery import Delivery
-from watcher.store.pipe import Pipe
 from watcher.store.schedule import Lease, Reply
 from watcher.store.state import BadState
 
@@ -111,32 +110,3 @@ async def test_two_steps_at_the_same_key_are_taken_one_after_the_other(
         replies = await asyncio.gather(*(store.polls.commit(step) for _ in range(3)))
     assert sorted(replies) == [(Reply.DONE_BEFORE, 0), (Reply.DONE_BEFORE, 0), (Reply.DONE, 0)]
     assert await store.lane(MANY[0]) == [a_delivery().dump()]
-
-
-@pytest.mark.parametrize("field", ["polled_at", "body", "version"])
-async def test_a_commit_from_memory_is_refused_when_the_server_holds_anything_else(
-    redis_client: Redis, namespace: str, field: str
-) -> None:
-    store = a_store(redis_client, namespace)
-    await deliveries_of(store, MANY[0])
-    assert await store.polls.last_state(MANY[0])
-    await store.pipe.command("HSET", store.keys.state(MANY[0]), field, "1")
-    lease, before = await store.lease(MANY[0]), await store.contents()
-    step = a_commit(lease, expected="v1", version="v2")
-    assert (await store.polls.commit(step))[0] is Reply.MOVED_ON
-    assert await store.contents() == before
-
-
-async def test_what_was_polled_since_is_known_to_a_commit_from_memory(
-    redis_client: Redis, namespace: str
-) -> None:
-    store = a_store(redis_client, namespace)
-    await deliveries_of(store, MANY[0])
-    assert await touch(store, await store.lease(MANY[0])) is Reply.DONE
-    known = await store.polls.last_state(MANY[0])
-    assert known
-    assert known.polled_at_ms == 7777
-    other = a_store(redis_client, namespace, Pipe(redis_client))
-    assert known == await other.polls.read_state(MANY[0])
-    step = a_commit(await store.lease(MANY[0]), expected="v1", version="v2")
-    assert (await store.polls.commit(step))[0] is Reply.DONE

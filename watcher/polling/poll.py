@@ -108,7 +108,7 @@ class Poller:
                 self._settled[account.name] = settled
                 self._finish(account, reply, started)
                 return
-        state = await self._polls.last_state(account.name)
+        state = await self._polls.read_state(account.name)
         source = self._client.source(account)
         known = state.entry_by_asset.values() if state and state.source == source else ()
         assets = {entry.asset.id: entry.asset for entry in known}

@@ -12,7 +12,6 @@ from redis.exceptions import ResponseError
 
 from watcher.journal.delivery import Delivery
 from watcher.journal.ledger import AccountState
-from watcher.store.kept import Kept, Written
 from watcher.store.keys import Keys, shard_of
 from watcher.store.lanes import DEAD_PER_SUBSCRIPTION
 from watcher.store.pipe import Joint, Joints, load_script
@@ -60,7 +59,6 @@ class Polls:
         self._schedule = schedule
         self._keys = keys
         self._pipe = schedule.pipe
-        self._kept = Kept()
         self._commits = Joints(self._join_commits)
         self._touches = Joints(self._join_touches)
 
@@ -80,16 +78,8 @@ class Polls:
             self._keys.rate(provider), turns, spacing_ms=spacing_ms, not_before_ms=not_before_ms
         )
 
-    async def last_state(self, account: str) -> AccountState | None:
-        """Say how an account stands as far as this process knows, or read it. Raises BadState.
-
-        Whether that is so is for the server to say: it refuses a commit that starts from anything else.
-        """
-        return self._kept.state_of(account) or await self.read_state(account)
-
     async def read_state(self, account: str) -> AccountState | None:
         """Read an account's state; None before its baseline. Raises BadState."""
-        self._kept.forget(account)
         names = ("version", "sequence", "polled_at", "body")
         with _damage_named():
             values = await self._pipe.command("HMGET", self._keys.state(account), *names)
@@ -101,21 +91,16 @@ class Polls:
 
     async def commit(self, step: Commit) -> tuple[Reply, int]:
         """Write a step; returns the reply and how many deliveries a full lane pushed out. Raises BadState."""
-        kept = self._kept.of(step.account, step.expected_version)
-        self._kept.forget(step.account)
-        body = dump_body(step.state)
         keys = [self._keys.state(step.account)]
         arguments: list[Any] = [
             step.account,
             step.lease.deadline,
             step.expected_version,
-            kept.polled_at_ms if kept else "",
-            kept.body if kept else "",
             step.state.version,
             step.state.sequence,
             step.state.polled_at_ms if step.is_good else "",
             step.due_ms,
-            body,
+            dump_body(step.state),
             len(step.log),
             *step.log,
             len(step.deliveries),
@@ -130,8 +115,6 @@ class Polls:
             reply, pushed_out = await self._pipe.step(
                 self._commits[shard, step.provider], tuple(keys), *arguments
             )
-        if reply >= 0:
-            self._kept.put(step.account, Written(step.state, body, step.state.polled_at_ms))
         return Reply(reply), pushed_out
 
     async def touch(
@@ -142,8 +125,6 @@ class Polls:
         arguments = (lease.member, lease.deadline, version, polled_at_ms, due_ms)
         with _damage_named():
             (reply,) = await self._pipe.step(joint, (self._keys.state(lease.member),), *arguments)
-        if reply == Reply.DONE and (kept := self._kept.of(lease.member, version)):
-            kept.polled_at_ms = polled_at_ms
         return Reply(reply)
 
     async def postpone(

@@ -5,10 +5,9 @@
 -- KEYS    1 polls   2 failing   3 log   4 due subscriptions
 --         then for each step: its state, then for each of its lanes: list, schedule, dead letters
 -- ARGV    1 log length   2 dead letters length   3 lane length
---         then for each step: account, deadline, expected version ('': no state yet), expected polled at ms
---         and body ('': just read, under this lease), new version, sequence, polled at ms ('': no good poll,
---         so that its time and the failures stay), next poll due ms, state body, number of log entries,
---         these (opaque bytes), number of lanes,
+--         then for each step: account, deadline, expected version ('': no state yet), new version, sequence,
+--         polled at ms ('': no good poll, so that its time and the failures stay), next poll due ms, state
+--         body, number of log entries, these (opaque bytes), number of lanes,
 --         then for each of these: subscription, number of deliveries, these (opaque bytes)
 -- returns for each step: 1 done, 0 done before, -1 the state moved on, -2 the lease was lost; then the
 --         deliveries that full lanes pushed out into the dead letters
@@ -22,7 +21,7 @@ local key, at = 5, 4
 while KEYS[key] do
   accounts[#accounts + 1] = ARGV[at]
   key_of[#accounts], at_of[#accounts] = key, at
-  at = at + 11 + tonumber(ARGV[at + 10])
+  at = at + 9 + tonumber(ARGV[at + 8])
   local lanes = tonumber(ARGV[at])
   key, at = key + 1, at + 1
   for _ = 1, lanes do
@@ -41,18 +40,16 @@ local deadlines = redis.call('ZMSCORE', KEYS[1], unpack(accounts))
 local reply, next_polls, mended = {}, {}, {}
 for i = 1, #accounts do
   at = at_of[i]
-  local found = redis.call('HMGET', KEYS[key_of[i]], 'version', 'polled_at', 'body')
-  local version = found[1] or ''
-  local is_as_known = ARGV[at + 4] == '' or ((found[2] or '0') == ARGV[at + 3] and found[3] == ARGV[at + 4])
+  local version = redis.call('HGET', KEYS[key_of[i]], 'version') or ''
   local answer = 1
-  if version == ARGV[at + 5] then
+  if version == ARGV[at + 3] then
     answer = 0
-  elseif version ~= ARGV[at + 2] or not is_as_known then
+  elseif version ~= ARGV[at + 2] then
     answer = -1
   elseif deadlines[i] ~= ARGV[at + 1] then
     answer = -2
   else
-    next_polls[#next_polls + 1] = ARGV[at + 8]
+    next_polls[#next_polls + 1] = ARGV[at + 6]
     next_polls[#next_polls + 1] = accounts[i]
   end
   reply[i * 2 - 1], reply[i * 2] = answer, 0
@@ -64,17 +61,17 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 for i = 1, #accounts do
   if reply[i * 2 - 1] == 1 then
     key, at = key_of[i], at_of[i]
-    local fields = {'version', ARGV[at + 5], 'sequence', ARGV[at + 6], 'body', ARGV[at + 9]}
-    if ARGV[at + 7] ~= '' then
-      fields[7], fields[8] = 'polled_at', ARGV[at + 7]
+    local fields = {'version', ARGV[at + 3], 'sequence', ARGV[at + 4], 'body', ARGV[at + 7]}
+    if ARGV[at + 5] ~= '' then
+      fields[7], fields[8] = 'polled_at', ARGV[at + 5]
       mended[#mended + 1] = accounts[i]
     end
     redis.call('HSET', KEYS[key], unpack(fields))
-    local entries = tonumber(ARGV[at + 10])
-    for j = at + 11, at + 10 + entries do
+    local entries = tonumber(ARGV[at + 8])
+    for j = at + 9, at + 8 + entries do
       redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[1], '*', 'account', accounts[i], 'entry', ARGV[j])
     end
-    at = at + 11 + entries
+    at = at + 9 + entries
     local lanes = tonumber(ARGV[at])
     key, at = key + 1, at + 1
     for _ = 1, lanes do
