@@ -3,13 +3,20 @@
 Refuses to read the store and to show anything: `commands.status` does both.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from watcher.journal.events import iso
+from yarl import URL
+
+from watcher.journal.events import iso, spell
+from watcher.journal.explain import in_atoms, in_text
+from watcher.journal.ledger import Entry
 from watcher.polling.silence import STALE_INTERVALS
+from watcher.printable import printable
 from watcher.settings import AccountSettings, Settings
 from watcher.store.guarantee import Guarantee
+from watcher.store.history import place
+from watcher.store.letters import Tried
 from watcher.store.standings import Standing
 from watcher.store.survey import Backlog, Failing, Overdue, Seen
 
@@ -18,6 +25,9 @@ TROUBLES = ("quarantined", "never read", "stale", "failing", "doubted", "held")
 
 _LATE_MS = 10_000
 """A worker claims what is due within a tenth of a second, unless it keeps to a rate limit."""
+
+_ATTEMPT = ("event_id", "event_type", "attempt", "outcome", "status", "error", "duration_ms", "answer")
+"""What an attempt says of itself; of anything else nothing is shown."""
 
 Line = dict[str, Any]
 """One thing and how it stands, as `status --json` prints it. `kind` says what else is in it."""
@@ -65,19 +75,24 @@ async def account_lines(
         account = settings.account_by_name[seen.account]
         failing = failing_by_provider[account.provider].get(account.name)
         troubles = troubles_of(account, seen, failing, now_ms)
-        if not troubles:
-            continue
-        state = seen.state
-        yield {
-            "kind": "account",
-            "account": account.name,
-            "provider": account.provider,
-            "troubles": troubles,
-            "polled_at": iso(state.polled_at_ms) if state and state.polled_at_ms else None,
-            "reason": seen.damage or (failing.reason if failing else None),
-            "refusals": failing.refusals if failing else 0,
-            "refused_since": iso(failing.since_ms) if failing else None,
-        }
+        if troubles:
+            yield account_line(account, seen, failing, troubles)
+
+
+def account_line(
+    account: AccountSettings, seen: Seen, failing: Failing | None, troubles: Sequence[str]
+) -> Line:
+    state = seen.state
+    return {
+        "kind": "account",
+        "account": account.name,
+        "provider": account.provider,
+        "troubles": [*troubles],
+        "polled_at": iso(state.polled_at_ms) if state and state.polled_at_ms else None,
+        "reason": seen.damage or (failing.reason if failing else None),
+        "refusals": failing.refusals if failing else 0,
+        "refused_since": iso(failing.since_ms) if failing else None,
+    }
 
 
 def troubles_of(account: AccountSettings, seen: Seen, failing: Failing | None, now_ms: int) -> list[str]:
@@ -95,6 +110,43 @@ def troubles_of(account: AccountSettings, seen: Seen, failing: Failing | None, n
         any(entry.held_polls for entry in entries),
     )
     return [trouble for trouble, is_so in zip(TROUBLES, claims, strict=True) if is_so]
+
+
+def balance_line(entry: Entry) -> Line:
+    """Say what an account holds of one asset, and what of it is not told yet."""
+    seen = in_atoms(entry.seen)
+    held = seen - in_atoms(entry.published)
+    return {
+        "asset": entry.asset._asdict(),
+        **spell(entry.seen, seen),
+        "held": in_text(held, entry.seen)._asdict() if any(held) else None,
+        "held_polls": entry.held_polls,
+        "doubted": entry.doubted and entry.doubted._asdict(),
+    }
+
+
+def attempt_line(subscription: str, tried: Tried, now_ms: int) -> Line:
+    at_ms = place(tried.id)[0]
+    said = {key: tried.said.get(key) for key in _ATTEMPT}
+    return {
+        "kind": "attempt",
+        "subscription": subscription,
+        "account": tried.account,
+        **{key: value if isinstance(value, str | int) else None for key, value in said.items()},
+        "at": iso(at_ms),
+        "age_s": max(0, now_ms - at_ms) // 1000,
+    }
+
+
+def place_of(settings: Settings, subscription: str) -> str | None:
+    """Say where a subscription leads: scheme, host and port, as what follows often holds a token.
+
+    None for one that is not configured.
+    """
+    if subscription not in settings.subscription_by_name:
+        return None
+    url = URL(settings.subscription_by_name[subscription].url.get_secret_value())
+    return printable(str(url.origin()))
 
 
 def subscription_line(

@@ -1,5 +1,7 @@
 """Who is let in: addresses, tokens and Hosts."""
 
+from base64 import b64encode
+
 import pytest
 
 from watcher.vitals.door import Address, Door, ListenerRefused, parse_address
@@ -65,6 +67,13 @@ def test_a_token_that_protects_nothing_or_fits_no_header_is_refused_and_not_show
     assert not token or token not in str(refused.value)
 
 
+@pytest.mark.parametrize("address", [LOOPBACK, EVERYWHERE])
+@pytest.mark.parametrize("user", ["", "anybody"])
+def test_a_browser_shows_the_token_as_a_password(address: Address, user: str) -> None:
+    shown = b64encode(f"{user}:{TOKEN}".encode()).decode()
+    assert Door(address, TOKEN).refusal({"host": "127.0.0.1", "authorization": f"Basic {shown}"}) is None
+
+
 @pytest.mark.parametrize(
     "shown",
     [
@@ -72,6 +81,9 @@ def test_a_token_that_protects_nothing_or_fits_no_header_is_refused_and_not_show
         TOKEN,
         "Bearer",
         f"Basic {TOKEN}",
+        f"Basic {b64encode(TOKEN.encode()).decode()}",
+        "Basic " + b64encode(f"watcher:{TOKEN}x".encode()).decode(),
+        "Basic =",
         f"bearer {TOKEN}",
         f"Bearer {TOKEN[:-1]}",
         f"Bearer {TOKEN}x",

@@ -57,6 +57,8 @@ async def test_an_answer_is_plain_uncached_and_the_last_of_its_connection(port: 
         "cache-control": "no-store",
         "content-security-policy": "default-src 'none'",
         "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cross-origin-resource-policy": "same-origin",
         "connection": "close",
     }
 

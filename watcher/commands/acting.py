@@ -1,6 +1,6 @@
-"""What the commands that act on subscriptions share: which one is meant, and where it leads.
+"""What the commands that act on subscriptions share: which one is meant.
 
-Refuses to show more of a URL than scheme and host: what follows often holds a token.
+Refuses to guess: a name that is nearly right is told, not taken.
 """
 
 from collections.abc import Iterable
@@ -33,13 +33,3 @@ def subscriptions_like(settings: "Settings", others: Iterable[str], glob: str | 
     if glob is not None and not found:
         raise click.UsageError(f"no subscription is called '{printable(glob)}'")
     return found
-
-
-def place_of(settings: "Settings", name: str) -> str | None:
-    """Say where a subscription leads: scheme, host and port; None for one that is not configured."""
-    from yarl import URL
-
-    if name not in settings.subscription_by_name:
-        return None
-    url = URL(settings.subscription_by_name[name].url.get_secret_value())
-    return printable(str(url.origin()))

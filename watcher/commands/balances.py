@@ -15,7 +15,6 @@ from watcher.logs.tail import as_json
 from watcher.printable import printable
 
 if TYPE_CHECKING:
-    from watcher.journal.ledger import Entry
     from watcher.settings import Settings
     from watcher.store.survey import Seen
 
@@ -72,6 +71,7 @@ async def _show(settings: "Settings", names: Sequence[str], say: _Say) -> None:
 def _rows(seen: "Seen", provider: str, now_ms: int) -> Iterator[_Row]:
     """One row per asset, as --json prints it; an account without any has one row that says why."""
     from watcher.journal.events import iso
+    from watcher.overview import balance_line
 
     owner = {"account": seen.account, "provider": provider}
     state = seen.state
@@ -82,22 +82,7 @@ def _rows(seen: "Seen", provider: str, now_ms: int) -> Iterator[_Row]:
     if not state.entry_by_asset:
         yield {**owner, "note": "holds nothing", **read}
     for entry in state.entry_by_asset.values():
-        yield {**owner, **_balance(entry), **read}
-
-
-def _balance(entry: "Entry") -> _Row:
-    from watcher.journal.events import spell
-    from watcher.journal.explain import in_atoms, in_text
-
-    seen = in_atoms(entry.seen)
-    held = seen - in_atoms(entry.published)
-    return {
-        "asset": entry.asset._asdict(),
-        **spell(entry.seen, seen),
-        "held": in_text(held, entry.seen)._asdict() if any(held) else None,
-        "held_polls": entry.held_polls,
-        "doubted": entry.doubted and entry.doubted._asdict(),
-    }
+        yield {**owner, **balance_line(entry), **read}
 
 
 def _say_json(rows: Sequence[_Row]) -> None:

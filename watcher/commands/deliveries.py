@@ -128,13 +128,14 @@ async def _waiting_for(
 
 def _latest(found: "Sequence[tuple[str, Letter | Tried]]", most: int, now_ms: int) -> "list[Row]":
     """Put what was found at all subscriptions in the order of time, and keep the latest of it."""
-    from watcher.commands.delivery_rows import attempt_row, letter_row
+    from watcher.commands.delivery_rows import letter_row
+    from watcher.overview import attempt_line
     from watcher.store.history import place
     from watcher.store.letters import Letter
 
     latest = sorted(found, key=lambda one: place(one[1].id))[-most:]
     return [
-        letter_row(name, entry, now_ms) if isinstance(entry, Letter) else attempt_row(name, entry, now_ms)
+        letter_row(name, entry, now_ms) if isinstance(entry, Letter) else attempt_line(name, entry, now_ms)
         for name, entry in latest
     ]
 

@@ -9,8 +9,7 @@ from watcher.commands.looking import age_text
 from watcher.journal.delivery import Delivery
 from watcher.journal.events import iso
 from watcher.printable import printable
-from watcher.store.history import place
-from watcher.store.letters import Letter, Tried
+from watcher.store.letters import Letter
 from watcher.store.standings import Standing
 from watcher.store.waiting import Lane
 
@@ -20,9 +19,6 @@ COLUMNS_BY_KIND = {
     "attempts": ("subscription", "account", "event", "attempt", "when", "took", "outcome", "answer"),
 }
 NUMBERS_BY_KIND = {"waiting": (2, 5, 7), "dead": (4,), "attempts": (3, 5)}
-
-_ATTEMPT = ("event_id", "event_type", "attempt", "outcome", "status", "error", "duration_ms", "answer")
-"""What an attempt says of itself; of anything else nothing is shown."""
 
 Row = dict[str, Any]
 
@@ -63,19 +59,6 @@ def letter_row(name: str, letter: Letter, now_ms: int) -> Row:
         "given_up_at": iso(letter.at_ms),
         "age_s": max(0, now_ms - letter.at_ms) // 1000,
         "reason": letter.reason,
-    }
-
-
-def attempt_row(name: str, tried: Tried, now_ms: int) -> Row:
-    at_ms = place(tried.id)[0]
-    said = {key: tried.said.get(key) for key in _ATTEMPT}
-    return {
-        "kind": "attempt",
-        "subscription": name,
-        "account": tried.account,
-        **{key: value if isinstance(value, str | int) else None for key, value in said.items()},
-        "at": iso(at_ms),
-        "age_s": max(0, now_ms - at_ms) // 1000,
     }
 
 

@@ -56,6 +56,8 @@ def command(*, is_fast: bool, is_kept: bool, is_verbose: bool) -> int:
 async def _demo(interval: timedelta, *, is_kept: bool) -> int:
     from watcher.demo import a_stage
     from watcher.demo.lines import opening_lines, verdict_lines
+    from watcher.vitals.door import Address
+    from watcher.vitals.exposure import Exposure, exposed
 
     started_at = time.monotonic()
     ending = _Ending()
@@ -66,7 +68,9 @@ async def _demo(interval: timedelta, *, is_kept: bool) -> int:
             return _EXIT_SIGNAL + ending.number
         _echo(verdict_lines(verdict, time.monotonic() - started_at))
         if is_kept:
-            await ending.unless(_gone_on(stage))
+            # Beyond the verdict, so that nothing but the worker is judged.
+            async with exposed(stage.worker, Exposure(Address("127.0.0.1", 0), has_page=True)) as address:
+                await ending.unless(_gone_on(stage, address))
     return 0 if verdict.is_good else EXIT_NO
 
 
@@ -77,11 +81,11 @@ async def _played(stage: "Stage") -> "Verdict":
     return await play(stage, show=lambda *scene: _echo(scene_lines(*scene)))
 
 
-async def _gone_on(stage: "Stage") -> None:
+async def _gone_on(stage: "Stage", page: object) -> None:
     from watcher.demo import go_on
     from watcher.demo.lines import move_line, place_lines, step_lines, webhook_line
 
-    _echo(place_lines(stage))
+    _echo(place_lines(stage, f"http://{page}/"))
     await go_on(
         stage,
         moved=lambda move: _echo([move_line(move)]),

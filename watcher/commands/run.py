@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     help="Serve /metrics, /livez and /readyz; beyond loopback with a token only.",
 )
 @token_option
+@click.option("--page", "has_page", is_flag=True, help="With --http: a page for people, too, at /.")
 @click.option(
     "--heartbeat-file",
     envvar="WATCHER_HEARTBEAT_FILE",
@@ -38,6 +39,7 @@ def command(
     is_watching: bool,
     address: str | None,
     token_name: str | None,
+    has_page: bool,
     heartbeat_file: Path | None,
 ) -> int:
     """Poll, compare and deliver, until told to stop.
@@ -45,6 +47,8 @@ def command(
     SIGTERM and Ctrl-C finish what is in hand, within worker.drain; a second one ends at once. SIGHUP reads
     the configuration again. Start as many as you like: they share the work through Redis.
     """
+    if has_page and not address:
+        raise click.UsageError("--page needs an address to be found at: --http 127.0.0.1:8787")
     at = _address(address) if address else None
     loaded = load_or_exit(config_path)
     from watcher.run.service import serve  # heavy
@@ -54,7 +58,7 @@ def command(
     token = token_given(token_name) if at else None
     if at:
         Door(at, token)
-    exposure = Exposure(at, token, heartbeat_file)
+    exposure = Exposure(at, token, has_page=has_page, heartbeat_file=heartbeat_file)
     return serve(loaded, config_path, once=once, is_watching=is_watching, exposure=exposure)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from watcher.commands.acting import place_of, subscription_named
+from watcher.commands.acting import subscription_named
 from watcher.commands.looking import age_text, say_json, say_next
 from watcher.commands.options import config_option, load_or_exit
 from watcher.printable import printable
@@ -84,7 +84,7 @@ async def _show(settings: "Settings", *, is_json: bool) -> None:
 
 
 async def _survey(settings: "Settings") -> list[_Line]:
-    from watcher.overview import subscription_line
+    from watcher.overview import place_of, subscription_line
     from watcher.store.opening import open_to_look
     from watcher.store.standings import Standings
     from watcher.store.survey import Backlog, Survey

@@ -69,12 +69,14 @@ def verdict_lines(verdict: Verdict, took_s: float) -> Iterator[str]:
     yield from (f"  {click.style(f'{command:<13}', bold=True)}  {what}" for command, what in commands)
 
 
-def place_lines(stage: Stage) -> Iterator[str]:
+def place_lines(stage: Stage, page: str) -> Iterator[str]:
     """Say where everything is, for those who want to ask for themselves."""
     loopring, metakeep = stage.sandbox.loopring_url + BALANCES, stage.sandbox.metakeep_url + BALANCE
     asked = {"of": {"email": ALICE}, "coins": {"currencies": [METAKEEP_ASSETS[0].id]}}
     yield ""
-    yield "It goes on with a change every few seconds, until Ctrl-C. The providers answer you too:"
+    yield "It goes on with a change every few seconds, until Ctrl-C. Watch it in a browser:"
+    yield f"  {page}"
+    yield "The providers answer you, too:"
     yield f"  curl -H 'X-API-KEY: sandbox' '{loopring}?accountId={TREASURY}'"
     yield f"  curl -H 'x-api-key: sandbox' -d '{json.dumps(asked)}' {metakeep}"
     yield ""

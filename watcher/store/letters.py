@@ -91,6 +91,14 @@ class Letters:
         )
         return _merged(await asyncio.gather(*reading), limit)
 
+    async def attempts_since(
+        self, subscription: str, shard: int, since_ms: int, *, at_most: int
+    ) -> list[Tried]:
+        """Read the latest attempts of one shard, oldest first."""
+        key = self._keys.attempts(shard, subscription)
+        page = await self._pipe.command("XREVRANGE", key, "+", f"{since_ms}-0", "COUNT", at_most)
+        return [_tried(entry_id.decode(), _by_name(fields)) for entry_id, fields in reversed(page)]
+
     async def _back(
         self, key: str, read: Callable[[str, _Fields], T], takes: Callable[[T], bool], limit: int
     ) -> list[T]:

@@ -1,11 +1,13 @@
 """Who is let in to see a worker over HTTP: where it listens, and what a request must show.
 
 On loopback that is a Host which is its own, as a browser does not send it that was led here by DNS
-rebinding; wherever a token is set, the token. Refuses an address that strangers can reach without one.
+rebinding; wherever a token is set, the token, which a browser asks people for as a password. Refuses an
+address that strangers can reach without one.
 """
 
 import hmac
 import re
+from base64 import b64decode
 from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -65,17 +67,28 @@ class Door:
                 f"the token for --http must be {_SHORTEST_TOKEN} visible ASCII characters at least"
             )
         self._is_loopback = address.is_loopback
-        self._shown = None if token is None else f"Bearer {token}".encode()
+        self._token = None if token is None else token.encode()
 
     def refusal(self, headers: Mapping[str, str]) -> int | None:
         """Say with which status a request is refused; None for who may come in."""
         if self._is_loopback and not _is_own(headers.get("host", "")):
             return 421
-        if self._shown is None:
+        if self._token is None:
             return None
         # In constant time, so that no answer tells how much of it was right.
-        is_shown = hmac.compare_digest(headers.get("authorization", "").encode(), self._shown)
+        is_shown = hmac.compare_digest(_token_in(headers.get("authorization", "")), self._token)
         return None if is_shown else 401
+
+
+def _token_in(authorization: str) -> bytes:
+    """Read the token as programs show it, or as a browser does with a password, whatever the user's name."""
+    scheme, _, shown = authorization.partition(" ")
+    if scheme != "Basic":
+        return shown.encode() if scheme == "Bearer" else b""
+    try:
+        return b64decode(shown, validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
 
 
 def _is_own(host: str) -> bool:

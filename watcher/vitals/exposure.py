@@ -5,7 +5,7 @@ Refuses to hold the worker up: both run beside it, from before its store is open
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,30 +13,46 @@ from pathlib import Path
 from watcher.run.worker import Worker
 from watcher.vitals.door import Address
 from watcher.vitals.heartbeat import HeartbeatFile
-from watcher.vitals.listener import Listener
+from watcher.vitals.listener import Listener, Route
 
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """What was asked for: an address for HTTP, with a token that clients must show; a heartbeat file."""
+    """What was asked for: an address for HTTP, with a token that clients must show; a heartbeat file.
+
+    `has_page`: people find a page there.
+    """
 
     address: Address | None = None
     token: str | None = None
+    has_page: bool = False
     heartbeat_file: Path | None = None
 
 
 @asynccontextmanager
-async def exposed(worker: Worker, exposure: Exposure) -> AsyncIterator[None]:
-    """Let others see the worker inside the block. Raises ListenerRefused and HeartbeatRefused."""
+async def exposed(worker: Worker, exposure: Exposure) -> AsyncIterator[Address | None]:
+    """Let others see the worker inside the block, over HTTP at this address.
+
+    Raises ListenerRefused and HeartbeatRefused.
+    """
+    address = None
     async with AsyncExitStack() as stack:
         if exposure.heartbeat_file:
             await stack.enter_async_context(_beating(worker, exposure.heartbeat_file))
         if exposure.address:
-            from watcher.vitals.probes import routes  # prometheus-client is heavy, and off by default
+            listener = Listener(exposure.address, _routes(worker, exposure), token=exposure.token)
+            address = (await stack.enter_async_context(listener)).address
+        yield address
 
-            listener = Listener(exposure.address, routes(worker), token=exposure.token)
-            await stack.enter_async_context(listener)
-        yield
+
+def _routes(worker: Worker, exposure: Exposure) -> Mapping[str, Route]:
+    from watcher.vitals.probes import routes  # prometheus-client is heavy, and off by default
+
+    if not exposure.has_page:
+        return routes(worker)
+    from watcher.page.serving import routes as page_routes
+
+    return {**routes(worker), **page_routes(worker)}
 
 
 @asynccontextmanager

@@ -35,19 +35,25 @@ _PHRASES = {
 }
 _HEADERS = (
     "cache-control: no-store\r\n"
-    "content-security-policy: default-src 'none'\r\n"
     "x-content-type-options: nosniff\r\n"
+    "referrer-policy: no-referrer\r\n"
+    "cross-origin-resource-policy: same-origin\r\n"
     "connection: close\r\n"
 )
-_MORE = {401: "www-authenticate: Bearer\r\n", 405: "allow: GET\r\n"}
+_MORE = {
+    # Two lines, as browsers do not find the one that they know in a list.
+    401: 'www-authenticate: Basic realm="watcher", charset="UTF-8"\r\nwww-authenticate: Bearer\r\n',
+    405: "allow: GET\r\n",
+}
 
 
 class Answer(NamedTuple):
-    """What a route answers."""
+    """What a route answers. `policy` is the content security policy: what it may do in a browser."""
 
     status: int
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
+    policy: str = "default-src 'none'"
 
 
 Route = Callable[[], Awaitable[Answer]]
@@ -146,6 +152,7 @@ def _encode(answer: Answer) -> bytes:
         f"HTTP/1.1 {answer.status} {_PHRASES[answer.status]}\r\n"
         f"content-type: {answer.content_type}\r\n"
         f"content-length: {len(answer.body)}\r\n"
+        f"content-security-policy: {answer.policy}\r\n"
         f"{_HEADERS}{_MORE.get(answer.status, '')}\r\n"
     )
     return head.encode("ascii") + answer.body

@@ -1,0 +1,138 @@
+"""Reads what the page shows, when somebody looks: within a time limit, and for many who look only once.
+
+Refuses to forget: while the store is away, what was read last is still there, with its age.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from itertools import islice, product
+
+import orjson
+
+from watcher import __version__
+from watcher.journal.record import Record
+from watcher.page.document import Found, document, names_shown
+from watcher.page.recent import Recent
+from watcher.run.worker import Opened, Worker
+from watcher.settings import Settings
+from watcher.store.connect import StoreError
+from watcher.store.history import History, place
+from watcher.store.keys import Keys, shard_of
+from watcher.store.letters import Letters, Tried
+from watcher.store.survey import Survey
+from watcher.store.waiting import Waiting
+from watcher.vitals.outlook import Outlook, Seen
+
+TIMEOUT_S = 4.0
+FRESH_S = 2.0
+
+_ATTEMPTS = 50
+"""Of one subscription and shard, the latest."""
+
+_LANES = 100
+_DELIVERIES = 50
+"""Looked into of one lane; an event that waits further back is told by the lane's age."""
+
+
+class Look:
+    """What one worker sees of its store, as the page's JSON."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._one_at_a_time = asyncio.Lock()
+        self._outlook = Outlook(worker)
+        self._opened: Opened | None = None
+        self._recent: Recent | None = None
+        self._seen: bytes = b"null"
+        self._read_at = self._fresh_until = 0.0
+        self._trouble: str | None = None
+
+    async def json(self) -> bytes:
+        """Say what is seen now, or what was seen last, `age_s` ago, and what the `trouble` is."""
+        async with self._one_at_a_time:
+            if time.monotonic() >= self._fresh_until:
+                await self._look()
+                self._fresh_until = time.monotonic() + FRESH_S
+        return orjson.dumps(
+            {
+                "worker": self._worker.name,
+                "version": __version__,
+                "is_draining": self._worker.is_stopped,
+                "stuck": [*self._worker.vitals.stuck(time.monotonic())],
+                "trouble": self._trouble,
+                "age_s": time.monotonic() - self._read_at,
+                "seen": orjson.Fragment(self._seen),
+            }
+        )
+
+    async def _look(self) -> None:
+        settings, opened = self._worker.settings, self._worker.opened
+        if opened is None:
+            self._trouble = "the store is not open"
+            return
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                found = await self._find(settings, opened)
+        except (StoreError, TimeoutError):
+            found = None
+        if found is None:
+            self._trouble = "the store does not do its part"
+            return
+        # In a thread: amounts are long numbers, and there may be hundreds of them.
+        self._seen = await asyncio.to_thread(lambda: orjson.dumps(document(settings, found)))
+        self._trouble, self._read_at = None, time.monotonic()
+
+    async def _find(self, settings: Settings, opened: Opened) -> Found | None:
+        outlook = await self._outlook.look()
+        if outlook is None:
+            return None
+        pipe, keys = opened.schedule.pipe, Keys(settings.redis.namespace)
+        survey, recent = Survey(pipe, keys), self._recent_of(opened, keys)
+        now_ms = await survey.now_ms()
+        await recent.read(now_ms)
+        events = [*recent.events]
+        names = names_shown(settings, outlook, events)
+        return Found(
+            now_ms=now_ms,
+            outlook=outlook,
+            accounts=[seen async for seen in survey.read_states(names)],
+            events=events,
+            steps_by_account=recent.steps_by_account(),
+            since_ms=recent.since_ms,
+            attempts=await _attempts(Letters(pipe, keys), outlook, events),
+            waiting=await _waiting(Waiting(pipe, keys), outlook, events),
+        )
+
+    def _recent_of(self, opened: Opened, keys: Keys) -> Recent:
+        if self._recent is None or self._opened is not opened:
+            self._opened, self._recent = opened, Recent(History(opened.schedule.pipe, keys))
+        return self._recent
+
+
+async def _attempts(letters: Letters, outlook: Seen, events: Sequence[Record]) -> list[tuple[str, Tried]]:
+    """Read the latest attempts at any of these events that were remembered, by subscription."""
+    if not events:
+        return []
+    since_ms = place(events[0].id)[0]
+    places = [*product(outlook.waiting, {shard_of(record.account) for record in events})]
+    found = await asyncio.gather(
+        *(letters.attempts_since(name, shard, since_ms, at_most=_ATTEMPTS) for name, shard in places)
+    )
+    return [(name, one) for (name, _), part in zip(places, found, strict=True) for one in part]
+
+
+async def _waiting(waiting: Waiting, outlook: Seen, events: Iterable[Record]) -> frozenset[tuple[str, str]]:
+    """Find what is still owed in the lanes that may hold these events: event and subscription."""
+    accounts = dict.fromkeys(record.account for record in events)
+    owed = [name for name, found in outlook.waiting.items() if found.lanes]
+    found = set()
+    for name, account in islice(product(owed, accounts), _LANES):
+        position = 0
+        async for delivery in waiting.deliveries(name, account):
+            if delivery:
+                found.add((delivery.event_id, name))
+            position += 1
+            if position == _DELIVERIES:
+                break
+    return frozenset(found)
