@@ -1,0 +1,304 @@
+"""The page over real sockets: what it may do in a browser, who gets it, and that what it tells is so."""
+
+import asyncio
+import json
+import re
+import time
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from importlib.resources import files
+from typing import Any
+
+import pytest
+from browser import PROGRAM, Browser, a_browser
+from builders import a_balance, a_row, a_snapshot, an_account
+from pydantic import SecretStr
+from rig import Rig, a_rig
+from scraped import get, said
+from servers import real_server
+from stories import MINUTE_MS, Books, steps
+
+from watcher.amounts import to_atoms
+from watcher.page import document, look, recent
+from watcher.page.look import Look
+from watcher.page.serving import routes
+from watcher.receiving.receiver import Fail
+from watcher.run.worker import Opened, Worker
+from watcher.snapshot import Asset, Snapshot
+from watcher.store.connect import connect
+from watcher.store.health import StoreHealth
+from watcher.store.standings import Standings
+from watcher.vitals import outlook
+from watcher.vitals.door import Address
+from watcher.vitals.listener import Listener
+
+HTML = files("watcher.page").joinpath("page.html").read_text("utf-8")
+TOKEN = "a-token-of-some-length"
+HOSTILE = "<img src=x onerror=window.pwned=1>"
+BIDI = "\u202emoc.live\u202c\x1b[31m\x00"
+LONG = "<script>pwned=1</script>" + "W" * 176
+
+
+@pytest.fixture(autouse=True)
+def _always_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlook, "_FRESH_S", 0.0)
+    monkeypatch.setattr(look, "FRESH_S", 0.0)
+
+
+@asynccontextmanager
+async def a_page(worker: Worker, token: str | None = None) -> AsyncIterator[int]:
+    async with Listener(Address("127.0.0.1", 0), routes(worker), token=token) as listener:
+        yield listener.address.port
+
+
+@asynccontextmanager
+async def some_books(rig: Rig, *names: str) -> AsyncIterator[tuple[Books, Worker]]:
+    """A namespace to write into, and a worker that has its store open and polls nothing."""
+    accounts = {name: an_account(name) for name in names or ("treasury",)}
+    settings = rig.settings.model_copy(update={"account_by_name": accounts})
+    async with connect(settings.redis.url.get_secret_value()) as client:
+        books = Books(client, settings.redis.namespace)
+        await books.schedule.read_clock()
+        worker = Worker(settings, name="w")
+        worker.opened = Opened(books.schedule, StoreHealth())
+        yield books, worker
+
+
+@pytest.fixture
+async def rig(redis_server_url: str, namespace: str) -> AsyncIterator[Rig]:
+    async with a_rig(redis_server_url, namespace) as rig:
+        rig.is_damaged = True  # accounts of one minute that were read at another time
+        yield rig
+
+
+async def told(worker: Worker) -> Any:
+    return json.loads(await Look(worker).json())
+
+
+def hostile(total: str) -> Snapshot:
+    rows = {
+        name: a_row(Asset(name, symbol, title, 0), a_balance(total, "1", "2", None))
+        for name, symbol, title in (("1", HOSTILE, BIDI), ("2", BIDI, LONG), (HOSTILE, None, HOSTILE))
+    }
+    return Snapshot(rows, None, absent_is_zero=True)
+
+
+# what it may do
+
+
+def test_nothing_from_outside_can_become_markup_or_script() -> None:
+    forbidden = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|DOMParser|srcdoc"
+    )
+    assert re.findall(forbidden, HTML) == []
+    assert re.findall(r"\son[a-z]+\s*=", HTML) == []
+    assert re.findall(r"\bstyle=|<link|<iframe|@import|url\(|javascript:", HTML) == []
+    assert set(re.findall(r"https?://[^\s\"']+", HTML)) == {"http://www.w3.org/2000/svg"}
+
+
+async def test_the_policy_lets_run_what_is_in_the_file_and_nothing_else(rig: Rig) -> None:
+    async with some_books(rig) as (_, worker), a_page(worker) as port:
+        answer = await get(port, "/")
+        raw = await said(port, f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+    hashes = [
+        b64encode(sha256(re.findall(rf"<{name}>(.*?)</{name}>", answer.body, re.DOTALL)[0].encode()).digest())
+        for name in ("script", "style")
+    ]
+    assert (
+        f"content-security-policy: default-src 'none'; script-src 'sha256-{hashes[0].decode()}'; "
+        f"style-src 'sha256-{hashes[1].decode()}'; connect-src 'self'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'\r\n"
+    ) in raw.decode()
+    assert answer.body == HTML
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["cache-control"] == "no-store"
+
+
+# who gets it
+
+
+@pytest.mark.parametrize("path", ["/", "/page.json"])
+async def test_who_was_led_here_by_rebinding_or_shows_no_token_gets_nothing(rig: Rig, path: str) -> None:
+    async with some_books(rig) as (_, worker), a_page(worker, TOKEN) as port:
+        led = await said(port, f"GET {path} HTTP/1.1\r\nHost: evil.example:{port}\r\n\r\n".encode())
+        nobody = await get(port, path)
+        password = b64encode(f"me:{TOKEN}".encode()).decode()
+        person = await get(port, path, f"Authorization: Basic {password}")
+    assert led.startswith(b"HTTP/1.1 421 ")
+    assert (nobody.status, person.status) == (401, 200)
+
+
+# what it tells
+
+
+async def test_it_tells_balances_with_their_past_what_is_held_and_how_events_fared(rig: Rig) -> None:
+    async with some_books(rig) as (books, worker):
+        now_ms = books.schedule.now_ms()
+        await books.live(
+            [
+                a_snapshot(LRC=a_balance("100", pending_deposit="12.5"), ETH="5"),
+                a_snapshot(LRC=a_balance("112.5"), ETH="5"),
+                a_snapshot(LRC=a_balance("112.5", pending_deposit="5"), ETH="4"),
+                a_snapshot(LRC=a_balance("112.5"), ETH="0"),
+            ],
+            at_ms=now_ms - 3 * MINUTE_MS,
+        )
+        seen = (await told(worker))["seen"]
+    (treasury,) = seen["accounts"]["shown"]
+    assert sorted(treasury["troubles"]) == ["doubted", "held"]
+    row_by_asset = {row["asset"]["id"]: row for row in treasury["balances"]}
+    assert row_by_asset["LRC"]["held"]["pending_deposit"] == "-5"
+    assert row_by_asset["ETH"]["doubted"]["total"] == "0"
+    assert [total for _, total in row_by_asset["LRC"]["curve"]][-1] == "112.5"
+    assert row_by_asset["LRC"]["curve"][0][1] == "100"
+    assert row_by_asset["ETH"]["curve"][0][1] == "5"
+    assert [event["type"] for event in seen["events"]] == [
+        "deposit.pending",
+        "total.decreased",
+        "deposit.cleared",
+    ]
+    assert seen["events"][2]["before"]["total"] == "100"
+    assert seen["events"][0]["deliveries"] == [{"subscription": "ops", "state": "waiting", "attempts": []}]
+
+
+async def test_it_tells_attempts_that_failed_and_the_one_that_delivered(rig: Rig) -> None:
+    rig.is_damaged = False
+    rig.receiver.fail = Fail(500, 2)
+    async with rig.worker() as worker:
+        async with asyncio.timeout(10):
+            while not worker.tally.polls:  # noqa: ASYNC110 - a worker tells nobody of its own accord
+                await asyncio.sleep(0.01)
+        rig.sandbox.world.credit(10110, "ETH", 3)
+        await rig.events(1)
+        async with asyncio.timeout(10):
+            while True:
+                seen = (await told(worker))["seen"]
+                if seen["events"] and seen["events"][0]["deliveries"]:
+                    (delivery,) = seen["events"][0]["deliveries"]
+                    if delivery["state"] == "delivered":
+                        break
+    assert [attempt["status"] for attempt in delivery["attempts"]][:2] == [500, 500]
+    assert delivery["attempts"][-1]["outcome"] == "delivered"
+
+
+async def test_of_a_subscription_only_the_origin_shows_and_of_reasons_no_secret(rig: Rig) -> None:
+    ops = rig.settings.subscription_by_name["ops"].model_copy(
+        update={"url": SecretStr("https://user:canaryOne@ops.example.com/in/canaryTwo?token=canaryThree")}
+    )
+    rig.settings = rig.settings.model_copy(update={"subscription_by_name": {"ops": ops}})
+    async with some_books(rig) as (books, worker):
+        await Standings(books.pipe, books.keys).pause("ops", "by \x1b[31mhand")
+        body = (await Look(worker).json()).decode()
+    assert "canary" not in body
+    (line,) = json.loads(body)["seen"]["subscriptions"]["shown"]
+    assert (line["place"], line["state"]) == ("https://ops.example.com", "paused")
+    assert line["reason"] == "by \\x1b[31mhand"
+
+
+async def test_however_much_there_is_the_document_stays_small_and_says_what_it_leaves_out(rig: Rig) -> None:
+    names = [f"account-{number}" for number in range(document.MOST_ACCOUNTS + 50)]
+    many = a_snapshot({f"token-{number}": str(number) for number in range(document.MOST_OF_AN_ACCOUNT + 9)})
+    async with some_books(rig, *names) as (books, worker):
+        for name in names[:12]:
+            await books.live(
+                [many, a_snapshot({"token-0": "7"})], name, at_ms=books.schedule.now_ms() - 61_000
+            )
+        body = await Look(worker).json()
+    seen = json.loads(body)["seen"]
+    accounts = seen["accounts"]
+    assert len(body) < 1_000_000
+    assert (len(accounts["shown"]), accounts["left_out"]) == (document.MOST_ACCOUNTS, 50)
+    assert sum(len(one["balances"]) for one in accounts["shown"]) == document.MOST_BALANCES
+    assert all(len(one["balances"]) + one["left_out"] in (0, 59) for one in accounts["shown"])
+    assert len(seen["events"]) <= recent.MOST_EVENTS
+
+
+async def test_many_who_look_at_the_same_time_cost_the_store_no_more_than_one(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(look, "FRESH_S", 60.0)
+    async with some_books(rig) as (books, worker):
+        one = Look(worker)
+        await one.json()
+        before = await calls(books)
+        await asyncio.gather(*(one.json() for _ in range(50)))
+        assert await calls(books) - before <= 2  # this very question
+
+
+async def calls(books: Books) -> int:
+    info = await books.pipe.command("INFO", "stats")
+    return int(re.findall(rb"total_commands_processed:([0-9]+)", info)[0])
+
+
+async def test_a_store_that_is_away_is_told_and_what_was_seen_stays(namespace: str) -> None:
+    with real_server() as server:
+        async with a_rig(server.url, namespace) as rig:
+            rig.is_damaged = True
+            async with some_books(rig) as (books, worker):
+                await books.live([a_snapshot(ETH="5")])
+                one = Look(worker)
+                before = json.loads(await one.json())
+                server.kill()
+                started = time.monotonic()
+                after = json.loads(await one.json())
+    assert before["trouble"] is None
+    assert after["trouble"] == "the store does not do its part"
+    assert after["seen"] == before["seen"]
+    assert after["age_s"] > before["age_s"]
+    assert time.monotonic() - started < look.TIMEOUT_S + 5
+
+
+async def test_what_was_told_since_is_added_and_what_was_read_is_not_read_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with some_books(rig) as (books, worker):
+        one, now_ms = Look(worker), books.schedule.now_ms()
+        made = await books.live([a_snapshot(ETH="5"), a_snapshot(ETH="6")], at_ms=now_ms - 2 * MINUTE_MS)
+        first = json.loads(await one.json())["seen"]
+        monkeypatch.setattr(recent.Recent, "_begin", None)
+        (step,) = steps([a_snapshot(ETH="8")], state=made[-1].state, at_ms=now_ms)
+        await books.commit(step, expected=made[-1].state.version)
+        second = json.loads(await one.json())["seen"]
+    assert [event["amount"] for event in first["events"]] == ["1"]
+    assert [event["amount"] for event in second["events"]] == ["2", "1"]
+    (row,) = second["accounts"]["shown"][0]["balances"]
+    assert [total for _, total in row["curve"]][-1] == "8"
+    assert to_atoms(row["total"]) == to_atoms("8")
+
+
+# in a browser
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
+async def test_in_a_browser_hostile_text_shows_as_text_and_nothing_runs(rig: Rig) -> None:
+    async with some_books(rig, "treasury") as (books, worker):
+        await books.live([hostile("5"), hostile("9")], at_ms=books.schedule.now_ms() - MINUTE_MS)
+        async with a_page(worker) as port, a_browser() as browser:
+            await browser.open(f"http://127.0.0.1:{port}/", width=360, height=780, scheme="dark")
+            await browser.until("document.querySelectorAll('#accounts tbody tr').length === 3")
+            shown = await browser.value("document.body.textContent")
+            assert HOSTILE in shown
+            assert "\\u202emoc.live\\u202c\\x1b[31m\\x00" in shown
+            assert "<script>pwned=1</script>WWW" in shown
+            assert await browser.value("typeof pwned") == "undefined"
+            assert await browser.value("document.querySelectorAll('img').length") == 0
+            assert await browser.value("document.documentElement.scrollWidth <= 360")
+            assert await browser.value("document.querySelectorAll('svg path').length") == 6
+            await opened(browser)
+            worker.opened = None
+            await browser.until("!document.getElementById('alarm').hidden")
+            assert "store is not open" in await browser.value("document.getElementById('alarm').textContent")
+            assert HOSTILE in await browser.value("document.body.textContent")
+            assert browser.complaints == []
+
+
+async def opened(browser: Browser) -> None:
+    """Open the latest event, and see that it stays open when the page looks again."""
+    await browser.value("document.querySelector('details summary').click()")
+    await browser.value("window.answers = 0; const f = fetch; fetch = (...a) => (answers += 1, f(...a))")
+    await browser.until("answers >= 1 && document.querySelector('details').open")
+    assert "effect" in await browser.value("document.querySelector('details dl').innerText")

@@ -1,0 +1,47 @@
+"""The curve of a total goes back from what it is now, by what was told, exactly and no further than known."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from watcher.amounts import to_atoms, to_text
+from watcher.page.curves import MOST_POINTS, Point, Step, curve, of_asset, thinned
+
+
+def a_step(at_ms: int, moved: str | None, asset: str | None = "ETH") -> Step:
+    return Step(at_ms, asset, None if moved is None else to_atoms(moved))
+
+
+def spelled(points: list[Point]) -> list[tuple[int, str]]:
+    return [(at_ms, to_text(total)) for at_ms, total in points]
+
+
+def test_a_total_is_followed_back_by_the_effects_that_led_to_it() -> None:
+    steps = [a_step(20, "5"), a_step(30, "-0.000000000000000000000000000001")]
+    found = curve(to_atoms("104.999999999999999999999999999999"), steps, since_ms=10)
+    assert spelled(found) == [(10, "100"), (20, "105"), (30, "104.999999999999999999999999999999")]
+
+
+def test_a_curve_begins_where_the_asset_was_first_read() -> None:
+    steps = [a_step(15, "7"), a_step(20, None), a_step(30, "2")]
+    assert spelled(curve(to_atoms("12"), steps, since_ms=10)) == [(20, "10"), (30, "12")]
+
+
+def test_what_nobody_moved_was_the_same_all_the_time() -> None:
+    assert spelled(curve(to_atoms("3"), [], since_ms=10)) == [(10, "3")]
+
+
+def test_a_record_that_cannot_be_read_ends_what_is_known_of_every_asset() -> None:
+    steps = [a_step(5, "1"), a_step(10, "1", "LRC"), a_step(20, None, None), a_step(30, "1")]
+    assert of_asset(steps, "ETH") == [steps[0], steps[2], steps[3]]
+    assert spelled(curve(to_atoms("2"), of_asset(steps, "ETH"), since_ms=0)) == [(20, "1"), (30, "2")]
+
+
+@given(st.lists(st.tuples(st.integers(0, 86_400_000), st.integers(-9, 9)), max_size=300))
+def test_however_much_moved_a_curve_is_short_and_keeps_both_ends(moves: list[tuple[int, int]]) -> None:
+    steps = [Step(at_ms, "ETH", moved) for at_ms, moved in sorted(moves)]
+    points = curve(1_000, steps, since_ms=0)
+    kept = thinned(points, since_ms=0, until_ms=86_400_000)
+    assert len(kept) <= MOST_POINTS + 2
+    assert kept[0] == (0, to_text(points[0].total))
+    assert kept[-1][1] == to_text(1_000)
+    assert [at_ms for at_ms, _ in kept] == sorted(at_ms for at_ms, _ in kept)
