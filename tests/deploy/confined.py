@@ -19,7 +19,7 @@ from pathlib import Path
 
 _ALLOW = 0x7FFF_0000
 _EPERM = 0x0005_0000 | errno.EPERM
-_NOT_EQUAL, _MASKED_EQUAL = 1, 7  # enum scmp_compare
+_EQUAL, _MASKED_EQUAL = 4, 7  # enum scmp_compare
 _PR_SET_NO_NEW_PRIVS = 38
 
 LIBRARY = "libseccomp.so.2"
@@ -113,10 +113,10 @@ def _filter_of_sockets(unit: str) -> Filter:
     numbers = {int(getattr(socket, name)) for name in families.split()}
     sockets = Filter(_ALLOW)
     for number in set(range(64)) - numbers:
-        sockets.rule(_EPERM, "socket", _Argument(0, 4, number, 0))  # 4: equal
+        sockets.rule(_EPERM, "socket", _Argument(0, _EQUAL, number, 0))
     return sockets
 
 
 if __name__ == "__main__":
     confine(Path(sys.argv[1]).read_text())
-    os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606 - the caller chose it
+    os.execvp(sys.argv[2], sys.argv[2:])

@@ -1,4 +1,4 @@
-"""Reads as much YAML as compose.yaml needs: nested tables and lists, lists in one line, comments.
+"""Reads as much YAML as the files of deploy/ need: nested tables and lists, lists in one line, comments.
 
 Refuses anything else by failing: texts over several lines, anchors, tables in one line.
 """
@@ -28,7 +28,7 @@ def _block(lines: list[str]) -> Any:
 
 def _item(lines: list[str]) -> Any:
     first = lines[0].replace("- ", "  ", 1)
-    return _block([first, *lines[1:]]) if ": " in first else first.strip()
+    return _block([first, *lines[1:]]) if re.search(r":( |$)", first) else first.strip().strip('"')
 
 
 def _value(lines: list[str]) -> Any:

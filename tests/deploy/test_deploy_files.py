@@ -33,6 +33,7 @@ EXAMPLE = (DEPLOY / "watcher.example.toml").read_text()
 COMPOSE = plain_yaml.read((DEPLOY / "compose.yaml").read_text())
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 README = (DEPLOY / "README.md").read_text()
+UNIT = (DEPLOY / "watcher.service").read_text()
 PROJECT: Mapping[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -129,7 +130,8 @@ def copied() -> set[str]:
 def test_the_image_gets_every_file_that_its_build_needs_and_no_other() -> None:
     project = PROJECT["project"]
     packages = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-    needed = {"pyproject.toml", project["readme"], *project["license-files"], *packages}
+    lists = {f"deploy/requirements{which}.txt" for which in ("", "-build")}
+    needed = {"pyproject.toml", project["readme"], *project["license-files"], *packages, *lists}
     assert copied() == needed
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in ignored
@@ -165,7 +167,7 @@ def test_the_image_and_the_service_let_the_example_keep_its_state(tmp_path: Path
     assert data_dir.parent == Path(folder)
     assert f"--mode 700 {folder}" in DOCKERFILE
     assert f":{folder} " in README
-    assert f"StateDirectory={data_dir.parent.name}\n" in README
+    assert f"StateDirectory={data_dir.parent.name}\n" in UNIT
 
 
 # The composition
@@ -207,7 +209,7 @@ def test_the_paths_of_the_composition_exist_or_are_made_by_the_readme() -> None:
 def test_the_worker_is_given_more_time_than_its_drain_takes(tmp_path: Path) -> None:
     drain = loaded(EXAMPLE, tmp_path).settings.worker.drain.total_seconds()
     granted = [COMPOSE["services"]["watcher"]["stop_grace_period"].removesuffix("s")]
-    granted += re.findall(r"(?:--stop-timeout |TimeoutStopSec=)(\d+)", README)
+    granted += re.findall(r"(?:--stop-timeout |TimeoutStopSec=)(\d+)", README + UNIT)
     assert len(granted) == 3
     assert min(map(int, granted)) > drain
 

@@ -55,6 +55,9 @@ _RESERVED = (
     ("ff00::/8", "multicast address"),
 )
 _REASON_BY_NETWORK = {ip_network(network): reason for network, reason in _RESERVED}
+REFUSED_NETWORKS = tuple(_REASON_BY_NETWORK)
+"""What a second wall outside this process should refuse too."""
+
 _NAT64 = IPv6Network("64:ff9b::/96")
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _LOW_32_BITS = 0xFFFF_FFFF

@@ -1,0 +1,86 @@
+"""The lists of pinned packages: everything that is needed, each by hash, and the image installs no other."""
+
+import re
+import sys
+import tomllib
+from importlib.metadata import requires
+from pathlib import Path
+
+import pytest
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+RUNTIME, BUILD = ROOT / "deploy" / "requirements.txt", ROOT / "deploy" / "requirements-build.txt"
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text().replace("\\\n", " ")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCKED = re.compile(
+    r"(?P<name>[a-z0-9-]+)==(?P<version>[0-9a-z.]+)(?: ; (?P<marker>[^\\]+?))?(?P<hashes>(?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n"
+)
+
+
+def locked(path: Path) -> dict[str, re.Match[str]]:
+    return {found["name"]: found for found in LOCKED.finditer(path.read_text())}
+
+
+def asked_for(path: Path) -> list[Requirement]:
+    """What pyproject.toml asks for: to run, with ed25519, or to build."""
+    project = PROJECT["project"]
+    texts = (
+        [*project["dependencies"], *project["optional-dependencies"]["ed25519"]]
+        if path == RUNTIME
+        else PROJECT["build-system"]["requires"]
+    )
+    return [Requirement(text) for text in texts]
+
+
+every_list = pytest.mark.parametrize("path", [RUNTIME, BUILD], ids=lambda path: path.stem)
+
+
+@every_list
+def test_it_is_nothing_but_versions_with_hashes(path: Path) -> None:
+    assert LOCKED.sub("", path.read_text()) == "", "no index, no host, nothing without a hash"
+    assert all(found["marker"] is None or Marker(found["marker"]) for found in locked(path).values())
+
+
+@every_list
+def test_every_dependency_is_there_in_a_version_that_is_asked_for(path: Path) -> None:
+    pinned = locked(path)
+    for wanted in asked_for(path):
+        assert pinned[canonicalize_name(wanted.name)]["version"] in wanted.specifier
+
+
+def test_every_dependency_of_a_dependency_is_there() -> None:
+    pinned = locked(RUNTIME)
+    todo, seen = [canonicalize_name(wanted.name) for wanted in asked_for(RUNTIME)], set[str]()
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        below = [Requirement(text) for text in requires(name) or ()]
+        needed = [each for each in below if each.marker is None or each.marker.evaluate({"extra": ""})]
+        assert {canonicalize_name(each.name) for each in needed} <= pinned.keys(), name
+        todo += [one for each in needed if (one := canonicalize_name(each.name)) not in seen]
+    here = {name for name, pin in pinned.items() if not pin["marker"] or Marker(pin["marker"]).evaluate()}
+    assert here - seen == set(), f"nothing needs these (Python {sys.version})"
+
+
+def test_compiled_packages_have_hashes_for_many_machines() -> None:
+    # Two Pythons, two libcs, two processors: whoever was resolved for this machine alone has one wheel.
+    for name in ("aiohttp", "hiredis", "orjson", "pydantic-core", "uvloop", "pycares", "yarl"):
+        assert locked(RUNTIME)[name]["hashes"].count("sha256") > 20
+
+
+def test_the_image_installs_by_hash_and_nothing_beyond() -> None:
+    installs = re.findall(r"pip (?:--python \S+ )?(install|wheel) ([^&\n]*)", DOCKERFILE)
+    assert len(installs) == 4
+    for _, arguments in installs:
+        assert "--require-hashes" in arguments or "--no-deps" in arguments
+        assert "--require-hashes" in arguments or "--no-index" in arguments
+    for path in (RUNTIME, BUILD):
+        assert f"--require-hashes --requirement deploy/{path.name}" in re.sub(" +", " ", DOCKERFILE)
+
+
+def test_the_project_supports_the_python_that_the_lists_are_for() -> None:
+    assert SpecifierSet(PROJECT["project"]["requires-python"]) == SpecifierSet(">=3.11")

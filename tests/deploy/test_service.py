@@ -1,0 +1,141 @@
+"""The systemd unit: well-formed, confined, and a worker can live under what it forbids."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from builders import SECRET
+from confined import LIBRARY, values
+
+from watcher.config import load
+from watcher.delivery.egress import REFUSED_NETWORKS
+
+ROOT = Path(__file__).parents[2]
+UNIT = ROOT / "deploy" / "watcher.service"
+TEXT = UNIT.read_text()
+README = (ROOT / "deploy" / "README.md").read_text()
+CONFINED = Path(__file__).with_name("confined.py")
+(EGRESS,) = re.findall(r"```ini\n(\[Service\]\nIPAddressDeny=.*?)```", README, re.DOTALL)
+
+RESOLVING = """
+import asyncio, aiodns
+from watcher.run.service import loop_factory
+
+async def main():
+    resolver = aiodns.DNSResolver(nameservers=["127.0.0.1"], udp_port=9, tcp_port=9, timeout=1, tries=1)
+    try:
+        await resolver.getaddrinfo("example.com", family=2)
+    except aiodns.error.DNSError:
+        print("answered")
+
+with asyncio.Runner(loop_factory=loop_factory()) as runner:
+    runner.run(main())
+"""
+FORBIDDEN = """
+import mmap, socket
+for forbidden in (lambda: mmap.mmap(-1, 4096, prot=7), lambda: socket.socket(socket.AF_NETLINK)):
+    try:
+        forbidden()
+    except PermissionError:
+        print("refused")
+"""
+
+
+def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("no systemd on this machine")
+    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=30)
+
+
+def under_the_unit(program: str) -> str:
+    """What a Python program prints that may do only what the unit allows."""
+    analyze("--version")  # the groups of calls are explained by it
+    try:
+        __import__("ctypes").CDLL(LIBRARY)
+    except OSError:
+        pytest.skip(f"no {LIBRARY} on this machine")
+    done = subprocess.run(
+        [sys.executable, CONFINED, UNIT, sys.executable, *program.split("\0")],
+        **{"cwd": ROOT, "capture_output": True, "text": True, "check": False, "timeout": 40},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def one(key: str) -> str:
+    (value,) = values(TEXT, key)
+    return value
+
+
+def test_it_has_sections_of_settings_and_nothing_twice_that_counts_once() -> None:
+    lines = [line for line in TEXT.splitlines() if line and not line.startswith("#")]
+    assert [line for line in lines if line.startswith("[")] == ["[Unit]", "[Service]", "[Install]"]
+    keys = [line.partition("=")[0] for line in lines if not line.startswith("[")]
+    assert all(re.fullmatch(r"[A-Z][A-Za-z]+", key) for key in keys)
+    assert {key for key in keys if keys.count(key) > 1} == {"LoadCredential", "Environment", "SystemCallFilter"}
+
+
+def test_systemd_finds_nothing_to_say_about_it(tmp_path: Path) -> None:
+    worker = "/opt/watcher/bin/watcher"
+    assert f"{worker} run" == one("ExecStart")
+    copy = tmp_path / UNIT.name  # with a program that is there
+    copy.write_text(TEXT.replace(worker, "/bin/true"))
+    checked = analyze("verify", "--man=no", str(copy))
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("addition", ["", EGRESS], ids=["as it is", "with the second wall"])
+def test_systemd_calls_it_hardly_exposed(tmp_path: Path, addition: str) -> None:
+    (tmp_path / UNIT.name).write_text(TEXT.replace("[Install]", f"{addition}\n[Install]"))
+    checked = analyze("security", "--offline=true", "--threshold=20", str(tmp_path / UNIT.name))
+    (exposure,) = re.findall(r"Overall exposure level for \S+: ([0-9.]+)", checked.stdout)
+    assert checked.returncode == 0
+    assert float(exposure) <= 2.0
+
+
+def test_a_mistake_in_the_configuration_ends_it_and_nothing_else_does() -> None:
+    assert one("RestartPreventExitStatus") == "78"
+    assert one("Restart") == "on-failure"
+    assert one("StartLimitIntervalSec") == "0"
+
+
+def test_it_confines_without_asking_systemd() -> None:
+    for key in ("MemoryDenyWriteExecute", "NoNewPrivileges", "PrivateDevices", "RestrictNamespaces"):
+        assert one(key) == "yes"
+    assert one("CapabilityBoundingSet") == ""
+    assert one("ProtectSystem") == "strict"
+    assert one("User") not in ("", "root")
+
+
+def test_every_secret_of_the_example_is_a_credential(tmp_path: Path) -> None:
+    environ = dict(value.split("=", 1) for value in values(TEXT, "Environment"))
+    credentials = dict(value.split(":", 1) for value in values(TEXT, "LoadCredential"))
+    assert all(path == f"/etc/watcher/credentials/{name}" for name, path in credentials.items())
+    for name in credentials:
+        (tmp_path / name).write_text(SECRET)
+    found = {name: value.replace("%d", str(tmp_path)) for name, value in environ.items()}
+    load(ROOT / "deploy" / "watcher.example.toml", found)
+    assert {f"%d/{name}" for name in credentials} == {
+        value for name, value in environ.items() if name.endswith("_FILE") and name != "WATCHER_HEARTBEAT_FILE"
+    }
+
+
+def test_what_it_forbids_is_forbidden() -> None:
+    assert under_the_unit(f"-c\0{FORBIDDEN}").split() == ["refused", "refused"]
+
+
+def test_worker_event_loop_and_private_server_live_under_what_it_forbids() -> None:
+    assert "watcher run" in under_the_unit("-m\0watcher\0demo\0--fast")
+
+
+def test_names_are_looked_up_under_what_it_forbids() -> None:
+    assert under_the_unit(f"-c\0{RESOLVING}").split() == ["answered"]
+
+
+def test_the_second_wall_denies_what_the_guard_refuses() -> None:
+    denied = set(values(EGRESS, "IPAddressDeny")[0].split())
+    assert denied == {str(network) for network in REFUSED_NETWORKS}
