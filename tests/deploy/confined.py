@@ -72,9 +72,7 @@ class Filter:
         number = self._library.seccomp_syscall_resolve_name(call.encode())
         if number >= 0:  # others are of another architecture
             array = (_Argument * len(conditions))(*conditions)
-            done = self._library.seccomp_rule_add_array(
-                self._context, action, number, len(conditions), array
-            )
+            done = self._library.seccomp_rule_add_array(self._context, action, number, len(conditions), array)
             assert done == 0, (call, done)
 
     def load(self) -> None:

@@ -68,7 +68,9 @@ def test_kustomize_builds_it_whole() -> None:
 def test_kubernetes_knows_every_field_of_the_deployment() -> None:
     # `set image` reads the file into kubectl's own types, which drop what they do not know.
     file = str(FOLDER / "deployment.yaml")
-    known = json.loads(kubectl("set", "image", "--local", "--output", "json", "--filename", file, "watcher=x"))
+    known = json.loads(
+        kubectl("set", "image", "--local", "--output", "json", "--filename", file, "watcher=x")
+    )
     assert set(paths(DEPLOYMENT)) - set(paths(known)) == set()
 
 

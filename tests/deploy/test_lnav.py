@@ -29,7 +29,11 @@ def lnav(folder: Path, *arguments: str) -> str:
     environ = {"HOME": str(folder), "PATH": "/usr/bin", "TERM": "dumb", "TMPDIR": str(folder)}
     done = subprocess.run(
         [program, "-I", str(folder), *arguments],
-        **{"env": environ, "capture_output": True, "text": True, "check": False, "timeout": 30},
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     return done.stdout
@@ -45,7 +49,9 @@ def test_numbers_are_numbers() -> None:
     kinds = {name: value["kind"] for name, value in FORMAT["value"].items()}
     assert {name for name in kinds if name.endswith("_ms") and kinds[name] != "integer"} == set()
     assert set(kinds.values()) <= {"string", "integer", "float", "boolean"}
-    counts = {name for name, meaning in FIELD_MEANINGS.items() if meaning.startswith(("how many", "number of"))}
+    counts = {
+        name for name, meaning in FIELD_MEANINGS.items() if meaning.startswith(("how many", "number of"))
+    }
     assert {kinds[name] for name in counts} == {"integer"}
 
 
