@@ -17,7 +17,9 @@ KEYWORDS = {
     *("and", "break", "do", "else", "elseif", "end", "false", "for", "function", "if", "in", "local"),
     *("nil", "not", "or", "repeat", "return", "then", "true", "until", "while"),
 }
-PROVIDED = {"redis", "KEYS", "ARGV", "string", "table", "math", "ipairs", "tonumber", "tostring", "unpack"}
+PROVIDED = {
+    *("redis", "KEYS", "ARGV", "string", "table", "math", "ipairs", "tonumber", "tostring", "type", "unpack")
+}
 READS = {"HGET", "HLEN", "HMGET", "LINDEX", "LLEN", "TIME", "XLEN", "XREVRANGE", "ZCARD", "ZSCORE"}
 FORBIDDEN = (
     "cjson",

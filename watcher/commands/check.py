@@ -1,12 +1,14 @@
 """`watcher check`: finds every mistake in the configuration, before anything runs.
 
-Refuses to talk to anybody: no provider, no subscriber, no Redis. Shows no secret.
+Refuses to talk to anybody unless it is asked to by --connect: no provider, no subscriber, no Redis. Shows no
+secret.
 """
 
 import json
 import os
+import sys
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,8 @@ from watcher.commands.options import EXIT_CONFIGURATION, config_option, load_or_
 
 if TYPE_CHECKING:
     from watcher.config import Finding, Loaded
+    from watcher.preflight.tried import Tried
+    from watcher.settings import Settings
 
 _MOST_NAMES = 5
 
@@ -23,11 +27,17 @@ _MOST_NAMES = 5
 @click.command("check", short_help="Find every mistake in the configuration.")
 @config_option
 @click.option("--show", "is_shown", is_flag=True, help="Print what is in effect, with secrets as ***.")
+@click.option("--connect", "is_trying", is_flag=True, help="Try Redis, providers and subscribers too.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object a line: mistakes, warnings, summary.")
-def command(*, config_path: Path | None, is_shown: bool, is_json: bool) -> None:
+def command(*, config_path: Path | None, is_shown: bool, is_trying: bool, is_json: bool) -> int:
     """Find every mistake in the configuration, before anything runs.
 
     Prints a summary and exits with 0, or tells all mistakes on stderr and exits with 78.
+
+    With --connect it also tries Redis and the rights there, polls one account of each provider, compares the
+    clocks, and goes as far as the TLS of each subscriber: nothing is written, nothing is sent. It exits with
+    1 if anything fails. A Redis whose certificate is self-signed needs ?ssl_ca_certs=/path/ca.pem in
+    redis.url.
     """
     loaded = _load_as_json(config_path) if is_json else load_or_exit(config_path)
     if is_json:
@@ -39,6 +49,38 @@ def command(*, config_path: Path | None, is_shown: bool, is_json: bool) -> None:
         _show(loaded, is_json=is_json)
     else:
         _summarize(loaded, is_json=is_json)
+    return _try(loaded.settings, is_json=is_json) if is_trying else 0
+
+
+def _try(settings: "Settings", *, is_json: bool) -> int:
+    """Try what the configuration leads to; returns the exit code."""
+    import asyncio
+
+    from watcher.preflight.trials import trials, try_all
+    from watcher.printable import hide
+    from watcher.settings import secrets_of
+
+    hide(secrets_of(settings))
+    found = trials(settings)
+    is_hidden = not sys.stderr.isatty()
+    with click.progressbar(length=len(found), label="trying", file=sys.stderr, hidden=is_hidden) as progress:
+        lines = asyncio.run(try_all(found, done=lambda: progress.update(1)))
+    if is_json:
+        for line in lines:
+            _say(line._asdict())
+    else:
+        _say_tried(lines)
+    return 1 if any(line.verdict == "failed" for line in lines) else 0
+
+
+def _say_tried(lines: "Sequence[Tried]") -> None:
+    from watcher.printable import printable, without_secrets
+
+    for line in lines:
+        text = printable(without_secrets(line.text))
+        click.echo(f"{line.kind:<13} {line.verdict:<8} {line.name}: {text}")
+        if line.todo:
+            click.echo(f"{'':<13} {'':<8} what to do: {printable(without_secrets(line.todo))}")
 
 
 def _load_as_json(config_path: Path | None) -> "Loaded":

@@ -62,6 +62,8 @@ class ProviderClient:
         self._wait_turn = wait_turn
         self._utc_now = utc_now
         self._clock = clock
+        self.dated: tuple[str, datetime] | None = None
+        """The `Date` of the last answer that had one, and our time when it came."""
         self._catalogue_request = provider.catalogue_request()
         self._catalogue = KeptCatalogue(self._fetch_catalogue, clock=clock)
 
@@ -174,6 +176,8 @@ class ProviderClient:
                 allow_redirects=False,
             ) as response:
                 status = response.status
+                if date := response.headers.get("Date"):
+                    self.dated = date, self._utc_now()
                 if status == 200:
                     return await read_body(response)
                 raise self._refusal(status, await _error(response), response.headers.get("Retry-After"))

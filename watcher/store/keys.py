@@ -85,5 +85,9 @@ class Keys:
         """Never exists: deleting it first lets a script drain lanes on a server that is full (OOM)."""
         return self._tagged(shard, "nothing")
 
+    def trial(self, kind: str) -> str:
+        """Never exists once a script has ended: what `rights` tries a user's rights on."""
+        return self._tagged(0, "trial", kind)
+
     def _tagged(self, shard: int, *parts: str) -> str:
         return ":".join((self.namespace, f"{{{shard}}}", *parts))

@@ -1,0 +1,316 @@
+"""`watcher check --connect` against real servers: what is well, and each way in which it is not."""
+
+import asyncio
+import json
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from builders import SECRET
+from program import watcher
+from pydantic import SecretStr
+from raw_subscribers import FakeDns, not_speaking_tls, subscribing
+from servers import ENGINES, RealServer, real_server
+from tls_subscribers import a_certificate
+from yarl import URL
+
+from watcher.delivery.egress import Policy
+from watcher.preflight.provider import clock
+from watcher.preflight.subscriber import try_subscriber
+from watcher.preflight.trials import Trial, try_all
+from watcher.preflight.tried import Tried
+from watcher.sandbox import Sandbox
+from watcher.settings import SubscriptionSettings
+from watcher.store.connect import connect
+from watcher.store.keys import Keys
+from watcher.store.pipe import Pipe
+from watcher.store.rights import missing_rights
+
+ACL = Path(__file__).parents[2] / "deploy" / "users.acl"
+PASSWORD = "swordfish"
+TOKEN = "s3cret-path"
+HOST = "hooks.example"
+LOOPBACK = Policy((ip_network("127.0.0.0/8"),), allow_http=True)
+
+CONFIGURATION = """\
+[redis]
+url = "{redis}"
+namespace = "{namespace}"
+
+[egress]
+allow = ["127.0.0.0/8"]
+allow_http = true
+
+[providers.loopring]
+base_url = "{provider}"
+api_key = "{key}"
+timeout = "2s"
+
+[[accounts]]
+name = "treasury"
+provider = "loopring"
+account_id = 10110
+
+[[subscriptions]]
+name = "ops"
+url = "{subscriber}"
+secrets = ["{secret}"]
+"""
+
+
+def closed_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@asynccontextmanager
+async def a_subscriber(context: ssl.SSLContext | None = None) -> AsyncIterator[tuple[int, bytearray]]:
+    """A server that takes connections; says its port, and what came in."""
+    heard = bytearray()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            heard.extend(await reader.read(1000))
+        except OSError:
+            pass
+        finally:
+            writer.transport.abort()
+
+    server = await asyncio.start_server(listen, "127.0.0.1", 0, ssl=context)
+    async with server:
+        yield server.sockets[0].getsockname()[1], heard
+
+
+async def check(path: Path, **values: str) -> tuple[int, list[dict[str, str]], str]:
+    """Run it on a file; says the exit code, the lines of what was tried, and all that was printed."""
+    file = path / "watcher.toml"
+    file.write_text(CONFIGURATION.format(**{"key": "sandbox", "secret": SECRET, **values}))
+    done = await asyncio.to_thread(watcher, "check", "--connect", "--json", "--config", str(file))
+    tried = [line for line in map(json.loads, done.stdout.splitlines()) if "verdict" in line]
+    return done.returncode, tried, done.stdout + done.stderr
+
+
+def verdicts(tried: list[dict[str, str]]) -> dict[str, str]:
+    return {line["kind"]: line["verdict"] for line in tried}
+
+
+async def test_what_is_well_is_ok_and_leaves_no_trace(
+    tmp_path: Path, redis_server_url: str, namespace: str
+) -> None:
+    async with Sandbox() as sandbox, a_subscriber() as (port, heard):
+        code, tried, _ = await check(
+            tmp_path,
+            redis=redis_server_url,
+            namespace=namespace,
+            provider=sandbox.loopring_url,
+            subscriber=f"http://127.0.0.1:{port}/{TOKEN}",
+        )
+    # The shared server of the tests keeps nothing: that is worth a warning.
+    assert verdicts(tried) == {
+        "redis": "warning",
+        "rights": "ok",
+        "provider": "ok",
+        "clock": "ok",
+        "subscription": "ok",
+    }
+    assert code == 0
+    assert heard == b""
+    async with connect(redis_server_url) as client:
+        assert [key async for key in client.scan_iter(f"{namespace}:*")] == []
+
+
+async def test_whatever_fails_is_told_at_once_with_what_to_do_and_no_secret(tmp_path: Path) -> None:
+    async with Sandbox() as sandbox:
+        code, tried, printed = await check(
+            tmp_path,
+            redis=f"redis://:{PASSWORD}@127.0.0.1:{closed_port()}",
+            namespace="w",
+            provider=sandbox.loopring_url,
+            key="wr0ng-key",
+            subscriber=f"https://127.0.0.1:{closed_port()}/{TOKEN}?token={TOKEN}",
+        )
+    assert code == 1
+    assert verdicts(tried) == {
+        "redis": "failed",
+        "provider": "failed",
+        "clock": "ok",
+        "subscription": "failed",
+    }
+    said = {line["kind"]: f"{line['text']} | {line['todo']}" for line in tried}
+    assert "cannot be reached; is it running?" in said["redis"]
+    assert "look at api_key in [providers.loopring]" in said["provider"]
+    assert "cannot connect: connection refused | look whether it listens" in said["subscription"]
+    for secret in (PASSWORD, TOKEN, SECRET, "wr0ng-key"):
+        assert secret not in printed
+
+
+async def test_people_get_a_line_each_and_no_progress_where_there_is_no_terminal(tmp_path: Path) -> None:
+    file = tmp_path / "watcher.toml"
+    values = {"redis": "embedded", "namespace": "w", "key": "k", "secret": SECRET}
+    port = closed_port()
+    values |= {"provider": f"http://127.0.0.1:{port}", "subscriber": f"http://127.0.0.1:{port}/"}
+    text = CONFIGURATION.format(**values)
+    file.write_text(text.replace("[redis]", f'[redis]\ndata_dir = "{tmp_path / "state"}"'))
+    done = await asyncio.to_thread(watcher, "check", "--connect", "--config", str(file))
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert "redis         ok       embedded: `watcher run` will start " in done.stdout
+    assert not (tmp_path / "state").exists()
+    assert done.stdout.count("what to do: ") == 2
+
+
+# Rights
+
+
+@pytest.fixture(scope="module", params=sorted(ENGINES))
+def guarded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
+    """A server with the user of deploy/, and with one that lacks some of its rights."""
+    path = tmp_path_factory.mktemp("acl") / "users.acl"
+    shipped = ACL.read_text().replace("PASSWORD_SHA256", sha256(PASSWORD.encode()).hexdigest())
+    (line,) = (line for line in shipped.splitlines() if line.startswith("user watcher "))
+    narrow = line.replace("user watcher", "user narrow") + " -xadd -zadd"
+    mute = line.replace("user watcher", "user mute") + " -eval -evalsha"
+    path.write_text(f"{shipped}\n{narrow}\n{mute}\n")
+    with real_server(request.param, "--aclfile", str(path)) as server:
+        yield server
+
+
+async def rights(server: RealServer, user: str, namespace: str = "watcher") -> list[str]:
+    async with connect(f"{server.url}?username={user}&password={PASSWORD}") as client:
+        return await missing_rights(Pipe(client), Keys(namespace))
+
+
+async def test_the_user_of_deploy_may_do_everything_and_a_narrower_one_is_told_what_it_lacks(
+    guarded: RealServer,
+) -> None:
+    assert await rights(guarded, "watcher") == []
+    assert await rights(guarded, "narrow") == ["XADD", "ZADD"]
+
+
+@pytest.mark.parametrize(("user", "namespace"), [("mute", "watcher"), ("watcher", "other")])
+async def test_a_user_without_scripts_or_keys_fails(
+    tmp_path: Path, guarded: RealServer, user: str, namespace: str
+) -> None:
+    port = closed_port()
+    code, tried, _ = await check(
+        tmp_path,
+        redis=f"{guarded.url}?username={user}&password={PASSWORD}",
+        namespace=namespace,
+        provider=f"http://127.0.0.1:{port}",
+        subscriber=f"http://127.0.0.1:{port}/",
+    )
+    (told,) = (line for line in tried if line["kind"] == "rights")
+    assert (code, told["verdict"]) == (1, "failed")
+    assert f"{namespace}:*; allow them as deploy/users.acl does" in told["todo"]
+
+
+def test_every_command_that_deploy_grants_is_tried() -> None:
+    (line,) = (line for line in ACL.read_text().splitlines() if line.startswith("user watcher "))
+    granted = {word[1:] for word in line.split() if word.startswith("+")}
+    script = (ACL.parents[1] / "watcher/store/scripts/try_rights.lua").read_text()
+    elsewhere = {"client|setname", "info", "eval", "evalsha"}  # by what runs and surrounds the script
+    assert {name for name in granted - elsewhere if f"{{'{name.upper()}', redis.pcall" not in script} == set()
+
+
+# The way to a subscriber
+
+
+async def reached(url: str, policy: Policy = LOOPBACK, *addresses: str) -> Tried:
+    settings = SubscriptionSettings(name="ops", url=SecretStr(url), secrets=(SecretStr(SECRET),))
+    known = {HOST: list(addresses or ("127.0.0.1",)), "nowhere.example": OSError("no such name")}
+    return await try_subscriber(settings, policy, resolver=FakeDns(known))
+
+
+def trust(monkeypatch: pytest.MonkeyPatch, path: Path, certificate: str) -> None:
+    (path / "ca.pem").write_text(certificate)
+    monkeypatch.setenv("SSL_CERT_FILE", str(path / "ca.pem"))
+
+
+async def test_tls_is_tried_and_nothing_is_said_inside_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    context, certificate = a_certificate(HOST, expires_in=timedelta(days=90))
+    trust(monkeypatch, tmp_path, certificate)
+    async with a_subscriber(context) as (port, heard):
+        tried = await reached(f"https://{HOST}:{port}/{TOKEN}")
+    assert (tried.verdict, tried.text) == ("ok", f"https://{HOST}:{port}: TLS is good; nothing was sent")
+    assert heard == b""
+
+
+async def test_a_certificate_that_ends_soon_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    context, certificate = a_certificate(HOST, expires_in=timedelta(days=3))
+    trust(monkeypatch, tmp_path, certificate)
+    async with a_subscriber(context) as (port, _):
+        tried = await reached(f"https://{HOST}:{port}/")
+    assert tried.verdict == "warning"
+    assert "its certificate ends at " in tried.text
+
+
+async def test_a_self_signed_certificate_fails() -> None:
+    context, _ = a_certificate(HOST)
+    async with a_subscriber(context) as (port, _):
+        tried = await reached(f"https://{HOST}:{port}/")
+    assert tried.verdict == "failed"
+    assert "its certificate does not verify: self" in tried.text
+    assert "SSL_CERT_FILE=" in str(tried.todo)
+
+
+async def test_a_port_without_tls_fails() -> None:
+    async with subscribing(not_speaking_tls) as subscriber:
+        url = URL(subscriber.url).with_scheme("https")
+        tried = await reached(str(url))
+    assert (tried.verdict, tried.text) == ("failed", f"{url.origin()}: TLS failed")
+
+
+async def test_a_denied_address_is_said_and_not_dialled() -> None:
+    async with asyncio.timeout(2):
+        tried = await reached(f"https://{HOST}/", LOOPBACK, "169.254.169.254")
+    assert tried.text == f"https://{HOST}: refused: link-local address"
+    assert tried.todo == "if this address is yours, add it to [egress] allow; no byte was sent there"
+
+
+async def test_a_name_that_does_not_resolve_fails() -> None:
+    tried = await reached("https://nowhere.example/")
+    assert (tried.verdict, tried.text) == ("failed", "https://nowhere.example: its name does not resolve")
+
+
+async def test_one_that_hangs_costs_the_others_nothing() -> None:
+    async def hang() -> AsyncIterator[Tried]:
+        yield Tried("rights", "a", "ok", "came before")
+        await asyncio.Event().wait()
+
+    async def answer() -> AsyncIterator[Tried]:
+        yield Tried("provider", "b", "ok", "well")
+
+    ended: list[None] = []
+    found = [Trial("redis", "a", 0.05, hang), Trial("provider", "b", 5, answer)]
+    tried = await try_all(found, done=lambda: ended.append(None))
+    assert [(line.kind, line.verdict) for line in tried] == [
+        ("rights", "ok"),
+        ("redis", "failed"),
+        ("provider", "ok"),
+    ]
+    assert len(ended) == 2
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "verdict"), [(0, "ok"), (-29, "ok"), (31, "warning"), (-299, "warning"), (301, "failed")]
+)
+def test_a_clock_that_is_off_is_told(ahead_s: int, verdict: str) -> None:
+    there = datetime(2026, 11, 20, 14, 3, 5, tzinfo=UTC)
+    tried = clock("loopring", "Fri, 20 Nov 2026 14:03:05 GMT", there + timedelta(seconds=ahead_s))
+    assert tried.verdict == verdict
+    assert f"{abs(ahead_s)} s {'ahead of' if ahead_s > 0 else 'behind'} its Date" in tried.text
+
+
+def test_a_date_that_is_none_is_a_warning() -> None:
+    assert clock("loopring", "yesterday", datetime.now(UTC)).verdict == "warning"
