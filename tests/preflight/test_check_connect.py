@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -224,7 +224,10 @@ def test_every_command_that_deploy_grants_is_tried() -> None:
 
 async def reached(url: str, policy: Policy = LOOPBACK, *addresses: str) -> Tried:
     settings = SubscriptionSettings(name="ops", url=SecretStr(url), secrets=(SecretStr(SECRET),))
-    known = {HOST: list(addresses or ("127.0.0.1",)), "nowhere.example": OSError("no such name")}
+    known: dict[str, Sequence[str] | Exception] = {
+        HOST: list(addresses or ("127.0.0.1",)),
+        "nowhere.example": OSError("no such name"),
+    }
     return await try_subscriber(settings, policy, resolver=FakeDns(known))
 
 

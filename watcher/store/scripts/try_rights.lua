@@ -19,6 +19,7 @@ local trials = {
     {'ZCOUNT', redis.pcall('ZCOUNT', KEYS[3], 0, 1)},
     {'ZRANGE', redis.pcall('ZRANGE', KEYS[3], 0, -1)},
     {'ZRANGEBYSCORE', redis.pcall('ZRANGEBYSCORE', KEYS[3], 0, 1)},
+    {'ZMSCORE', redis.pcall('ZMSCORE', KEYS[3], 'member')},
     {'ZSCORE', redis.pcall('ZSCORE', KEYS[3], 'member')},
     {'ZREM', redis.pcall('ZREM', KEYS[3], 'member')},
     {'XADD', redis.pcall('XADD', KEYS[4], '1-1', 'field', '1')},
