@@ -97,8 +97,17 @@ async def test_a_claim_says_when_to_look_again(redis_client: Redis, namespace: s
 
 async def test_what_a_claim_leaves_behind_is_due_at_once(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    await store.due(store.keys.polls(SHARD, PROVIDER), one=-2, two=-1)
-    assert (await claim(store, at_most=1)).next_due_ms == 0
+    await store.due(store.keys.polls(SHARD, PROVIDER), one=-2000, two=-1000)
+    next_due_ms = (await claim(store, at_most=1)).next_due_ms
+    assert next_due_ms is not None
+    assert -60_000 < next_due_ms <= -1000, "how long it has waited already"
+
+
+async def test_a_claim_may_leave_out_what_has_waited_for_less(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await store.due(store.keys.polls(SHARD, PROVIDER), one=-9_000_000, two=-1000)
+    claimed = await store.polls.claim(PROVIDER, SHARD, lease_ms=MINUTE_MS, at_most=9, waited_ms=6_000_000)
+    assert [lease.member for lease in claimed.leases] == ["one"]
 
 
 async def test_every_claim_sets_the_clock_by_the_servers(redis_client: Redis, namespace: str) -> None:

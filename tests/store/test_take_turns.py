@@ -111,3 +111,24 @@ async def test_a_rate_outlives_its_last_turn_and_no_longer(redis_client: Redis, 
     await take(store, 1, not_before_ms=10_000)
     left_ms = await store.pipe.command("PTTL", store.keys.rate(PROVIDER))
     assert 60_000 <= left_ms <= 10_000 + SPACING_MS + 60_000 + 1
+
+
+@pytest.mark.parametrize("written", ["nan", "inf", "1e300", "soon", "-1e300"])
+async def test_a_damaged_rate_holds_nobody_up(redis_client: Redis, namespace: str, written: str) -> None:
+    store = a_store(redis_client, namespace)
+    await store.pipe.command("SET", store.keys.rate(PROVIDER), written)
+    assert await store.polls.next_turn_ms(PROVIDER) == 0
+    assert len(await take(store, 2)) == 2
+
+
+async def test_a_clock_that_is_set_back_a_day_holds_nobody_up(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await store.pipe.command("SET", store.keys.rate(PROVIDER), f"{await server_ms(store) + 86_400_000:.3f}")
+    assert await store.polls.take_turns(PROVIDER, 1, spacing_ms=SPACING_MS) == 0
+
+
+async def test_to_look_for_the_next_turn_does_not_take_it(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await take(store, 5)
+    for _ in range(3):
+        assert 4 * SPACING_MS < await store.polls.next_turn_ms(PROVIDER) <= 5 * SPACING_MS

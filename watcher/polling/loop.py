@@ -7,6 +7,7 @@ import asyncio
 import math
 import time
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from watcher.logs.lines import log
 from watcher.pause import pause
@@ -30,8 +31,22 @@ _BREATH_S = 0.005
 _PER_CLAIM = 16
 """Accounts for which it is worth to look at one more shard: those of one shard are also settled together."""
 
-_AHEAD_S = 1.0
-"""How many seconds of a provider's rate one claim may take: more would keep it from other workers."""
+_AHEAD_S = 0.5
+"""How far ahead of its turn a poll is claimed: more would keep it from other workers."""
+
+_AT_ONCE_S = 0.1
+"""How many seconds of a provider's rate one claim takes: many workers may claim at the same moment."""
+
+LONGEST_TURN_S = 5.0
+"""Longest wait for a turn with a lease in hand, which would end meanwhile: beyond it, as when many workers
+claim at the same moment, the lease is given back."""
+
+_LATE_S = 0.04
+"""A turn that was missed by more is taken anew: together, those who come late would exceed the limit. Turns
+are 5 % further apart than it asks: missed by less, no more of them fall into a second than may."""
+
+_LATE_TURNS = 3
+"""Turns missed in a row before a poll goes out late: a machine that is always late must poll, too."""
 
 _UNKNOWN_MS = 10_000
 """An account that this worker's configuration does not know is left to those who know it."""
@@ -41,6 +56,16 @@ DAMAGED_S = 30.0
 
 _AGAIN_S = 0.5
 """Between two tries to give a lease back, while the store is away."""
+
+
+class Turn(NamedTuple):
+    """When a poll may start, in loop time. Later than `until` is too late for the limit to hold."""
+
+    at: float
+    until: float
+
+    def after(self, spacing_s: float) -> "Turn":
+        return Turn(self.at + spacing_s, self.until + spacing_s)
 
 
 class PollLoop:
@@ -59,6 +84,8 @@ class PollLoop:
         self._spacing_s = poller.spacing_s
         self._lease_ms = poller.lease_ms
         self._look_at = [0.0] * SHARDS
+        self._claim_at = 0.0
+        self._is_scarce = False
         self._in_flight = 0
         self._unpolled = set(accounts)
         self.all_polled = asyncio.Event()
@@ -94,38 +121,62 @@ class PollLoop:
         leases = await self._claim()
         if leases:
             costs = [self._poller.cost(self._accounts.get(lease.member)) for lease in leases]
-            turn_s = await self._take_turns(sum(costs))
+            turn = await self._take_turns(sum(costs))
             for lease, cost in zip(leases, costs, strict=True):
                 self._in_flight += 1
-                group.create_task(self._one(lease, turn_s), name=f"poll {lease.member}")
-                turn_s += cost * self._spacing_s
-        now = time.monotonic()
+                group.create_task(self._one(lease, turn), name=f"poll {lease.member}")
+                turn = turn and turn.after(cost * self._spacing_s)
         if self._in_flight >= CONCURRENCY:
             return LOOK_MS / 1000
-        return max(0.0, min(self._look_at) - now)
+        return max(0.0, self._claim_at - time.monotonic(), min(self._look_at) - time.monotonic())
 
     @property
     def in_flight(self) -> int:
         return self._in_flight
 
     async def _claim(self) -> list[Lease]:
-        """Claim at every shard that is due, fairly, no more than can start soon."""
+        """Claim where accounts have waited longest, no more than can start soon."""
         now = time.monotonic()
         shards = [shard for shard in range(SHARDS) if self._look_at[shard] <= now]
-        room = min(CONCURRENCY - self._in_flight, math.ceil(_AHEAD_S / self._spacing_s))
-        if not shards or room <= 0:
+        if not shards or now < self._claim_at or self._in_flight >= CONCURRENCY:
             return []
-        # The longest overdue look comes first; a shard that gets no room now is looked at next time.
-        shards = sorted(shards, key=self._look_at.__getitem__)[: max(1, room // _PER_CLAIM)]
-        at_most = room // len(shards)
-        found = await asyncio.gather(*(self._claim_shard(shard, at_most) for shard in shards))
+        room = min(CONCURRENCY - self._in_flight, await self._soon())
+        if not room:
+            return []
+        shards.sort(key=self._look_at.__getitem__)
+        waited_ms = 0
+        if self._is_scarce:  # turns are for those who have waited longest
+            waited_ms = max(0, int(1000 * (now - self._look_at[shards[0]])) - LOOK_MS)
+            shards = shards[:room]
+        elif self._in_flight:
+            shards = shards[: max(1, room // _PER_CLAIM)]
+        # Where there is no room, it is only looked at when the next poll is due.
+        shares = [room // len(shards) or int(place < room) for place in range(len(shards))]
+        found = await asyncio.gather(
+            *(self._claim_shard(shard, share, waited_ms) for shard, share in zip(shards, shares, strict=True))
+        )
         return [lease for leases in found for lease in leases]
 
-    async def _claim_shard(self, shard: int, at_most: int) -> tuple[Lease, ...]:
-        """Claim at one shard. One whose keys are damaged is left alone for a while, the others go on."""
+    async def _soon(self) -> int:
+        """Say how many polls could start soon; where hardly any, the next look waits for their turns."""
+        wait_s = 0.0
+        if self._is_scarce:
+            wait_s = await self._polls.next_turn_ms(self._provider) / 1000
+        self._claim_at = time.monotonic() + min(wait_s - _AHEAD_S, LONGEST_TURN_S)
+        if wait_s > _AHEAD_S:
+            return 0
+        return math.ceil(_AT_ONCE_S / (self._poller.most_requests * self._spacing_s))
+
+    async def _claim_shard(self, shard: int, at_most: int, waited_ms: int) -> tuple[Lease, ...]:
+        """Claim at one shard, nothing that waits for much less than others do at another one.
+
+        One whose keys are damaged is left alone for a while, the others go on.
+        """
         self._look_at[shard] = time.monotonic() + DAMAGED_S
         try:
-            claimed = await self._polls.claim(self._provider, shard, lease_ms=self._lease_ms, at_most=at_most)
+            claimed = await self._polls.claim(
+                self._provider, shard, lease_ms=self._lease_ms, at_most=at_most, waited_ms=waited_ms
+            )
         except StoreError:
             self._look_at[shard] = 0.0
             raise
@@ -143,21 +194,29 @@ class PollLoop:
             shard = shard_of(member)
             self._look_at[shard] = min(self._look_at[shard], time.monotonic() + soonest)
 
-    async def _take_turns(self, turns: int) -> float:
-        """Reserve turns at the provider; returns the loop time of the first one."""
-        wait_ms = await self._polls.take_turns(self._provider, turns, spacing_ms=1000 * self._spacing_s)
-        return time.monotonic() + wait_ms / 1000
+    async def _take_turns(self, turns: int) -> Turn | None:
+        """Reserve turns at the provider; returns the first one, or None if it is far off."""
+        asked_at = time.monotonic()
+        spacing_ms, within_ms = 1000 * self._spacing_s, 1000 * LONGEST_TURN_S
+        wait_ms = await self._polls.take_turns(
+            self._provider, turns, spacing_ms=spacing_ms, within_ms=within_ms
+        )
+        turn = Turn(time.monotonic() + wait_ms / 1000, asked_at + wait_ms / 1000 + _LATE_S)
+        self._is_scarce = wait_ms > LOOK_MS
+        return turn if wait_ms <= within_ms else None
 
-    async def _one(self, lease: Lease, turn_s: float) -> None:
+    async def _one(self, lease: Lease, turn: Turn | None) -> None:
         """Poll one account at its turn. Whatever happens, it holds up no other account."""
+        is_over = True
         try:
             account = self._accounts.get(lease.member)
             if account is None:
                 await self._polls.release(self._provider, lease, due_in_ms=_UNKNOWN_MS)
-            elif await self._stops_before(turn_s):
-                await self._polls.release(self._provider, lease)
-            else:
+            elif await self._has_turn(account, turn):
                 await self._poller.poll(account, lease)
+            else:
+                is_over = False
+                await self._polls.release(self._provider, lease)
         except StoreError as trouble:
             # The next poll finds the same change again.
             log.debug("poll.discarded", account=lease.member, provider=self._provider, reason=str(trouble))
@@ -167,10 +226,21 @@ class PollLoop:
         finally:
             self._in_flight -= 1
             self._look_again(lease.member)
-            self._unpolled.discard(lease.member)
+            if is_over:
+                self._unpolled.discard(lease.member)
             if not self._unpolled:
                 self.all_polled.set()
             self._wake.set()
+
+    async def _has_turn(self, account: AccountSettings, turn: Turn | None) -> bool:
+        """Wait for a poll's turn, and for another one if it was missed; says whether there is one."""
+        for missed in range(_LATE_TURNS):
+            if turn is None or await self._stops_before(turn.at):
+                return False
+            if time.monotonic() <= turn.until or missed == _LATE_TURNS - 1:
+                break
+            turn = await self._take_turns(self._poller.cost(account))
+        return True
 
     async def _stops_before(self, turn_s: float) -> bool:
         """Wait for a poll's turn; says whether the loop was stopped before it came."""

@@ -28,7 +28,7 @@ from watcher.store.state import BadState
 from watcher.vitals.tally import Tally
 
 _LEASE_MARGIN_S = 15
-"""A lease outlasts the longest request by the longest wait for a turn, and some."""
+"""A lease outlasts the longest poll by the longest wait for a turn, and some."""
 
 _QUARANTINE_MS = (300_000,)
 """How often a damaged state is looked at again, in case that somebody mended it."""
@@ -43,7 +43,10 @@ class Settled(NamedTuple):
 
 
 class Poller:
-    """Polls the accounts of one provider. `wake(shard, subscription)` is called for every lane made due."""
+    """Polls the accounts of one provider. `wake(shard, subscription)` is called for every lane made due.
+
+    `most_requests`: no account's poll takes more.
+    """
 
     def __init__(
         self,
@@ -53,10 +56,12 @@ class Poller:
         interest: Interest,
         tally: Tally,
         *,
+        most_requests: int,
         now_ms: Callable[[], int],
         wake: Callable[[int, str], None],
     ) -> None:
         self.settings = settings
+        self.most_requests = most_requests
         self._client = client
         self._polls = polls
         self._interest = interest
@@ -66,7 +71,8 @@ class Poller:
         self._rules = Rules(settings.withdrawals, settings.settle_polls)
         self._settled: dict[str, Settled] = {}
         self.silence = Silence(settings.name)
-        self.lease_ms = int(1000 * (settings.timeout.total_seconds() + _LEASE_MARGIN_S))
+        longest_s = most_requests * client.spacing_s + settings.timeout.total_seconds()
+        self.lease_ms = int(1000 * (longest_s + _LEASE_MARGIN_S))
         self._asker = Asker(settings.name, client, self._hasten)
 
     @property

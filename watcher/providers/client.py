@@ -103,18 +103,23 @@ class ProviderClient:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     async def ask(self, account: Any) -> tuple[bytes, ...]:
-        """Send the requests of one poll, one after the other. Raises Refused.
+        """Send the requests of one poll, each at its turn, and not only when the one before is answered:
+        the turns are reserved. Raises Refused.
 
         The same bytes as at the last good poll mean the same snapshot: there is no need to read them.
         """
-        now = asyncio.get_running_loop().time
-        started_at = now()
-        bodies = []
-        for number, request in enumerate(self._provider.requests(account)):
-            if number:
-                await asyncio.sleep(started_at + number * self.spacing_s - now())
-            bodies.append(await self._fetch(request))
-        return tuple(bodies)
+        first, *more = self._provider.requests(account)
+        if not more:
+            return (await self._fetch(first),)
+        try:
+            async with asyncio.TaskGroup() as group:
+                parts = [
+                    group.create_task(self._fetch_after(number * self.spacing_s, request))
+                    for number, request in enumerate([first, *more])
+                ]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return tuple(part.result() for part in parts)
 
     async def read(self, account: Any, bodies: Sequence[bytes], *, known: Catalogue = _NOTHING) -> Snapshot:
         """Read the bodies of one poll. Raises Refused, and nothing else whatever the bytes are.
@@ -150,6 +155,10 @@ class ProviderClient:
         if refused := self._provider.refusal(200, answer):
             raise Refused(refused.trouble, refused.reason, status=200)
         return answer
+
+    async def _fetch_after(self, wait_s: float, request: Request) -> bytes:
+        await asyncio.sleep(wait_s)
+        return await self._fetch(request)
 
     async def _fetch(self, request: Request) -> bytes:
         """Send a request; once more if a POST met a connection that the other side had just closed.

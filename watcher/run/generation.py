@@ -214,18 +214,19 @@ class Generation:
             await asyncio.sleep(wait_ms / 1000)
 
         client = ProviderClient(provider_class(settings.kind)(settings), settings, wait_turn=wait_turn)
+        accounts: dict[str, AccountSettings] = {
+            account.name: account
+            for account in self.settings.account_by_name.values()
+            if account.provider == name
+        }
         poller = Poller(
             settings,
             await stack.enter_async_context(client),
             self._polls,
             Interest(self.settings.subscription_by_name),
             self._tally,
+            most_requests=max(map(client.cost, accounts.values()), default=1),
             now_ms=self._schedule.now_ms,
             wake=deliver_loop.wake,
         )
-        accounts: dict[str, AccountSettings] = {
-            account.name: account
-            for account in self.settings.account_by_name.values()
-            if account.provider == name
-        }
         return PollLoop(poller, self._polls, accounts, self._health)

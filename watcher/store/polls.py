@@ -62,21 +62,41 @@ class Polls:
         self._commits = Joints(self._join_commits)
         self._touches = Joints(self._join_touches)
 
-    async def claim(self, provider: str, shard: int, *, lease_ms: int, at_most: int) -> Claimed:
+    async def claim(
+        self, provider: str, shard: int, *, lease_ms: int, at_most: int, waited_ms: int = 0
+    ) -> Claimed:
+        """Claim accounts that are due, and have been for `waited_ms` at least."""
         keys = [self._keys.polls(shard, provider)]
-        return await self._schedule.claim(keys, lease_ms, at_most)
+        return await self._schedule.claim(keys, lease_ms, at_most, waited_ms=waited_ms)
 
     async def hasten(self, provider: str, shard: int, *, lease_ms: int) -> int:
         """Let accounts be polled now that wait after refused polls; returns how many."""
         return await self._schedule.hasten([self._keys.polls(shard, provider)], lease_ms)
 
     async def take_turns(
-        self, provider: str, turns: int, *, spacing_ms: float, not_before_ms: float = 0
+        self,
+        provider: str,
+        turns: int,
+        *,
+        spacing_ms: float,
+        not_before_ms: float = 0,
+        within_ms: float | None = None,
     ) -> float:
-        """Reserve starts of requests over all workers; returns in how many ms the first one is."""
+        """Reserve starts of requests over all workers; returns in how many ms the first one is.
+
+        Where that is more than `within_ms`, nothing is reserved.
+        """
         return await self._schedule.take_turns(
-            self._keys.rate(provider), turns, spacing_ms=spacing_ms, not_before_ms=not_before_ms
+            self._keys.rate(provider),
+            turns,
+            spacing_ms=spacing_ms,
+            not_before_ms=not_before_ms,
+            within_ms=within_ms,
         )
+
+    async def next_turn_ms(self, provider: str) -> float:
+        """Say in how many ms the next turn would be, without reserving it."""
+        return await self._schedule.take_turns(self._keys.rate(provider), 0, spacing_ms=0, within_ms=0)
 
     async def read_state(self, account: str) -> AccountState | None:
         """Read an account's state; None before its baseline. Raises BadState."""

@@ -35,7 +35,8 @@ class Lease(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """What a claim brought; `next_due_ms` says in how many ms the next member is due (None: never)."""
+    """What a claim brought; `next_due_ms` says in how many ms the next member is due (None: never, negative:
+    it was due so long ago)."""
 
     leases: tuple[Lease, ...]
     next_due_ms: int | None
@@ -57,14 +58,16 @@ class Schedule:
         seconds, microseconds = await self.pipe.command("TIME")
         self._ahead_ms = int(seconds) * 1000 + int(microseconds) / 1000 - time.monotonic() * 1000
 
-    async def claim(self, keys: list[str], lease_ms: int, at_most: int, *arguments: object) -> Claimed:
+    async def claim(
+        self, keys: list[str], lease_ms: int, at_most: int, *arguments: object, waited_ms: int = 0
+    ) -> Claimed:
         void_from = self.now_ms() + _VOID_AFTER_MS
         now, deadline, next_due, *members = await self.pipe.script(
-            _CLAIM, keys, lease_ms, at_most, void_from, *arguments
+            _CLAIM, keys, lease_ms, at_most, void_from, waited_ms, *arguments
         )
         self._ahead_ms = now - time.monotonic() * 1000
         leases = tuple(Lease(member.decode(), deadline) for member in members)
-        return Claimed(leases, None if next_due < 0 else max(0, next_due - now))
+        return Claimed(leases, None if next_due < 0 else next_due - now)
 
     async def hasten(self, keys: list[str], *arguments: object) -> int:
         """Make members due now that wait longer than any lease; returns how many."""

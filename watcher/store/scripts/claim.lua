@@ -3,7 +3,8 @@
 -- its way (the server hung) is void: whoever sent it has given it up, and nobody would work on what it takes.
 -- KEYS    1 schedule (member -> due ms)
 --         lanes only: 2 due subscriptions   3 nothing (deleted first: a full server still drains)
--- ARGV    1 lease ms   2 at most   3 void from then on (ms)   lanes only: 4 subscription
+-- ARGV    1 lease ms   2 at most   3 void from then on (ms)   4 none that are due for less than so many ms
+--         lanes only: 5 subscription
 -- returns now ms, deadline ms, when the next member is due (-1: the schedule is empty), members...
 if KEYS[3] then redis.call('DEL', KEYS[3]) end
 local time = redis.call('TIME')
@@ -12,7 +13,7 @@ local deadline = now + tonumber(ARGV[1])
 if now >= tonumber(ARGV[3]) then return {now, now, now} end
 local reply = {now, deadline, -1}
 local leases = {}
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[2])) do
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[4], 'LIMIT', 0, ARGV[2])) do
   leases[#leases + 1] = deadline
   leases[#leases + 1] = member
   reply[#reply + 1] = member
@@ -22,9 +23,9 @@ local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 if first[2] then reply[3] = math.floor(tonumber(first[2])) end
 if KEYS[2] then
   if first[2] then
-    redis.call('ZADD', KEYS[2], first[2], ARGV[4])
+    redis.call('ZADD', KEYS[2], first[2], ARGV[5])
   else
-    redis.call('ZREM', KEYS[2], ARGV[4])
+    redis.call('ZREM', KEYS[2], ARGV[5])
   end
 end
 return reply

@@ -1,0 +1,118 @@
+"""T31: eight workers share a provider's rate limit: never above it, nobody left behind, nothing wasted."""
+
+import asyncio
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import pairwise
+
+import pytest
+from builders import SECRET
+from provider_staging import Stage, answer, loopring_settings
+from pydantic import SecretStr
+
+from watcher.polling import loop, poll
+from watcher.providers.client import ProviderClient
+from watcher.providers.contract import Request
+from watcher.providers.loopring import LoopringAccount
+from watcher.run.worker import Worker
+from watcher.settings import RedisSettings, Settings, SubscriptionSettings
+
+WORKERS = 8
+PER_SECOND = 20
+ACCOUNTS = 100
+ROUND_S = ACCOUNTS * 1.05 / PER_SECOND
+"""Until everybody had a turn, if none is missed; workers keep 5 % below the limit."""
+
+ROUNDS = 4
+SCALE = 4
+"""Leases are so much shorter, so that a queue of turns that is too long shows within seconds."""
+
+
+@dataclass
+class Sent:
+    """When requests left, by account."""
+
+    at: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def all(self) -> list[float]:
+        return sorted(at for times in self.at.values() for at in times)
+
+    def most_in_a_second(self) -> int:
+        starts = self.all
+        return max(sum(start <= other < start + 1 for other in starts[i:]) for i, start in enumerate(starts))
+
+    def oldest_s(self) -> float:
+        """The longest time that any account waited for its next poll."""
+        return max(later - earlier for times in self.at.values() for earlier, later in pairwise(times))
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
+    sent = Sent()
+    fetch = ProviderClient._fetch
+
+    async def noted(self: ProviderClient, request: Request) -> bytes:
+        sent.at[request.query["accountId"]].append(time.monotonic())
+        return await fetch(self, request)
+
+    monkeypatch.setattr(ProviderClient, "_fetch", noted)
+    return sent
+
+
+def some_settings(url: str, namespace: str, provider_url: str) -> Settings:
+    ops = SubscriptionSettings(
+        name="ops", url=SecretStr("https://ops.example.com"), secrets=(SecretStr(SECRET),)
+    )
+    loopring = loopring_settings(provider_url, timeout_s=0.5, requests_per_second=PER_SECOND)
+    return Settings(
+        redis=RedisSettings(url=SecretStr(url), namespace=namespace),
+        provider_by_name={"loopring": loopring},
+        account_by_name={f"a{number}": an_account(number) for number in range(1, ACCOUNTS + 1)},
+        subscription_by_name={"ops": ops},
+    )
+
+
+def an_account(number: int) -> LoopringAccount:
+    often = timedelta(seconds=1)
+    return LoopringAccount(
+        name=f"a{number}", provider="loopring", account_id=number, interval=often, pending_interval=often
+    )
+
+
+@asynccontextmanager
+async def workers(settings: Settings) -> AsyncIterator[Sequence[Worker]]:
+    running = [Worker(settings, name=f"w{number}") for number in range(WORKERS)]
+    async with asyncio.TaskGroup() as group:
+        for worker in running:
+            group.create_task(worker.run())
+        try:
+            yield running
+        finally:
+            for worker in running:
+                worker.stop()
+
+
+async def test_eight_workers_keep_to_the_limit_and_leave_no_account_behind(
+    redis_server_url: str, namespace: str, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("watcher.polling.poll._LEASE_MARGIN_S", poll._LEASE_MARGIN_S / SCALE)
+    monkeypatch.setattr("watcher.polling.loop.LONGEST_TURN_S", loop.LONGEST_TURN_S / SCALE)
+    async with Stage() as stage:
+        stage.reply = answer(b"[]")
+        async with workers(some_settings(redis_server_url, namespace, stage.url)) as running:
+            await asyncio.sleep(ROUNDS * ROUND_S)
+            outcomes = sum((worker.tally.by_poll for worker in running), Counter[tuple[str, str]]())
+    pace = len(sent.all) / (ROUNDS * ROUND_S)  # a busy machine misses turns
+    ideal_s = ACCOUNTS / pace
+    print(f"{pace:.1f} a second, at most {sent.most_in_a_second()}; {outcomes}")
+    print(f"{sent.oldest_s():.1f} s from a poll to the next, ideal {ideal_s:.1f} s")
+    assert not outcomes["loopring", "discarded"]
+    assert len(sent.at) == ACCOUNTS
+    assert sent.most_in_a_second() <= PER_SECOND
+    assert pace > PER_SECOND / 2
+    assert sent.oldest_s() <= 1.2 * ideal_s
