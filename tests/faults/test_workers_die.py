@@ -49,7 +49,8 @@ async def test_a_crash_after_any_step_loses_nothing(rounds: int) -> None:
     assert {first.worker for first, _ in verdict.repeated} <= crashed, "only a crash repeats anything"
 
 
-@pytest.mark.parametrize(("stops", "leases"), [(1, 1.5), pytest.param(20, 3, marks=LONG)])
+# No short form: one stop may find nothing in hand, and then proves nothing.
+@pytest.mark.parametrize(("stops", "leases"), [pytest.param(20, 3, marks=LONG)])
 async def test_workers_that_freeze_beyond_their_leases_do_no_harm(stops: int, leases: float) -> None:
     async with a_scene(accounts=60) as scene:
         scene.receiver.delay_s = 0.2  # so that something is in hand at any time
