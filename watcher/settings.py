@@ -107,7 +107,7 @@ class ProviderSettings(Section):
     kind: str = Field(description="which provider module reads it; defaults to the name")
     base_url: BaseUrl = Field(description="scheme and host of the API")
     api_key: ApiKey = Field(description="sent with every request; best as ${NAME}")
-    requests_per_second: float = Field(4, gt=0, le=10_000, description="over all workers together")
+    requests_per_second: float = Field(4, ge=0.001, le=10_000, description="over all workers together")
     timeout: Duration = Field(
         timedelta(seconds=10), gt=timedelta(0), description="one whole request, at most"
     )

@@ -185,6 +185,12 @@ def test_numbers_and_truth_may_come_from_the_environment(write: Write) -> None:
     assert settings.provider_by_name["loopring"].requests_per_second == 2.5
 
 
+def test_a_rate_that_would_never_come_to_a_poll_is_refused(write: Write) -> None:
+    path = write(SMALL.replace('api_key = "k"', 'api_key = "k"\nrequests_per_second = 1e-320'))
+    with pytest.raises(ConfigRefused, match="requests_per_second"):
+        load(path, {})
+
+
 def test_a_file_from_an_editor_that_marks_utf8_loads(write: Write) -> None:
     assert load(write(SMALL, encoding="utf-8-sig"), {}).settings.account_by_name
 

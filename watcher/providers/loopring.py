@@ -68,7 +68,7 @@ Address = Annotated[str, AfterValidator(_address)]
 class LoopringSettings(ProviderSettings):
     base_url: BaseUrl = Field("https://api3.loopring.io", description="scheme and host of the API")
     requests_per_second: float = Field(
-        4.0, gt=0, le=10_000, description="over all workers together; Loopring allows 5"
+        4.0, ge=0.001, le=10_000, description="over all workers together; Loopring allows 5"
     )
 
 

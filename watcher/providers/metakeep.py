@@ -39,7 +39,7 @@ TROUBLE_BY_STATUS: Mapping[str, tuple[Trouble, str]] = {
 class MetaKeepSettings(ProviderSettings):
     base_url: BaseUrl = Field("https://api.metakeep.xyz", description="scheme and host of the API")
     requests_per_second: float = Field(
-        50.0, gt=0, le=10_000, description="over all workers together; MetaKeep allows 100"
+        50.0, ge=0.001, le=10_000, description="over all workers together; MetaKeep allows 100"
     )
     currencies_per_request: int = Field(
         20, ge=1, le=1000, description="longer lists of currencies are asked for in parts"
