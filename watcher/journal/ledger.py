@@ -2,7 +2,7 @@
 
 Invariant, per asset and commit: published + held = the last accepted snapshot, where published is the
 baseline plus the effects of every event since. Pure: no I/O, no clock. Refuses to judge a reading
-(`doubt` does) or to explain one (`journal` does): it brings the right two readings together.
+(`doubt` does) or to explain one (`explain` does): it brings the right two readings together.
 """
 
 from collections.abc import Mapping
