@@ -27,7 +27,7 @@ from stage import Stage, a_stage
 from waiting import ASSETS, account_bytes, delivery_bytes, some_deliveries
 
 from watcher.logs.lines import configure
-from watcher.run.service import loop_factory
+from watcher.service.serve import loop_factory
 
 
 @dataclass(frozen=True)

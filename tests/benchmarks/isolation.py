@@ -38,7 +38,7 @@ from waiting import some_deliveries
 
 from watcher.delivery import connector
 from watcher.logs.lines import configure
-from watcher.run.service import loop_factory
+from watcher.service.serve import loop_factory
 from watcher.settings import Settings, SubscriptionSettings
 from watcher.store.keys import Keys
 from watcher.store.lanes import Lanes

@@ -22,7 +22,7 @@ CONFINED = Path(__file__).with_name("confined.py")
 
 RESOLVING = """
 import asyncio, aiodns
-from watcher.run.service import loop_factory
+from watcher.service.serve import loop_factory
 
 async def main():
     resolver = aiodns.DNSResolver(nameservers=["127.0.0.1"], udp_port=9, tcp_port=9, timeout=1, tries=1)

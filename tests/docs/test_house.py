@@ -3,6 +3,7 @@
 import ast
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import watcher
@@ -32,6 +33,13 @@ def test_polling_and_delivering_meet_in_redis_and_nowhere_else() -> None:
     imports = imports_by_room()
     assert "delivery" not in imports["polling"]
     assert "polling" not in imports["delivery"]
+
+
+def test_rooms_import_one_another_in_one_direction_only() -> None:
+    try:
+        TopologicalSorter(imports_by_room()).prepare()
+    except CycleError as cycle:
+        raise AssertionError(" -> ".join(cycle.args[1])) from None
 
 
 def test_the_journal_knows_neither_redis_nor_the_network() -> None:

@@ -21,6 +21,9 @@ from servers import real_server
 from stories import MINUTE_MS, Books, steps
 
 from watcher.amounts import to_atoms
+from watcher.exposed import outlook
+from watcher.exposed.door import Address
+from watcher.exposed.listener import Listener
 from watcher.page import document, look, recent
 from watcher.page.look import Look
 from watcher.page.serving import routes
@@ -30,9 +33,6 @@ from watcher.snapshot import Asset, Snapshot
 from watcher.store.connect import connect
 from watcher.store.health import StoreHealth
 from watcher.store.standings import Standings
-from watcher.vitals import outlook
-from watcher.vitals.door import Address
-from watcher.vitals.listener import Listener
 
 HTML = files("watcher.page").joinpath("page.html").read_text("utf-8")
 TOKEN = "a-token-of-some-length"

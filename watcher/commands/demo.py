@@ -39,7 +39,7 @@ def command(*, is_fast: bool, is_kept: bool, is_verbose: bool) -> int:
     them add up; otherwise it is 1, and the last lines say what is wrong.
     """
     from watcher.logs.lines import configure
-    from watcher.run.service import loop_factory
+    from watcher.service.serve import loop_factory
 
     level = "info" if is_verbose else "warning"
     writer = configure(level, stream=sys.stderr, color=not os.environ.get("NO_COLOR"))
@@ -56,8 +56,8 @@ def command(*, is_fast: bool, is_kept: bool, is_verbose: bool) -> int:
 async def _demo(interval: timedelta, *, is_kept: bool) -> int:
     from watcher.demo import a_stage
     from watcher.demo.lines import opening_lines, verdict_lines
-    from watcher.vitals.door import Address
-    from watcher.vitals.exposure import Exposure, exposed
+    from watcher.exposed.door import Address
+    from watcher.service.exposure import Exposure, exposed
 
     started_at = time.monotonic()
     ending = _Ending()

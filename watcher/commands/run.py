@@ -9,7 +9,7 @@ from watcher.commands.http_token import token_given, token_option
 from watcher.commands.options import config_option, load_or_exit
 
 if TYPE_CHECKING:
-    from watcher.vitals.door import Address
+    from watcher.exposed.door import Address
 
 
 @click.command("run", short_help="Poll, compare and deliver.")
@@ -51,9 +51,9 @@ def command(
         raise click.UsageError("--page needs an address to be found at: --http 127.0.0.1:8787")
     at = _address(address) if address else None
     loaded = load_or_exit(config_path)
-    from watcher.run.service import serve  # heavy
-    from watcher.vitals.door import Door
-    from watcher.vitals.exposure import Exposure
+    from watcher.exposed.door import Door
+    from watcher.service.exposure import Exposure
+    from watcher.service.serve import serve  # heavy
 
     token = token_given(token_name) if at else None
     if at:
@@ -63,7 +63,7 @@ def command(
 
 
 def _address(text: str) -> "Address":
-    from watcher.vitals.door import parse_address
+    from watcher.exposed.door import parse_address
 
     try:
         return parse_address(text)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
+from watcher.exposed.outlook import Seen
 from watcher.journal.explain import in_atoms
 from watcher.journal.ledger import Entry
 from watcher.journal.record import Record
@@ -29,7 +30,6 @@ from watcher.store.history import place
 from watcher.store.letters import Tried
 from watcher.store.survey import Backlog
 from watcher.store.survey import Seen as SeenAccount
-from watcher.vitals.outlook import Seen
 
 MOST_ACCOUNTS = 200
 MOST_BALANCES = 500

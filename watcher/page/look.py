@@ -11,6 +11,7 @@ from itertools import islice, product
 import orjson
 
 from watcher import __version__
+from watcher.exposed.outlook import Outlook, Seen
 from watcher.journal.record import Record
 from watcher.page.document import Found, document, names_shown
 from watcher.page.recent import Recent
@@ -22,7 +23,6 @@ from watcher.store.keys import Keys, shard_of
 from watcher.store.letters import Letters, Tried
 from watcher.store.survey import Survey
 from watcher.store.waiting import Waiting
-from watcher.vitals.outlook import Outlook, Seen
 
 TIMEOUT_S = 4.0
 FRESH_S = 2.0

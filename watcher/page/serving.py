@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from hashlib import sha256
 from importlib.resources import files
 
+from watcher.exposed.listener import Answer, Route
 from watcher.page.look import Look
 from watcher.run.worker import Worker
-from watcher.vitals.listener import Answer, Route
 
 _HTML = "text/html; charset=utf-8"
 _JSON = "application/json"

@@ -10,10 +10,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from watcher.exposed.door import Address
+from watcher.exposed.listener import Listener, Route
 from watcher.run.worker import Worker
-from watcher.vitals.door import Address
 from watcher.vitals.heartbeat import HeartbeatFile
-from watcher.vitals.listener import Listener, Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ async def exposed(worker: Worker, exposure: Exposure) -> AsyncIterator[Address |
 
 
 def _routes(worker: Worker, exposure: Exposure) -> Mapping[str, Route]:
-    from watcher.vitals.probes import routes  # prometheus-client is heavy, and off by default
+    from watcher.exposed.probes import routes  # prometheus-client is heavy, and off by default
 
     if not exposure.has_page:
         return routes(worker)

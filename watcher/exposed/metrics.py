@@ -17,11 +17,11 @@ from prometheus_client.metrics_core import (
 )
 
 from watcher import __version__
+from watcher.exposed.outlook import Outlook, Seen
 from watcher.polling.silence import STALE_INTERVALS
 from watcher.run.worker import Worker
 from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS, Settings
 from watcher.vitals.metric_names import ATTEMPT_OUTCOMES, METRICS, POLL_OUTCOMES, TROUBLES
-from watcher.vitals.outlook import Outlook, Seen
 from watcher.vitals.tally import POLL_BOUNDS_S, Spread
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

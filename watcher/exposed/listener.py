@@ -9,8 +9,8 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple, Self
 
+from watcher.exposed.door import Address, Door, ListenerRefused
 from watcher.logs.lines import log
-from watcher.vitals.door import Address, Door, ListenerRefused
 
 _HEAD_BYTES = 8 * 1024
 _CONNECTIONS = 16

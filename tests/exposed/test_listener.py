@@ -10,9 +10,9 @@ import pytest
 from scraped import get, said
 from structlog.testing import capture_logs
 
-from watcher.vitals import listener
-from watcher.vitals.door import Address, ListenerRefused
-from watcher.vitals.listener import Answer, Listener
+from watcher.exposed import listener
+from watcher.exposed.door import Address, ListenerRefused
+from watcher.exposed.listener import Answer, Listener
 
 TOKEN = "a-token-of-some-length"
 

@@ -12,6 +12,8 @@ from servers import real_server
 from structlog.testing import capture_logs
 
 import watcher.run.worker
+from watcher.exposed import outlook
+from watcher.exposed.metrics import Metrics
 from watcher.logs.catalogue import EVENTS
 from watcher.receiving.receiver import Fail
 from watcher.run.worker import Worker
@@ -19,8 +21,6 @@ from watcher.sandbox.answers import Answer
 from watcher.settings import Settings
 from watcher.store.keys import Keys
 from watcher.store.standings import Standings
-from watcher.vitals import outlook
-from watcher.vitals.metrics import Metrics
 
 LOOPRING = "/api/v3/user/balances"
 SHOP = "/v2/app/coin/balance"

@@ -14,11 +14,11 @@ from pathlib import Path
 from watcher.config import ConfigRefused, Loaded, load
 from watcher.logs.lines import configure, log
 from watcher.printable import hide
-from watcher.run.file_watch import FileWatch
 from watcher.run.worker import Worker
+from watcher.service.exposure import Exposure, exposed
+from watcher.service.file_watch import FileWatch
 from watcher.settings import secrets_of
 from watcher.store.connect import StoreError
-from watcher.vitals.exposure import Exposure, exposed
 
 EXIT_NO = 1
 _EXIT_SIGNAL = 128

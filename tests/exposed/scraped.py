@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from watcher.exposed.door import parse_address
+from watcher.exposed.listener import Listener
+from watcher.exposed.probes import routes
 from watcher.run.worker import Worker
-from watcher.vitals.door import parse_address
-from watcher.vitals.listener import Listener
-from watcher.vitals.probes import routes
 
 
 class Scrape(NamedTuple):

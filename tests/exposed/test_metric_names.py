@@ -12,6 +12,8 @@ from builders import a_provider, a_subscription, an_account
 from scraped import parsed
 
 from watcher.delivery.outcomes import Outcome
+from watcher.exposed.metrics import Metrics
+from watcher.exposed.outlook import Seen
 from watcher.providers.contract import Trouble
 from watcher.run.worker import Worker
 from watcher.settings import Settings
@@ -19,8 +21,6 @@ from watcher.store.glance import Waiting
 from watcher.store.standings import Standing
 from watcher.store.survey import Failing, Overdue
 from watcher.vitals.metric_names import ATTEMPT_OUTCOMES, METRICS, POLL_OUTCOMES, TROUBLES, Meaning
-from watcher.vitals.metrics import Metrics
-from watcher.vitals.outlook import Seen
 
 NO_BASE_UNITS = (
     *("milliseconds", "ms", "millis", "minutes", "hours", "days", "microseconds", "nanoseconds"),

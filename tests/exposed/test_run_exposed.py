@@ -17,7 +17,7 @@ from scraped import get, parsed
 import watcher
 from watcher.commands.health import command as health
 from watcher.commands.run import command as run
-from watcher.vitals.door import ListenerRefused
+from watcher.exposed.door import ListenerRefused
 
 SOURCE = Path(watcher.__file__).parents[1]
 

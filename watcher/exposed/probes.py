@@ -7,12 +7,12 @@ import asyncio
 import time
 from collections.abc import Iterable, Mapping
 
+from watcher.exposed.listener import Answer, Route
+from watcher.exposed.metrics import CONTENT_TYPE, Metrics
 from watcher.run.worker import Worker
 from watcher.store.connect import StoreError
 from watcher.store.keys import Keys
 from watcher.store.survey import Survey
-from watcher.vitals.listener import Answer, Route
-from watcher.vitals.metrics import CONTENT_TYPE, Metrics
 
 READY_TIMEOUT_S = 1.0
 
