@@ -5,6 +5,7 @@ chunk extensions and whatever comes on an idle connection have no end there: 8 M
 """
 
 import asyncio
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,9 @@ from aiohttp.client_proto import ResponseHandler
 
 ANSWER_LIMIT = 64 * 1024
 """Bytes of one answer, its head and what came before it included. The connection ends with the next one."""
+
+is_reused: ContextVar[bool] = ContextVar("is_reused", default=False)
+"""Whether the connection that this task's last request went out on had been used before."""
 
 _HEADS_UNREAD = 16
 """Interim answers in one piece of data. A server says `100 Continue` and `103 Early Hints`, once or twice."""
@@ -36,9 +40,12 @@ class _BoundedConnection(ResponseHandler):
         super().__init__(loop)
         self._room = ANSWER_LIMIT
         self._is_final = False
+        self._is_used = False
 
     def set_response_params(self, **params: Any) -> None:
-        """Make room for the answer to another request."""
+        """Make room for the answer to another request. Runs in the task that sends it."""
+        is_reused.set(self._is_used)
+        self._is_used = True
         self._room = ANSWER_LIMIT
         self._is_final = False
         super().set_response_params(**params)

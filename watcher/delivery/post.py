@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Self
 
 import aiohttp
@@ -18,7 +17,7 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from watcher import __version__
-from watcher.delivery.answers import AnswerTooLong, bound_answers
+from watcher.delivery.answers import AnswerTooLong, bound_answers, is_reused
 from watcher.delivery.connector import guarded_connector, refusal_in
 from watcher.delivery.egress import Policy, check_url
 from watcher.delivery.outcomes import LONGEST_RETRY_AFTER_S, Attempt
@@ -112,18 +111,14 @@ class Poster:
     async def _answer(self, target: Target, delivery: Delivery, attempt: int) -> aiohttp.ClientResponse:
         """Send, and wait for the head of an answer; a second try has a connection that is not old."""
         again_until = time.monotonic() + _AGAIN_WITHIN_S
-        connection = SimpleNamespace(is_reused=False)
+        is_reused.set(False)  # there may be no connection at all
         headers = self._headers(target, delivery, attempt)
         try:
             return await self._session.post(
-                target.url,
-                data=delivery.body,
-                headers=headers,
-                allow_redirects=False,
-                trace_request_ctx=connection,
+                target.url, data=delivery.body, headers=headers, allow_redirects=False
             )
         except aiohttp.ClientConnectionError:
-            if not connection.is_reused or time.monotonic() > again_until:
+            if not is_reused.get() or time.monotonic() > again_until:
                 raise
         headers = {**self._headers(target, delivery, attempt), "connection": "close"}
         return await self._fresh.post(target.url, data=delivery.body, headers=headers, allow_redirects=False)
@@ -144,8 +139,6 @@ class Poster:
 
 
 def _session(policy: Policy, resolver: AbstractResolver | None) -> aiohttp.ClientSession:
-    tracing = aiohttp.TraceConfig()
-    tracing.on_connection_reuseconn.append(_note_reuse)
     connector = guarded_connector(policy, resolver=resolver)
     bound_answers(connector)
     return aiohttp.ClientSession(
@@ -159,13 +152,7 @@ def _session(policy: Policy, resolver: AbstractResolver | None) -> aiohttp.Clien
         max_line_size=8190,
         max_field_size=8190,
         max_headers=128,
-        trace_configs=[tracing],
     )
-
-
-async def _note_reuse(_session: aiohttp.ClientSession, context: SimpleNamespace, _: object) -> None:
-    if context.trace_request_ctx:
-        context.trace_request_ctx.is_reused = True
 
 
 async def _read(answer: aiohttp.ClientResponse, deadline: float) -> bytes:

@@ -58,6 +58,9 @@ def configure(
     return writer
 
 
+_MOST = 2**63 - 1
+"""The largest integer that every reader of JSON lines takes."""
+
 _processors: list[Any] = []  # one list for all times: loggers that are cached keep a reference to it
 
 
@@ -87,10 +90,12 @@ def _tidy(_logger: object, level: str, fields: MutableMapping[str, Any]) -> Mapp
     line = {"timestamp": _utc_text(time.time()), "level": level, "event": fields.pop("event")}
     error = _error(fields.pop("exc_info", None))
     for name, value in fields.items():
-        if type(value) is str and len(value) <= TEXT_LIMIT and value.isprintable():
-            line[name] = value
+        kind = type(value)
+        if kind is str:
+            is_plain = len(value) <= TEXT_LIMIT and value.isprintable()
         else:
-            line[name] = plain(value)
+            is_plain = -_MOST <= value <= _MOST if kind is int else value is None
+        line[name] = value if is_plain else plain(value)
     if error:
         line["exception"] = traceback_text(error)
     return line
