@@ -3,7 +3,7 @@
 Refuses to read the store and to show anything: `commands.status` does both.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 from yarl import URL
@@ -13,18 +13,23 @@ from watcher.journal.explain import in_atoms, in_text
 from watcher.journal.ledger import Entry
 from watcher.polling.silence import STALE_INTERVALS
 from watcher.printable import printable
+from watcher.providers.registry import provider_class
 from watcher.settings import AccountSettings, Settings
 from watcher.store.guarantee import Guarantee
 from watcher.store.history import place
 from watcher.store.letters import Tried
 from watcher.store.standings import Standing
 from watcher.store.survey import Backlog, Failing, Overdue, Seen
+from watcher.store.workers import Presence
 
 TROUBLES = ("quarantined", "never read", "stale", "failing", "doubted", "held")
 """What may be the matter with an account, the worst first. What is held or doubted is only not told yet."""
 
 _LATE_MS = 10_000
 """A worker claims what is due within a tenth of a second, unless it keeps to a rate limit."""
+
+_UNSEEN_MS = 45_000
+"""A worker notes every ten seconds that it lives: one that missed it so often is gone, or cannot."""
 
 _ATTEMPT = ("event_id", "event_type", "attempt", "outcome", "status", "error", "duration_ms", "answer")
 """What an attempt says of itself; of anything else nothing is shown."""
@@ -42,6 +47,40 @@ def server_line(found: Guarantee, at: str) -> Line:
         "eviction": found.eviction,
         "guarantee": found.sentence,
         "warnings": [*found.warnings],
+    }
+
+
+def worker_line(presence: Presence, now_ms: int) -> Line:
+    unseen_ms = max(0, now_ms - presence.seen_ms)
+    return {
+        "kind": "worker",
+        "worker": presence.worker,
+        "host": presence.host,
+        "pid": presence.pid,
+        "version": presence.version,
+        "since": iso(presence.since_ms),
+        "up_s": max(0, presence.seen_ms - presence.since_ms) // 1000,
+        "seen_at": iso(presence.seen_ms),
+        "unseen_s": unseen_ms // 1000,
+        "runs": unseen_ms < _UNSEEN_MS,
+    }
+
+
+def rate_line(settings: Settings, name: str, workers: Iterable[Presence], now_ms: int) -> Line:
+    """Say how many requests a second a provider takes, its accounts need, and workers really made of late.
+
+    What is needed is one poll an interval; it is more while something is pending.
+    """
+    provider = settings.provider_by_name[name]
+    ask = provider_class(provider.kind)(provider)
+    accounts = [account for account in settings.account_by_name.values() if account.provider == name]
+    needed = sum(len(ask.requests(account)) / account.interval.total_seconds() for account in accounts)
+    measured = [one.requests_per_second for one in workers if now_ms - one.seen_ms < _UNSEEN_MS]
+    used = [rates.get(name, 0) for rates in measured if rates]
+    return {
+        "requests_per_second": provider.requests_per_second,
+        "needed_per_second": round(needed, 2),
+        "used_per_second": round(sum(used), 2) if used else None,
     }
 
 

@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ from watcher.snapshot import Asset, Snapshot
 from watcher.store.embedded import Embedded
 from watcher.store.keys import shard_of
 from watcher.store.standings import Standings
+from watcher.store.workers import Presence, Workers
 
 HOSTILE = Asset("7", "\x1b]0;owned\x07", "=HYPERLINK(1)", 0)
 LOOPRING, SHOP = "/api/v3/user/balances", "/v2/app/coin/balance"
@@ -343,6 +345,15 @@ def test_following_goes_on_with_what_is_told_until_ctrl_c(config: Path, write: W
 # status
 
 
+async def present(
+    books: Books, host: str, *, version: str = "0.1.0", rates: Mapping[str, float] = MappingProxyType({})
+) -> None:
+    """A worker that has run for an hour."""
+    hour_ago_ms = int(time.time() * 1000) - 3_600_000
+    one = Presence(f"{host}-7", host, 7, version, hour_ago_ms, dict(rates))
+    await Workers(books.pipe, books.keys).note(one)
+
+
 def test_status_shows_everything_on_one_screen(run: Run, write: Write) -> None:
     async def troubled(books: Books) -> None:
         await two_accounts(books)
@@ -352,20 +363,27 @@ def test_status_shows_everything_on_one_screen(run: Run, write: Write) -> None:
         )
         await books.damage("XADD", books.keys.dead(3, "ops"), "*", "account", "alice")
         await Standings(books.pipe, books.keys).pause("ops", "410 Gone\x1b")
+        for number in (1, 2):
+            await present(books, f"web-{number}", rates={"loopring": 0.05})
 
     write(troubled)
     done = run("status")
     assert done.code == 0
     screen = done.out
-    assert re.search(r"^server        unix:///\S+$", screen, re.MULTILINE)
-    assert re.search(r"^              valkey 9\S*: a restart of Redis loses all state", screen, re.MULTILINE)
-    assert "provider      loopring: 3 accounts scheduled, 1 failing\n" in screen
-    assert re.search(r"^                1 auth: a wrong key, since 2\S+Z$", screen, re.MULTILINE)
-    assert "accounts      0 of 3 as they should be\n" in screen
-    assert re.search(r"^                never read +1  bob$", screen, re.MULTILINE)
-    assert re.search(r"^                stale +2  treasury, alice$", screen, re.MULTILINE)
+    assert "workers        2 run, version 0.1.0\n" in screen
+    assert re.search(r"^                 web-2 pid 7, up 1h 0m, seen [0-2]s ago$", screen, re.MULTILINE)
+    assert re.search(r"^server         unix:///\S+$", screen, re.MULTILINE)
+    assert re.search(r"^               valkey 9\S*: a restart of Redis loses all state", screen, re.MULTILINE)
+    assert (
+        "provider       loopring: 3 accounts scheduled, 1 failing; 0.1 of 4 requests/s needed, 0.1 made\n"
+        in screen
+    )
+    assert re.search(r"^                 1 auth: a wrong key, since 2\S+Z$", screen, re.MULTILINE)
+    assert "accounts       0 of 3 as they should be\n" in screen
+    assert re.search(r"^                 never read +1  bob$", screen, re.MULTILINE)
+    assert re.search(r"^                 stale +2  treasury, alice$", screen, re.MULTILINE)
     assert re.search(
-        r"^subscription  ops: \d+ deliveries in 2 lanes, the oldest for .*; 1 dead letter$",
+        r"^                 ops: \d+ deliveries in 2 lanes, the oldest for .*; 1 dead letter$",
         screen,
         re.MULTILINE,
     )
@@ -375,9 +393,10 @@ def test_status_shows_everything_on_one_screen(run: Run, write: Write) -> None:
 
 def test_status_as_json_has_a_kind_on_every_line(run: Run, write: Write) -> None:
     write(held_and_doubted)
+    write(lambda books: present(books, "web-1"))
     objects = run("status", "--json").objects
     assert [line["kind"] for line in objects] == [
-        *("server", "provider", "accounts", "account", "account", "account", "subscription")
+        *("server", "worker", "provider", "accounts", "account", "account", "account", "subscription")
     ]
     troubles = {line["account"]: line["troubles"] for line in objects if line["kind"] == "account"}
     assert troubles == {
@@ -396,6 +415,136 @@ def test_status_names_an_account_that_is_quarantined(run: Run, write: Write) -> 
     (alice,) = (line for line in run("status", "--json").objects if line.get("account") == "alice")
     assert alice["troubles"] == ["quarantined"]
     assert alice["reason"] == "not readable: JSONDecodeError"
+
+
+def test_status_says_that_no_worker_runs_and_which_one_did(run: Run, write: Write) -> None:
+    assert "workers        none runs: nothing is polled and nothing delivered; start `watcher run`" in (
+        run("status").out
+    )
+
+    async def killed(books: Books) -> None:
+        await present(books, "web-1")
+        (one,) = await books.pipe.command("HVALS", books.keys.workers())
+        seen_ms, _, said = one.partition(b" ")
+        await books.damage("HSET", books.keys.workers(), "web-1-7", b"%d %s" % (int(seen_ms) - 600_000, said))
+
+    write(killed)
+    done = run("status").out
+    assert "workers        none runs" in done
+    assert re.search(r"web-1 pid 7, up 50m 0s, seen 10m [0-2]s ago: it ended without a word", done)
+
+
+def test_status_says_that_versions_differ_and_names_few_of_many_workers(run: Run, write: Write) -> None:
+    async def many(books: Books) -> None:
+        for number in range(9):
+            await present(books, f"web-{number}\x1b[2J", version=f"0.{number % 2}.0")
+
+    write(many)
+    screen = run("status").out
+    assert "workers        9 run, version 0.0.0, 0.1.0\n" in screen
+    assert "                 and 5 more\n" in screen
+    assert "\x1b" not in screen
+
+
+@pytest.mark.parametrize(
+    ("rates", "made", "text"),
+    [
+        ([], None, "0.1 of 4 requests/s needed\n"),
+        ([{}], None, "0.1 of 4 requests/s needed\n"),
+        ([{"other": 1.0}], 0, "0.1 of 4 requests/s needed, 0 made\n"),
+        ([{"loopring": 1.0}, {"loopring": 2.5}, {}], 3.5, "0.1 of 4 requests/s needed, 3.5 made\n"),
+    ],
+)
+def test_status_tells_a_providers_rate_as_far_as_workers_know_it(
+    run: Run, write: Write, rates: list[dict[str, float]], made: float | None, text: str
+) -> None:
+    async def measured(books: Books) -> None:
+        for number, each in enumerate(rates):
+            await present(books, f"web-{number}", rates=each)
+
+    write(measured)
+    assert text in run("status").out
+    (line,) = (line for line in run("status", "--json").objects if line["kind"] == "provider")
+    told = [line[f"{name}_per_second"] for name in ("requests", "needed", "used")]
+    assert told == [4, 0.1, made]
+
+
+def test_status_says_when_accounts_need_more_than_their_provider_takes(
+    run: Run, write: Write, config: Path
+) -> None:
+    config.write_text(
+        config.read_text().replace("[providers.loopring]", "[providers.loopring]\nrequests_per_second = 0.1")
+    )
+    assert "too few requests for so many accounts" in run("status").out
+
+
+def test_status_fits_on_one_screen_however_much_is_the_matter(
+    run: Run, write: Write, tmp_path: Path, config: Path
+) -> None:
+    config.write_text(
+        config.read_text()
+        + "".join(
+            f'[[subscriptions]]\nname = "sub-{number}"\nurl = "https://ops.example.com/in"\n'
+            'secrets = ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]\n'
+            for number in range(20)
+        )
+    )
+
+    async def all_bad(books: Books) -> None:
+        standings = Standings(books.pipe, books.keys)
+        await standings.pause("sub-7", "410 Gone")
+        for number in range(10):
+            await standings.failed(f"sub-{number}", "503", pause=False, wish_ms=0, holds_ms=[60_000])
+
+    write(all_bad)
+    lines = run("status").lines
+    assert len(lines) <= 24
+    assert "subscriptions  11 of 21 as they should be" in lines
+    assert lines[lines.index("subscriptions  11 of 21 as they should be") + 1].startswith(
+        " " * 17 + "sub-7: "
+    )
+    assert lines[-1] == "                 and 4 more; `watcher subscriptions` tells all"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "command"),
+    [
+        ("stopped", "watcher run"),
+        ("failing", "watcher check --connect"),
+        ("paused", "watcher subscriptions resume ops"),
+        ("retrying", "watcher deliveries --attempts"),
+        ("dead", "watcher deliveries --dead"),
+        ("held", "watcher balances"),
+        ("well", "watcher events --follow"),
+    ],
+)
+def test_status_names_the_command_that_does_something_about_the_worst(
+    run: Run, write: Write, monkeypatch: pytest.MonkeyPatch, trouble: str, command: str
+) -> None:
+    async def troubled(books: Books) -> None:
+        standings = Standings(books.pipe, books.keys)
+        if trouble != "stopped":
+            await present(books, "web-1")
+        if trouble == "failing":
+            await books.enroll("bob")
+            await books.polls.postpone(
+                "loopring", await books.lease("bob"), why="gone", at_least_ms=0, waits_ms=[99_000]
+            )
+        if trouble == "paused":
+            await standings.pause("ops", "410 Gone")
+        if trouble == "retrying":
+            await standings.failed("ops", "503", pause=False, wish_ms=0, holds_ms=[60_000])
+        if trouble == "dead":
+            await books.damage("XADD", books.keys.dead(3, "ops"), "*", "account", "alice")
+        if trouble == "well":
+            for name in ("treasury", "alice", "bob"):
+                await books.live([a_snapshot(ETH="1")], name, at_ms=int(time.time() * 1000))
+        else:
+            await held_and_doubted(books)
+
+    write(troubled)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run("status").err == f"next: {command}\n"
 
 
 def test_status_says_when_nobody_polls(run: Run, write: Write) -> None:

@@ -26,6 +26,7 @@ from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.pipe import Joint, Pipe, Script
 from watcher.store.schedule import Lease
 from watcher.store.standings import Standings
+from watcher.store.workers import Presence, Workers
 
 GONE = "left-the-list"
 PARTS: dict[str, tuple[Any, ...]] = {
@@ -117,6 +118,7 @@ async def _deliver(store: Store) -> None:
     standings = Standings(store.pipe, store.keys)
     await standings.failed(OPS, "503", pause=False, wish_ms=0, holds_ms=[1])
     await standings.take_probe(OPS, "w", lease_ms=MINUTE_MS)
+    await Workers(store.pipe, store.keys).note(Presence("w", "here", 1, "0", 0, {}))
 
 
 @pytest.mark.parametrize("engine", EVERY_ENGINE)

@@ -42,7 +42,8 @@ class ProviderClient:
     """The connections to one section of the file. Use as `async with`.
 
     `wait_turn` is awaited before a request that belongs to no poll (the list of assets), so that it
-    keeps to the rate limit too; a poll takes `cost(account)` of that limit.
+    keeps to the rate limit too; a poll takes `cost(account)` of that limit. `on_request` is called for each
+    request that is sent, of whatever kind.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class ProviderClient:
         settings: ProviderSettings,
         *,
         wait_turn: Callable[[], Awaitable[None]] | None = None,
+        on_request: Callable[[], None] = lambda: None,
         utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -60,6 +62,7 @@ class ProviderClient:
         self.spacing_s = _SLACK / settings.requests_per_second
         self._timeout = aiohttp.ClientTimeout(total=settings.timeout.total_seconds())
         self._wait_turn = wait_turn
+        self._on_request = on_request
         self._utc_now = utc_now
         self._clock = clock
         self.dated: tuple[str, datetime] | None = None
@@ -175,6 +178,7 @@ class ProviderClient:
         return await self._send(request)
 
     async def _send(self, request: Request) -> bytes:
+        self._on_request()
         status = None
         try:
             async with self._session.request(

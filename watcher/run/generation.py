@@ -213,7 +213,11 @@ class Generation:
             wait_ms = await self._polls.take_turns(name, 1, spacing_ms=spacing_ms)
             await asyncio.sleep(wait_ms / 1000)
 
-        client = ProviderClient(provider_class(settings.kind)(settings), settings, wait_turn=wait_turn)
+        def count() -> None:
+            self._tally.by_request[name] += 1
+
+        provider = provider_class(settings.kind)(settings)
+        client = ProviderClient(provider, settings, wait_turn=wait_turn, on_request=count)
         accounts: dict[str, AccountSettings] = {
             account.name: account
             for account in self.settings.account_by_name.values()

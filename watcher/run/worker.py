@@ -14,6 +14,7 @@ from watcher import __version__
 from watcher.logs.lines import log
 from watcher.pause import pause
 from watcher.run.generation import Generation
+from watcher.run.presence import Present
 from watcher.settings import Settings
 from watcher.store.connect import StoreError
 from watcher.store.glance import Glance
@@ -24,6 +25,7 @@ from watcher.store.opening import open_store
 from watcher.store.pipe import Pipe
 from watcher.store.roster import Roster
 from watcher.store.schedule import Schedule
+from watcher.store.workers import Workers
 from watcher.vitals.signs import Vitals, rss_mb
 from watcher.vitals.tally import Tally
 
@@ -105,18 +107,21 @@ class Worker:
                 subscriptions=len(self.settings.subscription_by_name),
                 providers=len(self.settings.provider_by_name),
             )
+            present = self._present(schedule)
             async with asyncio.TaskGroup() as background:
                 beside = [
                     background.create_task(pipe.run(), name="pipe"),
                     background.create_task(pipe.run(), name="pipe"),
                     background.create_task(self._beat(schedule), name="heartbeat"),
                     background.create_task(self.vitals.measure_lag(), name="lag"),
+                    background.create_task(present.run(), name="presence"),
                 ]
                 try:
                     if once:
                         await Generation(self.settings, schedule, health, self.tally).run_once()
                     else:
                         await self._generations(schedule, health)
+                    await present.leave()
                 finally:
                     for task in beside:
                         task.cancel()
@@ -135,6 +140,10 @@ class Worker:
         for warning in found.warnings:
             log.warning("store.weak", server=f"{found.engine} {found.version}", reason=warning)
         return store.pipe, StoreHealth(store.mend)
+
+    def _present(self, schedule: Schedule) -> Present:
+        workers = Workers(schedule.pipe, Keys(self.settings.redis.namespace))
+        return Present(self.name, workers, self.tally, since_ms=schedule.now_ms())
 
     def _close(self) -> None:
         self.opened = None  # before the store is: nobody may ask it any more

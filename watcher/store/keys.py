@@ -29,6 +29,10 @@ class Keys:
         """HASH, permanent: subscription -> how it fails, if it does. Written by `Standings`."""
         return f"{self.namespace}:standings"
 
+    def workers(self) -> str:
+        """HASH, permanent: worker -> `seen_ms json` of who was there in the last hour. By note_worker."""
+        return f"{self.namespace}:workers"
+
     def rate(self, provider: str) -> str:
         """STRING, expires: when a provider's next request may start, in ms. Written by take_turns."""
         return f"{self.namespace}:rate:{provider}"

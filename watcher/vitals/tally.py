@@ -42,6 +42,7 @@ class Tally:
     changes: int = 0
     deliveries: int = 0
     retried: int = 0
+    by_request: Counter[str] = field(default_factory=Counter)  # provider
     by_poll: Counter[tuple[str, str]] = field(default_factory=Counter)  # provider, outcome
     by_refusal: Counter[tuple[str, str]] = field(default_factory=Counter)  # provider, trouble
     by_change: Counter[tuple[str, str]] = field(default_factory=Counter)  # provider, type

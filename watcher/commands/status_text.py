@@ -1,0 +1,168 @@
+"""What `watcher status` shows people: its lines as text, and the command that comes next.
+
+Refuses to fill more than a screen: of whatever is the matter with many it names a few, and says how many.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, takewhile
+from typing import Any
+
+from watcher.commands.looking import age_text
+from watcher.overview import TROUBLES
+from watcher.printable import printable
+
+_MOST_NAMES = 6
+_MOST_WORKERS = 4
+_MOST_TROUBLES = 3
+_WIDTH = 80
+_MARGIN = 15
+
+_SOON_S = 30
+"""What waits for no longer is under way: a lease may have to end first."""
+
+_USABLE = 0.95
+"""Requests leave 5 % further apart than the limit asks (`providers.client`)."""
+
+_Line = dict[str, Any]
+
+
+def as_text(lines: Sequence[_Line]) -> Iterator[str]:
+    yield from _server_text(lines[0])
+    yield from _workers_text(_of("worker", lines))
+    for line in _of("provider", lines):
+        yield from _provider_text(line)
+    (total,) = _of("accounts", lines)
+    yield from _accounts_text(total, _of("account", lines))
+    yield from _subscriptions_text(_of("subscription", lines))
+
+
+def _of(kind: str, lines: Sequence[_Line]) -> list[_Line]:
+    return [line for line in lines if line["kind"] == kind]
+
+
+def _server_text(line: _Line) -> Iterator[str]:
+    yield _entry("server", line["at"])
+    yield _entry("", line["guarantee"])
+    for warning in line["warnings"]:
+        yield _entry("", f"warning: {warning}")
+
+
+def _workers_text(lines: Sequence[_Line]) -> Iterator[str]:
+    run = [line for line in lines if line["runs"]]
+    if run:
+        versions = sorted({printable(line["version"]) for line in run})
+        yield _entry("workers", f"{_many(len(run), 'runs', 'run')}, version {', '.join(versions)}")
+    else:
+        yield _entry("workers", "none runs: nothing is polled and nothing delivered; start `watcher run`")
+    for line in sorted(lines, key=lambda line: (line["runs"], line["worker"]))[:_MOST_WORKERS]:
+        seen = f"seen {age_text(1000 * line['unseen_s'])} ago"
+        fate = seen if line["runs"] else f"{seen}: it ended without a word, or cannot reach the server"
+        where = f"{printable(line['host'])} pid {line['pid']}"
+        yield _entry("", f"  {where}, up {age_text(1000 * line['up_s'])}, {fate}")
+    yield from _more(lines, _MOST_WORKERS)
+
+
+def _provider_text(line: _Line) -> Iterator[str]:
+    failing = f", {line['failing']:,} failing" if line["failing"] else ""
+    used, needed, most = (line[f"{name}_per_second"] for name in ("used", "needed", "requests"))
+    rate = f"{needed:.3g} of {most:g} requests/s needed" + (f", {used:.3g} made" if used is not None else "")
+    name = printable(line["provider"])
+    yield _entry("provider", f"{name}: {_many(line['accounts'], 'account')} scheduled{failing}; {rate}")
+    for found in line["troubles"][:_MOST_TROUBLES]:
+        reason = f"{printable(found['trouble'])}: {printable(found['reason'])}"
+        yield _entry("", f"  {found['accounts']:,} {reason}, since {found['since']}")
+    yield from _more(line["troubles"], _MOST_TROUBLES)
+    if needed > _USABLE * most:
+        yield _entry("", "  too few requests for so many accounts: raise requests_per_second or intervals")
+    if line["late_s"]:
+        late = age_text(1000 * line["late_s"])
+        yield _entry("", f"  the next poll is {late} late: does a worker run, and keep up?")
+
+
+def _accounts_text(total: _Line, in_trouble: Sequence[_Line]) -> Iterator[str]:
+    well = total["accounts"] - len(in_trouble)
+    yield _entry("accounts", f"{well:,} of {total['accounts']:,} as they should be")
+    for trouble in TROUBLES:
+        names = [line["account"] for line in in_trouble if trouble in line["troubles"]]
+        if names:
+            yield _entry("", f"  {trouble:<12}{len(names):>7,}  {_some(names)}")
+
+
+def _subscriptions_text(lines: Sequence[_Line]) -> Iterator[str]:
+    """Those that something is the matter with, the worst first; of the others how many there are."""
+    worst = sorted((line for line in lines if _severity(line)), key=_severity)
+    well = len(lines) - len(worst)
+    yield _entry("subscriptions", f"{well:,} of {len(lines):,} as they should be")
+    for line in worst[:_MOST_NAMES]:
+        yield from _subscription_text(line)
+    yield from _more(worst, _MOST_NAMES, "; `watcher subscriptions` tells all")
+
+
+def _severity(line: _Line) -> int:
+    """Say how bad it is, from 1 on; 0 where a subscription gets what is for it."""
+    claims = (
+        line["paused_at"],
+        line["failing_since"],
+        line["retrying"],
+        (line["oldest_s"] or 0) > _SOON_S,
+        line["dead"],
+        not line["is_configured"],
+    )
+    return next((number for number, is_so in enumerate(claims, 1) if is_so), 0)
+
+
+def _subscription_text(line: _Line) -> Iterator[str]:
+    waits = "nothing waits"
+    if line["lanes"]:
+        deliveries = _many(line["deliveries"], "delivery", "deliveries")
+        oldest = "" if line["oldest_s"] is None else f", the oldest for {age_text(1000 * line['oldest_s'])}"
+        waits = f"{deliveries} in {_many(line['lanes'], 'lane')}{oldest}"
+    retrying = f"; {_many(line['retrying'], 'lane')} being tried again" if line["retrying"] else ""
+    dead = f"; {_many(line['dead'], 'dead letter')}" if line["dead"] else ""
+    unknown = "" if line["is_configured"] else "; not in the configuration"
+    yield _entry("", f"  {printable(line['subscription'])}: {waits}{retrying}{dead}{unknown}")
+    if line["paused_at"]:
+        yield _entry("", f"    paused since {line['paused_at']}: {printable(line['reason'])}")
+    elif line["failing_since"]:
+        held = f", left alone for {age_text(1000 * line['held_s'])}" if line["held_s"] else ""
+        yield _entry("", f"    failing since {line['failing_since']}{held}: {printable(line['reason'])}")
+
+
+def next_command(lines: Sequence[_Line]) -> str:
+    """The command that does something about the worst that was found, or tells more of it."""
+    subscriptions = _of("subscription", lines)
+    paused = [line["subscription"] for line in subscriptions if line["paused_at"]]
+    troubled = {trouble for line in _of("account", lines) for trouble in line["troubles"]}
+    if not any(line["runs"] for line in _of("worker", lines)):
+        return "watcher run"
+    if any(line["failing"] for line in _of("provider", lines)):
+        return "watcher check --connect"
+    if paused:
+        return f"watcher subscriptions resume {printable(paused[0])}"
+    if any(line["retrying"] or line["failing_since"] for line in subscriptions):
+        return "watcher deliveries --attempts"
+    if any(line["dead"] for line in subscriptions):
+        return "watcher deliveries --dead"
+    return "watcher balances" if troubled else "watcher events --follow"
+
+
+def _some(names: Sequence[str]) -> str:
+    """As many names as fit into a line, one at least."""
+    room = _WIDTH - _MARGIN - len("  never read        1  ") - len(" and 99,999 more")
+    shown = [*takewhile(lambda end: end <= room, accumulate(len(name) + 2 for name in names))]
+    most = max(1, len(shown))
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
+
+
+def _more(lines: Sequence[object], most: int, todo: str = "") -> Iterator[str]:
+    if len(lines) > most:
+        yield _entry("", f"  and {len(lines) - most:,} more{todo}")
+
+
+def _entry(title: str, text: str) -> str:
+    return f"{title:<{_MARGIN}}{text}"
+
+
+def _many(count: int, noun: str, plural: str | None = None) -> str:
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

@@ -1,0 +1,75 @@
+"""Lets a worker be seen in the store: who it is, since when, how much it asks of each provider.
+
+Refuses to hold anything up: where it cannot be noted, the worker goes on without.
+"""
+
+import asyncio
+import os
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from contextlib import suppress
+
+from watcher import __version__
+from watcher.logs.lines import log
+from watcher.pause import pause
+from watcher.store.connect import StoreError
+from watcher.store.workers import Presence, Workers
+from watcher.vitals.tally import Tally
+
+EVERY_S = 10.0
+_LEAVE_S = 1.0
+"""A worker that ends does not wait longer for a store that hangs."""
+
+
+class Present:
+    """One worker as it can be seen, from `run` on until it `leaves`."""
+
+    def __init__(self, worker: str, workers: Workers, tally: Tally, *, since_ms: int) -> None:
+        self._workers = workers
+        self._tally = tally
+        self._pace = Pace()
+        self._presence = Presence(worker, socket.gethostname(), os.getpid(), __version__, since_ms, {})
+        self._leaving = asyncio.Event()
+        self._gone = asyncio.Event()
+
+    async def run(self) -> None:
+        """Note every few seconds that the worker lives, until it leaves."""
+        while not self._leaving.is_set():
+            await self._note()
+            await pause(self._leaving, EVERY_S)
+        with suppress(StoreError):
+            await self._workers.leave(self._presence.worker)
+        self._gone.set()
+
+    async def leave(self) -> None:
+        """The worker ends in order: nobody needs to wonder where it is."""
+        self._leaving.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVE_S):
+                await self._gone.wait()
+
+    async def _note(self) -> None:
+        rates = self._pace.per_second(self._tally.by_request, time.monotonic())
+        try:
+            await self._workers.note(self._presence._replace(requests_per_second=rates))
+        except StoreError:
+            pass  # the loops say so
+        except Exception:
+            log.exception("bug", affected="presence")
+
+
+class Pace:
+    """How fast counts rise, on the average of the last minute. Time comes in."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, Counter[str]]] = deque(maxlen=1 + round(60 / EVERY_S))
+
+    def per_second(self, counts: Counter[str], now: float) -> Mapping[str, float]:
+        """Take in the counts as they are; say by how much a second each has risen. At first: nothing."""
+        self._seen.append((now, counts.copy()))
+        then, before = self._seen[0]
+        if now <= then:
+            return {}
+        return {name: round((count - before[name]) / (now - then), 2) for name, count in counts.items()}
