@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -16,7 +15,7 @@ from builders import SECRET
 from program import watcher
 from pydantic import SecretStr
 from raw_subscribers import FakeDns, not_speaking_tls, subscribing
-from servers import ENGINES, RealServer, real_server
+from servers import ENGINES, RealServer, a_free_port, real_server
 from tls_subscribers import a_certificate
 from yarl import URL
 
@@ -62,12 +61,6 @@ name = "ops"
 url = "{subscriber}"
 secrets = ["{secret}"]
 """
-
-
-def closed_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 @asynccontextmanager
@@ -130,11 +123,11 @@ async def test_whatever_fails_is_told_at_once_with_what_to_do_and_no_secret(tmp_
     async with Sandbox() as sandbox:
         code, tried, printed = await check(
             tmp_path,
-            redis=f"redis://:{PASSWORD}@127.0.0.1:{closed_port()}",
+            redis=f"redis://:{PASSWORD}@127.0.0.1:{a_free_port()}",
             namespace="w",
             provider=sandbox.loopring_url,
             key="wr0ng-key",
-            subscriber=f"https://127.0.0.1:{closed_port()}/{TOKEN}?token={TOKEN}",
+            subscriber=f"https://127.0.0.1:{a_free_port()}/{TOKEN}?token={TOKEN}",
         )
     assert code == 1
     assert verdicts(tried) == {
@@ -154,7 +147,7 @@ async def test_whatever_fails_is_told_at_once_with_what_to_do_and_no_secret(tmp_
 async def test_people_get_a_line_each_and_no_progress_where_there_is_no_terminal(tmp_path: Path) -> None:
     file = tmp_path / "watcher.toml"
     values = {"redis": "embedded", "namespace": "w", "key": "k", "secret": SECRET}
-    port = closed_port()
+    port = a_free_port()
     values |= {"provider": f"http://127.0.0.1:{port}", "subscriber": f"http://127.0.0.1:{port}/"}
     text = CONFIGURATION.format(**values)
     file.write_text(text.replace("[redis]", f'[redis]\ndata_dir = "{tmp_path / "state"}"'))
@@ -198,7 +191,7 @@ async def test_the_user_of_deploy_may_do_everything_and_a_narrower_one_is_told_w
 async def test_a_user_without_scripts_or_keys_fails(
     tmp_path: Path, guarded: RealServer, user: str, namespace: str
 ) -> None:
-    port = closed_port()
+    port = a_free_port()
     code, tried, _ = await check(
         tmp_path,
         redis=f"{guarded.url}?username={user}&password={PASSWORD}",

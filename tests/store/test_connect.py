@@ -1,7 +1,6 @@
 """The client and its address: what is accepted, what is refused and in which words, what never shows."""
 
 import asyncio
-import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -15,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
-from servers import DURABLE, ENGINES, EVERY_ENGINE, RealServer, real_server
+from servers import DURABLE, ENGINES, EVERY_ENGINE, RealServer, a_free_port, real_server
 
 from watcher.store.address import safe_url
 from watcher.store.connect import (
@@ -336,8 +335,3 @@ async def test_a_server_that_speaks_tls_itself_is_verified_by_its_authority(cert
         assert isinstance(error, ConfigurationRefused)
         async with connect(f"rediss://{ANYONE}:{port}?ssl_ca_certs={certificate}") as client:
             assert await client.ping()
-
-
-def a_free_port() -> int:
-    with socket.create_server((ANYONE, 0)) as taken:
-        return int(taken.getsockname()[1])

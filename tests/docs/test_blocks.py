@@ -1,0 +1,315 @@
+"""Every fenced block of README.md and deploy/README.md is run or loaded here; one that nobody knows fails.
+
+A block is known by its language and by words that stand in it and in no other. Shell blocks run in a folder
+of their own, where `watcher` is this checkout's; what is not run says why, and is read as far as that goes.
+"""
+
+import inspect
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from decimal import Decimal
+from pathlib import Path
+
+import click
+import plain_yaml
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from blocks import BLOCKS, FILES, ROOT, Block, blocks_of, commands, inline_code
+from builders import SECRET
+from events_schema import assert_valid
+from platforms import assert_a_platform_takes_it
+from reader import Reader, wait_for
+from servers import a_free_port
+from test_ci_script import steps
+
+from watcher.cli import group
+from watcher.config import load
+from watcher.delivery.signing import Signer
+from watcher.providers.contract import Provider
+
+ENVIRON = {"LOOPRING_API_KEY": "key", "OPS_SECRET": SECRET}
+NOWHERE = 'base_url = "http://127.0.0.1:1"'
+EXAMPLE = next(block.text for block in BLOCKS if block.language == "toml")
+
+
+def is_what_ci_runs(block: Block, _: Path) -> None:
+    """It needs a package index and minutes: `.ci/run` runs it first of all."""
+    assert [line for line in block.text.splitlines() if line] == [steps()["pytest" in block.text]]
+
+
+# Configuration
+
+
+def loads(block: Block, folder: Path) -> None:
+    (folder / "watcher.toml").write_text(block.text if block.text == EXAMPLE else f"{EXAMPLE}\n{block.text}")
+    assert [*load(folder / "watcher.toml", ENVIRON).settings.account_by_name] == ["treasury"]
+
+
+def scrapes(block: Block, folder: Path) -> None:
+    (job,) = plain_yaml.read(block.text)["scrape_configs"]
+    assert job["job_name"] == "watcher"
+    if program := shutil.which("promtool"):
+        (folder / "prometheus.yml").write_text(block.text)
+        shutil.copy(block.folder / "prometheus-alerts.yaml", folder)
+        checked = [program, "check", "config", "--syntax-only", str(folder / "prometheus.yml")]
+        done = subprocess.run(checked, capture_output=True, check=False, timeout=30)
+        assert done.returncode == 0, done.stderr
+
+
+def is_a_drop_in(block: Block, folder: Path) -> None:
+    """What systemd says of it with the unit around it: tests/deploy/test_service.py."""
+    sections = [line for line in block.text.splitlines() if line.startswith("[")]
+    assert sections == ["[Service]"]
+
+
+# First steps
+
+
+def is_a_picture(block: Block, _: Path) -> None:
+    """For the eye: nothing in it can be run."""
+    assert "─▶" in block.text
+
+
+def starts_a_user(block: Block, folder: Path) -> None:
+    init, check, run = block.text.splitlines()
+    reader = Reader(folder, **ENVIRON)
+    assert reader.run(init).stdout.splitlines()[1:] == [shown(check), shown(run)], "as the text says"
+    configuration = (
+        (folder / "watcher.toml")
+        .read_text()
+        .replace("[providers.loopring]", f"[providers.loopring]\n{NOWHERE}")
+    )
+    (folder / "watcher.toml").write_text(configuration)
+    checked = reader.run(check)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    with reader.running(run, until="worker.started") as said:
+        wait_for(said, '"poll.refused"')
+
+
+def shown(line: str) -> str:
+    return line.partition("#")[0].strip()
+
+
+def serves_and_receives(block: Block, folder: Path) -> None:
+    reader = Reader(folder)
+    anywhere = block.text.replace("sandbox >", "sandbox --loopring-port 0 --metakeep-port 0 >")
+    with reader.running(anywhere.replace("listen ", "listen --port 0 "), until="verifying"):
+        wait_for(folder / "sandbox.toml", 'interval = "1s"\n')
+        checked = reader.run("watcher check --config sandbox.toml")
+    assert checked.returncode == 0
+    assert "providers           2  loopring, shop" in checked.stdout
+
+
+# A worker, and what is done to it
+
+
+def configure(reader: Reader, name: str, *, port: int = 1024, base_url: str = "http://127.0.0.1:1") -> None:
+    """One account, at a provider that is away unless it is given, and `ops`, which gives up at once."""
+    (reader.folder / "watcher.toml").write_text(f"""
+[egress]
+allow = ["127.0.0.0/8"]
+allow_http = true
+
+[providers.loopring]
+base_url = "{base_url}"
+api_key = "sandbox"
+
+[[accounts]]
+name = "{name}"
+provider = "loopring"
+account_id = 10110
+interval = "1s"
+
+[[subscriptions]]
+name = "ops"
+url = "http://127.0.0.1:{port}/"
+secrets = ["{SECRET}"]
+retries = ["0s"]
+""")
+
+
+def tells_people(block: Block, folder: Path) -> None:
+    reader = Reader(folder)
+    configure(reader, "shop-1")
+    with reader.running(block.text, until=" account=shop-1") as said:
+        assert all(" warning " in line for line in said.read_text().splitlines())
+
+
+def lives(block: Block, folder: Path) -> None:
+    by_http, by_file, health = (shown(line) for line in block.text.splitlines())
+    reader = Reader(folder)
+    configure(reader, "shop-1")
+    with reader.running(by_http.replace("8787", "0"), until='"listener.started"') as said:
+        (address,) = re.findall(r'"address":"([^"]+)"', said.read_text())
+        assert reader.run(f"{health} --url http://{address}").stdout == "ok\n"
+    beat = folder / "beat"
+    with reader.running(by_file.replace("/run/watcher.heartbeat", str(beat)), until='"worker.started"'):
+        assert reader.run(f"{health} --file {beat}").stdout == "ok\n"
+    assert reader.run(f"{health} --file {beat}").returncode == 1
+
+
+def acts(block: Block, folder: Path) -> None:
+    """On an event that was given up because the receiver was away, which it is not any more."""
+    reader, port = Reader(folder, SECRET=SECRET), a_free_port()
+    serve = "watcher sandbox --loopring-port 0 --metakeep-port 0 --seed 1"
+    receive = f"watcher listen --port {port} --secret-env SECRET --json"
+    with reader.running(serve, until="currencies") as sandbox:
+        base_url = re.findall('base_url = "(.*)"', sandbox.read_text())[0]
+        configure(reader, "treasury", port=port, base_url=base_url)
+        with reader.running("watcher run", until='"delivery.dead"') as log:
+            dead = re.findall(r'"delivery.dead".*"event_id":"(\w+)"', log.read_text())[0]
+            with reader.running(receive, until="listening") as heard:
+                told = reader.run(block.text)
+                assert (told.returncode, told.stderr) == (0, "")
+                for words in ("ops: answered 200", f"http://127.0.0.1:{port}", dead, "queued again"):
+                    assert words in told.stdout
+                wait_for(heard, dead)
+
+
+# What is read on the receiver's side, and by whoever adds a provider
+
+
+def is_an_event(block: Block, _: Path) -> None:
+    assert_valid(block.text.encode())
+    data = json.loads(block.text)["data"]
+    for field, effect in data["effect"].items():
+        assert Decimal(data["before"][field]) + Decimal(effect) == Decimal(data["after"][field])
+
+
+async def takes_what_is_genuine(block: Block, _: Path) -> None:
+    names: dict[str, object] = {}
+    exec(compile(block.text, str(block), "exec"), names)
+    (example,) = (one.text for one in BLOCKS if one.language == "json")
+    body = json.dumps(json.loads(example)).encode()
+    event_id, now = json.loads(body)["id"], int(time.time())
+    headers = {
+        "webhook-id": event_id,
+        "webhook-timestamp": str(now),
+        "webhook-signature": Signer([SECRET]).signature(event_id, now, body),
+    }
+    async with TestClient(TestServer(names["app"])) as client:  # type: ignore[arg-type]
+        statuses = [
+            (await client.post("/hooks/balances", data=data, headers=headers)).status
+            for data in (body, body, body + b" ")
+        ]
+    assert statuses == [200, 200, 400]
+    assert names["SEEN"] == {event_id}
+
+
+def is_javascript(block: Block, folder: Path) -> None:
+    """Read and not run: what it imports comes from another registry."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node on this machine to read it")
+    (folder / "receiver.mjs").write_text(block.text)
+    checked = subprocess.run([node, "--check", folder / "receiver.mjs"], capture_output=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
+def is_the_contract(block: Block, _: Path) -> None:
+    names = {"AcmeSettings": object, "AcmeAccount": object}
+    exec(compile(block.text, str(block), "exec"), names)
+    for name, asked in vars(Provider).items():
+        if callable(asked) and (name == "__init__" or not name.startswith("_")):
+            told = getattr(names["Acme"], name)
+            assert [*inspect.signature(told).parameters] == [*inspect.signature(asked).parameters], name
+
+
+def makes_the_secrets(block: Block, folder: Path) -> None:
+    """What the composition does with them: tests/deploy/test_deploy_files.py."""
+    shutil.copytree(
+        block.folder, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("secrets", "watcher.toml")
+    )
+    done = Reader(folder).run(block.text)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (folder / "secrets").stat().st_mode & 0o777 == 0o700
+
+
+def is_for_a_platform(block: Block, _: Path) -> None:
+    assert_a_platform_takes_it(block.text)
+
+
+TREATMENTS: Mapping[tuple[str, str], Callable[[Block, Path], Awaitable[None] | None]] = {
+    ("sh", ".venv/bin/pip install -q"): is_what_ci_runs,
+    ("", "─▶"): is_a_picture,
+    ("sh", "watcher init"): starts_a_user,
+    ("toml", ""): loads,
+    ("sh", "watcher sandbox"): serves_and_receives,
+    ("python", "web.Application"): takes_what_is_genuine,
+    ("javascript", "standardwebhooks"): is_javascript,
+    ("json", "evt_"): is_an_event,
+    ("sh", "watcher run | watcher tail"): tells_people,
+    ("sh", "watcher health"): lives,
+    ("sh", "watcher ping ops"): acts,
+    ("python", "class Acme"): is_the_contract,
+    ("sh", "> secrets/users.acl"): makes_the_secrets,
+    ("console", ""): is_for_a_platform,
+    ("ini", "IPAddressDeny"): is_a_drop_in,
+    ("yaml", "scrape_configs"): scrapes,
+}
+"""By language and by words that stand in the block: what is done with it."""
+
+
+def treatments_of(block: Block) -> list[Callable[[Block, Path], Awaitable[None] | None]]:
+    return [
+        treat
+        for (language, words), treat in TREATMENTS.items()
+        if language == block.language and words in block.text
+    ]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+async def test_a_block_does_what_a_reader_expects_of_it(block: Block, tmp_path: Path) -> None:
+    found = treatments_of(block)
+    assert found, f"this block is neither run nor loaded:\n{block.text}"
+    (treat,) = found
+    if waiting := treat(block, tmp_path):
+        await waiting
+
+
+def test_a_block_that_nobody_knows_would_be_noticed() -> None:
+    (stranger,) = blocks_of("README.md", "text\n\n```sh\nwatcher-ctl frobnicate\n```\n")
+    assert stranger.line == 3
+    assert treatments_of(stranger) == []
+
+
+def test_every_fence_opens_or_closes_a_block_and_every_treatment_has_one() -> None:
+    fences = [line for file in FILES for line in (ROOT / file).read_text().splitlines() if "```" in line]
+    assert len(fences) == 2 * len(BLOCKS)
+    used = {treat for block in BLOCKS for treat in treatments_of(block)}
+    assert used == {*TREATMENTS.values()}
+
+
+@pytest.mark.parametrize(
+    "text", ["frobnicate --now", "docker run --frobnicate watcher", "systemctl start /etc/else.toml"]
+)
+def test_a_command_of_a_platform_that_nobody_knows_would_be_noticed(text: str) -> None:
+    with pytest.raises(AssertionError):
+        assert_a_platform_takes_it(text)
+
+
+def ours() -> list[str]:
+    """Every command line of watcher's in the texts, in a block or in a sentence, without `watcher`."""
+    shells = [block.text for block in BLOCKS if block.language in ("sh", "console")]
+    found = [commands(text) for text in (*shells, *(code for file in FILES for code in inline_code(file)))]
+    return sorted({" ".join(words[1:]) for lines in found for words in lines if is_ours(words)})
+
+
+def is_ours(words: list[str]) -> bool:
+    return words[0] in ("watcher", "/opt/watcher/bin/watcher") and len(words) > 1
+
+
+@pytest.mark.parametrize("line", ours())
+def test_a_command_in_the_text_exists_with_its_options(line: str) -> None:
+    name, *rest = line.split()
+    with click.Context(group) as context:
+        command = group.get_command(context, name)
+    assert command, line
+    known = {
+        option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    assert {word.partition("=")[0] for word in rest if word.startswith("-")} <= known | {"--help"}
