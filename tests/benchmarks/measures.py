@@ -99,7 +99,7 @@ class TimedPolls(Polls):
         super().__init__(*parts)  # type: ignore[arg-type]
         self.sent_at: dict[str, float] = {}
 
-    async def commit(self, step: Commit) -> tuple[Reply, int]:
+    async def commit(self, step: Commit) -> tuple[Reply, dict[str, int]]:
         now = time.monotonic()
         for deliveries in step.deliveries.values():
             self.sent_at.update((delivery.event_id, now) for delivery in deliveries)

@@ -123,6 +123,11 @@ class Owed:
                 await running
 
 
+def told(logged: list[Any], event: str) -> list[Any]:
+    """The lines of one event, in what workers of this process log."""
+    return [line for line in logged if line["event"] == event]
+
+
 def a_sample(account: str, number: int, to: str = "ops") -> Delivery:
     """A delivery whose body says whose it is; sequences rise by one."""
     event_id = f"evt_{account}_{number}"

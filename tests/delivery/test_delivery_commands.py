@@ -22,6 +22,8 @@ from watcher.store import polls
 from watcher.store.history import History
 from watcher.store.keys import shard_of
 
+pytest_plugins = ("owing",)
+
 HOSTILE = "\x1b]0;owned\x07\u202e"
 NOBODY = "http://127.0.0.1:1999/"
 
@@ -39,12 +41,6 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("watcher.store.letters._PAGE", 2)
     monkeypatch.setattr("watcher.store.waiting._PAGE", 2)
     monkeypatch.setattr("watcher.delivery.resend._AT_ONCE", 2)
-
-
-@pytest.fixture
-async def subscriber() -> AsyncIterator[MoodySubscriber]:
-    async with MoodySubscriber() as subscriber:
-        yield subscriber
 
 
 @pytest.fixture

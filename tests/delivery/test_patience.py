@@ -2,39 +2,23 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from builders import seconds
-from moody_subscriber import CommandLine, MoodySubscriber, Owed, owed
-from redis.asyncio import Redis
+from moody_subscriber import CommandLine, MoodySubscriber, Owed, told
+
+pytest_plugins = ("owing",)
 
 DAY_MS = 86_400_000
 
 
 @pytest.fixture
-async def subscriber() -> AsyncIterator[MoodySubscriber]:
-    async with MoodySubscriber(status=500) as subscriber:
-        yield subscriber
-
-
-@pytest.fixture
-def one(redis_client: Redis, redis_server_url: str, namespace: str, subscriber: MoodySubscriber) -> Owed:
-    return owed(redis_client, redis_server_url, namespace, ops=subscriber.url)
-
-
-@pytest.fixture
-def logged() -> Iterator[list[Any]]:
-    with structlog.testing.capture_logs() as lines:
-        yield lines
-
-
-def told(logged: list[Any], event: str) -> list[Any]:
-    return [line for line in logged if line["event"] == event]
+def subscriber(subscriber: MoodySubscriber) -> MoodySubscriber:
+    subscriber.status = 500
+    return subscriber
 
 
 async def failing_for(one: Owed, days: float) -> None:

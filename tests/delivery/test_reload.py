@@ -2,22 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 
-import pytest
 from moody_subscriber import MoodySubscriber, owed
 from raw_subscribers import Peer, subscribing
 from redis.asyncio import Redis
 
 from watcher.settings import Settings
 
+pytest_plugins = ("owing",)
+
 FIVE = [f"account-{number}" for number in range(5)]
-
-
-@pytest.fixture
-async def subscriber() -> AsyncIterator[MoodySubscriber]:
-    async with MoodySubscriber() as subscriber:
-        yield subscriber
 
 
 def without_subscriptions(settings: Settings) -> Settings:

@@ -2,13 +2,11 @@
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from events_schema import assert_valid
 from moody_subscriber import CommandLine, MoodySubscriber, Owed, owed
 from redis.asyncio import Redis
@@ -16,24 +14,9 @@ from redis.asyncio import Redis
 from watcher.delivery import lane, outcomes
 from watcher.settings import SubscriptionSettings
 
+pytest_plugins = ("owing",)
+
 FIFTY = [f"account-{number}" for number in range(50)]
-
-
-@pytest.fixture
-async def subscriber() -> AsyncIterator[MoodySubscriber]:
-    async with MoodySubscriber() as subscriber:
-        yield subscriber
-
-
-@pytest.fixture
-def one(redis_client: Redis, redis_server_url: str, namespace: str, subscriber: MoodySubscriber) -> Owed:
-    return owed(redis_client, redis_server_url, namespace, ops=subscriber.url)
-
-
-@pytest.fixture
-def logged() -> Iterator[list[Any]]:
-    with structlog.testing.capture_logs() as lines:
-        yield lines
 
 
 def change(one: Owed, **fields: Any) -> Owed:
@@ -146,7 +129,7 @@ async def test_thirty_attempts_that_fail_at_once_are_one_reason_for_patience(
     await one.queue(FIFTY)
     async with one.worker():
         await subscriber.until(lambda: len(subscriber.taken) == 50)
-        subscriber.status, subscriber.delay_s = 503, 0.1
+        subscriber.status, subscriber.delay_s = 503, 0.5
         await one.queue(FIFTY, [2])
         await subscriber.until(lambda: len(subscriber.arrivals) >= 80 and subscriber.in_flight == 0)
         subscriber.status = 200

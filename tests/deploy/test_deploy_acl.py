@@ -126,7 +126,7 @@ async def test_a_poll_goes_its_whole_way(client: Redis, account: str) -> None:
     assert await polls.take_turns(account, 1, spacing_ms=10) == 0
     deliveries = [Delivery(f"evt_{n}", "total.increased", n, b"{}") for n in (1, 2, 3)]
     step = Commit(account, account, lease, "", a_state(ETH="1"), 0, [b"0 {}"], {account: deliveries})
-    assert await polls.commit(step) == (Reply.DONE, 0)
+    assert await polls.commit(step) == (Reply.DONE, {})
     assert (await polls.read_state(account)) == a_state(ETH="1")
     (lease,) = (await polls.claim(account, shard_of(account), lease_ms=60_000, at_most=1)).leases
     assert await polls.touch(account, lease, version="v1", polled_at_ms=2, due_ms=0) is Reply.DONE

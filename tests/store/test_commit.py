@@ -36,14 +36,14 @@ HOSTILE = b"\x00\xff\r\n%s %d \x1b[2J" + b"9" * 78 + b"1e400000 \xf0\x9f\x92\xb8
 async def committed(store: Store, **fields: Any) -> Commit:
     """A step that went through."""
     step = a_commit(await store.lease(), **fields)
-    assert await store.polls.commit(step) == (Reply.DONE, 0)
+    assert await store.polls.commit(step) == (Reply.DONE, {})
     return step
 
 
 async def refused(store: Store, step: Commit, reply: Reply) -> None:
     """Claim that a step is answered so, and leaves everything as it was."""
     before = await store.contents()
-    assert await store.polls.commit(step) == (reply, 0)
+    assert await store.polls.commit(step) == (reply, {})
     assert await store.contents() == before
 
 
@@ -102,7 +102,7 @@ async def test_a_step_without_a_good_poll_keeps_its_time_and_the_refusals(
     await store.polls.postpone(PROVIDER, lease, why="down", at_least_ms=0, waits_ms=[5])
     step = a_commit(await store.lease(), expected="v1", version="v2", ETH="10")
     step = replace(step, is_good=False, state=replace(step.state, polled_at_ms=before.state.polled_at_ms + 1))
-    assert await store.polls.commit(step) == (Reply.DONE, 0)
+    assert await store.polls.commit(step) == (Reply.DONE, {})
     after = await store.polls.read_state(ACCOUNT)
     assert after
     assert (after.version, after.polled_at_ms) == ("v2", before.state.polled_at_ms)
@@ -114,7 +114,7 @@ async def test_an_account_may_have_a_state_before_its_first_good_poll(
 ) -> None:
     store = a_store(redis_client, namespace)
     step = replace(a_commit(await store.lease()), is_good=False)
-    assert await store.polls.commit(step) == (Reply.DONE, 0)
+    assert await store.polls.commit(step) == (Reply.DONE, {})
     state = await store.polls.read_state(ACCOUNT)
     assert state
     assert state.polled_at_ms == 0
@@ -173,7 +173,7 @@ async def test_a_worker_that_wakes_after_its_lease_cannot_undo_what_another_did(
     await store.pipe.command("ZADD", store.keys.polls(SHARD, PROVIDER), heir.deadline, ACCOUNT)
     await refused(store, zombie, Reply.LEASE_LOST)
     taken = a_commit(heir, expected="v1", version="v2", ETH="12", deliveries={OPS: [a_delivery(12)]})
-    assert await store.polls.commit(taken) == (Reply.DONE, 0)
+    assert await store.polls.commit(taken) == (Reply.DONE, {})
     await refused(store, zombie, Reply.MOVED_ON)
 
 
@@ -191,7 +191,7 @@ async def test_a_step_sent_twice_in_one_pipeline_is_done_once(redis_client: Redi
     step = a_commit(await store.lease(), log=[b"event"], deliveries={OPS: [a_delivery()]})
     async with running(store.pipe):
         first, second = await asyncio.gather(store.polls.commit(step), store.polls.commit(step))
-    assert (first, second) == ((Reply.DONE, 0), (Reply.DONE_BEFORE, 0))
+    assert (first, second) == ((Reply.DONE, {}), (Reply.DONE_BEFORE, {}))
     assert await store.lane() == [a_delivery().dump()]
     assert len(await store.stream(store.keys.log(SHARD))) == 1
 
@@ -240,7 +240,7 @@ async def test_a_full_lane_gives_up_its_oldest_loudly(
     step = a_commit(
         await store.lease(), expected="v1", version="v2", deliveries={OPS: [four, five], "audit": [one]}
     )
-    assert await store.polls.commit(step) == (Reply.DONE, 2)
+    assert await store.polls.commit(step) == (Reply.DONE, {OPS: 2})
     assert await store.lane() == [each.dump() for each in (three, four, five)]
     assert await store.stream(store.keys.dead(SHARD, OPS)) == [
         {"account": ACCOUNT.encode(), "reason": b"lane full", "delivery": each.dump()} for each in (one, two)
@@ -254,7 +254,7 @@ async def test_a_step_longer_than_a_lane_keeps_its_newest(
     store = a_store(redis_client, namespace)
     monkeypatch.setattr(polls, "LANE_LENGTH", 1)
     step = a_commit(await store.lease(), deliveries={OPS: some_deliveries(1, 2, 3)})
-    assert await store.polls.commit(step) == (Reply.DONE, 2)
+    assert await store.polls.commit(step) == (Reply.DONE, {OPS: 2})
     assert await store.lane() == [a_delivery(3).dump()]
 
 
@@ -291,7 +291,7 @@ async def test_the_log_and_the_dead_letters_are_trimmed(
     step = a_commit(
         await store.lease(), log=[b"event"] * 500, deliveries={OPS: some_deliveries(*range(1, 501))}
     )
-    assert await store.polls.commit(step) == (Reply.DONE, 499)
+    assert await store.polls.commit(step) == (Reply.DONE, {OPS: 499})
     for key, newest in (
         (store.keys.log(SHARD), b"event"),
         (store.keys.dead(SHARD, OPS), a_delivery(499).dump()),
@@ -348,7 +348,7 @@ async def test_a_damaged_state_is_reported_and_hurts_no_other_account(
     with pytest.raises(BadState):
         await store.polls.read_state(ACCOUNT)
     step = a_commit(await store.lease(NEIGHBOURS[0]), ETH="1")
-    assert await store.polls.commit(step) == (Reply.DONE, 0)
+    assert await store.polls.commit(step) == (Reply.DONE, {})
     assert await store.polls.read_state(NEIGHBOURS[0]) == step.state
 
 

@@ -171,6 +171,25 @@ async def test_tries_of_a_head_that_was_pushed_out_do_not_count_for_the_next(
     assert await store.tries() == (1, TWO.head)
 
 
+@every_outcome
+@pytest.mark.parametrize("pushed_out", [1, 2])
+async def test_a_head_that_a_full_lane_gave_up_meanwhile_costs_no_other_delivery(
+    redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch, settle: Settle, pushed_out: int
+) -> None:
+    """Its attempt ends with a lane in hand whose head is another: the lane is given back as it is."""
+    store, lease = await a_lane(redis_client, namespace, ONE, TWO)
+    monkeypatch.setattr(polls, "LANE_LENGTH", 2)
+    store = a_store(redis_client, namespace)
+    await store.queue(*some_deliveries(3, 4)[:pushed_out])
+    waiting = [each.dump() for each in some_deliveries(1, 2, 3, 4)[pushed_out : pushed_out + 2]]
+    assert await store.lane() == waiting
+    await refused(store, settle, lease, ONE, Reply.MOVED_ON)
+    assert await store.lanes.release(OPS, lease) is Reply.DONE
+    (again,) = (await store.lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=5)).leases
+    assert (await store.lanes.read(OPS, ACCOUNT, at_most=5)).entries == waiting
+    assert await settle(store, again, some_deliveries(1, 2, 3)[pushed_out]) is Reply.DONE
+
+
 @pytest.mark.parametrize("outcome", ["delivered", "dead", "retry"])
 async def test_an_attempt_is_remembered_where_there_is_something_to_tell(
     redis_client: Redis, namespace: str, outcome: str

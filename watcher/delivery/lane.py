@@ -145,18 +145,29 @@ class LaneWorker:
                     return reply, 0
 
         reply, deadline = await self._ask(lease, settle)
-        if reply is not Reply.DONE:
-            log.info("lease.lost", account=lease.member, subscription=name)
+        await self._part(target, lease, reply, wait_ms=verdict.wait_ms)
         return deadline
 
     async def _bury(self, target: Target, lease: Lease, entry: bytes) -> int:
         """Take a damaged head away, else it holds up its lane for ever. Returns as `_settle` does."""
         name, reason = target.name, "what is stored of it cannot be read"
-        _, deadline = await self._ask(
+        reply, deadline = await self._ask(
             lease, lambda: self._lanes.dead(name, lease, entry, lease_ms=LEASE_MS, reason=reason)
         )
         log.warning("delivery.dead", subscription=name, account=lease.member, reason=reason)
+        await self._part(target, lease, reply)
         return deadline
+
+    async def _part(self, target: Target, lease: Lease, reply: Reply, *, wait_ms: int = 0) -> None:
+        """Leave a lane that did not take what became of its head.
+
+        Where it was full and gave that head up meanwhile, it is still ours to give back: its next one waits
+        as long as this one would have, and not until the lease ends.
+        """
+        if reply is Reply.LEASE_LOST:
+            log.info("lease.lost", account=lease.member, subscription=target.name)
+        elif reply is Reply.MOVED_ON:
+            await self._ask(lease, lambda: self._lanes.release(target.name, lease, due_in_ms=wait_ms))
 
     def _tell(self, target: Target, one: "Tried") -> None:
         fields = {

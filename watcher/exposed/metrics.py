@@ -83,6 +83,7 @@ def _of_worker(worker: Worker) -> dict[str, list[_Value]]:
         "watcher_polls_refused_total": _counts(tally.by_refusal, providers, TROUBLES),
         "watcher_changes_total": _counts(tally.by_change, providers, _TYPES),
         "watcher_attempts_total": _counts(tally.by_attempt, subscriptions, ATTEMPT_OUTCOMES),
+        "watcher_deliveries_pushed_out_total": [((name,), tally.pushed_out[name]) for name in subscriptions],
         "watcher_requests_in_flight": [((), worker.in_flight)],
         "watcher_loop_lag_seconds": [((), vitals.lag_s)],
         "watcher_clock_skew_seconds": [((), vitals.skew_ms / 1000)],

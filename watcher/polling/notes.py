@@ -5,6 +5,7 @@ Refuses to decide anything.
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 
 from watcher.journal.diff import Step
 from watcher.logs.lines import log
@@ -71,15 +72,16 @@ class PollNotes:
         self._tally.polled(self._provider, "quarantined", time.monotonic() - started)
         log.error("account.quarantined", account=account.name, reason=str(damage))
 
-    def committed(self, account: AccountSettings, step: Step, pushed_out: int) -> None:
+    def committed(self, account: AccountSettings, step: Step, pushed_out: Mapping[str, int]) -> None:
         """A step was written: say what it tells."""
         if step.advance.is_baseline:
             assets = len(step.state.entry_by_asset)
             log.info("account.baseline", account=account.name, provider=self._provider, assets=assets)
         for asset_id, reason in step.advance.doubted.items():
             log.info("asset.doubted", account=account.name, asset=asset_id, reason=reason)
-        if pushed_out:
-            log.warning("lane.overflowed", account=account.name, deliveries=pushed_out)
+        for name, count in pushed_out.items():
+            self._tally.pushed_out[name] += count
+            log.warning("lane.overflowed", account=account.name, subscription=name, deliveries=count)
         self._tally.changes += len(step.events)
         heard_by = Counter(one.event_id for queued in step.deliveries.values() for one in queued)
         for event in step.events:

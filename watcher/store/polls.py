@@ -109,8 +109,11 @@ class Polls:
             {name: value for name, value in zip(names, values, strict=True) if value is not None}
         )
 
-    async def commit(self, step: Commit) -> tuple[Reply, int]:
-        """Write a step; returns the reply and how many deliveries a full lane pushed out. Raises BadState."""
+    async def commit(self, step: Commit) -> tuple[Reply, dict[str, int]]:
+        """Write a step; returns the reply, and how many deliveries full lanes pushed out, by subscription.
+
+        Raises BadState.
+        """
         keys = [self._keys.state(step.account)]
         arguments: list[Any] = [
             step.account,
@@ -132,10 +135,11 @@ class Polls:
             keys.append(self._keys.dead(shard, subscription))
             arguments += [subscription, len(deliveries), *(delivery.dump() for delivery in deliveries)]
         with _damage_named():
-            reply, pushed_out = await self._pipe.step(
+            reply, counts = await self._pipe.step(
                 self._commits[shard, step.provider], tuple(keys), *arguments
             )
-        return Reply(reply), pushed_out
+        pushed_out = zip(step.deliveries, counts, strict=False)  # where nothing was written there are none
+        return Reply(reply), {name: count for name, count in pushed_out if count}
 
     async def touch(
         self, provider: str, lease: Lease, *, version: str, polled_at_ms: int, due_ms: int

@@ -42,6 +42,11 @@ METRICS: Mapping[str, Meaning] = {
         "Attempts of this worker, by outcome: delivered, retry, or refused for the last time.",
         ("subscription", "outcome"),
     ),
+    "watcher_deliveries_pushed_out_total": Meaning(
+        "counter",
+        "Deliveries that full lanes gave up for newer ones that this worker committed.",
+        ("subscription",),
+    ),
     "watcher_delivery_lag_seconds": Meaning(
         "histogram", "From the commit of an event to its delivery, retries included."
     ),

@@ -47,6 +47,7 @@ class Tally:
     by_refusal: Counter[tuple[str, str]] = field(default_factory=Counter)  # provider, trouble
     by_change: Counter[tuple[str, str]] = field(default_factory=Counter)  # provider, type
     by_attempt: Counter[tuple[str, str]] = field(default_factory=Counter)  # subscription, outcome
+    pushed_out: Counter[str] = field(default_factory=Counter)  # by subscription
     poll_s: dict[str, Spread] = field(default_factory=dict)  # by provider
     lag_s: Spread = field(default_factory=lambda: Spread(LAG_BOUNDS_S))
 

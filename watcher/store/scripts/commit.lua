@@ -9,8 +9,8 @@
 --         polled at ms ('': no good poll, so that its time and the failures stay), next poll due ms, state
 --         body, number of log entries, these (opaque bytes), number of lanes,
 --         then for each of these: subscription, number of deliveries, these (opaque bytes)
--- returns for each step: 1 done, 0 done before, -1 the state moved on, -2 the lease was lost; then the
---         deliveries that full lanes pushed out into the dead letters
+-- returns for each step: 1 done, 0 done before, -1 the state moved on, -2 the lease was lost; then (done) for
+--         each of its lanes how many deliveries it pushed out into the dead letters, as it was full
 
 -- Ask each key something only its own type answers: a damaged one fails all steps before the first write.
 local has_failing = redis.call('HLEN', KEYS[2]) > 0
@@ -52,7 +52,7 @@ for i = 1, #accounts do
     next_polls[#next_polls + 1] = ARGV[at + 6]
     next_polls[#next_polls + 1] = accounts[i]
   end
-  reply[i * 2 - 1], reply[i * 2] = answer, 0
+  reply[i * 2 - 1], reply[i * 2] = answer, {}
 end
 if not next_polls[1] then return reply end
 
@@ -74,13 +74,13 @@ for i = 1, #accounts do
     at = at + 9 + entries
     local lanes = tonumber(ARGV[at])
     key, at = key + 1, at + 1
-    for _ = 1, lanes do
+    for lane = 1, lanes do
       local count, length = tonumber(ARGV[at + 1]), 0
       for j = at + 2, at + 1 + count do length = redis.call('RPUSH', KEYS[key], ARGV[j]) end
-      for _ = 1, length - tonumber(ARGV[3]) do
+      reply[i * 2][lane] = math.max(0, length - tonumber(ARGV[3]))
+      for _ = 1, reply[i * 2][lane] do
         redis.call('XADD', KEYS[key + 2], 'MAXLEN', '~', ARGV[2], '*',
           'account', accounts[i], 'reason', 'lane full', 'delivery', redis.call('LPOP', KEYS[key]))
-        reply[i * 2] = reply[i * 2] + 1
       end
       local due = lanes_by_schedule[KEYS[key + 1]]
       due[#due + 1] = now

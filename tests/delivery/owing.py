@@ -1,0 +1,29 @@
+"""Fixtures: a subscriber, what is owed to it, what workers of this process log.
+
+For modules that say `pytest_plugins = ("owing",)`.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import structlog
+from moody_subscriber import MoodySubscriber, Owed, owed
+from redis.asyncio import Redis
+
+
+@pytest.fixture
+async def subscriber() -> AsyncIterator[MoodySubscriber]:
+    async with MoodySubscriber() as subscriber:
+        yield subscriber
+
+
+@pytest.fixture
+def one(redis_client: Redis, redis_server_url: str, namespace: str, subscriber: MoodySubscriber) -> Owed:
+    return owed(redis_client, redis_server_url, namespace, ops=subscriber.url)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[Any]]:
+    with structlog.testing.capture_logs() as lines:
+        yield lines

@@ -1,0 +1,123 @@
+"""A lane that is full gives up its oldest deliveries: loudly, countably, and with a gap that shows."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from builders import seconds
+from moody_subscriber import told
+from pydantic import SecretStr
+from raw_subscribers import OK, Peer, subscribing
+from redis.asyncio import Redis
+from rig import TREASURY, Rig, a_rig, quick
+from scraped import a_listener_of, scrape
+
+from watcher.delivery import outcomes
+from watcher.store import polls
+from watcher.store.keys import Keys
+from watcher.store.letters import Letters
+from watcher.store.pipe import Pipe
+
+pytest_plugins = ("owing",)
+
+
+@pytest.fixture
+async def rig(redis_server_url: str, namespace: str) -> AsyncIterator[Rig]:
+    async with a_rig(redis_server_url, namespace) as rig:
+        yield rig
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not is_so():  # noqa: ASYNC110 - the worker only logs
+            await asyncio.sleep(0.005)
+
+
+async def credited(rig: Rig, logged: list[Any], times: int) -> list[int]:
+    """Let one account receive so often, and wait for each to be committed; returns their sequences."""
+    for _ in range(times):
+        before = len(told(logged, "event.created"))
+        rig.sandbox.world.credit(TREASURY, "ETH", 1)
+        await until(lambda: len(told(logged, "event.created")) > before)  # noqa: B023
+    return [line["sequence"] for line in told(logged, "event.created")[-times:]]
+
+
+def change(rig: Rig, **fields: Any) -> None:
+    by_name = rig.settings.subscription_by_name
+    by_name["ops"] = by_name["ops"].model_copy(update=fields)
+
+
+async def test_a_receiver_that_was_away_for_longer_than_its_lane_holds_sees_the_gap(
+    rig: Rig, logged: list[Any], redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polls, "LANE_LENGTH", 5)
+    monkeypatch.setattr(outcomes, "_RESTS_S", (0.05,))
+    change(rig, retries=quick(1000))
+    receiver = rig.receiver
+    async with rig.worker() as worker, a_listener_of(worker) as port:
+        await until(lambda: len(told(logged, "account.baseline")) == 2)
+        (first,) = await credited(rig, logged, 1)
+        await rig.events(1)
+        receiver.port = int(receiver.url.rstrip("/").rpartition(":")[2])
+        await receiver.__aexit__()
+        missed = await credited(rig, logged, 12)
+        metrics = await scrape(port)
+        await receiver.__aenter__()
+        await rig.events(6)
+    lost, kept = missed[:7], missed[7:]
+    overflows = told(logged, "lane.overflowed")
+    assert {(line["log_level"], line["subscription"], line["account"]) for line in overflows} == {
+        ("warning", "ops", "treasury")
+    }
+    assert sum(line["deliveries"] for line in overflows) == 7
+    assert metrics.value("watcher_deliveries_pushed_out_total", subscription="ops") == 7
+    assert metrics.value("watcher_dead_letters", subscription="ops") == 7
+    letters = await Letters(Pipe(redis_client), Keys(namespace)).latest("ops", 100, lambda _letter: True)
+    assert [letter.delivery.sequence for letter in letters if letter.delivery] == lost
+    assert {letter.reason for letter in letters} == {"lane full"}
+    assert [event["data"]["sequence"] for event in receiver.events] == [first, *kept]
+    assert receiver.events[1]["subscription"]["previous_sequence"] == lost[-1], "which did not come"
+    assert [receipt.order for receipt in receiver.receipts if receipt.is_taken] == [
+        None,
+        "gap",
+        *[None] * 4,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "waits_s"), [(OK, 0), (b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n", 1)]
+)
+async def test_a_head_that_is_given_up_while_it_is_attempted_holds_up_its_lane_no_longer_than_a_retry(
+    rig: Rig, logged: list[Any], monkeypatch: pytest.MonkeyPatch, answer: bytes, waits_s: int
+) -> None:
+    monkeypatch.setattr(polls, "LANE_LENGTH", 2)
+    may_answer, answered_at = asyncio.Event(), 0.0
+
+    async def script(peer: Peer) -> None:
+        nonlocal answered_at
+        await peer.hear()
+        await may_answer.wait()
+        answered_at = time.monotonic()
+        await peer.say(answer)
+        while True:
+            await peer.hear()
+            heard_at.append(time.monotonic())
+            await peer.say(OK)
+
+    heard_at: list[float] = []
+    async with subscribing(script) as subscriber:
+        change(rig, url=SecretStr(subscriber.url), retries=seconds(0, waits_s, waits_s))
+        async with rig.worker():
+            await until(lambda: len(told(logged, "account.baseline")) == 2)
+            sequences = await credited(rig, logged, 1)
+            await subscriber.until(lambda subscriber: len(subscriber.requests) == 1)
+            sequences += await credited(rig, logged, 3)
+            may_answer.set()
+            await until(lambda: len(subscriber.requests) == 3)
+        sent = [json.loads(request.body)["data"]["sequence"] for request in subscriber.requests]
+    assert sent == [sequences[0], *sequences[2:]]
+    assert waits_s <= heard_at[0] - answered_at < waits_s + 1
+    assert not told(logged, "lease.lost")
