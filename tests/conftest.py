@@ -23,6 +23,8 @@ from servers import FAKE, real_server
 
 from watcher.store.connect import connect
 
+pytest_plugins = ("processes",)
+
 _numbers = itertools.count(1)
 
 

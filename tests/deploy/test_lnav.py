@@ -48,7 +48,7 @@ def test_every_field_is_known_with_its_meaning() -> None:
 def test_numbers_are_numbers() -> None:
     kinds = {name: value["kind"] for name, value in FORMAT["value"].items()}
     assert {name for name in kinds if name.endswith("_ms") and kinds[name] != "integer"} == set()
-    assert set(kinds.values()) <= {"string", "integer", "float", "boolean"}
+    assert set(kinds.values()) <= {"string", "integer", "float", "boolean", "json"}
     counts = {
         name for name, meaning in FIELD_MEANINGS.items() if meaning.startswith(("how many", "number of"))
     }

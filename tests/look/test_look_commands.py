@@ -39,7 +39,7 @@ from watcher.store.workers import Presence, Workers
 
 HOSTILE = Asset("7", "\x1b]0;owned\x07", "=HYPERLINK(1)", 0)
 LOOPRING, SHOP = "/api/v3/user/balances", "/v2/app/coin/balance"
-LOOK = ("audit", "balances", "events", "status")
+LOOK = ("audit", "balances", "deliveries", "events", "status")
 
 Run = Callable[..., Ended]
 Write = Callable[[Callable[[Books], Any]], Any]
@@ -607,6 +607,19 @@ def test_people_are_told_the_next_command_and_programs_are_not(
     assert "next: watcher" not in text_of(run(name))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert "next: watcher " in run(name).err
+
+
+@pytest.mark.parametrize("arguments", [("balances", "--csv"), *((name, "--json") for name in LOOK)], ids=str)
+def test_advice_never_mixes_with_data(
+    arguments: tuple[str, ...], run: Run, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(two_accounts)
+    quiet = run(*arguments)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    advised = run(*arguments)
+    assert "next: watcher " in advised.err
+    assert "next:" not in advised.out
+    assert len(advised.lines) == len(quiet.lines) > 0
 
 
 def test_no_secret_shows(run: Run, write: Write) -> None:

@@ -1,131 +1,13 @@
 """Workers as users start them: processes that share an embedded server, are killed and misconfigured."""
 
 import asyncio
-import json
-import os
 import signal
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pytest
-from builders import SECRET
-from rig import MK
+from processes import a_process, assert_reconciled, lines, until_logged
 
-import watcher
 from watcher.receiving.receiver import Receiver
 from watcher.sandbox import Sandbox
-from watcher.store.embedded import Embedded
-
-SOURCE = Path(watcher.__file__).parents[1]
-
-TEMPLATE = """
-[redis]
-data_dir = "{directory}/state"
-
-[egress]
-allow = ["127.0.0.0/8"]
-allow_http = true
-
-[providers.loopring]
-base_url = "{loopring}"
-api_key = "sandbox"
-requests_per_second = 100
-timeout = "1s"
-
-[providers.shop]
-kind = "metakeep"
-base_url = "{metakeep}"
-api_key = "sandbox"
-
-[[accounts]]
-name = "treasury"
-provider = "loopring"
-account_id = 10110
-interval = "1s"
-pending_interval = "1s"
-
-[[accounts]]
-name = "alice"
-provider = "shop"
-of = {{ email = "alice@example.com" }}
-currencies = ["{mk}"]
-interval = "1s"
-
-[[subscriptions]]
-name = "ops"
-url = "{receiver}"
-secrets = ["${{OPS_SECRET}}"]
-"""
-
-
-@asynccontextmanager
-async def a_process(directory: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`watcher` with its output in files, killed at the end if it still runs."""
-    settings = {"OPS_SECRET": SECRET, "LOG_FORMAT": "json", "LOG_LEVEL": "debug", "PYTHONPATH": str(SOURCE)}
-    with (directory / "log").open("ab") as log, (directory / "errors").open("ab") as errors:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "watcher", *arguments),
-            cwd=directory,
-            env={**os.environ, **settings},
-            stdout=log,
-            stderr=errors,
-        )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-
-
-@pytest.fixture
-async def sandbox() -> AsyncIterator[Sandbox]:
-    async with Sandbox() as sandbox:
-        sandbox.loopring.requests_per_second = None
-        yield sandbox
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with Receiver(secrets=[SECRET]) as receiver:
-        yield receiver
-
-
-@pytest.fixture
-async def place(tmp_path: Path, sandbox: Sandbox, receiver: Receiver) -> AsyncIterator[Path]:
-    """A directory with a configuration. At the end its embedded server is stopped, whoever was killed."""
-    text = TEMPLATE.format(
-        directory=tmp_path,
-        loopring=sandbox.loopring_url,
-        metakeep=sandbox.metakeep_url,
-        receiver=receiver.url,
-        mk=MK,
-    )
-    (tmp_path / "watcher.toml").write_text(text)
-    yield tmp_path
-    state = tmp_path / "state"
-    if state.exists():
-        async with Embedded(state):
-            pass  # who leaves last stops it
-
-
-async def assert_reconciled(place: Path) -> None:
-    """`watcher audit` finds nothing, whoever was killed meanwhile."""
-    async with a_process(place, "audit") as audit:
-        assert await asyncio.wait_for(audit.wait(), 20) == 0
-
-
-def lines(place: Path, event: str) -> list[dict[str, object]]:
-    log = [line for line in (place / "log").read_text().splitlines() if line.startswith("{")]
-    return [line for line in map(json.loads, log) if line["event"] == event]
-
-
-async def until_logged(place: Path, event: str, count: int = 1) -> None:
-    async with asyncio.timeout(20):
-        while len(lines(place, event)) < count:  # noqa: ASYNC110 - it is another process that writes
-            await asyncio.sleep(0.02)
 
 
 async def test_a_sigterm_drains_and_exits_with_0(place: Path, sandbox: Sandbox, receiver: Receiver) -> None:

@@ -12,11 +12,13 @@ Level = Literal["debug", "info", "warning", "error"]
 FIELD_MEANINGS: Mapping[str, str] = {
     "account": "name of the account",
     "accounts": "how many accounts",
+    "added": "how many are new",
     "address": "where metrics and probes are served",
     "affected": "which of our own names this is about",
     "asset": "id of the asset",
     "assets": "how many assets",
     "attempt": "number of this attempt, from 1",
+    "changed": "how many are there still, and differ",
     "changes": "how many changes were found, each one an event (in a heartbeat: since the last one)",
     "deliveries": "how many deliveries (in a heartbeat: since the last one)",
     "drain_ms": "how long work in hand may take at most",
@@ -36,6 +38,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "lines": "how many log lines",
     "message": "what it said",
     "mistakes": "how many mistakes were found",
+    "names": "a few of them: +new, -gone, or the name of one that differs and its keys",
     "next_ms": "how long until the next try",
     "outcome": "delivered, retry or refused",
     "persistence": "how the server keeps its data: aof, rdb or none",
@@ -43,9 +46,12 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "provider": "name of the provider",
     "providers": "how many providers",
     "reason": "why, in a short text of ours",
+    "reasons": "the first few mistakes: file, line and what is wrong",
     "refused": "how many polls were refused since the last heartbeat",
+    "removed": "how many are gone",
     "retried": "how many attempts failed since the last heartbeat",
     "rss_mb": "memory of the process",
+    "section": "which part of the configuration: providers, accounts, subscriptions, or the other settings",
     "sequence": "sequence of the event, strictly rising per account",
     "server": "name and version of the server: redis 7.2.4 or valkey 9.0.1",
     "signal": "name of the signal",
@@ -128,11 +134,18 @@ EVENTS: Mapping[str, Line] = {
         "A configuration is in force: at the start, after SIGHUP, or after an edit with --watch.",
         ("file", "providers", "accounts", "subscriptions"),
     ),
+    "configuration.changed": Line(
+        "info",
+        "What a reload changed in one section: how much, and a few names.",
+        ("section", "added", "removed", "changed", "names"),
+    ),
     "configuration.doubtful": Line(
         "warning", "Something in the configuration is allowed but hardly meant.", ("file", "reason")
     ),
     "configuration.refused": Line(
-        "error", "A reload found mistakes; the configuration before it stays.", ("file", "mistakes", "reason")
+        "error",
+        "A reload found mistakes; the configuration before it stays. `watcher check` tells all of them.",
+        ("mistakes", "reasons"),
     ),
     "listener.started": Line("info", "Metrics and probes are served over HTTP.", ("address",)),
     "store.guarantee": Line(

@@ -76,7 +76,8 @@ class Worker:
 
     def reload(self, settings: Settings) -> None:
         """Go on by another configuration. The store and the log stay what they were at the start."""
-        self.settings = settings
+        kept = {"redis": self.settings.redis, "log": self.settings.log}
+        self.settings = settings.model_copy(update=kept)
         self.vitals.is_reload_refused = False
         self._changed.set()
 

@@ -8,13 +8,14 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from watcher.config import ConfigRefused, Loaded, load
 from watcher.logs.lines import configure, log
 from watcher.printable import hide
 from watcher.run.worker import Worker
+from watcher.service.changes import NOT_RELOADED, Change, changes
 from watcher.service.exposure import Exposure, exposed
 from watcher.service.file_watch import FileWatch
 from watcher.settings import secrets_of
@@ -22,7 +23,8 @@ from watcher.store.connect import StoreError
 
 EXIT_NO = 1
 _EXIT_SIGNAL = 128
-_MOST_MISTAKES = 50
+_MOST_MISTAKES = 5
+"""Of a refused reload: `watcher check` tells the rest."""
 _FILE_LOOK_S = 1.0
 
 
@@ -121,15 +123,23 @@ class _Signals:
             self._files.reading()
             try:
                 # In a thread: 100,000 accounts take seconds, and leases do not wait.
-                loaded = await asyncio.to_thread(load, self._path, os.environ)
+                loaded, changed = await asyncio.to_thread(self._load)
             except ConfigRefused as refused:
                 self._worker.vitals.is_reload_refused = True
-                for mistake in refused.mistakes[:_MOST_MISTAKES]:
-                    log.error("configuration.refused", reason=str(mistake), mistakes=len(refused.mistakes))
+                reasons = [str(mistake) for mistake in refused.mistakes[:_MOST_MISTAKES]]
+                log.error("configuration.refused", mistakes=len(refused.mistakes), reasons=reasons)
+            except Exception:  # a bug must not end all reloads to come
+                self._worker.vitals.is_reload_refused = True
+                log.exception("bug", affected="reload")
             else:
                 _tell_loaded(loaded)
+                _tell_changed(changed)
                 self._files.follow(loaded.files)
                 self._worker.reload(loaded.settings)
+
+    def _load(self) -> tuple[Loaded, list[Change]]:
+        loaded = load(self._path, os.environ)
+        return loaded, changes(self._worker.settings, loaded.settings)
 
 
 def _tell_loaded(loaded: Loaded) -> None:
@@ -143,6 +153,14 @@ def _tell_loaded(loaded: Loaded) -> None:
         accounts=len(loaded.settings.account_by_name),
         subscriptions=len(loaded.settings.subscription_by_name),
     )
+
+
+def _tell_changed(changed: Iterable[Change]) -> None:
+    for change in changed:
+        log.info("configuration.changed", **change._asdict())
+        late = [name for name in change.names if name.startswith(NOT_RELOADED)]
+        if change.section == "settings" and late:
+            log.warning("configuration.doubtful", reason=f"takes effect at the next start: {'; '.join(late)}")
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

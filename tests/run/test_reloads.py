@@ -1,0 +1,84 @@
+"""A worker that is given bad configurations goes on by the last good one, and says so in a line each."""
+
+import asyncio
+import json
+import re
+import signal
+from pathlib import Path
+from shutil import copyfile
+
+from processes import a_process, assert_reconciled, lines, until_logged
+from scraped import scrape
+
+from watcher.receiving.receiver import Receiver
+from watcher.sandbox import Sandbox
+
+BAD = Path(__file__).parents[1] / "config" / "bad"
+LOOPRING = "/api/v3/user/balances"
+
+
+async def test_twenty_and_more_bad_files_interrupt_nothing(
+    place: Path, sandbox: Sandbox, receiver: Receiver
+) -> None:
+    good = (place / "watcher.toml").read_text()
+    bad = sorted(BAD.glob("*.toml"))
+    assert len(bad) >= 20
+    for path in set(BAD.iterdir()) - set(bad):
+        copyfile(path, place / path.name)
+    async with a_process(place, "run", "--http", "127.0.0.1:0") as worker:
+        await until_logged(place, "account.baseline", 2)
+        port = int(str(lines(place, "listener.started")[0]["address"]).rpartition(":")[2])
+        assert (await scrape(port)).value("watcher_configuration_last_reload_ok") == 1
+        for number, path in enumerate(bad, 1):
+            sandbox.world.credit(10110, "ETH", "1")
+            copyfile(path, place / "watcher.toml")
+            worker.send_signal(signal.SIGHUP)
+            await until_logged(place, "configuration.refused", number)
+            assert (await scrape(port)).value("watcher_configuration_last_reload_ok") == 0
+        sandbox.world.credit(10110, "LRC", "1")
+        async with asyncio.timeout(10):
+            while not (receiver.events and receiver.events[-1]["data"]["asset"]["symbol"] == "LRC"):
+                await receiver.wait_for(len(receiver.events) + 1)
+        (place / "watcher.toml").write_text(good)
+        worker.send_signal(signal.SIGHUP)
+        await until_logged(place, "configuration.loaded", 2)
+        assert (await scrape(port)).value("watcher_configuration_last_reload_ok") == 1
+        worker.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(worker.wait(), 10) == 0
+    assert max(sandbox.traffic.gaps(LOOPRING)) < 2.5  # its interval is 1 s
+    told = sum(
+        int(event["data"]["amount"]) for event in receiver.events if event["data"]["asset"]["symbol"] == "ETH"
+    )
+    assert told == len(bad)
+    assert all(receipt.is_verified and receipt.order is None for receipt in receiver.receipts)
+    refused = lines(place, "configuration.refused")
+    assert len(refused) == len(bad)
+    for path, line in zip(bad, refused, strict=True):
+        reasons = line["reasons"]
+        assert isinstance(reasons, list)
+        assert len(reasons) == min(5, int(str(line["mistakes"]))), path.name
+        assert re.match(r"(\S+\.(toml|jsonl)(:\d+)?|environment): ", reasons[0]), path.name
+        assert "canary" not in json.dumps(line)
+    assert not lines(place, "bug")
+    assert not lines(place, "configuration.changed")
+    await assert_reconciled(place)
+
+
+async def test_a_reload_says_what_it_changed_and_what_has_to_wait(place: Path, sandbox: Sandbox) -> None:
+    good = (place / "watcher.toml").read_text()
+    async with a_process(place, "run", "--watch") as worker:
+        await until_logged(place, "account.baseline", 2)
+        edited = good.replace('name = "alice"', 'name = "bob"').replace('timeout = "1s"', 'timeout = "2s"')
+        (place / "watcher.toml").write_text(edited.replace("[redis]", '[redis]\nnamespace = "other"'))
+        await until_logged(place, "configuration.loaded", 2)
+        await until_logged(place, "account.baseline", 3)
+        worker.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(worker.wait(), 10) == 0
+    told = {line["section"]: line for line in lines(place, "configuration.changed")}
+    assert told["accounts"]["names"] == ["+bob", "-alice"]
+    assert [told["accounts"][name] for name in ("added", "removed", "changed")] == [1, 1, 0]
+    assert told["providers"]["names"] == ["loopring: timeout"]
+    assert told["settings"]["names"] == ["redis: namespace"]
+    (doubt,) = lines(place, "configuration.doubtful")
+    assert doubt["reason"] == "takes effect at the next start: redis: namespace"
+    assert [line["account"] for line in lines(place, "account.baseline")][2:] == ["bob"]  # the others stay
