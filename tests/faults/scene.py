@@ -102,6 +102,12 @@ class Scene:
     keys: Keys = field(default_factory=lambda: Keys(NAMESPACE))
     _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
 
+    def go_by(self, url: str, redis: Redis) -> None:
+        """Let workers find the server by this URL, and the verdict through this client."""
+        file = self.directory / "watcher.toml"
+        file.write_text(file.read_text().replace(self.server.url, url))
+        self.redis = redis
+
     async def start_workers(self, count: int, **faults: Any) -> list[WorkerProcess]:
         """Start workers, and wait until all of them work."""
         started = [await self.start_worker(**faults) for _ in range(count)]

@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 from scene import AS_IT_COMES, BOUNDED, IN_FLIGHT, LONG, SHORT_LEASES, Scene, a_scene
+from sentinels import free_port, on_port, watched
 from servers import ENGINES
 from worker_processes import WorkerProcess
+
+from watcher.store.connect import connect
 
 pytestmark = BOUNDED
 
 WORKERS = 2
+
+OTHER_ENGINES = [engine for engine in ENGINES if engine != "valkey"]
 
 
 @pytest.mark.parametrize(
@@ -186,3 +191,24 @@ async def _watch(workers: list[WorkerProcess], for_s: float) -> _Watch:
     await asyncio.sleep(for_s - 1)
     watch.end()
     return watch
+
+
+@pytest.mark.parametrize("engine", ["valkey", *(pytest.param(other, marks=LONG) for other in OTHER_ENGINES)])
+async def test_a_failover_is_healed_and_gives_no_number_to_two_events(engine: str) -> None:
+    """Replication is asynchronous: what the replica had not yet is told again, under a higher sequence."""
+    port = free_port()
+    async with a_scene(engine=engine, flags=on_port(port)) as scene:
+        with watched(scene.server, port) as url:
+            async with connect(url) as redis:
+                scene.go_by(url, redis)
+                workers = await scene.start_workers(WORKERS)
+                await scene.begin(changes_per_second=150)
+                await scene.until_told(100, within_s=20)
+                scene.server.kill()
+                back_s = await scene.until_told(1, within_s=20)
+                verdict = await scene.verdict(losses=1)
+                assert (await redis.info("server"))["tcp_port"] != port, "the replica has taken over"
+        assert [worker.process.returncode for worker in workers] == [0, 0]
+    print(f"told again after {back_s:.2f} s")
+    assert verdict.problems == []
+    assert back_s <= 10

@@ -11,6 +11,7 @@ from redis.exceptions import ResponseError
 from servers import DURABLE, ENGINES, EVERY_ENGINE, real_server
 from stores import ACCOUNT, OPS, a_commit, a_delivery, a_store, running, some_deliveries
 
+from watcher.service.serve import loop_factory
 from watcher.store.connect import StoreUnreachable, connect
 from watcher.store.pipe import Pipe, load_script
 from watcher.store.schedule import Reply
@@ -237,3 +238,19 @@ async def test_a_bug_of_the_client_reaches_all_callers_and_ends_no_runner() -> N
 async def test_a_script_is_named_by_the_digest_that_servers_compute(redis_client: Redis) -> None:
     script = load_script("touch")
     assert await Pipe(redis_client).command("SCRIPT", "LOAD", script.text) == script.digest.encode()
+
+
+def test_a_connection_that_is_closed_under_a_command_is_replaced_on_every_event_loop() -> None:
+    async def ask_after_the_transport_is_gone(url: str) -> bytes:
+        async with connect(url) as client:
+            pipe = Pipe(client)
+            await pipe.command("PING")
+            connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+            assert connection._writer
+            connection._writer.transport.abort()
+            await client.connection_pool.release(connection)
+            answer: bytes = await pipe.command("PING")
+            return answer
+
+    with real_server() as server, asyncio.Runner(loop_factory=loop_factory()) as runner:
+        assert runner.run(ask_after_the_transport_is_gone(server.url)) == b"PONG"

@@ -5,10 +5,14 @@ Refuses to connect, to import a client, and to show a credential: messages name 
 
 import re
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from typing import NamedTuple
+from urllib.parse import SplitResult, parse_qsl, urlsplit, urlunsplit
 
 _SCHEMES = ("redis", "rediss", "unix")
-_LATER = re.compile(r"rediss?\+(sentinel|cluster)://")
+_LATER = re.compile(r"rediss?\+cluster://")
+_WATCHED = re.compile(r"(rediss?)\+sentinel://")
+_SENTINEL_PORT = 26379
+_SENTINEL_OPTIONS = frozenset({"sentinel_username", "sentinel_password"})
 _PLAIN_OPTIONS = frozenset({"db", "username", "password"})
 _FILE_OPTIONS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 _TLS_OPTIONS = frozenset({"ssl_cert_reqs", "ssl_check_hostname"}) | _FILE_OPTIONS
@@ -30,9 +34,50 @@ class ConfigurationRefused(StoreError):
     exit_code = 78
 
 
+class Watched(NamedTuple):
+    """A primary that Sentinels watch: whom to ask for it, and under which name.
+
+    `url` holds the rest (credentials, db, options) as the URL of one server whose host is the name.
+    """
+
+    sentinels: tuple[tuple[str, int], ...]
+    name: str
+    url: str
+
+
 def check_address(url: str) -> None:
     """Find now what redis-py would find at the first connection or never. Raises ConfigurationRefused."""
-    _check_options(_parts(url))
+    found = watched(url)
+    _check_options(_parts(found.url, _SENTINEL_OPTIONS) if found else _parts(url))
+
+
+def watched(url: str) -> Watched | None:
+    """Take apart redis+sentinel://[user:password@]host[:port][,host[:port]…]/name[/db][?options].
+
+    None for any other URL. Raises ConfigurationRefused where it is not quite one.
+    """
+    if not (scheme := _WATCHED.match(url)):
+        return None
+    try:
+        _, place, path, query, fragment = urlsplit(url)
+        credentials, at, hosts = place.rpartition("@")
+        sentinels = tuple(map(_sentinel, hosts.split(",")))
+        name, slash, db = path.removeprefix("/").partition("/")
+    except ValueError:
+        sentinels, name = (), ""
+    if not sentinels or not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+        raise _no_url(
+            "is not redis+sentinel://[user:password@]host[:port][,host[:port]…]/name[/db]"
+        ) from None
+    plain = (scheme[1], f"{credentials}{at}{name}", f"{slash}{db}", query, fragment)
+    return Watched(sentinels, name, urlunsplit(plain))
+
+
+def _sentinel(place: str) -> tuple[str, int]:
+    host = urlsplit(f"//{place}")
+    if not host.hostname or host.path or host.query:
+        raise ValueError
+    return host.hostname, host.port or _SENTINEL_PORT
 
 
 def safe_url(url: str) -> str:
@@ -40,9 +85,13 @@ def safe_url(url: str) -> str:
     if url == "embedded":
         return url
     try:
-        parts = _parts(url)
+        found = watched(url)
+        parts = _parts(found.url, _SENTINEL_OPTIONS) if found else _parts(url)
     except ConfigurationRefused:
         return "(not a Redis URL)"
+    if found:
+        hosts = ",".join(host_text(*sentinel) for sentinel in found.sentinels)
+        return f"{parts.scheme}+sentinel://{hosts}/{found.name}{parts.path.rstrip('/')}"
     if parts.scheme == "unix":
         return f"unix://{parts.path}"
     return f"{parts.scheme}://{host_text(parts.hostname or '', parts.port)}{parts.path.rstrip('/')}"
@@ -53,11 +102,11 @@ def host_text(name: str, port: int | None) -> str:
     return f"[{name}]:{port or 6379}" if ":" in name else f"{name}:{port or 6379}"
 
 
-def _parts(url: str) -> SplitResult:
+def _parts(url: str, more_options: frozenset[str] = frozenset()) -> SplitResult:
     """Take the URL apart. What a special character in a password pushed out of place is refused unseen."""
     if later := _LATER.match(url):
         raise ConfigurationRefused(
-            f"redis.url: {later[0]} is not supported yet; use redis://, rediss:// or unix://"
+            f"redis.url: {later[0]} is not supported yet; use redis://, rediss://, unix:// or redis+sentinel://"
         )
     try:
         parts = urlsplit(url)
@@ -67,7 +116,7 @@ def _parts(url: str) -> SplitResult:
         raise _no_url("is not a URL") from None
     if parts.scheme not in _SCHEMES:
         raise ConfigurationRefused(
-            "redis.url must be `embedded` or begin with redis://, rediss:// or unix://"
+            "redis.url must be `embedded` or begin with redis://, rediss://, unix:// or redis+sentinel://"
         )
     if parts.scheme == "unix":
         misplaced = port is not None or not parts.path or (parts.netloc and "@" not in parts.netloc)
@@ -75,7 +124,7 @@ def _parts(url: str) -> SplitResult:
         misplaced = not parts.hostname or not re.fullmatch(r"/?[0-9]{0,5}", parts.path, re.ASCII)
     if misplaced or parts.fragment:
         raise _no_url("is not redis://[user:password@]host[:port][/db] nor unix:///path")
-    known = _PLAIN_OPTIONS | (_TLS_OPTIONS if parts.scheme == "rediss" else set())
+    known = more_options | _PLAIN_OPTIONS | (_TLS_OPTIONS if parts.scheme == "rediss" else set())
     if not known.issuperset(options):
         raise _no_url(f"has an option other than {', '.join(sorted(known))}")
     return parts

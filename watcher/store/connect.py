@@ -9,13 +9,15 @@ from typing import Any
 
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import ExponentialWithJitterBackoff
 
 from watcher.store.address import ConfigurationRefused as ConfigurationRefused
 from watcher.store.address import StoreError as StoreError
 from watcher.store.address import StoreUnreachable as StoreUnreachable
-from watcher.store.address import check_address, host_text
+from watcher.store.address import Watched, check_address, host_text, watched
 
 CONNECTIONS = 64
 """Commands in flight at once. More wait for a connection; redis-py's other pool would raise instead."""
@@ -42,7 +44,7 @@ _REFUSAL = re.compile(r"\b(" + "|".join(_REFUSES_WRITES) + r")\b")
 
 
 def connect(url: str) -> Redis:
-    """Return a client for redis://, rediss:// or unix://; it connects when first used.
+    """Return a client for redis://, rediss://, unix:// or redis+sentinel://; it connects when first used.
 
     Answers come as bytes. rediss:// verifies the certificate and the host name. In the query of the URL,
     `ssl_ca_certs=/path/ca.pem` trusts one's own authority, `ssl_certfile` and `ssl_keyfile` present a
@@ -50,28 +52,62 @@ def connect(url: str) -> Redis:
     verification off. Raises ConfigurationRefused.
     """
     check_address(url)
-    pool = BlockingConnectionPool.from_url(
+    found = watched(url)
+    return Redis.from_pool(_watched_pool(found) if found else _pool(url))
+
+
+def _pool(url: str) -> BlockingConnectionPool:
+    return BlockingConnectionPool.from_url(
         url,
         max_connections=CONNECTIONS,
         timeout=20,
-        socket_timeout=5,
-        socket_connect_timeout=2,
+        redis_connect_func=_greet,
+        **_manners(),
+    )
+
+
+def _watched_pool(found: Watched) -> SentinelConnectionPool:
+    """Connections to whichever server the Sentinels name as the primary, each time that one is made."""
+    options: dict[str, Any] = {**parse_url(found.url)}
+    del options["host"]
+    is_tls = options.pop("connection_class", None) is not None
+    credentials = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    tls = {"ssl": is_tls, **{name: value for name, value in options.items() if name.startswith("ssl_")}}
+    sentinels = Sentinel(  # type: ignore[no-untyped-call]
+        found.sentinels, sentinel_kwargs={**_manners(), **tls, **credentials}
+    )
+    return _WatchedPool(found.name, sentinels, ssl=is_tls, redis_connect_func=_greet, **options, **_manners())  # type: ignore[no-untyped-call]
+
+
+class _WatchedPool(SentinelConnectionPool):
+    async def aclose(self) -> None:
+        """Close the connections to the Sentinels too, which redis-py leaves to the garbage collector."""
+        await super().aclose()
+        await self.sentinel_manager.aclose()
+
+
+def _manners() -> dict[str, Any]:
+    """How every connection behaves, to a server or to a Sentinel."""
+    return {
+        "socket_timeout": 5,
+        "socket_connect_timeout": 2,
         # redis-py's own ten retries hold one command up to 59 s on a server that hangs.
-        retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1), 3),
+        "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=1), 3),
         # A full disk makes PING fail while reads work: a PING before each command would stop those too.
-        health_check_interval=0,
+        "health_check_interval": 0,
         # RESP3 brings nothing to scripts that return integers and strings, and costs a HELLO and the
         # negotiation of maintenance notices for each connection.
-        protocol=2,
-        driver_info=None,
-        redis_connect_func=_greet,
-    )
-    return Redis.from_pool(pool)
+        "protocol": 2,
+        "driver_info": None,
+    }
 
 
 def where(client: Redis) -> str:
     """Return the address of a client's server, for a message."""
-    options: dict[str, Any] = client.connection_pool.connection_kwargs
+    pool = client.connection_pool
+    if isinstance(pool, SentinelConnectionPool):
+        return str(pool.service_name)
+    options: dict[str, Any] = pool.connection_kwargs
     return str(options["path"]) if "path" in options else host_text(options["host"], options.get("port"))
 
 
@@ -110,6 +146,10 @@ def in_our_words(error: Exception, at: str) -> StoreError | None:
     for sign, because in _TLS_REFUSALS.items():
         if sign in text:
             return ConfigurationRefused(f"Redis at {at} {because}")
+    if isinstance(error, MasterNotFoundError):
+        return StoreUnreachable(
+            f"the Sentinels of {at} in redis.url do not answer, or name no primary that is up"
+        )
     if isinstance(error, exceptions.BusyLoadingError):
         return StoreUnreachable(f"Redis at {at} is still loading its data; it will answer when it is done")
     if isinstance(error, exceptions.TimeoutError | TimeoutError):

@@ -17,6 +17,7 @@ from typing import Any
 from hiredis import pack_command
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
+from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 
@@ -189,7 +190,11 @@ class _Batch(Pipeline):
     async def _execute_pipeline(
         self, connection: Any, commands: list[Any], raise_on_error: bool
     ) -> list[Any]:
-        await connection.send_packed_command(b"".join([pack_command(command) for command, _ in commands]))
+        packed = b"".join([pack_command(command) for command, _ in commands])
+        try:
+            await connection.send_packed_command(packed)
+        except RuntimeError as error:  # what uvloop says where a connection was closed a moment ago
+            raise NoConnection("the connection was closed") from error
         try:
             async with asyncio.timeout(connection.socket_timeout):
                 return [await _read(connection) for _ in commands]

@@ -1,0 +1,91 @@
+"""A primary that Sentinels watch: found by their word, found again after a failover, named in messages."""
+
+import asyncio
+import re
+
+import pytest
+from sentinels import NAME, free_port, on_port, watched
+from servers import ENGINES, real_server
+
+from watcher.store.address import Watched, safe_url
+from watcher.store.address import watched as read_watched
+from watcher.store.connect import ConfigurationRefused, StoreUnreachable, connect
+from watcher.store.guarantee import guarantee
+from watcher.store.pipe import Pipe
+
+PASSWORD = "canary-7f3a"  # no secret: it must never show
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_the_replica_that_takes_over_is_found_and_has_what_was_written(engine: str) -> None:
+    port = free_port()
+    with real_server(engine, *on_port(port)) as primary, watched(primary, port) as url:
+        async with connect(url) as client:
+            pipe = Pipe(client)
+            assert "a failover may take back its last seconds" in (await guarantee(client)).sentence
+            await pipe.command("SET", "x", "1")
+            assert await pipe.command("WAIT", 1, 5000) == 1
+            primary.kill()
+            assert await _answer(pipe, "INCR", "x") == 2
+
+
+async def test_who_is_not_watched_is_said_to_be_unknown_there() -> None:
+    port = free_port()
+    with real_server("valkey", *on_port(port)) as primary, watched(primary, port) as url:
+        async with connect(url.replace(NAME, "other")) as client:
+            with pytest.raises(StoreUnreachable, match=r"Sentinels of other.* name no primary that is up"):
+                await Pipe(client).command("PING")
+
+
+async def _answer(pipe: Pipe, *command: str) -> object:
+    """Ask until somebody answers: how a worker waits for a failover."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await pipe.command(*command)
+            except StoreUnreachable:
+                await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("url", "found", "shown"),
+    [
+        (
+            "redis+sentinel://one.example.com/main",
+            Watched((("one.example.com", 26379),), "main", "redis://main"),
+            "redis+sentinel://one.example.com:26379/main",
+        ),
+        (
+            f"rediss+sentinel://me:{PASSWORD}@one:1,[::1]:2/my-main.1/3?sentinel_password={PASSWORD}",
+            Watched(
+                (("one", 1), ("::1", 2)),
+                "my-main.1",
+                f"rediss://me:{PASSWORD}@my-main.1/3?sentinel_password={PASSWORD}",
+            ),
+            "rediss+sentinel://one:1,[::1]:2/my-main.1/3",
+        ),
+    ],
+)
+def test_an_address_names_the_sentinels_and_whom_they_watch(url: str, found: Watched, shown: str) -> None:
+    assert read_watched(url) == found
+    assert safe_url(url) == shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+sentinel://one",
+        "redis+sentinel://one/",
+        f"redis+sentinel://one:{PASSWORD}/main",
+        f"redis+sentinel://one,:{PASSWORD}/main",
+        f"redis+sentinel://one/main/{PASSWORD}",
+        f"redis+sentinel://one/main?{PASSWORD}",
+        f"redis+sentinel://one/main?decode_responses={PASSWORD}",
+        f"redis+sentinel://me:12#{PASSWORD}@one/main",
+        f"redis+sentinel://me:1/2{PASSWORD}@one/main",
+    ],
+)
+def test_an_address_that_cannot_be_meant_is_refused_and_never_repeated(url: str) -> None:
+    with pytest.raises(ConfigurationRefused) as caught:
+        connect(url)
+    assert not re.search(PASSWORD, f"{caught.value}{caught.value.__cause__}{safe_url(url)}")
