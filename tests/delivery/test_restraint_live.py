@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from watcher.delivery import lane, outcomes
 from watcher.settings import SubscriptionSettings
+from watcher.store.keys import shard_of
 
 pytest_plugins = ("owing",)
 
@@ -134,6 +135,20 @@ async def test_thirty_attempts_that_fail_at_once_are_one_reason_for_patience(
         await subscriber.until(lambda: len(subscriber.arrivals) >= 80 and subscriber.in_flight == 0)
         subscriber.status = 200
         await subscriber.until(lambda: len(subscriber.taken) == 100, within_s=5)
+
+
+async def test_who_lost_its_lease_says_nothing_of_the_subscription(
+    one: Owed, subscriber: MoodySubscriber, logged: list[Any]
+) -> None:
+    subscriber.status, subscriber.delay_s = 503, 0.3
+    await one.queue(["treasury"])
+    async with one.worker():
+        await subscriber.until(lambda: bool(subscriber.arrivals))
+        lanes = one.keys.lanes(shard_of("treasury"), "ops")
+        far_off = one.lanes._schedule.now_ms() + 60_000
+        await one.pipe.command("ZADD", lanes, far_off, "treasury")  # as another worker's claim would
+        await subscriber.until(lambda: "lease.lost" in [line["event"] for line in logged])
+        assert await one.standings.read() == {}
 
 
 async def test_what_the_receiver_asks_for_holds_for_all_its_lanes_and_for_what_comes_later(

@@ -29,7 +29,9 @@ def main() -> NoReturn:
     if lease_s := faults.get("lease_s"):
         _shorten_leases(lease_s)
     if point := faults.get("crash_at"):
-        _arm(point, faults["crash_after"])
+        _arm(point, _signal_after(faults["crash_after"], signal.SIGKILL))
+    if point := faults.get("freeze_at"):
+        _arm(point, _signal_after(faults["freeze_after"], signal.SIGSTOP))
     if block_s := faults.get("block_s"):
         _block(block_s, faults["block_every"])
     if faults.get("tells_tasks"):
@@ -65,15 +67,14 @@ def _replace(module: ModuleType, name: str, value: object) -> None:
     setattr(module, name, value)
 
 
-def _arm(point: str, times: int) -> None:
-    """Crash at a step, the so-manieth time that it is reached."""
+def _arm(point: str, strike: Callable[[], None]) -> None:
+    """Be struck at a step, each time that it is reached."""
     from watcher.delivery.post import Poster
     from watcher.providers.client import ProviderClient
     from watcher.store.polls import Polls
 
-    crash = _countdown(times)
     if point.endswith("sent"):
-        _crash_once_sent(point.removesuffix(" sent"), crash)
+        _strike_once_sent(point.removesuffix(" sent"), strike)
         return
     owner: type
     owner, name = {
@@ -83,16 +84,16 @@ def _arm(point: str, times: int) -> None:
     }[point]
     method: Method = getattr(owner, name)
 
-    async def then_crash(*arguments: Any, **named: Any) -> Any:
+    async def then_strike(*arguments: Any, **named: Any) -> Any:
         result = await method(*arguments, **named)
-        crash()
+        strike()
         return result
 
-    setattr(owner, name, then_crash)
+    setattr(owner, name, then_strike)
 
 
-def _crash_once_sent(script: str, crash: Callable[[], None]) -> None:
-    """Crash when a script is on its way to the server, which will execute it, and nobody reads its answer."""
+def _strike_once_sent(script: str, strike: Callable[[], None]) -> None:
+    """Strike when a script is on its way to the server, which will execute it: nobody reads its answer."""
     from redis.asyncio.connection import AbstractConnection
 
     from watcher.store.pipe import load_script
@@ -100,24 +101,25 @@ def _crash_once_sent(script: str, crash: Callable[[], None]) -> None:
     digest = load_script(script).digest.encode()
     send: Method = AbstractConnection.send_packed_command
 
-    async def send_then_crash(self: Any, command: Any, *arguments: Any, **named: Any) -> None:
+    async def send_then_strike(self: Any, command: Any, *arguments: Any, **named: Any) -> None:
         await send(self, command, *arguments, **named)
         sent = command if isinstance(command, bytes) else b"".join(command)
         if digest in sent:
             await asyncio.sleep(_ON_ITS_WAY_S)  # uvloop writes when the loop comes round
-            crash()
+            strike()
 
-    AbstractConnection.send_packed_command = send_then_crash  # type: ignore[method-assign]
+    AbstractConnection.send_packed_command = send_then_strike  # type: ignore[method-assign]
 
 
-def _countdown(times: int) -> Callable[[], None]:
+def _signal_after(times: int, number: signal.Signals) -> Callable[[], None]:
+    """Make what sends this process a signal when it is called for the so-manieth time, and never again."""
     left = times
 
     def count() -> None:
         nonlocal left
         left -= 1
-        if left <= 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if left == 0:
+            os.kill(os.getpid(), number)
 
     return count
 

@@ -76,10 +76,20 @@ class WorkerProcess:
                 assert self.is_running, f"{self.name} ended before {event}: {self.errors}"
                 await asyncio.sleep(_TICK_S)
 
+    async def until_frozen(self, *, within_s: float = 20) -> None:
+        """Wait until it is stopped, by whatever signal."""
+        async with asyncio.timeout(within_s):
+            while self._stat()[0] != "T":  # noqa: ASYNC110 - another process stops it
+                await asyncio.sleep(_TICK_S)
+
     def cpu_s(self) -> float:
         """How much time of a processor it has had."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = self._stat()
         return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+
+    def _stat(self) -> list[str]:
+        """What the system says of the process, from its state on."""
+        return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
 
     def size(self) -> Size:
         """How much it holds now. Its tasks only it can count, started with `tells_tasks`."""

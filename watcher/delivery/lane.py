@@ -83,7 +83,7 @@ class LaneWorker:
         return True
 
     async def _deliver(self, target: Target, lease: Lease, entry: bytes, waiting: Waiting) -> int:
-        """Attempt the head of a lane; returns as `_settle` does."""
+        """Attempt the head of a lane; returns the lease's new deadline, 0 where it ends."""
         try:
             delivery = load_delivery(entry)
         except ValueError:
@@ -92,9 +92,10 @@ class LaneWorker:
         attempt = await self._poster.post(target, delivery, failed_before + 1)
         verdict = judge(attempt, failed_before, target.settings.retries, chance=random.random())
         one = Tried(lease.member, delivery, failed_before + 1, attempt, verdict)
-        deadline = await self._settle(target, lease, one)
+        reply, deadline = await self._settle(target, lease, one)
         self._tell(target, one)
-        await self._restraint.note(target.settings, verdict)
+        if reply is Reply.DONE:  # who was away for longer than a lease missed the answer, if there was one
+            await self._restraint.note(target.settings, verdict)
         return deadline
 
     async def _ask(self, lease: Lease, ask: Callable[[], Awaitable[T]]) -> T:
@@ -127,8 +128,8 @@ class LaneWorker:
         await asyncio.sleep(wait_ms / 1000)
         return True
 
-    async def _settle(self, target: Target, lease: Lease, one: "Tried") -> int:
-        """Write down what became of an attempt; returns the lease's new deadline, 0 where it ends."""
+    async def _settle(self, target: Target, lease: Lease, one: "Tried") -> tuple[Reply, int]:
+        """Write down what became of an attempt; returns the reply and the deadline, as `_deliver` does."""
         name, head, verdict = target.name, one.delivery.head, one.verdict
         record = b"" if one.is_smooth else one.record(self._now_ms())
 
@@ -146,10 +147,10 @@ class LaneWorker:
 
         reply, deadline = await self._ask(lease, settle)
         await self._part(target, lease, reply, wait_ms=verdict.wait_ms)
-        return deadline
+        return reply, deadline
 
     async def _bury(self, target: Target, lease: Lease, entry: bytes) -> int:
-        """Take a damaged head away, else it holds up its lane for ever. Returns as `_settle` does."""
+        """Take a damaged head away, else it holds up its lane for ever. Returns as `_deliver` does."""
         name, reason = target.name, "what is stored of it cannot be read"
         reply, deadline = await self._ask(
             lease, lambda: self._lanes.dead(name, lease, entry, lease_ms=LEASE_MS, reason=reason)
