@@ -150,7 +150,7 @@ def test_the_file_is_looked_for_in_the_order_of_the_contract(
     option, variable = write(SMALL, "option.toml"), write(SMALL, "variable.toml")
     here, etc = write(SMALL, "watcher.toml"), write(SMALL, "etc.toml")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("watcher.config.files.PLACES", (Path("watcher.toml"), etc))
+    monkeypatch.setattr("watcher.places.PLACES", (Path("watcher.toml"), etc))
     environ = {"WATCHER_CONFIG": str(variable)}
     assert load(option, environ).path == option
     assert load(None, environ).path == variable

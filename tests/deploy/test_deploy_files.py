@@ -19,8 +19,8 @@ from servers import RealServer, real_server
 
 from watcher.cli import COMMANDS, group
 from watcher.config import Loaded, load
-from watcher.config.files import PLACES
 from watcher.logs.catalogue import EVENTS
+from watcher.places import PLACES
 from watcher.store.connect import connect
 from watcher.store.guarantee import guarantee
 from watcher.store.keys import Keys

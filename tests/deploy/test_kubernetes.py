@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 from watcher.cli import group
 from watcher.config import load
-from watcher.config.files import PLACES
 from watcher.delivery.egress import REFUSED_NETWORKS
+from watcher.places import PLACES
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 

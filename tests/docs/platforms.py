@@ -12,7 +12,7 @@ from pathlib import Path
 
 from blocks import ROOT, commands
 
-from watcher.config.files import PLACES
+from watcher.places import PLACES
 
 DEPLOY = ROOT / "deploy"
 WHY_NOT_RUN = {

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from blocks import ROOT
 
-_PROGRAMS = ("cat", "cp", "cut", "chmod", "mkdir", "od", "sed", "sha256sum", "sleep", "tr")
-_SHELL = shutil.which("sh") or "/bin/sh"
+_PROGRAMS = ("bash", "cat", "cp", "cut", "chmod", "env", "mkdir", "od", "sed", "sha256sum", "sleep", "tr")
 _PATIENCE_S = 30
 
 
@@ -32,14 +31,14 @@ class Reader:
             found = shutil.which(name)
             assert found, name
             (programs / name).symlink_to(found)
-        (programs / "watcher").write_text(f'#!{_SHELL}\nexec {shlex.quote(sys.executable)} -m watcher "$@"\n')
+        (programs / "watcher").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m watcher "$@"\n')
         (programs / "watcher").chmod(0o755)
         self._environ = {"PATH": str(programs), "PYTHONPATH": str(ROOT), "HOME": str(folder), **environ}
 
-    def run(self, text: str) -> "subprocess.CompletedProcess[str]":
+    def run(self, text: str, *, shell: str = "sh") -> "subprocess.CompletedProcess[str]":
         """Run commands that end."""
         return subprocess.run(
-            [_SHELL, "-euc", text],
+            [shutil.which(shell) or shell, "-euc", text],
             cwd=self.folder,
             env=self._environ,
             capture_output=True,
@@ -54,7 +53,7 @@ class Reader:
         said = self.folder / f"said-{len(list(self.folder.glob('said-*')))}"
         with said.open("wb") as output:
             process = subprocess.Popen(
-                [_SHELL, "-euc", text],
+                ["/bin/sh", "-euc", text],
                 cwd=self.folder,
                 env=self._environ,
                 stdout=output,

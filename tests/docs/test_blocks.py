@@ -170,6 +170,23 @@ def acts(block: Block, folder: Path) -> None:
                 wait_for(heard, dead)
 
 
+def completes(block: Block, folder: Path) -> None:
+    """In each of these shells that is here; of the others, what they would be given is looked at."""
+    reader = Reader(folder)
+    configure(reader, "shop-1")
+    for line, sign in zip(
+        block.text.splitlines(),
+        ("_watcher_completion()", "#compdef watcher", "--command watcher"),
+        strict=True,
+    ):
+        (ask,) = re.findall(r"_WATCHER_COMPLETE=\w+ watcher", line)
+        assert sign in reader.run(ask).stdout
+        shell = re.findall(r"=(\w+)_source", ask)[0]
+        assert f"/.{shell}rc" in line or f"/{shell}/" in line
+    offered = "COMP_WORDS=(watcher ping o); COMP_CWORD=2; _watcher_completion watcher; echo $COMPREPLY"
+    assert reader.run(f"{block.text.splitlines()[0]}\n{offered}", shell="bash").stdout == "ops\n"
+
+
 # What is read on the receiver's side, and by whoever adds a provider
 
 
@@ -245,6 +262,7 @@ TREATMENTS: Mapping[tuple[str, str], Callable[[Block, Path], Awaitable[None] | N
     ("sh", "watcher run | watcher tail"): tells_people,
     ("sh", "watcher health"): lives,
     ("sh", "watcher ping ops"): acts,
+    ("sh", "_WATCHER_COMPLETE"): completes,
     ("python", "class Acme"): is_the_contract,
     ("sh", "> secrets/users.acl"): makes_the_secrets,
     ("console", ""): is_for_a_platform,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from watcher.commands.completing import names_of
 from watcher.commands.looking import accounts_like, say_next
 from watcher.commands.options import config_option, load_or_exit
 from watcher.logs.tail import as_json
@@ -34,7 +35,7 @@ _MANY_ACCOUNTS = 1000
 @click.command("audit", short_help="Prove that events and state add up.")
 @config_option
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per account.")
-@click.argument("account", metavar="[ACCOUNT]", required=False)
+@click.argument("account", metavar="[ACCOUNT]", required=False, shell_complete=names_of("accounts"))
 def command(*, config_path: Path | None, is_json: bool, account: str | None) -> int:
     """Replay the event log and compare it with the state: of every account, or of ACCOUNT (a name or glob).
 

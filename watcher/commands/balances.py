@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from watcher.commands.completing import names_of
 from watcher.commands.looking import Columns, accounts_like, age_text, moved_text, say_next
 from watcher.commands.options import config_option, load_or_exit
 from watcher.logs.tail import as_json
@@ -36,7 +37,7 @@ _Say = Callable[[Sequence[_Row]], None]
 @config_option
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per account and asset.")
 @click.option("--csv", "is_csv", is_flag=True, help="Comma-separated, with a header.")
-@click.argument("account", metavar="[ACCOUNT]", required=False)
+@click.argument("account", metavar="[ACCOUNT]", required=False, shell_complete=names_of("accounts"))
 def command(*, config_path: Path | None, is_json: bool, is_csv: bool, account: str | None) -> None:
     """The last accepted balances: of every account, or of ACCOUNT (a name or glob).
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from watcher.commands.acting import subscriptions_like
+from watcher.commands.completing import names_of
 from watcher.commands.looking import Columns, say_json, say_next
 from watcher.commands.options import config_option, load_or_exit
 
@@ -47,8 +48,10 @@ class _Wanted(NamedTuple):
 )
 @click.option("--dead", "kind", flag_value="dead", help="Dead letters: given up, kept, resendable.")
 @click.option("--attempts", "kind", flag_value="attempts", help="Attempts that failed, and what followed.")
-@click.option("--subscription", metavar="GLOB", help="Subscription names.")
-@click.option("--account", metavar="GLOB", help="Account names.")
+@click.option(
+    "--subscription", metavar="GLOB", help="Subscription names.", shell_complete=names_of("subscriptions")
+)
+@click.option("--account", metavar="GLOB", help="Account names.", shell_complete=names_of("accounts"))
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, metavar="N")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per delivery or attempt.")
 def command(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from watcher.commands.acting import subscription_named
+from watcher.commands.completing import names_of
 from watcher.commands.options import config_option, load_or_exit
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ _BY_KIND = {
 
 @click.command("ping", short_help="Send one signed sample to a subscriber.")
 @config_option
-@click.argument("name", metavar="SUBSCRIPTION")
+@click.argument("name", metavar="SUBSCRIPTION", shell_complete=names_of("subscriptions"))
 def command(*, config_path: Path | None, name: str) -> int:
     """Send one signed sample, of type `subscription.ping`, to SUBSCRIPTION, and say what came of it.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from watcher.commands.acting import subscription_named
+from watcher.commands.completing import names_of
 from watcher.commands.looking import say_json, say_next
 from watcher.commands.options import config_option, load_or_exit
 from watcher.commands.since import parse_since, since_ms, since_option
@@ -33,7 +34,7 @@ class _Wish(NamedTuple):
 
 @click.command("resend", short_help="Send again: dead letters, or events from the log.")
 @config_option
-@click.option("--subscription", metavar="NAME", help="To whom.")
+@click.option("--subscription", metavar="NAME", help="To whom.", shell_complete=names_of("subscriptions"))
 @click.option(
     "--dead", "is_dead", is_flag=True, help="All dead letters of the subscription, or those since WHEN."
 )

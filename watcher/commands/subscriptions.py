@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from watcher.commands.acting import subscription_named
+from watcher.commands.completing import names_of
 from watcher.commands.looking import age_text, say_json, say_next
 from watcher.commands.options import config_option, load_or_exit
 from watcher.printable import printable
@@ -22,11 +23,16 @@ _MARGIN = 14
 _Line = dict[str, Any]
 
 
+def _complete_name(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    is_asked_for = context.params.get("action") != "list"
+    return names_of("subscriptions")(context, parameter, incomplete) if is_asked_for else []
+
+
 @click.command("subscriptions", short_help="How subscriptions stand; pause and resume them.")
 @config_option
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per subscription.")
 @click.argument("action", type=click.Choice(["list", "pause", "resume"]), default="list", metavar="[ACTION]")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=_complete_name)
 def command(*, config_path: Path | None, is_json: bool, action: str, name: str | None) -> None:
     """How subscriptions stand: ACTION is list (the default), pause NAME, or resume NAME.
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import click
 
+from watcher.commands.completing import names_of
 from watcher.logs.tail import LEVELS, Filter, as_json, follow, harmless, lines_of, parse, pretty
 
 _LOOK_EVERY_S = 0.2
@@ -18,8 +19,22 @@ _LOOK_EVERY_S = 0.2
 )
 @click.option("--level", type=click.Choice(LEVELS), default="debug", help="This level and above.")
 @click.option("--event", "events", multiple=True, metavar="GLOB", help="Event names, such as 'delivery.*'.")
-@click.option("--account", "accounts", multiple=True, metavar="GLOB", help="Account names.")
-@click.option("--subscription", "subscriptions", multiple=True, metavar="GLOB", help="Subscription names.")
+@click.option(
+    "--account",
+    "accounts",
+    multiple=True,
+    metavar="GLOB",
+    help="Account names.",
+    shell_complete=names_of("accounts"),
+)
+@click.option(
+    "--subscription",
+    "subscriptions",
+    multiple=True,
+    metavar="GLOB",
+    help="Subscription names.",
+    shell_complete=names_of("subscriptions"),
+)
 @click.option("-f", "--follow", "is_followed", is_flag=True, help="Go on as the files grow or are rotated.")
 @click.option("--color/--no-color", default=None, help="Colours; by default on a terminal.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object a line; foreign lines go to stderr.")

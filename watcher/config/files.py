@@ -11,12 +11,10 @@ from pathlib import Path
 
 import orjson
 
+from watcher import places
 from watcher.config.findings import ConfigRefused, Entry, Finding, Findings, Key
 from watcher.config.positions import lines_by_key
 from watcher.config.variables import interpolate_all
-
-PLACES = (Path("watcher.toml"), Path("/etc/watcher/watcher.toml"))
-"""Where the file is looked for when nobody says where it is."""
 
 _POSITION = re.compile(r"\(at line (\d+), column (\d+)\)")
 # What `tomllib` says, as far as it helps, and without the piece of the file that some of it repeats.
@@ -42,13 +40,9 @@ _SYNTAX = {
 
 def find(path: Path | None, environ: Mapping[str, str]) -> Path:
     """Choose the file: `path`, or WATCHER_CONFIG, or the first of PLACES. Raises ConfigRefused."""
-    named = path or environ.get("WATCHER_CONFIG")
-    if named:
-        return Path(named)
-    for place in PLACES:
-        if place.is_file():
-            return place
-    looked = " or ".join(map(str, PLACES))
+    if place := places.place_of(path, environ):
+        return place
+    looked = " or ".join(map(str, places.PLACES))
     reason = f"no configuration at {looked}; `watcher init` writes one to begin with"
     raise ConfigRefused([Finding("watcher", None, "", reason)])
 

@@ -1,0 +1,14 @@
+"""Where a configuration is looked for. Refuses to read it, so that this costs nothing to import."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+PLACES = (Path("watcher.toml"), Path("/etc/watcher/watcher.toml"))
+"""Where the file is looked for when nobody says where it is."""
+
+
+def place_of(path: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """Choose the file: `path`, or WATCHER_CONFIG, or the first of PLACES; None where there is none."""
+    if named := path or environ.get("WATCHER_CONFIG"):
+        return Path(named)
+    return next((place for place in PLACES if place.is_file()), None)
