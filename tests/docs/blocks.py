@@ -4,12 +4,13 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 FILES = ("README.md", "deploy/README.md")
 
-_FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
 class Block(NamedTuple):
@@ -31,7 +32,7 @@ class Block(NamedTuple):
 
 def blocks_of(file: str, text: str) -> Iterator[Block]:
     for found in _FENCED.finditer(text):
-        yield Block(file, text.count("\n", 0, found.start()) + 1, found[1], found[2])
+        yield Block(file, text.count("\n", 0, found.start()) + 1, found[2], dedent(found[3]))
 
 
 BLOCKS = [block for file in FILES for block in blocks_of(file, (ROOT / file).read_text())]

@@ -16,6 +16,7 @@ from watcher.places import PLACES
 
 DEPLOY = ROOT / "deploy"
 WHY_NOT_RUN = {
+    "sudo": "needs root and the user that useradd makes; what it runs is run as part of `by hand`",
     "docker": "needs a container engine",
     "kubectl": "needs a cluster; what it would apply is built by tests/deploy/test_kubernetes.py",
     "systemctl": "needs systemd as process 1; the unit is verified by tests/deploy/test_service.py",
@@ -23,11 +24,14 @@ WHY_NOT_RUN = {
     "install": "needs root and the group that useradd makes",
     "python3": "makes a virtual environment that the next line fills",
     "/opt/watcher/bin/pip": "needs a package index",
+    "uv": "needs a package index; what it made is looked at by tests/deploy/test_requirements.py",
+    "echo": "writes for the program behind it",
 }
 
 _NAMES_BEFORE_HELP = {"docker": 1, "kubectl": 3, "useradd": 0}
 _CHECKOUT = "/srv/watcher"
 _ELSEWHERE = {
+    "/etc/watcher/credentials.env",
     "/usr/sbin/nologin",
     "/opt/watcher",
     "/etc/watcher/credentials",

@@ -23,7 +23,7 @@ from builders import SECRET
 from events_schema import assert_valid
 from platforms import assert_a_platform_takes_it
 from reader import Reader, wait_for
-from servers import a_free_port
+from servers import a_free_port, real_server
 from test_ci_script import steps
 
 from watcher.cli import group
@@ -246,6 +246,115 @@ def makes_the_secrets(block: Block, folder: Path) -> None:
     assert (folder / "secrets").stat().st_mode & 0o777 == 0o700
 
 
+def runs_by_hand(block: Block, folder: Path) -> None:
+    """And so does the command of somebody who looks at it at night, without `sudo -u watcher`."""
+    reader = Reader(folder)
+    etc = folder / "etc"
+    (etc / "credentials").mkdir(parents=True)
+    for name, content in (("loopring_api_key", "k"), ("metakeep_api_key", "k"), ("ops_secret", SECRET)):
+        (etc / "credentials" / name).write_text(content)
+    pointing = (block.folder / "credentials.env").read_text().replace("/etc/watcher", str(etc))
+    (etc / "credentials.env").write_text(pointing)
+    example = (block.folder / "watcher.example.toml").read_text()
+    own = {
+        "[providers.loopring]": f"[providers.loopring]\n{NOWHERE}",
+        "[providers.shop]": f"[providers.shop]\n{NOWHERE}",
+    }
+    own["/var/lib/watcher"] = str(folder)
+    for theirs, ours in own.items():
+        example = example.replace(theirs, ours)
+    (folder / "watcher.toml").write_text(example)
+
+    def here(text: str) -> str:
+        return text.replace("/etc/watcher", str(etc)).replace("/opt/watcher/bin/", "")
+
+    (night,) = (one.text for one in BLOCKS if "sudo -u watcher" in one.text)
+    with reader.running(here(block.text), until='"poll.refused"') as said:
+        assert "watcher.toml is good" in said.read_text()
+        looked = reader.run(here(night.splitlines()[0]).removeprefix("sudo -u watcher "))
+        assert (looked.returncode, "2 accounts" in looked.stdout or "of 2 as" in looked.stdout) == (
+            0,
+            True,
+        ), looked
+
+
+def asked(port: int, *words: str) -> str:
+    """What a server on this machine answers to redis-cli."""
+    program = shutil.which("redis-cli")
+    assert program
+    done = subprocess.run(
+        [program, "-p", str(port), *words], capture_output=True, text=True, check=True, timeout=20
+    )
+    return done.stdout.strip()
+
+
+def backs_redis_up(block: Block, folder: Path) -> None:
+    """And restores it: a server that logs commands ignores the file, unless it is done as the text says."""
+    if not shutil.which("redis-cli"):
+        pytest.skip("no redis-cli on this machine")
+    (restore,) = (one.text for one in BLOCKS if "config set appendonly yes" in one.text)
+    port = a_free_port()
+    reader = Reader(folder, REDIS_URL=f"redis://127.0.0.1:{port}")
+    flags = ("--port", str(port), "--save", "", "--dbfilename", "watcher.rdb", "--appendonly")
+
+    def begin(appendonly: str, *, logged: bool) -> None:
+        server.stop()
+        server.flags = (*flags, appendonly)
+        if not logged:
+            shutil.rmtree(server.directory / "appendonlydir")
+        server.start()
+
+    with real_server("valkey", *flags, "yes") as server:
+        asked(port, "set", "watcher:x", "1")
+        assert reader.run(block.text).returncode == 0
+        shutil.copy(folder / "watcher.rdb", server.directory)
+        begin("yes", logged=False)
+        assert asked(port, "get", "watcher:x") == ""
+        begin("no", logged=False)
+        assert reader.run(restore).stdout == "OK\n"
+        while "aof_rewrite_in_progress:0" not in asked(port, "info", "persistence"):
+            time.sleep(0.02)
+        begin("yes", logged=True)
+        assert asked(port, "get", "watcher:x") == "1"
+
+
+def restores_redis(block: Block, _: Path) -> None:
+    """Together with the backup that is restored."""
+    assert TREATMENTS["sh", "--rdb"] is backs_redis_up
+    assert '"$REDIS_URL"' in block.text
+
+
+def backs_the_private_server_up(block: Block, folder: Path) -> None:
+    """And restores it when the provider has moved on: all adds up again, and numbers go on rising."""
+    reader = Reader(folder)
+    with reader.running(
+        "watcher sandbox --loopring-port 0 --metakeep-port 0 --seed 1", until="currencies"
+    ) as sandbox:
+        configure(reader, "treasury", base_url=re.findall('base_url = "(.*)"', sandbox.read_text())[0])
+        file = folder / "watcher.toml"
+        file.write_text(f'[redis]\ndata_dir = "{folder}/state"\n{file.read_text()}')
+
+        def sequences() -> list[int]:
+            """Work until something more has moved, and end; says the numbers of all events in the log."""
+            with reader.running("watcher run", until='"asset":"'):
+                pass
+            return [
+                json.loads(line)["data"]["sequence"]
+                for line in reader.run("watcher events --json").stdout.splitlines()
+            ]
+
+        before = sequences()
+        assert reader.run(block.text.replace("/var/lib/watcher", str(folder))).returncode == 0
+        lost = sequences()
+        shutil.rmtree(folder / "state")
+        (folder / "backup").rename(folder / "state")
+        after = sequences()
+    assert after[: len(before)] == before
+    assert min(after[len(before) :]) > max(lost) > max(before)
+    audited = reader.run("watcher audit")
+    assert audited.returncode == 0, audited.stdout
+
+
 def is_for_a_platform(block: Block, _: Path) -> None:
     assert_a_platform_takes_it(block.text)
 
@@ -265,6 +374,10 @@ TREATMENTS: Mapping[tuple[str, str], Callable[[Block, Path], Awaitable[None] | N
     ("sh", "_WATCHER_COMPLETE"): completes,
     ("python", "class Acme"): is_the_contract,
     ("sh", "> secrets/users.acl"): makes_the_secrets,
+    ("sh", "/opt/watcher/bin/watcher run"): runs_by_hand,
+    ("sh", "--rdb"): backs_redis_up,
+    ("sh", "config set appendonly yes"): restores_redis,
+    ("sh", "cp -a"): backs_the_private_server_up,
     ("console", ""): is_for_a_platform,
     ("ini", "IPAddressDeny"): is_a_drop_in,
     ("yaml", "scrape_configs"): scrapes,
@@ -308,6 +421,24 @@ def test_every_fence_opens_or_closes_a_block_and_every_treatment_has_one() -> No
 def test_a_command_of_a_platform_that_nobody_knows_would_be_noticed(text: str) -> None:
     with pytest.raises(AssertionError):
         assert_a_platform_takes_it(text)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_link_leads_somewhere(file: str) -> None:
+    text = (ROOT / file).read_text()
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, anchor = link.partition("#")
+        if path.startswith("https:"):
+            continue
+        target = (ROOT / file).parent / path if path else ROOT / file
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def anchors(text: str) -> set[str]:
+    """What the headings are called in a link."""
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def ours() -> list[str]:
