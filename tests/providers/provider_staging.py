@@ -35,18 +35,19 @@ class Seen(NamedTuple):
 class Stage:
     """Answers every request with `reply`, or with the next of `replies`, or with what stands for its path."""
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         self.seen: list[Seen] = []
         self.arrived = asyncio.Event()
         self.connections = 0
         self.replies: list[Reply] = []
         self.reply: Reply = answer(b"[]")
         self.reply_by_path: dict[str, Reply] = {}
+        self.port = port
         self._tls = tls
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         self.url = f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
         return self

@@ -41,6 +41,7 @@ async def test_a_good_poll_without_news_moves_only_the_times(redis_client: Redis
     store = a_store(redis_client, namespace)
     await a_baseline(store)
     await postpone(store)
+    assert await store.polls.is_failing(PROVIDER, ACCOUNT)
     lease = await store.lease()
     before = await store.contents()
     assert await touch(store, lease) is Reply.DONE
@@ -49,7 +50,7 @@ async def test_a_good_poll_without_news_moves_only_the_times(redis_client: Redis
     assert state
     assert state.polled_at_ms == 7777
     assert await store.scores(keys.polls(SHARD, PROVIDER)) == {ACCOUNT: lease.deadline + MINUTE_MS}
-    assert await failing(store) is None
+    assert not await store.polls.is_failing(PROVIDER, ACCOUNT)
     moved = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
     assert moved == {keys.state(ACCOUNT), keys.polls(SHARD, PROVIDER), keys.failing(SHARD, PROVIDER)}
     was, now = before[keys.state(ACCOUNT)], after[keys.state(ACCOUNT)]

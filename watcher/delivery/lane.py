@@ -94,7 +94,9 @@ class LaneWorker:
         one = Tried(lease.member, delivery, failed_before + 1, attempt, verdict)
         reply, deadline = await self._settle(target, lease, one)
         self._tell(target, one)
-        if reply is Reply.DONE:  # who was away for longer than a lease missed the answer, if there was one
+        if (
+            reply is not Reply.LEASE_LOST
+        ):  # who was away for longer than a lease missed the answer, if there was one
             await self._restraint.note(target.settings, verdict)
         return deadline
 

@@ -14,31 +14,55 @@ from watcher.settings import AccountSettings
 
 
 class Asker:
-    """The way to one provider. `hasten` is awaited when it is back after an outage."""
+    """The way to one provider. The account `canary`, the same one for all workers, asks whenever it is due;
+    as long as `is_canary_failing`, others hardly do.
+    """
 
-    def __init__(self, provider: str, client: ProviderClient, hasten: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        provider: str,
+        client: ProviderClient,
+        *,
+        canary: str,
+        is_canary_failing: Callable[[], Awaitable[bool]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._provider = provider
         self._client = client
-        self._hasten = hasten
+        self._canary = canary
+        self._is_canary_failing = is_canary_failing
+        self._clock = clock
         self._outage = Outage()
+        self._is_back = False
 
     async def ask(self, account: AccountSettings) -> tuple[bytes, ...]:
-        """Send the requests of one poll. Raises Refused."""
-        if not self._outage.may_ask(time.monotonic()):
+        """Send the requests of one poll. Raises Refused, and StoreError."""
+        if not await self._may_ask(account):
             raise Refused("gone", "the provider is unavailable; one account at a time asks it")
         try:
             bodies = await self._client.ask(account)
         except Refused as refused:
             self._note(account, refused)
             raise
-        lasted_s = self._outage.good(time.monotonic())
+        lasted_s = self._outage.good(self._clock())
         if lasted_s is not None:
             log.info("provider.recovered", provider=self._provider, duration_ms=int(1000 * lasted_s))
-            await self._hasten()
+            self._is_back = True
         return bodies
 
+    def is_back(self) -> bool:
+        """Say, once, that the provider is back after an outage."""
+        is_back, self._is_back = self._is_back, False
+        return is_back
+
+    async def _may_ask(self, account: AccountSettings) -> bool:
+        """Whoever is not the canary asks the store, too: another worker may know that it is over."""
+        if account.name == self._canary or self._outage.may_ask(self._clock()):
+            return True
+        return not await self._is_canary_failing()
+
     def _note(self, account: AccountSettings, refused: Refused) -> None:
-        if self._outage.refused(account.name, refused.trouble, time.monotonic()):
+        if self._outage.refused(account.name, refused.trouble, self._clock()):
             log.warning(
                 "provider.unavailable",
                 provider=self._provider,

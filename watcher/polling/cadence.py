@@ -17,6 +17,10 @@ _FIRST_WAIT_S = 5.0
 _LONGEST_WAIT_S = 300.0
 """Waits double with each refused poll in a row: a provider that is down is asked every five minutes."""
 
+_LONGEST_WAIT_OF_CANARY_S = 30.0
+"""One account of each provider goes on asking so often, for all of them: that it is back is known within an
+interval or two, and not when five minutes are over."""
+
 _WAITS_FOR_A_PERSON_S = (60, 300)
 """A wrong key or a wrong account does not mend itself: it is asked seldom from the start."""
 
@@ -37,13 +41,16 @@ def wait_s(account: AccountSettings, state: AccountState) -> float:
     return wait.total_seconds()
 
 
-def waits_ms(account: AccountSettings, trouble: Trouble, *, chance: float) -> Sequence[int]:
+def waits_ms(
+    account: AccountSettings, trouble: Trouble, *, is_canary: bool = False, chance: float
+) -> Sequence[int]:
     """Say how long to wait after the first refused poll in a row, the second, ...; the last one stays."""
     if trouble in ("auth", "configuration"):
         return [spread_ms(wait, chance) for wait in _WAITS_FOR_A_PERSON_S]
+    longest_s = _LONGEST_WAIT_OF_CANARY_S if is_canary else _LONGEST_WAIT_S
     waits = [min(_FIRST_WAIT_S, account.interval.total_seconds())]
-    while waits[-1] < _LONGEST_WAIT_S:
-        waits.append(min(2 * waits[-1], _LONGEST_WAIT_S))
+    while waits[-1] < longest_s:
+        waits.append(min(2 * waits[-1], longest_s))
     return [spread_ms(wait, chance) for wait in waits]
 
 

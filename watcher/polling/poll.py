@@ -7,6 +7,7 @@ Refuses to touch a state that it cannot read, and to tell anything of a poll tha
 import random
 import secrets
 from collections.abc import Callable
+from functools import partial
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -45,7 +46,8 @@ class Settled(NamedTuple):
 class Poller:
     """Polls the accounts of one provider. `wake(shard, subscription)` is called for every lane made due.
 
-    `most_requests`: no account's poll takes more.
+    `most_requests`: no account's poll takes more. `canary`: the account that finds out for all of them that
+    the provider is back.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Poller:
         tally: Tally,
         *,
         most_requests: int,
+        canary: str,
         now_ms: Callable[[], int],
         wake: Callable[[int, str], None],
     ) -> None:
@@ -73,7 +76,13 @@ class Poller:
         self.silence = Silence(settings.name)
         longest_s = most_requests * client.spacing_s + settings.timeout.total_seconds()
         self.lease_ms = int(1000 * (longest_s + _LEASE_MARGIN_S))
-        self._asker = Asker(settings.name, client, self._hasten)
+        self._canary = canary
+        self._asker = Asker(
+            settings.name,
+            client,
+            canary=canary,
+            is_canary_failing=partial(polls.is_failing, settings.name, canary),
+        )
 
     @property
     def spacing_s(self) -> float:
@@ -93,6 +102,8 @@ class Poller:
                 await self._take(account, lease, bodies, started)
             except Refused as refused:
                 await self._postpone(account, lease, refused, started)
+            if self._asker.is_back():
+                await self._hasten()
         except BadState as damage:
             await self._quarantine(account, lease, damage, started)
 
@@ -227,7 +238,12 @@ class Poller:
             lease,
             why=f"{refused.trouble} {refused.reason}",
             at_least_ms=int(1000 * (refused.retry_after_s or 0)),
-            waits_ms=waits_ms(account, refused.trouble, chance=random.random()),
+            waits_ms=waits_ms(
+                account,
+                refused.trouble,
+                is_canary=account.name == self._canary,
+                chance=random.random(),
+            ),
         )
         self._notes.refused(account, refused, postponed, started)
 

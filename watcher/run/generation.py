@@ -230,6 +230,7 @@ class Generation:
             Interest(self.settings.subscription_by_name),
             self._tally,
             most_requests=max(map(client.cost, accounts.values()), default=1),
+            canary=min(accounts, key=lambda name: (accounts[name].interval, name), default=""),
             now_ms=self._schedule.now_ms,
             wake=deliver_loop.wake,
         )

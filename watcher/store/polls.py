@@ -73,6 +73,11 @@ class Polls:
         """Let accounts be polled now that wait after refused polls; returns how many."""
         return await self._schedule.hasten([self._keys.polls(shard, provider)], lease_ms)
 
+    async def is_failing(self, provider: str, account: str) -> bool:
+        """Say whether an account's last poll was refused, whichever worker made it."""
+        key = self._keys.failing(shard_of(account), provider)
+        return await self._pipe.command("HGET", key, account) is not None
+
     async def take_turns(
         self,
         provider: str,

@@ -1,0 +1,213 @@
+"""T26: a provider that fails in whatever way makes no event, is hardly asked, and is noticed when it is back.
+
+Time runs thirty times as fast: an interval of 30 s is one, half an hour is a minute.
+"""
+
+import asyncio
+import json
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime, timedelta
+from ipaddress import ip_network
+from itertools import pairwise
+from typing import Any
+
+import aiohttp.connector
+import pytest
+from builders import SECRET
+from failing_provider import KINDS, FailingProvider, Names
+from pydantic import SecretStr
+from redis.asyncio import Redis
+from rig import quick
+from scene import BOUNDED, LONG
+from tls_subscribers import a_client_trusting
+
+from watcher.polling import cadence, loop, outage, poll
+from watcher.providers.client import ProviderClient
+from watcher.providers.contract import Request
+from watcher.providers.loopring import LoopringAccount, LoopringSettings
+from watcher.receiving.receiver import Receiver
+from watcher.run.worker import Worker
+from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings
+from watcher.store.keys import Keys
+
+pytestmark = BOUNDED
+
+SCALE = 30
+INTERVAL = timedelta(seconds=1)
+FIVE_MINUTES_S = 300 / SCALE
+HALF_AN_HOUR_S = 1800 / SCALE
+
+WORKERS = 2
+ACCOUNTS = 3
+CANARY, *OTHERS = [f"-{number}" for number in range(ACCOUNTS)]
+"""How the names of a provider's accounts end: the first of them asks for all."""
+
+SPREAD = 0.1
+
+
+@pytest.fixture(autouse=True)
+def _time_runs_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in (
+        (poll, "_LEASE_MARGIN_S"),
+        (loop, "LONGEST_TURN_S"),
+        (cadence, "_FIRST_WAIT_S"),
+        (cadence, "_LONGEST_WAIT_S"),
+        (cadence, "_LONGEST_WAIT_OF_CANARY_S"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name) / SCALE)
+    monkeypatch.setattr(outage, "_PROBES_S", [wait_s / SCALE for wait_s in outage._PROBES_S])
+
+
+@pytest.fixture
+def polled_at(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, list[float]]:
+    """When each account was asked about, whatever became of the request."""
+    polled_at: dict[str, list[float]] = defaultdict(list)
+    fetch = ProviderClient._fetch
+
+    async def noted(self: ProviderClient, request: Request) -> bytes:
+        if account := request.query.get("accountId"):
+            polled_at[f"{self._name}-{int(account) - 1}"].append(time.monotonic())
+        return await fetch(self, request)
+
+    monkeypatch.setattr(ProviderClient, "_fetch", noted)
+    return polled_at
+
+
+@pytest.fixture
+async def providers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mapping[str, FailingProvider]]:
+    async with AsyncExitStack() as stack:
+        providers = {kind: await stack.enter_async_context(FailingProvider(kind)) for kind in KINDS}
+        trusting = a_client_trusting(providers["tls"].pem)
+        monkeypatch.setattr(aiohttp.connector, "_SSL_CONTEXT_VERIFIED", trusting)
+        monkeypatch.setattr(aiohttp.connector, "DefaultResolver", Names)
+        monkeypatch.setattr(aiohttp.connector._DNSCacheTable, "expired", lambda *_: True)
+        yield providers
+
+
+@pytest.mark.parametrize("outage_s", [6, pytest.param(HALF_AN_HOUR_S, marks=LONG)])
+async def test_no_outage_makes_an_event_and_each_is_over_as_soon_as_the_provider_is_back(
+    outage_s: float,
+    providers: Mapping[str, FailingProvider],
+    polled_at: Mapping[str, list[float]],
+    redis_client: Redis,
+    redis_server_url: str,
+    namespace: str,
+) -> None:
+    async with Receiver(secrets=[SECRET]) as receiver:
+        settings = some_settings(redis_server_url, namespace, providers.values(), receiver.url)
+        keys = [Keys(namespace).state(name) for name in settings.account_by_name]
+        async with workers(settings):
+            await until_read(redis_client, keys)
+            await asyncio.gather(*(provider.fail() for provider in providers.values()))
+            failing_from, states = time.time(), await read(redis_client, keys)
+            for step in (1, 2):
+                await asyncio.sleep(outage_s / 2)
+                for provider in providers.values():
+                    provider.total += step
+            is_told, kept = receiver.taken, await read(redis_client, keys)
+            healed_at = time.monotonic()
+            await asyncio.gather(*(provider.heal() for provider in providers.values()))
+            async with asyncio.timeout(20):
+                events = await receiver.wait_for(len(keys))
+            back_s = {kind: max(_back_s(polled_at, kind, healed_at)) for kind in providers}
+            await asyncio.sleep(2 * INTERVAL.total_seconds())
+    print("back after, in intervals:", {kind: f"{seconds:.2f}" for kind, seconds in back_s.items()})
+    assert is_told == 0
+    assert kept == states
+    assert receiver.taken == len(keys), "what happened meanwhile is one event each"
+    assert {(event["type"], event["data"]["amount"]) for event in events} == {("total.increased", "3")}
+    assert all(_from(event) <= failing_from for event in events)
+    assert max(back_s.values()) <= 2.5, "two intervals, and what a busy machine adds"
+    if outage_s == HALF_AN_HOUR_S:
+        _assert_hardly_asked(providers, polled_at, healed_at - FIVE_MINUTES_S * 2, healed_at)
+
+
+def _assert_hardly_asked(
+    kinds: Iterable[str], polled_at: Mapping[str, list[float]], since: float, until: float
+) -> None:
+    for kind in kinds:
+        counts = {}
+        for account in (CANARY, *OTHERS):
+            at = [at for at in polled_at[kind + account] if since < at < until]
+            counts[account] = len(at)
+            waits = [later - sooner for sooner, later in pairwise(at)]
+            longest_s = INTERVAL.total_seconds() if account == CANARY else FIVE_MINUTES_S
+            assert min(waits, default=longest_s) >= (1 - SPREAD) * longest_s
+        print(kind, "asked in ten minutes:", counts)
+
+
+def _back_s(polled_at: Mapping[str, list[float]], kind: str, healed_at: float) -> list[float]:
+    """How long after its provider was healed each account was polled, if not just before."""
+    return [
+        min((at for at in polled_at[kind + account] if at > healed_at), default=healed_at) - healed_at
+        for account in (CANARY, *OTHERS)
+    ]
+
+
+def _from(event: Any) -> float:
+    return datetime.fromisoformat(event["data"]["observed"]["from"]).timestamp()
+
+
+async def until_read(redis: Redis, keys: list[str]) -> None:
+    async with asyncio.timeout(20):
+        while await redis.exists(*keys) < len(keys):  # noqa: ASYNC110 - workers write
+            await asyncio.sleep(0.05)
+
+
+async def read(redis: Redis, keys: list[str]) -> list[Any]:
+    """When each account was last read, and what it held: that it went stale may stand beside it."""
+    states = [await redis.hgetall(key) for key in keys]
+    return [(state[b"polled_at"], json.loads(state[b"body"])["assets"]) for state in states]
+
+
+def some_settings(
+    url: str, namespace: str, providers: Iterable[FailingProvider], receiver_url: str
+) -> Settings:
+    names = {provider.kind: provider for provider in providers}
+    accounts = [
+        LoopringAccount(
+            name=f"{kind}-{number}",
+            provider=kind,
+            account_id=number + 1,
+            interval=INTERVAL,
+            pending_interval=INTERVAL,
+        )
+        for kind in names
+        for number in range(ACCOUNTS)
+    ]
+    ops = SubscriptionSettings(
+        name="ops", url=SecretStr(receiver_url), secrets=(SecretStr(SECRET),), retries=quick(5)
+    )
+    return Settings(
+        redis=RedisSettings(url=SecretStr(url), namespace=namespace),
+        egress=EgressSettings(allow=(ip_network("127.0.0.0/8"),), allow_http=True),
+        provider_by_name={
+            kind: LoopringSettings(
+                name=kind,
+                kind="loopring",
+                base_url=provider.url,
+                api_key=SecretStr("key"),
+                requests_per_second=100,
+                timeout=timedelta(seconds=0.5),
+            )
+            for kind, provider in names.items()
+        },
+        account_by_name={account.name: account for account in accounts},
+        subscription_by_name={"ops": ops},
+    )
+
+
+@asynccontextmanager
+async def workers(settings: Settings) -> AsyncIterator[None]:
+    running = [Worker(settings, name=f"w{number}") for number in range(WORKERS)]
+    async with asyncio.TaskGroup() as group:
+        for worker in running:
+            group.create_task(worker.run())
+        try:
+            yield
+        finally:
+            for worker in running:
+                worker.stop()
