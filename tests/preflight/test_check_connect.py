@@ -2,20 +2,25 @@
 
 import asyncio
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from hashlib import sha256
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestServer
 from builders import SECRET
 from program import watcher
 from pydantic import SecretStr
 from raw_subscribers import FakeDns, not_speaking_tls, subscribing
 from servers import ENGINES, RealServer, a_free_port, real_server
+from tls_front import a_certificate_file, a_tls_front
 from tls_subscribers import a_certificate
 from yarl import URL
 
@@ -159,6 +164,75 @@ async def test_people_get_a_line_each_and_no_progress_where_there_is_no_terminal
     assert done.stdout.count("what to do: ") == 2
 
 
+async def told(path: Path, **values: str) -> dict[str, tuple[str, str]]:
+    """What fails, and what to do about it, by kind; the exit code is 1, and each is told once."""
+    port = a_free_port()
+    nobody = {"provider": f"http://127.0.0.1:{port}", "subscriber": f"http://127.0.0.1:{port}/"}
+    code, tried, _ = await check(path, **{**nobody, "namespace": "watcher", **values})
+    failed = [line for line in tried if line["verdict"] == "failed"]
+    found = {line["kind"]: (line["text"], line["todo"]) for line in failed}
+    assert (code, len(found)) == (1, len(failed))
+    return found
+
+
+# The server
+
+
+async def test_a_server_with_a_certificate_of_its_own_names_the_switches(tmp_path: Path) -> None:
+    certificate = a_certificate_file(tmp_path)
+    with real_server() as server:
+        async with a_tls_front(certificate, server.socket) as port:
+            url = f"rediss://127.0.0.1:{port}"
+            text, _ = (await told(tmp_path, redis=url))["redis"]
+            trusting = await told(tmp_path, redis=f"{url}?ssl_ca_certs={certificate}")
+    assert text.startswith(f"Redis at 127.0.0.1:{port} has a certificate that does not verify; if it is")
+    assert (
+        "in redis.url by ?ssl_ca_certs=/path/ca.pem, or trust any certificate by ?ssl_cert_reqs=none" in text
+    )
+    assert "redis" not in trusting
+
+
+async def test_a_wrong_password_is_told_as_what_it_is(tmp_path: Path, guarded: RealServer) -> None:
+    url = f"{guarded.url}?username=watcher&password=wrong-canary"
+    text, todo = (await told(tmp_path, redis=url))["redis"]
+    assert text == f"Redis at {guarded.socket} refuses the credentials in redis.url"
+    assert todo == "mend redis.url or the server: until then no worker starts"
+
+
+async def test_a_server_that_evicts_keys_is_told_with_the_setting(tmp_path: Path) -> None:
+    evicting = ("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+    with real_server("valkey", *evicting) as server:
+        text, _ = (await told(tmp_path, redis=server.url))["redis"]
+    assert text.endswith("set maxmemory-policy noeviction")
+
+
+# The provider's clock
+
+
+@asynccontextmanager
+async def a_clock_that_is_off(url: str, by: timedelta) -> AsyncIterator[str]:
+    """Stand before a provider and pass its answers on, with a `Date` of another time."""
+
+    async def pass_on(request: web.Request) -> web.Response:
+        async with session.get(f"{url}{request.rel_url}", headers={"X-API-KEY": "sandbox"}) as answer:
+            date = format_datetime(datetime.now(UTC) + by, usegmt=True)
+            return web.Response(status=answer.status, body=await answer.read(), headers={"Date": date})
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", pass_on)
+    async with ClientSession() as session, TestServer(app) as front:
+        yield str(front.make_url("")).rstrip("/")
+
+
+async def test_a_clock_that_is_ten_minutes_off_fails(tmp_path: Path, redis_server_url: str) -> None:
+    async with Sandbox() as sandbox, a_clock_that_is_off(sandbox.loopring_url, timedelta(minutes=10)) as url:
+        found = await told(tmp_path, redis=redis_server_url, provider=url)
+    text, todo = found["clock"]
+    assert re.fullmatch(r"this machine's clock is (599|60[0-2]) s behind its Date", text)
+    assert todo == "set the clock (NTP): receivers refuse what is 5 minutes off"
+    assert "provider" not in found
+
+
 # Rights
 
 
@@ -277,6 +351,7 @@ async def test_a_denied_address_is_said_and_not_dialled() -> None:
 async def test_a_name_that_does_not_resolve_fails() -> None:
     tried = await reached("https://nowhere.example/")
     assert (tried.verdict, tried.text) == ("failed", "https://nowhere.example: its name does not resolve")
+    assert tried.todo == "look at the host name in its url, and at the DNS of this machine"
 
 
 async def test_one_that_hangs_costs_the_others_nothing() -> None:

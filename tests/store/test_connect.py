@@ -1,20 +1,15 @@
 """The client and its address: what is accepted, what is refused and in which words, what never shows."""
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from servers import DURABLE, ENGINES, EVERY_ENGINE, RealServer, a_free_port, real_server
+from tls_front import a_certificate_file, a_tls_front
 
 from watcher.store.address import safe_url
 from watcher.store.connect import (
@@ -251,44 +246,7 @@ async def test_a_user_with_least_privilege_can_connect(server: RealServer) -> No
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for 127.0.0.1, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "redis")])
-    now = datetime.now(UTC)
-    built = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address(ANYONE))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "redis.pem"
-    plain = serialization.NoEncryption()
-    pem = serialization.Encoding.PEM
-    path.write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain) + built.public_bytes(pem)
-    )
-    return path
-
-
-@asynccontextmanager
-async def a_tls_front(certificate: Path, server_socket: Path) -> AsyncIterator[int]:
-    """Serve a server's unix socket over TLS; yields the port."""
-
-    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        while data := await source.read(4096):
-            target.write(data)
-        target.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream, downstream = await asyncio.open_unix_connection(server_socket)
-        await asyncio.gather(copy(reader, downstream), copy(upstream, writer))
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    async with await asyncio.start_server(serve, ANYONE, 0, ssl=context) as front:
-        yield front.sockets[0].getsockname()[1]
+    return a_certificate_file(tmp_path_factory.mktemp("tls"))
 
 
 async def test_a_certificate_is_verified_unless_told_otherwise(server: RealServer, certificate: Path) -> None:

@@ -33,7 +33,9 @@ async def try_server(settings: RedisSettings) -> AsyncIterator[Tried]:
             yield await _stands(store, name)
             yield await _may(store, name)
     except StoreError as trouble:
-        yield Tried("redis", name, "failed", str(trouble), "until then no worker starts")
+        yield Tried(
+            "redis", name, "failed", str(trouble), "mend redis.url or the server: until then no worker starts"
+        )
 
 
 async def _stands(store: OpenStore, name: str) -> Tried:
