@@ -13,11 +13,13 @@ engine            "valkey". A test that is to hold everywhere says so, and runs 
 
 import itertools
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
 from fakeredis import FakeAsyncRedis, FakeServer
+from fuzzing import give_form
 from redis.asyncio import Redis
 from servers import FAKE, real_server
 
@@ -66,8 +68,10 @@ async def redis_client(engine: str, server_url_of: Callable[[str], str]) -> Asyn
         yield client
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what takes minutes, so that `pytest` leaves it to `pytest -m fault`."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what takes minutes, so that `pytest` leaves it to `pytest -m fault` and `pytest -m long`."""
+    give_form(items, is_long=bool(re.search(r"(?<!not )\blong\b", config.option.markexpr)))
     for item in items:
         if item.path.parent.name == "faults" and item.path.name != "test_verdict.py":
             item.add_marker(pytest.mark.fault)

@@ -4,12 +4,13 @@ Refuses to lose a line that is not ours: it passes on unchanged but for what cou
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from fnmatch import fnmatchcase
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 
 from watcher.printable import TEXT_LIMIT, printable
 
@@ -21,6 +22,8 @@ _LINE_LIMIT = 1 << 20
 """Bytes of a line that are read at once: a file without any newline must not fill the memory."""
 _OURS = '{"timestamp":'
 """What each of our lines begins with; platforms put their own prefix before it."""
+_MOST_BRACKETS = 800
+"""More than any line of ours has. What is nested as deep as Python can just read, it could not write."""
 _SGR = re.compile(r"\x1b\[[0-9;]*m")
 _BARE = re.compile(r'[^\s"=]+\Z')
 
@@ -59,10 +62,10 @@ class Filter(NamedTuple):
 def parse(text: str) -> LogLine | None:
     """Return one of our lines, whatever stands before it, or None for a foreign line."""
     start = text.find(_OURS)
-    if start < 0 and not text.startswith("{"):
+    if (start < 0 and not text.startswith("{")) or text.count("[") + text.count("{") > _MOST_BRACKETS:
         return None
     try:
-        line = json.loads(text[max(start, 0) :], parse_constant=_refuse)
+        line = json.loads(text[max(start, 0) :], parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
         return None
     is_ours = isinstance(line, dict) and all(
@@ -171,8 +174,13 @@ def _rank(level: str) -> int:
     return LEVELS.index(level) if level in LEVELS else len(LEVELS)
 
 
-def _refuse(constant: str) -> None:
+def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else _refuse(digits)
 
 
 def _decoded(raw: bytes) -> str:

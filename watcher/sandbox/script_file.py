@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from watcher.printable import printable
 from watcher.sandbox.answers import FAULTS
 from watcher.sandbox.book import AccountKey
 from watcher.sandbox.holdings import Holding, Impossible
@@ -15,6 +16,9 @@ from watcher.sandbox.script import Script, ScriptError, Step
 from watcher.sandbox.world import World
 
 _EXAMPLE = '{"at": 1.5, "account": 10110, "asset": "LRC", "do": "deposit.seen", "amount": "12.5"}'
+
+_LONGEST = 1000
+"""Characters of a mistake: it may repeat a key."""
 
 
 class _Form(NamedTuple):
@@ -66,7 +70,7 @@ def read_script(text: str, world: World, *, source: str = "script") -> Script:
         mistakes.append(f"{source}:1: no steps; a step is {_EXAMPLE}")
     mistakes = mistakes or [f"{source}:{mistake}" for mistake in _rehearsed(steps, world)]
     if mistakes:
-        raise ScriptError("\n".join(mistakes))
+        raise ScriptError("\n".join(printable(mistake, _LONGEST) for mistake in mistakes))
     repeats = steps[-1].do == "repeat"
     return Script(source, tuple(steps[:-1] if repeats else steps), steps[-1].at if repeats else None)
 

@@ -108,6 +108,8 @@ def _parts(url: str, more_options: frozenset[str] = frozenset()) -> SplitResult:
         raise ConfigurationRefused(
             f"redis.url: {later[0]} is not supported yet; use redis://, rediss://, unix:// or redis+sentinel://"
         )
+    if not url.isprintable() or " " in url:
+        raise _no_url("holds a space or an invisible character")
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -74,7 +74,7 @@ def judge(
     """Read INFO (parsed, may be empty) and the settings appendfsync, save and maxmemory-policy."""
     _refuse_what_cannot_work(info, at)
     eviction = _eviction(info, config)
-    if eviction.startswith("allkeys-") and int(info.get("maxmemory", 0)):
+    if eviction.startswith("allkeys-") and _count(info, "maxmemory"):
         raise ConfigurationRefused(
             f"Redis at {at} evicts keys when its memory is full (maxmemory-policy {eviction}), which would "
             "lose state and deliveries without a word; set maxmemory-policy noeviction"
@@ -85,7 +85,7 @@ def judge(
         version=_version_text(info.get(name)),
         persistence=_persistence(info, config),
         eviction=eviction,
-        replicas=int(info.get("connected_slaves", 0)),
+        replicas=_count(info, "connected_slaves"),
         warnings=tuple(_warnings(info, eviction, is_verified)),
     )
 
@@ -127,6 +127,11 @@ def _refuse_what_cannot_work(info: Mapping[str, Any], at: str) -> None:
 def _version_text(value: Any) -> str:
     version = re.match(r"[0-9]{1,4}(\.[0-9]{1,4}){1,3}", str(value), re.ASCII)
     return version[0] if version else "unknown"
+
+
+def _count(info: Mapping[str, Any], name: str) -> int:
+    value = info.get(name)
+    return value if isinstance(value, int) else 0
 
 
 def _eviction(info: Mapping[str, Any], config: Mapping[str, str | None]) -> str:

@@ -1,0 +1,145 @@
+"""Whatever is found in Redis, as the pure parts read it: damage, or what can be written down again."""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import orjson
+from builders import a_snapshot, a_state, a_subscription
+from fuzzing import damaged, damaged_bytes, fuzz, is_told, json_objects, json_values, text_objects
+from hypothesis import strategies as st
+from stories import NOW_MS, STORY, WARNED, records_of, steps
+
+from watcher.commands.delivery_rows import cells, letter_row
+from watcher.commands.events import _as_text
+from watcher.delivery.replay import Replay
+from watcher.journal.audit import audit
+from watcher.journal.delivery import load_delivery
+from watcher.journal.diff import Reading, diff, go_stale
+from watcher.journal.events import Origin
+from watcher.journal.interest import Interest
+from watcher.journal.ledger import Rules
+from watcher.journal.record import Record
+from watcher.journal.retold import Damaged, read_back
+from watcher.overview import attempt_line
+from watcher.page.document import _event
+from watcher.page.recent import _steps
+from watcher.store.history import _record
+from watcher.store.letters import _letter, _tried
+from watcher.store.standings import _parse
+from watcher.store.state import BadState, dump_body, load_state
+from watcher.store.survey import _failing, sequence_in
+
+STATE = a_state(LRC="12.5", source="here", previous={"ops": 7}, version="v1", sequence=9)
+BODY = json.loads(dump_body(STATE))
+FIELDS = {"version": b"v1", "sequence": b"9", "polled_at": b"1000", "body": dump_body(STATE)}
+DELIVERY = (
+    b'evt_exq2atkfezkrl7uwjqzorlfh 1795175095846 deposit.cleared\n{"id":"evt_exq2atkfezkrl7uwjqzorlfh"}'
+)
+MADE = steps(STORY, subscriptions=(WARNED,))
+RECORDS = records_of(MADE)
+CONTENTS = [record.content for record in RECORDS]
+NAMES = ("type", "id", "timestamp", "data", "asset", "assets", "effect", "sequence", "whole", "provider")
+ATTEMPT = {
+    "at_ms": NOW_MS,
+    "account": "treasury",
+    "event_id": "evt_1",
+    "event_type": "deposit.cleared",
+    "attempt": 1,
+    "outcome": "retry",
+    "status": 500,
+    "error": None,
+    "duration_ms": 12,
+    "answer": "no",
+}
+
+
+@fuzz(damaged(BODY, *BODY, "stale", "crossed").map(json.dumps) | json_values(*BODY).map(json.dumps))
+def test_any_body_is_a_state_that_lives_on_or_damage(body: str) -> None:
+    lives_on({**FIELDS, "body": body.encode()})
+
+
+@fuzz(st.sampled_from(sorted(FIELDS)), st.data())
+def test_any_bytes_are_a_state_that_lives_on_or_damage(name: str, data: st.DataObject) -> None:
+    lives_on({**FIELDS, name: data.draw(damaged_bytes(FIELDS[name]) | st.binary())})
+
+
+@fuzz(damaged_bytes(DELIVERY) | st.binary())
+def test_any_entry_of_a_lane_is_a_delivery_or_damage(entry: bytes) -> None:
+    with suppress(ValueError):
+        assert load_delivery(entry).dump() == entry
+    assert isinstance(sequence_in(entry), int | None)
+
+
+@fuzz(damaged_bytes(b"3 1795175095846 0 1795175095846 status 500") | st.binary())
+def test_any_standing_is_read(text: bytes) -> None:
+    assert _parse(text).reason.isprintable() or _parse(text)
+
+
+@fuzz(damaged_bytes(b"3 1795175095846 rate over the rate limit") | st.binary())
+def test_any_row_of_failures_is_read(text: bytes) -> None:
+    assert _failing(text).refusals >= 0
+
+
+@fuzz(damaged_bytes(b"account"), damaged_bytes(b"9 " + orjson.dumps(CONTENTS[0])) | st.binary())
+def test_any_entry_of_the_log_is_a_record(account: bytes, entry: bytes) -> None:
+    record = _record("1795175095846-0", [b"account", account, b"entry", entry])
+    looked_at(record)
+
+
+@fuzz(st.integers(0, len(RECORDS) - 1), st.data())
+def test_no_record_makes_a_reader_stumble(place: int, data: st.DataObject) -> None:
+    content = data.draw(damaged(CONTENTS[place], *NAMES) | json_objects(*NAMES))
+    damaged_record = Record("treasury", data.draw(st.integers(-1, 2**64)), content, RECORDS[place].id)
+    looked_at(damaged_record)
+    records = [*RECORDS[:place], damaged_record, *RECORDS[place + 1 :]]
+    audit(records, MADE[-1].state)
+    replay = Replay(a_subscription(events=("*",)))
+    for record in records:
+        replay.take(record)
+
+
+@fuzz(damaged(ATTEMPT, *ATTEMPT) | json_values(*ATTEMPT))
+def test_any_attempt_can_be_shown(said: Any) -> None:
+    tried = _tried("1795175095846-0", {b"attempt": json.dumps(said).encode()})
+    line = attempt_line("ops", tried, NOW_MS)
+    assert all(isinstance(cell, str) for cell in cells(line))
+    json.dumps(line)
+
+
+@fuzz(text_objects("account", "reason", "delivery"))
+def test_any_dead_letter_can_be_shown(said: dict[str, str]) -> None:
+    fields = {name.encode(errors="replace"): text.encode(errors="replace") for name, text in said.items()}
+    letter = _letter(0, "1795175095846-0", fields)
+    assert all(isinstance(cell, str) for cell in cells(letter_row("ops", letter, NOW_MS)))
+
+
+def lives_on(fields: dict[str, bytes]) -> None:
+    """Claim that this is damage, or a state that another poll, and a silence, move on from."""
+    try:
+        state = load_state(fields)
+    except BadState as damage:
+        is_told(damage)
+        return
+    written = {
+        "version": state.version.encode(),
+        "sequence": b"%d" % state.sequence,
+        "polled_at": b"%d" % state.polled_at_ms,
+        "body": dump_body(state),
+    }
+    assert load_state(written) == state
+    interest = Interest({"ops": a_subscription(events=("*",))})
+    reading = Reading("treasury", "loopring", state.source, a_snapshot(LRC="1", ETH="2"), NOW_MS)
+    diff(state, reading, rules=Rules("outside", 2), interest=interest, version="v2", now_ms=NOW_MS)
+    origin = Origin("treasury", "loopring", state.sequence, state.polled_at_ms, NOW_MS)
+    go_stale(state, origin, "gone", "no answer", interest=interest, version="v2", now_ms=NOW_MS)
+
+
+def looked_at(record: Record) -> None:
+    """Do what the commands and the page do with a record."""
+    _as_text(record)
+    list(_steps(record))
+    if "id" in record.content:
+        json.dumps(_event(record))
+    with suppress(Damaged):
+        read_back(record)
