@@ -166,7 +166,7 @@ INFO = {
 CONFIG = {"appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction"}
 
 
-@example({"connected_slaves": "many", "maxmemory": ""}, {})
+@example({"connected_slaves": "many", "maxmemory": "", "maxmemory_policy": {}}, {})
 @fuzz(damaged(INFO, "valkey_version", "server_mode") | json_objects(*INFO), text_objects(*CONFIG))
 def test_whatever_a_server_says_of_itself_is_a_guarantee_or_a_refusal(
     info: dict[str, Any], config: dict[str, str]

@@ -136,7 +136,7 @@ def _count(info: Mapping[str, Any], name: str) -> int:
 
 def _eviction(info: Mapping[str, Any], config: Mapping[str, str | None]) -> str:
     policy = config.get("maxmemory-policy") or info.get("maxmemory_policy")
-    return policy if policy in _POLICIES else "unknown"
+    return policy if isinstance(policy, str) and policy in _POLICIES else "unknown"
 
 
 def _persistence(info: Mapping[str, Any], config: Mapping[str, str | None]) -> Persistence:
