@@ -8,9 +8,6 @@ machine: the worker has one core, the HTTP server another, and Redis what they l
 the ratios, for µs of Redis, and for what is in ms and MB.
 """
 
-import argparse
-import asyncio
-import os
 import resource
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -23,11 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where `builders` lies
 
 from measures import Measured, backlog, changed, latencies, unchanged
 from raw_loop import Speed, raw_latencies_ms, raw_speed
-from stage import Stage, a_stage
+from stage import Stage, a_stage, perform, say
 from waiting import ASSETS, account_bytes, delivery_bytes, some_deliveries
-
-from watcher.logs.lines import configure
-from watcher.service.serve import loop_factory
 
 
 @dataclass(frozen=True)
@@ -73,9 +67,9 @@ class Round(NamedTuple):
 async def measure(plan: Plan) -> list[Row]:
     async with a_stage() as stage:
         rounds = [await _round(stage, plan, number) for number in range(1, plan.rounds + 1)]
-        _say("latency")
+        say("latency")
         latency = await _latency_rows(stage, plan)
-        _say("memory")
+        say("memory")
         memory = await _memory_rows(stage, plan)
     return [*_speed_rows(rounds), *latency, *memory, _process_row()]
 
@@ -96,7 +90,7 @@ def _line(row: Row, widths: Sequence[int]) -> str:
 
 
 async def _round(stage: Stage, plan: Plan, number: int) -> Round:
-    _say(f"round {number} of {plan.rounds}")
+    say(f"round {number} of {plan.rounds}")
     (delivery,) = some_deliveries(1)
 
     def get() -> Awaitable[Speed]:
@@ -186,21 +180,9 @@ def _percentile(ordered: Sequence[float], percent: int) -> float:
     return ordered[len(ordered) * percent // 100]
 
 
-def _say(what: str) -> None:
-    print(f"{what} …", file=sys.stderr, flush=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Measures the worker against a raw aiohttp loop.")
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    plan = QUICK if parser.parse_args(arguments).quick else Plan()
-    with Path(os.devnull).open("w") as nowhere:
-        writer = configure("info", "json", nowhere)  # what a worker in production writes
-        try:
-            with asyncio.Runner(loop_factory=loop_factory()) as runner:
-                rows = runner.run(measure(plan))
-        finally:
-            writer.close()
+    what = "Measures the worker against a raw aiohttp loop."
+    rows, _ = perform(measure, arguments, what=what, full=Plan(), quick=QUICK)
     print("\n".join(table(rows)))
 
 

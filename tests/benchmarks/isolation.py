@@ -11,10 +11,8 @@ live p99 stays within 100 ms of the quiet one, no live attempt fails, and the on
 one attempt before it gets the rest.
 """
 
-import argparse
 import asyncio
 import itertools
-import os
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -33,12 +31,10 @@ from dead_servers import LIVE_NAME, DeadServers, dead_servers
 from measures import TimedPolls, running
 from pydantic import SecretStr
 from raw_loop import latencies_ms, receipts
-from stage import Stage, a_stage, some_settings
+from stage import Stage, a_stage, perform, say, some_settings
 from waiting import some_deliveries
 
 from watcher.delivery import connector
-from watcher.logs.lines import configure
-from watcher.service.serve import loop_factory
 from watcher.settings import Settings, SubscriptionSettings
 from watcher.store.keys import Keys
 from watcher.store.lanes import Lanes
@@ -72,9 +68,16 @@ class Plan:
 
 
 QUICK = Plan(
-    seconds=3, rest_s=2, warm_up_s=1.5, dead=100, lanes_each=10, fed_per_second=50, retries=500, percentile=90
+    seconds=3,
+    rest_s=1.5,
+    warm_up_s=1.5,
+    dead=100,
+    lanes_each=10,
+    fed_per_second=50,
+    retries=300,
+    percentile=90,
 )
-"""The 99th of eighty is the last one, and says more about the machine."""
+"""The 99th of sixty is the last one, and says more about the machine."""
 
 
 class Phase(NamedTuple):
@@ -126,7 +129,7 @@ async def measure(plan: Plan) -> Found:
         _use_dns(ports.dns)
         async with a_stage() as stage:
             live = stage.url.replace("127.0.0.1", LIVE_NAME)
-            _say("alone")
+            say("alone")
             async with _living(stage, live, ()) as watch:
                 await asyncio.sleep(plan.warm_up_s)  # baselines, connections
                 quiet = await watch.phase("alone", plan.seconds)
@@ -134,12 +137,12 @@ async def measure(plan: Plan) -> Found:
             back = _subscription(BACK, f"http://127.0.0.1:{ports.back}/")
             async with _living(stage, live, [*dead, back]) as watch:
                 await asyncio.sleep(plan.warm_up_s)
-                _say("beside the dead")
+                say("beside the dead")
                 names = [each.name for each in dead]
                 await watch.owe({name: _accounts(plan.lanes_each) for name in names})
                 async with watch.feeding(names, plan.fed_per_second):
                     beside = await watch.phase("beside the dead", plan.seconds)
-                    _say("while one comes back")
+                    say("while one comes back")
                     await watch.leave_alone(BACK, plan.rest_s)
                     await asyncio.sleep(1.5)  # until the worker knows
                     await watch.owe({BACK: _accounts(plan.retries)})
@@ -282,21 +285,9 @@ def table(found: Found) -> Iterator[str]:
     )
 
 
-def _say(what: str) -> None:
-    print(f"{what} …", file=sys.stderr, flush=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Measures what dead subscribers cost a live one.")
-    parser.add_argument("--quick", action="store_true", help="a small form, in seconds")
-    plan = QUICK if parser.parse_args(arguments).quick else Plan()
-    with Path(os.devnull).open("w") as nowhere:
-        writer = configure("info", "json", nowhere)  # what a worker in production writes
-        try:
-            with asyncio.Runner(loop_factory=loop_factory()) as runner:
-                found = runner.run(measure(plan))
-        finally:
-            writer.close()
+    what = "Measures what dead subscribers cost a live one."
+    found, plan = perform(measure, arguments, what=what, full=Plan(), quick=QUICK)
     print("\n".join(table(found)))
     if faults := list(found.faults(plan)):
         sys.exit("\n".join(faults))

@@ -1,14 +1,18 @@
 """Where the benchmarks play: an embedded server as in production, and the settings of a busy worker."""
 
+import argparse
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import ip_network
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 from builders import SECRET
 from fast_server import fast_server
@@ -16,13 +20,18 @@ from pydantic import SecretStr
 from raw_loop import CONCURRENCY
 from redis.asyncio import Redis
 
+from watcher.logs.lines import configure
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
+from watcher.service.serve import loop_factory
 from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings
 from watcher.store.connect import connect
 from watcher.store.embedded import Embedded
 from watcher.store.health import StoreHealth
 from watcher.store.pipe import Pipe
 from watcher.store.schedule import Schedule
+
+P = TypeVar("P")
+F = TypeVar("F")
 
 PROVIDER = "loopring"
 
@@ -74,6 +83,31 @@ async def a_stage() -> AsyncIterator[Stage]:
                 yield Stage(url, client, schedule, StoreHealth())
                 for runner in runners:
                     runner.cancel()
+
+
+def perform(
+    measure: Callable[[P], Coroutine[Any, Any, F]],
+    arguments: Sequence[str] | None,
+    *,
+    what: str,
+    full: P,
+    quick: P,
+) -> tuple[F, P]:
+    """Measure by the plan that the command line asks for, on a worker's loop; returns that plan as well."""
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("--quick", action="store_true", help="a small form, in seconds")
+    plan = quick if parser.parse_args(arguments).quick else full
+    with Path(os.devnull).open("w") as nowhere:
+        writer = configure("info", "json", nowhere)  # what a worker in production writes
+        try:
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
+                return runner.run(measure(plan)), plan
+        finally:
+            writer.close()
+
+
+def say(what: str) -> None:
+    print(f"{what} …", file=sys.stderr, flush=True)
 
 
 def some_settings(

@@ -35,6 +35,17 @@ def bound_answers(connector: TCPConnector) -> None:
     connector._factory = factory  # type: ignore[assignment]  # noqa: SLF001 -- there is no public way
 
 
+def drop_frames(error: BaseException | None) -> None:
+    """Let go of the frames that an error and its causes passed through, and so of what these had read.
+
+    A connection holds the error that ended it, and the error's frames hold the connection: answers that are
+    not HTTP left 57 KiB each behind, until such circles were collected.
+    """
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
 class _BoundedConnection(ResponseHandler):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
@@ -72,8 +83,17 @@ class _BoundedConnection(ResponseHandler):
         self._is_final = data[0].code not in _INTERIM
         super().feed_data(data, size)
 
+    def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
+        """Keep the error, and not the frames of its cause: where nobody waits for it, nobody drops them."""
+        drop_frames(exc_cause)
+        super().set_exception(exc, *filter(None, [exc_cause]))
+
     def close(self) -> None:
-        """Close at once: a peer may take for ever to receive the rest, or to say goodbye over TLS."""
+        """Close at once: a peer may take for ever to receive the rest, or to say goodbye over TLS.
+
+        What came when the attempt was over is not kept either: it and the connection hold each other.
+        """
+        self._buffer.clear()
         self.abort()
 
     @property

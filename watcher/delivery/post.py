@@ -17,7 +17,7 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from watcher import __version__
-from watcher.delivery.answers import AnswerTooLong, bound_answers, is_reused
+from watcher.delivery.answers import AnswerTooLong, bound_answers, drop_frames, is_reused
 from watcher.delivery.connector import guarded_connector, refusal_in
 from watcher.delivery.egress import Policy, check_url
 from watcher.delivery.outcomes import LONGEST_RETRY_AFTER_S, Attempt
@@ -96,6 +96,7 @@ class Poster:
         except _TRANSPORT_ERRORS as error:
             refusal = refusal_in(error)
             words = f"refused: {refusal}" if refusal else _in_our_words(error)
+            drop_frames(error)
             return Attempt(_since_ms(started), error=words, is_refused_by_us=refusal is not None)
         async with answer:
             if answer.content.is_eof() and 200 <= answer.status < 300:
@@ -165,7 +166,8 @@ async def _read(answer: aiohttp.ClientResponse, deadline: float) -> bytes:
         async with asyncio.timeout_at(deadline):
             async for chunk in answer.content.iter_any():
                 beginning += chunk[: _EXCERPT_BYTES - len(beginning)]
-    except (aiohttp.ClientError, OSError):
+    except (aiohttp.ClientError, OSError) as error:
+        drop_frames(error)
         answer.close()
     return beginning
 
