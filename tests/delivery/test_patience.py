@@ -28,14 +28,14 @@ async def failing_for(one: Owed, days: float) -> None:
     await one.pipe.command("HSET", one.keys.standings(), "ops", f"40 {since_ms} 0 0 status 500")
 
 
-async def test_it_is_warned_of_from_the_second_day_on_with_the_time_that_is_left(
+async def test_it_is_warned_of_with_the_time_that_is_left_and_not_with_each_attempt(
     one: Owed, subscriber: MoodySubscriber, logged: list[Any]
 ) -> None:
     await failing_for(one, days=4)
     await one.queue(["treasury"])
     async with one.worker():
         await subscriber.until(lambda: len(subscriber.arrivals) > 3)
-    (warning,) = told(logged, "subscription.failing")  # and not with each attempt
+    (warning,) = told(logged, "subscription.failing")
     assert (warning["log_level"], warning["reason"]) == ("warning", "status 500")
     assert 0.99 * DAY_MS < warning["next_ms"] <= DAY_MS
     assert not told(logged, "subscription.paused")

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from watcher.logs.catalogue import FIELD_MEANINGS, Line
+from watcher.logs.spells import Spell
+from watcher.service.changes import Change
 
 _LEVEL_BY_METHOD = {
     "debug": "debug",
@@ -15,6 +17,8 @@ _LEVEL_BY_METHOD = {
 }
 _LOGGERS = ("log", "_log", "logger")
 _NOT_FIELDS = {"exc_info"}
+_FIELDS_BY_NAME = {"spell": Spell._fields, "change": Change._fields}
+"""What a `**name._asdict()` holds, by the one name that it is given everywhere."""
 
 
 class Spoken(NamedTuple):
@@ -88,6 +92,8 @@ def _keys(node: ast.expr, room: ast.AST) -> frozenset[str]:
             )
         case ast.Name(id=name):
             return frozenset().union(*(_keys(value, room) for value in _assigned(name, room)))
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="_asdict")):
+            return frozenset(_FIELDS_BY_NAME[name])
     return frozenset()
 
 

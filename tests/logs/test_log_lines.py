@@ -1,6 +1,7 @@
 """A log line as machines read it, as people see it, and what is kept out of both."""
 
 import io
+import itertools
 import json
 import logging
 import os
@@ -134,6 +135,30 @@ def test_an_exception_becomes_a_traceback_without_locals(say: Callable[[Exceptio
 def test_no_exception_at_hand_is_no_mistake() -> None:
     assert "exception" not in the_line(lambda: log.exception("bug"))
     assert "exception" not in the_line(lambda: log.info("bug", exc_info=None))
+
+
+def test_the_same_bug_is_told_once_and_counted_when_it_is_told_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = itertools.count()
+    out = io.StringIO()
+    writer = configure("info", "json", out)
+
+    def poll(account: str, answer: str) -> None:
+        try:
+            int(answer)
+        except ValueError:
+            log.exception("bug", affected="poll", account=account)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: next(clock))
+        for number in range(4000):
+            poll(f"account-{number}", "no")
+    log.error("bug", affected="poll", exc_info=ValueError("at another place"))
+    writer.close()
+    told = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [line.get("times") for line in told] == [None, 3601, None]
+    assert [line.get("account") for line in told] == ["account-0", "account-3600", None]
 
 
 def test_pretty_puts_a_traceback_below_its_line_indented() -> None:

@@ -60,15 +60,19 @@ async def test_waits_grow_and_begin_anew_after_a_recovery(lines: list[MutableMap
     assert names(lines) == ["store.unreachable", "store.recovered", "store.unreachable"]
 
 
-async def test_a_trouble_that_lasts_is_said_again_once_a_minute(
+async def test_a_trouble_that_lasts_is_said_again_after_an_hour_and_then_daily(
     lines: list[MutableMapping[str, Any]],
 ) -> None:
     clock = Clock()
     health = StoreHealth(clock=clock)
-    for _ in range(181):
+    for _ in range(2 * 86_400 // 10):
         await health.failed(GONE)
-        clock.now += 1
-    assert names(lines) == ["store.unreachable"] * 4
+        clock.now += 10
+    assert names(lines) == ["store.unreachable"] * 3
+    assert [line["duration_ms"] for line in lines] == [0, 3_600_000, 90_000_000]
+    assert [line["times"] for line in lines] == [1, 361, 9001]
+    health.answered()
+    assert (lines[-1]["duration_ms"], lines[-1]["times"]) == (172_800_000, 17_280)
 
 
 async def test_reads_that_succeed_do_not_end_a_refusal_of_writes(

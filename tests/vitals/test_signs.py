@@ -52,7 +52,20 @@ async def test_an_event_loop_that_is_held_up_is_measured_and_said(monkeypatch: p
         measuring.cancel()
     assert 0.3 < vitals.lag_s < 5
     lag_ms = round(1000 * vitals.lag_s)
-    assert lines == [{"log_level": "warning", "event": "loop.lagged", "worker": "w", "lag_ms": lag_ms}]
+    (line,) = lines
+    assert (line["event"], line["log_level"], line["lag_ms"]) == ("loop.lagged", "warning", lag_ms)
+
+
+def test_a_loop_that_lags_again_and_again_is_said_once_and_when_a_minute_was_quiet() -> None:
+    vitals = Vitals("w", dict)
+    told = []
+    for lags_s in ([2, 3, 1.5], [2], [0.1], [0.1], [5]):
+        with capture_logs() as lines:
+            for lag_s in lags_s:
+                vitals.note_lag(lag_s)
+            vitals.end_of_minute()
+        told.append([(line["event"], line["times"]) for line in lines])
+    assert told == [[("loop.lagged", 1)], [], [("loop.recovered", 4)], [], [("loop.lagged", 1)]]
 
 
 def test_a_lag_that_costs_nobody_a_lease_is_not_said() -> None:
@@ -71,6 +84,7 @@ def test_a_clock_that_is_off_is_said_once_and_again_when_it_was_right_in_between
     assert skews == [59_999, 60_000, 300_000, 0, -59_999, -60_000, -1_000_000]
     assert [(line["event"], line["log_level"], line["skew_ms"]) for line in lines] == [
         ("clock.skewed", "warning", 60_000),
+        ("clock.recovered", "info", 0),
         ("clock.skewed", "warning", -60_000),
     ]
 

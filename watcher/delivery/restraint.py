@@ -13,9 +13,10 @@ from contextlib import suppress
 
 from watcher.delivery.outcomes import Outcome, Verdict
 from watcher.logs.lines import log
+from watcher.logs.spells import Spells
 from watcher.settings import SubscriptionSettings
 from watcher.store.connect import StoreError
-from watcher.store.standings import PATIENCE, WARN_AFTER, Standing, Standings
+from watcher.store.standings import PATIENCE, Standing, Standings
 
 LONGEST_REST_MS = 60_000
 """Even a paused subscription is looked at after so long: whoever saw that it was resumed may have died."""
@@ -25,7 +26,6 @@ PROBE_FROM = 3
 workers, until one is delivered: no stampede."""
 
 _READ_EVERY_S = 1.0
-_WARN_EVERY_S = 3600.0
 _DAMAGED_S = 30.0
 _SHARED = 0.8
 """The last fifth of what this process can bear is for subscriptions that stand well and have nothing in
@@ -53,7 +53,7 @@ class Restraint:
         self._read_at = 0.0
         self._known: dict[str, Standing] = {}
         self._turn_at_ms: dict[str, int] = {}
-        self._warned_at: dict[str, float] = {}
+        self._spells = Spells()
         self._earned: Counter[str] = Counter()
         self._who = secrets.token_hex(8)
         self._probed: set[str] = set()
@@ -68,6 +68,7 @@ class Restraint:
         before, self._known = self._known, await self._read()
         sooner = [name for name, old in before.items() if _is_better(self._known.get(name), old)]
         for name in sooner:
+            self._spells.over(name, time.monotonic())
             if before[name].paused_at_ms:
                 log.info("subscription.resumed", subscription=name)
         for name, standing in self._known.items():
@@ -146,13 +147,13 @@ class Restraint:
 
     async def _succeeded(self, name: str) -> None:
         failed = self._known.get(name)
+        self._spells.over(name, time.monotonic())
         if failed is None or failed.paused_at_ms:
             return
         if failed.held_until_ms > self._now_ms():  # this attempt began before: the rest stays as it is
             self._known[name] = failed._replace(failures=0)
         else:
             del self._known[name]
-        self._warned_at.pop(name, None)
         if await self._standings.succeeded(name) and failed.failures >= PROBE_FROM:
             log.info(
                 "subscription.recovered", subscription=name, duration_ms=self._now_ms() - failed.since_ms
@@ -167,20 +168,20 @@ class Restraint:
         if is_paused:
             log.warning("subscription.paused", subscription=name, reason=verdict.reason)
             await self._alert(subscription, standing)
-        elif has_counted and standing.failures == PROBE_FROM:
-            log.warning("subscription.failing", subscription=name, reason=verdict.reason)
-        self._warn(standing, name)
+        elif has_counted and standing.failures >= PROBE_FROM:
+            self._warn(standing, name)
 
     def _warn(self, standing: Standing, name: str) -> None:
-        """Say before it happens that a subscription will be paused."""
-        failing_ms = self._now_ms() - standing.since_ms
-        if standing.paused_at_ms or failing_ms < 1000 * WARN_AFTER.total_seconds():
-            return
-        if time.monotonic() - self._warned_at.get(name, -_WARN_EVERY_S) >= _WARN_EVERY_S:
-            self._warned_at[name] = time.monotonic()
-            left_ms = int(1000 * PATIENCE.total_seconds()) - failing_ms
+        """Say that a subscription fails, and in how long it is paused if it goes on so."""
+        if self._spells.struck(name, time.monotonic()):
+            failing_ms = self._now_ms() - standing.since_ms
             log.warning(
-                "subscription.failing", subscription=name, reason=standing.reason, next_ms=max(0, left_ms)
+                "subscription.failing",
+                subscription=name,
+                reason=standing.reason,
+                next_ms=max(0, int(1000 * PATIENCE.total_seconds()) - failing_ms),
+                duration_ms=failing_ms,
+                times=standing.failures,
             )
 
 

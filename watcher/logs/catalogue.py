@@ -24,7 +24,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "drain_ms": "how long work in hand may take at most",
     "dropped_lines": "log lines lost since the start, because nobody read them",
     "due": "how many accounts and lanes are due and not yet claimed",
-    "duration_ms": "how long it took",
+    "duration_ms": "how long it took, or has lasted",
     "event_id": "id of the event, as in the header webhook-id",
     "event_type": "type of the event, such as deposit.cleared",
     "eviction": "the server's maxmemory-policy",
@@ -59,6 +59,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "status": "HTTP status of the answer",
     "subscription": "name of the subscription",
     "subscriptions": "how many subscriptions",
+    "times": "how many times in a row, so far (of a good poll: were refused before it)",
     "trouble": "kind of trouble: auth, configuration, rate, transient, malformed or gone",
     "unchanged": "whether the snapshot equals the last one",
     "version": "version of watcher",
@@ -69,7 +70,8 @@ FIELD_MEANINGS: Mapping[str, str] = {
 class Line(NamedTuple):
     """One event name: its level, the fact it states, the fields it may carry (each where it is known).
 
-    Where it says nothing new it is logged at the level debug instead.
+    Where it says nothing new it is logged at the level debug instead. A trouble that lasts is said when it
+    begins, an hour later, then once a day, and when it is over: `spells`.
     """
 
     level: Level
@@ -87,6 +89,7 @@ _DELIVERY = (
     "status",
     "duration_ms",
 )
+_LASTS = ("duration_ms", "times")
 _POLL = ("account", "provider", "status", "duration_ms")
 
 EVENTS: Mapping[str, Line] = {
@@ -117,8 +120,11 @@ EVENTS: Mapping[str, Line] = {
         ),
     ),
     "loop.lagged": Line(
-        "warning", "Something held the event loop up, so leases may have run out.", ("worker", "lag_ms")
+        "warning",
+        "Something held the event loop up, so leases may have run out.",
+        ("worker", "lag_ms", *_LASTS),
     ),
+    "loop.recovered": Line("info", "Nothing has held the event loop up for a minute.", ("worker", *_LASTS)),
     "lease.lost": Line(
         "info",
         "A lease ran out before the work was done; what came after was void, and another worker does it.",
@@ -127,7 +133,10 @@ EVENTS: Mapping[str, Line] = {
     "clock.skewed": Line(
         "warning",
         "This machine's clock differs from the server's; receivers refuse signatures that are 5 minutes off.",
-        ("worker", "skew_ms"),
+        ("worker", "skew_ms", *_LASTS),
+    ),
+    "clock.recovered": Line(
+        "info", "This machine's clock agrees with the server's again.", ("worker", "skew_ms", *_LASTS)
     ),
     "configuration.loaded": Line(
         "info",
@@ -159,14 +168,14 @@ EVENTS: Mapping[str, Line] = {
         ("server", "persistence", "eviction", "reason"),
     ),
     "store.unreachable": Line(
-        "error", "The server does not answer; work waits for it. Said once.", ("reason", "next_ms")
+        "error", "The server does not answer; work waits for it.", ("reason", "next_ms", *_LASTS)
     ),
     "store.refusing": Line(
         "error",
-        "The server answers but refuses writes (memory or disk is full, or it is a replica). Said once.",
-        ("reason", "next_ms"),
+        "The server answers but refuses writes (memory or disk is full, or it is a replica).",
+        ("reason", "next_ms", *_LASTS),
     ),
-    "store.recovered": Line("info", "The server answers and takes writes again.", ("duration_ms",)),
+    "store.recovered": Line("info", "The server answers and takes writes again.", _LASTS),
     "state.lost": Line(
         "error", "The server has lost its state; accounts get new baselines, no events.", ("accounts",)
     ),
@@ -181,23 +190,27 @@ EVENTS: Mapping[str, Line] = {
     "account.stale": Line(
         "warning",
         "No good poll of this account for three intervals, or of so many that went together.",
-        ("account", "accounts", "provider", "reason"),
+        ("account", "accounts", "provider", "reason", "duration_ms"),
     ),
     "account.recovered": Line(
-        "info", "A good poll of an account that was stale.", ("account", "accounts", "provider")
+        "info",
+        "A good poll of an account that was stale or quarantined, or of so many that were stale.",
+        ("account", "accounts", "provider", *_LASTS),
     ),
     "account.quarantined": Line(
-        "error", "The state of this account cannot be read; it alone is left out.", ("account", "reason")
+        "error",
+        "The state of this account cannot be read; it alone is left out.",
+        ("account", "reason", *_LASTS),
     ),
     "poll.finished": Line(
         "info",
         "A good poll: its snapshot is the account's state.",
-        (*_POLL, "unchanged", "assets", "changes", "held", "next_ms"),
+        (*_POLL, "unchanged", "assets", "changes", "held", "next_ms", "times"),
     ),
     "poll.refused": Line(
         "info",
         "A poll is void: the account's state and its time stay.",
-        (*_POLL, "trouble", "reason", "next_ms"),
+        (*_POLL, "trouble", "reason", "next_ms", "times"),
     ),
     "poll.discarded": Line(
         "info",
@@ -230,9 +243,8 @@ EVENTS: Mapping[str, Line] = {
     ),
     "subscription.failing": Line(
         "warning",
-        "A subscription fails again and again; after a day once an hour, with the time left until it is "
-        "paused.",
-        ("subscription", "reason", "next_ms"),
+        "A subscription fails again and again; `next_ms` is left until it is paused.",
+        ("subscription", "reason", "next_ms", *_LASTS),
     ),
     "subscription.recovered": Line(
         "info", "A subscription that was failing takes events again.", ("subscription", "duration_ms")
@@ -245,10 +257,10 @@ EVENTS: Mapping[str, Line] = {
     "subscription.resumed": Line("info", "A paused subscription is delivered to again.", ("subscription",)),
     "provider.unavailable": Line(
         "warning",
-        "A provider fails for all its accounts; one account at a time asks it from now on. Said once.",
-        ("provider", "trouble", "reason", "status", "next_ms"),
+        "A provider fails for all its accounts; one account at a time asks it from now on.",
+        ("provider", "trouble", "reason", "status", "next_ms", *_LASTS),
     ),
-    "provider.recovered": Line("info", "A provider answers again.", ("provider", "duration_ms")),
+    "provider.recovered": Line("info", "A provider answers again.", ("provider", *_LASTS)),
     "library.warned": Line("warning", "A library that we use logged a warning.", ("library", "message")),
     "library.failed": Line(
         "error", "A library that we use logged an error.", ("library", "message", "exception")
@@ -257,6 +269,6 @@ EVENTS: Mapping[str, Line] = {
     "bug": Line(
         "error",
         "Something that was not planned; please report it with the traceback.",
-        ("affected", "account", "subscription", "exception"),
+        ("affected", "account", "subscription", "exception", "times"),
     ),
 }

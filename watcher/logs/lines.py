@@ -7,6 +7,7 @@ on what could harm a reader: values from outside are made printable, tracebacks 
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Mapping, MutableMapping
 from functools import lru_cache, partial
 from typing import Any, Literal, TextIO
@@ -15,6 +16,7 @@ import orjson
 import structlog
 
 from watcher.logs.catalogue import EVENTS as EVENTS
+from watcher.logs.spells import Spells
 from watcher.logs.tail import LEVELS as LEVELS
 from watcher.logs.tail import pretty
 from watcher.logs.writer import LineWriter, write_to
@@ -52,6 +54,7 @@ def configure(
         logger_factory=lambda *_: writer,
         cache_logger_on_first_use=True,
     )
+    _bugs.clear()
     vars(log).pop("bind", None)  # the logger that was cached under an earlier configuration
     logging.getLogger().addHandler(_bridge)
     logging.captureWarnings(True)
@@ -61,6 +64,7 @@ def configure(
 _MOST = 2**63 - 1
 """The largest integer that every reader of JSON lines takes."""
 
+_bugs = Spells()
 _processors: list[Any] = []  # one list for all times: loggers that are cached keep a reference to it
 
 
@@ -89,6 +93,8 @@ def _tidy(_logger: object, level: str, fields: MutableMapping[str, Any]) -> Mapp
     """Order the fields and make every value plain data whose texts are printable."""
     line = {"timestamp": _utc_text(time.time()), "level": level, "event": fields.pop("event")}
     error = _error(fields.pop("exc_info", None))
+    if line["event"] == "bug" and error:
+        fields.update(_repetition(error, fields.get("affected")))
     for name, value in fields.items():
         kind = type(value)
         if kind is str:
@@ -99,6 +105,19 @@ def _tidy(_logger: object, level: str, fields: MutableMapping[str, Any]) -> Mapp
     if error:
         line["exception"] = traceback_text(error)
     return line
+
+
+def _repetition(error: BaseException, affected: object) -> Mapping[str, int]:
+    """Say how often the same bug has shown itself. Raises DropEvent where that is not to be said again yet.
+
+    It is the same where the same thing is affected at the same place in the code, whoever the account is.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    place = (frames[-1].filename, frames[-1].lineno) if frames else None
+    spell = _bugs.struck((affected, type(error), place), time.monotonic())
+    if spell is None:
+        raise structlog.DropEvent
+    return {"times": spell.times} if spell.times > 1 else {}
 
 
 def _error(exc_info: object) -> BaseException | None:

@@ -7,10 +7,15 @@ import time
 from collections.abc import Awaitable, Callable
 
 from watcher.logs.lines import log
+from watcher.logs.spells import Spells
 from watcher.polling.outage import Outage
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Refused
 from watcher.settings import AccountSettings
+
+
+class NotAsked(Refused):
+    """Nothing was sent: the provider fails for everybody, and it is another account's turn to ask it."""
 
 
 class Asker:
@@ -33,20 +38,21 @@ class Asker:
         self._is_canary_failing = is_canary_failing
         self._clock = clock
         self._outage = Outage()
+        self._spells = Spells()
         self._is_back = False
 
     async def ask(self, account: AccountSettings) -> tuple[bytes, ...]:
-        """Send the requests of one poll. Raises Refused, and StoreError."""
+        """Send the requests of one poll. Raises Refused, NotAsked where nothing was sent, and StoreError."""
         if not await self._may_ask(account):
-            raise Refused("gone", "the provider is unavailable; one account at a time asks it")
+            raise NotAsked("gone", "the provider is unavailable; one account at a time asks it")
         try:
             bodies = await self._client.ask(account)
         except Refused as refused:
             self._note(account, refused)
             raise
-        lasted_s = self._outage.good(self._clock())
-        if lasted_s is not None:
-            log.info("provider.recovered", provider=self._provider, duration_ms=int(1000 * lasted_s))
+        self._outage.good()
+        if spell := self._spells.over(self._provider, self._clock()):
+            log.info("provider.recovered", provider=self._provider, **spell._asdict())
             self._is_back = True
         return bodies
 
@@ -62,11 +68,14 @@ class Asker:
         return not await self._is_canary_failing()
 
     def _note(self, account: AccountSettings, refused: Refused) -> None:
-        if self._outage.refused(account.name, refused.trouble, self._clock()):
+        now = self._clock()
+        self._outage.refused(account.name, refused.trouble, now)
+        if self._outage.is_on and (spell := self._spells.struck(self._provider, now)):
             log.warning(
                 "provider.unavailable",
                 provider=self._provider,
                 trouble=refused.trouble,
                 reason=refused.reason,
                 status=refused.status,
+                **spell._asdict(),
             )

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 from watcher.journal.diff import Step
 from watcher.logs.lines import log
+from watcher.logs.spells import Spells
+from watcher.polling.asker import NotAsked
 from watcher.providers.contract import Refused
 from watcher.settings import AccountSettings
 from watcher.store.polls import Postponed
@@ -23,6 +25,8 @@ class PollNotes:
     def __init__(self, provider: str, tally: Tally) -> None:
         self._provider = provider
         self._tally = tally
+        self._refused = Spells()
+        self._quarantined = Spells()
 
     def began(self) -> float:
         """Count a poll; returns when it began."""
@@ -31,17 +35,24 @@ class PollNotes:
 
     def finished(self, account: AccountSettings, reply: Reply, started: float, step: Step | None) -> None:
         """A good answer was taken in, or came too late."""
-        duration_s = time.monotonic() - started
+        now = time.monotonic()
+        duration_s = now - started
         self._tally.polled(self._provider, _outcome(reply, step), duration_s)
-        names = {
+        if spell := self._quarantined.over(account.name, now):
+            log.info("account.recovered", account=account.name, provider=self._provider, **spell._asdict())
+        names: dict[str, object] = {
             "account": account.name,
             "provider": self._provider,
             "duration_ms": round(1000 * duration_s),
         }
+        if refused := self._refused.over(account.name, now):
+            names["times"] = refused.times
         if reply is Reply.LEASE_LOST:
             log.info("poll.discarded", **names, reason="the lease ran out before the answer came")
         elif reply is Reply.MOVED_ON:
             log.info("poll.discarded", **names, reason="another worker was faster")
+        elif step is None and refused:
+            log.info("poll.finished", **names, unchanged=True)
         elif step is None:
             log.debug("poll.finished", **names, unchanged=True)
         else:
@@ -51,26 +62,33 @@ class PollNotes:
     def refused(
         self, account: AccountSettings, refused: Refused, postponed: Postponed | None, started: float
     ) -> None:
-        """A poll was void."""
-        duration_s = time.monotonic() - started
+        """A poll was void: said aloud as it begins, and again where that lasts."""
+        now = time.monotonic()
+        duration_s = now - started
         self._tally.refused += 1
         self._tally.by_refusal[self._provider, refused.trouble] += 1
         self._tally.polled(self._provider, "refused", duration_s)
-        log.info(
-            "poll.refused",
-            account=account.name,
-            provider=self._provider,
-            trouble=refused.trouble,
-            reason=refused.reason,
-            status=refused.status,
-            next_ms=postponed.wait_ms if postponed else None,
-            duration_ms=round(1000 * duration_s),
-        )
+        line = {
+            "account": account.name,
+            "provider": self._provider,
+            "trouble": refused.trouble,
+            "reason": refused.reason,
+            "status": refused.status,
+            "next_ms": postponed.wait_ms if postponed else None,
+            "duration_ms": round(1000 * duration_s),
+            "times": postponed.refusals if postponed else None,
+        }
+        if not isinstance(refused, NotAsked) and self._refused.struck(account.name, now):
+            log.info("poll.refused", **line)
+        else:
+            log.debug("poll.refused", **line)
 
     def quarantined(self, account: AccountSettings, damage: BadState, started: float) -> None:
         """An account's state cannot be read."""
-        self._tally.polled(self._provider, "quarantined", time.monotonic() - started)
-        log.error("account.quarantined", account=account.name, reason=str(damage))
+        now = time.monotonic()
+        self._tally.polled(self._provider, "quarantined", now - started)
+        if spell := self._quarantined.struck(account.name, now):
+            log.error("account.quarantined", account=account.name, reason=str(damage), **spell._asdict())
 
     def committed(self, account: AccountSettings, step: Step, pushed_out: Mapping[str, int]) -> None:
         """A step was written: say what it tells."""

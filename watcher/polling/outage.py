@@ -20,7 +20,6 @@ class Outage:
 
     _in_a_row: int = 0
     _accounts: set[str] = field(default_factory=set)
-    _since: float = 0.0
     _probes: int = 0
     _probe_at: float = 0.0
 
@@ -38,27 +37,19 @@ class Outage:
         self._probes += 1
         return True
 
-    def refused(self, account: str, trouble: Trouble, now: float) -> bool:
-        """Note a refused answer; says whether the provider counts as unavailable from now on.
-
-        A mistake in one account's configuration says nothing of the provider.
-        """
+    def refused(self, account: str, trouble: Trouble, now: float) -> None:
+        """Note a refused answer. A mistake in one account's configuration says nothing of the provider."""
         if trouble == "configuration":
-            return False
+            return
         was_on = self.is_on
-        self._since = self._since or now
         self._in_a_row += 1
         if len(self._accounts) < 2:
             self._accounts.add(account)
         if self.is_on and not was_on:
             self._probe_at = now + _PROBES_S[0]
-        return self.is_on and not was_on
 
-    def good(self, now: float) -> float | None:
-        """Note a good answer; returns how many seconds an outage lasted that ends with it."""
-        lasted_s = now - self._since if self.is_on else None
+    def good(self) -> None:
+        """Note a good answer."""
         self._in_a_row = 0
         self._accounts.clear()
-        self._since = 0.0
         self._probes = 0
-        return lasted_s

@@ -181,7 +181,7 @@ class Poller:
         wait_ms = spread_ms(wait_s(account, step.state), random.random())
         reply = await self._write(account, lease, state, step, due_ms=self._now_ms() + wait_ms)
         if state and state.stale_since_ms and reply is Reply.DONE:
-            self.silence.went("account.recovered", account)
+            self.silence.recovered(account, self._now_ms() - state.stale_since_ms)
         return reply
 
     async def _write(
@@ -252,7 +252,10 @@ class Poller:
         state = await self._polls.read_state(account.name)
         now_ms = self._now_ms()
         since_ms = self.silence.since_ms(account, state.polled_at_ms if state else 0, now_ms)
-        if since_ms is None or (state and state.stale_since_ms):
+        if since_ms is None:
+            return
+        if state and state.stale_since_ms:
+            self.silence.still_stale(account, refused.reason, now_ms - state.stale_since_ms)
             return
         step = go_stale(
             state,
@@ -265,7 +268,7 @@ class Poller:
         )
         reply = await self._write(account, lease, state, step, due_ms=lease.deadline, is_good=False)
         if reply is Reply.DONE:
-            self.silence.went("account.stale", account, refused.reason)
+            self.silence.went_stale(account, refused.reason)
 
     async def _quarantine(
         self, account: AccountSettings, lease: Lease, damage: BadState, started: float

@@ -1,4 +1,4 @@
-"""Knows whether the server does its part, and says so once when it stops and once when it is back.
+"""Knows whether the server does its part, and says so when it stops, while that lasts, and when it is back.
 
 Refuses to decide what to do meanwhile: whoever failed waits as long as it is told, and tries again.
 """
@@ -7,13 +7,11 @@ import time
 from collections.abc import Awaitable, Callable
 
 from watcher.logs.lines import log
+from watcher.logs.spells import Spells
 from watcher.store.connect import StoreError
 
 _PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 """A restarted server is found within two seconds, and a dead one costs next to nothing."""
-
-_REMIND_S = 60.0
-"""How often a trouble that lasts is said again."""
 
 _QUIET_S = 2 * _PAUSES_S[-1] + 1
 """A server that refuses writes still answers who reads: it is back when it refused nobody for so long."""
@@ -32,7 +30,8 @@ class StoreHealth:
         self._clock = clock
         self._down_since: float | None = None
         self._failed_at = 0.0
-        self._said, self._said_at = "", 0.0
+        self._spells = Spells()
+        self._kind = ""
         self._failures = 0
 
     @property
@@ -46,9 +45,9 @@ class StoreHealth:
         pause_s = _PAUSES_S[min(self._failures, len(_PAUSES_S) - 1)]
         self._failures += 1
         event = "store.refusing" if "refuses writes" in str(trouble) else "store.unreachable"
-        if event != self._said or now - self._said_at >= _REMIND_S:
-            log.error(event, reason=str(trouble), next_ms=int(1000 * pause_s))
-            self._said, self._said_at = event, now
+        self._kind = event
+        if spell := self._spells.struck(event, now):
+            log.error(event, reason=str(trouble), next_ms=int(1000 * pause_s), **spell._asdict())
         self._down_since = now if self._down_since is None else self._down_since
         if self._mend:
             try:
@@ -62,8 +61,9 @@ class StoreHealth:
         if self._down_since is None:
             return
         now = self._clock()
-        if self._said == "store.refusing" and now - self._failed_at < _QUIET_S:
+        if self._kind == "store.refusing" and now - self._failed_at < _QUIET_S:
             return
-        log.info("store.recovered", duration_ms=int(1000 * (now - self._down_since)))
-        self._down_since, self._said = None, ""
+        log.info("store.recovered", duration_ms=int(1000 * (now - self._down_since)), times=self._failures)
+        self._down_since = None
         self._failures = 0
+        self._spells.clear()

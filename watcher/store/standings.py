@@ -14,9 +14,6 @@ from watcher.store.pipe import Pipe, load_script
 PATIENCE = timedelta(days=5)
 """A subscription that fails everything for so long is paused."""
 
-WARN_AFTER = timedelta(days=1)
-"""From then on a failing subscription is warned about, once an hour and worker."""
-
 _NOTE_FAILURE = load_script("note_failure")
 _NOTE_SUCCESS = load_script("note_success")
 _PROBE = load_script("probe")

@@ -1,0 +1,54 @@
+"""A trouble that lasts is spoken of when it begins, a while later, and when it ends: not when it strikes."""
+
+import pytest
+
+from watcher.logs.spells import AGAIN_S, FIRST_S, Spell, Spells
+
+HOUR, DAY = 3600, 86_400
+
+
+@pytest.mark.parametrize(
+    ("strikes_at", "spoken_at"),
+    [
+        ([0], [0]),
+        ([0, 0, 1, 2], [0]),
+        (range(0, HOUR, 60), [0]),
+        ([0, HOUR - 1, HOUR], [0, HOUR]),
+        (range(0, 4 * DAY, 60), [0, HOUR, HOUR + DAY, HOUR + 2 * DAY, HOUR + 3 * DAY]),
+        ([0, 5 * HOUR, 6 * HOUR, 28 * HOUR, 30 * HOUR], [0, 5 * HOUR, 30 * HOUR]),
+        ([7 * DAY, 7 * DAY + 1], [7 * DAY]),
+    ],
+)
+def test_it_is_time_to_speak_at_the_start_after_an_hour_and_then_daily(
+    strikes_at: list[int], spoken_at: list[int]
+) -> None:
+    spells = Spells()
+    assert [now for now in strikes_at if spells.struck("down", float(now))] == spoken_at
+
+
+def test_what_is_said_is_how_long_it_lasts_and_how_often_it_struck() -> None:
+    spells = Spells()
+    assert spells.struck("down", 10.0) == Spell(0, 1)
+    assert spells.struck("down", 11.5) is None
+    assert spells.struck("down", 10 + FIRST_S) == Spell(3_600_000, 3)
+    assert spells.struck("down", 10 + FIRST_S + AGAIN_S) == Spell(90_000_000, 4)
+    assert spells.over("down", 20 + FIRST_S + AGAIN_S) == Spell(90_010_000, 4)
+
+
+def test_the_end_is_said_once_and_only_of_what_began() -> None:
+    spells = Spells()
+    assert spells.over("down", 1.0) is None
+    spells.struck("down", 2.0)
+    assert spells.over("down", 3.5) == Spell(1500, 1)
+    assert spells.over("down", 4.0) is None
+    assert spells.struck("down", 5.0) == Spell(0, 1)
+
+
+def test_troubles_are_apart_and_none_is_remembered_once_it_is_over() -> None:
+    spells = Spells()
+    for name in ("shop", "bank"):
+        assert spells.struck(name, 0.0) == Spell(0, 1)
+    assert spells.over("shop", 9.0) == Spell(9000, 1)
+    assert spells.struck("bank", 9.0) is None
+    spells.over("bank", 9.0)
+    assert not any(vars(spells).values())

@@ -1,0 +1,76 @@
+"""A trouble that lasts is a line when it begins and one when it ends in a worker's log, not one per poll."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from rig import Rig, a_rig
+from structlog.testing import capture_logs
+
+from watcher.polling import poll
+from watcher.store.keys import Keys
+
+Lines = list[MutableMapping[str, Any]]
+
+
+@pytest.fixture
+async def rig(redis_server_url: str, namespace: str) -> AsyncIterator[Rig]:
+    async with a_rig(redis_server_url, namespace) as rig:
+        yield rig
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    with capture_logs() as lines:
+        yield lines
+
+
+def told(lines: Lines, event: str, account: str, *, level: str | None = None) -> Lines:
+    found = [line for line in lines if line["event"] == event and line.get("account") == account]
+    return [line for line in found if level in (None, line["log_level"])]
+
+
+async def until(is_so: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not is_so():  # noqa: ASYNC110 - a list tells nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_refused_polls_are_told_aloud_once_and_so_is_the_good_one_that_ends_them(
+    rig: Rig, lines: Lines
+) -> None:
+    async with rig.worker():
+        await until(lambda: told(lines, "account.baseline", "treasury"))
+        await rig.sandbox.take_down("loopring")
+        await until(lambda: len(told(lines, "poll.refused", "treasury")) >= 4)
+        await rig.sandbox.bring_back("loopring")
+        before = len(lines)
+        await until(lambda: len(told(lines[before:], "poll.finished", "treasury")) >= 3)
+    refused = told(lines, "poll.refused", "treasury")
+    assert [line["log_level"] for line in refused] == ["info", *["debug"] * (len(refused) - 1)]
+    assert [line["times"] for line in refused] == [*range(1, len(refused) + 1)]
+    (end,) = (line for line in told(lines, "poll.finished", "treasury", level="info") if line.get("times"))
+    assert end["times"] == len(refused)
+    assert len(told(lines, "account.stale", "treasury")) == 1
+    (back,) = told(lines, "account.recovered", "treasury")
+    assert back["duration_ms"] > 150  # three intervals
+
+
+async def test_a_state_that_stays_damaged_is_told_once_and_when_it_is_mended(
+    rig: Rig, lines: Lines, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poll, "_QUARANTINE_MS", (50,))
+    key = Keys(rig.settings.redis.namespace).state("treasury")
+    async with rig.worker() as worker:
+        await until(lambda: told(lines, "account.baseline", "treasury"))
+        body = await redis_client.hget(key, "body")
+        await redis_client.hset(key, "body", "{")
+        rig.sandbox.world.credit(10110, "ETH", "1")  # an answer like the last one need not look at the state
+        await until(lambda: worker.tally.by_poll["loopring", "quarantined"] >= 3)
+        await redis_client.hset(key, "body", body or b"")
+        await until(lambda: told(lines, "account.recovered", "treasury"))
+    assert len(told(lines, "account.quarantined", "treasury")) == 1
+    (back,) = told(lines, "account.recovered", "treasury")
+    assert back["times"] >= 3
