@@ -175,16 +175,14 @@ class Worker:
         return Generation(self.settings, schedule, health, self.tally, before=before)
 
     async def _beat(self, schedule: Schedule) -> None:
-        while True:
-            before = copy(self.tally)
-            await pause(self._stopped, HEARTBEAT_S)
-            if self._stopped.is_set():
-                return
+        after = copy(self.tally)
+        while not await pause(self._stopped, HEARTBEAT_S):
+            before, after = after, copy(self.tally)  # what happens while `due` is counted is told next time
             self.vitals.note_clock(1000 * time.time(), schedule.now_ms())
             log.info(
                 "worker.heartbeat",
                 worker=self.name,
-                **self.tally.since(before),
+                **after.since(before),
                 due=await self._due(schedule),
                 in_flight=self.in_flight,
                 lag_ms=round(1000 * self.vitals.end_of_minute()),
