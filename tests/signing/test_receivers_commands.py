@@ -252,6 +252,31 @@ def test_listen_as_json_is_one_object_a_line_with_the_event_whole() -> None:
     assert refused["problem"]["step"] == "malformed signature"
 
 
+def test_listen_fails_and_delays_as_asked_and_hands_on_what_is_left_as_it_came() -> None:
+    with contextlib.closing(Listening("--json")) as behind:
+        options = ("--fail", "503:2", "--delay", "200ms", "--forward-to", behind.url)
+        with contextlib.closing(Listening(*options)) as listening:
+            started = time.monotonic()
+            posts = [fresh(), fresh(), fresh(), fresh(None, OTHER_SECRET), fresh()]
+            statuses = [listening.post(each) for each in posts]
+            took_s = time.monotonic() - started
+            _, lines, _ = behind.end(signal.SIGTERM)
+            statuses.append(listening.post(fresh()))  # nobody is there any more
+            _, told, summary = listening.end(signal.SIGTERM)
+    assert statuses == [503, 503, 200, 400, 200, 502]
+    assert took_s >= 5 * 0.2
+    handed_on = [json.loads(line) for line in lines]
+    assert [(each["verified"], each["attempt"], each["status"]) for each in handed_on] == [
+        (True, 1, 200),
+        (True, 2, 200),
+    ]
+    assert "answered 503" in told[1]
+    assert "attempt 3 here" in told[2]
+    assert "a repeat" in told[4]
+    assert "answered 502" in told[5]
+    assert summary.startswith("took 1 events; 1 repeats, 0 gaps")
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
