@@ -69,7 +69,7 @@ class Section(BaseModel):
 class RedisSettings(Section):
     url: SecretStr = Field(
         SecretStr("embedded"),
-        description="where state lives: `embedded`, a redis://, rediss://, unix:// or redis+sentinel:// URL",
+        description="where state lives: `embedded`, or the URL of a Redis",
     )
     namespace: Name = Field("watcher", description="prefix of every key")
     data_dir: Path = Field(Path(".watcher"), description="embedded only: where its state survives a restart")

@@ -73,7 +73,7 @@ def test_no_file_at_all_says_where_it_was_looked_for(tmp_path: Path, monkeypatch
     [
         (
             {"REDIS_URL": "localhost:6379"},
-            "REDIS_URL: must be `embedded` or begin with redis://, rediss://, unix:// or redis+sentinel://",
+            "REDIS_URL: must be `embedded` or begin with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://",
         ),
         (
             {"REDIS_URL_FILE": "/nonexistent"},

@@ -102,11 +102,11 @@ class Scene:
     keys: Keys = field(default_factory=lambda: Keys(NAMESPACE))
     _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
 
-    def go_by(self, url: str, redis: Redis) -> None:
-        """Let workers find the server by this URL, and the verdict through this client."""
+    def go_by(self, url: str, pipe: Pipe) -> None:
+        """Let workers keep their state under this URL instead, and the verdict look through this pipe."""
         file = self.directory / "watcher.toml"
         file.write_text(file.read_text().replace(self.server.url, url))
-        self.redis = redis
+        self.pipe = pipe
 
     async def start_workers(self, count: int, **faults: Any) -> list[WorkerProcess]:
         """Start workers, and wait until all of them work."""
@@ -135,7 +135,7 @@ class Scene:
         """Wait until every account has a state."""
         states = [self.keys.state(account_name(1 + number)) for number in range(self.provider.accounts)]
         async with asyncio.timeout(within_s):
-            while await self.redis.exists(*states) < len(states):  # noqa: ASYNC110 - workers write
+            while not all([await self.pipe.command("EXISTS", key) for key in states]):  # noqa: ASYNC110
                 await asyncio.sleep(_TICK_S)
 
     async def until_told(self, more: int, *, within_s: float) -> float:
@@ -163,7 +163,7 @@ class Scene:
         self.provider.move_all()
         is_told = await self.until_all_is_told(within_s=within_s, spared=spared)
         codes = await asyncio.gather(*(worker.terminate() for worker in self.running))
-        records = [record async for record in History(Pipe(self.redis), self.keys).records()]
+        records = [record async for record in History(self.pipe, self.keys).records()]
         verdict = judge(
             self.receiver.arrivals,
             records,
@@ -185,6 +185,7 @@ class Scene:
         return verdict
 
     def __post_init__(self) -> None:
+        self.pipe = Pipe(self.redis)
         self._started = time.monotonic()
 
     async def until_all_is_told(self, *, within_s: float, spared: Collection[str] = ()) -> bool:
@@ -205,7 +206,8 @@ class Scene:
     async def _waiting(self, spared: Collection[str] = ()) -> list[str]:
         """Which accounts have a lane with something in it."""
         lanes: list[Any] = [
-            await self.redis.zrange(self.keys.lanes(shard, SUBSCRIPTION), 0, -1) for shard in range(SHARDS)
+            await self.pipe.command("ZRANGE", self.keys.lanes(shard, SUBSCRIPTION), 0, -1)
+            for shard in range(SHARDS)
         ]
         return sorted({name.decode() for lane in lanes for name in lane}.difference(spared))
 
@@ -223,7 +225,8 @@ class Scene:
         ]
 
     async def _leftovers(self, spared: Collection[str]) -> list[str]:
-        dead = sum([await self.redis.xlen(self.keys.dead(shard, SUBSCRIPTION)) for shard in range(SHARDS)])
+        letters = [self.keys.dead(shard, SUBSCRIPTION) for shard in range(SHARDS)]
+        dead = sum([await self.pipe.command("XLEN", key) for key in letters])
         waiting = await self._waiting(spared)
         return [*([f"{dead} dead letters"] if dead else []), *([f"lanes left: {waiting}"] if waiting else [])]
 

@@ -7,12 +7,17 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from clusters import Cluster, a_cluster
 from scene import AS_IT_COMES, BOUNDED, IN_FLIGHT, LONG, SHORT_LEASES, Scene, a_scene
 from sentinels import free_port, on_port, watched
 from servers import ENGINES
 from worker_processes import WorkerProcess
 
+from watcher.store.address import several
+from watcher.store.cluster import ClusterPipe
 from watcher.store.connect import connect
+from watcher.store.keys import SHARDS
+from watcher.store.pipe import Pipe
 
 pytestmark = BOUNDED
 
@@ -200,7 +205,7 @@ async def test_a_failover_is_healed_and_gives_no_number_to_two_events(engine: st
     async with a_scene(engine=engine, flags=on_port(port)) as scene:
         with watched(scene.server, port) as url:
             async with connect(url) as redis:
-                scene.go_by(url, redis)
+                scene.go_by(url, Pipe(redis))
                 workers = await scene.start_workers(WORKERS)
                 await scene.begin(changes_per_second=150)
                 await scene.until_told(100, within_s=20)
@@ -212,3 +217,35 @@ async def test_a_failover_is_healed_and_gives_no_number_to_two_events(engine: st
     print(f"told again after {back_s:.2f} s")
     assert verdict.problems == []
     assert back_s <= 10
+
+
+@pytest.mark.parametrize(
+    ("moves", "engine"), [(2, "valkey"), *(pytest.param(12, engine, marks=LONG) for engine in ENGINES)]
+)
+async def test_a_cluster_whose_slots_move_and_whose_nodes_restart_loses_nothing(
+    moves: int, engine: str
+) -> None:
+    async with a_scene() as scene:
+        with a_cluster(engine) as cluster:
+            found = several(cluster.url)
+            assert found
+            pipe = ClusterPipe(found)
+            scene.go_by(cluster.url, pipe)
+            await scene.start_workers(WORKERS)
+            await scene.begin(changes_per_second=150)
+            for shard in scene.random.sample(range(SHARDS), moves):
+                await _move(cluster, scene.keys.log(shard), scene)
+            node = scene.random.choice(cluster.nodes)
+            node.server.kill()
+            await asyncio.sleep(1)
+            node.server.start()
+            verdict = await scene.verdict(losses=1)  # everysec: see above
+            await pipe.aclose()
+    assert verdict.problems == []
+
+
+async def _move(cluster: Cluster, key: str, scene: Scene) -> None:
+    """Move a slot to another node, a few keys at a time, while workers go on."""
+    target = scene.random.choice([node for node in cluster.nodes if node is not cluster.owner(key)])
+    for _ in cluster.move(key, target):
+        await asyncio.sleep(0.05)

@@ -8,17 +8,17 @@ from typing import Any, NamedTuple, TypeVar
 
 import pytest
 from builders import a_balance, a_snapshot, a_subscription
-from redis.asyncio import Redis
+from pydantic import SecretStr
 
 from watcher.cli import main
 from watcher.journal.diff import Reading, Step, diff
 from watcher.journal.interest import Interest
 from watcher.journal.ledger import AccountState, Rules
 from watcher.journal.record import Record
-from watcher.settings import SubscriptionSettings, ThresholdSettings
+from watcher.settings import RedisSettings, SubscriptionSettings, ThresholdSettings
 from watcher.snapshot import Snapshot
-from watcher.store.connect import connect
 from watcher.store.keys import Keys, shard_of
+from watcher.store.opening import open_store
 from watcher.store.pipe import Pipe
 from watcher.store.polls import Commit, Polls
 from watcher.store.roster import Roster
@@ -81,9 +81,9 @@ def records_of(made: Sequence[Step], account: str = "treasury") -> list[Record]:
 class Books:
     """A namespace of a real server that steps are committed to."""
 
-    def __init__(self, client: Redis, namespace: str) -> None:
+    def __init__(self, pipe: Pipe, namespace: str) -> None:
         self.keys = Keys(namespace)
-        self.pipe = Pipe(client)
+        self.pipe = pipe
         self.schedule = Schedule(self.pipe)
         self.polls = Polls(self.schedule, self.keys)
 
@@ -141,8 +141,8 @@ def in_the_books(url: str, namespace: str, write: Callable[[Books], Awaitable[T]
     """Write something into a namespace before a command is run that looks at it."""
 
     async def written() -> T:
-        async with connect(url) as client:
-            return await write(Books(client, namespace))
+        async with open_store(RedisSettings(url=SecretStr(url))) as store:
+            return await write(Books(store.pipe, namespace))
 
     return asyncio.run(written())
 

@@ -13,13 +13,14 @@ from stories import Books
 from watcher.journal.record import Record
 from watcher.store.history import START, History, place
 from watcher.store.keys import SHARDS, shard_of
+from watcher.store.pipe import Pipe
 
 ACCOUNTS = [f"account-{number}" for number in range(12)]
 
 
 @pytest.fixture
 async def books(redis_client: Redis, namespace: str) -> Books:
-    return Books(redis_client, namespace)
+    return Books(Pipe(redis_client), namespace)
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ from stories import (
 from watcher.snapshot import Asset, Snapshot
 from watcher.store.embedded import Embedded
 from watcher.store.keys import shard_of
+from watcher.store.pipe import Pipe
 from watcher.store.standings import Standings
 from watcher.store.workers import Presence, Workers
 
@@ -141,7 +142,7 @@ async def test_an_audit_beside_a_busy_worker_finds_nothing(
     from watcher.commands.audit import _audit
     from watcher.config import load
 
-    books = Books(redis_client, namespace)
+    books = Books(Pipe(redis_client), namespace)
     settings = load(a_configuration(tmp_path, redis_server_url, namespace), {}).settings
     made = steps([a_snapshot(ETH=str(number)) for number in range(1, 100)])
     await books.commit(made[0])

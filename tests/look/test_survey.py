@@ -8,12 +8,13 @@ from stories import NOW_MS, STORY, Books, steps
 
 from watcher.store.history import START
 from watcher.store.keys import shard_of
+from watcher.store.pipe import Pipe
 from watcher.store.survey import Backlog, Failing, Overdue, Seen, Survey
 
 
 @pytest.fixture
 async def books(redis_client: Redis, namespace: str) -> Books:
-    return Books(redis_client, namespace)
+    return Books(Pipe(redis_client), namespace)
 
 
 @pytest.fixture

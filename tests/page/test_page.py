@@ -32,6 +32,7 @@ from watcher.run.worker import Opened, Worker
 from watcher.snapshot import Asset, Snapshot
 from watcher.store.connect import connect
 from watcher.store.health import StoreHealth
+from watcher.store.pipe import Pipe
 from watcher.store.standings import Standings
 
 HTML = files("watcher.page").joinpath("page.html").read_text("utf-8")
@@ -59,7 +60,7 @@ async def some_books(rig: Rig, *names: str) -> AsyncIterator[tuple[Books, Worker
     accounts = {name: an_account(name) for name in names or ("treasury",)}
     settings = rig.settings.model_copy(update={"account_by_name": accounts})
     async with connect(settings.redis.url.get_secret_value()) as client:
-        books = Books(client, settings.redis.namespace)
+        books = Books(Pipe(client), settings.redis.namespace)
         await books.schedule.read_clock()
         worker = Worker(settings, name="w")
         worker.opened = Opened(books.schedule, StoreHealth())

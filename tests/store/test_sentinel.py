@@ -7,8 +7,7 @@ import pytest
 from sentinels import NAME, free_port, on_port, watched
 from servers import ENGINES, real_server
 
-from watcher.store.address import Watched, safe_url
-from watcher.store.address import watched as read_watched
+from watcher.store.address import Several, safe_url, several
 from watcher.store.connect import ConfigurationRefused, StoreUnreachable, connect
 from watcher.store.guarantee import guarantee
 from watcher.store.pipe import Pipe
@@ -52,12 +51,13 @@ async def _answer(pipe: Pipe, *command: str) -> object:
     [
         (
             "redis+sentinel://one.example.com/main",
-            Watched((("one.example.com", 26379),), "main", "redis://main"),
+            Several("sentinel", (("one.example.com", 26379),), "main", "redis://main"),
             "redis+sentinel://one.example.com:26379/main",
         ),
         (
             f"rediss+sentinel://me:{PASSWORD}@one:1,[::1]:2/my-main.1/3?sentinel_password={PASSWORD}",
-            Watched(
+            Several(
+                "sentinel",
                 (("one", 1), ("::1", 2)),
                 "my-main.1",
                 f"rediss://me:{PASSWORD}@my-main.1/3?sentinel_password={PASSWORD}",
@@ -66,8 +66,8 @@ async def _answer(pipe: Pipe, *command: str) -> object:
         ),
     ],
 )
-def test_an_address_names_the_sentinels_and_whom_they_watch(url: str, found: Watched, shown: str) -> None:
-    assert read_watched(url) == found
+def test_an_address_names_the_sentinels_and_whom_they_watch(url: str, found: Several, shown: str) -> None:
+    assert several(url) == found
     assert safe_url(url) == shown
 
 
@@ -76,6 +76,7 @@ def test_an_address_names_the_sentinels_and_whom_they_watch(url: str, found: Wat
     [
         "redis+sentinel://one",
         "redis+sentinel://one/",
+        "redis+sentinel://o\tne/main",
         f"redis+sentinel://one:{PASSWORD}/main",
         f"redis+sentinel://one,:{PASSWORD}/main",
         f"redis+sentinel://one/main/{PASSWORD}",

@@ -46,7 +46,7 @@ async def _survey(settings: "Settings") -> list[_Line]:
         subscription_line,
         worker_line,
     )
-    from watcher.store.guarantee import guarantee
+    from watcher.store.guarantee import guarantee_of_all
     from watcher.store.opening import open_to_look
     from watcher.store.standings import Standings
     from watcher.store.survey import Survey
@@ -55,7 +55,7 @@ async def _survey(settings: "Settings") -> list[_Line]:
     async with open_to_look(settings.redis) as store:
         survey = Survey(store.pipe, store.keys)
         now_ms = await survey.now_ms()
-        server = server_line(await guarantee(store.client), _where(settings.redis))
+        server = server_line(await guarantee_of_all(store.pipe), _where(settings.redis))
         workers = await Workers(store.pipe, store.keys).read()
         failing_by_provider = {name: await survey.failing(name) for name in settings.provider_by_name}
         overdue = {name: await survey.overdue(name) for name in settings.provider_by_name}

@@ -10,7 +10,7 @@ from watcher.preflight.tried import Tried
 from watcher.settings import RedisSettings
 from watcher.store.address import StoreError, safe_url
 from watcher.store.engine import find_engine
-from watcher.store.guarantee import guarantee
+from watcher.store.guarantee import guarantee_of_all
 from watcher.store.opening import OpenStore, open_store
 from watcher.store.rights import missing_rights
 from watcher.store.survey import Survey
@@ -42,7 +42,7 @@ async def _stands(store: OpenStore, name: str) -> Tried:
     started = time.monotonic()
     await Survey(store.pipe, store.keys).now_ms()  # TIME is allowed where PING is not
     trip_ms = 1000 * (time.monotonic() - started)
-    found = await guarantee(store.client)
+    found = await guarantee_of_all(store.pipe)
     text = f"answers in {trip_ms:.0f} ms; eviction {found.eviction}, persistence {found.persistence}; "
     text += found.sentence
     if found.warnings:

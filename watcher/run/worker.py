@@ -18,7 +18,7 @@ from watcher.run.presence import Present
 from watcher.settings import Settings
 from watcher.store.connect import StoreError
 from watcher.store.glance import Glance
-from watcher.store.guarantee import guarantee
+from watcher.store.guarantee import guarantee_of_all
 from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
 from watcher.store.opening import open_store
@@ -130,7 +130,7 @@ class Worker:
 
     async def _open(self, stack: AsyncExitStack) -> tuple[Pipe, StoreHealth]:
         store = await stack.enter_async_context(open_store(self.settings.redis))
-        found = await guarantee(store.client)
+        found = await guarantee_of_all(store.pipe)
         log.info(
             "store.guarantee",
             server=f"{found.engine} {found.version}",

@@ -9,9 +9,8 @@ from typing import NamedTuple
 from urllib.parse import SplitResult, parse_qsl, urlsplit, urlunsplit
 
 _SCHEMES = ("redis", "rediss", "unix")
-_LATER = re.compile(r"rediss?\+cluster://")
-_WATCHED = re.compile(r"(rediss?)\+sentinel://")
-_SENTINEL_PORT = 26379
+_SEVERAL = re.compile(r"(rediss?)\+(sentinel|cluster)://")
+_PORTS = {"sentinel": 26379, "cluster": 6379}
 _SENTINEL_OPTIONS = frozenset({"sentinel_username", "sentinel_password"})
 _PLAIN_OPTIONS = frozenset({"db", "username", "password"})
 _FILE_OPTIONS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
@@ -34,50 +33,62 @@ class ConfigurationRefused(StoreError):
     exit_code = 78
 
 
-class Watched(NamedTuple):
-    """A primary that Sentinels watch: whom to ask for it, and under which name.
+class Several(NamedTuple):
+    """Servers that an address names together: Sentinels that know the primary `name`, or nodes of a Cluster.
 
-    `url` holds the rest (credentials, db, options) as the URL of one server whose host is the name.
+    `url` holds the rest (credentials, db, options) as the URL of one server; its host is the name, or nobody.
     """
 
-    sentinels: tuple[tuple[str, int], ...]
+    kind: str
+    hosts: tuple[tuple[str, int], ...]
     name: str
     url: str
+
+    @property
+    def options(self) -> frozenset[str]:
+        """What its query may hold besides what that of one server may."""
+        return _SENTINEL_OPTIONS if self.kind == "sentinel" else frozenset()
 
 
 def check_address(url: str) -> None:
     """Find now what redis-py would find at the first connection or never. Raises ConfigurationRefused."""
-    found = watched(url)
-    _check_options(_parts(found.url, _SENTINEL_OPTIONS) if found else _parts(url))
+    found = several(url)
+    _check_options(_parts(found.url, found.options) if found else _parts(url))
 
 
-def watched(url: str) -> Watched | None:
-    """Take apart redis+sentinel://[user:password@]host[:port][,host[:port]…]/name[/db][?options].
+def several(url: str) -> Several | None:
+    """Take apart redis+sentinel://[user:password@]host[:port][,host[:port]…]/name[/db][?options], and
+    redis+cluster://[user:password@]host[:port][,host[:port]…][?options].
 
-    None for any other URL. Raises ConfigurationRefused where it is not quite one.
+    None for any other URL. Raises ConfigurationRefused where it is not quite one of these.
     """
-    if not (scheme := _WATCHED.match(url)):
+    if not (scheme := _SEVERAL.match(url)):
         return None
+    _refuse_invisible(url)
+    kind = scheme[2]
     try:
         _, place, path, query, fragment = urlsplit(url)
-        credentials, at, hosts = place.rpartition("@")
-        sentinels = tuple(map(_sentinel, hosts.split(",")))
-        name, slash, db = path.removeprefix("/").partition("/")
+        credentials, at, places = place.rpartition("@")
+        hosts = tuple(_host(place, _PORTS[kind]) for place in places.split(","))
     except ValueError:
-        sentinels, name = (), ""
-    if not sentinels or not re.fullmatch(r"[\w.-]+", name, re.ASCII):
-        raise _no_url(
-            "is not redis+sentinel://[user:password@]host[:port][,host[:port]…]/name[/db]"
-        ) from None
-    plain = (scheme[1], f"{credentials}{at}{name}", f"{slash}{db}", query, fragment)
-    return Watched(sentinels, name, urlunsplit(plain))
+        raise _no_several(kind) from None
+    name, slash, db = path.removeprefix("/").partition("/")
+    if not re.fullmatch(r"[\w.-]+" if kind == "sentinel" else "", name, re.ASCII) or (slash and not name):
+        raise _no_several(kind)
+    one = (scheme[1], f"{credentials}{at}{name or 'nobody'}", f"{slash}{db}", query, fragment)
+    return Several(kind, hosts, name, urlunsplit(one))
 
 
-def _sentinel(place: str) -> tuple[str, int]:
+def _host(place: str, port: int) -> tuple[str, int]:
     host = urlsplit(f"//{place}")
     if not host.hostname or host.path or host.query:
         raise ValueError
-    return host.hostname, host.port or _SENTINEL_PORT
+    return host.hostname, host.port or port
+
+
+def _no_several(kind: str) -> ConfigurationRefused:
+    end = "/name[/db]" if kind == "sentinel" else ""
+    return _no_url(f"is not redis+{kind}://[user:password@]host[:port][,host[:port]…]{end}")
 
 
 def safe_url(url: str) -> str:
@@ -85,13 +96,14 @@ def safe_url(url: str) -> str:
     if url == "embedded":
         return url
     try:
-        found = watched(url)
-        parts = _parts(found.url, _SENTINEL_OPTIONS) if found else _parts(url)
+        found = several(url)
+        parts = _parts(found.url, found.options) if found else _parts(url)
     except ConfigurationRefused:
         return "(not a Redis URL)"
     if found:
-        hosts = ",".join(host_text(*sentinel) for sentinel in found.sentinels)
-        return f"{parts.scheme}+sentinel://{hosts}/{found.name}{parts.path.rstrip('/')}"
+        hosts = ",".join(host_text(*host) for host in found.hosts)
+        name = f"/{found.name}{parts.path.rstrip('/')}" if found.name else ""
+        return f"{parts.scheme}+{found.kind}://{hosts}{name}"
     if parts.scheme == "unix":
         return f"unix://{parts.path}"
     return f"{parts.scheme}://{host_text(parts.hostname or '', parts.port)}{parts.path.rstrip('/')}"
@@ -104,12 +116,7 @@ def host_text(name: str, port: int | None) -> str:
 
 def _parts(url: str, more_options: frozenset[str] = frozenset()) -> SplitResult:
     """Take the URL apart. What a special character in a password pushed out of place is refused unseen."""
-    if later := _LATER.match(url):
-        raise ConfigurationRefused(
-            f"redis.url: {later[0]} is not supported yet; use redis://, rediss://, unix:// or redis+sentinel://"
-        )
-    if not url.isprintable() or " " in url:
-        raise _no_url("holds a space or an invisible character")
+    _refuse_invisible(url)
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -118,7 +125,8 @@ def _parts(url: str, more_options: frozenset[str] = frozenset()) -> SplitResult:
         raise _no_url("is not a URL") from None
     if parts.scheme not in _SCHEMES:
         raise ConfigurationRefused(
-            "redis.url must be `embedded` or begin with redis://, rediss://, unix:// or redis+sentinel://"
+            "redis.url must be `embedded` or begin with redis://, rediss://, unix://, redis+sentinel:// or "
+            "redis+cluster://"
         )
     if parts.scheme == "unix":
         misplaced = port is not None or not parts.path or (parts.netloc and "@" not in parts.netloc)
@@ -130,6 +138,11 @@ def _parts(url: str, more_options: frozenset[str] = frozenset()) -> SplitResult:
     if not known.issuperset(options):
         raise _no_url(f"has an option other than {', '.join(sorted(known))}")
     return parts
+
+
+def _refuse_invisible(url: str) -> None:
+    if not url.isprintable() or " " in url:
+        raise _no_url("holds a space or an invisible character")
 
 
 def _no_url(reason: str) -> ConfigurationRefused:

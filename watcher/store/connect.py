@@ -15,9 +15,9 @@ from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnec
 from redis.backoff import ExponentialWithJitterBackoff
 
 from watcher.store.address import ConfigurationRefused as ConfigurationRefused
+from watcher.store.address import Several, check_address, host_text, several
 from watcher.store.address import StoreError as StoreError
 from watcher.store.address import StoreUnreachable as StoreUnreachable
-from watcher.store.address import Watched, check_address, host_text, watched
 
 CONNECTIONS = 64
 """Commands in flight at once. More wait for a connection; redis-py's other pool would raise instead."""
@@ -52,31 +52,34 @@ def connect(url: str) -> Redis:
     verification off. Raises ConfigurationRefused.
     """
     check_address(url)
-    found = watched(url)
-    return Redis.from_pool(_watched_pool(found) if found else _pool(url))
+    found = several(url)
+    options = _options(found.url if found else url)
+    return Redis.from_pool(_watched_pool(found, options) if found else _pool(options))
 
 
-def _pool(url: str) -> BlockingConnectionPool:
-    return BlockingConnectionPool.from_url(
-        url,
-        max_connections=CONNECTIONS,
-        timeout=20,
-        redis_connect_func=_greet,
-        **_manners(),
-    )
+def connect_node(found: Several, host: str, port: int) -> Redis:
+    """Return a client for one node of a Cluster, as `connect` does for a server."""
+    return Redis.from_pool(_pool({**_options(found.url), "host": host, "port": port}))
 
 
-def _watched_pool(found: Watched) -> SentinelConnectionPool:
+def _options(url: str) -> dict[str, Any]:
+    return {**parse_url(url), "redis_connect_func": _greet, **_manners()}
+
+
+def _pool(options: dict[str, Any]) -> BlockingConnectionPool:
+    return BlockingConnectionPool(max_connections=CONNECTIONS, timeout=20, **options)
+
+
+def _watched_pool(found: Several, options: dict[str, Any]) -> SentinelConnectionPool:
     """Connections to whichever server the Sentinels name as the primary, each time that one is made."""
-    options: dict[str, Any] = {**parse_url(found.url)}
     del options["host"]
     is_tls = options.pop("connection_class", None) is not None
     credentials = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
     tls = {"ssl": is_tls, **{name: value for name, value in options.items() if name.startswith("ssl_")}}
     sentinels = Sentinel(  # type: ignore[no-untyped-call]
-        found.sentinels, sentinel_kwargs={**_manners(), **tls, **credentials}
+        found.hosts, sentinel_kwargs={**_manners(), **tls, **credentials}
     )
-    return _WatchedPool(found.name, sentinels, ssl=is_tls, redis_connect_func=_greet, **options, **_manners())  # type: ignore[no-untyped-call]
+    return _WatchedPool(found.name, sentinels, ssl=is_tls, **options)  # type: ignore[no-untyped-call]
 
 
 class _WatchedPool(SentinelConnectionPool):
@@ -150,6 +153,8 @@ def in_our_words(error: Exception, at: str) -> StoreError | None:
         return StoreUnreachable(
             f"the Sentinels of {at} in redis.url do not answer, or name no primary that is up"
         )
+    if isinstance(error, exceptions.ClusterDownError | exceptions.TryAgainError):
+        return StoreUnreachable(f"the Cluster of {at} moves or misses some of its slots; it heals by itself")
     if isinstance(error, exceptions.BusyLoadingError):
         return StoreUnreachable(f"Redis at {at} is still loading its data; it will answer when it is done")
     if isinstance(error, exceptions.TimeoutError | TimeoutError):

@@ -5,13 +5,15 @@ Refuses a server that watcher cannot trust its state to; refuses to change any o
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from watcher.store.cluster import ClusterPipe
 from watcher.store.connect import ConfigurationRefused, StoreUnreachable, translated, where
+from watcher.store.pipe import Pipe
 
 OLDEST = (6, 2)
 
@@ -55,24 +57,44 @@ class Guarantee:
         return f"{self.engine} {self.version}: {_PROMISES[self.persistence]}{failover}"
 
 
-async def guarantee(client: Redis) -> Guarantee:
+async def guarantee_of_all(pipe: Pipe) -> Guarantee:
+    """Ask all servers that state lies on: what they promise together is what the weakest of them does.
+
+    Raises as `guarantee` does.
+    """
+    clients = await pipe.servers()
+    found = [await guarantee(client, is_node=isinstance(pipe, ClusterPipe)) for client in clients]
+    strength = [*_PROMISES]
+    weakest = max(found, key=lambda one: strength.index(one.persistence))
+    warnings = dict.fromkeys(warning for one in found for warning in one.warnings)
+    return replace(weakest, replicas=max(one.replicas for one in found), warnings=tuple(warnings))
+
+
+async def guarantee(client: Redis, *, is_node: bool = False) -> Guarantee:
     """Ask the server and judge its answers; what a managed server refuses to tell counts as hidden.
 
-    Raises ConfigurationRefused for a server that is too old, evicts keys, or is part of a Cluster, and
+    `is_node` where it is known as a node of a Cluster. Raises ConfigurationRefused for a server that is too
+    old, evicts keys, or is part of a Cluster where none is expected (or the other way round), and
     StoreUnreachable for one that does not answer or is a replica.
     """
     pool = client.connection_pool.connection_kwargs
     with translated(client):
         info = await _info(client)
         config = {name: await _setting(client, name) for name in ("appendfsync", "save", "maxmemory-policy")}
-    return judge(info, config, at=where(client), is_verified=pool.get("ssl_cert_reqs") != "none")
+    is_verified = pool.get("ssl_cert_reqs") != "none"
+    return judge(info, config, at=where(client), is_node=is_node, is_verified=is_verified)
 
 
 def judge(
-    info: Mapping[str, Any], config: Mapping[str, str | None], *, at: str, is_verified: bool = True
+    info: Mapping[str, Any],
+    config: Mapping[str, str | None],
+    *,
+    at: str,
+    is_node: bool = False,
+    is_verified: bool = True,
 ) -> Guarantee:
     """Read INFO (parsed, may be empty) and the settings appendfsync, save and maxmemory-policy."""
-    _refuse_what_cannot_work(info, at)
+    _refuse_what_cannot_work(info, at, is_node=is_node)
     eviction = _eviction(info, config)
     if eviction.startswith("allkeys-") and _count(info, "maxmemory"):
         raise ConfigurationRefused(
@@ -110,14 +132,16 @@ def _text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def _refuse_what_cannot_work(info: Mapping[str, Any], at: str) -> None:
+def _refuse_what_cannot_work(info: Mapping[str, Any], at: str, *, is_node: bool) -> None:
     version = _version_text(info.get("redis_version"))
     if version != "unknown" and tuple(map(int, version.split(".")[:2])) < OLDEST:
         raise ConfigurationRefused(f"Redis {version} at {at} is too old; watcher needs 6.2 or newer")
     if "sentinel" in (info.get("redis_mode"), info.get("server_mode")):
         raise ConfigurationRefused(f"{at} is a Sentinel; point redis.url at the primary that it watches")
-    if info.get("cluster_enabled"):
-        raise ConfigurationRefused(f"Redis at {at} is part of a Cluster, which is not supported yet")
+    if info.get("cluster_enabled") and not is_node:
+        raise ConfigurationRefused(f"Redis at {at} is part of a Cluster: name it by redis+cluster://")
+    if is_node and info.get("cluster_enabled") == 0:
+        raise ConfigurationRefused(f"Redis at {at} is not part of a Cluster: name it by redis://")
     if info.get("role") == "slave":
         raise StoreUnreachable(
             f"Redis at {at} refuses writes: it is a replica; point redis.url at the primary"

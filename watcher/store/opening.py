@@ -10,10 +10,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from redis.asyncio import Redis
-
 from watcher.settings import RedisSettings
-from watcher.store.connect import ConfigurationRefused, StoreUnreachable, connect
+from watcher.store.address import ConfigurationRefused, StoreUnreachable, check_address, several
+from watcher.store.cluster import ClusterPipe
+from watcher.store.connect import connect
 from watcher.store.embedded import Embedded
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Pipe
@@ -24,7 +24,6 @@ from watcher.store.roster import SCHEMA
 class OpenStore:
     """A store as long as it is open. `mend` starts an embedded server again that is gone."""
 
-    client: Redis
     pipe: Pipe
     keys: Keys
     mend: Callable[[], Awaitable[object]] | None = None
@@ -38,8 +37,15 @@ async def open_store(settings: RedisSettings) -> AsyncIterator[OpenStore]:
         if url == "embedded":
             server = await stack.enter_async_context(Embedded(settings.data_dir))
             url, mend = server.url, server.ensure
-        client = await stack.enter_async_context(connect(url))
-        yield OpenStore(client, Pipe(client), Keys(settings.namespace), mend)
+        pipe = _pipe(url)
+        stack.push_async_callback(pipe.aclose)
+        yield OpenStore(pipe, Keys(settings.namespace), mend)
+
+
+def _pipe(url: str) -> Pipe:
+    check_address(url)
+    found = several(url)
+    return ClusterPipe(found) if found and found.kind == "cluster" else Pipe(connect(url))
 
 
 @asynccontextmanager

@@ -67,7 +67,7 @@ class Joints(dict[tuple[int, str], Joint]):
         return joint
 
 
-class _Call:
+class Call:
     """What one caller asks: the keys and arguments of a step where it is of a joint, a command else."""
 
     __slots__ = ("answer", "arguments", "joint", "keys", "script")
@@ -86,27 +86,37 @@ class _Call:
         self.keys = keys
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
+    @property
+    def first_key(self) -> str | None:
+        """What says where it is to go: all its keys are in one place."""
+        key = self.keys[:1] if self.joint else self.arguments[1:2]
+        return key[0] if key else None
+
+    def again(self) -> "Call":
+        """The same, to be answered anew."""
+        return Call(self.arguments, script=self.script, joint=self.joint, keys=self.keys)
+
 
 class Pipe:
     """Commands and scripts for one server. `run` gathers them; without it each goes out at once."""
 
     def __init__(self, client: "Redis") -> None:
         self._client = client
-        self._waiting: list[_Call] = []
+        self._waiting: list[Call] = []
         self._wake = asyncio.Event()
         self._runners = 0
 
     # Both raise StoreError where the server does not do its part, and redis-py's own errors else.
 
     async def command(self, *command: Any) -> Any:
-        return await self._send(_Call(command))
+        return await self.send(Call(command))
 
     async def script(self, script: Script, keys: list[str], *arguments: Any) -> Any:
-        return await self._send(_Call((len(keys), *keys, *arguments), script=script))
+        return await self.send(Call((len(keys), *keys, *arguments), script=script))
 
     async def step(self, joint: Joint, keys: tuple[str, ...], *arguments: Any) -> Any:
         """Take one step of a script that takes several; returns its part of the answer."""
-        return await self._send(_Call(arguments, joint=joint, keys=keys))
+        return await self.send(Call(arguments, joint=joint, keys=keys))
 
     async def run(self) -> None:
         """Gather and send until cancelled. Start two, so that one can send while the other waits."""
@@ -128,7 +138,8 @@ class Pipe:
             if not self._runners:
                 self._abandon()
 
-    async def _send(self, call: _Call) -> Any:
+    async def send(self, call: Call) -> Any:
+        """Send a call and wait for its answer. A call is sent once; `again` makes another of it."""
         with translated(self._client):
             if self._runners:
                 self._waiting.append(call)
@@ -137,6 +148,23 @@ class Pipe:
                 await self._execute([call])
             return await call.answer
 
+    async def send_where_it_moves(self, call: Call) -> Any:
+        """Send a call to the node of a Cluster that is just being given its keys."""
+        with translated(self._client):
+            command = _Packet([call]).command(in_full=True)
+            _, answer = await self._pipeline([("ASKING",), command])
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    async def servers(self) -> list[Redis]:
+        """The clients of all servers that state lies on."""
+        return [self._client]
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
     def _abandon(self) -> None:
         """Let nobody wait for an answer that no runner is left to fetch."""
         calls, self._waiting = self._waiting, []
@@ -144,7 +172,7 @@ class Pipe:
         for call in calls:
             _answer(call, asyncio.CancelledError())
 
-    async def _execute(self, calls: list[_Call]) -> None:
+    async def _execute(self, calls: list[Call]) -> None:
         try:
             packets = list(_packed(calls))
             answers = await self._answers(packets)
@@ -213,7 +241,7 @@ async def _read(connection: Any) -> Any:
 class _Packet:
     """One command as it is sent, and the calls that it answers: several only where they are joined."""
 
-    def __init__(self, calls: list[_Call]) -> None:
+    def __init__(self, calls: list[Call]) -> None:
         self.calls = calls
 
     def command(self, *, in_full: bool = False) -> tuple[Any, ...]:
@@ -244,9 +272,9 @@ class _Packet:
             _answer(call, answer[i * size : (i + 1) * size])
 
 
-def _packed(calls: Iterable[_Call]) -> Iterator[_Packet]:
+def _packed(calls: Iterable[Call]) -> Iterator[_Packet]:
     """Put together what can be one command. A second step at the same key comes after the first."""
-    packets: dict[Joint, dict[str, _Call]] = {}
+    packets: dict[Joint, dict[str, Call]] = {}
     for call in calls:
         if call.joint is None:
             yield _Packet([call])
@@ -260,7 +288,7 @@ def _packed(calls: Iterable[_Call]) -> Iterator[_Packet]:
         yield _Packet([*call_by_key.values()])
 
 
-def _answer(call: _Call, answer: Any) -> None:
+def _answer(call: Call, answer: Any) -> None:
     if call.answer.done():
         return  # whoever asked was cancelled meanwhile
     if isinstance(answer, asyncio.CancelledError):

@@ -1,0 +1,194 @@
+"""A Redis Cluster: what is asked finds its keys wherever they are, moves with them, and waits for them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import TypeVar
+
+import pytest
+from clusters import Cluster, Node, a_cluster
+from servers import ENGINES, real_server
+from stores import MINUTE_MS, OPS, PROVIDER, Store, a_delivery, a_store, running
+
+from watcher.store.address import (
+    ConfigurationRefused,
+    Several,
+    StoreUnreachable,
+    check_address,
+    safe_url,
+    several,
+)
+from watcher.store.cluster import ClusterPipe
+from watcher.store.connect import connect
+from watcher.store.guarantee import guarantee, guarantee_of_all
+from watcher.store.keys import SHARDS, shard_of
+from watcher.store.rights import missing_rights
+from watcher.store.schedule import Lease, Reply
+
+PASSWORD = "canary-7f3a"  # no secret: it must never show
+_NAMES = [f"account-{number}" for number in range(500)]
+ACCOUNTS = [next(name for name in _NAMES if shard_of(name) == shard) for shard in range(SHARDS)]
+"""One in each shard."""
+
+ACCOUNT = ACCOUNTS[0]
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    with a_cluster(request.param) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def store(cluster: Cluster, namespace: str) -> AsyncIterator[Store]:
+    found = several(cluster.url)
+    assert found
+    pipe = ClusterPipe(found)
+    async with running(pipe):
+        yield a_store(connect("redis://nobody"), namespace, pipe)
+    await pipe.aclose()
+
+
+async def test_accounts_of_all_shards_are_polled_and_delivered(store: Store) -> None:
+    await store.roster.enroll({PROVIDER: ACCOUNTS}, now_ms=await store.now_ms())
+    await asyncio.gather(*(store.queue(a_delivery(1), a_delivery(2), account=name) for name in ACCOUNTS))
+    states = await asyncio.gather(*map(store.polls.read_state, ACCOUNTS))
+    assert all(states)
+    taken = await asyncio.gather(*(_deliver(store, shard) for shard in range(SHARDS)))
+    assert taken == [[a_delivery(1).dump(), a_delivery(2).dump()]] * SHARDS
+
+
+async def test_what_comes_while_a_slot_moves_waits_for_it_and_is_not_lost(
+    store: Store, cluster: Cluster
+) -> None:
+    lane = store.keys.lane(OPS, ACCOUNT)
+    await store.queue(a_delivery(0), account=ACCOUNT)
+    async with asyncio.TaskGroup() as group:
+        moves = cluster.move(lane, _other(cluster, lane))
+        next(moves)
+        for number in range(1, 9):
+            group.create_task(_patiently(lambda n=number: _queue(store, n)))  # type: ignore[misc]
+            await asyncio.sleep(0.01)
+        for _ in moves:
+            await asyncio.sleep(0.01)
+    found = await store.lane(ACCOUNT)
+    assert sorted(found) == sorted(a_delivery(number).dump() for number in range(9))
+
+
+async def test_a_call_follows_its_keys_into_a_slot_that_is_being_moved(
+    store: Store, cluster: Cluster
+) -> None:
+    key = store.keys.meta()
+    await store.pipe.command("HSET", key, "providers", "[]")
+    for _ in cluster.move(key, _other(cluster, key)):  # the key is there already, its slot still here
+        assert await store.pipe.command("HGET", key, "providers") == b"[]"
+    assert await store.pipe.command("HGET", key, "providers") == b"[]"
+
+
+async def test_a_node_that_is_gone_costs_its_own_shards_only(store: Store, cluster: Cluster) -> None:
+    await asyncio.gather(*(store.queue(a_delivery(), account=name) for name in ACCOUNTS))
+    node = cluster.owner(store.keys.lane(OPS, ACCOUNTS[0]))
+    node.server.kill()
+    try:
+        read = await asyncio.gather(*map(store.lane, ACCOUNTS), return_exceptions=True)
+        gone = [name for name, found in zip(ACCOUNTS, read, strict=True) if isinstance(found, Exception)]
+        assert all(isinstance(found, list | StoreUnreachable) for found in read)
+    finally:
+        node.server.start()
+    assert gone == [name for name in ACCOUNTS if cluster.owner(store.keys.lane(OPS, name)) is node]
+    again = await asyncio.gather(*(_patiently(lambda n=name: store.lane(n)) for name in ACCOUNTS))  # type: ignore[misc]
+    assert again == [[a_delivery().dump()]] * SHARDS
+
+
+async def test_a_cluster_promises_what_its_weakest_node_does(cluster: Cluster, store: Store) -> None:
+    assert len(await store.pipe.servers()) == len(cluster.nodes)
+    assert (await guarantee_of_all(store.pipe)).persistence == "everysec"
+    cluster.nodes[1].ask("CONFIG", "SET", "appendfsync", "no")
+    try:
+        assert (await guarantee_of_all(store.pipe)).persistence == "no"
+    finally:
+        cluster.nodes[1].ask("CONFIG", "SET", "appendfsync", "everysec")
+    assert await missing_rights(store.pipe, store.keys) == []
+
+
+async def test_a_node_alone_is_refused_and_so_is_a_server_that_is_no_node(cluster: Cluster) -> None:
+    async with connect(f"redis://127.0.0.1:{cluster.nodes[0].port}") as client:
+        with pytest.raises(ConfigurationRefused, match=r"name it by redis\+cluster://"):
+            await guarantee(client)
+    with real_server() as server:
+        async with connect(server.url) as client:
+            with pytest.raises(ConfigurationRefused, match="not part of a Cluster"):
+                await guarantee(client, is_node=True)
+
+
+@pytest.mark.parametrize(
+    ("url", "found", "shown"),
+    [
+        (
+            "redis+cluster://one.example.com",
+            Several("cluster", (("one.example.com", 6379),), "", "redis://nobody"),
+            "redis+cluster://one.example.com:6379",
+        ),
+        (
+            f"rediss+cluster://me:{PASSWORD}@one:1,[::1]:2?ssl_cert_reqs=none",
+            Several(
+                "cluster", (("one", 1), ("::1", 2)), "", f"rediss://me:{PASSWORD}@nobody?ssl_cert_reqs=none"
+            ),
+            "rediss+cluster://one:1,[::1]:2",
+        ),
+    ],
+)
+def test_an_address_names_some_nodes(url: str, found: Several, shown: str) -> None:
+    assert several(url) == found
+    assert safe_url(url) == shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+cluster://",
+        f"redis+cluster://one/{PASSWORD}",
+        "redis+cluster://one/1",
+        "redis+cluster://one\n",
+        f"redis+cluster://one:{PASSWORD}",
+        f"redis+cluster://one?{PASSWORD}",
+        f"redis+cluster://one?sentinel_password={PASSWORD}",
+    ],
+)
+def test_an_address_that_cannot_be_meant_is_refused_and_never_repeated(url: str) -> None:
+    with pytest.raises(ConfigurationRefused) as caught:
+        check_address(url)
+    assert PASSWORD not in f"{caught.value}{caught.value.__cause__}{safe_url(url)}"
+
+
+async def _deliver(store: Store, shard: int) -> list[bytes]:
+    """Work off the one lane of a shard; returns what was in it."""
+    taken: list[bytes] = []
+    while (claimed := await store.lanes.claim(OPS, shard, lease_ms=MINUTE_MS, at_most=1)).leases:
+        (lease,) = claimed.leases
+        waiting = await store.lanes.read(OPS, lease.member, at_most=10)
+        for entry in waiting.entries:
+            head = entry.partition(b"\n")[0]
+            reply, deadline = await store.lanes.delivered(OPS, lease, head, lease_ms=MINUTE_MS)
+            assert reply is Reply.DONE
+            lease = Lease(lease.member, deadline)
+            taken.append(entry)
+    return taken
+
+
+async def _queue(store: Store, number: int) -> None:
+    await store.lanes.queue(OPS, ACCOUNT, [a_delivery(number)])
+
+
+async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask until there is an answer, as a worker does."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await ask()
+            except StoreUnreachable:
+                await asyncio.sleep(0.05)
+
+
+def _other(cluster: Cluster, key: str) -> Node:
+    return next(node for node in cluster.nodes if node is not cluster.owner(key))
