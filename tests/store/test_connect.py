@@ -111,12 +111,6 @@ def test_an_address_that_cannot_be_meant_is_refused_and_never_repeated(url: str)
     assert PASSWORD not in f"{caught.value}{caught.value.__cause__}{safe_url(url)}"
 
 
-@pytest.mark.parametrize("scheme", ["redis+cluster", "rediss+cluster"])
-def test_what_is_not_supported_yet_says_so(scheme: str) -> None:
-    with pytest.raises(ConfigurationRefused, match="not supported yet"):
-        connect(f"{scheme}://one.example.com:26379,two.example.com:26379/main")
-
-
 @pytest.mark.parametrize(
     ("option", "complaint"),
     [

@@ -53,6 +53,7 @@ def connect(url: str) -> Redis:
     """
     check_address(url)
     found = several(url)
+    assert not found or found.kind == "sentinel", "a Cluster has no client, but a pipe of its own"
     options = _options(found.url if found else url)
     return Redis.from_pool(_watched_pool(found, options) if found else _pool(options))
 
