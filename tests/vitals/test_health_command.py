@@ -146,25 +146,36 @@ def test_a_max_age_that_is_none_is_a_mistake_of_use(tmp_path: Path) -> None:
     assert "not a duration" in str(health("--file", str(tmp_path), "--max-age", "soon").exception)
 
 
+MOST_TIMES_NOTHING = 10
+"""As many as `python -c pass` takes of the processor: 100 ms, where that takes 10."""
+
+
+def spent_s(*arguments: str) -> "tuple[float, subprocess.CompletedProcess[str]]":
+    """Run Python to its end; says what it took of the processor, as other work must not count."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done
+
+
 def test_it_takes_less_than_a_tenth_of_a_second_and_loads_nothing_of_weight(tmp_path: Path) -> None:
     source = (
         "import sys\nfrom watcher.cli import main\n"
         "try: main(['health', '--file', sys.argv[1]])\n"
         "finally: print(*sys.modules, file=sys.stderr)"
     )
-    spent = []
-    for _ in range(3):  # the first one may have to compile
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(
-            [sys.executable, "-c", source, touched(tmp_path / "beat")],
-            env={**os.environ, "PYTHONPATH": str(SOURCE)},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=20,
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    nothing, health = [], []
+    for _ in range(5):  # in turns, so that a slower moment falls on both; the first one may have to compile
+        nothing.append(spent_s("-c", "pass")[0])
+        taken_s, done = spent_s("-c", source, touched(tmp_path / "beat"))
+        health.append(taken_s)
     assert (done.returncode, done.stdout) == (0, "ok\n")
     heavy = {
         "asyncio",
@@ -178,4 +189,4 @@ def test_it_takes_less_than_a_tenth_of_a_second_and_loads_nothing_of_weight(tmp_
         "ssl",
     }
     assert not heavy & {*done.stderr.split()}
-    assert min(spent) < 0.1  # of the processor: what else this machine does must not count
+    assert min(health) < MOST_TIMES_NOTHING * min(nothing)
