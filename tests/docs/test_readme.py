@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import watcher
+from watcher.logs.catalogue import EVENTS
 from watcher.providers.loopring import LoopringAccount
 from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
 from watcher.settings import (
@@ -59,6 +60,14 @@ def test_every_setting_stands_in_its_table_with_its_description(
 def test_the_table_of_events_names_every_type_of_change() -> None:
     told = [name for cells in rows_after("type") for name in re.findall(r"`([a-z_.]+)`", cells[0])]
     assert sorted(told) == sorted((*CHANGE_EVENTS, *SERVICE_EVENTS))
+
+
+def test_the_table_of_log_events_is_the_catalogue() -> None:
+    said = [" | ".join(cells) for cells in rows_after("`event`")]
+    assert said == [
+        f"`{name}` | {line.level} | {line.fact} | {' '.join(f'`{field}`' for field in line.fields)}"
+        for name, line in EVENTS.items()
+    ]
 
 
 def test_the_map_names_rooms_that_exist() -> None:

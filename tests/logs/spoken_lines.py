@@ -109,8 +109,12 @@ def _texts(node: ast.expr, room: ast.AST) -> frozenset[str]:
 
 
 def _assigned(name: str, room: ast.AST) -> Iterator[ast.expr]:
+    """What a name is given in a function, and each key that it is given as a dict."""
     for node in ast.walk(room):
-        if isinstance(node, ast.Assign) and any(
-            isinstance(target, ast.Name) and target.id == name for target in node.targets
-        ):
-            yield node.value
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            if isinstance(target, ast.Name) and target.id == name:
+                yield node.value
+            elif isinstance(target, ast.Subscript) and ast.unparse(target.value) == name:
+                yield ast.Dict([target.slice], [node.value])

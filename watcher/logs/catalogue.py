@@ -40,7 +40,6 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "mistakes": "how many mistakes were found",
     "names": "a few of them: +new, -gone, or the name of one that differs and its keys",
     "next_ms": "how long until the next try",
-    "outcome": "delivered, retry or refused",
     "persistence": "how the server keeps its data: aof, rdb or none",
     "polls": "how many polls since the last heartbeat",
     "provider": "name of the provider",
@@ -90,7 +89,7 @@ _DELIVERY = (
     "duration_ms",
 )
 _LASTS = ("duration_ms", "times")
-_POLL = ("account", "provider", "status", "duration_ms")
+_POLL = ("account", "provider", "duration_ms")
 
 EVENTS: Mapping[str, Line] = {
     "worker.started": Line(
@@ -103,9 +102,7 @@ EVENTS: Mapping[str, Line] = {
         "A worker was asked to stop: it claims nothing more and finishes what it has in hand.",
         ("worker", "signal", "in_flight", "drain_ms"),
     ),
-    "worker.stopped": Line(
-        "info", "A worker has given back its leases and ends.", ("worker", "duration_ms", "in_flight")
-    ),
+    "worker.stopped": Line("info", "A worker has given back its leases and ends.", ("worker", "duration_ms")),
     "worker.cut_off": Line(
         "warning",
         "The time to drain ran out; what was under way is tried again elsewhere when its lease ends.",
@@ -128,7 +125,7 @@ EVENTS: Mapping[str, Line] = {
     "lease.lost": Line(
         "info",
         "A lease ran out before the work was done; what came after was void, and another worker does it.",
-        ("worker", "account", "subscription", "reason", "duration_ms"),
+        ("account", "subscription", "reason"),
     ),
     "clock.skewed": Line(
         "warning",
@@ -149,7 +146,7 @@ EVENTS: Mapping[str, Line] = {
         ("section", "added", "removed", "changed", "names"),
     ),
     "configuration.doubtful": Line(
-        "warning", "Something in the configuration is allowed but hardly meant.", ("file", "reason")
+        "warning", "Something in the configuration is allowed but hardly meant.", ("reason",)
     ),
     "configuration.refused": Line(
         "error",
@@ -165,7 +162,7 @@ EVENTS: Mapping[str, Line] = {
     "store.weak": Line(
         "warning",
         "The server is set up so that a promise of ours does not hold.",
-        ("server", "persistence", "eviction", "reason"),
+        ("server", "reason"),
     ),
     "store.unreachable": Line(
         "error", "The server does not answer; work waits for it.", ("reason", "next_ms", *_LASTS)
@@ -181,11 +178,6 @@ EVENTS: Mapping[str, Line] = {
     ),
     "account.baseline": Line(
         "info", "The first good snapshot of an account is its baseline.", ("account", "provider", "assets")
-    ),
-    "account.moved_on": Line(
-        "info",
-        "Another worker committed this account first; this poll is void.",
-        ("account", "provider", "duration_ms"),
     ),
     "account.stale": Line(
         "warning",
@@ -205,17 +197,17 @@ EVENTS: Mapping[str, Line] = {
     "poll.finished": Line(
         "info",
         "A good poll: its snapshot is the account's state.",
-        (*_POLL, "unchanged", "assets", "changes", "held", "next_ms", "times"),
+        (*_POLL, "unchanged", "changes", "held", "times"),
     ),
     "poll.refused": Line(
         "info",
         "A poll is void: the account's state and its time stay.",
-        (*_POLL, "trouble", "reason", "next_ms", "times"),
+        (*_POLL, "trouble", "reason", "status", "next_ms", "times"),
     ),
     "poll.discarded": Line(
         "info",
         "A good answer came too late or during a stop, and was not used.",
-        (*_POLL, "reason"),
+        (*_POLL, "reason", "times"),
     ),
     "event.created": Line(
         "info",
@@ -234,12 +226,12 @@ EVENTS: Mapping[str, Line] = {
     ),
     "delivery.delivered": Line("info", "A subscriber answered 2xx.", (*_DELIVERY, "lag_ms")),
     "delivery.retried": Line(
-        "info", "An attempt failed; the next one is due.", (*_DELIVERY, "outcome", "reason", "next_ms")
+        "info", "An attempt failed; the next one is due.", (*_DELIVERY, "reason", "next_ms")
     ),
     "delivery.dead": Line(
         "warning",
         "The last attempt failed: the delivery is a dead letter, kept, and the lane goes on.",
-        (*_DELIVERY, "outcome", "reason"),
+        (*_DELIVERY, "reason"),
     ),
     "subscription.failing": Line(
         "warning",
@@ -252,13 +244,13 @@ EVENTS: Mapping[str, Line] = {
     "subscription.paused": Line(
         "warning",
         "A subscription gets no more attempts until it is resumed; its events are kept.",
-        ("subscription", "reason", "status"),
+        ("subscription", "reason"),
     ),
     "subscription.resumed": Line("info", "A paused subscription is delivered to again.", ("subscription",)),
     "provider.unavailable": Line(
         "warning",
         "A provider fails for all its accounts; one account at a time asks it from now on.",
-        ("provider", "trouble", "reason", "status", "next_ms", *_LASTS),
+        ("provider", "trouble", "reason", "status", *_LASTS),
     ),
     "provider.recovered": Line("info", "A provider answers again.", ("provider", *_LASTS)),
     "library.warned": Line("warning", "A library that we use logged a warning.", ("library", "message")),
