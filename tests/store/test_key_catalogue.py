@@ -23,8 +23,9 @@ from stores import (
 
 from watcher.store import polls
 from watcher.store.keys import SHARDS, Keys, shard_of
-from watcher.store.pipe import Joint, Pipe, Script
+from watcher.store.pipe import Pipe
 from watcher.store.schedule import Lease
+from watcher.store.scripting import Joint, Script
 from watcher.store.standings import Standings
 from watcher.store.workers import Presence, Workers
 

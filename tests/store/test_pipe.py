@@ -13,8 +13,9 @@ from stores import ACCOUNT, OPS, a_commit, a_delivery, a_store, running, some_de
 
 from watcher.service.serve import loop_factory
 from watcher.store.connect import StoreUnreachable, connect
-from watcher.store.pipe import Pipe, load_script
+from watcher.store.pipe import Pipe
 from watcher.store.schedule import Reply
+from watcher.store.scripting import load_script
 
 everywhere = pytest.mark.parametrize("engine", EVERY_ENGINE)
 on_real_servers = pytest.mark.parametrize("engine", ENGINES)

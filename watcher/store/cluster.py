@@ -13,8 +13,9 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, MovedError
 
 from watcher.store.address import Several, StoreError, StoreUnreachable
+from watcher.store.calls import Call
 from watcher.store.connect import connect_node
-from watcher.store.pipe import Call, Pipe
+from watcher.store.pipe import Pipe
 
 Address = tuple[str, int]
 

@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from watcher.store.keys import SHARDS, Keys
-from watcher.store.pipe import Pipe, load_script
+from watcher.store.pipe import Pipe
+from watcher.store.scripting import load_script
 from watcher.store.survey import sequence_in
 
 _COUNT_LANES = load_script("count_lanes")

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from watcher.journal.delivery import Delivery
 from watcher.store.keys import Keys, shard_of
-from watcher.store.pipe import Joint, Joints, load_script
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
+from watcher.store.scripting import Joint, Joints, load_script
 
 ATTEMPTS_PER_SUBSCRIPTION = 200
 """Attempts remembered per subscription and shard: enough to see what its receiver answers."""

@@ -8,10 +8,6 @@ is answered once, with its result or its error.
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from hashlib import sha1
-from importlib.resources import files
 from typing import Any
 
 from hiredis import pack_command
@@ -21,80 +17,12 @@ from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 
+from watcher.store.calls import Call, Packet, packed
 from watcher.store.connect import translated
+from watcher.store.scripting import Joint, Script
 
 _MOST = 512
 """Commands in one pipeline: enough to amortize the round trip, few enough not to hold up the rest."""
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """One atomic operation, `scripts/<name>.lua`."""
-
-    name: str
-    text: str
-    digest: str
-
-
-def load_script(name: str) -> Script:
-    text = files("watcher.store").joinpath("scripts", f"{name}.lua").read_text("utf-8")
-    return Script(name, text, sha1(text.encode(), usedforsecurity=False).hexdigest())
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Joint:
-    """A script that takes several steps in a call, and the keys and arguments that these have in common.
-
-    Both come before those of the steps. The answer holds as many values for each step. Steps are joined
-    where they name the same Joint, and each a first key of its own; `most` bounds how long a call holds up
-    the server.
-    """
-
-    script: Script
-    keys: tuple[str, ...]
-    arguments: tuple[Any, ...] = ()
-    most: int = 16
-
-
-class Joints(dict[tuple[int, str], Joint]):
-    """The joints of one script, by shard and by the name of a provider or subscription."""
-
-    def __init__(self, make: Callable[[int, str], Joint]) -> None:
-        self._make = make
-
-    def __missing__(self, where: tuple[int, str]) -> Joint:
-        joint = self[where] = self._make(*where)
-        return joint
-
-
-class Call:
-    """What one caller asks: the keys and arguments of a step where it is of a joint, a command else."""
-
-    __slots__ = ("answer", "arguments", "joint", "keys", "script")
-
-    def __init__(
-        self,
-        arguments: tuple[Any, ...],
-        *,
-        script: Script | None = None,
-        joint: Joint | None = None,
-        keys: tuple[str, ...] = (),
-    ) -> None:
-        self.arguments = arguments
-        self.script = script
-        self.joint = joint
-        self.keys = keys
-        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-    @property
-    def first_key(self) -> str | None:
-        """What says where it is to go: all its keys are in one place."""
-        key = self.keys[:1] if self.joint else self.arguments[1:2]
-        return key[0] if key else None
-
-    def again(self) -> "Call":
-        """The same, to be answered anew."""
-        return Call(self.arguments, script=self.script, joint=self.joint, keys=self.keys)
 
 
 class Pipe:
@@ -151,7 +79,7 @@ class Pipe:
     async def send_where_it_moves(self, call: Call) -> Any:
         """Send a call to the node of a Cluster that is just being given its keys."""
         with translated(self._client):
-            command = _Packet([call]).command(in_full=True)
+            command = Packet([call]).command(in_full=True)
             _, answer = await self._pipeline([("ASKING",), command])
             if isinstance(answer, Exception):
                 raise answer
@@ -170,29 +98,29 @@ class Pipe:
         calls, self._waiting = self._waiting, []
         self._wake.clear()
         for call in calls:
-            _answer(call, asyncio.CancelledError())
+            call.settle(asyncio.CancelledError())
 
     async def _execute(self, calls: list[Call]) -> None:
         try:
-            packets = list(_packed(calls))
+            packets = list(packed(calls))
             answers = await self._answers(packets)
             apart = [
                 packet for packet, answer in zip(packets, answers, strict=True) if packet.must_part(answer)
             ]
             if apart:
-                steps = [_Packet([call]) for packet in apart for call in packet.calls]
+                steps = [Packet([call]) for packet in apart for call in packet.calls]
                 packets += steps
                 answers += await self._answers(steps)
         except BaseException as error:
             for call in calls:
-                _answer(call, error if isinstance(error, Exception) else asyncio.CancelledError())
+                call.settle(error if isinstance(error, Exception) else asyncio.CancelledError())
             if not isinstance(error, Exception):
                 raise
         else:
             for packet, answer in zip(packets, answers, strict=True):
                 packet.hand_out(answer)
 
-    async def _answers(self, packets: "list[_Packet]") -> list[Any]:
+    async def _answers(self, packets: "list[Packet]") -> list[Any]:
         answers = await self._pipeline([packet.command() for packet in packets])
         unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if unknown:
@@ -236,64 +164,3 @@ async def _read(connection: Any) -> Any:
         return await connection.read_response(timeout=math.inf)
     except ResponseError as error:
         return error
-
-
-class _Packet:
-    """One command as it is sent, and the calls that it answers: several only where they are joined."""
-
-    def __init__(self, calls: list[Call]) -> None:
-        self.calls = calls
-
-    def command(self, *, in_full: bool = False) -> tuple[Any, ...]:
-        first = self.calls[0]
-        script = first.joint.script if first.joint else first.script
-        if script is None:
-            return first.arguments
-        by_name = ("EVAL", script.text) if in_full else ("EVALSHA", script.digest)
-        if first.joint is None:
-            return (*by_name, *first.arguments)
-        keys = [*first.joint.keys, *(key for call in self.calls for key in call.keys)]
-        arguments = (argument for call in self.calls for argument in call.arguments)
-        return (*by_name, len(keys), *keys, *first.joint.arguments, *arguments)
-
-    def must_part(self, answer: Any) -> bool:
-        """Say whether the fault of one step hides the answers of the others."""
-        return len(self.calls) > 1 and isinstance(answer, Exception)
-
-    def hand_out(self, answer: Any) -> None:
-        """Give each caller what is its part. Who was answered apart meanwhile is left out."""
-        if self.must_part(answer):
-            return
-        if self.calls[0].joint is None or isinstance(answer, Exception):
-            _answer(self.calls[0], answer)
-            return
-        size = len(answer) // len(self.calls)
-        for i, call in enumerate(self.calls):
-            _answer(call, answer[i * size : (i + 1) * size])
-
-
-def _packed(calls: Iterable[Call]) -> Iterator[_Packet]:
-    """Put together what can be one command. A second step at the same key comes after the first."""
-    packets: dict[Joint, dict[str, Call]] = {}
-    for call in calls:
-        if call.joint is None:
-            yield _Packet([call])
-            continue
-        call_by_key = packets.setdefault(call.joint, {})
-        if call.keys[0] in call_by_key or len(call_by_key) == call.joint.most:
-            yield _Packet([*call_by_key.values()])
-            call_by_key.clear()
-        call_by_key[call.keys[0]] = call
-    for call_by_key in packets.values():
-        yield _Packet([*call_by_key.values()])
-
-
-def _answer(call: Call, answer: Any) -> None:
-    if call.answer.done():
-        return  # whoever asked was cancelled meanwhile
-    if isinstance(answer, asyncio.CancelledError):
-        call.answer.cancel()
-    elif isinstance(answer, Exception):
-        call.answer.set_exception(answer)
-    else:
-        call.answer.set_result(answer)

@@ -4,7 +4,8 @@ Refuses to read access lists: a user that is as narrow as it should be may not r
 """
 
 from watcher.store.keys import Keys
-from watcher.store.pipe import Pipe, load_script
+from watcher.store.pipe import Pipe
+from watcher.store.scripting import load_script
 
 _TRY_RIGHTS = load_script("try_rights")
 

@@ -7,7 +7,8 @@ import time
 from enum import IntEnum
 from typing import NamedTuple
 
-from watcher.store.pipe import Pipe, load_script
+from watcher.store.pipe import Pipe
+from watcher.store.scripting import load_script
 
 _CLAIM = load_script("claim")
 _HASTEN = load_script("hasten")

@@ -9,7 +9,8 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from watcher.store.keys import Keys
-from watcher.store.pipe import Pipe, load_script
+from watcher.store.pipe import Pipe
+from watcher.store.scripting import load_script
 
 PATIENCE = timedelta(days=5)
 """A subscription that fails everything for so long is paused."""

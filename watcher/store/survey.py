@@ -11,7 +11,8 @@ from typing import NamedTuple
 from watcher.journal.ledger import AccountState
 from watcher.store.history import START
 from watcher.store.keys import SHARDS, Keys, shard_of
-from watcher.store.pipe import Pipe, load_script
+from watcher.store.pipe import Pipe
+from watcher.store.scripting import load_script
 from watcher.store.state import BadState, load_state
 
 _READ_STATES = load_script("read_states")

@@ -9,7 +9,8 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from watcher.store.keys import Keys
-from watcher.store.pipe import Pipe, load_script
+from watcher.store.pipe import Pipe
+from watcher.store.scripting import load_script
 
 FORGET_AFTER = timedelta(hours=1)
 """So long it can be seen that a worker ended without a word."""
