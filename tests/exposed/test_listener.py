@@ -186,3 +186,24 @@ async def test_a_port_that_is_taken_is_said_in_one_sentence() -> None:
             async with Listener(Address("127.0.0.1", taken.getsockname()[1]), ROUTES):
                 pass
     assert refused.value.exit_code == 78
+
+
+async def test_a_worker_that_ends_during_an_answer_leaves_no_traceback() -> None:
+    asked, complaints = asyncio.Event(), []
+
+    async def never() -> Answer:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    before = asyncio.all_tasks()
+    async with Listener(Address("127.0.0.1", 0), {"/": never}, token=None) as listening:
+        client = asyncio.create_task(
+            said(listening.address.port, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        )
+        await asked.wait()
+        (answering,) = asyncio.all_tasks() - before - {client}
+        answering.cancel()  # as the end of the event loop does
+        assert await client == b""
+    assert complaints == []

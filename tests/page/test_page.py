@@ -170,12 +170,12 @@ async def test_it_tells_attempts_that_failed_and_the_one_that_delivered(rig: Rig
     rig.is_damaged = False
     rig.receiver.fail = Fail(500, 2)
     async with rig.worker() as worker:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not worker.tally.polls:  # noqa: ASYNC110 - a worker tells nobody of its own accord
                 await asyncio.sleep(0.01)
         rig.sandbox.world.credit(10110, "ETH", 3)
-        await rig.events(1)
-        async with asyncio.timeout(10):
+        await rig.events(1, within_s=20)
+        async with asyncio.timeout(20):
             while True:
                 seen = (await told(worker))["seen"]
                 if seen["events"] and seen["events"][0]["deliveries"]:
@@ -184,6 +184,19 @@ async def test_it_tells_attempts_that_failed_and_the_one_that_delivered(rig: Rig
                         break
     assert [attempt["status"] for attempt in delivery["attempts"]][:2] == [500, 500]
     assert delivery["attempts"][-1]["outcome"] == "delivered"
+
+
+async def test_of_an_event_deep_in_a_lane_it_says_that_it_was_not_looked_for(rig: Rig) -> None:
+    async with some_books(rig, "treasury", "alice") as (books, worker):
+        at_ms = books.schedule.now_ms() - 90 * MINUTE_MS
+        await books.live([a_snapshot(ETH=str(number)) for number in range(1, 62)], at_ms=at_ms)
+        await books.live([a_snapshot(ETH="1"), a_snapshot(ETH="2")], "alice", at_ms=at_ms)
+        events = (await told(worker))["seen"]["events"]
+    unread = {event["unread_lanes"] for event in events if event["account"] == "treasury"}
+    looked = [len(event["deliveries"]) for event in events if event["account"] == "treasury"]
+    assert (unread, looked[0], looked[-1]) == ({1}, 0, 1)
+    (of_alice,) = (event for event in events if event["account"] == "alice")
+    assert (of_alice["unread_lanes"], len(of_alice["deliveries"])) == (0, 1)
 
 
 async def test_of_a_subscription_only_the_origin_shows_and_of_reasons_no_secret(rig: Rig) -> None:
@@ -295,6 +308,38 @@ async def test_in_a_browser_hostile_text_shows_as_text_and_nothing_runs(rig: Rig
             assert "store is not open" in await browser.value("document.getElementById('alarm').textContent")
             assert HOSTILE in await browser.value("document.body.textContent")
             assert browser.complaints == []
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
+async def test_in_a_browser_nothing_is_called_well_or_done_that_was_not_looked_at(rig: Rig) -> None:
+    async with (
+        some_books(rig, "treasury", "alice") as (books, worker),
+        a_page(worker) as port,
+        a_browser() as browser,
+    ):
+        await browser.open(f"http://127.0.0.1:{port}/", width=390, height=844)
+        assert await state_of(browser, "not read yet") == "2 accounts not read yet"
+        now_ms = books.schedule.now_ms()
+        await books.live(
+            [a_snapshot(ETH=str(number)) for number in range(1, 62)], at_ms=now_ms - 60 * MINUTE_MS
+        )
+        await browser.until("document.querySelectorAll('.event').length === 50")
+        fates = await browser.value("[...document.querySelectorAll('.fate')].map((one) => one.textContent)")
+        assert (fates[0], fates[-1]) == ("may wait", "waiting")
+        await browser.value("document.querySelector('details summary').click()")
+        facts = await browser.value("document.querySelector('details dl').innerText")
+        assert "in 1 lane too long for this page: watcher deliveries --account treasury" in facts
+        await browser.value("document.querySelector('nav a[href=\"#h-providers\"]').click()")
+        await browser.until(
+            "document.getElementById('h-providers').getBoundingClientRect().top < innerHeight"
+        )
+        assert browser.complaints == []
+
+
+async def state_of(browser: Browser, words: str) -> object:
+    """What the head of the page says, once it says these words."""
+    await browser.until(f"document.getElementById('state')?.textContent.includes({words!r})")
+    return await browser.value("document.getElementById('state').textContent")
 
 
 async def opened(browser: Browser) -> None:

@@ -100,6 +100,10 @@ class Listener:
                 writer.close()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             writer.transport.abort()
+        except (
+            asyncio.CancelledError
+        ):  # not raised on: the task ends here, and Python 3.11 would call it a fault
+            writer.transport.abort()
         finally:
             self._open.pop(writer, None)
 

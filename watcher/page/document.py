@@ -7,7 +7,7 @@ one printable line.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from watcher.exposed.outlook import Seen
 from watcher.journal.explain import in_atoms
@@ -45,12 +45,16 @@ _PASSING = {"held", "doubted", "never read"}
 _BALANCE = ("total", "locked", "available", "pending_deposit", "pending_withdrawal")
 
 
+class Owed(NamedTuple):
+    """Deliveries that wait, by event and subscription; how many lanes of an account were not read whole."""
+
+    waiting: frozenset[tuple[str, str]]
+    unread_by_account: Mapping[str, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was read of the store at one time (Unix ms of the server).
-
-    `waiting` names the event and the subscription of deliveries that are still owed.
-    """
+    """What was read of the store at one time (Unix ms of the server)."""
 
     now_ms: int
     outlook: Seen
@@ -58,8 +62,8 @@ class Found:
     events: Sequence[Record]
     steps_by_account: Mapping[str, Sequence[Step]]
     since_ms: int
-    attempts: Sequence[tuple[str, Tried]] = ()
-    waiting: frozenset[tuple[str, str]] = frozenset()
+    attempts: Sequence[tuple[str, Tried]]
+    owed: Owed
 
 
 @dataclass(slots=True)
@@ -186,15 +190,16 @@ def _events(found: Found) -> Iterator[Line]:
     for subscription, attempt in found.attempts:
         line = attempt_line(subscription, attempt, found.now_ms)
         tried.setdefault(str(line["event_id"]), {}).setdefault(subscription, []).append(line)
-    for event_id, subscription in found.waiting:
+    for event_id, subscription in found.owed.waiting:
         tried.setdefault(event_id, {}).setdefault(subscription, [])
     for record in reversed(found.events):
         event_id = str(record.content["id"])
         deliveries = [
-            _delivery(name, lines, is_waiting=(event_id, name) in found.waiting)
+            _delivery(name, lines, is_waiting=(event_id, name) in found.owed.waiting)
             for name, lines in sorted(tried.get(event_id, {}).items())
         ]
-        yield {**_event(record), "deliveries": deliveries}
+        unread = found.owed.unread_by_account.get(record.account, 0)
+        yield {**_event(record), "deliveries": deliveries, "unread_lanes": unread}
 
 
 def _event(record: Record) -> Line:

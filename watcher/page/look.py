@@ -5,6 +5,7 @@ Refuses to forget: while the store is away, what was read last is still there, w
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice, product
 
@@ -13,7 +14,7 @@ import orjson
 from watcher import __version__
 from watcher.exposed.outlook import Outlook, Seen
 from watcher.journal.record import Record
-from watcher.page.document import Found, document, names_shown
+from watcher.page.document import Found, Owed, document, names_shown
 from watcher.page.recent import Recent
 from watcher.run.worker import Opened, Worker
 from watcher.settings import Settings
@@ -32,7 +33,7 @@ _ATTEMPTS = 50
 
 _LANES = 100
 _DELIVERIES = 50
-"""Looked into of one lane; an event that waits further back is told by the lane's age."""
+"""Looked into of one lane; of an event that may wait further back, that much is told."""
 
 
 class Look:
@@ -101,7 +102,7 @@ class Look:
             steps_by_account=recent.steps_by_account(),
             since_ms=recent.since_ms,
             attempts=await _attempts(Letters(pipe, keys), outlook, events),
-            waiting=await _waiting(Waiting(pipe, keys), outlook, events),
+            owed=await _owed(Waiting(pipe, keys), outlook, events),
         )
 
     def _recent_of(self, opened: Opened, keys: Keys) -> Recent:
@@ -122,17 +123,19 @@ async def _attempts(letters: Letters, outlook: Seen, events: Sequence[Record]) -
     return [(name, one) for (name, _), part in zip(places, found, strict=True) for one in part]
 
 
-async def _waiting(waiting: Waiting, outlook: Seen, events: Iterable[Record]) -> frozenset[tuple[str, str]]:
-    """Find what is still owed in the lanes that may hold these events: event and subscription."""
+async def _owed(waiting: Waiting, outlook: Seen, events: Iterable[Record]) -> Owed:
+    """Find what is still owed in the lanes that may hold these events, as far as they are looked into."""
     accounts = dict.fromkeys(record.account for record in events)
-    owed = [name for name, found in outlook.waiting.items() if found.lanes]
-    found = set()
-    for name, account in islice(product(owed, accounts), _LANES):
+    subscriptions = [name for name, found in outlook.waiting.items() if found.lanes]
+    lanes = product(subscriptions, accounts)
+    found, unread = set[tuple[str, str]](), Counter[str]()
+    for name, account in islice(lanes, _LANES):
         position = 0
         async for delivery in waiting.deliveries(name, account):
-            if delivery:
-                found.add((delivery.event_id, name))
-            position += 1
-            if position == _DELIVERIES:
+            if position == _DELIVERIES or delivery is None:  # too deep, or damaged: it may be any event
+                unread[account] += 1
                 break
-    return frozenset(found)
+            found.add((delivery.event_id, name))
+            position += 1
+    unread.update(account for _, account in lanes)
+    return Owed(frozenset(found), unread)
