@@ -27,7 +27,23 @@ Test = Callable[..., None]
 
 _TEXTS = (
     *("", " ", "0", "-0", "-1", "1e3", "1_0", "01", "+1", "٣", "NaN", "Infinity", "null", "true", "12.5"),
-    *("\x00", "\x1b[2J", "\u202e", "\ud800", "\ufeff", "é", "a\r\nb", "${", "$${", "'", '"', "{", "}", "\\"),
+    *(
+        "\x00",
+        "\x1b[2J",
+        "\u202e",
+        "\ud800",
+        "\ufeff",
+        "é",
+        "a\r\nb",
+        "${",
+        "$${",
+        "'",
+        '"',
+        "{",
+        "}",
+        "[",
+        "\\",
+    ),
 )
 _ALPHABETS = (
     "0123456789",
@@ -118,6 +134,11 @@ def damaged_text(good: str) -> st.SearchStrategy[str]:
 def damaged_bytes(good: bytes) -> st.SearchStrategy[bytes]:
     """Bytes like `good`, damaged in the same ways."""
     return made(lambda random: _spoiled(random, good, random.randbytes(random.randrange(9))))
+
+
+def garbage(random: Random) -> bytes:
+    """Bytes that are nothing in particular, most of them readable."""
+    return _text(random).encode(errors="surrogatepass") if random.random() < 0.8 else random.randbytes(9)
 
 
 def _text(random: Random) -> str:

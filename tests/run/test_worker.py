@@ -190,11 +190,25 @@ async def test_a_damaged_schedule_stops_its_shard_and_nothing_else(rig: Rig, red
     keys = Keys(rig.settings.redis.namespace)
     async with rig.worker():
         await baselines(rig)
-        for key in (keys.polls(13, "shop"), keys.due_subscriptions(13), keys.standings()):
+        for key in (keys.polls(13, "shop"), keys.due_subscriptions(13), keys.standings(), keys.meta()):
             await redis_client.delete(key)
             await redis_client.set(key, "damaged")
         await polls(rig, LOOPRING, 25)  # more than a second: standings were read again
         rig.sandbox.world.credit(TREASURY, "ETH", "1")
         events = await rig.events(1)
         await redis_client.delete(keys.polls(13, "shop"), keys.due_subscriptions(13), keys.standings())
+        await redis_client.delete(keys.meta())
+    assert [event["data"]["account"]["name"] for event in events] == ["treasury"]
+
+
+async def test_a_worker_that_starts_beside_a_damaged_schedule_polls_the_others(
+    rig: Rig, redis_client: Redis
+) -> None:
+    keys = Keys(rig.settings.redis.namespace)
+    await redis_client.set(keys.polls(13, "shop"), "damaged")
+    async with rig.worker():
+        await polls(rig, LOOPRING, 1)
+        rig.sandbox.world.credit(TREASURY, "ETH", "1")
+        events = await rig.events(1)
+        await redis_client.delete(keys.polls(13, "shop"))
     assert [event["data"]["account"]["name"] for event in events] == ["treasury"]

@@ -172,3 +172,43 @@ async def test_our_own_layout_is_accepted(redis_client: Redis, namespace: str) -
     await enroll(store, loopring=[ACCOUNT])
     await other.roster.check_layout()
     assert await enroll(other, loopring=[ACCOUNT]) == Enrolled(0, 0)
+
+
+@pytest.mark.parametrize("damage", [b"{", b'"loopring"', b"[[1], 7, null]", b"[" * 2000, b"\xff"])
+async def test_a_damaged_list_of_providers_is_made_anew(
+    redis_client: Redis, namespace: str, damage: bytes
+) -> None:
+    store = a_store(redis_client, namespace)
+    await enroll(store, loopring=[ACCOUNT])
+    await store.pipe.command("HSET", store.keys.meta(), "providers", damage)
+    await store.roster.check_layout()
+    assert await enroll(store, loopring=[ACCOUNT, "other"]) == Enrolled(1, 0)
+    assert await enroll(store, loopring=[]) == Enrolled(0, 2)
+
+
+async def test_a_key_of_another_type_under_meta_is_named(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await store.pipe.command("SET", store.keys.meta(), "x")
+    for ask in (store.roster.check_layout, store.roster.is_lost):
+        with pytest.raises(ConfigurationRefused, match=f"{namespace}:meta"):
+            await ask()
+
+
+async def test_a_damaged_schedule_is_left_alone_and_the_others_are_filled(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    key = store.keys.polls(SHARD, PROVIDER)
+    await store.pipe.command("SET", key, "x")
+    other = next(name for name in map("other-{}".format, range(99)) if shard_of(name) != SHARD)
+    assert await enroll(store, loopring=[ACCOUNT, other]) == Enrolled(1, 0)
+    await store.pipe.command("DEL", key)
+    assert await enroll(store, loopring=[ACCOUNT, other]) == Enrolled(1, 0)
+
+
+async def test_a_name_that_is_no_text_is_taken_off_the_schedule(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await enroll(store, loopring=[ACCOUNT])
+    await store.pipe.command("ZADD", store.keys.polls(SHARD, PROVIDER), 1, b"\xff")
+    assert await enroll(store, loopring=[ACCOUNT]) == Enrolled(0, 1)
+    assert list(await scheduled(store)) == [ACCOUNT]

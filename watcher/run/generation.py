@@ -18,7 +18,7 @@ from watcher.journal.interest import Interest
 from watcher.journal.notices import paused
 from watcher.logs.lines import log
 from watcher.pause import pause
-from watcher.polling.loop import PollLoop
+from watcher.polling.loop import DAMAGED_S, PollLoop
 from watcher.polling.poll import Poller
 from watcher.providers.client import ProviderClient
 from watcher.providers.registry import provider_class
@@ -152,9 +152,14 @@ class Generation:
     async def _keep_enrolled(self) -> None:
         """Let every account start anew when the server has lost its state: baselines, and no events."""
         while not await pause(self._stopped, _LOOK_S):
-            with suppress(StoreUnreachable):  # the loops say so
+            try:
                 if await self._roster.is_lost() and await self._enroll():
                     log.error("state.lost", accounts=len(self.settings.account_by_name))
+            except StoreUnreachable:
+                continue  # the loops say so
+            except Exception:  # a damaged key, say: no reason to end the worker
+                log.exception("bug", affected="enrolled accounts")
+                await pause(self._stopped, DAMAGED_S)
 
     async def _enroll(self) -> bool:
         """Bring the schedules in line; says whether no other worker has, in this state."""

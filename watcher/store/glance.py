@@ -67,7 +67,7 @@ class Glance:
         )
         schedules = [self._keys.polls(shard, name) for name in providers for shard in range(SHARDS)]
         for shard, names in enumerate(names_by_shard):
-            schedules += [self._keys.lanes(shard, name.decode()) for name in names]
+            schedules += [self._keys.lanes(shard, name.decode("utf-8", "replace")) for name in names]
         counts = await asyncio.gather(
             *(self._pipe.command("ZCOUNT", key, "-inf", now_ms) for key in schedules)
         )
@@ -118,7 +118,7 @@ class Glance:
         ends = await asyncio.gather(
             self._pipe.command("ZRANGE", key, 0, half - 1), self._pipe.command("ZRANGE", key, -half, -1)
         )
-        accounts = sorted({account.decode() for end in ends for account in end})
+        accounts = sorted({account.decode("utf-8", "replace") for end in ends for account in end})
         if not accounts:
             return None  # delivered meanwhile
         lanes = [self._keys.lane(subscription, account) for account in accounts]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from watcher.journal.delivery import Delivery
+from watcher.store.counts import read_count
 from watcher.store.keys import Keys, shard_of
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
 from watcher.store.scripting import Joint, Joints, load_script
@@ -45,7 +46,7 @@ class Lanes:
         """Name the subscriptions that may have a lane due in a shard."""
         key = self._keys.due_subscriptions(shard)
         names = await self._pipe.command("ZRANGEBYSCORE", key, "-inf", self._schedule.now_ms())
-        return [name.decode() for name in names]
+        return [name.decode("utf-8", "replace") for name in names]
 
     async def hold(self, shard: int, for_ms: Mapping[str, int]) -> None:
         """Do not name them as due for so long, unless something of theirs comes up meanwhile."""
@@ -68,8 +69,7 @@ class Lanes:
         joint = self._reads[shard_of(account), subscription]
         lane = self._keys.lane(subscription, account)
         entries, tried = await self._pipe.step(joint, (lane,), account, at_most)
-        tries, _, head = (tried or b"0 ").partition(b" ")
-        return Waiting(entries, int(tries), head)
+        return Waiting(entries, *read_tries(tried))
 
     async def length(self, subscription: str, account: str) -> int:
         """Count the deliveries that wait in a lane."""
@@ -166,3 +166,12 @@ class Lanes:
         )
         arguments = (subscription, DEAD_PER_SUBSCRIPTION, ATTEMPTS_PER_SUBSCRIPTION)
         return Joint(_SETTLE, shared, arguments, most=64)
+
+
+def read_tries(noted: bytes) -> tuple[int, bytes]:
+    """Read how often a lane's head has failed, and which head that was; what is damaged says: never."""
+    count, _, head = noted.partition(b" ")
+    try:
+        return read_count(count), head
+    except ValueError:
+        return 0, b""

@@ -106,7 +106,7 @@ class Polls:
     async def read_state(self, account: str) -> AccountState | None:
         """Read an account's state; None before its baseline. Raises BadState."""
         names = ("version", "sequence", "polled_at", "body")
-        with _damage_named():
+        with damage_named():
             values = await self._pipe.command("HMGET", self._keys.state(account), *names)
         if all(value is None for value in values):
             return None
@@ -139,7 +139,7 @@ class Polls:
             keys.append(self._keys.lanes(shard, subscription))
             keys.append(self._keys.dead(shard, subscription))
             arguments += [subscription, len(deliveries), *(delivery.dump() for delivery in deliveries)]
-        with _damage_named():
+        with damage_named():
             reply, counts = await self._pipe.step(
                 self._commits[shard, step.provider], tuple(keys), *arguments
             )
@@ -152,7 +152,7 @@ class Polls:
         """Note a good poll that found nothing new. Raises BadState."""
         joint = self._touches[shard_of(lease.member), provider]
         arguments = (lease.member, lease.deadline, version, polled_at_ms, due_ms)
-        with _damage_named():
+        with damage_named():
             (reply,) = await self._pipe.step(joint, (self._keys.state(lease.member),), *arguments)
         return Reply(reply)
 
@@ -183,7 +183,7 @@ class Polls:
         return (self._keys.polls(shard, provider), self._keys.failing(shard, provider))
 
 
-class _damage_named:  # noqa: N801 -- as `connect.translated`
+class damage_named:  # noqa: N801 -- as `connect.translated`
     """Say BadState where a key of the account, or one that it shares, is not of the type it is given here."""
 
     def __enter__(self) -> None:

@@ -5,15 +5,21 @@ state, so that adding it again later is a new baseline. What waits in its lanes 
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from watcher.store.connect import ConfigurationRefused
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.pipe import Pipe
+from watcher.store.polls import damage_named
+from watcher.store.state import BadState
 
 SCHEMA = "1"
 _AT_ONCE = 500
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,7 @@ class Roster:
 
         So it is where an enrolment was cut off: whoever began it may have died.
         """
-        return None in await self._pipe.command("HMGET", self._keys.meta(), "shards", "enrolled")
+        return None in await self._read_meta("shards", "enrolled")
 
     async def note_enrolled(self) -> bool:
         """Note that an enrolment was brought to its end; says whether it is the first one in this state."""
@@ -52,69 +58,91 @@ class Roster:
         everyone = {name for names in accounts_by_provider.values() for name in names}
         added = removed = 0
         for provider in providers:
-            wanted = set(accounts_by_provider.get(provider, ()))
-            known = await self._scheduled(provider)
-            added += await self._add(provider, sorted(wanted - known), now_ms)
-            await self._remove(provider, sorted(known - wanted), everyone)
-            removed += len(known - wanted)
+            wanted_by_shard = _by_shard(accounts_by_provider.get(provider, ()))
+            for shard in range(SHARDS):
+                wanted = {name.encode() for name in wanted_by_shard.get(shard, ())}
+                with suppress(BadState), damage_named():  # whoever polls there says so
+                    known = await self._scheduled(shard, provider)
+                    added += await self._add(shard, provider, sorted(wanted - known), now_ms)
+                    await self._remove(shard, provider, sorted(known - wanted), everyone)
+                    removed += len(known - wanted)
         return Enrolled(added, removed)
 
     async def _providers(self, configured: Collection[str]) -> list[str]:
         """Check that the state is laid out as this program expects; returns all providers ever used."""
         key = self._keys.meta()
-        shards, schema, providers = await self._pipe.command("HMGET", key, "shards", "schema", "providers")
+        shards, schema, providers = await self._read_meta("shards", "schema", "providers")
         if (shards, schema) not in ((None, None), (b"%d" % SHARDS, SCHEMA.encode())):
             raise ConfigurationRefused(
                 f"the state under {key} was laid out by another version of watcher "
                 f"(schema {_number(schema)}, {_number(shards)} shards; this one has {SCHEMA}, {SHARDS}): "
                 "run that version, or set redis.namespace to start anew"
             )
-        known = sorted({*json.loads(providers or "[]"), *configured})
+        known = sorted({*_names(providers), *configured})
         fields = ("shards", SHARDS, "schema", SCHEMA, "providers", json.dumps(known))
         await self._pipe.command("HSET", key, *fields)
         return known
 
-    async def _scheduled(self, provider: str) -> set[str]:
-        scheduled: set[str] = set()
-        for shard in range(SHARDS):
-            members = await self._pipe.command("ZRANGE", self._keys.polls(shard, provider), 0, -1)
-            scheduled.update(member.decode() for member in members)
-        return scheduled
+    async def _read_meta(self, *names: str) -> list[bytes | None]:
+        key = self._keys.meta()
+        try:
+            with damage_named():
+                found: list[bytes | None] = await self._pipe.command("HMGET", key, *names)
+        except BadState:
+            raise ConfigurationRefused(
+                f"what lies under {key} is none of watcher's: delete it, and all accounts are enrolled anew"
+            ) from None
+        return found
+
+    async def _scheduled(self, shard: int, provider: str) -> set[bytes]:
+        return {*await self._pipe.command("ZRANGE", self._keys.polls(shard, provider), 0, -1)}
 
     async def make_due(self, provider: str, names: Collection[str], *, now_ms: int) -> None:
         """Let accounts be polled now, whenever they were due."""
-        for shard, group in _by_shard(sorted(names)):
-            pairs = [part for name in group for part in (now_ms, name)]
-            await self._pipe.command("ZADD", self._keys.polls(shard, provider), "XX", *pairs)
+        for shard, members in _by_shard(names).items():
+            for group in _in_parts(members):
+                pairs = [part for name in group for part in (now_ms, name)]
+                await self._pipe.command("ZADD", self._keys.polls(shard, provider), "XX", *pairs)
 
-    async def _add(self, provider: str, names: list[str], now_ms: int) -> int:
+    async def _add(self, shard: int, provider: str, names: list[bytes], now_ms: int) -> int:
         """Returns how many there were to add: another worker may do the same at this moment."""
         added = 0
-        for shard, group in _by_shard(names):
+        for group in _in_parts(names):
             pairs = [part for name in group for part in (now_ms, name)]
             added += await self._pipe.command("ZADD", self._keys.polls(shard, provider), "NX", *pairs)
         return added
 
-    async def _remove(self, provider: str, names: list[str], everyone: Collection[str]) -> None:
-        for shard, group in _by_shard(names):
+    async def _remove(self, shard: int, provider: str, names: list[bytes], everyone: Collection[str]) -> None:
+        for group in _in_parts(names):
             # The schedule first: a poll in flight loses its lease, and cannot bring the state back.
             await self._pipe.command("ZREM", self._keys.polls(shard, provider), *group)
             await self._pipe.command("HDEL", self._keys.failing(shard, provider), *group)
-            gone = [self._keys.state(name) for name in group if name not in everyone]
+            gone = {name.decode("utf-8", "replace") for name in group}.difference(everyone)
             if gone:
-                await self._pipe.command("UNLINK", *gone)
+                await self._pipe.command("UNLINK", *map(self._keys.state, sorted(gone)))
 
 
 def _number(text: bytes | None) -> str:
     return text.decode() if text and text.isdigit() else "unknown"
 
 
-def _by_shard(names: list[str]) -> list[tuple[int, list[str]]]:
+def _names(text: bytes | None) -> set[str]:
+    """Read which providers were ever used; where that is damaged, what they have left stays behind."""
+    try:
+        found = json.loads(text or b"[]")
+    except (ValueError, RecursionError):
+        return set()
+    names = found if isinstance(found, list) else []
+    return {name for name in names if isinstance(name, str) and name.isascii()}
+
+
+def _by_shard(names: Iterable[str]) -> dict[int, list[str]]:
     groups: dict[int, list[str]] = {}
-    for name in names:
+    for name in sorted(names):
         groups.setdefault(shard_of(name), []).append(name)
-    return [
-        (shard, group[i : i + _AT_ONCE])
-        for shard, group in groups.items()
-        for i in range(0, len(group), _AT_ONCE)
-    ]
+    return groups
+
+
+def _in_parts(names: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(names), _AT_ONCE):
+        yield names[start : start + _AT_ONCE]

@@ -67,7 +67,7 @@ class Schedule:
             _CLAIM, keys, lease_ms, at_most, void_from, waited_ms, *arguments
         )
         self._ahead_ms = now - time.monotonic() * 1000
-        leases = tuple(Lease(member.decode(), deadline) for member in members)
+        leases = tuple(Lease(member.decode("utf-8", "replace"), deadline) for member in members)
         return Claimed(leases, None if next_due < 0 else next_due - now)
 
     async def hasten(self, keys: list[str], *arguments: object) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import NamedTuple
 
+from watcher.store.counts import read_count
 from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe
 from watcher.store.scripting import load_script
@@ -86,7 +87,8 @@ class Standings:
 def _parse(text: bytes) -> Standing:
     """Read a standing. Something damaged stands well, but for its reason: it heals with the next attempt."""
     try:
-        failures, since, held, paused, reason = text.decode().split(" ", 4)
-        return Standing(int(failures), int(since), int(held), int(paused), reason)
+        *counts, reason = text.split(b" ", 4)
+        failures, since_ms, held_until_ms, paused_at_ms = map(read_count, counts)
+        return Standing(failures, since_ms, held_until_ms, paused_at_ms, reason.decode())
     except ValueError:
         return Standing(0, 0, 0, 0, "unreadable")

@@ -14,11 +14,9 @@ import orjson
 from watcher.amounts import MAX_FRACTION_DIGITS, NotAnAmount, from_decimal
 from watcher.journal.ledger import AccountState, Entry
 from watcher.snapshot import Asset, Balance
+from watcher.store.counts import check_count, read_count
 
 SCHEMA = 1
-
-_MOST = 10**14
-"""Above every count and every time in ms (until the year 5138): what is larger is damage."""
 
 
 class BadState(Exception):
@@ -54,11 +52,11 @@ def load_state(fields: Mapping[str, bytes]) -> AccountState:
             source=_text(body["source"]),
             watched=None if body["watched"] is None else tuple(map(_text, _list(body["watched"]))),
             entry_by_asset={_text(key): _load_entry(key, value) for key, value in body["assets"].items()},
-            previous_sequence={_text(key): _count(value) for key, value in body["previous"].items()},
+            previous_sequence={_text(key): check_count(value) for key, value in body["previous"].items()},
             version=fields["version"].decode("ascii"),
-            sequence=_written_count(fields["sequence"]),
-            polled_at_ms=_written_count(fields.get("polled_at", b"0")),
-            stale_since_ms=_count(body.get("stale", 0)),
+            sequence=read_count(fields["sequence"]),
+            polled_at_ms=read_count(fields.get("polled_at", b"0")),
+            stale_since_ms=check_count(body.get("stale", 0)),
             crossed=frozenset(map(_text, _list(body.get("crossed", [])))),
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, NotAnAmount) as error:
@@ -83,7 +81,11 @@ def _load_entry(asset_id: str, value: object) -> Entry:
     if not held_polls and doubted is None:
         raise ValueError("neither held nor doubted")
     return Entry(
-        asset, published, _balance(seen), _count(held_polls), None if doubted is None else _balance(doubted)
+        asset,
+        published,
+        _balance(seen),
+        check_count(held_polls),
+        None if doubted is None else _balance(doubted),
     )
 
 
@@ -104,22 +106,10 @@ def _amount(text: object) -> str:
     return str(text)
 
 
-def _count(value: object) -> int:
-    if type(value) is not int or not 0 <= value < _MOST:
-        raise TypeError("not a count")
-    return value
-
-
-def _written_count(digits: bytes) -> int:
-    if not digits.isdigit():  # int() would read `1_0` too
-        raise ValueError("not a count")
-    return _count(int(digits))
-
-
 def _maybe_decimals(value: object) -> int | None:
-    if value is not None and _count(value) > MAX_FRACTION_DIGITS:
+    if value is not None and check_count(value) > MAX_FRACTION_DIGITS:
         raise ValueError("too many decimals")
-    return None if value is None else _count(value)
+    return None if value is None else check_count(value)
 
 
 def _list(value: object) -> list[Any]:

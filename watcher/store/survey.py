@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from watcher.journal.ledger import AccountState
+from watcher.store.counts import read_count, read_score
 from watcher.store.history import START
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.pipe import Pipe
@@ -99,12 +100,13 @@ class Survey:
 
     async def overdue(self, provider: str) -> Overdue:
         """Read how a provider's schedule stands. A time far in the past says that nobody polls."""
-        accounts, first_due = 0, []
+        accounts = 0
+        first_due: list[int] = []
         for shard in range(SHARDS):
             key = self._keys.polls(shard, provider)
             accounts += await self._pipe.command("ZCARD", key)
             first = await self._pipe.command("ZRANGE", key, 0, 0, "WITHSCORES")
-            first_due += [int(float(score)) for score in first[1:]]
+            first_due += map(read_score, first[1:])
         return Overdue(accounts, min(first_due, default=None))
 
     async def backlogs(self, configured: Collection[str]) -> dict[str, Backlog]:
@@ -145,7 +147,7 @@ class Survey:
         accounts = await self._pipe.command("ZRANGE", self._keys.lanes(shard, subscription), 0, -1)
         for start in range(0, len(accounts), _AT_ONCE):
             keys = [
-                self._keys.lane(subscription, account.decode())
+                self._keys.lane(subscription, account.decode("utf-8", "replace"))
                 for account in accounts[start : start + _AT_ONCE]
             ]
             measured = await self._pipe.script(_MEASURE_LANES, keys)
@@ -185,5 +187,8 @@ def _failing(said: bytes) -> Failing:
 
 def sequence_in(head: bytes) -> int | None:
     """Read the sequence in a delivery's first line, `id sequence type`; None for anything else."""
-    parts = head.split(b" ")
-    return int(parts[1]) if len(parts) == 3 and parts[1].isdigit() else None
+    try:
+        _, sequence, _ = head.split(b" ")
+        return read_count(sequence)
+    except ValueError:
+        return None

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from watcher.journal.delivery import Delivery, load_delivery
+from watcher.store.counts import read_score
 from watcher.store.keys import SHARDS, Keys
+from watcher.store.lanes import read_tries
 from watcher.store.pipe import Pipe
 
 _PAGE = 50
@@ -61,10 +63,8 @@ class Waiting:
 
 
 def _lane(account: bytes, score: bytes, tried: bytes) -> Lane:
-    count, _, head = tried.partition(b" ")
-    return Lane(
-        account.decode("utf-8", "replace"), int(float(score)), int(count) if count.isdigit() else 0, head
-    )
+    tries, head = read_tries(tried)
+    return Lane(account.decode("utf-8", "replace"), read_score(score), tries, head)
 
 
 def _delivery(entry: bytes) -> Delivery | None:

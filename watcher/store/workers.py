@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from watcher.store.counts import check_count, read_count
 from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe
 from watcher.store.scripting import load_script
@@ -69,11 +70,11 @@ def _parse(worker: str, text: bytes) -> Presence | None:
         return Presence(
             worker,
             str(told["host"]),
-            int(told["pid"]),
+            check_count(told["pid"]),
             str(told["version"]),
-            int(told["since_ms"]),
+            check_count(told["since_ms"]),
             {str(name): float(rate) for name, rate in dict(told["requests_per_second"]).items()},
-            int(seen_ms),
+            read_count(seen_ms),
         )
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None

@@ -1,0 +1,288 @@
+"""Whatever lies in Redis where a value should be: those who look see it, and the neighbours go on.
+
+A real server holds two accounts of one shard, with all that a worker keeps of them. Of one account, and of
+what belongs to nobody, something is overwritten; then everything that reads is asked, and the other account
+is polled and delivered.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import pytest
+from builders import a_subscription, an_account
+from fuzzing import fuzz, garbage, made
+from hypothesis import example
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+from servers import real_server
+from stores import ACCOUNT, MINUTE_MS, NEIGHBOURS, OPS, PROVIDER, SHARD, Store, a_commit, a_delivery, a_store
+
+from watcher.delivery.outcomes import Attempt, judge
+from watcher.delivery.restraint import Restraint
+from watcher.durations import parse_duration
+from watcher.overview import account_line, provider_line, subscription_line, troubles_of, worker_line
+from watcher.settings import SubscriptionSettings
+from watcher.store import glance, history, letters, roster, survey, waiting
+from watcher.store.connect import connect
+from watcher.store.glance import Glance
+from watcher.store.history import History
+from watcher.store.keys import Keys
+from watcher.store.letters import Letters
+from watcher.store.schedule import Lease, Reply
+from watcher.store.standings import Standing, Standings
+from watcher.store.state import BadState
+from watcher.store.survey import Survey
+from watcher.store.waiting import Waiting
+from watcher.store.workers import Presence, Workers
+
+NEIGHBOUR = next(name for name in NEIGHBOURS if name != ACCOUNT)
+KEYS = Keys("watcher")
+SCORES = (b"inf", b"-inf", b"1e300", b"-1", b"0.5", b"0", b"99999999999999999")
+RETRIES = (parse_duration("0s"), parse_duration("5s"))
+SETTINGS = a_subscription(OPS)
+
+Damage = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A server with a store in it that can be put back to what it was."""
+
+    runner: asyncio.Runner
+    client: Redis
+    dumps: Mapping[bytes, bytes]
+
+    def _repr_pretty_(self, printer: Any, _is_cycle: bool) -> None:
+        """Keep its contents out of what hypothesis says of a failure."""
+        printer.text("place")
+
+    async def damaged(self, damage: Damage) -> Store:
+        async with self.client.pipeline(transaction=False) as pipeline:
+            pipeline.execute_command("FLUSHALL")
+            for key, dump in self.dumps.items():
+                pipeline.execute_command("RESTORE", key, 0, dump)
+            pipeline.execute_command(*damage)
+            await pipeline.execute()
+        store = a_store(self.client, KEYS.namespace)
+        await store.schedule.read_clock()
+        return store
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    """All is in the first shard, and no other one is looked at: that is sixteen times as fast."""
+    assert SHARD == 0
+    with real_server("valkey") as server, asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patch:
+        for module in (glance, history, letters, roster, survey, waiting):
+            patch.setattr(module, "SHARDS", 1)
+        client = runner.run(_connected(server.url))
+        yield Place(runner, client, runner.run(_furnished(client)))
+        runner.run(client.aclose())
+
+
+async def _connected(url: str) -> Redis:
+    return connect(url)
+
+
+async def _furnished(client: Redis) -> dict[bytes, bytes]:
+    """Let two accounts live through everything that is written down; returns all keys."""
+    store = a_store(client, KEYS.namespace)
+    await store.roster.enroll({PROVIDER: [ACCOUNT, NEIGHBOUR]}, now_ms=1)
+    await store.roster.note_enrolled()
+    for account in (ACCOUNT, NEIGHBOUR):
+        step = a_commit(
+            await store.lease(account),
+            deliveries={OPS: [a_delivery(number) for number in (1, 2, 3)]},
+            log=[b'0 {"type":"forgotten","sequence":1,"timestamp":"2026-11-20T14:03:05.120Z","assets":[]}'],
+            LRC="12",
+        )
+        assert (await store.polls.commit(step))[0] is Reply.DONE
+        lease = await store.lease_lane(account)
+        reply, deadline = await store.lanes.dead(
+            OPS, lease, a_delivery(1).head, lease_ms=MINUTE_MS, reason="no", record=b'{"attempt":1}'
+        )
+        assert reply is Reply.DONE
+        await store.lanes.retry(OPS, Lease(account, deadline), a_delivery(2).head, wait_ms=1)
+        await store.polls.postpone(
+            PROVIDER, await store.lease(account), why="rate slow", at_least_ms=1, waits_ms=[1]
+        )
+        await store.due(KEYS.polls(SHARD, PROVIDER), **{account: -1})
+        await store.due(KEYS.lanes(SHARD, OPS), **{account: -1})
+    standings, workers = Standings(store.pipe, KEYS), Workers(store.pipe, KEYS)
+    await standings.failed("other", "status 500", pause=True, wish_ms=1, holds_ms=[1])
+    await standings.take_probe(OPS, "me", lease_ms=MINUTE_MS)
+    await workers.note(Presence("w", "host", 1, "1.0", 1, {PROVIDER: 0.5}))
+    await store.polls.take_turns(PROVIDER, 1, spacing_ms=1)
+    await store.lanes.take_turn(OPS, per_second=1, within_ms=1000)
+    return {key: await client.dump(key) for key in await client.keys("*")}
+
+
+def _damage(random: Random) -> Damage:
+    """One command that overwrites something of ACCOUNT's, or puts in what belongs to nobody."""
+    member = random.choice((ACCOUNT.encode(), garbage(random)))
+    sub = random.choice((OPS.encode(), garbage(random)))
+    score = random.choice(SCORES)
+    text = garbage(random)
+    return random.choice(
+        (
+            ("HSET", KEYS.meta(), random.choice(("providers", "enrolled")), text),
+            ("HSET", KEYS.standings(), sub, text),
+            ("HSET", KEYS.standings(), OPS, b"%d %d %d %d no" % tuple(random.choices(_COUNTS, k=4))),
+            ("HSET", KEYS.workers(), "w", text),
+            ("HSET", KEYS.workers(), b"w2", b"%d " % random.choice(_COUNTS) + text),
+            ("HSET", KEYS.failing(SHARD, PROVIDER), member, text),
+            (
+                "HSET",
+                KEYS.failing(SHARD, PROVIDER),
+                member,
+                b"%d %d x y" % tuple(random.choices(_COUNTS, k=2)),
+            ),
+            ("HSET", KEYS.tries(SHARD, OPS), member, text),
+            ("HSET", KEYS.tries(SHARD, OPS), member, b"%d " % random.choice(_COUNTS) + a_delivery(2).head),
+            ("HSET", KEYS.state(ACCOUNT), random.choice(("version", "sequence", "polled_at", "body")), text),
+            ("HDEL", KEYS.state(ACCOUNT), random.choice(("version", "sequence", "polled_at", "body"))),
+            ("SET", KEYS.rate(PROVIDER), text),
+            ("SET", KEYS.rate(PROVIDER), random.choice(SCORES)),
+            ("SET", KEYS.subscription_rate(OPS), random.choice(SCORES)),
+            ("SET", KEYS.probe(OPS), text),
+            ("ZADD", KEYS.polls(SHARD, PROVIDER), score, member),
+            ("ZADD", KEYS.lanes(SHARD, OPS), score, member),
+            ("ZADD", KEYS.due_subscriptions(SHARD), random.choice((b"0", b"-inf")), sub),
+            ("LSET", KEYS.lane(OPS, ACCOUNT), random.choice((0, -1)), text),
+            ("RPUSH", KEYS.lane(OPS, ACCOUNT), text),
+            ("DEL", KEYS.lane(OPS, ACCOUNT)),
+            ("SET", KEYS.lane(OPS, "left"), text),
+            (
+                "XADD",
+                KEYS.log(SHARD),
+                "*",
+                random.choice((b"account", text)),
+                member,
+                b"entry",
+                garbage(random),
+            ),
+            ("XADD", KEYS.dead(SHARD, OPS), "*", b"account", member, b"reason", text, b"delivery", text),
+            ("XADD", KEYS.attempts(SHARD, OPS), "*", b"attempt", text),
+            ("XADD", KEYS.attempts(SHARD, OPS), "*", b"attempt", _json(random)),
+        )
+    )
+
+
+_COUNTS = (0, 1, 7, 10**13, 10**14, 10**18, 10**30)
+
+
+def _json(random: Random) -> bytes:
+    values = ("x", 1, 10**20, 1.5, None, [1], {"a": 1}, True)
+    names = ("account", "event_id", "attempt", "outcome", "status", "error", "duration_ms", "answer")
+    return json.dumps({name: random.choice(values) for name in names if random.random() < 0.8}).encode()
+
+
+DAMAGES: st.SearchStrategy[Damage] = made(_damage)
+
+
+@example(damage=("ZADD", KEYS.polls(SHARD, PROVIDER), "inf", ACCOUNT))
+@example(damage=("ZADD", KEYS.lanes(SHARD, OPS), "inf", ACCOUNT))
+@example(damage=("ZADD", KEYS.due_subscriptions(SHARD), 0, b"\xff"))
+@example(damage=("HSET", KEYS.standings(), OPS, b"1 %d 0 1 no" % 10**30))
+@example(damage=("HSET", KEYS.tries(SHARD, OPS), ACCOUNT, b"9" * 5000 + b" x"))
+@example(damage=("HSET", KEYS.workers(), "w", b"1 " + b"[" * 5000))
+@example(damage=("LSET", KEYS.lane(OPS, ACCOUNT), 0, b"evt_1 " + b"9" * 5000 + b" x\n{}"))
+@fuzz(damage=DAMAGES)
+def test_everything_that_looks_sees_the_damage(place: Place, damage: Damage) -> None:
+    place.runner.run(_look(place, damage))
+
+
+@example(damage=("HSET", KEYS.meta(), "providers", "{"))
+@example(damage=("HSET", KEYS.tries(SHARD, OPS), ACCOUNT, "x"))
+@example(damage=("ZADD", KEYS.polls(SHARD, PROVIDER), 0, b"\xff"))
+@example(damage=("ZADD", KEYS.lanes(SHARD, OPS), 0, b"\xff"))
+@fuzz(damage=DAMAGES)
+def test_the_neighbours_of_the_damage_go_on(place: Place, damage: Damage) -> None:
+    place.runner.run(_go_on(place, damage))
+
+
+async def _look(place: Place, damage: Damage) -> None:
+    store = await place.damaged(damage)
+    pipe, looker = store.pipe, Survey(store.pipe, KEYS)
+    now_ms = await store.now_ms()
+    failing = await looker.failing(PROVIDER)
+    json.dumps(provider_line(PROVIDER, failing, await looker.overdue(PROVIDER), now_ms))
+    account = an_account(ACCOUNT)
+    async for seen in looker.read_states([ACCOUNT, NEIGHBOUR]):
+        one = failing.get(seen.account)
+        json.dumps(account_line(account, seen, one, troubles_of(account, seen, one, now_ms)))
+    standings = await Standings(pipe, KEYS).read()
+    for name, backlog in (await looker.backlogs([OPS])).items():
+        json.dumps(subscription_line(name, backlog, standings.get(name), now_ms, is_configured=True))
+    for presence in await Workers(pipe, KEYS).read():
+        json.dumps(worker_line(presence, now_ms))
+    await Glance(pipe, KEYS).waiting([OPS])
+    await Glance(pipe, KEYS).due([PROVIDER], now_ms=now_ms)
+    lanes = Waiting(pipe, KEYS)
+    for lane in await lanes.lanes(OPS):
+        async for _ in lanes.deliveries(OPS, lane.account):
+            pass
+    post, log = Letters(pipe, KEYS), History(pipe, KEYS)
+    await post.subscriptions()
+    assert await post.latest(OPS, 10, lambda _: True)
+    await post.attempts(OPS, 10, lambda _: True)
+    assert [record async for record in log.in_order(await log.ends())]
+    with suppress(BadState):
+        await store.polls.read_state(ACCOUNT)
+
+
+async def _go_on(place: Place, damage: Damage) -> None:
+    store = await place.damaged(damage)
+    await store.roster.enroll({PROVIDER: [ACCOUNT, NEIGHBOUR]}, now_ms=1)
+    assert not await store.roster.is_lost()
+    await _polls(store)
+    assert OPS in await store.lanes.due_subscriptions(SHARD)
+    await _delivers(store)
+    await _restrains(store)
+
+
+async def _polls(store: Store) -> None:
+    assert 0 <= await store.polls.take_turns(PROVIDER, 1, spacing_ms=1) < 21_600_001
+    claimed = await store.polls.claim(PROVIDER, SHARD, lease_ms=MINUTE_MS, at_most=9)
+    lease = next(lease for lease in claimed.leases if lease.member == NEIGHBOUR)
+    state = await store.polls.read_state(NEIGHBOUR)
+    assert state
+    step = a_commit(lease, expected=state.version, version="v2", deliveries={OPS: [a_delivery(4)]}, LRC="13")
+    assert (await store.polls.commit(step))[0] is Reply.DONE
+    for other in claimed.leases:
+        await store.polls.postpone(PROVIDER, other, why="rate slow", at_least_ms=1, waits_ms=[1])
+
+
+async def _delivers(store: Store) -> None:
+    assert 0 <= await store.lanes.take_turn(OPS, per_second=1, within_ms=10**9) < 21_600_001
+    claimed = await store.lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=9)
+    lease = next(lease for lease in claimed.leases if lease.member == NEIGHBOUR)
+    waiting = await store.lanes.read(OPS, NEIGHBOUR, at_most=9)
+    assert (waiting.tries, len(waiting.entries)) == (1, 3)
+    reply, _ = await store.lanes.delivered(OPS, lease, a_delivery(2).head, lease_ms=MINUTE_MS)
+    assert reply is Reply.DONE
+    for other in claimed.leases:
+        waiting = await store.lanes.read(OPS, other.member, at_most=9)
+        for entry in waiting.entries[:1]:
+            await store.lanes.retry(OPS, other, entry.partition(b"\n")[0] + b"\n", wait_ms=1)
+
+
+async def _restrains(store: Store) -> None:
+    """Let a worker learn how the subscription stands, fail once and deliver once."""
+    restraint = Restraint(Standings(store.pipe, KEYS), now_ms=store.schedule.now_ms, alert=_nobody, most=100)
+    await restraint.refresh()
+    assert 0 <= restraint.rest_ms(OPS) <= MINUTE_MS
+    assert restraint.room(SETTINGS, 0, 0)
+    await restraint.may_ask(OPS, lease_ms=1000)
+    for status in (500, 200):
+        await restraint.note(SETTINGS, judge(Attempt(1, status), 0, RETRIES, chance=0))
+    assert 0 <= restraint.rest_ms(OPS) <= MINUTE_MS
+
+
+async def _nobody(_subscription: SubscriptionSettings, _standing: Standing) -> None:
+    pass
