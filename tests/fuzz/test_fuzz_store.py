@@ -119,7 +119,8 @@ async def _furnished(client: Redis) -> dict[bytes, bytes]:
     await workers.note(Presence("w", "host", 1, "1.0", 1, {PROVIDER: 0.5}))
     await store.polls.take_turns(PROVIDER, 1, spacing_ms=1)
     await store.lanes.take_turn(OPS, per_second=1, within_ms=1000)
-    return {key: await client.dump(key) for key in await client.keys("*")}
+    keys: Any = await client.keys("*")
+    return {key: (await client.dump(key)) or b"" for key in keys}
 
 
 def _damage(random: Random) -> Damage:
