@@ -27,11 +27,18 @@ async def reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
+async def late(writer: asyncio.StreamWriter) -> None:
+    """An answer that is no good one, and comes when the client is about to give up."""
+    await asyncio.sleep(0.4)
+    await answer(b"", 500)(writer)
+
+
 ANSWERS: dict[str, Reply] = {
     "status-500": answer(b"", 500),
     "status-429": answer(b"", 429),
     "status-429-wait": answer(b"", 429, headers={"Retry-After": "1"}),
     "hang": silence,
+    "late": late,
     "reset": reset,
 }
 KINDS = (*ANSWERS, "refused", "tls", "dns")

@@ -8,9 +8,8 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import datetime, timedelta
-from ipaddress import ip_network
+from contextlib import AsyncExitStack
+from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
@@ -18,30 +17,24 @@ import aiohttp.connector
 import pytest
 from builders import SECRET
 from failing_provider import KINDS, FailingProvider, Names
-from pydantic import SecretStr
+from provider_scene import ACCOUNTS, INTERVAL, some_settings, until_read, workers
 from redis.asyncio import Redis
-from rig import quick
 from scene import BOUNDED, LONG
 from tls_subscribers import a_client_trusting
 
 from watcher.polling import cadence, loop, outage, poll
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Request
-from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.receiving.receiver import Receiver
-from watcher.run.worker import Worker
-from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings
 from watcher.store.keys import Keys
 
 pytestmark = BOUNDED
 
 SCALE = 30
-INTERVAL = timedelta(seconds=1)
 FIVE_MINUTES_S = 300 / SCALE
 HALF_AN_HOUR_S = 1800 / SCALE
 
 WORKERS = 2
-ACCOUNTS = 3
 CANARY, *OTHERS = [f"-{number}" for number in range(ACCOUNTS)]
 """How the names of a provider's accounts end: the first of them asks for all."""
 
@@ -99,7 +92,7 @@ async def test_no_outage_makes_an_event_and_each_is_over_as_soon_as_the_provider
     async with Receiver(secrets=[SECRET]) as receiver:
         settings = some_settings(redis_server_url, namespace, providers.values(), receiver.url)
         keys = [Keys(namespace).state(name) for name in settings.account_by_name]
-        async with workers(settings):
+        async with workers(settings, WORKERS):
             await until_read(redis_client, keys)
             await asyncio.gather(*(provider.fail() for provider in providers.values()))
             failing_from, states = time.time(), await read(redis_client, keys)
@@ -151,63 +144,7 @@ def _from(event: Any) -> float:
     return datetime.fromisoformat(event["data"]["observed"]["from"]).timestamp()
 
 
-async def until_read(redis: Redis, keys: list[str]) -> None:
-    async with asyncio.timeout(20):
-        while await redis.exists(*keys) < len(keys):  # noqa: ASYNC110 - workers write
-            await asyncio.sleep(0.05)
-
-
 async def read(redis: Redis, keys: list[str]) -> list[Any]:
     """When each account was last read, and what it held: that it went stale may stand beside it."""
     states = [await redis.hgetall(key) for key in keys]
     return [(state[b"polled_at"], json.loads(state[b"body"])["assets"]) for state in states]
-
-
-def some_settings(
-    url: str, namespace: str, providers: Iterable[FailingProvider], receiver_url: str
-) -> Settings:
-    names = {provider.kind: provider for provider in providers}
-    accounts = [
-        LoopringAccount(
-            name=f"{kind}-{number}",
-            provider=kind,
-            account_id=number + 1,
-            interval=INTERVAL,
-            pending_interval=INTERVAL,
-        )
-        for kind in names
-        for number in range(ACCOUNTS)
-    ]
-    ops = SubscriptionSettings(
-        name="ops", url=SecretStr(receiver_url), secrets=(SecretStr(SECRET),), retries=quick(5)
-    )
-    return Settings(
-        redis=RedisSettings(url=SecretStr(url), namespace=namespace),
-        egress=EgressSettings(allow=(ip_network("127.0.0.0/8"),), allow_http=True),
-        provider_by_name={
-            kind: LoopringSettings(
-                name=kind,
-                kind="loopring",
-                base_url=provider.url,
-                api_key=SecretStr("key"),
-                requests_per_second=100,
-                timeout=timedelta(seconds=0.5),
-            )
-            for kind, provider in names.items()
-        },
-        account_by_name={account.name: account for account in accounts},
-        subscription_by_name={"ops": ops},
-    )
-
-
-@asynccontextmanager
-async def workers(settings: Settings) -> AsyncIterator[None]:
-    running = [Worker(settings, name=f"w{number}") for number in range(WORKERS)]
-    async with asyncio.TaskGroup() as group:
-        for worker in running:
-            group.create_task(worker.run())
-        try:
-            yield
-        finally:
-            for worker in running:
-                worker.stop()

@@ -18,6 +18,7 @@ from provider_staging import (
     loopring_client,
     metakeep_account,
     metakeep_client,
+    metakeep_settings,
     raw,
     silence,
 )
@@ -26,6 +27,7 @@ from watcher.providers.body import LIMIT
 from watcher.providers.catalogue import RETRY_S
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Refused, Trouble
+from watcher.providers.metakeep import MetaKeep
 from watcher.snapshot import Asset
 
 ALLOWED_GROWTH = 8 * MIB
@@ -215,10 +217,12 @@ async def test_a_get_that_is_hung_up_on_is_left_to_aiohttp() -> None:
 
 async def test_a_part_that_fails_ends_the_poll() -> None:
     many = [f"0x{number:040x}" for number in range(50)]
-    async with Stage() as stage, metakeep_client(stage.url) as client:
-        stage.replies = [SUCCESS, answer(b"", 500)]
-        assert client.cost(metakeep_account(*many)) == 3
-        assert (await refusal(client, metakeep_account(*many))).status == 500
+    async with Stage() as stage:
+        settings = metakeep_settings(stage.url, requests_per_second=3)  # the third part is far off
+        async with ProviderClient(MetaKeep(settings), settings) as client:
+            stage.replies = [SUCCESS, answer(b"", 500)]
+            assert client.cost(metakeep_account(*many)) == 3
+            assert (await refusal(client, metakeep_account(*many))).status == 500
     assert len(stage.seen) == 2
 
 

@@ -35,7 +35,7 @@ class Asker:
         self._provider = provider
         self._client = client
         self._canary = canary
-        self._is_canary_failing = is_canary_failing
+        self.is_canary_failing = is_canary_failing
         self._clock = clock
         self._outage = Outage()
         self._spells = Spells()
@@ -65,7 +65,7 @@ class Asker:
         """Whoever is not the canary asks the store, too: another worker may know that it is over."""
         if account.name == self._canary or self._outage.may_ask(self._clock()):
             return True
-        return not await self._is_canary_failing()
+        return not await self.is_canary_failing()
 
     def _note(self, account: AccountSettings, refused: Refused) -> None:
         now = self._clock()

@@ -15,7 +15,7 @@ from watcher.journal.diff import Reading, Step, diff, go_stale
 from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
 from watcher.journal.ledger import AccountState, Rules
-from watcher.polling.asker import Asker
+from watcher.polling.asker import Asker, NotAsked
 from watcher.polling.cadence import spread_ms, wait_s, waits_ms
 from watcher.polling.notes import PollNotes
 from watcher.polling.silence import Silence
@@ -103,13 +103,13 @@ class Poller:
             except Refused as refused:
                 await self._postpone(account, lease, refused, started)
             if self._asker.is_back():
-                await self._hasten()
+                await self._hasten(*range(SHARDS))
         except BadState as damage:
             await self._quarantine(account, lease, damage, started)
 
-    async def _hasten(self) -> None:
+    async def _hasten(self, *shards: int) -> None:
         """The provider is back: nobody needs to wait any longer. The rate limit spreads the polls."""
-        for shard in range(SHARDS):
+        for shard in shards:
             await self._polls.hasten(self.settings.name, shard, lease_ms=self.lease_ms)
 
     async def _take(
@@ -246,6 +246,9 @@ class Poller:
             ),
         )
         self._notes.refused(account, refused, postponed, started)
+        if isinstance(refused, NotAsked) and not await self._asker.is_canary_failing():
+            # It ended meanwhile, and whoever made everybody due came before this one was postponed.
+            await self._hasten(shard_of(account.name))
 
     async def _notice_silence(self, account: AccountSettings, lease: Lease, refused: Refused) -> None:
         """Tell once that an account has had no good poll for too long. Its lease stays for what follows."""
