@@ -29,10 +29,8 @@ from watcher.settings import (
     SubscriptionSettings,
     WorkerSettings,
 )
-from watcher.store.connect import connect
 from watcher.store.history import History
-from watcher.store.keys import Keys
-from watcher.store.pipe import Pipe
+from watcher.store.opening import open_store
 from watcher.store.survey import Survey
 
 TREASURY = 10110
@@ -68,9 +66,8 @@ class Rig:
         """Whatever a test did: the log leads to the state, and what was sent is what the catalogue says."""
         for event in self.receiver.events:
             assert_valid(json.dumps(event).encode())
-        redis = self.settings.redis
-        async with connect(redis.url.get_secret_value()) as client:
-            pipe, keys = Pipe(client), Keys(redis.namespace)
+        async with open_store(self.settings.redis) as store:
+            pipe, keys = store.pipe, store.keys
             names = list(self.settings.account_by_name)
             states = {seen.account: seen async for seen in Survey(pipe, keys).read_states(names)}
             records: dict[str, list[Record]] = {name: [] for name in names}

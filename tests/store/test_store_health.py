@@ -116,3 +116,40 @@ async def test_an_embedded_server_is_mended_at_every_failure(lines: list[Mutable
 
 def test_the_clock_of_a_worker_never_steps() -> None:
     assert inspect.signature(StoreHealth).parameters["clock"].default.__name__ == "monotonic"
+
+
+async def gone() -> int:
+    raise GONE
+
+
+async def there() -> int:
+    return 1
+
+
+async def test_a_part_that_is_gone_costs_nothing_but_itself(lines: list[MutableMapping[str, Any]]) -> None:
+    clock = Clock()
+    health = StoreHealth(clock=clock)
+    for _ in range(10):
+        assert await health.of_parts(there(), gone(), there()) == [1, None, 1]
+        health.answered()  # the rest did
+        clock.now += 1
+    assert names(lines) == ["store.unreachable"]
+    clock.now += 10
+    assert await health.of_parts(there(), there()) == [1, 1]
+    health.answered()
+    assert names(lines) == ["store.unreachable", "store.recovered"]
+
+
+async def test_where_all_parts_are_gone_the_store_is(lines: list[MutableMapping[str, Any]]) -> None:
+    with pytest.raises(StoreUnreachable):
+        await StoreHealth().of_parts(gone(), gone())
+    assert lines == []
+    assert await StoreHealth().of_parts() == []
+
+
+async def test_a_mistake_of_ours_is_no_part_that_is_gone() -> None:
+    async def wrong() -> int:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        await StoreHealth().of_parts(there(), wrong())

@@ -143,14 +143,14 @@ class DeliverLoop:
         due = _taken(self._found)
         for name, shards in _taken(self._woken).items():
             due.setdefault(name, set()).update(shards)
-        await asyncio.gather(*(self._claim(group, name, list(shards)) for name, shards in due.items()))
+        await self._health.of_parts(*(self._claim(group, name, list(due[name])) for name in due))
         await self._hold_back()
         return bool(due)
 
     async def _look(self) -> None:
-        names_by_shard = await asyncio.gather(*map(self._look_at_shard, range(SHARDS)))
+        names_by_shard = await self._health.of_parts(*map(self._look_at_shard, range(SHARDS)))
         for shard, names in enumerate(names_by_shard):
-            for name in names:
+            for name in names or ():
                 self._found.setdefault(name, set()).add(shard)
 
     async def _look_at_shard(self, shard: int) -> list[str]:
@@ -182,7 +182,9 @@ class DeliverLoop:
         share = max(1, room // len(shards))
         self._full[name].update(shards[room:])
         self._hold(name, shards[room:], _FULL_MS)
-        await asyncio.gather(*(self._claim_shard(group, target, shard, share) for shard in shards[:room]))
+        await self._health.of_parts(
+            *(self._claim_shard(group, target, shard, share) for shard in shards[:room])
+        )
         if not self._in_flight[name]:
             await self._restraint.leave_probe(name)
 
@@ -211,7 +213,7 @@ class DeliverLoop:
     async def _hold_back(self) -> None:
         """Do not look for a while at what had no room: one command for all that is held in a shard."""
         held, self._held = self._held, defaultdict(dict)
-        await asyncio.gather(*(self._hold_shard(shard, for_ms) for shard, for_ms in held.items()))
+        await self._health.of_parts(*(self._hold_shard(shard, for_ms) for shard, for_ms in held.items()))
 
     async def _hold_shard(self, shard: int, for_ms: Mapping[str, int]) -> None:
         try:

@@ -15,7 +15,7 @@ from watcher.delivery.outcomes import Outcome, Verdict
 from watcher.logs.lines import log
 from watcher.logs.spells import Spells
 from watcher.settings import SubscriptionSettings
-from watcher.store.connect import StoreError
+from watcher.store.connect import StoreError, StoreUnreachable
 from watcher.store.standings import PATIENCE, Standing, Standings
 
 LONGEST_REST_MS = 60_000
@@ -77,10 +77,13 @@ class Restraint:
         return sooner
 
     async def _read(self) -> dict[str, Standing]:
-        """Read all standings. Where they are damaged, all subscriptions stand well."""
+        """Read all standings. Where they are damaged, all subscriptions stand well; where they are away, as
+        they stood: whoever claims lanes meanwhile says so."""
         self._read_at = time.monotonic() + _READ_EVERY_S
         try:
             return await self._standings.read()
+        except StoreUnreachable:
+            return self._known
         except StoreError:
             raise
         except Exception:

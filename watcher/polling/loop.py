@@ -121,7 +121,12 @@ class PollLoop:
         leases = await self._claim()
         if leases:
             costs = [self._poller.cost(self._accounts.get(lease.member)) for lease in leases]
-            turn = await self._take_turns(sum(costs))
+            try:
+                turn = await self._take_turns(sum(costs))
+            except StoreError:
+                for lease in leases:
+                    group.create_task(self._give_back(lease), name=f"give back {lease.member}")
+                raise
             for lease, cost in zip(leases, costs, strict=True):
                 self._in_flight += 1
                 group.create_task(self._one(lease, turn), name=f"poll {lease.member}")
@@ -152,10 +157,10 @@ class PollLoop:
             shards = shards[: max(1, room // _PER_CLAIM)]
         # Where there is no room, it is only looked at when the next poll is due.
         shares = [room // len(shards) or int(place < room) for place in range(len(shards))]
-        found = await asyncio.gather(
+        found = await self._health.of_parts(
             *(self._claim_shard(shard, share, waited_ms) for shard, share in zip(shards, shares, strict=True))
         )
-        return [lease for leases in found for lease in leases]
+        return [lease for leases in found for lease in leases or ()]
 
     async def _soon(self) -> int:
         """Say how many polls could start soon; where hardly any, the next look waits for their turns."""
@@ -178,7 +183,7 @@ class PollLoop:
                 self._provider, shard, lease_ms=self._lease_ms, at_most=at_most, waited_ms=waited_ms
             )
         except StoreError:
-            self._look_at[shard] = 0.0
+            self._look_at[shard] = time.monotonic() + LOOK_MS / 1000
             raise
         except Exception:
             log.exception("bug", affected=f"polls of shard {shard}")

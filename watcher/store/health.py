@@ -3,8 +3,10 @@
 Refuses to decide what to do meanwhile: whoever failed waits as long as it is told, and tries again.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from watcher.logs.lines import log
 from watcher.logs.spells import Spells
@@ -14,7 +16,10 @@ _PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 """A restarted server is found within two seconds, and a dead one costs next to nothing."""
 
 _QUIET_S = 2 * _PAUSES_S[-1] + 1
-"""A server that refuses writes still answers who reads: it is back when it refused nobody for so long."""
+"""A server that refuses writes still answers who reads, and a Cluster of which a part is gone who asks for
+the rest: they are back when nobody failed for so long."""
+
+T = TypeVar("T")
 
 
 class StoreHealth:
@@ -31,7 +36,7 @@ class StoreHealth:
         self._down_since: float | None = None
         self._failed_at = 0.0
         self._spells = Spells()
-        self._kind = ""
+        self._is_partial = False
         self._failures = 0
 
     @property
@@ -45,7 +50,7 @@ class StoreHealth:
         pause_s = _PAUSES_S[min(self._failures, len(_PAUSES_S) - 1)]
         self._failures += 1
         event = "store.refusing" if "refuses writes" in str(trouble) else "store.unreachable"
-        self._kind = event
+        self._is_partial |= event == "store.refusing"
         if spell := self._spells.struck(event, now):
             log.error(event, reason=str(trouble), next_ms=int(1000 * pause_s), **spell._asdict())
         self._down_since = now if self._down_since is None else self._down_since
@@ -61,9 +66,31 @@ class StoreHealth:
         if self._down_since is None:
             return
         now = self._clock()
-        if self._kind == "store.refusing" and now - self._failed_at < _QUIET_S:
+        if self._is_partial and now - self._failed_at < _QUIET_S:
             return
         log.info("store.recovered", duration_ms=int(1000 * (now - self._down_since)), times=self._failures)
         self._down_since = None
         self._failures = 0
+        self._is_partial = False
         self._spells.clear()
+
+    async def of_parts(self, *asked: Awaitable[T]) -> list[T | None]:
+        """Ask for several parts of the state at a time: None where one is not to be had, as on a Cluster of
+        which a node is gone. Raises StoreError where none is, and whatever else comes up.
+        """
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        troubles = [answer for answer in answers if isinstance(answer, StoreError)]
+        if troubles and len(troubles) == len(answers):
+            raise troubles[0]
+        if troubles:
+            self._is_partial = True
+            await self.failed(troubles[0])
+        return [_part(answer) for answer in answers]
+
+
+def _part(answer: T | BaseException) -> T | None:
+    if isinstance(answer, StoreError):
+        return None
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
