@@ -34,14 +34,13 @@ async def test_memory_descriptors_tasks_and_keys_are_bounded(
             sizes.append([worker.size() for worker in workers])
             keys.append(await scene.redis.dbsize())
         events = scene.receiver.taken - before
-        memory_mb = await _redis_mb(scene)
+        by_worker = list(zip(*sizes, strict=True))
+        growths = [Size(*map(_growth, zip(*of_worker, strict=True))) for of_worker in by_worker]
+        for worker, of_worker, growth in zip(workers, by_worker, growths, strict=True):
+            print(f"{worker.name} grew in {for_s} s and {events} events by {growth}, to {of_worker[-1]}")
+            print(f"{worker.name}, MB by the minute: {_by_the_minute([size.rss_mb for size in of_worker])}")
+        print(f"Redis grew by {_growth(keys):.0f} keys, to {keys[-1]} and {await _redis_mb(scene):.1f} MB")
         verdict = await scene.verdict(within_s=60)
-    by_worker = list(zip(*sizes, strict=True))
-    growths = [Size(*map(_growth, zip(*of_worker, strict=True))) for of_worker in by_worker]
-    for worker, of_worker, growth in zip(workers, by_worker, growths, strict=True):
-        print(f"{worker.name} grew in {for_s} s and {events} events by {growth}, to {of_worker[-1]}")
-        print(f"{worker.name}, by the minute: {_by_the_minute([size.rss_mb for size in of_worker])} MB")
-    print(f"Redis grew by {_growth(keys):.0f} keys, to {keys[-1]} and {memory_mb:.1f} MB")
     assert verdict.problems == []
     assert verdict.repeats > 0, "some of it fails"
     assert max(growth.rss_mb for growth in growths) <= most_growth_mb
