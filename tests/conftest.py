@@ -6,7 +6,7 @@ redis_server_url  URL of a real server that all tests of the run share. Nothing 
 namespace         a key prefix that no other test has.
 redis_client      a client as the program makes it, on the shared server of `engine`.
 engine            "valkey". A test that is to hold everywhere says so, and runs once for each:
-                      @pytest.mark.parametrize("engine", EVERY_ENGINE)   # the fake one included
+                      @pytest.mark.parametrize("engine", EVERY_ENGINE)   # the fake one, and with least rights
                       @pytest.mark.parametrize("engine", ENGINES)        # real servers only
                   with `from servers import EVERY_ENGINE, ENGINES`.
 """
@@ -21,7 +21,7 @@ import pytest
 from fakeredis import FakeAsyncRedis, FakeServer
 from fuzzing import give_form
 from redis.asyncio import Redis
-from servers import FAKE, real_server
+from servers import FAKE, LIMITED, LIMITED_NAMESPACE, limited_server, real_server
 
 from watcher.store.connect import connect
 
@@ -37,7 +37,9 @@ def server_url_of() -> Iterator[Callable[[str], str]]:
     with ExitStack() as servers:
 
         def url_of(engine: str) -> str:
-            if engine not in url_by_engine:
+            if engine in LIMITED and engine not in url_by_engine:
+                url_by_engine[engine] = servers.enter_context(limited_server(engine))
+            elif engine not in url_by_engine:
                 url_by_engine[engine] = servers.enter_context(real_server(engine)).url
             return url_by_engine[engine]
 
@@ -55,8 +57,9 @@ def engine() -> str:
 
 
 @pytest.fixture
-def namespace() -> str:
-    return f"t{os.getpid()}-{next(_numbers)}"
+def namespace(engine: str) -> str:
+    own = f"t{os.getpid()}-{next(_numbers)}"
+    return f"{LIMITED_NAMESPACE}:{own}" if engine in LIMITED else own
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from urllib.parse import quote
 
@@ -35,7 +36,17 @@ def _engines() -> dict[str, Path]:
 ENGINES: Mapping[str, Path] = _engines()
 """The server programs of this machine: `valkey` as it comes with the package, and `redis` from PATH."""
 
-EVERY_ENGINE = (FAKE, *ENGINES)
+LIMITED: Mapping[str, str] = {f"{engine}-acl": engine for engine in ENGINES}
+"""The same with the users of deploy/users.acl: asked by its user `watcher`, as one should."""
+
+EVERY_ENGINE = (FAKE, *ENGINES, *LIMITED)
+
+ACL = Path(__file__).parents[1] / "deploy" / "users.acl"
+PASSWORD = "swordfish"
+LIMITED_NAMESPACE = "watcher"
+
+TESTS_ASK = ("keys", "hkeys", "type", "pttl", "script", "echo", "lpush")
+"""What tests ask besides, and the program never does (see tests/deploy/test_deploy_acl.py)."""
 
 
 @dataclass
@@ -121,6 +132,22 @@ def real_server(engine: str = "valkey", *flags: str) -> Iterator[RealServer]:
             yield server
         finally:
             server.kill()
+
+
+def shipped_users() -> str:
+    """The users file of deploy/, with a password."""
+    return ACL.read_text().replace("PASSWORD_SHA256", sha256(PASSWORD.encode()).hexdigest())
+
+
+@contextlib.contextmanager
+def limited_server(engine: str) -> Iterator[str]:
+    """Run a server with the shipped users inside the block; yields the URL of the one that tests use."""
+    more = "".join(f" +{command}" for command in TESTS_ASK)
+    with tempfile.NamedTemporaryFile("w", prefix="watcher-", suffix=".acl") as users:
+        users.write("".join(f"{line}{more}\n" for line in shipped_users().splitlines()))
+        users.flush()
+        with real_server(LIMITED[engine], "--aclfile", users.name) as server:
+            yield f"{server.url}?username=watcher&password={PASSWORD}"
 
 
 def answers(path: Path) -> bool:

@@ -3,22 +3,31 @@
 import ast
 import re
 from collections.abc import AsyncIterator, Iterator
-from hashlib import sha256
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from builders import a_state
 from redis import exceptions
 from redis.asyncio import Redis
 from rig import TREASURY, a_rig
-from servers import ENGINES, RealServer, real_server
+from servers import (
+    ACL,
+    ENGINES,
+    LIMITED_NAMESPACE,
+    PASSWORD,
+    TESTS_ASK,
+    RealServer,
+    real_server,
+    shipped_users,
+)
 
 import watcher.store
 from watcher.journal.delivery import Delivery
 from watcher.run.worker import Worker
 from watcher.store.connect import ConfigurationRefused, connect
-from watcher.store.guarantee import guarantee
+from watcher.store.guarantee import OLDEST, guarantee
 from watcher.store.history import History
 from watcher.store.keys import Keys, shard_of
 from watcher.store.lanes import Lanes
@@ -27,10 +36,8 @@ from watcher.store.polls import Commit, Polls
 from watcher.store.roster import Roster
 from watcher.store.schedule import Lease, Reply, Schedule
 
-ACL = Path(__file__).parents[2] / "deploy" / "users.acl"
 STORE = Path(watcher.store.__file__).parent
-PASSWORD = "swordfish"
-NAMESPACE = "watcher"
+NAMESPACE = LIMITED_NAMESPACE
 
 SAID_OTHERWISE = {"info", "client|setname", "cluster|slots"}
 """What redis-py says for us (`client.info()`), and the subcommands."""
@@ -39,15 +46,11 @@ NOT_SAID = {"client", "cluster", "readonly"}
 """Words in the code that are names of commands and mean something else: half a command, an error."""
 
 
-def shipped() -> str:
-    return ACL.read_text().replace("PASSWORD_SHA256", sha256(PASSWORD.encode()).hexdigest())
-
-
 @pytest.fixture(scope="module", params=sorted(ENGINES))
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
     """A server whose users are the ones in the file."""
     path = tmp_path_factory.mktemp("acl") / "users.acl"
-    path.write_text(shipped())
+    path.write_text(shipped_users())
     with real_server(request.param, "--aclfile", str(path)) as server:
         yield server
 
@@ -91,6 +94,35 @@ async def test_exactly_the_commands_of_the_code_are_granted(redis_client: Redis)
     words = words_in_python() & {name.decode() for name in known if isinstance(name, bytes)}
     assert {"eval", "evalsha", "hmget", "unlink"} <= words
     assert granted("watcher") == (said_in_scripts() | words | SAID_OTHERWISE) - NOT_SAID
+
+
+def test_tests_under_these_rights_ask_nothing_more_in_the_programs_name() -> None:
+    assert not granted("watcher") & set(TESTS_ASK)
+
+
+CHANGED_LATER = {"set", "xadd", "info", "cluster|slots"}
+"""Commands that can do more since a server after 6.2: SET NX with GET, SET IFEQ, an XADD to `<ms>-*`, INFO of
+several sections, and more in an answer. None of that is used."""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_every_command_is_as_old_as_the_oldest_server(redis_client: Redis) -> None:
+    docs = await Pipe(redis_client).command("COMMAND", "DOCS", *granted("watcher"))
+    said = {name.decode(): _paired(doc) for name, doc in _paired(docs).items()}
+    assert said.keys() | {"client|setname", "cluster|slots"} >= granted("watcher")
+    assert [name for name, doc in said.items() if _version(doc[b"since"]) > OLDEST] == []
+    changes = {name: [_version(since) for since, _ in doc.get(b"history", [])] for name, doc in said.items()}
+    assert {
+        name for name, versions in changes.items() if max(versions, default=OLDEST) > OLDEST
+    } <= CHANGED_LATER
+
+
+def _paired(answer: list[Any]) -> dict[bytes, Any]:
+    return dict(zip(answer[::2], answer[1::2], strict=True))
+
+
+def _version(text: bytes) -> tuple[int, ...]:
+    return tuple(map(int, text.split(b".")[:2]))
 
 
 def test_nothing_but_the_store_speaks_to_redis_and_there_are_no_other_ways() -> None:
@@ -240,7 +272,7 @@ async def test_health_may_ask_for_a_sign_of_life_without_a_password(server: Real
 
 @pytest.mark.parametrize("engine", sorted(ENGINES))
 async def test_the_line_of_the_user_also_fits_a_server_that_has_users(engine: str) -> None:
-    (line,) = (line for line in shipped().splitlines() if line.startswith("user watcher "))
+    (line,) = (line for line in shipped_users().splitlines() if line.startswith("user watcher "))
     with real_server(engine) as server:
         async with connect(server.url) as admin:
             await admin.execute_command("ACL", "SETUSER", *line.split()[1:])  # type: ignore[no-untyped-call]
