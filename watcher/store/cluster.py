@@ -10,9 +10,15 @@ from typing import Any
 
 from redis.asyncio import Redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-from redis.exceptions import AskError, MovedError
+from redis.exceptions import AskError, MovedError, ResponseError
 
-from watcher.store.address import Several, StoreError, StoreUnreachable
+from watcher.store.address import (
+    ConfigurationRefused,
+    Several,
+    StoreError,
+    StoreUnreachable,
+    host_text,
+)
 from watcher.store.calls import Call
 from watcher.store.connect import connect_node
 from watcher.store.pipe import Pipe
@@ -90,6 +96,10 @@ class ClusterPipe(Pipe):
         for address in dict.fromkeys((*self._pipe_by_address, *self._found.hosts)):
             try:
                 ranges = await self._pipe_at(address).command("CLUSTER", "SLOTS")
+            except ResponseError:
+                raise ConfigurationRefused(
+                    f"Redis at {host_text(*address)} is not part of a Cluster: name it by redis://"
+                ) from None
             except StoreError as error:
                 trouble = trouble or error
                 self._pipe_by_address[address] = self._pipe_by_address.pop(address)  # asked last next time

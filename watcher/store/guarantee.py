@@ -74,8 +74,8 @@ async def guarantee(client: Redis, *, is_node: bool = False) -> Guarantee:
     """Ask the server and judge its answers; what a managed server refuses to tell counts as hidden.
 
     `is_node` where it is known as a node of a Cluster. Raises ConfigurationRefused for a server that is too
-    old, evicts keys, or is part of a Cluster where none is expected (or the other way round), and
-    StoreUnreachable for one that does not answer or is a replica.
+    old, evicts keys, or is part of a Cluster that it was not known for, and StoreUnreachable for one that
+    does not answer or is a replica.
     """
     pool = client.connection_pool.connection_kwargs
     with translated(client):
@@ -140,8 +140,6 @@ def _refuse_what_cannot_work(info: Mapping[str, Any], at: str, *, is_node: bool)
         raise ConfigurationRefused(f"{at} is a Sentinel; point redis.url at the primary that it watches")
     if info.get("cluster_enabled") and not is_node:
         raise ConfigurationRefused(f"Redis at {at} is part of a Cluster: name it by redis+cluster://")
-    if is_node and info.get("cluster_enabled") == 0:
-        raise ConfigurationRefused(f"Redis at {at} is not part of a Cluster: name it by redis://")
     if info.get("role") == "slave":
         raise StoreUnreachable(
             f"Redis at {at} refuses writes: it is a replica; point redis.url at the primary"
