@@ -41,7 +41,7 @@ def configuration(process: subprocess.Popen[str]) -> str:
     lines = []
     for line in process.stdout:
         lines.append(line)
-        if line.startswith("interval") and len(lines) > 15:
+        if line.startswith("secrets"):
             break
     return "".join(lines)
 

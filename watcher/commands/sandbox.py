@@ -34,8 +34,8 @@ METAKEEP_PORT = 8102
 def command(loopring_port: int, metakeep_port: int, script_file: Path | None, seed: int | None) -> None:
     """Serve Loopring's and MetaKeep's endpoints on this machine, errors and rate limits included.
 
-    Prints the lines of watcher.toml that watch it, then each change as it happens. Port 0 is any free
-    port. Ends on Ctrl-C.
+    Prints a watcher.toml that watches it and tells `watcher listen`, then each change as it
+    happens. Port 0 is any free port. Ends on Ctrl-C.
 
     A line of a script is, for example,
     {"at": 1.5, "account": 10110, "asset": "LRC", "do": "deposit.seen", "amount": "12.5"}
@@ -107,7 +107,7 @@ async def _play(sandbox: Sandbox, steps: Iterable[Step]) -> None:
 
 
 def configuration(sandbox: Sandbox) -> str:
-    """Write the lines of watcher.toml that watch the default world."""
+    """Write a watcher.toml that watches the default world, and tells a `watcher listen` here."""
     from watcher.sandbox.scene import ALICE, METAKEEP_ASSETS, TREASURY
 
     currencies = ",\n  ".join(f'"{asset.id}"' for asset in METAKEEP_ASSETS)
@@ -135,6 +135,16 @@ currencies = [
   {currencies},
 ]
 interval = "1s"
+
+# For `watcher listen --secret-env OPS_SECRET` on this machine.
+[egress]
+allow = ["127.0.0.0/8"]
+allow_http = true
+
+[[subscriptions]]
+name = "ops"
+url = "http://127.0.0.1:8787/"
+secrets = ["${{OPS_SECRET}}"]
 """
 
 
