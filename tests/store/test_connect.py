@@ -21,6 +21,7 @@ from watcher.store.connect import (
     in_our_words,
     translated,
 )
+from watcher.store.guarantee import guarantee
 
 PASSWORD = "canary-7f3a"  # no secret: it must never show
 ANYONE = "127.0.0.1"
@@ -285,5 +286,9 @@ async def test_a_server_that_speaks_tls_itself_is_verified_by_its_authority(cert
     with real_server("redis", "--tls-port", str(port), "--tls-auth-clients", "no", *own):
         error = await refusal(f"rediss://{ANYONE}:{port}")
         assert isinstance(error, ConfigurationRefused)
-        async with connect(f"rediss://{ANYONE}:{port}?ssl_ca_certs={certificate}") as client:
-            assert await client.ping()
+        assert "if it is self-signed, name it or its authority" in str(error)
+        for switch in (f"ssl_ca_certs={certificate}", "ssl_cert_reqs=none"):
+            async with connect(f"rediss://{ANYONE}:{port}?{switch}") as client:
+                assert await client.ping()
+                warnings = (await guarantee(client)).warnings
+                assert bool(warnings) == (switch == "ssl_cert_reqs=none"), "said at every start"

@@ -4,10 +4,10 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from servers import DURABLE, ENGINES, real_server
+from servers import DURABLE, ENGINES, a_free_port, real_server
 
 from watcher.store.connect import ConfigurationRefused, StoreUnreachable, connect
-from watcher.store.guarantee import Guarantee, guarantee, judge
+from watcher.store.guarantee import _POLICIES, Guarantee, guarantee, judge
 
 INFO = {"redis_version": "7.2.4", "role": "master", "aof_enabled": 1, "maxmemory_policy": "noeviction"}
 CONFIG = {"appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction"}
@@ -120,6 +120,30 @@ def test_replicas_add_what_a_failover_takes_back() -> None:
 def test_a_policy_is_taken_from_info_where_config_is_hidden() -> None:
     with pytest.raises(ConfigurationRefused, match="allkeys-random"):
         judge({**INFO, "maxmemory": 1 << 30, "maxmemory_policy": "allkeys-random"}, HIDDEN, at="db")
+
+
+@pytest.mark.parametrize("policy", sorted(_POLICIES))
+def test_each_policy_is_refused_or_warned_of_or_fine(policy: str) -> None:
+    config = {**CONFIG, "maxmemory-policy": policy}
+    if policy.startswith("allkeys-"):
+        with pytest.raises(ConfigurationRefused, match=policy):
+            judge({**INFO, "maxmemory": 1 << 30}, config, at="db")
+        assert policy in judge({**INFO, "maxmemory": 0}, config, at="db").warnings[0]
+    else:
+        said = judge({**INFO, "maxmemory": 1 << 30}, config, at="db")
+        assert [policy in warning for warning in said.warnings] == ([] if policy == "noeviction" else [True])
+
+
+async def test_a_real_replica_is_counted() -> None:
+    port = a_free_port()
+    with (
+        real_server("valkey", "--port", str(port), "--repl-diskless-sync-delay", "0") as primary,
+        real_server("valkey", "--replicaof", "127.0.0.1", str(port)),
+    ):
+        async with connect(primary.url) as client, asyncio.timeout(10):
+            while not (said := await guarantee(client)).replicas:  # noqa: ASYNC110 - it comes by itself
+                await asyncio.sleep(0.05)
+    assert "; a failover may take back its last seconds in the same way" in said.sentence
 
 
 def test_loading_and_an_unverified_certificate_are_warned_of() -> None:
