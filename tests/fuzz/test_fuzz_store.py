@@ -26,7 +26,6 @@ from watcher.delivery.outcomes import Attempt, judge
 from watcher.delivery.restraint import Restraint
 from watcher.durations import parse_duration
 from watcher.overview import account_line, provider_line, subscription_line, troubles_of, worker_line
-from watcher.settings import SubscriptionSettings
 from watcher.store import glance, history, letters, roster, survey, waiting
 from watcher.store.connect import connect
 from watcher.store.glance import Glance
@@ -285,5 +284,5 @@ async def _restrains(store: Store) -> None:
     assert 0 <= restraint.rest_ms(OPS) <= MINUTE_MS
 
 
-async def _nobody(_subscription: SubscriptionSettings, _standing: Standing) -> None:
+async def _nobody(_subscription: str, _standing: Standing) -> None:
     pass

@@ -133,6 +133,64 @@ async def test_a_subscription_that_asks_for_it_is_paused_once_and_stays_so(
 
 
 @everywhere
+async def test_a_pause_is_to_be_told_until_somebody_has_told_of_it(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    view = a_view(store)
+    assert (await fail(store)).standing.tell_from_ms == 0, "nobody is to hear of a failure"
+    paused = (await fail(store, pause=True)).standing
+    assert paused.tell_from_ms == paused.paused_at_ms + standings.TELLING_MS
+    late = (await fail(store)).standing
+    assert late == paused, "what had begun before leaves it to be told"
+    assert not await view.succeeded(OPS)
+    for _ in range(2):
+        await view.told(OPS, paused)
+    assert (await fail(store)).standing == paused._replace(tell_from_ms=0)
+    assert not await view.take_telling(OPS, paused)
+
+
+@everywhere
+async def test_of_many_workers_one_tells_of_a_pause_and_another_if_it_has_not(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    view = a_view(store)
+    paused = (await fail(store, pause=True)).standing
+    assert not await view.take_telling(OPS, paused), "whoever paused it has time for it"
+    for _ in range(2):
+        await write(store, f"1 5 0 {paused.paused_at_ms}!{await store.now_ms()} status 410")
+        found = await asyncio.gather(*(view.take_telling(OPS, paused) for _ in range(10)))
+        assert found.count(True) == 1
+    await view.told(OPS, paused)
+    assert (await noted(store) or b"") == b"1 5 0 %d status 410" % paused.paused_at_ms
+
+
+@everywhere
+async def test_a_pause_by_hand_is_for_any_worker_to_tell_at_once(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await a_view(store).pause(OPS, "by hand")
+    standing = (await fail(store)).standing
+    assert standing.tell_from_ms == standing.paused_at_ms
+    assert await a_view(store).take_telling(OPS, standing)
+
+
+@everywhere
+async def test_who_tells_of_a_pause_that_is_over_says_nothing_of_the_next_one(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    view = a_view(store)
+    over = (await fail(store, pause=True)).standing
+    await view.resume(OPS)
+    await view.told(OPS, over)
+    assert await noted(store) is None
+    await write(store, f"1 5 0 {over.paused_at_ms + 1}!7 by hand")
+    await view.told(OPS, over)
+    assert (await fail(store)).standing.tell_from_ms == 7
+
+
+@everywhere
 async def test_failing_everything_for_too_long_pauses(
     redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +263,7 @@ async def test_a_damaged_standing_heals_with_the_next_attempt(redis_client: Redi
     assert await store.contents() == {}
 
 
-@pytest.mark.parametrize("text", [b"", b"\xff", b"1 2 3", b"a b c d e"])
+@pytest.mark.parametrize("text", [b"", b"\xff", b"1 2 3", b"a b c d e", b"1 2 3 4!5!6 e"])
 @on_real_servers  # the fake one answers HGETALL as RESP3 does
 async def test_a_damaged_standing_hides_no_other(redis_client: Redis, namespace: str, text: bytes) -> None:
     store = a_store(redis_client, namespace)

@@ -97,7 +97,7 @@ class LaneWorker:
         if (
             reply is not Reply.LEASE_LOST
         ):  # who was away for longer than a lease missed the answer, if there was one
-            await self._restraint.note(target.settings, verdict)
+            await self._ask(lease, lambda: self._restraint.note(target.settings, verdict))
         return deadline
 
     async def _ask(self, lease: Lease, ask: Callable[[], Awaitable[T]]) -> T:

@@ -10,6 +10,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
+from watcher.delivery.damage import survived
 from watcher.delivery.lane import LEASE_MS, LaneWorker
 from watcher.delivery.post import Poster, Target
 from watcher.delivery.restraint import Restraint
@@ -157,16 +158,12 @@ class DeliverLoop:
         """Look at one shard. One whose keys are damaged is left alone for a while, the others go on."""
         if time.monotonic() < self._damaged_until.get(shard, 0):
             return []
-        try:
+        with survived(f"lanes of shard {shard}"):
             return await self._lanes.due_subscriptions(shard)
-        except StoreError:
-            raise
-        except Exception:
-            self._note_damage(shard, "lanes")
-            return []
+        self._leave_alone(shard)
+        return []
 
-    def _note_damage(self, shard: int, what: str) -> None:
-        log.exception("bug", affected=f"{what} of shard {shard}")
+    def _leave_alone(self, shard: int) -> None:
         self._damaged_until[shard] = time.monotonic() + DAMAGED_S
 
     async def _claim(self, group: asyncio.TaskGroup, name: str, shards: list[int]) -> None:
@@ -189,12 +186,11 @@ class DeliverLoop:
             await self._restraint.leave_probe(name)
 
     async def _claim_shard(self, group: asyncio.TaskGroup, target: Target, shard: int, at_most: int) -> None:
-        try:
+        claimed = None
+        with survived(f"lanes of shard {shard}", subscription=target.name):
             claimed = await self._lanes.claim(target.name, shard, lease_ms=LEASE_MS, at_most=at_most)
-        except StoreError:
-            raise
-        except Exception:
-            self._note_damage(shard, f"lanes of {target.name}")
+        if claimed is None:
+            self._hold(target.name, [shard], int(1000 * DAMAGED_S))
             return
         if len(claimed.leases) == at_most:
             self._full[target.name].add(shard)  # more may be due there
@@ -216,12 +212,10 @@ class DeliverLoop:
         await self._health.of_parts(*(self._hold_shard(shard, for_ms) for shard, for_ms in held.items()))
 
     async def _hold_shard(self, shard: int, for_ms: Mapping[str, int]) -> None:
-        try:
+        with survived(f"lanes of shard {shard}"):
             await self._lanes.hold(shard, for_ms)
-        except StoreError:
-            raise
-        except Exception:
-            self._note_damage(shard, "lanes")
+            return
+        self._leave_alone(shard)
 
     async def _one(self, target: Target, shard: int, lease: Lease) -> None:
         """Work off one lane, then look for what had no room beside it."""

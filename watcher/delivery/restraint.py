@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from watcher.delivery.damage import survived
 from watcher.delivery.outcomes import Outcome, Verdict
 from watcher.logs.lines import log
 from watcher.logs.spells import Spells
@@ -35,7 +36,8 @@ flight: a thousand that hang must leave room for the one that does not."""
 class Restraint:
     """Knows how all subscriptions stand. `most` bounds the attempts of this process at the same time.
 
-    `alert(subscription, standing)` is called by the one worker that paused a subscription.
+    `alert(name, standing)` tells whoever is to hear that a subscription is paused. It is called until it
+    has succeeded, and may be called once more: for the same pause it must say the same.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class Restraint:
         standings: Standings,
         *,
         now_ms: Callable[[], int],
-        alert: Callable[[SubscriptionSettings, Standing], Awaitable[None]],
+        alert: Callable[[str, Standing], Awaitable[None]],
         most: int,
     ) -> None:
         self._standings = standings
@@ -65,31 +67,47 @@ class Restraint:
         """
         if time.monotonic() < self._read_at:
             return []
+        say = log.debug if self._read_at else log.warning  # at the start it is news; then one worker says it
         before, self._known = self._known, await self._read()
         sooner = [name for name, old in before.items() if _is_better(self._known.get(name), old)]
         for name in sooner:
             self._spells.over(name, time.monotonic())
             if before[name].paused_at_ms:
                 log.info("subscription.resumed", subscription=name)
-        for name, standing in self._known.items():
-            if standing.paused_at_ms and not (name in before and before[name].paused_at_ms):
-                log.warning("subscription.paused", subscription=name, reason=standing.reason)
+        for name, standing in [*self._known.items()]:
+            is_news = standing.paused_at_ms and not (name in before and before[name].paused_at_ms)
+            if not await self._has_told_of(name, standing) and is_news:
+                say("subscription.paused", subscription=name, reason=standing.reason)
         return sooner
+
+    async def _has_told_of(self, name: str, standing: Standing) -> bool:
+        """Tell of what was paused by hand, or by a worker that could not tell, unless another one does."""
+        if 0 < standing.tell_from_ms <= self._now_ms():
+            with suppress(StoreError):  # then at another look
+                if await self._standings.take_telling(name, standing):
+                    await self._tell_of(name, standing)
+                    return True
+        return False
+
+    async def _tell_of(self, name: str, standing: Standing) -> None:
+        """Tell of a pause, and only then note that it was told: rather twice than never."""
+        with survived("alert", subscription=name):  # it is not tried for ever
+            await self._alert(name, standing)
+        log.warning("subscription.paused", subscription=name, reason=standing.reason)
+        await self._standings.told(name, standing)
+        self._known[name] = standing._replace(tell_from_ms=0)
 
     async def _read(self) -> dict[str, Standing]:
         """Read all standings. Where they are damaged, all subscriptions stand well; where they are away, as
         they stood: whoever claims lanes meanwhile says so."""
         self._read_at = time.monotonic() + _READ_EVERY_S
-        try:
-            return await self._standings.read()
-        except StoreUnreachable:
-            return self._known
-        except StoreError:
-            raise
-        except Exception:
-            log.exception("bug", affected="standings")
-            self._read_at = time.monotonic() + _DAMAGED_S
-            return {}
+        with survived("standings"):
+            try:
+                return await self._standings.read()
+            except StoreUnreachable:
+                return self._known
+        self._read_at = time.monotonic() + _DAMAGED_S
+        return {}
 
     def rest_ms(self, name: str) -> int:
         """Say for how many ms a subscription is to be left alone, as far as that is foreseen."""
@@ -120,13 +138,9 @@ class Restraint:
         """
         if not _is_failing(self._known.get(name)):
             return True
-        try:
+        is_ours = True  # a damaged key must not silence its subscription for ever
+        with survived("probe", subscription=name):
             is_ours = await self._standings.take_probe(name, self._who, lease_ms=lease_ms)
-        except StoreError:
-            raise
-        except Exception:  # a damaged key must not silence its subscription for ever, nor any other
-            log.exception("bug", affected="probe", subscription=name)
-            return True
         if is_ours:
             self._probed.add(name)
         return is_ours
@@ -139,25 +153,27 @@ class Restraint:
                 await self._standings.leave_probe(name, self._who)
 
     async def note(self, subscription: SubscriptionSettings, verdict: Verdict) -> None:
-        """Note what an attempt said of its subscription. Raises StoreError."""
-        if verdict.outcome is Outcome.DELIVERED:
-            self._earned[subscription.name] += 1
-            await self._succeeded(subscription.name)
-        else:
-            if verdict.rests_ms[0]:
-                del self._earned[subscription.name]
-            await self._failed(subscription, verdict)
+        """Note what an attempt said of its subscription. Raises StoreError, and is then called again."""
+        with survived("standings", subscription=subscription.name):
+            if verdict.outcome is Outcome.DELIVERED:
+                await self._succeeded(subscription.name)
+                self._earned[subscription.name] += 1
+            else:
+                if verdict.rests_ms[0]:
+                    del self._earned[subscription.name]
+                await self._failed(subscription, verdict)
 
     async def _succeeded(self, name: str) -> None:
         failed = self._known.get(name)
         self._spells.over(name, time.monotonic())
         if failed is None or failed.paused_at_ms:
             return
+        is_news = await self._standings.succeeded(name)
         if failed.held_until_ms > self._now_ms():  # this attempt began before: the rest stays as it is
             self._known[name] = failed._replace(failures=0)
         else:
-            del self._known[name]
-        if await self._standings.succeeded(name) and failed.failures >= PROBE_FROM:
+            self._known.pop(name, None)
+        if is_news and failed.failures >= PROBE_FROM:
             log.info(
                 "subscription.recovered", subscription=name, duration_ms=self._now_ms() - failed.since_ms
             )
@@ -169,8 +185,7 @@ class Restraint:
         )
         self._known[name] = standing
         if is_paused:
-            log.warning("subscription.paused", subscription=name, reason=verdict.reason)
-            await self._alert(subscription, standing)
+            await self._tell_of(name, standing)
         elif has_counted and standing.failures >= PROBE_FROM:
             self._warn(standing, name)
 

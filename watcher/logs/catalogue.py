@@ -243,7 +243,8 @@ EVENTS: Mapping[str, Line] = {
     ),
     "subscription.paused": Line(
         "warning",
-        "A subscription gets no more attempts until it is resumed; its events are kept.",
+        "A subscription gets no more attempts until it is resumed; its events are kept. Said by the worker "
+        "that paused it or told of it, and by each that finds it so at its start.",
         ("subscription", "reason"),
     ),
     "subscription.resumed": Line("info", "A paused subscription is delivered to again.", ("subscription",)),

@@ -22,7 +22,7 @@ from watcher.polling.loop import DAMAGED_S, PollLoop
 from watcher.polling.poll import Poller
 from watcher.providers.client import ProviderClient
 from watcher.providers.registry import provider_class
-from watcher.settings import AccountSettings, Settings, SubscriptionSettings
+from watcher.settings import AccountSettings, Settings
 from watcher.store.connect import StoreUnreachable
 from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
@@ -199,16 +199,14 @@ class Generation:
         )
         return DeliverLoop(self._lanes, self._schedule, poster, targets, restraint, self._health, self._tally)
 
-    async def _alert(self, subscription: SubscriptionSettings, standing: Standing) -> None:
-        """Tell the subscription's `alerts_to` that it was paused."""
-        if subscription.alerts_to in self.settings.subscription_by_name:
-            event = paused(
-                subscription.name, standing.reason, standing.since_ms, now_ms=self._schedule.now_ms()
-            )
-            delivery = Delivery(
-                event.id, event.type, event.sequence, event.body(subscription.alerts_to, None)
-            )
-            await self._lanes.queue(subscription.alerts_to, subscription.name, [delivery])
+    async def _alert(self, name: str, standing: Standing) -> None:
+        """Tell the subscription's `alerts_to` that it was paused: for the same pause with the same bytes."""
+        told = self.settings.subscription_by_name
+        alerts_to = told[name].alerts_to if name in told else None
+        if alerts_to in told:
+            event = paused(name, standing.reason, standing.since_ms, now_ms=standing.paused_at_ms)
+            delivery = Delivery(event.id, event.type, event.sequence, event.body(alerts_to, None))
+            await self._lanes.queue(alerts_to, name, [delivery])
 
     async def _poll_loop(self, stack: AsyncExitStack, name: str, deliver_loop: DeliverLoop) -> PollLoop:
         settings = self.settings.provider_by_name[name]

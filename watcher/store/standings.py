@@ -19,16 +19,24 @@ PATIENCE = timedelta(days=5)
 _NOTE_FAILURE = load_script("note_failure")
 _NOTE_SUCCESS = load_script("note_success")
 _PROBE = load_script("probe")
+_TELL = load_script("tell")
+
+TELLING_MS = 5_000
+"""So long whoever is to tell of a pause has time for it; then it is for any other worker to do."""
 
 
 class Standing(NamedTuple):
-    """A subscription that does not stand well. Times in Unix ms of the server, 0 for never."""
+    """A subscription that does not stand well. Times in Unix ms of the server, 0 for never.
+
+    `tell_from_ms` is 0 but for a pause that nobody has told of: from then on any worker is to.
+    """
 
     failures: int
     since_ms: int
     held_until_ms: int
     paused_at_ms: int
     reason: str
+    tell_from_ms: int = 0
 
 
 class Noted(NamedTuple):
@@ -57,15 +65,25 @@ class Standings:
     async def failed(
         self, subscription: str, reason: str, *, pause: bool, wish_ms: int, holds_ms: Sequence[int]
     ) -> Noted:
-        """Note a failed attempt."""
+        """Note a failed attempt, or (without `holds_ms`) only pause."""
         patience_ms = int(1000 * PATIENCE.total_seconds())
-        arguments = (subscription, reason, int(pause), patience_ms, wish_ms, *holds_ms)
+        telling_ms = TELLING_MS if holds_ms else 0  # without an attempt there is no worker that would tell
+        arguments = (subscription, reason, int(pause), patience_ms, wish_ms, telling_ms, *holds_ms)
         text, paused, counted = await self._pipe.script(_NOTE_FAILURE, [self._key], *arguments)
         return Noted(_parse(text), bool(paused), bool(counted))
 
     async def succeeded(self, subscription: str) -> bool:
         """Note a delivery; says whether the subscription had failed until now."""
         return bool(await self._pipe.script(_NOTE_SUCCESS, [self._key], subscription))
+
+    async def take_telling(self, subscription: str, standing: Standing) -> bool:
+        """Be the only one who tells of a pause; says whether the asker is."""
+        arguments = (subscription, standing.paused_at_ms, TELLING_MS)
+        return bool(await self._pipe.script(_TELL, [self._key], *arguments))
+
+    async def told(self, subscription: str, standing: Standing) -> None:
+        """Note that this pause was told."""
+        await self._pipe.script(_TELL, [self._key], subscription, standing.paused_at_ms, 0)
 
     async def take_probe(self, subscription: str, who: str, *, lease_ms: int) -> bool:
         """Be the only one over all workers who asks a failing subscription; says whether `who` is."""
@@ -87,8 +105,15 @@ class Standings:
 def _parse(text: bytes) -> Standing:
     """Read a standing. Something damaged stands well, but for its reason: it heals with the next attempt."""
     try:
-        *counts, reason = text.split(b" ", 4)
-        failures, since_ms, held_until_ms, paused_at_ms = map(read_count, counts)
-        return Standing(failures, since_ms, held_until_ms, paused_at_ms, reason.decode())
+        failures, since, held, paused, reason = text.split(b" ", 4)
+        paused_at, _, tell_from = paused.partition(b"!")
+        return Standing(
+            read_count(failures),
+            read_count(since),
+            read_count(held),
+            read_count(paused_at),
+            reason.decode(),
+            read_count(tell_from or b"0"),
+        )
     except ValueError:
         return Standing(0, 0, 0, 0, "unreadable")

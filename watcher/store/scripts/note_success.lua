@@ -5,7 +5,7 @@
 -- returns 1 if it had failed until now, 0 if it stood well or is paused
 local standing = redis.call('HGET', KEYS[1], ARGV[1])
 if not standing then return 0 end
-local failures, held, paused, reason = string.match(standing, '^(%d+) %d+ (%d+) (%d+) (.*)$')
+local failures, held, paused, reason = string.match(standing, '^(%d+) %d+ (%d+) (%d+)!?%d* (.*)$')
 if paused and tonumber(paused) > 0 then return 0 end
 
 local time = redis.call('TIME')

@@ -1,0 +1,173 @@
+"""A pause is told at least once, to the log and to `alerts_to`, whoever dies or is away meanwhile."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from moody_subscriber import MoodySubscriber, Owed, owed, told
+from redis.asyncio import Redis
+
+from watcher.store import standings
+from watcher.store.connect import StoreUnreachable
+from watcher.store.lanes import Lanes
+from watcher.store.standings import Standings
+
+pytest_plugins = ("owing",)
+
+
+@pytest.fixture
+async def pager() -> AsyncIterator[MoodySubscriber]:
+    async with MoodySubscriber() as pager:
+        yield pager
+
+
+@pytest.fixture
+def both(
+    redis_client: Redis,
+    redis_server_url: str,
+    namespace: str,
+    subscriber: MoodySubscriber,
+    pager: MoodySubscriber,
+) -> Owed:
+    both = owed(redis_client, redis_server_url, namespace, ops=subscriber.url, pager=pager.url)
+    by_name = both.settings.subscription_by_name
+    by_name["ops"] = by_name["ops"].model_copy(update={"alerts_to": "pager"})
+    return both
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let the server be away when it is asked for this, so many times; what it did before it is done."""
+
+    def away(of: type, name: str, times: int = 1, *, is_done: bool = False) -> None:
+        ask = getattr(of, name)
+        left = times
+
+        async def asked(*arguments: Any, **named: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0 or is_done:
+                answer = await ask(*arguments, **named)
+            if left >= 0:
+                raise StoreUnreachable("it is away")
+            return answer
+
+        monkeypatch.setattr(of, name, asked)
+
+    return away
+
+
+def pauses(logged: list[Any], level: str) -> int:
+    return sum(line["log_level"] == level for line in told(logged, "subscription.paused"))
+
+
+@pytest.mark.parametrize(
+    ("of", "name", "is_done"),
+    [
+        (Standings, "failed", False),
+        (Standings, "failed", True),
+        (Lanes, "queue", False),
+        (Lanes, "queue", True),
+        (Standings, "told", False),
+        (Standings, "told", True),
+    ],
+)
+async def test_a_server_that_goes_away_at_any_step_of_a_pause_loses_neither_it_nor_the_alert(
+    both: Owed,
+    subscriber: MoodySubscriber,
+    pager: MoodySubscriber,
+    logged: list[Any],
+    away: Callable[..., None],
+    of: type,
+    name: str,
+    is_done: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(standings, "TELLING_MS", 500)
+    subscriber.status = 410
+    await both.queue(["treasury"])
+    away(of, name, is_done=is_done)
+    async with both.worker():
+        await pager.until(lambda: bool(pager.taken) and pauses(logged, "warning") > 0)
+        async with asyncio.timeout(10):
+            while (await both.standings.read())["ops"].tell_from_ms:  # noqa: ASYNC110 - a store has no signal
+                await asyncio.sleep(0.05)
+    assert len({arrival.body for arrival in pager.arrivals}) == 1, "told again, it is the same event"
+    assert pager.taken[0]["data"]["paused"] == "ops"
+
+
+async def test_what_a_worker_paused_that_died_is_told_by_another(
+    both: Owed, pager: MoodySubscriber, logged: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standings, "TELLING_MS", 100)
+    await both.standings.failed("ops", "status 410", pause=True, wish_ms=0, holds_ms=(0,))
+    monkeypatch.setattr(standings, "TELLING_MS", 60_000)
+    async with both.worker(), both.worker():
+        await pager.until(lambda: bool(pager.taken))
+    assert len(pager.arrivals) == 1
+    assert pager.taken[0]["data"]["reason"] == "status 410"
+
+
+async def test_a_pause_is_a_warning_of_one_worker_and_no_news_of_the_others(
+    both: Owed, subscriber: MoodySubscriber, pager: MoodySubscriber, logged: list[Any]
+) -> None:
+    async with both.worker(), both.worker(), both.worker():
+        await subscriber.until(lambda: len(told(logged, "worker.started")) == 3)
+        await both.queue(["treasury"], to="pager")
+        await pager.until(lambda: bool(pager.taken))
+        subscriber.status = 410
+        await both.queue(["treasury"])
+        await pager.until(lambda: len(pager.taken) == 2)
+        await pager.until(lambda: len(told(logged, "subscription.paused")) == 3)
+    assert (pauses(logged, "warning"), pauses(logged, "debug")) == (1, 2)
+
+
+async def test_a_pause_by_hand_is_told_like_any_other(
+    both: Owed, pager: MoodySubscriber, logged: list[Any]
+) -> None:
+    async with both.worker(), both.worker():
+        await both.queue(["treasury"], to="pager")
+        await pager.until(lambda: bool(pager.taken))
+        await both.standings.pause("ops", "by hand")
+        await pager.until(lambda: len(pager.taken) == 2 and pauses(logged, "warning") == 1)
+    assert pager.taken[1]["data"]["reason"] == "by hand"
+    assert pauses(logged, "warning") == 1
+
+
+async def test_an_alert_that_cannot_be_queued_is_a_bug_that_is_said_once_and_stops_nothing(
+    both: Owed, subscriber: MoodySubscriber, pager: MoodySubscriber, logged: list[Any]
+) -> None:
+    lane = both.keys.lane("pager", "ops")
+    await both.pipe.command("SET", lane, "damaged")
+    subscriber.status = 410
+    await both.queue(["treasury"])
+    async with both.worker():
+        await subscriber.until(lambda: pauses(logged, "warning") == 1)
+        await both.queue(["treasury"], to="pager")
+        await pager.until(lambda: bool(pager.taken))
+    assert [line["affected"] for line in told(logged, "bug")] == ["alert"]
+
+
+async def test_a_lane_goes_on_by_itself_where_the_server_was_away_after_the_delivery_was_settled(
+    both: Owed, subscriber: MoodySubscriber, logged: list[Any], away: Callable[..., None]
+) -> None:
+    await both.standings.failed("ops", "status 500", pause=False, wish_ms=0, holds_ms=(0,))
+    await both.queue(["treasury"], [1, 2, 3])
+    away(Standings, "succeeded", 2)
+    async with both.worker():
+        await subscriber.until(lambda: len(subscriber.taken) == 3, within_s=5)
+    assert await both.standings.read() == {}, "that it stands well is not lost either"
+    assert not told(logged, "lease.lost")
+
+
+async def test_a_failure_counts_where_the_server_was_away_after_the_retry_was_settled(
+    both: Owed, subscriber: MoodySubscriber, away: Callable[..., None]
+) -> None:
+    subscriber.status, subscriber.headers = 503, {"Retry-After": "3600"}
+    await both.queue(["treasury"])
+    away(Standings, "failed", 2)
+    async with both.worker():
+        await both.until_left_alone()
+    assert len(subscriber.arrivals) == 1
+    assert (await both.standings.read())["ops"].failures == 1
