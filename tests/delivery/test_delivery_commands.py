@@ -381,6 +381,22 @@ async def test_attempts_that_failed_are_remembered_with_what_was_answered(
     assert lines[1].endswith("418: what it says")
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("--waiting", "nothing waits\n"),
+        ("--dead", "no dead letters\n"),
+        ("--attempts", "no attempt that failed is remembered\n"),
+    ],
+)
+async def test_where_there_is_none_people_are_told_so(
+    one: Owed, run: CommandLine, kind: str, said: str
+) -> None:
+    ended = await run("deliveries", kind)
+    assert (ended.code, ended.out, ended.err) == (0, "", said)
+    assert (await run("deliveries", kind, "--json")).err == ""
+
+
 async def test_what_is_damaged_is_shown_as_such_and_hides_nothing_else(one: Owed, run: CommandLine) -> None:
     await one.queue(["treasury"])
     await given_up(one, "alice", 1)

@@ -274,7 +274,9 @@ def test_events_are_chosen_by_type_account_time_and_number(run: Run, write: Writ
     write(two_accounts)
     deposits = run("events", "--type", "deposit.*", "--json").objects
     assert [event["type"] for event in deposits] == ["deposit.pending", "deposit.cleared"]
-    assert run("events", "--account", "nobody").out == ""
+    nobody = run("events", "--account", "nobody")
+    assert (nobody.out, nobody.err) == ("", "no such event in the log\n")
+    assert run("events", "--account", "nobody", "--json") == Ended(0, "", "")
     assert len(run("events", "--limit", "3").lines) == 3
     assert run("events", "--limit", "3").lines == run("events").lines[-3:]
     assert run("events", "--since", "1h").lines == run("events").lines

@@ -30,6 +30,12 @@ _NEXT_BY_KIND = {
     "attempts": "watcher ping SUBSCRIPTION",
 }
 
+_NONE_BY_KIND = {
+    "waiting": "nothing waits",
+    "dead": "no dead letters",
+    "attempts": "no attempt that failed is remembered",
+}
+
 
 class _Wanted(NamedTuple):
     kind: str
@@ -78,6 +84,8 @@ def command(
             say_json(row)
     elif shown:
         _say(kind, shown)
+    else:
+        click.echo(_NONE_BY_KIND[kind], err=True)
     if len(rows) > limit:
         click.echo(f"watcher: there are more; --limit shows more than {limit:,}", err=True)
     say_next(_NEXT_BY_KIND[kind])

@@ -96,8 +96,12 @@ async def _show(settings: "RedisSettings", wanted: _Wanted, *, is_followed: bool
         history = History(store.pipe, store.keys)
         start_ms = since_ms(wanted.since, await Survey(store.pipe, store.keys).now_ms())
         ends = await history.ends()
+        is_any = False
         async for record in _past(history, ends, wanted, start_ms):
             _say(record, is_json=is_json)
+            is_any = True
+        if not (is_any or is_followed or is_json):
+            click.echo("no such event in the log", err=True)
         if is_followed:
             async for record in _news(history, ends):
                 if wanted.takes(record):
