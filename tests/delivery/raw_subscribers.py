@@ -11,10 +11,9 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
-from pathlib import Path
 from typing import Any, cast
 
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -229,25 +228,3 @@ def open_files() -> int:
     """Count the descriptors of this process, without what other tests left to the garbage collector."""
     gc.collect()
     return len(os.listdir("/dev/fd"))
-
-
-@contextlib.contextmanager
-def growing_at_most(mib: float) -> Iterator[None]:
-    """Assert that the memory of this process never exceeds, inside the block, what it was before by more.
-
-    The peak is the kernel's own; where there is no such count, nothing is asserted.
-    """
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on
-    except OSError:
-        yield
-        return
-    before = _peak_mib()
-    yield
-    assert _peak_mib() - before < mib
-
-
-def _peak_mib() -> float:
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1024

@@ -1,6 +1,7 @@
 """Claims about the way to a subscriber: names, addresses, certificates, and what is said where it ends."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from ipaddress import ip_network
 
@@ -36,6 +37,16 @@ STRICTER = Policy((ip_network("127.0.0.2/32"),), allow_http=True)
 async def post(poster: Poster, url: str) -> Attempt:
     """Post to a URL that was acceptable when it was read: all of loopback was allowed then."""
     return await poster.post(a_target(url), a_delivery(), 1)
+
+
+async def test_no_more_connections_are_kept_than_there_is_room_for() -> None:
+    async with AsyncExitStack() as stack:
+        many = [await stack.enter_async_context(subscribing(answering(OK))) for _ in range(5)]
+        poster = await stack.enter_async_context(a_poster(keep=2))
+        attempts = [await post(poster, one.url) for one in many for _ in range(2)]
+        kept = [len(one.peers) for one in many]
+    assert {attempt.status for attempt in attempts} == {200}
+    assert kept == [1, 1, 2, 2, 2], "two are used again, the others are new each time"
 
 
 # The guard says no

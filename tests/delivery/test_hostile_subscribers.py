@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import uvloop
+from memory import growing_at_most
 from raw_subscribers import (
     DEADLINE_S,
     EVENT,
@@ -18,7 +19,6 @@ from raw_subscribers import (
     a_poster,
     a_target,
     answering,
-    growing_at_most,
     open_files,
     silence,
     subscribing,

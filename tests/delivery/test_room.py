@@ -1,7 +1,5 @@
 """How many attempts a subscription may have at the same time, in a process that can bear so many."""
 
-import subprocess
-import sys
 from typing import Any, cast
 
 import pytest
@@ -72,12 +70,3 @@ async def test_of_those_that_fail_none_takes_the_last_fifth() -> None:
     restraint = a_restraint(HELD)
     await restraint.note(OPS, said(503))
     assert (restraint.room(OPS, 0, 79), restraint.room(OPS, 0, 80)) == (1, 0)
-
-
-@pytest.mark.parametrize(("soft", "hard", "most"), [(256, 4096, 4096 - 192), (200, 200, 16)])
-def test_the_soft_limit_of_descriptors_is_raised_as_far_as_it_may_be(soft: int, hard: int, most: int) -> None:
-    program = (
-        f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
-        "from watcher.run.generation import most_attempts; print(most_attempts())"
-    )
-    assert int(subprocess.check_output((sys.executable, "-c", program))) == most

@@ -9,6 +9,7 @@ its tasks, which only a worker itself can tell.
 import asyncio
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -28,6 +29,8 @@ def main() -> NoReturn:
         _set_clock(ahead_s)  # first: whoever imports `time.time` must get this one
     if lease_s := faults.get("lease_s"):
         _shorten_leases(lease_s)
+    if descriptors := faults.get("descriptors"):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
     if point := faults.get("crash_at"):
         _arm(point, _signal_after(faults["crash_after"], signal.SIGKILL))
     if point := faults.get("freeze_at"):

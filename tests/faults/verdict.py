@@ -77,7 +77,7 @@ def judge(
     firsts = _without_repeats(verdict, good, losses=losses)
     _follow_sequences(verdict, firsts, losses=losses)
     _follow_balances(verdict, firsts, truth, spared, losses=losses)
-    verdict.lags_ms = sorted(1000 * (arrival.at - _told_at(arrival)) for arrival in firsts)
+    verdict.lags_ms = sorted(1000 * (arrival.at - told_at(arrival)) for arrival in firsts)
     return verdict
 
 
@@ -171,7 +171,7 @@ def _named(asset: Asset) -> str:
     return f"{asset[0]}, asset {asset[1]}"
 
 
-def _told_at(arrival: Arrival) -> float:
+def told_at(arrival: Arrival) -> float:
     return datetime.fromisoformat(arrival.event["timestamp"]).timestamp()
 
 

@@ -96,7 +96,10 @@ class WorkerProcess:
         process = Path(f"/proc/{self.process.pid}")
         pages = int((process / "statm").read_text().split()[1])
         tasks = int((self.directory / f"{self.name}.tasks").read_text())
-        return Size(pages * _PAGE_MB, len(list((process / "fd").iterdir())), tasks)
+        return Size(pages * _PAGE_MB, self.descriptors(), tasks)
+
+    def descriptors(self) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
     def send(self, number: signal.Signals) -> None:
         if self.is_running:

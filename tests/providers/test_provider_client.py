@@ -6,7 +6,7 @@ import zlib
 from datetime import UTC, datetime
 
 import pytest
-from memory import MIB, NEEDS_PROC, no_more_than
+from memory import growing_at_most
 from provider_staging import (
     TOKENS_PATH,
     Reply,
@@ -30,7 +30,7 @@ from watcher.providers.contract import Refused, Trouble
 from watcher.providers.metakeep import MetaKeep
 from watcher.snapshot import Asset
 
-ALLOWED_GROWTH = 8 * MIB
+ALLOWED_GROWTH_MIB = 8
 COIN = "0x0186b21890f920110190063921f6bc7f7b027fa6"
 ACCOUNT = loopring_account()
 
@@ -141,12 +141,11 @@ HUGE = {
 }
 
 
-@NEEDS_PROC
 @pytest.mark.parametrize("reply", HUGE.values(), ids=HUGE.keys())
 async def test_a_huge_answer_is_cut_at_a_mebibyte_and_takes_no_memory(reply: Reply) -> None:
     async with Stage() as stage, loopring_client(stage.url) as client:
         stage.reply = reply
-        with no_more_than(ALLOWED_GROWTH):
+        with growing_at_most(ALLOWED_GROWTH_MIB):
             refused = await refusal(client)
     assert refused.trouble in ("malformed", "configuration")
 

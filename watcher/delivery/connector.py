@@ -6,6 +6,7 @@ aiohttp never asks a resolver about a URL whose host is an address.
 
 import errno
 import socket
+from typing import Any
 
 from aiohttp import AddrInfoType, AsyncResolver, SocketFactoryType, TCPConnector
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -16,6 +17,7 @@ DNS_CACHE_S = 10
 """Saves a burst its look-ups; short, so that a subscriber who moves is found again at the first retry."""
 
 _DNS_CACHE_NAMES = 10_000
+MOST_KEPT = 5_000
 _KEEP_ALIVE_S = 4  # below the 5 s after which common servers hang up: a POST must not meet a closing door
 
 
@@ -54,15 +56,18 @@ class GuardedResolver(AbstractResolver):
         await self._inner.close()
 
 
-def guarded_connector(policy: Policy, *, resolver: AbstractResolver | None = None) -> TCPConnector:
+def guarded_connector(
+    policy: Policy, *, resolver: AbstractResolver | None = None, keep: int = MOST_KEPT
+) -> TCPConnector:
     """Make the connector of a session that POSTs to subscribers. Needs a running loop.
 
     A change of policy needs a new connector: connections that are already open are not judged again.
     Give it to a session with `trust_env=False`, and send with `allow_redirects=False`: through a proxy,
     only the proxy's address is seen here. No limit on connections, else dead subscribers would starve
-    live ones: whoever sends keeps count. `resolver` replaces DNS; closing the connector closes it.
+    live ones: whoever sends keeps count; of idle ones no more than `keep` stay open. `resolver` replaces DNS;
+    closing the connector closes it.
     """
-    return _GuardedConnector(
+    connector = _GuardedConnector(
         resolver=GuardedResolver(policy, resolver or AsyncResolver()),
         socket_factory=guarded_sockets(policy),
         limit=0,
@@ -70,6 +75,8 @@ def guarded_connector(policy: Policy, *, resolver: AbstractResolver | None = Non
         dns_cache_max_size=_DNS_CACHE_NAMES,
         keepalive_timeout=_KEEP_ALIVE_S,
     )
+    connector.keep = keep
+    return connector
 
 
 def guarded_sockets(policy: Policy) -> SocketFactoryType:
@@ -90,7 +97,15 @@ def refusal_in(error: BaseException) -> str | None:
 
 
 class _GuardedConnector(TCPConnector):
-    """Closes its resolver as well, which aiohttp does only for one that it made itself."""
+    """Closes its resolver as well, which aiohttp does only for one that it made itself, and keeps no more
+    than so many idle connections, which aiohttp does not bound: a thousand hosts that answer at once would
+    take a thousand file descriptors."""
+
+    keep = MOST_KEPT
+
+    def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
+        is_full = sum(map(len, self._conns.values())) >= self.keep
+        super()._release(key, protocol, should_close=should_close or is_full)
 
     async def close(self, *, abort_ssl: bool = False) -> None:
         await super().close(abort_ssl=abort_ssl)

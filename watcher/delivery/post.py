@@ -18,7 +18,7 @@ from yarl import URL
 
 from watcher import __version__
 from watcher.delivery.answers import AnswerTooLong, bound_answers, drop_frames, is_reused
-from watcher.delivery.connector import guarded_connector, refusal_in
+from watcher.delivery.connector import MOST_KEPT, guarded_connector, refusal_in
 from watcher.delivery.egress import Policy, check_url
 from watcher.delivery.outcomes import LONGEST_RETRY_AFTER_S, Attempt
 from watcher.delivery.signing import Signer
@@ -57,7 +57,8 @@ class Target:
 class Poster:
     """The connections to all subscribers. Use as `async with`; a change of policy needs a new one.
 
-    `deadline_s` bounds an attempt, second try included; `resolver` replaces DNS.
+    `deadline_s` bounds an attempt, second try included; `resolver` replaces DNS; no more than `keep`
+    connections are kept for the next attempts.
     """
 
     def __init__(
@@ -66,18 +67,20 @@ class Poster:
         *,
         deadline_s: float = ATTEMPT_TIMEOUT_S,
         resolver: AbstractResolver | None = None,
+        keep: int = MOST_KEPT,
         unix_time: Callable[[], float] = time.time,
     ) -> None:
         self._policy = policy
         self._deadline_s = deadline_s
         self._resolver = resolver
+        self._keep = keep
         self._unix_time = unix_time
         self._sessions = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         enter = self._sessions.enter_async_context
-        self._session = await enter(_session(self._policy, self._resolver))
-        self._fresh = await enter(_session(self._policy, self._resolver))
+        self._session = await enter(_session(self._policy, self._resolver, self._keep))
+        self._fresh = await enter(_session(self._policy, self._resolver, keep=0))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -139,8 +142,8 @@ class Poster:
         return retry_after_s(answer.headers.get("Retry-After"), now, most_s=LONGEST_RETRY_AFTER_S)
 
 
-def _session(policy: Policy, resolver: AbstractResolver | None) -> aiohttp.ClientSession:
-    connector = guarded_connector(policy, resolver=resolver)
+def _session(policy: Policy, resolver: AbstractResolver | None, keep: int) -> aiohttp.ClientSession:
+    connector = guarded_connector(policy, resolver=resolver, keep=keep)
     bound_answers(connector)
     return aiohttp.ClientSession(
         connector=connector,

@@ -43,7 +43,7 @@ class ProviderClient:
 
     `wait_turn` is awaited before a request that belongs to no poll (the list of assets), so that it
     keeps to the rate limit too; a poll takes `cost(account)` of that limit. `on_request` is called for each
-    request that is sent, of whatever kind.
+    request that is sent, of whatever kind. `connections`: no more at the same time.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class ProviderClient:
         *,
         wait_turn: Callable[[], Awaitable[None]] | None = None,
         on_request: Callable[[], None] = lambda: None,
+        connections: int = CONNECTIONS,
         utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -63,6 +64,7 @@ class ProviderClient:
         self._timeout = aiohttp.ClientTimeout(total=settings.timeout.total_seconds())
         self._wait_turn = wait_turn
         self._on_request = on_request
+        self._connections = connections
         self._utc_now = utc_now
         self._clock = clock
         self.dated: tuple[str, datetime] | None = None
@@ -72,7 +74,7 @@ class ProviderClient:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=CONNECTIONS),
+            connector=aiohttp.TCPConnector(limit=self._connections),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=self._timeout,
             trust_env=False,

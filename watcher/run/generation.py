@@ -5,9 +5,8 @@ stricter policy never meets an open connection of the time before.
 """
 
 import asyncio
-import resource
 from collections.abc import Iterable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 
 from watcher.delivery.egress import Policy
 from watcher.delivery.loop import DeliverLoop
@@ -22,6 +21,7 @@ from watcher.polling.loop import DAMAGED_S, PollLoop
 from watcher.polling.poll import Poller
 from watcher.providers.client import ProviderClient
 from watcher.providers.registry import provider_class
+from watcher.run.descriptors import share_out
 from watcher.settings import AccountSettings, Settings
 from watcher.store.connect import StoreUnreachable
 from watcher.store.health import StoreHealth
@@ -35,28 +35,6 @@ from watcher.vitals.tally import Tally
 
 _LOOK_S = 1.0
 """How often it is looked whether the server still knows of the accounts: so late they start anew."""
-
-MOST_ATTEMPTS = 10_000
-"""A thousand subscriptions that hang, with ten attempts each."""
-
-_DESCRIPTORS_FOR_THE_REST = 192
-"""Redis, providers, logs and listeners, with room to spare."""
-
-
-def most_attempts() -> int:
-    """Say how many attempts this process can bear at the same time: each takes a file descriptor.
-
-    The soft limit is often 1,024 for the sake of programs that call select(); this one does not.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_ATTEMPTS + _DESCRIPTORS_FOR_THE_REST
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft < wanted:
-        with suppress(ValueError, OSError):  # then it stays as it was
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            soft = wanted
-    return max(16, min(soft - _DESCRIPTORS_FOR_THE_REST, MOST_ATTEMPTS))
 
 
 class Generation:
@@ -84,6 +62,7 @@ class Generation:
         self._policy = Policy(
             allow=settings.egress.allow, allow_http=settings.egress.allow_http, nat64=settings.egress.nat64
         )
+        self._shares = share_out(len(settings.provider_by_name))
         self._loops: list[PollLoop | DeliverLoop] = []
         self._stopped = asyncio.Event()
 
@@ -184,7 +163,7 @@ class Generation:
         return names
 
     async def _make_loops(self, stack: AsyncExitStack) -> tuple[DeliverLoop, list[PollLoop]]:
-        poster = await stack.enter_async_context(Poster(self._policy))
+        poster = await stack.enter_async_context(Poster(self._policy, keep=self._shares.kept))
         deliver_loop = self._deliver_loop(poster)
         names = self.settings.provider_by_name
         return deliver_loop, [await self._poll_loop(stack, name, deliver_loop) for name in names]
@@ -195,7 +174,10 @@ class Generation:
             for name, subscription in self.settings.subscription_by_name.items()
         }
         restraint = Restraint(
-            self._standings, now_ms=self._schedule.now_ms, alert=self._alert, most=most_attempts()
+            self._standings,
+            now_ms=self._schedule.now_ms,
+            alert=self._alert,
+            most=self._shares.attempts,
         )
         return DeliverLoop(self._lanes, self._schedule, poster, targets, restraint, self._health, self._tally)
 
@@ -220,7 +202,10 @@ class Generation:
             self._tally.by_request[name] += 1
 
         provider = provider_class(settings.kind)(settings)
-        client = ProviderClient(provider, settings, wait_turn=wait_turn, on_request=count)
+        connections = self._shares.of_a_provider
+        client = ProviderClient(
+            provider, settings, wait_turn=wait_turn, on_request=count, connections=connections
+        )
         accounts: dict[str, AccountSettings] = {
             account.name: account
             for account in self.settings.account_by_name.values()

@@ -1,0 +1,31 @@
+"""How much memory this process holds, as the kernel counts it. Where it does not, nothing is asserted."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def growing_at_most(mib: float) -> Iterator[None]:
+    """Assert that the memory of this process never exceeds, inside the block, what it was before by more."""
+    before = held_mib()
+    yield
+    assert _peak_mib() - before < mib
+
+
+def held_mib() -> float:
+    """Say how much is held now; the peak is from now on."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return 1e9
+    return _peak_mib()
+
+
+def _peak_mib() -> float:
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
