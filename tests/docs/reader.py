@@ -32,7 +32,8 @@ _PROGRAMS = (
     "sleep",
     "tr",
 )
-_PATIENCE_S = 30
+_PATIENCE_S = 60
+"""Nothing here says how long a thing may take: on a busy machine a dozen processes start slowly."""
 
 
 class Reader:

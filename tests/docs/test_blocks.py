@@ -398,6 +398,7 @@ def treatments_of(block: Block) -> list[Callable[[Block, Path], Awaitable[None] 
     ]
 
 
+@pytest.mark.timeout(180)  # some start a dozen processes, one after the other
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 async def test_a_block_does_what_a_reader_expects_of_it(block: Block, tmp_path: Path) -> None:
     found = treatments_of(block)
