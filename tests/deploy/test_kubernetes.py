@@ -1,8 +1,10 @@
 """The Kubernetes manifests: they fit together, confine the worker, and ask Redis nothing to see it live."""
 
 import json
+import re
 import shutil
 import subprocess
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,17 @@ def test_kustomize_builds_it_whole() -> None:
     (name,) = (line.split()[1] for line in documents[0].splitlines() if line.startswith("  name: watcher-"))
     (built,) = (document for document in documents if "\nkind: Deployment" in document)
     assert f"name: {name}\n" in built, "an edit of the configuration makes new pods"
+
+
+def test_the_command_of_the_readme_makes_the_secret_that_the_example_shows(tmp_path: Path) -> None:
+    readme = (FOLDER.parent / "README.md").read_text()
+    (line,) = re.findall(r"^kubectl (create secret .*)=secrets$", readme, re.MULTILINE)
+    for name, content in SECRETS["stringData"].items():
+        (tmp_path / name).write_text(content)
+    made = json.loads(kubectl(*f"{line}={tmp_path} --dry-run=client --output=json".split()))
+    assert made["metadata"]["name"] == SECRETS["metadata"]["name"]
+    decoded = {name: b64decode(value).decode() for name, value in made["data"].items()}
+    assert decoded == SECRETS["stringData"]
 
 
 def test_kubernetes_knows_every_field_of_the_deployment() -> None:
