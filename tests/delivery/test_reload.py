@@ -1,12 +1,18 @@
-"""A reload and what is under way: a subscription that was taken out gets no POST a second later."""
+"""A reload and what is under way: a URL that was taken out or changed gets no POST a second later."""
 
 import asyncio
+import json
 import time
+from collections.abc import Sequence
 
+import pytest
+from builders import SECRET
 from moody_subscriber import MoodySubscriber, owed
-from raw_subscribers import Peer, subscribing
+from pydantic import SecretStr
+from raw_subscribers import OK, Peer, Request, Script, answering, subscribing
 from redis.asyncio import Redis
 
+from watcher.receive import InvalidWebhook, verify
 from watcher.settings import Settings
 
 pytest_plugins = ("owing",)
@@ -52,3 +58,90 @@ async def test_a_connection_that_is_slow_to_come_about_carries_no_post_to_who_wa
             await asyncio.wait_for(is_over.wait(), 1)
     assert sent.startswith(b"\x16\x03"), "the beginning of TLS, and nothing behind it"
     assert b"POST" not in sent
+
+
+def changed(settings: Settings, **fields: object) -> Settings:
+    ops = settings.subscription_by_name["ops"].model_copy(update=fields)
+    return settings.model_copy(update={"subscription_by_name": {"ops": ops}})
+
+
+def sequences(requests: Sequence[Request]) -> list[int]:
+    return [json.loads(request.body)["data"]["sequence"] for request in requests]
+
+
+async def never_answering(peer: Peer) -> None:
+    await peer.hear()
+    await peer.wait_for_the_end()
+
+
+async def gone_in_a_moment(peer: Peer) -> None:
+    """It is asked before the reload, and answers after it."""
+    await peer.hear()
+    await asyncio.sleep(0.3)
+    await peer.say(b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n")
+
+
+@pytest.mark.parametrize("script", [never_answering, gone_in_a_moment])
+async def test_a_url_that_is_changed_during_an_attempt_has_seen_the_last_and_the_new_one_gets_all_in_order(
+    redis_client: Redis, redis_server_url: str, namespace: str, script: Script
+) -> None:
+    async with subscribing(script) as old, subscribing(answering(OK)) as new:
+        one = owed(redis_client, redis_server_url, namespace, ops=old.url)
+        await one.queue(["treasury"], [1, 2, 3])
+        async with one.worker() as worker:
+            await old.until(lambda old: len(old.requests) == 1)
+            worker.reload(changed(one.settings, url=SecretStr(new.url)))
+            async with asyncio.timeout(5):  # and not when the attempt's time, or its lease, is over
+                await new.until(lambda new: len(new.requests) == 3)
+            await one.queue(["treasury"], [4])
+            async with asyncio.timeout(5):
+                await new.until(lambda new: len(new.requests) == 4)
+        assert sequences(new.requests) == [1, 2, 3, 4]
+        assert len(old.requests) == 1
+        assert await one.standings.read() == {}, "what the old one said is not held against the new one"
+
+
+async def test_a_slow_connection_to_a_url_that_is_changed_carries_no_post_and_holds_up_nothing(
+    redis_client: Redis, redis_server_url: str, namespace: str
+) -> None:
+    sent = bytearray()
+
+    async def never_shaking_hands(peer: Peer) -> None:
+        while data := await peer.reader.read(4096):
+            sent.extend(data)
+
+    async with subscribing(never_shaking_hands) as old, subscribing(answering(OK)) as new:
+        one = owed(redis_client, redis_server_url, namespace, ops=old.url.replace("http:", "https:"))
+        await one.queue(FIVE)
+        async with one.worker() as worker:
+            await old.until(lambda old: old.connections > 0)
+            worker.reload(changed(one.settings, url=SecretStr(new.url)))
+            async with asyncio.timeout(5):
+                await new.until(lambda new: len(new.requests) == len(FIVE))
+    assert b"POST" not in sent
+
+
+def is_signed(request: Request, secret: str) -> bool:
+    try:
+        verify(request.headers, request.body, secret)
+    except InvalidWebhook:
+        return False
+    return True
+
+
+async def test_secrets_that_are_rotated_by_reloads_leave_no_moment_without_a_signature_that_is_known(
+    redis_client: Redis, redis_server_url: str, namespace: str
+) -> None:
+    later = "whsec_" + "b3RoZXIg" * 4
+    signed_by = [(SECRET,), (later, SECRET), (later,)]
+    async with subscribing(answering(OK)) as subscriber:
+        one = owed(redis_client, redis_server_url, namespace, ops=subscriber.url)
+        async with one.worker() as worker:
+            for number, secrets in enumerate(signed_by, start=1):
+                worker.reload(changed(one.settings, secrets=tuple(map(SecretStr, secrets))))
+                await asyncio.sleep(0)  # the worker takes it up
+                await one.queue(FIVE, [number])
+                await subscriber.until(lambda seen: len(seen.requests) == number * len(FIVE))  # noqa: B023
+    found = [[is_signed(request, secret) for secret in (SECRET, later)] for request in subscriber.requests]
+    assert found == [[True, False]] * 5 + [[True, True]] * 5 + [[False, True]] * 5
+    assert sorted(sequences(subscriber.requests)) == sequences(subscriber.requests)

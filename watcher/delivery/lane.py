@@ -5,7 +5,7 @@ Refuses to go past a delivery that is not settled: order within a lane is the pr
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from typing import NamedTuple, TypeVar
 
 import orjson
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class LaneWorker:
-    """Delivers lanes of any subscription."""
+    """Delivers lanes of any subscription. What the `forsaken` still answer says nothing of how they stand."""
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class LaneWorker:
         tally: Tally,
         *,
         is_stopped: Callable[[], bool],
+        forsaken: Container[str],
         now_ms: Callable[[], int],
     ) -> None:
         self._lanes = lanes
@@ -57,30 +58,38 @@ class LaneWorker:
         self._restraint = restraint
         self._tally = tally
         self._is_stopped = is_stopped
+        self._forsaken = forsaken
         self._now_ms = now_ms
 
     async def work(self, target: Target, lease: Lease) -> bool:
         """Deliver what waits in a claimed lane; says whether more of it is due. Raises StoreError."""
         waiting = await self._ask(lease, lambda: self._lanes.read(target.name, lease.member, at_most=AT_ONCE))
-        if (
-            not waiting.entries
-        ):  # its list was taken away from outside: there is nothing to deliver, nor a hurry
+        if not waiting.entries:  # taken away from outside: there is nothing to deliver, nor a hurry
             await self._lanes.release(target.name, lease, due_in_ms=EMPTY_MS)
             return False
-        for entry in waiting.entries:
-            if lease.deadline - self._now_ms() < 1000 * ATTEMPT_TIMEOUT_S:
-                break  # it took long to come here, and an attempt may outlast what is left of the lease
-            if self._is_stopped() or self._restraint.rest_ms(target.name) or not await self._has_turn(target):
-                break
-            if self._is_stopped():  # while it waited for its turn
-                break
-            deadline = await self._deliver(target, lease, entry, waiting)
-            if not deadline:
-                return False
-            lease = Lease(lease.member, deadline)
+        try:
+            for entry in waiting.entries:
+                if not await self._may_attempt(target, lease):
+                    break
+                deadline = await self._deliver(target, lease, entry, waiting)
+                if not deadline:
+                    return False
+                lease = Lease(lease.member, deadline)
+        except asyncio.CancelledError:
+            if target.name in self._forsaken:  # where it has only moved, somebody else goes on at once
+                await self._lanes.release(target.name, lease)
+            raise
         last = lease
         await self._ask(last, lambda: self._lanes.release(target.name, last))
         return True
+
+    async def _may_attempt(self, target: Target, lease: Lease) -> bool:
+        """Say whether the next delivery is to be attempted now; waits for its turn."""
+        if lease.deadline - self._now_ms() < 1000 * ATTEMPT_TIMEOUT_S:
+            return False  # it took long to come here, and an attempt may outlast what is left of the lease
+        if self._is_stopped() or self._restraint.rest_ms(target.name) or not await self._has_turn(target):
+            return False
+        return not self._is_stopped()  # while it waited for its turn
 
     async def _deliver(self, target: Target, lease: Lease, entry: bytes, waiting: Waiting) -> int:
         """Attempt the head of a lane; returns the lease's new deadline, 0 where it ends."""
@@ -94,9 +103,8 @@ class LaneWorker:
         one = Tried(lease.member, delivery, failed_before + 1, attempt, verdict)
         reply, deadline = await self._settle(target, lease, one)
         self._tell(target, one)
-        if (
-            reply is not Reply.LEASE_LOST
-        ):  # who was away for longer than a lease missed the answer, if there was one
+        # Who was away for longer than a lease missed the answer, if there was one.
+        if reply is not Reply.LEASE_LOST and target.name not in self._forsaken:
             await self._ask(lease, lambda: self._restraint.note(target.settings, verdict))
         return deadline
 

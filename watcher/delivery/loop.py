@@ -33,7 +33,7 @@ _FULL_MS = 1000
 """A shard that found no room is not looked at for so long, unless a lane of its subscription ends."""
 
 _FAREWELL_S = 0.5
-"""An attempt that is answered within this time is settled though its subscription is gone."""
+"""An attempt that is answered within this time is settled though its subscription is gone, or its URL."""
 
 _UNKNOWN_MS = 60_000
 """A subscription that the configuration does not know keeps its lanes, and is not looked at for so long."""
@@ -66,6 +66,7 @@ class DeliverLoop:
         self._health = health
         self._in_flight: Counter[str] = Counter()
         self._tasks: defaultdict[str, set[asyncio.Task[None]]] = defaultdict(set)
+        self._forsaken: set[str] = set()
         self._woken: _Due = {}
         self._found: _Due = {}
         self._full: defaultdict[str, set[int]] = defaultdict(set)
@@ -77,7 +78,13 @@ class DeliverLoop:
         self._wake = asyncio.Event()
         self._stopped = asyncio.Event()
         self._worker = LaneWorker(
-            lanes, poster, restraint, tally, is_stopped=self._stopped.is_set, now_ms=schedule.now_ms
+            lanes,
+            poster,
+            restraint,
+            tally,
+            is_stopped=self._stopped.is_set,
+            forsaken=self._forsaken,
+            now_ms=schedule.now_ms,
         )
 
     def wake(self, shard: int, subscription: str) -> None:
@@ -97,7 +104,8 @@ class DeliverLoop:
         self._wake.set()
 
     def forsake(self, subscription: str) -> None:
-        """Cut off what is still under way in a moment: it was taken out of the configuration."""
+        """Cut off what is still under way in a moment: it is gone from the configuration, or has moved."""
+        self._forsaken.add(subscription)
         for task in self._tasks[subscription]:
             asyncio.get_running_loop().call_later(_FAREWELL_S, task.cancel)
 

@@ -103,7 +103,7 @@ class Generation:
             loop.stop()
 
     def forsake(self, subscriptions: Iterable[str]) -> None:
-        """Deliver nothing more to these: they are gone from the configuration."""
+        """Deliver nothing more to these: they are gone from the configuration, or from their URL."""
         for loop in self._loops:
             if isinstance(loop, DeliverLoop):
                 for name in subscriptions:

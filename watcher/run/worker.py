@@ -158,9 +158,7 @@ class Worker:
                     old, self._generation = self._generation, self._next_generation(schedule, health)
                     if old:
                         old.stop()
-                        old.forsake(
-                            old.settings.subscription_by_name.keys() - self.settings.subscription_by_name
-                        )
+                        old.forsake(_gone(old.settings, self.settings))
                     group.create_task(self._generation.run(), name="generation")
                     await self._changed.wait()
                 if self._generation:
@@ -205,3 +203,11 @@ class Worker:
     def _turned_at_by_loop(self) -> Mapping[str, float]:
         """While it drains, no loop need turn."""
         return self._generation.turned_at_by_loop if self._generation and not self.is_stopped else {}
+
+
+def _gone(old: Settings, new: Settings) -> list[str]:
+    """Name the subscriptions that are not where they were."""
+    now = new.subscription_by_name
+    return [
+        name for name, was in old.subscription_by_name.items() if name not in now or now[name].url != was.url
+    ]
