@@ -28,9 +28,6 @@ TROUBLES = ("quarantined", "never read", "stale", "failing", "doubted", "held")
 _LATE_MS = 10_000
 """A worker claims what is due within a tenth of a second, unless it keeps to a rate limit."""
 
-_UNSEEN_MS = 45_000
-"""A worker notes every ten seconds that it lives: one that missed it so often is gone, or cannot."""
-
 _ATTEMPT = ("event_id", "event_type", "attempt", "outcome", "status", "error", "duration_ms", "answer")
 """What an attempt says of itself; of anything else nothing is shown."""
 
@@ -62,7 +59,8 @@ def worker_line(presence: Presence, now_ms: int) -> Line:
         "up_s": max(0, presence.seen_ms - presence.since_ms) // 1000,
         "seen_at": iso(presence.seen_ms),
         "unseen_s": unseen_ms // 1000,
-        "runs": unseen_ms < _UNSEEN_MS,
+        "runs": presence.is_there(now_ms),
+        "roster": presence.roster,
     }
 
 
@@ -75,7 +73,7 @@ def rate_line(settings: Settings, name: str, workers: Iterable[Presence], now_ms
     ask = provider_class(provider.kind)(provider)
     accounts = [account for account in settings.account_by_name.values() if account.provider == name]
     needed = sum(len(ask.requests(account)) / account.interval.total_seconds() for account in accounts)
-    measured = [one.requests_per_second for one in workers if now_ms - one.seen_ms < _UNSEEN_MS]
+    measured = [one.requests_per_second for one in workers if one.is_there(now_ms)]
     used = [rates.get(name, 0) for rates in measured if rates]
     return {
         "requests_per_second": provider.requests_per_second,

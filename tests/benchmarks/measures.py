@@ -15,12 +15,14 @@ from watcher.delivery.loop import DeliverLoop
 from watcher.delivery.post import Poster, Target
 from watcher.delivery.restraint import Restraint
 from watcher.run.generation import Generation
+from watcher.run.presence import Present
 from watcher.settings import Settings
 from watcher.store.keys import Keys
 from watcher.store.lanes import Lanes
 from watcher.store.polls import Commit, Polls
 from watcher.store.schedule import Reply
 from watcher.store.standings import Standing, Standings
+from watcher.store.workers import Workers
 from watcher.vitals.tally import Tally
 
 _TICK_S = 0.002
@@ -33,10 +35,18 @@ class Measured(NamedTuple):
     server_us: float
 
 
+def present(stage: Stage) -> Present:
+    """A worker that nobody sees: it never notes itself while it is measured."""
+    workers = Workers(stage.schedule.pipe, Keys(some_settings(stage.url, 1).redis.namespace))
+    return Present("bench", workers, Tally(), since_ms=0)
+
+
 async def unchanged(stage: Stage, accounts: int, seconds: float) -> Measured:
     """Poll accounts of which nothing moves."""
     settings = some_settings(f"{stage.url}/still", accounts)
-    await Generation(settings, stage.schedule, stage.health, Tally()).run_once()  # the baselines
+    await Generation(
+        settings, stage.schedule, stage.health, Tally(), present(stage)
+    ).run_once()  # the baselines
     tally = Tally()
     async with running(stage, settings, tally):
         await _until(lambda: tally.polls >= 2 * accounts)
@@ -111,7 +121,7 @@ async def running(
     stage: Stage, settings: Settings, tally: Tally, polls: Polls | None = None
 ) -> AsyncIterator[asyncio.Task[None]]:
     """A worker's loops inside the block, as a task; what is in flight at its end is finished."""
-    generation = Generation(settings, stage.schedule, stage.health, tally)
+    generation = Generation(settings, stage.schedule, stage.health, tally, present(stage))
     generation._polls = polls or generation._polls
     async with asyncio.TaskGroup() as group:
         yield group.create_task(generation.run())

@@ -92,7 +92,7 @@ async def _furnished(client: Redis) -> dict[bytes, bytes]:
     """Let two accounts live through everything that is written down; returns all keys."""
     store = a_store(client, KEYS.namespace)
     await store.roster.enroll({PROVIDER: [ACCOUNT, NEIGHBOUR]}, now_ms=1)
-    await store.roster.note_enrolled()
+    await store.roster.note_enrolled("a")
     for account in (ACCOUNT, NEIGHBOUR):
         step = a_commit(
             await store.lease(account),
@@ -239,7 +239,7 @@ async def _look(place: Place, damage: Damage) -> None:
 async def _go_on(place: Place, damage: Damage) -> None:
     store = await place.damaged(damage)
     await store.roster.enroll({PROVIDER: [ACCOUNT, NEIGHBOUR]}, now_ms=1)
-    assert not await store.roster.is_lost()
+    assert await store.roster.enrolled() is not None
     await _polls(store)
     assert OPS in await store.lanes.due_subscriptions(SHARD)
     await _delivers(store)

@@ -349,11 +349,16 @@ def test_following_goes_on_with_what_is_told_until_ctrl_c(config: Path, write: W
 
 
 async def present(
-    books: Books, host: str, *, version: str = "0.1.0", rates: Mapping[str, float] = MappingProxyType({})
+    books: Books,
+    host: str,
+    *,
+    version: str = "0.1.0",
+    roster: str = "a",
+    rates: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
     """A worker that has run for an hour."""
     hour_ago_ms = int(time.time() * 1000) - 3_600_000
-    one = Presence(f"{host}-7", host, 7, version, hour_ago_ms, dict(rates))
+    one = Presence(f"{host}-7", host, 7, version, hour_ago_ms, dict(rates), roster)
     await Workers(books.pipe, books.keys).note(one)
 
 
@@ -447,6 +452,13 @@ def test_status_says_that_versions_differ_and_names_few_of_many_workers(run: Run
     assert "workers        9 run, version 0.0.0, 0.1.0\n" in screen
     assert "                 and 5 more\n" in screen
     assert "\x1b" not in screen
+
+
+def test_status_says_that_workers_have_different_accounts(run: Run, write: Write) -> None:
+    write(lambda books: present(books, "web-1"))
+    assert "differ" not in run("status").out
+    write(lambda books: present(books, "web-2", roster="b"))
+    assert "                 their lists of accounts differ: is a deploy under way?" in run("status").lines
 
 
 @pytest.mark.parametrize(

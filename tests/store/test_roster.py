@@ -158,12 +158,22 @@ async def test_a_layout_that_says_half_is_refused(redis_client: Redis, namespace
 
 async def test_an_enrolment_is_missing_until_one_came_to_its_end(redis_client: Redis, namespace: str) -> None:
     store, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
-    assert await store.roster.is_lost()
+    assert await store.roster.enrolled() is None
     await store.roster.check_layout()
     await enroll(store, loopring=[ACCOUNT])  # as of a worker that dies before it could note it
-    assert await other.roster.is_lost()
-    assert [await other.roster.note_enrolled(), await store.roster.note_enrolled()] == [True, False]
-    assert not await store.roster.is_lost()
+    assert await other.roster.enrolled() is None
+    assert [await other.roster.note_enrolled("a"), await store.roster.note_enrolled("b")] == [True, False]
+    assert await store.roster.enrolled() == "b"
+
+
+async def test_an_enrolment_that_forgets_nobody_only_adds(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await enroll(store, loopring=[ACCOUNT])
+    await store.queue(a_delivery())
+    added = await store.roster.enroll({PROVIDER: ["other"], "shop": ["alice"]}, now_ms=5, forget=False)
+    assert added == Enrolled(2, 0)
+    assert {*await scheduled(store)} == {ACCOUNT, "other"}
+    assert await store.polls.read_state(ACCOUNT)
 
 
 async def test_our_own_layout_is_accepted(redis_client: Redis, namespace: str) -> None:
@@ -189,7 +199,7 @@ async def test_a_damaged_list_of_providers_is_made_anew(
 async def test_a_key_of_another_type_under_meta_is_named(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await store.pipe.command("SET", store.keys.meta(), "x")
-    for ask in (store.roster.check_layout, store.roster.is_lost):
+    for ask in (store.roster.check_layout, store.roster.enrolled):
         with pytest.raises(ConfigurationRefused, match=f"{namespace}:meta"):
             await ask()
 

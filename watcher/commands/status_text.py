@@ -52,6 +52,8 @@ def _workers_text(lines: Sequence[_Line]) -> Iterator[str]:
     if run:
         versions = sorted({printable(line["version"]) for line in run})
         yield _entry("workers", f"{_many(len(run), 'runs', 'run')}, version {', '.join(versions)}")
+        if len({line["roster"] for line in run}) > 1:
+            yield _entry("", "  their lists of accounts differ: is a deploy under way?")
     else:
         yield _entry("workers", "none runs: nothing is polled and nothing delivered; start `watcher run`")
     for line in sorted(lines, key=lambda line: (line["runs"], line["worker"]))[:_MOST_WORKERS]:

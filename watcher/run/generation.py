@@ -22,6 +22,8 @@ from watcher.polling.poll import Poller
 from watcher.providers.client import ProviderClient
 from watcher.providers.registry import provider_class
 from watcher.run.descriptors import share_out
+from watcher.run.enrolment import Enrolment
+from watcher.run.presence import Present
 from watcher.settings import AccountSettings, Settings
 from watcher.store.connect import StoreUnreachable
 from watcher.store.health import StoreHealth
@@ -46,6 +48,7 @@ class Generation:
         schedule: Schedule,
         health: StoreHealth,
         tally: Tally,
+        present: Present,
         *,
         before: Settings | None = None,
     ) -> None:
@@ -58,6 +61,7 @@ class Generation:
         self._polls = Polls(schedule, keys)
         self._lanes = Lanes(schedule, keys)
         self._roster = Roster(schedule.pipe, keys)
+        self._enrolment = Enrolment(settings, schedule, self._roster, present)
         self._standings = Standings(schedule.pipe, keys)
         self._policy = Policy(
             allow=settings.egress.allow, allow_http=settings.egress.allow_http, nat64=settings.egress.nat64
@@ -82,8 +86,8 @@ class Generation:
         """Poll every account once, deliver what is due, and end."""
         async with AsyncExitStack() as stack:
             deliver_loop, poll_loops = await self._make_loops(stack)
-            await self._enroll()
-            for provider, accounts in self._names_by_provider().items():
+            await self._enrolment.begin()
+            for provider, accounts in self._enrolment.names_by_provider.items():
                 await self._roster.make_due(provider, accounts, now_ms=self._schedule.now_ms())
             async with asyncio.TaskGroup() as group:
                 delivering = group.create_task(deliver_loop.run(), name="deliver")
@@ -121,9 +125,14 @@ class Generation:
     async def _until_enrolled(self) -> None:
         while not self._stopped.is_set():
             try:
-                await self._enroll()
+                await self._enrolment.begin()
             except StoreUnreachable as trouble:
                 await asyncio.sleep(await self._health.failed(trouble))
+            except Exception:
+                if self._before is None:
+                    raise  # at the start of a worker somebody is looking
+                log.exception("bug", affected="enrolled accounts")
+                return  # who is on the roster is polled all the same
             else:
                 return
         self.stop()  # the loops were made meanwhile, and must not start
@@ -132,18 +141,13 @@ class Generation:
         """Let every account start anew when the server has lost its state: baselines, and no events."""
         while not await pause(self._stopped, _LOOK_S):
             try:
-                if await self._roster.is_lost() and await self._enroll():
+                if await self._enrolment.keep():
                     log.error("state.lost", accounts=len(self.settings.account_by_name))
             except StoreUnreachable:
                 continue  # the loops say so
             except Exception:  # a damaged key, say: no reason to end the worker
                 log.exception("bug", affected="enrolled accounts")
                 await pause(self._stopped, DAMAGED_S)
-
-    async def _enroll(self) -> bool:
-        """Bring the schedules in line; says whether no other worker has, in this state."""
-        await self._roster.enroll(self._names_by_provider(), now_ms=self._schedule.now_ms())
-        return await self._roster.note_enrolled()
 
     async def _hasten_moved(self, deliver_loop: DeliverLoop) -> None:
         """What waits for a subscriber that has moved need not wait any longer."""
@@ -155,12 +159,8 @@ class Generation:
                     await deliver_loop.hasten(name)
                 except StoreUnreachable:
                     return  # then it is tried when its retry is due
-
-    def _names_by_provider(self) -> dict[str, list[str]]:
-        names: dict[str, list[str]] = {name: [] for name in self.settings.provider_by_name}
-        for account in self.settings.account_by_name.values():
-            names[account.provider].append(account.name)
-        return names
+                except Exception:  # damaged standings, say: deliveries go on by their retries
+                    log.exception("bug", affected="hasten", subscription=name)
 
     async def _make_loops(self, stack: AsyncExitStack) -> tuple[DeliverLoop, list[PollLoop]]:
         poster = await stack.enter_async_context(Poster(self._policy, keep=self._shares.kept))

@@ -14,11 +14,14 @@ from contextlib import suppress
 from watcher import __version__
 from watcher.logs.lines import log
 from watcher.pause import pause
-from watcher.store.connect import StoreError
+from watcher.store.connect import ConfigurationRefused, StoreError
 from watcher.store.workers import Presence, Workers
 from watcher.vitals.tally import Tally
 
 EVERY_S = 10.0
+_SHORTEST_S = 1.0
+"""Of less than that there is no rate to be told."""
+
 _LEAVE_S = 1.0
 """A worker that ends does not wait longer for a store that hangs."""
 
@@ -50,6 +53,23 @@ class Present:
             async with asyncio.timeout(_LEAVE_S):
                 await self._gone.wait()
 
+    @property
+    def roster(self) -> str:
+        return self._presence.roster
+
+    async def has_list(self, roster: str) -> None:
+        """Note at once by which list of accounts the worker goes from now on."""
+        self._presence = self._presence._replace(roster=roster)
+        await self._note()
+
+    async def other_lists(self, now_ms: int) -> set[str]:
+        """The lists of accounts by which other workers go, as far as they can be seen. Raises StoreError."""
+        try:
+            workers = await self._workers.read()
+        except ConfigurationRefused:  # this worker may not look
+            return set()
+        return {one.roster for one in workers if one.worker != self._presence.worker and one.is_there(now_ms)}
+
     async def _note(self) -> None:
         rates = self._pace.per_second(self._tally.by_request, time.monotonic())
         try:
@@ -70,6 +90,6 @@ class Pace:
         """Take in the counts as they are; say by how much a second each has risen. At first: nothing."""
         self._seen.append((now, counts.copy()))
         then, before = self._seen[0]
-        if now <= then:
+        if now < then + _SHORTEST_S:
             return {}
         return {name: round((count - before[name]) / (now - then), 2) for name, count in counts.items()}

@@ -119,9 +119,9 @@ class Worker:
                 ]
                 try:
                     if once:
-                        await Generation(self.settings, schedule, health, self.tally).run_once()
+                        await Generation(self.settings, schedule, health, self.tally, present).run_once()
                     else:
-                        await self._generations(schedule, health)
+                        await self._generations(schedule, health, present)
                     await present.leave()
                 finally:
                     for task in beside:
@@ -149,13 +149,13 @@ class Worker:
     def _close(self) -> None:
         self.opened = None  # before the store is: nobody may ask it any more
 
-    async def _generations(self, schedule: Schedule, health: StoreHealth) -> None:
+    async def _generations(self, schedule: Schedule, health: StoreHealth, present: Present) -> None:
         """Run one generation after the other; the one before finishes its work beside the next one."""
         try:
             async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as group:
                 while not self._stopped.is_set():
                     self._changed.clear()
-                    old, self._generation = self._generation, self._next_generation(schedule, health)
+                    old, self._generation = self._generation, self._next_generation(schedule, health, present)
                     if old:
                         old.stop()
                         old.forsake(_gone(old.settings, self.settings))
@@ -168,9 +168,9 @@ class Worker:
         except TimeoutError:
             log.warning("worker.cut_off", worker=self.name, in_flight=self.in_flight)
 
-    def _next_generation(self, schedule: Schedule, health: StoreHealth) -> Generation:
+    def _next_generation(self, schedule: Schedule, health: StoreHealth, present: Present) -> Generation:
         before = self._generation.settings if self._generation else None
-        return Generation(self.settings, schedule, health, self.tally, before=before)
+        return Generation(self.settings, schedule, health, self.tally, present, before=before)
 
     async def _beat(self, schedule: Schedule) -> None:
         after = copy(self.tally)

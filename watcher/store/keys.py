@@ -22,7 +22,7 @@ class Keys:
     namespace: str
 
     def meta(self) -> str:
-        """HASH, permanent: shards, schema, providers, enrolled (1). Written by `Roster`."""
+        """HASH, permanent: shards, schema, providers, enrolled (a list of accounts). Written by `Roster`."""
         return f"{self.namespace}:meta"
 
     def standings(self) -> str:

@@ -1,7 +1,8 @@
 """Which accounts are polled at which provider: brings the schedules in line with a configuration.
 
-All workers of a namespace share one configuration: an account that is not in it is forgotten, with its
-state, so that adding it again later is a new baseline. What waits in its lanes stays deliverable.
+An account that is not in it any more is forgotten, with its state, so that adding it again later is a new
+baseline. What waits in its lanes stays deliverable. Refuses to know of other workers, which may have another
+configuration: `enrolment` does.
 """
 
 import json
@@ -41,19 +42,24 @@ class Roster:
         """Raises ConfigurationRefused where another version of watcher laid out the state."""
         await self._providers(())
 
-    async def is_lost(self) -> bool:
-        """Say whether the state is gone that was laid out, as after a restart without persistence.
+    async def enrolled(self) -> str | None:
+        """Say which list was enrolled last; None where the state is gone that was laid out, as after a
+        restart without persistence.
 
         So it is where an enrolment was cut off: whoever began it may have died.
         """
-        return None in await self._read_meta("shards", "enrolled")
+        shards, enrolled = await self._read_meta("shards", "enrolled")
+        return None if shards is None or enrolled is None else enrolled.decode("utf-8", "replace")
 
-    async def note_enrolled(self) -> bool:
-        """Note that an enrolment was brought to its end; says whether it is the first one in this state."""
-        return bool(await self._pipe.command("HSET", self._keys.meta(), "enrolled", 1))
+    async def note_enrolled(self, roster: str) -> bool:
+        """Note that the enrolment of a list was brought to its end; says whether it is the first one in this
+        state."""
+        return bool(await self._pipe.command("HSET", self._keys.meta(), "enrolled", roster))
 
-    async def enroll(self, accounts_by_provider: Mapping[str, Collection[str]], *, now_ms: int) -> Enrolled:
-        """Make new accounts due now and forget the ones that are gone."""
+    async def enroll(
+        self, accounts_by_provider: Mapping[str, Collection[str]], *, now_ms: int, forget: bool = True
+    ) -> Enrolled:
+        """Make new accounts due now, and `forget` the ones that are gone."""
         providers = await self._providers(accounts_by_provider)
         everyone = {name for names in accounts_by_provider.values() for name in names}
         added = removed = 0
@@ -64,8 +70,9 @@ class Roster:
                 with suppress(BadState), damage_named():  # whoever polls there says so
                     known = await self._scheduled(shard, provider)
                     added += await self._add(shard, provider, sorted(wanted - known), now_ms)
-                    await self._remove(shard, provider, sorted(known - wanted), everyone)
-                    removed += len(known - wanted)
+                    if forget:
+                        await self._remove(shard, provider, sorted(known - wanted), everyone)
+                        removed += len(known - wanted)
         return Enrolled(added, removed)
 
     async def _providers(self, configured: Collection[str]) -> list[str]:

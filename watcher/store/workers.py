@@ -1,6 +1,6 @@
-"""Which workers there are: each notes every few seconds that it lives, for whoever looks.
+"""Which workers there are: each notes every few seconds that it lives, and by which list of accounts.
 
-Refuses to matter: no worker reads it, and work is shared by leases alone.
+Refuses to share work: leases alone do. A worker that is not seen polls and delivers like any other.
 """
 
 import json
@@ -13,6 +13,9 @@ from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe
 from watcher.store.scripting import load_script
 
+GONE_AFTER = timedelta(seconds=45)
+"""A worker notes every ten seconds that it lives: one that missed it so often is gone, or cannot."""
+
 FORGET_AFTER = timedelta(hours=1)
 """So long it can be seen that a worker ended without a word."""
 
@@ -22,7 +25,8 @@ _NOTE_WORKER = load_script("note_worker")
 class Presence(NamedTuple):
     """A worker as it says of itself, and when it last did (Unix ms of the server).
 
-    `requests_per_second` by provider is what it really sent, on the average of its last minute.
+    `requests_per_second` by provider is what it really sent, on the average of its last minute. `roster`
+    names its list of accounts: that of another worker differs where the list does.
     """
 
     worker: str
@@ -31,7 +35,11 @@ class Presence(NamedTuple):
     version: str
     since_ms: int
     requests_per_second: Mapping[str, float]
+    roster: str = ""
     seen_ms: int = 0
+
+    def is_there(self, now_ms: int) -> bool:
+        return now_ms - self.seen_ms < 1000 * GONE_AFTER.total_seconds()
 
 
 class Workers:
@@ -74,6 +82,7 @@ def _parse(worker: str, text: bytes) -> Presence | None:
             str(told["version"]),
             check_count(told["since_ms"]),
             {str(name): float(rate) for name, rate in dict(told["requests_per_second"]).items()},
+            str(told["roster"]),
             read_count(seen_ms),
         )
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):

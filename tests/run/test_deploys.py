@@ -1,0 +1,90 @@
+"""A deploy as platforms do it: the new worker starts, the old one is asked to end, and work goes on."""
+
+import asyncio
+import itertools
+import signal
+from collections import Counter
+from pathlib import Path
+
+from processes import a_process, assert_reconciled, lines, until_logged
+
+from watcher.receiving.receiver import Receiver
+from watcher.sandbox import Sandbox
+
+TREASURY = 10110
+LOOPRING = "/api/v3/user/balances"
+
+
+async def test_workers_that_overlap_neither_poll_twice_nor_tell_twice_nor_out_of_order(
+    place: Path, sandbox: Sandbox, receiver: Receiver
+) -> None:
+    moved = Counter[str]()
+
+    async def keep_moving() -> None:
+        for number in itertools.count(1):
+            symbol = ("ETH", "LRC")[number % 2]
+            sandbox.world.credit(TREASURY, symbol, str(number))
+            moved[symbol] += number
+            await asyncio.sleep(0.02)
+
+    async with a_process(place, "run") as old:
+        await until_logged(place, "account.baseline", 2)
+        moving = asyncio.create_task(keep_moving())
+        await until_told(receiver, 2)
+        text = (place / "watcher.toml").read_text()
+        (place / "watcher.toml").write_text(text.replace('name = "alice"', 'name = "bob"'))
+        async with a_process(place, "run") as new:
+            await until_logged(place, "worker.started", 2)
+            await until_logged(place, "account.baseline", 3)  # bob's: the old worker does not know him
+            await until_told(receiver, receiver.taken + 2)
+            old.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(old.wait(), 10) == 0
+            await until_told(receiver, receiver.taken + 4)
+            moving.cancel()
+            async with asyncio.timeout(20):
+                while told(receiver) != moved:
+                    await receiver.wait_for(receiver.taken + 1)
+            new.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(new.wait(), 10) == 0
+    assert all(receipt.is_verified and receipt.order is None for receipt in receiver.receipts)
+    assert not any(receipt.is_repeat for receipt in receiver.receipts)
+    gaps = sandbox.traffic.gaps(LOOPRING)
+    assert min(gaps) > 0.7, "its interval is 1 s, less a tenth: two workers would meet in between"
+    assert max(gaps) < 3, "what the old one had claimed, the new one did at once"
+    assert not lines(place, "bug")
+    assert (place / "errors").read_text() == ""
+    await assert_reconciled(place)
+
+
+async def test_a_second_sigterm_ends_at_once_and_harms_nothing(
+    place: Path, sandbox: Sandbox, receiver: Receiver
+) -> None:
+    async with a_process(place, "run") as worker:
+        await until_logged(place, "account.baseline", 2)
+        sandbox.world.credit(TREASURY, "ETH", "1")
+        await until_told(receiver, 1)
+        await until_logged(place, "delivery.delivered")
+        for _ in range(2):
+            worker.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(worker.wait(), 5) in (0, 128 + signal.SIGTERM)
+    sandbox.world.credit(TREASURY, "ETH", "2")
+    async with a_process(place, "run") as worker:
+        await until_told(receiver, 2)
+        worker.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(worker.wait(), 10) == 0
+    assert [event["data"]["amount"] for event in receiver.events] == ["1", "2"]
+    assert (place / "errors").read_text() == ""
+    await assert_reconciled(place)
+
+
+def told(receiver: Receiver) -> Counter[str]:
+    """How much of each asset was told to have come."""
+    found = Counter[str]()
+    for event in receiver.events:
+        found[event["data"]["asset"]["symbol"]] += int(event["data"]["amount"])
+    return found
+
+
+async def until_told(receiver: Receiver, count: int) -> None:
+    async with asyncio.timeout(20):
+        await receiver.wait_for(count)

@@ -1,0 +1,181 @@
+"""Who is on the roster while workers with different lists of accounts run side by side, as in a deploy."""
+
+from collections.abc import Sequence
+
+import pytest
+from builders import a_provider, an_account
+from redis.asyncio import Redis
+from stores import Store, a_commit, a_store
+
+from watcher.run.enrolment import Enrolment
+from watcher.run.presence import Present
+from watcher.settings import Settings
+from watcher.store.keys import SHARDS
+from watcher.store.workers import Workers
+from watcher.vitals.tally import Tally
+
+OLD, NEW = ("treasury", "leaving"), ("treasury", "coming")
+
+
+class Deploy:
+    """Workers of one namespace, each with its list of accounts; all that they do is to enrol."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.workers = Workers(store.pipe, store.keys)
+
+    async def start(self, worker: str, names: Sequence[str]) -> Enrolment:
+        present = Present(worker, self.workers, Tally(), since_ms=0)
+        accounts = {name: an_account(name) for name in names}
+        settings = Settings(
+            provider_by_name={"loopring": a_provider()}, account_by_name=accounts, subscription_by_name={}
+        )
+        enrolment = Enrolment(settings, self.store.schedule, self.store.roster, present)
+        await enrolment.begin()
+        return enrolment
+
+    async def scheduled(self) -> set[str]:
+        shards = [
+            await self.store.scores(self.store.keys.polls(shard, "loopring")) for shard in range(SHARDS)
+        ]
+        return {name for shard in shards for name in shard}
+
+    async def poll(self, account: str) -> None:
+        """Give an account its baseline."""
+        await self.store.polls.commit(a_commit(await self.store.lease(account), ETH="1"))
+
+    async def has_state(self, account: str) -> bool:
+        return bool(await self.store.polls.read_state(account))
+
+
+@pytest.fixture
+async def deploy(redis_client: Redis, namespace: str) -> Deploy:
+    store = a_store(redis_client, namespace)
+    await store.roster.check_layout()
+    await store.schedule.read_clock()
+    return Deploy(store)
+
+
+async def test_a_worker_alone_forgets_at_once_who_left_its_list(deploy: Deploy) -> None:
+    await deploy.start("w", OLD)
+    await deploy.poll("leaving")
+    await deploy.start("w", NEW)
+    assert await deploy.scheduled() == {*NEW}
+    assert not await deploy.has_state("leaving")
+
+
+async def test_workers_with_one_list_in_any_order_agree(deploy: Deploy) -> None:
+    await deploy.start("first", OLD)
+    await deploy.start("second", OLD[::-1])
+    await deploy.start("second", OLD[:1])
+    assert await deploy.scheduled() == {*OLD}, "the first one still has it"
+    await deploy.start("first", OLD[:1])
+    assert await deploy.scheduled() == {*OLD[:1]}
+
+
+async def test_while_a_deploy_replaces_workers_everybody_is_polled_and_afterwards_the_new_list(
+    deploy: Deploy,
+) -> None:
+    old = await deploy.start("old", OLD)
+    await deploy.poll("leaving")
+    new = await deploy.start("new", NEW)
+    for _ in range(3):
+        for enrolment in (old, new):
+            assert not await enrolment.keep()
+        assert await deploy.scheduled() == {*OLD, *NEW}
+    assert await deploy.has_state("leaving")
+    await deploy.workers.leave("old")
+    await new.keep()
+    assert await deploy.scheduled() == {*NEW}
+    assert not await deploy.has_state("leaving")
+
+
+async def test_an_old_worker_that_starts_again_in_a_deploy_takes_nobody_away(deploy: Deploy) -> None:
+    await deploy.start("old", OLD)
+    new = await deploy.start("new", NEW)
+    await deploy.poll("coming")
+    await deploy.workers.leave("old")
+    await new.keep()
+    again = await deploy.start("old", OLD)
+    for enrolment in (new, again):
+        await enrolment.keep()
+    assert await deploy.scheduled() == {*OLD, *NEW}
+    assert await deploy.has_state("coming"), "its journal goes on"
+    await deploy.workers.leave("old")
+    await new.keep()
+    assert await deploy.scheduled() == {*NEW}
+
+
+async def test_a_deploy_that_is_taken_back_ends_with_the_old_list(deploy: Deploy) -> None:
+    await deploy.start("old", OLD)
+    await deploy.start("new", NEW)
+    back = await deploy.start("back", OLD)
+    for gone in ("old", "new"):
+        await deploy.workers.leave(gone)
+    await back.keep()
+    assert await deploy.scheduled() == {*OLD}
+
+
+async def test_a_worker_that_died_holds_nobody_on_the_roster_for_long(deploy: Deploy) -> None:
+    await deploy.start("old", OLD)
+    new = await deploy.start("new", NEW)
+    key = deploy.store.keys.workers()
+    said = await deploy.store.pipe.command("HGET", key, "old")
+    seen_ms, _, rest = said.partition(b" ")
+    await deploy.store.pipe.command("HSET", key, "old", b"%d %s" % (int(seen_ms) - 46_000, rest))
+    await new.keep()
+    assert await deploy.scheduled() == {*NEW}
+
+
+async def test_who_is_taken_off_by_a_worker_that_nobody_sees_is_put_back_within_a_second(
+    deploy: Deploy,
+) -> None:
+    new = await deploy.start("new", NEW)
+    await deploy.store.roster.enroll({"loopring": OLD}, now_ms=0)
+    await deploy.store.roster.note_enrolled("of a worker that may not note itself")
+    await new.keep()
+    assert await deploy.scheduled() == {*NEW}
+
+
+async def test_a_state_that_is_lost_is_noticed_by_one(deploy: Deploy) -> None:
+    workers = [await deploy.start(name, OLD) for name in ("first", "second")]
+    for key in await deploy.store.contents():
+        await deploy.store.pipe.command("UNLINK", key)
+    assert [await worker.keep() for worker in workers] == [True, False]
+    assert await deploy.scheduled() == {*OLD}
+
+
+async def test_looking_costs_one_command_where_nothing_happened(
+    deploy: Deploy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await deploy.start("w", OLD)
+    asked = []
+    command = deploy.store.pipe.command
+
+    async def noted(*parts: object) -> object:
+        asked.append(parts[0])
+        return await command(*parts)
+
+    monkeypatch.setattr(deploy.store.pipe, "command", noted)
+    await worker.keep()
+    assert asked == ["HMGET"]
+
+
+async def test_a_generation_that_was_followed_by_another_takes_nobody_away(deploy: Deploy) -> None:
+    present = Present("w", deploy.workers, Tally(), since_ms=0)
+    accounts = [{name: an_account(name) for name in names} for names in (OLD, NEW)]
+    before, after = (
+        Enrolment(
+            Settings(
+                provider_by_name={"loopring": a_provider()}, account_by_name=each, subscription_by_name={}
+            ),
+            deploy.store.schedule,
+            deploy.store.roster,
+            present,
+        )
+        for each in accounts
+    )
+    await before.begin()
+    await after.begin()
+    await before.keep()  # it was about to look when it was stopped
+    assert {*NEW} <= await deploy.scheduled()
