@@ -1,8 +1,8 @@
 """A soak: what workers hold after a while of steady work, some of it failing, they hold for ever.
 
-Of memory the middle of the last third of the time counts against the middle of the first: it comes and goes by
-a megabyte, and single moments or a straight line through them say little. In the long form 40,000 events lie
-between the two: 2 MB are 50 bytes for each of them, and hardly any object that is forgotten is smaller. All else
+Of memory the middle of the last third of the time counts against the middle of the first: it comes and goes
+by a megabyte, and single moments or a straight line through them say little. In the long form 40,000 events
+lie between the two: 2 MB are 50 bytes for each, and hardly any object that is forgotten is smaller. All else
 has a bound that does not depend on time: of what is forgotten once in a hundred events, 660 would be left.
 """
 
@@ -24,7 +24,7 @@ AT_REST = 25
 """Tasks of a worker that has nothing in hand, and its descriptors besides connections; some to spare."""
 
 ACCOUNTS = 100
-KEYS = 2 * ACCOUNTS + 9 * SHARDS + 10
+KEYS = 2 * ACCOUNTS + 8 * SHARDS + 10
 """A state and a lane for each account, every kind of key that a shard may have, and those of no shard."""
 
 
