@@ -237,6 +237,19 @@ async def test_a_directory_with_other_files_is_refused_as_it_is(data_dir: Path) 
     assert mode(data_dir) == 0o755
 
 
+async def test_a_directory_of_another_user_is_refused_as_it_is(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Embedded(data_dir):
+        pass
+    before = sorted(os.listdir(data_dir))
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)  # root may enter whatever it likes
+    with pytest.raises(ConfigurationRefused, match=f"another user .*: sudo -u '#{os.getuid()}' "):
+        async with Embedded(data_dir):
+            pass
+    assert sorted(os.listdir(data_dir)) == before
+
+
 async def test_a_path_that_cannot_be_a_directory_is_a_configuration_error(data_dir: Path) -> None:
     file = a_directory_with(data_dir, "file") / "file"
     with pytest.raises(ConfigurationRefused, match="cannot be used: Not a directory"):

@@ -68,6 +68,11 @@ def make_private(data_dir: Path) -> None:
             f"{data_dir} holds files that are not watcher's; set redis.data_dir to an empty directory, "
             "or to a new one inside it"
         )
+    if _MARKER in names and (owner := (data_dir / _MARKER).stat().st_uid) != os.geteuid():
+        # Root may enter, and would lock the owner out of what it starts and leaves there.
+        raise ConfigurationRefused(
+            f"{data_dir} belongs to another user (uid {owner}); do this as that one: sudo -u '#{owner}' ..."
+        )
     data_dir.chmod(0o700)
 
 
