@@ -192,6 +192,8 @@ class DeliverLoop:
         )
         if not self._in_flight[name]:
             await self._restraint.leave_probe(name)
+            for shard in self._full.pop(name, ()) if room else ():  # nothing is under way that would do so
+                self.wake(shard, name)
 
     async def _claim_shard(self, group: asyncio.TaskGroup, target: Target, shard: int, at_most: int) -> None:
         claimed = None

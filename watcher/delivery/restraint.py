@@ -138,12 +138,12 @@ class Restraint:
         """
         if not _is_failing(self._known.get(name)):
             return True
-        is_ours = True  # a damaged key must not silence its subscription for ever
         with survived("probe", subscription=name):
             is_ours = await self._standings.take_probe(name, self._who, lease_ms=lease_ms)
-        if is_ours:
-            self._probed.add(name)
-        return is_ours
+            if is_ours:
+                self._probed.add(name)
+            return is_ours
+        return True  # a damaged key must not silence its subscription for ever
 
     async def leave_probe(self, name: str) -> None:
         """Let another worker ask, if it was this one. Where the store is away, the lease ends by itself."""

@@ -1,0 +1,119 @@
+"""A damaged key costs its own lane or subscription until it is mended, and nothing more."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from moody_subscriber import MoodySubscriber, Owed, owed, told
+from redis.asyncio import Redis
+
+from watcher.delivery import lane, loop, restraint
+from watcher.store.keys import shard_of
+
+pytest_plugins = ("owing",)
+
+SHARD = 3
+SICK, NEAR, *_ = (name for name in map("account-{}".format, range(200)) if shard_of(name) == SHARD)
+FAR = next(name for name in map("account-{}".format, range(200)) if shard_of(name) != SHARD)
+EVERYTHING = {(name, account) for name in ("ops", "audit") for account in (SICK, NEAR, FAR)}
+
+
+@pytest.fixture
+async def audit() -> AsyncIterator[MoodySubscriber]:
+    async with MoodySubscriber() as audit:
+        yield audit
+
+
+@pytest.fixture
+def both(
+    redis_client: Redis,
+    redis_server_url: str,
+    namespace: str,
+    subscriber: MoodySubscriber,
+    audit: MoodySubscriber,
+) -> Owed:
+    return owed(redis_client, redis_server_url, namespace, ops=subscriber.url, audit=audit.url)
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left alone while it is damaged, or leased, is so for a moment."""
+    monkeypatch.setattr(lane, "ATTEMPT_TIMEOUT_S", 0.5)
+    for module in (lane, loop):
+        monkeypatch.setattr(module, "LEASE_MS", 1000)
+    monkeypatch.setattr(loop, "DAMAGED_S", 0.5)
+    monkeypatch.setattr(restraint, "_DAMAGED_S", 0.5)
+
+
+def taken(*subscribers: MoodySubscriber) -> set[tuple[str, str]]:
+    return {
+        (event["subscription"]["name"], event["data"]["account"]["name"])
+        for subscriber in subscribers
+        for event in subscriber.taken
+    }
+
+
+OWN_LANE = {("ops", SICK)}
+OWN_SUBSCRIPTION = {("ops", SICK), ("ops", NEAR)}
+OWN_SHARD = OWN_SUBSCRIPTION | {("audit", SICK), ("audit", NEAR)}
+
+
+@pytest.mark.parametrize(
+    ("key", "costs"),
+    [
+        ("lane", OWN_LANE),
+        ("lanes", OWN_SUBSCRIPTION),
+        ("tries", OWN_SUBSCRIPTION),
+        ("attempts", OWN_SUBSCRIPTION),
+        ("dead", OWN_SUBSCRIPTION),
+        ("due_subscriptions", OWN_SHARD),
+        ("probe", set()),
+        ("standings", set()),
+    ],
+)
+async def test_a_key_of_another_type_costs_what_it_holds_until_it_is_mended(
+    both: Owed, subscriber: MoodySubscriber, audit: MoodySubscriber, key: str, costs: set[tuple[str, str]]
+) -> None:
+    keys = both.keys
+    name = {
+        "lane": keys.lane("ops", SICK),
+        "lanes": keys.lanes(SHARD, "ops"),
+        "tries": keys.tries(SHARD, "ops"),
+        "attempts": keys.attempts(SHARD, "ops"),
+        "dead": keys.dead(SHARD, "ops"),
+        "due_subscriptions": keys.due_subscriptions(SHARD),
+        "probe": keys.probe("ops"),
+        "standings": keys.standings(),
+    }[key]
+    for to in ("ops", "audit"):
+        await both.queue([SICK, NEAR, FAR], to=to)
+    if key == "probe":  # it is asked for where a subscription fails
+        await both.standings.failed("ops", "status 503", pause=False, wish_ms=0, holds_ms=(1,))
+    kept = await both.pipe.command("DUMP", name)
+    await both.pipe.command("DEL", name)
+    await both.pipe.command("RPUSH" if key == "probe" else "SET", name, "damaged")
+    async with both.worker():
+        await subscriber.until(lambda: taken(subscriber, audit) >= EVERYTHING - costs)
+        await both.pipe.command("DEL", name)
+        if kept:
+            await both.pipe.command("RESTORE", name, 0, kept)
+        await subscriber.until(lambda: taken(subscriber, audit) == EVERYTHING)
+
+
+@pytest.mark.parametrize("junk", [b"", b"x evt", b"-1 evt", b"9" * 400 + b" evt", b"1_0 evt", b"\xff\x00"])
+async def test_junk_about_failed_attempts_or_a_standing_heals_with_the_next_attempt(
+    both: Owed, subscriber: MoodySubscriber, logged: list[Any], junk: bytes
+) -> None:
+    subscriber.status = 500
+    await both.queue([SICK])
+    tries = both.keys.tries(SHARD, "ops")
+    await both.pipe.command("HSET", tries, SICK, junk)
+    await both.pipe.command("HSET", both.keys.standings(), "ops", junk)
+    async with both.worker():
+        await subscriber.until(lambda: len(subscriber.arrivals) == 3)
+        subscriber.status = 200
+        await subscriber.until(lambda: bool(subscriber.taken))
+    assert [arrival.attempt for arrival in subscriber.arrivals][:3] == [1, 2, 3]
+    assert await both.pipe.command("HGET", tries, SICK) is None
+    assert await both.standings.read() == {}
+    assert not told(logged, "bug")
