@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from builders import seconds
+from pydantic import SecretStr
 from redis.asyncio import Redis
 from rig import ALICE, MK, TREASURY, Rig, a_rig, some_settings
 
@@ -198,6 +199,24 @@ async def test_a_damaged_schedule_stops_its_shard_and_nothing_else(rig: Rig, red
         events = await rig.events(1)
         await redis_client.delete(keys.polls(13, "shop"), keys.due_subscriptions(13), keys.standings())
         await redis_client.delete(keys.meta())
+    assert [event["data"]["account"]["name"] for event in events] == ["treasury"]
+
+
+async def test_a_reload_beside_damaged_keys_ends_no_worker(rig: Rig, redis_client: Redis) -> None:
+    keys = Keys(rig.settings.redis.namespace)
+    async with rig.worker() as worker:
+        await baselines(rig)
+        damaged = (keys.meta(), keys.standings(), keys.polls(13, "shop"), keys.lanes(13, "ops"))
+        for key in damaged:
+            await redis_client.delete(key)
+            await redis_client.set(key, "damaged")
+        ops = rig.settings.subscription_by_name["ops"]
+        moved = ops.model_copy(update={"url": SecretStr(f"{rig.receiver.url}moved")})
+        worker.reload(rig.settings.model_copy(update={"subscription_by_name": {"ops": moved}}))
+        await polls(rig, LOOPRING, 25)
+        rig.sandbox.world.credit(TREASURY, "ETH", "1")
+        events = await rig.events(1)
+        await redis_client.delete(*damaged)
     assert [event["data"]["account"]["name"] for event in events] == ["treasury"]
 
 
