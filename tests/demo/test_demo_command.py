@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -125,6 +126,8 @@ def test_signals_end_it_in_the_middle_and_nothing_is_left(here: Path) -> None:
 def test_kept_it_goes_on_after_the_verdict_until_a_signal_and_ends_with_0(here: Path) -> None:
     with a_demo(here, "--fast", "--keep", "--verbose") as process:
         line_with(process, "PASSED")
+        with urllib.request.urlopen(line_with(process, "  http://127.0.0.1:").strip()) as page:
+            assert b"<title>watcher</title>" in page.read()
         assert "accountId=10110" in line_with(process, "curl -H 'X-API-KEY: sandbox' 'http://127.0.0.1:")
         assert "LRC: pending_deposit +12.5" in line_with(process, "deposit.seen")
         assert line_with(process, "->") == "  ->  deposit.pending  12.5 LRC\n"

@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import os
+import pty
 import re
 import ssl
+import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -16,7 +19,7 @@ import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 from builders import SECRET
-from program import watcher
+from program import COMMAND, environment, watcher
 from pydantic import SecretStr
 from raw_subscribers import FakeDns, not_speaking_tls, subscribing
 from servers import ENGINES, RealServer, a_free_port, real_server
@@ -162,6 +165,27 @@ async def test_people_get_a_line_each_and_no_progress_where_there_is_no_terminal
     assert "redis         ok       embedded: `watcher run` will start " in done.stdout
     assert not (tmp_path / "state").exists()
     assert done.stdout.count("what to do: ") == 2
+
+
+def test_on_a_terminal_progress_is_shown_beside_the_answer(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{a_free_port()}"
+    values = {"redis": "redis://127.0.0.1:1", "namespace": "w", "key": "k", "secret": SECRET}
+    (tmp_path / "watcher.toml").write_text(CONFIGURATION.format(**values, provider=url, subscriber=f"{url}/"))
+    ours, theirs = pty.openpty()
+    with open(ours, "rb", buffering=0) as terminal:
+        command = [*COMMAND, "check", "--connect", "--config", str(tmp_path / "watcher.toml")]
+        done = subprocess.run(
+            command,
+            env=environment(TERM="xterm"),
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            check=False,
+            timeout=30,
+        )
+        os.close(theirs)
+        shown = terminal.read(4096)
+    assert re.search(rb"trying .*100%", shown, re.DOTALL)
+    assert (done.returncode, b"trying" in done.stdout) == (1, False)
 
 
 async def told(path: Path, **values: str) -> dict[str, tuple[str, str]]:
