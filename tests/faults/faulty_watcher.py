@@ -31,6 +31,8 @@ def main() -> NoReturn:
         _shorten_leases(lease_s)
     if descriptors := faults.get("descriptors"):
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+    if log_room := faults.get("log_room"):
+        _narrow_the_log(log_room)
     if point := faults.get("crash_at"):
         _arm(point, _signal_after(faults["crash_after"], signal.SIGKILL))
     if point := faults.get("freeze_at"):
@@ -62,6 +64,15 @@ def _shorten_leases(lease_s: float) -> None:
     _replace(lane, "ATTEMPT_TIMEOUT_S", lease_s / 2)
     _replace(loop, "LEASE_MS", int(1000 * lease_s))
     _replace(poll, "_LEASE_MARGIN_S", lease_s - 1)  # the scene's time-out is 1 s
+
+
+def _narrow_the_log(lines: int) -> None:
+    """Let no more lines than these wait for a reader."""
+    from watcher.logs.writer import LineWriter
+
+    defaults = LineWriter.__init__.__kwdefaults__
+    assert defaults
+    defaults["room"] = lines
 
 
 def _replace(module: ModuleType, name: str, value: object) -> None:

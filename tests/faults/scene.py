@@ -117,9 +117,10 @@ class Scene:
             await worker.logged("worker.started")
         return started
 
-    async def start_worker(self, **faults: Any) -> WorkerProcess:
+    async def start_worker(self, *, output: int | None = None, **faults: Any) -> WorkerProcess:
         """Start one, and do not wait for it."""
-        worker = WorkerProcess(self.directory, f"worker-{next(self._numbers)}", {**self.faults, **faults})
+        name = f"worker-{next(self._numbers)}"
+        worker = WorkerProcess(self.directory, name, {**self.faults, **faults}, output)
         await worker.start()
         self.workers.append(worker)
         return worker

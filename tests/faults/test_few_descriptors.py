@@ -34,7 +34,7 @@ async def test_a_thousand_subscribers_do_not_use_up_the_descriptors_of_a_worker(
             most = max(most, worker.descriptors())
         late_s = [arrival.at - told_at(arrival) for arrival in scene.receiver.arrivals[-LAST:]]
         verdict = await scene.verdict(within_s=50)
-        said = (scene.directory / f"{worker.name}.log").read_text()
+        said = worker.log.read_text()
         tried = {line["subscription"] for line in worker.lines() if line["event"].startswith("delivery.")}
     print(
         f"at most {most} descriptors, {len(tried)} subscribers tried, in the end {median(late_s):.2f} s late"

@@ -35,22 +35,26 @@ class Size(NamedTuple):
 
 @dataclass(eq=False)
 class WorkerProcess:
-    """One `watcher run`, its log in a file. With `faults` it is run by `faulty_watcher`."""
+    """One `watcher run`, its log in a file, where `output` is no other place for it.
+
+    With `faults` it is run by `faulty_watcher`.
+    """
 
     directory: Path
     name: str
     faults: Mapping[str, Any] = field(default_factory=dict)
+    output: int | None = None
     process: asyncio.subprocess.Process = field(init=False)
 
     async def start(self) -> None:
         program = [str(FAULTY)] if self.faults else ["-m", "watcher"]
         settings = {"LOG_FORMAT": "json", "LOG_LEVEL": "info", "SECRET": SECRET, "WORKER": self.name}
-        with self._log.open("ab") as log, self._errors.open("ab") as errors:
+        with self.log.open("ab") as log, self._errors.open("ab") as errors:
             self.process = await asyncio.create_subprocess_exec(
                 *(sys.executable, *program, "run"),
                 cwd=self.directory,
                 env={**os.environ, "PYTHONPATH": str(SOURCE), **settings, "FAULTS": json.dumps(self.faults)},
-                stdout=log,
+                stdout=log if self.output is None else self.output,
                 stderr=errors,
             )
 
@@ -65,7 +69,7 @@ class WorkerProcess:
 
     def lines(self, event: str | None = None) -> list[dict[str, Any]]:
         """What it logged so far, all of it or one event. A line that a SIGKILL cut short is left out."""
-        whole = self._log.read_bytes().rpartition(b"\n")[0].splitlines()
+        whole = self.log.read_bytes().rpartition(b"\n")[0].splitlines()
         lines = [json.loads(line) for line in whole]
         return [line for line in lines if event in (None, line["event"])]
 
@@ -117,7 +121,7 @@ class WorkerProcess:
             return await self.process.wait()
 
     @property
-    def _log(self) -> Path:
+    def log(self) -> Path:
         return self.directory / f"{self.name}.log"
 
     @property
