@@ -383,7 +383,7 @@ def test_status_shows_everything_on_one_screen(run: Run, write: Write) -> None:
     assert re.search(r"^server         unix:///\S+$", screen, re.MULTILINE)
     assert re.search(r"^               valkey 9\S*: a restart of Redis loses all state", screen, re.MULTILINE)
     assert (
-        "provider       loopring: 3 accounts scheduled, 1 failing; 0.1 of 4 requests/s needed, 0.1 made\n"
+        "provider       loopring: 3 accounts scheduled, 1 failing; needs 0.1 of 4 requests/s, makes 0.1\n"
         in screen
     )
     assert re.search(r"^                 1 auth: a wrong key, since 2\S+Z$", screen, re.MULTILINE)
@@ -464,10 +464,10 @@ def test_status_says_that_workers_have_different_accounts(run: Run, write: Write
 @pytest.mark.parametrize(
     ("rates", "made", "text"),
     [
-        ([], None, "0.1 of 4 requests/s needed\n"),
-        ([{}], None, "0.1 of 4 requests/s needed\n"),
-        ([{"other": 1.0}], 0, "0.1 of 4 requests/s needed, 0 made\n"),
-        ([{"loopring": 1.0}, {"loopring": 2.5}, {}], 3.5, "0.1 of 4 requests/s needed, 3.5 made\n"),
+        ([], None, "needs 0.1 of 4 requests/s\n"),
+        ([{}], None, "needs 0.1 of 4 requests/s\n"),
+        ([{"other": 1.0}], 0, "needs 0.1 of 4 requests/s, makes 0\n"),
+        ([{"loopring": 1.0}, {"loopring": 2.5}, {}], 3.5, "needs 0.1 of 4 requests/s, makes 3.5\n"),
     ],
 )
 def test_status_tells_a_providers_rate_as_far_as_workers_know_it(

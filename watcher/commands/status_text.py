@@ -67,7 +67,8 @@ def _workers_text(lines: Sequence[_Line]) -> Iterator[str]:
 def _provider_text(line: _Line) -> Iterator[str]:
     failing = f", {line['failing']:,} failing" if line["failing"] else ""
     used, needed, most = (line[f"{name}_per_second"] for name in ("used", "needed", "requests"))
-    rate = f"{needed:.3g} of {most:g} requests/s needed" + (f", {used:.3g} made" if used is not None else "")
+    made = "" if used is None else f", makes {used:.3g}"
+    rate = f"needs {needed:.3g} of {most:g} requests/s{made}"
     name = printable(line["provider"])
     yield _entry("provider", f"{name}: {_many(line['accounts'], 'account')} scheduled{failing}; {rate}")
     for found in line["troubles"][:_MOST_TROUBLES]:
