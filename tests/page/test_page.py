@@ -336,6 +336,14 @@ async def test_in_a_browser_nothing_is_called_well_or_done_that_was_not_looked_a
         assert browser.complaints == []
 
 
+@pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
+async def test_in_a_browser_of_too_many_accounts_the_head_counts_no_more_than_it_sees(rig: Rig) -> None:
+    names = [f"account-{number}" for number in range(document.MOST_ACCOUNTS + 1)]
+    async with some_books(rig, *names) as (_, worker), a_page(worker) as port, a_browser() as browser:
+        await browser.open(f"http://127.0.0.1:{port}/")
+        assert await state_of(browser, "not read yet") == "at least 200 accounts not read yet"
+
+
 async def state_of(browser: Browser, words: str) -> object:
     """What the head of the page says, once it says these words."""
     await browser.until(f"document.getElementById('state')?.textContent.includes({words!r})")
