@@ -37,9 +37,10 @@ ENGINES: Mapping[str, Path] = _engines()
 """The server programs of this machine: `valkey` as it comes with the package, and `redis` from PATH."""
 
 LIMITED: Mapping[str, str] = {f"{engine}-acl": engine for engine in ENGINES}
-"""The same with the users of deploy/users.acl: asked by its user `watcher`, as one should."""
+"""The same with the users of deploy/users.acl: asked by its user `watcher`, as one should. Who may do all
+that the store does with these rights may do it with more."""
 
-EVERY_ENGINE = (FAKE, *ENGINES, *LIMITED)
+EVERY_ENGINE = (FAKE, *LIMITED)
 
 ACL = Path(__file__).parents[1] / "deploy" / "users.acl"
 PASSWORD = "swordfish"
