@@ -6,7 +6,7 @@ redis_server_url  URL of a real server that all tests of the run share. Nothing 
 namespace         a key prefix that no other test has.
 redis_client      a client as the program makes it, on the shared server of `engine`.
 engine            "valkey". A test that is to hold everywhere says so, and runs once for each:
-                      @pytest.mark.parametrize("engine", EVERY_ENGINE)   # the fake one, real ones with least rights
+                      @pytest.mark.parametrize("engine", EVERY_ENGINE)  # real ones have least rights
                       @pytest.mark.parametrize("engine", ENGINES)        # real servers only
                   with `from servers import EVERY_ENGINE, ENGINES`.
 """
