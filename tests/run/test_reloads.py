@@ -2,16 +2,24 @@
 
 import asyncio
 import json
+import os
 import re
 import signal
 from pathlib import Path
 from shutil import copyfile
 
+import pytest
+from builders import SECRET
 from processes import a_process, assert_reconciled, lines, until_logged
 from scraped import scrape
+from structlog.testing import capture_logs
 
+from watcher.config import load
 from watcher.receiving.receiver import Receiver
+from watcher.run.worker import Worker
 from watcher.sandbox import Sandbox
+from watcher.service import serve
+from watcher.service.file_watch import FileWatch
 
 BAD = Path(__file__).parents[1] / "config" / "bad"
 LOOPRING = "/api/v3/user/balances"
@@ -82,3 +90,33 @@ async def test_a_reload_says_what_it_changed_and_what_has_to_wait(place: Path, s
     (doubt,) = lines(place, "configuration.doubtful")
     assert doubt["reason"] == "takes effect at the next start: redis: namespace"
     assert [line["account"] for line in lines(place, "account.baseline")][2:] == ["bob"]  # the others stay
+
+
+async def test_a_bug_in_one_reload_does_not_end_all_reloads_to_come(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("nobody thought of this")
+
+    monkeypatch.setenv("OPS_SECRET", SECRET)
+    path = place / "watcher.toml"
+    worker = Worker(load(path, os.environ).settings, name="w")
+    loop = asyncio.get_running_loop()
+    signals = serve._Signals(worker, path, FileWatch([path]))
+    reloading = asyncio.create_task(signals.reload())
+    try:
+        with capture_logs() as said:
+            for load_, event, is_refused in (
+                (broken, "bug", True),
+                (load, "configuration.loaded", False),
+            ):
+                monkeypatch.setattr(serve, "load", load_)
+                signal.raise_signal(signal.SIGHUP)
+                async with asyncio.timeout(10):
+                    while said[-1:] == [] or said[-1]["event"] != event:  # noqa: ASYNC110 - a list tells nobody
+                        await asyncio.sleep(0.01)
+                assert worker.vitals.is_reload_refused is is_refused
+    finally:
+        reloading.cancel()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.remove_signal_handler(number)
