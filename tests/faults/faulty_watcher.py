@@ -158,14 +158,14 @@ def _block(block_s: float, every: int) -> None:
 
 
 def _tell_tasks(file: Path) -> None:
-    """Write down how many tasks there are, four times a second."""
+    """Write down how many tasks there are, and how many blocks of memory, four times a second."""
     from watcher.vitals.signs import Vitals
 
     note_lag = Vitals.note_lag
 
     def note_lag_and_tasks(vitals: Vitals, lag_s: float) -> None:
         beside = file.with_suffix(".new")
-        beside.write_text(str(len(asyncio.all_tasks())))
+        beside.write_text(f"{len(asyncio.all_tasks())} {sys.getallocatedblocks()}")
         beside.replace(file)  # whoever reads it finds all of it
         note_lag(vitals, lag_s)
 

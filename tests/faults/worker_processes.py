@@ -28,9 +28,12 @@ class Size(NamedTuple):
     rss_mb: float
     descriptors: float
     tasks: float
+    blocks: float
+    """Of memory, as Python's allocator counts them: one for each object, and some have more."""
 
     def __str__(self) -> str:
-        return f"{self.rss_mb:.2f} MB, {self.descriptors:.0f} descriptors, {self.tasks:.0f} tasks"
+        held = f"{self.descriptors:.0f} descriptors, {self.tasks:.0f} tasks, {self.blocks:.0f} blocks"
+        return f"{self.rss_mb:.2f} MB, {held}"
 
 
 @dataclass(eq=False)
@@ -96,11 +99,11 @@ class WorkerProcess:
         return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
 
     def size(self) -> Size:
-        """How much it holds now. Its tasks only it can count, started with `tells_tasks`."""
+        """How much it holds now. Its tasks and blocks only it can count, started with `tells_tasks`."""
         process = Path(f"/proc/{self.process.pid}")
         pages = int((process / "statm").read_text().split()[1])
-        tasks = int((self.directory / f"{self.name}.tasks").read_text())
-        return Size(pages * _PAGE_MB, self.descriptors(), tasks)
+        tasks, blocks = map(int, (self.directory / f"{self.name}.tasks").read_text().split())
+        return Size(pages * _PAGE_MB, self.descriptors(), tasks, blocks)
 
     def descriptors(self) -> int:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
