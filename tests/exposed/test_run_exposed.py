@@ -70,8 +70,8 @@ async def a_worker(place: Path, *arguments: str) -> AsyncIterator[asyncio.subpro
         yield process
     finally:
         if process.returncode is None:
-            process.kill()
-        await process.wait()
+            process.terminate()  # a kill would leave its private server behind
+        await asyncio.wait_for(process.wait(), 20)
 
 
 def lines(place: Path, event: str) -> list[dict[str, object]]:
