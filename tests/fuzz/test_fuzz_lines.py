@@ -72,13 +72,7 @@ def test_anything_can_be_made_plain(value: Any) -> None:
 
 
 @example('{"at": 1, "do": "repeat", "\\u001b[2J\\n": 1}')
-@fuzz(
-    st.lists(st.one_of(*(damaged(step, *STEP_NAMES) for step in STEPS)), max_size=4).map(
-        lambda steps: "\n".join(map(json.dumps, steps))
-    )
-    | damaged_text("\n".join(map(json.dumps, STEPS)))
-    | texts
-)
+@fuzz(damaged(STEPS, *STEP_NAMES).map(as_lines) | damaged_text(as_lines(STEPS)) | texts)
 def test_any_script_can_be_played_or_all_its_mistakes_are_told(text: str) -> None:
     try:
         script = read_script(text, default_world())
@@ -99,7 +93,7 @@ def test_any_event_is_taken_into_account(event: dict[str, Any]) -> None:
 @fuzz(
     st.binary()
     | damaged_bytes(json.dumps(an_event()).encode())
-    | json_values().map(lambda value: json.dumps(value).encode())
+    | json_values().map(json.dumps).map(str.encode)
 )
 def test_any_body_is_an_event_or_is_said_to_be_none(body: bytes) -> None:
     list(_likely_originals(body))
