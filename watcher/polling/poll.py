@@ -11,28 +11,25 @@ from functools import partial
 from hashlib import blake2b
 from typing import NamedTuple
 
-from watcher.journal.diff import Reading, Step, diff, go_stale
-from watcher.journal.events import Origin
+from watcher.journal.diff import Reading, Step, diff
 from watcher.journal.interest import Interest
 from watcher.journal.ledger import AccountState, Rules
 from watcher.polling.asker import Asker, NotAsked
-from watcher.polling.cadence import spread_ms, wait_s, waits_ms
+from watcher.polling.cadence import spread_ms, wait_s
+from watcher.polling.commits import Commits
 from watcher.polling.notes import PollNotes
-from watcher.polling.silence import Silence
+from watcher.polling.setbacks import Setbacks
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Refused
 from watcher.settings import AccountSettings, ProviderSettings
 from watcher.store.keys import SHARDS, shard_of
-from watcher.store.polls import Commit, Polls
+from watcher.store.polls import Polls
 from watcher.store.schedule import Lease, Reply
 from watcher.store.state import BadState
 from watcher.vitals.tally import Tally
 
 _LEASE_MARGIN_S = 15
 """A lease outlasts the longest poll by the longest wait for a turn, and some."""
-
-_QUARANTINE_MS = (300_000,)
-"""How often a damaged state is looked at again, in case that somebody mended it."""
 
 
 class Settled(NamedTuple):
@@ -69,14 +66,14 @@ class Poller:
         self._polls = polls
         self._interest = interest
         self._notes = PollNotes(settings.name, tally)
+        self._commits = Commits(settings.name, polls, self._notes, wake=wake)
+        self._setbacks = Setbacks(polls, self._commits, interest, self._notes, canary=canary, now_ms=now_ms)
         self._now_ms = now_ms
-        self._wake = wake
         self._rules = Rules(settings.withdrawals, settings.settle_polls)
         self._settled: dict[str, Settled] = {}
-        self.silence = Silence(settings.name)
+        self.silence = self._setbacks.silence
         longest_s = most_requests * client.spacing_s + settings.timeout.total_seconds()
         self.lease_ms = int(1000 * (longest_s + _LEASE_MARGIN_S))
-        self._canary = canary
         self._asker = Asker(
             settings.name,
             client,
@@ -101,11 +98,14 @@ class Poller:
                 bodies = await self._asker.ask(account)
                 await self._take(account, lease, bodies, started)
             except Refused as refused:
-                await self._postpone(account, lease, refused, started)
+                await self._setbacks.refused(account, lease, refused, started)
+                if isinstance(refused, NotAsked) and not await self._asker.is_canary_failing():
+                    # It ended meanwhile, and whoever made everybody due came before this one was postponed.
+                    await self._hasten(shard_of(account.name))
             if self._asker.is_back():
                 await self._hasten(*range(SHARDS))
         except BadState as damage:
-            await self._quarantine(account, lease, damage, started)
+            await self._setbacks.quarantined(account, lease, damage, started)
 
     async def _hasten(self, *shards: int) -> None:
         """The provider is back: nobody needs to wait any longer. The rate limit spreads the polls."""
@@ -179,39 +179,9 @@ class Poller:
         self, account: AccountSettings, lease: Lease, state: AccountState | None, step: Step
     ) -> Reply:
         wait_ms = spread_ms(wait_s(account, step.state), random.random())
-        reply = await self._write(account, lease, state, step, due_ms=self._now_ms() + wait_ms)
+        reply = await self._commits.write(account, lease, state, step, due_ms=self._now_ms() + wait_ms)
         if state and state.stale_since_ms and reply is Reply.DONE:
             self.silence.recovered(account, self._now_ms() - state.stale_since_ms)
-        return reply
-
-    async def _write(
-        self,
-        account: AccountSettings,
-        lease: Lease,
-        state: AccountState | None,
-        step: Step,
-        *,
-        due_ms: int,
-        is_good: bool = True,
-    ) -> Reply:
-        """Commit a step, and say and deliver what it tells."""
-        reply, pushed_out = await self._polls.commit(
-            Commit(
-                account=account.name,
-                provider=self.settings.name,
-                lease=lease,
-                expected_version=state.version if state else "",
-                state=step.state,
-                due_ms=due_ms,
-                is_good=is_good,
-                log=step.log,
-                deliveries=step.deliveries,
-            )
-        )
-        if reply in (Reply.DONE, Reply.DONE_BEFORE):
-            self._notes.committed(account, step, pushed_out)
-            for subscription in step.deliveries:
-                self._wake(shard_of(account.name), subscription)
         return reply
 
     async def _touch(
@@ -224,62 +194,6 @@ class Poller:
             polled_at_ms=observed_ms,
             due_ms=self._now_ms() + spread_ms(settled.wait_s, random.random()),
         )
-
-    async def _postpone(
-        self, account: AccountSettings, lease: Lease, refused: Refused, started: float
-    ) -> None:
-        await self._notice_silence(account, lease, refused)
-        if refused.trouble == "rate" and refused.retry_after_s:
-            await self._polls.take_turns(
-                self.settings.name, 0, spacing_ms=0, not_before_ms=1000 * refused.retry_after_s
-            )
-        postponed = await self._polls.postpone(
-            self.settings.name,
-            lease,
-            why=f"{refused.trouble} {refused.reason}",
-            at_least_ms=int(1000 * (refused.retry_after_s or 0)),
-            waits_ms=waits_ms(
-                account,
-                refused.trouble,
-                is_canary=account.name == self._canary,
-                chance=random.random(),
-            ),
-        )
-        self._notes.refused(account, refused, postponed, started)
-        if isinstance(refused, NotAsked) and not await self._asker.is_canary_failing():
-            # It ended meanwhile, and whoever made everybody due came before this one was postponed.
-            await self._hasten(shard_of(account.name))
-
-    async def _notice_silence(self, account: AccountSettings, lease: Lease, refused: Refused) -> None:
-        """Tell once that an account has had no good poll for too long. Its lease stays for what follows."""
-        state = await self._polls.read_state(account.name)
-        now_ms = self._now_ms()
-        since_ms = self.silence.since_ms(account, state.polled_at_ms if state else 0, now_ms)
-        if since_ms is None:
-            return
-        if state and state.stale_since_ms:
-            self.silence.still_stale(account, refused.reason, now_ms - state.stale_since_ms)
-            return
-        step = go_stale(
-            state,
-            Origin(account.name, self.settings.name, state.sequence if state else 0, since_ms, now_ms),
-            refused.trouble,
-            refused.reason,
-            interest=self._interest,
-            version=secrets.token_hex(8),
-            now_ms=now_ms,
-        )
-        reply = await self._write(account, lease, state, step, due_ms=lease.deadline, is_good=False)
-        if reply is Reply.DONE:
-            self.silence.went_stale(account, refused.reason)
-
-    async def _quarantine(
-        self, account: AccountSettings, lease: Lease, damage: BadState, started: float
-    ) -> None:
-        await self._polls.postpone(
-            self.settings.name, lease, why=f"quarantined {damage}", at_least_ms=0, waits_ms=_QUARANTINE_MS
-        )
-        self._notes.quarantined(account, damage, started)
 
     def _finish(
         self, account: AccountSettings, reply: Reply, started: float, step: Step | None = None
