@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from rig import Rig, a_rig
 from structlog.testing import capture_logs
 
-from watcher.polling import poll
+from watcher.polling import setbacks
 from watcher.store.keys import Keys
 
 Lines = list[MutableMapping[str, Any]]
@@ -61,7 +61,7 @@ async def test_refused_polls_are_told_aloud_once_and_so_is_the_good_one_that_end
 async def test_a_state_that_stays_damaged_is_told_once_and_when_it_is_mended(
     rig: Rig, lines: Lines, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(poll, "_QUARANTINE_MS", (50,))
+    monkeypatch.setattr(setbacks, "_QUARANTINE_MS", (50,))
     key = Keys(rig.settings.redis.namespace).state("treasury")
     async with rig.worker() as worker:
         await until(lambda: told(lines, "account.baseline", "treasury"))
