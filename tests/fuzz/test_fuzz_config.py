@@ -88,7 +88,7 @@ def test_any_text_is_a_configuration_or_a_list_of_mistakes(
     use(place, text.encode(errors="surrogatepass"), {**ENVIRON, **environ})
 
 
-@example(content=b"a." * 2000 + b"a = 1")
+@example(content=b"a." * 5000 + b"a = 1")
 @fuzz(content=st.binary() | damaged_bytes(TEXT.encode()))
 def test_any_bytes_are_a_configuration_or_a_list_of_mistakes(place: Path, content: bytes) -> None:
     use(place, content, ENVIRON)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from watcher.config.findings import Key
+from watcher.config.variables import DEEPEST
 
 _TOKEN = re.compile(
     r"""
@@ -87,7 +88,7 @@ class _Reader:
         while self._peek() == ".":
             self._take()
             names.append(_plain(self._take()))
-        return names
+        return names[: DEEPEST + 1]  # whoever asks where something stands has refused what is deeper
 
     def _value(self, key: Key) -> None:
         opening = self._peek()

@@ -14,7 +14,7 @@ _FILE_LIMIT = 64 * 1024
 """Characters of a NAME_FILE: a secret is short, and /dev/zero is not."""
 
 
-_DEEPEST = 50
+DEEPEST = 50
 """Tables within tables: what Python calls itself for must not be without end."""
 
 
@@ -81,7 +81,7 @@ def interpolate_all(
     value: Any, environ: Mapping[str, str], refuse: Callable[[Key, str], None], key: Key = ()
 ) -> Any:
     """Replace every reference in every text below `value`; `refuse` hears where one has no value."""
-    if len(key) > _DEEPEST:
+    if len(key) > DEEPEST:
         refuse(key[:1], "nested too deeply")
         return None
     if isinstance(value, str):
