@@ -1,11 +1,11 @@
 """A soak: what workers hold after a while of steady work, some of it failing, they hold for ever.
 
-Of memory the middle of the last third of the time counts against the middle of the first: it comes and goes
-by a megabyte, and single moments or a straight line through them say little. In the long form 40,000 events
-lie between the two: 2 MB are 50 bytes for each, and an object forgotten in every fifth would be 8,000 blocks.
-What a process holds of the system's memory still grows when its blocks no longer do, for as long as they find
-ever better places. All else has a bound that does not depend on time: of what is forgotten once in a hundred
-events, 660 would be left.
+The middle of the last third of the time counts against the middle of the first: single moments or a straight
+line through them say little. Blocks of memory tell whether anything is forgotten: in the long form 40,000
+events lie between the two, and one object in every fifth would be 8,000 blocks. What a process holds of the
+system's memory follows the largest backlog that there was, and does not come back: it grew by 1.2 MB in ten
+minutes beside a p99 of 3.6 s, by 3.6 MB beside stalls of 28 s, and not at all in four quiet minutes. All else
+has a bound that does not depend on time: of what is forgotten once in a hundred events, 660 would be left.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ KEYS = 2 * ACCOUNTS + 8 * SHARDS + 10
 
 @pytest.mark.parametrize(
     ("warm_up_s", "for_s", "rate", "most_growth_mb"),
-    [(6, 12, 100, 3), pytest.param(60, 600, 100, 2, marks=LONG)],
+    [(6, 12, 100, 3), pytest.param(60, 600, 100, 6, marks=LONG)],
 )
 async def test_memory_descriptors_tasks_and_keys_are_bounded(
     warm_up_s: int, for_s: int, rate: float, most_growth_mb: float
