@@ -38,9 +38,10 @@ def both(
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left alone while it is damaged, or leased, is so for a moment."""
-    monkeypatch.setattr(lane, "ATTEMPT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(lane, "_LEAST_MS", 500)
     for module in (lane, loop):
         monkeypatch.setattr(module, "LEASE_MS", 1000)
+        monkeypatch.setattr(module, "LONGEST_LEASE_MS", 1000)
     monkeypatch.setattr(loop, "DAMAGED_S", 0.5)
     monkeypatch.setattr(restraint, "_DAMAGED_S", 0.5)
 

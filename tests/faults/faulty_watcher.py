@@ -54,15 +54,17 @@ def _set_clock(ahead_s: float) -> None:
 
 def _shorten_leases(lease_s: float) -> None:
     """Let leases of lanes and of polls last so long; an attempt gets half of it."""
-    from watcher.delivery import lane, loop, post
+    from watcher.delivery import hold, lane, loop, post
     from watcher.polling import poll
 
     defaults = post.Poster.__init__.__kwdefaults__
     assert defaults
     defaults["deadline_s"] = lease_s / 2
-    _replace(lane, "LEASE_MS", int(1000 * lease_s))
-    _replace(lane, "ATTEMPT_TIMEOUT_S", lease_s / 2)
-    _replace(loop, "LEASE_MS", int(1000 * lease_s))
+    for module in (lane, loop):
+        _replace(module, "LEASE_MS", int(1000 * lease_s))
+        _replace(module, "LONGEST_LEASE_MS", int(1000 * lease_s))
+    _replace(lane, "_LEAST_MS", int(500 * lease_s))
+    _replace(hold, "QUICK_S", lease_s)  # all of them are quick
     _replace(poll, "_LEASE_MARGIN_S", lease_s - 1)  # the scene's time-out is 1 s
 
 

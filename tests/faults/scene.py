@@ -40,7 +40,7 @@ SUBSCRIPTION = "ops"
 
 LEASE_S = 3
 SHORT_LEASES: Mapping[str, Any] = {"lease_s": LEASE_S}
-"""What a dead worker had in hand is free again after so long; as the program comes, it takes 30 s."""
+"""What a dead worker had in hand is free again after so long; as the program comes, it takes 15 s."""
 
 AS_IT_COMES: Mapping[str, Any] = {}
 

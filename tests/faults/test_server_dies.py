@@ -65,7 +65,7 @@ async def test_a_killed_server_loses_nothing_and_no_worker_ends(
 
 
 # A worker that has posted and cannot write it down tries again as long as the store does not tell it that its
-# lease was lost. What came before an attempt has left a lease at least 10 of its 30 s: no trouble that is
+# lease was lost. However long an attempt takes, at least 10 s of its lease are left then: no trouble that is
 # shorter repeats anything. A longer one may repeat what was in hand when it began, as whoever comes first
 # after it takes the lane.
 

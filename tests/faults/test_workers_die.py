@@ -26,7 +26,7 @@ VOID = {"fetched": "poll.discarded", "POST sent": "lease.lost", "2xx read": "lea
 
 @pytest.mark.parametrize(
     ("kills", "every_s", "leases", "lease_s"),
-    [(5, 1.2, SHORT_LEASES, LEASE_S), pytest.param(30, 2, AS_IT_COMES, 30, marks=LONG)],
+    [(5, 1.2, SHORT_LEASES, LEASE_S), pytest.param(30, 2, AS_IT_COMES, 15, marks=LONG)],
 )
 async def test_killed_workers_lose_nothing(
     kills: int, every_s: float, leases: Mapping[str, Any], lease_s: float

@@ -291,3 +291,14 @@ async def test_a_damaged_key_loses_no_delivery(
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         await settle(store, lease, ONE)
     assert await store.contents() == before
+
+
+async def test_a_lane_is_kept_for_longer_by_whoever_has_it_and_by_nobody_else(
+    redis_client: Redis, namespace: str
+) -> None:
+    store, lease = await a_lane(redis_client, namespace, ONE)
+    longer = lease.deadline + 5
+    assert await store.lanes.extend(OPS, lease, longer) is Reply.DONE
+    assert await store.lanes.extend(OPS, lease, longer) is Reply.DONE, "where its answer was lost"
+    assert await store.lanes.extend(OPS, lease, longer + 1) is Reply.LEASE_LOST
+    assert await store.scores(store.keys.lanes(SHARD, OPS)) == {ACCOUNT: longer}

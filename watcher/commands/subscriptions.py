@@ -72,11 +72,11 @@ async def _switch(settings: "Settings", action: str, name: str) -> None:
 
 async def _hasten(lanes: "Lanes", name: str) -> None:
     """Let everything that waits be tried at once, in the order of its lane."""
-    from watcher.delivery.lane import LEASE_MS
+    from watcher.delivery.lane import LONGEST_LEASE_MS
     from watcher.store.keys import SHARDS
 
     for shard in range(SHARDS):
-        await lanes.hasten(name, shard, lease_ms=LEASE_MS)
+        await lanes.hasten(name, shard, lease_ms=LONGEST_LEASE_MS)
 
 
 async def _show(settings: "Settings", *, is_json: bool) -> None:

@@ -6,10 +6,12 @@ Refuses to go past a delivery that is not settled: order within a lane is the pr
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Container
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import orjson
 
+from watcher.delivery.hold import Hold
 from watcher.delivery.outcomes import Attempt, Outcome, Verdict, judge
 from watcher.delivery.post import ATTEMPT_TIMEOUT_S, Poster, Target
 from watcher.delivery.restraint import Restraint
@@ -29,9 +31,15 @@ EMPTY_MS = 60_000
 AT_ONCE = 20
 """Deliveries read with one claim: few enough that a lane does not keep a worker from the others."""
 
-LEASE_MS = 1000 * (ATTEMPT_TIMEOUT_S + 10)
-"""Longer than a turn, an attempt and its settling, extended with each delivery: so long a dead worker is
-missed."""
+LEASE_MS = 15_000
+"""So long a dead worker is missed. Set anew with each delivery; an attempt that is not quick gets more."""
+
+LONGEST_LEASE_MS = 1000 * (ATTEMPT_TIMEOUT_S + 10)
+"""For an attempt that takes its time. As with the shorter one, 10 s of it are left to write down what became
+of it: so long the store may be away and nothing is posted twice."""
+
+_LEAST_MS = 12_000
+"""What a lease must still have when an attempt begins: a quick one, and those 10 s."""
 
 _AGAIN_S = 0.5
 """Between two tries to write down what became of an attempt, while the store is away."""
@@ -61,44 +69,51 @@ class LaneWorker:
         self._forsaken = forsaken
         self._now_ms = now_ms
 
-    async def work(self, target: Target, lease: Lease) -> bool:
+    async def work(self, target: Target, lease: Lease, group: asyncio.TaskGroup) -> bool:
         """Deliver what waits in a claimed lane; says whether more of it is due. Raises StoreError."""
         waiting = await self._ask(lease, lambda: self._lanes.read(target.name, lease.member, at_most=AT_ONCE))
         if not waiting.entries:  # taken away from outside: there is nothing to deliver, nor a hurry
             await self._lanes.release(target.name, lease, due_in_ms=EMPTY_MS)
             return False
+        hold = Hold(lease, stretch=partial(self._stretch, target.name), group=group)
         try:
             for entry in waiting.entries:
-                if not await self._may_attempt(target, lease):
+                if not await self._may_attempt(target, hold.lease):
                     break
-                deadline = await self._deliver(target, lease, entry, waiting)
+                deadline = await self._deliver(target, hold, entry, waiting)
                 if not deadline:
                     return False
-                lease = Lease(lease.member, deadline)
+                hold.lease = Lease(lease.member, deadline)
         except asyncio.CancelledError:
             if target.name in self._forsaken:  # where it has only moved, somebody else goes on at once
-                await self._lanes.release(target.name, lease)
+                await self._lanes.release(target.name, hold.lease)
             raise
-        last = lease
-        await self._ask(last, lambda: self._lanes.release(target.name, last))
+        await self._ask(hold.lease, lambda: self._lanes.release(target.name, hold.lease))
         return True
+
+    async def _stretch(self, subscription: str, lease: Lease) -> Lease:
+        """Keep a lane for an attempt that takes its time."""
+        deadline = self._now_ms() + LONGEST_LEASE_MS
+        reply = await self._ask(lease, lambda: self._lanes.extend(subscription, lease, deadline))
+        return lease._replace(deadline=deadline) if reply is Reply.DONE else lease
 
     async def _may_attempt(self, target: Target, lease: Lease) -> bool:
         """Say whether the next delivery is to be attempted now; waits for its turn."""
-        if lease.deadline - self._now_ms() < 1000 * ATTEMPT_TIMEOUT_S:
-            return False  # it took long to come here, and an attempt may outlast what is left of the lease
+        if lease.deadline - self._now_ms() < _LEAST_MS:
+            return False  # it took long to come here
         if self._is_stopped() or self._restraint.rest_ms(target.name) or not await self._has_turn(target):
             return False
         return not self._is_stopped()  # while it waited for its turn
 
-    async def _deliver(self, target: Target, lease: Lease, entry: bytes, waiting: Waiting) -> int:
+    async def _deliver(self, target: Target, hold: Hold, entry: bytes, waiting: Waiting) -> int:
         """Attempt the head of a lane; returns the lease's new deadline, 0 where it ends."""
         try:
             delivery = load_delivery(entry)
         except ValueError:
-            return await self._bury(target, lease, entry)
+            return await self._bury(target, hold.lease, entry)
         failed_before = waiting.tries if delivery.head == waiting.tried else 0
-        attempt = await self._poster.post(target, delivery, failed_before + 1)
+        attempt = await hold.during(self._poster.post(target, delivery, failed_before + 1))
+        lease = hold.lease
         verdict = judge(attempt, failed_before, target.settings.retries, chance=random.random())
         one = Tried(lease.member, delivery, failed_before + 1, attempt, verdict)
         reply, deadline = await self._settle(target, lease, one)

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from watcher.delivery.damage import survived
-from watcher.delivery.lane import LEASE_MS, LaneWorker
+from watcher.delivery.lane import LEASE_MS, LONGEST_LEASE_MS, LaneWorker
 from watcher.delivery.post import Poster, Target
 from watcher.delivery.restraint import Restraint
 from watcher.logs.lines import log
@@ -95,7 +95,7 @@ class DeliverLoop:
     async def hasten(self, subscription: str) -> None:
         """Try now what waits for a retry, as when its URL was changed."""
         for shard in range(SHARDS):
-            await self._lanes.hasten(subscription, shard, lease_ms=LEASE_MS)
+            await self._lanes.hasten(subscription, shard, lease_ms=LONGEST_LEASE_MS)
             self.wake(shard, subscription)
 
     def stop(self) -> None:
@@ -182,7 +182,7 @@ class DeliverLoop:
             self._hold(name, shards, rest_ms or _UNKNOWN_MS)
             return
         room = self._restraint.room(target.settings, self._in_flight[name], self.in_flight)
-        if room and not await self._restraint.may_ask(name, lease_ms=LEASE_MS):
+        if room and not await self._restraint.may_ask(name, lease_ms=LONGEST_LEASE_MS):
             room = 0
         share = max(1, room // len(shards))
         self._full[name].update(shards[room:])
@@ -207,7 +207,7 @@ class DeliverLoop:
         for lease in claimed.leases:
             self._in_flight[target.name] += 1
             task = group.create_task(
-                self._one(target, shard, lease), name=f"lane {target.name} {lease.member}"
+                self._one(group, target, shard, lease), name=f"lane {target.name} {lease.member}"
             )
             self._tasks[target.name].add(task)
             task.add_done_callback(self._tasks[target.name].discard)
@@ -227,20 +227,20 @@ class DeliverLoop:
             return
         self._leave_alone(shard)
 
-    async def _one(self, target: Target, shard: int, lease: Lease) -> None:
+    async def _one(self, group: asyncio.TaskGroup, target: Target, shard: int, lease: Lease) -> None:
         """Work off one lane, then look for what had no room beside it."""
         try:
-            is_more = await self._work(target, lease)
+            is_more = await self._work(group, target, lease)
             await self._restraint.leave_probe(target.name)
         finally:
             self._in_flight[target.name] -= 1
         for waiting in self._full.pop(target.name, set()) | ({shard} if is_more else set()):
             self.wake(waiting, target.name)
 
-    async def _work(self, target: Target, lease: Lease) -> bool:
+    async def _work(self, group: asyncio.TaskGroup, target: Target, lease: Lease) -> bool:
         """Work off one lane; says whether more of it is due. Whatever happens, it holds up no other lane."""
         try:
-            return await self._worker.work(target, lease)
+            return await self._worker.work(target, lease, group)
         except StoreError as trouble:
             # What was posted but not settled is posted again when the lease has run out: same id, same bytes.
             log.debug("lease.lost", account=lease.member, subscription=target.name, reason=str(trouble))

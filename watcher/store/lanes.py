@@ -18,6 +18,7 @@ ATTEMPTS_PER_SUBSCRIPTION = 200
 DEAD_PER_SUBSCRIPTION = 10_000
 """Dead letters kept per subscription and shard."""
 
+_EXTEND = load_script("extend")
 _HOLD = load_script("hold")
 _QUEUE = load_script("queue")
 _READ_LANE = load_script("read_lane")
@@ -128,6 +129,12 @@ class Lanes:
         """
         key = self._keys.subscription_rate(subscription)
         return await self._schedule.take_turns(key, 1, spacing_ms=1000 / per_second, within_ms=within_ms)
+
+    async def extend(self, subscription: str, lease: Lease, deadline: int) -> Reply:
+        """Keep a lane until another deadline."""
+        shard = shard_of(lease.member)
+        keys = [self._keys.lanes(shard, subscription), self._keys.nothing(shard)]
+        return Reply(await self._pipe.script(_EXTEND, keys, *lease, deadline))
 
     async def release(self, subscription: str, lease: Lease, *, due_in_ms: int = 0) -> Reply:
         keys = self._schedule_keys(shard_of(lease.member), subscription)

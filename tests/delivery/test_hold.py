@@ -1,0 +1,100 @@
+"""A lane in hand: its lease is short while attempts are quick, and long enough for one that is not."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from moody_subscriber import MoodySubscriber, Owed
+from redis.asyncio import Redis
+
+from watcher.delivery import hold
+from watcher.delivery.hold import Hold
+from watcher.delivery.lane import LEASE_MS, LONGEST_LEASE_MS
+from watcher.store.connect import StoreUnreachable
+from watcher.store.keys import shard_of
+from watcher.store.schedule import Lease
+
+pytest_plugins = ("owing",)
+
+SHORT, LONG = Lease("treasury", 1), Lease("treasury", 2)
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hold, "QUICK_S", 0.02)
+
+
+async def longer(lease: Lease) -> Lease:
+    return LONG
+
+
+async def held(attempt: Awaitable[object], stretch: Callable[[Lease], Awaitable[Lease]] = longer) -> Lease:
+    """What holds when an attempt is over."""
+    async with asyncio.TaskGroup() as group:
+        lane = Hold(SHORT, stretch=stretch, group=group)
+        await lane.during(attempt)
+        return lane.lease
+
+
+async def test_a_quick_attempt_keeps_its_lease() -> None:
+    assert await held(asyncio.sleep(0)) == SHORT
+
+
+async def test_a_slow_attempt_gets_a_longer_one() -> None:
+    assert await held(asyncio.sleep(0.1)) == LONG
+
+
+async def test_an_attempt_that_ends_meanwhile_waits_to_know_what_holds() -> None:
+    is_over = asyncio.Event()
+
+    async def slow(lease: Lease) -> Lease:
+        is_over.set()
+        await asyncio.sleep(0.05)
+        return LONG
+
+    assert await held(is_over.wait(), slow) == LONG
+
+
+async def test_an_attempt_that_is_cut_off_waits_to_know_it_too() -> None:
+    is_stretching = asyncio.Event()
+
+    async def slow(lease: Lease) -> Lease:
+        is_stretching.set()
+        await asyncio.sleep(0.05)
+        return LONG
+
+    async with asyncio.TaskGroup() as group:
+        lane = Hold(SHORT, stretch=slow, group=group)
+        attempt = asyncio.create_task(lane.during(asyncio.sleep(60)))
+        await is_stretching.wait()
+        attempt.cancel()
+        await asyncio.gather(attempt, return_exceptions=True)
+        assert attempt.cancelled()
+    assert lane.lease == LONG
+
+
+async def test_where_the_store_stays_away_the_lease_is_as_it_was() -> None:
+    async def away(lease: Lease) -> Lease:
+        raise StoreUnreachable("gone")
+
+    assert await held(asyncio.sleep(0.1), away) == SHORT
+
+
+async def test_a_worker_asks_for_it_while_a_receiver_takes_its_time(
+    one: Owed, subscriber: MoodySubscriber, redis_client: Redis
+) -> None:
+    async def leased_ms() -> float:
+        seconds, micros = await redis_client.time()
+        deadline = await redis_client.zscore(one.keys.lanes(shard_of("treasury"), "ops"), "treasury")
+        return float(deadline or 0) - 1000 * seconds - micros / 1000
+
+    subscriber.delay_s = 1
+    await one.queue(["treasury"])
+    async with one.worker():
+        await subscriber.until(lambda: subscriber.in_flight == 1)
+        async with asyncio.timeout(0.9):
+            while await leased_ms() <= LEASE_MS:  # noqa: ASYNC110 - the worker writes it
+                await asyncio.sleep(0.01)
+        assert await leased_ms() > LONGEST_LEASE_MS - 2000
+        await subscriber.until(lambda: len(subscriber.taken) == 1)
+    assert len(subscriber.arrivals) == 1
