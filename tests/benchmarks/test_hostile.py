@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hostile import QUICK, Cost
 
+pytestmark = pytest.mark.slow
+
 BENCHMARK = Path(__file__).with_name("hostile.py")
 
 CHEAP = Cost("a body", {200}, [12.0, 0.1], 0, [1, 200, 210])

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from isolation import QUICK, Back, Found, Phase
 
+pytestmark = pytest.mark.slow
+
 BENCHMARK = Path(__file__).with_name("isolation.py")
 
 QUIET = Phase("alone", [3.0] * 60, 0, 0)

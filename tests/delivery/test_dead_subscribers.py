@@ -25,6 +25,8 @@ from raw_subscribers import (
 
 from watcher.delivery.post import Poster, Target
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def many_files() -> Iterator[None]:

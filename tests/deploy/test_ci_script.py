@@ -31,7 +31,7 @@ CALLS = [
     "watcher demo",
     "pip install -q .[dev]",
     "python -m pytest",
-    "python -m pytest -n 2 -m fault and not long",
+    "python -m pytest -n 2 -m (fault or slow) and not long",
     "ruff check",
     "ruff format --check",
     "mypy ",

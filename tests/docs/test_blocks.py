@@ -31,6 +31,8 @@ from watcher.config import load
 from watcher.delivery.signing import Signer
 from watcher.providers.contract import Provider
 
+pytestmark = pytest.mark.slow
+
 ENVIRON = {"LOOPRING_API_KEY": "key", "OPS_SECRET": SECRET}
 NOWHERE = 'base_url = "http://127.0.0.1:1"'
 EXAMPLE = next(block.text for block in BLOCKS if block.language == "toml")

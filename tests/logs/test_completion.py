@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from program import COMMAND, environment, watcher
 
+pytestmark = pytest.mark.slow
+
 CONFIGURATION = """
 accounts_file = "accounts.jsonl"
 [redis]

@@ -7,6 +7,8 @@ import pytest
 from clusters import Cluster, a_cluster
 from stories import STORY, Books, a_configuration, ended, in_the_books
 
+pytestmark = pytest.mark.slow
+
 ACCOUNTS = ("treasury", "alice", "bob", "carol")
 
 

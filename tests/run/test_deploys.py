@@ -6,10 +6,13 @@ import signal
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from processes import a_process, assert_reconciled, lines, until_logged
 
 from watcher.receiving.receiver import Receiver
 from watcher.sandbox import Sandbox
+
+pytestmark = pytest.mark.slow
 
 TREASURY = 10110
 LOOPRING = "/api/v3/user/balances"

@@ -4,10 +4,13 @@ import asyncio
 import signal
 from pathlib import Path
 
+import pytest
 from processes import a_process, assert_reconciled, lines, until_logged
 
 from watcher.receiving.receiver import Receiver
 from watcher.sandbox import Sandbox
+
+pytestmark = pytest.mark.slow
 
 
 async def test_a_sigterm_drains_and_exits_with_0(place: Path, sandbox: Sandbox, receiver: Receiver) -> None:

@@ -9,6 +9,8 @@ from test_worker import baselines
 
 from watcher.store.keys import Keys
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:

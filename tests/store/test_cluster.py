@@ -25,6 +25,8 @@ from watcher.store.keys import SHARDS, shard_of
 from watcher.store.rights import missing_rights
 from watcher.store.schedule import Lease, Reply
 
+pytestmark = pytest.mark.slow
+
 PASSWORD = "canary-7f3a"  # no secret: it must never show
 _NAMES = [f"account-{number}" for number in range(500)]
 ACCOUNTS = [next(name for name in _NAMES if shard_of(name) == shard) for shard in range(SHARDS)]
