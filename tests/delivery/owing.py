@@ -19,6 +19,13 @@ async def subscriber() -> AsyncIterator[MoodySubscriber]:
 
 
 @pytest.fixture
+async def second() -> AsyncIterator[MoodySubscriber]:
+    """Another subscriber, which a module names as it needs it."""
+    async with MoodySubscriber() as second:
+        yield second
+
+
+@pytest.fixture
 def one(redis_client: Redis, redis_server_url: str, namespace: str, subscriber: MoodySubscriber) -> Owed:
     return owed(redis_client, redis_server_url, namespace, ops=subscriber.url)
 

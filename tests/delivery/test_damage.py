@@ -1,6 +1,5 @@
 """A damaged key costs its own lane or subscription until it is mended, and nothing more."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -19,9 +18,8 @@ EVERYTHING = {(name, account) for name in ("ops", "audit") for account in (SICK,
 
 
 @pytest.fixture
-async def audit() -> AsyncIterator[MoodySubscriber]:
-    async with MoodySubscriber() as audit:
-        yield audit
+def audit(second: MoodySubscriber) -> MoodySubscriber:
+    return second
 
 
 @pytest.fixture

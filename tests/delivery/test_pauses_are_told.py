@@ -1,7 +1,7 @@
 """A pause is told at least once, to the log and to `alerts_to`, whoever dies or is away meanwhile."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,9 +17,8 @@ pytest_plugins = ("owing",)
 
 
 @pytest.fixture
-async def pager() -> AsyncIterator[MoodySubscriber]:
-    async with MoodySubscriber() as pager:
-        yield pager
+def pager(second: MoodySubscriber) -> MoodySubscriber:
+    return second
 
 
 @pytest.fixture

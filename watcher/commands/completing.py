@@ -52,3 +52,14 @@ def _name(table: Any) -> Iterator[str]:
     name = table.get("name")
     if isinstance(name, str) and name.isprintable():
         yield name
+
+
+accounts_option = click.option(
+    "--account",
+    "accounts",
+    multiple=True,
+    metavar="GLOB",
+    help="Account names.",
+    shell_complete=names_of("accounts"),
+)
+"""For commands that filter by any number of globs."""

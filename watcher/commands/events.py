@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from watcher.commands.completing import names_of
+from watcher.commands.completing import accounts_option
 from watcher.commands.looking import moved_text, say_json, say_next
 from watcher.commands.options import config_option, load_or_exit
 from watcher.commands.since import parse_since, since_ms, since_option
@@ -51,14 +51,7 @@ class _Wanted(NamedTuple):
 
 @click.command("events", short_help="What was told, from the event log.")
 @config_option
-@click.option(
-    "--account",
-    "accounts",
-    multiple=True,
-    metavar="GLOB",
-    help="Account names.",
-    shell_complete=names_of("accounts"),
-)
+@accounts_option
 @click.option("--type", "types", multiple=True, metavar="GLOB", help="Event types, such as 'deposit.*'.")
 @since_option
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="The N latest only.")

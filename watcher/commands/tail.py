@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import click
 
-from watcher.commands.completing import names_of
+from watcher.commands.completing import accounts_option, names_of
 from watcher.logs.tail import LEVELS, Filter, as_json, follow, harmless, lines_of, parse, pretty
 
 _LOOK_EVERY_S = 0.2
@@ -19,14 +19,7 @@ _LOOK_EVERY_S = 0.2
 )
 @click.option("--level", type=click.Choice(LEVELS), default="debug", help="This level and above.")
 @click.option("--event", "events", multiple=True, metavar="GLOB", help="Event names, such as 'delivery.*'.")
-@click.option(
-    "--account",
-    "accounts",
-    multiple=True,
-    metavar="GLOB",
-    help="Account names.",
-    shell_complete=names_of("accounts"),
-)
+@accounts_option
 @click.option(
     "--subscription",
     "subscriptions",
