@@ -79,8 +79,7 @@ async def test_workers_that_freeze_at_any_step_beyond_their_leases_do_no_harm(
     stale = [again for _, again in verdict.repeated if again.at > thawed_at.get(again.worker, math.inf)]
     print(f"{len(thawed_at)} stops, {len(stale)} POSTs from a time that was over")
     assert verdict.problems == []
-    assert len(stale) <= IN_FLIGHT * len(thawed_at)
-    assert all(times == 1 for times in Counter((each.worker, each.account) for each in stale).values())
+    assert max(Counter(each.worker for each in stale).values(), default=0) <= 1, "at most one per stop"
 
 
 @pytest.mark.parametrize(
@@ -155,6 +154,13 @@ async def test_a_second_signal_ends_a_worker_at_once_and_loses_nothing() -> None
         scene.receiver.delay_s = 0
         verdict = await scene.verdict()
     assert verdict.problems == []
+
+
+async def test_a_worker_that_is_asked_to_end_while_it_starts_ends_in_order() -> None:
+    async with a_scene(accounts=1) as scene:
+        worker = await scene.start_worker()
+        assert await worker.terminate() == 0
+        assert worker.lines("worker.stopped")
 
 
 async def _crash(scene: Scene, step: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping
@@ -118,10 +119,26 @@ class WorkerProcess:
         await self.process.wait()
 
     async def terminate(self, within_s: float = 30) -> int:
-        """Ask it to end; returns its exit code."""
+        """Ask it to end, once it can hear that; returns its exit code."""
+        await self._until_it_hears(signal.SIGTERM)
         self.send(signal.SIGTERM)
         async with asyncio.timeout(within_s):
             return await self.process.wait()
+
+    async def _until_it_hears(self, number: signal.Signals, *, within_s: float = 20) -> None:
+        """Wait until it handles a signal that would end it at once before, or has ended."""
+        async with asyncio.timeout(within_s):
+            while self.is_running and not self._handled() >> (number - 1) & 1:  # noqa: ASYNC110
+                await asyncio.sleep(_TICK_S)
+
+    def _handled(self) -> int:
+        """Which signals the process handles, as the system has it: the lowest bit is signal 1."""
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+        except FileNotFoundError:  # it has just ended
+            return 0
+        (handled,) = re.findall(r"SigCgt:\s+(\w+)", status)
+        return int(handled, 16)
 
     @property
     def log(self) -> Path:
