@@ -81,15 +81,19 @@ async def gone_in_a_moment(peer: Peer) -> None:
     await peer.say(b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n")
 
 
+@pytest.mark.parametrize("reloads_before", [0, 2])
 @pytest.mark.parametrize("script", [never_answering, gone_in_a_moment])
 async def test_a_url_that_is_changed_during_an_attempt_has_seen_the_last_and_the_new_one_gets_all_in_order(
-    redis_client: Redis, redis_server_url: str, namespace: str, script: Script
+    redis_client: Redis, redis_server_url: str, namespace: str, script: Script, reloads_before: int
 ) -> None:
     async with subscribing(script) as old, subscribing(answering(OK)) as new:
         one = owed(redis_client, redis_server_url, namespace, ops=old.url)
         await one.queue(["treasury"], [1, 2, 3])
         async with one.worker() as worker:
             await old.until(lambda old: len(old.requests) == 1)
+            for _ in range(reloads_before):
+                worker.reload(one.settings)
+                await asyncio.sleep(0.05)
             worker.reload(changed(one.settings, url=SecretStr(new.url)))
             async with asyncio.timeout(5):  # and not when the attempt's time, or its lease, is over
                 await new.until(lambda new: len(new.requests) == 3)

@@ -9,6 +9,7 @@ from stores import Store, a_commit, a_store
 
 from watcher.run.enrolment import Enrolment
 from watcher.run.presence import Present
+from watcher.service.serve import worker_name
 from watcher.settings import Settings
 from watcher.store.keys import SHARDS
 from watcher.store.workers import Workers
@@ -179,3 +180,8 @@ async def test_a_generation_that_was_followed_by_another_takes_nobody_away(deplo
     await after.begin()
     await before.keep()  # it was about to look when it was stopped
     assert {*NEW} <= await deploy.scheduled()
+
+
+def test_workers_on_hosts_of_one_name_with_one_process_number_can_be_told_apart() -> None:
+    """Two of one name would be blind to each other's lists, and each would forget the other's accounts."""
+    assert len({worker_name() for _ in range(5)}) > 1

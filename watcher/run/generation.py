@@ -68,6 +68,7 @@ class Generation:
         )
         self._shares = share_out(len(settings.provider_by_name))
         self._loops: list[PollLoop | DeliverLoop] = []
+        self._forsaken: set[str] = set()
         self._stopped = asyncio.Event()
 
     async def run(self) -> None:
@@ -107,10 +108,13 @@ class Generation:
             loop.stop()
 
     def forsake(self, subscriptions: Iterable[str]) -> None:
-        """Deliver nothing more to these: they are gone from the configuration, or from their URL."""
+        """Deliver nothing more to these: they are gone from the configuration, or from their URL. Each is cut
+        off once: a second time would interrupt it while it gives its lane back."""
+        gone = {*subscriptions} - self._forsaken
+        self._forsaken |= gone
         for loop in self._loops:
             if isinstance(loop, DeliverLoop):
-                for name in subscriptions:
+                for name in gone:
                     loop.forsake(name)
 
     @property

@@ -150,7 +150,8 @@ class Worker:
         self.opened = None  # before the store is: nobody may ask it any more
 
     async def _generations(self, schedule: Schedule, health: StoreHealth, present: Present) -> None:
-        """Run one generation after the other; the one before finishes its work beside the next one."""
+        """Run one generation after the other; those before finish their work beside the next one."""
+        running: dict[asyncio.Task[None], Generation] = {}
         try:
             async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as group:
                 while not self._stopped.is_set():
@@ -158,8 +159,11 @@ class Worker:
                     old, self._generation = self._generation, self._next_generation(schedule, health, present)
                     if old:
                         old.stop()
-                        old.forsake(_gone(old.settings, self.settings))
-                    group.create_task(self._generation.run(), name="generation")
+                    for earlier in running.values():
+                        earlier.forsake(_gone(earlier.settings, self.settings))
+                    task = group.create_task(self._generation.run(), name="generation")
+                    running[task] = self._generation
+                    task.add_done_callback(running.pop)
                     await self._changed.wait()
                 if self._generation:
                     self._generation.stop()

@@ -6,6 +6,7 @@ Refuses to know how the work is done (`worker` does).
 import asyncio
 import gc
 import os
+import secrets
 import signal
 import socket
 from collections.abc import Callable, Iterable
@@ -43,12 +44,18 @@ def serve(
     try:
         _tell_loaded(loaded)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            name = f"{socket.gethostname()}-{os.getpid()}"
-            worker = Worker(settings, name=name, dropped_lines=lambda: writer.dropped)
+            worker = Worker(settings, name=worker_name(), dropped_lines=lambda: writer.dropped)
             files = FileWatch(loaded.files)
             return runner.run(_serve(worker, path, files, exposure, once=once, is_watching=is_watching))
     finally:
         writer.close()
+
+
+def worker_name() -> str:
+    """Name this process, differently each time. Containers that share their host's network share its name,
+    and each is process 1: two workers of one name would not see each other, and take each other's accounts
+    off the roster."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
 
 
 async def _serve(
