@@ -37,8 +37,9 @@ def both(
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left alone while it is damaged, or leased, is so for a moment."""
     monkeypatch.setattr(lane, "_LEAST_MS", 500)
+    monkeypatch.setattr(lane, "LEASE_MS", 1000)
+    monkeypatch.setattr(loop, "CLAIM_MS", 1000)
     for module in (lane, loop):
-        monkeypatch.setattr(module, "LEASE_MS", 1000)
         monkeypatch.setattr(module, "LONGEST_LEASE_MS", 1000)
     monkeypatch.setattr(loop, "DAMAGED_S", 0.5)
     monkeypatch.setattr(restraint, "_DAMAGED_S", 0.5)

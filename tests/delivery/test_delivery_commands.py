@@ -63,7 +63,9 @@ async def given_up(
     (lease,) = [lease for lease in claimed.leases if lease.member == account]
     for number in numbers:
         head = a_sample(account, number, to).head
-        _, deadline = await one.lanes.dead(to, lease, head, lease_ms=60_000, reason=reason)
+        _, deadline = await one.lanes.dead(
+            to, lease, head, until=one.lanes.until(lease, 60_000), reason=reason
+        )
         lease = lease._replace(deadline=deadline)
     assert await one.pipe.command("ZSCORE", key, account) is None
 
@@ -417,7 +419,8 @@ async def test_what_is_damaged_is_shown_as_such_and_hides_nothing_else(one: Owed
 
 
 async def entries(one: Owed, account: str, to: str = "ops") -> list[bytes]:
-    return (await one.lanes.read(to, account, at_most=10_000)).entries
+    waiting: list[bytes] = await one.pipe.command("LRANGE", one.keys.lane(to, account), 0, -1)
+    return waiting
 
 
 async def test_all_dead_letters_go_back_to_the_end_of_their_lanes_and_arrive(

@@ -178,24 +178,28 @@ async def delivered_to_the_end(lanes: Lanes, account: str, deliveries: list[Deli
     shard = shard_of(account)
     assert account in await lanes.due_subscriptions(shard)
     (lease,) = (await lanes.claim(account, shard, lease_ms=60_000, at_most=1)).leases
-    assert (await lanes.read(account, account, at_most=9)).entries == [
-        delivery.dump() for delivery in deliveries
-    ]
+    until = lanes.until(lease, 60_000)
+    begun = await lanes.begin(account, lease, until=until, at_most=9)
+    assert begun.entries == [delivery.dump() for delivery in deliveries]
+    lease = Lease(account, until)
     first, second, third = (delivery.head for delivery in deliveries)
     assert await lanes.retry(account, lease, first, wait_ms=3_600_000) is Reply.DONE
-    assert (await lanes.read(account, account, at_most=1))[1:] == (1, first)
     assert await lanes.hasten(account, shard, lease_ms=60_000) == 1
     (lease,) = (await lanes.claim(account, shard, lease_ms=60_000, at_most=1)).leases
-    reply, deadline = await lanes.delivered(account, lease, first, lease_ms=60_000)
+    until = lanes.until(lease, 60_000)
+    begun = await lanes.begin(account, lease, until=until, at_most=1)
+    assert (begun.tries, begun.tried) == (1, first)
+    lease = Lease(account, until)
+    reply, deadline = await lanes.delivered(account, lease, first, until=lanes.until(lease, 60_000))
     assert reply is Reply.DONE
-    reply, deadline = await lanes.dead(
-        account, Lease(account, deadline), second, lease_ms=60_000, reason="no"
-    )
+    lease = Lease(account, deadline)
+    until = lanes.until(lease, 60_000)
+    reply, deadline = await lanes.dead(account, lease, second, until=until, reason="no")
     assert reply is Reply.DONE
     assert await lanes.release(account, Lease(account, deadline)) is Reply.DONE
     await lanes.hold(shard, {account: 1})
     (lease,) = (await lanes.claim(account, shard, lease_ms=60_000, at_most=1)).leases
-    assert await lanes.delivered(account, lease, third, lease_ms=60_000) == (Reply.DONE, 0)
+    assert await lanes.delivered(account, lease, third, until=lanes.until(lease, 60_000)) == (Reply.DONE, 0)
 
 
 async def test_a_whole_worker_needs_no_more(server: RealServer) -> None:

@@ -60,8 +60,8 @@ def _shorten_leases(lease_s: float) -> None:
     defaults = post.Poster.__init__.__kwdefaults__
     assert defaults
     defaults["deadline_s"] = lease_s / 2
+    _replace(lane, "LEASE_MS", int(1000 * lease_s))
     for module in (lane, loop):
-        _replace(module, "LEASE_MS", int(1000 * lease_s))
         _replace(module, "LONGEST_LEASE_MS", int(1000 * lease_s))
     _replace(lane, "_LEAST_MS", int(500 * lease_s))
     _replace(hold, "QUICK_S", lease_s)  # all of them are quick

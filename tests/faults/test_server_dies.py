@@ -13,6 +13,7 @@ from sentinels import free_port, on_port, watched
 from servers import ENGINES
 from worker_processes import WorkerProcess
 
+from watcher.delivery.lane import CLAIM_MS
 from watcher.store.address import several
 from watcher.store.cluster import ClusterPipe
 from watcher.store.connect import connect
@@ -128,7 +129,7 @@ async def test_a_slow_server_costs_time_and_nothing_else(for_s: float) -> None:
 
 @pytest.mark.parametrize("for_s", [4, pytest.param(60, marks=LONG)])
 async def test_lost_answers_make_nothing_happen_twice(for_s: float) -> None:
-    async with a_scene(through_proxy=True) as scene:
+    async with a_scene(leases=AS_IT_COMES, through_proxy=True) as scene:
         await scene.start_workers(2)
         await scene.begin(changes_per_second=300)
         scene.proxy.lose_every, scene.proxy.delay_s = 5, 0.02
@@ -139,6 +140,7 @@ async def test_lost_answers_make_nothing_happen_twice(for_s: float) -> None:
     assert verdict.problems == []
     assert verdict.repeats == 0
     assert scene.proxy.lost > 10
+    assert verdict.lag_ms(99) <= CLAIM_MS + 3000, "what a claim took whose answer was lost is soon free again"
 
 
 @pytest.mark.parametrize("times", [10, pytest.param(300, marks=LONG)])

@@ -103,7 +103,12 @@ async def _furnished(client: Redis) -> dict[bytes, bytes]:
         assert (await store.polls.commit(step))[0] is Reply.DONE
         lease = await store.lease_lane(account)
         reply, deadline = await store.lanes.dead(
-            OPS, lease, a_delivery(1).head, lease_ms=MINUTE_MS, reason="no", record=b'{"attempt":1}'
+            OPS,
+            lease,
+            a_delivery(1).head,
+            until=store.lanes.until(lease, MINUTE_MS),
+            reason="no",
+            record=b'{"attempt":1}',
         )
         assert reply is Reply.DONE
         await store.lanes.retry(OPS, Lease(account, deadline), a_delivery(2).head, wait_ms=1)
@@ -262,14 +267,16 @@ async def _delivers(store: Store) -> None:
     assert 0 <= await store.lanes.take_turn(OPS, per_second=1, within_ms=10**9) < 21_600_001
     claimed = await store.lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=9)
     lease = next(lease for lease in claimed.leases if lease.member == NEIGHBOUR)
-    waiting = await store.lanes.read(OPS, NEIGHBOUR, at_most=9)
-    assert (waiting.tries, len(waiting.entries)) == (1, 3)
-    reply, _ = await store.lanes.delivered(OPS, lease, a_delivery(2).head, lease_ms=MINUTE_MS)
+    lease, begun = await store.begin(lease)
+    assert (begun.tries, len(begun.entries)) == (1, 3)
+    reply, _ = await store.lanes.delivered(
+        OPS, lease, a_delivery(2).head, until=store.lanes.until(lease, MINUTE_MS)
+    )
     assert reply is Reply.DONE
     for other in claimed.leases:
-        waiting = await store.lanes.read(OPS, other.member, at_most=9)
-        for entry in waiting.entries[:1]:
-            await store.lanes.retry(OPS, other, entry.partition(b"\n")[0] + b"\n", wait_ms=1)
+        held, begun = await store.begin(other)
+        for entry in begun.entries[:1]:
+            await store.lanes.retry(OPS, held, entry.partition(b"\n")[0] + b"\n", wait_ms=1)
 
 
 async def _restrains(store: Store) -> None:

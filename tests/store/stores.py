@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from watcher.journal.delivery import Delivery
 from watcher.snapshot import Balance
 from watcher.store.keys import Keys, shard_of
-from watcher.store.lanes import Lanes
+from watcher.store.lanes import Begun, Lanes, read_tries
 from watcher.store.pipe import Pipe
 from watcher.store.polls import Commit, Polls
 from watcher.store.roster import Roster
@@ -93,14 +93,22 @@ class Store:
         reply, _ = await self.polls.commit(step)
         assert reply == 1
 
+    async def begin(self, lease: Lease, *, at_most: int = 10) -> tuple[Lease, Begun]:
+        """Take a lane of OPS in hand."""
+        until = self.lanes.until(lease, MINUTE_MS)
+        return lease._replace(deadline=until), await self.lanes.begin(
+            OPS, lease, until=until, at_most=at_most
+        )
+
     async def lane(self, account: str = ACCOUNT, subscription: str = OPS) -> list[bytes]:
         """Everything that waits in a lane."""
-        return (await self.lanes.read(subscription, account, at_most=100_000)).entries
+        entries: list[bytes] = await self._read(self.keys.lane(subscription, account), "LRANGE", 0, -1)
+        return entries
 
     async def tries(self, account: str = ACCOUNT, subscription: str = OPS) -> tuple[int, bytes]:
         """How often the head of a lane failed already, and which head that was."""
-        waiting = await self.lanes.read(subscription, account, at_most=1)
-        return waiting.tries, waiting.tried
+        tried = await self.pipe.command("HGET", self.keys.tries(shard_of(account), subscription), account)
+        return read_tries(tried or b"")
 
     async def stream(self, key: str) -> list[dict[str, bytes]]:
         """The fields of each entry of a stream."""

@@ -161,7 +161,7 @@ async def test_the_index_follows_the_lanes_with_every_claim(redis_client: Redis,
     assert await indexed(store) == min((await store.scores(lanes)).values())
     for account in (first, second):
         lease = await store.lease_lane(account)
-        await store.lanes.delivered(OPS, lease, a_delivery().head, lease_ms=MINUTE_MS)
+        await store.lanes.delivered(OPS, lease, a_delivery().head, until=store.lanes.until(lease, MINUTE_MS))
     assert await indexed(store) is not None  # settling does not look for the next; the claim below does
     assert await claim_lanes(store) == Claimed((), None)
     assert await indexed(store) is None
@@ -250,11 +250,22 @@ async def test_where_no_lane_waits_there_is_none_to_hasten(redis_client: Redis, 
     assert await store.contents() == {}
 
 
-async def test_a_lane_is_read_from_its_oldest_delivery_on(redis_client: Redis, namespace: str) -> None:
+async def test_a_lane_is_begun_with_its_oldest_delivery(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     deliveries = some_deliveries(1, 2, 3)
     await store.queue(*deliveries)
-    assert (await store.lanes.read(OPS, ACCOUNT, at_most=2)).entries == [
-        each.dump() for each in deliveries[:2]
-    ]
-    assert (await store.lanes.read(OPS, "nobody", at_most=2)).entries == []
+    lease, begun = await store.begin(await store.lease_lane(), at_most=2)
+    assert (begun.reply, begun.entries) == (Reply.DONE, [each.dump() for each in deliveries[:2]])
+    assert await store.scores(store.keys.lanes(SHARD, OPS)) == {ACCOUNT: lease.deadline}
+
+
+async def test_a_lane_is_begun_once_and_by_whoever_has_it(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await store.queue(a_delivery())
+    held = await store.lease_lane()
+    until = held.deadline + 5
+    for reply in (Reply.DONE, Reply.DONE):  # where the first answer was lost
+        assert (await store.lanes.begin(OPS, held, until=until, at_most=1)).reply is reply
+    late = await store.lanes.begin(OPS, held, until=until + 1, at_most=1)
+    assert (late.reply, late.entries) == (Reply.LEASE_LOST, [])
+    assert await store.scores(store.keys.lanes(SHARD, OPS)) == {ACCOUNT: until}

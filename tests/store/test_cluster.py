@@ -171,10 +171,12 @@ async def _deliver(store: Store, shard: int) -> list[bytes]:
     taken: list[bytes] = []
     while (claimed := await store.lanes.claim(OPS, shard, lease_ms=MINUTE_MS, at_most=1)).leases:
         (lease,) = claimed.leases
-        waiting = await store.lanes.read(OPS, lease.member, at_most=10)
-        for entry in waiting.entries:
+        lease, begun = await store.begin(lease)
+        for entry in begun.entries:
             head = entry.partition(b"\n")[0]
-            reply, deadline = await store.lanes.delivered(OPS, lease, head, lease_ms=MINUTE_MS)
+            reply, deadline = await store.lanes.delivered(
+                OPS, lease, head, until=store.lanes.until(lease, MINUTE_MS)
+            )
             assert reply is Reply.DONE
             lease = Lease(lease.member, deadline)
             taken.append(entry)

@@ -75,12 +75,15 @@ async def test_lanes_are_drained_all_the_same(store: Store) -> None:
     await store.queue(*some_deliveries(1, 2, 3))
     await fill(store)
     (lease,) = (await store.lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
-    assert (await store.lanes.read(OPS, ACCOUNT, at_most=1)).entries == [a_delivery(1).dump()]
-    reply, deadline = await store.lanes.delivered(OPS, lease, a_delivery(1).head, lease_ms=MINUTE_MS)
+    lease, begun = await store.begin(lease, at_most=1)
+    assert (begun.reply, begun.entries) == (Reply.DONE, [a_delivery(1).dump()])
+    reply, deadline = await store.lanes.delivered(
+        OPS, lease, a_delivery(1).head, until=store.lanes.until(lease, MINUTE_MS)
+    )
     assert reply is Reply.DONE
     lease = Lease(ACCOUNT, deadline)
     reply, deadline = await store.lanes.dead(
-        OPS, lease, a_delivery(2).head, lease_ms=MINUTE_MS, reason="410", record=b"{}"
+        OPS, lease, a_delivery(2).head, until=store.lanes.until(lease, MINUTE_MS), reason="410", record=b"{}"
     )
     assert reply is Reply.DONE
     lease = Lease(ACCOUNT, deadline)

@@ -107,10 +107,16 @@ async def _deliver(store: Store) -> None:
     await lanes.due_subscriptions(SHARD)
     await lanes.hold(SHARD, {OPS: 1})
     (lane,) = (await lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
-    await lanes.read(OPS, ACCOUNT, at_most=5)
+    lane, _ = await store.begin(lane)
     second, third, fourth = (a_delivery(number).head for number in (2, 3, 4))  # the first was pushed out
-    _, deadline = await lanes.delivered(OPS, lane, second, lease_ms=MINUTE_MS)
-    _, deadline = await lanes.dead(OPS, Lease(ACCOUNT, deadline), third, lease_ms=MINUTE_MS, reason="410")
+    _, deadline = await lanes.delivered(OPS, lane, second, until=lanes.until(lane, MINUTE_MS))
+    _, deadline = await lanes.dead(
+        OPS,
+        Lease(ACCOUNT, deadline),
+        third,
+        until=lanes.until(Lease(ACCOUNT, deadline), MINUTE_MS),
+        reason="410",
+    )
     await lanes.retry(OPS, Lease(ACCOUNT, deadline), fourth, wait_ms=10 * MINUTE_MS, record=b"{}")
     await lanes.queue(OPS, ACCOUNT, [a_delivery(5)])
     await lanes.take_turn(OPS, per_second=5, within_ms=1000)
@@ -159,7 +165,7 @@ async def test_whatever_one_script_or_command_touches_lies_on_one_node_of_a_clus
 ) -> None:
     recorder = Recorder(redis_client)
     await workload(a_store(redis_client, namespace, recorder))
-    assert {"claim", "commit", "read_lane", "settle", "touch", "postpone", "release", "hasten"} <= {
+    assert {"claim", "commit", "begin_lane", "settle", "touch", "postpone", "release", "hasten"} <= {
         name for name, _ in recorder.scripts
     }
     for name, keys in recorder.scripts:

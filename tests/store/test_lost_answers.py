@@ -102,7 +102,7 @@ async def test_a_settling_whose_answer_was_lost_takes_one_delivery(
             for number in (1, 2, 3):
                 lease = await direct.lease_lane()
                 head = a_delivery(number).head
-                reply, deadline = await lanes.delivered(OPS, lease, head, lease_ms=MINUTE_MS)
+                reply, deadline = await lanes.delivered(OPS, lease, head, until=lanes.until(lease, MINUTE_MS))
                 assert reply is Reply.DONE
                 assert await direct.scores(direct.keys.lanes(SHARD, OPS)) == {ACCOUNT: deadline}
     assert await direct.lane() == [a_delivery(4).dump()]
@@ -119,7 +119,9 @@ async def test_a_dead_letter_whose_answer_was_lost_is_kept_once(
         proxy.scripts = 999_999
         with each_repeated(proxy, at_least=1):
             lease = await direct.lease_lane()
-            await lanes.dead(OPS, lease, a_delivery(1).head, lease_ms=MINUTE_MS, reason="410")
+            await lanes.dead(
+                OPS, lease, a_delivery(1).head, until=lanes.until(lease, MINUTE_MS), reason="410"
+            )
     assert len(await direct.stream(direct.keys.dead(SHARD, OPS))) == 1
     assert await direct.lane() == [a_delivery(2).dump()]
 

@@ -103,7 +103,9 @@ async def a_letter(store: Store, delivery: Delivery, account: str = ACCOUNT) -> 
     """Give a delivery up; returns the id of the dead letter that it is then."""
     await store.lanes.queue(OPS, account, [delivery])
     lease = await store.lease_lane(account)
-    reply, deadline = await store.lanes.dead(OPS, lease, delivery.head, lease_ms=MINUTE_MS, reason="no")
+    reply, deadline = await store.lanes.dead(
+        OPS, lease, delivery.head, until=store.lanes.until(lease, MINUTE_MS), reason="no"
+    )
     assert (reply, deadline) == (Reply.DONE, 0)
     return await last_letter(store)
 

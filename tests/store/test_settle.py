@@ -26,11 +26,17 @@ Settle = Callable[[Store, Lease, Delivery], Awaitable[Reply]]
 
 
 async def delivered(store: Store, lease: Lease, delivery: Delivery) -> Reply:
-    return (await store.lanes.delivered(OPS, lease, delivery.head, lease_ms=MINUTE_MS))[0]
+    return (
+        await store.lanes.delivered(OPS, lease, delivery.head, until=store.lanes.until(lease, MINUTE_MS))
+    )[0]
 
 
 async def dead(store: Store, lease: Lease, delivery: Delivery) -> Reply:
-    return (await store.lanes.dead(OPS, lease, delivery.head, lease_ms=MINUTE_MS, reason="410"))[0]
+    return (
+        await store.lanes.dead(
+            OPS, lease, delivery.head, until=store.lanes.until(lease, MINUTE_MS), reason="410"
+        )
+    )[0]
 
 
 async def retry(store: Store, lease: Lease, delivery: Delivery) -> Reply:
@@ -63,7 +69,7 @@ async def test_a_delivered_head_makes_room_for_the_next_and_keeps_the_lane(
 ) -> None:
     store, lease = await a_lane(redis_client, namespace, ONE, TWO)
     before = await store.now_ms()
-    reply, deadline = await store.lanes.delivered(OPS, lease, ONE.head, lease_ms=7000)
+    reply, deadline = await store.lanes.delivered(OPS, lease, ONE.head, until=store.lanes.until(lease, 7000))
     assert reply is Reply.DONE
     assert before + 7000 - 1 <= deadline <= await store.now_ms() + 7000 + 1
     assert await store.lane() == [TWO.dump()]
@@ -74,7 +80,10 @@ async def test_a_delivered_head_makes_room_for_the_next_and_keeps_the_lane(
 async def test_an_empty_lane_leaves_the_schedule(redis_client: Redis, namespace: str) -> None:
     store, lease = await a_lane(redis_client, namespace, ONE)
     await store.queue(ONE, account=NEIGHBOURS[0])
-    assert await store.lanes.delivered(OPS, lease, ONE.head, lease_ms=MINUTE_MS) == (Reply.DONE, 0)
+    assert await store.lanes.delivered(OPS, lease, ONE.head, until=store.lanes.until(lease, MINUTE_MS)) == (
+        Reply.DONE,
+        0,
+    )
     assert store.keys.lane(OPS, ACCOUNT) not in await store.contents()
     assert list(await store.scores(store.keys.lanes(SHARD, OPS))) == [NEIGHBOURS[0]]
 
@@ -84,7 +93,9 @@ async def test_what_is_queued_meanwhile_stays_with_the_holder_of_the_lane(
 ) -> None:
     store, lease = await a_lane(redis_client, namespace, ONE)
     await store.queue(TWO)
-    reply, deadline = await store.lanes.delivered(OPS, lease, ONE.head, lease_ms=MINUTE_MS)
+    reply, deadline = await store.lanes.delivered(
+        OPS, lease, ONE.head, until=store.lanes.until(lease, MINUTE_MS)
+    )
     assert reply is Reply.DONE
     assert await store.scores(store.keys.lanes(SHARD, OPS)) == {ACCOUNT: deadline}
     assert await store.lane() == [TWO.dump()]
@@ -95,7 +106,9 @@ async def test_a_dead_head_is_kept_with_its_reason_and_the_lane_goes_on(
 ) -> None:
     odd = Delivery("evt_1", "total.increased", 1, b"\x00\xff\n%s")
     store, lease = await a_lane(redis_client, namespace, odd, TWO)
-    reply, deadline = await store.lanes.dead(OPS, lease, odd.head, lease_ms=7000, reason="10 attempts")
+    reply, deadline = await store.lanes.dead(
+        OPS, lease, odd.head, until=store.lanes.until(lease, 7000), reason="10 attempts"
+    )
     assert reply is Reply.DONE
     assert await store.scores(store.keys.lanes(SHARD, OPS)) == {ACCOUNT: deadline}
     assert await store.lane() == [TWO.dump()]
@@ -149,7 +162,9 @@ async def test_tries_are_counted_for_one_head(redis_client: Redis, namespace: st
         assert await retry(store, lease, ONE) is Reply.DONE
         assert await store.tries() == (count, ONE.head)
         lease = await store.lease_lane()
-    reply, deadline = await store.lanes.delivered(OPS, lease, ONE.head, lease_ms=MINUTE_MS)
+    reply, deadline = await store.lanes.delivered(
+        OPS, lease, ONE.head, until=store.lanes.until(lease, MINUTE_MS)
+    )
     assert reply is Reply.DONE
     assert await store.tries() == (0, b"")
     await retry(store, Lease(ACCOUNT, deadline), TWO)
@@ -186,7 +201,7 @@ async def test_a_head_that_a_full_lane_gave_up_meanwhile_costs_no_other_delivery
     await refused(store, settle, lease, ONE, Reply.MOVED_ON)
     assert await store.lanes.release(OPS, lease) is Reply.DONE
     (again,) = (await store.lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=5)).leases
-    assert (await store.lanes.read(OPS, ACCOUNT, at_most=5)).entries == waiting
+    assert await store.lane() == waiting
     assert await settle(store, again, some_deliveries(1, 2, 3)[pushed_out]) is Reply.DONE
 
 
@@ -197,16 +212,22 @@ async def test_an_attempt_is_remembered_where_there_is_something_to_tell(
     record = b'{"status":503}\x00\xff'
     store, lease = await a_lane(redis_client, namespace, ONE, TWO)
     attempts = store.keys.attempts(SHARD, OPS)
-    reply, deadline = await store.lanes.delivered(OPS, lease, ONE.head, lease_ms=MINUTE_MS)
+    reply, deadline = await store.lanes.delivered(
+        OPS, lease, ONE.head, until=store.lanes.until(lease, MINUTE_MS)
+    )
     assert reply is Reply.DONE
     assert attempts not in await store.contents()
     lease = Lease(ACCOUNT, deadline)
     if outcome == "retry":
         await store.lanes.retry(OPS, lease, TWO.head, wait_ms=5, record=record)
     elif outcome == "dead":
-        await store.lanes.dead(OPS, lease, TWO.head, lease_ms=MINUTE_MS, reason="410", record=record)
+        await store.lanes.dead(
+            OPS, lease, TWO.head, until=store.lanes.until(lease, MINUTE_MS), reason="410", record=record
+        )
     else:
-        await store.lanes.delivered(OPS, lease, TWO.head, lease_ms=MINUTE_MS, record=record)
+        await store.lanes.delivered(
+            OPS, lease, TWO.head, until=store.lanes.until(lease, MINUTE_MS), record=record
+        )
     assert await store.stream(attempts) == [{"attempt": record}]
 
 
@@ -218,7 +239,9 @@ async def test_attempts_and_dead_letters_are_trimmed(
     store, lease = await a_lane(redis_client, namespace, *some_deliveries(*range(250)))
     for number in range(250):
         head = a_delivery(number).head
-        _, deadline = await store.lanes.dead(OPS, lease, head, lease_ms=MINUTE_MS, reason="410", record=b"{}")
+        _, deadline = await store.lanes.dead(
+            OPS, lease, head, until=store.lanes.until(lease, MINUTE_MS), reason="410", record=b"{}"
+        )
         lease = Lease(ACCOUNT, deadline)
     for key in (store.keys.attempts(SHARD, OPS), store.keys.dead(SHARD, OPS)):
         assert 10 <= len(await store.stream(key)) <= 200  # whole blocks of about a hundred go at once
@@ -271,6 +294,16 @@ async def test_a_repeated_settling_takes_nothing_twice(
     assert await store.contents() == before
 
 
+async def test_a_settling_that_is_asked_for_again_hears_what_the_first_was_answered(
+    redis_client: Redis, namespace: str
+) -> None:
+    store, lease = await a_lane(redis_client, namespace, ONE, TWO)
+    until = store.lanes.until(lease, MINUTE_MS)
+    for _ in range(2):
+        assert await store.lanes.delivered(OPS, lease, ONE.head, until=until) == (Reply.DONE, until)
+    assert await store.lane() == [TWO.dump()]
+
+
 @pytest.mark.parametrize("damaged", ["lane", "lanes", "tries", "dead", "due", "attempts"])
 @every_outcome
 async def test_a_damaged_key_loses_no_delivery(
@@ -298,7 +331,7 @@ async def test_a_lane_is_kept_for_longer_by_whoever_has_it_and_by_nobody_else(
 ) -> None:
     store, lease = await a_lane(redis_client, namespace, ONE)
     longer = lease.deadline + 5
-    assert await store.lanes.extend(OPS, lease, longer) is Reply.DONE
-    assert await store.lanes.extend(OPS, lease, longer) is Reply.DONE, "where its answer was lost"
-    assert await store.lanes.extend(OPS, lease, longer + 1) is Reply.LEASE_LOST
+    assert await store.lanes.extend(OPS, lease, until=longer) is Reply.DONE
+    assert await store.lanes.extend(OPS, lease, until=longer) is Reply.DONE, "where its answer was lost"
+    assert await store.lanes.extend(OPS, lease, until=longer + 1) is Reply.LEASE_LOST
     assert await store.scores(store.keys.lanes(SHARD, OPS)) == {ACCOUNT: longer}

@@ -89,7 +89,9 @@ async def test_a_damaged_key_fails_its_own_step_only(redis_client: Redis, namesp
         )
         settled = await asyncio.gather(
             *(
-                store.lanes.delivered(OPS, lane, queued[account].head, lease_ms=MINUTE_MS)
+                store.lanes.delivered(
+                    OPS, lane, queued[account].head, until=store.lanes.until(lane, MINUTE_MS)
+                )
                 for account, lane in lanes.items()
             ),
             return_exceptions=True,

@@ -134,10 +134,14 @@ async def test_two_workers_deliver_each_lane_once_and_in_order(stores: tuple[Sto
                 await work_off(store, lease)
 
     async def work_off(store: Store, lease: Lease) -> None:
-        for entry in (await store.lanes.read(OPS, lease.member, at_most=3)).entries:
+        lease, begun = await store.begin(lease, at_most=3)
+        assert begun.reply is Reply.DONE
+        for entry in begun.entries:
             heard[lease.member].append(entry)
             head = entry[: entry.index(b"\n") + 1]
-            reply, deadline = await store.lanes.delivered(OPS, lease, head, lease_ms=MINUTE_MS)
+            reply, deadline = await store.lanes.delivered(
+                OPS, lease, head, until=store.lanes.until(lease, MINUTE_MS)
+            )
             assert reply is Reply.DONE
             lease = Lease(lease.member, deadline)
             if not deadline:

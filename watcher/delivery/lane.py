@@ -18,7 +18,7 @@ from watcher.delivery.restraint import Restraint
 from watcher.journal.delivery import Delivery, load_delivery
 from watcher.logs.lines import log
 from watcher.store.connect import StoreUnreachable
-from watcher.store.lanes import Lanes, Waiting
+from watcher.store.lanes import Begun, Lanes
 from watcher.store.schedule import Lease, Reply
 from watcher.vitals.tally import Tally
 
@@ -30,6 +30,10 @@ EMPTY_MS = 60_000
 
 AT_ONCE = 20
 """Deliveries read with one claim: few enough that a lane does not keep a worker from the others."""
+
+CLAIM_MS = 3_000
+"""A claim holds for a moment: the worker that takes the lane in hand has it for longer. Where the answer to a
+claim is lost nobody does, and so soon it is free again."""
 
 LEASE_MS = 15_000
 """So long a dead worker is missed. Set anew with each delivery; an attempt that is not quick gets more."""
@@ -71,16 +75,23 @@ class LaneWorker:
 
     async def work(self, target: Target, lease: Lease, group: asyncio.TaskGroup) -> bool:
         """Deliver what waits in a claimed lane; says whether more of it is due. Raises StoreError."""
-        waiting = await self._ask(lease, lambda: self._lanes.read(target.name, lease.member, at_most=AT_ONCE))
-        if not waiting.entries:  # taken away from outside: there is nothing to deliver, nor a hurry
+        until = self._lanes.until(lease, LEASE_MS)
+        begun = await self._ask(
+            lease, lambda: self._lanes.begin(target.name, lease, until=until, at_most=AT_ONCE)
+        )
+        if begun.reply is not Reply.DONE:
+            self._tell_of_loss(target, lease)
+            return False
+        lease = lease._replace(deadline=until)
+        if not begun.entries:  # taken away from outside: there is nothing to deliver, nor a hurry
             await self._lanes.release(target.name, lease, due_in_ms=EMPTY_MS)
             return False
         hold = Hold(lease, stretch=partial(self._stretch, target.name), group=group)
         try:
-            for entry in waiting.entries:
+            for entry in begun.entries:
                 if not await self._may_attempt(target, hold.lease):
                     break
-                deadline = await self._deliver(target, hold, entry, waiting)
+                deadline = await self._deliver(target, hold, entry, begun)
                 if not deadline:
                     return False
                 hold.lease = Lease(lease.member, deadline)
@@ -93,9 +104,9 @@ class LaneWorker:
 
     async def _stretch(self, subscription: str, lease: Lease) -> Lease:
         """Keep a lane for an attempt that takes its time."""
-        deadline = self._now_ms() + LONGEST_LEASE_MS
-        reply = await self._ask(lease, lambda: self._lanes.extend(subscription, lease, deadline))
-        return lease._replace(deadline=deadline) if reply is Reply.DONE else lease
+        until = self._lanes.until(lease, LONGEST_LEASE_MS)
+        reply = await self._ask(lease, lambda: self._lanes.extend(subscription, lease, until=until))
+        return lease._replace(deadline=until) if reply is Reply.DONE else lease
 
     async def _may_attempt(self, target: Target, lease: Lease) -> bool:
         """Say whether the next delivery is to be attempted now; waits for its turn."""
@@ -105,13 +116,13 @@ class LaneWorker:
             return False
         return not self._is_stopped()  # while it waited for its turn
 
-    async def _deliver(self, target: Target, hold: Hold, entry: bytes, waiting: Waiting) -> int:
+    async def _deliver(self, target: Target, hold: Hold, entry: bytes, begun: Begun) -> int:
         """Attempt the head of a lane; returns the lease's new deadline, 0 where it ends."""
         try:
             delivery = load_delivery(entry)
         except ValueError:
             return await self._bury(target, hold.lease, entry)
-        failed_before = waiting.tries if delivery.head == waiting.tried else 0
+        failed_before = begun.tries if delivery.head == begun.tried else 0
         attempt = await hold.during(self._poster.post(target, delivery, failed_before + 1))
         lease = hold.lease
         verdict = judge(attempt, failed_before, target.settings.retries, chance=random.random())
@@ -157,14 +168,15 @@ class LaneWorker:
         """Write down what became of an attempt; returns the reply and the deadline, as `_deliver` does."""
         name, head, verdict = target.name, one.delivery.head, one.verdict
         record = b"" if one.is_smooth else one.record(self._now_ms())
+        until = self._lanes.until(lease, LEASE_MS)
 
         async def settle() -> tuple[Reply, int]:
             match verdict.outcome:
                 case Outcome.DELIVERED:
-                    return await self._lanes.delivered(name, lease, head, lease_ms=LEASE_MS, record=record)
+                    return await self._lanes.delivered(name, lease, head, until=until, record=record)
                 case Outcome.REFUSED:
                     return await self._lanes.dead(
-                        name, lease, head, lease_ms=LEASE_MS, reason=verdict.reason, record=record
+                        name, lease, head, until=until, reason=verdict.reason, record=record
                     )
                 case Outcome.RETRY:
                     reply = await self._lanes.retry(name, lease, head, wait_ms=verdict.wait_ms, record=record)
@@ -177,8 +189,9 @@ class LaneWorker:
     async def _bury(self, target: Target, lease: Lease, entry: bytes) -> int:
         """Take a damaged head away, else it holds up its lane for ever. Returns as `_deliver` does."""
         name, reason = target.name, "what is stored of it cannot be read"
+        until = self._lanes.until(lease, LEASE_MS)
         reply, deadline = await self._ask(
-            lease, lambda: self._lanes.dead(name, lease, entry, lease_ms=LEASE_MS, reason=reason)
+            lease, lambda: self._lanes.dead(name, lease, entry, until=until, reason=reason)
         )
         log.warning("delivery.dead", subscription=name, account=lease.member, reason=reason)
         await self._part(target, lease, reply)
@@ -191,9 +204,13 @@ class LaneWorker:
         as long as this one would have, and not until the lease ends.
         """
         if reply is Reply.LEASE_LOST:
-            log.info("lease.lost", account=lease.member, subscription=target.name)
+            self._tell_of_loss(target, lease)
         elif reply is Reply.MOVED_ON:
             await self._ask(lease, lambda: self._lanes.release(target.name, lease, due_in_ms=wait_ms))
+
+    @staticmethod
+    def _tell_of_loss(target: Target, lease: Lease) -> None:
+        log.info("lease.lost", account=lease.member, subscription=target.name)
 
     def _tell(self, target: Target, one: "Tried") -> None:
         fields = {

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from watcher.delivery.damage import survived
-from watcher.delivery.lane import LEASE_MS, LONGEST_LEASE_MS, LaneWorker
+from watcher.delivery.lane import CLAIM_MS, LONGEST_LEASE_MS, LaneWorker
 from watcher.delivery.post import Poster, Target
 from watcher.delivery.restraint import Restraint
 from watcher.logs.lines import log
@@ -198,7 +198,7 @@ class DeliverLoop:
     async def _claim_shard(self, group: asyncio.TaskGroup, target: Target, shard: int, at_most: int) -> None:
         claimed = None
         with survived(f"lanes of shard {shard}", subscription=target.name):
-            claimed = await self._lanes.claim(target.name, shard, lease_ms=LEASE_MS, at_most=at_most)
+            claimed = await self._lanes.claim(target.name, shard, lease_ms=CLAIM_MS, at_most=at_most)
         if claimed is None:
             self._hold(target.name, [shard], int(1000 * DAMAGED_S))
             return

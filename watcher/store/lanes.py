@@ -18,16 +18,19 @@ ATTEMPTS_PER_SUBSCRIPTION = 200
 DEAD_PER_SUBSCRIPTION = 10_000
 """Dead letters kept per subscription and shard."""
 
+_BEGIN_LANE = load_script("begin_lane")
 _EXTEND = load_script("extend")
 _HOLD = load_script("hold")
 _QUEUE = load_script("queue")
-_READ_LANE = load_script("read_lane")
 _SETTLE = load_script("settle")
 
 
-class Waiting(NamedTuple):
-    """The oldest deliveries of a lane, as they were pushed, and how often its head, `tried`, has failed."""
+class Begun(NamedTuple):
+    """A lane in hand: how it stands with the lease, its oldest deliveries, as they were pushed, and how often
+    its head, `tried`, has failed.
+    """
 
+    reply: Reply
     entries: list[bytes]
     tries: int
     tried: bytes
@@ -40,7 +43,7 @@ class Lanes:
         self._schedule = schedule
         self._keys = keys
         self._pipe = schedule.pipe
-        self._reads = Joints(self._join_reads)
+        self._begins = Joints(self._join_begins)
         self._settles = Joints(self._join_settles)
 
     async def due_subscriptions(self, shard: int) -> list[str]:
@@ -65,26 +68,26 @@ class Lanes:
         keys = self._schedule_keys(shard, subscription)
         return await self._schedule.hasten(keys, lease_ms, subscription)
 
-    async def read(self, subscription: str, account: str, *, at_most: int) -> Waiting:
-        """Read the oldest deliveries of a lane."""
-        joint = self._reads[shard_of(account), subscription]
-        lane = self._keys.lane(subscription, account)
-        entries, tried = await self._pipe.step(joint, (lane,), account, at_most)
-        return Waiting(entries, *read_tries(tried))
+    async def begin(self, subscription: str, lease: Lease, *, until: int, at_most: int) -> Begun:
+        """Take a lane in hand that was claimed: keep it until another deadline, and read what waits in it."""
+        joint = self._begins[shard_of(lease.member), subscription]
+        lane = self._keys.lane(subscription, lease.member)
+        reply, entries, tried = await self._pipe.step(joint, (lane,), *lease, until, at_most)
+        return Begun(Reply(reply), entries, *read_tries(tried))
 
     async def length(self, subscription: str, account: str) -> int:
         """Count the deliveries that wait in a lane."""
         return int(await self._pipe.command("LLEN", self._keys.lane(subscription, account)))
 
     async def delivered(
-        self, subscription: str, lease: Lease, head: bytes, *, lease_ms: int, record: bytes = b""
+        self, subscription: str, lease: Lease, head: bytes, *, until: int, record: bytes = b""
     ) -> tuple[Reply, int]:
-        """Take a delivered head away; returns the lane's new deadline, 0 when nothing waits in it.
+        """Take a delivered head away, and keep its lane until another deadline; returns that, or 0 when it is
+        empty.
 
         `record`, if any, is remembered as the attempt; so it is in what follows.
         """
-        deadline = self._new_deadline(lease, lease_ms)
-        return await self._settle(subscription, lease, head, "delivered", deadline, "", record)
+        return await self._settle(subscription, lease, head, "delivered", until, "", record)
 
     async def dead(
         self,
@@ -92,13 +95,12 @@ class Lanes:
         lease: Lease,
         head: bytes,
         *,
-        lease_ms: int,
+        until: int,
         reason: str,
         record: bytes = b"",
     ) -> tuple[Reply, int]:
         """Move a head that nobody took to the dead letters; returns as delivered does."""
-        deadline = self._new_deadline(lease, lease_ms)
-        return await self._settle(subscription, lease, head, "dead", deadline, reason, record)
+        return await self._settle(subscription, lease, head, "dead", until, reason, record)
 
     async def retry(
         self, subscription: str, lease: Lease, head: bytes, *, wait_ms: int, record: bytes = b""
@@ -130,11 +132,18 @@ class Lanes:
         key = self._keys.subscription_rate(subscription)
         return await self._schedule.take_turns(key, 1, spacing_ms=1000 / per_second, within_ms=within_ms)
 
-    async def extend(self, subscription: str, lease: Lease, deadline: int) -> Reply:
+    def until(self, lease: Lease, for_ms: int) -> int:
+        """Say until when a lane stays ours: another time than before. Who repeats an order repeats this, too:
+        by it the order is known.
+        """
+        deadline = self._schedule.now_ms() + for_ms
+        return deadline if deadline != lease.deadline else deadline + 1
+
+    async def extend(self, subscription: str, lease: Lease, *, until: int) -> Reply:
         """Keep a lane until another deadline."""
         shard = shard_of(lease.member)
         keys = [self._keys.lanes(shard, subscription), self._keys.nothing(shard)]
-        return Reply(await self._pipe.script(_EXTEND, keys, *lease, deadline))
+        return Reply(await self._pipe.script(_EXTEND, keys, *lease, until))
 
     async def release(self, subscription: str, lease: Lease, *, due_in_ms: int = 0) -> Reply:
         keys = self._schedule_keys(shard_of(lease.member), subscription)
@@ -143,11 +152,6 @@ class Lanes:
     def _schedule_keys(self, shard: int, subscription: str) -> list[str]:
         keys = self._keys
         return [keys.lanes(shard, subscription), keys.due_subscriptions(shard), keys.nothing(shard)]
-
-    def _new_deadline(self, lease: Lease, lease_ms: int) -> int:
-        """Say until when a lane stays ours: another time than before, by which a repeat knows itself."""
-        deadline = self._schedule.now_ms() + lease_ms
-        return deadline if deadline != lease.deadline else deadline + 1
 
     async def _settle(
         self, subscription: str, lease: Lease, head: bytes, outcome: str, ms: int, reason: str, record: bytes
@@ -158,8 +162,10 @@ class Lanes:
         reply, deadline = await self._pipe.step(joint, (lane,), *arguments)
         return Reply(reply), deadline
 
-    def _join_reads(self, shard: int, subscription: str) -> Joint:
-        return Joint(_READ_LANE, (self._keys.tries(shard, subscription),))
+    def _join_begins(self, shard: int, subscription: str) -> Joint:
+        keys = self._keys
+        shared = (keys.lanes(shard, subscription), keys.tries(shard, subscription), keys.nothing(shard))
+        return Joint(_BEGIN_LANE, shared)
 
     def _join_settles(self, shard: int, subscription: str) -> Joint:
         keys = self._keys
