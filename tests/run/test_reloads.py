@@ -72,6 +72,23 @@ async def test_twenty_and_more_bad_files_interrupt_nothing(
     await assert_reconciled(place)
 
 
+async def test_a_file_that_is_just_being_written_makes_nobody_forgotten(
+    place: Path, sandbox: Sandbox, receiver: Receiver
+) -> None:
+    file = place / "watcher.toml"
+    good = file.read_text()
+    async with a_process(place, "run") as worker:
+        await until_logged(place, "account.baseline", 2)
+        for number, begun in enumerate(("", good[: good.index("[[accounts]]")]), 1):
+            file.write_text(begun)
+            worker.send_signal(signal.SIGHUP)
+            await until_logged(place, "configuration.refused", number)
+        sandbox.world.credit(10110, "ETH", "1")
+        async with asyncio.timeout(10):
+            await receiver.wait_for(1)
+    assert len(lines(place, "account.baseline")) == 2
+
+
 async def test_a_reload_says_what_it_changed_and_what_has_to_wait(place: Path, sandbox: Sandbox) -> None:
     good = (place / "watcher.toml").read_text()
     async with a_process(place, "run", "--watch") as worker:

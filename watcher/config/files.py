@@ -61,13 +61,17 @@ def read_toml(path: Path, environ: Mapping[str, str], findings: Findings) -> Ent
 
 def read_lines(path: Path, name: str, environ: Mapping[str, str], findings: Findings) -> Iterator[Entry]:
     """Read a file of one JSON object per line; `name` is what messages call it. Raises OSError."""
+    is_empty = True
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
+            is_empty = False
             entry = _line(line.rstrip(), name, number, findings)
             if entry:
                 yield _interpolated(entry, environ, findings) if b"${" in line else entry
+    if is_empty:
+        findings.mistake(Finding(name, None, "", "is empty, as a file is that is just being written"))
 
 
 class _Lines:

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from watcher.config import ConfigRefused, Loaded, load
+from watcher.config import ConfigRefused, Finding, Loaded, load
 from watcher.logs.lines import configure, log
 from watcher.printable import hide
 from watcher.run.worker import Worker
@@ -27,6 +27,9 @@ _EXIT_SIGNAL = 128
 _MOST_MISTAKES = 5
 """Of a refused reload: `watcher check` tells the rest."""
 _FILE_LOOK_S = 1.0
+_NO_ACCOUNT_LEFT = (
+    "no account is left, as in a file that is just being written: all would be forgotten; end the worker instead"
+)
 
 
 def serve(
@@ -145,8 +148,10 @@ class _Signals:
                 self._worker.reload(loaded.settings)
 
     def _load(self) -> tuple[Loaded, list[Change]]:
-        loaded = load(self._path, os.environ)
-        return loaded, changes(self._worker.settings, loaded.settings)
+        loaded, before = load(self._path, os.environ), self._worker.settings
+        if before.account_by_name and not loaded.settings.account_by_name:
+            raise ConfigRefused([Finding(str(loaded.path), None, "", _NO_ACCOUNT_LEFT)])
+        return loaded, changes(before, loaded.settings)
 
 
 def _tell_loaded(loaded: Loaded) -> None:
