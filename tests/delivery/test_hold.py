@@ -30,10 +30,9 @@ async def longer(lease: Lease) -> Lease:
 
 async def held(attempt: Awaitable[object], stretch: Callable[[Lease], Awaitable[Lease]] = longer) -> Lease:
     """What holds when an attempt is over."""
-    async with asyncio.TaskGroup() as group:
-        lane = Hold(SHORT, stretch=stretch, group=group)
-        await lane.during(attempt)
-        return lane.lease
+    lane = Hold(SHORT, stretch=stretch)
+    await lane.during(attempt)
+    return lane.lease
 
 
 async def test_a_quick_attempt_keeps_its_lease() -> None:
@@ -63,13 +62,12 @@ async def test_an_attempt_that_is_cut_off_waits_to_know_it_too() -> None:
         await asyncio.sleep(0.05)
         return LONG
 
-    async with asyncio.TaskGroup() as group:
-        lane = Hold(SHORT, stretch=slow, group=group)
-        attempt = asyncio.create_task(lane.during(asyncio.sleep(60)))
-        await is_stretching.wait()
-        attempt.cancel()
-        await asyncio.gather(attempt, return_exceptions=True)
-        assert attempt.cancelled()
+    lane = Hold(SHORT, stretch=slow)
+    attempt = asyncio.create_task(lane.during(asyncio.sleep(60)))
+    await is_stretching.wait()
+    attempt.cancel()
+    await asyncio.gather(attempt, return_exceptions=True)
+    assert attempt.cancelled()
     assert lane.lease == LONG
 
 

@@ -102,7 +102,7 @@ def serves_and_receives(block: Block, folder: Path) -> None:
     text = block.text.replace("watcher sandbox", "watcher sandbox --loopring-port 0 --metakeep-port 0")
     text = text.replace("watcher listen", f"watcher listen --port {port}")
     text = text.replace(
-        "sleep 2;", f"while [ ! -s sandbox.toml ]; do sleep 0.1; done; sed -i s/8787/{port}/ sandbox.toml;"
+        "sleep 2;", f"while [ ! -s sandbox.toml ]; do sleep 0.1; done; sed -i s/8788/{port}/ sandbox.toml;"
     )
     with reader.running(text, until="  verified"):
         assert reader.run("export OPS_SECRET=x; watcher status --config sandbox.toml").returncode == 78

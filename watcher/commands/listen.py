@@ -34,7 +34,7 @@ _ORDER = {
 @click.command("listen", short_help="Receive webhooks, verify and print them.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option(
-    "--port", default=8787, show_default=True, type=click.IntRange(0, 65535), help="0: any free one."
+    "--port", default=8788, show_default=True, type=click.IntRange(0, 65535), help="0: any free one."
 )
 @secret_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per attempt.")

@@ -143,7 +143,7 @@ allow_http = true
 
 [[subscriptions]]
 name = "ops"
-url = "http://127.0.0.1:8787/"
+url = "http://127.0.0.1:8788/"
 secrets = ["${{OPS_SECRET}}"]
 """
 

@@ -20,15 +20,12 @@ T = TypeVar("T")
 
 class Hold:
     """`lease` is what holds now. `stretch(lease)` makes it longer and returns what holds then; it runs beside
-    the attempt, in `group`.
+    the attempt, and is waited for.
     """
 
-    def __init__(
-        self, lease: Lease, *, stretch: Callable[[Lease], Awaitable[Lease]], group: asyncio.TaskGroup
-    ) -> None:
+    def __init__(self, lease: Lease, *, stretch: Callable[[Lease], Awaitable[Lease]]) -> None:
         self.lease = lease
         self._stretch = stretch
-        self._group = group
         self._stretching: asyncio.Task[None] | None = None
 
     async def during(self, attempt: Awaitable[T]) -> T:
@@ -43,7 +40,7 @@ class Hold:
                 self._stretching = None
 
     def _begin(self) -> None:
-        self._stretching = self._group.create_task(self._lengthen(), name=f"hold {self.lease.member}")
+        self._stretching = asyncio.create_task(self._lengthen(), name=f"hold {self.lease.member}")
 
     async def _lengthen(self) -> None:
         with survived("lane", account=self.lease.member):

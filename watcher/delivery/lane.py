@@ -73,7 +73,7 @@ class LaneWorker:
         self._forsaken = forsaken
         self._now_ms = now_ms
 
-    async def work(self, target: Target, lease: Lease, group: asyncio.TaskGroup) -> bool:
+    async def work(self, target: Target, lease: Lease) -> bool:
         """Deliver what waits in a claimed lane; says whether more of it is due. Raises StoreError."""
         until = self._lanes.until(lease, LEASE_MS)
         begun = await self._ask(
@@ -86,7 +86,7 @@ class LaneWorker:
         if not begun.entries:  # taken away from outside: there is nothing to deliver, nor a hurry
             await self._lanes.release(target.name, lease, due_in_ms=EMPTY_MS)
             return False
-        hold = Hold(lease, stretch=partial(self._stretch, target.name), group=group)
+        hold = Hold(lease, stretch=partial(self._stretch, target.name))
         try:
             for entry in begun.entries:
                 if not await self._may_attempt(target, hold.lease):

@@ -207,7 +207,7 @@ class DeliverLoop:
         for lease in claimed.leases:
             self._in_flight[target.name] += 1
             task = group.create_task(
-                self._one(group, target, shard, lease), name=f"lane {target.name} {lease.member}"
+                self._one(target, shard, lease), name=f"lane {target.name} {lease.member}"
             )
             self._tasks[target.name].add(task)
             task.add_done_callback(self._tasks[target.name].discard)
@@ -227,20 +227,20 @@ class DeliverLoop:
             return
         self._leave_alone(shard)
 
-    async def _one(self, group: asyncio.TaskGroup, target: Target, shard: int, lease: Lease) -> None:
+    async def _one(self, target: Target, shard: int, lease: Lease) -> None:
         """Work off one lane, then look for what had no room beside it."""
         try:
-            is_more = await self._work(group, target, lease)
+            is_more = await self._work(target, lease)
             await self._restraint.leave_probe(target.name)
         finally:
             self._in_flight[target.name] -= 1
         for waiting in self._full.pop(target.name, set()) | ({shard} if is_more else set()):
             self.wake(waiting, target.name)
 
-    async def _work(self, group: asyncio.TaskGroup, target: Target, lease: Lease) -> bool:
+    async def _work(self, target: Target, lease: Lease) -> bool:
         """Work off one lane; says whether more of it is due. Whatever happens, it holds up no other lane."""
         try:
-            return await self._worker.work(target, lease, group)
+            return await self._worker.work(target, lease)
         except StoreError as trouble:
             # What was posted but not settled is posted again when the lease has run out: same id, same bytes.
             log.debug("lease.lost", account=lease.member, subscription=target.name, reason=str(trouble))

@@ -32,6 +32,8 @@ _HOPS = 5
 class ClusterPipe(Pipe):
     """The pipes to all nodes of a Cluster; itself one to the first that its address names."""
 
+    is_cluster = True
+
     def __init__(self, found: Several) -> None:
         super().__init__(connect_node(found, *found.hosts[0]))
         self._found = found

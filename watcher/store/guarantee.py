@@ -11,7 +11,6 @@ from typing import Any, Literal
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from watcher.store.cluster import ClusterPipe
 from watcher.store.connect import ConfigurationRefused, StoreUnreachable, translated, where
 from watcher.store.pipe import Pipe
 
@@ -63,7 +62,7 @@ async def guarantee_of_all(pipe: Pipe) -> Guarantee:
     Raises as `guarantee` does.
     """
     clients = await pipe.servers()
-    found = [await guarantee(client, is_node=isinstance(pipe, ClusterPipe)) for client in clients]
+    found = [await guarantee(client, is_node=pipe.is_cluster) for client in clients]
     strength = [*_PROMISES]
     weakest = max(found, key=lambda one: strength.index(one.persistence))
     warnings = dict.fromkeys(warning for one in found for warning in one.warnings)

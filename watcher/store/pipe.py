@@ -28,6 +28,8 @@ _MOST = 512
 class Pipe:
     """Commands and scripts for one server. `run` gathers them; without it each goes out at once."""
 
+    is_cluster = False
+
     def __init__(self, client: "Redis") -> None:
         self._client = client
         self._waiting: list[Call] = []
