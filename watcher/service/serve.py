@@ -28,7 +28,7 @@ _MOST_MISTAKES = 5
 """Of a refused reload: `watcher check` tells the rest."""
 _FILE_LOOK_S = 1.0
 _NO_ACCOUNT_LEFT = (
-    "no account is left, as in a file that is just being written: all would be forgotten; end the worker instead"
+    "no account is left, as in a file that is just being written; for no account at all, end the worker"
 )
 
 
