@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -33,12 +34,19 @@ def test_references_are_replaced_once(text: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["${", "${}", "${NAME", "${1NAME}", "${NA ME}", "${NAME-x}", "${:-x}", "${NÄME}"]
+    "text", ["${", "${}", "${NAME", "${1NAME}", "${NA ME}", "${NAME-x}", "${:-x}", "${NÄME}", "${NAME:-x"]
 )
 def test_what_is_no_reference_is_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(NotSet, match="begins no") as refused:
         interpolate(text, ENVIRON)
     assert "NA" not in str(refused.value).replace("${NAME}", "").replace("${NAME:-default}", "")
+
+
+def test_what_is_begun_many_times_and_never_ended_is_refused_in_no_time() -> None:
+    started = time.thread_time()
+    with pytest.raises(NotSet, match="begins no"):
+        interpolate("${NAME:-x" * 20_000, ENVIRON)
+    assert time.thread_time() - started < 1
 
 
 def test_all_unset_names_of_a_text_are_told() -> None:

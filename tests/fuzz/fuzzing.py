@@ -60,7 +60,9 @@ _LONG_S = 1800
 # No deadline of hypothesis' own: it goes by the clock on the wall, which a busy machine stops.
 _SHORT = settings(max_examples=50, deadline=None, database=None, derandomize=True)
 _LONG = settings(_SHORT, max_examples=20_000, derandomize=False)
-_MANY = 3000  # hypothesis warns of a text beyond 30 kB
+_MANY = 3000
+_AT_LENGTH = pytest.mark.filterwarnings("ignore:Generating overly large repr")
+"""Else hypothesis' complaint of a long example is told in the place of what that example has found."""
 
 
 def fuzz(*strategies: Any, **named: Any) -> Callable[[Test], Test]:
@@ -93,6 +95,8 @@ def give_form(items: Iterable[pytest.Item], *, is_long: bool) -> None:
     fuzzers = [item for item in here if is_hypothesis_test(item.obj)]
     for function in {item.obj for item in fuzzers}:
         (_LONG if is_long else _SHORT)(function)
+    for item in fuzzers:
+        item.add_marker(_AT_LENGTH)
     for item in fuzzers if is_long else ():
         item.add_marker(pytest.mark.long)
         item.add_marker(pytest.mark.timeout(_LONG_S))

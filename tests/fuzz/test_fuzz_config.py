@@ -119,6 +119,7 @@ def test_any_lines_are_accounts_or_mistakes(place: Path, lines: list[bytes]) -> 
     use(place, text.encode(), ENVIRON)
 
 
+@example("redis://" + 2000 * ":${NAME:-default", {})
 @fuzz(texts | damaged_text("redis://${KEY}:${NAME:-default}@$${literal}"), ENVIRONS)
 def test_any_reference_is_replaced_or_said_to_have_no_value(text: str, environ: dict[str, str]) -> None:
     try:

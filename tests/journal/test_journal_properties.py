@@ -15,6 +15,10 @@ often = settings(
     max_examples=2000, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
+# Where a test's minute ends in the midst of an example, hypothesis blames the strategy for it.
+# These take five seconds of the processor, and on a busy machine many times that.
+pytestmark = pytest.mark.timeout(600)
+
 small_vectors = st.sampled_from([Vector(*amounts) for amounts in product(range(6), repeat=4)])
 """So small that halves often match, also by accident."""
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from watcher.config.findings import Key
 
-_REFERENCE = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_][A-Za-z0-9_]{0,127})(:-([^}]*))?\})?", re.ASCII)
+# One that is never closed goes to the end: else each of a thousand would look there for its brace.
+_REFERENCE = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_][A-Za-z0-9_]{0,127})(:-([^}]*))?(\}|\Z))?", re.ASCII)
 _FILE_LIMIT = 64 * 1024
 """Characters of a NAME_FILE: a secret is short, and /dev/zero is not."""
 
@@ -65,8 +66,8 @@ def interpolate(text: str, environ: Mapping[str, str]) -> str:
 def _replacement(match: re.Match[str], environ: Mapping[str, str]) -> str:
     if match.group() == "$${":
         return "${"
-    name, has_default, default = match.groups()
-    if name is None:
+    name, has_default, default, brace = match.groups()
+    if not brace:
         raise NotSet("'${' begins no ${NAME} or ${NAME:-default}; write $${ for a literal one")
     value = value_of(name, environ)
     # As in a shell, `:-` also stands in for a variable that is set to nothing.
