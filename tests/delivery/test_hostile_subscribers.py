@@ -2,12 +2,13 @@
 
 import asyncio
 import gzip
+import itertools
 import random
 from collections.abc import Iterator
 
 import pytest
 import uvloop
-from memory import growing_at_most
+from memory import growing_at_most, held_mib
 from raw_subscribers import (
     DEADLINE_S,
     EVENT,
@@ -219,6 +220,23 @@ async def test_a_flood_is_cut_off_at_once_and_takes_no_memory(script: Script, ou
         with growing_at_most(8):
             for _ in range(10):
                 assert await outcome_when(script, poster) == outcome
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quiet")
+async def test_a_thousand_floods_leave_no_memory_behind() -> None:
+    """Each kind comes in turn; what the first of them left is there to be used again."""
+
+    async def some(count: int) -> None:
+        for script, outcome in itertools.islice(itertools.cycle(FLOODS.values()), count):
+            async with subscribing(script) as subscriber:
+                assert outcome_of(await poster.post(a_target(subscriber), a_delivery(), 1)) == outcome
+
+    async with a_poster() as poster:
+        await some(100)
+        before = held_mib()
+        await some(1000)
+        assert held_mib() - before < 1
 
 
 async def test_no_more_of_an_answer_is_read_than_the_limit() -> None:

@@ -129,10 +129,10 @@ def test_what_is_held_stays_in_the_entry_until_it_is_told() -> None:
 
 
 def test_the_order_of_rows_does_not_matter() -> None:
-    balances = {str(i): str(i * i) for i in range(20)}
+    balances = {str(i): str(i * i) for i in range(6)}
     moved = {asset: str(int(total) + 1) for asset, total in balances.items()}
     expected = told(step(a_state(balances), a_snapshot(moved)))
-    for seed in range(50):
+    for seed in range(1000):
         shuffled = list(moved.items())
         Random(seed).shuffle(shuffled)
         assert told(step(a_state(balances), a_snapshot(dict(shuffled)))) == expected

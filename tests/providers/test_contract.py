@@ -1,6 +1,7 @@
 """What every provider module must do, run against all that are registered; each has an example here."""
 
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
@@ -206,6 +207,7 @@ async def test_a_cookie_is_not_sent_back(kind: str) -> None:
     assert stage.connections == 1
 
 
+SLACK_S = 1.0  # of a machine that does other things as well
 HEAD = b"HTTP/1.1 200 OK\r\n"
 ENDLESS = {
     "silence": silence,
@@ -221,7 +223,10 @@ ENDLESS = {
 async def test_a_request_ends_at_its_timeout_whatever_drips(kind: str, reply: Any) -> None:
     async with staged(kind, timeout_s=0.15) as (stage, client):
         stage.reply = reply
+        started = time.monotonic()
         refused = await refusal(client, kind)
+        took_s = time.monotonic() - started
+    assert 0.14 < took_s < 0.15 + SLACK_S
     assert refused.trouble in ("gone", "transient")
     assert "in time" in refused.reason
 
