@@ -23,6 +23,7 @@ from fuzzing import give_form
 from redis.asyncio import Redis
 from servers import FAKE, LIMITED, LIMITED_NAMESPACE, limited_server, real_server
 
+from watcher import printable
 from watcher.store.connect import connect
 
 pytest_plugins = ("processes",)
@@ -69,6 +70,12 @@ async def redis_client(engine: str, server_url_of: Callable[[str], str]) -> Asyn
     )
     async with client:
         yield client
+
+
+@pytest.fixture(autouse=True)
+def no_secrets_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test's configuration hides must not be missing from what another one reads."""
+    monkeypatch.setattr(printable, "_secrets", [])
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -26,7 +26,7 @@ _SHORTEST_SECRET = 8
 """What is shorter than this is no secret of ours, and would blank out ordinary words."""
 
 _WRITTEN_OUT = (PurePath, Decimal, UUID, timedelta, IPv4Address, IPv4Network, IPv6Address, IPv6Network)
-_secrets: set[str] = set()
+_secrets: list[str] = []
 
 
 def printable(text: str, limit: int = TEXT_LIMIT) -> str:
@@ -83,11 +83,12 @@ def traceback_text(error: BaseException, limit: int = TRACEBACK_LIMIT) -> str:
 
 def hide(secrets: Iterable[str]) -> None:
     """Remember these texts; from now on no traceback and no foreign log record of this process shows them."""
-    _secrets.update(secret for secret in secrets if len(secret) >= _SHORTEST_SECRET)
+    known = {*_secrets, *(secret for secret in secrets if len(secret) >= _SHORTEST_SECRET)}
+    _secrets[:] = sorted(known, key=len, reverse=True)  # one may be part of another
 
 
 def without_secrets(text: str) -> str:
-    for secret in sorted(_secrets, key=len, reverse=True):  # one may be part of another
+    for secret in _secrets:
         text = text.replace(secret, "[secret]")
     return text
 

@@ -4,11 +4,12 @@ Refuses to read a file or the environment: `watcher.config` does. A provider's m
 its own section by subclassing ProviderSettings and AccountSettings.
 """
 
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
@@ -198,12 +199,21 @@ class Settings(Section):
 
 
 def secrets_of(settings: Settings) -> Iterator[str]:
-    """Every text of a configuration that must not be shown: keys, signing secrets, URLs."""
-    yield settings.redis.url.get_secret_value()
-    yield urlsplit(settings.redis.url.get_secret_value()).password or ""
+    """Every text of a configuration that must not be shown: keys, signing secrets, URLs.
+
+    Of what is sent to a subscriber the parts too: it may repeat a path without its host, a token without
+    the word before it.
+    """
+    redis = urlsplit(settings.redis.url.get_secret_value())
+    if redis.scheme:  # "embedded" is a word as any other
+        passwords = (value for name, value in parse_qsl(redis.query) if name.endswith("password"))
+        yield from (redis.geturl(), redis.password or "", unquote(redis.password or ""), *passwords)
     for provider in settings.provider_by_name.values():
         yield provider.api_key.get_secret_value()
     for subscription in settings.subscription_by_name.values():
-        yield subscription.url.get_secret_value()
+        url = subscription.url.get_secret_value()
+        sent = re.split("[/?&=]", url)[3:]  # all behind the host
+        yield from (url, *sent, *map(unquote, sent))
         yield from (secret.get_secret_value() for secret in subscription.secrets)
-        yield from subscription.headers.values()
+        for value in subscription.headers.values():
+            yield from (value, *value.split())

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from watcher.commands.check import command
 from watcher.config import ConfigRefused, load
+from watcher.printable import traceback_text
 
 CANARIES = {
     "API_KEY": "canaryApiKey",
@@ -120,6 +121,31 @@ def test_a_broken_configuration_is_refused_without_its_secrets(tmp_path: Path) -
             messages = f"{refused}\n{refused!r}\n{refused.mistakes!r}"
         assert shows(messages) == [], text
     assert refusals > 150
+
+
+def test_whatever_is_wrong_show_repeats_no_secret(check: Callable[..., Result]) -> None:
+    codes = set()
+    for text in damaged():
+        if 'name = "canary' in text:
+            continue  # a name is shown, whatever it is
+        for arguments in (("--show",), ("--show", "--json")):
+            result = check(text, *arguments)
+            codes.add(result.exit_code)
+            assert shows(result.output) == [], text
+    assert codes == {0, 78}
+
+
+def test_what_was_loaded_is_hidden_wherever_it_is_quoted(check: Callable[..., Result]) -> None:
+    quotes = {
+        "API_KEY": "key {}",
+        "SECRET": "signed with {}",
+        "URL_TOKEN": "Cannot POST /{0}?key={0}",
+        "REDIS_PASSWORD": "AUTH {}",
+        "HEADER": "not a token: {}",
+    }
+    assert check(CONFIGURATION).exit_code == 0
+    said = [quote.format(CANARIES[name]) for name, quote in quotes.items()]
+    assert shows(traceback_text(RuntimeError("\n".join(said)))) == []
 
 
 def test_a_refusal_carries_no_other_exception_that_holds_a_secret(

@@ -6,20 +6,22 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import product
 from pathlib import Path
-from unicodedata import category
+from typing import IO
 
 import pytest
 from aiohttp import web
 from builders import SECRET
 from processes import SOURCE, TEMPLATE
 from rig import MK
+from terminal import a_terminal, obeyed
 
 from watcher.sandbox import Sandbox
 from watcher.sandbox.answers import Answer
 from watcher.store.embedded import Embedded
 
-HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp.exe\u2066\u200f\u2028\x00\r\nlevel=error\ud800"
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\x1b[8m\x9b31m\u202egnp.exe\u2066\u200f\u2028\x00\r\nlevel=error\ud800"
 ANSWER = HOSTILE.encode("utf-8", "surrogatepass") + b"\xff\xfe"
 TOKENS = [
     {
@@ -33,18 +35,27 @@ TOKENS = [
     for number in range(10)
 ]
 
+
+def coins(balance: str) -> dict[str, object]:
+    """What MetaKeep says of the one currency that is watched there."""
+    row = {"currency": MK, "balance": balance, "symbol": HOSTILE, "name": HOSTILE}
+    return {"status": "SUCCESS", "balances": [row]}
+
+
 COMMANDS = (
     *("status", "balances", "events", "deliveries", "deliveries --attempts", "deliveries --dead"),
     *("subscriptions", "audit", "check", "check --show", "check --connect", "ping ops"),
-    *("resend --since 1h --dry-run --subscription ops", "explain before.json after.json", "tail json"),
+    *("resend --since 1h --dry-run --subscription ops", "tail json"),
+    *("explain before.json after.json", "explain coins.json more.json"),
 )
+ACCOUNTS = {"loopring": "treasury", "metakeep": "alice"}
 TAKES_NO_JSON = ("check", "explain", "ping", "tail")
 
 
 @pytest.mark.timeout(240)
 async def test_what_would_steer_a_terminal_comes_out_of_nothing(tmp_path: Path, sandbox: Sandbox) -> None:
     sandbox.loopring.every_token_answer = Answer.json(TOKENS)
-    sandbox.metakeep.every_answer = Answer(400, json.dumps({"status": HOSTILE, "message": HOSTILE}).encode())
+    sandbox.metakeep.every_answer = Answer.json(coins("1"))
     async with a_subscriber() as url:
         text = TEMPLATE.format(
             directory=tmp_path,
@@ -57,20 +68,40 @@ async def test_what_would_steer_a_terminal_comes_out_of_nothing(tmp_path: Path, 
         row = {"accountId": 10110, "tokenId": 0, "total": "1", "locked": "0"}
         for name, total in (("before", "1"), ("after", HOSTILE)):
             (tmp_path / f"{name}.json").write_text(json.dumps([{**row, "total": total}]))
+        for name, balance in (("coins", "1"), ("more", "2.5")):
+            (tmp_path / f"{name}.json").write_text(json.dumps(coins(balance)))
         async with Embedded(tmp_path / "state"):
-            for log_format in ("json", "pretty"):
-                worker = await start(tmp_path, log_format, "run", log_format=log_format)
-                await until(tmp_path / log_format, "poll.finished")
+            with (tmp_path / "json").open("ab") as file:
+                worker = await start(tmp_path, file, "run")
+                await until(tmp_path / "json", "account.baseline", 2)
                 sandbox.world.credit(10110, "ETH", "1")
-                await until(tmp_path / log_format, "delivery.dead")
-                worker.terminate()
-                assert await asyncio.wait_for(worker.wait(), 30) == 0
+                sandbox.metakeep.every_answer = Answer.json(coins("2.5"))
+                await until(tmp_path / "json", "delivery.dead", 2)
+                await end(worker)
+            sandbox.metakeep.every_answer = Answer.json({"status": HOSTILE, "message": HOSTILE}, 400)
+            with a_terminal(tmp_path / "shown") as terminal:
+                worker = await start(tmp_path, terminal, "run")
+                sandbox.world.credit(10110, "ETH", "1")
+                await until(tmp_path / "shown", "delivery.dead")
+                await until(tmp_path / "shown", "poll.refused")
+                await end(worker)
             for command in COMMANDS:
                 await say(tmp_path, command)
     said = all_said(tmp_path)
-    assert b"owned" in said["balances.out"], "it was told, in its way"
+    for provider, command in product(("loopring", "metakeep"), ("balances", "events")):
+        shown = said[f"{command}.out"].decode().splitlines()
+        assert [line for line in shown if ACCOUNTS[provider] in line and "owned" in line], "told, in its way"
     assert b"owned" in said["deliveries --attempts.out"]
-    assert {name: raw(text) for name, text in said.items() if raw(text)} == {}
+    assert b"owned" in said["explain coins.json more.json.out"]
+    assert {name: obeyed(text) for name, text in said.items() if obeyed(text)} == {}
+
+
+def all_said(place: Path) -> dict[str, bytes]:
+    return {
+        file.name: file.read_bytes()
+        for file in place.iterdir()
+        if file.suffix in ("", ".out") and file.is_file()
+    }
 
 
 @asynccontextmanager
@@ -84,39 +115,37 @@ async def a_subscriber() -> AsyncIterator[str]:
 
 
 async def say(place: Path, command: str) -> None:
-    """Run a command as it is, and with --json where it takes that."""
+    """Run a command at a terminal and, with --json where it takes that, into a file."""
     more = [] if command.partition(" ")[0] in TAKES_NO_JSON else ["--json"]
-    lines = [[*command.split(), *options] for options in ([], more)]
-    said = [await start(place, f"{' '.join(line)}.out", *line) for line in lines]
-    codes = [await asyncio.wait_for(process.wait(), 60) for process in said]
+    with (
+        a_terminal(place / f"{command}.out") as terminal,
+        (place / f"{' '.join([command, *more])} of a file.out").open("wb") as file,
+    ):
+        said = [
+            await start(place, terminal, *command.split()),
+            await start(place, file, *command.split(), *more),
+        ]
+        codes = [await asyncio.wait_for(process.wait(), 60) for process in said]
     assert {0, 1, 78}.issuperset(codes), command
 
 
-async def start(
-    place: Path, output: str, *arguments: str, log_format: str = "json"
-) -> asyncio.subprocess.Process:
-    settings = {"OPS_SECRET": SECRET, "LOG_FORMAT": log_format, "LOG_LEVEL": "debug", "NO_COLOR": "1"}
-    with (place / output).open("ab") as file:
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "watcher", *arguments),
-            cwd=place,
-            env={**os.environ, **settings, "PYTHONPATH": str(SOURCE)},
-            stdout=file,
-            stderr=file,
-        )
+async def start(place: Path, out: IO[bytes] | int, *arguments: str) -> asyncio.subprocess.Process:
+    settings = {"OPS_SECRET": SECRET, "LOG_LEVEL": "debug", "PYTHONPATH": str(SOURCE)}
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "watcher", *arguments),
+        cwd=place,
+        env={**os.environ, **settings},
+        stdout=out,
+        stderr=out,
+    )
 
 
-async def until(file: Path, event: str) -> None:
+async def end(worker: asyncio.subprocess.Process) -> None:
+    worker.terminate()
+    assert await asyncio.wait_for(worker.wait(), 30) == 0
+
+
+async def until(told: Path, event: str, count: int = 1) -> None:
     async with asyncio.timeout(40):
-        while event not in all_said(file.parent)[file.name].decode():  # noqa: ASYNC110 - it is another process that writes
+        while told.read_text().count(event) < count:  # noqa: ASYNC110, ASYNC240 - another process writes
             await asyncio.sleep(0.05)
-
-
-def all_said(place: Path) -> dict[str, bytes]:
-    files = [file for file in place.iterdir() if file.is_file() and file.suffix in ("", ".out")]
-    return {file.name: file.read_bytes() for file in files}
-
-
-def raw(said: bytes) -> set[str]:
-    """What a terminal would obey, or could not show; a line may end, and that is all."""
-    return {char for char in said.decode() if char != "\n" and category(char) in ("Cc", "Cf", "Cs", "Zl")}

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from watcher import printable as room
 from watcher.printable import hide, plain, printable, traceback_text, without_secrets
 
 any_text = st.text(st.characters(codec=None, exclude_categories=()))
@@ -33,11 +32,6 @@ def texts_in(value: object) -> Iterator[str]:
     elif isinstance(value, list):
         for each in value:
             yield from texts_in(each)
-
-
-@pytest.fixture(autouse=True)
-def no_secrets_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_secrets", set())
 
 
 @given(any_text, st.integers(2, 300))

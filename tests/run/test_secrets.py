@@ -1,223 +1,178 @@
 """Canaries: secrets planted wherever one can stand, through success, failure and a crash. None comes out."""
 
 import asyncio
-import base64
-import json
-import os
+import re
+import shutil
 import signal
-import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO
 from urllib.parse import quote
 
 import pytest
+from canaries import (
+    HTTP_TOKEN,
+    PASSWORD,
+    a_process,
+    a_world_with_canaries,
+    canaries_in,
+    damage,
+    everything_in,
+    rotated,
+    with_mistakes,
+)
 from redis.asyncio import Redis
 from scraped import Seen, get
 from servers import real_server
+from terminal import a_terminal, obeyed
 
-import watcher
-from watcher.receiving.receiver import Fail, Receiver
+from watcher.receiving.receiver import Receiver
 from watcher.sandbox import Sandbox
-from watcher.store.keys import Keys, shard_of
-
-SOURCE = Path(watcher.__file__).parents[1]
-API_KEY = "canary-api-key-7f3a"
-WRONG_KEY = "canary-wrong-key-11aa"
-URL_TOKEN = "canary-url-token-91c2"
-HEADER = "canary-header-55d0"
-PASSWORD = "canary-password-c0de"
-SECRET = "whsec_" + base64.b64encode(b"canary-signing-secret-of-32-bytes").decode()
-HTTP_TOKEN = "canary-http-token-3b77"
-EMAIL = "canary-person@example.com"
-CANARIES = (API_KEY, WRONG_KEY, URL_TOKEN, HEADER, PASSWORD, SECRET, SECRET[6:], HTTP_TOKEN, EMAIL)
+from watcher.store.embedded import Embedded
 
 COMMANDS = (
-    *("--help", "run --help", "check", "check --connect", "status", "balances", "events", "deliveries"),
-    *("deliveries --attempts", "subscriptions", "ping ops", "ping dead", "audit"),
-    *("explain watcher.toml watcher.toml", "resend --since 1h --dry-run --subscription ops"),
+    *("--help", "run --help", "check", "check --connect", "check --show", "check --show --json"),
+    *("status", "balances", "events", "deliveries", "deliveries --attempts", "deliveries --dead"),
+    *("subscriptions", "ping ops", "ping dead", "ping parrot", "audit"),
+    *("explain watcher.toml watcher.toml", "resend --since 1h --dry-run --subscription ops", "tail copy"),
 )
-
-CONFIGURATION = """
-[redis]
-url = "${{URL}}"
-
-[egress]
-allow = ["127.0.0.0/8"]
-allow_http = true
-
-[providers.loopring]
-base_url = "{loopring}"
-api_key = "${{KEY}}"
-requests_per_second = 100
-
-[providers.locked_out]
-kind = "loopring"
-base_url = "{loopring}"
-api_key = "${{WRONG}}"
-
-[providers.shop]
-kind = "metakeep"
-base_url = "{metakeep}"
-api_key = "${{KEY}}"
-
-[[accounts]]
-name = "treasury"
-provider = "loopring"
-account_id = 10110
-interval = "1s"
-
-[[accounts]]
-name = "outcast"
-provider = "locked_out"
-account_id = 10110
-
-[[accounts]]
-name = "nobody"
-provider = "shop"
-of = {{ email = "{email}" }}
-currencies = ["0x1456b21890f920110190063921f6bc7f7b027fa6"]
-
-[[subscriptions]]
-name = "ops"
-url = "{receiver}in/{token}?token={token}"
-secrets = ["${{SECRET}}"]
-headers = {{ authorization = "Bearer ${{HEADER}}" }}
-retries = ["0s", "1s", "1s", "1s"]
-
-[[subscriptions]]
-name = "dead"
-url = "http://127.0.0.1:1999/{token}"
-secrets = ["${{SECRET}}"]
-"""
+CHECKS = ("check", "check --show", "check --show --json")
+PATHS = ("/metrics", "/livez", "/readyz", "/", "/page.json")
 
 
 @pytest.fixture
-async def sandbox() -> AsyncIterator[Sandbox]:
-    async with Sandbox() as sandbox:
-        sandbox.loopring.requests_per_second = None
-        sandbox.loopring.api_keys = sandbox.metakeep.api_keys = {API_KEY}
-        yield sandbox
+async def state(tmp_path: Path) -> AsyncIterator[Path]:
+    """Where an embedded server may keep its files. At the end it is stopped, whatever failed."""
+    state = tmp_path / "state"
+    yield state
+    async with Embedded(state):
+        pass  # who leaves last stops it
 
 
-async def everything_in(server_url: str) -> bytes:
-    """Every key and value of a server, as one text."""
-    client = Redis.from_url(server_url, password=PASSWORD)
-    readers: dict[Any, Callable[[Any], Any]] = {
-        b"string": client.get,
-        b"hash": client.hgetall,
-        b"list": lambda key: client.lrange(key, 0, -1),
-        b"zset": lambda key: client.zrange(key, 0, -1),
-        b"stream": client.xrange,
-        b"none": client.get,  # gone meanwhile
-    }
-    seen = b""
-    async for key in client.scan_iter():
-        value = await readers[await client.type(key)](key)
-        seen += key + repr(value).encode()
-    await client.aclose()
-    return seen
-
-
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize(
-    "commands",
-    [("check", "audit"), pytest.param(COMMANDS, marks=pytest.mark.fault)],
+each_form = pytest.mark.parametrize(
+    ("commands", "checks"),
+    [
+        (("check --show", "status"), ("check --show",)),
+        pytest.param(COMMANDS, CHECKS, marks=(pytest.mark.fault, pytest.mark.timeout(240))),
+    ],
     ids=["few commands", "all commands"],
 )
+"""What is run when everything is right, and what while the configuration is full of mistakes."""
+
+
+@each_form
 async def test_no_secret_comes_out_of_anything(
-    tmp_path: Path, sandbox: Sandbox, commands: tuple[str, ...]
+    tmp_path: Path, commands: Iterable[str], checks: Iterable[str]
 ) -> None:
-    environment = {"KEY": API_KEY, "WRONG": WRONG_KEY, "SECRET": SECRET, "HEADER": HEADER}
-    environment["WATCHER_HTTP_TOKEN"] = HTTP_TOKEN
-    with real_server("valkey", "--requirepass", PASSWORD) as server:
-        async with Receiver(secrets=[SECRET], fail=Fail(500, 1)) as receiver:
-            text = CONFIGURATION.format(
-                loopring=sandbox.loopring_url,
-                metakeep=sandbox.metakeep_url,
-                receiver=receiver.url,
-                token=URL_TOKEN,
-                email=EMAIL,
-            )
-            (tmp_path / "watcher.toml").write_text(text)
-            environment |= {
-                "URL": f"unix://:{PASSWORD}@{quote(str(server.socket))}",
-                "LOG_LEVEL": "debug",
-                "PYTHONPATH": str(SOURCE),
-            }
-            worker = await start(tmp_path, environment, "run", "--http", "127.0.0.1:0", "--page")
-            await until(tmp_path, "account.baseline")
-            sandbox.world.credit(10110, "ETH", "1")
-            async with asyncio.timeout(20):
-                await receiver.wait_for(1)
-            await until(tmp_path, "poll.refused", 2)
-            await until(tmp_path, "delivery.retried", 2)
-            shown = [
-                await asked(tmp_path, path) for path in ("/metrics", "/livez", "/readyz", "/", "/page.json")
-            ]
-            for command in commands:
-                process = await start(tmp_path, environment, *command.split())
-                assert await asyncio.wait_for(process.wait(), 30) in (0, 1), command
-            (tmp_path / "watcher.toml").write_text(text + f'\nnonsense = "{URL_TOKEN}"')
-            worker.send_signal(signal.SIGHUP)
-            await until(tmp_path, "configuration.refused")
-            broken = await start(tmp_path, environment, "check")
-            assert await asyncio.wait_for(broken.wait(), 30) == 78
-            await damage(server.url)
-            await until(tmp_path, "bug")
-            stored = await everything_in(server.url)
-            worker.terminate()
-            assert await asyncio.wait_for(worker.wait(), 20) == 0
-    told = (tmp_path / "out").read_bytes()
-    assert b"delivery.delivered" in told  # it did log
+    told, file = tmp_path / "told", tmp_path / "watcher.toml"
+    with real_server("valkey", "--requirepass", PASSWORD) as server, told.open("ab") as out:
+        url = f"unix://:{PASSWORD}@{quote(str(server.socket))}"
+        async with (
+            a_world_with_canaries('url = "${URL}"') as (sandbox, receiver, text),
+            Redis.from_url(server.url, password=PASSWORD) as client,
+        ):
+            file.write_text(text)
+            run = ("run", "--http", "127.0.0.1:0", "--page")
+            async with a_process(tmp_path, out, *run, URL=url) as worker:
+                await live(told, sandbox, receiver)
+                (port,) = re.findall(r'"listener.started".*"address":"127.0.0.1:(\d+)"', said_at(told))
+                shown = [await asked(port, path) for path in PATHS]
+                await say(tmp_path, out, commands, {0, 1}, URL=url)
+                file.write_text(rotated(text))
+                worker.send_signal(signal.SIGHUP)
+                await until(told, "configuration.changed")
+                file.write_text(with_mistakes(text))
+                worker.send_signal(signal.SIGHUP)
+                await until(told, "configuration.refused")
+                await say(tmp_path, out, checks, {78}, URL=url)
+                await damage(client)
+                await until(told, "Traceback")
+                stored = await everything_in(client)
+                worker.terminate()
+                assert await asyncio.wait_for(worker.wait(), 20) == 0
+    said = told.read_bytes()
+    assert b"delivery.delivered" in said  # it did log
     assert b"total.increased" in stored  # and it did store
-    assert b"Traceback" in told
+    assert b"Cannot POST" in stored  # what it was answered too
     assert "treasury" in shown[-1].body
-    seen = told + stored + "".join(each.body + str(each.headers) for each in shown).encode()
-    assert [canary for canary in CANARIES if canary.encode() in seen] == []
+    seen = said + stored + "".join(each.body + str(each.headers) for each in shown).encode()
+    assert canaries_in(seen) == []
 
 
-async def asked(place: Path, path: str) -> Seen:
+@each_form
+async def test_no_secret_comes_to_a_terminal_or_into_the_files_of_the_embedded_server(
+    tmp_path: Path, state: Path, commands: Iterable[str], checks: Iterable[str]
+) -> None:
+    told, file = tmp_path / "told", tmp_path / "watcher.toml"
+    with a_terminal(told) as terminal:
+        async with a_world_with_canaries(f'data_dir = "{state}"') as (sandbox, receiver, text):
+            file.write_text(text)
+            async with a_process(tmp_path, terminal, "run") as worker:
+                await live(told, sandbox, receiver)
+                await say(tmp_path, terminal, commands, {0, 1})
+                file.write_text(with_mistakes(text))
+                worker.send_signal(signal.SIGHUP)
+                await until(told, "configuration.refused")
+                await say(tmp_path, terminal, checks, {78})
+                async with Redis.from_url(f"unix://{quote(str(state / 'server.sock'))}") as client:
+                    await damage(client)
+                await until(told, "Traceback")
+                kept = files_of(state)
+                worker.terminate()
+                assert await asyncio.wait_for(worker.wait(), 20) == 0
+    kept += files_of(state)
+    assert b"total.increased" in kept
+    assert b"Cannot POST" in kept
+    said = told.read_bytes()
+    assert b"\x1b[2maccount=\x1b[0mtreasury" in said
+    assert obeyed(said) == set()
+    assert canaries_in(said + kept) == []
+
+
+async def live(told: Path, sandbox: Sandbox, receiver: Receiver) -> None:
+    """Wait until the worker has read, refused, told, tried again and given up."""
+    await until(told, "account.baseline")
+    sandbox.world.credit(10110, "ETH", "1")
+    async with asyncio.timeout(20):
+        await receiver.wait_for(1)
+    await until(told, "delivery.dead")
+    await until(told, "poll.refused", 3)
+    shutil.copy(told, told.parent / "copy")
+
+
+def files_of(state: Path) -> bytes:
+    """Whatever lies in a directory, names included."""
+    files = [file for file in state.rglob("*") if file.is_file()]
+    return b"".join(f"{file}\n".encode() + file.read_bytes() for file in files)
+
+
+async def say(
+    place: Path, out: IO[bytes] | int, commands: Iterable[str], codes: set[int], **more: str
+) -> None:
+    """Run commands, a few at a time, and look how they end."""
+    turn = asyncio.Semaphore(3)
+
+    async def one(command: str) -> None:
+        async with turn, a_process(place, out, *command.split(), **more) as process:
+            assert await asyncio.wait_for(process.wait(), 60) in codes, command
+
+    async with asyncio.TaskGroup() as group:
+        for command in commands:
+            group.create_task(one(command))
+
+
+async def asked(port: str, path: str) -> Seen:
     """What the worker's listener answers to whoever has the token."""
-    (started,) = [line for line in lines(place) if line["event"] == "listener.started"]
-    answer = await get(
-        int(started["address"].rpartition(":")[2]), path, f"Authorization: Bearer {HTTP_TOKEN}"
-    )
+    answer = await get(int(port), path, f"Authorization: Bearer {HTTP_TOKEN}")
     assert answer.status == 200, path
     return answer
 
 
-async def damage(server_url: str) -> None:
-    """Put something else where a schedule is, so that a worker meets what it did not plan for."""
-    client = Redis.from_url(server_url, password=PASSWORD)
-    key = Keys("watcher").polls(shard_of("treasury"), "loopring")
-    await client.delete(key)
-    await client.set(key, "of another type")
-    await client.aclose()
+def said_at(told: Path) -> str:
+    return told.read_text() if told.exists() else ""
 
 
-async def start(place: Path, environment: dict[str, str], *arguments: str) -> "asyncio.subprocess.Process":
-    with (place / "out").open("ab") as out:
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "watcher", *arguments),
-            cwd=place,
-            env={**os.environ, **environment},
-            stdout=out,
-            stderr=out,
-        )
-
-
-async def until(place: Path, event: str, count: int = 1) -> None:
+async def until(told: Path, text: str, count: int = 1) -> None:
     async with asyncio.timeout(20):
-        while events(place).count(event) < count:  # noqa: ASYNC110 - it is another process that writes
-            await asyncio.sleep(0.05)
-
-
-def events(place: Path) -> list[str]:
-    return [line["event"] for line in lines(place)]
-
-
-def lines(place: Path) -> list[dict[str, Any]]:
-    """What was logged: commands write to the same file, but not like this."""
-    said = (place / "out").read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in said if line.startswith('{"timestamp"') and line.endswith("\n")]
+        while said_at(told).count(text) < count:  # noqa: ASYNC110 - it is another process that writes
+            await asyncio.sleep(0.02)

@@ -57,10 +57,7 @@ def _try(settings: "Settings", *, is_json: bool) -> int:
     import asyncio
 
     from watcher.preflight.trials import trials, try_all
-    from watcher.printable import hide
-    from watcher.settings import secrets_of
 
-    hide(secrets_of(settings))
     found = trials(settings)
     is_hidden = not sys.stderr.isatty()
     with click.progressbar(length=len(found), label="trying", file=sys.stderr, hidden=is_hidden) as progress:

@@ -66,10 +66,7 @@ async def _ping(settings: "Settings", subscription: "SubscriptionSettings") -> "
     from watcher.delivery.post import Poster, Target
     from watcher.journal.delivery import Delivery
     from watcher.journal.notices import ping
-    from watcher.printable import hide
-    from watcher.settings import secrets_of
 
-    hide(secrets_of(settings))  # an answer may repeat them
     egress = settings.egress
     policy = Policy(allow=egress.allow, allow_http=egress.allow_http, nat64=egress.nat64)
     event = ping(subscription.name, nonce=secrets.token_hex(8), now_ms=int(1000 * time.time()))

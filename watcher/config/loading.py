@@ -14,7 +14,8 @@ from watcher.config.findings import ConfigRefused, Entry, Finding, Findings
 from watcher.config.providers import read_providers
 from watcher.config.sections import read_sections
 from watcher.config.subscriptions import read_subscriptions
-from watcher.settings import Settings
+from watcher.printable import hide
+from watcher.settings import Settings, secrets_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Loaded:
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Loaded:
-    """Read the configuration at `path`, or where one is usually found.
+    """Read the configuration at `path`, or where one is usually found, and hide its secrets.
 
     Raises ConfigRefused, with every mistake in it; a text that is no TOML is one mistake.
     """
@@ -41,6 +42,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Loaded:
     settings = _settings(document, environ, findings)
     if settings is None or findings.mistakes:
         raise ConfigRefused(findings.mistakes)
+    hide(secrets_of(settings))
     accounts_file = document.table.get("accounts_file")
     files = (found, found.parent / accounts_file) if accounts_file else (found,)
     return Loaded(settings, found, tuple(findings.warnings), files)

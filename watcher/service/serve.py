@@ -19,7 +19,6 @@ from watcher.run.worker import Worker
 from watcher.service.changes import NOT_RELOADED, Change, changes
 from watcher.service.exposure import Exposure, exposed
 from watcher.service.file_watch import FileWatch
-from watcher.settings import secrets_of
 from watcher.store.connect import StoreError
 
 EXIT_NO = 1
@@ -155,7 +154,6 @@ class _Signals:
 
 
 def _tell_loaded(loaded: Loaded) -> None:
-    hide(secrets_of(loaded.settings))
     for warning in loaded.warnings:
         log.warning("configuration.doubtful", reason=str(warning))
     log.info(
