@@ -55,6 +55,7 @@ class RestlessProvider:
 
     accounts: int
     random: Random
+    delay_s: float = 0
     holdings: dict[Slot, Holding] = field(init=False)
     polled_at: dict[str, list[float]] = field(init=False, default_factory=dict)
     """When each account was asked about, in monotonic seconds."""
@@ -138,6 +139,7 @@ class RestlessProvider:
     async def _balances(self, request: web.Request) -> web.Response:
         account = int(request.query["accountId"])
         self.polled_at.setdefault(account_name(account), []).append(time.monotonic())
+        await asyncio.sleep(self.delay_s)
         rows = [
             {
                 "accountId": account,

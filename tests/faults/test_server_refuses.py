@@ -81,6 +81,25 @@ async def test_a_server_that_evicts_is_refused_at_the_start() -> None:
     assert "noeviction" in complaint
 
 
+async def test_a_server_that_takes_rights_away_for_a_while_is_waited_for() -> None:
+    """Nobody ends who polls or posts at that moment, and nobody posts again what was answered."""
+    async with a_scene(leases=AS_IT_COMES) as scene:
+        scene.receiver.delay_s = scene.provider.delay_s = 0.1  # so that something is in hand
+        await scene.start_workers(WORKERS)
+        await scene.begin(changes_per_second=200)
+        await scene.until_told(100, within_s=20)
+        await scene.redis.acl_setuser("default", enabled=True, commands=["-evalsha", "-eval"])
+        await asyncio.sleep(4)
+        assert all(worker.is_running for worker in scene.workers)
+        said = [len(worker.lines("store.unreachable")) for worker in scene.workers]
+        await scene.redis.acl_setuser("default", enabled=True, commands=["+evalsha", "+eval"])
+        assert await scene.until_told(1, within_s=10) <= 5
+        verdict = await scene.verdict()
+    assert verdict.problems == []
+    assert verdict.repeats == 0
+    assert said == [1] * WORKERS
+
+
 async def _refuse(scene: Scene, refusal: AbstractAsyncContextManager[None], for_s: float) -> None:
     """Let the server refuse for a while: nothing is told that is not committed, and nobody ends."""
     async with refusal:

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import structlog
 
-from watcher.store.connect import StoreError, StoreUnreachable
+from watcher.store.connect import ConfigurationRefused, StoreError, StoreUnreachable
 from watcher.store.health import StoreHealth
 
 GONE = StoreUnreachable("Redis at db cannot be reached; is it running?")
+FORBIDS = ConfigurationRefused("Redis at db forbids its user a command or key that watcher needs")
 FULL = StoreUnreachable("Redis at db refuses writes (OOM): its memory is full; raise its maxmemory")
 
 
@@ -43,6 +44,20 @@ async def test_a_trouble_is_said_once_and_its_end_once(lines: list[MutableMappin
     assert names(lines) == ["store.unreachable", "store.recovered"]
     assert lines[0]["reason"] == str(GONE)
     assert lines[1]["duration_ms"] == 10_000
+
+
+async def test_rights_that_are_missing_are_said_once_though_other_commands_succeed(
+    lines: list[MutableMapping[str, Any]],
+) -> None:
+    clock = Clock()
+    health = StoreHealth(clock=clock)
+    for _ in range(20):
+        await health.failed(FORBIDS)
+        health.answered()
+        clock.now += 0.5
+    clock.now += 5
+    health.answered()
+    assert names(lines) == ["store.unreachable", "store.recovered"]
 
 
 async def test_a_server_without_trouble_is_not_spoken_of(lines: list[MutableMapping[str, Any]]) -> None:

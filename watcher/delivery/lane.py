@@ -17,7 +17,7 @@ from watcher.delivery.post import ATTEMPT_TIMEOUT_S, Poster, Target
 from watcher.delivery.restraint import Restraint
 from watcher.journal.delivery import Delivery, load_delivery
 from watcher.logs.lines import log
-from watcher.store.connect import StoreUnreachable
+from watcher.store.connect import StoreError
 from watcher.store.lanes import Begun, Lanes
 from watcher.store.schedule import Lease, Reply
 from watcher.vitals.tally import Tally
@@ -144,7 +144,7 @@ class LaneWorker:
         while True:
             try:
                 return await ask()
-            except StoreUnreachable:
+            except StoreError:
                 if self._is_stopped() and self._now_ms() >= lease.deadline:
                     raise
             await asyncio.sleep(_AGAIN_S)

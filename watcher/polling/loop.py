@@ -13,7 +13,7 @@ from watcher.logs.lines import log
 from watcher.pause import pause
 from watcher.polling.poll import Poller
 from watcher.settings import AccountSettings
-from watcher.store.connect import StoreError, StoreUnreachable
+from watcher.store.connect import StoreError
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS, shard_of
 from watcher.store.polls import Polls
@@ -258,7 +258,7 @@ class PollLoop:
         while time.monotonic() < give_up_at:
             try:
                 await self._polls.release(self._provider, lease)
-            except StoreUnreachable:
+            except StoreError:
                 await asyncio.sleep(_AGAIN_S)
             else:
                 return

@@ -10,14 +10,14 @@ from typing import TypeVar
 
 from watcher.logs.lines import log
 from watcher.logs.spells import Spells
-from watcher.store.connect import StoreError
+from watcher.store.connect import ConfigurationRefused, StoreError
 
 _PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 """A restarted server is found within two seconds, and a dead one costs next to nothing."""
 
 _QUIET_S = 2 * _PAUSES_S[-1] + 1
-"""A server that refuses writes still answers who reads, and a Cluster of which a part is gone who asks for
-the rest: they are back when nobody failed for so long."""
+"""A server that refuses writes still answers who reads, one that took rights away who needs none of them, a
+Cluster of which a part is gone who asks for the rest: they are back when nobody failed for so long."""
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class StoreHealth:
         pause_s = _PAUSES_S[min(self._failures, len(_PAUSES_S) - 1)]
         self._failures += 1
         event = "store.refusing" if "refuses writes" in str(trouble) else "store.unreachable"
-        self._is_partial |= event == "store.refusing"
+        self._is_partial |= event == "store.refusing" or isinstance(trouble, ConfigurationRefused)
         if spell := self._spells.struck(event, now):
             log.error(event, reason=str(trouble), next_ms=int(1000 * pause_s), **spell._asdict())
         self._down_since = now if self._down_since is None else self._down_since
