@@ -1,24 +1,20 @@
 """A Redis Cluster of real servers, whose slots a test may move from node to node."""
 
 import contextlib
-import socket
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from random import SystemRandom
 from typing import Any
 
 from redis import Redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-from servers import DURABLE, ENGINES, RealServer
+from servers import DURABLE, ENGINES, RealServer, a_free_port, until
 
 _HOST = "127.0.0.1"
 _BUS = 10_000
 """The nodes talk to each other on their port and so much."""
 
-_WITHIN_S = 20
 _FLAGS = (
     "--cluster-enabled",
     "yes",
@@ -84,13 +80,15 @@ def a_cluster(engine: str = "valkey", nodes: int = 3) -> Iterator[Cluster]:
             node.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)  # alike, they would dispute what is moved
             node.ask("CLUSTER", "ADDSLOTS", *slots)
             node.ask("CLUSTER", "MEET", _HOST, cluster.nodes[0].port)
-        _until(lambda: all(_sees_all(node, nodes) for node in cluster.nodes))
+        until(
+            lambda: all(_sees_all(node, nodes) for node in cluster.nodes), "the nodes did not find each other"
+        )
         yield cluster
 
 
 def _start(engine: str, stack: contextlib.ExitStack) -> Node:
     directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="watcher-")))
-    port = _two_free_ports()
+    port = a_free_port(_BUS)
     flags = (*DURABLE, "--bind", _HOST, "--port", str(port), *_FLAGS)
     server = RealServer(ENGINES[engine], directory, flags)
     server.start()
@@ -98,24 +96,8 @@ def _start(engine: str, stack: contextlib.ExitStack) -> Node:
     return Node(server, port)
 
 
-def _two_free_ports() -> int:
-    while True:
-        port = SystemRandom().randrange(20_000, 32_000)  # below those that the system gives away by itself
-        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
-            one.bind((_HOST, port))
-            other.bind((_HOST, port + _BUS))
-            return port
-
-
 def _sees_all(node: Node, count: int) -> bool:
     shares = node.ask("CLUSTER", "SLOTS")
     covered = sum(last + 1 - first for first, last, *_ in shares)
     is_ok = b"cluster_state:ok" in node.ask("CLUSTER", "INFO")
     return len(shares) == count and covered == REDIS_CLUSTER_HASH_SLOTS and is_ok
-
-
-def _until(is_so: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + _WITHIN_S
-    while not is_so():
-        assert time.monotonic() < give_up_at, "the nodes did not find each other in time"
-        time.sleep(0.02)

@@ -1,22 +1,18 @@
 """A Sentinel over a real server and its replica, which takes over about a second after the server died."""
 
 import contextlib
-import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import ConnectionError as NoConnection
-from servers import FAST, RealServer
+from servers import FAST, RealServer, a_free_port, until
 
 NAME = "main"
 
 _HOST = "127.0.0.1"
-_WITHIN_S = 15
 _SENTINEL = """
 bind {host}
 port {port}
@@ -25,12 +21,6 @@ sentinel monitor {name} {host} {primary} 1
 sentinel down-after-milliseconds {name} 500
 sentinel failover-timeout {name} 3000
 """
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind((_HOST, 0))
-        return int(taken.getsockname()[1])
 
 
 def on_port(port: int) -> tuple[str, ...]:
@@ -46,13 +36,13 @@ def watched(primary: RealServer, port: int) -> Iterator[str]:
     """
     with tempfile.TemporaryDirectory(prefix="watcher-") as place, contextlib.ExitStack() as stack:
         follow = ("--replicaof", f"{_HOST} {port}")
-        replica = RealServer(primary.binary, Path(place), (*FAST, *on_port(free_port()), *follow))
+        replica = RealServer(primary.binary, Path(place), (*FAST, *on_port(a_free_port()), *follow))
         replica.start()
         stack.callback(replica.kill)
-        _until(lambda: _asked(port).info("replication").get("slave0", {}).get("state") == "online")
-        sentinel = free_port()
+        until(lambda: _follows(port), "the replica did not catch up")
+        sentinel = a_free_port()
         stack.enter_context(_sentinel_process(primary.binary, Path(place), sentinel, port))
-        _until(lambda: _asked(sentinel).sentinel_master(NAME)["num-slaves"] == 1)
+        until(lambda: _asked(sentinel).sentinel_master(NAME)["num-slaves"] == 1, "no replica was found")
         yield f"redis+sentinel://{_HOST}:{sentinel}/{NAME}"
 
 
@@ -70,15 +60,10 @@ def _sentinel_process(binary: Path, directory: Path, port: int, primary: int) ->
             process.kill()
 
 
+def _follows(primary: int) -> bool:
+    replica = _asked(primary).info("replication").get("slave0", {})
+    return bool(replica.get("state") == "online")
+
+
 def _asked(port: int) -> Any:
     return Redis(host=_HOST, port=port, socket_timeout=2)
-
-
-def _until(is_so: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + _WITHIN_S
-    while True:
-        with contextlib.suppress(NoConnection):
-            if is_so():
-                return
-        assert time.monotonic() < give_up_at, "the Sentinel's scene was not set in time"
-        time.sleep(0.02)

@@ -8,11 +8,14 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from random import SystemRandom
 from urllib.parse import quote
+
+from redis.exceptions import ConnectionError as NoConnection
 
 from watcher.store.engine import find_engine
 
@@ -26,6 +29,7 @@ FAKE = "fake"
 """Not a server but fakeredis: scripts and data commands only, no INFO, CONFIG or WAIT."""
 
 _START_S = 10
+_AGREE_S = 20
 
 
 def _engines() -> dict[str, Path]:
@@ -163,7 +167,25 @@ def answers(path: Path) -> bool:
             return False
 
 
-def a_free_port() -> int:
-    """A port of this machine at which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
+def a_free_port(*also: int) -> int:
+    """A port of this machine at which nobody listens, nor at the ports that are so far above it.
+
+    It is none of those that the system gives away by itself, and stays free for whoever starts there again.
+    """
+    while True:
+        port = SystemRandom().randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as taken:
+            for above in (0, *also):
+                taken.enter_context(socket.create_server(("127.0.0.1", port + above)))
+            return port
+
+
+def until(is_so: Callable[[], bool], complaint: str) -> None:
+    """Wait for servers to come to something. As long as one of them does not answer, it is not so."""
+    give_up_at = time.monotonic() + _AGREE_S
+    while True:
+        with contextlib.suppress(NoConnection):
+            if is_so():
+                return
+        assert time.monotonic() < give_up_at, complaint
+        time.sleep(0.02)

@@ -1,25 +1,19 @@
 """`watcher run` with the options by which others see that it lives, as a process and up to its exit code."""
 
 import asyncio
-import json
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from builders import SECRET
 from click.testing import CliRunner, Result
+from processes import a_process, lines, stop_server
 from scraped import get, parsed
 
-import watcher
 from watcher.commands.health import command as health
 from watcher.commands.run import command as run
 from watcher.exposed.door import ListenerRefused
-
-SOURCE = Path(watcher.__file__).parents[1]
 
 CONFIGURATION = """
 accounts_file = "accounts.jsonl"
@@ -40,10 +34,11 @@ ACCOUNT = '{{"name": "account-{number}", "provider": "loopring", "account_id": {
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+async def place(tmp_path: Path) -> AsyncIterator[Path]:
     (tmp_path / "watcher.toml").write_text(CONFIGURATION.format(directory=tmp_path))
     (tmp_path / "accounts.jsonl").write_text(ACCOUNT.format(number=1))
-    return tmp_path
+    yield tmp_path
+    await stop_server(tmp_path)
 
 
 def ran(place: Path, *arguments: str, **environment: str) -> Result:
@@ -56,29 +51,6 @@ def ran(place: Path, *arguments: str, **environment: str) -> Result:
     )
 
 
-@asynccontextmanager
-async def a_worker(place: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    with (place / "log").open("ab") as log, (place / "errors").open("ab") as errors:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "watcher", "run", *arguments),
-            cwd=place,
-            env={**os.environ, "OPS_SECRET": SECRET, "LOG_FORMAT": "json", "PYTHONPATH": str(SOURCE)},
-            stdout=log,
-            stderr=errors,
-        )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.terminate()  # a kill would leave its private server behind
-        await asyncio.wait_for(process.wait(), 20)
-
-
-def lines(place: Path, event: str) -> list[dict[str, object]]:
-    log = (place / "log").read_text().splitlines()
-    return [line for line in map(json.loads, log) if line["event"] == event]
-
-
 async def until(is_so: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
         while not is_so():  # noqa: ASYNC110 - it is another process that does it
@@ -88,7 +60,7 @@ async def until(is_so: Callable[[], object]) -> None:
 async def test_a_worker_is_seen_to_live_to_reload_what_is_edited_and_to_end(place: Path) -> None:
     beat = place / "beat"
     arguments = ("--http", "127.0.0.1:0", "--watch", "--heartbeat-file", str(beat))
-    async with a_worker(place, *arguments) as process:
+    async with a_process(place, "run", *arguments) as process:
         await until(lambda: lines(place, "worker.started"))
         address = str(lines(place, "listener.started")[0]["address"])
         port = int(address.rpartition(":")[2])
@@ -122,8 +94,8 @@ def ask_health(*arguments: str) -> object:
 
 
 async def test_a_heartbeat_file_that_cannot_be_written_exits_with_78(place: Path) -> None:
-    async with a_worker(place, "--heartbeat-file", str(place / "nowhere" / "beat")) as process:
-        assert await asyncio.wait_for(process.wait(), 10) == 78
+    async with a_process(place, "run", "--heartbeat-file", str(place / "nowhere" / "beat")) as process:
+        assert await asyncio.wait_for(process.wait(), 20) == 78
     assert "heartbeat file" in (place / "errors").read_text()
 
 

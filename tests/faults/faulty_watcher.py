@@ -25,8 +25,8 @@ _ON_ITS_WAY_S = 0.005
 
 def main() -> NoReturn:
     faults = json.loads(os.environ.get("FAULTS", "{}"))
-    if ahead_s := faults.get("clock_ahead_s"):
-        _set_clock(ahead_s)  # first: whoever imports `time.time` must get this one
+    if steps_s := faults.get("clock_steps_s"):
+        _set_clock(steps_s, faults["clock_step_every_s"])  # first: whoever imports `time.time` gets this one
     if lease_s := faults.get("lease_s"):
         _shorten_leases(lease_s)
     if descriptors := faults.get("descriptors"):
@@ -46,10 +46,15 @@ def main() -> NoReturn:
     main()
 
 
-def _set_clock(ahead_s: float) -> None:
-    true_time, true_time_ns = time.time, time.time_ns
-    time.time = lambda: true_time() + ahead_s
-    time.time_ns = lambda: true_time_ns() + int(ahead_s * 10**9)
+def _set_clock(steps_s: list[float], every_s: float) -> None:
+    """Let the clock be ahead by each of these in turn, for so long."""
+    true_time, true_time_ns, started = time.time, time.time_ns, time.monotonic()
+
+    def ahead_s() -> float:
+        return steps_s[int((time.monotonic() - started) / every_s) % len(steps_s)]
+
+    time.time = lambda: true_time() + ahead_s()
+    time.time_ns = lambda: true_time_ns() + int(ahead_s() * 10**9)
 
 
 def _shorten_leases(lease_s: float) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from clusters import Cluster, a_cluster
 from scene import AS_IT_COMES, BOUNDED, IN_FLIGHT, LONG, SHORT_LEASES, Scene, a_scene
-from sentinels import free_port, on_port, watched
-from servers import ENGINES
+from sentinels import on_port, watched
+from servers import ENGINES, a_free_port
 from worker_processes import WorkerProcess
 
 from watcher.delivery.lane import CLAIM_MS
@@ -203,7 +203,7 @@ async def _watch(workers: list[WorkerProcess], for_s: float) -> _Watch:
 @pytest.mark.parametrize("engine", ["valkey", *(pytest.param(other, marks=LONG) for other in OTHER_ENGINES)])
 async def test_a_failover_is_healed_and_gives_no_number_to_two_events(engine: str) -> None:
     """Replication is asynchronous: what the replica had not yet is told again, under a higher sequence."""
-    port = free_port()
+    port = a_free_port()
     async with a_scene(engine=engine, flags=on_port(port)) as scene:
         with watched(scene.server, port) as url:
             async with connect(url) as redis:

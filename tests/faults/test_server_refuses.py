@@ -71,6 +71,24 @@ async def test_a_server_that_refuses_writes_is_named_and_waited_for(engine: str,
     assert verdict.repeats <= (0 if for_s <= 8 else WORKERS * IN_FLIGHT * len(REFUSALS))
 
 
+@pytest.mark.parametrize("times", [pytest.param(15, marks=LONG)])
+async def test_a_server_that_is_demoted_again_and_again_loses_nothing(times: int) -> None:
+    async with a_scene(leases=AS_IT_COMES) as scene:
+        await scene.start_workers(WORKERS)
+        await scene.begin(changes_per_second=200)
+        back_s = []
+        for _ in range(times):
+            await scene.until_told(400, within_s=20)
+            async with replica(scene.redis):
+                await asyncio.sleep(scene.random.uniform(0.1, 4))
+            back_s.append(await scene.until_told(1, within_s=10))
+        verdict = await scene.verdict()
+    print("told again after", ", ".join(f"{seconds:.2f} s" for seconds in back_s))
+    assert verdict.problems == []
+    assert verdict.repeats == 0
+    assert max(back_s) <= 5
+
+
 async def test_a_server_that_evicts_is_refused_at_the_start() -> None:
     flags = ("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
     async with a_scene(accounts=1, flags=flags) as scene:

@@ -2,14 +2,32 @@
 
 import asyncio
 import shutil
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 from restless_provider import account_name
-from scene import BOUNDED, SUBSCRIPTION, a_scene
+from scene import BOUNDED, LONG, SUBSCRIPTION, a_scene
 
 from watcher.receive import Event
 from watcher.store.keys import SHARDS, Keys, shard_of
 
 pytestmark = BOUNDED
+
+SHAPES: Mapping[str, Callable[[Pipeline, str], object]] = {
+    "string": lambda pipe, key: pipe.set(key, "of another type"),
+    "list": lambda pipe, key: pipe.rpush(key, "account-1", "\xff 1 {"),
+    "set": lambda pipe, key: pipe.sadd(key, "account-1"),
+    "hash": lambda pipe, key: pipe.hset(key, mapping={"account-1": "no", "shards": "many", "ops": "{"}),
+    "sorted set": lambda pipe, key: pipe.zadd(key, {"account-1": 0, "nobody": -1, "ops": 1e300}),
+    "stream": lambda pipe, key: pipe.xadd(key, {"account": "account-1", "entry": "no"}),
+}
+"""What may lie under a key: of another type than belongs there, or of the same and without sense."""
+
+OTHER_SHAPES = [shape for shape in SHAPES if shape != "string"]
 
 ACCOUNTS = 60
 NAMES = [account_name(number) for number in range(1, ACCOUNTS + 1)]
@@ -40,6 +58,28 @@ async def test_a_wiped_server_means_new_baselines_and_no_storm() -> None:
     for account, event in first_by_account.items():
         assert event["subscription"]["previous_sequence"] is None
         assert event["data"]["sequence"] > last[account]
+
+
+@pytest.mark.parametrize("wipes", [pytest.param(10, marks=LONG)])
+async def test_a_server_that_is_wiped_again_and_again_under_load_gives_no_number_twice(wipes: int) -> None:
+    async with a_scene(accounts=ACCOUNTS) as scene:
+        workers = await scene.start_workers(2)
+        await scene.begin(changes_per_second=180)
+        for _ in range(wipes):
+            await scene.until_told(2 * ACCOUNTS, within_s=20)
+            await scene.redis.flushall()
+            await scene.until_polled(within_s=10)
+        verdict = await scene.verdict(losses=wipes)
+        lost = [line["accounts"] for worker in workers for line in worker.lines("state.lost")]
+        first = Counter(
+            arrival.account
+            for arrival in scene.receiver.arrivals
+            if arrival.event["subscription"]["previous_sequence"] is None
+        )
+    print(f"{scene.receiver.taken} events told over {wipes} wipes")
+    assert verdict.problems == []
+    assert lost == [ACCOUNTS] * wipes
+    assert max(first.values()) == wipes + 1
 
 
 async def test_a_server_that_goes_back_in_time_tells_again_and_gives_no_number_twice() -> None:
@@ -79,26 +119,65 @@ async def test_damaged_states_are_left_out_and_nobody_else_is() -> None:
     assert sorted(said) == sorted(damaged), "each is said once"
 
 
-async def test_damaged_keys_stop_their_shards_and_nothing_else() -> None:
+@pytest.mark.parametrize("shape", ["string", *(pytest.param(other, marks=LONG) for other in OTHER_SHAPES)])
+async def test_damaged_keys_stop_their_shards_and_nothing_else(shape: str) -> None:
     async with a_scene(accounts=ACCOUNTS) as scene:
         workers = await scene.start_workers(2)
         await scene.begin(changes_per_second=180)
         await scene.until_told(100, within_s=20)
         keys = _one_key_of_each_kind(scene.keys)
-        whole = {key: await scene.redis.dump(key) for key in keys}
-        for key in keys:
-            await scene.redis.delete(key)
-            await scene.redis.set(key, "of another type")
-        await asyncio.sleep(3)
-        assert all(worker.is_running for worker in workers)
-        for key, content in whole.items():
-            await scene.redis.delete(key)
-            if content:
-                await scene.redis.restore(key, 0, content)
+        async with _damaged(scene.redis, keys, SHAPES[shape]):
+            await asyncio.sleep(3)
+            assert all(worker.is_running for worker in workers)
         spared = {name for name in NAMES if shard_of(name) < len(keys)}
         verdict = await scene.verdict(spared=spared, may_say={"bug"})
     assert len(keys) < SHARDS
     assert verdict.problems == []
+
+
+@pytest.mark.parametrize("shape", [pytest.param(shape, marks=LONG) for shape in SHAPES])
+async def test_damaged_keys_that_all_share_end_no_worker(shape: str) -> None:
+    async with a_scene(accounts=ACCOUNTS) as scene:
+        workers = await scene.start_workers(2)
+        await scene.begin(changes_per_second=180)
+        for key in _keys_of_all(scene.keys):
+            await scene.until_told(100, within_s=60)
+            async with _damaged(scene.redis, [key], SHAPES[shape]):
+                await asyncio.sleep(3)
+                assert all(worker.is_running for worker in workers)
+        verdict = await scene.verdict(within_s=50, losses=1, may_say={"bug"})
+    assert verdict.problems == []
+
+
+@asynccontextmanager
+async def _damaged(
+    redis: Redis, keys: Collection[str], damage: Callable[[Pipeline, str], object]
+) -> AsyncIterator[None]:
+    """Have something else under these keys inside the block, and again afterwards what was there before."""
+    whole = {key: await redis.dump(key) for key in keys}
+    async with redis.pipeline() as at_once:  # else a worker may write in between
+        for key in keys:
+            at_once.delete(key)
+            damage(at_once, key)
+        await at_once.execute()
+    yield
+    async with redis.pipeline() as at_once:
+        for key, content in whole.items():
+            at_once.delete(key)
+            if content:
+                at_once.restore(key, 0, content)
+        await at_once.execute()
+
+
+def _keys_of_all(keys: Keys) -> list[str]:
+    """The keys that are no shard's."""
+    return [
+        keys.meta(),
+        keys.standings(),
+        keys.workers(),
+        keys.rate("loopring"),
+        keys.probe(SUBSCRIPTION),
+    ]
 
 
 def _one_key_of_each_kind(keys: Keys) -> list[str]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from browser import PROGRAM, a_browser
+from processes import a_process, lines
 from scraped import get
-from test_run_exposed import a_worker, lines, place, ran, until
+from test_run_exposed import place, ran, until
 
 __all__ = ["place"]
 
@@ -22,7 +23,7 @@ async def address_of(place: Path) -> tuple[str, int]:
 
 
 async def test_the_page_is_there_for_whoever_asks_and_tells_of_this_worker(place: Path) -> None:
-    async with a_worker(place, *HTTP, "--page") as process:
+    async with a_process(place, "run", *HTTP, "--page") as process:
         address, port = await address_of(place)
         page = await get(port, "/")
         assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
@@ -42,7 +43,7 @@ async def test_the_page_is_there_for_whoever_asks_and_tells_of_this_worker(place
 
 @pytest.mark.parametrize("path", ["/", "/page.json"])
 async def test_without_the_option_there_is_no_page(place: Path, path: str) -> None:
-    async with a_worker(place, *HTTP):
+    async with a_process(place, "run", *HTTP):
         _, port = await address_of(place)
         assert (await get(port, path)).status == 404
 

@@ -107,7 +107,12 @@ async def place(tmp_path: Path, sandbox: Sandbox, receiver: Receiver) -> AsyncIt
     )
     (tmp_path / "watcher.toml").write_text(text)
     yield tmp_path
-    state = tmp_path / "state"
+    await stop_server(tmp_path)
+
+
+async def stop_server(place: Path) -> None:
+    """Stop the embedded server that workers have left behind which were killed."""
+    state = place / "state"
     if state.exists():
         async with Embedded(state):
             pass  # who leaves last stops it

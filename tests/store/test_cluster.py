@@ -6,8 +6,8 @@ from typing import TypeVar
 
 import pytest
 from clusters import Cluster, Node, a_cluster
-from sentinels import free_port, on_port
-from servers import ENGINES, real_server
+from sentinels import on_port
+from servers import ENGINES, a_free_port, real_server
 from stores import MINUTE_MS, OPS, PROVIDER, Store, a_delivery, a_store, running
 
 from watcher.store.address import (
@@ -118,7 +118,7 @@ async def test_a_node_alone_is_refused_and_so_is_a_server_that_is_no_node(cluste
     async with connect(f"redis://127.0.0.1:{cluster.nodes[0].port}") as client:
         with pytest.raises(ConfigurationRefused, match=r"name it by redis\+cluster://"):
             await guarantee(client)
-    port = free_port()
+    port = a_free_port()
     with real_server("valkey", *on_port(port)):
         pipe = ClusterPipe(Several("cluster", (("127.0.0.1", port),), "", "redis://nobody"))
         with pytest.raises(ConfigurationRefused, match="not part of a Cluster"):

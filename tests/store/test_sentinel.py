@@ -4,8 +4,8 @@ import asyncio
 import re
 
 import pytest
-from sentinels import NAME, free_port, on_port, watched
-from servers import ENGINES, real_server
+from sentinels import NAME, on_port, watched
+from servers import ENGINES, a_free_port, real_server
 
 from watcher.store.address import Several, safe_url, several
 from watcher.store.connect import ConfigurationRefused, StoreUnreachable, connect
@@ -17,7 +17,7 @@ PASSWORD = "canary-7f3a"  # no secret: it must never show
 
 @pytest.mark.parametrize("engine", ENGINES)
 async def test_the_replica_that_takes_over_is_found_and_has_what_was_written(engine: str) -> None:
-    port = free_port()
+    port = a_free_port()
     with real_server(engine, *on_port(port)) as primary, watched(primary, port) as url:
         async with connect(url) as client:
             pipe = Pipe(client)
@@ -29,7 +29,7 @@ async def test_the_replica_that_takes_over_is_found_and_has_what_was_written(eng
 
 
 async def test_who_is_not_watched_is_said_to_be_unknown_there() -> None:
-    port = free_port()
+    port = a_free_port()
     with real_server("valkey", *on_port(port)) as primary, watched(primary, port) as url:
         async with connect(url.replace(NAME, "other")) as client:
             with pytest.raises(StoreUnreachable, match=r"Sentinels of other.* name no primary that is up"):
