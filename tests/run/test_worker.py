@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ from builders import seconds
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from rig import ALICE, MK, TREASURY, Rig, a_rig, some_settings
+from structlog.testing import capture_logs
 
 from watcher.receiving.receiver import Fail
 from watcher.run.worker import Worker
 from watcher.sandbox.answers import BAD_GATEWAY
+from watcher.settings import WorkerSettings
 from watcher.store.keys import Keys
 
 
@@ -103,6 +106,22 @@ async def test_a_drain_finishes_what_is_in_hand_and_sends_nothing_twice(rig: Rig
         await rig.events(2)
     assert not any(receipt.is_repeat for receipt in rig.receiver.receipts)
     assert len(rig.receiver.receipts) == 2
+
+
+async def test_what_a_drain_did_not_finish_is_counted_also_of_a_configuration_before(rig: Rig) -> None:
+    rig.receiver.delay_s = 2
+    rig.settings = rig.settings.model_copy(update={"worker": WorkerSettings(drain=timedelta(seconds=0.2))})
+    with capture_logs() as lines:
+        async with rig.worker() as worker:
+            await baselines(rig)
+            rig.sandbox.world.credit(TREASURY, "ETH", "1")
+            async with asyncio.timeout(10):
+                while not rig.receiver.receipts:  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(0.005)
+            worker.reload(rig.settings)
+            await asyncio.sleep(0.05)
+    cut_off = [line["in_flight"] for line in lines if line["event"] == "worker.cut_off"]
+    assert cut_off == [1]
 
 
 async def test_two_workers_share_the_work_and_tell_everything_once(rig: Rig) -> None:

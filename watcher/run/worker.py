@@ -57,6 +57,7 @@ class Worker:
         self.vitals = Vitals(name, self._turned_at_by_loop, dropped_lines=dropped_lines)
         self.opened: Opened | None = None
         self._generation: Generation | None = None
+        self._running: dict[asyncio.Task[None], Generation] = {}
         self._stopped = asyncio.Event()
         self._changed = asyncio.Event()
 
@@ -87,7 +88,7 @@ class Worker:
 
     @property
     def in_flight(self) -> int:
-        return self._generation.in_flight if self._generation else 0
+        return sum(generation.in_flight for generation in self._running.values())
 
     async def run(self, *, once: bool = False) -> None:
         """Work until `stop`, or poll everything `once`. Raises StoreError if the store cannot be used."""
@@ -151,7 +152,12 @@ class Worker:
 
     async def _generations(self, schedule: Schedule, health: StoreHealth, present: Present) -> None:
         """Run one generation after the other; those before finish their work beside the next one."""
-        running: dict[asyncio.Task[None], Generation] = {}
+        left = 0
+
+        def count() -> None:
+            nonlocal left
+            left = self.in_flight
+
         try:
             async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as group:
                 while not self._stopped.is_set():
@@ -159,18 +165,20 @@ class Worker:
                     old, self._generation = self._generation, self._next_generation(schedule, health, present)
                     if old:
                         old.stop()
-                    for earlier in running.values():
+                    for earlier in self._running.values():
                         earlier.forsake(_gone(earlier.settings, self.settings))
                     task = group.create_task(self._generation.run(), name="generation")
-                    running[task] = self._generation
-                    task.add_done_callback(running.pop)
+                    self._running[task] = self._generation
+                    task.add_done_callback(self._running.pop)
                     await self._changed.wait()
                 if self._generation:
                     self._generation.stop()
-                drain_s = self.settings.worker.drain.total_seconds()
-                deadline.reschedule(asyncio.get_running_loop().time() + drain_s)
+                loop = asyncio.get_running_loop()
+                end_at = loop.time() + self.settings.worker.drain.total_seconds()
+                loop.call_at(end_at, count)
+                deadline.reschedule(end_at)
         except TimeoutError:
-            log.warning("worker.cut_off", worker=self.name, in_flight=self.in_flight)
+            log.warning("worker.cut_off", worker=self.name, in_flight=left)
 
     def _next_generation(self, schedule: Schedule, health: StoreHealth, present: Present) -> Generation:
         before = self._generation.settings if self._generation else None
