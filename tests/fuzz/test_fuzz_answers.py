@@ -10,6 +10,7 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
+import uvloop
 from builders import a_subscription
 from fuzzing import damaged_bytes, fuzz
 from hypothesis import strategies as st
@@ -72,7 +73,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Place]:
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         stack = AsyncExitStack()
         yield runner.run(_placed(runner, stack))
         runner.run(stack.aclose())

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import uvloop
 from builders import a_subscription, an_account
 from fuzzing import fuzz, garbage, made
 from hypothesis import example
@@ -76,7 +77,11 @@ class Place:
 def place() -> Iterator[Place]:
     """All is in the first shard, and no other one is looked at: that is sixteen times as fast."""
     assert SHARD == 0
-    with real_server("valkey") as server, asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patch:
+    with (
+        real_server("valkey") as server,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         for module in (glance, history, letters, roster, survey, waiting):
             patch.setattr(module, "SHARDS", 1)
         client = runner.run(_connected(server.url))
