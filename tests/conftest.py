@@ -20,6 +20,7 @@ from contextlib import ExitStack
 import pytest
 from fakeredis import FakeAsyncRedis, FakeServer
 from fuzzing import give_form
+from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 from servers import FAKE, LIMITED, LIMITED_NAMESPACE, limited_server, real_server
 
@@ -27,6 +28,10 @@ from watcher import printable
 from watcher.store.connect import connect
 
 pytest_plugins = ("processes",)
+
+# What hypothesis finds slow, it finds by the clock on the wall, which a busy machine stops.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 _numbers = itertools.count(1)
 

@@ -6,7 +6,7 @@ import traceback
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
@@ -332,7 +332,6 @@ hostile_urls = st.lists(
 ).map(lambda pieces: "https://" + "".join(pieces))
 
 
-@settings(deadline=None)  # the first name that is not ASCII loads the tables of IDNA
 @given(hostile_urls | st.text())
 def test_any_text_is_either_refused_or_a_url_that_means_the_same_when_read_again(text: str) -> None:
     try:

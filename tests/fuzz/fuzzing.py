@@ -56,10 +56,6 @@ _NUMBERS = (0, 1, -1, 2**31, 2**53, 2**63, 2**64, 10**14, 10**300, 0.1, -0.0, 1e
 _DEEPEST = 3
 _HERE = Path(__file__).parent
 _LONG_S = 1800
-
-# No deadline of hypothesis' own: it goes by the clock on the wall, which a busy machine stops.
-_SHORT = settings(max_examples=50, deadline=None, database=None, derandomize=True)
-_LONG = settings(_SHORT, max_examples=20_000, derandomize=False)
 _MANY = 3000
 _AT_LENGTH = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 """Else hypothesis' complaint of a long example is told in the place of what that example has found."""
@@ -93,8 +89,9 @@ def give_form(items: Iterable[pytest.Item], *, is_long: bool) -> None:
     """Say to all properties of this folder how often they are tried."""
     here = [item for item in items if item.path.parent == _HERE and isinstance(item, pytest.Function)]
     fuzzers = [item for item in here if is_hypothesis_test(item.obj)]
+    form = settings(max_examples=20_000 if is_long else 50, database=None, derandomize=not is_long)
     for function in {item.obj for item in fuzzers}:
-        (_LONG if is_long else _SHORT)(function)
+        form(function)
     for item in fuzzers:
         item.add_marker(_AT_LENGTH)
     for item in fuzzers if is_long else ():

@@ -6,14 +6,12 @@ from itertools import accumulate, product
 from typing import NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from watcher.journal.explain import NOTHING, RULES, Change, Explanation, Vector, Withdrawals, explain
 
-often = settings(
-    max_examples=2000, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
+often = settings(max_examples=2000, database=None)
 
 # Where a test's minute ends in the midst of an example, hypothesis blames the strategy for it.
 # These take five seconds of the processor, and on a busy machine many times that.

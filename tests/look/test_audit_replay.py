@@ -280,7 +280,7 @@ BALANCES = st.builds(
 SNAPSHOTS = st.dictionaries(st.sampled_from(["ETH", "LRC", "USDC"]), BALANCES, max_size=3).map(a_snapshot)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(SNAPSHOTS, min_size=2, max_size=8), st.data())
 def test_whatever_an_account_lives_through_adds_up_and_nothing_of_it_can_go_missing(
     snapshots: list[Snapshot], data: st.DataObject

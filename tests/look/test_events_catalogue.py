@@ -81,7 +81,7 @@ BALANCES = st.builds(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(BALANCES, min_size=2, max_size=4))
 def test_every_change_that_can_happen_fits(balances: list[Balance]) -> None:
     for body in bodies(tuple(a_snapshot(ETH=balance) for balance in balances)):

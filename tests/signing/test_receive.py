@@ -246,7 +246,7 @@ TOKENS = st.tuples(
 SIGNATURES = st.lists(TOKENS | st.text(max_size=20), max_size=4).map(" ".join)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(IDS, TIMESTAMPS, SIGNATURES, st.binary(max_size=50))
 def test_no_header_and_no_body_makes_it_stumble(
     event_id: str, timestamp: str, signature: str, body: bytes
