@@ -16,7 +16,7 @@ from watcher.receiving.receiver import Fail
 from watcher.run.worker import Worker
 from watcher.sandbox.answers import BAD_GATEWAY
 from watcher.settings import WorkerSettings
-from watcher.store.keys import Keys
+from watcher.store.keys import Keys, shard_of
 
 
 @pytest.fixture
@@ -24,6 +24,8 @@ async def rig(redis_server_url: str, namespace: str) -> AsyncIterator[Rig]:
     async with a_rig(redis_server_url, namespace) as rig:
         yield rig
 
+
+SHARD = shard_of("alice")
 
 LOOPRING = "/api/v3/user/balances"
 SHOP = "/v2/app/coin/balance"
@@ -206,26 +208,34 @@ async def test_a_provider_that_never_comes_back_is_told_once_per_account(rig: Ri
 
 
 async def test_a_damaged_schedule_stops_its_shard_and_nothing_else(rig: Rig, redis_client: Redis) -> None:
-    """`treasury` and `alice` live on shards 14 and 13."""
+    """`treasury` and `alice` live on different shards."""
     keys = Keys(rig.settings.redis.namespace)
     async with rig.worker():
         await baselines(rig)
-        for key in (keys.polls(13, "shop"), keys.due_subscriptions(13), keys.standings(), keys.meta()):
+        for key in (keys.polls(SHARD, "shop"), keys.due_subscriptions(SHARD), keys.standings(), keys.meta()):
             await redis_client.delete(key)
             await redis_client.set(key, "damaged")
         await polls(rig, LOOPRING, 25)  # more than a second: standings were read again
         rig.sandbox.world.credit(TREASURY, "ETH", "1")
         events = await rig.events(1)
-        await redis_client.delete(keys.polls(13, "shop"), keys.due_subscriptions(13), keys.standings())
+        await redis_client.delete(keys.polls(SHARD, "shop"), keys.due_subscriptions(SHARD), keys.standings())
         await redis_client.delete(keys.meta())
     assert [event["data"]["account"]["name"] for event in events] == ["treasury"]
+
+
+async def test_a_schedule_that_was_deleted_is_made_again(rig: Rig, redis_client: Redis) -> None:
+    async with rig.worker():
+        await baselines(rig)
+        await redis_client.delete(Keys(rig.settings.redis.namespace).polls(SHARD, "shop"))
+        rig.sandbox.world.credit(ALICE, MK, "1")
+        assert types(await rig.events(1)) == ["total.increased"], "its state is as it was"
 
 
 async def test_a_reload_beside_damaged_keys_ends_no_worker(rig: Rig, redis_client: Redis) -> None:
     keys = Keys(rig.settings.redis.namespace)
     async with rig.worker() as worker:
         await baselines(rig)
-        damaged = (keys.meta(), keys.standings(), keys.polls(13, "shop"), keys.lanes(13, "ops"))
+        damaged = (keys.meta(), keys.standings(), keys.polls(SHARD, "shop"), keys.lanes(SHARD, "ops"))
         for key in damaged:
             await redis_client.delete(key)
             await redis_client.set(key, "damaged")
@@ -243,10 +253,10 @@ async def test_a_worker_that_starts_beside_a_damaged_schedule_polls_the_others(
     rig: Rig, redis_client: Redis
 ) -> None:
     keys = Keys(rig.settings.redis.namespace)
-    await redis_client.set(keys.polls(13, "shop"), "damaged")
+    await redis_client.set(keys.polls(SHARD, "shop"), "damaged")
     async with rig.worker():
         await polls(rig, LOOPRING, 1)
         rig.sandbox.world.credit(TREASURY, "ETH", "1")
         events = await rig.events(1)
-        await redis_client.delete(keys.polls(13, "shop"))
+        await redis_client.delete(keys.polls(SHARD, "shop"))
     assert [event["data"]["account"]["name"] for event in events] == ["treasury"]

@@ -84,6 +84,8 @@ class PollLoop:
         self._spacing_s = poller.spacing_s
         self._lease_ms = poller.lease_ms
         self._look_at = [0.0] * SHARDS
+        self._shards = {shard_of(name) for name in accounts}
+        self._has_lost = False
         self._claim_at = 0.0
         self._is_scarce = False
         self._in_flight = 0
@@ -96,6 +98,11 @@ class PollLoop:
         """Claim nothing more; polls in flight go on to their end."""
         self._stopped.set()
         self._wake.set()
+
+    def has_lost(self) -> bool:
+        """Say whether a schedule of its accounts was gone since this was last asked: somebody deleted it."""
+        lost, self._has_lost = self._has_lost, False
+        return lost
 
     async def run(self) -> None:
         """Tick until stopped, then wait for the polls in flight."""
@@ -188,6 +195,7 @@ class PollLoop:
         except Exception:
             log.exception("bug", affected=f"polls of shard {shard}")
             return ()
+        self._has_lost |= claimed.next_due_ms is None and shard in self._shards
         wait_ms = LOOK_MS if claimed.next_due_ms is None else min(LOOK_MS, claimed.next_due_ms)
         self._look_at[shard] = time.monotonic() + wait_ms / 1000
         return claimed.leases

@@ -147,6 +147,8 @@ class Generation:
             try:
                 if await self._enrolment.keep():
                     log.error("state.lost", accounts=len(self.settings.account_by_name))
+                elif sum(loop.has_lost() for loop in self._loops if isinstance(loop, PollLoop)):  # asks all
+                    await self._enrolment.begin()
             except StoreUnreachable:
                 continue  # the loops say so
             except Exception:  # a damaged key, say: no reason to end the worker
