@@ -31,7 +31,7 @@ SHORT_S = 0.2
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 EVENT = b'{"id": "evt_1", "type": "deposit.cleared", "data": {"amount": "12.5"}}'
 
-_PATIENCE_S = 20
+_PATIENCE_S = 120
 
 
 @dataclass(frozen=True)

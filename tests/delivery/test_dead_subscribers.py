@@ -64,16 +64,13 @@ async def dead_endpoints() -> AsyncIterator[tuple[dict[str, list[str]], Subscrib
         yield urls_by_death, hung
 
 
-HANG_S = 6  # long enough to look at the others meanwhile
+DEATHS = {"refused": "cannot connect: connection refused", "not TLS": "TLS failed"}
+"""The others hang until they are cut off here: what becomes of them by themselves is asked elsewhere."""
 
-DEATHS = {
-    "hung": f"no answer within {HANG_S} s",
-    "unnamed": f"no answer within {HANG_S} s",
-    "refused": "cannot connect: connection refused",
-    "not TLS": "TLS failed",
-}
+HANG_S = 150
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.usefixtures("many_files")
 async def test_a_thousand_dead_endpoints_cost_a_live_one_nothing() -> None:
     files_before = open_files()
@@ -85,19 +82,26 @@ async def test_a_thousand_dead_endpoints_cost_a_live_one_nothing() -> None:
         asyncio.TaskGroup() as group,
     ):
         live = a_target(subscriber.url_at("live.example"))
-        quiet_ms = await latencies_ms(poster, live, 200)
+        before = await latencies_ms(poster, live, 200)
         posts_by_death = {
             death: [group.create_task(poster.post(a_target(url), a_delivery(), 1)) for url in urls]
             for death, urls in urls_by_death.items()
         }
         await asyncio.wait(posts_by_death["refused"] + posts_by_death["not TLS"])
         await hung.until(lambda hung: hung.connections == 1000)
-        busy_ms = await latencies_ms(poster, live, 200)
-        hanging = posts_by_death["hung"] + posts_by_death["unnamed"]
+        beside = await latencies_ms(poster, live, 200)
+        hanging = posts_by_death.pop("hung") + posts_by_death.pop("unnamed")
         assert not any(post.done() for post in hanging), "they were to hang meanwhile"
-        assert len(dns.asked) == 1 + len(posts_by_death["unnamed"])
-    assert median(busy_ms) <= 2 * median(quiet_ms) + 2
-    assert sorted(busy_ms)[197] <= sorted(quiet_ms)[197] + 100
+        assert len(dns.asked) == 1 + len(urls_by_death["unnamed"])
+        for post in hanging:
+            post.cancel()
+        await asyncio.wait(hanging)
+        after = await latencies_ms(poster, live, 200)
+    for name, ms in (("before", before), ("beside", beside), ("after", after)):
+        print(f"{name} them p50 {median(ms):.1f} ms, p99 {sorted(ms)[197]:.1f} ms")
+    # The machine is as busy as others make it: what was slow before or after was not slow for the dead ones.
+    assert median(beside) <= 2 * max(median(before), median(after)) + 2
+    assert sorted(beside)[197] <= max(sorted(before)[197], sorted(after)[197]) + 100
     for death, posts in posts_by_death.items():
         assert {post.result().error for post in posts} == {DEATHS[death]}
     assert open_files() - files_before < 10, "a few may be the loop's own"

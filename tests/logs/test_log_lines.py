@@ -291,7 +291,7 @@ def test_a_reader_that_leaves_is_no_failure() -> None:
 
 
 def test_lost_lines_are_told_in_the_log_itself() -> None:
-    source = BUSY + "time.sleep(0.5)\nlog.info('worker.stopped')"
+    source = BUSY + "log.info('worker.stopped')\nwriter.close(timeout_s=40)"  # however slow its reader is
     with subprocess.Popen(
         [sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
     ) as process:
