@@ -26,7 +26,8 @@ _SHORTEST_SECRET = 8
 """What is shorter than this is no secret of ours, and would blank out ordinary words."""
 
 _WRITTEN_OUT = (PurePath, Decimal, UUID, timedelta, IPv4Address, IPv4Network, IPv6Address, IPv6Network)
-_secrets: list[str] = []
+_secrets_by_head: dict[str, set[str]] = {}
+"""By their first letters: a worker may know thousands, and a text holds few of these."""
 
 
 def printable(text: str, limit: int = TEXT_LIMIT) -> str:
@@ -83,12 +84,15 @@ def traceback_text(error: BaseException, limit: int = TRACEBACK_LIMIT) -> str:
 
 def hide(secrets: Iterable[str]) -> None:
     """Remember these texts; from now on no traceback and no foreign log record of this process shows them."""
-    known = {*_secrets, *(secret for secret in secrets if len(secret) >= _SHORTEST_SECRET)}
-    _secrets[:] = sorted(known, key=len, reverse=True)  # one may be part of another
+    for secret in secrets:
+        if len(secret) >= _SHORTEST_SECRET:
+            _secrets_by_head.setdefault(secret[:_SHORTEST_SECRET], set()).add(secret)
 
 
 def without_secrets(text: str) -> str:
-    for secret in _secrets:
+    heads = {text[start : start + _SHORTEST_SECRET] for start in range(len(text))} & _secrets_by_head.keys()
+    secrets = [secret for head in heads for secret in _secrets_by_head[head]]
+    for secret in sorted(secrets, key=len, reverse=True):  # one may be part of another
         text = text.replace(secret, "[secret]")
     return text
 

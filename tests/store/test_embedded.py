@@ -68,6 +68,16 @@ def an_engine(name: str) -> Engine:
     return Engine(name, {"valkey": 9, "redis": 7}[name], ENGINES[name])
 
 
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="only Linux shows an environment")
+async def test_the_server_knows_nothing_of_the_environment_that_may_be_a_secret(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOOPRING_API_KEY", "canary-of-the-environment")
+    async with Embedded(data_dir):
+        environment = Path(f"/proc/{running(data_dir)}/environ").read_bytes()
+    assert b"canary" not in environment
+
+
 async def a_worker(data_dir: Path) -> Process:
     """Another process that uses the directory until its standard input ends."""
     return await asyncio.create_subprocess_exec(

@@ -22,6 +22,7 @@ LOG = "server.log"
 _MARKER = "ENGINE"
 _BEFORE_THE_MARKER = {"lock", "users", f"{_MARKER}.new"}
 _VERSION_S = 10
+_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")
 _FLAGS = (
     *("--port", "0", "--unixsocket", SOCKET, "--unixsocketperm", "700"),
     *("--daemonize", "yes", "--pidfile", "server.pid", "--logfile", LOG, "--dir", "."),
@@ -79,12 +80,14 @@ def make_private(data_dir: Path) -> None:
 def start(engine: Engine, data_dir: Path, lock: int) -> None:
     """Start the engine as a daemon that holds the descriptor `lock` until it ends.
 
-    It has a session of its own, from its first moment: no Ctrl-C and no end of this process reaches it.
+    It has a session of its own, from its first moment: no Ctrl-C and no end of this process reaches it. Of the
+    environment it gets what a program needs to start: the rest may be secrets, and it outlives this process.
     """
     _admit(engine, data_dir)
     done = subprocess.run(  # noqa: S603 - find_engine chose it
         (str(engine.binary), *_FLAGS),
         cwd=data_dir,
+        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         pass_fds=(lock,),
         capture_output=True,
         check=False,
