@@ -64,6 +64,10 @@ def a_directory_with(data_dir: Path, name: str, content: bytes = b"") -> Path:
     return data_dir
 
 
+def environment(pid: int | None) -> str:
+    return Path(f"/proc/{pid}/environ").read_text()
+
+
 def an_engine(name: str) -> Engine:
     return Engine(name, {"valkey": 9, "redis": 7}[name], ENGINES[name])
 
@@ -74,8 +78,7 @@ async def test_the_server_knows_nothing_of_the_environment_that_may_be_a_secret(
 ) -> None:
     monkeypatch.setenv("LOOPRING_API_KEY", "canary-of-the-environment")
     async with Embedded(data_dir):
-        environment = Path(f"/proc/{running(data_dir)}/environ").read_bytes()
-    assert b"canary" not in environment
+        assert "canary" not in environment(running(data_dir))
 
 
 async def a_worker(data_dir: Path) -> Process:

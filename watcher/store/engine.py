@@ -80,8 +80,8 @@ def make_private(data_dir: Path) -> None:
 def start(engine: Engine, data_dir: Path, lock: int) -> None:
     """Start the engine as a daemon that holds the descriptor `lock` until it ends.
 
-    It has a session of its own, from its first moment: no Ctrl-C and no end of this process reaches it. Of the
-    environment it gets what a program needs to start: the rest may be secrets, and it outlives this process.
+    It has a session of its own, from its first moment: no Ctrl-C and no end of this process reaches it. As it
+    outlives this process, it gets of the environment what a program needs to start: the rest may be secrets.
     """
     _admit(engine, data_dir)
     done = subprocess.run(  # noqa: S603 - find_engine chose it
