@@ -108,6 +108,21 @@ def test_a_reader_that_is_gone_costs_lines_until_another_one_comes() -> None:
     assert reader.lines == [a_line(5)]
 
 
+def test_closing_waits_longer_for_a_reader_that_is_slow_than_for_one_that_has_stopped() -> None:
+    reader = Reader()
+
+    def write_slowly(data: bytes) -> int:
+        time.sleep(0.05)
+        return reader.write(data)
+
+    writer = LineWriter(write_slowly, on_drop=no_loss)
+    lines = [a_line(number, size=4_000) for number in range(10)]
+    for line in lines:
+        writer.put(line)
+    writer.close(timeout_s=0.25)
+    assert reader.lines == lines
+
+
 def test_closing_does_not_wait_for_ever_for_a_reader() -> None:
     reader = Reader()
     reader.is_reading.clear()

@@ -20,6 +20,8 @@ _WRITE_BYTES = select.PIPE_BUF
 """What is no larger is never torn by another process that writes to the same pipe."""
 _NAP_S = 0.005
 """Lines of this span leave together: waking the thread for each would cost more than writing it."""
+_PATIENCE = 4
+"""A slow reader gets so many times the wait for one that has stopped: what is lost here nobody tells."""
 _END = b""
 
 
@@ -39,6 +41,7 @@ class LineWriter:
         self._overflowed = 0  # counted by callers only
         self._unwritten = 0  # counted by the thread only
         self._told = 0
+        self._written = 0  # bytes; counted by the thread only
         self._thread = Thread(target=self._run, name="log writer", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -58,9 +61,17 @@ class LineWriter:
     debug = info = warning = error = critical = put
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """Write what was taken, for `timeout_s` at most. Runs by itself at exit; safe to call twice."""
+        """Write what was taken. Waits for `timeout_s`, and a few times more if meanwhile some of it gets out.
+
+        Runs by itself at exit; safe to call twice.
+        """
         self._lines.put(_END)
-        self._thread.join(timeout_s)
+        before = -1
+        for _ in range(_PATIENCE):
+            if self._written == before:
+                break
+            before = self._written
+            self._thread.join(timeout_s)
         atexit.unregister(self.close)
 
     def _run(self) -> None:
@@ -86,7 +97,9 @@ class LineWriter:
             left = b"".join(together)
             try:
                 while left:
-                    left = left[self._write(left) :]
+                    written = self._write(left)
+                    left = left[written:]
+                    self._written += written
                 is_written = True
             except (OSError, ValueError):  # nobody reads, the disk is full: the next line may have more luck
                 self._unwritten += len(together)
