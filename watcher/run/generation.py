@@ -145,10 +145,10 @@ class Generation:
         """Let every account start anew when the server has lost its state: baselines, and no events."""
         while not await pause(self._stopped, _LOOK_S):
             try:
-                if await self._enrolment.keep():
+                lost = sum(loop.has_lost() for loop in self._loops if isinstance(loop, PollLoop))  # asks all
+                # Whoever misses a schedule may be the first to see that everything is gone.
+                if await self._enrolment.keep() or (lost and await self._enrolment.begin()):
                     log.error("state.lost", accounts=len(self.settings.account_by_name))
-                elif sum(loop.has_lost() for loop in self._loops if isinstance(loop, PollLoop)):  # asks all
-                    await self._enrolment.begin()
             except StoreUnreachable:
                 continue  # the loops say so
             except Exception:  # a damaged key, say: no reason to end the worker
