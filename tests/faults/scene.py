@@ -155,7 +155,7 @@ class Scene:
         within_s: float = 30,
         spared: Collection[str] = (),
         losses: int = 0,
-        is_clock_wrong: bool = False,
+        wrong_clocks: Collection[str] = (),
         may_say: Collection[str] = (),
     ) -> Verdict:
         """Move every asset once more, wait until all is told, end the workers in order, and judge.
@@ -173,7 +173,7 @@ class Scene:
             self.provider.truth(),
             spared=spared,
             losses=losses,
-            is_clock_wrong=is_clock_wrong,
+            wrong_clocks=wrong_clocks,
         )
         if not is_told:
             verdict.problems.append(f"not everything was told within {within_s} s")

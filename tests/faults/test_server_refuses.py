@@ -65,6 +65,7 @@ async def test_a_server_that_refuses_writes_is_named_and_waited_for(engine: str,
                 assert [line for line in said if name in line["reason"]] == said[-1:]
                 assert len(said) == len(worker.lines("store.recovered")) == times
         verdict = await scene.verdict()
+        assert not any(worker.lines("store.unreachable") for worker in scene.workers), "it answers"
     assert verdict.problems == []
     # What was in hand is written down when the server takes writes again. Only where that lasts longer than a
     # lease may another worker claim the lane first, and repeat it: it cannot know.

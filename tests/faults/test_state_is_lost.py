@@ -126,10 +126,14 @@ async def test_damaged_keys_stop_their_shards_and_nothing_else(shape: str) -> No
         await scene.begin(changes_per_second=180)
         await scene.until_told(100, within_s=20)
         keys = _one_key_of_each_kind(scene.keys)
-        async with _damaged(scene.redis, keys, SHAPES[shape]):
-            await asyncio.sleep(3)
-            assert all(worker.is_running for worker in workers)
         spared = {name for name in NAMES if shard_of(name) < len(keys)}
+        async with _damaged(scene.redis, keys, SHAPES[shape]):
+            await asyncio.sleep(0.5)
+            seen = len(scene.receiver.arrivals)
+            await asyncio.sleep(2.5)
+            assert all(worker.is_running for worker in workers)
+            told = {arrival.account for arrival in scene.receiver.arrivals[seen:]}
+            assert told >= {*NAMES} - spared, "all others go on"
         verdict = await scene.verdict(spared=spared, may_say={"bug"})
     assert len(keys) < SHARDS
     assert verdict.problems == []

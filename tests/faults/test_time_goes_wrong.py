@@ -28,7 +28,7 @@ async def test_workers_with_wrong_clocks_say_so_and_lose_nothing() -> None:
         await asyncio.sleep(2)
         assert await asyncio.gather(*(worker.terminate() for worker in wrong)) == [0, 0, 0]
         _assert_no_burst(scene, began)
-        verdict = await scene.verdict(is_clock_wrong=True)
+        verdict = await scene.verdict(wrong_clocks=[worker.name for worker in wrong])
         skews_s = [line["skew_ms"] / 1000 for worker in wrong for line in worker.lines("clock.skewed")]
     assert verdict.problems == []
     assert verdict.refused > 0, "a receiver refuses what is signed an hour off, and it is tried again"
@@ -41,12 +41,12 @@ async def test_a_worker_whose_clock_is_set_again_and_again_loses_nothing(for_s: 
     steps_s = [step_s for wrong_s in (HOUR_S, -HOUR_S, -DAY_S) for step_s in (0, wrong_s)]
     async with a_scene(accounts=60, leases=AS_IT_COMES) as scene:
         await scene.start_workers(1)
-        await scene.start_workers(1, clock_steps_s=steps_s, clock_step_every_s=1.5)
+        (wrong,) = await scene.start_workers(1, clock_steps_s=steps_s, clock_step_every_s=1.5)
         await scene.begin(changes_per_second=100)
         began = time.monotonic()
         await asyncio.sleep(for_s)
         _assert_no_burst(scene, began)
-        verdict = await scene.verdict(is_clock_wrong=True)
+        verdict = await scene.verdict(wrong_clocks=[wrong.name])
     assert verdict.problems == []
     assert verdict.refused > 0
     assert verdict.repeats == 0

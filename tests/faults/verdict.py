@@ -57,7 +57,7 @@ def judge(
     *,
     spared: Collection[str] = (),
     losses: int = 0,
-    is_clock_wrong: bool = False,
+    wrong_clocks: Collection[str] = (),
 ) -> Verdict:
     """Compare the receiver's history with the event log and with the provider's truth.
 
@@ -65,13 +65,13 @@ def judge(
     have gone back in time (so many `losses`), what was told before may be in no log, an event may be computed
     again (the same id, told at another time), and the thread of previous sequences breaks once per account
     and loss.
-    Where the clock of a worker is wrong (`is_clock_wrong`), what it signs is refused.
+    What a worker signs whose clock is wrong (`wrong_clocks` names them) is refused.
     """
     verdict = Verdict()
     good = [arrival for arrival in arrivals if not arrival.problem]
     verdict.refused = len(arrivals) - len(good)
-    if not is_clock_wrong:
-        _complain(verdict, "does not verify", (arrival.id for arrival in arrivals if arrival.problem))
+    bad = (arrival for arrival in arrivals if arrival.problem and arrival.worker not in wrong_clocks)
+    _complain(verdict, "does not verify", (arrival.id for arrival in bad))
     kept = [record for record in records if record.account not in spared]
     _compare_with_log(verdict, good, kept, spared, losses=losses)
     firsts = _without_repeats(verdict, good, losses=losses)
