@@ -2,8 +2,8 @@
 
 The middle of the last third of the time counts against the middle of the first: single moments or a straight
 line through them say little. Blocks of memory tell whether anything is forgotten: in the long form 40,000
-events lie between the two, and one object in every thirteenth would be 3,000 blocks. All else has a bound that
-does not depend on time: of what is forgotten once in a hundred events, 660 would be left.
+events lie between the two, and one object in every thirteenth would be 3,000 blocks. All else has a bound
+that does not depend on time: of what is forgotten once in a hundred events, 660 would be left.
 
 The long form is for a quiet machine: there ten minutes and 60,000 events left 0.1 MB and 300 blocks more in
 each worker. On a busy one, with stalls of 28 s and the backlogs that these make, it was 3.6 MB and 5,000.
