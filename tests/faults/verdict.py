@@ -43,7 +43,7 @@ class Verdict:
         return self.lags_ms[min(len(self.lags_ms) - 1, int(len(self.lags_ms) * percent / 100))]
 
     def __str__(self) -> str:
-        lags = ", ".join(f"p{percent} {self.lag_ms(percent):.0f} ms" for percent in (50, 99, 100))
+        lags = ", ".join(f"p{percent} {self.lag_ms(percent):.0f} ms" for percent in (50, 95, 99, 100))
         return (
             f"{self.committed} events, {self.lost} lost, {self.out_of_order} out of order, "
             f"{self.repeats} repeats, {self.refused} refused, {lags}"
