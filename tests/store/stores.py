@@ -102,7 +102,7 @@ class Store:
 
     async def lane(self, account: str = ACCOUNT, subscription: str = OPS) -> list[bytes]:
         """Everything that waits in a lane."""
-        entries: list[bytes] = await self._read(self.keys.lane(subscription, account), "LRANGE", 0, -1)
+        entries: list[bytes] = await self.pipe.command("LRANGE", self.keys.lane(subscription, account), 0, -1)
         return entries
 
     async def tries(self, account: str = ACCOUNT, subscription: str = OPS) -> tuple[int, bytes]:
