@@ -2,18 +2,15 @@
 
 import asyncio
 import json
-import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import product
 from pathlib import Path
-from typing import IO
 
 import pytest
 from aiohttp import web
 from builders import SECRET
-from processes import SOURCE, TEMPLATE
+from processes import TEMPLATE, start, until_said
 from rig import MK
 from terminal import a_terminal, obeyed
 
@@ -49,6 +46,7 @@ COMMANDS = (
     *("explain before.json after.json", "explain coins.json more.json"),
 )
 ACCOUNTS = {"loopring": "treasury", "metakeep": "alice"}
+SETTINGS = {"OPS_SECRET": SECRET, "LOG_LEVEL": "debug"}
 TAKES_NO_JSON = ("check", "explain", "ping", "tail")
 
 
@@ -72,18 +70,18 @@ async def test_what_would_steer_a_terminal_comes_out_of_nothing(tmp_path: Path, 
             (tmp_path / f"{name}.json").write_text(json.dumps(coins(balance)))
         async with Embedded(tmp_path / "state"):
             with (tmp_path / "json").open("ab") as file:
-                worker = await start(tmp_path, file, "run")
-                await until(tmp_path / "json", "account.baseline", 2)
+                worker = await start(tmp_path, SETTINGS, "run", out=file)
+                await until_said(tmp_path / "json", "account.baseline", 2, within_s=40)
                 sandbox.world.credit(10110, "ETH", "1")
                 sandbox.metakeep.every_answer = Answer.json(coins("2.5"))
-                await until(tmp_path / "json", "delivery.dead", 2)
+                await until_said(tmp_path / "json", "delivery.dead", 2, within_s=40)
                 await end(worker)
             sandbox.metakeep.every_answer = Answer.json({"status": HOSTILE, "message": HOSTILE}, 400)
             with a_terminal(tmp_path / "shown") as terminal:
-                worker = await start(tmp_path, terminal, "run")
+                worker = await start(tmp_path, SETTINGS, "run", out=terminal)
                 sandbox.world.credit(10110, "ETH", "1")
-                await until(tmp_path / "shown", "delivery.dead")
-                await until(tmp_path / "shown", "poll.refused")
+                await until_said(tmp_path / "shown", "delivery.dead", within_s=40)
+                await until_said(tmp_path / "shown", "poll.refused", within_s=40)
                 await end(worker)
             for command in COMMANDS:
                 await say(tmp_path, command)
@@ -122,30 +120,13 @@ async def say(place: Path, command: str) -> None:
         (place / f"{' '.join([command, *more])} of a file.out").open("wb") as file,
     ):
         said = [
-            await start(place, terminal, *command.split()),
-            await start(place, file, *command.split(), *more),
+            await start(place, SETTINGS, *command.split(), out=terminal),
+            await start(place, SETTINGS, *command.split(), *more, out=file),
         ]
         codes = [await asyncio.wait_for(process.wait(), 60) for process in said]
     assert {0, 1, 78}.issuperset(codes), command
 
 
-async def start(place: Path, out: IO[bytes] | int, *arguments: str) -> asyncio.subprocess.Process:
-    settings = {"OPS_SECRET": SECRET, "LOG_LEVEL": "debug", "PYTHONPATH": str(SOURCE)}
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "watcher", *arguments),
-        cwd=place,
-        env={**os.environ, **settings},
-        stdout=out,
-        stderr=out,
-    )
-
-
 async def end(worker: asyncio.subprocess.Process) -> None:
     worker.terminate()
     assert await asyncio.wait_for(worker.wait(), 30) == 0
-
-
-async def until(told: Path, event: str, count: int = 1) -> None:
-    async with asyncio.timeout(40):
-        while told.read_text().count(event) < count:  # noqa: ASYNC110, ASYNC240 - another process writes
-            await asyncio.sleep(0.05)

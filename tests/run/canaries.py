@@ -2,22 +2,18 @@
 
 import asyncio
 import base64
-import os
-import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from aiohttp import web
+from processes import killed_in_the_end, start
 from redis.asyncio import Redis
 
-import watcher
 from watcher.receiving.receiver import Fail, Receiver
 from watcher.sandbox import Answer, Sandbox
 from watcher.store.keys import Keys, shard_of
-
-SOURCE = Path(watcher.__file__).parents[1]
 
 API_KEY = "canary-api-key-7f3a"
 WRONG_KEY = "canary-wrong-key-11aa"
@@ -44,7 +40,6 @@ ENVIRONMENT: Mapping[str, str] = {
     "EMAIL": EMAIL,
     "WATCHER_HTTP_TOKEN": HTTP_TOKEN,
     "LOG_LEVEL": "debug",
-    "PYTHONPATH": str(SOURCE),
 }
 
 CONFIGURATION = """
@@ -191,19 +186,9 @@ async def a_process(
     place: Path, out: IO[bytes] | int, *arguments: str, **more: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """`watcher` with all that it says in one place; killed at the end if it still runs."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "watcher", *arguments),
-        cwd=place,
-        env={**os.environ, **ENVIRONMENT, **more},
-        stdout=out,
-        stderr=out,
-    )
-    try:
+    process = await start(place, {**ENVIRONMENT, **more}, *arguments, out=out)
+    async with killed_in_the_end(process):
         yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 async def damage(client: Redis) -> None:

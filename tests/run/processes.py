@@ -7,9 +7,10 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 from builders import SECRET
@@ -65,17 +66,34 @@ secrets = ["${{OPS_SECRET}}"]
 @asynccontextmanager
 async def a_process(directory: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """`watcher` with its output in files, killed at the end if it still runs."""
-    settings = {"OPS_SECRET": SECRET, "LOG_FORMAT": "json", "LOG_LEVEL": "debug", "PYTHONPATH": str(SOURCE)}
+    settings = {"OPS_SECRET": SECRET, "LOG_FORMAT": "json", "LOG_LEVEL": "debug"}
     with (directory / "log").open("ab") as log, (directory / "errors").open("ab") as errors:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "watcher", *arguments),
-            cwd=directory,
-            env={**os.environ, **settings},
-            stdout=log,
-            stderr=errors,
-        )
-    try:
+        process = await start(directory, settings, *arguments, out=log, errors=errors)
+    async with killed_in_the_end(process):
         yield process
+
+
+async def start(
+    place: Path,
+    settings: Mapping[str, str],
+    *arguments: str,
+    out: IO[bytes] | int,
+    errors: IO[bytes] | int | None = None,
+) -> asyncio.subprocess.Process:
+    """`watcher` with these settings in its environment. Errors go where the rest goes, if nowhere else."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "watcher", *arguments),
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(SOURCE), **settings},
+        stdout=out,
+        stderr=out if errors is None else errors,
+    )
+
+
+@asynccontextmanager
+async def killed_in_the_end(process: asyncio.subprocess.Process) -> AsyncIterator[None]:
+    try:
+        yield
     finally:
         if process.returncode is None:
             process.kill()
@@ -132,4 +150,15 @@ def lines(place: Path, event: str) -> list[dict[str, object]]:
 async def until_logged(place: Path, event: str, count: int = 1) -> None:
     async with asyncio.timeout(20):
         while len(lines(place, event)) < count:  # noqa: ASYNC110 - it is another process that writes
+            await asyncio.sleep(0.02)
+
+
+def said_at(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
+
+
+async def until_said(file: Path, text: str, count: int = 1, *, within_s: float = 20) -> None:
+    """Wait until a process has written something to a file, so many times."""
+    async with asyncio.timeout(within_s):
+        while said_at(file).count(text) < count:  # noqa: ASYNC110 - it is another process that writes
             await asyncio.sleep(0.02)

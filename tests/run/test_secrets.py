@@ -21,6 +21,7 @@ from canaries import (
     rotated,
     with_mistakes,
 )
+from processes import until_said
 from redis.asyncio import Redis
 from scraped import Seen, get
 from servers import real_server
@@ -75,18 +76,18 @@ async def test_no_secret_comes_out_of_anything(
             run = ("run", "--http", "127.0.0.1:0", "--page")
             async with a_process(tmp_path, out, *run, URL=url) as worker:
                 await live(told, sandbox, receiver)
-                (port,) = re.findall(r'"listener.started".*"address":"127.0.0.1:(\d+)"', said_at(told))
+                (port,) = re.findall(r'"listener.started".*"address":"127.0.0.1:(\d+)"', told.read_text())
                 shown = [await asked(port, path) for path in PATHS]
                 await say(tmp_path, out, commands, {0, 1}, URL=url)
                 file.write_text(rotated(text))
                 worker.send_signal(signal.SIGHUP)
-                await until(told, "configuration.changed")
+                await until_said(told, "configuration.changed")
                 file.write_text(with_mistakes(text))
                 worker.send_signal(signal.SIGHUP)
-                await until(told, "configuration.refused")
+                await until_said(told, "configuration.refused")
                 await say(tmp_path, out, checks, {78}, URL=url)
                 await damage(client)
-                await until(told, "Traceback")
+                await until_said(told, "Traceback")
                 stored = await everything_in(client)
                 worker.terminate()
                 assert await asyncio.wait_for(worker.wait(), 20) == 0
@@ -112,11 +113,11 @@ async def test_no_secret_comes_to_a_terminal_or_into_the_files_of_the_embedded_s
                 await say(tmp_path, terminal, commands, {0, 1})
                 file.write_text(with_mistakes(text))
                 worker.send_signal(signal.SIGHUP)
-                await until(told, "configuration.refused")
+                await until_said(told, "configuration.refused")
                 await say(tmp_path, terminal, checks, {78})
                 async with Redis.from_url(f"unix://{quote(str(state / 'server.sock'))}") as client:
                     await damage(client)
-                await until(told, "Traceback")
+                await until_said(told, "Traceback")
                 kept = files_of(state)
                 worker.terminate()
                 assert await asyncio.wait_for(worker.wait(), 20) == 0
@@ -131,12 +132,12 @@ async def test_no_secret_comes_to_a_terminal_or_into_the_files_of_the_embedded_s
 
 async def live(told: Path, sandbox: Sandbox, receiver: Receiver) -> None:
     """Wait until the worker has read, refused, told, tried again and given up."""
-    await until(told, "account.baseline")
+    await until_said(told, "account.baseline")
     sandbox.world.credit(10110, "ETH", "1")
     async with asyncio.timeout(20):
         await receiver.wait_for(1)
-    await until(told, "delivery.dead")
-    await until(told, "poll.refused", 3)
+    await until_said(told, "delivery.dead")
+    await until_said(told, "poll.refused", 3)
     shutil.copy(told, told.parent / "copy")
 
 
@@ -166,13 +167,3 @@ async def asked(port: str, path: str) -> Seen:
     answer = await get(int(port), path, f"Authorization: Bearer {HTTP_TOKEN}")
     assert answer.status == 200, path
     return answer
-
-
-def said_at(told: Path) -> str:
-    return told.read_text() if told.exists() else ""
-
-
-async def until(told: Path, text: str, count: int = 1) -> None:
-    async with asyncio.timeout(20):
-        while said_at(told).count(text) < count:  # noqa: ASYNC110 - it is another process that writes
-            await asyncio.sleep(0.02)

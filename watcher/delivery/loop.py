@@ -104,7 +104,12 @@ class DeliverLoop:
         self._wake.set()
 
     def forsake(self, subscription: str) -> None:
-        """Cut off what is still under way in a moment: it is gone from the configuration, or has moved."""
+        """Cut off what is still under way in a moment: it is gone from the configuration, or has moved.
+
+        Once: a second time would interrupt it while it gives its lane back.
+        """
+        if subscription in self._forsaken:
+            return
         self._forsaken.add(subscription)
         for task in self._tasks[subscription]:
             asyncio.get_running_loop().call_later(_FAREWELL_S, task.cancel)

@@ -68,7 +68,6 @@ class Generation:
         )
         self._shares = share_out(len(settings.provider_by_name))
         self._loops: list[PollLoop | DeliverLoop] = []
-        self._forsaken: set[str] = set()
         self._stopped = asyncio.Event()
 
     async def run(self) -> None:
@@ -108,13 +107,10 @@ class Generation:
             loop.stop()
 
     def forsake(self, subscriptions: Iterable[str]) -> None:
-        """Deliver nothing more to these: they are gone from the configuration, or from their URL. Each is cut
-        off once: a second time would interrupt it while it gives its lane back."""
-        gone = {*subscriptions} - self._forsaken
-        self._forsaken |= gone
+        """Deliver nothing more to these: they are gone from the configuration, or from their URL."""
         for loop in self._loops:
             if isinstance(loop, DeliverLoop):
-                for name in gone:
+                for name in subscriptions:
                     loop.forsake(name)
 
     @property
