@@ -24,8 +24,8 @@ class Standings:
     async def failed(self, *_: object, **__: object) -> Noted:
         return Noted(self._standing, paused=False, counted=True)
 
-    async def succeeded(self, _name: str) -> bool:
-        return True
+    async def succeeded(self, _name: str) -> int:
+        return 1
 
 
 def a_restraint(standing: Standing = FAILED) -> Restraint:

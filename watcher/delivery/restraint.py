@@ -168,12 +168,12 @@ class Restraint:
         self._spells.over(name, time.monotonic())
         if failed is None or failed.paused_at_ms:
             return
-        is_news = await self._standings.succeeded(name)
+        failures = await self._standings.succeeded(name)  # as all workers counted them
         if failed.held_until_ms > self._now_ms():  # this attempt began before: the rest stays as it is
             self._known[name] = failed._replace(failures=0)
         else:
             self._known.pop(name, None)
-        if is_news and failed.failures >= PROBE_FROM:
+        if failures >= PROBE_FROM:
             log.info(
                 "subscription.recovered", subscription=name, duration_ms=self._now_ms() - failed.since_ms
             )

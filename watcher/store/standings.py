@@ -72,9 +72,9 @@ class Standings:
         text, paused, counted = await self._pipe.script(_NOTE_FAILURE, [self._key], *arguments)
         return Noted(_parse(text), bool(paused), bool(counted))
 
-    async def succeeded(self, subscription: str) -> bool:
-        """Note a delivery; says whether the subscription had failed until now."""
-        return bool(await self._pipe.script(_NOTE_SUCCESS, [self._key], subscription))
+    async def succeeded(self, subscription: str) -> int:
+        """Note a delivery; returns how often in a row the subscription had failed until now."""
+        return int(await self._pipe.script(_NOTE_SUCCESS, [self._key], subscription))
 
     async def take_telling(self, subscription: str, standing: Standing) -> bool:
         """Be the only one who tells of a pause; says whether the asker is."""

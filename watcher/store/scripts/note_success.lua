@@ -2,18 +2,19 @@
 -- left alone stays so until then: the attempt had begun before, and a Retry-After is not taken back.
 -- KEYS    1 standings
 -- ARGV    1 subscription
--- returns 1 if it had failed until now, 0 if it stood well or is paused
+-- returns how often it had failed until now (1 where that cannot be read), 0 if it stood well or is paused
 local standing = redis.call('HGET', KEYS[1], ARGV[1])
 if not standing then return 0 end
 local failures, held, paused, reason = string.match(standing, '^(%d+) %d+ (%d+) (%d+)!?%d* (.*)$')
 if paused and tonumber(paused) > 0 then return 0 end
+local count = math.min(tonumber(failures or 1), 2 ^ 31)
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if held and tonumber(held) > now then
   redis.call('HDEL', KEYS[1], ARGV[1]) -- as in note_failure
   redis.call('HSET', KEYS[1], ARGV[1], string.format('0 %d %d 0 ', now, tonumber(held)) .. reason)
-  return tonumber(failures) > 0 and 1 or 0
+  return count
 end
 redis.call('HDEL', KEYS[1], ARGV[1])
-return failures ~= '0' and 1 or 0
+return count
