@@ -33,7 +33,7 @@ from watcher.store.state import dump_body, load_state
 NOW_MS = 1_795_175_095_846
 COIN = "0x7ceb23fd6bc0add59e62ac25578270cff1b9f619"
 TOKENS = a_token_list(0, 1, decimals=18)
-LISTED = Loopring(loopring_settings()).read_catalogue(parse(json.dumps(TOKENS).encode()))
+LISTED = Loopring(loopring_settings()).read_catalogue(parse(json.dumps(TOKENS).encode())).asset_by_id
 
 GOOD: dict[str, tuple[Provider, AccountSettings, Any]] = {
     "loopring": (
@@ -117,7 +117,7 @@ def test_any_error_has_a_reason_of_ours_or_none(kind: str, said: Any, status: in
 @fuzz(damaged(TOKENS, *NAMES) | json_values(*NAMES))
 def test_any_list_of_assets_is_refused_or_has_units(said: Any) -> None:
     with suppress(Refused, NotJson):
-        listed = GOOD["loopring"][0].read_catalogue(parse(json.dumps(said).encode()))
+        listed = GOOD["loopring"][0].read_catalogue(parse(json.dumps(said).encode())).asset_by_id
         assert listed
         assert all(0 <= (asset.decimals or 0) <= 78 for asset in listed.values())
 

@@ -136,7 +136,11 @@ def test_nothing_that_moved_is_said_too(explain: Explain) -> None:
     ("before", "after", "told"),
     [
         (b"{", [], "before.json is refused, malformed: the answer is not JSON in UTF-8"),
-        (b'[{"a": 1, "a": 2}]', [], "before.json is refused, malformed: the answer is a name given twice"),
+        (
+            b'[{"a": 1, "a": 2}]',
+            [],
+            "before.json is refused, malformed: row 0: not an object, or a name twice",
+        ),
         (
             [a_row(1, "1")],
             [a_row(1, "1e3")],

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from watcher.providers.catalogue import RENEW_S, RETRY_S, KeptCatalogue
-from watcher.providers.contract import Catalogue, Refused
+from watcher.providers.contract import AssetList, Refused
 from watcher.snapshot import Asset
 
 DOWN = Refused("transient", "an error at the provider (503)")
@@ -17,14 +17,16 @@ class Listed:
         self.now_s = 1000.0
         self.fetches = 0
         self.down = False
+        self.odd: dict[str, str] = {}
+        self.is_whole = True
         self.kept = KeptCatalogue(self._fetch, clock=lambda: self.now_s)
 
-    async def _fetch(self) -> Catalogue:
+    async def _fetch(self) -> AssetList:
         self.fetches += 1
         await asyncio.sleep(0)
         if self.down:
             raise DOWN
-        return {one: Asset(one, decimals=18) for one in self.ids}
+        return AssetList({one: Asset(one, decimals=18) for one in self.ids}, self.odd, self.is_whole)
 
 
 async def test_the_list_is_fetched_when_an_asset_is_not_in_it_and_then_no_more() -> None:
@@ -109,3 +111,32 @@ async def test_a_provider_that_makes_up_assets_fills_no_memory() -> None:
         await listed.kept.look_up({f"{round_number}-{one}" for one in range(1000)})
         listed.now_s += RETRY_S
     assert len(listed.kept.unlisted) <= 11_000
+
+
+async def test_an_asset_whose_row_is_odd_is_not_unlisted_until_its_row_is_mended() -> None:
+    listed = Listed("0")
+    listed.odd = {"5": "no decimals"}
+    await listed.kept.look_up({"0", "5", "28"})
+    assert listed.kept.unlisted == {"28"}
+    assert listed.kept.refusal({"5"}).reason == "the list of assets is odd for asset 5: no decimals"
+    listed.now_s += RETRY_S
+    listed.ids, listed.odd = ("0", "5"), {}
+    await listed.kept.look_up({"5"})
+    assert "5" in listed.kept.asset_by_id
+
+
+async def test_an_asset_that_was_listed_well_stays_known_though_its_row_turns_odd() -> None:
+    listed = Listed("0", "5")
+    await listed.kept.look_up({"5"})
+    listed.now_s += RETRY_S
+    listed.ids, listed.odd = ("0",), {"5": "no decimals"}
+    await listed.kept.look_up({"28"})
+    assert listed.kept.asset_by_id.keys() == {"0", "5"}
+
+
+async def test_beside_a_row_that_does_not_say_whose_it_is_nothing_counts_as_unlisted() -> None:
+    listed = Listed("0")
+    listed.is_whole = False
+    await listed.kept.look_up({"0", "28"})
+    assert ({*listed.kept.asset_by_id}, {*listed.kept.unlisted}) == ({"0"}, set())
+    assert "rows that cannot be read" in listed.kept.refusal({"28"}).reason

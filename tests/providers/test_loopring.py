@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from watcher.providers.contract import Refused
 from watcher.providers.loopring import TROUBLE_BY_CODE, Loopring, LoopringAccount
-from watcher.providers.strict_json import parse
+from watcher.providers.strict_json import Ambiguous, Number, parse
 from watcher.snapshot import Asset, Balance, Snapshot
 
 OWNER = "0x8656920c85342D646E5286cb841F90209272ABeb"
@@ -38,8 +38,17 @@ def test_only_an_unfiltered_listing_says_that_what_is_absent_is_zero() -> None:
 
 
 def test_a_row_outside_the_filter_is_ignored_whatever_it_says() -> None:
-    odd = a_balance(7) | {"total": None}
-    assert read(a_balance(0), odd, account=loopring_account(tokens=(0,))).row_by_asset.keys() == {"0"}
+    for odd in ({"total": None}, {"accountId": None}, {"pending": None}, {"locked": 7}):
+        account = loopring_account(tokens=(0,))
+        assert read(a_balance(7) | odd, a_balance(0), account=account).row_by_asset.keys() == {"0"}
+
+
+@pytest.mark.parametrize(
+    "odd", [None, {}, a_balance(7) | {"tokenId": None}, a_balance(7) | {"accountId": 10111}]
+)
+def test_a_row_that_may_be_of_a_watched_token_or_of_another_account_refuses_the_poll(odd: Any) -> None:
+    with pytest.raises(Refused, match="row 0"):
+        read(odd, a_balance(0), account=loopring_account(tokens=(0,)))
 
 
 def test_a_token_id_may_be_text_and_the_account_id_missing() -> None:
@@ -119,23 +128,39 @@ def test_an_answer_without_a_code_is_left_to_the_status(said: Any) -> None:
 
 
 def test_the_list_of_tokens_says_the_scale_by_decimals_and_not_by_precision() -> None:
-    catalogue = PROVIDER.read_catalogue(a_token_list(0, 3, decimals=6))
+    catalogue = PROVIDER.read_catalogue(a_token_list(0, 3, decimals=6)).asset_by_id
     assert catalogue["3"] == Asset("3", "T3", "Token 3", 6)
 
 
-@pytest.mark.parametrize(
-    "odd",
-    [{"decimals": "18"}, {"decimals": 79}, {"decimals": -1}, {"decimals": True}, {"tokenId": None}],
-    ids=str,
-)
-def test_an_odd_list_of_tokens_is_refused_whole(odd: dict[str, Any]) -> None:
-    with pytest.raises(Refused):
-        PROVIDER.read_catalogue([*a_token_list(0, decimals=18), a_token_list(1)[0] | odd])
+NO_DECIMALS = [{"decimals": "18"}, {"decimals": 79}, {"decimals": -1}, {"decimals": True}, {"decimals": None}]
 
 
-@pytest.mark.parametrize(
-    "odd", [[], {}, None, [None], [*a_token_list(0, decimals=18), *a_token_list(0, decimals=6)]]
-)
+@pytest.mark.parametrize("odd", [*NO_DECIMALS, {"decimals": Number("18.0")}])
+def test_an_odd_row_of_the_list_of_tokens_leaves_the_others_readable(odd: dict[str, Any]) -> None:
+    listed = PROVIDER.read_catalogue([*a_token_list(0, decimals=18), a_token_list(1)[0] | odd])
+    assert ({*listed.asset_by_id}, {*listed.odd}, listed.is_whole) == ({"0"}, {"1"}, True)
+
+
+def test_a_token_listed_twice_with_other_decimals_is_odd_and_the_others_are_readable() -> None:
+    for odd in (6, None):
+        rows = [*a_token_list(0, 1, decimals=18), a_token_list(1)[0] | {"decimals": odd}]
+        for listed in (PROVIDER.read_catalogue(rows), PROVIDER.read_catalogue(rows[::-1])):
+            assert ({*listed.asset_by_id}, {*listed.odd}) == ({"0"}, {"1"})
+
+
+@pytest.mark.parametrize("odd", [None, 5, "T9", [], {}, {"tokenId": None}, {"tokenId": True}, Ambiguous()])
+def test_a_row_that_does_not_say_which_token_it_is_about_is_remembered_as_such(odd: Any) -> None:
+    listed = PROVIDER.read_catalogue([odd, *a_token_list(0, decimals=18)])
+    assert ({*listed.asset_by_id}, listed.is_whole) == ({"0"}, False)
+
+
+@pytest.mark.parametrize("odd", [{"symbol": None}, {"symbol": 7, "name": []}, {"symbol": "\u202e"}], ids=str)
+def test_a_symbol_is_carried_if_it_can_be_and_never_a_reason_to_refuse(odd: dict[str, Any]) -> None:
+    asset = PROVIDER.read_catalogue([a_token_list(1, decimals=18)[0] | odd]).asset_by_id["1"]
+    assert (asset.symbol, asset.decimals) == (None, 18)
+
+
+@pytest.mark.parametrize("odd", [[], {}, None, [None], [a_token_list(0)[0] | {"decimals": None}]])
 def test_what_is_no_list_of_tokens_is_refused(odd: Any) -> None:
     with pytest.raises(Refused):
         PROVIDER.read_catalogue(odd)

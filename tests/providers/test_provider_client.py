@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import json
 import zlib
 from datetime import UTC, datetime
 
@@ -274,6 +275,34 @@ async def test_an_asset_that_a_good_list_lacks_is_read_in_its_smallest_unit() ->
         (None, "5"),
     ]
     assert [seen.target for seen in stage.seen].count(TOKENS_PATH) == 1
+
+
+ODD_ROWS = {
+    "decimals null": b'{"tokenId": 9, "decimals": null}',
+    "decimals in a string": b'{"tokenId": 9, "decimals": "18"}',
+    "decimals with a fraction": b'{"tokenId": 9, "decimals": 18.0}',
+    "NaN": b'{"tokenId": 9, "decimals": NaN}',
+    "a name twice": b'{"tokenId": 9, "decimals": 18, "decimals": 6}',
+    "two rows": b'{"tokenId": 9, "decimals": 18}, {"tokenId": 9, "decimals": 6}',
+    "no id": b'{"tokenId": null, "decimals": 18}',
+    "no object": b"null",
+}
+
+
+@pytest.mark.parametrize("odd", ODD_ROWS.values(), ids=ODD_ROWS.keys())
+async def test_an_odd_row_of_the_list_of_assets_voids_only_polls_that_need_it(odd: bytes) -> None:
+    listed = json.dumps(a_token_list(1, decimals=6)).encode()
+    async with Stage() as stage, loopring_client(stage.url) as client:
+        stage.reply_by_path[TOKENS_PATH] = answer(listed[:-1] + b", " + odd + b"]")
+        stage.replies = [answer([a_balance(1, "1000000")]), answer([a_balance(1, "1"), a_balance(9, "5")])]
+        snapshot = await client.read(ACCOUNT, await client.ask(ACCOUNT))
+        assert snapshot.row_by_asset["1"].balance.total == "1"
+        bodies = await client.ask(ACCOUNT)
+        with pytest.raises(Refused, match="list of assets") as raised:
+            await client.read(ACCOUNT, bodies)
+        known = await client.read(ACCOUNT, bodies, known={"9": Asset("9", decimals=1)})
+    assert raised.value.trouble in ("malformed", "transient")
+    assert known.row_by_asset["9"].balance.total == "0.5"
 
 
 async def test_an_empty_account_needs_no_list_of_assets() -> None:

@@ -68,9 +68,9 @@ class Reader:
         return self._provider.read(self._account, [answer], catalogue)
 
     def read_catalogue(self, answer: Any) -> Catalogue:
-        """Read a list of assets. Raises Refused."""
+        """Read a list of assets, as far as it can be read. Raises Refused."""
         self._check(answer)
-        return self._provider.read_catalogue(answer)
+        return self._provider.read_catalogue(answer).asset_by_id
 
     def _check(self, answer: Any) -> None:
         if refused := self._provider.refusal(200, answer):

@@ -1,13 +1,14 @@
 """Keeps a provider's list of assets: fetched when an asset is not in it, and not too often.
 
 Refuses to let an asset change its unit by accident: what a list once held stays known, and an asset
-counts as unlisted only when a list that was fetched after it turned up does not hold it.
+counts as unlisted only when a list that was fetched after it turned up does not hold it, and has no row of
+which nobody can say what it is about.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import Awaitable, Callable, Mapping, Set
 
-from watcher.providers.contract import Catalogue, Refused
+from watcher.providers.contract import AssetList, Catalogue, Refused
 
 RENEW_S = 600.0
 """Between two looks for assets that were unlisted the last time: a delisted token may stay for ever."""
@@ -20,10 +21,12 @@ _MOST_UNLISTED = 10_000
 class KeptCatalogue:
     """The last good list, and what it is known not to hold. `refused` is how the last fetch failed."""
 
-    def __init__(self, fetch: Callable[[], Awaitable[Catalogue]], *, clock: Callable[[], float]) -> None:
+    def __init__(self, fetch: Callable[[], Awaitable[AssetList]], *, clock: Callable[[], float]) -> None:
         self.asset_by_id: Catalogue = {}
         self.unlisted: Set[str] = frozenset()
         self.refused: Refused | None = None
+        self._odd: Mapping[str, str] = {}
+        self._is_whole = True
         self._fetch = fetch
         self._clock = clock
         self._turn = asyncio.Lock()
@@ -43,7 +46,19 @@ class KeptCatalogue:
                 self.refused = refused
             self._fetched_at = self._clock()
 
-    def _learn(self, listed: Catalogue, missing: Set[str]) -> None:
-        self.asset_by_id = {**self.asset_by_id, **listed}
+    def refusal(self, unknown: Set[str]) -> Refused:
+        """Say why nobody knows in which unit these are told."""
+        for asset in sorted(unknown & self._odd.keys()):
+            return Refused("malformed", f"the list of assets is odd for asset {asset}: {self._odd[asset]}")
+        if self.refused is None and not self._is_whole:
+            why = "the list of assets has rows that cannot be read, and an asset is missing from it"
+            return Refused("malformed", why)
+        why = str(self.refused or "it was fetched a moment ago")
+        return Refused("transient", f"an asset that is not in the list of assets yet: {why}")
+
+    def _learn(self, listed: AssetList, missing: Set[str]) -> None:
+        self.asset_by_id = {**self.asset_by_id, **listed.asset_by_id}
+        self._odd, self._is_whole = listed.odd, listed.is_whole
         remembered = self.unlisted if len(self.unlisted) < _MOST_UNLISTED else frozenset()
-        self.unlisted = (remembered | missing) - self.asset_by_id.keys()
+        absent = missing - listed.odd.keys() if listed.is_whole else frozenset[str]()
+        self.unlisted = (remembered | absent) - self.asset_by_id.keys() - listed.odd.keys()

@@ -18,7 +18,7 @@ from yarl import URL
 from watcher import __version__
 from watcher.providers.body import read_body
 from watcher.providers.catalogue import KeptCatalogue
-from watcher.providers.contract import Catalogue, Provider, Refused, Request
+from watcher.providers.contract import AssetList, Catalogue, Provider, Refused, Request
 from watcher.providers.refusals import TRANSPORT_ERRORS, by_error, by_status
 from watcher.providers.strict_json import NotJson, parse
 from watcher.retry_after import retry_after_s
@@ -140,12 +140,11 @@ class ProviderClient:
             return snapshot
         await catalogue.look_up(assets)
         asset_by_id = {**known, **catalogue.asset_by_id}
-        if assets - asset_by_id.keys() - catalogue.unlisted:
-            why = catalogue.refused or "it was fetched a moment ago"
-            raise Refused("transient", f"an asset that is not in the list of assets yet: {why}")
+        if unknown := assets - asset_by_id.keys() - catalogue.unlisted:
+            raise catalogue.refusal(unknown)
         return self._provider.read(account, answers, asset_by_id)
 
-    async def _fetch_catalogue(self) -> Catalogue:
+    async def _fetch_catalogue(self) -> AssetList:
         assert self._catalogue_request is not None
         if self._wait_turn:
             await self._wait_turn()

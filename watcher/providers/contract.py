@@ -5,7 +5,8 @@ Refuses to do I/O: a provider only describes requests and reads answers; `client
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Asset, Snapshot
@@ -48,11 +49,21 @@ Catalogue = Mapping[str, Asset]
 """What is known of a provider's assets besides their balances, by asset id."""
 
 
+class AssetList(NamedTuple):
+    """A provider's list of assets, as far as it can be read. `odd` says by asset id what is wrong with its
+    row; where `is_whole` is false there are rows that do not say which asset they are about.
+    """
+
+    asset_by_id: Catalogue
+    odd: Mapping[str, str] = MappingProxyType({})
+    is_whole: bool = True
+
+
 class Provider(Protocol):
     """One configured provider. Made once per section of the file; holds no state but its settings.
 
-    Answers come as `strict_json.parse` makes them: text, int, bool, None, list, dict, and Number for
-    what is none of these. Whatever they hold, a provider raises nothing but Refused.
+    Answers come as `strict_json.parse` makes them: text, int, bool, None, list, dict, and Number or
+    Ambiguous for what is none of these. Whatever they hold, a provider raises nothing but Refused.
     """
 
     Settings: ClassVar[type[ProviderSettings]]
@@ -89,6 +100,6 @@ class Provider(Protocol):
         """Say how to ask for the list of assets, or None where there is none."""
         ...
 
-    def read_catalogue(self, answer: Any) -> Catalogue:
-        """Read that list, which is never empty. Raises Refused."""
+    def read_catalogue(self, answer: Any) -> AssetList:
+        """Read that list, which is never empty: one odd row voids what needs its asset. Raises Refused."""
         ...

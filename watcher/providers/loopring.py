@@ -1,8 +1,9 @@
 """Loopring's layer 2: `GET /api/v3/user/balances`, one request for all tokens of one account.
 
 Amounts come in the token's smallest unit; the list of tokens says where the point is. Refuses to guess:
-one odd row voids the poll. Loopring took the service offline on 2026-06-28, so this module is true to
-its documentation and to clients that ran against it, not to a live service.
+one odd row of balances voids the poll, one of the list of tokens voids the polls that need that token.
+Loopring took the service offline on 2026-06-28, so this module is true to its documentation and to clients
+that ran against it, not to a live service.
 """
 
 import re
@@ -13,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from watcher.amounts import MAX_FRACTION_DIGITS, NotAnAmount, from_integer
 from watcher.fields import BaseUrl
-from watcher.providers.contract import Catalogue, Refused, Request, Trouble
+from watcher.providers.contract import AssetList, Catalogue, Refused, Request, Trouble
 from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, spoken
 
@@ -122,9 +123,12 @@ class Loopring:
         row_by_asset: dict[str, Row] = {}
         owner = account.account_id
         for position, said in enumerate(rows):
-            owner = _owner(said, owner, position)
+            if not isinstance(said, dict):
+                raise Refused("malformed", f"row {position}: not an object, or a name twice in it")
             token = _id(said.get("tokenId"), "tokenId", position)
-            if wanted is None or token in wanted:
+            is_wanted = wanted is None or token in wanted
+            owner = _owner(said, owner, position, is_wanted=is_wanted)
+            if is_wanted:
                 row = _row(said, catalogue.get(token) or Asset(token), position)
                 if row_by_asset.setdefault(token, row) != row:
                     raise Refused("malformed", f"row {position}: another balance of a token listed above")
@@ -146,22 +150,29 @@ class Loopring:
     def catalogue_request(self) -> Request:
         return Request("GET", "/api/v3/exchange/tokens")
 
-    def read_catalogue(self, answer: Any) -> Catalogue:
-        if not isinstance(answer, list) or not answer:
-            raise Refused("malformed", "not a list of tokens")
+    def read_catalogue(self, answer: Any) -> AssetList:
         asset_by_id: dict[str, Asset] = {}
-        for position, said in enumerate(answer):
-            asset = _asset(said, position)
-            if asset_by_id.setdefault(asset.id, asset).decimals != asset.decimals:
-                raise Refused("malformed", f"token {position}: other decimals than in a row above")
-        return asset_by_id
+        odd: dict[str, str] = {}
+        rows = answer if isinstance(answer, list) else []
+        tokens = [_listed(said) for said in rows]
+        for token, said in zip(tokens, rows, strict=True):
+            if token is None:
+                continue
+            asset = Asset(token, spoken(said.get("symbol")), spoken(said.get("name")), _decimals(said))
+            if asset.decimals is None:
+                odd[token] = "no decimals"
+            elif asset_by_id.setdefault(token, asset).decimals != asset.decimals:
+                odd[token] = "two rows with other decimals"
+        if not asset_by_id:
+            raise Refused("malformed", "not a list of tokens")
+        readable = {token: asset for token, asset in asset_by_id.items() if token not in odd}
+        return AssetList(readable, odd, is_whole=None not in tokens)
 
 
-def _owner(said: Any, owner: int | None, position: int) -> int | None:
+def _owner(said: dict[str, Any], owner: int | None, position: int, *, is_wanted: bool) -> int | None:
     """Check whose row this is: the account's own if known, the first row's otherwise."""
-    if not isinstance(said, dict):
-        raise Refused("malformed", f"row {position}: not an object")
-    if "accountId" not in said:  # optional: missing from what was captured in 2021
+    # Optional: missing from what was captured in 2021. Of a token that is not watched nobody needs it.
+    if "accountId" not in said or (not is_wanted and _id_in(said["accountId"]) is None):
         return owner
     found = int(_id(said["accountId"], "accountId", position))
     if owner not in (None, found):
@@ -186,20 +197,25 @@ def _row(said: dict[str, Any], asset: Asset, position: int) -> Row:
     return Row(asset, balance)
 
 
-def _asset(said: Any, position: int) -> Asset:
-    """Read one row of the list of tokens. `decimals` is the scale; `precision` is for display only."""
-    if not isinstance(said, dict):
-        raise Refused("malformed", f"token {position}: not an object")
+def _listed(said: Any) -> str | None:
+    """Say which token a row of the list of tokens is about, if it can be read."""
+    return _id_in(said.get("tokenId")) if isinstance(said, dict) else None
+
+
+def _decimals(said: dict[str, Any]) -> int | None:
+    """Read a token's scale; `precision` is for display only."""
     decimals = said.get("decimals")
-    if type(decimals) is not int or not 0 <= decimals <= MAX_FRACTION_DIGITS:
-        raise Refused("malformed", f"token {position}: no decimals")
-    token = _id(said.get("tokenId"), "tokenId", position)
-    return Asset(token, spoken(said.get("symbol")), spoken(said.get("name")), decimals)
+    return decimals if type(decimals) is int and 0 <= decimals <= MAX_FRACTION_DIGITS else None
 
 
 def _id(said: object, name: str, position: int) -> str:
+    found = _id_in(said)
+    if found is None:
+        raise Refused("malformed", f"row {position}: {name} is not an id")
+    return found
+
+
+def _id_in(said: object) -> str | None:
     """Read an id in its one spelling: a JSON integer, or the same digits in a string. True is not 1."""
     text = str(said) if type(said) is int and 0 <= said <= MAX_ID else said
-    if not isinstance(text, str) or not _ID.match(text):
-        raise Refused("malformed", f"row {position}: {name} is not an id")
-    return text
+    return text if isinstance(text, str) and _ID.match(text) else None

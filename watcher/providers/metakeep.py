@@ -14,7 +14,7 @@ from pydantic import Field, JsonValue, field_validator
 
 from watcher.amounts import NotAnAmount, from_decimal
 from watcher.fields import BaseUrl
-from watcher.providers.contract import Catalogue, Refused, Request, Trouble
+from watcher.providers.contract import AssetList, Catalogue, Refused, Request, Trouble
 from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, spoken
 
@@ -114,7 +114,7 @@ class MetaKeep:
     def catalogue_request(self) -> None:
         return None
 
-    def read_catalogue(self, answer: Any) -> Catalogue:
+    def read_catalogue(self, answer: Any) -> AssetList:
         raise Refused("malformed", "MetaKeep has no list of currencies")
 
     def _request(self, account: MetaKeepAccount, currencies: Sequence[str]) -> Request:

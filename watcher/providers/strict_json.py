@@ -1,8 +1,9 @@
 """Reads JSON from outside, exactly or not at all.
 
-Refuses what the standard parser lets through: NaN and Infinity, a name given twice, any encoding but
-UTF-8. No number can become an amount: an integer stays an int, which `watcher.amounts` does not take,
-and any other number stays the text that it was.
+Refuses any encoding but UTF-8. What the standard parser lets through and nobody can take at its word voids
+what needs it, and not the document: an object that gives a name twice becomes `Ambiguous`, which is no dict.
+No number can become an amount: an integer stays an int, which `watcher.amounts` does not take, and any other
+number (NaN and Infinity, too) stays the text that it was.
 """
 
 import json
@@ -16,7 +17,7 @@ class NotJson(ValueError):
 
 
 class Number:
-    """A JSON number with a fraction or an exponent, unread: neither text nor a float."""
+    """A number with a fraction or an exponent, NaN or Infinity, unread: neither text nor a float."""
 
     __slots__ = ("text",)
 
@@ -24,27 +25,25 @@ class Number:
         self.text = text
 
 
+class Ambiguous:
+    """An object that gives a name twice: nobody can say which of both is meant."""
+
+    __slots__ = ()
+
+
 def parse(body: bytes) -> Any:
     """Read `body` as JSON. Raises NotJson."""
     try:
         return _DECODER.decode(body.removeprefix(_BYTE_ORDER_MARK).decode())
-    except NotJson as ours:
-        raise NotJson(str(ours)) from None
     except RecursionError:  # no ValueError, and its traceback is as deep as the document
         raise NotJson("nested too deeply") from None
     except ValueError:  # its own text and attributes quote the document
         raise NotJson("not JSON in UTF-8") from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Ambiguous:
     value_by_name = dict(pairs)
-    if len(value_by_name) != len(pairs):
-        raise NotJson("a name given twice")
-    return value_by_name
+    return value_by_name if len(value_by_name) == len(pairs) else Ambiguous()
 
 
-def _constant(_: str) -> None:
-    raise NotJson("NaN or Infinity")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=Number, parse_constant=_constant)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=Number, parse_constant=Number)
