@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, fi
 
 from watcher import amounts
 from watcher.fields import Amount, ApiKey, BaseUrl, Duration, Name, Network, parse_duration
+from watcher.urls import in_ascii
 
 CHANGE_EVENTS = (
     "deposit.pending",
@@ -213,7 +214,7 @@ def secrets_of(settings: Settings) -> Iterator[str]:
     for subscription in settings.subscription_by_name.values():
         url = subscription.url.get_secret_value()
         sent = re.split("[/?&=]", url)[3:]  # all behind the host
-        yield from (url, *sent, *map(unquote, sent))
+        yield from (url, *sent, *map(unquote, sent), *map(in_ascii, sent))
         yield from (secret.get_secret_value() for secret in subscription.secrets)
         for value in subscription.headers.values():
             yield from (value, *value.split())

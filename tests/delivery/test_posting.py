@@ -95,13 +95,6 @@ async def test_headers_from_the_settings_are_sent() -> None:
     assert request.headers["accept"] == "x/y"
 
 
-async def test_the_url_is_sent_as_it_was_written() -> None:
-    async with subscribing(answering(OK)) as subscriber, a_poster() as poster:
-        url = subscriber.url + "/a%2Fb/c+d?token=a%3Db&x=%C3%A4"
-        await poster.post(a_target(url), a_delivery(), 1)
-    assert subscriber.requests[0].head.startswith(b"POST /in/a%2Fb/c+d?token=a%3Db&x=%C3%A4 HTTP/1.1\r\n")
-
-
 @pytest.mark.parametrize("body", [EVENT, b"\x00\xff\r\n\r\n", "ä€😀".encode(), 19_999 * b"x"])
 async def test_the_bytes_signed_are_the_bytes_sent_on_every_attempt(body: bytes) -> None:
     async with subscribing(answering(an_answer(500), an_answer(503), OK)) as subscriber, a_poster() as poster:

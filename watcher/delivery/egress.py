@@ -14,6 +14,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from yarl import URL
 
+from watcher.urls import as_written
+
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
@@ -109,12 +111,12 @@ class Policy:
 def check_url(text: str, policy: Policy) -> URL:
     """Read a subscriber's URL as it will be sent to, or raise RefusedUrl with the reason.
 
-    yarl alone parses, as it does when we send: two parsers are two opinions of which host is meant. An
-    address is judged at once; a name is judged when it is looked up, each time.
+    yarl alone parses, and the host that it reads is the one that is dialled: two parsers are two opinions of
+    which host is meant. An address is judged at once; a name is judged when it is looked up, each time.
     """
     _check_characters(text)
     try:
-        written, url = URL(text, encoded=True), URL(text)
+        written, url = URL(text, encoded=True), as_written(text)
     except (ValueError, IndexError):  # a name that IDNA cannot encode; yarl 1.25 trips over `https://[::1]@`
         # `from None`: the parser's own message holds what it could not read
         raise RefusedUrl("not a URL with a host that can be looked up") from None

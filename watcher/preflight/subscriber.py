@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from watcher.delivery.egress import Policy
+from watcher.delivery.egress import Policy, check_url
 from watcher.delivery.reach import Reached, reach
 from watcher.preflight.tried import Tried
 from watcher.printable import printable
@@ -27,7 +27,7 @@ _TODO = (
 async def try_subscriber(
     settings: SubscriptionSettings, policy: Policy, *, resolver: AbstractResolver | None = None
 ) -> Tried:
-    url = URL(settings.url.get_secret_value())
+    url = check_url(settings.url.get_secret_value(), policy)
     return _judge(settings.name, url, await reach(url, policy, resolver=resolver), datetime.now(UTC))
 
 

@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import Any, Self
 
 import aiohttp
-from yarl import URL
 
 from watcher import __version__
 from watcher.providers.body import read_body
@@ -24,6 +23,7 @@ from watcher.providers.strict_json import NotJson, parse
 from watcher.retry_after import retry_after_s
 from watcher.settings import ProviderSettings
 from watcher.snapshot import Snapshot
+from watcher.urls import as_written
 
 LONGEST_RETRY_AFTER_S = 900.0
 """A provider may ask for a pause, but not silence an account."""
@@ -184,7 +184,7 @@ class ProviderClient:
         try:
             async with self._session.request(
                 request.method,
-                URL(self._base_url + request.path).with_query(request.query),
+                as_written(self._base_url + request.path).extend_query(request.query),
                 headers=request.secret_headers,
                 json=request.json,
                 allow_redirects=False,
