@@ -62,6 +62,14 @@ def scrapes(block: Block, folder: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+def leads_to_the_listener(block: Block, _: Path) -> None:
+    """None of these proxies is started here; tests/page/test_page_behind_a_proxy.py does as they do."""
+    assert "/watcher" in block.text
+    assert "http" in block.text or "reverse_proxy" in block.text
+    assert "127.0.0.1:8787" in block.text
+    assert block.text.count("{") == block.text.count("}")
+
+
 def is_a_drop_in(block: Block, folder: Path) -> None:
     """What systemd says of it with the unit around it: tests/deploy/test_service.py."""
     sections = [line for line in block.text.splitlines() if line.startswith("[")]
@@ -388,6 +396,9 @@ TREATMENTS: Mapping[tuple[str, str], Callable[[Block, Path], Awaitable[None] | N
     ("console", ""): is_for_a_platform,
     ("ini", "IPAddressDeny"): is_a_drop_in,
     ("yaml", "scrape_configs"): scrapes,
+    ("caddy", ""): leads_to_the_listener,
+    ("nginx", ""): leads_to_the_listener,
+    ("yaml", "stripPrefix"): leads_to_the_listener,
 }
 """By language and by words that stand in the block: what is done with it."""
 

@@ -96,7 +96,17 @@ def test_who_does_not_show_the_token_stays_outside(address: Address, shown: str)
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1:8787", "127.0.0.1", "localhost", "LocalHost:1", "[::1]:8787", "[::1]", "127.0.0.2"]
+    "host",
+    [
+        "127.0.0.1:8787",
+        "127.0.0.1",
+        "localhost",
+        "localhost.",
+        "LocalHost:1",
+        "[::1]:8787",
+        "[::1]",
+        "127.0.0.2",
+    ],
 )
 def test_on_loopback_its_own_hosts_are_let_in(host: str) -> None:
     assert Door(LOOPBACK, None).refusal({"host": host}) is None
@@ -120,5 +130,25 @@ def test_on_loopback_its_own_hosts_are_let_in(host: str) -> None:
     ],
 )
 def test_on_loopback_a_host_of_another_name_was_led_here_by_rebinding(host: str) -> None:
-    assert Door(LOOPBACK, None).refusal({"host": host}) == 421
-    assert Door(LOOPBACK, TOKEN).refusal({"host": host, "authorization": f"Bearer {TOKEN}"}) == 421
+    door = Door(LOOPBACK, None)
+    assert door.refusal({"host": host}) == 421
+    assert "send `Host: 127.0.0.1`, or set WATCHER_HTTP_TOKEN" in door.advice(421, {"host": host})
+
+
+@pytest.mark.parametrize("host", ["ops.example.com", "10.1.2.3:8787", "", "127.0.0.1"])
+def test_a_token_decides_whatever_public_name_a_proxy_passes_on(host: str) -> None:
+    door = Door(LOOPBACK, TOKEN)
+    assert door.refusal({"host": host, "authorization": f"Bearer {TOKEN}"}) is None
+    for shown in ({}, {"authorization": f"Bearer {TOKEN}x"}):
+        assert door.refusal({"host": host, **shown}) == 401
+        assert TOKEN not in door.advice(401, {"host": host, **shown})
+
+
+def test_a_probe_that_names_no_host_is_let_in_on_loopback_as_browsers_always_name_one() -> None:
+    assert Door(LOOPBACK, None).refusal({}) is None
+
+
+def test_what_a_refused_host_holds_is_shown_harmless_and_short() -> None:
+    told = Door(LOOPBACK, None).advice(421, {"host": "\x85evil\x9b" + "a" * 5000})
+    assert told.isprintable()
+    assert len(told) < 300

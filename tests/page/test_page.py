@@ -124,8 +124,9 @@ async def test_the_policy_lets_run_what_is_in_the_file_and_nothing_else(rig: Rig
 
 @pytest.mark.parametrize("path", ["/", "/page.json"])
 async def test_who_was_led_here_by_rebinding_or_shows_no_token_gets_nothing(rig: Rig, path: str) -> None:
-    async with some_books(rig) as (_, worker), a_page(worker, TOKEN) as port:
+    async with some_books(rig) as (_, worker), a_page(worker) as port:
         led = await said(port, f"GET {path} HTTP/1.1\r\nHost: evil.example:{port}\r\n\r\n".encode())
+    async with some_books(rig) as (_, worker), a_page(worker, TOKEN) as port:
         nobody = await get(port, path)
         password = b64encode(f"me:{TOKEN}".encode()).decode()
         person = await get(port, path, f"Authorization: Basic {password}")

@@ -1,8 +1,8 @@
 """Who is let in to see a worker over HTTP: where it listens, and what a request must show.
 
-On loopback that is a Host which is its own, as a browser does not send it that was led here by DNS
-rebinding; wherever a token is set, the token, which a browser asks people for as a password. Refuses an
-address that strangers can reach without one.
+Where a token is set, the token alone decides, which a browser asks people for as a password. Without one, on
+loopback, the Host must be its own: a browser that was led here by DNS rebinding sends another. Refuses an
+address that strangers can reach without a token.
 """
 
 import hmac
@@ -11,6 +11,8 @@ from base64 import b64decode
 from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import NamedTuple
+
+from watcher.printable import printable
 
 _SHORTEST_TOKEN = 16
 _TOKEN = re.compile(r"[!-~]+\Z")
@@ -66,18 +68,30 @@ class Door:
             raise ListenerRefused(
                 f"the token for --http must be {_SHORTEST_TOKEN} visible ASCII characters at least"
             )
-        self._is_loopback = address.is_loopback
         self._token = None if token is None else token.encode()
 
     def refusal(self, headers: Mapping[str, str]) -> int | None:
-        """Say with which status a request is refused; None for who may come in."""
-        if self._is_loopback and not _is_own(headers.get("host", "")):
-            return 421
+        """Say with which status a request is refused; None for who may come in.
+
+        A request without a Host is let in on loopback: probes leave it out, browsers never do.
+        """
         if self._token is None:
-            return None
+            return None if _is_own(headers.get("host", "localhost")) else 421
         # In constant time, so that no answer tells how much of it was right.
         is_shown = hmac.compare_digest(_token_in(headers.get("authorization", "")), self._token)
         return None if is_shown else 401
+
+    def advice(self, status: int, headers: Mapping[str, str]) -> str:
+        """Say to people, and to the log, why it was refused and what to do."""
+        if status == 421:
+            host = printable(headers.get("host", ""), 80)
+            return (
+                f"Host '{host}' is none of loopback's: have the proxy in front send `Host: 127.0.0.1`, "
+                "or set WATCHER_HTTP_TOKEN, which decides alone"
+            )
+        if "authorization" in headers:
+            return "what Authorization shows is not the token of --http"
+        return "show the token of --http as `Authorization: Bearer ...`, or as a password"
 
 
 def _token_in(authorization: str) -> bytes:
@@ -97,6 +111,8 @@ def _is_own(host: str) -> bool:
     if not match:
         return False
     try:
-        return (match[2] or "").lower() == "localhost" or ip_address(match[1] or match[2]).is_loopback
+        return (match[2] or "").lower().removesuffix(".") == "localhost" or ip_address(
+            match[1] or match[2]
+        ).is_loopback
     except ValueError:
         return False

@@ -15,6 +15,8 @@ from watcher.store.keys import Keys
 from watcher.store.survey import Survey
 
 READY_TIMEOUT_S = 1.0
+PROBES = ("/livez", "/readyz")
+"""Where a status is told to clients without the token: it says no more than a closed port would."""
 
 
 def routes(worker: Worker) -> Mapping[str, Route]:

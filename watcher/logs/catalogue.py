@@ -154,6 +154,11 @@ EVENTS: Mapping[str, Line] = {
         ("mistakes", "reasons"),
     ),
     "listener.started": Line("info", "Metrics and probes are served over HTTP.", ("address",)),
+    "listener.refused": Line(
+        "warning",
+        "A request over HTTP was refused, and `reason` says what to do. Each status at most once an hour.",
+        ("status", "reason", *_LASTS),
+    ),
     "store.guarantee": Line(
         "info",
         "What the server at hand promises, read at the start.",

@@ -40,13 +40,16 @@ async def exposed(worker: Worker, exposure: Exposure) -> AsyncIterator[Address |
         if exposure.heartbeat_file:
             await stack.enter_async_context(_beating(worker, exposure.heartbeat_file))
         if exposure.address:
-            listener = Listener(exposure.address, _routes(worker, exposure), token=exposure.token)
+            from watcher.exposed.probes import PROBES  # prometheus-client is heavy, and off by default
+
+            routes = _routes(worker, exposure)
+            listener = Listener(exposure.address, routes, token=exposure.token, probes=PROBES)
             address = (await stack.enter_async_context(listener)).address
         yield address
 
 
 def _routes(worker: Worker, exposure: Exposure) -> Mapping[str, Route]:
-    from watcher.exposed.probes import routes  # prometheus-client is heavy, and off by default
+    from watcher.exposed.probes import routes
 
     if not exposure.has_page:
         return routes(worker)
