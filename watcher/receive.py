@@ -34,10 +34,14 @@ import hmac
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any
+
+Body = bytes | bytearray | memoryview
+Headers = Mapping[Any, Any] | Iterable[tuple[Any, Any]]
+"""As frameworks give them: a mapping of any kind, a WSGI environ, pairs of text or (ASGI) bytes."""
 
 Event = dict[str, Any]
 """The parsed body. Numbers with a point are Decimals, should there be any: floats are not exact."""
@@ -50,6 +54,11 @@ _ID = re.compile(r"[!-\-/-~]{1,256}\Z")  # visible ASCII but '.', which separate
 _TIMESTAMP = re.compile(r"[0-9]{1,12}\Z")
 _SIGNATURE = re.compile(r"(?:(v1),([A-Za-z0-9+/]{43}=)|(v1a),([A-Za-z0-9+/]{86}==))\Z")
 _MAX_SIGNATURES = 32  # watcher sends ten at most; ed25519 costs 100 µs each, and anybody may send a header
+
+_MAX_SIGNATURE_HEADER = 8192
+"""Characters looked at; what is longer is nothing that watcher sent."""
+_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
+_NAMES = {spelled: name for name in _HEADERS for spelled in (name, f"http_{name.replace('-', '_')}")}
 
 _Signature = tuple[str, str]  # version and base64 text
 _Key = tuple[str, Callable[[bytes, str], bool]]  # version, and whether content and base64 text match
@@ -88,9 +97,9 @@ class UnusableSecret(ValueError):
 
 
 def verify(
-    headers: Mapping[str, str],
-    body: bytes,
-    secrets: str | Sequence[str],
+    headers: Headers,
+    body: Body,
+    secrets: str | bytes | Sequence[str | bytes],
     *,
     now: float | None = None,
     tolerance_s: float = TOLERANCE_S,
@@ -98,16 +107,17 @@ def verify(
 ) -> Event:
     """Return the event that `body` holds if one of `secrets` signed it, recently, and it is not `seen`.
 
-    `headers` may spell their names in any case. `secrets` are `whsec_…`, or `whpk_…` for ed25519; one match
-    is enough. `now` is in Unix seconds, the clock by default. `seen(id)` says whether this id was handled
-    before; it is asked last, so an id that it hears of is genuine.
+    `headers` may spell their names in any case, and come as a WSGI environ or as pairs. `secrets` are
+    `whsec_…`, or `whpk_…` for ed25519; one match is enough. `now` is in Unix seconds, the clock by default.
+    `seen(id)` says whether this id was handled before; it is asked last, so an id that it hears of is
+    genuine.
 
     Raises InvalidWebhook, and nothing else whatever headers and body hold. Mistakes of the receiver itself
-    are UnusableSecret, and TypeError for a body that is not bytes.
+    are UnusableSecret, and TypeError for a body that is not bytes or headers that are neither of these.
     """
-    if not isinstance(body, bytes):
+    if not isinstance(body, Body):
         raise TypeError("body must be the bytes of the request as they came, before any decoding or parsing")
-    keys = _keys([secrets] if isinstance(secrets, str) else secrets)
+    keys, body = _keys(secrets), bytes(body)
     event_id, timestamp, signatures = _read_headers(headers)
     _check_age(int(timestamp), time.time() if now is None else now, tolerance_s)
     _check_match(f"{event_id}.{timestamp}.".encode() + body, signatures, keys)
@@ -117,15 +127,15 @@ def verify(
     return event
 
 
-def check_secrets(secrets: str | Sequence[str]) -> None:
+def check_secrets(secrets: str | bytes | Sequence[str | bytes]) -> None:
     """Check at start-up what `verify` will be given. Raises UnusableSecret."""
-    _keys([secrets] if isinstance(secrets, str) else secrets)
+    _keys(secrets)
 
 
-def read_body(body: bytes) -> Event:
+def read_body(body: Body) -> Event:
     """Parse the body of an event, exactly. Raises InvalidWebhook."""
     try:
-        event = json.loads(body.decode(), parse_float=Decimal, parse_constant=_no_constant)
+        event = json.loads(bytes(body).decode(), parse_float=Decimal, parse_constant=_no_constant)
     except (ValueError, ArithmeticError, RecursionError):
         raise InvalidWebhook(Step.NOT_JSON, "the body is not JSON in UTF-8") from None
     if not isinstance(event, dict):
@@ -133,13 +143,17 @@ def read_body(body: bytes) -> Event:
     return event
 
 
-def _keys(secrets: Sequence[str]) -> list[_Key]:
+def _keys(secrets: str | bytes | Sequence[str | bytes]) -> list[_Key]:
     if not secrets:
         raise UnusableSecret("no secret to verify with")
-    return [_key(secret) for secret in secrets]
+    return [_key(secret) for secret in ([secrets] if isinstance(secrets, str | bytes) else secrets)]
 
 
-def _key(secret: str) -> _Key:
+def _key(secret: str | bytes) -> _Key:
+    if isinstance(secret, bytes):
+        secret = secret.decode("latin-1")  # what is no ASCII is no base64 either
+    if not isinstance(secret, str):
+        raise UnusableSecret(f"a secret must be text, this one is {type(secret).__name__}")
     if secret.startswith(_SHARED):
         return _shared_key(_decoded(secret, _SHARED))
     if secret.startswith(_PUBLIC):
@@ -187,28 +201,45 @@ def _decoded(secret: str, prefix: str) -> bytes:
         raise UnusableSecret(f"what follows {prefix} is not base64") from None
 
 
-def _read_headers(headers: Mapping[str, str]) -> tuple[str, str, list[_Signature]]:
-    value_by_name = {name.lower(): value for name, value in headers.items() if isinstance(name, str)}
-    event_id = _header(value_by_name, "webhook-id")
-    timestamp = _header(value_by_name, "webhook-timestamp")
-    signatures = _header(value_by_name, "webhook-signature")
-    if not _ID.match(event_id):
-        raise InvalidWebhook(Step.MALFORMED_ID, "webhook-id must be visible ASCII without a '.'")
-    if not _TIMESTAMP.match(timestamp):
-        raise InvalidWebhook(Step.MALFORMED_TIMESTAMP, "webhook-timestamp must be Unix seconds, digits only")
-    return event_id, timestamp, _read_signatures(signatures)
+def _read_headers(headers: Headers) -> tuple[str, str, list[_Signature]]:
+    event_ids, timestamps, signatures = _found(headers)
+    if len(event_ids) > 1 or not _ID.match(event_ids[0]):
+        raise InvalidWebhook(Step.MALFORMED_ID, "webhook-id must be one, of visible ASCII without a '.'")
+    if len(timestamps) > 1 or not _TIMESTAMP.match(timestamps[0]):
+        raise InvalidWebhook(
+            Step.MALFORMED_TIMESTAMP, "webhook-timestamp must be one, of Unix seconds, digits only"
+        )
+    return event_ids[0], timestamps[0], _read_signatures(" ".join(signatures))
 
 
-def _header(value_by_name: Mapping[str, str], name: str) -> str:
-    value = value_by_name.get(name)
-    if not isinstance(value, str) or not value:
-        raise InvalidWebhook(Step.MISSING_HEADER, f"there is no {name}")
-    return value
+def _found(headers: Headers) -> list[list[str]]:
+    """Find the different values of each of our headers, whatever shape a framework gives them."""
+    pairs = headers.items() if isinstance(headers, Mapping) or hasattr(headers, "items") else headers
+    values: dict[str, list[object]] = {name: [] for name in _HEADERS}
+    try:
+        for spelled, value in pairs:
+            if name := _NAMES.get(str(_text(spelled)).lower()):
+                values[name] += value if isinstance(value, list | tuple) else [value]
+    except (TypeError, ValueError):
+        raise TypeError("headers must be a mapping, or pairs of names and values") from None
+    return [_texts(name, values[name]) for name in _HEADERS]
+
+
+def _texts(name: str, values: list[object]) -> list[str]:
+    texts = [*dict.fromkeys(text for value in values if isinstance(text := _text(value), str) and text)]
+    if not texts:
+        odd = "".join({f"; it is {type(value).__name__}, not text" for value in values[:1] if value})
+        raise InvalidWebhook(Step.MISSING_HEADER, f"there is no {name}{odd}")
+    return texts
+
+
+def _text(value: object) -> object:
+    return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
 def _read_signatures(header: str) -> list[_Signature]:
     """Keep what is well-formed and of a version known here; the sender may speak later ones besides."""
-    matches = [match for match in map(_SIGNATURE.match, header.split(" ")) if match]
+    matches = [match for match in map(_SIGNATURE.match, header[:_MAX_SIGNATURE_HEADER].split(" ")) if match]
     if not matches:
         raise InvalidWebhook(Step.MALFORMED_SIGNATURE, "webhook-signature holds nothing like v1,… or v1a,…")
     return [(match[1] or match[3], match[2] or match[4]) for match in matches[:_MAX_SIGNATURES]]

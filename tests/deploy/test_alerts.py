@@ -92,7 +92,8 @@ def test_log_lines_and_metrics_that_the_explanations_name_exist() -> None:
 
 
 def test_the_scrape_job_is_the_one_that_the_alerts_are_about() -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (block,) = (block for block in blocks if "scrape_configs" in block)
     (job,) = plain_yaml.read(block)["scrape_configs"]
     jobs = {job for rule in RULE_BY_NAME.values() for job in re.findall(r'job="(\w+)"', rule["expr"])}
     assert {job["job_name"]} == jobs

@@ -3,13 +3,16 @@
 import base64
 import hashlib
 import hmac
+import io
 import json
 import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from decimal import Decimal, localcontext
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -286,12 +289,135 @@ def mangle(text: str, chance: random.Random) -> str:
 
 
 @pytest.mark.parametrize("name", ["webhook-id", "webhook-timestamp", "webhook-signature"])
-@pytest.mark.parametrize("value", [None, b"bytes", 7, ["v1,"]])
+@pytest.mark.parametrize("value", [None, "", b"", 7, [], [None], {"value": "v1,"}, [["v1,"]]])
 def test_values_that_are_no_text_are_missing(name: str, value: object) -> None:
     headers: dict[str, Any] = signed().headers | {name: value}
     with pytest.raises(InvalidWebhook) as error:
         verify(headers, signed().body, SECRET, now=NOW)
     assert error.value.step is Step.MISSING_HEADER
+
+
+def as_wsgi(headers: dict[str, str]) -> dict[str, object]:
+    environ = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in headers.items()}
+    return {"REQUEST_METHOD": "POST", "wsgi.input": io.BytesIO(), "wsgi.version": (1, 0), **environ}
+
+
+def as_message(headers: dict[str, str]) -> Message:
+    message = Message()
+    for name, value in headers.items():
+        message[name.title()] = value
+    return message
+
+
+SHAPES: dict[str, Callable[[dict[str, str]], Any]] = {
+    "list values": lambda headers: {name: [value] for name, value in headers.items()},
+    "tuple values": lambda headers: {name.title(): (value,) for name, value in headers.items()},
+    "a value twice": lambda headers: {name: [value, value] for name, value in headers.items()},
+    "WSGI environ": as_wsgi,
+    "ASGI pairs": lambda headers: [(name.encode(), value.encode()) for name, value in headers.items()],
+    "ASGI dict": lambda headers: {name.encode(): value.encode() for name, value in headers.items()},
+    "ASGI lists": lambda headers: [[name.encode(), value.encode()] for name, value in headers.items()],
+    "pairs of text": lambda headers: iter(headers.items()),
+    "http.server": as_message,
+    "multidict": CIMultiDict,
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("body_type", [bytes, bytearray, memoryview])
+def test_headers_and_body_are_taken_in_whatever_shape_a_framework_gives_them(
+    shape: Callable[[dict[str, str]], Any], body_type: Callable[[bytes], bytes]
+) -> None:
+    webhook = signed()
+    assert verify(shape(webhook.headers), body_type(webhook.body), SECRET, now=NOW) == an_event()
+    assert read_body(body_type(webhook.body)) == an_event()
+    forged = shape(webhook.but(signature=ZEROS).headers)
+    with pytest.raises(InvalidWebhook) as error:
+        verify(forged, body_type(webhook.body), SECRET, now=NOW)
+    assert error.value.step is Step.NO_MATCH
+
+
+@pytest.mark.parametrize(
+    "secrets", [SECRET.encode(), [SECRET.encode()], (OTHER_SECRET, SECRET.encode()), {SECRET}]
+)
+def test_a_secret_may_be_bytes_as_files_and_vaults_give_it(secrets: Any) -> None:
+    check_secrets(secrets)
+    assert verify(*signed(), secrets, now=NOW) == an_event()
+
+
+@pytest.mark.parametrize(
+    "secrets", [[None], [7], bytearray(SECRET, "ascii"), b"\xff" * 40, [b"whsec_\xff" * 9]]
+)
+def test_a_secret_that_is_no_text_is_the_receivers_mistake(secrets: Any) -> None:
+    for use in (check_secrets, lambda given: verify(*signed(), given, now=NOW)):
+        with pytest.raises(UnusableSecret):
+            use(secrets)
+
+
+@pytest.mark.parametrize(
+    "headers", [None, 7, "webhook-id: evt_1", b"webhook-id", ["webhook-id"], [("a", "b", "c")], [7]]
+)
+def test_headers_that_are_neither_a_mapping_nor_pairs_are_the_receivers_mistake(headers: Any) -> None:
+    with pytest.raises(TypeError, match="headers must be a mapping, or pairs"):
+        verify(headers, b"{}", SECRET)
+
+
+@pytest.mark.parametrize("body", ["text", None, {}, 7, ["{}"], io.BytesIO(b"{}")])
+def test_a_body_of_any_other_type_is_the_receivers_mistake(body: Any) -> None:
+    with pytest.raises(TypeError, match="as they came"):
+        verify(signed().headers, body, SECRET)
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [("webhook-id", Step.MALFORMED_ID), ("webhook-timestamp", Step.MALFORMED_TIMESTAMP)],
+)
+def test_two_ids_or_times_that_differ_are_refused_and_two_signature_headers_are_one(
+    name: str, step: Step
+) -> None:
+    webhook = signed()
+    twice = [*webhook.headers.items(), (name, str(NOW + 1))]
+    with pytest.raises(InvalidWebhook) as error:
+        verify(twice, webhook.body, SECRET, now=NOW)
+    assert error.value.step is step
+    assert verify([("webhook-signature", ZEROS), *webhook.headers.items()], webhook.body, SECRET, now=NOW)
+
+
+@pytest.mark.parametrize("signature", [ZEROS, "v1,", "x", ""])
+def test_a_header_of_two_hundred_thousand_signatures_costs_nothing(signature: str) -> None:
+    webhook = signed().but(signature=" ".join([signature] * 200_000))
+    began = time.process_time()
+    assert refusal(webhook).step in (Step.NO_MATCH, Step.MALFORMED_SIGNATURE)
+    assert time.process_time() - began < 0.1
+
+
+SHAPED = st.recursive(
+    st.none()
+    | st.integers()
+    | st.text(max_size=8)
+    | st.binary(max_size=8)
+    | st.just("evt_1")
+    | st.just(str(NOW)),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(st.text(max_size=3), inner)
+    ),
+    max_leaves=6,
+)
+NAMES = st.sampled_from(["webhook-id", b"Webhook-Timestamp", "HTTP_WEBHOOK_SIGNATURE"]) | st.text(max_size=5)
+
+
+@settings(max_examples=300)
+@given(
+    SHAPED | st.lists(st.tuples(NAMES, SHAPED), max_size=4) | st.dictionaries(NAMES, SHAPED, max_size=4),
+    SHAPED,
+    SHAPED,
+)
+def test_no_shape_of_headers_body_or_secrets_raises_anything_else(
+    headers: Any, body: Any, secrets: Any
+) -> None:
+    for given_body, given_secrets in ((b"{}", [SECRET]), (body, [SECRET]), (b"{}", secrets)):
+        with pytest.raises((InvalidWebhook, UnusableSecret, TypeError)):
+            verify(headers, given_body, given_secrets, now=NOW)
 
 
 def test_it_works_when_copied_away_from_watcher(tmp_path: Path) -> None:
