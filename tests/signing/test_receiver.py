@@ -3,14 +3,18 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import web
 from signed_webhooks import NOW, OTHER_SECRET, SECRET, Webhook, an_event, signed
+from tls_front import a_certificate_file
 
 from watcher.receive import Step
+from watcher.receiving.captured import Captured, read, save
 from watcher.receiving.receiver import Fail, Receipt, Receiver
 
 Post = Callable[[Receiver, Webhook], Awaitable[int]]
@@ -153,6 +157,111 @@ async def test_nobody_behind_is_a_bad_gateway(post: Post) -> None:
         async with a_receiver(forward_to=f"http://127.0.0.1:{taken.getsockname()[1]}/") as receiver:
             assert await post(receiver, signed()) == 502
     assert receiver.taken == 0
+    assert receiver.receipts[0].forwarded == "not forwarded: cannot connect: connection refused"
+
+
+async def reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+async def mumble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(1)
+    writer.write(b"220 mail.example.com ESMTP\r\n")
+    writer.close()
+
+
+async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "behave", "is_tls", "status", "words"),
+    [
+        ("https", reset, True, 502, "its certificate does not verify: self-signed certificate"),
+        ("https", mumble, False, 502, "TLS failed"),
+        ("http", mumble, False, 502, "its answer is not HTTP"),
+        ("http", reset, False, 502, "it closed the connection without an answer"),
+        ("http", hang, False, 504, "no answer within 0.2 s"),
+    ],
+)
+async def test_what_came_of_handing_on_is_said_in_its_own_words(
+    post: Post,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+    behave: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    is_tls: bool,
+    status: int,
+    words: str,
+) -> None:
+    monkeypatch.setattr("watcher.receiving.receiver._FORWARD_TIMEOUT_S", 0.2 if behave is hang else 20)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if is_tls else None
+    if context:
+        context.load_cert_chain(a_certificate_file(tmp_path))
+    async with await asyncio.start_server(behave, "127.0.0.1", 0, ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with a_receiver(forward_to=f"{scheme}://127.0.0.1:{port}/") as receiver:
+            assert await post(receiver, signed()) == status
+            (receipt,) = receiver.receipts
+    assert receipt.forwarded is not None
+    assert words in receipt.forwarded
+    assert receiver.taken == 0
+
+
+async def test_a_name_that_does_not_resolve_and_an_answer_of_the_target_are_told_apart(post: Post) -> None:
+    async with a_receiver(forward_to="http://a..invalid/") as receiver:
+        assert await post(receiver, signed()) == 502
+    assert receiver.receipts[0].forwarded == "not forwarded: its name does not resolve"
+
+    async def fail(_: web.Request) -> web.Response:
+        return web.Response(status=502)
+
+    async with serving(fail) as behind, a_receiver(forward_to=behind) as receiver:
+        assert await post(receiver, signed()) == 502
+    assert receiver.receipts[0].forwarded == "forwarded, and answered 502 there"
+
+
+async def test_a_request_is_handed_on_to_the_url_as_it_was_written(post: Post) -> None:
+    asked: list[str] = []
+
+    async def look(request: web.Request) -> web.Response:
+        asked.append(request.raw_path)
+        return web.Response()
+
+    async with serving(look) as behind, a_receiver(forward_to=behind + "a%2Fb/../c?d=%40") as receiver:
+        assert await post(receiver, signed()) == 200
+    assert asked == ["/a%2Fb/../c?d=%40"]
+
+
+async def test_what_is_captured_is_the_request_as_it_came(post: Post, tmp_path: Path) -> None:
+    paths: list[Path] = []
+
+    def capture(captured: Captured) -> str:
+        paths.append(save(captured, tmp_path))
+        return paths[-1].name
+
+    body = b"\xff\r\n\r\n{}"
+    webhook = Webhook(signed().headers | {"X-Own": "J\xfcrgen", "Watcher-Received-At": "1"}, body)
+    async with a_receiver() as receiver:
+        receiver.capture = capture
+        for _ in range(2):
+            assert await post(receiver, webhook) == 400
+    assert [receipt.captured for receipt in receiver.receipts] == [path.name for path in paths]
+    assert len(set(paths)) == 2
+    captured = read(paths[0].read_bytes())
+    assert captured
+    assert (captured.method, captured.target, captured.body) == ("POST", "/hooks", body)
+    assert captured.received_at == NOW
+    assert {name for name, _ in captured.headers} >= {"X-Own", "webhook-id"}
+    assert "Watcher-Received-At" not in dict(captured.headers)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b'{"a":"POST / HTTP/1.1\r\n\r\n"}', b"POST / HTTP/1.1\r\n", b"\r\n\r\n"]
+)
+def test_what_is_no_request_is_not_taken_for_one(data: bytes) -> None:
+    assert read(data) is None
 
 
 async def test_what_belongs_to_one_connection_is_not_forwarded() -> None:

@@ -177,11 +177,17 @@ def test_a_file_of_headers_that_is_broken_json_is_a_mistake_of_usage(tmp_path: P
 
 # listen
 
+NO_URLS = (
+    *("", "https://", "http:///hook", "http://:80/", "http://[::1", "http://host:99999/", "http://host:0/"),
+    *("http://exa mple/", "http://host/\n", "//host/", "mailto:me@example.com", "http", "file:///etc/passwd"),
+)
+
 
 class Listening:
     """`watcher listen` in a process of its own, at a free port."""
 
     def __init__(self, *arguments: str) -> None:
+        self.told: list[str] = []
         code = "from watcher.commands.listen import command; command()"
         self._process = subprocess.Popen(
             [sys.executable, "-c", code, "--port", "0", "--secret-env", "S", *arguments],
@@ -191,9 +197,11 @@ class Listening:
             text=True,
         )
         assert self._process.stderr
-        address = re.search(r"http://\S+/", self._process.stderr.readline())
-        assert address
-        self.url = address[0]
+        while not (address := re.search(r"listening at (http://\S+/)", "".join(self.told))):
+            line = self._process.stderr.readline()
+            assert line, self.told
+            self.told.append(line)
+        self.url = address[1]
 
     def post(self, webhook: Webhook) -> int:
         request = urllib.request.Request(self.url, webhook.body, webhook.headers)
@@ -277,6 +285,47 @@ def test_listen_fails_and_delays_as_asked_and_hands_on_what_is_left_as_it_came()
     assert summary.startswith("took 1 events; 1 repeats, 0 gaps")
 
 
+def saved_by(folder: Path, *webhooks: Webhook) -> tuple[list[Path], list[str]]:
+    """What `listen --save` writes of these, and the lines that it prints."""
+    with contextlib.closing(Listening("--save", str(folder))) as listening:
+        assert listening.told[0] == f"try each again: watcher verify --secret-env S {folder}/FILE\n"
+        for webhook in webhooks:
+            listening.post(webhook)
+        _, lines, _ = listening.end(signal.SIGTERM)
+    return sorted(folder.iterdir()), lines
+
+
+def test_verify_reads_what_listen_saved_genuine_or_not(tmp_path: Path) -> None:
+    odd = fresh('{"text":"\\u00e4 \u00e4","a":"1"}\r\n\r\n'.encode())
+    forged = fresh(None, OTHER_SECRET).but(id="evt_2/$(x)")
+    files, lines = saved_by(tmp_path / "in" / "here", fresh(), odd, forged)
+    assert [str(file) in line for file, line in zip(files, lines, strict=True)] == [True] * 3
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    for file, code in zip(files, (0, 0, 1), strict=True):
+        result = run(verify.command, "--secret-env", "S", str(file), S=SECRET)
+        assert result.exit_code == code, result.output
+    assert verdicts(result) == ["ok"] * 5 + ["FAILED", "-"]
+    assert files[1].read_bytes().endswith(odd.body)
+
+
+def test_a_saved_webhook_is_as_old_as_it_was_when_it_arrived(tmp_path: Path) -> None:
+    then = signed(at=1_614_265_330)
+    request = "".join(f"{name}: {value}\n" for name, value in then.headers.items())
+    for at, code, words in (("1614265331.5", 0, "genuine"), ("1614269330", 1, "sent 4000 s ago")):
+        (tmp_path / at).write_bytes(
+            f"POST /x HTTP/1.1\nWatcher-Received-At: {at}\n{request}\n".encode() + then.body
+        )
+        result = run(verify.command, "--secret-env", "S", str(tmp_path / at), S=SECRET)
+        assert (result.exit_code, words in result.stdout) == (code, True)
+
+
+def test_a_place_where_nothing_can_be_saved_is_said_before_anything_is_received(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert run(listen.command, "--save", str(tmp_path / "file")).exit_code == 2
+    below = run(listen.command, "--save", str(tmp_path / "file" / "in"))
+    assert (below.exit_code, "cannot make" in below.stderr) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
@@ -285,6 +334,9 @@ def test_listen_fails_and_delays_as_asked_and_hands_on_what_is_left_as_it_came()
         (["--fail", "503:0"], "as in 503:2"),
         (["--delay", "2"], "not a duration"),
         (["--forward-to", "ftp://example.com"], "must begin with http"),
+        *((["--forward-to", url], "must begin with http:// or https://, and name a host") for url in NO_URLS),
+        (["--forward-to", "localhost:3000/hook"], "did you mean 'http://localhost:3000/hook'?"),
+        (["--port", "8788", "--forward-to", "http://localhost:8788/"], "is this listener itself"),
         (["--secret-env", "BAD"], "not base64"),
     ],
 )

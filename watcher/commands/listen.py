@@ -9,6 +9,7 @@ import re
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -20,9 +21,11 @@ from watcher.commands.secret import secret_options, secrets_given, verifying
 from watcher.printable import printable
 
 if TYPE_CHECKING:
+    from watcher.receiving.captured import Captured
     from watcher.receiving.receiver import Receipt, Receiver
 
 _FAIL = re.compile(r"([2-5][0-9]{2}):([1-9][0-9]{0,5})\Z")
+_HOST_AND_PORT = re.compile(r"[A-Za-z0-9.-]+(:[0-9]+)?(/[!-~]*)?\Z")
 _ORDER = {
     "gap": "gap: #{previous} was queued before it and is not here",
     "late": "out of order: a later one is here already",
@@ -39,6 +42,13 @@ _ORDER = {
 @secret_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per attempt.")
 @click.option("--forward-to", metavar="URL", help="POST what is genuine there too, and answer as it answers.")
+@click.option(
+    "--save",
+    "folder",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write each request, as it arrived, into a file there, for `watcher verify`.",
+)
 @click.option("--fail", metavar="STATUS:N", help="Answer the first N attempts of each event with STATUS.")
 @click.option("--delay", default="0s", help="Wait so long before each answer, as in 2s.")
 def command(
@@ -49,6 +59,7 @@ def command(
     secret_files: tuple[Path, ...],
     as_json: bool,
     forward_to: str | None,
+    folder: Path | None,
     fail: str | None,
     delay: str,
 ) -> None:
@@ -65,11 +76,17 @@ def command(
         secrets=secrets,
         fail=Fail(*_fail(fail)) if fail else None,
         delay_s=_seconds(delay),
-        forward_to=_url(forward_to),
+        forward_to=_url(forward_to, host, port),
         host=host,
         port=port,
         keep=1,  # what is printed need not be remembered
     )
+    if folder:
+        receiver.capture = _saving(folder)
+        given = [f" --secret-env {name}" for name in secret_names]
+        given += [f" --secret-file {file}" for file in secret_files]
+        secret = "".join(given) or " --secret-env NAME"
+        click.echo(f"try each again: watcher verify{secret} {folder}/FILE", err=True)
     asyncio.run(_listen(receiver, told, as_json=as_json))
     click.echo(_summary(told), err=True)
 
@@ -102,7 +119,7 @@ async def _listen(receiver: "Receiver", told: Counter[str], *, as_json: bool) ->
 def _as_text(receipt: "Receipt", now: float) -> str:
     at = f"{datetime.fromtimestamp(now).astimezone():%H:%M:%S}"
     if receipt.event is None:
-        return f"{at}  refused: {receipt.problem}"
+        return f"{at}  refused: {receipt.problem}{_saved(receipt)}"
     event = receipt.event
     data, asset = _part(event, "data"), _part(event, "data", "asset")
     columns = [
@@ -112,9 +129,13 @@ def _as_text(receipt: "Receipt", now: float) -> str:
         f"{_text(data.get('amount')):>14}",
         f"{_effect(_part(event, 'data', 'effect')):<32}",
         f"#{_text(data.get('sequence'))}",
-        "; ".join(_notes(receipt)),
+        "; ".join(_notes(receipt)) + _saved(receipt),
     ]
     return "  ".join([at, *columns])
+
+
+def _saved(receipt: "Receipt") -> str:
+    return f"; saved as {receipt.captured}" if receipt.captured else ""
 
 
 def _notes(receipt: "Receipt") -> list[str]:
@@ -125,6 +146,8 @@ def _notes(receipt: "Receipt") -> list[str]:
         notes.append("a repeat")
     if not receipt.is_taken:
         notes.append(f"answered {receipt.status}")
+    if receipt.forwarded and not receipt.is_taken:
+        notes.append(receipt.forwarded)
     if receipt.order:
         previous = _part(receipt.event, "subscription").get("previous_sequence")
         notes.append(_ORDER[receipt.order].format(previous=_text(previous)))
@@ -151,6 +174,8 @@ def _as_json(receipt: "Receipt") -> str:
         "attempt": receipt.attempt,
         "repeat": receipt.is_repeat,
         "order": receipt.order,
+        "forwarded": receipt.forwarded,
+        "saved": receipt.captured,
         "problem": {"step": problem.step, "detail": problem.detail} if problem else None,
         "event": receipt.event,
     }
@@ -200,7 +225,42 @@ def _seconds(text: str) -> float:
         raise click.BadParameter(str(error), param_hint="--delay") from None
 
 
-def _url(text: str | None) -> str | None:
-    if text and not text.startswith(("http://", "https://")):
-        raise click.BadParameter("must begin with http:// or https://", param_hint="--forward-to")
+def _url(text: str | None, host: str, port: int) -> str | None:
+    """Check where to forward to: a URL whose host and port can be dialled, and not this listener's own."""
+    if text is None:
+        return None
+    from watcher.urls import as_written
+
+    try:
+        url = as_written(text)
+        is_one = url.scheme in ("http", "https") and bool(url.host) and bool(url.port)
+    except (ValueError, IndexError):
+        is_one = False
+    if not is_one or not text.isprintable() or " " in text:
+        hint = f"; did you mean 'http://{text}'?" if _HOST_AND_PORT.match(text) else ""
+        raise click.BadParameter(
+            f"must begin with http:// or https://, and name a host{hint}",
+            param_hint="--forward-to",
+        )
+    if url.port == port and url.host in (host, "127.0.0.1", "localhost", "::1"):
+        raise click.BadParameter("that is this listener itself", param_hint="--forward-to")
     return text
+
+
+def _saving(folder: Path) -> "Callable[[Captured], str | None]":
+    """Make the directory, and return what writes a request there. What cannot be written is said, no more."""
+    from watcher.receiving.captured import save
+
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(f"cannot make {folder}: {error.strerror}") from None
+
+    def capture(captured: "Captured") -> str | None:
+        try:
+            return str(save(captured, folder))
+        except OSError as error:
+            click.echo(f"cannot save a request in {folder}: {error.strerror or error}", err=True)
+            return None
+
+    return capture

@@ -8,13 +8,17 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import click
 
 from watcher.commands.secret import secret_options, secrets_given, verifying
 from watcher.printable import printable
 from watcher.receive import TOLERANCE_S, InvalidWebhook, Step, verify
+from watcher.receiving.captured import read
+
+_Headers = dict[str, list[Any]]
+"""Values by lower-case name."""
 
 _CHECKS: tuple[tuple[str, str, frozenset[Step]], ...] = (
     (
@@ -63,40 +67,42 @@ def command(
 ) -> None:
     """Check a captured webhook: its headers, and the bytes of its body in BODY_FILE (`-`: stdin).
 
-    Says what is checked, step by step, and which step fails. Exits with 0 if it is genuine, 1 if not.
+    A file that `watcher listen --save DIR` wrote, or another one of a whole request, holds both. Says what is
+    checked, step by step, and which step fails. Exits with 0 if it is genuine, 1 if not.
     """
     secrets = verifying(secrets_given(secret_names, secret_files))
     if not secrets:
         raise click.UsageError("give --secret-env or --secret-file: what to verify with")
     headers = _from_file(headers_file) | _from_lines(lines)
-    body = body_file.read()
-    problem = _problem(headers, body, secrets, any_age=any_age)
+    body, now = body_file.read(), time.time()
+    if captured := read(body):
+        headers = _by_name(captured.headers) | headers
+        body, now = captured.body, captured.received_at or now
+    tolerance_s = math.inf if any_age else TOLERANCE_S
+    problem = _problem(headers, body, secrets, now=now, tolerance_s=tolerance_s)
     hint = _hint(problem, headers, body, secrets) if problem else None
     click.echo(_as_json(problem, hint) if as_json else _as_text(problem, hint))
     context.exit(1 if problem else 0)
 
 
 def _problem(
-    headers: dict[str, str], body: bytes, secrets: Sequence[str], *, any_age: bool
+    headers: _Headers, body: bytes, secrets: Sequence[str], *, now: float, tolerance_s: float
 ) -> InvalidWebhook | None:
-    tolerance_s = math.inf if any_age else TOLERANCE_S
     try:
-        verify(headers, body, secrets, now=time.time(), tolerance_s=tolerance_s)
+        verify(headers, body, secrets, now=now, tolerance_s=tolerance_s)
     except InvalidWebhook as problem:
         return problem
     return None
 
 
-def _hint(
-    problem: InvalidWebhook, headers: dict[str, str], body: bytes, secrets: Sequence[str]
-) -> str | None:
+def _hint(problem: InvalidWebhook, headers: _Headers, body: bytes, secrets: Sequence[str]) -> str | None:
     """Guess what went wrong on the way here, and prove the guess where that is possible."""
     if problem.step is Step.TOO_OLD:
         return "a webhook that was captured earlier needs --any-age"
     if problem.step is not Step.NO_MATCH:
         return None
     for name, other in _likely_originals(body):
-        if other != body and not _problem(headers, other, secrets, any_age=True):
+        if other != body and not _problem(headers, other, secrets, now=0, tolerance_s=math.inf):
             return f"these are not the bytes that were sent: {name} it matches"
     return "the secret is another one, or the body was changed on its way: use the bytes as they arrived"
 
@@ -135,23 +141,31 @@ def _verdicts(problem: InvalidWebhook | None) -> Iterable[tuple[str, str, str]]:
             yield ("ok" if reached else "-"), check, (claim if reached else "not checked")
 
 
-def _from_file(file: Iterable[str] | None) -> dict[str, str]:
+def _from_file(file: Iterable[str] | None) -> _Headers:
     text = "".join(file or ())
-    if not text.lstrip().startswith("{"):
+    if not text.lstrip().startswith(("{", "[")):
         # What is no header is skipped, so that a request's first line may be in the file.
         return _from_lines(line for line in text.splitlines() if ":" in line)
     try:
-        header_by_name = json.loads(text)
-    except (ValueError, RecursionError):
-        raise click.UsageError("the file of headers begins like a JSON object, but is not one") from None
-    return {name: str(value) for name, value in header_by_name.items()}
+        told = json.loads(text)
+        return _by_name(told.items() if isinstance(told, dict) else told)
+    except (ValueError, TypeError, RecursionError):
+        raise click.UsageError("the file of headers begins like JSON, but is no object or pairs") from None
 
 
-def _from_lines(lines: Iterable[str]) -> dict[str, str]:
-    headers: dict[str, str] = {}
+def _from_lines(lines: Iterable[str]) -> _Headers:
+    headers: list[tuple[str, str]] = []
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon:
             raise click.UsageError(f"not a header, there is no colon in it: {printable(line, 40)}")
-        headers[name.strip().lower()] = value.strip()
-    return headers
+        headers.append((name.strip(), value.strip()))
+    return _by_name(headers)
+
+
+def _by_name(headers: Iterable[tuple[str, Any]]) -> _Headers:
+    """Gather the values of each header, whatever the case of its name."""
+    found: _Headers = {}
+    for name, value in headers:
+        found.setdefault(str(name).lower(), []).extend(value if isinstance(value, list) else [value])
+    return found

@@ -98,7 +98,7 @@ class Poster:
             return Attempt(_since_ms(started), error=f"no answer within {self._deadline_s:g} s")
         except _TRANSPORT_ERRORS as error:
             refusal = refusal_in(error)
-            words = f"refused: {refusal}" if refusal else _in_our_words(error)
+            words = f"refused: {refusal}" if refusal else in_our_words(error)
             drop_frames(error)
             return Attempt(_since_ms(started), error=words, is_refused_by_us=refusal is not None)
         async with answer:
@@ -179,7 +179,7 @@ def _excerpt(beginning: bytes) -> str:
     return printable(without_secrets(beginning.decode(errors="backslashreplace")))
 
 
-def _in_our_words(error: Exception) -> str:
+def in_our_words(error: Exception) -> str:
     """Name what went wrong without repeating it: texts of aiohttp hold the whole URL."""
     words = next((words for kind, words in _WORDS if isinstance(error, kind)), type(error).__name__)
     if isinstance(error, aiohttp.ClientConnectorCertificateError):

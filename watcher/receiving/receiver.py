@@ -7,13 +7,16 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, web
 
+from watcher.delivery.post import in_our_words
 from watcher.receive import Event, InvalidWebhook, read_body, verify
+from watcher.receiving.captured import Captured
 from watcher.receiving.sequences import Order, Sequences
+from watcher.urls import as_written
 
 _KEEP = 100_000  # ids remembered: a repeat comes within days, not after so many others
 _FORWARD_TIMEOUT_S = 20  # as long as a whole attempt may take: the sender hangs up then
@@ -45,6 +48,7 @@ class Receipt:
 
     `event` is None where the request was refused, and `problem` says why. `attempt` counts from 1, as seen
     here. An event is taken when it was answered with 2xx; `is_repeat` says that it had been before.
+    `forwarded` says what came of handing it on, in a few words; `captured` where it was written down.
     """
 
     event: Event | None
@@ -54,6 +58,8 @@ class Receipt:
     attempt: int
     is_repeat: bool
     order: Order | None
+    forwarded: str | None = None
+    captured: str | None = None
 
     @property
     def is_taken(self) -> bool:
@@ -72,6 +78,7 @@ class Receiver:
 
     Without `secrets` nothing is verified. `notice` hears of each attempt before it is answered. With
     `forward_to` what is not refused is POSTed there as it came, and answered as it was answered there.
+    `capture` gets each request as it arrives, and says where it wrote it down.
     `events` are those taken, each once, in their order of arrival; `keep` bounds them and `receipts`.
     """
 
@@ -80,6 +87,7 @@ class Receiver:
     delay_s: float = 0
     forward_to: str | None = None
     notice: Callable[[Receipt], None] = lambda _receipt: None
+    capture: Callable[[Captured], str | None] = lambda _captured: None
     clock: Callable[[], float] = time.time
     host: str = "127.0.0.1"
     port: int = 0
@@ -130,7 +138,9 @@ class Receiver:
 
     async def _receive(self, request: web.Request) -> web.Response:
         body = await request.read()
-        receipt = await self._receipt(request.headers, body)
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.raw_headers]
+        captured = self.capture(Captured("POST", request.raw_path, headers, body, self.clock()))
+        receipt = replace(await self._receipt(request.headers, body), captured=captured)
         self.receipts.append(receipt)
         self.notice(receipt)
         async with self._news:
@@ -146,12 +156,12 @@ class Receiver:
         history = self._history(headers.get("webhook-id", ""))
         history.attempts += 1
         attempt = history.attempts
-        status = await self._answer(attempt, headers, body)
+        status, forwarded = await self._answer(attempt, headers, body)
         is_repeat, order = history.is_taken, None
         if 200 <= status < 300 and not is_repeat:
             history.is_taken = True
             order = self._take(event)
-        return Receipt(event, None, bool(self.secrets), status, attempt, is_repeat, order)
+        return Receipt(event, None, bool(self.secrets), status, attempt, is_repeat, order, forwarded)
 
     def _read(self, headers: Mapping[str, str], body: bytes) -> Event:
         return verify(headers, body, self.secrets, now=self.clock()) if self.secrets else read_body(body)
@@ -169,17 +179,21 @@ class Receiver:
         self.taken += 1
         return self._sequences.note(event)
 
-    async def _answer(self, attempt: int, headers: Mapping[str, str], body: bytes) -> int:
+    async def _answer(self, attempt: int, headers: Mapping[str, str], body: bytes) -> tuple[int, str | None]:
         if self.fail and attempt <= self.fail.times:
-            return self.fail.status
-        return await self._forward(headers, body) if self.forward_to else 200
+            return self.fail.status, None
+        return await self._forward(headers, body) if self.forward_to else (200, None)
 
-    async def _forward(self, headers: Mapping[str, str], body: bytes) -> int:
+    async def _forward(self, headers: Mapping[str, str], body: bytes) -> tuple[int, str]:
         kept = [(name, value) for name, value in headers.items() if name.lower() not in _OWN_HEADERS]
         try:
             async with self._session.post(
-                self.forward_to or "", data=body, headers=kept, allow_redirects=False
+                as_written(self.forward_to or ""), data=body, headers=kept, allow_redirects=False
             ) as answer:
-                return answer.status
-        except (ClientError, TimeoutError, ValueError):  # ValueError: a header that aiohttp will not send
-            return 502
+                return answer.status, f"forwarded, and answered {answer.status} there"
+        except TimeoutError:
+            return 504, f"not forwarded: no answer within {_FORWARD_TIMEOUT_S} s"
+        except (ClientError, OSError, UnicodeError) as error:
+            return 502, f"not forwarded: {in_our_words(error)}"
+        except ValueError:
+            return 502, "not forwarded: it has a header that cannot be sent on"
