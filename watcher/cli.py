@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from watcher import __version__
+from watcher.environment import Environment
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -109,7 +110,7 @@ class LazyGroup(click.Group):
 @click.pass_context
 def group(context: click.Context) -> None:
     """Polls balance APIs and POSTs signed change events that reconcile."""
-    context.color = False if os.environ.get("NO_COLOR") else None
+    context.color = False if Environment().get("NO_COLOR") else None
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

@@ -13,6 +13,7 @@ from watcher.journal.explain import in_atoms, in_text
 from watcher.journal.ledger import Entry
 from watcher.polling.silence import STALE_INTERVALS
 from watcher.printable import printable
+from watcher.providers.contract import requests_needed
 from watcher.providers.registry import provider_class
 from watcher.settings import AccountSettings, Settings
 from watcher.store.guarantee import Guarantee
@@ -72,7 +73,7 @@ def rate_line(settings: Settings, name: str, workers: Iterable[Presence], now_ms
     provider = settings.provider_by_name[name]
     ask = provider_class(provider.kind)(provider)
     accounts = [account for account in settings.account_by_name.values() if account.provider == name]
-    needed = sum(len(ask.requests(account)) / account.interval.total_seconds() for account in accounts)
+    needed = requests_needed(ask, accounts)
     measured = [one.requests_per_second for one in workers if one.is_there(now_ms)]
     used = [rates.get(name, 0) for rates in measured if rates]
     return {

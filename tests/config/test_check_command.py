@@ -68,6 +68,7 @@ def test_mistakes_are_told_on_stderr_with_exit_code_78(path: Path) -> None:
         'such as "30s", "5m" or "2h"',
         f"{path}:4: subscriptions[0].url: is missing",
         f"{path}:4: subscriptions[0].secrets: is missing",
+        f"warning: {path}:1: no [[accounts]]: nothing will be polled",
     ]
 
 

@@ -174,6 +174,48 @@ def test_the_environment_wins_over_the_file(write: Write, tmp_path: Path) -> Non
     assert settings.redis.url.get_secret_value() == "unix:///run/redis.sock"
 
 
+@pytest.mark.parametrize("file", ['[redis]\nurl = "embedded"\n', ""])
+def test_whoever_names_a_file_with_the_url_of_redis_never_gets_the_embedded_store_unsaid(
+    write: Write, tmp_path: Path, file: str
+) -> None:
+    path, named = write(file + SMALL), tmp_path / "redis_url"
+    environ = {"REDIS_URL": "", "REDIS_URL_FILE": str(named)}
+    named.write_bytes(b"\xef\xbb\xbfredis://there/3\r\n")
+    assert load(path, environ).settings.redis.url.get_secret_value() == "redis://there/3"
+    for content, reason in ((b"", "is empty"), (b"\n", "is empty"), (b"\xff\xfer\0", "is UTF-16")):
+        named.write_bytes(content)
+        with pytest.raises(ConfigRefused, match=f"REDIS_URL: the file that REDIS_URL_FILE names {reason}"):
+            load(path, environ)
+    named.unlink()
+    with pytest.raises(ConfigRefused, match="REDIS_URL_FILE names cannot be read"):
+        load(path, environ)
+    assert load(path, {"REDIS_URL_FILE": ""}).settings.redis.url.get_secret_value() == "embedded"
+
+
+def test_what_is_set_to_nothing_overrides_nothing(write: Write, tmp_path: Path) -> None:
+    path = write('[log]\nlevel = "error"\n' + SMALL)
+    (tmp_path / "empty").touch()
+    loaded = load(path, {"LOG_LEVEL": "", "LOG_FORMAT": "", "LOG_LEVEL_FILE": str(tmp_path / "empty")})
+    assert (loaded.settings.log.level, loaded.settings.log.format) == ("error", "auto")
+    (warning,) = loaded.warnings
+    assert str(warning) == "environment: LOG_LEVEL: the file that LOG_LEVEL_FILE names is empty"
+
+
+def test_the_files_that_hold_a_configuration_are_known_secrets_included(write: Write, tmp_path: Path) -> None:
+    write('{"name": "a", "provider": "loopring", "account_id": 2}', "accounts.jsonl")
+    (tmp_path / "key").write_text("k")
+    (tmp_path / "ops").write_text(SECRET)
+    text = SMALL.replace('"k"', '"${KEY}"').replace(f'"{SECRET}"', f'"${{file:{tmp_path}/ops}}"')
+    path = write('accounts_file = "accounts.jsonl"\n' + text)
+    files = (path, tmp_path / "accounts.jsonl", tmp_path / "key", tmp_path / "ops")
+    environ = {"KEY_FILE": str(tmp_path / "key")}
+    assert load(path, environ).files == files
+    (tmp_path / "ops").unlink()
+    with pytest.raises(ConfigRefused) as refused:
+        load(path, environ)
+    assert refused.value.files == files
+
+
 def test_numbers_and_truth_may_come_from_the_environment(write: Write) -> None:
     path = write(
         '[egress]\nallow = ["${NET}"]\nallow_http = "${HTTP:-true}"\n'
@@ -204,6 +246,43 @@ def test_accounts_of_the_file_beside_join_those_of_the_configuration(write: Writ
     settings = load(write('accounts_file = "accounts.jsonl"\n' + SMALL), {"B": "b"}).settings
     assert [*settings.account_by_name] == ["treasury", "a", "b"]
     assert settings.account_by_name["a"].interval == timedelta(seconds=5)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\x85\n", "\u2028\n", " \r\r\n"])
+def test_accounts_come_from_a_file_of_any_editor(write: Write, tmp_path: Path, end: str) -> None:
+    lines = [
+        f'{{"name": "{name}", "provider": "loopring", "account_id": {n}}}' for n, name in enumerate("ab", 2)
+    ]
+    marked = "".join(f"\ufeff{line}{end}" for line in lines)  # as of two files that were joined
+    (tmp_path / "accounts.jsonl").write_bytes(marked.encode())
+    settings = load(write('accounts_file = "accounts.jsonl"\n' + SMALL), {}).settings
+    assert [*settings.account_by_name] == ["treasury", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('{"name": "a"}'.encode("utf-16"), "accounts.jsonl:1: UTF-16, not UTF-8: save it as UTF-8"),
+        ('{"name": "a"}'.encode("utf-16-be"), "accounts.jsonl:1: UTF-16, not UTF-8: save it as UTF-8"),
+        (b'\n{"name": "\xff"}', "accounts.jsonl:2: not UTF-8 text at column 11"),
+        (b'{"account_id": 1, "account_id": 2}', "accounts.jsonl:1: account_id: is given twice"),
+        (b'{"of": {"email": "a", "email": "a"}}', "accounts.jsonl:1: email: is given twice"),
+        (b'{"a": NaN}', "accounts.jsonl:1: not valid JSON at column 7"),
+    ],
+)
+def test_what_is_no_line_of_accounts_is_said(
+    write: Write, tmp_path: Path, content: bytes, expected: str
+) -> None:
+    (tmp_path / "accounts.jsonl").write_bytes(content)
+    with pytest.raises(ConfigRefused) as refused:
+        load(write('accounts_file = "accounts.jsonl"\n' + SMALL), {})
+    assert str(refused.value) == expected
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_configuration_that_was_saved_as_utf_16_is_told_so(write: Write, encoding: str) -> None:
+    with pytest.raises(ConfigRefused, match=r"toml:1: not valid TOML: UTF-16, not UTF-8: save it as UTF-8"):
+        load(write(SMALL, encoding=encoding), {})
 
 
 def test_what_stands_exactly_at_a_limit_is_allowed(write: Write) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from watcher.config.files import read_toml
 from watcher.config.findings import Findings, Key
 from watcher.config.positions import lines_by_key
+from watcher.environment import Environment
 
 EVERYTHING = (Path(__file__).parent / "everything.toml").read_text()
 
@@ -104,6 +105,6 @@ def test_any_valid_text_has_a_line_for_each_of_its_keys(document: list[Any]) -> 
 def test_a_key_that_is_missing_is_told_at_the_table_that_misses_it(tmp_path: Path) -> None:
     path = tmp_path / "f.toml"
     path.write_text(EVERYTHING)
-    document = read_toml(path, {}, Findings())
+    document = read_toml(path, Environment({}), Findings())
     assert document.line_of(("array", 1, "absent", "deeper")) == 34
     assert document.line_of(("absent",)) == 1

@@ -16,9 +16,10 @@ from yarl import URL
 
 from watcher.config import ConfigRefused, Finding, Loaded, load
 from watcher.config.shown import as_toml, shown
-from watcher.config.variables import NotSet, interpolate
+from watcher.config.variables import interpolate
 from watcher.delivery.egress import Policy
 from watcher.delivery.post import Target
+from watcher.environment import Environment, NotSet
 from watcher.providers.registry import provider_class
 
 CANARY = "canary-1f6b"
@@ -59,9 +60,10 @@ GOOD: dict[str, Any] = {
             "headers": {"x-team": "money"},
             "max_in_flight": 8,
             "requests_per_second": 5,
-            "alerts_to": "ops",
+            "alerts_to": "desk",
             "thresholds": [{"asset": "LRC", "field": "total", "below": "5", "clear": "6.5"}],
-        }
+        },
+        {"name": "desk", "url": "https://desk.example.com/", "secrets": ["${SECRET}"]},
     ],
 }
 TEXT = "\n".join(as_toml(GOOD))
@@ -78,7 +80,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_damaged_here_is_good(place: Path) -> None:
     (place / "watcher.toml").write_text(TEXT)
-    assert load(place / "watcher.toml", ENVIRON).settings.subscription_by_name.keys() == {"ops"}
+    assert load(place / "watcher.toml", ENVIRON).settings.subscription_by_name.keys() == {"ops", "desk"}
 
 
 @fuzz(text=texts | damaged_text(TEXT), environ=ENVIRONS)
@@ -123,7 +125,7 @@ def test_any_lines_are_accounts_or_mistakes(place: Path, lines: list[bytes]) -> 
 @fuzz(texts | damaged_text("redis://${KEY}:${NAME:-default}@$${literal}"), ENVIRONS)
 def test_any_reference_is_replaced_or_said_to_have_no_value(text: str, environ: dict[str, str]) -> None:
     try:
-        replaced = interpolate(text, environ)
+        replaced = interpolate(text, Environment(environ))
     except NotSet as missing:
         show_no_secret((missing,))
     else:
@@ -137,7 +139,7 @@ def use(place: Path, content: bytes, environ: Mapping[str, str]) -> None:
     try:
         loaded = load(path, environ)
     except ConfigRefused as refused:
-        show_no_secret(refused.mistakes)
+        show_no_secret((*refused.mistakes, *refused.warnings))
         return
     show_no_secret(loaded.warnings)
     start(loaded)

@@ -50,7 +50,7 @@ def test_help_imports_click_and_nothing_else_of_weight() -> None:
         "except SystemExit: print(*sorted(sys.modules), sep='\\n', file=sys.stderr)"
     )
     ours = [name for name in done.stderr.splitlines() if name.split(".")[0] == "watcher"]
-    assert ours == ["watcher", "watcher.cli"]
+    assert ours == ["watcher", "watcher.cli", "watcher.environment"]
     assert not {"structlog", "orjson", "pydantic", "redis", "aiohttp", "asyncio", "json"} & set(
         done.stderr.splitlines()
     )

@@ -51,7 +51,7 @@ def test_the_public_key_is_told_again() -> None:
     ("arguments", "why"),
     [
         ([], "give --secret-env or --secret-file"),
-        (["--secret-env", "UNSET_NAME"], "UNSET_NAME is not set"),
+        (["--secret-env", "UNSET_NAME"], "no UNSET_NAME and no UNSET_NAME_FILE"),
         (["--secret-env", "SHARED"], "only a whsk_"),
     ],
 )
@@ -157,7 +157,7 @@ def test_the_verdict_as_json_is_one_object() -> None:
     ("arguments", "why"),
     [
         ([], "give --secret-env or --secret-file"),
-        (["--secret-env", "EMPTY"], "EMPTY is not set, or empty"),
+        (["--secret-env", "EMPTY"], "holds nothing but white space"),
         (["--secret-env", "BAD"], "not base64"),
         (["--secret-file", "/dev/null"], "is empty"),
         (["--secret-env", "GOOD", "-H", "no colon \x1b[31m"], r"no colon \x1b[31m"),

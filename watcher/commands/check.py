@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from watcher.commands.options import EXIT_CONFIGURATION, config_option, load_or_exit
+from watcher.commands.options import EXIT_CONFIGURATION, config_option, load_or_exit, tell
 
 if TYPE_CHECKING:
     from watcher.config import Finding, Loaded
@@ -43,8 +43,7 @@ def command(*, config_path: Path | None, is_shown: bool, is_trying: bool, is_jso
     if is_json:
         _say_findings("warning", loaded.warnings)
     else:
-        for warning in loaded.warnings:
-            click.echo(f"warning: {warning}", err=True)
+        tell(loaded.warnings, "warning: ")
     if is_shown:
         _show(loaded, is_json=is_json)
     else:
@@ -88,6 +87,7 @@ def _load_as_json(config_path: Path | None) -> "Loaded":
         return load(config_path, os.environ)
     except ConfigRefused as refused:
         _say_findings("mistake", refused.mistakes)
+        _say_findings("warning", refused.warnings)
         click.get_current_context().exit(EXIT_CONFIGURATION)
 
 

@@ -3,7 +3,6 @@
 Refuses to fail, and to say anything: nothing is completed where the configuration is broken or missing.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import click
 
+from watcher.environment import Environment, decoded
 from watcher.places import place_of
 
 _MOST_NAMES = 1000
@@ -25,7 +25,7 @@ def names_of(kind: str) -> Complete:
     def complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
         found: list[str] = []
         with suppress(Exception):  # a prompt is no place to learn of a mistake: `watcher check` is
-            names = _names(kind, place_of(context.params.get("config_path"), os.environ))
+            names = _names(kind, place_of(context.params.get("config_path"), Environment()))
             found = [name for name in names if name.startswith(incomplete)]
         return found if len(found) <= _MOST_NAMES else []
 
@@ -38,13 +38,13 @@ def _names(kind: str, path: Path | None) -> Iterator[str]:
 
     if path is None:
         return
-    document = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    document = tomllib.loads(decoded(path.read_bytes()))
     for table in document.get(kind, ()):
         yield from _name(table)
     if kind == "accounts" and "accounts_file" in document:
         with (path.parent / document["accounts_file"]).open("rb") as lines:
             for line in lines:
-                yield from _name(json.loads(line) if line.strip() else {})
+                yield from _name(json.loads(decoded(line)) if line.strip() else {})
 
 
 def _name(table: Any) -> Iterator[str]:

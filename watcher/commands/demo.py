@@ -4,7 +4,6 @@ Refuses to touch what is there: its worker keeps its state in a directory that i
 """
 
 import asyncio
-import os
 import signal
 import sys
 import time
@@ -13,6 +12,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import click
+
+from watcher.environment import Environment
 
 if TYPE_CHECKING:
     from watcher.demo import Stage, Verdict
@@ -42,7 +43,7 @@ def command(*, is_fast: bool, is_kept: bool, is_verbose: bool) -> int:
     from watcher.service.serve import loop_factory
 
     level = "info" if is_verbose else "warning"
-    writer = configure(level, stream=sys.stderr, color=not os.environ.get("NO_COLOR"))
+    writer = configure(level, stream=sys.stderr, color=not Environment().get("NO_COLOR"))
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(_demo(_FAST if is_fast else _READABLE, is_kept=is_kept))

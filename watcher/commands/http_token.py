@@ -3,12 +3,12 @@
 Refuses to take it as an argument, which would stand in the process list, and to load anything of weight.
 """
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import click
+
+from watcher.environment import Environment, NotSet
 
 TOKEN_NAME = "WATCHER_HTTP_TOKEN"  # noqa: S105  # the name of a variable
 
@@ -35,19 +35,9 @@ def token_option(function: _F) -> _F:
 
 def token_given(name: str | None) -> str | None:
     """Read the token; None where nobody set one. Raises TokenRefused, which never holds it."""
-    token = _value_of(name or TOKEN_NAME)
-    if name and not token:
-        raise TokenRefused(f"the environment has no {name} and no {name}_FILE, or it is empty")
-    return token or None
-
-
-def _value_of(name: str) -> str:
-    path = os.environ.get(f"{name}_FILE")
-    if name in os.environ or not path:
-        return os.environ.get(name, "")
     try:
-        return Path(path).read_text().removesuffix("\n")
-    except OSError as error:
-        raise TokenRefused(f"the file that {name}_FILE names cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise TokenRefused(f"the file that {name}_FILE names is no text") from None
+        if name:
+            return Environment().required(name)
+        return Environment().value_of(TOKEN_NAME)
+    except NotSet as error:
+        raise TokenRefused(str(error)) from None

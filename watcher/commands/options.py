@@ -36,13 +36,14 @@ def load_or_exit(config_path: Path | None) -> "Loaded":
         return load(config_path, os.environ)
     except ConfigRefused as refused:
         tell(refused.mistakes)
+        tell(refused.warnings, "warning: ")
         click.get_current_context().exit(EXIT_CONFIGURATION)
 
 
-def tell(mistakes: Iterable["Finding"]) -> None:
-    """Print mistakes on stderr, one a line."""
-    rest = iter(mistakes)
-    for mistake in islice(rest, _MOST_LINES):
-        click.echo(mistake, err=True)
+def tell(findings: Iterable["Finding"], prefix: str = "") -> None:
+    """Print findings on stderr, one a line."""
+    rest = iter(findings)
+    for finding in islice(rest, _MOST_LINES):
+        click.echo(f"{prefix}{finding}", err=True)
     if more := sum(1 for _ in rest):
         click.echo(f"and {more} more; `watcher check --json` tells all", err=True)

@@ -3,12 +3,13 @@
 Refuses to take a secret as an argument: arguments stand in the process list.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import click
+
+from watcher.environment import Environment, NotSet
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
@@ -27,21 +28,22 @@ def secret_options(function: _F) -> _F:
         "secret_names",
         multiple=True,
         metavar="NAME",
-        help="The environment variable that holds the secret (or several, separated by spaces).",
+        help="The variable (or NAME_FILE) that holds the secret (or several, separated by spaces).",
     )
     return by_name(by_file(function))
 
 
 def secrets_given(names: Sequence[str], files: Sequence[Path]) -> list[str]:
     """Collect the secrets of `secret_options`. Raises click.UsageError, which never holds one."""
-    secrets: list[str] = []
-    for name in names:
-        if not os.environ.get(name, "").strip():
-            raise click.UsageError(f"the environment variable {name} is not set, or empty")
-        secrets += os.environ[name].split()
-    for file in files:
-        secrets += _read(file)
-    return secrets
+    environment = Environment()
+    try:
+        texts = [environment.required(name) for name in names]
+        texts += [environment.content_of(str(file), str(file)) for file in files]
+    except NotSet as error:
+        raise click.UsageError(str(error)) from None
+    if not all(text.strip() for text in texts):
+        raise click.UsageError("a secret holds nothing but white space")
+    return [secret for text in texts for secret in text.split()]
 
 
 def verifying(secrets: Sequence[str]) -> list[str]:
@@ -93,13 +95,3 @@ def public(*, secret_names: tuple[str, ...], secret_files: tuple[Path, ...]) -> 
             click.echo(public_key(secret))
         except BadSecret as error:
             raise click.UsageError(f"secret: {error}") from None
-
-
-def _read(file: Path) -> list[str]:
-    try:
-        secrets = file.read_text().split()
-    except (OSError, UnicodeDecodeError):
-        raise click.UsageError(f"{file} cannot be read as text") from None
-    if not secrets:
-        raise click.UsageError(f"{file} is empty")
-    return secrets

@@ -10,6 +10,7 @@ from typing import Any
 from watcher.commands.looking import age_text
 from watcher.overview import TROUBLES
 from watcher.printable import printable
+from watcher.providers.contract import USABLE
 
 _MOST_NAMES = 6
 _MOST_WORKERS = 4
@@ -19,9 +20,6 @@ _MARGIN = 15
 
 _SOON_S = 30
 """What waits for no longer is under way: a lease may have to end first."""
-
-_USABLE = 0.95
-"""Requests leave 5 % further apart than the limit asks (`providers.client`)."""
 
 _Line = dict[str, Any]
 
@@ -75,7 +73,7 @@ def _provider_text(line: _Line) -> Iterator[str]:
         reason = f"{printable(found['trouble'])}: {printable(found['reason'])}"
         yield _entry("", f"  {found['accounts']:,} {reason}, since {found['since']}")
     yield from _more(line["troubles"], _MOST_TROUBLES)
-    if needed > _USABLE * most:
+    if needed > USABLE * most:
         yield _entry("", "  too few requests for so many accounts: raise requests_per_second or intervals")
     if line["late_s"]:
         late = age_text(1000 * line["late_s"])

@@ -3,32 +3,56 @@
 Refuses to let two accounts share a name, or to poll one twice.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
 from watcher.config.files import read_lines
 from watcher.config.findings import Entry, Findings, Key, did_you_mean
 from watcher.config.providers import Providers
 from watcher.config.tables import Names, listed_tables, settings_of
+from watcher.environment import Environment
 from watcher.fields import parse_duration
 from watcher.providers.contract import Provider
+from watcher.providers.registry import PLACE_BY_KIND, provider_class
 from watcher.settings import AccountSettings
 
 _SHORTEST_INTERVAL = timedelta(seconds=1)
 
 
+@dataclass(slots=True)
+class Accounts:
+    """What the configuration says of accounts. `by_name` holds them as far as they are right.
+
+    `count`, `names` and `providers` are of all that are written, with mistakes too; `is_whole` says whether
+    all could be read.
+    """
+
+    by_name: dict[str, AccountSettings] = field(default_factory=dict)
+    count: int = 0
+    names: set[str] = field(default_factory=set)
+    providers: set[str] = field(default_factory=set)
+    is_whole: bool = True
+
+
 def read_accounts(
-    document: Entry, environ: Mapping[str, str], providers: Providers, findings: Findings
-) -> dict[str, AccountSettings]:
-    """Read all accounts that are as they should be, by name."""
-    account_by_name: dict[str, AccountSettings] = {}
+    document: Entry, environment: Environment, providers: Providers, findings: Findings
+) -> Accounts:
+    """Read all accounts."""
+    accounts = Accounts()
     names, sources = Names("account", findings), _Sources(providers, findings)
-    for entry in _entries(document, environ, findings):
+    for entry in _entries(document, environment, findings):
+        if not isinstance(entry, Entry):
+            accounts.names.update([entry] if entry else ())
+            accounts.is_whole = accounts.is_whole and entry is not None
+            continue
         account = _account(entry, providers, findings)
+        _note(accounts, entry)
         if names.is_new(entry) and account and sources.is_new(entry, account):
-            account_by_name[account.name] = account
-    return account_by_name
+            accounts.by_name[account.name] = account
+    return accounts
 
 
 class _Sources:
@@ -36,12 +60,8 @@ class _Sources:
 
     def __init__(self, providers: Providers, findings: Findings) -> None:
         self._findings = findings
+        self._provider_by_name = providers.asked_by_name
         self._place_by_source: dict[tuple[str, str], str] = {}
-        self._provider_by_name = {
-            name: provider(settings)
-            for name, settings in providers.settings_by_name.items()
-            if (provider := providers.class_by_name[name])
-        }
 
     def is_new(self, entry: Entry, account: AccountSettings) -> bool:
         """Say whether nobody is polled there yet; record the mistake otherwise."""
@@ -57,7 +77,17 @@ class _Sources:
         return True
 
 
-def _entries(document: Entry, environ: Mapping[str, str], findings: Findings) -> Iterator[Entry]:
+def _note(accounts: Accounts, entry: Entry) -> None:
+    accounts.count += 1
+    name, provider = entry.table.get("name"), entry.table.get("provider")
+    if isinstance(name, str):
+        accounts.names.add(name)
+    if isinstance(provider, str):
+        accounts.providers.add(provider)
+
+
+def _entries(document: Entry, environment: Environment, findings: Findings) -> Iterator[Entry | str | None]:
+    """Give every account: its name alone, or None, where the rest cannot be read."""
     yield from listed_tables(document, "accounts", findings)
     name = document.table.get("accounts_file")
     if name is None:
@@ -65,13 +95,16 @@ def _entries(document: Entry, environ: Mapping[str, str], findings: Findings) ->
     key: Key = ("accounts_file",)
     if not isinstance(name, str) or not name:
         findings.mistake(document.finding(key, "must be the path of a file"))
+        yield None
         return
     try:
-        yield from read_lines(Path(document.file).parent / name, name, environ, findings)
+        yield from read_lines(Path(document.file).parent / name, name, environment, findings)
     except OSError as error:
         findings.mistake(document.finding(key, f"the file cannot be read: {error.strerror}"))
+        yield None
     except ValueError:
         findings.mistake(document.finding(key, "must be the path of a file"))
+        yield None
 
 
 def _account(entry: Entry, providers: Providers, findings: Findings) -> AccountSettings | None:
@@ -79,8 +112,14 @@ def _account(entry: Entry, providers: Providers, findings: Findings) -> AccountS
         if _is_too_short(entry.table.get(key)):
             findings.mistake(entry.finding((key,), "must be at least 1s"))
     provider = _provider(entry, providers, findings)
-    model = provider.Account if provider else AccountSettings
-    return settings_of(model, entry, findings, lenient=provider is None)
+    if provider:
+        return settings_of(provider.Account, entry, findings, stand_ins={})
+    return settings_of(AccountSettings, entry, findings, may_hold=_keys_of_any_kind(), stand_ins={})
+
+
+@cache
+def _keys_of_any_kind() -> frozenset[str]:
+    return frozenset(name for kind in PLACE_BY_KIND for name in provider_class(kind).Account.model_fields)
 
 
 def _provider(entry: Entry, providers: Providers, findings: Findings) -> type[Provider] | None:

@@ -3,19 +3,25 @@
 Refuses to know what it says.
 """
 
+import io
+import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from watcher import places
-from watcher.config.findings import ConfigRefused, Entry, Finding, Findings, Key
+from watcher.config.findings import ConfigRefused, Entry, Finding, Findings, Key, spell
 from watcher.config.positions import lines_by_key
 from watcher.config.variables import interpolate_all
+from watcher.environment import Environment, NotText, decoded, utf_16_flaw
 
+_BYTE_ORDER_MARK = "\ufeff"
+_NAME = re.compile(r'"name"\s*:\s*"([^"\\]*)"')
 _POSITION = re.compile(r"\(at line (\d+), column (\d+)\)")
 # What `tomllib` says, as far as it helps, and without the piece of the file that some of it repeats.
 _SYNTAX = {
@@ -38,38 +44,50 @@ _SYNTAX = {
 }
 
 
-def find(path: Path | None, environ: Mapping[str, str]) -> Path:
+def find(path: Path | None, environment: Environment) -> Path:
     """Choose the file: `path`, or WATCHER_CONFIG, or the first of PLACES. Raises ConfigRefused."""
-    if place := places.place_of(path, environ):
+    if place := places.place_of(path, environment):
         return place
     looked = " or ".join(map(str, places.PLACES))
     reason = f"no configuration at {looked}; `watcher init` writes one to begin with"
     raise ConfigRefused([Finding("watcher", None, "", reason)])
 
 
-def read_toml(path: Path, environ: Mapping[str, str], findings: Findings) -> Entry:
+def read_toml(path: Path, environment: Environment, findings: Findings) -> Entry:
     """Read a file as one table, with the environment put in. Raises ConfigRefused where it is no TOML."""
-    text = _text(path)
+    text = read_text(path)
     try:
         tree = tomllib.loads(text)
     except RecursionError:
         raise ConfigRefused([Finding(str(path), None, "", "not valid TOML: nested too deeply")]) from None
     except ValueError as error:
         raise ConfigRefused([_syntax_mistake(path, text, str(error))]) from None
-    return _interpolated(Entry(tree, str(path), (), _Lines(text).find), environ, findings)
+    return interpolated(Entry(tree, str(path), (), _Lines(text).find), environment, findings)
 
 
-def read_lines(path: Path, name: str, environ: Mapping[str, str], findings: Findings) -> Iterator[Entry]:
-    """Read a file of one JSON object per line; `name` is what messages call it. Raises OSError."""
+def read_lines(
+    path: Path, name: str, environment: Environment, findings: Findings
+) -> Iterator[Entry | str | None]:
+    """Read a file of one JSON object per line; `name` is what messages call it. Raises OSError.
+
+    A line that cannot be read gives the name that stands in it, or None where there is none.
+    """
     is_empty = True
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
+    # Bytes that are not UTF-8 come as surrogates, so that the line is known that they stand on.
+    with path.open("rb") as file, io.TextIOWrapper(file, "utf-8", "surrogateescape") as lines:
+        if flaw := utf_16_flaw(file.peek(4)):
+            findings.mistake(Finding(name, 1, "", flaw))
+            yield None
+            return
+        for number, line in enumerate(lines, start=1):
+            text = line.removeprefix(_BYTE_ORDER_MARK).rstrip()
+            if not text:
                 continue
             is_empty = False
-            entry = _line(line.rstrip(), name, number, findings)
-            if entry:
-                yield _interpolated(entry, environ, findings) if b"${" in line else entry
+            entry = _line(text, name, number, findings)
+            if isinstance(entry, Entry) and "${" in text:
+                entry = interpolated(entry, environment, findings)
+            yield entry
     if is_empty:
         findings.mistake(Finding(name, None, "", "is empty, as a file is that is just being written"))
 
@@ -91,14 +109,17 @@ class _Lines:
         return self._line_by_key.get(key, 1)
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Read a file of text. Raises ConfigRefused."""
+    data = b""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        data = path.read_bytes()
+        return decoded(data)
     except OSError as error:
         raise ConfigRefused([Finding(str(path), None, "", f"cannot be read: {error.strerror}")]) from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ConfigRefused([Finding(str(path), line, "", "not valid TOML: not UTF-8 text")]) from None
+    except NotText as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigRefused([Finding(str(path), line, "", f"not valid TOML: {error}")]) from None
 
 
 def _syntax_mistake(path: Path, text: str, message: str) -> Finding:
@@ -109,20 +130,50 @@ def _syntax_mistake(path: Path, text: str, message: str) -> Finding:
     return Finding(str(path), int(position[1]), "", f"not valid TOML at column {position[2]}: {reason}")
 
 
-def _line(line: bytes, name: str, number: int, findings: Findings) -> Entry | None:
+def _line(text: str, name: str, number: int, findings: Findings) -> Entry | str | None:
     try:
-        table = orjson.loads(line)
+        text.encode()
+        orjson.loads(text)  # stricter than what reads it below: no NaN, no lone surrogate
+        table = _JSON.decode(text)
+    except UnicodeEncodeError as error:
+        findings.mistake(Finding(name, number, "", f"not UTF-8 text at column {error.start + 1}"))
     except orjson.JSONDecodeError as error:
         findings.mistake(Finding(name, number, "", f"not valid JSON at column {error.colno}"))
-        return None
-    if isinstance(table, dict):
-        return Entry(table, name, (), lambda _: number)
-    findings.mistake(Finding(name, number, "", "must be one JSON object"))
-    return None
+    except RecursionError:
+        findings.mistake(Finding(name, number, "", "not valid JSON: nested too deeply"))
+    except _Twice as error:
+        findings.mistake(Finding(name, number, spell((error.name,)), "is given twice"))
+    else:
+        if isinstance(table, dict):
+            return Entry(table, name, (), lambda _: number)
+        findings.mistake(Finding(name, number, "", "must be one JSON object"))
+    found = _NAME.search(text)
+    return found and found[1]
 
 
-def _interpolated(entry: Entry, environ: Mapping[str, str], findings: Findings) -> Entry:
+class _Twice(Exception):
+    """An object has two values under one name: nobody can say which was meant."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value_by_name = dict(pairs)
+    if len(value_by_name) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return value_by_name
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def interpolated(entry: Entry, environment: Environment, findings: Findings) -> Entry:
+    """Put the environment into every text of a table; what has no value is a mistake, and stays as it is."""
+
     def refuse(key: Key, reason: str) -> None:
         findings.mistake(entry.finding(key, reason))
 
-    return Entry(interpolate_all(entry.table, environ, refuse), entry.file, entry.key, entry.line_of)
+    return Entry(interpolate_all(entry.table, environment, refuse), entry.file, entry.key, entry.line_of)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 Key = tuple[str | int, ...]
@@ -35,10 +36,17 @@ class Finding:
 
 
 class ConfigRefused(ValueError):
-    """The configuration cannot be used: show the mistakes to the operator, keep the old one if any."""
+    """The configuration cannot be used: show the mistakes to the operator, keep the old one if any.
 
-    def __init__(self, mistakes: Iterable[Finding]) -> None:
+    `warnings` were found besides; `files` are those that were read, or tried.
+    """
+
+    def __init__(
+        self, mistakes: Iterable[Finding], warnings: Iterable[Finding] = (), files: Iterable[Path] = ()
+    ) -> None:
         self.mistakes = tuple(mistakes)
+        self.warnings = tuple(warnings)
+        self.files = tuple(files)
         super().__init__("\n".join(map(str, self.mistakes)))
 
 
@@ -77,7 +85,7 @@ class Findings:
 
     def __init__(self) -> None:
         self._mistakes: dict[tuple[str, int | None, str], Finding] = {}
-        self.warnings: list[Finding] = []
+        self._warnings: list[Finding] = []
 
     @property
     def mistakes(self) -> list[Finding]:
@@ -86,13 +94,22 @@ class Findings:
         rank_by_file = {file: rank for rank, file in enumerate(files)}
         return sorted(self._mistakes.values(), key=lambda found: (rank_by_file[found.file], found.line or 0))
 
+    @property
+    def warnings(self) -> list[Finding]:
+        """What is doubtful and no mistake already."""
+        return [found for found in self._warnings if _place(found) not in self._mistakes]
+
     def mistake(self, found: Finding) -> None:
         """Record a mistake: nothing runs with it."""
-        self._mistakes.setdefault((found.file, found.line, found.key), found)
+        self._mistakes.setdefault(_place(found), found)
 
     def warn(self, found: Finding) -> None:
         """Record something that works, but hardly as it was meant."""
-        self.warnings.append(found)
+        self._warnings.append(found)
+
+
+def _place(found: Finding) -> tuple[str, int | None, str]:
+    return found.file, found.line, found.key
 
 
 def spell(key: Key) -> str:

@@ -31,11 +31,24 @@ _RESERVED_PREFIXES = ("webhook-", "watcher-", "proxy-")
 
 _GLOB_LIMIT = 128
 
+_QUOTED = re.compile(r"""(["'`]).*\1\Z""", re.DOTALL)
+# At the beginning of a secret, of a header's word, of a part of a URL. `?$filter=` is what it is: OData.
+_UNBRACED = re.compile(r"\A\$(?!\{)|[\s/?&=:@]\$[A-Z_][A-Z0-9_]*(?![A-Za-z0-9])")
+
 
 def mask_flaw(text: str) -> str | None:
     """Refuse the stars that stand for a secret where one is shown."""
     if MASK in text and not text.replace(MASK, "").strip("*"):
         return "is the mask that is shown instead of a secret, not the secret"
+    return None
+
+
+def leftover_flaw(text: str) -> str | None:
+    """Doubt a value that still has what a shell or an editor of variables should have taken off."""
+    if _QUOTED.match(text):
+        return "is in quotes, which are part of the value: take them off where it is set"
+    if _UNBRACED.search(text):
+        return "holds a '$' without braces, which stays as it is: write ${NAME}"
     return None
 
 
@@ -50,7 +63,7 @@ def signing_secret_flaw(text: str) -> str | None:
     try:
         Signer([text])
     except BadSecret as error:
-        return f"{error}; `watcher secret new` makes one"
+        return leftover_flaw(text) or f"{error}; `watcher secret new` makes one"
     return None
 
 
@@ -77,7 +90,9 @@ def redis_url_flaw(url: str) -> str | None:
     try:
         check_address(url)
     except ConfigurationRefused as error:
-        return str(error).removeprefix("redis.url").lstrip(" :") + did_you_mean(url, ["embedded"])
+        return leftover_flaw(url) or str(error).removeprefix("redis.url").lstrip(" :") + did_you_mean(
+            url, ["embedded"]
+        )
     return None
 
 

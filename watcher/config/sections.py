@@ -3,12 +3,12 @@
 Refuses to know providers, accounts and subscriptions.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from watcher.config.findings import Entry, Findings, did_you_mean
-from watcher.config.rules import redis_url_flaw
+from watcher.config.rules import leftover_flaw, redis_url_flaw
 from watcher.config.tables import overridden, section, settings_of
+from watcher.environment import Environment
 from watcher.settings import EgressSettings, LogSettings, RedisSettings, WorkerSettings
 
 SECTIONS = ("redis", "worker", "log", "egress", "providers", "accounts", "accounts_file", "subscriptions")
@@ -24,25 +24,28 @@ class Sections(NamedTuple):
     egress: EgressSettings | None
 
 
-def read_sections(document: Entry, environ: Mapping[str, str], findings: Findings) -> Sections:
+def read_sections(document: Entry, environment: Environment, findings: Findings) -> Sections:
     """Read the single sections and refuse unknown ones."""
     for name in document.table.keys() - set(SECTIONS):
         findings.mistake(document.finding((name,), "unknown key" + did_you_mean(name, SECTIONS)))
     log = section(document, "log", findings)
-    log = overridden(log, {"level": "LOG_LEVEL", "format": "LOG_FORMAT"}, environ, findings)
+    log = overridden(log, {"level": "LOG_LEVEL", "format": "LOG_FORMAT"}, environment, findings)
     return Sections(
-        redis=_redis(document, environ, findings),
+        redis=read_redis(document, environment, findings),
         worker=settings_of(WorkerSettings, section(document, "worker", findings), findings),
         log=settings_of(LogSettings, log, findings),
         egress=settings_of(EgressSettings, section(document, "egress", findings), findings),
     )
 
 
-def _redis(document: Entry, environ: Mapping[str, str], findings: Findings) -> RedisSettings | None:
-    entry = overridden(section(document, "redis", findings), {"url": "REDIS_URL"}, environ, findings)
+def read_redis(document: Entry, environment: Environment, findings: Findings) -> RedisSettings | None:
+    """Read [redis] alone."""
+    entry = overridden(section(document, "redis", findings), {"url": "REDIS_URL"}, environment, findings)
     redis = settings_of(RedisSettings, entry, findings)
     url = entry.table.get("url")
     flaw = redis_url_flaw(url) if isinstance(url, str) else None
     if flaw:
         findings.mistake(entry.finding(("url",), flaw))
+    elif isinstance(url, str) and (doubtful := leftover_flaw(url)):
+        findings.warn(entry.finding(("url",), doubtful))
     return redis

@@ -3,36 +3,48 @@
 Refuses what would fail at every attempt, or harm somebody: hostile URLs, headers that forge or smuggle.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
 
-from watcher.config.findings import Entry, Findings
-from watcher.config.rules import MASK, event_flaw, glob_flaw, header_flaws, signing_secret_flaw
+from watcher.config.findings import Entry, Findings, did_you_mean
+from watcher.config.rules import MASK, event_flaw, glob_flaw, header_flaws, leftover_flaw, signing_secret_flaw
 from watcher.config.tables import Names, listed_tables, settings_of
 from watcher.delivery.egress import Policy, RefusedUrl, check_url
 from watcher.settings import EgressSettings, SubscriptionSettings
 
+_MOST_LENIENT = Policy(allow=(ip_network("0.0.0.0/0"), ip_network("::/0")), allow_http=True, nat64=True)
+"""Stands in for an [egress] with a mistake: what it refuses, every other one refuses too."""
 
-def read_subscriptions(
-    document: Entry, egress: EgressSettings | None, findings: Findings
-) -> dict[str, tuple[SubscriptionSettings, Entry]]:
-    """Read all subscriptions that are as they should be, by name, with where each was written.
 
-    Without `egress`, because that section has a mistake, nobody can say which URLs are allowed.
-    """
-    policy = None
+@dataclass(slots=True)
+class Subscriptions:
+    """What the file says of subscriptions: `by_name` those without a mistake, `entries` all of them."""
+
+    by_name: dict[str, SubscriptionSettings] = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
+
+
+def read_subscriptions(document: Entry, egress: EgressSettings | None, findings: Findings) -> Subscriptions:
+    """Read all subscriptions. Without `egress`, as that section has a mistake, URLs are judged leniently."""
+    policy = _MOST_LENIENT
     if egress:
         policy = Policy(allow=egress.allow, allow_http=egress.allow_http, nat64=egress.nat64)
-    read: dict[str, tuple[SubscriptionSettings, Entry]] = {}
+    read = Subscriptions()
     names = Names("subscription", findings)
     for entry in listed_tables(document, "subscriptions", findings):
+        read.entries.append(entry)
         settings = settings_of(SubscriptionSettings, entry, findings)
         _check_values(entry, policy, findings)
         if names.is_new(entry) and settings:
-            read[settings.name] = settings, entry
+            read.by_name[settings.name] = settings
+    known = [name for entry in read.entries if isinstance(name := entry.table.get("name"), str)]
+    for entry in read.entries:
+        _check_alerts(entry, known, findings)
     return read
 
 
-def _check_values(entry: Entry, policy: Policy | None, findings: Findings) -> None:
+def _check_values(entry: Entry, policy: Policy, findings: Findings) -> None:
     """Check what the shape does not say. Each value alone, so that one mistake does not hide another."""
     url, headers = entry.table.get("url"), entry.table.get("headers")
     flaw = _url_flaw(url, policy) if isinstance(url, str) else None
@@ -61,12 +73,43 @@ def _check_list(entry: Entry, name: str, flaw_of: Callable[[str], str | None], f
             findings.mistake(entry.finding((name, index), flaw))
 
 
-def _url_flaw(url: str, policy: Policy | None) -> str | None:
+def _check_alerts(entry: Entry, known: list[str], findings: Findings) -> None:
+    """Whoever is told of a pause must be there, and must not be the one that is paused."""
+    name = entry.table.get("alerts_to")
+    if not isinstance(name, str):
+        return
+    if name == entry.table.get("name"):
+        findings.mistake(
+            entry.finding(
+                ("alerts_to",), "is this subscription itself, which is told nothing while it is paused"
+            )
+        )
+    elif name not in known:
+        findings.mistake(
+            entry.finding(("alerts_to",), f"no [[subscriptions]] of this name{did_you_mean(name, known)}")
+        )
+
+
+def _url_flaw(url: str, policy: Policy) -> str | None:
     if MASK in url:
         return "holds the mask that is shown instead of a secret"
-    try:
-        if policy:
-            check_url(url, policy)
-    except RefusedUrl as error:
-        return str(error)
-    return None
+    if flaw := leftover_flaw(url):
+        try:
+            check_url(url, _MOST_LENIENT)
+        except RefusedUrl:
+            return flaw
+    reasons = dict.fromkeys(_reasons(url, policy))
+    return "; ".join(reasons) or None
+
+
+def _reasons(url: str, policy: Policy) -> Iterator[str]:
+    """Give what is wrong with a URL, and what else would be once [egress] allowed it."""
+    for allowed in (
+        policy,
+        replace(policy, allow_http=True),
+        replace(_MOST_LENIENT, allow_http=policy.allow_http),
+    ):
+        try:
+            check_url(url, allowed)
+        except RefusedUrl as error:
+            yield str(error)

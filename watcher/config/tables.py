@@ -4,14 +4,15 @@ Refuses to say in pydantic's words what is wrong: they speak of inputs and tuple
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from watcher.config.findings import Entry, Finding, Findings, Key, did_you_mean
-from watcher.config.variables import NotSet, value_of
+from watcher.environment import EmptyFile, Environment, NotSet
 from watcher.settings import Section
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -69,15 +70,23 @@ def listed_tables(document: Entry, name: str, findings: Findings) -> Iterator[En
 
 
 def overridden(
-    entry: Entry, variable_by_key: Mapping[str, str], environ: Mapping[str, str], findings: Findings
+    entry: Entry, variable_by_key: Mapping[str, str], environment: Environment, findings: Findings
 ) -> Entry:
-    """Let environment variables win over the file; one that is set to nothing counts as unset."""
+    """Let environment variables win over the file; one that is set to nothing counts as unset.
+
+    So does an empty file, and is said: but for where the state lies, which must not be another place than the
+    one that was meant.
+    """
     value_by_key: dict[str, str] = {}
     for key, variable in variable_by_key.items():
         try:
-            value = value_of(variable, environ)
+            value = environment.value_of(variable)
         except NotSet as error:
-            findings.mistake(Finding("environment", None, variable, str(error)))
+            found = Finding("environment", None, variable, str(error))
+            if isinstance(error, EmptyFile) and key != "url":
+                findings.warn(found)
+            else:
+                findings.mistake(found)
             continue
         if value:
             value_by_key[key] = value
@@ -112,12 +121,15 @@ def settings_of(
     findings: Findings,
     *,
     given: Mapping[str, Any] | None = None,
-    lenient: bool = False,
+    may_hold: Collection[str] = (),
+    stand_ins: Mapping[str, Any] | None = None,
 ) -> SectionT | None:
     """Turn a table into settings, or record what is wrong with it and give None.
 
-    `given` are the fields that the file says elsewhere, and not in the table. `lenient` is for
-    a table whose kind is not known: keys that `model` does not know may belong to it.
+    `given` are the fields that the file says elsewhere, and not in the table. `may_hold` is for a table whose
+    kind is not known: keys that `model` does not know, and that one of the kinds does. With `stand_ins`, for
+    keys that are missing or wrong, what is right of the table is given beside its mistakes: enough to find
+    what else is wrong, in the same run.
     """
     given = given or {}
     for name in given.keys() & entry.table.keys():
@@ -125,10 +137,18 @@ def settings_of(
     try:
         return model.model_validate({**entry.table, **given})
     except ValidationError as error:
-        for detail in error.errors(include_input=False, include_context=False, include_url=False):
-            if not (lenient and detail["type"] == "extra_forbidden"):
-                key, text = _flaw(detail, entry.table, model, given)
-                findings.mistake(entry.finding(key, text))
+        details = error.errors(include_input=False, include_context=False, include_url=False)
+    wrong: set[str | int] = set()
+    for detail in details:
+        key, text = _flaw(detail, entry.table, model, given)
+        wrong.update(key[:1])
+        if not (detail["type"] == "extra_forbidden" and key[-1] in may_hold):
+            findings.mistake(entry.finding(key, text))
+    if stand_ins is None:
+        return None
+    right = {name: value for name, value in entry.table.items() if name not in wrong}
+    with suppress(ValidationError):
+        return model.model_validate({**stand_ins, **right, **given})
     return None
 
 

@@ -3,7 +3,7 @@
 Refuses to do I/O: a provider only describes requests and reads answers; `client` sends and guards.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -68,6 +68,8 @@ class Provider(Protocol):
 
     Settings: ClassVar[type[ProviderSettings]]
     Account: ClassVar[type[AccountSettings]]
+    unknown_fields: ClassVar[Set[str]]
+    """The fields of a balance that are always null."""
 
     def __init__(self, settings: Any) -> None: ...
 
@@ -76,6 +78,10 @@ class Provider(Protocol):
 
         May name a person, so that it is not for logs.
         """
+        ...
+
+    def may_hold(self, account: Any, asset: str) -> bool:
+        """Say whether an asset, by its id or its symbol, may be among what is asked for."""
         ...
 
     def requests(self, account: Any) -> Sequence[Request]:
@@ -103,3 +109,12 @@ class Provider(Protocol):
     def read_catalogue(self, answer: Any) -> AssetList:
         """Read that list, which is never empty: one odd row voids what needs its asset. Raises Refused."""
         ...
+
+
+USABLE = 0.95
+"""Of the requests that a provider allows: they leave 5 % further apart than the limit asks (`client`)."""
+
+
+def requests_needed(provider: Provider, accounts: Iterable[AccountSettings]) -> float:
+    """Say how many requests a second these accounts need: one poll an interval, if nothing is pending."""
+    return sum(len(provider.requests(account)) / account.interval.total_seconds() for account in accounts)

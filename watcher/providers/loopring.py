@@ -7,7 +7,7 @@ that ran against it, not to a live service.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
@@ -99,12 +99,18 @@ class Loopring:
 
     Settings: ClassVar[type[ProviderSettings]] = LoopringSettings
     Account: ClassVar[type[AccountSettings]] = LoopringAccount
+    unknown_fields: ClassVar[Set[str]] = frozenset()
 
     def __init__(self, settings: LoopringSettings) -> None:
         self._secret_headers = {"X-API-KEY": settings.api_key.get_secret_value()}
 
     def source(self, account: LoopringAccount) -> str:
         return asset_id(account.address) if account.address else f"accountId {account.account_id}"
+
+    def may_hold(self, account: LoopringAccount, asset: str) -> bool:
+        if _ID.match(asset):
+            return account.tokens is None or int(asset) in account.tokens
+        return not _ADDRESS.match(asset)
 
     def requests(self, account: LoopringAccount) -> Sequence[Request]:
         query = {"address": account.address} if account.address else {"accountId": str(account.account_id)}

@@ -19,6 +19,8 @@ from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, spoken
 
 _ADDRESS = re.compile(r"0x[0-9a-f]{40}\Z", re.ASCII)
+_LONGEST_SYMBOL = 24
+"""An address of any chain is longer."""
 _CURRENCY = re.compile(r"(?:0[xX][0-9a-fA-F]{40}|(?!0[xX])[!-~]{1,128})\Z", re.ASCII)
 
 TROUBLE_BY_STATUS: Mapping[str, tuple[Trouble, str]] = {
@@ -78,6 +80,7 @@ class MetaKeep:
 
     Settings: ClassVar[type[ProviderSettings]] = MetaKeepSettings
     Account: ClassVar[type[AccountSettings]] = MetaKeepAccount
+    unknown_fields: ClassVar[Set[str]] = frozenset(("pending_deposit", "pending_withdrawal"))
 
     def __init__(self, settings: MetaKeepSettings) -> None:
         self._secret_headers = {"x-api-key": settings.api_key.get_secret_value()}
@@ -85,6 +88,10 @@ class MetaKeep:
 
     def source(self, account: MetaKeepAccount) -> str:
         return json.dumps(account.of, sort_keys=True)
+
+    def may_hold(self, account: MetaKeepAccount, asset: str) -> bool:
+        is_address = _ADDRESS.match(asset_id(asset)) or len(asset) > _LONGEST_SYMBOL
+        return not is_address or asset_id(asset) in map(asset_id, account.currencies)
 
     def requests(self, account: MetaKeepAccount) -> Sequence[Request]:
         starts = range(0, len(account.currencies), self._part)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from watcher.config import ConfigRefused, Finding, Loaded, load
+from watcher.environment import Environment
 from watcher.logs.lines import configure, log
 from watcher.printable import hide
 from watcher.run.worker import Worker
@@ -42,7 +43,7 @@ def serve(
     """Run one worker to its end; returns the exit code. `is_watching`: reload whenever a file is edited."""
     hide([exposure.token or ""])
     settings = loaded.settings
-    writer = configure(settings.log.level, settings.log.format, color=not os.environ.get("NO_COLOR"))
+    writer = configure(settings.log.level, settings.log.format, color=not Environment().get("NO_COLOR"))
     try:
         _tell_loaded(loaded)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:

@@ -1,0 +1,315 @@
+"""What works, but hardly as it was meant, is a warning: secrets, thresholds, load. One run tells all."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from builders import SECRET
+
+from watcher.config import ConfigRefused, load
+
+HEAD = """
+[providers.loopring]
+api_key = "k"
+[providers.shop]
+kind = "metakeep"
+api_key = "k"
+[[accounts]]
+name = "treasury"
+provider = "loopring"
+account_id = 1
+[[accounts]]
+name = "few"
+provider = "loopring"
+account_id = 2
+tokens = [0, 1]
+[[accounts]]
+name = "alice"
+provider = "shop"
+of = { email = "a@b.c" }
+currencies = ["0x7ceB23fD6bC0adD59E62ac25578270cFf1b9f619"]
+[[subscriptions]]
+name = "ops"
+url = "https://ops.example.com/"
+"""
+OPS = f'secrets = ["{SECRET}"]\n'
+
+Doubts = Callable[..., list[str]]
+
+
+@pytest.fixture
+def doubts(tmp_path: Path) -> Doubts:
+    """What is doubtful about a configuration, by key."""
+
+    def doubts(text: str, environ: Mapping[str, str] | None = None) -> list[str]:
+        path = tmp_path / "watcher.toml"
+        path.write_text(text)
+        loaded = load(path, environ or {})
+        return [f"{warning.key}: {warning.text}" for warning in loaded.warnings]
+
+    return doubts
+
+
+# secrets
+
+
+@pytest.mark.parametrize("value", ['"k-canary"', "'k-canary'", "`k-canary`"])
+def test_a_key_in_quotes_is_doubted_wherever_it_was_set(doubts: Doubts, value: str) -> None:
+    quoted = [
+        "providers.loopring.api_key: is in quotes, which are part of the value: take them off where it is set"
+    ]
+    assert doubts(HEAD.replace('"k"', '"${KEY}"', 1) + OPS, {"KEY": value}) == quoted
+    assert doubts(HEAD.replace('"k"', f"'''{value}'''", 1) + OPS) == quoted
+
+
+@pytest.mark.parametrize("value", ["$LOOPRING_API_KEY", "$1x", "${A:-$B}"])
+def test_a_key_that_begins_with_an_unbraced_dollar_is_doubted(doubts: Doubts, value: str) -> None:
+    assert doubts(HEAD.replace('"k"', f'"{value}"', 1) + OPS) == [
+        "providers.loopring.api_key: holds a '$' without braces, which stays as it is: write ${NAME}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("find", "put", "key"),
+    [
+        ('"https://ops.example.com/"', '"https://ops.example.com/?token=$TOKEN"', "subscriptions[0].url"),
+        (OPS, OPS + 'headers = { x-key = "$KEY" }\n', "subscriptions[0].headers.x-key"),
+        (OPS, OPS + 'headers = { x-key = "Bearer $KEY" }\n', "subscriptions[0].headers.x-key"),
+        (OPS, OPS + "headers = { x-key = '\"k\"' }\n", "subscriptions[0].headers.x-key"),
+        (
+            "[providers.loopring]",
+            '[redis]\nurl = "redis://:$PASSWORD@127.0.0.1"\n[providers.loopring]',
+            "redis.url",
+        ),
+    ],
+)
+def test_urls_and_headers_are_doubted_like_keys(doubts: Doubts, find: str, put: str, key: str) -> None:
+    (found,) = doubts((HEAD + OPS).replace(find, put, 1))
+    assert found.startswith(f"{key}: ")
+
+
+def test_a_dollar_that_means_itself_is_not_doubted(doubts: Doubts) -> None:
+    text = (HEAD + OPS).replace("example.com/", "example.com/$batch?$filter=x&price=5$", 1)
+    assert doubts(text.replace('"k"', '"a$B"', 1)) == []
+
+
+@pytest.mark.parametrize("value", [f'"{SECRET}"', "$OPS_SECRET"])
+def test_a_signing_secret_that_cannot_sign_for_that_reason_says_so(doubts: Doubts, value: str) -> None:
+    with pytest.raises(ConfigRefused, match=r"in quotes|without braces"):
+        doubts(HEAD + 'secrets = ["${S}"]\n', {"S": value})
+    with pytest.raises(ConfigRefused, match=r"environment: REDIS_URL: is in quotes"):
+        doubts(HEAD + OPS, {"REDIS_URL": '"redis://localhost"'})
+
+
+# thresholds
+
+
+def a_threshold(fields: str, more: str = "") -> str:
+    return f"{HEAD}{OPS}{more}\nthresholds = [{{ {fields} }}]\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "fields", "reason"),
+    [
+        ("", 'asset = "*", below = 1', "asset: can never fire: a threshold is about one asset"),
+        ("", 'asset = "L*", below = 1', "asset: can never fire: a threshold is about one asset"),
+        ("", 'asset = "lrc", below = 1', "asset: can never fire: upper and lower case count"),
+        ('assets = ["USDC"]', 'asset = "Usdc", below = 1', "-- did you mean 'USDC'?"),
+        ('accounts = ["few"]', 'asset = "5", below = 1', "no account that the subscription is about asks"),
+        ('accounts = ["few"]', f'asset = "0x{"1" * 40}", below = 1', "no account that the subscription is"),
+        ('accounts = ["alice"]', f'asset = "0x{"1" * 40}", below = 1', "no account that the subscription is"),
+        (
+            'accounts = ["alice"]',
+            'asset = "MK", field = "pending_deposit", above = 1',
+            "field: can never fire: shop knows no pending_deposit",
+        ),
+        ("", 'asset = "LRC", below = 0', "below: can never fire: no balance is below zero"),
+        ("", 'asset = "LRC", below = "0.0", field = "locked"', "below: can never fire"),
+    ],
+)
+def test_a_threshold_that_can_never_fire_is_doubted(
+    doubts: Doubts, more: str, fields: str, reason: str
+) -> None:
+    (found,) = doubts(a_threshold(fields, more))
+    assert found.startswith("subscriptions[0].thresholds[0].")
+    assert reason in found
+
+
+@pytest.mark.parametrize(
+    ("more", "fields"),
+    [
+        ("", 'asset = "LRC", below = 1'),
+        ("", 'asset = "5", below = 1'),
+        ('accounts = ["few"]', 'asset = "1", below = 1'),
+        ('accounts = ["few"]', 'asset = "LRC", below = 1'),
+        ('accounts = ["alice"]', 'asset = "0X7CEB23FD6BC0ADD59E62AC25578270CFF1B9F619", below = 1'),
+        ('accounts = ["alice"]', 'asset = "stETH", below = 1'),
+        ("", 'asset = "LRC", field = "pending_deposit", above = 1'),
+        ("", 'asset = "LRC", field = "available", below = 0'),
+        ('assets = ["ETH"]', 'asset = "LRC", below = 1'),
+        ('events = ["threshold.*"]', 'asset = "LRC", below = 1'),
+    ],
+)
+def test_a_threshold_that_may_fire_is_not_doubted(doubts: Doubts, more: str, fields: str) -> None:
+    assert doubts(a_threshold(fields, more)) == []
+
+
+def test_thresholds_that_nobody_asks_to_be_told_of_are_doubted(doubts: Doubts) -> None:
+    assert doubts(a_threshold('asset = "LRC", below = 1', 'events = ["deposit.*"]')) == [
+        "subscriptions[0].events: lacks threshold.crossed: no threshold will be told"
+    ]
+
+
+# load
+
+
+@pytest.mark.parametrize(
+    ("accounts", "interval", "rate", "is_told"),
+    [
+        (20, "1s", 2, True),
+        (20, "10s", 2, True),
+        (20, "20s", 2, False),
+        (1, "1s", 1, True),
+        (18, "10s", 2, False),
+    ],
+)
+def test_polls_that_must_come_late_are_said_before_anything_runs(
+    doubts: Doubts, accounts: int, interval: str, rate: float, is_told: bool
+) -> None:
+    text = f'[providers.loopring]\napi_key = "k"\nrequests_per_second = {rate}\n' + "".join(
+        f'[[accounts]]\nname = "a{n}"\nprovider = "loopring"\naccount_id = {n}\ninterval = "{interval}"\n'
+        for n in range(accounts)
+    )
+    text += f'[[subscriptions]]\nname = "ops"\nurl = "https://ops.example.com/"\n{OPS}'
+    found = doubts(text)
+    assert len(found) == is_told
+    if accounts == 20 and is_told:
+        assert found[0].startswith(
+            "providers.loopring.requests_per_second: 20 accounts at their intervals would"
+        )
+
+
+def test_an_account_of_many_requests_counts_as_many(doubts: Doubts) -> None:
+    currencies = ", ".join(f'"0x{n:040x}"' for n in range(60))
+    text = HEAD.replace('"0x7ceB23fD6bC0adD59E62ac25578270cFf1b9f619"', currencies)
+    text = text.replace('kind = "metakeep"', 'kind = "metakeep"\nrequests_per_second = 0.1') + OPS
+    (found,) = doubts(text)
+    assert "polls are 1.05 intervals apart" in found
+
+
+# everything at once
+
+BAD = """\
+accounts_file = "more.jsonl"
+
+[worker]
+drain = 5
+
+[egress]
+allow = ["10.0.0.0.0"]
+
+[providers.loopring]
+api_key = "${KEY}"
+requests_per_second = 0.05
+
+[providers.idle]
+kind = "metakeep"
+api_key = "$NOT_REPLACED"
+
+[[accounts]]
+name = "treasury"
+provider = "loopring"
+account_id = 1
+tokens = [0, 1]
+interval = "soon"
+
+[[accounts]]
+name = "treasury"
+provider = "loopring"
+account_id = 2
+
+[[accounts]]
+name = "again"
+provider = "loopring"
+account_id = 1
+
+[[accounts]]
+name = "dangling"
+provider = "lopring"
+acount_id = 3
+
+[[subscriptions]]
+name = "ops"
+url = "https://ops.example.com/?key=$TOKEN"
+secrets = ["${OPS_SECRET}"]
+accounts = ["treasury", "broken", "shop-*"]
+alerts_to = "opps"
+thresholds = [
+  { asset = "L*", below = 1 },
+  { asset = "LRC", below = "low" },
+  { asset = "5", below = 2 },
+]
+
+[[subscriptions]]
+name = "ops"
+url = "http://user:pass@127.0.0.1/"
+secrets = ["whsec_c2hvcnQ="]
+alerts_to = "ops"
+events = ["deposit.*", "depost.cleared", "nothing.*"]
+headers = { host = "x", x-key = '"quoted"' }
+"""
+MORE = """\
+{"name": "b", "provider": "loopring", "account_id": 10111, "acount_id": 1}
+{"name": "broken", "provider": "loopring", "account_id": 5, "account_id": 6}
+{"name": "treasury", "provider": "loopring", "account_id": 1
+"""
+
+
+def test_every_finding_of_every_kind_comes_in_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.toml").write_text(BAD)
+    (tmp_path / "more.jsonl").write_text(MORE)
+    with pytest.raises(ConfigRefused) as refused:
+        load(Path("w.toml"), {})
+    told = [re.split("( -- |: write|; `|, which)", str(mistake))[0] for mistake in refused.value.mistakes]
+    assert told == [
+        "w.toml:4: worker.drain: not a duration",
+        "w.toml:7: egress.allow[0]: not a network",
+        "w.toml:10: providers.loopring.api_key: the environment has no KEY and no KEY_FILE",
+        "w.toml:22: accounts[0].interval: not a duration",
+        "w.toml:25: accounts[1].name: is the name of another account, at w.toml:17",
+        "w.toml:29: accounts[2]: is the same account at the same provider as the one at w.toml:17",
+        "w.toml:36: accounts[3].provider: no [providers.NAME] of this name",
+        "w.toml:37: accounts[3].acount_id: unknown key",
+        "w.toml:42: subscriptions[0].secrets[0]: the environment has no OPS_SECRET and no OPS_SECRET_FILE",
+        "w.toml:44: subscriptions[0].alerts_to: no [[subscriptions]] of this name",
+        "w.toml:47: subscriptions[0].thresholds[1].below: not a decimal number in a string",
+        "w.toml:52: subscriptions[1].name: is the name of another subscription, at w.toml:39",
+        "w.toml:53: subscriptions[1].url: holds a user or a password: use headers for credentials",
+        "w.toml:54: subscriptions[1].secrets[0]: whsec_ holds 5 bytes, it must be 24 to 64",
+        "w.toml:55: subscriptions[1].alerts_to: is this subscription itself",
+        "w.toml:56: subscriptions[1].events[1]: unknown event type",
+        "w.toml:57: subscriptions[1].headers.host: is reserved: watcher or the connection sets it",
+        "more.jsonl:1: acount_id: unknown key",
+        "more.jsonl:2: account_id: is given twice",
+        "more.jsonl:3: not valid JSON at column 61",
+    ]
+    assert [f"{found.file}:{found.line}: {found.key}" for found in refused.value.warnings] == [
+        "w.toml:13: providers.idle",
+        "w.toml:15: providers.idle.api_key",
+        "w.toml:41: subscriptions[0].url",
+        "w.toml:57: subscriptions[1].headers.x-key",
+        "w.toml:43: subscriptions[0].accounts[2]",
+        "w.toml:56: subscriptions[1].events[2]",
+        "w.toml:46: subscriptions[0].thresholds[0].asset",
+        "w.toml:48: subscriptions[0].thresholds[2].asset",
+        "w.toml:11: providers.loopring.requests_per_second",
+    ]
+
+
+def test_two_that_alert_each_other_are_as_they_should_be(doubts: Doubts) -> None:
+    other = HEAD[HEAD.index("[[subscriptions]]") :].replace("ops", "desk")
+    assert doubts(f'{HEAD}{OPS}alerts_to = "desk"\n{other}{OPS}alerts_to = "ops"\n') == []

@@ -1,0 +1,100 @@
+"""Warn of thresholds that can never fire: nobody misses an alert that was never told.
+
+Refuses to know what accounts hold: a symbol may be that of any asset, until an account was read.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from watcher.amounts import NotAnAmount, from_decimal, to_atoms
+from watcher.config.accounts import Accounts
+from watcher.config.doubts import texts_in
+from watcher.config.findings import Entry, Findings
+from watcher.config.providers import Providers
+from watcher.config.rules import is_glob, matches
+from watcher.providers.contract import Provider
+from watcher.settings import AccountSettings
+
+_ASKED_FOR = "threshold.crossed"
+_MAY_BE_NEGATIVE = ("available",)
+"""More may be locked than there is; at neither provider can an account be overdrawn."""
+
+
+def doubt_thresholds(
+    providers: Providers, accounts: Accounts, subscriptions: Collection[Entry], findings: Findings
+) -> None:
+    """Warn of every threshold that can never fire, and say why."""
+    asked_by_name = providers.asked_by_name
+    for entry in subscriptions:
+        thresholds = entry.table.get("thresholds")
+        if not isinstance(thresholds, list) or not thresholds:
+            continue
+        types = [text for _, text in texts_in(entry, "events")]
+        if types and not any(matches(glob, [_ASKED_FOR]) for glob in types):
+            findings.warn(entry.finding(("events",), f"lacks {_ASKED_FOR}: no threshold will be told"))
+        for index, threshold in enumerate(thresholds):
+            if not isinstance(threshold, dict):
+                continue
+            for key, reason in _flaws(threshold, entry):
+                findings.warn(entry.finding(("thresholds", index, key), f"can never fire: {reason}"))
+            if accounts.is_whole and (found := _unreachable(threshold, entry, accounts, asked_by_name)):
+                key, reason = found
+                findings.warn(entry.finding(("thresholds", index, key), f"can never fire: {reason}"))
+
+
+def _flaws(threshold: Mapping[str, Any], entry: Entry) -> Iterator[tuple[str, str]]:
+    """Say what is wrong with a threshold by itself."""
+    asset, below = threshold.get("asset"), threshold.get("below")
+    if isinstance(asset, str) and is_glob(asset):
+        yield "asset", "a threshold is about one asset, by its symbol or id, not about a pattern"
+    elif isinstance(asset, str) and (meant := _other_case(asset, entry)):
+        yield "asset", f"upper and lower case count in a symbol -- did you mean '{meant}'?"
+    if threshold.get("field", "total") not in _MAY_BE_NEGATIVE:
+        with suppress(NotAnAmount):
+            if below is not None and to_atoms(from_decimal(str(below))) <= 0:
+                yield "below", "no balance is below zero"
+
+
+def _other_case(asset: str, entry: Entry) -> str | None:
+    """Give the spelling that was probably meant: that of `assets`, or, as tickers are written, upper case."""
+    if asset[:2].lower() == "0x":
+        return None
+    spellings = [text for _, text in texts_in(entry, "assets")]
+    if asset in spellings:
+        return None
+    near = next((text for text in spellings if text.lower() == asset.lower()), None)
+    return near or (asset.upper() if asset.islower() and len(asset) <= _LONGEST_TICKER else None)
+
+
+_LONGEST_TICKER = 10
+
+
+def _unreachable(
+    threshold: Mapping[str, Any], entry: Entry, accounts: Accounts, asked_by_name: Mapping[str, Provider]
+) -> tuple[str, str] | None:
+    """Say why no account that the subscription is about can fire a threshold; None where one can."""
+    asset, field = threshold.get("asset"), threshold.get("field", "total")
+    if not isinstance(asset, str) or is_glob(asset):
+        return None
+    found = None
+    for account in _about(entry, accounts):
+        provider = asked_by_name.get(account.provider)
+        if provider is None:
+            return None
+        if not provider.may_hold(account, asset):
+            found = found or ("asset", "no account that the subscription is about asks for this asset")
+        elif field in provider.unknown_fields:
+            found = "field", f"{account.provider} knows no {field}"
+        else:
+            return None
+    return found
+
+
+def _about(entry: Entry, accounts: Accounts) -> Iterator[AccountSettings]:
+    globs = [text for _, text in texts_in(entry, "accounts")] or ["*"]
+    return (
+        account
+        for name, account in accounts.by_name.items()
+        if any(glob in ("*", name) or matches(glob, [name]) for glob in globs)
+    )
