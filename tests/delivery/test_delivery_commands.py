@@ -18,6 +18,7 @@ from watcher import cli
 from watcher.commands import ping
 from watcher.delivery import post
 from watcher.delivery.outcomes import Attempt
+from watcher.schema import MODEL_BY_TYPE
 from watcher.store import polls
 from watcher.store.history import History
 from watcher.store.keys import shard_of
@@ -96,6 +97,25 @@ async def test_a_ping_is_a_signed_sample_and_each_is_another_event(
     assert len({arrival.event["id"] for arrival in subscriber.arrivals}) == 2
 
 
+@pytest.mark.parametrize("type_", MODEL_BY_TYPE)
+async def test_a_ping_may_be_of_any_type_whatever_the_subscription_asks_for(
+    alone: CommandLine, subscriber: MoodySubscriber, type_: str
+) -> None:
+    ended = await alone("ping", "ops", "--event", type_)
+    assert (ended.code, ended.err) == (0, "")
+    (arrival,) = subscriber.arrivals
+    assert_valid(arrival.body)
+    assert arrival.event["type"] == type_
+
+
+async def test_a_type_of_event_that_was_mistyped_is_answered_with_the_one_that_was_meant(
+    alone: CommandLine, subscriber: MoodySubscriber
+) -> None:
+    ended = await alone("ping", "ops", "--event", "deposit.clear")
+    assert (ended.code, subscriber.arrivals) == (2, [])
+    assert ended.err == "Error: no type of event is called 'deposit.clear'; did you mean 'deposit.cleared'?\n"
+
+
 @pytest.mark.parametrize("status", [301, 400, 401, 404, 410, 418, 429, 500, 503])
 async def test_a_ping_that_is_not_taken_says_why_and_what_to_do(
     alone: CommandLine, subscriber: MoodySubscriber, status: int
@@ -159,6 +179,8 @@ def test_advice_is_for_what_an_attempt_really_says() -> None:
     ("name", "arguments"),
     [
         ("ping", ("opps",)),
+        ("ping", ("opps", "--event", "deposit.cleared")),
+        ("deliveries", ("--subscription", "opps")),
         ("subscriptions", ("pause", "opps")),
         ("subscriptions", ("resume", "opps")),
         ("resend", ("--dead", "--subscription", "opps")),
@@ -169,7 +191,8 @@ async def test_a_name_that_was_mistyped_is_answered_with_the_one_that_was_meant(
 ) -> None:
     ended = await run(name, *arguments)
     assert (ended.code, ended.out) == (2, "")
-    assert "called 'opps'; did you mean 'ops'?" in ended.err
+    assert ended.err.endswith("called 'opps'; did you mean 'ops'?\n")
+    assert len(ended.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

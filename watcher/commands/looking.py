@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from watcher.commands.unknown import Unknown
 from watcher.logs.tail import as_json
 from watcher.printable import printable
 
@@ -25,7 +26,7 @@ def accounts_like(settings: "Settings", glob: str | None) -> list[str]:
     names = [*settings.account_by_name]
     found = [name for name in names if glob is None or fnmatchcase(name, glob)]
     if glob is not None and not found:
-        raise click.UsageError(f"no account of the configuration is called '{printable(glob)}'")
+        raise Unknown("account of the configuration", glob, settings.account_by_name)
     return found
 
 

@@ -15,6 +15,7 @@ import click
 from watcher.commands.acting import subscription_named
 from watcher.commands.completing import names_of
 from watcher.commands.options import config_option, load_or_exit
+from watcher.commands.unknown import Unknown
 
 if TYPE_CHECKING:
     from watcher.delivery.outcomes import Attempt
@@ -44,32 +45,52 @@ _BY_KIND = {
 }
 
 
+def _types(_context: click.Context | None, _parameter: click.Parameter | None, begin: str) -> list[str]:
+    from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS
+
+    return [type_ for type_ in (*CHANGE_EVENTS, *SERVICE_EVENTS) if type_.startswith(begin)]
+
+
 @click.command("ping", short_help="Send one signed sample to a subscriber.")
 @config_option
+@click.option(
+    "--event",
+    "type_",
+    metavar="TYPE",
+    default="subscription.ping",
+    show_default=True,
+    shell_complete=_types,
+    help="Send a sample of this type of event.",
+)
 @click.argument("name", metavar="SUBSCRIPTION", shell_complete=names_of("subscriptions"))
-def command(*, config_path: Path | None, name: str) -> int:
-    """Send one signed sample, of type `subscription.ping`, to SUBSCRIPTION, and say what came of it.
+def command(*, config_path: Path | None, type_: str, name: str) -> int:
+    """Send one signed sample to SUBSCRIPTION, whatever events it asks for, and say what came of it.
 
-    It goes out from here and at once: no worker need run, no Redis, and a pause does not matter. Exits with
-    0 if the answer was 2xx, with 1 if not.
+    It goes out from here and at once: no worker need run, no Redis, and a pause does not matter. A sample of
+    another type than `subscription.ping` is about an account called `sample`, and its data says
+    `"sample": true`. Exits with 0 if the answer was 2xx, with 1 if not.
     """
+    if type_ not in (known := _types(None, None, "")):
+        raise Unknown("type of event", type_, known)
     settings = load_or_exit(config_path).settings
     subscription = subscription_named(settings, name)
-    event_id, attempt = asyncio.run(_ping(settings, subscription))
+    event_id, attempt = asyncio.run(_ping(settings, subscription, type_))
     for line in _as_lines(name, event_id, attempt):
         click.echo(line)
     return 0 if _is_good(attempt) else 1
 
 
-async def _ping(settings: "Settings", subscription: "SubscriptionSettings") -> "tuple[str, Attempt]":
+async def _ping(
+    settings: "Settings", subscription: "SubscriptionSettings", type_: str
+) -> "tuple[str, Attempt]":
     from watcher.delivery.egress import Policy
     from watcher.delivery.post import Poster, Target
     from watcher.journal.delivery import Delivery
-    from watcher.journal.notices import ping
+    from watcher.journal.sample import sample
 
     egress = settings.egress
     policy = Policy(allow=egress.allow, allow_http=egress.allow_http, nat64=egress.nat64)
-    event = ping(subscription.name, nonce=secrets.token_hex(8), now_ms=int(1000 * time.time()))
+    event = sample(type_, subscription.name, nonce=secrets.token_hex(8), now_ms=int(1000 * time.time()))
     delivery = Delivery(event.id, event.type, event.sequence, event.body(subscription.name, None))
     async with Poster(policy) as poster:
         return event.id, await poster.post(Target(subscription, policy), delivery, 1)

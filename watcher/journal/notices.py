@@ -57,9 +57,14 @@ def recovered(since_ms: int) -> Draft:
 
 def paused(subscription: str, reason: str, since_ms: int, *, now_ms: int) -> Event:
     """Tell somebody else that a subscription gets nothing more until it is resumed."""
-    says = {"effect": _NO_EFFECT, "paused": subscription, "since": iso(since_ms), "reason": reason}
-    draft = Draft("subscription.paused", None, "0", says, (subscription, str(since_ms)))
+    draft = paused_draft(subscription, reason, since_ms)
     return tell([draft], Origin(None, None, 0, since_ms, now_ms), first_sequence=now_ms, now_ms=now_ms)[0]
+
+
+def paused_draft(subscription: str, reason: str, since_ms: int) -> Draft:
+    """Say that a subscription is paused."""
+    says = {"effect": _NO_EFFECT, "paused": subscription, "since": iso(since_ms), "reason": reason}
+    return Draft("subscription.paused", None, "0", says, (subscription, str(since_ms)))
 
 
 def ping(subscription: str, *, nonce: str, now_ms: int) -> Event:
