@@ -49,17 +49,26 @@ class Snapshot:
     """One good poll of one account.
 
     `watched` names the assets that were asked for (None: all of them). `absent_is_zero` says what a
-    missing row means: zero (a full listing) or unknown (anything else).
+    missing row means: zero (a full listing) or unknown (anything else). `zeros` are rows for assets that
+    somebody asked about and that a full listing does not name; `is_open` says that there may be more of them
+    once a list of assets can be had.
     """
 
     row_by_asset: Mapping[str, Row]
     watched: tuple[str, ...] | None
     absent_is_zero: bool
+    zeros: tuple[Row, ...] = ()
+    is_open: bool = False
 
 
 def asset_id(text: str) -> str:
     """The identity of an asset: `0x…` ids compare case-insensitively, all others verbatim (base58)."""
     return text.lower() if text[:2] in ("0x", "0X") else text
+
+
+def is_called(asset: Asset, text: str) -> bool:
+    """Say whether somebody who names an asset by its id or its symbol means this one."""
+    return asset.id == asset_id(text) or asset.symbol == text
 
 
 def spoken(text: object) -> str | None:

@@ -1,6 +1,7 @@
 """What is told beside changes, and to whom."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -94,6 +95,35 @@ def test_what_is_below_at_the_baseline_is_told_once() -> None:
 def test_a_doubtful_reading_crosses_nothing_until_it_is_confirmed() -> None:
     assert values(follow(eth("10", "0", "10"), a_threshold(below="5"))) == [[], [], []]
     assert values(follow(eth("10", "0", "0"), a_threshold(below="5"))) == [[], [], ["0"]]
+
+
+def with_zeros(snapshot: Snapshot, *assets: Asset) -> Snapshot:
+    return replace(snapshot, zeros=tuple(a_row(asset, "0") for asset in assets))
+
+
+LRC = Asset("1", "LRC", decimals=18)
+
+
+@pytest.mark.parametrize("asset", ["LRC", "1"])
+def test_an_asset_that_a_full_listing_does_not_name_crosses_like_a_zero_row(asset: str) -> None:
+    below = a_subscription(
+        events=("threshold.crossed",), thresholds=(ThresholdSettings(asset=asset, below="5", clear="8"),)
+    )
+    unnamed, named = with_zeros(a_snapshot(ETH="1"), LRC), a_snapshot(ETH="1")
+    poor, rich = (
+        replace(named, row_by_asset={"1": a_row(LRC, total), **named.row_by_asset}) for total in ("6", "9")
+    )
+    heard = follow([unnamed, unnamed, poor, unnamed, unnamed, rich, unnamed, unnamed], below)
+    assert values(heard) == [["0"], [], [], [], [], [], [], ["0"]]
+    told = heard[0][0]["data"]
+    assert told["asset"] == {"id": "1", "symbol": "LRC", "name": None, "decimals": 18}
+    assert told["before"] == told["after"]
+    assert told["after"]["total"] == "0"
+
+
+def test_an_asset_that_is_not_named_falls_below_nothing_that_it_never_had() -> None:
+    (heard,) = follow([with_zeros(a_snapshot(ETH="1"), LRC)], a_threshold(below="5"))
+    assert [body["data"]["asset"]["id"] for body in heard] == ["ETH"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from builders import a_balance, a_snapshot
+from builders import a_balance, a_row, a_snapshot, a_subscription
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stories import MINUTE_MS, NOW_MS, STORY, WARNED, records_of, steps
@@ -18,6 +18,7 @@ from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
 from watcher.journal.ledger import AccountState
 from watcher.journal.record import Record
+from watcher.settings import ThresholdSettings
 from watcher.snapshot import Snapshot
 
 STEPS = steps(STORY, subscriptions=(WARNED,))
@@ -306,3 +307,11 @@ def test_a_finding_says_what_differs_and_where() -> None:
         (RECORDS[second].id, None),
         (RECORDS[second].id, "ETH"),
     ]
+
+
+def test_a_threshold_that_told_of_an_asset_that_was_never_held_is_no_difference() -> None:
+    nothing = replace(a_snapshot(ETH="1"), zeros=(a_row("LRC", "0"),))
+    below = a_subscription(thresholds=(ThresholdSettings(asset="LRC", below="5"),))
+    made = steps([a_snapshot(ETH="1"), nothing], subscriptions=[below])
+    assert [event.type for event in made[-1].events] == ["threshold.crossed"]
+    assert audit(records_of(made), made[-1].state).findings == []

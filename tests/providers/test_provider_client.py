@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import zlib
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -309,6 +310,35 @@ async def test_an_empty_account_needs_no_list_of_assets() -> None:
     async with Stage() as stage, loopring_client(stage.url) as client:
         assert (await client.read(ACCOUNT, await client.ask(ACCOUNT))).row_by_asset == {}
     assert len(stage.seen) == 1
+
+
+async def test_an_asset_that_is_asked_about_and_not_named_is_zero_by_its_id_or_symbol() -> None:
+    now_s = 0.0
+    async with Stage() as stage, loopring_client(stage.url, clock=lambda: now_s) as client:
+        stage.reply = answer([a_balance(1)])
+        stage.reply_by_path[TOKENS_PATH] = answer(a_token_list(0, 1, 2))
+        snapshot = await client.read(ACCOUNT, await client.ask(ACCOUNT))
+        now_s += RETRY_S
+        wanted = ["1", "T1", "T2", "0", "t2", "9", f"0x{'1' * 40}"]
+        found = await client.add_zeros(snapshot, wanted)
+        assert [(row.asset.id, row.balance.total) for row in found.zeros] == [("2", "0"), ("0", "0")]
+        assert not found.is_open
+        filtered = await client.add_zeros(replace(snapshot, absent_is_zero=False), wanted)
+    assert filtered.zeros == ()
+    assert [seen.target for seen in stage.seen].count(TOKENS_PATH) == 2  # once more for what it did not hold
+
+
+async def test_a_list_of_assets_that_cannot_be_had_leaves_open_what_is_zero_and_voids_nothing() -> None:
+    now_s = 0.0
+    async with Stage() as stage, loopring_client(stage.url, clock=lambda: now_s) as client:
+        stage.reply_by_path[TOKENS_PATH] = answer(b"", 503)
+        snapshot = await client.read(ACCOUNT, await client.ask(ACCOUNT))
+        waiting = await client.add_zeros(snapshot, ["T1"])
+        assert (waiting.zeros, waiting.is_open) == ((), True)
+        stage.reply_by_path[TOKENS_PATH] = answer(a_token_list(0, 1))
+        now_s += RETRY_S
+        found = await client.add_zeros(snapshot, ["T1"])
+    assert ([row.asset.id for row in found.zeros], found.is_open) == (["1"], False)
 
 
 async def test_the_list_of_assets_waits_for_its_turn_and_carries_no_key() -> None:

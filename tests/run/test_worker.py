@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from watcher.receiving.receiver import Fail
 from watcher.run.worker import Worker
 from watcher.sandbox.answers import BAD_GATEWAY
-from watcher.settings import WorkerSettings
+from watcher.settings import ThresholdSettings, WorkerSettings
 from watcher.store.keys import Keys, shard_of
 
 
@@ -260,3 +260,17 @@ async def test_a_worker_that_starts_beside_a_damaged_schedule_polls_the_others(
         events = await rig.events(1)
         await redis_client.delete(keys.polls(SHARD, "shop"))
     assert [event["data"]["account"]["name"] for event in events] == ["treasury"]
+
+
+async def test_a_threshold_on_a_token_that_was_never_held_fires_and_the_books_agree(rig: Rig) -> None:
+    below = ThresholdSettings(asset="USDT", below="5")
+    ops = rig.settings.subscription_by_name["ops"].model_copy(update={"thresholds": (below,)})
+    rig.settings = rig.settings.model_copy(update={"subscription_by_name": {"ops": ops}})
+    async with rig.worker():
+        await rig.events(1)
+        rig.sandbox.world.credit(TREASURY, "USDT", "3")
+        events = await rig.events(2)
+    crossed, credited = (event["data"] for event in events)
+    assert types(events) == ["threshold.crossed", "total.increased"]
+    assert crossed["asset"] == credited["asset"]
+    assert (crossed["threshold"]["value"], credited["before"]) == ("0", crossed["after"])

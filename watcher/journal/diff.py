@@ -53,7 +53,8 @@ def diff(
     moved_on = advance(state, reading.snapshot, source=reading.source, rules=rules)
     was_crossed = state.crossed if state else frozenset()
     watches = interest.watches(reading.account)
-    warnings, crossed = crossings(watches, moved_on.entry_by_asset, was_crossed)
+    zeros = reading.snapshot.zeros
+    warnings, crossed = crossings(watches, moved_on.entry_by_asset, was_crossed, zeros=zeros)
     stale_since_ms = state.stale_since_ms if state else 0
     if not (moved_on.is_news or stale_since_ms or crossed != was_crossed):
         return None

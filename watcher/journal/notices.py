@@ -12,7 +12,7 @@ from watcher.journal.events import Draft, Event, Origin, amount_text, iso, spell
 from watcher.journal.explain import Vector, in_atoms, in_text
 from watcher.journal.ledger import Entry
 from watcher.settings import ThresholdSettings
-from watcher.snapshot import Balance, asset_id
+from watcher.snapshot import Balance, Row, is_called
 
 ASSETS_PER_BASELINE = 20
 """Balances in one `account.baseline`: 20 of the widest ones stay below the 20 kB of a body."""
@@ -81,18 +81,25 @@ def threshold_key(watch: Watch, asset: str) -> str:
 
 
 def crossings(
-    watches: Iterable[Watch], entry_by_asset: Mapping[str, Entry], crossed: frozenset[str]
+    watches: Iterable[Watch],
+    entry_by_asset: Mapping[str, Entry],
+    crossed: frozenset[str],
+    *,
+    zeros: Iterable[Row] = (),
 ) -> tuple[list[Draft], frozenset[str]]:
     """Judge all thresholds; returns what to tell, and which are crossed now.
 
     A threshold is told when it is crossed, and again only after it was cleared. A doubted reading counts
-    neither way.
+    neither way. `zeros` are what a full listing does not name: of that there is nothing.
     """
     drafts: list[Draft] = []
     still: set[str] = set()
+    nothing = [
+        Entry(row.asset, row.balance, row.balance) for row in zeros if row.asset.id not in entry_by_asset
+    ]
     for watch in watches:
-        for entry in entry_by_asset.values():
-            if not _is_about(watch.threshold, entry):
+        for entry in (*entry_by_asset.values(), *nothing):
+            if not is_called(entry.asset, watch.threshold.asset):
                 continue
             key = threshold_key(watch, entry.asset.id)
             was_crossed = key in crossed
@@ -105,10 +112,6 @@ def crossings(
                 if not was_crossed:
                     drafts.append(_crossing(watch, entry, key))
     return drafts, frozenset(still)
-
-
-def _is_about(threshold: ThresholdSettings, entry: Entry) -> bool:
-    return entry.asset.id == asset_id(threshold.asset) or entry.asset.symbol == threshold.asset
 
 
 def _is_crossed(threshold: ThresholdSettings, balance: Balance, *, was_crossed: bool) -> bool:

@@ -22,6 +22,7 @@ from watcher.polling.setbacks import Setbacks
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Refused
 from watcher.settings import AccountSettings, ProviderSettings
+from watcher.snapshot import Snapshot
 from watcher.store.keys import SHARDS, shard_of
 from watcher.store.polls import Polls
 from watcher.store.schedule import Lease, Reply
@@ -130,6 +131,8 @@ class Poller:
         known = state.entry_by_asset.values() if state and state.source == source else ()
         assets = {entry.asset.id: entry.asset for entry in known}
         snapshot = await self._client.read(account, bodies, known=assets)
+        watched = {watch.threshold.asset for watch in self._interest.watches(account.name)}
+        snapshot = await self._client.add_zeros(snapshot, watched)
         reading = Reading(account.name, self.settings.name, source, snapshot, observed_ms)
         await self._advance(account, lease, state, reading, digest, started)
 
@@ -154,13 +157,13 @@ class Poller:
             if is_last or reply is not Reply.MOVED_ON:
                 break
             state = await self._polls.read_state(account.name)
-        if reply in (Reply.DONE, Reply.DONE_BEFORE) and self._is_settled(after):
+        if reply in (Reply.DONE, Reply.DONE_BEFORE) and self._is_settled(after, reading.snapshot):
             self._settled[account.name] = settled
         self._finish(account, reply, started, step)
 
-    def _is_settled(self, state: AccountState) -> bool:
+    def _is_settled(self, state: AccountState, snapshot: Snapshot) -> bool:
         """Say whether the same answer again would change nothing: not even by a newer list of assets."""
-        return not any(
+        return not snapshot.is_open and not any(
             entry.held_polls or entry.doubted or (self._client.lists_assets and entry.asset.decimals is None)
             for entry in state.entry_by_asset.values()
         )

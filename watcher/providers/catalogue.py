@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Set
 
 from watcher.providers.contract import AssetList, Catalogue, Refused
+from watcher.snapshot import Asset, asset_id
 
 RENEW_S = 600.0
 """Between two looks for assets that were unlisted the last time: a delisted token may stay for ever."""
@@ -45,6 +46,12 @@ class KeptCatalogue:
             except Refused as refused:
                 self.refused = refused
             self._fetched_at = self._clock()
+
+    def find(self, text: str) -> Asset | None:
+        """Find an asset by its id or its symbol; the first of a symbol that several have."""
+        if found := self.asset_by_id.get(asset_id(text)):
+            return found
+        return next((asset for asset in self.asset_by_id.values() if asset.symbol == text), None)
 
     def refusal(self, unknown: Set[str]) -> Refused:
         """Say why nobody knows in which unit these are told."""

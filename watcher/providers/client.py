@@ -7,7 +7,8 @@ request without an end. Nothing but Refused comes out, in words of ours: no URL,
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Self
@@ -22,7 +23,7 @@ from watcher.providers.refusals import TRANSPORT_ERRORS, by_error, by_status
 from watcher.providers.strict_json import NotJson, parse
 from watcher.retry_after import retry_after_s
 from watcher.settings import ProviderSettings
-from watcher.snapshot import Snapshot
+from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, is_called
 from watcher.urls import as_written
 
 LONGEST_RETRY_AFTER_S = 900.0
@@ -143,6 +144,29 @@ class ProviderClient:
         if unknown := assets - asset_by_id.keys() - catalogue.unlisted:
             raise catalogue.refusal(unknown)
         return self._provider.read(account, answers, asset_by_id)
+
+    async def add_zeros(self, snapshot: Snapshot, assets: Iterable[str]) -> Snapshot:
+        """Add a row for each of these assets, named by id or symbol, that a full listing does not name.
+
+        One that is in no list of assets is none of the provider's. Raises nothing: a list that cannot be had
+        leaves the snapshot open.
+        """
+        rows = snapshot.row_by_asset.values()
+        unnamed = [text for text in assets if not any(is_called(row.asset, text) for row in rows)]
+        if not unnamed or not snapshot.absent_is_zero:
+            return snapshot
+        if not self.lists_assets:
+            return replace(snapshot, zeros=tuple(self._zero(Asset(asset_id(text))) for text in unnamed))
+        unknown = {text for text in unnamed if not self._catalogue.find(text)}
+        await self._catalogue.look_up(unknown)
+        found = [asset for text in unnamed if (asset := self._catalogue.find(text))]
+        is_open = any(not self._catalogue.find(text) for text in unknown - self._catalogue.unlisted)
+        return replace(snapshot, zeros=tuple(map(self._zero, found)), is_open=is_open)
+
+    def _zero(self, asset: Asset) -> Row:
+        pendings = ("pending_deposit", "pending_withdrawal")
+        known = (None if name in self._provider.unknown_fields else "0" for name in pendings)
+        return Row(asset, Balance("0", "0", *known))
 
     async def _fetch_catalogue(self) -> AssetList:
         assert self._catalogue_request is not None
