@@ -34,7 +34,7 @@ from raw_loop import latencies_ms, receipts
 from stage import Stage, a_stage, perform, say, some_settings
 from waiting import some_deliveries
 
-from watcher.delivery import connector
+from watcher import resolver
 from watcher.settings import Settings, SubscriptionSettings
 from watcher.store.keys import Keys
 from watcher.store.lanes import Lanes
@@ -258,7 +258,7 @@ def _accounts(count: int) -> list[str]:
 def _use_dns(port: int) -> None:
     """Let the worker's resolver, as it is, ask our server instead of the one in resolv.conf."""
     asking_ours = partial(AsyncResolver, nameservers=["127.0.0.1"], udp_port=port, tcp_port=port)
-    connector.AsyncResolver = asking_ours  # type: ignore[assignment,attr-defined]
+    resolver.AsyncResolver = asking_ours  # type: ignore[assignment,attr-defined]
 
 
 async def _ask(port: int) -> dict[str, Any]:

@@ -244,6 +244,32 @@ async def test_lanes_that_wait_for_a_retry_can_be_tried_at_once(redis_client: Re
     assert members(await claim_lanes(store)) == [waiting]
 
 
+async def test_what_was_given_back_with_a_wait_is_hastened_however_short_it_is(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    retried, released, leased = NEIGHBOURS[:3]
+    for name in NEIGHBOURS[:3]:
+        await store.queue(a_delivery(), account=name)
+    lanes = {name: await store.lease_lane(name) for name in NEIGHBOURS[:3]}
+    await store.lanes.retry(OPS, lanes[retried], a_delivery().head, wait_ms=5_000)
+    await store.lanes.release(OPS, lanes[released], due_in_ms=5_000)
+    assert await store.lanes.hasten(OPS, SHARD, lease_ms=2 * MINUTE_MS) == 2
+    assert sorted(members(await claim_lanes(store))) == sorted([retried, released])
+    assert await store.lanes.release(OPS, lanes[leased]) is Reply.DONE, "it is whose it was"
+
+
+async def test_a_poll_that_waits_after_a_refusal_is_hastened_and_one_under_way_is_not(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    refused, under_way = NEIGHBOURS[:2]
+    leases = [await store.lease(refused), await store.lease(under_way)]
+    await store.polls.postpone(PROVIDER, leases[0], why="gone away", at_least_ms=0, waits_ms=[5_000])
+    assert await store.polls.hasten(PROVIDER, SHARD, lease_ms=2 * MINUTE_MS) == 1
+    assert await store.polls.release(PROVIDER, leases[1]) is Reply.DONE
+
+
 async def test_where_no_lane_waits_there_is_none_to_hasten(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     assert await store.lanes.hasten(OPS, SHARD, lease_ms=MINUTE_MS) == 0

@@ -272,3 +272,33 @@ async def test_a_damaged_standing_hides_no_other(redis_client: Redis, namespace:
     found = await a_view(store).read()
     assert found["damaged"] == Standing(0, 0, 0, 0, "unreadable")
     assert found[OPS].failures == 1
+
+
+@everywhere
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("4 5 99 0 no name: hooks", "4 5 0 0 no name: hooks"),
+        ("4 5 0 0 refused: loopback", "4 5 0 0 refused: loopback"),
+        ("4 5 99 0 status 503 no name", None),
+        ("4 5 99 7 no name", None),
+        ("4 5 99 7!8 no name", None),
+        ("damaged", None),
+    ],
+)
+async def test_a_rest_ends_for_the_reasons_given_and_for_no_other(
+    redis_client: Redis, namespace: str, before: str, after: str | None
+) -> None:
+    store = a_store(redis_client, namespace)
+    await write(store, before)
+    assert await a_view(store).unhold(OPS, "refused", "no name") is (after is not None)
+    assert await noted(store) == (after or before).encode()
+
+
+@everywhere
+async def test_there_is_no_rest_to_end_of_a_subscription_that_stands_well(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    assert not await a_view(store).unhold(OPS, "")
+    assert await store.contents() == {}

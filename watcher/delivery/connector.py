@@ -8,7 +8,7 @@ import errno
 import socket
 from typing import Any
 
-from aiohttp import AddrInfoType, AsyncResolver, SocketFactoryType, TCPConnector
+from aiohttp import AddrInfoType, SocketFactoryType, TCPConnector
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from watcher.delivery.egress import Policy, read_address
@@ -56,19 +56,17 @@ class GuardedResolver(AbstractResolver):
         await self._inner.close()
 
 
-def guarded_connector(
-    policy: Policy, *, resolver: AbstractResolver | None = None, keep: int = MOST_KEPT
-) -> TCPConnector:
+def guarded_connector(policy: Policy, resolver: AbstractResolver, *, keep: int = MOST_KEPT) -> TCPConnector:
     """Make the connector of a session that POSTs to subscribers. Needs a running loop.
 
     A change of policy needs a new connector: connections that are already open are not judged again.
     Give it to a session with `trust_env=False`, and send with `allow_redirects=False`: through a proxy,
     only the proxy's address is seen here. No limit on connections, else dead subscribers would starve
-    live ones: whoever sends keeps count; of idle ones no more than `keep` stay open. `resolver` replaces DNS;
-    closing the connector closes it.
+    live ones: whoever sends keeps count; of idle ones no more than `keep` stay open. `resolver` is not closed
+    with the connector.
     """
     connector = _GuardedConnector(
-        resolver=GuardedResolver(policy, resolver or AsyncResolver()),
+        resolver=GuardedResolver(policy, resolver),
         socket_factory=guarded_sockets(policy),
         limit=0,
         ttl_dns_cache=DNS_CACHE_S,
@@ -97,19 +95,14 @@ def refusal_in(error: BaseException) -> str | None:
 
 
 class _GuardedConnector(TCPConnector):
-    """Closes its resolver as well, which aiohttp does only for one that it made itself, and keeps no more
-    than so many idle connections, which aiohttp does not bound: a thousand hosts that answer at once would
-    take a thousand file descriptors."""
+    """Keeps no more than so many idle connections, which aiohttp does not bound: a thousand hosts that answer
+    at once would take a thousand file descriptors."""
 
     keep = MOST_KEPT
 
     def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
         is_full = sum(map(len, self._conns.values())) >= self.keep
         super()._release(key, protocol, should_close=should_close or is_full)
-
-    async def close(self, *, abort_ssl: bool = False) -> None:
-        await super().close(abort_ssl=abort_ssl)
-        await self._resolver.close()
 
 
 def _refuse(policy: Policy, host: object) -> None:

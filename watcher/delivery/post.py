@@ -24,11 +24,16 @@ from watcher.delivery.outcomes import LONGEST_RETRY_AFTER_S, Attempt
 from watcher.delivery.signing import Signer
 from watcher.journal.delivery import Delivery
 from watcher.printable import printable, without_secrets
+from watcher.resolver import CurrentResolver
 from watcher.retry_after import retry_after_s
 from watcher.settings import SubscriptionSettings
 
 ATTEMPT_TIMEOUT_S = 20
 """A whole attempt, name look-up to last byte. Shorter than a lane's lease and than the drain."""
+
+UNRESOLVED = "its name does not resolve"
+REFUSED = "refused"
+"""How an attempt's error begins where a resolver may help: the second by what it answers the egress guard."""
 
 _BODY_S = 2.0
 """Once the status is known, the rest is awaited only so that the connection can be used again."""
@@ -57,8 +62,8 @@ class Target:
 class Poster:
     """The connections to all subscribers. Use as `async with`; a change of policy needs a new one.
 
-    `deadline_s` bounds an attempt, second try included; `resolver` replaces DNS; no more than `keep`
-    connections are kept for the next attempts.
+    `deadline_s` bounds an attempt, second try included; no more than `keep` connections are kept for the next
+    attempts. Who gives a `resolver` closes it.
     """
 
     def __init__(
@@ -79,8 +84,12 @@ class Poster:
 
     async def __aenter__(self) -> Self:
         enter = self._sessions.enter_async_context
-        self._session = await enter(_session(self._policy, self._resolver, self._keep))
-        self._fresh = await enter(_session(self._policy, self._resolver, keep=0))
+        resolver = self._resolver
+        if resolver is None:
+            resolver = CurrentResolver()
+            self._sessions.push_async_callback(resolver.close)
+        self._session = await enter(_session(self._policy, resolver, self._keep))
+        self._fresh = await enter(_session(self._policy, resolver, keep=0))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -98,7 +107,7 @@ class Poster:
             return Attempt(_since_ms(started), error=f"no answer within {self._deadline_s:g} s")
         except _TRANSPORT_ERRORS as error:
             refusal = refusal_in(error)
-            words = f"refused: {refusal}" if refusal else in_our_words(error)
+            words = f"{REFUSED}: {refusal}" if refusal else in_our_words(error)
             drop_frames(error)
             return Attempt(_since_ms(started), error=words, is_refused_by_us=refusal is not None)
         async with answer:
@@ -142,8 +151,8 @@ class Poster:
         return retry_after_s(answer.headers.get("Retry-After"), now, most_s=LONGEST_RETRY_AFTER_S)
 
 
-def _session(policy: Policy, resolver: AbstractResolver | None, keep: int) -> aiohttp.ClientSession:
-    connector = guarded_connector(policy, resolver=resolver, keep=keep)
+def _session(policy: Policy, resolver: AbstractResolver, keep: int) -> aiohttp.ClientSession:
+    connector = guarded_connector(policy, resolver, keep=keep)
     bound_answers(connector)
     return aiohttp.ClientSession(
         connector=connector,
@@ -194,7 +203,7 @@ _NO_CONNECTION = "cannot connect"
 _WORDS: tuple[tuple[type[Exception], str], ...] = (
     (aiohttp.ClientConnectorCertificateError, "its certificate does not verify"),
     (aiohttp.ClientConnectorSSLError, "TLS failed"),
-    (aiohttp.ClientConnectorDNSError, "its name does not resolve"),
+    (aiohttp.ClientConnectorDNSError, UNRESOLVED),
     (aiohttp.ClientConnectorError, _NO_CONNECTION),
     (AnswerTooLong, "its answer has no end"),
     (aiohttp.ServerDisconnectedError, "it closed the connection without an answer"),

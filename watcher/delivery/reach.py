@@ -10,12 +10,12 @@ import ssl
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from aiohttp import AsyncResolver
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from watcher.delivery.connector import EgressRefused, GuardedResolver, guarded_sockets
 from watcher.delivery.egress import Policy, read_address
+from watcher.resolver import CurrentResolver
 
 
 class Reached(NamedTuple):
@@ -49,7 +49,7 @@ async def _addresses(
 ) -> list[tuple[socket.AddressFamily, str]]:
     if read_address(host):
         return [(_family(host), host)]
-    guarded = GuardedResolver(policy, resolver or AsyncResolver())
+    guarded = GuardedResolver(policy, resolver or CurrentResolver())
     try:
         answers = await guarded.resolve(host, port)
     finally:

@@ -259,6 +259,11 @@ EVENTS: Mapping[str, Line] = {
         ("provider", "trouble", "reason", "status", *_LASTS),
     ),
     "provider.recovered": Line("info", "A provider answers again.", ("provider", *_LASTS)),
+    "resolver.changed": Line(
+        "info",
+        "Names are looked up by another resolv.conf or hosts file; what failed on one is tried again.",
+        ("providers", "subscriptions"),
+    ),
     "library.warned": Line("warning", "A library that we use logged a warning.", ("library", "message")),
     "library.failed": Line(
         "error", "A library that we use logged an error.", ("library", "message", "exception")

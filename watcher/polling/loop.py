@@ -99,6 +99,10 @@ class PollLoop:
         self._stopped.set()
         self._wake.set()
 
+    async def hasten(self) -> None:
+        """Poll now what waits after a refused poll. Raises StoreError."""
+        await self._poller.hasten(*range(SHARDS))
+
     def has_lost(self) -> bool:
         """Say whether a schedule of its accounts was gone since this was last asked: somebody deleted it."""
         lost, self._has_lost = self._has_lost, False

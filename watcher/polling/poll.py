@@ -102,14 +102,14 @@ class Poller:
                 await self._setbacks.refused(account, lease, refused, started)
                 if isinstance(refused, NotAsked) and not await self._asker.is_canary_failing():
                     # It ended meanwhile, and whoever made everybody due came before this one was postponed.
-                    await self._hasten(shard_of(account.name))
+                    await self.hasten(shard_of(account.name))
             if self._asker.is_back():
-                await self._hasten(*range(SHARDS))
+                await self.hasten(*range(SHARDS))
         except BadState as damage:
             await self._setbacks.quarantined(account, lease, damage, started)
 
-    async def _hasten(self, *shards: int) -> None:
-        """The provider is back: nobody needs to wait any longer. The rate limit spreads the polls."""
+    async def hasten(self, *shards: int) -> None:
+        """Let accounts wait no longer whose polls were refused. The rate limit spreads the polls."""
         for shard in shards:
             await self._polls.hasten(self.settings.name, shard, lease_ms=self.lease_ms)
 

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 import aiohttp
+from aiohttp.abc import AbstractResolver
 
 from watcher import __version__
 from watcher.providers.body import read_body
@@ -44,7 +45,8 @@ class ProviderClient:
 
     `wait_turn` is awaited before a request that belongs to no poll (the list of assets), so that it
     keeps to the rate limit too; a poll takes `cost(account)` of that limit. `on_request` is called for each
-    request that is sent, of whatever kind. `connections`: no more at the same time.
+    request that is sent, of whatever kind. `connections`: no more at the same time. Who gives a `resolver`
+    closes it.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class ProviderClient:
         wait_turn: Callable[[], Awaitable[None]] | None = None,
         on_request: Callable[[], None] = lambda: None,
         connections: int = CONNECTIONS,
+        resolver: AbstractResolver | None = None,
         utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -66,6 +69,7 @@ class ProviderClient:
         self._wait_turn = wait_turn
         self._on_request = on_request
         self._connections = connections
+        self._resolver = resolver
         self._utc_now = utc_now
         self._clock = clock
         self.dated: tuple[str, datetime] | None = None
@@ -75,7 +79,7 @@ class ProviderClient:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._connections),
+            connector=aiohttp.TCPConnector(limit=self._connections, resolver=self._resolver),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=self._timeout,
             trust_env=False,

@@ -21,8 +21,10 @@ from watcher.polling.loop import DAMAGED_S, PollLoop
 from watcher.polling.poll import Poller
 from watcher.providers.client import ProviderClient
 from watcher.providers.registry import provider_class
+from watcher.resolver import CurrentResolver
 from watcher.run.descriptors import share_out
 from watcher.run.enrolment import Enrolment
+from watcher.run.names import Names
 from watcher.run.presence import Present
 from watcher.settings import AccountSettings, Settings
 from watcher.store.connect import StoreUnreachable
@@ -77,6 +79,7 @@ class Generation:
             self._loops = [deliver_loop, *poll_loops]
             await self._until_enrolled()
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow_names(), name="names")
                 group.create_task(self._hasten_moved(deliver_loop), name="hasten")
                 group.create_task(self._keep_enrolled(), name="enroll")
                 for loop in self._loops:
@@ -151,6 +154,17 @@ class Generation:
                 log.exception("bug", affected="enrolled accounts")
                 await pause(self._stopped, DAMAGED_S)
 
+    async def _follow_names(self) -> None:
+        """Look now and then whether names are looked up otherwise than before."""
+        while not await pause(self._stopped, _LOOK_S):
+            try:
+                await self._names.look()
+            except StoreUnreachable:
+                continue  # the loops say so
+            except Exception:
+                log.exception("bug", affected="names")
+                await pause(self._stopped, DAMAGED_S)
+
     async def _hasten_moved(self, deliver_loop: DeliverLoop) -> None:
         """What waits for a subscriber that has moved need not wait any longer."""
         old = self._before.subscription_by_name if self._before else {}
@@ -165,10 +179,16 @@ class Generation:
                     log.exception("bug", affected="hasten", subscription=name)
 
     async def _make_loops(self, stack: AsyncExitStack) -> tuple[DeliverLoop, list[PollLoop]]:
-        poster = await stack.enter_async_context(Poster(self._policy, keep=self._shares.kept))
-        deliver_loop = self._deliver_loop(poster)
-        names = self.settings.provider_by_name
-        return deliver_loop, [await self._poll_loop(stack, name, deliver_loop) for name in names]
+        resolver = CurrentResolver()
+        stack.push_async_callback(resolver.close)
+        poster = Poster(self._policy, resolver=resolver, keep=self._shares.kept)
+        deliver_loop = self._deliver_loop(await stack.enter_async_context(poster))
+        poll_loops = {
+            name: await self._poll_loop(stack, name, deliver_loop, resolver)
+            for name in self.settings.provider_by_name
+        }
+        self._names = Names(self.settings, self._policy, resolver, self._standings, deliver_loop, poll_loops)
+        return deliver_loop, [*poll_loops.values()]
 
     def _deliver_loop(self, poster: Poster) -> DeliverLoop:
         targets = {
@@ -192,7 +212,9 @@ class Generation:
             delivery = Delivery(event.id, event.type, event.sequence, event.body(alerts_to, None))
             await self._lanes.queue(alerts_to, name, [delivery])
 
-    async def _poll_loop(self, stack: AsyncExitStack, name: str, deliver_loop: DeliverLoop) -> PollLoop:
+    async def _poll_loop(
+        self, stack: AsyncExitStack, name: str, deliver_loop: DeliverLoop, resolver: CurrentResolver
+    ) -> PollLoop:
         settings = self.settings.provider_by_name[name]
 
         async def wait_turn() -> None:
@@ -206,7 +228,12 @@ class Generation:
         provider = provider_class(settings.kind)(settings)
         connections = self._shares.of_a_provider
         client = ProviderClient(
-            provider, settings, wait_turn=wait_turn, on_request=count, connections=connections
+            provider,
+            settings,
+            wait_turn=wait_turn,
+            on_request=count,
+            connections=connections,
+            resolver=resolver,
         )
         accounts: dict[str, AccountSettings] = {
             account.name: account

@@ -20,6 +20,7 @@ _NOTE_FAILURE = load_script("note_failure")
 _NOTE_SUCCESS = load_script("note_success")
 _PROBE = load_script("probe")
 _TELL = load_script("tell")
+_UNHOLD = load_script("unhold")
 
 TELLING_MS = 5_000
 """So long whoever is to tell of a pause has time for it; then it is for any other worker to do."""
@@ -100,6 +101,13 @@ class Standings:
     async def resume(self, subscription: str) -> bool:
         """Forget that a subscription failed or was paused; says whether there was anything to forget."""
         return bool(await self._pipe.command("HDEL", self._key, subscription))
+
+    async def unhold(self, subscription: str, *reasons: str) -> bool:
+        """Leave a subscription alone no longer that failed for one of these `reasons` (how they begin).
+
+        Says whether it did. Its failures count on, and one that is paused stays so.
+        """
+        return bool(await self._pipe.script(_UNHOLD, [self._key], subscription, *reasons))
 
 
 def _parse(text: bytes) -> Standing:

@@ -6,6 +6,7 @@ if KEYS[3] then redis.call('DEL', KEYS[3]) end
 if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0) ~= tonumber(ARGV[2]) then return -2 end
 local time = redis.call('TIME')
 local due = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[3])
-redis.call('ZADD', KEYS[1], due, ARGV[1])
+local score = ARGV[3] == '0' and '%d' or '%d.5' -- the half: see hasten
+redis.call('ZADD', KEYS[1], string.format(score, due), ARGV[1])
 if KEYS[2] then redis.call('ZADD', KEYS[2], 'LT', due, ARGV[4]) end
 return 1

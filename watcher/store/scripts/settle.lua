@@ -42,12 +42,11 @@ for i = 1, #accounts do
     if ARGV[at + 6] ~= '' then redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[3], '*', 'attempt', ARGV[at + 6]) end
     if ARGV[at + 3] == 'retry' then
       local later = now + tonumber(ARGV[at + 4])
-      -- Within the millisecond of its claim the time would stay the same, and not refuse a repeat.
-      if later == tonumber(ARGV[at + 1]) then later = later + 1 end
       local count, tried = string.match(tries[i] or '', '^(%d+) (.*)$')
       count = tried == ARGV[at + 2] and count + 1 or 1
       redis.call('HSET', KEYS[3], accounts[i], string.format('%d %s', count, ARGV[at + 2]))
-      redis.call('ZADD', KEYS[1], later, accounts[i])
+      -- The half tells it from a lease: hasten may take it, and a repeat is refused.
+      redis.call('ZADD', KEYS[1], string.format('%d.5', later), accounts[i])
       redis.call('ZADD', KEYS[2], 'LT', later, ARGV[1])
     else
       redis.call('LPOP', KEYS[6 + i])
