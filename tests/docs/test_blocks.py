@@ -105,18 +105,14 @@ def shown(line: str) -> str:
 
 
 def serves_and_receives(block: Block, folder: Path) -> None:
-    """As it is written, but at ports that are free here."""
-    reader, port = Reader(folder), a_free_port()
-    text = block.text.replace("watcher sandbox", "watcher sandbox --loopring-port 0 --metakeep-port 0")
-    text = text.replace("watcher listen", f"watcher listen --port {port}")
-    text = text.replace(
-        "sleep 2;", f"while [ ! -s sandbox.toml ]; do sleep 0.1; done; sed -i s/8788/{port}/ sandbox.toml;"
-    )
-    with reader.running(text, until="  verified"):
-        assert reader.run("export OPS_SECRET=x; watcher status --config sandbox.toml").returncode == 78
-        looked = reader.run(f"export OPS_SECRET={SECRET}; watcher status --config sandbox.toml")
+    reader = Reader(folder)
+    before = {*folder.iterdir()}
+    with reader.running(block.text, until="  ->  deposit.pending  12.5 LRC") as said:
+        (look,) = re.findall(r"In another shell:  (.*)", said.read_text())
+        looked = reader.run(look)
     assert looked.returncode == 0
     assert "2 of 2 as they should be" in looked.stdout
+    assert {*folder.iterdir()} == {*before, said}
 
 
 # A worker, and what is done to it

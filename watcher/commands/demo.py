@@ -49,7 +49,7 @@ def command(*, is_fast: bool, is_kept: bool, is_verbose: bool) -> int:
             return runner.run(_demo(_FAST if is_fast else _READABLE, is_kept=is_kept))
     except BaseExceptionGroup as errors:
         # The cli goes by what went wrong, not by the task groups that it passed through.
-        raise _only(errors) from None
+        raise only(errors) from None
     finally:
         writer.close()
 
@@ -124,7 +124,7 @@ class _Ending:
         self.number = self.number or number
 
 
-def _only(error: BaseException) -> BaseException:
+def only(error: BaseException) -> BaseException:
     """Find the one thing that went wrong inside of task groups, if it is one."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]

@@ -1,17 +1,19 @@
-"""`watcher sandbox`: serve both providers on this machine, with a script of changes.
+"""`watcher sandbox`: serve both providers on this machine, with a script of changes; with a worker if asked.
 
-Refuses to deliver anything: it is what a worker polls.
+Refuses to touch what is there: with --run, its worker lives in a directory that is gone afterwards.
 """
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from watcher.commands.demo import only
 
 if TYPE_CHECKING:
     from watcher.sandbox import Move, Sandbox, Step, World
@@ -19,11 +21,20 @@ if TYPE_CHECKING:
 # Fixed by default, so that a watcher.toml written for one run fits the next.
 LOOPRING_PORT = 8101
 METAKEEP_PORT = 8102
+_LISTEN_URL = "http://127.0.0.1:8788/"
+_LISTEN_SECRET = "${OPS_SECRET}"  # noqa: S105  # the name of a variable
+_PORT = click.IntRange(0, 65535)
 
 
 @click.command("sandbox", short_help="Serve both providers, with a script of changes.")
-@click.option("--loopring-port", type=click.IntRange(0, 65535), default=LOOPRING_PORT, show_default=True)
-@click.option("--metakeep-port", type=click.IntRange(0, 65535), default=METAKEEP_PORT, show_default=True)
+@click.option(
+    "--run",
+    "is_run",
+    is_flag=True,
+    help="Watch it, too: with a worker and a receiver that verifies, until Ctrl-C.",
+)
+@click.option("--loopring-port", type=_PORT, help=f"Default: {LOOPRING_PORT}; with --run any free one.")
+@click.option("--metakeep-port", type=_PORT, help=f"Default: {METAKEEP_PORT}; with --run any free one.")
 @click.option(
     "--script",
     "script_file",
@@ -31,24 +42,39 @@ METAKEEP_PORT = 8102
     help="Changes to make: one JSON object per line. Default: a minute of changes that repeats.",
 )
 @click.option("--seed", type=int, help="Make endless changes by chance instead; a seed repeats them.")
-def command(loopring_port: int, metakeep_port: int, script_file: Path | None, seed: int | None) -> None:
+def command(
+    *,
+    is_run: bool,
+    loopring_port: int | None,
+    metakeep_port: int | None,
+    script_file: Path | None,
+    seed: int | None,
+) -> None:
     """Serve Loopring's and MetaKeep's endpoints on this machine, errors and rate limits included.
 
     Prints a watcher.toml that watches it and tells `watcher listen`, then each change as it
-    happens. Port 0 is any free port. Ends on Ctrl-C.
+    happens. With --run it is watched from here: each change is shown with the verified webhook that it
+    becomes, and nothing is left behind. Port 0 is any free port. Ends on Ctrl-C.
 
     A line of a script is, for example,
     {"at": 1.5, "account": 10110, "asset": "LRC", "do": "deposit.seen", "amount": "12.5"}
     """
     if script_file and seed is not None:
         raise click.UsageError("--script and --seed exclude each other: a script leaves nothing to chance")
+    from watcher.commands.sandbox_run import run
     from watcher.sandbox import Sandbox, default_world
 
     world = default_world()
     steps = _steps(world, script_file, seed)
-    sandbox = Sandbox(world, loopring_port=loopring_port, metakeep_port=metakeep_port, seed=seed or 0)
+    ports = (0, 0) if is_run else (LOOPRING_PORT, METAKEEP_PORT)
+    sandbox = Sandbox(
+        world,
+        loopring_port=ports[0] if loopring_port is None else loopring_port,
+        metakeep_port=ports[1] if metakeep_port is None else metakeep_port,
+        seed=seed or 0,
+    )
     try:
-        asyncio.run(_serve(sandbox, steps))
+        asyncio.run(_until_told(run(sandbox, steps) if is_run else _serve(sandbox, steps)))
     except OSError as error:
         raise click.ClickException(f"cannot listen: {error.strerror}; choose other ports") from error
 
@@ -68,18 +94,28 @@ def _steps(world: World, script_file: Path | None, seed: int | None) -> Iterable
         raise click.BadParameter(f"\n{error}", param_hint="--script") from error
 
 
-async def _serve(sandbox: Sandbox, steps: Iterable[Step]) -> None:
-    """Serve until a signal comes, whether the script has ended or not."""
+async def _until_told(work: Coroutine[object, object, None]) -> None:
+    """Work until a signal comes, then cancel it, so that whatever it has set up is taken down in order."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, stop.set)
+    try:
+        async with asyncio.TaskGroup() as group:
+            working = group.create_task(work, name="work")
+            working.add_done_callback(lambda _: stop.set())
+            await stop.wait()
+            working.cancel()
+    except BaseExceptionGroup as errors:
+        raise only(errors) from None
+
+
+async def _serve(sandbox: Sandbox, steps: Iterable[Step]) -> None:
+    """Serve, whether the script has ended or not."""
     async with sandbox:
         click.echo(configuration(sandbox))
-        async with asyncio.TaskGroup() as group:
-            playing = group.create_task(_play(sandbox, steps), name="script")
-            await stop.wait()
-            playing.cancel()
+        await _play(sandbox, steps)
+        await asyncio.Event().wait()
 
 
 async def _play(sandbox: Sandbox, steps: Iterable[Step]) -> None:
@@ -106,8 +142,8 @@ async def _play(sandbox: Sandbox, steps: Iterable[Step]) -> None:
         click.echo(f"{error}; the script ends here, balances stay as they are", err=True)
 
 
-def configuration(sandbox: Sandbox) -> str:
-    """Write a watcher.toml that watches the default world, and tells a `watcher listen` here."""
+def configuration(sandbox: Sandbox, *, url: str = _LISTEN_URL, secret: str = _LISTEN_SECRET) -> str:
+    """Write a watcher.toml that watches the default world, and tells a receiver on this machine."""
     from watcher.sandbox.scene import ALICE, METAKEEP_ASSETS, TREASURY
 
     currencies = ",\n  ".join(f'"{asset.id}"' for asset in METAKEEP_ASSETS)
@@ -143,8 +179,8 @@ allow_http = true
 
 [[subscriptions]]
 name = "ops"
-url = "http://127.0.0.1:8788/"
-secrets = ["${{OPS_SECRET}}"]
+url = "{url}"
+secrets = ["{secret}"]
 """
 
 

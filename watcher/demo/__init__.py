@@ -1,11 +1,11 @@
 """The demonstration: changes at simulated providers, a real worker, a receiver that verifies, and a verdict.
 
-Refuses to be part of a worker: nothing outside `commands.demo` and the tests may import it.
+Refuses to be part of a worker: nothing outside two commands and the tests may import it.
 """
 
 from watcher.demo.judge import Heard, Made, Verdict, judge
 from watcher.demo.playing import PATIENCE_S, go_on, play
-from watcher.demo.stage import Stage, a_stage
+from watcher.demo.stage import Stage, a_stage, staged
 from watcher.demo.story import STORY, Scene
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "go_on",
     "judge",
     "play",
+    "staged",
 ]

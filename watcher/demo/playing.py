@@ -4,7 +4,7 @@ Refuses to wait for ever: what is not told in time ends the story, and the verdi
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from watcher.demo.judge import Heard, Made, Verdict, judge
 from watcher.demo.stage import Stage
@@ -64,12 +64,13 @@ async def _play_scene(stage: Stage, scene: Scene, made: list[Made], *, show: Sho
 
 async def go_on(
     stage: Stage,
+    script: Iterable[Step] | None = None,
     *,
     moved: Callable[[Move], None],
     made: Callable[[Step], None],
     heard: Callable[[Receipt], None],
 ) -> None:
-    """Play the sandbox's own script, which never ends, and say what happens as it does."""
+    """Play a script, by default the sandbox's own, which never ends, and say what happens as it does."""
     loop = asyncio.get_running_loop()
     started_at = loop.time()
 
@@ -78,4 +79,5 @@ async def go_on(
 
     stage.sandbox.world.told = moved
     stage.receiver.notice = heard
-    await play_script(default_script(), stage.sandbox.world, stage.sandbox.knobs, until=until, made=made)
+    steps = default_script() if script is None else script
+    await play_script(steps, stage.sandbox.world, stage.sandbox.knobs, until=until, made=made)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,11 +46,15 @@ _OFTEN = 1000
 
 @dataclass(eq=False)
 class Stage:
-    """Where the demonstration takes place. `heard` is what the receiver heard since the start."""
+    """Where the demonstration takes place. `heard` is what the receiver heard since the start.
+
+    `folder` is gone when it ends.
+    """
 
     sandbox: Sandbox
     receiver: Receiver
     worker: Worker
+    folder: Path
     heard: list[Heard] = field(default_factory=list)
 
     def balances(self) -> Balances:
@@ -103,11 +108,20 @@ async def a_stage(interval: timedelta) -> AsyncIterator[Stage]:
     """
     knobs: dict[str, Any] = {"requests_per_second": None}
     sandbox = Sandbox(loopring=LoopringKnobs(**knobs), metakeep=MetakeepKnobs(**knobs))
+    async with staged(sandbox, partial(_settings, interval)) as stage:
+        yield stage
+
+
+@asynccontextmanager
+async def staged(
+    sandbox: Sandbox, configure: Callable[[Sandbox, Receiver, Path], Settings]
+) -> AsyncIterator[Stage]:
+    """Set up a worker between a sandbox and a receiver, its state in a directory of its own."""
     receiver = Receiver(secrets=[new_secret()], keep=100)
-    with TemporaryDirectory(prefix="watcher-demo-") as data_dir:
+    with TemporaryDirectory(prefix="watcher-demo-") as folder:
         async with sandbox, receiver:
-            worker = Worker(_settings(sandbox, receiver, Path(data_dir), interval), name="demo")
-            stage = Stage(sandbox, receiver, worker)
+            worker = Worker(configure(sandbox, receiver, Path(folder)), name="demo")
+            stage = Stage(sandbox, receiver, worker, Path(folder))
             receiver.notice = lambda receipt: _note(stage.heard, receipt)
             async with asyncio.TaskGroup() as group:
                 group.create_task(worker.run(), name="worker")
@@ -117,7 +131,7 @@ async def a_stage(interval: timedelta) -> AsyncIterator[Stage]:
                     worker.stop()
 
 
-def _settings(sandbox: Sandbox, receiver: Receiver, data_dir: Path, interval: timedelta) -> Settings:
+def _settings(interval: timedelta, sandbox: Sandbox, receiver: Receiver, data_dir: Path) -> Settings:
     """Configure the worker as a file would, but for intervals below its limit of a second."""
     often: dict[str, Any] = {"interval": interval, "pending_interval": interval}
     key: dict[str, Any] = {"api_key": SecretStr("sandbox"), "requests_per_second": _OFTEN}
