@@ -13,7 +13,7 @@ from watcher.journal.explain import in_atoms, in_text
 from watcher.journal.ledger import Entry
 from watcher.polling.silence import STALE_INTERVALS
 from watcher.printable import printable
-from watcher.providers.contract import requests_needed
+from watcher.providers.contract import PERMANENT, requests_needed, todo
 from watcher.providers.registry import provider_class
 from watcher.settings import AccountSettings, Settings
 from watcher.store.guarantee import Guarantee
@@ -84,10 +84,13 @@ def rate_line(settings: Settings, name: str, workers: Iterable[Presence], now_ms
 
 
 def provider_line(name: str, failing: Mapping[str, Failing], overdue: Overdue, now_ms: int) -> Line:
+    """Say how a provider stands. Its `troubles`: first what only a person can mend, then the rest."""
     groups: dict[tuple[str, str], list[int]] = {}
     for found in failing.values():
         groups.setdefault((found.trouble, found.reason), []).append(found.since_ms)
-    largest_first = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+    worst_first = sorted(
+        groups.items(), key=lambda group: (group[0][0] not in PERMANENT, -len(group[1]), group[0])
+    )
     late_ms = now_ms - overdue.first_due_ms if overdue.first_due_ms is not None else 0
     return {
         "kind": "provider",
@@ -95,8 +98,14 @@ def provider_line(name: str, failing: Mapping[str, Failing], overdue: Overdue, n
         "accounts": overdue.accounts,
         "failing": len(failing),
         "troubles": [
-            {"trouble": trouble, "reason": reason, "accounts": len(since), "since": iso(min(since))}
-            for (trouble, reason), since in largest_first
+            {
+                "trouble": trouble,
+                "reason": reason,
+                "todo": todo(trouble, name),
+                "accounts": len(since),
+                "since": iso(min(since)),
+            }
+            for (trouble, reason), since in worst_first
         ],
         "late_s": late_ms // 1000 if late_ms >= _LATE_MS else 0,
     }

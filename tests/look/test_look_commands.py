@@ -386,7 +386,11 @@ def test_status_shows_everything_on_one_screen(run: Run, write: Write) -> None:
         "provider       loopring: 3 accounts scheduled, 1 failing; needs 0.1 of 4 requests/s, makes 0.1\n"
         in screen
     )
-    assert re.search(r"^                 1 auth: a wrong key, since 2\S+Z$", screen, re.MULTILINE)
+    assert re.search(
+        r"^                 1 auth: a wrong key, since 2\S+Z: mend api_key of \[providers\.loopring\]$",
+        screen,
+        re.MULTILINE,
+    )
     assert "accounts       0 of 3 as they should be\n" in screen
     assert re.search(r"^                 never read +1  bob$", screen, re.MULTILINE)
     assert re.search(r"^                 stale +2  treasury, alice$", screen, re.MULTILINE)

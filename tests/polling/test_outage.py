@@ -3,13 +3,13 @@
 from itertools import pairwise
 
 from watcher.polling.outage import OPEN_AFTER, Outage
-from watcher.providers.contract import Trouble
+from watcher.providers.contract import Refused, Trouble
 
 
 def an_outage(*, accounts: int = 2, refusals: int = OPEN_AFTER, trouble: Trouble = "gone") -> Outage:
     outage = Outage()
     for number in range(refusals):
-        outage.refused(f"account-{number % accounts}", trouble, now=100.0 + number)
+        outage.refused(f"account-{number % accounts}", Refused(trouble, "no"), now=100.0 + number)
     return outage
 
 
@@ -29,7 +29,7 @@ def test_mistakes_in_a_configuration_say_nothing_of_the_provider() -> None:
 def test_a_good_answer_in_between_starts_the_count_anew() -> None:
     outage = an_outage(refusals=OPEN_AFTER - 1)
     outage.good()
-    outage.refused("account-0", "gone", 201.0)
+    outage.refused("account-0", Refused("gone", "no"), 201.0)
     assert not outage.is_on
     assert outage.may_ask(201.0)
 
@@ -47,3 +47,21 @@ def test_the_first_good_answer_ends_it() -> None:
     outage.good()
     assert not outage.is_on
     assert all(outage.may_ask(160.0) for _ in range(100))
+
+
+def test_a_wrong_key_is_the_cause_whatever_rate_limits_answer_since_until_it_fails_in_another_way() -> None:
+    outage = an_outage(trouble="auth")
+    for number in range(3 * OPEN_AFTER):
+        outage.refused(f"account-{number}", Refused("rate", "over the limit"), 300.0)
+    assert outage.cause is not None
+    assert outage.cause.trouble == "auth"
+    for number in range(OPEN_AFTER):
+        assert outage.cause
+        outage.refused(f"account-{number}", Refused("transient", "down"), 300.0)
+    assert outage.cause is None
+
+
+def test_a_good_answer_ends_the_cause() -> None:
+    outage = an_outage(trouble="auth")
+    outage.good()
+    assert outage.cause is None

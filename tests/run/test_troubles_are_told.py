@@ -5,12 +5,17 @@ from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from redis.asyncio import Redis
 from rig import Rig, a_rig
 from structlog.testing import capture_logs
 
+from watcher.overview import provider_line
 from watcher.polling import setbacks
+from watcher.providers.loopring import LoopringAccount
 from watcher.store.keys import Keys
+from watcher.store.pipe import Pipe
+from watcher.store.survey import Survey
 
 Lines = list[MutableMapping[str, Any]]
 
@@ -74,3 +79,31 @@ async def test_a_state_that_stays_damaged_is_told_once_and_when_it_is_mended(
     assert len(told(lines, "account.quarantined", "treasury")) == 1
     (back,) = told(lines, "account.recovered", "treasury")
     assert back["times"] >= 3
+
+
+async def test_a_wrong_key_of_150_accounts_is_one_error_that_nothing_buries_and_its_end_is_told(
+    rig: Rig, lines: Lines, redis_client: Redis
+) -> None:
+    accounts = {
+        f"a{number}": LoopringAccount(name=f"a{number}", provider="loopring", account_id=20_000 + number)
+        for number in range(150)
+    }
+    for number in range(150):
+        rig.sandbox.world.open_account(20_000 + number)
+    right = rig.settings.model_copy(update={"account_by_name": {**rig.settings.account_by_name, **accounts}})
+    wrong_key = right.provider_by_name["loopring"].model_copy(update={"api_key": SecretStr("wrong")})
+    wrong = right.model_copy(update={"provider_by_name": {**right.provider_by_name, "loopring": wrong_key}})
+    survey = Survey(Pipe(redis_client), Keys(right.redis.namespace))
+    async with rig.worker(wrong) as worker:
+        await until(lambda: worker.tally.by_refusal["loopring", "auth"] >= 151)
+        failing = await survey.failing("loopring")
+        line = provider_line("loopring", failing, await survey.overdue("loopring"), await survey.now_ms())
+        loud = [one for one in lines if one["log_level"] in ("warning", "error")]
+        worker.reload(right)
+        await until(lambda: told(lines, "account.baseline", "a149"))
+        await until(lambda: any(one["event"] == "provider.recovered" for one in lines))
+    assert [(one["trouble"], one["accounts"]) for one in line["troubles"]] == [("auth", 151)]
+    assert "mend api_key of [providers.loopring]" in loud[0]["reason"]
+    assert {one["event"] for one in loud} <= {"provider.refusing", "account.stale"}
+    assert [one["event"] for one in loud].count("provider.refusing") == 1
+    assert all("API key" in one["reason"] for one in loud)

@@ -71,7 +71,8 @@ def _provider_text(line: _Line) -> Iterator[str]:
     yield _entry("provider", f"{name}: {_many(line['accounts'], 'account')} scheduled{failing}; {rate}")
     for found in line["troubles"][:_MOST_TROUBLES]:
         reason = f"{printable(found['trouble'])}: {printable(found['reason'])}"
-        yield _entry("", f"  {found['accounts']:,} {reason}, since {found['since']}")
+        todo = f": {printable(found['todo'])}" if found["todo"] else ""
+        yield _entry("", f"  {found['accounts']:,} {reason}, since {found['since']}{todo}")
     yield from _more(line["troubles"], _MOST_TROUBLES)
     if needed > USABLE * most:
         yield _entry("", "  too few requests for so many accounts: raise requests_per_second or intervals")

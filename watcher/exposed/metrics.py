@@ -5,6 +5,7 @@ not answer in time, its metrics are missing, for zero would be a claim.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 
@@ -19,6 +20,7 @@ from prometheus_client.metrics_core import (
 from watcher import __version__
 from watcher.exposed.outlook import Outlook, Seen
 from watcher.polling.silence import STALE_INTERVALS
+from watcher.providers.contract import PERMANENT
 from watcher.run.worker import Worker
 from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS, Settings
 from watcher.vitals.metric_names import ATTEMPT_OUTCOMES, METRICS, POLL_OUTCOMES, TROUBLES
@@ -102,14 +104,17 @@ def _counts(
 
 def _of_providers(settings: Settings, seen: Seen) -> dict[str, list[_Value]]:
     failing, stale = dict.fromkeys(seen.failing, 0), dict.fromkeys(seen.failing, 0)
+    refused = Counter[tuple[str, str]]()
     for provider, found_by_account in seen.failing.items():
         for name, found in found_by_account.items():
             if account := settings.account_by_name.get(name):
                 patience_ms = 1000 * STALE_INTERVALS * account.interval.total_seconds()
                 failing[provider] += 1
+                refused[provider, found.trouble] += 1
                 stale[provider] += seen.now_ms - found.since_ms >= patience_ms
     return {
         "watcher_accounts_failing": [((name,), count) for name, count in failing.items()],
+        "watcher_accounts_refused": _counts(refused, seen.failing, PERMANENT),
         "watcher_accounts_stale": [((name,), count) for name, count in stale.items()],
         "watcher_poll_overdue_seconds": [
             ((name,), _age_s(overdue.first_due_ms, seen.now_ms)) for name, overdue in seen.overdue.items()

@@ -258,7 +258,16 @@ EVENTS: Mapping[str, Line] = {
         "A provider fails for all its accounts; one account at a time asks it from now on.",
         ("provider", "trouble", "reason", "status", *_LASTS),
     ),
-    "provider.recovered": Line("info", "A provider answers again.", ("provider", *_LASTS)),
+    "provider.refusing": Line(
+        "error",
+        "A provider refuses what only a person can mend: a wrong key, an account that is not there.",
+        ("provider", "trouble", "reason", "status", "account", "accounts", *_LASTS),
+    ),
+    "provider.recovered": Line(
+        "info",
+        "A provider answers again; with a `reason`: what it refused for that, it takes again.",
+        ("provider", "reason", *_LASTS),
+    ),
     "resolver.changed": Line(
         "info",
         "Names are looked up by another resolv.conf or hosts file; what failed on one is tried again.",

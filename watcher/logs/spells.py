@@ -34,6 +34,10 @@ class Spells:
         self._speak_at[what] = now + (AGAIN_S if self._times[what] > 1 else FIRST_S)
         return self._spell(what, since, now)
 
+    def lasting(self, what: Hashable, now: float) -> Spell:
+        """Say of a trouble that is there how long it has lasted, whether or not it is time to speak."""
+        return self._spell(what, self._since[what], now)
+
     def over(self, what: Hashable, now: float) -> Spell | None:
         """Note that a trouble is gone; returns what to say of it, or None if there was none."""
         since = self._since.pop(what, None)

@@ -103,9 +103,10 @@ def document(settings: Settings, found: Found) -> Line:
     outlook, now_ms = found.outlook, found.now_ms
     curves = _Curves(found)
     accounts = _accounts(settings, found, curves)
-    providers = [
-        _provider(name, outlook, now_ms) for name in islice(settings.provider_by_name, MOST_PROVIDERS)
-    ]
+    providers = sorted(
+        (_provider(name, outlook, now_ms) for name in settings.provider_by_name),
+        key=lambda line: not any(found["todo"] for found in line["troubles"]),
+    )
     subscriptions = sorted(
         (_subscription(settings, name, outlook, now_ms) for name in outlook.waiting),
         key=lambda line: _STATES.index(line["state"]),
@@ -119,8 +120,8 @@ def document(settings: Settings, found: Found) -> Line:
             "failing": sum(map(len, outlook.failing.values())),
         },
         "providers": {
-            "shown": providers,
-            "left_out": max(0, len(settings.provider_by_name) - len(providers)),
+            "shown": providers[:MOST_PROVIDERS],
+            "left_out": max(0, len(providers) - MOST_PROVIDERS),
         },
         "subscriptions": {
             "shown": subscriptions[:MOST_SUBSCRIPTIONS],

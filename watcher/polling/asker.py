@@ -15,7 +15,10 @@ from watcher.settings import AccountSettings
 
 
 class NotAsked(Refused):
-    """Nothing was sent: the provider fails for everybody, and it is another account's turn to ask it."""
+    """Nothing was sent: the provider fails for everybody, and it is another account's turn to ask it.
+
+    Where it fails for a reason that only a person can mend, that is the reason for all of them.
+    """
 
 
 class Asker:
@@ -39,11 +42,13 @@ class Asker:
         self._clock = clock
         self._outage = Outage()
         self._spells = Spells()
-        self._is_back = False
+        self._was_on = self._is_back = False
 
     async def ask(self, account: AccountSettings) -> tuple[bytes, ...]:
         """Send the requests of one poll. Raises Refused, NotAsked where nothing was sent, and StoreError."""
         if not await self._may_ask(account):
+            if cause := self._outage.cause:
+                raise NotAsked(cause.trouble, cause.reason)
             raise NotAsked("gone", "the provider is unavailable; one account at a time asks it")
         try:
             bodies = await self._client.ask(account)
@@ -51,9 +56,10 @@ class Asker:
             self._note(account, refused)
             raise
         self._outage.good()
+        if self._was_on:
+            self._was_on, self._is_back = False, True
         if spell := self._spells.over(self._provider, self._clock()):
             log.info("provider.recovered", provider=self._provider, **spell._asdict())
-            self._is_back = True
         return bodies
 
     def is_back(self) -> bool:
@@ -69,8 +75,11 @@ class Asker:
 
     def _note(self, account: AccountSettings, refused: Refused) -> None:
         now = self._clock()
-        self._outage.refused(account.name, refused.trouble, now)
-        if self._outage.is_on and (spell := self._spells.struck(self._provider, now)):
+        self._outage.refused(account.name, refused, now)
+        self._was_on |= self._outage.is_on
+        if not self._outage.is_on or self._outage.cause:  # which was said, and is what to look at
+            return
+        if spell := self._spells.struck(self._provider, now):
             log.warning(
                 "provider.unavailable",
                 provider=self._provider,

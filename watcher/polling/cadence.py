@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from watcher.journal.ledger import AccountState
-from watcher.providers.contract import Trouble
+from watcher.providers.contract import PERMANENT, Trouble
 from watcher.settings import AccountSettings
 
 SECOND_OPINION = timedelta(seconds=2)
@@ -45,7 +45,7 @@ def waits_ms(
     account: AccountSettings, trouble: Trouble, *, is_canary: bool = False, chance: float
 ) -> Sequence[int]:
     """Say how long to wait after the first refused poll in a row, the second, ...; the last one stays."""
-    if trouble in ("auth", "configuration"):
+    if trouble in PERMANENT:
         return [spread_ms(wait, chance) for wait in _WAITS_FOR_A_PERSON_S]
     longest_s = _LONGEST_WAIT_OF_CANARY_S if is_canary else _LONGEST_WAIT_S
     waits = [min(_FIRST_WAIT_S, account.interval.total_seconds())]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from watcher.logs.lines import log
 from watcher.pause import pause
+from watcher.polling.causes import Causes
 from watcher.polling.poll import Poller
 from watcher.settings import AccountSettings
 from watcher.store.connect import StoreError
@@ -94,6 +95,14 @@ class PollLoop:
         self._stopped = asyncio.Event()
         self._wake = asyncio.Event()
 
+    @property
+    def provider(self) -> str:
+        return self._provider
+
+    @property
+    def causes(self) -> Causes:
+        return self._poller.causes
+
     def stop(self) -> None:
         """Claim nothing more; polls in flight go on to their end."""
         self._stopped.set()
@@ -123,6 +132,7 @@ class PollLoop:
                     log.exception("bug", affected=self.name)
                     pause_s = DAMAGED_S
                 self._poller.silence.tell()
+                self.causes.tell()
                 await asyncio.sleep(_BREATH_S)
                 await pause(self._wake, pause_s - _BREATH_S)
         self._poller.silence.tell(at_once=True)

@@ -5,7 +5,7 @@ Pure but for its memory: time comes in. Refuses to poll, to log and to judge a s
 
 from dataclasses import dataclass, field
 
-from watcher.providers.contract import Trouble
+from watcher.providers.contract import PERMANENT, Refused
 
 OPEN_AFTER = 5
 """Refused polls in a row, of two accounts at least, before the provider counts as unavailable."""
@@ -16,9 +16,12 @@ _PROBES_S = (5.0, 10.0, 20.0, 40.0, 60.0)
 
 @dataclass(slots=True)
 class Outage:
-    """What one worker knows of one provider's availability."""
+    """What one worker knows of one provider's availability. `cause`: why it fails, if only a person can mend
+    that: whatever else it answers since is a consequence, or beside the point."""
 
+    cause: Refused | None = None
     _in_a_row: int = 0
+    _besides: int = 0
     _accounts: set[str] = field(default_factory=set)
     _probes: int = 0
     _probe_at: float = 0.0
@@ -37,10 +40,16 @@ class Outage:
         self._probes += 1
         return True
 
-    def refused(self, account: str, trouble: Trouble, now: float) -> None:
+    def refused(self, account: str, refused: Refused, now: float) -> None:
         """Note a refused answer. A mistake in one account's configuration says nothing of the provider."""
-        if trouble == "configuration":
+        if refused.trouble == "configuration":
             return
+        if refused.trouble in PERMANENT:
+            self.cause, self._besides = refused, 0
+        elif refused.trouble != "rate":
+            self._besides += 1
+            if self._besides >= OPEN_AFTER:
+                self.cause = None  # it fails in another way by now
         was_on = self.is_on
         self._in_a_row += 1
         if len(self._accounts) < 2:
@@ -50,6 +59,7 @@ class Outage:
 
     def good(self) -> None:
         """Note a good answer."""
+        self.cause = None
         self._in_a_row = 0
         self._accounts.clear()
         self._probes = 0

@@ -72,7 +72,7 @@ class Poller:
         self._now_ms = now_ms
         self._rules = Rules(settings.withdrawals, settings.settle_polls)
         self._settled: dict[str, Settled] = {}
-        self.silence = self._setbacks.silence
+        self.silence, self.causes = self._setbacks.silence, self._setbacks.causes
         longest_s = most_requests * client.spacing_s + settings.timeout.total_seconds()
         self.lease_ms = int(1000 * (longest_s + _LEASE_MARGIN_S))
         self._asker = Asker(
@@ -124,7 +124,7 @@ class Poller:
             reply = await self._touch(account, lease, settled, observed_ms)
             if reply is not Reply.MOVED_ON:
                 self._settled[account.name] = settled
-                self._finish(account, reply, started)
+                await self._finish(account, reply, started)
                 return
         state = await self._polls.read_state(account.name)
         source = self._client.source(account)
@@ -159,7 +159,7 @@ class Poller:
             state = await self._polls.read_state(account.name)
         if reply in (Reply.DONE, Reply.DONE_BEFORE) and self._is_settled(after, reading.snapshot):
             self._settled[account.name] = settled
-        self._finish(account, reply, started, step)
+        await self._finish(account, reply, started, step)
 
     def _is_settled(self, state: AccountState, snapshot: Snapshot) -> bool:
         """Say whether the same answer again would change nothing: not even by a newer list of assets."""
@@ -198,11 +198,12 @@ class Poller:
             due_ms=self._now_ms() + spread_ms(settled.wait_s, random.random()),
         )
 
-    def _finish(
+    async def _finish(
         self, account: AccountSettings, reply: Reply, started: float, step: Step | None = None
     ) -> None:
         self.silence.ended(account)
         self._notes.finished(account, reply, started, step)
+        await self.causes.good(account.name)
 
 
 def _never() -> AccountState:

@@ -6,11 +6,13 @@ Refuses to move any balance: an error, a partial or a malformed answer is never 
 import random
 import secrets
 from collections.abc import Callable
+from functools import partial
 
 from watcher.journal.diff import go_stale
 from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
 from watcher.polling.cadence import waits_ms
+from watcher.polling.causes import Causes
 from watcher.polling.commits import Commits
 from watcher.polling.notes import PollNotes
 from watcher.polling.silence import Silence
@@ -37,6 +39,7 @@ class Setbacks:
         canary: str,
         now_ms: Callable[[], int],
     ) -> None:
+        self.causes = Causes(commits.provider, is_refused=partial(polls.is_failing, commits.provider))
         self._provider = commits.provider
         self._polls = polls
         self._commits = commits
@@ -48,6 +51,7 @@ class Setbacks:
 
     async def refused(self, account: AccountSettings, lease: Lease, refused: Refused, started: float) -> None:
         """Let a refused account wait, and all of them where the provider asks for it."""
+        self.causes.struck(account.name, refused)
         await self._notice_silence(account, lease, refused)
         if refused.trouble == "rate" and refused.retry_after_s:
             await self._polls.take_turns(

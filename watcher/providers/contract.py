@@ -16,6 +16,17 @@ Trouble = Literal["auth", "configuration", "rate", "transient", "malformed", "go
 auth and configuration need the operator, rate and transient need time, malformed means that the
 provider broke its own contract (or that somebody else answered), gone is a request nobody answered."""
 
+PERMANENT = ("auth", "configuration")
+"""What does not mend itself."""
+
+
+def todo(trouble: str, provider: str) -> str | None:
+    """Say what a person has to mend, where nobody else can."""
+    return {
+        "auth": f"mend api_key of [providers.{provider}]",
+        "configuration": f"mend the account, or base_url of [providers.{provider}]",
+    }.get(trouble)
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

@@ -5,7 +5,7 @@ stricter policy never meets an open connection of the time before.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 
 from watcher.delivery.egress import Policy
@@ -35,6 +35,7 @@ from watcher.store.polls import Polls
 from watcher.store.roster import Roster
 from watcher.store.schedule import Schedule
 from watcher.store.standings import Standing, Standings
+from watcher.store.survey import Survey
 from watcher.vitals.tally import Tally
 
 _LOOK_S = 1.0
@@ -54,7 +55,7 @@ class Generation:
         *,
         before: Settings | None = None,
     ) -> None:
-        keys = Keys(settings.redis.namespace)
+        self._keys = keys = Keys(settings.redis.namespace)
         self.settings = settings
         self._schedule = schedule
         self._health = health
@@ -78,6 +79,7 @@ class Generation:
             deliver_loop, poll_loops = await self._make_loops(stack)
             self._loops = [deliver_loop, *poll_loops]
             await self._until_enrolled()
+            await self._ask_again(poll_loops)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_names(), name="names")
                 group.create_task(self._hasten_moved(deliver_loop), name="hasten")
@@ -139,6 +141,18 @@ class Generation:
             else:
                 return
         self.stop()  # the loops were made meanwhile, and must not start
+
+    async def _ask_again(self, poll_loops: Sequence[PollLoop]) -> None:
+        """What only a person can mend may have been mended: it is asked for at once, and not in minutes."""
+        survey, now_ms = Survey(self._schedule.pipe, self._keys), self._schedule.now_ms()
+        for loop in poll_loops:
+            try:
+                refused = loop.causes.remember(await survey.failing(loop.provider))
+                await self._roster.make_due(loop.provider, refused, now_ms=now_ms)
+            except StoreUnreachable:
+                return  # then it is asked for when it is due
+            except Exception:  # a damaged key, say
+                log.exception("bug", affected="refused polls")
 
     async def _keep_enrolled(self) -> None:
         """Let every account start anew when the server has lost its state: baselines, and no events."""

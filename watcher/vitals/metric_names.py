@@ -68,6 +68,13 @@ METRICS: Mapping[str, Meaning] = {
     "watcher_accounts_failing": Meaning(
         "gauge", "Accounts whose last poll was refused.", ("provider",), is_shared=True
     ),
+    "watcher_accounts_refused": Meaning(
+        "gauge",
+        "Accounts whose last poll was refused for what only a person can mend: "
+        "auth (a wrong key, a forbidden account), configuration.",
+        ("provider", "trouble"),
+        is_shared=True,
+    ),
     "watcher_accounts_stale": Meaning(
         "gauge", "Accounts whose polls have been refused for three intervals.", ("provider",), is_shared=True
     ),

@@ -1,0 +1,123 @@
+"""What only a person can mend is one error at once, however many accounts meet it, and a line at its end."""
+
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from watcher.polling.asker import NotAsked
+from watcher.polling.causes import Causes
+from watcher.providers.contract import Refused
+from watcher.store.survey import Failing
+
+KEY = Refused("auth", "the API key is refused (401)", status=401)
+ABSENT = Refused("configuration", "no account has this address (101001)", status=400)
+
+
+class Told:
+    """The causes at one provider, a clock, what another worker has noted, and what was logged."""
+
+    def __init__(self, lines: list[MutableMapping[str, Any]]) -> None:
+        self.now = 1000.0
+        self.refused = {f"a{number}" for number in range(200)}
+        self.causes = Causes("shop", is_refused=self._is_refused, clock=lambda: self.now)
+        self._lines = lines
+
+    async def _is_refused(self, account: str) -> bool:
+        return account in self.refused
+
+    def lines(self) -> list[tuple[Any, ...]]:
+        """What was logged since this was last asked."""
+        found = [(line["event"], line.get("account"), line.get("accounts")) for line in self._lines]
+        self._lines.clear()
+        return found
+
+
+@pytest.fixture
+def told() -> Iterator[Told]:
+    with capture_logs() as lines:
+        yield Told(lines)
+
+
+def test_a_wrong_key_is_one_error_at_once_which_says_what_to_mend() -> None:
+    with capture_logs() as lines:
+        causes = Told(lines).causes
+        for number in range(150):
+            causes.struck(f"a{number}", KEY)
+        (line,) = lines
+    assert (line["event"], line["log_level"], line["account"], line["status"]) == (
+        *("provider.refusing", "error", "a0"),
+        401,
+    )
+    assert line["reason"] == "the API key is refused (401): mend api_key of [providers.shop]"
+
+
+def test_how_many_it_has_become_is_told_a_minute_later_and_then_in_reminders(told: Told) -> None:
+    for number in range(150):
+        told.causes.struck(f"a{number}", KEY if number < 5 else NotAsked(KEY.trouble, KEY.reason))
+        told.causes.tell()
+    assert told.lines() == [("provider.refusing", "a0", 1)]
+    for _ in range(120):
+        told.now += 1
+        told.causes.tell()
+        told.causes.struck("a0", KEY)
+    assert told.lines() == [("provider.refusing", None, 150)]
+    told.now += 3600
+    told.causes.struck("a0", KEY)
+    assert told.lines() == [("provider.refusing", None, 150)]
+
+
+def test_what_passes_by_itself_is_none_of_its_business(told: Told) -> None:
+    for trouble in ("rate", "transient", "malformed", "gone"):
+        told.causes.struck("a0", Refused(trouble, "whatever"))
+    assert told.lines() == []
+
+
+async def test_two_causes_are_two_errors_and_end_one_by_one(told: Told) -> None:
+    told.causes.struck("a0", ABSENT)
+    told.causes.struck("a1", ABSENT)
+    told.causes.struck("a2", Refused("configuration", "no such account id (102003)"))
+    assert [line[0] for line in told.lines()] == ["provider.refusing"] * 2
+    await told.causes.good("a0")
+    assert told.lines() == [], "a1 is not there yet"
+    await told.causes.good("a1")
+    assert [line[0] for line in told.lines()] == ["provider.recovered"]
+
+
+async def test_a_key_is_right_when_one_that_it_was_refused_for_is_polled_well(told: Told) -> None:
+    told.causes.struck("a0", KEY)
+    told.causes.struck("a1", KEY)
+    told.lines()
+    await told.causes.good("a7")
+    assert told.lines() == [], "it may be the key of that one alone"
+    await told.causes.good("a1")
+    assert [line[0] for line in told.lines()] == ["provider.recovered"]
+    told.causes.struck("a1", KEY)
+    assert told.lines() == [("provider.refusing", "a1", 1)]
+
+
+async def test_an_account_that_another_worker_polls_well_holds_up_no_good_news(told: Told) -> None:
+    told.causes.struck("a0", ABSENT)
+    told.lines()
+    await told.causes.good("a7")
+    told.refused.clear()
+    told.now += 5
+    await told.causes.good("a7")
+    assert [line[0] for line in told.lines()] == ["provider.recovered"]
+
+
+async def test_what_was_so_before_a_reload_is_asked_again_and_said_when_it_is_over(told: Told) -> None:
+    failing = {
+        "a0": Failing(3, 5, KEY.trouble, KEY.reason),
+        "a1": Failing(1, 5, "rate", "over the rate limit (429)"),
+    }
+    assert told.causes.remember(failing) == ["a0"]
+    await told.causes.good("a0")
+    assert [line[0] for line in told.lines()] == ["provider.recovered"]
+
+
+def test_what_was_so_before_a_reload_and_still_is_is_said_again_at_once(told: Told) -> None:
+    told.causes.remember({"a0": Failing(3, 5, KEY.trouble, KEY.reason)})
+    told.causes.struck("a0", KEY)
+    assert told.lines() == [("provider.refusing", "a0", 1)]

@@ -1,0 +1,134 @@
+"""Says at once what a provider refuses for good: a wrong key, an account that is not there, another chain.
+
+Only a person can mend that, so it is an error, once per cause, and outranks what follows from it (accounts
+that go stale, a provider that counts as unavailable). Refuses to judge a poll: providers say what it was.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import NamedTuple
+
+from watcher.logs.lines import log
+from watcher.logs.spells import Spell, Spells
+from watcher.polling.asker import NotAsked
+from watcher.providers.contract import PERMANENT, Refused, todo
+from watcher.store.connect import StoreError
+from watcher.store.survey import Failing
+
+_AGAIN_S = 60.0
+"""Accounts that meet a known cause later are told together, so seldom."""
+
+_LOOK_S = 5.0
+"""Between two looks whether an account that this worker saw refused was polled well by another one."""
+
+
+class Cause(NamedTuple):
+    """What a provider says, and means for good."""
+
+    trouble: str
+    reason: str
+
+
+class Causes:
+    """The causes at one provider, each with the accounts that it keeps from being polled.
+
+    `is_refused(account)` says whether its last poll was refused, whichever worker made it.
+    """
+
+    def __init__(
+        self,
+        provider: str,
+        *,
+        is_refused: Callable[[str], Awaitable[bool]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._provider = provider
+        self._is_refused = is_refused
+        self._clock = clock
+        self._accounts: dict[Cause, set[str]] = {}
+        self._unsaid: set[Cause] = set()
+        self._said_at: dict[Cause, float] = {}
+        self._spells = Spells()
+        self._look_at = 0.0
+
+    def remember(self, failing: Mapping[str, Failing]) -> list[str]:
+        """Take over what was so before this worker, or this configuration: it is said when that is over.
+
+        Names the accounts, which are worth to be polled at once: somebody may have mended the cause.
+        """
+        found = [name for name, one in failing.items() if one.trouble in PERMANENT]
+        for name in found:
+            self._accounts_of(Cause(failing[name].trouble, failing[name].reason)).add(name)
+        return found
+
+    def struck(self, account: str, refused: Refused) -> None:
+        """Note a refused poll; where only a person can mend it, that is said."""
+        cause = Cause(refused.trouble, refused.reason)
+        if cause.trouble not in PERMANENT:
+            return
+        for other in self._accounts.keys() - {cause}:
+            self._accounts[other].discard(account)
+        accounts = self._accounts_of(cause)
+        if account not in accounts:
+            accounts.add(account)
+            self._unsaid.add(cause)
+        if isinstance(refused, NotAsked):
+            return
+        if spell := self._spells.struck(cause, self._clock()):
+            self._say(cause, account, spell, status=refused.status)
+
+    def tell(self) -> None:
+        """Say, from time to time, of how many accounts a known cause has become the trouble since."""
+        for cause in [*self._unsaid]:
+            now = self._clock()
+            if cause in self._said_at and now >= self._said_at[cause] + _AGAIN_S:
+                self._say(cause, next(iter(self._accounts[cause]), ""), self._spells.lasting(cause, now))
+
+    async def good(self, account: str) -> None:
+        """Note a good poll. A key is right when one of those that it was refused for is polled well, anything
+        else is mended when all of them are; then that is said."""
+        for cause, accounts in self._accounts.items():
+            if account in accounts and cause.trouble == "auth":
+                accounts.clear()
+            accounts.discard(account)
+        for cause in [*self._accounts]:
+            if await self._is_over(cause) and self._accounts.pop(cause, None) is not None:
+                self._unsaid.discard(cause)
+                self._said_at.pop(cause, None)
+                spell = self._spells.over(cause, self._clock()) or Spell(0, 0)
+                log.info(
+                    "provider.recovered", provider=self._provider, reason=cause.reason, **spell._asdict()
+                )
+
+    async def _is_over(self, cause: Cause) -> bool:
+        """Look one by one whether other workers polled its accounts well; at most every few seconds."""
+        accounts = self._accounts[cause]
+        while accounts:
+            if self._clock() < self._look_at:
+                return False
+            account = next(iter(accounts))
+            with suppress(StoreError):
+                if not await self._is_refused(account):
+                    accounts.discard(account)
+                    continue
+            self._look_at = self._clock() + _LOOK_S
+        return True
+
+    def _accounts_of(self, cause: Cause) -> set[str]:
+        return self._accounts.setdefault(cause, set())
+
+    def _say(self, cause: Cause, account: str, spell: Spell, *, status: int | None = None) -> None:
+        many = len(self._accounts[cause])
+        log.error(
+            "provider.refusing",
+            provider=self._provider,
+            trouble=cause.trouble,
+            reason=f"{cause.reason}: {todo(cause.trouble, self._provider)}",
+            status=status,
+            account=account if many == 1 else None,
+            accounts=many,
+            **spell._asdict(),
+        )
+        self._unsaid.discard(cause)
+        self._said_at[cause] = self._clock()
