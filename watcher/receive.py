@@ -181,7 +181,7 @@ def _public_key(key: bytes) -> _Key:
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     except ImportError as error:
-        raise UnusableSecret(f"{_PUBLIC} keys need cryptography: install watcher[ed25519]") from error
+        raise UnusableSecret(f"{_PUBLIC} keys need cryptography: pip install cryptography") from error
     public = Ed25519PublicKey.from_public_bytes(key)
 
     def matches(content: bytes, signature: str) -> bool:

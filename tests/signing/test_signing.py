@@ -148,7 +148,7 @@ def test_only_private_keys_have_a_public_one() -> None:
 
 def test_without_cryptography_a_private_key_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric.ed25519", None)
-    with pytest.raises(BadSecret, match=r"install watcher\[ed25519\]"):
+    with pytest.raises(BadSecret, match=r"pip install 'balance-watcher\[ed25519\]'$"):
         Signer([PRIVATE])
 
 

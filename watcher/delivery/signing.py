@@ -40,7 +40,7 @@ class Signer:
     def __init__(self, secrets: Sequence[str]) -> None:
         """Read `secrets`: `whsec_` + base64 of 24 to 64 bytes, or `whsk_` + base64 of an ed25519 key.
 
-        Raises BadSecret, also where `whsk_` is used without the extra `watcher[ed25519]`.
+        Raises BadSecret, also where `whsk_` is used without the extra `balance-watcher[ed25519]`.
         """
         if not secrets:
             raise BadSecret("no secret to sign with")
@@ -121,7 +121,9 @@ def _private_key(secret: str) -> "Ed25519PrivateKey":
     try:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     except ImportError as error:
-        raise BadSecret(f"{PRIVATE} secrets need cryptography: install watcher[ed25519]") from error
+        raise BadSecret(
+            f"{PRIVATE} secrets need cryptography: pip install 'balance-watcher[ed25519]'"
+        ) from error
     private = Ed25519PrivateKey.from_private_bytes(key[:_SEED_BYTES])
     if key[_SEED_BYTES:] not in (b"", private.public_key().public_bytes_raw()):
         raise BadSecret(f"the two halves of this {PRIVATE} secret do not belong together")

@@ -1,6 +1,7 @@
 """Checks MetaKeep's optional request signature (PROVIDERS, B1).
 
-Refuses to be imported before somebody turns signatures on: it needs `cryptography`, an optional extra.
+Refuses to be imported before somebody turns signatures on: it needs `cryptography`, which the
+extra `balance-watcher[ed25519]` installs.
 """
 
 import base64

@@ -1,0 +1,52 @@
+"""The package has a name of its own, and every text that says how to install it says that one.
+
+What is in the two packages, and that each runs in an empty environment, `.ci/run` tries: it needs an index.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+INSTALLS = re.compile(r"\bpip3? install (?:-\S+ )*(?P<what>'[^']+'|[\w./-]+)")
+
+
+def installed_by_name(text: str) -> list[Requirement]:
+    """What a text has its reader install; not what lies in a file or a folder."""
+    told = [found["what"].strip("'") for found in INSTALLS.finditer(text)]
+    return [Requirement(what) for what in told if "/" not in what and not what.startswith(".")]
+
+
+def texts_for_users() -> Iterator[str]:
+    for place in ("watcher", "deploy", ".ci", "README.md", "CHANGELOG.md"):
+        for path in (ROOT / place, *(ROOT / place).rglob("*")):
+            if path.is_file() and path.suffix != ".pyc":
+                yield path.read_text()
+
+
+def test_the_package_is_not_the_one_that_is_called_watcher_on_pypi() -> None:
+    assert PROJECT["name"] == "balance-watcher"
+    assert PROJECT["scripts"] == {"watcher": "watcher.cli:main"}
+
+
+def test_what_a_text_has_its_reader_install_is_found() -> None:
+    text = "pip install -q --upgrade watcher, pip install 'watcher[ed25519]', pip install . or ../it.whl"
+    assert [str(found) for found in installed_by_name(text)] == ["watcher", "watcher[ed25519]"]
+
+
+def test_no_text_installs_the_package_of_somebody_else() -> None:
+    told = [requirement for text in texts_for_users() for requirement in installed_by_name(text)]
+    assert {requirement.name for requirement in told} == {"balance-watcher", "cryptography"}
+    for requirement in told:
+        assert requirement.extras <= PROJECT["optional-dependencies"].keys()
+    assert [text for text in texts_for_users() if re.search(r"(?<!balance-)\bwatcher\[[a-z]", text)] == []
+
+
+@pytest.mark.parametrize("minor", [11, 12, 13, 14])
+def test_it_says_which_pythons_it_is_for(minor: int) -> None:
+    assert f"Programming Language :: Python :: 3.{minor}" in PROJECT["classifiers"]
