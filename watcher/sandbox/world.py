@@ -219,7 +219,11 @@ class World:
 
     def copy(self) -> "World":
         """Copy this world, to try things on; nobody hears the copy's moves."""
-        return copy.deepcopy(self, {id(self.told): None})
+        told, self.told = self.told, None  # a memo that names it is not asked about functions since 3.14
+        try:
+            return copy.deepcopy(self)
+        finally:
+            self.told = told
 
     def _book(self, key: AccountKey) -> Book:
         if key not in self._book_by_key and isinstance(key, str):
