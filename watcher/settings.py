@@ -163,7 +163,9 @@ class SubscriptionSettings(Section):
     name: Name = Field(description="the subscription's own name")
     url: SecretStr = Field(description="where events are POSTed; treated as a secret, many carry tokens")
     secrets: tuple[SecretStr, ...] = Field(
-        min_length=1, max_length=10, description="signing secrets, whsec_…; all of them sign"
+        min_length=1,
+        max_length=10,
+        description="signing secrets, whsec_…, each one or several lines; all of them sign",
     )
     accounts: tuple[str, ...] = Field(("*",), min_length=1, description="account names or globs")
     events: tuple[str, ...] = Field((), description="event types or globs; empty: every change event")

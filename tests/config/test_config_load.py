@@ -9,6 +9,7 @@ import pytest
 
 from watcher.commands.init import example
 from watcher.config import ConfigRefused, Loaded, load
+from watcher.delivery.signing import new_secret
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.providers.metakeep import MetaKeepAccount
 
@@ -214,6 +215,16 @@ def test_the_files_that_hold_a_configuration_are_known_secrets_included(write: W
     with pytest.raises(ConfigRefused) as refused:
         load(path, environ)
     assert refused.value.files == files
+
+
+def test_a_variable_or_a_file_may_hold_several_secrets_one_a_line(write: Write) -> None:
+    others = [new_secret() for _ in range(3)]
+    path = write(SMALL.replace(f'"{SECRET}"', f'"${{S}}", "{SECRET}"'))
+    settings = load(path, {"S": f"{others[0]}\r\n\n{others[1]}\n{others[2]}\n"}).settings
+    found = [secret.get_secret_value() for secret in settings.subscription_by_name["ops"].secrets]
+    assert found == [*others, SECRET]
+    with pytest.raises(ConfigRefused, match=r"secrets\[0\]: has white space around it"):
+        load(path, {"S": f"{others[0]}\n {others[1]}"})
 
 
 def test_numbers_and_truth_may_come_from_the_environment(write: Write) -> None:

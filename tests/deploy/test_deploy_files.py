@@ -72,7 +72,7 @@ def test_the_example_shows_every_setting(tmp_path: Path) -> None:
     shown |= {name: {*table} for name, table in tree["providers"].items()}
     for account in tree["accounts"]:
         shown.setdefault(f"at {account['provider']}", set()).update(account)
-    (subscription,) = tree["subscriptions"]
+    subscription, _ = tree["subscriptions"]
     shown |= {"subscription": {*subscription}, "threshold": {*subscription["thresholds"][0]}}
     fields = {name: {*type(one).model_fields} for name, one in sections(loaded(uncommented(), tmp_path))}
     fields["threshold"].remove("above")  # `below` excludes it

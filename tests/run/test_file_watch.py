@@ -67,6 +67,17 @@ def test_a_file_that_is_gone_is_no_edit_until_it_is_back(files: list[Path]) -> N
     assert [watch.look(), watch.look()] == [False, True]
 
 
+def test_a_file_that_was_never_there_hides_no_edit_of_the_others_and_is_noticed_when_it_comes(
+    files: list[Path], tmp_path: Path
+) -> None:
+    watch = FileWatch([*files, tmp_path / "secret"])
+    write(files[0], "two")
+    assert [watch.look(), watch.look()] == [False, True]
+    watch.reading()
+    write(tmp_path / "secret", "s")
+    assert [watch.look(), watch.look()] == [False, True]
+
+
 def test_an_edit_while_the_files_are_read_is_not_lost(files: list[Path]) -> None:
     watch = FileWatch(files)
     watch.reading()

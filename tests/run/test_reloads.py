@@ -10,11 +10,12 @@ from shutil import copyfile
 
 import pytest
 from builders import SECRET
-from processes import a_process, assert_reconciled, lines, until_logged
+from processes import a_process, assert_reconciled, killed_in_the_end, lines, start, until_logged
 from scraped import scrape
 from structlog.testing import capture_logs
 
 from watcher.config import load
+from watcher.delivery.signing import new_secret
 from watcher.receiving.receiver import Receiver
 from watcher.run.worker import Worker
 from watcher.sandbox import Sandbox
@@ -109,10 +110,65 @@ async def test_a_reload_says_what_it_changed_and_what_has_to_wait(place: Path, s
     assert [line["account"] for line in lines(place, "account.baseline")][2:] == ["bob"]  # the others stay
 
 
+@pytest.mark.parametrize("is_watching", [False, pytest.param(True, marks=pytest.mark.slow)])
+async def test_a_secret_is_rotated_under_a_running_worker_by_its_file_alone(
+    place: Path, sandbox: Sandbox, receiver: Receiver, is_watching: bool
+) -> None:
+    old, new = SECRET, new_secret()
+    file = place / "ops_secret"
+    settings = {"OPS_SECRET": "", "OPS_SECRET_FILE": str(file), "LOG_FORMAT": "json"}
+    number = 0
+
+    async def told() -> None:
+        nonlocal number
+        number += 1
+        sandbox.world.credit(10110, "ETH", "1")
+        async with asyncio.timeout(20):
+            await receiver.wait_for(number)
+
+    file.write_text(old)
+    with (place / "log").open("ab") as log:
+        worker = await start(place, settings, "run", *(["--watch"] if is_watching else []), out=log)
+        async with killed_in_the_end(worker):
+            await until_logged(place, "account.baseline", 2)
+            for reloads, lines_of_file, known in ((2, [new, old], [[old], [new]]), (3, [new], [[new]])):
+                file.write_text("\n".join([*lines_of_file, ""]))
+                if not is_watching:
+                    worker.send_signal(signal.SIGHUP)
+                await until_logged(place, "configuration.changed", reloads - 1)
+                for receiver.secrets in known:
+                    await told()
+            worker.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(worker.wait(), 20) == 0
+    assert all(receipt.is_verified and receipt.is_taken for receipt in receiver.receipts)
+    assert len(receiver.receipts) == number  # nothing was refused meanwhile, or sent twice
+    assert [line["names"] for line in lines(place, "configuration.changed")] == [["ops: secrets"]] * 2
+    assert new not in (place / "log").read_text()
+
+
+async def test_a_reload_says_that_a_running_process_sees_no_new_variable(place: Path) -> None:
+    text = (place / "watcher.toml").read_text()
+    async with a_process(place, "run", "--watch") as worker:
+        await until_logged(place, "account.baseline", 2)
+        (place / "watcher.toml").write_text(text.replace('"${OPS_SECRET}"', '"${NEW}", "${OPS_SECRET}"'))
+        await until_logged(place, "configuration.refused")
+        file = place / "new_secret"
+        named = text.replace('"${OPS_SECRET}"', f'"${{file:{file}}}", "${{OPS_SECRET}}"')
+        (place / "watcher.toml").write_text(named)
+        await until_logged(place, "configuration.refused", 2)
+        file.write_text(new_secret())  # what was missing has come: no further sign is needed
+        await until_logged(place, "configuration.loaded", 2)
+        worker.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(worker.wait(), 20) == 0
+    first, second = (str(line["reasons"]) for line in lines(place, "configuration.refused"))
+    assert "no NEW and no NEW_FILE; a running process does not see what is set later" in first
+    assert "cannot be read: No such file" in second
+
+
 async def test_a_bug_in_one_reload_does_not_end_all_reloads_to_come(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("nobody thought of this")
 
     monkeypatch.setenv("OPS_SECRET", SECRET)

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 @click.command("run", short_help="Poll, compare and deliver.")
 @config_option
 @click.option("--once", is_flag=True, help="Poll every account once, deliver what is due, and end.")
-@click.option("--watch", "is_watching", is_flag=True, help="Reload when the configuration's files change.")
+@click.option(
+    "--watch",
+    "is_watching",
+    is_flag=True,
+    help="Reload when the configuration's files change, those with secrets too.",
+)
 @click.option(
     "--http",
     "address",

@@ -34,7 +34,7 @@ def read_subscriptions(document: Entry, egress: EgressSettings | None, findings:
     names = Names("subscription", findings)
     for entry in listed_tables(document, "subscriptions", findings):
         read.entries.append(entry)
-        settings = settings_of(SubscriptionSettings, entry, findings)
+        settings = settings_of(SubscriptionSettings, _with_secrets_apart(entry), findings)
         _check_values(entry, policy, findings)
         if names.is_new(entry) and settings:
             read.by_name[settings.name] = settings
@@ -42,6 +42,23 @@ def read_subscriptions(document: Entry, egress: EgressSettings | None, findings:
     for entry in read.entries:
         _check_alerts(entry, known, findings)
     return read
+
+
+def _with_secrets_apart(entry: Entry) -> Entry:
+    """A variable or a file may hold several secrets, one a line, while one is rotated: all of them sign."""
+    secrets = entry.table.get("secrets")
+    if not isinstance(secrets, list):
+        return entry
+    apart = [part for secret in secrets for part in (_lines(secret) if isinstance(secret, str) else [secret])]
+    return replace(entry, table={**entry.table, "secrets": apart})
+
+
+def _secrets_flaw(text: str) -> str | None:
+    return next(filter(None, map(signing_secret_flaw, _lines(text))), None)
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()] or [text]
 
 
 def _check_values(entry: Entry, policy: Policy, findings: Findings) -> None:
@@ -53,7 +70,7 @@ def _check_values(entry: Entry, policy: Policy, findings: Findings) -> None:
     if isinstance(headers, dict):
         for key, flaw in header_flaws(headers):
             findings.mistake(entry.finding(("headers", *key), flaw))
-    _check_list(entry, "secrets", signing_secret_flaw, findings)
+    _check_list(entry, "secrets", _secrets_flaw, findings)
     _check_list(entry, "accounts", glob_flaw, findings)
     _check_list(entry, "events", event_flaw, findings)
     _check_list(entry, "assets", glob_flaw, findings)

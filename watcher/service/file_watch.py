@@ -6,7 +6,8 @@ Refuses to read them, and to speak of an edit before the files have been left al
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-_Stamp = tuple[int, int, int]
+_Stamp = tuple[int, int, int] | None
+"""None: there is no such file."""
 
 
 class FileWatch:
@@ -26,19 +27,22 @@ class FileWatch:
         self._read = self._looked = self._stamps()
 
     def look(self) -> bool:
-        """Say whether the files differ from what was read, and have stayed so since the last look."""
+        """Say whether the files differ from what was read, and have stayed so since the last look.
+
+        One that was there, and is gone, is in the middle of a replacement.
+        """
         stamps, before = self._stamps(), self._looked
         self._looked = stamps
-        return bool(stamps) and stamps == before and stamps != self._read
+        is_whole = not any(stamp is None and self._read.get(file) for file, stamp in stamps.items())
+        return is_whole and stamps == before and stamps != self._read
 
     def _stamps(self) -> Mapping[Path, _Stamp]:
-        """Stamp every file; nothing while one is missing, as in the middle of a replacement."""
-        try:
-            return {file: _stamp(file) for file in self.files}
-        except OSError:
-            return {}
+        return {file: _stamp(file) for file in self.files}
 
 
 def _stamp(file: Path) -> _Stamp:
-    found = file.stat()
+    try:
+        found = file.stat()
+    except OSError:
+        return None
     return found.st_mtime_ns, found.st_size, found.st_ino

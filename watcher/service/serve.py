@@ -138,6 +138,7 @@ class _Signals:
                 self._worker.vitals.is_reload_refused = True
                 reasons = [str(mistake) for mistake in refused.mistakes[:_MOST_MISTAKES]]
                 log.error("configuration.refused", mistakes=len(refused.mistakes), reasons=reasons)
+                self._files.follow(refused.files or self._files.files)
             except Exception:  # a bug must not end all reloads to come
                 self._worker.vitals.is_reload_refused = True
                 log.exception("bug", affected="reload")
@@ -148,7 +149,7 @@ class _Signals:
                 self._worker.reload(loaded.settings)
 
     def _load(self) -> tuple[Loaded, list[Change]]:
-        loaded, before = load(self._path, os.environ), self._worker.settings
+        loaded, before = load(self._path, os.environ, is_running=True), self._worker.settings
         if before.account_by_name and not loaded.settings.account_by_name:
             raise ConfigRefused([Finding(str(loaded.path), None, "", _NO_ACCOUNT_LEFT)])
         return loaded, changes(before, loaded.settings)
