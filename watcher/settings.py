@@ -87,11 +87,23 @@ class LogSettings(Section):
         "auto", description="JSON lines, or text for people; auto: text on a terminal"
     )
 
+    prefix: str = Field(
+        "",
+        description="put before the name of every field but `timestamp` and `level`, in JSON lines",
+    )
+
     @field_validator("level", "format", mode="before")
     @classmethod
     def _in_lower_case(cls, value: Any) -> Any:
         """LOG_LEVEL=INFO is what everybody writes."""
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("prefix")
+    @classmethod
+    def _is_part_of_a_name(cls, prefix: str) -> str:
+        if not re.fullmatch(r"([A-Za-z][A-Za-z0-9_.-]{0,31})?", prefix):
+            raise ValueError("must be up to 32 letters, digits, '_', '-' or '.', the first one a letter")
+        return prefix
 
 
 class EgressSettings(Section):

@@ -12,6 +12,7 @@ from watcher.config import ConfigRefused, Loaded, load
 from watcher.delivery.signing import new_secret
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.providers.metakeep import MetaKeepAccount
+from watcher.settings import LogSettings
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -162,13 +163,18 @@ def test_the_file_is_looked_for_in_the_order_of_the_contract(
 
 def test_the_environment_wins_over_the_file(write: Write, tmp_path: Path) -> None:
     path = write('[redis]\nurl = "redis://file/0"\n[log]\nlevel = "error"\nformat = "json"\n' + SMALL)
-    environ = {"REDIS_URL": "redis://:pw@env/1", "LOG_LEVEL": "DEBUG", "LOG_FORMAT": "pretty"}
+    environ = {
+        "REDIS_URL": "redis://:pw@env/1",
+        "LOG_LEVEL": "DEBUG",
+        "LOG_FORMAT": "pretty",
+        "LOG_PREFIX": "watcher_",
+    }
     settings = load(path, environ).settings
     assert settings.redis.url.get_secret_value() == "redis://:pw@env/1"
-    assert (settings.log.level, settings.log.format) == ("debug", "pretty")
-    settings = load(path, {"REDIS_URL": "", "LOG_LEVEL": ""}).settings
+    assert settings.log == LogSettings(level="debug", format="pretty", prefix="watcher_")
+    settings = load(path, {"REDIS_URL": "", "LOG_LEVEL": "", "LOG_PREFIX": ""}).settings
     assert settings.redis.url.get_secret_value() == "redis://file/0"
-    assert settings.log.level == "error"
+    assert (settings.log.level, settings.log.prefix) == ("error", "")
     secret = tmp_path / "redis_url"
     secret.write_text("unix:///run/redis.sock\n")
     settings = load(path, {"REDIS_URL_FILE": str(secret)}).settings

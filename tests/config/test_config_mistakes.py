@@ -81,6 +81,10 @@ def test_no_file_at_all_says_where_it_was_looked_for(tmp_path: Path, monkeypatch
         ),
         ({"LOG_LEVEL": "chatty"}, "LOG_LEVEL: must be 'debug', 'info', 'warning' or 'error'"),
         ({"LOG_FORMAT": "xml"}, "LOG_FORMAT: must be 'auto', 'json' or 'pretty'"),
+        *(
+            ({"LOG_PREFIX": odd}, "LOG_PREFIX: must be up to 32 letters, digits, '_', '-' or '.'")
+            for odd in ("_w", "a b", "é", "w" * 33, "w\n", '"')
+        ),
     ],
 )
 def test_a_mistake_in_the_environment_is_not_blamed_on_the_file(

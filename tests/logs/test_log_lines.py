@@ -23,6 +23,7 @@ from program import environment, script
 
 from watcher.logs import lines as logs
 from watcher.logs.lines import configure, log
+from watcher.logs.tail import parse
 from watcher.logs.writer import LineWriter
 
 Read = Callable[[], list[dict[str, Any]]]
@@ -68,6 +69,24 @@ def test_a_line_begins_with_timestamp_level_event_and_goes_on_in_the_order_of_th
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["timestamp"])
     assert abs((datetime.fromisoformat(line["timestamp"]) - before).total_seconds()) < 5
     assert (line["level"], line["event"], line["duration_ms"]) == ("info", "poll.finished", 85)
+
+
+def test_a_prefix_stands_before_every_field_but_those_that_pipelines_look_for() -> None:
+    stream = io.StringIO()
+    writer = configure("info", "json", stream, prefix="watcher_")
+    log.warning("delivery.retried", subscription="ops", status=503)
+    log.exception("bug", exc_info=ValueError("no"))
+    retried, bug = map(json.loads, said(stream, writer).splitlines())
+    assert [*retried] == ["timestamp", "level", "watcher_event", "watcher_subscription", "watcher_status"]
+    assert "ValueError" in bug["watcher_exception"]
+    assert parse(json.dumps(bug)) == {name.removeprefix("watcher_"): bug[name] for name in bug}
+
+
+def test_people_see_no_prefix() -> None:
+    stream = io.StringIO()
+    writer = configure("info", "pretty", stream, prefix="watcher_")
+    log.info("poll.finished", account="treasury")
+    assert said(stream, writer).endswith("poll.finished        account=treasury\n")
 
 
 def test_bound_ids_come_first() -> None:

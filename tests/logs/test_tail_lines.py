@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watcher.logs.tail import Filter, as_json, harmless, lines_of, parse, pretty
+from watcher.logs.tail import Filter, as_json, harmless, joined, lines_of, parse, pretty
 
 LINE = '{"timestamp":"2026-11-20T14:03:05.120Z","level":"info","event":"poll.finished","account":"treasury"}'
 
@@ -54,6 +54,91 @@ def test_a_line_of_ours_is_found_behind_what_a_platform_puts_before_it(prefix: s
 )
 def test_every_other_line_is_foreign(text: str) -> None:
     assert parse(text) is None
+
+
+ENVELOPES = {
+    "journalctl -o json": {"__REALTIME_TIMESTAMP": "1795183385120", "PRIORITY": "6", "MESSAGE": LINE},
+    "journalctl, as bytes": {"MESSAGE": list(LINE.encode())},
+    "docker json-file": {"log": LINE + "\n", "stream": "stdout", "time": "2026-11-20T14:03:05.121Z"},
+    "logcli -o jsonl": {"labels": {"app": "watcher"}, "line": LINE, "timestamp": "2026-11-20T14:03:05.121Z"},
+    "gcloud textPayload": {"insertId": "1", "textPayload": LINE, "timestamp": "2026-11-20T14:03:05.121Z"},
+    "gcloud jsonPayload": {"insertId": "1", "jsonPayload": a_line(account="treasury"), "severity": "INFO"},
+    "gcloud jsonPayload, its time outside": {
+        "timestamp": "2026-11-20T14:03:05.120Z",
+        "jsonPayload": {"account": "treasury", "event": "poll.finished", "level": "info"},
+    },
+    "vector": {"timestamp": "2026-11-20T14:03:05.121Z", "message": LINE, "host": "a"},
+    "elastic": {"_index": "logs", "_source": {"@timestamp": "x", "message": LINE}},
+    "docker around CRI": {"log": f"2026-11-20T14:03:05.120456789Z stdout F {LINE}\n"},
+    "docker around journald": {"log": json.dumps({"MESSAGE": LINE})},
+}
+
+
+@pytest.mark.parametrize("envelope", ENVELOPES.values(), ids=ENVELOPES)
+@pytest.mark.parametrize("prefix", ["", "web-1  | ", "2026-11-20T14:03:05.120456789Z stderr F "])
+def test_a_line_of_ours_is_found_in_the_json_of_a_platform(envelope: dict[str, Any], prefix: str) -> None:
+    assert parse(prefix + json.dumps(envelope)) == a_line(account="treasury")
+
+
+@pytest.mark.parametrize("envelope", ENVELOPES.values(), ids=ENVELOPES)
+@pytest.mark.parametrize("indent", [2, "\t"])
+def test_an_envelope_that_is_written_over_several_lines_is_put_on_one(
+    envelope: dict[str, Any], indent: int | str
+) -> None:
+    texts = json.dumps([envelope, envelope], indent=indent).splitlines()
+    assert [parse(text) for text in joined(texts)] == [
+        None,
+        a_line(account="treasury"),
+        a_line(account="treasury"),
+        None,
+    ]
+    (alone,) = joined(json.dumps(envelope, indent=indent).splitlines())
+    assert parse(alone) == a_line(account="treasury")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["{", '  "a": 1', "}"],
+        ["{", LINE, "}"],
+        ["{"],
+        ["{", "{", "  {", "}"],
+        ["{", *["  x"] * 5000],
+        ["server {", "  listen 80;", "}"],
+    ],
+)
+def test_lines_of_others_stay_as_many_as_they_are(texts: list[str]) -> None:
+    assert [*joined(texts)] == texts
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        {"log": "GET /event 200\n"},
+        {"MESSAGE": None},
+        {"MESSAGE": [1, 2, "event"]},
+        {"log": json.dumps({"log": json.dumps({"log": json.dumps({"log": json.dumps({"log": LINE})})})})},
+        {"timestamp": "x", "level": "info", "http_event": "user.login"},
+        {"jsonPayload": {"event": "poll.finished", "level": "info"}},
+    ],
+)
+def test_an_envelope_with_nothing_of_ours_is_foreign(envelope: dict[str, Any]) -> None:
+    assert parse(json.dumps(envelope)) is None
+
+
+@pytest.mark.parametrize("prefix", ["watcher_", "watcher.", "w"])
+def test_a_prefix_of_our_fields_is_taken_off(prefix: str) -> None:
+    always = {"timestamp": "2026-11-20T14:03:05.120Z", "level": "warning"}
+    fields = {
+        "event": "delivery.retried",
+        "status": 503,
+        "event_id": "evt_1",
+        "event_type": "deposit.cleared",
+    }
+    line = {**always, **{prefix + name: value for name, value in fields.items()}}
+    sorted_elsewhere = {"jsonPayload": dict(sorted(line.items())), "labels": {}}
+    for text in (json.dumps(line), json.dumps(sorted_elsewhere), f"web-1  | {json.dumps(line)}"):
+        assert parse(text) == {**always, **fields}
 
 
 def test_the_order_of_fields_does_not_matter_where_nothing_stands_before_the_line() -> None:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import click
 
 from watcher.commands.completing import accounts_option, names_of
-from watcher.logs.tail import LEVELS, Filter, as_json, follow, harmless, lines_of, parse, pretty
+from watcher.logs.tail import LEVELS, Filter, as_json, follow, harmless, joined, lines_of, parse, pretty
 
 _LOOK_EVERY_S = 0.2
 
@@ -46,8 +46,9 @@ def command(
 ) -> None:
     """Structured log lines, for people, with filters.
 
-    Reads FILEs or standard input, and takes off what platforms put before a line. Lines that are not
-    watcher's own pass on as they are, unless --event, --account or --subscription is given.
+    Reads FILEs or standard input, and takes off what platforms put before or around a line: prefixes, the
+    JSON of journald, docker, Loki and Google Cloud, and log.prefix. Lines that are not watcher's own pass on
+    as they are, unless --event, --account or --subscription is given.
 
     \b
     watcher run | watcher tail --level warning
@@ -58,7 +59,7 @@ def command(
         raise click.UsageError("--follow goes by the names of files; standard input is followed anyway")
     wanted = Filter(level, events, accounts, subscriptions)
     is_colored = sys.stdout.isatty() and context.color is not False if color is None else color
-    for text in _followed(files) if is_followed and files else _read(files or ("-",)):
+    for text in joined(_followed(files) if is_followed and files else _read(files or ("-",))):
         line = parse(text)
         if line is None and wanted.wants_foreign():
             print(harmless(text), file=sys.stderr if is_json else sys.stdout, flush=True)

@@ -29,7 +29,8 @@ def read_sections(document: Entry, environment: Environment, findings: Findings)
     for name in document.table.keys() - set(SECTIONS):
         findings.mistake(document.finding((name,), "unknown key" + did_you_mean(name, SECTIONS)))
     log = section(document, "log", findings)
-    log = overridden(log, {"level": "LOG_LEVEL", "format": "LOG_FORMAT"}, environment, findings)
+    names = {"level": "LOG_LEVEL", "format": "LOG_FORMAT", "prefix": "LOG_PREFIX"}
+    log = overridden(log, names, environment, findings)
     return Sections(
         redis=read_redis(document, environment, findings),
         worker=settings_of(WorkerSettings, section(document, "worker", findings), findings),

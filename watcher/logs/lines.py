@@ -34,18 +34,22 @@ def configure(
     stream: TextIO | None = None,
     *,
     color: bool = True,
+    prefix: str = "",
 ) -> LineWriter:
     """Send log lines of `level` and above to `stream` (stdout), and what libraries warn of with them.
 
     Call it before the first line; what is bound earlier keeps its level and stream. `auto` is pretty on
-    a terminal and JSON elsewhere; `color` says whether a terminal may get colours. Raises ValueError for
-    another level or format.
+    a terminal and JSON elsewhere; `color` says whether a terminal may get colours. In JSON, `prefix` stands
+    before the names of all fields but the time and the level. Raises ValueError for another level or format.
     """
     if level.lower() not in LEVELS or format not in FORMATS:
         raise ValueError(f"log levels are {', '.join(LEVELS)}; formats are {', '.join(FORMATS)}")
     out = stream or sys.stdout
     is_pretty = format == "pretty" or (format == "auto" and out.isatty())
-    render = partial(_as_text, color=color and out.isatty()) if is_pretty else _as_json
+    if is_pretty:
+        render: Any = partial(_as_text, color=color and out.isatty())
+    else:
+        render = partial(_as_json, prefix=prefix) if prefix else _as_json
     writer = LineWriter(write_to(out), on_drop=lambda lines: log.warning("log.dropped", lines=lines))
     _processors[:] = [_tidy, render]
     structlog.configure(
@@ -63,6 +67,9 @@ def configure(
 
 _MOST = 2**63 - 1
 """The largest integer that every reader of JSON lines takes."""
+
+_UNPREFIXED = ("timestamp", "level")
+"""What every pipeline looks for under these names."""
 
 _bugs = Spells()
 _processors: list[Any] = []  # one list for all times: loggers that are cached keep a reference to it
@@ -128,7 +135,9 @@ def _error(exc_info: object) -> BaseException | None:
     return found if isinstance(found, BaseException) else None
 
 
-def _as_json(_logger: object, _level: str, line: Mapping[str, Any]) -> bytes:
+def _as_json(_logger: object, _level: str, line: Mapping[str, Any], *, prefix: str = "") -> bytes:
+    if prefix:
+        line = {name if name in _UNPREFIXED else prefix + name: value for name, value in line.items()}
     return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 

@@ -4,26 +4,22 @@ Refuses to lose a line that is not ours: it passes on unchanged but for what cou
 """
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from fnmatch import fnmatchcase
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import IO, NamedTuple
 
+from watcher.logs.envelopes import LogLine
+from watcher.logs.envelopes import joined as joined
+from watcher.logs.envelopes import parse as parse
 from watcher.printable import TEXT_LIMIT, printable
 
 LEVELS = ("debug", "info", "warning", "error")
 
-LogLine = Mapping[str, Any]
-
 _LINE_LIMIT = 1 << 20
 """Bytes of a line that are read at once: a file without any newline must not fill the memory."""
-_OURS = '{"timestamp":'
-"""What each of our lines begins with; platforms put their own prefix before it."""
-_MOST_BRACKETS = 800
-"""More than any line of ours has. What is nested as deep as Python can just read, it could not write."""
 _SGR = re.compile(r"\x1b\[[0-9;]*m")
 _BARE = re.compile(r'[^\s"=]+\Z')
 
@@ -57,21 +53,6 @@ class Filter(NamedTuple):
 
     def _globs_by_field(self) -> Mapping[str, Sequence[str]]:
         return {"event": self.events, "account": self.accounts, "subscription": self.subscriptions}
-
-
-def parse(text: str) -> LogLine | None:
-    """Return one of our lines, whatever stands before it, or None for a foreign line."""
-    start = text.find(_OURS)
-    if (start < 0 and not text.startswith("{")) or text.count("[") + text.count("{") > _MOST_BRACKETS:
-        return None
-    try:
-        line = json.loads(text[max(start, 0) :], parse_constant=_refuse, parse_float=_finite)
-    except (ValueError, RecursionError):
-        return None
-    is_ours = isinstance(line, dict) and all(
-        isinstance(line.get(name), str) for name in ("timestamp", "level", "event")
-    )
-    return line if is_ours else None
 
 
 def pretty(line: LogLine, *, color: bool) -> str:
@@ -172,15 +153,6 @@ class _Followed:
 def _rank(level: str) -> int:
     """A level that is not ours ranks highest: hiding what is not understood would be a guess."""
     return LEVELS.index(level) if level in LEVELS else len(LEVELS)
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    return number if math.isfinite(number) else _refuse(digits)
 
 
 def _decoded(raw: bytes) -> str:

@@ -43,7 +43,12 @@ def serve(
     """Run one worker to its end; returns the exit code. `is_watching`: reload whenever a file is edited."""
     hide([exposure.token or ""])
     settings = loaded.settings
-    writer = configure(settings.log.level, settings.log.format, color=not Environment().get("NO_COLOR"))
+    writer = configure(
+        settings.log.level,
+        settings.log.format,
+        color=not Environment().get("NO_COLOR"),
+        prefix=settings.log.prefix,
+    )
     try:
         _tell_loaded(loaded)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
