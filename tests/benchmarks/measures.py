@@ -14,9 +14,11 @@ from watcher.delivery.egress import Policy
 from watcher.delivery.loop import DeliverLoop
 from watcher.delivery.post import Poster, Target
 from watcher.delivery.restraint import Restraint
+from watcher.engine.look import Look
 from watcher.run.generation import Generation
 from watcher.run.presence import Present
 from watcher.settings import Settings
+from watcher.store.due import DueIndex
 from watcher.store.keys import Keys
 from watcher.store.lanes import Lanes
 from watcher.store.polls import Commit, Polls
@@ -81,9 +83,13 @@ async def backlog(stage: Stage, lanes: int, per_lane: int) -> Measured:
         await stage.forget_commands()
         watch = Watch()
         group.create_task(loop.run())
+        index = DueIndex(stage.schedule, keys)
+        look = Look(index, (), stage.health, lambda due: loop.due(due.shard, due.name))
+        group.create_task(look.run(stopped := asyncio.Event()))
         await _until(lambda: tally.deliveries >= lanes * per_lane)
         speed = watch.speed(tally.deliveries)
         loop.stop()
+        stopped.set()
     return Measured(speed, await stage.server_us() / tally.deliveries)
 
 

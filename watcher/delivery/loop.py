@@ -23,8 +23,8 @@ from watcher.store.lanes import Lanes
 from watcher.store.schedule import Lease, Schedule
 from watcher.vitals.tally import Tally
 
-LOOK_S = 0.05
-"""Between two looks at the schedule: how late a lane may start that another worker made due."""
+_TURN_S = 0.5
+"""A loop that has nothing to do still turns so often: it learns how subscriptions stand."""
 
 _AT_ONCE = 32
 """Subscriptions that are claimed for at the same time: a thousand that are due do not hold up the next."""
@@ -34,6 +34,9 @@ _FULL_MS = 1000
 
 _FAREWELL_S = 0.5
 """An attempt that is answered within this time is settled though its subscription is gone, or its URL."""
+
+_LOOK_S = 0.05
+"""Between two looks of a loop that is to end once nothing is due."""
 
 _UNKNOWN_MS = 60_000
 """A subscription that the configuration does not know keeps its lanes, and is not looked at for so long."""
@@ -71,7 +74,6 @@ class DeliverLoop:
         self._found: _Due = {}
         self._full: defaultdict[str, set[int]] = defaultdict(set)
         self._held: defaultdict[int, dict[str, int]] = defaultdict(dict)
-        self._look_at = 0.0
         self._damaged_until: dict[int, float] = {}
         self._is_finishing = False
         self.turned_at: float | None = None
@@ -86,6 +88,12 @@ class DeliverLoop:
             forsaken=self._forsaken,
             now_ms=schedule.now_ms,
         )
+
+    def due(self, shard: int, subscription: str) -> None:
+        """Claim lanes of this subscription in its turn: one may be due."""
+        if time.monotonic() >= self._damaged_until.get(shard, 0):
+            self._found.setdefault(subscription, set()).add(shard)
+            self._wake.set()
 
     def wake(self, shard: int, subscription: str) -> None:
         """Claim a lane of this subscription at once: one was just made due."""
@@ -131,8 +139,7 @@ class DeliverLoop:
                     is_more = self._woken or self._found
                     if is_finishing and not has_found and not is_more and not self.in_flight:
                         self.stop()
-                    self._health.answered()
-                    pause_s = 0 if is_more else self._look_at - time.monotonic()
+                    pause_s = 0 if is_more else _LOOK_S if is_finishing else _TURN_S
                 except StoreError as trouble:
                     pause_s = await self._health.failed(trouble)
                 except Exception:
@@ -151,9 +158,8 @@ class DeliverLoop:
         """
         for name in await self._restraint.refresh():
             self._found[name] = set(range(SHARDS))
-        if self._is_finishing or time.monotonic() >= self._look_at:
+        if self._is_finishing:
             await self._look()
-            self._look_at = time.monotonic() + LOOK_S
         due = _taken(self._found)
         for name, shards in _taken(self._woken).items():
             due.setdefault(name, set()).update(shards)
@@ -162,6 +168,7 @@ class DeliverLoop:
         return bool(due)
 
     async def _look(self) -> None:
+        """Look for what is due at this moment, so that nothing is left when the loop ends."""
         names_by_shard = await self._health.of_parts(*map(self._look_at_shard, range(SHARDS)))
         for shard, names in enumerate(names_by_shard):
             for name in names or ():

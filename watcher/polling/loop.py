@@ -24,7 +24,10 @@ CONCURRENCY = 64
 """Polls of one provider at the same time: the throughput of one process levels off there."""
 
 LOOK_MS = 100
-"""Longest time between two looks at a shard: another worker may have died, or a file been edited."""
+"""A turn that is further off is scarce: then turns are for the accounts that have waited longest."""
+
+_TURN_S = 1.0
+"""A loop that has nothing to do still turns so often: it shows that it lives."""
 
 _BREATH_S = 0.005
 """Between two claims: what falls due or becomes free meanwhile is claimed together, which costs no more."""
@@ -79,12 +82,13 @@ class PollLoop:
         self._polls = polls
         self._accounts = accounts
         self._health = health
-        self._provider = poller.settings.name
-        self.name = f"poll {self._provider}"
+        self.provider = poller.settings.name
+        self.name = f"poll {self.provider}"
         self.turned_at: float | None = None
         self._spacing_s = poller.spacing_s
         self._lease_ms = poller.lease_ms
         self._look_at = [0.0] * SHARDS
+        self._damaged_until: dict[int, float] = {}
         self._shards = {shard_of(name) for name in accounts}
         self._has_lost = False
         self._claim_at = 0.0
@@ -94,10 +98,6 @@ class PollLoop:
         self.all_polled = asyncio.Event()
         self._stopped = asyncio.Event()
         self._wake = asyncio.Event()
-
-    @property
-    def provider(self) -> str:
-        return self._provider
 
     @property
     def causes(self) -> Causes:
@@ -112,6 +112,15 @@ class PollLoop:
         """Poll now what waits after a refused poll. Raises StoreError."""
         await self._poller.hasten(*range(SHARDS))
 
+    def due(self, shard: int, for_s: float) -> None:
+        """Claim at a shard: a poll may have been due there for so many seconds."""
+        now = time.monotonic()
+        if now < self._damaged_until.get(shard, 0):
+            return
+        if self._look_at[shard] > now:
+            self._wake.set()
+        self._look_at[shard] = min(self._look_at[shard], now - for_s)
+
     def has_lost(self) -> bool:
         """Say whether a schedule of its accounts was gone since this was last asked: somebody deleted it."""
         lost, self._has_lost = self._has_lost, False
@@ -125,7 +134,6 @@ class PollLoop:
                 self._wake.clear()
                 try:
                     pause_s = await self.tick(group)
-                    self._health.answered()
                 except StoreError as trouble:
                     pause_s = await self._health.failed(trouble)
                 except Exception:
@@ -134,7 +142,7 @@ class PollLoop:
                 self._poller.silence.tell()
                 self.causes.tell()
                 await asyncio.sleep(_BREATH_S)
-                await pause(self._wake, pause_s - _BREATH_S)
+                await pause(self._wake, min(pause_s, _TURN_S) - _BREATH_S)
         self._poller.silence.tell(at_once=True)
 
     async def tick(self, group: asyncio.TaskGroup) -> float:
@@ -187,7 +195,7 @@ class PollLoop:
         """Say how many polls could start soon; where hardly any, the next look waits for their turns."""
         wait_s = 0.0
         if self._is_scarce:
-            wait_s = await self._polls.next_turn_ms(self._provider) / 1000
+            wait_s = await self._polls.next_turn_ms(self.provider) / 1000
         self._claim_at = time.monotonic() + min(wait_s - _AHEAD_S, LONGEST_TURN_S)
         if wait_s > _AHEAD_S:
             return 0
@@ -198,20 +206,21 @@ class PollLoop:
 
         One whose keys are damaged is left alone for a while, the others go on.
         """
-        self._look_at[shard] = time.monotonic() + DAMAGED_S
         try:
             claimed = await self._polls.claim(
-                self._provider, shard, lease_ms=self._lease_ms, at_most=at_most, waited_ms=waited_ms
+                self.provider, shard, lease_ms=self._lease_ms, at_most=at_most, waited_ms=waited_ms
             )
         except StoreError:
             self._look_at[shard] = time.monotonic() + LOOK_MS / 1000
             raise
         except Exception:
             log.exception("bug", affected=f"polls of shard {shard}")
+            self._look_at[shard] = self._damaged_until[shard] = time.monotonic() + DAMAGED_S
             return ()
+        self._health.answered()
         self._has_lost |= claimed.next_due_ms is None and shard in self._shards
-        wait_ms = LOOK_MS if claimed.next_due_ms is None else min(LOOK_MS, claimed.next_due_ms)
-        self._look_at[shard] = time.monotonic() + wait_ms / 1000
+        wait_s = math.inf if claimed.next_due_ms is None else claimed.next_due_ms / 1000
+        self._look_at[shard] = time.monotonic() + wait_s
         return claimed.leases
 
     def _look_again(self, member: str) -> None:
@@ -226,7 +235,7 @@ class PollLoop:
         asked_at = time.monotonic()
         spacing_ms, within_ms = 1000 * self._spacing_s, 1000 * LONGEST_TURN_S
         wait_ms = await self._polls.take_turns(
-            self._provider, turns, spacing_ms=spacing_ms, within_ms=within_ms
+            self.provider, turns, spacing_ms=spacing_ms, within_ms=within_ms
         )
         turn = Turn(time.monotonic() + wait_ms / 1000, asked_at + wait_ms / 1000 + _LATE_S)
         self._is_scarce = wait_ms > LOOK_MS
@@ -238,15 +247,15 @@ class PollLoop:
         try:
             account = self._accounts.get(lease.member)
             if account is None:
-                await self._polls.release(self._provider, lease, due_in_ms=_UNKNOWN_MS)
+                await self._polls.release(self.provider, lease, due_in_ms=_UNKNOWN_MS)
             elif await self._has_turn(account, turn):
                 await self._poller.poll(account, lease)
             else:
                 is_over = False
-                await self._polls.release(self._provider, lease)
+                await self._polls.release(self.provider, lease)
         except StoreError as trouble:
             # The next poll finds the same change again.
-            log.debug("poll.discarded", account=lease.member, provider=self._provider, reason=str(trouble))
+            log.debug("poll.discarded", account=lease.member, provider=self.provider, reason=str(trouble))
             await self._give_back(lease)
         except Exception:
             log.exception("bug", affected="poll", account=lease.member)
@@ -279,7 +288,7 @@ class PollLoop:
         give_up_at = time.monotonic() + self._lease_ms / 1000
         while time.monotonic() < give_up_at:
             try:
-                await self._polls.release(self._provider, lease)
+                await self._polls.release(self.provider, lease)
             except StoreError:
                 await asyncio.sleep(_AGAIN_S)
             else:

@@ -12,6 +12,7 @@ from watcher.delivery.egress import Policy
 from watcher.delivery.loop import DeliverLoop
 from watcher.delivery.post import Poster, Target
 from watcher.delivery.restraint import Restraint
+from watcher.engine.look import Look
 from watcher.journal.delivery import Delivery
 from watcher.journal.interest import Interest
 from watcher.journal.notices import paused
@@ -28,6 +29,7 @@ from watcher.run.names import Names
 from watcher.run.presence import Present
 from watcher.settings import AccountSettings, Settings
 from watcher.store.connect import StoreUnreachable
+from watcher.store.due import Due, DueIndex
 from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
 from watcher.store.lanes import Lanes
@@ -63,6 +65,7 @@ class Generation:
         self._before = before
         self._polls = Polls(schedule, keys)
         self._lanes = Lanes(schedule, keys)
+        self._index = DueIndex(schedule, keys)
         self._roster = Roster(schedule.pipe, keys)
         self._enrolment = Enrolment(settings, schedule, self._roster, present)
         self._standings = Standings(schedule.pipe, keys)
@@ -84,6 +87,7 @@ class Generation:
                 group.create_task(self._follow_names(), name="names")
                 group.create_task(self._hasten_moved(deliver_loop), name="hasten")
                 group.create_task(self._keep_enrolled(), name="enroll")
+                group.create_task(self._look(deliver_loop, poll_loops).run(self._stopped), name="look")
                 for loop in self._loops:
                     group.create_task(loop.run(), name=loop.name)
 
@@ -97,11 +101,13 @@ class Generation:
             async with asyncio.TaskGroup() as group:
                 delivering = group.create_task(deliver_loop.run(), name="deliver")
                 async with asyncio.TaskGroup() as polling:
+                    polling.create_task(self._look(deliver_loop, poll_loops).run(self._stopped), name="look")
                     for loop in poll_loops:
                         polling.create_task(loop.run(), name="poll")
                     for loop in poll_loops:
                         await loop.all_polled.wait()
                         loop.stop()
+                    self._stopped.set()
                 deliver_loop.finish()
                 await delivering
 
@@ -203,6 +209,17 @@ class Generation:
         }
         self._names = Names(self.settings, self._policy, resolver, self._standings, deliver_loop, poll_loops)
         return deliver_loop, [*poll_loops.values()]
+
+    def _look(self, deliver_loop: DeliverLoop, poll_loops: Iterable[PollLoop]) -> Look:
+        loop_by_provider = {loop.provider: loop for loop in poll_loops}
+
+        def tell(due: Due) -> None:
+            if due.kind == "delivery":
+                deliver_loop.due(due.shard, due.name)
+            elif loop := loop_by_provider.get(due.name):
+                loop.due(due.shard, due.for_s)
+
+        return Look(self._index, [*loop_by_provider], self._health, tell)
 
     def _deliver_loop(self, poster: Poster) -> DeliverLoop:
         targets = {

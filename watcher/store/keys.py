@@ -49,6 +49,10 @@ class Keys:
         """ZSET, permanent: account -> when its poll is due (or its lease ends), in ms."""
         return self._tagged(shard, "polls", provider)
 
+    def due_polls(self, shard: int) -> str:
+        """ZSET, permanent: provider -> no later than when its first poll is due, in ms."""
+        return self._tagged(shard, "due", "polls")
+
     def failing(self, shard: int, provider: str) -> str:
         """HASH, permanent: account -> `count since_ms trouble reason` of its refused polls in a row."""
         return self._tagged(shard, "failing", provider)

@@ -66,12 +66,12 @@ class Polls:
         self, provider: str, shard: int, *, lease_ms: int, at_most: int, waited_ms: int = 0
     ) -> Claimed:
         """Claim accounts that are due, and have been for `waited_ms` at least."""
-        keys = [self._keys.polls(shard, provider)]
-        return await self._schedule.claim(keys, lease_ms, at_most, waited_ms=waited_ms)
+        keys = self._schedule_keys(shard, provider)
+        return await self._schedule.claim(keys, lease_ms, at_most, provider, waited_ms=waited_ms)
 
     async def hasten(self, provider: str, shard: int, *, lease_ms: int) -> int:
         """Let accounts be polled now that wait after refused polls; returns how many."""
-        return await self._schedule.hasten([self._keys.polls(shard, provider)], lease_ms)
+        return await self._schedule.hasten(self._schedule_keys(shard, provider), lease_ms, provider)
 
     async def is_failing(self, provider: str, account: str) -> bool:
         """Say whether an account's last poll was refused, whichever worker made it."""
@@ -161,26 +161,31 @@ class Polls:
     ) -> Postponed | None:
         """Note a refused poll; None when the lease was lost meanwhile."""
         shard = shard_of(lease.member)
-        keys = [self._keys.polls(shard, provider), self._keys.failing(shard, provider)]
+        keys = [*self._of_polls(shard, provider)]
         reply = await self._pipe.script(
-            _POSTPONE, keys, lease.member, lease.deadline, why, at_least_ms, *waits_ms
+            _POSTPONE, keys, lease.member, lease.deadline, why, at_least_ms, provider, *waits_ms
         )
         return None if reply[0] < 0 else Postponed(*reply)
 
     async def release(self, provider: str, lease: Lease, *, due_in_ms: int = 0) -> Reply:
-        keys = [self._keys.polls(shard_of(lease.member), provider)]
-        return await self._schedule.release(keys, lease, due_in_ms)
+        keys = self._schedule_keys(shard_of(lease.member), provider)
+        return await self._schedule.release(keys, lease, due_in_ms, provider)
 
     def _join_commits(self, shard: int, provider: str) -> Joint:
         keys = self._keys
-        shared = (*self._of_polls(shard, provider), keys.log(shard), keys.due_subscriptions(shard))
-        return Joint(_COMMIT, shared, (LOG_PER_SHARD, DEAD_PER_SUBSCRIPTION, LANE_LENGTH))
+        polls, failing, due = self._of_polls(shard, provider)
+        shared = (polls, failing, keys.log(shard), keys.due_subscriptions(shard), due)
+        return Joint(_COMMIT, shared, (LOG_PER_SHARD, DEAD_PER_SUBSCRIPTION, LANE_LENGTH, provider))
 
     def _join_touches(self, shard: int, provider: str) -> Joint:
-        return Joint(_TOUCH, self._of_polls(shard, provider), most=64)
+        return Joint(_TOUCH, self._of_polls(shard, provider), (provider,), most=64)
 
-    def _of_polls(self, shard: int, provider: str) -> tuple[str, ...]:
-        return (self._keys.polls(shard, provider), self._keys.failing(shard, provider))
+    def _of_polls(self, shard: int, provider: str) -> tuple[str, str, str]:
+        keys = self._keys
+        return keys.polls(shard, provider), keys.failing(shard, provider), keys.due_polls(shard)
+
+    def _schedule_keys(self, shard: int, provider: str) -> list[str]:
+        return [self._keys.polls(shard, provider), self._keys.due_polls(shard)]
 
 
 class damage_named:  # noqa: N801 -- as `connect.translated`

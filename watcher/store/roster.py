@@ -110,6 +110,7 @@ class Roster:
             for group in _in_parts(members):
                 pairs = [part for name in group for part in (now_ms, name)]
                 await self._pipe.command("ZADD", self._keys.polls(shard, provider), "XX", *pairs)
+            await self._index(shard, provider, now_ms)
 
     async def _add(self, shard: int, provider: str, names: list[bytes], now_ms: int) -> int:
         """Returns how many there were to add: another worker may do the same at this moment."""
@@ -117,7 +118,12 @@ class Roster:
         for group in _in_parts(names):
             pairs = [part for name in group for part in (now_ms, name)]
             added += await self._pipe.command("ZADD", self._keys.polls(shard, provider), "NX", *pairs)
+        if names:
+            await self._index(shard, provider, now_ms)
         return added
+
+    async def _index(self, shard: int, provider: str, due_ms: int) -> None:
+        await self._pipe.command("ZADD", self._keys.due_polls(shard), "LT", due_ms, provider)
 
     async def _remove(self, shard: int, provider: str, names: list[bytes], everyone: Collection[str]) -> None:
         for group in _in_parts(names):

@@ -2,10 +2,10 @@
 -- Safe to repeat: members whose answer was lost come back when their lease ends; of lanes soon, as begin_lane is
 -- what keeps them for longer. A claim that was held up on its way (the server hung) is void: whoever sent it has
 -- given it up, and nobody would work on what it takes.
--- KEYS    1 schedule (member -> due ms)
---         lanes only: 2 due subscriptions   3 nothing (deleted first: a full server still drains)
+-- KEYS    1 schedule (member -> due ms)   2 due providers, or due subscriptions
+--         lanes only: 3 nothing (deleted first: a full server still drains)
 -- ARGV    1 lease ms   2 at most   3 void from then on (ms)   4 none that are due for less than so many ms
---         lanes only: 5 subscription
+--         5 provider, or subscription
 -- returns now ms, deadline ms, when the next member is due (-1: the schedule is empty), members...
 if KEYS[3] then redis.call('DEL', KEYS[3]) end
 local time = redis.call('TIME')
@@ -22,11 +22,9 @@ end
 if leases[1] then redis.call('ZADD', KEYS[1], unpack(leases)) end
 local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 if first[2] then reply[3] = math.floor(tonumber(first[2])) end
-if KEYS[2] then
-  if first[2] then
-    redis.call('ZADD', KEYS[2], first[2], ARGV[5])
-  else
-    redis.call('ZREM', KEYS[2], ARGV[5])
-  end
+if first[2] then
+  redis.call('ZADD', KEYS[2], first[2], ARGV[5])
+else
+  redis.call('ZREM', KEYS[2], ARGV[5])
 end
 return reply

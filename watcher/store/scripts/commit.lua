@@ -2,9 +2,9 @@
 -- account is a step, and whole. Fenced by the state's version, which is also the token of the commit that
 -- wrote it (a repeat after a lost answer finds its own), and by the poll's lease. The first write allocates,
 -- so that a full server refuses all of it.
--- KEYS    1 polls   2 failing   3 log   4 due subscriptions
+-- KEYS    1 polls   2 failing   3 log   4 due subscriptions   5 due providers
 --         then for each step: its state, then for each of its lanes: list, schedule, dead letters
--- ARGV    1 log length   2 dead letters length   3 lane length
+-- ARGV    1 log length   2 dead letters length   3 lane length   4 provider
 --         then for each step: account, deadline, expected version ('': no state yet), new version, sequence,
 --         polled at ms ('': no good poll, so that its time and the failures stay), next poll due ms, state
 --         body, number of log entries, these (opaque bytes), number of lanes,
@@ -16,8 +16,9 @@
 local has_failing = redis.call('HLEN', KEYS[2]) > 0
 redis.call('XLEN', KEYS[3])
 redis.call('ZCARD', KEYS[4])
+redis.call('ZCARD', KEYS[5])
 local accounts, key_of, at_of, lanes_by_schedule, schedules = {}, {}, {}, {}, {}
-local key, at = 5, 4
+local key, at = 6, 5
 while KEYS[key] do
   accounts[#accounts + 1] = ARGV[at]
   key_of[#accounts], at_of[#accounts] = key, at
@@ -37,7 +38,7 @@ while KEYS[key] do
 end
 
 local deadlines = redis.call('ZMSCORE', KEYS[1], unpack(accounts))
-local reply, next_polls, mended = {}, {}, {}
+local reply, next_polls, mended, first = {}, {}, {}, math.huge
 for i = 1, #accounts do
   at = at_of[i]
   local version = redis.call('HGET', KEYS[key_of[i]], 'version') or ''
@@ -51,6 +52,7 @@ for i = 1, #accounts do
   else
     next_polls[#next_polls + 1] = ARGV[at + 6]
     next_polls[#next_polls + 1] = accounts[i]
+    first = math.min(first, tonumber(ARGV[at + 6]))
   end
   reply[i * 2 - 1], reply[i * 2] = answer, {}
 end
@@ -91,6 +93,7 @@ for i = 1, #accounts do
 end
 
 redis.call('ZADD', KEYS[1], unpack(next_polls))
+redis.call('ZADD', KEYS[5], 'LT', first, ARGV[4])
 if has_failing and mended[1] then redis.call('HDEL', KEYS[2], unpack(mended)) end
 for _, schedule in ipairs(schedules) do
   local due = lanes_by_schedule[KEYS[schedule[1]]]

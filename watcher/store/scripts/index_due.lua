@@ -1,0 +1,13 @@
+-- Note when the first poll of each provider is due, where the index says later or nothing: a worker of the version
+-- before set the time, or somebody deleted the index. One of another type is made anew, as nothing is lost with
+-- it; a schedule of another type is passed over, and costs its own polls only.
+-- KEYS    1 due providers   2.. schedules (account -> due ms)
+-- ARGV    for each schedule: its provider
+-- returns 1
+local index = redis.pcall('ZCARD', KEYS[1])
+if type(index) == 'table' then redis.call('DEL', KEYS[1]) end
+for i = 1, #ARGV do
+  local first = redis.pcall('ZRANGE', KEYS[i + 1], 0, 0, 'WITHSCORES')
+  if first[2] then redis.call('ZADD', KEYS[1], 'LT', first[2], ARGV[i]) end
+end
+return 1
