@@ -43,10 +43,11 @@ class Arrival(NamedTuple):
 
 @dataclass(eq=False)
 class MoodySubscriber:
-    """Verifies and answers as `status`, `headers` and `delay_s` say at the moment; `async with` it."""
+    """Verifies and answers as its first four fields say at the moment; `async with` it."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
+    text: str = "what it says"
     delay_s: float = 0.0
     arrivals: list[Arrival] = field(default_factory=list)
     in_flight: int = 0
@@ -76,7 +77,7 @@ class MoodySubscriber:
             await asyncio.sleep(self.delay_s)
         finally:
             self.in_flight -= 1
-        return web.Response(status=status, headers=headers, text="what it says")
+        return web.Response(status=status, headers=headers, text=self.text)
 
     @property
     def taken(self) -> list[Any]:

@@ -29,6 +29,7 @@ from watcher.delivery.outcomes import Attempt
 from watcher.delivery.post import Poster
 
 NO_ANSWER = f"no answer within {SHORT_S} s"
+NO_CONNECTION = f"no connection within {SHORT_S} s"
 HOST = "in.hooks.example"
 KNOWN = {HOST: ["127.0.0.1"]}
 STRICTER = Policy((ip_network("127.0.0.2/32"),), allow_http=True)
@@ -111,7 +112,7 @@ async def test_a_name_that_is_unknown_is_the_subscribers_failure() -> None:
 async def test_a_name_server_that_is_silent_costs_the_deadline() -> None:
     async with a_poster(resolver=FakeDns({}), deadline_s=SHORT_S) as poster:
         attempts = await asyncio.gather(*(post(poster, "http://silent.example/") for _ in range(3)))
-    assert [attempt.error for attempt in attempts] == 3 * [NO_ANSWER]
+    assert [attempt.error for attempt in attempts] == 3 * [NO_CONNECTION]
 
 
 @pytest.mark.parametrize("host", ["a..b", ".example", 64 * "x" + ".example", "127.1", "0x7f000001", "xn--a"])
@@ -122,7 +123,7 @@ async def test_a_name_that_is_none_is_an_error_of_the_attempt(host: str) -> None
         attempt = await poster.post(target, a_delivery(), 1)
     assert attempt.status is None
     assert attempt.error
-    assert attempt.error != NO_ANSWER
+    assert attempt.error != NO_CONNECTION
     assert host not in attempt.error
 
 
@@ -196,7 +197,7 @@ async def hanging_up(peer: Peer) -> None:
     [
         (not_speaking_tls, {"TLS failed"}),
         (hanging_up, {"cannot connect", "cannot connect: connection reset by peer"}),
-        (silence, {NO_ANSWER}),
+        (silence, {NO_CONNECTION}),
     ],
 )
 async def test_a_port_that_does_not_speak_tls_ends_the_attempt(script: Script, errors: set[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import structlog
 from events_schema import assert_valid
-from moody_subscriber import CommandLine, MoodySubscriber, Owed, a_sample, owed, some_settings
+from moody_subscriber import CommandLine, MoodySubscriber, Owed, a_sample, owed, some_settings, told
 from redis.asyncio import Redis
 from rig import TREASURY, Rig, a_rig
 from yarl import URL
@@ -18,6 +18,7 @@ from watcher import cli
 from watcher.commands import ping
 from watcher.delivery import post
 from watcher.delivery.outcomes import Attempt
+from watcher.printable import plain
 from watcher.schema import MODEL_BY_TYPE
 from watcher.store import polls
 from watcher.store.history import History
@@ -404,6 +405,27 @@ async def test_attempts_that_failed_are_remembered_with_what_was_answered(
     assert [rows[0]["outcome"], rows[-1]["outcome"]] == ["retry", "delivered"]
     lines = (await run("deliveries", "--attempts")).out.splitlines()
     assert lines[1].endswith("418: what it says")
+
+
+async def test_the_first_kib_of_an_answer_is_kept_with_its_attempt_and_its_beginning_is_logged(
+    one: Owed, run: CommandLine, subscriber: MoodySubscriber
+) -> None:
+    subscriber.status, subscriber.text = 422, "\x1b[31mno " + 3000 * "x"
+    await one.queue(["treasury"], [1])
+    with structlog.testing.capture_logs() as logged:
+        async with one.worker():
+            await subscriber.until(lambda: bool(told(logged, "delivery.retried")))
+    shown = "\\x1b[31mno xxx"
+    [row] = (await run("deliveries", "--attempts", "--json")).objects[:1]
+    assert row["answer"].startswith(shown)
+    assert 1000 < len(row["answer"]) <= 1024
+    text = (await run("deliveries", "--attempts")).out
+    assert shown in text
+    assert 250 * "x" not in text
+    line = plain(told(logged, "delivery.retried")[0])
+    assert isinstance(line, dict)
+    assert line["answer"].startswith(shown)
+    assert len(line["answer"]) <= 200
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from raw_subscribers import (
 
 from watcher import __version__
 from watcher.delivery.outcomes import LONGEST_RETRY_AFTER_S, Attempt
-from watcher.delivery.post import Target
+from watcher.delivery.post import EXCERPT_LIMIT, Target
 from watcher.delivery.signing import new_secret
 from watcher.printable import hide
 from watcher.receive import TOLERANCE_S, InvalidWebhook, verify
@@ -306,7 +306,7 @@ async def test_an_attempt_says_how_an_answer_begins_that_is_no_success() -> None
 
 
 @pytest.mark.parametrize("status", [200, 201, 299])
-async def test_of_a_success_nothing_is_kept(status: int) -> None:
+async def test_of_a_success_at_once_nothing_is_kept(status: int) -> None:
     attempt, _ = await attempt_at(answering(an_answer(status, b"thank you")))
     assert (attempt.status, attempt.excerpt) == (status, "")
 
@@ -325,8 +325,47 @@ async def test_of_a_success_nothing_is_kept(status: int) -> None:
 )
 async def test_an_excerpt_is_short_and_printable(body: bytes) -> None:
     attempt, _ = await attempt_at(answering(an_answer(500, body)))
-    assert 0 < len(attempt.excerpt) <= 200
+    assert 0 < len(attempt.excerpt.encode()) <= EXCERPT_LIMIT
     assert attempt.excerpt.isprintable()
+
+
+async def test_the_first_kib_of_an_answer_is_kept() -> None:
+    body = b"".join(b"%d " % number for number in range(1000))
+    attempt, _ = await attempt_at(answering(an_answer(500, body)))
+    assert EXCERPT_LIMIT - 4 < len(attempt.excerpt) <= EXCERPT_LIMIT
+    assert body.decode().startswith(attempt.excerpt[:-4])
+
+
+async def test_of_a_success_that_came_late_the_answer_is_kept() -> None:
+    async with subscribing(answering(an_answer(202, b"queued"))) as subscriber, a_poster() as poster:
+        attempt = await poster.post(a_target(subscriber), a_delivery(), 2)
+    assert (attempt.status, attempt.excerpt) == (202, "queued")
+
+
+async def test_a_large_cookie_hides_neither_a_wish_nor_the_body_nor_costs_the_connection() -> None:
+    cookie = b"Set-Cookie: session=" + 20_000 * b"x"
+    busy = an_answer(429, b"slow down", cookie, b"Retry-After: 7")
+    async with (
+        subscribing(answering(busy, an_answer(200, b"ok", cookie))) as subscriber,
+        a_poster() as poster,
+    ):
+        attempts = [await poster.post(a_target(subscriber), a_delivery(), number) for number in (1, 2)]
+    assert [attempt.status for attempt in attempts] == [429, 200]
+    assert (attempts[0].retry_after_s, attempts[0].excerpt) == (7, "slow down")
+    assert subscriber.connections == 1
+
+
+async def test_what_an_old_connection_has_answered_is_not_sent_again() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hear()
+        await peer.say(OK)
+        await peer.hear()
+        await peer.say(b"HTTP/1.1 200 OK\r\nConte")
+
+    async with subscribing(script) as subscriber, a_poster() as poster:
+        statuses = [(await poster.post(a_target(subscriber), a_delivery(), 1)).status for _ in range(2)]
+    assert statuses == [200, 200]
+    assert len(subscriber.requests) == 2
 
 
 async def test_a_body_that_breaks_off_leaves_what_came_of_it() -> None:
@@ -338,7 +377,7 @@ async def test_a_body_that_breaks_off_leaves_what_came_of_it() -> None:
     assert attempt.excerpt == "out of order"
 
 
-@pytest.mark.parametrize("before", [0, 190, 200, 4090])
+@pytest.mark.parametrize("before", [0, 190, 1000, 1020, 4090])
 async def test_a_receiver_that_repeats_our_headers_puts_no_secret_into_an_excerpt(before: int) -> None:
     token = "Bearer 0123456789-0123456789"
     hide([token])

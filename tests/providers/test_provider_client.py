@@ -94,6 +94,13 @@ async def test_an_error_whose_body_breaks_off_is_still_that_error() -> None:
     assert (refused.trouble, refused.status, refused.retry_after_s) == ("transient", 503, 7)
 
 
+async def test_a_large_cookie_or_many_headers_void_no_poll() -> None:
+    cookies = {"Set-Cookie": "session=" + 20_000 * "x", **{f"x-{number}": "1" for number in range(300)}}
+    async with Stage() as stage, loopring_client(stage.url) as client:
+        stage.reply = answer([], headers=cookies)
+        assert await client.ask(ACCOUNT) == (b"[]",)
+
+
 async def test_nobody_there_is_gone() -> None:
     async with Stage() as stage:
         url = stage.url

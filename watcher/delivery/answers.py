@@ -5,7 +5,9 @@ chunk extensions and whatever comes on an idle connection have no end there: 8 M
 """
 
 import asyncio
+import re
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,14 +17,29 @@ from aiohttp.client_proto import ResponseHandler
 ANSWER_LIMIT = 64 * 1024
 """Bytes of one answer, its head and what came before it included. The connection ends with the next one."""
 
-is_reused: ContextVar[bool] = ContextVar("is_reused", default=False)
-"""Whether the connection that this task's last request went out on had been used before."""
+
+@dataclass(slots=True)
+class Progress:
+    """How far a request has come, whatever becomes of it. `status` is known from its line on: a head that has
+    no end, or that aiohttp cannot read, does not undo what the receiver did.
+    """
+
+    is_connected: bool = False
+    is_reused: bool = False
+    status: int | None = None
+
+
+progress: ContextVar[Progress] = ContextVar("progress")
+"""Of the request that this task sends next."""
 
 _HEADS_UNREAD = 16
 """Interim answers in one piece of data. A server says `100 Continue` and `103 Early Hints`, once or twice."""
 
 _INTERIM = range(100, 200)
+_SWITCHING = 101
 _END_OF_HEAD = b"\r\n\r\n"
+_STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r\n]")
+_LONGEST_STATUS = 16
 
 
 class AnswerTooLong(ClientError):
@@ -52,11 +69,15 @@ class _BoundedConnection(ResponseHandler):
         self._room = ANSWER_LIMIT
         self._is_final = False
         self._is_used = False
+        self._progress = Progress()
+        self._beginning = b""
 
     def set_response_params(self, **params: Any) -> None:
         """Make room for the answer to another request. Runs in the task that sends it."""
-        is_reused.set(self._is_used)
+        self._progress = progress.get(self._progress)
+        self._progress.is_connected, self._progress.is_reused = True, self._is_used
         self._is_used = True
+        self._beginning = b""
         self._room = ANSWER_LIMIT
         self._is_final = False
         super().set_response_params(**params)
@@ -71,12 +92,24 @@ class _BoundedConnection(ResponseHandler):
                 self._cut()
             if self._exception:
                 break
+            self._note_status(part)
             super().data_received(part)
         self._room -= len(data)
         if self._room < 0:
             self._cut()
         if self._exception and self._payload:
             self._payload.feed_eof()  # what has come of the body is all there will be; nobody waits for more
+
+    def _note_status(self, part: bytes) -> None:
+        """Read the status in what may be the beginning of a head, or one whole head."""
+        if self._progress.status is not None:
+            return
+        self._beginning += part[: _LONGEST_STATUS - len(self._beginning)]
+        found = _STATUS.match(self._beginning)
+        if found and (int(found[1]) not in _INTERIM or int(found[1]) == _SWITCHING):
+            self._progress.status = int(found[1])
+        elif part.endswith(_END_OF_HEAD):
+            self._beginning = b""
 
     def feed_data(self, data: tuple[Any, StreamReader], size: int = 0) -> None:
         """Note whether this head is the answer, or one of those that may come before it."""

@@ -230,10 +230,18 @@ class LaneWorker:
             self._tally.lag_s.add(lag_ms / 1000)
             log.info("delivery.delivered", **fields, lag_ms=lag_ms)
         elif one.verdict.outcome is Outcome.REFUSED:
-            log.warning("delivery.dead", **fields, reason=one.verdict.reason)
+            log.warning(
+                "delivery.dead", **fields, reason=one.verdict.reason, answer=one.attempt.excerpt or None
+            )
         else:
             self._tally.retried += 1
-            log.info("delivery.retried", **fields, reason=one.verdict.reason, next_ms=one.verdict.wait_ms)
+            log.info(
+                "delivery.retried",
+                **fields,
+                reason=one.verdict.reason,
+                next_ms=one.verdict.wait_ms,
+                answer=one.attempt.excerpt or None,  # of which a line shows no more than 200 characters
+            )
 
 
 class Tried(NamedTuple):

@@ -38,8 +38,8 @@ class Outcome(Enum):
 class Attempt:
     """One POST as it ended: an HTTP status, or an error of ours in its place.
 
-    `is_refused_by_us`: the egress policy forbids the address. `excerpt` is how an answer that is no
-    success begins, printable and short.
+    `is_refused_by_us`: the egress policy forbids the address. `excerpt` is how the answer begins, printable,
+    at most 1 KiB; it is empty where the first attempt is a success.
     """
 
     duration_ms: int

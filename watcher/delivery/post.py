@@ -17,7 +17,14 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from watcher import __version__
-from watcher.delivery.answers import AnswerTooLong, bound_answers, drop_frames, is_reused
+from watcher.delivery.answers import (
+    ANSWER_LIMIT,
+    AnswerTooLong,
+    Progress,
+    bound_answers,
+    drop_frames,
+    progress,
+)
 from watcher.delivery.connector import MOST_KEPT, guarded_connector, refusal_in
 from watcher.delivery.egress import Policy, check_url
 from watcher.delivery.outcomes import LONGEST_RETRY_AFTER_S, Attempt
@@ -38,8 +45,12 @@ REFUSED = "refused"
 _BODY_S = 2.0
 """Once the status is known, the rest is awaited only so that the connection can be used again."""
 
+EXCERPT_LIMIT = 1024
+"""Bytes of an answer that are kept with its attempt."""
+
 _EXCERPT_BYTES = 4096  # far more than is shown, so that no secret is cut in two before it is found
 _BUFFER = 16 * 1024  # of each answer: a thousand endless ones at a time must fit in memory
+_MOST_HEADERS = 1000  # what has more is left unread but for its status
 _AGAIN_WITHIN_S = 1.0
 _TRANSPORT_ERRORS = (aiohttp.ClientError, OSError, ValueError)
 
@@ -98,43 +109,55 @@ class Poster:
     async def post(self, target: Target, delivery: Delivery, attempt: int) -> Attempt:
         """Make one attempt; at once a second time if an idle connection turned out to be closed."""
         started = time.monotonic()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._deadline_s
+        deadline = asyncio.get_running_loop().time() + self._deadline_s
+        so_far = Progress()
+        progress.set(so_far)
         try:
             async with asyncio.timeout_at(deadline):
                 answer = await self._answer(target, delivery, attempt)
-        except TimeoutError:
-            return Attempt(_since_ms(started), error=f"no answer within {self._deadline_s:g} s")
-        except _TRANSPORT_ERRORS as error:
-            refusal = refusal_in(error)
-            words = f"{REFUSED}: {refusal}" if refusal else in_our_words(error)
-            drop_frames(error)
-            return Attempt(_since_ms(started), error=words, is_refused_by_us=refusal is not None)
+        except (TimeoutError, *_TRANSPORT_ERRORS) as error:
+            return self._unanswered(error, so_far, _since_ms(started))
         async with answer:
-            if answer.content.is_eof() and 200 <= answer.status < 300:
-                return Attempt(_since_ms(started), status=answer.status)  # nobody asks what else it says
-            beginning = await _read(answer, min(deadline, loop.time() + _BODY_S))
+            is_smooth = attempt == 1 and 200 <= answer.status < 300  # nobody asks what else it says
+            if is_smooth and answer.content.is_eof():
+                return Attempt(_since_ms(started), status=answer.status)
+            beginning = await _read(answer, deadline)
         return Attempt(
             _since_ms(started),
             status=answer.status,
             retry_after_s=self._wish_s(answer),
-            excerpt="" if 200 <= answer.status < 300 else _excerpt(beginning),
+            excerpt="" if is_smooth else _excerpt(beginning),
         )
 
     async def _answer(self, target: Target, delivery: Delivery, attempt: int) -> aiohttp.ClientResponse:
         """Send, and wait for the head of an answer; a second try has a connection that is not old."""
         again_until = time.monotonic() + _AGAIN_WITHIN_S
-        is_reused.set(False)  # there may be no connection at all
         headers = self._headers(target, delivery, attempt)
         try:
             return await self._session.post(
                 target.url, data=delivery.body, headers=headers, allow_redirects=False
             )
         except aiohttp.ClientConnectionError:
-            if not is_reused.get() or time.monotonic() > again_until:
+            so_far = progress.get()
+            if not so_far.is_reused or so_far.status is not None or time.monotonic() > again_until:
                 raise
         headers = {**self._headers(target, delivery, attempt), "connection": "close"}
         return await self._fresh.post(target.url, data=delivery.body, headers=headers, allow_redirects=False)
+
+    def _unanswered(self, error: Exception, so_far: Progress, duration_ms: int) -> Attempt:
+        """Say what became of an attempt that has no whole head of an answer: a status that came decides."""
+        refusal = refusal_in(error)
+        if so_far.status is not None:
+            attempt = Attempt(duration_ms, status=so_far.status)
+        elif refusal:
+            attempt = Attempt(duration_ms, error=f"{REFUSED}: {refusal}", is_refused_by_us=True)
+        elif type(error) is TimeoutError:
+            what = "answer" if so_far.is_connected else "connection"
+            attempt = Attempt(duration_ms, error=f"no {what} within {self._deadline_s:g} s")
+        else:
+            attempt = Attempt(duration_ms, error=in_our_words(error))
+        drop_frames(error)
+        return attempt
 
     def _headers(self, target: Target, delivery: Delivery, attempt: int) -> dict[str, str]:
         timestamp = int(self._unix_time())
@@ -162,9 +185,9 @@ def _session(policy: Policy, resolver: AbstractResolver, keep: int) -> aiohttp.C
         auto_decompress=False,
         trust_env=False,
         read_bufsize=_BUFFER,
-        max_line_size=8190,
-        max_field_size=8190,
-        max_headers=128,
+        max_line_size=ANSWER_LIMIT,
+        max_field_size=ANSWER_LIMIT,
+        max_headers=_MOST_HEADERS,
     )
 
 
@@ -175,7 +198,7 @@ async def _read(answer: aiohttp.ClientResponse, deadline: float) -> bytes:
     """
     beginning = b""
     try:
-        async with asyncio.timeout_at(deadline):
+        async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + _BODY_S)):
             async for chunk in answer.content.iter_any():
                 beginning += chunk[: _EXCERPT_BYTES - len(beginning)]
     except (aiohttp.ClientError, OSError) as error:
@@ -185,7 +208,9 @@ async def _read(answer: aiohttp.ClientResponse, deadline: float) -> bytes:
 
 
 def _excerpt(beginning: bytes) -> str:
-    return printable(without_secrets(beginning.decode(errors="backslashreplace")))
+    """Write out how an answer begins, in no more than 1 KiB."""
+    text = printable(without_secrets(beginning.decode(errors="backslashreplace")), EXCERPT_LIMIT)
+    return text.encode()[:EXCERPT_LIMIT].decode(errors="ignore")
 
 
 def in_our_words(error: Exception) -> str:

@@ -15,6 +15,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "added": "how many are new",
     "address": "where metrics and probes are served",
     "affected": "which of our own names this is about",
+    "answer": "how the receiver's answer begins: at most 200 characters, control characters escaped",
     "asset": "id of the asset",
     "assets": "how many assets",
     "attempt": "number of this attempt, from 1",
@@ -231,12 +232,12 @@ EVENTS: Mapping[str, Line] = {
     ),
     "delivery.delivered": Line("info", "A subscriber answered 2xx.", (*_DELIVERY, "lag_ms")),
     "delivery.retried": Line(
-        "info", "An attempt failed; the next one is due.", (*_DELIVERY, "reason", "next_ms")
+        "info", "An attempt failed; the next one is due.", (*_DELIVERY, "reason", "next_ms", "answer")
     ),
     "delivery.dead": Line(
         "warning",
         "The last attempt failed: the delivery is a dead letter, kept, and the lane goes on.",
-        (*_DELIVERY, "reason"),
+        (*_DELIVERY, "reason", "answer"),
     ),
     "subscription.failing": Line(
         "warning",

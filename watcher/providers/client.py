@@ -33,6 +33,10 @@ CONNECTIONS = 128
 """Twice what the fastest default rate keeps busy at a second an answer, far fewer than file descriptors.
 Each provider has its own: one that hangs makes only its own polls wait."""
 
+LONGEST_HEADER = 64 * 1024
+"""Bytes: a provider's proxy may set cookies of any size, which are nothing to us."""
+
+_MOST_HEADERS = 1000
 _SLACK = 1.05
 """Requests are a little wider apart than the limit asks: they arrive less evenly than they leave."""
 
@@ -84,9 +88,9 @@ class ProviderClient:
             timeout=self._timeout,
             trust_env=False,
             auto_decompress=False,
-            max_line_size=8190,
-            max_field_size=8190,
-            max_headers=128,
+            max_line_size=LONGEST_HEADER,
+            max_field_size=LONGEST_HEADER,
+            max_headers=_MOST_HEADERS,
             headers={
                 "Accept": "application/json",
                 "Accept-Encoding": "gzip",

@@ -12,8 +12,9 @@ from watcher.store.keys import Keys, shard_of
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
 from watcher.store.scripting import Joint, Joints, load_script
 
-ATTEMPTS_PER_SUBSCRIPTION = 200
-"""Attempts remembered per subscription and shard: enough to see what its receiver answers."""
+ATTEMPTS_PER_SUBSCRIPTION = 100
+"""Attempts remembered per subscription and shard, each with up to 1 KiB of what its receiver answers: 2 MB in
+all of a subscription whose receiver explains itself at length."""
 
 DEAD_PER_SUBSCRIPTION = 10_000
 """Dead letters kept per subscription and shard."""
