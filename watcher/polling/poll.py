@@ -73,7 +73,7 @@ class Poller:
         self._rules = Rules(settings.withdrawals, settings.settle_polls)
         self._settled: dict[str, Settled] = {}
         self.silence, self.causes = self._setbacks.silence, self._setbacks.causes
-        longest_s = most_requests * client.spacing_s + settings.timeout.total_seconds()
+        longest_s = most_requests * client.spacing_s + client.most_rounds * settings.timeout.total_seconds()
         self.lease_ms = int(1000 * (longest_s + _LEASE_MARGIN_S))
         self._asker = Asker(
             settings.name,

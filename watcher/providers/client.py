@@ -47,10 +47,10 @@ _NOTHING: Catalogue = MappingProxyType({})
 class ProviderClient:
     """The connections to one section of the file. Use as `async with`.
 
-    `wait_turn` is awaited before a request that belongs to no poll (the list of assets), so that it
-    keeps to the rate limit too; a poll takes `cost(account)` of that limit. `on_request` is called for each
-    request that is sent, of whatever kind. `connections`: no more at the same time. Who gives a `resolver`
-    closes it.
+    `wait_turn` is awaited before a request that no turn is reserved for (the list of assets, what a poll
+    asks after an answer), so that it keeps to the rate limit too; a poll takes `cost(account)` of that
+    limit. `on_request` is called for each request that is sent, of whatever kind. `connections`: no more
+    at the same time. Who gives a `resolver` closes it.
     """
 
     def __init__(
@@ -107,8 +107,13 @@ class ProviderClient:
         """Whether the provider has a list of assets, from which decimals may become known later."""
         return self._catalogue_request is not None
 
+    @property
+    def most_rounds(self) -> int:
+        """How often a poll asks at most, each time after the answers to the time before."""
+        return self._provider.most_rounds
+
     def cost(self, account: Any) -> int:
-        """Say how many requests one poll of this account is."""
+        """Say how many requests one poll of this account begins with."""
         return len(self._provider.requests(account))
 
     def source(self, account: Any) -> str:
@@ -117,12 +122,29 @@ class ProviderClient:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     async def ask(self, account: Any) -> tuple[bytes, ...]:
-        """Send the requests of one poll, each at its turn, and not only when the one before is answered:
-        the turns are reserved. Raises Refused.
+        """Send the requests of one poll, one round after the other. Raises Refused.
 
         The same bytes as at the last good poll mean the same snapshot: there is no need to read them.
         """
-        first, *more = self._provider.requests(account)
+        bodies = await self._ask_at_turns(self._provider.requests(account))
+        if self.most_rounds == 1:
+            return bodies
+        answers = [*map(self._parse, bodies)]
+        for _ in range(1, self.most_rounds):
+            if not (more := self._provider.requests(account, answers)):
+                return bodies
+            asked = [await self._fetch_at_a_turn(request) for request in more]
+            bodies += tuple(asked)
+            answers += map(self._parse, asked)
+        if self._provider.requests(account, answers):
+            raise Refused("malformed", f"there is more to ask after {self.most_rounds} rounds")
+        return bodies
+
+    async def _ask_at_turns(self, requests: Sequence[Request]) -> tuple[bytes, ...]:
+        """Send the first requests of a poll, each at its turn, and not only when the one before is answered:
+        these turns are reserved.
+        """
+        first, *more = requests
         if not more:
             return (await self._fetch(first),)
         try:
@@ -178,9 +200,14 @@ class ProviderClient:
 
     async def _fetch_catalogue(self) -> AssetList:
         assert self._catalogue_request is not None
+        body = await self._fetch_at_a_turn(self._catalogue_request)
+        return self._provider.read_catalogue(self._parse(body))
+
+    async def _fetch_at_a_turn(self, request: Request) -> bytes:
+        """Send a request that no poll has reserved a turn for."""
         if self._wait_turn:
             await self._wait_turn()
-        return self._provider.read_catalogue(self._parse(await self._fetch(self._catalogue_request)))
+        return await self._fetch(request)
 
     def _parse(self, body: bytes) -> Any:
         """Parse the body of an answer with status 200, which may still hold an error."""
@@ -219,6 +246,7 @@ class ProviderClient:
                 as_written(self._base_url + request.path).extend_query(request.query),
                 headers=request.secret_headers,
                 json=request.json,
+                data=request.body,
                 allow_redirects=False,
             ) as response:
                 status = response.status

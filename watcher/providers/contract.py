@@ -37,6 +37,8 @@ class Request:
     query: Mapping[str, str] = field(default_factory=dict)
     secret_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     json: Any = None
+    body: bytes | None = None
+    """Sent as it is, where somebody has signed it. So is a path that brings its own query."""
 
 
 class Refused(Exception):
@@ -81,6 +83,9 @@ class Provider(Protocol):
     Account: ClassVar[type[AccountSettings]]
     unknown_fields: ClassVar[Set[str]]
     """The fields of a balance that are always null."""
+    most_rounds: ClassVar[int]
+    """How often a poll asks, at most: 1 where all is known at first, more where an answer says what to ask
+    next (a page, a height). A poll that goes on after that is refused."""
 
     def __init__(self, settings: Any) -> None: ...
 
@@ -95,8 +100,12 @@ class Provider(Protocol):
         """Say whether an asset, by its id or its symbol, may be among what is asked for."""
         ...
 
-    def requests(self, account: Any) -> Sequence[Request]:
-        """Say what to ask to learn one account's balances; all answers together are one poll."""
+    def requests(self, account: Any, answers: Sequence[Any] = ()) -> Sequence[Request]:
+        """Say what to ask next about one account, given the parsed answers so far; nothing: that was all.
+
+        All answers together are one poll. Raises Refused. Where `most_rounds` is 1 it is called once, with no
+        answers.
+        """
         ...
 
     def read(self, account: Any, answers: Sequence[Any], catalogue: Catalogue) -> Snapshot:

@@ -100,6 +100,7 @@ class Loopring:
     Settings: ClassVar[type[ProviderSettings]] = LoopringSettings
     Account: ClassVar[type[AccountSettings]] = LoopringAccount
     unknown_fields: ClassVar[Set[str]] = frozenset()
+    most_rounds: ClassVar[int] = 1
 
     def __init__(self, settings: LoopringSettings) -> None:
         self._secret_headers = {"X-API-KEY": settings.api_key.get_secret_value()}
@@ -112,7 +113,7 @@ class Loopring:
             return account.tokens is None or int(asset) in account.tokens
         return not _ADDRESS.match(asset)
 
-    def requests(self, account: LoopringAccount) -> Sequence[Request]:
+    def requests(self, account: LoopringAccount, answers: Sequence[Any] = ()) -> Sequence[Request]:
         query = {"address": account.address} if account.address else {"accountId": str(account.account_id)}
         if account.tokens:
             query["tokens"] = ",".join(map(str, account.tokens))

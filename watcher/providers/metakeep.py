@@ -81,6 +81,7 @@ class MetaKeep:
     Settings: ClassVar[type[ProviderSettings]] = MetaKeepSettings
     Account: ClassVar[type[AccountSettings]] = MetaKeepAccount
     unknown_fields: ClassVar[Set[str]] = frozenset(("pending_deposit", "pending_withdrawal"))
+    most_rounds: ClassVar[int] = 1
 
     def __init__(self, settings: MetaKeepSettings) -> None:
         self._secret_headers = {"x-api-key": settings.api_key.get_secret_value()}
@@ -93,7 +94,7 @@ class MetaKeep:
         is_address = _ADDRESS.match(asset_id(asset)) or len(asset) > _LONGEST_SYMBOL
         return not is_address or asset_id(asset) in map(asset_id, account.currencies)
 
-    def requests(self, account: MetaKeepAccount) -> Sequence[Request]:
+    def requests(self, account: MetaKeepAccount, answers: Sequence[Any] = ()) -> Sequence[Request]:
         starts = range(0, len(account.currencies), self._part)
         parts = [account.currencies[start : start + self._part] for start in starts]
         return [self._request(account, part) for part in parts]

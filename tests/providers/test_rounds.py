@@ -1,0 +1,127 @@
+"""A poll that asks again after an answer: pages, a height first, whatever a provider needs."""
+
+from collections.abc import AsyncIterator, Sequence, Set
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar
+
+import pytest
+from builders import a_provider, an_account
+from provider_staging import Stage, answer
+
+from watcher.providers.client import ProviderClient
+from watcher.providers.contract import AssetList, Catalogue, Refused, Request
+from watcher.settings import AccountSettings, ProviderSettings
+from watcher.snapshot import Asset, Balance, Row, Snapshot
+
+
+class Paged:
+    """A provider that lists balances in pages: each answer names the next page, if there is one."""
+
+    Settings: ClassVar[type[ProviderSettings]] = ProviderSettings
+    Account: ClassVar[type[AccountSettings]] = AccountSettings
+    unknown_fields: ClassVar[Set[str]] = frozenset()
+    most_rounds: ClassVar[int] = 3
+
+    def __init__(self, settings: ProviderSettings) -> None:
+        pass
+
+    def source(self, account: Any) -> str:
+        return str(account.name)
+
+    def may_hold(self, account: Any, asset: str) -> bool:
+        return True
+
+    def requests(self, account: Any, answers: Sequence[Any] = ()) -> Sequence[Request]:
+        if not answers:
+            return [Request("GET", "/balances?sig=%2F%2b", {})]
+        following = answers[-1]["next"]
+        return [Request("POST", "/balances", body=f'{{"page":"{following}"}}'.encode())] if following else []
+
+    def read(self, account: Any, answers: Sequence[Any], catalogue: Catalogue) -> Snapshot:
+        totals = {asset: total for page in answers for asset, total in page["totals"].items()}
+        rows = {asset: Row(Asset(asset), Balance(total, "0", "0", "0")) for asset, total in totals.items()}
+        return Snapshot(rows, None, absent_is_zero=True)
+
+    def refusal(self, status: int, answer: Any) -> Refused | None:
+        return None
+
+    def catalogue_request(self) -> Request | None:
+        return None
+
+    def read_catalogue(self, answer: Any) -> AssetList:
+        raise AssertionError("there is none")
+
+
+ACCOUNT = an_account(provider="paged")
+
+
+class Turns:
+    """Counts the turns that were waited for and the requests that were sent."""
+
+    def __init__(self) -> None:
+        self.waited = self.sent = 0
+
+    async def wait(self) -> None:
+        self.waited += 1
+
+    def note(self) -> None:
+        self.sent += 1
+
+
+@asynccontextmanager
+async def paged(stage: Stage, turns: Turns) -> AsyncIterator[ProviderClient]:
+    settings = a_provider("paged", base_url=stage.url)
+    provider = Paged(settings)
+    async with ProviderClient(provider, settings, wait_turn=turns.wait, on_request=turns.note) as client:
+        yield client
+
+
+def page(number: int, following: str | None) -> Any:
+    return answer({"totals": {f"T{number}": str(number)}, "next": following})
+
+
+async def test_all_pages_are_one_snapshot_each_asked_at_a_turn_of_its_own() -> None:
+    turns = Turns()
+    async with Stage() as stage, paged(stage, turns) as client:
+        stage.replies = [page(1, "two"), page(2, "three"), page(3, None)]
+        snapshot = await client.read(ACCOUNT, await client.ask(ACCOUNT))
+    assert {asset: row.balance.total for asset, row in snapshot.row_by_asset.items()} == {
+        "T1": "1",
+        "T2": "2",
+        "T3": "3",
+    }
+    assert (turns.sent, turns.waited) == (3, 2), "the turn of the first one is reserved by the loop"
+
+
+async def test_what_is_signed_is_sent_byte_for_byte() -> None:
+    async with Stage() as stage, paged(stage, Turns()) as client:
+        stage.replies = [page(1, "two"), page(2, None)]
+        await client.ask(ACCOUNT)
+    first, second = stage.seen
+    assert first.target == "/balances?sig=%2F%2b"
+    assert second.body == b'{"page":"two"}'
+
+
+async def test_a_page_that_fails_refuses_the_whole_poll() -> None:
+    async with Stage() as stage, paged(stage, Turns()) as client:
+        stage.replies = [page(1, "two"), answer({"error": "busy"}, 503)]
+        with pytest.raises(Refused) as refused:
+            await client.ask(ACCOUNT)
+    assert refused.value.trouble == "transient"
+
+
+async def test_a_page_that_is_no_json_refuses_the_whole_poll() -> None:
+    async with Stage() as stage, paged(stage, Turns()) as client:
+        stage.replies = [page(1, "two"), answer("<html>")]
+        with pytest.raises(Refused) as refused:
+            await client.ask(ACCOUNT)
+    assert refused.value.trouble == "malformed"
+
+
+async def test_pages_without_an_end_are_refused_and_not_asked_for_ever() -> None:
+    turns = Turns()
+    async with Stage() as stage, paged(stage, turns) as client:
+        stage.reply = page(1, "again")
+        with pytest.raises(Refused, match="more to ask after 3 rounds"):
+            await client.ask(ACCOUNT)
+    assert turns.sent == 3
