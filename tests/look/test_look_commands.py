@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -626,6 +627,21 @@ def test_people_are_told_the_next_command_and_programs_are_not(
     assert "next: watcher" not in text_of(run(name))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert "next: watcher " in run(name).err
+
+
+@pytest.mark.parametrize("name", LOOK)
+@pytest.mark.parametrize("state", [two_accounts, held_and_doubted])
+def test_who_follows_the_advice_never_comes_back_to_where_it_was_given(
+    state: Callable[[Books], Any], name: str, run: Run, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(state)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    been = [name]
+    while found := re.search(r"^next: watcher ([^,\n]+)", run(*shlex.split(been[-1])).err, re.MULTILINE):
+        been.append(found[1])
+        if been[-1].split()[0] not in LOOK or "--follow" in been[-1]:
+            break
+    assert len({*been}) == len(been) > 1, been
 
 
 @pytest.mark.parametrize("arguments", [("balances", "--csv"), *((name, "--json") for name in LOOK)], ids=str)

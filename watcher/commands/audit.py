@@ -49,7 +49,7 @@ def command(*, config_path: Path | None, is_json: bool, account: str | None) -> 
     click.echo("\n".join(lines))
     differ = [name for name in names if verdicts[name].findings]
     click.echo(f"{len(names) - len(differ):,} of {len(names):,} accounts add up", err=True)
-    say_next(f"watcher events --account {differ[0]}" if differ else "watcher balances")
+    say_next(f"watcher events --account {differ[0]}" if differ else "watcher check --connect")
     return 1 if differ else 0
 
 

@@ -50,7 +50,7 @@ def command(*, config_path: Path | None, is_json: bool, is_csv: bool, account: s
     names = accounts_like(settings, account)
     say = _say_json if is_json else _csv_sayer() if is_csv else _text_sayer()
     asyncio.run(_show(settings, names, say))
-    say_next(f"watcher events --account {names[0]}" if len(names) == 1 else "watcher status")
+    say_next(f"watcher events --account {names[0]}" if len(names) == 1 else "watcher events")
 
 
 async def _show(settings: "Settings", names: Sequence[str], say: _Say) -> None:

@@ -15,6 +15,7 @@ from watcher.commands.acting import subscriptions_like
 from watcher.commands.completing import names_of
 from watcher.commands.looking import Columns, say_json, say_next
 from watcher.commands.options import config_option, load_or_exit
+from watcher.printable import printable
 
 if TYPE_CHECKING:
     from watcher.commands.delivery_rows import Row
@@ -23,12 +24,6 @@ if TYPE_CHECKING:
     from watcher.store.opening import OpenStore
     from watcher.store.standings import Standing
     from watcher.store.waiting import Lane
-
-_NEXT_BY_KIND = {
-    "waiting": "watcher subscriptions",
-    "dead": "watcher resend EVENT_ID",
-    "attempts": "watcher ping SUBSCRIPTION",
-}
 
 _NONE_BY_KIND = {
     "waiting": "nothing waits",
@@ -88,7 +83,11 @@ def command(
         click.echo(_NONE_BY_KIND[kind], err=True)
     if len(rows) > limit:
         click.echo(f"watcher: there are more; --limit shows more than {limit:,}", err=True)
-    say_next(_NEXT_BY_KIND[kind])
+    if kind == "waiting":
+        say_next("watcher deliveries --attempts")
+    elif shown:
+        name = printable(shown[-1]["subscription"])
+        say_next(f"watcher resend --dead --subscription {name}" if kind == "dead" else f"watcher ping {name}")
 
 
 async def _read(settings: "Settings", wanted: _Wanted) -> "list[Row]":

@@ -77,7 +77,8 @@ def command(
         limit = _BEFORE_FOLLOWING
     wanted = _Wanted(accounts, types, parse_since(since), limit)
     asyncio.run(_show(settings.redis, wanted, is_followed=is_followed, is_json=is_json))
-    say_next("watcher audit, to prove that they add up")
+    about = f"watcher deliveries --account '{printable(accounts[0])}'" if accounts else ""
+    say_next(about or "watcher audit, to prove that they add up")
 
 
 async def _show(settings: "RedisSettings", wanted: _Wanted, *, is_followed: bool, is_json: bool) -> None:
