@@ -12,7 +12,7 @@ from servers import DURABLE, ENGINES, EVERY_ENGINE, real_server
 from stores import ACCOUNT, OPS, a_commit, a_delivery, a_store, running, some_deliveries
 
 from watcher.service.serve import loop_factory
-from watcher.store.connect import StoreUnreachable, connect
+from watcher.store.connect import ConfigurationRefused, StoreUnreachable, connect
 from watcher.store.pipe import Pipe
 from watcher.store.schedule import Reply
 from watcher.store.scripting import load_script
@@ -100,7 +100,7 @@ async def test_the_error_of_one_command_is_its_own(redis_client: Redis, namespac
         )
     assert (first, last) == (b"a", b"b")
     assert isinstance(wrong, ResponseError)
-    assert isinstance(unknown, ResponseError)
+    assert isinstance(unknown, ConfigurationRefused)
 
 
 @everywhere

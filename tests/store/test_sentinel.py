@@ -28,12 +28,26 @@ async def test_the_replica_that_takes_over_is_found_and_has_what_was_written(eng
             assert await _answer(pipe, "INCR", "x") == 2
 
 
-async def test_who_is_not_watched_is_said_to_be_unknown_there() -> None:
+async def test_a_name_that_no_sentinel_knows_is_a_mistake_of_the_configuration() -> None:
     port = a_free_port()
     with real_server("valkey", *on_port(port)) as primary, watched(primary, port) as url:
         async with connect(url.replace(NAME, "other")) as client:
-            with pytest.raises(StoreUnreachable, match=r"Sentinels of other.* name no primary that is up"):
+            with pytest.raises(
+                ConfigurationRefused, match=r"Sentinels in redis\.url do not know other, but main"
+            ):
                 await Pipe(client).command("PING")
+
+
+async def test_a_server_that_is_no_sentinel_is_said_to_be_none_unless_another_one_knows() -> None:
+    port = a_free_port()
+    with real_server("valkey", *on_port(port)) as primary, watched(primary, port) as url:
+        async with connect(f"redis+sentinel://127.0.0.1:{port}/{NAME}") as client:
+            with pytest.raises(
+                ConfigurationRefused, match="is no Sentinel: name the server itself, by redis://"
+            ):
+                await Pipe(client).command("PING")
+        async with connect(url.replace("//", f"//127.0.0.1:{port},")) as client:
+            assert await Pipe(client).command("PING") == b"PONG"
 
 
 async def _answer(pipe: Pipe, *command: str) -> object:

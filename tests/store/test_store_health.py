@@ -1,5 +1,6 @@
 """What a worker says of a server in trouble: when it begins, when it ends, a reminder in between."""
 
+import asyncio
 import inspect
 from collections.abc import Iterator, MutableMapping
 from typing import Any
@@ -7,12 +8,12 @@ from typing import Any
 import pytest
 import structlog
 
-from watcher.store.connect import ConfigurationRefused, StoreError, StoreUnreachable
+from watcher.store.exceptions import ConfigurationRefused, StoreError, StoreRefuses, StoreUnreachable
 from watcher.store.health import StoreHealth
 
 GONE = StoreUnreachable("Redis at db cannot be reached; is it running?")
 FORBIDS = ConfigurationRefused("Redis at db forbids its user a command or key that watcher needs")
-FULL = StoreUnreachable("Redis at db refuses writes (OOM): its memory is full; raise its maxmemory")
+FULL = StoreRefuses("Redis at db refuses writes (OOM): its memory is full; raise its maxmemory")
 
 
 class Clock:
@@ -57,7 +58,7 @@ async def test_rights_that_are_missing_are_said_once_though_other_commands_succe
         clock.now += 0.5
     clock.now += 5
     health.answered()
-    assert names(lines) == ["store.unreachable", "store.recovered"]
+    assert names(lines) == ["store.refusing", "store.recovered"]
 
 
 async def test_a_server_without_trouble_is_not_spoken_of(lines: list[MutableMapping[str, Any]]) -> None:
@@ -67,8 +68,13 @@ async def test_a_server_without_trouble_is_not_spoken_of(lines: list[MutableMapp
 
 
 async def test_waits_grow_and_begin_anew_after_a_recovery(lines: list[MutableMapping[str, Any]]) -> None:
-    health = StoreHealth(clock=Clock())
-    waits = [await health.failed(GONE) for _ in range(7)]
+    clock = Clock()
+    health = StoreHealth(clock=clock)
+    waits = []
+    for _ in range(7):
+        waits.append(await health.failed(GONE))
+        assert await health.failed(GONE) == waits[-1], "who fails beside it makes nobody wait for longer"
+        clock.now += waits[-1]
     assert waits == [0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 2.0]
     health.answered()
     assert await health.failed(GONE) == 0.1
@@ -153,6 +159,42 @@ async def test_a_part_that_is_gone_costs_nothing_but_itself(lines: list[MutableM
     assert await health.of_parts(there(), there()) == [1, 1]
     health.answered()
     assert names(lines) == ["store.unreachable", "store.recovered"]
+
+
+async def test_what_was_asked_before_a_failure_does_not_end_it(
+    lines: list[MutableMapping[str, Any]],
+) -> None:
+    clock = Clock()
+    health = StoreHealth(clock=clock)
+
+    async def slow() -> int:
+        clock.now += 1
+        await health.failed(GONE)  # another loop's, while this one is on its way
+        clock.now += 1
+        return 1
+
+    assert await health.of_parts(slow()) == [1]
+    assert not health.is_up
+    assert await health.of_parts() == []
+    assert not health.is_up, "nothing was asked"
+    assert await health.of_parts(there()) == [1]
+    assert health.is_up
+    assert names(lines) == ["store.unreachable", "store.recovered"]
+
+
+async def test_who_fails_while_a_server_is_mended_does_not_wait_for_that() -> None:
+    begun, done = asyncio.Event(), asyncio.Event()
+
+    async def mend() -> None:
+        begun.set()
+        await done.wait()
+
+    health = StoreHealth(mend, clock=Clock())
+    mending = asyncio.create_task(health.failed(GONE))
+    await begun.wait()
+    assert await health.failed(GONE) == 0.1
+    done.set()
+    assert await mending == 0.1
 
 
 async def test_where_all_parts_are_gone_the_store_is(lines: list[MutableMapping[str, Any]]) -> None:

@@ -123,14 +123,14 @@ async def _past(
 
 async def _news(history: "History", ends: "Sequence[str]") -> "AsyncIterator[Record]":
     """Read what comes after `ends`, for ever; a server that is away is waited for."""
-    from watcher.store.connect import StoreUnreachable
+    from watcher.store.exceptions import StoreError
 
     is_away = False
     while True:
         await asyncio.sleep(_LOOK_EVERY_S)
         try:
             records, ends = await history.after(ends)
-        except StoreUnreachable as trouble:
+        except StoreError as trouble:
             if not is_away:
                 click.echo(f"watcher: {trouble} Waiting for it.", err=True)
             is_away = True

@@ -64,6 +64,7 @@ class LaneWorker:
         is_stopped: Callable[[], bool],
         forsaken: Container[str],
         now_ms: Callable[[], int],
+        failed: Callable[[StoreError], Awaitable[float]],
     ) -> None:
         self._lanes = lanes
         self._poster = poster
@@ -72,6 +73,7 @@ class LaneWorker:
         self._is_stopped = is_stopped
         self._forsaken = forsaken
         self._now_ms = now_ms
+        self._failed = failed
 
     async def work(self, target: Target, lease: Lease) -> bool:
         """Deliver what waits in a claimed lane; says whether more of it is due. Raises StoreError."""
@@ -144,9 +146,10 @@ class LaneWorker:
         while True:
             try:
                 return await ask()
-            except StoreError:
+            except StoreError as trouble:
                 if self._is_stopped() and self._now_ms() >= lease.deadline:
                     raise
+                await self._failed(trouble)
             await asyncio.sleep(_AGAIN_S)
 
     async def _has_turn(self, target: Target) -> bool:

@@ -87,6 +87,7 @@ class DeliverLoop:
             is_stopped=self._stopped.is_set,
             forsaken=self._forsaken,
             now_ms=schedule.now_ms,
+            failed=health.failed,
         )
 
     def due(self, shard: int, subscription: str) -> None:

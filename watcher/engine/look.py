@@ -42,7 +42,6 @@ class Look:
         while not await pause(stopped, pause_s):
             try:
                 await self.look()
-                self._health.answered()
                 pause_s = LOOK_S
             except StoreError as trouble:
                 pause_s = await self._health.failed(trouble)

@@ -175,10 +175,10 @@ EVENTS: Mapping[str, Line] = {
     ),
     "store.refusing": Line(
         "error",
-        "The server answers but refuses writes (memory or disk is full, or it is a replica).",
+        "The server answers with errors: writes (memory, disk, a replica), credentials, rights, quotas.",
         ("reason", "next_ms", *_LASTS),
     ),
-    "store.recovered": Line("info", "The server answers and takes writes again.", _LASTS),
+    "store.recovered": Line("info", "The server does its part again.", _LASTS),
     "state.lost": Line(
         "error", "The server has lost its state; accounts get new baselines, no events.", ("accounts",)
     ),

@@ -217,7 +217,6 @@ class PollLoop:
             log.exception("bug", affected=f"polls of shard {shard}")
             self._look_at[shard] = self._damaged_until[shard] = time.monotonic() + DAMAGED_S
             return ()
-        self._health.answered()
         self._has_lost |= claimed.next_due_ms is None and shard in self._shards
         wait_s = math.inf if claimed.next_due_ms is None else claimed.next_due_ms / 1000
         self._look_at[shard] = time.monotonic() + wait_s
@@ -256,7 +255,7 @@ class PollLoop:
         except StoreError as trouble:
             # The next poll finds the same change again.
             log.debug("poll.discarded", account=lease.member, provider=self.provider, reason=str(trouble))
-            await self._give_back(lease)
+            await self._give_back(lease, pause_s=await self._health.failed(trouble))
         except Exception:
             log.exception("bug", affected="poll", account=lease.member)
         finally:
@@ -283,13 +282,17 @@ class PollLoop:
         wait_s = turn_s - time.monotonic()
         return await pause(self._stopped, wait_s) if wait_s > 0 else self._stopped.is_set()
 
-    async def _give_back(self, lease: Lease) -> None:
-        """Let an account be polled again once the store is back, and not only when the lease ends."""
+    async def _give_back(self, lease: Lease, *, pause_s: float = 0.0) -> None:
+        """Let an account be polled again once the store is back, and not only when the lease ends.
+
+        After `pause_s` where the store takes that at once: then it refused the poll alone, and would again.
+        """
         give_up_at = time.monotonic() + self._lease_ms / 1000
         while time.monotonic() < give_up_at:
             try:
-                await self._polls.release(self.provider, lease)
+                await self._polls.release(self.provider, lease, due_in_ms=int(1000 * pause_s))
             except StoreError:
+                pause_s = 0.0
                 await asyncio.sleep(_AGAIN_S)
             else:
                 return

@@ -28,8 +28,8 @@ from watcher.run.enrolment import Enrolment
 from watcher.run.names import Names
 from watcher.run.presence import Present
 from watcher.settings import AccountSettings, Settings
-from watcher.store.connect import StoreUnreachable
 from watcher.store.due import Due, DueIndex
+from watcher.store.exceptions import StoreError, StoreUnreachable
 from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
 from watcher.store.lanes import Lanes
@@ -139,10 +139,13 @@ class Generation:
                 await self._enrolment.begin()
             except StoreUnreachable as trouble:
                 await asyncio.sleep(await self._health.failed(trouble))
-            except Exception:
+            except Exception as error:
                 if self._before is None:
                     raise  # at the start of a worker somebody is looking
-                log.exception("bug", affected="enrolled accounts")
+                if isinstance(error, StoreError):
+                    await self._health.failed(error)
+                else:
+                    log.exception("bug", affected="enrolled accounts")
                 return  # who is on the roster is polled all the same
             else:
                 return
@@ -155,7 +158,7 @@ class Generation:
             try:
                 refused = loop.causes.remember(await survey.failing(loop.provider))
                 await self._roster.make_due(loop.provider, refused, now_ms=now_ms)
-            except StoreUnreachable:
+            except StoreError:
                 return  # then it is asked for when it is due
             except Exception:  # a damaged key, say
                 log.exception("bug", affected="refused polls")
@@ -168,8 +171,8 @@ class Generation:
                 # Whoever misses a schedule may be the first to see that everything is gone.
                 if await self._enrolment.keep() or (lost and await self._enrolment.begin()):
                     log.error("state.lost", accounts=len(self.settings.account_by_name))
-            except StoreUnreachable:
-                continue  # the loops say so
+            except StoreError as trouble:
+                await self._health.failed(trouble)
             except Exception:  # a damaged key, say: no reason to end the worker
                 log.exception("bug", affected="enrolled accounts")
                 await pause(self._stopped, DAMAGED_S)
@@ -179,7 +182,7 @@ class Generation:
         while not await pause(self._stopped, _LOOK_S):
             try:
                 await self._names.look()
-            except StoreUnreachable:
+            except StoreError:
                 continue  # the loops say so
             except Exception:
                 log.exception("bug", affected="names")
@@ -193,7 +196,7 @@ class Generation:
                 try:
                     await self._standings.resume(name)
                     await deliver_loop.hasten(name)
-                except StoreUnreachable:
+                except StoreError:
                     return  # then it is tried when its retry is due
                 except Exception:  # damaged standings, say: deliveries go on by their retries
                     log.exception("bug", affected="hasten", subscription=name)

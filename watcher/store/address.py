@@ -4,33 +4,25 @@ Refuses to connect, to import a client, and to show a credential: messages name 
 """
 
 import re
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import SplitResult, parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl
+
+from watcher.store.exceptions import ConfigurationRefused as ConfigurationRefused
+from watcher.store.exceptions import StoreError as StoreError
+from watcher.store.exceptions import StoreUnreachable as StoreUnreachable
 
 _SCHEMES = ("redis", "rediss", "unix")
 _SEVERAL = re.compile(r"(rediss?)\+(sentinel|cluster)://")
+_URL = re.compile(r"([^:/?#]+)://([^/?#]*@)?([^/?#@]*)([^?#]*)((?:\?[^#]*)?(?:#.*)?)")
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.~-]+)?)\]|([^][:]+))(?::([0-9]{0,5}))?", re.ASCII)
+_LAST_PORT = 65_535
 _PORTS = {"sentinel": 26379, "cluster": 6379}
 _SENTINEL_OPTIONS = frozenset({"sentinel_username", "sentinel_password"})
 _PLAIN_OPTIONS = frozenset({"db", "username", "password"})
 _FILE_OPTIONS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 _TLS_OPTIONS = frozenset({"ssl_cert_reqs", "ssl_check_hostname"}) | _FILE_OPTIONS
-
-
-class StoreError(Exception):
-    """Redis cannot be used now. A worker that already runs says so once, waits and tries again."""
-
-
-class StoreUnreachable(StoreError):
-    """Nobody answers, or the server answers and refuses writes: time or its operator heals it."""
-
-    exit_code = 69
-
-
-class ConfigurationRefused(StoreError):
-    """The address, the credentials or the server's settings are wrong: waiting heals nothing."""
-
-    exit_code = 78
 
 
 class Several(NamedTuple):
@@ -46,8 +38,8 @@ class Several(NamedTuple):
 
     @property
     def options(self) -> frozenset[str]:
-        """What its query may hold besides what that of one server may."""
-        return _SENTINEL_OPTIONS if self.kind == "sentinel" else frozenset()
+        """What its query may hold besides what is about TLS. A Cluster has one database."""
+        return _PLAIN_OPTIONS | _SENTINEL_OPTIONS if self.kind == "sentinel" else _PLAIN_OPTIONS - {"db"}
 
 
 def check_address(url: str) -> None:
@@ -67,23 +59,62 @@ def several(url: str) -> Several | None:
     _refuse_invisible(url)
     kind = scheme[2]
     try:
-        _, place, path, query, fragment = urlsplit(url)
-        credentials, at, places = place.rpartition("@")
-        hosts = tuple(_host(place, _PORTS[kind]) for place in places.split(","))
+        split = _split(url)
+        found = [_host(place) for place in split.place.split(",")]
     except ValueError:
         raise _no_several(kind) from None
-    name, slash, db = path.removeprefix("/").partition("/")
+    name, slash, db = split.path.removeprefix("/").partition("/")
     if not re.fullmatch(r"[\w.-]+" if kind == "sentinel" else "", name, re.ASCII) or (slash and not name):
         raise _no_several(kind)
-    one = (scheme[1], f"{credentials}{at}{name or 'nobody'}", f"{slash}{db}", query, fragment)
-    return Several(kind, hosts, name, urlunsplit(one))
+    hosts = tuple((host, port or _PORTS[kind]) for host, port in found)
+    rest = f"{name or 'nobody'}{slash}{db}{split.tail}"
+    return Several(kind, hosts, name, f"{scheme[1]}://{split.credentials}{rest}")
 
 
-def _host(place: str, port: int) -> tuple[str, int]:
-    host = urlsplit(f"//{place}")
-    if not host.hostname or host.path or host.query:
+def places(url: str) -> tuple[tuple[str, int], ...]:
+    """The servers that a good address names, as host and port; none for a socket."""
+    if found := several(url):
+        return found.hosts
+    place = _split(url).place
+    if not place:
+        return ()
+    host, port = _host(place)
+    return ((host, port or _PORTS["cluster"]),)
+
+
+class _Split(NamedTuple):
+    """A URL in pieces that give it when they are put together. `credentials` end with their `@`."""
+
+    scheme: str
+    credentials: str
+    place: str
+    path: str
+    tail: str
+
+    @property
+    def query(self) -> str:
+        return self.tail.partition("#")[0].removeprefix("?")
+
+
+def _split(url: str) -> _Split:
+    """Split a URL as RFC 3986 does, on every Python: newer ones take no second host in brackets.
+
+    Raises ValueError where it is none.
+    """
+    found = _URL.fullmatch(url)
+    if not found or re.search(r"[][]", found[2] or ""):
         raise ValueError
-    return host.hostname, host.port or port
+    return _Split(*(piece or "" for piece in found.groups()))
+
+
+def _host(place: str) -> tuple[str, int | None]:
+    """Read `host`, `host:port` or `[::1]:port`. Raises ValueError."""
+    found = _HOST.fullmatch(place)
+    if not found or int(found[3] or 0) > _LAST_PORT:
+        raise ValueError
+    if found[1]:
+        IPv6Address(found[1])
+    return (found[1] or found[2]).lower(), int(found[3] or 0) or None
 
 
 def _no_several(kind: str) -> ConfigurationRefused:
@@ -100,13 +131,13 @@ def safe_url(url: str) -> str:
         parts = _parts(found.url, found.options) if found else _parts(url)
     except ConfigurationRefused:
         return "(not a Redis URL)"
+    path = parts.path.rstrip("/")
     if found:
         hosts = ",".join(host_text(*host) for host in found.hosts)
-        name = f"/{found.name}{parts.path.rstrip('/')}" if found.name else ""
-        return f"{parts.scheme}+{found.kind}://{hosts}{name}"
+        return f"{parts.scheme}+{found.kind}://{hosts}{f'/{found.name}{path}' if found.name else ''}"
     if parts.scheme == "unix":
         return f"unix://{parts.path}"
-    return f"{parts.scheme}://{host_text(parts.hostname or '', parts.port)}{parts.path.rstrip('/')}"
+    return f"{parts.scheme}://{host_text(*_host(parts.place))}{path}"
 
 
 def host_text(name: str, port: int | None) -> str:
@@ -114,27 +145,27 @@ def host_text(name: str, port: int | None) -> str:
     return f"[{name}]:{port or 6379}" if ":" in name else f"{name}:{port or 6379}"
 
 
-def _parts(url: str, more_options: frozenset[str] = frozenset()) -> SplitResult:
+def _parts(url: str, known: frozenset[str] = _PLAIN_OPTIONS) -> _Split:
     """Take the URL apart. What a special character in a password pushed out of place is refused unseen."""
     _refuse_invisible(url)
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-        options = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)]
-    except ValueError:
-        raise _no_url("is not a URL") from None
-    if parts.scheme not in _SCHEMES:
+    if url.partition("://")[0] not in _SCHEMES:
         raise ConfigurationRefused(
             "redis.url must be `embedded` or begin with redis://, rediss://, unix://, redis+sentinel:// or "
             "redis+cluster://"
         )
+    try:
+        parts = _split(url)
+        host = _host(parts.place) if parts.place else None
+        options = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)]
+    except ValueError:
+        raise _no_url("is not a URL") from None
     if parts.scheme == "unix":
-        misplaced = port is not None or not parts.path or (parts.netloc and "@" not in parts.netloc)
+        misplaced = host or not parts.path
     else:
-        misplaced = not parts.hostname or not re.fullmatch(r"/?[0-9]{0,5}", parts.path, re.ASCII)
-    if misplaced or parts.fragment:
+        misplaced = not host or not re.fullmatch(r"/?[0-9]{0,5}", parts.path, re.ASCII)
+    if misplaced or "#" in parts.tail:
         raise _no_url("is not redis://[user:password@]host[:port][/db] nor unix:///path")
-    known = more_options | _PLAIN_OPTIONS | (_TLS_OPTIONS if parts.scheme == "rediss" else set())
+    known |= _TLS_OPTIONS if parts.scheme == "rediss" else frozenset()
     if not known.issuperset(options):
         raise _no_url(f"has an option other than {', '.join(sorted(known))}")
     return parts
@@ -149,8 +180,9 @@ def _no_url(reason: str) -> ConfigurationRefused:
     return ConfigurationRefused(f"redis.url {reason}; percent-encode special characters in a password")
 
 
-def _check_options(parts: SplitResult) -> None:
-    for name, value in parse_qsl(parts.query):
+def _check_options(parts: _Split) -> None:
+    options = dict(parse_qsl(parts.query))
+    for name, value in options.items():
         if name in _FILE_OPTIONS and not Path(value).is_file():
             raise ConfigurationRefused(f"redis.url: the file that {name} names cannot be found")
         if name == "ssl_cert_reqs" and value not in ("none", "required"):
@@ -159,3 +191,33 @@ def _check_options(parts: SplitResult) -> None:
             raise ConfigurationRefused("redis.url: ssl_check_hostname is either yes or no")
         if name == "db" and not re.fullmatch(r"[0-9]{1,5}", value, re.ASCII):
             raise ConfigurationRefused("redis.url: db is a number")
+    if _FILE_OPTIONS.intersection(options):
+        _check_files(**{name: options.get(name) for name in _FILE_OPTIONS})
+
+
+def _check_files(ssl_ca_certs: str | None, ssl_certfile: str | None, ssl_keyfile: str | None) -> None:
+    import ssl  # only TLS asks for it
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if ssl_keyfile and not ssl_certfile:
+        raise ConfigurationRefused("redis.url: ssl_keyfile is nothing without ssl_certfile")
+    try:
+        if ssl_ca_certs:
+            context.load_verify_locations(ssl_ca_certs)
+    except OSError:
+        raise ConfigurationRefused(
+            "redis.url: the file that ssl_ca_certs names holds no certificate (PEM), or may not be read"
+        ) from None
+    try:
+        if ssl_certfile:
+            context.load_cert_chain(ssl_certfile, ssl_keyfile, _no_password)
+    except OSError:
+        raise ConfigurationRefused(
+            "redis.url: ssl_certfile and ssl_keyfile are no certificate and the key to it (PEM, without a "
+            "password), or may not be read"
+        ) from None
+
+
+def _no_password() -> str:
+    """Without this OpenSSL would ask on the terminal."""
+    raise OSError

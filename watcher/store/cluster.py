@@ -10,17 +10,12 @@ from typing import Any
 
 from redis.asyncio import Redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-from redis.exceptions import AskError, MovedError, ResponseError
+from redis.exceptions import AskError, MovedError
 
-from watcher.store.address import (
-    ConfigurationRefused,
-    Several,
-    StoreError,
-    StoreUnreachable,
-    host_text,
-)
+from watcher.store.address import Several
 from watcher.store.calls import Call
 from watcher.store.connect import connect_node
+from watcher.store.exceptions import PartOfCluster, StoreError, StoreUnreachable
 from watcher.store.pipe import Pipe
 
 Address = tuple[str, int]
@@ -44,17 +39,28 @@ class ClusterPipe(Pipe):
 
     async def send(self, call: Call) -> Any:
         for _ in range(_HOPS):
-            pipe = await self._pipe_of(call)
+            owner = await self._owner_of(call)
             try:
-                return await pipe.send(call.again())
-            except MovedError:
+                return await self._follow(owner, call)
+            except PartOfCluster as node:
+                if not isinstance(node.__cause__, AskError):
+                    raise node.__cause__ or node from None  # keys of several slots in one call: a bug
                 self._owner_by_slot = []
-            except AskError as elsewhere:
-                return await self._pipe_at(elsewhere.node_addr).send_where_it_moves(call)
             except StoreUnreachable:
                 self._owner_by_slot = []  # another node may have its slots by now
                 raise
         raise StoreUnreachable("the Cluster sends from node to node; it heals by itself")
+
+    async def _follow(self, owner: Address, call: Call) -> Any:
+        """Send a call, and where its slot is just being moved, to the node that is given it."""
+        try:
+            return await self._pipe_at(owner).send(call.again())
+        except PartOfCluster as node:
+            ask = node.__cause__
+            if not isinstance(ask, AskError) or isinstance(ask, MovedError):
+                raise
+            host, port = ask.node_addr  # no host: the one that was asked
+            return await self._pipe_at((host or owner[0], port)).send_where_it_moves(call)
 
     async def run(self) -> None:
         """Gather and send for every node, until cancelled. Start two, as of any pipe."""
@@ -76,15 +82,14 @@ class ClusterPipe(Pipe):
         for pipe in self._pipe_by_address.values():
             await pipe.aclose()
 
-    async def _pipe_of(self, call: Call) -> Pipe:
+    async def _owner_of(self, call: Call) -> Address:
         owners = await self._owners()
-        if call.first_key is None:
-            return self._pipe_at(next(owner for owner in owners if owner))
-        owner = owners[key_slot(call.first_key.encode())]
+        key = call.first_key
+        owner = next(filter(None, owners), None) if key is None else owners[key_slot(key.encode())]
         if owner is None:
             self._owner_by_slot = []
             raise StoreUnreachable("no node of the Cluster has the slot of some keys; it heals by itself")
-        return self._pipe_at(owner)
+        return owner
 
     async def _owners(self) -> list[Address | None]:
         """Which node has which slot."""
@@ -98,10 +103,6 @@ class ClusterPipe(Pipe):
         for address in dict.fromkeys((*self._pipe_by_address, *self._found.hosts)):
             try:
                 ranges = await self._pipe_at(address).command("CLUSTER", "SLOTS")
-            except ResponseError:
-                raise ConfigurationRefused(
-                    f"Redis at {host_text(*address)} is not part of a Cluster: name it by redis://"
-                ) from None
             except StoreError as error:
                 trouble = trouble or error
                 self._pipe_by_address[address] = self._pipe_by_address.pop(address)  # asked last next time
@@ -119,8 +120,9 @@ class ClusterPipe(Pipe):
 
 
 def _by_slot(ranges: Iterable[list[Any]], *, asked: str) -> list[Address | None]:
-    """Read what CLUSTER SLOTS answers. A node that does not know its own name is the one that was asked."""
+    """Read what CLUSTER SLOTS answers. A node that does not tell its name is the one that was asked."""
     owners: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
     for first, last, (host, port, *_), *_ in ranges:
-        owners[first : last + 1] = [((host or b"").decode() or asked, int(port))] * (last + 1 - first)
+        name = asked if host in (None, b"", b"?") else host.decode()
+        owners[first : last + 1] = [(name, int(port))] * (last + 1 - first)
     return owners

@@ -1,9 +1,8 @@
-"""Makes the one Redis client of a process, and says in our words why Redis cannot be used.
+"""Makes the one Redis client of a process.
 
-Refuses to judge the server (`guarantee` does) and to show a credential.
+Refuses to judge the server (`guarantee` does) and to say what its errors mean (`errors` does).
 """
 
-import re
 from contextlib import suppress
 from typing import Any
 
@@ -11,36 +10,17 @@ from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ExponentialWithJitterBackoff
 
-from watcher.store.address import ConfigurationRefused as ConfigurationRefused
-from watcher.store.address import Several, check_address, host_text, several
-from watcher.store.address import StoreError as StoreError
-from watcher.store.address import StoreUnreachable as StoreUnreachable
+from watcher.store.address import Several, check_address, several
+from watcher.store.errors import translated, unreadable
+from watcher.store.exceptions import ConfigurationRefused as ConfigurationRefused
+from watcher.store.exceptions import StoreError as StoreError
+from watcher.store.exceptions import StoreUnreachable as StoreUnreachable
 
 CONNECTIONS = 64
 """Commands in flight at once. More wait for a connection; redis-py's other pool would raise instead."""
-
-_REFUSES_WRITES = {
-    "MISCONF": "it could not write to its disk; look at its disk space and its log",
-    "OOM": "its memory is full; raise its maxmemory",
-    "READONLY": "it is a replica; point redis.url at the primary",
-    "NOREPLICAS": "too few of its replicas are connected",
-}
-_TLS_REFUSALS = {
-    "mismatch, certificate is not valid for": (
-        "has a certificate for another name; use that one in redis.url, or add ?ssl_check_hostname=no to it"
-    ),
-    "certificate has expired": "has a certificate that has expired",
-    "CERTIFICATE_VERIFY_FAILED": (
-        "has a certificate that does not verify; if it is self-signed, name it or its authority in redis.url "
-        "by ?ssl_ca_certs=/path/ca.pem, or trust any certificate by ?ssl_cert_reqs=none"
-    ),
-    "WRONG_VERSION_NUMBER": "does not speak TLS; use redis://, or its TLS port",
-}
-"""By what OpenSSL says; the first that is found in it counts."""
-_REFUSAL = re.compile(r"\b(" + "|".join(_REFUSES_WRITES) + r")\b")
 
 
 def connect(url: str) -> Redis:
@@ -77,7 +57,7 @@ def _watched_pool(found: Several, options: dict[str, Any]) -> SentinelConnection
     is_tls = options.pop("connection_class", None) is not None
     credentials = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
     tls = {"ssl": is_tls, **{name: value for name, value in options.items() if name.startswith("ssl_")}}
-    sentinels = Sentinel(  # type: ignore[no-untyped-call]
+    sentinels = _Sentinels(  # type: ignore[no-untyped-call]
         found.hosts, sentinel_kwargs={**_manners(), **tls, **credentials}
     )
     return _WatchedPool(found.name, sentinels, ssl=is_tls, **options)  # type: ignore[no-untyped-call]
@@ -88,6 +68,35 @@ class _WatchedPool(SentinelConnectionPool):
         """Close the connections to the Sentinels too, which redis-py leaves to the garbage collector."""
         await super().aclose()
         await self.sentinel_manager.aclose()
+
+
+class _Sentinels(Sentinel):
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        """Ask one after the other, first the one that knew it last. Raises StoreError.
+
+        redis-py's own takes a wrong password, certificate or name for a primary that is down.
+        """
+        troubles: list[StoreError] = []
+        known: set[str] = set()
+        for sentinel in [*self.sentinels]:
+            try:
+                with translated(sentinel):
+                    masters: Any = await sentinel.sentinel_masters()
+            except StoreError as trouble:
+                troubles.append(trouble)
+                continue
+            known.update(masters)
+            state = masters.get(service_name)
+            if state and self.check_master_state(state, service_name):
+                self.sentinels.remove(sentinel)
+                self.sentinels.insert(0, sentinel)
+                return state["ip"], state["port"]
+        if known and service_name not in known:
+            others = ", ".join(sorted(known))
+            raise ConfigurationRefused(f"the Sentinels in redis.url do not know {service_name}, but {others}")
+        if len(troubles) == len(self.sentinels):
+            raise next((each for each in troubles if isinstance(each, ConfigurationRefused)), troubles[0])
+        raise StoreUnreachable(f"the Sentinels in redis.url name no primary of {service_name} that is up")
 
 
 def _manners() -> dict[str, Any]:
@@ -106,67 +115,11 @@ def _manners() -> dict[str, Any]:
     }
 
 
-def where(client: Redis) -> str:
-    """Return the address of a client's server, for a message."""
-    pool = client.connection_pool
-    if isinstance(pool, SentinelConnectionPool):
-        return str(pool.service_name)
-    options: dict[str, Any] = pool.connection_kwargs
-    return str(options["path"]) if "path" in options else host_text(options["host"], options.get("port"))
-
-
-class translated:  # noqa: N801 -- used as a word of `with`, and around every command: a generator costs more
-    """Turn what redis-py raises inside into a StoreError; an error that no server state explains passes."""
-
-    __slots__ = ("_client",)
-
-    def __init__(self, client: Redis) -> None:
-        self._client = client
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, exceptions.RedisError | OSError) and (
-            ours := in_our_words(error, where(self._client))
-        ):
-            raise ours from error
-
-
-def in_our_words(error: Exception, at: str) -> StoreError | None:
-    """Say what a foreign error means for whoever runs `watcher`, or None if it is a bug or bad data."""
-    if isinstance(error.__cause__, exceptions.RedisError):
-        error = error.__cause__  # redis-py wraps what goes wrong while it connects
-    text = f"{getattr(error, 'status_code', None) or ''} {error}"
-    if refusal := _REFUSAL.search(text):
-        because = _REFUSES_WRITES[refusal[1]]
-        return StoreUnreachable(f"Redis at {at} refuses writes ({refusal[1]}): {because}")
-    if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError):
-        return ConfigurationRefused(f"Redis at {at} refuses the credentials in redis.url")
-    if isinstance(error, exceptions.NoPermissionError):
-        return ConfigurationRefused(f"Redis at {at} forbids its user a command or key that watcher needs")
-    if isinstance(error, exceptions.InvalidResponse):
-        return ConfigurationRefused(f"what answers at {at} is not Redis; check redis.url")
-    for sign, because in _TLS_REFUSALS.items():
-        if sign in text:
-            return ConfigurationRefused(f"Redis at {at} {because}")
-    if isinstance(error, MasterNotFoundError):
-        return StoreUnreachable(
-            f"the Sentinels of {at} in redis.url do not answer, or name no primary that is up"
-        )
-    if isinstance(error, exceptions.ClusterDownError | exceptions.TryAgainError):
-        return StoreUnreachable(f"the Cluster of {at} moves or misses some of its slots; it heals by itself")
-    if isinstance(error, exceptions.BusyLoadingError):
-        return StoreUnreachable(f"Redis at {at} is still loading its data; it will answer when it is done")
-    if isinstance(error, exceptions.TimeoutError | TimeoutError):
-        return StoreUnreachable(f"Redis at {at} does not answer in time; is it stopped or overloaded?")
-    if isinstance(error, exceptions.ConnectionError | OSError):
-        return StoreUnreachable(f"Redis at {at} cannot be reached; is it running?")
-    return None
-
-
 async def _greet(connection: Any) -> None:
-    await connection.on_connect()
-    await connection.send_command("CLIENT", "SETNAME", "watcher", check_health=False)
-    with suppress(exceptions.ResponseError):  # an ACL may forbid it; the name only helps in CLIENT LIST
-        await connection.read_response()
+    try:
+        await connection.on_connect()
+        await connection.send_command("CLIENT", "SETNAME", "watcher", check_health=False)
+        with suppress(exceptions.ResponseError):  # an ACL may forbid it; the name only helps in CLIENT LIST
+            await connection.read_response()
+    except ValueError as error:
+        raise unreadable(error) from None

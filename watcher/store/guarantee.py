@@ -11,7 +11,8 @@ from typing import Any, Literal
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from watcher.store.connect import ConfigurationRefused, StoreUnreachable, translated, where
+from watcher.store.errors import translated, where
+from watcher.store.exceptions import ConfigurationRefused, StoreRefuses
 from watcher.store.pipe import Pipe
 
 OLDEST = (6, 2)
@@ -136,13 +137,13 @@ def _refuse_what_cannot_work(info: Mapping[str, Any], at: str, *, is_node: bool)
     if version != "unknown" and tuple(map(int, version.split(".")[:2])) < OLDEST:
         raise ConfigurationRefused(f"Redis {version} at {at} is too old; watcher needs 6.2 or newer")
     if "sentinel" in (info.get("redis_mode"), info.get("server_mode")):
-        raise ConfigurationRefused(f"{at} is a Sentinel; point redis.url at the primary that it watches")
+        raise ConfigurationRefused(
+            f"{at} is a Sentinel: name it by redis+sentinel://, with the primary that it watches"
+        )
     if info.get("cluster_enabled") and not is_node:
         raise ConfigurationRefused(f"Redis at {at} is part of a Cluster: name it by redis+cluster://")
     if info.get("role") == "slave":
-        raise StoreUnreachable(
-            f"Redis at {at} refuses writes: it is a replica; point redis.url at the primary"
-        )
+        raise StoreRefuses(f"Redis at {at} refuses writes: it is a replica; point redis.url at the primary")
 
 
 def _version_text(value: Any) -> str:

@@ -10,14 +10,14 @@ from typing import TypeVar
 
 from watcher.logs.lines import log
 from watcher.logs.spells import Spells
-from watcher.store.connect import ConfigurationRefused, StoreError
+from watcher.store.exceptions import ConfigurationRefused, StoreError, StoreRefuses
 
 _PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 """A restarted server is found within two seconds, and a dead one costs next to nothing."""
 
 _QUIET_S = 2 * _PAUSES_S[-1] + 1
-"""A server that refuses writes still answers who reads, one that took rights away who needs none of them, a
-Cluster of which a part is gone who asks for the rest: they are back when nobody failed for so long."""
+"""A server that answers with errors may do so to some commands only, and a Cluster of which a part is gone
+answers all that concerns the rest: they are back when nobody failed for so long."""
 
 T = TypeVar("T")
 
@@ -37,7 +37,10 @@ class StoreHealth:
         self._failed_at = 0.0
         self._spells = Spells()
         self._is_partial = False
+        self._is_mending = False
         self._failures = 0
+        self._pauses = 0
+        self._grow_at = 0.0
 
     @property
     def is_up(self) -> bool:
@@ -47,30 +50,48 @@ class StoreHealth:
     async def failed(self, trouble: StoreError) -> float:
         """Note a failure; returns how many seconds to wait before the next try."""
         self._failed_at = now = self._clock()
-        pause_s = _PAUSES_S[min(self._failures, len(_PAUSES_S) - 1)]
         self._failures += 1
-        event = "store.refusing" if "refuses writes" in str(trouble) else "store.unreachable"
-        self._is_partial |= event == "store.refusing" or isinstance(trouble, ConfigurationRefused)
+        if now >= self._grow_at:  # who fails at the same moment makes nobody wait for longer
+            self._pauses += 1
+            self._grow_at = now + self._pause_s
+        is_answer = isinstance(trouble, StoreRefuses | ConfigurationRefused)
+        event = "store.refusing" if is_answer else "store.unreachable"
+        self._is_partial |= is_answer
         if spell := self._spells.struck(event, now):
-            log.error(event, reason=str(trouble), next_ms=int(1000 * pause_s), **spell._asdict())
+            log.error(event, reason=str(trouble), next_ms=int(1000 * self._pause_s), **spell._asdict())
         self._down_since = now if self._down_since is None else self._down_since
-        if self._mend:
-            try:
-                await self._mend()
-            except StoreError as still:
-                log.debug("store.unreachable", reason=str(still))
+        pause_s = self._pause_s
+        await self._try_to_mend()
         return pause_s
 
-    def answered(self) -> None:
-        """Note that the server did what it was asked."""
+    @property
+    def _pause_s(self) -> float:
+        return _PAUSES_S[min(self._pauses, len(_PAUSES_S)) - 1]
+
+    async def _try_to_mend(self) -> None:
+        if self._mend is None or self._is_mending:
+            return
+        self._is_mending = True
+        try:
+            await self._mend()
+        except StoreError as still:
+            log.debug("store.unreachable", reason=str(still))
+        finally:
+            self._is_mending = False
+
+    def answered(self, asked_at: float | None = None) -> None:
+        """Note that the server did what it was asked: `asked_at` that time, else just now."""
         if self._down_since is None:
             return
         now = self._clock()
+        if asked_at is not None and asked_at < self._failed_at:
+            return  # before it failed
         if self._is_partial and now - self._failed_at < _QUIET_S:
             return
         log.info("store.recovered", duration_ms=int(1000 * (now - self._down_since)), times=self._failures)
         self._down_since = None
-        self._failures = 0
+        self._failures = self._pauses = 0
+        self._grow_at = 0.0
         self._is_partial = False
         self._spells.clear()
 
@@ -78,6 +99,7 @@ class StoreHealth:
         """Ask for several parts of the state at a time: None where one is not to be had, as on a Cluster of
         which a node is gone. Raises StoreError where none is, and whatever else comes up.
         """
+        asked_at = self._clock()
         answers = await asyncio.gather(*asked, return_exceptions=True)
         troubles = [answer for answer in answers if isinstance(answer, StoreError)]
         if troubles and len(troubles) == len(answers):
@@ -85,6 +107,8 @@ class StoreHealth:
         if troubles:
             self._is_partial = True
             await self.failed(troubles[0])
+        elif answers:
+            self.answered(asked_at)
         return [_part(answer) for answer in answers]
 
 

@@ -14,6 +14,7 @@ from watcher.settings import RedisSettings
 from watcher.store.address import ConfigurationRefused, StoreUnreachable, check_address, several
 from watcher.store.cluster import ClusterPipe
 from watcher.store.connect import connect
+from watcher.store.contact import make_contact
 from watcher.store.embedded import Embedded
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Pipe
@@ -31,7 +32,7 @@ class OpenStore:
 
 @asynccontextmanager
 async def open_store(settings: RedisSettings) -> AsyncIterator[OpenStore]:
-    """Open a store. Raises StoreError where that is not possible, for a server on the first command."""
+    """Open a store, once it answers. Raises StoreError."""
     async with AsyncExitStack() as stack:
         url, mend = settings.url.get_secret_value(), None
         if url == "embedded":
@@ -39,6 +40,7 @@ async def open_store(settings: RedisSettings) -> AsyncIterator[OpenStore]:
             url, mend = server.url, server.ensure
         pipe = _pipe(url)
         stack.push_async_callback(pipe.aclose)
+        await make_contact(pipe, url)
         yield OpenStore(pipe, Keys(settings.namespace), mend)
 
 

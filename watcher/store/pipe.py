@@ -18,7 +18,7 @@ from redis.exceptions import NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from watcher.store.calls import Call, Packet, packed
-from watcher.store.connect import translated
+from watcher.store.errors import translated, unreadable
 from watcher.store.scripting import Joint, Script
 
 _MOST = 512
@@ -166,3 +166,5 @@ async def _read(connection: Any) -> Any:
         return await connection.read_response(timeout=math.inf)
     except ResponseError as error:
         return error
+    except ValueError as error:
+        raise unreadable(error) from None

@@ -1,0 +1,28 @@
+"""Why a store cannot be used, as everybody above goes by it; `errors` says what is what.
+
+Refuses to import a client: whoever reads a configuration needs these.
+"""
+
+
+class StoreError(Exception):
+    """Redis cannot be used now. A worker that already runs says so once, waits and tries again."""
+
+
+class StoreUnreachable(StoreError):
+    """Nobody answers, or the server answers and refuses writes: time or its operator heals it."""
+
+    exit_code = 69
+
+
+class StoreRefuses(StoreUnreachable):
+    """The server answers, and with an error: some of what it is asked may still succeed meanwhile."""
+
+
+class ConfigurationRefused(StoreError):
+    """The address, the credentials or the server's settings are wrong: waiting heals nothing."""
+
+    exit_code = 78
+
+
+class PartOfCluster(ConfigurationRefused):
+    """A node of a Cluster names another one. Whoever knows that it is one goes on there, by the cause."""
