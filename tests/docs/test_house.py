@@ -7,6 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import watcher
+from watcher.providers.registry import PLACE_BY_KIND
 
 HOUSE = Path(watcher.__file__).parent
 
@@ -54,3 +55,10 @@ def _imported(path: Path) -> Iterator[str]:
             yield from (name.name.split(".")[0] for name in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield (node.module or "").split(".")[0]
+
+
+def test_the_journal_names_no_provider() -> None:
+    kinds = [*PLACE_BY_KIND]
+    for path in (HOUSE / "journal").glob("*.py"):
+        text = path.read_text().lower()
+        assert not [kind for kind in kinds if kind in text], path

@@ -12,7 +12,7 @@ from builders import a_balance, a_snapshot
 from stories import Ended, ended
 
 from watcher.journal.ledger import Rules
-from watcher.journal.rehearsal import kind_of, rehearse
+from watcher.preview import kind_of, preview
 
 MK = "0x1456b21890f920110190063921f6bc7f7b027fa6"
 TOKENS = [
@@ -201,7 +201,7 @@ def test_no_kind_is_guessed_where_nothing_says_it(answer: Any) -> None:
 def test_a_rehearsal_ends_whatever_it_holds() -> None:
     before, after = a_snapshot(ETH=a_balance("5", pending_deposit="5")), a_snapshot(ETH="0")
     for settle_polls in range(5):
-        rounds = [*rehearse(before, after, Rules("outside", settle_polls))]
+        rounds = [*preview(before, after, Rules("outside", settle_polls))]
         assert not rounds[-1].advance.held
         assert not rounds[-1].advance.doubted
 

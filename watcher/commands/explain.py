@@ -15,7 +15,7 @@ from watcher.printable import printable
 
 if TYPE_CHECKING:
     from watcher.journal.ledger import Advance
-    from watcher.journal.rehearsal import Kind, Round
+    from watcher.preview import Kind, Round
     from watcher.providers.contract import Catalogue, Refused
     from watcher.snapshot import Snapshot
 
@@ -75,7 +75,7 @@ def command(
     answer the same. Exits with 1 if a poll would refuse one of the files.
     """
     from watcher.journal.ledger import Rules
-    from watcher.journal.rehearsal import rehearse
+    from watcher.preview import preview
 
     try:
         snapshots = _snapshots(before, after, kind, tokens)
@@ -85,7 +85,7 @@ def command(
         else:
             click.echo("{file} is refused, {trouble}: {reason}".format_map(unread.line))
         return 1
-    lines = _lines(rehearse(*snapshots, Rules(withdrawals, settle_polls)))
+    lines = _lines(preview(*snapshots, Rules(withdrawals, settle_polls)))
     for line in lines:
         if is_json:
             say_json(line)
@@ -101,7 +101,7 @@ def _snapshots(
     before: BinaryIO, after: BinaryIO, kind: "Kind | None", tokens: BinaryIO | None
 ) -> "tuple[Snapshot, Snapshot]":
     """Read both files as polls of one account. Raises _Unread."""
-    from watcher.journal.rehearsal import Reader, kind_of, parsed
+    from watcher.preview import Reader, kind_of, parsed
 
     with _reading(before):
         first = parsed(before.read())

@@ -17,7 +17,7 @@ from watcher.snapshot import Asset, Balance
 SAMPLE = "sample"
 """What the account, its provider and the paused subscription are called. `data.sample` is true besides."""
 
-_ASSET = Asset("1", "LRC", "Loopring", 18)
+_ASSET = Asset("0", "ETH", "Ether", 18)
 _BALANCE = Balance("100", "10", "20", "5")
 _AMOUNT = to_atoms("5")
 _SIGNS: Mapping[str, tuple[int, int, int, int]] = {

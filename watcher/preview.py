@@ -1,4 +1,4 @@
-"""Rehearses two polls: from two answers of a provider to the events that they would make.
+"""Previews polls: from two answers of a provider to the events that they would make.
 
 Pure. Refuses to read an answer in a way of its own: the provider's module does, as in a real poll.
 """
@@ -27,7 +27,7 @@ class Round(NamedTuple):
     advance: Advance
 
 
-def rehearse(before: Snapshot, after: Snapshot, rules: Rules) -> Iterator[Round]:
+def preview(before: Snapshot, after: Snapshot, rules: Rules) -> Iterator[Round]:
     """Take `before` as the baseline, and then `after` again and again until nothing is left to tell."""
     state = _state(advance(None, before, source="", rules=rules), before)
     for polls in range(1 + rules.settle_polls + _MORE_THAN_SETTLING):
@@ -84,7 +84,7 @@ def _loopring(answers: list[Any]) -> tuple[Provider, AccountSettings]:
     owners = (row.get("accountId") for answer in answers for row in _rows(answer))
     owner = next((owner for owner in owners if type(owner) is int and 0 <= owner <= MAX_ID), None)
     account = LoopringAccount(
-        name="rehearsed",
+        name="preview",
         provider="loopring",
         account_id=owner,
         address=None if owner is not None else f"0x{'0' * 40}",
@@ -98,7 +98,7 @@ def _metakeep(answers: list[Any]) -> tuple[Provider, AccountSettings]:
     from watcher.providers.metakeep import MetaKeep, MetaKeepAccount, MetaKeepSettings
 
     def user(*currencies: str) -> MetaKeepAccount:
-        return MetaKeepAccount(name="rehearsed", provider="metakeep", of={"user": ""}, currencies=currencies)
+        return MetaKeepAccount(name="preview", provider="metakeep", of={"user": ""}, currencies=currencies)
 
     currencies: dict[str, str] = {}
     for answer in answers:
