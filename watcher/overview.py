@@ -65,20 +65,31 @@ def worker_line(presence: Presence, now_ms: int) -> Line:
     }
 
 
+def providers_of(settings: Settings) -> list[str]:
+    """Name the providers of a configuration, those too of which it says no more than that accounts are polled
+    there."""
+    named = (account.provider for account in settings.account_by_name.values())
+    return [*dict.fromkeys([*settings.provider_by_name, *named])]
+
+
 def rate_line(settings: Settings, name: str, workers: Iterable[Presence], now_ms: int) -> Line:
     """Say how many requests a second a provider takes, its accounts need, and workers really made of late.
 
-    What is needed is one poll an interval; it is more while something is pending.
+    What is needed is one poll an interval; it is more while something is pending. None where the
+    configuration does not say all of that.
     """
-    provider = settings.provider_by_name[name]
-    ask = provider_class(provider.kind)(provider)
+    provider = settings.provider_by_name.get(name)
     accounts = [account for account in settings.account_by_name.values() if account.provider == name]
-    needed = requests_needed(ask, accounts)
+    needed = None
+    if provider:
+        kind = provider_class(provider.kind)
+        if all(isinstance(account, kind.Account) for account in accounts):
+            needed = requests_needed(kind(provider), accounts)
     measured = [one.requests_per_second for one in workers if one.is_there(now_ms)]
     used = [rates.get(name, 0) for rates in measured if rates]
     return {
-        "requests_per_second": provider.requests_per_second,
-        "needed_per_second": round(needed, 2),
+        "requests_per_second": provider.requests_per_second if provider else None,
+        "needed_per_second": None if needed is None else round(needed, 2),
         "used_per_second": round(sum(used), 2) if used else None,
     }
 
@@ -151,7 +162,7 @@ def troubles_of(account: AccountSettings, seen: Seen, failing: Failing | None, n
     claims = (
         is_quarantined,
         not polled_at_ms and not seen.damage,
-        bool(polled_at_ms) and now_ms - polled_at_ms >= stale_ms,
+        bool(state and polled_at_ms and (now_ms - polled_at_ms >= stale_ms or state.stale_since_ms)),
         failing is not None and not is_quarantined,
         any(entry.doubted for entry in entries),
         any(entry.held_polls for entry in entries),

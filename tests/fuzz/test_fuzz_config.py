@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from watcher.config import ConfigRefused, Finding, Loaded, load
+from watcher.config.looking import read_to_look
 from watcher.config.shown import as_toml, shown
 from watcher.config.variables import interpolate
 from watcher.delivery.egress import Policy
@@ -132,6 +133,18 @@ def test_any_reference_is_replaced_or_said_to_have_no_value(text: str, environ: 
         assert "${" in text or replaced == text
 
 
+def look_with(path: Path, environ: Mapping[str, str]) -> None:
+    """Claim that what no worker takes can be looked with, or that it is refused for its store."""
+    try:
+        look = read_to_look(path, environ, {})
+    except ConfigRefused as refused:
+        show_no_secret(refused.mistakes)
+    else:
+        assert not look.is_whole
+        assert look.trouble
+        show_no_secret((look.trouble,))
+
+
 def use(place: Path, content: bytes, environ: Mapping[str, str]) -> None:
     """Claim that this is refused in words that show no secret, or that all of it can be used and shown."""
     path = place / "watcher.toml"
@@ -140,6 +153,7 @@ def use(place: Path, content: bytes, environ: Mapping[str, str]) -> None:
         loaded = load(path, environ)
     except ConfigRefused as refused:
         show_no_secret((*refused.mistakes, *refused.warnings))
+        look_with(path, environ)
         return
     show_no_secret(loaded.warnings)
     start(loaded)
@@ -148,7 +162,7 @@ def use(place: Path, content: bytes, environ: Mapping[str, str]) -> None:
     assert "null" in text or tomllib.loads(text)  # which JSON can say of a user, and TOML cannot
 
 
-def show_no_secret(findings: Iterable[Finding | NotSet]) -> None:
+def show_no_secret(findings: Iterable[Finding | NotSet | str]) -> None:
     for finding in findings:
         assert CANARY not in str(finding)
         assert str(finding).isprintable()

@@ -7,18 +7,18 @@ import asyncio
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from watcher.commands.completing import names_of
-from watcher.commands.looking import accounts_like, say_next
-from watcher.commands.options import config_option, load_or_exit
+from watcher.commands.looking import accounts_like, known, say_next
+from watcher.commands.options import look_options
 from watcher.logs.tail import as_json
 from watcher.printable import printable
 
 if TYPE_CHECKING:
+    from watcher.config.looking import Look
     from watcher.journal.audit import Finding, Verdict
     from watcher.journal.record import Record
     from watcher.settings import Settings
@@ -33,16 +33,16 @@ _MANY_ACCOUNTS = 1000
 
 
 @click.command("audit", short_help="Prove that events and state add up.")
-@config_option
+@look_options
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per account.")
 @click.argument("account", metavar="[ACCOUNT]", required=False, shell_complete=names_of("accounts"))
-def command(*, config_path: Path | None, is_json: bool, account: str | None) -> int:
+def command(*, look: "Look", is_json: bool, account: str | None) -> int:
     """Replay the event log and compare it with the state: of every account, or of ACCOUNT (a name or glob).
 
     Exits with 0 if every effect leads from its baseline, or from the oldest record kept, to what is
     published now, and with 1 if anything is missing, changed, out of place or there twice.
     """
-    settings = load_or_exit(config_path).settings
+    settings = known(look)
     names = accounts_like(settings, account)
     verdicts = asyncio.run(_audit(settings, names))
     lines = (line for name in names for line in _lines(name, verdicts[name], is_json=is_json))

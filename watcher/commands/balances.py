@@ -4,18 +4,18 @@ import asyncio
 import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from watcher.commands.completing import names_of
-from watcher.commands.looking import Columns, accounts_like, age_text, moved_text, say_next
-from watcher.commands.options import config_option, load_or_exit
+from watcher.commands.looking import Columns, accounts_like, age_text, known, moved_text, say_next
+from watcher.commands.options import look_options
 from watcher.logs.tail import as_json
 from watcher.printable import printable
 
 if TYPE_CHECKING:
+    from watcher.config.looking import Look
     from watcher.settings import Settings
     from watcher.store.survey import Seen
 
@@ -34,11 +34,11 @@ _Say = Callable[[Sequence[_Row]], None]
 
 
 @click.command("balances", short_help="The last accepted balances.")
-@config_option
+@look_options
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per account and asset.")
 @click.option("--csv", "is_csv", is_flag=True, help="Comma-separated, with a header.")
 @click.argument("account", metavar="[ACCOUNT]", required=False, shell_complete=names_of("accounts"))
-def command(*, config_path: Path | None, is_json: bool, is_csv: bool, account: str | None) -> None:
+def command(*, look: "Look", is_json: bool, is_csv: bool, account: str | None) -> None:
     """The last accepted balances: of every account, or of ACCOUNT (a name or glob).
 
     What is held waits for its other half for a few good polls; what is doubted waits for a second opinion.
@@ -46,7 +46,7 @@ def command(*, config_path: Path | None, is_json: bool, is_csv: bool, account: s
     """
     if is_json and is_csv:
         raise click.UsageError("--json and --csv are two ways to write the same: choose one")
-    settings = load_or_exit(config_path).settings
+    settings = known(look)
     names = accounts_like(settings, account)
     say = _say_json if is_json else _csv_sayer() if is_csv else _text_sayer()
     asyncio.run(_show(settings, names, say))

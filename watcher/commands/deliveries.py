@@ -6,7 +6,6 @@ Refuses to show text from outside as it came: control characters are escaped.
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -14,11 +13,12 @@ import click
 from watcher.commands.acting import subscriptions_like
 from watcher.commands.completing import names_of
 from watcher.commands.looking import Columns, say_json, say_next
-from watcher.commands.options import config_option, load_or_exit
+from watcher.commands.options import look_options
 from watcher.printable import printable
 
 if TYPE_CHECKING:
     from watcher.commands.delivery_rows import Row
+    from watcher.config.looking import Look
     from watcher.settings import Settings
     from watcher.store.letters import Letter, Tried
     from watcher.store.opening import OpenStore
@@ -43,7 +43,7 @@ class _Wanted(NamedTuple):
 
 
 @click.command("deliveries", short_help="What waits, what was given up, what was tried.")
-@config_option
+@look_options
 @click.option(
     "--waiting", "kind", flag_value="waiting", default=True, help="What is still owed. The default."
 )
@@ -57,7 +57,7 @@ class _Wanted(NamedTuple):
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per delivery or attempt.")
 def command(
     *,
-    config_path: Path | None,
+    look: "Look",
     kind: str,
     subscription: str | None,
     account: str | None,
@@ -70,9 +70,8 @@ def command(
     when its lease ends. Of the rest the latest N are shown, oldest first. An attempt that delivered at once
     is not remembered: the log has it.
     """
-    settings = load_or_exit(config_path).settings
     wanted = _Wanted(kind, subscription, account, limit)
-    rows = asyncio.run(_read(settings, wanted))
+    rows = asyncio.run(_read(look.settings, wanted))
     shown = rows[:limit] if kind == "waiting" else rows[-limit:]
     if is_json:
         for row in shown:

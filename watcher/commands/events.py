@@ -7,18 +7,18 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from watcher.commands.completing import accounts_option
 from watcher.commands.looking import moved_text, say_json, say_next
-from watcher.commands.options import config_option, load_or_exit
+from watcher.commands.options import look_options
 from watcher.commands.since import parse_since, since_ms, since_option
 from watcher.printable import printable
 
 if TYPE_CHECKING:
+    from watcher.config.looking import Look
     from watcher.journal.record import Record
     from watcher.settings import RedisSettings
     from watcher.store.history import History
@@ -50,7 +50,7 @@ class _Wanted(NamedTuple):
 
 
 @click.command("events", short_help="What was told, from the event log.")
-@config_option
+@look_options
 @accounts_option
 @click.option("--type", "types", multiple=True, metavar="GLOB", help="Event types, such as 'deposit.*'.")
 @since_option
@@ -59,7 +59,7 @@ class _Wanted(NamedTuple):
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per event: the body, as it was sent.")
 def command(
     *,
-    config_path: Path | None,
+    look: "Look",
     accounts: tuple[str, ...],
     types: tuple[str, ...],
     since: str | None,
@@ -72,11 +72,10 @@ def command(
     The log keeps the last ten thousand records of each of its 16 parts. `--type baseline` and
     `--type forgotten` show what else is in it: where balances start and end.
     """
-    settings = load_or_exit(config_path).settings
     if is_followed and since is None and limit is None:
         limit = _BEFORE_FOLLOWING
     wanted = _Wanted(accounts, types, parse_since(since), limit)
-    asyncio.run(_show(settings.redis, wanted, is_followed=is_followed, is_json=is_json))
+    asyncio.run(_show(look.settings.redis, wanted, is_followed=is_followed, is_json=is_json))
     about = f"watcher deliveries --account '{printable(accounts[0])}'" if accounts else ""
     say_next(about or "watcher audit, to prove that they add up")
 

@@ -3,8 +3,11 @@
 Refuses to show text from outside as it came: control characters are escaped.
 """
 
+import asyncio
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +18,35 @@ from watcher.logs.tail import as_json
 from watcher.printable import printable
 
 if TYPE_CHECKING:
+    from watcher.config.looking import Look
     from watcher.settings import Settings
+
+UNKNOWN_INTERVAL = timedelta(days=366)
+"""Of an account that only the store knows. Whether it is stale its workers have said, if so."""
 
 _WIDEST = 40
 """Characters that a column is padded to at most: one uint256 must not push all other rows apart."""
+
+
+def known(look: "Look") -> "Settings":
+    """Give the configuration, and add to one that is not whole the accounts that the store knows."""
+    return look.settings if look.is_whole else asyncio.run(_with_accounts_of_the_store(look.settings))
+
+
+async def _with_accounts_of_the_store(settings: "Settings") -> "Settings":
+    from watcher.settings import AccountSettings
+    from watcher.store.opening import open_to_look
+    from watcher.store.survey import Survey
+
+    async with open_to_look(settings.redis) as store:
+        provider_by_account = await Survey(store.pipe, store.keys).scheduled()
+    accounts = dict(settings.account_by_name)
+    for name in sorted(provider_by_account.keys() - accounts.keys()):
+        with suppress(ValueError):  # a name that no configuration can have had
+            accounts[name] = AccountSettings(
+                name=name, provider=provider_by_account[name], interval=UNKNOWN_INTERVAL
+            )
+    return settings.model_copy(update={"account_by_name": accounts})
 
 
 def accounts_like(settings: "Settings", glob: str | None) -> list[str]:

@@ -1,33 +1,32 @@
 """`watcher status`: one screen of how everything stands, from the store alone: no worker need run."""
 
 import asyncio
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from watcher.commands.looking import say_json, say_next
-from watcher.commands.options import config_option, load_or_exit
+from watcher.commands.looking import known, say_json, say_next
+from watcher.commands.options import look_options
 
 if TYPE_CHECKING:
+    from watcher.config.looking import Look
     from watcher.settings import RedisSettings, Settings
 
 _Line = dict[str, Any]
 
 
 @click.command("status", short_help="How everything stands, on one screen.")
-@config_option
+@look_options
 @click.option("--json", "is_json", is_flag=True, help="One JSON object a line, with its `kind`.")
-def command(*, config_path: Path | None, is_json: bool) -> None:
+def command(*, look: "Look", is_json: bool) -> None:
     """How everything stands: the server and what it promises, workers, providers, accounts, subscriptions.
 
     Reads the store alone: no worker need run. With --json, only accounts with something the matter have a
     line. Exits with 0 however it stands.
     """
-    settings = load_or_exit(config_path).settings
     from watcher.commands.status_text import as_text, next_command  # heavy
 
-    lines = asyncio.run(_survey(settings))
+    lines = asyncio.run(_survey(known(look), is_whole=look.is_whole))
     if is_json:
         for line in lines:
             say_json(line)
@@ -37,10 +36,11 @@ def command(*, config_path: Path | None, is_json: bool) -> None:
     say_next(next_command(lines))
 
 
-async def _survey(settings: "Settings") -> list[_Line]:
+async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
     from watcher.overview import (
         account_lines,
         provider_line,
+        providers_of,
         rate_line,
         server_line,
         subscription_line,
@@ -57,8 +57,9 @@ async def _survey(settings: "Settings") -> list[_Line]:
         now_ms = await survey.now_ms()
         server = server_line(await guarantee_of_all(store.pipe), _where(settings.redis))
         workers = await Workers(store.pipe, store.keys).read()
-        failing_by_provider = {name: await survey.failing(name) for name in settings.provider_by_name}
-        overdue = {name: await survey.overdue(name) for name in settings.provider_by_name}
+        names = providers_of(settings)
+        failing_by_provider = {name: await survey.failing(name) for name in names}
+        overdue = {name: await survey.overdue(name) for name in names}
         states = survey.read_states([*settings.account_by_name])
         accounts = [line async for line in account_lines(settings, states, failing_by_provider, now_ms)]
         standings = await Standings(store.pipe, store.keys).read()
@@ -73,7 +74,11 @@ async def _survey(settings: "Settings") -> list[_Line]:
     total = {"kind": "accounts", "accounts": len(settings.account_by_name), "in_trouble": len(accounts)}
     subscriptions = [
         subscription_line(
-            name, backlog, standings.get(name), now_ms, is_configured=name in settings.subscription_by_name
+            name,
+            backlog,
+            standings.get(name),
+            now_ms,
+            is_configured=name in settings.subscription_by_name or not is_whole,
         )
         for name, backlog in backlogs.items()
     ]

@@ -65,16 +65,16 @@ def _workers_text(lines: Sequence[_Line]) -> Iterator[str]:
 def _provider_text(line: _Line) -> Iterator[str]:
     failing = f", {line['failing']:,} failing" if line["failing"] else ""
     used, needed, most = (line[f"{name}_per_second"] for name in ("used", "needed", "requests"))
-    made = "" if used is None else f", makes {used:.3g}"
-    rate = f"needs {needed:.3g} of {most:g} requests/s{made}"
+    made = "" if used is None else f", makes {used:.3g}{' requests/s' if needed is None else ''}"
+    rate = made if needed is None else f"; needs {needed:.3g} of {most:g} requests/s{made}"
     name = printable(line["provider"])
-    yield _entry("provider", f"{name}: {_many(line['accounts'], 'account')} scheduled{failing}; {rate}")
+    yield _entry("provider", f"{name}: {_many(line['accounts'], 'account')} scheduled{failing}{rate}")
     for found in line["troubles"][:_MOST_TROUBLES]:
         reason = f"{printable(found['trouble'])}: {printable(found['reason'])}"
         todo = f": {printable(found['todo'])}" if found["todo"] else ""
         yield _entry("", f"  {found['accounts']:,} {reason}, since {found['since']}{todo}")
     yield from _more(line["troubles"], _MOST_TROUBLES)
-    if needed > USABLE * most:
+    if needed is not None and needed > USABLE * most:
         yield _entry("", "  too few requests for so many accounts: raise requests_per_second or intervals")
     if line["late_s"]:
         late = age_text(1000 * line["late_s"])

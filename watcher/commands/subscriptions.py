@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,12 +9,14 @@ import click
 from watcher.commands.acting import subscription_named
 from watcher.commands.completing import names_of
 from watcher.commands.looking import age_text, say_json, say_next
-from watcher.commands.options import config_option, load_or_exit
+from watcher.commands.options import look_options
+from watcher.commands.unknown import Unknown
 from watcher.printable import printable
 
 if TYPE_CHECKING:
-    from watcher.settings import Settings
+    from watcher.config.looking import Look
     from watcher.store.lanes import Lanes
+    from watcher.store.opening import OpenStore
 
 _BY_HAND = "by hand"
 _MARGIN = 14
@@ -29,11 +30,11 @@ def _complete_name(context: click.Context, parameter: click.Parameter, incomplet
 
 
 @click.command("subscriptions", short_help="How subscriptions stand; pause and resume them.")
-@config_option
+@look_options
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per subscription.")
 @click.argument("action", type=click.Choice(["list", "pause", "resume"]), default="list", metavar="[ACTION]")
 @click.argument("name", required=False, shell_complete=_complete_name)
-def command(*, config_path: Path | None, is_json: bool, action: str, name: str | None) -> None:
+def command(*, look: "Look", is_json: bool, action: str, name: str | None) -> None:
     """How subscriptions stand: ACTION is list (the default), pause NAME, or resume NAME.
 
     A paused subscription is sent nothing and loses nothing: its events are kept, and go out in order when it
@@ -42,32 +43,44 @@ def command(*, config_path: Path | None, is_json: bool, action: str, name: str |
     """
     if (action == "list") == bool(name):
         raise click.UsageError("pause and resume need the NAME of a subscription, and only they do")
-    settings = load_or_exit(config_path).settings
-    if name and action == "pause":
-        subscription_named(settings, name)
-    asyncio.run(_show(settings, is_json=is_json) if name is None else _switch(settings, action, name))
+    if name and action == "pause" and look.is_whole:
+        subscription_named(look.settings, name)
+    asyncio.run(_show(look, is_json=is_json) if name is None else _switch(look, action, name))
 
 
-async def _switch(settings: "Settings", action: str, name: str) -> None:
+async def _switch(look: "Look", action: str, name: str) -> None:
     from watcher.store.lanes import Lanes
     from watcher.store.opening import open_to_look
     from watcher.store.schedule import Schedule
     from watcher.store.standings import Standings
 
-    async with open_to_look(settings.redis) as store:
+    async with open_to_look(look.settings.redis) as store:
         standings = Standings(store.pipe, store.keys)
+        if name not in look.settings.subscription_by_name:
+            await _check_known(name, look, store)
         if action == "pause":
             is_new = await standings.pause(name, _BY_HAND)
             click.echo(f"{name}: {'paused' if is_new else 'was paused already'}; its events are kept")
             say_next(f"watcher subscriptions resume {name}")
             return
-        if name not in await standings.read():
-            subscription_named(settings, name)
         has_changed = await standings.resume(name)
         await _hasten(Lanes(Schedule(store.pipe), store.keys), name)
     said = "resumed" if has_changed else "was neither paused nor failing"
     click.echo(f"{name}: {said}; what waits goes out now")
     say_next(f"watcher deliveries --subscription {name}")
+
+
+async def _check_known(name: str, look: "Look", store: "OpenStore") -> None:
+    """Make sure that the store, at least, knows a subscription. Raises Unknown."""
+    from watcher.store.letters import Letters
+    from watcher.store.standings import Standings
+
+    configured = look.settings.subscription_by_name
+    known = {*configured, *await Standings(store.pipe, store.keys).read()}
+    if not look.is_whole:
+        known.update(await Letters(store.pipe, store.keys).subscriptions())
+    if name not in known:
+        raise Unknown("subscription of the configuration", name, configured)
 
 
 async def _hasten(lanes: "Lanes", name: str) -> None:
@@ -79,8 +92,11 @@ async def _hasten(lanes: "Lanes", name: str) -> None:
         await lanes.hasten(name, shard, lease_ms=LONGEST_LEASE_MS)
 
 
-async def _show(settings: "Settings", *, is_json: bool) -> None:
-    for line in await _survey(settings):
+async def _show(look: "Look", *, is_json: bool) -> None:
+    lines = await _survey(look)
+    if not (lines or is_json):
+        click.echo("no subscription is known here", err=True)
+    for line in lines:
         if is_json:
             say_json(line)
         else:
@@ -89,12 +105,13 @@ async def _show(settings: "Settings", *, is_json: bool) -> None:
     say_next("watcher deliveries")
 
 
-async def _survey(settings: "Settings") -> list[_Line]:
+async def _survey(look: "Look") -> list[_Line]:
     from watcher.overview import place_of, subscription_line
     from watcher.store.opening import open_to_look
     from watcher.store.standings import Standings
     from watcher.store.survey import Backlog, Survey
 
+    settings = look.settings
     async with open_to_look(settings.redis) as store:
         survey = Survey(store.pipe, store.keys)
         now_ms = await survey.now_ms()
@@ -102,7 +119,7 @@ async def _survey(settings: "Settings") -> list[_Line]:
         backlogs = await survey.backlogs(settings.subscription_by_name)
     lines = []
     for name in dict.fromkeys([*backlogs, *standings]):
-        is_configured = name in settings.subscription_by_name
+        is_configured = name in settings.subscription_by_name or not look.is_whole
         standing, backlog = standings.get(name), backlogs.get(name, Backlog())
         line = subscription_line(name, backlog, standing, now_ms, is_configured=is_configured)
         failing_ms = now_ms - standing.since_ms if standing and standing.since_ms else 0
@@ -118,8 +135,8 @@ async def _survey(settings: "Settings") -> list[_Line]:
 
 
 def _as_text(line: _Line) -> Iterator[str]:
-    where = line["url"] if line["is_configured"] else "not in the configuration"
-    yield f"{printable(line['subscription']):<{_MARGIN}}{where}"
+    where = (line["url"] or "") if line["is_configured"] else "not in the configuration"
+    yield f"{printable(line['subscription']):<{_MARGIN}}{where}".rstrip()
     for text in (_standing_text(line), _backlog_text(line)):
         yield f"{'':<{_MARGIN}}{text}"
 

@@ -85,7 +85,7 @@ class Roster:
                 f"(schema {_number(schema)}, {_number(shards)} shards; this one has {SCHEMA}, {SHARDS}): "
                 "run that version, or set redis.namespace to start anew"
             )
-        known = sorted({*_names(providers), *configured})
+        known = sorted({*provider_names(providers), *configured})
         fields = ("shards", SHARDS, "schema", SCHEMA, "providers", json.dumps(known))
         await self._pipe.command("HSET", key, *fields)
         return known
@@ -139,7 +139,7 @@ def _number(text: bytes | None) -> str:
     return text.decode() if text and text.isdigit() else "unknown"
 
 
-def _names(text: bytes | None) -> set[str]:
+def provider_names(text: bytes | None) -> set[str]:
     """Read which providers were ever used; where that is damaged, what they have left stays behind."""
     try:
         found = json.loads(text or b"[]")

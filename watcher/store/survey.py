@@ -13,6 +13,7 @@ from watcher.store.counts import read_count, read_score
 from watcher.store.history import START
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.pipe import Pipe
+from watcher.store.roster import provider_names
 from watcher.store.scripting import load_script
 from watcher.store.state import BadState, load_state
 
@@ -88,6 +89,16 @@ class Survey:
                     seen_by_account[seen.account] = seen
             for name in part:
                 yield seen_by_account[name]
+
+    async def scheduled(self) -> dict[str, str]:
+        """Name the accounts that are polled, each with its provider: whatever this process has configured."""
+        (said,) = await self._pipe.command("HMGET", self._keys.meta(), "providers")
+        found: dict[str, str] = {}
+        for provider in provider_names(said):
+            for shard in range(SHARDS):
+                for name in await self._pipe.command("ZRANGE", self._keys.polls(shard, provider), 0, -1):
+                    found[name.decode("utf-8", "replace")] = provider
+        return found
 
     async def failing(self, provider: str) -> dict[str, Failing]:
         """Read which accounts of a provider fail."""
