@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import plain_yaml
 import pytest
+import yaml
 
 from watcher.logs.catalogue import EVENTS
 from watcher.vitals.metric_names import ATTEMPT_OUTCOMES, METRICS, POLL_OUTCOMES, TROUBLES
@@ -18,7 +18,7 @@ ALERTS = DEPLOY / "prometheus-alerts.yaml"
 README = (DEPLOY / "README.md").read_text()
 WORDS_BY_LABEL = {"outcome": {*POLL_OUTCOMES, *ATTEMPT_OUTCOMES}, "trouble": {*TROUBLES}, "job": {"watcher"}}
 
-(GROUP,) = plain_yaml.read(ALERTS.read_text())["groups"]
+(GROUP,) = yaml.safe_load(ALERTS.read_text())["groups"]
 RULE_BY_NAME: dict[str, Any] = {rule["alert"]: rule for rule in GROUP["rules"]}
 
 every_alert = pytest.mark.parametrize("name", RULE_BY_NAME)
@@ -94,7 +94,7 @@ def test_log_lines_and_metrics_that_the_explanations_name_exist() -> None:
 def test_the_scrape_job_is_the_one_that_the_alerts_are_about() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     (block,) = (block for block in blocks if "scrape_configs" in block)
-    (job,) = plain_yaml.read(block)["scrape_configs"]
+    (job,) = yaml.safe_load(block)["scrape_configs"]
     jobs = {job for rule in RULE_BY_NAME.values() for job in re.findall(r'job="(\w+)"', rule["expr"])}
     assert {job["job_name"]} == jobs
     assert f"rule_files: [{ALERTS.name}]" in block

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import plain_yaml
 import pytest
+import yaml
 from builders import SECRET
 from click.testing import CliRunner
 from pydantic import BaseModel
@@ -30,7 +30,7 @@ from watcher.store.roster import Roster
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 EXAMPLE = (DEPLOY / "watcher.example.toml").read_text()
-COMPOSE = plain_yaml.read((DEPLOY / "compose.yaml").read_text())
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 README = (DEPLOY / "README.md").read_text()
 UNIT = (DEPLOY / "watcher.service").read_text()
@@ -215,12 +215,12 @@ def test_the_worker_is_given_more_time_than_its_drain_takes(tmp_path: Path) -> N
 
 
 def test_every_service_is_confined_and_the_worker_has_an_init() -> None:
-    confined = {"read_only": "true", "cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]}
+    confined = {"read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]}
     assert [*COMPOSE["services"]] == ["watcher", "valkey"]
     for service in COMPOSE["services"].values():
         assert confined.items() <= service.items()
-    assert COMPOSE["services"]["watcher"]["init"] == "true"
-    assert COMPOSE["networks"]["state"] == {"internal": "true"}
+    assert COMPOSE["services"]["watcher"]["init"] is True
+    assert COMPOSE["networks"]["state"] == {"internal": True}
     assert COMPOSE["services"]["valkey"]["networks"] == ["state"]
 
 

@@ -5,7 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
-import plain_yaml
+import yaml
 from click.testing import CliRunner
 
 from watcher.cli import group
@@ -16,7 +16,7 @@ from watcher.vitals.heartbeat import EVERY_S
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 README = (DEPLOY / "README.md").read_text()
-COMPOSE = plain_yaml.read((DEPLOY / "compose.yaml").read_text())
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 
 (CHECK,) = re.findall(r"^HEALTHCHECK (.*) CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
 (HEARTBEAT,) = re.findall(r"^ENV WATCHER_HEARTBEAT_FILE=(\S+)$", DOCKERFILE, re.MULTILINE)

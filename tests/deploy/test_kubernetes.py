@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import plain_yaml
 import pytest
+import yaml
 from builders import SECRET
 from click.testing import CliRunner
 
@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 
 
 def manifest(name: str) -> Any:
-    return plain_yaml.read((FOLDER / f"{name}.yaml").read_text())
+    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
 
 
 DEPLOYMENT, POLICY = manifest("deployment"), manifest("network-policy")
@@ -88,13 +88,13 @@ def test_kubernetes_knows_every_field_of_the_deployment() -> None:
 
 
 def test_a_pod_may_do_nothing_but_work() -> None:
-    assert POD["automountServiceAccountToken"] == "false"
-    assert POD["securityContext"]["runAsNonRoot"] == "true"
+    assert POD["automountServiceAccountToken"] is False
+    assert POD["securityContext"]["runAsNonRoot"] is True
     assert int(POD["securityContext"]["runAsUser"]) >= 10_000
     assert POD["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert WORKER["securityContext"] == {
-        "allowPrivilegeEscalation": "false",
-        "readOnlyRootFilesystem": "true",
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
     writable = [mount["mountPath"] for mount in WORKER["volumeMounts"] if "readOnly" not in mount]
@@ -131,7 +131,7 @@ def test_a_worker_has_time_to_drain_and_the_new_one_is_there_before_the_old_one_
     environ = {"LOOPRING_API_KEY": "k", "OPS_SECRET": SECRET}
     drain_s = load(FOLDER / "watcher.toml", environ).settings.worker.drain.total_seconds()
     assert int(POD["terminationGracePeriodSeconds"]) > drain_s
-    assert DEPLOYMENT["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": "1", "maxUnavailable": "0"}
+    assert DEPLOYMENT["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     assert DEPLOYMENT["spec"]["selector"]["matchLabels"] == POLICY["spec"]["podSelector"]["matchLabels"]
 
 

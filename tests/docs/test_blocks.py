@@ -15,8 +15,8 @@ from decimal import Decimal
 from pathlib import Path
 
 import click
-import plain_yaml
 import pytest
+import yaml
 from aiohttp.test_utils import TestClient, TestServer
 from blocks import BLOCKS, FILES, ROOT, Block, blocks_of, commands, inline_code
 from builders import SECRET
@@ -52,7 +52,7 @@ def loads(block: Block, folder: Path) -> None:
 
 
 def scrapes(block: Block, folder: Path) -> None:
-    (job,) = plain_yaml.read(block.text)["scrape_configs"]
+    (job,) = yaml.safe_load(block.text)["scrape_configs"]
     assert job["job_name"] == "watcher"
     if program := shutil.which("promtool"):
         (folder / "prometheus.yml").write_text(block.text)
