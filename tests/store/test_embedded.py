@@ -1,6 +1,7 @@
 """The embedded server: one per directory, shared by its workers, never empty where there was state."""
 
 import asyncio
+import errno
 import os
 import re
 import signal
@@ -261,6 +262,24 @@ async def test_a_directory_of_another_user_is_refused_as_it_is(
         async with Embedded(data_dir):
             pass
     assert sorted(os.listdir(data_dir)) == before
+
+
+@pytest.mark.parametrize(
+    ("may_write", "instead"),
+    [(True, "a new directory inside it, such as .*/state$"), (False, "may write to$")],
+)
+async def test_a_volume_that_belongs_to_root_is_refused_with_what_works_instead(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, may_write: bool, instead: str
+) -> None:
+    def not_ours(path: Path, _: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+    os.mkdir(data_dir)
+    monkeypatch.setattr(Path, "chmod", not_ours)  # as for all but the owner and root, who runs tests
+    monkeypatch.setattr(os, "access", lambda *_: may_write)
+    with pytest.raises(ConfigurationRefused, match=f"belongs to uid {os.getuid()}, .* {instead}"):
+        await Embedded(data_dir).__aenter__()
+    assert os.listdir(data_dir) == []
 
 
 async def test_a_path_that_cannot_be_a_directory_is_a_configuration_error(data_dir: Path) -> None:

@@ -74,7 +74,23 @@ def make_private(data_dir: Path) -> None:
         raise ConfigurationRefused(
             f"{data_dir} belongs to another user (uid {owner}); do this as that one: sudo -u '#{owner}' ..."
         )
-    data_dir.chmod(0o700)
+    _close(data_dir)
+
+
+def _close(data_dir: Path) -> None:
+    try:
+        data_dir.chmod(0o700)
+    except PermissionError as error:  # such as a volume's root: fsGroup lets a group write, and root keeps it
+        owner, ours = data_dir.stat().st_uid, os.geteuid()
+        instead = (
+            f"a new directory inside it, such as {data_dir / 'state'}"
+            if os.access(data_dir, os.W_OK | os.X_OK)
+            else f"a directory that uid {ours} may write to"
+        )
+        raise ConfigurationRefused(
+            f"{data_dir} belongs to uid {owner}, and uid {ours} cannot close it to others; "
+            f"set redis.data_dir to {instead}"
+        ) from error
 
 
 def start(engine: Engine, data_dir: Path, lock: int) -> None:
