@@ -24,17 +24,20 @@ from watcher.store.schedule import Lease, Reply
 
 Settle = Callable[[Store, Lease, Delivery], Awaitable[Reply]]
 
+KEPT_MS = 2 * MINUTE_MS
+"""Longer than a lane is leased for: an order that names the deadline in force passes for a repeated one."""
+
 
 async def delivered(store: Store, lease: Lease, delivery: Delivery) -> Reply:
-    return (
-        await store.lanes.delivered(OPS, lease, delivery.head, until=store.lanes.until(lease, MINUTE_MS))
-    )[0]
+    return (await store.lanes.delivered(OPS, lease, delivery.head, until=store.lanes.until(lease, KEPT_MS)))[
+        0
+    ]
 
 
 async def dead(store: Store, lease: Lease, delivery: Delivery) -> Reply:
     return (
         await store.lanes.dead(
-            OPS, lease, delivery.head, until=store.lanes.until(lease, MINUTE_MS), reason="410"
+            OPS, lease, delivery.head, until=store.lanes.until(lease, KEPT_MS), reason="410"
         )
     )[0]
 
@@ -80,7 +83,7 @@ async def test_a_delivered_head_makes_room_for_the_next_and_keeps_the_lane(
 async def test_an_empty_lane_leaves_the_schedule(redis_client: Redis, namespace: str) -> None:
     store, lease = await a_lane(redis_client, namespace, ONE)
     await store.queue(ONE, account=NEIGHBOURS[0])
-    assert await store.lanes.delivered(OPS, lease, ONE.head, until=store.lanes.until(lease, MINUTE_MS)) == (
+    assert await store.lanes.delivered(OPS, lease, ONE.head, until=store.lanes.until(lease, KEPT_MS)) == (
         Reply.DONE,
         0,
     )
@@ -94,7 +97,7 @@ async def test_what_is_queued_meanwhile_stays_with_the_holder_of_the_lane(
     store, lease = await a_lane(redis_client, namespace, ONE)
     await store.queue(TWO)
     reply, deadline = await store.lanes.delivered(
-        OPS, lease, ONE.head, until=store.lanes.until(lease, MINUTE_MS)
+        OPS, lease, ONE.head, until=store.lanes.until(lease, KEPT_MS)
     )
     assert reply is Reply.DONE
     assert await store.scores(store.keys.lanes(SHARD, OPS)) == {ACCOUNT: deadline}
@@ -163,7 +166,7 @@ async def test_tries_are_counted_for_one_head(redis_client: Redis, namespace: st
         assert await store.tries() == (count, ONE.head)
         lease = await store.lease_lane()
     reply, deadline = await store.lanes.delivered(
-        OPS, lease, ONE.head, until=store.lanes.until(lease, MINUTE_MS)
+        OPS, lease, ONE.head, until=store.lanes.until(lease, KEPT_MS)
     )
     assert reply is Reply.DONE
     assert await store.tries() == (0, b"")
@@ -213,7 +216,7 @@ async def test_an_attempt_is_remembered_where_there_is_something_to_tell(
     store, lease = await a_lane(redis_client, namespace, ONE, TWO)
     attempts = store.keys.attempts(SHARD, OPS)
     reply, deadline = await store.lanes.delivered(
-        OPS, lease, ONE.head, until=store.lanes.until(lease, MINUTE_MS)
+        OPS, lease, ONE.head, until=store.lanes.until(lease, KEPT_MS)
     )
     assert reply is Reply.DONE
     assert attempts not in await store.contents()
@@ -222,11 +225,11 @@ async def test_an_attempt_is_remembered_where_there_is_something_to_tell(
         await store.lanes.retry(OPS, lease, TWO.head, wait_ms=5, record=record)
     elif outcome == "dead":
         await store.lanes.dead(
-            OPS, lease, TWO.head, until=store.lanes.until(lease, MINUTE_MS), reason="410", record=record
+            OPS, lease, TWO.head, until=store.lanes.until(lease, KEPT_MS), reason="410", record=record
         )
     else:
         await store.lanes.delivered(
-            OPS, lease, TWO.head, until=store.lanes.until(lease, MINUTE_MS), record=record
+            OPS, lease, TWO.head, until=store.lanes.until(lease, KEPT_MS), record=record
         )
     assert await store.stream(attempts) == [{"attempt": record}]
 
@@ -240,7 +243,7 @@ async def test_attempts_and_dead_letters_are_trimmed(
     for number in range(250):
         head = a_delivery(number).head
         _, deadline = await store.lanes.dead(
-            OPS, lease, head, until=store.lanes.until(lease, MINUTE_MS), reason="410", record=b"{}"
+            OPS, lease, head, until=store.lanes.until(lease, KEPT_MS), reason="410", record=b"{}"
         )
         lease = Lease(ACCOUNT, deadline)
     for key in (store.keys.attempts(SHARD, OPS), store.keys.dead(SHARD, OPS)):
