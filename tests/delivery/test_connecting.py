@@ -195,8 +195,8 @@ async def hanging_up(peer: Peer) -> None:
 @pytest.mark.parametrize(
     ("script", "errors"),
     [
-        (not_speaking_tls, {"TLS failed"}),
-        (hanging_up, {"cannot connect", "cannot connect: connection reset by peer"}),
+        (not_speaking_tls, {"TLS failed: its port does not speak TLS"}),
+        (hanging_up, {"TLS failed: it hung up during the handshake"}),
         (silence, {NO_CONNECTION}),
     ],
 )

@@ -64,7 +64,10 @@ async def dead_endpoints() -> AsyncIterator[tuple[dict[str, list[str]], Subscrib
         yield urls_by_death, hung
 
 
-DEATHS = {"refused": "cannot connect: connection refused", "not TLS": "TLS failed"}
+DEATHS = {
+    "refused": "cannot connect: connection refused",
+    "not TLS": "TLS failed: its port does not speak TLS",
+}
 """The others hang until they are cut off here: what becomes of them by themselves is asked elsewhere."""
 
 HANG_S = 150

@@ -1,9 +1,14 @@
 """Certificates for subscribers, made when they are needed, and a client that trusts them all."""
 
+import socket
 import ssl
 import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -39,3 +44,118 @@ def a_client_trusting(certificate: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=certificate)
     return context
+
+
+class Trouble(NamedTuple):
+    """A port that TLS fails at for one reason, what is to be said of it, and a word of what mends it."""
+
+    tls: Callable[[], tuple[ssl.SSLContext, str]] | None
+    says: bytes
+    words: str
+    mend: str
+    scheme: str = "https"
+
+
+NAME = "in.hooks.example"
+
+
+def of_version(version: ssl.TLSVersion, *, wants_certificate: bool = False) -> tuple[ssl.SSLContext, str]:
+    context, certificate = a_certificate(NAME)
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.minimum_version = context.maximum_version = version
+    if wants_certificate:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=certificate)
+    return context, certificate
+
+
+def that_nobody_trusts() -> tuple[ssl.SSLContext, str]:
+    return a_certificate(NAME)[0], a_certificate("other.example")[1]
+
+
+NO_HANDSHAKE = "TLS failed: it hung up during the handshake"
+NO_TLS = "TLS failed: its port does not speak TLS"
+CERTIFICATE = "its certificate does not verify: "
+
+TROUBLES = {
+    "a port that speaks HTTP": Trouble(None, b"HTTP/1.1 400 Bad Request\r\n\r\n", NO_TLS, "http://"),
+    "a port that speaks SMTP": Trouble(None, b"220 mail.example ESMTP\r\n", NO_TLS, "http://"),
+    "a port that hangs up": Trouble(None, b"", NO_HANDSHAKE, "1.2 or 1.3"),
+    "an old TLS": Trouble(
+        lambda: of_version(ssl.TLSVersion.TLSv1_1), b"", "TLS failed: its TLS is older than 1.2", "1.2 or 1.3"
+    ),
+    "a client certificate is wanted, TLS 1.2": Trouble(
+        lambda: of_version(ssl.TLSVersion.TLSv1_2, wants_certificate=True),
+        b"",
+        "TLS failed: it refuses the handshake",
+        "client certificate",
+    ),
+    "a client certificate is wanted, TLS 1.3": Trouble(
+        lambda: of_version(ssl.TLSVersion.TLSv1_3, wants_certificate=True),
+        b"",
+        "TLS failed: it wants a client certificate",
+        "presents none",
+    ),
+    "a certificate that has expired": Trouble(
+        lambda: a_certificate(NAME, expires_in=-_DAY), b"", f"{CERTIFICATE}certificate has expired", "renewed"
+    ),
+    "a certificate for another name": Trouble(
+        lambda: a_certificate("other.example"), b"", f"{CERTIFICATE}hostname mismatch", "the name"
+    ),
+    "a certificate that nobody signed": Trouble(
+        that_nobody_trusts, b"", f"{CERTIFICATE}self-signed certificate", "SSL_CERT_FILE="
+    ),
+    "http:// at a port that speaks TLS": Trouble(
+        None,
+        b"\x15\x03\x01\x00\x02\x02\x28",
+        "its answer is not HTTP: its port speaks TLS",
+        "write https://",
+        "http",
+    ),
+}
+
+
+@contextmanager
+def a_troubled_port(trouble: Trouble) -> Iterator[tuple[str, str]]:
+    """Serve it as OpenSSL does, which says goodbye, and asyncio does not: yields URL and certificate."""
+    context, certificate = trouble.tls() if trouble.tls else (None, a_certificate(NAME)[1])
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = threading.Thread(target=_serve, args=(listening, context, trouble.says))
+        server.start()
+        try:
+            yield f"{trouble.scheme}://{NAME}:{listening.getsockname()[1]}", certificate
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            server.join()
+
+
+def _serve(listening: socket.socket, context: ssl.SSLContext | None, says: bytes) -> None:
+    while True:
+        try:
+            connection, _ = listening.accept()
+        except OSError:
+            return
+        connection.settimeout(5)
+        with connection:
+            try:
+                _answer(connection, context, says)
+            except OSError:  # as it is to be
+                _drain(connection)
+
+
+def _answer(connection: socket.socket, context: ssl.SSLContext | None, says: bytes) -> None:
+    if context is None:
+        connection.recv(65_536)
+        connection.sendall(says)
+        connection.shutdown(socket.SHUT_WR)
+        _drain(connection)
+        return
+    with connection.dup() as inner, context.wrap_socket(inner, server_side=True) as secure:
+        secure.recv(65_536)
+
+
+def _drain(connection: socket.socket) -> None:
+    """Read to the end: closing on unread bytes is a reset, which takes an alert back."""
+    with suppress(OSError):
+        while connection.recv(65_536):
+            pass

@@ -369,7 +369,10 @@ async def test_a_port_without_tls_fails() -> None:
     async with subscribing(not_speaking_tls) as subscriber:
         url = URL(subscriber.url).with_scheme("https")
         tried = await reached(str(url))
-    assert (tried.verdict, tried.text) == ("failed", f"{url.origin()}: TLS failed")
+    assert (tried.verdict, tried.text) == (
+        "failed",
+        f"{url.origin()}: TLS failed: its port does not speak TLS",
+    )
 
 
 async def test_a_denied_address_is_said_and_not_dialled() -> None:

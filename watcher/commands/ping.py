@@ -33,11 +33,12 @@ _BY_STATUS = {
 }
 _BY_ERROR = (
     ("resolve", "look at the host name of the subscription's url, and at the DNS of this machine"),
-    ("certificate", "look at the receiver's certificate: its name, its end, and who signed it"),
-    ("TLS", "look at the receiver's TLS, and whether its port speaks it at all"),
+    ("no connection within", "look whether the receiver listens at that port, and at the firewalls between"),
     ("cannot connect", "look whether the receiver listens at that port, and at the firewalls between"),
     ("no answer within", "answer first and work later: 20 seconds is all there is"),
 )
+_ANY_ERROR = "look at the receiver, and at what stands before it; a port that speaks TLS wants https://"
+_BAD_REQUEST = 400
 _BY_KIND = {
     3: "redirects are not followed: write the place where it leads into the subscription's url",
     4: "look into the receiver's log: the request did not please it",
@@ -111,7 +112,9 @@ def _advice(attempt: "Attempt") -> str:
         return "if this address is yours, add it to [egress] allow; no byte was sent there"
     if attempt.status is None:
         found = (advice for words, advice in _BY_ERROR if words in (attempt.error or ""))
-        return next(found, "look at the receiver, and at what stands between it and this machine")
+        return attempt.mend or next(found, _ANY_ERROR)
+    if attempt.status == _BAD_REQUEST and "https" in attempt.excerpt.lower():
+        return "its port speaks TLS, as it says: write https:// in the subscription's url"
     return _BY_STATUS.get(attempt.status) or _BY_KIND.get(attempt.status // 100, "it is no webhook receiver")
 
 

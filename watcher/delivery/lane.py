@@ -273,7 +273,7 @@ class Tried(NamedTuple):
                 "attempt": self.number,
                 "outcome": self.verdict.outcome.value,
                 "status": attempt.status,
-                "error": attempt.error,
+                "error": attempt.reason if attempt.error else None,
                 "duration_ms": attempt.duration_ms,
                 "answer": attempt.excerpt,
             }

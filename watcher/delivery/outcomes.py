@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
 
+from watcher.tls_flaws import Flaw
+
 LONGEST_RETRY_AFTER_S = 86_400
 """A subscriber may ask for a day of silence; more would outlast the patience of whoever waits."""
 
@@ -36,7 +38,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One POST as it ended: an HTTP status, or an error of ours in its place.
+    """One POST as it ended: an HTTP status, or an error of ours in its place, and what mends it.
 
     `is_refused_by_us`: the egress policy forbids the address. `excerpt` is how the answer begins, printable,
     at most 1 KiB; it is empty where the first attempt is a success.
@@ -48,6 +50,12 @@ class Attempt:
     retry_after_s: float | None = None
     is_refused_by_us: bool = False
     excerpt: str = ""
+    mend: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, if it did."""
+        return Flaw(self.error, self.mend).reason if self.error else f"status {self.status}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +83,7 @@ def judge(attempt: Attempt, failed_before: int, retries: Sequence[timedelta], *,
     | 3xx (never followed), other 4xx and 5xx | next on its schedule | goes on: it may be this one event |
     | the last on the schedule | dead letter | goes on |
     """
-    reason = attempt.error or f"status {attempt.status}"
+    reason = attempt.reason
     wish_ms = int(1000 * min(attempt.retry_after_s or 0, LONGEST_RETRY_AFTER_S))
     if attempt.status is not None and 200 <= attempt.status < 300:
         return Verdict(Outcome.DELIVERED)

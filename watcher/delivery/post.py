@@ -34,6 +34,7 @@ from watcher.printable import printable, without_secrets
 from watcher.resolver import CurrentResolver
 from watcher.retry_after import retry_after_s
 from watcher.settings import SubscriptionSettings
+from watcher.tls_flaws import Flaw, tls_flaw
 
 ATTEMPT_TIMEOUT_S = 20
 """A whole attempt, name look-up to last byte. Shorter than a lane's lease and than the drain."""
@@ -116,7 +117,7 @@ class Poster:
             async with asyncio.timeout_at(deadline):
                 answer = await self._answer(target, delivery, attempt)
         except (TimeoutError, *_TRANSPORT_ERRORS) as error:
-            return self._unanswered(error, so_far, _since_ms(started))
+            return self._unanswered(error, target.url, so_far, _since_ms(started))
         async with answer:
             is_smooth = attempt == 1 and 200 <= answer.status < 300  # nobody asks what else it says
             if is_smooth and answer.content.is_eof():
@@ -144,7 +145,7 @@ class Poster:
         headers = {**self._headers(target, delivery, attempt), "connection": "close"}
         return await self._fresh.post(target.url, data=delivery.body, headers=headers, allow_redirects=False)
 
-    def _unanswered(self, error: Exception, so_far: Progress, duration_ms: int) -> Attempt:
+    def _unanswered(self, error: Exception, url: URL, so_far: Progress, duration_ms: int) -> Attempt:
         """Say what became of an attempt that has no whole head of an answer: a status that came decides."""
         refusal = refusal_in(error)
         if so_far.status is not None:
@@ -155,7 +156,8 @@ class Poster:
             what = "answer" if so_far.is_connected else "connection"
             attempt = Attempt(duration_ms, error=f"no {what} within {self._deadline_s:g} s")
         else:
-            attempt = Attempt(duration_ms, error=in_our_words(error))
+            flaw = flaw_of(error, url)
+            attempt = Attempt(duration_ms, error=flaw.words, mend=flaw.mend)
         drop_frames(error)
         return attempt
 
@@ -213,21 +215,19 @@ def _excerpt(beginning: bytes) -> str:
     return text.encode()[:EXCERPT_LIMIT].decode(errors="ignore")
 
 
-def in_our_words(error: Exception) -> str:
+def flaw_of(error: Exception, url: URL) -> Flaw:
     """Name what went wrong without repeating it: texts of aiohttp hold the whole URL."""
+    is_connecting = isinstance(error, aiohttp.ClientConnectorError)
+    if flaw := tls_flaw(error, is_handshake=is_connecting and url.scheme == "https"):
+        return flaw
     words = next((words for kind, words in _WORDS if isinstance(error, kind)), type(error).__name__)
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        flaw = getattr(error.certificate_error, "verify_message", "")
-        return f"{words}: {flaw.partition(',')[0].lower()}" if flaw else words  # the host is behind the comma
     if words == _NO_CONNECTION and isinstance(error, OSError) and error.errno:
-        return f"{words}: {os.strerror(error.errno).lower()}"
-    return words
+        words = f"{words}: {os.strerror(error.errno).lower()}"
+    return Flaw(words)
 
 
 _NO_CONNECTION = "cannot connect"
 _WORDS: tuple[tuple[type[Exception], str], ...] = (
-    (aiohttp.ClientConnectorCertificateError, "its certificate does not verify"),
-    (aiohttp.ClientConnectorSSLError, "TLS failed"),
     (aiohttp.ClientConnectorDNSError, UNRESOLVED),
     (aiohttp.ClientConnectorError, _NO_CONNECTION),
     (AnswerTooLong, "its answer has no end"),

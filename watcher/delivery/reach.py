@@ -16,12 +16,20 @@ from yarl import URL
 from watcher.delivery.connector import EgressRefused, GuardedResolver, guarded_sockets
 from watcher.delivery.egress import Policy, read_address
 from watcher.resolver import CurrentResolver
+from watcher.tls_flaws import HUNG_UP, tls_flaw
+
+_STEP_S = 6.0
+"""To connect, and then for TLS: so that it is known which of them hangs, before the time for all is over."""
+
+_OBJECTION_S = 0.3
+"""With TLS 1.3 a server asks for a client's certificate when to us the handshake is over already."""
 
 
 class Reached(NamedTuple):
-    """How far it went. `error` is in the words of `post`; `ends_at` is when its certificate does."""
+    """How far it went: `error` and `mend` as those of an attempt. `ends_at` is when its certificate does."""
 
     error: str | None = None
+    mend: str = ""
     is_refused_by_us: bool = False
     ends_at: datetime | None = None
 
@@ -73,26 +81,45 @@ async def _connect(
         connection = guarded_sockets(policy)((family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address))
     except EgressRefused as refusal:
         return Reached(f"refused: {refusal.reason}", is_refused_by_us=True)
+    is_connected = False
     with connection:
         connection.setblocking(False)
         try:
-            await loop.sock_connect(connection, address)
+            async with asyncio.timeout(_STEP_S):
+                await loop.sock_connect(connection, address)
+            is_connected = True
             name = host.removesuffix(".") if context else None
-            transport, _ = await loop.create_connection(
-                asyncio.Protocol, sock=connection, ssl=context, server_hostname=name
-            )
-        except ssl.SSLCertVerificationError as error:
-            return Reached(f"its certificate does not verify: {_flaw(error)}")
-        except (ssl.SSLError, ConnectionResetError, BrokenPipeError):
-            return Reached("TLS failed" if context else "it reset the connection")
-        except OSError as error:
+            async with asyncio.timeout(_STEP_S):
+                transport, peer = await loop.create_connection(
+                    _Peer, sock=connection, ssl=context, server_hostname=name
+                )
+            if context:
+                await peer.may_object()
+        except TimeoutError:
+            if is_connected:
+                return Reached(f"TLS failed: no handshake within {_STEP_S:g} s", HUNG_UP.mend)
+            return Reached(f"cannot connect: no answer within {_STEP_S:g} s")
+        except OSError as error:  # ssl.SSLError is one
+            if context and (flaw := tls_flaw(error, is_handshake=True)):
+                return Reached(flaw.words, flaw.mend)
             reason = f": {os.strerror(error.errno).lower()}" if error.errno else ""
             return Reached(f"cannot connect{reason}")
-        certificate = transport.get_extra_info("peercert") or {}
         transport.abort()
+    certificate = transport.get_extra_info("peercert") or {}
     ends = certificate.get("notAfter")
     return Reached(ends_at=datetime.fromtimestamp(ssl.cert_time_to_seconds(ends), UTC) if ends else None)
 
 
-def _flaw(error: ssl.SSLCertVerificationError) -> str:
-    return str(error.verify_message).partition(",")[0].lower()  # the host is behind the comma
+class _Peer(asyncio.Protocol):
+    def __init__(self) -> None:
+        self._ended: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._ended.done():
+            self._ended.set_result(exc)
+
+    async def may_object(self) -> None:
+        """Wait a moment for an alert. Raises ssl.SSLError where one comes."""
+        await asyncio.wait([self._ended], timeout=_OBJECTION_S)
+        if self._ended.done() and isinstance(error := self._ended.result(), ssl.SSLError):
+            raise error

@@ -46,9 +46,10 @@ async def _poll(client: ProviderClient, settings: ProviderSettings, account: Acc
         snapshot = await client.read(account, await client.ask(account))
     except Refused as refused:
         status = f" (status {refused.status})" if refused.status else ""
-        todo = _TODO[refused.trouble].format(name=settings.name, account=account.name)
+        todo = refused.flaw.mend or _TODO[refused.trouble].format(name=settings.name, account=account.name)
         verdict: Verdict = "warning" if refused.trouble == "rate" else "failed"
-        return Tried("provider", settings.name, verdict, f"{refused.trouble}: {refused.reason}{status}", todo)
+        text = f"{refused.trouble}: {refused.flaw.words}{status}"
+        return Tried("provider", settings.name, verdict, text, todo)
     took_ms = 1000 * (time.monotonic() - started)
     assets = len(snapshot.row_by_asset)
     text = f"a poll of {account.name} took {took_ms:.0f} ms and found {assets:,} assets"

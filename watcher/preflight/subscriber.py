@@ -16,12 +16,7 @@ from watcher.settings import SubscriptionSettings
 
 _SOON = timedelta(days=14)
 
-_TODO = (
-    ("resolve", "look at the host name in its url, and at the DNS of this machine"),
-    ("self", "let it use a certificate of an authority, or trust this one: SSL_CERT_FILE=/path/ca.pem"),
-    ("certificate", "look at its certificate: its name, its end, and who signed it"),
-    ("TLS", "look whether its port speaks TLS at all"),
-)
+_TODO = (("resolve", "look at the host name in its url, and at the DNS of this machine"),)
 
 
 async def try_subscriber(
@@ -38,7 +33,9 @@ def _judge(name: str, url: URL, reached: Reached, now: datetime) -> Tried:
         return Tried("subscription", name, "failed", f"{origin}: {reached.error}", todo)
     if reached.error:
         found = (advice for words, advice in _TODO if words in reached.error)
-        todo = next(found, "look whether it listens at that port, and at the firewalls between")
+        todo = reached.mend or next(
+            found, "look whether it listens at that port, and at the firewalls between"
+        )
         return Tried("subscription", name, "failed", f"{origin}: {reached.error}", todo)
     if reached.ends_at and reached.ends_at - now < _SOON:
         text = f"{origin}: its certificate ends at {reached.ends_at:%Y-%m-%d %H:%M} UTC"

@@ -68,6 +68,7 @@ class ProviderClient:
         self._provider = provider
         self._name = settings.name
         self._base_url = settings.base_url.rstrip("/")
+        self._is_tls = self._base_url.lower().startswith("https:")
         self.spacing_s = _SLACK / settings.requests_per_second
         self._timeout = aiohttp.ClientTimeout(total=settings.timeout.total_seconds())
         self._wait_turn = wait_turn
@@ -256,7 +257,7 @@ class ProviderClient:
                     return await read_body(response)
                 raise self._refusal(status, await _error(response), response.headers.get("Retry-After"))
         except TRANSPORT_ERRORS as error:
-            raise by_error(error, status) from error
+            raise by_error(error, status, is_tls=self._is_tls) from error
 
     def _refusal(self, status: int, answer: Any, retry_after: str | None) -> Refused:
         """Say why an answer is no good one: by what the provider says, or by the status alone."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Asset, Snapshot
+from watcher.tls_flaws import Flaw
 
 Trouble = Literal["auth", "configuration", "rate", "transient", "malformed", "gone"]
 """Why a poll was refused, as far as somebody acts differently on it:
@@ -44,16 +45,24 @@ class Request:
 class Refused(Exception):
     """The poll is void: the last state and its time stay, no event. The next poll is after a backoff.
 
-    `reason` is a short text of ours, never what the provider said; `retry_after_s` is the provider's
-    wish, bounded by us.
+    `reason` is a short text of ours, never what the provider said: `words`, and what mends it, where that is
+    not plain. `retry_after_s` is the provider's wish, bounded by us.
     """
 
     def __init__(
-        self, trouble: Trouble, reason: str, *, status: int | None = None, retry_after_s: float | None = None
+        self,
+        trouble: Trouble,
+        words: str,
+        *,
+        mend: str = "",
+        status: int | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
-        super().__init__(reason)
+        flaw = Flaw(words, mend)
+        super().__init__(flaw.reason)
         self.trouble: Trouble = trouble
-        self.reason = reason
+        self.flaw = flaw
+        self.reason = flaw.reason
         self.status = status
         self.retry_after_s = retry_after_s
 

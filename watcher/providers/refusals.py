@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import aiohttp
 
 from watcher.providers.contract import Refused, Trouble
+from watcher.tls_flaws import tls_flaw
 
 TRANSPORT_ERRORS = (aiohttp.ClientError, OSError, TimeoutError, UnicodeError)
 """All that a request was seen to raise: a time-out is no ClientError, a host name like `a..b` neither."""
@@ -31,7 +32,6 @@ _UNREACHED: tuple[tuple[type[Exception], Trouble, str], ...] = (
     (aiohttp.InvalidURL, "configuration", "base_url is not an address"),
     (UnicodeError, "configuration", "base_url is not a host name"),
     (aiohttp.ClientConnectorDNSError, "gone", "the name does not resolve"),
-    (aiohttp.ClientSSLError, "gone", "no secure connection: the certificate or the protocol is wrong"),
     (aiohttp.ClientConnectorError, "gone", "no connection"),
     (aiohttp.ClientResponseError, "malformed", "the answer is not HTTP"),
     (TimeoutError, "gone", "no answer in time"),
@@ -50,8 +50,14 @@ def by_status(status: int) -> Refused:
     return Refused(trouble, f"{reason} ({status})", status=status)
 
 
-def by_error(error: Exception, status: int | None) -> Refused:
-    """Say how a request failed: before an answer (`status` is None), or in the middle of a good one."""
+def by_error(error: Exception, status: int | None, *, is_tls: bool) -> Refused:
+    """Say how a request failed: before an answer (`status` is None), or in the middle of a good one.
+
+    `is_tls`: it was to go through TLS.
+    """
+    is_handshake = is_tls and isinstance(error, aiohttp.ClientConnectorError)
+    if status is None and (flaw := tls_flaw(error, is_handshake=is_handshake)):
+        return Refused("gone", flaw.words, mend=flaw.mend)
     table = _UNREACHED if status is None else _BROKEN_OFF
     trouble, reason = next(row[1:] for row in table if isinstance(error, row[0]))
     return Refused(trouble, reason, status=status)

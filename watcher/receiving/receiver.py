@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, web
 
-from watcher.delivery.post import in_our_words
+from watcher.delivery.post import flaw_of
 from watcher.receive import Event, InvalidWebhook, read_body, verify
 from watcher.receiving.captured import Captured
 from watcher.receiving.sequences import Order, Sequences
@@ -185,15 +185,14 @@ class Receiver:
         return await self._forward(headers, body) if self.forward_to else (200, None)
 
     async def _forward(self, headers: Mapping[str, str], body: bytes) -> tuple[int, str]:
+        url = as_written(self.forward_to or "")
         kept = [(name, value) for name, value in headers.items() if name.lower() not in _OWN_HEADERS]
         try:
-            async with self._session.post(
-                as_written(self.forward_to or ""), data=body, headers=kept, allow_redirects=False
-            ) as answer:
+            async with self._session.post(url, data=body, headers=kept, allow_redirects=False) as answer:
                 return answer.status, f"forwarded, and answered {answer.status} there"
         except TimeoutError:
             return 504, f"not forwarded: no answer within {_FORWARD_TIMEOUT_S} s"
         except (ClientError, OSError, UnicodeError) as error:
-            return 502, f"not forwarded: {in_our_words(error)}"
+            return 502, f"not forwarded: {flaw_of(error, url).reason}"
         except ValueError:
             return 502, "not forwarded: it has a header that cannot be sent on"

@@ -1,0 +1,102 @@
+"""Claims about TLS that fails: each trouble is blamed on what it is, and what mends it is said."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from builders import SECRET
+from program import watcher
+from provider_staging import loopring_account, loopring_settings
+from pydantic import SecretStr
+from raw_subscribers import LOOPBACK, FakeDns, a_delivery, a_poster, a_target
+from tls_subscribers import NAME, TROUBLES, Trouble, a_client_trusting, a_troubled_port
+
+from watcher.delivery.outcomes import judge
+from watcher.preflight.provider import try_provider
+from watcher.preflight.subscriber import try_subscriber
+from watcher.providers.client import ProviderClient
+from watcher.providers.contract import Refused
+from watcher.providers.loopring import Loopring
+from watcher.settings import SubscriptionSettings
+
+pytestmark = pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
+every_trouble = pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
+KNOWN = {NAME: ["127.0.0.1"]}
+
+
+def trust(certificate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of what the system trusts."""
+    monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", a_client_trusting(certificate))
+
+
+@every_trouble
+async def test_an_attempt_says_what_is_wrong_and_what_mends_it(
+    trouble: Trouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with a_troubled_port(trouble) as (url, certificate):
+        trust(certificate, monkeypatch)
+        async with a_poster(resolver=FakeDns(KNOWN)) as poster:
+            target = a_target(f"{url}/in")
+            attempt = await poster.post(target, a_delivery(), 1)
+    assert attempt.error == trouble.words
+    assert trouble.mend in attempt.mend
+    verdict = judge(attempt, 0, target.settings.retries, chance=0)
+    assert verdict.reason == f"{attempt.error}; {attempt.mend}"
+    assert len(verdict.reason) <= 200, "a line of the log holds no more"
+
+
+@every_trouble
+async def test_a_poll_says_what_is_wrong_and_what_mends_it(
+    trouble: Trouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with a_troubled_port(trouble) as (url, certificate):
+        trust(certificate, monkeypatch)
+        settings = loopring_settings(url)
+        client = ProviderClient(Loopring(settings), settings, resolver=FakeDns(KNOWN))
+        async with client:
+            with pytest.raises(Refused) as refused:
+                await client.ask(loopring_account())
+    assert refused.value.flaw.words == trouble.words
+    assert trouble.mend in refused.value.flaw.mend
+    assert refused.value.reason == f"{trouble.words}; {refused.value.flaw.mend}"
+
+
+@every_trouble
+async def test_check_connect_says_what_is_wrong_with_a_subscriber_and_what_mends_it(
+    trouble: Trouble, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with a_troubled_port(trouble) as (url, certificate):
+        (tmp_path / "ca.pem").write_text(certificate)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        settings = SubscriptionSettings(name="ops", url=SecretStr(f"{url}/in"), secrets=(SecretStr(SECRET),))
+        tried = await try_subscriber(settings, LOOPBACK, resolver=FakeDns(KNOWN))
+    if trouble.scheme == "http":
+        assert tried.verdict == "ok", "nothing is sent, so nothing is answered"
+    else:
+        assert (tried.verdict, tried.text) == ("failed", f"{url}: {trouble.words}")
+        assert trouble.mend in str(tried.todo)
+
+
+async def test_check_connect_says_so_of_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    trouble = TROUBLES["an old TLS"]
+    with a_troubled_port(trouble) as (url, certificate):
+        trust(certificate, monkeypatch)
+        settings = loopring_settings(url.replace(NAME, "127.0.0.1"))
+        (tried,) = [tried async for tried in try_provider(settings, loopring_account())]
+    assert tried.text == f"gone: {trouble.words}"
+    assert tried.todo == "let it speak TLS 1.2 or 1.3"
+
+
+async def test_ping_says_what_mends_it(tmp_path: Path) -> None:
+    trouble = TROUBLES["a port that speaks HTTP"]
+    path = tmp_path / "watcher.toml"
+    with a_troubled_port(trouble) as (url, _):
+        path.write_text(
+            f'[egress]\nallow = ["127.0.0.0/8"]\nallow_http = true\n[[subscriptions]]\nname = "ops"\n'
+            f'url = {json.dumps(url.replace(NAME, "127.0.0.1"))}\nsecrets = ["{SECRET}"]\n'
+        )
+        done = await asyncio.to_thread(watcher, "ping", "ops", "--config", str(path))
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"ops: {trouble.words}, after ")
+    assert "what to do: write http://, or the port where it speaks TLS\n" in done.stdout

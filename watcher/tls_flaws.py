@@ -1,0 +1,109 @@
+"""Says what is wrong with the other side's TLS, and what mends it: for subscribers and providers alike.
+
+Refuses to repeat what OpenSSL or aiohttp say: their texts hold host names, and blame a protocol.
+"""
+
+import ssl
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Flaw(NamedTuple):
+    """What is wrong, and what to do about it (empty: that is plain)."""
+
+    words: str
+    mend: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Both, in one line."""
+        return f"{self.words}; {self.mend}" if self.mend else self.words
+
+
+HUNG_UP = Flaw(
+    "TLS failed: it hung up during the handshake",
+    "look whether its port speaks TLS 1.2 or 1.3, and whether it wants a client certificate",
+)
+_NO_TLS = Flaw("TLS failed: its port does not speak TLS", "write http://, or the port where it speaks TLS")
+_SPEAKS_TLS = Flaw("its answer is not HTTP: its port speaks TLS", "write https://")
+_OLD = Flaw("TLS failed: its TLS is older than 1.2", "let it speak TLS 1.2 or 1.3")
+_WANTS_OURS = Flaw(
+    "TLS failed: it wants a client certificate",
+    "watcher presents none: let it do without, or go through a proxy of yours that has one",
+)
+_REFUSED = Flaw(
+    "TLS failed: it refuses the handshake",
+    "it may want a client certificate, of which watcher has none, or only ciphers that are no longer safe",
+)
+_OTHER_NAME = Flaw("TLS failed: it serves no such name", "look at the host name, and at its certificates")
+_WEAK = Flaw("TLS failed: its key or its signature is too weak", "have it use a stronger certificate")
+_UNKNOWN = Flaw("TLS failed", "look whether its port speaks TLS 1.2 or 1.3")
+
+_BY_REASON = (
+    ("ALERT_CERTIFICATE_REQUIRED", _WANTS_OURS),
+    ("ALERT_BAD_CERTIFICATE", _WANTS_OURS),
+    ("ALERT_UNKNOWN_CA", _WANTS_OURS),
+    ("ALERT_CERTIFICATE_UNKNOWN", _WANTS_OURS),
+    ("PROTOCOL_VERSION", _OLD),
+    ("UNSUPPORTED_PROTOCOL", _OLD),
+    ("WRONG_SSL_VERSION", _OLD),
+    ("UNRECOGNIZED_NAME", _OTHER_NAME),
+    ("TOO_SMALL", _WEAK),
+    ("TOO_WEAK", _WEAK),
+    ("HANDSHAKE_FAILURE", _REFUSED),
+    ("INSUFFICIENT_SECURITY", _REFUSED),
+    ("WRONG_VERSION_NUMBER", _NO_TLS),
+    ("HTTP_REQUEST", _NO_TLS),
+    ("PACKET_LENGTH_TOO_LONG", _NO_TLS),
+    ("RECORD_LAYER_FAILURE", _NO_TLS),
+    ("UNEXPECTED_EOF", HUNG_UP),
+)
+"""By a part of what OpenSSL calls it, whose names differ between versions; the first that fits counts."""
+
+_ALERT = r"b'\x15\x03"
+"""How aiohttp writes out what a port with TLS answers to a request without."""
+
+_TRUST = "trust it: SSL_CERT_FILE=/path/ca.pem"
+_MEND_BY_CERTIFICATE = (
+    ("expired", "have its certificate renewed"),
+    ("not yet valid", "look at the clock of this machine, or wait until its certificate is valid"),
+    ("mismatch", "write the name that its certificate is for, or have one made for this name"),
+    ("self", f"let it use a certificate of an authority, or {_TRUST}"),
+    ("local issuer", f"let it send its whole chain; if the authority is your own, {_TRUST}"),
+    ("revoked", "have its certificate replaced"),
+    ("weak", "have it use a stronger certificate"),
+)
+_HANGING_UP = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
+_LOOK_AT_IT = "look at its certificate: its name, its end, and who signed it"
+
+
+def tls_flaw(error: BaseException, *, is_handshake: bool = False) -> Flaw | None:
+    """Find what is wrong with TLS in an error and its causes; None where it is about something else.
+
+    `is_handshake`: it happened while a connection with TLS was made, where a reset is a refusal of TLS.
+    """
+    for cause in reversed([*_causes(error)]):  # aiohttp's own are of the same classes, and know less
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return _certificate_flaw(cause)
+        if isinstance(cause, ssl.SSLError):
+            found = (
+                flaw for part, flaw in _BY_REASON if part in (getattr(cause, "reason", None) or str(cause))
+            )
+            return next(found, HUNG_UP if isinstance(cause, ssl.SSLEOFError) else _UNKNOWN)
+        if is_handshake and isinstance(cause, _HANGING_UP):
+            return HUNG_UP
+        if _ALERT in getattr(cause, "message", ""):
+            return _SPEAKS_TLS
+    return None
+
+
+def _certificate_flaw(error: ssl.SSLCertVerificationError) -> Flaw:
+    flaw = str(getattr(error, "verify_message", "")).partition(",")[0].lower()  # the host is behind the comma
+    mend = next((mend for part, mend in _MEND_BY_CERTIFICATE if part in flaw), _LOOK_AT_IT)
+    return Flaw("its certificate does not verify" + (f": {flaw}" if flaw else ""), mend)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
