@@ -1,5 +1,26 @@
-"""`python -m watcher` is the same as `watcher`."""
+"""Where the process begins: `watcher`, and `python -m watcher`.
 
-from watcher.cli import main
+Signals and streams come first, before a single import of weight: a process may be told to end, and its parent
+may have closed its streams, at any moment.
+"""
 
-main()
+import sys
+
+from watcher import signals
+
+
+def main() -> None:
+    """Run one command and end the process with its exit code."""
+    signals.hear(is_worker=sys.argv[1:2] == ["run"])
+    try:
+        from watcher import streams
+
+        streams.mend()
+        from watcher.cli import main as run_command
+    except KeyboardInterrupt:
+        sys.exit(signals.exit_code())
+    run_command()
+
+
+if __name__ == "__main__":
+    main()

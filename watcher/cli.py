@@ -6,7 +6,6 @@ Refuses to import a command before it is called, so that `watcher --help` is ins
 """
 
 import os
-import select
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -16,17 +15,15 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from watcher import __version__
+from watcher import __version__, signals
 from watcher.environment import Environment
+from watcher.streams import CannotWrite, NobodyReads, silence_stdout
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 EXIT_NO = 1
 EXIT_BUG = 70
-EXIT_INTERRUPTED = 130
-EXIT_NOBODY_READS = 141
-"""As of a program that SIGPIPE ended: `watcher tail | head` is no failure of ours."""
 
 COMMANDS_BY_PURPOSE: Mapping[str, Mapping[str, str]] = {
     "Start here": {
@@ -114,15 +111,30 @@ def group(context: click.Context) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run one command and end the process with its exit code."""
+    """Run one command and end the process, which `watcher.__main__` has prepared, with its exit code."""
     try:
-        code = _run(sys.argv[1:] if args is None else args)
-        sys.stdout.flush()
-        sys.exit(code)
+        code = _flushed(_ended(sys.argv[1:] if args is None else args))
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+        code = signals.exit_code()
+    signals.ignore()
+    sys.exit(code)
+
+
+def _ended(args: Sequence[str]) -> int:
+    try:
+        return _run(args)
     except Exception as error:
-        sys.exit(_exit_code(error))
+        return _exit_code(error)
+
+
+def _flushed(code: int) -> int:
+    """Write what is left, also of a command that failed; then spare the interpreter a last attempt."""
+    try:
+        sys.stdout.flush()
+    except CannotWrite as error:
+        code = code or _exit_code(error)
+        silence_stdout()
+    return code
 
 
 def _run(args: Sequence[str]) -> int:
@@ -145,8 +157,8 @@ def _complete(instruction: str) -> int:
 
 def _exit_code(error: Exception) -> int:
     """Tell the user how it ended, and return the exit code that says so too."""
-    if isinstance(error, BrokenPipeError) and _nobody_reads():
-        return EXIT_NOBODY_READS
+    if isinstance(error, NobodyReads):
+        return error.exit_code
     if isinstance(error, click.Abort):
         click.echo("Aborted!", err=True)
         return EXIT_NO
@@ -157,16 +169,6 @@ def _exit_code(error: Exception) -> int:
         click.echo(f"watcher: {error}", err=True)
         return code
     return _bug(error)
-
-
-def _nobody_reads() -> bool:
-    """Say whether it is stdout that broke; then spare the interpreter a last attempt to flush it."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    is_broken = bool(poll.poll(0))
-    if is_broken:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return is_broken
 
 
 def _bug(error: Exception) -> int:

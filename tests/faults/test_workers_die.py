@@ -151,8 +151,8 @@ async def test_a_second_signal_ends_a_worker_at_once_and_loses_nothing() -> None
         await scene.until_told(20, within_s=20)
         worker.send(signal.SIGTERM)
         await worker.logged("worker.draining")
-        worker.send(signal.SIGTERM)
-        assert await asyncio.wait_for(worker.process.wait(), 5) == 128 + signal.SIGTERM
+        worker.send(signal.SIGINT)
+        assert await asyncio.wait_for(worker.process.wait(), 5) == 128 + signal.SIGINT
         scene.receiver.delay_s = 0
         verdict = await scene.verdict()
     assert verdict.problems == []

@@ -50,7 +50,13 @@ def test_help_imports_click_and_nothing_else_of_weight() -> None:
         "except SystemExit: print(*sorted(sys.modules), sep='\\n', file=sys.stderr)"
     )
     ours = [name for name in done.stderr.splitlines() if name.split(".")[0] == "watcher"]
-    assert ours == ["watcher", "watcher.cli", "watcher.environment"]
+    assert ours == [
+        "watcher",
+        "watcher.cli",
+        "watcher.environment",
+        "watcher.signals",
+        "watcher.streams",
+    ]
     assert not {"structlog", "orjson", "pydantic", "redis", "aiohttp", "asyncio", "json"} & set(
         done.stderr.splitlines()
     )
@@ -177,8 +183,9 @@ def test_a_shell_completes_commands_without_importing_them(monkeypatch: pytest.M
 
 
 def test_a_reader_of_the_help_may_leave() -> None:
+    code = "import sys; sys.stdin.read(); import watcher.__main__ as program; program.main()"
     with subprocess.Popen(
-        [sys.executable, "-c", "import watcher.cli, sys; sys.stdin.read(); watcher.cli.main(['--help'])"],
+        [sys.executable, "-c", code, "--help"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -59,7 +59,7 @@ async def test_workers_that_overlap_neither_poll_twice_nor_tell_twice_nor_out_of
     await assert_reconciled(place)
 
 
-async def test_a_second_sigterm_ends_at_once_and_harms_nothing(
+async def test_a_second_sigterm_at_once_harms_nothing(
     place: Path, sandbox: Sandbox, receiver: Receiver
 ) -> None:
     async with a_process(place, "run") as worker:
@@ -69,7 +69,7 @@ async def test_a_second_sigterm_ends_at_once_and_harms_nothing(
         await until_logged(place, "delivery.delivered")
         for _ in range(2):
             worker.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(worker.wait(), 5) in (0, 128 + signal.SIGTERM)
+        assert await asyncio.wait_for(worker.wait(), 5) == 0
     sandbox.world.credit(TREASURY, "ETH", "2")
     async with a_process(place, "run") as worker:
         await until_told(receiver, 2)

@@ -14,6 +14,7 @@ from processes import a_process, assert_reconciled, killed_in_the_end, lines, st
 from scraped import scrape
 from structlog.testing import capture_logs
 
+from watcher import signals
 from watcher.config import load
 from watcher.delivery.signing import new_secret
 from watcher.receiving.receiver import Receiver
@@ -174,9 +175,9 @@ async def test_a_bug_in_one_reload_does_not_end_all_reloads_to_come(
     monkeypatch.setenv("OPS_SECRET", SECRET)
     path = place / "watcher.toml"
     worker = Worker(load(path, os.environ).settings, name="w")
-    loop = asyncio.get_running_loop()
-    signals = serve._Signals(worker, path, FileWatch([path]))
-    reloading = asyncio.create_task(signals.reload())
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    heard = serve._Signals(worker, path, FileWatch([path]))
+    reloading = asyncio.create_task(heard.reload())
     try:
         with capture_logs() as said:
             for load_, event, is_refused in (
@@ -191,5 +192,6 @@ async def test_a_bug_in_one_reload_does_not_end_all_reloads_to_come(
                 assert worker.vitals.is_reload_refused is is_refused
     finally:
         reloading.cancel()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.remove_signal_handler(number)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        monkeypatch.setattr(signals, "_pass_on", None)

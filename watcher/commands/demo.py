@@ -4,7 +4,6 @@ Refuses to touch what is there: its worker keeps its state in a directory that i
 """
 
 import asyncio
-import signal
 import sys
 import time
 from collections.abc import Coroutine, Iterable
@@ -13,13 +12,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from watcher import signals
 from watcher.environment import Environment
 
 if TYPE_CHECKING:
     from watcher.demo import Stage, Verdict
 
 EXIT_NO = 1
-_EXIT_SIGNAL = 128
 
 # Below the second that a file may say: slow enough to read along, and as quick as it gets.
 _READABLE = timedelta(milliseconds=300)
@@ -66,7 +65,7 @@ async def _demo(interval: timedelta, *, is_kept: bool) -> int:
         _echo(opening_lines(interval))
         verdict = await ending.unless(_played(stage))
         if verdict is None:
-            return _EXIT_SIGNAL + ending.number
+            return signals.EXIT_SIGNAL + ending.number
         _echo(verdict_lines(verdict, time.monotonic() - started_at))
         if is_kept:
             # Beyond the verdict, so that nothing but the worker is judged.
@@ -104,10 +103,7 @@ class _Ending:
     def __init__(self) -> None:
         self.number = 0
         self._task: asyncio.Task[object] | None = None
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                loop.add_signal_handler(number, self._end, number)
+        signals.take_over(asyncio.get_running_loop().call_soon_threadsafe, self._end)
 
     async def unless(self, work: Coroutine[object, object, _T]) -> _T | None:
         """Do the work, unless a signal comes: then the answer is None."""

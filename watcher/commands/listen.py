@@ -6,7 +6,6 @@ Refuses to show text from outside as it came: control characters are escaped.
 import asyncio
 import json
 import re
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from watcher import signals
 from watcher.commands.secret import secret_options, secrets_given, verifying
 from watcher.printable import printable
+from watcher.streams import CannotWrite
 
 if TYPE_CHECKING:
     from watcher.receiving.captured import Captured
@@ -63,7 +64,7 @@ def command(
     fail: str | None,
     delay: str,
 ) -> None:
-    """Receive webhooks, verify and print them: one line per attempt, until SIGINT or SIGTERM.
+    """Receive webhooks, verify and print them: one line per attempt, until Ctrl-C, SIGTERM or SIGHUP.
 
     Notices repeats, and gaps by `previous_sequence`. Without a secret nothing is verified. What fails to
     verify is answered with 400 and is not forwarded.
@@ -87,24 +88,28 @@ def command(
         given += [f" --secret-file {file}" for file in secret_files]
         secret = "".join(given) or " --secret-env NAME"
         click.echo(f"try each again: watcher verify{secret} {folder}/FILE", err=True)
-    asyncio.run(_listen(receiver, told, as_json=as_json))
+    failure = asyncio.run(_listen(receiver, told, as_json=as_json))
     click.echo(_summary(told), err=True)
+    if failure:
+        raise failure
 
 
-async def _listen(receiver: "Receiver", told: Counter[str], *, as_json: bool) -> None:
+async def _listen(receiver: "Receiver", told: Counter[str], *, as_json: bool) -> CannotWrite | None:
+    """Listen until a signal comes, or nobody takes what is printed: returns why not."""
     stop = asyncio.Event()
+    failure: CannotWrite | None = None
 
     def tell(receipt: "Receipt") -> None:
+        nonlocal failure
         told.update(_facts(receipt))
         try:
             click.echo(_as_json(receipt) if as_json else _as_text(receipt, time.time()))
-        except BrokenPipeError:  # `watcher listen | head`: nobody reads any more
+        except CannotWrite as error:  # `watcher listen | head`, a full disk
+            failure = error
             stop.set()
 
     receiver.notice = tell
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, stop.set)
+    signals.take_over(asyncio.get_running_loop().call_soon_threadsafe, lambda _: stop.set())
     try:
         async with receiver:
             verified = "verifying" if receiver.secrets else "not verifying: no secret was given"
@@ -114,6 +119,7 @@ async def _listen(receiver: "Receiver", told: Counter[str], *, as_json: bool) ->
         raise click.ClickException(
             f"cannot listen at {receiver.host}:{receiver.port}: {error.strerror}"
         ) from None
+    return failure
 
 
 def _as_text(receipt: "Receipt", now: float) -> str:

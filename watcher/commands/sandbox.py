@@ -6,13 +6,13 @@ Refuses to touch what is there: with --run, its worker lives in a directory that
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from watcher import signals
 from watcher.commands.demo import only
 
 if TYPE_CHECKING:
@@ -96,10 +96,8 @@ def _steps(world: World, script_file: Path | None, seed: int | None) -> Iterable
 
 async def _until_told(work: Coroutine[object, object, None]) -> None:
     """Work until a signal comes, then cancel it, so that whatever it has set up is taken down in order."""
-    loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, stop.set)
+    signals.take_over(asyncio.get_running_loop().call_soon_threadsafe, lambda _: stop.set())
     try:
         async with asyncio.TaskGroup() as group:
             working = group.create_task(work, name="work")

@@ -22,7 +22,6 @@ from watcher.store.guarantee import guarantee_of_all
 from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
 from watcher.store.opening import open_store
-from watcher.store.pipe import Pipe
 from watcher.store.roster import Roster
 from watcher.store.schedule import Schedule
 from watcher.store.workers import Workers
@@ -33,6 +32,8 @@ HEARTBEAT_S = 60.0
 
 _COUNT_S = 1.0
 """The heartbeat does not wait longer than this to know what is due."""
+
+_CANCEL_AGAIN_S = 0.1
 
 
 class Opened(NamedTuple):
@@ -45,11 +46,17 @@ class Opened(NamedTuple):
 class Worker:
     """Use once: `await Worker(settings, name=…).run()`; `stop` and `reload` may be called from outside.
 
-    `dropped_lines` says how many log lines were lost. `opened` is None while the store is not open.
+    `dropped_lines` says how many log lines were lost; `on_started` is called once the worker claims work.
+    `opened` is None while the store is not open.
     """
 
     def __init__(
-        self, settings: Settings, *, name: str, dropped_lines: Callable[[], int] = lambda: 0
+        self,
+        settings: Settings,
+        *,
+        name: str,
+        dropped_lines: Callable[[], int] = lambda: 0,
+        on_started: Callable[[], object] = lambda: None,
     ) -> None:
         self.settings = settings
         self.name = name
@@ -58,6 +65,7 @@ class Worker:
         self.opened: Opened | None = None
         self._generation: Generation | None = None
         self._running: dict[asyncio.Task[None], Generation] = {}
+        self._on_started = on_started
         self._stopped = asyncio.Event()
         self._changed = asyncio.Event()
 
@@ -94,42 +102,58 @@ class Worker:
         """Work until `stop`, or poll everything `once`. Raises StoreError if the store cannot be used."""
         started = time.monotonic()
         async with AsyncExitStack() as stack:
-            pipe, health = await self._open(stack)
-            schedule = Schedule(pipe)
-            await schedule.read_clock()
-            self.vitals.note_clock(1000 * time.time(), schedule.now_ms())
-            self.opened = Opened(schedule, health)
-            stack.callback(self._close)
-            await Roster(pipe, Keys(self.settings.redis.namespace)).check_layout()
-            log.info(
-                "worker.started",
-                worker=self.name,
-                version=__version__,
-                accounts=len(self.settings.account_by_name),
-                subscriptions=len(self.settings.subscription_by_name),
-                providers=len(self.settings.provider_by_name),
-            )
-            present = self._present(schedule)
-            async with asyncio.TaskGroup() as background:
-                beside = [
-                    background.create_task(pipe.run(), name="pipe"),
-                    background.create_task(pipe.run(), name="pipe"),
-                    background.create_task(self._beat(schedule), name="heartbeat"),
-                    background.create_task(self.vitals.measure_lag(), name="lag"),
-                    background.create_task(present.run(), name="presence"),
-                ]
-                try:
-                    if once:
-                        await Generation(self.settings, schedule, health, self.tally, present).run_once()
-                    else:
-                        await self._generations(schedule, health, present)
-                    await present.leave()
-                finally:
-                    for task in beside:
-                        task.cancel()
+            if opened := await self._until_open(stack):
+                await self._work(opened, once=once)
         log.info("worker.stopped", worker=self.name, duration_ms=round(1000 * (time.monotonic() - started)))
 
-    async def _open(self, stack: AsyncExitStack) -> tuple[Pipe, StoreHealth]:
+    async def _work(self, opened: Opened, *, once: bool) -> None:
+        schedule, health = opened
+        log.info(
+            "worker.started",
+            worker=self.name,
+            version=__version__,
+            accounts=len(self.settings.account_by_name),
+            subscriptions=len(self.settings.subscription_by_name),
+            providers=len(self.settings.provider_by_name),
+        )
+        self._on_started()
+        present = self._present(schedule)
+        async with asyncio.TaskGroup() as background:
+            beside = [
+                background.create_task(schedule.pipe.run(), name="pipe"),
+                background.create_task(schedule.pipe.run(), name="pipe"),
+                background.create_task(self._beat(schedule), name="heartbeat"),
+                background.create_task(self.vitals.measure_lag(), name="lag"),
+                background.create_task(present.run(), name="presence"),
+            ]
+            try:
+                if once:
+                    await Generation(self.settings, schedule, health, self.tally, present).run_once()
+                else:
+                    await self._generations(schedule, health, present)
+                await present.leave()
+            finally:
+                for task in beside:
+                    task.cancel()
+
+    async def _until_open(self, stack: AsyncExitStack) -> Opened | None:
+        """Open the store, however long that hangs; None where the worker is stopped before it is open."""
+        opening = asyncio.create_task(self._open(stack), name="open")  # ended before this returns
+        stopped = asyncio.create_task(self._stopped.wait(), name="stopped")
+        try:
+            await asyncio.wait((opening, stopped), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            while not opening.done():  # redis-py may swallow a cancellation
+                opening.cancel()
+                await asyncio.wait((opening,), timeout=_CANCEL_AGAIN_S)
+        if opening.cancelled():
+            return None
+        self.opened = opening.result()
+        stack.callback(self._close)
+        return self.opened
+
+    async def _open(self, stack: AsyncExitStack) -> Opened:
         store = await stack.enter_async_context(open_store(self.settings.redis))
         found = await guarantee_of_all(store.pipe)
         log.info(
@@ -141,7 +165,11 @@ class Worker:
         )
         for warning in found.warnings:
             log.warning("store.weak", server=f"{found.engine} {found.version}", reason=warning)
-        return store.pipe, StoreHealth(store.mend)
+        schedule = Schedule(store.pipe)
+        await schedule.read_clock()
+        self.vitals.note_clock(1000 * time.time(), schedule.now_ms())
+        await Roster(store.pipe, store.keys).check_layout()
+        return Opened(schedule, StoreHealth(store.mend))
 
     def _present(self, schedule: Schedule) -> Present:
         workers = Workers(schedule.pipe, Keys(self.settings.redis.namespace))

@@ -9,9 +9,11 @@ import os
 import secrets
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from watcher import signals
 from watcher.config import ConfigRefused, Finding, Loaded, load
 from watcher.environment import Environment
 from watcher.logs.lines import configure, log
@@ -20,10 +22,13 @@ from watcher.run.worker import Worker
 from watcher.service.changes import NOT_RELOADED, Change, changes
 from watcher.service.exposure import Exposure, exposed
 from watcher.service.file_watch import FileWatch
+from watcher.service.manager import tell_ready, tell_reloading, tell_stopping
 from watcher.store.connect import StoreError
 
 EXIT_NO = 1
-_EXIT_SIGNAL = 128
+_HASTE_AFTER_S = {signal.SIGINT: 0.01, signal.SIGTERM: 5.0}
+"""How long after the first signal another one asks to end at once. A supervisor sends SIGTERM to the group
+and to the process; one Ctrl-C arrives twice where a wrapper passes it on."""
 _MOST_MISTAKES = 5
 """Of a refused reload: `watcher check` tells the rest."""
 _FILE_LOOK_S = 1.0
@@ -52,7 +57,9 @@ def serve(
     try:
         _tell_loaded(loaded)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            worker = Worker(settings, name=worker_name(), dropped_lines=lambda: writer.dropped)
+            worker = Worker(
+                settings, name=worker_name(), dropped_lines=lambda: writer.dropped, on_started=tell_ready
+            )
             files = FileWatch(loaded.files)
             return runner.run(_serve(worker, path, files, exposure, once=once, is_watching=is_watching))
     finally:
@@ -75,14 +82,14 @@ async def _serve(
     once: bool,
     is_watching: bool,
 ) -> int:
-    signals = _Signals(worker, path, files)
-    beside = [signals.reload(), *([signals.watch()] if is_watching else [])]
+    heard = _Signals(worker, path, files, once=once)
+    beside = [heard.reload(), *([heard.watch()] if is_watching else [])]
     tasks = [asyncio.create_task(each) for each in beside]  # ended with the worker, below
     try:
         async with exposed(worker, exposure):
             await worker.run(once=once)
     except asyncio.CancelledError:
-        return _EXIT_SIGNAL + signals.last
+        return signals.EXIT_SIGNAL + heard.last
     except BaseExceptionGroup as group:
         raise _planned(group) or group from None
     finally:
@@ -99,59 +106,77 @@ def _planned(group: BaseExceptionGroup[BaseException]) -> StoreError | None:
     return None if rest else planned
 
 
-class _Signals:
-    """What the signals of a process mean to its worker. `last` is the number of the last one to end it."""
+def is_haste(number: int, since_first_s: float) -> bool:
+    """Say whether one more signal asks to end at once, so long after the first one."""
+    return since_first_s >= _HASTE_AFTER_S[signal.Signals(number)]
 
-    def __init__(self, worker: Worker, path: Path | None, files: FileWatch) -> None:
+
+class _Signals:
+    """What the signals of a process mean to its worker. `last` is the number of the last one that counted."""
+
+    def __init__(self, worker: Worker, path: Path | None, files: FileWatch, *, once: bool = False) -> None:
         self.last = 0
+        self._first_at = 0.0
         self._worker = worker
         self._path = path
         self._files = files
+        self._once = once
         self._task = asyncio.current_task()
         self._wanted = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._end, number)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        signals.take_over(loop.call_soon_threadsafe, self._take, also_ignored=True)
 
-    def _end(self, number: signal.Signals) -> None:
-        if self.last and self._task:
-            self._task.cancel()
-        self.last = number
-        self._worker.stop(number.name)
-
-    def _reload(self) -> None:
-        self._wanted.set()
+    def _take(self, number: int) -> None:
+        if number == signal.SIGHUP:
+            if not self._once:  # which has read its configuration a moment ago, and ends by itself
+                self._wanted.set()
+        elif not self.last:
+            self.last, self._first_at = number, time.monotonic()
+            tell_stopping()
+            self._worker.stop(signal.Signals(number).name)
+        elif is_haste(number, time.monotonic() - self._first_at):
+            self.last = number
+            if self._task:
+                self._task.cancel()
 
     async def watch(self) -> None:
         """Take every edit of the configuration's files for a SIGHUP."""
         while True:
             await asyncio.sleep(_FILE_LOOK_S)
-            if await asyncio.to_thread(self._files.look):
-                self._wanted.set()
+            try:
+                if await asyncio.to_thread(self._files.look):
+                    self._wanted.set()
+            except Exception:  # must not end all looks to come
+                log.exception("bug", affected="watch")
 
     async def reload(self) -> None:
         """At each SIGHUP: validate whole, then swap, or keep the old configuration and say why."""
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            self._files.reading()
+            tell_reloading()
             try:
-                # In a thread: 100,000 accounts take seconds, and leases do not wait.
-                loaded, changed = await asyncio.to_thread(self._load)
-            except ConfigRefused as refused:
-                self._worker.vitals.is_reload_refused = True
-                reasons = [str(mistake) for mistake in refused.mistakes[:_MOST_MISTAKES]]
-                log.error("configuration.refused", mistakes=len(refused.mistakes), reasons=reasons)
-                self._files.follow(refused.files or self._files.files)
+                await self._reload()
             except Exception:  # a bug must not end all reloads to come
                 self._worker.vitals.is_reload_refused = True
                 log.exception("bug", affected="reload")
-            else:
-                _tell_loaded(loaded)
-                _tell_changed(changed)
-                self._files.follow(loaded.files)
-                self._worker.reload(loaded.settings)
+            tell_ready()
+
+    async def _reload(self) -> None:
+        self._files.reading()
+        try:
+            # In a thread: 100,000 accounts take seconds, and leases do not wait.
+            loaded, changed = await asyncio.to_thread(self._load)
+        except ConfigRefused as refused:
+            self._worker.vitals.is_reload_refused = True
+            reasons = [str(mistake) for mistake in refused.mistakes[:_MOST_MISTAKES]]
+            log.error("configuration.refused", mistakes=len(refused.mistakes), reasons=reasons)
+            self._files.follow(refused.files or self._files.files)
+        else:
+            _tell_loaded(loaded)
+            _tell_changed(changed)
+            self._files.follow(loaded.files)
+            self._worker.reload(loaded.settings)
 
     def _load(self) -> tuple[Loaded, list[Change]]:
         loaded, before = load(self._path, os.environ, is_running=True), self._worker.settings

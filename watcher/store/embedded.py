@@ -41,6 +41,7 @@ class Embedded:
         self._users = -1
         self._shortcut: Path | None = None
         self._one_at_a_time = asyncio.Lock()
+        self._starting: asyncio.Future[bool] | None = None
 
     @property
     def url(self) -> str:
@@ -87,13 +88,18 @@ class Embedded:
                 while not _is_up(answer := await _ask(self._socket, b"PING")):
                     if answer:
                         patience.reschedule(now() + PATIENCE_S)
-                    elif await asyncio.to_thread(self._start):
+                    elif await self._start_beside():
                         if started:
                             raise StoreUnreachable(self._complaint("stops right after its start"))
                         started = True
                     await asyncio.sleep(_TICK_S)
         except TimeoutError:
             raise StoreUnreachable(self._complaint(f"has not answered for {PATIENCE_S} s")) from None
+
+    async def _start_beside(self) -> bool:
+        """Start the server in a thread, which goes on where this is cancelled: `_leave` waits for it."""
+        self._starting = asyncio.get_running_loop().run_in_executor(None, self._start)
+        return await asyncio.shield(self._starting)
 
     def _start(self) -> bool:
         """Start a server unless one holds the directory's lock; say whether this call did."""
@@ -108,6 +114,8 @@ class Embedded:
 
     async def _leave(self) -> None:
         try:
+            if self._starting:
+                await asyncio.wait([self._starting])
             if _flock(self._users, fcntl.LOCK_EX):
                 await self._stop()
         finally:
@@ -116,11 +124,15 @@ class Embedded:
                 shutil.rmtree(self._shortcut.parent, ignore_errors=True)
 
     async def _stop(self) -> None:
-        """Stop the server. Holding `users` alone keeps newcomers out until it is gone."""
-        answer = await _ask(self._socket, b"SHUTDOWN")
-        if answer.startswith(b"-"):
-            return  # it cannot write its last data: better left running than lost
-        await _until(self._is_gone)
+        """Stop the server. Holding `users` alone keeps newcomers out until it is gone.
+
+        It is asked again and again: one that is just starting does not listen yet.
+        """
+        for _ in range(int(PATIENCE_S / _TICK_S)):
+            answer = await _ask(self._socket, b"SHUTDOWN")
+            if answer.startswith(b"-") or self._is_gone():
+                return  # an error: it cannot write its last data, and is better left running than lost
+            await asyncio.sleep(_TICK_S)
 
     def _is_gone(self) -> bool:
         with _opened(self.data_dir / "lock") as lock:

@@ -105,6 +105,7 @@ def start(engine: Engine, data_dir: Path, lock: int) -> None:
         cwd=data_dir,
         env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         pass_fds=(lock,),
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
         start_new_session=True,

@@ -1,0 +1,223 @@
+"""Signals reach a process from its first instruction to its last one, and mean what their sender expects."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from builders import SECRET
+from processes import a_process, assert_reconciled, killed_in_the_end, lines, start, until_logged, until_said
+
+from watcher.receiving.receiver import Receiver
+from watcher.sandbox import Sandbox
+from watcher.service.manager import tell_ready
+from watcher.service.serve import is_haste
+
+of_the_slow = partial(pytest.param, marks=pytest.mark.slow)
+MOMENTS_S = (0.1, 0.25, 0.4, 0.6, 0.9, 1.3, 2.0)
+
+
+async def until_it_hears(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """Wait for its first instruction: what comes before that, Python itself does not hear."""
+    async with asyncio.timeout(20):
+        while process.returncode is None and not _hears(process.pid, number):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def an_attempt(receiver: Receiver) -> None:
+    """Wait until one is in flight."""
+    async with asyncio.timeout(20):
+        while not receiver.receipts:  # noqa: ASYNC110 - it has no signal for a first attempt
+            await asyncio.sleep(0.005)
+
+
+def _only_child(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+
+
+def _hears(pid: int, number: signal.Signals) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    (caught,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize(
+    ("number", "since_first_s", "is_one"),
+    [
+        (signal.SIGTERM, 0.5, False),
+        (signal.SIGTERM, 4.9, False),
+        (signal.SIGTERM, 5.0, True),
+        (signal.SIGINT, 0.001, False),
+        (signal.SIGINT, 0.2, True),
+    ],
+)
+def test_haste_is_a_second_ctrl_c_or_a_sigterm_after_five_seconds(
+    number: int, since_first_s: float, is_one: bool
+) -> None:
+    assert is_haste(number, since_first_s) is is_one
+
+
+async def test_a_sighup_at_the_first_instruction_is_a_reload(place: Path) -> None:
+    async with a_process(place, "run") as worker:
+        await until_it_hears(worker, signal.SIGHUP)
+        worker.send_signal(signal.SIGHUP)
+        await until_logged(place, "configuration.loaded", 2)
+        await until_logged(place, "account.baseline", 2)
+        worker.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(worker.wait(), 20) == 0
+    assert (place / "errors").read_text() == ""
+
+
+async def test_a_sigterm_at_the_first_instruction_is_an_orderly_end(place: Path) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        async with a_process(place, "run") as worker:
+            await until_it_hears(worker, signal.SIGHUP)  # SIGINT is heard by Python itself
+            worker.send_signal(number)
+            assert await asyncio.wait_for(worker.wait(), 20) == 0
+    assert (place / "errors").read_text() == ""
+    assert not lines(place, "worker.started")
+
+
+async def test_a_sigterm_ends_a_worker_whose_redis_hangs(place: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        text = (place / "watcher.toml").read_text()
+        (place / "watcher.toml").write_text(text.replace("[redis]", f'[redis]\nurl = "{url}"'))
+        async with a_process(place, "run") as worker:
+            await until_logged(place, "configuration.loaded")
+            worker.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(worker.wait(), 4) == 0
+    assert (place / "errors").read_text() == ""
+    assert lines(place, "worker.stopped")
+
+
+async def test_the_service_manager_is_told_how_far_the_worker_is(place: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(place / "manager"))
+        manager.setblocking(False)
+
+        async def told() -> bytes:
+            return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(manager, 100), 20)
+
+        settings = {"OPS_SECRET": SECRET, "NOTIFY_SOCKET": str(place / "manager")}
+        with (place / "log").open("ab") as log:
+            worker = await start(place, settings, "run", out=log)
+        async with killed_in_the_end(worker):
+            assert await told() == b"READY=1"
+            worker.send_signal(signal.SIGHUP)
+            assert (await told()).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+            assert await told() == b"READY=1"
+            worker.send_signal(signal.SIGTERM)
+            assert await told() == b"STOPPING=1"
+            assert await asyncio.wait_for(worker.wait(), 20) == 0
+
+
+def test_a_manager_that_is_gone_changes_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in (str(place / "nobody"), "@nobody", "vsock:2:1", "x" * 300):
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        tell_ready()
+
+
+async def test_two_sigterms_cut_no_attempt_off(place: Path, sandbox: Sandbox, receiver: Receiver) -> None:
+    async with a_process(place, "run") as worker:
+        await until_logged(place, "account.baseline", 2)
+        receiver.delay_s = 1
+        sandbox.world.credit(10110, "ETH", "1")
+        await an_attempt(receiver)
+        worker.send_signal(signal.SIGTERM)
+        await until_logged(place, "worker.draining")
+        worker.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(worker.wait(), 20) == 0
+    assert len(lines(place, "delivery.delivered")) == 1
+    await assert_reconciled(place)
+
+
+async def test_a_second_ctrl_c_ends_at_once(place: Path, sandbox: Sandbox, receiver: Receiver) -> None:
+    async with a_process(place, "run") as worker:
+        await until_logged(place, "account.baseline", 2)
+        receiver.delay_s = 15
+        sandbox.world.credit(10110, "ETH", "1")
+        await an_attempt(receiver)
+        worker.send_signal(signal.SIGINT)
+        await until_logged(place, "worker.draining")
+        await asyncio.sleep(0.05)  # as fast as anybody can press it
+        worker.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(worker.wait(), 5) == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, *map(of_the_slow, (signal.SIGTERM, signal.SIGINT))])
+async def test_other_commands_that_last_end_in_order(place: Path, number: signal.Signals) -> None:
+    (place / "empty").touch()
+    codes = {"listen --port 0": 0, "sandbox --loopring-port 0 --metakeep-port 0": 0}
+    for command, code in codes.items():
+        said = place / command.split()[0]
+        with said.open("ab") as out:
+            process = await start(place, {}, *command.split(), out=out)
+        async with killed_in_the_end(process):
+            await until_said(said, "\n")
+            process.send_signal(number)
+            assert await asyncio.wait_for(process.wait(), 20) == code, command
+        assert "Traceback" not in said.read_text()
+    with (place / "out").open("ab") as out:
+        process = await start(place, {}, "tail", "-f", "empty", out=out)
+    async with killed_in_the_end(process):
+        await until_it_hears(process, signal.SIGHUP)
+        process.send_signal(number)
+        assert await asyncio.wait_for(process.wait(), 20) == 128 + number
+    assert (place / "out").read_text() == ""
+
+
+async def test_what_nohup_ignores_stays_ignored(place: Path) -> None:
+    with (place / "out").open("ab") as out:
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            process = await start(place, {}, "listen", "--port", "0", out=out)
+        finally:
+            signal.signal(signal.SIGHUP, before)
+    async with killed_in_the_end(process):
+        await until_said(place / "out", "listening at")
+        process.send_signal(signal.SIGHUP)
+        await asyncio.sleep(0.1)
+        assert process.returncode is None
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+async def test_no_moment_of_the_start_is_deaf(place: Path, number: signal.Signals) -> None:
+    for moment_s in MOMENTS_S:
+        for times in (1, 2, 3):
+            seen = len(lines(place, "configuration.loaded")) if (place / "log").exists() else 0
+            async with a_process(place, "run") as worker:
+                await until_it_hears(worker, signal.SIGHUP)
+                await asyncio.sleep(moment_s * times / 3)
+                worker.send_signal(number)
+                if number == signal.SIGHUP:
+                    await until_logged(place, "configuration.loaded", seen + 2)
+                    worker.send_signal(signal.SIGTERM)
+                assert await asyncio.wait_for(worker.wait(), 20) == 0, moment_s
+    assert (place / "errors").read_text() == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a namespace of processes")
+async def test_process_1_of_a_container_hears_them_too(place: Path) -> None:
+    program = f"{sys.executable} -m watcher run >> log 2>> errors"
+    inside = await asyncio.create_subprocess_exec(
+        *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", f"exec {program}"),
+        cwd=place,
+        env={**os.environ, "OPS_SECRET": SECRET, "LOG_FORMAT": "json"},
+    )
+    async with killed_in_the_end(inside):
+        await until_logged(place, "account.baseline", 2)
+        child = _only_child(inside.pid)
+        os.kill(child, signal.SIGHUP)
+        await until_logged(place, "configuration.loaded", 2)
+        os.kill(child, signal.SIGTERM)
+        assert await asyncio.wait_for(inside.wait(), 20) == 0

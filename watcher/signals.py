@@ -1,0 +1,93 @@
+"""Hears the signals of this process, from its first instruction to its last one.
+
+One handler stays in place all the time, so that there is no moment at which the system's default action would
+kill the process; what it does with a signal depends on how far the process is. Imports nothing of weight: it
+must be in place before anything else is imported.
+"""
+
+from __future__ import annotations
+
+import signal
+from contextlib import suppress
+
+TYPE_CHECKING = False  # as in typing, whose import takes a third of the time until the handler is in place
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+EXIT_SIGNAL = 128
+"""Added to the number of a signal: what a shell says of a process that a signal ended."""
+
+_is_worker = False
+_came: list[int] = []
+"""Signals that came before a command took them over, oldest first."""
+_pass_on: Callable[[int], object] | None = None
+
+
+def hear(*, is_worker: bool) -> None:
+    """Put the handler in place.
+
+    Until a command takes the signals over, they end the process as Ctrl-C would: its `finally` blocks run.
+    Only a worker remembers SIGHUP for later. A signal that the parent ignored, as nohup does, stays ignored.
+    """
+    global _is_worker
+    _is_worker = is_worker
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if is_worker or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _note)
+
+
+def take_over(
+    call_soon: Callable[[Callable[[int], object], int], object],
+    take: Callable[[int], object],
+    *,
+    also_ignored: bool = False,
+) -> None:
+    """From now on call `take(number)` in a loop at each signal, for those that came earlier first.
+
+    `call_soon` is the loop's `call_soon_threadsafe`.
+
+    Once the loop is closed, signals do nothing any more: the process is about to end, with the exit code that
+    it has earned. `also_ignored`: even those that the parent had ignored.
+    """
+    global _pass_on
+
+    def pass_on(number: int) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            call_soon(take, number)
+
+    _pass_on = pass_on
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if also_ignored or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _note)
+    while _came:
+        pass_on(_came.pop(0))
+
+
+def ignore() -> None:
+    """The command has ended, and its exit code stands: the interpreter puts the system's default actions
+    back when it ends, and must not be killed meanwhile."""
+    if _pass_on:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def exit_code() -> int:
+    """The exit code of a process that a signal ended before its command took signals over.
+
+    A worker that has not begun anything yet ends in order.
+    """
+    return 0 if _is_worker else EXIT_SIGNAL + (_came[0] if _came else signal.SIGINT)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    if _pass_on:
+        _pass_on(number)
+        return
+    _came.append(number)
+    if number == signal.SIGHUP and _is_worker:
+        return
+    interrupt = signal.getsignal(signal.SIGINT)  # asyncio's own, while it runs: it cancels what is under way
+    if not callable(interrupt):
+        raise KeyboardInterrupt
+    interrupt(number, frame)
