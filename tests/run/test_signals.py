@@ -84,13 +84,14 @@ async def test_a_sigterm_at_the_first_instruction_is_an_orderly_end(place: Path)
 
 async def test_a_sigterm_ends_a_worker_whose_redis_hangs(place: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        url = "redis://{}:{}".format(*silent.getsockname())
         text = (place / "watcher.toml").read_text()
         (place / "watcher.toml").write_text(text.replace("[redis]", f'[redis]\nurl = "{url}"'))
         async with a_process(place, "run") as worker:
-            await until_logged(place, "configuration.loaded")
+            asked, _ = await asyncio.wait_for(asyncio.to_thread(silent.accept), 20)
             worker.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(worker.wait(), 4) == 0
+            asked.close()
     assert (place / "errors").read_text() == ""
     assert lines(place, "worker.stopped")
 
