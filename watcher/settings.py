@@ -76,6 +76,14 @@ class RedisSettings(Section):
     namespace: Name = Field("watcher", description="prefix of every key")
     data_dir: Path = Field(Path(".watcher"), description="embedded only: where its state survives a restart")
 
+    @field_validator("data_dir", mode="before")
+    @classmethod
+    def _is_named(cls, value: Any) -> Any:
+        """An empty path would be the working directory, wherever that is."""
+        if value == "":
+            raise ValueError("must not be empty")
+        return value
+
 
 class WorkerSettings(Section):
     drain: Duration = Field(timedelta(seconds=25), description="SIGTERM to exit, at most")

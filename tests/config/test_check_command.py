@@ -79,6 +79,7 @@ def test_json_gives_one_object_a_line(path: Path) -> None:
     result = check(path, BAD, "--json")
     assert result.exit_code == 78
     bad = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [found["severity"] for found in bad] == ["mistake"] * 3 + ["warning"]
     assert bad[1] == {
         "severity": "mistake",
         "file": str(path),

@@ -89,6 +89,24 @@ def test_urls_and_headers_are_doubted_like_keys(doubts: Doubts, find: str, put: 
     assert found.startswith(f"{key}: ")
 
 
+@pytest.mark.parametrize(
+    ("url", "service"),
+    [
+        ("https://hooks.slack.com/services/T/B/x", "Slack"),
+        ("https://discord.com/api/webhooks/1/x", "Discord"),
+        ("https://acme.webhook.office.com/webhookb2/x", "Teams"),
+        ("https://notslack.com/hooks.slack.com", None),
+        ("https://myhooks.slack.com.example.com/", None),
+    ],
+)
+def test_a_subscriber_that_is_a_chat_service_is_doubted(
+    doubts: Doubts, url: str, service: str | None
+) -> None:
+    found = doubts((HEAD + OPS).replace("https://ops.example.com/", url))
+    text = f"leads to {service}, which shows messages and does not understand signed events"
+    assert found == ([f"subscriptions[0].url: {text}"] if service else [])
+
+
 def test_a_dollar_that_means_itself_is_not_doubted(doubts: Doubts) -> None:
     text = (HEAD + OPS).replace("example.com/", "example.com/$batch?$filter=x&price=5$", 1)
     assert doubts(text.replace('"k"', '"a$B"', 1)) == []
@@ -117,6 +135,8 @@ def a_threshold(fields: str, more: str = "") -> str:
         ("", 'asset = "lrc", below = 1', "asset: can never fire: upper and lower case count"),
         ('assets = ["USDC"]', 'asset = "Usdc", below = 1', "-- did you mean 'USDC'?"),
         ('accounts = ["few"]', 'asset = "5", below = 1', "no account that the subscription is about asks"),
+        ('accounts = ["few"]', 'asset = "USDC", below = 1', "no account that the subscription is about asks"),
+        ('accounts = ["few"]', 'asset = "WBTC", below = 1', "may never fire: nobody knows yet whether it is"),
         ('accounts = ["few"]', f'asset = "0x{"1" * 40}", below = 1', "no account that the subscription is"),
         ('accounts = ["alice"]', f'asset = "0x{"1" * 40}", below = 1', "no account that the subscription is"),
         (
@@ -186,7 +206,7 @@ def test_polls_that_must_come_late_are_said_before_anything_runs(
     assert len(found) == is_told
     if accounts == 20 and is_told:
         assert found[0].startswith(
-            "providers.loopring.requests_per_second: 20 accounts at their intervals would"
+            "providers.loopring.requests_per_second: 20 accounts at their intervals take 2"
         )
 
 
@@ -298,10 +318,10 @@ def test_every_finding_of_every_kind_comes_in_one_run(
         "more.jsonl:3: not valid JSON at column 61",
     ]
     assert [f"{found.file}:{found.line}: {found.key}" for found in refused.value.warnings] == [
-        "w.toml:13: providers.idle",
         "w.toml:15: providers.idle.api_key",
         "w.toml:41: subscriptions[0].url",
         "w.toml:57: subscriptions[1].headers.x-key",
+        "w.toml:13: providers.idle",
         "w.toml:43: subscriptions[0].accounts[2]",
         "w.toml:56: subscriptions[1].events[2]",
         "w.toml:46: subscriptions[0].thresholds[0].asset",

@@ -274,3 +274,20 @@ async def test_a_threshold_on_a_token_that_was_never_held_fires_and_the_books_ag
     assert types(events) == ["threshold.crossed", "total.increased"]
     assert crossed["asset"] == credited["asset"]
     assert (crossed["threshold"]["value"], credited["before"]) == ("0", crossed["after"])
+
+
+@pytest.mark.slow  # a list that was refused is asked for again after ten seconds
+async def test_a_list_of_tokens_that_is_refused_at_first_keeps_no_threshold_quiet(rig: Rig) -> None:
+    rig.sandbox.world.open_account(20_000)
+    rig.sandbox.loopring.next_token_answers.append(BAD_GATEWAY)
+    treasury = rig.settings.account_by_name["treasury"]
+    empty = treasury.model_copy(update={"name": "empty", "account_id": 20_000})
+    below = ThresholdSettings(asset="USDT", below="5")
+    ops = rig.settings.subscription_by_name["ops"].model_copy(update={"thresholds": (below,)})
+    rig.settings = rig.settings.model_copy(
+        update={"account_by_name": {"empty": empty}, "subscription_by_name": {"ops": ops}}
+    )
+    async with rig.worker():
+        (crossed,) = await rig.events(1, within_s=20)
+    assert types([crossed]) == ["threshold.crossed"]
+    assert crossed["data"]["asset"]["symbol"] == "USDT"

@@ -103,6 +103,7 @@ def test_the_forms_are_the_movements_and_two_more() -> None:
     ("line", "said"),
     [
         ("{", "not JSON; a step is"),
+        ('{"at": 1, "at": 2}', "at: is given twice"),
         ("[]", "not a JSON object"),
         ("[" * 100_000, "not JSON"),
         (a_line(do=None), "do: not something a script can do"),

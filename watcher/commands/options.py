@@ -35,7 +35,12 @@ def look_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options by which a command that looks finds the store, and give it a `look` instead."""
 
     @config_option
-    @click.option("--redis", "url", metavar="URL", help="Look at this store, without a configuration.")
+    @click.option(
+        "--redis",
+        "url",
+        metavar="URL",
+        help="Look at this store, without a configuration. A password is better in REDIS_URL.",
+    )
     @click.option("--namespace", metavar="NAME", help="Instead of redis.namespace.")
     @click.option("--data-dir", metavar="PATH", help="Look at the embedded store that lies there.")
     @wraps(function)

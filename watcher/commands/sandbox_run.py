@@ -6,13 +6,14 @@ Refuses to begin the script before the worker has read its first balances: what 
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from watcher.environment import Environment
 
 if TYPE_CHECKING:
     from watcher.exposed.door import Address
@@ -32,7 +33,7 @@ async def run(sandbox: Sandbox, steps: Iterable[Step]) -> None:
     from watcher.sandbox import ScriptError
     from watcher.service.exposure import Exposure, exposed
 
-    configure("warning", stream=sys.stderr, color=not os.environ.get("NO_COLOR"))
+    configure("warning", stream=sys.stderr, color=not Environment().get("NO_COLOR"))
     async with (
         staged(sandbox, _settings) as stage,
         exposed(stage.worker, Exposure(Address("127.0.0.1", 0), has_page=True)) as page,

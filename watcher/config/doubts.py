@@ -6,6 +6,7 @@ tomorrow's account may have the name that matches nothing today.
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator
+from urllib.parse import urlsplit
 
 from watcher.config.accounts import Accounts
 from watcher.config.findings import Entry, Findings, Key, did_you_mean
@@ -13,6 +14,16 @@ from watcher.config.providers import Providers
 from watcher.config.rules import EVENTS, is_glob, leftover_flaw, matches
 from watcher.providers.contract import USABLE, requests_needed
 from watcher.settings import AccountSettings, EgressSettings
+
+_CHAT_SERVICES = {
+    "hooks.slack.com": "Slack",
+    "discord.com": "Discord",
+    "discordapp.com": "Discord",
+    "webhook.office.com": "Teams",
+    "api.telegram.org": "Telegram",
+    "ntfy.sh": "ntfy",
+    "events.pagerduty.com": "PagerDuty",
+}
 
 
 def doubt_idle(
@@ -55,6 +66,9 @@ def doubt_values(providers: Providers, subscriptions: Collection[Entry], finding
         _doubt_text(entry.table.get("api_key"), entry, ("api_key",), findings)
     for entry in subscriptions:
         _doubt_text(entry.table.get("url"), entry, ("url",), findings)
+        if service := _chat_service(entry.table.get("url")):
+            text = f"leads to {service}, which shows messages and does not understand signed events"
+            findings.warn(entry.finding(("url",), text))
         for index, secret in texts_in(entry, "secrets"):
             _doubt_text(secret, entry, ("secrets", index), findings)
         headers = entry.table.get("headers")
@@ -74,9 +88,8 @@ def doubt_load(providers: Providers, accounts: Accounts, findings: Findings) -> 
         if needed > made:
             many = f"{len(here):,} account" + ("s" if len(here) > 1 else "")
             text = (
-                f"{many} at their intervals would take {needed:.3g} requests/s, and {made:.3g} can be made: "
-                f"polls are {needed / made:.3g} intervals apart (stale from 3 on); raise it as far as the "
-                "provider allows, or the intervals"
+                f"{many} at their intervals take {needed:.3g} requests/s, {made:.3g} can be made: polls are "
+                f"{needed / made:.3g} intervals apart (stale from 3 on); raise it, or the intervals"
             )
             findings.warn(providers.entry_by_name[name].finding(("requests_per_second",), text))
 
@@ -100,3 +113,12 @@ def texts_in(entry: Entry, field: str) -> Iterator[tuple[int, str]]:
 def _doubt_text(value: object, entry: Entry, key: Key, findings: Findings) -> None:
     if isinstance(value, str) and (flaw := leftover_flaw(value)):
         findings.warn(entry.finding(key, flaw))
+
+
+def _chat_service(url: object) -> str | None:
+    try:
+        host = urlsplit(url).hostname if isinstance(url, str) else None
+    except ValueError:
+        return None
+    found = (name for end, name in _CHAT_SERVICES.items() if f".{host or ''}".endswith(f".{end}"))
+    return next(found, None)

@@ -10,7 +10,6 @@ import tomllib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -19,8 +18,10 @@ from watcher.config.findings import ConfigRefused, Entry, Finding, Findings, Key
 from watcher.config.positions import lines_by_key
 from watcher.config.variables import interpolate_all
 from watcher.environment import Environment, NotText, decoded, utf_16_flaw
+from watcher.providers.strict_json import GivenTwice, once_each
 
 _BYTE_ORDER_MARK = "\ufeff"
+_JSON = json.JSONDecoder(object_pairs_hook=once_each)
 _NAME = re.compile(r'"name"\s*:\s*"([^"\\]*)"')
 _POSITION = re.compile(r"\(at line (\d+), column (\d+)\)")
 # What `tomllib` says, as far as it helps, and without the piece of the file that some of it repeats.
@@ -141,7 +142,7 @@ def _line(text: str, name: str, number: int, findings: Findings) -> Entry | str 
         findings.mistake(Finding(name, number, "", f"not valid JSON at column {error.colno}"))
     except RecursionError:
         findings.mistake(Finding(name, number, "", "not valid JSON: nested too deeply"))
-    except _Twice as error:
+    except GivenTwice as error:
         findings.mistake(Finding(name, number, spell((error.name,)), "is given twice"))
     else:
         if isinstance(table, dict):
@@ -149,25 +150,6 @@ def _line(text: str, name: str, number: int, findings: Findings) -> Entry | str 
         findings.mistake(Finding(name, number, "", "must be one JSON object"))
     found = _NAME.search(text)
     return found and found[1]
-
-
-class _Twice(Exception):
-    """An object has two values under one name: nobody can say which was meant."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value_by_name = dict(pairs)
-    if len(value_by_name) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Twice(next(name for name in names if names.count(name) > 1))
-    return value_by_name
-
-
-_JSON = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def interpolated(entry: Entry, environment: Environment, findings: Findings) -> Entry:

@@ -40,7 +40,7 @@ def doubt_thresholds(
                 findings.warn(entry.finding(("thresholds", index, key), f"can never fire: {reason}"))
             if accounts.is_whole and (found := _unreachable(threshold, entry, accounts, asked_by_name)):
                 key, reason = found
-                findings.warn(entry.finding(("thresholds", index, key), f"can never fire: {reason}"))
+                findings.warn(entry.finding(("thresholds", index, key), reason))
 
 
 def _flaws(threshold: Mapping[str, Any], entry: Entry) -> Iterator[tuple[str, str]]:
@@ -73,21 +73,23 @@ _LONGEST_TICKER = 10
 def _unreachable(
     threshold: Mapping[str, Any], entry: Entry, accounts: Accounts, asked_by_name: Mapping[str, Provider]
 ) -> tuple[str, str] | None:
-    """Say why no account that the subscription is about can fire a threshold; None where one can."""
+    """Say why no account that the subscription is about is known to fire a threshold; None where one is."""
     asset, field = threshold.get("asset"), threshold.get("field", "total")
     if not isinstance(asset, str) or is_glob(asset):
         return None
     found = None
     for account in _about(entry, accounts):
         provider = asked_by_name.get(account.provider)
-        if provider is None:
+        may_hold = provider.may_hold(account, asset) if provider else True
+        if provider and may_hold is not False and field in provider.unknown_fields:
+            found = "field", f"can never fire: {account.provider} knows no {field}"
+        elif may_hold:
             return None
-        if not provider.may_hold(account, asset):
-            found = found or ("asset", "no account that the subscription is about asks for this asset")
-        elif field in provider.unknown_fields:
-            found = "field", f"{account.provider} knows no {field}"
+        elif may_hold is None:
+            found = "asset", "may never fire: nobody knows yet whether it is among the tokens: give its id"
         else:
-            return None
+            reason = "can never fire: no account that the subscription is about asks for this asset"
+            found = found or ("asset", reason)
     return found
 
 

@@ -105,8 +105,8 @@ class Provider(Protocol):
         """
         ...
 
-    def may_hold(self, account: Any, asset: str) -> bool:
-        """Say whether an asset, by its id or its symbol, may be among what is asked for."""
+    def may_hold(self, account: Any, asset: str) -> bool | None:
+        """Say whether an asset, by its id or symbol, is among what is asked for; None: only a poll can."""
         ...
 
     def requests(self, account: Any, answers: Sequence[Any] = ()) -> Sequence[Request]:

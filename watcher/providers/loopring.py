@@ -24,6 +24,9 @@ MAX_ID = 2**31 - 1
 _ADDRESS = re.compile(r"0[xX][0-9a-fA-F]{40}\Z", re.ASCII)
 _ID = re.compile(r"(?:0|[1-9][0-9]{0,9})\Z", re.ASCII)
 
+_ID_BY_SYMBOL = {"ETH": 0, "LRC": 1, "USDT": 3, "USDC": 6}
+"""Of tokens that never changed theirs; the list of tokens, which only a worker reads, knows all."""
+
 TROUBLE_BY_CODE: Mapping[int, tuple[Trouble, str]] = {
     100000: ("transient", "an unknown error at Loopring"),
     100001: ("configuration", "an invalid argument; seen for a wrong API key too"),
@@ -108,10 +111,13 @@ class Loopring:
     def source(self, account: LoopringAccount) -> str:
         return asset_id(account.address) if account.address else f"accountId {account.account_id}"
 
-    def may_hold(self, account: LoopringAccount, asset: str) -> bool:
-        if _ID.match(asset):
-            return account.tokens is None or int(asset) in account.tokens
-        return not _ADDRESS.match(asset)
+    def may_hold(self, account: LoopringAccount, asset: str) -> bool | None:
+        if _ADDRESS.match(asset):
+            return False
+        if account.tokens is None:
+            return True
+        token = int(asset) if _ID.match(asset) else _ID_BY_SYMBOL.get(asset)
+        return None if token is None else token in account.tokens
 
     def requests(self, account: LoopringAccount, answers: Sequence[Any] = ()) -> Sequence[Request]:
         query = {"address": account.address} if account.address else {"accountId": str(account.account_id)}

@@ -25,6 +25,14 @@ class Number:
         self.text = text
 
 
+class GivenTwice(ValueError):
+    """An object gives a name twice. `name` is that name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("a name is given twice")
+        self.name = name
+
+
 class Ambiguous:
     """An object that gives a name twice: nobody can say which of both is meant."""
 
@@ -39,6 +47,15 @@ def parse(body: bytes) -> Any:
         raise NotJson("nested too deeply") from None
     except ValueError:  # its own text and attributes quote the document
         raise NotJson("not JSON in UTF-8") from None
+
+
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its pairs, as `object_pairs_hook`. Raises GivenTwice, which is a ValueError."""
+    value_by_name = dict(pairs)
+    if len(value_by_name) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise GivenTwice(next(name for name in names if names.count(name) > 1))
+    return value_by_name
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Ambiguous:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from watcher.printable import printable
+from watcher.providers.strict_json import GivenTwice, once_each
 from watcher.sandbox.answers import FAULTS
 from watcher.sandbox.book import AccountKey
 from watcher.sandbox.holdings import Holding, Impossible
@@ -93,7 +94,9 @@ def _step(line: str, number: int, world: World, *, after: list[Step]) -> Step:
 
 def _object(line: str) -> dict[str, Any]:
     try:
-        said = json.loads(line)
+        said = json.loads(line, object_pairs_hook=once_each)
+    except GivenTwice as error:
+        raise _Mistake(f"{error.name}: is given twice") from error
     except (ValueError, RecursionError) as error:
         raise _Mistake(f"not JSON; a step is {_EXAMPLE}") from error
     if not isinstance(said, dict):
