@@ -31,7 +31,7 @@ def texts_for_users() -> Iterator[str]:
 
 def test_the_package_is_not_the_one_that_is_called_watcher_on_pypi() -> None:
     assert PROJECT["name"] == "balance-watcher"
-    assert PROJECT["scripts"] == {"watcher": "watcher.cli:main"}
+    assert PROJECT["scripts"] == {"watcher": "watcher.__main__:main"}
 
 
 def test_what_a_text_has_its_reader_install_is_found() -> None:

@@ -1,0 +1,95 @@
+"""No private name of a dependency is used; where one must be, its dependency is held at a minor version."""
+
+import ast
+import importlib
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import watcher
+
+PACKAGE = Path(watcher.__file__).parent
+DEPENDENCIES = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]["dependencies"]
+
+MUST_BE = {
+    # A subscriber's answer is bounded, and its status taken whatever follows.
+    ("watcher/delivery/answers.py", "_buffer"): "aiohttp",
+    ("watcher/delivery/answers.py", "_exception"): "aiohttp",
+    ("watcher/delivery/answers.py", "_factory"): "aiohttp",
+    ("watcher/delivery/answers.py", "_payload"): "aiohttp",
+    # Connections that are kept are bounded.
+    ("watcher/delivery/connector.py", "_conns"): "aiohttp",
+    ("watcher/delivery/connector.py", "_release"): "aiohttp",
+    # Half of what a pipeline costs is saved.
+    ("watcher/store/pipe.py", "_execute_pipeline"): "redis",
+}
+"""Until a client of our own takes the place of the one and of the other."""
+
+NAMED_TUPLE = {"_asdict", "_fields", "_make", "_replace"}
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield str(path.relative_to(PACKAGE.parent)), ast.parse(path.read_text())
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name not in NAMED_TUPLE
+
+
+def own_names(tree: ast.Module) -> set[str]:
+    """What a module defines by itself, as a method, a slot or an attribute."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            if isinstance(node.value, ast.Name) and node.value.id == "self":
+                found.add(node.attr)
+        elif isinstance(node, ast.AnnAssign | ast.Assign):
+            targets = [node.target] if isinstance(node, ast.AnnAssign) else node.targets
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+def foreign_names() -> set[tuple[str, str]]:
+    """Every private name that is used and is not ours, by the file."""
+    found = set()
+    ours = {name for _, tree in sources() for name in own_names(tree)}
+    for file, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in ours:
+                found.add((file, node.attr))
+            elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("watcher"):
+                names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                found |= {(file, name) for name in names if is_private(name)}
+        found |= {(file, name) for name in overridden(file, tree)}
+    return found
+
+
+def overridden(file: str, tree: ast.Module) -> Iterator[str]:
+    """The private methods of other packages' classes that a class of ours takes the place of."""
+    names = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    if not names:
+        return
+    module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    for kind in (getattr(module, name) for name in names):
+        for base in kind.__mro__[1:]:
+            if base.__module__.partition(".")[0] in {"watcher", "typing", *sys.stdlib_module_names}:
+                continue
+            methods = (name for name, value in vars(kind).items() if callable(value) and is_private(name))
+            yield from (name for name in methods if name in vars(base))
+
+
+def test_no_private_name_of_a_dependency_is_used_but_those_that_must_be() -> None:
+    assert foreign_names() == set(MUST_BE)
+
+
+def test_a_dependency_whose_private_names_are_used_is_held_at_its_minor_version() -> None:
+    for name in set(MUST_BE.values()):
+        (line,) = [line for line in DEPENDENCIES if re.match(rf"{name}\b", line)]
+        lowest, highest = re.findall(r"[0-9]+\.[0-9]+", line)
+        major, minor = lowest.split(".")
+        assert highest == f"{major}.{int(minor) + 1}", line
