@@ -24,7 +24,7 @@ from events_schema import assert_valid
 from platforms import assert_a_platform_takes_it
 from reader import Reader, wait_for
 from servers import a_free_port, real_server
-from test_ci_script import steps
+from test_ci_script import setting_up
 
 from watcher.cli import group
 from watcher.config import load
@@ -40,7 +40,7 @@ EXAMPLE = next(block.text for block in BLOCKS if block.language == "toml")
 
 def is_what_ci_runs(block: Block, _: Path) -> None:
     """It needs a package index and minutes: `.ci/run` runs it first of all."""
-    assert [line for line in block.text.splitlines() if line] == [steps()["pytest" in block.text]]
+    assert [line for line in block.text.splitlines() if line] == [setting_up()["pytest" in block.text]]
 
 
 # Configuration

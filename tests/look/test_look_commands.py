@@ -275,9 +275,11 @@ def test_events_are_chosen_by_type_account_time_and_number(run: Run, write: Writ
     write(two_accounts)
     deposits = run("events", "--type", "deposit.*", "--json").objects
     assert [event["type"] for event in deposits] == ["deposit.pending", "deposit.cleared"]
+    nothing = run("events", "--account", "bob")
+    assert (nothing.out, nothing.err) == ("", "no such event in the log\n")
     nobody = run("events", "--account", "nobody")
-    assert (nobody.out, nobody.err) == ("", "no such event in the log\n")
-    assert run("events", "--account", "nobody", "--json") == Ended(0, "", "")
+    assert (nobody.code, nobody.err) == (2, "Error: no account is called 'nobody'\n")
+    assert run("events", "--account", "bob", "--json") == Ended(0, "", "")
     assert len(run("events", "--limit", "3").lines) == 3
     assert run("events", "--limit", "3").lines == run("events").lines[-3:]
     assert run("events", "--since", "1h").lines == run("events").lines
@@ -627,6 +629,48 @@ def test_people_are_told_the_next_command_and_programs_are_not(
     assert "next: watcher" not in text_of(run(name))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert "next: watcher " in run(name).err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("balances", "treasry"), "no account of the configuration is called 'treasry'"),
+        (("audit", "treasry"), "no account of the configuration is called 'treasry'"),
+        (("events", "--account", "alice", "--account", "treasry", "--type", "nope"), "treasry"),
+        (("events", "--account", "treasry"), "no account is called 'treasry'"),
+        (("events", "--account", "treasry", "--json"), "no account is called 'treasry'"),
+        (("events", "--account", "treasry", "--follow"), "no account is called 'treasry'"),
+        (("deliveries", "--account", "treasry"), "no account is called 'treasry'"),
+        (("deliveries", "--dead", "--account", "treasry"), "no account is called 'treasry'"),
+    ],
+    ids=str,
+)
+def test_an_account_that_was_mistyped_is_one_line_with_the_one_that_was_meant(
+    arguments: tuple[str, ...], told: str, run: Run, write: Write
+) -> None:
+    write(two_accounts)
+    done = run(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("Error: ")
+    assert told in done.err
+    assert done.err.endswith("; did you mean 'treasury'?\n")
+    assert len(done.err.splitlines()) == 1
+
+
+def test_a_type_of_event_that_was_mistyped_is_one_line_with_the_one_that_was_meant(
+    run: Run, write: Write
+) -> None:
+    write(two_accounts)
+    done = run("events", "--type", "total.increase")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "Error: no type of event is called 'total.increase'; did you mean 'total.increased'?\n"
+
+
+def test_a_glob_that_finds_nothing_yet_is_no_mistake(run: Run, write: Write) -> None:
+    write(two_accounts)
+    for arguments in (("--type", "withdrawal.*"), ("--account", "bo*"), ("--type", "forgotten")):
+        done = run("events", *arguments)
+        assert (done.code, done.out, done.err) == (0, "", "no such event in the log\n")
 
 
 @pytest.mark.parametrize("name", LOOK)

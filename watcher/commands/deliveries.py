@@ -12,8 +12,9 @@ import click
 
 from watcher.commands.acting import subscriptions_like
 from watcher.commands.completing import names_of
-from watcher.commands.looking import Columns, say_json, say_next
+from watcher.commands.looking import Columns, known, say_json, say_next
 from watcher.commands.options import look_options
+from watcher.commands.unknown import refuse_unknown
 from watcher.printable import printable
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def command(
     """
     wanted = _Wanted(kind, subscription, account, limit)
     rows = asyncio.run(_read(look.settings, wanted))
+    if account and not rows:
+        refuse_unknown("account", [account], known(look).account_by_name)
     shown = rows[:limit] if kind == "waiting" else rows[-limit:]
     if is_json:
         for row in shown:

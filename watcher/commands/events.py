@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from watcher.commands.completing import accounts_option
-from watcher.commands.looking import moved_text, say_json, say_next
+from watcher.commands.looking import known, moved_text, say_json, say_next
 from watcher.commands.options import look_options
 from watcher.commands.since import parse_since, since_ms, since_option
+from watcher.commands.unknown import refuse_unknown
 from watcher.printable import printable
 
 if TYPE_CHECKING:
@@ -75,12 +76,27 @@ def command(
     if is_followed and since is None and limit is None:
         limit = _BEFORE_FOLLOWING
     wanted = _Wanted(accounts, types, parse_since(since), limit)
-    asyncio.run(_show(look.settings.redis, wanted, is_followed=is_followed, is_json=is_json))
+    if is_followed:
+        _refuse_unknown(look, wanted)
+    if not asyncio.run(_show(look.settings.redis, wanted, is_followed=is_followed, is_json=is_json)):
+        # An account that is configured no more may still be in the log: what is found was not mistyped.
+        _refuse_unknown(look, wanted)
+        if not is_json:
+            click.echo("no such event in the log", err=True)
     about = f"watcher deliveries --account '{printable(accounts[0])}'" if accounts else ""
     say_next(about or "watcher audit, to prove that they add up")
 
 
-async def _show(settings: "RedisSettings", wanted: _Wanted, *, is_followed: bool, is_json: bool) -> None:
+def _refuse_unknown(look: "Look", wanted: _Wanted) -> None:
+    from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS
+
+    if wanted.accounts:
+        refuse_unknown("account", wanted.accounts, known(look).account_by_name)
+    refuse_unknown("type of event", wanted.types, (*CHANGE_EVENTS, *SERVICE_EVENTS, "baseline", "forgotten"))
+
+
+async def _show(settings: "RedisSettings", wanted: _Wanted, *, is_followed: bool, is_json: bool) -> bool:
+    """Show what is wanted, and say whether there was any."""
     from watcher.store.history import History
     from watcher.store.opening import open_to_look
     from watcher.store.survey import Survey
@@ -93,12 +109,11 @@ async def _show(settings: "RedisSettings", wanted: _Wanted, *, is_followed: bool
         async for record in _past(history, ends, wanted, start_ms):
             _say(record, is_json=is_json)
             is_any = True
-        if not (is_any or is_followed or is_json):
-            click.echo("no such event in the log", err=True)
         if is_followed:
             async for record in _news(history, ends):
                 if wanted.takes(record):
                     _say(record, is_json=is_json)
+    return is_any
 
 
 async def _past(

@@ -5,6 +5,7 @@ Refuses to guess: a name that is nearly right is told, not taken.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from itertools import islice
 
 import click
@@ -13,6 +14,14 @@ from watcher.printable import printable
 
 _MOST_CANDIDATES = 10_000
 """Names that are compared; of 100,000 it would take seconds."""
+
+
+def refuse_unknown(kind: str, globs: Iterable[str], known: Iterable[str]) -> None:
+    """Raise Unknown for the first glob that matches none of the names that there are."""
+    names = [*known]
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise Unknown(kind, glob, names)
 
 
 class Unknown(click.ClickException):
