@@ -165,7 +165,7 @@ async def test_a_ping_goes_nowhere_where_a_delivery_would_not(
 
 
 def test_advice_is_for_what_an_attempt_really_says() -> None:
-    said = [*(words for _, words in post._WORDS), "no answer within 20 s"]
+    said = [*(words for _, words in post._WORDS), "no connection within 20 s", "no answer within 20 s"]
     for words, advice in ping._BY_ERROR:
         (found, *_) = [each for each in said if words in each]
         assert ping._advice(Attempt(0, error=found)) == advice
