@@ -175,6 +175,13 @@ def test_a_threshold_that_may_fire_is_not_doubted(doubts: Doubts, more: str, fie
     assert doubts(a_threshold(fields, more)) == []
 
 
+def test_a_bound_that_is_set_twice_is_doubted(doubts: Doubts) -> None:
+    twice = a_threshold('asset = "LRC", below = 1').replace(
+        "}]", '}, { asset = "LRC", below = "1", clear = 2 }]'
+    )
+    assert doubts(twice) == ["subscriptions[0].thresholds[1]: is the bound of thresholds[0]"]
+
+
 def test_thresholds_that_nobody_asks_to_be_told_of_are_doubted(doubts: Doubts) -> None:
     assert doubts(a_threshold('asset = "LRC", below = 1', 'events = ["deposit.*"]')) == [
         "subscriptions[0].events: lacks threshold.crossed: no threshold will be told"

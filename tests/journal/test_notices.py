@@ -121,6 +121,21 @@ def test_an_asset_that_a_full_listing_does_not_name_crosses_like_a_zero_row(asse
     assert told["after"]["total"] == "0"
 
 
+def test_a_bound_that_is_set_twice_is_told_once_and_cleared_by_the_wider_of_both() -> None:
+    both = a_subscription(
+        events=("threshold.crossed",),
+        thresholds=tuple(
+            ThresholdSettings(asset=asset, below="5", clear=clear)
+            for asset, clear in (("LRC", "6"), ("1", "9"))
+        ),
+    )
+    polls = [
+        replace(a_snapshot(), row_by_asset={"1": a_row(LRC, total)})
+        for total in ("9", "4", "7", "4", "9", "4")
+    ]
+    assert values(follow(polls, both)) == [[], ["4"], [], [], [], ["4"]]
+
+
 def test_an_asset_that_is_not_named_falls_below_nothing_that_it_never_had() -> None:
     (heard,) = follow([with_zeros(a_snapshot(ETH="1"), LRC)], a_threshold(below="5"))
     assert [body["data"]["asset"]["id"] for body in heard] == ["ETH"]

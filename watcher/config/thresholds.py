@@ -3,22 +3,26 @@
 Refuses to know what accounts hold: a symbol may be that of any asset, until an account was read.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
 from watcher.amounts import NotAnAmount, from_decimal, to_atoms
 from watcher.config.accounts import Accounts
 from watcher.config.doubts import texts_in
-from watcher.config.findings import Entry, Findings
+from watcher.config.findings import Entry, Findings, Key
 from watcher.config.providers import Providers
 from watcher.config.rules import is_glob, matches
 from watcher.providers.contract import Provider
 from watcher.settings import AccountSettings
+from watcher.snapshot import asset_id
 
 _ASKED_FOR = "threshold.crossed"
+_LONGEST_TICKER = 10
 _MAY_BE_NEGATIVE = ("available",)
 """More may be locked than there is; at neither provider can an account be overdrawn."""
+
+_Doubt = tuple[Key, str]
 
 
 def doubt_thresholds(
@@ -27,20 +31,33 @@ def doubt_thresholds(
     """Warn of every threshold that can never fire, and say why."""
     asked_by_name = providers.asked_by_name
     for entry in subscriptions:
-        thresholds = entry.table.get("thresholds")
-        if not isinstance(thresholds, list) or not thresholds:
-            continue
-        types = [text for _, text in texts_in(entry, "events")]
-        if types and not any(matches(glob, [_ASKED_FOR]) for glob in types):
-            findings.warn(entry.finding(("events",), f"lacks {_ASKED_FOR}: no threshold will be told"))
-        for index, threshold in enumerate(thresholds):
-            if not isinstance(threshold, dict):
-                continue
-            for key, reason in _flaws(threshold, entry):
-                findings.warn(entry.finding(("thresholds", index, key), f"can never fire: {reason}"))
-            if accounts.is_whole and (found := _unreachable(threshold, entry, accounts, asked_by_name)):
-                key, reason = found
-                findings.warn(entry.finding(("thresholds", index, key), reason))
+        listed = entry.table.get("thresholds")
+        listed = enumerate(listed if isinstance(listed, list) else ())
+        thresholds = {index: threshold for index, threshold in listed if isinstance(threshold, dict)}
+        doubts = [*_doubts(thresholds, entry)]
+        if accounts.is_whole:
+            doubts += _unreachable(thresholds, entry, accounts, asked_by_name)
+        for key, reason in doubts:
+            findings.warn(entry.finding(key, reason))
+
+
+def _doubts(thresholds: Mapping[int, Mapping[str, Any]], entry: Entry) -> Iterator[_Doubt]:
+    """Say what speaks against thresholds by themselves."""
+    types = [text for _, text in texts_in(entry, "events")]
+    if thresholds and types and not any(matches(glob, [_ASKED_FOR]) for glob in types):
+        yield ("events",), f"lacks {_ASKED_FOR}: no threshold will be told"
+    index_by_bound: dict[tuple[str, ...], int] = {}
+    for index, threshold in thresholds.items():
+        if (first := index_by_bound.setdefault(_bound(threshold), index)) != index:
+            yield ("thresholds", index), f"is the bound of thresholds[{first}]"
+        for field, reason in _flaws(threshold, entry):
+            yield ("thresholds", index, field), f"can never fire: {reason}"
+
+
+def _bound(threshold: Mapping[str, Any]) -> tuple[str, ...]:
+    """Say what makes a threshold the same as another one: all but where it is cleared."""
+    asset, field = str(threshold.get("asset")), str(threshold.get("field", "total"))
+    return asset_id(asset), field, str(threshold.get("below")), str(threshold.get("above"))
 
 
 def _flaws(threshold: Mapping[str, Any], entry: Entry) -> Iterator[tuple[str, str]]:
@@ -67,18 +84,35 @@ def _other_case(asset: str, entry: Entry) -> str | None:
     return near or (asset.upper() if asset.islower() and len(asset) <= _LONGEST_TICKER else None)
 
 
-_LONGEST_TICKER = 10
-
-
 def _unreachable(
-    threshold: Mapping[str, Any], entry: Entry, accounts: Accounts, asked_by_name: Mapping[str, Provider]
+    thresholds: Mapping[int, Mapping[str, Any]],
+    entry: Entry,
+    accounts: Accounts,
+    asked_by_name: Mapping[str, Provider],
+) -> Iterator[_Doubt]:
+    """Say which thresholds no account that the subscription is about is known to fire."""
+    for index, threshold in thresholds.items():
+        asset, field = str(threshold.get("asset", "*")), str(threshold.get("field", "total"))
+        found = None if is_glob(asset) else _reason(asset, field, _about(entry, accounts), asked_by_name)
+        if found:
+            key, reason = found
+            yield ("thresholds", index, key), reason
+
+
+def _about(entry: Entry, accounts: Accounts) -> Iterator[AccountSettings]:
+    globs = [text for _, text in texts_in(entry, "accounts")] or ["*"]
+    return (
+        account
+        for name, account in accounts.by_name.items()
+        if any(glob in ("*", name) or matches(glob, [name]) for glob in globs)
+    )
+
+
+def _reason(
+    asset: str, field: str, accounts: Iterable[AccountSettings], asked_by_name: Mapping[str, Provider]
 ) -> tuple[str, str] | None:
-    """Say why no account that the subscription is about is known to fire a threshold; None where one is."""
-    asset, field = threshold.get("asset"), threshold.get("field", "total")
-    if not isinstance(asset, str) or is_glob(asset):
-        return None
     found = None
-    for account in _about(entry, accounts):
+    for account in accounts:
         provider = asked_by_name.get(account.provider)
         may_hold = provider.may_hold(account, asset) if provider else True
         if provider and may_hold is not False and field in provider.unknown_fields:
@@ -91,12 +125,3 @@ def _unreachable(
             reason = "can never fire: no account that the subscription is about asks for this asset"
             found = found or ("asset", reason)
     return found
-
-
-def _about(entry: Entry, accounts: Accounts) -> Iterator[AccountSettings]:
-    globs = [text for _, text in texts_in(entry, "accounts")] or ["*"]
-    return (
-        account
-        for name, account in accounts.by_name.items()
-        if any(glob in ("*", name) or matches(glob, [name]) for glob in globs)
-    )

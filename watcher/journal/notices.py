@@ -108,9 +108,9 @@ def crossings(
                 if entry.doubted
                 else _is_crossed(watch.threshold, entry.seen, was_crossed=was_crossed)
             ):
-                still.add(key)
-                if not was_crossed:
+                if not was_crossed and key not in still:  # the same bound, by symbol and by id, is one
                     drafts.append(_crossing(watch, entry, key))
+                still.add(key)
     return drafts, frozenset(still)
 
 
