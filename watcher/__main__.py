@@ -11,7 +11,7 @@ from watcher import signals
 
 def main() -> None:
     """Run one command and end the process with its exit code."""
-    signals.hear(is_worker=sys.argv[1:2] == ["run"])
+    signals.hear(is_worker=sys.argv[1:2] == ["run"], lasts="--once" not in sys.argv)
     try:
         from watcher import streams
 

@@ -19,19 +19,20 @@ EXIT_SIGNAL = 128
 """Added to the number of a signal: what a shell says of a process that a signal ended."""
 
 _is_worker = False
+_ends_well = False
 _came: list[int] = []
 """Signals that came before a command took them over, oldest first."""
 _pass_on: Callable[[int], object] | None = None
 
 
-def hear(*, is_worker: bool) -> None:
-    """Put the handler in place.
+def hear(*, is_worker: bool, lasts: bool = True) -> None:
+    """Put the handler in place. A worker that does not last was to poll everything once, and has not.
 
     Until a command takes the signals over, they end the process as Ctrl-C would: its `finally` blocks run.
     Only a worker remembers SIGHUP for later. A signal that the parent ignored, as nohup does, stays ignored.
     """
-    global _is_worker
-    _is_worker = is_worker
+    global _is_worker, _ends_well
+    _is_worker, _ends_well = is_worker, is_worker and lasts
     for number in (signal.SIGTERM, signal.SIGHUP):
         if is_worker or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _note)
@@ -77,7 +78,7 @@ def exit_code() -> int:
 
     A worker that has not begun anything yet ends in order.
     """
-    return 0 if _is_worker else EXIT_SIGNAL + (_came[0] if _came else signal.SIGINT)
+    return 0 if _ends_well else EXIT_SIGNAL + (_came[0] if _came else signal.SIGINT)
 
 
 def _note(number: int, frame: FrameType | None) -> None:

@@ -107,8 +107,13 @@ def test_systemd_calls_it_hardly_exposed(tmp_path: Path, addition: str) -> None:
 
 def test_a_mistake_in_the_configuration_ends_it_and_nothing_else_does() -> None:
     assert one("RestartPreventExitStatus") == "78"
-    assert one("Restart") == "on-failure"
+    assert one("Restart") == "always", "a signal is a clean exit to systemd"
     assert one("StartLimitIntervalSec") == "0"
+
+
+def test_it_waits_until_the_worker_says_that_it_has_started() -> None:
+    assert one("Type") == "notify"
+    assert "AF_UNIX" in one("RestrictAddressFamilies"), "which is how the worker says so"
 
 
 def test_it_confines_without_asking_systemd() -> None:

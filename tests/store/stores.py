@@ -14,7 +14,6 @@ from redis.asyncio import Redis
 
 from watcher.journal.delivery import Delivery
 from watcher.snapshot import Balance
-from watcher.store.counts import read_score
 from watcher.store.keys import Keys, shard_of
 from watcher.store.lanes import Begun, Lanes, read_tries
 from watcher.store.pipe import Pipe
@@ -63,10 +62,10 @@ class Store:
         for member, ms in score_ms.items():
             await self.pipe.command("ZADD", key, now + ms, member)
 
-    async def scores(self, key: str) -> dict[str, int]:
+    async def scores(self, key: str) -> dict[str, float]:
         """When the members of a schedule are due, in server ms."""
         answer = await self.pipe.command("ZRANGE", key, 0, -1)
-        return {name.decode(): read_score(await self.pipe.command("ZSCORE", key, name)) for name in answer}
+        return {name.decode(): float(await self.pipe.command("ZSCORE", key, name)) for name in answer}
 
     async def lease(self, account: str = ACCOUNT, provider: str = PROVIDER) -> Lease:
         """Take the poll of an account for a minute, whoever has it now."""

@@ -35,7 +35,7 @@ def members(claimed: Claimed) -> list[str]:
     return [lease.member for lease in claimed.leases]
 
 
-async def indexed(store: Store) -> int | None:
+async def indexed(store: Store) -> float | None:
     """When the index of due subscriptions says that OPS has a lane due."""
     return (await store.scores(store.keys.due_subscriptions(SHARD))).get(OPS)
 

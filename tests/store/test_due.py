@@ -27,7 +27,7 @@ async def named(store: Store) -> list[tuple[str, int, str]]:
     return [due[:3] for shards in index.looks for due in await index.look(shards)]
 
 
-async def first_due(store: Store, provider: str) -> int | None:
+async def first_due(store: Store, provider: str) -> float | None:
     """When the first poll of a provider is due in SHARD, by its schedule."""
     scores = await store.scores(store.keys.polls(SHARD, provider))
     return min(scores.values(), default=None)

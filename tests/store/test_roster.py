@@ -17,7 +17,7 @@ async def enroll(store: Store, now_ms: int | None = None, **accounts: list[str])
     return await store.roster.enroll(accounts, now_ms=await store.now_ms() if now_ms is None else now_ms)
 
 
-async def scheduled(store: Store, provider: str = PROVIDER) -> dict[str, int]:
+async def scheduled(store: Store, provider: str = PROVIDER) -> dict[str, float]:
     """All accounts of a provider, and when they are due."""
     shards = [await store.scores(store.keys.polls(shard, provider)) for shard in range(SHARDS)]
     for number, shard in enumerate(shards):
@@ -222,3 +222,41 @@ async def test_a_name_that_is_no_text_is_taken_off_the_schedule(redis_client: Re
     await store.pipe.command("ZADD", store.keys.polls(SHARD, PROVIDER), 1, b"\xff")
     assert await enroll(store, loopring=[ACCOUNT]) == Enrolled(0, 1)
     assert list(await scheduled(store)) == [ACCOUNT]
+
+
+async def test_an_account_in_hand_is_not_made_due_but_left_to_its_lease(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    first, second, third = NEIGHBOURS[:3]
+    polls = store.keys.polls(SHARD, PROVIDER)
+    await store.due(polls, **{first: -1, second: 30_000, third: MINUTE_MS})
+    (lease,) = (await store.polls.claim(PROVIDER, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
+    now_ms = await store.now_ms()
+    assert await store.roster.make_due(PROVIDER, [first, second, third], now_ms=now_ms) == {first}
+    assert await store.scores(polls) == {first: lease.deadline, second: now_ms, third: now_ms}
+
+
+async def test_a_lease_that_has_run_out_holds_nothing(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    polls = store.keys.polls(SHARD, PROVIDER)
+    await store.due(polls, **{ACCOUNT: -1})
+    (lease,) = (await store.polls.claim(PROVIDER, SHARD, lease_ms=1, at_most=1)).leases
+    now_ms = int(lease.deadline) + 1
+    assert await store.roster.make_due(PROVIDER, [ACCOUNT], now_ms=now_ms) == set()
+    assert await store.scores(polls) == {ACCOUNT: now_ms}
+
+
+async def test_what_waits_for_a_retry_is_made_due_and_a_lease_is_not_hastened(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    polls = store.keys.polls(SHARD, PROVIDER)
+    await store.due(polls, **{ACCOUNT: -1})
+    (lease,) = (await store.polls.claim(PROVIDER, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
+    assert await store.polls.hasten(PROVIDER, SHARD, lease_ms=MINUTE_MS) == 0
+    assert await store.scores(polls) == {ACCOUNT: lease.deadline}
+    await store.polls.postpone(PROVIDER, lease, why="rate", at_least_ms=0, waits_ms=[MINUTE_MS])
+    now_ms = await store.now_ms()
+    assert await store.roster.make_due(PROVIDER, [ACCOUNT], now_ms=now_ms) == set()
+    assert await store.scores(polls) == {ACCOUNT: now_ms}

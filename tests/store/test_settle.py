@@ -144,7 +144,7 @@ async def test_a_lane_that_waits_is_found_again_through_the_index(
     await store.due(index, **{OPS: 10 * MINUTE_MS})
     await retry(store, lease, ONE)
     due = await store.scores(store.keys.lanes(SHARD, OPS))
-    assert await store.scores(index) == {OPS: due[ACCOUNT]}
+    assert await store.scores(index) == {OPS: int(due[ACCOUNT])}
 
 
 async def test_a_retry_does_not_put_off_another_lane_of_its_subscription(

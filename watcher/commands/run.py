@@ -49,8 +49,9 @@ def command(
 ) -> int:
     """Poll, compare and deliver, until told to stop.
 
-    SIGTERM and Ctrl-C finish what is in hand, within worker.drain; a second one ends at once. SIGHUP reads
-    the configuration again. Start as many as you like: they share the work through Redis.
+    SIGTERM and Ctrl-C finish what is in hand, within worker.drain; a second Ctrl-C, or a second SIGTERM
+    after 5 s, ends at once. SIGHUP reads the configuration again. Start as many as you like: they share the
+    work through Redis.
     """
     if has_page and not address:
         raise click.UsageError("--page needs an address to be found at: --http 127.0.0.1:8787")

@@ -109,6 +109,11 @@ EVENTS: Mapping[str, Line] = {
         "The time to drain ran out; what was under way is tried again elsewhere when its lease ends.",
         ("worker", "in_flight"),
     ),
+    "poll.left": Line(
+        "info",
+        "`watcher run --once` found an account in the hand of another worker, and left it to that one.",
+        ("account", "provider"),
+    ),
     "worker.heartbeat": Line(
         "info",
         "Once a minute: a worker is alive, and what it did since the last time.",

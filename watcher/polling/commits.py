@@ -29,7 +29,7 @@ class Commits:
         state: AccountState | None,
         step: Step,
         *,
-        due_ms: int,
+        due_ms: float,
         is_good: bool = True,
     ) -> Reply:
         """Commit a step, and say and deliver what it tells."""

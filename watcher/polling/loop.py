@@ -6,7 +6,7 @@ Refuses to talk to the delivering loop: they meet in Redis.
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from watcher.logs.lines import log
@@ -73,7 +73,10 @@ class Turn(NamedTuple):
 
 
 class PollLoop:
-    """Polls the accounts of one provider until asked to stop. `turned_at`: when it last began a turn."""
+    """Polls the accounts of one provider until asked to stop.
+
+    `turned_at`: when it last began a turn. `unread`: accounts of which it has not taken in any answer yet.
+    """
 
     def __init__(
         self, poller: Poller, polls: Polls, accounts: Mapping[str, AccountSettings], health: StoreHealth
@@ -95,7 +98,8 @@ class PollLoop:
         self._is_scarce = False
         self._in_flight = 0
         self._unpolled = set(accounts)
-        self.all_polled = asyncio.Event()
+        self.unread = set(accounts)
+        self._is_finishing = False
         self._stopped = asyncio.Event()
         self._wake = asyncio.Event()
 
@@ -107,6 +111,11 @@ class PollLoop:
         """Claim nothing more; polls in flight go on to their end."""
         self._stopped.set()
         self._wake.set()
+
+    def finish(self, in_hand: Collection[str]) -> None:
+        """Poll each account once, and stop; those that another worker has in hand are left to it."""
+        self._is_finishing = True
+        self._end_poll(*in_hand)
 
     async def hasten(self) -> None:
         """Poll now what waits after a refused poll. Raises StoreError."""
@@ -143,6 +152,7 @@ class PollLoop:
                 self.causes.tell()
                 await asyncio.sleep(_BREATH_S)
                 await pause(self._wake, min(pause_s, _TURN_S) - _BREATH_S)
+        self.turned_at = None
         self._poller.silence.tell(at_once=True)
 
     async def tick(self, group: asyncio.TaskGroup) -> float:
@@ -248,7 +258,8 @@ class PollLoop:
             if account is None:
                 await self._polls.release(self.provider, lease, due_in_ms=_UNKNOWN_MS)
             elif await self._has_turn(account, turn):
-                await self._poller.poll(account, lease)
+                if await self._poller.poll(account, lease):
+                    self.unread.discard(lease.member)
             else:
                 is_over = False
                 await self._polls.release(self.provider, lease)
@@ -262,10 +273,13 @@ class PollLoop:
             self._in_flight -= 1
             self._look_again(lease.member)
             if is_over:
-                self._unpolled.discard(lease.member)
-            if not self._unpolled:
-                self.all_polled.set()
+                self._end_poll(lease.member)
             self._wake.set()
+
+    def _end_poll(self, *accounts: str) -> None:
+        self._unpolled.difference_update(accounts)
+        if self._is_finishing and not self._unpolled:
+            self.stop()
 
     async def _has_turn(self, account: AccountSettings, turn: Turn | None) -> bool:
         """Wait for a poll's turn, and for another one if it was missed; says whether there is one."""

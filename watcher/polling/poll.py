@@ -91,13 +91,17 @@ class Poller:
         """Say how many requests a poll of this account is; of one that is not ours, none is made."""
         return self._client.cost(account) if account else 0
 
-    async def poll(self, account: AccountSettings, lease: Lease) -> None:
-        """Make one poll and say in one line what became of it. Raises StoreUnreachable."""
+    async def poll(self, account: AccountSettings, lease: Lease) -> bool:
+        """Make one poll and say in one line what became of it; returns whether its answer was taken in.
+
+        Raises StoreUnreachable.
+        """
+        is_taken = False
         started = self._notes.began()
         try:
             try:
                 bodies = await self._asker.ask(account)
-                await self._take(account, lease, bodies, started)
+                is_taken = await self._take(account, lease, bodies, started)
             except Refused as refused:
                 await self._setbacks.refused(account, lease, refused, started)
                 if isinstance(refused, NotAsked) and not await self._asker.is_canary_failing():
@@ -107,6 +111,7 @@ class Poller:
                 await self.hasten(*range(SHARDS))
         except BadState as damage:
             await self._setbacks.quarantined(account, lease, damage, started)
+        return is_taken
 
     async def hasten(self, *shards: int) -> None:
         """Let accounts wait no longer whose polls were refused. The rate limit spreads the polls."""
@@ -115,8 +120,8 @@ class Poller:
 
     async def _take(
         self, account: AccountSettings, lease: Lease, bodies: tuple[bytes, ...], started: float
-    ) -> None:
-        """Take in a good answer. Raises Refused where it turns out to be none, and BadState."""
+    ) -> bool:
+        """Take in a good answer, and say whether that was in time. Raises Refused if it is none, BadState."""
         observed_ms = self._now_ms()
         digest = blake2b(b"\0".join(bodies), digest_size=16).digest()
         settled = self._settled.pop(account.name, None)
@@ -124,8 +129,7 @@ class Poller:
             reply = await self._touch(account, lease, settled, observed_ms)
             if reply is not Reply.MOVED_ON:
                 self._settled[account.name] = settled
-                await self._finish(account, reply, started)
-                return
+                return await self._finish(account, reply, started)
         state = await self._polls.read_state(account.name)
         source = self._client.source(account)
         known = state.entry_by_asset.values() if state and state.source == source else ()
@@ -134,7 +138,7 @@ class Poller:
         watched = {watch.threshold.asset for watch in self._interest.watches(account.name)}
         snapshot = await self._client.add_zeros(snapshot, watched)
         reading = Reading(account.name, self.settings.name, source, snapshot, observed_ms)
-        await self._advance(account, lease, state, reading, digest, started)
+        return await self._advance(account, lease, state, reading, digest, started)
 
     async def _advance(
         self,
@@ -144,7 +148,7 @@ class Poller:
         reading: Reading,
         digest: bytes,
         started: float,
-    ) -> None:
+    ) -> bool:
         """Move the state on to a reading; where another worker was faster, from what it left."""
         for is_last in (False, False, True):  # losing to another worker three times is no accident
             step = self._step(state, reading)
@@ -159,7 +163,7 @@ class Poller:
             state = await self._polls.read_state(account.name)
         if reply in (Reply.DONE, Reply.DONE_BEFORE) and self._is_settled(after, reading.snapshot):
             self._settled[account.name] = settled
-        await self._finish(account, reply, started, step)
+        return await self._finish(account, reply, started, step)
 
     def _is_settled(self, state: AccountState, snapshot: Snapshot) -> bool:
         """Say whether the same answer again would change nothing: not even by a newer list of assets."""
@@ -200,10 +204,11 @@ class Poller:
 
     async def _finish(
         self, account: AccountSettings, reply: Reply, started: float, step: Step | None = None
-    ) -> None:
+    ) -> bool:
         self.silence.ended(account)
         self._notes.finished(account, reply, started, step)
         await self.causes.good(account.name)
+        return reply in (Reply.DONE, Reply.DONE_BEFORE)
 
 
 def _never() -> AccountState:

@@ -43,9 +43,16 @@ from watcher.vitals.tally import Tally
 _LOOK_S = 1.0
 """How often it is looked whether the server still knows of the accounts: so late they start anew."""
 
+_PATIENCE_S = 30.0
+"""How long a run of all accounts waits for a server that was there when it began."""
+
 
 class Generation:
-    """Polls and delivers by one configuration, from `run` until `stop`."""
+    """Polls and delivers by one configuration, from `run` until `stop`.
+
+    `has_read_all`: whether `run_once` has read every account but those that another worker had in hand, and
+    one of them at least.
+    """
 
     def __init__(
         self,
@@ -75,6 +82,8 @@ class Generation:
         self._shares = share_out(len(settings.provider_by_name))
         self._loops: list[PollLoop | DeliverLoop] = []
         self._stopped = asyncio.Event()
+        self._in_hand: set[str] = set()
+        self.has_read_all = False
 
     async def run(self) -> None:
         """Run the loops until `stop`, and the work in flight to its end."""
@@ -92,24 +101,44 @@ class Generation:
                     group.create_task(loop.run(), name=loop.name)
 
     async def run_once(self) -> None:
-        """Poll every account once, deliver what is due, and end."""
+        """Poll every account once, deliver what is due, and end. Raises StoreError."""
         async with AsyncExitStack() as stack:
             deliver_loop, poll_loops = await self._make_loops(stack)
+            self._loops = [deliver_loop, *poll_loops]
             await self._enrolment.begin()
-            for provider, accounts in self._enrolment.names_by_provider.items():
-                await self._roster.make_due(provider, accounts, now_ms=self._schedule.now_ms())
+            for loop in poll_loops:
+                loop.finish(await self._make_due(loop.provider))
+            if self._stopped.is_set():
+                self.stop()  # the loops were made meanwhile
             async with asyncio.TaskGroup() as group:
+                waiting = group.create_task(self._give_up_on_the_store(), name="store")
                 delivering = group.create_task(deliver_loop.run(), name="deliver")
                 async with asyncio.TaskGroup() as polling:
                     polling.create_task(self._look(deliver_loop, poll_loops).run(self._stopped), name="look")
-                    for loop in poll_loops:
-                        polling.create_task(loop.run(), name="poll")
-                    for loop in poll_loops:
-                        await loop.all_polled.wait()
-                        loop.stop()
+                    polls = [polling.create_task(loop.run(), name=loop.name) for loop in poll_loops]
+                    await asyncio.gather(*polls)
                     self._stopped.set()
                 deliver_loop.finish()
                 await delivering
+                waiting.cancel()
+        unread = {name for loop in poll_loops for name in loop.unread}
+        has_read = len(unread) < len(self.settings.account_by_name)
+        self.has_read_all = not unread or (has_read and unread <= self._in_hand)
+
+    async def _make_due(self, provider: str) -> set[str]:
+        """Let all accounts be polled now but those that another worker has in hand, and name these."""
+        accounts = self._enrolment.names_by_provider[provider]
+        in_hand = await self._roster.make_due(provider, accounts, now_ms=self._schedule.now_ms())
+        for name in sorted(in_hand):
+            log.info("poll.left", account=name, provider=provider)
+        self._in_hand |= in_hand
+        return in_hand
+
+    async def _give_up_on_the_store(self) -> None:
+        """Whoever runs this every minute must not have a hundred of it wait for the same server."""
+        while self._health.down_s < _PATIENCE_S:  # noqa: ASYNC110 - how long it has been down
+            await asyncio.sleep(_LOOK_S)
+        raise self._health.trouble or StoreUnreachable("the store does not do its part")
 
     def stop(self) -> None:
         """Claim nothing more."""

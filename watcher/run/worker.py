@@ -91,6 +91,11 @@ class Worker:
         self._changed.set()
 
     @property
+    def has_read_all(self) -> bool:
+        """Whether a run of `once` has read every account; see Generation."""
+        return self._generation is not None and self._generation.has_read_all
+
+    @property
     def is_stopped(self) -> bool:
         return self._stopped.is_set()
 
@@ -127,10 +132,7 @@ class Worker:
                 background.create_task(present.run(), name="presence"),
             ]
             try:
-                if once:
-                    await Generation(self.settings, schedule, health, self.tally, present).run_once()
-                else:
-                    await self._generations(schedule, health, present)
+                await self._generations(schedule, health, present, once=once)
                 await present.leave()
             finally:
                 for task in beside:
@@ -178,7 +180,9 @@ class Worker:
     def _close(self) -> None:
         self.opened = None  # before the store is: nobody may ask it any more
 
-    async def _generations(self, schedule: Schedule, health: StoreHealth, present: Present) -> None:
+    async def _generations(
+        self, schedule: Schedule, health: StoreHealth, present: Present, *, once: bool
+    ) -> None:
         """Run one generation after the other; those before finish their work beside the next one."""
         left = 0
 
@@ -195,10 +199,15 @@ class Worker:
                         old.stop()
                     for earlier in self._running.values():
                         earlier.forsake(_gone(earlier.settings, self.settings))
-                    task = group.create_task(self._generation.run(), name="generation")
+                    work = self._generation.run_once() if once else self._generation.run()
+                    task = group.create_task(work, name="generation")
                     self._running[task] = self._generation
                     task.add_done_callback(self._running.pop)
+                    if once:
+                        task.add_done_callback(lambda _: self._changed.set())
                     await self._changed.wait()
+                    if once:
+                        break
                 if self._generation:
                     self._generation.stop()
                 loop = asyncio.get_running_loop()

@@ -82,8 +82,9 @@ async def _serve(
     once: bool,
     is_watching: bool,
 ) -> int:
-    heard = _Signals(worker, path, files, once=once)
-    beside = [heard.reload(), *([heard.watch()] if is_watching else [])]
+    heard = _Signals(worker, path, files)
+    # What polls everything once has read its configuration a moment ago, and ends by itself.
+    beside = [] if once else [heard.reload(), *([heard.watch()] if is_watching else [])]
     tasks = [asyncio.create_task(each) for each in beside]  # ended with the worker, below
     try:
         async with exposed(worker, exposure):
@@ -95,7 +96,7 @@ async def _serve(
     finally:
         for task in tasks:
             task.cancel()
-    return EXIT_NO if once and worker.tally.refused else 0
+    return EXIT_NO if once and not worker.has_read_all else 0
 
 
 def _planned(group: BaseExceptionGroup[BaseException]) -> StoreError | None:
@@ -114,13 +115,12 @@ def is_haste(number: int, since_first_s: float) -> bool:
 class _Signals:
     """What the signals of a process mean to its worker. `last` is the number of the last one that counted."""
 
-    def __init__(self, worker: Worker, path: Path | None, files: FileWatch, *, once: bool = False) -> None:
+    def __init__(self, worker: Worker, path: Path | None, files: FileWatch) -> None:
         self.last = 0
         self._first_at = 0.0
         self._worker = worker
         self._path = path
         self._files = files
-        self._once = once
         self._task = asyncio.current_task()
         self._wanted = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -128,8 +128,7 @@ class _Signals:
 
     def _take(self, number: int) -> None:
         if number == signal.SIGHUP:
-            if not self._once:  # which has read its configuration a moment ago, and ends by itself
-                self._wanted.set()
+            self._wanted.set()
         elif not self.last:
             self.last, self._first_at = number, time.monotonic()
             tell_stopping()
@@ -154,13 +153,16 @@ class _Signals:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            tell_reloading()
+            is_ready = self._worker.opened is not None
+            if is_ready:
+                tell_reloading()
             try:
                 await self._reload()
             except Exception:  # a bug must not end all reloads to come
                 self._worker.vitals.is_reload_refused = True
                 log.exception("bug", affected="reload")
-            tell_ready()
+            if is_ready:
+                tell_ready()
 
     async def _reload(self) -> None:
         self._files.reading()

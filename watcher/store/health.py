@@ -33,6 +33,7 @@ class StoreHealth:
     ) -> None:
         self._mend = mend
         self._clock = clock
+        self.trouble: StoreError | None = None
         self._down_since: float | None = None
         self._failed_at = 0.0
         self._spells = Spells()
@@ -47,9 +48,15 @@ class StoreHealth:
         """Say whether the server did its part, as far as anybody tried."""
         return self._down_since is None
 
+    @property
+    def down_s(self) -> float:
+        """For how many seconds the server has not done its part."""
+        return 0.0 if self._down_since is None else self._clock() - self._down_since
+
     async def failed(self, trouble: StoreError) -> float:
         """Note a failure; returns how many seconds to wait before the next try."""
         self._failed_at = now = self._clock()
+        self.trouble = trouble
         self._failures += 1
         if now >= self._grow_at:  # who fails at the same moment makes nobody wait for longer
             self._pauses += 1

@@ -69,7 +69,7 @@ class Lanes:
         keys = self._schedule_keys(shard, subscription)
         return await self._schedule.hasten(keys, lease_ms, subscription)
 
-    async def begin(self, subscription: str, lease: Lease, *, until: int, at_most: int) -> Begun:
+    async def begin(self, subscription: str, lease: Lease, *, until: float, at_most: int) -> Begun:
         """Take a lane in hand that was claimed: keep it until another deadline, and read what waits in it."""
         joint = self._begins[shard_of(lease.member), subscription]
         lane = self._keys.lane(subscription, lease.member)
@@ -81,7 +81,7 @@ class Lanes:
         return int(await self._pipe.command("LLEN", self._keys.lane(subscription, account)))
 
     async def delivered(
-        self, subscription: str, lease: Lease, head: bytes, *, until: int, record: bytes = b""
+        self, subscription: str, lease: Lease, head: bytes, *, until: float, record: bytes = b""
     ) -> tuple[Reply, int]:
         """Take a delivered head away, and keep its lane until another deadline; returns that, or 0 when it is
         empty.
@@ -96,7 +96,7 @@ class Lanes:
         lease: Lease,
         head: bytes,
         *,
-        until: int,
+        until: float,
         reason: str,
         record: bytes = b"",
     ) -> tuple[Reply, int]:
@@ -140,7 +140,7 @@ class Lanes:
         deadline = self._schedule.now_ms() + for_ms
         return deadline if deadline != lease.deadline else deadline + 1
 
-    async def extend(self, subscription: str, lease: Lease, *, until: int) -> Reply:
+    async def extend(self, subscription: str, lease: Lease, *, until: float) -> Reply:
         """Keep a lane until another deadline."""
         shard = shard_of(lease.member)
         keys = [self._keys.lanes(shard, subscription), self._keys.nothing(shard)]
@@ -155,7 +155,14 @@ class Lanes:
         return [keys.lanes(shard, subscription), keys.due_subscriptions(shard), keys.nothing(shard)]
 
     async def _settle(
-        self, subscription: str, lease: Lease, head: bytes, outcome: str, ms: int, reason: str, record: bytes
+        self,
+        subscription: str,
+        lease: Lease,
+        head: bytes,
+        outcome: str,
+        ms: float,
+        reason: str,
+        record: bytes,
     ) -> tuple[Reply, int]:
         joint = self._settles[shard_of(lease.member), subscription]
         lane = self._keys.lane(subscription, lease.member)

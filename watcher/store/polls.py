@@ -46,7 +46,7 @@ class Commit:
     lease: Lease
     expected_version: str
     state: AccountState
-    due_ms: int
+    due_ms: float
     log: Sequence[bytes]
     deliveries: Mapping[str, Sequence[Delivery]]
     is_good: bool = True
@@ -147,7 +147,7 @@ class Polls:
         return Reply(reply), {name: count for name, count in pushed_out if count}
 
     async def touch(
-        self, provider: str, lease: Lease, *, version: str, polled_at_ms: int, due_ms: int
+        self, provider: str, lease: Lease, *, version: str, polled_at_ms: int, due_ms: float
     ) -> Reply:
         """Note a good poll that found nothing new. Raises BadState."""
         joint = self._touches[shard_of(lease.member), provider]

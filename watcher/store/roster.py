@@ -15,10 +15,13 @@ from watcher.store.connect import ConfigurationRefused
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.pipe import Pipe
 from watcher.store.polls import damage_named
+from watcher.store.scripting import load_script
 from watcher.store.state import BadState
 
 SCHEMA = "1"
 _AT_ONCE = 500
+
+_MAKE_DUE = load_script("make_due")
 
 T = TypeVar("T")
 
@@ -104,13 +107,16 @@ class Roster:
     async def _scheduled(self, shard: int, provider: str) -> set[bytes]:
         return {*await self._pipe.command("ZRANGE", self._keys.polls(shard, provider), 0, -1)}
 
-    async def make_due(self, provider: str, names: Collection[str], *, now_ms: int) -> None:
-        """Let accounts be polled now, whenever they were due."""
+    async def make_due(self, provider: str, names: Collection[str], *, now_ms: float) -> set[str]:
+        """Let accounts be polled now, whenever they were due; returns those that a worker has in hand, which
+        are left to it."""
+        in_hand: set[str] = set()
         for shard, members in _by_shard(names).items():
+            keys = [self._keys.polls(shard, provider), self._keys.due_polls(shard)]
             for group in _in_parts(members):
-                pairs = [part for name in group for part in (now_ms, name)]
-                await self._pipe.command("ZADD", self._keys.polls(shard, provider), "XX", *pairs)
-            await self._index(shard, provider, now_ms)
+                found = await self._pipe.script(_MAKE_DUE, keys, now_ms, provider, *group)
+                in_hand.update(name.decode("utf-8", "replace") for name in found)
+        return in_hand
 
     async def _add(self, shard: int, provider: str, names: list[bytes], now_ms: int) -> int:
         """Returns how many there were to add: another worker may do the same at this moment."""

@@ -32,7 +32,7 @@ class Lease(NamedTuple):
     """The right to work on one account's poll, or on one lane, until the deadline (server ms)."""
 
     member: str
-    deadline: int
+    deadline: float
 
 
 class Claimed(NamedTuple):
@@ -67,7 +67,8 @@ class Schedule:
             _CLAIM, keys, lease_ms, at_most, void_from, waited_ms, *arguments
         )
         self._ahead_ms = now - time.monotonic() * 1000
-        leases = tuple(Lease(member.decode("utf-8", "replace"), deadline) for member in members)
+        until = float(deadline) if isinstance(deadline, bytes) else deadline
+        leases = tuple(Lease(member.decode("utf-8", "replace"), until) for member in members)
         return Claimed(leases, None if next_due < 0 else next_due - now)
 
     async def hasten(self, keys: list[str], *arguments: object) -> int:

@@ -6,11 +6,12 @@
 --         lanes only: 3 nothing (deleted first: a full server still drains)
 -- ARGV    1 lease ms   2 at most   3 void from then on (ms)   4 none that are due for less than so many ms
 --         5 provider, or subscription
--- returns now ms, deadline ms, when the next member is due (-1: the schedule is empty), members...
+-- returns now ms, deadline ms (of a poll as text, with a quarter: see make_due), when the next member is due (-1: the schedule is empty), members...
 if KEYS[3] then redis.call('DEL', KEYS[3]) end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local deadline = now + tonumber(ARGV[1])
+if not KEYS[3] then deadline = string.format('%d.25', deadline) end
 if now >= tonumber(ARGV[3]) then return {now, now, now} end
 local reply = {now, deadline, -1}
 local leases = {}

@@ -11,7 +11,8 @@ local waiting = redis.call('ZRANGEBYSCORE', KEYS[1], string.format('(%d', now), 
 local hastened = 0
 for i = 1, #waiting, 2 do
   local due = tonumber(waiting[i + 1])
-  if due % 1 > 0 or due > now + tonumber(ARGV[1]) then
+  local part = due % 1
+  if part == 0.5 or (part == 0 and due > now + tonumber(ARGV[1])) then
     redis.call('ZADD', KEYS[1], now, waiting[i])
     hastened = hastened + 1
   end

@@ -1,0 +1,134 @@
+"""`run --once`: every account is read once, and the run ends, whatever else is going on."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from rig import Rig, a_rig
+from servers import real_server
+from structlog.testing import capture_logs
+
+from watcher.providers.metakeep import MetaKeepSettings
+from watcher.run import generation
+from watcher.run.worker import Worker
+from watcher.sandbox.answers import BAD_GATEWAY
+from watcher.settings import Settings, WorkerSettings
+from watcher.store.exceptions import StoreError
+
+SHOP = "/v2/app/coin/balance"
+
+
+@pytest.fixture
+async def rig(redis_server_url: str, namespace: str) -> AsyncIterator[Rig]:
+    async with a_rig(redis_server_url, namespace) as rig:
+        yield rig
+
+
+async def once(settings: Settings, name: str = "w", *, within_s: float = 10) -> Worker:
+    worker = Worker(settings, name=name)
+    async with asyncio.timeout(within_s):
+        await worker.run(once=True)
+    return worker
+
+
+def changed(rig: Rig, **parts: object) -> Settings:
+    return rig.settings.model_copy(update=parts)
+
+
+def an_idle_provider(rig: Rig) -> Settings:
+    url = rig.sandbox.metakeep_url
+    idle = MetaKeepSettings(name="idle", kind="metakeep", base_url=url, api_key=SecretStr("k"))
+    return changed(rig, provider_by_name={**rig.settings.provider_by_name, "idle": idle})
+
+
+async def test_it_ends_beside_a_provider_without_accounts(rig: Rig) -> None:
+    assert (await once(an_idle_provider(rig))).has_read_all
+
+
+async def test_it_ends_without_any_account_provider_or_subscription(rig: Rig) -> None:
+    nothing: dict[str, Any] = {}
+    assert (await once(changed(rig, account_by_name=nothing))).has_read_all
+    assert (await once(changed(rig, account_by_name=nothing, provider_by_name=nothing))).has_read_all
+    assert (await once(changed(rig, subscription_by_name=nothing))).has_read_all
+
+
+async def test_it_ends_where_a_provider_is_down_for_good_and_says_no(rig: Rig) -> None:
+    rig.sandbox.metakeep.every_answer = BAD_GATEWAY
+    assert not (await once(rig.settings)).has_read_all
+    await rig.sandbox.take_down("loopring")
+    assert not (await once(rig.settings)).has_read_all
+    await rig.sandbox.bring_back("loopring")
+
+
+async def test_it_ends_where_a_subscriber_is_down_for_good(rig: Rig) -> None:
+    gone = {"url": SecretStr("http://127.0.0.1:1999/"), "events": ("account.*",)}
+    dead = rig.settings.subscription_by_name["ops"].model_copy(update=gone)
+    assert (await once(changed(rig, subscription_by_name={"ops": dead}))).has_read_all
+
+
+def only_alice(rig: Rig) -> Settings:
+    return changed(rig, account_by_name={"alice": rig.settings.account_by_name["alice"]})
+
+
+async def asked(rig: Rig) -> None:
+    """Wait until a poll is under way."""
+    async with asyncio.timeout(10):
+        while rig.sandbox.traffic.count(SHOP) == 0:  # noqa: ASYNC110 - the simulator only counts
+            await asyncio.sleep(0.005)
+
+
+async def test_an_account_in_hand_is_left_to_its_worker(rig: Rig) -> None:
+    rig.sandbox.metakeep.latency_s = 0.7
+    settings = only_alice(rig)
+    with capture_logs() as said:
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(once(settings, "first"))
+            await asked(rig)
+            second = group.create_task(once(settings, "second"))
+    events = [line["event"] for line in said]
+    assert events.count("poll.left") == 1
+    assert "poll.discarded" not in events
+    assert first.result().has_read_all
+    assert not second.result().has_read_all, "it has read nothing"
+    assert rig.sandbox.traffic.count(SHOP) == 1
+
+
+async def test_who_reads_the_others_leaves_one_in_hand_and_has_read_all(rig: Rig) -> None:
+    rig.sandbox.metakeep.latency_s = 0.7
+    async with asyncio.TaskGroup() as group:
+        group.create_task(
+            once(changed(rig, account_by_name={"alice": rig.settings.account_by_name["alice"]}))
+        )
+        await asked(rig)
+        second = group.create_task(once(rig.settings, "second"))
+    assert second.result().has_read_all
+
+
+async def test_stopped_it_ends_within_the_drain_and_has_not_read_all(rig: Rig) -> None:
+    rig.sandbox.metakeep.latency_s = 5
+    settings = changed(rig, worker=WorkerSettings(drain=timedelta(seconds=0.3)))
+    worker = Worker(settings, name="w")
+    async with asyncio.timeout(3), asyncio.TaskGroup() as group:
+        group.create_task(worker.run(once=True))
+        await asked(rig)
+        worker.stop()
+    assert not worker.has_read_all
+
+
+async def test_it_gives_up_on_a_store_that_stays_away(
+    namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "_PATIENCE_S", 0.3)
+    with real_server() as server:
+        async with a_rig(server.url, namespace) as rig:
+            rig.is_damaged = True
+            rig.sandbox.metakeep.latency_s = 0.5
+            running = asyncio.create_task(Worker(rig.settings, name="w").run(once=True))
+            await asked(rig)
+            server.kill()
+            with pytest.raises(ExceptionGroup) as ended:
+                await asyncio.wait_for(running, 30)
+    assert ended.group_contains(StoreError)
