@@ -165,7 +165,7 @@ def _key(secret: str | bytes) -> _Key:
 
 def _shared_key(key: bytes) -> _Key:
     if not 24 <= len(key) <= 64:
-        raise UnusableSecret(f"{_SHARED} holds {len(key)} bytes, it must be 24 to 64")
+        raise UnusableSecret(f"{_SHARED} holds {len(key)} byte{'s' * (len(key) != 1)}, it must be 24 to 64")
 
     def matches(content: bytes, signature: str) -> bool:
         expected = base64.b64encode(hmac.digest(key, content, "sha256"))
@@ -176,7 +176,7 @@ def _shared_key(key: bytes) -> _Key:
 
 def _public_key(key: bytes) -> _Key:
     if len(key) != 32:
-        raise UnusableSecret(f"{_PUBLIC} holds {len(key)} bytes, it must be 32")
+        raise UnusableSecret(f"{_PUBLIC} holds {len(key)} byte{'s' * (len(key) != 1)}, it must be 32")
     try:
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey

@@ -3,11 +3,9 @@
 Refuses to repeat what OpenSSL or aiohttp say: their texts hold host names, and blame a protocol.
 """
 
+import ssl
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    import ssl
+from typing import NamedTuple
 
 
 class Flaw(NamedTuple):
@@ -84,8 +82,6 @@ def tls_flaw(error: BaseException, *, is_handshake: bool = False) -> Flaw | None
 
     `is_handshake`: it happened while a connection with TLS was made, where a reset is a refusal of TLS.
     """
-    import ssl  # `watcher check` knows of providers, and needs no OpenSSL
-
     for cause in reversed([*_causes(error)]):  # aiohttp's own are of the same classes, and know less
         if isinstance(cause, ssl.SSLCertVerificationError):
             return _certificate_flaw(cause)
@@ -101,7 +97,7 @@ def tls_flaw(error: BaseException, *, is_handshake: bool = False) -> Flaw | None
     return None
 
 
-def _certificate_flaw(error: "ssl.SSLCertVerificationError") -> Flaw:
+def _certificate_flaw(error: ssl.SSLCertVerificationError) -> Flaw:
     flaw = str(getattr(error, "verify_message", "")).partition(",")[0].lower()  # the host is behind the comma
     mend = next((mend for part, mend in _MEND_BY_CERTIFICATE if part in flaw), _LOOK_AT_IT)
     return Flaw("its certificate does not verify" + (f": {flaw}" if flaw else ""), mend)

@@ -57,9 +57,9 @@ async def test_a_poll_says_what_is_wrong_and_what_mends_it(
         async with client:
             with pytest.raises(Refused) as refused:
                 await client.ask(loopring_account())
-    assert refused.value.flaw.words == trouble.words
-    assert trouble.mend in refused.value.flaw.mend
-    assert refused.value.reason == f"{trouble.words}; {refused.value.flaw.mend}"
+    assert refused.value.words == trouble.words
+    assert trouble.mend in refused.value.mend
+    assert refused.value.reason == f"{trouble.words}; {refused.value.mend}"
 
 
 @every_trouble

@@ -381,7 +381,7 @@ def test_status_shows_everything_on_one_screen(run: Run, write: Write) -> None:
     done = run("status")
     assert done.code == 0
     screen = done.out
-    assert "workers        2 run, version 0.1.0\n" in screen
+    assert "workers        2 running, version 0.1.0\n" in screen
     assert re.search(r"^                 web-2 pid 7, up 1h 0m, seen [0-2]s ago$", screen, re.MULTILINE)
     assert re.search(r"^server         unix:///\S+$", screen, re.MULTILINE)
     assert re.search(r"^               valkey 9\S*: a restart of Redis loses all state", screen, re.MULTILINE)
@@ -456,7 +456,7 @@ def test_status_says_that_versions_differ_and_names_few_of_many_workers(run: Run
 
     write(many)
     screen = run("status").out
-    assert "workers        9 run, version 0.0.0, 0.1.0\n" in screen
+    assert "workers        9 running, version 0.0.0, 0.1.0\n" in screen
     assert "                 and 5 more\n" in screen
     assert "\x1b" not in screen
 

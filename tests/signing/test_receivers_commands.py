@@ -242,7 +242,7 @@ def test_listen_tells_each_attempt_and_ends_with_a_summary(how: signal.Signals) 
     assert f" {'1' * 78}.{'1' * 78} " in second, "an amount is never cut short"
     assert second.endswith("verified; attempt 2 here")
     assert "refused: no signature matches" in third
-    assert summary.startswith("took 1 events; 0 repeats, 0 gaps")
+    assert summary.startswith("took 1 event; 0 repeats, 0 gaps")
     assert "1 not answered with 2xx, 1 refused" in summary
 
 
@@ -282,7 +282,7 @@ def test_listen_fails_and_delays_as_asked_and_hands_on_what_is_left_as_it_came()
     assert "attempt 3 here" in told[2]
     assert "a repeat" in told[4]
     assert "answered 502" in told[5]
-    assert summary.startswith("took 1 events; 1 repeats, 0 gaps")
+    assert summary.startswith("took 1 event; 1 repeat, 0 gaps")
 
 
 def saved_by(folder: Path, *webhooks: Webhook) -> tuple[list[Path], list[str]]:

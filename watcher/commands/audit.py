@@ -15,6 +15,7 @@ from watcher.commands.completing import names_of
 from watcher.commands.looking import accounts_like, known, say_next
 from watcher.commands.options import look_options
 from watcher.logs.tail import as_json
+from watcher.plurals import many
 from watcher.printable import printable
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def command(*, look: "Look", is_json: bool, account: str | None) -> int:
     lines = (line for name in names for line in _lines(name, verdicts[name], is_json=is_json))
     click.echo("\n".join(lines))
     differ = [name for name in names if verdicts[name].findings]
-    click.echo(f"{len(names) - len(differ):,} of {len(names):,} accounts add up", err=True)
+    click.echo(f"{len(names) - len(differ):,} of {many(len(names), 'account')} add up", err=True)
     say_next(f"watcher events --account {differ[0]}" if differ else "watcher check --connect")
     return 1 if differ else 0
 
@@ -115,15 +116,14 @@ def _lines(account: str, verdict: "Verdict", *, is_json: bool) -> Iterator[str]:
         yield f"{account}  DIFFERS  {asset}{printable(finding.text, 500)}{where}"
     more = len(verdict.findings) - _MOST_FINDINGS
     if more > 0:
-        yield f"{account}  DIFFERS  and in {more:,} more ways; --json tells all"
+        yield f"{account}  DIFFERS  and in {many(more, 'more way')}; --json tells all"
 
 
 def _proof(verdict: "Verdict") -> str:
     if not verdict.records:
         return "no record of it is kept"
     begin = "with its baseline" if verdict.from_baseline else "where the log was trimmed"
-    count = "1 record" if verdict.records == 1 else f"{verdict.records:,} records"
-    return f"{count} since {verdict.since}, beginning {begin}"
+    return f"{many(verdict.records, 'record')} since {verdict.since}, beginning {begin}"
 
 
 def _as_object(account: str, verdict: "Verdict") -> dict[str, Any]:

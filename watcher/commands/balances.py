@@ -12,6 +12,7 @@ from watcher.commands.completing import names_of
 from watcher.commands.looking import Columns, accounts_like, age_text, known, moved_text, say_next
 from watcher.commands.options import look_options
 from watcher.logs.tail import as_json
+from watcher.plurals import many
 from watcher.printable import printable
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _cells(row: _Row) -> list[str]:
 def _notes(row: _Row) -> Iterator[str]:
     if held := row.get("held"):
         polls = row["held_polls"]
-        yield f"held for {polls} poll{'s' if polls != 1 else ''}: {moved_text(held)}"
+        yield f"held for {many(polls, 'poll')}: {moved_text(held)}"
     if doubted := row.get("doubted"):
         odd = ", ".join(f"{field} {amount}" for field, amount in doubted.items() if amount != row[field])
         yield f"doubted: {odd or 'what was accepted before'}"

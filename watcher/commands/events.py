@@ -16,6 +16,7 @@ from watcher.commands.looking import known, moved_text, say_json, say_next
 from watcher.commands.options import look_options
 from watcher.commands.since import parse_since, since_ms, since_option
 from watcher.commands.unknown import refuse_unknown
+from watcher.plurals import many
 from watcher.printable import printable
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def _as_text(record: "Record") -> str:
 def _note(content: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     """Say what an event is about that moves nothing."""
     if isinstance(assets := content.get("assets", data.get("balances")), dict | list):
-        return f"{len(assets)} assets"
+        return many(len(assets), "asset")
     return _text(data.get("reason")) if "reason" in data else ""
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from watcher.commands.looking import moved_text, say_json, say_next
+from watcher.plurals import many
 from watcher.printable import printable
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _as_text(line: _Line) -> str:
     asset = printable(line["asset"]["symbol"] or line["asset"]["id"])
     if line["kind"] == "event":
         polls = line["polls"]
-        when = "at once" if not polls else f"after {polls} more poll{'s' if polls > 1 else ''}"
+        when = "at once" if not polls else f"after {many(polls, 'more poll')}"
         return f"{when:<20}{line['type']:<22}{line['amount']} {asset}  {moved_text(line['effect'])}"
     held = f"  {moved_text(line['held'])}" if "held" in line else ""
     kind = {"baseline": "starts anew"}.get(line["kind"], line["kind"])

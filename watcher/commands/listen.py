@@ -18,6 +18,7 @@ import click
 
 from watcher import signals
 from watcher.commands.secret import secret_options, secrets_given, verifying
+from watcher.plurals import many
 from watcher.printable import printable
 from watcher.streams import CannotWrite
 
@@ -197,9 +198,10 @@ def _facts(receipt: "Receipt") -> list[str]:
 
 
 def _summary(told: Counter[str]) -> str:
+    restarts = many(told["restart"] + told["rewound"], "restart")
     return (
-        f"took {told['events']} events; {told['repeats']} repeats, {told['gap']} gaps, "
-        f"{told['late']} out of order, {told['restart'] + told['rewound']} restarts, "
+        f"took {many(told['events'], 'event')}; {many(told['repeats'], 'repeat')}, "
+        f"{many(told['gap'], 'gap')}, {told['late']} out of order, {restarts}, "
         f"{told['failed']} not answered with 2xx, {told['refused']} refused"
     )
 

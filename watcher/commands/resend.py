@@ -12,6 +12,7 @@ from watcher.commands.completing import names_of
 from watcher.commands.looking import say_json, say_next
 from watcher.commands.options import config_option, load_or_exit
 from watcher.commands.since import parse_since, since_ms, since_option
+from watcher.plurals import many
 from watcher.printable import printable
 
 if TYPE_CHECKING:
@@ -140,8 +141,8 @@ def _say(resent: "Resent", wish: _Wish, *, is_paused: bool, is_json: bool) -> No
         return
     goes = "would go out again" if wish.is_rehearsal else "queued again"
     if resent.deliveries:
-        many = _many(resent.deliveries, "dead letter" if wish.is_dead else "event")
-        click.echo(f"{resent.subscription}: {many} of {_many(len(resent.accounts), 'account')} {goes}")
+        what = many(resent.deliveries, "dead letter" if wish.is_dead else "event")
+        click.echo(f"{resent.subscription}: {what} of {many(len(resent.accounts), 'account')} {goes}")
     else:
         click.echo(f"{resent.subscription}: nothing {goes}")
     for note in _notes(resent, is_paused=is_paused):
@@ -157,9 +158,7 @@ def _notes(resent: "Resent", *, is_paused: bool) -> list[str]:
         notes.append(f"{resent.unreadable:,} cannot be read and are left out; `watcher audit` says more")
     if resent.full:
         names = ", ".join(map(printable, sorted(resent.full)[:_MOST_NAMES]))
-        notes.append(f"no room in the lane of {len(resent.full):,} accounts, all or some left out: {names}")
+        notes.append(
+            f"no room in the lane of {many(len(resent.full), 'account')}, all or some left out: {names}"
+        )
     return notes
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from watcher.commands.looking import age_text
 from watcher.overview import TROUBLES
+from watcher.plurals import many
 from watcher.printable import printable
 from watcher.providers.contract import USABLE
 
@@ -49,7 +50,7 @@ def _workers_text(lines: Sequence[_Line]) -> Iterator[str]:
     run = [line for line in lines if line["runs"]]
     if run:
         versions = sorted({printable(line["version"]) for line in run})
-        yield _entry("workers", f"{_many(len(run), 'runs', 'run')}, version {', '.join(versions)}")
+        yield _entry("workers", f"{len(run):,} running, version {', '.join(versions)}")
         if len({line["roster"] for line in run}) > 1:
             yield _entry("", "  their lists of accounts differ: is a deploy under way?")
     else:
@@ -68,7 +69,7 @@ def _provider_text(line: _Line) -> Iterator[str]:
     made = "" if used is None else f", makes {used:.3g}{' requests/s' if needed is None else ''}"
     rate = made if needed is None else f"; needs {needed:.3g} of {most:g} requests/s{made}"
     name = printable(line["provider"])
-    yield _entry("provider", f"{name}: {_many(line['accounts'], 'account')} scheduled{failing}{rate}")
+    yield _entry("provider", f"{name}: {many(line['accounts'], 'account')} scheduled{failing}{rate}")
     for found in line["troubles"][:_MOST_TROUBLES]:
         reason = f"{printable(found['trouble'])}: {printable(found['reason'])}"
         todo = f": {printable(found['todo'])}" if found["todo"] else ""
@@ -116,11 +117,11 @@ def _severity(line: _Line) -> int:
 def _subscription_text(line: _Line) -> Iterator[str]:
     waits = "nothing waits"
     if line["lanes"]:
-        deliveries = _many(line["deliveries"], "delivery", "deliveries")
+        deliveries = many(line["deliveries"], "delivery", "deliveries")
         oldest = "" if line["oldest_s"] is None else f", the oldest for {age_text(1000 * line['oldest_s'])}"
-        waits = f"{deliveries} in {_many(line['lanes'], 'lane')}{oldest}"
-    retrying = f"; {_many(line['retrying'], 'lane')} being tried again" if line["retrying"] else ""
-    dead = f"; {_many(line['dead'], 'dead letter')}" if line["dead"] else ""
+        waits = f"{deliveries} in {many(line['lanes'], 'lane')}{oldest}"
+    retrying = f"; {many(line['retrying'], 'lane')} being tried again" if line["retrying"] else ""
+    dead = f"; {many(line['dead'], 'dead letter')}" if line["dead"] else ""
     unknown = "" if line["is_configured"] else "; not in the configuration"
     yield _entry("", f"  {printable(line['subscription'])}: {waits}{retrying}{dead}{unknown}")
     if line["paused_at"]:
@@ -164,7 +165,3 @@ def _more(lines: Sequence[object], most: int, todo: str = "") -> Iterator[str]:
 
 def _entry(title: str, text: str) -> str:
     return f"{title:<{_MARGIN}}{text}"
-
-
-def _many(count: int, noun: str, plural: str | None = None) -> str:
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

@@ -11,6 +11,7 @@ from watcher.commands.completing import names_of
 from watcher.commands.looking import age_text, say_json, say_next
 from watcher.commands.options import look_options
 from watcher.commands.unknown import Unknown
+from watcher.plurals import many
 from watcher.printable import printable
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _backlog_text(line: _Line) -> str:
     waits = "nothing waits"
     if line["lanes"]:
         oldest = "" if line["oldest_s"] is None else f", the oldest for {age_text(1000 * line['oldest_s'])}"
-        waits = f"{line['deliveries']:,} waiting in {line['lanes']:,} lanes{oldest}"
-    retrying = f"; {line['retrying']:,} lanes being tried again" if line["retrying"] else ""
-    dead = f"; {line['dead']:,} dead letters" if line["dead"] else ""
+        waits = f"{line['deliveries']:,} waiting in {many(line['lanes'], 'lane')}{oldest}"
+    retrying = f"; {many(line['retrying'], 'lane')} being tried again" if line["retrying"] else ""
+    dead = f"; {many(line['dead'], 'dead letter')}" if line["dead"] else ""
     return f"{waits}{retrying}{dead}"

@@ -12,6 +12,7 @@ from watcher.config.accounts import Accounts
 from watcher.config.findings import Entry, Findings, Key, did_you_mean
 from watcher.config.providers import Providers
 from watcher.config.rules import EVENTS, is_glob, leftover_flaw, matches
+from watcher.plurals import many
 from watcher.providers.contract import USABLE, requests_needed
 from watcher.settings import AccountSettings, EgressSettings
 
@@ -86,10 +87,10 @@ def doubt_load(providers: Providers, accounts: Accounts, findings: Findings) -> 
         most, needed = providers.settings_by_name[name].requests_per_second, requests_needed(provider, here)
         made = USABLE * most
         if needed > made:
-            many = f"{len(here):,} account" + ("s" if len(here) > 1 else "")
             text = (
-                f"{many} at their intervals take {needed:.3g} requests/s, {made:.3g} can be made: polls are "
-                f"{needed / made:.3g} intervals apart (stale from 3 on); raise it, or the intervals"
+                f"{many(len(here), 'account')} at their intervals take {needed:.3g} requests/s, "
+                f"{made:.3g} can be made: polls are {needed / made:.3g} intervals apart (stale from 3 on); "
+                "raise it, or the intervals"
             )
             findings.warn(providers.entry_by_name[name].finding(("requests_per_second",), text))
 

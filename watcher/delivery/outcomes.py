@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
 
-from watcher.tls_flaws import Flaw
-
 LONGEST_RETRY_AFTER_S = 86_400
 """A subscriber may ask for a day of silence; more would outlast the patience of whoever waits."""
 
@@ -55,7 +53,9 @@ class Attempt:
     @property
     def reason(self) -> str:
         """Why it failed, if it did."""
-        return Flaw(self.error, self.mend).reason if self.error else f"status {self.status}"
+        if self.error is None:
+            return f"status {self.status}"
+        return f"{self.error}; {self.mend}" if self.mend else self.error
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ import secrets as chance
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from watcher.plurals import many
+
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -91,7 +93,7 @@ def _shared_seal(secret: str) -> _Seal:
     key = _decoded(secret, SHARED)
     shortest, longest = SHARED_BYTES
     if not shortest <= len(key) <= longest:
-        raise BadSecret(f"{SHARED} holds {len(key)} bytes, it must be {shortest} to {longest}")
+        raise BadSecret(f"{SHARED} holds {many(len(key), 'byte')}, it must be {shortest} to {longest}")
     keyed = hmac.new(
         key, digestmod="sha256"
     )  # copying it saves a quarter over hmac.digest: 1.4 against 1.9 µs
@@ -117,7 +119,9 @@ def _private_key(secret: str) -> "Ed25519PrivateKey":
     """Read a seed, or a seed with its public key behind it: the specification's libraries write both."""
     key = _decoded(secret, PRIVATE)
     if len(key) not in (_SEED_BYTES, 2 * _SEED_BYTES):
-        raise BadSecret(f"{PRIVATE} holds {len(key)} bytes, it must be {_SEED_BYTES} or {2 * _SEED_BYTES}")
+        raise BadSecret(
+            f"{PRIVATE} holds {many(len(key), 'byte')}, it must be {_SEED_BYTES} or {2 * _SEED_BYTES}"
+        )
     try:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     except ImportError as error:

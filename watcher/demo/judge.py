@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from watcher.amounts import to_text
 from watcher.journal.explain import NOTHING, Vector, in_atoms
+from watcher.plurals import many
 from watcher.receive import Event
 from watcher.receiving.receiver import Receipt
 from watcher.snapshot import Balance
@@ -143,7 +144,7 @@ def _matched(made: Sequence[Made], told: Iterable[_Told]) -> dict[str, int]:
 
 def _cut_short(made: Sequence[Made], planned: int) -> Iterator[str]:
     if len(made) != planned:
-        yield f"only {len(made)} of {planned} changes were made"
+        yield f"only {len(made)} of {many(planned, 'change')} were made"
 
 
 def _not_genuine(heard: Iterable[Heard]) -> Iterator[str]:

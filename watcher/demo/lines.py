@@ -13,6 +13,7 @@ import click
 from watcher.demo.judge import Heard, Made, Verdict
 from watcher.demo.stage import NAME_BY_ACCOUNT, Stage
 from watcher.demo.story import Scene
+from watcher.plurals import many
 from watcher.receiving.receiver import Receipt
 from watcher.sandbox import Holding, ListedAsset, Move, Step
 from watcher.sandbox.loopring import BALANCES
@@ -55,7 +56,7 @@ def scene_lines(scene: Scene, made: Made | None, heard: Heard | None) -> Iterato
 def verdict_lines(verdict: Verdict, took_s: float) -> Iterator[str]:
     """Say how it went, in how much time, and what to do next."""
     yield ""
-    counts = f"{verdict.made} changes made, {verdict.verified} events verified"
+    counts = f"{many(verdict.made, 'change')} made, {many(verdict.verified, 'event')} verified"
     if verdict.is_good:
         yield f"{_good('PASSED')}  {counts}: each exactly once, in order, and together they"
         yield "        add up, to the last digit, to what the providers say now."

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+from watcher.plurals import many
 from watcher.preflight.tried import Tried, Verdict
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Refused, Trouble
@@ -46,13 +47,13 @@ async def _poll(client: ProviderClient, settings: ProviderSettings, account: Acc
         snapshot = await client.read(account, await client.ask(account))
     except Refused as refused:
         status = f" (status {refused.status})" if refused.status else ""
-        todo = refused.flaw.mend or _TODO[refused.trouble].format(name=settings.name, account=account.name)
+        todo = refused.mend or _TODO[refused.trouble].format(name=settings.name, account=account.name)
         verdict: Verdict = "warning" if refused.trouble == "rate" else "failed"
-        text = f"{refused.trouble}: {refused.flaw.words}{status}"
+        text = f"{refused.trouble}: {refused.words}{status}"
         return Tried("provider", settings.name, verdict, text, todo)
     took_ms = 1000 * (time.monotonic() - started)
     assets = len(snapshot.row_by_asset)
-    text = f"a poll of {account.name} took {took_ms:.0f} ms and found {assets:,} assets"
+    text = f"a poll of {account.name} took {took_ms:.0f} ms and found {many(assets, 'asset')}"
     return Tried("provider", settings.name, "ok", text)
 
 

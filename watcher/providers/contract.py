@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Asset, Snapshot
-from watcher.tls_flaws import Flaw
 
 Trouble = Literal["auth", "configuration", "rate", "transient", "malformed", "gone"]
 """Why a poll was refused, as far as somebody acts differently on it:
@@ -58,11 +57,11 @@ class Refused(Exception):
         status: int | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        flaw = Flaw(words, mend)
-        super().__init__(flaw.reason)
+        self.reason = f"{words}; {mend}" if mend else words
+        super().__init__(self.reason)
         self.trouble: Trouble = trouble
-        self.flaw = flaw
-        self.reason = flaw.reason
+        self.words = words
+        self.mend = mend
         self.status = status
         self.retry_after_s = retry_after_s
 

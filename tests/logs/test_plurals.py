@@ -1,0 +1,33 @@
+"""Counts as people write them."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import watcher
+from watcher.plurals import many
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "0 lanes"), (1, "1 lane"), (2, "2 lanes"), (1234, "1,234 lanes")]
+)
+def test_one_is_singular_and_all_else_is_plural(count: int, said: str) -> None:
+    assert many(count, "lane") == said
+
+
+def test_an_odd_plural_is_given() -> None:
+    assert [many(count, "delivery", "deliveries") for count in (1, 2)] == ["1 delivery", "2 deliveries"]
+
+
+COUNTED = re.compile(
+    r"\{[^{}]*\} (?:more )?(?:lanes|runs|events|accounts|dead letters|deliveries|polls|assets|changes|"
+    r"records|gaps|repeats|restarts)\b"
+)
+
+
+def test_nobody_writes_a_plural_without_the_helper() -> None:
+    """Of a number that may be one; `of many` is another sentence."""
+    for path in Path(watcher.__file__).parent.rglob("*.py"):
+        found = [match[0] for match in COUNTED.finditer(path.read_text())]
+        assert found == [], path

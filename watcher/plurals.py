@@ -1,0 +1,6 @@
+"""A count and what is counted, as people write it."""
+
+
+def many(count: int, noun: str, plural: str | None = None) -> str:
+    """Write `1 lane`, `2 lanes`, `1,234 deliveries`."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
