@@ -75,6 +75,7 @@ BROKEN: dict[str, Callable[[str], str]] = {
     "no TOML at the end": lambda text: f'{text}\n[[subscriptions]\nname = "',
     "no TOML at the top": lambda text: f'accounts_file = "gone\n{text}',
     "no TOML in [redis]": lambda text: text.replace("[redis]", "[redis]\nmax_memory = 1GB"),
+    "a bracket too many": lambda text: text.replace("[redis]", "[redis]]"),
     "a line that is cut": lambda text: text[: text.index("secrets")] + "secrets = [",
     "nothing but [redis]": lambda text: text[: text.index("[providers")] + "[providers.loopring",
     "an unknown section": lambda text: f"{text}\n[redsi]\n",
@@ -138,6 +139,7 @@ def test_a_variable_may_name_the_store_too(
         ('url = "', 'urll = "'),
         ("namespace = ", "namespace = $"),
         ("[redis]", "[redsi]"),
+        ("[redis]", "[redis"),
     ],
 )
 def test_a_store_that_nobody_can_name_is_not_guessed(
@@ -145,10 +147,7 @@ def test_a_store_that_nobody_can_name_is_not_guessed(
 ) -> None:
     config.write_text(config.read_text().replace(find, put, 1))
     done = run(name, "--config", config)
-    if find == "[redis]":  # then none is named, and the private one is meant: it is not there
-        assert (done.code, done.out) == (69, "")
-    else:
-        assert (done.code, done.out) == (78, "")
+    assert (done.code, done.out) == (78, "")
     assert not (tmp_path / "data").exists()
 
 

@@ -17,6 +17,7 @@ Key = tuple[str | int, ...]
 
 _BARE = re.compile(r"[A-Za-z0-9_-]{1,64}\Z", re.ASCII)
 _KEY_LIMIT = 64
+UNKNOWN = "unknown key"
 _MOST_CANDIDATES = 2000
 """Words that a misspelled one is compared with: a hundred thousand names would take seconds."""
 

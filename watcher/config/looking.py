@@ -9,7 +9,7 @@ from pathlib import Path
 
 from watcher import places
 from watcher.config.files import find, interpolated, read_text, read_toml
-from watcher.config.findings import ConfigRefused, Entry, Finding, Findings
+from watcher.config.findings import UNKNOWN, ConfigRefused, Entry, Finding, Findings
 from watcher.config.loading import read_settings
 from watcher.config.salvage import salvaged
 from watcher.environment import Environment, NotSet
@@ -86,12 +86,12 @@ def _is_fatal(found: Finding, given: Mapping[str, str], redis: object, environme
     section, _, key = found.key.partition(".")
     if found.key in ("REDIS_URL", "redis"):
         return True
-    if section != "redis" or key in given:
-        return False
-    is_url_known = _is_set("REDIS_URL", environment)
-    if key not in _VITAL:  # it may be a misspelled one
-        return not (is_url_known or (isinstance(redis, dict) and "url" in redis))
-    return not (key == "url" and is_url_known)
+    is_overridden = _is_set("REDIS_URL", environment)
+    if section == "redis" and key in _VITAL:
+        return not (key in given or (key == "url" and is_overridden))
+    # A name that nobody knows may be [redis] or its url, misspelled.
+    is_named = is_overridden or (isinstance(redis, dict) and "url" in redis)
+    return not is_named and found.text.startswith(UNKNOWN) and (section == "redis" or not key)
 
 
 def _is_set(name: str, environment: Environment) -> bool:

@@ -13,6 +13,7 @@ _TABLE = re.compile(
     re.MULTILINE,
 )
 _REDIS = re.compile(r"[ \t]*\[[ \t]*redis[ \t]*\]")
+_ANY_REDIS = re.compile(r"""^[ \t\["']*redis\b""", re.MULTILINE)
 _VITAL = re.compile(r"[ \t]*(?:redis\b|url\b|namespace\b|data_dir\b)")
 
 
@@ -31,7 +32,8 @@ def salvaged(text: str) -> dict[str, Any] | None:
             if lines is None:
                 return None
             _add(found, {"redis": lines} if is_redis else lines)
-    return found
+    is_lost = "redis" not in found and _ANY_REDIS.search(text)
+    return None if is_lost else found
 
 
 def _lines(part: str) -> dict[str, Any] | None:

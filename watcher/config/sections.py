@@ -5,7 +5,7 @@ Refuses to know providers, accounts and subscriptions.
 
 from typing import NamedTuple
 
-from watcher.config.findings import Entry, Findings, did_you_mean
+from watcher.config.findings import UNKNOWN, Entry, Findings, did_you_mean
 from watcher.config.rules import leftover_flaw, redis_url_flaw
 from watcher.config.tables import overridden, section, settings_of
 from watcher.environment import Environment
@@ -27,7 +27,7 @@ class Sections(NamedTuple):
 def read_sections(document: Entry, environment: Environment, findings: Findings) -> Sections:
     """Read the single sections and refuse unknown ones."""
     for name in document.table.keys() - set(SECTIONS):
-        findings.mistake(document.finding((name,), "unknown key" + did_you_mean(name, SECTIONS)))
+        findings.mistake(document.finding((name,), UNKNOWN + did_you_mean(name, SECTIONS)))
     log = section(document, "log", findings)
     names = {"level": "LOG_LEVEL", "format": "LOG_FORMAT", "prefix": "LOG_PREFIX"}
     log = overridden(log, names, environment, findings)

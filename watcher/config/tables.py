@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from watcher.config.findings import Entry, Finding, Findings, Key, did_you_mean
+from watcher.config.findings import UNKNOWN, Entry, Finding, Findings, Key, did_you_mean
 from watcher.environment import EmptyFile, Environment, NotSet
 from watcher.settings import Section
 
@@ -133,7 +133,7 @@ def settings_of(
     """
     given = given or {}
     for name in given.keys() & entry.table.keys():
-        findings.mistake(entry.finding((name,), "unknown key"))
+        findings.mistake(entry.finding((name,), UNKNOWN))
     try:
         return model.model_validate({**entry.table, **given})
     except ValidationError as error:
@@ -180,7 +180,7 @@ def _key(detail: ErrorDetails, table: Mapping[str, Any]) -> Key:
 def _text(detail: ErrorDetails, key: Key, model: type[BaseModel], given: Mapping[str, Any]) -> str:
     kind, message = detail["type"], detail["msg"]
     if kind == "extra_forbidden":
-        return "unknown key" + did_you_mean(key[-1], _fields(model, key[:-1]) - given.keys())
+        return UNKNOWN + did_you_mean(key[-1], _fields(model, key[:-1]) - given.keys())
     if kind in ("too_short", "string_too_short") and "at least 1 " in message:
         return "must not be empty"
     if kind in _WORDS:
