@@ -22,7 +22,8 @@ class ReplyingServer:
         """What is answered, a line in RESP without its end, such as `-ERR no`; None: nothing is, for ever."""
 
         self.only = frozenset(only)
-        """The commands that are answered so, by name; none: all. The others are passed on."""
+        """The commands that are answered so, by name, or by their first argument, as the digest of a script;
+        none: all. The others are passed on."""
 
         self.seen: list[str] = []
         """Which commands were answered by `reply`."""
@@ -66,7 +67,8 @@ class ReplyingServer:
 
     async def _answer(self, words: list[bytes], server: "_Upstream") -> bytes:
         name = words[0].decode().upper()
-        if server.path and (self.reply is None or (self.only and name not in self.only)):
+        is_passed_on = self.only and self.only.isdisjoint({name, *(word.decode() for word in words[1:2])})
+        if server.path and (self.reply is None or is_passed_on):
             return await server.ask(words)
         self.seen.append(name)
         if self.reply is None:

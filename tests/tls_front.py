@@ -48,7 +48,13 @@ async def a_tls_front(certificate: Path, server_socket: Path) -> AsyncIterator[i
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream, downstream = await asyncio.open_unix_connection(server_socket)
-        await asyncio.gather(copy(reader, downstream), copy(upstream, writer))
+        try:
+            await asyncio.gather(copy(reader, downstream), copy(upstream, writer))
+        except OSError:
+            pass  # the client has hung up
+        finally:
+            downstream.close()
+            writer.close()
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)

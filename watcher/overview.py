@@ -16,6 +16,7 @@ from watcher.printable import printable
 from watcher.providers.contract import PERMANENT, requests_needed, todo
 from watcher.providers.registry import provider_class
 from watcher.settings import AccountSettings, Settings
+from watcher.store.exceptions import StoreError
 from watcher.store.guarantee import Guarantee
 from watcher.store.history import place
 from watcher.store.letters import Tried
@@ -36,7 +37,11 @@ Line = dict[str, Any]
 """One thing and how it stands, as `status --json` prints it. `kind` says what else is in it."""
 
 
-def server_line(found: Guarantee, at: str) -> Line:
+def server_line(found: Guarantee | StoreError, at: str) -> Line:
+    """The server, or why no worker would use it: what it holds can be looked at all the same."""
+    if isinstance(found, StoreError):
+        nothing = dict.fromkeys(("server", "persistence", "eviction", "guarantee"))
+        return {"kind": "server", "at": at, **nothing, "warnings": [str(found)]}
     return {
         "kind": "server",
         "server": f"{found.engine} {found.version}",

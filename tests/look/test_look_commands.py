@@ -604,6 +604,30 @@ def test_a_state_of_another_version_is_refused_with_exit_code_78(name: str, run:
     assert "laid out by another version of watcher" in done.err
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        *((name, "meta") for name in LOOK),
+        *(("status", key) for key in ("standings", "workers")),
+        ("events", "log"),
+        ("audit", "log"),
+        ("deliveries", "due_subscriptions"),
+    ],
+)
+def test_a_key_of_another_type_is_named_in_one_line_with_exit_code_69(
+    name: str, key: str, run: Run, write: Write
+) -> None:
+    async def damaged(books: Books) -> None:
+        named = getattr(books.keys, key)
+        await books.damage("SET", named(7) if key in ("log", "due_subscriptions") else named(), "x")
+
+    write(damaged)
+    done = run(name)
+    assert done.code == 69
+    assert "Traceback" not in done.err
+    assert "is not of watcher's type (WRONGTYPE): restore it or delete it" in done.err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("name", LOOK)
 def test_a_mistake_in_the_configuration_is_told_with_exit_code_78(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

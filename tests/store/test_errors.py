@@ -1,5 +1,7 @@
 """Whatever Redis, or what stands before it, may answer: whose fault it is, and in which words."""
 
+import re
+
 import pytest
 from redis.exceptions import ResponseError
 from replying import ReplyingServer
@@ -7,7 +9,7 @@ from servers import ENGINES, real_server
 
 from watcher.printable import hide
 from watcher.store.connect import connect
-from watcher.store.errors import in_our_words
+from watcher.store.errors import DamagedKey, in_our_words
 from watcher.store.exceptions import ConfigurationRefused, StoreError, StoreRefuses, StoreUnreachable
 from watcher.store.pipe import Pipe
 
@@ -164,9 +166,6 @@ async def test_an_error_that_is_known_is_said_in_words_of_its_own(
 @pytest.mark.parametrize(
     "reply",
     [
-        "WRONGTYPE Operation against a key holding the wrong kind of value",
-        "WRONGTYPE Operation against a key holding the wrong kind of value" + IN_7_0,
-        IN_6_2 + "WRONGTYPE Operation against a key holding the wrong kind of value",
         "ERR user_script:1: attempt to index local 'a' (a nil value)" + IN_7_0,
         IN_6_2 + "user_script:1: attempt to index local 'a' (a nil value)",
         "ERR Error compiling script (new function): user_script:1: unexpected symbol near '<eof>'",
@@ -181,7 +180,18 @@ async def test_an_error_that_is_known_is_said_in_words_of_its_own(
     ],
 )
 async def test_an_error_that_is_ours_passes_as_it_is(reply: str) -> None:
-    assert isinstance(await raised(reply), ResponseError)
+    assert type(await raised(reply)) is ResponseError
+
+
+@pytest.mark.parametrize("where", ["", IN_7_0])
+async def test_a_key_of_another_type_is_named(where: str) -> None:
+    wrong = f"WRONGTYPE Operation against a key holding the wrong kind of value{where}"
+    for reply in (wrong, IN_6_2 + wrong):
+        error = await raised(reply)
+        assert isinstance(error, DamagedKey)
+        assert re.fullmatch(
+            r"in Redis at \S+, x is not of watcher's type \(WRONGTYPE\): restore it or delete it", str(error)
+        )
 
 
 @pytest.mark.parametrize("engine", ENGINES)

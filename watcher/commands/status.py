@@ -11,6 +11,9 @@ from watcher.commands.options import look_options
 if TYPE_CHECKING:
     from watcher.config.looking import Look
     from watcher.settings import RedisSettings, Settings
+    from watcher.store.exceptions import StoreError
+    from watcher.store.guarantee import Guarantee
+    from watcher.store.pipe import Pipe
 
 _Line = dict[str, Any]
 
@@ -46,7 +49,6 @@ async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
         subscription_line,
         worker_line,
     )
-    from watcher.store.guarantee import guarantee_of_all
     from watcher.store.opening import open_to_look
     from watcher.store.standings import Standings
     from watcher.store.survey import Survey
@@ -55,7 +57,7 @@ async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
     async with open_to_look(settings.redis) as store:
         survey = Survey(store.pipe, store.keys)
         now_ms = await survey.now_ms()
-        server = server_line(await guarantee_of_all(store.pipe), _where(settings.redis))
+        server = server_line(await _found(store.pipe), _where(settings.redis))
         workers = await Workers(store.pipe, store.keys).read()
         names = providers_of(settings)
         failing_by_provider = {name: await survey.failing(name) for name in names}
@@ -84,6 +86,16 @@ async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
     ]
     present = [worker_line(one, now_ms) for one in workers]
     return [server, *present, *providers, total, *accounts, *subscriptions]
+
+
+async def _found(pipe: "Pipe") -> "Guarantee | StoreError":
+    from watcher.store.exceptions import StoreError
+    from watcher.store.guarantee import guarantee_of_all
+
+    try:
+        return await guarantee_of_all(pipe)
+    except StoreError as refused:
+        return refused
 
 
 def _where(settings: "RedisSettings") -> str:

@@ -41,7 +41,8 @@ def _of(kind: str, lines: Sequence[_Line]) -> list[_Line]:
 
 def _server_text(line: _Line) -> Iterator[str]:
     yield _entry("server", line["at"])
-    yield _entry("", line["guarantee"])
+    if line["guarantee"]:
+        yield _entry("", line["guarantee"])
     for warning in line["warnings"]:
         yield _entry("", f"warning: {warning}")
 

@@ -23,7 +23,8 @@ from watcher.service.changes import NOT_RELOADED, Change, changes
 from watcher.service.exposure import Exposure, exposed
 from watcher.service.file_watch import FileWatch
 from watcher.service.manager import tell_ready, tell_reloading, tell_stopping
-from watcher.store.connect import StoreError
+from watcher.store.errors import DamagedKey
+from watcher.store.exceptions import StoreError
 
 EXIT_NO = 1
 _HASTE_AFTER_S = {signal.SIGINT: 0.01, signal.SIGTERM: 5.0}
@@ -99,12 +100,13 @@ async def _serve(
     return EXIT_NO if once and not worker.has_read_all else 0
 
 
-def _planned(group: BaseExceptionGroup[BaseException]) -> StoreError | None:
+def _planned(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
     """Find the trouble with the store that ended a task of the worker, if there was nothing else."""
-    planned, rest = group.split(StoreError)
-    while isinstance(planned, BaseExceptionGroup):
-        planned = planned.exceptions[0]  # type: ignore[assignment]  # the last one is a StoreError
-    return None if rest else planned
+    planned, rest = group.split((StoreError, DamagedKey))
+    found: BaseException | None = planned
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return None if rest else found
 
 
 def is_haste(number: int, since_first_s: float) -> bool:

@@ -36,6 +36,13 @@ class Call:
         key = self.keys[:1] if self.joint else self.arguments[1:2]
         return key[0] if key else None
 
+    @property
+    def all_keys(self) -> tuple[str, ...]:
+        if self.joint:
+            return (*self.joint.keys, *self.keys)
+        count = self.arguments[0] if self.script else 1
+        return tuple(map(str, self.arguments[1 : 1 + count]))
+
     def settle(self, answer: Any) -> None:
         """Give its caller the answer, or the error that came instead."""
         if self.answer.done():

@@ -5,6 +5,7 @@ Refuses to guess: whatever is said of an address was tried there.
 
 import asyncio
 import ssl
+from contextlib import suppress
 
 from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import NoPermissionError
@@ -81,7 +82,8 @@ async def _why(trouble: StoreError, url: str) -> StoreError:
         return ConfigurationRefused(f"Redis at {at} speaks TLS; use rediss://, or its port without TLS")
     if (await _said(host, port, b"HEAD / HTTP/1.0\r\n\r\n") or b"").startswith(b"HTTP/"):
         return ConfigurationRefused(f"what answers at {at} is not Redis, but a web server; check redis.url")
-    if len(found) == 1 and isinstance(trouble.__cause__, NoConnection):
+    is_cut_off = isinstance(trouble.__cause__, NoConnection) and trouble.__cause__.status_code is None
+    if len(found) == 1 and is_cut_off:
         return StoreUnreachable(
             f"what listens at {at} ends the connection without a word; is it Redis, and well?"
         )
@@ -102,7 +104,7 @@ async def _said(host: str, port: int, question: bytes) -> bytes | None:
     except OSError:
         return b""
     finally:
-        writer.close()
+        await _hang_up(writer)
 
 
 async def _speaks_tls(host: str, port: int) -> bool:
@@ -115,5 +117,11 @@ async def _speaks_tls(host: str, port: int) -> bool:
         return not any(sign in str(error) for sign in _NO_TLS)
     except OSError:
         return False
-    writer.close()
+    await _hang_up(writer)
     return True
+
+
+async def _hang_up(writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()  # there is nothing to be said any more, and no answer to wait for
+    with suppress(OSError):
+        await writer.wait_closed()

@@ -3,9 +3,9 @@
 There are three kinds, and everybody above goes by the type alone:
 
 - **Ours**: the server finds fault with the command itself, or with what lies under its keys. That is
-  WRONGTYPE, an error of Lua at a line of our script (`user_script:7: attempt to …`), a wrong form, number or
-  kind of arguments: the closed list `_OURS`. It passes as redis-py raises it: bad data quarantines its
-  account alone, and the rest is logged as a bug.
+  WRONGTYPE (DamagedKey), an error of Lua at a line of our script (`user_script:7: attempt to …`), a wrong
+  form, number or kind of arguments: the closed list `_OURS`. It is a ResponseError of redis-py: bad data
+  quarantines its account alone, and the rest is logged as a bug.
 - **The configuration's** (ConfigurationRefused): waiting heals nothing. A command that starts exits with 78,
   a worker that runs waits all the same: its operator may mend the server.
 - **The store's** (StoreUnreachable): everything else. StoreRefuses is an error reply, also one that nobody
@@ -22,7 +22,7 @@ Refuses to show what a reply repeats of its command: that may be a password.
 
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redis import exceptions
@@ -40,7 +40,7 @@ from watcher.store.exceptions import (
 )
 
 _OURS = re.compile(
-    r"\bWRONGTYPE\b|(?<![@\w])user_script:\d+: |Error compiling script|[Ww]rong number of arg"
+    r"(?<![@\w])user_script:\d+: |Error compiling script|[Ww]rong number of arg"
     r"|[Nn]umber of keys can't be|\bsyntax error\b|is not (an integer|a valid float|a float)\b"
     r"|\bstream ID\b|The ID specified in X|The stream has exhausted"
 )
@@ -125,6 +125,7 @@ _BY_UNKNOWN: Mapping[str, _Words] = {
     "CLUSTER": _NO_NODE,
 }
 _REPEATED = re.compile(r",? with args beginning with.*", re.DOTALL)
+_MOST_KEYS = 3
 _SHOWN = 90
 """Characters of an unknown error: what is to be done about it must fit into the same log line."""
 
@@ -152,6 +153,25 @@ _BY_TLS: Mapping[str, str] = {
     "RECORD_LAYER_FAILURE": "does not speak TLS; use redis://, or its TLS port",
 }
 """By what OpenSSL says; the first that is found in it counts."""
+
+
+class DamagedKey(exceptions.ResponseError):
+    """Under a key of watcher's lies something of another type: somebody else wrote it."""
+
+    exit_code = 69
+
+    def __init__(self, at: str) -> None:
+        super().__init__(status_code="WRONGTYPE")
+        self._at = at
+        self.keys: Sequence[str] = ()
+        """Those of the command: one of them is damaged."""
+
+    def __str__(self) -> str:
+        shown = [*self.keys[:_MOST_KEYS], *(["…"] if len(self.keys) > _MOST_KEYS else [])]
+        one = "one of " if len(shown) > 1 else ""
+        keys = ", ".join(shown) or "a key"
+        what = f"{one}{keys} is not of watcher's type (WRONGTYPE): restore it or delete it"
+        return f"in Redis at {self._at}, {what}"
 
 
 class translated:  # noqa: N801 -- used as a word of `with`, and around every command: a generator costs more
@@ -186,8 +206,8 @@ def where(client: Redis) -> str:
     return str(options["path"]) if "path" in options else host_text(options["host"], options.get("port"))
 
 
-def in_our_words(error: Exception, at: str) -> StoreError | None:
-    """Say what a foreign error means for the operator, or None if it is ours."""
+def in_our_words(error: Exception, at: str) -> StoreError | DamagedKey | None:
+    """Say what a foreign error means for the operator; None for what is ours and no damage."""
     if isinstance(error.__cause__, exceptions.RedisError):
         error = error.__cause__  # redis-py wraps what goes wrong while it connects
     if isinstance(error, exceptions.InvalidResponse):
@@ -209,8 +229,9 @@ def in_our_words(error: Exception, at: str) -> StoreError | None:
     return None
 
 
-def _of_reply(text: str, at: str) -> StoreError | None:
-    """Say what an error reply means, or None if it is ours."""
+def _of_reply(text: str, at: str) -> StoreError | DamagedKey | None:
+    if re.search(r"\bWRONGTYPE\b", text):
+        return DamagedKey(at)
     if words := _known(text):
         kind, because = words
         return kind(f"Redis at {at} {because}")

@@ -18,7 +18,7 @@ from redis.exceptions import NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from watcher.store.calls import Call, Packet, packed
-from watcher.store.errors import translated, unreadable
+from watcher.store.errors import DamagedKey, translated, unreadable
 from watcher.store.scripting import Joint, Script
 
 _MOST = 512
@@ -36,7 +36,7 @@ class Pipe:
         self._wake = asyncio.Event()
         self._runners = 0
 
-    # Both raise StoreError where the server does not do its part, and redis-py's own errors else.
+    # All raise StoreError where the server does not do its part, and redis-py's ResponseError else.
 
     async def command(self, *command: Any) -> Any:
         return await self.send(Call(command))
@@ -70,13 +70,17 @@ class Pipe:
 
     async def send(self, call: Call) -> Any:
         """Send a call and wait for its answer. A call is sent once; `again` makes another of it."""
-        with translated(self._client):
-            if self._runners:
-                self._waiting.append(call)
-                self._wake.set()
-            else:
-                await self._execute([call])
-            return await call.answer
+        try:
+            with translated(self._client):
+                if self._runners:
+                    self._waiting.append(call)
+                    self._wake.set()
+                else:
+                    await self._execute([call])
+                return await call.answer
+        except DamagedKey as damage:
+            damage.keys = call.all_keys
+            raise
 
     async def send_where_it_moves(self, call: Call) -> Any:
         """Send a call to the node of a Cluster that is just being given its keys."""

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from redis.exceptions import ResponseError
-
 from watcher.journal.delivery import Delivery
 from watcher.journal.ledger import AccountState
+from watcher.store.errors import DamagedKey
 from watcher.store.keys import Keys, shard_of
 from watcher.store.lanes import DEAD_PER_SUBSCRIPTION
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
@@ -195,5 +194,5 @@ class damage_named:  # noqa: N801 -- as `connect.translated`
         return None
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, ResponseError) and "WRONGTYPE" in str(error):
+        if isinstance(error, DamagedKey):
             raise BadState("a key that it needs is of another type") from error

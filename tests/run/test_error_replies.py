@@ -1,0 +1,109 @@
+"""A worker whose server answers with errors, whichever these are: said once, waited for, gone on from."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from replying import ReplyingServer
+from rig import TREASURY, Rig, a_rig
+from structlog.testing import capture_logs
+
+from watcher.store.scripting import load_script
+
+Lines = list[MutableMapping[str, Any]]
+
+FOR_S = 1.0
+HEALED_S = 2.0
+"""So soon after the last error the worker does its part: its longest pause."""
+
+BUSY_MACHINE_S = 2.0
+
+
+@pytest.fixture
+async def front(redis_server_url: str) -> AsyncIterator[ReplyingServer]:
+    async with ReplyingServer(upstream=Path(redis_server_url.removeprefix("unix://"))) as front:
+        yield front
+
+
+@pytest.fixture
+async def rig(redis_server_url: str, namespace: str, front: ReplyingServer) -> AsyncIterator[Rig]:
+    async with a_rig(redis_server_url, namespace) as rig:
+        redis = rig.settings.redis
+        through = redis.model_copy(update={"url": SecretStr(front.url)})
+        rig.settings = rig.settings.model_copy(update={"redis": through})
+        yield rig
+        rig.settings = rig.settings.model_copy(update={"redis": redis})
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    with capture_logs() as lines:
+        yield lines
+
+
+def of(lines: Lines, *events: str) -> Lines:
+    return [line for line in lines if line["event"] in events]
+
+
+async def until(is_so: Callable[[], object], within_s: float = 20) -> None:
+    async with asyncio.timeout(within_s):
+        while not is_so():  # noqa: ASYNC110 - a list tells nobody
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("reply", "only", "words"),
+    [
+        ("-ERR max requests limit exceeded", (), "unknown error: ERR max requests limit exceeded"),
+        ("-ERR max number of clients reached", (), "raise its maxclients"),
+        ("-BUSY Redis is busy running a script.", (), "SCRIPT KILL"),
+        ("-NOAUTH Authentication required.", (), "asks for credentials"),
+        ("-ERR quota", ("EVALSHA", "EVAL"), "unknown error: ERR quota"),
+        ("-ERR quota", ("HMGET", "HGETALL"), "unknown error: ERR quota"),
+        ("-MOVED somewhere", ("EVALSHA",), "unknown error"),
+    ],
+)
+async def test_any_error_reply_is_said_once_and_healed_from(
+    reply: str, only: tuple[str, ...], words: str, front: ReplyingServer, rig: Rig, lines: Lines
+) -> None:
+    async with rig.worker():
+        await until(lambda: len(of(lines, "account.baseline")) == 2)
+        front.only, front.reply = frozenset(only), reply.encode()
+        await until(lambda: front.seen)
+        rig.sandbox.world.credit(TREASURY, "ETH", "1")
+        await asyncio.sleep(FOR_S)
+        front.reply = None
+        healed_at = time.monotonic()
+        await rig.events(1, within_s=HEALED_S + BUSY_MACHINE_S)
+        assert time.monotonic() - healed_at <= HEALED_S + BUSY_MACHINE_S
+        asked = len(front.seen)
+    (said,) = of(lines, "store.refusing", "store.unreachable")
+    assert said["event"] == "store.refusing"
+    assert words in said["reason"]
+    assert of(lines, "bug", "state.lost", "library.failed") == []
+    assert asked < 600, "it is asked seldom while it refuses"
+
+
+async def test_a_commit_that_alone_is_refused_is_said_and_does_not_chase_the_provider(
+    front: ReplyingServer, rig: Rig, lines: Lines
+) -> None:
+    """As where a right that only a commit needs is taken away: claims go on, and every poll is in vain."""
+    async with rig.worker() as worker:
+        await until(lambda: len(of(lines, "account.baseline")) == 2)
+        front.only = frozenset({load_script("commit").digest})
+        front.reply = b"-ERR The user executing the script can't run this command or subcommand"
+        rig.sandbox.world.credit(TREASURY, "ETH", "1")
+        await until(lambda: of(lines, "store.refusing"))
+        before = worker.tally.by_request["loopring"]
+        await asyncio.sleep(FOR_S)
+        polls = worker.tally.by_request["loopring"] - before
+        front.reply = None
+        await rig.events(1, within_s=HEALED_S + BUSY_MACHINE_S)
+    (said,) = of(lines, "store.refusing", "store.unreachable")
+    assert "forbids its user" in said["reason"]
+    assert of(lines, "bug", "store.recovered") == []
+    assert polls <= 6, "asked again at once, it would be dozens"
