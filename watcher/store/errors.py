@@ -1,177 +1,53 @@
-"""Says in our words what an error of Redis means, and whose fault it is.
+"""Turns what redis-py raises into a StoreError, in words for the operator; `replies` knows error replies.
 
-There are three kinds, and everybody above goes by the type alone:
-
-- **Ours**: the server finds fault with the command itself, or with what lies under its keys. That is
-  WRONGTYPE (DamagedKey), an error of Lua at a line of our script (`user_script:7: attempt to …`), a wrong
-  form, number or kind of arguments: the closed list `_OURS`. It is a ResponseError of redis-py: bad data
-  quarantines its account alone, and the rest is logged as a bug.
-- **The configuration's** (ConfigurationRefused): waiting heals nothing. A command that starts exits with 78,
-  a worker that runs waits all the same: its operator may mend the server.
-- **The store's** (StoreUnreachable): everything else. StoreRefuses is an error reply, also one that nobody
-  has seen before: quotas, proxies and services have words of their own. A worker asks again within two
-  seconds, a command exits with 69.
-
-The place of an error does not say whose fault it is. What a command answers that a script called comes with
-`script: <sha>, on @user_script:7.` behind it (7.0), or `Error running script (call to f_<sha>):
-@user_script:7: ` before it (6.2), a right that was taken away and a full memory alike. Only what Lua itself
-complains of has its line without the `@`.
-
-Refuses to show what a reply repeats of its command: that may be a password.
+Refuses to turn what is ours into one.
 """
 
-import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from redis import exceptions
 from redis.asyncio import Redis
 from redis.asyncio.sentinel import SentinelConnectionPool
 
-from watcher.printable import printable, without_secrets
 from watcher.store.address import host_text
-from watcher.store.exceptions import (
-    ConfigurationRefused,
-    PartOfCluster,
-    StoreError,
-    StoreRefuses,
-    StoreUnreachable,
-)
-
-_OURS = re.compile(
-    r"(?<![@\w])user_script:\d+: |Error compiling script|[Ww]rong number of arg"
-    r"|[Nn]umber of keys can't be|\bsyntax error\b|is not (an integer|a valid float|a float)\b"
-    r"|\bstream ID\b|The ID specified in X|The stream has exhausted"
-)
-
-_Words = tuple[type[StoreError], str]
-_CREDENTIALS: _Words = (ConfigurationRefused, "refuses the credentials in redis.url")
-_RIGHTS: _Words = (
-    ConfigurationRefused,
-    "forbids its user a command or key that watcher needs; allow them as deploy/users.acl does",
-)
-_NODE: _Words = (PartOfCluster, "is part of a Cluster: name it by redis+cluster://")
-_SLOTS: _Words = (StoreRefuses, "moves or misses some of the slots of its Cluster; it heals by itself")
-_NO_NODE: _Words = (ConfigurationRefused, "is not part of a Cluster: name it by redis://")
-
-_BY_CODE: Mapping[str, _Words] = {
-    "MISCONF": (
-        StoreRefuses,
-        "refuses writes (MISCONF): it could not write to its disk; look at its disk space and its log",
-    ),
-    "OOM": (StoreRefuses, "refuses writes (OOM): its memory is full; raise its maxmemory"),
-    "READONLY": (
-        StoreRefuses,
-        "refuses writes (READONLY): it is a replica; point redis.url at the primary",
-    ),
-    "NOREPLICAS": (StoreRefuses, "refuses writes (NOREPLICAS): too few of its replicas are connected"),
-    "MASTERDOWN": (
-        StoreRefuses,
-        "is a replica that has lost its primary (MASTERDOWN), and answers when it has found it again; point "
-        "redis.url at the primary",
-    ),
-    "BUSY": (
-        StoreRefuses,
-        "is busy with a script that does not end (BUSY), and none of watcher's takes so long; end it by "
-        "SCRIPT KILL, or FUNCTION KILL",
-    ),
-    "LOADING": (StoreUnreachable, "is still loading its data; it will answer when it is done"),
-    "CLUSTERDOWN": _SLOTS,
-    "TRYAGAIN": _SLOTS,
-    "MOVED": _NODE,
-    "ASK": _NODE,
-    "CROSSSLOT": _NODE,
-    "NOPERM": _RIGHTS,
-    "WRONGPASS": _CREDENTIALS,
-    "NOAUTH": (
-        ConfigurationRefused,
-        "asks for credentials: put them into redis.url, as in redis://user:password@host",
-    ),
-    "DENIED": (
-        ConfigurationRefused,
-        "is in protected mode and takes connections of its own machine only: set a password there",
-    ),
-}
-_CODE = re.compile(r"\b(" + "|".join(_BY_CODE) + r")\b")
-
-_BY_PHRASE: Mapping[str, _Words] = {
-    "max number of clients": (
-        StoreRefuses,
-        "has no connection left (max number of clients reached): raise its maxclients, or see by CLIENT LIST "
-        "who holds them",
-    ),
-    "user executing the script can't": _RIGHTS,
-    "ACL failure in script": _RIGHTS,
-    "without any password configured": (
-        ConfigurationRefused,
-        "has no password: take the credentials out of redis.url",
-    ),
-    "no password is set": (ConfigurationRefused, "has no password: take the credentials out of redis.url"),
-    "invalid password": _CREDENTIALS,
-    "Invalid Username or Password": _CREDENTIALS,
-    "for 'auth' command": _CREDENTIALS,
-    "SELECT is not allowed in cluster mode": _NODE,
-    "cluster support disabled": _NO_NODE,
-    "DB index": (
-        ConfigurationRefused,
-        "has no database of that number: it comes last in redis.url, or as ?db=",
-    ),
-}
-
-_UNKNOWN = re.compile(r"unknown (?:redis )?(?:sub)?command(?:,? ['`\"](\w{1,32}))?", re.IGNORECASE)
-_BY_UNKNOWN: Mapping[str, _Words] = {
-    "SENTINEL": (ConfigurationRefused, "is no Sentinel: name the server itself, by redis://"),
-    "CLUSTER": _NO_NODE,
-}
-_REPEATED = re.compile(r",? with args beginning with.*", re.DOTALL)
-_MOST_KEYS = 3
-_SHOWN = 90
-"""Characters of an unknown error: what is to be done about it must fit into the same log line."""
+from watcher.store.exceptions import ConfigurationRefused, StoreError, StoreUnreachable
+from watcher.store.replies import DamagedKey, of_reply
 
 _CLIENT_CERTIFICATE = "name one in redis.url by ?ssl_certfile=/path/client.pem&ssl_keyfile=/path/client.key"
+_OLD_TLS = "speaks no version of TLS that this machine does: let it speak TLS 1.2 or 1.3"
+_NO_TLS = "does not speak TLS; use redis://, or its TLS port"
 _BY_TLS: Mapping[str, str] = {
     "mismatch, certificate is not valid for": (
         "has a certificate for another name; use that one in redis.url, or add ?ssl_check_hostname=no to it"
     ),
     "certificate has expired": "has a certificate that has expired",
+    "certificate is not yet valid": "has a certificate that is not valid yet; look at the clocks",
     "CERTIFICATE_VERIFY_FAILED": (
         "has a certificate that does not verify; if it is self-signed, name it or its authority in redis.url "
         "by ?ssl_ca_certs=/path/ca.pem, or trust any certificate by ?ssl_cert_reqs=none"
     ),
     "CERTIFICATE_REQUIRED": f"wants a client certificate: {_CLIENT_CERTIFICATE}",
+    "INSUFFICIENT_SECURITY": "shares no safe cipher with this machine: let it speak TLS 1.2 or 1.3",
     "HANDSHAKE_FAILURE": (
         f"breaks off the TLS handshake: it wants a client certificate ({_CLIENT_CERTIFICATE}), or has no "
         "cipher in common with this machine"
     ),
     "ALERT_UNKNOWN_CA": "does not trust the client certificate that ssl_certfile names in redis.url",
-    "ALERT_BAD_CERTIFICATE": "refuses the client certificate that ssl_certfile names in redis.url",
-    "ALERT_CERTIFICATE_": "refuses the client certificate that ssl_certfile names in redis.url",
-    "PROTOCOL_VERSION": "speaks no version of TLS that this machine does: let it speak TLS 1.2 or 1.3",
-    "UNSUPPORTED_PROTOCOL": "speaks no version of TLS that this machine does: let it speak TLS 1.2 or 1.3",
-    "WRONG_VERSION_NUMBER": "does not speak TLS; use redis://, or its TLS port",
-    "RECORD_LAYER_FAILURE": "does not speak TLS; use redis://, or its TLS port",
+    **dict.fromkeys(
+        ("ALERT_BAD_CERTIFICATE", "ALERT_CERTIFICATE_"),
+        "refuses the client certificate that ssl_certfile names in redis.url",
+    ),
+    **dict.fromkeys(("PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "WRONG_SSL_VERSION"), _OLD_TLS),
+    **dict.fromkeys(
+        ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"), _NO_TLS
+    ),
+    "UNRECOGNIZED_NAME": "serves no such name with TLS; look at the host name in redis.url",
+    "TOO_SMALL": "has a certificate with a key that is too weak",
+    "TOO_WEAK": "has a certificate whose key or signature is too weak",
 }
 """By what OpenSSL says; the first that is found in it counts."""
-
-
-class DamagedKey(exceptions.ResponseError):
-    """Under a key of watcher's lies something of another type: somebody else wrote it."""
-
-    exit_code = 69
-
-    def __init__(self, at: str) -> None:
-        super().__init__(status_code="WRONGTYPE")
-        self._at = at
-        self.keys: Sequence[str] = ()
-        """Those of the command: one of them is damaged."""
-
-    def __str__(self) -> str:
-        shown = [*self.keys[:_MOST_KEYS], *(["…"] if len(self.keys) > _MOST_KEYS else [])]
-        one = "one of " if len(shown) > 1 else ""
-        keys = ", ".join(shown) or "a key"
-        what = f"{one}{keys} is not of watcher's type (WRONGTYPE): restore it or delete it"
-        return f"in Redis at {self._at}, {what}"
 
 
 class translated:  # noqa: N801 -- used as a word of `with`, and around every command: a generator costs more
@@ -214,7 +90,7 @@ def in_our_words(error: Exception, at: str) -> StoreError | DamagedKey | None:
         return ConfigurationRefused(f"what answers at {at} is not Redis; check redis.url")
     code = getattr(error, "status_code", None)
     if code or isinstance(error, exceptions.ResponseError | exceptions.AuthenticationError):
-        return _of_reply(f"{code or ''} {error}".strip(), at)
+        return of_reply(f"{code or ''} {error}".strip(), at)
     for sign, because in _BY_TLS.items():
         if sign in str(error):
             return ConfigurationRefused(f"Redis at {at} {because}")
@@ -227,27 +103,3 @@ def in_our_words(error: Exception, at: str) -> StoreError | DamagedKey | None:
     if isinstance(error, exceptions.ConnectionError | OSError):
         return StoreUnreachable(f"Redis at {at} cannot be reached; is it running?")
     return None
-
-
-def _of_reply(text: str, at: str) -> StoreError | DamagedKey | None:
-    if re.search(r"\bWRONGTYPE\b", text):
-        return DamagedKey(at)
-    if words := _known(text):
-        kind, because = words
-        return kind(f"Redis at {at} {because}")
-    if _OURS.search(text):
-        return None
-    shown = printable(without_secrets(_REPEATED.sub("", text)), _SHOWN) or "one without words"
-    return StoreRefuses(
-        f"Redis at {at} answers with an unknown error: {shown}; look at its limits and log, or its proxy's"
-    )
-
-
-def _known(text: str) -> _Words | None:
-    if unknown := _UNKNOWN.search(text):
-        name = (unknown[1] or "").upper()
-        because = f"does not know a command that watcher needs{name and f' ({name})'}"
-        return _BY_UNKNOWN.get(name, (ConfigurationRefused, f"{because}: is it renamed, or is this a proxy?"))
-    if code := _CODE.search(text):
-        return _BY_CODE[code[1]]
-    return next((words for phrase, words in _BY_PHRASE.items() if phrase in text), None)

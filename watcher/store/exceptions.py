@@ -1,4 +1,4 @@
-"""Why a store cannot be used, as everybody above goes by it; `errors` says what is what.
+"""Why a store cannot be used, as everybody above goes by it; `replies` and `errors` say what is what.
 
 Refuses to import a client: whoever reads a configuration needs these.
 """

@@ -18,7 +18,8 @@ from redis.exceptions import NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from watcher.store.calls import Call, Packet, packed
-from watcher.store.errors import DamagedKey, translated, unreadable
+from watcher.store.errors import translated, unreadable
+from watcher.store.replies import DamagedKey
 from watcher.store.scripting import Joint, Script
 
 _MOST = 512
