@@ -155,3 +155,39 @@ def test_a_pipe_that_somebody_made_non_blocking_gets_every_line_whole() -> None:
             writer.put(line)
         assert list(chain.from_iterable([reader.readline()] for _ in lines)) == lines
         writer.close()
+
+
+def test_what_nobody_had_planned_costs_the_lines_of_that_moment_and_is_said() -> None:
+    reader, told, bugs = Reader(), list[int](), list[Exception]()
+
+    def write(data: bytes) -> int:
+        if not reader.written and not bugs:
+            raise TypeError("nobody thought of this")
+        return reader.write(data)
+
+    writer = LineWriter(write, on_drop=told.append, on_bug=bugs.append)
+    writer.put(a_line(0))
+    until(lambda: writer.dropped == 1)
+    writer.put(a_line(1))
+    until(lambda: told == [1])
+    writer.close()
+    assert reader.lines == [a_line(1)]
+    assert [str(bug) for bug in bugs] == ["nobody thought of this"]
+
+
+def test_a_failure_to_tell_of_lost_lines_ends_no_log() -> None:
+    reader = Reader()
+
+    def fail(_: object) -> None:
+        raise RuntimeError("and nobody thought of this")
+
+    writer = LineWriter(reader.write, on_drop=fail, on_bug=fail)
+    reader.is_gone = True
+    writer.put(a_line(0))
+    until(lambda: writer.dropped == 1)
+    reader.is_gone = False
+    writer.put(a_line(1))
+    until(lambda: reader.lines == [a_line(1)])
+    writer.put(a_line(2))
+    writer.close()
+    assert reader.lines == [a_line(1), a_line(2)]

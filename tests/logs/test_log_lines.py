@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -321,3 +322,21 @@ def test_lost_lines_are_told_in_the_log_itself() -> None:
     told = sum(line["lines"] for line in lines if line["event"] == "log.dropped")
     assert told >= dropped > 0
     assert len([line for line in lines if line["event"] == "poll.finished"]) + told >= 20_000
+
+
+def test_a_bug_of_the_thread_that_writes_is_a_line_and_the_log_goes_on(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as stream:
+        writer = configure("info", "json", stream)
+        write, writer._write = writer._write, lambda _: len(None)  # type: ignore[arg-type]
+        log.info("worker.stopped")
+        deadline = time.monotonic() + 10
+        while not writer.dropped:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        writer._write = write
+        log.info("worker.started")
+        writer.close()
+    said = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    events = [line["event"] for line in said]
+    assert {"worker.started", "log.dropped"} <= set(events)
+    assert writer.dropped >= 1

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,32 @@ async def test_the_server_is_out_of_reach_of_a_terminal(data_dir: Path) -> None:
         assert os.getsid(pid) != os.getsid(0)
 
 
+async def test_what_ends_a_whole_service_does_not_take_the_server_from_a_worker_that_drains(
+    data_dir: Path,
+) -> None:
+    async with Embedded(data_dir) as server:
+        pid = running(data_dir)
+        assert pid
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(pid, number)
+        for expected in (1, 2, 3):
+            assert await count(server.url) == expected
+        assert running(data_dir) == pid
+    assert running(data_dir) is None, "and its last worker has stopped it"
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.01, 0.03, 0.06, 0.1])
+async def test_a_worker_that_is_cancelled_while_it_starts_the_server_leaves_none_behind(
+    data_dir: Path, after_s: float
+) -> None:
+    entering = asyncio.create_task(Embedded(data_dir).__aenter__())
+    await asyncio.sleep(after_s)
+    entering.cancel()
+    with suppress(asyncio.CancelledError):
+        await (await entering).__aexit__(None, None, None)  # it was quicker
+    assert running(data_dir) is None
+
+
 async def test_only_its_user_may_enter_the_directory(data_dir: Path) -> None:
     async with Embedded(data_dir):
         assert mode(data_dir) == 0o700
@@ -284,8 +311,42 @@ async def test_a_volume_that_belongs_to_root_is_refused_with_what_works_instead(
 
 async def test_a_path_that_cannot_be_a_directory_is_a_configuration_error(data_dir: Path) -> None:
     file = a_directory_with(data_dir, "file") / "file"
-    with pytest.raises(ConfigurationRefused, match="cannot be used: Not a directory"):
+    with pytest.raises(ConfigurationRefused, match="cannot be used: Not a directory; name a directory below"):
         await Embedded(file / "below").__aenter__()
+    with pytest.raises(
+        ConfigurationRefused, match="cannot be used: File exists; name a directory, not a file"
+    ):
+        await Embedded(file).__aenter__()
+
+
+@pytest.mark.parametrize(
+    ("number", "mend"),
+    [
+        (errno.EROFS, "mount a volume"),
+        (errno.EACCES, "let the worker's user write"),
+        (errno.ENOSPC, "make room"),
+    ],
+)
+async def test_what_the_system_refuses_comes_with_what_helps(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int, mend: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ConfigurationRefused, match=f"{os.strerror(number)}; {mend}"):
+        await Embedded(data_dir).__aenter__()
+
+
+async def test_a_long_path_without_a_temporary_directory_is_a_configuration_error(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(ConfigurationRefused, match="no temporary directory"):
+        await Embedded(data_dir / ("d" * 120)).__aenter__()
 
 
 async def test_a_path_too_long_for_a_socket_is_shared_all_the_same(data_dir: Path) -> None:

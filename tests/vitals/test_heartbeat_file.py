@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from watcher.vitals import heartbeat
 from watcher.vitals.heartbeat import HeartbeatFile, HeartbeatRefused
@@ -85,3 +86,23 @@ def test_a_place_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) 
     with pytest.raises(HeartbeatRefused, match="cannot be written: No such file") as refused:
         beats.begin()
     assert refused.value.exit_code == 78
+
+
+async def test_a_bug_ends_no_heartbeat_without_a_word(path: Path) -> None:
+    looks = 0
+
+    def look() -> dict[str, float]:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise RuntimeError("nobody thought of this")
+        return {}
+
+    beats = HeartbeatFile(path, look)
+    beats.begin()
+    made_old(path)
+    with capture_logs() as said:
+        running = asyncio.create_task(beats.run())
+        await until_touched(path)
+    running.cancel()
+    assert [(line["event"], line["affected"]) for line in said] == [("bug", "heartbeat file")]

@@ -50,7 +50,11 @@ def configure(
         render: Any = partial(_as_text, color=color and out.isatty())
     else:
         render = partial(_as_json, prefix=prefix) if prefix else _as_json
-    writer = LineWriter(write_to(out), on_drop=lambda lines: log.warning("log.dropped", lines=lines))
+    writer = LineWriter(
+        write_to(out),
+        on_drop=lambda lines: log.warning("log.dropped", lines=lines),
+        on_bug=lambda error: log.error("bug", affected="log", exc_info=error),
+    )
     _processors[:] = [_tidy, render]
     structlog.configure(
         processors=_processors,

@@ -8,6 +8,7 @@ import os
 import select
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from threading import Thread, current_thread
@@ -28,14 +29,21 @@ _END = b""
 class LineWriter:
     """Takes lines as one of structlog's loggers does.
 
-    `write` may block and may fail; `on_drop` is told how many lines were lost once one gets out again.
+    `write` may block and may fail; `on_drop` is told how many lines were lost once one gets out again, and
+    `on_bug` what else went wrong: the lines of that moment are lost, and the log goes on.
     """
 
     def __init__(
-        self, write: Callable[[bytes], int], *, on_drop: Callable[[int], object], room: int = _QUEUED_LINES
+        self,
+        write: Callable[[bytes], int],
+        *,
+        on_drop: Callable[[int], object],
+        on_bug: Callable[[Exception], object] = lambda _: None,
+        room: int = _QUEUED_LINES,
     ) -> None:
         self._write = write
         self._on_drop = on_drop
+        self._on_bug = on_bug
         self._room = room
         self._lines: SimpleQueue[bytes] = SimpleQueue()
         self._overflowed = 0  # counted by callers only
@@ -79,8 +87,11 @@ class LineWriter:
         while is_open or not self._lines.empty():
             lines = self._take()
             is_open = is_open and _END not in lines
-            if self._send(lines) and self._told < self.dropped:
-                self._tell()
+            try:
+                if self._send(lines) and self._told < self.dropped:
+                    self._tell()
+            except Exception as error:  # a thread that ends would end the log without a word
+                self._failed(error)
             if is_open and self._lines.empty():
                 time.sleep(_NAP_S)
 
@@ -104,7 +115,15 @@ class LineWriter:
             except (OSError, ValueError):  # nobody reads, the disk is full: the next line may have more luck
                 self._unwritten += len(together)
                 is_written = False
+            except Exception as error:
+                self._unwritten += len(together)
+                is_written = False
+                self._failed(error)
         return is_written
+
+    def _failed(self, error: Exception) -> None:
+        with suppress(Exception):  # it is written by this thread, which has just failed
+            self._on_bug(error)
 
     def _tell(self) -> None:
         lost = self.dropped - self._told

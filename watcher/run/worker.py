@@ -225,17 +225,23 @@ class Worker:
         after = copy(self.tally)
         while not await pause(self._stopped, HEARTBEAT_S):
             before, after = after, copy(self.tally)  # what happens while `due` is counted is told next time
-            self.vitals.note_clock(1000 * time.time(), schedule.now_ms())
-            log.info(
-                "worker.heartbeat",
-                worker=self.name,
-                **after.since(before),
-                due=await self._due(schedule),
-                in_flight=self.in_flight,
-                lag_ms=round(1000 * self.vitals.end_of_minute()),
-                rss_mb=round(rss_mb(), 1),
-                dropped_lines=self.vitals.dropped_lines(),
-            )
+            try:
+                await self._tell_alive(schedule, after.since(before))
+            except Exception:  # must not end the worker, nor all heartbeats to come
+                log.exception("bug", affected="heartbeat")
+
+    async def _tell_alive(self, schedule: Schedule, counts: Mapping[str, int]) -> None:
+        self.vitals.note_clock(1000 * time.time(), schedule.now_ms())
+        log.info(
+            "worker.heartbeat",
+            worker=self.name,
+            **counts,
+            due=await self._due(schedule),
+            in_flight=self.in_flight,
+            lag_ms=round(1000 * self.vitals.end_of_minute()),
+            rss_mb=round(rss_mb(), 1),
+            dropped_lines=self.vitals.dropped_lines(),
+        )
 
     async def _due(self, schedule: Schedule) -> int | None:
         """Count what is due and not claimed; None where the store does not tell in time."""

@@ -4,6 +4,7 @@ Refuses to keep state in memory only and to run two servers on one directory.
 """
 
 import asyncio
+import errno
 import fcntl
 import os
 import shutil
@@ -24,6 +25,17 @@ PATIENCE_S = 10
 _TICK_S = 0.005
 _SOCKET_PATH_LIMIT = 103
 """Bytes: what macOS takes; Linux takes four more."""
+
+_MEND = {
+    errno.EROFS: "mount a volume there that can be written to",
+    errno.EACCES: "let the worker's user write there, or name a directory where it may",
+    errno.EPERM: "let the worker's user own it, or name a new directory inside it",
+    errno.EEXIST: "name a directory, not a file",
+    errno.ENOTDIR: "name a directory below directories, not below a file",
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room in the quota of the worker's user",
+}
+"""What helps, by what the system says of the directory."""
 
 
 class Embedded:
@@ -152,7 +164,13 @@ def _shortcut_to(data_dir: Path) -> Path | None:
     """Return a short path to the directory if its own is too long for a unix socket, else None."""
     if _fits(data_dir):
         return None
-    shortcut = Path(tempfile.mkdtemp(prefix="watcher-")) / "d"
+    try:
+        shortcut = Path(tempfile.mkdtemp(prefix="watcher-")) / "d"
+    except OSError:
+        raise ConfigurationRefused(
+            f"redis.data_dir {data_dir} is too long for a unix socket, and no temporary directory is there "
+            "for a short way to it: choose a shorter one, or let the worker's user write to /tmp"
+        ) from None
     if not _fits(shortcut):
         shortcut.parent.rmdir()
         raise ConfigurationRefused(
@@ -172,7 +190,8 @@ def _usable(data_dir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise ConfigurationRefused(f"redis.data_dir {data_dir} cannot be used: {reason}") from error
+        mends = f"; {_MEND[error.errno]}" if error.errno in _MEND else ""
+        raise ConfigurationRefused(f"redis.data_dir {data_dir} cannot be used: {reason}{mends}") from error
 
 
 @contextmanager

@@ -6,7 +6,10 @@ Refuses an engine that might not read what an earlier one wrote, and a directory
 import os
 import re
 import shutil
+import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -96,22 +99,35 @@ def _close(data_dir: Path) -> None:
 def start(engine: Engine, data_dir: Path, lock: int) -> None:
     """Start the engine as a daemon that holds the descriptor `lock` until it ends.
 
-    It has a session of its own, from its first moment: no Ctrl-C and no end of this process reaches it. As it
-    outlives this process, it gets of the environment what a program needs to start: the rest may be secrets.
+    It has a session of its own, from its first moment: no Ctrl-C and no end of this process reaches it. It
+    does not hear SIGTERM and SIGINT either: whatever sends them to all processes of a service must not take
+    the store from workers that drain; the last of them stops it. As it outlives this process, it gets of the
+    environment what a program needs to start: the rest may be secrets.
     """
     _admit(engine, data_dir)
-    done = subprocess.run(  # noqa: S603 - find_engine chose it
-        (str(engine.binary), *_FLAGS),
-        cwd=data_dir,
-        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-        pass_fds=(lock,),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-        start_new_session=True,
-    )
+    with _blocked(signal.SIGTERM, signal.SIGINT):
+        done = subprocess.run(  # noqa: S603 - find_engine chose it
+            (str(engine.binary), *_FLAGS),
+            cwd=data_dir,
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+            pass_fds=(lock,),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            start_new_session=True,
+        )
     if done.returncode:
         raise StoreUnreachable(f"{engine.binary} does not start on {data_dir}; see {data_dir / LOG}")
+
+
+@contextmanager
+def _blocked(*signals: signal.Signals) -> Iterator[None]:
+    """Block signals in this thread: the processes that it starts inherit that, whatever they handle."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _brought_by(package: str) -> Path | None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
+from watcher.logs.lines import log
+
 EVERY_S = 5.0
 
 
@@ -37,9 +39,13 @@ class HeartbeatFile:
         """Beat until cancelled. A disk that fails or hangs stops the heartbeat, and nothing else."""
         while True:
             await asyncio.sleep(EVERY_S)
-            if not self._stuck():
-                with suppress(OSError):  # whoever looks finds the file too old, or gone
+            try:
+                if not self._stuck():
                     await asyncio.to_thread(self._touch)
+            except OSError:
+                pass  # whoever looks finds the file too old, or gone
+            except Exception:  # must not end all beats to come
+                log.exception("bug", affected="heartbeat file")
 
     def end(self) -> None:
         """Take the file away: a worker that has ended does not live."""
