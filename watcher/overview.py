@@ -3,7 +3,7 @@
 Refuses to read the store and to show anything: `commands.status` does both.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from yarl import URL
@@ -16,6 +16,7 @@ from watcher.printable import printable
 from watcher.providers.contract import PERMANENT, requests_needed, todo
 from watcher.providers.registry import provider_class
 from watcher.settings import AccountSettings, Settings
+from watcher.store.configurations import Fingerprint
 from watcher.store.exceptions import StoreError
 from watcher.store.guarantee import Guarantee
 from watcher.store.history import place
@@ -67,7 +68,29 @@ def worker_line(presence: Presence, now_ms: int) -> Line:
         "unseen_s": unseen_ms // 1000,
         "runs": presence.is_there(now_ms),
         "roster": presence.roster,
+        "configuration": presence.configuration,
     }
+
+
+def configuration_lines(
+    workers: Iterable[Presence], known: Mapping[str, Fingerprint], now_ms: int
+) -> Iterator[Line]:
+    """Say of each configuration that runs what it gives another name to than that of the oldest worker."""
+    run = sorted((one for one in workers if one.is_there(now_ms)), key=lambda one: (one.since_ms, one.worker))
+    workers_by_digest: dict[str, list[str]] = {}
+    for one in run:
+        if one.configuration in known:
+            workers_by_digest.setdefault(one.configuration, []).append(one.worker)
+    first, *others = [*workers_by_digest] or [""]
+    for digest in others:
+        if names := known[first].differing(known[digest]):
+            yield {
+                "kind": "configuration",
+                "configuration": digest,
+                "workers": workers_by_digest[digest],
+                "differs_from": first,
+                "names": names,
+            }
 
 
 def providers_of(settings: Settings) -> list[str]:

@@ -125,6 +125,7 @@ WELL = {
     f"watcher_loop_lag_seconds{{{AT}}}": "0.01x60",
     f"watcher_clock_skew_seconds{{{AT}}}": "-0.3x60",
     f"watcher_configuration_last_reload_ok{{{AT}}}": "1x60",
+    f"watcher_configuration_differs{{{AT}}}": "0x60",
     f"watcher_log_lines_dropped_total{{{AT}}}": "0x60",
 }
 ILL = {
@@ -142,6 +143,7 @@ ILL = {
     "WatcherDeadLetters": {"watcher_dead_letters": "5x50 6x10"},
     "WatcherLoopLags": {"watcher_loop_lag_seconds": "2x60"},
     "WatcherClockSkewed": {"watcher_clock_skew_seconds": "-75x60"},
+    "WatcherConfigurationsDiffer": {"watcher_configuration_differs": "2x60"},
     "WatcherReloadRefused": {"watcher_configuration_last_reload_ok": "0x60"},
     "WatcherLogLinesDropped": {"watcher_log_lines_dropped_total": "0x50 9x10"},
 }

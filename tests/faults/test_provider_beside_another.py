@@ -47,7 +47,7 @@ def delays_ms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     async def noted_fetch(self: ProviderClient, request: Request) -> bytes:
         number = int(request.query.get("accountId", "0")) - 1
-        if due := due_ms.pop(f"{self._name}-{number}", None):
+        if due := due_ms.pop(f"{self._settings.name}-{number}", None):
             delays_ms.append(1000 * time.time() - due)
         return await fetch(self, request)
 

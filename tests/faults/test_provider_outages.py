@@ -62,7 +62,7 @@ def polled_at(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, list[float]]:
 
     async def noted(self: ProviderClient, request: Request) -> bytes:
         if account := request.query.get("accountId"):
-            polled_at[f"{self._name}-{int(account) - 1}"].append(time.monotonic())
+            polled_at[f"{self._settings.name}-{int(account) - 1}"].append(time.monotonic())
         return await fetch(self, request)
 
     monkeypatch.setattr(ProviderClient, "_fetch", noted)

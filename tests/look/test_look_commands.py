@@ -33,6 +33,7 @@ from stories import (
 )
 
 from watcher.snapshot import Asset, Snapshot
+from watcher.store.configurations import Configurations, Fingerprint
 from watcher.store.embedded import Embedded
 from watcher.store.keys import shard_of
 from watcher.store.pipe import Pipe
@@ -358,10 +359,13 @@ async def present(
     version: str = "0.1.0",
     roster: str = "a",
     rates: Mapping[str, float] = MappingProxyType({}),
+    configuration: str = "",
 ) -> None:
     """A worker that has run for an hour."""
     hour_ago_ms = int(time.time() * 1000) - 3_600_000
-    one = Presence(f"{host}-7", host, 7, version, hour_ago_ms, dict(rates), roster)
+    one = Presence(
+        f"{host}-7", host, 7, version, hour_ago_ms, dict(rates), roster, configuration=configuration
+    )
     await Workers(books.pipe, books.keys).note(one)
 
 
@@ -466,6 +470,29 @@ def test_status_says_that_workers_have_different_accounts(run: Run, write: Write
     assert "differ" not in run("status").out
     write(lambda books: present(books, "web-2", roster="b"))
     assert "                 their lists of accounts differ: is a deploy under way?" in run("status").lines
+
+
+def test_status_names_what_a_worker_leads_elsewhere_and_the_configuration_of_each(
+    run: Run, write: Write
+) -> None:
+    here = Fingerprint({"loopring": "a", "shop": "b"}, {"ops": "c"}, {"treasury": "d"})
+    there = here._replace(providers={"loopring": "x", "shop": "b"}, subscriptions={"ops": "y"})
+    there = Fingerprint(*there)
+
+    async def two_places(books: Books) -> None:
+        for number, one in enumerate((here, here, there)):
+            await Configurations(books.pipe, books.keys).write(one)
+            await present(books, f"web-{number}", configuration=one.digest)
+
+    write(two_places)
+    done = run("status")
+    assert "  error: 1 worker with another configuration, which leads elsewhere with" in done.out
+    assert "    provider loopring, subscription ops: of each, one side rests" in done.out
+    assert f"configuration {here.digest[:8]}, seen" in done.out.replace(", up 1h 0m", "")
+    (line,) = (one for one in run("status", "--json").objects if one["kind"] == "configuration")
+    assert line["names"] == ["provider loopring", "subscription ops"]
+    assert line["workers"] == ["web-2-7"]
+    assert {line["configuration"], line["differs_from"]} == {here.digest, there.digest}
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from stores import (
 )
 
 from watcher.store import polls
+from watcher.store.configurations import Configurations, Fingerprint, Mark
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.pipe import Pipe
 from watcher.store.schedule import Lease
@@ -29,6 +30,7 @@ from watcher.store.scripting import Joint, Script
 from watcher.store.standings import Standings
 from watcher.store.workers import Presence, Workers
 
+NOBODY = Fingerprint({}, {}, {})
 GONE = "left-the-list"
 PARTS: dict[str, tuple[Any, ...]] = {
     "provider": (PROVIDER, "shop"),
@@ -36,6 +38,7 @@ PARTS: dict[str, tuple[Any, ...]] = {
     "account": (ACCOUNT, GONE),
     "shard": tuple(range(SHARDS)),
     "kind": ("hash", "list"),
+    "digest": (NOBODY.digest,),
 }
 METHODS = {
     name: method for name, method in inspect.getmembers(Keys, inspect.isfunction) if not name.startswith("_")
@@ -126,6 +129,9 @@ async def _deliver(store: Store) -> None:
     await standings.failed(OPS, "503", pause=False, wish_ms=0, holds_ms=[1])
     await standings.take_probe(OPS, "w", lease_ms=MINUTE_MS)
     await Workers(store.pipe, store.keys).note(Presence("w", "here", 1, "0", 0, {}))
+    configurations = Configurations(store.pipe, store.keys)
+    await configurations.write(NOBODY)
+    await configurations.mark({OPS: (None, Mark("url", NOBODY.digest))})
 
 
 @pytest.mark.parametrize("engine", EVERY_ENGINE)

@@ -42,6 +42,7 @@ def command(*, look: "Look", is_json: bool) -> None:
 async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
     from watcher.overview import (
         account_lines,
+        configuration_lines,
         provider_line,
         providers_of,
         rate_line,
@@ -49,6 +50,7 @@ async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
         subscription_line,
         worker_line,
     )
+    from watcher.store.configurations import Configurations
     from watcher.store.opening import open_to_look
     from watcher.store.standings import Standings
     from watcher.store.survey import Survey
@@ -59,6 +61,10 @@ async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
         now_ms = await survey.now_ms()
         server = server_line(await _found(store.pipe), _where(settings.redis))
         workers = await Workers(store.pipe, store.keys).read()
+        configurations = Configurations(store.pipe, store.keys)
+        found = {
+            one: await configurations.read(one) for one in {each.configuration for each in workers} - {""}
+        }
         names = providers_of(settings)
         failing_by_provider = {name: await survey.failing(name) for name in names}
         overdue = {name: await survey.overdue(name) for name in names}
@@ -85,7 +91,9 @@ async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
         for name, backlog in backlogs.items()
     ]
     present = [worker_line(one, now_ms) for one in workers]
-    return [server, *present, *providers, total, *accounts, *subscriptions]
+    known = {digest: one for digest, one in found.items() if one}
+    differing = configuration_lines(workers, known, now_ms)
+    return [server, *present, *differing, *providers, total, *accounts, *subscriptions]
 
 
 async def _found(pipe: "Pipe") -> "Guarantee | StoreError":

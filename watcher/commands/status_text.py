@@ -27,7 +27,7 @@ _Line = dict[str, Any]
 
 def as_text(lines: Sequence[_Line]) -> Iterator[str]:
     yield from _server_text(lines[0])
-    yield from _workers_text(_of("worker", lines))
+    yield from _workers_text(_of("worker", lines), _of("configuration", lines))
     for line in _of("provider", lines):
         yield from _provider_text(line)
     (total,) = _of("accounts", lines)
@@ -47,19 +47,29 @@ def _server_text(line: _Line) -> Iterator[str]:
         yield _entry("", f"warning: {warning}")
 
 
-def _workers_text(lines: Sequence[_Line]) -> Iterator[str]:
+def _workers_text(lines: Sequence[_Line], differing: Sequence[_Line]) -> Iterator[str]:
     run = [line for line in lines if line["runs"]]
     if run:
         versions = sorted({printable(line["version"]) for line in run})
         yield _entry("workers", f"{len(run):,} running, version {', '.join(versions)}")
         if len({line["roster"] for line in run}) > 1:
             yield _entry("", "  their lists of accounts differ: is a deploy under way?")
+        for line in differing:
+            names = ", ".join(map(printable, line["names"][:_MOST_NAMES]))
+            more = len(line["names"]) - _MOST_NAMES
+            workers = many(len(line["workers"]), "worker")
+            yield _entry("", f"  error: {workers} with another configuration, which leads elsewhere with")
+            yield _entry(
+                "", f"    {names}{f' and {more:,} more' if more > 0 else ''}: of each, one side rests"
+            )
     else:
         yield _entry("workers", "none runs: nothing is polled and nothing delivered; start `watcher run`")
     for line in sorted(lines, key=lambda line: (line["runs"], line["worker"]))[:_MOST_WORKERS]:
         seen = f"seen {age_text(1000 * line['unseen_s'])} ago"
         fate = seen if line["runs"] else f"{seen}: it ended without a word, or cannot reach the server"
         where = f"{printable(line['host'])} pid {line['pid']}"
+        digest = f", configuration {printable(line['configuration'])[:8]}" if line["configuration"] else ""
+        where += digest if differing else ""
         yield _entry("", f"  {where}, up {age_text(1000 * line['up_s'])}, {fate}")
     yield from _more(lines, _MOST_WORKERS)
 

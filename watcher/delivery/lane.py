@@ -63,9 +63,11 @@ class LaneWorker:
         *,
         is_stopped: Callable[[], bool],
         forsaken: Container[str],
+        may_deliver: Callable[[str], bool],
         now_ms: Callable[[], int],
         failed: Callable[[StoreError], Awaitable[float]],
     ) -> None:
+        self._may_deliver = may_deliver
         self._lanes = lanes
         self._poster = poster
         self._restraint = restraint
@@ -114,6 +116,8 @@ class LaneWorker:
         """Say whether the next delivery is to be attempted now; waits for its turn."""
         if lease.deadline - self._now_ms() < _LEAST_MS:
             return False  # it took long to come here
+        if not self._may_deliver(target.name):
+            return False
         if self._is_stopped() or self._restraint.rest_ms(target.name) or not await self._has_turn(target):
             return False
         return not self._is_stopped()  # while it waited for its turn

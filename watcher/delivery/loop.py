@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from watcher.delivery.damage import survived
 from watcher.delivery.lane import CLAIM_MS, LONGEST_LEASE_MS, LaneWorker
@@ -49,7 +49,10 @@ DAMAGED_S = 30.0
 
 
 class DeliverLoop:
-    """Delivers to all subscriptions until asked to stop. `turned_at`: when it last began a turn."""
+    """Delivers to all subscriptions until asked to stop. `turned_at`: when it last began a turn.
+
+    What it may not deliver (`may_deliver` says so) is another worker's: it is neither claimed nor held back.
+    """
 
     name = "deliver"
 
@@ -62,7 +65,10 @@ class DeliverLoop:
         restraint: Restraint,
         health: StoreHealth,
         tally: Tally,
+        *,
+        may_deliver: Callable[[str], bool] = lambda _: True,
     ) -> None:
+        self._may_deliver = may_deliver
         self._lanes = lanes
         self._targets = targets
         self._restraint = restraint
@@ -86,20 +92,22 @@ class DeliverLoop:
             tally,
             is_stopped=self._stopped.is_set,
             forsaken=self._forsaken,
+            may_deliver=may_deliver,
             now_ms=schedule.now_ms,
             failed=health.failed,
         )
 
     def due(self, shard: int, subscription: str) -> None:
         """Claim lanes of this subscription in its turn: one may be due."""
-        if time.monotonic() >= self._damaged_until.get(shard, 0):
+        if time.monotonic() >= self._damaged_until.get(shard, 0) and self._may_deliver(subscription):
             self._found.setdefault(subscription, set()).add(shard)
             self._wake.set()
 
     def wake(self, shard: int, subscription: str) -> None:
         """Claim a lane of this subscription at once: one was just made due."""
-        self._woken.setdefault(subscription, set()).add(shard)
-        self._wake.set()
+        if self._may_deliver(subscription):
+            self._woken.setdefault(subscription, set()).add(shard)
+            self._wake.set()
 
     async def hasten(self, subscription: str) -> None:
         """Try now what waits for a retry, as when its URL was changed."""
@@ -157,7 +165,7 @@ class DeliverLoop:
 
         No more than a part of what was found by looking: what was woken meanwhile comes first.
         """
-        for name in await self._restraint.refresh():
+        for name in filter(self._may_deliver, await self._restraint.refresh()):
             self._found[name] = set(range(SHARDS))
         if self._is_finishing:
             await self._look()
@@ -172,7 +180,7 @@ class DeliverLoop:
         """Look for what is due at this moment, so that nothing is left when the loop ends."""
         names_by_shard = await self._health.of_parts(*map(self._look_at_shard, range(SHARDS)))
         for shard, names in enumerate(names_by_shard):
-            for name in names or ():
+            for name in filter(self._may_deliver, names or ()):
                 self._found.setdefault(name, set()).add(shard)
 
     async def _look_at_shard(self, shard: int) -> list[str]:

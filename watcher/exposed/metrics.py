@@ -91,6 +91,9 @@ def _of_worker(worker: Worker) -> dict[str, list[_Value]]:
         "watcher_clock_skew_seconds": [((), vitals.skew_ms / 1000)],
         "watcher_log_lines_dropped_total": [((), vitals.dropped_lines())],
         "watcher_configuration_last_reload_ok": [((), float(not vitals.is_reload_refused))],
+        "watcher_configuration_differs": [
+            ((), len({name for one in worker.differences for name in one.names}))
+        ],
         "watcher_accounts": [((name,), count) for name, count in accounts.items()],
     }
 

@@ -41,7 +41,6 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "mistakes": "how many mistakes were found",
     "names": "a few of them: +new, -gone, or the name of one that differs and its keys",
     "next_ms": "how long until the next try",
-    "pause_in_ms": "how long until a subscription is paused that goes on failing",
     "persistence": "how the server keeps its data: aof, rdb or none",
     "polls": "how many polls since the last heartbeat",
     "provider": "name of the provider",
@@ -50,6 +49,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "reasons": "the first few mistakes: file, line and what is wrong",
     "refused": "how many polls were refused since the last heartbeat",
     "removed": "how many are gone",
+    "rests": "a few of the subscriptions that this worker leaves to the other one",
     "retried": "how many attempts failed since the last heartbeat",
     "rss_mb": "memory of the process",
     "section": "which part of the configuration: providers, accounts, subscriptions, or the other settings",
@@ -160,6 +160,14 @@ EVENTS: Mapping[str, Line] = {
         "A reload found mistakes; the configuration before it stays. `watcher check` tells all of them.",
         ("mistakes", "reasons"),
     ),
+    "configuration.differs": Line(
+        "warning",
+        "Another worker of the namespace gives the same name and leads elsewhere; of each, one rests.",
+        ("worker", "names", "changed", "rests", "accounts", *_LASTS),
+    ),
+    "configuration.agrees": Line(
+        "info", "No other worker leads elsewhere under the same name any more.", _LASTS
+    ),
     "listener.started": Line("info", "Metrics and probes are served over HTTP.", ("address",)),
     "listener.refused": Line(
         "warning",
@@ -247,8 +255,8 @@ EVENTS: Mapping[str, Line] = {
     ),
     "subscription.failing": Line(
         "warning",
-        "A subscription fails again and again; if it goes on so, it is paused.",
-        ("subscription", "reason", "next_ms", "pause_in_ms", *_LASTS),
+        "A subscription fails again and again; `next_ms` is left until it is paused.",
+        ("subscription", "reason", "next_ms", *_LASTS),
     ),
     "subscription.recovered": Line(
         "info", "A subscription that was failing takes events again.", ("subscription", "duration_ms")

@@ -16,6 +16,7 @@ from watcher.exposed.outlook import Outlook, Seen
 from watcher.journal.record import Record
 from watcher.page.document import Found, Owed, document, names_shown
 from watcher.page.recent import Recent
+from watcher.printable import printable
 from watcher.run.worker import Opened, Worker
 from watcher.settings import Settings
 from watcher.store.connect import StoreError
@@ -31,6 +32,7 @@ FRESH_S = 2.0
 _ATTEMPTS = 50
 """Of one subscription and shard, the latest."""
 
+_DIFFERS = 10
 _LANES = 100
 _DELIVERIES = 50
 """Looked into of one lane; of an event that may wait further back, that much is told."""
@@ -62,6 +64,10 @@ class Look:
                 "is_draining": self._worker.is_stopped,
                 "stuck": [*self._worker.vitals.stuck(time.monotonic())],
                 "trouble": self._trouble,
+                "differs": [
+                    {"worker": printable(one.worker), "names": [*map(printable, one.names[:_DIFFERS])]}
+                    for one in self._worker.differences[:_DIFFERS]
+                ],
                 "age_s": time.monotonic() - self._read_at,
                 "seen": orjson.Fragment(self._seen),
             }

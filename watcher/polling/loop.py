@@ -6,12 +6,15 @@ Refuses to talk to the delivering loop: they meet in Redis.
 import asyncio
 import math
 import time
+from collections import defaultdict
 from collections.abc import Collection, Mapping
+from itertools import islice
 from typing import NamedTuple
 
 from watcher.logs.lines import log
 from watcher.pause import pause
 from watcher.polling.causes import Causes
+from watcher.polling.neighbours import ALONE, Neighbours
 from watcher.polling.poll import Poller
 from watcher.settings import AccountSettings
 from watcher.store.connect import StoreError
@@ -55,6 +58,15 @@ _LATE_TURNS = 3
 _UNKNOWN_MS = 10_000
 """An account that this worker's configuration does not know is left to those who know it."""
 
+_LEFT_S = 60.0
+"""An account that is left to other workers is not claimed for so long."""
+
+_OTHERS_S = 1.0
+"""A shard where only others' accounts are due is not looked at for so long."""
+
+_MOST_LEFT = 500
+"""Named with a claim: beyond it they are claimed, and given back at once."""
+
 DAMAGED_S = 30.0
 """What cannot be read in Redis is looked at again after so long: somebody may have mended it."""
 
@@ -79,8 +91,15 @@ class PollLoop:
     """
 
     def __init__(
-        self, poller: Poller, polls: Polls, accounts: Mapping[str, AccountSettings], health: StoreHealth
+        self,
+        poller: Poller,
+        polls: Polls,
+        accounts: Mapping[str, AccountSettings],
+        health: StoreHealth,
+        neighbours: Neighbours = ALONE,
     ) -> None:
+        self._neighbours = neighbours
+        self._left: defaultdict[int, dict[str, float]] = defaultdict(dict)
         self._poller = poller
         self._polls = polls
         self._accounts = accounts
@@ -92,6 +111,7 @@ class PollLoop:
         self._lease_ms = poller.lease_ms
         self._look_at = [0.0] * SHARDS
         self._damaged_until: dict[int, float] = {}
+        self._others_until: dict[int, float] = {}
         self._shards = {shard_of(name) for name in accounts}
         self._has_lost = False
         self._claim_at = 0.0
@@ -124,7 +144,7 @@ class PollLoop:
     def due(self, shard: int, for_s: float) -> None:
         """Claim at a shard: a poll may have been due there for so many seconds."""
         now = time.monotonic()
-        if now < self._damaged_until.get(shard, 0):
+        if now < max(self._damaged_until.get(shard, 0), self._others_until.get(shard, 0)):
             return
         if self._look_at[shard] > now:
             self._wake.set()
@@ -216,9 +236,15 @@ class PollLoop:
 
         One whose keys are damaged is left alone for a while, the others go on.
         """
+        left = self._still_left(shard)
         try:
             claimed = await self._polls.claim(
-                self.provider, shard, lease_ms=self._lease_ms, at_most=at_most, waited_ms=waited_ms
+                self.provider,
+                shard,
+                lease_ms=self._lease_ms,
+                at_most=at_most,
+                waited_ms=waited_ms,
+                left=left,
             )
         except StoreError:
             self._look_at[shard] = time.monotonic() + LOOK_MS / 1000
@@ -230,7 +256,16 @@ class PollLoop:
         self._has_lost |= claimed.next_due_ms is None and shard in self._shards
         wait_s = math.inf if claimed.next_due_ms is None else claimed.next_due_ms / 1000
         self._look_at[shard] = time.monotonic() + wait_s
+        if left and not claimed.leases:  # what the index names is others': it is not to be asked all the time
+            self._others_until[shard] = time.monotonic() + min(wait_s, _OTHERS_S)
         return claimed.leases
+
+    def _still_left(self, shard: int) -> list[str]:
+        """Name the accounts of a shard that are left to other workers: their turn is not to be taken away."""
+        now, left = time.monotonic(), self._left[shard]
+        for name in [name for name, until in left.items() if until <= now]:
+            del left[name]
+        return [*islice(left, _MOST_LEFT)]
 
     def _look_again(self, member: str) -> None:
         """Look at an account's shard in time for its next poll, where that is sooner than usual."""
@@ -255,7 +290,12 @@ class PollLoop:
         is_over = True
         try:
             account = self._accounts.get(lease.member)
-            if account is None:
+            if self._neighbours.is_left(lease.member) or (
+                account and not await self._poller.may_poll(account)
+            ):
+                self._left[shard_of(lease.member)][lease.member] = time.monotonic() + _LEFT_S
+                await self._polls.release(self.provider, lease)
+            elif account is None:
                 await self._polls.release(self.provider, lease, due_in_ms=_UNKNOWN_MS)
             elif await self._has_turn(account, turn):
                 if await self._poller.poll(account, lease):

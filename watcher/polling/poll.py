@@ -17,6 +17,7 @@ from watcher.journal.ledger import AccountState, Rules
 from watcher.polling.asker import Asker, NotAsked
 from watcher.polling.cadence import spread_ms, wait_s
 from watcher.polling.commits import Commits
+from watcher.polling.neighbours import ALONE, Neighbours
 from watcher.polling.notes import PollNotes
 from watcher.polling.setbacks import Setbacks
 from watcher.providers.client import ProviderClient
@@ -60,7 +61,9 @@ class Poller:
         canary: str,
         now_ms: Callable[[], int],
         wake: Callable[[int, str], None],
+        neighbours: Neighbours = ALONE,
     ) -> None:
+        self._neighbours = neighbours
         self.settings = settings
         self.most_requests = most_requests
         self._client = client
@@ -90,6 +93,18 @@ class Poller:
     def cost(self, account: AccountSettings | None) -> int:
         """Say how many requests a poll of this account is; of one that is not ours, none is made."""
         return self._client.cost(account) if account else 0
+
+    async def may_poll(self, account: AccountSettings) -> bool:
+        """Say whether an account is this worker's, where another one has the name elsewhere: else each would
+        make a new baseline of what the other one polled."""
+        if not self._neighbours.is_contested(account.name):
+            return True
+        try:
+            state = await self._polls.read_state(account.name)
+        except BadState:
+            return True  # which is then said
+        source = self._client.source(account)
+        return self._neighbours.may_poll(account.name, source, state.source if state else None)
 
     async def poll(self, account: AccountSettings, lease: Lease) -> bool:
         """Make one poll and say in one line what became of it; returns whether its answer was taken in.

@@ -66,7 +66,7 @@ class ProviderClient:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._provider = provider
-        self._name = settings.name
+        self._settings = settings
         self._base_url = settings.base_url.rstrip("/")
         self._is_tls = self._base_url.lower().startswith("https:")
         self.spacing_s = _SLACK / settings.requests_per_second
@@ -119,8 +119,7 @@ class ProviderClient:
 
     def source(self, account: Any) -> str:
         """Name what is polled for this account, for comparison only: another source is another account."""
-        parts = (self._name, self._base_url, self._provider.source(account))
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+        return source_of(self._settings, self._provider, account)
 
     async def ask(self, account: Any) -> tuple[bytes, ...]:
         """Send the requests of one poll, one round after the other. Raises Refused.
@@ -266,6 +265,12 @@ class ProviderClient:
             refused = by_status(status)
         wish_s = retry_after_s(retry_after, self._utc_now(), most_s=LONGEST_RETRY_AFTER_S)
         return Refused(refused.trouble, refused.reason, status=status, retry_after_s=wish_s)
+
+
+def source_of(settings: ProviderSettings, provider: Provider, account: Any) -> str:
+    """Name what is polled for an account, as `ProviderClient.source` does."""
+    parts = (settings.name, settings.base_url.rstrip("/"), provider.source(account))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 async def _error(response: aiohttp.ClientResponse) -> Any:

@@ -5,7 +5,7 @@ accounts are added at once, and forgotten only when no other worker to be seen h
 know which list is the newer one: the one whose workers stay.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 
 from watcher.run.presence import Present
@@ -17,7 +17,16 @@ from watcher.store.schedule import Schedule
 class Enrolment:
     """The accounts of one generation on the roster. Methods raise StoreError."""
 
-    def __init__(self, settings: Settings, schedule: Schedule, roster: Roster, present: Present) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        schedule: Schedule,
+        roster: Roster,
+        present: Present,
+        *,
+        has_neighbours: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._has_neighbours = has_neighbours
         self.names_by_provider = names_by_provider(settings)
         self._list = digest(self.names_by_provider)
         self._schedule = schedule
@@ -54,9 +63,12 @@ class Enrolment:
         )
 
     async def _is_agreed(self) -> bool:
-        """Say whether this list is the only one: this worker may have been given another one meanwhile."""
+        """Say whether this list is the only one: this worker may have been given another one meanwhile.
+
+        A worker of another deployment may only be restarting: its accounts are not this one's to forget.
+        """
         lists = {self._present.roster, *await self._present.other_lists(self._schedule.now_ms())}
-        return lists == {self._list}
+        return lists == {self._list} and not self._has_neighbours()
 
 
 def names_by_provider(settings: Settings) -> dict[str, list[str]]:

@@ -23,11 +23,14 @@ from watcher.polling.poll import Poller
 from watcher.providers.client import ProviderClient
 from watcher.providers.registry import provider_class
 from watcher.resolver import CurrentResolver
+from watcher.run.agreement import LOOK_S as AGREE_S
+from watcher.run.agreement import Agreement
 from watcher.run.descriptors import share_out
 from watcher.run.enrolment import Enrolment
 from watcher.run.names import Names
 from watcher.run.presence import Present
 from watcher.settings import AccountSettings, Settings
+from watcher.store.configurations import Configurations
 from watcher.store.due import Due, DueIndex
 from watcher.store.exceptions import StoreError, StoreUnreachable
 from watcher.store.health import StoreHealth
@@ -62,6 +65,7 @@ class Generation:
         tally: Tally,
         present: Present,
         *,
+        agreement: Agreement | None = None,
         before: Settings | None = None,
     ) -> None:
         self._keys = keys = Keys(settings.redis.namespace)
@@ -74,7 +78,16 @@ class Generation:
         self._lanes = Lanes(schedule, keys)
         self._index = DueIndex(schedule, keys)
         self._roster = Roster(schedule.pipe, keys)
-        self._enrolment = Enrolment(settings, schedule, self._roster, present)
+        self._agreement = agreement or Agreement(
+            present, Configurations(schedule.pipe, keys), now_ms=schedule.now_ms
+        )
+        self._enrolment = Enrolment(
+            settings,
+            schedule,
+            self._roster,
+            present,
+            has_neighbours=lambda: self._agreement.has_neighbours,
+        )
         self._standings = Standings(schedule.pipe, keys)
         self._policy = Policy(
             allow=settings.egress.allow, allow_http=settings.egress.allow_http, nat64=settings.egress.nat64
@@ -97,6 +110,7 @@ class Generation:
                 group.create_task(self._hasten_moved(deliver_loop), name="hasten")
                 group.create_task(self._keep_enrolled(), name="enroll")
                 group.create_task(self._look(deliver_loop, poll_loops).run(self._stopped), name="look")
+                group.create_task(self._keep_agreed(deliver_loop), name="agree")
                 for loop in self._loops:
                     group.create_task(loop.run(), name=loop.name)
 
@@ -105,6 +119,7 @@ class Generation:
         async with AsyncExitStack() as stack:
             deliver_loop, poll_loops = await self._make_loops(stack)
             self._loops = [deliver_loop, *poll_loops]
+            await self._agreement.begin(self.settings)
             await self._enrolment.begin()
             for loop in poll_loops:
                 loop.finish(await self._make_due(loop.provider))
@@ -165,6 +180,7 @@ class Generation:
     async def _until_enrolled(self) -> None:
         while not self._stopped.is_set():
             try:
+                await self._agreement.begin(self.settings)
                 await self._enrolment.begin()
             except StoreUnreachable as trouble:
                 await asyncio.sleep(await self._health.failed(trouble))
@@ -204,6 +220,20 @@ class Generation:
                 await self._health.failed(trouble)
             except Exception:  # a damaged key, say: no reason to end the worker
                 log.exception("bug", affected="enrolled accounts")
+                await pause(self._stopped, DAMAGED_S)
+
+    async def _keep_agreed(self, deliver_loop: DeliverLoop) -> None:
+        """Look now and then what other workers run, and deliver what was left to them when they are gone."""
+        while not await pause(self._stopped, AGREE_S):
+            try:
+                rests = self._agreement.rests
+                await self._agreement.look()
+                for name in rests - self._agreement.rests:
+                    await deliver_loop.hasten(name)
+            except StoreUnreachable:
+                continue  # the loops say so
+            except Exception:  # a damaged key, say: it goes on as before
+                log.exception("bug", affected="other workers")
                 await pause(self._stopped, DAMAGED_S)
 
     async def _follow_names(self) -> None:
@@ -264,7 +294,16 @@ class Generation:
             alert=self._alert,
             most=self._shares.attempts,
         )
-        return DeliverLoop(self._lanes, self._schedule, poster, targets, restraint, self._health, self._tally)
+        return DeliverLoop(
+            self._lanes,
+            self._schedule,
+            poster,
+            targets,
+            restraint,
+            self._health,
+            self._tally,
+            may_deliver=self._agreement.is_ours,
+        )
 
     async def _alert(self, name: str, standing: Standing) -> None:
         """Tell the subscription's `alerts_to` that it was paused: for the same pause with the same bytes."""
@@ -313,5 +352,6 @@ class Generation:
             canary=min(accounts, key=lambda name: (accounts[name].interval, name), default=""),
             now_ms=self._schedule.now_ms,
             wake=deliver_loop.wake,
+            neighbours=self._agreement,
         )
-        return PollLoop(poller, self._polls, accounts, self._health)
+        return PollLoop(poller, self._polls, accounts, self._health, self._agreement)

@@ -62,13 +62,22 @@ class Present:
         self._presence = self._presence._replace(roster=roster)
         await self._note()
 
+    async def runs(self, configuration: str) -> None:
+        """Note at once which configuration the worker runs from now on."""
+        self._presence = self._presence._replace(configuration=configuration)
+        await self._note()
+
+    async def others(self, now_ms: int) -> list[Presence]:
+        """The other workers that are there. Raises StoreError."""
+        workers = await self._workers.read()
+        return [one for one in workers if one.worker != self._presence.worker and one.is_there(now_ms)]
+
     async def other_lists(self, now_ms: int) -> set[str]:
         """The lists of accounts by which other workers go, as far as they can be seen. Raises StoreError."""
         try:
-            workers = await self._workers.read()
+            return {one.roster for one in await self.others(now_ms)}
         except ConfigurationRefused:  # this worker may not look
             return set()
-        return {one.roster for one in workers if one.worker != self._presence.worker and one.is_there(now_ms)}
 
     async def _note(self) -> None:
         rates = self._pace.per_second(self._tally.by_request, time.monotonic())

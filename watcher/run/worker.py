@@ -5,7 +5,7 @@ Refuses to poll or deliver itself, and to read the environment: `commands.run` h
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from copy import copy
 from typing import NamedTuple
@@ -13,9 +13,11 @@ from typing import NamedTuple
 from watcher import __version__
 from watcher.logs.lines import log
 from watcher.pause import pause
+from watcher.run.agreement import Agreement, Difference
 from watcher.run.generation import Generation
 from watcher.run.presence import Present
 from watcher.settings import Settings
+from watcher.store.configurations import Configurations
 from watcher.store.connect import StoreError
 from watcher.store.glance import Glance
 from watcher.store.guarantee import guarantee_of_all
@@ -63,6 +65,7 @@ class Worker:
         self.tally = Tally()
         self.vitals = Vitals(name, self._turned_at_by_loop, dropped_lines=dropped_lines)
         self.opened: Opened | None = None
+        self.agreement: Agreement | None = None
         self._generation: Generation | None = None
         self._running: dict[asyncio.Task[None], Generation] = {}
         self._on_started = on_started
@@ -96,6 +99,11 @@ class Worker:
         return self._generation is not None and self._generation.has_read_all
 
     @property
+    def differences(self) -> Sequence[Difference]:
+        """What other workers give the same name and lead elsewhere."""
+        return self.agreement.differences if self.agreement else ()
+
+    @property
     def is_stopped(self) -> bool:
         return self._stopped.is_set()
 
@@ -123,6 +131,11 @@ class Worker:
         )
         self._on_started()
         present = self._present(schedule)
+        self.agreement = Agreement(
+            present,
+            Configurations(schedule.pipe, Keys(self.settings.redis.namespace)),
+            now_ms=schedule.now_ms,
+        )
         async with asyncio.TaskGroup() as background:
             beside = [
                 background.create_task(schedule.pipe.run(), name="pipe"),
@@ -219,7 +232,9 @@ class Worker:
 
     def _next_generation(self, schedule: Schedule, health: StoreHealth, present: Present) -> Generation:
         before = self._generation.settings if self._generation else None
-        return Generation(self.settings, schedule, health, self.tally, present, before=before)
+        return Generation(
+            self.settings, schedule, health, self.tally, present, agreement=self.agreement, before=before
+        )
 
     async def _beat(self, schedule: Schedule) -> None:
         after = copy(self.tally)

@@ -33,6 +33,14 @@ class Keys:
         """HASH, permanent: worker -> `seen_ms json` of who was there in the last hour. By note_worker."""
         return f"{self.namespace}:workers"
 
+    def configuration(self, digest: str) -> str:
+        """STRING, expires: what a configuration in use leads to, as digests. Written by `Configurations`."""
+        return f"{self.namespace}:configuration:{digest}"
+
+    def marks(self) -> str:
+        """HASH, permanent: subscription -> `url configuration`, for which its queues are filled. By mark."""
+        return f"{self.namespace}:marks"
+
     def rate(self, provider: str) -> str:
         """STRING, expires: when a provider's next request may start, in ms. Written by take_turns."""
         return f"{self.namespace}:rate:{provider}"

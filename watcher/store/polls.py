@@ -4,7 +4,7 @@ Scripts decide ownership and order; Python decides meaning. Refuses to know what
 delivery says: they pass through as bytes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -62,11 +62,18 @@ class Polls:
         self._touches = Joints(self._join_touches)
 
     async def claim(
-        self, provider: str, shard: int, *, lease_ms: int, at_most: int, waited_ms: int = 0
+        self,
+        provider: str,
+        shard: int,
+        *,
+        lease_ms: int,
+        at_most: int,
+        waited_ms: int = 0,
+        left: Iterable[str] = (),
     ) -> Claimed:
-        """Claim accounts that are due, and have been for `waited_ms` at least."""
+        """Claim accounts that are due, and have been for `waited_ms` at least; those `left` are others'."""
         keys = self._schedule_keys(shard, provider)
-        return await self._schedule.claim(keys, lease_ms, at_most, provider, waited_ms=waited_ms)
+        return await self._schedule.claim(keys, lease_ms, at_most, provider, *left, waited_ms=waited_ms)
 
     async def hasten(self, provider: str, shard: int, *, lease_ms: int) -> int:
         """Let accounts be polled now that wait after refused polls; returns how many."""

@@ -26,7 +26,8 @@ class Presence(NamedTuple):
     """A worker as it says of itself, and when it last did (Unix ms of the server).
 
     `requests_per_second` by provider is what it really sent, on the average of its last minute. `roster`
-    names its list of accounts: that of another worker differs where the list does.
+    names its list of accounts, `configuration` what it leads to: those of another worker differ where these
+    do. An older worker does not say the latter.
     """
 
     worker: str
@@ -37,6 +38,7 @@ class Presence(NamedTuple):
     requests_per_second: Mapping[str, float]
     roster: str = ""
     seen_ms: int = 0
+    configuration: str = ""
 
     def is_there(self, now_ms: int) -> bool:
         return now_ms - self.seen_ms < 1000 * GONE_AFTER.total_seconds()
@@ -84,6 +86,7 @@ def _parse(worker: str, text: bytes) -> Presence | None:
             {str(name): float(rate) for name, rate in dict(told["requests_per_second"]).items()},
             str(told["roster"]),
             read_count(seen_ms),
+            str(told.get("configuration", "")),
         )
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None

@@ -61,6 +61,10 @@ METRICS: Mapping[str, Meaning] = {
     "watcher_configuration_last_reload_ok": Meaning(
         "gauge", "0 while the last configuration that was read has mistakes, and the one before is in force."
     ),
+    "watcher_configuration_differs": Meaning(
+        "gauge",
+        "Names that another worker of the namespace leads elsewhere: providers, subscriptions, accounts.",
+    ),
     "watcher_accounts": Meaning("gauge", "Accounts of the configuration in force.", ("provider",)),
     "watcher_store_up": Meaning(
         "gauge", "1 where Redis answers and takes writes; at 0 everything below is missing."

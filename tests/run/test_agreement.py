@@ -1,0 +1,322 @@
+"""Workers of one namespace whose configurations differ: which of them rests, for how long, what is said."""
+
+import zlib
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any, cast
+
+import pytest
+from builders import SECRET, a_provider, a_subscription
+from pydantic import SecretStr
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from watcher.providers.loopring import LoopringAccount, LoopringSettings
+from watcher.run.agreement import AT_THE_START_S, OTHER_PLACE_S, SAME_PLACE_S, Agreement
+from watcher.run.fingerprint import fingerprint
+from watcher.run.presence import Present
+from watcher.settings import RedisSettings, Settings
+from watcher.store.configurations import Configurations, Fingerprint
+from watcher.store.keys import Keys
+from watcher.store.pipe import Pipe
+from watcher.store.workers import Presence
+
+OLD_URL, NEW_URL = "https://old.example.com/T0/hook-token-7f", "https://new.example.com/hook"
+
+
+class Fleet:
+    """Workers, which of them are there, and what time it is."""
+
+    def __init__(self, client: Redis, namespace: str) -> None:
+        self.keys = Keys(namespace)
+        self.configurations = Configurations(Pipe(client), self.keys)
+        self.now_s = 1_000_000.0
+        self.configuration_by_worker: dict[str, str] = {}
+
+    async def start(self, worker: str, settings: Settings) -> Agreement:
+        agreement = Agreement(
+            cast(Present, _Present(self, worker)),
+            self.configurations,
+            now_ms=lambda: int(1000 * self.now_s),
+            clock=lambda: self.now_s,
+        )
+        await agreement.begin(settings)
+        return agreement
+
+    def stop(self, worker: str) -> None:
+        del self.configuration_by_worker[worker]
+
+    async def later(self, wait_s: float, *agreements: Agreement) -> None:
+        """Let time pass; who is there looks around meanwhile."""
+        until = self.now_s + wait_s
+        while self.now_s < until:
+            self.now_s = min(until, self.now_s + 5)
+            for agreement in agreements:
+                await agreement.look()
+
+
+class _Present:
+    def __init__(self, fleet: Fleet, worker: str) -> None:
+        self._fleet, self._worker = fleet, worker
+
+    async def runs(self, configuration: str) -> None:
+        self._fleet.configuration_by_worker[self._worker] = configuration
+
+    async def others(self, _now_ms: int) -> list[Presence]:
+        there = self._fleet.configuration_by_worker.items()
+        return [
+            Presence(name, "here", 1, "0", 0, {}, configuration=digest)
+            for name, digest in there
+            if name != self._worker
+        ]
+
+
+def some(
+    url: str = OLD_URL,
+    *,
+    base_url: str = "https://api.example.com",
+    accounts: Mapping[str, int] | None = None,
+    **more: Any,
+) -> Settings:
+    """One deployment: a provider, its accounts, and the subscription `ops` for all of them."""
+    provider = LoopringSettings(name="loopring", kind="loopring", base_url=base_url, api_key=SecretStr("key"))
+    return Settings(
+        redis=RedisSettings(url=SecretStr(more.pop("redis", "redis://127.0.0.1/0")), namespace="watcher"),
+        provider_by_name={"loopring": provider},
+        account_by_name={
+            name: LoopringAccount(name=name, provider="loopring", account_id=number)
+            for name, number in (accounts or {"treasury": 1}).items()
+        },
+        subscription_by_name={"ops": a_subscription(url=url), **more},
+    )
+
+
+PRODUCTION = some(accounts={"treasury": 1, "prod": 2})
+STAGING = some(NEW_URL, base_url="https://sandbox.example.com", accounts={"treasury": 1, "staging": 3})
+
+
+@pytest.fixture
+def fleet(redis_client: Redis, namespace: str) -> Fleet:
+    return Fleet(redis_client, namespace)
+
+
+@pytest.fixture
+def lines() -> Iterator[list[MutableMapping[str, Any]]]:
+    with capture_logs() as found:
+        yield found
+
+
+def names_told(lines: list[MutableMapping[str, Any]]) -> list[list[str]]:
+    return [line["names"] for line in lines if line["event"] == "configuration.differs"]
+
+
+async def test_workers_with_one_configuration_deliver_side_by_side_and_say_nothing(
+    fleet: Fleet, lines: list[MutableMapping[str, Any]]
+) -> None:
+    first, second = await fleet.start("a", PRODUCTION), await fleet.start("b", PRODUCTION)
+    await first.look()
+    for one in (first, second):
+        assert one.is_ours("ops")
+        assert not one.is_left("treasury")
+        assert not one.differences
+    assert lines == []
+
+
+async def test_what_was_queued_for_one_url_is_not_delivered_by_a_worker_that_names_another(
+    fleet: Fleet, lines: list[MutableMapping[str, Any]]
+) -> None:
+    production, staging = await fleet.start("p", PRODUCTION), await fleet.start("s", STAGING)
+    await production.look()
+    assert (production.is_ours("ops"), staging.is_ours("ops")) == (True, False)
+    both = ["provider loopring", "subscription ops", "account treasury"]
+    assert names_told(lines) == [both, both], "each side says so, once"
+    await fleet.later(120, production, staging)
+    assert len(names_told(lines)) == 2
+    assert [one.worker for one in production.differences] == ["s"]
+
+
+async def test_a_deployment_that_restarts_finds_its_queues_as_they_were(fleet: Fleet) -> None:
+    production, staging = await fleet.start("p1", PRODUCTION), await fleet.start("s", STAGING)
+    fleet.stop("p1")
+    await fleet.later(300, staging)
+    assert not staging.is_ours("ops")
+    production = await fleet.start("p2", PRODUCTION)
+    await fleet.later(60, production, staging)
+    assert (production.is_ours("ops"), staging.is_ours("ops")) == (True, False)
+
+
+async def test_a_deployment_that_starts_while_the_other_one_restarts_does_not_take_its_queues(
+    fleet: Fleet,
+) -> None:
+    await fleet.start("p1", PRODUCTION)
+    fleet.stop("p1")
+    staging = await fleet.start("s", STAGING)
+    await fleet.later(AT_THE_START_S - 5, staging)
+    assert not staging.is_ours("ops")
+    assert staging.has_neighbours
+    assert not staging.may_poll("treasury", "own", fingerprint(PRODUCTION).accounts["treasury"] + "16 more")
+    production = await fleet.start("p2", PRODUCTION)
+    await fleet.later(60, production, staging)
+    assert (production.is_ours("ops"), staging.is_ours("ops")) == (True, False)
+
+
+async def test_a_deployment_that_is_gone_for_good_leaves_its_names_to_the_other_one(fleet: Fleet) -> None:
+    await fleet.start("p", PRODUCTION)
+    staging = await fleet.start("s", STAGING)
+    fleet.stop("p")
+    await fleet.later(OTHER_PLACE_S - 10, staging)
+    assert not staging.is_ours("ops")
+    await fleet.later(20, staging)
+    assert staging.is_ours("ops")
+    assert not staging.is_left("staging")
+    assert not staging.is_contested("treasury")
+
+
+async def test_a_new_url_takes_the_backlog_at_a_restart_and_at_a_reload(fleet: Fleet) -> None:
+    await fleet.start("a", some(OLD_URL))
+    fleet.stop("a")
+    again = await fleet.start("b", some(NEW_URL))
+    assert again.is_ours("ops")
+    await again.begin(some(OLD_URL))
+    assert again.is_ours("ops")
+    await again.begin(some(NEW_URL, base_url="https://other.example.com"))
+    assert again.is_ours("ops"), "its own configuration of before is nobody else's"
+
+
+async def test_a_new_url_takes_the_backlog_when_the_last_worker_was_reloaded(fleet: Fleet) -> None:
+    first, second = await fleet.start("a", some(OLD_URL)), await fleet.start("b", some(OLD_URL))
+    await first.begin(some(NEW_URL))
+    await second.look()
+    assert (first.is_ours("ops"), second.is_ours("ops")) == (False, True)
+    await second.begin(some(NEW_URL))
+    await first.look()
+    assert (first.is_ours("ops"), second.is_ours("ops")) == (True, True)
+
+
+async def test_a_new_url_takes_the_backlog_when_the_last_worker_was_restarted(fleet: Fleet) -> None:
+    for worker in ("a1", "b1"):
+        await fleet.start(worker, some(OLD_URL))
+    fleet.stop("a1")
+    first = await fleet.start("a2", some(NEW_URL))
+    assert not first.is_ours("ops")
+    fleet.stop("b1")
+    second = await fleet.start("b2", some(NEW_URL))
+    await first.look()
+    assert (first.is_ours("ops"), second.is_ours("ops")) == (True, True)
+
+
+async def test_a_new_url_takes_the_backlog_soon_after_the_old_worker_ended_beside_the_new_one(
+    fleet: Fleet, lines: list[MutableMapping[str, Any]]
+) -> None:
+    old = await fleet.start("old", some(OLD_URL))
+    new = await fleet.start("new", some(NEW_URL))
+    assert not new.is_ours("ops")
+    assert not new.is_left("treasury"), "the old one has the account, too, and delivers what is queued"
+    fleet.stop("old")
+    await fleet.later(SAME_PLACE_S - 5, new)
+    assert not new.is_ours("ops")
+    await fleet.later(10, new)
+    assert new.is_ours("ops")
+    await fleet.later(60, new)
+    assert [line["event"] for line in lines] == ["configuration.differs", "configuration.agrees"]
+    del old
+
+
+async def test_an_account_whose_events_would_wait_for_another_deployment_is_not_polled(fleet: Fleet) -> None:
+    production, staging = await fleet.start("p", PRODUCTION), await fleet.start("s", STAGING)
+    await production.look()
+    assert staging.is_left("staging")
+    assert not production.is_left("prod")
+    assert production.is_left("staging"), "it does not know it, and another worker does"
+
+
+async def test_an_account_that_two_have_elsewhere_goes_on_where_its_state_came_from(fleet: Fleet) -> None:
+    production, staging = await fleet.start("p", PRODUCTION), await fleet.start("s", STAGING)
+    await production.look()
+    theirs, ours = (fingerprint(one).accounts["treasury"] for one in (PRODUCTION, STAGING))
+    assert production.is_contested("treasury")
+    assert production.may_poll("treasury", theirs, theirs)
+    assert not staging.may_poll("treasury", ours, theirs)
+    assert staging.may_poll("treasury", ours, None), "whoever commits first"
+    assert not production.is_contested("prod")
+
+
+async def test_a_worker_of_a_version_that_says_nothing_of_its_configuration_changes_nothing(
+    fleet: Fleet, lines: list[MutableMapping[str, Any]]
+) -> None:
+    fleet.configuration_by_worker["older"] = ""
+    new = await fleet.start("new", some(NEW_URL))
+    assert new.is_ours("ops")
+    assert lines == []
+    assert not new.is_ours("known-to-the-older-one-perhaps")
+
+
+async def test_an_embedded_store_belongs_to_one_deployment(fleet: Fleet) -> None:
+    await fleet.start("a", some(redis="embedded"))
+    fleet.stop("a")
+    again = await fleet.start("b", some(NEW_URL, base_url="https://other.example.com", redis="embedded"))
+    assert again.is_ours("ops")
+
+
+async def test_a_subscription_that_nobody_else_names_is_nobody_elses_matter(fleet: Fleet) -> None:
+    await fleet.start("p", PRODUCTION)
+    staging = await fleet.start(
+        "s", some(NEW_URL, base_url="https://b.example.com", more=a_subscription("more"))
+    )
+    assert staging.is_ours("more")
+    assert not staging.is_ours("ops")
+
+
+async def test_no_secret_gets_into_the_store(fleet: Fleet, redis_client: Redis) -> None:
+    await fleet.start("p", PRODUCTION)
+    packed = await redis_client.get(fleet.keys.configuration(fingerprint(PRODUCTION).digest))
+    assert isinstance(packed, bytes)
+    text = f"{zlib.decompress(packed)!r} {await redis_client.hgetall(fleet.keys.marks())}"
+    for secret in ("hook-token-7f", "old.example.com", "api.example.com", SECRET[6:], '"key"'):
+        assert secret not in text
+
+
+async def test_a_configuration_that_cannot_be_read_says_nothing(fleet: Fleet, redis_client: Redis) -> None:
+    digest = fingerprint(PRODUCTION).digest
+    fleet.configuration_by_worker["p"] = digest
+    for damage in (b"", b"garbage", zlib.compress(b"[]"), zlib.compress(b'{"providers": 1}')):
+        await redis_client.set(fleet.keys.configuration(digest), damage)
+        assert (await fleet.start("s", STAGING)).is_ours("ops")
+
+
+async def test_keys_of_another_type_hold_up_nothing(fleet: Fleet, redis_client: Redis) -> None:
+    digest = fingerprint(PRODUCTION).digest
+    fleet.configuration_by_worker["p"] = digest
+    await redis_client.set(fleet.keys.marks(), "damaged")
+    await redis_client.rpush(fleet.keys.configuration(digest), "damaged")
+    assert (await fleet.start("s", STAGING)).is_ours("ops")
+    assert await redis_client.hlen(fleet.keys.marks()) == 1
+
+
+def test_a_fingerprint_leaves_out_what_may_differ_within_a_deployment() -> None:
+    one = fingerprint(PRODUCTION)
+    other = PRODUCTION.model_copy(
+        update={
+            "provider_by_name": {
+                "loopring": PRODUCTION.provider_by_name["loopring"].model_copy(
+                    update={"api_key": SecretStr("rotated"), "requests_per_second": 1.0}
+                )
+            },
+            "subscription_by_name": {"ops": a_subscription(url=OLD_URL, max_in_flight=3)},
+        }
+    )
+    assert fingerprint(other).digest == one.digest
+    assert fingerprint(some(NEW_URL)).subscriptions != one.subscriptions
+
+
+def test_equal_urls_of_two_names_do_not_look_equal() -> None:
+    digests = fingerprint(some(more=a_subscription("more", url=OLD_URL))).subscriptions
+    assert len({*digests.values()}) == 2
+    assert a_provider().name  # the other kinds have a fingerprint, too
+
+
+def test_one_place_is_told_from_another_by_providers_and_accounts() -> None:
+    here = fingerprint(PRODUCTION)
+    assert here.is_same_place(fingerprint(some(NEW_URL)))
+    assert not here.is_same_place(fingerprint(STAGING))
+    assert not here.is_same_place(fingerprint(some(accounts={"stranger": 9})))
+    assert Fingerprint({}, {}, {}).is_same_place(Fingerprint({}, {}, {}))

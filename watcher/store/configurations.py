@@ -1,0 +1,131 @@
+"""What the configurations in use lead to, name by name, and for which URL queues are filled.
+
+Refuses to hold a URL, a key or a person: digests alone, which a guess can confirm and nothing can undo.
+"""
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
+from hashlib import blake2b
+from typing import NamedTuple
+
+from watcher.store.keys import Keys
+from watcher.store.pipe import Pipe
+from watcher.store.polls import damage_named
+from watcher.store.scripting import load_script
+from watcher.store.state import BadState
+
+KEEP_S = 3600
+"""So long a configuration can be looked up after a worker that runs it wrote it down last."""
+
+_MARK = load_script("mark")
+_AT_ONCE = 500
+_LARGEST = 64 * 1024 * 1024
+
+
+class _Fields(NamedTuple):
+    providers: Mapping[str, str]
+    subscriptions: Mapping[str, str]
+    accounts: Mapping[str, str]
+
+
+class Fingerprint(_Fields):
+    """A configuration as digests by name: of each provider its kind and base_url, of each subscription its
+    URL, of each account whom it is about, and where."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Name the configuration, the same in all workers that run it."""
+        return blake2b(self.dump(), digest_size=8).hexdigest()
+
+    def dump(self) -> bytes:
+        return json.dumps(self._asdict(), sort_keys=True, separators=(",", ":")).encode()
+
+    def differing(self, other: "Fingerprint") -> list[str]:
+        """Say what another configuration gives the same name and leads elsewhere: `provider loopring`."""
+        return [
+            f"{kind} {name}"
+            for kind, ours, theirs in zip(_KINDS, self, other, strict=True)
+            for name in sorted(ours.keys() & theirs.keys())
+            if ours[name] != theirs[name]
+        ]
+
+    def is_same_place(self, other: "Fingerprint") -> bool:
+        """Say whether another configuration polls the same accounts at the same providers, as one of the same
+        deployment does; URLs of subscriptions aside."""
+        if any(not line.startswith("subscription ") for line in self.differing(other)):
+            return False
+        return bool(self.accounts.keys() & other.accounts.keys()) or not (self.accounts or other.accounts)
+
+
+_KINDS = ("provider", "subscription", "account")
+
+
+class Mark(NamedTuple):
+    """For which URL (its digest) a subscription's queues are filled, and which configuration says so."""
+
+    url: str
+    configuration: str
+
+
+class Configurations:
+    """The configurations and marks of one namespace. Methods raise StoreError."""
+
+    def __init__(self, pipe: Pipe, keys: Keys) -> None:
+        self._pipe = pipe
+        self._keys = keys
+
+    async def write(self, fingerprint: Fingerprint) -> None:
+        """Let others look up what a configuration leads to."""
+        key = self._keys.configuration(fingerprint.digest)
+        await self._pipe.command("SET", key, zlib.compress(fingerprint.dump(), 1), "EX", KEEP_S)
+
+    async def read(self, digest: str) -> Fingerprint | None:
+        """Read a configuration; None where it was not written down, or cannot be read."""
+        packed = None
+        with suppress(BadState), damage_named():
+            packed = await self._pipe.command("GET", self._keys.configuration(digest))
+        return None if packed is None else _parse(packed)
+
+    async def marks(self, subscriptions: Sequence[str]) -> dict[str, Mark]:
+        """Read for which URL the queues of subscriptions are filled; of one that nobody noted, nothing."""
+        found: dict[str, Mark] = {}
+        with suppress(BadState), damage_named():  # whoever marks next makes them anew
+            for part in _in_parts(subscriptions):
+                texts = await self._pipe.command("HMGET", self._keys.marks(), *part)
+                found |= {name: _mark(text) for name, text in zip(part, texts, strict=True) if text}
+        return found
+
+    async def mark(self, moves: Mapping[str, tuple[Mark | None, Mark]]) -> dict[str, Mark]:
+        """Note another mark for each subscription, in the place of the one that is expected; returns what
+        stands there now."""
+        found: dict[str, Mark] = {}
+        for part in _in_parts([*moves]):
+            arguments = [
+                text for name in part for text in (name, *(" ".join(one or ()) for one in moves[name]))
+            ]
+            texts = await self._pipe.script(_MARK, [self._keys.marks()], *arguments)
+            found |= {name: _mark(text) for name, text in zip(part, texts, strict=True)}
+        return found
+
+
+def _in_parts(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE))
+
+
+def _mark(text: bytes) -> Mark:
+    url, _, configuration = text.decode("utf-8", "replace").partition(" ")
+    return Mark(url, configuration)
+
+
+def _parse(packed: bytes) -> Fingerprint | None:
+    try:
+        said = json.loads(zlib.decompressobj().decompress(packed, _LARGEST))
+        parts = [
+            {str(name): str(text) for name, text in dict(said[part]).items()} for part in _Fields._fields
+        ]
+    except (zlib.error, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return Fingerprint(*parts)
