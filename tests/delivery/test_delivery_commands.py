@@ -3,11 +3,13 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
+from builders import seconds
 from events_schema import assert_valid
 from moody_subscriber import CommandLine, MoodySubscriber, Owed, a_sample, owed, some_settings, told
 from redis.asyncio import Redis
@@ -460,6 +462,21 @@ async def test_what_is_damaged_is_shown_as_such_and_hides_nothing_else(one: Owed
         assert len((await run("deliveries", kind, "--json")).objects) == count
 
 
+async def test_what_waits_for_a_retry_goes_out_within_a_second_or_two_of_a_resume(
+    one: Owed, tmp_path: Path, capsys: pytest.CaptureFixture[str], subscriber: MoodySubscriber
+) -> None:
+    patient = one.settings.subscription_by_name["ops"].model_copy(update={"retries": seconds(0, 20, 20)})
+    settings = one.settings.model_copy(update={"subscription_by_name": {"ops": patient}})
+    run = CommandLine(settings, tmp_path / "watcher.toml", capsys)
+    subscriber.status = 503
+    await one.queue(["treasury", "alice"], [1])
+    async with replace(one, settings=settings).worker() as worker:
+        await subscriber.until(lambda: worker.tally.retried == 2)
+        subscriber.status = 200
+        assert "what waits goes out now" in (await run("subscriptions", "resume", "ops")).out
+        await subscriber.until(lambda: len(subscriber.taken) == 2, within_s=5)
+
+
 # resend
 
 
@@ -567,13 +584,54 @@ async def test_the_log_is_told_again_with_the_same_ids_and_bytes(
     assert (await run(*since, "2030-01-01")).out == "ops: nothing queued again\n"
     ended = await run(*since, "1h")
     assert (ended.code, ended.out, ended.err) == (0, "ops: 5 events of 1 account queued again\n", "")
-    assert (await run("resend", first[2]["id"])).out == "ops: 1 event of 1 account queued again\n"
     before = len(rig.receiver.receipts)
+    async with rig.worker():
+        await until(lambda: len(rig.receiver.receipts) == before + 5)
+    assert (await run("resend", first[2]["id"])).out == "ops: 1 event of 1 account queued again\n"
     async with rig.worker():
         await until(lambda: len(rig.receiver.receipts) == before + 6)
     again = list(rig.receiver.receipts)[before:]
     assert all(receipt.is_repeat and receipt.is_verified for receipt in again)
     assert [json.dumps(receipt.event) for receipt in again] == [*map(json.dumps, first), json.dumps(first[2])]
+
+
+async def test_an_event_that_still_waits_is_not_queued_a_second_time(
+    rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = CommandLine(rig.settings, tmp_path / "watcher.toml", capsys)
+    async with rig.worker() as worker:
+        await until(lambda: worker.tally.changes == 2)
+        for number in range(1, 4):
+            rig.sandbox.world.credit(TREASURY, "ETH", number)
+            await rig.events(number)
+    first, second, _ = (event["id"] for event in rig.receiver.events)
+    queued = "ops: 1 event of 1 account queued again\n"
+    waits = "watcher: 1 event still waits there, and would not go out twice\n"
+    for event_id in (first, second):
+        assert (await run("resend", event_id)).out == queued
+        ended = await run("resend", event_id)
+        assert (ended.code, ended.out) == (0, "ops: nothing queued again\n")
+        assert waits in ended.err
+    since = ("resend", "--subscription", "ops", "--since", "1h")
+    assert (await run(*since, "--dry-run")).out == "ops: 1 event of 1 account would go out again\n"
+    [line] = (await run(*since, "--json")).objects
+    assert (line["deliveries"], line["waiting"]) == (1, 2)
+    assert (await run(*since)).out == "ops: nothing queued again\n"
+    before = len(rig.receiver.receipts)
+    async with rig.worker():
+        await until(lambda: len(rig.receiver.receipts) == before + 3)
+
+
+async def test_a_dead_letter_whose_event_waits_stays_one(one: Owed, run: CommandLine) -> None:
+    await given_up(one, "treasury", 1, 2)
+    await one.queue(["treasury"], [2])
+    ended = await run("resend", "--dead", "--subscription", "ops")
+    assert ended.out == "ops: 1 dead letter of 1 account queued again\n"
+    assert "1 event still waits there" in ended.err
+    assert await entries(one, "treasury") == [a_sample("treasury", number).dump() for number in (2, 1)]
+    assert [row["event_id"] for row in (await run("deliveries", "--dead", "--json")).objects] == [
+        "evt_treasury_2"
+    ]
 
 
 async def test_a_damaged_record_is_left_out_and_said(

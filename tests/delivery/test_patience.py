@@ -37,7 +37,8 @@ async def test_it_is_warned_of_with_the_time_that_is_left_and_not_with_each_atte
         await subscriber.until(lambda: len(subscriber.arrivals) > 3)
     (warning,) = told(logged, "subscription.failing")
     assert (warning["log_level"], warning["reason"]) == ("warning", "status 500")
-    assert 0.99 * DAY_MS < warning["next_ms"] <= DAY_MS
+    assert 0.99 * DAY_MS < warning["pause_in_ms"] <= DAY_MS
+    assert 0 < warning["next_ms"] < 10_000, "when it is tried again"
     assert not told(logged, "subscription.paused")
 
 

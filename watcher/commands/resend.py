@@ -57,7 +57,7 @@ def command(
 
     An event goes to whoever gave it up, or else to all who want it. Without --dead, --since sends all again
     that the subscription wants, from the event log. Everything goes to the end of its lane, with the same id,
-    and is delivered by the workers, in order per account.
+    and is delivered by the workers, in order per account. What still waits there is not queued a second time.
     """
     if bool(event_id) == (is_dead or since is not None):
         raise click.UsageError("say what to send again: EVENT_ID, or --dead, or --since WHEN")
@@ -108,7 +108,7 @@ async def _act(settings: "Settings", store: "OpenStore", wish: _Wish) -> "list[R
             await resend.letters(name, since_ms=start_ms, until_ms=now_ms, event_id=wish.event_id)
             for name in wish.subscriptions
         ]
-        if wish.is_dead or any(resent.deliveries or resent.full for resent in found):
+        if wish.is_dead or any(map(_is_found, found)):
             return _telling(found, wish)
     ends = await History(store.pipe, store.keys).ends()
     found = [
@@ -122,7 +122,11 @@ async def _act(settings: "Settings", store: "OpenStore", wish: _Wish) -> "list[R
 
 def _telling(found: "list[Resent]", wish: _Wish) -> "list[Resent]":
     """Of one event, only who gets it again is worth a line."""
-    return [resent for resent in found if not wish.event_id or resent.deliveries or resent.full]
+    return [resent for resent in found if not wish.event_id or _is_found(resent)]
+
+
+def _is_found(resent: "Resent") -> bool:
+    return bool(resent.deliveries or resent.full or resent.waiting)
 
 
 def _say(resent: "Resent", wish: _Wish, *, is_paused: bool, is_json: bool) -> None:
@@ -132,6 +136,7 @@ def _say(resent: "Resent", wish: _Wish, *, is_paused: bool, is_json: bool) -> No
                 "subscription": resent.subscription,
                 "deliveries": resent.deliveries,
                 "accounts": len(resent.accounts),
+                "waiting": resent.waiting,
                 "unreadable": resent.unreadable,
                 "full": sorted(resent.full),
                 "paused": is_paused,
@@ -154,6 +159,9 @@ def _notes(resent: "Resent", *, is_paused: bool) -> list[str]:
     if is_paused:
         name = resent.subscription
         notes.append(f"{name} is paused: they wait for `watcher subscriptions resume {name}`")
+    if resent.waiting:
+        verb = "waits" if resent.waiting == 1 else "wait"
+        notes.append(f"{many(resent.waiting, 'event')} still {verb} there, and would not go out twice")
     if resent.unreadable:
         notes.append(f"{resent.unreadable:,} cannot be read and are left out; `watcher audit` says more")
     if resent.full:

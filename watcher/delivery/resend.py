@@ -16,6 +16,7 @@ from watcher.store.letters import Letter, Letters
 from watcher.store.pipe import Pipe
 from watcher.store.polls import LANE_LENGTH
 from watcher.store.schedule import Schedule
+from watcher.store.waiting import Waiting
 
 _AT_ONCE = 100
 """Deliveries queued in one step: 2 MB at most."""
@@ -25,12 +26,14 @@ _AT_ONCE = 100
 class Resent:
     """What goes out again to one subscription, and what could not.
 
-    `unreadable` counts what is damaged; `full` names accounts whose lane has no room for more.
+    `waiting` counts what still waits there, and is not queued a second time; `unreadable` what is damaged;
+    `full` names accounts whose lane has no room for more.
     """
 
     subscription: str
     deliveries: int = 0
     accounts: set[str] = field(default_factory=set)
+    waiting: int = 0
     unreadable: int = 0
     full: set[str] = field(default_factory=set)
 
@@ -42,6 +45,8 @@ class Resend:
         self._lanes = Lanes(Schedule(pipe), keys)
         self._letters = Letters(pipe, keys)
         self._history = History(pipe, keys)
+        self._waiting = Waiting(pipe, keys)
+        self._ids_by_lane: dict[tuple[str, str], set[str]] = {}
         self._is_rehearsal = is_rehearsal
 
     async def letters(
@@ -53,8 +58,7 @@ class Resend:
             pages = self._letters.of_shard(subscription, shard, since_ms=since_ms, until_ms=until_ms)
             async for page in pages:
                 for account, part in _by_account(page, event_id).items():
-                    deliveries = [letter.delivery for letter in part if letter.delivery]
-                    await self._put(resent, account, deliveries, [letter.id for letter in part])
+                    await self._put(resent, account, part)
                 if event_id is None:
                     resent.unreadable += sum(letter.delivery is None for letter in page)
         return resent
@@ -85,20 +89,40 @@ class Resend:
             resent.unreadable += 0 if event_id else replay.damaged  # they are none of one event's business
         return resent
 
-    async def _put(
-        self, resent: Resent, account: str, deliveries: list[Delivery], letters: Sequence[str] = ()
-    ) -> None:
-        """Queue deliveries of one account, unless its lane would push out what waits there."""
+    async def _put(self, resent: Resent, account: str, found: Sequence[Delivery | Letter]) -> None:
+        """Queue deliveries of one account, or its dead letters, which are none any more: but for what waits
+        in its lane, and unless it would push that out."""
         name = resent.subscription
-        if account in resent.full or await self._lanes.length(name, account) + len(deliveries) > LANE_LENGTH:
+        waiting = await self._ids_in(name, account)
+        new = [one for one in found if _delivery(one).event_id not in waiting]
+        resent.waiting += len(found) - len(new)
+        if not new:
+            return
+        if account in resent.full or await self._lanes.length(name, account) + len(new) > LANE_LENGTH:
             resent.full.add(account)
             return
-        count = len(deliveries)
+        waiting.update(_delivery(one).event_id for one in new)
+        count = len(new)
         if not self._is_rehearsal:
-            count = await self._lanes.queue(name, account, deliveries, letters=letters)
+            letters = [one.id for one in new if isinstance(one, Letter)]
+            count = await self._lanes.queue(name, account, [*map(_delivery, new)], letters=letters)
         resent.deliveries += count
         if count:
             resent.accounts.add(account)
+
+    async def _ids_in(self, subscription: str, account: str) -> set[str]:
+        """Name the events that waited in a lane when it was first looked at, and those added since."""
+        lane = subscription, account
+        if lane not in self._ids_by_lane:
+            waiting = self._waiting.deliveries(subscription, account)
+            self._ids_by_lane[lane] = {each.event_id async for each in waiting if each}
+        return self._ids_by_lane[lane]
+
+
+def _delivery(found: Delivery | Letter) -> Delivery:
+    delivery = found.delivery if isinstance(found, Letter) else found
+    assert delivery, "what cannot be read is not queued"
+    return delivery
 
 
 def _by_account(page: Sequence[Letter], event_id: str | None) -> dict[str, list[Letter]]:

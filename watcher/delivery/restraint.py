@@ -187,17 +187,19 @@ class Restraint:
         if is_paused:
             await self._tell_of(name, standing)
         elif has_counted and standing.failures >= PROBE_FROM:
-            self._warn(standing, name)
+            self._warn(standing, name, verdict)
 
-    def _warn(self, standing: Standing, name: str) -> None:
-        """Say that a subscription fails, and in how long it is paused if it goes on so."""
+    def _warn(self, standing: Standing, name: str, verdict: Verdict) -> None:
+        """Say that a subscription fails, when it is tried again, and when it is paused if it goes on so."""
         if self._spells.struck(name, time.monotonic()):
-            failing_ms = self._now_ms() - standing.since_ms
+            now_ms = self._now_ms()
+            failing_ms = now_ms - standing.since_ms
             log.warning(
                 "subscription.failing",
                 subscription=name,
                 reason=standing.reason,
-                next_ms=max(0, int(1000 * PATIENCE.total_seconds()) - failing_ms),
+                next_ms=max(verdict.wait_ms, standing.held_until_ms - now_ms),
+                pause_in_ms=max(0, int(1000 * PATIENCE.total_seconds()) - failing_ms),
                 duration_ms=failing_ms,
                 times=standing.failures,
             )

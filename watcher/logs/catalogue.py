@@ -41,6 +41,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "mistakes": "how many mistakes were found",
     "names": "a few of them: +new, -gone, or the name of one that differs and its keys",
     "next_ms": "how long until the next try",
+    "pause_in_ms": "how long until a subscription is paused that goes on failing",
     "persistence": "how the server keeps its data: aof, rdb or none",
     "polls": "how many polls since the last heartbeat",
     "provider": "name of the provider",
@@ -255,8 +256,8 @@ EVENTS: Mapping[str, Line] = {
     ),
     "subscription.failing": Line(
         "warning",
-        "A subscription fails again and again; `next_ms` is left until it is paused.",
-        ("subscription", "reason", "next_ms", *_LASTS),
+        "A subscription fails again and again; if it goes on so, it is paused.",
+        ("subscription", "reason", "next_ms", "pause_in_ms", *_LASTS),
     ),
     "subscription.recovered": Line(
         "info", "A subscription that was failing takes events again.", ("subscription", "duration_ms")
