@@ -34,7 +34,8 @@ def a_demo(
 ) -> Iterator[subprocess.Popen[str]]:
     """Run `watcher demo`, after some code that spoils it."""
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    run = f"{code}\nfrom watcher.cli import main\nmain({['demo', *arguments]})"
+    begun = f"import sys\nsys.argv[1:] = {['demo', *arguments]}\nfrom watcher.__main__ import main\nmain()"
+    run = f"{code}\n{begun}"
     process = subprocess.Popen(
         [sys.executable, "-c", run],
         stdout=stdout,

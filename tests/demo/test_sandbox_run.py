@@ -25,9 +25,8 @@ def a_run(here: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
     """In a folder of its own, where nothing may be left either."""
     folder = here / "folder"
     folder.mkdir(exist_ok=True)
-    code = f"from watcher.cli import main\nmain({['sandbox', '--run', *arguments]})"
     process = subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-m", "watcher", "sandbox", "--run", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -85,3 +84,16 @@ def test_another_shell_can_look_at_it_with_the_line_that_it_prints(here: Path) -
         assert (looked.returncode, "2 of 2 as they should be" in looked.stdout) == (0, True), looked
         process.send_signal(signal.SIGTERM)
         assert ended(process)[0] == 0
+
+
+@pytest.mark.slow
+def test_a_reader_may_leave_and_nothing_fails_of_it(here: Path) -> None:
+    with a_run(here) as process:
+        line_with(process, "->  deposit.pending")
+        assert process.stdout
+        process.stdout.close()
+        process.stdout = None
+        assert process.stderr
+        assert (process.wait(30), process.stderr.read()) == (141, "")
+    (here / "folder").rmdir()
+    assert leftovers(here) == []

@@ -6,6 +6,7 @@ Refuses to touch what is there: with --run, its worker lives in a directory that
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ LOOPRING_PORT = 8101
 METAKEEP_PORT = 8102
 _LISTEN_URL = "http://127.0.0.1:8788/"
 _LISTEN_SECRET = "${OPS_SECRET}"  # noqa: S105  # the name of a variable
+_NO_PORT = (errno.EADDRINUSE, errno.EACCES)
 _PORT = click.IntRange(0, 65535)
 
 
@@ -76,7 +78,8 @@ def command(
     try:
         asyncio.run(_until_told(run(sandbox, steps) if is_run else _serve(sandbox, steps)))
     except OSError as error:
-        raise click.ClickException(f"cannot listen: {error.strerror}; choose other ports") from error
+        advice = "; choose other ports" if error.errno in _NO_PORT else ""
+        raise click.ClickException(f"cannot serve: {error.strerror}{advice}") from error
 
 
 def _steps(world: World, script_file: Path | None, seed: int | None) -> Iterable[Step]:

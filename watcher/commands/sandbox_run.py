@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from watcher.commands.demo import only
 from watcher.environment import Environment
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _FILE = "watcher.toml"
 
 
 async def run(sandbox: Sandbox, steps: Iterable[Step]) -> None:
-    """Play the steps, and show each webhook that comes of them. Stays when they have ended."""
+    """Play the steps, and show each webhook that comes of them. Never returns."""
     from watcher.demo import go_on, staged
     from watcher.demo.lines import move_line, step_lines, webhook_line
     from watcher.exposed.door import Address
@@ -48,9 +49,9 @@ async def run(sandbox: Sandbox, steps: Iterable[Step]) -> None:
                 made=lambda step: _echo(step_lines(step)),
                 heard=lambda receipt: _echo([webhook_line(receipt)]),
             )
-        except ScriptError as error:
-            click.echo(f"{error}; the script ends here, balances stay as they are", err=True)
-        await asyncio.Event().wait()
+        except* ScriptError as errors:
+            click.echo(f"{only(errors)}; the script ends here, balances stay as they are", err=True)
+            await asyncio.Event().wait()
 
 
 def _settings(sandbox: Sandbox, receiver: Receiver, folder: Path) -> Settings:

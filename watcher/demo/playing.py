@@ -5,6 +5,8 @@ Refuses to wait for ever: what is not told in time ends the story, and the verdi
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TypeVar
 
 from watcher.demo.judge import Heard, Made, Verdict, judge
 from watcher.demo.stage import Stage
@@ -19,6 +21,7 @@ PATIENCE_S = 4.0
 _START_S = 10.0
 """As long as the worker itself waits for its server, before it says what is wrong."""
 
+_T = TypeVar("_T")
 Show = Callable[[Scene, Made | None, Heard | None], None]
 """Sees a scene when it is over: the change (None: a fault), and the webhook that came of it."""
 
@@ -70,14 +73,25 @@ async def go_on(
     made: Callable[[Step], None],
     heard: Callable[[Receipt], None],
 ) -> None:
-    """Play a script, by default the sandbox's own, which never ends, and say what happens as it does."""
+    """Play a script, by default the sandbox's own, and say what happens as it does. Never returns.
+
+    Raises, in a group, what `moved`, `made` and `heard` raise: no provider and no receiver fails of that.
+    """
+    news: asyncio.Queue[Callable[[], None]] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     started_at = loop.time()
 
     async def until(at_s: float) -> None:
         await asyncio.sleep(started_at + at_s - loop.time())
 
-    stage.sandbox.world.told = moved
-    stage.receiver.notice = heard
+    def soon(tell: Callable[[_T], None]) -> Callable[[_T], None]:
+        return lambda what: news.put_nowait(partial(tell, what))
+
+    stage.sandbox.world.told = soon(moved)
+    stage.receiver.notice = soon(heard)
     steps = default_script() if script is None else script
-    await play_script(steps, stage.sandbox.world, stage.sandbox.knobs, until=until, made=made)
+    world, knobs = stage.sandbox.world, stage.sandbox.knobs
+    async with asyncio.TaskGroup() as group:
+        group.create_task(play_script(steps, world, knobs, until=until, made=soon(made)), name="script")
+        while True:
+            (await news.get())()
