@@ -47,6 +47,7 @@ _BY_REASON = (
     ("PROTOCOL_VERSION", _OLD),
     ("UNSUPPORTED_PROTOCOL", _OLD),
     ("WRONG_SSL_VERSION", _OLD),
+    ("legacy sigalg", _OLD),  # an OpenSSL newer than Python's list of names says it in words
     ("UNRECOGNIZED_NAME", _OTHER_NAME),
     ("TOO_SMALL", _WEAK),
     ("TOO_WEAK", _WEAK),

@@ -39,7 +39,11 @@ _BY_TLS: Mapping[str, str] = {
         ("ALERT_BAD_CERTIFICATE", "ALERT_CERTIFICATE_"),
         "refuses the client certificate that ssl_certfile names in redis.url",
     ),
-    **dict.fromkeys(("PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "WRONG_SSL_VERSION"), _OLD_TLS),
+    **dict.fromkeys(
+        # An OpenSSL newer than Python's list of names says it in words.
+        ("PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "WRONG_SSL_VERSION", "legacy sigalg"),
+        _OLD_TLS,
+    ),
     **dict.fromkeys(
         ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"), _NO_TLS
     ),
