@@ -11,8 +11,9 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
-from watcher.run.agreement import AT_THE_START_S, OTHER_PLACE_S, SAME_PLACE_S, Agreement
+from watcher.run.agreement import Agreement
 from watcher.run.fingerprint import fingerprint
+from watcher.run.others import AT_THE_START_S, OTHER_PLACE_S, SAME_PLACE_S
 from watcher.run.presence import Present
 from watcher.settings import RedisSettings, Settings
 from watcher.store.configurations import Configurations, Fingerprint
@@ -156,6 +157,40 @@ async def test_a_deployment_that_starts_while_the_other_one_restarts_does_not_ta
     assert not staging.may_poll("treasury", "own", fingerprint(PRODUCTION).accounts["treasury"] + "16 more")
     production = await fleet.start("p2", PRODUCTION)
     await fleet.later(60, production, staging)
+    assert (production.is_ours("ops"), staging.is_ours("ops")) == (True, False)
+
+
+async def test_that_a_worker_waits_for_a_deployment_that_is_away_is_said(
+    fleet: Fleet, lines: list[MutableMapping[str, Any]]
+) -> None:
+    await fleet.start("p1", PRODUCTION)
+    fleet.stop("p1")
+    staging = await fleet.start("s", STAGING)
+    assert names_told(lines) == [["provider loopring", "subscription ops", "account treasury"]]
+    assert "gone" in lines[0]["worker"]
+    await fleet.later(AT_THE_START_S + 60, staging)
+    assert staging.is_ours("ops")
+    assert not staging.differences
+    assert lines[-1]["event"] == "configuration.agrees"
+
+
+async def test_another_provider_at_a_restart_is_nobody_elses_matter_while_the_url_is_the_same(
+    fleet: Fleet,
+) -> None:
+    await fleet.start("a", some())
+    fleet.stop("a")
+    again = await fleet.start("b", some(base_url="https://other.example.com", accounts={"treasury": 7}))
+    assert again.is_ours("ops")
+    assert not again.is_contested("treasury")
+
+
+async def test_after_the_state_was_lost_each_says_again_what_it_runs(
+    fleet: Fleet, redis_client: Redis
+) -> None:
+    production = await fleet.start("p", PRODUCTION)
+    await redis_client.delete(fleet.keys.marks(), fleet.keys.configuration(fingerprint(PRODUCTION).digest))
+    await fleet.later(10, production)
+    staging = await fleet.start("s", STAGING)
     assert (production.is_ours("ops"), staging.is_ours("ops")) == (True, False)
 
 

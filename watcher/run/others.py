@@ -1,0 +1,130 @@
+"""Which other workers of a namespace run another configuration, and which did of late.
+
+Refuses to decide what follows from it: `agreement` does.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from watcher.run.presence import Present
+from watcher.store.configurations import Configurations, Fingerprint, Mark
+
+SAME_PLACE_S = 45.0
+"""So long after the last worker with another URL was seen its queues wait, where all else is the same: a
+deploy that starts the new workers before it ends the old ones."""
+
+OTHER_PLACE_S = 600.0
+"""The same, where providers or accounts differ, too: another deployment, which may only be restarting."""
+
+AT_THE_START_S = 60.0
+"""So long a worker waits at its start for a deployment that left its mark, and that it has not seen."""
+
+
+class _Place(NamedTuple):
+    """Where another configuration leads, what of it differs from ours, and whether only URLs do."""
+
+    fingerprint: Fingerprint
+    names: list[str]
+    is_same: bool
+
+
+@dataclass(slots=True)
+class Other:
+    """A worker with another configuration, as it was last seen (Unix ms of the server): what it has is left
+    to it for a while after it is gone."""
+
+    worker: str
+    place: _Place
+    seen_ms: int
+    patience_s: float
+    is_there: bool
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return self.place.fingerprint
+
+
+class Others:
+    """The other workers, as they differ from the configuration `own`. Methods raise StoreError."""
+
+    def __init__(
+        self, present: Present, configurations: Configurations, *, now_ms: Callable[[], int]
+    ) -> None:
+        self.own = Fingerprint({}, {}, {})
+        self.is_alone = True
+        self._present = present
+        self._configurations = configurations
+        self._now_ms = now_ms
+        self._known: dict[str, _Place] = {}
+        self._by_worker: dict[str, Other] = {}
+
+    def compare_with(self, own: Fingerprint) -> None:
+        """Go by another configuration of this worker's from now on."""
+        self.own, self._known = own, {}
+        for other in self._by_worker.values():
+            other.place = self._place(other.fingerprint)
+
+    @property
+    def differing(self) -> list[Other]:
+        """Those that give the same name to something else."""
+        return [
+            self._by_worker[worker]
+            for worker in sorted(self._by_worker)
+            if self._by_worker[worker].place.names
+        ]
+
+    def holders(self, subscription: str, url: str) -> list[Other]:
+        """Those that name this URL (its digest) for a subscription."""
+        found = self._by_worker.values()
+        return [one for one in found if one.fingerprint.subscriptions.get(subscription) == url]
+
+    async def look(self) -> None:
+        """Learn which workers are there, and remember those that differ for a while after they are gone."""
+        now_ms = self._now_ms()
+        there = await self._present.others(now_ms)
+        self.is_alone = all(one.configuration == self.own.digest for one in there)
+        for other in self._by_worker.values():
+            other.is_there = False
+        for one in there:
+            place = None
+            if one.configuration not in ("", self.own.digest):
+                place = await self._look_up(one.configuration)
+            if place is None:  # it agrees by now, or does not say
+                self._by_worker.pop(one.worker, None)
+            else:
+                patience_s = SAME_PLACE_S if place.is_same else OTHER_PLACE_S
+                self._by_worker[one.worker] = Other(one.worker, place, now_ms, patience_s, is_there=True)
+        self._forget(now_ms)
+
+    async def remember(self, marks: Iterable[Mark], before: Fingerprint) -> None:
+        """Take the deployments that left these marks for there, and gone just now. `before` was our own."""
+        known = {
+            before.digest,
+            self.own.digest,
+            *(one.fingerprint.digest for one in self._by_worker.values()),
+        }
+        for digest in sorted({mark.configuration for mark in marks} - known):
+            place = await self._look_up(digest)
+            if place and not place.is_same:
+                name = f"a worker that is gone ({digest[:8]})"
+                self._by_worker[name] = Other(name, place, self._now_ms(), AT_THE_START_S, is_there=False)
+
+    def _forget(self, now_ms: int) -> None:
+        for worker, other in [*self._by_worker.items()]:
+            if now_ms - other.seen_ms >= 1000 * other.patience_s:
+                del self._by_worker[worker]
+        used = {other.fingerprint.digest for other in self._by_worker.values()}
+        self._known = {digest: one for digest, one in self._known.items() if digest in used}
+
+    async def _look_up(self, digest: str) -> _Place | None:
+        if digest not in self._known:
+            found = await self._configurations.read(digest)
+            if found is None:
+                return None
+            self._known[digest] = await asyncio.to_thread(self._place, found)
+        return self._known[digest]
+
+    def _place(self, other: Fingerprint) -> _Place:
+        return _Place(other, self.own.differing(other), self.own.is_same_place(other))
