@@ -93,7 +93,7 @@ def tls_flaw(error: BaseException, *, is_handshake: bool = False) -> Flaw | None
             return next(found, HUNG_UP if isinstance(cause, ssl.SSLEOFError) else _UNKNOWN)
         if is_handshake and isinstance(cause, _HANGING_UP):
             return HUNG_UP
-        if _ALERT in getattr(cause, "message", ""):
+        if _ALERT in str(getattr(cause, "message", "")):  # aiohttp keeps a whole answer there too
             return _SPEAKS_TLS
     return None
 

@@ -168,6 +168,8 @@ def _parts(url: str, known: frozenset[str] = _PLAIN_OPTIONS) -> _Split:
     known |= _TLS_OPTIONS if parts.scheme == "rediss" else frozenset()
     if not known.issuperset(options):
         raise _no_url(f"has an option other than {', '.join(sorted(known))}")
+    if len(set(options)) < len(options):
+        raise _no_url("has an option twice")
     return parts
 
 
