@@ -66,7 +66,9 @@ async def test_a_worker_is_seen_to_live_to_reload_what_is_edited_and_to_end(plac
         port = int(address.rpartition(":")[2])
         assert (await asyncio.to_thread(ask_health, "--url", f"http://{address}")) == 0
         assert (await asyncio.to_thread(ask_health, "--file", str(beat))) == 0
-        assert (await get(port, "/readyz")).status == 200
+        async with asyncio.timeout(20):
+            while (await get(port, "/readyz")).status != 200:  # noqa: ASYNC110 - it is asked, and does not tell
+                await asyncio.sleep(0.02)
 
         with (place / "accounts.jsonl").open("a") as accounts:
             accounts.write(ACCOUNT.format(number=2))

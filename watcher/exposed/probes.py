@@ -42,7 +42,9 @@ async def readyz(worker: Worker) -> Answer:
     if worker.is_stopped:
         return _no(["the worker drains"])
     if worker.opened is None:
-        return _no(["the store is not open yet"])
+        return _no(["starting: the store is not open yet"])
+    if not worker.has_begun:
+        return _no(["starting: the accounts are being scheduled"])
     if not worker.opened.health.is_up or not await _answers(worker):
         return _no(["the store does not do its part"])
     return _OK

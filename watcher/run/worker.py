@@ -69,6 +69,7 @@ class Worker:
         self._generation: Generation | None = None
         self._running: dict[asyncio.Task[None], Generation] = {}
         self._on_started = on_started
+        self._has_begun = False
         self._stopped = asyncio.Event()
         self._changed = asyncio.Event()
 
@@ -269,6 +270,12 @@ class Worker:
         except Exception:  # a damaged key, say: no reason to end the worker
             log.exception("bug", affected="heartbeat")
             return None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether its loops have turned, of whichever configuration: before, it schedules the accounts."""
+        self._has_begun = self._has_begun or bool(self._turned_at_by_loop())
+        return self._has_begun
 
     def _turned_at_by_loop(self) -> Mapping[str, float]:
         """While it drains, no loop need turn."""
