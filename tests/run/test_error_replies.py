@@ -10,9 +10,16 @@ import pytest
 from pydantic import SecretStr
 from replying import ReplyingServer
 from rig import TREASURY, Rig, a_rig
+from servers import real_server
 from structlog.testing import capture_logs
 
+from watcher.delivery.lane import LONGEST_LEASE_MS
+from watcher.store.keys import SHARDS
+from watcher.store.lanes import Lanes
+from watcher.store.opening import open_store
+from watcher.store.schedule import Schedule
 from watcher.store.scripting import load_script
+from watcher.store.standings import Standings
 
 Lines = list[MutableMapping[str, Any]]
 
@@ -107,3 +114,25 @@ async def test_a_commit_that_alone_is_refused_is_said_and_does_not_chase_the_pro
     assert "forbids its user" in said["reason"]
     assert of(lines, "bug", "store.recovered") == []
     assert polls <= 6, "asked again at once, it would be dozens"
+
+
+async def test_a_worker_that_starts_on_a_full_server_drains_it(namespace: str, lines: Lines) -> None:
+    with real_server() as server:
+        async with a_rig(server.url, namespace) as rig, open_store(rig.settings.redis) as store:
+            standings = Standings(store.pipe, store.keys)
+            await standings.pause("ops", "by hand")
+            async with rig.worker():
+                await until(lambda: len(of(lines, "account.baseline")) == 2)
+                rig.sandbox.world.credit(TREASURY, "ETH", "1")
+                await until(lambda: [line for line in of(lines, "event.created") if line["subscriptions"]])
+            assert not rig.receiver.events
+            await standings.resume("ops")
+            lanes = Lanes(Schedule(store.pipe), store.keys)
+            for shard in range(SHARDS):
+                await lanes.hasten("ops", shard, lease_ms=LONGEST_LEASE_MS)
+            await store.pipe.command("CONFIG", "SET", "maxmemory", 1)
+            async with rig.worker():
+                await rig.events(1)
+                assert of(lines, "store.refusing"), "what it cannot do is said all the same"
+                await store.pipe.command("CONFIG", "SET", "maxmemory", 0)
+    assert of(lines, "bug") == []

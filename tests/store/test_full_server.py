@@ -105,3 +105,13 @@ async def test_how_a_subscription_stands_is_noted_all_the_same(store: Store) -> 
     assert (await standings.failed(OPS, "503", pause=False, wish_ms=MINUTE_MS, holds_ms=[1])).counted
     assert await standings.succeeded(OPS)
     assert await standings.pause(OPS, "by hand")
+
+
+async def test_a_worker_that_starts_with_the_same_accounts_needs_no_room(store: Store) -> None:
+    """Else nobody would drain the lanes of a full server whose workers were all started again."""
+    accounts = {PROVIDER: [ACCOUNT]}
+    for is_first in (True, False):
+        await store.roster.check_layout()
+        enrolled = await store.roster.enroll(accounts, now_ms=1)
+        assert (await store.roster.note_enrolled("list"), enrolled.added) == (is_first, int(is_first))
+        await fill(store)

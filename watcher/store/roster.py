@@ -56,7 +56,12 @@ class Roster:
 
     async def note_enrolled(self, roster: str) -> bool:
         """Note that the enrolment of a list was brought to its end; says whether it is the first one in this
-        state."""
+        state.
+
+        Nothing is written where it is noted already: a full server takes no write, and must be drained.
+        """
+        if await self.enrolled() == roster:
+            return False
         return bool(await self._pipe.command("HSET", self._keys.meta(), "enrolled", roster))
 
     async def enroll(
@@ -90,7 +95,8 @@ class Roster:
             )
         known = sorted({*provider_names(providers), *configured})
         fields = ("shards", SHARDS, "schema", SCHEMA, "providers", json.dumps(known))
-        await self._pipe.command("HSET", key, *fields)
+        if shards is None or providers is None or providers.decode("utf-8", "replace") != fields[-1]:
+            await self._pipe.command("HSET", key, *fields)  # only then, as in note_enrolled
         return known
 
     async def _read_meta(self, *names: str) -> list[bytes | None]:
