@@ -92,6 +92,7 @@ HOSTILE = [
     f"redis://db.example.com/{PASSWORD}",
     f"redis://db.example.com?{PASSWORD}",
     f"redis://db.example.com?password={PASSWORD}&decode_responses=yes",
+    f"redis://db.example.com?db=1&password={PASSWORD}&db=2",
     f"redis://db.example.com?ssl_cert_reqs=none&password={PASSWORD}",
     f"redis:///{PASSWORD}",
     f"unix://:{PASSWORD}/x@/run/redis.sock",

@@ -165,6 +165,8 @@ def _parts(url: str, known: frozenset[str] = _PLAIN_OPTIONS) -> _Split:
         misplaced = not host or not re.fullmatch(r"/?[0-9]{0,5}", parts.path, re.ASCII)
     if misplaced or "#" in parts.tail:
         raise _no_url("is not redis://[user:password@]host[:port][/db] nor unix:///path")
+    if len({*options}) < len(options):
+        raise _no_url("has an option twice")
     known |= _TLS_OPTIONS if parts.scheme == "rediss" else frozenset()
     if not known.issuperset(options):
         raise _no_url(f"has an option other than {', '.join(sorted(known))}")
