@@ -1,5 +1,6 @@
 """What load balancers, orchestrators and uptime monitors send, byte for byte, and what they expect."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -7,6 +8,7 @@ import pytest
 from scraped import said
 from structlog.testing import capture_logs
 
+from watcher.exposed import listener
 from watcher.exposed.door import Address
 from watcher.exposed.listener import Answer, Listener
 
@@ -70,6 +72,21 @@ async def test_a_common_probe_on_loopback_is_answered(request_text: str) -> None
     async with a_listener() as port:
         status, _, body = await asked(port, request_text.replace("8787", str(port)))
     assert (status, body) == (200, b"ok\n")
+
+
+async def test_a_body_that_comes_after_the_answer_does_not_reset_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listener, "_LINGER_S", 30.0)
+    async with a_listener() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(get("/livez", "localhost", "Content-Length: 40000", "Expect: 100-continue").encode())
+        assert (await reader.read()).endswith(b"ok\n")
+        for _ in range(20):
+            writer.write(b"h" * 2000)
+            await writer.drain()
+            await asyncio.sleep(0.001)  # so that a reset, if there is one, arrives in between
+        writer.close()
 
 
 HEADS = {
@@ -182,9 +199,12 @@ async def test_refused_requests_are_told_once_an_hour_not_as_often_as_strangers_
         with capture_logs() as lines:
             for name in ("a", "b", "c"):
                 await asked(port, get("/livez", f"{name}.example"))
-    (line,) = lines
-    assert (line["status"], line["times"]) == (421, 1)
-    assert "Host 'a.example' is none of loopback's" in line["reason"]
+                await asked(port, "\x16\x03\x01")
+                await asked(port, "PROXY UNKNOWN\r\n\r\n")
+    led, tls, proxied = lines
+    assert [(line["status"], line["times"]) for line in lines] == [(421, 1), (400, 1), (400, 1)]
+    assert "Host 'a.example' is none of loopback's" in led["reason"]
+    assert ("TLS" in tls["reason"], "PROXY" in proxied["reason"]) == (True, True)
 
 
 async def test_a_browser_that_is_only_asked_for_the_token_is_no_mistake_to_tell_of() -> None:

@@ -174,7 +174,8 @@ class Listener:
 
     def _refuse(self, status: int, reason: str) -> Answer:
         """Refuse a request, and say so in the log: at once, then seldom, whatever strangers send."""
-        if spell := self._refusals.struck(status, time.monotonic()):
+        what = status if status == 421 else (status, reason)  # a reason with a Host in it has no end of them
+        if spell := self._refusals.struck(what, time.monotonic()):
             log.warning("listener.refused", status=status, reason=reason, **spell._asdict())
         return _say(status, reason)
 

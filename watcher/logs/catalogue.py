@@ -172,7 +172,7 @@ EVENTS: Mapping[str, Line] = {
     "listener.started": Line("info", "Metrics and probes are served over HTTP.", ("address",)),
     "listener.refused": Line(
         "warning",
-        "A request over HTTP was refused, and `reason` says what to do. Each status at most once an hour.",
+        "A request over HTTP was refused, and `reason` says what to do. Each kind at most once an hour.",
         ("status", "reason", *_LASTS),
     ),
     "store.guarantee": Line(
