@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 from watcher import amounts
 from watcher.durations import parse_duration as parse_duration
+from watcher.urls import as_written
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 # A host or an address, a port, a path: no userinfo, query or fragment, which would travel with every
@@ -24,12 +25,20 @@ _HEADER_VALUE = re.compile(r"[!-~]{1,1024}\Z")
 
 
 def _base_url(text: str) -> str:
-    if not _BASE_URL.match(text):
+    if not _BASE_URL.match(text) or not _has_host(text):
         raise ValueError(
             "not a base URL: http:// or https://, a host, perhaps a port and a path; "
             "no user, password, query or fragment"
         )
     return text.rstrip("/")
+
+
+def _has_host(text: str) -> bool:
+    """Say whether what sends requests can read it: brackets may hold no address, a port may be too high."""
+    try:
+        return bool(as_written(text).raw_host)
+    except ValueError:
+        return False
 
 
 def _name(text: str) -> str:

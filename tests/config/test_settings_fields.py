@@ -74,7 +74,7 @@ def test_a_base_url_is_a_host_and_perhaps_a_path(url: str, expected: str) -> Non
 
 NO_BASE_URLS = r"""
     api //a ftp://a https:// https:///x https://u@a https://u:p@a https://a:1@b https://a?x=1 https://a#x
-    https://a:port https://a/%2e https://a\b https://[::1 https://a:123456
+    https://a:port https://a/%2e https://a\b https://[::1 https://a:123456 https://a:65536 https://[::1::]
 """.split()  # noqa: SIM905  # a list would take a screen
 
 
