@@ -4,9 +4,11 @@ import asyncio
 import itertools
 import signal
 from collections import Counter
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from builders import SECRET
 from processes import a_process, assert_reconciled, lines, until_logged
 
 from watcher.receiving.receiver import Receiver
@@ -78,6 +80,39 @@ async def test_a_second_sigterm_at_once_harms_nothing(
     assert [event["data"]["amount"] for event in receiver.events] == ["1", "2"]
     assert (place / "errors").read_text() == ""
     await assert_reconciled(place)
+
+
+async def test_a_new_url_takes_over_when_the_last_worker_was_restarted_and_until_then_the_old_one_gets_all(
+    place: Path, sandbox: Sandbox, receiver: Receiver
+) -> None:
+    async with Receiver(secrets=[SECRET]) as moved, AsyncExitStack() as stack:
+        old = [await stack.enter_async_context(a_process(place, "run")) for _ in range(2)]
+        await until_logged(place, "account.baseline", 2)
+        text = (place / "watcher.toml").read_text()
+        (place / "watcher.toml").write_text(text.replace(receiver.url, moved.url))
+        await ended(old[0])
+        new = [await stack.enter_async_context(a_process(place, "run"))]
+        await until_logged(place, "configuration.differs", 2)
+        sandbox.world.credit(TREASURY, "ETH", "1")
+        await until_told(receiver, 1)
+        await ended(old[1])
+        sandbox.world.credit(TREASURY, "ETH", "2")
+        new.append(await stack.enter_async_context(a_process(place, "run")))
+        await until_told(moved, 1)
+        for worker in new:
+            await ended(worker)
+    assert [event["data"]["amount"] for event in receiver.events] == ["1"]
+    assert [event["data"]["amount"] for event in moved.events] == ["2"]
+    said = [line["rests"] for line in lines(place, "configuration.differs")]
+    assert ["ops"] in said
+    assert [] in said
+    assert not lines(place, "bug")
+    await assert_reconciled(place)
+
+
+async def ended(worker: asyncio.subprocess.Process) -> None:
+    worker.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(worker.wait(), 15) == 0
 
 
 def told(receiver: Receiver) -> Counter[str]:
