@@ -76,6 +76,7 @@ class Agreement:
         self._write_at = 0.0
         self._spells = Spells()
         self._seen_at: dict[str, float] = {}
+        self._left_by: tuple[object, frozenset[str]] | None = None
 
     @property
     def differences(self) -> Sequence[Difference]:
@@ -122,7 +123,8 @@ class Agreement:
 
         An embedded store belongs to one deployment alone: what has changed there was changed on purpose.
         """
-        before, self._own = self._before, await asyncio.to_thread(fingerprint, settings)
+        before, self._own = self._before, await asyncio.to_thread(_fingerprint, settings)
+        self._left_by = None
         self._interest = Interest(settings.subscription_by_name)
         self._others.compare_with(self._own)
         self._write_at = 0.0
@@ -193,8 +195,10 @@ class Agreement:
             if other.is_there or other.worker in holding:
                 differences.setdefault(digest, Difference(other.worker, digest, names))
         theirs = {name: [one.fingerprint.accounts for one in found] for name, found in holders.items()}
-        left = self._left(theirs) if theirs else frozenset[str]()
-        return _View(frozenset(rests), left, frozenset(contested), [*differences.values()])
+        whose = {name: {one.fingerprint.digest for one in found} for name, found in holders.items()}
+        if self._left_by is None or self._left_by[0] != whose:  # of 100,000 accounts not at each look
+            self._left_by = whose, self._left(theirs) if theirs else frozenset()
+        return _View(frozenset(rests), self._left_by[1], frozenset(contested), [*differences.values()])
 
     def _left(self, theirs: Mapping[str, Sequence[Mapping[str, str]]]) -> frozenset[str]:
         """Name the accounts whose events would go into queues of workers that do not have the account."""
@@ -224,3 +228,10 @@ class Agreement:
             if now >= seen_at + _OVER_S and (spell := self._spells.over(digest, now)):
                 del self._seen_at[digest]
                 log.info("configuration.agrees", **spell._asdict())
+
+
+def _fingerprint(settings: Settings) -> Fingerprint:
+    """Take the fingerprint of a configuration, and its digest, in a thread: there may be 100,000 accounts."""
+    found = fingerprint(settings)
+    assert found.digest
+    return found

@@ -3,6 +3,7 @@
 Refuses to hold a URL, a key or a person: digests alone, which a guess can confirm and nothing can undo.
 """
 
+import asyncio
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,14 +81,15 @@ class Configurations:
     async def write(self, fingerprint: Fingerprint) -> None:
         """Let others look up what a configuration leads to."""
         key = self._keys.configuration(fingerprint.digest)
-        await self._pipe.command("SET", key, zlib.compress(fingerprint.dump(), 1), "EX", KEEP_S)
+        packed = await asyncio.to_thread(lambda: zlib.compress(fingerprint.dump(), 1))
+        await self._pipe.command("SET", key, packed, "EX", KEEP_S)
 
     async def read(self, digest: str) -> Fingerprint | None:
         """Read a configuration; None where it was not written down, or cannot be read."""
         packed = None
         with suppress(BadState), damage_named():
             packed = await self._pipe.command("GET", self._keys.configuration(digest))
-        return None if packed is None else _parse(packed)
+        return None if packed is None else await asyncio.to_thread(_parse, packed)
 
     async def marks(self, subscriptions: Sequence[str]) -> dict[str, Mark]:
         """Read for which URL the queues of subscriptions are filled; of one that nobody noted, nothing."""
