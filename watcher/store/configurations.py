@@ -12,6 +12,7 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import NamedTuple
 
+from watcher.store.exceptions import StoreRefuses
 from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe
 from watcher.store.polls import damage_named
@@ -82,7 +83,11 @@ class Configurations:
         """Let others look up what a configuration leads to."""
         key = self._keys.configuration(fingerprint.digest)
         packed = await asyncio.to_thread(lambda: zlib.compress(fingerprint.dump(), 1))
-        await self._pipe.command("SET", key, packed, "EX", KEEP_S)
+        try:
+            await self._pipe.command("SET", key, packed, "EX", KEEP_S)
+        except StoreRefuses:  # a full server takes no write, and must be drained: it stands there for a while
+            if await self._pipe.command("GET", key) != packed:
+                raise
 
     async def read(self, digest: str) -> Fingerprint | None:
         """Read a configuration; None where it was not written down, or cannot be read."""
