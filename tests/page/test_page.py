@@ -200,6 +200,25 @@ async def test_of_an_event_deep_in_a_lane_it_says_that_it_was_not_looked_for(rig
     assert (of_alice["unread_lanes"], len(of_alice["deliveries"])) == (0, 1)
 
 
+async def test_what_only_a_person_can_mend_stands_above_what_passes_or_follows_from_it(rig: Rig) -> None:
+    refusals = {
+        "loopring": ["rate over the rate limit (429)", "gone the provider is unavailable"],
+        "shop": ["gone the provider is unavailable", "gone the provider is unavailable", "auth a wrong key"],
+    }
+    async with some_books(rig) as (books, worker):
+        for provider, whys in refusals.items():
+            for number, why in enumerate(whys):
+                lease = await books.lease(f"a{number}", provider)
+                await books.polls.postpone(provider, lease, why=why, at_least_ms=0, waits_ms=[99_000])
+        shop, loopring = (await told(worker))["seen"]["providers"]["shown"]
+    assert (shop["provider"], loopring["provider"]) == ("shop", "loopring")
+    assert (shop["troubles"][0]["reason"], shop["troubles"][0]["todo"]) == (
+        "a wrong key",
+        "mend api_key of [providers.shop]",
+    )
+    assert {found["todo"] for found in loopring["troubles"]} == {None}
+
+
 async def test_of_a_subscription_only_the_origin_shows_and_of_reasons_no_secret(rig: Rig) -> None:
     ops = rig.settings.subscription_by_name["ops"].model_copy(
         update={"url": SecretStr("https://user:canaryOne@ops.example.com/in/canaryTwo?token=canaryThree")}

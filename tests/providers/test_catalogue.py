@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from watcher.providers.catalogue import RENEW_S, RETRY_S, KeptCatalogue
-from watcher.providers.contract import AssetList, Refused
+from watcher.providers.contract import AssetList, Refused, Trouble
 from watcher.snapshot import Asset
 
 DOWN = Refused("transient", "an error at the provider (503)")
@@ -140,3 +140,12 @@ async def test_beside_a_row_that_does_not_say_whose_it_is_nothing_counts_as_unli
     await listed.kept.look_up({"0", "28"})
     assert ({*listed.kept.asset_by_id}, {*listed.kept.unlisted}) == ({"0"}, set())
     assert "rows that cannot be read" in listed.kept.refusal({"28"}).reason
+
+
+async def test_a_list_that_only_a_person_can_make_readable_says_so() -> None:
+    told_by_trouble: dict[Trouble, Trouble] = {"auth": "auth", "gone": "transient"}
+    for trouble, told in told_by_trouble.items():
+        listed = Listed("0")
+        listed.kept.refused = Refused(trouble, "forbidden (403)", status=403)
+        refused = listed.kept.refusal({"5"})
+        assert (refused.trouble, refused.status) == (told, 403)

@@ -8,7 +8,7 @@ which nobody can say what it is about.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Set
 
-from watcher.providers.contract import AssetList, Catalogue, Refused
+from watcher.providers.contract import PERMANENT, AssetList, Catalogue, Refused
 from watcher.snapshot import Asset, asset_id
 
 RENEW_S = 600.0
@@ -60,8 +60,10 @@ class KeptCatalogue:
         if self.refused is None and not self._is_whole:
             why = "the list of assets has rows that cannot be read, and an asset is missing from it"
             return Refused("malformed", why)
-        why = str(self.refused or "it was fetched a moment ago")
-        return Refused("transient", f"an asset that is not in the list of assets yet: {why}")
+        refused = self.refused or Refused("transient", "it was fetched a moment ago")
+        is_permanent = refused.trouble in PERMANENT
+        reason = f"an asset that is not in the list of assets yet: {refused}"
+        return Refused(refused.trouble if is_permanent else "transient", reason, status=refused.status)
 
     def _learn(self, listed: AssetList, missing: Set[str]) -> None:
         self.asset_by_id = {**self.asset_by_id, **listed.asset_by_id}
