@@ -235,6 +235,14 @@ async def test_a_name_that_does_not_resolve_and_an_answer_of_the_target_are_told
     assert receiver.receipts[0].forwarded == "forwarded, and answered 502 there"
 
 
+async def test_a_large_cookie_of_the_target_hides_no_status(post: Post) -> None:
+    async def take(_: web.Request) -> web.Response:
+        return web.Response(status=202, headers={"Set-Cookie": "session=" + 20_000 * "x"})
+
+    async with serving(take) as behind, a_receiver(forward_to=behind) as receiver:
+        assert await post(receiver, signed()) == 202
+
+
 async def test_a_request_is_handed_on_to_the_url_as_it_was_written(post: Post) -> None:
     asked: list[str] = []
 

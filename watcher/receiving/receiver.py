@@ -12,6 +12,7 @@ from typing import NamedTuple, Self
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, web
 
+from watcher.delivery.answers import ANSWER_LIMIT
 from watcher.delivery.post import flaw_of
 from watcher.receive import Event, InvalidWebhook, read_body, verify
 from watcher.receiving.captured import Captured
@@ -118,6 +119,7 @@ class Receiver:
             timeout=ClientTimeout(total=_FORWARD_TIMEOUT_S),
             cookie_jar=DummyCookieJar(),
             auto_decompress=False,
+            max_field_size=ANSWER_LIMIT,
         )
         return self
 
