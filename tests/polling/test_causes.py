@@ -27,6 +27,10 @@ class Told:
     async def _is_refused(self, account: str) -> bool:
         return account in self.refused
 
+    @property
+    def last(self) -> MutableMapping[str, Any]:
+        return self._lines[-1]
+
     def lines(self) -> list[tuple[Any, ...]]:
         """What was logged since this was last asked."""
         found = [(line["event"], line.get("account"), line.get("accounts")) for line in self._lines]
@@ -112,12 +116,16 @@ async def test_what_was_so_before_a_reload_is_asked_again_and_said_when_it_is_ov
         "a0": Failing(3, 5, KEY.trouble, KEY.reason),
         "a1": Failing(1, 5, "rate", "over the rate limit (429)"),
     }
-    assert told.causes.remember(failing) == ["a0"]
+    assert told.causes.remember(failing, now_ms=60_005) == ["a0"]
+    told.now += 2
     await told.causes.good("a0")
-    assert [line[0] for line in told.lines()] == ["provider.recovered"]
+    assert (told.last["event"], told.last["duration_ms"], told.last["times"]) == (
+        *("provider.recovered", 62_000),
+        3,
+    )
 
 
 def test_what_was_so_before_a_reload_and_still_is_is_said_again_at_once(told: Told) -> None:
-    told.causes.remember({"a0": Failing(3, 5, KEY.trouble, KEY.reason)})
+    told.causes.remember({"a0": Failing(3, 5, KEY.trouble, KEY.reason)}, now_ms=6)
     told.causes.struck("a0", KEY)
     assert told.lines() == [("provider.refusing", "a0", 1)]

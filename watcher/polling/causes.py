@@ -49,17 +49,22 @@ class Causes:
         self._accounts: dict[Cause, set[str]] = {}
         self._unsaid: set[Cause] = set()
         self._said_at: dict[Cause, float] = {}
+        self._before: dict[Cause, tuple[float, int]] = {}
         self._spells = Spells()
         self._look_at = 0.0
 
-    def remember(self, failing: Mapping[str, Failing]) -> list[str]:
+    def remember(self, failing: Mapping[str, Failing], *, now_ms: int) -> list[str]:
         """Take over what was so before this worker, or this configuration: it is said when that is over.
 
         Names the accounts, which are worth to be polled at once: somebody may have mended the cause.
         """
         found = [name for name, one in failing.items() if one.trouble in PERMANENT]
         for name in found:
-            self._accounts_of(Cause(failing[name].trouble, failing[name].reason)).add(name)
+            one = failing[name]
+            cause, since = Cause(one.trouble, one.reason), self._clock() - (now_ms - one.since_ms) / 1000
+            known_since, known_times = self._before.get(cause, (since, 0))
+            self._before[cause] = min(since, known_since), max(one.refusals, known_times)
+            self._accounts_of(cause).add(name)
         return found
 
     def struck(self, account: str, refused: Refused) -> None:
@@ -96,7 +101,9 @@ class Causes:
             if await self._is_over(cause) and self._accounts.pop(cause, None) is not None:
                 self._unsaid.discard(cause)
                 self._said_at.pop(cause, None)
-                spell = self._spells.over(cause, self._clock()) or Spell(0, 0)
+                now = self._clock()
+                since, times = self._before.pop(cause, (now, 0))
+                spell = self._spells.over(cause, now) or Spell(round(1000 * (now - since)), times)
                 log.info(
                     "provider.recovered", provider=self._provider, reason=cause.reason, **spell._asdict()
                 )

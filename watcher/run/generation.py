@@ -201,7 +201,7 @@ class Generation:
         survey, now_ms = Survey(self._schedule.pipe, self._keys), self._schedule.now_ms()
         for loop in poll_loops:
             try:
-                refused = loop.causes.remember(await survey.failing(loop.provider))
+                refused = loop.causes.remember(await survey.failing(loop.provider), now_ms=now_ms)
                 await self._roster.make_due(loop.provider, refused, now_ms=now_ms)
             except StoreError:
                 return  # then it is asked for when it is due
