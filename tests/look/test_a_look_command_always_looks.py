@@ -10,6 +10,9 @@ import pytest
 from builders import SECRET, a_snapshot
 from stories import STORY, Books, Ended, a_configuration, ended, in_the_books
 
+from watcher.journal.diff import go_stale
+from watcher.journal.events import Origin
+from watcher.journal.interest import Interest
 from watcher.store.keys import shard_of
 from watcher.store.standings import Standings
 
@@ -178,14 +181,23 @@ def test_an_account_that_only_the_store_knows_is_stale_when_its_workers_said_so(
 ) -> None:
     """Its interval is not known: it is not guessed, which would call every slow account stale."""
 
-    async def fresh(books: Books) -> None:
-        await books.live([a_snapshot(ETH="1")], "slow", at_ms=int(time.time() * 1000) - 600_000)
-        await books.pipe.command("ZADD", books.keys.polls(shard_of("slow"), "loopring"), 1, "slow")
+    now_ms = int(time.time() * 1000)
 
-    in_the_books(redis_server_url, namespace, fresh)
+    async def read_long_ago(books: Books) -> None:
+        for name in ("slow", "stale"):
+            (step,) = await books.live([a_snapshot(ETH="1")], name, at_ms=now_ms - 600_000)
+            await books.pipe.command("ZADD", books.keys.polls(shard_of(name), "loopring"), 1, name)
+        origin = Origin("stale", "loopring", step.state.sequence, now_ms - 600_000, now_ms)
+        said = go_stale(
+            step.state, origin, "gone", "nobody", interest=Interest({}), version="v2", now_ms=now_ms
+        )
+        await books.commit(said, "stale", expected=step.state.version)
+
+    in_the_books(redis_server_url, namespace, read_long_ago)
     where = ("--redis", redis_server_url, "--namespace", namespace, "--json")
-    troubled = {line["account"] for line in run("status", *where).objects if line["kind"] == "account"}
-    assert troubled == {"bob"}
+    lines = [line for line in run("status", *where).objects if line["kind"] == "account"]
+    troubles = {line["account"]: line["troubles"] for line in lines}
+    assert troubles == {"bob": ["never read"], "stale": ["stale"]}
 
 
 def test_a_subscription_is_paused_and_resumed_while_the_file_is_broken(config: Path, run: Run) -> None:
