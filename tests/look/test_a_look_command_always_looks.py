@@ -143,6 +143,7 @@ def test_a_variable_may_name_the_store_too(
         ("namespace = ", "namespace = $"),
         ("[redis]", "[redsi]"),
         ("[redis]", "[redis"),
+        ("[redis]", '[worker]\ndrain = "5s"\n[redis'),
     ],
 )
 def test_a_store_that_nobody_can_name_is_not_guessed(

@@ -92,8 +92,7 @@ class _Replay:
     def _compare_asset(self, asset: str, published: Balance | None) -> None:
         end = self._end_by_asset.get(asset)
         if published is None:
-            if end and not _is_nothing(end):  # a threshold may have told of an asset that was never held
-                self._find("the log holds it, the state does not", asset=asset)
+            self._find("the log holds it, the state does not", asset=asset)
         elif end is None:
             if self.verdict.from_baseline and not _is_nothing(published):
                 self._find("the state holds it, the log does not", asset=asset)
