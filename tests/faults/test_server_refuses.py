@@ -110,7 +110,7 @@ async def test_a_server_that_takes_rights_away_for_a_while_is_waited_for() -> No
         await scene.redis.acl_setuser("default", enabled=True, commands=["-evalsha", "-eval"])
         await asyncio.sleep(4)
         assert all(worker.is_running for worker in scene.workers)
-        said = [len(worker.lines("store.unreachable")) for worker in scene.workers]
+        said = [len(worker.lines("store.refusing")) for worker in scene.workers]
         await scene.redis.acl_setuser("default", enabled=True, commands=["+evalsha", "+eval"])
         assert await scene.until_told(1, within_s=10) <= 5
         verdict = await scene.verdict()
