@@ -113,7 +113,9 @@ async def test_what_says_nothing_is_not_blamed_for_more(scheme: str, serve: Serv
     assert words in str(error)
 
 
-@pytest.mark.parametrize("answer", [b"+OK", b":1", b"$-1", b"*0", b"*2\r\n+a\r\n+b", b"*1\r\n:1"])
+@pytest.mark.parametrize(
+    "answer", [b"+OK", b":1", b"$-1", b"*0", b"*2\r\n+a\r\n+b", b"*1\r\n:1", b"*2\r\n:1\r\n:2"]
+)
 async def test_answers_that_are_none_of_redis_are_not_taken_for_its(answer: bytes) -> None:
     async with ReplyingServer(answer) as server:
         error = await refusal(server.url)

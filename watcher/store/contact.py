@@ -8,9 +8,9 @@ import ssl
 from contextlib import suppress
 
 from redis.exceptions import ConnectionError as NoConnection
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, ResponseError
 
-from watcher.store.address import host_text, places
+from watcher.store.address import host_text, places, safe_url
 from watcher.store.exceptions import ConfigurationRefused, StoreError, StoreRefuses, StoreUnreachable
 from watcher.store.pipe import Pipe
 
@@ -30,7 +30,7 @@ _NO_TLS = (
 async def make_contact(pipe: Pipe, url: str, *, patience_s: float = PATIENCE_S) -> None:
     """Ask the server for its time, which every one answers that can do anything. Raises StoreError."""
     found = places(url)
-    at = ",".join(host_text(*place) for place in found) or url.partition("://")[0]
+    at = ",".join(host_text(*place) for place in found) or safe_url(url).removeprefix("unix://")
     try:
         async with asyncio.timeout(patience_s * max(1, len(found))):
             answer = await pipe.command("TIME")
@@ -40,7 +40,7 @@ async def make_contact(pipe: Pipe, url: str, *, patience_s: float = PATIENCE_S) 
     except StoreError as trouble:
         if isinstance(trouble.__cause__, NoPermissionError):
             return  # the command to come may do without
-        if isinstance(trouble, ConfigurationRefused) and await _is_sentinel(pipe):
+        if isinstance(trouble.__cause__, ResponseError) and await _is_sentinel(pipe):
             raise ConfigurationRefused(
                 f"{at} is a Sentinel: name it by redis+sentinel://, with the primary that it watches"
             ) from trouble
@@ -50,7 +50,8 @@ async def make_contact(pipe: Pipe, url: str, *, patience_s: float = PATIENCE_S) 
 
 
 def _is_time(answer: object) -> bool:
-    return isinstance(answer, list) and len(answer) == 2 and all(bytes.isdigit(part) for part in answer)
+    parts = answer if isinstance(answer, list) and len(answer) == 2 else [None]
+    return all(isinstance(part, bytes) and part.isdigit() for part in parts)
 
 
 async def _is_sentinel(pipe: Pipe) -> bool:
