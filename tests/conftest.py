@@ -14,6 +14,7 @@ engine            "valkey". A test that is to hold everywhere says so, and runs 
 import itertools
 import os
 import re
+import signal
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import ExitStack
 
@@ -24,7 +25,7 @@ from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 from servers import FAKE, LIMITED, LIMITED_NAMESPACE, limited_server, real_server
 
-from watcher import printable
+from watcher import printable, signals
 from watcher.store.connect import connect
 
 pytest_plugins = ("processes",)
@@ -34,6 +35,20 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    """A command that ran inside of a test may have taken over signals that are not its own: pytest's."""
+    handler_by_number = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    }
+    before = signals._pass_on
+    yield
+    if signals._pass_on is not before:
+        signals._pass_on = before
+        for number, handler in handler_by_number.items():
+            signal.signal(number, handler)
 
 
 @pytest.hookimpl(wrapper=True)
