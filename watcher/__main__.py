@@ -17,7 +17,9 @@ def main() -> None:
 
         streams.mend()
         from watcher.cli import main as run_command
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt) and not signals.has_ended():
+            raise
         sys.exit(signals.exit_code())
     run_command()
 

@@ -114,7 +114,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run one command and end the process, which `watcher.__main__` has prepared, with its exit code."""
     try:
         code = _flushed(_ended(sys.argv[1:] if args is None else args))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, signals.Ended):
         code = signals.exit_code()
     signals.ignore()
     sys.exit(code)
@@ -124,7 +124,7 @@ def _ended(args: Sequence[str]) -> int:
     try:
         return _run(args)
     except Exception as error:
-        return _exit_code(error)
+        return signals.exit_code() if signals.has_ended() else _exit_code(error)
 
 
 def _flushed(code: int) -> int:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 EXIT_SIGNAL = 128
 """Added to the number of a signal: what a shell says of a process that a signal ended."""
 
+
+class Ended(SystemExit):
+    """A signal ends the process. No KeyboardInterrupt, which the interpreter may answer by killing itself."""
+
+
 _is_worker = False
 _ends_well = False
 _came: list[int] = []
@@ -33,7 +38,8 @@ def hear(*, is_worker: bool, lasts: bool = True) -> None:
     """
     global _is_worker, _ends_well
     _is_worker, _ends_well = is_worker, is_worker and lasts
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # Of other commands asyncio takes SIGINT as it needs it, if nobody else has.
+    for number in (signal.SIGTERM, signal.SIGHUP, *([signal.SIGINT] if is_worker else [])):
         if is_worker or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _note)
 
@@ -73,6 +79,12 @@ def ignore() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
+def has_ended() -> bool:
+    """Whether a signal has asked to end, before a command took them over: what fails then, fails for that. A
+    library may wrap what the handler raises into an error of its own."""
+    return any(number != signal.SIGHUP or not _is_worker for number in _came)
+
+
 def exit_code() -> int:
     """The exit code of a process that a signal ended before its command took signals over.
 
@@ -89,6 +101,6 @@ def _note(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGHUP and _is_worker:
         return
     interrupt = signal.getsignal(signal.SIGINT)  # asyncio's own, while it runs: it cancels what is under way
-    if not callable(interrupt):
-        raise KeyboardInterrupt
+    if not callable(interrupt) or interrupt in (_note, signal.default_int_handler):
+        raise Ended(exit_code())
     interrupt(number, frame)

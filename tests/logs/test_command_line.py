@@ -1,5 +1,6 @@
 """`watcher` says what it can do, helps with what was mistyped, and ends with the exit code it owes."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 from program import environment, script, watcher
 
 import watcher as package
-from watcher import cli
+from watcher import cli, signals
 from watcher.cli import COMMANDS, COMMANDS_BY_PURPOSE, LazyGroup, group, main
 
 Run = Callable[..., object]
@@ -164,6 +165,15 @@ def test_all_else_is_a_bug_with_a_traceback_but_no_locals(
     assert "Traceback (most recent call last):" in rest[0]
     assert "sk-live" not in err
     assert out == ""
+
+
+def test_what_fails_because_a_signal_came_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(signals, "_came", [signal.SIGTERM])  # and a library made an error of its own of it
+    assert exit_code(raising(RuntimeError("wrapped")), monkeypatch=monkeypatch) == 143
+    assert exit_code(raising(signals.Ended(143)), monkeypatch=monkeypatch) == 143
+    assert capsys.readouterr().err == ""
 
 
 def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,6 +210,7 @@ async def test_no_moment_of_the_start_is_deaf(place: Path, number: signal.Signal
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a namespace of processes")
 async def test_process_1_of_a_container_hears_them_too(place: Path) -> None:
     program = f"{sys.executable} -m watcher run >> log 2>> errors"
+    (place / "log").touch()
     inside = await asyncio.create_subprocess_exec(
         *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", f"exec {program}"),
         cwd=place,
