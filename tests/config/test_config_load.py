@@ -161,6 +161,15 @@ def test_the_file_is_looked_for_in_the_order_of_the_contract(
     assert load(None, {}).path == etc
 
 
+def test_a_place_that_cannot_be_looked_at_holds_no_file(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sudo -u watcher watcher status` in a home that is closed to that user: a file there is none for it."""
+    etc = write(SMALL, "etc.toml")
+    monkeypatch.setattr("watcher.places.PLACES", (Path("x" * 5000), etc))
+    assert load(None, {}).path == etc
+
+
 def test_the_environment_wins_over_the_file(write: Write, tmp_path: Path) -> None:
     path = write('[redis]\nurl = "redis://file/0"\n[log]\nlevel = "error"\nformat = "json"\n' + SMALL)
     environ = {

@@ -50,6 +50,7 @@ ON_LOOPBACK = {
     "HAProxy httpchk GET": "GET /livez HTTP/1.0\r\n\r\n",
     "HAProxy httpchk GET with HTTP/1.1": "GET /livez HTTP/1.1\r\n\r\n",
     "HAProxy httpchk with a path alone": "OPTIONS /livez HTTP/1.0\r\n\r\n",
+    "HTTP/1.1 of who knows no name": "GET /livez HTTP/1.1\r\nHost:\r\n\r\n",
     "HTTP/1.0 with a Host": "GET /livez HTTP/1.0\r\nHost: localhost\r\n\r\n",
     "netcat with line feeds": "GET /livez HTTP/1.0\n\n",
     "netcat with line feeds and a Host": "GET /livez HTTP/1.1\nHost: localhost\n\n",

@@ -74,6 +74,13 @@ def test_a_browser_shows_the_token_as_a_password(address: Address, user: str) ->
     assert Door(address, TOKEN).refusal({"host": "127.0.0.1", "authorization": f"Basic {shown}"}) is None
 
 
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER", "Bearer  "])
+def test_the_word_before_the_token_may_be_in_any_case(scheme: str) -> None:
+    assert Door(EVERYWHERE, TOKEN).refusal({"authorization": f"{scheme} {TOKEN}"}) is None
+    shown = b64encode(f"prometheus:{TOKEN}".encode()).decode()
+    assert Door(EVERYWHERE, TOKEN).refusal({"authorization": f"basic {shown}"}) is None
+
+
 @pytest.mark.parametrize(
     "shown",
     [
@@ -84,7 +91,6 @@ def test_a_browser_shows_the_token_as_a_password(address: Address, user: str) ->
         f"Basic {b64encode(TOKEN.encode()).decode()}",
         "Basic " + b64encode(f"watcher:{TOKEN}x".encode()).decode(),
         "Basic =",
-        f"bearer {TOKEN}",
         f"Bearer {TOKEN[:-1]}",
         f"Bearer {TOKEN}x",
         "Bearer ü",
@@ -115,7 +121,7 @@ def test_on_loopback_its_own_hosts_are_let_in(host: str) -> None:
 @pytest.mark.parametrize(
     "host",
     [
-        *("", "evil.example", "evil.example:8787", "localhost.evil.example", "127.0.0.1.evil.example"),
+        *("evil.example", "evil.example:8787", "localhost.evil.example", "127.0.0.1.evil.example"),
         *(
             "127.0.0.1@evil.example",
             "10.0.0.1",

@@ -177,6 +177,22 @@ def test_the_embedded_store_is_found_by_its_directory(run: Run, name: str, tmp_p
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize("name", LOOK)
+def test_a_directory_that_cannot_be_looked_at_is_no_bug(run: Run, name: str) -> None:
+    done = run(name, "--data-dir", "x" * 5000)  # as one that is closed to the user, but for root too
+    assert (done.code, done.out) == (78, "")
+    assert done.err.rstrip().endswith("cannot be used: File name too long")
+
+
+@pytest.mark.parametrize("name", LOOK)
+def test_a_store_with_nothing_in_it_is_valid_json_too(
+    run: Run, name: str, redis_server_url: str, namespace: str
+) -> None:
+    done = run(name, "--redis", redis_server_url, "--namespace", f"{namespace}-empty", "--json")
+    assert done.code == 0
+    assert all(isinstance(one, dict) for one in done.objects)
+
+
 def test_an_account_that_only_the_store_knows_is_stale_when_its_workers_said_so(
     config: Path, run: Run, redis_server_url: str, namespace: str
 ) -> None:

@@ -46,8 +46,8 @@ def command(*, look: "Look", is_json: bool, account: str | None) -> int:
     settings = known(look)
     names = accounts_like(settings, account)
     verdicts = asyncio.run(_audit(settings, names))
-    lines = (line for name in names for line in _lines(name, verdicts[name], is_json=is_json))
-    click.echo("\n".join(lines))
+    if lines := [line for name in names for line in _lines(name, verdicts[name], is_json=is_json)]:
+        click.echo("\n".join(lines))
     differ = [name for name in names if verdicts[name].findings]
     click.echo(f"{len(names) - len(differ):,} of {many(len(names), 'account')} add up", err=True)
     say_next(f"watcher events --account {differ[0]}" if differ else "watcher check --connect")

@@ -73,10 +73,11 @@ class Door:
     def refusal(self, headers: Mapping[str, str]) -> int | None:
         """Say with which status a request is refused; None for who may come in.
 
-        A request without a Host is let in on loopback: probes leave it out, browsers never do.
+        A request without a Host, or with an empty one, is let in on loopback: probes leave it out, browsers
+        never do.
         """
         if self._token is None:
-            return None if _is_own(headers.get("host", "localhost")) else 421
+            return None if _is_own(headers.get("host") or "localhost") else 421
         # In constant time, so that no answer tells how much of it was right.
         is_shown = hmac.compare_digest(_token_in(headers.get("authorization", "")), self._token)
         return None if is_shown else 401
@@ -97,8 +98,9 @@ class Door:
 def _token_in(authorization: str) -> bytes:
     """Read the token as programs show it, or as a browser does with a password, whatever the user's name."""
     scheme, _, shown = authorization.partition(" ")
-    if scheme != "Basic":
-        return shown.encode() if scheme == "Bearer" else b""
+    scheme, shown = scheme.lower(), shown.lstrip(" ")  # RFC 9110: in any case, after any number of spaces
+    if scheme != "basic":
+        return shown.encode() if scheme == "bearer" else b""
     try:
         return b64decode(shown, validate=True).partition(b":")[2]
     except ValueError:

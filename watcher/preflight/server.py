@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from watcher.preflight.tried import Tried
 from watcher.settings import RedisSettings
 from watcher.store.address import StoreError, safe_url
+from watcher.store.embedded import is_made
 from watcher.store.engine import find_engine
 from watcher.store.guarantee import guarantee_of_all
 from watcher.store.opening import OpenStore, open_store
@@ -25,7 +26,7 @@ async def try_server(settings: RedisSettings) -> AsyncIterator[Tried]:
     url = settings.url.get_secret_value()
     name = safe_url(url)
     try:
-        if url == "embedded" and not settings.data_dir.is_dir():
+        if url == "embedded" and not is_made(settings.data_dir):
             engine = find_engine()
             yield Tried("redis", name, "ok", f"`watcher run` will start {engine.name} in {settings.data_dir}")
             return

@@ -3,9 +3,9 @@
 Refuses to connect, to import a client, and to show a credential: messages name a server by `safe_url`.
 """
 
+import os
 import re
 from ipaddress import IPv6Address
-from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
@@ -187,7 +187,7 @@ def _no_url(reason: str) -> ConfigurationRefused:
 def _check_options(parts: _Split) -> None:
     options = dict(parse_qsl(parts.query))
     for name, value in options.items():
-        if name in _FILE_OPTIONS and not Path(value).is_file():
+        if name in _FILE_OPTIONS and not os.path.isfile(value):
             raise ConfigurationRefused(f"redis.url: the file that {name} names cannot be found")
         if name == "ssl_cert_reqs" and value not in ("none", "required"):
             raise ConfigurationRefused("redis.url: ssl_cert_reqs is either none or required")

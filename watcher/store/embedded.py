@@ -8,9 +8,10 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -182,6 +183,13 @@ def _shortcut_to(data_dir: Path) -> Path | None:
 
 def _fits(directory: Path) -> bool:
     return len(os.fsencode(directory / SOCKET)) <= _SOCKET_PATH_LIMIT
+
+
+def is_made(data_dir: Path) -> bool:
+    """Say whether a worker has made the directory yet. Raises ConfigurationRefused where nobody may look."""
+    with _usable(data_dir), suppress(FileNotFoundError, NotADirectoryError):
+        return stat.S_ISDIR(os.stat(data_dir).st_mode)
+    return False
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from watcher.store.address import ConfigurationRefused, StoreUnreachable, check_
 from watcher.store.cluster import ClusterPipe
 from watcher.store.connect import connect
 from watcher.store.contact import make_contact
-from watcher.store.embedded import Embedded
+from watcher.store.embedded import Embedded, is_made
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Pipe
 from watcher.store.roster import SCHEMA
@@ -61,7 +61,7 @@ async def open_to_look(settings: RedisSettings) -> AsyncIterator[OpenStore]:
 
 
 def _refuse_unused(data_dir: Path) -> None:
-    if not data_dir.is_dir():
+    if not is_made(data_dir):
         raise StoreUnreachable(
             f"there is no embedded store in {os.path.abspath(data_dir)} yet (redis.data_dir): `watcher run` "
             "makes one; if it has run, then from another directory"
