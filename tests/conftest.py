@@ -1,14 +1,14 @@
 """Fixtures for all tests. They are for things to close; everything else is a builder in its test file.
 
 redis_server_url  URL of a real server that all tests of the run share. Nothing is ever flushed: keep to
-                  your `namespace`, and start a server of your own (`tests.servers.real_server`) to kill it,
-                  to change its settings or to flush it.
+                  your `namespace`, and start a server of your own (`real_server`) to kill it, to change its
+                  settings or to flush it.
 namespace         a key prefix that no other test has.
 redis_client      a client as the program makes it, on the shared server of `engine`.
 engine            "valkey". A test that is to hold everywhere says so, and runs once for each:
                       @pytest.mark.parametrize("engine", EVERY_ENGINE)  # real ones have least rights
                       @pytest.mark.parametrize("engine", ENGINES)        # real servers only
-                  with `from servers import EVERY_ENGINE, ENGINES`.
+                  with `from tests.support.servers import EVERY_ENGINE, ENGINES`.
 """
 
 import itertools
@@ -20,15 +20,15 @@ from contextlib import ExitStack
 
 import pytest
 from fakeredis import FakeAsyncRedis, FakeServer
-from fuzzing import give_form
 from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
-from servers import FAKE, LIMITED, LIMITED_NAMESPACE, limited_server, real_server
 
+from tests.support.fuzzing import give_form
+from tests.support.servers import FAKE, LIMITED, LIMITED_NAMESPACE, limited_server, real_server
 from watcher import printable, signals
 from watcher.store.connect import connect
 
-pytest_plugins = ("processes",)
+pytest_plugins = ("tests.support.processes",)
 
 # What hypothesis finds slow, it finds by the clock on the wall, which a busy machine stops.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -1,7 +1,7 @@
 """Measures the worker against a raw aiohttp loop in the same process, to the same server, in the same run.
 
-    python tests/benchmarks/bench.py            # about a minute and a half
-    python tests/benchmarks/bench.py --quick    # seconds: shows that it runs, its figures mean nothing
+    python -m tests.benchmarks.bench            # about a minute and a half
+    python -m tests.benchmarks.bench --quick    # seconds: shows that it runs, its figures mean nothing
 
 Prints medians over the rounds. Only ratios compare, between machines and between two minutes of one
 machine: the worker has one core, the HTTP server another, and Redis what they leave. The goals are for
@@ -9,19 +9,15 @@ the ratios, for µs of Redis, and for what is in ms and MB.
 """
 
 import resource
-import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean, median
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where `builders` lies
-
-from measures import Measured, backlog, changed, latencies, unchanged
-from raw_loop import Speed, raw_latencies_ms, raw_speed
-from stage import Stage, a_stage, perform, say
-from waiting import ASSETS, account_bytes, delivery_bytes, some_deliveries
+from tests.benchmarks.measures import Measured, backlog, changed, latencies, unchanged
+from tests.benchmarks.raw_loop import Speed, raw_latencies_ms, raw_speed
+from tests.benchmarks.stage import Stage, a_stage, perform, say
+from tests.benchmarks.waiting import ASSETS, account_bytes, delivery_bytes, some_deliveries
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Receivers that are dead, each in its way, and the DNS that knows them; all in a process of their own.
 
-    python tests/benchmarks/dead_servers.py     # prints where everything is, as JSON; ends with its stdin
+    python -m tests.benchmarks.dead_servers     # prints where everything is, as JSON; ends with its stdin
 
 `hang` accepts and says nothing, `refuse` is a port where nobody listens, `tls` shows a certificate that
 nobody trusts, and `dns` answers for live.example.com alone: whoever asks for another name waits. `back` is
@@ -12,17 +12,15 @@ import contextlib
 import json
 import socket
 import struct
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple, cast
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "delivery"))
-
 from aiohttp import web
-from tls_subscribers import a_certificate
+
+from tests.benchmarks.beside import beside
+from tests.support.tls_subscribers import a_certificate
 
 LIVE_NAME = "live.example.com"
 TAKES_S = 0.01
@@ -118,15 +116,8 @@ async def _serve() -> None:
 @contextmanager
 def dead_servers() -> Iterator[DeadServers]:
     """Run them in a process of their own."""
-    command = (sys.executable, str(Path(__file__).resolve()))
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin
-        assert process.stdout
-        try:
-            yield DeadServers(*json.loads(process.stdout.readline()))
-        finally:
-            process.stdin.close()
-            process.terminate()
+    with beside("tests.benchmarks.dead_servers") as ports:
+        yield DeadServers(*json.loads(ports))
 
 
 if __name__ == "__main__":

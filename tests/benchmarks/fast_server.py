@@ -1,6 +1,6 @@
 """Serves fixed answers over HTTP faster than a client can ask for them, so that it is never the limit.
 
-    python tests/benchmarks/fast_server.py      # prints its port; ends when its stdin is closed
+    python -m tests.benchmarks.fast_server      # prints its port; ends when its stdin is closed
 
 Under `/still` a Loopring that never changes, under `/restless` one whose first balance grows with every
 answer; every POST is taken, and those to `/timed` are listed under `/receipts`. Refuses to understand
@@ -10,15 +10,15 @@ HTTP beyond what aiohttp sends: a head, and the length of a body.
 import asyncio
 import itertools
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import cast
 
 import uvloop
+
+from tests.benchmarks.beside import beside
 
 TOKENS = 10
 _WHOLE = 10**18
@@ -109,12 +109,8 @@ async def _serve() -> None:
 @contextmanager
 def fast_server() -> Iterator[str]:
     """Run a server in a process of its own; its URL."""
-    command = (sys.executable, str(Path(__file__).resolve()))
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin
-        assert process.stdout
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        process.stdin.close()
+    with beside("tests.benchmarks.fast_server") as port:
+        yield f"http://127.0.0.1:{int(port)}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Measures what hostile subscribers cost: the memory that attempts leave behind, and the time that they take.
 
-    PYTHONPATH=. python tests/benchmarks/hostile.py            # about two minutes
-    PYTHONPATH=. python tests/benchmarks/hostile.py --quick    # the same, small
+    python -m tests.benchmarks.hostile            # about two minutes
+    python -m tests.benchmarks.hostile --quick    # the same, small
 
 Each kind gets 1,000 deliveries through one Poster, as the worker has it, and again several times. The first
 are a warm-up. During the others no cycles are collected, so that what is left in them shows. Exits 1 where
@@ -23,13 +23,10 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where `builders` lies
-
-from builders import a_subscription
-from hostile_servers import hostile_servers
-from stage import perform, say
-from waiting import some_deliveries
-
+from tests.benchmarks.hostile_servers import hostile_servers
+from tests.benchmarks.stage import perform, say
+from tests.benchmarks.waiting import some_deliveries
+from tests.support.builders import a_subscription
 from watcher.delivery.egress import Policy
 from watcher.delivery.outcomes import Attempt
 from watcher.delivery.post import Poster, Target

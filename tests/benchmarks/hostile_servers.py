@@ -1,6 +1,6 @@
 """Receivers that answer without end, too much or too slowly; all in a process of their own.
 
-    python tests/benchmarks/hostile_servers.py     # prints their ports, as JSON; ends with its stdin
+    python -m tests.benchmarks.hostile_servers     # prints their ports, as JSON; ends with its stdin
 
 `good` answers as it should: what it costs is the measure of the others.
 """
@@ -9,11 +9,12 @@ import asyncio
 import contextlib
 import gzip
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
+
+from tests.benchmarks.beside import beside
 
 _OK = b"HTTP/1.1 200 OK\r\n"
 _BACKLOG = 4096
@@ -70,15 +71,8 @@ async def _serve() -> None:
 @contextmanager
 def hostile_servers() -> Iterator[dict[str, int]]:
     """Run them inside the block; gives their ports by name."""
-    command = (sys.executable, __file__)
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin
-        assert process.stdout
-        try:
-            yield json.loads(process.stdout.readline())
-        finally:
-            process.stdin.close()
-            process.terminate()
+    with beside("tests.benchmarks.hostile_servers") as ports:
+        yield json.loads(ports)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Measures what dead subscribers cost a live one, through the whole worker: polls, commits, Redis, POSTs.
 
-    PYTHONPATH=. python tests/benchmarks/isolation.py            # about a minute and a half
-    PYTHONPATH=. python tests/benchmarks/isolation.py --quick    # the same, small
+    python -m tests.benchmarks.isolation            # about a minute and a half
+    python -m tests.benchmarks.isolation --quick    # the same, small
 
 One live subscription gets 20 events a second, in one process and against one server all the time: first
 alone, then beside 1,000 dead ones (a quarter each: hang, refuse, dead DNS, TLS failure) with 10 deliveries
@@ -19,21 +19,18 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where `builders` lies
 
 import aiohttp
 from aiohttp import AsyncResolver
-from builders import SECRET
-from dead_servers import LIVE_NAME, DeadServers, dead_servers
-from measures import TimedPolls, running
 from pydantic import SecretStr
-from raw_loop import latencies_ms, receipts
-from stage import Stage, a_stage, perform, say, some_settings
-from waiting import some_deliveries
 
+from tests.benchmarks.dead_servers import LIVE_NAME, DeadServers, dead_servers
+from tests.benchmarks.measures import TimedPolls, running
+from tests.benchmarks.raw_loop import latencies_ms, receipts
+from tests.benchmarks.stage import Stage, a_stage, perform, say, some_settings
+from tests.benchmarks.waiting import some_deliveries
+from tests.support.builders import SECRET
 from watcher import resolver
 from watcher.settings import Settings, SubscriptionSettings
 from watcher.store.keys import Keys

@@ -6,10 +6,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from raw_loop import Speed, Watch, latencies_ms, receipts
-from stage import Stage, some_settings
-from waiting import write_backlog
-
+from tests.benchmarks.raw_loop import Speed, Watch, latencies_ms, receipts
+from tests.benchmarks.stage import Stage, some_settings
+from tests.benchmarks.waiting import write_backlog
 from watcher.delivery.egress import Policy
 from watcher.delivery.loop import DeliverLoop
 from watcher.delivery.post import Poster, Target

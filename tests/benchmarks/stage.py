@@ -14,12 +14,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from builders import SECRET
-from fast_server import fast_server
 from pydantic import SecretStr
-from raw_loop import CONCURRENCY
 from redis.asyncio import Redis
 
+from tests.benchmarks.fast_server import fast_server
+from tests.benchmarks.raw_loop import CONCURRENCY
+from tests.support.builders import SECRET
 from watcher.logs.lines import configure
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.service.serve import loop_factory

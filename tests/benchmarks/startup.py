@@ -1,6 +1,6 @@
 """How long commands take to start, as multiples of `python -c pass` on the same machine at the same time.
 
-    PYTHONPATH=. python tests/benchmarks/startup.py
+    python -m tests.benchmarks.startup
 
 Rounds take turns, so that another load falls on all alike; CPU time is of the process alone.
 """

@@ -1,16 +1,16 @@
 """Hostile subscribers cost neither memory nor more than their time: the benchmark, which can fail."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from hostile import QUICK, Cost
+
+from tests.benchmarks.hostile import QUICK, Cost
+from tests.support import ROOT
 
 pytestmark = pytest.mark.slow
 
-BENCHMARK = Path(__file__).with_name("hostile.py")
+BENCHMARK = ("-m", "tests.benchmarks.hostile")
 
 CHEAP = Cost("a body", {200}, [12.0, 0.1], 0, [1, 200, 210])
 
@@ -20,8 +20,8 @@ CHEAP = Cost("a body", {200}, [12.0, 0.1], 0, [1, 200, 210])
 )
 def test_hostile_subscribers_cost_no_memory_and_no_more_than_their_time(form: str | None) -> None:
     benchmark = subprocess.run(
-        (sys.executable, BENCHMARK, *([form] if form else [])),
-        env={**os.environ, "PYTHONPATH": str(BENCHMARK.parents[2])},
+        (sys.executable, *BENCHMARK, *([form] if form else [])),
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=50 if form else 390,

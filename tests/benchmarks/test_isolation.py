@@ -1,16 +1,16 @@
 """A hundred dead subscribers cost a live one nothing: the benchmark in its small form, which can fail."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from isolation import QUICK, Back, Found, Phase
+
+from tests.benchmarks.isolation import QUICK, Back, Found, Phase
+from tests.support import ROOT
 
 pytestmark = pytest.mark.slow
 
-BENCHMARK = Path(__file__).with_name("isolation.py")
+BENCHMARK = ("-m", "tests.benchmarks.isolation")
 
 QUIET = Phase("alone", [3.0] * 60, 0, 0)
 DEAD = QUIET._replace(name="beside the dead", others=QUICK.dead)
@@ -19,8 +19,8 @@ GOOD = Found(QUIET, DEAD, QUIET._replace(name="while one comes back"), Back(500,
 
 def test_the_small_form_finds_no_fault() -> None:
     benchmark = subprocess.run(
-        (sys.executable, BENCHMARK, "--quick"),
-        env={**os.environ, "PYTHONPATH": str(BENCHMARK.parents[2])},
+        (sys.executable, *BENCHMARK, "--quick"),
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=50,

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 
 import orjson
-from stage import PROVIDER, Stage, a_namespace, account_names
 
+from tests.benchmarks.stage import PROVIDER, Stage, a_namespace, account_names
 from watcher.journal.delivery import Delivery
 from watcher.journal.ledger import AccountState, Entry
 from watcher.snapshot import Asset, Balance

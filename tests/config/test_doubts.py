@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from builders import SECRET
 
+from tests.support.builders import SECRET
 from watcher.config import ConfigRefused, load
 
 HEAD = """

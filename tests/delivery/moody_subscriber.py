@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, Self
 
 import pytest
 from aiohttp import web
-from builders import SECRET
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from tests.support.builders import SECRET
 from watcher.cli import main
 from watcher.journal.delivery import Delivery
 from watcher.receive import verify

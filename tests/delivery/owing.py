@@ -1,6 +1,6 @@
 """Fixtures: a subscriber, what is owed to it, what workers of this process log.
 
-For modules that say `pytest_plugins = ("owing",)`.
+For modules that say `pytest_plugins = ("tests.delivery.owing",)`.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import structlog
-from moody_subscriber import MoodySubscriber, Owed, owed
 from redis.asyncio import Redis
+
+from tests.delivery.moody_subscriber import MoodySubscriber, Owed, owed
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ from datetime import timedelta
 from ipaddress import ip_network
 
 import pytest
-from raw_subscribers import (
+from yarl import URL
+
+from tests.support.raw_subscribers import (
     OK,
     SHORT_S,
     FakeDns,
@@ -21,9 +23,7 @@ from raw_subscribers import (
     silence,
     subscribing,
 )
-from tls_subscribers import a_certificate, a_client_trusting
-from yarl import URL
-
+from tests.support.tls_subscribers import a_certificate, a_client_trusting
 from watcher.delivery.egress import Policy
 from watcher.delivery.outcomes import Attempt
 from watcher.delivery.post import Poster

@@ -3,13 +3,13 @@
 from typing import Any
 
 import pytest
-from moody_subscriber import MoodySubscriber, Owed, owed, told
 from redis.asyncio import Redis
 
+from tests.delivery.moody_subscriber import MoodySubscriber, Owed, owed, told
 from watcher.delivery import lane, loop, restraint
 from watcher.store.keys import shard_of
 
-pytest_plugins = ("owing",)
+pytest_plugins = ("tests.delivery.owing",)
 
 SHARD = 3
 SICK, NEAR, *_ = (name for name in map("account-{}".format, range(200)) if shard_of(name) == SHARD)

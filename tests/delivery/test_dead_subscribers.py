@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 from statistics import median
 
 import pytest
-from raw_subscribers import (
+
+from tests.support.raw_subscribers import (
     OK,
     FakeDns,
     Subscriber,
@@ -22,7 +23,6 @@ from raw_subscribers import (
     silence,
     subscribing,
 )
-
 from watcher.delivery.post import Poster, Target
 
 pytestmark = pytest.mark.slow

@@ -9,13 +9,21 @@ from typing import Any
 
 import pytest
 import structlog
-from builders import seconds
-from events_schema import assert_valid
-from moody_subscriber import CommandLine, MoodySubscriber, Owed, a_sample, owed, some_settings, told
 from redis.asyncio import Redis
-from rig import TREASURY, Rig, a_rig
 from yarl import URL
 
+from tests.delivery.moody_subscriber import (
+    CommandLine,
+    MoodySubscriber,
+    Owed,
+    a_sample,
+    owed,
+    some_settings,
+    told,
+)
+from tests.support.builders import seconds
+from tests.support.events_schema import assert_valid
+from tests.support.rig import TREASURY, Rig, a_rig
 from watcher import cli
 from watcher.commands import ping
 from watcher.delivery import post
@@ -26,7 +34,7 @@ from watcher.store import polls
 from watcher.store.history import History
 from watcher.store.keys import shard_of
 
-pytest_plugins = ("owing",)
+pytest_plugins = ("tests.delivery.owing",)
 
 HOSTILE = "\x1b]0;owned\x07\u202e"
 NOBODY = "http://127.0.0.1:1999/"

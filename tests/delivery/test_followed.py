@@ -5,10 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from processes import a_process, lines, until_logged
-from raw_subscribers import OK, answering, subscribing
-from rig import ALICE, MK, TREASURY
-
+from tests.support.processes import a_process, lines, until_logged
+from tests.support.raw_subscribers import OK, answering, subscribing
+from tests.support.rig import ALICE, MK, TREASURY
 from watcher.receiving.receiver import Receiver
 from watcher.sandbox import Sandbox
 

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from moody_subscriber import MoodySubscriber, Owed
 from redis.asyncio import Redis
 
+from tests.delivery.moody_subscriber import MoodySubscriber, Owed
 from watcher.delivery import hold
 from watcher.delivery.hold import Hold
 from watcher.delivery.lane import LEASE_MS, LONGEST_LEASE_MS
@@ -14,7 +14,7 @@ from watcher.store.connect import StoreUnreachable
 from watcher.store.keys import shard_of
 from watcher.store.schedule import Lease
 
-pytest_plugins = ("owing",)
+pytest_plugins = ("tests.delivery.owing",)
 
 SHORT, LONG = Lease("treasury", 1), Lease("treasury", 2)
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 import uvloop
-from memory import growing_at_most, held_mib
-from raw_subscribers import (
+
+from tests.support.memory import growing_at_most, held_mib
+from tests.support.raw_subscribers import (
     DEADLINE_S,
     EVENT,
     OK,
@@ -24,7 +25,6 @@ from raw_subscribers import (
     silence,
     subscribing,
 )
-
 from watcher.delivery.answers import ANSWER_LIMIT
 from watcher.delivery.outcomes import Attempt
 from watcher.delivery.post import Poster

@@ -1,8 +1,8 @@
 """What becomes of a delivery after an attempt."""
 
 import pytest
-from builders import seconds
 
+from tests.support.builders import seconds
 from watcher.delivery.outcomes import LONGEST_RETRY_AFTER_S, Attempt, Outcome, judge
 from watcher.durations import parse_duration
 from watcher.settings import DEFAULT_RETRIES

@@ -7,21 +7,21 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from builders import seconds
-from moody_subscriber import told
 from pydantic import SecretStr
-from raw_subscribers import OK, Peer, subscribing
 from redis.asyncio import Redis
-from rig import TREASURY, Rig, a_rig, quick
-from scraped import a_listener_of, scrape
 
+from tests.delivery.moody_subscriber import told
+from tests.support.builders import seconds
+from tests.support.raw_subscribers import OK, Peer, subscribing
+from tests.support.rig import TREASURY, Rig, a_rig, quick
+from tests.support.scraped import a_listener_of, scrape
 from watcher.delivery import outcomes
 from watcher.store import polls
 from watcher.store.keys import Keys
 from watcher.store.letters import Letters
 from watcher.store.pipe import Pipe
 
-pytest_plugins = ("owing",)
+pytest_plugins = ("tests.delivery.owing",)
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import seconds
-from moody_subscriber import CommandLine, MoodySubscriber, Owed, told
 
-pytest_plugins = ("owing",)
+from tests.delivery.moody_subscriber import CommandLine, MoodySubscriber, Owed, told
+from tests.support.builders import seconds
+
+pytest_plugins = ("tests.delivery.owing",)
 
 DAY_MS = 86_400_000
 

@@ -5,15 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from moody_subscriber import MoodySubscriber, Owed, owed, told
 from redis.asyncio import Redis
 
+from tests.delivery.moody_subscriber import MoodySubscriber, Owed, owed, told
 from watcher.store import standings
 from watcher.store.connect import StoreUnreachable
 from watcher.store.lanes import Lanes
 from watcher.store.standings import Standings
 
-pytest_plugins = ("owing",)
+pytest_plugins = ("tests.delivery.owing",)
 
 
 @pytest.fixture

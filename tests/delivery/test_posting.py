@@ -4,9 +4,10 @@ import asyncio
 import re
 
 import pytest
-from builders import SECRET, a_subscription
 from pydantic import SecretStr
-from raw_subscribers import (
+
+from tests.support.builders import SECRET, a_subscription
+from tests.support.raw_subscribers import (
     EVENT,
     LOOPBACK,
     OK,
@@ -20,7 +21,6 @@ from raw_subscribers import (
     answering,
     subscribing,
 )
-
 from watcher import __version__
 from watcher.delivery.outcomes import LONGEST_RETRY_AFTER_S, Attempt
 from watcher.delivery.post import EXCERPT_LIMIT, Target

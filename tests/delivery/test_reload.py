@@ -6,16 +6,16 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from builders import SECRET
-from moody_subscriber import MoodySubscriber, owed
 from pydantic import SecretStr
-from raw_subscribers import OK, Peer, Request, Script, answering, subscribing
 from redis.asyncio import Redis
 
+from tests.delivery.moody_subscriber import MoodySubscriber, owed
+from tests.support.builders import SECRET
+from tests.support.raw_subscribers import OK, Peer, Request, Script, answering, subscribing
 from watcher.receive import InvalidWebhook, verify
 from watcher.settings import Settings
 
-pytest_plugins = ("owing",)
+pytest_plugins = ("tests.delivery.owing",)
 
 FIVE = [f"account-{number}" for number in range(5)]
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from builders import a_balance, a_snapshot, a_subscription
 
+from tests.support.builders import a_balance, a_snapshot, a_subscription
 from watcher.delivery.replay import Replay
 from watcher.journal.delivery import Delivery
 from watcher.journal.diff import Reading, Step, diff, go_stale

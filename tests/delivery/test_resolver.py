@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from aiohttp import AsyncResolver
-from name_server import name_server
 from pydantic import SecretStr
-from raw_subscribers import FakeDns, open_files
-from rig import TREASURY, Rig, a_rig
 from yarl import URL
 
+from tests.support.name_server import name_server
+from tests.support.raw_subscribers import FakeDns, open_files
+from tests.support.rig import TREASURY, Rig, a_rig
 from watcher.resolver import CurrentResolver
 from watcher.settings import Settings
 

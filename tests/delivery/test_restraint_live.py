@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from events_schema import assert_valid
-from moody_subscriber import CommandLine, MoodySubscriber, Owed, owed
 from redis.asyncio import Redis
 
+from tests.delivery.moody_subscriber import CommandLine, MoodySubscriber, Owed, owed
+from tests.support.events_schema import assert_valid
 from watcher.delivery import lane, outcomes
 from watcher.settings import SubscriptionSettings
 from watcher.store.keys import shard_of
 
-pytest_plugins = ("owing",)
+pytest_plugins = ("tests.delivery.owing",)
 
 FIFTY = [f"account-{number}" for number in range(50)]
 

@@ -3,8 +3,8 @@
 from typing import Any, cast
 
 import pytest
-from builders import a_subscription
 
+from tests.support.builders import a_subscription
 from watcher.delivery.outcomes import Attempt, Verdict, judge
 from watcher.delivery.restraint import Restraint
 from watcher.store.standings import Noted, Standing

@@ -4,11 +4,20 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from builders import SECRET
-from program import watcher
-from provider_staging import Stage, answer, loopring_account, loopring_client
-from raw_subscribers import OK, FakeDns, Request, a_delivery, a_poster, a_target, answering, subscribing
 
+from tests.support.builders import SECRET
+from tests.support.program import watcher
+from tests.support.provider_staging import Stage, answer, loopring_account, loopring_client
+from tests.support.raw_subscribers import (
+    OK,
+    FakeDns,
+    Request,
+    a_delivery,
+    a_poster,
+    a_target,
+    answering,
+    subscribing,
+)
 from watcher.delivery.egress import Policy, RefusedUrl, check_url
 
 TARGETS = [

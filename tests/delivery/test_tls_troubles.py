@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
-from builders import SECRET
-from program import watcher
-from provider_staging import loopring_account, loopring_settings
 from pydantic import SecretStr
-from raw_subscribers import LOOPBACK, FakeDns, a_delivery, a_poster, a_target
-from tls_subscribers import NAME, TROUBLES, Trouble, a_client_trusting, a_troubled_port
 
+from tests.support.builders import SECRET
+from tests.support.program import watcher
+from tests.support.provider_staging import loopring_account, loopring_settings
+from tests.support.raw_subscribers import LOOPBACK, FakeDns, a_delivery, a_poster, a_target
+from tests.support.tls_subscribers import NAME, TROUBLES, Trouble, a_client_trusting, a_troubled_port
 from watcher.delivery.outcomes import judge
 from watcher.preflight.provider import try_provider
 from watcher.preflight.subscriber import try_subscriber

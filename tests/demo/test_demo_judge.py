@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from demo_claims import a_change, a_receipt, a_story, a_vector, an_event, balances_after, told
 
+from tests.demo.demo_claims import a_change, a_receipt, a_story, a_vector, an_event, balances_after, told
 from watcher.demo import Heard, Made, Verdict, judge
 from watcher.demo.judge import Balances
 

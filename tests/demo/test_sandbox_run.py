@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_demo_command import ROOT, ended, here, leftovers, line_with
+
+from tests.demo.test_demo_command import ROOT, ended, here, leftovers, line_with
 
 __all__ = ["here"]
 

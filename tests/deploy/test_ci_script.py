@@ -293,7 +293,7 @@ def test_a_test_that_skips_fails_where_every_tool_has_been_installed(
         "-n",
         "0",
         "-p",
-        "conftest",
+        "tests.conftest",
     ]
     done = subprocess.run(
         [*command, f"--rootdir={tmp_path}", str(tmp_path / "test_it.py")],

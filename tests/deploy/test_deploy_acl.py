@@ -8,11 +8,13 @@ from random import Random
 from typing import Any
 
 import pytest
-from builders import a_state
 from redis import exceptions
 from redis.asyncio import Redis
-from rig import TREASURY, a_rig
-from servers import (
+
+import watcher.store
+from tests.support.builders import a_state
+from tests.support.rig import TREASURY, a_rig
+from tests.support.servers import (
     ACL,
     ENGINES,
     LIMITED_NAMESPACE,
@@ -22,8 +24,6 @@ from servers import (
     real_server,
     shipped_users,
 )
-
-import watcher.store
 from watcher.journal.delivery import Delivery
 from watcher.run.worker import Worker
 from watcher.store.connect import ConfigurationRefused, connect

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import yaml
-from builders import SECRET
 from click.testing import CliRunner
 from pydantic import BaseModel
-from servers import RealServer, real_server
 
+from tests.support.builders import SECRET
+from tests.support.servers import RealServer, real_server
 from watcher.cli import group
 from watcher.config import Loaded, load
 from watcher.logs.catalogue import EVENTS

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
-from builders import SECRET
 from click.testing import CliRunner
 
+from tests.support.builders import SECRET
 from watcher.cli import group
 from watcher.config import load
 from watcher.delivery.egress import REFUSED_NETWORKS

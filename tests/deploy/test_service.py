@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders import SECRET
-from confined import LIBRARY, values
 
+from tests.deploy.confined import LIBRARY, values
+from tests.support.builders import SECRET
 from watcher.config import load
 from watcher.delivery.egress import REFUSED_NETWORKS
 

@@ -1,4 +1,4 @@
-"""The fenced blocks of README.md and deploy/README.md, each with its place."""
+"""The fenced blocks of the texts for people, each with its place."""
 
 import re
 import shlex
@@ -8,7 +8,7 @@ from textwrap import dedent
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-FILES = ("README.md", "deploy/README.md")
+FILES = ("README.md", "deploy/README.md", "CONTRIBUTING.md")
 
 _FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 

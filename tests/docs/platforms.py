@@ -10,8 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from blocks import ROOT, commands
-
+from tests.docs.blocks import ROOT, commands
 from watcher.places import PLACES
 
 DEPLOY = ROOT / "deploy"

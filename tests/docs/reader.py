@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from blocks import ROOT
+from tests.docs.blocks import ROOT
 
 _PROGRAMS = (
     "bash",

@@ -1,4 +1,4 @@
-"""Every fenced block of README.md and deploy/README.md is run or loaded here; one that nobody knows fails.
+"""Every fenced block of the texts for people is run or loaded here; one that nobody knows fails.
 
 A block is known by its language and by words that stand in it and in no other. Shell blocks run in a folder
 of their own, where `watcher` is this checkout's; what is not run says why, and is read as far as that goes.
@@ -18,14 +18,14 @@ import click
 import pytest
 import yaml
 from aiohttp.test_utils import TestClient, TestServer
-from blocks import BLOCKS, FILES, ROOT, Block, blocks_of, commands, inline_code
-from builders import SECRET
-from events_schema import assert_valid
-from platforms import assert_a_platform_takes_it
-from reader import Reader, wait_for
-from servers import a_free_port, real_server
-from test_ci_script import setting_up
 
+from tests.deploy.test_ci_script import setting_up
+from tests.docs.blocks import BLOCKS, FILES, ROOT, Block, blocks_of, commands, inline_code
+from tests.docs.platforms import assert_a_platform_takes_it
+from tests.docs.reader import Reader, wait_for
+from tests.support.builders import SECRET
+from tests.support.events_schema import assert_valid
+from tests.support.servers import a_free_port, real_server
 from watcher.cli import group
 from watcher.config import load
 from watcher.delivery.signing import Signer

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from scraped import said
 from structlog.testing import capture_logs
 
+from tests.support.scraped import said
 from watcher.exposed import listener
 from watcher.exposed.door import Address
 from watcher.exposed.listener import Answer, Listener

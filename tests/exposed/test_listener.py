@@ -7,9 +7,9 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
-from scraped import get, said
 from structlog.testing import capture_logs
 
+from tests.support.scraped import get, said
 from watcher.exposed import listener
 from watcher.exposed.door import Address, ListenerRefused
 from watcher.exposed.listener import Answer, Listener

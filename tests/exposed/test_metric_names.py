@@ -8,9 +8,9 @@ import typing
 from datetime import timedelta
 
 import pytest
-from builders import a_provider, a_subscription, an_account
-from scraped import parsed
 
+from tests.support.builders import a_provider, a_subscription, an_account
+from tests.support.scraped import parsed
 from watcher.delivery.outcomes import Outcome
 from watcher.exposed.metrics import Metrics
 from watcher.exposed.outlook import Seen

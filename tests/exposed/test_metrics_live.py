@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 
 import pytest
-from builders import seconds
-from rig import ALICE, MK, TREASURY, Rig, a_rig
-from scraped import Scrape, a_listener_of, get, parsed, scrape
-from servers import real_server
 from structlog.testing import capture_logs
 
 import watcher.run.worker
+from tests.support.builders import seconds
+from tests.support.rig import ALICE, MK, TREASURY, Rig, a_rig
+from tests.support.scraped import Scrape, a_listener_of, get, parsed, scrape
+from tests.support.servers import real_server
 from watcher.exposed import outlook
 from watcher.exposed.metrics import Metrics
 from watcher.logs.catalogue import EVENTS

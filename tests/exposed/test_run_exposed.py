@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from builders import SECRET
 from click.testing import CliRunner, Result
-from processes import a_process, lines, stop_server
-from scraped import get, parsed
 
+from tests.support.builders import SECRET
+from tests.support.processes import a_process, lines, stop_server
+from tests.support.scraped import get, parsed
 from watcher.commands.health import command as health
 from watcher.commands.run import command as run
 from watcher.exposed.door import ListenerRefused

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from aiohttp.abc import AbstractResolver, ResolveResult
-from provider_staging import TOKENS_PATH, Reply, Stage, a_balance, a_token_list, answer, silence
-from tls_subscribers import a_certificate
 from yarl import URL
+
+from tests.support.provider_staging import TOKENS_PATH, Reply, Stage, a_balance, a_token_list, answer, silence
+from tests.support.tls_subscribers import a_certificate
 
 NAME = "provider.test"
 

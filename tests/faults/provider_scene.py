@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from ipaddress import ip_network
 
-from builders import SECRET
-from failing_provider import FailingProvider
 from pydantic import SecretStr
 from redis.asyncio import Redis
-from rig import quick
 
+from tests.faults.failing_provider import FailingProvider
+from tests.support.builders import SECRET
+from tests.support.rig import quick
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.run.worker import Worker
 from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings

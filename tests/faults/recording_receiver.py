@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from aiohttp import web
-from builders import SECRET
 
+from tests.support.builders import SECRET
 from watcher.receive import Event, InvalidWebhook, verify
 
 

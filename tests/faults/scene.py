@@ -20,16 +20,16 @@ from random import Random, SystemRandom
 from typing import Any
 
 import pytest
-from builders import SECRET
-from faulty_proxy import FaultyProxy
-from recording_receiver import RecordingReceiver
 from redis.asyncio import Redis
-from restless_provider import RestlessProvider, account_name
-from server_clock import ServerClock
-from servers import DURABLE, ENGINES, RealServer
-from verdict import Verdict, judge
-from worker_processes import SOURCE, WorkerProcess
 
+from tests.faults.faulty_proxy import FaultyProxy
+from tests.faults.recording_receiver import RecordingReceiver
+from tests.faults.restless_provider import RestlessProvider, account_name
+from tests.faults.server_clock import ServerClock
+from tests.faults.verdict import Verdict, judge
+from tests.faults.worker_processes import SOURCE, WorkerProcess
+from tests.support.builders import SECRET
+from tests.support.servers import DURABLE, ENGINES, RealServer
 from watcher.store.connect import connect
 from watcher.store.history import History
 from watcher.store.keys import SHARDS, Keys

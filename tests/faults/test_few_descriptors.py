@@ -6,10 +6,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from statistics import median
 from typing import cast
 
-from builders import SECRET
-from restless_provider import account_name
-from scene import BOUNDED, Scene, a_scene
-from verdict import told_at
+from tests.faults.restless_provider import account_name
+from tests.faults.scene import BOUNDED, Scene, a_scene
+from tests.faults.verdict import told_at
+from tests.support.builders import SECRET
 
 pytestmark = BOUNDED
 

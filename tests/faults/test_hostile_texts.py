@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from builders import SECRET
-from processes import TEMPLATE, start, until_said
-from rig import MK
-from terminal import a_terminal, obeyed
 
+from tests.support.builders import SECRET
+from tests.support.processes import TEMPLATE, start, until_said
+from tests.support.rig import MK
+from tests.support.terminal import a_terminal, obeyed
 from watcher.sandbox import Sandbox
 from watcher.sandbox.answers import Answer
 from watcher.store.embedded import Embedded

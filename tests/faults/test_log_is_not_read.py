@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
-from scene import AS_IT_COMES, BOUNDED, LONG, Scene, a_scene
-from worker_processes import WorkerProcess
+
+from tests.faults.scene import AS_IT_COMES, BOUNDED, LONG, Scene, a_scene
+from tests.faults.worker_processes import WorkerProcess
 
 pytestmark = BOUNDED
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import aiohttp.connector
 import pytest
-from failing_provider import FailingProvider, Names
-from provider_scene import some_settings, until_read, workers
 from redis.asyncio import Redis
-from scene import BOUNDED, LONG
 
+from tests.faults.failing_provider import FailingProvider, Names
+from tests.faults.provider_scene import some_settings, until_read, workers
+from tests.faults.scene import BOUNDED, LONG
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Request
 from watcher.store.keys import Keys

@@ -15,13 +15,13 @@ from typing import Any
 
 import aiohttp.connector
 import pytest
-from builders import SECRET
-from failing_provider import KINDS, FailingProvider, Names
-from provider_scene import ACCOUNTS, INTERVAL, some_settings, until_read, workers
 from redis.asyncio import Redis
-from scene import BOUNDED, LONG
-from tls_subscribers import a_client_trusting
 
+from tests.faults.failing_provider import KINDS, FailingProvider, Names
+from tests.faults.provider_scene import ACCOUNTS, INTERVAL, some_settings, until_read, workers
+from tests.faults.scene import BOUNDED, LONG
+from tests.support.builders import SECRET
+from tests.support.tls_subscribers import a_client_trusting
 from watcher.polling import cadence, loop, outage, poll
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Request

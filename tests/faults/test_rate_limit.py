@@ -11,10 +11,10 @@ from datetime import timedelta
 from itertools import chain, pairwise
 
 import pytest
-from builders import SECRET
-from provider_staging import Stage, answer, loopring_settings
 from pydantic import SecretStr
 
+from tests.support.builders import SECRET
+from tests.support.provider_staging import Stage, answer, loopring_settings
 from watcher.polling import loop, poll
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Request

@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from clusters import Cluster, a_cluster
-from scene import AS_IT_COMES, BOUNDED, IN_FLIGHT, LONG, SHORT_LEASES, Scene, a_scene
-from sentinels import on_port, watched
-from servers import ENGINES, a_free_port
-from worker_processes import WorkerProcess
 
+from tests.faults.scene import AS_IT_COMES, BOUNDED, IN_FLIGHT, LONG, SHORT_LEASES, Scene, a_scene
+from tests.faults.worker_processes import WorkerProcess
+from tests.support.clusters import Cluster, a_cluster
+from tests.support.sentinels import on_port, watched
+from tests.support.servers import ENGINES, a_free_port
 from watcher.delivery.lane import CLAIM_MS
 from watcher.store.address import several
 from watcher.store.cluster import ClusterPipe

@@ -8,8 +8,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from redis.asyncio import Redis
-from scene import AS_IT_COMES, BOUNDED, IN_FLIGHT, LONG, Scene, a_scene
-from servers import ENGINES
+
+from tests.faults.scene import AS_IT_COMES, BOUNDED, IN_FLIGHT, LONG, Scene, a_scene
+from tests.support.servers import ENGINES
 
 pytestmark = BOUNDED
 

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import pytest
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
-from restless_provider import account_name
-from scene import BOUNDED, LONG, SUBSCRIPTION, a_scene
 
+from tests.faults.restless_provider import account_name
+from tests.faults.scene import BOUNDED, LONG, SUBSCRIPTION, a_scene
 from watcher.receive import Event
 from watcher.store.keys import SHARDS, Keys, shard_of
 

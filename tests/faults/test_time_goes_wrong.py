@@ -4,8 +4,9 @@ import asyncio
 import time
 
 import pytest
-from scene import AS_IT_COMES, BOUNDED, IN_FLIGHT, LONG, Scene, a_scene
-from server_clock import NEEDS_COMPILER
+
+from tests.faults.scene import AS_IT_COMES, BOUNDED, IN_FLIGHT, LONG, Scene, a_scene
+from tests.faults.server_clock import NEEDS_COMPILER
 
 pytestmark = BOUNDED
 

@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from recording_receiver import Arrival
-from verdict import judge
 
+from tests.faults.recording_receiver import Arrival
+from tests.faults.verdict import judge
 from watcher.journal.record import Record
 
 TRUTH = {("a", "0"): {"total": "3", "locked": "0", "pending_deposit": "0"}}

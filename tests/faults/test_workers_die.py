@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from recording_receiver import Arrival
-from scene import AS_IT_COMES, BOUNDED, IN_FLIGHT, LEASE_S, LONG, SHORT_LEASES, Scene, a_scene
-from worker_processes import WorkerProcess
+
+from tests.faults.recording_receiver import Arrival
+from tests.faults.scene import AS_IT_COMES, BOUNDED, IN_FLIGHT, LEASE_S, LONG, SHORT_LEASES, Scene, a_scene
+from tests.faults.worker_processes import WorkerProcess
 
 pytestmark = BOUNDED
 

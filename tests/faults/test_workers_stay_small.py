@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from statistics import linear_regression, median, stdev
 
 import pytest
-from scene import AS_IT_COMES, BOUNDED, IN_FLIGHT, LONG, Scene, a_scene
-from worker_processes import Size
 
+from tests.faults.scene import AS_IT_COMES, BOUNDED, IN_FLIGHT, LONG, Scene, a_scene
+from tests.faults.worker_processes import Size
 from watcher.polling.loop import CONCURRENCY
 from watcher.store.connect import CONNECTIONS
 from watcher.store.keys import SHARDS

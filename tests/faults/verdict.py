@@ -8,8 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from recording_receiver import Arrival
-
+from tests.faults.recording_receiver import Arrival
 from watcher.journal.record import Record
 from watcher.settings import CHANGE_EVENTS
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from builders import SECRET
-
 import watcher
+from tests.support.builders import SECRET
 
 SOURCE = Path(watcher.__file__).parents[1]
 FAULTY = Path(__file__).with_name("faulty_watcher.py")

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import uvloop
-from builders import a_subscription
-from fuzzing import damaged_bytes, fuzz
 from hypothesis import strategies as st
-from provider_staging import (
+
+from tests.support.builders import a_subscription
+from tests.support.fuzzing import damaged_bytes, fuzz
+from tests.support.provider_staging import (
     TOKENS_PATH,
     Stage,
     a_balance,
@@ -23,8 +24,7 @@ from provider_staging import (
     loopring_settings,
     raw,
 )
-from provider_staging import answer as as_answer
-
+from tests.support.provider_staging import answer as as_answer
 from watcher.delivery.egress import Policy
 from watcher.delivery.outcomes import LONGEST_RETRY_AFTER_S
 from watcher.delivery.post import Poster, Target

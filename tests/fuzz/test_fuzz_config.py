@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import SECRET
-from fuzzing import damaged, damaged_bytes, damaged_text, fuzz, json_values, text_objects, texts
 from hypothesis import example
 from hypothesis import strategies as st
 from yarl import URL
 
+from tests.support.builders import SECRET
+from tests.support.fuzzing import damaged, damaged_bytes, damaged_text, fuzz, json_values, text_objects, texts
 from watcher.config import ConfigRefused, Finding, Loaded, load
 from watcher.config.looking import read_to_look
 from watcher.config.shown import as_toml, shown

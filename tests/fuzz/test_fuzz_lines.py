@@ -7,11 +7,11 @@ from typing import Any
 from unicodedata import category
 
 import click
-from fuzzing import damaged, damaged_bytes, damaged_text, fuzz, json_values, texts
 from hypothesis import example
 from hypothesis import strategies as st
-from signed_webhooks import an_event
 
+from tests.support.fuzzing import damaged, damaged_bytes, damaged_text, fuzz, json_values, texts
+from tests.support.signed_webhooks import an_event
 from watcher.commands.verify import _from_file, _hint, _likely_originals, _problem
 from watcher.logs.lines import _as_json, _tidy
 from watcher.logs.tail import Filter, as_json, harmless, parse, pretty

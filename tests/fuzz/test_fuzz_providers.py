@@ -6,10 +6,11 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from builders import a_subscription
-from fuzzing import damaged, damaged_bytes, fuzz, json_values
 from hypothesis import strategies as st
-from provider_staging import (
+
+from tests.support.builders import a_subscription
+from tests.support.fuzzing import damaged, damaged_bytes, fuzz, json_values
+from tests.support.provider_staging import (
     a_balance,
     a_token_list,
     loopring_account,
@@ -17,7 +18,6 @@ from provider_staging import (
     metakeep_account,
     metakeep_settings,
 )
-
 from watcher.journal.diff import Reading, Step, diff
 from watcher.journal.interest import Interest
 from watcher.journal.ledger import AccountState, Rules

@@ -15,14 +15,25 @@ from typing import Any
 
 import pytest
 import uvloop
-from builders import a_subscription, an_account
-from fuzzing import fuzz, garbage, made
 from hypothesis import example
 from hypothesis import strategies as st
 from redis.asyncio import Redis
-from servers import real_server
-from stores import ACCOUNT, MINUTE_MS, NEIGHBOURS, OPS, PROVIDER, SHARD, Store, a_commit, a_delivery, a_store
 
+from tests.support.builders import a_subscription, an_account
+from tests.support.fuzzing import fuzz, garbage, made
+from tests.support.servers import real_server
+from tests.support.stores import (
+    ACCOUNT,
+    MINUTE_MS,
+    NEIGHBOURS,
+    OPS,
+    PROVIDER,
+    SHARD,
+    Store,
+    a_commit,
+    a_delivery,
+    a_store,
+)
 from watcher.delivery.outcomes import Attempt, judge
 from watcher.delivery.restraint import Restraint
 from watcher.durations import parse_duration

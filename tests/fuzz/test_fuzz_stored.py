@@ -5,11 +5,19 @@ from contextlib import suppress
 from typing import Any
 
 import orjson
-from builders import a_snapshot, a_state, a_subscription
-from fuzzing import damaged, damaged_bytes, fuzz, is_told, json_objects, json_values, text_objects
 from hypothesis import strategies as st
-from stories import NOW_MS, STORY, WARNED, records_of, steps
 
+from tests.support.builders import a_snapshot, a_state, a_subscription
+from tests.support.fuzzing import (
+    damaged,
+    damaged_bytes,
+    fuzz,
+    is_told,
+    json_objects,
+    json_values,
+    text_objects,
+)
+from tests.support.stories import NOW_MS, STORY, WARNED, records_of, steps
 from watcher.commands.delivery_rows import cells, letter_row
 from watcher.commands.events import _as_text
 from watcher.delivery.replay import Replay

@@ -5,12 +5,21 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from builders import SECRET
-from fuzzing import damaged, damaged_text, fuzz, is_told, json_objects, scalars, text_objects, texts
 from hypothesis import assume, example
 from hypothesis import strategies as st
-from signed_webhooks import NOW, PRIVATE, signed
 
+from tests.support.builders import SECRET
+from tests.support.fuzzing import (
+    damaged,
+    damaged_text,
+    fuzz,
+    is_told,
+    json_objects,
+    scalars,
+    text_objects,
+    texts,
+)
+from tests.support.signed_webhooks import NOW, PRIVATE, signed
 from watcher.config.rules import (
     event_flaw,
     glob_flaw,

@@ -1,6 +1,6 @@
 """Prints how many movements are recognised when their halves arrive in different polls, as markdown.
 
-    python tests/journal/lag_table.py
+    python -m tests.journal.lag_table
 
 Simulated, not measured: it compares values of `settle_polls` with each other, and says nothing of how
 often a provider really is late. A trial is one movement of 1 to 9 on an account that holds enough for

@@ -5,10 +5,10 @@ from fnmatch import fnmatch
 from typing import Any
 
 import pytest
-from builders import a_balance, a_row, a_snapshot, a_state, a_subscription
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tests.support.builders import a_balance, a_row, a_snapshot, a_state, a_subscription
 from watcher.journal.diff import Reading, Step, diff
 from watcher.journal.interest import Interest
 from watcher.journal.ledger import AccountState, Rules

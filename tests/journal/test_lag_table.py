@@ -1,7 +1,8 @@
 """What the table of late halves says, so that it stays true when the rules change."""
 
 import pytest
-from lag_table import DEPOSIT_CLEARS, LAGS, SETTLE_POLLS, share, table
+
+from tests.journal.lag_table import DEPOSIT_CLEARS, LAGS, SETTLE_POLLS, share, table
 
 
 @pytest.mark.parametrize("lag", LAGS)

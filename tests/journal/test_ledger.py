@@ -2,8 +2,7 @@
 
 from random import Random
 
-from builders import a_balance, a_row, a_snapshot, a_state
-
+from tests.support.builders import a_balance, a_row, a_snapshot, a_state
 from watcher.journal.ledger import AccountState, Advance, Rules, advance
 from watcher.snapshot import Asset, Snapshot
 

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from builders import a_balance, a_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.builders import a_balance, a_row
 from watcher.journal.explain import Vector, Withdrawals, in_atoms
 from watcher.journal.ledger import AccountState, Advance, Rules, advance
 from watcher.snapshot import Balance, Snapshot

@@ -6,8 +6,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from builders import a_balance, a_row, a_snapshot, a_state, a_subscription
 
+from tests.support.builders import a_balance, a_row, a_snapshot, a_state, a_subscription
 from watcher.journal.diff import Reading, Step, diff, go_stale
 from watcher.journal.events import Origin
 from watcher.journal.interest import Interest

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from events_schema import assert_valid
 
+from tests.support.events_schema import assert_valid
 from watcher.amounts import to_atoms
 from watcher.journal.sample import SAMPLE, sample
 from watcher.schema import MODEL_BY_TYPE

@@ -9,9 +9,9 @@ from types import ModuleType
 
 import click
 import pytest
-from program import environment, script, watcher
 
 import watcher as package
+from tests.support.program import environment, script, watcher
 from watcher import cli, signals
 from watcher.cli import COMMANDS, COMMANDS_BY_PURPOSE, LazyGroup, group, main
 

@@ -5,7 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from program import COMMAND, environment, watcher
+
+from tests.support.program import COMMAND, environment, watcher
 
 pytestmark = pytest.mark.slow
 

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-from spoken_lines import Spoken, problems, spoken_in
 
 import watcher
+from tests.logs.spoken_lines import Spoken, problems, spoken_in
 from watcher.logs.catalogue import EVENTS, FIELD_MEANINGS, Line
 from watcher.vitals.tally import Tally
 

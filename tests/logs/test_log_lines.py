@@ -20,8 +20,8 @@ import pytest
 import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from program import environment, script
 
+from tests.support.program import environment, script
 from watcher.logs import lines as logs
 from watcher.logs.lines import configure, log
 from watcher.logs.tail import parse

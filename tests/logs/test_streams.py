@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from program import COMMAND, environment
 
+from tests.support.program import COMMAND, environment
 from watcher.cli import COMMANDS
 
 CLOSED = [

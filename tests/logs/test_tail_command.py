@@ -6,7 +6,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from program import COMMAND, environment, watcher
+from tests.support.program import COMMAND, environment, watcher
 
 
 def a_line(event: str = "poll.finished", level: str = "info", **fields: str) -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import SECRET, a_snapshot
-from stories import STORY, Books, Ended, a_configuration, ended, in_the_books
 
+from tests.support.builders import SECRET, a_snapshot
+from tests.support.stories import STORY, Books, Ended, a_configuration, ended, in_the_books
 from watcher.journal.diff import go_stale
 from watcher.journal.events import Origin
 from watcher.journal.interest import Interest

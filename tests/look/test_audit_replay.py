@@ -7,11 +7,11 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from builders import a_balance, a_row, a_snapshot, a_subscription
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stories import MINUTE_MS, NOW_MS, STORY, WARNED, records_of, steps
 
+from tests.support.builders import a_balance, a_row, a_snapshot, a_subscription
+from tests.support.stories import MINUTE_MS, NOW_MS, STORY, WARNED, records_of, steps
 from watcher.journal.audit import Verdict, audit
 from watcher.journal.diff import Step, go_stale
 from watcher.journal.events import Origin

@@ -5,14 +5,14 @@ import re
 from typing import Any, get_args
 
 import pytest
-from builders import a_balance, a_snapshot
-from events_schema import assert_valid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from pydantic.json_schema import models_json_schema
-from stories import MINUTE_MS, NOW_MS, STORY, WARNED, ended, steps
 
+from tests.support.builders import a_balance, a_snapshot
+from tests.support.events_schema import assert_valid
+from tests.support.stories import MINUTE_MS, NOW_MS, STORY, WARNED, ended, steps
 from watcher.amounts import to_text
 from watcher.journal.diff import go_stale
 from watcher.journal.events import Origin

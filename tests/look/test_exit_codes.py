@@ -15,15 +15,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from clusters import a_cluster
 from redis import Redis
 from redis.exceptions import RedisError
-from replying import ReplyingServer
-from sentinels import NAME, on_port, watched
-from servers import PASSWORD, RealServer, a_free_port, real_server, until
-from stories import Ended, ended
-from tls_front import a_certificate_file
 
+from tests.support.clusters import a_cluster
+from tests.support.replying import ReplyingServer
+from tests.support.sentinels import NAME, on_port, watched
+from tests.support.servers import PASSWORD, RealServer, a_free_port, real_server, until
+from tests.support.stories import Ended, ended
+from tests.support.tls_front import a_certificate_file
 from watcher.cli import COMMANDS
 
 HERE = "127.0.0.1"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import a_balance, a_snapshot
-from stories import Ended, ended
 
+from tests.support.builders import a_balance, a_snapshot
+from tests.support.stories import Ended, ended
 from watcher.journal.ledger import Rules
 from watcher.preview import kind_of, preview
 

@@ -5,11 +5,11 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from builders import a_snapshot
 from redis.asyncio import Redis
-from servers import EVERY_ENGINE
-from stories import Books
 
+from tests.support.builders import a_snapshot
+from tests.support.servers import EVERY_ENGINE
+from tests.support.stories import Books
 from watcher.journal.record import Record
 from watcher.store.history import START, History, place
 from watcher.store.keys import SHARDS, shard_of

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clusters import Cluster, a_cluster
-from stories import STORY, Books, a_configuration, ended, in_the_books
+
+from tests.support.clusters import Cluster, a_cluster
+from tests.support.stories import STORY, Books, a_configuration, ended, in_the_books
 
 pytestmark = pytest.mark.slow
 

@@ -18,10 +18,11 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from builders import a_balance, a_row, a_snapshot
-from events_schema import assert_valid
-from rig import ALICE, TREASURY, Rig, a_rig
-from stories import (
+
+from tests.support.builders import a_balance, a_row, a_snapshot
+from tests.support.events_schema import assert_valid
+from tests.support.rig import ALICE, TREASURY, Rig, a_rig
+from tests.support.stories import (
     STORY,
     Books,
     Ended,
@@ -31,7 +32,6 @@ from stories import (
     records_of,
     steps,
 )
-
 from watcher.snapshot import Asset, Snapshot
 from watcher.store.configurations import Configurations, Fingerprint
 from watcher.store.embedded import Embedded

@@ -1,11 +1,11 @@
 """What the store holds is read in bulk, as it was at one moment, whatever is damaged in it."""
 
 import pytest
-from builders import a_snapshot
 from redis.asyncio import Redis
-from servers import EVERY_ENGINE
-from stories import NOW_MS, STORY, Books, steps
 
+from tests.support.builders import a_snapshot
+from tests.support.servers import EVERY_ENGINE
+from tests.support.stories import NOW_MS, STORY, Books, steps
 from watcher.store.history import START
 from watcher.store.keys import shard_of
 from watcher.store.pipe import Pipe

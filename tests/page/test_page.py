@@ -12,14 +12,14 @@ from importlib.resources import files
 from typing import Any
 
 import pytest
-from browser import PROGRAM, Browser, a_browser
-from builders import a_balance, a_row, a_snapshot, an_account
 from pydantic import SecretStr
-from rig import Rig, a_rig
-from scraped import get, said
-from servers import real_server
-from stories import MINUTE_MS, Books, steps
 
+from tests.page.browser import PROGRAM, Browser, a_browser
+from tests.support.builders import a_balance, a_row, a_snapshot, an_account
+from tests.support.rig import Rig, a_rig
+from tests.support.scraped import get, said
+from tests.support.servers import real_server
+from tests.support.stories import MINUTE_MS, Books, steps
 from watcher.amounts import to_atoms
 from watcher.exposed import outlook
 from watcher.exposed.door import Address

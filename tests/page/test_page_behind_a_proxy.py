@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
-from browser import PROGRAM, a_browser
-from rig import Rig
-from test_page import HTML, TOKEN, a_page, rig, some_books, state_of
+
+from tests.page.browser import PROGRAM, a_browser
+from tests.page.test_page import HTML, TOKEN, a_page, rig, some_books, state_of
+from tests.support.rig import Rig
 
 __all__ = ["rig"]
 

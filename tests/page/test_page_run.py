@@ -6,10 +6,11 @@ from asyncio import wait_for
 from pathlib import Path
 
 import pytest
-from browser import PROGRAM, a_browser
-from processes import a_process, lines
-from scraped import get
-from test_run_exposed import place, ran, until
+
+from tests.exposed.test_run_exposed import place, ran, until
+from tests.page.browser import PROGRAM, a_browser
+from tests.support.processes import a_process, lines
+from tests.support.scraped import get
 
 __all__ = ["place"]
 

@@ -1,8 +1,8 @@
 """When an account is polled next."""
 
 import pytest
-from builders import a_balance, a_state, an_account, seconds
 
+from tests.support.builders import a_balance, a_state, an_account, seconds
 from watcher.journal.ledger import AccountState, Entry
 from watcher.polling.cadence import spread_ms, wait_s, waits_ms
 from watcher.snapshot import Asset, Balance

@@ -6,8 +6,8 @@ from random import Random
 from typing import Any, cast
 
 import pytest
-from builders import an_account, seconds
 
+from tests.support.builders import an_account, seconds
 from watcher.polling.asker import Asker
 from watcher.polling.cadence import waits_ms
 from watcher.polling.outage import OPEN_AFTER

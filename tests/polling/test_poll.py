@@ -5,7 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from provider_staging import (
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from tests.support.provider_staging import (
     TOKENS_PATH,
     Stage,
     a_balance,
@@ -14,10 +17,7 @@ from provider_staging import (
     loopring_account,
     loopring_settings,
 )
-from redis.asyncio import Redis
-from stores import ACCOUNT, PROVIDER, Store, a_store
-from structlog.testing import capture_logs
-
+from tests.support.stores import ACCOUNT, PROVIDER, Store, a_store
 from watcher.journal.interest import Interest
 from watcher.polling.poll import Poller
 from watcher.providers.catalogue import RENEW_S

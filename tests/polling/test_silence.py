@@ -4,9 +4,9 @@ from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import pytest
-from builders import an_account, seconds
 from structlog.testing import capture_logs
 
+from tests.support.builders import an_account, seconds
 from watcher.polling.silence import Silence
 
 ACCOUNTS = [an_account(f"account-{number}", interval=seconds(30)[0]) for number in range(100)]

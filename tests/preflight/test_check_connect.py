@@ -18,15 +18,15 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
-from builders import SECRET
-from program import COMMAND, environment, watcher
 from pydantic import SecretStr
-from raw_subscribers import FakeDns, not_speaking_tls, subscribing
-from servers import ENGINES, RealServer, a_free_port, real_server
-from tls_front import a_certificate_file, a_tls_front
-from tls_subscribers import a_certificate
 from yarl import URL
 
+from tests.support.builders import SECRET
+from tests.support.program import COMMAND, environment, watcher
+from tests.support.raw_subscribers import FakeDns, not_speaking_tls, subscribing
+from tests.support.servers import ENGINES, RealServer, a_free_port, real_server
+from tests.support.tls_front import a_certificate_file, a_tls_front
+from tests.support.tls_subscribers import a_certificate
 from watcher.delivery.egress import Policy
 from watcher.preflight.provider import clock
 from watcher.preflight.subscriber import try_subscriber

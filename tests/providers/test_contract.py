@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from provider_staging import (
+from pydantic import ValidationError
+
+from tests.support.provider_staging import (
     API_KEY,
     TOKENS_PATH,
     Stage,
@@ -23,8 +25,6 @@ from provider_staging import (
     raw,
     silence,
 )
-from pydantic import ValidationError
-
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Provider, Refused
 from watcher.providers.registry import PLACE_BY_KIND, provider_class

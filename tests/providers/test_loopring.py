@@ -2,9 +2,9 @@ import json
 from typing import Any
 
 import pytest
-from provider_staging import a_balance, a_token_list, loopring_account, loopring_settings
 from pydantic import ValidationError
 
+from tests.support.provider_staging import a_balance, a_token_list, loopring_account, loopring_settings
 from watcher.providers.contract import Refused
 from watcher.providers.loopring import TROUBLE_BY_CODE, Loopring, LoopringAccount
 from watcher.providers.strict_json import Ambiguous, Number, parse

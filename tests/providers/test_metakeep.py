@@ -2,9 +2,9 @@ import json
 from typing import Any
 
 import pytest
-from provider_staging import metakeep_account, metakeep_settings
 from pydantic import ValidationError
 
+from tests.support.provider_staging import metakeep_account, metakeep_settings
 from watcher.providers.contract import Refused
 from watcher.providers.metakeep import TROUBLE_BY_STATUS, MetaKeep, MetaKeepAccount
 from watcher.providers.strict_json import parse

@@ -9,8 +9,10 @@ from statistics import median
 from typing import Any
 
 import pytest
-from memory import growing_at_most, held_mib
-from provider_staging import (
+
+from tests.providers.provider_tls import a_certificate_for
+from tests.support.memory import growing_at_most, held_mib
+from tests.support.provider_staging import (
     TOKENS_PATH,
     Stage,
     a_token_list,
@@ -22,8 +24,6 @@ from provider_staging import (
     metakeep_account,
     metakeep_client,
 )
-from provider_tls import a_certificate_for
-
 from watcher.amounts import to_atoms
 from watcher.providers.contract import Refused
 from watcher.snapshot import Row, Snapshot

@@ -8,8 +8,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from memory import growing_at_most
-from provider_staging import (
+
+from tests.support.memory import growing_at_most
+from tests.support.provider_staging import (
     TOKENS_PATH,
     Reply,
     Stage,
@@ -24,7 +25,6 @@ from provider_staging import (
     raw,
     silence,
 )
-
 from watcher.providers.body import LIMIT
 from watcher.providers.catalogue import RETRY_S
 from watcher.providers.client import ProviderClient

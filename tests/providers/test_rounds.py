@@ -5,9 +5,9 @@ from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 import pytest
-from builders import a_provider, an_account
-from provider_staging import Stage, answer
 
+from tests.support.builders import a_provider, an_account
+from tests.support.provider_staging import Stage, answer
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import AssetList, Catalogue, Refused, Request
 from watcher.settings import AccountSettings, ProviderSettings

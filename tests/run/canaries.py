@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from aiohttp import web
-from processes import killed_in_the_end, start
 from redis.asyncio import Redis
 
+from tests.support.processes import killed_in_the_end, start
 from watcher.receiving.receiver import Fail, Receiver
 from watcher.sandbox import Answer, Sandbox
 from watcher.store.keys import Keys, shard_of

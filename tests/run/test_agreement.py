@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, cast
 
 import pytest
-from builders import SECRET, a_provider, a_subscription
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from tests.support.builders import SECRET, a_provider, a_subscription
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.run.agreement import Agreement
 from watcher.run.fingerprint import fingerprint

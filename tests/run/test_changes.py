@@ -3,9 +3,9 @@
 from ipaddress import ip_network
 
 import pytest
-from builders import a_provider, a_subscription, an_account, seconds
 from pydantic import SecretStr
 
+from tests.support.builders import a_provider, a_subscription, an_account, seconds
 from watcher.providers.loopring import LoopringAccount
 from watcher.service.changes import MOST_NAMES, Change, changes
 from watcher.settings import (

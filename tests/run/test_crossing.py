@@ -6,12 +6,12 @@ from typing import Any
 
 import orjson
 import pytest
-from builders import SECRET
 from pydantic import SecretStr
 from redis.asyncio import Redis
-from rig import TREASURY, Rig, a_rig
 from structlog.testing import capture_logs
 
+from tests.support.builders import SECRET
+from tests.support.rig import TREASURY, Rig, a_rig
 from watcher.exposed.metrics import Metrics
 from watcher.page.look import Look
 from watcher.providers.loopring import LoopringAccount

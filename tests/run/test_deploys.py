@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from builders import SECRET
-from processes import a_process, assert_reconciled, lines, until_logged
 
+from tests.support.builders import SECRET
+from tests.support.processes import a_process, assert_reconciled, lines, until_logged
 from watcher.receiving.receiver import Receiver
 from watcher.sandbox import Sandbox
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import pytest
-from builders import a_provider, an_account
 from redis.asyncio import Redis
-from stores import Store, a_commit, a_store
 
+from tests.support.builders import a_provider, an_account
+from tests.support.stores import Store, a_commit, a_store
 from watcher.run.enrolment import Enrolment
 from watcher.run.presence import Present
 from watcher.service.serve import worker_name

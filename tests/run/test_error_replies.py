@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from replying import ReplyingServer
-from rig import TREASURY, Rig, a_rig
-from servers import real_server
 from structlog.testing import capture_logs
 
+from tests.support.replying import ReplyingServer
+from tests.support.rig import TREASURY, Rig, a_rig
+from tests.support.servers import real_server
 from watcher.delivery.lane import LONGEST_LEASE_MS
 from watcher.store.keys import SHARDS
 from watcher.store.lanes import Lanes

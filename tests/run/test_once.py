@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from rig import Rig, a_rig
-from servers import real_server
 from structlog.testing import capture_logs
 
+from tests.support.rig import Rig, a_rig
+from tests.support.servers import real_server
 from watcher.providers.metakeep import MetaKeepSettings
 from watcher.run import generation
 from watcher.run.worker import Worker

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import pytest
 from redis.asyncio import Redis
-from rig import TREASURY, a_rig
-from servers import real_server
 
+from tests.support.rig import TREASURY, a_rig
+from tests.support.servers import real_server
 from watcher import __version__
 from watcher.run.presence import Pace
 from watcher.run.worker import Worker

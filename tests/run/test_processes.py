@@ -5,8 +5,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from processes import a_process, assert_reconciled, lines, until_logged
 
+from tests.support.processes import a_process, assert_reconciled, lines, until_logged
 from watcher.receiving.receiver import Receiver
 from watcher.sandbox import Sandbox
 

@@ -9,11 +9,18 @@ from pathlib import Path
 from shutil import copyfile
 
 import pytest
-from builders import SECRET
-from processes import a_process, assert_reconciled, killed_in_the_end, lines, start, until_logged
-from scraped import scrape
 from structlog.testing import capture_logs
 
+from tests.support.builders import SECRET
+from tests.support.processes import (
+    a_process,
+    assert_reconciled,
+    killed_in_the_end,
+    lines,
+    start,
+    until_logged,
+)
+from tests.support.scraped import scrape
 from watcher import signals
 from watcher.config import load
 from watcher.delivery.signing import new_secret

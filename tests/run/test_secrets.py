@@ -10,7 +10,9 @@ from typing import IO
 from urllib.parse import quote
 
 import pytest
-from canaries import (
+from redis.asyncio import Redis
+
+from tests.run.canaries import (
     HTTP_TOKEN,
     PASSWORD,
     a_process,
@@ -21,12 +23,10 @@ from canaries import (
     rotated,
     with_mistakes,
 )
-from processes import until_said
-from redis.asyncio import Redis
-from scraped import Seen, get
-from servers import real_server
-from terminal import a_terminal, obeyed
-
+from tests.support.processes import until_said
+from tests.support.scraped import Seen, get
+from tests.support.servers import real_server
+from tests.support.terminal import a_terminal, obeyed
 from watcher.receiving.receiver import Receiver
 from watcher.sandbox import Sandbox
 from watcher.store.embedded import Embedded

@@ -9,9 +9,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from builders import SECRET
-from processes import a_process, assert_reconciled, killed_in_the_end, lines, start, until_logged, until_said
 
+from tests.support.builders import SECRET
+from tests.support.processes import (
+    a_process,
+    assert_reconciled,
+    killed_in_the_end,
+    lines,
+    start,
+    until_logged,
+    until_said,
+)
 from watcher.receiving.receiver import Receiver
 from watcher.sandbox import Sandbox
 from watcher.service.manager import tell_ready

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
-from rig import Rig, a_rig
 from structlog.testing import capture_logs
 
+from tests.support.rig import Rig, a_rig
 from watcher.overview import provider_line
 from watcher.polling import setbacks
 from watcher.providers.loopring import LoopringAccount

@@ -6,12 +6,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from builders import seconds
 from pydantic import SecretStr
 from redis.asyncio import Redis
-from rig import ALICE, MK, TREASURY, Rig, a_rig, some_settings
 from structlog.testing import capture_logs
 
+from tests.support.builders import seconds
+from tests.support.rig import ALICE, MK, TREASURY, Rig, a_rig, some_settings
 from watcher.receiving.receiver import Fail
 from watcher.run.worker import Worker
 from watcher.sandbox.answers import BAD_GATEWAY

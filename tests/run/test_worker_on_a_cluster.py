@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
-from clusters import Cluster, a_cluster
-from rig import ALICE, TREASURY, a_rig
-from test_worker import baselines
 
+from tests.run.test_worker import baselines
+from tests.support.clusters import Cluster, a_cluster
+from tests.support.rig import ALICE, TREASURY, a_rig
 from watcher.store.keys import Keys
 
 pytestmark = pytest.mark.slow

@@ -20,9 +20,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
-from signed_webhooks import NOW, OTHER_SECRET, PRIVATE, SECRET, Webhook, a_change, an_event, signed
 
 import watcher.receive
+from tests.support.signed_webhooks import (
+    NOW,
+    OTHER_SECRET,
+    PRIVATE,
+    SECRET,
+    Webhook,
+    a_change,
+    an_event,
+    signed,
+)
 from watcher.delivery.signing import new_ed25519, public_key
 from watcher.receive import Event, InvalidWebhook, Step, UnusableSecret, check_secrets, read_body, verify
 

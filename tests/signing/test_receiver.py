@@ -12,9 +12,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
-from signed_webhooks import NOW, OTHER_SECRET, SECRET, Webhook, an_event, signed
-from tls_front import a_certificate_file
 
+from tests.support.signed_webhooks import NOW, OTHER_SECRET, SECRET, Webhook, an_event, signed
+from tests.support.tls_front import a_certificate_file
 from watcher.receive import Step
 from watcher.receiving.captured import Captured, read, save
 from watcher.receiving.receiver import Fail, Receipt, Receiver

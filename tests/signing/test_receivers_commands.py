@@ -16,8 +16,8 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
-from signed_webhooks import OTHER_SECRET, PRIVATE, SECRET, Webhook, a_change, an_event, signed
 
+from tests.support.signed_webhooks import OTHER_SECRET, PRIVATE, SECRET, Webhook, a_change, an_event, signed
 from watcher.commands import listen, secret, verify
 from watcher.delivery.signing import Signer, public_key
 

@@ -1,8 +1,8 @@
 """What sequence numbers tell a receiver."""
 
 import pytest
-from signed_webhooks import a_change, an_event
 
+from tests.support.signed_webhooks import a_change, an_event
 from watcher.receive import Event
 from watcher.receiving.sequences import Order, Sequences
 

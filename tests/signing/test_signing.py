@@ -14,8 +14,8 @@ import standardwebhooks
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
-from signed_webhooks import NOW, OTHER_SECRET, PRIVATE, SECRET, signed
 
+from tests.support.signed_webhooks import NOW, OTHER_SECRET, PRIVATE, SECRET, signed
 from watcher.delivery.signing import BadSecret, Signer, new_ed25519, new_secret, public_key
 
 # The vectors of libraries/go/webhook_{symmetric,asymmetric}_test.go in standard-webhooks/standard-webhooks

@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 from redis.asyncio import Redis
-from servers import EVERY_ENGINE
-from stores import (
+
+from tests.support.servers import EVERY_ENGINE
+from tests.support.stores import (
     ACCOUNT,
     MINUTE_MS,
     NEIGHBOURS,
@@ -17,7 +18,6 @@ from stores import (
     a_store,
     some_deliveries,
 )
-
 from watcher.store.schedule import Claimed, Lease, Reply
 
 pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)

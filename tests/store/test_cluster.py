@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import pytest
-from clusters import Cluster, Node, a_cluster
-from sentinels import on_port
-from servers import ENGINES, a_free_port, real_server
-from stores import MINUTE_MS, OPS, PROVIDER, Store, a_delivery, a_store, running
 
+from tests.support.clusters import Cluster, Node, a_cluster
+from tests.support.sentinels import on_port
+from tests.support.servers import ENGINES, a_free_port, real_server
+from tests.support.stores import MINUTE_MS, OPS, PROVIDER, Store, a_delivery, a_store, running
 from watcher.store.address import (
     ConfigurationRefused,
     Several,

@@ -5,10 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from builders import a_balance
 from redis.asyncio import Redis
-from servers import EVERY_ENGINE
-from stores import (
+
+from tests.support.builders import a_balance
+from tests.support.servers import EVERY_ENGINE
+from tests.support.stores import (
     ACCOUNT,
     MINUTE_MS,
     NEIGHBOURS,
@@ -22,7 +23,6 @@ from stores import (
     running,
     some_deliveries,
 )
-
 from watcher.store import lanes, polls
 from watcher.store.polls import Commit
 from watcher.store.schedule import Lease, Reply

@@ -10,9 +10,9 @@ from urllib.parse import SplitResult, urlsplit
 
 import pytest
 from redis.asyncio import Redis
-from servers import DURABLE, ENGINES, EVERY_ENGINE, RealServer, a_free_port, real_server
-from tls_front import a_certificate_file, a_tls_front
 
+from tests.support.servers import DURABLE, ENGINES, EVERY_ENGINE, RealServer, a_free_port, real_server
+from tests.support.tls_front import a_certificate_file, a_tls_front
 from watcher.settings import RedisSettings, Settings, secrets_of
 from watcher.store.address import check_address, safe_url, several
 from watcher.store.connect import (

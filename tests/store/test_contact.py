@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from clusters import a_cluster
-from replying import ReplyingServer
-from sentinels import on_port, watched
-from servers import ENGINES, a_free_port, real_server
-from tls_front import a_certificate_file, a_tls_front
 
+from tests.support.clusters import a_cluster
+from tests.support.replying import ReplyingServer
+from tests.support.sentinels import on_port, watched
+from tests.support.servers import ENGINES, a_free_port, real_server
+from tests.support.tls_front import a_certificate_file, a_tls_front
 from watcher.service.serve import loop_factory
 from watcher.settings import RedisSettings
 from watcher.store.address import ConfigurationRefused, StoreError, StoreUnreachable, check_address, several

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from servers import EVERY_ENGINE
-from stores import ACCOUNT, MINUTE_MS, NEIGHBOURS, PROVIDER, SHARD, Store, a_commit, a_store
 
+from tests.support.servers import EVERY_ENGINE
+from tests.support.stores import ACCOUNT, MINUTE_MS, NEIGHBOURS, PROVIDER, SHARD, Store, a_commit, a_store
 from watcher.store.due import DueIndex
 from watcher.store.schedule import Lease
 

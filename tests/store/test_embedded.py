@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from servers import ENGINES
 
+from tests.support.servers import ENGINES
 from watcher.store import embedded
 from watcher.store.connect import ConfigurationRefused, StoreUnreachable, connect
 from watcher.store.embedded import Embedded

@@ -4,9 +4,9 @@ import re
 
 import pytest
 from redis.exceptions import ResponseError
-from replying import ReplyingServer
-from servers import ENGINES, real_server
 
+from tests.support.replying import ReplyingServer
+from tests.support.servers import ENGINES, real_server
 from watcher.printable import hide
 from watcher.store.connect import connect
 from watcher.store.errors import in_our_words

@@ -3,8 +3,9 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from servers import ENGINES, real_server
-from stores import (
+
+from tests.support.servers import ENGINES, real_server
+from tests.support.stores import (
     ACCOUNT,
     MINUTE_MS,
     OPS,
@@ -16,7 +17,6 @@ from stores import (
     a_store,
     some_deliveries,
 )
-
 from watcher.store.connect import StoreUnreachable, connect
 from watcher.store.schedule import Lease, Reply
 from watcher.store.standings import Standings

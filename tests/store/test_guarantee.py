@@ -4,8 +4,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from servers import DURABLE, ENGINES, a_free_port, real_server
 
+from tests.support.servers import DURABLE, ENGINES, a_free_port, real_server
 from watcher.store.connect import ConfigurationRefused, StoreUnreachable, connect
 from watcher.store.guarantee import _POLICIES, Guarantee, guarantee, judge
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from redis.crc import key_slot
-from servers import EVERY_ENGINE
-from stores import (
+
+from tests.support.servers import EVERY_ENGINE
+from tests.support.stores import (
     ACCOUNT,
     MINUTE_MS,
     OPS,
@@ -20,7 +21,6 @@ from stores import (
     a_store,
     some_deliveries,
 )
-
 from watcher.store import polls
 from watcher.store.configurations import Configurations, Fingerprint, Mark
 from watcher.store.keys import SHARDS, Keys, shard_of

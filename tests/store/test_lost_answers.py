@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from lossy_proxy import LossyProxy
 from redis.asyncio import Redis
-from servers import ENGINES
-from stores import (
+
+from tests.store.lossy_proxy import LossyProxy
+from tests.support.servers import ENGINES
+from tests.support.stores import (
     ACCOUNT,
     MINUTE_MS,
     NEIGHBOURS,
@@ -21,7 +22,6 @@ from stores import (
     running,
     some_deliveries,
 )
-
 from watcher.store.connect import connect
 from watcher.store.schedule import Lease, Reply
 

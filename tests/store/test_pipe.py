@@ -8,9 +8,9 @@ from fakeredis import FakeAsyncRedis
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import ResponseError
-from servers import DURABLE, ENGINES, EVERY_ENGINE, real_server
-from stores import ACCOUNT, OPS, a_commit, a_delivery, a_store, running, some_deliveries
 
+from tests.support.servers import DURABLE, ENGINES, EVERY_ENGINE, real_server
+from tests.support.stores import ACCOUNT, OPS, a_commit, a_delivery, a_store, running, some_deliveries
 from watcher.service.serve import loop_factory
 from watcher.store.connect import ConfigurationRefused, StoreUnreachable, connect
 from watcher.store.pipe import Pipe

@@ -5,9 +5,19 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
-from servers import EVERY_ENGINE
-from stores import ACCOUNT, MINUTE_MS, NEIGHBOURS, OPS, SHARD, Store, a_delivery, a_store, some_deliveries
 
+from tests.support.servers import EVERY_ENGINE
+from tests.support.stores import (
+    ACCOUNT,
+    MINUTE_MS,
+    NEIGHBOURS,
+    OPS,
+    SHARD,
+    Store,
+    a_delivery,
+    a_store,
+    some_deliveries,
+)
 from watcher.journal.delivery import Delivery
 from watcher.store.schedule import Reply
 

@@ -2,9 +2,20 @@
 
 import pytest
 from redis.asyncio import Redis
-from servers import EVERY_ENGINE
-from stores import ACCOUNT, MINUTE_MS, NEIGHBOURS, OPS, PROVIDER, SHARD, Store, a_commit, a_delivery, a_store
 
+from tests.support.servers import EVERY_ENGINE
+from tests.support.stores import (
+    ACCOUNT,
+    MINUTE_MS,
+    NEIGHBOURS,
+    OPS,
+    PROVIDER,
+    SHARD,
+    Store,
+    a_commit,
+    a_delivery,
+    a_store,
+)
 from watcher.store import roster
 from watcher.store.connect import ConfigurationRefused
 from watcher.store.keys import SHARDS, shard_of

@@ -4,9 +4,9 @@ import asyncio
 import re
 
 import pytest
-from sentinels import NAME, on_port, watched
-from servers import ENGINES, a_free_port, real_server
 
+from tests.support.sentinels import NAME, on_port, watched
+from tests.support.servers import ENGINES, a_free_port, real_server
 from watcher.store.address import Several, safe_url, several
 from watcher.store.connect import ConfigurationRefused, StoreUnreachable, connect
 from watcher.store.guarantee import guarantee

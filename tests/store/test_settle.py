@@ -5,8 +5,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
-from servers import EVERY_ENGINE
-from stores import (
+
+from tests.support.servers import EVERY_ENGINE
+from tests.support.stores import (
     ACCOUNT,
     MINUTE_MS,
     NEIGHBOURS,
@@ -17,7 +18,6 @@ from stores import (
     a_store,
     some_deliveries,
 )
-
 from watcher.journal.delivery import Delivery
 from watcher.store import lanes, polls
 from watcher.store.schedule import Lease, Reply

@@ -5,9 +5,9 @@ from datetime import timedelta
 
 import pytest
 from redis.asyncio import Redis
-from servers import ENGINES, EVERY_ENGINE
-from stores import OPS, Store, a_store
 
+from tests.support.servers import ENGINES, EVERY_ENGINE
+from tests.support.stores import OPS, Store, a_store
 from watcher.store import standings
 from watcher.store.standings import Noted, Standing, Standings
 

@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 import pytest
-from builders import a_balance, a_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.builders import a_balance, a_state
 from watcher.amounts import MAX_FRACTION_DIGITS, MAX_INTEGER, to_text
 from watcher.journal.delivery import Delivery, load_delivery
 from watcher.journal.ledger import AccountState, Entry

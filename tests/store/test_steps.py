@@ -4,9 +4,19 @@ import asyncio
 
 import pytest
 from redis.asyncio import Redis
-from servers import EVERY_ENGINE
-from stores import MINUTE_MS, NEIGHBOURS, OPS, PROVIDER, Store, a_commit, a_delivery, a_store, running
 
+from tests.support.servers import EVERY_ENGINE
+from tests.support.stores import (
+    MINUTE_MS,
+    NEIGHBOURS,
+    OPS,
+    PROVIDER,
+    Store,
+    a_commit,
+    a_delivery,
+    a_store,
+    running,
+)
 from watcher.journal.delivery import Delivery
 from watcher.store.schedule import Lease, Reply
 from watcher.store.state import BadState

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import pytest
 from fakeredis import FakeAsyncRedis
 from redis.asyncio import Redis
-from servers import EVERY_ENGINE, FAKE
-from stores import MINUTE_MS, OPS, PROVIDER, Store, a_commit, a_delivery, a_store, running
 
+from tests.support.servers import EVERY_ENGINE, FAKE
+from tests.support.stores import MINUTE_MS, OPS, PROVIDER, Store, a_commit, a_delivery, a_store, running
 from watcher.store.connect import connect
 from watcher.store.keys import SHARDS, shard_of
 from watcher.store.schedule import Lease, Reply

@@ -5,8 +5,9 @@ from itertools import pairwise
 
 import pytest
 from redis.asyncio import Redis
-from servers import EVERY_ENGINE
-from stores import PROVIDER, Store, a_store
+
+from tests.support.servers import EVERY_ENGINE
+from tests.support.stores import PROVIDER, Store, a_store
 
 pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
 

@@ -2,9 +2,19 @@
 
 import pytest
 from redis.asyncio import Redis
-from servers import EVERY_ENGINE
-from stores import ACCOUNT, MINUTE_MS, OPS, PROVIDER, SHARD, Store, a_commit, a_delivery, a_store
 
+from tests.support.servers import EVERY_ENGINE
+from tests.support.stores import (
+    ACCOUNT,
+    MINUTE_MS,
+    OPS,
+    PROVIDER,
+    SHARD,
+    Store,
+    a_commit,
+    a_delivery,
+    a_store,
+)
 from watcher.store.polls import Postponed
 from watcher.store.schedule import Lease, Reply
 from watcher.store.state import BadState

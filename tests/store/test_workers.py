@@ -2,9 +2,9 @@
 
 import pytest
 from redis.asyncio import Redis
-from servers import EVERY_ENGINE
-from stores import Store, a_store
 
+from tests.support.servers import EVERY_ENGINE
+from tests.support.stores import Store, a_store
 from watcher.store.workers import FORGET_AFTER, Presence, Workers
 
 pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)

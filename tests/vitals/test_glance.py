@@ -4,8 +4,8 @@ import math
 
 import pytest
 from redis.asyncio import Redis
-from servers import EVERY_ENGINE
 
+from tests.support.servers import EVERY_ENGINE
 from watcher.journal.delivery import Delivery
 from watcher.store import glance
 from watcher.store.glance import Glance, Waiting

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from redis import Redis
-from servers import FAST, RealServer, a_free_port, until
+
+from tests.support.servers import FAST, RealServer, a_free_port, until
 
 NAME = "main"
 

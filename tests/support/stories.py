@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import pytest
-from builders import a_balance, a_snapshot, a_subscription
 from pydantic import SecretStr
 
+from tests.support.builders import a_balance, a_snapshot, a_subscription
 from watcher.cli import main
 from watcher.journal.diff import Reading, Step, diff
 from watcher.journal.interest import Interest

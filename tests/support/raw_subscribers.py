@@ -17,8 +17,8 @@ from ipaddress import ip_network
 from typing import Any, cast
 
 from aiohttp.abc import AbstractResolver, ResolveResult
-from builders import a_subscription
 
+from tests.support.builders import a_subscription
 from watcher.delivery.egress import Policy
 from watcher.delivery.post import Poster, Target
 from watcher.journal.delivery import Delivery

@@ -46,7 +46,7 @@ that the store does with these rights may do it with more."""
 
 EVERY_ENGINE = (FAKE, *LIMITED)
 
-ACL = Path(__file__).parents[1] / "deploy" / "users.acl"
+ACL = Path(__file__).parents[2] / "deploy" / "users.acl"
 PASSWORD = "swordfish"
 LIMITED_NAMESPACE = "watcher"
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from redis import Redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-from servers import DURABLE, ENGINES, RealServer, a_free_port, until
+
+from tests.support.servers import DURABLE, ENGINES, RealServer, a_free_port, until
 
 _HOST = "127.0.0.1"
 _BUS = 10_000

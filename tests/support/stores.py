@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from builders import a_state
 from redis.asyncio import Redis
 
+from tests.support.builders import a_state
 from watcher.journal.delivery import Delivery
 from watcher.snapshot import Balance
 from watcher.store.keys import Keys, shard_of

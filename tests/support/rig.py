@@ -10,10 +10,10 @@ from datetime import timedelta
 from ipaddress import ip_network
 from typing import Any
 
-from builders import SECRET
-from events_schema import assert_valid
 from pydantic import SecretStr
 
+from tests.support.builders import SECRET
+from tests.support.events_schema import assert_valid
 from watcher.journal.audit import audit
 from watcher.journal.record import Record
 from watcher.providers.loopring import LoopringAccount, LoopringSettings

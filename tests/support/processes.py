@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from builders import SECRET
-from rig import MK
 
 import watcher
+from tests.support.builders import SECRET
+from tests.support.rig import MK
 from watcher.receiving.receiver import Receiver
 from watcher.sandbox import Sandbox
 from watcher.store.embedded import Embedded

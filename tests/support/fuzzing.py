@@ -54,7 +54,7 @@ _ALPHABETS = (
 )
 _NUMBERS = (0, 1, -1, 2**31, 2**53, 2**63, 2**64, 10**14, 10**300, 0.1, -0.0, 1e300, math.inf, math.nan)
 _DEEPEST = 3
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).parents[1] / "fuzz"
 _LONG_S = 1800
 _MANY = 3000
 _AT_LENGTH = pytest.mark.filterwarnings("ignore:Generating overly large repr")
