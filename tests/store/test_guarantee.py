@@ -152,5 +152,16 @@ def test_loading_and_an_unverified_certificate_are_warned_of() -> None:
     assert "not verified" in unverified
 
 
+async def test_a_server_that_is_full_is_warned_of() -> None:
+    said = await promised("redis", "--maxmemory", "1", "--maxmemory-policy", "noeviction")
+    assert said.warnings == ("Redis refuses writes: its memory is full; raise its maxmemory",)
+    assert not (await promised("redis", "--maxmemory", "1gb")).warnings
+
+
+def test_a_server_that_cannot_write_to_its_disk_is_warned_of() -> None:
+    (warning,) = judge({**INFO, "aof_last_write_status": "err"}, CONFIG, at="db").warnings
+    assert "disk" in warning
+
+
 def test_no_file_and_hidden_snapshots_promise_nothing() -> None:
     assert judge({**INFO, "aof_enabled": 0}, HIDDEN, at="db").persistence == "hidden"

@@ -10,6 +10,7 @@ import structlog
 
 from watcher.store.exceptions import ConfigurationRefused, StoreError, StoreRefuses, StoreUnreachable
 from watcher.store.health import StoreHealth
+from watcher.store.replies import of_reply
 
 GONE = StoreUnreachable("Redis at db cannot be reached; is it running?")
 FORBIDS = ConfigurationRefused("Redis at db forbids its user a command or key that watcher needs")
@@ -59,6 +60,34 @@ async def test_rights_that_are_missing_are_said_once_though_other_commands_succe
     clock.now += 5
     health.answered()
     assert names(lines) == ["store.refusing", "store.recovered"]
+
+
+async def test_a_cause_that_follows_another_one_is_said_though_the_server_was_never_back(
+    lines: list[MutableMapping[str, Any]],
+) -> None:
+    clock = Clock()
+    health = StoreHealth(clock=clock)
+    replies = ("NOAUTH Authentication required.", "OOM command not allowed", "READONLY You can't write")
+    for reply in replies:
+        for node in range(5):
+            trouble = of_reply(reply, f"node-{node}")
+            assert isinstance(trouble, StoreError)
+            await health.failed(trouble)
+            clock.now += 0.5
+    assert names(lines) == ["store.refusing"] * len(replies)
+    for line, words in zip(lines, ("credentials", "OOM", "READONLY"), strict=True):
+        assert words in line["reason"]
+
+
+async def test_an_unknown_error_that_reads_differently_each_time_is_said_once(
+    lines: list[MutableMapping[str, Any]],
+) -> None:
+    health = StoreHealth()
+    for usage in range(20):
+        trouble = of_reply(f"ERR max requests limit exceeded. Usage: {usage}", "db")
+        assert isinstance(trouble, StoreError)
+        await health.failed(trouble)
+    assert names(lines) == ["store.refusing"]
 
 
 async def test_a_server_without_trouble_is_not_spoken_of(lines: list[MutableMapping[str, Any]]) -> None:

@@ -7,6 +7,9 @@ Refuses to import a client: whoever reads a configuration needs these.
 class StoreError(Exception):
     """Redis cannot be used now. A worker that already runs says so once, waits and tries again."""
 
+    cause = ""
+    """What an error reply is about, in the same words each time; empty for a silence, or an unknown reply."""
+
 
 class StoreUnreachable(StoreError):
     """Nobody answers, or the server answers and refuses writes: time or its operator heals it."""

@@ -182,6 +182,14 @@ def _warnings(info: Mapping[str, Any], eviction: str, is_verified: bool) -> list
             eviction.startswith("allkeys-")
         ),
         "Redis is still loading its data; nothing happens until it is done": bool(info.get("loading")),
+        "Redis refuses writes: its memory is full; raise its maxmemory": (
+            0
+            < _count(info, "maxmemory")
+            < _count(info, "used_memory") - _count(info, "mem_not_counted_for_evict")
+        ),
+        "Redis refuses writes: it cannot write to its disk; look at its disk space and its log": (
+            info.get("aof_last_write_status") == "err"
+        ),
         "the certificate of Redis is not verified (ssl_cert_reqs=none)": not is_verified,
     }
     return [text.format(eviction=eviction) for text, applies in warnings.items() if applies]

@@ -64,7 +64,7 @@ class StoreHealth:
         is_answer = isinstance(trouble, StoreRefuses | ConfigurationRefused)
         event = "store.refusing" if is_answer else "store.unreachable"
         self._is_partial |= is_answer
-        if spell := self._spells.struck(event, now):
+        if spell := self._spells.struck((event, trouble.cause), now):  # another cause is news
             log.error(event, reason=str(trouble), next_ms=int(1000 * self._pause_s), **spell._asdict())
         self._down_since = now if self._down_since is None else self._down_since
         pause_s = self._pause_s

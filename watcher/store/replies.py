@@ -149,7 +149,9 @@ def of_reply(text: str, at: str) -> StoreError | DamagedKey | None:
         return DamagedKey(at)
     if words := _known(text):
         kind, because = words
-        return kind(f"Redis at {at} {because}")
+        trouble = kind(f"Redis at {at} {because}")
+        trouble.cause = because
+        return trouble
     if _OURS.search(text):
         return None
     shown = printable(without_secrets(_REPEATED.sub("", text)), _SHOWN) or "one without words"
