@@ -1,8 +1,9 @@
-"""Says what is wrong with the other side's TLS, and what mends it: for subscribers and providers alike.
+"""Says what is wrong with a connection or its TLS, and what mends it: for subscribers and providers alike.
 
 Refuses to repeat what OpenSSL or aiohttp say: their texts hold host names, and blame a protocol.
 """
 
+import os
 import ssl
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -20,6 +21,7 @@ class Flaw(NamedTuple):
         return f"{self.words}; {self.mend}" if self.mend else self.words
 
 
+CANNOT_CONNECT = "cannot connect"
 HUNG_UP = Flaw(
     "TLS failed: it hung up during the handshake",
     "look whether its port speaks TLS 1.2 or 1.3, and whether it wants a client certificate",
@@ -96,6 +98,12 @@ def tls_flaw(error: BaseException, *, is_handshake: bool = False) -> Flaw | None
         if _ALERT in str(getattr(cause, "message", "")):  # aiohttp keeps a whole answer there too
             return _SPEAKS_TLS
     return None
+
+
+def cannot_connect(error: Exception) -> str:
+    """Say that there is no connection, and why, as far as the system knows."""
+    number = error.errno if isinstance(error, OSError) else None
+    return f"{CANNOT_CONNECT}: {os.strerror(number).lower()}" if number else CANNOT_CONNECT
 
 
 def _certificate_flaw(error: ssl.SSLCertVerificationError) -> Flaw:

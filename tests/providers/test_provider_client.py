@@ -104,9 +104,14 @@ async def test_a_large_cookie_or_many_headers_void_no_poll() -> None:
 async def test_nobody_there_is_gone() -> None:
     async with Stage() as stage:
         url = stage.url
-    for unreachable in (url, "http://no-such-host.invalid"):
+    for unreachable, reason in (
+        (url, "cannot connect: connection refused"),
+        ("http://no-such-host.invalid", ""),
+    ):
         async with loopring_client(unreachable, timeout_s=0.5) as client:
-            assert (await refusal(client)).trouble == "gone"
+            refused = await refusal(client)
+            assert refused.trouble == "gone"
+            assert reason in refused.reason
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example"])

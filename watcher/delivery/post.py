@@ -5,7 +5,6 @@ counts, and no more than 64 KiB of it are read. Whatever happens comes back as a
 """
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -34,7 +33,7 @@ from watcher.printable import printable, without_secrets
 from watcher.resolver import CurrentResolver
 from watcher.retry_after import retry_after_s
 from watcher.settings import SubscriptionSettings
-from watcher.tls_flaws import Flaw, tls_flaw
+from watcher.tls_flaws import CANNOT_CONNECT, Flaw, cannot_connect, tls_flaw
 
 ATTEMPT_TIMEOUT_S = 20
 """A whole attempt, name look-up to last byte. Shorter than a lane's lease and than the drain."""
@@ -221,15 +220,12 @@ def flaw_of(error: Exception, url: URL) -> Flaw:
     if flaw := tls_flaw(error, is_handshake=is_connecting and url.scheme == "https"):
         return flaw
     words = next((words for kind, words in _WORDS if isinstance(error, kind)), type(error).__name__)
-    if words == _NO_CONNECTION and isinstance(error, OSError) and error.errno:
-        words = f"{words}: {os.strerror(error.errno).lower()}"
-    return Flaw(words)
+    return Flaw(cannot_connect(error) if words == CANNOT_CONNECT else words)
 
 
-_NO_CONNECTION = "cannot connect"
 _WORDS: tuple[tuple[type[Exception], str], ...] = (
     (aiohttp.ClientConnectorDNSError, UNRESOLVED),
-    (aiohttp.ClientConnectorError, _NO_CONNECTION),
+    (aiohttp.ClientConnectorError, CANNOT_CONNECT),
     (AnswerTooLong, "its answer has no end"),
     (aiohttp.ServerDisconnectedError, "it closed the connection without an answer"),
     (aiohttp.ClientOSError, "it reset the connection"),

@@ -4,7 +4,6 @@ Refuses to send a request: nothing is said inside the connection. Every address 
 """
 
 import asyncio
-import os
 import socket
 import ssl
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from yarl import URL
 from watcher.delivery.connector import EgressRefused, GuardedResolver, guarded_sockets
 from watcher.delivery.egress import Policy, read_address
 from watcher.resolver import CurrentResolver
-from watcher.tls_flaws import HUNG_UP, tls_flaw
+from watcher.tls_flaws import CANNOT_CONNECT, HUNG_UP, cannot_connect, tls_flaw
 
 _STEP_S = 6.0
 """To connect, and then for TLS: so that it is known which of them hangs, before the time for all is over."""
@@ -98,12 +97,11 @@ async def _connect(
         except TimeoutError:
             if is_connected:
                 return Reached(f"TLS failed: no handshake within {_STEP_S:g} s", HUNG_UP.mend)
-            return Reached(f"cannot connect: no answer within {_STEP_S:g} s")
+            return Reached(f"{CANNOT_CONNECT}: no answer within {_STEP_S:g} s")
         except OSError as error:  # ssl.SSLError is one
             if context and (flaw := tls_flaw(error, is_handshake=True)):
                 return Reached(flaw.words, flaw.mend)
-            reason = f": {os.strerror(error.errno).lower()}" if error.errno else ""
-            return Reached(f"cannot connect{reason}")
+            return Reached(cannot_connect(error))
         transport.abort()
     certificate = transport.get_extra_info("peercert") or {}
     ends = certificate.get("notAfter")

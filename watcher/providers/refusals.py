@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import aiohttp
 
 from watcher.providers.contract import Refused, Trouble
-from watcher.tls_flaws import tls_flaw
+from watcher.tls_flaws import CANNOT_CONNECT, cannot_connect, tls_flaw
 
 TRANSPORT_ERRORS = (aiohttp.ClientError, OSError, TimeoutError, UnicodeError)
 """All that a request was seen to raise: a time-out is no ClientError, a host name like `a..b` neither."""
@@ -32,7 +32,7 @@ _UNREACHED: tuple[tuple[type[Exception], Trouble, str], ...] = (
     (aiohttp.InvalidURL, "configuration", "base_url is not an address"),
     (UnicodeError, "configuration", "base_url is not a host name"),
     (aiohttp.ClientConnectorDNSError, "gone", "the name does not resolve"),
-    (aiohttp.ClientConnectorError, "gone", "no connection"),
+    (aiohttp.ClientConnectorError, "gone", CANNOT_CONNECT),
     (aiohttp.ClientResponseError, "malformed", "the answer is not HTTP"),
     (TimeoutError, "gone", "no answer in time"),
     (Exception, "gone", "the connection broke before an answer"),
@@ -60,4 +60,4 @@ def by_error(error: Exception, status: int | None, *, is_tls: bool) -> Refused:
         return Refused("gone", flaw.words, mend=flaw.mend)
     table = _UNREACHED if status is None else _BROKEN_OFF
     trouble, reason = next(row[1:] for row in table if isinstance(error, row[0]))
-    return Refused(trouble, reason, status=status)
+    return Refused(trouble, cannot_connect(error) if reason == CANNOT_CONNECT else reason, status=status)
