@@ -88,6 +88,24 @@ def test_a_place_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) 
     assert refused.value.exit_code == 78
 
 
+@pytest.mark.parametrize("kind", ["a file with something in it", "a directory", "a device"])
+def test_what_is_no_heartbeat_file_is_refused_and_stays(path: Path, kind: str) -> None:
+    if kind == "a directory":
+        path.mkdir()
+    elif kind == "a device":
+        path.symlink_to("/dev/null")
+    else:
+        path.write_text("[redis]")
+    with pytest.raises(HeartbeatRefused, match="name a new file"):
+        HeartbeatFile(path, dict).begin()
+    assert path.exists()
+
+
+def test_a_heartbeat_file_that_a_killed_worker_left_is_taken_over(path: Path) -> None:
+    path.touch()
+    HeartbeatFile(path, dict).begin()
+
+
 async def test_a_bug_ends_no_heartbeat_without_a_word(path: Path) -> None:
     looks = 0
 

@@ -29,6 +29,11 @@ class HeartbeatFile:
     def begin(self) -> None:
         """Touch the file for the first time. Raises HeartbeatRefused."""
         try:
+            if self._path.exists() and (not self._path.is_file() or self._path.stat().st_size):
+                raise HeartbeatRefused(
+                    f"the heartbeat file {self._path} is something else already, and would be removed at the "
+                    "end: name a new file"
+                )
             self._touch()
         except OSError as error:
             raise HeartbeatRefused(
