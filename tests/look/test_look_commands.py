@@ -486,8 +486,8 @@ def test_status_names_what_a_worker_leads_elsewhere_and_the_configuration_of_eac
 
     write(two_places)
     done = run("status")
-    assert "  error: 1 worker with another configuration, which leads elsewhere with" in done.out
-    assert "    provider loopring, subscription ops: of each, one side rests" in done.out
+    assert "  error: 1 worker with another configuration: another target for" in done.out
+    assert "    provider loopring, subscription ops: of each, one side is inactive" in done.out
     assert f"configuration {here.digest[:8]}, seen" in done.out.replace(", up 1h 0m", "")
     (line,) = (one for one in run("status", "--json").objects if one["kind"] == "configuration")
     assert line["names"] == ["provider loopring", "subscription ops"]

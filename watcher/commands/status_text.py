@@ -58,9 +58,9 @@ def _workers_text(lines: Sequence[_Line], differing: Sequence[_Line]) -> Iterato
             names = ", ".join(map(printable, line["names"][:_MOST_NAMES]))
             more = len(line["names"]) - _MOST_NAMES
             workers = many(len(line["workers"]), "worker")
-            yield _entry("", f"  error: {workers} with another configuration, which leads elsewhere with")
+            yield _entry("", f"  error: {workers} with another configuration: another target for")
             yield _entry(
-                "", f"    {names}{f' and {more:,} more' if more > 0 else ''}: of each, one side rests"
+                "", f"    {names}{f' and {more:,} more' if more > 0 else ''}: of each, one side is inactive"
             )
     else:
         yield _entry("workers", "none runs: nothing is polled and nothing delivered; start `watcher run`")

@@ -163,11 +163,12 @@ EVENTS: Mapping[str, Line] = {
     ),
     "configuration.differs": Line(
         "warning",
-        "Another worker of the namespace gives the same name and leads elsewhere; of each, one rests.",
+        "Another worker of the namespace has another provider, account or URL under the same name; of each, "
+        "one side is inactive.",
         ("worker", "names", "changed", "rests", "accounts", *_LASTS),
     ),
     "configuration.agrees": Line(
-        "info", "No other worker leads elsewhere under the same name any more.", _LASTS
+        "info", "No other worker has another provider, account or URL under the same name any more.", _LASTS
     ),
     "listener.started": Line("info", "Metrics and probes are served over HTTP.", ("address",)),
     "listener.refused": Line(

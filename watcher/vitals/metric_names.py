@@ -63,7 +63,7 @@ METRICS: Mapping[str, Meaning] = {
     ),
     "watcher_configuration_differs": Meaning(
         "gauge",
-        "Names that another worker of the namespace leads elsewhere: providers, subscriptions, accounts.",
+        "Providers, subscriptions and accounts that another worker of the namespace configures differently.",
     ),
     "watcher_accounts": Meaning("gauge", "Accounts of the configuration in force.", ("provider",)),
     "watcher_store_up": Meaning(
