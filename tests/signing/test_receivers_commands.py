@@ -246,6 +246,18 @@ def test_listen_tells_each_attempt_and_ends_with_a_summary(how: signal.Signals) 
     assert "1 not answered with 2xx, 1 refused" in summary
 
 
+def test_listen_with_an_empty_host_listens_on_loopback_as_without_one() -> None:
+    with contextlib.closing(Listening("--host", "")) as listening:
+        assert listening.url.startswith("http://127.0.0.1:")
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64])
+def test_listen_at_what_is_no_host_is_no_bug(host: str) -> None:
+    done = CliRunner().invoke(listen.command, ["--host", host, "--port", "0"])
+    assert (done.exit_code, type(done.exception)) == (1, SystemExit)
+    assert f"cannot listen at {host}:0: not a host name" in done.stderr
+
+
 def test_listen_as_json_is_one_object_a_line_with_the_event_whole() -> None:
     with contextlib.closing(Listening("--json")) as listening:
         for webhook in (fresh(an_event(type="\x1b\x7f\ud800", fee=1.5)), fresh().but(signature="v1")):

@@ -111,6 +111,21 @@ def test_an_address_that_cannot_be_meant_is_refused_and_never_repeated(url: str)
     assert PASSWORD not in f"{caught.value}{caught.value.__cause__}{safe_url(url)}"
 
 
+NO_NAMES = ("redis..svc", ".redis.svc", "x" * 64, f"{'x' * 64}.svc", ".")
+
+
+@pytest.mark.parametrize("url", ["redis://{}", "rediss://{}:1/2", "redis+cluster://a.svc,{}"])
+@pytest.mark.parametrize("host", NO_NAMES)
+def test_a_host_that_can_be_none_is_refused_before_its_look_up(url: str, host: str) -> None:
+    with pytest.raises(ConfigurationRefused, match="names a host that is no name"):
+        check_address(url.format(host))
+
+
+@pytest.mark.parametrize("host", ["redis.svc.", "my_redis", "bücher.example", "x" * 63])
+def test_a_host_that_may_be_one_is_left_to_its_look_up(host: str) -> None:
+    check_address(f"redis://{host}")
+
+
 @pytest.mark.parametrize(
     ("option", "complaint"),
     [

@@ -135,6 +135,13 @@ def test_nobody_at_the_address_is_said(tmp_path: Path) -> None:
     assert "Connection refused" in done.stderr
 
 
+@pytest.mark.parametrize("host", ["watcher..svc", "x" * 64])
+def test_a_host_that_can_be_none_is_the_answer_no(host: str) -> None:
+    done = health("--url", f"http://{host}:8787")
+    assert done.return_value == 1
+    assert f"nobody answers at http://{host}:8787: " in done.stderr
+
+
 @pytest.mark.parametrize(
     "address", ["ftp://127.0.0.1", "127.0.0.1:8787", "http://", "http://me:pass@127.0.0.1", "http://[::1"]
 )

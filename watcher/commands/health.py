@@ -68,7 +68,7 @@ def _trouble_at(url: str, token: str | None) -> str | None:
 
     try:
         status, text = _ask(url, token)
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, UnicodeError) as error:  # the last: what is no host name
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return f"nobody answers at {url}: {reason}"
     return None if status == 200 else f"{url} answers {status}: {text}"

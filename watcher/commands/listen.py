@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 _FAIL = re.compile(r"([2-5][0-9]{2}):([1-9][0-9]{0,5})\Z")
 _HOST_AND_PORT = re.compile(r"[A-Za-z0-9.-]+(:[0-9]+)?(/[!-~]*)?\Z")
+_LOOPBACK = "127.0.0.1"
+"""Also for `--host "$HOST"` with an empty variable: an empty host would mean every address."""
 
 
 @click.command("listen", short_help="Receive webhooks, verify and print them.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option("--host", default=_LOOPBACK, show_default=True, help="The address to listen at.")
 @click.option(
     "--port", default=8788, show_default=True, type=click.IntRange(0, 65535), help="0: any free one."
 )
@@ -59,6 +61,7 @@ def command(
     """
     from watcher.receiving.receiver import Fail, Receiver
 
+    host = host or _LOOPBACK
     secrets = verifying(secrets_given(secret_names, secret_files))
     told: Counter[str] = Counter()
     receiver = Receiver(
@@ -103,10 +106,9 @@ async def _listen(receiver: "Receiver", told: Counter[str], *, as_json: bool) ->
             verified = "verifying" if receiver.secrets else "not verifying: no secret was given"
             click.echo(f"listening at {receiver.url}, {verified}", err=True)
             await stop.wait()
-    except OSError as error:
-        raise click.ClickException(
-            f"cannot listen at {receiver.host}:{receiver.port}: {error.strerror}"
-        ) from None
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a host name"
+        raise click.ClickException(f"cannot listen at {receiver.host}:{receiver.port}: {reason}") from None
     return failure
 
 

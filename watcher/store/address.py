@@ -108,13 +108,25 @@ def _split(url: str) -> _Split:
 
 
 def _host(place: str) -> tuple[str, int | None]:
-    """Read `host`, `host:port` or `[::1]:port`. Raises ValueError."""
+    """Read `host`, `host:port` or `[::1]:port`. Raises ValueError, and ConfigurationRefused for the host."""
     found = _HOST.fullmatch(place)
     if not found or int(found[3] or 0) > _LAST_PORT:
         raise ValueError
     if found[1]:
         IPv6Address(found[1])
+    else:
+        _refuse_no_name(found[2])
     return (found[1] or found[2]).lower(), int(found[3] or 0) or None
+
+
+def _refuse_no_name(host: str) -> None:
+    """Refuse what would fail at its look-up, as `redis..svc` does where a variable was empty."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ConfigurationRefused(
+            "redis.url names a host that is no name: each part between dots has 1 to 63 characters"
+        ) from None
 
 
 def _no_several(kind: str) -> ConfigurationRefused:
@@ -170,8 +182,6 @@ def _parts(url: str, known: frozenset[str] = _PLAIN_OPTIONS) -> _Split:
     known |= _TLS_OPTIONS if parts.scheme == "rediss" else frozenset()
     if not known.issuperset(options):
         raise _no_url(f"has an option other than {', '.join(sorted(known))}")
-    if len(set(options)) < len(options):
-        raise _no_url("has an option twice")
     return parts
 
 
