@@ -340,3 +340,9 @@ def test_every_finding_of_every_kind_comes_in_one_run(
 def test_two_that_alert_each_other_are_as_they_should_be(doubts: Doubts) -> None:
     other = HEAD[HEAD.index("[[subscriptions]]") :].replace("ops", "desk")
     assert doubts(f'{HEAD}{OPS}alerts_to = "desk"\n{other}{OPS}alerts_to = "ops"\n') == []
+
+
+def test_a_mistyped_alerts_to_is_not_said_to_mean_the_subscription_itself(doubts: Doubts) -> None:
+    with pytest.raises(ConfigRefused) as refused:
+        doubts(f'{HEAD}{OPS}alerts_to = "opz"\n')
+    assert "did you mean" not in str(refused.value.mistakes)

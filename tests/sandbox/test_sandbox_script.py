@@ -118,7 +118,7 @@ def test_the_forms_are_the_movements_and_two_more() -> None:
         (a_line(at='"1"'), "at: seconds since the start"),
         (a_line(at="true"), "at: seconds since the start"),
         (a_line(account="true"), "account: an account id"),
-        (a_line(account="10199"), "no account 10199 in this world"),
+        (a_line(account="10199"), "no account 10199 in this world, which has "),
         (a_line(asset="1"), "asset: an id or a symbol, as text"),
         (a_line(asset='"DOGE"'), "loopring lists no such asset; it lists ETH, LRC"),
         (a_line(amount="12.5"), "amount: text in whole units"),

@@ -102,9 +102,8 @@ def _check_alerts(entry: Entry, known: list[str], findings: Findings) -> None:
             )
         )
     elif name not in known:
-        findings.mistake(
-            entry.finding(("alerts_to",), f"no [[subscriptions]] of this name{did_you_mean(name, known)}")
-        )
+        meant = did_you_mean(name, [other for other in known if other != entry.table.get("name")])
+        findings.mistake(entry.finding(("alerts_to",), f"no [[subscriptions]] of this name{meant}"))
 
 
 def _url_flaw(url: str, policy: Policy) -> str | None:

@@ -119,7 +119,7 @@ def check_url(text: str, policy: Policy) -> URL:
         written, url = URL(text, encoded=True), as_written(text)
     except (ValueError, IndexError):  # a name that IDNA cannot encode; yarl 1.25 trips over `https://[::1]@`
         # `from None`: the parser's own message holds what it could not read
-        raise RefusedUrl("not a URL with a host that can be looked up") from None
+        raise RefusedUrl("not a URL with a host that can be looked up, or its port is beyond 65535") from None
     _check_scheme(url.scheme, policy)
     _check_authority(written.raw_authority)
     _check_port(url.explicit_port)

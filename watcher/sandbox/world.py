@@ -231,7 +231,8 @@ class World:
             found = loopring_s or self.account_at("metakeep", key)
             key = found.key if found else key
         if key not in self._book_by_key:
-            raise Impossible(f"no account {key} in this world")
+            known = ", ".join(str(account.key) for account in self.accounts()[:5])
+            raise Impossible(f"no account {key} in this world{known and f', which has {known}'}")
         return self._book_by_key[key]
 
     def _place(self, account: AccountKey, asset: str) -> tuple[Book, ListedAsset]:
