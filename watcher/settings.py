@@ -8,10 +8,21 @@ import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 from urllib.parse import parse_qsl, unquote
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from watcher import amounts
 from watcher.fields import Amount, ApiKey, BaseUrl, Duration, Name, Network, parse_duration
@@ -58,6 +69,32 @@ class Section(BaseModel):
         allow_inf_nan=False,
         regex_engine="python-re",  # the other one knows no \Z, and $ lets a newline through
     )
+
+    one_of: ClassVar[tuple[str, str] | None] = None
+    """Keys of which exactly one must be given."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _has_one_of(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """Look at what was given, right or wrong: it is said beside all other mistakes, in the same run."""
+        if not (cls.one_of and isinstance(given, dict)):
+            return validate(given)
+        is_flawed = sum(given.get(key) is not None for key in cls.one_of) != 1
+        flaws = list[InitErrorDetails]()
+        try:
+            made = validate(given)
+        except ValidationError as error:
+            if not is_flawed:
+                raise
+            for one in error.errors(include_url=False, include_input=False):
+                flaws.append(
+                    {"type": one["type"], "loc": one["loc"], "input": None, "ctx": one.get("ctx", {})}
+                )
+        if is_flawed:
+            text = "give either {} or {}".format(*cls.one_of)
+            flaws.append({"type": PydanticCustomError("value_error", text), "loc": (), "input": None})
+            raise ValidationError.from_exception_data(cls.__name__, flaws, hide_input=True)
+        return made
 
     @field_validator("*", mode="before")
     @classmethod
@@ -155,6 +192,8 @@ class AccountSettings(Section):
 class ThresholdSettings(Section):
     """When to tell that a balance went too low or too high. `clear` keeps one that hovers quiet."""
 
+    one_of = ("below", "above")
+
     asset: str = Field(min_length=1, max_length=128, description="symbol or id of the asset")
     field: Literal["total", "locked", "available", "pending_deposit", "pending_withdrawal"] = Field(
         "total", description="which part of the balance"
@@ -166,9 +205,7 @@ class ThresholdSettings(Section):
     )
 
     @model_validator(mode="after")
-    def _has_one_bound(self) -> Self:
-        if (self.below is None) == (self.above is None):
-            raise ValueError("needs either below or above")
+    def _clears_on_the_good_side(self) -> Self:
         if self.clear is None:
             return self
         clear = amounts.to_atoms(self.clear)

@@ -8,9 +8,9 @@ that ran against it, not to a live service.
 
 import re
 from collections.abc import Mapping, Sequence, Set
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from watcher.amounts import MAX_FRACTION_DIGITS, NotAnAmount, from_integer
 from watcher.fields import BaseUrl
@@ -77,6 +77,8 @@ class LoopringSettings(ProviderSettings):
 
 
 class LoopringAccount(AccountSettings):
+    one_of = ("account_id", "address")
+
     account_id: Id | None = Field(None, description="Loopring's number of the account")
     address: Address | None = Field(None, description="its owner's Ethereum address, instead of the number")
     tokens: tuple[Id, ...] | None = Field(
@@ -89,12 +91,6 @@ class LoopringAccount(AccountSettings):
         if tokens and len(set(tokens)) < len(tokens):
             raise ValueError("a token id is given twice")
         return tokens
-
-    @model_validator(mode="after")
-    def _is_one_account(self) -> Self:
-        if (self.account_id is None) == (self.address is None):
-            raise ValueError("give either account_id or address")
-        return self
 
 
 class Loopring:
