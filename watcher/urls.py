@@ -4,11 +4,13 @@ A signed URL breaks where `%2F` becomes `/`, and a receiver's path where `/a/../
 """
 
 import string
+from functools import lru_cache
 from urllib.parse import quote
 
 from yarl import URL
 
 
+@lru_cache(maxsize=1024)  # for every request of a provider it is the same few
 def as_written(text: str) -> URL:
     """Read `text`, and keep its path and query byte for byte. Raises ValueError, for some texts IndexError.
 
