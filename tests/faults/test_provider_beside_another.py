@@ -4,10 +4,10 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from statistics import median
 from typing import Any
 
-import aiohttp.connector
 import pytest
 from redis.asyncio import Redis
 
@@ -16,6 +16,8 @@ from tests.faults.provider_scene import some_settings, until_read, workers
 from tests.faults.scene import BOUNDED, LONG
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Request
+from watcher.resolver import CurrentResolver
+from watcher.run import generation
 from watcher.store.keys import Keys
 from watcher.store.polls import Polls
 from watcher.store.schedule import Lease
@@ -53,7 +55,7 @@ def delays_ms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(Polls, "touch", noted_touch)
     monkeypatch.setattr(ProviderClient, "_fetch", noted_fetch)
-    monkeypatch.setattr(aiohttp.connector, "DefaultResolver", Names)
+    monkeypatch.setattr(generation, "CurrentResolver", partial(CurrentResolver, make=Names))
     return delays_ms
 
 

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +27,8 @@ from watcher.polling import cadence, loop, outage, poll
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Request
 from watcher.receiving.receiver import Receiver
+from watcher.resolver import CurrentResolver
+from watcher.run import generation
 from watcher.store.keys import Keys
 
 pytestmark = BOUNDED
@@ -75,7 +78,7 @@ async def providers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mapping[st
         providers = {kind: await stack.enter_async_context(FailingProvider(kind)) for kind in KINDS}
         trusting = a_client_trusting(providers["tls"].pem)
         monkeypatch.setattr(aiohttp.connector, "_SSL_CONTEXT_VERIFIED", trusting)
-        monkeypatch.setattr(aiohttp.connector, "DefaultResolver", Names)
+        monkeypatch.setattr(generation, "CurrentResolver", partial(CurrentResolver, make=Names))
         monkeypatch.setattr(aiohttp.connector._DNSCacheTable, "expired", lambda *_: True)
         yield providers
 
