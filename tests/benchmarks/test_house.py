@@ -31,6 +31,10 @@ def test_modules_that_import_each_other_are_found_lazily_or_not_but_not_for_type
     assert not Source({"one": "from watcher.two import y\n", "two": typed}).cycle
 
 
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert Source.read().cycle == []
+
+
 def test_every_broad_except_is_found() -> None:
     text = "try:\n    pass\nexcept Exception:\n    pass\ntry:\n    pass\nexcept ValueError:\n    pass\n"
     assert Source({"one": text}).broad == ["one:3"]

@@ -76,7 +76,7 @@ def command(
         seed=seed or 0,
     )
     try:
-        asyncio.run(_until_told(run(sandbox, steps) if is_run else _serve(sandbox, steps)))
+        asyncio.run(_until_told(run(sandbox, steps, configuration) if is_run else _serve(sandbox, steps)))
     except OSError as error:
         advice = "; choose other ports" if error.errno in _NO_PORT else ""
         raise click.ClickException(f"cannot serve: {error.strerror}{advice}") from error

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
 _FILE = "watcher.toml"
 
 
-async def run(sandbox: Sandbox, steps: Iterable[Step]) -> None:
-    """Play the steps, and show each webhook that comes of them. Never returns."""
+async def run(sandbox: Sandbox, steps: Iterable[Step], configuration: Callable[..., str]) -> None:
+    """Play the steps, and show each webhook that comes of them. Never returns.
+
+    `configuration` writes what watches a sandbox, for a receiver's `url` and `secret`.
+    """
     from watcher.demo import go_on, staged
     from watcher.demo.lines import move_line, step_lines, webhook_line
     from watcher.exposed.door import Address
@@ -36,7 +40,7 @@ async def run(sandbox: Sandbox, steps: Iterable[Step]) -> None:
 
     configure("warning", stream=sys.stderr, color=not Environment().get("NO_COLOR"))
     async with (
-        staged(sandbox, _settings) as stage,
+        staged(sandbox, partial(_settings, configuration)) as stage,
         exposed(stage.worker, Exposure(Address("127.0.0.1", 0), has_page=True)) as page,
     ):
         await stage.polled(1)
@@ -54,9 +58,10 @@ async def run(sandbox: Sandbox, steps: Iterable[Step]) -> None:
             await asyncio.Event().wait()
 
 
-def _settings(sandbox: Sandbox, receiver: Receiver, folder: Path) -> Settings:
+def _settings(
+    configuration: Callable[..., str], sandbox: Sandbox, receiver: Receiver, folder: Path
+) -> Settings:
     """Write the configuration where other commands find it, and load it. The environment has no say."""
-    from watcher.commands.sandbox import configuration
     from watcher.config import load
 
     (secret,) = receiver.secrets
