@@ -160,6 +160,28 @@ async def test_a_deployment_that_starts_while_the_other_one_restarts_does_not_ta
     assert (production.is_ours("ops"), staging.is_ours("ops")) == (True, False)
 
 
+async def test_runs_that_end_soon_wait_ten_minutes_in_all_for_a_deployment_that_is_gone(fleet: Fleet) -> None:
+    """As `run --once` from cron: each would begin to wait anew, for as long as the other one is known."""
+    await fleet.start("p", PRODUCTION)
+    fleet.stop("p")
+    for _ in range(10):
+        assert not (await fleet.start("s", STAGING)).is_ours("ops")
+        fleet.stop("s")
+        await fleet.later(OTHER_PLACE_S / 10)
+    staging = await fleet.start("s", STAGING)
+    assert staging.is_ours("ops")
+    assert not staging.is_left("staging")
+
+
+async def test_a_deployment_that_runs_now_and_then_is_not_gone(fleet: Fleet) -> None:
+    for _ in range(15):
+        assert (await fleet.start("p", PRODUCTION)).is_ours("ops")
+        fleet.stop("p")
+        assert not (await fleet.start("s", STAGING)).is_ours("ops")
+        fleet.stop("s")
+        await fleet.later(60)
+
+
 async def test_that_a_worker_waits_for_a_deployment_that_is_away_is_said(
     fleet: Fleet, lines: list[MutableMapping[str, Any]]
 ) -> None:

@@ -131,6 +131,7 @@ async def _deliver(store: Store) -> None:
     await Workers(store.pipe, store.keys).note(Presence("w", "here", 1, "0", 0, {}))
     configurations = Configurations(store.pipe, store.keys)
     await configurations.write(NOBODY)
+    await configurations.waited_for_since(NOBODY.digest, 1)
     await configurations.mark({OPS: (None, Mark("url", NOBODY.digest))})
 
 

@@ -19,7 +19,8 @@ OTHER_PLACE_S = 600.0
 """The same, where providers or accounts differ, too: another deployment, which may only be restarting."""
 
 AT_THE_START_S = 60.0
-"""So long a worker waits at its start for a deployment that left its mark, and that it has not seen."""
+"""So long a worker waits at its start for a deployment that left its mark, and that it has not seen; workers
+that end sooner wait OTHER_PLACE_S in all."""
 
 
 class _Place(NamedTuple):
@@ -106,10 +107,13 @@ class Others:
             *(one.fingerprint.digest for one in self._by_worker.values()),
         }
         for digest in sorted({mark.configuration for mark in marks} - known):
-            place = await self._look_up(digest)
-            if place and not place.is_same:
+            place, now_ms = await self._look_up(digest), self._now_ms()
+            if place is None or place.is_same:
+                continue
+            waited_ms = now_ms - await self._configurations.waited_for_since(digest, now_ms)
+            if waited_ms < 1000 * OTHER_PLACE_S:
                 name = f"a worker that is gone ({digest[:8]})"
-                self._by_worker[name] = Other(name, place, self._now_ms(), AT_THE_START_S, is_there=False)
+                self._by_worker[name] = Other(name, place, now_ms, AT_THE_START_S, is_there=False)
 
     def _forget(self, now_ms: int) -> None:
         for worker, other in [*self._by_worker.items()]:

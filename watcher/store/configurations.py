@@ -88,6 +88,16 @@ class Configurations:
         except StoreRefuses:  # a full server takes no write, and must be drained: it stands there for a while
             if await self._pipe.command("GET", key) != packed:
                 raise
+        await self._pipe.command("DEL", self._keys.waiting(fingerprint.digest))
+
+    async def waited_for_since(self, digest: str, now_ms: int) -> int:
+        """Note since when (Unix ms) a configuration that is gone is waited for; returns the first note since
+        somebody ran it. Workers that end soon, as `run --once` does, would each begin to wait anew."""
+        key, noted = self._keys.waiting(digest), None
+        with suppress(StoreRefuses, BadState), damage_named():
+            await self._pipe.command("SET", key, now_ms, "NX", "EX", KEEP_S)
+            noted = await self._pipe.command("GET", key)
+        return int(noted) if noted and noted.isdigit() else now_ms
 
     async def read(self, digest: str) -> Fingerprint | None:
         """Read a configuration; None where it was not written down, or cannot be read."""

@@ -37,6 +37,10 @@ class Keys:
         """STRING, expires: what a configuration in use leads to, as digests. Written by `Configurations`."""
         return f"{self.namespace}:configuration:{digest}"
 
+    def waiting(self, digest: str) -> str:
+        """STRING, expires: since when (ms) a configuration is waited for, now gone. By `Configurations`."""
+        return f"{self.namespace}:waiting:{digest}"
+
     def marks(self) -> str:
         """HASH, permanent: subscription -> `url configuration`, for which its queues are filled. By mark."""
         return f"{self.namespace}:marks"
