@@ -21,6 +21,9 @@ FREEZES = ("fetched", "commit sent", "POST sent", "2xx read", "settle sent")
 REACHED_S = 50
 """Until a worker has started and come to a step twenty times, on a busy machine."""
 
+PRESSED_TWICE_S = 0.01
+"""Two signals closer than that are one key press, which a wrapper passed on."""
+
 VOID = {"fetched": "poll.discarded", "POST sent": "lease.lost", "2xx read": "lease.lost"}
 """What a worker says that was frozen there: it comes too late, and the store refuses it."""
 
@@ -152,6 +155,8 @@ async def test_a_second_signal_ends_a_worker_at_once_and_loses_nothing() -> None
         await scene.until_told(20, within_s=20)
         worker.send(signal.SIGTERM)
         await worker.logged("worker.draining")
+        assert worker.lines("worker.draining")[0]["in_flight"], "else it has ended before the second signal"
+        await asyncio.sleep(2 * PRESSED_TWICE_S)
         worker.send(signal.SIGINT)
         assert await asyncio.wait_for(worker.process.wait(), 5) == 128 + signal.SIGINT
         scene.receiver.delay_s = 0
