@@ -2,5 +2,5 @@
 
 
 def many(count: int, noun: str, plural: str | None = None) -> str:
-    """Write `1 lane`, `2 lanes`, `1,234 deliveries`."""
+    """Write `1 queue`, `2 queues`, `1,234 deliveries`."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import SecretStr, ValidationError
 
 from watcher.journal.ledger import AccountState, Advance, Rules, advance
-from watcher.providers.contract import Catalogue, Provider, Refused
+from watcher.providers.contract import Catalogue, Provider, Rejected
 from watcher.providers.strict_json import NotJson, parse
 from watcher.settings import AccountSettings
 from watcher.snapshot import Snapshot, asset_id
@@ -34,16 +34,16 @@ def preview(before: Snapshot, after: Snapshot, rules: Rules) -> Iterator[Round]:
         step = advance(state, after, source="", rules=rules)
         yield Round(polls, step)
         state = _state(step, after)
-        if not step.held and not step.doubted:
+        if not step.held and not step.suspect:
             return
 
 
 def parsed(body: bytes) -> Any:
-    """Parse the body of an answer. Raises Refused."""
+    """Parse the body of an answer. Raises Rejected."""
     try:
         return parse(body)
     except NotJson as error:
-        raise Refused("malformed", f"the answer is {error}") from None
+        raise Rejected("malformed", f"the answer is {error}") from None
 
 
 def kind_of(answer: Any) -> Kind | None:
@@ -63,12 +63,12 @@ class Reader:
         self._provider, self._account = (_loopring if kind == "loopring" else _metakeep)([*answers])
 
     def read(self, answer: Any, catalogue: Catalogue) -> Snapshot:
-        """Read an answer that came with status 200. Raises Refused."""
+        """Read an answer that came with status 200. Raises Rejected."""
         self._check(answer)
         return self._provider.read(self._account, [answer], catalogue)
 
     def read_catalogue(self, answer: Any) -> Catalogue:
-        """Read a list of assets, as far as it can be read. Raises Refused."""
+        """Read a list of assets, as far as it can be read. Raises Rejected."""
         self._check(answer)
         return self._provider.read_catalogue(answer).asset_by_id
 

@@ -28,13 +28,13 @@ class Plan:
     raw_s: float = 1
     polling_s: float = 3
     accounts: int = 1000
-    lanes: int = 1000
-    per_lane: int = 20
+    queues: int = 1000
+    per_queue: int = 20
     timed: int = 1000
     timed_per_second: float = 200
 
 
-QUICK = Plan(1, raw_s=0.1, polling_s=0.1, accounts=20, lanes=5, per_lane=20, timed=20)
+QUICK = Plan(1, raw_s=0.1, polling_s=0.1, accounts=20, queues=5, per_queue=20, timed=20)
 
 
 class Row(NamedTuple):
@@ -98,7 +98,7 @@ async def _round(stage: Stage, plan: Plan, number: int) -> Round:
     return Round(
         await _compared(unchanged(stage, plan.accounts, plan.polling_s), get),
         await _compared(changed(stage, plan.accounts, plan.polling_s), get),
-        await _compared(backlog(stage, plan.lanes, plan.per_lane), post),
+        await _compared(backlog(stage, plan.queues, plan.per_queue), post),
     )
 
 
@@ -154,7 +154,7 @@ async def _latency_rows(stage: Stage, plan: Plan) -> list[Row]:
 async def _memory_rows(stage: Stage, plan: Plan) -> list[Row]:
     short = await account_bytes(stage, plan.accounts, [str(number) for number in range(ASSETS)])
     long = await account_bytes(stage, plan.accounts, [f"0x{number:040x}" for number in range(ASSETS)])
-    waiting = await delivery_bytes(stage, plan.lanes, plan.per_lane)
+    waiting = await delivery_bytes(stage, plan.queues, plan.per_queue)
     (delivery,) = some_deliveries(1)
     return [
         Row(f"bytes of Redis for an account of {ASSETS} assets", f"{short:,.0f}"),

@@ -105,11 +105,11 @@ async def _volley(plan: Plan, poster: Poster, target: Target) -> list[Attempt]:
     deliveries = some_deliveries(plan.deliveries)
     attempts: list[Attempt] = []
 
-    async def lane() -> None:
+    async def queue() -> None:
         for delivery in deliveries:
-            attempts.append(await poster.post(target, delivery, 1))  # noqa: PERF401 -- of many lanes
+            attempts.append(await poster.post(target, delivery, 1))  # noqa: PERF401 -- of many queues
 
-    await asyncio.gather(*(lane() for _ in range(plan.in_flight)))
+    await asyncio.gather(*(queue() for _ in range(plan.in_flight)))
     return attempts
 
 

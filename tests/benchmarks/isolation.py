@@ -5,7 +5,7 @@
 
 One live subscription gets 20 events a second, in one process and against one server all the time: first
 alone, then beside 1,000 dead ones (a quarter each: hang, refuse, dead DNS, TLS failure) with 10 deliveries
-due at once in as many lanes of each and more coming, then while 10,000 retries of one that has come back
+due at once in as many queues of each and more coming, then while 10,000 retries of one that has come back
 are due at once. Latency is from the sending of a commit to the arrival at the receiver. Exits 1 unless the
 live p99 stays within 100 ms of the quiet one, no live attempt fails, and the one that came back is asked by
 one attempt before it gets the rest.
@@ -32,11 +32,11 @@ from tests.benchmarks.stage import Stage, a_stage, perform, say, some_settings
 from tests.benchmarks.waiting import some_deliveries
 from tests.support.builders import SECRET
 from watcher import resolver
+from watcher.observe.counters import Counters
 from watcher.settings import Settings, SubscriptionSettings
 from watcher.store.keys import Keys
-from watcher.store.lanes import Lanes
+from watcher.store.queues import Queues
 from watcher.store.standings import Standings
-from watcher.vitals.tally import Tally
 
 EVENTS_PER_SECOND = 20
 MORE_MS = 100
@@ -56,7 +56,7 @@ class Plan:
 
     seconds: float = 25
     dead: int = 1000
-    lanes_each: int = 10
+    queues_each: int = 10
     fed_per_second: int = 100
     retries: int = 10_000
     rest_s: float = 8
@@ -69,7 +69,7 @@ QUICK = Plan(
     rest_s=1.5,
     warm_up_s=1.5,
     dead=100,
-    lanes_each=10,
+    queues_each=10,
     fed_per_second=50,
     retries=300,
     percentile=90,
@@ -136,7 +136,7 @@ async def measure(plan: Plan) -> Found:
                 await asyncio.sleep(plan.warm_up_s)
                 say("beside the dead")
                 names = [each.name for each in dead]
-                await watch.owe({name: _accounts(plan.lanes_each) for name in names})
+                await watch.owe({name: _accounts(plan.queues_each) for name in names})
                 async with watch.feeding(names, plan.fed_per_second):
                     beside = await watch.phase("beside the dead", plan.seconds)
                     say("while one comes back")
@@ -150,12 +150,12 @@ async def measure(plan: Plan) -> Found:
 class _Watch:
     """Looks at a worker that runs, and owes deliveries to its subscriptions."""
 
-    def __init__(self, stage: Stage, settings: Settings, tally: Tally, polls: TimedPolls) -> None:
+    def __init__(self, stage: Stage, settings: Settings, counters: Counters, polls: TimedPolls) -> None:
         keys = Keys(settings.redis.namespace)
         self._url = stage.url
-        self._tally = tally
+        self._counters = counters
         self._polls = polls
-        self._lanes = Lanes(stage.schedule, keys)
+        self._queues = Queues(stage.schedule, keys)
         self._standings = Standings(stage.schedule.pipe, keys)
         self._bodies = itertools.cycle(some_deliveries(1000))
 
@@ -179,10 +179,10 @@ class _Watch:
     async def _phase(self, name: str, end: Any) -> Phase:
         await receipts(self._url)
         self._polls.sent_at.clear()
-        before = self._tally.by_attempt.copy()
+        before = self._counters.by_attempt.copy()
         await end
         found = latencies_ms(self._polls.sent_at, await receipts(self._url))
-        made = self._tally.by_attempt - before
+        made = self._counters.by_attempt - before
         mine = {outcome: count for (name, outcome), count in made.items() if name == "ops"}
         return Phase(
             name, found, sum(mine.values()) - mine.get("delivered", 0), made.total() - sum(mine.values())
@@ -193,7 +193,7 @@ class _Watch:
         wanted = [(name, account) for name, accounts in accounts_by_name.items() for account in accounts]
         for i in range(0, len(wanted), _AT_ONCE):
             some = wanted[i : i + _AT_ONCE]
-            await asyncio.gather(*(self._lanes.queue(*lane, [next(self._bodies)]) for lane in some))
+            await asyncio.gather(*(self._queues.enqueue(*queue, [next(self._bodies)]) for queue in some))
 
     async def leave_alone(self, name: str, for_s: float) -> None:
         """Let a subscription have failed until now: its retries fall due together when its rest ends."""
@@ -205,7 +205,7 @@ class _Watch:
         async def feed() -> None:
             for number in itertools.count():
                 name = names[number * 7919 % len(names)]
-                await self._lanes.queue(name, f"fed-{number % 50}", [next(self._bodies)])
+                await self._queues.enqueue(name, f"fed-{number % 50}", [next(self._bodies)])
                 await asyncio.sleep(1 / per_second)
 
         task = asyncio.create_task(feed())
@@ -223,10 +223,10 @@ async def _living(stage: Stage, live: str, others: Sequence[SubscriptionSettings
         polls_per_second=EVENTS_PER_SECOND,
     )
     settings.subscription_by_name.update({each.name: each for each in others})
-    tally = Tally()
+    counters = Counters()
     polls = TimedPolls(stage.schedule, Keys(settings.redis.namespace))
-    async with running(stage, settings, tally, polls) as task:
-        yield _Watch(stage, settings, tally, polls)
+    async with running(stage, settings, counters, polls) as task:
+        yield _Watch(stage, settings, counters, polls)
         task.cancel()  # whoever hangs is not waited for
 
 

@@ -14,17 +14,17 @@ from watcher.delivery.loop import DeliverLoop
 from watcher.delivery.post import Poster, Target
 from watcher.delivery.restraint import Restraint
 from watcher.engine.look import Look
+from watcher.observe.counters import Counters
 from watcher.run.generation import Generation
 from watcher.run.presence import Present
 from watcher.settings import Settings
 from watcher.store.due import DueIndex
 from watcher.store.keys import Keys
-from watcher.store.lanes import Lanes
 from watcher.store.polls import Commit, Polls
+from watcher.store.queues import Queues
 from watcher.store.schedule import Reply
 from watcher.store.standings import Standing, Standings
 from watcher.store.workers import Workers
-from watcher.vitals.tally import Tally
 
 _TICK_S = 0.002
 
@@ -39,57 +39,57 @@ class Measured(NamedTuple):
 def present(stage: Stage) -> Present:
     """A worker that nobody sees: it never notes itself while it is measured."""
     workers = Workers(stage.schedule.pipe, Keys(some_settings(stage.url, 1).redis.namespace))
-    return Present("bench", workers, Tally(), since_ms=0)
+    return Present("bench", workers, Counters(), since_ms=0)
 
 
 async def unchanged(stage: Stage, accounts: int, seconds: float) -> Measured:
     """Poll accounts of which nothing moves."""
     settings = some_settings(f"{stage.url}/still", accounts)
     await Generation(
-        settings, stage.schedule, stage.health, Tally(), present(stage)
+        settings, stage.schedule, stage.health, Counters(), present(stage)
     ).run_once()  # the baselines
-    tally = Tally()
-    async with running(stage, settings, tally):
-        await _until(lambda: tally.polls >= 2 * accounts)
-        measured = await _watch(stage, seconds, lambda: tally.polls)
-    assert not tally.refused + tally.changes, "nothing was to change"
+    counters = Counters()
+    async with running(stage, settings, counters):
+        await _until(lambda: counters.polls >= 2 * accounts)
+        measured = await _watch(stage, seconds, lambda: counters.polls)
+    assert not counters.rejected + counters.changes, "nothing was to change"
     return measured
 
 
 async def changed(stage: Stage, accounts: int, seconds: float) -> Measured:
     """Poll accounts of which one asset moved each time, and deliver each event to one subscription."""
     settings = some_settings(f"{stage.url}/restless", accounts, subscriber=stage.url)
-    tally = Tally()
-    async with running(stage, settings, tally):
-        await _until(lambda: tally.deliveries >= accounts)
-        measured = await _watch(stage, seconds, lambda: tally.deliveries)
-    assert not tally.refused + tally.retried, "everything was to be taken"
+    counters = Counters()
+    async with running(stage, settings, counters):
+        await _until(lambda: counters.deliveries >= accounts)
+        measured = await _watch(stage, seconds, lambda: counters.deliveries)
+    assert not counters.rejected + counters.retried, "everything was to be taken"
     return measured
 
 
-async def backlog(stage: Stage, lanes: int, per_lane: int) -> Measured:
-    """Deliver what waits, `per_lane` events in each lane of one subscription."""
+async def backlog(stage: Stage, queues: int, per_queue: int) -> Measured:
+    """Deliver what waits, `per_queue` events in each queue of one subscription."""
     settings = some_settings(stage.url, 0, subscriber=stage.url)
-    keys, tally = Keys(settings.redis.namespace), Tally()
-    await write_backlog(stage, keys, lanes, per_lane)
+    keys, counters = Keys(settings.redis.namespace), Counters()
+    await write_backlog(stage, keys, queues, per_queue)
     policy = Policy(allow=settings.egress.allow, allow_http=True)
     targets = {name: Target(wish, policy) for name, wish in settings.subscription_by_name.items()}
     async with Poster(policy) as poster, asyncio.TaskGroup() as group:
-        lanes_ = Lanes(stage.schedule, keys)
+        queues_ = Queues(stage.schedule, keys)
         standings = Standings(stage.schedule.pipe, keys)
         restraint = Restraint(standings, now_ms=stage.schedule.now_ms, alert=_nobody, most=1000)
-        loop = DeliverLoop(lanes_, stage.schedule, poster, targets, restraint, stage.health, tally)
+        loop = DeliverLoop(queues_, stage.schedule, poster, targets, restraint, stage.health, counters)
         await stage.forget_commands()
         watch = Watch()
         group.create_task(loop.run())
         index = DueIndex(stage.schedule, keys)
         look = Look(index, (), stage.health, lambda due: loop.due(due.shard, due.name))
         group.create_task(look.run(stopped := asyncio.Event()))
-        await _until(lambda: tally.deliveries >= lanes * per_lane)
-        speed = watch.speed(tally.deliveries)
+        await _until(lambda: counters.deliveries >= queues * per_queue)
+        speed = watch.speed(counters.deliveries)
         loop.stop()
         stopped.set()
-    return Measured(speed, await stage.server_us() / tally.deliveries)
+    return Measured(speed, await stage.server_us() / counters.deliveries)
 
 
 async def latencies(stage: Stage, accounts: int, count: int, *, per_second: float) -> list[float]:
@@ -100,10 +100,10 @@ async def latencies(stage: Stage, accounts: int, count: int, *, per_second: floa
         subscriber=f"{stage.url}/timed",
         polls_per_second=1.05 * per_second,  # the loop stays that far below its limit
     )
-    tally = Tally()
+    counters = Counters()
     polls = TimedPolls(stage.schedule, Keys(settings.redis.namespace))
-    async with running(stage, settings, tally, polls):
-        await _until(lambda: tally.deliveries >= count)
+    async with running(stage, settings, counters, polls):
+        await _until(lambda: counters.deliveries >= count)
     return latencies_ms(polls.sent_at, await receipts(stage.url))
 
 
@@ -123,10 +123,10 @@ class TimedPolls(Polls):
 
 @asynccontextmanager
 async def running(
-    stage: Stage, settings: Settings, tally: Tally, polls: Polls | None = None
+    stage: Stage, settings: Settings, counters: Counters, polls: Polls | None = None
 ) -> AsyncIterator[asyncio.Task[None]]:
     """A worker's loops inside the block, as a task; what is in flight at its end is finished."""
-    generation = Generation(settings, stage.schedule, stage.health, tally, present(stage))
+    generation = Generation(settings, stage.schedule, stage.health, counters, present(stage))
     generation._polls = polls or generation._polls
     async with asyncio.TaskGroup() as group:
         yield group.create_task(generation.run())

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from tests.benchmarks.fast_server import fast_server
 from tests.benchmarks.raw_loop import CONCURRENCY
 from tests.support.builders import SECRET
-from watcher.logs.lines import configure
+from watcher.observe.log import configure
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.service.serve import loop_factory
 from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings

@@ -48,19 +48,19 @@ def some_deliveries(count: int) -> Iterator[Delivery]:
         yield Delivery(event_id, _EVENT_TYPE, sequence, orjson.dumps(body))
 
 
-async def write_backlog(stage: Stage, keys: Keys, lanes: int, per_lane: int) -> None:
-    """Let `per_lane` deliveries wait in each of so many lanes."""
-    deliveries = {SUBSCRIPTION: list(some_deliveries(per_lane))}
-    await _commit(stage, keys, account_names(lanes), _state(["1"]), deliveries)
+async def write_backlog(stage: Stage, keys: Keys, queues: int, per_queue: int) -> None:
+    """Let `per_queue` deliveries wait in each of so many queues."""
+    deliveries = {SUBSCRIPTION: list(some_deliveries(per_queue))}
+    await _commit(stage, keys, account_names(queues), _state(["1"]), deliveries)
 
 
-async def delivery_bytes(stage: Stage, lanes: int, per_lane: int) -> float:
-    """Say what one waiting delivery costs: its place in the lane, and its share of the lane's schedule."""
+async def delivery_bytes(stage: Stage, queues: int, per_queue: int) -> float:
+    """Say what one waiting delivery costs: its place in the queue, and its share of the queue's schedule."""
     keys = Keys(a_namespace())
-    await write_backlog(stage, keys, lanes, per_lane)
-    used = await _used(stage, [keys.lane(SUBSCRIPTION, name) for name in account_names(lanes)])
-    used += await _used(stage, [keys.lanes(shard, SUBSCRIPTION) for shard in range(SHARDS)])
-    return used / (lanes * per_lane)
+    await write_backlog(stage, keys, queues, per_queue)
+    used = await _used(stage, [keys.queue(SUBSCRIPTION, name) for name in account_names(queues)])
+    used += await _used(stage, [keys.queues(shard, SUBSCRIPTION) for shard in range(SHARDS)])
+    return used / (queues * per_queue)
 
 
 async def account_bytes(stage: Stage, accounts: int, asset_ids: Sequence[str]) -> float:

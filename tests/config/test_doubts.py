@@ -55,7 +55,7 @@ def doubts(tmp_path: Path) -> Doubts:
 
 
 @pytest.mark.parametrize("value", ['"k-canary"', "'k-canary'", "`k-canary`"])
-def test_a_key_in_quotes_is_doubted_wherever_it_was_set(doubts: Doubts, value: str) -> None:
+def test_a_key_in_quotes_is_suspect_wherever_it_was_set(doubts: Doubts, value: str) -> None:
     quoted = [
         "providers.loopring.api_key: is in quotes, which are part of the value: take them off where it is set"
     ]
@@ -64,7 +64,7 @@ def test_a_key_in_quotes_is_doubted_wherever_it_was_set(doubts: Doubts, value: s
 
 
 @pytest.mark.parametrize("value", ["$LOOPRING_API_KEY", "$1x", "${A:-$B}"])
-def test_a_key_that_begins_with_an_unbraced_dollar_is_doubted(doubts: Doubts, value: str) -> None:
+def test_a_key_that_begins_with_an_unbraced_dollar_is_suspect(doubts: Doubts, value: str) -> None:
     assert doubts(HEAD.replace('"k"', f'"{value}"', 1) + OPS) == [
         "providers.loopring.api_key: holds a '$' without braces, which stays as it is: write ${NAME}"
     ]
@@ -84,7 +84,7 @@ def test_a_key_that_begins_with_an_unbraced_dollar_is_doubted(doubts: Doubts, va
         ),
     ],
 )
-def test_urls_and_headers_are_doubted_like_keys(doubts: Doubts, find: str, put: str, key: str) -> None:
+def test_urls_and_headers_are_suspect_like_keys(doubts: Doubts, find: str, put: str, key: str) -> None:
     (found,) = doubts((HEAD + OPS).replace(find, put, 1))
     assert found.startswith(f"{key}: ")
 
@@ -99,7 +99,7 @@ def test_urls_and_headers_are_doubted_like_keys(doubts: Doubts, find: str, put: 
         ("https://myhooks.slack.com.example.com/", None),
     ],
 )
-def test_a_subscriber_that_is_a_chat_service_is_doubted(
+def test_a_subscriber_that_is_a_chat_service_is_suspect(
     doubts: Doubts, url: str, service: str | None
 ) -> None:
     found = doubts((HEAD + OPS).replace("https://ops.example.com/", url))
@@ -107,7 +107,7 @@ def test_a_subscriber_that_is_a_chat_service_is_doubted(
     assert found == ([f"subscriptions[0].url: {text}"] if service else [])
 
 
-def test_a_dollar_that_means_itself_is_not_doubted(doubts: Doubts) -> None:
+def test_a_dollar_that_means_itself_is_not_suspect(doubts: Doubts) -> None:
     text = (HEAD + OPS).replace("example.com/", "example.com/$batch?$filter=x&price=5$", 1)
     assert doubts(text.replace('"k"', '"a$B"', 1)) == []
 
@@ -148,7 +148,7 @@ def a_threshold(fields: str, more: str = "") -> str:
         ("", 'asset = "LRC", below = "0.0", field = "locked"', "below: can never fire"),
     ],
 )
-def test_a_threshold_that_can_never_fire_is_doubted(
+def test_a_threshold_that_can_never_fire_is_suspect(
     doubts: Doubts, more: str, fields: str, reason: str
 ) -> None:
     (found,) = doubts(a_threshold(fields, more))
@@ -171,18 +171,18 @@ def test_a_threshold_that_can_never_fire_is_doubted(
         ('events = ["threshold.*"]', 'asset = "LRC", below = 1'),
     ],
 )
-def test_a_threshold_that_may_fire_is_not_doubted(doubts: Doubts, more: str, fields: str) -> None:
+def test_a_threshold_that_may_fire_is_not_suspect(doubts: Doubts, more: str, fields: str) -> None:
     assert doubts(a_threshold(fields, more)) == []
 
 
-def test_a_bound_that_is_set_twice_is_doubted(doubts: Doubts) -> None:
+def test_a_bound_that_is_set_twice_is_suspect(doubts: Doubts) -> None:
     twice = a_threshold('asset = "LRC", below = 1').replace(
         "}]", '}, { asset = "LRC", below = "1", clear = 2 }]'
     )
     assert doubts(twice) == ["subscriptions[0].thresholds[1]: is the bound of thresholds[0]"]
 
 
-def test_thresholds_that_nobody_asks_to_be_told_of_are_doubted(doubts: Doubts) -> None:
+def test_thresholds_that_nobody_asks_to_be_told_of_are_suspect(doubts: Doubts) -> None:
     assert doubts(a_threshold('asset = "LRC", below = 1', 'events = ["deposit.*"]')) == [
         "subscriptions[0].events: lacks threshold.crossed: no threshold will be told"
     ]

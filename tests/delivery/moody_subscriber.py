@@ -1,4 +1,4 @@
-"""A subscriber whose mood is set from outside, and lanes that owe it something, without any provider."""
+"""A subscriber whose mood is set from outside, and queues that owe it something, without any provider."""
 
 import asyncio
 import json
@@ -22,10 +22,10 @@ from watcher.journal.delivery import Delivery
 from watcher.receive import verify
 from watcher.run.worker import Worker
 from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings, WorkerSettings
+from watcher.store.dead_letters import DeadLetters
 from watcher.store.keys import SHARDS, Keys
-from watcher.store.lanes import Lanes
-from watcher.store.letters import Letters
 from watcher.store.pipe import Pipe
+from watcher.store.queues import Queues
 from watcher.store.schedule import Schedule
 from watcher.store.standings import Standings
 
@@ -95,20 +95,20 @@ class Owed:
     """What a namespace owes to its subscriptions, to be added to and looked at."""
 
     settings: Settings
-    lanes: Lanes
-    letters: Letters
+    queues: Queues
+    letters: DeadLetters
     standings: Standings
     pipe: Pipe
     keys: Keys
 
     async def queue(self, accounts: Sequence[str], numbers: Sequence[int] = (1,), to: str = "ops") -> None:
         for account in accounts:
-            await self.lanes.queue(to, account, [a_sample(account, number, to) for number in numbers])
+            await self.queues.enqueue(to, account, [a_sample(account, number, to) for number in numbers])
 
     async def until_left_alone(self) -> None:
         """Wait until no worker looks for anything to deliver: all know that it is not the time."""
         async with asyncio.timeout(10):
-            while any([await self.lanes.due_subscriptions(shard) for shard in range(SHARDS)]):  # noqa: ASYNC110
+            while any([await self.queues.due_subscriptions(shard) for shard in range(SHARDS)]):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)  # the schedule has no signal
 
     @asynccontextmanager
@@ -145,7 +145,9 @@ def owed(client: Redis, url: str, namespace: str, **url_by_name: str) -> Owed:
     """A namespace with these subscriptions; their retries are quick."""
     settings = some_settings(url, namespace, {name: {"url": url} for name, url in url_by_name.items()})
     pipe, keys = Pipe(client), Keys(namespace)
-    return Owed(settings, Lanes(Schedule(pipe), keys), Letters(pipe, keys), Standings(pipe, keys), pipe, keys)
+    return Owed(
+        settings, Queues(Schedule(pipe), keys), DeadLetters(pipe, keys), Standings(pipe, keys), pipe, keys
+    )
 
 
 def some_settings(url: str, namespace: str, subscriptions: Mapping[str, Mapping[str, Any]]) -> Settings:

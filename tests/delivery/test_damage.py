@@ -1,4 +1,4 @@
-"""A damaged key costs its own lane or subscription until it is mended, and nothing more."""
+"""A damaged key costs its own queue or subscription until it is mended, and nothing more."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.delivery.moody_subscriber import MoodySubscriber, Owed, owed, told
-from watcher.delivery import lane, loop, restraint
+from watcher.delivery import loop, queue, restraint
 from watcher.store.keys import shard_of
 
 pytest_plugins = ("tests.delivery.owing",)
@@ -36,10 +36,10 @@ def both(
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left alone while it is damaged, or leased, is so for a moment."""
-    monkeypatch.setattr(lane, "_LEAST_MS", 500)
-    monkeypatch.setattr(lane, "LEASE_MS", 1000)
+    monkeypatch.setattr(queue, "_LEAST_MS", 500)
+    monkeypatch.setattr(queue, "LEASE_MS", 1000)
     monkeypatch.setattr(loop, "CLAIM_MS", 1000)
-    for module in (lane, loop):
+    for module in (queue, loop):
         monkeypatch.setattr(module, "LONGEST_LEASE_MS", 1000)
     monkeypatch.setattr(loop, "DAMAGED_S", 0.5)
     monkeypatch.setattr(restraint, "_DAMAGED_S", 0.5)
@@ -53,7 +53,7 @@ def taken(*subscribers: MoodySubscriber) -> set[tuple[str, str]]:
     }
 
 
-OWN_LANE = {("ops", SICK)}
+OWN_QUEUE = {("ops", SICK)}
 OWN_SUBSCRIPTION = {("ops", SICK), ("ops", NEAR)}
 OWN_SHARD = OWN_SUBSCRIPTION | {("audit", SICK), ("audit", NEAR)}
 
@@ -61,8 +61,8 @@ OWN_SHARD = OWN_SUBSCRIPTION | {("audit", SICK), ("audit", NEAR)}
 @pytest.mark.parametrize(
     ("key", "costs"),
     [
-        ("lane", OWN_LANE),
-        ("lanes", OWN_SUBSCRIPTION),
+        ("queue", OWN_QUEUE),
+        ("queues", OWN_SUBSCRIPTION),
         ("tries", OWN_SUBSCRIPTION),
         ("attempts", OWN_SUBSCRIPTION),
         ("dead", OWN_SUBSCRIPTION),
@@ -76,8 +76,8 @@ async def test_a_key_of_another_type_costs_what_it_holds_until_it_is_mended(
 ) -> None:
     keys = both.keys
     name = {
-        "lane": keys.lane("ops", SICK),
-        "lanes": keys.lanes(SHARD, "ops"),
+        "queue": keys.queue("ops", SICK),
+        "queues": keys.queues(SHARD, "ops"),
         "tries": keys.tries(SHARD, "ops"),
         "attempts": keys.attempts(SHARD, "ops"),
         "dead": keys.dead(SHARD, "ops"),

@@ -50,7 +50,7 @@ def quiet() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is read or written in parts takes several of them."""
-    monkeypatch.setattr("watcher.store.letters._PAGE", 2)
+    monkeypatch.setattr("watcher.store.dead_letters._PAGE", 2)
     monkeypatch.setattr("watcher.store.waiting._PAGE", 2)
     monkeypatch.setattr("watcher.delivery.resend._AT_ONCE", 2)
 
@@ -70,13 +70,13 @@ async def given_up(
 ) -> None:
     """Let deliveries become dead letters."""
     await one.queue([account], numbers, to=to)
-    key = one.keys.lanes(shard_of(account), to)
-    claimed = await one.lanes.claim(to, shard_of(account), lease_ms=60_000, at_most=9)
+    key = one.keys.queues(shard_of(account), to)
+    claimed = await one.queues.claim(to, shard_of(account), lease_ms=60_000, at_most=9)
     (lease,) = [lease for lease in claimed.leases if lease.member == account]
     for number in numbers:
         head = a_sample(account, number, to).head
-        _, deadline = await one.lanes.dead(
-            to, lease, head, until=one.lanes.until(lease, 60_000), reason=reason
+        _, deadline = await one.queues.dead(
+            to, lease, head, until=one.queues.until(lease, 60_000), reason=reason
         )
         lease = lease._replace(deadline=deadline)
     assert await one.pipe.command("ZSCORE", key, account) is None
@@ -258,11 +258,11 @@ async def test_subscriptions_say_how_they_stand_and_what_waits(one: Owed, run: C
     ops, audit = (await run("subscriptions", "--json")).objects
     assert ops["url"].startswith("http://127.0.0.1:")
     assert "t0ken" not in json.dumps(ops)
-    assert (ops["lanes"], ops["deliveries"], ops["dead"], ops["failures"]) == (2, 4, 1, 0)
+    assert (ops["queues"], ops["deliveries"], ops["dead"], ops["failures"]) == (2, 4, 1, 0)
     assert (audit["failures"], audit["failing_since"] is None, audit["paused_at"]) == (7, False, None)
     text = (await run("subscriptions", "list")).out
     assert "well\n" in text
-    assert "4 waiting in 2 lanes, the oldest for" in text
+    assert "4 waiting in 2 queues, the oldest for" in text
     assert "; 1 dead letter" in text
     assert "7 in a row: status 500 \\x1b]0;owned\\x07\\u202e\n" in text
     assert "t0ken" not in text
@@ -313,13 +313,13 @@ async def test_a_worker_that_runs_keeps_what_happens_in_a_pause_and_tells_it_in_
 ) -> None:
     run = CommandLine(rig.settings, tmp_path / "watcher.toml", capsys)
     async with rig.worker() as worker:
-        await until(lambda: worker.tally.changes == 2)  # the baselines
+        await until(lambda: worker.counters.changes == 2)  # the baselines
         assert (await run("subscriptions", "pause", "ops")).code == 0
         told = 0
         while True:  # until the worker has noticed: within a second
             rig.sandbox.world.credit(TREASURY, "ETH", "1")
             told += 1
-            await until(lambda: worker.tally.changes == 2 + told)  # noqa: B023 - called in this turn only
+            await until(lambda: worker.counters.changes == 2 + told)  # noqa: B023 - called in this turn only
             waiting = (await run("deliveries", "--json")).objects
             if waiting and waiting[0]["paused"] and len(waiting) >= 5:
                 break
@@ -334,14 +334,14 @@ async def test_a_worker_that_runs_keeps_what_happens_in_a_pause_and_tells_it_in_
 # deliveries
 
 
-async def test_what_waits_is_listed_lane_by_lane_with_the_state_of_its_head(
+async def test_what_waits_is_listed_queue_by_queue_with_the_state_of_its_head(
     one: Owed, run: CommandLine
 ) -> None:
     await one.queue(["treasury"], [1, 2])
     await one.queue(["alice"], [7])
     shard = shard_of("treasury")
-    (lease,) = (await one.lanes.claim("ops", shard, lease_ms=60_000, at_most=1)).leases
-    await one.lanes.retry("ops", lease, a_sample("treasury", 1).head, wait_ms=3_600_000)
+    (lease,) = (await one.queues.claim("ops", shard, lease_ms=60_000, at_most=1)).leases
+    await one.queues.retry("ops", lease, a_sample("treasury", 1).head, wait_ms=3_600_000)
     rows = (await run("deliveries", "--json")).objects
     assert [(row["account"], row["position"], row["event_id"]) for row in rows] == [
         ("alice", 1, "evt_alice_7"),
@@ -458,7 +458,7 @@ async def test_what_is_damaged_is_shown_as_such_and_hides_nothing_else(one: Owed
     await one.queue(["treasury"])
     await given_up(one, "alice", 1)
     shard, keys = shard_of("treasury"), one.keys
-    await one.pipe.command("LPUSH", keys.lane("ops", "treasury"), b"\xff\x1b[2J")
+    await one.pipe.command("LPUSH", keys.queue("ops", "treasury"), b"\xff\x1b[2J")
     await one.pipe.command("HSET", keys.tries(shard, "ops"), "treasury", b"many\xff")
     await one.pipe.command("XADD", keys.dead(shard, "ops"), "*", "account", b"\x1b[2J", "delivery", b"x")
     for attempt in (b"", b"[]", b"[" * 9999, b'{"status": {"a": 1}, "answer": 7, "account": "\\u001b[2J"}'):
@@ -479,7 +479,7 @@ async def test_what_waits_for_a_retry_goes_out_within_a_second_or_two_of_a_resum
     subscriber.status = 503
     await one.queue(["treasury", "alice"], [1])
     async with replace(one, settings=settings).worker() as worker:
-        await subscriber.until(lambda: worker.tally.retried == 2)
+        await subscriber.until(lambda: worker.counters.retried == 2)
         subscriber.status = 200
         assert "what waits goes out now" in (await run("subscriptions", "resume", "ops")).out
         await subscriber.until(lambda: len(subscriber.taken) == 2, within_s=5)
@@ -489,11 +489,11 @@ async def test_what_waits_for_a_retry_goes_out_within_a_second_or_two_of_a_resum
 
 
 async def entries(one: Owed, account: str, to: str = "ops") -> list[bytes]:
-    waiting: list[bytes] = await one.pipe.command("LRANGE", one.keys.lane(to, account), 0, -1)
+    waiting: list[bytes] = await one.pipe.command("LRANGE", one.keys.queue(to, account), 0, -1)
     return waiting
 
 
-async def test_all_dead_letters_go_back_to_the_end_of_their_lanes_and_arrive(
+async def test_all_dead_letters_go_back_to_the_end_of_their_queues_and_arrive(
     one: Owed, run: CommandLine, subscriber: MoodySubscriber
 ) -> None:
     await given_up(one, "treasury", 1, 2, 3, 4, 5)
@@ -562,17 +562,17 @@ async def test_who_is_paused_is_told_of(one: Owed, run: CommandLine) -> None:
     assert "ops is paused: they wait for `watcher subscriptions resume ops`" in ended.err
 
 
-async def test_a_lane_without_room_pushes_nothing_out(
+async def test_a_queue_without_room_pushes_nothing_out(
     one: Owed, run: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await given_up(one, "treasury", 1, 2)
     await one.queue(["treasury"], [3])
-    monkeypatch.setattr("watcher.delivery.resend.LANE_LENGTH", 2)
+    monkeypatch.setattr("watcher.delivery.resend.QUEUE_LENGTH", 2)
     ended = await run("resend", "--dead", "--subscription", "ops")
     assert (ended.code, ended.out) == (1, "ops: nothing queued again\n")
-    assert "no room in the lane of 1 account" in ended.err
+    assert "no room in the queue of 1 account" in ended.err
     assert len(await entries(one, "treasury")) == 1
-    assert polls.LANE_LENGTH == 10_000
+    assert polls.QUEUE_LENGTH == 10_000
 
 
 async def test_the_log_is_told_again_with_the_same_ids_and_bytes(
@@ -608,7 +608,7 @@ async def test_an_event_that_still_waits_is_not_queued_a_second_time(
 ) -> None:
     run = CommandLine(rig.settings, tmp_path / "watcher.toml", capsys)
     async with rig.worker() as worker:
-        await until(lambda: worker.tally.changes == 2)
+        await until(lambda: worker.counters.changes == 2)
         for number in range(1, 4):
             rig.sandbox.world.credit(TREASURY, "ETH", number)
             await rig.events(number)
@@ -647,7 +647,7 @@ async def test_a_damaged_record_is_left_out_and_said(
 ) -> None:
     rig.is_damaged = True
     async with rig.worker() as worker:
-        await until(lambda: worker.tally.changes == 2)
+        await until(lambda: worker.counters.changes == 2)
         rig.sandbox.world.credit(TREASURY, "ETH", "1")
         await rig.events(1)
     await one.pipe.command("XADD", one.keys.log(0), "*", "account", "treasury", "entry", b"5 {")

@@ -1,4 +1,4 @@
-"""A lane in hand: its lease is short while attempts are quick, and long enough for one that is not."""
+"""A queue in hand: its lease is short while attempts are quick, and long enough for one that is not."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from tests.delivery.moody_subscriber import MoodySubscriber, Owed
 from watcher.delivery import hold
 from watcher.delivery.hold import Hold
-from watcher.delivery.lane import LEASE_MS, LONGEST_LEASE_MS
+from watcher.delivery.queue import LEASE_MS, LONGEST_LEASE_MS
 from watcher.store.connect import StoreUnreachable
 from watcher.store.keys import shard_of
 from watcher.store.schedule import Lease
@@ -30,9 +30,9 @@ async def longer(lease: Lease) -> Lease:
 
 async def held(attempt: Awaitable[object], stretch: Callable[[Lease], Awaitable[Lease]] = longer) -> Lease:
     """What holds when an attempt is over."""
-    lane = Hold(SHORT, stretch=stretch)
-    await lane.during(attempt)
-    return lane.lease
+    queue = Hold(SHORT, stretch=stretch)
+    await queue.during(attempt)
+    return queue.lease
 
 
 async def test_a_quick_attempt_keeps_its_lease() -> None:
@@ -62,13 +62,13 @@ async def test_an_attempt_that_is_cut_off_waits_to_know_it_too() -> None:
         await asyncio.sleep(0.05)
         return LONG
 
-    lane = Hold(SHORT, stretch=slow)
-    attempt = asyncio.create_task(lane.during(asyncio.sleep(60)))
+    queue = Hold(SHORT, stretch=slow)
+    attempt = asyncio.create_task(queue.during(asyncio.sleep(60)))
     await is_stretching.wait()
     attempt.cancel()
     await asyncio.gather(attempt, return_exceptions=True)
     assert attempt.cancelled()
-    assert lane.lease == LONG
+    assert queue.lease == LONG
 
 
 async def test_where_the_store_stays_away_the_lease_is_as_it_was() -> None:
@@ -83,7 +83,7 @@ async def test_a_worker_asks_for_it_while_a_receiver_takes_its_time(
 ) -> None:
     async def leased_ms() -> float:
         seconds, micros = await redis_client.time()
-        deadline = await redis_client.zscore(one.keys.lanes(shard_of("treasury"), "ops"), "treasury")
+        deadline = await redis_client.zscore(one.keys.queues(shard_of("treasury"), "ops"), "treasury")
         return float(deadline or 0) - 1000 * seconds - micros / 1000
 
     subscriber.delay_s = 1

@@ -1,4 +1,4 @@
-"""A lane that is full gives up its oldest deliveries: loudly, countably, and with a gap that shows."""
+"""A queue that is full gives up its oldest deliveries: loudly, countably, and with a gap that shows."""
 
 import asyncio
 import json
@@ -17,8 +17,8 @@ from tests.support.rig import TREASURY, Rig, a_rig, quick
 from tests.support.scraped import a_listener_of, scrape
 from watcher.delivery import outcomes
 from watcher.store import polls
+from watcher.store.dead_letters import DeadLetters
 from watcher.store.keys import Keys
-from watcher.store.letters import Letters
 from watcher.store.pipe import Pipe
 
 pytest_plugins = ("tests.delivery.owing",)
@@ -50,10 +50,10 @@ def change(rig: Rig, **fields: Any) -> None:
     by_name["ops"] = by_name["ops"].model_copy(update=fields)
 
 
-async def test_a_receiver_that_was_away_for_longer_than_its_lane_holds_sees_the_gap(
+async def test_a_receiver_that_was_away_for_longer_than_its_queue_holds_sees_the_gap(
     rig: Rig, logged: list[Any], redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(polls, "LANE_LENGTH", 5)
+    monkeypatch.setattr(polls, "QUEUE_LENGTH", 5)
     monkeypatch.setattr(outcomes, "_RESTS_S", (0.05,))
     change(rig, retries=quick(1000))
     receiver = rig.receiver
@@ -68,16 +68,16 @@ async def test_a_receiver_that_was_away_for_longer_than_its_lane_holds_sees_the_
         await receiver.__aenter__()
         await rig.events(6)
     lost, kept = missed[:7], missed[7:]
-    overflows = told(logged, "lane.overflowed")
+    overflows = told(logged, "queue.overflowed")
     assert {(line["log_level"], line["subscription"], line["account"]) for line in overflows} == {
         ("warning", "ops", "treasury")
     }
     assert sum(line["deliveries"] for line in overflows) == 7
     assert metrics.value("watcher_deliveries_pushed_out_total", subscription="ops") == 7
     assert metrics.value("watcher_dead_letters", subscription="ops") == 7
-    letters = await Letters(Pipe(redis_client), Keys(namespace)).latest("ops", 100, lambda _letter: True)
+    letters = await DeadLetters(Pipe(redis_client), Keys(namespace)).latest("ops", 100, lambda _letter: True)
     assert [letter.delivery.sequence for letter in letters if letter.delivery] == lost
-    assert {letter.reason for letter in letters} == {"lane full"}
+    assert {letter.reason for letter in letters} == {"queue full"}
     assert [event["data"]["sequence"] for event in receiver.events] == [first, *kept]
     assert receiver.events[1]["subscription"]["previous_sequence"] == lost[-1], "which did not come"
     assert [receipt.order for receipt in receiver.receipts if receipt.is_taken] == [
@@ -90,10 +90,10 @@ async def test_a_receiver_that_was_away_for_longer_than_its_lane_holds_sees_the_
 @pytest.mark.parametrize(
     ("answer", "waits_s"), [(OK, 0), (b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n", 1)]
 )
-async def test_a_head_that_is_given_up_while_it_is_attempted_holds_up_its_lane_no_longer_than_a_retry(
+async def test_a_head_that_is_given_up_while_it_is_attempted_holds_up_its_queue_no_longer_than_a_retry(
     rig: Rig, logged: list[Any], monkeypatch: pytest.MonkeyPatch, answer: bytes, waits_s: int
 ) -> None:
-    monkeypatch.setattr(polls, "LANE_LENGTH", 2)
+    monkeypatch.setattr(polls, "QUEUE_LENGTH", 2)
     may_answer, answered_at = asyncio.Event(), 0.0
 
     async def script(peer: Peer) -> None:

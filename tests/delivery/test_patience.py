@@ -80,7 +80,7 @@ async def test_a_pause_by_hand_is_in_the_log_of_every_worker_and_of_one_that_sta
             await subscriber.until(lambda: len(told(logged, "subscription.paused")) == 3)
 
 
-async def test_a_schedule_of_its_own_ends_in_a_dead_letter_after_which_the_lane_goes_on(
+async def test_a_schedule_of_its_own_ends_in_a_dead_letter_after_which_the_queue_goes_on(
     one: Owed, subscriber: MoodySubscriber, logged: list[Any]
 ) -> None:
     ops = one.settings.subscription_by_name["ops"].model_copy(update={"retries": seconds(0, 0.05, 0.1)})

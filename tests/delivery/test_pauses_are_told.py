@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from tests.delivery.moody_subscriber import MoodySubscriber, Owed, owed, told
 from watcher.store import standings
 from watcher.store.connect import StoreUnreachable
-from watcher.store.lanes import Lanes
+from watcher.store.queues import Queues
 from watcher.store.standings import Standings
 
 pytest_plugins = ("tests.delivery.owing",)
@@ -66,8 +66,8 @@ def pauses(logged: list[Any], level: str) -> int:
     [
         (Standings, "failed", False),
         (Standings, "failed", True),
-        (Lanes, "queue", False),
-        (Lanes, "queue", True),
+        (Queues, "enqueue", False),
+        (Queues, "enqueue", True),
         (Standings, "told", False),
         (Standings, "told", True),
     ],
@@ -137,8 +137,8 @@ async def test_a_pause_by_hand_is_told_like_any_other(
 async def test_an_alert_that_cannot_be_queued_is_a_bug_that_is_said_once_and_stops_nothing(
     both: Owed, subscriber: MoodySubscriber, pager: MoodySubscriber, logged: list[Any]
 ) -> None:
-    lane = both.keys.lane("pager", "ops")
-    await both.pipe.command("SET", lane, "damaged")
+    queue = both.keys.queue("pager", "ops")
+    await both.pipe.command("SET", queue, "damaged")
     subscriber.status = 410
     await both.queue(["treasury"])
     async with both.worker():
@@ -148,7 +148,7 @@ async def test_an_alert_that_cannot_be_queued_is_a_bug_that_is_said_once_and_sto
     assert [line["affected"] for line in told(logged, "bug")] == ["alert"]
 
 
-async def test_a_lane_goes_on_by_itself_where_the_server_was_away_after_the_delivery_was_settled(
+async def test_a_queue_goes_on_by_itself_where_the_server_was_away_after_the_delivery_was_settled(
     both: Owed, subscriber: MoodySubscriber, logged: list[Any], away: Callable[..., None]
 ) -> None:
     await both.standings.failed("ops", "status 500", pause=False, wish_ms=0, holds_ms=(0,))

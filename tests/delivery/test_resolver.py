@@ -233,7 +233,7 @@ def with_names(rig: Rig, **hosts: str) -> Settings:
 
 async def until(is_so: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
-        while not is_so():  # noqa: ASYNC110 - a tally tells nobody
+        while not is_so():  # noqa: ASYNC110 - a counters tells nobody
             await asyncio.sleep(0.01)
 
 
@@ -241,9 +241,9 @@ async def test_a_delivery_that_waits_for_hours_on_a_name_goes_out_as_soon_as_the
     rig: Rig, late: Path
 ) -> None:
     async with name_server() as server, rig.worker(with_names(rig, ops="ops.test")) as worker:
-        await until(lambda: worker.tally.changes == 2)  # both baselines
+        await until(lambda: worker.counters.changes == 2)  # both baselines
         rig.sandbox.world.credit(TREASURY, "ETH", "1")
-        await until(lambda: worker.tally.retried)
+        await until(lambda: worker.counters.retried)
         fill_in_place(late, server.resolv_conf)
         assert [event["type"] for event in await rig.events(1)] == ["total.increased"]
 
@@ -254,9 +254,9 @@ async def test_a_delivery_whose_name_led_inside_goes_out_as_soon_as_it_leads_els
     async with name_server("10.0.0.1") as inside, name_server() as server:
         fill_in_place(late, inside.resolv_conf)
         async with rig.worker(with_names(rig, ops="ops.test")) as worker:
-            await until(lambda: worker.tally.changes == 2)  # both baselines
+            await until(lambda: worker.counters.changes == 2)  # both baselines
             rig.sandbox.world.credit(TREASURY, "ETH", "1")
-            await until(lambda: worker.tally.retried)
+            await until(lambda: worker.counters.retried)
             fill_in_place(late, server.resolv_conf)
             assert [event["type"] for event in await rig.events(1)] == ["total.increased"]
 
@@ -266,9 +266,9 @@ async def test_a_provider_whose_name_did_not_resolve_is_polled_as_soon_as_there_
 ) -> None:
     monkeypatch.setattr("watcher.polling.setbacks.waits_ms", lambda *_, **__: [3_600_000])
     async with name_server() as server, rig.worker(with_names(rig, api="api.test")) as worker:
-        await until(lambda: worker.tally.by_poll["loopring", "refused"])
+        await until(lambda: worker.counters.by_poll["loopring", "refused"])
         fill_in_place(late, server.resolv_conf)
-        await until(lambda: worker.tally.by_request["loopring"] >= 3)
+        await until(lambda: worker.counters.by_request["loopring"] >= 3)
 
 
 async def test_names_are_looked_up_by_the_files_of_this_machine_unless_told_otherwise() -> None:

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from tests.delivery.moody_subscriber import CommandLine, MoodySubscriber, Owed, owed
 from tests.support.events_schema import assert_valid
-from watcher.delivery import lane, outcomes
+from watcher.delivery import outcomes, queue
 from watcher.settings import SubscriptionSettings
 from watcher.store.keys import shard_of
 
@@ -144,14 +144,14 @@ async def test_who_lost_its_lease_says_nothing_of_the_subscription(
     await one.queue(["treasury"])
     async with one.worker():
         await subscriber.until(lambda: bool(subscriber.arrivals))
-        lanes = one.keys.lanes(shard_of("treasury"), "ops")
-        far_off = one.lanes._schedule.now_ms() + 60_000
-        await one.pipe.command("ZADD", lanes, far_off, "treasury")  # as another worker's claim would
+        queues = one.keys.queues(shard_of("treasury"), "ops")
+        far_off = one.queues._schedule.now_ms() + 60_000
+        await one.pipe.command("ZADD", queues, far_off, "treasury")  # as another worker's claim would
         await subscriber.until(lambda: "lease.lost" in [line["event"] for line in logged])
         assert await one.standings.read() == {}
 
 
-async def test_what_the_receiver_asks_for_holds_for_all_its_lanes_and_for_what_comes_later(
+async def test_what_the_receiver_asks_for_holds_for_all_its_queues_and_for_what_comes_later(
     one: Owed, subscriber: MoodySubscriber
 ) -> None:
     subscriber.delay_s = 0.3
@@ -200,10 +200,10 @@ async def test_a_rate_is_kept_over_two_workers(one: Owed, subscriber: MoodySubsc
     assert max(sum(start <= other < start + 0.5 for other in at) for start in at) <= 15
 
 
-async def test_a_lane_is_not_held_for_a_turn_that_is_far_off(
+async def test_a_queue_is_not_held_for_a_turn_that_is_far_off(
     one: Owed, subscriber: MoodySubscriber, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
 ) -> None:
-    monkeypatch.setattr(lane, "TURN_MS", 50)
+    monkeypatch.setattr(queue, "TURN_MS", 50)
     limited = change(one, requests_per_second=5)
     await one.queue(FIFTY[:6])
     async with limited.worker(), limited.worker() as worker:
@@ -211,7 +211,7 @@ async def test_a_lane_is_not_held_for_a_turn_that_is_far_off(
         generation = worker._generation
         assert generation
         await subscriber.until(lambda: not generation.in_flight)
-        assert len(subscriber.taken) < 6, "it waits for turns with no lane in hand"
+        assert len(subscriber.taken) < 6, "it waits for turns with no queue in hand"
         await subscriber.until(lambda: len(subscriber.taken) == 6)
     assert subscriber.arrivals[-1].at - subscriber.arrivals[0].at > 0.9, "six at five a second"
     assert not [line for line in logged if line["event"] == "lease.lost"]
@@ -221,7 +221,7 @@ async def test_a_lane_is_not_held_for_a_turn_that_is_far_off(
 async def test_a_delivery_that_cannot_be_read_is_given_up_and_holds_up_nobody(
     one: Owed, subscriber: MoodySubscriber, logged: list[Any]
 ) -> None:
-    await one.pipe.command("RPUSH", one.keys.lane("ops", "treasury"), b"\xff\x1b damaged")
+    await one.pipe.command("RPUSH", one.keys.queue("ops", "treasury"), b"\xff\x1b damaged")
     await one.queue(["treasury"], [1, 2])
     async with one.worker():
         await subscriber.until(lambda: len(subscriber.taken) == 2)

@@ -11,12 +11,12 @@ from tests.support.builders import SECRET
 from tests.support.program import watcher
 from tests.support.provider_staging import loopring_account, loopring_settings
 from tests.support.raw_subscribers import LOOPBACK, FakeDns, a_delivery, a_poster, a_target
-from tests.support.tls_subscribers import NAME, TROUBLES, Trouble, a_client_trusting, a_troubled_port
+from tests.support.tls_subscribers import NAME, TROUBLES, TlsFault, a_client_trusting, a_troubled_port
 from watcher.delivery.outcomes import judge
 from watcher.preflight.provider import try_provider
 from watcher.preflight.subscriber import try_subscriber
 from watcher.providers.client import ProviderClient
-from watcher.providers.contract import Refused
+from watcher.providers.contract import Rejected
 from watcher.providers.loopring import Loopring
 from watcher.settings import SubscriptionSettings
 
@@ -32,7 +32,7 @@ def trust(certificate: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @every_trouble
 async def test_an_attempt_says_what_is_wrong_and_what_mends_it(
-    trouble: Trouble, monkeypatch: pytest.MonkeyPatch
+    trouble: TlsFault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with a_troubled_port(trouble) as (url, certificate):
         trust(certificate, monkeypatch)
@@ -48,14 +48,14 @@ async def test_an_attempt_says_what_is_wrong_and_what_mends_it(
 
 @every_trouble
 async def test_a_poll_says_what_is_wrong_and_what_mends_it(
-    trouble: Trouble, monkeypatch: pytest.MonkeyPatch
+    trouble: TlsFault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with a_troubled_port(trouble) as (url, certificate):
         trust(certificate, monkeypatch)
         settings = loopring_settings(url)
         client = ProviderClient(Loopring(settings), settings, resolver=FakeDns(KNOWN))
         async with client:
-            with pytest.raises(Refused) as refused:
+            with pytest.raises(Rejected) as refused:
                 await client.ask(loopring_account())
     assert refused.value.words == trouble.words
     assert trouble.mend in refused.value.mend
@@ -64,7 +64,7 @@ async def test_a_poll_says_what_is_wrong_and_what_mends_it(
 
 @every_trouble
 async def test_check_connect_says_what_is_wrong_with_a_subscriber_and_what_mends_it(
-    trouble: Trouble, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    trouble: TlsFault, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with a_troubled_port(trouble) as (url, certificate):
         (tmp_path / "ca.pem").write_text(certificate)

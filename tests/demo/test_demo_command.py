@@ -135,7 +135,7 @@ def test_kept_it_goes_on_after_the_verdict_until_a_signal_and_ends_with_0(here: 
         process.send_signal(signal.SIGINT)
         code, _, err = ended(process)
     assert code == 0
-    assert '"event":"poll.refused"' in err
+    assert '"event":"poll.rejected"' in err
     assert '"event":"worker.stopped"' in err
     assert leftovers(here) == []
 

@@ -77,7 +77,7 @@ async def test_a_failing_provider_moves_nothing(stage: Stage) -> None:
     fault = Scene(Step(0, "fault", options={"provider": "loopring", "fault": "unavailable"}), None)
     verdict = await play(stage, show=ignored, story=[STORY[0], fault, STORY[1]], patience_s=4 * PATIENCE_S)
     assert verdict.is_good
-    assert stage.worker.tally.refused == 1
+    assert stage.worker.counters.rejected == 1
     assert [one.receipt.event and one.receipt.event["type"] for one in stage.heard] == [
         "deposit.pending",
         "deposit.cleared",

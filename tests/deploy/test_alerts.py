@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 import yaml
 
-from watcher.logs.catalogue import EVENTS
-from watcher.vitals.metric_names import ATTEMPT_OUTCOMES, METRICS, POLL_OUTCOMES, TROUBLES
+from watcher.observe.catalogue import EVENTS
+from watcher.observe.metric_names import ATTEMPT_OUTCOMES, ERROR_CLASSES, METRICS, POLL_OUTCOMES
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ALERTS = DEPLOY / "prometheus-alerts.yaml"
 README = (DEPLOY / "README.md").read_text()
-WORDS_BY_LABEL = {"outcome": {*POLL_OUTCOMES, *ATTEMPT_OUTCOMES}, "trouble": {*TROUBLES}, "job": {"watcher"}}
+WORDS_BY_LABEL = {
+    "outcome": {*POLL_OUTCOMES, *ATTEMPT_OUTCOMES},
+    "error_class": {*ERROR_CLASSES},
+    "job": {"watcher"},
+}
 
 (GROUP,) = yaml.safe_load(ALERTS.read_text())["groups"]
 RULE_BY_NAME: dict[str, Any] = {rule["alert"]: rule for rule in GROUP["rules"]}
@@ -112,11 +116,11 @@ WELL = {
     f"up{{{AT}}}": "1x60",
     f"watcher_store_up{{{AT}}}": "1x60",
     f'watcher_polls_total{{{AT}, provider="shop", outcome="unchanged"}}': "0+60x60",
-    f'watcher_polls_total{{{AT}, provider="shop", outcome="refused"}}': "0+1x60",
+    f'watcher_polls_total{{{AT}, provider="shop", outcome="rejected"}}': "0+1x60",
     f'watcher_polls_total{{{AT}, provider="shop", outcome="quarantined"}}': "0x60",
-    f'watcher_accounts_refused{{{AT}, provider="shop", trouble="auth"}}': "0x60",
-    f'watcher_accounts_refused{{{AT}, provider="shop", trouble="configuration"}}': "0x60",
-    f'watcher_polls_refused_total{{{AT}, provider="shop", trouble="transient"}}': "0+1x60",
+    f'watcher_accounts_rejected{{{AT}, provider="shop", error_class="auth"}}': "0x60",
+    f'watcher_accounts_rejected{{{AT}, provider="shop", error_class="configuration"}}': "0x60",
+    f'watcher_polls_rejected_total{{{AT}, provider="shop", error_class="transient"}}': "0+1x60",
     f'watcher_accounts_stale{{{AT}, provider="shop"}}': "0x60",
     f'watcher_poll_overdue_seconds{{{AT}, provider="shop"}}': "0.1x60",
     f'watcher_subscription_paused{{{AT}, subscription="ops"}}': "0x60",
@@ -132,9 +136,9 @@ ILL = {
     "WatcherAllDown": {"up": "0x60"},
     "WatcherWorkerDown": {"up": "0x60"},
     "WatcherStoreDown": {"watcher_store_up": "0x60"},
-    "WatcherProviderRefusesKey": {'trouble="auth"': "0x50 1x10"},
-    "WatcherAccountsRefused": {'trouble="configuration"': "2x60"},
-    "WatcherProviderFails": {'outcome="refused"': "0+70x60"},
+    "WatcherProviderRefusesKey": {'error_class="auth"': "0x50 1x10"},
+    "WatcherAccountsRefused": {'error_class="configuration"': "2x60"},
+    "WatcherProviderFails": {'outcome="rejected"': "0+70x60"},
     "WatcherAccountsStale": {"watcher_accounts_stale": "3x60"},
     "WatcherAccountQuarantined": {'outcome="quarantined"': "0x50 1x10"},
     "WatcherPollsOverdue": {"watcher_poll_overdue_seconds": "90x60"},

@@ -30,9 +30,9 @@ from watcher.store.connect import ConfigurationRefused, connect
 from watcher.store.guarantee import OLDEST, guarantee
 from watcher.store.history import History
 from watcher.store.keys import Keys, shard_of
-from watcher.store.lanes import Lanes
 from watcher.store.pipe import Pipe
 from watcher.store.polls import Commit, Polls
+from watcher.store.queues import Queues
 from watcher.store.roster import Roster
 from watcher.store.schedule import Lease, Reply, Schedule
 
@@ -152,7 +152,7 @@ async def a_lease(polls: Polls, roster: Roster, account: str) -> Lease:
 async def test_a_poll_goes_its_whole_way(client: Redis, account: str) -> None:
     schedule, keys = Schedule(Pipe(client)), Keys(NAMESPACE)
     await schedule.read_clock()
-    polls, roster, lanes = Polls(schedule, keys), Roster(schedule.pipe, keys), Lanes(schedule, keys)
+    polls, roster, queues = Polls(schedule, keys), Roster(schedule.pipe, keys), Queues(schedule, keys)
     await roster.check_layout()
     lease = await a_lease(polls, roster, account)
     assert await polls.take_turns(account, 1, spacing_ms=10) == 0
@@ -167,39 +167,39 @@ async def test_a_poll_goes_its_whole_way(client: Redis, account: str) -> None:
     (lease,) = (await polls.claim(account, shard_of(account), lease_ms=60_000, at_most=1)).leases
     assert await polls.postpone(account, lease, why="auth no", at_least_ms=1, waits_ms=[1])
     assert [record.account async for record in History(schedule.pipe, keys).records(account)] == [account]
-    await delivered_to_the_end(lanes, account, deliveries)
+    await delivered_to_the_end(queues, account, deliveries)
     await roster.make_due(account, [account], now_ms=0)
     assert (await roster.enroll({}, now_ms=0)).removed == 1
     assert await polls.read_state(account) is None
 
 
-async def delivered_to_the_end(lanes: Lanes, account: str, deliveries: list[Delivery]) -> None:
+async def delivered_to_the_end(queues: Queues, account: str, deliveries: list[Delivery]) -> None:
     """One retry, one success, one dead letter, one lease given back."""
     shard = shard_of(account)
-    assert account in await lanes.due_subscriptions(shard)
-    (lease,) = (await lanes.claim(account, shard, lease_ms=60_000, at_most=1)).leases
-    until = lanes.until(lease, 60_000)
-    begun = await lanes.begin(account, lease, until=until, at_most=9)
+    assert account in await queues.due_subscriptions(shard)
+    (lease,) = (await queues.claim(account, shard, lease_ms=60_000, at_most=1)).leases
+    until = queues.until(lease, 60_000)
+    begun = await queues.begin(account, lease, until=until, at_most=9)
     assert begun.entries == [delivery.dump() for delivery in deliveries]
     lease = Lease(account, until)
     first, second, third = (delivery.head for delivery in deliveries)
-    assert await lanes.retry(account, lease, first, wait_ms=3_600_000) is Reply.DONE
-    assert await lanes.hasten(account, shard, lease_ms=60_000) == 1
-    (lease,) = (await lanes.claim(account, shard, lease_ms=60_000, at_most=1)).leases
-    until = lanes.until(lease, 60_000)
-    begun = await lanes.begin(account, lease, until=until, at_most=1)
+    assert await queues.retry(account, lease, first, wait_ms=3_600_000) is Reply.DONE
+    assert await queues.make_due(account, shard, lease_ms=60_000) == 1
+    (lease,) = (await queues.claim(account, shard, lease_ms=60_000, at_most=1)).leases
+    until = queues.until(lease, 60_000)
+    begun = await queues.begin(account, lease, until=until, at_most=1)
     assert (begun.tries, begun.tried) == (1, first)
     lease = Lease(account, until)
-    reply, deadline = await lanes.delivered(account, lease, first, until=lanes.until(lease, 60_000))
+    reply, deadline = await queues.delivered(account, lease, first, until=queues.until(lease, 60_000))
     assert reply is Reply.DONE
     lease = Lease(account, deadline)
-    until = lanes.until(lease, 60_000)
-    reply, deadline = await lanes.dead(account, lease, second, until=until, reason="no")
+    until = queues.until(lease, 60_000)
+    reply, deadline = await queues.dead(account, lease, second, until=until, reason="no")
     assert reply is Reply.DONE
-    assert await lanes.release(account, Lease(account, deadline)) is Reply.DONE
-    await lanes.hold(shard, {account: 1})
-    (lease,) = (await lanes.claim(account, shard, lease_ms=60_000, at_most=1)).leases
-    assert await lanes.delivered(account, lease, third, until=lanes.until(lease, 60_000)) == (Reply.DONE, 0)
+    assert await queues.release(account, Lease(account, deadline)) is Reply.DONE
+    await queues.hold(shard, {account: 1})
+    (lease,) = (await queues.claim(account, shard, lease_ms=60_000, at_most=1)).leases
+    assert await queues.delivered(account, lease, third, until=queues.until(lease, 60_000)) == (Reply.DONE, 0)
 
 
 async def test_a_whole_worker_needs_no_more(server: RealServer) -> None:

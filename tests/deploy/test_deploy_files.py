@@ -19,7 +19,7 @@ from tests.support.builders import SECRET
 from tests.support.servers import RealServer, real_server
 from watcher.cli import group
 from watcher.config import Loaded, load
-from watcher.logs.catalogue import EVENTS
+from watcher.observe.catalogue import EVENTS
 from watcher.places import PLACES
 from watcher.store.connect import connect
 from watcher.store.guarantee import guarantee

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from watcher.logs.catalogue import EVENTS, FIELD_MEANINGS
-from watcher.logs.lines import LEVELS
+from watcher.observe.catalogue import EVENTS, FIELD_MEANINGS
+from watcher.observe.log import LEVELS
 
 FILE = Path(__file__).parents[2] / "deploy" / "watcher.lnav.json"
 FORMAT = json.loads(FILE.read_text())["watcher_log"]

@@ -97,7 +97,7 @@ def starts_a_user(block: Block, folder: Path) -> None:
     checked = reader.run(check)
     assert (checked.returncode, checked.stderr) == (0, "")
     with reader.running(run, until="worker.started") as said:
-        wait_for(said, '"poll.refused"')
+        wait_for(said, '"poll.rejected"')
 
 
 def shown(line: str) -> str:
@@ -280,7 +280,7 @@ def runs_by_hand(block: Block, folder: Path) -> None:
         return text.replace("/etc/watcher", str(etc)).replace("/opt/watcher/bin/", "")
 
     (night,) = (one.text for one in BLOCKS if "sudo -u watcher" in one.text)
-    with reader.running(here(block.text), until='"poll.refused"') as said:
+    with reader.running(here(block.text), until='"poll.rejected"') as said:
         assert "watcher.toml is good" in said.read_text()
         looked = reader.run(here(night.splitlines()[0]).removeprefix("sudo -u watcher "))
         assert (looked.returncode, "2 accounts" in looked.stdout or "of 2 as" in looked.stdout) == (

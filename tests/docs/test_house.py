@@ -2,7 +2,7 @@
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -13,11 +13,16 @@ HOUSE = Path(watcher.__file__).parent
 
 
 def rooms() -> Iterator[tuple[str, Path]]:
-    """Name each module after the room that it stands in: its package, or itself at the top."""
+    """Name each module after its package, or itself at the top; in `observe`, where all log and some look,
+    too."""
     for path in HOUSE.rglob("*.py"):
-        room = path.relative_to(HOUSE).parts[0].removesuffix(".py")
+        room = _room(path.relative_to(HOUSE).with_suffix("").parts)
         if not room.startswith("__"):
             yield room, path
+
+
+def _room(parts: Sequence[str]) -> str:
+    return "/".join(parts[:2]) if parts[0] == "observe" else parts[0]
 
 
 def imports_by_room() -> Mapping[str, set[str]]:
@@ -25,7 +30,7 @@ def imports_by_room() -> Mapping[str, set[str]]:
     for room, path in rooms():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("watcher."):
-                imported = str(node.module).split(".")[1]
+                imported = _room(str(node.module).split(".")[1:])
                 found[room] |= {imported} - {room}
     return found
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import watcher
-from watcher.logs.catalogue import EVENTS
+from watcher.observe.catalogue import EVENTS
 from watcher.providers.loopring import LoopringAccount
 from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
 from watcher.settings import (

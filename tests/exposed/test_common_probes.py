@@ -8,9 +8,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.support.scraped import said
-from watcher.exposed import listener
-from watcher.exposed.door import Address
-from watcher.exposed.listener import Answer, Listener
+from watcher.observe import listener
+from watcher.observe.door import Address
+from watcher.observe.listener import Answer, Listener
 
 TOKEN = "a-token-of-some-length"
 SHOWN = f"Authorization: Bearer {TOKEN}\r\n"

@@ -10,9 +10,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.support.scraped import get, said
-from watcher.exposed import listener
-from watcher.exposed.door import Address, ListenerRefused
-from watcher.exposed.listener import Answer, Listener
+from watcher.observe import listener
+from watcher.observe.door import Address, ListenerRefused
+from watcher.observe.listener import Answer, Listener
 
 TOKEN = "a-token-of-some-length"
 

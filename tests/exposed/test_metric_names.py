@@ -12,15 +12,15 @@ import pytest
 from tests.support.builders import a_provider, a_subscription, an_account
 from tests.support.scraped import parsed
 from watcher.delivery.outcomes import Outcome
-from watcher.exposed.metrics import Metrics
-from watcher.exposed.outlook import Seen
-from watcher.providers.contract import Trouble
+from watcher.observe.metric_names import ATTEMPT_OUTCOMES, ERROR_CLASSES, METRICS, POLL_OUTCOMES, Meaning
+from watcher.observe.metrics import Metrics
+from watcher.observe.outlook import Seen
+from watcher.providers.contract import ErrorClass
 from watcher.run.worker import Worker
 from watcher.settings import Settings
 from watcher.store.glance import Waiting
 from watcher.store.standings import Standing
 from watcher.store.survey import Failing, Overdue
-from watcher.vitals.metric_names import ATTEMPT_OUTCOMES, METRICS, POLL_OUTCOMES, TROUBLES, Meaning
 
 NO_BASE_UNITS = (
     *("milliseconds", "ms", "millis", "minutes", "hours", "days", "microseconds", "nanoseconds"),
@@ -82,7 +82,9 @@ def complaints(name: str, meaning: Meaning) -> list[str]:
         "is a gauge as an _info": words[-1] != "info" or meaning.kind == "gauge",
         "says what it means in one sentence": re.fullmatch(r"[A-Z0-9][^\n]{15,150}\.", meaning.text),
         "has labels that are not in its name": not set(meaning.labels) & {*words[2:]},
-        "has labels of small letters": all(re.fullmatch("[a-z]+", label) for label in meaning.labels),
+        "has labels of small letters": all(
+            re.fullmatch("[a-z]+(_[a-z]+)*", label) for label in meaning.labels
+        ),
         "has no label of another's": not {"le", "job", "instance", "quantile"} & set(meaning.labels),
     }
     return [f"{name}: not so: {rule}" for rule, is_kept in rules.items() if not is_kept]
@@ -96,7 +98,7 @@ def test_names_units_and_labels_are_as_prometheus_wants_them() -> None:
     ("name", "meaning"),
     [
         ("watcher_polls", Meaning("counter", "Polls that this worker ended.")),
-        ("watcher_lanes_total", Meaning("gauge", "Lanes with deliveries in them.")),
+        ("watcher_queues_total", Meaning("gauge", "Queues with deliveries in them.")),
         ("watcher_lag_ms", Meaning("gauge", "How late the event loop was.")),
         ("watcher_poll_duration", Meaning("histogram", "From the start of a poll to its end.")),
         ("watcher_lag_gauge", Meaning("gauge", "How late the event loop was.")),
@@ -135,7 +137,7 @@ async def test_what_is_seen_in_the_store_is_told_by_names_in_force() -> None:
     assert scraped.value("watcher_accounts_stale", provider="loopring") == 1  # three intervals of 30 s
     assert scraped.value("watcher_poll_overdue_seconds", provider="loopring") == 1.5
     assert scraped.value("watcher_poll_overdue_seconds", provider="shop") == 0
-    assert scraped.value("watcher_lanes_waiting", subscription="ops") == 3
+    assert scraped.value("watcher_queues_waiting", subscription="ops") == 3
     assert scraped.value("watcher_oldest_undelivered_seconds", subscription="ops") == 60
     assert scraped.value("watcher_dead_letters", subscription="ops") == 2
     assert [
@@ -166,7 +168,7 @@ async def test_the_number_of_series_is_bounded_by_the_configuration() -> None:
 
 
 def test_the_words_of_labels_are_those_of_the_code() -> None:
-    assert set(TROUBLES) == set(typing.get_args(Trouble))
+    assert set(ERROR_CLASSES) == set(typing.get_args(ErrorClass))
     assert set(ATTEMPT_OUTCOMES) == {outcome.value for outcome in Outcome}
     assert len(set(POLL_OUTCOMES)) == 5
 

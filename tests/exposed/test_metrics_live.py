@@ -12,9 +12,9 @@ from tests.support.builders import seconds
 from tests.support.rig import ALICE, MK, TREASURY, Rig, a_rig
 from tests.support.scraped import Scrape, a_listener_of, get, parsed, scrape
 from tests.support.servers import real_server
-from watcher.exposed import outlook
-from watcher.exposed.metrics import Metrics
-from watcher.logs.catalogue import EVENTS
+from watcher.observe import outlook
+from watcher.observe.catalogue import EVENTS
+from watcher.observe.metrics import Metrics
 from watcher.receiving.receiver import Fail
 from watcher.run.worker import Worker
 from watcher.sandbox.answers import Answer
@@ -74,7 +74,7 @@ async def test_the_counts_of_a_worker_under_load_match_what_happened(rig: Rig) -
         assert told.value("watcher_poll_duration_seconds_count", provider=provider) == polls
         assert told.value("watcher_polls_total", provider=provider, outcome="committed") == 1 + changes / 2
         assert told.value("watcher_changes_total", provider=provider, type="total.increased") == changes / 2
-    assert told.sum("watcher_polls_refused_total") == 0
+    assert told.sum("watcher_polls_rejected_total") == 0
     assert told.sum("watcher_changes_total") == changes + 2  # the baselines
     assert told.value("watcher_attempts_total", subscription="ops", outcome="delivered") == changes
     assert told.value("watcher_attempts_total", subscription="ops", outcome="retry") == changes
@@ -84,19 +84,20 @@ async def test_the_counts_of_a_worker_under_load_match_what_happened(rig: Rig) -
     assert told.value("watcher_store_up") == 0  # it is closed: what is told is what the worker counted
 
 
-async def test_polls_that_are_refused_are_counted_by_their_trouble(rig: Rig) -> None:
+async def test_polls_that_are_refused_are_counted_by_their_class(rig: Rig) -> None:
     async with rig.worker() as worker:
         await polled(rig)
         rig.sandbox.metakeep.every_answer = Answer(500, b"no")
         rig.sandbox.loopring.every_answer = Answer(200, b"{}")
         async with asyncio.timeout(10):
-            while not {("loopring", "malformed"), ("shop", "transient")} <= worker.tally.by_refusal.keys():  # noqa: ASYNC110
+            seen = worker.counters.by_error_class
+            while not {("loopring", "malformed"), ("shop", "transient")} <= seen.keys():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         async with a_listener_of(worker) as port:
             told = await until(lambda: scrape(port), lambda seen: seen.sum("watcher_accounts_stale") == 2)
     assert told.value("watcher_accounts_failing", provider="shop") == 1
-    refused = told.sum("watcher_polls_refused_total", provider="shop")
-    assert refused == told.value("watcher_polls_total", provider="shop", outcome="refused") > 0
+    refused = told.sum("watcher_polls_rejected_total", provider="shop")
+    assert refused == told.value("watcher_polls_total", provider="shop", outcome="rejected") > 0
 
 
 async def test_what_waits_for_a_subscriber_that_is_down_is_told(rig: Rig) -> None:
@@ -107,7 +108,7 @@ async def test_what_waits_for_a_subscriber_that_is_down_is_told(rig: Rig) -> Non
         rig.sandbox.world.credit(TREASURY, "ETH", 1)
         rig.sandbox.world.credit(ALICE, MK, 1)
         told = await until(
-            lambda: scrape(port), lambda seen: seen.value("watcher_lanes_waiting", subscription="ops") == 2
+            lambda: scrape(port), lambda seen: seen.value("watcher_queues_waiting", subscription="ops") == 2
         )
         assert 0 <= told.value("watcher_oldest_undelivered_seconds", subscription="ops") < 60
         assert told.value("watcher_subscription_paused", subscription="ops") == 0
@@ -122,7 +123,7 @@ async def test_what_waits_for_a_subscriber_that_is_down_is_told(rig: Rig) -> Non
         paused = await scrape(port)
     assert paused.value("watcher_subscription_paused", subscription="ops") == 1
     for name in (
-        "watcher_lanes_waiting",
+        "watcher_queues_waiting",
         "watcher_oldest_undelivered_seconds",
         "watcher_subscription_failing",
     ):
@@ -157,11 +158,11 @@ async def test_a_store_that_hangs_leaves_its_metrics_out_and_the_worker_lives(
                 lives, ready = await asyncio.gather(get(port, "/livez"), get(port, "/readyz"))
             again = await until(lambda: scrape(port), lambda seen: seen.value("watcher_store_up") == 1)
     assert told.value("watcher_store_up") == 0
-    assert not any(told.has(name) for name in ("watcher_lanes_waiting", "watcher_accounts_stale"))
+    assert not any(told.has(name) for name in ("watcher_queues_waiting", "watcher_accounts_stale"))
     assert told.value("watcher_polls_total", provider="shop", outcome="committed") == 1
     assert (lives.status, ready.status) == (200, 503)
     assert ready.body == "the store does not do its part\n"
-    assert again.has("watcher_lanes_waiting")
+    assert again.has("watcher_queues_waiting")
 
 
 async def test_labels_are_names_in_force_and_words_of_ours_alone(rig: Rig) -> None:
@@ -183,7 +184,7 @@ async def test_labels_are_names_in_force_and_words_of_ours_alone(rig: Rig) -> No
         "subscription",
         "provider",
         "outcome",
-        "trouble",
+        "error_class",
         "type",
         "le",
         "version",
@@ -210,7 +211,7 @@ async def test_neither_secrets_nor_texts_from_outside_show(rig: Rig) -> None:
         rig.receiver.fail = Fail(500, 100)
         rig.sandbox.metakeep.every_answer = Answer(200, b'{"status": "canary"}')
         rig.sandbox.world.credit(TREASURY, "ETH", 1)
-        await until(lambda: scrape(port), lambda seen: seen.sum("watcher_polls_refused_total") > 0)
+        await until(lambda: scrape(port), lambda seen: seen.sum("watcher_polls_rejected_total") > 0)
         answers = [await get(port, path) for path in ("/metrics", "/livez", "/readyz", "/canary")]
     assert [answer.status for answer in answers] == [200, 200, 200, 404]
     assert not [answer for answer in answers if "canary" in answer.body or "127.0.0.1" in answer.body]
@@ -230,7 +231,7 @@ async def test_a_loop_that_is_stuck_turns_livez_to_503_and_is_named(
         assert (await get(port, "/livez")).status == 200
         assert worker._generation
         (loop,) = (each for each in worker._generation._loops if each.name == "poll shop")
-        worker.vitals.stuck_after_s = 0.5
+        worker.liveness.stuck_after_s = 0.5
         with monkeypatch.context() as patched:
             patched.setattr(loop, "_claim", never)
             await stuck.wait()
@@ -281,7 +282,7 @@ async def test_a_heartbeat_line_says_how_the_process_fares(rig: Rig, monkeypatch
     monkeypatch.setattr(watcher.run.worker, "HEARTBEAT_S", 0.05)
     with capture_logs() as lines:
         async with rig.worker() as worker:
-            worker.vitals.dropped_lines = lambda: 7
+            worker.liveness.dropped_lines = lambda: 7
             await polled(rig)
             async with asyncio.timeout(10):
                 while sum(line["event"] == "worker.heartbeat" for line in lines) < 3:  # noqa: ASYNC110

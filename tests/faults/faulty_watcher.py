@@ -58,24 +58,24 @@ def _set_clock(steps_s: list[float], every_s: float) -> None:
 
 
 def _shorten_leases(lease_s: float) -> None:
-    """Let leases of lanes and of polls last so long; an attempt gets half of it."""
-    from watcher.delivery import hold, lane, loop, post
+    """Let leases of queues and of polls last so long; an attempt gets half of it."""
+    from watcher.delivery import hold, loop, post, queue
     from watcher.polling import poll
 
     defaults = post.Poster.__init__.__kwdefaults__
     assert defaults
     defaults["deadline_s"] = lease_s / 2
-    _replace(lane, "LEASE_MS", int(1000 * lease_s))
-    for module in (lane, loop):
+    _replace(queue, "LEASE_MS", int(1000 * lease_s))
+    for module in (queue, loop):
         _replace(module, "LONGEST_LEASE_MS", int(1000 * lease_s))
-    _replace(lane, "_LEAST_MS", int(500 * lease_s))
+    _replace(queue, "_LEAST_MS", int(500 * lease_s))
     _replace(hold, "QUICK_S", lease_s)  # all of them are quick
     _replace(poll, "_LEASE_MARGIN_S", lease_s - 1)  # the scene's time-out is 1 s
 
 
 def _narrow_the_log(lines: int) -> None:
     """Let no more lines than these wait for a reader."""
-    from watcher.logs.writer import LineWriter
+    from watcher.observe.writer import LineWriter
 
     defaults = LineWriter.__init__.__kwdefaults__
     assert defaults
@@ -166,17 +166,17 @@ def _block(block_s: float, every: int) -> None:
 
 def _tell_tasks(file: Path) -> None:
     """Write down how many tasks there are, and how many blocks of memory, four times a second."""
-    from watcher.vitals.signs import Vitals
+    from watcher.observe.liveness import Liveness
 
-    note_lag = Vitals.note_lag
+    note_lag = Liveness.note_lag
 
-    def note_lag_and_tasks(vitals: Vitals, lag_s: float) -> None:
+    def note_lag_and_tasks(liveness: Liveness, lag_s: float) -> None:
         beside = file.with_suffix(".new")
         beside.write_text(f"{len(asyncio.all_tasks())} {sys.getallocatedblocks()}")
         beside.replace(file)  # whoever reads it finds all of it
-        note_lag(vitals, lag_s)
+        note_lag(liveness, lag_s)
 
-    Vitals.note_lag = note_lag_and_tasks  # type: ignore[assignment,method-assign]
+    Liveness.note_lag = note_lag_and_tasks  # type: ignore[assignment,method-assign]
 
 
 if __name__ == "__main__":

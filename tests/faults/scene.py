@@ -192,7 +192,7 @@ class Scene:
         self._started = time.monotonic()
 
     async def until_all_is_told(self, *, within_s: float, spared: Collection[str] = ()) -> bool:
-        """Wait until the receiver knows the truth and nothing is in any lane; says if it came to that."""
+        """Wait until the receiver knows the truth and nothing is in any queue; says if it came to that."""
         true = {name: told for name, told in self.provider.truth().items() if name[0] not in spared}
         try:
             async with asyncio.timeout(within_s):
@@ -207,12 +207,12 @@ class Scene:
         return all(said.items() <= told.get(name, {}).items() for name, said in true.items())
 
     async def _waiting(self, spared: Collection[str] = ()) -> list[str]:
-        """Which accounts have a lane with something in it."""
-        lanes: list[Any] = [
-            await self.pipe.command("ZRANGE", self.keys.lanes(shard, SUBSCRIPTION), 0, -1)
+        """Which accounts have a queue with something in it."""
+        queues: list[Any] = [
+            await self.pipe.command("ZRANGE", self.keys.queues(shard, SUBSCRIPTION), 0, -1)
             for shard in range(SHARDS)
         ]
-        return sorted({name.decode() for lane in lanes for name in lane}.difference(spared))
+        return sorted({name.decode() for queue in queues for name in queue}.difference(spared))
 
     def _complaints(self, may_say: Collection[str]) -> list[str]:
         """What no worker should ever say."""
@@ -231,7 +231,10 @@ class Scene:
         letters = [self.keys.dead(shard, SUBSCRIPTION) for shard in range(SHARDS)]
         dead = sum([await self.pipe.command("XLEN", key) for key in letters])
         waiting = await self._waiting(spared)
-        return [*([f"{dead} dead letters"] if dead else []), *([f"lanes left: {waiting}"] if waiting else [])]
+        return [
+            *([f"{dead} dead letters"] if dead else []),
+            *([f"queues left: {waiting}"] if waiting else []),
+        ]
 
     async def _audit(self, spared: Collection[str]) -> list[str]:
         """Ask `watcher audit`, which must find nothing."""

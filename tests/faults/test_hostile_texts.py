@@ -81,7 +81,7 @@ async def test_what_would_steer_a_terminal_comes_out_of_nothing(tmp_path: Path, 
                 worker = await start(tmp_path, SETTINGS, "run", out=terminal)
                 sandbox.world.credit(10110, "ETH", "1")
                 await until_said(tmp_path / "shown", "delivery.dead", within_s=40)
-                await until_said(tmp_path / "shown", "poll.refused", within_s=40)
+                await until_said(tmp_path / "shown", "poll.rejected", within_s=40)
                 await end(worker)
             for command in COMMANDS:
                 await say(tmp_path, command)

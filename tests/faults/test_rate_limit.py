@@ -117,7 +117,7 @@ async def test_eight_workers_keep_to_the_limit_and_leave_no_account_behind(
         stage.reply = answer(b"[]")
         async with workers(some_settings(redis_server_url, namespace, stage.url)) as running:
             await asyncio.sleep(ROUNDS * ROUND_S)
-            outcomes = sum((worker.tally.by_poll for worker in running), Counter[tuple[str, str]]())
+            outcomes = sum((worker.counters.by_poll for worker in running), Counter[tuple[str, str]]())
     pace = len(sent.all) / (ROUNDS * ROUND_S)  # a busy machine misses turns
     ideal_s = ACCOUNTS / pace
     print(f"{pace:.1f} a second, at most {sent.most_in_a_second()}; {outcomes}")

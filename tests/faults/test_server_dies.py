@@ -13,7 +13,7 @@ from tests.faults.worker_processes import WorkerProcess
 from tests.support.clusters import Cluster, a_cluster
 from tests.support.sentinels import on_port, watched
 from tests.support.servers import ENGINES, a_free_port
-from watcher.delivery.lane import CLAIM_MS
+from watcher.delivery.queue import CLAIM_MS
 from watcher.store.address import several
 from watcher.store.cluster import ClusterPipe
 from watcher.store.connect import connect
@@ -68,7 +68,7 @@ async def test_a_killed_server_loses_nothing_and_no_worker_ends(
 # A worker that has posted and cannot write it down tries again as long as the store does not tell it that its
 # lease was lost. However long an attempt takes, at least 10 s of its lease are left then: no trouble that is
 # shorter repeats anything. A longer one may repeat what was in hand when it began, as whoever comes first
-# after it takes the lane.
+# after it takes the queue.
 
 
 @pytest.mark.parametrize("hang_s", [5, pytest.param(30, marks=LONG)])

@@ -69,7 +69,7 @@ async def test_a_server_that_refuses_writes_is_named_and_waited_for(engine: str,
         assert not any(worker.lines("store.unreachable") for worker in scene.workers), "it answers"
     assert verdict.problems == []
     # What was in hand is written down when the server takes writes again. Only where that lasts longer than a
-    # lease may another worker claim the lane first, and repeat it: it cannot know.
+    # lease may another worker claim the queue first, and repeat it: it cannot know.
     assert verdict.repeats <= (0 if for_s <= 8 else WORKERS * IN_FLIGHT * len(REFUSALS))
 
 

@@ -191,7 +191,7 @@ def _one_key_of_each_kind(keys: Keys) -> list[str]:
         keys.failing(1, "loopring"),
         keys.log(2),
         keys.due_subscriptions(3),
-        keys.lanes(4, SUBSCRIPTION),
+        keys.queues(4, SUBSCRIPTION),
         keys.tries(5, SUBSCRIPTION),
         keys.dead(6, SUBSCRIPTION),
     ]

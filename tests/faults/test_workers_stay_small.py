@@ -28,7 +28,7 @@ AT_REST = 25
 
 ACCOUNTS = 100
 KEYS = 2 * ACCOUNTS + 8 * SHARDS + 10
-"""A state and a lane for each account, every kind of key that a shard may have, and those of no shard."""
+"""A state and a queue for each account, every kind of key that a shard may have, and those of no shard."""
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from watcher.delivery.post import Poster, Target
 from watcher.journal.delivery import Delivery
 from watcher.providers.client import LONGEST_RETRY_AFTER_S as LONGEST_PAUSE_S
 from watcher.providers.client import ProviderClient
-from watcher.providers.contract import Refused
+from watcher.providers.contract import Rejected
 from watcher.providers.loopring import Loopring
 
 DELIVERY = Delivery("evt_1", "total.increased", 1, b"{}")
@@ -111,9 +111,9 @@ def test_any_answer_of_a_provider_is_a_snapshot_or_refused(place: Place, answer:
         assert 0 <= (refused.retry_after_s or 0) <= LONGEST_PAUSE_S
 
 
-async def _refusal(client: ProviderClient) -> Refused | None:
+async def _refusal(client: ProviderClient) -> Rejected | None:
     try:
         await client.read(ACCOUNT, await client.ask(ACCOUNT))
-    except Refused as refused:
+    except Rejected as refused:
         return refused
     return None

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.support.fuzzing import damaged, damaged_bytes, damaged_text, fuzz, json_values, texts
 from tests.support.signed_webhooks import an_event
 from watcher.commands.verify import _from_file, _hint, _likely_originals, _problem
-from watcher.logs.lines import _as_json, _tidy
-from watcher.logs.tail import Filter, as_json, harmless, parse, pretty
+from watcher.observe.log import _as_json, _tidy
+from watcher.observe.tail import Filter, as_json, harmless, parse, pretty
 from watcher.printable import plain, printable
 from watcher.receive import InvalidWebhook, read_body
 from watcher.receiving.sequences import Sequences

@@ -22,7 +22,7 @@ from watcher.journal.diff import Reading, Step, diff
 from watcher.journal.interest import Interest
 from watcher.journal.ledger import AccountState, Rules
 from watcher.providers import body
-from watcher.providers.contract import Provider, Refused
+from watcher.providers.contract import Provider, Rejected
 from watcher.providers.loopring import Loopring
 from watcher.providers.metakeep import MetaKeep
 from watcher.providers.strict_json import NotJson, parse
@@ -79,7 +79,7 @@ def test_any_bytes_are_json_or_are_said_not_to_be(answer: bytes) -> None:
 
 @fuzz(st.binary() | damaged_bytes(gzip.compress(json.dumps(TOKENS).encode(), mtime=0)))
 def test_any_packed_body_is_whole_or_refused(packed: bytes) -> None:
-    with suppress(Refused):
+    with suppress(Rejected):
         assert len(body._unpack(packed)) <= body.LIMIT
 
 
@@ -116,7 +116,7 @@ def test_any_error_has_a_reason_of_ours_or_none(kind: str, said: Any, status: in
 
 @fuzz(damaged(TOKENS, *NAMES) | json_values(*NAMES))
 def test_any_list_of_assets_is_refused_or_has_units(said: Any) -> None:
-    with suppress(Refused, NotJson):
+    with suppress(Rejected, NotJson):
         listed = GOOD["loopring"][0].read_catalogue(parse(json.dumps(said).encode())).asset_by_id
         assert listed
         assert all(0 <= (asset.decimals or 0) <= 78 for asset in listed.values())
@@ -125,7 +125,7 @@ def test_any_list_of_assets_is_refused_or_has_units(said: Any) -> None:
 def read(kind: str, answer: bytes) -> Snapshot | None:
     """Read an answer as `ProviderClient` does; None where it is refused."""
     provider, account, _ = GOOD[kind]
-    with suppress(Refused, NotJson):
+    with suppress(Rejected, NotJson):
         parsed = parse(answer)
         if provider.refusal(200, parsed) is None:
             return provider.read(account, [parsed], LISTED if provider.catalogue_request() else {})

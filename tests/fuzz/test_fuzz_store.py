@@ -37,13 +37,13 @@ from tests.support.stores import (
 from watcher.delivery.outcomes import Attempt, judge
 from watcher.delivery.restraint import Restraint
 from watcher.durations import parse_duration
-from watcher.overview import account_line, provider_line, subscription_line, troubles_of, worker_line
-from watcher.store import glance, history, letters, roster, survey, waiting
+from watcher.observe.views import account_line, provider_line, subscription_line, troubles_of, worker_line
+from watcher.store import dead_letters, glance, history, roster, survey, waiting
 from watcher.store.connect import connect
+from watcher.store.dead_letters import DeadLetters
 from watcher.store.glance import Glance
 from watcher.store.history import History
 from watcher.store.keys import Keys
-from watcher.store.letters import Letters
 from watcher.store.schedule import Lease, Reply
 from watcher.store.standings import Standing, Standings
 from watcher.store.state import BadState
@@ -93,7 +93,7 @@ def place() -> Iterator[Place]:
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         pytest.MonkeyPatch.context() as patch,
     ):
-        for module in (glance, history, letters, roster, survey, waiting):
+        for module in (dead_letters, glance, history, roster, survey, waiting):
             patch.setattr(module, "SHARDS", 1)
         client = runner.run(_connected(server.url))
         yield Place(runner, client, runner.run(_furnished(client)))
@@ -117,28 +117,28 @@ async def _furnished(client: Redis) -> dict[bytes, bytes]:
             LRC="12",
         )
         assert (await store.polls.commit(step))[0] is Reply.DONE
-        lease = await store.lease_lane(account)
-        reply, deadline = await store.lanes.dead(
+        lease = await store.lease_queue(account)
+        reply, deadline = await store.queues.dead(
             OPS,
             lease,
             a_delivery(1).head,
-            until=store.lanes.until(lease, MINUTE_MS),
+            until=store.queues.until(lease, MINUTE_MS),
             reason="no",
             record=b'{"attempt":1}',
         )
         assert reply is Reply.DONE
-        await store.lanes.retry(OPS, Lease(account, deadline), a_delivery(2).head, wait_ms=1)
+        await store.queues.retry(OPS, Lease(account, deadline), a_delivery(2).head, wait_ms=1)
         await store.polls.postpone(
             PROVIDER, await store.lease(account), why="rate slow", at_least_ms=1, waits_ms=[1]
         )
         await store.due(KEYS.polls(SHARD, PROVIDER), **{account: -1})
-        await store.due(KEYS.lanes(SHARD, OPS), **{account: -1})
+        await store.due(KEYS.queues(SHARD, OPS), **{account: -1})
     standings, workers = Standings(store.pipe, KEYS), Workers(store.pipe, KEYS)
     await standings.failed("other", "status 500", pause=True, wish_ms=1, holds_ms=[1])
     await standings.take_probe(OPS, "me", lease_ms=MINUTE_MS)
     await workers.note(Presence("w", "host", 1, "1.0", 1, {PROVIDER: 0.5}))
     await store.polls.take_turns(PROVIDER, 1, spacing_ms=1)
-    await store.lanes.take_turn(OPS, per_second=1, within_ms=1000)
+    await store.queues.take_turn(OPS, per_second=1, within_ms=1000)
     keys: Any = await client.keys("*")
     return {key: (await client.dump(key)) or b"" for key in keys}
 
@@ -172,12 +172,12 @@ def _damage(random: Random) -> Damage:
             ("SET", KEYS.subscription_rate(OPS), random.choice(SCORES)),
             ("SET", KEYS.probe(OPS), text),
             ("ZADD", KEYS.polls(SHARD, PROVIDER), score, member),
-            ("ZADD", KEYS.lanes(SHARD, OPS), score, member),
+            ("ZADD", KEYS.queues(SHARD, OPS), score, member),
             ("ZADD", KEYS.due_subscriptions(SHARD), random.choice((b"0", b"-inf")), sub),
-            ("LSET", KEYS.lane(OPS, ACCOUNT), random.choice((0, -1)), text),
-            ("RPUSH", KEYS.lane(OPS, ACCOUNT), text),
-            ("DEL", KEYS.lane(OPS, ACCOUNT)),
-            ("SET", KEYS.lane(OPS, "left"), text),
+            ("LSET", KEYS.queue(OPS, ACCOUNT), random.choice((0, -1)), text),
+            ("RPUSH", KEYS.queue(OPS, ACCOUNT), text),
+            ("DEL", KEYS.queue(OPS, ACCOUNT)),
+            ("SET", KEYS.queue(OPS, "left"), text),
             (
                 "XADD",
                 KEYS.log(SHARD),
@@ -207,12 +207,12 @@ DAMAGES: st.SearchStrategy[Damage] = made(_damage)
 
 
 @example(damage=("ZADD", KEYS.polls(SHARD, PROVIDER), "inf", ACCOUNT))
-@example(damage=("ZADD", KEYS.lanes(SHARD, OPS), "inf", ACCOUNT))
+@example(damage=("ZADD", KEYS.queues(SHARD, OPS), "inf", ACCOUNT))
 @example(damage=("ZADD", KEYS.due_subscriptions(SHARD), 0, b"\xff"))
 @example(damage=("HSET", KEYS.standings(), OPS, b"1 %d 0 1 no" % 10**30))
 @example(damage=("HSET", KEYS.tries(SHARD, OPS), ACCOUNT, b"9" * 5000 + b" x"))
 @example(damage=("HSET", KEYS.workers(), "w", b"1 " + b"[" * 5000))
-@example(damage=("LSET", KEYS.lane(OPS, ACCOUNT), 0, b"evt_1 " + b"9" * 5000 + b" x\n{}"))
+@example(damage=("LSET", KEYS.queue(OPS, ACCOUNT), 0, b"evt_1 " + b"9" * 5000 + b" x\n{}"))
 @fuzz(damage=DAMAGES)
 def test_everything_that_looks_sees_the_damage(place: Place, damage: Damage) -> None:
     place.runner.run(_look(place, damage))
@@ -221,7 +221,7 @@ def test_everything_that_looks_sees_the_damage(place: Place, damage: Damage) -> 
 @example(damage=("HSET", KEYS.meta(), "providers", "{"))
 @example(damage=("HSET", KEYS.tries(SHARD, OPS), ACCOUNT, "x"))
 @example(damage=("ZADD", KEYS.polls(SHARD, PROVIDER), 0, b"\xff"))
-@example(damage=("ZADD", KEYS.lanes(SHARD, OPS), 0, b"\xff"))
+@example(damage=("ZADD", KEYS.queues(SHARD, OPS), 0, b"\xff"))
 @fuzz(damage=DAMAGES)
 def test_the_neighbours_of_the_damage_go_on(place: Place, damage: Damage) -> None:
     place.runner.run(_go_on(place, damage))
@@ -244,11 +244,11 @@ async def _look(place: Place, damage: Damage) -> None:
         json.dumps(worker_line(presence, now_ms))
     await Glance(pipe, KEYS).waiting([OPS])
     await Glance(pipe, KEYS).due([PROVIDER], now_ms=now_ms)
-    lanes = Waiting(pipe, KEYS)
-    for lane in await lanes.lanes(OPS):
-        async for _ in lanes.deliveries(OPS, lane.account):
+    queues = Waiting(pipe, KEYS)
+    for queue in await queues.queues(OPS):
+        async for _ in queues.deliveries(OPS, queue.account):
             pass
-    post, log = Letters(pipe, KEYS), History(pipe, KEYS)
+    post, log = DeadLetters(pipe, KEYS), History(pipe, KEYS)
     await post.subscriptions()
     assert await post.latest(OPS, 10, lambda _: True)
     await post.attempts(OPS, 10, lambda _: True)
@@ -262,7 +262,7 @@ async def _go_on(place: Place, damage: Damage) -> None:
     await store.roster.enroll({PROVIDER: [ACCOUNT, NEIGHBOUR]}, now_ms=1)
     assert await store.roster.enrolled() is not None
     await _polls(store)
-    assert OPS in await store.lanes.due_subscriptions(SHARD)
+    assert OPS in await store.queues.due_subscriptions(SHARD)
     await _delivers(store)
     await _restrains(store)
 
@@ -280,19 +280,19 @@ async def _polls(store: Store) -> None:
 
 
 async def _delivers(store: Store) -> None:
-    assert 0 <= await store.lanes.take_turn(OPS, per_second=1, within_ms=10**9) < 21_600_001
-    claimed = await store.lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=9)
+    assert 0 <= await store.queues.take_turn(OPS, per_second=1, within_ms=10**9) < 21_600_001
+    claimed = await store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=9)
     lease = next(lease for lease in claimed.leases if lease.member == NEIGHBOUR)
     lease, begun = await store.begin(lease)
     assert (begun.tries, len(begun.entries)) == (1, 3)
-    reply, _ = await store.lanes.delivered(
-        OPS, lease, a_delivery(2).head, until=store.lanes.until(lease, MINUTE_MS)
+    reply, _ = await store.queues.delivered(
+        OPS, lease, a_delivery(2).head, until=store.queues.until(lease, MINUTE_MS)
     )
     assert reply is Reply.DONE
     for other in claimed.leases:
         held, begun = await store.begin(other)
         for entry in begun.entries[:1]:
-            await store.lanes.retry(OPS, held, entry.partition(b"\n")[0] + b"\n", wait_ms=1)
+            await store.queues.retry(OPS, held, entry.partition(b"\n")[0] + b"\n", wait_ms=1)
 
 
 async def _restrains(store: Store) -> None:

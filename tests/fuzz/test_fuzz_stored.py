@@ -29,12 +29,12 @@ from watcher.journal.interest import Interest
 from watcher.journal.ledger import Rules
 from watcher.journal.record import Record
 from watcher.journal.retold import Damaged, read_back
-from watcher.overview import attempt_line
-from watcher.page.document import _event
-from watcher.page.recent import _steps
+from watcher.observe.page.document import _event
+from watcher.observe.page.recent import _steps
+from watcher.observe.views import attempt_line
 from watcher.store.counts import MOST
+from watcher.store.dead_letters import _letter, _tried
 from watcher.store.history import _record
-from watcher.store.letters import _letter, _tried
 from watcher.store.standings import _parse
 from watcher.store.state import BadState, dump_body, load_state
 from watcher.store.survey import _failing, sequence_in
@@ -74,7 +74,7 @@ def test_any_bytes_are_a_state_that_lives_on_or_damage(name: str, data: st.DataO
 
 
 @fuzz(damaged_bytes(DELIVERY) | st.binary())
-def test_any_entry_of_a_lane_is_a_delivery_or_damage(entry: bytes) -> None:
+def test_any_entry_of_a_queue_is_a_delivery_or_damage(entry: bytes) -> None:
     with suppress(ValueError):
         assert load_delivery(entry).dump() == entry
     assert isinstance(sequence_in(entry), int | None)

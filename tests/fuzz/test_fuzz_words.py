@@ -1,4 +1,4 @@
-"""Single words from outside: URLs, headers, durations, wishes, secrets. Refused in our words, or bounded."""
+"""Single words from outside: URLs, headers, durations, wishes, secrets. Rejected in our words, or bounded."""
 
 import re
 from contextlib import suppress

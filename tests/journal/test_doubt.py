@@ -2,7 +2,7 @@
 
 import pytest
 
-from watcher.journal.doubt import absent, doubt
+from watcher.journal.suspect import absent, doubt
 from watcher.snapshot import Asset, Balance, Row
 
 
@@ -80,28 +80,28 @@ def test_more_locked_than_there_is_stays_accepted_whatever_the_pendings_do() -> 
 @pytest.mark.parametrize("row", [a_row(ZERO_TOTAL), a_row(NO_LOCK, locked_absent=True), a_row(OVERLOCKED)])
 def test_the_same_odd_reading_again_counts(row: Row) -> None:
     assert doubt(ACCEPTED, row) is not None
-    assert doubt(ACCEPTED, row, doubted=row.balance) is None
+    assert doubt(ACCEPTED, row, suspect=row.balance) is None
 
 
 def test_absence_and_a_row_of_zeros_agree_with_each_other() -> None:
-    assert doubt(ACCEPTED, a_row(EMPTY), doubted=absent(ACCEPTED)) is None
-    assert doubt(ACCEPTED, None, doubted=EMPTY) is None
+    assert doubt(ACCEPTED, a_row(EMPTY), suspect=absent(ACCEPTED)) is None
+    assert doubt(ACCEPTED, None, suspect=EMPTY) is None
 
 
 def test_a_reading_that_is_odd_in_another_way_is_a_new_doubt() -> None:
-    assert doubt(ACCEPTED, None, doubted=OVERLOCKED) == "the asset disappeared"
-    assert doubt(ACCEPTED, a_row(ZERO_TOTAL), doubted=OVERLOCKED) == "total fell to zero"
-    assert doubt(ACCEPTED, a_row(OVERLOCKED), doubted=NO_LOCK) == "more is locked than there is"
+    assert doubt(ACCEPTED, None, suspect=OVERLOCKED) == "the asset disappeared"
+    assert doubt(ACCEPTED, a_row(ZERO_TOTAL), suspect=OVERLOCKED) == "total fell to zero"
+    assert doubt(ACCEPTED, a_row(OVERLOCKED), suspect=NO_LOCK) == "more is locked than there is"
 
 
 def test_a_doubt_ends_with_the_next_good_poll_even_if_other_fields_go_on_moving() -> None:
-    assert doubt(ACCEPTED, a_row(ZERO_TOTAL), doubted=EMPTY) is None
-    assert doubt(ACCEPTED, a_row(OVERLOCKED), doubted=OVERLOCKED._replace(locked="99")) is None
+    assert doubt(ACCEPTED, a_row(ZERO_TOTAL), suspect=EMPTY) is None
+    assert doubt(ACCEPTED, a_row(OVERLOCKED), suspect=OVERLOCKED._replace(locked="99")) is None
 
 
 def test_a_plain_reading_ends_a_doubt() -> None:
-    assert doubt(ACCEPTED, a_row(ACCEPTED), doubted=ZERO_TOTAL) is None
-    assert doubt(ACCEPTED, a_row(a_balance(total="99")), doubted=ZERO_TOTAL) is None
+    assert doubt(ACCEPTED, a_row(ACCEPTED), suspect=ZERO_TOTAL) is None
+    assert doubt(ACCEPTED, a_row(a_balance(total="99")), suspect=ZERO_TOTAL) is None
 
 
 def test_an_absent_asset_reads_as_zero_in_the_fields_that_the_provider_has() -> None:

@@ -87,13 +87,13 @@ def test_an_asset_absent_from_a_full_listing_is_zero_only_when_said_twice() -> N
 def test_a_doubtful_asset_does_not_hold_up_the_others() -> None:
     result = step(a_state(ETH="10", LRC="7"), a_snapshot(ETH="11", LRC="0"))
     assert told(result) == [("ETH", "total.increased")]
-    assert list(result.doubted) == ["LRC"]
+    assert list(result.suspect) == ["LRC"]
 
 
 def test_a_doubt_that_is_not_confirmed_leaves_no_trace() -> None:
     before = a_state(LRC="7")
-    doubted = step(before, a_snapshot(LRC="0"))
-    again = step(AccountState("here", None, doubted.entry_by_asset), a_snapshot(LRC="7"))
+    suspect = step(before, a_snapshot(LRC="0"))
+    again = step(AccountState("here", None, suspect.entry_by_asset), a_snapshot(LRC="7"))
     assert told(again) == []
     assert again.entry_by_asset == before.entry_by_asset
 
@@ -155,5 +155,5 @@ def test_a_thousand_edits_of_the_configuration_make_no_event() -> None:
             state = None  # taken out, and put back
         result = step(state, Snapshot(rows, watched, watched is None), source=source)
         assert told(result) == []
-        assert not result.doubted
+        assert not result.suspect
         state = AccountState(source, watched, result.entry_by_asset)

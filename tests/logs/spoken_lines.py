@@ -4,8 +4,8 @@ import ast
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from watcher.logs.catalogue import FIELD_MEANINGS, Line
-from watcher.logs.spells import Spell
+from watcher.observe.catalogue import FIELD_MEANINGS, Line
+from watcher.observe.throttle import Streak
 from watcher.service.changes import Change
 
 _LEVEL_BY_METHOD = {
@@ -17,7 +17,7 @@ _LEVEL_BY_METHOD = {
 }
 _LOGGERS = ("log", "_log", "logger")
 _NOT_FIELDS = {"exc_info"}
-_FIELDS_BY_NAME = {"spell": Spell._fields, "change": Change._fields}
+_FIELDS_BY_NAME = {"streak": Streak._fields, "change": Change._fields}
 """What a `**name._asdict()` holds, by the one name that it is given everywhere."""
 
 

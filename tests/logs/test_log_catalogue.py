@@ -7,8 +7,8 @@ import pytest
 
 import watcher
 from tests.logs.spoken_lines import Spoken, problems, spoken_in
-from watcher.logs.catalogue import EVENTS, FIELD_MEANINGS, Line
-from watcher.vitals.tally import Tally
+from watcher.observe.catalogue import EVENTS, FIELD_MEANINGS, Line
+from watcher.observe.counters import Counters
 
 PACKAGE = Path(watcher.__file__).parent
 
@@ -17,7 +17,7 @@ NOT_IN_THE_CALL = {
     "account.stale": {"account", "accounts", "duration_ms"},
     "bug": {"exception", "times"},
     "library.failed": {"exception"},
-    "worker.heartbeat": set(Tally().since(Tally())),
+    "worker.heartbeat": set(Counters().since(Counters())),
 }
 """Fields that a function puts together, and what `lines` adds."""
 
@@ -58,7 +58,7 @@ def test_names_are_facts_and_fields_never_hide_what_every_line_has() -> None:
         assert not {"timestamp", "level", "event"} & set(line.fields)
 
 
-CATALOGUE = {"poll.finished": Line("info", "", ("account",)), "poll.refused": Line("warning", "", ())}
+CATALOGUE = {"poll.finished": Line("info", "", ("account",)), "poll.rejected": Line("warning", "", ())}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ CATALOGUE = {"poll.finished": Line("info", "", ("account",)), "poll.refused": Li
     [
         ('log.info("poll.ended")', "poll.ended is not in the catalogue"),
         ('log.error("poll.finished")', "poll.finished is info, not error"),
-        ('log.exception("poll.refused")', "poll.refused is warning, not error"),
+        ('log.exception("poll.rejected")', "poll.rejected is warning, not error"),
         (
             'log.info("poll.finished", account=1, subscription=2)',
             "carries subscription, which the catalogue does not list",
@@ -88,12 +88,12 @@ def test_lines_as_the_catalogue_has_them_pass() -> None:
     source = """
 log.info("poll.finished", account=account)
 log.debug("poll.finished", **names)
-log.bind(account=1).warning("poll.refused" if x else "poll.refused", exc_info=True)
+log.bind(account=1).warning("poll.rejected" if x else "poll.rejected", exc_info=True)
 math.log(2), logging.info("not ours")
 """
     found = list(spoken_in(source, "room.py"))
     assert [spoken.level for spoken in found] == ["info", "debug", "warning"]
     assert list(problems(found[0], CATALOGUE)) == list(problems(found[1], CATALOGUE)) == []
     assert list(problems(found[2], CATALOGUE)) == [
-        "room.py:4: poll.refused carries account, which the catalogue does not list"
+        "room.py:4: poll.rejected carries account, which the catalogue does not list"
     ]

@@ -22,13 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.program import environment, script
-from watcher.logs import lines as logs
-from watcher.logs.lines import configure, log
-from watcher.logs.tail import parse
-from watcher.logs.writer import LineWriter
+from watcher.observe import log as logs
+from watcher.observe.log import configure, log
+from watcher.observe.tail import parse
+from watcher.observe.writer import LineWriter
 
 Read = Callable[[], list[dict[str, Any]]]
-SETUP = "from watcher.logs.lines import configure, log\n"
+SETUP = "from watcher.observe.log import configure, log\n"
 
 
 @pytest.fixture(autouse=True)
@@ -117,14 +117,14 @@ any_text = st.text(st.characters(codec=None, exclude_categories=()))
 @given(any_text | st.lists(any_text) | st.dictionaries(any_text, any_text))
 def test_no_value_gets_a_raw_control_character_into_either_format(value: object) -> None:
     for render in (the_text, lambda say: json.dumps(the_line(say), ensure_ascii=False)):
-        written = render(lambda: log.info("poll.refused", reason=value))
+        written = render(lambda: log.info("poll.rejected", reason=value))
         assert all(c.isprintable() or c.isspace() for c in written)
         assert written.count("\n") <= 1
         assert not set(written) & set("\x1b\x85\x9b\r\u2028\u202e")
 
 
 def test_a_value_is_cut_at_200_characters() -> None:
-    line = the_line(lambda: log.info("poll.refused", reason="x" * 10_000))
+    line = the_line(lambda: log.info("poll.rejected", reason="x" * 10_000))
     assert len(line["reason"]) == 200
 
 
@@ -237,8 +237,8 @@ def test_captured_logs_of_other_tests_see_lines_of_a_logger_that_is_cached() -> 
     configure("debug", "json", io.StringIO())
     log.info("poll.finished")
     with structlog.testing.capture_logs() as lines:
-        log.info("poll.refused", account="treasury")
-    assert lines == [{"event": "poll.refused", "account": "treasury", "log_level": "info"}]
+        log.info("poll.rejected", account="treasury")
+    assert lines == [{"event": "poll.rejected", "account": "treasury", "log_level": "info"}]
 
 
 def test_json_goes_into_a_pipe_and_is_complete_when_the_process_ends() -> None:

@@ -10,10 +10,10 @@ from watcher.plurals import many
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(0, "0 lanes"), (1, "1 lane"), (2, "2 lanes"), (1234, "1,234 lanes")]
+    ("count", "said"), [(0, "0 queues"), (1, "1 queue"), (2, "2 queues"), (1234, "1,234 queues")]
 )
 def test_one_is_singular_and_all_else_is_plural(count: int, said: str) -> None:
-    assert many(count, "lane") == said
+    assert many(count, "queue") == said
 
 
 def test_an_odd_plural_is_given() -> None:
@@ -21,7 +21,7 @@ def test_an_odd_plural_is_given() -> None:
 
 
 COUNTED = re.compile(
-    r"\{[^{}]*\} (?:more )?(?:lanes|runs|events|accounts|dead letters|deliveries|polls|assets|changes|"
+    r"\{[^{}]*\} (?:more )?(?:queues|runs|events|accounts|dead letters|deliveries|polls|assets|changes|"
     r"records|gaps|repeats|restarts)\b"
 )
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from watcher.logs.spells import AGAIN_S, FIRST_S, Spell, Spells
+from watcher.observe.throttle import AGAIN_S, FIRST_S, Streak, Throttle
 
 HOUR, DAY = 3600, 86_400
 
@@ -22,33 +22,33 @@ HOUR, DAY = 3600, 86_400
 def test_it_is_time_to_speak_at_the_start_after_an_hour_and_then_daily(
     strikes_at: list[int], spoken_at: list[int]
 ) -> None:
-    spells = Spells()
-    assert [now for now in strikes_at if spells.struck("down", float(now))] == spoken_at
+    throttle = Throttle()
+    assert [now for now in strikes_at if throttle.struck("down", float(now))] == spoken_at
 
 
 def test_what_is_said_is_how_long_it_lasts_and_how_often_it_struck() -> None:
-    spells = Spells()
-    assert spells.struck("down", 10.0) == Spell(0, 1)
-    assert spells.struck("down", 11.5) is None
-    assert spells.struck("down", 10 + FIRST_S) == Spell(3_600_000, 3)
-    assert spells.struck("down", 10 + FIRST_S + AGAIN_S) == Spell(90_000_000, 4)
-    assert spells.over("down", 20 + FIRST_S + AGAIN_S) == Spell(90_010_000, 4)
+    throttle = Throttle()
+    assert throttle.struck("down", 10.0) == Streak(0, 1)
+    assert throttle.struck("down", 11.5) is None
+    assert throttle.struck("down", 10 + FIRST_S) == Streak(3_600_000, 3)
+    assert throttle.struck("down", 10 + FIRST_S + AGAIN_S) == Streak(90_000_000, 4)
+    assert throttle.over("down", 20 + FIRST_S + AGAIN_S) == Streak(90_010_000, 4)
 
 
 def test_the_end_is_said_once_and_only_of_what_began() -> None:
-    spells = Spells()
-    assert spells.over("down", 1.0) is None
-    spells.struck("down", 2.0)
-    assert spells.over("down", 3.5) == Spell(1500, 1)
-    assert spells.over("down", 4.0) is None
-    assert spells.struck("down", 5.0) == Spell(0, 1)
+    throttle = Throttle()
+    assert throttle.over("down", 1.0) is None
+    throttle.struck("down", 2.0)
+    assert throttle.over("down", 3.5) == Streak(1500, 1)
+    assert throttle.over("down", 4.0) is None
+    assert throttle.struck("down", 5.0) == Streak(0, 1)
 
 
 def test_troubles_are_apart_and_none_is_remembered_once_it_is_over() -> None:
-    spells = Spells()
+    throttle = Throttle()
     for name in ("shop", "bank"):
-        assert spells.struck(name, 0.0) == Spell(0, 1)
-    assert spells.over("shop", 9.0) == Spell(9000, 1)
-    assert spells.struck("bank", 9.0) is None
-    spells.over("bank", 9.0)
-    assert not any(vars(spells).values())
+        assert throttle.struck(name, 0.0) == Streak(0, 1)
+    assert throttle.over("shop", 9.0) == Streak(9000, 1)
+    assert throttle.struck("bank", 9.0) is None
+    throttle.over("bank", 9.0)
+    assert not any(vars(throttle).values())

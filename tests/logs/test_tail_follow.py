@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from watcher.logs.tail import follow
+from watcher.observe.tail import follow
 
 
 def append(path: Path, text: str) -> None:

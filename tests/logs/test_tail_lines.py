@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watcher.logs.tail import Filter, as_json, harmless, joined, lines_of, parse, pretty
+from watcher.observe.tail import Filter, as_json, harmless, joined, lines_of, parse, pretty
 
 LINE = '{"timestamp":"2026-11-20T14:03:05.120Z","level":"info","event":"poll.finished","account":"treasury"}'
 

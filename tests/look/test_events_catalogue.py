@@ -19,7 +19,7 @@ from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
 from watcher.journal.notices import paused
 from watcher.openapi import openapi
-from watcher.providers.contract import Trouble
+from watcher.providers.contract import ErrorClass
 from watcher.schema import MODEL_BY_TYPE, Stale
 from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS
 from watcher.snapshot import Balance, Snapshot
@@ -183,7 +183,7 @@ def test_each_webhook_says_what_it_means_and_what_an_answer_means() -> None:
 
 def test_every_trouble_that_a_stale_account_may_have_is_documented() -> None:
     said = Stale.model_fields["trouble"].description or ""
-    assert all(trouble in said for trouble in get_args(Trouble))
+    assert all(trouble in said for trouble in get_args(ErrorClass))
 
 
 def test_the_command_prints_the_document(capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,21 +82,21 @@ def test_what_is_held_is_said_with_the_reason_and_with_what_becomes_of_it(explai
     assert at_once.lines == ["at once             deposit.dropped       5 1  pending_deposit -5"]
 
 
-def test_what_is_doubted_is_said_and_told_when_a_poll_agrees(explain: Explain) -> None:
+def test_what_is_suspect_is_said_and_told_when_a_poll_agrees(explain: Explain) -> None:
     done = explain([a_row(0, "1"), a_row(1, "2")], [a_row(0, "0")])
     assert done.lines == [
-        "doubted             0: total fell to zero",
-        "doubted             1: the asset disappeared",
+        "suspect             0: total fell to zero",
+        "suspect             1: the asset disappeared",
         "after 1 more poll   total.decreased       1 0  total -1",
         "after 1 more poll   total.decreased       2 1  total -2",
     ]
 
 
-def test_what_is_doubted_first_and_then_held_is_followed_to_its_end(explain: Explain) -> None:
+def test_what_is_suspect_first_and_then_held_is_followed_to_its_end(explain: Explain) -> None:
     done = explain([a_row(1, "5", deposit="5")], [a_row(1, "0")], "--json")
     kinds = [(line["polls"], line["kind"], line.get("type")) for line in done.objects]
     assert kinds == [
-        (0, "doubted", None),
+        (0, "suspect", None),
         (1, "event", "total.decreased"),
         (1, "held", None),
         (3, "event", "deposit.dropped"),
@@ -135,35 +135,35 @@ def test_nothing_that_moved_is_said_too(explain: Explain) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
-        (b"{", [], "before.json is refused, malformed: the answer is not JSON in UTF-8"),
+        (b"{", [], "before.json is rejected, malformed: the answer is not JSON in UTF-8"),
         (
             b'[{"a": 1, "a": 2}]',
             [],
-            "before.json is refused, malformed: row 0: not an object, or a name twice",
+            "before.json is rejected, malformed: row 0: not an object, or a name twice",
         ),
         (
             [a_row(1, "1")],
             [a_row(1, "1e3")],
-            "after.json is refused, malformed: row 0: an amount is not a decimal",
+            "after.json is rejected, malformed: row 0: an amount is not a decimal",
         ),
         (
             [a_row(1, "1")],
             [a_row(1, "1", account=7)],
-            "after.json is refused, malformed: row 0: a balance of another",
+            "after.json is rejected, malformed: row 0: a balance of another",
         ),
         (
             [a_row(1, "1")],
             {"resultInfo": {"code": 104002}},
-            "after.json is refused, auth: the API key is not valid",
+            "after.json is rejected, auth: the API key is not valid",
         ),
-        (an_answer(), {"status": "UNAUTHORIZED"}, "after.json is refused, auth: the API key is not valid"),
+        (an_answer(), {"status": "UNAUTHORIZED"}, "after.json is rejected, auth: the API key is not valid"),
         (
             an_answer(a_coin("1")),
             an_answer(a_coin("1"), {"currency": "x y"}),
-            "after.json is refused, malformed: row 1",
+            "after.json is rejected, malformed: row 1",
         ),
-        (an_answer(a_coin("1")), [a_row(1, "1")], "after.json is refused, malformed: answered 200"),
-        ([], an_answer(), "after.json is refused, malformed: "),
+        (an_answer(a_coin("1")), [a_row(1, "1")], "after.json is rejected, malformed: answered 200"),
+        ([], an_answer(), "after.json is rejected, malformed: "),
     ],
 )
 def test_an_answer_that_a_poll_would_refuse_is_refused_with_its_reason(
@@ -173,13 +173,13 @@ def test_an_answer_that_a_poll_would_refuse_is_refused_with_its_reason(
     assert done.code == 1
     assert done.out.startswith(told)
     (line,) = explain(before, after, "--json").objects
-    assert (line["kind"], line["file"]) == ("refused", told.split()[0])
+    assert (line["kind"], line["file"]) == ("rejected", told.split()[0])
 
 
 def test_a_list_of_tokens_that_is_none_is_refused(explain: Explain, tmp_path: Path) -> None:
     (tmp_path / "tokens.json").write_text("[]")
     done = explain([a_row(1, "1")], [a_row(1, "2")], "--tokens", tmp_path / "tokens.json")
-    assert (done.code, done.out) == (1, "tokens.json is refused, malformed: not a list of tokens\n")
+    assert (done.code, done.out) == (1, "tokens.json is rejected, malformed: not a list of tokens\n")
 
 
 def test_a_file_that_could_be_anything_needs_its_kind(explain: Explain) -> None:
@@ -203,7 +203,7 @@ def test_a_rehearsal_ends_whatever_it_holds() -> None:
     for settle_polls in range(5):
         rounds = [*preview(before, after, Rules("outside", settle_polls))]
         assert not rounds[-1].advance.held
-        assert not rounds[-1].advance.doubted
+        assert not rounds[-1].advance.suspect
 
 
 def test_nothing_heavy_is_imported_before_a_command_runs() -> None:

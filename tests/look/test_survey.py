@@ -87,7 +87,7 @@ async def test_failing_accounts_are_read_with_their_reasons(survey: Survey, book
     assert found == {"treasury": Failing(2, postponed.since_ms, "auth", "the API key is refused")}
     key = books.keys.failing(shard_of("treasury"), "loopring")
     await books.pipe.command("HSET", key, "treasury", b"\xff 99999999999999999999")
-    assert (await survey.failing("loopring"))["treasury"].trouble == "unknown"
+    assert (await survey.failing("loopring"))["treasury"].error_class == "unknown"
 
 
 async def test_a_schedule_says_how_many_and_when_the_first_is_due(survey: Survey, books: Books) -> None:
@@ -106,7 +106,7 @@ async def test_what_waits_is_measured_per_subscription(survey: Survey, books: Bo
     backlogs = await survey.backlogs(["ops", "quiet"])
     oldest = steps(STORY[:2])[1].state.sequence
     assert backlogs == {
-        "ops": Backlog(lanes=20, deliveries=40, oldest_sequence=oldest),
+        "ops": Backlog(queues=20, deliveries=40, oldest_sequence=oldest),
         "quiet": Backlog(),
     }
     assert await survey.backlogs([]) == {
@@ -114,7 +114,7 @@ async def test_what_waits_is_measured_per_subscription(survey: Survey, books: Bo
     }  # owed to one that is not configured any more
 
 
-async def test_dead_letters_and_lanes_tried_again_are_counted(survey: Survey, books: Books) -> None:
+async def test_dead_letters_and_queues_tried_again_are_counted(survey: Survey, books: Books) -> None:
     await books.live(STORY[:3])
     shard = shard_of("treasury")
     await books.pipe.command("XADD", books.keys.dead(shard, "ops"), "*", "account", "treasury")
@@ -122,10 +122,12 @@ async def test_dead_letters_and_lanes_tried_again_are_counted(survey: Survey, bo
         "HSET", books.keys.tries(shard, "ops"), "treasury", "3 evt_1 1 total.increased\n"
     )
     found = (await survey.backlogs(["ops"]))["ops"]
-    assert (found.lanes, found.retrying, found.dead) == (1, 1, 1)
+    assert (found.queues, found.retrying, found.dead) == (1, 1, 1)
 
 
-async def test_a_lane_whose_oldest_delivery_is_damaged_is_still_counted(survey: Survey, books: Books) -> None:
+async def test_a_queue_whose_oldest_delivery_is_damaged_is_still_counted(
+    survey: Survey, books: Books
+) -> None:
     await books.live([a_snapshot(ETH="1"), a_snapshot(ETH="2")])
-    await books.pipe.command("LPUSH", books.keys.lane("ops", "treasury"), b"\xff\x00")
-    assert (await survey.backlogs(["ops"]))["ops"] == Backlog(lanes=1, deliveries=2)
+    await books.pipe.command("LPUSH", books.keys.queue("ops", "treasury"), b"\xff\x00")
+    assert (await survey.backlogs(["ops"]))["ops"] == Backlog(queues=1, deliveries=2)

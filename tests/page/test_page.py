@@ -21,12 +21,12 @@ from tests.support.scraped import get, said
 from tests.support.servers import real_server
 from tests.support.stories import MINUTE_MS, Books, steps
 from watcher.amounts import to_atoms
-from watcher.exposed import outlook
-from watcher.exposed.door import Address
-from watcher.exposed.listener import Listener
-from watcher.page import document, look, recent
-from watcher.page.look import Look
-from watcher.page.serving import routes
+from watcher.observe import outlook
+from watcher.observe.door import Address
+from watcher.observe.listener import Listener
+from watcher.observe.page import document, look, recent
+from watcher.observe.page.look import Look
+from watcher.observe.page.serving import routes
 from watcher.receiving.receiver import Fail
 from watcher.run.worker import Opened, Worker
 from watcher.snapshot import Asset, Snapshot
@@ -35,7 +35,7 @@ from watcher.store.health import StoreHealth
 from watcher.store.pipe import Pipe
 from watcher.store.standings import Standings
 
-HTML = files("watcher.page").joinpath("page.html").read_text("utf-8")
+HTML = files("watcher.observe.page").joinpath("page.html").read_text("utf-8")
 TOKEN = "a-token-of-some-length"
 HOSTILE = "<img src=x onerror=window.pwned=1>"
 BIDI = "\u202emoc.live\u202c\x1b[31m\x00"
@@ -151,10 +151,10 @@ async def test_it_tells_balances_with_their_past_what_is_held_and_how_events_far
         )
         seen = (await told(worker))["seen"]
     (treasury,) = seen["accounts"]["shown"]
-    assert sorted(treasury["troubles"]) == ["doubted", "held"]
+    assert sorted(treasury["troubles"]) == ["held", "suspect"]
     row_by_asset = {row["asset"]["id"]: row for row in treasury["balances"]}
     assert row_by_asset["LRC"]["held"]["pending_deposit"] == "-5"
-    assert row_by_asset["ETH"]["doubted"]["total"] == "0"
+    assert row_by_asset["ETH"]["suspect"]["total"] == "0"
     assert [total for _, total in row_by_asset["LRC"]["curve"]][-1] == "112.5"
     assert row_by_asset["LRC"]["curve"][0][1] == "100"
     assert row_by_asset["ETH"]["curve"][0][1] == "5"
@@ -172,7 +172,7 @@ async def test_it_tells_attempts_that_failed_and_the_one_that_delivered(rig: Rig
     rig.receiver.fail = Fail(500, 2)
     async with rig.worker() as worker:
         async with asyncio.timeout(20):
-            while "loopring" not in {provider for provider, _ in worker.tally.by_poll}:  # noqa: ASYNC110 - nobody is told of its baseline
+            while "loopring" not in {provider for provider, _ in worker.counters.by_poll}:  # noqa: ASYNC110 - nobody is told of its baseline
                 await asyncio.sleep(0.01)
         rig.sandbox.world.credit(10110, "ETH", 3)
         await rig.events(1, within_s=20)
@@ -187,17 +187,17 @@ async def test_it_tells_attempts_that_failed_and_the_one_that_delivered(rig: Rig
     assert delivery["attempts"][-1]["outcome"] == "delivered"
 
 
-async def test_of_an_event_deep_in_a_lane_it_says_that_it_was_not_looked_for(rig: Rig) -> None:
+async def test_of_an_event_deep_in_a_queue_it_says_that_it_was_not_looked_for(rig: Rig) -> None:
     async with some_books(rig, "treasury", "alice") as (books, worker):
         at_ms = books.schedule.now_ms() - 90 * MINUTE_MS
         await books.live([a_snapshot(ETH=str(number)) for number in range(1, 62)], at_ms=at_ms)
         await books.live([a_snapshot(ETH="1"), a_snapshot(ETH="2")], "alice", at_ms=at_ms)
         events = (await told(worker))["seen"]["events"]
-    unread = {event["unread_lanes"] for event in events if event["account"] == "treasury"}
+    unread = {event["unread_queues"] for event in events if event["account"] == "treasury"}
     looked = [len(event["deliveries"]) for event in events if event["account"] == "treasury"]
     assert (unread, looked[0], looked[-1]) == ({1}, 0, 1)
     (of_alice,) = (event for event in events if event["account"] == "alice")
-    assert (of_alice["unread_lanes"], len(of_alice["deliveries"])) == (0, 1)
+    assert (of_alice["unread_queues"], len(of_alice["deliveries"])) == (0, 1)
 
 
 async def test_what_only_a_person_can_mend_stands_above_what_passes_or_follows_from_it(rig: Rig) -> None:
@@ -348,7 +348,7 @@ async def test_in_a_browser_nothing_is_called_well_or_done_that_was_not_looked_a
         assert (fates[0], fates[-1]) == ("may wait", "waiting")
         await browser.value("document.querySelector('details summary').click()")
         facts = await browser.value("document.querySelector('details dl').innerText")
-        assert "in 1 lane too long for this page: watcher deliveries --account treasury" in facts
+        assert "in 1 queue too long for this page: watcher deliveries --account treasury" in facts
         await browser.value("document.querySelector('nav a[href=\"#h-providers\"]').click()")
         await browser.until(
             "document.getElementById('h-providers').getBoundingClientRect().top < innerHeight"

@@ -28,7 +28,7 @@ async def test_the_page_is_there_for_whoever_asks_and_tells_of_this_worker(place
         address, port = await address_of(place)
         page = await get(port, "/")
         assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
-        await until(lambda: lines(place, "poll.refused"))
+        await until(lambda: lines(place, "poll.rejected"))
         told = json.loads((await get(port, "/page.json")).body)
         assert told["worker"] == lines(place, "worker.started")[0]["worker"]
         assert [one["account"] for one in told["seen"]["accounts"]["shown"]] == ["account-1"]

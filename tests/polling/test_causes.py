@@ -8,11 +8,11 @@ from structlog.testing import capture_logs
 
 from watcher.polling.asker import NotAsked
 from watcher.polling.causes import Causes
-from watcher.providers.contract import Refused
+from watcher.providers.contract import Rejected
 from watcher.store.survey import Failing
 
-KEY = Refused("auth", "the API key is refused (401)", status=401)
-ABSENT = Refused("configuration", "no account has this address (101001)", status=400)
+KEY = Rejected("auth", "the API key is refused (401)", status=401)
+ABSENT = Rejected("configuration", "no account has this address (101001)", status=400)
 
 
 class Told:
@@ -59,7 +59,7 @@ def test_a_wrong_key_is_one_error_at_once_which_says_what_to_mend() -> None:
 
 def test_how_many_it_has_become_is_told_a_minute_later_and_then_in_reminders(told: Told) -> None:
     for number in range(150):
-        told.causes.struck(f"a{number}", KEY if number < 5 else NotAsked(KEY.trouble, KEY.reason))
+        told.causes.struck(f"a{number}", KEY if number < 5 else NotAsked(KEY.error_class, KEY.reason))
         told.causes.tell()
     assert told.lines() == [("provider.refusing", "a0", 1)]
     for _ in range(120):
@@ -73,15 +73,15 @@ def test_how_many_it_has_become_is_told_a_minute_later_and_then_in_reminders(tol
 
 
 def test_what_passes_by_itself_is_none_of_its_business(told: Told) -> None:
-    for trouble in ("rate", "transient", "malformed", "gone"):
-        told.causes.struck("a0", Refused(trouble, "whatever"))
+    for error_class in ("rate", "transient", "malformed", "gone"):
+        told.causes.struck("a0", Rejected(error_class, "whatever"))
     assert told.lines() == []
 
 
 async def test_two_causes_are_two_errors_and_end_one_by_one(told: Told) -> None:
     told.causes.struck("a0", ABSENT)
     told.causes.struck("a1", ABSENT)
-    told.causes.struck("a2", Refused("configuration", "no such account id (102003)"))
+    told.causes.struck("a2", Rejected("configuration", "no such account id (102003)"))
     assert [line[0] for line in told.lines()] == ["provider.refusing"] * 2
     await told.causes.good("a0")
     assert told.lines() == [], "a1 is not there yet"
@@ -113,7 +113,7 @@ async def test_an_account_that_another_worker_polls_well_holds_up_no_good_news(t
 
 async def test_what_was_so_before_a_reload_is_asked_again_and_said_when_it_is_over(told: Told) -> None:
     failing = {
-        "a0": Failing(3, 5, KEY.trouble, KEY.reason),
+        "a0": Failing(3, 5, KEY.error_class, KEY.reason),
         "a1": Failing(1, 5, "rate", "over the rate limit (429)"),
     }
     assert told.causes.remember(failing, now_ms=60_005) == ["a0"]
@@ -126,6 +126,6 @@ async def test_what_was_so_before_a_reload_is_asked_again_and_said_when_it_is_ov
 
 
 def test_what_was_so_before_a_reload_and_still_is_is_said_again_at_once(told: Told) -> None:
-    told.causes.remember({"a0": Failing(3, 5, KEY.trouble, KEY.reason)}, now_ms=6)
+    told.causes.remember({"a0": Failing(3, 5, KEY.error_class, KEY.reason)}, now_ms=6)
     told.causes.struck("a0", KEY)
     assert told.lines() == [("provider.refusing", "a0", 1)]

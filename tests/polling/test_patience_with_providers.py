@@ -11,7 +11,7 @@ from tests.support.builders import an_account, seconds
 from watcher.polling.asker import Asker
 from watcher.polling.cadence import waits_ms
 from watcher.polling.outage import OPEN_AFTER
-from watcher.providers.contract import Refused
+from watcher.providers.contract import Rejected
 
 (INTERVAL,) = seconds(30)
 HALF_AN_HOUR_S = 1800
@@ -27,7 +27,7 @@ class Gone:
 
     async def ask(self, account: Any) -> tuple[bytes, ...]:
         self.asked.append((self.now, account.name))
-        raise Refused("gone", "nobody there")
+        raise Rejected("gone", "nobody there")
 
     async def fails(self) -> bool:
         return any(name == "a000" for _, name in self.asked)
@@ -41,7 +41,13 @@ async def an_hour_without(accounts: int, workers: int) -> Gone:
     """Let workers poll for an hour, whoever is due next, as their waits say."""
     gone, chance = Gone(), Random(1)
     askers = [
-        Asker("p", cast(Any, gone), canary="a000", is_canary_failing=gone.fails, clock=lambda: gone.now)
+        Asker(
+            "p",
+            cast(Any, gone),
+            probe_account="a000",
+            is_probe_account_failing=gone.fails,
+            clock=lambda: gone.now,
+        )
         for _ in range(workers)
     ]
     due = [(chance.uniform(0, 30), f"a{number:03}", 0) for number in range(accounts)]
@@ -49,29 +55,33 @@ async def an_hour_without(accounts: int, workers: int) -> Gone:
     while gone.now < HOUR_S:
         gone.now, name, refusals = heapq.heappop(due)
         account = an_account(name, interval=INTERVAL, pending_interval=INTERVAL)
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(Rejected) as refused:
             await chance.choice(askers).ask(account)
-        waits = waits_ms(account, refused.value.trouble, is_canary=name == "a000", chance=chance.random())
+        waits = waits_ms(
+            account, refused.value.error_class, is_probe_account=name == "a000", chance=chance.random()
+        )
         wait_s = waits[min(refusals, len(waits) - 1)] / 1000
         heapq.heappush(due, (gone.now + wait_s, name, refusals + 1))
     return gone
 
 
-@pytest.mark.parametrize("is_canary_failing", [True, False])
-async def test_an_outage_is_over_when_the_canary_is_well_whichever_worker_polled_it(
-    is_canary_failing: bool,
+@pytest.mark.parametrize("is_probe_account_failing", [True, False])
+async def test_an_outage_is_over_when_the_probe_account_is_well_whichever_worker_polled_it(
+    is_probe_account_failing: bool,
 ) -> None:
     gone = Gone()
 
     async def fails() -> bool:
-        return is_canary_failing
+        return is_probe_account_failing
 
-    asker = Asker("p", cast(Any, gone), canary="a0", is_canary_failing=fails, clock=lambda: gone.now)
+    asker = Asker(
+        "p", cast(Any, gone), probe_account="a0", is_probe_account_failing=fails, clock=lambda: gone.now
+    )
     for _ in range(OPEN_AFTER):
         for name in ("a1", "a2"):
-            with pytest.raises(Refused):
+            with pytest.raises(Rejected):
                 await asker.ask(an_account(name))
-    assert len(gone.asked) == (OPEN_AFTER if is_canary_failing else 2 * OPEN_AFTER)
+    assert len(gone.asked) == (OPEN_AFTER if is_probe_account_failing else 2 * OPEN_AFTER)
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -80,8 +90,8 @@ async def test_after_half_an_hour_one_account_asks_for_all_and_the_others_hardly
     accounts: int, workers: int
 ) -> None:
     gone = await an_hour_without(accounts, workers)
-    canary, *others = [gone.times(f"a{number:03}") for number in range(accounts)]
-    waits = [later - sooner for sooner, later in pairwise(canary)]
+    probe_account, *others = [gone.times(f"a{number:03}") for number in range(accounts)]
+    waits = [later - sooner for sooner, later in pairwise(probe_account)]
     assert min(waits) > 26
     assert max(waits) <= 30, "within an interval it is known that it is back"
     assert all(later - sooner > 269 for times in others for sooner, later in pairwise(times)), "5 minutes"

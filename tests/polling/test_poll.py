@@ -19,6 +19,7 @@ from tests.support.provider_staging import (
 )
 from tests.support.stores import ACCOUNT, PROVIDER, Store, a_store
 from watcher.journal.interest import Interest
+from watcher.observe.counters import Counters
 from watcher.polling.poll import Poller
 from watcher.providers.catalogue import RENEW_S
 from watcher.providers.client import ProviderClient
@@ -26,7 +27,6 @@ from watcher.providers.loopring import Loopring
 from watcher.snapshot import Snapshot
 from watcher.store.polls import Commit, Polls
 from watcher.store.schedule import Reply
-from watcher.vitals.tally import Tally
 
 
 class Contested(Polls):
@@ -76,9 +76,9 @@ class Polled:
             self.client,
             self.polls,
             Interest({}),
-            Tally(),
+            Counters(),
             most_requests=1,
-            canary=ACCOUNT,
+            probe_account=ACCOUNT,
             now_ms=store.schedule.now_ms,
             wake=lambda *_: None,
         )

@@ -3,10 +3,10 @@ import asyncio
 import pytest
 
 from watcher.providers.catalogue import RENEW_S, RETRY_S, KeptCatalogue
-from watcher.providers.contract import AssetList, Refused, Trouble
+from watcher.providers.contract import AssetList, ErrorClass, Rejected
 from watcher.snapshot import Asset
 
-DOWN = Refused("transient", "an error at the provider (503)")
+DOWN = Rejected("transient", "an error at the provider (503)")
 
 
 class Listed:
@@ -143,9 +143,9 @@ async def test_beside_a_row_that_does_not_say_whose_it_is_nothing_counts_as_unli
 
 
 async def test_a_list_that_only_a_person_can_make_readable_says_so() -> None:
-    told_by_trouble: dict[Trouble, Trouble] = {"auth": "auth", "gone": "transient"}
-    for trouble, told in told_by_trouble.items():
+    told_by_trouble: dict[ErrorClass, ErrorClass] = {"auth": "auth", "gone": "transient"}
+    for error_class, told in told_by_trouble.items():
         listed = Listed("0")
-        listed.kept.refused = Refused(trouble, "forbidden (403)", status=403)
+        listed.kept.refused = Rejected(error_class, "forbidden (403)", status=403)
         refused = listed.kept.refusal({"5"})
-        assert (refused.trouble, refused.status) == (told, 403)
+        assert (refused.error_class, refused.status) == (told, 403)

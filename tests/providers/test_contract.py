@@ -26,7 +26,7 @@ from tests.support.provider_staging import (
     silence,
 )
 from watcher.providers.client import ProviderClient
-from watcher.providers.contract import Provider, Refused
+from watcher.providers.contract import Provider, Rejected
 from watcher.providers.registry import PLACE_BY_KIND, provider_class
 from watcher.providers.strict_json import NotJson, parse
 from watcher.sandbox import FAULTS, ListedAsset, LoopringKnobs, Sandbox, World
@@ -139,7 +139,7 @@ async def test_a_refused_key_is_trouble_with_auth(kind: str) -> None:
     async with staged(kind) as (stage, client):
         stage.reply = answer(body, status)
         refused = await refusal(client, kind)
-    assert (refused.trouble, refused.status) == ("auth", status)
+    assert (refused.error_class, refused.status) == ("auth", status)
 
 
 @every_provider
@@ -148,7 +148,7 @@ async def test_an_answer_that_stops_anywhere_is_refused(kind: str) -> None:
     whole = json.dumps(example.answer).encode()
     async with staged(kind) as (_, client):
         for length in range(len(whole)):
-            with pytest.raises(Refused):
+            with pytest.raises(Rejected):
                 await client.read(example.account, (whole[:length],))
 
 
@@ -183,7 +183,7 @@ async def test_a_redirect_is_not_followed(kind: str, status: int) -> None:
     async with Stage() as elsewhere, staged(kind) as (stage, client):
         stage.reply = answer(b"", status, headers={"Location": elsewhere.url + "/"})
         refused = await refusal(client, kind)
-    assert (refused.trouble, refused.status) == ("configuration", status)
+    assert (refused.error_class, refused.status) == ("configuration", status)
     assert elsewhere.connections == 0
 
 
@@ -227,7 +227,7 @@ async def test_a_request_ends_at_its_timeout_whatever_drips(kind: str, reply: An
         refused = await refusal(client, kind)
         took_s = time.monotonic() - started
     assert 0.14 < took_s < 0.15 + SLACK_S
-    assert refused.trouble in ("gone", "transient")
+    assert refused.error_class in ("gone", "transient")
     assert "in time" in refused.reason
 
 
@@ -272,7 +272,7 @@ async def test_a_fault_of_the_sandbox_refuses_the_poll_and_the_next_is_good(kind
     async with sandboxed(kind, timeout_s=0.2) as (sandbox, client):
         knobs = {"loopring": sandbox.loopring, "metakeep": sandbox.metakeep}[kind]
         knobs.every_answer = FAULTS[fault]
-        assert isinstance(await refusal(client, kind), Refused)
+        assert isinstance(await refusal(client, kind), Rejected)
         knobs.every_answer = None
         assert (await client.read(example.account, await client.ask(example.account))).row_by_asset
 
@@ -288,7 +288,7 @@ async def test_it_reads_from_the_sandbox_what_is_true_there(kind: str) -> None:
 @every_provider
 async def test_an_account_that_nobody_has_is_no_empty_account(kind: str) -> None:
     async with sandboxed(kind, world=World()) as (_, client):
-        assert (await refusal(client, kind)).trouble == "configuration"
+        assert (await refusal(client, kind)).error_class == "configuration"
 
 
 @every_provider
@@ -344,12 +344,12 @@ def test_whatever_is_answered_it_raises_nothing_but_refused(kind: str, data: st.
     except NotJson:
         return  # a float that JSON has no number for
     for status in (200, 400, 500):
-        assert isinstance(provider.refusal(status, parsed), Refused | None)
+        assert isinstance(provider.refusal(status, parsed), Rejected | None)
     for read in (
         lambda: provider.read(example.account, [parsed], {}),
         lambda: provider.read_catalogue(parsed),
     ):
-        with suppress(Refused):
+        with suppress(Rejected):
             read()
 
 
@@ -395,9 +395,9 @@ def the_documented_world() -> World:
     return world
 
 
-async def refusal(client: ProviderClient, kind: str) -> Refused:
+async def refusal(client: ProviderClient, kind: str) -> Rejected:
     """The refusal of one poll; a good poll is a failed test."""
     account = EXAMPLE_BY_KIND[kind].account
-    with pytest.raises(Refused) as raised:
+    with pytest.raises(Rejected) as raised:
         await client.read(account, await client.ask(account))
     return raised.value

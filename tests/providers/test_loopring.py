@@ -5,8 +5,8 @@ import pytest
 from pydantic import ValidationError
 
 from tests.support.provider_staging import a_balance, a_token_list, loopring_account, loopring_settings
-from watcher.providers.contract import Refused
-from watcher.providers.loopring import TROUBLE_BY_CODE, Loopring, LoopringAccount
+from watcher.providers.contract import Rejected
+from watcher.providers.loopring import ERROR_CLASS_BY_CODE, Loopring, LoopringAccount
 from watcher.providers.strict_json import Ambiguous, Number, parse
 from watcher.snapshot import Asset, Balance, Snapshot
 
@@ -47,7 +47,7 @@ def test_a_row_outside_the_filter_is_ignored_whatever_it_says() -> None:
     "odd", [None, {}, a_balance(7) | {"tokenId": None}, a_balance(7) | {"accountId": 10111}]
 )
 def test_a_row_that_may_be_of_a_watched_token_or_of_another_account_refuses_the_poll(odd: Any) -> None:
-    with pytest.raises(Refused, match="row 0"):
+    with pytest.raises(Rejected, match="row 0"):
         read(odd, a_balance(0), account=loopring_account(tokens=(0,)))
 
 
@@ -81,16 +81,16 @@ def test_the_same_row_twice_is_one_row() -> None:
     ids=str,
 )
 def test_an_odd_row_refuses_the_poll(odd: dict[str, Any]) -> None:
-    with pytest.raises(Refused) as raised:
+    with pytest.raises(Rejected) as raised:
         read(a_balance(1, "5"), a_balance(0) | odd)
-    assert raised.value.trouble == "malformed"
+    assert raised.value.error_class == "malformed"
     assert "row 1" in raised.value.reason
 
 
 def test_rows_of_two_accounts_are_refused_even_where_only_the_address_is_known() -> None:
     account = loopring_account(address=OWNER)
     assert read(a_balance(0), a_balance(1), account=account).row_by_asset.keys() == {"0", "1"}
-    with pytest.raises(Refused, match="another account"):
+    with pytest.raises(Rejected, match="another account"):
         read(a_balance(0), a_balance(1) | {"accountId": 10111}, account=account)
 
 
@@ -104,13 +104,13 @@ def test_an_account_is_asked_for_by_address_or_by_id() -> None:
     )
 
 
-@pytest.mark.parametrize("code", TROUBLE_BY_CODE)
+@pytest.mark.parametrize("code", ERROR_CLASS_BY_CODE)
 @pytest.mark.parametrize("shape", ["resultInfo", "top"])
 def test_a_documented_code_says_what_to_do_in_either_shape(code: int, shape: str) -> None:
     said = {"code": code, "msg": "whatever"}
     refused = PROVIDER.refusal(400, {"resultInfo": said} if shape == "resultInfo" else said)
     assert refused is not None
-    assert refused.trouble == TROUBLE_BY_CODE[code][0]
+    assert refused.error_class == ERROR_CLASS_BY_CODE[code][0]
     assert "whatever" not in refused.reason
 
 
@@ -119,7 +119,7 @@ def test_a_code_that_nobody_documents_is_left_to_the_status_unless_that_says_200
     assert PROVIDER.refusal(400, said) is None
     refused = PROVIDER.refusal(200, said)
     assert refused is not None
-    assert refused.trouble == "malformed"
+    assert refused.error_class == "malformed"
 
 
 @pytest.mark.parametrize("said", [None, [], "x", {}, {"code": "104002"}, {"code": True}, {"resultInfo": []}])
@@ -162,7 +162,7 @@ def test_a_symbol_is_carried_if_it_can_be_and_never_a_reason_to_refuse(odd: dict
 
 @pytest.mark.parametrize("odd", [[], {}, None, [None], [a_token_list(0)[0] | {"decimals": None}]])
 def test_what_is_no_list_of_tokens_is_refused(odd: Any) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(Rejected):
         PROVIDER.read_catalogue(odd)
 
 

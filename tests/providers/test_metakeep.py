@@ -5,8 +5,8 @@ import pytest
 from pydantic import ValidationError
 
 from tests.support.provider_staging import metakeep_account, metakeep_settings
-from watcher.providers.contract import Refused
-from watcher.providers.metakeep import TROUBLE_BY_STATUS, MetaKeep, MetaKeepAccount
+from watcher.providers.contract import Rejected
+from watcher.providers.metakeep import ERROR_CLASS_BY_STATUS, MetaKeep, MetaKeepAccount
 from watcher.providers.strict_json import parse
 from watcher.snapshot import Balance, Snapshot
 
@@ -46,7 +46,7 @@ def test_a_currency_that_was_not_asked_for_is_ignored() -> None:
 def test_a_watched_id_of_another_kind_is_compared_letter_by_letter() -> None:
     account = metakeep_account(SOLANA)
     assert read(a_row(SOLANA), account=account).row_by_asset.keys() == {SOLANA}
-    with pytest.raises(Refused, match="not a currency"):
+    with pytest.raises(Rejected, match="not a currency"):
         read(a_row(SOLANA.lower()), account=account)
 
 
@@ -54,9 +54,9 @@ def test_a_watched_id_of_another_kind_is_compared_letter_by_letter() -> None:
     "odd", [None, "1", [], {"balance": "1"}, a_row(WETH, locked=None), a_row(WETH, locked=0)]
 )
 def test_an_odd_row_refuses_the_poll(odd: Any) -> None:
-    with pytest.raises(Refused, match="row 1") as raised:
+    with pytest.raises(Rejected, match="row 1") as raised:
         read(a_row(MATIC), odd)
-    assert raised.value.trouble == "malformed"
+    assert raised.value.error_class == "malformed"
 
 
 def test_a_long_list_is_asked_for_in_parts_and_read_as_one_poll() -> None:
@@ -69,7 +69,7 @@ def test_a_long_list_is_asked_for_in_parts_and_read_as_one_poll() -> None:
 
 def test_one_bad_part_refuses_the_whole_poll() -> None:
     answers = [{"status": "SUCCESS", "balances": [a_row(WETH)]}, {"status": "SUCCESS"}]
-    with pytest.raises(Refused):
+    with pytest.raises(Rejected):
         PROVIDER.read(metakeep_account(WETH, MATIC, SOLANA), answers, {})
 
 
@@ -79,12 +79,12 @@ def test_whose_balances_is_sent_as_it_is() -> None:
     assert request.json["of"] == of
 
 
-@pytest.mark.parametrize("said", TROUBLE_BY_STATUS)
+@pytest.mark.parametrize("said", ERROR_CLASS_BY_STATUS)
 def test_a_documented_status_says_what_to_do(said: str) -> None:
     for status in (200, 400, 500):
         refused = PROVIDER.refusal(status, {"status": said})
         assert refused is not None
-        assert refused.trouble == TROUBLE_BY_STATUS[said][0]
+        assert refused.error_class == ERROR_CLASS_BY_STATUS[said][0]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_an_undocumented_status_is_left_to_http_unless_that_says_200(answer: Any
     assert PROVIDER.refusal(404, answer) is None
     refused = PROVIDER.refusal(200, answer)
     assert refused is not None
-    assert refused.trouble == "malformed"
+    assert refused.error_class == "malformed"
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from tests.support.provider_staging import (
     metakeep_client,
 )
 from watcher.amounts import to_atoms
-from watcher.providers.contract import Refused
+from watcher.providers.contract import Rejected
 from watcher.snapshot import Row, Snapshot
 
 DATA = json.loads((Path(__file__).parents[1] / "data" / "provider_answers.json").read_text())
@@ -33,7 +33,7 @@ CONTEXT = DATA["context"]
 CASES: list[Mapping[str, Any]] = DATA["cases"]
 
 DOUBTFUL = {"L057", "M042"}
-"""More is locked than there is. The poll is good, the balance is not: `watcher.journal.doubt` judges it."""
+"""More is locked than there is. The poll is good, the balance is not: `watcher.journal.suspect` judges it."""
 
 TIMEOUT_BY_FAULT_S = {"slow_body": 0.2, "dns_failure": 0.5}
 
@@ -52,7 +52,7 @@ async def test_an_odd_answer_gets_its_verdict(case: Mapping[str, Any]) -> None:
         assert isinstance(verdict, Snapshot)
         assert any(to_atoms(row.balance.locked) > to_atoms(row.balance.total) for row in rows(verdict))
     elif case["expected"]["verdict"] == "reject":
-        assert isinstance(verdict, Refused)
+        assert isinstance(verdict, Rejected)
     else:
         assert isinstance(verdict, Snapshot), verdict
         spoken_of = {asset: components(case["provider"], row) for asset, row in verdict.row_by_asset.items()}
@@ -66,7 +66,7 @@ def test_the_cases_are_all_there() -> None:
     assert {case["id"] for case in CASES} > DOUBTFUL
 
 
-async def cost_of(case: Mapping[str, Any]) -> tuple[float, Snapshot | Refused]:
+async def cost_of(case: Mapping[str, Any]) -> tuple[float, Snapshot | Rejected]:
     """Seconds of a processor, and the verdict."""
     async with staged(case) as (client, account):
         started_s = time.process_time()
@@ -126,10 +126,10 @@ async def url_for(fault: str | None, stage: Stage) -> str:
     return stage.url
 
 
-async def verdict_on(client: Any, account: Any) -> Snapshot | Refused:
+async def verdict_on(client: Any, account: Any) -> Snapshot | Rejected:
     try:
         return await client.read(account, await client.ask(account))  # type: ignore[no-any-return]
-    except Refused as refused:
+    except Rejected as refused:
         return refused
 
 

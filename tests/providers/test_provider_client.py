@@ -28,7 +28,7 @@ from tests.support.provider_staging import (
 from watcher.providers.body import LIMIT
 from watcher.providers.catalogue import RETRY_S
 from watcher.providers.client import ProviderClient
-from watcher.providers.contract import Refused, Trouble
+from watcher.providers.contract import ErrorClass, Rejected
 from watcher.providers.metakeep import MetaKeep
 from watcher.snapshot import Asset
 
@@ -37,14 +37,14 @@ COIN = "0x0186b21890f920110190063921f6bc7f7b027fa6"
 ACCOUNT = loopring_account()
 
 
-async def refusal(client: ProviderClient, account: object = ACCOUNT) -> Refused:
-    with pytest.raises(Refused) as raised:
+async def refusal(client: ProviderClient, account: object = ACCOUNT) -> Rejected:
+    with pytest.raises(Rejected) as raised:
         await client.ask(account)
     return raised.value
 
 
 @pytest.mark.parametrize(
-    ("status", "trouble"),
+    ("status", "error_class"),
     [
         (201, "malformed"),
         (202, "malformed"),
@@ -66,18 +66,18 @@ async def refusal(client: ProviderClient, account: object = ACCOUNT) -> Refused:
         (504, "transient"),
     ],
 )
-async def test_a_status_alone_says_what_to_do(status: int, trouble: Trouble) -> None:
+async def test_a_status_alone_says_what_to_do(status: int, error_class: ErrorClass) -> None:
     async with Stage() as stage, loopring_client(stage.url) as client:
         stage.reply = answer(b"" if status in (204, 304) else b"<html>", status, content_type="text/html")
         refused = await refusal(client)
-    assert (refused.trouble, refused.status, refused.retry_after_s) == (trouble, status, None)
+    assert (refused.error_class, refused.status, refused.retry_after_s) == (error_class, status, None)
 
 
 async def test_over_the_rate_limit_no_body_says_otherwise() -> None:
     async with Stage() as stage, loopring_client(stage.url) as client:
         stage.reply = answer({"resultInfo": {"code": 104002}}, 429, headers={"Retry-After": "7"})
         refused = await refusal(client)
-    assert (refused.trouble, refused.retry_after_s) == ("rate", 7)
+    assert (refused.error_class, refused.retry_after_s) == ("rate", 7)
 
 
 async def test_a_retry_after_date_is_read_against_our_clock() -> None:
@@ -91,7 +91,7 @@ async def test_an_error_whose_body_breaks_off_is_still_that_error() -> None:
     async with Stage() as stage, loopring_client(stage.url) as client:
         stage.reply = answer(b"{", 503, headers={"Retry-After": "7"}, promised=100)
         refused = await refusal(client)
-    assert (refused.trouble, refused.status, refused.retry_after_s) == ("transient", 503, 7)
+    assert (refused.error_class, refused.status, refused.retry_after_s) == ("transient", 503, 7)
 
 
 async def test_a_large_cookie_or_many_headers_void_no_poll() -> None:
@@ -110,14 +110,14 @@ async def test_nobody_there_is_gone() -> None:
     ):
         async with loopring_client(unreachable, timeout_s=0.5) as client:
             refused = await refusal(client)
-            assert refused.trouble == "gone"
+            assert refused.error_class == "gone"
             assert reason in refused.reason
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example"])
 async def test_a_host_that_cannot_be_is_refused_like_any_other(host: str) -> None:
     async with loopring_client(f"http://{host}", timeout_s=0.5) as client:
-        assert (await refusal(client)).trouble in ("configuration", "gone")
+        assert (await refusal(client)).error_class in ("configuration", "gone")
 
 
 def endless(head: bytes, block: bytes) -> Reply:
@@ -161,7 +161,7 @@ async def test_a_huge_answer_is_cut_at_a_mebibyte_and_takes_no_memory(reply: Rep
         stage.reply = reply
         with growing_at_most(ALLOWED_GROWTH_MIB):
             refused = await refusal(client)
-    assert refused.trouble in ("malformed", "configuration")
+    assert refused.error_class in ("malformed", "configuration")
 
 
 @pytest.mark.parametrize("is_packed", [False, True])
@@ -196,7 +196,7 @@ PACKED = gzip.compress(b"[]", mtime=0)  # its bytes name the cases below: each r
 async def test_what_is_not_packed_as_it_says_is_refused(body: bytes, encoding: str) -> None:
     async with Stage() as stage, loopring_client(stage.url) as client:
         stage.reply = answer(body, headers={"Content-Encoding": encoding})
-        assert (await refusal(client)).trouble == "malformed"
+        assert (await refusal(client)).error_class == "malformed"
 
 
 SUCCESS = answer({"status": "SUCCESS", "balances": []})
@@ -209,7 +209,7 @@ async def test_a_post_on_a_connection_that_was_just_closed_is_sent_again_once() 
         await client.ask(metakeep_account(COIN))
         await client.ask(metakeep_account(COIN))
         assert len(stage.seen) == 3
-        assert (await refusal(client, metakeep_account(COIN))).trouble == "gone"
+        assert (await refusal(client, metakeep_account(COIN))).error_class == "gone"
         assert len(stage.seen) == 5
 
 
@@ -217,14 +217,14 @@ async def test_a_post_that_is_hung_up_on_late_is_not_sent_again() -> None:
     times_s = iter([100.0, 101.1])
     async with Stage() as stage, metakeep_client(stage.url, clock=lambda: next(times_s)) as client:
         stage.reply = HANG_UP
-        assert (await refusal(client, metakeep_account(COIN))).trouble == "gone"
+        assert (await refusal(client, metakeep_account(COIN))).error_class == "gone"
     assert len(stage.seen) == 1
 
 
 async def test_a_get_that_is_hung_up_on_is_left_to_aiohttp() -> None:
     async with Stage() as stage, loopring_client(stage.url) as client:
         stage.reply = HANG_UP
-        assert (await refusal(client)).trouble == "gone"
+        assert (await refusal(client)).error_class == "gone"
     assert len(stage.seen) <= 2
 
 
@@ -257,9 +257,9 @@ async def test_without_any_list_of_assets_a_poll_is_refused_and_not_read_in_othe
         stage.reply_by_path[TOKENS_PATH] = answer(b"", 503)
         bodies = await client.ask(ACCOUNT)
         for _ in range(3):
-            with pytest.raises(Refused) as raised:
+            with pytest.raises(Rejected) as raised:
                 await client.read(ACCOUNT, bodies)
-            assert raised.value.trouble == "transient"
+            assert raised.value.error_class == "transient"
         stage.reply_by_path[TOKENS_PATH] = answer(a_token_list(0, 1, decimals=18))
         now_s += RETRY_S
         snapshot = await client.read(ACCOUNT, bodies)
@@ -311,10 +311,10 @@ async def test_an_odd_row_of_the_list_of_assets_voids_only_polls_that_need_it(od
         snapshot = await client.read(ACCOUNT, await client.ask(ACCOUNT))
         assert snapshot.row_by_asset["1"].balance.total == "1"
         bodies = await client.ask(ACCOUNT)
-        with pytest.raises(Refused, match="list of assets") as raised:
+        with pytest.raises(Rejected, match="list of assets") as raised:
             await client.read(ACCOUNT, bodies)
         known = await client.read(ACCOUNT, bodies, known={"9": Asset("9", decimals=1)})
-    assert raised.value.trouble in ("malformed", "transient")
+    assert raised.value.error_class in ("malformed", "transient")
     assert known.row_by_asset["9"].balance.total == "0.5"
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.support.builders import a_provider, an_account
 from tests.support.provider_staging import Stage, answer
 from watcher.providers.client import ProviderClient
-from watcher.providers.contract import AssetList, Catalogue, Refused, Request
+from watcher.providers.contract import AssetList, Catalogue, Rejected, Request
 from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Asset, Balance, Row, Snapshot
 
@@ -42,7 +42,7 @@ class Paged:
         rows = {asset: Row(Asset(asset), Balance(total, "0", "0", "0")) for asset, total in totals.items()}
         return Snapshot(rows, None, absent_is_zero=True)
 
-    def refusal(self, status: int, answer: Any) -> Refused | None:
+    def refusal(self, status: int, answer: Any) -> Rejected | None:
         return None
 
     def catalogue_request(self) -> Request | None:
@@ -105,23 +105,23 @@ async def test_what_is_signed_is_sent_byte_for_byte() -> None:
 async def test_a_page_that_fails_refuses_the_whole_poll() -> None:
     async with Stage() as stage, paged(stage, Turns()) as client:
         stage.replies = [page(1, "two"), answer({"error": "busy"}, 503)]
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(Rejected) as refused:
             await client.ask(ACCOUNT)
-    assert refused.value.trouble == "transient"
+    assert refused.value.error_class == "transient"
 
 
 async def test_a_page_that_is_no_json_refuses_the_whole_poll() -> None:
     async with Stage() as stage, paged(stage, Turns()) as client:
         stage.replies = [page(1, "two"), answer("<html>")]
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(Rejected) as refused:
             await client.ask(ACCOUNT)
-    assert refused.value.trouble == "malformed"
+    assert refused.value.error_class == "malformed"
 
 
 async def test_pages_without_an_end_are_refused_and_not_asked_for_ever() -> None:
     turns = Turns()
     async with Stage() as stage, paged(stage, turns) as client:
         stage.reply = page(1, "again")
-        with pytest.raises(Refused, match="more to ask after 3 rounds"):
+        with pytest.raises(Rejected, match="more to ask after 3 rounds"):
             await client.ask(ACCOUNT)
     assert turns.sent == 3

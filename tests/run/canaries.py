@@ -15,17 +15,17 @@ from watcher.receiving.receiver import Fail, Receiver
 from watcher.sandbox import Answer, Sandbox
 from watcher.store.keys import Keys, shard_of
 
-API_KEY = "canary-api-key-7f3a"
-WRONG_KEY = "canary-wrong-key-11aa"
-SHOP_KEY = "canary-shop-key-4ee9"
-WRONG_SHOP_KEY = "canary-no-shop-key-8d21"
-URL_TOKEN = "canary-url-token-91c2"
-HEADER = "canary-header-55d0"
-PASSWORD = "canary-password-c0de"
-SECRET = "whsec_" + base64.b64encode(b"canary-signing-secret-of-32-bytes").decode()
-NEXT_SECRET = "whsec_" + base64.b64encode(b"canary-secret-that-comes-next-32").decode()
-HTTP_TOKEN = "canary-http-token-3b77"
-EMAIL = "canary-person@example.com"
+API_KEY = "probe_account-api-key-7f3a"
+WRONG_KEY = "probe_account-wrong-key-11aa"
+SHOP_KEY = "probe_account-shop-key-4ee9"
+WRONG_SHOP_KEY = "probe_account-no-shop-key-8d21"
+URL_TOKEN = "probe_account-url-token-91c2"
+HEADER = "probe_account-header-55d0"
+PASSWORD = "probe_account-password-c0de"
+SECRET = "whsec_" + base64.b64encode(b"probe_account-signing-secret-of-32-bytes").decode()
+NEXT_SECRET = "whsec_" + base64.b64encode(b"probe_account-secret-that-comes-next-32").decode()
+HTTP_TOKEN = "probe_account-http-token-3b77"
+EMAIL = "probe_account-person@example.com"
 
 ENVIRONMENT: Mapping[str, str] = {
     "KEY": API_KEY,
@@ -178,7 +178,7 @@ def canaries_in(seen: bytes) -> list[str]:
     signing = (SECRET, SECRET[6:], NEXT_SECRET, NEXT_SECRET[6:])
     for shown in (f'of = {{ email = "{EMAIL}" }}', f'"of": {{"email": "{EMAIL}"}}'):
         seen = seen.replace(shown.encode(), b"")
-    return [canary for canary in (*secrets, *signing, EMAIL) if canary.encode() in seen]
+    return [probe_account for probe_account in (*secrets, *signing, EMAIL) if probe_account.encode() in seen]
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ from watcher.settings import (
     SubscriptionSettings,
 )
 
-CANARY = "https://ops.example.com/in?token=canary"
+CANARY = "https://ops.example.com/in?token=probe_account"
 
 
 def settings(*parts: Section, **sections: Section) -> Settings:
@@ -45,11 +45,11 @@ BEFORE = (a_provider(), an_account(), an_account("alice"), a_subscription())
             [Change("accounts", 1, 1, 1, ("treasury: interval", "+carol", "-alice"))],
         ),
         (
-            (a_provider(api_key=SecretStr("canary"), timeout=seconds(3)[0]), *BEFORE[1:]),
+            (a_provider(api_key=SecretStr("probe_account"), timeout=seconds(3)[0]), *BEFORE[1:]),
             [Change("providers", 0, 0, 1, ("loopring: api_key, timeout",))],
         ),
         (
-            (*BEFORE[:3], a_subscription(url=CANARY, headers={"x": "canary"})),
+            (*BEFORE[:3], a_subscription(url=CANARY, headers={"x": "probe_account"})),
             [Change("subscriptions", 0, 0, 1, ("ops: url, headers",))],
         ),
         (
@@ -70,13 +70,13 @@ def test_every_difference_is_counted_and_named_without_its_value(
 ) -> None:
     found = changes(settings(*BEFORE), settings(*after))
     assert found == expected
-    assert "canary" not in str(found)
+    assert "probe_account" not in str(found)
 
 
 def test_sections_of_which_there_is_one_are_named_with_what_differs() -> None:
     after = settings(
         *BEFORE,
-        redis=RedisSettings(url=SecretStr("redis://:canary@here")),
+        redis=RedisSettings(url=SecretStr("redis://:probe_account@here")),
         egress=EgressSettings(allow=(ip_network("10.0.0.0/8"),), nat64=True),
     )
     assert changes(settings(*BEFORE), after) == [

@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 
 from tests.support.builders import SECRET
 from tests.support.rig import TREASURY, Rig, a_rig
-from watcher.exposed.metrics import Metrics
-from watcher.page.look import Look
+from watcher.observe.metrics import Metrics
+from watcher.observe.page.look import Look
 from watcher.providers.loopring import LoopringAccount
 from watcher.receiving.receiver import Fail, Receiver
 from watcher.sandbox import Sandbox
@@ -117,7 +117,7 @@ async def test_an_account_that_two_workers_poll_elsewhere_makes_no_baseline_at_e
                     rig.sandbox.world.credit(TREASURY, "ETH", str(number))
                     sandbox.world.credit(TREASURY, "ETH", "100")
                     await until(lambda number=number: len(amounts(rig)) == number)
-                await until(lambda: second.tally.by_request["loopring"] > 5)
+                await until(lambda: second.counters.by_request["loopring"] > 5)
     assert amounts(rig) == ["1", "2", "3", "4", "5"]
     assert baselines(lines) == ["alice", "staging", "treasury"]
 

@@ -7,13 +7,13 @@ from redis.asyncio import Redis
 
 from tests.support.builders import a_provider, an_account
 from tests.support.stores import Store, a_commit, a_store
+from watcher.observe.counters import Counters
 from watcher.run.enrolment import Enrolment
 from watcher.run.presence import Present
 from watcher.service.serve import worker_name
 from watcher.settings import Settings
 from watcher.store.keys import SHARDS
 from watcher.store.workers import Workers
-from watcher.vitals.tally import Tally
 
 OLD, NEW = ("treasury", "leaving"), ("treasury", "coming")
 
@@ -26,7 +26,7 @@ class Deploy:
         self.workers = Workers(store.pipe, store.keys)
 
     async def start(self, worker: str, names: Sequence[str]) -> Enrolment:
-        present = Present(worker, self.workers, Tally(), since_ms=0)
+        present = Present(worker, self.workers, Counters(), since_ms=0)
         accounts = {name: an_account(name) for name in names}
         settings = Settings(
             provider_by_name={"loopring": a_provider()}, account_by_name=accounts, subscription_by_name={}
@@ -163,7 +163,7 @@ async def test_looking_costs_one_command_where_nothing_happened(
 
 
 async def test_a_generation_that_was_followed_by_another_takes_nobody_away(deploy: Deploy) -> None:
-    present = Present("w", deploy.workers, Tally(), since_ms=0)
+    present = Present("w", deploy.workers, Counters(), since_ms=0)
     accounts = [{name: an_account(name) for name in names} for names in (OLD, NEW)]
     before, after = (
         Enrolment(

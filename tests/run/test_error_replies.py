@@ -13,10 +13,10 @@ from structlog.testing import capture_logs
 from tests.support.replying import ReplyingServer
 from tests.support.rig import TREASURY, Rig, a_rig
 from tests.support.servers import real_server
-from watcher.delivery.lane import LONGEST_LEASE_MS
+from watcher.delivery.queue import LONGEST_LEASE_MS
 from watcher.store.keys import SHARDS
-from watcher.store.lanes import Lanes
 from watcher.store.opening import open_store
+from watcher.store.queues import Queues
 from watcher.store.schedule import Schedule
 from watcher.store.scripting import load_script
 from watcher.store.standings import Standings
@@ -105,9 +105,9 @@ async def test_a_commit_that_alone_is_refused_is_said_and_does_not_chase_the_pro
         front.reply = b"-ERR The user executing the script can't run this command or subcommand"
         rig.sandbox.world.credit(TREASURY, "ETH", "1")
         await until(lambda: of(lines, "store.refusing"))
-        before = worker.tally.by_request["loopring"]
+        before = worker.counters.by_request["loopring"]
         await asyncio.sleep(FOR_S)
-        polls = worker.tally.by_request["loopring"] - before
+        polls = worker.counters.by_request["loopring"] - before
         front.reply = None
         await rig.events(1, within_s=HEALED_S + BUSY_MACHINE_S)
     (said,) = of(lines, "store.refusing", "store.unreachable")
@@ -127,9 +127,9 @@ async def test_a_worker_that_starts_on_a_full_server_drains_it(namespace: str, l
                 await until(lambda: [line for line in of(lines, "event.created") if line["subscriptions"]])
             assert not rig.receiver.events
             await standings.resume("ops")
-            lanes = Lanes(Schedule(store.pipe), store.keys)
+            queues = Queues(Schedule(store.pipe), store.keys)
             for shard in range(SHARDS):
-                await lanes.hasten("ops", shard, lease_ms=LONGEST_LEASE_MS)
+                await queues.make_due("ops", shard, lease_ms=LONGEST_LEASE_MS)
             await store.pipe.command("CONFIG", "SET", "maxmemory", 1)
             async with rig.worker():
                 await rig.events(1)

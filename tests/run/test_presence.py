@@ -47,7 +47,7 @@ async def test_a_worker_that_polls_once_leaves_no_trace(
         worker = Worker(rig.settings, name="once")
         await worker.run(once=True)
         assert await seen(redis_client, namespace) == []
-        assert worker.tally.by_request.keys() == {"loopring", "shop"}
+        assert worker.counters.by_request.keys() == {"loopring", "shop"}
 
 
 async def test_a_worker_that_may_not_note_itself_works_on() -> None:

@@ -38,7 +38,7 @@ async def test_a_killed_worker_loses_nothing_and_the_other_goes_on(
             async with asyncio.timeout(50):
                 await receiver.wait_for(number)
             if number == changes // 2:
-                # In the middle of an attempt it would take 30 s until the lane's lease ends.
+                # In the middle of an attempt it would take 30 s until the queue's lease ends.
                 await until_logged(place, "delivery.delivered", number)
                 first.kill()
     told = [event["data"]["amount"] for event in receiver.events]

@@ -75,7 +75,7 @@ async def test_twenty_and_more_bad_files_interrupt_nothing(
         assert isinstance(reasons, list)
         assert len(reasons) == min(5, int(str(line["mistakes"]))), path.name
         assert re.match(r"(\S+\.(toml|jsonl)(:\d+)?|environment): ", reasons[0]), path.name
-        assert "canary" not in json.dumps(line)
+        assert "probe_account" not in json.dumps(line)
     assert not lines(place, "bug")
     assert not lines(place, "configuration.changed")
     await assert_reconciled(place)
@@ -196,7 +196,7 @@ async def test_a_bug_in_one_reload_does_not_end_all_reloads_to_come(
                 async with asyncio.timeout(10):
                     while said[-1:] == [] or said[-1]["event"] != event:  # noqa: ASYNC110 - a list tells nobody
                         await asyncio.sleep(0.01)
-                assert worker.vitals.is_reload_refused is is_refused
+                assert worker.liveness.is_reload_refused is is_refused
     finally:
         reloading.cancel()
         for number, handler in before.items():

@@ -137,7 +137,7 @@ async def live(told: Path, sandbox: Sandbox, receiver: Receiver) -> None:
     async with asyncio.timeout(20):
         await receiver.wait_for(1)
     await until_said(told, "delivery.dead")
-    await until_said(told, "poll.refused", 3)
+    await until_said(told, "poll.rejected", 3)
     shutil.copy(told, told.parent / "copy")
 
 

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from tests.support.rig import Rig, a_rig
-from watcher.overview import provider_line
+from watcher.observe.views import provider_line
 from watcher.polling import setbacks
 from watcher.providers.loopring import LoopringAccount
 from watcher.store.keys import Keys
@@ -49,11 +49,11 @@ async def test_refused_polls_are_told_aloud_once_and_so_is_the_good_one_that_end
     async with rig.worker():
         await until(lambda: told(lines, "account.baseline", "treasury"))
         await rig.sandbox.take_down("loopring")
-        await until(lambda: len(told(lines, "poll.refused", "treasury")) >= 4)
+        await until(lambda: len(told(lines, "poll.rejected", "treasury")) >= 4)
         await rig.sandbox.bring_back("loopring")
         before = len(lines)
         await until(lambda: len(told(lines[before:], "poll.finished", "treasury")) >= 3)
-    refused = told(lines, "poll.refused", "treasury")
+    refused = told(lines, "poll.rejected", "treasury")
     assert [line["log_level"] for line in refused] == ["info", *["debug"] * (len(refused) - 1)]
     assert [line["times"] for line in refused] == [*range(1, len(refused) + 1)]
     (end,) = (line for line in told(lines, "poll.finished", "treasury", level="info") if line.get("times"))
@@ -73,7 +73,7 @@ async def test_a_state_that_stays_damaged_is_told_once_and_when_it_is_mended(
         body = await redis_client.hget(key, "body")
         await redis_client.hset(key, "body", "{")
         rig.sandbox.world.credit(10110, "ETH", "1")  # an answer like the last one need not look at the state
-        await until(lambda: worker.tally.by_poll["loopring", "quarantined"] >= 3)
+        await until(lambda: worker.counters.by_poll["loopring", "quarantined"] >= 3)
         await redis_client.hset(key, "body", body or b"")
         await until(lambda: told(lines, "account.recovered", "treasury"))
     assert len(told(lines, "account.quarantined", "treasury")) == 1
@@ -95,7 +95,7 @@ async def test_a_wrong_key_of_150_accounts_is_one_error_that_nothing_buries_and_
     wrong = right.model_copy(update={"provider_by_name": {**right.provider_by_name, "loopring": wrong_key}})
     survey = Survey(Pipe(redis_client), Keys(right.redis.namespace))
     async with rig.worker(wrong) as worker:
-        await until(lambda: worker.tally.by_refusal["loopring", "auth"] >= 151)
+        await until(lambda: worker.counters.by_error_class["loopring", "auth"] >= 151)
         failing = await survey.failing("loopring")
         line = provider_line("loopring", failing, await survey.overdue("loopring"), await survey.now_ms())
         loud = [one for one in lines if one["log_level"] in ("warning", "error")]

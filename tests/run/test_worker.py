@@ -235,7 +235,7 @@ async def test_a_reload_beside_damaged_keys_ends_no_worker(rig: Rig, redis_clien
     keys = Keys(rig.settings.redis.namespace)
     async with rig.worker() as worker:
         await baselines(rig)
-        damaged = (keys.meta(), keys.standings(), keys.polls(SHARD, "shop"), keys.lanes(SHARD, "ops"))
+        damaged = (keys.meta(), keys.standings(), keys.polls(SHARD, "shop"), keys.queues(SHARD, "ops"))
         for key in damaged:
             await redis_client.delete(key)
             await redis_client.set(key, "damaged")

@@ -27,8 +27,8 @@ async def claim(store: Store, *, at_most: int = 100, lease_ms: int = MINUTE_MS) 
     return await store.polls.claim(PROVIDER, SHARD, lease_ms=lease_ms, at_most=at_most)
 
 
-async def claim_lanes(store: Store, *, at_most: int = 100, lease_ms: int = MINUTE_MS) -> Claimed:
-    return await store.lanes.claim(OPS, SHARD, lease_ms=lease_ms, at_most=at_most)
+async def claim_queues(store: Store, *, at_most: int = 100, lease_ms: int = MINUTE_MS) -> Claimed:
+    return await store.queues.claim(OPS, SHARD, lease_ms=lease_ms, at_most=at_most)
 
 
 def members(claimed: Claimed) -> list[str]:
@@ -36,7 +36,7 @@ def members(claimed: Claimed) -> list[str]:
 
 
 async def indexed(store: Store) -> float | None:
-    """When the index of due subscriptions says that OPS has a lane due."""
+    """When the index of due subscriptions says that OPS has a queue due."""
     return (await store.scores(store.keys.due_subscriptions(SHARD))).get(OPS)
 
 
@@ -138,160 +138,162 @@ async def test_what_somebody_else_has_claimed_meanwhile_is_not_released(
     assert await store.scores(store.keys.polls(SHARD, PROVIDER)) == {ACCOUNT: held.deadline}
 
 
-async def test_a_subscription_is_due_with_its_first_lane(redis_client: Redis, namespace: str) -> None:
+async def test_a_subscription_is_due_with_its_first_queue(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    assert await store.lanes.due_subscriptions(SHARD) == []
-    await store.queue(a_delivery())
-    await store.queue(a_delivery(), subscription="audit")
+    assert await store.queues.due_subscriptions(SHARD) == []
+    await store.fill(a_delivery())
+    await store.fill(a_delivery(), subscription="audit")
     await store.now_ms()
-    assert sorted(await store.lanes.due_subscriptions(SHARD)) == ["audit", OPS]
-    await claim_lanes(store)
-    assert await store.lanes.due_subscriptions(SHARD) == ["audit"]
+    assert sorted(await store.queues.due_subscriptions(SHARD)) == ["audit", OPS]
+    await claim_queues(store)
+    assert await store.queues.due_subscriptions(SHARD) == ["audit"]
 
 
-async def test_the_index_follows_the_lanes_with_every_claim(redis_client: Redis, namespace: str) -> None:
+async def test_the_index_follows_the_queues_with_every_claim(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    lanes = store.keys.lanes(SHARD, OPS)
+    queues = store.keys.queues(SHARD, OPS)
     first, second = NEIGHBOURS[:2]
     for account in (first, second):
-        await store.queue(a_delivery(), account=account)
-    await claim_lanes(store, at_most=1)
-    assert await indexed(store) == min((await store.scores(lanes)).values())
-    await claim_lanes(store, at_most=1)
-    assert await indexed(store) == min((await store.scores(lanes)).values())
+        await store.fill(a_delivery(), account=account)
+    await claim_queues(store, at_most=1)
+    assert await indexed(store) == min((await store.scores(queues)).values())
+    await claim_queues(store, at_most=1)
+    assert await indexed(store) == min((await store.scores(queues)).values())
     for account in (first, second):
-        lease = await store.lease_lane(account)
-        await store.lanes.delivered(OPS, lease, a_delivery().head, until=store.lanes.until(lease, MINUTE_MS))
+        lease = await store.lease_queue(account)
+        await store.queues.delivered(
+            OPS, lease, a_delivery().head, until=store.queues.until(lease, MINUTE_MS)
+        )
     assert await indexed(store) is not None  # settling does not look for the next; the claim below does
-    assert await claim_lanes(store) == Claimed((), None)
+    assert await claim_queues(store) == Claimed((), None)
     assert await indexed(store) is None
 
 
-async def test_a_lane_whose_worker_died_is_found_through_the_index(
+async def test_a_queue_whose_worker_died_is_found_through_the_index(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
-    await store.queue(a_delivery())
-    await claim_lanes(store, lease_ms=20)
+    await store.fill(a_delivery())
+    await claim_queues(store, lease_ms=20)
     async with asyncio.timeout(5):
-        while not await store.lanes.due_subscriptions(SHARD):  # noqa: ASYNC110 - the server's clock only
+        while not await store.queues.due_subscriptions(SHARD):  # noqa: ASYNC110 - the server's clock only
             await asyncio.sleep(0)
-    assert members(await claim_lanes(store)) == [ACCOUNT]
+    assert members(await claim_queues(store)) == [ACCOUNT]
 
 
 async def test_a_held_subscription_is_not_named_until_something_of_it_comes_up(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
-    await store.queue(a_delivery())
-    await store.lanes.hold(SHARD, {OPS: MINUTE_MS})
-    assert await store.lanes.due_subscriptions(SHARD) == []
-    await store.queue(a_delivery(), account=NEIGHBOURS[0])
+    await store.fill(a_delivery())
+    await store.queues.hold(SHARD, {OPS: MINUTE_MS})
+    assert await store.queues.due_subscriptions(SHARD) == []
+    await store.fill(a_delivery(), account=NEIGHBOURS[0])
     await store.now_ms()
-    assert await store.lanes.due_subscriptions(SHARD) == [OPS]
+    assert await store.queues.due_subscriptions(SHARD) == [OPS]
 
 
-async def test_holding_a_subscription_without_lanes_makes_none_up(
+async def test_holding_a_subscription_without_queues_makes_none_up(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
-    await store.lanes.hold(SHARD, {OPS: MINUTE_MS})
+    await store.queues.hold(SHARD, {OPS: MINUTE_MS})
     assert await store.contents() == {}
 
 
-async def test_a_released_lane_is_due_and_its_subscription_with_it(
+async def test_a_released_queue_is_due_and_its_subscription_with_it(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
-    await store.queue(a_delivery())
-    (lease,) = (await claim_lanes(store)).leases
-    assert await store.lanes.release(OPS, lease) is Reply.DONE
+    await store.fill(a_delivery())
+    (lease,) = (await claim_queues(store)).leases
+    assert await store.queues.release(OPS, lease) is Reply.DONE
     await store.now_ms()
-    assert await store.lanes.due_subscriptions(SHARD) == [OPS]
-    assert members(await claim_lanes(store)) == [ACCOUNT]
+    assert await store.queues.due_subscriptions(SHARD) == [OPS]
+    assert members(await claim_queues(store)) == [ACCOUNT]
 
 
-async def test_a_lane_released_for_later_does_not_put_off_an_earlier_one(
+async def test_a_queue_released_for_later_does_not_put_off_an_earlier_one(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
-    await store.queue(a_delivery())
-    lease = await store.lease_lane()
+    await store.fill(a_delivery())
+    lease = await store.lease_queue()
     before = await indexed(store)
-    assert await store.lanes.release(OPS, lease, due_in_ms=MINUTE_MS) is Reply.DONE
+    assert await store.queues.release(OPS, lease, due_in_ms=MINUTE_MS) is Reply.DONE
     assert await indexed(store) == before
 
 
-async def test_a_lost_lane_is_not_released(redis_client: Redis, namespace: str) -> None:
+async def test_a_lost_queue_is_not_released(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    await store.queue(a_delivery())
-    held = await store.lease_lane()
+    await store.fill(a_delivery())
+    held = await store.lease_queue()
     before = await store.contents()
-    assert await store.lanes.release(OPS, Lease(ACCOUNT, held.deadline - 1)) is Reply.LEASE_LOST
+    assert await store.queues.release(OPS, Lease(ACCOUNT, held.deadline - 1)) is Reply.LEASE_LOST
     assert await store.contents() == before
 
 
-async def test_lanes_that_wait_for_a_retry_can_be_tried_at_once(redis_client: Redis, namespace: str) -> None:
+async def test_queues_that_wait_for_a_retry_can_be_tried_at_once(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     waiting, leased, soon = NEIGHBOURS[:3]
     await store.due(
-        store.keys.lanes(SHARD, OPS), **{waiting: 10 * MINUTE_MS, leased: MINUTE_MS, soon: MINUTE_MS // 2}
+        store.keys.queues(SHARD, OPS), **{waiting: 10 * MINUTE_MS, leased: MINUTE_MS, soon: MINUTE_MS // 2}
     )
     await store.due(store.keys.due_subscriptions(SHARD), **{OPS: MINUTE_MS // 2})
-    assert await store.lanes.hasten(OPS, SHARD, lease_ms=2 * MINUTE_MS) == 1
+    assert await store.queues.make_due(OPS, SHARD, lease_ms=2 * MINUTE_MS) == 1
     await store.now_ms()
-    assert await store.lanes.due_subscriptions(SHARD) == [OPS]
-    assert members(await claim_lanes(store)) == [waiting]
+    assert await store.queues.due_subscriptions(SHARD) == [OPS]
+    assert members(await claim_queues(store)) == [waiting]
 
 
-async def test_what_was_given_back_with_a_wait_is_hastened_however_short_it_is(
+async def test_what_was_given_back_with_a_wait_is_made_due_however_short_it_is(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
     retried, released, leased = NEIGHBOURS[:3]
     for name in NEIGHBOURS[:3]:
-        await store.queue(a_delivery(), account=name)
-    lanes = {name: await store.lease_lane(name) for name in NEIGHBOURS[:3]}
-    await store.lanes.retry(OPS, lanes[retried], a_delivery().head, wait_ms=5_000)
-    await store.lanes.release(OPS, lanes[released], due_in_ms=5_000)
-    assert await store.lanes.hasten(OPS, SHARD, lease_ms=2 * MINUTE_MS) == 2
-    assert sorted(members(await claim_lanes(store))) == sorted([retried, released])
-    assert await store.lanes.release(OPS, lanes[leased]) is Reply.DONE, "it is whose it was"
+        await store.fill(a_delivery(), account=name)
+    queues = {name: await store.lease_queue(name) for name in NEIGHBOURS[:3]}
+    await store.queues.retry(OPS, queues[retried], a_delivery().head, wait_ms=5_000)
+    await store.queues.release(OPS, queues[released], due_in_ms=5_000)
+    assert await store.queues.make_due(OPS, SHARD, lease_ms=2 * MINUTE_MS) == 2
+    assert sorted(members(await claim_queues(store))) == sorted([retried, released])
+    assert await store.queues.release(OPS, queues[leased]) is Reply.DONE, "it is whose it was"
 
 
-async def test_a_poll_that_waits_after_a_refusal_is_hastened_and_one_under_way_is_not(
+async def test_a_poll_that_waits_after_a_refusal_is_made_due_and_one_under_way_is_not(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
     refused, under_way = NEIGHBOURS[:2]
     leases = [await store.lease(refused), await store.lease(under_way)]
     await store.polls.postpone(PROVIDER, leases[0], why="gone away", at_least_ms=0, waits_ms=[5_000])
-    assert await store.polls.hasten(PROVIDER, SHARD, lease_ms=2 * MINUTE_MS) == 1
+    assert await store.polls.make_due(PROVIDER, SHARD, lease_ms=2 * MINUTE_MS) == 1
     assert await store.polls.release(PROVIDER, leases[1]) is Reply.DONE
 
 
-async def test_where_no_lane_waits_there_is_none_to_hasten(redis_client: Redis, namespace: str) -> None:
+async def test_where_no_queue_waits_there_is_none_to_make_due(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    assert await store.lanes.hasten(OPS, SHARD, lease_ms=MINUTE_MS) == 0
+    assert await store.queues.make_due(OPS, SHARD, lease_ms=MINUTE_MS) == 0
     assert await store.contents() == {}
 
 
-async def test_a_lane_is_begun_with_its_oldest_delivery(redis_client: Redis, namespace: str) -> None:
+async def test_a_queue_is_begun_with_its_oldest_delivery(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     deliveries = some_deliveries(1, 2, 3)
-    await store.queue(*deliveries)
-    lease, begun = await store.begin(await store.lease_lane(), at_most=2)
+    await store.fill(*deliveries)
+    lease, begun = await store.begin(await store.lease_queue(), at_most=2)
     assert (begun.reply, begun.entries) == (Reply.DONE, [each.dump() for each in deliveries[:2]])
-    assert await store.scores(store.keys.lanes(SHARD, OPS)) == {ACCOUNT: lease.deadline}
+    assert await store.scores(store.keys.queues(SHARD, OPS)) == {ACCOUNT: lease.deadline}
 
 
-async def test_a_lane_is_begun_once_and_by_whoever_has_it(redis_client: Redis, namespace: str) -> None:
+async def test_a_queue_is_begun_once_and_by_whoever_has_it(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    await store.queue(a_delivery())
-    held = await store.lease_lane()
+    await store.fill(a_delivery())
+    held = await store.lease_queue()
     until = held.deadline + 5
     for reply in (Reply.DONE, Reply.DONE):  # where the first answer was lost
-        assert (await store.lanes.begin(OPS, held, until=until, at_most=1)).reply is reply
-    late = await store.lanes.begin(OPS, held, until=until + 1, at_most=1)
+        assert (await store.queues.begin(OPS, held, until=until, at_most=1)).reply is reply
+    late = await store.queues.begin(OPS, held, until=until + 1, at_most=1)
     assert (late.reply, late.entries) == (Reply.LEASE_LOST, [])
-    assert await store.scores(store.keys.lanes(SHARD, OPS)) == {ACCOUNT: until}
+    assert await store.scores(store.keys.queues(SHARD, OPS)) == {ACCOUNT: until}

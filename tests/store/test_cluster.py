@@ -54,7 +54,7 @@ async def store(cluster: Cluster, namespace: str) -> AsyncIterator[Store]:
 
 async def test_accounts_of_all_shards_are_polled_and_delivered(store: Store) -> None:
     await store.roster.enroll({PROVIDER: ACCOUNTS}, now_ms=await store.now_ms())
-    await asyncio.gather(*(store.queue(a_delivery(1), a_delivery(2), account=name) for name in ACCOUNTS))
+    await asyncio.gather(*(store.fill(a_delivery(1), a_delivery(2), account=name) for name in ACCOUNTS))
     states = await asyncio.gather(*map(store.polls.read_state, ACCOUNTS))
     assert all(states)
     taken = await asyncio.gather(*(_deliver(store, shard) for shard in range(SHARDS)))
@@ -64,17 +64,17 @@ async def test_accounts_of_all_shards_are_polled_and_delivered(store: Store) -> 
 async def test_what_comes_while_a_slot_moves_waits_for_it_and_is_not_lost(
     store: Store, cluster: Cluster
 ) -> None:
-    lane = store.keys.lane(OPS, ACCOUNT)
-    await store.queue(a_delivery(0), account=ACCOUNT)
+    queue = store.keys.queue(OPS, ACCOUNT)
+    await store.fill(a_delivery(0), account=ACCOUNT)
     async with asyncio.TaskGroup() as group:
-        moves = cluster.move(lane, _other(cluster, lane))
+        moves = cluster.move(queue, _other(cluster, queue))
         next(moves)
         for number in range(1, 9):
             group.create_task(_patiently(lambda n=number: _queue(store, n)))  # type: ignore[misc]
             await asyncio.sleep(0.01)
         for _ in moves:
             await asyncio.sleep(0.01)
-    found = await store.lane(ACCOUNT)
+    found = await store.queue(ACCOUNT)
     assert sorted(found) == sorted(a_delivery(number).dump() for number in range(9))
 
 
@@ -89,17 +89,17 @@ async def test_a_call_follows_its_keys_into_a_slot_that_is_being_moved(
 
 
 async def test_a_node_that_is_gone_costs_its_own_shards_only(store: Store, cluster: Cluster) -> None:
-    await asyncio.gather(*(store.queue(a_delivery(), account=name) for name in ACCOUNTS))
-    node = cluster.owner(store.keys.lane(OPS, ACCOUNTS[0]))
+    await asyncio.gather(*(store.fill(a_delivery(), account=name) for name in ACCOUNTS))
+    node = cluster.owner(store.keys.queue(OPS, ACCOUNTS[0]))
     node.server.kill()
     try:
-        read = await asyncio.gather(*map(store.lane, ACCOUNTS), return_exceptions=True)
+        read = await asyncio.gather(*map(store.queue, ACCOUNTS), return_exceptions=True)
         gone = [name for name, found in zip(ACCOUNTS, read, strict=True) if isinstance(found, Exception)]
         assert all(isinstance(found, list | StoreUnreachable) for found in read)
     finally:
         node.server.start()
-    assert gone == [name for name in ACCOUNTS if cluster.owner(store.keys.lane(OPS, name)) is node]
-    again = await asyncio.gather(*(_patiently(lambda n=name: store.lane(n)) for name in ACCOUNTS))  # type: ignore[misc]
+    assert gone == [name for name in ACCOUNTS if cluster.owner(store.keys.queue(OPS, name)) is node]
+    again = await asyncio.gather(*(_patiently(lambda n=name: store.queue(n)) for name in ACCOUNTS))  # type: ignore[misc]
     assert again == [[a_delivery().dump()]] * SHARDS
 
 
@@ -167,15 +167,15 @@ def test_an_address_that_cannot_be_meant_is_refused_and_never_repeated(url: str)
 
 
 async def _deliver(store: Store, shard: int) -> list[bytes]:
-    """Work off the one lane of a shard; returns what was in it."""
+    """Work off the one queue of a shard; returns what was in it."""
     taken: list[bytes] = []
-    while (claimed := await store.lanes.claim(OPS, shard, lease_ms=MINUTE_MS, at_most=1)).leases:
+    while (claimed := await store.queues.claim(OPS, shard, lease_ms=MINUTE_MS, at_most=1)).leases:
         (lease,) = claimed.leases
         lease, begun = await store.begin(lease)
         for entry in begun.entries:
             head = entry.partition(b"\n")[0]
-            reply, deadline = await store.lanes.delivered(
-                OPS, lease, head, until=store.lanes.until(lease, MINUTE_MS)
+            reply, deadline = await store.queues.delivered(
+                OPS, lease, head, until=store.queues.until(lease, MINUTE_MS)
             )
             assert reply is Reply.DONE
             lease = Lease(lease.member, deadline)
@@ -184,7 +184,7 @@ async def _deliver(store: Store, shard: int) -> list[bytes]:
 
 
 async def _queue(store: Store, number: int) -> None:
-    await store.lanes.queue(OPS, ACCOUNT, [a_delivery(number)])
+    await store.queues.enqueue(OPS, ACCOUNT, [a_delivery(number)])
 
 
 async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:

@@ -1,4 +1,4 @@
-"""The commit: state, log, lanes and the next poll move as one step, once, or not at all."""
+"""The commit: state, log, queues and the next poll move as one step, once, or not at all."""
 
 import asyncio
 from dataclasses import replace
@@ -23,7 +23,7 @@ from tests.support.stores import (
     running,
     some_deliveries,
 )
-from watcher.store import lanes, polls
+from watcher.store import polls, queues
 from watcher.store.polls import Commit
 from watcher.store.schedule import Lease, Reply
 from watcher.store.state import BadState
@@ -47,7 +47,9 @@ async def refused(store: Store, step: Commit, reply: Reply) -> None:
     assert await store.contents() == before
 
 
-async def test_one_step_writes_state_log_lanes_and_the_next_poll(redis_client: Redis, namespace: str) -> None:
+async def test_one_step_writes_state_log_queues_and_the_next_poll(
+    redis_client: Redis, namespace: str
+) -> None:
     store = a_store(redis_client, namespace)
     first, second, other = some_deliveries(1, 2, 3)
     step = await committed(
@@ -59,13 +61,13 @@ async def test_one_step_writes_state_log_lanes_and_the_next_poll(redis_client: R
         {"account": ACCOUNT.encode(), "entry": b"baseline"},
         {"account": ACCOUNT.encode(), "entry": b"event"},
     ]
-    assert await store.lane() == [first.dump(), second.dump()]
-    assert await store.lane(subscription="audit") == [other.dump()]
+    assert await store.queue() == [first.dump(), second.dump()]
+    assert await store.queue(subscription="audit") == [other.dump()]
     assert await store.scores(keys.polls(SHARD, PROVIDER)) == {ACCOUNT: step.due_ms}
     await store.now_ms()
-    assert sorted(await store.lanes.due_subscriptions(SHARD)) == ["audit", OPS]
+    assert sorted(await store.queues.due_subscriptions(SHARD)) == ["audit", OPS]
     for subscription in ("audit", OPS):
-        claimed = await store.lanes.claim(subscription, SHARD, lease_ms=MINUTE_MS, at_most=10)
+        claimed = await store.queues.claim(subscription, SHARD, lease_ms=MINUTE_MS, at_most=10)
         assert [lease.member for lease in claimed.leases] == [ACCOUNT]
 
 
@@ -73,7 +75,7 @@ async def test_an_account_without_a_baseline_has_no_state(redis_client: Redis, n
     assert await a_store(redis_client, namespace).polls.read_state(ACCOUNT) is None
 
 
-async def test_the_next_step_replaces_the_state_and_appends_to_the_lane(
+async def test_the_next_step_replaces_the_state_and_appends_to_the_queue(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -83,7 +85,7 @@ async def test_the_next_step_replaces_the_state_and_appends_to_the_lane(
         store, expected="v1", version="v2", sequence=3, BTC="1", deliveries={OPS: [two, three]}
     )
     assert await store.polls.read_state(ACCOUNT) == after.state
-    assert await store.lane() == [one.dump(), two.dump(), three.dump()]
+    assert await store.queue() == [one.dump(), two.dump(), three.dump()]
 
 
 async def test_a_good_poll_ends_the_row_of_refusals(redis_client: Redis, namespace: str) -> None:
@@ -192,7 +194,7 @@ async def test_a_step_sent_twice_in_one_pipeline_is_done_once(redis_client: Redi
     async with running(store.pipe):
         first, second = await asyncio.gather(store.polls.commit(step), store.polls.commit(step))
     assert (first, second) == ((Reply.DONE, {}), (Reply.DONE_BEFORE, {}))
-    assert await store.lane() == [a_delivery().dump()]
+    assert await store.queue() == [a_delivery().dump()]
     assert len(await store.stream(store.keys.log(SHARD))) == 1
 
 
@@ -210,7 +212,7 @@ async def test_bytes_pass_through_untouched(redis_client: Redis, namespace: str)
     delivery = a_delivery(body=HOSTILE)
     huge = a_balance("9" * 77, "0." + "1" * 78, None, "-" + "7" * 77)
     step = await committed(store, ETH=huge, log=[HOSTILE], deliveries={OPS: [delivery]})
-    assert await store.lane() == [delivery.dump()]
+    assert await store.queue() == [delivery.dump()]
     assert (await store.stream(store.keys.log(SHARD)))[0]["entry"] == HOSTILE
     assert await store.polls.read_state(ACCOUNT) == step.state
 
@@ -227,50 +229,50 @@ async def test_a_step_may_be_large(redis_client: Redis, namespace: str) -> None:
         b"%d" % number for number in numbers
     ]
     for n in range(30):
-        assert await store.lane(subscription=f"s{n}") == [each.dump() for each in some_deliveries(*numbers)]
+        assert await store.queue(subscription=f"s{n}") == [each.dump() for each in some_deliveries(*numbers)]
 
 
-async def test_a_full_lane_gives_up_its_oldest_loudly(
+async def test_a_full_queue_gives_up_its_oldest_loudly(
     redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = a_store(redis_client, namespace)
-    monkeypatch.setattr(polls, "LANE_LENGTH", 3)
+    monkeypatch.setattr(polls, "QUEUE_LENGTH", 3)
     one, two, three, four, five = some_deliveries(1, 2, 3, 4, 5)
     await committed(store, deliveries={OPS: [one, two, three]})
     step = a_commit(
         await store.lease(), expected="v1", version="v2", deliveries={OPS: [four, five], "audit": [one]}
     )
     assert await store.polls.commit(step) == (Reply.DONE, {OPS: 2})
-    assert await store.lane() == [each.dump() for each in (three, four, five)]
+    assert await store.queue() == [each.dump() for each in (three, four, five)]
     assert await store.stream(store.keys.dead(SHARD, OPS)) == [
-        {"account": ACCOUNT.encode(), "reason": b"lane full", "delivery": each.dump()} for each in (one, two)
+        {"account": ACCOUNT.encode(), "reason": b"queue full", "delivery": each.dump()} for each in (one, two)
     ]
-    assert await store.lane(subscription="audit") == [one.dump()]
+    assert await store.queue(subscription="audit") == [one.dump()]
 
 
-async def test_a_step_longer_than_a_lane_keeps_its_newest(
+async def test_a_step_longer_than_a_queue_keeps_its_newest(
     redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = a_store(redis_client, namespace)
-    monkeypatch.setattr(polls, "LANE_LENGTH", 1)
+    monkeypatch.setattr(polls, "QUEUE_LENGTH", 1)
     step = a_commit(await store.lease(), deliveries={OPS: some_deliveries(1, 2, 3)})
     assert await store.polls.commit(step) == (Reply.DONE, {OPS: 2})
-    assert await store.lane() == [a_delivery(3).dump()]
+    assert await store.queue() == [a_delivery(3).dump()]
 
 
-async def test_a_lane_that_waits_for_its_retry_or_is_leased_keeps_its_time(
+async def test_a_queue_that_waits_for_its_retry_or_is_leased_keeps_its_time(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
     await committed(store, deliveries={OPS: [a_delivery(1)]})
-    lease = await store.lease_lane()
-    await store.lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=10)  # the index learns of the lease
+    lease = await store.lease_queue()
+    await store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=10)  # the index learns of the lease
     await committed(store, expected="v1", version="v2", deliveries={OPS: [a_delivery(2)]})
-    assert await store.scores(store.keys.lanes(SHARD, OPS)) == {ACCOUNT: lease.deadline}
+    assert await store.scores(store.keys.queues(SHARD, OPS)) == {ACCOUNT: lease.deadline}
     assert await store.scores(store.keys.due_subscriptions(SHARD)) == {OPS: lease.deadline}
 
 
-async def test_a_new_lane_never_puts_off_a_subscription_that_was_due_before(
+async def test_a_new_queue_never_puts_off_a_subscription_that_was_due_before(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -286,8 +288,8 @@ async def test_the_log_and_the_dead_letters_are_trimmed(
     store = a_store(redis_client, namespace)
     for module, name, limit in ((polls, "LOG_PER_SHARD", 10), (polls, "DEAD_PER_SUBSCRIPTION", 10)):
         monkeypatch.setattr(module, name, limit)
-    monkeypatch.setattr(polls, "LANE_LENGTH", 1)
-    assert lanes.DEAD_PER_SUBSCRIPTION > 10
+    monkeypatch.setattr(polls, "QUEUE_LENGTH", 1)
+    assert queues.DEAD_PER_SUBSCRIPTION > 10
     step = a_commit(
         await store.lease(), log=[b"event"] * 500, deliveries={OPS: some_deliveries(*range(1, 501))}
     )
@@ -303,7 +305,7 @@ async def test_the_log_and_the_dead_letters_are_trimmed(
 
 @pytest.mark.parametrize(
     "damaged",
-    ["state", "polls", "failing", "log", "due", "lane", "lanes", "dead", "second lane", "second lanes"],
+    ["state", "polls", "failing", "log", "due", "queue", "queues", "dead", "second queue", "second queues"],
 )
 async def test_a_damaged_key_refuses_the_step_before_anything_is_written(
     redis_client: Redis, namespace: str, damaged: str
@@ -325,11 +327,11 @@ async def test_a_damaged_key_refuses_the_step_before_anything_is_written(
         "failing": keys.failing(SHARD, PROVIDER),
         "log": keys.log(SHARD),
         "due": keys.due_subscriptions(SHARD),
-        "lane": keys.lane(OPS, ACCOUNT),
-        "lanes": keys.lanes(SHARD, OPS),
+        "queue": keys.queue(OPS, ACCOUNT),
+        "queues": keys.queues(SHARD, OPS),
         "dead": keys.dead(SHARD, OPS),
-        "second lane": keys.lane("second", ACCOUNT),
-        "second lanes": keys.lanes(SHARD, "second"),
+        "second queue": keys.queue("second", ACCOUNT),
+        "second queues": keys.queues(SHARD, "second"),
     }[damaged]
     await store.pipe.command("SET", key, "damaged")
     before = await store.contents()

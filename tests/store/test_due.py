@@ -52,7 +52,7 @@ class Worker:
 
     async def act(self) -> None:
         provider = self.chance.choice(PROVIDERS)
-        acts: list[Any] = [self.enroll, self.claim, self.claim, self.hasten, self.make_due]
+        acts: list[Any] = [self.enroll, self.claim, self.claim, self.make_due, self.make_retries_due]
         if self.leases:
             acts += [self.settle] * 4
         await self.chance.choice(acts)(provider)
@@ -74,8 +74,8 @@ class Worker:
         claimed = await self.store.polls.claim(provider, SHARD, lease_ms=MINUTE_MS, at_most=at_most)
         self.leases += [(provider, lease) for lease in claimed.leases]
 
-    async def hasten(self, provider: str) -> None:
-        await self.store.polls.hasten(provider, SHARD, lease_ms=2 * MINUTE_MS)
+    async def make_retries_due(self, provider: str) -> None:
+        await self.store.polls.make_due(provider, SHARD, lease_ms=2 * MINUTE_MS)
 
     async def settle(self, _: str) -> None:
         """Give a lease back in one of the ways there are."""

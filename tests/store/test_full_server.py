@@ -71,31 +71,31 @@ async def test_no_account_is_claimed_that_could_not_be_committed(store: Store) -
     assert await store.contents() == before
 
 
-async def test_lanes_are_drained_all_the_same(store: Store) -> None:
-    await store.queue(*some_deliveries(1, 2, 3))
+async def test_queues_are_drained_all_the_same(store: Store) -> None:
+    await store.fill(*some_deliveries(1, 2, 3))
     await fill(store)
-    (lease,) = (await store.lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
+    (lease,) = (await store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
     lease, begun = await store.begin(lease, at_most=1)
     assert (begun.reply, begun.entries) == (Reply.DONE, [a_delivery(1).dump()])
-    reply, deadline = await store.lanes.delivered(
-        OPS, lease, a_delivery(1).head, until=store.lanes.until(lease, MINUTE_MS)
+    reply, deadline = await store.queues.delivered(
+        OPS, lease, a_delivery(1).head, until=store.queues.until(lease, MINUTE_MS)
     )
     assert reply is Reply.DONE
     lease = Lease(ACCOUNT, deadline)
-    reply, deadline = await store.lanes.dead(
-        OPS, lease, a_delivery(2).head, until=store.lanes.until(lease, MINUTE_MS), reason="410", record=b"{}"
+    reply, deadline = await store.queues.dead(
+        OPS, lease, a_delivery(2).head, until=store.queues.until(lease, MINUTE_MS), reason="410", record=b"{}"
     )
     assert reply is Reply.DONE
     lease = Lease(ACCOUNT, deadline)
-    assert await store.lanes.retry(OPS, lease, a_delivery(3).head, wait_ms=10 * MINUTE_MS) is Reply.DONE
-    assert await store.lanes.hasten(OPS, SHARD, lease_ms=MINUTE_MS) == 1
-    (lease,) = (await store.lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
-    assert await store.lanes.release(OPS, lease) is Reply.DONE
-    assert await store.lanes.take_turn(OPS, per_second=5, within_ms=1000) == 0
-    await store.lanes.hold(SHARD, {OPS: MINUTE_MS})
-    assert await store.lanes.due_subscriptions(SHARD) == []
-    assert await store.lanes.queue(OPS, ACCOUNT, [a_delivery(4)]) == 1, "an alert, or a letter sent again"
-    assert await store.lane() == [each.dump() for each in some_deliveries(3, 4)]
+    assert await store.queues.retry(OPS, lease, a_delivery(3).head, wait_ms=10 * MINUTE_MS) is Reply.DONE
+    assert await store.queues.make_due(OPS, SHARD, lease_ms=MINUTE_MS) == 1
+    (lease,) = (await store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
+    assert await store.queues.release(OPS, lease) is Reply.DONE
+    assert await store.queues.take_turn(OPS, per_second=5, within_ms=1000) == 0
+    await store.queues.hold(SHARD, {OPS: MINUTE_MS})
+    assert await store.queues.due_subscriptions(SHARD) == []
+    assert await store.queues.enqueue(OPS, ACCOUNT, [a_delivery(4)]) == 1, "an alert, or a letter sent again"
+    assert await store.queue() == [each.dump() for each in some_deliveries(3, 4)]
 
 
 async def test_how_a_subscription_stands_is_noted_all_the_same(store: Store) -> None:
@@ -108,7 +108,7 @@ async def test_how_a_subscription_stands_is_noted_all_the_same(store: Store) -> 
 
 
 async def test_a_worker_that_starts_with_the_same_accounts_needs_no_room(store: Store) -> None:
-    """Else nobody would drain the lanes of a full server whose workers were all started again."""
+    """Else nobody would drain the queues of a full server whose workers were all started again."""
     accounts = {PROVIDER: [ACCOUNT]}
     for is_first in (True, False):
         await store.roster.check_layout()

@@ -106,25 +106,25 @@ async def workload(store: Store) -> None:
 
 
 async def _deliver(store: Store) -> None:
-    lanes = store.lanes
-    await lanes.due_subscriptions(SHARD)
-    await lanes.hold(SHARD, {OPS: 1})
-    (lane,) = (await lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
-    lane, _ = await store.begin(lane)
+    queues = store.queues
+    await queues.due_subscriptions(SHARD)
+    await queues.hold(SHARD, {OPS: 1})
+    (queue,) = (await queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
+    queue, _ = await store.begin(queue)
     second, third, fourth = (a_delivery(number).head for number in (2, 3, 4))  # the first was pushed out
-    _, deadline = await lanes.delivered(OPS, lane, second, until=lanes.until(lane, MINUTE_MS))
-    _, deadline = await lanes.dead(
+    _, deadline = await queues.delivered(OPS, queue, second, until=queues.until(queue, MINUTE_MS))
+    _, deadline = await queues.dead(
         OPS,
         Lease(ACCOUNT, deadline),
         third,
-        until=lanes.until(Lease(ACCOUNT, deadline), MINUTE_MS),
+        until=queues.until(Lease(ACCOUNT, deadline), MINUTE_MS),
         reason="410",
     )
-    await lanes.retry(OPS, Lease(ACCOUNT, deadline), fourth, wait_ms=10 * MINUTE_MS, record=b"{}")
-    await lanes.queue(OPS, ACCOUNT, [a_delivery(5)])
-    await lanes.take_turn(OPS, per_second=5, within_ms=1000)
-    await lanes.hasten(OPS, SHARD, lease_ms=MINUTE_MS)
-    await lanes.release(OPS, await store.lease_lane())
+    await queues.retry(OPS, Lease(ACCOUNT, deadline), fourth, wait_ms=10 * MINUTE_MS, record=b"{}")
+    await queues.enqueue(OPS, ACCOUNT, [a_delivery(5)])
+    await queues.take_turn(OPS, per_second=5, within_ms=1000)
+    await queues.make_due(OPS, SHARD, lease_ms=MINUTE_MS)
+    await queues.release(OPS, await store.lease_queue())
     standings = Standings(store.pipe, store.keys)
     await standings.failed(OPS, "503", pause=False, wish_ms=0, holds_ms=[1])
     await standings.take_probe(OPS, "w", lease_ms=MINUTE_MS)
@@ -140,11 +140,11 @@ async def test_every_key_is_in_the_catalogue_and_is_what_it_says(
     redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = a_store(redis_client, namespace)
-    monkeypatch.setattr(polls, "LANE_LENGTH", 3)
+    monkeypatch.setattr(polls, "QUEUE_LENGTH", 3)
     await workload(store)
     name_by_key, found = catalogue(store.keys), set()
     for key in await store.contents():
-        assert key in name_by_key, f"nobody else spells a key: {key}"
+        assert key in name_by_key, f"nobody else throttle a key: {key}"
         name = name_by_key[key]
         kind, lives = lifetime(name)
         assert (await store.pipe.command("TYPE", key)).decode() == kind.lower(), name
@@ -172,7 +172,7 @@ async def test_whatever_one_script_or_command_touches_lies_on_one_node_of_a_clus
 ) -> None:
     recorder = Recorder(redis_client)
     await workload(a_store(redis_client, namespace, recorder))
-    assert {"claim", "commit", "begin_lane", "settle", "touch", "postpone", "release", "hasten"} <= {
+    assert {"claim", "commit", "begin_queue", "settle", "touch", "postpone", "release", "make_due"} <= {
         name for name, _ in recorder.scripts
     }
     for name, keys in recorder.scripts:
@@ -187,12 +187,12 @@ def test_all_keys_of_an_account_share_the_tag_of_its_shard(account: str) -> None
     keys, shard = Keys("watcher"), shard_of(account)
     spelled = [
         keys.state(account),
-        keys.lane(OPS, account),
+        keys.queue(OPS, account),
         keys.polls(shard, PROVIDER),
         keys.failing(shard, PROVIDER),
         keys.log(shard),
         keys.due_subscriptions(shard),
-        keys.lanes(shard, OPS),
+        keys.queues(shard, OPS),
         keys.tries(shard, OPS),
         keys.dead(shard, OPS),
         keys.nothing(shard),

@@ -60,7 +60,7 @@ async def test_a_commit_whose_answer_was_lost_is_committed_once(
                     )
                     reply, _ = await store.polls.commit(step)
                     assert reply in (Reply.DONE, Reply.DONE_BEFORE)
-    assert await direct.lane() == [each.dump() for each in some_deliveries(*range(1, 7))]
+    assert await direct.queue() == [each.dump() for each in some_deliveries(*range(1, 7))]
     assert [entry["entry"] for entry in await direct.stream(direct.keys.log(SHARD))] == [
         b"%d" % number for number in range(1, 7)
     ]
@@ -88,54 +88,56 @@ async def test_commits_of_many_accounts_that_share_a_lost_pipeline_are_committed
                     replies = await asyncio.gather(*map(store.polls.commit, steps))
                     assert {reply for reply, _ in replies} <= {Reply.DONE, Reply.DONE_BEFORE}
     for account in accounts:
-        assert await direct.lane(account) == [each.dump() for each in some_deliveries(1, 2, 3, 4)]
+        assert await direct.queue(account) == [each.dump() for each in some_deliveries(1, 2, 3, 4)]
 
 
 async def test_a_settling_whose_answer_was_lost_takes_one_delivery(
     redis_client: Redis, namespace: str, url: str
 ) -> None:
     direct = a_store(redis_client, namespace)
-    await direct.queue(*some_deliveries(1, 2, 3, 4))
+    await direct.fill(*some_deliveries(1, 2, 3, 4))
     async with LossyProxy(url, lose_every=2) as proxy, connect(proxy.url) as client:
-        lanes = a_store(client, namespace).lanes
+        queues = a_store(client, namespace).queues
         with each_repeated(proxy, at_least=2):
             for number in (1, 2, 3):
-                lease = await direct.lease_lane()
+                lease = await direct.lease_queue()
                 head = a_delivery(number).head
-                reply, deadline = await lanes.delivered(OPS, lease, head, until=lanes.until(lease, MINUTE_MS))
+                reply, deadline = await queues.delivered(
+                    OPS, lease, head, until=queues.until(lease, MINUTE_MS)
+                )
                 assert reply is Reply.DONE
-                assert await direct.scores(direct.keys.lanes(SHARD, OPS)) == {ACCOUNT: deadline}
-    assert await direct.lane() == [a_delivery(4).dump()]
+                assert await direct.scores(direct.keys.queues(SHARD, OPS)) == {ACCOUNT: deadline}
+    assert await direct.queue() == [a_delivery(4).dump()]
 
 
 async def test_a_dead_letter_whose_answer_was_lost_is_kept_once(
     redis_client: Redis, namespace: str, url: str
 ) -> None:
     direct = a_store(redis_client, namespace)
-    await direct.queue(*some_deliveries(1, 2))
+    await direct.fill(*some_deliveries(1, 2))
     async with LossyProxy(url, lose_every=1_000_000) as proxy, connect(proxy.url) as client:
-        lanes = a_store(client, namespace).lanes
-        await lanes.length(OPS, ACCOUNT)
+        queues = a_store(client, namespace).queues
+        await queues.length(OPS, ACCOUNT)
         proxy.scripts = 999_999
         with each_repeated(proxy, at_least=1):
-            lease = await direct.lease_lane()
-            await lanes.dead(
-                OPS, lease, a_delivery(1).head, until=lanes.until(lease, MINUTE_MS), reason="410"
+            lease = await direct.lease_queue()
+            await queues.dead(
+                OPS, lease, a_delivery(1).head, until=queues.until(lease, MINUTE_MS), reason="410"
             )
     assert len(await direct.stream(direct.keys.dead(SHARD, OPS))) == 1
-    assert await direct.lane() == [a_delivery(2).dump()]
+    assert await direct.queue() == [a_delivery(2).dump()]
 
 
 async def test_a_failure_whose_answer_was_lost_counts_once(
     redis_client: Redis, namespace: str, url: str
 ) -> None:
     direct = a_store(redis_client, namespace)
-    await direct.queue(a_delivery())
+    await direct.fill(a_delivery())
     async with LossyProxy(url, lose_every=2) as proxy, connect(proxy.url) as client:
         store = a_store(client, namespace)
         with each_repeated(proxy, at_least=2):
             for count in (1, 2, 3):
-                await store.lanes.retry(OPS, await direct.lease_lane(), a_delivery().head, wait_ms=5000)
+                await store.queues.retry(OPS, await direct.lease_queue(), a_delivery().head, wait_ms=5000)
                 assert (await direct.tries())[0] == count
     async with LossyProxy(url, lose_every=2) as proxy, connect(proxy.url) as client:
         store = a_store(client, namespace)

@@ -121,7 +121,7 @@ async def test_scripts_that_the_server_forgot_are_sent_again(
             assert {first[0], second[0]} == {Reply.DONE, Reply.DONE_BEFORE}
             await store.pipe.command("DEL", store.keys.state(ACCOUNT))
             lease = await store.lease()
-    assert len(await store.lane()) == 3
+    assert len(await store.queue()) == 3
 
 
 @on_real_servers
@@ -129,12 +129,12 @@ async def test_a_restarted_server_is_sent_its_scripts_again(engine: str, namespa
     with real_server(engine, *DURABLE) as server:
         async with connect(server.url) as client:
             store = a_store(client, namespace)
-            await store.queue(a_delivery(1))
+            await store.fill(a_delivery(1))
             server.stop()  # in order: what a kill takes back while the disk is slow is not asked here
             server.start()
             async with running(store.pipe):
-                await store.queue(a_delivery(2))
-            assert await store.lane() == [each.dump() for each in some_deliveries(1, 2)]
+                await store.fill(a_delivery(2))
+            assert await store.queue() == [each.dump() for each in some_deliveries(1, 2)]
 
 
 @everywhere

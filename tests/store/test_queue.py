@@ -27,19 +27,19 @@ ONE, TWO, THREE = some_deliveries(1, 2, 3)
 
 
 async def queue(store: Store, *deliveries: Delivery) -> int:
-    return await store.lanes.queue(OPS, ACCOUNT, deliveries)
+    return await store.queues.enqueue(OPS, ACCOUNT, deliveries)
 
 
-async def test_what_is_queued_waits_at_the_end_of_its_lane_and_is_due(
+async def test_what_is_queued_waits_at_the_end_of_its_queue_and_is_due(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
     assert await queue(store, ONE) == 1
     assert await queue(store, TWO, THREE) == 2
-    assert await store.lane() == [each.dump() for each in (ONE, TWO, THREE)]
+    assert await store.queue() == [each.dump() for each in (ONE, TWO, THREE)]
     await store.now_ms()
-    assert await store.lanes.due_subscriptions(SHARD) == [OPS]
-    claimed = await store.lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=10)
+    assert await store.queues.due_subscriptions(SHARD) == [OPS]
+    claimed = await store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=10)
     assert [lease.member for lease in claimed.leases] == [ACCOUNT]
 
 
@@ -58,15 +58,15 @@ async def test_a_repeated_call_queues_nothing_twice(redis_client: Redis, namespa
     assert await store.contents() == before
 
 
-async def test_a_lane_that_is_leased_or_waits_keeps_its_time(redis_client: Redis, namespace: str) -> None:
+async def test_a_queue_that_is_leased_or_waits_keeps_its_time(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await queue(store, ONE)
-    lease = await store.lease_lane()
+    lease = await store.lease_queue()
     await queue(store, TWO)
-    assert await store.scores(store.keys.lanes(SHARD, OPS)) == {ACCOUNT: lease.deadline}
+    assert await store.scores(store.keys.queues(SHARD, OPS)) == {ACCOUNT: lease.deadline}
 
 
-@pytest.mark.parametrize("damaged", ["lane", "lanes", "due", "dead"])
+@pytest.mark.parametrize("damaged", ["queue", "queues", "due", "dead"])
 async def test_a_damaged_key_refuses_before_anything_is_written(
     redis_client: Redis, namespace: str, damaged: str
 ) -> None:
@@ -75,15 +75,15 @@ async def test_a_damaged_key_refuses_before_anything_is_written(
     await queue(store, ONE)
     keys = store.keys
     key = {
-        "lane": keys.lane(OPS, ACCOUNT),
-        "lanes": keys.lanes(SHARD, OPS),
+        "queue": keys.queue(OPS, ACCOUNT),
+        "queues": keys.queues(SHARD, OPS),
         "due": keys.due_subscriptions(SHARD),
         "dead": keys.dead(SHARD, OPS),
     }[damaged]
     await store.pipe.command("SET", key, "damaged")
     before = await store.contents()
     with pytest.raises(ResponseError, match="WRONGTYPE"):
-        await store.lanes.queue(OPS, ACCOUNT, [TWO], letters=[letter])
+        await store.queues.enqueue(OPS, ACCOUNT, [TWO], letters=[letter])
     assert await store.contents() == before
 
 
@@ -92,7 +92,9 @@ async def test_attempts_of_a_subscription_are_spaced_over_all_workers(
 ) -> None:
     one, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
     before = await one.now_ms()
-    waits_ms = [await store.lanes.take_turn(OPS, per_second=4, within_ms=9000) for store in (one, other, one)]
+    waits_ms = [
+        await store.queues.take_turn(OPS, per_second=4, within_ms=9000) for store in (one, other, one)
+    ]
     took_ms = await one.now_ms() - before + 1
     assert waits_ms[0] == 0
     for number, wait_ms in enumerate(waits_ms):
@@ -102,19 +104,19 @@ async def test_attempts_of_a_subscription_are_spaced_over_all_workers(
 
 async def test_a_turn_that_is_far_off_is_told_and_not_reserved(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    assert await store.lanes.take_turn(OPS, per_second=0.1, within_ms=2000) == 0
+    assert await store.queues.take_turn(OPS, per_second=0.1, within_ms=2000) == 0
     before = await store.contents()
     for _ in range(3):
-        assert 2000 < await store.lanes.take_turn(OPS, per_second=0.1, within_ms=2000) <= 10_000
+        assert 2000 < await store.queues.take_turn(OPS, per_second=0.1, within_ms=2000) <= 10_000
     assert await store.contents() == before
 
 
 async def a_letter(store: Store, delivery: Delivery, account: str = ACCOUNT) -> str:
     """Give a delivery up; returns the id of the dead letter that it is then."""
-    await store.lanes.queue(OPS, account, [delivery])
-    lease = await store.lease_lane(account)
-    reply, deadline = await store.lanes.dead(
-        OPS, lease, delivery.head, until=store.lanes.until(lease, MINUTE_MS), reason="no"
+    await store.queues.enqueue(OPS, account, [delivery])
+    lease = await store.lease_queue(account)
+    reply, deadline = await store.queues.dead(
+        OPS, lease, delivery.head, until=store.queues.until(lease, MINUTE_MS), reason="no"
     )
     assert (reply, deadline) == (Reply.DONE, 0)
     return await last_letter(store)
@@ -126,55 +128,55 @@ async def last_letter(store: Store) -> str:
     return str(answer[0][0].decode())
 
 
-async def test_dead_letters_go_back_to_the_end_of_their_lane_and_are_none_any_more(
+async def test_dead_letters_go_back_to_the_end_of_their_queue_and_are_none_any_more(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
     letters = [await a_letter(store, each) for each in (ONE, TWO)]
     kept = await a_letter(store, a_delivery(9), NEIGHBOURS[0])
     await queue(store, THREE)
-    assert await store.lanes.queue(OPS, ACCOUNT, (ONE, TWO), letters=letters) == 2
-    assert await store.lane() == [each.dump() for each in (THREE, ONE, TWO)]
+    assert await store.queues.enqueue(OPS, ACCOUNT, (ONE, TWO), letters=letters) == 2
+    assert await store.queue() == [each.dump() for each in (THREE, ONE, TWO)]
     assert await last_letter(store) == kept
     assert len(await store.stream(store.keys.dead(SHARD, OPS))) == 1
-    assert list(await store.scores(store.keys.lanes(SHARD, OPS))) == [ACCOUNT]
+    assert list(await store.scores(store.keys.queues(SHARD, OPS))) == [ACCOUNT]
 
 
 async def test_a_dead_letter_that_is_asked_for_twice_moves_once(redis_client: Redis, namespace: str) -> None:
     store, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
     letters = [await a_letter(store, each) for each in (ONE, TWO)]
-    assert await store.lanes.queue(OPS, ACCOUNT, [ONE], letters=letters[:1]) == 1
+    assert await store.queues.enqueue(OPS, ACCOUNT, [ONE], letters=letters[:1]) == 1
     found = await asyncio.gather(
-        *(each.lanes.queue(OPS, ACCOUNT, (ONE, TWO), letters=letters) for each in (store, other))
+        *(each.queues.enqueue(OPS, ACCOUNT, (ONE, TWO), letters=letters) for each in (store, other))
     )
     assert sorted(found) == [0, 1]
-    assert await store.lane() == [ONE.dump(), TWO.dump()]
+    assert await store.queue() == [ONE.dump(), TWO.dump()]
 
 
 async def test_letters_that_are_gone_leave_everything_as_it_was(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     letter = await a_letter(store, ONE)
-    await store.lanes.queue(OPS, ACCOUNT, [ONE], letters=[letter])
+    await store.queues.enqueue(OPS, ACCOUNT, [ONE], letters=[letter])
     before = await store.contents()
-    assert await store.lanes.queue(OPS, ACCOUNT, [ONE], letters=[letter]) == 0
+    assert await store.queues.enqueue(OPS, ACCOUNT, [ONE], letters=[letter]) == 0
     assert await store.contents() == before
 
 
-async def test_what_waits_is_hastened_and_looked_for_at_once(redis_client: Redis, namespace: str) -> None:
+async def test_what_waits_is_made_due_and_looked_for_at_once(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await queue(store, ONE)
-    lanes, index = store.keys.lanes(SHARD, OPS), store.keys.due_subscriptions(SHARD)
-    for due_in_ms, hastened in ((-5, 0), (MINUTE_MS // 2, 0), (10 * MINUTE_MS, 1)):
-        await store.due(lanes, **{ACCOUNT: due_in_ms})
+    queues, index = store.keys.queues(SHARD, OPS), store.keys.due_subscriptions(SHARD)
+    for due_in_ms, made_due in ((-5, 0), (MINUTE_MS // 2, 0), (10 * MINUTE_MS, 1)):
+        await store.due(queues, **{ACCOUNT: due_in_ms})
         await store.due(index, **{OPS: 60 * MINUTE_MS})  # as of a subscription that was left alone
-        assert await store.lanes.hasten(OPS, SHARD, lease_ms=MINUTE_MS) == hastened
+        assert await store.queues.make_due(OPS, SHARD, lease_ms=MINUTE_MS) == made_due
         assert (await store.scores(index))[OPS] <= await store.now_ms() + 1
-    assert (await store.scores(lanes))[ACCOUNT] <= await store.now_ms() + 1
+    assert (await store.scores(queues))[ACCOUNT] <= await store.now_ms() + 1
 
 
-async def test_without_lanes_there_is_nothing_to_hasten(redis_client: Redis, namespace: str) -> None:
+async def test_without_queues_there_is_nothing_to_make_due(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    assert await store.lanes.hasten(OPS, SHARD, lease_ms=MINUTE_MS) == 0
+    assert await store.queues.make_due(OPS, SHARD, lease_ms=MINUTE_MS) == 0
     assert await store.contents() == {}
 
 
@@ -184,4 +186,4 @@ async def test_a_delivery_that_was_put_back_is_the_same_to_the_byte(
     store = a_store(redis_client, namespace)
     odd = a_delivery(9, body=b"\x00\xff\n%s")
     await queue(store, odd)
-    assert await store.lane() == [odd.dump()]
+    assert await store.queue() == [odd.dump()]

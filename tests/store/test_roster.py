@@ -53,11 +53,13 @@ async def test_the_same_list_again_changes_nothing(redis_client: Redis, namespac
     assert await store.contents() == before
 
 
-async def test_a_removed_account_is_forgotten_and_its_lanes_stay(redis_client: Redis, namespace: str) -> None:
+async def test_a_removed_account_is_forgotten_and_its_queues_stay(
+    redis_client: Redis, namespace: str
+) -> None:
     store = a_store(redis_client, namespace)
     await enroll(store, loopring=[ACCOUNT, NEIGHBOURS[0]])
     for account in (ACCOUNT, NEIGHBOURS[0]):
-        await store.queue(a_delivery(), account=account)
+        await store.fill(a_delivery(), account=account)
         lease = await store.lease(account)
         await store.polls.postpone(PROVIDER, lease, why="down", at_least_ms=0, waits_ms=[5])
     assert await enroll(store, loopring=[NEIGHBOURS[0]]) == Enrolled(0, 1)
@@ -66,8 +68,8 @@ async def test_a_removed_account_is_forgotten_and_its_lanes_stay(redis_client: R
     assert await store.polls.read_state(NEIGHBOURS[0])
     failing = (await store.contents())[store.keys.failing(SHARD, PROVIDER)]
     assert list(failing) == [NEIGHBOURS[0].encode()]
-    assert await store.lane() == [a_delivery().dump()]
-    assert ACCOUNT in await store.scores(store.keys.lanes(SHARD, OPS))
+    assert await store.queue() == [a_delivery().dump()]
+    assert ACCOUNT in await store.scores(store.keys.queues(SHARD, OPS))
 
 
 async def test_an_account_that_comes_back_starts_with_a_new_baseline(
@@ -75,7 +77,7 @@ async def test_an_account_that_comes_back_starts_with_a_new_baseline(
 ) -> None:
     store = a_store(redis_client, namespace)
     await enroll(store, loopring=[ACCOUNT])
-    await store.queue(a_delivery())
+    await store.fill(a_delivery())
     await enroll(store, loopring=[])
     assert await enroll(store, loopring=[ACCOUNT]) == Enrolled(1, 0)
     assert await store.polls.read_state(ACCOUNT) is None
@@ -84,7 +86,7 @@ async def test_an_account_that_comes_back_starts_with_a_new_baseline(
 async def test_a_removed_provider_takes_its_accounts_with_it(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await enroll(store, loopring=[ACCOUNT], shop=["alice"])
-    await store.queue(a_delivery())
+    await store.fill(a_delivery())
     assert await enroll(store, shop=["alice"]) == Enrolled(0, 1)
     assert await scheduled(store) == {}
     assert await store.polls.read_state(ACCOUNT) is None
@@ -95,7 +97,7 @@ async def test_an_account_that_moves_to_another_provider_keeps_its_state(
 ) -> None:
     store = a_store(redis_client, namespace)
     await enroll(store, loopring=[ACCOUNT], shop=[])
-    await store.queue(a_delivery())
+    await store.fill(a_delivery())
     assert await enroll(store, loopring=[], shop=[ACCOUNT]) == Enrolled(1, 1)
     assert await scheduled(store) == {}
     assert list(await scheduled(store, "shop")) == [ACCOUNT]
@@ -180,7 +182,7 @@ async def test_an_enrolment_is_missing_until_one_came_to_its_end(redis_client: R
 async def test_an_enrolment_that_forgets_nobody_only_adds(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await enroll(store, loopring=[ACCOUNT])
-    await store.queue(a_delivery())
+    await store.fill(a_delivery())
     added = await store.roster.enroll({PROVIDER: ["other"], "shop": ["alice"]}, now_ms=5, forget=False)
     assert added == Enrolled(2, 0)
     assert {*await scheduled(store)} == {ACCOUNT, "other"}
@@ -258,14 +260,14 @@ async def test_a_lease_that_has_run_out_holds_nothing(redis_client: Redis, names
     assert await store.scores(polls) == {ACCOUNT: now_ms}
 
 
-async def test_what_waits_for_a_retry_is_made_due_and_a_lease_is_not_hastened(
+async def test_what_waits_for_a_retry_is_made_due_and_a_lease_is_not_made_due(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
     polls = store.keys.polls(SHARD, PROVIDER)
     await store.due(polls, **{ACCOUNT: -1})
     (lease,) = (await store.polls.claim(PROVIDER, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
-    assert await store.polls.hasten(PROVIDER, SHARD, lease_ms=MINUTE_MS) == 0
+    assert await store.polls.make_due(PROVIDER, SHARD, lease_ms=MINUTE_MS) == 0
     assert await store.scores(polls) == {ACCOUNT: lease.deadline}
     await store.polls.postpone(PROVIDER, lease, why="rate", at_least_ms=0, waits_ms=[MINUTE_MS])
     now_ms = await store.now_ms()

@@ -1,4 +1,4 @@
-"""Settling: what becomes of a lane's head after an attempt, exactly once, by whoever holds the lane."""
+"""Settling: what becomes of a queue's head after an attempt, exactly once, by whoever holds the queue."""
 
 from collections.abc import Awaitable, Callable
 
@@ -19,31 +19,31 @@ from tests.support.stores import (
     some_deliveries,
 )
 from watcher.journal.delivery import Delivery
-from watcher.store import lanes, polls
+from watcher.store import polls, queues
 from watcher.store.schedule import Lease, Reply
 
 Settle = Callable[[Store, Lease, Delivery], Awaitable[Reply]]
 
 KEPT_MS = 2 * MINUTE_MS
-"""Longer than a lane is leased for: an order that names the deadline in force passes for a repeated one."""
+"""Longer than a queue is leased for: an order that names the deadline in force passes for a repeated one."""
 
 
 async def delivered(store: Store, lease: Lease, delivery: Delivery) -> Reply:
-    return (await store.lanes.delivered(OPS, lease, delivery.head, until=store.lanes.until(lease, KEPT_MS)))[
-        0
-    ]
+    return (
+        await store.queues.delivered(OPS, lease, delivery.head, until=store.queues.until(lease, KEPT_MS))
+    )[0]
 
 
 async def dead(store: Store, lease: Lease, delivery: Delivery) -> Reply:
     return (
-        await store.lanes.dead(
-            OPS, lease, delivery.head, until=store.lanes.until(lease, KEPT_MS), reason="410"
+        await store.queues.dead(
+            OPS, lease, delivery.head, until=store.queues.until(lease, KEPT_MS), reason="410"
         )
     )[0]
 
 
 async def retry(store: Store, lease: Lease, delivery: Delivery) -> Reply:
-    return await store.lanes.retry(OPS, lease, delivery.head, wait_ms=5000)
+    return await store.queues.retry(OPS, lease, delivery.head, wait_ms=5000)
 
 
 pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
@@ -53,11 +53,11 @@ every_outcome = pytest.mark.parametrize("settle", [delivered, dead, retry])
 ONE, TWO, THREE = some_deliveries(1, 2, 3)
 
 
-async def a_lane(client: Redis, namespace: str, *deliveries: Delivery) -> tuple[Store, Lease]:
-    """A store, and the lease of a lane where these wait."""
+async def a_queue(client: Redis, namespace: str, *deliveries: Delivery) -> tuple[Store, Lease]:
+    """A store, and the lease of a queue where these wait."""
     store = a_store(client, namespace)
-    await store.queue(*deliveries)
-    return store, await store.lease_lane()
+    await store.fill(*deliveries)
+    return store, await store.lease_queue()
 
 
 async def refused(store: Store, settle: Settle, lease: Lease, delivery: Delivery, reply: Reply) -> None:
@@ -67,54 +67,56 @@ async def refused(store: Store, settle: Settle, lease: Lease, delivery: Delivery
     assert await store.contents() == before
 
 
-async def test_a_delivered_head_makes_room_for_the_next_and_keeps_the_lane(
+async def test_a_delivered_head_makes_room_for_the_next_and_keeps_the_queue(
     redis_client: Redis, namespace: str
 ) -> None:
-    store, lease = await a_lane(redis_client, namespace, ONE, TWO)
+    store, lease = await a_queue(redis_client, namespace, ONE, TWO)
     before = await store.now_ms()
-    reply, deadline = await store.lanes.delivered(OPS, lease, ONE.head, until=store.lanes.until(lease, 7000))
+    reply, deadline = await store.queues.delivered(
+        OPS, lease, ONE.head, until=store.queues.until(lease, 7000)
+    )
     assert reply is Reply.DONE
     assert before + 7000 - 1 <= deadline <= await store.now_ms() + 7000 + 1
-    assert await store.lane() == [TWO.dump()]
-    assert await store.scores(store.keys.lanes(SHARD, OPS)) == {ACCOUNT: deadline}
+    assert await store.queue() == [TWO.dump()]
+    assert await store.scores(store.keys.queues(SHARD, OPS)) == {ACCOUNT: deadline}
     assert await delivered(store, Lease(ACCOUNT, deadline), TWO) is Reply.DONE
 
 
-async def test_an_empty_lane_leaves_the_schedule(redis_client: Redis, namespace: str) -> None:
-    store, lease = await a_lane(redis_client, namespace, ONE)
-    await store.queue(ONE, account=NEIGHBOURS[0])
-    assert await store.lanes.delivered(OPS, lease, ONE.head, until=store.lanes.until(lease, KEPT_MS)) == (
+async def test_an_empty_queue_leaves_the_schedule(redis_client: Redis, namespace: str) -> None:
+    store, lease = await a_queue(redis_client, namespace, ONE)
+    await store.fill(ONE, account=NEIGHBOURS[0])
+    assert await store.queues.delivered(OPS, lease, ONE.head, until=store.queues.until(lease, KEPT_MS)) == (
         Reply.DONE,
         0,
     )
-    assert store.keys.lane(OPS, ACCOUNT) not in await store.contents()
-    assert list(await store.scores(store.keys.lanes(SHARD, OPS))) == [NEIGHBOURS[0]]
+    assert store.keys.queue(OPS, ACCOUNT) not in await store.contents()
+    assert list(await store.scores(store.keys.queues(SHARD, OPS))) == [NEIGHBOURS[0]]
 
 
-async def test_what_is_queued_meanwhile_stays_with_the_holder_of_the_lane(
+async def test_what_is_queued_meanwhile_stays_with_the_holder_of_the_queue(
     redis_client: Redis, namespace: str
 ) -> None:
-    store, lease = await a_lane(redis_client, namespace, ONE)
-    await store.queue(TWO)
-    reply, deadline = await store.lanes.delivered(
-        OPS, lease, ONE.head, until=store.lanes.until(lease, KEPT_MS)
+    store, lease = await a_queue(redis_client, namespace, ONE)
+    await store.fill(TWO)
+    reply, deadline = await store.queues.delivered(
+        OPS, lease, ONE.head, until=store.queues.until(lease, KEPT_MS)
     )
     assert reply is Reply.DONE
-    assert await store.scores(store.keys.lanes(SHARD, OPS)) == {ACCOUNT: deadline}
-    assert await store.lane() == [TWO.dump()]
+    assert await store.scores(store.keys.queues(SHARD, OPS)) == {ACCOUNT: deadline}
+    assert await store.queue() == [TWO.dump()]
 
 
-async def test_a_dead_head_is_kept_with_its_reason_and_the_lane_goes_on(
+async def test_a_dead_head_is_kept_with_its_reason_and_the_queue_goes_on(
     redis_client: Redis, namespace: str
 ) -> None:
     odd = Delivery("evt_1", "total.increased", 1, b"\x00\xff\n%s")
-    store, lease = await a_lane(redis_client, namespace, odd, TWO)
-    reply, deadline = await store.lanes.dead(
-        OPS, lease, odd.head, until=store.lanes.until(lease, 7000), reason="10 attempts"
+    store, lease = await a_queue(redis_client, namespace, odd, TWO)
+    reply, deadline = await store.queues.dead(
+        OPS, lease, odd.head, until=store.queues.until(lease, 7000), reason="10 attempts"
     )
     assert reply is Reply.DONE
-    assert await store.scores(store.keys.lanes(SHARD, OPS)) == {ACCOUNT: deadline}
-    assert await store.lane() == [TWO.dump()]
+    assert await store.scores(store.keys.queues(SHARD, OPS)) == {ACCOUNT: deadline}
+    assert await store.queue() == [TWO.dump()]
     assert await store.stream(store.keys.dead(SHARD, OPS)) == [
         {"account": ACCOUNT.encode(), "reason": b"10 attempts", "delivery": odd.dump()}
     ]
@@ -123,34 +125,34 @@ async def test_a_dead_head_is_kept_with_its_reason_and_the_lane_goes_on(
         b"10 attempts",
         b"410",
     ]
-    assert await store.scores(store.keys.lanes(SHARD, OPS)) == {}
+    assert await store.scores(store.keys.queues(SHARD, OPS)) == {}
 
 
-async def test_a_failed_head_stays_and_its_lane_waits(redis_client: Redis, namespace: str) -> None:
-    store, lease = await a_lane(redis_client, namespace, ONE, TWO)
+async def test_a_failed_head_stays_and_its_queue_waits(redis_client: Redis, namespace: str) -> None:
+    store, lease = await a_queue(redis_client, namespace, ONE, TWO)
     before = await store.now_ms()
     assert await retry(store, lease, ONE) is Reply.DONE
-    due = (await store.scores(store.keys.lanes(SHARD, OPS)))[ACCOUNT]
+    due = (await store.scores(store.keys.queues(SHARD, OPS)))[ACCOUNT]
     assert before + 5000 - 1 <= due <= await store.now_ms() + 5000 + 1
-    assert await store.lane() == [ONE.dump(), TWO.dump()]
+    assert await store.queue() == [ONE.dump(), TWO.dump()]
     assert await store.tries() == (1, ONE.head)
 
 
-async def test_a_lane_that_waits_is_found_again_through_the_index(
+async def test_a_queue_that_waits_is_found_again_through_the_index(
     redis_client: Redis, namespace: str
 ) -> None:
-    store, lease = await a_lane(redis_client, namespace, ONE)
+    store, lease = await a_queue(redis_client, namespace, ONE)
     index = store.keys.due_subscriptions(SHARD)
     await store.due(index, **{OPS: 10 * MINUTE_MS})
     await retry(store, lease, ONE)
-    due = await store.scores(store.keys.lanes(SHARD, OPS))
+    due = await store.scores(store.keys.queues(SHARD, OPS))
     assert await store.scores(index) == {OPS: int(due[ACCOUNT])}
 
 
-async def test_a_retry_does_not_put_off_another_lane_of_its_subscription(
+async def test_a_retry_does_not_put_off_another_queue_of_its_subscription(
     redis_client: Redis, namespace: str
 ) -> None:
-    store, lease = await a_lane(redis_client, namespace, ONE)
+    store, lease = await a_queue(redis_client, namespace, ONE)
     index = store.keys.due_subscriptions(SHARD)
     await store.due(index, **{OPS: -5})
     before = await store.scores(index)
@@ -159,14 +161,14 @@ async def test_a_retry_does_not_put_off_another_lane_of_its_subscription(
 
 
 async def test_tries_are_counted_for_one_head(redis_client: Redis, namespace: str) -> None:
-    store, lease = await a_lane(redis_client, namespace, ONE, TWO)
+    store, lease = await a_queue(redis_client, namespace, ONE, TWO)
     assert await store.tries() == (0, b"")
     for count in range(1, 12):
         assert await retry(store, lease, ONE) is Reply.DONE
         assert await store.tries() == (count, ONE.head)
-        lease = await store.lease_lane()
-    reply, deadline = await store.lanes.delivered(
-        OPS, lease, ONE.head, until=store.lanes.until(lease, KEPT_MS)
+        lease = await store.lease_queue()
+    reply, deadline = await store.queues.delivered(
+        OPS, lease, ONE.head, until=store.queues.until(lease, KEPT_MS)
     )
     assert reply is Reply.DONE
     assert await store.tries() == (0, b"")
@@ -177,34 +179,34 @@ async def test_tries_are_counted_for_one_head(redis_client: Redis, namespace: st
 async def test_tries_of_a_head_that_was_pushed_out_do_not_count_for_the_next(
     redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, lease = await a_lane(redis_client, namespace, ONE)
+    store, lease = await a_queue(redis_client, namespace, ONE)
     await retry(store, lease, ONE)
-    monkeypatch.setattr(polls, "LANE_LENGTH", 1)
+    monkeypatch.setattr(polls, "QUEUE_LENGTH", 1)
     store = a_store(redis_client, namespace)
-    await store.queue(TWO)
-    assert await store.lane() == [TWO.dump()]
+    await store.fill(TWO)
+    assert await store.queue() == [TWO.dump()]
     tries, tried = await store.tries()
     assert (tries, tried) == (1, ONE.head)
-    await retry(store, await store.lease_lane(), TWO)
+    await retry(store, await store.lease_queue(), TWO)
     assert await store.tries() == (1, TWO.head)
 
 
 @every_outcome
 @pytest.mark.parametrize("pushed_out", [1, 2])
-async def test_a_head_that_a_full_lane_gave_up_meanwhile_costs_no_other_delivery(
+async def test_a_head_that_a_full_queue_gave_up_meanwhile_costs_no_other_delivery(
     redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch, settle: Settle, pushed_out: int
 ) -> None:
-    """Its attempt ends with a lane in hand whose head is another: the lane is given back as it is."""
-    store, lease = await a_lane(redis_client, namespace, ONE, TWO)
-    monkeypatch.setattr(polls, "LANE_LENGTH", 2)
+    """Its attempt ends with a queue in hand whose head is another: the queue is given back as it is."""
+    store, lease = await a_queue(redis_client, namespace, ONE, TWO)
+    monkeypatch.setattr(polls, "QUEUE_LENGTH", 2)
     store = a_store(redis_client, namespace)
-    await store.queue(*some_deliveries(3, 4)[:pushed_out])
+    await store.fill(*some_deliveries(3, 4)[:pushed_out])
     waiting = [each.dump() for each in some_deliveries(1, 2, 3, 4)[pushed_out : pushed_out + 2]]
-    assert await store.lane() == waiting
+    assert await store.queue() == waiting
     await refused(store, settle, lease, ONE, Reply.MOVED_ON)
-    assert await store.lanes.release(OPS, lease) is Reply.DONE
-    (again,) = (await store.lanes.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=5)).leases
-    assert await store.lane() == waiting
+    assert await store.queues.release(OPS, lease) is Reply.DONE
+    (again,) = (await store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=5)).leases
+    assert await store.queue() == waiting
     assert await settle(store, again, some_deliveries(1, 2, 3)[pushed_out]) is Reply.DONE
 
 
@@ -213,23 +215,23 @@ async def test_an_attempt_is_remembered_where_there_is_something_to_tell(
     redis_client: Redis, namespace: str, outcome: str
 ) -> None:
     record = b'{"status":503}\x00\xff'
-    store, lease = await a_lane(redis_client, namespace, ONE, TWO)
+    store, lease = await a_queue(redis_client, namespace, ONE, TWO)
     attempts = store.keys.attempts(SHARD, OPS)
-    reply, deadline = await store.lanes.delivered(
-        OPS, lease, ONE.head, until=store.lanes.until(lease, KEPT_MS)
+    reply, deadline = await store.queues.delivered(
+        OPS, lease, ONE.head, until=store.queues.until(lease, KEPT_MS)
     )
     assert reply is Reply.DONE
     assert attempts not in await store.contents()
     lease = Lease(ACCOUNT, deadline)
     if outcome == "retry":
-        await store.lanes.retry(OPS, lease, TWO.head, wait_ms=5, record=record)
+        await store.queues.retry(OPS, lease, TWO.head, wait_ms=5, record=record)
     elif outcome == "dead":
-        await store.lanes.dead(
-            OPS, lease, TWO.head, until=store.lanes.until(lease, KEPT_MS), reason="410", record=record
+        await store.queues.dead(
+            OPS, lease, TWO.head, until=store.queues.until(lease, KEPT_MS), reason="410", record=record
         )
     else:
-        await store.lanes.delivered(
-            OPS, lease, TWO.head, until=store.lanes.until(lease, KEPT_MS), record=record
+        await store.queues.delivered(
+            OPS, lease, TWO.head, until=store.queues.until(lease, KEPT_MS), record=record
         )
     assert await store.stream(attempts) == [{"attempt": record}]
 
@@ -237,13 +239,13 @@ async def test_an_attempt_is_remembered_where_there_is_something_to_tell(
 async def test_attempts_and_dead_letters_are_trimmed(
     redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes, "ATTEMPTS_PER_SUBSCRIPTION", 10)
-    monkeypatch.setattr(lanes, "DEAD_PER_SUBSCRIPTION", 10)
-    store, lease = await a_lane(redis_client, namespace, *some_deliveries(*range(250)))
+    monkeypatch.setattr(queues, "ATTEMPTS_PER_SUBSCRIPTION", 10)
+    monkeypatch.setattr(queues, "DEAD_PER_SUBSCRIPTION", 10)
+    store, lease = await a_queue(redis_client, namespace, *some_deliveries(*range(250)))
     for number in range(250):
         head = a_delivery(number).head
-        _, deadline = await store.lanes.dead(
-            OPS, lease, head, until=store.lanes.until(lease, KEPT_MS), reason="410", record=b"{}"
+        _, deadline = await store.queues.dead(
+            OPS, lease, head, until=store.queues.until(lease, KEPT_MS), reason="410", record=b"{}"
         )
         lease = Lease(ACCOUNT, deadline)
     for key in (store.keys.attempts(SHARD, OPS), store.keys.dead(SHARD, OPS)):
@@ -252,7 +254,7 @@ async def test_attempts_and_dead_letters_are_trimmed(
 
 @every_outcome
 async def test_only_the_head_is_settled(redis_client: Redis, namespace: str, settle: Settle) -> None:
-    store, lease = await a_lane(redis_client, namespace, ONE, TWO)
+    store, lease = await a_queue(redis_client, namespace, ONE, TWO)
     longer = a_delivery(11)
     for other in (TWO, THREE, longer):
         await refused(store, settle, lease, other, Reply.MOVED_ON)
@@ -263,14 +265,14 @@ async def test_an_attempt_of_a_head_with_the_same_beginning_is_another_one(
     redis_client: Redis, namespace: str, settle: Settle
 ) -> None:
     same, longer = Delivery("evt_1", "total", 1, b"{}"), Delivery("evt_1", "total.increased", 1, b"{}")
-    store, lease = await a_lane(redis_client, namespace, longer)
+    store, lease = await a_queue(redis_client, namespace, longer)
     await refused(store, settle, lease, same, Reply.MOVED_ON)
 
 
 @every_outcome
-async def test_a_lane_that_is_gone_has_no_head(redis_client: Redis, namespace: str, settle: Settle) -> None:
-    store, lease = await a_lane(redis_client, namespace, ONE)
-    await store.pipe.command("DEL", store.keys.lane(OPS, ACCOUNT))
+async def test_a_queue_that_is_gone_has_no_head(redis_client: Redis, namespace: str, settle: Settle) -> None:
+    store, lease = await a_queue(redis_client, namespace, ONE)
+    await store.pipe.command("DEL", store.keys.queue(OPS, ACCOUNT))
     await refused(store, settle, lease, ONE, Reply.MOVED_ON)
 
 
@@ -279,7 +281,7 @@ async def test_a_lane_that_is_gone_has_no_head(redis_client: Redis, namespace: s
 async def test_without_the_lease_nothing_is_settled(
     redis_client: Redis, namespace: str, settle: Settle, off_ms: int
 ) -> None:
-    store, lease = await a_lane(redis_client, namespace, ONE, TWO)
+    store, lease = await a_queue(redis_client, namespace, ONE, TWO)
     late = Lease(ACCOUNT, lease.deadline + off_ms)
     await refused(store, settle, late, ONE, Reply.LEASE_LOST)
 
@@ -289,7 +291,7 @@ async def test_without_the_lease_nothing_is_settled(
 async def test_a_repeated_settling_takes_nothing_twice(
     redis_client: Redis, namespace: str, settle: Settle, deliveries: tuple[Delivery, ...]
 ) -> None:
-    store, lease = await a_lane(redis_client, namespace, *deliveries)
+    store, lease = await a_queue(redis_client, namespace, *deliveries)
     assert await settle(store, lease, ONE) is Reply.DONE
     before = await store.contents()
     # Within the same millisecond it is taken for a repeat after a lost answer, and hears what was lost.
@@ -300,23 +302,23 @@ async def test_a_repeated_settling_takes_nothing_twice(
 async def test_a_settling_that_is_asked_for_again_hears_what_the_first_was_answered(
     redis_client: Redis, namespace: str
 ) -> None:
-    store, lease = await a_lane(redis_client, namespace, ONE, TWO)
-    until = store.lanes.until(lease, MINUTE_MS)
+    store, lease = await a_queue(redis_client, namespace, ONE, TWO)
+    until = store.queues.until(lease, MINUTE_MS)
     for _ in range(2):
-        assert await store.lanes.delivered(OPS, lease, ONE.head, until=until) == (Reply.DONE, until)
-    assert await store.lane() == [TWO.dump()]
+        assert await store.queues.delivered(OPS, lease, ONE.head, until=until) == (Reply.DONE, until)
+    assert await store.queue() == [TWO.dump()]
 
 
-@pytest.mark.parametrize("damaged", ["lane", "lanes", "tries", "dead", "due", "attempts"])
+@pytest.mark.parametrize("damaged", ["queue", "queues", "tries", "dead", "due", "attempts"])
 @every_outcome
 async def test_a_damaged_key_loses_no_delivery(
     redis_client: Redis, namespace: str, settle: Settle, damaged: str
 ) -> None:
-    store, lease = await a_lane(redis_client, namespace, ONE, TWO)
+    store, lease = await a_queue(redis_client, namespace, ONE, TWO)
     keys = store.keys
     key = {
-        "lane": keys.lane(OPS, ACCOUNT),
-        "lanes": keys.lanes(SHARD, OPS),
+        "queue": keys.queue(OPS, ACCOUNT),
+        "queues": keys.queues(SHARD, OPS),
         "tries": keys.tries(SHARD, OPS),
         "dead": keys.dead(SHARD, OPS),
         "due": keys.due_subscriptions(SHARD),
@@ -329,12 +331,12 @@ async def test_a_damaged_key_loses_no_delivery(
     assert await store.contents() == before
 
 
-async def test_a_lane_is_kept_for_longer_by_whoever_has_it_and_by_nobody_else(
+async def test_a_queue_is_kept_for_longer_by_whoever_has_it_and_by_nobody_else(
     redis_client: Redis, namespace: str
 ) -> None:
-    store, lease = await a_lane(redis_client, namespace, ONE)
+    store, lease = await a_queue(redis_client, namespace, ONE)
     longer = lease.deadline + 5
-    assert await store.lanes.extend(OPS, lease, until=longer) is Reply.DONE
-    assert await store.lanes.extend(OPS, lease, until=longer) is Reply.DONE, "where its answer was lost"
-    assert await store.lanes.extend(OPS, lease, until=longer + 1) is Reply.LEASE_LOST
-    assert await store.scores(store.keys.lanes(SHARD, OPS)) == {ACCOUNT: longer}
+    assert await store.queues.extend(OPS, lease, until=longer) is Reply.DONE
+    assert await store.queues.extend(OPS, lease, until=longer) is Reply.DONE, "where its answer was lost"
+    assert await store.queues.extend(OPS, lease, until=longer + 1) is Reply.LEASE_LOST
+    assert await store.scores(store.keys.queues(SHARD, OPS)) == {ACCOUNT: longer}

@@ -28,14 +28,14 @@ def balances(amount: st.SearchStrategy[str]) -> st.SearchStrategy[Balance]:
 
 @st.composite
 def entries(draw: st.DrawFn) -> Entry:
-    """An asset at rest, or one of which something is held, doubted or both."""
+    """An asset at rest, or one of which something is held, suspect or both."""
     decimals = st.none() | st.integers(0, MAX_FRACTION_DIGITS)
     asset = Asset("", draw(st.none() | words), draw(st.none() | words), draw(decimals))
     published = draw(balances(signed))
     held_polls = draw(st.integers(0, 3))
-    doubted = draw(st.none() | balances(amounts))
-    is_at_rest = not held_polls and doubted is None
-    return Entry(asset, published, published if is_at_rest else draw(balances(signed)), held_polls, doubted)
+    suspect = draw(st.none() | balances(amounts))
+    is_at_rest = not held_polls and suspect is None
+    return Entry(asset, published, published if is_at_rest else draw(balances(signed)), held_polls, suspect)
 
 
 @st.composite
@@ -82,14 +82,14 @@ def test_a_state_is_read_back_as_it_was_written(state: AccountState) -> None:
     assert load_state(fields(state)) == state
 
 
-def test_what_is_held_and_doubted_is_kept_to_the_digit() -> None:
+def test_what_is_held_and_suspect_is_kept_to_the_digit() -> None:
     huge = "9" * 77 + "." + "1" * 78
     entry = Entry(
         Asset("ETH", "ETH", None, 18),
         a_balance("-" + huge, "0", None, "-0.5"),
         a_balance(huge, "1", None, "0"),
         held_polls=2,
-        doubted=a_balance("0", "0", None, "0"),
+        suspect=a_balance("0", "0", None, "0"),
     )
     state = AccountState("here", ("ETH",), {"ETH": entry}, {"ops": 7}, "v1", 9, 1000)
     assert load_state(fields(state)) == state

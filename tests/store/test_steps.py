@@ -54,7 +54,7 @@ async def test_each_account_gets_its_own_state_and_its_own_delivery(
             state = await store.polls.read_state(account)
             assert state
             assert state.version == "v1"
-            assert await store.lane(account) == [delivery.dump()]
+            assert await store.queue(account) == [delivery.dump()]
 
 
 async def test_what_is_asked_together_goes_out_in_few_calls(redis_client: Redis, namespace: str) -> None:
@@ -90,8 +90,8 @@ async def test_a_damaged_key_fails_its_own_step_only(redis_client: Redis, namesp
     queued = await deliveries_of(store, *MANY[:3])
     damaged = MANY[1]
     leases = {account: await store.lease(account) for account in queued}
-    lanes = {account: await store.lease_lane(account) for account in queued}
-    for key in (store.keys.state(damaged), store.keys.lane(OPS, damaged)):
+    queues = {account: await store.lease_queue(account) for account in queued}
+    for key in (store.keys.state(damaged), store.keys.queue(OPS, damaged)):
         await store.pipe.command("SET", key, "damaged")
     async with running(store.pipe):
         touched = await asyncio.gather(
@@ -99,10 +99,10 @@ async def test_a_damaged_key_fails_its_own_step_only(redis_client: Redis, namesp
         )
         settled = await asyncio.gather(
             *(
-                store.lanes.delivered(
-                    OPS, lane, queued[account].head, until=store.lanes.until(lane, MINUTE_MS)
+                store.queues.delivered(
+                    OPS, queue, queued[account].head, until=store.queues.until(queue, MINUTE_MS)
                 )
-                for account, lane in lanes.items()
+                for account, queue in queues.items()
             ),
             return_exceptions=True,
         )
@@ -110,7 +110,7 @@ async def test_a_damaged_key_fails_its_own_step_only(redis_client: Redis, namesp
     assert isinstance(touched[1], BadState)
     assert [settled[0], settled[2]] == [(Reply.DONE, 0), (Reply.DONE, 0)]
     assert isinstance(settled[1], Exception)
-    assert await store.lane(MANY[0]) == await store.lane(MANY[2]) == []
+    assert await store.queue(MANY[0]) == await store.queue(MANY[2]) == []
 
 
 async def test_two_steps_at_the_same_key_are_taken_one_after_the_other(
@@ -121,4 +121,4 @@ async def test_two_steps_at_the_same_key_are_taken_one_after_the_other(
     async with running(store.pipe):
         replies = await asyncio.gather(*(store.polls.commit(step) for _ in range(3)))
     assert sorted(reply for reply, _ in replies) == [Reply.DONE_BEFORE, Reply.DONE_BEFORE, Reply.DONE]
-    assert await store.lane(MANY[0]) == [a_delivery().dump()]
+    assert await store.queue(MANY[0]) == [a_delivery().dump()]

@@ -87,7 +87,7 @@ async def enroll(store: Store) -> None:
 
 
 async def nothing_skipped(store: Store, race: Race) -> None:
-    """Claim that each account's log and lane hold every version once, in order, up to its state's."""
+    """Claim that each account's log and queue hold every version once, in order, up to its state's."""
     versions: dict[str, list[int]] = {account: [] for account in ACCOUNTS}
     for shard in range(SHARDS):
         for entry in await store.stream(store.keys.log(shard)):
@@ -97,7 +97,7 @@ async def nothing_skipped(store: Store, race: Race) -> None:
         assert state
         expected = list(range(1, int(state.version) + 1))
         assert versions[account] == expected
-        assert await store.lane(account) == [a_delivery(number).dump() for number in expected]
+        assert await store.queue(account) == [a_delivery(number).dump() for number in expected]
         assert race.commits[account] == len(expected)
 
 
@@ -120,16 +120,16 @@ async def test_even_leases_that_end_too_early_skip_and_double_nothing(stores: tu
     await nothing_skipped(stores[0], race)
 
 
-async def test_two_workers_deliver_each_lane_once_and_in_order(stores: tuple[Store, Store]) -> None:
+async def test_two_workers_deliver_each_queue_once_and_in_order(stores: tuple[Store, Store]) -> None:
     one = stores[0]
     numbers = range(1, STEPS + 1)
     for account in ACCOUNTS:
-        await one.queue(*map(a_delivery, numbers), account=account)
+        await one.fill(*map(a_delivery, numbers), account=account)
     heard: dict[str, list[bytes]] = {account: [] for account in ACCOUNTS}
 
     async def deliver(store: Store, shard: int) -> None:
-        while (await store.lanes.claim(OPS, shard, lease_ms=MINUTE_MS, at_most=0)).next_due_ms is not None:
-            claimed = await store.lanes.claim(OPS, shard, lease_ms=MINUTE_MS, at_most=2)
+        while (await store.queues.claim(OPS, shard, lease_ms=MINUTE_MS, at_most=0)).next_due_ms is not None:
+            claimed = await store.queues.claim(OPS, shard, lease_ms=MINUTE_MS, at_most=2)
             for lease in claimed.leases:
                 await work_off(store, lease)
 
@@ -139,14 +139,14 @@ async def test_two_workers_deliver_each_lane_once_and_in_order(stores: tuple[Sto
         for entry in begun.entries:
             heard[lease.member].append(entry)
             head = entry[: entry.index(b"\n") + 1]
-            reply, deadline = await store.lanes.delivered(
-                OPS, lease, head, until=store.lanes.until(lease, MINUTE_MS)
+            reply, deadline = await store.queues.delivered(
+                OPS, lease, head, until=store.queues.until(lease, MINUTE_MS)
             )
             assert reply is Reply.DONE
             lease = Lease(lease.member, deadline)
             if not deadline:
                 return
-        await store.lanes.release(OPS, lease)
+        await store.queues.release(OPS, lease)
 
     async with asyncio.timeout(20):
         await asyncio.gather(

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from watcher.exposed.door import parse_address
-from watcher.exposed.listener import Listener
-from watcher.exposed.probes import routes
+from watcher.observe.door import parse_address
+from watcher.observe.listener import Listener
+from watcher.observe.probes import routes
 from watcher.run.worker import Worker
 
 

@@ -15,9 +15,9 @@ from tests.support.builders import a_state
 from watcher.journal.delivery import Delivery
 from watcher.snapshot import Balance
 from watcher.store.keys import Keys, shard_of
-from watcher.store.lanes import Begun, Lanes, read_tries
 from watcher.store.pipe import Pipe
 from watcher.store.polls import Commit, Polls
+from watcher.store.queues import Begun, Queues, read_tries
 from watcher.store.roster import Roster
 from watcher.store.schedule import Lease, Schedule
 
@@ -48,7 +48,7 @@ class Store:
     pipe: Pipe
     schedule: Schedule
     polls: Polls
-    lanes: Lanes
+    queues: Queues
     roster: Roster
 
     async def now_ms(self) -> int:
@@ -71,16 +71,16 @@ class Store:
         """Take the poll of an account for a minute, whoever has it now."""
         return await self._lease(self.keys.polls(shard_of(account), provider), account)
 
-    async def lease_lane(self, account: str = ACCOUNT, subscription: str = OPS) -> Lease:
-        """Take a lane for a minute, whoever has it now."""
-        return await self._lease(self.keys.lanes(shard_of(account), subscription), account)
+    async def lease_queue(self, account: str = ACCOUNT, subscription: str = OPS) -> Lease:
+        """Take a queue for a minute, whoever has it now."""
+        return await self._lease(self.keys.queues(shard_of(account), subscription), account)
 
     async def _lease(self, key: str, member: str) -> Lease:
         deadline = await self.now_ms() + MINUTE_MS
         await self.pipe.command("ZADD", key, deadline, member)
         return Lease(member, deadline)
 
-    async def queue(self, *deliveries: Delivery, account: str = ACCOUNT, subscription: str = OPS) -> None:
+    async def fill(self, *deliveries: Delivery, account: str = ACCOUNT, subscription: str = OPS) -> None:
         """Commit a step that queues deliveries."""
         state = await self.polls.read_state(account)
         expected = state.version if state else ""
@@ -94,19 +94,21 @@ class Store:
         assert reply == 1
 
     async def begin(self, lease: Lease, *, at_most: int = 10) -> tuple[Lease, Begun]:
-        """Take a lane of OPS in hand."""
-        until = self.lanes.until(lease, MINUTE_MS)
-        return lease._replace(deadline=until), await self.lanes.begin(
+        """Take a queue of OPS in hand."""
+        until = self.queues.until(lease, MINUTE_MS)
+        return lease._replace(deadline=until), await self.queues.begin(
             OPS, lease, until=until, at_most=at_most
         )
 
-    async def lane(self, account: str = ACCOUNT, subscription: str = OPS) -> list[bytes]:
-        """Everything that waits in a lane."""
-        entries: list[bytes] = await self.pipe.command("LRANGE", self.keys.lane(subscription, account), 0, -1)
+    async def queue(self, account: str = ACCOUNT, subscription: str = OPS) -> list[bytes]:
+        """Everything that waits in a queue."""
+        entries: list[bytes] = await self.pipe.command(
+            "LRANGE", self.keys.queue(subscription, account), 0, -1
+        )
         return entries
 
     async def tries(self, account: str = ACCOUNT, subscription: str = OPS) -> tuple[int, bytes]:
-        """How often the head of a lane failed already, and which head that was."""
+        """How often the head of a queue failed already, and which head that was."""
         tried = await self.pipe.command("HGET", self.keys.tries(shard_of(account), subscription), account)
         return read_tries(tried or b"")
 
@@ -135,7 +137,7 @@ class Store:
 def a_store(client: Redis, namespace: str, pipe: Pipe | None = None) -> Store:
     pipe, keys = pipe or Pipe(client), Keys(namespace)
     schedule = Schedule(pipe)
-    return Store(keys, pipe, schedule, Polls(schedule, keys), Lanes(schedule, keys), Roster(pipe, keys))
+    return Store(keys, pipe, schedule, Polls(schedule, keys), Queues(schedule, keys), Roster(pipe, keys))
 
 
 @asynccontextmanager

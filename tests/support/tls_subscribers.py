@@ -46,7 +46,7 @@ def a_client_trusting(certificate: str) -> ssl.SSLContext:
     return context
 
 
-class Trouble(NamedTuple):
+class TlsFault(NamedTuple):
     """A port that TLS fails at for one reason, what is to be said of it, and a word of what mends it."""
 
     tls: Callable[[], tuple[ssl.SSLContext, str]] | None
@@ -78,34 +78,34 @@ NO_TLS = "TLS failed: its port does not speak TLS"
 CERTIFICATE = "its certificate does not verify: "
 
 TROUBLES = {
-    "a port that speaks HTTP": Trouble(None, b"HTTP/1.1 400 Bad Request\r\n\r\n", NO_TLS, "http://"),
-    "a port that speaks SMTP": Trouble(None, b"220 mail.example ESMTP\r\n", NO_TLS, "http://"),
-    "a port that hangs up": Trouble(None, b"", NO_HANDSHAKE, "1.2 or 1.3"),
-    "an old TLS": Trouble(
+    "a port that speaks HTTP": TlsFault(None, b"HTTP/1.1 400 Bad Request\r\n\r\n", NO_TLS, "http://"),
+    "a port that speaks SMTP": TlsFault(None, b"220 mail.example ESMTP\r\n", NO_TLS, "http://"),
+    "a port that hangs up": TlsFault(None, b"", NO_HANDSHAKE, "1.2 or 1.3"),
+    "an old TLS": TlsFault(
         lambda: of_version(ssl.TLSVersion.TLSv1_1), b"", "TLS failed: its TLS is older than 1.2", "1.2 or 1.3"
     ),
-    "a client certificate is wanted, TLS 1.2": Trouble(
+    "a client certificate is wanted, TLS 1.2": TlsFault(
         lambda: of_version(ssl.TLSVersion.TLSv1_2, wants_certificate=True),
         b"",
         "TLS failed: it refuses the handshake",
         "client certificate",
     ),
-    "a client certificate is wanted, TLS 1.3": Trouble(
+    "a client certificate is wanted, TLS 1.3": TlsFault(
         lambda: of_version(ssl.TLSVersion.TLSv1_3, wants_certificate=True),
         b"",
         "TLS failed: it wants a client certificate",
         "presents none",
     ),
-    "a certificate that has expired": Trouble(
+    "a certificate that has expired": TlsFault(
         lambda: a_certificate(NAME, expires_in=-_DAY), b"", f"{CERTIFICATE}certificate has expired", "renewed"
     ),
-    "a certificate for another name": Trouble(
+    "a certificate for another name": TlsFault(
         lambda: a_certificate("other.example"), b"", f"{CERTIFICATE}hostname mismatch", "the name"
     ),
-    "a certificate that nobody signed": Trouble(
+    "a certificate that nobody signed": TlsFault(
         that_nobody_trusts, b"", f"{CERTIFICATE}self-signed certificate", "SSL_CERT_FILE="
     ),
-    "http:// at a port that speaks TLS": Trouble(
+    "http:// at a port that speaks TLS": TlsFault(
         None,
         b"\x15\x03\x01\x00\x02\x02\x28",
         "its answer is not HTTP: its port speaks TLS",
@@ -116,7 +116,7 @@ TROUBLES = {
 
 
 @contextmanager
-def a_troubled_port(trouble: Trouble) -> Iterator[tuple[str, str]]:
+def a_troubled_port(trouble: TlsFault) -> Iterator[tuple[str, str]]:
     """Serve it as OpenSSL does, which says goodbye, and asyncio does not: yields URL and certificate."""
     context, certificate = trouble.tls() if trouble.tls else (None, a_certificate(NAME)[1])
     with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -10,8 +10,8 @@ from watcher.journal.delivery import Delivery
 from watcher.store import glance
 from watcher.store.glance import Glance, Waiting
 from watcher.store.keys import SHARDS, Keys, shard_of
-from watcher.store.lanes import Lanes
 from watcher.store.pipe import Pipe
+from watcher.store.queues import Queues
 from watcher.store.schedule import Schedule
 
 NOW_MS = 1_795_175_095_846
@@ -24,12 +24,12 @@ def a_delivery(sequence: int) -> Delivery:
 
 
 async def queued(client: Redis, keys: Keys, subscription: str, account: str, *sequences: int) -> None:
-    lanes = Lanes(Schedule(Pipe(client)), keys)
-    await lanes.queue(subscription, account, [a_delivery(sequence) for sequence in sequences])
+    queues = Queues(Schedule(Pipe(client)), keys)
+    await queues.enqueue(subscription, account, [a_delivery(sequence) for sequence in sequences])
 
 
 @every_engine
-async def test_lanes_are_counted_and_the_oldest_delivery_found(redis_client: Redis, namespace: str) -> None:
+async def test_queues_are_counted_and_the_oldest_delivery_found(redis_client: Redis, namespace: str) -> None:
     keys = Keys(namespace)
     for number in range(40):  # in all shards, or nearly
         await queued(redis_client, keys, "ops", f"account-{number}", 2000 - number, 5000)
@@ -55,7 +55,7 @@ async def test_nobody_is_asked_about_nobody(redis_client: Redis, namespace: str)
 async def test_of_a_long_backlog_both_ends_of_the_schedule_are_looked_at(
     redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch, oldest_is: str
 ) -> None:
-    monkeypatch.setattr(glance, "_LANES_MEASURED", 8)
+    monkeypatch.setattr(glance, "_QUEUES_MEASURED", 8)
     keys = Keys(namespace)
     accounts = [f"account-{number}" for number in range(900) if shard_of(f"account-{number}") == 3]
     assert len(accounts) > 40
@@ -63,7 +63,7 @@ async def test_of_a_long_backlog_both_ends_of_the_schedule_are_looked_at(
         await queued(redis_client, keys, "ops", account, 1000 + number)
     due_ms = {account: NOW_MS + number for number, account in enumerate(accounts)}
     due_ms[accounts[0]] = NOW_MS - 1 if oldest_is == "due first" else NOW_MS + 86_400_000
-    await redis_client.zadd(keys.lanes(3, "ops"), due_ms)
+    await redis_client.zadd(keys.queues(3, "ops"), due_ms)
     waiting = await Glance(Pipe(redis_client), keys).waiting(["ops"])
     assert waiting["ops"] == Waiting(len(accounts), 0, 1000)
 
@@ -76,12 +76,12 @@ async def test_many_subscriptions_that_wait_cost_a_bounded_number_of_questions(
     for name in names:
         for number in range(20):
             account = f"account-{number}"
-            pipeline.zadd(keys.lanes(shard_of(account), name), {account: NOW_MS})
-            pipeline.rpush(keys.lane(name, account), a_delivery(number + 1).dump())
+            pipeline.zadd(keys.queues(shard_of(account), name), {account: NOW_MS})
+            pipeline.rpush(keys.queue(name, account), a_delivery(number + 1).dump())
     await pipeline.execute()
     pipe = _CountingPipe(redis_client)
     waiting = await Glance(pipe, keys).waiting(names)
-    assert all(found.lanes == 20 and found.oldest_sequence for found in waiting.values())
+    assert all(found.queues == 20 and found.oldest_sequence for found in waiting.values())
     counting = SHARDS * math.ceil(len(names) / 200)
     assert pipe.calls <= counting + 3 * max(256, len(names))
 
@@ -105,5 +105,5 @@ async def test_what_is_due_is_counted_until_somebody_claims_it(redis_client: Red
     await redis_client.zadd(keys.polls(9, "loopring"), {"c": 0})
     await redis_client.zadd(keys.polls(0, "gone"), {"d": 0})
     await redis_client.zadd(keys.due_subscriptions(4), {"ops": NOW_MS - 5, "later": NOW_MS + 9})
-    await redis_client.zadd(keys.lanes(4, "ops"), {"a": NOW_MS - 5, "e": NOW_MS + 30_000})
+    await redis_client.zadd(keys.queues(4, "ops"), {"a": NOW_MS - 5, "e": NOW_MS + 30_000})
     assert await Glance(Pipe(redis_client), keys).due(["loopring", "shop"], now_ms=NOW_MS) == 4

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from watcher.vitals import heartbeat
-from watcher.vitals.heartbeat import HeartbeatFile, HeartbeatRefused
+from watcher.observe import heartbeat
+from watcher.observe.heartbeat import HeartbeatFile, HeartbeatRefused
 
 
 def made_old(path: Path) -> None:

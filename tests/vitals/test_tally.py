@@ -4,7 +4,7 @@ from copy import copy
 
 import pytest
 
-from watcher.vitals.tally import LAG_BOUNDS_S, POLL_BOUNDS_S, Spread, Tally
+from watcher.observe.counters import LAG_BOUNDS_S, POLL_BOUNDS_S, Counters, Spread
 
 
 @pytest.mark.parametrize(
@@ -24,11 +24,11 @@ def test_bounds_rise(bounds: tuple[float, ...]) -> None:
 
 
 def test_what_was_added_since_a_copy_is_what_the_heartbeat_tells() -> None:
-    tally = Tally(polls=3, refused=1)
-    before = copy(tally)
-    tally.polls += 2
-    tally.changes += 7
-    tally.polled("shop", "committed", 0.1)
-    assert tally.since(before) == {"polls": 2, "refused": 0, "changes": 7, "deliveries": 0, "retried": 0}
-    assert tally.by_poll == {("shop", "committed"): 1}
-    assert sum(tally.poll_s["shop"].counts) == 1
+    counters = Counters(polls=3, rejected=1)
+    before = copy(counters)
+    counters.polls += 2
+    counters.changes += 7
+    counters.polled("shop", "committed", 0.1)
+    assert counters.since(before) == {"polls": 2, "rejected": 0, "changes": 7, "deliveries": 0, "retried": 0}
+    assert counters.by_poll == {("shop", "committed"): 1}
+    assert sum(counters.poll_s["shop"].counts) == 1

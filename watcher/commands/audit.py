@@ -14,7 +14,7 @@ import click
 from watcher.commands.completing import names_of
 from watcher.commands.looking import accounts_like, known, say_next
 from watcher.commands.options import look_options
-from watcher.logs.tail import as_json
+from watcher.observe.tail import as_json
 from watcher.plurals import many
 from watcher.printable import printable
 

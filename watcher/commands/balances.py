@@ -11,7 +11,7 @@ import click
 from watcher.commands.completing import names_of
 from watcher.commands.looking import Columns, accounts_like, age_text, known, moved_text, say_next
 from watcher.commands.options import look_options
-from watcher.logs.tail import as_json
+from watcher.observe.tail import as_json
 from watcher.plurals import many
 from watcher.printable import printable
 
@@ -25,7 +25,7 @@ _BALANCE = ("total", "locked", "available", "pending_deposit", "pending_withdraw
 _COLUMNS = ("account", "asset", *_BALANCE, "read", "not told yet")
 _CSV_COLUMNS = (
     *("account", "provider", "asset", "symbol", "name", "decimals", *_BALANCE),
-    *("held", "held_polls", "doubted", "polled_at", "note"),
+    *("held", "held_polls", "suspect", "polled_at", "note"),
 )
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes for the beginning of a formula."""
@@ -42,7 +42,7 @@ _Say = Callable[[Sequence[_Row]], None]
 def command(*, look: "Look", is_json: bool, is_csv: bool, account: str | None) -> None:
     """The last accepted balances: of every account, or of ACCOUNT (a name or glob).
 
-    What is held waits for its other half for a few good polls; what is doubted waits for a second opinion.
+    What is held waits for its other half for a few good polls; what is suspect waits for a second opinion.
     Both are told then, or turn out to be nothing.
     """
     if is_json and is_csv:
@@ -73,7 +73,7 @@ async def _show(settings: "Settings", names: Sequence[str], say: _Say) -> None:
 def _rows(seen: "Seen", provider: str, now_ms: int) -> Iterator[_Row]:
     """One row per asset, as --json prints it; an account without any has one row that says why."""
     from watcher.journal.events import iso
-    from watcher.overview import balance_line
+    from watcher.observe.views import balance_line
 
     owner = {"account": seen.account, "provider": provider}
     state = seen.state
@@ -109,9 +109,9 @@ def _notes(row: _Row) -> Iterator[str]:
     if held := row.get("held"):
         polls = row["held_polls"]
         yield f"held for {many(polls, 'poll')}: {moved_text(held)}"
-    if doubted := row.get("doubted"):
-        odd = ", ".join(f"{field} {amount}" for field, amount in doubted.items() if amount != row[field])
-        yield f"doubted: {odd or 'what was accepted before'}"
+    if suspect := row.get("suspect"):
+        odd = ", ".join(f"{field} {amount}" for field, amount in suspect.items() if amount != row[field])
+        yield f"suspect: {odd or 'what was accepted before'}"
     if note := row.get("note"):
         yield printable(note)
 
@@ -142,7 +142,7 @@ def _csv_row(row: _Row) -> _Row:
         "asset": _cell(asset.get("id")),
         "decimals": asset.get("decimals"),
         "held": moved_text(row.get("held") or {}),
-        "doubted": ", ".join(f"{field} {amount}" for field, amount in (row.get("doubted") or {}).items()),
+        "suspect": ", ".join(f"{field} {amount}" for field, amount in (row.get("suspect") or {}).items()),
     }
 
 

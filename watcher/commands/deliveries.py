@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from watcher.commands.delivery_rows import Row
     from watcher.config.looking import Look
     from watcher.settings import Settings
-    from watcher.store.letters import Letter, Tried
+    from watcher.store.dead_letters import DeadLetter, Tried
     from watcher.store.opening import OpenStore
     from watcher.store.standings import Standing
-    from watcher.store.waiting import Lane
+    from watcher.store.waiting import Queue
 
 _NONE_BY_KIND = {
     "waiting": "nothing waits",
@@ -39,7 +39,7 @@ class _Wanted(NamedTuple):
     account: str | None
     limit: int
 
-    def takes(self, entry: "Letter | Tried | Lane") -> bool:
+    def takes(self, entry: "DeadLetter | Tried | Queue") -> bool:
         return self.account is None or fnmatchcase(entry.account, self.account)
 
 
@@ -65,11 +65,11 @@ def command(
     limit: int,
     is_json: bool,
 ) -> None:
-    """What waits for each subscription, lane by lane; what was given up; what was tried.
+    """What waits for each subscription, queue by queue; what was given up; what was tried.
 
-    Of what waits, the first N are shown, the lane that is due first above; one that is being worked on is due
-    when its lease ends. Of the rest the latest N are shown, oldest first. An attempt that delivered at once
-    is not remembered: the log has it.
+    Of what waits, the first N are shown, the queue that is due first above; one that is being worked on is
+    due when its lease ends. Of the rest the latest N are shown, oldest first. An attempt that delivered at
+    once is not remembered: the log has it.
     """
     wanted = _Wanted(kind, subscription, account, limit)
     rows = asyncio.run(_read(look.settings, wanted))
@@ -94,17 +94,17 @@ def command(
 
 async def _read(settings: "Settings", wanted: _Wanted) -> "list[Row]":
     """Read the rows that are wanted, and one more if there are more."""
-    from watcher.store.letters import Letters
+    from watcher.store.dead_letters import DeadLetters
     from watcher.store.opening import open_to_look
     from watcher.store.survey import Survey
 
     async with open_to_look(settings.redis) as store:
         now_ms = await Survey(store.pipe, store.keys).now_ms()
-        letters = Letters(store.pipe, store.keys)
+        letters = DeadLetters(store.pipe, store.keys)
         names = subscriptions_like(settings, await letters.subscriptions(), wanted.subscription)
         if wanted.kind == "waiting":
             return await _waiting(store, names, wanted, now_ms)
-        found: list[tuple[str, Letter | Tried]] = []
+        found: list[tuple[str, DeadLetter | Tried]] = []
         for name in names:
             latest = letters.latest if wanted.kind == "dead" else letters.attempts
             found += [(name, entry) for entry in await latest(name, wanted.limit + 1, wanted.takes)]
@@ -131,23 +131,25 @@ async def _waiting_for(
     from watcher.store.waiting import Waiting
 
     waiting = Waiting(store.pipe, store.keys)
-    for lane in filter(wanted.takes, await waiting.lanes(name)):
+    for queue in filter(wanted.takes, await waiting.queues(name)):
         position = 0
-        async for delivery in waiting.deliveries(name, lane.account):
+        async for delivery in waiting.deliveries(name, queue.account):
             position += 1
-            yield waiting_row(name, lane, position, delivery, standing=standing, now_ms=now_ms)
+            yield waiting_row(name, queue, position, delivery, standing=standing, now_ms=now_ms)
 
 
-def _latest(found: "Sequence[tuple[str, Letter | Tried]]", most: int, now_ms: int) -> "list[Row]":
+def _latest(found: "Sequence[tuple[str, DeadLetter | Tried]]", most: int, now_ms: int) -> "list[Row]":
     """Put what was found at all subscriptions in the order of time, and keep the latest of it."""
     from watcher.commands.delivery_rows import letter_row
-    from watcher.overview import attempt_line
+    from watcher.observe.views import attempt_line
+    from watcher.store.dead_letters import DeadLetter
     from watcher.store.history import place
-    from watcher.store.letters import Letter
 
     latest = sorted(found, key=lambda one: place(one[1].id))[-most:]
     return [
-        letter_row(name, entry, now_ms) if isinstance(entry, Letter) else attempt_line(name, entry, now_ms)
+        letter_row(name, entry, now_ms)
+        if isinstance(entry, DeadLetter)
+        else attempt_line(name, entry, now_ms)
         for name, entry in latest
     ]
 

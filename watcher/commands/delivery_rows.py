@@ -9,9 +9,9 @@ from watcher.commands.looking import age_text
 from watcher.journal.delivery import Delivery
 from watcher.journal.events import iso
 from watcher.printable import printable
-from watcher.store.letters import Letter
+from watcher.store.dead_letters import DeadLetter
 from watcher.store.standings import Standing
-from watcher.store.waiting import Lane
+from watcher.store.waiting import Queue
 
 COLUMNS_BY_KIND = {
     "waiting": ("subscription", "account", "place", "event", "type", "sequence", "age", "failed", "due"),
@@ -25,32 +25,32 @@ Row = dict[str, Any]
 
 def waiting_row(
     name: str,
-    lane: Lane,
+    queue: Queue,
     position: int,
     delivery: Delivery | None,
     *,
     standing: Standing | None,
     now_ms: int,
 ) -> Row:
-    """Say what waits at one position of a lane, counted from 1; the first is what its lane waits for."""
+    """Say what waits at one position of a queue, counted from 1; the first is what its queue waits for."""
     is_paused = bool(standing and standing.paused_at_ms)
-    due_ms = max(lane.due_ms, standing.held_until_ms if standing else 0)
+    due_ms = max(queue.due_ms, standing.held_until_ms if standing else 0)
     is_foreseen = position == 1 and not is_paused
     return {
         "kind": "waiting",
         "subscription": name,
-        "account": lane.account,
+        "account": queue.account,
         "position": position,
         **_event(delivery),
         "age_s": max(0, now_ms - delivery.sequence) // 1000 if delivery else None,
-        "failed_attempts": lane.tries if delivery and delivery.head == lane.tried else 0,
+        "failed_attempts": queue.tries if delivery and delivery.head == queue.tried else 0,
         "due_at": iso(due_ms) if is_foreseen else None,
         "due_in_s": max(0, due_ms - now_ms) // 1000 if is_foreseen else None,
         "paused": is_paused,
     }
 
 
-def letter_row(name: str, letter: Letter, now_ms: int) -> Row:
+def letter_row(name: str, letter: DeadLetter, now_ms: int) -> Row:
     return {
         "kind": "dead",
         "subscription": name,

@@ -38,7 +38,7 @@ def command(*, is_fast: bool, is_kept: bool, is_verbose: bool) -> int:
     receiver verifies each. The exit code is 0 if every change was told exactly once, in order, and all of
     them add up; otherwise it is 1, and the last lines say what is wrong.
     """
-    from watcher.logs.lines import configure
+    from watcher.observe.log import configure
     from watcher.service.serve import loop_factory
 
     level = "info" if is_verbose else "warning"
@@ -56,7 +56,7 @@ def command(*, is_fast: bool, is_kept: bool, is_verbose: bool) -> int:
 async def _demo(interval: timedelta, *, is_kept: bool) -> int:
     from watcher.demo import a_stage
     from watcher.demo.lines import opening_lines, verdict_lines
-    from watcher.exposed.door import Address
+    from watcher.observe.door import Address
     from watcher.service.exposure import Exposure, exposed
 
     started_at = time.monotonic()

@@ -17,7 +17,7 @@ from watcher.printable import printable
 if TYPE_CHECKING:
     from watcher.journal.ledger import Advance
     from watcher.preview import Kind, Round
-    from watcher.providers.contract import Catalogue, Refused
+    from watcher.providers.contract import Catalogue, Rejected
     from watcher.snapshot import Snapshot
 
 _Line = dict[str, Any]
@@ -26,12 +26,12 @@ _Line = dict[str, Any]
 class _Unread(Exception):
     """A file that no poll would take."""
 
-    def __init__(self, file: BinaryIO, refused: "Refused") -> None:
+    def __init__(self, file: BinaryIO, refused: "Rejected") -> None:
         super().__init__(refused.reason)
         self.line = {
-            "kind": "refused",
+            "kind": "rejected",
             "file": Path(file.name).name,
-            "trouble": refused.trouble,
+            "error_class": refused.error_class,
             "reason": refused.reason,
         }
 
@@ -72,7 +72,7 @@ def command(
 ) -> int:
     """What events two answers of a provider would make: the bodies of two polls, one after the other.
 
-    Says what is told at once, what is held or doubted and why, and what becomes of it if further polls
+    Says what is told at once, what is held or suspect and why, and what becomes of it if further polls
     answer the same. Exits with 1 if a poll would refuse one of the files.
     """
     from watcher.journal.ledger import Rules
@@ -84,7 +84,7 @@ def command(
         if is_json:
             say_json(unread.line)
         else:
-            click.echo("{file} is refused, {trouble}: {reason}".format_map(unread.line))
+            click.echo("{file} is rejected, {error_class}: {reason}".format_map(unread.line))
         return 1
     lines = _lines(preview(*snapshots, Rules(withdrawals, settle_polls)))
     for line in lines:
@@ -127,11 +127,11 @@ def _snapshots(
 
 @contextmanager
 def _reading(file: BinaryIO) -> Iterator[None]:
-    from watcher.providers.contract import Refused
+    from watcher.providers.contract import Rejected
 
     try:
         yield
-    except Refused as refused:
+    except Rejected as refused:
         raise _Unread(file, refused) from None
 
 
@@ -162,8 +162,8 @@ def _waiting(step: "Advance") -> Iterator[_Line]:
         entry = step.entry_by_asset[asset_id]
         held = in_text(in_atoms(entry.seen) - in_atoms(entry.published), entry.seen)
         yield {"kind": "held", **_asset(step, asset_id), "held": held._asdict(), "why": "; ".join(reasons)}
-    for asset_id, reason in step.doubted.items():
-        yield {"kind": "doubted", **_asset(step, asset_id), "why": reason}
+    for asset_id, reason in step.suspect.items():
+        yield {"kind": "suspect", **_asset(step, asset_id), "why": reason}
 
 
 def _asset(step: "Advance", asset_id: str) -> _Line:

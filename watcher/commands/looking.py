@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from watcher.commands.unknown import Unknown
-from watcher.logs.tail import as_json
+from watcher.observe.tail import as_json
 from watcher.printable import printable
 
 if TYPE_CHECKING:

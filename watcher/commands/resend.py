@@ -30,7 +30,7 @@ class _Wish(NamedTuple):
     is_dead: bool
     since: datetime | timedelta | None
     subscriptions: tuple[str, ...]
-    is_rehearsal: bool
+    is_preview: bool
 
 
 @click.command("resend", short_help="Send again: dead letters, or events from the log.")
@@ -40,7 +40,7 @@ class _Wish(NamedTuple):
     "--dead", "is_dead", is_flag=True, help="All dead letters of the subscription, or those since WHEN."
 )
 @since_option
-@click.option("--dry-run", "is_rehearsal", is_flag=True, help="Only say what would go out again.")
+@click.option("--dry-run", "is_preview", is_flag=True, help="Only say what would go out again.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per subscription.")
 @click.argument("event_id", required=False)
 def command(
@@ -49,15 +49,16 @@ def command(
     subscription: str | None,
     is_dead: bool,
     since: str | None,
-    is_rehearsal: bool,
+    is_preview: bool,
     is_json: bool,
     event_id: str | None,
 ) -> int:
     """Send again: the event EVENT_ID, dead letters (--dead), or what the log holds (--since).
 
     An event goes to whoever gave it up, or else to all who want it. Without --dead, --since sends all again
-    that the subscription wants, from the event log. Everything goes to the end of its lane, with the same id,
-    and is delivered by the workers, in order per account. What still waits there is not queued a second time.
+    that the subscription wants, from the event log. Everything goes to the end of its queue, with the same
+    id, and is delivered by the workers, in order per account. What still waits there is not queued a second
+    time.
     """
     if bool(event_id) == (is_dead or since is not None):
         raise click.UsageError("say what to send again: EVENT_ID, or --dead, or --since WHEN")
@@ -70,7 +71,7 @@ def command(
         if subscription is None
         else (subscription_named(settings, subscription).name,)
     )
-    wish = _Wish(event_id, is_dead, moment, names, is_rehearsal)
+    wish = _Wish(event_id, is_dead, moment, names, is_preview)
     found, paused = asyncio.run(_resend(settings, wish))
     for resent in found:
         _say(resent, wish, is_paused=resent.subscription in paused, is_json=is_json)
@@ -100,7 +101,7 @@ async def _act(settings: "Settings", store: "OpenStore", wish: _Wish) -> "list[R
     from watcher.store.survey import Survey
 
     now_ms = await Survey(store.pipe, store.keys).now_ms()
-    resend = Resend(store.pipe, store.keys, is_rehearsal=wish.is_rehearsal)
+    resend = Resend(store.pipe, store.keys, is_preview=wish.is_preview)
     start_ms = since_ms(wish.since, now_ms)
     found = []
     if wish.is_dead or wish.event_id:
@@ -140,11 +141,11 @@ def _say(resent: "Resent", wish: _Wish, *, is_paused: bool, is_json: bool) -> No
                 "unreadable": resent.unreadable,
                 "full": sorted(resent.full),
                 "paused": is_paused,
-                "dry_run": wish.is_rehearsal,
+                "dry_run": wish.is_preview,
             }
         )
         return
-    goes = "would go out again" if wish.is_rehearsal else "queued again"
+    goes = "would go out again" if wish.is_preview else "queued again"
     if resent.deliveries:
         what = many(resent.deliveries, "dead letter" if wish.is_dead else "event")
         click.echo(f"{resent.subscription}: {what} of {many(len(resent.accounts), 'account')} {goes}")
@@ -167,6 +168,6 @@ def _notes(resent: "Resent", *, is_paused: bool) -> list[str]:
     if resent.full:
         names = ", ".join(map(printable, sorted(resent.full)[:_MOST_NAMES]))
         notes.append(
-            f"no room in the lane of {many(len(resent.full), 'account')}, all or some left out: {names}"
+            f"no room in the queue of {many(len(resent.full), 'account')}, all or some left out: {names}"
         )
     return notes

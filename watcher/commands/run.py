@@ -9,7 +9,7 @@ from watcher.commands.http_token import token_given, token_option
 from watcher.commands.options import config_option, load_or_exit
 
 if TYPE_CHECKING:
-    from watcher.exposed.door import Address
+    from watcher.observe.door import Address
 
 
 @click.command("run", short_help="Poll, compare and deliver.")
@@ -57,7 +57,7 @@ def command(
         raise click.UsageError("--page needs an address to be found at: --http 127.0.0.1:8787")
     at = _address(address) if address else None
     loaded = load_or_exit(config_path)
-    from watcher.exposed.door import Door
+    from watcher.observe.door import Door
     from watcher.service.exposure import Exposure
     from watcher.service.serve import serve  # heavy
 
@@ -69,7 +69,7 @@ def command(
 
 
 def _address(text: str) -> "Address":
-    from watcher.exposed.door import parse_address
+    from watcher.observe.door import parse_address
 
     try:
         return parse_address(text)

@@ -18,7 +18,7 @@ from watcher.commands.demo import only
 from watcher.environment import Environment
 
 if TYPE_CHECKING:
-    from watcher.exposed.door import Address
+    from watcher.observe.door import Address
     from watcher.receiving.receiver import Receiver
     from watcher.sandbox import Sandbox, Step
     from watcher.settings import Settings
@@ -33,8 +33,8 @@ async def run(sandbox: Sandbox, steps: Iterable[Step], configuration: Callable[.
     """
     from watcher.demo import go_on, staged
     from watcher.demo.lines import move_line, step_lines, webhook_line
-    from watcher.exposed.door import Address
-    from watcher.logs.lines import configure
+    from watcher.observe.door import Address
+    from watcher.observe.log import configure
     from watcher.sandbox import ScriptError
     from watcher.service.exposure import Exposure, exposed
 

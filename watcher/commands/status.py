@@ -40,7 +40,7 @@ def command(*, look: "Look", is_json: bool) -> None:
 
 
 async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
-    from watcher.overview import (
+    from watcher.observe.views import (
         account_lines,
         configuration_lines,
         provider_line,

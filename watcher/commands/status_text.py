@@ -8,7 +8,7 @@ from itertools import accumulate, takewhile
 from typing import Any
 
 from watcher.commands.looking import age_text
-from watcher.overview import TROUBLES
+from watcher.observe.views import TROUBLES
 from watcher.plurals import many
 from watcher.printable import printable
 from watcher.providers.contract import USABLE
@@ -127,11 +127,11 @@ def _severity(line: _Line) -> int:
 
 def _subscription_text(line: _Line) -> Iterator[str]:
     waits = "nothing waits"
-    if line["lanes"]:
+    if line["queues"]:
         deliveries = many(line["deliveries"], "delivery", "deliveries")
         oldest = "" if line["oldest_s"] is None else f", the oldest for {age_text(1000 * line['oldest_s'])}"
-        waits = f"{deliveries} in {many(line['lanes'], 'lane')}{oldest}"
-    retrying = f"; {many(line['retrying'], 'lane')} being tried again" if line["retrying"] else ""
+        waits = f"{deliveries} in {many(line['queues'], 'queue')}{oldest}"
+    retrying = f"; {many(line['retrying'], 'queue')} being tried again" if line["retrying"] else ""
     dead = f"; {many(line['dead'], 'dead letter')}" if line["dead"] else ""
     unknown = "" if line["is_configured"] else "; not in the configuration"
     yield _entry("", f"  {printable(line['subscription'])}: {waits}{retrying}{dead}{unknown}")

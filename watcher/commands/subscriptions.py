@@ -16,8 +16,8 @@ from watcher.printable import printable
 
 if TYPE_CHECKING:
     from watcher.config.looking import Look
-    from watcher.store.lanes import Lanes
     from watcher.store.opening import OpenStore
+    from watcher.store.queues import Queues
 
 _BY_HAND = "by hand"
 _MARGIN = 14
@@ -50,8 +50,8 @@ def command(*, look: "Look", is_json: bool, action: str, name: str | None) -> No
 
 
 async def _switch(look: "Look", action: str, name: str) -> None:
-    from watcher.store.lanes import Lanes
     from watcher.store.opening import open_to_look
+    from watcher.store.queues import Queues
     from watcher.store.schedule import Schedule
     from watcher.store.standings import Standings
 
@@ -65,7 +65,7 @@ async def _switch(look: "Look", action: str, name: str) -> None:
             say_next(f"watcher subscriptions resume {name}")
             return
         has_changed = await standings.resume(name)
-        await _hasten(Lanes(Schedule(store.pipe), store.keys), name)
+        await _hasten(Queues(Schedule(store.pipe), store.keys), name)
     said = "resumed" if has_changed else "was neither paused nor failing"
     click.echo(f"{name}: {said}; what waits goes out now")
     say_next(f"watcher deliveries --subscription {name}")
@@ -73,24 +73,24 @@ async def _switch(look: "Look", action: str, name: str) -> None:
 
 async def _check_known(name: str, look: "Look", store: "OpenStore") -> None:
     """Make sure that the store, at least, knows a subscription. Raises Unknown."""
-    from watcher.store.letters import Letters
+    from watcher.store.dead_letters import DeadLetters
     from watcher.store.standings import Standings
 
     configured = look.settings.subscription_by_name
     known = {*configured, *await Standings(store.pipe, store.keys).read()}
     if not look.is_whole:
-        known.update(await Letters(store.pipe, store.keys).subscriptions())
+        known.update(await DeadLetters(store.pipe, store.keys).subscriptions())
     if name not in known:
         raise Unknown("subscription of the configuration", name, configured)
 
 
-async def _hasten(lanes: "Lanes", name: str) -> None:
-    """Let everything that waits be tried at once, in the order of its lane."""
-    from watcher.delivery.lane import LONGEST_LEASE_MS
+async def _hasten(queues: "Queues", name: str) -> None:
+    """Let everything that waits be tried at once, in the order of its queue."""
+    from watcher.delivery.queue import LONGEST_LEASE_MS
     from watcher.store.keys import SHARDS
 
     for shard in range(SHARDS):
-        await lanes.hasten(name, shard, lease_ms=LONGEST_LEASE_MS)
+        await queues.make_due(name, shard, lease_ms=LONGEST_LEASE_MS)
 
 
 async def _show(look: "Look", *, is_json: bool) -> None:
@@ -107,7 +107,7 @@ async def _show(look: "Look", *, is_json: bool) -> None:
 
 
 async def _survey(look: "Look") -> list[_Line]:
-    from watcher.overview import place_of, subscription_line
+    from watcher.observe.views import place_of, subscription_line
     from watcher.store.opening import open_to_look
     from watcher.store.standings import Standings
     from watcher.store.survey import Backlog, Survey
@@ -155,9 +155,9 @@ def _standing_text(line: _Line) -> str:
 
 def _backlog_text(line: _Line) -> str:
     waits = "nothing waits"
-    if line["lanes"]:
+    if line["queues"]:
         oldest = "" if line["oldest_s"] is None else f", the oldest for {age_text(1000 * line['oldest_s'])}"
-        waits = f"{line['deliveries']:,} waiting in {many(line['lanes'], 'lane')}{oldest}"
-    retrying = f"; {many(line['retrying'], 'lane')} being tried again" if line["retrying"] else ""
+        waits = f"{line['deliveries']:,} waiting in {many(line['queues'], 'queue')}{oldest}"
+    retrying = f"; {many(line['retrying'], 'queue')} being tried again" if line["retrying"] else ""
     dead = f"; {many(line['dead'], 'dead letter')}" if line["dead"] else ""
     return f"{waits}{retrying}{dead}"

@@ -6,7 +6,7 @@ Refuses to swallow that the store is away: that concerns all, and heals.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from watcher.logs.lines import log
+from watcher.observe.log import log
 from watcher.store.connect import StoreError
 
 

@@ -183,7 +183,7 @@ def _check_host(host: str, policy: Policy, *, is_ascii: bool) -> None:
         _check_name(host)
         return
     if not is_ascii:
-        raise RefusedUrl("spells an address in unusual characters")
+        raise RefusedUrl("throttle an address in unusual characters")
     if reason := policy.verdict(address):
         raise RefusedUrl(
             f"leads to a place that is not public ({reason}): if it is yours, add it to [egress] allow"

@@ -1,7 +1,8 @@
-"""Holds one lane while it is worked on: an attempt that is not quick keeps it until the attempt must be over.
+"""Holds one queue while it is worked on: an attempt that is not quick keeps it until the attempt must be
+over.
 
 Most attempts take milliseconds. So a lease is short at first, and what a dead worker had in hand is soon
-free. Refuses to leave in doubt until when the lane is ours: who settles must know.
+free. Refuses to leave in doubt until when the queue is ours: who settles must know.
 """
 
 import asyncio
@@ -43,7 +44,7 @@ class Hold:
         self._stretching = asyncio.create_task(self._lengthen(), name=f"hold {self.lease.member}")
 
     async def _lengthen(self) -> None:
-        with survived("lane", account=self.lease.member):
+        with survived("queue", account=self.lease.member):
             try:
                 self.lease = await self._stretch(self.lease)
             except StoreError:

@@ -1,6 +1,6 @@
-"""The delivering loop: finds lanes that are due, claims them per subscription, works them off side by side.
+"""The delivering loop: finds queues that are due, claims them per subscription, works them off side by side.
 
-A lane made due by this worker is claimed at once, the rest is found by looking at the schedule. Refuses
+A queue made due by this worker is claimed at once, the rest is found by looking at the schedule. Refuses
 to talk to the polling loops: they meet in Redis.
 """
 
@@ -11,17 +11,17 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 
 from watcher.delivery.damage import survived
-from watcher.delivery.lane import CLAIM_MS, LONGEST_LEASE_MS, LaneWorker
 from watcher.delivery.post import Poster, Target
+from watcher.delivery.queue import CLAIM_MS, LONGEST_LEASE_MS, QueueWorker
 from watcher.delivery.restraint import Restraint
-from watcher.logs.lines import log
+from watcher.observe.counters import Counters
+from watcher.observe.log import log
 from watcher.pause import pause
 from watcher.store.connect import StoreError
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS
-from watcher.store.lanes import Lanes
+from watcher.store.queues import Queues
 from watcher.store.schedule import Lease, Schedule
-from watcher.vitals.tally import Tally
 
 _TURN_S = 0.5
 """A loop that has nothing to do still turns so often: it learns how subscriptions stand."""
@@ -30,7 +30,7 @@ _AT_ONCE = 32
 """Subscriptions that are claimed for at the same time: a thousand that are due do not hold up the next."""
 
 _FULL_MS = 1000
-"""A shard that found no room is not looked at for so long, unless a lane of its subscription ends."""
+"""A shard that found no room is not looked at for so long, unless a queue of its subscription ends."""
 
 _FAREWELL_S = 0.5
 """An attempt that is answered within this time is settled though its subscription is gone, or its URL."""
@@ -39,10 +39,10 @@ _LOOK_S = 0.05
 """Between two looks of a loop that is to end once nothing is due."""
 
 _UNKNOWN_MS = 60_000
-"""A subscription that the configuration does not know keeps its lanes, and is not looked at for so long."""
+"""A subscription that the configuration does not know keeps its queues, and is not looked at for so long."""
 
 _Due = dict[str, set[int]]
-"""Shards by the subscription that may have a lane due there."""
+"""Shards by the subscription that may have a queue due there."""
 
 DAMAGED_S = 30.0
 """What cannot be read in Redis is looked at again after so long: somebody may have mended it."""
@@ -58,18 +58,18 @@ class DeliverLoop:
 
     def __init__(
         self,
-        lanes: Lanes,
+        queues: Queues,
         schedule: Schedule,
         poster: Poster,
         targets: Mapping[str, Target],
         restraint: Restraint,
         health: StoreHealth,
-        tally: Tally,
+        counters: Counters,
         *,
         may_deliver: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self._may_deliver = may_deliver
-        self._lanes = lanes
+        self._queues = queues
         self._targets = targets
         self._restraint = restraint
         self._health = health
@@ -85,11 +85,11 @@ class DeliverLoop:
         self.turned_at: float | None = None
         self._wake = asyncio.Event()
         self._stopped = asyncio.Event()
-        self._worker = LaneWorker(
-            lanes,
+        self._worker = QueueWorker(
+            queues,
             poster,
             restraint,
-            tally,
+            counters,
             is_stopped=self._stopped.is_set,
             forsaken=self._forsaken,
             may_deliver=may_deliver,
@@ -98,21 +98,21 @@ class DeliverLoop:
         )
 
     def due(self, shard: int, subscription: str) -> None:
-        """Claim lanes of this subscription in its turn: one may be due."""
+        """Claim queues of this subscription in its turn: one may be due."""
         if time.monotonic() >= self._damaged_until.get(shard, 0) and self._may_deliver(subscription):
             self._found.setdefault(subscription, set()).add(shard)
             self._wake.set()
 
     def wake(self, shard: int, subscription: str) -> None:
-        """Claim a lane of this subscription at once: one was just made due."""
+        """Claim a queue of this subscription at once: one was just made due."""
         if self._may_deliver(subscription):
             self._woken.setdefault(subscription, set()).add(shard)
             self._wake.set()
 
-    async def hasten(self, subscription: str) -> None:
+    async def make_due(self, subscription: str) -> None:
         """Try now what waits for a retry, as when its URL was changed."""
         for shard in range(SHARDS):
-            await self._lanes.hasten(subscription, shard, lease_ms=LONGEST_LEASE_MS)
+            await self._queues.make_due(subscription, shard, lease_ms=LONGEST_LEASE_MS)
             self.wake(shard, subscription)
 
     def stop(self) -> None:
@@ -123,7 +123,7 @@ class DeliverLoop:
     def forsake(self, subscription: str) -> None:
         """Cut off what is still under way in a moment: it is gone from the configuration, or has moved.
 
-        Once: a second time would interrupt it while it gives its lane back.
+        Once: a second time would interrupt it while it gives its queue back.
         """
         if subscription in self._forsaken:
             return
@@ -187,8 +187,8 @@ class DeliverLoop:
         """Look at one shard. One whose keys are damaged is left alone for a while, the others go on."""
         if time.monotonic() < self._damaged_until.get(shard, 0):
             return []
-        with survived(f"lanes of shard {shard}"):
-            return await self._lanes.due_subscriptions(shard)
+        with survived(f"queues of shard {shard}"):
+            return await self._queues.due_subscriptions(shard)
         self._leave_alone(shard)
         return []
 
@@ -196,7 +196,7 @@ class DeliverLoop:
         self._damaged_until[shard] = time.monotonic() + DAMAGED_S
 
     async def _claim(self, group: asyncio.TaskGroup, name: str, shards: list[int]) -> None:
-        """Claim lanes of one subscription, spread over its shards, as many as there is room for."""
+        """Claim queues of one subscription, spread over its shards, as many as there is room for."""
         target = self._targets.get(name)
         rest_ms = self._restraint.rest_ms(name)
         if target is None or rest_ms:
@@ -218,8 +218,8 @@ class DeliverLoop:
 
     async def _claim_shard(self, group: asyncio.TaskGroup, target: Target, shard: int, at_most: int) -> None:
         claimed = None
-        with survived(f"lanes of shard {shard}", subscription=target.name):
-            claimed = await self._lanes.claim(target.name, shard, lease_ms=CLAIM_MS, at_most=at_most)
+        with survived(f"queues of shard {shard}", subscription=target.name):
+            claimed = await self._queues.claim(target.name, shard, lease_ms=CLAIM_MS, at_most=at_most)
         if claimed is None:
             self._hold(target.name, [shard], int(1000 * DAMAGED_S))
             return
@@ -228,7 +228,7 @@ class DeliverLoop:
         for lease in claimed.leases:
             self._in_flight[target.name] += 1
             task = group.create_task(
-                self._one(target, shard, lease), name=f"lane {target.name} {lease.member}"
+                self._one(target, shard, lease), name=f"queue {target.name} {lease.member}"
             )
             self._tasks[target.name].add(task)
             task.add_done_callback(self._tasks[target.name].discard)
@@ -243,13 +243,13 @@ class DeliverLoop:
         await self._health.of_parts(*(self._hold_shard(shard, for_ms) for shard, for_ms in held.items()))
 
     async def _hold_shard(self, shard: int, for_ms: Mapping[str, int]) -> None:
-        with survived(f"lanes of shard {shard}"):
-            await self._lanes.hold(shard, for_ms)
+        with survived(f"queues of shard {shard}"):
+            await self._queues.hold(shard, for_ms)
             return
         self._leave_alone(shard)
 
     async def _one(self, target: Target, shard: int, lease: Lease) -> None:
-        """Work off one lane, then look for what had no room beside it."""
+        """Work off one queue, then look for what had no room beside it."""
         try:
             is_more = await self._work(target, lease)
             await self._restraint.leave_probe(target.name)
@@ -259,14 +259,15 @@ class DeliverLoop:
             self.wake(waiting, target.name)
 
     async def _work(self, target: Target, lease: Lease) -> bool:
-        """Work off one lane; says whether more of it is due. Whatever happens, it holds up no other lane."""
+        """Work off one queue; says whether more of it is due. Whatever happens, it holds up no other
+        queue."""
         try:
             return await self._worker.work(target, lease)
         except StoreError as trouble:
             # What was posted but not settled is posted again when the lease has run out: same id, same bytes.
             log.debug("lease.lost", account=lease.member, subscription=target.name, reason=str(trouble))
         except Exception:
-            log.exception("bug", affected="lane", account=lease.member, subscription=target.name)
+            log.exception("bug", affected="queue", account=lease.member, subscription=target.name)
         return False
 
 

@@ -15,7 +15,7 @@ GONE = 410
 """The receiver says that this URL is not coming back: whoever owns it has to act, so nothing more is sent."""
 
 _SLOW_DOWN = frozenset({429, 502, 503, 504})
-"""Statuses that speak for the whole receiver, not for the one event: all of its lanes wait."""
+"""Statuses that speak for the whole receiver, not for the one event: all of its queues wait."""
 
 _RESTS_S = (1, 2, 5, 10, 30, 60, 120, 300)
 """How long a receiver that slows us down is left alone, after each such attempt in a row; then level."""

@@ -36,7 +36,7 @@ from watcher.settings import SubscriptionSettings
 from watcher.tls_flaws import CANNOT_CONNECT, Flaw, cannot_connect, tls_flaw
 
 ATTEMPT_TIMEOUT_S = 20
-"""A whole attempt, name look-up to last byte. Shorter than a lane's lease and than the drain."""
+"""A whole attempt, name look-up to last byte. Shorter than a queue's lease and than the drain."""
 
 UNRESOLVED = "its name does not resolve"
 REFUSED = "refused"

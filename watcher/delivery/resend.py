@@ -1,6 +1,6 @@
-"""What goes out again: dead letters, or events of the log, at the end of their lanes.
+"""What goes out again: dead letters, or events of the log, at the end of their queues.
 
-Refuses to send: workers do, in the order of each lane, with the ids and bytes of the first time.
+Refuses to send: workers do, in the order of each queue, with the ids and bytes of the first time.
 """
 
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from watcher.delivery.replay import Replay
 from watcher.journal.delivery import Delivery
 from watcher.settings import SubscriptionSettings
+from watcher.store.dead_letters import DeadLetter, DeadLetters
 from watcher.store.history import History, place
 from watcher.store.keys import SHARDS, Keys
-from watcher.store.lanes import Lanes
-from watcher.store.letters import Letter, Letters
 from watcher.store.pipe import Pipe
-from watcher.store.polls import LANE_LENGTH
+from watcher.store.polls import QUEUE_LENGTH
+from watcher.store.queues import Queues
 from watcher.store.schedule import Schedule
 from watcher.store.waiting import Waiting
 
@@ -27,7 +27,7 @@ class Resent:
     """What goes out again to one subscription, and what could not.
 
     `waiting` counts what still waits there, and is not queued a second time; `unreadable` what is damaged;
-    `full` names accounts whose lane has no room for more.
+    `full` names accounts whose queue has no room for more.
     """
 
     subscription: str
@@ -39,23 +39,23 @@ class Resent:
 
 
 class Resend:
-    """Queues deliveries again in one namespace, or only counts them (`is_rehearsal`). Raises StoreError."""
+    """Queues deliveries again in one namespace, or only counts them (`is_preview`). Raises StoreError."""
 
-    def __init__(self, pipe: Pipe, keys: Keys, *, is_rehearsal: bool) -> None:
-        self._lanes = Lanes(Schedule(pipe), keys)
-        self._letters = Letters(pipe, keys)
+    def __init__(self, pipe: Pipe, keys: Keys, *, is_preview: bool) -> None:
+        self._queues = Queues(Schedule(pipe), keys)
+        self._dead_letters = DeadLetters(pipe, keys)
         self._history = History(pipe, keys)
         self._waiting = Waiting(pipe, keys)
-        self._ids_by_lane: dict[tuple[str, str], set[str]] = {}
-        self._is_rehearsal = is_rehearsal
+        self._ids_by_queue: dict[tuple[str, str], set[str]] = {}
+        self._is_preview = is_preview
 
     async def letters(
         self, subscription: str, *, since_ms: int, until_ms: int, event_id: str | None = None
     ) -> Resent:
-        """Put dead letters of a time back at the end of their lanes; of one event, or all of them."""
+        """Put dead letters of a time back at the end of their queues; of one event, or all of them."""
         resent = Resent(subscription)
         for shard in range(SHARDS):
-            pages = self._letters.of_shard(subscription, shard, since_ms=since_ms, until_ms=until_ms)
+            pages = self._dead_letters.of_shard(subscription, shard, since_ms=since_ms, until_ms=until_ms)
             async for page in pages:
                 for account, part in _by_account(page, event_id).items():
                     await self._put(resent, account, part)
@@ -89,45 +89,45 @@ class Resend:
             resent.unreadable += 0 if event_id else replay.damaged  # they are none of one event's business
         return resent
 
-    async def _put(self, resent: Resent, account: str, found: Sequence[Delivery | Letter]) -> None:
+    async def _put(self, resent: Resent, account: str, found: Sequence[Delivery | DeadLetter]) -> None:
         """Queue deliveries of one account, or its dead letters, which are none any more: but for what waits
-        in its lane, and unless it would push that out."""
+        in its queue, and unless it would push that out."""
         name = resent.subscription
         waiting = await self._ids_in(name, account)
         new = [one for one in found if _delivery(one).event_id not in waiting]
         resent.waiting += len(found) - len(new)
         if not new:
             return
-        if account in resent.full or await self._lanes.length(name, account) + len(new) > LANE_LENGTH:
+        if account in resent.full or await self._queues.length(name, account) + len(new) > QUEUE_LENGTH:
             resent.full.add(account)
             return
         waiting.update(_delivery(one).event_id for one in new)
         count = len(new)
-        if not self._is_rehearsal:
-            letters = [one.id for one in new if isinstance(one, Letter)]
-            count = await self._lanes.queue(name, account, [*map(_delivery, new)], letters=letters)
+        if not self._is_preview:
+            letters = [one.id for one in new if isinstance(one, DeadLetter)]
+            count = await self._queues.enqueue(name, account, [*map(_delivery, new)], letters=letters)
         resent.deliveries += count
         if count:
             resent.accounts.add(account)
 
     async def _ids_in(self, subscription: str, account: str) -> set[str]:
-        """Name the events that waited in a lane when it was first looked at, and those added since."""
-        lane = subscription, account
-        if lane not in self._ids_by_lane:
+        """Name the events that waited in a queue when it was first looked at, and those added since."""
+        queue = subscription, account
+        if queue not in self._ids_by_queue:
             waiting = self._waiting.deliveries(subscription, account)
-            self._ids_by_lane[lane] = {each.event_id async for each in waiting if each}
-        return self._ids_by_lane[lane]
+            self._ids_by_queue[queue] = {each.event_id async for each in waiting if each}
+        return self._ids_by_queue[queue]
 
 
-def _delivery(found: Delivery | Letter) -> Delivery:
-    delivery = found.delivery if isinstance(found, Letter) else found
+def _delivery(found: Delivery | DeadLetter) -> Delivery:
+    delivery = found.delivery if isinstance(found, DeadLetter) else found
     assert delivery, "what cannot be read is not queued"
     return delivery
 
 
-def _by_account(page: Sequence[Letter], event_id: str | None) -> dict[str, list[Letter]]:
+def _by_account(page: Sequence[DeadLetter], event_id: str | None) -> dict[str, list[DeadLetter]]:
     """Group the letters that can be sent again; order within an account stays."""
-    groups: dict[str, list[Letter]] = {}
+    groups: dict[str, list[DeadLetter]] = {}
     for letter in page:
         if letter.delivery and event_id in (None, letter.delivery.event_id):
             groups.setdefault(letter.account, []).append(letter)

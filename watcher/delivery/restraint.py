@@ -13,8 +13,8 @@ from contextlib import suppress
 
 from watcher.delivery.damage import survived
 from watcher.delivery.outcomes import Outcome, Verdict
-from watcher.logs.lines import log
-from watcher.logs.spells import Spells
+from watcher.observe.log import log
+from watcher.observe.throttle import Throttle
 from watcher.settings import SubscriptionSettings
 from watcher.store.connect import StoreError, StoreUnreachable
 from watcher.store.standings import PATIENCE, Standing, Standings
@@ -23,7 +23,7 @@ LONGEST_REST_MS = 60_000
 """Even a paused subscription is looked at after so long: whoever saw that it was resumed may have died."""
 
 PROBE_FROM = 3
-"""After so many failures in a row, or after it was left alone, one lane at a time goes out, over all
+"""After so many failures in a row, or after it was left alone, one queue at a time goes out, over all
 workers, until one is delivered: no stampede."""
 
 _READ_EVERY_S = 1.0
@@ -55,7 +55,7 @@ class Restraint:
         self._read_at = 0.0
         self._known: dict[str, Standing] = {}
         self._turn_at_ms: dict[str, int] = {}
-        self._spells = Spells()
+        self._throttle = Throttle()
         self._earned: Counter[str] = Counter()
         self._who = secrets.token_hex(8)
         self._probed: set[str] = set()
@@ -71,7 +71,7 @@ class Restraint:
         before, self._known = self._known, await self._read()
         sooner = [name for name, old in before.items() if _is_better(self._known.get(name), old)]
         for name in sooner:
-            self._spells.over(name, time.monotonic())
+            self._throttle.over(name, time.monotonic())
             if before[name].paused_at_ms:
                 log.info("subscription.resumed", subscription=name)
         for name, standing in [*self._known.items()]:
@@ -99,7 +99,7 @@ class Restraint:
 
     async def _read(self) -> dict[str, Standing]:
         """Read all standings. Where they are damaged, all subscriptions stand well; where they are away, as
-        they stood: whoever claims lanes meanwhile says so."""
+        they stood: whoever claims queues meanwhile says so."""
         self._read_at = time.monotonic() + _READ_EVERY_S
         with survived("standings"):
             try:
@@ -119,7 +119,7 @@ class Restraint:
         self._turn_at_ms[name] = self._now_ms() + math.ceil(for_ms)
 
     def room(self, subscription: SubscriptionSettings, in_flight: int, in_flight_of_all: int) -> int:
-        """Say how many more lanes of a subscription may be worked on.
+        """Say how many more queues of a subscription may be worked on.
 
         It starts with one, and each delivery earns it one more: of those that are dead nobody knows that at
         first, and of those that come back nobody knows how much they can bear.
@@ -165,7 +165,7 @@ class Restraint:
 
     async def _succeeded(self, name: str) -> None:
         failed = self._known.get(name)
-        self._spells.over(name, time.monotonic())
+        self._throttle.over(name, time.monotonic())
         if failed is None or failed.paused_at_ms:
             return
         failures = await self._standings.succeeded(name)  # as all workers counted them
@@ -191,7 +191,7 @@ class Restraint:
 
     def _warn(self, standing: Standing, name: str, verdict: Verdict) -> None:
         """Say that a subscription fails, when it is tried again, and when it is paused if it goes on so."""
-        if self._spells.struck(name, time.monotonic()):
+        if self._throttle.struck(name, time.monotonic()):
             now_ms = self._now_ms()
             failing_ms = now_ms - standing.since_ms
             log.warning(

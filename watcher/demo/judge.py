@@ -175,14 +175,14 @@ def _unmade(told: Iterable[_Told], made_by_id: Mapping[str, int]) -> Iterator[st
 
 
 def _out_of_order(told: Sequence[_Told], made_by_id: Mapping[str, int]) -> Iterator[str]:
-    """Check each lane: sequences rise, each names the one before it, and changes come as they were made."""
-    lanes = defaultdict(list)
+    """Check each queue: sequences rise, each names the one before it, and changes come as they were made."""
+    queues = defaultdict(list)
     for event in told:
-        lanes[event.subscription, event.account].append(event)
-    for lane in lanes.values():
-        if lane[0].previous is not None:
-            yield f"something is missing before {lane[0]}"
-        for before, after in pairwise(lane):
+        queues[event.subscription, event.account].append(event)
+    for queue in queues.values():
+        if queue[0].previous is not None:
+            yield f"something is missing before {queue[0]}"
+        for before, after in pairwise(queue):
             places = [made_by_id[one.id] for one in (before, after) if one.id in made_by_id]
             if after.sequence <= before.sequence or places != sorted(places):
                 yield f"out of order: {after} came after {before}"

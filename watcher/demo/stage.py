@@ -88,9 +88,9 @@ class Stage:
 
     async def fail(self, step: Step) -> None:
         """Spoil an answer, and wait until the worker has met it."""
-        refused = self.worker.tally.refused
+        refused = self.worker.counters.rejected
         step.make(self.sandbox.world, self.sandbox.knobs)
-        await _until(lambda: self.worker.tally.refused > refused)
+        await _until(lambda: self.worker.counters.rejected > refused)
 
     async def polled(self, times: int) -> None:
         """Wait until each account was polled so many times more, and what was found is committed."""
@@ -168,6 +168,7 @@ def _vector(listed: ListedAsset, holding: Holding) -> Vector:
 
 
 async def _until(is_so: Callable[[], bool]) -> None:
-    """Look again and again: neither the simulators nor the tally tell. The caller sets the limit of time."""
+    """Look again and again: neither the simulators nor the counters tell. The caller sets the limit of
+    time."""
     while not is_so():  # noqa: ASYNC110
         await asyncio.sleep(_LOOK_S)

@@ -8,7 +8,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 
-from watcher.logs.lines import log
+from watcher.observe.log import log
 from watcher.pause import pause
 from watcher.store.connect import StoreError
 from watcher.store.due import Due, DueIndex

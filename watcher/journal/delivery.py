@@ -1,4 +1,4 @@
-"""The duty to get one event to one subscription, as bytes that wait in a lane.
+"""The duty to get one event to one subscription, as bytes that wait in a queue.
 
 Refuses to know how it gets there, and to read what it did not write.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """The duty to get one event to one subscription. `head` names it inside its lane."""
+    """The duty to get one event to one subscription. `head` names it inside its queue."""
 
     event_id: str
     type: str
@@ -24,7 +24,7 @@ class Delivery:
 
 
 def load_delivery(entry: bytes) -> Delivery:
-    """Read a lane's entry. Raises ValueError on anything that `Delivery.dump` did not write."""
+    """Read a queue's entry. Raises ValueError on anything that `Delivery.dump` did not write."""
     head, newline, body = entry.partition(b"\n")
     event_id, sequence, event_type = head.decode("ascii").split(" ")
     if not newline or not body:

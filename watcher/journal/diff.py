@@ -90,7 +90,7 @@ def diff(
 def go_stale(
     state: AccountState | None,
     origin: Origin,
-    trouble: str,
+    error_class: str,
     reason: str,
     *,
     interest: Interest,
@@ -100,7 +100,7 @@ def go_stale(
     """Say that an account had no good poll for too long: nothing of it moves, not even its time."""
     state = state or AccountState("", None, {})
     first = max(state.sequence + 1, now_ms)
-    drafts = [stale(origin.observed_from_ms, trouble, reason)]
+    drafts = [stale(origin.observed_from_ms, error_class, reason)]
     events = tell(drafts, origin, first_sequence=first, now_ms=now_ms)
     deliveries, previous = _queue(events, origin.account or "", state.previous_sequence, interest)
     after = replace(

@@ -9,20 +9,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from watcher.journal.doubt import absent, doubt
 from watcher.journal.explain import Change, Withdrawals, explain, in_atoms, in_text
+from watcher.journal.suspect import absent, doubt
 from watcher.snapshot import Asset, Balance, Row, Snapshot
 
 
 class Entry(NamedTuple):
-    """One asset of an account. `seen` is the last accepted reading, `doubted` one that awaits a second
+    """One asset of an account. `seen` is the last accepted reading, `suspect` one that awaits a second
     opinion; `held_polls` counts the good polls that something has been held for."""
 
     asset: Asset
     published: Balance
     seen: Balance
     held_polls: int = 0
-    doubted: Balance | None = None
+    suspect: Balance | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Advance:
     moved: list[Moved] = field(default_factory=list)
     baselined: dict[str, str] = field(default_factory=dict)
     forgotten: list[str] = field(default_factory=list)
-    doubted: dict[str, str] = field(default_factory=dict)
+    suspect: dict[str, str] = field(default_factory=dict)
     held: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -116,10 +116,10 @@ def _follow(entry: Entry, row: Row | None, snapshot: Snapshot, rules: Rules, res
         result.entry_by_asset[entry.asset.id] = entry
     elif row is not None and _unit(row) != _unit(entry):
         _start(row, "its unit changed", result)
-    elif reason := doubt(entry.seen, row, doubted=entry.doubted):
-        result.doubted[entry.asset.id] = reason
+    elif reason := doubt(entry.seen, row, suspect=entry.suspect):
+        result.suspect[entry.asset.id] = reason
         balance = row.balance if row else absent(entry.seen)
-        result.entry_by_asset[entry.asset.id] = entry._replace(doubted=balance)
+        result.entry_by_asset[entry.asset.id] = entry._replace(suspect=balance)
         result.is_news = True
     else:
         _accept(entry, row, rules, result)
@@ -130,7 +130,7 @@ def _is_as_before(entry: Entry, row: Row) -> bool:
     return (
         row.balance == entry.seen
         and not entry.held_polls
-        and not entry.doubted
+        and not entry.suspect
         and row.asset.decimals == entry.asset.decimals
     )
 

@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from watcher.amounts import to_atoms
-from watcher.journal.events import Draft, Event, Origin, amount_text, iso, spell, tell
+from watcher.journal.events import Draft, Event, Origin, amount_text, iso, streak, tell
 from watcher.journal.explain import Vector, in_atoms, in_text
 from watcher.journal.ledger import Entry
 from watcher.settings import ThresholdSettings
@@ -35,7 +35,7 @@ def baseline(entry_by_asset: Mapping[str, Entry]) -> Iterator[Draft]:
     ]
     for number, part in enumerate(parts, 1):
         balances = [
-            {"asset": entry.asset._asdict(), **spell(entry.published, in_atoms(entry.published))}
+            {"asset": entry.asset._asdict(), **streak(entry.published, in_atoms(entry.published))}
             for entry in part
         ]
         says = {"effect": _NO_EFFECT, "balances": balances, "part": number, "parts": len(parts)}
@@ -89,7 +89,7 @@ def crossings(
 ) -> tuple[list[Draft], frozenset[str]]:
     """Judge all thresholds; returns what to tell, and which are crossed now.
 
-    A threshold is told when it is crossed, and again only after it was cleared. A doubted reading counts
+    A threshold is told when it is crossed, and again only after it was cleared. A suspect reading counts
     neither way. `zeros` are what a full listing does not name: of that there is nothing.
     """
     drafts: list[Draft] = []
@@ -105,7 +105,7 @@ def crossings(
             was_crossed = key in crossed
             if (
                 was_crossed
-                if entry.doubted
+                if entry.suspect
                 else _is_crossed(watch.threshold, entry.seen, was_crossed=was_crossed)
             ):
                 if not was_crossed and key not in still:  # the same bound, by symbol and by id, is one
@@ -134,7 +134,7 @@ def _value(threshold: ThresholdSettings, balance: Balance) -> int | None:
 
 
 def _crossing(watch: Watch, entry: Entry, key: str) -> Draft:
-    published = spell(entry.published, in_atoms(entry.published))
+    published = streak(entry.published, in_atoms(entry.published))
     value = amount_text(_value(watch.threshold, entry.seen) or 0)
     says = {
         "effect": in_text(Vector(), entry.seen)._asdict(),

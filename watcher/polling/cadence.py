@@ -1,13 +1,13 @@
 """When an account is polled next. Pure: chance comes in.
 
-Refuses to know why a poll was refused beyond its trouble.
+Refuses to know why a poll was refused beyond its error_class.
 """
 
 from collections.abc import Sequence
 from datetime import timedelta
 
 from watcher.journal.ledger import AccountState
-from watcher.providers.contract import PERMANENT, Trouble
+from watcher.providers.contract import PERMANENT, ErrorClass
 from watcher.settings import AccountSettings
 
 SECOND_OPINION = timedelta(seconds=2)
@@ -34,7 +34,7 @@ def wait_s(account: AccountSettings, state: AccountState) -> float:
     """Say how long after a good poll the next one is due."""
     wait = account.interval
     for entry in state.entry_by_asset.values():
-        if entry.doubted:
+        if entry.suspect:
             return SECOND_OPINION.total_seconds()
         if entry.held_polls or _is_pending(entry.seen[2:]):
             wait = min(account.interval, account.pending_interval)
@@ -42,12 +42,12 @@ def wait_s(account: AccountSettings, state: AccountState) -> float:
 
 
 def waits_ms(
-    account: AccountSettings, trouble: Trouble, *, is_canary: bool = False, chance: float
+    account: AccountSettings, error_class: ErrorClass, *, is_probe_account: bool = False, chance: float
 ) -> Sequence[int]:
     """Say how long to wait after the first refused poll in a row, the second, ...; the last one stays."""
-    if trouble in PERMANENT:
+    if error_class in PERMANENT:
         return [spread_ms(wait, chance) for wait in _WAITS_FOR_A_PERSON_S]
-    longest_s = _LONGEST_WAIT_OF_CANARY_S if is_canary else _LONGEST_WAIT_S
+    longest_s = _LONGEST_WAIT_OF_CANARY_S if is_probe_account else _LONGEST_WAIT_S
     waits = [min(_FIRST_WAIT_S, account.interval.total_seconds())]
     while waits[-1] < longest_s:
         waits.append(min(2 * waits[-1], longest_s))

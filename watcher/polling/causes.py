@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
-from watcher.logs.lines import log
-from watcher.logs.spells import Spell, Spells
+from watcher.observe.log import log
+from watcher.observe.throttle import Streak, Throttle
 from watcher.polling.asker import NotAsked
-from watcher.providers.contract import PERMANENT, Refused, todo
+from watcher.providers.contract import PERMANENT, Rejected, todo
 from watcher.store.connect import StoreError
 from watcher.store.survey import Failing
 
@@ -26,7 +26,7 @@ _LOOK_S = 5.0
 class Cause(NamedTuple):
     """What a provider says, and means for good."""
 
-    trouble: str
+    error_class: str
     reason: str
 
 
@@ -50,7 +50,7 @@ class Causes:
         self._unsaid: set[Cause] = set()
         self._said_at: dict[Cause, float] = {}
         self._before: dict[Cause, tuple[float, int]] = {}
-        self._spells = Spells()
+        self._throttle = Throttle()
         self._look_at = 0.0
 
     def remember(self, failing: Mapping[str, Failing], *, now_ms: int) -> list[str]:
@@ -58,19 +58,19 @@ class Causes:
 
         Names the accounts, which are worth to be polled at once: somebody may have mended the cause.
         """
-        found = [name for name, one in failing.items() if one.trouble in PERMANENT]
+        found = [name for name, one in failing.items() if one.error_class in PERMANENT]
         for name in found:
             one = failing[name]
-            cause, since = Cause(one.trouble, one.reason), self._clock() - (now_ms - one.since_ms) / 1000
+            cause, since = Cause(one.error_class, one.reason), self._clock() - (now_ms - one.since_ms) / 1000
             known_since, known_times = self._before.get(cause, (since, 0))
             self._before[cause] = min(since, known_since), max(one.refusals, known_times)
             self._accounts_of(cause).add(name)
         return found
 
-    def struck(self, account: str, refused: Refused) -> None:
+    def struck(self, account: str, refused: Rejected) -> None:
         """Note a refused poll; where only a person can mend it, that is said."""
-        cause = Cause(refused.trouble, refused.reason)
-        if cause.trouble not in PERMANENT:
+        cause = Cause(refused.error_class, refused.reason)
+        if cause.error_class not in PERMANENT:
             return
         for other in self._accounts.keys() - {cause}:
             self._accounts[other].discard(account)
@@ -80,21 +80,21 @@ class Causes:
             self._unsaid.add(cause)
         if isinstance(refused, NotAsked):
             return
-        if spell := self._spells.struck(cause, self._clock()):
-            self._say(cause, account, spell, status=refused.status)
+        if streak := self._throttle.struck(cause, self._clock()):
+            self._say(cause, account, streak, status=refused.status)
 
     def tell(self) -> None:
-        """Say, from time to time, of how many accounts a known cause has become the trouble since."""
+        """Say, from time to time, of how many accounts a known cause has become the error_class since."""
         for cause in [*self._unsaid]:
             now = self._clock()
             if cause in self._said_at and now >= self._said_at[cause] + _AGAIN_S:
-                self._say(cause, next(iter(self._accounts[cause]), ""), self._spells.lasting(cause, now))
+                self._say(cause, next(iter(self._accounts[cause]), ""), self._throttle.lasting(cause, now))
 
     async def good(self, account: str) -> None:
         """Note a good poll. A key is right when one of those that it was refused for is polled well, anything
         else is mended when all of them are; then that is said."""
         for cause, accounts in self._accounts.items():
-            if account in accounts and cause.trouble == "auth":
+            if account in accounts and cause.error_class == "auth":
                 accounts.clear()
             accounts.discard(account)
         for cause in [*self._accounts]:
@@ -103,9 +103,9 @@ class Causes:
                 self._said_at.pop(cause, None)
                 now = self._clock()
                 since, times = self._before.pop(cause, (now, 0))
-                spell = self._spells.over(cause, now) or Spell(round(1000 * (now - since)), times)
+                streak = self._throttle.over(cause, now) or Streak(round(1000 * (now - since)), times)
                 log.info(
-                    "provider.recovered", provider=self._provider, reason=cause.reason, **spell._asdict()
+                    "provider.recovered", provider=self._provider, reason=cause.reason, **streak._asdict()
                 )
 
     async def _is_over(self, cause: Cause) -> bool:
@@ -125,17 +125,17 @@ class Causes:
     def _accounts_of(self, cause: Cause) -> set[str]:
         return self._accounts.setdefault(cause, set())
 
-    def _say(self, cause: Cause, account: str, spell: Spell, *, status: int | None = None) -> None:
+    def _say(self, cause: Cause, account: str, streak: Streak, *, status: int | None = None) -> None:
         many = len(self._accounts[cause])
         log.error(
             "provider.refusing",
             provider=self._provider,
-            trouble=cause.trouble,
-            reason=f"{cause.reason}: {todo(cause.trouble, self._provider)}",
+            error_class=cause.error_class,
+            reason=f"{cause.reason}: {todo(cause.error_class, self._provider)}",
             status=status,
             account=account if many == 1 else None,
             accounts=many,
-            **spell._asdict(),
+            **streak._asdict(),
         )
         self._unsaid.discard(cause)
         self._said_at[cause] = self._clock()

@@ -12,7 +12,7 @@ from watcher.store.schedule import Lease, Reply
 
 
 class Commits:
-    """The commits of one provider. `wake(shard, subscription)` is called for every lane made due."""
+    """The commits of one provider. `wake(shard, subscription)` is called for every queue made due."""
 
     def __init__(
         self, provider: str, polls: Polls, notes: PollNotes, *, wake: Callable[[int, str], None]

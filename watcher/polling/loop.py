@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from itertools import islice
 from typing import NamedTuple
 
-from watcher.logs.lines import log
+from watcher.observe.log import log
 from watcher.pause import pause
 from watcher.polling.causes import Causes
 from watcher.polling.neighbours import ALONE, Neighbours
@@ -137,9 +137,9 @@ class PollLoop:
         self._is_finishing = True
         self._end_poll(*in_hand)
 
-    async def hasten(self) -> None:
+    async def make_due(self) -> None:
         """Poll now what waits after a refused poll. Raises StoreError."""
-        await self._poller.hasten(*range(SHARDS))
+        await self._poller.make_due(*range(SHARDS))
 
     def due(self, shard: int, for_s: float) -> None:
         """Claim at a shard: a poll may have been due there for so many seconds."""
@@ -163,8 +163,8 @@ class PollLoop:
                 self._wake.clear()
                 try:
                     pause_s = await self.tick(group)
-                except StoreError as trouble:
-                    pause_s = await self._health.failed(trouble)
+                except StoreError as error:
+                    pause_s = await self._health.failed(error)
                 except Exception:
                     log.exception("bug", affected=self.name)
                     pause_s = DAMAGED_S
@@ -303,10 +303,10 @@ class PollLoop:
             else:
                 is_over = False
                 await self._polls.release(self.provider, lease)
-        except StoreError as trouble:
+        except StoreError as error:
             # The next poll finds the same change again.
-            log.debug("poll.discarded", account=lease.member, provider=self.provider, reason=str(trouble))
-            await self._give_back(lease, pause_s=await self._health.failed(trouble))
+            log.debug("poll.discarded", account=lease.member, provider=self.provider, reason=str(error))
+            await self._give_back(lease, pause_s=await self._health.failed(error))
         except Exception:
             log.exception("bug", affected="poll", account=lease.member)
         finally:

@@ -5,10 +5,10 @@ Pure but for its memory: time comes in. Refuses to poll, to log and to judge a s
 
 from dataclasses import dataclass, field
 
-from watcher.providers.contract import PERMANENT, Refused
+from watcher.providers.contract import PERMANENT, Rejected
 
 OPEN_AFTER = 5
-"""Refused polls in a row, of two accounts at least, before the provider counts as unavailable."""
+"""Rejected polls in a row, of two accounts at least, before the provider counts as unavailable."""
 
 _PROBES_S = (5.0, 10.0, 20.0, 40.0, 60.0)
 """How long after each probe in a row the next one goes out; then level."""
@@ -19,7 +19,7 @@ class Outage:
     """What one worker knows of one provider's availability. `cause`: why it fails, if only a person can mend
     that: whatever else it answers since is a consequence, or beside the point."""
 
-    cause: Refused | None = None
+    cause: Rejected | None = None
     _in_a_row: int = 0
     _besides: int = 0
     _accounts: set[str] = field(default_factory=set)
@@ -40,13 +40,13 @@ class Outage:
         self._probes += 1
         return True
 
-    def refused(self, account: str, refused: Refused, now: float) -> None:
+    def refused(self, account: str, refused: Rejected, now: float) -> None:
         """Note a refused answer. A mistake in one account's configuration says nothing of the provider."""
-        if refused.trouble == "configuration":
+        if refused.error_class == "configuration":
             return
-        if refused.trouble in PERMANENT:
+        if refused.error_class in PERMANENT:
             self.cause, self._besides = refused, 0
-        elif refused.trouble != "rate":
+        elif refused.error_class != "rate":
             self._besides += 1
             if self._besides >= OPEN_AFTER:
                 self.cause = None  # it fails in another way by now

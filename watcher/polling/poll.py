@@ -14,6 +14,7 @@ from typing import NamedTuple
 from watcher.journal.diff import Reading, Step, diff
 from watcher.journal.interest import Interest
 from watcher.journal.ledger import AccountState, Rules
+from watcher.observe.counters import Counters
 from watcher.polling.asker import Asker, NotAsked
 from watcher.polling.cadence import spread_ms, wait_s
 from watcher.polling.commits import Commits
@@ -21,14 +22,13 @@ from watcher.polling.neighbours import ALONE, Neighbours
 from watcher.polling.notes import PollNotes
 from watcher.polling.setbacks import Setbacks
 from watcher.providers.client import ProviderClient
-from watcher.providers.contract import Refused
+from watcher.providers.contract import Rejected
 from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Snapshot
 from watcher.store.keys import SHARDS, shard_of
 from watcher.store.polls import Polls
 from watcher.store.schedule import Lease, Reply
 from watcher.store.state import BadState
-from watcher.vitals.tally import Tally
 
 _LEASE_MARGIN_S = 15
 """A lease outlasts the longest poll by the longest wait for a turn, and some."""
@@ -43,10 +43,10 @@ class Settled(NamedTuple):
 
 
 class Poller:
-    """Polls the accounts of one provider. `wake(shard, subscription)` is called for every lane made due.
+    """Polls the accounts of one provider. `wake(shard, subscription)` is called for every queue made due.
 
-    `most_requests`: no account's poll takes more. `canary`: the account that finds out for all of them that
-    the provider is back.
+    `most_requests`: no account's poll takes more. `probe_account`: the account that finds out for all of
+    them that the provider is back.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class Poller:
         client: ProviderClient,
         polls: Polls,
         interest: Interest,
-        tally: Tally,
+        counters: Counters,
         *,
         most_requests: int,
-        canary: str,
+        probe_account: str,
         now_ms: Callable[[], int],
         wake: Callable[[int, str], None],
         neighbours: Neighbours = ALONE,
@@ -69,9 +69,11 @@ class Poller:
         self._client = client
         self._polls = polls
         self._interest = interest
-        self._notes = PollNotes(settings.name, tally)
+        self._notes = PollNotes(settings.name, counters)
         self._commits = Commits(settings.name, polls, self._notes, wake=wake)
-        self._setbacks = Setbacks(polls, self._commits, interest, self._notes, canary=canary, now_ms=now_ms)
+        self._setbacks = Setbacks(
+            polls, self._commits, interest, self._notes, probe_account=probe_account, now_ms=now_ms
+        )
         self._now_ms = now_ms
         self._rules = Rules(settings.withdrawals, settings.settle_polls)
         self._settled: dict[str, Settled] = {}
@@ -81,8 +83,8 @@ class Poller:
         self._asker = Asker(
             settings.name,
             client,
-            canary=canary,
-            is_canary_failing=partial(polls.is_failing, settings.name, canary),
+            probe_account=probe_account,
+            is_probe_account_failing=partial(polls.is_failing, settings.name, probe_account),
         )
 
     @property
@@ -117,26 +119,27 @@ class Poller:
             try:
                 bodies = await self._asker.ask(account)
                 is_taken = await self._take(account, lease, bodies, started)
-            except Refused as refused:
+            except Rejected as refused:
                 await self._setbacks.refused(account, lease, refused, started)
-                if isinstance(refused, NotAsked) and not await self._asker.is_canary_failing():
+                if isinstance(refused, NotAsked) and not await self._asker.is_probe_account_failing():
                     # It ended meanwhile, and whoever made everybody due came before this one was postponed.
-                    await self.hasten(shard_of(account.name))
+                    await self.make_due(shard_of(account.name))
             if self._asker.is_back():
-                await self.hasten(*range(SHARDS))
+                await self.make_due(*range(SHARDS))
         except BadState as damage:
             await self._setbacks.quarantined(account, lease, damage, started)
         return is_taken
 
-    async def hasten(self, *shards: int) -> None:
+    async def make_due(self, *shards: int) -> None:
         """Let accounts wait no longer whose polls were refused. The rate limit spreads the polls."""
         for shard in shards:
-            await self._polls.hasten(self.settings.name, shard, lease_ms=self.lease_ms)
+            await self._polls.make_due(self.settings.name, shard, lease_ms=self.lease_ms)
 
     async def _take(
         self, account: AccountSettings, lease: Lease, bodies: tuple[bytes, ...], started: float
     ) -> bool:
-        """Take in a good answer, and say whether that was in time. Raises Refused if it is none, BadState."""
+        """Take in a good answer, and say whether that was in time. Raises Rejected if it is none,
+        BadState."""
         observed_ms = self._now_ms()
         digest = blake2b(b"\0".join(bodies), digest_size=16).digest()
         settled = self._settled.pop(account.name, None)
@@ -183,7 +186,7 @@ class Poller:
     def _is_settled(self, state: AccountState, snapshot: Snapshot) -> bool:
         """Say whether the same answer again would change nothing: not even by a newer list of assets."""
         return not snapshot.is_open and not any(
-            entry.held_polls or entry.doubted or (self._client.lists_assets and entry.asset.decimals is None)
+            entry.held_polls or entry.suspect or (self._client.lists_assets and entry.asset.decimals is None)
             for entry in state.entry_by_asset.values()
         )
 

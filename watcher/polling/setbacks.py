@@ -16,7 +16,7 @@ from watcher.polling.causes import Causes
 from watcher.polling.commits import Commits
 from watcher.polling.notes import PollNotes
 from watcher.polling.silence import Silence
-from watcher.providers.contract import Refused
+from watcher.providers.contract import Rejected
 from watcher.settings import AccountSettings
 from watcher.store.polls import Polls
 from watcher.store.schedule import Lease, Reply
@@ -27,7 +27,8 @@ _QUARANTINE_MS = (300_000,)
 
 
 class Setbacks:
-    """The void polls of one provider. `canary`: the account that asks for all of them whether it is back."""
+    """The void polls of one provider. `probe_account`: the account that asks for all of them whether it is
+    back."""
 
     def __init__(
         self,
@@ -36,7 +37,7 @@ class Setbacks:
         interest: Interest,
         notes: PollNotes,
         *,
-        canary: str,
+        probe_account: str,
         now_ms: Callable[[], int],
     ) -> None:
         self.causes = Causes(commits.provider, is_refused=partial(polls.is_failing, commits.provider))
@@ -45,27 +46,29 @@ class Setbacks:
         self._commits = commits
         self._interest = interest
         self._notes = notes
-        self._canary = canary
+        self._probe_account = probe_account
         self._now_ms = now_ms
         self.silence = Silence(self._provider)
 
-    async def refused(self, account: AccountSettings, lease: Lease, refused: Refused, started: float) -> None:
+    async def refused(
+        self, account: AccountSettings, lease: Lease, refused: Rejected, started: float
+    ) -> None:
         """Let a refused account wait, and all of them where the provider asks for it."""
         self.causes.struck(account.name, refused)
         await self._notice_silence(account, lease, refused)
-        if refused.trouble == "rate" and refused.retry_after_s:
+        if refused.error_class == "rate" and refused.retry_after_s:
             await self._polls.take_turns(
                 self._provider, 0, spacing_ms=0, not_before_ms=1000 * refused.retry_after_s
             )
         postponed = await self._polls.postpone(
             self._provider,
             lease,
-            why=f"{refused.trouble} {refused.reason}",
+            why=f"{refused.error_class} {refused.reason}",
             at_least_ms=int(1000 * (refused.retry_after_s or 0)),
             waits_ms=waits_ms(
                 account,
-                refused.trouble,
-                is_canary=account.name == self._canary,
+                refused.error_class,
+                is_probe_account=account.name == self._probe_account,
                 chance=random.random(),
             ),
         )
@@ -80,7 +83,7 @@ class Setbacks:
         )
         self._notes.quarantined(account, damage, started)
 
-    async def _notice_silence(self, account: AccountSettings, lease: Lease, refused: Refused) -> None:
+    async def _notice_silence(self, account: AccountSettings, lease: Lease, refused: Rejected) -> None:
         """Tell once that an account has had no good poll for too long. Its lease stays for what follows."""
         state = await self._polls.read_state(account.name)
         now_ms = self._now_ms()
@@ -93,7 +96,7 @@ class Setbacks:
         step = go_stale(
             state,
             Origin(account.name, self._provider, state.sequence if state else 0, since_ms, now_ms),
-            refused.trouble,
+            refused.error_class,
             refused.reason,
             interest=self._interest,
             version=secrets.token_hex(8),

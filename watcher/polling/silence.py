@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from watcher.logs.lines import log
-from watcher.logs.spells import Spells
+from watcher.observe.log import log
+from watcher.observe.throttle import Throttle
 from watcher.settings import AccountSettings
 
 STALE_INTERVALS = 3
@@ -38,7 +38,7 @@ class Silence:
         self._clock = clock
         self._refused_since_ms: dict[str, int] = {}
         self._stale: set[str] = set()
-        self._spells = Spells()
+        self._throttle = Throttle()
         self._went_stale, self._recovered = _Gathered(), _Gathered()
         self._tell_at, self._told_at = 0.0, -_AGAIN_S
 
@@ -54,19 +54,19 @@ class Silence:
         self._refused_since_ms.pop(account.name, None)
         self._stale.discard(account.name)
         if not self._stale:
-            self._spells.over("stale", self._clock())
+            self._throttle.over("stale", self._clock())
 
     def went_stale(self, account: AccountSettings, why: str) -> None:
         """Note an account that has just gone stale."""
         self._stale.add(account.name)
-        self._spells.struck("stale", self._clock())
+        self._throttle.struck("stale", self._clock())
         self._gather(self._went_stale, {account.name}, 0)
         self._went_stale.reason = why
 
     def still_stale(self, account: AccountSettings, why: str, stale_ms: int) -> None:
         """Note another refused poll of an account that is stale."""
         self._stale.add(account.name)
-        if self._spells.struck("stale", self._clock()):
+        if self._throttle.struck("stale", self._clock()):
             self._gather(self._went_stale, self._stale, stale_ms)
             self._went_stale.reason = why
 

@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from watcher.plurals import many
 from watcher.preflight.tried import Tried, Verdict
 from watcher.providers.client import ProviderClient
-from watcher.providers.contract import Refused, Trouble
+from watcher.providers.contract import ErrorClass, Rejected
 from watcher.providers.registry import provider_class
 from watcher.settings import AccountSettings, ProviderSettings
 
@@ -19,7 +19,7 @@ _SKEWED_S = 30
 _FAR_OFF_S = 300
 """Receivers refuse a signature whose timestamp is further off than this."""
 
-_TODO: dict[Trouble, str] = {
+_TODO: dict[ErrorClass, str] = {
     "auth": "look at api_key in [providers.{name}]",
     "configuration": "look at how [[accounts]] {account} is addressed",
     "rate": "lower requests_per_second in [providers.{name}], or wait: others use the same key",
@@ -45,11 +45,11 @@ async def _poll(client: ProviderClient, settings: ProviderSettings, account: Acc
     started = time.monotonic()
     try:
         snapshot = await client.read(account, await client.ask(account))
-    except Refused as refused:
+    except Rejected as refused:
         status = f" (status {refused.status})" if refused.status else ""
-        todo = refused.mend or _TODO[refused.trouble].format(name=settings.name, account=account.name)
-        verdict: Verdict = "warning" if refused.trouble == "rate" else "failed"
-        text = f"{refused.trouble}: {refused.words}{status}"
+        todo = refused.mend or _TODO[refused.error_class].format(name=settings.name, account=account.name)
+        verdict: Verdict = "warning" if refused.error_class == "rate" else "failed"
+        text = f"{refused.error_class}: {refused.words}{status}"
         return Tried("provider", settings.name, verdict, text, todo)
     took_ms = 1000 * (time.monotonic() - started)
     assets = len(snapshot.row_by_asset)

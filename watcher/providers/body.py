@@ -7,7 +7,7 @@ import zlib
 
 import aiohttp
 
-from watcher.providers.contract import Refused
+from watcher.providers.contract import Rejected
 
 LIMIT = 1024 * 1024
 """Bytes of a body, packed and unpacked. A list of 3,000 balances is half of that."""
@@ -16,7 +16,7 @@ _GZIP = 16 + zlib.MAX_WBITS
 
 
 async def read_body(response: aiohttp.ClientResponse) -> bytes:
-    """Read and unpack a body. Raises Refused, and what aiohttp raises when the connection breaks."""
+    """Read and unpack a body. Raises Rejected, and what aiohttp raises when the connection breaks."""
     chunks: list[bytes] = []
     size = 0
     while chunk := await response.content.readany():
@@ -31,7 +31,7 @@ async def read_body(response: aiohttp.ClientResponse) -> bytes:
         return packed
     if encoding in ("gzip", "x-gzip"):
         return _unpack(packed)
-    raise Refused("malformed", "the answer is packed in a way that was not asked for")
+    raise Rejected("malformed", "the answer is packed in a way that was not asked for")
 
 
 def _unpack(packed: bytes) -> bytes:
@@ -39,13 +39,13 @@ def _unpack(packed: bytes) -> bytes:
     try:
         body = stream.decompress(packed, LIMIT + 1)
     except zlib.error:
-        raise Refused("malformed", "the answer is not gzip, as it says") from None
+        raise Rejected("malformed", "the answer is not gzip, as it says") from None
     if len(body) > LIMIT:
         raise _too_large()
     if not stream.eof or stream.unused_data:
-        raise Refused("malformed", "the answer is not one whole gzip stream")
+        raise Rejected("malformed", "the answer is not one whole gzip stream")
     return body
 
 
-def _too_large() -> Refused:
-    return Refused("malformed", "the answer is larger than 1 MiB")
+def _too_large() -> Rejected:
+    return Rejected("malformed", "the answer is larger than 1 MiB")

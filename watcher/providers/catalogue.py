@@ -8,7 +8,7 @@ which nobody can say what it is about.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Set
 
-from watcher.providers.contract import PERMANENT, AssetList, Catalogue, Refused
+from watcher.providers.contract import PERMANENT, AssetList, Catalogue, Rejected
 from watcher.snapshot import Asset, asset_id
 
 RENEW_S = 600.0
@@ -25,7 +25,7 @@ class KeptCatalogue:
     def __init__(self, fetch: Callable[[], Awaitable[AssetList]], *, clock: Callable[[], float]) -> None:
         self.asset_by_id: Catalogue = {}
         self.unlisted: Set[str] = frozenset()
-        self.refused: Refused | None = None
+        self.refused: Rejected | None = None
         self._odd: Mapping[str, str] = {}
         self._is_whole = True
         self._fetch = fetch
@@ -43,7 +43,7 @@ class KeptCatalogue:
             try:
                 self._learn(await self._fetch(), missing)
                 self.refused = None
-            except Refused as refused:
+            except Rejected as refused:
                 self.refused = refused
             self._fetched_at = self._clock()
 
@@ -53,17 +53,17 @@ class KeptCatalogue:
             return found
         return next((asset for asset in self.asset_by_id.values() if asset.symbol == text), None)
 
-    def refusal(self, unknown: Set[str]) -> Refused:
+    def refusal(self, unknown: Set[str]) -> Rejected:
         """Say why nobody knows in which unit these are told."""
         for asset in sorted(unknown & self._odd.keys()):
-            return Refused("malformed", f"the list of assets is odd for asset {asset}: {self._odd[asset]}")
+            return Rejected("malformed", f"the list of assets is odd for asset {asset}: {self._odd[asset]}")
         if self.refused is None and not self._is_whole:
             why = "the list of assets has rows that cannot be read, and an asset is missing from it"
-            return Refused("malformed", why)
-        refused = self.refused or Refused("transient", "it was fetched a moment ago")
-        is_permanent = refused.trouble in PERMANENT
+            return Rejected("malformed", why)
+        refused = self.refused or Rejected("transient", "it was fetched a moment ago")
+        is_permanent = refused.error_class in PERMANENT
         reason = f"an asset that is not in the list of assets yet: {refused}"
-        return Refused(refused.trouble if is_permanent else "transient", reason, status=refused.status)
+        return Rejected(refused.error_class if is_permanent else "transient", reason, status=refused.status)
 
     def _learn(self, listed: AssetList, missing: Set[str]) -> None:
         self.asset_by_id = {**self.asset_by_id, **listed.asset_by_id}

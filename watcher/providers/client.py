@@ -1,7 +1,7 @@
 """Asks one provider over HTTP, within bounds, and reads what came back.
 
 Refuses whatever is not a whole good answer: no redirect, no cookie, no proxy, no body above 1 MiB, no
-request without an end. Nothing but Refused comes out, in words of ours: no URL, no body, no key.
+request without an end. Nothing but Rejected comes out, in words of ours: no URL, no body, no key.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from aiohttp.abc import AbstractResolver
 from watcher import __version__
 from watcher.providers.body import read_body
 from watcher.providers.catalogue import KeptCatalogue
-from watcher.providers.contract import AssetList, Catalogue, Provider, Refused, Request
+from watcher.providers.contract import AssetList, Catalogue, Provider, Rejected, Request
 from watcher.providers.refusals import TRANSPORT_ERRORS, by_error, by_status
 from watcher.providers.strict_json import NotJson, parse
 from watcher.retry_after import retry_after_s
@@ -122,7 +122,7 @@ class ProviderClient:
         return source_of(self._settings, self._provider, account)
 
     async def ask(self, account: Any) -> tuple[bytes, ...]:
-        """Send the requests of one poll, one round after the other. Raises Refused.
+        """Send the requests of one poll, one round after the other. Raises Rejected.
 
         The same bytes as at the last good poll mean the same snapshot: there is no need to read them.
         """
@@ -137,7 +137,7 @@ class ProviderClient:
             bodies += tuple(asked)
             answers += map(self._parse, asked)
         if self._provider.requests(account, answers):
-            raise Refused("malformed", f"there is more to ask after {self.most_rounds} rounds")
+            raise Rejected("malformed", f"there is more to ask after {self.most_rounds} rounds")
         return bodies
 
     async def _ask_at_turns(self, requests: Sequence[Request]) -> tuple[bytes, ...]:
@@ -158,7 +158,7 @@ class ProviderClient:
         return tuple(part.result() for part in parts)
 
     async def read(self, account: Any, bodies: Sequence[bytes], *, known: Catalogue = _NOTHING) -> Snapshot:
-        """Read the bodies of one poll. Raises Refused, and nothing else whatever the bytes are.
+        """Read the bodies of one poll. Raises Rejected, and nothing else whatever the bytes are.
 
         Awaits only to fetch the list of assets, when it lacks one of them. `known` is what the last
         state says of its assets: it stands in for a list that no longer, or not yet, holds them.
@@ -214,9 +214,9 @@ class ProviderClient:
         try:
             answer = parse(body)
         except NotJson as error:
-            raise Refused("malformed", f"the answer is {error}", status=200) from None
+            raise Rejected("malformed", f"the answer is {error}", status=200) from None
         if refused := self._provider.refusal(200, answer):
-            raise Refused(refused.trouble, refused.reason, status=200)
+            raise Rejected(refused.error_class, refused.reason, status=200)
         return answer
 
     async def _fetch_after(self, wait_s: float, request: Request) -> bytes:
@@ -231,7 +231,7 @@ class ProviderClient:
         started_at = self._clock()
         try:
             return await self._send(request)
-        except Refused as refused:
+        except Rejected as refused:
             is_stale = isinstance(refused.__cause__, aiohttp.ServerDisconnectedError)
             if request.method == "GET" or not is_stale or self._clock() > started_at + _AGAIN_WITHIN_S:
                 raise
@@ -258,13 +258,13 @@ class ProviderClient:
         except TRANSPORT_ERRORS as error:
             raise by_error(error, status, is_tls=self._is_tls) from error
 
-    def _refusal(self, status: int, answer: Any, retry_after: str | None) -> Refused:
+    def _refusal(self, status: int, answer: Any, retry_after: str | None) -> Rejected:
         """Say why an answer is no good one: by what the provider says, or by the status alone."""
         refused = self._provider.refusal(status, answer)
         if refused is None or status == 429:
             refused = by_status(status)
         wish_s = retry_after_s(retry_after, self._utc_now(), most_s=LONGEST_RETRY_AFTER_S)
-        return Refused(refused.trouble, refused.reason, status=status, retry_after_s=wish_s)
+        return Rejected(refused.error_class, refused.reason, status=status, retry_after_s=wish_s)
 
 
 def source_of(settings: ProviderSettings, provider: Provider, account: Any) -> str:
@@ -277,5 +277,5 @@ async def _error(response: aiohttp.ClientResponse) -> Any:
     """Read the JSON body of an answer that is no good one; None if it has none, for whatever reason."""
     try:
         return parse(await read_body(response))
-    except (*TRANSPORT_ERRORS, Refused, NotJson):
+    except (*TRANSPORT_ERRORS, Rejected, NotJson):
         return None

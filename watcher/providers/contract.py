@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Asset, Snapshot
 
-Trouble = Literal["auth", "configuration", "rate", "transient", "malformed", "gone"]
+ErrorClass = Literal["auth", "configuration", "rate", "transient", "malformed", "gone"]
 """Why a poll was refused, as far as somebody acts differently on it:
 auth and configuration need the operator, rate and transient need time, malformed means that the
 provider broke its own contract (or that somebody else answered), gone is a request nobody answered."""
@@ -20,12 +20,12 @@ PERMANENT = ("auth", "configuration")
 """What does not mend itself."""
 
 
-def todo(trouble: str, provider: str) -> str | None:
+def todo(error_class: str, provider: str) -> str | None:
     """Say what a person has to mend, where nobody else can."""
     return {
         "auth": f"mend api_key of [providers.{provider}]",
         "configuration": f"mend the account, or base_url of [providers.{provider}]",
-    }.get(trouble)
+    }.get(error_class)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Request:
     """Sent as it is, where somebody has signed it. So is a path that brings its own query."""
 
 
-class Refused(Exception):
+class Rejected(Exception):
     """The poll is void: the last state and its time stay, no event. The next poll is after a backoff.
 
     `reason` is a short text of ours, never what the provider said: `words`, and what mends it, where that is
@@ -50,7 +50,7 @@ class Refused(Exception):
 
     def __init__(
         self,
-        trouble: Trouble,
+        error_class: ErrorClass,
         words: str,
         *,
         mend: str = "",
@@ -59,7 +59,7 @@ class Refused(Exception):
     ) -> None:
         self.reason = f"{words}; {mend}" if mend else words
         super().__init__(self.reason)
-        self.trouble: Trouble = trouble
+        self.error_class: ErrorClass = error_class
         self.words = words
         self.mend = mend
         self.status = status
@@ -84,7 +84,7 @@ class Provider(Protocol):
     """One configured provider. Made once per section of the file; holds no state but its settings.
 
     Answers come as `strict_json.parse` makes them: text, int, bool, None, list, dict, and Number or
-    Ambiguous for what is none of these. Whatever they hold, a provider raises nothing but Refused.
+    Ambiguous for what is none of these. Whatever they hold, a provider raises nothing but Rejected.
     """
 
     Settings: ClassVar[type[ProviderSettings]]
@@ -111,19 +111,19 @@ class Provider(Protocol):
     def requests(self, account: Any, answers: Sequence[Any] = ()) -> Sequence[Request]:
         """Say what to ask next about one account, given the parsed answers so far; nothing: that was all.
 
-        All answers together are one poll. Raises Refused. Where `most_rounds` is 1 it is called once, with no
-        answers.
+        All answers together are one poll. Raises Rejected. Where `most_rounds` is 1 it is called once, with
+        no answers.
         """
         ...
 
     def read(self, account: Any, answers: Sequence[Any], catalogue: Catalogue) -> Snapshot:
-        """Read the parsed JSON bodies of the good answers, one per request. Raises Refused.
+        """Read the parsed JSON bodies of the good answers, one per request. Raises Rejected.
 
         An asset that the catalogue does not hold is read in the provider's own unit.
         """
         ...
 
-    def refusal(self, status: int, answer: Any) -> Refused | None:
+    def refusal(self, status: int, answer: Any) -> Rejected | None:
         """Say why an answer with this status and JSON body (None: not JSON) is no good one.
 
         None: nothing that this provider documents; `client` then goes by the status alone.
@@ -135,7 +135,7 @@ class Provider(Protocol):
         ...
 
     def read_catalogue(self, answer: Any) -> AssetList:
-        """Read that list, which is never empty: one odd row voids what needs its asset. Raises Refused."""
+        """Read that list, which is never empty: one odd row voids what needs its asset. Raises Rejected."""
         ...
 
 

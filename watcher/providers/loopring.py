@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from watcher.amounts import MAX_FRACTION_DIGITS, NotAnAmount, from_integer
 from watcher.fields import BaseUrl
-from watcher.providers.contract import AssetList, Catalogue, Refused, Request, Trouble
+from watcher.providers.contract import AssetList, Catalogue, ErrorClass, Rejected, Request
 from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, spoken
 
@@ -27,7 +27,7 @@ _ID = re.compile(r"(?:0|[1-9][0-9]{0,9})\Z", re.ASCII)
 _ID_BY_SYMBOL = {"ETH": 0, "LRC": 1, "USDT": 3, "USDC": 6}
 """Of tokens that never changed theirs; the list of tokens, which only a worker reads, knows all."""
 
-TROUBLE_BY_CODE: Mapping[int, tuple[Trouble, str]] = {
+ERROR_CLASS_BY_CODE: Mapping[int, tuple[ErrorClass, str]] = {
     100000: ("transient", "an unknown error at Loopring"),
     100001: ("configuration", "an invalid argument; seen for a wrong API key too"),
     100002: ("transient", "a time-out at Loopring"),
@@ -126,24 +126,24 @@ class Loopring:
         # Loopring's reference page shows one bare object where every sample shows a list of them.
         rows = [answer] if isinstance(answer, dict) else answer
         if not isinstance(rows, list):
-            raise Refused("malformed", "not a list of balances")
+            raise Rejected("malformed", "not a list of balances")
         watched = None if account.tokens is None else tuple(map(str, account.tokens))
         wanted = None if watched is None else frozenset(watched)
         row_by_asset: dict[str, Row] = {}
         owner = account.account_id
         for position, said in enumerate(rows):
             if not isinstance(said, dict):
-                raise Refused("malformed", f"row {position}: not an object, or a name twice in it")
+                raise Rejected("malformed", f"row {position}: not an object, or a name twice in it")
             token = _id(said.get("tokenId"), "tokenId", position)
             is_wanted = wanted is None or token in wanted
             owner = _owner(said, owner, position, is_wanted=is_wanted)
             if is_wanted:
                 row = _row(said, catalogue.get(token) or Asset(token), position)
                 if row_by_asset.setdefault(token, row) != row:
-                    raise Refused("malformed", f"row {position}: another balance of a token listed above")
+                    raise Rejected("malformed", f"row {position}: another balance of a token listed above")
         return Snapshot(row_by_asset, watched, absent_is_zero=watched is None)
 
-    def refusal(self, status: int, answer: Any) -> Refused | None:
+    def refusal(self, status: int, answer: Any) -> Rejected | None:
         """Find the error code: in `resultInfo`, or at the top as Loopring's general page shows it."""
         if not isinstance(answer, dict):
             return None
@@ -151,10 +151,10 @@ class Loopring:
         code = inner.get("code") if isinstance(inner, dict) else answer.get("code")
         if type(code) is not int or code == 0:
             return None
-        if code in TROUBLE_BY_CODE:
-            trouble, reason = TROUBLE_BY_CODE[code]
-            return Refused(trouble, f"{reason} ({code})")
-        return Refused("malformed", "an error code that is not documented") if status == 200 else None
+        if code in ERROR_CLASS_BY_CODE:
+            error_class, reason = ERROR_CLASS_BY_CODE[code]
+            return Rejected(error_class, f"{reason} ({code})")
+        return Rejected("malformed", "an error code that is not documented") if status == 200 else None
 
     def catalogue_request(self) -> Request:
         return Request("GET", "/api/v3/exchange/tokens")
@@ -173,7 +173,7 @@ class Loopring:
             elif asset_by_id.setdefault(token, asset).decimals != asset.decimals:
                 odd[token] = "two rows with other decimals"
         if not asset_by_id:
-            raise Refused("malformed", "not a list of tokens")
+            raise Rejected("malformed", "not a list of tokens")
         readable = {token: asset for token, asset in asset_by_id.items() if token not in odd}
         return AssetList(readable, odd, is_whole=None not in tokens)
 
@@ -185,14 +185,14 @@ def _owner(said: dict[str, Any], owner: int | None, position: int, *, is_wanted:
         return owner
     found = int(_id(said["accountId"], "accountId", position))
     if owner not in (None, found):
-        raise Refused("malformed", f"row {position}: a balance of another account")
+        raise Rejected("malformed", f"row {position}: a balance of another account")
     return found
 
 
 def _row(said: dict[str, Any], asset: Asset, position: int) -> Row:
     pending = said.get("pending")
     if not isinstance(pending, dict):
-        raise Refused("malformed", f"row {position}: no pending amounts")
+        raise Rejected("malformed", f"row {position}: no pending amounts")
     decimals = asset.decimals or 0
     try:
         balance = Balance(
@@ -202,7 +202,7 @@ def _row(said: dict[str, Any], asset: Asset, position: int) -> Row:
             from_integer(pending.get("withdraw"), decimals),
         )
     except NotAnAmount as error:
-        raise Refused("malformed", f"row {position}: an amount is {error}") from None
+        raise Rejected("malformed", f"row {position}: an amount is {error}") from None
     return Row(asset, balance)
 
 
@@ -220,7 +220,7 @@ def _decimals(said: dict[str, Any]) -> int | None:
 def _id(said: object, name: str, position: int) -> str:
     found = _id_in(said)
     if found is None:
-        raise Refused("malformed", f"row {position}: {name} is not an id")
+        raise Rejected("malformed", f"row {position}: {name} is not an id")
     return found
 
 

@@ -14,7 +14,7 @@ from pydantic import Field, JsonValue, field_validator
 
 from watcher.amounts import NotAnAmount, from_decimal
 from watcher.fields import BaseUrl
-from watcher.providers.contract import AssetList, Catalogue, Refused, Request, Trouble
+from watcher.providers.contract import AssetList, Catalogue, ErrorClass, Rejected, Request
 from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, spoken
 
@@ -23,7 +23,7 @@ _LONGEST_SYMBOL = 24
 """An address of any chain is longer."""
 _CURRENCY = re.compile(r"(?:0[xX][0-9a-fA-F]{40}|(?!0[xX])[!-~]{1,128})\Z", re.ASCII)
 
-TROUBLE_BY_STATUS: Mapping[str, tuple[Trouble, str]] = {
+ERROR_CLASS_BY_STATUS: Mapping[str, tuple[ErrorClass, str]] = {
     "UNAUTHORIZED": ("auth", "the API key is not valid, or a signature is missing"),
     "INVALID_ACCOUNT_KEY": ("auth", "not an account key"),
     "FORBIDDEN": ("auth", "the API key has no access"),
@@ -108,22 +108,22 @@ class MetaKeep:
             if currency in wanted:
                 row = _row(said, currency, position)
                 if row_by_asset.setdefault(currency, row).balance != row.balance:
-                    raise Refused("malformed", f"row {position}: another balance of a currency listed above")
+                    raise Rejected("malformed", f"row {position}: another balance of a currency listed above")
         return Snapshot(row_by_asset, watched, absent_is_zero=False)
 
-    def refusal(self, status: int, answer: Any) -> Refused | None:
+    def refusal(self, status: int, answer: Any) -> Rejected | None:
         said = answer.get("status") if isinstance(answer, dict) else None
-        if isinstance(said, str) and said in TROUBLE_BY_STATUS:
-            return Refused(*TROUBLE_BY_STATUS[said])
+        if isinstance(said, str) and said in ERROR_CLASS_BY_STATUS:
+            return Rejected(*ERROR_CLASS_BY_STATUS[said])
         if status == 200 and said != "SUCCESS":
-            return Refused("malformed", "answered 200 without the status SUCCESS")
+            return Rejected("malformed", "answered 200 without the status SUCCESS")
         return None
 
     def catalogue_request(self) -> None:
         return None
 
     def read_catalogue(self, answer: Any) -> AssetList:
-        raise Refused("malformed", "MetaKeep has no list of currencies")
+        raise Rejected("malformed", "MetaKeep has no list of currencies")
 
     def _request(self, account: MetaKeepAccount, currencies: Sequence[str]) -> Request:
         return Request(
@@ -137,7 +137,7 @@ class MetaKeep:
 def _balances(answer: Any) -> list[Any]:
     balances = answer.get("balances") if isinstance(answer, dict) else None
     if not isinstance(balances, list):
-        raise Refused("malformed", "no list of balances")
+        raise Rejected("malformed", "no list of balances")
     return balances
 
 
@@ -146,7 +146,7 @@ def _currency(said: Any, wanted: Set[str], position: int) -> str:
     text = said.get("currency") if isinstance(said, dict) else None
     currency = asset_id(text) if isinstance(text, str) else ""
     if currency not in wanted and not _ADDRESS.match(currency):
-        raise Refused("malformed", f"row {position}: not a currency")
+        raise Rejected("malformed", f"row {position}: not a currency")
     return currency
 
 
@@ -154,6 +154,6 @@ def _row(said: dict[str, Any], currency: str, position: int) -> Row:
     try:
         total, locked = from_decimal(said.get("balance")), from_decimal(said.get("locked", "0"))
     except NotAnAmount as error:
-        raise Refused("malformed", f"row {position}: an amount is {error}") from None
+        raise Rejected("malformed", f"row {position}: an amount is {error}") from None
     asset = Asset(currency, spoken(said.get("symbol")), spoken(said.get("name")))
     return Row(asset, Balance(total, locked, None, None), locked_absent="locked" not in said)

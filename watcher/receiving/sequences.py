@@ -13,26 +13,26 @@ gap: events queued before this one did not arrive here (yet); late: a later one 
 restart: the sender says that nothing was queued before this one; rewound: the sender has forgotten
 what it queued last, as after a loss of its state."""
 
-_KEEP = 100_000  # lanes remembered: the names come from outside
+_KEEP = 100_000  # queues remembered: the names come from outside
 
 
 class Sequences:
     """Remembers the last sequence of each (subscription, account), and says what is odd about the next."""
 
     def __init__(self) -> None:
-        self._last_by_lane: dict[tuple[str, str], int] = {}
+        self._last_by_queue: dict[tuple[str, str], int] = {}
 
     def note(self, event: Event) -> Order | None:
         """Say what is odd about `event`, or None. One that is about no account, such as a ping, never is."""
         sequence = _number(event, "data", "sequence")
         previous = _number(event, "subscription", "previous_sequence")
-        lane = _name(event, "subscription", "name"), _name(event, "data", "account", "name")
-        if sequence is None or not lane[1]:
+        queue = _name(event, "subscription", "name"), _name(event, "data", "account", "name")
+        if sequence is None or not queue[1]:
             return None
-        last = self._last_by_lane.pop(lane, None)  # put back at the end: the front is forgotten first
-        self._last_by_lane[lane] = max(sequence, last or 0)
-        if len(self._last_by_lane) > _KEEP:
-            del self._last_by_lane[next(iter(self._last_by_lane))]
+        last = self._last_by_queue.pop(queue, None)  # put back at the end: the front is forgotten first
+        self._last_by_queue[queue] = max(sequence, last or 0)
+        if len(self._last_by_queue) > _KEEP:
+            del self._last_by_queue[next(iter(self._last_by_queue))]
         return None if last is None else _order(last, previous, sequence)
 
 

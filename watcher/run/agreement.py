@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from watcher.journal.interest import Interest
-from watcher.logs.lines import log
-from watcher.logs.spells import Spells
+from watcher.observe.log import log
+from watcher.observe.throttle import Throttle
 from watcher.run.fingerprint import SOURCE_DIGITS, fingerprint
 from watcher.run.others import Others
 from watcher.run.presence import Present
@@ -74,7 +74,7 @@ class Agreement:
         self._interest = Interest({})
         self._view = _View()
         self._write_at = 0.0
-        self._spells = Spells()
+        self._throttle = Throttle()
         self._seen_at: dict[str, float] = {}
         self._left_by: tuple[object, frozenset[str]] | None = None
 
@@ -214,7 +214,7 @@ class Agreement:
         now = self._clock()
         for one in self._view.differences:
             self._seen_at[one.digest] = now
-            if spell := self._spells.struck(one.digest, now):
+            if streak := self._throttle.struck(one.digest, now):
                 log.warning(
                     "configuration.differs",
                     worker=one.worker,
@@ -222,12 +222,12 @@ class Agreement:
                     changed=len(one.names),
                     rests=[*sorted(self._view.rests)[:_MOST_NAMES]],
                     accounts=len(self._view.left),
-                    **spell._asdict(),
+                    **streak._asdict(),
                 )
         for digest, seen_at in [*self._seen_at.items()]:
-            if now >= seen_at + _OVER_S and (spell := self._spells.over(digest, now)):
+            if now >= seen_at + _OVER_S and (streak := self._throttle.over(digest, now)):
                 del self._seen_at[digest]
-                log.info("configuration.agrees", **spell._asdict())
+                log.info("configuration.agrees", **streak._asdict())
 
 
 def _fingerprint(settings: Settings) -> Fingerprint:

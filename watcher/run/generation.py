@@ -16,7 +16,8 @@ from watcher.engine.look import Look
 from watcher.journal.delivery import Delivery
 from watcher.journal.interest import Interest
 from watcher.journal.notices import paused
-from watcher.logs.lines import log
+from watcher.observe.counters import Counters
+from watcher.observe.log import log
 from watcher.pause import pause
 from watcher.polling.loop import DAMAGED_S, PollLoop
 from watcher.polling.poll import Poller
@@ -35,13 +36,12 @@ from watcher.store.due import Due, DueIndex
 from watcher.store.exceptions import StoreError, StoreUnreachable
 from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
-from watcher.store.lanes import Lanes
 from watcher.store.polls import Polls
+from watcher.store.queues import Queues
 from watcher.store.roster import Roster
 from watcher.store.schedule import Schedule
 from watcher.store.standings import Standing, Standings
 from watcher.store.survey import Survey
-from watcher.vitals.tally import Tally
 
 _LOOK_S = 1.0
 """How often it is looked whether the server still knows of the accounts: so late they start anew."""
@@ -62,7 +62,7 @@ class Generation:
         settings: Settings,
         schedule: Schedule,
         health: StoreHealth,
-        tally: Tally,
+        counters: Counters,
         present: Present,
         *,
         agreement: Agreement | None = None,
@@ -72,10 +72,10 @@ class Generation:
         self.settings = settings
         self._schedule = schedule
         self._health = health
-        self._tally = tally
+        self._counters = counters
         self._before = before
         self._polls = Polls(schedule, keys)
-        self._lanes = Lanes(schedule, keys)
+        self._queues = Queues(schedule, keys)
         self._index = DueIndex(schedule, keys)
         self._roster = Roster(schedule.pipe, keys)
         self._agreement = agreement or Agreement(
@@ -107,7 +107,7 @@ class Generation:
             await self._ask_again(poll_loops)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_names(), name="names")
-                group.create_task(self._hasten_moved(deliver_loop), name="hasten")
+                group.create_task(self._make_moved_due(deliver_loop), name="make_retries_due")
                 group.create_task(self._keep_enrolled(), name="enroll")
                 group.create_task(self._look(deliver_loop, poll_loops).run(self._stopped), name="look")
                 group.create_task(self._keep_agreed(deliver_loop), name="agree")
@@ -229,7 +229,7 @@ class Generation:
                 rests = self._agreement.rests
                 await self._agreement.look()
                 for name in rests - self._agreement.rests:
-                    await deliver_loop.hasten(name)
+                    await deliver_loop.make_due(name)
             except StoreUnreachable:
                 continue  # the loops say so
             except Exception:  # a damaged key, say: it goes on as before
@@ -247,18 +247,18 @@ class Generation:
                 log.exception("bug", affected="names")
                 await pause(self._stopped, DAMAGED_S)
 
-    async def _hasten_moved(self, deliver_loop: DeliverLoop) -> None:
+    async def _make_moved_due(self, deliver_loop: DeliverLoop) -> None:
         """What waits for a subscriber that has moved need not wait any longer."""
         old = self._before.subscription_by_name if self._before else {}
         for name, subscription in self.settings.subscription_by_name.items():
             if name in old and old[name].url != subscription.url:
                 try:
                     await self._standings.resume(name)
-                    await deliver_loop.hasten(name)
+                    await deliver_loop.make_due(name)
                 except StoreError:
                     return  # then it is tried when its retry is due
                 except Exception:  # damaged standings, say: deliveries go on by their retries
-                    log.exception("bug", affected="hasten", subscription=name)
+                    log.exception("bug", affected="make_due", subscription=name)
 
     async def _make_loops(self, stack: AsyncExitStack) -> tuple[DeliverLoop, list[PollLoop]]:
         resolver = CurrentResolver()
@@ -295,13 +295,13 @@ class Generation:
             most=self._shares.attempts,
         )
         return DeliverLoop(
-            self._lanes,
+            self._queues,
             self._schedule,
             poster,
             targets,
             restraint,
             self._health,
-            self._tally,
+            self._counters,
             may_deliver=self._agreement.is_ours,
         )
 
@@ -312,7 +312,7 @@ class Generation:
         if alerts_to in told:
             event = paused(name, standing.reason, standing.since_ms, now_ms=standing.paused_at_ms)
             delivery = Delivery(event.id, event.type, event.sequence, event.body(alerts_to, None))
-            await self._lanes.queue(alerts_to, name, [delivery])
+            await self._queues.enqueue(alerts_to, name, [delivery])
 
     async def _poll_loop(
         self, stack: AsyncExitStack, name: str, deliver_loop: DeliverLoop, resolver: CurrentResolver
@@ -325,7 +325,7 @@ class Generation:
             await asyncio.sleep(wait_ms / 1000)
 
         def count() -> None:
-            self._tally.by_request[name] += 1
+            self._counters.by_request[name] += 1
 
         provider = provider_class(settings.kind)(settings)
         connections = self._shares.of_a_provider
@@ -347,9 +347,9 @@ class Generation:
             await stack.enter_async_context(client),
             self._polls,
             Interest(self.settings.subscription_by_name),
-            self._tally,
+            self._counters,
             most_requests=max(map(client.cost, accounts.values()), default=1),
-            canary=min(accounts, key=lambda name: (accounts[name].interval, name), default=""),
+            probe_account=min(accounts, key=lambda name: (accounts[name].interval, name), default=""),
             now_ms=self._schedule.now_ms,
             wake=deliver_loop.wake,
             neighbours=self._agreement,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from watcher.delivery.egress import Policy, check_url
 from watcher.delivery.loop import DeliverLoop
 from watcher.delivery.post import REFUSED, UNRESOLVED
-from watcher.logs.lines import log
+from watcher.observe.log import log
 from watcher.polling.loop import PollLoop
 from watcher.resolver import CurrentResolver
 from watcher.settings import Settings
@@ -46,7 +46,7 @@ class Names:
     async def look(self) -> None:
         """Look whether the files have changed. Raises StoreError, and is then called again.
 
-        What a change helps is hastened one look later: what failed just before it has to be written down.
+        What a change helps is made_due one look later: what failed just before it has to be written down.
         """
         if self._changed is not None:
             await self._try_again(self._changed)
@@ -57,11 +57,11 @@ class Names:
     async def _try_again(self, hosts: set[str]) -> None:
         providers = [name for name, host in self._host_by_provider.items() if host in hosts]
         for name in providers:
-            await self._poll_loops[name].hasten()
+            await self._poll_loops[name].make_due()
         subscriptions = 0
         for name, host in self._host_by_subscription.items():
             was_held = await self._standings.unhold(name, UNRESOLVED, REFUSED)
             if was_held or host in hosts:
-                await self._deliver_loop.hasten(name)
+                await self._deliver_loop.make_due(name)
                 subscriptions += 1
         log.info("resolver.changed", providers=len(providers), subscriptions=subscriptions)

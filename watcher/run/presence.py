@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from watcher import __version__
-from watcher.logs.lines import log
+from watcher.observe.counters import Counters
+from watcher.observe.log import log
 from watcher.pause import pause
 from watcher.store.connect import ConfigurationRefused, StoreError
 from watcher.store.workers import Presence, Workers
-from watcher.vitals.tally import Tally
 
 EVERY_S = 10.0
 _SHORTEST_S = 1.0
@@ -29,9 +29,9 @@ _LEAVE_S = 1.0
 class Present:
     """One worker as it can be seen, from `run` on until it `leaves`."""
 
-    def __init__(self, worker: str, workers: Workers, tally: Tally, *, since_ms: int) -> None:
+    def __init__(self, worker: str, workers: Workers, counters: Counters, *, since_ms: int) -> None:
         self._workers = workers
-        self._tally = tally
+        self._counters = counters
         self._pace = Pace()
         self._presence = Presence(worker, socket.gethostname(), os.getpid(), __version__, since_ms, {})
         self._leaving = asyncio.Event()
@@ -80,7 +80,7 @@ class Present:
             return set()
 
     async def _note(self) -> None:
-        rates = self._pace.per_second(self._tally.by_request, time.monotonic())
+        rates = self._pace.per_second(self._counters.by_request, time.monotonic())
         try:
             await self._workers.note(self._presence._replace(requests_per_second=rates))
         except StoreError:

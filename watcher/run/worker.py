@@ -11,7 +11,9 @@ from copy import copy
 from typing import NamedTuple
 
 from watcher import __version__
-from watcher.logs.lines import log
+from watcher.observe.counters import Counters
+from watcher.observe.liveness import Liveness, rss_mb
+from watcher.observe.log import log
 from watcher.pause import pause
 from watcher.run.agreement import Agreement, Difference
 from watcher.run.generation import Generation
@@ -27,8 +29,6 @@ from watcher.store.opening import open_store
 from watcher.store.roster import Roster
 from watcher.store.schedule import Schedule
 from watcher.store.workers import Workers
-from watcher.vitals.signs import Vitals, rss_mb
-from watcher.vitals.tally import Tally
 
 HEARTBEAT_S = 60.0
 
@@ -62,8 +62,8 @@ class Worker:
     ) -> None:
         self.settings = settings
         self.name = name
-        self.tally = Tally()
-        self.vitals = Vitals(name, self._turned_at_by_loop, dropped_lines=dropped_lines)
+        self.counters = Counters()
+        self.liveness = Liveness(name, self._turned_at_by_loop, dropped_lines=dropped_lines)
         self.opened: Opened | None = None
         self.agreement: Agreement | None = None
         self._generation: Generation | None = None
@@ -91,7 +91,7 @@ class Worker:
         """Go on by another configuration. The store and the log stay what they were at the start."""
         kept = {"redis": self.settings.redis, "log": self.settings.log}
         self.settings = settings.model_copy(update=kept)
-        self.vitals.is_reload_refused = False
+        self.liveness.is_reload_refused = False
         self._changed.set()
 
     @property
@@ -142,7 +142,7 @@ class Worker:
                 background.create_task(schedule.pipe.run(), name="pipe"),
                 background.create_task(schedule.pipe.run(), name="pipe"),
                 background.create_task(self._beat(schedule), name="heartbeat"),
-                background.create_task(self.vitals.measure_lag(), name="lag"),
+                background.create_task(self.liveness.measure_lag(), name="lag"),
                 background.create_task(present.run(), name="presence"),
             ]
             try:
@@ -183,13 +183,13 @@ class Worker:
             log.warning("store.weak", server=f"{found.engine} {found.version}", reason=warning)
         schedule = Schedule(store.pipe)
         await schedule.read_clock()
-        self.vitals.note_clock(1000 * time.time(), schedule.now_ms())
+        self.liveness.note_clock(1000 * time.time(), schedule.now_ms())
         await Roster(store.pipe, store.keys).check_layout()
         return Opened(schedule, StoreHealth(store.mend))
 
     def _present(self, schedule: Schedule) -> Present:
         workers = Workers(schedule.pipe, Keys(self.settings.redis.namespace))
-        return Present(self.name, workers, self.tally, since_ms=schedule.now_ms())
+        return Present(self.name, workers, self.counters, since_ms=schedule.now_ms())
 
     def _close(self) -> None:
         self.opened = None  # before the store is: nobody may ask it any more
@@ -234,29 +234,32 @@ class Worker:
     def _next_generation(self, schedule: Schedule, health: StoreHealth, present: Present) -> Generation:
         before = self._generation.settings if self._generation else None
         return Generation(
-            self.settings, schedule, health, self.tally, present, agreement=self.agreement, before=before
+            self.settings, schedule, health, self.counters, present, agreement=self.agreement, before=before
         )
 
     async def _beat(self, schedule: Schedule) -> None:
-        after = copy(self.tally)
+        after = copy(self.counters)
         while not await pause(self._stopped, HEARTBEAT_S):
-            before, after = after, copy(self.tally)  # what happens while `due` is counted is told next time
+            before, after = (
+                after,
+                copy(self.counters),
+            )  # what happens while `due` is counted is told next time
             try:
                 await self._tell_alive(schedule, after.since(before))
             except Exception:  # must not end the worker, nor all heartbeats to come
                 log.exception("bug", affected="heartbeat")
 
     async def _tell_alive(self, schedule: Schedule, counts: Mapping[str, int]) -> None:
-        self.vitals.note_clock(1000 * time.time(), schedule.now_ms())
+        self.liveness.note_clock(1000 * time.time(), schedule.now_ms())
         log.info(
             "worker.heartbeat",
             worker=self.name,
             **counts,
             due=await self._due(schedule),
             in_flight=self.in_flight,
-            lag_ms=round(1000 * self.vitals.end_of_minute()),
+            lag_ms=round(1000 * self.liveness.end_of_minute()),
             rss_mb=round(rss_mb(), 1),
-            dropped_lines=self.vitals.dropped_lines(),
+            dropped_lines=self.liveness.dropped_lines(),
         )
 
     async def _due(self, schedule: Schedule) -> int | None:

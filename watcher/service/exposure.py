@@ -10,10 +10,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from watcher.exposed.door import Address
-from watcher.exposed.listener import Listener, Route
+from watcher.observe.door import Address
+from watcher.observe.heartbeat import HeartbeatFile
+from watcher.observe.listener import Listener, Route
 from watcher.run.worker import Worker
-from watcher.vitals.heartbeat import HeartbeatFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ async def exposed(worker: Worker, exposure: Exposure) -> AsyncIterator[Address |
         if exposure.heartbeat_file:
             await stack.enter_async_context(_beating(worker, exposure.heartbeat_file))
         if exposure.address:
-            from watcher.exposed.probes import PROBES  # prometheus-client is heavy, and off by default
+            from watcher.observe.probes import PROBES  # prometheus-client is heavy, and off by default
 
             routes = _routes(worker, exposure)
             listener = Listener(exposure.address, routes, token=exposure.token, probes=PROBES)
@@ -49,18 +49,18 @@ async def exposed(worker: Worker, exposure: Exposure) -> AsyncIterator[Address |
 
 
 def _routes(worker: Worker, exposure: Exposure) -> Mapping[str, Route]:
-    from watcher.exposed.probes import routes
+    from watcher.observe.probes import routes
 
     if not exposure.has_page:
         return routes(worker)
-    from watcher.page.serving import routes as page_routes
+    from watcher.observe.page.serving import routes as page_routes
 
     return {**routes(worker), **page_routes(worker)}
 
 
 @asynccontextmanager
 async def _beating(worker: Worker, path: Path) -> AsyncIterator[None]:
-    heartbeat = HeartbeatFile(path, lambda: worker.vitals.stuck(time.monotonic()))
+    heartbeat = HeartbeatFile(path, lambda: worker.liveness.stuck(time.monotonic()))
     heartbeat.begin()
     beating = asyncio.create_task(heartbeat.run(), name="heartbeat file")  # ended with the block, below
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from watcher import signals
 from watcher.config import ConfigRefused, Finding, Loaded, load
 from watcher.environment import Environment
-from watcher.logs.lines import configure, log
+from watcher.observe.log import configure, log
 from watcher.printable import hide
 from watcher.run.worker import Worker
 from watcher.service.changes import NOT_RELOADED, Change, changes
@@ -161,7 +161,7 @@ class _Signals:
             try:
                 await self._reload()
             except Exception:  # a bug must not end all reloads to come
-                self._worker.vitals.is_reload_refused = True
+                self._worker.liveness.is_reload_refused = True
                 log.exception("bug", affected="reload")
             if is_ready:
                 tell_ready()
@@ -172,7 +172,7 @@ class _Signals:
             # In a thread: 100,000 accounts take seconds, and leases do not wait.
             loaded, changed = await asyncio.to_thread(self._load)
         except ConfigRefused as refused:
-            self._worker.vitals.is_reload_refused = True
+            self._worker.liveness.is_reload_refused = True
             reasons = [str(mistake) for mistake in refused.mistakes[:_MOST_MISTAKES]]
             log.error("configuration.refused", mistakes=len(refused.mistakes), reasons=reasons)
             self._files.follow(refused.files or self._files.files)

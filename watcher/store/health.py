@@ -8,8 +8,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from watcher.logs.lines import log
-from watcher.logs.spells import Spells
+from watcher.observe.log import log
+from watcher.observe.throttle import Throttle
 from watcher.store.exceptions import ConfigurationRefused, StoreError, StoreRefuses
 
 _PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)
@@ -36,7 +36,7 @@ class StoreHealth:
         self.trouble: StoreError | None = None
         self._down_since: float | None = None
         self._failed_at = 0.0
-        self._spells = Spells()
+        self._throttle = Throttle()
         self._is_partial = False
         self._is_mending = False
         self._failures = 0
@@ -64,8 +64,8 @@ class StoreHealth:
         is_answer = isinstance(trouble, StoreRefuses | ConfigurationRefused)
         event = "store.refusing" if is_answer else "store.unreachable"
         self._is_partial |= is_answer
-        if spell := self._spells.struck((event, trouble.cause), now):  # another cause is news
-            log.error(event, reason=str(trouble), next_ms=int(1000 * self._pause_s), **spell._asdict())
+        if streak := self._throttle.struck((event, trouble.cause), now):  # another cause is news
+            log.error(event, reason=str(trouble), next_ms=int(1000 * self._pause_s), **streak._asdict())
         self._down_since = now if self._down_since is None else self._down_since
         pause_s = self._pause_s
         await self._try_to_mend()
@@ -100,7 +100,7 @@ class StoreHealth:
         self._failures = self._pauses = 0
         self._grow_at = 0.0
         self._is_partial = False
-        self._spells.clear()
+        self._throttle.clear()
 
     async def of_parts(self, *asked: Awaitable[T]) -> list[T | None]:
         """Ask for several parts of the state at a time: None where one is not to be had, as on a Cluster of

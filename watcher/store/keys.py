@@ -1,4 +1,4 @@
-"""Every key in Redis, with its type, what it holds and who writes it. Nobody else spells a key.
+"""Every key in Redis, with its type, what it holds and who writes it. Nobody else throttle a key.
 
 An account hashes to one of 16 shards, and every key of its shard carries the tag `{shard}`: one script
 may touch them together, on Redis Cluster too. Refuses to talk to Redis.
@@ -17,7 +17,7 @@ def shard_of(account: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Spells the keys of one namespace. `permanent` keys live as long as what they describe."""
+    """Throttle the keys of one namespace. `permanent` keys live as long as what they describe."""
 
     namespace: str
 
@@ -78,19 +78,19 @@ class Keys:
         return self._tagged(shard, "log")
 
     def due_subscriptions(self, shard: int) -> str:
-        """ZSET, permanent: subscription -> no later than when its first lane is due, in ms."""
+        """ZSET, permanent: subscription -> no later than when its first queue is due, in ms."""
         return self._tagged(shard, "due")
 
-    def lanes(self, shard: int, subscription: str) -> str:
-        """ZSET, permanent: account -> when its lane is due (or its lease ends), in ms."""
+    def queues(self, shard: int, subscription: str) -> str:
+        """ZSET, permanent: account -> when its queue is due (or its lease ends), in ms."""
         return self._tagged(shard, "lanes", subscription)
 
-    def lane(self, subscription: str, account: str) -> str:
+    def queue(self, subscription: str, account: str) -> str:
         """LIST, permanent: the pending deliveries, oldest first. Pushed by commit, popped by settle."""
         return self._tagged(shard_of(account), "lane", subscription, account)
 
     def tries(self, shard: int, subscription: str) -> str:
-        """HASH, permanent: account -> `count head` of the failed attempts of its lane's head. By settle."""
+        """HASH, permanent: account -> `count head` of the failed attempts of its queue's head. By settle."""
         return self._tagged(shard, "tries", subscription)
 
     def dead(self, shard: int, subscription: str) -> str:
@@ -102,7 +102,7 @@ class Keys:
         return self._tagged(shard, "attempts", subscription)
 
     def nothing(self, shard: int) -> str:
-        """Never exists: deleting it first lets a script drain lanes on a server that is full (OOM)."""
+        """Never exists: deleting it first lets a script drain queues on a server that is full (OOM)."""
         return self._tagged(shard, "nothing")
 
     def trial(self, kind: str) -> str:

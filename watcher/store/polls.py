@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from watcher.journal.delivery import Delivery
 from watcher.journal.ledger import AccountState
 from watcher.store.keys import Keys, shard_of
-from watcher.store.lanes import DEAD_PER_SUBSCRIPTION
+from watcher.store.queues import DEAD_PER_SUBSCRIPTION
 from watcher.store.replies import DamagedKey
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
 from watcher.store.scripting import Joint, Joints, load_script
@@ -20,8 +20,8 @@ from watcher.store.state import BadState, dump_body, load_state
 LOG_PER_SHARD = 10_000
 """Entries of the event log kept per shard (160,000 in all): `events`, replay and audit look back so far."""
 
-LANE_LENGTH = 10_000
-"""Deliveries that wait in one lane. Beyond it the oldest become dead letters: loud, and a visible gap."""
+QUEUE_LENGTH = 10_000
+"""Deliveries that wait in one queue. Beyond it the oldest become dead letters: loud, and a visible gap."""
 
 _COMMIT = load_script("commit")
 _POSTPONE = load_script("postpone")
@@ -75,9 +75,9 @@ class Polls:
         keys = self._schedule_keys(shard, provider)
         return await self._schedule.claim(keys, lease_ms, at_most, provider, *left, waited_ms=waited_ms)
 
-    async def hasten(self, provider: str, shard: int, *, lease_ms: int) -> int:
+    async def make_due(self, provider: str, shard: int, *, lease_ms: int) -> int:
         """Let accounts be polled now that wait after refused polls; returns how many."""
-        return await self._schedule.hasten(self._schedule_keys(shard, provider), lease_ms, provider)
+        return await self._schedule.make_due(self._schedule_keys(shard, provider), lease_ms, provider)
 
     async def is_failing(self, provider: str, account: str) -> bool:
         """Say whether an account's last poll was refused, whichever worker made it."""
@@ -121,7 +121,7 @@ class Polls:
         )
 
     async def commit(self, step: Commit) -> tuple[Reply, dict[str, int]]:
-        """Write a step; returns the reply, and how many deliveries full lanes pushed out, by subscription.
+        """Write a step; returns the reply, and how many deliveries full queues pushed out, by subscription.
 
         Raises BadState.
         """
@@ -141,8 +141,8 @@ class Polls:
         ]
         shard = shard_of(step.account)
         for subscription, deliveries in step.deliveries.items():
-            keys.append(self._keys.lane(subscription, step.account))
-            keys.append(self._keys.lanes(shard, subscription))
+            keys.append(self._keys.queue(subscription, step.account))
+            keys.append(self._keys.queues(shard, subscription))
             keys.append(self._keys.dead(shard, subscription))
             arguments += [subscription, len(deliveries), *(delivery.dump() for delivery in deliveries)]
         with damage_named():
@@ -181,7 +181,7 @@ class Polls:
         keys = self._keys
         polls, failing, due = self._of_polls(shard, provider)
         shared = (polls, failing, keys.log(shard), keys.due_subscriptions(shard), due)
-        return Joint(_COMMIT, shared, (LOG_PER_SHARD, DEAD_PER_SUBSCRIPTION, LANE_LENGTH, provider))
+        return Joint(_COMMIT, shared, (LOG_PER_SHARD, DEAD_PER_SUBSCRIPTION, QUEUE_LENGTH, provider))
 
     def _join_touches(self, shard: int, provider: str) -> Joint:
         return Joint(_TOUCH, self._of_polls(shard, provider), (provider,), most=64)

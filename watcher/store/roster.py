@@ -1,7 +1,7 @@
 """Which accounts are polled at which provider: brings the schedules in line with a configuration.
 
 An account that is not in it any more is forgotten, with its state, so that adding it again later is a new
-baseline. What waits in its lanes stays deliverable. Refuses to know of other workers, which may have another
+baseline. What waits in its queues stays deliverable. Refuses to know of other workers, which may have another
 configuration: `enrolment` does.
 """
 

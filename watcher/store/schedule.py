@@ -1,6 +1,6 @@
 """The one primitive behind both schedules: members fall due, are claimed with a lease, and given back.
 
-Refuses to know what a member is: an account to poll, or a lane to deliver.
+Refuses to know what a member is: an account to poll, or a queue to deliver.
 """
 
 import time
@@ -11,7 +11,7 @@ from watcher.store.pipe import Pipe
 from watcher.store.scripting import load_script
 
 _CLAIM = load_script("claim")
-_HASTEN = load_script("hasten")
+_MAKE_RETRIES_DUE = load_script("make_retries_due")
 _RELEASE = load_script("release")
 _TAKE_TURNS = load_script("take_turns")
 
@@ -29,7 +29,7 @@ class Reply(IntEnum):
 
 
 class Lease(NamedTuple):
-    """The right to work on one account's poll, or on one lane, until the deadline (server ms)."""
+    """The right to work on one account's poll, or on one queue, until the deadline (server ms)."""
 
     member: str
     deadline: float
@@ -71,9 +71,9 @@ class Schedule:
         leases = tuple(Lease(member.decode("utf-8", "replace"), until) for member in members)
         return Claimed(leases, None if next_due < 0 else next_due - now)
 
-    async def hasten(self, keys: list[str], *arguments: object) -> int:
+    async def make_due(self, keys: list[str], *arguments: object) -> int:
         """Make members due now that wait longer than any lease; returns how many."""
-        return int(await self.pipe.script(_HASTEN, keys, *arguments))
+        return int(await self.pipe.script(_MAKE_RETRIES_DUE, keys, *arguments))
 
     async def take_turns(
         self,

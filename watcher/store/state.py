@@ -2,7 +2,7 @@
 
 Compact on purpose: it is most of what an account costs. One asset is a list
 `[total, locked, pending_deposit, pending_withdrawal, symbol, name, decimals]`, and while something is
-held or doubted `held_polls, seen, doubted` follow. Refuses to guess: anything odd is a BadState.
+held or suspect `held_polls, seen, suspect` follow. Refuses to guess: anything odd is a BadState.
 """
 
 import json
@@ -66,8 +66,8 @@ def load_state(fields: Mapping[str, bytes]) -> AccountState:
 def _dump_entry(entry: Entry) -> list[Any]:
     asset = entry.asset
     row: list[Any] = [*entry.published, asset.symbol, asset.name, asset.decimals]
-    if entry.held_polls or entry.doubted:
-        row += [entry.held_polls, [*entry.seen], entry.doubted and [*entry.doubted]]
+    if entry.held_polls or entry.suspect:
+        row += [entry.held_polls, [*entry.seen], entry.suspect and [*entry.suspect]]
     return row
 
 
@@ -77,15 +77,15 @@ def _load_entry(asset_id: str, value: object) -> Entry:
     asset = Asset(asset_id, _maybe_text(symbol), _maybe_text(name), _maybe_decimals(decimals))
     if not rest:
         return Entry(asset, published, published)
-    held_polls, seen, doubted = rest
-    if not held_polls and doubted is None:
-        raise ValueError("neither held nor doubted")
+    held_polls, seen, suspect = rest
+    if not held_polls and suspect is None:
+        raise ValueError("neither held nor suspect")
     return Entry(
         asset,
         published,
         _balance(seen),
         check_count(held_polls),
-        None if doubted is None else _balance(doubted),
+        None if suspect is None else _balance(suspect),
     )
 
 

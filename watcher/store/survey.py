@@ -18,8 +18,8 @@ from watcher.store.scripting import load_script
 from watcher.store.state import BadState, load_state
 
 _READ_STATES = load_script("read_states")
-_COUNT_LANES = load_script("count_lanes")
-_MEASURE_LANES = load_script("measure_lanes")
+_COUNT_QUEUES = load_script("count_queues")
+_MEASURE_QUEUES = load_script("measure_queues")
 
 _FAILING = re.compile(rb"([0-9]{1,9}) ([0-9]{1,14}) (\S+) ?(.*)\Z", re.DOTALL)
 
@@ -44,7 +44,7 @@ class Failing(NamedTuple):
 
     refusals: int
     since_ms: int
-    trouble: str
+    error_class: str
     reason: str
 
 
@@ -59,7 +59,7 @@ class Overdue(NamedTuple):
 class Backlog:
     """What waits for one subscription. `oldest_sequence` is about the Unix ms of its oldest delivery."""
 
-    lanes: int = 0
+    queues: int = 0
     deliveries: int = 0
     retrying: int = 0
     dead: int = 0
@@ -129,7 +129,7 @@ class Survey:
         for shard in range(SHARDS):
             names = [*backlogs]
             for start in range(0, len(names), _AT_ONCE):
-                await self._count_lanes(shard, names[start : start + _AT_ONCE], backlogs)
+                await self._count_queues(shard, names[start : start + _AT_ONCE], backlogs)
         return backlogs
 
     async def _states(self, shard: int, names: list[str]) -> list[Seen]:
@@ -142,26 +142,26 @@ class Survey:
                 found.append(_seen(name, fields[4 * i : 4 * i + 4], end.decode()))
         return found
 
-    async def _count_lanes(self, shard: int, names: list[str], backlogs: dict[str, Backlog]) -> None:
-        kinds = (self._keys.lanes, self._keys.tries, self._keys.dead)
+    async def _count_queues(self, shard: int, names: list[str], backlogs: dict[str, Backlog]) -> None:
+        kinds = (self._keys.queues, self._keys.tries, self._keys.dead)
         keys = [kind(shard, name) for name in names for kind in kinds]
-        counts = await self._pipe.script(_COUNT_LANES, keys)
+        counts = await self._pipe.script(_COUNT_QUEUES, keys)
         for i, name in enumerate(names):
-            lanes, retrying, dead = counts[3 * i : 3 * i + 3]
-            backlogs[name].lanes += lanes
+            queues, retrying, dead = counts[3 * i : 3 * i + 3]
+            backlogs[name].queues += queues
             backlogs[name].retrying += retrying
             backlogs[name].dead += dead
-            if lanes:
-                await self._measure_lanes(shard, name, backlogs[name])
+            if queues:
+                await self._measure_queues(shard, name, backlogs[name])
 
-    async def _measure_lanes(self, shard: int, subscription: str, backlog: Backlog) -> None:
-        accounts = await self._pipe.command("ZRANGE", self._keys.lanes(shard, subscription), 0, -1)
+    async def _measure_queues(self, shard: int, subscription: str, backlog: Backlog) -> None:
+        accounts = await self._pipe.command("ZRANGE", self._keys.queues(shard, subscription), 0, -1)
         for start in range(0, len(accounts), _AT_ONCE):
             keys = [
-                self._keys.lane(subscription, account.decode("utf-8", "replace"))
+                self._keys.queue(subscription, account.decode("utf-8", "replace"))
                 for account in accounts[start : start + _AT_ONCE]
             ]
-            measured = await self._pipe.script(_MEASURE_LANES, keys)
+            measured = await self._pipe.script(_MEASURE_QUEUES, keys)
             backlog.deliveries += sum(measured[::2])
             made = [sequence for head in measured[1::2] if (sequence := sequence_in(head))]
             backlog.oldest_sequence = min(
@@ -188,12 +188,12 @@ def _seen(account: str, values: list[bytes], log_end: str) -> Seen:
 
 
 def _failing(said: bytes) -> Failing:
-    """Read `count since_ms trouble reason`."""
+    """Read `count since_ms error_class reason`."""
     match = _FAILING.match(said)
     if not match:
         return Failing(0, 0, "unknown", "what is noted of it cannot be read")
-    refusals, since_ms, trouble, reason = (part.decode("utf-8", "replace") for part in match.groups())
-    return Failing(int(refusals), int(since_ms), trouble, reason)
+    refusals, since_ms, error_class, reason = (part.decode("utf-8", "replace") for part in match.groups())
+    return Failing(int(refusals), int(since_ms), error_class, reason)
 
 
 def sequence_in(head: bytes) -> int | None:

@@ -3,34 +3,34 @@
 -- wrote it (a repeat after a lost answer finds its own), and by the poll's lease. The first write allocates,
 -- so that a full server refuses all of it.
 -- KEYS    1 polls   2 failing   3 log   4 due subscriptions   5 due providers
---         then for each step: its state, then for each of its lanes: list, schedule, dead letters
--- ARGV    1 log length   2 dead letters length   3 lane length   4 provider
+--         then for each step: its state, then for each of its queues: list, schedule, dead letters
+-- ARGV    1 log length   2 dead letters length   3 queue length   4 provider
 --         then for each step: account, deadline, expected version ('': no state yet), new version, sequence,
 --         polled at ms ('': no good poll, so that its time and the failures stay), next poll due ms, state
---         body, number of log entries, these (opaque bytes), number of lanes,
+--         body, number of log entries, these (opaque bytes), number of queues,
 --         then for each of these: subscription, number of deliveries, these (opaque bytes)
 -- returns for each step: 1 done, 0 done before, -1 the state moved on, -2 the lease was lost; then (done) for
---         each of its lanes how many deliveries it pushed out into the dead letters, as it was full
+--         each of its queues how many deliveries it pushed out into the dead letters, as it was full
 
 -- Ask each key something only its own type answers: a damaged one fails all steps before the first write.
 local has_failing = redis.call('HLEN', KEYS[2]) > 0
 redis.call('XLEN', KEYS[3])
 redis.call('ZCARD', KEYS[4])
 redis.call('ZCARD', KEYS[5])
-local accounts, key_of, at_of, lanes_by_schedule, schedules = {}, {}, {}, {}, {}
+local accounts, key_of, at_of, queues_by_schedule, schedules = {}, {}, {}, {}, {}
 local key, at = 6, 5
 while KEYS[key] do
   accounts[#accounts + 1] = ARGV[at]
   key_of[#accounts], at_of[#accounts] = key, at
   at = at + 9 + tonumber(ARGV[at + 8])
-  local lanes = tonumber(ARGV[at])
+  local queues = tonumber(ARGV[at])
   key, at = key + 1, at + 1
-  for _ = 1, lanes do
+  for _ = 1, queues do
     redis.call('LLEN', KEYS[key])
-    if not lanes_by_schedule[KEYS[key + 1]] then
+    if not queues_by_schedule[KEYS[key + 1]] then
       redis.call('ZCARD', KEYS[key + 1])
       redis.call('XLEN', KEYS[key + 2])
-      lanes_by_schedule[KEYS[key + 1]] = {}
+      queues_by_schedule[KEYS[key + 1]] = {}
       schedules[#schedules + 1] = {key + 1, ARGV[at]}
     end
     key, at = key + 3, at + 2 + tonumber(ARGV[at + 1])
@@ -74,17 +74,17 @@ for i = 1, #accounts do
       redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[1], '*', 'account', accounts[i], 'entry', ARGV[j])
     end
     at = at + 9 + entries
-    local lanes = tonumber(ARGV[at])
+    local queues = tonumber(ARGV[at])
     key, at = key + 1, at + 1
-    for lane = 1, lanes do
+    for queue = 1, queues do
       local count, length = tonumber(ARGV[at + 1]), 0
       for j = at + 2, at + 1 + count do length = redis.call('RPUSH', KEYS[key], ARGV[j]) end
-      reply[i * 2][lane] = math.max(0, length - tonumber(ARGV[3]))
-      for _ = 1, reply[i * 2][lane] do
+      reply[i * 2][queue] = math.max(0, length - tonumber(ARGV[3]))
+      for _ = 1, reply[i * 2][queue] do
         redis.call('XADD', KEYS[key + 2], 'MAXLEN', '~', ARGV[2], '*',
-          'account', accounts[i], 'reason', 'lane full', 'delivery', redis.call('LPOP', KEYS[key]))
+          'account', accounts[i], 'reason', 'queue full', 'delivery', redis.call('LPOP', KEYS[key]))
       end
-      local due = lanes_by_schedule[KEYS[key + 1]]
+      local due = queues_by_schedule[KEYS[key + 1]]
       due[#due + 1] = now
       due[#due + 1] = accounts[i]
       key, at = key + 3, at + 2 + count
@@ -96,8 +96,8 @@ redis.call('ZADD', KEYS[1], unpack(next_polls))
 redis.call('ZADD', KEYS[5], 'LT', first, ARGV[4])
 if has_failing and mended[1] then redis.call('HDEL', KEYS[2], unpack(mended)) end
 for _, schedule in ipairs(schedules) do
-  local due = lanes_by_schedule[KEYS[schedule[1]]]
-  -- NX: a lane that waits for its retry, or is leased, keeps its time.
+  local due = queues_by_schedule[KEYS[schedule[1]]]
+  -- NX: a queue that waits for its retry, or is leased, keeps its time.
   if due[1] and redis.call('ZADD', KEYS[schedule[1]], 'NX', unpack(due)) > 0 then
     redis.call('ZADD', KEYS[4], 'LT', now, schedule[2])
   end

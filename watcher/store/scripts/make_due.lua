@@ -1,5 +1,5 @@
 -- Make accounts due, whenever they were, but for those that a worker has in hand: a quarter of a millisecond says
--- that a score is a lease (claim writes it), where a half says that it is a retry (see hasten).
+-- that a score is a lease (claim writes it), where a half says that it is a retry (see make_retries_due).
 -- KEYS    1 polls   2 due providers
 -- ARGV    1 due ms   2 provider   3.. accounts
 -- returns the accounts that are in hand

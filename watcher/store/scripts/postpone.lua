@@ -10,6 +10,6 @@ local count, since = string.match(redis.call('HGET', KEYS[2], ARGV[1]) or '', '^
 count, since = (tonumber(count) or 0) + 1, tonumber(since) or now
 local wait = math.max(tonumber(ARGV[4]), tonumber(ARGV[math.min(5 + count, #ARGV)]))
 redis.call('HSET', KEYS[2], ARGV[1], string.format('%d %d %s', count, since, ARGV[3]))
-redis.call('ZADD', KEYS[1], string.format('%d.5', now + wait), ARGV[1]) -- the half: see hasten
+redis.call('ZADD', KEYS[1], string.format('%d.5', now + wait), ARGV[1]) -- the half: see make_retries_due
 redis.call('ZADD', KEYS[3], 'LT', now + wait, ARGV[5])
 return {count, since, wait}

@@ -1,12 +1,12 @@
--- Settle attempts, each a step: take a lane's head away (delivered, or dead), or say when to try it again.
--- Fenced by the head, so that a repeat or a late worker takes nothing twice, and by the lane's lease.
--- KEYS    1 lanes   2 due subscriptions   3 tries   4 dead letters   5 attempts   6 nothing (see claim)
---         then for each step: its lane
+-- Settle attempts, each a step: take a queue's head away (delivered, or dead), or say when to try it again.
+-- Fenced by the head, so that a repeat or a late worker takes nothing twice, and by the queue's lease.
+-- KEYS    1 queues   2 due subscriptions   3 tries   4 dead letters   5 attempts   6 nothing (see claim)
+--         then for each step: its queue
 -- ARGV    1 subscription   2 dead letters length   3 attempts length
 --         then for each step: account, deadline, delivery head (its first line), outcome (delivered, dead or
---         retry), the lane's new deadline (delivered, dead) or wait ms (retry), reason, attempt to remember
+--         retry), the queue's new deadline (delivered, dead) or wait ms (retry), reason, attempt to remember
 --         ('': none)
--- returns for each step: 1 done, -1 another head, -2 the lease was lost; then the lane's new deadline (0: it
+-- returns for each step: 1 done, -1 another head, -2 the lease was lost; then the queue's new deadline (0: it
 --         is free)
 redis.call('DEL', KEYS[6])
 local accounts = {}
@@ -45,7 +45,7 @@ for i = 1, #accounts do
       local count, tried = string.match(tries[i] or '', '^(%d+) (.*)$')
       count = tried == ARGV[at + 2] and count + 1 or 1
       redis.call('HSET', KEYS[3], accounts[i], string.format('%d %s', count, ARGV[at + 2]))
-      -- The half tells it from a lease: hasten may take it, and a repeat is refused.
+      -- The half tells it from a lease: make_due may take it, and a repeat is refused.
       redis.call('ZADD', KEYS[1], string.format('%d.5', later), accounts[i])
       redis.call('ZADD', KEYS[2], 'LT', later, ARGV[1])
     else

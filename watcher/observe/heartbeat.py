@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
-from watcher.logs.lines import log
+from watcher.observe.log import log
 
 EVERY_S = 5.0
 

@@ -31,20 +31,20 @@ class Spread:
 
 
 @dataclass(slots=True)
-class Tally:
+class Counters:
     """Counts since the worker started: what the heartbeat line tells, then the same by name.
 
     Names are those of the configuration; texts from outside are never counted by.
     """
 
     polls: int = 0
-    refused: int = 0
+    rejected: int = 0
     changes: int = 0
     deliveries: int = 0
     retried: int = 0
     by_request: Counter[str] = field(default_factory=Counter)  # provider
     by_poll: Counter[tuple[str, str]] = field(default_factory=Counter)  # provider, outcome
-    by_refusal: Counter[tuple[str, str]] = field(default_factory=Counter)  # provider, trouble
+    by_error_class: Counter[tuple[str, str]] = field(default_factory=Counter)  # provider, error_class
     by_change: Counter[tuple[str, str]] = field(default_factory=Counter)  # provider, type
     by_attempt: Counter[tuple[str, str]] = field(default_factory=Counter)  # subscription, outcome
     pushed_out: Counter[str] = field(default_factory=Counter)  # by subscription
@@ -52,15 +52,15 @@ class Tally:
     lag_s: Spread = field(default_factory=lambda: Spread(LAG_BOUNDS_S))
 
     def polled(self, provider: str, outcome: str, seconds: float) -> None:
-        """Note how a poll ended: committed, unchanged, refused, discarded or quarantined."""
+        """Note how a poll ended: committed, unchanged, rejected, discarded or quarantined."""
         self.by_poll[provider, outcome] += 1
         if provider not in self.poll_s:
             self.poll_s[provider] = Spread(POLL_BOUNDS_S)
         self.poll_s[provider].add(seconds)
 
-    def since(self, before: "Tally") -> dict[str, int]:
+    def since(self, before: "Counters") -> dict[str, int]:
         """Say what was added since an earlier copy, as the heartbeat line tells it."""
         return {name: getattr(self, name) - getattr(before, name) for name in _TOLD}
 
 
-_TOLD = ("polls", "refused", "changes", "deliveries", "retried")
+_TOLD = ("polls", "rejected", "changes", "deliveries", "retried")

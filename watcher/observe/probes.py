@@ -7,8 +7,8 @@ import asyncio
 import time
 from collections.abc import Iterable, Mapping
 
-from watcher.exposed.listener import Answer, Route
-from watcher.exposed.metrics import CONTENT_TYPE, Metrics
+from watcher.observe.listener import Answer, Route
+from watcher.observe.metrics import CONTENT_TYPE, Metrics
 from watcher.run.worker import Worker
 from watcher.store.connect import StoreError
 from watcher.store.keys import Keys
@@ -31,7 +31,7 @@ def routes(worker: Worker) -> Mapping[str, Route]:
 
 async def livez(worker: Worker) -> Answer:
     """Whether all loops turn: 200, or 503 with those that do not. To be started again on 503."""
-    stuck = worker.vitals.stuck(time.monotonic())
+    stuck = worker.liveness.stuck(time.monotonic())
     if stuck:
         return _no(f"{name} has not turned for {wait_s:.0f} s" for name, wait_s in stuck.items())
     return _OK

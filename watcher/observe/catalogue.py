@@ -24,7 +24,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "deliveries": "how many deliveries (in a heartbeat: since the last one)",
     "drain_ms": "how long work in hand may take at most",
     "dropped_lines": "log lines lost since the start, because nobody read them",
-    "due": "how many accounts and lanes are due and not yet claimed",
+    "due": "how many accounts and queues are due and not yet claimed",
     "duration_ms": "how long it took, or has lasted",
     "event_id": "id of the event, as in the header webhook-id",
     "event_type": "type of the event, such as deposit.cleared",
@@ -48,7 +48,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "providers": "how many providers",
     "reason": "why, in a short text of ours",
     "reasons": "the first few mistakes: file, line and what is wrong",
-    "refused": "how many polls were refused since the last heartbeat",
+    "rejected": "how many polls were rejected since the last heartbeat",
     "removed": "how many are gone",
     "rests": "a few of the subscriptions that this worker leaves to the other one",
     "retried": "how many attempts failed since the last heartbeat",
@@ -62,7 +62,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "subscription": "name of the subscription",
     "subscriptions": "how many subscriptions",
     "times": "how many times in a row, so far (of a good poll: were refused before it)",
-    "trouble": "kind of trouble: auth, configuration, rate, transient, malformed or gone",
+    "error_class": "class of the error: auth, configuration, rate, transient, malformed or gone",
     "unchanged": "whether the snapshot equals the last one",
     "version": "version of watcher",
     "worker": "name of this worker",
@@ -72,8 +72,8 @@ FIELD_MEANINGS: Mapping[str, str] = {
 class Line(NamedTuple):
     """One event name: its level, the fact it states, the fields it may carry (each where it is known).
 
-    Where it says nothing new it is logged at the level debug instead. A trouble that lasts is said when it
-    begins, an hour later, then once a day, and when it is over: `spells`.
+    Where it says nothing new it is logged at the level debug instead. A trouble that lasts is said when
+    it begins, an hour later, then once a day, and when it is over: `throttle`.
     """
 
     level: Level
@@ -120,7 +120,7 @@ EVENTS: Mapping[str, Line] = {
         "info",
         "Once a minute: a worker is alive, and what it did since the last time.",
         (
-            *("worker", "polls", "refused", "changes", "deliveries", "retried", "due", "in_flight"),
+            *("worker", "polls", "rejected", "changes", "deliveries", "retried", "due", "in_flight"),
             *("lag_ms", "rss_mb", "dropped_lines"),
         ),
     ),
@@ -221,10 +221,10 @@ EVENTS: Mapping[str, Line] = {
         "A good poll: its snapshot is the account's state.",
         (*_POLL, "unchanged", "changes", "held", "times"),
     ),
-    "poll.refused": Line(
+    "poll.rejected": Line(
         "info",
         "A poll is void: the account's state and its time stay.",
-        (*_POLL, "trouble", "reason", "status", "next_ms", "times"),
+        (*_POLL, "error_class", "reason", "status", "next_ms", "times"),
     ),
     "poll.discarded": Line(
         "info",
@@ -236,14 +236,14 @@ EVENTS: Mapping[str, Line] = {
         "A change was committed and is owed to the subscriptions that match.",
         ("account", "provider", "asset", "event_id", "event_type", "sequence", "subscriptions"),
     ),
-    "asset.doubted": Line(
+    "asset.suspect": Line(
         "info",
         "An asset fell in a way that the next good poll must confirm before it counts.",
         ("account", "asset", "reason"),
     ),
-    "lane.overflowed": Line(
+    "queue.overflowed": Line(
         "warning",
-        "A lane was full: its oldest deliveries became dead letters.",
+        "A queue was full: its oldest deliveries became dead letters.",
         ("account", "subscription", "deliveries"),
     ),
     "delivery.delivered": Line("info", "A subscriber answered 2xx.", (*_DELIVERY, "lag_ms")),
@@ -252,7 +252,7 @@ EVENTS: Mapping[str, Line] = {
     ),
     "delivery.dead": Line(
         "warning",
-        "The last attempt failed: the delivery is a dead letter, kept, and the lane goes on.",
+        "The last attempt failed: the delivery is a dead letter, kept, and the queue goes on.",
         (*_DELIVERY, "reason", "answer"),
     ),
     "subscription.failing": Line(
@@ -273,12 +273,12 @@ EVENTS: Mapping[str, Line] = {
     "provider.unavailable": Line(
         "warning",
         "A provider fails for all its accounts; one account at a time asks it from now on.",
-        ("provider", "trouble", "reason", "status", *_LASTS),
+        ("provider", "error_class", "reason", "status", *_LASTS),
     ),
     "provider.refusing": Line(
         "error",
         "A provider refuses what only a person can mend: a wrong key, an account that is not there.",
-        ("provider", "trouble", "reason", "status", "account", "accounts", *_LASTS),
+        ("provider", "error_class", "reason", "status", "account", "accounts", *_LASTS),
     ),
     "provider.recovered": Line(
         "info",

@@ -11,9 +11,9 @@ from contextlib import ExitStack, closing
 from fnmatch import fnmatchcase
 from typing import IO, NamedTuple
 
-from watcher.logs.envelopes import LogLine
-from watcher.logs.envelopes import joined as joined
-from watcher.logs.envelopes import parse as parse
+from watcher.observe.envelopes import LogLine
+from watcher.observe.envelopes import joined as joined
+from watcher.observe.envelopes import parse as parse
 from watcher.printable import TEXT_LIMIT, printable
 
 LEVELS = ("debug", "info", "warning", "error")

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from hashlib import sha256
 from importlib.resources import files
 
-from watcher.exposed.listener import Answer, Route
-from watcher.page.look import Look
+from watcher.observe.listener import Answer, Route
+from watcher.observe.page.look import Look
 from watcher.run.worker import Worker
 
 _HTML = "text/html; charset=utf-8"
@@ -19,7 +19,7 @@ _JSON = "application/json"
 
 def routes(worker: Worker) -> Mapping[str, Route]:
     """What is served, by path."""
-    html = files("watcher.page").joinpath("page.html").read_text("utf-8")
+    html = files("watcher.observe.page").joinpath("page.html").read_text("utf-8")
     page = Answer(200, html.encode(), _HTML, policy_of(html))
     look = Look(worker)
 

@@ -7,8 +7,8 @@ an account and never a text from outside. Refuses to know any value: `metrics` d
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-POLL_OUTCOMES = ("committed", "unchanged", "refused", "discarded", "quarantined")
-TROUBLES = ("auth", "configuration", "rate", "transient", "malformed", "gone")
+POLL_OUTCOMES = ("committed", "unchanged", "rejected", "discarded", "quarantined")
+ERROR_CLASSES = ("auth", "configuration", "rate", "transient", "malformed", "gone")
 ATTEMPT_OUTCOMES = ("delivered", "retry", "refused")
 
 
@@ -28,8 +28,10 @@ METRICS: Mapping[str, Meaning] = {
         f"Polls that this worker ended, by outcome: {', '.join(POLL_OUTCOMES)}.",
         ("provider", "outcome"),
     ),
-    "watcher_polls_refused_total": Meaning(
-        "counter", f"Polls that are void, by trouble: {', '.join(TROUBLES)}.", ("provider", "trouble")
+    "watcher_polls_rejected_total": Meaning(
+        "counter",
+        f"Polls that were rejected, by class of error: {', '.join(ERROR_CLASSES)}.",
+        ("provider", "error_class"),
     ),
     "watcher_poll_duration_seconds": Meaning(
         "histogram", "From the start of a poll to its end, the commit included.", ("provider",)
@@ -44,7 +46,7 @@ METRICS: Mapping[str, Meaning] = {
     ),
     "watcher_deliveries_pushed_out_total": Meaning(
         "counter",
-        "Deliveries that full lanes gave up for newer ones that this worker committed.",
+        "Deliveries that full queues gave up for newer ones that this worker committed.",
         ("subscription",),
     ),
     "watcher_delivery_lag_seconds": Meaning(
@@ -72,11 +74,11 @@ METRICS: Mapping[str, Meaning] = {
     "watcher_accounts_failing": Meaning(
         "gauge", "Accounts whose last poll was refused.", ("provider",), is_shared=True
     ),
-    "watcher_accounts_refused": Meaning(
+    "watcher_accounts_rejected": Meaning(
         "gauge",
         "Accounts whose last poll was refused for what only a person can mend: "
         "auth (a wrong key, a forbidden account), configuration.",
-        ("provider", "trouble"),
+        ("provider", "error_class"),
         is_shared=True,
     ),
     "watcher_accounts_stale": Meaning(
@@ -88,8 +90,8 @@ METRICS: Mapping[str, Meaning] = {
         ("provider",),
         is_shared=True,
     ),
-    "watcher_lanes_waiting": Meaning(
-        "gauge", "Lanes (one an account) with deliveries in them.", ("subscription",), is_shared=True
+    "watcher_queues_waiting": Meaning(
+        "gauge", "Queues (one an account) with deliveries in them.", ("subscription",), is_shared=True
     ),
     "watcher_oldest_undelivered_seconds": Meaning(
         "gauge",

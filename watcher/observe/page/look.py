@@ -12,17 +12,17 @@ from itertools import islice, product
 import orjson
 
 from watcher import __version__
-from watcher.exposed.outlook import Outlook, Seen
 from watcher.journal.record import Record
-from watcher.page.document import Found, Owed, document, names_shown
-from watcher.page.recent import Recent
+from watcher.observe.outlook import Outlook, Seen
+from watcher.observe.page.document import Found, Owed, document, names_shown
+from watcher.observe.page.recent import Recent
 from watcher.printable import printable
 from watcher.run.worker import Opened, Worker
 from watcher.settings import Settings
 from watcher.store.connect import StoreError
+from watcher.store.dead_letters import DeadLetters, Tried
 from watcher.store.history import History, place
 from watcher.store.keys import Keys, shard_of
-from watcher.store.letters import Letters, Tried
 from watcher.store.survey import Survey
 from watcher.store.waiting import Waiting
 
@@ -33,9 +33,9 @@ _ATTEMPTS = 50
 """Of one subscription and shard, the latest."""
 
 _DIFFERS = 10
-_LANES = 100
+_QUEUES = 100
 _DELIVERIES = 50
-"""Looked into of one lane; of an event that may wait further back, that much is told."""
+"""Looked into of one queue; of an event that may wait further back, that much is told."""
 
 
 class Look:
@@ -62,7 +62,7 @@ class Look:
                 "worker": self._worker.name,
                 "version": __version__,
                 "is_draining": self._worker.is_stopped,
-                "stuck": [*self._worker.vitals.stuck(time.monotonic())],
+                "stuck": [*self._worker.liveness.stuck(time.monotonic())],
                 "trouble": self._trouble,
                 "differs": [
                     {"worker": printable(one.worker), "names": [*map(printable, one.names[:_DIFFERS])]}
@@ -107,7 +107,7 @@ class Look:
             events=events,
             steps_by_account=recent.steps_by_account(),
             since_ms=recent.since_ms,
-            attempts=await _attempts(Letters(pipe, keys), outlook, events),
+            attempts=await _attempts(DeadLetters(pipe, keys), outlook, events),
             owed=await _owed(Waiting(pipe, keys), outlook, events),
         )
 
@@ -117,7 +117,7 @@ class Look:
         return self._recent
 
 
-async def _attempts(letters: Letters, outlook: Seen, events: Sequence[Record]) -> list[tuple[str, Tried]]:
+async def _attempts(letters: DeadLetters, outlook: Seen, events: Sequence[Record]) -> list[tuple[str, Tried]]:
     """Read the latest attempts at any of these events that were remembered, by subscription."""
     if not events:
         return []
@@ -130,12 +130,12 @@ async def _attempts(letters: Letters, outlook: Seen, events: Sequence[Record]) -
 
 
 async def _owed(waiting: Waiting, outlook: Seen, events: Iterable[Record]) -> Owed:
-    """Find what is still owed in the lanes that may hold these events, as far as they are looked into."""
+    """Find what is still owed in the queues that may hold these events, as far as they are looked into."""
     accounts = dict.fromkeys(record.account for record in events)
-    subscriptions = [name for name, found in outlook.waiting.items() if found.lanes]
-    lanes = product(subscriptions, accounts)
+    subscriptions = [name for name, found in outlook.waiting.items() if found.queues]
+    queues = product(subscriptions, accounts)
     found, unread = set[tuple[str, str]](), Counter[str]()
-    for name, account in islice(lanes, _LANES):
+    for name, account in islice(queues, _QUEUES):
         position = 0
         async for delivery in waiting.deliveries(name, account):
             if position == _DELIVERIES or delivery is None:  # too deep, or damaged: it may be any event
@@ -143,5 +143,5 @@ async def _owed(waiting: Waiting, outlook: Seen, events: Iterable[Record]) -> Ow
                 break
             found.add((delivery.event_id, name))
             position += 1
-    unread.update(account for _, account in lanes)
+    unread.update(account for _, account in queues)
     return Owed(frozenset(found), unread)

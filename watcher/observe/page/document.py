@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
-from watcher.exposed.outlook import Seen
 from watcher.journal.explain import in_atoms
 from watcher.journal.ledger import Entry
 from watcher.journal.record import Record
-from watcher.overview import (
+from watcher.observe.outlook import Seen
+from watcher.observe.page.curves import Point, Step, curve, of_asset, thinned
+from watcher.observe.views import (
     Line,
     account_line,
     attempt_line,
@@ -23,11 +24,10 @@ from watcher.overview import (
     subscription_line,
     troubles_of,
 )
-from watcher.page.curves import Point, Step, curve, of_asset, thinned
 from watcher.printable import printable, without_secrets
 from watcher.settings import Settings
+from watcher.store.dead_letters import Tried
 from watcher.store.history import place
-from watcher.store.letters import Tried
 from watcher.store.survey import Backlog
 from watcher.store.survey import Seen as SeenAccount
 
@@ -39,14 +39,14 @@ MOST_SUBSCRIPTIONS = 100
 MOST_ATTEMPTS = 12
 """Of one event at one subscription: more than the default retries."""
 
-_PASSING = {"held", "doubted", "never read"}
+_PASSING = {"held", "suspect", "never read"}
 """What is no reason to look at an account first."""
 
 _BALANCE = ("total", "locked", "available", "pending_deposit", "pending_withdrawal")
 
 
 class Owed(NamedTuple):
-    """Deliveries that wait, by event and subscription; how many lanes of an account were not read whole."""
+    """Deliveries that wait, by event and subscription; how many queues of an account were not read whole."""
 
     waiting: frozenset[tuple[str, str]]
     unread_by_account: Mapping[str, int]
@@ -150,7 +150,7 @@ def _accounts(settings: Settings, found: Found, curves: _Curves) -> list[Line]:
 def _balances(seen: SeenAccount, curves: _Curves, most: int) -> list[Line]:
     """The assets of an account: first what is not told yet, then what there is something of."""
     entries = [*seen.state.entry_by_asset.values()] if seen.state else []
-    entries.sort(key=lambda entry: (not (entry.held_polls or entry.doubted), not any(in_atoms(entry.seen))))
+    entries.sort(key=lambda entry: (not (entry.held_polls or entry.suspect), not any(in_atoms(entry.seen))))
     rows = []
     for entry in entries[:most]:
         row = balance_line(entry)
@@ -171,9 +171,9 @@ _STATES = ("paused", "failing", "held", "well")
 
 def _subscription(settings: Settings, name: str, outlook: Seen, now_ms: int) -> Line:
     waiting, standing = outlook.waiting[name], outlook.standings.get(name)
-    backlog = Backlog(lanes=waiting.lanes, dead=waiting.dead, oldest_sequence=waiting.oldest_sequence)
+    backlog = Backlog(queues=waiting.queues, dead=waiting.dead, oldest_sequence=waiting.oldest_sequence)
     line = subscription_line(name, backlog, standing, now_ms, is_configured=True)
-    del line["deliveries"], line["retrying"]  # counting them would mean to look into every lane
+    del line["deliveries"], line["retrying"]  # counting them would mean to look into every queue
     failures = standing.failures if standing else 0
     state = "paused" if line["paused_at"] else "failing" if failures else "held" if line["held_s"] else "well"
     return {
@@ -200,7 +200,7 @@ def _events(found: Found) -> Iterator[Line]:
             for name, lines in sorted(tried.get(event_id, {}).items())
         ]
         unread = found.owed.unread_by_account.get(record.account, 0)
-        yield {**_event(record), "deliveries": deliveries, "unread_lanes": unread}
+        yield {**_event(record), "deliveries": deliveries, "unread_queues": unread}
 
 
 def _event(record: Record) -> Line:

@@ -1,6 +1,6 @@
 """What is remembered of deliveries that did not go well: dead letters, and the attempts that failed.
 
-Refuses to send anything again: `Lanes.queue` does, and takes the letter away in the same step.
+Refuses to send anything again: `Queues.enqueue` does, and takes the letter away in the same step.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.pipe import Pipe
 
 _PAGE = 200
-"""Letters of one answer, each with a whole body."""
+"""DeadLetters of one answer, each with a whole body."""
 
 _Fields = dict[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class DeadLetter:
     """A delivery that was given up. `delivery` is None where it cannot be read."""
 
     id: str
@@ -37,17 +37,17 @@ class Letter:
 
 
 class Tried(NamedTuple):
-    """An attempt as `delivery.lane` wrote it down; `said` is {} where it cannot be read."""
+    """An attempt as `delivery.queue` wrote it down; `said` is {} where it cannot be read."""
 
     id: str
     account: str
     said: dict[str, Any]
 
 
-T = TypeVar("T", Letter, Tried)
+T = TypeVar("T", DeadLetter, Tried)
 
 
-class Letters:
+class DeadLetters:
     """What one namespace remembers. Methods raise StoreError when the server does not do its part."""
 
     def __init__(self, pipe: Pipe, keys: Keys) -> None:
@@ -64,7 +64,7 @@ class Letters:
 
     async def of_shard(
         self, subscription: str, shard: int, *, since_ms: int, until_ms: int
-    ) -> AsyncIterator[list[Letter]]:
+    ) -> AsyncIterator[list[DeadLetter]]:
         """Read one shard's dead letters of a time, oldest first, page by page; they may go meanwhile."""
         start = f"{since_ms}-0"
         while True:
@@ -75,7 +75,9 @@ class Letters:
                 return
             start = f"({page[-1][0].decode()}"
 
-    async def latest(self, subscription: str, limit: int, takes: Callable[[Letter], bool]) -> list[Letter]:
+    async def latest(
+        self, subscription: str, limit: int, takes: Callable[[DeadLetter], bool]
+    ) -> list[DeadLetter]:
         """Read the latest dead letters that are wanted, oldest first."""
         reading = (
             self._back(self._keys.dead(shard, subscription), partial(_letter, shard), takes, limit)
@@ -123,14 +125,14 @@ def _by_name(fields: list[bytes]) -> _Fields:
     return dict(zip(fields[::2], fields[1::2], strict=True))
 
 
-def _letter(shard: int, entry_id: str, fields: _Fields) -> Letter:
+def _letter(shard: int, entry_id: str, fields: _Fields) -> DeadLetter:
     account, reason = (fields.get(name, b"").decode("utf-8", "replace") for name in (b"account", b"reason"))
     try:
         delivery = load_delivery(fields.get(b"delivery", b""))
     except ValueError:
         delivery = None
-    is_at_home = shard_of(account) == shard  # else it could not go back to its lane in one step
-    return Letter(entry_id, account, reason, delivery if is_at_home else None)
+    is_at_home = shard_of(account) == shard  # else it could not go back to its queue in one step
+    return DeadLetter(entry_id, account, reason, delivery if is_at_home else None)
 
 
 def _tried(entry_id: str, fields: _Fields) -> Tried:

@@ -8,10 +8,10 @@ from watcher.amounts import to_atoms
 from watcher.snapshot import Balance, Row
 
 
-def doubt(accepted: Balance, row: Row | None, *, doubted: Balance | None = None) -> str | None:
+def doubt(accepted: Balance, row: Row | None, *, suspect: Balance | None = None) -> str | None:
     """Say why `row` needs a second opinion; None says that it counts.
 
-    `row` is None where the asset is missing from a listing of everything. `doubted` is what the last
+    `row` is None where the asset is missing from a listing of everything. `suspect` is what the last
     good poll said of this asset, if that was doubtful too: a reading that is odd in no other way agrees
     with it, even where another field went on moving, so that no doubt lasts longer than one good poll.
     A reading that is odd in another way is a new doubt, to be kept in its place; a reading that is not
@@ -23,7 +23,7 @@ def doubt(accepted: Balance, row: Row | None, *, doubted: Balance | None = None)
     oddities = _oddities(accepted, balance)
     if row and not row.locked_absent:
         oddities.discard(_NO_LOCK)  # said in so many words, it is a fact
-    if doubted and oddities <= _oddities(accepted, doubted):
+    if suspect and oddities <= _oddities(accepted, suspect):
         return None
     if row is None and any(field not in ("0", None) for field in accepted):
         return "the asset disappeared"

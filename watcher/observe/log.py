@@ -15,11 +15,11 @@ from typing import Any, Literal, TextIO
 import orjson
 import structlog
 
-from watcher.logs.catalogue import EVENTS as EVENTS
-from watcher.logs.spells import Spells
-from watcher.logs.tail import LEVELS as LEVELS
-from watcher.logs.tail import pretty
-from watcher.logs.writer import LineWriter, write_to
+from watcher.observe.catalogue import EVENTS as EVENTS
+from watcher.observe.tail import LEVELS as LEVELS
+from watcher.observe.tail import pretty
+from watcher.observe.throttle import Throttle
+from watcher.observe.writer import LineWriter, write_to
 from watcher.printable import TEXT_LIMIT, plain, traceback_text, without_secrets
 
 FORMATS = ("auto", "json", "pretty")
@@ -75,7 +75,7 @@ _MOST = 2**63 - 1
 _UNPREFIXED = ("timestamp", "level")
 """What every pipeline looks for under these names."""
 
-_bugs = Spells()
+_bugs = Throttle()
 _processors: list[Any] = []  # one list for all times: loggers that are cached keep a reference to it
 
 
@@ -125,10 +125,10 @@ def _repetition(error: BaseException, affected: object) -> Mapping[str, int]:
     """
     frames = traceback.extract_tb(error.__traceback__)
     place = (frames[-1].filename, frames[-1].lineno) if frames else None
-    spell = _bugs.struck((affected, type(error), place), time.monotonic())
-    if spell is None:
+    streak = _bugs.struck((affected, type(error), place), time.monotonic())
+    if streak is None:
         raise structlog.DropEvent
-    return {"times": spell.times} if spell.times > 1 else {}
+    return {"times": streak.times} if streak.times > 1 else {}
 
 
 def _error(exc_info: object) -> BaseException | None:

@@ -1,6 +1,6 @@
 -- Count what waits for subscriptions in one shard.
--- KEYS    for each subscription: lanes, tries, dead letters
--- returns for each subscription: its lanes, those whose head has failed before, its dead letters
+-- KEYS    for each subscription: queues, tries, dead letters
+-- returns for each subscription: its queues, those whose head has failed before, its dead letters
 local reply = {}
 for i = 1, #KEYS, 3 do
   reply[#reply + 1] = redis.call('ZCARD', KEYS[i])

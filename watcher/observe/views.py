@@ -8,7 +8,7 @@ from typing import Any
 
 from yarl import URL
 
-from watcher.journal.events import iso, spell
+from watcher.journal.events import iso, streak
 from watcher.journal.explain import in_atoms, in_text
 from watcher.journal.ledger import Entry
 from watcher.polling.silence import STALE_INTERVALS
@@ -17,16 +17,16 @@ from watcher.providers.contract import PERMANENT, requests_needed, todo
 from watcher.providers.registry import provider_class
 from watcher.settings import AccountSettings, Settings
 from watcher.store.configurations import Fingerprint
+from watcher.store.dead_letters import Tried
 from watcher.store.exceptions import StoreError
 from watcher.store.guarantee import Guarantee
 from watcher.store.history import place
-from watcher.store.letters import Tried
 from watcher.store.standings import Standing
 from watcher.store.survey import Backlog, Failing, Overdue, Seen
 from watcher.store.workers import Presence
 
-TROUBLES = ("quarantined", "never read", "stale", "failing", "doubted", "held")
-"""What may be the matter with an account, the worst first. What is held or doubted is only not told yet."""
+TROUBLES = ("quarantined", "never read", "stale", "failing", "suspect", "held")
+"""What may be the matter with an account, the worst first. What is held or suspect is only not told yet."""
 
 _LATE_MS = 10_000
 """A worker claims what is due within a tenth of a second, unless it keeps to a rate limit."""
@@ -126,7 +126,7 @@ def provider_line(name: str, failing: Mapping[str, Failing], overdue: Overdue, n
     """Say how a provider stands. Its `troubles`: first what only a person can mend, then the rest."""
     groups: dict[tuple[str, str], list[int]] = {}
     for found in failing.values():
-        groups.setdefault((found.trouble, found.reason), []).append(found.since_ms)
+        groups.setdefault((found.error_class, found.reason), []).append(found.since_ms)
     worst_first = sorted(
         groups.items(), key=lambda group: (group[0][0] not in PERMANENT, -len(group[1]), group[0])
     )
@@ -185,14 +185,14 @@ def troubles_of(account: AccountSettings, seen: Seen, failing: Failing | None, n
     state = seen.state
     entries = [*state.entry_by_asset.values()] if state else []
     polled_at_ms = state.polled_at_ms if state else 0
-    is_quarantined = bool(seen.damage) or (failing is not None and failing.trouble == "quarantined")
+    is_quarantined = bool(seen.damage) or (failing is not None and failing.error_class == "quarantined")
     stale_ms = 1000 * STALE_INTERVALS * account.interval.total_seconds()
     claims = (
         is_quarantined,
         not polled_at_ms and not seen.damage,
         bool(state and polled_at_ms and (now_ms - polled_at_ms >= stale_ms or state.stale_since_ms)),
         failing is not None and not is_quarantined,
-        any(entry.doubted for entry in entries),
+        any(entry.suspect for entry in entries),
         any(entry.held_polls for entry in entries),
     )
     return [trouble for trouble, is_so in zip(TROUBLES, claims, strict=True) if is_so]
@@ -204,10 +204,10 @@ def balance_line(entry: Entry) -> Line:
     held = seen - in_atoms(entry.published)
     return {
         "asset": entry.asset._asdict(),
-        **spell(entry.seen, seen),
+        **streak(entry.seen, seen),
         "held": in_text(held, entry.seen)._asdict() if any(held) else None,
         "held_polls": entry.held_polls,
-        "doubted": entry.doubted and entry.doubted._asdict(),
+        "suspect": entry.suspect and entry.suspect._asdict(),
     }
 
 
@@ -243,7 +243,7 @@ def subscription_line(
         "kind": "subscription",
         "subscription": name,
         "is_configured": is_configured,
-        "lanes": backlog.lanes,
+        "queues": backlog.queues,
         "deliveries": backlog.deliveries,
         "retrying": backlog.retrying,
         "dead": backlog.dead,

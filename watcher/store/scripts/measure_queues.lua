@@ -1,6 +1,6 @@
--- Measure lanes of one shard.
--- KEYS    lanes (their lists)
--- returns for each lane: how many deliveries wait in it, and the first line of the oldest ('' if none)
+-- Measure queues of one shard.
+-- KEYS    queues (their lists)
+-- returns for each queue: how many deliveries wait in it, and the first line of the oldest ('' if none)
 local reply = {}
 for i = 1, #KEYS do
   reply[#reply + 1] = redis.call('LLEN', KEYS[i])

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from watcher.amounts import to_atoms
 from watcher.journal.record import Record
-from watcher.page.curves import Step
+from watcher.observe.page.curves import Step
 from watcher.store.history import History, place
 
 DAY_MS = 24 * 3_600_000

@@ -1,6 +1,6 @@
-"""Works off one lane: its deliveries in order, one attempt in flight, until it is empty, fails or is lost.
+"""Works off one queue: its deliveries in order, one attempt in flight, until it is empty, fails or is lost.
 
-Refuses to go past a delivery that is not settled: order within a lane is the promise.
+Refuses to go past a delivery that is not settled: order within a queue is the promise.
 """
 
 import asyncio
@@ -16,24 +16,25 @@ from watcher.delivery.outcomes import Attempt, Outcome, Verdict, judge
 from watcher.delivery.post import ATTEMPT_TIMEOUT_S, Poster, Target
 from watcher.delivery.restraint import Restraint
 from watcher.journal.delivery import Delivery, load_delivery
-from watcher.logs.lines import log
+from watcher.observe.counters import Counters
+from watcher.observe.log import log
 from watcher.store.connect import StoreError
-from watcher.store.lanes import Begun, Lanes
+from watcher.store.queues import Begun, Queues
 from watcher.store.schedule import Lease, Reply
-from watcher.vitals.tally import Tally
 
 TURN_MS = 2_000
-"""Longest wait for a turn with a lane in hand; where the next one is further off, the lane is given back."""
+"""Longest wait for a turn with a queue in hand; where the next one is further off, the queue is given
+back."""
 
 EMPTY_MS = 60_000
-"""A lane that is due but has no deliveries is looked at again after so long."""
+"""A queue that is due but has no deliveries is looked at again after so long."""
 
 AT_ONCE = 20
-"""Deliveries read with one claim: few enough that a lane does not keep a worker from the others."""
+"""Deliveries read with one claim: few enough that a queue does not keep a worker from the others."""
 
 CLAIM_MS = 3_000
-"""A claim holds for a moment: the worker that takes the lane in hand has it for longer. Where the answer to a
-claim is lost nobody does, and so soon it is free again."""
+"""A claim holds for a moment: the worker that takes the queue in hand has it for longer. Where the
+answer to a claim is lost nobody does, and so soon it is free again."""
 
 LEASE_MS = 15_000
 """So long a dead worker is missed. Set anew with each delivery; an attempt that is not quick gets more."""
@@ -51,15 +52,16 @@ _AGAIN_S = 0.5
 T = TypeVar("T")
 
 
-class LaneWorker:
-    """Delivers lanes of any subscription. What the `forsaken` still answer says nothing of how they stand."""
+class QueueWorker:
+    """Delivers queues of any subscription. What the `forsaken` still answer says nothing of how they
+    stand."""
 
     def __init__(
         self,
-        lanes: Lanes,
+        queues: Queues,
         poster: Poster,
         restraint: Restraint,
-        tally: Tally,
+        counters: Counters,
         *,
         is_stopped: Callable[[], bool],
         forsaken: Container[str],
@@ -68,27 +70,27 @@ class LaneWorker:
         failed: Callable[[StoreError], Awaitable[float]],
     ) -> None:
         self._may_deliver = may_deliver
-        self._lanes = lanes
+        self._queues = queues
         self._poster = poster
         self._restraint = restraint
-        self._tally = tally
+        self._counters = counters
         self._is_stopped = is_stopped
         self._forsaken = forsaken
         self._now_ms = now_ms
         self._failed = failed
 
     async def work(self, target: Target, lease: Lease) -> bool:
-        """Deliver what waits in a claimed lane; says whether more of it is due. Raises StoreError."""
-        until = self._lanes.until(lease, LEASE_MS)
+        """Deliver what waits in a claimed queue; says whether more of it is due. Raises StoreError."""
+        until = self._queues.until(lease, LEASE_MS)
         begun = await self._ask(
-            lease, lambda: self._lanes.begin(target.name, lease, until=until, at_most=AT_ONCE)
+            lease, lambda: self._queues.begin(target.name, lease, until=until, at_most=AT_ONCE)
         )
         if begun.reply is not Reply.DONE:
             self._tell_of_loss(target, lease)
             return False
         lease = lease._replace(deadline=until)
         if not begun.entries:  # taken away from outside: there is nothing to deliver, nor a hurry
-            await self._lanes.release(target.name, lease, due_in_ms=EMPTY_MS)
+            await self._queues.release(target.name, lease, due_in_ms=EMPTY_MS)
             return False
         hold = Hold(lease, stretch=partial(self._stretch, target.name))
         try:
@@ -101,15 +103,15 @@ class LaneWorker:
                 hold.lease = Lease(lease.member, deadline)
         except asyncio.CancelledError:
             if target.name in self._forsaken:  # where it has only moved, somebody else goes on at once
-                await self._lanes.release(target.name, hold.lease)
+                await self._queues.release(target.name, hold.lease)
             raise
-        await self._ask(hold.lease, lambda: self._lanes.release(target.name, hold.lease))
+        await self._ask(hold.lease, lambda: self._queues.release(target.name, hold.lease))
         return True
 
     async def _stretch(self, subscription: str, lease: Lease) -> Lease:
-        """Keep a lane for an attempt that takes its time."""
-        until = self._lanes.until(lease, LONGEST_LEASE_MS)
-        reply = await self._ask(lease, lambda: self._lanes.extend(subscription, lease, until=until))
+        """Keep a queue for an attempt that takes its time."""
+        until = self._queues.until(lease, LONGEST_LEASE_MS)
+        reply = await self._ask(lease, lambda: self._queues.extend(subscription, lease, until=until))
         return lease._replace(deadline=until) if reply is Reply.DONE else lease
 
     async def _may_attempt(self, target: Target, lease: Lease) -> bool:
@@ -123,7 +125,7 @@ class LaneWorker:
         return not self._is_stopped()  # while it waited for its turn
 
     async def _deliver(self, target: Target, hold: Hold, entry: bytes, begun: Begun) -> int:
-        """Attempt the head of a lane; returns the lease's new deadline, 0 where it ends."""
+        """Attempt the head of a queue; returns the lease's new deadline, 0 where it ends."""
         try:
             delivery = load_delivery(entry)
         except ValueError:
@@ -144,7 +146,7 @@ class LaneWorker:
         """Ask the store, and again while it is away. Raises StoreError.
 
         Given up, what was posted would be posted again. So a lease that has run out is no reason: until
-        somebody else claims the lane the store still takes the answer, and refuses it afterwards. Only who
+        somebody else claims the queue the store still takes the answer, and refuses it afterwards. Only who
         is to end does not wait for longer than the lease.
         """
         while True:
@@ -164,7 +166,7 @@ class LaneWorker:
         per_second = target.settings.requests_per_second
         if not per_second:
             return True
-        wait_ms = await self._lanes.take_turn(target.name, per_second=per_second, within_ms=TURN_MS)
+        wait_ms = await self._queues.take_turn(target.name, per_second=per_second, within_ms=TURN_MS)
         if wait_ms > TURN_MS:
             self._restraint.rest(target.name, wait_ms)
             return False
@@ -175,18 +177,20 @@ class LaneWorker:
         """Write down what became of an attempt; returns the reply and the deadline, as `_deliver` does."""
         name, head, verdict = target.name, one.delivery.head, one.verdict
         record = b"" if one.is_smooth else one.record(self._now_ms())
-        until = self._lanes.until(lease, LEASE_MS)
+        until = self._queues.until(lease, LEASE_MS)
 
         async def settle() -> tuple[Reply, int]:
             match verdict.outcome:
                 case Outcome.DELIVERED:
-                    return await self._lanes.delivered(name, lease, head, until=until, record=record)
+                    return await self._queues.delivered(name, lease, head, until=until, record=record)
                 case Outcome.REFUSED:
-                    return await self._lanes.dead(
+                    return await self._queues.dead(
                         name, lease, head, until=until, reason=verdict.reason, record=record
                     )
                 case Outcome.RETRY:
-                    reply = await self._lanes.retry(name, lease, head, wait_ms=verdict.wait_ms, record=record)
+                    reply = await self._queues.retry(
+                        name, lease, head, wait_ms=verdict.wait_ms, record=record
+                    )
                     return reply, 0
 
         reply, deadline = await self._ask(lease, settle)
@@ -194,18 +198,18 @@ class LaneWorker:
         return reply, deadline
 
     async def _bury(self, target: Target, lease: Lease, entry: bytes) -> int:
-        """Take a damaged head away, else it holds up its lane for ever. Returns as `_deliver` does."""
+        """Take a damaged head away, else it holds up its queue for ever. Returns as `_deliver` does."""
         name, reason = target.name, "what is stored of it cannot be read"
-        until = self._lanes.until(lease, LEASE_MS)
+        until = self._queues.until(lease, LEASE_MS)
         reply, deadline = await self._ask(
-            lease, lambda: self._lanes.dead(name, lease, entry, until=until, reason=reason)
+            lease, lambda: self._queues.dead(name, lease, entry, until=until, reason=reason)
         )
         log.warning("delivery.dead", subscription=name, account=lease.member, reason=reason)
         await self._part(target, lease, reply)
         return deadline
 
     async def _part(self, target: Target, lease: Lease, reply: Reply, *, wait_ms: int = 0) -> None:
-        """Leave a lane that did not take what became of its head.
+        """Leave a queue that did not take what became of its head.
 
         Where it was full and gave that head up meanwhile, it is still ours to give back: its next one waits
         as long as this one would have, and not until the lease ends.
@@ -213,7 +217,7 @@ class LaneWorker:
         if reply is Reply.LEASE_LOST:
             self._tell_of_loss(target, lease)
         elif reply is Reply.MOVED_ON:
-            await self._ask(lease, lambda: self._lanes.release(target.name, lease, due_in_ms=wait_ms))
+            await self._ask(lease, lambda: self._queues.release(target.name, lease, due_in_ms=wait_ms))
 
     @staticmethod
     def _tell_of_loss(target: Target, lease: Lease) -> None:
@@ -230,18 +234,18 @@ class LaneWorker:
             "status": one.attempt.status,
             "duration_ms": one.attempt.duration_ms,
         }
-        self._tally.by_attempt[target.name, one.verdict.outcome.value] += 1
+        self._counters.by_attempt[target.name, one.verdict.outcome.value] += 1
         if one.verdict.outcome is Outcome.DELIVERED:
             lag_ms = max(0, self._now_ms() - one.delivery.sequence)
-            self._tally.deliveries += 1
-            self._tally.lag_s.add(lag_ms / 1000)
+            self._counters.deliveries += 1
+            self._counters.lag_s.add(lag_ms / 1000)
             log.info("delivery.delivered", **fields, lag_ms=lag_ms)
         elif one.verdict.outcome is Outcome.REFUSED:
             log.warning(
                 "delivery.dead", **fields, reason=one.verdict.reason, answer=one.attempt.excerpt or None
             )
         else:
-            self._tally.retried += 1
+            self._counters.retried += 1
             log.info(
                 "delivery.retried",
                 **fields,

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from watcher.logs.lines import log
-from watcher.logs.spells import Spells
+from watcher.observe.log import log
+from watcher.observe.throttle import Throttle
 
 STUCK_AFTER_S = 120.0
 """A loop that began no turn for so long waits for something that does not come.
@@ -29,7 +29,7 @@ SKEWED_MS = 60_000
 _LAG_LOOK_S = 0.25
 
 
-class Vitals:
+class Liveness:
     """What one worker knows of its own life.
 
     `turned_at_by_loop()`: when each loop that is to turn last did (monotonic). `dropped_lines()`: how many
@@ -51,7 +51,7 @@ class Vitals:
         self._turned_at_by_loop = turned_at_by_loop
         self.is_reload_refused = False
         self.skew_ms = 0
-        self._spells = Spells()
+        self._throttle = Throttle()
         self._worst_lag_s = 0.0
         self._worst_lag_before_s = 0.0
 
@@ -68,8 +68,8 @@ class Vitals:
     def end_of_minute(self) -> float:
         """Begin to look for the worst lag anew; returns what it was since the last call, in seconds."""
         self._worst_lag_before_s, self._worst_lag_s = self._worst_lag_s, 0.0
-        if 1000 * self.lag_s <= LAGGED_MS and (spell := self._spells.over("lag", time.monotonic())):
-            log.info("loop.recovered", worker=self.worker, **spell._asdict())
+        if 1000 * self.lag_s <= LAGGED_MS and (streak := self._throttle.over("lag", time.monotonic())):
+            log.info("loop.recovered", worker=self.worker, **streak._asdict())
         return self._worst_lag_before_s
 
     async def measure_lag(self) -> None:
@@ -81,18 +81,18 @@ class Vitals:
 
     def note_lag(self, lag_s: float) -> None:
         self._worst_lag_s = max(self._worst_lag_s, lag_s)
-        if 1000 * lag_s > LAGGED_MS and (spell := self._spells.struck("lag", time.monotonic())):
+        if 1000 * lag_s > LAGGED_MS and (streak := self._throttle.struck("lag", time.monotonic())):
             lag_ms = round(1000 * lag_s)
-            log.warning("loop.lagged", worker=self.worker, lag_ms=lag_ms, **spell._asdict())
+            log.warning("loop.lagged", worker=self.worker, lag_ms=lag_ms, **streak._asdict())
 
     def note_clock(self, here_ms: float, server_ms: float) -> None:
         """Compare this machine's time with the server's, and warn of one that is off."""
         self.skew_ms, now = round(here_ms - server_ms), time.monotonic()
         if abs(self.skew_ms) >= SKEWED_MS:
-            if spell := self._spells.struck("clock", now):
-                log.warning("clock.skewed", worker=self.worker, skew_ms=self.skew_ms, **spell._asdict())
-        elif spell := self._spells.over("clock", now):
-            log.info("clock.recovered", worker=self.worker, skew_ms=self.skew_ms, **spell._asdict())
+            if streak := self._throttle.struck("clock", now):
+                log.warning("clock.skewed", worker=self.worker, skew_ms=self.skew_ms, **streak._asdict())
+        elif streak := self._throttle.over("clock", now):
+            log.info("clock.recovered", worker=self.worker, skew_ms=self.skew_ms, **streak._asdict())
 
 
 def rss_mb() -> float:

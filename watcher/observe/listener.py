@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from typing import NamedTuple, Self
 
-from watcher.exposed.door import Address, Door, ListenerRefused
-from watcher.exposed.request import HEAD_BYTES, HeadTooLong, Request, parse, read_head, why_none
-from watcher.logs.lines import log
-from watcher.logs.spells import Spells
+from watcher.observe.door import Address, Door, ListenerRefused
+from watcher.observe.log import log
+from watcher.observe.request import HEAD_BYTES, HeadTooLong, Request, parse, read_head, why_none
+from watcher.observe.throttle import Throttle
 
 _CONNECTIONS = 16
 """At the same time. A scraper and a few probes need one each, for milliseconds."""
@@ -88,7 +88,7 @@ class Listener:
         self._door = Door(address, token)
         self._routes = routes
         self._probes = probes
-        self._refusals = Spells()
+        self._refusals = Throttle()
         self._open: dict[asyncio.StreamWriter, None] = {}  # the oldest first
 
     async def __aenter__(self) -> Self:
@@ -175,8 +175,8 @@ class Listener:
     def _refuse(self, status: int, reason: str) -> Answer:
         """Refuse a request, and say so in the log: at once, then seldom, whatever strangers send."""
         what = status if status == 421 else (status, reason)  # a reason with a Host in it has no end of them
-        if spell := self._refusals.struck(what, time.monotonic()):
-            log.warning("listener.refused", status=status, reason=reason, **spell._asdict())
+        if streak := self._refusals.struck(what, time.monotonic()):
+            log.warning("listener.refused", status=status, reason=reason, **streak._asdict())
         return _say(status, reason)
 
 

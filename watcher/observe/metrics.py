@@ -1,6 +1,6 @@
 """What a worker tells Prometheus: its own counts, and how all stands in the store, read when it is asked.
 
-Refuses to count (the loops raise their `tally`), and to show what it could not read: where the store does
+Refuses to count (the loops raise their `counters`), and to show what it could not read: where the store does
 not answer in time, its metrics are missing, for zero would be a claim.
 """
 
@@ -18,13 +18,13 @@ from prometheus_client.metrics_core import (
 )
 
 from watcher import __version__
-from watcher.exposed.outlook import Outlook, Seen
+from watcher.observe.counters import POLL_BOUNDS_S, Spread
+from watcher.observe.metric_names import ATTEMPT_OUTCOMES, ERROR_CLASSES, METRICS, POLL_OUTCOMES
+from watcher.observe.outlook import Outlook, Seen
 from watcher.polling.silence import STALE_INTERVALS
 from watcher.providers.contract import PERMANENT
 from watcher.run.worker import Worker
 from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS, Settings
-from watcher.vitals.metric_names import ATTEMPT_OUTCOMES, METRICS, POLL_OUTCOMES, TROUBLES
-from watcher.vitals.tally import POLL_BOUNDS_S, Spread
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -74,23 +74,25 @@ def _families(worker: Worker, seen: Seen | None) -> Iterator[Metric]:
 
 
 def _of_worker(worker: Worker) -> dict[str, list[_Value]]:
-    settings, tally, vitals = worker.settings, worker.tally, worker.vitals
+    settings, counters, liveness = worker.settings, worker.counters, worker.liveness
     providers, subscriptions = settings.provider_by_name, settings.subscription_by_name
     accounts = dict.fromkeys(providers, 0)
     for account in settings.account_by_name.values():
         accounts[account.provider] += 1
     return {
         "watcher_build_info": [((__version__,), 1)],
-        "watcher_polls_total": _counts(tally.by_poll, providers, POLL_OUTCOMES),
-        "watcher_polls_refused_total": _counts(tally.by_refusal, providers, TROUBLES),
-        "watcher_changes_total": _counts(tally.by_change, providers, _TYPES),
-        "watcher_attempts_total": _counts(tally.by_attempt, subscriptions, ATTEMPT_OUTCOMES),
-        "watcher_deliveries_pushed_out_total": [((name,), tally.pushed_out[name]) for name in subscriptions],
+        "watcher_polls_total": _counts(counters.by_poll, providers, POLL_OUTCOMES),
+        "watcher_polls_rejected_total": _counts(counters.by_error_class, providers, ERROR_CLASSES),
+        "watcher_changes_total": _counts(counters.by_change, providers, _TYPES),
+        "watcher_attempts_total": _counts(counters.by_attempt, subscriptions, ATTEMPT_OUTCOMES),
+        "watcher_deliveries_pushed_out_total": [
+            ((name,), counters.pushed_out[name]) for name in subscriptions
+        ],
         "watcher_requests_in_flight": [((), worker.in_flight)],
-        "watcher_loop_lag_seconds": [((), vitals.lag_s)],
-        "watcher_clock_skew_seconds": [((), vitals.skew_ms / 1000)],
-        "watcher_log_lines_dropped_total": [((), vitals.dropped_lines())],
-        "watcher_configuration_last_reload_ok": [((), float(not vitals.is_reload_refused))],
+        "watcher_loop_lag_seconds": [((), liveness.lag_s)],
+        "watcher_clock_skew_seconds": [((), liveness.skew_ms / 1000)],
+        "watcher_log_lines_dropped_total": [((), liveness.dropped_lines())],
+        "watcher_configuration_last_reload_ok": [((), float(not liveness.is_reload_refused))],
         "watcher_configuration_differs": [
             ((), len({name for one in worker.differences for name in one.names}))
         ],
@@ -113,11 +115,11 @@ def _of_providers(settings: Settings, seen: Seen) -> dict[str, list[_Value]]:
             if account := settings.account_by_name.get(name):
                 patience_ms = 1000 * STALE_INTERVALS * account.interval.total_seconds()
                 failing[provider] += 1
-                refused[provider, found.trouble] += 1
+                refused[provider, found.error_class] += 1
                 stale[provider] += seen.now_ms - found.since_ms >= patience_ms
     return {
         "watcher_accounts_failing": [((name,), count) for name, count in failing.items()],
-        "watcher_accounts_refused": _counts(refused, seen.failing, PERMANENT),
+        "watcher_accounts_rejected": _counts(refused, seen.failing, PERMANENT),
         "watcher_accounts_stale": [((name,), count) for name, count in stale.items()],
         "watcher_poll_overdue_seconds": [
             ((name,), _age_s(overdue.first_due_ms, seen.now_ms)) for name, overdue in seen.overdue.items()
@@ -128,7 +130,7 @@ def _of_providers(settings: Settings, seen: Seen) -> dict[str, list[_Value]]:
 def _of_subscriptions(seen: Seen) -> dict[str, list[_Value]]:
     waiting, standings = seen.waiting, seen.standings
     return {
-        "watcher_lanes_waiting": [((name,), found.lanes) for name, found in waiting.items()],
+        "watcher_queues_waiting": [((name,), found.queues) for name, found in waiting.items()],
         "watcher_oldest_undelivered_seconds": [
             ((name,), _age_s(found.oldest_sequence, seen.now_ms)) for name, found in waiting.items()
         ],
@@ -141,13 +143,13 @@ def _of_subscriptions(seen: Seen) -> dict[str, list[_Value]]:
 
 
 def _spreads(worker: Worker) -> dict[str, list[_Histogram]]:
-    tally = worker.tally
+    counters = worker.counters
     return {
         "watcher_poll_duration_seconds": [
-            ((name,), tally.poll_s.get(name) or Spread(POLL_BOUNDS_S))
+            ((name,), counters.poll_s.get(name) or Spread(POLL_BOUNDS_S))
             for name in worker.settings.provider_by_name
         ],
-        "watcher_delivery_lag_seconds": [((), tally.lag_s)],
+        "watcher_delivery_lag_seconds": [((), counters.lag_s)],
     }
 
 

@@ -10,14 +10,14 @@ FIRST_S = 3600.0
 AGAIN_S = 86_400.0
 
 
-class Spell(NamedTuple):
+class Streak(NamedTuple):
     """How long a trouble has lasted by now, and how often it struck."""
 
     duration_ms: int
     times: int
 
 
-class Spells:
+class Throttle:
     """The troubles of one kind, each under a name of its own."""
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Spells:
         self._times: dict[Hashable, int] = {}
         self._speak_at: dict[Hashable, float] = {}
 
-    def struck(self, what: Hashable, now: float) -> Spell | None:
+    def struck(self, what: Hashable, now: float) -> Streak | None:
         """Note that a trouble is there; returns what to say of it if it is time to speak."""
         since = self._since.setdefault(what, now)
         self._times[what] = self._times.get(what, 0) + 1
@@ -34,23 +34,23 @@ class Spells:
         self._speak_at[what] = now + (AGAIN_S if self._times[what] > 1 else FIRST_S)
         return self._spell(what, since, now)
 
-    def lasting(self, what: Hashable, now: float) -> Spell:
+    def lasting(self, what: Hashable, now: float) -> Streak:
         """Say of a trouble that is there how long it has lasted, whether or not it is time to speak."""
         return self._spell(what, self._since[what], now)
 
-    def over(self, what: Hashable, now: float) -> Spell | None:
+    def over(self, what: Hashable, now: float) -> Streak | None:
         """Note that a trouble is gone; returns what to say of it, or None if there was none."""
         since = self._since.pop(what, None)
         if since is None:
             return None
-        spell = self._spell(what, since, now)
+        streak = self._spell(what, since, now)
         del self._times[what], self._speak_at[what]
-        return spell
+        return streak
 
     def clear(self) -> None:
         """Forget all troubles."""
         for memory in (self._since, self._times, self._speak_at):
             memory.clear()
 
-    def _spell(self, what: Hashable, since: float, now: float) -> Spell:
-        return Spell(round(1000 * (now - since)), self._times[what])
+    def _spell(self, what: Hashable, since: float, now: float) -> Streak:
+        return Streak(round(1000 * (now - since)), self._times[what])

@@ -1,6 +1,6 @@
--- Put deliveries at the end of a lane, outside of any commit: an alert, or something sent again.
+-- Put deliveries at the end of a queue, outside of any commit: an alert, or something sent again.
 -- Safe to repeat: deliveries that are its end already are not put there twice, nor are dead letters.
--- KEYS    1 lane   2 lanes   3 due subscriptions   4 nothing (deleted first, see claim)
+-- KEYS    1 queue   2 queues   3 due subscriptions   4 nothing (deleted first, see claim)
 --         5 dead letters (may be absent)
 -- ARGV    1 subscription   2 account   3 number of deliveries, then the deliveries,
 --         then the ids of the dead letters that they were

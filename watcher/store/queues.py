@@ -1,4 +1,4 @@
-"""The lanes' side of Redis: deliveries wait in order, are claimed lane by lane, and settled one by one.
+"""The queues' side of Redis: deliveries wait in order, are claimed queue by queue, and settled one by one.
 
 Refuses to judge an attempt: it is told what became of it.
 """
@@ -19,16 +19,16 @@ all of a subscription whose receiver explains itself at length."""
 DEAD_PER_SUBSCRIPTION = 10_000
 """Dead letters kept per subscription and shard."""
 
-_BEGIN_LANE = load_script("begin_lane")
+_BEGIN_QUEUE = load_script("begin_queue")
 _EXTEND = load_script("extend")
 _HOLD = load_script("hold")
-_QUEUE = load_script("queue")
+_ENQUEUE = load_script("enqueue")
 _SETTLE = load_script("settle")
 
 
 class Begun(NamedTuple):
-    """A lane in hand: how it stands with the lease, its oldest deliveries, as they were pushed, and how often
-    its head, `tried`, has failed.
+    """A queue in hand: how it stands with the lease, its oldest deliveries, as they were pushed, and how
+    often its head, `tried`, has failed.
     """
 
     reply: Reply
@@ -37,8 +37,8 @@ class Begun(NamedTuple):
     tried: bytes
 
 
-class Lanes:
-    """The lanes of one namespace. Methods raise StoreUnreachable when the server does not do its part."""
+class Queues:
+    """The queues of one namespace. Methods raise StoreUnreachable when the server does not do its part."""
 
     def __init__(self, schedule: Schedule, keys: Keys) -> None:
         self._schedule = schedule
@@ -48,7 +48,7 @@ class Lanes:
         self._settles = Joints(self._join_settles)
 
     async def due_subscriptions(self, shard: int) -> list[str]:
-        """Name the subscriptions that may have a lane due in a shard."""
+        """Name the subscriptions that may have a queue due in a shard."""
         key = self._keys.due_subscriptions(shard)
         names = await self._pipe.command("ZRANGEBYSCORE", key, "-inf", self._schedule.now_ms())
         return [name.decode("utf-8", "replace") for name in names]
@@ -64,27 +64,28 @@ class Lanes:
         keys = self._schedule_keys(shard, subscription)
         return await self._schedule.claim(keys, lease_ms, at_most, subscription)
 
-    async def hasten(self, subscription: str, shard: int, *, lease_ms: int) -> int:
-        """Let lanes that wait for a retry be tried now; returns how many there are."""
+    async def make_due(self, subscription: str, shard: int, *, lease_ms: int) -> int:
+        """Let queues that wait for a retry be tried now; returns how many there are."""
         keys = self._schedule_keys(shard, subscription)
-        return await self._schedule.hasten(keys, lease_ms, subscription)
+        return await self._schedule.make_due(keys, lease_ms, subscription)
 
     async def begin(self, subscription: str, lease: Lease, *, until: float, at_most: int) -> Begun:
-        """Take a lane in hand that was claimed: keep it until another deadline, and read what waits in it."""
+        """Take a queue in hand that was claimed: keep it until another deadline, and read what waits in
+        it."""
         joint = self._begins[shard_of(lease.member), subscription]
-        lane = self._keys.lane(subscription, lease.member)
-        reply, entries, tried = await self._pipe.step(joint, (lane,), *lease, until, at_most)
+        queue = self._keys.queue(subscription, lease.member)
+        reply, entries, tried = await self._pipe.step(joint, (queue,), *lease, until, at_most)
         return Begun(Reply(reply), entries, *read_tries(tried))
 
     async def length(self, subscription: str, account: str) -> int:
-        """Count the deliveries that wait in a lane."""
-        return int(await self._pipe.command("LLEN", self._keys.lane(subscription, account)))
+        """Count the deliveries that wait in a queue."""
+        return int(await self._pipe.command("LLEN", self._keys.queue(subscription, account)))
 
     async def delivered(
         self, subscription: str, lease: Lease, head: bytes, *, until: float, record: bytes = b""
     ) -> tuple[Reply, int]:
-        """Take a delivered head away, and keep its lane until another deadline; returns that, or 0 when it is
-        empty.
+        """Take a delivered head away, and keep its queue until another deadline; returns that, or 0 when it
+        is empty.
 
         `record`, if any, is remembered as the attempt; so it is in what follows.
         """
@@ -106,24 +107,24 @@ class Lanes:
     async def retry(
         self, subscription: str, lease: Lease, head: bytes, *, wait_ms: int, record: bytes = b""
     ) -> Reply:
-        """Try a head again later; its lane waits with it."""
+        """Try a head again later; its queue waits with it."""
         return (await self._settle(subscription, lease, head, "retry", wait_ms, "", record))[0]
 
-    async def queue(
+    async def enqueue(
         self, subscription: str, account: str, deliveries: Sequence[Delivery], *, letters: Sequence[str] = ()
     ) -> int:
-        """Put deliveries at the end of a lane, outside of any commit; returns how many.
+        """Put deliveries at the end of a queue, outside of any commit; returns how many.
 
         `letters` are the ids of the dead letters that they were, one each: they are so no longer, and one
         that is gone meanwhile is not queued.
         """
         shard = shard_of(account)
-        keys = [self._keys.lane(subscription, account), *self._schedule_keys(shard, subscription)]
+        keys = [self._keys.queue(subscription, account), *self._schedule_keys(shard, subscription)]
         if letters:
             keys.append(self._keys.dead(shard, subscription))
         entries = [delivery.dump() for delivery in deliveries]
         arguments = (subscription, account, len(entries), *entries, *letters)
-        return int(await self._pipe.script(_QUEUE, keys, *arguments))
+        return int(await self._pipe.script(_ENQUEUE, keys, *arguments))
 
     async def take_turn(self, subscription: str, *, per_second: float, within_ms: float) -> float:
         """Reserve the start of an attempt over all workers; returns in how many ms it is.
@@ -134,16 +135,16 @@ class Lanes:
         return await self._schedule.take_turns(key, 1, spacing_ms=1000 / per_second, within_ms=within_ms)
 
     def until(self, lease: Lease, for_ms: int) -> int:
-        """Say until when a lane stays ours: another time than before. Who repeats an order repeats this, too:
-        by it the order is known.
+        """Say until when a queue stays ours: another time than before. Who repeats an order repeats this,
+        too: by it the order is known.
         """
         deadline = self._schedule.now_ms() + for_ms
         return deadline if deadline != lease.deadline else deadline + 1
 
     async def extend(self, subscription: str, lease: Lease, *, until: float) -> Reply:
-        """Keep a lane until another deadline."""
+        """Keep a queue until another deadline."""
         shard = shard_of(lease.member)
-        keys = [self._keys.lanes(shard, subscription), self._keys.nothing(shard)]
+        keys = [self._keys.queues(shard, subscription), self._keys.nothing(shard)]
         return Reply(await self._pipe.script(_EXTEND, keys, *lease, until))
 
     async def release(self, subscription: str, lease: Lease, *, due_in_ms: int = 0) -> Reply:
@@ -152,7 +153,7 @@ class Lanes:
 
     def _schedule_keys(self, shard: int, subscription: str) -> list[str]:
         keys = self._keys
-        return [keys.lanes(shard, subscription), keys.due_subscriptions(shard), keys.nothing(shard)]
+        return [keys.queues(shard, subscription), keys.due_subscriptions(shard), keys.nothing(shard)]
 
     async def _settle(
         self,
@@ -165,20 +166,20 @@ class Lanes:
         record: bytes,
     ) -> tuple[Reply, int]:
         joint = self._settles[shard_of(lease.member), subscription]
-        lane = self._keys.lane(subscription, lease.member)
+        queue = self._keys.queue(subscription, lease.member)
         arguments = (*lease, head, outcome, ms, reason, record)
-        reply, deadline = await self._pipe.step(joint, (lane,), *arguments)
+        reply, deadline = await self._pipe.step(joint, (queue,), *arguments)
         return Reply(reply), deadline
 
     def _join_begins(self, shard: int, subscription: str) -> Joint:
         keys = self._keys
-        shared = (keys.lanes(shard, subscription), keys.tries(shard, subscription), keys.nothing(shard))
-        return Joint(_BEGIN_LANE, shared)
+        shared = (keys.queues(shard, subscription), keys.tries(shard, subscription), keys.nothing(shard))
+        return Joint(_BEGIN_QUEUE, shared)
 
     def _join_settles(self, shard: int, subscription: str) -> Joint:
         keys = self._keys
         shared = (
-            keys.lanes(shard, subscription),
+            keys.queues(shard, subscription),
             keys.due_subscriptions(shard),
             keys.tries(shard, subscription),
             keys.dead(shard, subscription),
@@ -190,7 +191,7 @@ class Lanes:
 
 
 def read_tries(noted: bytes) -> tuple[int, bytes]:
-    """Read how often a lane's head has failed, and which head that was; what is damaged says: never."""
+    """Read how often a queue's head has failed, and which head that was; what is damaged says: never."""
     count, _, head = noted.partition(b" ")
     try:
         return read_count(count), head

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from watcher.logs.catalogue import EVENTS
+from watcher.observe.catalogue import EVENTS
 
 LogLine = Mapping[str, Any]
 
