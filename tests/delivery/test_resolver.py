@@ -266,7 +266,7 @@ async def test_a_provider_whose_name_did_not_resolve_is_polled_as_soon_as_there_
 ) -> None:
     monkeypatch.setattr("watcher.polling.setbacks.waits_ms", lambda *_, **__: [3_600_000])
     async with name_server() as server, rig.worker(with_names(rig, api="api.test")) as worker:
-        await until(lambda: worker.counters.by_poll["loopring", "refused"])
+        await until(lambda: worker.counters.by_poll["loopring", "rejected"])
         fill_in_place(late, server.resolv_conf)
         await until(lambda: worker.counters.by_request["loopring"] >= 3)
 
