@@ -3,27 +3,22 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
 from tests.benchmarks.raw_loop import Speed, Watch, latencies_ms, receipts
 from tests.benchmarks.stage import Stage, some_settings
 from tests.benchmarks.waiting import write_backlog
-from watcher.delivery.egress import Policy
-from watcher.delivery.loop import DeliverLoop
-from watcher.delivery.post import Poster, Target
-from watcher.delivery.restraint import Restraint
-from watcher.engine.look import Look
 from watcher.observe.counters import Counters
-from watcher.run.generation import Generation
+from watcher.run.agreement import Agreement
+from watcher.run.configured import Configured
 from watcher.run.presence import Present
+from watcher.run.upkeep import Upkeep
 from watcher.settings import Settings
-from watcher.store.due import DueIndex
+from watcher.store.configurations import Configurations
 from watcher.store.keys import Keys
 from watcher.store.polls import Commit, Polls
-from watcher.store.queues import Queues
 from watcher.store.schedule import Reply
-from watcher.store.standings import Standing, Standings
 from watcher.store.workers import Workers
 
 _TICK_S = 0.002
@@ -45,9 +40,9 @@ def present(stage: Stage) -> Present:
 async def unchanged(stage: Stage, accounts: int, seconds: float) -> Measured:
     """Poll accounts of which nothing moves."""
     settings = some_settings(f"{stage.url}/still", accounts)
-    await Generation(
-        settings, stage.schedule, stage.health, Counters(), present(stage)
-    ).run_once()  # the baselines
+    before = Counters()
+    async with running(stage, settings, before):
+        await _until(lambda: before.polls >= accounts)
     counters = Counters()
     async with running(stage, settings, counters):
         await _until(lambda: counters.polls >= 2 * accounts)
@@ -70,25 +65,13 @@ async def changed(stage: Stage, accounts: int, seconds: float) -> Measured:
 async def backlog(stage: Stage, queues: int, per_queue: int) -> Measured:
     """Deliver what waits, `per_queue` events in each queue of one subscription."""
     settings = some_settings(stage.url, 0, subscriber=stage.url)
-    keys, counters = Keys(settings.redis.namespace), Counters()
-    await write_backlog(stage, keys, queues, per_queue)
-    policy = Policy(allow=settings.egress.allow, allow_http=True)
-    targets = {name: Target(wish, policy) for name, wish in settings.subscription_by_name.items()}
-    async with Poster(policy) as poster, asyncio.TaskGroup() as group:
-        queues_ = Queues(stage.schedule, keys)
-        standings = Standings(stage.schedule.pipe, keys)
-        restraint = Restraint(standings, now_ms=stage.schedule.now_ms, alert=_nobody, most=1000)
-        loop = DeliverLoop(queues_, stage.schedule, poster, targets, restraint, stage.health, counters)
-        await stage.forget_commands()
-        watch = Watch()
-        group.create_task(loop.run())
-        index = DueIndex(stage.schedule, keys)
-        look = Look(index, (), stage.health, lambda due: loop.due(due.shard, due.name))
-        group.create_task(look.run(stopped := asyncio.Event()))
+    counters = Counters()
+    await write_backlog(stage, Keys(settings.redis.namespace), queues, per_queue)
+    await stage.forget_commands()
+    watch = Watch()
+    async with running(stage, settings, counters):
         await _until(lambda: counters.deliveries >= queues * per_queue)
         speed = watch.speed(counters.deliveries)
-        loop.stop()
-        stopped.set()
     return Measured(speed, await stage.server_us() / counters.deliveries)
 
 
@@ -125,12 +108,24 @@ class TimedPolls(Polls):
 async def running(
     stage: Stage, settings: Settings, counters: Counters, polls: Polls | None = None
 ) -> AsyncIterator[asyncio.Task[None]]:
-    """A worker's loops inside the block, as a task; what is in flight at its end is finished."""
-    generation = Generation(settings, stage.schedule, stage.health, counters, present(stage))
-    generation._polls = polls or generation._polls
-    async with asyncio.TaskGroup() as group:
-        yield group.create_task(generation.run())
-        generation.stop()
+    """A worker's loop inside the block, as a task; what is in flight at its end is finished."""
+    async with AsyncExitStack() as stack:
+        upkeep = await stack.enter_async_context(_kept_up(stage, settings, counters, polls))
+        await upkeep.begin(lambda: settings, asyncio.Event())
+        async with asyncio.TaskGroup() as group:
+            yield group.create_task(upkeep.loop.run())
+            upkeep.loop.stop()
+
+
+@asynccontextmanager
+async def _kept_up(
+    stage: Stage, settings: Settings, counters: Counters, polls: Polls | None = None
+) -> AsyncIterator[Upkeep]:
+    seen, keys = present(stage), Keys(settings.redis.namespace)
+    agreement = Agreement(seen, Configurations(stage.schedule.pipe, keys), now_ms=stage.schedule.now_ms)
+    async with Configured(settings, stage.schedule, stage.health, counters, agreement) as configured:
+        configured.polls = polls or configured.polls
+        yield Upkeep(configured, stage.schedule, stage.health, seen, agreement)
 
 
 async def _watch(stage: Stage, seconds: float, count: Callable[[], int]) -> Measured:
@@ -144,7 +139,3 @@ async def _watch(stage: Stage, seconds: float, count: Callable[[], int]) -> Meas
 async def _until(is_so: Callable[[], bool]) -> None:
     while not is_so():  # noqa: ASYNC110 - the loops only count
         await asyncio.sleep(_TICK_S)
-
-
-async def _nobody(_subscription: object, _standing: Standing) -> None:
-    """Nobody is alerted: nothing is paused here."""

@@ -6,7 +6,8 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.delivery.moody_subscriber import MoodySubscriber, Owed, owed, told
-from watcher.delivery import loop, queue, restraint
+from watcher.delivery import queue, restraint, work
+from watcher.engine import loop
 from watcher.store.keys import shard_of
 
 pytest_plugins = ("tests.delivery.owing",)
@@ -38,8 +39,8 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left alone while it is damaged, or leased, is so for a moment."""
     monkeypatch.setattr(queue, "_LEAST_MS", 500)
     monkeypatch.setattr(queue, "LEASE_MS", 1000)
-    monkeypatch.setattr(loop, "CLAIM_MS", 1000)
-    for module in (queue, loop):
+    monkeypatch.setattr(work, "CLAIM_MS", 1000)
+    for module in (queue, work):
         monkeypatch.setattr(module, "LONGEST_LEASE_MS", 1000)
     monkeypatch.setattr(loop, "DAMAGED_S", 0.5)
     monkeypatch.setattr(restraint, "_DAMAGED_S", 0.5)

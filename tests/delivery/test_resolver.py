@@ -199,7 +199,7 @@ def _threads() -> int:
 @pytest.fixture
 def late(resolv_conf: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file by which workers look names up."""
-    monkeypatch.setattr("watcher.run.generation.CurrentResolver", lambda: following(resolv_conf))
+    monkeypatch.setattr("watcher.run.configured.CurrentResolver", lambda: following(resolv_conf))
     return resolv_conf
 
 

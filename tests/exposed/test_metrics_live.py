@@ -12,14 +12,18 @@ from tests.support.builders import seconds
 from tests.support.rig import ALICE, MK, TREASURY, Rig, a_rig
 from tests.support.scraped import Scrape, a_listener_of, get, parsed, scrape
 from tests.support.servers import real_server
+from watcher.engine.dispatch import Claim
+from watcher.engine.loop import Claimed
 from watcher.observe import outlook
 from watcher.observe.catalogue import EVENTS
 from watcher.observe.metrics import Metrics
+from watcher.polling.work import PollWork
 from watcher.receiving.receiver import Fail
 from watcher.run.worker import Worker
 from watcher.sandbox.answers import Answer
 from watcher.settings import Settings
 from watcher.store.keys import Keys
+from watcher.store.roster import Roster
 from watcher.store.standings import Standings
 
 LOOPRING = "/api/v3/user/balances"
@@ -222,25 +226,26 @@ async def test_a_loop_that_is_stuck_turns_livez_to_503_and_is_named(
 ) -> None:
     stuck = asyncio.Event()
 
-    async def never(*_: object, **__: object) -> None:
-        stuck.set()
-        await asyncio.Event().wait()
+    claim_at = PollWork.claim
+
+    async def never(work: PollWork, name: str, claim: Claim) -> Claimed:
+        if name == "shop":
+            stuck.set()
+            await asyncio.Event().wait()
+        return await claim_at(work, name, claim)
 
     async with rig.worker() as worker, a_listener_of(worker) as port:
         await polled(rig)
         assert (await get(port, "/livez")).status == 200
-        assert worker._generation
-        (loop,) = (each for each in worker._generation._loops if each.name == "poll shop")
         worker.liveness.stuck_after_s = 0.5
         with monkeypatch.context() as patched:
-            patched.setattr(loop, "_claim", never)
+            patched.setattr(PollWork, "claim", never)
             await stuck.wait()
             async with asyncio.timeout(10):
                 while (seen := await get(port, "/livez")).status == 200:  # noqa: ASYNC110 - nor does it here
                     await asyncio.sleep(0.02)
             assert seen.body.startswith("poll shop has not turned for ")
-            assert worker._generation
-            (task,) = (task for task in asyncio.all_tasks() if task.get_name() == "poll shop")
+            (task,) = (task for task in asyncio.all_tasks() if task.get_name() == "claim poll shop")
         task.cancel()  # else it could not drain
 
 
@@ -263,16 +268,14 @@ async def test_a_poll_that_nobody_claims_is_told_as_overdue(rig: Rig) -> None:
         await polled(rig, 1)
         async with a_listener_of(worker) as port:
             assert worker.opened
-            assert worker._generation
-            for loop in worker._generation._loops:
-                loop.stop()
+            assert worker.loop
+            worker.loop.stop()
             schedule, keys = worker.opened.schedule, Keys(rig.settings.redis.namespace)
-            overdue_ms = schedule.now_ms() - 90_000
-            while await worker._generation._roster.make_due(  # noqa: ASYNC110 - its last poll may be in hand
+            roster, overdue_ms = Roster(schedule.pipe, keys), schedule.now_ms() - 90_000
+            while await roster.make_due(  # noqa: ASYNC110 - its last poll may be in hand
                 "shop", ["alice"], now_ms=overdue_ms
             ):
                 await asyncio.sleep(0.01)
-            assert keys
             told = await scrape(port)
     assert told.value("watcher_poll_overdue_seconds", provider="shop") >= 90
     assert told.value("watcher_poll_overdue_seconds", provider="loopring") == 0

@@ -11,7 +11,7 @@ from watcher.store.health import StoreHealth
 
 
 class Turning:
-    turned_at_by_loop = {"deliver": 0.0}  # noqa: RUF012 - of a generation whose loops run
+    turned_at_by_name = {"loop": 0.0}  # noqa: RUF012 - of a loop that runs
 
 
 async def test_a_worker_is_not_ready_until_the_store_is_open_and_its_accounts_are_scheduled() -> None:
@@ -29,7 +29,7 @@ async def test_a_worker_is_not_ready_until_the_store_is_open_and_its_accounts_ar
     said = await readyz(worker)
     assert (said.status, said.body) == (503, b"starting: the accounts are being scheduled\n")
     started: Any = Turning()
-    worker._generation = started
+    worker.loop = started
     assert worker.has_begun
-    started.turned_at_by_loop = {}
+    started.turned_at_by_name = {}
     assert worker.has_begun, "a reload is no start"

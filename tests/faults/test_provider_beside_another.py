@@ -17,7 +17,7 @@ from tests.faults.scene import BOUNDED, LONG
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Request
 from watcher.resolver import CurrentResolver
-from watcher.run import generation
+from watcher.run import configured
 from watcher.store.keys import Keys
 from watcher.store.polls import Polls
 from watcher.store.schedule import Lease
@@ -55,7 +55,7 @@ def delays_ms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(Polls, "touch", noted_touch)
     monkeypatch.setattr(ProviderClient, "_fetch", noted_fetch)
-    monkeypatch.setattr(generation, "CurrentResolver", partial(CurrentResolver, make=Names))
+    monkeypatch.setattr(configured, "CurrentResolver", partial(CurrentResolver, make=Names))
     return delays_ms
 
 

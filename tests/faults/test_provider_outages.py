@@ -23,12 +23,12 @@ from tests.faults.provider_scene import ACCOUNTS, INTERVAL, some_settings, until
 from tests.faults.scene import BOUNDED, LONG
 from tests.support.builders import SECRET
 from tests.support.tls_subscribers import a_client_trusting
-from watcher.polling import cadence, loop, outage, poll
+from watcher.polling import cadence, outage, poll, work
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Request
 from watcher.receiving.receiver import Receiver
 from watcher.resolver import CurrentResolver
-from watcher.run import generation
+from watcher.run import configured
 from watcher.store.keys import Keys
 
 pytestmark = BOUNDED
@@ -48,7 +48,7 @@ SPREAD = 0.1
 def _time_runs_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
         (poll, "_LEASE_MARGIN_S"),
-        (loop, "LONGEST_TURN_S"),
+        (work, "LONGEST_TURN_S"),
         (cadence, "_FIRST_WAIT_S"),
         (cadence, "_LONGEST_WAIT_S"),
         (cadence, "_LONGEST_WAIT_OF_CANARY_S"),
@@ -78,7 +78,7 @@ async def providers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mapping[st
         providers = {kind: await stack.enter_async_context(FailingProvider(kind)) for kind in KINDS}
         trusting = a_client_trusting(providers["tls"].pem)
         monkeypatch.setattr(aiohttp.connector, "_SSL_CONTEXT_VERIFIED", trusting)
-        monkeypatch.setattr(generation, "CurrentResolver", partial(CurrentResolver, make=Names))
+        monkeypatch.setattr(configured, "CurrentResolver", partial(CurrentResolver, make=Names))
         monkeypatch.setattr(aiohttp.connector._DNSCacheTable, "expired", lambda *_: True)
         yield providers
 

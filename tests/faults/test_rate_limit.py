@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from tests.support.builders import SECRET
 from tests.support.provider_staging import Stage, answer, loopring_settings
-from watcher.polling import loop, poll
+from watcher.polling import poll, work
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Request
 from watcher.providers.loopring import LoopringAccount
@@ -112,7 +112,7 @@ async def test_eight_workers_keep_to_the_limit_and_leave_no_account_behind(
     redis_server_url: str, namespace: str, sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("watcher.polling.poll._LEASE_MARGIN_S", poll._LEASE_MARGIN_S / SCALE)
-    monkeypatch.setattr("watcher.polling.loop.LONGEST_TURN_S", loop.LONGEST_TURN_S / SCALE)
+    monkeypatch.setattr("watcher.polling.work.LONGEST_TURN_S", work.LONGEST_TURN_S / SCALE)
     async with Stage() as stage:
         stage.reply = answer(b"[]")
         async with workers(some_settings(redis_server_url, namespace, stage.url)) as running:

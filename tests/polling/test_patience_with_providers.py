@@ -44,12 +44,13 @@ async def an_hour_without(accounts: int, workers: int) -> Gone:
         Asker(
             "p",
             cast(Any, gone),
-            probe_account="a000",
-            is_probe_account_failing=gone.fails,
+            is_failing=lambda _: gone.fails(),
             clock=lambda: gone.now,
         )
         for _ in range(workers)
     ]
+    for asker in askers:
+        asker.probe_account = "a000"
     due = [(chance.uniform(0, 30), f"a{number:03}", 0) for number in range(accounts)]
     heapq.heapify(due)
     while gone.now < HOUR_S:
@@ -65,23 +66,22 @@ async def an_hour_without(accounts: int, workers: int) -> Gone:
     return gone
 
 
-@pytest.mark.parametrize("is_probe_account_failing", [True, False])
+@pytest.mark.parametrize("is_probe_failing", [True, False])
 async def test_an_outage_is_over_when_the_probe_account_is_well_whichever_worker_polled_it(
-    is_probe_account_failing: bool,
+    is_probe_failing: bool,
 ) -> None:
     gone = Gone()
 
-    async def fails() -> bool:
-        return is_probe_account_failing
+    async def fails(account: str) -> bool:
+        return account == "a0" and is_probe_failing
 
-    asker = Asker(
-        "p", cast(Any, gone), probe_account="a0", is_probe_account_failing=fails, clock=lambda: gone.now
-    )
+    asker = Asker("p", cast(Any, gone), is_failing=fails, clock=lambda: gone.now)
+    asker.probe_account = "a0"
     for _ in range(OPEN_AFTER):
         for name in ("a1", "a2"):
             with pytest.raises(Rejected):
                 await asker.ask(an_account(name))
-    assert len(gone.asked) == (OPEN_AFTER if is_probe_account_failing else 2 * OPEN_AFTER)
+    assert len(gone.asked) == (OPEN_AFTER if is_probe_failing else 2 * OPEN_AFTER)
 
 
 @pytest.mark.parametrize("workers", [1, 4])

@@ -77,11 +77,10 @@ class Polled:
             self.polls,
             Interest({}),
             Counters(),
-            most_requests=1,
-            probe_account=ACCOUNT,
             now_ms=store.schedule.now_ms,
             wake=lambda *_: None,
         )
+        self.poller.follow(most_requests=1, probe_account=ACCOUNT)
 
     async def poll(self, *rows: Any) -> list[Any]:
         """Poll once, answered by these rows; returns what was logged."""

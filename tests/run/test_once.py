@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from tests.support.rig import Rig, a_rig
 from tests.support.servers import real_server
 from watcher.providers.metakeep import MetaKeepSettings
-from watcher.run import generation
+from watcher.run import upkeep
 from watcher.run.worker import Worker
 from watcher.sandbox.answers import BAD_GATEWAY
 from watcher.settings import Settings, WorkerSettings
@@ -121,7 +121,7 @@ async def test_stopped_it_ends_within_the_drain_and_has_not_read_all(rig: Rig) -
 async def test_it_gives_up_on_a_store_that_stays_away(
     namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(upkeep, "_PATIENCE_S", 0.3)
     with real_server() as server:
         async with a_rig(server.url, namespace) as rig:
             rig.is_damaged = True

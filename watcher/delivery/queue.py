@@ -5,7 +5,7 @@ Refuses to go past a delivery that is not settled: order within a queue is the p
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -13,7 +13,7 @@ import orjson
 
 from watcher.delivery.hold import Hold
 from watcher.delivery.outcomes import Attempt, Outcome, Verdict, judge
-from watcher.delivery.post import ATTEMPT_TIMEOUT_S, Poster, Target
+from watcher.delivery.post import ATTEMPT_TIMEOUT_S, Target
 from watcher.delivery.restraint import Restraint
 from watcher.journal.delivery import Delivery, load_delivery
 from watcher.observe.counters import Counters
@@ -53,29 +53,29 @@ T = TypeVar("T")
 
 
 class QueueWorker:
-    """Delivers queues of any subscription. What the `forsaken` still answer says nothing of how they
-    stand."""
+    """Delivers queues of any subscription. What a target answers that is not current any
+    more says nothing of its subscription."""
 
     def __init__(
         self,
         queues: Queues,
-        poster: Poster,
+        post: Callable[[Target, Delivery, int], Awaitable[Attempt]],
         restraint: Restraint,
         counters: Counters,
         *,
         is_stopped: Callable[[], bool],
-        forsaken: Container[str],
+        is_current: Callable[[Target], bool],
         may_deliver: Callable[[str], bool],
         now_ms: Callable[[], int],
         failed: Callable[[StoreError], Awaitable[float]],
     ) -> None:
         self._may_deliver = may_deliver
         self._queues = queues
-        self._poster = poster
+        self._post = post
         self._restraint = restraint
         self._counters = counters
         self._is_stopped = is_stopped
-        self._forsaken = forsaken
+        self._is_current = is_current
         self._now_ms = now_ms
         self._failed = failed
 
@@ -102,7 +102,7 @@ class QueueWorker:
                     return False
                 hold.lease = Lease(lease.member, deadline)
         except asyncio.CancelledError:
-            if target.name in self._forsaken:  # where it has only moved, somebody else goes on at once
+            if not self._is_current(target):  # where it has only moved, somebody else goes on at once
                 await self._queues.release(target.name, hold.lease)
             raise
         await self._ask(hold.lease, lambda: self._queues.release(target.name, hold.lease))
@@ -118,7 +118,7 @@ class QueueWorker:
         """Say whether the next delivery is to be attempted now; waits for its turn."""
         if lease.deadline - self._now_ms() < _LEAST_MS:
             return False  # it took long to come here
-        if not self._may_deliver(target.name):
+        if not self._may_deliver(target.name) or not self._is_current(target):
             return False
         if self._is_stopped() or self._restraint.rest_ms(target.name) or not await self._has_turn(target):
             return False
@@ -131,14 +131,14 @@ class QueueWorker:
         except ValueError:
             return await self._bury(target, hold.lease, entry)
         failed_before = begun.tries if delivery.head == begun.tried else 0
-        attempt = await hold.during(self._poster.post(target, delivery, failed_before + 1))
+        attempt = await hold.during(self._post(target, delivery, failed_before + 1))
         lease = hold.lease
         verdict = judge(attempt, failed_before, target.settings.retries, chance=random.random())
         one = Tried(lease.member, delivery, failed_before + 1, attempt, verdict)
         reply, deadline = await self._settle(target, lease, one)
         self._tell(target, one)
         # Who was away for longer than a lease missed the answer, if there was one.
-        if reply is not Reply.LEASE_LOST and target.name not in self._forsaken:
+        if reply is not Reply.LEASE_LOST and self._is_current(target):
             await self._ask(lease, lambda: self._restraint.note(target.settings, verdict))
         return deadline
 

@@ -18,6 +18,10 @@ class Interest:
     """The wishes of all subscriptions, compiled once per configuration."""
 
     def __init__(self, subscriptions: Mapping[str, SubscriptionSettings]) -> None:
+        self.follow(subscriptions)
+
+    def follow(self, subscriptions: Mapping[str, SubscriptionSettings]) -> None:
+        """Go by other subscriptions from now on."""
         self._wishes = {name: _Wish(settings) for name, settings in subscriptions.items()}
         self.names = frozenset(self._wishes)
         self._who = lru_cache(maxsize=100_000)(self._listeners)

@@ -23,7 +23,7 @@ class NotAsked(Rejected):
 
 class Asker:
     """The way to one provider. The account `probe_account`, the same one for all workers, asks whenever it
-    is due; as long as `is_probe_account_failing`, others hardly do.
+    is due; as long as `is_probe_failing`, others hardly do.
     """
 
     def __init__(
@@ -31,14 +31,13 @@ class Asker:
         provider: str,
         client: ProviderClient,
         *,
-        probe_account: str,
-        is_probe_account_failing: Callable[[], Awaitable[bool]],
+        is_failing: Callable[[str], Awaitable[bool]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._provider = provider
         self._client = client
-        self._probe_account = probe_account
-        self.is_probe_account_failing = is_probe_account_failing
+        self.probe_account = ""
+        self._is_failing = is_failing
         self._clock = clock
         self._outage = Outage()
         self._throttle = Throttle()
@@ -62,6 +61,10 @@ class Asker:
             log.info("provider.recovered", provider=self._provider, **streak._asdict())
         return bodies
 
+    async def is_probe_failing(self) -> bool:
+        """Say whether the last poll of the probe account was rejected, whichever worker made it."""
+        return await self._is_failing(self.probe_account)
+
     def is_back(self) -> bool:
         """Say, once, that the provider is back after an outage."""
         is_back, self._is_back = self._is_back, False
@@ -69,9 +72,9 @@ class Asker:
 
     async def _may_ask(self, account: AccountSettings) -> bool:
         """Whoever is not the probe_account asks the store, too: another worker may know that it is over."""
-        if account.name == self._probe_account or self._outage.may_ask(self._clock()):
+        if account.name == self.probe_account or self._outage.may_ask(self._clock()):
             return True
-        return not await self.is_probe_account_failing()
+        return not await self.is_probe_failing()
 
     def _note(self, account: AccountSettings, refused: Rejected) -> None:
         now = self._clock()

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from watcher.journal.diff import Reading, Step, diff
 from watcher.journal.interest import Interest
 from watcher.journal.ledger import AccountState, Rules
+from watcher.journal.notices import Watch
 from watcher.observe.counters import Counters
 from watcher.polling.asker import Asker, NotAsked
 from watcher.polling.cadence import spread_ms, wait_s
@@ -40,13 +41,13 @@ class Settled(NamedTuple):
     digest: bytes
     version: str
     wait_s: float
+    watches: tuple[Watch, ...]
 
 
 class Poller:
     """Polls the accounts of one provider. `wake(shard, subscription)` is called for every queue made due.
 
-    `most_requests`: no account's poll takes more. `probe_account`: the account that finds out for all of
-    them that the provider is back.
+    `most_requests`: no account's poll takes more.
     """
 
     def __init__(
@@ -57,35 +58,43 @@ class Poller:
         interest: Interest,
         counters: Counters,
         *,
-        most_requests: int,
-        probe_account: str,
         now_ms: Callable[[], int],
         wake: Callable[[int, str], None],
         neighbours: Neighbours = ALONE,
     ) -> None:
         self._neighbours = neighbours
         self.settings = settings
-        self.most_requests = most_requests
+        self.most_requests = 1
         self._client = client
         self._polls = polls
         self._interest = interest
         self._notes = PollNotes(settings.name, counters)
         self._commits = Commits(settings.name, polls, self._notes, wake=wake)
-        self._setbacks = Setbacks(
-            polls, self._commits, interest, self._notes, probe_account=probe_account, now_ms=now_ms
-        )
+        self._setbacks = Setbacks(polls, self._commits, interest, self._notes, now_ms=now_ms)
         self._now_ms = now_ms
         self._rules = Rules(settings.withdrawals, settings.settle_polls)
         self._settled: dict[str, Settled] = {}
         self.silence, self.causes = self._setbacks.silence, self._setbacks.causes
-        longest_s = most_requests * client.spacing_s + client.most_rounds * settings.timeout.total_seconds()
-        self.lease_ms = int(1000 * (longest_s + _LEASE_MARGIN_S))
         self._asker = Asker(
             settings.name,
             client,
-            probe_account=probe_account,
-            is_probe_account_failing=partial(polls.is_failing, settings.name, probe_account),
+            is_failing=partial(polls.is_failing, settings.name),
         )
+
+    def follow(self, *, most_requests: int, probe_account: str) -> None:
+        """Go by other accounts from now on: of which none takes more requests, and one probes for all."""
+        self.most_requests = most_requests
+        self._asker.probe_account = self._setbacks.probe_account = probe_account
+
+    def forget(self, account: str) -> None:
+        """Take the next answer of an account for a new one: what it is configured to be has changed."""
+        self._settled.pop(account, None)
+
+    @property
+    def lease_ms(self) -> int:
+        """How long a poll may take at most: its turns, its requests, and some."""
+        timeout_s = self._client.most_rounds * self.settings.timeout.total_seconds()
+        return int(1000 * (self.most_requests * self.spacing_s + timeout_s + _LEASE_MARGIN_S))
 
     @property
     def spacing_s(self) -> float:
@@ -121,7 +130,7 @@ class Poller:
                 is_taken = await self._take(account, lease, bodies, started)
             except Rejected as refused:
                 await self._setbacks.refused(account, lease, refused, started)
-                if isinstance(refused, NotAsked) and not await self._asker.is_probe_account_failing():
+                if isinstance(refused, NotAsked) and not await self._asker.is_probe_failing():
                     # It ended meanwhile, and whoever made everybody due came before this one was postponed.
                     await self.make_due(shard_of(account.name))
             if self._asker.is_back():
@@ -143,7 +152,8 @@ class Poller:
         observed_ms = self._now_ms()
         digest = blake2b(b"\0".join(bodies), digest_size=16).digest()
         settled = self._settled.pop(account.name, None)
-        if settled and settled.digest == digest:
+        watches = self._interest.watches(account.name)
+        if settled and settled.digest == digest and settled.watches == watches:
             reply = await self._touch(account, lease, settled, observed_ms)
             if reply is not Reply.MOVED_ON:
                 self._settled[account.name] = settled
@@ -153,7 +163,7 @@ class Poller:
         known = state.entry_by_asset.values() if state and state.source == source else ()
         assets = {entry.asset.id: entry.asset for entry in known}
         snapshot = await self._client.read(account, bodies, known=assets)
-        watched = {watch.threshold.asset for watch in self._interest.watches(account.name)}
+        watched = {watch.threshold.asset for watch in watches}
         snapshot = await self._client.add_zeros(snapshot, watched)
         reading = Reading(account.name, self.settings.name, source, snapshot, observed_ms)
         return await self._advance(account, lease, state, reading, digest, started)
@@ -171,7 +181,9 @@ class Poller:
         for is_last in (False, False, True):  # losing to another worker three times is no accident
             step = self._step(state, reading)
             after = step.state if step else state or _never()
-            settled = Settled(digest, after.version, wait_s(account, after))
+            settled = Settled(
+                digest, after.version, wait_s(account, after), self._interest.watches(account.name)
+            )
             if step:
                 reply = await self._commit(account, lease, state, step)
             else:

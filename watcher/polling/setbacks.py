@@ -37,7 +37,6 @@ class Setbacks:
         interest: Interest,
         notes: PollNotes,
         *,
-        probe_account: str,
         now_ms: Callable[[], int],
     ) -> None:
         self.causes = Causes(commits.provider, is_refused=partial(polls.is_failing, commits.provider))
@@ -46,7 +45,7 @@ class Setbacks:
         self._commits = commits
         self._interest = interest
         self._notes = notes
-        self._probe_account = probe_account
+        self.probe_account = ""
         self._now_ms = now_ms
         self.silence = Silence(self._provider)
 
@@ -68,7 +67,7 @@ class Setbacks:
             waits_ms=waits_ms(
                 account,
                 refused.error_class,
-                is_probe_account=account.name == self._probe_account,
+                is_probe_account=account.name == self.probe_account,
                 chance=random.random(),
             ),
         )

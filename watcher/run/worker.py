@@ -1,23 +1,25 @@
 """One worker: opens the store, runs the loops of the configuration in force, reloads, drains and ends.
 
-Refuses to poll or deliver itself, and to read the environment: `commands.run` hands it what it needs.
+Refuses to read the environment: `commands.run` hands it what it needs.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from copy import copy
 from typing import NamedTuple
 
 from watcher import __version__
+from watcher.engine.loop import Loop
 from watcher.observe.counters import Counters
 from watcher.observe.liveness import Liveness, rss_mb
 from watcher.observe.log import log
 from watcher.pause import pause
 from watcher.run.agreement import Agreement, Difference
-from watcher.run.generation import Generation
+from watcher.run.configured import Configured
 from watcher.run.presence import Present
+from watcher.run.upkeep import Upkeep
 from watcher.settings import Settings
 from watcher.store.configurations import Configurations
 from watcher.store.connect import StoreError
@@ -49,7 +51,8 @@ class Worker:
     """Use once: `await Worker(settings, name=…).run()`; `stop` and `reload` may be called from outside.
 
     `dropped_lines` says how many log lines were lost; `on_started` is called once the worker claims work.
-    `opened` is None while the store is not open.
+    `opened` is None while the store is not open. `has_read_all`: whether a run of `once` has read every
+    account but those that another worker had in hand, and one of them at least.
     """
 
     def __init__(
@@ -66,8 +69,8 @@ class Worker:
         self.liveness = Liveness(name, self._turned_at_by_loop, dropped_lines=dropped_lines)
         self.opened: Opened | None = None
         self.agreement: Agreement | None = None
-        self._generation: Generation | None = None
-        self._running: dict[asyncio.Task[None], Generation] = {}
+        self.has_read_all = False
+        self.loop: Loop | None = None
         self._on_started = on_started
         self._has_begun = False
         self._stopped = asyncio.Event()
@@ -95,11 +98,6 @@ class Worker:
         self._changed.set()
 
     @property
-    def has_read_all(self) -> bool:
-        """Whether a run of `once` has read every account; see Generation."""
-        return self._generation is not None and self._generation.has_read_all
-
-    @property
     def differences(self) -> Sequence[Difference]:
         """What other workers give the same name and lead elsewhere."""
         return self.agreement.differences if self.agreement else ()
@@ -110,7 +108,7 @@ class Worker:
 
     @property
     def in_flight(self) -> int:
-        return sum(generation.in_flight for generation in self._running.values())
+        return self.loop.in_flight if self.loop else 0
 
     async def run(self, *, once: bool = False) -> None:
         """Work until `stop`, or poll everything `once`. Raises StoreError if the store cannot be used."""
@@ -132,21 +130,22 @@ class Worker:
         )
         self._on_started()
         present = self._present(schedule)
-        self.agreement = Agreement(
-            present,
-            Configurations(schedule.pipe, Keys(self.settings.redis.namespace)),
-            now_ms=schedule.now_ms,
-        )
-        async with asyncio.TaskGroup() as background:
+        keys = Keys(self.settings.redis.namespace)
+        self.agreement = Agreement(present, Configurations(schedule.pipe, keys), now_ms=schedule.now_ms)
+        configured = Configured(self.settings, schedule, health, self.counters, self.agreement)
+        upkeep = Upkeep(configured, schedule, health, present, self.agreement)
+        async with configured, asyncio.TaskGroup() as background:
+            self.loop = configured.loop
             beside = [
                 background.create_task(schedule.pipe.run(), name="pipe"),
                 background.create_task(schedule.pipe.run(), name="pipe"),
-                background.create_task(self._beat(schedule), name="heartbeat"),
+                background.create_task(self._beat(schedule, configured.loop), name="heartbeat"),
                 background.create_task(self.liveness.measure_lag(), name="lag"),
                 background.create_task(present.run(), name="presence"),
             ]
             try:
-                await self._generations(schedule, health, present, once=once)
+                await (self._run_once(upkeep) if once else self._run(upkeep))
+                upkeep.report_at_once()
                 await present.leave()
             finally:
                 for task in beside:
@@ -194,10 +193,38 @@ class Worker:
     def _close(self) -> None:
         self.opened = None  # before the store is: nobody may ask it any more
 
-    async def _generations(
-        self, schedule: Schedule, health: StoreHealth, present: Present, *, once: bool
-    ) -> None:
-        """Run one generation after the other; those before finish their work beside the next one."""
+    async def _run(self, upkeep: Upkeep) -> None:
+        """Run by one configuration after the other, until stopped; then finish what is in hand."""
+        loop = upkeep.loop
+        async with self._draining(loop) as group:
+            await upkeep.begin(lambda: self.settings, self._stopped)
+            if not self._stopped.is_set():
+                group.create_task(loop.run(), name="loop")
+                for wait_s, affected, act in upkeep.chores:
+                    group.create_task(loop.every(wait_s, affected, act), name=affected)
+            while not self._stopped.is_set():
+                await upkeep.reload(self.settings, self._stopped)
+                await self._changed.wait()
+                self._changed.clear()
+
+    async def _run_once(self, upkeep: Upkeep) -> None:
+        """Poll every account once, deliver what is due, and end. Raises StoreError."""
+        async with self._draining(upkeep.loop) as group:
+            await upkeep.begin_once(self.settings)
+            waiting = group.create_task(upkeep.give_up_on_redis(), name="store")
+            running = group.create_task(upkeep.loop.run(), name="loop")
+            finishing = group.create_task(upkeep.finish(), name="finish")
+            running.add_done_callback(lambda _: self._changed.set())
+            while not running.done() and not self._stopped.is_set():
+                await self._changed.wait()
+                self._changed.clear()
+            waiting.cancel()
+            finishing.cancel()
+        self.has_read_all = upkeep.has_read_all
+
+    @asynccontextmanager
+    async def _draining(self, loop: Loop) -> AsyncIterator[asyncio.TaskGroup]:
+        """Let go on what was started, after what is inside has ended, for as long as a drain may take."""
         left = 0
 
         def count() -> None:
@@ -206,48 +233,20 @@ class Worker:
 
         try:
             async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as group:
-                while not self._stopped.is_set():
-                    self._changed.clear()
-                    old, self._generation = self._generation, self._next_generation(schedule, health, present)
-                    if old:
-                        old.stop()
-                    for earlier in self._running.values():
-                        earlier.forsake(_gone(earlier.settings, self.settings))
-                    work = self._generation.run_once() if once else self._generation.run()
-                    task = group.create_task(work, name="generation")
-                    self._running[task] = self._generation
-                    task.add_done_callback(self._running.pop)
-                    if once:
-                        task.add_done_callback(lambda _: self._changed.set())
-                    await self._changed.wait()
-                    if once:
-                        break
-                if self._generation:
-                    self._generation.stop()
-                loop = asyncio.get_running_loop()
-                end_at = loop.time() + self.settings.worker.drain.total_seconds()
-                loop.call_at(end_at, count)
+                yield group
+                loop.stop()
+                now = asyncio.get_running_loop()
+                end_at = now.time() + self.settings.worker.drain.total_seconds()
+                now.call_at(end_at, count)
                 deadline.reschedule(end_at)
         except TimeoutError:
             log.warning("worker.cut_off", worker=self.name, in_flight=left)
 
-    def _next_generation(self, schedule: Schedule, health: StoreHealth, present: Present) -> Generation:
-        before = self._generation.settings if self._generation else None
-        return Generation(
-            self.settings, schedule, health, self.counters, present, agreement=self.agreement, before=before
-        )
-
-    async def _beat(self, schedule: Schedule) -> None:
+    async def _beat(self, schedule: Schedule, loop: Loop) -> None:
         after = copy(self.counters)
         while not await pause(self._stopped, HEARTBEAT_S):
-            before, after = (
-                after,
-                copy(self.counters),
-            )  # what happens while `due` is counted is told next time
-            try:
-                await self._tell_alive(schedule, after.since(before))
-            except Exception:  # must not end the worker, nor all heartbeats to come
-                log.exception("bug", affected="heartbeat")
+            before, after = after, copy(self.counters)  # what happens while `due` is counted comes next time
+            await loop.survive(self._tell_alive(schedule, after.since(before)), None, "heartbeat")
 
     async def _tell_alive(self, schedule: Schedule, counts: Mapping[str, int]) -> None:
         self.liveness.note_clock(1000 * time.time(), schedule.now_ms())
@@ -270,9 +269,6 @@ class Worker:
                 return await glance.due(self.settings.provider_by_name, now_ms=schedule.now_ms())
         except (StoreError, TimeoutError):
             return None
-        except Exception:  # a damaged key, say: no reason to end the worker
-            log.exception("bug", affected="heartbeat")
-            return None
 
     @property
     def has_begun(self) -> bool:
@@ -282,12 +278,4 @@ class Worker:
 
     def _turned_at_by_loop(self) -> Mapping[str, float]:
         """While it drains, no loop need turn."""
-        return self._generation.turned_at_by_loop if self._generation and not self.is_stopped else {}
-
-
-def _gone(old: Settings, new: Settings) -> list[str]:
-    """Name the subscriptions that are not where they were."""
-    now = new.subscription_by_name
-    return [
-        name for name, was in old.subscription_by_name.items() if name not in now or now[name].url != was.url
-    ]
+        return self.loop.turned_at_by_name if self.loop and not self.is_stopped else {}

@@ -1,0 +1,82 @@
+"""Deliveries as the engine runs them: how much a subscription can bear, claims, one probe at a time."""
+
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from watcher.delivery.post import Target
+from watcher.delivery.queue import CLAIM_MS, LONGEST_LEASE_MS, QueueWorker
+from watcher.delivery.restraint import Restraint
+from watcher.engine.dispatch import Claim, Room
+from watcher.engine.loop import Claimed
+from watcher.observe.log import log
+from watcher.store.connect import StoreError
+from watcher.store.queues import Queues
+from watcher.store.schedule import Lease
+
+_FULL_S = 1.0
+"""A subscription without room is not looked at for so long, unless a queue of it ends."""
+
+_UNKNOWN_S = 60.0
+"""A subscription that the configuration does not know keeps its queues, and is not looked at for so long."""
+
+
+class DeliveryWork:
+    """The deliveries to all subscriptions. What is not this worker's to deliver (`may_deliver` says so) is
+    neither claimed nor held back."""
+
+    breath_s = 0.0
+
+    def __init__(
+        self,
+        queues: Queues,
+        worker: QueueWorker,
+        targets: Mapping[str, Target],
+        restraint: Restraint,
+        may_deliver: Callable[[str], bool],
+    ) -> None:
+        self.takes = may_deliver
+        self._queues = queues
+        self._worker = worker
+        self._targets = targets
+        self._restraint = restraint
+
+    async def room(self, name: str, in_flight: int, in_flight_of_all: int) -> Room:
+        """Say how many queues more may be worked on; a failing subscription is asked by one at a time."""
+        target = self._targets.get(name)
+        if target is None:
+            return Room(0, _UNKNOWN_S)
+        if rest_ms := self._restraint.rest_ms(name):
+            return Room(0, rest_ms / 1000)
+        room = self._restraint.room(target.settings, in_flight, in_flight_of_all)
+        if not room or not await self._restraint.may_ask(name, lease_ms=LONGEST_LEASE_MS):
+            return Room(0, _FULL_S, is_full=True)
+        return Room(room)
+
+    async def claim(self, name: str, claim: Claim) -> Claimed:
+        claimed = await self._queues.claim(name, claim.shard, lease_ms=CLAIM_MS, at_most=claim.at_most)
+        is_more = len(claimed.leases) == claim.at_most  # else the index tells when there is
+        return Claimed(claimed.leases, 0.0 if is_more else None)
+
+    async def begin(self, name: str, leases: Sequence[Lease]) -> Sequence[Coroutine[Any, Any, bool]]:
+        if not leases:
+            await self._restraint.leave_probe(name)
+        target = self._targets.get(name)  # a reload may have taken it away
+        return [self._deliver(target, lease) if target else self._release(name, lease) for lease in leases]
+
+    async def hold(self, shard: int, for_s: Mapping[str, float]) -> None:
+        await self._queues.hold(shard, {name: int(1000 * wait_s) for name, wait_s in for_s.items()})
+
+    async def _deliver(self, target: Target, lease: Lease) -> bool:
+        """Work off one queue; says whether more of it is due."""
+        is_more = False
+        try:
+            is_more = await self._worker.work(target, lease)
+        except StoreError as error:
+            # What was posted but not settled is posted again when the lease has run out: same id, same bytes.
+            log.debug("lease.lost", account=lease.member, subscription=target.name, reason=str(error))
+        await self._restraint.leave_probe(target.name)
+        return is_more
+
+    async def _release(self, name: str, lease: Lease) -> bool:
+        await self._queues.release(name, lease)
+        return False

@@ -1,0 +1,235 @@
+"""Decides what a worker claims next: what is due, what is in hand, what each key can bear.
+
+Pure and synchronous: time comes in, so no await ever finds it half-changed. It knows neither polls nor
+deliveries: a key is what falls due under one name, in up to 16 shards.
+"""
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+Kind = Literal["poll", "delivery"]
+
+AT_ONCE = 32
+"""Keys that are claimed for at the same time: a thousand that are due do not hold up the next one."""
+
+LOOK_S = 0.1
+"""Where room is scarce, work that has waited for less than this longer than other work is as old as that."""
+
+
+class Key(NamedTuple):
+    """The polls of one provider, or the deliveries of one subscription."""
+
+    kind: Kind
+    name: str
+
+
+class Room(NamedTuple):
+    """How much more a key can bear now: `most` may start. With none, it is asked again after `rest_s`, or,
+    where it `is_full`, as soon as something of it ends.
+
+    Where room `is_scarce` it is for what has waited longest, whatever its shard. While something is in hand,
+    a shard is claimed at for each `per_claim` of them: what is of one shard is also settled together.
+    """
+
+    most: int
+    rest_s: float = 0.0
+    is_full: bool = False
+    is_scarce: bool = False
+    per_claim: int = 1
+
+
+class Claim(NamedTuple):
+    """Claim `at_most` at a shard, nothing that has waited for less than `waited_s`."""
+
+    shard: int
+    at_most: int
+    waited_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Line:
+    """What is known of one key. `due`: shard -> since (or from) when; `claiming`: the same, while a claim is
+    under way; `blocked`: shard -> it is left alone until then. Times are those that come in.
+    """
+
+    due: dict[int, float] = field(default_factory=dict)
+    claiming: dict[int, float] = field(default_factory=dict)
+    blocked: dict[int, float] = field(default_factory=dict)
+    in_flight: int = 0
+    not_before: float = 0.0
+    is_full: bool = False
+    is_queued: bool = False
+    timer_at: float = math.inf
+    serving_since: float | None = None
+
+    @property
+    def ready_at(self) -> float:
+        blocked = self.blocked
+        first = min((max(at, blocked.get(shard, at)) for shard, at in self.due.items()), default=math.inf)
+        return max(first, self.not_before)
+
+
+class Dispatch:
+    """The work of one worker. `takes(key)` says whether it is this worker's to claim."""
+
+    def __init__(self, takes: Callable[[Key], bool] = lambda _: True) -> None:
+        self._takes = takes
+        self._lines: dict[Key, _Line] = {}
+        self._woken: deque[Key] = deque()
+        self._ready: deque[Key] = deque()
+        self._timers: list[tuple[float, Key]] = []
+
+    def due(self, key: Key, shard: int, since: float, now: float) -> None:
+        """Note that work may be due at a shard, `since` then: the index names it."""
+        line = self._line(key)
+        if shard not in line.claiming and since < line.due.get(shard, math.inf) and self._takes(key):
+            line.due[shard] = since
+            self._arrange(key, line, now)
+
+    def wake(self, key: Key, shard: int, now: float) -> None:
+        """Note that work was just made due at a shard: it comes before what was found by looking."""
+        if self._takes(key):
+            line = self._line(key)
+            line.due[shard] = min(now, line.due.get(shard, now))
+            self._arrange(key, line, now, self._woken)
+
+    def reset(self, key: Key) -> None:
+        """Forget that a key is backing off or full: it may be asked sooner than was known."""
+        if line := self._lines.get(key):
+            line.not_before, line.is_full = 0.0, False
+
+    def take(self, now: float) -> list[Key]:
+        """Take the keys to claim for now. For each, `plan` and then `served` are called."""
+        while self._timers and self._timers[0][0] <= now:
+            at, key = heapq.heappop(self._timers)
+            line = self._lines[key]
+            if at == line.timer_at:  # else an earlier one was set after it, and is over
+                line.timer_at = math.inf
+                self._arrange(key, line, now)
+        taken: list[Key] = []
+        for queue in (self._woken, self._ready):
+            for _ in range(min(AT_ONCE, len(queue))):
+                key = queue.popleft()
+                line = self._lines[key]
+                line.is_queued = False
+                if not self._takes(key):
+                    line.due.clear()
+                elif line.ready_at <= now:
+                    line.serving_since = now
+                    taken.append(key)
+                else:
+                    self._arrange(key, line, now)
+        return taken
+
+    def plan(self, key: Key, room: Room, now: float) -> list[Claim]:
+        """Share out the room of a key over its shards, those first where work has waited longest."""
+        line = self._lines[key]
+        line.is_full = room.most <= 0 and room.is_full
+        if room.most <= 0:
+            line.not_before = now + room.rest_s
+            return []
+        shards = sorted(self.due_shards(key, now), key=line.due.__getitem__)
+        waited_s = 0.0
+        if room.is_scarce and shards:
+            waited_s = max(0.0, now - line.due[shards[0]] - LOOK_S)
+        elif line.in_flight:
+            shards = shards[: max(1, room.most // room.per_claim)]
+        shards = shards[: room.most]
+        for shard in shards:
+            line.claiming[shard] = line.due.pop(shard)
+        return [Claim(shard, room.most // len(shards), waited_s) for shard in shards]
+
+    def due_shards(self, key: Key, now: float) -> list[int]:
+        """Name the shards where work of a key is due and may be claimed."""
+        line = self._lines[key]
+        return [shard for shard, at in line.due.items() if max(at, line.blocked.get(shard, at)) <= now]
+
+    def claimed(self, key: Key, shard: int, next_due_s: float | None, now: float) -> None:
+        """Note that a shard was claimed at, and in how many seconds more is due there (negative: it is; None:
+        the index tells)."""
+        line = self._lines[key]
+        line.claiming.pop(shard, None)
+        if next_due_s is not None:
+            line.due[shard] = min(now + next_due_s, line.due.get(shard, math.inf))
+
+    def block(self, key: Key, shard: int, for_s: float, now: float) -> None:
+        """Leave a shard of a key alone for a while: its keys are damaged, or what is due there is others'."""
+        line = self._lines[key]
+        line.claiming.pop(shard, None)
+        line.blocked[shard] = now + for_s
+
+    def served(self, key: Key, now: float, rest_s: float = 0.0) -> None:
+        """Note that the claims for a key are over. What none of them answered for is due as before."""
+        line = self._lines[key]
+        for shard, since in line.claiming.items():
+            line.due[shard] = min(since, line.due.get(shard, math.inf))
+        line.claiming.clear()
+        line.serving_since = None
+        line.not_before = max(line.not_before, now + rest_s)
+        self._arrange(key, line, now)
+
+    def began(self, key: Key) -> None:
+        """Note that something is in hand."""
+        self._lines[key].in_flight += 1
+
+    def ended(self, key: Key, shard: int, now: float, *, is_more: bool = False) -> None:
+        """Note that something in hand has ended; `is_more`: more is due at its shard."""
+        line = self._lines[key]
+        line.in_flight -= 1
+        if line.is_full:
+            line.not_before, line.is_full = 0.0, False
+        if is_more:
+            self.wake(key, shard, now)
+        elif line.due:
+            self._arrange(key, line, now)
+
+    def rest_s(self, key: Key, now: float) -> float:
+        """Say for how long a key is backing off, or full."""
+        return max(0.0, self._line(key).not_before - now)
+
+    def in_flight(self, key: Key) -> int:
+        return self._line(key).in_flight
+
+    def in_flight_of(self, kind: Kind) -> int:
+        return sum(line.in_flight for key, line in self._lines.items() if key.kind == kind)
+
+    @property
+    def is_idle(self) -> bool:
+        """Say that nothing is in hand, and that nothing may be claimed at this moment."""
+        return not any(
+            line.in_flight or line.is_queued or line.serving_since for line in self._lines.values()
+        )
+
+    @property
+    def next_at(self) -> float:
+        """Say when there may be something to take."""
+        if self._woken or self._ready:
+            return 0.0
+        return self._timers[0][0] if self._timers else math.inf
+
+    def serving_since(self) -> Iterator[tuple[Key, float]]:
+        """Name the keys that are claimed for at this moment, and since when."""
+        for key, line in self._lines.items():
+            if line.serving_since is not None:
+                yield key, line.serving_since
+
+    def _line(self, key: Key) -> _Line:
+        if (line := self._lines.get(key)) is None:
+            line = self._lines[key] = _Line()
+        return line
+
+    def _arrange(self, key: Key, line: _Line, now: float, queue: deque[Key] | None = None) -> None:
+        """Let a key be taken when it is ready: now, or by a timer."""
+        if line.is_queued or line.serving_since is not None:
+            return
+        ready_at = line.ready_at
+        if ready_at <= now:
+            line.is_queued = True
+            (self._ready if queue is None else queue).append(key)
+        elif ready_at < line.timer_at:
+            line.timer_at = ready_at
+            heapq.heappush(self._timers, (ready_at, key))

@@ -1,0 +1,260 @@
+"""Runs what falls due: looks, claims where there is room, works, and goes on until it is stopped.
+
+The one loop for polls and deliveries. What is unplanned ends here, and only here: it is logged as a bug, and
+costs the piece of work that it came from.
+"""
+
+import asyncio
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from watcher.engine.dispatch import Claim, Dispatch, Key, Kind, Room
+from watcher.observe.log import log
+from watcher.pause import pause
+from watcher.store.connect import StoreError
+from watcher.store.due import DueIndex
+from watcher.store.health import StoreHealth
+from watcher.store.keys import SHARDS
+from watcher.store.schedule import Lease
+
+LOOK_S = 0.05
+"""Between two looks: how late work may start that another worker made due, or did not get to."""
+
+MEND_S = 2.0
+"""So often the index is compared with the schedules: workers of the version before keep none of polls."""
+
+DAMAGED_S = 30.0
+"""What cannot be read in Redis is looked at again after so long: somebody may have mended it."""
+
+_TURN_S = 0.5
+"""A loop that has nothing to do still turns so often: it shows that it lives."""
+
+T = TypeVar("T")
+T2 = TypeVar("T2")
+
+
+class Claimed(NamedTuple):
+    """What a claim at a shard brought. `next_due_s`: in how many seconds more is due there (negative: it is;
+    None: the index tells). `block_s`: leave the shard alone for so long."""
+
+    leases: Sequence[Lease]
+    next_due_s: float | None = None
+    block_s: float = 0.0
+
+
+class Work(Protocol):
+    """What falls due: the polls of all providers, or the deliveries of all subscriptions.
+
+    Methods raise StoreError. A lease that was claimed is given to `begin`, whose coroutines do the work; each
+    says whether more is due at its shard.
+    """
+
+    breath_s: float
+
+    def takes(self, name: str) -> bool:
+        """Say whether what is due under a name is this worker's to claim."""
+        ...
+
+    async def room(self, name: str, in_flight: int, in_flight_of_all: int) -> Room:
+        """Say how much more a name can bear."""
+        ...
+
+    async def claim(self, name: str, claim: Claim) -> Claimed: ...
+
+    async def begin(self, name: str, leases: Sequence[Lease]) -> Sequence[Coroutine[Any, Any, bool]]:
+        """Prepare the work on what was claimed, which may be nothing."""
+        ...
+
+    async def hold(self, shard: int, for_s: Mapping[str, float]) -> None:
+        """Let the index not name these for a while: there is no room for them."""
+        ...
+
+
+class Loop:
+    """Runs two kinds of work until it is stopped."""
+
+    def __init__(
+        self,
+        index: DueIndex,
+        health: StoreHealth,
+        works: Mapping[Kind, Work],
+        providers: Callable[[], Sequence[str]],
+    ) -> None:
+        self._index = index
+        self._health = health
+        self._works = works
+        self._providers = providers
+        self.dispatch = Dispatch(lambda key: works[key.kind].takes(key.name))
+        self.stopped = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._is_finishing = False
+        self._mend_at = 0.0
+        self._held: defaultdict[tuple[Kind, int], dict[str, float]] = defaultdict(dict)
+        self._turned_at: float | None = None
+        self._tasks: defaultdict[Key, set[asyncio.Task[None]]] = defaultdict(set)
+
+    def wake(self, key: Key, shard: int) -> None:
+        """Claim at once: something was just made due."""
+        self.dispatch.wake(key, shard, time.monotonic())
+        self._wake.set()
+
+    def wake_all(self, key: Key) -> None:
+        """Claim wherever something may be due: the key may be asked sooner than was known."""
+        self.dispatch.reset(key)
+        for shard in range(SHARDS):
+            self.wake(key, shard)
+
+    def stop(self) -> None:
+        """Claim nothing more; what is in hand goes on to its end."""
+        self.stopped.set()
+        self._wake.set()
+
+    def finish(self) -> None:
+        """Go on until nothing is due, and stop."""
+        self._is_finishing = True
+
+    def cut_off(self, key: Key, after_s: float) -> None:
+        """Cancel in a moment what is in hand under a key."""
+        for task in self._tasks[key]:
+            asyncio.get_running_loop().call_later(after_s, task.cancel)
+
+    @property
+    def in_flight(self) -> int:
+        return self.dispatch.in_flight_of("poll") + self.dispatch.in_flight_of("delivery")
+
+    @property
+    def turned_at_by_name(self) -> dict[str, float]:
+        """When the loop last turned, and since when claims are under way."""
+        if self._turned_at is None:
+            return {}
+        claiming = {f"{key.kind} {key.name}": since for key, since in self.dispatch.serving_since()}
+        return {"loop": self._turned_at, **claiming}
+
+    async def run(self) -> None:
+        """Turn until stopped, then wait for what is in hand."""
+        async with asyncio.TaskGroup() as group:
+            holding = group.create_task(self._hold_back(), name="hold")
+            group.create_task(self.every(LOOK_S, "what is due", self._look), name="look")
+            while not self.stopped.is_set():
+                now = self._turned_at = time.monotonic()
+                self._wake.clear()
+                for key in self.dispatch.take(now):
+                    group.create_task(self._serve(group, key), name=f"claim {key.kind} {key.name}")
+                if self._held and holding.done():
+                    holding = group.create_task(self._hold_back(), name="hold")
+                await pause(self._wake, min(self.dispatch.next_at - time.monotonic(), _TURN_S))
+        self._turned_at = None
+
+    async def every(self, wait_s: float, affected: str, act: Callable[[], Awaitable[float | None]]) -> None:
+        """Do something again and again until stopped, whatever becomes of it."""
+        pause_s = 0.0
+        while not await pause(self.stopped, pause_s):
+            try:
+                again_s: float | None = await self.survive(act(), DAMAGED_S, affected)
+                pause_s = again_s or wait_s
+            except StoreError as error:
+                pause_s = max(wait_s, await self._health.failed(error))
+
+    async def survive(
+        self,
+        doing: Awaitable[T],
+        otherwise: T2,
+        affected: str,
+        *,
+        account: str | None = None,
+        subscription: str | None = None,
+    ) -> T | T2:
+        """Do something whose failure costs nothing else; returns what came of it. StoreError passes."""
+        try:
+            return await doing
+        except StoreError:
+            raise
+        except Exception:
+            log.exception("bug", affected=affected, account=account, subscription=subscription)
+            return otherwise
+
+    async def _look(self) -> None:
+        """Look at all shards for what may be due; now and then, mend the index first. Raises StoreError."""
+        is_finishing = self._is_finishing  # as it was when this look began
+        if time.monotonic() >= self._mend_at:
+            self._mend_at = time.monotonic() + MEND_S
+            providers = self._providers()
+            await self._health.of_parts(*(self._index.mend(shard, providers) for shard in range(SHARDS)))
+        found = await self._health.of_parts(*map(self._index.look, self._index.looks))
+        now = time.monotonic()
+        for due in itertools.chain.from_iterable(part or () for part in found):
+            key = Key(due.kind, due.name)
+            self.dispatch.due(key, due.shard, now - due.for_s, now)
+            if (rest_s := self.dispatch.rest_s(key, now)) > LOOK_S:
+                self._held[due.kind, due.shard][due.name] = rest_s
+        if self._held or self.dispatch.next_at <= now:
+            self._wake.set()
+        elif is_finishing and self.dispatch.is_idle:
+            self.stop()
+
+    async def _hold_back(self) -> None:
+        """Let the index not name for a while what has no room: one command for all of it in a shard."""
+        held, self._held = self._held, defaultdict(dict)
+        parts = [self._works[kind].hold(shard, for_s) for (kind, shard), for_s in held.items()]
+        try:
+            await self.survive(self._health.of_parts(*parts), None, "what is due")
+        except StoreError as error:
+            await self._health.failed(error)
+
+    async def _serve(self, group: asyncio.TaskGroup, key: Key) -> None:
+        """Claim for one key what it can bear, and start the work."""
+        try:
+            rest_s = await self.survive(self._claim(group, key), DAMAGED_S, f"{key.kind} {key.name}")
+        except StoreError as error:
+            rest_s = await self._health.failed(error)
+        self.dispatch.served(key, time.monotonic(), rest_s)
+        self._wake.set()
+
+    async def _claim(self, group: asyncio.TaskGroup, key: Key) -> float:
+        """Claim and start; returns how long to wait before the next claim."""
+        work, dispatch = self._works[key.kind], self.dispatch
+        room = await work.room(key.name, dispatch.in_flight(key), dispatch.in_flight_of(key.kind))
+        now = time.monotonic()
+        if room.most <= 0:
+            for shard in dispatch.due_shards(key, now):
+                self._held[key.kind, shard][key.name] = room.rest_s
+        claims = [] if self.stopped.is_set() else dispatch.plan(key, room, now)
+        found = await self._health.of_parts(*(self._claim_at(key, claim) for claim in claims))
+        leases = [
+            (claim.shard, lease) for claim, some in zip(claims, found, strict=True) for lease in some or ()
+        ]
+        begun = await work.begin(key.name, [lease for _, lease in leases])
+        for (shard, lease), doing in zip(leases, begun, strict=True):
+            dispatch.began(key)
+            task = group.create_task(self._do(key, shard, lease, doing), name=f"{key.kind} {lease.member}")
+            self._tasks[key].add(task)
+            task.add_done_callback(self._tasks[key].discard)
+        return work.breath_s
+
+    async def _claim_at(self, key: Key, claim: Claim) -> Sequence[Lease]:
+        """Claim at one shard. One whose keys are damaged is left alone for a while, the others go on."""
+        asking = self._works[key.kind].claim(key.name, claim)
+        where = f"{key.kind} {key.name}, shard {claim.shard}"
+        claimed = await self.survive(asking, Claimed((), block_s=DAMAGED_S), where)
+        now = time.monotonic()
+        if claimed.block_s:
+            self.dispatch.block(key, claim.shard, claimed.block_s, now)
+        self.dispatch.claimed(key, claim.shard, claimed.next_due_s, now)
+        return claimed.leases
+
+    async def _do(self, key: Key, shard: int, lease: Lease, doing: Coroutine[Any, Any, bool]) -> None:
+        """Do one piece of work. Whatever happens, it holds up no other."""
+        is_more = False
+        subscription = key.name if key.kind == "delivery" else None
+        try:
+            is_more = await self.survive(
+                doing, False, key.kind, account=lease.member, subscription=subscription
+            )
+        except StoreError as error:
+            await self._health.failed(error)
+        finally:
+            self.dispatch.ended(key, shard, time.monotonic(), is_more=is_more)
+            self._wake.set()

@@ -1,0 +1,256 @@
+"""Polls as the engine runs them: how much a provider can bear, claims, turns at its rate limit."""
+
+import asyncio
+import math
+import time
+from collections import defaultdict
+from collections.abc import Coroutine, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+from watcher.engine.dispatch import Claim, Room
+from watcher.engine.in_use import InUse
+from watcher.engine.loop import Claimed
+from watcher.observe.log import log
+from watcher.pause import pause
+from watcher.polling.neighbours import ALONE, Neighbours
+from watcher.polling.poll import Poller
+from watcher.settings import AccountSettings
+from watcher.store.connect import StoreError
+from watcher.store.health import StoreHealth
+from watcher.store.keys import shard_of
+from watcher.store.polls import Polls
+from watcher.store.schedule import Lease
+
+CONCURRENCY = 64
+"""Polls of one provider at the same time: the throughput of one process levels off there."""
+
+_SCARCE_MS = 100
+"""A turn that is further off is scarce: then turns are for the accounts that have waited longest."""
+
+_PER_CLAIM = 16
+"""Accounts for which it is worth to look at one more shard: those of one shard are also settled together."""
+
+_AHEAD_S = 0.5
+"""How far ahead of its turn a poll is claimed: more would keep it from other workers."""
+
+_AT_ONCE_S = 0.1
+"""How many seconds of a provider's rate one claim takes: many workers may claim at the same moment."""
+
+LONGEST_TURN_S = 5.0
+"""Longest wait for a turn with a lease in hand, which would end meanwhile: beyond it, as when many workers
+claim at the same moment, the lease is given back."""
+
+_LATE_S = 0.04
+"""A turn that was missed by more is taken anew: together, polls that come late would exceed the limit. Turns
+are 5 % further apart than it asks: missed by less, no more of them fall into a second than may."""
+
+_LATE_TURNS = 3
+"""Turns missed in a row before a poll goes out late: a machine that is always late must poll, too."""
+
+_UNKNOWN_MS = 10_000
+"""An account that this worker's configuration does not know is left to workers that know it."""
+
+_LEFT_S = 60.0
+"""An account that is left to other workers is not claimed for so long."""
+
+_OTHERS_S = 1.0
+"""A shard where only others' accounts are due is not looked at for so long."""
+
+_MOST_LEFT = 500
+"""Named with a claim: beyond it they are claimed, and given back at once."""
+
+_AGAIN_S = 0.5
+"""Between two tries to give a lease back, while Redis is away."""
+
+
+class Turn(NamedTuple):
+    """When a poll may start, in loop time. Later than `until` is too late for the limit to hold."""
+
+    at: float
+    until: float
+
+
+class ProviderPolls:
+    """The polls of one provider. `client` closes what `poller` uses.
+
+    `unread` and `unpolled` are the accounts of which a run of all accounts took in no answer yet, or made no
+    poll; else they are None. `has_lost`: whether a schedule of its accounts was gone since this was last
+    looked at, because somebody deleted it.
+    """
+
+    def __init__(
+        self,
+        poller: Poller,
+        polls: Polls,
+        client: InUse,
+        health: StoreHealth,
+        stopped: asyncio.Event,
+        neighbours: Neighbours = ALONE,
+    ) -> None:
+        self.poller = poller
+        self.accounts: Mapping[str, AccountSettings] = {}
+        self.client = client
+        self.provider = poller.settings.name
+        self.unread: set[str] | None = None
+        self.unpolled: set[str] | None = None
+        self.has_lost = False
+        self._polls = polls
+        self._health = health
+        self._stopped = stopped
+        self._neighbours = neighbours
+        self._shards: set[int] = set()
+        self._left: defaultdict[int, dict[str, float]] = defaultdict(dict)
+        self._is_scarce = False
+
+    def follow(self, accounts: Mapping[str, AccountSettings], shards: set[int]) -> None:
+        """Poll these accounts from now on, which are in these shards."""
+        self.accounts, self._shards = accounts, shards
+
+    async def room(self, in_flight: int) -> Room:
+        """Say how many polls could start soon; where hardly any, the next claim waits for their turns."""
+        free = CONCURRENCY - in_flight
+        if free <= 0:
+            return Room(0, _SCARCE_MS / 1000, is_full=True)
+        if self._is_scarce:
+            wait_s = await self._polls.next_turn_ms(self.provider) / 1000
+            if wait_s > _AHEAD_S:
+                return Room(0, min(wait_s - _AHEAD_S, LONGEST_TURN_S))
+        soon = math.ceil(_AT_ONCE_S / (self.poller.most_requests * self.poller.spacing_s))
+        return Room(min(free, soon), is_scarce=self._is_scarce, per_claim=_PER_CLAIM)
+
+    async def claim(self, claim: Claim) -> Claimed:
+        """Claim at a shard what is not left to other workers: their turn is not to be taken away."""
+        now, left = time.monotonic(), self._left[claim.shard]
+        for name in [name for name, until in left.items() if until <= now]:
+            del left[name]
+        claimed = await self._polls.claim(
+            self.provider,
+            claim.shard,
+            lease_ms=self.poller.lease_ms,
+            at_most=claim.at_most,
+            waited_ms=int(1000 * claim.waited_s),
+            left=[*islice(left, _MOST_LEFT)],
+        )
+        if claimed.next_due_ms is None:
+            self.has_lost |= claim.shard in self._shards
+            return Claimed(claimed.leases)
+        wait_s = claimed.next_due_ms / 1000
+        # Where the index names others' accounts only, it is not to be asked all the time.
+        block_s = min(wait_s, _OTHERS_S) if left and not claimed.leases else 0.0
+        return Claimed(claimed.leases, wait_s, block_s)
+
+    async def begin(self, leases: Sequence[Lease]) -> Sequence[Coroutine[Any, Any, bool]]:
+        """Take turns for what was claimed; where Redis does not give any, give the leases back."""
+        costs = [self.poller.cost(self.accounts.get(lease.member)) for lease in leases]
+        try:
+            turn = await self._take_turns(sum(costs)) if leases else None
+        except StoreError as error:
+            pause_s = await self._health.failed(error)
+            return [self._give_back(lease, pause_s) for lease in leases]
+        begun = []
+        for lease, cost in zip(leases, costs, strict=True):
+            begun.append(self._poll(lease, turn))
+            later_s = cost * self.poller.spacing_s
+            turn = turn and Turn(turn.at + later_s, turn.until + later_s)
+        return begun
+
+    async def _poll(self, lease: Lease, turn: Turn | None) -> bool:
+        """Poll one account at its turn."""
+        name, account = lease.member, self.accounts.get(lease.member)
+        is_over = True
+        try:
+            if self._neighbours.is_left(name) or (account and not await self.poller.may_poll(account)):
+                self._left[shard_of(name)][name] = time.monotonic() + _LEFT_S
+                await self._polls.release(self.provider, lease)
+            elif account is None:
+                await self._polls.release(self.provider, lease, due_in_ms=_UNKNOWN_MS)
+            elif not await self._has_turn(account, turn):
+                is_over = False
+                await self._polls.release(self.provider, lease)
+            else:
+                async with self.client:
+                    is_read = await self.poller.poll(account, lease)
+                if is_read and self.unread is not None:
+                    self.unread.discard(name)
+        except StoreError as error:
+            # The next poll finds the same change again.
+            log.debug("poll.discarded", account=name, provider=self.provider, reason=str(error))
+            await self._give_back(lease, await self._health.failed(error))
+        finally:
+            if is_over and self.unpolled is not None:
+                self.unpolled.discard(name)
+        return False
+
+    async def _has_turn(self, account: AccountSettings, turn: Turn | None) -> bool:
+        """Wait for a poll's turn, and for another one if it was missed; says whether there is one."""
+        for missed in range(_LATE_TURNS):
+            if turn is None or self._stopped.is_set():
+                return False
+            wait_s = turn.at - time.monotonic()
+            if wait_s > 0 and await pause(self._stopped, wait_s):
+                return False
+            if time.monotonic() <= turn.until or missed == _LATE_TURNS - 1:
+                break
+            turn = await self._take_turns(self.poller.cost(account))
+        return True
+
+    async def _take_turns(self, turns: int) -> Turn | None:
+        """Reserve turns at the provider; returns the first one, or None if it is far off."""
+        asked_at = time.monotonic()
+        spacing_ms, within_ms = 1000 * self.poller.spacing_s, 1000 * LONGEST_TURN_S
+        wait_ms = await self._polls.take_turns(
+            self.provider, turns, spacing_ms=spacing_ms, within_ms=within_ms
+        )
+        turn = Turn(time.monotonic() + wait_ms / 1000, asked_at + wait_ms / 1000 + _LATE_S)
+        self._is_scarce = wait_ms > _SCARCE_MS
+        return turn if wait_ms <= within_ms else None
+
+    async def _give_back(self, lease: Lease, pause_s: float) -> bool:
+        """Let an account be polled again once Redis is back, and not only when the lease ends.
+
+        After `pause_s` where Redis takes that at once: then it refused the poll alone, and would again.
+        """
+        give_up_at = time.monotonic() + self.poller.lease_ms / 1000
+        while time.monotonic() < give_up_at:
+            try:
+                await self._polls.release(self.provider, lease, due_in_ms=int(1000 * pause_s))
+                break
+            except StoreError:
+                pause_s = 0.0
+                await asyncio.sleep(_AGAIN_S)
+        return False
+
+
+class PollWork:
+    """The polls of all providers, as the engine runs them."""
+
+    breath_s = 0.005
+    """Between two claims: what falls due or becomes free meanwhile is claimed together."""
+
+    def __init__(self, polls: Polls) -> None:
+        self.by_provider: dict[str, ProviderPolls] = {}
+        self._polls = polls
+
+    def takes(self, name: str) -> bool:
+        polls = self.by_provider.get(name)
+        return polls is not None and (polls.unpolled is None or bool(polls.unpolled))
+
+    async def room(self, name: str, in_flight: int, _: int) -> Room:
+        return await self.by_provider[name].room(in_flight)
+
+    async def claim(self, name: str, claim: Claim) -> Claimed:
+        polls = self.by_provider.get(name)  # a reload may have taken it away
+        return await polls.claim(claim) if polls else Claimed(())
+
+    async def begin(self, name: str, leases: Sequence[Lease]) -> Sequence[Coroutine[Any, Any, bool]]:
+        if polls := self.by_provider.get(name):
+            return await polls.begin(leases)
+        return [self._release(name, lease) for lease in leases]
+
+    async def hold(self, _: int, __: Mapping[str, float]) -> None:
+        """What is due of a provider that has no room is few: the index goes on naming it."""
+
+    async def _release(self, provider: str, lease: Lease) -> bool:
+        await self._polls.release(provider, lease)
+        return False

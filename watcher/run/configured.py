@@ -1,0 +1,240 @@
+"""What a worker polls and delivers by the configuration in force. A reload is a difference: what did not
+change keeps its connections, its answers and what it has in hand.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AsyncExitStack
+from typing import TypeVar
+
+from watcher.delivery.egress import Policy
+from watcher.delivery.outcomes import Attempt
+from watcher.delivery.post import Poster, Target
+from watcher.delivery.queue import LONGEST_LEASE_MS, QueueWorker
+from watcher.delivery.restraint import Restraint
+from watcher.delivery.work import DeliveryWork
+from watcher.engine.dispatch import Key
+from watcher.engine.in_use import InUse
+from watcher.engine.loop import Loop
+from watcher.journal.delivery import Delivery
+from watcher.journal.interest import Interest
+from watcher.journal.notices import paused
+from watcher.observe.counters import Counters
+from watcher.polling.poll import Poller
+from watcher.polling.work import PollWork, ProviderPolls
+from watcher.providers.client import ProviderClient
+from watcher.providers.registry import provider_class
+from watcher.resolver import CurrentResolver
+from watcher.run.agreement import Agreement
+from watcher.run.descriptors import share_out
+from watcher.settings import AccountSettings, ProviderSettings, Settings
+from watcher.store.due import DueIndex
+from watcher.store.health import StoreHealth
+from watcher.store.keys import SHARDS, Keys, shard_of
+from watcher.store.polls import Polls
+from watcher.store.queues import Queues
+from watcher.store.schedule import Schedule
+from watcher.store.standings import Standing, Standings
+
+_LAST_S = 0.5
+"""An attempt that is answered within this time is settled though its subscription is gone, or its URL."""
+
+_SLICE = 1000
+"""Accounts that are looked at before anything else goes on: a millisecond or two."""
+
+
+T = TypeVar("T")
+
+
+class Configured:
+    """Use as `async with`; first `drop` what another configuration does not have, then `add` what it has."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        schedule: Schedule,
+        health: StoreHealth,
+        counters: Counters,
+        agreement: Agreement,
+    ) -> None:
+        keys = Keys(settings.redis.namespace)
+        none: dict[str, object] = {"provider_by_name": {}, "account_by_name": {}, "subscription_by_name": {}}
+        self.settings = settings.model_copy(update=none)
+        self.polls, self.queues = Polls(schedule, keys), Queues(schedule, keys)
+        self.standings = Standings(schedule.pipe, keys)
+        self.resolver = CurrentResolver()
+        self._schedule = schedule
+        self._health = health
+        self._counters = counters
+        self._agreement = agreement
+        self._interest = Interest({})
+        self.targets: dict[str, Target] = {}
+        self._stack = AsyncExitStack()
+        self._policy: Policy | None = None
+        self._sender: tuple[Poster, InUse] | None = None
+        self.restraint = Restraint(
+            self.standings,
+            now_ms=schedule.now_ms,
+            alert=self._alert,
+            most=share_out(len(settings.provider_by_name)).attempts,
+        )
+        self.poll_work = PollWork(self.polls)
+        queue_worker = QueueWorker(
+            self.queues,
+            self._post,
+            self.restraint,
+            counters,
+            is_stopped=lambda: self.loop.stopped.is_set(),
+            is_current=lambda target: self.targets.get(target.name) is target,
+            may_deliver=agreement.is_ours,
+            now_ms=schedule.now_ms,
+            failed=health.failed,
+        )
+        delivery_work = DeliveryWork(
+            self.queues, queue_worker, self.targets, self.restraint, agreement.is_ours
+        )
+        self.loop = Loop(
+            DueIndex(schedule, keys),
+            health,
+            {"poll": self.poll_work, "delivery": delivery_work},
+            providers=lambda: [*self.poll_work.by_provider],
+        )
+
+    async def __aenter__(self) -> "Configured":
+        self._stack.push_async_callback(self.resolver.close)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def drop(self, settings: Settings) -> None:
+        """Let go of what another configuration does not have, or has elsewhere; go by what else it says of a
+        subscription."""
+        for name, polls in [*self.poll_work.by_provider.items()]:
+            if settings.provider_by_name.get(name) != polls.poller.settings:
+                del self.poll_work.by_provider[name]
+                await polls.client.retire()
+        policy = _policy(settings)
+        for name, target in [*self.targets.items()]:
+            subscription = settings.subscription_by_name.get(name)
+            is_moved = subscription is None or subscription.url != target.settings.url
+            if is_moved:
+                self.loop.cut_off(Key("delivery", name), _LAST_S)
+            if subscription is None or is_moved or policy != self._policy:
+                del self.targets[name]
+            elif subscription != target.settings:
+                self.targets[name] = Target(subscription, policy)
+
+    async def add(self, settings: Settings) -> None:
+        """Poll and deliver what another configuration has. In slices: there may be 100,000 accounts."""
+        self.settings = settings
+        policy = _policy(settings)
+        if policy != self._policy:  # no connection of the time before is used any more
+            old, self._policy = self._sender, policy
+            self._sender = await self._open_sender(policy)
+            if old:
+                await old[1].retire()
+        for name, subscription in settings.subscription_by_name.items():
+            if name not in self.targets:
+                self.targets[name] = Target(subscription, policy)
+                self.loop.wake_all(Key("delivery", name))
+        self._interest.follow(settings.subscription_by_name)
+        accounts_by_provider: dict[str, dict[str, AccountSettings]] = {
+            name: {} for name in settings.provider_by_name
+        }
+        async for account in _slowly(settings.account_by_name.values()):
+            accounts_by_provider[account.provider][account.name] = account
+        for name, provider in settings.provider_by_name.items():
+            if name not in self.poll_work.by_provider:
+                self.poll_work.by_provider[name] = await self._open_provider(provider)
+            await self._follow(self.poll_work.by_provider[name], accounts_by_provider[name])
+
+    async def _follow(self, polls: ProviderPolls, accounts: Mapping[str, AccountSettings]) -> None:
+        """Poll these accounts of a provider from now on; what those answered that did not change is known."""
+        poller, before = polls.poller, polls.accounts
+        most_requests, shards, probe = 1, set[int](), None
+        async for account in _slowly(accounts.values()):
+            most_requests = max(most_requests, poller.cost(account))
+            shards.add(shard_of(account.name))
+            place = account.interval, account.name
+            probe = place if probe is None else min(probe, place)
+            if before.get(account.name) != account:
+                poller.forget(account.name)
+        async for name in _slowly(before):
+            if name not in accounts:
+                poller.forget(name)
+        poller.follow(most_requests=most_requests, probe_account=probe[1] if probe else "")
+        polls.follow(accounts, shards)
+
+    async def _open_provider(self, settings: ProviderSettings) -> ProviderPolls:
+        stack = AsyncExitStack()
+        self._stack.push_async_callback(stack.aclose)
+
+        async def wait_turn() -> None:
+            spacing_ms = 1000 * client.spacing_s
+            await asyncio.sleep(await self.polls.take_turns(settings.name, 1, spacing_ms=spacing_ms) / 1000)
+
+        def count() -> None:
+            self._counters.by_request[settings.name] += 1
+
+        client = ProviderClient(
+            provider_class(settings.kind)(settings),
+            settings,
+            wait_turn=wait_turn,
+            on_request=count,
+            connections=share_out(len(self.settings.provider_by_name)).of_a_provider,
+            resolver=self.resolver,
+        )
+        poller = Poller(
+            settings,
+            await stack.enter_async_context(client),
+            self.polls,
+            self._interest,
+            self._counters,
+            now_ms=self._schedule.now_ms,
+            wake=lambda shard, subscription: self.loop.wake(Key("delivery", subscription), shard),
+            neighbours=self._agreement,
+        )
+        stopped = self.loop.stopped
+        return ProviderPolls(poller, self.polls, InUse(stack), self._health, stopped, self._agreement)
+
+    async def _open_sender(self, policy: Policy) -> tuple[Poster, InUse]:
+        stack = AsyncExitStack()
+        self._stack.push_async_callback(stack.aclose)
+        keep = share_out(len(self.settings.provider_by_name)).kept
+        poster = Poster(policy, resolver=self.resolver, keep=keep)
+        return await stack.enter_async_context(poster), InUse(stack)
+
+    async def _post(self, target: Target, delivery: Delivery, attempt: int) -> Attempt:
+        assert self._sender
+        poster, in_use = self._sender
+        async with in_use:
+            return await poster.post(target, delivery, attempt)
+
+    async def _alert(self, name: str, standing: Standing) -> None:
+        """Report to the subscription's `alerts_to` that it was paused: the same pause with the same bytes."""
+        configured = self.settings.subscription_by_name
+        alerts_to = configured[name].alerts_to if name in configured else None
+        if alerts_to in configured:
+            event = paused(name, standing.reason, standing.since_ms, now_ms=standing.paused_at_ms)
+            delivery = Delivery(event.id, event.type, event.sequence, event.body(alerts_to, None))
+            await self.queues.enqueue(alerts_to, name, [delivery])
+
+    async def make_due(self, subscription: str) -> None:
+        """Try now what waits for a retry, as when its URL was changed."""
+        for shard in range(SHARDS):
+            await self.queues.make_due(subscription, shard, lease_ms=LONGEST_LEASE_MS)
+        self.loop.wake_all(Key("delivery", subscription))
+
+
+def _policy(settings: Settings) -> Policy:
+    egress = settings.egress
+    return Policy(allow=egress.allow, allow_http=egress.allow_http, nat64=egress.nat64)
+
+
+async def _slowly(items: Iterable[T]) -> AsyncIterator[T]:
+    """Go through many items, and let other work go on in between."""
+    for count, item in enumerate(items, 1):
+        yield item
+        if count % _SLICE == 0:
+            await asyncio.sleep(0)

@@ -1,0 +1,200 @@
+"""Brings a worker in line with a configuration, beside workers that may have another one, and keeps it so."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from watcher.engine.dispatch import Key
+from watcher.observe.log import log
+from watcher.polling.work import ProviderPolls
+from watcher.run.agreement import LOOK_S as AGREE_S
+from watcher.run.agreement import Agreement
+from watcher.run.configured import Configured
+from watcher.run.enrolment import Enrolment
+from watcher.run.names import Names
+from watcher.run.presence import Present
+from watcher.settings import Settings
+from watcher.store.exceptions import StoreError, StoreUnreachable
+from watcher.store.health import StoreHealth
+from watcher.store.keys import Keys
+from watcher.store.roster import Roster
+from watcher.store.schedule import Schedule
+from watcher.store.survey import Survey
+
+_LOOK_S = 1.0
+"""How often it is looked whether Redis still knows of the accounts: so late they start anew."""
+
+_FINISHED_S = 0.02
+"""Between two looks whether a run of all accounts has polled them."""
+
+_PATIENCE_S = 30.0
+"""How long a run of all accounts waits for a Redis that was there when it began."""
+
+
+class Upkeep:
+    """One worker's configuration in force. `has_read_all`: whether a run of all accounts has read every
+    account but those that another worker had in hand, and one of them at least."""
+
+    def __init__(
+        self,
+        configured: Configured,
+        schedule: Schedule,
+        health: StoreHealth,
+        present: Present,
+        agreement: Agreement,
+    ) -> None:
+        self.loop = configured.loop
+        self._configured = configured
+        self._schedule = schedule
+        self._health = health
+        self._present = present
+        self._agreement = agreement
+        keys = Keys(configured.settings.redis.namespace)
+        self._roster = Roster(schedule.pipe, keys)
+        self._survey = Survey(schedule.pipe, keys)
+        self._names = Names(configured)
+        self._enrolment: Enrolment | None = None
+        self._in_hand: set[str] = set()
+
+    @property
+    def chores(self) -> Sequence[tuple[float, str, Callable[[], Awaitable[None]]]]:
+        """What is done beside the work: how often, what it is about, and what."""
+        return [
+            (_LOOK_S, "enrolled accounts", self._keep_enrolled),
+            (AGREE_S, "other workers", self._keep_agreed),
+            (_LOOK_S, "names", self._names.look),
+            (_LOOK_S, "breakers", self._refresh),
+            (_LOOK_S, "reports", self._report),
+        ]
+
+    async def begin(self, settings: Callable[[], Settings], stopped: asyncio.Event) -> None:
+        """Go by the first configuration, however long Redis takes. Raises what is wrong with it."""
+        while not stopped.is_set():
+            given = settings()
+            try:
+                await self._join(given)
+                await self._configured.restraint.refresh()
+            except StoreUnreachable as error:
+                await asyncio.sleep(await self._health.failed(error))
+            else:
+                await self._configured.add(given)
+                await self.loop.survive(self._ask_again(), None, "rejected polls")
+                return
+
+    async def reload(self, settings: Settings, stopped: asyncio.Event) -> None:
+        """Go by another configuration from now on; what did not change goes on meanwhile."""
+        before = self._configured.settings
+        if settings is before:
+            return
+        await self._configured.drop(settings)
+        while not stopped.is_set():
+            try:
+                await self.loop.survive(self._join(settings), None, "enrolled accounts")
+            except StoreUnreachable as error:
+                await asyncio.sleep(await self._health.failed(error))
+                continue
+            except StoreError as error:  # who is on the schedule is polled all the same
+                await self._health.failed(error)
+            await self._configured.add(settings)
+            for name, old in before.subscription_by_name.items():
+                new = settings.subscription_by_name.get(name)
+                if new and new.url != old.url:
+                    await self.loop.survive(self._follow_moved(name), None, "make due", subscription=name)
+            await self.loop.survive(self._ask_again(), None, "rejected polls")
+            return
+
+    async def begin_once(self, settings: Settings) -> None:
+        """Make all accounts due, but for those that another worker has in hand. Raises StoreError."""
+        await self._join(settings)
+        await self._configured.restraint.refresh()
+        await self._configured.add(settings)
+        now_ms = self._schedule.now_ms()
+        for polls in self._providers:
+            in_hand = await self._roster.make_due(polls.provider, [*polls.accounts], now_ms=now_ms)
+            for name in sorted(in_hand):
+                log.info("poll.left", account=name, provider=polls.provider)
+            self._in_hand |= in_hand
+            polls.unread, polls.unpolled = {*polls.accounts}, {*polls.accounts} - in_hand
+
+    async def finish(self) -> None:
+        """Once all accounts are polled, let the loop end as soon as nothing is due."""
+        while any(polls.unpolled for polls in self._providers):  # noqa: ASYNC110 - of many
+            await asyncio.sleep(_FINISHED_S)
+        self.loop.finish()
+
+    async def give_up_on_redis(self) -> None:
+        """Whoever runs this every minute must not have a hundred of it wait for the same Redis."""
+        while self._health.down_s < _PATIENCE_S:  # noqa: ASYNC110 - how long it has been down
+            await asyncio.sleep(_LOOK_S)
+        raise self._health.trouble or StoreUnreachable("the store does not do its part")
+
+    @property
+    def has_read_all(self) -> bool:
+        unread = {name for polls in self._providers for name in polls.unread or ()}
+        has_read = len(unread) < len(self._configured.settings.account_by_name)
+        return not unread or (has_read and unread <= self._in_hand)
+
+    def report_at_once(self) -> None:
+        """Log what was gathered for a line of its own: the worker ends."""
+        for polls in self._providers:
+            polls.poller.silence.tell(at_once=True)
+
+    @property
+    def _providers(self) -> Sequence[ProviderPolls]:
+        return [*self._configured.poll_work.by_provider.values()]
+
+    async def _join(self, settings: Settings) -> None:
+        """Compare the configuration with those of other workers, and put its accounts on the schedule."""
+        await self._agreement.begin(settings)
+        self._enrolment = Enrolment(
+            settings,
+            self._schedule,
+            self._roster,
+            self._present,
+            has_neighbours=lambda: self._agreement.has_neighbours,
+        )
+        await self._enrolment.begin()
+
+    async def _ask_again(self) -> None:
+        """What only a person can fix may have been fixed: it is asked for at once, and not in minutes."""
+        now_ms = self._schedule.now_ms()
+        for polls in self._providers:
+            try:
+                failing = await self._survey.failing(polls.provider)
+                rejected = polls.poller.causes.remember(failing, now_ms=now_ms)
+                await self._roster.make_due(polls.provider, rejected, now_ms=now_ms)
+            except StoreError:
+                return  # then it is asked for when it is due
+
+    async def _follow_moved(self, subscription: str) -> None:
+        """What waits for a subscriber that has moved need not wait any longer."""
+        try:
+            await self._configured.standings.resume(subscription)
+            await self._configured.make_due(subscription)
+        except StoreError:
+            return  # then it is tried when its retry is due
+
+    async def _keep_enrolled(self) -> None:
+        """Let every account start anew when Redis has lost its state: baselines, and no events."""
+        assert self._enrolment
+        has_lost = False
+        for polls in self._providers:
+            has_lost, polls.has_lost = has_lost or polls.has_lost, False
+        # A worker that misses a schedule may be the first to see that everything is gone.
+        if await self._enrolment.keep() or (has_lost and await self._enrolment.begin()):
+            log.error("state.lost", accounts=len(self._configured.settings.account_by_name))
+
+    async def _keep_agreed(self) -> None:
+        """Look what other workers run, and deliver what was left to them when they are gone."""
+        rests = self._agreement.rests
+        await self._agreement.look()
+        for name in rests - self._agreement.rests:
+            await self._configured.make_due(name)
+
+    async def _refresh(self) -> None:
+        for name in await self._configured.restraint.refresh():
+            self.loop.wake_all(Key("delivery", name))
+
+    async def _report(self) -> None:
+        for polls in self._providers:
+            polls.poller.silence.tell()
+            polls.poller.causes.tell()
