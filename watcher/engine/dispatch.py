@@ -105,11 +105,10 @@ class Dispatch:
     def take(self, now: float) -> list[Key]:
         """Take the keys to claim for now. For each, `plan` and then `served` are called."""
         while self._timers and self._timers[0][0] <= now:
-            at, key = heapq.heappop(self._timers)
+            _, key = heapq.heappop(self._timers)
             line = self._lines[key]
-            if at == line.timer_at:  # else an earlier one was set after it, and is over
-                line.timer_at = math.inf
-                self._arrange(key, line, now)
+            line.timer_at = math.inf
+            self._arrange(key, line, now)
         taken: list[Key] = []
         for queue in (self._woken, self._ready):
             for _ in range(min(AT_ONCE, len(queue))):
