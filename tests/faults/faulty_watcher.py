@@ -59,14 +59,15 @@ def _set_clock(steps_s: list[float], every_s: float) -> None:
 
 def _shorten_leases(lease_s: float) -> None:
     """Let leases of queues and of polls last so long; an attempt gets half of it."""
-    from watcher.delivery import hold, loop, post, queue
+    from watcher.delivery import hold, post, queue, work
     from watcher.polling import poll
+    from watcher.run import configured
 
     defaults = post.Poster.__init__.__kwdefaults__
     assert defaults
     defaults["deadline_s"] = lease_s / 2
     _replace(queue, "LEASE_MS", int(1000 * lease_s))
-    for module in (queue, loop):
+    for module in (queue, work, configured):
         _replace(module, "LONGEST_LEASE_MS", int(1000 * lease_s))
     _replace(queue, "_LEAST_MS", int(500 * lease_s))
     _replace(hold, "QUICK_S", lease_s)  # all of them are quick
