@@ -3,7 +3,7 @@
     python -m tests.benchmarks.hostile            # about two minutes
     python -m tests.benchmarks.hostile --quick    # the same, small
 
-Each kind gets 1,000 deliveries through one Poster, as the worker has it, and again several times. The first
+Each kind gets 1,000 deliveries through one sink, as the worker has it, and again several times. The first
 are a warm-up. During the others no cycles are collected, so that what is left in them shows. Exits 1 where
 memory grows by 1 MiB or more each time, where more is left than a handful of objects an attempt, or where one
 takes longer than its deadline and what a busy machine adds.
@@ -28,8 +28,8 @@ from tests.benchmarks.stage import perform, say
 from tests.benchmarks.waiting import some_deliveries
 from tests.support.builders import a_subscription
 from watcher.delivery.egress import Policy
-from watcher.delivery.outcomes import Attempt
-from watcher.delivery.post import Poster, Target
+from watcher.delivery.sink import Attempt
+from watcher.delivery.webhook import WebhookSink, WebhookTarget
 
 MOST_MIB = 1.0
 """Growth per 1,000 deliveries, or of the fewer that are made."""
@@ -76,19 +76,19 @@ class Cost(NamedTuple):
 
 async def measure(plan: Plan) -> list[Cost]:
     with hostile_servers() as ports:
-        async with Poster(_LOOPBACK, deadline_s=plan.deadline_s) as poster:
-            return [await _cost(plan, poster, name, port) for name, port in ports.items()]
+        async with WebhookSink(_LOOPBACK, deadline_s=plan.deadline_s) as sink:
+            return [await _cost(plan, sink, name, port) for name, port in ports.items()]
 
 
-async def _cost(plan: Plan, poster: Poster, name: str, port: int) -> Cost:
+async def _cost(plan: Plan, sink: WebhookSink, name: str, port: int) -> Cost:
     say(name)
-    target = Target(a_subscription(url=f"http://127.0.0.1:{port}/"), _LOOPBACK)
-    await _volley(plan, poster, target)
+    target = WebhookTarget(a_subscription(url=f"http://127.0.0.1:{port}/"), _LOOPBACK)
+    await _volley(plan, sink, target)
     gc.collect()
     gc.disable()
     sizes_mib, attempts = [_rss_mib()], []
     for _ in range(plan.rounds):
-        attempts += await _volley(plan, poster, target)
+        attempts += await _volley(plan, sink, target)
         sizes_mib.append(_rss_mib())
     left = gc.collect()
     gc.enable()
@@ -101,13 +101,13 @@ async def _cost(plan: Plan, poster: Poster, name: str, port: int) -> Cost:
     )
 
 
-async def _volley(plan: Plan, poster: Poster, target: Target) -> list[Attempt]:
+async def _volley(plan: Plan, sink: WebhookSink, target: WebhookTarget) -> list[Attempt]:
     deliveries = some_deliveries(plan.deliveries)
     attempts: list[Attempt] = []
 
     async def queue() -> None:
         for delivery in deliveries:
-            attempts.append(await poster.post(target, delivery, 1))  # noqa: PERF401 -- of many queues
+            attempts.append(await sink.send(target, delivery, 1))  # noqa: PERF401 -- of many queues
 
     await asyncio.gather(*(queue() for _ in range(plan.in_flight)))
     return attempts

@@ -31,12 +31,13 @@ from tests.benchmarks.raw_loop import latencies_ms, receipts
 from tests.benchmarks.stage import Stage, a_stage, perform, say, some_settings
 from tests.benchmarks.waiting import some_deliveries
 from tests.support.builders import SECRET
+from tests.support.stores import fail
 from watcher import resolver
 from watcher.observe.counters import Counters
 from watcher.settings import Settings, SubscriptionSettings
+from watcher.store.breakers import Breakers
 from watcher.store.keys import Keys
 from watcher.store.queues import Queues
-from watcher.store.standings import Standings
 
 EVENTS_PER_SECOND = 20
 MORE_MS = 100
@@ -156,7 +157,7 @@ class _Watch:
         self._counters = counters
         self._polls = polls
         self._queues = Queues(stage.schedule, keys)
-        self._standings = Standings(stage.schedule.pipe, keys)
+        self._breakers = Breakers(stage.schedule.pipe, keys)
         self._bodies = itertools.cycle(some_deliveries(1000))
 
     async def phase(self, name: str, seconds: float) -> Phase:
@@ -198,7 +199,7 @@ class _Watch:
     async def leave_alone(self, name: str, for_s: float) -> None:
         """Let a subscription have failed until now: its retries fall due together when its rest ends."""
         wish_ms = int(1000 * for_s)
-        await self._standings.failed(name, "status 503", pause=False, wish_ms=wish_ms, holds_ms=(0,))
+        await fail(self._breakers, name, "status 503", pause=False, wish_ms=wish_ms, waits_ms=(0,))
 
     @asynccontextmanager
     async def feeding(self, names: Sequence[str], per_second: int) -> AsyncIterator[None]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import ip_network
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import pytest
 from aiohttp import web
@@ -18,16 +18,17 @@ from redis.asyncio import Redis
 
 from tests.support.builders import SECRET
 from watcher.cli import main
+from watcher.engine.breaker import RULES, Answer, Rule
 from watcher.journal.delivery import Delivery
 from watcher.receive import verify
 from watcher.run.worker import Worker
 from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings, WorkerSettings
+from watcher.store.breakers import Breakers
 from watcher.store.dead_letters import DeadLetters
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Pipe
 from watcher.store.queues import Queues
 from watcher.store.schedule import Schedule
-from watcher.store.standings import Standings
 
 
 class Arrival(NamedTuple):
@@ -97,7 +98,7 @@ class Owed:
     settings: Settings
     queues: Queues
     letters: DeadLetters
-    standings: Standings
+    breakers: Breakers
     pipe: Pipe
     keys: Keys
 
@@ -146,7 +147,7 @@ def owed(client: Redis, url: str, namespace: str, **url_by_name: str) -> Owed:
     settings = some_settings(url, namespace, {name: {"url": url} for name, url in url_by_name.items()})
     pipe, keys = Pipe(client), Keys(namespace)
     return Owed(
-        settings, Queues(Schedule(pipe), keys), DeadLetters(pipe, keys), Standings(pipe, keys), pipe, keys
+        settings, Queues(Schedule(pipe), keys), DeadLetters(pipe, keys), Breakers(pipe, keys), pipe, keys
     )
 
 
@@ -206,3 +207,9 @@ class CommandLine:
             main([name, "--config", str(self._path), *arguments])
         out, err = self._capsys.readouterr()
         return Ended(end.value.code, out, err)
+
+
+def backing_off(monkeypatch: pytest.MonkeyPatch, *waits_ms: int) -> None:
+    """Let breakers open for so long after each failure in a row."""
+    for answer in (Answer.SLOW_DOWN, Answer.NO_ANSWER):
+        monkeypatch.setitem(cast(Any, RULES), answer, Rule(waits_ms, obeys_retry_after=True))

@@ -15,7 +15,7 @@ from tests.support.raw_subscribers import (
     Peer,
     Script,
     a_delivery,
-    a_poster,
+    a_sink,
     a_target,
     answering,
     not_speaking_tls,
@@ -25,8 +25,9 @@ from tests.support.raw_subscribers import (
 )
 from tests.support.tls_subscribers import a_certificate, a_client_trusting
 from watcher.delivery.egress import Policy
-from watcher.delivery.outcomes import Attempt
-from watcher.delivery.post import Poster
+from watcher.delivery.sink import Attempt
+from watcher.delivery.webhook import WebhookSink
+from watcher.engine.breaker import Answer
 
 NO_ANSWER = f"no answer within {SHORT_S} s"
 NO_CONNECTION = f"no connection within {SHORT_S} s"
@@ -35,16 +36,16 @@ KNOWN = {HOST: ["127.0.0.1"]}
 STRICTER = Policy((ip_network("127.0.0.2/32"),), allow_http=True)
 
 
-async def post(poster: Poster, url: str) -> Attempt:
+async def post(sink: WebhookSink, url: str) -> Attempt:
     """Post to a URL that was acceptable when it was read: all of loopback was allowed then."""
-    return await poster.post(a_target(url), a_delivery(), 1)
+    return await sink.send(a_target(url), a_delivery(), 1)
 
 
 async def test_no_more_connections_are_kept_than_there_is_room_for() -> None:
     async with AsyncExitStack() as stack:
         many = [await stack.enter_async_context(subscribing(answering(OK))) for _ in range(5)]
-        poster = await stack.enter_async_context(a_poster(keep=2))
-        attempts = [await post(poster, one.url) for one in many for _ in range(2)]
+        sink = await stack.enter_async_context(a_sink(keep=2))
+        attempts = [await post(sink, one.url) for one in many for _ in range(2)]
         kept = [len(one.peers) for one in many]
     assert {attempt.status for attempt in attempts} == {200}
     assert kept == [1, 1, 2, 2, 2], "two are used again, the others are new each time"
@@ -55,11 +56,11 @@ async def test_no_more_connections_are_kept_than_there_is_room_for() -> None:
 
 async def test_a_forbidden_address_is_our_refusal_and_is_not_dialled() -> None:
     async with subscribing(answering(OK)) as canary:
-        async with a_poster(STRICTER) as poster:
-            attempt = await post(poster, canary.url)
+        async with a_sink(STRICTER) as sink:
+            attempt = await post(sink, canary.url)
         assert await canary.visits() == 0
     assert (attempt.status, attempt.error) == (None, "refused: loopback address")
-    assert attempt.is_refused_by_us
+    assert attempt.answer is Answer.FORBIDDEN
 
 
 @pytest.mark.parametrize(
@@ -76,11 +77,11 @@ async def test_a_forbidden_address_is_our_refusal_and_is_not_dialled() -> None:
 async def test_a_name_that_leads_inside_is_our_refusal(addresses: list[str], reason: str) -> None:
     dns = FakeDns({"hooks.example": addresses})
     async with subscribing(answering(OK)) as canary:
-        async with a_poster(STRICTER, resolver=dns) as poster:
-            attempts = await asyncio.gather(*(post(poster, canary.url_at("hooks.example")) for _ in range(5)))
+        async with a_sink(STRICTER, resolver=dns) as sink:
+            attempts = await asyncio.gather(*(post(sink, canary.url_at("hooks.example")) for _ in range(5)))
         assert await canary.visits() == 0
-    assert {(attempt.error, attempt.is_refused_by_us) for attempt in attempts} == {
-        (f"refused: {reason}", True)
+    assert {(attempt.error, attempt.answer) for attempt in attempts} == {
+        (f"refused: {reason}", Answer.FORBIDDEN)
     }
 
 
@@ -90,11 +91,11 @@ async def test_a_name_that_leads_elsewhere_later_is_judged_each_time(monkeypatch
     closing = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     async with (
         subscribing(answering(closing), host="0.0.0.0") as subscriber,
-        a_poster(STRICTER, resolver=FakeDns(known)) as poster,
+        a_sink(STRICTER, resolver=FakeDns(known)) as sink,
     ):
-        assert (await post(poster, subscriber.url_at("hooks.example"))).status == 200
+        assert (await post(sink, subscriber.url_at("hooks.example"))).status == 200
         known["hooks.example"] = ["127.0.0.1"]
-        assert (await post(poster, subscriber.url_at("hooks.example"))).error == "refused: loopback address"
+        assert (await post(sink, subscriber.url_at("hooks.example"))).error == "refused: loopback address"
     assert subscriber.connections == 1
 
 
@@ -103,15 +104,15 @@ async def test_a_name_that_leads_elsewhere_later_is_judged_each_time(monkeypatch
 
 async def test_a_name_that_is_unknown_is_the_subscribers_failure() -> None:
     dns = FakeDns({"gone.example": OSError(None, "DNS lookup failed")})
-    async with a_poster(resolver=dns) as poster:
-        attempt = await post(poster, "http://gone.example/")
+    async with a_sink(resolver=dns) as sink:
+        attempt = await post(sink, "http://gone.example/")
     assert attempt.error == "its name does not resolve"
-    assert not attempt.is_refused_by_us
+    assert attempt.answer is Answer.NO_ANSWER
 
 
 async def test_a_name_server_that_is_silent_costs_the_deadline() -> None:
-    async with a_poster(resolver=FakeDns({}), deadline_s=SHORT_S) as poster:
-        attempts = await asyncio.gather(*(post(poster, "http://silent.example/") for _ in range(3)))
+    async with a_sink(resolver=FakeDns({}), deadline_s=SHORT_S) as sink:
+        attempts = await asyncio.gather(*(post(sink, "http://silent.example/") for _ in range(3)))
     assert [attempt.error for attempt in attempts] == 3 * [NO_CONNECTION]
 
 
@@ -119,8 +120,8 @@ async def test_a_name_server_that_is_silent_costs_the_deadline() -> None:
 async def test_a_name_that_is_none_is_an_error_of_the_attempt(host: str) -> None:
     target = a_target("http://hooks.example/")
     target.url = URL.build(scheme="http", host=host, path="/", encoded=True)
-    async with a_poster(resolver=FakeDns({host: UnicodeError("label empty or too long")})) as poster:
-        attempt = await poster.post(target, a_delivery(), 1)
+    async with a_sink(resolver=FakeDns({host: UnicodeError("label empty or too long")})) as sink:
+        attempt = await sink.send(target, a_delivery(), 1)
     assert attempt.status is None
     assert attempt.error
     assert attempt.error != NO_CONNECTION
@@ -133,16 +134,16 @@ async def test_a_name_that_is_none_is_an_error_of_the_attempt(host: str) -> None
 async def test_a_refused_connection_says_so() -> None:
     async with subscribing(silence) as subscriber:
         pass
-    async with a_poster() as poster:
-        attempt = await post(poster, subscriber.url)
+    async with a_sink() as sink:
+        attempt = await post(sink, subscriber.url)
     assert attempt.error == "cannot connect: connection refused"
-    assert not attempt.is_refused_by_us
+    assert attempt.answer is Answer.NO_ANSWER
 
 
 async def test_the_next_address_of_a_name_is_tried() -> None:
     dns = FakeDns({"hooks.example": ["127.0.0.9", "127.0.0.1"]})
-    async with subscribing(answering(OK)) as subscriber, a_poster(resolver=dns) as poster:
-        assert (await post(poster, subscriber.url_at("hooks.example"))).status == 200
+    async with subscribing(answering(OK)) as subscriber, a_sink(resolver=dns) as sink:
+        assert (await post(sink, subscriber.url_at("hooks.example"))).status == 200
 
 
 # Certificates
@@ -169,9 +170,9 @@ async def test_a_certificate_has_to_be_valid_and_for_this_name(
     trust(certificate, monkeypatch)
     async with (
         subscribing(answering(OK), tls=tls) as subscriber,
-        a_poster(resolver=FakeDns(KNOWN)) as poster,
+        a_sink(resolver=FakeDns(KNOWN)) as sink,
     ):
-        attempt = await post(poster, subscriber.url_at(HOST))
+        attempt = await post(sink, subscriber.url_at(HOST))
     assert (attempt.status or attempt.error) == outcome
     assert len(subscriber.requests) == (outcome == 200), "nothing is said to whom we do not know"
 
@@ -180,9 +181,9 @@ async def test_a_certificate_that_nobody_signed_is_refused() -> None:
     tls, _ = a_certificate(HOST)
     async with (
         subscribing(answering(OK), tls=tls) as subscriber,
-        a_poster(resolver=FakeDns(KNOWN)) as poster,
+        a_sink(resolver=FakeDns(KNOWN)) as sink,
     ):
-        attempt = await post(poster, subscriber.url_at(HOST))
+        attempt = await post(sink, subscriber.url_at(HOST))
     assert attempt.error
     assert attempt.error.startswith("its certificate does not verify: self")  # -signed, spelled in two ways
     assert not subscriber.requests
@@ -201,8 +202,8 @@ async def hanging_up(peer: Peer) -> None:
     ],
 )
 async def test_a_port_that_does_not_speak_tls_ends_the_attempt(script: Script, errors: set[str]) -> None:
-    async with subscribing(script) as subscriber, a_poster(deadline_s=SHORT_S) as poster:
-        attempt = await post(poster, subscriber.url.replace("http:", "https:"))
+    async with subscribing(script) as subscriber, a_sink(deadline_s=SHORT_S) as sink:
+        attempt = await post(sink, subscriber.url.replace("http:", "https:"))
     assert attempt.error in errors
 
 
@@ -221,10 +222,10 @@ async def test_a_peer_that_never_says_goodbye_over_tls_holds_no_connection_open(
 
     async with (
         subscribing(script, tls=tls) as subscriber,
-        a_poster(resolver=FakeDns(KNOWN), deadline_s=SHORT_S) as poster,
+        a_sink(resolver=FakeDns(KNOWN), deadline_s=SHORT_S) as sink,
     ):
         before = open_files()
-        attempt = await post(poster, subscriber.url_at(HOST))
+        attempt = await post(sink, subscriber.url_at(HOST))
         await asyncio.sleep(0.01)
         assert attempt.error == NO_ANSWER
         assert open_files() - before <= 1  # the subscriber's end

@@ -6,7 +6,8 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.delivery.moody_subscriber import MoodySubscriber, Owed, owed, told
-from watcher.delivery import queue, restraint, work
+from tests.support.stores import fail
+from watcher.delivery import breakers, queue, work
 from watcher.engine import loop
 from watcher.store.keys import shard_of
 
@@ -43,7 +44,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (queue, work):
         monkeypatch.setattr(module, "LONGEST_LEASE_MS", 1000)
     monkeypatch.setattr(loop, "DAMAGED_S", 0.5)
-    monkeypatch.setattr(restraint, "_DAMAGED_S", 0.5)
+    monkeypatch.setattr(breakers, "_DAMAGED_S", 0.5)
 
 
 def taken(*subscribers: MoodySubscriber) -> set[tuple[str, str]]:
@@ -89,7 +90,7 @@ async def test_a_key_of_another_type_costs_what_it_holds_until_it_is_mended(
     for to in ("ops", "audit"):
         await both.queue([SICK, NEAR, FAR], to=to)
     if key == "probe":  # it is asked for where a subscription fails
-        await both.standings.failed("ops", "status 503", pause=False, wish_ms=0, holds_ms=(1,))
+        await fail(both.breakers, "ops", "status 503", pause=False, wish_ms=0, waits_ms=(1,))
     kept = await both.pipe.command("DUMP", name)
     await both.pipe.command("DEL", name)
     await both.pipe.command("RPUSH" if key == "probe" else "SET", name, "damaged")
@@ -116,5 +117,5 @@ async def test_junk_about_failed_attempts_or_a_standing_heals_with_the_next_atte
         await subscriber.until(lambda: bool(subscriber.taken))
     assert [arrival.attempt for arrival in subscriber.arrivals][:3] == [1, 2, 3]
     assert await both.pipe.command("HGET", tries, SICK) is None
-    assert await both.standings.read() == {}
+    assert await both.breakers.read() == {}
     assert not told(logged, "bug")

@@ -15,7 +15,7 @@ from tests.support.raw_subscribers import (
     FakeDns,
     Subscriber,
     a_delivery,
-    a_poster,
+    a_sink,
     a_target,
     answering,
     not_speaking_tls,
@@ -23,7 +23,7 @@ from tests.support.raw_subscribers import (
     silence,
     subscribing,
 )
-from watcher.delivery.post import Poster, Target
+from watcher.delivery.webhook import WebhookSink, WebhookTarget
 
 pytestmark = pytest.mark.slow
 
@@ -39,11 +39,11 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def latencies_ms(poster: Poster, target: Target, count: int) -> list[float]:
+async def latencies_ms(sink: WebhookSink, target: WebhookTarget, count: int) -> list[float]:
     latencies = []
     for _ in range(count):
         started = time.perf_counter()
-        assert (await poster.post(target, a_delivery(), 1)).status == 200
+        assert (await sink.send(target, a_delivery(), 1)).status == 200
         latencies.append(1000 * (time.perf_counter() - started))
     return latencies
 
@@ -81,25 +81,25 @@ async def test_a_thousand_dead_endpoints_cost_a_live_one_nothing() -> None:
     async with (
         dead_endpoints() as (urls_by_death, hung),
         subscribing(answering(OK)) as subscriber,
-        a_poster(deadline_s=HANG_S, resolver=dns) as poster,
+        a_sink(deadline_s=HANG_S, resolver=dns) as sink,
         asyncio.TaskGroup() as group,
     ):
         live = a_target(subscriber.url_at("live.example"))
-        before = await latencies_ms(poster, live, 200)
+        before = await latencies_ms(sink, live, 200)
         posts_by_death = {
-            death: [group.create_task(poster.post(a_target(url), a_delivery(), 1)) for url in urls]
+            death: [group.create_task(sink.send(a_target(url), a_delivery(), 1)) for url in urls]
             for death, urls in urls_by_death.items()
         }
         await asyncio.wait(posts_by_death["refused"] + posts_by_death["not TLS"])
         await hung.until(lambda hung: hung.connections == 1000)
-        beside = await latencies_ms(poster, live, 200)
+        beside = await latencies_ms(sink, live, 200)
         hanging = posts_by_death.pop("hung") + posts_by_death.pop("unnamed")
         assert not any(post.done() for post in hanging), "they were to hang meanwhile"
         assert len(dns.asked) == 1 + len(urls_by_death["unnamed"])
         for post in hanging:
             post.cancel()
         await asyncio.wait(hanging)
-        after = await latencies_ms(poster, live, 200)
+        after = await latencies_ms(sink, live, 200)
     for name, ms in (("before", before), ("beside", beside), ("after", after)):
         print(f"{name} them p50 {median(ms):.1f} ms, p99 {sorted(ms)[197]:.1f} ms")
     # The machine is as busy as others make it: what was slow before or after was not slow for the dead ones.
@@ -113,15 +113,15 @@ async def test_a_thousand_dead_endpoints_cost_a_live_one_nothing() -> None:
 async def test_running_out_of_descriptors_ends_attempts_and_nothing_else() -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=100)  # the kernel connects, nobody accepts
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    async with subscribing(answering(OK)) as subscriber, a_poster(deadline_s=0.5) as poster:
-        assert (await poster.post(a_target(subscriber), a_delivery(), 1)).status == 200
+    async with subscribing(answering(OK)) as subscriber, a_sink(deadline_s=0.5) as sink:
+        assert (await sink.send(a_target(subscriber), a_delivery(), 1)).status == 200
         target = a_target(f"http://127.0.0.1:{listener.getsockname()[1]}/")
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files() + 30, hard))
         try:
-            attempts = await asyncio.gather(*(poster.post(target, a_delivery(), 1) for _ in range(60)))
+            attempts = await asyncio.gather(*(sink.send(target, a_delivery(), 1) for _ in range(60)))
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert (await poster.post(a_target(subscriber), a_delivery(), 1)).status == 200
+        assert (await sink.send(a_target(subscriber), a_delivery(), 1)).status == 200
     listener.close()
     assert {attempt.error for attempt in attempts} == {
         "no answer within 0.5 s",

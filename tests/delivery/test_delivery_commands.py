@@ -24,10 +24,12 @@ from tests.delivery.moody_subscriber import (
 from tests.support.builders import seconds
 from tests.support.events_schema import assert_valid
 from tests.support.rig import TREASURY, Rig, a_rig
+from tests.support.stores import fail, pause
 from watcher import cli
 from watcher.commands import ping
-from watcher.delivery import post
-from watcher.delivery.outcomes import Attempt
+from watcher.delivery import webhook
+from watcher.delivery.sink import Attempt
+from watcher.engine.breaker import Answer
 from watcher.printable import plain
 from watcher.schema import MODEL_BY_TYPE
 from watcher.store import polls
@@ -166,7 +168,7 @@ async def test_a_ping_goes_nowhere_where_a_delivery_would_not(
     from watcher.delivery.egress import Policy
 
     monkeypatch.setattr(Policy, "verdict", lambda _self, _address: "loopback address")
-    monkeypatch.setattr(post, "check_url", lambda text, _policy: URL(text))
+    monkeypatch.setattr(webhook, "check_url", lambda text, _policy: URL(text))
     monkeypatch.setattr("watcher.config.subscriptions.check_url", lambda *_: None)
     ended = await alone("ping", "ops")
     assert (ended.code, subscriber.arrivals) == (1, [])
@@ -175,12 +177,14 @@ async def test_a_ping_goes_nowhere_where_a_delivery_would_not(
 
 
 def test_advice_is_for_what_an_attempt_really_says() -> None:
-    said = [*(words for _, words in post._WORDS), "no connection within 20 s", "no answer within 20 s"]
+    said = [*(words for _, words in webhook._WORDS), "no connection within 20 s", "no answer within 20 s"]
     for words, advice in ping._BY_ERROR:
         (found, *_) = [each for each in said if words in each]
-        assert ping._advice(Attempt(0, error=found)) == advice
-    assert ping._advice(Attempt(0, error="something new")).startswith("look at the receiver")
-    assert ping._advice(Attempt(0, status=101)) == "it is no webhook receiver"
+        assert ping._advice(Attempt(Answer.NO_ANSWER, 0, error=found)) == advice
+    assert ping._advice(Attempt(Answer.NO_ANSWER, 0, error="something new")).startswith(
+        "look at the receiver"
+    )
+    assert ping._advice(Attempt(Answer.REJECTED, 0, status=101)) == "it is no webhook receiver"
 
 
 # what all of them share
@@ -254,7 +258,7 @@ async def test_subscriptions_say_how_they_stand_and_what_waits(one: Owed, run: C
     await one.queue(["treasury", "alice"], [1, 2])
     await given_up(one, "bob", 1)
     for _ in range(7):
-        await one.standings.failed("audit", f"status 500 {HOSTILE}", pause=False, wish_ms=0, holds_ms=(0,))
+        await fail(one.breakers, "audit", f"status 500 {HOSTILE}", pause=False, wish_ms=0, waits_ms=(0,))
     ops, audit = (await run("subscriptions", "--json")).objects
     assert ops["url"].startswith("http://127.0.0.1:")
     assert "t0ken" not in json.dumps(ops)
@@ -270,7 +274,7 @@ async def test_subscriptions_say_how_they_stand_and_what_waits(one: Owed, run: C
 
 async def test_who_is_owed_something_is_listed_even_when_not_configured(one: Owed, run: CommandLine) -> None:
     await one.queue(["treasury"], to="gone")
-    await one.standings.pause("left", "by hand")
+    await pause(one.breakers, "left", "by hand")
     text = (await run("subscriptions")).out
     assert [line.split()[0] for line in text.splitlines() if not line.startswith(" ")] == [
         "ops",
@@ -280,7 +284,7 @@ async def test_who_is_owed_something_is_listed_even_when_not_configured(one: Owe
     ]
     assert text.count("not in the configuration") == 2
     assert (await run("subscriptions", "resume", "left")).code == 0
-    assert await one.standings.read() == {}
+    assert await one.breakers.read() == {}
 
 
 async def test_pausing_and_resuming_twice_says_so(one: Owed, run: CommandLine) -> None:
@@ -293,7 +297,7 @@ async def test_pausing_and_resuming_twice_says_so(one: Owed, run: CommandLine) -
         "ops: resumed",
         "ops: was neither paused nor failing",
     ]
-    assert await one.standings.read() == {}
+    assert await one.breakers.read() == {}
 
 
 @pytest.fixture
@@ -360,10 +364,10 @@ async def test_what_waits_is_listed_queue_by_queue_with_the_state_of_its_head(
 
 async def test_a_subscription_that_rests_moves_what_is_due(one: Owed, run: CommandLine) -> None:
     await one.queue(["treasury"])
-    await one.standings.failed("ops", "status 429", pause=False, wish_ms=600_000, holds_ms=(0,))
+    await fail(one.breakers, "ops", "status 429", pause=False, wish_ms=600_000, waits_ms=(0,))
     (row,) = (await run("deliveries", "--json")).objects
     assert 590 <= row["due_in_s"] <= 600
-    await one.standings.pause("ops", "by hand")
+    await pause(one.breakers, "ops", "by hand")
     (row,) = (await run("deliveries", "--json")).objects
     assert (row["due_at"], row["paused"]) == (None, True)
     assert (await run("deliveries")).out.endswith("paused\n")
@@ -556,7 +560,7 @@ async def test_a_letter_that_cannot_be_read_stays_where_it_is(one: Owed, run: Co
 
 async def test_who_is_paused_is_told_of(one: Owed, run: CommandLine) -> None:
     await given_up(one, "treasury", 1)
-    await one.standings.pause("ops", "by hand")
+    await pause(one.breakers, "ops", "by hand")
     ended = await run("resend", "evt_treasury_1")
     assert ended.code == 0
     assert "ops is paused: they wait for `watcher subscriptions resume ops`" in ended.err

@@ -7,9 +7,8 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.delivery.moody_subscriber import MoodySubscriber, Owed
-from watcher.delivery import hold
-from watcher.delivery.hold import Hold
-from watcher.delivery.queue import LEASE_MS, LONGEST_LEASE_MS
+from watcher.delivery import queue
+from watcher.delivery.queue import LEASE_MS, LONGEST_LEASE_MS, Hold
 from watcher.store.connect import StoreUnreachable
 from watcher.store.keys import shard_of
 from watcher.store.schedule import Lease
@@ -21,7 +20,7 @@ SHORT, LONG = Lease("treasury", 1), Lease("treasury", 2)
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hold, "QUICK_S", 0.02)
+    monkeypatch.setattr(queue, "QUICK_S", 0.02)
 
 
 async def longer(lease: Lease) -> Lease:
@@ -30,9 +29,9 @@ async def longer(lease: Lease) -> Lease:
 
 async def held(attempt: Awaitable[object], stretch: Callable[[Lease], Awaitable[Lease]] = longer) -> Lease:
     """What holds when an attempt is over."""
-    queue = Hold(SHORT, stretch=stretch)
-    await queue.during(attempt)
-    return queue.lease
+    hold = Hold(SHORT, stretch=stretch)
+    await hold.during(attempt)
+    return hold.lease
 
 
 async def test_a_quick_attempt_keeps_its_lease() -> None:
@@ -62,13 +61,13 @@ async def test_an_attempt_that_is_cut_off_waits_to_know_it_too() -> None:
         await asyncio.sleep(0.05)
         return LONG
 
-    queue = Hold(SHORT, stretch=slow)
-    attempt = asyncio.create_task(queue.during(asyncio.sleep(60)))
+    hold = Hold(SHORT, stretch=slow)
+    attempt = asyncio.create_task(hold.during(asyncio.sleep(60)))
     await is_stretching.wait()
     attempt.cancel()
     await asyncio.gather(attempt, return_exceptions=True)
     assert attempt.cancelled()
-    assert queue.lease == LONG
+    assert hold.lease == LONG
 
 
 async def test_where_the_store_stays_away_the_lease_is_as_it_was() -> None:

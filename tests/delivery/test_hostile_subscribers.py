@@ -18,16 +18,16 @@ from tests.support.raw_subscribers import (
     Peer,
     Script,
     a_delivery,
-    a_poster,
+    a_sink,
     a_target,
     answering,
     open_files,
     silence,
     subscribing,
 )
-from watcher.delivery.answers import ANSWER_LIMIT
-from watcher.delivery.outcomes import Attempt
-from watcher.delivery.post import Poster
+from watcher.delivery.connector import ANSWER_LIMIT
+from watcher.delivery.sink import Attempt
+from watcher.delivery.webhook import WebhookSink
 
 NO_ANSWER = f"no answer within {SHORT_S} s"
 NOT_HTTP = "its answer is not HTTP"
@@ -121,11 +121,11 @@ def outcome_of(attempt: Attempt) -> int | str | None:
     return attempt.error if attempt.status is None else attempt.status
 
 
-async def outcome_when(script: Script, poster: Poster) -> int | str | None:
+async def outcome_when(script: Script, sink: WebhookSink) -> int | str | None:
     """Post once, and once more, as whoever fooled us once will try again; the same must come of it."""
     async with subscribing(script) as subscriber:
         target = a_target(subscriber)
-        attempts = [await poster.post(target, a_delivery(), number) for number in (1, 2)]
+        attempts = [await sink.send(target, a_delivery(), number) for number in (1, 2)]
     assert all(attempt.duration_ms < SLACK_MS for attempt in attempts), "nothing is to wait for"
     first, second = map(outcome_of, attempts)
     assert first == second
@@ -155,15 +155,15 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 async def test_an_odd_answer_is_a_status_or_an_error_of_the_attempt(
     answer: bytes, outcome: int | str
 ) -> None:
-    async with a_poster() as poster:
-        assert await outcome_when(saying_and_closing(answer), poster) == outcome
+    async with a_sink() as sink:
+        assert await outcome_when(saying_and_closing(answer), sink) == outcome
 
 
 def test_the_same_holds_on_the_loop_that_the_worker_runs_on() -> None:
     async def outcomes() -> dict[str, int | str | None]:
-        async with a_poster() as poster:
+        async with a_sink() as sink:
             return {
-                name: await outcome_when(saying_and_closing(answer), poster)
+                name: await outcome_when(saying_and_closing(answer), sink)
                 for name, (answer, _) in ANSWERS.items()
             }
 
@@ -184,9 +184,9 @@ async def test_whatever_bytes_come_back_an_attempt_comes_of_it() -> None:
             answer[at : at + chance.randrange(3)] = chance.randbytes(chance.randrange(3))
         await peer.say(bytes(answer))
 
-    async with subscribing(script) as subscriber, a_poster() as poster:
+    async with subscribing(script) as subscriber, a_sink() as sink:
         target = a_target(subscriber)
-        attempts = [await poster.post(target, a_delivery(), 1) for _ in range(300)]
+        attempts = [await sink.send(target, a_delivery(), 1) for _ in range(300)]
     assert all((attempt.status is None) != (attempt.error is None) for attempt in attempts)
     assert len({outcome_of(attempt) for attempt in attempts}) > 5
 
@@ -232,11 +232,11 @@ FLOODS: dict[str, tuple[Script, int | str]] = {
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(("script", "outcome"), FLOODS.values(), ids=FLOODS)
 async def test_a_flood_is_cut_off_at_once_and_takes_no_memory(script: Script, outcome: int | str) -> None:
-    async with a_poster() as poster:
-        assert await outcome_when(script, poster) == outcome  # whatever is imported or cached is, from now on
+    async with a_sink() as sink:
+        assert await outcome_when(script, sink) == outcome  # whatever is imported or cached is, from now on
         with growing_at_most(8):
             for _ in range(10):
-                assert await outcome_when(script, poster) == outcome
+                assert await outcome_when(script, sink) == outcome
 
 
 @pytest.mark.slow
@@ -247,9 +247,9 @@ async def test_a_thousand_floods_leave_no_memory_behind() -> None:
     async def some(count: int) -> None:
         for script, outcome in itertools.islice(itertools.cycle(FLOODS.values()), count):
             async with subscribing(script) as subscriber:
-                assert outcome_of(await poster.post(a_target(subscriber), a_delivery(), 1)) == outcome
+                assert outcome_of(await sink.send(a_target(subscriber), a_delivery(), 1)) == outcome
 
-    async with a_poster() as poster:
+    async with a_sink() as sink:
         await some(100)
         before = held_mib()
         await some(1000)
@@ -265,9 +265,9 @@ async def test_no_more_of_an_answer_is_read_than_the_limit() -> None:
 
     connections = {}
     for length in (ANSWER_LIMIT - 100, ANSWER_LIMIT):
-        async with subscribing(script) as subscriber, a_poster() as poster:
+        async with subscribing(script) as subscriber, a_sink() as sink:
             target = a_target(subscriber)
-            statuses = [(await poster.post(target, a_delivery(), 1)).status for _ in range(2)]
+            statuses = [(await sink.send(target, a_delivery(), 1)).status for _ in range(2)]
             assert statuses[0] == 500
             connections[length] = subscriber.connections
     assert connections == {ANSWER_LIMIT - 100: 1, ANSWER_LIMIT: 2}
@@ -281,8 +281,8 @@ async def test_what_an_idle_connection_says_unasked_is_not_kept() -> None:
         await asyncio.sleep(0.01)
         await peer.say_for_ever(1000 * OK)
 
-    async with subscribing(script) as subscriber, a_poster() as poster:
-        assert (await poster.post(a_target(subscriber), a_delivery(), 1)).status == 200
+    async with subscribing(script) as subscriber, a_sink() as sink:
+        assert (await sink.send(a_target(subscriber), a_delivery(), 1)).status == 200
         with growing_at_most(8):
             await asyncio.sleep(0.2)
 
@@ -298,12 +298,12 @@ async def test_a_farewell_on_an_idle_connection_is_not_the_answer_to_the_next_po
         has_spoken.set()
         await peer.wait_for_the_end()
 
-    async with subscribing(script) as subscriber, a_poster() as poster:
+    async with subscribing(script) as subscriber, a_sink() as sink:
         target = a_target(subscriber)
-        assert (await poster.post(target, a_delivery(), 1)).status == 200
+        assert (await sink.send(target, a_delivery(), 1)).status == 200
         await has_spoken.wait()
         await asyncio.sleep(0.01)
-        assert (await poster.post(target, a_delivery(), 1)).status == 200
+        assert (await sink.send(target, a_delivery(), 1)).status == 200
         assert subscriber.connections == 2
 
 
@@ -351,26 +351,26 @@ SLOW: dict[str, tuple[Script, int | str]] = {
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(("script", "outcome"), SLOW.values(), ids=SLOW)
 async def test_a_slow_subscriber_has_until_the_deadline(script: Script, outcome: int | str) -> None:
-    async with subscribing(script) as subscriber, a_poster(deadline_s=SHORT_S) as poster:
-        attempt = await poster.post(a_target(subscriber), a_delivery(), 1)
+    async with subscribing(script) as subscriber, a_sink(deadline_s=SHORT_S) as sink:
+        attempt = await sink.send(a_target(subscriber), a_delivery(), 1)
     assert outcome_of(attempt) == outcome
     assert 0 <= attempt.duration_ms - round(1000 * SHORT_S) + 10 < SLACK_MS
 
 
 async def test_a_body_that_does_not_come_holds_up_no_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("watcher.delivery.post._BODY_S", 0.05)
+    monkeypatch.setattr("watcher.delivery.webhook._BODY_S", 0.05)
     unfinished = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
-    async with subscribing(unfinished) as subscriber, a_poster() as poster:
-        attempt = await poster.post(a_target(subscriber), a_delivery(), 1)
+    async with subscribing(unfinished) as subscriber, a_sink() as sink:
+        attempt = await sink.send(a_target(subscriber), a_delivery(), 1)
     assert attempt.status == 200
     assert attempt.duration_ms < SLACK_MS
 
 
 @pytest.mark.parametrize("body", [b"zz\r\n", b"2\r\nabc\r\n", b"5;" + 100_000 * b"x"])
 async def test_a_body_that_went_wrong_is_not_waited_for(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("watcher.delivery.post._BODY_S", DEADLINE_S)
-    async with subscribing(answering(CHUNKED + body)) as subscriber, a_poster() as poster:
-        attempt = await poster.post(a_target(subscriber), a_delivery(), 1)
+    monkeypatch.setattr("watcher.delivery.webhook._BODY_S", DEADLINE_S)
+    async with subscribing(answering(CHUNKED + body)) as subscriber, a_sink() as sink:
+        attempt = await sink.send(a_target(subscriber), a_delivery(), 1)
     assert attempt.status == 200
     assert attempt.duration_ms < SLACK_MS
 
@@ -401,8 +401,8 @@ async def test_a_reset_ends_the_attempt_and_a_status_before_it_counts(
         await asyncio.sleep(0.02)
         peer.reset()
 
-    async with a_poster() as poster:
-        assert await outcome_when(script, poster) == outcome
+    async with a_sink() as sink:
+        assert await outcome_when(script, sink) == outcome
 
 
 @LARGE
@@ -422,8 +422,8 @@ async def test_an_answer_before_the_body_was_read_is_an_answer(
         if not hangs_up:
             await peer.wait_for_the_end()
 
-    async with subscribing(script) as subscriber, a_poster() as poster:
-        attempt = await poster.post(a_target(subscriber), a_delivery(body=size * b"x"), 1)
+    async with subscribing(script) as subscriber, a_sink() as sink:
+        attempt = await sink.send(a_target(subscriber), a_delivery(body=size * b"x"), 1)
     assert outcome_of(attempt) in outcomes
 
 
@@ -435,9 +435,9 @@ async def test_what_a_peer_does_not_take_holds_no_connection_open() -> None:
         peer.stop_reading()
         await is_counted.wait()
 
-    async with subscribing(script) as subscriber, a_poster(deadline_s=0.1) as poster:
+    async with subscribing(script) as subscriber, a_sink(deadline_s=0.1) as sink:
         before = open_files()
-        attempt = await poster.post(a_target(subscriber), a_delivery(body=20_000_000 * b"x"), 1)
+        attempt = await sink.send(a_target(subscriber), a_delivery(body=20_000_000 * b"x"), 1)
         await asyncio.sleep(0.01)
         assert attempt.error in ("no answer within 0.1 s", "no connection within 0.1 s")
         assert open_files() - before <= 1  # the subscriber's end
@@ -445,8 +445,8 @@ async def test_what_a_peer_does_not_take_holds_no_connection_open() -> None:
 
 
 async def test_our_own_shutdown_is_no_attempt() -> None:
-    async with subscribing(never_answering) as subscriber, a_poster() as poster:
-        post = asyncio.create_task(poster.post(a_target(subscriber), a_delivery(), 1))
+    async with subscribing(never_answering) as subscriber, a_sink() as sink:
+        post = asyncio.create_task(sink.send(a_target(subscriber), a_delivery(), 1))
         await subscriber.until(lambda subscriber: len(subscriber.requests) == 1)
         post.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -10,12 +10,11 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from tests.delivery.moody_subscriber import told
+from tests.delivery.moody_subscriber import backing_off, told
 from tests.support.builders import seconds
 from tests.support.raw_subscribers import OK, Peer, subscribing
 from tests.support.rig import TREASURY, Rig, a_rig, quick
 from tests.support.scraped import a_listener_of, scrape
-from watcher.delivery import outcomes
 from watcher.store import polls
 from watcher.store.dead_letters import DeadLetters
 from watcher.store.keys import Keys
@@ -54,7 +53,7 @@ async def test_a_receiver_that_was_away_for_longer_than_its_queue_holds_sees_the
     rig: Rig, logged: list[Any], redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(polls, "QUEUE_LENGTH", 5)
-    monkeypatch.setattr(outcomes, "_RESTS_S", (0.05,))
+    backing_off(monkeypatch, 50)
     change(rig, retries=quick(1000))
     receiver = rig.receiver
     async with rig.worker() as worker, a_listener_of(worker) as port:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.delivery.moody_subscriber import CommandLine, MoodySubscriber, Owed, told
 from tests.support.builders import seconds
+from tests.support.stores import fail, pause
 
 pytest_plugins = ("tests.delivery.owing",)
 
@@ -24,8 +25,8 @@ def subscriber(subscriber: MoodySubscriber) -> MoodySubscriber:
 
 async def failing_for(one: Owed, days: float) -> None:
     """Let the subscription have failed since then."""
-    await one.standings.failed("ops", "status 500", pause=False, wish_ms=0, holds_ms=(0,))
-    since_ms = (await one.standings.read())["ops"].since_ms - int(days * DAY_MS)
+    await fail(one.breakers, "ops", "status 500", pause=False, wish_ms=0, waits_ms=(0,))
+    since_ms = (await one.breakers.read())["ops"].since_ms - int(days * DAY_MS)
     await one.pipe.command("HSET", one.keys.standings(), "ops", f"40 {since_ms} 0 0 status 500")
 
 
@@ -74,7 +75,7 @@ async def test_a_pause_by_hand_is_in_the_log_of_every_worker_and_of_one_that_sta
     one: Owed, subscriber: MoodySubscriber, logged: list[Any]
 ) -> None:
     async with one.worker(), one.worker():
-        await one.standings.pause("ops", "by hand")
+        await pause(one.breakers, "ops", "by hand")
         await subscriber.until(lambda: len(told(logged, "subscription.paused")) == 2)
         async with one.worker():
             await subscriber.until(lambda: len(told(logged, "subscription.paused")) == 3)

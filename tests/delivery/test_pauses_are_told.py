@@ -8,10 +8,11 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.delivery.moody_subscriber import MoodySubscriber, Owed, owed, told
-from watcher.store import standings
+from tests.support.stores import fail, pause
+from watcher.engine import breaker
+from watcher.store.breakers import Breakers
 from watcher.store.connect import StoreUnreachable
 from watcher.store.queues import Queues
-from watcher.store.standings import Standings
 
 pytest_plugins = ("tests.delivery.owing",)
 
@@ -40,11 +41,18 @@ def away(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let the server be away when it is asked for this, so many times; what it did before it is done."""
 
     def away(of: type, name: str, times: int = 1, *, is_done: bool = False) -> None:
-        ask = getattr(of, name)
+        """`name` is a method, or what is decided in a change of a breaker."""
+        method = "change" if of is Breakers else name
+        ask = getattr(of, method)
         left = times
+
+        def is_meant(decide: Any) -> bool:
+            return of is not Breakers or getattr(decide, "func", decide).__name__ == name
 
         async def asked(*arguments: Any, **named: Any) -> Any:
             nonlocal left
+            if not is_meant(arguments[-1]):
+                return await ask(*arguments, **named)
             left -= 1
             if left < 0 or is_done:
                 answer = await ask(*arguments, **named)
@@ -52,7 +60,7 @@ def away(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 raise StoreUnreachable("it is away")
             return answer
 
-        monkeypatch.setattr(of, name, asked)
+        monkeypatch.setattr(of, method, asked)
 
     return away
 
@@ -64,12 +72,12 @@ def pauses(logged: list[Any], level: str) -> int:
 @pytest.mark.parametrize(
     ("of", "name", "is_done"),
     [
-        (Standings, "failed", False),
-        (Standings, "failed", True),
+        (Breakers, "failed", False),
+        (Breakers, "failed", True),
         (Queues, "enqueue", False),
         (Queues, "enqueue", True),
-        (Standings, "told", False),
-        (Standings, "told", True),
+        (Breakers, "reported", False),
+        (Breakers, "reported", True),
     ],
 )
 async def test_a_server_that_goes_away_at_any_step_of_a_pause_loses_neither_it_nor_the_alert(
@@ -83,14 +91,14 @@ async def test_a_server_that_goes_away_at_any_step_of_a_pause_loses_neither_it_n
     is_done: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(standings, "TELLING_MS", 500)
+    monkeypatch.setattr(breaker, "REPORT_MS", 500)
     subscriber.status = 410
     await both.queue(["treasury"])
     away(of, name, is_done=is_done)
     async with both.worker():
         await pager.until(lambda: bool(pager.taken) and pauses(logged, "warning") > 0)
         async with asyncio.timeout(10):
-            while (await both.standings.read())["ops"].tell_from_ms:  # noqa: ASYNC110 - a store has no signal
+            while (await both.breakers.read())["ops"].report_from_ms:  # noqa: ASYNC110 - a store has no signal
                 await asyncio.sleep(0.05)
     assert len({arrival.body for arrival in pager.arrivals}) == 1, "told again, it is the same event"
     assert pager.taken[0]["data"]["paused"] == "ops"
@@ -99,9 +107,9 @@ async def test_a_server_that_goes_away_at_any_step_of_a_pause_loses_neither_it_n
 async def test_what_a_worker_paused_that_died_is_told_by_another(
     both: Owed, pager: MoodySubscriber, logged: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(standings, "TELLING_MS", 100)
-    await both.standings.failed("ops", "status 410", pause=True, wish_ms=0, holds_ms=(0,))
-    monkeypatch.setattr(standings, "TELLING_MS", 60_000)
+    monkeypatch.setattr(breaker, "REPORT_MS", 100)
+    await fail(both.breakers, "ops", "status 410", pause=True, wish_ms=0, waits_ms=(0,))
+    monkeypatch.setattr(breaker, "REPORT_MS", 60_000)
     async with both.worker(), both.worker():
         await pager.until(lambda: bool(pager.taken))
     assert len(pager.arrivals) == 1
@@ -128,7 +136,7 @@ async def test_a_pause_by_hand_is_told_like_any_other(
     async with both.worker(), both.worker():
         await both.queue(["treasury"], to="pager")
         await pager.until(lambda: bool(pager.taken))
-        await both.standings.pause("ops", "by hand")
+        await pause(both.breakers, "ops", "by hand")
         await pager.until(lambda: len(pager.taken) == 2 and pauses(logged, "warning") == 1)
     assert pager.taken[1]["data"]["reason"] == "by hand"
     assert pauses(logged, "warning") == 1
@@ -151,12 +159,12 @@ async def test_an_alert_that_cannot_be_queued_is_a_bug_that_is_said_once_and_sto
 async def test_a_queue_goes_on_by_itself_where_the_server_was_away_after_the_delivery_was_settled(
     both: Owed, subscriber: MoodySubscriber, logged: list[Any], away: Callable[..., None]
 ) -> None:
-    await both.standings.failed("ops", "status 500", pause=False, wish_ms=0, holds_ms=(0,))
+    await fail(both.breakers, "ops", "status 500", pause=False, wish_ms=0, waits_ms=(0,))
     await both.queue(["treasury"], [1, 2, 3])
-    away(Standings, "succeeded", 2)
+    away(Breakers, "succeeded", 2)
     async with both.worker():
         await subscriber.until(lambda: len(subscriber.taken) == 3, within_s=5)
-    assert await both.standings.read() == {}, "that it stands well is not lost either"
+    assert await both.breakers.read() == {}, "that it is healthy is not lost either"
     assert not told(logged, "lease.lost")
 
 
@@ -165,8 +173,8 @@ async def test_a_failure_counts_where_the_server_was_away_after_the_retry_was_se
 ) -> None:
     subscriber.status, subscriber.headers = 503, {"Retry-After": "3600"}
     await both.queue(["treasury"])
-    away(Standings, "failed", 2)
+    away(Breakers, "failed", 2)
     async with both.worker():
         await both.until_left_alone()
     assert len(subscriber.arrivals) == 1
-    assert (await both.standings.read())["ops"].failures == 1
+    assert (await both.breakers.read())["ops"].failures == 1

@@ -102,7 +102,7 @@ async def test_a_url_that_is_changed_during_an_attempt_has_seen_the_last_and_the
                 await new.until(lambda new: len(new.requests) == 4)
         assert sequences(new.requests) == [1, 2, 3, 4]
         assert len(old.requests) == 1
-        assert await one.standings.read() == {}, "what the old one said is not held against the new one"
+        assert await one.breakers.read() == {}, "what the old one said is not held against the new one"
 
 
 async def test_a_slow_connection_to_a_url_that_is_changed_carries_no_post_and_holds_up_nothing(

@@ -13,7 +13,7 @@ from tests.support.raw_subscribers import (
     FakeDns,
     Request,
     a_delivery,
-    a_poster,
+    a_sink,
     a_target,
     answering,
     subscribing,
@@ -70,9 +70,9 @@ async def sent_to(
     dns = FakeDns(
         {name: ["127.0.0.1"] for name in ("hooks.example", "hooks.example.", "xn--bcher-kva.example")}
     )
-    async with subscribing(answering(OK)) as subscriber, a_poster(resolver=dns) as poster:
+    async with subscribing(answering(OK)) as subscriber, a_sink(resolver=dns) as sink:
         url = f"http://{host}:{subscriber.port if port is None else port}{path}"
-        attempt = await poster.post(a_target(url, **fields), a_delivery(), 1)
+        attempt = await sink.send(a_target(url, **fields), a_delivery(), 1)
     assert attempt.status == 200, attempt
     return subscriber.requests[0]
 

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from tests.support.builders import SECRET
 from tests.support.program import watcher
 from tests.support.provider_staging import loopring_account, loopring_settings
-from tests.support.raw_subscribers import LOOPBACK, FakeDns, a_delivery, a_poster, a_target
+from tests.support.raw_subscribers import LOOPBACK, FakeDns, a_delivery, a_sink, a_target
 from tests.support.tls_subscribers import NAME, TROUBLES, TlsFault, a_client_trusting, a_troubled_port
 from watcher.delivery.outcomes import judge
 from watcher.preflight.provider import try_provider
@@ -36,14 +36,14 @@ async def test_an_attempt_says_what_is_wrong_and_what_mends_it(
 ) -> None:
     with a_troubled_port(trouble) as (url, certificate):
         trust(certificate, monkeypatch)
-        async with a_poster(resolver=FakeDns(KNOWN)) as poster:
+        async with a_sink(resolver=FakeDns(KNOWN)) as sink:
             target = a_target(f"{url}/in")
-            attempt = await poster.post(target, a_delivery(), 1)
+            attempt = await sink.send(target, a_delivery(), 1)
     assert attempt.error == trouble.words
-    assert trouble.mend in attempt.mend
+    assert trouble.mend in attempt.fix
     verdict = judge(attempt, 0, target.settings.retries, chance=0)
-    assert verdict.reason == f"{attempt.error}; {attempt.mend}"
-    assert len(verdict.reason) <= 200, "a line of the log holds no more"
+    assert verdict.failure.reason == f"{attempt.error}; {attempt.fix}"
+    assert len(verdict.failure.reason) <= 200, "a line of the log holds no more"
 
 
 @every_trouble

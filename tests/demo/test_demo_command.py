@@ -142,12 +142,12 @@ def test_kept_it_goes_on_after_the_verdict_until_a_signal_and_ends_with_0(here: 
 
 def test_a_worker_that_sends_everything_twice_fails_it(here: Path) -> None:
     twice = """
-from watcher.delivery import post
-once = post.Poster.post
+from watcher.delivery.webhook import WebhookSink
+once = WebhookSink.send
 async def twice(self, *arguments):
     await once(self, *arguments)
     return await once(self, *arguments)
-post.Poster.post = twice
+WebhookSink.send = twice
 """
     with a_demo(here, "--fast", code=twice) as process:
         code, out, _ = ended(process)

@@ -15,10 +15,10 @@ DEPENDENCIES = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["p
 
 MUST_BE = {
     # A subscriber's answer is bounded, and its status taken whatever follows.
-    ("watcher/delivery/answers.py", "_buffer"): "aiohttp",
-    ("watcher/delivery/answers.py", "_exception"): "aiohttp",
-    ("watcher/delivery/answers.py", "_factory"): "aiohttp",
-    ("watcher/delivery/answers.py", "_payload"): "aiohttp",
+    ("watcher/delivery/connector.py", "_buffer"): "aiohttp",
+    ("watcher/delivery/connector.py", "_exception"): "aiohttp",
+    ("watcher/delivery/connector.py", "_factory"): "aiohttp",
+    ("watcher/delivery/connector.py", "_payload"): "aiohttp",
     # Connections that are kept are bounded.
     ("watcher/delivery/connector.py", "_conns"): "aiohttp",
     ("watcher/delivery/connector.py", "_release"): "aiohttp",

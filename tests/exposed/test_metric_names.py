@@ -18,8 +18,8 @@ from watcher.observe.outlook import Seen
 from watcher.providers.contract import ErrorClass
 from watcher.run.worker import Worker
 from watcher.settings import Settings
+from watcher.store.breakers import Breaker
 from watcher.store.glance import Waiting
-from watcher.store.standings import Standing
 from watcher.store.survey import Failing, Overdue
 
 NO_BASE_UNITS = (
@@ -53,7 +53,7 @@ SEEN = Seen(
     },
     overdue={"loopring": Overdue(2, NOW_MS - 1500), "shop": Overdue(0, None)},
     waiting={"ops": Waiting(3, 2, NOW_MS - 60_000), "others": Waiting()},
-    standings={"ops": Standing(1, 1, 1, 1, "canary")},
+    breakers={"ops": Breaker(1, 1, 1, 1, "canary")},
 )
 
 

@@ -12,6 +12,7 @@ from tests.support.builders import seconds
 from tests.support.rig import ALICE, MK, TREASURY, Rig, a_rig
 from tests.support.scraped import Scrape, a_listener_of, get, parsed, scrape
 from tests.support.servers import real_server
+from tests.support.stores import pause
 from watcher.engine.dispatch import Claim
 from watcher.engine.loop import Claimed
 from watcher.observe import outlook
@@ -22,9 +23,9 @@ from watcher.receiving.receiver import Fail
 from watcher.run.worker import Worker
 from watcher.sandbox.answers import Answer
 from watcher.settings import Settings
+from watcher.store.breakers import Breakers
 from watcher.store.keys import Keys
 from watcher.store.roster import Roster
-from watcher.store.standings import Standings
 
 LOOPRING = "/api/v3/user/balances"
 SHOP = "/v2/app/coin/balance"
@@ -121,9 +122,8 @@ async def test_what_waits_for_a_subscriber_that_is_down_is_told(rig: Rig) -> Non
             lambda seen: seen.value("watcher_subscription_failing", subscription="ops") == 1,
         )
         assert worker.opened
-        await Standings(worker.opened.schedule.pipe, Keys(rig.settings.redis.namespace)).pause(
-            "ops", "enough"
-        )
+        shared = Breakers(worker.opened.schedule.pipe, Keys(rig.settings.redis.namespace))
+        await pause(shared, "ops", "enough")
         paused = await scrape(port)
     assert paused.value("watcher_subscription_paused", subscription="ops") == 1
     for name in (

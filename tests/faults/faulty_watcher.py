@@ -59,18 +59,19 @@ def _set_clock(steps_s: list[float], every_s: float) -> None:
 
 def _shorten_leases(lease_s: float) -> None:
     """Let leases of queues and of polls last so long; an attempt gets half of it."""
-    from watcher.delivery import hold, post, queue, work
+    from watcher.delivery import queue, work
+    from watcher.delivery.webhook import WebhookSink
     from watcher.polling import poll
     from watcher.run import configured
 
-    defaults = post.Poster.__init__.__kwdefaults__
+    defaults = WebhookSink.__init__.__kwdefaults__
     assert defaults
     defaults["deadline_s"] = lease_s / 2
     _replace(queue, "LEASE_MS", int(1000 * lease_s))
     for module in (queue, work, configured):
         _replace(module, "LONGEST_LEASE_MS", int(1000 * lease_s))
     _replace(queue, "_LEAST_MS", int(500 * lease_s))
-    _replace(hold, "QUICK_S", lease_s)  # all of them are quick
+    _replace(queue, "QUICK_S", lease_s)  # all of them are quick
     _replace(poll, "_LEASE_MARGIN_S", lease_s - 1)  # the scene's time-out is 1 s
 
 
@@ -91,7 +92,7 @@ def _replace(module: ModuleType, name: str, value: object) -> None:
 
 def _arm(point: str, strike: Callable[[], None]) -> None:
     """Be struck at a step, each time that it is reached."""
-    from watcher.delivery.post import Poster
+    from watcher.delivery.webhook import WebhookSink
     from watcher.providers.client import ProviderClient
     from watcher.store.polls import Polls
 
@@ -102,7 +103,7 @@ def _arm(point: str, strike: Callable[[], None]) -> None:
     owner, name = {
         "fetched": (ProviderClient, "ask"),
         "commit answered": (Polls, "commit"),
-        "2xx read": (Poster, "post"),
+        "2xx read": (WebhookSink, "send"),
     }[point]
     method: Method = getattr(owner, name)
 

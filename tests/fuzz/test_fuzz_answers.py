@@ -26,8 +26,8 @@ from tests.support.provider_staging import (
 )
 from tests.support.provider_staging import answer as as_answer
 from watcher.delivery.egress import Policy
-from watcher.delivery.outcomes import LONGEST_RETRY_AFTER_S
-from watcher.delivery.post import Poster, Target
+from watcher.delivery.sink import LONGEST_RETRY_AFTER_S
+from watcher.delivery.webhook import WebhookSink, WebhookTarget
 from watcher.journal.delivery import Delivery
 from watcher.providers.client import LONGEST_RETRY_AFTER_S as LONGEST_PAUSE_S
 from watcher.providers.client import ProviderClient
@@ -61,8 +61,8 @@ class Place:
 
     runner: asyncio.Runner
     stage: Stage
-    poster: Poster
-    target: Target
+    sink: WebhookSink
+    target: WebhookTarget
     client: ProviderClient
     stumbled: list[Any]
     """What was raised where nobody catches it: between the socket and the reader."""
@@ -86,15 +86,15 @@ async def _placed(runner: asyncio.Runner, stack: AsyncExitStack) -> Place:
     stage.reply_by_path[TOKENS_PATH] = as_answer(a_token_list(0, 1, decimals=2))
     settings = loopring_settings(stage.url)
     client = await stack.enter_async_context(ProviderClient(Loopring(settings), settings))
-    poster = await stack.enter_async_context(Poster(POLICY))
-    target = Target(a_subscription(url=f"{stage.url}/in"), POLICY)
-    return Place(runner, stage, poster, target, client, stumbled)
+    sink = await stack.enter_async_context(WebhookSink(POLICY))
+    target = WebhookTarget(a_subscription(url=f"{stage.url}/in"), POLICY)
+    return Place(runner, stage, sink, target, client, stumbled)
 
 
 @fuzz(answer=ANSWERS)
 def test_any_answer_of_a_receiver_is_an_attempt(place: Place, answer: bytes) -> None:
     place.stage.reply = raw(answer, hang_up=True)
-    attempt = place.runner.run(place.poster.post(place.target, DELIVERY, 1))
+    attempt = place.runner.run(place.sink.send(place.target, DELIVERY, 1))
     assert place.stumbled == []
     assert (attempt.status is None) != (attempt.error is None)
     assert f"{attempt.error}{attempt.excerpt}".replace("\xa0", " ").isprintable()

@@ -19,7 +19,7 @@ from watcher.config.looking import read_to_look
 from watcher.config.shown import as_toml, shown
 from watcher.config.variables import interpolate
 from watcher.delivery.egress import Policy
-from watcher.delivery.post import Target
+from watcher.delivery.webhook import WebhookTarget
 from watcher.environment import Environment, NotSet
 from watcher.providers.registry import provider_class
 
@@ -181,4 +181,4 @@ def start(loaded: Loaded) -> None:
             json.dumps(request.json, allow_nan=False)
             assert all(re.fullmatch("[!-~]+", value) for value in request.secret_headers.values())
     for subscription in settings.subscription_by_name.values():
-        assert Target(subscription, policy).signer.signature("evt_1", 1, b"{}")
+        assert WebhookTarget(subscription, policy).signer.signature("evt_1", 1, b"{}")

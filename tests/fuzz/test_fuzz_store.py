@@ -33,19 +33,22 @@ from tests.support.stores import (
     a_commit,
     a_delivery,
     a_store,
+    fail,
 )
-from watcher.delivery.outcomes import Attempt, judge
-from watcher.delivery.restraint import Restraint
+from watcher.delivery.breakers import SubscriptionBreakers
+from watcher.delivery.outcomes import judge
+from watcher.delivery.sink import Attempt
+from watcher.delivery.webhook import answer_of
 from watcher.durations import parse_duration
 from watcher.observe.views import account_line, provider_line, subscription_line, troubles_of, worker_line
 from watcher.store import dead_letters, glance, history, roster, survey, waiting
+from watcher.store.breakers import Breaker, Breakers
 from watcher.store.connect import connect
 from watcher.store.dead_letters import DeadLetters
 from watcher.store.glance import Glance
 from watcher.store.history import History
 from watcher.store.keys import Keys
 from watcher.store.schedule import Lease, Reply
-from watcher.store.standings import Standing, Standings
 from watcher.store.state import BadState
 from watcher.store.survey import Survey
 from watcher.store.waiting import Waiting
@@ -133,9 +136,9 @@ async def _furnished(client: Redis) -> dict[bytes, bytes]:
         )
         await store.due(KEYS.polls(SHARD, PROVIDER), **{account: -1})
         await store.due(KEYS.queues(SHARD, OPS), **{account: -1})
-    standings, workers = Standings(store.pipe, KEYS), Workers(store.pipe, KEYS)
-    await standings.failed("other", "status 500", pause=True, wish_ms=1, holds_ms=[1])
-    await standings.take_probe(OPS, "me", lease_ms=MINUTE_MS)
+    breakers, workers = Breakers(store.pipe, KEYS), Workers(store.pipe, KEYS)
+    await fail(breakers, "other", "status 500", pause=True, wish_ms=1, waits_ms=[1])
+    await breakers.take_probe(OPS, "me", lease_ms=MINUTE_MS)
     await workers.note(Presence("w", "host", 1, "1.0", 1, {PROVIDER: 0.5}))
     await store.polls.take_turns(PROVIDER, 1, spacing_ms=1)
     await store.queues.take_turn(OPS, per_second=1, within_ms=1000)
@@ -237,9 +240,9 @@ async def _look(place: Place, damage: Damage) -> None:
     async for seen in looker.read_states([ACCOUNT, NEIGHBOUR]):
         one = failing.get(seen.account)
         json.dumps(account_line(account, seen, one, troubles_of(account, seen, one, now_ms)))
-    standings = await Standings(pipe, KEYS).read()
+    breakers = await Breakers(pipe, KEYS).read()
     for name, backlog in (await looker.backlogs([OPS])).items():
-        json.dumps(subscription_line(name, backlog, standings.get(name), now_ms, is_configured=True))
+        json.dumps(subscription_line(name, backlog, breakers.get(name), now_ms, is_configured=True))
     for presence in await Workers(pipe, KEYS).read():
         json.dumps(worker_line(presence, now_ms))
     await Glance(pipe, KEYS).waiting([OPS])
@@ -264,7 +267,7 @@ async def _go_on(place: Place, damage: Damage) -> None:
     await _polls(store)
     assert OPS in await store.queues.due_subscriptions(SHARD)
     await _delivers(store)
-    await _restrains(store)
+    await _goes_by_breakers(store)
 
 
 async def _polls(store: Store) -> None:
@@ -295,17 +298,18 @@ async def _delivers(store: Store) -> None:
             await store.queues.retry(OPS, held, entry.partition(b"\n")[0] + b"\n", wait_ms=1)
 
 
-async def _restrains(store: Store) -> None:
-    """Let a worker learn how the subscription stands, fail once and deliver once."""
-    restraint = Restraint(Standings(store.pipe, KEYS), now_ms=store.schedule.now_ms, alert=_nobody, most=100)
-    await restraint.refresh()
-    assert 0 <= restraint.rest_ms(OPS) <= MINUTE_MS
-    assert restraint.room(SETTINGS, 0, 0)
-    await restraint.may_ask(OPS, lease_ms=1000)
+async def _goes_by_breakers(store: Store) -> None:
+    """Let a worker read the subscription's breaker, fail once and deliver once."""
+    shared, now_ms = Breakers(store.pipe, KEYS), store.schedule.now_ms
+    breakers = SubscriptionBreakers(shared, now_ms=now_ms, alert=_nobody, most=100)
+    await breakers.refresh()
+    assert 0 <= breakers.rest_ms(OPS) <= MINUTE_MS
+    assert breakers.room(SETTINGS, 0, 0)
+    await breakers.may_ask(OPS, lease_ms=1000)
     for status in (500, 200):
-        await restraint.note(SETTINGS, judge(Attempt(1, status), 0, RETRIES, chance=0))
-    assert 0 <= restraint.rest_ms(OPS) <= MINUTE_MS
+        await breakers.note(SETTINGS, judge(Attempt(answer_of(status), 1, status), 0, RETRIES, chance=0))
+    assert 0 <= breakers.rest_ms(OPS) <= MINUTE_MS
 
 
-async def _nobody(_subscription: str, _standing: Standing) -> None:
+async def _nobody(_subscription: str, _breaker: Breaker) -> None:
     pass

@@ -29,9 +29,11 @@ from watcher.config.rules import (
     signing_secret_flaw,
 )
 from watcher.delivery.egress import Policy, RefusedUrl, check_url
-from watcher.delivery.outcomes import LONGEST_RETRY_AFTER_S, Attempt, Outcome, judge
+from watcher.delivery.outcomes import Outcome, judge
 from watcher.delivery.signing import BadSecret, Signer, public_key
+from watcher.delivery.sink import LONGEST_RETRY_AFTER_S, Attempt
 from watcher.durations import parse_duration
+from watcher.engine.breaker import Answer
 from watcher.receive import InvalidWebhook, UnusableSecret, check_secrets, verify
 from watcher.retry_after import retry_after_s
 from watcher.store.address import ConfigurationRefused, check_address, safe_url
@@ -101,21 +103,20 @@ def test_any_wish_for_a_pause_is_bounded_or_none(header: str) -> None:
 @fuzz(
     st.builds(
         Attempt,
+        st.sampled_from([*Answer]),
         st.integers(0, 10**6),
         status=st.none() | st.integers(-1, 1000),
         error=st.none() | texts,
         retry_after_s=st.none() | st.floats(0, LONGEST_RETRY_AFTER_S),
-        is_refused_by_us=st.booleans(),
     ),
     st.integers(0, 10**15),
     st.floats(0, 1),
 )
 def test_any_attempt_is_judged_within_bounds(attempt: Attempt, failed_before: int, chance: float) -> None:
     verdict = judge(attempt, failed_before, RETRIES, chance=chance)
-    is_good = attempt.status is not None and 200 <= attempt.status < 300
-    assert (verdict.outcome is Outcome.DELIVERED) == is_good
+    assert (verdict.outcome is Outcome.DELIVERED) == (attempt.answer is Answer.DELIVERED)
     longest_ms = 1000 * 86_400 * 1.1
-    assert all(0 <= ms <= longest_ms for ms in (verdict.wait_ms, verdict.wish_ms, *verdict.rests_ms))
+    assert all(0 <= ms <= longest_ms for ms in (verdict.wait_ms, verdict.failure.retry_after_ms))
 
 
 @fuzz(texts | damaged_text(SECRET) | damaged_text(PRIVATE) | damaged_text(public_key(PRIVATE)))

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from tests.support.builders import SECRET, a_snapshot
+from tests.support.stores import pause
 from tests.support.stories import STORY, Books, Ended, a_configuration, ended, in_the_books
 from watcher.journal.diff import go_stale
 from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
+from watcher.store.breakers import Breakers
 from watcher.store.keys import shard_of
-from watcher.store.standings import Standings
 
 LOOK = ("status", "balances", "events", "deliveries", "subscriptions", "audit")
 
@@ -27,7 +28,7 @@ async def a_past(books: Books) -> None:
     await books.enroll("bob", provider="shop")
     await books.live(STORY)
     await books.live([a_snapshot(ETH="1"), a_snapshot(ETH="2")], "alice")
-    await Standings(books.pipe, books.keys).pause("ops", "410 Gone")
+    await pause(Breakers(books.pipe, books.keys), "ops", "410 Gone")
     await books.pipe.command(
         "HSET", books.keys.meta(), "shards", 16, "schema", "1", "providers", '["loopring","shop"]'
     )

@@ -22,6 +22,7 @@ import pytest
 from tests.support.builders import a_balance, a_row, a_snapshot
 from tests.support.events_schema import assert_valid
 from tests.support.rig import ALICE, TREASURY, Rig, a_rig
+from tests.support.stores import fail, pause
 from tests.support.stories import (
     STORY,
     Books,
@@ -33,11 +34,11 @@ from tests.support.stories import (
     steps,
 )
 from watcher.snapshot import Asset, Snapshot
+from watcher.store.breakers import Breakers
 from watcher.store.configurations import Configurations, Fingerprint
 from watcher.store.embedded import Embedded
 from watcher.store.keys import shard_of
 from watcher.store.pipe import Pipe
-from watcher.store.standings import Standings
 from watcher.store.workers import Presence, Workers
 
 HOSTILE = Asset("7", "\x1b]0;owned\x07", "=HYPERLINK(1)", 0)
@@ -377,7 +378,7 @@ def test_status_shows_everything_on_one_screen(run: Run, write: Write) -> None:
             "loopring", lease, why="auth a wrong key", at_least_ms=0, waits_ms=[99_000]
         )
         await books.damage("XADD", books.keys.dead(3, "ops"), "*", "account", "alice")
-        await Standings(books.pipe, books.keys).pause("ops", "410 Gone\x1b")
+        await pause(Breakers(books.pipe, books.keys), "ops", "410 Gone\x1b")
         for number in (1, 2):
             await present(books, f"web-{number}", rates={"loopring": 0.05})
 
@@ -540,10 +541,10 @@ def test_status_fits_on_one_screen_however_much_is_the_matter(
     )
 
     async def all_bad(books: Books) -> None:
-        standings = Standings(books.pipe, books.keys)
-        await standings.pause("sub-7", "410 Gone")
+        breakers = Breakers(books.pipe, books.keys)
+        await pause(breakers, "sub-7", "410 Gone")
         for number in range(10):
-            await standings.failed(f"sub-{number}", "503", pause=False, wish_ms=0, holds_ms=[60_000])
+            await fail(breakers, f"sub-{number}", "503", pause=False, wish_ms=0, waits_ms=[60_000])
 
     write(all_bad)
     lines = run("status").lines
@@ -571,7 +572,7 @@ def test_status_names_the_command_that_does_something_about_the_worst(
     run: Run, write: Write, monkeypatch: pytest.MonkeyPatch, trouble: str, command: str
 ) -> None:
     async def troubled(books: Books) -> None:
-        standings = Standings(books.pipe, books.keys)
+        breakers = Breakers(books.pipe, books.keys)
         if trouble != "stopped":
             await present(books, "web-1")
         if trouble == "failing":
@@ -580,9 +581,9 @@ def test_status_names_the_command_that_does_something_about_the_worst(
                 "loopring", await books.lease("bob"), why="gone", at_least_ms=0, waits_ms=[99_000]
             )
         if trouble == "paused":
-            await standings.pause("ops", "410 Gone")
+            await pause(breakers, "ops", "410 Gone")
         if trouble == "retrying":
-            await standings.failed("ops", "503", pause=False, wish_ms=0, holds_ms=[60_000])
+            await fail(breakers, "ops", "503", pause=False, wish_ms=0, waits_ms=[60_000])
         if trouble == "dead":
             await books.damage("XADD", books.keys.dead(3, "ops"), "*", "account", "alice")
         if trouble == "well":

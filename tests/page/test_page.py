@@ -19,6 +19,7 @@ from tests.support.builders import a_balance, a_row, a_snapshot, an_account
 from tests.support.rig import Rig, a_rig
 from tests.support.scraped import get, said
 from tests.support.servers import real_server
+from tests.support.stores import pause
 from tests.support.stories import MINUTE_MS, Books, steps
 from watcher.amounts import to_atoms
 from watcher.observe import outlook
@@ -30,10 +31,10 @@ from watcher.observe.page.serving import routes
 from watcher.receiving.receiver import Fail
 from watcher.run.worker import Opened, Worker
 from watcher.snapshot import Asset, Snapshot
+from watcher.store.breakers import Breakers
 from watcher.store.connect import connect
 from watcher.store.health import StoreHealth
 from watcher.store.pipe import Pipe
-from watcher.store.standings import Standings
 
 HTML = files("watcher.observe.page").joinpath("page.html").read_text("utf-8")
 TOKEN = "a-token-of-some-length"
@@ -225,7 +226,7 @@ async def test_of_a_subscription_only_the_origin_shows_and_of_reasons_no_secret(
     )
     rig.settings = rig.settings.model_copy(update={"subscription_by_name": {"ops": ops}})
     async with some_books(rig) as (books, worker):
-        await Standings(books.pipe, books.keys).pause("ops", "by \x1b[31mhand")
+        await pause(Breakers(books.pipe, books.keys), "ops", "by \x1b[31mhand")
         body = (await Look(worker).json()).decode()
     assert "canary" not in body
     (line,) = json.loads(body)["seen"]["subscriptions"]["shown"]

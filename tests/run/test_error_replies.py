@@ -13,13 +13,14 @@ from structlog.testing import capture_logs
 from tests.support.replying import ReplyingServer
 from tests.support.rig import TREASURY, Rig, a_rig
 from tests.support.servers import real_server
+from tests.support.stores import pause
 from watcher.delivery.queue import LONGEST_LEASE_MS
+from watcher.store.breakers import Breakers
 from watcher.store.keys import SHARDS
 from watcher.store.opening import open_store
 from watcher.store.queues import Queues
 from watcher.store.schedule import Schedule
 from watcher.store.scripting import load_script
-from watcher.store.standings import Standings
 
 Lines = list[MutableMapping[str, Any]]
 
@@ -119,14 +120,14 @@ async def test_a_commit_that_alone_is_refused_is_said_and_does_not_chase_the_pro
 async def test_a_worker_that_starts_on_a_full_server_drains_it(namespace: str, lines: Lines) -> None:
     with real_server() as server:
         async with a_rig(server.url, namespace) as rig, open_store(rig.settings.redis) as store:
-            standings = Standings(store.pipe, store.keys)
-            await standings.pause("ops", "by hand")
+            breakers = Breakers(store.pipe, store.keys)
+            await pause(breakers, "ops", "by hand")
             async with rig.worker():
                 await until(lambda: len(of(lines, "account.baseline")) == 2)
                 rig.sandbox.world.credit(TREASURY, "ETH", "1")
                 await until(lambda: [line for line in of(lines, "event.created") if line["subscriptions"]])
             assert not rig.receiver.events
-            await standings.resume("ops")
+            await breakers.resume("ops")
             queues = Queues(Schedule(store.pipe), store.keys)
             for shard in range(SHARDS):
                 await queues.make_due("ops", shard, lease_ms=LONGEST_LEASE_MS)

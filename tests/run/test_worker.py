@@ -215,7 +215,7 @@ async def test_a_damaged_schedule_stops_its_shard_and_nothing_else(rig: Rig, red
         for key in (keys.polls(SHARD, "shop"), keys.due_subscriptions(SHARD), keys.standings(), keys.meta()):
             await redis_client.delete(key)
             await redis_client.set(key, "damaged")
-        await polls(rig, LOOPRING, 25)  # more than a second: standings were read again
+        await polls(rig, LOOPRING, 25)  # more than a second: breakers were read again
         rig.sandbox.world.credit(TREASURY, "ETH", "1")
         events = await rig.events(1)
         await redis_client.delete(keys.polls(SHARD, "shop"), keys.due_subscriptions(SHARD), keys.standings())

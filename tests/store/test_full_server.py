@@ -15,11 +15,14 @@ from tests.support.stores import (
     a_commit,
     a_delivery,
     a_store,
+    fail,
+    pause,
     some_deliveries,
 )
+from watcher.engine.breaker import succeeded
+from watcher.store.breakers import Breakers
 from watcher.store.connect import StoreUnreachable, connect
 from watcher.store.schedule import Lease, Reply
-from watcher.store.standings import Standings
 
 pytestmark = pytest.mark.parametrize("engine", ENGINES)
 
@@ -99,12 +102,15 @@ async def test_queues_are_drained_all_the_same(store: Store) -> None:
 
 
 async def test_how_a_subscription_stands_is_noted_all_the_same(store: Store) -> None:
-    standings = Standings(store.pipe, store.keys)
+    breakers = Breakers(store.pipe, store.keys)
     await fill(store)
-    assert await standings.take_probe(OPS, "w", lease_ms=MINUTE_MS)
-    assert (await standings.failed(OPS, "503", pause=False, wish_ms=MINUTE_MS, holds_ms=[1])).counted
-    assert await standings.succeeded(OPS)
-    assert await standings.pause(OPS, "by hand")
+    assert await breakers.take_probe(OPS, "w", lease_ms=MINUTE_MS)
+    assert (await fail(breakers, OPS, "503", wish_ms=MINUTE_MS, waits_ms=[1])).before is None
+    assert (await breakers.read())[OPS].failures == 1
+    assert (await breakers.change(OPS, succeeded)).after
+    assert (await breakers.read())[OPS].failures == 0
+    await pause(breakers, OPS, "by hand")
+    assert (await breakers.read())[OPS].reason == "by hand"
 
 
 async def test_a_worker_that_starts_with_the_same_accounts_needs_no_room(store: Store) -> None:

@@ -19,15 +19,16 @@ from tests.support.stores import (
     a_commit,
     a_delivery,
     a_store,
+    fail,
     some_deliveries,
 )
 from watcher.store import polls
+from watcher.store.breakers import Breakers
 from watcher.store.configurations import Configurations, Fingerprint, Mark
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.pipe import Pipe
 from watcher.store.schedule import Lease
 from watcher.store.scripting import Joint, Script
-from watcher.store.standings import Standings
 from watcher.store.workers import Presence, Workers
 
 NOBODY = Fingerprint({}, {}, {})
@@ -125,9 +126,9 @@ async def _deliver(store: Store) -> None:
     await queues.take_turn(OPS, per_second=5, within_ms=1000)
     await queues.make_due(OPS, SHARD, lease_ms=MINUTE_MS)
     await queues.release(OPS, await store.lease_queue())
-    standings = Standings(store.pipe, store.keys)
-    await standings.failed(OPS, "503", pause=False, wish_ms=0, holds_ms=[1])
-    await standings.take_probe(OPS, "w", lease_ms=MINUTE_MS)
+    breakers = Breakers(store.pipe, store.keys)
+    await fail(breakers, OPS, "503", pause=False, wish_ms=0, waits_ms=[1])
+    await breakers.take_probe(OPS, "w", lease_ms=MINUTE_MS)
     await Workers(store.pipe, store.keys).note(Presence("w", "here", 1, "0", 0, {}))
     configurations = Configurations(store.pipe, store.keys)
     await configurations.write(NOBODY)

@@ -1,7 +1,7 @@
 """Subscribers in a few lines each, over real sockets, that answer as no server should; and who posts to them.
 
 A script ends when its connection does. Whoever leaves `subscribing` waits for that, so a connection that
-the poster forgot to close is a failure.
+the sink forgot to close is a failure.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from tests.support.builders import a_subscription
 from watcher.delivery.egress import Policy
-from watcher.delivery.post import Poster, Target
+from watcher.delivery.webhook import WebhookSink, WebhookTarget
 from watcher.journal.delivery import Delivery
 
 LOOPBACK = Policy((ip_network("127.0.0.0/8"),), allow_http=True)
@@ -46,7 +46,7 @@ class Request:
 
 @dataclass
 class Peer:
-    """The poster, as one connection of a subscriber sees it."""
+    """The sink, as one connection of a subscriber sees it."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -121,7 +121,7 @@ class Subscriber:
         self.peers.append(writer.get_extra_info("peername"))
         self._news.set()
         peer = Peer(reader, writer, self, len(self.peers))
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):  # the poster has hung up
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):  # the sink has hung up
             await self.script(peer)
         writer.close()
         with contextlib.suppress(OSError):
@@ -211,13 +211,13 @@ class FakeDns(AbstractResolver):
         pass
 
 
-def a_poster(policy: Policy = LOOPBACK, **options: Any) -> Poster:
-    return Poster(policy, **{"deadline_s": DEADLINE_S, **options})
+def a_sink(policy: Policy = LOOPBACK, **options: Any) -> WebhookSink:
+    return WebhookSink(policy, **{"deadline_s": DEADLINE_S, **options})
 
 
-def a_target(subscriber: Subscriber | str, **fields: Any) -> Target:
+def a_target(subscriber: Subscriber | str, **fields: Any) -> WebhookTarget:
     url = subscriber if isinstance(subscriber, str) else subscriber.url
-    return Target(a_subscription(url=url, **fields), LOOPBACK)
+    return WebhookTarget(a_subscription(url=url, **fields), LOOPBACK)
 
 
 def a_delivery(event_id: str = "evt_1", body: bytes = EVENT) -> Delivery:

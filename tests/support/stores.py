@@ -7,13 +7,16 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from redis.asyncio import Redis
 
 from tests.support.builders import a_state
+from watcher.engine.breaker import Failure, Rule, failed, paused
 from watcher.journal.delivery import Delivery
 from watcher.snapshot import Balance
+from watcher.store.breakers import Breakers, Change
 from watcher.store.keys import Keys, shard_of
 from watcher.store.pipe import Pipe
 from watcher.store.polls import Commit, Polls
@@ -184,3 +187,22 @@ def a_commit(
         log=log,
         deliveries=deliveries or {},
     )
+
+
+async def fail(
+    breakers: Breakers,
+    subscription: str,
+    reason: str,
+    *,
+    pause: bool = False,
+    wish_ms: int = 0,
+    waits_ms: Sequence[int] = (0,),
+) -> Change:
+    """Note a failed attempt, as one that goes by a rule of its own."""
+    rule = Rule((*waits_ms,), obeys_retry_after=True, pauses=pause)
+    return await breakers.change(subscription, partial(failed, failure=Failure(reason, rule, wish_ms)))
+
+
+async def pause(breakers: Breakers, subscription: str, reason: str) -> Change:
+    """Pause by hand."""
+    return await breakers.change(subscription, partial(paused, reason=reason))

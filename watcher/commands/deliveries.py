@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from watcher.commands.delivery_rows import Row
     from watcher.config.looking import Look
     from watcher.settings import Settings
+    from watcher.store.breakers import Breaker
     from watcher.store.dead_letters import DeadLetter, Tried
     from watcher.store.opening import OpenStore
-    from watcher.store.standings import Standing
     from watcher.store.waiting import Queue
 
 _NONE_BY_KIND = {
@@ -112,12 +112,12 @@ async def _read(settings: "Settings", wanted: _Wanted) -> "list[Row]":
 
 
 async def _waiting(store: "OpenStore", names: Sequence[str], wanted: _Wanted, now_ms: int) -> "list[Row]":
-    from watcher.store.standings import Standings
+    from watcher.store.breakers import Breakers
 
-    standings = await Standings(store.pipe, store.keys).read()
+    breakers = await Breakers(store.pipe, store.keys).read()
     rows: list[Row] = []
     for name in names:
-        async for row in _waiting_for(store, name, standings.get(name), wanted, now_ms):
+        async for row in _waiting_for(store, name, breakers.get(name), wanted, now_ms):
             rows.append(row)
             if len(rows) > wanted.limit:
                 return rows
@@ -125,7 +125,7 @@ async def _waiting(store: "OpenStore", names: Sequence[str], wanted: _Wanted, no
 
 
 async def _waiting_for(
-    store: "OpenStore", name: str, standing: "Standing | None", wanted: _Wanted, now_ms: int
+    store: "OpenStore", name: str, breaker: "Breaker | None", wanted: _Wanted, now_ms: int
 ) -> "AsyncIterator[Row]":
     from watcher.commands.delivery_rows import waiting_row
     from watcher.store.waiting import Waiting
@@ -135,7 +135,7 @@ async def _waiting_for(
         position = 0
         async for delivery in waiting.deliveries(name, queue.account):
             position += 1
-            yield waiting_row(name, queue, position, delivery, standing=standing, now_ms=now_ms)
+            yield waiting_row(name, queue, position, delivery, breaker=breaker, now_ms=now_ms)
 
 
 def _latest(found: "Sequence[tuple[str, DeadLetter | Tried]]", most: int, now_ms: int) -> "list[Row]":

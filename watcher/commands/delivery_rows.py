@@ -9,8 +9,8 @@ from watcher.commands.looking import age_text
 from watcher.journal.delivery import Delivery
 from watcher.journal.events import iso
 from watcher.printable import printable
+from watcher.store.breakers import Breaker
 from watcher.store.dead_letters import DeadLetter
-from watcher.store.standings import Standing
 from watcher.store.waiting import Queue
 
 COLUMNS_BY_KIND = {
@@ -29,12 +29,12 @@ def waiting_row(
     position: int,
     delivery: Delivery | None,
     *,
-    standing: Standing | None,
+    breaker: Breaker | None,
     now_ms: int,
 ) -> Row:
     """Say what waits at one position of a queue, counted from 1; the first is what its queue waits for."""
-    is_paused = bool(standing and standing.paused_at_ms)
-    due_ms = max(queue.due_ms, standing.held_until_ms if standing else 0)
+    is_paused = bool(breaker and breaker.paused_at_ms)
+    due_ms = max(queue.due_ms, breaker.open_until_ms if breaker else 0)
     is_foreseen = position == 1 and not is_paused
     return {
         "kind": "waiting",

@@ -18,7 +18,7 @@ from watcher.commands.options import config_option, load_or_exit
 from watcher.commands.unknown import Unknown
 
 if TYPE_CHECKING:
-    from watcher.delivery.outcomes import Attempt
+    from watcher.delivery.sink import Attempt
     from watcher.settings import Settings, SubscriptionSettings
 
 _BY_STATUS = {
@@ -85,7 +85,7 @@ async def _ping(
     settings: "Settings", subscription: "SubscriptionSettings", type_: str
 ) -> "tuple[str, Attempt]":
     from watcher.delivery.egress import Policy
-    from watcher.delivery.post import Poster, Target
+    from watcher.delivery.webhook import WebhookSink, WebhookTarget
     from watcher.journal.delivery import Delivery
     from watcher.journal.sample import sample
 
@@ -93,8 +93,8 @@ async def _ping(
     policy = Policy(allow=egress.allow, allow_http=egress.allow_http, nat64=egress.nat64)
     event = sample(type_, subscription.name, nonce=secrets.token_hex(8), now_ms=int(1000 * time.time()))
     delivery = Delivery(event.id, event.type, event.sequence, event.body(subscription.name, None))
-    async with Poster(policy) as poster:
-        return event.id, await poster.post(Target(subscription, policy), delivery, 1)
+    async with WebhookSink(policy) as sink:
+        return event.id, await sink.send(WebhookTarget(subscription, policy), delivery, 1)
 
 
 def _as_lines(name: str, event_id: str, attempt: "Attempt") -> Iterator[str]:
@@ -108,15 +108,17 @@ def _as_lines(name: str, event_id: str, attempt: "Attempt") -> Iterator[str]:
 
 
 def _advice(attempt: "Attempt") -> str:
-    if attempt.is_refused_by_us:
+    from watcher.engine.breaker import Answer
+
+    if attempt.answer is Answer.FORBIDDEN:
         return "if this address is yours, add it to [egress] allow; no byte was sent there"
     if attempt.status is None:
         found = (advice for words, advice in _BY_ERROR if words in (attempt.error or ""))
-        return attempt.mend or next(found, _ANY_ERROR)
+        return attempt.fix or next(found, _ANY_ERROR)
     if attempt.status == _BAD_REQUEST and "https" in attempt.excerpt.lower():
         return "its port speaks TLS, as it says: write https:// in the subscription's url"
     return _BY_STATUS.get(attempt.status) or _BY_KIND.get(attempt.status // 100, "it is no webhook receiver")
 
 
 def _is_good(attempt: "Attempt") -> bool:
-    return attempt.status is not None and 200 <= attempt.status < 300
+    return attempt.answer.value == "delivered"

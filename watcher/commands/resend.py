@@ -86,13 +86,13 @@ def command(
 
 async def _resend(settings: "Settings", wish: _Wish) -> "tuple[list[Resent], set[str]]":
     """Send again; says also who is paused and will hear of it only when resumed."""
+    from watcher.store.breakers import Breakers
     from watcher.store.opening import open_to_look
-    from watcher.store.standings import Standings
 
     async with open_to_look(settings.redis) as store:
         found = await _act(settings, store, wish)
-        standings = await Standings(store.pipe, store.keys).read()
-    return found, {name for name, standing in standings.items() if standing.paused_at_ms}
+        breakers = await Breakers(store.pipe, store.keys).read()
+    return found, {name for name, breaker in breakers.items() if breaker.paused_at_ms}
 
 
 async def _act(settings: "Settings", store: "OpenStore", wish: _Wish) -> "list[Resent]":

@@ -50,9 +50,9 @@ async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
         subscription_line,
         worker_line,
     )
+    from watcher.store.breakers import Breakers
     from watcher.store.configurations import Configurations
     from watcher.store.opening import open_to_look
-    from watcher.store.standings import Standings
     from watcher.store.survey import Survey
     from watcher.store.workers import Workers
 
@@ -70,7 +70,7 @@ async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
         overdue = {name: await survey.overdue(name) for name in names}
         states = survey.read_states([*settings.account_by_name])
         accounts = [line async for line in account_lines(settings, states, failing_by_provider, now_ms)]
-        standings = await Standings(store.pipe, store.keys).read()
+        breakers = await Breakers(store.pipe, store.keys).read()
         backlogs = await survey.backlogs(settings.subscription_by_name)
     providers = [
         {
@@ -84,7 +84,7 @@ async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
         subscription_line(
             name,
             backlog,
-            standings.get(name),
+            breakers.get(name),
             now_ms,
             is_configured=name in settings.subscription_by_name or not is_whole,
         )

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -50,21 +51,23 @@ def command(*, look: "Look", is_json: bool, action: str, name: str | None) -> No
 
 
 async def _switch(look: "Look", action: str, name: str) -> None:
+    from watcher.engine.breaker import paused
+    from watcher.store.breakers import Breakers
     from watcher.store.opening import open_to_look
     from watcher.store.queues import Queues
     from watcher.store.schedule import Schedule
-    from watcher.store.standings import Standings
 
     async with open_to_look(look.settings.redis) as store:
-        standings = Standings(store.pipe, store.keys)
+        breakers = Breakers(store.pipe, store.keys)
         if name not in look.settings.subscription_by_name:
             await _check_known(name, look, store)
         if action == "pause":
-            is_new = await standings.pause(name, _BY_HAND)
+            before, _ = await breakers.change(name, partial(paused, reason=_BY_HAND))
+            is_new = before is None or not before.paused_at_ms
             click.echo(f"{name}: {'paused' if is_new else 'was paused already'}; its events are kept")
             say_next(f"watcher subscriptions resume {name}")
             return
-        has_changed = await standings.resume(name)
+        has_changed = await breakers.resume(name)
         await _hasten(Queues(Schedule(store.pipe), store.keys), name)
     said = "resumed" if has_changed else "was neither paused nor failing"
     click.echo(f"{name}: {said}; what waits goes out now")
@@ -73,11 +76,11 @@ async def _switch(look: "Look", action: str, name: str) -> None:
 
 async def _check_known(name: str, look: "Look", store: "OpenStore") -> None:
     """Make sure that the store, at least, knows a subscription. Raises Unknown."""
+    from watcher.store.breakers import Breakers
     from watcher.store.dead_letters import DeadLetters
-    from watcher.store.standings import Standings
 
     configured = look.settings.subscription_by_name
-    known = {*configured, *await Standings(store.pipe, store.keys).read()}
+    known = {*configured, *await Breakers(store.pipe, store.keys).read()}
     if not look.is_whole:
         known.update(await DeadLetters(store.pipe, store.keys).subscriptions())
     if name not in known:
@@ -108,27 +111,27 @@ async def _show(look: "Look", *, is_json: bool) -> None:
 
 async def _survey(look: "Look") -> list[_Line]:
     from watcher.observe.views import place_of, subscription_line
+    from watcher.store.breakers import Breakers
     from watcher.store.opening import open_to_look
-    from watcher.store.standings import Standings
     from watcher.store.survey import Backlog, Survey
 
     settings = look.settings
     async with open_to_look(settings.redis) as store:
         survey = Survey(store.pipe, store.keys)
         now_ms = await survey.now_ms()
-        standings = await Standings(store.pipe, store.keys).read()
+        breakers = await Breakers(store.pipe, store.keys).read()
         backlogs = await survey.backlogs(settings.subscription_by_name)
     lines = []
-    for name in dict.fromkeys([*backlogs, *standings]):
+    for name in dict.fromkeys([*backlogs, *breakers]):
         is_configured = name in settings.subscription_by_name or not look.is_whole
-        standing, backlog = standings.get(name), backlogs.get(name, Backlog())
-        line = subscription_line(name, backlog, standing, now_ms, is_configured=is_configured)
-        failing_ms = now_ms - standing.since_ms if standing and standing.since_ms else 0
+        breaker, backlog = breakers.get(name), backlogs.get(name, Backlog())
+        line = subscription_line(name, backlog, breaker, now_ms, is_configured=is_configured)
+        failing_ms = now_ms - breaker.since_ms if breaker and breaker.since_ms else 0
         lines.append(
             {
                 **line,
                 "url": place_of(settings, name),
-                "failures": standing.failures if standing else 0,
+                "failures": breaker.failures if breaker else 0,
                 "failing_s": max(0, failing_ms) // 1000,
             }
         )

@@ -1,4 +1,4 @@
-"""Works off one queue: its deliveries in order, one attempt in flight, until it is empty, fails or is lost.
+"""Works off one claimed queue: sends its deliveries in order, one at a time, judges and settles each.
 
 Refuses to go past a delivery that is not settled: order within a queue is the promise.
 """
@@ -6,19 +6,20 @@ Refuses to go past a delivery that is not settled: order within a queue is the p
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import orjson
 
-from watcher.delivery.hold import Hold
-from watcher.delivery.outcomes import Attempt, Outcome, Verdict, judge
-from watcher.delivery.post import ATTEMPT_TIMEOUT_S, Target
-from watcher.delivery.restraint import Restraint
+from watcher.delivery.breakers import SubscriptionBreakers
+from watcher.delivery.outcomes import Outcome, Verdict, judge
+from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, Attempt, Target
 from watcher.journal.delivery import Delivery, load_delivery
 from watcher.observe.counters import Counters
 from watcher.observe.log import log
 from watcher.store.connect import StoreError
+from watcher.store.health import survived
 from watcher.store.queues import Begun, Queues
 from watcher.store.schedule import Lease, Reply
 
@@ -34,65 +35,98 @@ AT_ONCE = 20
 
 CLAIM_MS = 3_000
 """A claim holds for a moment: the worker that takes the queue in hand has it for longer. Where the
-answer to a claim is lost nobody does, and so soon it is free again."""
+answer to a claim is lost none does, and so soon it is free again."""
 
 LEASE_MS = 15_000
 """So long a dead worker is missed. Set anew with each delivery; an attempt that is not quick gets more."""
 
 LONGEST_LEASE_MS = 1000 * (ATTEMPT_TIMEOUT_S + 10)
 """For an attempt that takes its time. As with the shorter one, 10 s of it are left to write down what became
-of it: so long the store may be away and nothing is posted twice."""
+of it: so long Redis may be away and nothing is posted twice."""
 
 _LEAST_MS = 12_000
 """What a lease must still have when an attempt begins: a quick one, and those 10 s."""
 
 _AGAIN_S = 0.5
-"""Between two tries to write down what became of an attempt, while the store is away."""
+"""Between two tries to write down what became of an attempt, while Redis is away."""
+
+QUICK_S = 2.0
+"""Most attempts take no longer."""
 
 T = TypeVar("T")
+T_target = TypeVar("T_target", bound=Target)
 
 
-class QueueWorker:
-    """Delivers queues of any subscription. What a target answers that is not current any
+class Hold:
+    """Keeps one queue while it is worked on: an attempt that is not quick keeps it until the attempt must
+    be over.
+
+    `lease` is what holds now: short at first, so that what a dead worker had in hand is soon free.
+    `stretch(lease)` makes it longer and returns what holds then; it runs beside the attempt, and is waited
+    for.
+    """
+
+    def __init__(self, lease: Lease, *, stretch: Callable[[Lease], Awaitable[Lease]]) -> None:
+        self.lease = lease
+        self._stretch = stretch
+
+    async def during(self, attempt: Awaitable[T]) -> T:
+        """Await an attempt; when it is over, however it ends, `lease` is what holds."""
+        loop, tasks = asyncio.get_running_loop(), list[asyncio.Task[None]]()
+        timer = loop.call_later(
+            QUICK_S, lambda: tasks.append(loop.create_task(self._lengthen(), name="hold"))
+        )
+        try:
+            return await attempt
+        finally:
+            timer.cancel()
+            for task in tasks:
+                await task
+
+    async def _lengthen(self) -> None:
+        with survived("queue", account=self.lease.member), suppress(StoreError):
+            self.lease = await self._stretch(self.lease)
+
+
+class QueueWorker(Generic[T_target]):
+    """Delivers queues of any subscription through `send`. What a target answers that is not current any
     more says nothing of its subscription."""
 
     def __init__(
         self,
         queues: Queues,
-        post: Callable[[Target, Delivery, int], Awaitable[Attempt]],
-        restraint: Restraint,
+        send: Callable[[T_target, Delivery, int], Awaitable[Attempt]],
+        breakers: SubscriptionBreakers,
         counters: Counters,
         *,
         is_stopped: Callable[[], bool],
-        is_current: Callable[[Target], bool],
+        is_current: Callable[[T_target], bool],
         may_deliver: Callable[[str], bool],
         now_ms: Callable[[], int],
         failed: Callable[[StoreError], Awaitable[float]],
     ) -> None:
         self._may_deliver = may_deliver
         self._queues = queues
-        self._post = post
-        self._restraint = restraint
+        self._send = send
+        self._breakers = breakers
         self._counters = counters
         self._is_stopped = is_stopped
         self._is_current = is_current
         self._now_ms = now_ms
         self._failed = failed
 
-    async def work(self, target: Target, lease: Lease) -> bool:
+    async def work(self, target: T_target, lease: Lease) -> bool:
         """Deliver what waits in a claimed queue; says whether more of it is due. Raises StoreError."""
+        name = target.name
         until = self._queues.until(lease, LEASE_MS)
-        begun = await self._ask(
-            lease, lambda: self._queues.begin(target.name, lease, until=until, at_most=AT_ONCE)
-        )
+        begun = await self._ask(lease, lambda: self._queues.begin(name, lease, until=until, at_most=AT_ONCE))
         if begun.reply is not Reply.DONE:
-            self._tell_of_loss(target, lease)
+            log.info("lease.lost", account=lease.member, subscription=name)
             return False
-        lease = lease._replace(deadline=until)
+        hold = Hold(lease._replace(deadline=until), stretch=partial(self._stretch, name))
         if not begun.entries:  # taken away from outside: there is nothing to deliver, nor a hurry
-            await self._queues.release(target.name, lease, due_in_ms=EMPTY_MS)
+            await self._queues.release(name, hold.lease, due_in_ms=EMPTY_MS)
             return False
-        hold = Hold(lease, stretch=partial(self._stretch, target.name))
         try:
             for entry in begun.entries:
                 if not await self._may_attempt(target, hold.lease):
@@ -102,11 +136,27 @@ class QueueWorker:
                     return False
                 hold.lease = Lease(lease.member, deadline)
         except asyncio.CancelledError:
-            if not self._is_current(target):  # where it has only moved, somebody else goes on at once
-                await self._queues.release(target.name, hold.lease)
+            if not self._is_current(target):  # where it has only moved, another worker goes on at once
+                await self._queues.release(name, hold.lease)
             raise
-        await self._ask(hold.lease, lambda: self._queues.release(target.name, hold.lease))
+        await self._ask(hold.lease, lambda: self._queues.release(name, hold.lease))
         return True
+
+    async def _ask(self, lease: Lease, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask Redis, and again while it is away. Raises StoreError.
+
+        Given up, what was sent would be sent again. So a lease that has run out is no reason: until another
+        worker claims the queue Redis still takes the answer, and refuses it afterwards. Only a worker that
+        is to end does not wait for longer than the lease.
+        """
+        while True:
+            try:
+                return await ask()
+            except StoreError as error:
+                if self._is_stopped() and self._now_ms() >= lease.deadline:
+                    raise
+                await self._failed(error)
+            await asyncio.sleep(_AGAIN_S)
 
     async def _stretch(self, subscription: str, lease: Lease) -> Lease:
         """Keep a queue for an attempt that takes its time."""
@@ -114,116 +164,93 @@ class QueueWorker:
         reply = await self._ask(lease, lambda: self._queues.extend(subscription, lease, until=until))
         return lease._replace(deadline=until) if reply is Reply.DONE else lease
 
-    async def _may_attempt(self, target: Target, lease: Lease) -> bool:
-        """Say whether the next delivery is to be attempted now; waits for its turn."""
+    async def _may_attempt(self, target: T_target, lease: Lease) -> bool:
+        """Say whether the next delivery is to be attempted now; waits for its turn, where the subscription
+        has a rate, over all workers together. One that is far off is not waited for: the lease would not
+        last."""
+        name, per_second = target.name, target.settings.requests_per_second
         if lease.deadline - self._now_ms() < _LEAST_MS:
             return False  # it took long to come here
-        if not self._may_deliver(target.name) or not self._is_current(target):
+        if not self._may_deliver(name) or not self._is_current(target) or self._is_stopped():
             return False
-        if self._is_stopped() or self._restraint.rest_ms(target.name) or not await self._has_turn(target):
+        if self._breakers.rest_ms(name):
             return False
+        if per_second:
+            wait_ms = await self._queues.take_turn(name, per_second=per_second, within_ms=TURN_MS)
+            if wait_ms > TURN_MS:
+                self._breakers.rest(name, wait_ms)
+                return False
+            await asyncio.sleep(wait_ms / 1000)
         return not self._is_stopped()  # while it waited for its turn
 
-    async def _deliver(self, target: Target, hold: Hold, entry: bytes, begun: Begun) -> int:
+    async def _deliver(self, target: T_target, hold: Hold, entry: bytes, begun: Begun) -> int:
         """Attempt the head of a queue; returns the lease's new deadline, 0 where it ends."""
         try:
             delivery = load_delivery(entry)
         except ValueError:
             return await self._bury(target, hold.lease, entry)
         failed_before = begun.tries if delivery.head == begun.tried else 0
-        attempt = await hold.during(self._post(target, delivery, failed_before + 1))
+        attempt = await hold.during(self._send(target, delivery, failed_before + 1))
         lease = hold.lease
         verdict = judge(attempt, failed_before, target.settings.retries, chance=random.random())
         one = Tried(lease.member, delivery, failed_before + 1, attempt, verdict)
         reply, deadline = await self._settle(target, lease, one)
-        self._tell(target, one)
-        # Who was away for longer than a lease missed the answer, if there was one.
+        self._report(target, one)
+        # A worker that was away for longer than a lease missed the answer, if there was one.
         if reply is not Reply.LEASE_LOST and self._is_current(target):
-            await self._ask(lease, lambda: self._restraint.note(target.settings, verdict))
+            await self._ask(lease, lambda: self._breakers.note(target.settings, verdict))
         return deadline
 
-    async def _ask(self, lease: Lease, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask the store, and again while it is away. Raises StoreError.
-
-        Given up, what was posted would be posted again. So a lease that has run out is no reason: until
-        somebody else claims the queue the store still takes the answer, and refuses it afterwards. Only who
-        is to end does not wait for longer than the lease.
-        """
-        while True:
-            try:
-                return await ask()
-            except StoreError as trouble:
-                if self._is_stopped() and self._now_ms() >= lease.deadline:
-                    raise
-                await self._failed(trouble)
-            await asyncio.sleep(_AGAIN_S)
-
-    async def _has_turn(self, target: Target) -> bool:
-        """Wait for the subscription's next turn, where it set a rate; over all workers together.
-
-        One that is far off is not waited for: the lease would not last.
-        """
-        per_second = target.settings.requests_per_second
-        if not per_second:
-            return True
-        wait_ms = await self._queues.take_turn(target.name, per_second=per_second, within_ms=TURN_MS)
-        if wait_ms > TURN_MS:
-            self._restraint.rest(target.name, wait_ms)
-            return False
-        await asyncio.sleep(wait_ms / 1000)
-        return True
-
-    async def _settle(self, target: Target, lease: Lease, one: "Tried") -> tuple[Reply, int]:
+    async def _settle(self, target: T_target, lease: Lease, one: "Tried") -> tuple[Reply, int]:
         """Write down what became of an attempt; returns the reply and the deadline, as `_deliver` does."""
-        name, head, verdict = target.name, one.delivery.head, one.verdict
+        queues, name, head, verdict = self._queues, target.name, one.delivery.head, one.verdict
         record = b"" if one.is_smooth else one.record(self._now_ms())
-        until = self._queues.until(lease, LEASE_MS)
+        until, reason = queues.until(lease, LEASE_MS), verdict.failure.reason
 
         async def settle() -> tuple[Reply, int]:
             match verdict.outcome:
                 case Outcome.DELIVERED:
-                    return await self._queues.delivered(name, lease, head, until=until, record=record)
+                    return await queues.delivered(name, lease, head, until=until, record=record)
                 case Outcome.REFUSED:
-                    return await self._queues.dead(
-                        name, lease, head, until=until, reason=verdict.reason, record=record
-                    )
+                    return await queues.dead(name, lease, head, until=until, reason=reason, record=record)
                 case Outcome.RETRY:
-                    reply = await self._queues.retry(
-                        name, lease, head, wait_ms=verdict.wait_ms, record=record
-                    )
-                    return reply, 0
+                    return await queues.retry(name, lease, head, wait_ms=verdict.wait_ms, record=record), 0
 
-        reply, deadline = await self._ask(lease, settle)
-        await self._part(target, lease, reply, wait_ms=verdict.wait_ms)
-        return reply, deadline
+        return await self._write(target, lease, settle, wait_ms=verdict.wait_ms)
 
-    async def _bury(self, target: Target, lease: Lease, entry: bytes) -> int:
+    async def _bury(self, target: T_target, lease: Lease, entry: bytes) -> int:
         """Take a damaged head away, else it holds up its queue for ever. Returns as `_deliver` does."""
         name, reason = target.name, "what is stored of it cannot be read"
         until = self._queues.until(lease, LEASE_MS)
-        reply, deadline = await self._ask(
-            lease, lambda: self._queues.dead(name, lease, entry, until=until, reason=reason)
+        _, deadline = await self._write(
+            target, lease, lambda: self._queues.dead(name, lease, entry, until=until, reason=reason)
         )
         log.warning("delivery.dead", subscription=name, account=lease.member, reason=reason)
-        await self._part(target, lease, reply)
         return deadline
 
-    async def _part(self, target: Target, lease: Lease, reply: Reply, *, wait_ms: int = 0) -> None:
-        """Leave a queue that did not take what became of its head.
+    async def _write(
+        self,
+        target: T_target,
+        lease: Lease,
+        write: Callable[[], Awaitable[tuple[Reply, int]]],
+        *,
+        wait_ms: int = 0,
+    ) -> tuple[Reply, int]:
+        """Write down what became of a head, and part with a queue that did not take it.
 
         Where it was full and gave that head up meanwhile, it is still ours to give back: its next one waits
         as long as this one would have, and not until the lease ends.
         """
+        reply, deadline = await self._ask(lease, write)
         if reply is Reply.LEASE_LOST:
-            self._tell_of_loss(target, lease)
+            log.info("lease.lost", account=lease.member, subscription=target.name)
         elif reply is Reply.MOVED_ON:
             await self._ask(lease, lambda: self._queues.release(target.name, lease, due_in_ms=wait_ms))
+        return reply, deadline
 
-    @staticmethod
-    def _tell_of_loss(target: Target, lease: Lease) -> None:
-        log.info("lease.lost", account=lease.member, subscription=target.name)
-
-    def _tell(self, target: Target, one: "Tried") -> None:
+    def _report(self, target: T_target, one: "Tried") -> None:
+        """Count an attempt, and write its line."""
+        attempt, verdict = one.attempt, one.verdict
         fields = {
             "subscription": target.name,
             "account": one.account,
@@ -231,28 +258,23 @@ class QueueWorker:
             "event_type": one.delivery.type,
             "sequence": one.delivery.sequence,
             "attempt": one.number,
-            "status": one.attempt.status,
-            "duration_ms": one.attempt.duration_ms,
+            "status": attempt.status,
+            "duration_ms": attempt.duration_ms,
         }
-        self._counters.by_attempt[target.name, one.verdict.outcome.value] += 1
-        if one.verdict.outcome is Outcome.DELIVERED:
+        self._counters.by_attempt[target.name, verdict.outcome.value] += 1
+        if verdict.outcome is Outcome.DELIVERED:
             lag_ms = max(0, self._now_ms() - one.delivery.sequence)
             self._counters.deliveries += 1
             self._counters.lag_s.add(lag_ms / 1000)
             log.info("delivery.delivered", **fields, lag_ms=lag_ms)
-        elif one.verdict.outcome is Outcome.REFUSED:
-            log.warning(
-                "delivery.dead", **fields, reason=one.verdict.reason, answer=one.attempt.excerpt or None
-            )
+            return
+        fields |= {"reason": attempt.reason}
+        excerpt = attempt.excerpt or None  # of which a line shows no more than 200 characters
+        if verdict.outcome is Outcome.REFUSED:
+            log.warning("delivery.dead", **fields, answer=excerpt)
         else:
             self._counters.retried += 1
-            log.info(
-                "delivery.retried",
-                **fields,
-                reason=one.verdict.reason,
-                next_ms=one.verdict.wait_ms,
-                answer=one.attempt.excerpt or None,  # of which a line shows no more than 200 characters
-            )
+            log.info("delivery.retried", **fields, next_ms=verdict.wait_ms, answer=excerpt)
 
 
 class Tried(NamedTuple):

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-from watcher.delivery.post import Target
+from watcher.delivery.breakers import SubscriptionBreakers
 from watcher.delivery.queue import CLAIM_MS, LONGEST_LEASE_MS, QueueWorker
-from watcher.delivery.restraint import Restraint
+from watcher.delivery.webhook import WebhookTarget
 from watcher.engine.dispatch import Claim, Room
 from watcher.engine.loop import Claimed
 from watcher.observe.log import log
@@ -29,26 +29,26 @@ class DeliveryWork:
     def __init__(
         self,
         queues: Queues,
-        worker: QueueWorker,
-        targets: Mapping[str, Target],
-        restraint: Restraint,
+        worker: QueueWorker[WebhookTarget],
+        targets: Mapping[str, WebhookTarget],
+        breakers: SubscriptionBreakers,
         may_deliver: Callable[[str], bool],
     ) -> None:
         self.takes = may_deliver
         self._queues = queues
         self._worker = worker
         self._targets = targets
-        self._restraint = restraint
+        self._breakers = breakers
 
     async def room(self, name: str, in_flight: int, in_flight_of_all: int) -> Room:
         """Say how many queues more may be worked on; a failing subscription is asked by one at a time."""
         target = self._targets.get(name)
         if target is None:
             return Room(0, _UNKNOWN_S)
-        if rest_ms := self._restraint.rest_ms(name):
+        if rest_ms := self._breakers.rest_ms(name):
             return Room(0, rest_ms / 1000)
-        room = self._restraint.room(target.settings, in_flight, in_flight_of_all)
-        if not room or not await self._restraint.may_ask(name, lease_ms=LONGEST_LEASE_MS):
+        room = self._breakers.room(target.settings, in_flight, in_flight_of_all)
+        if not room or not await self._breakers.may_ask(name, lease_ms=LONGEST_LEASE_MS):
             return Room(0, _FULL_S, is_full=True)
         return Room(room)
 
@@ -59,14 +59,14 @@ class DeliveryWork:
 
     async def begin(self, name: str, leases: Sequence[Lease]) -> Sequence[Coroutine[Any, Any, bool]]:
         if not leases:
-            await self._restraint.leave_probe(name)
+            await self._breakers.leave_probe(name)
         target = self._targets.get(name)  # a reload may have taken it away
         return [self._deliver(target, lease) if target else self._release(name, lease) for lease in leases]
 
     async def hold(self, shard: int, for_s: Mapping[str, float]) -> None:
         await self._queues.hold(shard, {name: int(1000 * wait_s) for name, wait_s in for_s.items()})
 
-    async def _deliver(self, target: Target, lease: Lease) -> bool:
+    async def _deliver(self, target: WebhookTarget, lease: Lease) -> bool:
         """Work off one queue; says whether more of it is due."""
         is_more = False
         try:
@@ -74,7 +74,7 @@ class DeliveryWork:
         except StoreError as error:
             # What was posted but not settled is posted again when the lease has run out: same id, same bytes.
             log.debug("lease.lost", account=lease.member, subscription=target.name, reason=str(error))
-        await self._restraint.leave_probe(target.name)
+        await self._breakers.leave_probe(target.name)
         return is_more
 
     async def _release(self, name: str, lease: Lease) -> bool:

@@ -128,15 +128,15 @@ def _of_providers(settings: Settings, seen: Seen) -> dict[str, list[_Value]]:
 
 
 def _of_subscriptions(seen: Seen) -> dict[str, list[_Value]]:
-    waiting, standings = seen.waiting, seen.standings
+    waiting, breakers = seen.waiting, seen.breakers
     return {
         "watcher_queues_waiting": [((name,), found.queues) for name, found in waiting.items()],
         "watcher_oldest_undelivered_seconds": [
             ((name,), _age_s(found.oldest_sequence, seen.now_ms)) for name, found in waiting.items()
         ],
-        "watcher_subscription_failing": [((name,), float(name in standings)) for name in waiting],
+        "watcher_subscription_failing": [((name,), float(name in breakers)) for name in waiting],
         "watcher_subscription_paused": [
-            ((name,), float(name in standings and standings[name].paused_at_ms > 0)) for name in waiting
+            ((name,), float(name in breakers and breakers[name].paused_at_ms > 0)) for name in waiting
         ],
         "watcher_dead_letters": [((name,), found.dead) for name, found in waiting.items()],
     }

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from watcher.run.worker import Opened, Worker
 from watcher.settings import Settings
+from watcher.store.breakers import Breaker, Breakers
 from watcher.store.connect import StoreError
 from watcher.store.glance import Glance, Waiting
 from watcher.store.keys import Keys
-from watcher.store.standings import Standing, Standings
 from watcher.store.survey import Failing, Overdue, Survey
 
 TIMEOUT_S = 2.0
@@ -30,7 +30,7 @@ class Seen(NamedTuple):
     failing: Mapping[str, Mapping[str, Failing]]  # by provider and account
     overdue: Mapping[str, Overdue]  # by provider
     waiting: Mapping[str, Waiting]  # by subscription
-    standings: Mapping[str, Standing]  # by subscription
+    breakers: Mapping[str, Breaker]  # by subscription
 
 
 class Outlook:
@@ -60,9 +60,9 @@ async def _read(settings: Settings, opened: Opened) -> Seen | None:
     providers = [*settings.provider_by_name]
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            now_ms, standings, waiting, failing, overdue = await asyncio.gather(
+            now_ms, breakers, waiting, failing, overdue = await asyncio.gather(
                 survey.now_ms(),
-                Standings(pipe, keys).read(),
+                Breakers(pipe, keys).read(),
                 glance.waiting(settings.subscription_by_name),
                 asyncio.gather(*map(survey.failing, providers)),
                 asyncio.gather(*map(survey.overdue, providers)),
@@ -74,5 +74,5 @@ async def _read(settings: Settings, opened: Opened) -> Seen | None:
         dict(zip(providers, failing, strict=True)),
         dict(zip(providers, overdue, strict=True)),
         waiting,
-        standings,
+        breakers,
     )

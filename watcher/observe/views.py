@@ -16,12 +16,12 @@ from watcher.printable import printable
 from watcher.providers.contract import PERMANENT, requests_needed, todo
 from watcher.providers.registry import provider_class
 from watcher.settings import AccountSettings, Settings
+from watcher.store.breakers import Breaker
 from watcher.store.configurations import Fingerprint
 from watcher.store.dead_letters import Tried
 from watcher.store.exceptions import StoreError
 from watcher.store.guarantee import Guarantee
 from watcher.store.history import place
-from watcher.store.standings import Standing
 from watcher.store.survey import Backlog, Failing, Overdue, Seen
 from watcher.store.workers import Presence
 
@@ -236,7 +236,7 @@ def place_of(settings: Settings, subscription: str) -> str | None:
 
 
 def subscription_line(
-    name: str, backlog: Backlog, standing: Standing | None, now_ms: int, *, is_configured: bool
+    name: str, backlog: Backlog, breaker: Breaker | None, now_ms: int, *, is_configured: bool
 ) -> Line:
     oldest = backlog.oldest_sequence
     return {
@@ -248,10 +248,10 @@ def subscription_line(
         "retrying": backlog.retrying,
         "dead": backlog.dead,
         "oldest_s": None if oldest is None else max(0, now_ms - oldest) // 1000,
-        "failing_since": _time(standing and standing.since_ms),
-        "paused_at": _time(standing and standing.paused_at_ms),
-        "held_s": max(0, standing.held_until_ms - now_ms) // 1000 if standing else 0,
-        "reason": standing.reason if standing else None,
+        "failing_since": _time(breaker and breaker.since_ms),
+        "paused_at": _time(breaker and breaker.paused_at_ms),
+        "held_s": max(0, breaker.open_until_ms - now_ms) // 1000 if breaker else 0,
+        "reason": breaker.reason if breaker else None,
     }
 
 

@@ -6,9 +6,9 @@ Refuses to read what comes back.
 import time
 from collections.abc import Awaitable, Callable
 
+from watcher.engine.breaker import ProviderBreaker, State
 from watcher.observe.log import log
 from watcher.observe.throttle import Throttle
-from watcher.polling.outage import Outage
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Rejected
 from watcher.settings import AccountSettings
@@ -39,14 +39,14 @@ class Asker:
         self.probe_account = ""
         self._is_failing = is_failing
         self._clock = clock
-        self._outage = Outage()
+        self._breaker = ProviderBreaker()
         self._throttle = Throttle()
         self._was_on = self._is_back = False
 
     async def ask(self, account: AccountSettings) -> tuple[bytes, ...]:
         """Send the requests of one poll. Raises Rejected, NotAsked where nothing was sent, and StoreError."""
         if not await self._may_ask(account):
-            if cause := self._outage.cause:
+            if cause := self._breaker.cause:
                 raise NotAsked(cause.error_class, cause.reason)
             raise NotAsked("gone", "the provider is unavailable; one account at a time asks it")
         try:
@@ -54,7 +54,7 @@ class Asker:
         except Rejected as refused:
             self._note(account, refused)
             raise
-        self._outage.good()
+        self._breaker.answered()
         if self._was_on:
             self._was_on, self._is_back = False, True
         if streak := self._throttle.over(self._provider, self._clock()):
@@ -72,15 +72,16 @@ class Asker:
 
     async def _may_ask(self, account: AccountSettings) -> bool:
         """Whoever is not the probe_account asks the store, too: another worker may know that it is over."""
-        if account.name == self.probe_account or self._outage.may_ask(self._clock()):
+        if account.name == self.probe_account or self._breaker.may_ask(self._clock()):
             return True
         return not await self.is_probe_failing()
 
     def _note(self, account: AccountSettings, refused: Rejected) -> None:
         now = self._clock()
-        self._outage.refused(account.name, refused, now)
-        self._was_on |= self._outage.is_on
-        if not self._outage.is_on or self._outage.cause:  # which was said, and is what to look at
+        self._breaker.rejected(account.name, refused, now)
+        is_closed = self._breaker.state(now) is State.CLOSED
+        self._was_on |= not is_closed
+        if is_closed or self._breaker.cause:  # which was said, and is what to look at
             return
         if streak := self._throttle.struck(self._provider, now):
             log.warning(

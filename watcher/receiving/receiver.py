@@ -12,8 +12,8 @@ from typing import NamedTuple, Self
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, web
 
-from watcher.delivery.answers import ANSWER_LIMIT
-from watcher.delivery.post import flaw_of
+from watcher.delivery.connector import ANSWER_LIMIT
+from watcher.delivery.webhook import flaw_of
 from watcher.receive import Event, InvalidWebhook, read_body, verify
 from watcher.receiving.captured import Captured
 from watcher.receiving.sequences import Order, Sequences

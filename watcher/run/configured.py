@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack
 from typing import TypeVar
 
+from watcher.delivery.breakers import SubscriptionBreakers
 from watcher.delivery.egress import Policy
-from watcher.delivery.outcomes import Attempt
-from watcher.delivery.post import Poster, Target
 from watcher.delivery.queue import LONGEST_LEASE_MS, QueueWorker
-from watcher.delivery.restraint import Restraint
+from watcher.delivery.sink import Attempt
+from watcher.delivery.webhook import WebhookSink, WebhookTarget
 from watcher.delivery.work import DeliveryWork
 from watcher.engine.dispatch import Key
 from watcher.engine.in_use import InUse
@@ -28,13 +28,13 @@ from watcher.resolver import CurrentResolver
 from watcher.run.agreement import Agreement
 from watcher.run.descriptors import share_out
 from watcher.settings import AccountSettings, ProviderSettings, Settings
+from watcher.store.breakers import Breaker, Breakers
 from watcher.store.due import DueIndex
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.polls import Polls
 from watcher.store.queues import Queues
 from watcher.store.schedule import Schedule
-from watcher.store.standings import Standing, Standings
 
 _LAST_S = 0.5
 """An attempt that is answered within this time is settled though its subscription is gone, or its URL."""
@@ -61,19 +61,18 @@ class Configured:
         none: dict[str, object] = {"provider_by_name": {}, "account_by_name": {}, "subscription_by_name": {}}
         self.settings = settings.model_copy(update=none)
         self.polls, self.queues = Polls(schedule, keys), Queues(schedule, keys)
-        self.standings = Standings(schedule.pipe, keys)
         self.resolver = CurrentResolver()
         self._schedule = schedule
         self._health = health
         self._counters = counters
         self._agreement = agreement
         self._interest = Interest({})
-        self.targets: dict[str, Target] = {}
+        self.targets: dict[str, WebhookTarget] = {}
         self._stack = AsyncExitStack()
         self._policy: Policy | None = None
-        self._sender: tuple[Poster, InUse] | None = None
-        self.restraint = Restraint(
-            self.standings,
+        self._sink: tuple[WebhookSink, InUse] | None = None
+        self.breakers = SubscriptionBreakers(
+            Breakers(schedule.pipe, keys),
             now_ms=schedule.now_ms,
             alert=self._alert,
             most=share_out(len(settings.provider_by_name)).attempts,
@@ -81,8 +80,8 @@ class Configured:
         self.poll_work = PollWork(self.polls)
         queue_worker = QueueWorker(
             self.queues,
-            self._post,
-            self.restraint,
+            self._send,
+            self.breakers,
             counters,
             is_stopped=lambda: self.loop.stopped.is_set(),
             is_current=lambda target: self.targets.get(target.name) is target,
@@ -91,7 +90,7 @@ class Configured:
             failed=health.failed,
         )
         delivery_work = DeliveryWork(
-            self.queues, queue_worker, self.targets, self.restraint, agreement.is_ours
+            self.queues, queue_worker, self.targets, self.breakers, agreement.is_ours
         )
         self.loop = Loop(
             DueIndex(schedule, keys),
@@ -123,20 +122,20 @@ class Configured:
             if subscription is None or is_moved or policy != self._policy:
                 del self.targets[name]
             elif subscription != target.settings:
-                self.targets[name] = Target(subscription, policy)
+                self.targets[name] = WebhookTarget(subscription, policy)
 
     async def add(self, settings: Settings) -> None:
         """Poll and deliver what another configuration has. In slices: there may be 100,000 accounts."""
         self.settings = settings
         policy = _policy(settings)
         if policy != self._policy:  # no connection of the time before is used any more
-            old, self._policy = self._sender, policy
-            self._sender = await self._open_sender(policy)
+            old, self._policy = self._sink, policy
+            self._sink = await self._open_sink(policy)
             if old:
                 await old[1].retire()
         for name, subscription in settings.subscription_by_name.items():
             if name not in self.targets:
-                self.targets[name] = Target(subscription, policy)
+                self.targets[name] = WebhookTarget(subscription, policy)
                 self.loop.wake_all(Key("delivery", name))
         self._interest.follow(settings.subscription_by_name)
         accounts_by_provider: dict[str, dict[str, AccountSettings]] = {
@@ -198,25 +197,25 @@ class Configured:
         stopped = self.loop.stopped
         return ProviderPolls(poller, self.polls, InUse(stack), self._health, stopped, self._agreement)
 
-    async def _open_sender(self, policy: Policy) -> tuple[Poster, InUse]:
+    async def _open_sink(self, policy: Policy) -> tuple[WebhookSink, InUse]:
         stack = AsyncExitStack()
         self._stack.push_async_callback(stack.aclose)
         keep = share_out(len(self.settings.provider_by_name)).kept
-        poster = Poster(policy, resolver=self.resolver, keep=keep)
-        return await stack.enter_async_context(poster), InUse(stack)
+        sink = WebhookSink(policy, resolver=self.resolver, keep=keep)
+        return await stack.enter_async_context(sink), InUse(stack)
 
-    async def _post(self, target: Target, delivery: Delivery, attempt: int) -> Attempt:
-        assert self._sender
-        poster, in_use = self._sender
+    async def _send(self, target: WebhookTarget, delivery: Delivery, attempt: int) -> Attempt:
+        assert self._sink
+        sink, in_use = self._sink
         async with in_use:
-            return await poster.post(target, delivery, attempt)
+            return await sink.send(target, delivery, attempt)
 
-    async def _alert(self, name: str, standing: Standing) -> None:
+    async def _alert(self, name: str, breaker: Breaker) -> None:
         """Report to the subscription's `alerts_to` that it was paused: the same pause with the same bytes."""
         configured = self.settings.subscription_by_name
         alerts_to = configured[name].alerts_to if name in configured else None
         if alerts_to in configured:
-            event = paused(name, standing.reason, standing.since_ms, now_ms=standing.paused_at_ms)
+            event = paused(name, breaker.reason, breaker.since_ms, now_ms=breaker.paused_at_ms)
             delivery = Delivery(event.id, event.type, event.sequence, event.body(alerts_to, None))
             await self.queues.enqueue(alerts_to, name, [delivery])
 

@@ -4,7 +4,7 @@ Without it, once the resolver is mended, a subscriber whose name did not resolve
 and its deliveries wait for hours.
 """
 
-from watcher.delivery.post import REFUSED, UNRESOLVED
+from watcher.delivery.webhook import REFUSED, UNRESOLVED
 from watcher.observe.log import log
 from watcher.run.configured import Configured
 from watcher.store.keys import SHARDS
@@ -42,8 +42,8 @@ class Names:
                 await polls.poller.make_due(*range(SHARDS))
         subscriptions = 0
         for name, target in [*self._configured.targets.items()]:
-            was_held = await self._configured.standings.unhold(name, UNRESOLVED, REFUSED)
-            if was_held or target.url.raw_host in hosts:
+            was_open = await self._configured.breakers.try_again(name, UNRESOLVED, REFUSED)
+            if was_open or target.url.raw_host in hosts:
                 await self._configured.make_due(name)
                 subscriptions += 1
         log.info("resolver.changed", providers=len(providers), subscriptions=subscriptions)

@@ -72,7 +72,7 @@ class Upkeep:
             given = settings()
             try:
                 await self._join(given)
-                await self._configured.restraint.refresh()
+                await self._configured.breakers.refresh()
             except StoreUnreachable as error:
                 await asyncio.sleep(await self._health.failed(error))
             else:
@@ -105,7 +105,7 @@ class Upkeep:
     async def begin_once(self, settings: Settings) -> None:
         """Make all accounts due, but for those that another worker has in hand. Raises StoreError."""
         await self._join(settings)
-        await self._configured.restraint.refresh()
+        await self._configured.breakers.refresh()
         await self._configured.add(settings)
         now_ms = self._schedule.now_ms()
         for polls in self._providers:
@@ -168,7 +168,7 @@ class Upkeep:
     async def _follow_moved(self, subscription: str) -> None:
         """What waits for a subscriber that has moved need not wait any longer."""
         try:
-            await self._configured.standings.resume(subscription)
+            await self._configured.breakers.resume(subscription)
             await self._configured.make_due(subscription)
         except StoreError:
             return  # then it is tried when its retry is due
@@ -191,7 +191,7 @@ class Upkeep:
             await self._configured.make_due(name)
 
     async def _refresh(self) -> None:
-        for name in await self._configured.restraint.refresh():
+        for name in await self._configured.breakers.refresh():
             self.loop.wake_all(Key("delivery", name))
 
     async def _report(self) -> None:

@@ -26,7 +26,7 @@ class Keys:
         return f"{self.namespace}:meta"
 
     def standings(self) -> str:
-        """HASH, permanent: subscription -> how it fails, if it does. Written by `Standings`."""
+        """HASH, permanent: subscription -> how it fails, if it does. Written by `Breakers`."""
         return f"{self.namespace}:standings"
 
     def workers(self) -> str:

@@ -170,11 +170,11 @@ _STATES = ("paused", "failing", "held", "well")
 
 
 def _subscription(settings: Settings, name: str, outlook: Seen, now_ms: int) -> Line:
-    waiting, standing = outlook.waiting[name], outlook.standings.get(name)
+    waiting, breaker = outlook.waiting[name], outlook.breakers.get(name)
     backlog = Backlog(queues=waiting.queues, dead=waiting.dead, oldest_sequence=waiting.oldest_sequence)
-    line = subscription_line(name, backlog, standing, now_ms, is_configured=True)
+    line = subscription_line(name, backlog, breaker, now_ms, is_configured=True)
     del line["deliveries"], line["retrying"]  # counting them would mean to look into every queue
-    failures = standing.failures if standing else 0
+    failures = breaker.failures if breaker else 0
     state = "paused" if line["paused_at"] else "failing" if failures else "held" if line["held_s"] else "well"
     return {
         **line,

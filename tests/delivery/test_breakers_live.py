@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.delivery.moody_subscriber import CommandLine, MoodySubscriber, Owed, owed
+from tests.delivery.moody_subscriber import CommandLine, MoodySubscriber, Owed, backing_off, owed
 from tests.support.events_schema import assert_valid
-from watcher.delivery import outcomes, queue
+from tests.support.stores import fail
+from watcher.delivery import queue
 from watcher.settings import SubscriptionSettings
 from watcher.store.keys import shard_of
 
@@ -70,7 +71,7 @@ async def test_410_pauses_at_once_says_so_and_loses_nothing(
 async def test_a_receiver_that_comes_back_is_asked_by_one_attempt_of_all_workers_until_it_takes_one(
     one: Owed, subscriber: MoodySubscriber, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
 ) -> None:
-    monkeypatch.setattr(outcomes, "_RESTS_S", (0.05, 0.1, 0.2))
+    backing_off(monkeypatch, 50, 100, 200)
     subscriber.status, subscriber.delay_s = 503, 0.02
     await one.queue(FIFTY, [1, 2])
     async with one.worker(), one.worker(), one.worker():
@@ -85,7 +86,7 @@ async def test_a_receiver_that_comes_back_is_asked_by_one_attempt_of_all_workers
     assert {each.in_flight for each in subscriber.arrivals[probes_from : first_taken + 1]} == {1}
     assert max(each.in_flight for each in subscriber.arrivals[first_taken:]) > 5, "then all of it goes out"
     assert in_order(subscriber.taken)
-    assert await one.standings.read() == {}
+    assert await one.breakers.read() == {}
     assert [line["event"] for line in logged].count("subscription.recovered") == 1
     assert not await one.pipe.command("GET", one.keys.probe("ops"))
 
@@ -93,8 +94,8 @@ async def test_a_receiver_that_comes_back_is_asked_by_one_attempt_of_all_workers
 async def test_a_probe_of_a_worker_that_died_is_made_by_another_when_its_lease_ends(
     one: Owed, subscriber: MoodySubscriber
 ) -> None:
-    await one.standings.failed("ops", "status 503", pause=False, wish_ms=1, holds_ms=(1,))
-    assert await one.standings.take_probe("ops", "who died", lease_ms=1500)
+    await fail(one.breakers, "ops", "status 503", pause=False, wish_ms=1, waits_ms=(1,))
+    assert await one.breakers.take_probe("ops", "who died", lease_ms=1500)
     probed_from = time.monotonic() + 1.4
     await one.queue(FIFTY[:5])
     async with one.worker(), one.worker():
@@ -148,7 +149,7 @@ async def test_who_lost_its_lease_says_nothing_of_the_subscription(
         far_off = one.queues._schedule.now_ms() + 60_000
         await one.pipe.command("ZADD", queues, far_off, "treasury")  # as another worker's claim would
         await subscriber.until(lambda: "lease.lost" in [line["event"] for line in logged])
-        assert await one.standings.read() == {}
+        assert await one.breakers.read() == {}
 
 
 async def test_what_the_receiver_asks_for_holds_for_all_its_queues_and_for_what_comes_later(

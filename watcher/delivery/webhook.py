@@ -1,7 +1,7 @@
-"""One attempt: POST exact bytes, signed, to one subscription, within bounds.
+"""The webhook sink: POSTs exact bytes, signed, to one subscription, within bounds.
 
 Refuses to follow, to remember and to trust: no redirect, no cookie, no proxy; of the answer the status
-counts, and no more than 64 KiB of it are read. Whatever happens comes back as an Attempt.
+counts, and no more than 64 KiB of it are read.
 """
 
 import asyncio
@@ -16,27 +16,26 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from watcher import __version__
-from watcher.delivery.answers import (
+from watcher.delivery.connector import (
     ANSWER_LIMIT,
+    MOST_KEPT,
     AnswerTooLong,
     Progress,
-    bound_answers,
     drop_frames,
+    guarded_connector,
     progress,
+    refusal_in,
 )
-from watcher.delivery.connector import MOST_KEPT, guarded_connector, refusal_in
 from watcher.delivery.egress import Policy, check_url
-from watcher.delivery.outcomes import LONGEST_RETRY_AFTER_S, Attempt
 from watcher.delivery.signing import Signer
+from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, LONGEST_RETRY_AFTER_S, Attempt
+from watcher.engine.breaker import Answer
 from watcher.journal.delivery import Delivery
 from watcher.printable import printable, without_secrets
 from watcher.resolver import CurrentResolver
 from watcher.retry_after import retry_after_s
 from watcher.settings import SubscriptionSettings
 from watcher.tls_flaws import CANNOT_CONNECT, Flaw, cannot_connect, tls_flaw
-
-ATTEMPT_TIMEOUT_S = 20
-"""A whole attempt, name look-up to last byte. Shorter than a queue's lease and than the drain."""
 
 UNRESOLVED = "its name does not resolve"
 REFUSED = "refused"
@@ -55,7 +54,21 @@ _AGAIN_WITHIN_S = 1.0
 _TRANSPORT_ERRORS = (aiohttp.ClientError, OSError, ValueError)
 
 
-class Target:
+_GONE = 410
+_SLOW_DOWN = frozenset({429, 502, 503, 504})
+"""Statuses that speak for the whole receiver, not for the one event."""
+
+
+def answer_of(status: int) -> Answer:
+    """Translate a status. A redirect is never followed: it is a rejection."""
+    if 200 <= status < 300:
+        return Answer.DELIVERED
+    if status == _GONE:
+        return Answer.GONE
+    return Answer.SLOW_DOWN if status in _SLOW_DOWN else Answer.REJECTED
+
+
+class WebhookTarget:
     """Where and how one subscription is reached: checked and prepared once per configuration."""
 
     def __init__(self, settings: SubscriptionSettings, policy: Policy) -> None:
@@ -70,11 +83,11 @@ class Target:
         }
 
 
-class Poster:
-    """The connections to all subscribers. Use as `async with`; a change of policy needs a new one.
+class WebhookSink:
+    """The connections to all webhook subscribers. Use as `async with`; a change of policy needs a new one.
 
     `deadline_s` bounds an attempt, second try included; no more than `keep` connections are kept for the next
-    attempts. Who gives a `resolver` closes it.
+    attempts. The caller closes a `resolver` that it gives.
     """
 
     def __init__(
@@ -106,30 +119,38 @@ class Poster:
     async def __aexit__(self, *_: object) -> None:
         await self._sessions.aclose()
 
-    async def post(self, target: Target, delivery: Delivery, attempt: int) -> Attempt:
-        """Make one attempt; at once a second time if an idle connection turned out to be closed."""
+    async def send(self, target: WebhookTarget, delivery: Delivery, attempt: int) -> Attempt:
+        """POST once; at once a second time if an idle connection turned out to be closed."""
         started = time.monotonic()
         deadline = asyncio.get_running_loop().time() + self._deadline_s
         so_far = Progress()
         progress.set(so_far)
         try:
             async with asyncio.timeout_at(deadline):
-                answer = await self._answer(target, delivery, attempt)
+                response = await self._respond(target, delivery, attempt)
         except (TimeoutError, *_TRANSPORT_ERRORS) as error:
-            return self._unanswered(error, target.url, so_far, _since_ms(started))
-        async with answer:
-            is_smooth = attempt == 1 and 200 <= answer.status < 300  # nobody asks what else it says
-            if is_smooth and answer.content.is_eof():
-                return Attempt(_since_ms(started), status=answer.status)
-            beginning = await _read(answer, deadline)
+            return self._unanswered(error, target.url, so_far, started)
+        async with response:
+            answer = answer_of(response.status)
+            is_smooth = attempt == 1 and answer is Answer.DELIVERED  # what else it says is of no interest
+            beginning = b""
+            if not (is_smooth and response.content.is_eof()):
+                beginning = await _read(response, deadline)
+        text = printable(without_secrets(beginning.decode(errors="backslashreplace")), EXCERPT_LIMIT)
+        now = datetime.fromtimestamp(self._unix_time(), UTC)
         return Attempt(
+            answer,
             _since_ms(started),
-            status=answer.status,
-            retry_after_s=self._wish_s(answer),
-            excerpt="" if is_smooth else _excerpt(beginning),
+            status=response.status,
+            retry_after_s=retry_after_s(
+                response.headers.get("Retry-After"), now, most_s=LONGEST_RETRY_AFTER_S
+            ),
+            excerpt="" if is_smooth else text.encode()[:EXCERPT_LIMIT].decode(errors="ignore"),
         )
 
-    async def _answer(self, target: Target, delivery: Delivery, attempt: int) -> aiohttp.ClientResponse:
+    async def _respond(
+        self, target: WebhookTarget, delivery: Delivery, attempt: int
+    ) -> aiohttp.ClientResponse:
         """Send, and wait for the head of an answer; a second try has a connection that is not old."""
         again_until = time.monotonic() + _AGAIN_WITHIN_S
         headers = self._headers(target, delivery, attempt)
@@ -144,23 +165,7 @@ class Poster:
         headers = {**self._headers(target, delivery, attempt), "connection": "close"}
         return await self._fresh.post(target.url, data=delivery.body, headers=headers, allow_redirects=False)
 
-    def _unanswered(self, error: Exception, url: URL, so_far: Progress, duration_ms: int) -> Attempt:
-        """Say what became of an attempt that has no whole head of an answer: a status that came decides."""
-        refusal = refusal_in(error)
-        if so_far.status is not None:
-            attempt = Attempt(duration_ms, status=so_far.status)
-        elif refusal:
-            attempt = Attempt(duration_ms, error=f"{REFUSED}: {refusal}", is_refused_by_us=True)
-        elif type(error) is TimeoutError:
-            what = "answer" if so_far.is_connected else "connection"
-            attempt = Attempt(duration_ms, error=f"no {what} within {self._deadline_s:g} s")
-        else:
-            flaw = flaw_of(error, url)
-            attempt = Attempt(duration_ms, error=flaw.words, mend=flaw.mend)
-        drop_frames(error)
-        return attempt
-
-    def _headers(self, target: Target, delivery: Delivery, attempt: int) -> dict[str, str]:
+    def _headers(self, target: WebhookTarget, delivery: Delivery, attempt: int) -> dict[str, str]:
         timestamp = int(self._unix_time())
         return {
             **target.headers,
@@ -170,16 +175,26 @@ class Poster:
             "watcher-attempt": str(attempt),
         }
 
-    def _wish_s(self, answer: aiohttp.ClientResponse) -> float | None:
-        now = datetime.fromtimestamp(self._unix_time(), UTC)
-        return retry_after_s(answer.headers.get("Retry-After"), now, most_s=LONGEST_RETRY_AFTER_S)
+    def _unanswered(self, error: Exception, url: URL, so_far: Progress, started: float) -> Attempt:
+        """Say what became of an attempt that has no whole head of an answer: a status that came decides."""
+        took_ms, refusal = _since_ms(started), refusal_in(error)
+        if so_far.status is not None:
+            attempt = Attempt(answer_of(so_far.status), took_ms, status=so_far.status)
+        elif refusal:
+            attempt = Attempt(Answer.FORBIDDEN, took_ms, error=f"{REFUSED}: {refusal}")
+        elif type(error) is TimeoutError:
+            what = "answer" if so_far.is_connected else "connection"
+            attempt = Attempt(Answer.NO_ANSWER, took_ms, error=f"no {what} within {self._deadline_s:g} s")
+        else:
+            flaw = flaw_of(error, url)
+            attempt = Attempt(Answer.NO_ANSWER, took_ms, error=flaw.words, fix=flaw.mend)
+        drop_frames(error)
+        return attempt
 
 
 def _session(policy: Policy, resolver: AbstractResolver, keep: int) -> aiohttp.ClientSession:
-    connector = guarded_connector(policy, resolver, keep=keep)
-    bound_answers(connector)
     return aiohttp.ClientSession(
-        connector=connector,
+        connector=guarded_connector(policy, resolver, keep=keep),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None),  # the whole attempt has one, second try included
         skip_auto_headers={"accept-encoding"},  # an answer is shown as it comes, so better not packed
@@ -206,12 +221,6 @@ async def _read(answer: aiohttp.ClientResponse, deadline: float) -> bytes:
         drop_frames(error)
         answer.close()
     return beginning
-
-
-def _excerpt(beginning: bytes) -> str:
-    """Write out how an answer begins, in no more than 1 KiB."""
-    text = printable(without_secrets(beginning.decode(errors="backslashreplace")), EXCERPT_LIMIT)
-    return text.encode()[:EXCERPT_LIMIT].decode(errors="ignore")
 
 
 def flaw_of(error: Exception, url: URL) -> Flaw:

@@ -1,0 +1,71 @@
+"""When a provider counts as unavailable, who may ask it then, and when it is back."""
+
+from itertools import pairwise
+
+from watcher.engine.breaker import OPEN_AFTER, ProviderBreaker, State
+from watcher.providers.contract import ErrorClass, Rejected
+
+NOW = 200.0
+
+
+def a_breaker(
+    *, accounts: int = 2, rejections: int = OPEN_AFTER, error_class: ErrorClass = "gone"
+) -> ProviderBreaker:
+    breaker = ProviderBreaker()
+    for number in range(rejections):
+        breaker.rejected(f"account-{number % accounts}", Rejected(error_class, "no"), now=100.0 + number)
+    return breaker
+
+
+def test_rejections_of_several_accounts_in_a_row_are_a_breaker() -> None:
+    assert a_breaker(rejections=OPEN_AFTER - 1).state(NOW) is State.CLOSED
+    assert a_breaker(rejections=OPEN_AFTER).state(NOW) is not State.CLOSED
+
+
+def test_one_account_alone_is_no_outage_whatever_it_meets() -> None:
+    assert a_breaker(accounts=1, rejections=50).state(NOW) is State.CLOSED
+
+
+def test_mistakes_in_a_configuration_say_nothing_of_the_provider() -> None:
+    assert a_breaker(rejections=50, error_class="configuration").state(NOW) is State.CLOSED
+
+
+def test_a_good_answer_in_between_starts_the_count_anew() -> None:
+    breaker = a_breaker(rejections=OPEN_AFTER - 1)
+    breaker.answered()
+    breaker.rejected("account-0", Rejected("gone", "no"), 201.0)
+    assert breaker.state(NOW) is State.CLOSED
+    assert breaker.may_ask(201.0)
+
+
+def test_during_an_outage_one_account_at_a_time_asks_ever_more_seldom() -> None:
+    breaker = a_breaker()
+    asked_at = [now for now in range(105, 1000) if breaker.may_ask(float(now))]
+    gaps = [later - sooner for sooner, later in pairwise(asked_at)]
+    assert gaps == sorted(gaps)
+    assert (gaps[0], gaps[-1]) == (5, 60)
+
+
+def test_the_first_good_answer_ends_it() -> None:
+    breaker = a_breaker()
+    breaker.answered()
+    assert breaker.state(NOW) is State.CLOSED
+    assert all(breaker.may_ask(160.0) for _ in range(100))
+
+
+def test_a_wrong_key_is_the_cause_whatever_rate_limits_answer_since_until_it_fails_in_another_way() -> None:
+    breaker = a_breaker(error_class="auth")
+    for number in range(3 * OPEN_AFTER):
+        breaker.rejected(f"account-{number}", Rejected("rate", "over the limit"), 300.0)
+    assert breaker.cause is not None
+    assert breaker.cause.error_class == "auth"
+    for number in range(OPEN_AFTER):
+        assert breaker.cause
+        breaker.rejected(f"account-{number}", Rejected("transient", "down"), 300.0)
+    assert breaker.cause is None
+
+
+def test_a_good_answer_ends_the_cause() -> None:
+    breaker = a_breaker(error_class="auth")
+    breaker.answered()
+    assert breaker.cause is None
