@@ -197,7 +197,7 @@ async def travel(url: str) -> dict[str, tuple[Trip, Trip]]:
     return {
         "an unchanged poll": (unchanged.trip("poll", "pipe"), unchanged.trip("poll treasury")),
         "a changed poll": (changed.trip("poll", "pipe"), changed.trip("poll treasury")),
-        "a delivery": (changed.trip("deliver", "queue", "pipe"), changed.trip("queue")),
+        "a delivery": (changed.trip("delivery", "claim delivery", "pipe"), changed.trip("delivery")),
     }
 
 

@@ -161,19 +161,20 @@ class SubscriptionBreakers:
     async def note(self, subscription: SubscriptionSettings, verdict: Verdict) -> None:
         """Note what an attempt said of its subscription. Raises StoreError, and is then called again."""
         name = subscription.name
-        with survived("standings", subscription=name):
-            if verdict.outcome is Outcome.DELIVERED:
-                await self._succeeded(name)
-                self._concurrency.delivered(name)
-            else:
-                if verdict.failure.rule.waits_ms[0]:
-                    self._concurrency.opened(name)
+        if verdict.outcome is not Outcome.DELIVERED:
+            if verdict.failure.rule.waits_ms[0]:
+                self._concurrency.opened(name)
+            with survived("standings", subscription=name):
                 await self._failed(name, verdict)
+            return
+        if known := self._known.get(name):
+            with survived("standings", subscription=name):
+                await self._succeeded(name, known)
+        self._concurrency.delivered(name)
 
-    async def _succeeded(self, name: str) -> None:
-        known = self._known.get(name)
+    async def _succeeded(self, name: str, known: Breaker) -> None:
         self._throttle.over(name, time.monotonic())
-        if known is None or known.paused_at_ms:
+        if known.paused_at_ms:
             return
         before, _ = await self._shared.change(name, decide.succeeded)  # as all workers counted them
         if known.open_until_ms > self._now_ms():  # this attempt began before: it stays open

@@ -189,8 +189,10 @@ class _BoundedConnection(ResponseHandler):
         if not data:  # a reader that had to wait asks for the rest of what is here already
             super().data_received(data)
             return
-        for part in _heads_apart(data[: max(self._room, 0)]):
-            if self._is_answered or len(self) > _HEADS_UNREAD:
+        *heads, rest = data[: max(self._room, 0)].split(_END_OF_HEAD, _HEADS_UNREAD + 1)
+        for part in filter(None, [*(head + _END_OF_HEAD for head in heads), rest]):
+            is_answered = self._is_final and (self._payload is None or self._payload.is_eof())
+            if is_answered or len(self) > _HEADS_UNREAD:
                 self._cut()
             if self._exception:
                 break
@@ -231,17 +233,7 @@ class _BoundedConnection(ResponseHandler):
         self._buffer.clear()
         self.abort()
 
-    @property
-    def _is_answered(self) -> bool:
-        return self._is_final and (self._payload is None or self._payload.is_eof())
-
     def _cut(self) -> None:
         self.set_exception(AnswerTooLong())
         if self.transport is not None:
             self.transport.abort()
-
-
-def _heads_apart(data: bytes) -> list[bytes]:
-    *heads, rest = data.split(_END_OF_HEAD, _HEADS_UNREAD + 1)
-    parts = [head + _END_OF_HEAD for head in heads]
-    return [*parts, rest] if rest else parts

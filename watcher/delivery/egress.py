@@ -105,7 +105,12 @@ class Policy:
             return None
         if self.nat64 and address in _NAT64:
             return self.verdict(IPv4Address(int(address) & _LOW_32_BITS))
-        return _reserved(address)
+        for network, reason in _REASON_BY_NETWORK.items():
+            if address in network:
+                return reason
+        if address.version == 6 and address not in _GLOBAL_UNICAST:
+            return "not a global unicast address"
+        return None
 
 
 def check_url(text: str, policy: Policy) -> URL:
@@ -114,15 +119,33 @@ def check_url(text: str, policy: Policy) -> URL:
     yarl alone parses, and the host that it reads is the one that is dialled: two parsers are two opinions of
     which host is meant. An address is judged at once; a name is judged when it is looked up, each time.
     """
-    _check_characters(text)
+    # What parsers drop, decode or disagree about is refused before any of them sees it.
+    if len(text) > LONGEST_URL:
+        raise RefusedUrl(f"longer than {LONGEST_URL} characters")
+    if " " in text or not text.isprintable():
+        raise RefusedUrl("holds a space or an invisible character: write it percent-encoded")
+    if "\\" in text:
+        raise RefusedUrl("holds a backslash: where the host ends would be a matter of opinion")
+    if "#" in text:
+        raise RefusedUrl("holds a fragment (#…), which is never sent")
     try:
         written, url = URL(text, encoded=True), as_written(text)
     except (ValueError, IndexError):  # a name that IDNA cannot encode; yarl 1.25 trips over `https://[::1]@`
         # `from None`: the parser's own message holds what it could not read
         raise RefusedUrl("not a URL with a host that can be looked up, or its port is beyond 65535") from None
-    _check_scheme(url.scheme, policy)
-    _check_authority(written.raw_authority)
-    _check_port(url.explicit_port)
+    if url.scheme == "http" and not policy.allow_http:
+        raise RefusedUrl("http:// can be read on the way: use https://, or set allow_http in [egress]")
+    if url.scheme not in ("http", "https"):
+        raise RefusedUrl("must begin with https://")
+    if "@" in written.raw_authority:
+        raise RefusedUrl("holds a user or a password: use headers for credentials")
+    if "%" in written.raw_authority:
+        raise RefusedUrl("holds a percent sign in its host: no encoding and no zones there")
+    if not _AUTHORITY.match(written.raw_authority):
+        raise RefusedUrl("needs a host after the scheme, and perhaps a port")
+    port = url.explicit_port
+    if port is not None and port < _FIRST_UNPRIVILEGED_PORT and port not in _WEB_PORTS:
+        raise RefusedUrl("its port belongs to another protocol: use 443, 80, or one from 1024 up")
     _check_host(url.raw_host or "", policy, is_ascii=written.raw_authority.isascii())
     return url
 
@@ -135,63 +158,17 @@ def read_address(text: object) -> Address | None:
         return None
 
 
-def _reserved(address: Address) -> str | None:
-    for network, reason in _REASON_BY_NETWORK.items():
-        if address in network:
-            return reason
-    if address.version == 6 and address not in _GLOBAL_UNICAST:
-        return "not a global unicast address"
-    return None
-
-
-def _check_characters(text: str) -> None:
-    """Refuse what parsers drop, decode or disagree about, before any of them sees it."""
-    if len(text) > LONGEST_URL:
-        raise RefusedUrl(f"longer than {LONGEST_URL} characters")
-    if " " in text or not text.isprintable():
-        raise RefusedUrl("holds a space or an invisible character: write it percent-encoded")
-    if "\\" in text:
-        raise RefusedUrl("holds a backslash: where the host ends would be a matter of opinion")
-    if "#" in text:
-        raise RefusedUrl("holds a fragment (#…), which is never sent")
-
-
-def _check_scheme(scheme: str, policy: Policy) -> None:
-    if scheme == "http" and not policy.allow_http:
-        raise RefusedUrl("http:// can be read on the way: use https://, or set allow_http in [egress]")
-    if scheme not in ("http", "https"):
-        raise RefusedUrl("must begin with https://")
-
-
-def _check_authority(authority: str) -> None:
-    if "@" in authority:
-        raise RefusedUrl("holds a user or a password: use headers for credentials")
-    if "%" in authority:
-        raise RefusedUrl("holds a percent sign in its host: no encoding and no zones there")
-    if not _AUTHORITY.match(authority):
-        raise RefusedUrl("needs a host after the scheme, and perhaps a port")
-
-
-def _check_port(port: int | None) -> None:
-    if port is not None and port < _FIRST_UNPRIVILEGED_PORT and port not in _WEB_PORTS:
-        raise RefusedUrl("its port belongs to another protocol: use 443, 80, or one from 1024 up")
-
-
 def _check_host(host: str, policy: Policy, *, is_ascii: bool) -> None:
-    address = read_address(host)
-    if address is None:
-        _check_name(host)
+    """Refuse addresses that must not be dialled, names that no public DNS holds, and those that the system
+    would read as an address."""
+    if address := read_address(host):
+        if not is_ascii:
+            raise RefusedUrl("spells an address in unusual characters")
+        if reason := policy.verdict(address):
+            raise RefusedUrl(
+                f"leads to a place that is not public ({reason}): if it is yours, add it to [egress] allow"
+            )
         return
-    if not is_ascii:
-        raise RefusedUrl("throttle an address in unusual characters")
-    if reason := policy.verdict(address):
-        raise RefusedUrl(
-            f"leads to a place that is not public ({reason}): if it is yours, add it to [egress] allow"
-        )
-
-
-def _check_name(host: str) -> None:
-    """Refuse names that no public DNS holds, and those that the system would read as an address."""
     name = host.removesuffix(".")
     labels = name.split(".")
     if len(name) > _LONGEST_NAME or not all(_LABEL.match(label) for label in labels):

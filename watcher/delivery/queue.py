@@ -185,10 +185,17 @@ class QueueWorker(Generic[T_target]):
 
     async def _deliver(self, target: T_target, hold: Hold, entry: bytes, begun: Begun) -> int:
         """Attempt the head of a queue; returns the lease's new deadline, 0 where it ends."""
+        name, queues = target.name, self._queues
         try:
             delivery = load_delivery(entry)
-        except ValueError:
-            return await self._bury(target, hold.lease, entry)
+        except ValueError:  # it is taken away, else it holds up its queue for ever
+            lease, why = hold.lease, "what is stored of it cannot be read"
+            until = queues.until(lease, LEASE_MS)
+            _, deadline = await self._write(
+                target, lease, lambda: queues.dead(name, lease, entry, until=until, reason=why)
+            )
+            log.warning("delivery.dead", subscription=name, account=lease.member, reason=why)
+            return deadline
         failed_before = begun.tries if delivery.head == begun.tried else 0
         attempt = await hold.during(self._send(target, delivery, failed_before + 1))
         lease = hold.lease
@@ -217,16 +224,6 @@ class QueueWorker(Generic[T_target]):
                     return await queues.retry(name, lease, head, wait_ms=verdict.wait_ms, record=record), 0
 
         return await self._write(target, lease, settle, wait_ms=verdict.wait_ms)
-
-    async def _bury(self, target: T_target, lease: Lease, entry: bytes) -> int:
-        """Take a damaged head away, else it holds up its queue for ever. Returns as `_deliver` does."""
-        name, reason = target.name, "what is stored of it cannot be read"
-        until = self._queues.until(lease, LEASE_MS)
-        _, deadline = await self._write(
-            target, lease, lambda: self._queues.dead(name, lease, entry, until=until, reason=reason)
-        )
-        log.warning("delivery.dead", subscription=name, account=lease.member, reason=reason)
-        return deadline
 
     async def _write(
         self,

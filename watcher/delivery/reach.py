@@ -25,10 +25,10 @@ _OBJECTION_S = 0.3
 
 
 class Reached(NamedTuple):
-    """How far it went: `error` and `mend` as those of an attempt. `ends_at` is when its certificate does."""
+    """How far it went: `error` and `fix` as those of an attempt. `ends_at` is when its certificate does."""
 
     error: str | None = None
-    mend: str = ""
+    fix: str = ""
     is_refused_by_us: bool = False
     ends_at: datetime | None = None
 
@@ -37,45 +37,30 @@ async def reach(url: URL, policy: Policy, *, resolver: AbstractResolver | None =
     """Connect to where events would be POSTed, and hang up. `resolver` replaces DNS. Sets no time limit."""
     host, port = url.raw_host or "", url.port or 443
     context = ssl.create_default_context() if url.scheme == "https" else None
+    addresses = [host] if read_address(host) else None
     try:
-        addresses = await _addresses(host, port, policy, resolver)
+        if addresses is None:
+            guarded = GuardedResolver(policy, resolver or CurrentResolver())
+            try:
+                addresses = [answer["host"] for answer in await guarded.resolve(host, port)]
+            finally:
+                await guarded.close()
     except EgressRefused as refusal:
         return Reached(f"refused: {refusal.reason}", is_refused_by_us=True)
     except (OSError, UnicodeError):
         return Reached("its name does not resolve")
     reached = Reached("its name does not resolve")
-    for family, address in addresses:
-        reached = await _connect(family, (address, port), host, context, policy)
+    for address in addresses:
+        reached = await _connect((address, port), host, context, policy)
         if reached.error is None:
             break
     return reached
 
 
-async def _addresses(
-    host: str, port: int, policy: Policy, resolver: AbstractResolver | None
-) -> list[tuple[socket.AddressFamily, str]]:
-    if read_address(host):
-        return [(_family(host), host)]
-    guarded = GuardedResolver(policy, resolver or CurrentResolver())
-    try:
-        answers = await guarded.resolve(host, port)
-    finally:
-        await guarded.close()
-    return [(_family(answer["host"]), answer["host"]) for answer in answers]
-
-
-def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
 async def _connect(
-    family: socket.AddressFamily,
-    address: tuple[str, int],
-    host: str,
-    context: ssl.SSLContext | None,
-    policy: Policy,
+    address: tuple[str, int], host: str, context: ssl.SSLContext | None, policy: Policy
 ) -> Reached:
-    loop = asyncio.get_running_loop()
+    loop, family = asyncio.get_running_loop(), socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     try:
         connection = guarded_sockets(policy)((family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address))
     except EgressRefused as refusal:

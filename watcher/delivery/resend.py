@@ -57,7 +57,11 @@ class Resend:
         for shard in range(SHARDS):
             pages = self._dead_letters.of_shard(subscription, shard, since_ms=since_ms, until_ms=until_ms)
             async for page in pages:
-                for account, part in _by_account(page, event_id).items():
+                groups: dict[str, list[DeadLetter]] = {}  # order within an account stays
+                for letter in page:
+                    if letter.delivery and event_id in (None, letter.delivery.event_id):
+                        groups.setdefault(letter.account, []).append(letter)
+                for account, part in groups.items():
                     await self._put(resent, account, part)
                 if event_id is None:
                     resent.unreadable += sum(letter.delivery is None for letter in page)
@@ -93,7 +97,13 @@ class Resend:
         """Queue deliveries of one account, or its dead letters, which are none any more: but for what waits
         in its queue, and unless it would push that out."""
         name = resent.subscription
-        waiting = await self._ids_in(name, account)
+        if (
+            name,
+            account,
+        ) not in self._ids_by_queue:  # as it is when first looked at, and what is added since
+            found_there = self._waiting.deliveries(name, account)
+            self._ids_by_queue[name, account] = {each.event_id async for each in found_there if each}
+        waiting = self._ids_by_queue[name, account]
         new = [one for one in found if _delivery(one).event_id not in waiting]
         resent.waiting += len(found) - len(new)
         if not new:
@@ -110,25 +120,8 @@ class Resend:
         if count:
             resent.accounts.add(account)
 
-    async def _ids_in(self, subscription: str, account: str) -> set[str]:
-        """Name the events that waited in a queue when it was first looked at, and those added since."""
-        queue = subscription, account
-        if queue not in self._ids_by_queue:
-            waiting = self._waiting.deliveries(subscription, account)
-            self._ids_by_queue[queue] = {each.event_id async for each in waiting if each}
-        return self._ids_by_queue[queue]
-
 
 def _delivery(found: Delivery | DeadLetter) -> Delivery:
     delivery = found.delivery if isinstance(found, DeadLetter) else found
     assert delivery, "what cannot be read is not queued"
     return delivery
-
-
-def _by_account(page: Sequence[DeadLetter], event_id: str | None) -> dict[str, list[DeadLetter]]:
-    """Group the letters that can be sent again; order within an account stays."""
-    groups: dict[str, list[DeadLetter]] = {}
-    for letter in page:
-        if letter.delivery and event_id in (None, letter.delivery.event_id):
-            groups.setdefault(letter.account, []).append(letter)
-    return groups

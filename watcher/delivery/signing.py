@@ -80,37 +80,23 @@ def public_key(secret: str) -> str:
 
 
 def _seal(secret: str) -> _Seal:
-    if secret.startswith(SHARED):
-        return _shared_seal(secret)
     if secret.startswith(PRIVATE):
-        return _private_seal(secret)
+        sign = _private_key(secret).sign
+        return lambda content: "v1a," + base64.b64encode(sign(content)).decode()
     if secret.startswith(PUBLIC):
         raise BadSecret(f"{PUBLIC}… is a public key: it verifies, but it cannot sign; give the {PRIVATE}…")
-    raise BadSecret(f"not a secret: it begins with neither {SHARED} nor {PRIVATE}")
-
-
-def _shared_seal(secret: str) -> _Seal:
+    if not secret.startswith(SHARED):
+        raise BadSecret(f"not a secret: it begins with neither {SHARED} nor {PRIVATE}")
     key = _decoded(secret, SHARED)
     shortest, longest = SHARED_BYTES
     if not shortest <= len(key) <= longest:
         raise BadSecret(f"{SHARED} holds {many(len(key), 'byte')}, it must be {shortest} to {longest}")
-    keyed = hmac.new(
-        key, digestmod="sha256"
-    )  # copying it saves a quarter over hmac.digest: 1.4 against 1.9 µs
+    keyed = hmac.new(key, digestmod="sha256")  # copying it is a quarter faster than hmac.digest
 
     def seal(content: bytes) -> str:
         digest = keyed.copy()
         digest.update(content)
         return "v1," + base64.b64encode(digest.digest()).decode()
-
-    return seal
-
-
-def _private_seal(secret: str) -> _Seal:
-    sign = _private_key(secret).sign
-
-    def seal(content: bytes) -> str:
-        return "v1a," + base64.b64encode(sign(content)).decode()
 
     return seal
 

@@ -133,9 +133,10 @@ class WebhookSink:
         async with response:
             answer = answer_of(response.status)
             is_smooth = attempt == 1 and answer is Answer.DELIVERED  # what else it says is of no interest
-            beginning = b""
-            if not (is_smooth and response.content.is_eof()):
-                beginning = await _read(response, deadline)
+            has_all = is_smooth and response.content.is_eof()
+            beginning = b"" if has_all else await _read(response, deadline)
+        if is_smooth:
+            return Attempt(answer, _since_ms(started), status=response.status)
         text = printable(without_secrets(beginning.decode(errors="backslashreplace")), EXCERPT_LIMIT)
         now = datetime.fromtimestamp(self._unix_time(), UTC)
         return Attempt(
@@ -145,7 +146,7 @@ class WebhookSink:
             retry_after_s=retry_after_s(
                 response.headers.get("Retry-After"), now, most_s=LONGEST_RETRY_AFTER_S
             ),
-            excerpt="" if is_smooth else text.encode()[:EXCERPT_LIMIT].decode(errors="ignore"),
+            excerpt=text.encode()[:EXCERPT_LIMIT].decode(errors="ignore"),
         )
 
     async def _respond(

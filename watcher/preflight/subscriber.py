@@ -33,7 +33,7 @@ def _judge(name: str, url: URL, reached: Reached, now: datetime) -> Tried:
         return Tried("subscription", name, "failed", f"{origin}: {reached.error}", todo)
     if reached.error:
         found = (advice for words, advice in _TODO if words in reached.error)
-        todo = reached.mend or next(
+        todo = reached.fix or next(
             found, "look whether it listens at that port, and at the firewalls between"
         )
         return Tried("subscription", name, "failed", f"{origin}: {reached.error}", todo)

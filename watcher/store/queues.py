@@ -192,6 +192,8 @@ class Queues:
 
 def read_tries(noted: bytes) -> tuple[int, bytes]:
     """Read how often a queue's head has failed, and which head that was; what is damaged says: never."""
+    if not noted:
+        return 0, b""
     count, _, head = noted.partition(b" ")
     try:
         return read_count(count), head
