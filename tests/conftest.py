@@ -26,7 +26,7 @@ from redis.asyncio import Redis
 from tests.support.fuzzing import give_form
 from tests.support.servers import FAKE, LIMITED, LIMITED_NAMESPACE, limited_server, real_server
 from watcher import printable, signals
-from watcher.store.connect import connect
+from watcher.store.client import connect
 
 pytest_plugins = ("tests.support.processes",)
 

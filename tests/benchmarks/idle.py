@@ -17,7 +17,7 @@ from tests.support.rig import a_rig
 from tests.support.servers import real_server
 from watcher.providers.loopring import LoopringAccount
 from watcher.settings import Settings
-from watcher.store.connect import connect
+from watcher.store.client import connect
 
 SECONDS = 10.0
 _SETTLE_S = 3.0

@@ -15,11 +15,10 @@ from watcher.run.configured import Configured
 from watcher.run.presence import Present
 from watcher.run.upkeep import Upkeep
 from watcher.settings import Settings
-from watcher.store.configurations import Configurations
 from watcher.store.keys import Keys
+from watcher.store.members import Configurations, Workers
 from watcher.store.polls import Commit, Polls
 from watcher.store.schedule import Reply
-from watcher.store.workers import Workers
 
 _TICK_S = 0.002
 

@@ -24,7 +24,7 @@ from watcher.observe.log import configure
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.service.serve import loop_factory
 from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings
-from watcher.store.connect import connect
+from watcher.store.client import connect
 from watcher.store.embedded import Embedded
 from watcher.store.health import StoreHealth
 from watcher.store.pipe import Pipe

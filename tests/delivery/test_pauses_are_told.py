@@ -11,7 +11,7 @@ from tests.delivery.moody_subscriber import MoodySubscriber, Owed, owed, told
 from tests.support.stores import fail, pause
 from watcher.engine import breaker
 from watcher.store.breakers import Breakers
-from watcher.store.connect import StoreUnreachable
+from watcher.store.exceptions import StoreUnreachable
 from watcher.store.queues import Queues
 
 pytest_plugins = ("tests.delivery.owing",)

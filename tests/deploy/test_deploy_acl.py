@@ -26,7 +26,8 @@ from tests.support.servers import (
 )
 from watcher.journal.delivery import Delivery
 from watcher.run.worker import Worker
-from watcher.store.connect import ConfigurationRefused, connect
+from watcher.store.client import connect
+from watcher.store.exceptions import ConfigurationRefused
 from watcher.store.guarantee import OLDEST, guarantee
 from watcher.store.history import History
 from watcher.store.keys import Keys, shard_of

@@ -21,7 +21,7 @@ from watcher.cli import group
 from watcher.config import Loaded, load
 from watcher.observe.catalogue import EVENTS
 from watcher.places import PLACES
-from watcher.store.connect import connect
+from watcher.store.client import connect
 from watcher.store.guarantee import guarantee
 from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe

@@ -30,7 +30,7 @@ from tests.faults.verdict import Verdict, judge
 from tests.faults.worker_processes import SOURCE, WorkerProcess
 from tests.support.builders import SECRET
 from tests.support.servers import DURABLE, ENGINES, RealServer
-from watcher.store.connect import connect
+from watcher.store.client import connect
 from watcher.store.history import History
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Pipe

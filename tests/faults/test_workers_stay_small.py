@@ -18,7 +18,7 @@ import pytest
 from tests.faults.scene import AS_IT_COMES, BOUNDED, IN_FLIGHT, LONG, Scene, a_scene
 from tests.faults.worker_processes import Size
 from watcher.polling.work import CONCURRENCY
-from watcher.store.connect import CONNECTIONS
+from watcher.store.client import CONNECTIONS
 from watcher.store.keys import SHARDS
 
 pytestmark = BOUNDED

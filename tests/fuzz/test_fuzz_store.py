@@ -43,16 +43,16 @@ from watcher.durations import parse_duration
 from watcher.observe.views import account_line, provider_line, subscription_line, troubles_of, worker_line
 from watcher.store import dead_letters, glance, history, roster, survey, waiting
 from watcher.store.breakers import Breaker, Breakers
-from watcher.store.connect import connect
+from watcher.store.client import connect
 from watcher.store.dead_letters import DeadLetters
 from watcher.store.glance import Glance
 from watcher.store.history import History
 from watcher.store.keys import Keys
+from watcher.store.members import Presence, Workers
 from watcher.store.schedule import Lease, Reply
 from watcher.store.state import BadState
 from watcher.store.survey import Survey
 from watcher.store.waiting import Waiting
-from watcher.store.workers import Presence, Workers
 
 NEIGHBOUR = next(name for name in NEIGHBOURS if name != ACCOUNT)
 KEYS = Keys("watcher")

@@ -33,9 +33,9 @@ from watcher.observe.page.document import _event
 from watcher.observe.page.recent import _steps
 from watcher.observe.views import attempt_line
 from watcher.store.breakers import _parse
-from watcher.store.counts import MOST
 from watcher.store.dead_letters import _letter, _tried
 from watcher.store.history import _record
+from watcher.store.keys import MOST
 from watcher.store.state import BadState, dump_body, load_state
 from watcher.store.survey import _failing, sequence_in
 

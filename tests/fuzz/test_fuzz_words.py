@@ -36,8 +36,9 @@ from watcher.durations import parse_duration
 from watcher.engine.breaker import Answer
 from watcher.receive import InvalidWebhook, UnusableSecret, check_secrets, verify
 from watcher.retry_after import retry_after_s
-from watcher.store.address import ConfigurationRefused, check_address, safe_url
-from watcher.store.connect import StoreError, connect
+from watcher.store.address import check_address, safe_url
+from watcher.store.client import connect
+from watcher.store.exceptions import ConfigurationRefused, StoreError
 from watcher.store.guarantee import judge as judge_server
 
 URL = "https://ops.example.com:8443/hooks/balances?token=a%20b"

@@ -35,11 +35,10 @@ from tests.support.stories import (
 )
 from watcher.snapshot import Asset, Snapshot
 from watcher.store.breakers import Breakers
-from watcher.store.configurations import Configurations, Fingerprint
 from watcher.store.embedded import Embedded
 from watcher.store.keys import shard_of
+from watcher.store.members import Configurations, Fingerprint, Presence, Workers
 from watcher.store.pipe import Pipe
-from watcher.store.workers import Presence, Workers
 
 HOSTILE = Asset("7", "\x1b]0;owned\x07", "=HYPERLINK(1)", 0)
 LOOPRING, SHOP = "/api/v3/user/balances", "/v2/app/coin/balance"

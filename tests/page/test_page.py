@@ -32,7 +32,7 @@ from watcher.receiving.receiver import Fail
 from watcher.run.worker import Opened, Worker
 from watcher.snapshot import Asset, Snapshot
 from watcher.store.breakers import Breakers
-from watcher.store.connect import connect
+from watcher.store.client import connect
 from watcher.store.health import StoreHealth
 from watcher.store.pipe import Pipe
 

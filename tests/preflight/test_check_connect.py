@@ -34,10 +34,10 @@ from watcher.preflight.trials import Trial, try_all
 from watcher.preflight.tried import Tried
 from watcher.sandbox import Sandbox
 from watcher.settings import SubscriptionSettings
-from watcher.store.connect import connect
+from watcher.store.client import connect
+from watcher.store.guarantee import missing_rights
 from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe
-from watcher.store.rights import missing_rights
 
 ACL = Path(__file__).parents[2] / "deploy" / "users.acl"
 PASSWORD = "swordfish"

@@ -16,10 +16,9 @@ from watcher.run.fingerprint import fingerprint
 from watcher.run.others import AT_THE_START_S, OTHER_PLACE_S, SAME_PLACE_S
 from watcher.run.presence import Present
 from watcher.settings import RedisSettings, Settings
-from watcher.store.configurations import Configurations, Fingerprint
 from watcher.store.keys import Keys
+from watcher.store.members import Configurations, Fingerprint, Presence
 from watcher.store.pipe import Pipe
-from watcher.store.workers import Presence
 
 OLD_URL, NEW_URL = "https://old.example.com/T0/hook-token-7f", "https://new.example.com/hook"
 

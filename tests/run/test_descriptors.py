@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from watcher.run.descriptors import MOST_ATTEMPTS, shares
-from watcher.store.connect import CONNECTIONS as OF_THE_STORE
+from watcher.store.client import CONNECTIONS as OF_THE_STORE
 
 ROOM_FOR_THE_REST = 64
 

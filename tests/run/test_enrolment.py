@@ -13,7 +13,7 @@ from watcher.run.presence import Present
 from watcher.service.serve import worker_name
 from watcher.settings import Settings
 from watcher.store.keys import SHARDS
-from watcher.store.workers import Workers
+from watcher.store.members import Workers
 
 OLD, NEW = ("treasury", "leaving"), ("treasury", "coming")
 

@@ -12,10 +12,10 @@ from tests.support.servers import real_server
 from watcher import __version__
 from watcher.run.presence import Pace
 from watcher.run.worker import Worker
-from watcher.store.connect import connect
+from watcher.store.client import connect
 from watcher.store.keys import Keys
+from watcher.store.members import Presence, Workers
 from watcher.store.pipe import Pipe
-from watcher.store.workers import Presence, Workers
 
 
 async def seen(client: Redis, namespace: str) -> list[Presence]:

@@ -10,19 +10,12 @@ from tests.support.clusters import Cluster, Node, a_cluster
 from tests.support.sentinels import on_port
 from tests.support.servers import ENGINES, a_free_port, real_server
 from tests.support.stores import MINUTE_MS, OPS, PROVIDER, Store, a_delivery, a_store, running
-from watcher.store.address import (
-    ConfigurationRefused,
-    Several,
-    StoreUnreachable,
-    check_address,
-    safe_url,
-    several,
-)
+from watcher.store.address import Several, check_address, safe_url, several
+from watcher.store.client import connect
 from watcher.store.cluster import ClusterPipe
-from watcher.store.connect import connect
-from watcher.store.guarantee import guarantee, guarantee_of_all
+from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
+from watcher.store.guarantee import guarantee, guarantee_of_all, missing_rights
 from watcher.store.keys import SHARDS, shard_of
-from watcher.store.rights import missing_rights
 from watcher.store.schedule import Lease, Reply
 
 pytestmark = pytest.mark.slow

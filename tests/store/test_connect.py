@@ -15,15 +15,9 @@ from tests.support.servers import DURABLE, ENGINES, EVERY_ENGINE, RealServer, a_
 from tests.support.tls_front import a_certificate_file, a_tls_front
 from watcher.settings import RedisSettings, Settings, secrets_of
 from watcher.store.address import check_address, safe_url, several
-from watcher.store.connect import (
-    CONNECTIONS,
-    ConfigurationRefused,
-    StoreError,
-    StoreUnreachable,
-    connect,
-    connect_node,
-)
+from watcher.store.client import CONNECTIONS, connect, connect_node
 from watcher.store.errors import translated
+from watcher.store.exceptions import ConfigurationRefused, StoreError, StoreUnreachable
 from watcher.store.guarantee import guarantee
 
 PASSWORD = "canary-7f3a"  # no secret: it must never show

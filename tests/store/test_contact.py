@@ -15,11 +15,11 @@ from tests.support.servers import ENGINES, a_free_port, real_server
 from tests.support.tls_front import a_certificate_file, a_tls_front
 from watcher.service.serve import loop_factory
 from watcher.settings import RedisSettings
-from watcher.store.address import ConfigurationRefused, StoreError, StoreUnreachable, check_address, several
+from watcher.store.address import check_address, several
+from watcher.store.client import connect
 from watcher.store.cluster import ClusterPipe
-from watcher.store.connect import connect
-from watcher.store.contact import make_contact
-from watcher.store.opening import open_store
+from watcher.store.exceptions import ConfigurationRefused, StoreError, StoreUnreachable
+from watcher.store.opening import make_contact, open_store
 from watcher.store.pipe import Pipe
 
 HERE = "127.0.0.1"

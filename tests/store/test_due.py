@@ -8,8 +8,7 @@ from redis.asyncio import Redis
 
 from tests.support.servers import EVERY_ENGINE
 from tests.support.stores import ACCOUNT, MINUTE_MS, NEIGHBOURS, PROVIDER, SHARD, Store, a_commit, a_store
-from watcher.store.due import DueIndex
-from watcher.store.schedule import Lease
+from watcher.store.schedule import DueIndex, Lease
 
 pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
 

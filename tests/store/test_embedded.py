@@ -17,9 +17,10 @@ import pytest
 
 from tests.support.servers import ENGINES
 from watcher.store import embedded
-from watcher.store.connect import ConfigurationRefused, StoreUnreachable, connect
+from watcher.store.client import connect
 from watcher.store.embedded import Embedded
 from watcher.store.engine import Engine, find_engine
+from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
 
 WORKER = """
 import asyncio, sys

@@ -8,11 +8,10 @@ from redis.exceptions import ResponseError
 from tests.support.replying import ReplyingServer
 from tests.support.servers import ENGINES, real_server
 from watcher.printable import hide
-from watcher.store.connect import connect
-from watcher.store.errors import in_our_words
+from watcher.store.client import connect
+from watcher.store.errors import DamagedKey, in_our_words
 from watcher.store.exceptions import ConfigurationRefused, StoreError, StoreRefuses, StoreUnreachable
 from watcher.store.pipe import Pipe
-from watcher.store.replies import DamagedKey
 
 IN_7_0 = " script: 1298a004669397449ff17fa84f16cd3bbf02024e, on @user_script:1."
 IN_6_2 = "ERR Error running script (call to f_1298a004669397449ff17fa84f16cd3bbf02024e): @user_script:1: "

@@ -21,7 +21,8 @@ from tests.support.stores import (
 )
 from watcher.engine.breaker import succeeded
 from watcher.store.breakers import Breakers
-from watcher.store.connect import StoreUnreachable, connect
+from watcher.store.client import connect
+from watcher.store.exceptions import StoreUnreachable
 from watcher.store.schedule import Lease, Reply
 
 pytestmark = pytest.mark.parametrize("engine", ENGINES)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.servers import DURABLE, ENGINES, a_free_port, real_server
-from watcher.store.connect import ConfigurationRefused, StoreUnreachable, connect
+from watcher.store.client import connect
+from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
 from watcher.store.guarantee import _POLICIES, Guarantee, guarantee, judge
 
 INFO = {"redis_version": "7.2.4", "role": "master", "aof_enabled": 1, "maxmemory_policy": "noeviction"}

@@ -23,13 +23,12 @@ from tests.support.stores import (
     some_deliveries,
 )
 from watcher.store import polls
+from watcher.store.batch import Joint, Script
 from watcher.store.breakers import Breakers
-from watcher.store.configurations import Configurations, Fingerprint, Mark
 from watcher.store.keys import SHARDS, Keys, shard_of
+from watcher.store.members import Configurations, Fingerprint, Mark, Presence, Workers
 from watcher.store.pipe import Pipe
 from watcher.store.schedule import Lease
-from watcher.store.scripting import Joint, Script
-from watcher.store.workers import Presence, Workers
 
 NOBODY = Fingerprint({}, {}, {})
 GONE = "left-the-list"

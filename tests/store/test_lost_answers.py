@@ -22,7 +22,7 @@ from tests.support.stores import (
     running,
     some_deliveries,
 )
-from watcher.store.connect import connect
+from watcher.store.client import connect
 from watcher.store.schedule import Lease, Reply
 
 pytestmark = pytest.mark.parametrize("engine", ENGINES)

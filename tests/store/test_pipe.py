@@ -12,10 +12,11 @@ from redis.exceptions import ResponseError
 from tests.support.servers import DURABLE, ENGINES, EVERY_ENGINE, real_server
 from tests.support.stores import ACCOUNT, OPS, a_commit, a_delivery, a_store, running, some_deliveries
 from watcher.service.serve import loop_factory
-from watcher.store.connect import ConfigurationRefused, StoreUnreachable, connect
+from watcher.store.batch import load_script
+from watcher.store.client import connect
+from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
 from watcher.store.pipe import Pipe
 from watcher.store.schedule import Reply
-from watcher.store.scripting import load_script
 
 everywhere = pytest.mark.parametrize("engine", EVERY_ENGINE)
 on_real_servers = pytest.mark.parametrize("engine", ENGINES)

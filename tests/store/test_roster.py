@@ -17,7 +17,7 @@ from tests.support.stores import (
     a_store,
 )
 from watcher.store import roster
-from watcher.store.connect import ConfigurationRefused
+from watcher.store.exceptions import ConfigurationRefused
 from watcher.store.keys import SHARDS, shard_of
 from watcher.store.roster import Enrolled
 

@@ -8,7 +8,8 @@ import pytest
 from tests.support.sentinels import NAME, on_port, watched
 from tests.support.servers import ENGINES, a_free_port, real_server
 from watcher.store.address import Several, safe_url, several
-from watcher.store.connect import ConfigurationRefused, StoreUnreachable, connect
+from watcher.store.client import connect
+from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
 from watcher.store.guarantee import guarantee
 from watcher.store.pipe import Pipe
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import structlog
 
+from watcher.store.errors import of_reply
 from watcher.store.exceptions import ConfigurationRefused, StoreError, StoreRefuses, StoreUnreachable
 from watcher.store.health import StoreHealth
-from watcher.store.replies import of_reply
 
 GONE = StoreUnreachable("Redis at db cannot be reached; is it running?")
 FORBIDS = ConfigurationRefused("Redis at db forbids its user a command or key that watcher needs")

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from tests.support.servers import EVERY_ENGINE, FAKE
 from tests.support.stores import MINUTE_MS, OPS, PROVIDER, Store, a_commit, a_delivery, a_store, running
-from watcher.store.connect import connect
+from watcher.store.client import connect
 from watcher.store.keys import SHARDS, shard_of
 from watcher.store.schedule import Lease, Reply
 

@@ -5,7 +5,7 @@ from redis.asyncio import Redis
 
 from tests.support.servers import EVERY_ENGINE
 from tests.support.stores import Store, a_store
-from watcher.store.workers import FORGET_AFTER, Presence, Workers
+from watcher.store.members import FORGET_AFTER, Presence, Workers
 
 pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
 

@@ -51,10 +51,9 @@ async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
         worker_line,
     )
     from watcher.store.breakers import Breakers
-    from watcher.store.configurations import Configurations
+    from watcher.store.members import Configurations, Workers
     from watcher.store.opening import open_to_look
     from watcher.store.survey import Survey
-    from watcher.store.workers import Workers
 
     async with open_to_look(settings.redis) as store:
         survey = Survey(store.pipe, store.keys)

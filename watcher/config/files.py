@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 
 from watcher import places
-from watcher.config.findings import ConfigRefused, Entry, Finding, Findings, Key, streak
+from watcher.config.findings import ConfigRefused, Entry, Finding, Findings, Key, written
 from watcher.config.positions import lines_by_key
 from watcher.config.variables import interpolate_all
 from watcher.environment import Environment, NotText, decoded, utf_16_flaw
@@ -143,7 +143,7 @@ def _line(text: str, name: str, number: int, findings: Findings) -> Entry | str 
     except RecursionError:
         findings.mistake(Finding(name, number, "", "not valid JSON: nested too deeply"))
     except GivenTwice as error:
-        findings.mistake(Finding(name, number, streak((error.name,)), "is given twice"))
+        findings.mistake(Finding(name, number, written((error.name,)), "is given twice"))
     else:
         if isinstance(table, dict):
             return Entry(table, name, (), lambda _: number)

@@ -70,7 +70,7 @@ class Entry:
         if key and key[0] in self.variable_by_key:
             return Finding("environment", None, self.variable_by_key[str(key[0])], text)
         whole = (*self.key, *key)
-        return Finding(self.file, self.line_of(whole), streak(whole), text)
+        return Finding(self.file, self.line_of(whole), written(whole), text)
 
     def below(self, *key: str | int, table: Mapping[str, Any]) -> "Entry":
         """Go down to a table inside this one."""
@@ -113,7 +113,7 @@ def _place(found: Finding) -> tuple[str, int | None, str]:
     return found.file, found.line, found.key
 
 
-def streak(key: Key) -> str:
+def written(key: Key) -> str:
     """Write a key as in `accounts[0].of.email`; what is not a bare key is quoted, escaped and cut."""
     text = ""
     for part in key:

@@ -10,7 +10,8 @@ from fnmatch import fnmatchcase
 from watcher.config.findings import Key, did_you_mean
 from watcher.delivery.signing import BadSecret, Signer
 from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS
-from watcher.store.address import ConfigurationRefused, check_address
+from watcher.store.address import check_address
+from watcher.store.exceptions import ConfigurationRefused
 
 MASK = "***"
 """What `watcher check --show` prints for a secret; whoever copies that must hear it before it is used."""

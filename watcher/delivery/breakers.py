@@ -18,7 +18,7 @@ from watcher.observe.log import log
 from watcher.observe.throttle import Throttle
 from watcher.settings import SubscriptionSettings
 from watcher.store.breakers import Breaker, Breakers
-from watcher.store.connect import StoreError, StoreUnreachable
+from watcher.store.exceptions import StoreError, StoreUnreachable
 from watcher.store.health import survived
 
 LONGEST_REST_MS = 60_000

@@ -18,7 +18,7 @@ from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, Attempt, Target
 from watcher.journal.delivery import Delivery, load_delivery
 from watcher.observe.counters import Counters
 from watcher.observe.log import log
-from watcher.store.connect import StoreError
+from watcher.store.exceptions import StoreError
 from watcher.store.health import survived
 from watcher.store.queues import Begun, Queues
 from watcher.store.schedule import Lease, Reply

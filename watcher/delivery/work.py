@@ -9,7 +9,7 @@ from watcher.delivery.webhook import WebhookTarget
 from watcher.engine.dispatch import Claim, Room
 from watcher.engine.loop import Claimed
 from watcher.observe.log import log
-from watcher.store.connect import StoreError
+from watcher.store.exceptions import StoreError
 from watcher.store.queues import Queues
 from watcher.store.schedule import Lease
 

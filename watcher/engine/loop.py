@@ -14,11 +14,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from watcher.engine.dispatch import Claim, Dispatch, Key, Kind, Room
 from watcher.observe.log import log
 from watcher.pause import pause
-from watcher.store.connect import StoreError
-from watcher.store.due import DueIndex
+from watcher.store.exceptions import StoreError
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS
-from watcher.store.schedule import Lease
+from watcher.store.schedule import DueIndex, Lease
 
 LOOK_S = 0.05
 """Between two looks: how late work may start that another worker made due, or did not get to."""

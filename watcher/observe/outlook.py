@@ -11,7 +11,7 @@ from typing import NamedTuple
 from watcher.run.worker import Opened, Worker
 from watcher.settings import Settings
 from watcher.store.breakers import Breaker, Breakers
-from watcher.store.connect import StoreError
+from watcher.store.exceptions import StoreError
 from watcher.store.glance import Glance, Waiting
 from watcher.store.keys import Keys
 from watcher.store.survey import Failing, Overdue, Survey

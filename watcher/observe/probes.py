@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from watcher.observe.listener import Answer, Route
 from watcher.observe.metrics import CONTENT_TYPE, Metrics
 from watcher.run.worker import Worker
-from watcher.store.connect import StoreError
+from watcher.store.exceptions import StoreError
 from watcher.store.keys import Keys
 from watcher.store.survey import Survey
 

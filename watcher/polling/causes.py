@@ -13,7 +13,7 @@ from watcher.observe.log import log
 from watcher.observe.throttle import Streak, Throttle
 from watcher.polling.asker import NotAsked
 from watcher.providers.contract import PERMANENT, Rejected, todo
-from watcher.store.connect import StoreError
+from watcher.store.exceptions import StoreError
 from watcher.store.survey import Failing
 
 _AGAIN_S = 60.0

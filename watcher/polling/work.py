@@ -16,7 +16,7 @@ from watcher.pause import pause
 from watcher.polling.neighbours import ALONE, Neighbours
 from watcher.polling.poll import Poller
 from watcher.settings import AccountSettings
-from watcher.store.connect import StoreError
+from watcher.store.exceptions import StoreError
 from watcher.store.health import StoreHealth
 from watcher.store.keys import shard_of
 from watcher.store.polls import Polls

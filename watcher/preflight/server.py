@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 
 from watcher.preflight.tried import Tried
 from watcher.settings import RedisSettings
-from watcher.store.address import StoreError, safe_url
+from watcher.store.address import safe_url
 from watcher.store.embedded import is_made
 from watcher.store.engine import find_engine
-from watcher.store.guarantee import guarantee_of_all
+from watcher.store.exceptions import StoreError
+from watcher.store.guarantee import guarantee_of_all, missing_rights
 from watcher.store.opening import OpenStore, open_store
-from watcher.store.rights import missing_rights
 from watcher.store.survey import Survey
 
 _ACL = "allow them as deploy/users.acl does"

@@ -25,8 +25,8 @@ from watcher.run.fingerprint import SOURCE_DIGITS, fingerprint
 from watcher.run.others import Others
 from watcher.run.presence import Present
 from watcher.settings import Settings
-from watcher.store.configurations import Configurations, Fingerprint, Mark
 from watcher.store.exceptions import ConfigurationRefused
+from watcher.store.members import Configurations, Fingerprint, Mark
 
 LOOK_S = 2.0
 """How often it is looked at what other workers run."""

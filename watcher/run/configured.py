@@ -29,12 +29,11 @@ from watcher.run.agreement import Agreement
 from watcher.run.descriptors import share_out
 from watcher.settings import AccountSettings, ProviderSettings, Settings
 from watcher.store.breakers import Breaker, Breakers
-from watcher.store.due import DueIndex
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.polls import Polls
 from watcher.store.queues import Queues
-from watcher.store.schedule import Schedule
+from watcher.store.schedule import DueIndex, Schedule
 
 _LAST_S = 0.5
 """An attempt that is answered within this time is settled though its subscription is gone, or its URL."""

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from watcher.providers.client import CONNECTIONS as MOST_OF_A_PROVIDER
-from watcher.store.connect import CONNECTIONS as OF_THE_STORE
+from watcher.store.client import CONNECTIONS as OF_THE_STORE
 
 MOST_ATTEMPTS = 10_000
 """A thousand subscriptions that hang, with ten attempts each."""

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from watcher.providers.client import source_of
 from watcher.providers.registry import provider_class
 from watcher.settings import Settings
-from watcher.store.configurations import Fingerprint
+from watcher.store.members import Fingerprint
 
 SOURCE_DIGITS = 16
 """As much of an account's source as is compared."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from watcher.run.presence import Present
-from watcher.store.configurations import Configurations, Fingerprint, Mark
+from watcher.store.members import Configurations, Fingerprint, Mark
 
 SAME_PLACE_S = 45.0
 """So long after the last worker with another URL was seen its queues wait, where all else is the same: a

@@ -15,8 +15,8 @@ from watcher import __version__
 from watcher.observe.counters import Counters
 from watcher.observe.log import log
 from watcher.pause import pause
-from watcher.store.connect import ConfigurationRefused, StoreError
-from watcher.store.workers import Presence, Workers
+from watcher.store.exceptions import ConfigurationRefused, StoreError
+from watcher.store.members import Presence, Workers
 
 EVERY_S = 10.0
 _SHORTEST_S = 1.0

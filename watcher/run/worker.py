@@ -21,16 +21,15 @@ from watcher.run.configured import Configured
 from watcher.run.presence import Present
 from watcher.run.upkeep import Upkeep
 from watcher.settings import Settings
-from watcher.store.configurations import Configurations
-from watcher.store.connect import StoreError
+from watcher.store.exceptions import StoreError
 from watcher.store.glance import Glance
 from watcher.store.guarantee import guarantee_of_all
 from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
+from watcher.store.members import Configurations, Workers
 from watcher.store.opening import open_store
 from watcher.store.roster import Roster
 from watcher.store.schedule import Schedule
-from watcher.store.workers import Workers
 
 HEARTBEAT_S = 60.0
 

@@ -23,8 +23,8 @@ from watcher.service.changes import NOT_RELOADED, Change, changes
 from watcher.service.exposure import Exposure, exposed
 from watcher.service.file_watch import FileWatch
 from watcher.service.manager import tell_ready, tell_reloading, tell_stopping
+from watcher.store.errors import DamagedKey
 from watcher.store.exceptions import StoreError
-from watcher.store.replies import DamagedKey
 
 EXIT_NO = 1
 _HASTE_AFTER_S = {signal.SIGINT: 0.01, signal.SIGTERM: 5.0}

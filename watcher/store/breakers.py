@@ -7,10 +7,9 @@ second. Refuses to decide what a failure is worth: `engine.breaker` does, and th
 from collections.abc import Callable
 from typing import NamedTuple
 
-from watcher.store.counts import read_count
-from watcher.store.keys import Keys
+from watcher.store.batch import load_script
+from watcher.store.keys import Keys, read_count
 from watcher.store.pipe import Pipe
-from watcher.store.scripting import load_script
 
 _PROBE = load_script("probe")
 _SET_BREAKER = load_script("set_breaker")

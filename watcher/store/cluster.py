@@ -13,8 +13,8 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, MovedError
 
 from watcher.store.address import Several
-from watcher.store.calls import Call
-from watcher.store.connect import connect_node
+from watcher.store.batch import Call
+from watcher.store.client import connect_node
 from watcher.store.exceptions import PartOfCluster, StoreError, StoreUnreachable
 from watcher.store.pipe import Pipe
 

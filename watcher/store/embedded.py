@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
-from watcher.store.connect import ConfigurationRefused, StoreUnreachable
 from watcher.store.engine import LOG, SOCKET, Engine, find_engine, make_private, start
+from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
 
 PATIENCE_S = 10
 """How long a server may be silent while it starts, hangs or stops. One that loads its data is not silent."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from watcher.store.connect import ConfigurationRefused, StoreUnreachable
+from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
 
 OLDEST_MAJOR = 7
 """An older one ignores the append-only files of a newer one and starts empty, without an error."""

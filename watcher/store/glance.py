@@ -7,9 +7,9 @@ import asyncio
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from watcher.store.batch import load_script
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Pipe
-from watcher.store.scripting import load_script
 from watcher.store.survey import sequence_in
 
 _COUNT_QUEUES = load_script("count_queues")

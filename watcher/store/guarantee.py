@@ -11,8 +11,10 @@ from typing import Any, Literal
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from watcher.store.batch import load_script
 from watcher.store.errors import translated, where
 from watcher.store.exceptions import ConfigurationRefused, StoreRefuses
+from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe
 
 OLDEST = (6, 2)
@@ -193,3 +195,17 @@ def _warnings(info: Mapping[str, Any], eviction: str, is_verified: bool) -> list
         "the certificate of Redis is not verified (ssl_cert_reqs=none)": not is_verified,
     }
     return [text.format(eviction=eviction) for text, applies in warnings.items() if applies]
+
+
+_TRY_RIGHTS = load_script("try_rights")
+
+_KINDS = ("hash", "list", "sorted-set", "stream", "string")
+
+
+async def missing_rights(pipe: Pipe, keys: Keys) -> list[str]:
+    """Name the commands that are not allowed on keys of this namespace. Raises StoreError.
+
+    Where scripts, or its keys at all, are not allowed, that is ConfigurationRefused.
+    """
+    names = await pipe.script(_TRY_RIGHTS, [keys.trial(kind) for kind in _KINDS])
+    return sorted(name.decode() for name in names)

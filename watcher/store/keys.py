@@ -1,4 +1,4 @@
-"""Every key in Redis, with its type, what it holds and who writes it. Nobody else throttle a key.
+"""Every key in Redis, with its type, what it holds and who writes it. Nothing else spells a key.
 
 An account hashes to one of 16 shards, and every key of its shard carries the tag `{shard}`: one script
 may touch them together, on Redis Cluster too. Refuses to talk to Redis.
@@ -17,7 +17,7 @@ def shard_of(account: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Throttle the keys of one namespace. `permanent` keys live as long as what they describe."""
+    """Spells the keys of one namespace. `permanent` keys live as long as what they describe."""
 
     namespace: str
 
@@ -111,3 +111,26 @@ class Keys:
 
     def _tagged(self, shard: int, *parts: str) -> str:
         return ":".join((self.namespace, f"{{{shard}}}", *parts))
+
+
+MOST = 10**14
+"""Above every count and every time in ms (until the year 5138): what is larger is damage."""
+
+
+def read_count(digits: bytes) -> int:
+    """Read a count, or a time in ms. Raises ValueError."""
+    if not digits.isdigit() or len(digits) > len(str(MOST)):  # int() would read `1_0` too
+        raise ValueError("not a count")
+    return check_count(int(digits))
+
+
+def check_count(value: object) -> int:
+    """Take a number for a count. Raises ValueError."""
+    if type(value) is not int or not 0 <= value < MOST:
+        raise ValueError("not a count")
+    return value
+
+
+def read_score(score: bytes) -> int:
+    """Read when a member of a schedule is due, in ms; what lies beyond all times is as late as can be."""
+    return int(min(max(float(score), 0.0), MOST - 1))

@@ -17,10 +17,8 @@ from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 
-from watcher.store.calls import Call, Packet, packed
-from watcher.store.errors import translated, unreadable
-from watcher.store.replies import DamagedKey
-from watcher.store.scripting import Joint, Script
+from watcher.store.batch import Call, Joint, Packet, Script, packed
+from watcher.store.errors import DamagedKey, translated, unreadable
 
 _MOST = 512
 """Commands in one pipeline: enough to amortize the round trip, few enough not to hold up the rest."""

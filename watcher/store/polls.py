@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from watcher.journal.delivery import Delivery
 from watcher.journal.ledger import AccountState
+from watcher.store.batch import Joint, Joints, load_script
+from watcher.store.errors import DamagedKey
 from watcher.store.keys import Keys, shard_of
 from watcher.store.queues import DEAD_PER_SUBSCRIPTION
-from watcher.store.replies import DamagedKey
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
-from watcher.store.scripting import Joint, Joints, load_script
 from watcher.store.state import BadState, dump_body, load_state
 
 LOG_PER_SHARD = 10_000

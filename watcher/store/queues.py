@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from watcher.journal.delivery import Delivery
-from watcher.store.counts import read_count
-from watcher.store.keys import Keys, shard_of
+from watcher.store.batch import Joint, Joints, load_script
+from watcher.store.keys import Keys, read_count, shard_of
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
-from watcher.store.scripting import Joint, Joints, load_script
 
 ATTEMPTS_PER_SUBSCRIPTION = 100
 """Attempts remembered per subscription and shard, each with up to 1 KiB of what its receiver answers: 2 MB in

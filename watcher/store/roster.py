@@ -11,11 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from watcher.store.connect import ConfigurationRefused
+from watcher.store.batch import load_script
+from watcher.store.exceptions import ConfigurationRefused
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.pipe import Pipe
 from watcher.store.polls import damage_named
-from watcher.store.scripting import load_script
 from watcher.store.state import BadState
 
 SCHEMA = "1"

@@ -14,7 +14,7 @@ import orjson
 from watcher.amounts import MAX_FRACTION_DIGITS, NotAnAmount, from_decimal
 from watcher.journal.ledger import AccountState, Entry
 from watcher.snapshot import Asset, Balance
-from watcher.store.counts import check_count, read_count
+from watcher.store.keys import check_count, read_count
 
 SCHEMA = 1
 

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from watcher.journal.ledger import AccountState
-from watcher.store.counts import read_count, read_score
+from watcher.store.batch import load_script
 from watcher.store.history import START
-from watcher.store.keys import SHARDS, Keys, shard_of
+from watcher.store.keys import SHARDS, Keys, read_count, read_score, shard_of
 from watcher.store.pipe import Pipe
 from watcher.store.roster import provider_names
-from watcher.store.scripting import load_script
 from watcher.store.state import BadState, load_state
 
 _READ_STATES = load_script("read_states")

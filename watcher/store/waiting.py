@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from watcher.journal.delivery import Delivery, load_delivery
-from watcher.store.counts import read_score
-from watcher.store.keys import SHARDS, Keys
+from watcher.store.keys import SHARDS, Keys, read_score
 from watcher.store.pipe import Pipe
 from watcher.store.queues import read_tries
 

@@ -19,8 +19,8 @@ from watcher.observe.page.recent import Recent
 from watcher.printable import printable
 from watcher.run.worker import Opened, Worker
 from watcher.settings import Settings
-from watcher.store.connect import StoreError
 from watcher.store.dead_letters import DeadLetters, Tried
+from watcher.store.exceptions import StoreError
 from watcher.store.history import History, place
 from watcher.store.keys import Keys, shard_of
 from watcher.store.survey import Survey
