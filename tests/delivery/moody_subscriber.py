@@ -24,10 +24,10 @@ from watcher.receive import verify
 from watcher.run.worker import Worker
 from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings, WorkerSettings
 from watcher.store.breakers import Breakers
-from watcher.store.dead_letters import DeadLetters
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Pipe
 from watcher.store.queues import Queues
+from watcher.store.reader import Reader
 from watcher.store.schedule import Schedule
 
 
@@ -97,7 +97,7 @@ class Owed:
 
     settings: Settings
     queues: Queues
-    letters: DeadLetters
+    letters: Reader
     breakers: Breakers
     pipe: Pipe
     keys: Keys
@@ -146,9 +146,7 @@ def owed(client: Redis, url: str, namespace: str, **url_by_name: str) -> Owed:
     """A namespace with these subscriptions; their retries are quick."""
     settings = some_settings(url, namespace, {name: {"url": url} for name, url in url_by_name.items()})
     pipe, keys = Pipe(client), Keys(namespace)
-    return Owed(
-        settings, Queues(Schedule(pipe), keys), DeadLetters(pipe, keys), Breakers(pipe, keys), pipe, keys
-    )
+    return Owed(settings, Queues(Schedule(pipe), keys), Reader(pipe, keys), Breakers(pipe, keys), pipe, keys)
 
 
 def some_settings(url: str, namespace: str, subscriptions: Mapping[str, Mapping[str, Any]]) -> Settings:

@@ -224,7 +224,7 @@ async def test_a_delivery_that_cannot_be_read_is_given_up_and_holds_up_nobody(
     await one.queue(["treasury"], [1, 2])
     async with one.worker():
         await subscriber.until(lambda: len(subscriber.taken) == 2)
-    (letter,) = await one.letters.latest("ops", 10, lambda _letter: True)
+    (letter,) = await one.letters.dead_letters("ops", 10, lambda _letter: True)
     assert (letter.account, letter.delivery) == ("treasury", None)
     assert letter.reason == "what is stored of it cannot be read"
     assert "bug" not in [line["event"] for line in logged]

@@ -16,9 +16,9 @@ from tests.support.raw_subscribers import OK, Peer, subscribing
 from tests.support.rig import TREASURY, Rig, a_rig, quick
 from tests.support.scraped import a_listener_of, scrape
 from watcher.store import polls
-from watcher.store.dead_letters import DeadLetters
 from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe
+from watcher.store.reader import Reader
 
 pytest_plugins = ("tests.delivery.owing",)
 
@@ -74,7 +74,7 @@ async def test_a_receiver_that_was_away_for_longer_than_its_queue_holds_sees_the
     assert sum(line["deliveries"] for line in overflows) == 7
     assert metrics.value("watcher_deliveries_pushed_out_total", subscription="ops") == 7
     assert metrics.value("watcher_dead_letters", subscription="ops") == 7
-    letters = await DeadLetters(Pipe(redis_client), Keys(namespace)).latest("ops", 100, lambda _letter: True)
+    letters = await Reader(Pipe(redis_client), Keys(namespace)).dead_letters("ops", 100, lambda _letter: True)
     assert [letter.delivery.sequence for letter in letters if letter.delivery] == lost
     assert {letter.reason for letter in letters} == {"queue full"}
     assert [event["data"]["sequence"] for event in receiver.events] == [first, *kept]

@@ -134,7 +134,7 @@ def test_nothing_but_the_store_speaks_to_redis_and_there_are_no_other_ways() -> 
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
     ]
     asking = {path.name for path, _, name in calls if name in ("execute_command", "send_command")}
-    assert asking == {"pipe.py", "connect.py"}
+    assert asking == {"pipe.py", "client.py"}
     assert {path for path, on, name in calls if name == "command" and on.endswith("pipe")} <= {
         *STORE.glob("*.py")
     }

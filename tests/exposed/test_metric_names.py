@@ -19,8 +19,7 @@ from watcher.providers.contract import ErrorClass
 from watcher.run.worker import Worker
 from watcher.settings import Settings
 from watcher.store.breakers import Breaker
-from watcher.store.glance import Waiting
-from watcher.store.survey import Failing, Overdue
+from watcher.store.reader import Backlog, Failing, Overdue
 
 NO_BASE_UNITS = (
     *("milliseconds", "ms", "millis", "minutes", "hours", "days", "microseconds", "nanoseconds"),
@@ -52,7 +51,7 @@ SEEN = Seen(
         "shop": {},
     },
     overdue={"loopring": Overdue(2, NOW_MS - 1500), "shop": Overdue(0, None)},
-    waiting={"ops": Waiting(3, 2, NOW_MS - 60_000), "others": Waiting()},
+    waiting={"ops": Backlog(queues=3, dead=2, oldest_sequence=NOW_MS - 60_000), "others": Backlog()},
     breakers={"ops": Breaker(1, 1, 1, 1, "canary")},
 )
 

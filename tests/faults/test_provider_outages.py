@@ -23,7 +23,8 @@ from tests.faults.provider_scene import ACCOUNTS, INTERVAL, some_settings, until
 from tests.faults.scene import BOUNDED, LONG
 from tests.support.builders import SECRET
 from tests.support.tls_subscribers import a_client_trusting
-from watcher.polling import cadence, outage, poll, work
+from watcher.engine import breaker
+from watcher.polling import cadence, poll, work
 from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Request
 from watcher.receiving.receiver import Receiver
@@ -54,7 +55,7 @@ def _time_runs_fast(monkeypatch: pytest.MonkeyPatch) -> None:
         (cadence, "_LONGEST_WAIT_OF_CANARY_S"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name) / SCALE)
-    monkeypatch.setattr(outage, "_PROBES_S", [wait_s / SCALE for wait_s in outage._PROBES_S])
+    monkeypatch.setattr(breaker, "PROBES_S", [wait_s / SCALE for wait_s in breaker.PROBES_S])
 
 
 @pytest.fixture

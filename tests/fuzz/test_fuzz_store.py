@@ -41,18 +41,15 @@ from watcher.delivery.sink import Attempt
 from watcher.delivery.webhook import answer_of
 from watcher.durations import parse_duration
 from watcher.observe.views import account_line, provider_line, subscription_line, troubles_of, worker_line
-from watcher.store import dead_letters, glance, history, roster, survey, waiting
+from watcher.store import history, reader, roster
 from watcher.store.breakers import Breaker, Breakers
 from watcher.store.client import connect
-from watcher.store.dead_letters import DeadLetters
-from watcher.store.glance import Glance
 from watcher.store.history import History
 from watcher.store.keys import Keys
 from watcher.store.members import Presence, Workers
+from watcher.store.reader import Reader
 from watcher.store.schedule import Lease, Reply
 from watcher.store.state import BadState
-from watcher.store.survey import Survey
-from watcher.store.waiting import Waiting
 
 NEIGHBOUR = next(name for name in NEIGHBOURS if name != ACCOUNT)
 KEYS = Keys("watcher")
@@ -96,7 +93,7 @@ def place() -> Iterator[Place]:
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         pytest.MonkeyPatch.context() as patch,
     ):
-        for module in (dead_letters, glance, history, roster, survey, waiting):
+        for module in (history, reader, roster):
             patch.setattr(module, "SHARDS", 1)
         client = runner.run(_connected(server.url))
         yield Place(runner, client, runner.run(_furnished(client)))
@@ -232,7 +229,7 @@ def test_the_neighbours_of_the_damage_go_on(place: Place, damage: Damage) -> Non
 
 async def _look(place: Place, damage: Damage) -> None:
     store = await place.damaged(damage)
-    pipe, looker = store.pipe, Survey(store.pipe, KEYS)
+    pipe, looker = store.pipe, Reader(store.pipe, KEYS)
     now_ms = await store.now_ms()
     failing = await looker.failing(PROVIDER)
     json.dumps(provider_line(PROVIDER, failing, await looker.overdue(PROVIDER), now_ms))
@@ -245,15 +242,15 @@ async def _look(place: Place, damage: Damage) -> None:
         json.dumps(subscription_line(name, backlog, breakers.get(name), now_ms, is_configured=True))
     for presence in await Workers(pipe, KEYS).read():
         json.dumps(worker_line(presence, now_ms))
-    await Glance(pipe, KEYS).waiting([OPS])
-    await Glance(pipe, KEYS).due([PROVIDER], now_ms=now_ms)
-    queues = Waiting(pipe, KEYS)
+    await Reader(pipe, KEYS).waiting([OPS])
+    await Reader(pipe, KEYS).count_due([PROVIDER], now_ms=now_ms)
+    queues = Reader(pipe, KEYS)
     for queue in await queues.queues(OPS):
         async for _ in queues.deliveries(OPS, queue.account):
             pass
-    post, log = DeadLetters(pipe, KEYS), History(pipe, KEYS)
-    await post.subscriptions()
-    assert await post.latest(OPS, 10, lambda _: True)
+    post, log = Reader(pipe, KEYS), History(pipe, KEYS)
+    await post.owed_subscriptions()
+    assert await post.dead_letters(OPS, 10, lambda _: True)
     await post.attempts(OPS, 10, lambda _: True)
     assert [record async for record in log.in_order(await log.ends())]
     with suppress(BadState):

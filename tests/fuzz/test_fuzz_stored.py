@@ -33,11 +33,10 @@ from watcher.observe.page.document import _event
 from watcher.observe.page.recent import _steps
 from watcher.observe.views import attempt_line
 from watcher.store.breakers import _parse
-from watcher.store.dead_letters import _letter, _tried
 from watcher.store.history import _record
 from watcher.store.keys import MOST
+from watcher.store.reader import _dead_letter, _failing, _tried, sequence_in
 from watcher.store.state import BadState, dump_body, load_state
-from watcher.store.survey import _failing, sequence_in
 
 STATE = a_state(LRC="12.5", source="here", previous={"ops": 7}, version="v1", sequence=9)
 BODY = json.loads(dump_body(STATE))
@@ -120,7 +119,7 @@ def test_any_attempt_can_be_shown(said: Any) -> None:
 @fuzz(text_objects("account", "reason", "delivery"))
 def test_any_dead_letter_can_be_shown(said: dict[str, str]) -> None:
     fields = {name.encode(errors="replace"): text.encode(errors="replace") for name, text in said.items()}
-    letter = _letter(0, "1795175095846-0", fields)
+    letter = _dead_letter(0, "1795175095846-0", fields)
     assert all(isinstance(cell, str) for cell in cells(letter_row("ops", letter, NOW_MS)))
 
 

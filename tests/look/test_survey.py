@@ -9,7 +9,7 @@ from tests.support.stories import NOW_MS, STORY, Books, steps
 from watcher.store.history import START
 from watcher.store.keys import shard_of
 from watcher.store.pipe import Pipe
-from watcher.store.survey import Backlog, Failing, Overdue, Seen, Survey
+from watcher.store.reader import Backlog, Failing, Overdue, Reader, Seen
 
 
 @pytest.fixture
@@ -18,19 +18,19 @@ async def books(redis_client: Redis, namespace: str) -> Books:
 
 
 @pytest.fixture
-async def survey(books: Books) -> Survey:
-    return Survey(books.pipe, books.keys)
+async def survey(books: Books) -> Reader:
+    return Reader(books.pipe, books.keys)
 
 
-async def seen(survey: Survey, *accounts: str) -> list[Seen]:
+async def seen(survey: Reader, *accounts: str) -> list[Seen]:
     return [one async for one in survey.read_states(accounts)]
 
 
 @pytest.mark.parametrize("engine", EVERY_ENGINE)
 async def test_states_come_in_the_order_asked_for(
-    survey: Survey, books: Books, monkeypatch: pytest.MonkeyPatch
+    survey: Reader, books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("watcher.store.survey._AT_ONCE", 2)
+    monkeypatch.setattr("watcher.store.reader._AT_ONCE", 2)
     names = [f"account-{number}" for number in range(100)]
     for name in names[::3]:
         await books.live(STORY[:1], name)
@@ -42,7 +42,7 @@ async def test_states_come_in_the_order_asked_for(
 
 @pytest.mark.parametrize("engine", EVERY_ENGINE)
 async def test_a_state_comes_with_the_place_in_the_log_that_it_stands_at(
-    survey: Survey, books: Books
+    survey: Reader, books: Books
 ) -> None:
     assert await seen(survey, "treasury") == [Seen("treasury", None, None, START)]
     (step,) = await books.live(STORY[:1])
@@ -62,7 +62,7 @@ async def test_a_state_comes_with_the_place_in_the_log_that_it_stands_at(
     ],
 )
 async def test_a_damaged_state_is_named_and_hides_no_other(
-    survey: Survey, books: Books, command: tuple[str, ...], damage: str
+    survey: Reader, books: Books, command: tuple[str, ...], damage: str
 ) -> None:
     shard = shard_of("treasury")
     neighbour = next(name for name in map("account-{}".format, range(999)) if shard_of(name) == shard)
@@ -77,7 +77,7 @@ async def test_a_damaged_state_is_named_and_hides_no_other(
     assert whole.state is not None
 
 
-async def test_failing_accounts_are_read_with_their_reasons(survey: Survey, books: Books) -> None:
+async def test_failing_accounts_are_read_with_their_reasons(survey: Reader, books: Books) -> None:
     why = "auth the API key is refused"
     for _ in range(2):
         lease = await books.lease("treasury")
@@ -90,7 +90,7 @@ async def test_failing_accounts_are_read_with_their_reasons(survey: Survey, book
     assert (await survey.failing("loopring"))["treasury"].error_class == "unknown"
 
 
-async def test_a_schedule_says_how_many_and_when_the_first_is_due(survey: Survey, books: Books) -> None:
+async def test_a_schedule_says_how_many_and_when_the_first_is_due(survey: Reader, books: Books) -> None:
     assert await survey.overdue("loopring") == Overdue(0, None)
     await books.enroll("a", "b", "c")
     due_ms = await survey.now_ms() - 5000
@@ -99,7 +99,7 @@ async def test_a_schedule_says_how_many_and_when_the_first_is_due(survey: Survey
 
 
 @pytest.mark.parametrize("engine", EVERY_ENGINE)
-async def test_what_waits_is_measured_per_subscription(survey: Survey, books: Books) -> None:
+async def test_what_waits_is_measured_per_subscription(survey: Reader, books: Books) -> None:
     accounts = [f"account-{number}" for number in range(20)]
     for number, account in enumerate(accounts):
         await books.live(STORY[:3], account, at_ms=NOW_MS + number)
@@ -114,7 +114,7 @@ async def test_what_waits_is_measured_per_subscription(survey: Survey, books: Bo
     }  # owed to one that is not configured any more
 
 
-async def test_dead_letters_and_queues_tried_again_are_counted(survey: Survey, books: Books) -> None:
+async def test_dead_letters_and_queues_tried_again_are_counted(survey: Reader, books: Books) -> None:
     await books.live(STORY[:3])
     shard = shard_of("treasury")
     await books.pipe.command("XADD", books.keys.dead(shard, "ops"), "*", "account", "treasury")
@@ -126,7 +126,7 @@ async def test_dead_letters_and_queues_tried_again_are_counted(survey: Survey, b
 
 
 async def test_a_queue_whose_oldest_delivery_is_damaged_is_still_counted(
-    survey: Survey, books: Books
+    survey: Reader, books: Books
 ) -> None:
     await books.live([a_snapshot(ETH="1"), a_snapshot(ETH="2")])
     await books.pipe.command("LPUSH", books.keys.queue("ops", "treasury"), b"\xff\x00")

@@ -15,7 +15,7 @@ from watcher.polling import setbacks
 from watcher.providers.loopring import LoopringAccount
 from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe
-from watcher.store.survey import Survey
+from watcher.store.reader import Reader
 
 Lines = list[MutableMapping[str, Any]]
 
@@ -93,7 +93,7 @@ async def test_a_wrong_key_of_150_accounts_is_one_error_that_nothing_buries_and_
     right = rig.settings.model_copy(update={"account_by_name": {**rig.settings.account_by_name, **accounts}})
     wrong_key = right.provider_by_name["loopring"].model_copy(update={"api_key": SecretStr("wrong")})
     wrong = right.model_copy(update={"provider_by_name": {**right.provider_by_name, "loopring": wrong_key}})
-    survey = Survey(Pipe(redis_client), Keys(right.redis.namespace))
+    survey = Reader(Pipe(redis_client), Keys(right.redis.namespace))
     async with rig.worker(wrong) as worker:
         await until(lambda: worker.counters.by_error_class["loopring", "auth"] >= 151)
         failing = await survey.failing("loopring")

@@ -31,7 +31,7 @@ from watcher.settings import (
 )
 from watcher.store.history import History
 from watcher.store.opening import open_store
-from watcher.store.survey import Survey
+from watcher.store.reader import Reader
 
 TREASURY = 10110
 ALICE = "alice@example.com"
@@ -69,7 +69,7 @@ class Rig:
         async with open_store(self.settings.redis) as store:
             pipe, keys = store.pipe, store.keys
             names = list(self.settings.account_by_name)
-            states = {seen.account: seen async for seen in Survey(pipe, keys).read_states(names)}
+            states = {seen.account: seen async for seen in Reader(pipe, keys).read_states(names)}
             records: dict[str, list[Record]] = {name: [] for name in names}
             async for record in History(pipe, keys).records():
                 records.setdefault(record.account, []).append(record)

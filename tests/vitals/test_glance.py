@@ -7,11 +7,11 @@ from redis.asyncio import Redis
 
 from tests.support.servers import EVERY_ENGINE
 from watcher.journal.delivery import Delivery
-from watcher.store import glance
-from watcher.store.glance import Glance, Waiting
+from watcher.store import reader
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.pipe import Pipe
 from watcher.store.queues import Queues
+from watcher.store.reader import Backlog, Reader
 from watcher.store.schedule import Schedule
 
 NOW_MS = 1_795_175_095_846
@@ -35,8 +35,12 @@ async def test_queues_are_counted_and_the_oldest_delivery_found(redis_client: Re
         await queued(redis_client, keys, "ops", f"account-{number}", 2000 - number, 5000)
     await queued(redis_client, keys, "others", "account-1", 7)
     await queued(redis_client, keys, "unknown", "account-1", 1)
-    waiting = await Glance(Pipe(redis_client), keys).waiting(["ops", "others", "idle"])
-    assert waiting == {"ops": Waiting(40, 0, 1961), "others": Waiting(1, 0, 7), "idle": Waiting()}
+    waiting = await Reader(Pipe(redis_client), keys).waiting(["ops", "others", "idle"])
+    assert waiting == {
+        "ops": Backlog(queues=40, dead=0, oldest_sequence=1961),
+        "others": Backlog(queues=1, dead=0, oldest_sequence=7),
+        "idle": Backlog(),
+    }
 
 
 @every_engine
@@ -44,18 +48,20 @@ async def test_dead_letters_are_counted(redis_client: Redis, namespace: str) -> 
     keys = Keys(namespace)
     for shard in range(SHARDS):
         await redis_client.xadd(keys.dead(shard, "ops"), {b"x": b"y"})
-    assert await Glance(Pipe(redis_client), keys).waiting(["ops"]) == {"ops": Waiting(0, SHARDS, None)}
+    assert await Reader(Pipe(redis_client), keys).waiting(["ops"]) == {
+        "ops": Backlog(queues=0, dead=SHARDS, oldest_sequence=None)
+    }
 
 
 async def test_nobody_is_asked_about_nobody(redis_client: Redis, namespace: str) -> None:
-    assert await Glance(Pipe(redis_client), Keys(namespace)).waiting([]) == {}
+    assert await Reader(Pipe(redis_client), Keys(namespace)).waiting([]) == {}
 
 
 @pytest.mark.parametrize("oldest_is", ["due first", "due last"])
 async def test_of_a_long_backlog_both_ends_of_the_schedule_are_looked_at(
     redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch, oldest_is: str
 ) -> None:
-    monkeypatch.setattr(glance, "_QUEUES_MEASURED", 8)
+    monkeypatch.setattr(reader, "_QUEUES_MEASURED", 8)
     keys = Keys(namespace)
     accounts = [f"account-{number}" for number in range(900) if shard_of(f"account-{number}") == 3]
     assert len(accounts) > 40
@@ -64,8 +70,8 @@ async def test_of_a_long_backlog_both_ends_of_the_schedule_are_looked_at(
     due_ms = {account: NOW_MS + number for number, account in enumerate(accounts)}
     due_ms[accounts[0]] = NOW_MS - 1 if oldest_is == "due first" else NOW_MS + 86_400_000
     await redis_client.zadd(keys.queues(3, "ops"), due_ms)
-    waiting = await Glance(Pipe(redis_client), keys).waiting(["ops"])
-    assert waiting["ops"] == Waiting(len(accounts), 0, 1000)
+    waiting = await Reader(Pipe(redis_client), keys).waiting(["ops"])
+    assert waiting["ops"] == Backlog(queues=len(accounts), oldest_sequence=1000)
 
 
 async def test_many_subscriptions_that_wait_cost_a_bounded_number_of_questions(
@@ -80,7 +86,7 @@ async def test_many_subscriptions_that_wait_cost_a_bounded_number_of_questions(
             pipeline.rpush(keys.queue(name, account), a_delivery(number + 1).dump())
     await pipeline.execute()
     pipe = _CountingPipe(redis_client)
-    waiting = await Glance(pipe, keys).waiting(names)
+    waiting = await Reader(pipe, keys).waiting(names)
     assert all(found.queues == 20 and found.oldest_sequence for found in waiting.values())
     counting = SHARDS * math.ceil(len(names) / 200)
     assert pipe.calls <= counting + 3 * max(256, len(names))
@@ -106,4 +112,4 @@ async def test_what_is_due_is_counted_until_somebody_claims_it(redis_client: Red
     await redis_client.zadd(keys.polls(0, "gone"), {"d": 0})
     await redis_client.zadd(keys.due_subscriptions(4), {"ops": NOW_MS - 5, "later": NOW_MS + 9})
     await redis_client.zadd(keys.queues(4, "ops"), {"a": NOW_MS - 5, "e": NOW_MS + 30_000})
-    assert await Glance(Pipe(redis_client), keys).due(["loopring", "shop"], now_ms=NOW_MS) == 4
+    assert await Reader(Pipe(redis_client), keys).count_due(["loopring", "shop"], now_ms=NOW_MS) == 4

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from watcher.journal.record import Record
     from watcher.settings import Settings
     from watcher.store.history import History
-    from watcher.store.survey import Seen, Survey
+    from watcher.store.reader import Reader, Seen
 
 _MOST_FINDINGS = 5
 """Told to people of one account: one missing record may put every later one out of place."""
@@ -58,16 +58,16 @@ async def _audit(settings: "Settings", names: Sequence[str]) -> "dict[str, Verdi
     from watcher.store.history import History
     from watcher.store.keys import shard_of
     from watcher.store.opening import open_to_look
-    from watcher.store.survey import Survey
+    from watcher.store.reader import Reader
 
     names_by_shard = defaultdict(list)
     for name in names:
         names_by_shard[shard_of(name)].append(name)
     verdicts: dict[str, Verdict] = {}
     async with open_to_look(settings.redis) as store:
-        survey, history = Survey(store.pipe, store.keys), History(store.pipe, store.keys)
+        reader, history = Reader(store.pipe, store.keys), History(store.pipe, store.keys)
         for shard in _with_progress([*names_by_shard], is_long=len(names) >= _MANY_ACCOUNTS):
-            verdicts |= await _audit_shard(survey, history, shard, names_by_shard[shard])
+            verdicts |= await _audit_shard(reader, history, shard, names_by_shard[shard])
     return verdicts
 
 
@@ -80,13 +80,13 @@ def _with_progress(shards: Sequence[int], *, is_long: bool) -> Iterator[int]:
 
 
 async def _audit_shard(
-    survey: "Survey", history: "History", shard: int, names: Sequence[str]
+    reader: "Reader", history: "History", shard: int, names: Sequence[str]
 ) -> "dict[str, Verdict]":
     """Read the states first and then the log, but of each account only up to where it led to its state."""
     from watcher.journal.audit import Finding, Verdict, audit
     from watcher.store.history import place
 
-    seen_by_account: dict[str, Seen] = {seen.account: seen async for seen in survey.read_states(names)}
+    seen_by_account: dict[str, Seen] = {seen.account: seen async for seen in reader.read_states(names)}
     records_by_account: dict[str, list[Record]] = {name: [] for name in names}
     async for record in history.of_shard(shard):
         seen = seen_by_account.get(record.account)

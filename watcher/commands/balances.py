@@ -18,7 +18,7 @@ from watcher.printable import printable
 if TYPE_CHECKING:
     from watcher.config.looking import Look
     from watcher.settings import Settings
-    from watcher.store.survey import Seen
+    from watcher.store.reader import Seen
 
 _ROWS_AT_ONCE = 500
 _BALANCE = ("total", "locked", "available", "pending_deposit", "pending_withdrawal")
@@ -56,13 +56,13 @@ def command(*, look: "Look", is_json: bool, is_csv: bool, account: str | None) -
 
 async def _show(settings: "Settings", names: Sequence[str], say: _Say) -> None:
     from watcher.store.opening import open_to_look
-    from watcher.store.survey import Survey
+    from watcher.store.reader import Reader
 
     async with open_to_look(settings.redis) as store:
-        survey = Survey(store.pipe, store.keys)
-        now_ms = await survey.now_ms()
+        reader = Reader(store.pipe, store.keys)
+        now_ms = await reader.now_ms()
         rows: list[_Row] = []
-        async for seen in survey.read_states(names):
+        async for seen in reader.read_states(names):
             rows += _rows(seen, settings.account_by_name[seen.account].provider, now_ms)
             if len(rows) >= _ROWS_AT_ONCE:
                 say(rows)

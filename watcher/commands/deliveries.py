@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from watcher.config.looking import Look
     from watcher.settings import Settings
     from watcher.store.breakers import Breaker
-    from watcher.store.dead_letters import DeadLetter, Tried
     from watcher.store.opening import OpenStore
-    from watcher.store.waiting import Queue
+    from watcher.store.reader import DeadLetter, Queue, Tried
 
 _NONE_BY_KIND = {
     "waiting": "nothing waits",
@@ -94,19 +93,18 @@ def command(
 
 async def _read(settings: "Settings", wanted: _Wanted) -> "list[Row]":
     """Read the rows that are wanted, and one more if there are more."""
-    from watcher.store.dead_letters import DeadLetters
     from watcher.store.opening import open_to_look
-    from watcher.store.survey import Survey
+    from watcher.store.reader import Reader
 
     async with open_to_look(settings.redis) as store:
-        now_ms = await Survey(store.pipe, store.keys).now_ms()
-        letters = DeadLetters(store.pipe, store.keys)
-        names = subscriptions_like(settings, await letters.subscriptions(), wanted.subscription)
+        now_ms = await Reader(store.pipe, store.keys).now_ms()
+        letters = Reader(store.pipe, store.keys)
+        names = subscriptions_like(settings, await letters.owed_subscriptions(), wanted.subscription)
         if wanted.kind == "waiting":
             return await _waiting(store, names, wanted, now_ms)
         found: list[tuple[str, DeadLetter | Tried]] = []
         for name in names:
-            latest = letters.latest if wanted.kind == "dead" else letters.attempts
+            latest = letters.dead_letters if wanted.kind == "dead" else letters.attempts
             found += [(name, entry) for entry in await latest(name, wanted.limit + 1, wanted.takes)]
     return _latest(found, wanted.limit + 1, now_ms)
 
@@ -128,9 +126,9 @@ async def _waiting_for(
     store: "OpenStore", name: str, breaker: "Breaker | None", wanted: _Wanted, now_ms: int
 ) -> "AsyncIterator[Row]":
     from watcher.commands.delivery_rows import waiting_row
-    from watcher.store.waiting import Waiting
+    from watcher.store.reader import Reader
 
-    waiting = Waiting(store.pipe, store.keys)
+    waiting = Reader(store.pipe, store.keys)
     for queue in filter(wanted.takes, await waiting.queues(name)):
         position = 0
         async for delivery in waiting.deliveries(name, queue.account):
@@ -142,8 +140,8 @@ def _latest(found: "Sequence[tuple[str, DeadLetter | Tried]]", most: int, now_ms
     """Put what was found at all subscriptions in the order of time, and keep the latest of it."""
     from watcher.commands.delivery_rows import letter_row
     from watcher.observe.views import attempt_line
-    from watcher.store.dead_letters import DeadLetter
     from watcher.store.history import place
+    from watcher.store.reader import DeadLetter
 
     latest = sorted(found, key=lambda one: place(one[1].id))[-most:]
     return [

@@ -10,8 +10,7 @@ from watcher.journal.delivery import Delivery
 from watcher.journal.events import iso
 from watcher.printable import printable
 from watcher.store.breakers import Breaker
-from watcher.store.dead_letters import DeadLetter
-from watcher.store.waiting import Queue
+from watcher.store.reader import DeadLetter, Queue
 
 COLUMNS_BY_KIND = {
     "waiting": ("subscription", "account", "place", "event", "type", "sequence", "age", "failed", "due"),

@@ -100,11 +100,11 @@ async def _show(settings: "RedisSettings", wanted: _Wanted, *, is_followed: bool
     """Show what is wanted, and say whether there was any."""
     from watcher.store.history import History
     from watcher.store.opening import open_to_look
-    from watcher.store.survey import Survey
+    from watcher.store.reader import Reader
 
     async with open_to_look(settings) as store:
         history = History(store.pipe, store.keys)
-        start_ms = since_ms(wanted.since, await Survey(store.pipe, store.keys).now_ms())
+        start_ms = since_ms(wanted.since, await Reader(store.pipe, store.keys).now_ms())
         ends = await history.ends()
         is_any = False
         async for record in _past(history, ends, wanted, start_ms):

@@ -36,10 +36,10 @@ def known(look: "Look") -> "Settings":
 async def _with_accounts_of_the_store(settings: "Settings") -> "Settings":
     from watcher.settings import AccountSettings
     from watcher.store.opening import open_to_look
-    from watcher.store.survey import Survey
+    from watcher.store.reader import Reader
 
     async with open_to_look(settings.redis) as store:
-        provider_by_account = await Survey(store.pipe, store.keys).scheduled()
+        provider_by_account = await Reader(store.pipe, store.keys).scheduled()
     accounts = dict(settings.account_by_name)
     for name in sorted(provider_by_account.keys() - accounts.keys()):
         with suppress(ValueError):  # a name that no configuration can have had

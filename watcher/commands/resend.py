@@ -98,9 +98,9 @@ async def _resend(settings: "Settings", wish: _Wish) -> "tuple[list[Resent], set
 async def _act(settings: "Settings", store: "OpenStore", wish: _Wish) -> "list[Resent]":
     from watcher.delivery.resend import Resend
     from watcher.store.history import History
-    from watcher.store.survey import Survey
+    from watcher.store.reader import Reader
 
-    now_ms = await Survey(store.pipe, store.keys).now_ms()
+    now_ms = await Reader(store.pipe, store.keys).now_ms()
     resend = Resend(store.pipe, store.keys, is_preview=wish.is_preview)
     start_ms = since_ms(wish.since, now_ms)
     found = []

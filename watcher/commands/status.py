@@ -53,11 +53,11 @@ async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
     from watcher.store.breakers import Breakers
     from watcher.store.members import Configurations, Workers
     from watcher.store.opening import open_to_look
-    from watcher.store.survey import Survey
+    from watcher.store.reader import Reader
 
     async with open_to_look(settings.redis) as store:
-        survey = Survey(store.pipe, store.keys)
-        now_ms = await survey.now_ms()
+        reader = Reader(store.pipe, store.keys)
+        now_ms = await reader.now_ms()
         server = server_line(await _found(store.pipe), _where(settings.redis))
         workers = await Workers(store.pipe, store.keys).read()
         configurations = Configurations(store.pipe, store.keys)
@@ -65,12 +65,12 @@ async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
             one: await configurations.read(one) for one in {each.configuration for each in workers} - {""}
         }
         names = providers_of(settings)
-        failing_by_provider = {name: await survey.failing(name) for name in names}
-        overdue = {name: await survey.overdue(name) for name in names}
-        states = survey.read_states([*settings.account_by_name])
+        failing_by_provider = {name: await reader.failing(name) for name in names}
+        overdue = {name: await reader.overdue(name) for name in names}
+        states = reader.read_states([*settings.account_by_name])
         accounts = [line async for line in account_lines(settings, states, failing_by_provider, now_ms)]
         breakers = await Breakers(store.pipe, store.keys).read()
-        backlogs = await survey.backlogs(settings.subscription_by_name)
+        backlogs = await reader.backlogs(settings.subscription_by_name)
     providers = [
         {
             **provider_line(name, failing, overdue[name], now_ms),

@@ -77,12 +77,12 @@ async def _switch(look: "Look", action: str, name: str) -> None:
 async def _check_known(name: str, look: "Look", store: "OpenStore") -> None:
     """Make sure that the store, at least, knows a subscription. Raises Unknown."""
     from watcher.store.breakers import Breakers
-    from watcher.store.dead_letters import DeadLetters
+    from watcher.store.reader import Reader
 
     configured = look.settings.subscription_by_name
     known = {*configured, *await Breakers(store.pipe, store.keys).read()}
     if not look.is_whole:
-        known.update(await DeadLetters(store.pipe, store.keys).subscriptions())
+        known.update(await Reader(store.pipe, store.keys).owed_subscriptions())
     if name not in known:
         raise Unknown("subscription of the configuration", name, configured)
 
@@ -113,14 +113,14 @@ async def _survey(look: "Look") -> list[_Line]:
     from watcher.observe.views import place_of, subscription_line
     from watcher.store.breakers import Breakers
     from watcher.store.opening import open_to_look
-    from watcher.store.survey import Backlog, Survey
+    from watcher.store.reader import Backlog, Reader
 
     settings = look.settings
     async with open_to_look(settings.redis) as store:
-        survey = Survey(store.pipe, store.keys)
-        now_ms = await survey.now_ms()
+        reader = Reader(store.pipe, store.keys)
+        now_ms = await reader.now_ms()
         breakers = await Breakers(store.pipe, store.keys).read()
-        backlogs = await survey.backlogs(settings.subscription_by_name)
+        backlogs = await reader.backlogs(settings.subscription_by_name)
     lines = []
     for name in dict.fromkeys([*backlogs, *breakers]):
         is_configured = name in settings.subscription_by_name or not look.is_whole

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from watcher.delivery.replay import Replay
 from watcher.journal.delivery import Delivery
 from watcher.settings import SubscriptionSettings
-from watcher.store.dead_letters import DeadLetter, DeadLetters
 from watcher.store.history import History, place
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Pipe
 from watcher.store.polls import QUEUE_LENGTH
 from watcher.store.queues import Queues
+from watcher.store.reader import DeadLetter, Reader
 from watcher.store.schedule import Schedule
-from watcher.store.waiting import Waiting
 
 _AT_ONCE = 100
 """Deliveries queued in one step: 2 MB at most."""
@@ -43,9 +42,8 @@ class Resend:
 
     def __init__(self, pipe: Pipe, keys: Keys, *, is_preview: bool) -> None:
         self._queues = Queues(Schedule(pipe), keys)
-        self._dead_letters = DeadLetters(pipe, keys)
+        self._reader = Reader(pipe, keys)
         self._history = History(pipe, keys)
-        self._waiting = Waiting(pipe, keys)
         self._ids_by_queue: dict[tuple[str, str], set[str]] = {}
         self._is_preview = is_preview
 
@@ -55,7 +53,9 @@ class Resend:
         """Put dead letters of a time back at the end of their queues; of one event, or all of them."""
         resent = Resent(subscription)
         for shard in range(SHARDS):
-            pages = self._dead_letters.of_shard(subscription, shard, since_ms=since_ms, until_ms=until_ms)
+            pages = self._reader.dead_letters_of_shard(
+                subscription, shard, since_ms=since_ms, until_ms=until_ms
+            )
             async for page in pages:
                 groups: dict[str, list[DeadLetter]] = {}  # order within an account stays
                 for letter in page:
@@ -101,7 +101,7 @@ class Resend:
             name,
             account,
         ) not in self._ids_by_queue:  # as it is when first looked at, and what is added since
-            found_there = self._waiting.deliveries(name, account)
+            found_there = self._reader.deliveries(name, account)
             self._ids_by_queue[name, account] = {each.event_id async for each in found_there if each}
         waiting = self._ids_by_queue[name, account]
         new = [one for one in found if _delivery(one).event_id not in waiting]

@@ -12,9 +12,8 @@ from watcher.run.worker import Opened, Worker
 from watcher.settings import Settings
 from watcher.store.breakers import Breaker, Breakers
 from watcher.store.exceptions import StoreError
-from watcher.store.glance import Glance, Waiting
 from watcher.store.keys import Keys
-from watcher.store.survey import Failing, Overdue, Survey
+from watcher.store.reader import Backlog, Failing, Overdue, Reader
 
 TIMEOUT_S = 2.0
 """Far less than Prometheus waits for a whole scrape (10 s)."""
@@ -29,7 +28,7 @@ class Seen(NamedTuple):
     now_ms: int
     failing: Mapping[str, Mapping[str, Failing]]  # by provider and account
     overdue: Mapping[str, Overdue]  # by provider
-    waiting: Mapping[str, Waiting]  # by subscription
+    waiting: Mapping[str, Backlog]  # by subscription
     breakers: Mapping[str, Breaker]  # by subscription
 
 
@@ -56,16 +55,16 @@ class Outlook:
 
 async def _read(settings: Settings, opened: Opened) -> Seen | None:
     pipe, keys = opened.schedule.pipe, Keys(settings.redis.namespace)
-    survey, glance = Survey(pipe, keys), Glance(pipe, keys)
+    reader = Reader(pipe, keys)
     providers = [*settings.provider_by_name]
     try:
         async with asyncio.timeout(TIMEOUT_S):
             now_ms, breakers, waiting, failing, overdue = await asyncio.gather(
-                survey.now_ms(),
+                reader.now_ms(),
                 Breakers(pipe, keys).read(),
-                glance.waiting(settings.subscription_by_name),
-                asyncio.gather(*map(survey.failing, providers)),
-                asyncio.gather(*map(survey.overdue, providers)),
+                reader.waiting(settings.subscription_by_name),
+                asyncio.gather(*map(reader.failing, providers)),
+                asyncio.gather(*map(reader.overdue, providers)),
             )
     except (StoreError, TimeoutError):
         return None

@@ -12,7 +12,7 @@ from watcher.observe.metrics import CONTENT_TYPE, Metrics
 from watcher.run.worker import Worker
 from watcher.store.exceptions import StoreError
 from watcher.store.keys import Keys
-from watcher.store.survey import Survey
+from watcher.store.reader import Reader
 
 READY_TIMEOUT_S = 1.0
 PROBES = ("/livez", "/readyz")
@@ -52,10 +52,10 @@ async def readyz(worker: Worker) -> Answer:
 
 async def _answers(worker: Worker) -> bool:
     assert worker.opened
-    survey = Survey(worker.opened.schedule.pipe, Keys(worker.settings.redis.namespace))
+    reader = Reader(worker.opened.schedule.pipe, Keys(worker.settings.redis.namespace))
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
-            await survey.now_ms()
+            await reader.now_ms()
     except (StoreError, TimeoutError):
         return False
     return True

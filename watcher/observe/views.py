@@ -17,12 +17,11 @@ from watcher.providers.contract import PERMANENT, requests_needed, todo
 from watcher.providers.registry import provider_class
 from watcher.settings import AccountSettings, Settings
 from watcher.store.breakers import Breaker
-from watcher.store.dead_letters import Tried
 from watcher.store.exceptions import StoreError
 from watcher.store.guarantee import Guarantee
 from watcher.store.history import place
 from watcher.store.members import Fingerprint, Presence
-from watcher.store.survey import Backlog, Failing, Overdue, Seen
+from watcher.store.reader import Backlog, Failing, Overdue, Seen, Tried
 
 TROUBLES = ("quarantined", "never read", "stale", "failing", "suspect", "held")
 """What may be the matter with an account, the worst first. What is held or suspect is only not told yet."""

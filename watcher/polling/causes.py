@@ -14,7 +14,7 @@ from watcher.observe.throttle import Streak, Throttle
 from watcher.polling.asker import NotAsked
 from watcher.providers.contract import PERMANENT, Rejected, todo
 from watcher.store.exceptions import StoreError
-from watcher.store.survey import Failing
+from watcher.store.reader import Failing
 
 _AGAIN_S = 60.0
 """Accounts that meet a known cause later are told together, so seldom."""

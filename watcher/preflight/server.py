@@ -14,7 +14,7 @@ from watcher.store.engine import find_engine
 from watcher.store.exceptions import StoreError
 from watcher.store.guarantee import guarantee_of_all, missing_rights
 from watcher.store.opening import OpenStore, open_store
-from watcher.store.survey import Survey
+from watcher.store.reader import Reader
 
 _ACL = "allow them as deploy/users.acl does"
 _SLOW_MS = 100
@@ -41,7 +41,7 @@ async def try_server(settings: RedisSettings) -> AsyncIterator[Tried]:
 
 async def _stands(store: OpenStore, name: str) -> Tried:
     started = time.monotonic()
-    await Survey(store.pipe, store.keys).now_ms()  # TIME is allowed where PING is not
+    await Reader(store.pipe, store.keys).now_ms()  # TIME is allowed where PING is not
     trip_ms = 1000 * (time.monotonic() - started)
     found = await guarantee_of_all(store.pipe)
     text = f"answers in {trip_ms:.0f} ms; eviction {found.eviction}, persistence {found.persistence}; "

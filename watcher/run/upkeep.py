@@ -16,9 +16,9 @@ from watcher.settings import Settings
 from watcher.store.exceptions import StoreError, StoreUnreachable
 from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
+from watcher.store.reader import Reader
 from watcher.store.roster import Roster
 from watcher.store.schedule import Schedule
-from watcher.store.survey import Survey
 
 _LOOK_S = 1.0
 """How often it is looked whether Redis still knows of the accounts: so late they start anew."""
@@ -50,7 +50,7 @@ class Upkeep:
         self._agreement = agreement
         keys = Keys(configured.settings.redis.namespace)
         self._roster = Roster(schedule.pipe, keys)
-        self._survey = Survey(schedule.pipe, keys)
+        self._reader = Reader(schedule.pipe, keys)
         self._names = Names(configured)
         self._enrolment: Enrolment | None = None
         self._in_hand: set[str] = set()
@@ -159,7 +159,7 @@ class Upkeep:
         now_ms = self._schedule.now_ms()
         for polls in self._providers:
             try:
-                failing = await self._survey.failing(polls.provider)
+                failing = await self._reader.failing(polls.provider)
                 rejected = polls.poller.causes.remember(failing, now_ms=now_ms)
                 await self._roster.make_due(polls.provider, rejected, now_ms=now_ms)
             except StoreError:

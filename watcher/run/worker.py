@@ -22,12 +22,12 @@ from watcher.run.presence import Present
 from watcher.run.upkeep import Upkeep
 from watcher.settings import Settings
 from watcher.store.exceptions import StoreError
-from watcher.store.glance import Glance
 from watcher.store.guarantee import guarantee_of_all
 from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
 from watcher.store.members import Configurations, Workers
 from watcher.store.opening import open_store
+from watcher.store.reader import Reader
 from watcher.store.roster import Roster
 from watcher.store.schedule import Schedule
 
@@ -262,10 +262,10 @@ class Worker:
 
     async def _due(self, schedule: Schedule) -> int | None:
         """Count what is due and not claimed; None where the store does not tell in time."""
-        glance = Glance(schedule.pipe, Keys(self.settings.redis.namespace))
+        reader = Reader(schedule.pipe, Keys(self.settings.redis.namespace))
         try:
             async with asyncio.timeout(_COUNT_S):
-                return await glance.due(self.settings.provider_by_name, now_ms=schedule.now_ms())
+                return await reader.count_due(self.settings.provider_by_name, now_ms=schedule.now_ms())
         except (StoreError, TimeoutError):
             return None
 

@@ -26,10 +26,9 @@ from watcher.observe.views import (
 )
 from watcher.printable import printable, without_secrets
 from watcher.settings import Settings
-from watcher.store.dead_letters import Tried
 from watcher.store.history import place
-from watcher.store.survey import Backlog
-from watcher.store.survey import Seen as SeenAccount
+from watcher.store.reader import Backlog, Tried
+from watcher.store.reader import Seen as SeenAccount
 
 MOST_ACCOUNTS = 200
 MOST_BALANCES = 500

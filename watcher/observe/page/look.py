@@ -19,12 +19,10 @@ from watcher.observe.page.recent import Recent
 from watcher.printable import printable
 from watcher.run.worker import Opened, Worker
 from watcher.settings import Settings
-from watcher.store.dead_letters import DeadLetters, Tried
 from watcher.store.exceptions import StoreError
 from watcher.store.history import History, place
 from watcher.store.keys import Keys, shard_of
-from watcher.store.survey import Survey
-from watcher.store.waiting import Waiting
+from watcher.store.reader import Reader, Tried
 
 TIMEOUT_S = 4.0
 FRESH_S = 2.0
@@ -95,20 +93,20 @@ class Look:
         if outlook is None:
             return None
         pipe, keys = opened.schedule.pipe, Keys(settings.redis.namespace)
-        survey, recent = Survey(pipe, keys), self._recent_of(opened, keys)
-        now_ms = await survey.now_ms()
+        reader, recent = Reader(pipe, keys), self._recent_of(opened, keys)
+        now_ms = await reader.now_ms()
         await recent.read(now_ms)
         events = [*recent.events]
         names = names_shown(settings, outlook, events)
         return Found(
             now_ms=now_ms,
             outlook=outlook,
-            accounts=[seen async for seen in survey.read_states(names)],
+            accounts=[seen async for seen in reader.read_states(names)],
             events=events,
             steps_by_account=recent.steps_by_account(),
             since_ms=recent.since_ms,
-            attempts=await _attempts(DeadLetters(pipe, keys), outlook, events),
-            owed=await _owed(Waiting(pipe, keys), outlook, events),
+            attempts=await _attempts(Reader(pipe, keys), outlook, events),
+            owed=await _owed(Reader(pipe, keys), outlook, events),
         )
 
     def _recent_of(self, opened: Opened, keys: Keys) -> Recent:
@@ -117,7 +115,7 @@ class Look:
         return self._recent
 
 
-async def _attempts(letters: DeadLetters, outlook: Seen, events: Sequence[Record]) -> list[tuple[str, Tried]]:
+async def _attempts(letters: Reader, outlook: Seen, events: Sequence[Record]) -> list[tuple[str, Tried]]:
     """Read the latest attempts at any of these events that were remembered, by subscription."""
     if not events:
         return []
@@ -129,7 +127,7 @@ async def _attempts(letters: DeadLetters, outlook: Seen, events: Sequence[Record
     return [(name, one) for (name, _), part in zip(places, found, strict=True) for one in part]
 
 
-async def _owed(waiting: Waiting, outlook: Seen, events: Iterable[Record]) -> Owed:
+async def _owed(waiting: Reader, outlook: Seen, events: Iterable[Record]) -> Owed:
     """Find what is still owed in the queues that may hold these events, as far as they are looked into."""
     accounts = dict.fromkeys(record.account for record in events)
     subscriptions = [name for name, found in outlook.waiting.items() if found.queues]

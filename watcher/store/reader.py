@@ -1,0 +1,470 @@
+"""All reading of Redis for people and metrics: states, schedules, what waits, is dead, was tried.
+
+Refuses to write anything, to claim anything, and to know what is to be thought of it.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from watcher.journal.delivery import Delivery, load_delivery
+from watcher.journal.ledger import AccountState
+from watcher.store.batch import load_script
+from watcher.store.history import START, place
+from watcher.store.keys import SHARDS, Keys, read_count, read_score, shard_of
+from watcher.store.pipe import Pipe
+from watcher.store.queues import read_tries
+from watcher.store.roster import provider_names
+from watcher.store.state import BadState, load_state
+
+_READ_STATES = load_script("read_states")
+_COUNT_QUEUES = load_script("count_queues")
+_MEASURE_QUEUES = load_script("measure_queues")
+
+_FAILING = re.compile(rb"([0-9]{1,9}) ([0-9]{1,14}) (\S+) ?(.*)\Z", re.DOTALL)
+
+_AT_ONCE = 200
+"""Keys of one script call: a millisecond of the server's time."""
+
+_SHARDS_MEASURED = 256
+"""Shards looked into, over all subscriptions that wait; each of them gets one at least."""
+
+_QUEUES_MEASURED = 5_000
+
+_DELIVERIES_PAGE = 50
+"""Deliveries of one answer, each with a whole body."""
+
+_LETTERS_PAGE = 200
+"""Dead letters of one answer, each with a whole body."""
+
+_Fields = dict[bytes, bytes]
+
+
+class Seen(NamedTuple):
+    """An account's state, None before it is first written; `damage` says why it cannot be read.
+
+    `log_end` is the last record of its shard's log that was written when this was its state.
+    """
+
+    account: str
+    state: AccountState | None
+    damage: str | None = None
+    log_end: str = START
+
+
+class Failing(NamedTuple):
+    """Polls of an account that were refused in a row, since when (Unix ms), and why the last one was."""
+
+    refusals: int
+    since_ms: int
+    error_class: str
+    reason: str
+
+
+class Overdue(NamedTuple):
+    """How many polls of a provider are scheduled, and when the first of them is, or was, due (Unix ms)."""
+
+    accounts: int
+    first_due_ms: int | None
+
+
+@dataclass(slots=True)
+class Backlog:
+    """What waits for one subscription. `oldest_sequence` is about the Unix ms of its oldest delivery."""
+
+    queues: int = 0
+    deliveries: int = 0
+    retrying: int = 0
+    dead: int = 0
+    oldest_sequence: int | None = None
+
+
+class Queue(NamedTuple):
+    """One queue: when it is due, or when its lease ends; `tries` and `tried`: how often which head failed."""
+
+    account: str
+    due_ms: int
+    tries: int
+    tried: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A delivery that was given up. `delivery` is None where it cannot be read."""
+
+    id: str
+    account: str
+    reason: str
+    delivery: Delivery | None
+
+    @property
+    def at_ms(self) -> int:
+        """When it was given up (server ms)."""
+        return place(self.id)[0]
+
+
+class Tried(NamedTuple):
+    """An attempt as it was written down; `said` is {} where it cannot be read."""
+
+    id: str
+    account: str
+    said: dict[str, Any]
+
+
+T = TypeVar("T", DeadLetter, Tried)
+
+
+class Reader:
+    """Reads one namespace. Methods raise StoreError when Redis does not do its part."""
+
+    def __init__(self, pipe: Pipe, keys: Keys) -> None:
+        self._pipe = pipe
+        self._keys = keys
+
+    async def now_ms(self) -> int:
+        """Ask the server for its time."""
+        seconds, microseconds = await self._pipe.command("TIME")
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+    async def read_states(self, accounts: Sequence[str]) -> AsyncIterator[Seen]:
+        """Read the states of accounts, in the order given."""
+        most = _AT_ONCE * SHARDS
+        for start in range(0, len(accounts), most):
+            part = accounts[start : start + most]
+            seen_by_account: dict[str, Seen] = {}
+            for shard, names in _by_shard(part):
+                for seen in await self._states(shard, names):
+                    seen_by_account[seen.account] = seen
+            for name in part:
+                yield seen_by_account[name]
+
+    async def scheduled(self) -> dict[str, str]:
+        """Name the accounts that are polled, each with its provider: whatever this process has configured."""
+        (said,) = await self._pipe.command("HMGET", self._keys.meta(), "providers")
+        found: dict[str, str] = {}
+        for provider in provider_names(said):
+            for shard in range(SHARDS):
+                for name in await self._pipe.command("ZRANGE", self._keys.polls(shard, provider), 0, -1):
+                    found[name.decode("utf-8", "replace")] = provider
+        return found
+
+    async def failing(self, provider: str) -> dict[str, Failing]:
+        """Read which accounts of a provider fail."""
+        found: dict[str, Failing] = {}
+        for shard in range(SHARDS):
+            pairs = await self._pipe.command("HGETALL", self._keys.failing(shard, provider))
+            for name, said in zip(pairs[::2], pairs[1::2], strict=True):
+                found[name.decode("utf-8", "replace")] = _failing(said)
+        return found
+
+    async def overdue(self, provider: str) -> Overdue:
+        """Read how a provider's schedule stands. A time far in the past says that nobody polls."""
+        accounts = 0
+        first_due: list[int] = []
+        for shard in range(SHARDS):
+            key = self._keys.polls(shard, provider)
+            accounts += await self._pipe.command("ZCARD", key)
+            first = await self._pipe.command("ZRANGE", key, 0, 0, "WITHSCORES")
+            first_due += map(read_score, first[1:])
+        return Overdue(accounts, min(first_due, default=None))
+
+    async def backlogs(self, configured: Collection[str]) -> dict[str, Backlog]:
+        """Measure what waits for each subscription: the configured ones, and others that are still owed."""
+        backlogs = {name: Backlog() for name in configured}
+        for shard in range(SHARDS):
+            for name in await self._pipe.command("ZRANGE", self._keys.due_subscriptions(shard), 0, -1):
+                backlogs.setdefault(name.decode("utf-8", "replace"), Backlog())
+        for shard in range(SHARDS):
+            names = [*backlogs]
+            for start in range(0, len(names), _AT_ONCE):
+                await self._count_queues(shard, names[start : start + _AT_ONCE], backlogs)
+        return backlogs
+
+    async def waiting(self, subscriptions: Collection[str]) -> dict[str, Backlog]:
+        """Count what waits for each of these subscriptions: cheap enough for each worker
+        to be asked every few seconds. Of a long backlog only queues are measured that may hold the oldest."""
+        waiting = {name: Backlog() for name in subscriptions}
+        queues_by_shard: dict[str, dict[int, int]] = {}
+        for shard, name, queues, dead in await self._counts([*subscriptions]):
+            waiting[name].queues += queues
+            waiting[name].dead += dead
+            if queues:
+                queues_by_shard.setdefault(name, {})[shard] = queues
+        for name, sequence in await self._oldest(queues_by_shard):
+            known = waiting[name].oldest_sequence
+            waiting[name].oldest_sequence = sequence if known is None else min(known, sequence)
+        return waiting
+
+    async def count_due(self, providers: Iterable[str], *, now_ms: int) -> int:
+        """Count the accounts and queues that are due and that nobody has claimed yet."""
+        names_by_shard = await asyncio.gather(
+            *(
+                self._pipe.command("ZRANGEBYSCORE", self._keys.due_subscriptions(shard), "-inf", now_ms)
+                for shard in range(SHARDS)
+            )
+        )
+        schedules = [self._keys.polls(shard, name) for name in providers for shard in range(SHARDS)]
+        for shard, names in enumerate(names_by_shard):
+            schedules += [self._keys.queues(shard, name.decode("utf-8", "replace")) for name in names]
+        counts = await asyncio.gather(
+            *(self._pipe.command("ZCOUNT", key, "-inf", now_ms) for key in schedules)
+        )
+        return sum(counts)
+
+    async def queues(self, subscription: str) -> list[Queue]:
+        """List the queues of a subscription where something waits, by when they are due."""
+        parts = await asyncio.gather(*(self._queues_of(subscription, shard) for shard in range(SHARDS)))
+        return sorted(
+            (queue for part in parts for queue in part), key=lambda queue: (queue.due_ms, queue.account)
+        )
+
+    async def deliveries(self, subscription: str, account: str) -> AsyncIterator[Delivery | None]:
+        """Read a queue, oldest first; None for what cannot be read. It may be worked on meanwhile."""
+        start = 0
+        while True:
+            key = self._keys.queue(subscription, account)
+            page = await self._pipe.command("LRANGE", key, start, start + _DELIVERIES_PAGE - 1)
+            for entry in page:
+                yield _delivery(entry)
+            if len(page) < _DELIVERIES_PAGE:
+                return
+            start += _DELIVERIES_PAGE
+
+    async def owed_subscriptions(self) -> list[str]:
+        """Name the subscriptions that something waits for, whoever is configured."""
+        found: set[str] = set()
+        for shard in range(SHARDS):
+            names = await self._pipe.command("ZRANGE", self._keys.due_subscriptions(shard), 0, -1)
+            found.update(name.decode("utf-8", "replace") for name in names)
+        return sorted(found)
+
+    async def dead_letters_of_shard(
+        self, subscription: str, shard: int, *, since_ms: int, until_ms: int
+    ) -> AsyncIterator[list[DeadLetter]]:
+        """Read one shard's dead letters of a time, oldest first, page by page; they may go meanwhile."""
+        start = f"{since_ms}-0"
+        while True:
+            key = self._keys.dead(shard, subscription)
+            page = await self._pipe.command("XRANGE", key, start, until_ms, "COUNT", _LETTERS_PAGE)
+            yield [_dead_letter(shard, entry_id.decode(), _by_name(fields)) for entry_id, fields in page]
+            if len(page) < _LETTERS_PAGE:
+                return
+            start = f"({page[-1][0].decode()}"
+
+    async def dead_letters(
+        self, subscription: str, limit: int, takes: Callable[[DeadLetter], bool]
+    ) -> list[DeadLetter]:
+        """Read the latest dead letters that are wanted, oldest first."""
+        reading = (
+            self._back(self._keys.dead(shard, subscription), partial(_dead_letter, shard), takes, limit)
+            for shard in range(SHARDS)
+        )
+        return _merged(await asyncio.gather(*reading), limit)
+
+    async def attempts(self, subscription: str, limit: int, takes: Callable[[Tried], bool]) -> list[Tried]:
+        """Read the latest attempts that are wanted, oldest first."""
+        reading = (
+            self._back(self._keys.attempts(shard, subscription), _tried, takes, limit)
+            for shard in range(SHARDS)
+        )
+        return _merged(await asyncio.gather(*reading), limit)
+
+    async def attempts_since(
+        self, subscription: str, shard: int, since_ms: int, *, at_most: int
+    ) -> list[Tried]:
+        """Read the latest attempts of one shard, oldest first."""
+        key = self._keys.attempts(shard, subscription)
+        page = await self._pipe.command("XREVRANGE", key, "+", f"{since_ms}-0", "COUNT", at_most)
+        return [_tried(entry_id.decode(), _by_name(fields)) for entry_id, fields in reversed(page)]
+
+    async def _states(self, shard: int, names: list[str]) -> list[Seen]:
+        found: list[Seen] = []
+        for start in range(0, len(names), _AT_ONCE):
+            part = names[start : start + _AT_ONCE]
+            keys = [self._keys.log(shard), *map(self._keys.state, part)]
+            end, *fields = await self._pipe.script(_READ_STATES, keys)
+            for i, name in enumerate(part):
+                found.append(_seen(name, fields[4 * i : 4 * i + 4], end.decode()))
+        return found
+
+    async def _count_queues(self, shard: int, names: list[str], backlogs: dict[str, Backlog]) -> None:
+        kinds = (self._keys.queues, self._keys.tries, self._keys.dead)
+        keys = [kind(shard, name) for name in names for kind in kinds]
+        counts = await self._pipe.script(_COUNT_QUEUES, keys)
+        for i, name in enumerate(names):
+            queues, retrying, dead = counts[3 * i : 3 * i + 3]
+            backlogs[name].queues += queues
+            backlogs[name].retrying += retrying
+            backlogs[name].dead += dead
+            if queues:
+                await self._measure_queues(shard, name, backlogs[name])
+
+    async def _measure_queues(self, shard: int, subscription: str, backlog: Backlog) -> None:
+        accounts = await self._pipe.command("ZRANGE", self._keys.queues(shard, subscription), 0, -1)
+        for start in range(0, len(accounts), _AT_ONCE):
+            keys = [
+                self._keys.queue(subscription, account.decode("utf-8", "replace"))
+                for account in accounts[start : start + _AT_ONCE]
+            ]
+            measured = await self._pipe.script(_MEASURE_QUEUES, keys)
+            backlog.deliveries += sum(measured[::2])
+            made = [sequence for head in measured[1::2] if (sequence := sequence_in(head))]
+            backlog.oldest_sequence = min(
+                [*made, *([backlog.oldest_sequence] if backlog.oldest_sequence else [])], default=None
+            )
+
+    async def _counts(self, names: Sequence[str]) -> list[tuple[int, str, int, int]]:
+        """Count queues and dead letters: shard, subscription, queues, dead letters."""
+        parts = [
+            (shard, names[start : start + _AT_ONCE])
+            for shard in range(SHARDS)
+            for start in range(0, len(names), _AT_ONCE)
+        ]
+        answers = await asyncio.gather(
+            *(self._pipe.script(_COUNT_QUEUES, self._keys_of(shard, part)) for shard, part in parts)
+        )
+        return [
+            (shard, name, queues, dead)
+            for (shard, part), counts in zip(parts, answers, strict=True)
+            for name, queues, dead in zip(part, counts[::3], counts[2::3], strict=True)
+        ]
+
+    def _keys_of(self, shard: int, names: Sequence[str]) -> list[str]:
+        kinds = (self._keys.queues, self._keys.tries, self._keys.dead)
+        return [kind(shard, name) for name in names for kind in kinds]
+
+    async def _oldest(self, queues_by_shard: dict[str, dict[int, int]]) -> list[tuple[str, int]]:
+        """Find the oldest delivery of each subscription in each shard that is looked into."""
+        if not queues_by_shard:
+            return []
+        shards = max(1, _SHARDS_MEASURED // len(queues_by_shard))
+        places = [
+            (name, shard)
+            for name, queues in queues_by_shard.items()
+            for shard in sorted(queues, key=queues.__getitem__, reverse=True)[:shards]
+        ]
+        at_most = max(1, _QUEUES_MEASURED // len(places))
+        found = await asyncio.gather(*(self._oldest_in(name, shard, at_most) for name, shard in places))
+        return [
+            (name, sequence)
+            for (name, _), sequence in zip(places, found, strict=True)
+            if sequence is not None
+        ]
+
+    async def _oldest_in(self, subscription: str, shard: int, at_most: int) -> int | None:
+        """Look at both ends of the schedule: who waits for room was due first, who fails is due last."""
+        key = self._keys.queues(shard, subscription)
+        half = -(-at_most // 2)
+        ends = await asyncio.gather(
+            self._pipe.command("ZRANGE", key, 0, half - 1), self._pipe.command("ZRANGE", key, -half, -1)
+        )
+        accounts = sorted({account.decode("utf-8", "replace") for end in ends for account in end})
+        if not accounts:
+            return None  # delivered meanwhile
+        queues = [self._keys.queue(subscription, account) for account in accounts]
+        measured = await self._pipe.script(_MEASURE_QUEUES, queues)
+        return min((sequence for head in measured[1::2] if (sequence := sequence_in(head))), default=None)
+
+    async def _queues_of(self, subscription: str, shard: int) -> list[Queue]:
+        pairs, tries = await asyncio.gather(
+            self._pipe.command("ZRANGE", self._keys.queues(shard, subscription), 0, -1, "WITHSCORES"),
+            self._pipe.command("HGETALL", self._keys.tries(shard, subscription)),
+        )
+        tried_by_account = dict(zip(tries[::2], tries[1::2], strict=True))
+        return [
+            _queue(account, score, tried_by_account.get(account, b""))
+            for account, score in zip(pairs[::2], pairs[1::2], strict=True)
+        ]
+
+    async def _back(
+        self, key: str, read: Callable[[str, _Fields], T], takes: Callable[[T], bool], limit: int
+    ) -> list[T]:
+        """Read a stream back from its end, until enough of what is wanted is found."""
+        found: list[T] = []
+        end = "+"
+        while True:
+            page = await self._pipe.command("XREVRANGE", key, end, "-", "COUNT", _LETTERS_PAGE)
+            entries = (read(entry_id.decode(), _by_name(fields)) for entry_id, fields in page)
+            found.extend(entry for entry in entries if takes(entry))
+            if len(page) < _LETTERS_PAGE or len(found) >= limit:
+                return found
+            end = f"({page[-1][0].decode()}"
+
+
+def _by_shard(names: Sequence[str]) -> list[tuple[int, list[str]]]:
+    groups: dict[int, list[str]] = {}
+    for name in names:
+        groups.setdefault(shard_of(name), []).append(name)
+    return [*groups.items()]
+
+
+def _seen(account: str, values: list[bytes], log_end: str) -> Seen:
+    if not any(values):
+        return Seen(account, None, None, log_end)
+    names = ("version", "sequence", "polled_at", "body")
+    fields = {name: value for name, value in zip(names, values, strict=True) if value}
+    try:
+        return Seen(account, load_state(fields), None, log_end)
+    except BadState as damage:
+        return Seen(account, None, str(damage), log_end)
+
+
+def _failing(said: bytes) -> Failing:
+    """Read `count since_ms error_class reason`."""
+    match = _FAILING.match(said)
+    if not match:
+        return Failing(0, 0, "unknown", "what is noted of it cannot be read")
+    refusals, since_ms, error_class, reason = (part.decode("utf-8", "replace") for part in match.groups())
+    return Failing(int(refusals), int(since_ms), error_class, reason)
+
+
+def sequence_in(head: bytes) -> int | None:
+    """Read the sequence in a delivery's first line, `id sequence type`; None for anything else."""
+    try:
+        _, sequence, _ = head.split(b" ")
+        return read_count(sequence)
+    except ValueError:
+        return None
+
+
+def _queue(account: bytes, score: bytes, tried: bytes) -> Queue:
+    tries, head = read_tries(tried)
+    return Queue(account.decode("utf-8", "replace"), read_score(score), tries, head)
+
+
+def _delivery(entry: bytes) -> Delivery | None:
+    try:
+        return load_delivery(entry)
+    except ValueError:
+        return None
+
+
+def _merged(parts: Sequence[list[T]], limit: int) -> list[T]:
+    """Put what the shards hold in the order of time, and keep the latest of it."""
+    return sorted((entry for part in parts for entry in part), key=lambda entry: place(entry.id))[-limit:]
+
+
+def _by_name(fields: list[bytes]) -> _Fields:
+    return dict(zip(fields[::2], fields[1::2], strict=True))
+
+
+def _dead_letter(shard: int, entry_id: str, fields: _Fields) -> DeadLetter:
+    account, reason = (fields.get(name, b"").decode("utf-8", "replace") for name in (b"account", b"reason"))
+    try:
+        delivery = load_delivery(fields.get(b"delivery", b""))
+    except ValueError:
+        delivery = None
+    is_at_home = shard_of(account) == shard  # else it could not go back to its queue in one step
+    return DeadLetter(entry_id, account, reason, delivery if is_at_home else None)
+
+
+def _tried(entry_id: str, fields: _Fields) -> Tried:
+    try:
+        said = dict(json.loads(fields.get(b"attempt", b"")))
+    except (ValueError, TypeError, RecursionError):
+        said = {}
+    return Tried(entry_id, str(said.get("account", "")), said)
