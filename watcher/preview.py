@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import SecretStr, ValidationError
 
-from watcher.journal.ledger import AccountState, Advance, Rules, advance
+from watcher.journal.account import AccountState, Advance, Rules, advance
 from watcher.providers.contract import Catalogue, Provider, Rejected
 from watcher.providers.strict_json import NotJson, parse
 from watcher.settings import AccountSettings

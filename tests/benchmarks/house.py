@@ -32,7 +32,7 @@ from tests.support.servers import real_server
 from watcher.settings import Settings
 
 PACKAGE = Path(watcher.__file__).parent
-_ELSEWHERE = ("sandbox", "receiving", "demo", "commands")
+_ELSEWHERE = ("sandbox", "receiver", "captured", "demo", "commands")
 """What stands in for the world, and what people call: no part of a worker."""
 
 

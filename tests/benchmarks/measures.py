@@ -12,7 +12,7 @@ from tests.benchmarks.waiting import write_backlog
 from watcher.observe.counters import Counters
 from watcher.run.agreement import Agreement
 from watcher.run.configured import Configured
-from watcher.run.presence import Present
+from watcher.run.members import Present
 from watcher.run.upkeep import Upkeep
 from watcher.settings import Settings
 from watcher.store.keys import Keys

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import orjson
 
 from tests.benchmarks.stage import PROVIDER, Stage, a_namespace, account_names
-from watcher.journal.delivery import Delivery
-from watcher.journal.ledger import AccountState, Entry
+from watcher.journal.account import AccountState, Entry
+from watcher.journal.events import Delivery
 from watcher.snapshot import Asset, Balance
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.polls import Commit, Polls

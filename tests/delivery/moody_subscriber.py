@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from tests.support.builders import SECRET
 from watcher.cli import main
 from watcher.engine.breaker import RULES, Answer, Rule
-from watcher.journal.delivery import Delivery
+from watcher.journal.events import Delivery
 from watcher.receive import verify
 from watcher.run.worker import Worker
 from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings, WorkerSettings

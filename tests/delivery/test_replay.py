@@ -7,13 +7,12 @@ from dataclasses import replace
 import pytest
 
 from tests.support.builders import a_balance, a_snapshot, a_subscription
-from watcher.delivery.replay import Replay
-from watcher.journal.delivery import Delivery
-from watcher.journal.diff import Reading, Step, diff, go_stale
-from watcher.journal.events import Origin
+from watcher.delivery.resend import Replay
+from watcher.journal.account import AccountState, Rules
+from watcher.journal.events import Delivery, Origin
 from watcher.journal.interest import Interest
-from watcher.journal.ledger import AccountState, Rules
-from watcher.journal.record import Record
+from watcher.journal.log import Record
+from watcher.journal.step import Reading, Step, diff, go_stale
 from watcher.settings import SubscriptionSettings, ThresholdSettings
 from watcher.snapshot import Snapshot
 

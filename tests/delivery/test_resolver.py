@@ -264,7 +264,7 @@ async def test_a_delivery_whose_name_led_inside_goes_out_as_soon_as_it_leads_els
 async def test_a_provider_whose_name_did_not_resolve_is_polled_as_soon_as_there_is_a_name_server(
     rig: Rig, late: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("watcher.polling.setbacks.waits_ms", lambda *_, **__: [3_600_000])
+    monkeypatch.setattr("watcher.polling.poll.waits_ms", lambda *_, **__: [3_600_000])
     async with name_server() as server, rig.worker(with_names(rig, api="api.test")) as worker:
         await until(lambda: worker.counters.by_poll["loopring", "rejected"])
         fill_in_place(late, server.resolv_conf)

@@ -7,7 +7,7 @@ from watcher.demo import Heard, Made
 from watcher.demo.judge import Balances
 from watcher.journal.explain import NOTHING, Vector, in_atoms, in_text
 from watcher.receive import InvalidWebhook, Step
-from watcher.receiving.receiver import Receipt
+from watcher.receiver import Receipt
 from watcher.snapshot import Balance
 
 LIKE = Balance("", "", "", "")

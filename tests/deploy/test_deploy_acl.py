@@ -24,7 +24,7 @@ from tests.support.servers import (
     real_server,
     shipped_users,
 )
-from watcher.journal.delivery import Delivery
+from watcher.journal.events import Delivery
 from watcher.run.worker import Worker
 from watcher.store.client import connect
 from watcher.store.exceptions import ConfigurationRefused

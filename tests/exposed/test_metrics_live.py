@@ -19,7 +19,7 @@ from watcher.observe import outlook
 from watcher.observe.catalogue import EVENTS
 from watcher.observe.metrics import Metrics
 from watcher.polling.work import PollWork
-from watcher.receiving.receiver import Fail
+from watcher.receiver import Fail
 from watcher.run.worker import Worker
 from watcher.sandbox.answers import Answer
 from watcher.settings import Settings

@@ -93,7 +93,7 @@ def _replace(module: ModuleType, name: str, value: object) -> None:
 def _arm(point: str, strike: Callable[[], None]) -> None:
     """Be struck at a step, each time that it is reached."""
     from watcher.delivery.webhook import WebhookSink
-    from watcher.providers.client import ProviderClient
+    from watcher.providers.http import ProviderClient
     from watcher.store.polls import Polls
 
     if point.endswith("sent"):

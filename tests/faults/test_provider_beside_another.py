@@ -14,8 +14,8 @@ from redis.asyncio import Redis
 from tests.faults.failing_provider import FailingProvider, Names
 from tests.faults.provider_scene import some_settings, until_read, workers
 from tests.faults.scene import BOUNDED, LONG
-from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Request
+from watcher.providers.http import ProviderClient
 from watcher.resolver import CurrentResolver
 from watcher.run import configured
 from watcher.store.keys import Keys

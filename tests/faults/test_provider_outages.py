@@ -25,9 +25,9 @@ from tests.support.builders import SECRET
 from tests.support.tls_subscribers import a_client_trusting
 from watcher.engine import breaker
 from watcher.polling import cadence, poll, work
-from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Request
-from watcher.receiving.receiver import Receiver
+from watcher.providers.http import ProviderClient
+from watcher.receiver import Receiver
 from watcher.resolver import CurrentResolver
 from watcher.run import configured
 from watcher.store.keys import Keys

@@ -16,8 +16,8 @@ from pydantic import SecretStr
 from tests.support.builders import SECRET
 from tests.support.provider_staging import Stage, answer, loopring_settings
 from watcher.polling import poll, work
-from watcher.providers.client import ProviderClient
 from watcher.providers.contract import Request
+from watcher.providers.http import ProviderClient
 from watcher.providers.loopring import LoopringAccount
 from watcher.run.worker import Worker
 from watcher.settings import RedisSettings, Settings, SubscriptionSettings

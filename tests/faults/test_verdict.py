@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults.recording_receiver import Arrival
 from tests.faults.verdict import judge
-from watcher.journal.record import Record
+from watcher.journal.log import Record
 
 TRUTH = {("a", "0"): {"total": "3", "locked": "0", "pending_deposit": "0"}}
 

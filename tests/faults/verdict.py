@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from tests.faults.recording_receiver import Arrival
-from watcher.journal.record import Record
+from watcher.journal.log import Record
 from watcher.settings import CHANGE_EVENTS
 
 Asset = tuple[str, str]

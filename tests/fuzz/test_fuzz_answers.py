@@ -28,10 +28,10 @@ from tests.support.provider_staging import answer as as_answer
 from watcher.delivery.egress import Policy
 from watcher.delivery.sink import LONGEST_RETRY_AFTER_S
 from watcher.delivery.webhook import WebhookSink, WebhookTarget
-from watcher.journal.delivery import Delivery
-from watcher.providers.client import LONGEST_RETRY_AFTER_S as LONGEST_PAUSE_S
-from watcher.providers.client import ProviderClient
+from watcher.journal.events import Delivery
 from watcher.providers.contract import Rejected
+from watcher.providers.http import LONGEST_RETRY_AFTER_S as LONGEST_PAUSE_S
+from watcher.providers.http import ProviderClient
 from watcher.providers.loopring import Loopring
 
 DELIVERY = Delivery("evt_1", "total.increased", 1, b"{}")

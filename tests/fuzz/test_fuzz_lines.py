@@ -17,7 +17,7 @@ from watcher.observe.log import _as_json, _tidy
 from watcher.observe.tail import Filter, as_json, harmless, parse, pretty
 from watcher.printable import plain, printable
 from watcher.receive import InvalidWebhook, read_body
-from watcher.receiving.sequences import Sequences
+from watcher.receiver import Sequences
 from watcher.sandbox import ScriptError, default_world, read_script
 
 LINE: dict[str, Any] = {

@@ -18,10 +18,10 @@ from tests.support.provider_staging import (
     metakeep_account,
     metakeep_settings,
 )
-from watcher.journal.diff import Reading, Step, diff
+from watcher.journal.account import AccountState, Rules
 from watcher.journal.interest import Interest
-from watcher.journal.ledger import AccountState, Rules
-from watcher.providers import body
+from watcher.journal.step import Reading, Step, diff
+from watcher.providers import http
 from watcher.providers.contract import Provider, Rejected
 from watcher.providers.loopring import Loopring
 from watcher.providers.metakeep import MetaKeep
@@ -80,7 +80,7 @@ def test_any_bytes_are_json_or_are_said_not_to_be(answer: bytes) -> None:
 @fuzz(st.binary() | damaged_bytes(gzip.compress(json.dumps(TOKENS).encode(), mtime=0)))
 def test_any_packed_body_is_whole_or_refused(packed: bytes) -> None:
     with suppress(Rejected):
-        assert len(body._unpack(packed)) <= body.LIMIT
+        assert len(http._unpack(packed)) <= http.LIMIT
 
 
 @every_provider

@@ -20,15 +20,12 @@ from tests.support.fuzzing import (
 from tests.support.stories import NOW_MS, STORY, WARNED, records_of, steps
 from watcher.commands.delivery_rows import cells, letter_row
 from watcher.commands.events import _as_text
-from watcher.delivery.replay import Replay
-from watcher.journal.audit import audit
-from watcher.journal.delivery import load_delivery
-from watcher.journal.diff import Reading, diff, go_stale
-from watcher.journal.events import Origin
+from watcher.delivery.resend import Replay
+from watcher.journal.account import Rules
+from watcher.journal.events import Origin, load_delivery
 from watcher.journal.interest import Interest
-from watcher.journal.ledger import Rules
-from watcher.journal.record import Record
-from watcher.journal.retold import Damaged, read_back
+from watcher.journal.log import Damaged, Record, audit, read_back
+from watcher.journal.step import Reading, diff, go_stale
 from watcher.observe.page.document import _event
 from watcher.observe.page.recent import _steps
 from watcher.observe.views import attempt_line

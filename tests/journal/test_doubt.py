@@ -2,7 +2,7 @@
 
 import pytest
 
-from watcher.journal.suspect import absent, doubt
+from watcher.journal.account import absent, doubt
 from watcher.snapshot import Asset, Balance, Row
 
 

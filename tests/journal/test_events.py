@@ -9,9 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.support.builders import a_balance, a_row, a_snapshot, a_state, a_subscription
-from watcher.journal.diff import Reading, Step, diff
+from watcher.journal.account import AccountState, Rules
 from watcher.journal.interest import Interest
-from watcher.journal.ledger import AccountState, Rules
+from watcher.journal.step import Reading, Step, diff
 from watcher.settings import SubscriptionSettings
 from watcher.snapshot import Asset, Balance, Snapshot
 

@@ -3,7 +3,7 @@
 from random import Random
 
 from tests.support.builders import a_balance, a_row, a_snapshot, a_state
-from watcher.journal.ledger import AccountState, Advance, Rules, advance
+from watcher.journal.account import AccountState, Advance, Rules, advance
 from watcher.snapshot import Asset, Snapshot
 
 RULES = Rules("outside", settle_polls=2)

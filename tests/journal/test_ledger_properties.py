@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.builders import a_balance, a_row
+from watcher.journal.account import AccountState, Advance, Rules, advance
 from watcher.journal.explain import Vector, Withdrawals, in_atoms
-from watcher.journal.ledger import AccountState, Advance, Rules, advance
 from watcher.snapshot import Balance, Snapshot
 from watcher.store.state import dump_body, load_state
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from tests.support.builders import a_balance, a_row, a_snapshot, a_state, a_subscription
-from watcher.journal.diff import Reading, Step, diff, go_stale
+from watcher.journal.account import AccountState, Rules
 from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
-from watcher.journal.ledger import AccountState, Rules
+from watcher.journal.step import Reading, Step, diff, go_stale
 from watcher.settings import SubscriptionSettings, ThresholdSettings
 from watcher.snapshot import Asset, Balance, Snapshot
 

@@ -11,9 +11,9 @@ import pytest
 from tests.support.builders import SECRET, a_snapshot
 from tests.support.stores import pause
 from tests.support.stories import STORY, Books, Ended, a_configuration, ended, in_the_books
-from watcher.journal.diff import go_stale
 from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
+from watcher.journal.step import go_stale
 from watcher.store.breakers import Breakers
 from watcher.store.keys import shard_of
 

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 
 from tests.support.builders import a_balance, a_row, a_snapshot, a_subscription
 from tests.support.stories import MINUTE_MS, NOW_MS, STORY, WARNED, records_of, steps
-from watcher.journal.audit import Verdict, audit
-from watcher.journal.diff import Step, go_stale
+from watcher.journal.account import AccountState
 from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
-from watcher.journal.ledger import AccountState
-from watcher.journal.record import Record
+from watcher.journal.log import Record, Verdict, audit
+from watcher.journal.step import Step, go_stale
 from watcher.settings import ThresholdSettings
 from watcher.snapshot import Snapshot
 

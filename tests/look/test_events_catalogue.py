@@ -14,10 +14,10 @@ from tests.support.builders import a_balance, a_snapshot
 from tests.support.events_schema import assert_valid
 from tests.support.stories import MINUTE_MS, NOW_MS, STORY, WARNED, ended, steps
 from watcher.amounts import to_text
-from watcher.journal.diff import go_stale
 from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
 from watcher.journal.notices import paused
+from watcher.journal.step import go_stale
 from watcher.openapi import openapi
 from watcher.providers.contract import ErrorClass
 from watcher.schema import MODEL_BY_TYPE, Stale

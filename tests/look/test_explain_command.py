@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.builders import a_balance, a_snapshot
 from tests.support.stories import Ended, ended
-from watcher.journal.ledger import Rules
+from watcher.journal.account import Rules
 from watcher.preview import kind_of, preview
 
 MK = "0x1456b21890f920110190063921f6bc7f7b027fa6"

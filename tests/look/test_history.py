@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from tests.support.builders import a_snapshot
 from tests.support.servers import EVERY_ENGINE
 from tests.support.stories import Books
-from watcher.journal.record import Record
+from watcher.journal.log import Record
 from watcher.store.history import START, History, place
 from watcher.store.keys import SHARDS, shard_of
 from watcher.store.pipe import Pipe

@@ -28,7 +28,7 @@ from watcher.observe.listener import Listener
 from watcher.observe.page import document, look, recent
 from watcher.observe.page.look import Look
 from watcher.observe.page.serving import routes
-from watcher.receiving.receiver import Fail
+from watcher.receiver import Fail
 from watcher.run.worker import Opened, Worker
 from watcher.snapshot import Asset, Snapshot
 from watcher.store.breakers import Breakers

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support.builders import a_balance, a_state, an_account, seconds
-from watcher.journal.ledger import AccountState, Entry
+from watcher.journal.account import AccountState, Entry
 from watcher.polling.cadence import spread_ms, wait_s, waits_ms
 from watcher.snapshot import Asset, Balance
 

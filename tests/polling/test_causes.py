@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from watcher.polling.asker import NotAsked
-from watcher.polling.causes import Causes
+from watcher.polling.report import Causes, NotAsked
 from watcher.providers.contract import Rejected
 from watcher.store.reader import Failing
 

@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.builders import an_account, seconds
 from watcher.engine.breaker import OPEN_AFTER
-from watcher.polling.asker import Asker
 from watcher.polling.cadence import waits_ms
+from watcher.polling.poll import Asker
 from watcher.providers.contract import Rejected
 
 (INTERVAL,) = seconds(30)

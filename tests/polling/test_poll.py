@@ -21,8 +21,8 @@ from tests.support.stores import ACCOUNT, PROVIDER, Store, a_store
 from watcher.journal.interest import Interest
 from watcher.observe.counters import Counters
 from watcher.polling.poll import Poller
-from watcher.providers.catalogue import RENEW_S
-from watcher.providers.client import ProviderClient
+from watcher.providers.assets import RENEW_S
+from watcher.providers.http import ProviderClient
 from watcher.providers.loopring import Loopring
 from watcher.snapshot import Snapshot
 from watcher.store.polls import Commit, Polls

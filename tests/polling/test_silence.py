@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.support.builders import an_account, seconds
-from watcher.polling.silence import Silence
+from watcher.polling.report import Silence
 
 ACCOUNTS = [an_account(f"account-{number}", interval=seconds(30)[0]) for number in range(100)]
 HOUR_S, DAY_S = 3600, 86_400

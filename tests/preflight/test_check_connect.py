@@ -28,10 +28,7 @@ from tests.support.servers import ENGINES, RealServer, a_free_port, real_server
 from tests.support.tls_front import a_certificate_file, a_tls_front
 from tests.support.tls_subscribers import a_certificate
 from watcher.delivery.egress import Policy
-from watcher.preflight.provider import clock
-from watcher.preflight.subscriber import try_subscriber
-from watcher.preflight.trials import Trial, try_all
-from watcher.preflight.tried import Tried
+from watcher.preflight import Trial, Tried, clock, try_all, try_subscriber
 from watcher.sandbox import Sandbox
 from watcher.settings import SubscriptionSettings
 from watcher.store.client import connect

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from watcher.providers.catalogue import RENEW_S, RETRY_S, KeptCatalogue
+from watcher.providers.assets import RENEW_S, RETRY_S, KeptCatalogue
 from watcher.providers.contract import AssetList, ErrorClass, Rejected
 from watcher.snapshot import Asset
 

@@ -25,10 +25,9 @@ from tests.support.provider_staging import (
     raw,
     silence,
 )
-from watcher.providers.body import LIMIT
-from watcher.providers.catalogue import RETRY_S
-from watcher.providers.client import ProviderClient
+from watcher.providers.assets import RETRY_S
 from watcher.providers.contract import ErrorClass, Rejected
+from watcher.providers.http import LIMIT, ProviderClient
 from watcher.providers.metakeep import MetaKeep
 from watcher.snapshot import Asset
 

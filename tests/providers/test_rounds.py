@@ -8,8 +8,8 @@ import pytest
 
 from tests.support.builders import a_provider, an_account
 from tests.support.provider_staging import Stage, answer
-from watcher.providers.client import ProviderClient
 from watcher.providers.contract import AssetList, Catalogue, Rejected, Request
+from watcher.providers.http import ProviderClient
 from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Asset, Balance, Row, Snapshot
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from redis.asyncio import Redis
 
 from tests.support.processes import killed_in_the_end, start
-from watcher.receiving.receiver import Fail, Receiver
+from watcher.receiver import Fail, Receiver
 from watcher.sandbox import Answer, Sandbox
 from watcher.store.keys import Keys, shard_of
 

@@ -12,9 +12,8 @@ from structlog.testing import capture_logs
 from tests.support.builders import SECRET, a_provider, a_subscription
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.run.agreement import Agreement
-from watcher.run.fingerprint import fingerprint
-from watcher.run.others import AT_THE_START_S, OTHER_PLACE_S, SAME_PLACE_S
-from watcher.run.presence import Present
+from watcher.run.members import Present
+from watcher.run.others import AT_THE_START_S, OTHER_PLACE_S, SAME_PLACE_S, fingerprint
 from watcher.settings import RedisSettings, Settings
 from watcher.store.keys import Keys
 from watcher.store.members import Configurations, Fingerprint, Presence

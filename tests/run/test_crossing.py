@@ -15,7 +15,7 @@ from tests.support.rig import TREASURY, Rig, a_rig
 from watcher.observe.metrics import Metrics
 from watcher.observe.page.look import Look
 from watcher.providers.loopring import LoopringAccount
-from watcher.receiving.receiver import Fail, Receiver
+from watcher.receiver import Fail, Receiver
 from watcher.sandbox import Sandbox
 from watcher.settings import Settings
 from watcher.store.keys import Keys

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.builders import SECRET
 from tests.support.processes import a_process, assert_reconciled, lines, until_logged
-from watcher.receiving.receiver import Receiver
+from watcher.receiver import Receiver
 from watcher.sandbox import Sandbox
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from watcher.run.descriptors import MOST_ATTEMPTS, shares
+from watcher.run.configured import MOST_ATTEMPTS, shares
 from watcher.store.client import CONNECTIONS as OF_THE_STORE
 
 ROOM_FOR_THE_REST = 64
@@ -32,7 +32,7 @@ def test_where_there_are_hardly_any_everybody_gets_some() -> None:
 def test_the_soft_limit_is_raised_as_far_as_it_may_be(soft: int, hard: int, limit: int) -> None:
     program = (
         f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
-        "from watcher.run.descriptors import share_out; print(*share_out(1))"
+        "from watcher.run.configured import share_out; print(*share_out(1))"
     )
     printed = subprocess.check_output((sys.executable, "-c", program), text=True)
     assert [*map(int, printed.split())] == [*shares(limit, 1)]

@@ -8,8 +8,7 @@ from redis.asyncio import Redis
 from tests.support.builders import a_provider, an_account
 from tests.support.stores import Store, a_commit, a_store
 from watcher.observe.counters import Counters
-from watcher.run.enrolment import Enrolment
-from watcher.run.presence import Present
+from watcher.run.members import Enrolment, Present
 from watcher.service.serve import worker_name
 from watcher.settings import Settings
 from watcher.store.keys import SHARDS

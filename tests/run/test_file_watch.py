@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from watcher.service.file_watch import FileWatch
+from watcher.service.exposure import FileWatch
 
 
 @pytest.fixture

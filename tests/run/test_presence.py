@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from tests.support.rig import TREASURY, a_rig
 from tests.support.servers import real_server
 from watcher import __version__
-from watcher.run.presence import Pace
+from watcher.run.members import Pace
 from watcher.run.worker import Worker
 from watcher.store.client import connect
 from watcher.store.keys import Keys

@@ -24,11 +24,11 @@ from tests.support.scraped import scrape
 from watcher import signals
 from watcher.config import load
 from watcher.delivery.signing import new_secret
-from watcher.receiving.receiver import Receiver
+from watcher.receiver import Receiver
 from watcher.run.worker import Worker
 from watcher.sandbox import Sandbox
 from watcher.service import serve
-from watcher.service.file_watch import FileWatch
+from watcher.service.exposure import FileWatch
 
 BAD = Path(__file__).parents[1] / "config" / "bad"
 LOOPRING = "/api/v3/user/balances"

@@ -27,7 +27,7 @@ from tests.support.processes import until_said
 from tests.support.scraped import Seen, get
 from tests.support.servers import real_server
 from tests.support.terminal import a_terminal, obeyed
-from watcher.receiving.receiver import Receiver
+from watcher.receiver import Receiver
 from watcher.sandbox import Sandbox
 from watcher.store.embedded import Embedded
 

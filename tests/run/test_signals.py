@@ -20,9 +20,9 @@ from tests.support.processes import (
     until_logged,
     until_said,
 )
-from watcher.receiving.receiver import Receiver
+from watcher.receiver import Receiver
 from watcher.sandbox import Sandbox
-from watcher.service.manager import tell_ready
+from watcher.service.exposure import tell_ready
 from watcher.service.serve import is_haste
 
 of_the_slow = partial(pytest.param, marks=pytest.mark.slow)

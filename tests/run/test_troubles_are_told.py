@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from tests.support.rig import Rig, a_rig
 from watcher.observe.views import provider_line
-from watcher.polling import setbacks
+from watcher.polling import poll
 from watcher.providers.loopring import LoopringAccount
 from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe
@@ -66,7 +66,7 @@ async def test_refused_polls_are_told_aloud_once_and_so_is_the_good_one_that_end
 async def test_a_state_that_stays_damaged_is_told_once_and_when_it_is_mended(
     rig: Rig, lines: Lines, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setbacks, "_QUARANTINE_MS", (50,))
+    monkeypatch.setattr(poll, "_QUARANTINE_MS", (50,))
     key = Keys(rig.settings.redis.namespace).state("treasury")
     async with rig.worker() as worker:
         await until(lambda: told(lines, "account.baseline", "treasury"))

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from tests.support.builders import seconds
 from tests.support.rig import ALICE, MK, TREASURY, Rig, a_rig, some_settings
-from watcher.receiving.receiver import Fail
+from watcher.receiver import Fail
 from watcher.run.worker import Worker
 from watcher.sandbox.answers import BAD_GATEWAY
 from watcher.settings import ThresholdSettings, WorkerSettings

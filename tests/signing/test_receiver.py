@@ -15,9 +15,9 @@ from aiohttp import web
 
 from tests.support.signed_webhooks import NOW, OTHER_SECRET, SECRET, Webhook, an_event, signed
 from tests.support.tls_front import a_certificate_file
+from watcher.captured import Captured, read, save
 from watcher.receive import Step
-from watcher.receiving.captured import Captured, read, save
-from watcher.receiving.receiver import Fail, Receipt, Receiver
+from watcher.receiver import Fail, Receipt, Receiver
 
 Post = Callable[[Receiver, Webhook], Awaitable[int]]
 
@@ -208,7 +208,7 @@ async def test_what_came_of_handing_on_is_said_in_its_own_words(
     status: int,
     words: str,
 ) -> None:
-    monkeypatch.setattr("watcher.receiving.receiver._FORWARD_TIMEOUT_S", 0.2 if behave is hang else 20)
+    monkeypatch.setattr("watcher.receiver._FORWARD_TIMEOUT_S", 0.2 if behave is hang else 20)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if is_tls else None
     if context:
         context.load_cert_chain(a_certificate_file(tmp_path))

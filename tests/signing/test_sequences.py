@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.signed_webhooks import a_change, an_event
 from watcher.receive import Event
-from watcher.receiving.sequences import Order, Sequences
+from watcher.receiver import Order, Sequences
 
 
 def event(sequence: object, previous: object, *, account: str = "treasury", to: str = "ops") -> Event:

@@ -18,7 +18,7 @@ from tests.support.stores import (
     a_store,
     some_deliveries,
 )
-from watcher.journal.delivery import Delivery
+from watcher.journal.events import Delivery
 from watcher.store.schedule import Reply
 
 pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)

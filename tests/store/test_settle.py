@@ -18,7 +18,7 @@ from tests.support.stores import (
     a_store,
     some_deliveries,
 )
-from watcher.journal.delivery import Delivery
+from watcher.journal.events import Delivery
 from watcher.store import polls, queues
 from watcher.store.schedule import Lease, Reply
 

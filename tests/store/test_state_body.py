@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tests.support.builders import a_balance, a_state
 from watcher.amounts import MAX_FRACTION_DIGITS, MAX_INTEGER, to_text
-from watcher.journal.delivery import Delivery, load_delivery
-from watcher.journal.ledger import AccountState, Entry
+from watcher.journal.account import AccountState, Entry
+from watcher.journal.events import Delivery, load_delivery
 from watcher.snapshot import Asset, Balance
 from watcher.store.state import BadState, dump_body, load_state
 

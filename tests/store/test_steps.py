@@ -17,7 +17,7 @@ from tests.support.stores import (
     a_store,
     running,
 )
-from watcher.journal.delivery import Delivery
+from watcher.journal.events import Delivery
 from watcher.store.schedule import Lease, Reply
 from watcher.store.state import BadState
 

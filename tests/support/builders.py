@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from watcher.journal.ledger import AccountState, Entry
+from watcher.journal.account import AccountState, Entry
 from watcher.settings import AccountSettings, ProviderSettings, SubscriptionSettings
 from watcher.snapshot import Asset, Balance, Row, Snapshot
 

@@ -17,7 +17,7 @@ import pytest
 import watcher
 from tests.support.builders import SECRET
 from tests.support.rig import MK
-from watcher.receiving.receiver import Receiver
+from watcher.receiver import Receiver
 from watcher.sandbox import Sandbox
 from watcher.store.embedded import Embedded
 

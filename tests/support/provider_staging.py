@@ -13,7 +13,7 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import Any, NamedTuple, Self
 
-from watcher.providers.client import ProviderClient
+from watcher.providers.http import ProviderClient
 from watcher.providers.loopring import Loopring, LoopringAccount, LoopringSettings
 from watcher.providers.metakeep import MetaKeep, MetaKeepAccount, MetaKeepSettings
 

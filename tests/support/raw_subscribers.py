@@ -21,7 +21,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from tests.support.builders import a_subscription
 from watcher.delivery.egress import Policy
 from watcher.delivery.webhook import WebhookSink, WebhookTarget
-from watcher.journal.delivery import Delivery
+from watcher.journal.events import Delivery
 
 LOOPBACK = Policy((ip_network("127.0.0.0/8"),), allow_http=True)
 DEADLINE_S = 5.0

@@ -14,11 +14,10 @@ from pydantic import SecretStr
 
 from tests.support.builders import SECRET
 from tests.support.events_schema import assert_valid
-from watcher.journal.audit import audit
-from watcher.journal.record import Record
+from watcher.journal.log import Record, audit
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
-from watcher.receiving.receiver import Receiver
+from watcher.receiver import Receiver
 from watcher.run.worker import Worker
 from watcher.sandbox import Sandbox
 from watcher.settings import (

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from tests.support.builders import a_state
 from watcher.engine.breaker import Failure, Rule, failed, paused
-from watcher.journal.delivery import Delivery
+from watcher.journal.events import Delivery
 from watcher.snapshot import Balance
 from watcher.store.breakers import Breakers, Change
 from watcher.store.keys import Keys, shard_of

@@ -11,10 +11,10 @@ from pydantic import SecretStr
 
 from tests.support.builders import a_balance, a_snapshot, a_subscription
 from watcher.cli import main
-from watcher.journal.diff import Reading, Step, diff
+from watcher.journal.account import AccountState, Rules
 from watcher.journal.interest import Interest
-from watcher.journal.ledger import AccountState, Rules
-from watcher.journal.record import Record
+from watcher.journal.log import Record
+from watcher.journal.step import Reading, Step, diff
 from watcher.settings import RedisSettings, SubscriptionSettings, ThresholdSettings
 from watcher.snapshot import Snapshot
 from watcher.store.keys import Keys, shard_of

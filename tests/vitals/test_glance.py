@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.support.servers import EVERY_ENGINE
-from watcher.journal.delivery import Delivery
+from watcher.journal.events import Delivery
 from watcher.store import reader
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.pipe import Pipe

@@ -20,8 +20,7 @@ from watcher.printable import printable
 
 if TYPE_CHECKING:
     from watcher.config.looking import Look
-    from watcher.journal.audit import Finding, Verdict
-    from watcher.journal.record import Record
+    from watcher.journal.log import Finding, Record, Verdict
     from watcher.settings import Settings
     from watcher.store.history import History
     from watcher.store.reader import Reader, Seen
@@ -83,7 +82,7 @@ async def _audit_shard(
     reader: "Reader", history: "History", shard: int, names: Sequence[str]
 ) -> "dict[str, Verdict]":
     """Read the states first and then the log, but of each account only up to where it led to its state."""
-    from watcher.journal.audit import Finding, Verdict, audit
+    from watcher.journal.log import Finding, Verdict, audit
     from watcher.store.history import place
 
     seen_by_account: dict[str, Seen] = {seen.account: seen async for seen in reader.read_states(names)}

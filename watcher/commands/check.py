@@ -18,7 +18,7 @@ from watcher.commands.options import EXIT_CONFIGURATION, config_option, load_or_
 
 if TYPE_CHECKING:
     from watcher.config import Finding, Loaded
-    from watcher.preflight.tried import Tried
+    from watcher.preflight import Tried
     from watcher.settings import Settings
 
 _MOST_NAMES = 5
@@ -55,12 +55,12 @@ def _try(settings: "Settings", *, is_json: bool) -> int:
     """Try what the configuration leads to; returns the exit code."""
     import asyncio
 
-    from watcher.preflight.trials import trials, try_all
+    from watcher import preflight
 
-    found = trials(settings)
+    found = preflight.trials(settings)
     is_hidden = not sys.stderr.isatty()
     with click.progressbar(length=len(found), label="trying", file=sys.stderr, hidden=is_hidden) as progress:
-        lines = asyncio.run(try_all(found, done=lambda: progress.update(1)))
+        lines = asyncio.run(preflight.try_all(found, done=lambda: progress.update(1)))
     if is_json:
         for line in lines:
             _say(line._asdict())

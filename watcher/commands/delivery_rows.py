@@ -6,8 +6,7 @@ Refuses to show text from outside as it came: control characters are escaped.
 from typing import Any
 
 from watcher.commands.looking import age_text
-from watcher.journal.delivery import Delivery
-from watcher.journal.events import iso
+from watcher.journal.events import Delivery, iso
 from watcher.printable import printable
 from watcher.store.breakers import Breaker
 from watcher.store.reader import DeadLetter, Queue

@@ -21,7 +21,7 @@ from watcher.printable import printable
 
 if TYPE_CHECKING:
     from watcher.config.looking import Look
-    from watcher.journal.record import Record
+    from watcher.journal.log import Record
     from watcher.settings import RedisSettings
     from watcher.store.history import History
 

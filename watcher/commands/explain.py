@@ -15,7 +15,7 @@ from watcher.plurals import many
 from watcher.printable import printable
 
 if TYPE_CHECKING:
-    from watcher.journal.ledger import Advance
+    from watcher.journal.account import Advance
     from watcher.preview import Kind, Round
     from watcher.providers.contract import Catalogue, Rejected
     from watcher.snapshot import Snapshot
@@ -75,7 +75,7 @@ def command(
     Says what is told at once, what is held or suspect and why, and what becomes of it if further polls
     answer the same. Exits with 1 if a poll would refuse one of the files.
     """
-    from watcher.journal.ledger import Rules
+    from watcher.journal.account import Rules
     from watcher.preview import preview
 
     try:

@@ -16,8 +16,8 @@ from watcher.commands.secret import secret_options, secrets_given, verifying
 from watcher.streams import CannotWrite
 
 if TYPE_CHECKING:
-    from watcher.receiving.captured import Captured
-    from watcher.receiving.receiver import Receipt, Receiver
+    from watcher.captured import Captured
+    from watcher.receiver import Receipt, Receiver
 
 _FAIL = re.compile(r"([2-5][0-9]{2}):([1-9][0-9]{0,5})\Z")
 _HOST_AND_PORT = re.compile(r"[A-Za-z0-9.-]+(:[0-9]+)?(/[!-~]*)?\Z")
@@ -59,7 +59,7 @@ def command(
     Notices repeats, and gaps by `previous_sequence`. Without a secret nothing is verified. What fails to
     verify is answered with 400 and is not forwarded.
     """
-    from watcher.receiving.receiver import Fail, Receiver
+    from watcher.receiver import Fail, Receiver
 
     host = host or _LOOPBACK
     secrets = verifying(secrets_given(secret_names, secret_files))
@@ -152,7 +152,7 @@ def _url(text: str | None, host: str, port: int) -> str | None:
 
 def _saving(folder: Path) -> "Callable[[Captured], str | None]":
     """Make the directory, and return what writes a request there. What cannot be written is said, no more."""
-    from watcher.receiving.captured import save
+    from watcher.captured import save
 
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -86,7 +86,7 @@ async def _ping(
 ) -> "tuple[str, Attempt]":
     from watcher.delivery.egress import Policy
     from watcher.delivery.webhook import WebhookSink, WebhookTarget
-    from watcher.journal.delivery import Delivery
+    from watcher.journal.events import Delivery
     from watcher.journal.sample import sample
 
     egress = settings.egress

@@ -13,7 +13,7 @@ from watcher.plurals import many
 from watcher.printable import printable
 
 if TYPE_CHECKING:
-    from watcher.receiving.receiver import Receipt
+    from watcher.receiver import Receipt
 
 _ORDER = {
     "gap": "gap: #{previous} was queued before it and is not here",

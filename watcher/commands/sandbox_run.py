@@ -19,7 +19,7 @@ from watcher.environment import Environment
 
 if TYPE_CHECKING:
     from watcher.observe.door import Address
-    from watcher.receiving.receiver import Receiver
+    from watcher.receiver import Receiver
     from watcher.sandbox import Sandbox, Step
     from watcher.settings import Settings
 

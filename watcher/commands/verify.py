@@ -12,10 +12,10 @@ from typing import Any, BinaryIO
 
 import click
 
+from watcher.captured import read
 from watcher.commands.secret import secret_options, secrets_given, verifying
 from watcher.printable import printable
 from watcher.receive import TOLERANCE_S, InvalidWebhook, Step, verify
-from watcher.receiving.captured import read
 
 _Headers = dict[str, list[Any]]
 """Values by lower-case name."""

@@ -15,7 +15,7 @@ import orjson
 from watcher.delivery.breakers import SubscriptionBreakers
 from watcher.delivery.outcomes import Outcome, Verdict, judge
 from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, Attempt, Target
-from watcher.journal.delivery import Delivery, load_delivery
+from watcher.journal.events import Delivery, load_delivery
 from watcher.observe.counters import Counters
 from watcher.observe.log import log
 from watcher.store.exceptions import StoreError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from watcher.engine.breaker import Answer
-from watcher.journal.delivery import Delivery
+from watcher.journal.events import Delivery
 from watcher.settings import SubscriptionSettings
 
 ATTEMPT_TIMEOUT_S = 20

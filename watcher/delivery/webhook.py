@@ -30,7 +30,7 @@ from watcher.delivery.egress import Policy, check_url
 from watcher.delivery.signing import Signer
 from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, LONGEST_RETRY_AFTER_S, Attempt
 from watcher.engine.breaker import Answer
-from watcher.journal.delivery import Delivery
+from watcher.journal.events import Delivery
 from watcher.printable import printable, without_secrets
 from watcher.resolver import CurrentResolver
 from watcher.retry_after import retry_after_s

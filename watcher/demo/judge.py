@@ -12,7 +12,7 @@ from watcher.amounts import to_text
 from watcher.journal.explain import NOTHING, Vector, in_atoms
 from watcher.plurals import many
 from watcher.receive import Event
-from watcher.receiving.receiver import Receipt
+from watcher.receiver import Receipt
 from watcher.snapshot import Balance
 
 Balances = Mapping[tuple[str, str], Vector]

@@ -14,7 +14,7 @@ from watcher.demo.judge import Heard, Made, Verdict
 from watcher.demo.stage import NAME_BY_ACCOUNT, Stage
 from watcher.demo.story import Scene
 from watcher.plurals import many
-from watcher.receiving.receiver import Receipt
+from watcher.receiver import Receipt
 from watcher.sandbox import Holding, ListedAsset, Move, Step
 from watcher.sandbox.loopring import BALANCES
 from watcher.sandbox.metakeep import BALANCE

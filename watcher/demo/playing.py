@@ -11,7 +11,7 @@ from typing import TypeVar
 from watcher.demo.judge import Heard, Made, Verdict, judge
 from watcher.demo.stage import Stage
 from watcher.demo.story import STORY, Scene
-from watcher.receiving.receiver import Receipt
+from watcher.receiver import Receipt
 from watcher.sandbox import Move, Step, default_script
 from watcher.sandbox import play as play_script
 

@@ -24,7 +24,7 @@ from watcher.demo.story import Scene
 from watcher.journal.explain import Vector
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
-from watcher.receiving.receiver import Receipt, Receiver
+from watcher.receiver import Receipt, Receiver
 from watcher.run.worker import Worker
 from watcher.sandbox import Holding, ListedAsset, LoopringKnobs, MetakeepKnobs, Sandbox, Step
 from watcher.sandbox.book import AccountKey

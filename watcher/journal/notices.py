@@ -8,9 +8,9 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from watcher.amounts import to_atoms
+from watcher.journal.account import Entry
 from watcher.journal.events import Draft, Event, Origin, amount_text, iso, streak, tell
 from watcher.journal.explain import Vector, in_atoms, in_text
-from watcher.journal.ledger import Entry
 from watcher.settings import ThresholdSettings
 from watcher.snapshot import Balance, Row, is_called
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from watcher.amounts import to_atoms
 from watcher.journal import notices
+from watcher.journal.account import Entry, Moved
 from watcher.journal.events import Draft, Event, Origin, drafts_of, tell
 from watcher.journal.explain import Change, Vector, in_atoms
-from watcher.journal.ledger import Entry, Moved
 from watcher.settings import ThresholdSettings
 from watcher.snapshot import Asset, Balance
 

@@ -21,7 +21,7 @@ from watcher import __version__
 from watcher.observe.counters import POLL_BOUNDS_S, Spread
 from watcher.observe.metric_names import ATTEMPT_OUTCOMES, ERROR_CLASSES, METRICS, POLL_OUTCOMES
 from watcher.observe.outlook import Outlook, Seen
-from watcher.polling.silence import STALE_INTERVALS
+from watcher.polling.report import STALE_INTERVALS
 from watcher.providers.contract import PERMANENT
 from watcher.run.worker import Worker
 from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS, Settings

@@ -8,10 +8,10 @@ from typing import Any
 
 from yarl import URL
 
+from watcher.journal.account import Entry
 from watcher.journal.events import iso, streak
 from watcher.journal.explain import in_atoms, in_text
-from watcher.journal.ledger import Entry
-from watcher.polling.silence import STALE_INTERVALS
+from watcher.polling.report import STALE_INTERVALS
 from watcher.printable import printable
 from watcher.providers.contract import PERMANENT, requests_needed, todo
 from watcher.providers.registry import provider_class

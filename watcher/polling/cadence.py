@@ -6,7 +6,7 @@ Refuses to know why a poll was refused beyond its error_class.
 from collections.abc import Sequence
 from datetime import timedelta
 
-from watcher.journal.ledger import AccountState
+from watcher.journal.account import AccountState
 from watcher.providers.contract import PERMANENT, ErrorClass
 from watcher.settings import AccountSettings
 

@@ -1,35 +1,264 @@
-"""One poll of one account: fetch, normalize, diff, commit. `loop` says when.
-
-An answer whose bytes are those of the last one says nothing new: most polls end there, unparsed.
-Refuses to touch a state that it cannot read, and to tell anything of a poll that is not good.
-"""
+"""One poll of one account: ask, read, step, commit; and how long an account waits whose poll was rejected."""
 
 import random
 import secrets
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from watcher.journal.diff import Reading, Step, diff
+from watcher.engine.breaker import ProviderBreaker, State
+from watcher.journal.account import AccountState, Rules
+from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
-from watcher.journal.ledger import AccountState, Rules
 from watcher.journal.notices import Watch
+from watcher.journal.step import Reading, Step, diff, go_stale
 from watcher.observe.counters import Counters
-from watcher.polling.asker import Asker, NotAsked
-from watcher.polling.cadence import spread_ms, wait_s
-from watcher.polling.commits import Commits
-from watcher.polling.neighbours import ALONE, Neighbours
-from watcher.polling.notes import PollNotes
-from watcher.polling.setbacks import Setbacks
-from watcher.providers.client import ProviderClient
+from watcher.observe.log import log
+from watcher.observe.throttle import Throttle
+from watcher.polling.cadence import spread_ms, wait_s, waits_ms
+from watcher.polling.report import Causes, NotAsked, PollNotes, Silence
 from watcher.providers.contract import Rejected
+from watcher.providers.http import ProviderClient
 from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Snapshot
 from watcher.store.keys import SHARDS, shard_of
-from watcher.store.polls import Polls
+from watcher.store.polls import Commit, Polls
 from watcher.store.schedule import Lease, Reply
 from watcher.store.state import BadState
+
+
+class Neighbours(Protocol):
+    """Says which accounts are left to other workers."""
+
+    def is_left(self, account: str) -> bool:
+        """Say whether an account is not to be polled here."""
+        ...
+
+    def is_contested(self, account: str) -> bool:
+        """Say whether another worker has an account of that name elsewhere, or had of late."""
+        ...
+
+    def may_poll(self, account: str, source: str, state_source: str | None) -> bool:
+        """Say whether this worker, which polls `source`, may go on from a state that `state_source` made."""
+        ...
+
+
+class _Alone:
+    """No other configuration is known."""
+
+    def is_left(self, account: str) -> bool:
+        return False
+
+    def is_contested(self, account: str) -> bool:
+        return False
+
+    def may_poll(self, account: str, source: str, state_source: str | None) -> bool:
+        return True
+
+
+ALONE: Neighbours = _Alone()
+
+
+class Asker:
+    """The way to one provider. The account `probe_account`, the same one for all workers, asks whenever it
+    is due; as long as `is_probe_failing`, others hardly do.
+    """
+
+    def __init__(
+        self,
+        provider: str,
+        client: ProviderClient,
+        *,
+        is_failing: Callable[[str], Awaitable[bool]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._provider = provider
+        self._client = client
+        self.probe_account = ""
+        self._is_failing = is_failing
+        self._clock = clock
+        self._breaker = ProviderBreaker()
+        self._throttle = Throttle()
+        self._was_on = self._is_back = False
+
+    async def ask(self, account: AccountSettings) -> tuple[bytes, ...]:
+        """Send the requests of one poll. Raises Rejected, NotAsked where nothing was sent, and StoreError."""
+        if not await self._may_ask(account):
+            if cause := self._breaker.cause:
+                raise NotAsked(cause.error_class, cause.reason)
+            raise NotAsked("gone", "the provider is unavailable; one account at a time asks it")
+        try:
+            bodies = await self._client.ask(account)
+        except Rejected as refused:
+            self._note(account, refused)
+            raise
+        self._breaker.answered()
+        if self._was_on:
+            self._was_on, self._is_back = False, True
+        if streak := self._throttle.over(self._provider, self._clock()):
+            log.info("provider.recovered", provider=self._provider, **streak._asdict())
+        return bodies
+
+    async def is_probe_failing(self) -> bool:
+        """Say whether the last poll of the probe account was rejected, whichever worker made it."""
+        return await self._is_failing(self.probe_account)
+
+    def is_back(self) -> bool:
+        """Say, once, that the provider is back after an outage."""
+        is_back, self._is_back = self._is_back, False
+        return is_back
+
+    async def _may_ask(self, account: AccountSettings) -> bool:
+        """Whoever is not the probe_account asks the store, too: another worker may know that it is over."""
+        if account.name == self.probe_account or self._breaker.may_ask(self._clock()):
+            return True
+        return not await self.is_probe_failing()
+
+    def _note(self, account: AccountSettings, refused: Rejected) -> None:
+        now = self._clock()
+        self._breaker.rejected(account.name, refused, now)
+        is_closed = self._breaker.state(now) is State.CLOSED
+        self._was_on |= not is_closed
+        if is_closed or self._breaker.cause:  # which was said, and is what to look at
+            return
+        if streak := self._throttle.struck(self._provider, now):
+            log.warning(
+                "provider.unavailable",
+                provider=self._provider,
+                error_class=refused.error_class,
+                reason=refused.reason,
+                status=refused.status,
+                **streak._asdict(),
+            )
+
+
+class Commits:
+    """The commits of one provider. `wake(shard, subscription)` is called for every queue made due."""
+
+    def __init__(
+        self, provider: str, polls: Polls, notes: PollNotes, *, wake: Callable[[int, str], None]
+    ) -> None:
+        self.provider = provider
+        self._polls = polls
+        self._notes = notes
+        self._wake = wake
+
+    async def write(
+        self,
+        account: AccountSettings,
+        lease: Lease,
+        state: AccountState | None,
+        step: Step,
+        *,
+        due_ms: float,
+        is_good: bool = True,
+    ) -> Reply:
+        """Commit a step, and say and deliver what it tells."""
+        reply, pushed_out = await self._polls.commit(
+            Commit(
+                account=account.name,
+                provider=self.provider,
+                lease=lease,
+                expected_version=state.version if state else "",
+                state=step.state,
+                due_ms=due_ms,
+                is_good=is_good,
+                log=step.log,
+                deliveries=step.deliveries,
+            )
+        )
+        if reply in (Reply.DONE, Reply.DONE_BEFORE):
+            self._notes.committed(account, step, pushed_out)
+            for subscription in step.deliveries:
+                self._wake(shard_of(account.name), subscription)
+        return reply
+
+
+_QUARANTINE_MS = (300_000,)
+"""How often a damaged state is looked at again, in case that somebody mended it."""
+
+
+class Setbacks:
+    """The void polls of one provider. `probe_account`: the account that asks for all of them whether it is
+    back."""
+
+    def __init__(
+        self,
+        polls: Polls,
+        commits: Commits,
+        interest: Interest,
+        notes: PollNotes,
+        *,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self.causes = Causes(commits.provider, is_refused=partial(polls.is_failing, commits.provider))
+        self._provider = commits.provider
+        self._polls = polls
+        self._commits = commits
+        self._interest = interest
+        self._notes = notes
+        self.probe_account = ""
+        self._now_ms = now_ms
+        self.silence = Silence(self._provider)
+
+    async def refused(
+        self, account: AccountSettings, lease: Lease, refused: Rejected, started: float
+    ) -> None:
+        """Let a refused account wait, and all of them where the provider asks for it."""
+        self.causes.struck(account.name, refused)
+        await self._notice_silence(account, lease, refused)
+        if refused.error_class == "rate" and refused.retry_after_s:
+            await self._polls.take_turns(
+                self._provider, 0, spacing_ms=0, not_before_ms=1000 * refused.retry_after_s
+            )
+        postponed = await self._polls.postpone(
+            self._provider,
+            lease,
+            why=f"{refused.error_class} {refused.reason}",
+            at_least_ms=int(1000 * (refused.retry_after_s or 0)),
+            waits_ms=waits_ms(
+                account,
+                refused.error_class,
+                is_probe_account=account.name == self.probe_account,
+                chance=random.random(),
+            ),
+        )
+        self._notes.refused(account, refused, postponed, started)
+
+    async def quarantined(
+        self, account: AccountSettings, lease: Lease, damage: BadState, started: float
+    ) -> None:
+        """Leave an account alone whose state cannot be read."""
+        await self._polls.postpone(
+            self._provider, lease, why=f"quarantined {damage}", at_least_ms=0, waits_ms=_QUARANTINE_MS
+        )
+        self._notes.quarantined(account, damage, started)
+
+    async def _notice_silence(self, account: AccountSettings, lease: Lease, refused: Rejected) -> None:
+        """Tell once that an account has had no good poll for too long. Its lease stays for what follows."""
+        state = await self._polls.read_state(account.name)
+        now_ms = self._now_ms()
+        since_ms = self.silence.since_ms(account, state.polled_at_ms if state else 0, now_ms)
+        if since_ms is None:
+            return
+        if state and state.stale_since_ms:
+            self.silence.still_stale(account, refused.reason, now_ms - state.stale_since_ms)
+            return
+        step = go_stale(
+            state,
+            Origin(account.name, self._provider, state.sequence if state else 0, since_ms, now_ms),
+            refused.error_class,
+            refused.reason,
+            interest=self._interest,
+            version=secrets.token_hex(8),
+            now_ms=now_ms,
+        )
+        reply = await self._commits.write(account, lease, state, step, due_ms=lease.deadline, is_good=False)
+        if reply is Reply.DONE:
+            self.silence.went_stale(account, refused.reason)
+
 
 _LEASE_MARGIN_S = 15
 """A lease outlasts the longest poll by the longest wait for a turn, and some."""

@@ -13,8 +13,7 @@ from watcher.engine.in_use import InUse
 from watcher.engine.loop import Claimed
 from watcher.observe.log import log
 from watcher.pause import pause
-from watcher.polling.neighbours import ALONE, Neighbours
-from watcher.polling.poll import Poller
+from watcher.polling.poll import ALONE, Neighbours, Poller
 from watcher.settings import AccountSettings
 from watcher.store.exceptions import StoreError
 from watcher.store.health import StoreHealth

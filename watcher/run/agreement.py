@@ -21,9 +21,8 @@ from typing import NamedTuple
 from watcher.journal.interest import Interest
 from watcher.observe.log import log
 from watcher.observe.throttle import Throttle
-from watcher.run.fingerprint import SOURCE_DIGITS, fingerprint
-from watcher.run.others import Others
-from watcher.run.presence import Present
+from watcher.run.members import Present
+from watcher.run.others import SOURCE_DIGITS, Others, fingerprint
 from watcher.settings import Settings
 from watcher.store.exceptions import ConfigurationRefused
 from watcher.store.members import Configurations, Fingerprint, Mark

@@ -1,11 +1,10 @@
-"""What a worker polls and delivers by the configuration in force. A reload is a difference: what did not
-change keeps its connections, its answers and what it has in hand.
-"""
+"""What a worker polls and delivers by the configuration in force: a reload is a difference."""
 
 import asyncio
+import resource
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AsyncExitStack
-from typing import TypeVar
+from contextlib import AsyncExitStack, suppress
+from typing import NamedTuple, TypeVar
 
 from watcher.delivery.breakers import SubscriptionBreakers
 from watcher.delivery.egress import Policy
@@ -16,24 +15,68 @@ from watcher.delivery.work import DeliveryWork
 from watcher.engine.dispatch import Key
 from watcher.engine.in_use import InUse
 from watcher.engine.loop import Loop
-from watcher.journal.delivery import Delivery
+from watcher.journal.events import Delivery
 from watcher.journal.interest import Interest
 from watcher.journal.notices import paused
 from watcher.observe.counters import Counters
 from watcher.polling.poll import Poller
 from watcher.polling.work import PollWork, ProviderPolls
-from watcher.providers.client import ProviderClient
+from watcher.providers.http import CONNECTIONS as MOST_OF_A_PROVIDER
+from watcher.providers.http import ProviderClient
 from watcher.providers.registry import provider_class
 from watcher.resolver import CurrentResolver
 from watcher.run.agreement import Agreement
-from watcher.run.descriptors import share_out
 from watcher.settings import AccountSettings, ProviderSettings, Settings
 from watcher.store.breakers import Breaker, Breakers
+from watcher.store.client import CONNECTIONS as OF_THE_STORE
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.polls import Polls
 from watcher.store.queues import Queues
 from watcher.store.schedule import DueIndex, Schedule
+
+MOST_ATTEMPTS = 10_000
+"""A thousand subscriptions that hang, with ten attempts each."""
+
+_OF_THE_REST = 64
+"""The log, the listener and who asks there, DNS, files that are read again."""
+
+_FEWEST = 8
+
+
+class Shares(NamedTuple):
+    """How many attempts may be under way, how many connections kept for the next ones, and what one provider
+    may have."""
+
+    attempts: int
+    kept: int
+    of_a_provider: int
+
+
+def share_out(providers: int) -> Shares:
+    """Share out as many as this process may have.
+
+    The soft limit is often 1,024 for the sake of programs that call select(); this one does not.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OF_THE_REST + OF_THE_STORE + providers * MOST_OF_A_PROVIDER + MOST_ATTEMPTS * 3 // 2
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft < wanted:
+        with suppress(ValueError, OSError):  # then it stays as it was
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return shares(soft, providers)
+
+
+def shares(limit: int, providers: int) -> Shares:
+    """Share out `limit`: providers get a quarter of what the store leaves at most, subscribers the rest."""
+    left = limit - _OF_THE_REST - OF_THE_STORE
+    of_a_provider = max(1, min(MOST_OF_A_PROVIDER, left // 4 // max(1, providers)))
+    kept = min(MOST_ATTEMPTS // 2, (left - providers * of_a_provider) // 3)
+    kept = max(_FEWEST // 2, kept)
+    return Shares(2 * kept, kept, of_a_provider)
+
 
 _LAST_S = 0.5
 """An attempt that is answered within this time is settled though its subscription is gone, or its URL."""

@@ -3,22 +3,61 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+from watcher.delivery.webhook import REFUSED, UNRESOLVED
 from watcher.engine.dispatch import Key
 from watcher.observe.log import log
 from watcher.polling.work import ProviderPolls
 from watcher.run.agreement import LOOK_S as AGREE_S
 from watcher.run.agreement import Agreement
 from watcher.run.configured import Configured
-from watcher.run.enrolment import Enrolment
-from watcher.run.names import Names
-from watcher.run.presence import Present
+from watcher.run.members import Enrolment, Present
 from watcher.settings import Settings
 from watcher.store.exceptions import StoreError, StoreUnreachable
 from watcher.store.health import StoreHealth
-from watcher.store.keys import Keys
+from watcher.store.keys import SHARDS, Keys
 from watcher.store.reader import Reader
 from watcher.store.roster import Roster
 from watcher.store.schedule import Schedule
+from watcher.urls import as_written
+
+
+class Names:
+    """The host names of what is configured."""
+
+    def __init__(self, configured: Configured) -> None:
+        self._configured = configured
+        self._changed: set[str] | None = None
+
+    async def look(self) -> None:
+        """Look whether the files have changed. Raises StoreError, and is then called again.
+
+        What a change helps is made due one look later: what failed just before it has to be written down.
+        """
+        if self._changed is not None:
+            await self._try_again(self._changed)
+            self._changed = None
+        resolver = self._configured.resolver
+        await resolver.follow()
+        self._changed = resolver.take_change()
+
+    async def _try_again(self, hosts: set[str]) -> None:
+        settings = self._configured.settings
+        providers = [
+            name
+            for name, provider in settings.provider_by_name.items()
+            if as_written(provider.base_url).raw_host in hosts
+        ]
+        for name in providers:
+            if polls := self._configured.poll_work.by_provider.get(name):
+                await polls.poller.make_due(*range(SHARDS))
+        subscriptions = 0
+        for name, target in [*self._configured.targets.items()]:
+            was_open = await self._configured.breakers.try_again(name, UNRESOLVED, REFUSED)
+            if was_open or target.url.raw_host in hosts:
+                await self._configured.make_due(name)
+                subscriptions += 1
+        log.info("resolver.changed", providers=len(providers), subscriptions=subscriptions)
+
 
 _LOOK_S = 1.0
 """How often it is looked whether Redis still knows of the accounts: so late they start anew."""

@@ -18,7 +18,7 @@ from watcher.observe.log import log
 from watcher.pause import pause
 from watcher.run.agreement import Agreement, Difference
 from watcher.run.configured import Configured
-from watcher.run.presence import Present
+from watcher.run.members import Present
 from watcher.run.upkeep import Upkeep
 from watcher.settings import Settings
 from watcher.store.exceptions import StoreError

@@ -1,12 +1,11 @@
-"""How others may see that a worker lives: over HTTP, and by a file that it touches.
-
-Refuses to hold the worker up: both run beside it, from before its store is open until after it has drained.
-"""
+"""How others see that a worker lives: over HTTP, by a file, by the service manager."""
 
 import asyncio
+import os
+import socket
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,74 @@ from watcher.observe.door import Address
 from watcher.observe.heartbeat import HeartbeatFile
 from watcher.observe.listener import Listener, Route
 from watcher.run.worker import Worker
+
+
+def tell_ready() -> None:
+    """The worker has started, or goes on by another configuration."""
+    _tell("READY=1")
+
+
+def tell_reloading() -> None:
+    """The worker reads its configuration again; `tell_ready` follows, whatever comes of it."""
+    _tell(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+
+def tell_stopping() -> None:
+    """The worker drains."""
+    _tell("STOPPING=1")
+
+
+def _tell(state: str) -> None:
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):  # in Linux's abstract namespace
+        address = f"\0{address[1:]}"
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.setblocking(False)  # a manager that hangs must not hold up the loop
+        manager.sendto(state.encode(), address)
+
+
+_Stamp = tuple[int, int, int] | None
+"""None: there is no such file."""
+
+
+class FileWatch:
+    """Files as they were when they were last read. Look once a second."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self.files = tuple(files)
+        self._read = self._looked = self._stamps()
+
+    def follow(self, files: Iterable[Path]) -> None:
+        """Look at these files from now on."""
+        known, self.files = self._read, tuple(files)
+        self._read = {**self._stamps(), **{file: known[file] for file in self.files if file in known}}
+
+    def reading(self) -> None:
+        """Note that the files are about to be read as they are now."""
+        self._read = self._looked = self._stamps()
+
+    def look(self) -> bool:
+        """Say whether the files differ from what was read, and have stayed so since the last look.
+
+        One that was there, and is gone, is in the middle of a replacement.
+        """
+        stamps, before = self._stamps(), self._looked
+        self._looked = stamps
+        is_whole = not any(stamp is None and self._read.get(file) for file, stamp in stamps.items())
+        return is_whole and stamps == before and stamps != self._read
+
+    def _stamps(self) -> Mapping[Path, _Stamp]:
+        return {file: _stamp(file) for file in self.files}
+
+
+def _stamp(file: Path) -> _Stamp:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 @dataclass(frozen=True, slots=True)

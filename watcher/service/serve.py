@@ -20,9 +20,7 @@ from watcher.observe.log import configure, log
 from watcher.printable import hide
 from watcher.run.worker import Worker
 from watcher.service.changes import NOT_RELOADED, Change, changes
-from watcher.service.exposure import Exposure, exposed
-from watcher.service.file_watch import FileWatch
-from watcher.service.manager import tell_ready, tell_reloading, tell_stopping
+from watcher.service.exposure import Exposure, FileWatch, exposed, tell_ready, tell_reloading, tell_stopping
 from watcher.store.errors import DamagedKey
 from watcher.store.exceptions import StoreError
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from heapq import heapify, heappop, heapreplace
 
-from watcher.journal.record import Record
+from watcher.journal.log import Record
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.pipe import Pipe
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from watcher.journal.delivery import Delivery
-from watcher.journal.ledger import AccountState
+from watcher.journal.account import AccountState
+from watcher.journal.events import Delivery
 from watcher.store.batch import Joint, Joints, load_script
 from watcher.store.errors import DamagedKey
 from watcher.store.keys import Keys, shard_of

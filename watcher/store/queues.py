@@ -6,7 +6,7 @@ Refuses to judge an attempt: it is told what became of it.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from watcher.journal.delivery import Delivery
+from watcher.journal.events import Delivery
 from watcher.store.batch import Joint, Joints, load_script
 from watcher.store.keys import Keys, read_count, shard_of
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from watcher.journal.delivery import Delivery, load_delivery
-from watcher.journal.ledger import AccountState
+from watcher.journal.account import AccountState
+from watcher.journal.events import Delivery, load_delivery
 from watcher.store.batch import load_script
 from watcher.store.history import START, place
 from watcher.store.keys import SHARDS, Keys, read_count, read_score, shard_of

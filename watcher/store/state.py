@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from watcher.amounts import MAX_FRACTION_DIGITS, NotAnAmount, from_decimal
-from watcher.journal.ledger import AccountState, Entry
+from watcher.journal.account import AccountState, Entry
 from watcher.snapshot import Asset, Balance
 from watcher.store.keys import check_count, read_count
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
+from watcher.journal.account import Entry
 from watcher.journal.explain import in_atoms
-from watcher.journal.ledger import Entry
-from watcher.journal.record import Record
+from watcher.journal.log import Record
 from watcher.observe.outlook import Seen
 from watcher.observe.page.curves import Point, Step, curve, of_asset, thinned
 from watcher.observe.views import (

@@ -12,7 +12,7 @@ from itertools import islice, product
 import orjson
 
 from watcher import __version__
-from watcher.journal.record import Record
+from watcher.journal.log import Record
 from watcher.observe.outlook import Outlook, Seen
 from watcher.observe.page.document import Found, Owed, document, names_shown
 from watcher.observe.page.recent import Recent

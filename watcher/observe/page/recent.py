@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 
 from watcher.amounts import to_atoms
-from watcher.journal.record import Record
+from watcher.journal.log import Record
 from watcher.observe.page.curves import Step
 from watcher.store.history import History, place
 

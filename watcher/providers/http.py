@@ -1,12 +1,9 @@
-"""Asks one provider over HTTP, within bounds, and reads what came back.
-
-Refuses whatever is not a whole good answer: no redirect, no cookie, no proxy, no body above 1 MiB, no
-request without an end. Nothing but Rejected comes out, in words of ours: no URL, no body, no key.
-"""
+"""Asks one provider over HTTP, within bounds, and reads what came back."""
 
 import asyncio
 import hashlib
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,15 +14,56 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 
 from watcher import __version__
-from watcher.providers.body import read_body
-from watcher.providers.catalogue import KeptCatalogue
+from watcher.providers.assets import KeptCatalogue
 from watcher.providers.contract import AssetList, Catalogue, Provider, Rejected, Request
-from watcher.providers.refusals import TRANSPORT_ERRORS, by_error, by_status
+from watcher.providers.rejections import TRANSPORT_ERRORS, by_error, by_status
 from watcher.providers.strict_json import NotJson, parse
 from watcher.retry_after import retry_after_s
 from watcher.settings import ProviderSettings
 from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, is_called
 from watcher.urls import as_written
+
+LIMIT = 1024 * 1024
+"""Bytes of a body, packed and unpacked. A list of 3,000 balances is half of that."""
+
+_GZIP = 16 + zlib.MAX_WBITS
+
+
+async def read_body(response: aiohttp.ClientResponse) -> bytes:
+    """Read and unpack a body. Raises Rejected, and what aiohttp raises when the connection breaks."""
+    chunks: list[bytes] = []
+    size = 0
+    while chunk := await response.content.readany():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > LIMIT:
+            response.close()
+            raise _too_large()
+    packed = b"".join(chunks)
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding in ("", "identity"):
+        return packed
+    if encoding in ("gzip", "x-gzip"):
+        return _unpack(packed)
+    raise Rejected("malformed", "the answer is packed in a way that was not asked for")
+
+
+def _unpack(packed: bytes) -> bytes:
+    stream = zlib.decompressobj(_GZIP)
+    try:
+        body = stream.decompress(packed, LIMIT + 1)
+    except zlib.error:
+        raise Rejected("malformed", "the answer is not gzip, as it says") from None
+    if len(body) > LIMIT:
+        raise _too_large()
+    if not stream.eof or stream.unused_data:
+        raise Rejected("malformed", "the answer is not one whole gzip stream")
+    return body
+
+
+def _too_large() -> Rejected:
+    return Rejected("malformed", "the answer is larger than 1 MiB")
+
 
 LONGEST_RETRY_AFTER_S = 900.0
 """A provider may ask for a pause, but not silence an account."""

@@ -9,12 +9,11 @@ from typing import Any
 
 import orjson
 
-from watcher.journal.delivery import Delivery
-from watcher.journal.events import Event, Origin, drafts_of, iso, tell
+from watcher.journal.account import AccountState, Advance, Rules, advance
+from watcher.journal.events import Delivery, Event, Origin, drafts_of, iso, tell
 from watcher.journal.interest import Interest
-from watcher.journal.ledger import AccountState, Advance, Rules, advance
+from watcher.journal.log import dump_record
 from watcher.journal.notices import baseline, crossings, recovered, stale
-from watcher.journal.record import dump_record
 from watcher.snapshot import Snapshot
 
 

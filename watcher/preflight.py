@@ -1,0 +1,236 @@
+"""Tries everything that a configuration leads to: the server, providers, subscribers; side by side."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Literal, NamedTuple
+
+from aiohttp.abc import AbstractResolver
+from yarl import URL
+
+from watcher.delivery.egress import Policy, check_url
+from watcher.delivery.reach import Reached, reach
+from watcher.plurals import many
+from watcher.printable import printable
+from watcher.providers.contract import ErrorClass, Rejected
+from watcher.providers.http import ProviderClient
+from watcher.providers.registry import provider_class
+from watcher.settings import AccountSettings, ProviderSettings, RedisSettings, Settings, SubscriptionSettings
+from watcher.store.address import safe_url
+from watcher.store.embedded import is_made
+from watcher.store.engine import find_engine
+from watcher.store.exceptions import StoreError
+from watcher.store.guarantee import guarantee_of_all, missing_rights
+from watcher.store.opening import OpenStore, open_store
+from watcher.store.reader import Reader
+
+Verdict = Literal["ok", "warning", "failed"]
+Kind = Literal["redis", "rights", "provider", "clock", "subscription"]
+
+
+class Tried(NamedTuple):
+    """One line of `check --connect`. `todo` is for a human to act on, where the verdict is not ok."""
+
+    kind: Kind
+    name: str
+    verdict: Verdict
+    text: str
+    todo: str | None = None
+
+
+_ACL = "allow them as deploy/users.acl does"
+_SLOW_MS = 100
+"""A commit waits for one round trip; at so much, a worker commits a few hundred polls a second at best."""
+
+
+async def try_server(settings: RedisSettings) -> AsyncIterator[Tried]:
+    """Say how the server stands, and, if it answers, what its user may do."""
+    url = settings.url.get_secret_value()
+    name = safe_url(url)
+    try:
+        if url == "embedded" and not is_made(settings.data_dir):
+            engine = find_engine()
+            yield Tried("redis", name, "ok", f"`watcher run` will start {engine.name} in {settings.data_dir}")
+            return
+        async with open_store(settings) as store:
+            yield await _stands(store, name)
+            yield await _may(store, name)
+    except StoreError as trouble:
+        yield Tried(
+            "redis", name, "failed", str(trouble), "mend redis.url or the server: until then no worker starts"
+        )
+
+
+async def _stands(store: OpenStore, name: str) -> Tried:
+    started = time.monotonic()
+    await Reader(store.pipe, store.keys).now_ms()  # TIME is allowed where PING is not
+    trip_ms = 1000 * (time.monotonic() - started)
+    found = await guarantee_of_all(store.pipe)
+    text = f"answers in {trip_ms:.0f} ms; eviction {found.eviction}, persistence {found.persistence}; "
+    text += found.sentence
+    if found.warnings:
+        return Tried("redis", name, "warning", text, "; ".join(found.warnings))
+    if found.persistence == "none":
+        return Tried("redis", name, "warning", text, "set appendonly yes on the server")
+    if trip_ms > _SLOW_MS:
+        return Tried("redis", name, "warning", text, "use a server that is nearer")
+    return Tried("redis", name, "ok", text)
+
+
+async def _may(store: OpenStore, name: str) -> Tried:
+    try:
+        missing = await missing_rights(store.pipe, store.keys)
+    except StoreError as trouble:
+        todo = f"let its user run scripts on keys {store.keys.namespace}:*; {_ACL}"
+        return Tried("rights", name, "failed", str(trouble), todo)
+    if missing:
+        text = f"its user may not use {', '.join(missing)} on keys {store.keys.namespace}:*"
+        return Tried("rights", name, "failed", text, _ACL)
+    return Tried("rights", name, "ok", f"its user may do what watcher does, on keys {store.keys.namespace}:*")
+
+
+_SKEWED_S = 30
+_FAR_OFF_S = 300
+"""Receivers refuse a signature whose timestamp is further off than this."""
+
+_TODO: dict[ErrorClass, str] = {
+    "auth": "look at api_key in [providers.{name}]",
+    "configuration": "look at how [[accounts]] {account} is addressed",
+    "rate": "lower requests_per_second in [providers.{name}], or wait: others use the same key",
+    "transient": "try again; if it stays so, look at base_url in [providers.{name}]",
+    "malformed": "look whether base_url in [providers.{name}] leads to this provider, past any proxy",
+    "gone": "look at base_url in [providers.{name}], and whether this machine can reach it",
+}
+
+
+async def try_provider(settings: ProviderSettings, account: AccountSettings | None) -> AsyncIterator[Tried]:
+    """Say what came of one poll, and, if anybody answered, how far the clocks are apart."""
+    name = settings.name
+    if account is None:
+        yield Tried("provider", name, "warning", "not polled", "no account names it: add one, or remove it")
+        return
+    async with ProviderClient(provider_class(settings.kind)(settings), settings) as client:
+        yield await _poll(client, settings, account)
+        if client.dated:
+            yield clock(name, *client.dated)
+
+
+async def _poll(client: ProviderClient, settings: ProviderSettings, account: AccountSettings) -> Tried:
+    started = time.monotonic()
+    try:
+        snapshot = await client.read(account, await client.ask(account))
+    except Rejected as refused:
+        status = f" (status {refused.status})" if refused.status else ""
+        todo = refused.mend or _TODO[refused.error_class].format(name=settings.name, account=account.name)
+        verdict: Verdict = "warning" if refused.error_class == "rate" else "failed"
+        text = f"{refused.error_class}: {refused.words}{status}"
+        return Tried("provider", settings.name, verdict, text, todo)
+    took_ms = 1000 * (time.monotonic() - started)
+    assets = len(snapshot.row_by_asset)
+    text = f"a poll of {account.name} took {took_ms:.0f} ms and found {many(assets, 'asset')}"
+    return Tried("provider", settings.name, "ok", text)
+
+
+def clock(name: str, date: str, here: datetime) -> Tried:
+    """Compare our time with the `Date` of an answer: whole seconds, and as old as its way here was long."""
+    try:
+        there = parsedate_to_datetime(date)
+    except ValueError:
+        return Tried("clock", name, "warning", "its Date cannot be read", "compare the clocks by hand")
+    apart_s = (here - (there if there.tzinfo else there.replace(tzinfo=UTC))).total_seconds()
+    text = f"this machine's clock is {abs(apart_s):.0f} s {'ahead of' if apart_s > 0 else 'behind'} its Date"
+    if abs(apart_s) < _SKEWED_S:
+        return Tried("clock", name, "ok", text)
+    verdict: Verdict = "failed" if abs(apart_s) >= _FAR_OFF_S else "warning"
+    return Tried("clock", name, verdict, text, "set the clock (NTP): receivers refuse what is 5 minutes off")
+
+
+_SOON = timedelta(days=14)
+
+_REACH_TODO = (("resolve", "look at the host name in its url, and at the DNS of this machine"),)
+
+
+async def try_subscriber(
+    settings: SubscriptionSettings, policy: Policy, *, resolver: AbstractResolver | None = None
+) -> Tried:
+    url = check_url(settings.url.get_secret_value(), policy)
+    return _judge(settings.name, url, await reach(url, policy, resolver=resolver), datetime.now(UTC))
+
+
+def _judge(name: str, url: URL, reached: Reached, now: datetime) -> Tried:
+    origin = printable(str(url.origin()))
+    if reached.is_refused_by_us:
+        todo = "if this address is yours, add it to [egress] allow; no byte was sent there"
+        return Tried("subscription", name, "failed", f"{origin}: {reached.error}", todo)
+    if reached.error:
+        found = (advice for words, advice in _REACH_TODO if words in reached.error)
+        todo = reached.fix or next(
+            found, "look whether it listens at that port, and at the firewalls between"
+        )
+        return Tried("subscription", name, "failed", f"{origin}: {reached.error}", todo)
+    if reached.ends_at and reached.ends_at - now < _SOON:
+        text = f"{origin}: its certificate ends at {reached.ends_at:%Y-%m-%d %H:%M} UTC"
+        return Tried("subscription", name, "warning", text, "have it renewed")
+    way = "TLS is good" if url.scheme == "https" else "it can be reached, without TLS"
+    return Tried("subscription", name, "ok", f"{origin}: {way}; nothing was sent")
+
+
+LIMIT_S = 15.0
+"""Longer than Redis and a slow handshake take; a provider has its own `timeout` on top."""
+
+_AT_ONCE = 64
+
+
+class Trial(NamedTuple):
+    """One thing to try, and how long that may take."""
+
+    kind: Kind
+    name: str
+    limit_s: float
+    run: Callable[[], AsyncIterator[Tried]]
+
+
+def trials(settings: Settings, *, limit_s: float = LIMIT_S) -> list[Trial]:
+    """List what there is to try: the server, each provider by its first account, each subscriber."""
+    egress = settings.egress
+    policy = Policy(allow=egress.allow, allow_http=egress.allow_http, nat64=egress.nat64)
+    first = {account.provider: account for account in reversed(settings.account_by_name.values())}
+    found = [Trial("redis", "redis", limit_s, lambda: try_server(settings.redis))]
+    for name, provider in settings.provider_by_name.items():
+        patience_s = limit_s + provider.timeout.total_seconds()
+        found.append(
+            Trial("provider", name, patience_s, lambda p=provider: try_provider(p, first.get(p.name)))  # type: ignore[misc]
+        )
+    for name, subscription in settings.subscription_by_name.items():
+        found.append(Trial("subscription", name, limit_s, lambda s=subscription: _alone(s, policy)))  # type: ignore[misc]
+    return found
+
+
+async def try_all(found: Sequence[Trial], *, done: Callable[[], None]) -> list[Tried]:
+    """Run trials side by side; returns their lines in the order given. `done` is called after each."""
+    room = asyncio.Semaphore(_AT_ONCE)
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_within(trial, room, done), name=trial.name) for trial in found]
+    return [line for task in tasks for line in task.result()]
+
+
+async def _within(trial: Trial, room: asyncio.Semaphore, done: Callable[[], None]) -> list[Tried]:
+    lines: list[Tried] = []
+    async with room:
+        try:
+            async with asyncio.timeout(trial.limit_s):
+                async for tried in trial.run():
+                    lines.append(tried)  # noqa: PERF401  # what came before the limit is kept
+        except TimeoutError:
+            text = f"no end within {trial.limit_s:g} s"
+            lines.append(
+                Tried(trial.kind, trial.name, "failed", text, "look whether it, or the way there, hangs")
+            )
+    done()
+    return lines
+
+
+async def _alone(subscription: SubscriptionSettings, policy: Policy) -> AsyncIterator[Tried]:
+    yield await try_subscriber(subscription, policy)
