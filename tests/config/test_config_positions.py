@@ -10,8 +10,7 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from watcher.config.files import read_toml
-from watcher.config.findings import Findings, Key
-from watcher.config.positions import lines_by_key
+from watcher.config.findings import Findings, Key, lines_by_key
 from watcher.environment import Environment
 
 EVERYTHING = (Path(__file__).parent / "everything.toml").read_text()

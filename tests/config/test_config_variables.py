@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from watcher.config import variables
-from watcher.config.variables import interpolate_all
+from watcher.config import files
+from watcher.config.files import interpolate_all
 from watcher.environment import Environment, NotSet
 
 
 def interpolate(text: str, environ: dict[str, str]) -> str:
-    return variables.interpolate(text, Environment(environ))
+    return files.interpolate(text, Environment(environ))
 
 
 ENVIRON = {"NAME": "value", "EMPTY": "", "DOLLAR": "${NAME}", "_x1": "y"}
@@ -110,9 +110,9 @@ def test_an_empty_variable_counts_as_unset(tmp_path: Path) -> None:
 def test_a_file_is_read_by_its_path_without_any_variable(tmp_path: Path) -> None:
     (tmp_path / "ops").write_bytes(b"whsec_x\n")
     environment = Environment({"file": "of this name"})
-    assert variables.interpolate(f"${{file:{tmp_path}/ops}}", environment) == "whsec_x"
+    assert files.interpolate(f"${{file:{tmp_path}/ops}}", environment) == "whsec_x"
     assert [*environment.files] == [tmp_path / "ops"]
-    assert variables.interpolate("${file} ${file:-x}", environment) == "of this name of this name"
+    assert files.interpolate("${file} ${file:-x}", environment) == "of this name of this name"
     for text, reason in (
         ("${file:ops}", "needs an absolute path"),
         ("${file:}", "needs an absolute path"),
@@ -126,7 +126,7 @@ def test_a_file_is_read_by_its_path_without_any_variable(tmp_path: Path) -> None
 
 def test_a_running_process_is_told_that_it_sees_no_new_variable() -> None:
     with pytest.raises(NotSet, match=r"a running process does not see .* \$\{file:/path\} instead"):
-        variables.interpolate("${NEW}", Environment({}, is_running=True))
+        files.interpolate("${NEW}", Environment({}, is_running=True))
 
 
 def test_the_variable_wins_over_the_file() -> None:

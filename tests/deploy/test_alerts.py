@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from watcher.observe.catalogue import EVENTS
-from watcher.observe.metric_names import ATTEMPT_OUTCOMES, ERROR_CLASSES, METRICS, POLL_OUTCOMES
+from watcher.observe.metrics import ATTEMPT_OUTCOMES, ERROR_CLASSES, METRICS, POLL_OUTCOMES
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ALERTS = DEPLOY / "prometheus-alerts.yaml"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from watcher.observe.metric_names import ATTEMPT_OUTCOMES, METRICS, POLL_OUTCOMES
+from watcher.observe.metrics import ATTEMPT_OUTCOMES, METRICS, POLL_OUTCOMES
 
 DASHBOARD: dict[str, Any] = json.loads(
     (Path(__file__).parents[2] / "deploy" / "grafana-dashboard.json").read_text()

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from watcher.cli import group
 from watcher.commands.health import command as health
 from watcher.commands.run import command as run
-from watcher.observe.heartbeat import EVERY_S
+from watcher.observe.liveness import EVERY_S
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()

@@ -9,8 +9,7 @@ from structlog.testing import capture_logs
 
 from tests.support.scraped import said
 from watcher.observe import listener
-from watcher.observe.door import Address
-from watcher.observe.listener import Answer, Listener
+from watcher.observe.listener import Address, Answer, Listener
 
 TOKEN = "a-token-of-some-length"
 SHOWN = f"Authorization: Bearer {TOKEN}\r\n"

@@ -11,8 +11,7 @@ from structlog.testing import capture_logs
 
 from tests.support.scraped import get, said
 from watcher.observe import listener
-from watcher.observe.door import Address, ListenerRefused
-from watcher.observe.listener import Answer, Listener
+from watcher.observe.listener import Address, Answer, Listener, ListenerRefused
 
 TOKEN = "a-token-of-some-length"
 

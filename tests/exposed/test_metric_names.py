@@ -12,9 +12,8 @@ import pytest
 from tests.support.builders import a_provider, a_subscription, an_account
 from tests.support.scraped import parsed
 from watcher.delivery.outcomes import Outcome
-from watcher.observe.metric_names import ATTEMPT_OUTCOMES, ERROR_CLASSES, METRICS, POLL_OUTCOMES, Meaning
-from watcher.observe.metrics import Metrics
-from watcher.observe.outlook import Seen
+from watcher.observe.metrics import ATTEMPT_OUTCOMES, ERROR_CLASSES, METRICS, POLL_OUTCOMES, Meaning, Metrics
+from watcher.observe.views import Overview
 from watcher.providers.contract import ErrorClass
 from watcher.run.worker import Worker
 from watcher.settings import Settings
@@ -40,7 +39,7 @@ def some_settings() -> Settings:
 
 
 NOW_MS = 1_795_175_095_846
-SEEN = Seen(
+SEEN = Overview(
     now_ms=NOW_MS,
     failing={
         "loopring": {
@@ -56,10 +55,10 @@ SEEN = Seen(
 )
 
 
-async def told(seen: Seen | None = None) -> str:
+async def told(seen: Overview | None = None) -> str:
     """What a worker tells that has done nothing yet, and sees this in its store."""
 
-    async def look() -> Seen | None:
+    async def look() -> Overview | None:
         return seen
 
     metrics = Metrics(Worker(some_settings(), name="w"))

@@ -15,7 +15,7 @@ from tests.support.servers import real_server
 from tests.support.stores import pause
 from watcher.engine.dispatch import Claim
 from watcher.engine.loop import Claimed
-from watcher.observe import outlook
+from watcher.observe import views
 from watcher.observe.catalogue import EVENTS
 from watcher.observe.metrics import Metrics
 from watcher.polling.work import PollWork
@@ -39,7 +39,7 @@ async def rig(redis_server_url: str, namespace: str) -> AsyncIterator[Rig]:
 
 @pytest.fixture(autouse=True)
 def _always_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outlook, "_FRESH_S", 0.0)
+    monkeypatch.setattr(views, "_FRESH_S", 0.0)
 
 
 async def until(read: Callable[[], Awaitable[Scrape]], is_so: Callable[[Scrape], bool]) -> Scrape:
@@ -152,7 +152,7 @@ async def test_dead_letters_are_told(rig: Rig) -> None:
 async def test_a_store_that_hangs_leaves_its_metrics_out_and_the_worker_lives(
     namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outlook, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(views, "TIMEOUT_S", 0.2)
     with real_server("valkey") as server:
         async with a_rig(server.url, namespace) as rig, rig.worker() as worker, a_listener_of(worker) as port:
             await polled(rig)

@@ -13,7 +13,7 @@ from tests.support.processes import a_process, lines, stop_server
 from tests.support.scraped import get, parsed
 from watcher.commands.health import command as health
 from watcher.commands.run import command as run
-from watcher.observe.door import ListenerRefused
+from watcher.observe.listener import ListenerRefused
 
 CONFIGURATION = """
 accounts_file = "accounts.jsonl"

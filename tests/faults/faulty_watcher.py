@@ -77,7 +77,7 @@ def _shorten_leases(lease_s: float) -> None:
 
 def _narrow_the_log(lines: int) -> None:
     """Let no more lines than these wait for a reader."""
-    from watcher.observe.writer import LineWriter
+    from watcher.observe.log import LineWriter
 
     defaults = LineWriter.__init__.__kwdefaults__
     assert defaults

@@ -20,7 +20,7 @@ from tests.support.fuzzing import (
     texts,
 )
 from tests.support.signed_webhooks import NOW, PRIVATE, signed
-from watcher.config.rules import (
+from watcher.config.tables import (
     event_flaw,
     glob_flaw,
     header_flaws,

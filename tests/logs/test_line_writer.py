@@ -8,7 +8,7 @@ from itertools import chain
 
 import pytest
 
-from watcher.observe.writer import LineWriter, write_to
+from watcher.observe.log import LineWriter, write_to
 
 
 def a_line(number: int, size: int = 300) -> bytes:

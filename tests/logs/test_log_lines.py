@@ -23,9 +23,8 @@ from hypothesis import strategies as st
 
 from tests.support.program import environment, script
 from watcher.observe import log as logs
-from watcher.observe.log import configure, log
+from watcher.observe.log import LineWriter, configure, log
 from watcher.observe.tail import parse
-from watcher.observe.writer import LineWriter
 
 Read = Callable[[], list[dict[str, Any]]]
 SETUP = "from watcher.observe.log import configure, log\n"

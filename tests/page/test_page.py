@@ -22,12 +22,10 @@ from tests.support.servers import real_server
 from tests.support.stores import pause
 from tests.support.stories import MINUTE_MS, Books, steps
 from watcher.amounts import to_atoms
-from watcher.observe import outlook
-from watcher.observe.door import Address
-from watcher.observe.listener import Listener
+from watcher.observe import views
+from watcher.observe.listener import Address, Listener
 from watcher.observe.page import document, look, recent
-from watcher.observe.page.look import Look
-from watcher.observe.page.serving import routes
+from watcher.observe.page.look import Look, routes
 from watcher.receiver import Fail
 from watcher.run.worker import Opened, Worker
 from watcher.snapshot import Asset, Snapshot
@@ -45,7 +43,7 @@ LONG = "<script>pwned=1</script>" + "W" * 176
 
 @pytest.fixture(autouse=True)
 def _always_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outlook, "_FRESH_S", 0.0)
+    monkeypatch.setattr(views, "_FRESH_S", 0.0)
     monkeypatch.setattr(look, "FRESH_S", 0.0)
 
 

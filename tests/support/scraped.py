@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from watcher.observe.door import parse_address
-from watcher.observe.listener import Listener
+from watcher.observe.listener import Listener, parse_address
 from watcher.observe.probes import routes
 from watcher.run.worker import Worker
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from watcher.observe import heartbeat
-from watcher.observe.heartbeat import HeartbeatFile, HeartbeatRefused
+from watcher.observe import liveness
+from watcher.observe.liveness import HeartbeatFile, HeartbeatRefused
 
 
 def made_old(path: Path) -> None:
@@ -28,7 +28,7 @@ async def until_touched(path: Path) -> None:
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(heartbeat, "EVERY_S", 0.01)
+    monkeypatch.setattr(liveness, "EVERY_S", 0.01)
     return tmp_path / "heartbeat"
 
 

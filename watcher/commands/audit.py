@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from watcher.commands.completing import names_of
-from watcher.commands.looking import accounts_like, known, say_next
-from watcher.commands.options import look_options
+from watcher.commands._completing import names_of
+from watcher.commands._shared import look_options
+from watcher.commands._table import accounts_like, known, say_next
 from watcher.observe.tail import as_json
 from watcher.plurals import many
 from watcher.printable import printable

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from watcher.commands.completing import names_of
-from watcher.commands.looking import Columns, accounts_like, age_text, known, moved_text, say_next
-from watcher.commands.options import look_options
+from watcher.commands._completing import names_of
+from watcher.commands._shared import look_options
+from watcher.commands._table import Columns, accounts_like, age_text, known, moved_text, say_next
 from watcher.observe.tail import as_json
 from watcher.plurals import many
 from watcher.printable import printable

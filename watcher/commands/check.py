@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from watcher.commands.options import EXIT_CONFIGURATION, config_option, load_or_exit, tell
+from watcher.commands._shared import EXIT_CONFIGURATION, config_option, load_or_exit, tell
 
 if TYPE_CHECKING:
     from watcher.config import Finding, Loaded

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from watcher.commands.acting import subscriptions_like
-from watcher.commands.completing import names_of
-from watcher.commands.looking import Columns, known, say_json, say_next
-from watcher.commands.options import look_options
-from watcher.commands.unknown import refuse_unknown
+from watcher.commands._completing import names_of
+from watcher.commands._shared import look_options, refuse_unknown, subscriptions_like
+from watcher.commands._table import Columns, known, say_json, say_next
 from watcher.printable import printable
 
 if TYPE_CHECKING:
-    from watcher.commands.delivery_rows import Row
+    from watcher.commands._delivery_rows import Row
     from watcher.config.looking import Look
     from watcher.settings import Settings
     from watcher.store.breakers import Breaker
@@ -125,7 +123,7 @@ async def _waiting(store: "OpenStore", names: Sequence[str], wanted: _Wanted, no
 async def _waiting_for(
     store: "OpenStore", name: str, breaker: "Breaker | None", wanted: _Wanted, now_ms: int
 ) -> "AsyncIterator[Row]":
-    from watcher.commands.delivery_rows import waiting_row
+    from watcher.commands._delivery_rows import waiting_row
     from watcher.store.reader import Reader
 
     waiting = Reader(store.pipe, store.keys)
@@ -138,7 +136,7 @@ async def _waiting_for(
 
 def _latest(found: "Sequence[tuple[str, DeadLetter | Tried]]", most: int, now_ms: int) -> "list[Row]":
     """Put what was found at all subscriptions in the order of time, and keep the latest of it."""
-    from watcher.commands.delivery_rows import letter_row
+    from watcher.commands._delivery_rows import letter_row
     from watcher.observe.views import attempt_line
     from watcher.store.history import place
     from watcher.store.reader import DeadLetter
@@ -153,7 +151,7 @@ def _latest(found: "Sequence[tuple[str, DeadLetter | Tried]]", most: int, now_ms
 
 
 def _say(kind: str, rows: "Sequence[Row]") -> None:
-    from watcher.commands.delivery_rows import COLUMNS_BY_KIND, NUMBERS_BY_KIND, cells
+    from watcher.commands._delivery_rows import COLUMNS_BY_KIND, NUMBERS_BY_KIND, cells
 
     columns = Columns(*COLUMNS_BY_KIND[kind], numbers=NUMBERS_BY_KIND[kind])
     columns.say([cells(row) for row in rows])

@@ -56,7 +56,7 @@ def command(*, is_fast: bool, is_kept: bool, is_verbose: bool) -> int:
 async def _demo(interval: timedelta, *, is_kept: bool) -> int:
     from watcher.demo import a_stage
     from watcher.demo.lines import opening_lines, verdict_lines
-    from watcher.observe.door import Address
+    from watcher.observe.listener import Address
     from watcher.service.exposure import Exposure, exposed
 
     started_at = time.monotonic()

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from watcher.commands.completing import accounts_option
-from watcher.commands.looking import known, moved_text, say_json, say_next
-from watcher.commands.options import look_options
-from watcher.commands.since import parse_since, since_ms, since_option
-from watcher.commands.unknown import refuse_unknown
+from watcher.commands._completing import accounts_option
+from watcher.commands._shared import look_options, parse_since, refuse_unknown, since_ms, since_option
+from watcher.commands._table import known, moved_text, say_json, say_next
 from watcher.plurals import many
 from watcher.printable import printable
 

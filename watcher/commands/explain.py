@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from watcher.commands.looking import moved_text, say_json, say_next
+from watcher.commands._table import moved_text, say_json, say_next
 from watcher.plurals import many
 from watcher.printable import printable
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from watcher.commands.http_token import token_given, token_option
+from watcher.commands._shared import token_given, token_option
 from watcher.durations import parse_duration
 
 if TYPE_CHECKING:

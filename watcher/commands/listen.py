@@ -1,9 +1,19 @@
-"""`watcher listen`: a receiver for trying things, that tells each event it takes."""
+"""`watcher listen`: a receiver for trying things, that shows each event it takes."""
 
+import json
+from collections import Counter
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from watcher.plurals import many
+from watcher.printable import printable
+
+if TYPE_CHECKING:
+    from watcher.receiver import Receipt
 import asyncio
 import re
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +21,114 @@ from typing import TYPE_CHECKING
 import click
 
 from watcher import signals
-from watcher.commands import receipts
 from watcher.commands.secret import secret_options, secrets_given, verifying
 from watcher.streams import CannotWrite
 
 if TYPE_CHECKING:
     from watcher.captured import Captured
     from watcher.receiver import Receipt, Receiver
+
+_ORDER = {
+    "gap": "gap: #{previous} was queued before it and is not here",
+    "late": "out of order: a later one is here already",
+    "restart": "the sender starts anew: nothing was queued before it",
+    "rewound": "the sender went back to #{previous}: it has lost what it queued since",
+}
+
+
+def receipt_text(receipt: "Receipt", now: float) -> str:
+    at = f"{datetime.fromtimestamp(now).astimezone():%H:%M:%S}"
+    if receipt.event is None:
+        return f"{at}  refused: {receipt.problem}{_saved(receipt)}"
+    event = receipt.event
+    data, asset = _part(event, "data"), _part(event, "data", "asset")
+    columns = [
+        f"{_text(event.get('type')):<21}",
+        f"{_text(_part(event, 'data', 'account').get('name')):<16}",
+        f"{_text(asset.get('symbol') or asset.get('id')):<6}",
+        f"{_text(data.get('amount')):>14}",
+        f"{_effect(_part(event, 'data', 'effect')):<32}",
+        f"#{_text(data.get('sequence'))}",
+        "; ".join(_notes(receipt)) + _saved(receipt),
+    ]
+    return "  ".join([at, *columns])
+
+
+def _saved(receipt: "Receipt") -> str:
+    return f"; saved as {receipt.captured}" if receipt.captured else ""
+
+
+def _notes(receipt: "Receipt") -> list[str]:
+    notes = ["verified" if receipt.is_verified else "not verified: no secret was given"]
+    if receipt.attempt > 1:
+        notes.append(f"attempt {receipt.attempt} here")
+    if receipt.is_repeat:
+        notes.append("a repeat")
+    if not receipt.is_taken:
+        notes.append(f"answered {receipt.status}")
+    if receipt.forwarded and not receipt.is_taken:
+        notes.append(receipt.forwarded)
+    if receipt.order:
+        previous = _part(receipt.event, "subscription").get("previous_sequence")
+        notes.append(_ORDER[receipt.order].format(previous=_text(previous)))
+    return notes
+
+
+def _effect(effect: dict[str, Any]) -> str:
+    moved = {field: amount for field, amount in effect.items() if amount not in ("0", None)}
+    return (
+        ", ".join(f"{_text(field)} {_signed(_text(amount))}" for field, amount in moved.items())
+        or "no effect"
+    )
+
+
+def _signed(amount: str) -> str:
+    return amount if amount.startswith("-") else f"+{amount}"
+
+
+def receipt_json(receipt: "Receipt") -> str:
+    problem = receipt.problem
+    told = {
+        "verified": receipt.is_verified,
+        "status": receipt.status,
+        "attempt": receipt.attempt,
+        "repeat": receipt.is_repeat,
+        "order": receipt.order,
+        "forwarded": receipt.forwarded,
+        "saved": receipt.captured,
+        "problem": {"step": problem.step, "detail": problem.detail} if problem else None,
+        "event": receipt.event,
+    }
+    return json.dumps(told, default=str)  # ASCII alone, every control character escaped
+
+
+def facts(receipt: "Receipt") -> list[str]:
+    if receipt.event is None:
+        return ["refused"]
+    if not receipt.is_taken:
+        return ["failed"]
+    return ["repeats" if receipt.is_repeat else "events", *([receipt.order] if receipt.order else [])]
+
+
+def summary(told: Counter[str]) -> str:
+    restarts = many(told["restart"] + told["rewound"], "restart")
+    return (
+        f"took {many(told['events'], 'event')}; {many(told['repeats'], 'repeat')}, "
+        f"{many(told['gap'], 'gap')}, {told['late']} out of order, {restarts}, "
+        f"{told['failed']} not answered with 2xx, {told['refused']} refused"
+    )
+
+
+def _text(value: object) -> str:
+    """Show text and numbers; what is neither has no place in a line, and its repr may be of any size."""
+    return printable(str(value)) if isinstance(value, str | int | Decimal) else "-"
+
+
+def _part(event: object, *path: str) -> dict[str, Any]:
+    for key in path:
+        event = event.get(key) if isinstance(event, dict) else None
+    return event if isinstance(event, dict) else {}
+
 
 _FAIL = re.compile(r"([2-5][0-9]{2}):([1-9][0-9]{0,5})\Z")
 _HOST_AND_PORT = re.compile(r"[A-Za-z0-9.-]+(:[0-9]+)?(/[!-~]*)?\Z")
@@ -80,7 +191,7 @@ def command(
         secret = "".join(given) or " --secret-env NAME"
         click.echo(f"try each again: watcher verify{secret} {folder}/FILE", err=True)
     failure = asyncio.run(_listen(receiver, told, as_json=as_json))
-    click.echo(receipts.summary(told), err=True)
+    click.echo(summary(told), err=True)
     if failure:
         raise failure
 
@@ -92,9 +203,9 @@ async def _listen(receiver: "Receiver", told: Counter[str], *, as_json: bool) ->
 
     def tell(receipt: "Receipt") -> None:
         nonlocal failure
-        told.update(receipts.facts(receipt))
+        told.update(facts(receipt))
         try:
-            click.echo(receipts.as_json(receipt) if as_json else receipts.as_text(receipt, time.time()))
+            click.echo(receipt_json(receipt) if as_json else receipt_text(receipt, time.time()))
         except CannotWrite as error:  # `watcher listen | head`, a full disk
             failure = error
             stop.set()

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from watcher.commands.acting import subscription_named
-from watcher.commands.completing import names_of
-from watcher.commands.options import config_option, load_or_exit
-from watcher.commands.unknown import Unknown
+from watcher.commands._completing import names_of
+from watcher.commands._shared import Unknown, config_option, load_or_exit, subscription_named
 
 if TYPE_CHECKING:
     from watcher.delivery.sink import Attempt

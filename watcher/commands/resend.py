@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from watcher.commands.acting import subscription_named
-from watcher.commands.completing import names_of
-from watcher.commands.looking import say_json, say_next
-from watcher.commands.options import config_option, load_or_exit
-from watcher.commands.since import parse_since, since_ms, since_option
+from watcher.commands._completing import names_of
+from watcher.commands._shared import (
+    config_option,
+    load_or_exit,
+    parse_since,
+    since_ms,
+    since_option,
+    subscription_named,
+)
+from watcher.commands._table import say_json, say_next
 from watcher.plurals import many
 from watcher.printable import printable
 

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from watcher.commands.http_token import token_given, token_option
-from watcher.commands.options import config_option, load_or_exit
+from watcher.commands._shared import config_option, load_or_exit, token_given, token_option
 
 if TYPE_CHECKING:
-    from watcher.observe.door import Address
+    from watcher.observe.listener import Address
 
 
 @click.command("run", short_help="Poll, compare and deliver.")
@@ -57,7 +56,7 @@ def command(
         raise click.UsageError("--page needs an address to be found at: --http 127.0.0.1:8787")
     at = _address(address) if address else None
     loaded = load_or_exit(config_path)
-    from watcher.observe.door import Door
+    from watcher.observe.listener import Door
     from watcher.service.exposure import Exposure
     from watcher.service.serve import serve  # heavy
 
@@ -69,7 +68,7 @@ def command(
 
 
 def _address(text: str) -> "Address":
-    from watcher.observe.door import parse_address
+    from watcher.observe.listener import parse_address
 
     try:
         return parse_address(text)

@@ -1,23 +1,91 @@
-"""`watcher sandbox`: serve both providers on this machine, with a script of changes; with a worker if asked.
-
-Refuses to touch what is there: with --run, its worker lives in a directory that is gone afterwards.
-"""
+"""`watcher sandbox`: serve both providers on this machine, with a script of changes or a worker."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
-from collections.abc import Coroutine, Iterable
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from watcher import signals
 from watcher.commands.demo import only
+from watcher.environment import Environment
+
+if TYPE_CHECKING:
+    from watcher.observe.listener import Address
+    from watcher.receiver import Receiver
+    from watcher.sandbox import Sandbox, Step
+    from watcher.settings import Settings
+import errno
+from collections.abc import Coroutine
+
+from watcher import signals
 
 if TYPE_CHECKING:
     from watcher.sandbox import Move, Sandbox, Step, World
+
+_FILE = "watcher.toml"
+
+
+async def run(sandbox: Sandbox, steps: Iterable[Step], configuration: Callable[..., str]) -> None:
+    """Play the steps, and show each webhook that comes of them. Never returns.
+
+    `configuration` writes what watches a sandbox, for a receiver's `url` and `secret`.
+    """
+    from watcher.demo import go_on, staged
+    from watcher.demo.lines import move_line, step_lines, webhook_line
+    from watcher.observe.listener import Address
+    from watcher.observe.log import configure
+    from watcher.sandbox import ScriptError
+    from watcher.service.exposure import Exposure, exposed
+
+    configure("warning", stream=sys.stderr, color=not Environment().get("NO_COLOR"))
+    async with (
+        staged(sandbox, partial(_settings, configuration)) as stage,
+        exposed(stage.worker, Exposure(Address("127.0.0.1", 0), has_page=True)) as page,
+    ):
+        await stage.polled(1)
+        _echo(_opening_lines(stage.folder, page))
+        try:
+            await go_on(
+                stage,
+                steps,
+                moved=lambda move: _echo([move_line(move)]),
+                made=lambda step: _echo(step_lines(step)),
+                heard=lambda receipt: _echo([webhook_line(receipt)]),
+            )
+        except* ScriptError as errors:
+            click.echo(f"{only(errors)}; the script ends here, balances stay as they are", err=True)
+            await asyncio.Event().wait()
+
+
+def _settings(
+    configuration: Callable[..., str], sandbox: Sandbox, receiver: Receiver, folder: Path
+) -> Settings:
+    """Write the configuration where other commands find it, and load it. The environment has no say."""
+    from watcher.config import load
+
+    (secret,) = receiver.secrets
+    text = configuration(sandbox, url=receiver.url, secret=secret)
+    (folder / _FILE).write_text(f'[redis]\ndata_dir = "{folder / "state"}"\n\n{text}')
+    return load(folder / _FILE, {}).settings
+
+
+def _opening_lines(folder: Path, page: Address | None) -> Iterable[str]:
+    yield "Two simulated providers, a worker that polls them every second, a receiver that verifies."
+    yield f"In a browser:      http://{page}/"
+    yield f"In another shell:  watcher status --config {folder / _FILE}"
+    yield "A change at a provider, and behind the arrow the webhook that it becomes, until Ctrl-C:"
+    yield ""
+
+
+def _echo(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)
+
 
 # Fixed by default, so that a watcher.toml written for one run fits the next.
 LOOPRING_PORT = 8101
@@ -63,7 +131,7 @@ def command(
     """
     if script_file and seed is not None:
         raise click.UsageError("--script and --seed exclude each other: a script leaves nothing to chance")
-    from watcher.commands.sandbox_run import run
+    from watcher.commands.sandbox import run
     from watcher.sandbox import Sandbox, default_world
 
     world = default_world()
@@ -145,7 +213,7 @@ async def _play(sandbox: Sandbox, steps: Iterable[Step]) -> None:
 
 def configuration(sandbox: Sandbox, *, url: str = _LISTEN_URL, secret: str = _LISTEN_SECRET) -> str:
     """Write a watcher.toml that watches the default world, and tells a receiver on this machine."""
-    from watcher.sandbox.scene import ALICE, METAKEEP_ASSETS, TREASURY
+    from watcher.sandbox.script_file import ALICE, METAKEEP_ASSETS, TREASURY
 
     currencies = ",\n  ".join(f'"{asset.id}"' for asset in METAKEEP_ASSETS)
     return f"""\

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from watcher.commands.looking import say_next
+from watcher.commands._table import say_next
 
 
 @click.command("schema", short_help="The catalogue of events, as OpenAPI.")

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from watcher.commands.looking import known, say_json, say_next
-from watcher.commands.options import look_options
+from watcher.commands._shared import look_options
+from watcher.commands._table import known, say_json, say_next
 
 if TYPE_CHECKING:
     from watcher.config.looking import Look
@@ -27,7 +27,7 @@ def command(*, look: "Look", is_json: bool) -> None:
     Reads the store alone: no worker need run. With --json, only accounts with something the matter have a
     line. Exits with 0 however it stands.
     """
-    from watcher.commands.status_text import as_text, next_command  # heavy
+    from watcher.commands._status_text import as_text, next_command  # heavy
 
     lines = asyncio.run(_survey(known(look), is_whole=look.is_whole))
     if is_json:

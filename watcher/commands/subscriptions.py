@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from watcher.commands.acting import subscription_named
-from watcher.commands.completing import names_of
-from watcher.commands.looking import age_text, say_json, say_next
-from watcher.commands.options import look_options
-from watcher.commands.unknown import Unknown
+from watcher.commands._completing import names_of
+from watcher.commands._shared import Unknown, look_options, subscription_named
+from watcher.commands._table import age_text, say_json, say_next
 from watcher.plurals import many
 from watcher.printable import printable
 

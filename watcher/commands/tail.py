@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import click
 
-from watcher.commands.completing import accounts_option, names_of
+from watcher.commands._completing import accounts_option, names_of
 from watcher.observe.tail import LEVELS, Filter, as_json, follow, harmless, joined, lines_of, parse, pretty
 
 _LOOK_EVERY_S = 0.2

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from watcher.config.files import read_lines
 from watcher.config.findings import Entry, Findings, Key, did_you_mean
-from watcher.config.providers import Providers
+from watcher.config.sections import Providers
 from watcher.config.tables import Names, listed_tables, settings_of
 from watcher.environment import Environment
 from watcher.fields import parse_duration

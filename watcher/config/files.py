@@ -1,24 +1,96 @@
-"""Find the configuration and read it, environment included, keeping where everything was written.
-
-Refuses to know what it says.
-"""
+"""Find the configuration and read it, environment included, keeping where everything was written."""
 
 import io
 import json
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from watcher import places
-from watcher.config.findings import ConfigRefused, Entry, Finding, Findings, Key, written
-from watcher.config.positions import lines_by_key
-from watcher.config.variables import interpolate_all
-from watcher.environment import Environment, NotText, decoded, utf_16_flaw
+from watcher.config.findings import (
+    DEEPEST,
+    ConfigRefused,
+    Entry,
+    Finding,
+    Findings,
+    Key,
+    lines_by_key,
+    written,
+)
+from watcher.environment import EmptyFile, Environment, NotSet, NotText, decoded, utf_16_flaw
 from watcher.providers.strict_json import GivenTwice, once_each
+
+# One that is never closed goes to the end: else each of a thousand would look there for its brace.
+_REFERENCE = re.compile(
+    r"\$\$\{|\$\{(?:(?:file:(?!-)([^}]*)|([A-Za-z_][A-Za-z0-9_]{0,127})(:-([^}]*))?)(\}|\Z))?", re.ASCII
+)
+
+
+def interpolate(text: str, environment: Environment) -> str:
+    """Replace every reference in `text`. Raises NotSet, which tells of all of them."""
+    if "${" not in text:
+        return text
+    problems: dict[str, None] = {}
+
+    def replace(match: re.Match[str]) -> str:
+        try:
+            return _replacement(match, environment)
+        except NotSet as error:
+            problems[str(error)] = None
+            return ""
+
+    replaced = _REFERENCE.sub(replace, text)
+    if problems:
+        raise NotSet("; ".join(problems))
+    return replaced
+
+
+def _replacement(match: re.Match[str], environment: Environment) -> str:
+    if match.group() == "$${":
+        return "${"
+    path, name, has_default, default, brace = match.groups()
+    if not brace:
+        raise NotSet("'${' begins no ${NAME}, ${NAME:-default} or ${file:/path}; write $${ for a literal one")
+    if path is not None:
+        if not path.startswith("/"):
+            raise NotSet("${file:...} needs an absolute path, as in ${file:/run/secrets/ops}")
+        return environment.content_of(path, "the file that ${file:...} names")
+    if not has_default:
+        return environment.required(name)
+    if "${" in default:
+        raise NotSet(f"the default of {name} holds another '${{': a default is plain text")
+    try:
+        return environment.value_of(name) or default
+    except EmptyFile:
+        return str(default)
+
+
+def interpolate_all(
+    value: Any, environment: Environment, refuse: Callable[[Key, str], None], key: Key = ()
+) -> Any:
+    """Replace every reference in every text below `value`; `refuse` hears where one has no value."""
+    if len(key) > DEEPEST:
+        refuse(key[:1], "nested too deeply")
+        return None
+    if isinstance(value, str):
+        try:
+            return interpolate(value, environment)
+        except NotSet as error:
+            refuse(key, str(error))
+            return value
+    if isinstance(value, dict):
+        return {
+            name: interpolate_all(below, environment, refuse, (*key, name)) for name, below in value.items()
+        }
+    if isinstance(value, list):
+        return [interpolate_all(below, environment, refuse, (*key, n)) for n, below in enumerate(value)]
+    return value
+
 
 _BYTE_ORDER_MARK = "\ufeff"
 _JSON = json.JSONDecoder(object_pairs_hook=once_each)

@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from watcher.config.accounts import read_accounts
-from watcher.config.doubts import doubt_egress, doubt_globs, doubt_idle, doubt_load, doubt_values
+from watcher.config.doubts import (
+    doubt_egress,
+    doubt_globs,
+    doubt_idle,
+    doubt_load,
+    doubt_thresholds,
+    doubt_values,
+)
 from watcher.config.files import find, read_toml
 from watcher.config.findings import ConfigRefused, Entry, Finding, Findings
-from watcher.config.providers import read_providers
-from watcher.config.sections import read_sections
+from watcher.config.sections import read_providers, read_sections
 from watcher.config.subscriptions import read_subscriptions
-from watcher.config.thresholds import doubt_thresholds
 from watcher.environment import Environment
 from watcher.printable import hide
 from watcher.settings import (

@@ -1,20 +1,73 @@
-"""What looking needs of a configuration: where the store is, and of the rest whatever can be read.
+"""What looking needs of a configuration: where Redis is, and of the rest whatever can be read."""
 
-It must work at the very moment when somebody has broken the file. Refuses to guess where the state lies.
-"""
-
+import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from watcher import places
 from watcher.config.files import find, interpolated, read_text, read_toml
 from watcher.config.findings import UNKNOWN, ConfigRefused, Entry, Finding, Findings
 from watcher.config.loading import read_settings
-from watcher.config.salvage import salvaged
 from watcher.environment import Environment, NotSet
 from watcher.printable import hide
 from watcher.settings import Settings, secrets_of
+
+# Where a table begins that is not part of the [[account]] or [[subscription]] above it.
+_TABLE = re.compile(
+    r"""^(?=[ \t]*\[{1,2}(?![ \t]*(?:accounts|subscriptions)[ \t]*\.)[\w"'.\- \t]+\]{1,2}[ \t]*(?:\#.*)?$)""",
+    re.MULTILINE,
+)
+_REDIS = re.compile(r"[ \t]*\[[ \t]*redis[ \t]*\]")
+_ANY_REDIS = re.compile(r"""^[ \t\["']*redis\b""", re.MULTILINE)
+_VITAL_LINE = re.compile(r"[ \t]*(?:redis\b|url\b|namespace\b|data_dir\b)")
+
+
+def salvaged(text: str) -> dict[str, Any] | None:
+    """Read every table that is TOML by itself; None where [redis] is there and cannot be read."""
+    found: dict[str, Any] = {}
+    top, *tables = _TABLE.split(text)
+    for part in (top, *tables):
+        try:
+            _add(found, tomllib.loads(part))
+        except (ValueError, RecursionError):
+            is_redis = bool(_REDIS.match(part))
+            if part is not top and not is_redis:
+                continue
+            lines = _lines(part)
+            if lines is None:
+                return None
+            _add(found, {"redis": lines} if is_redis else lines)
+    is_lost = "redis" not in found and _ANY_REDIS.search(text)
+    return None if is_lost else found
+
+
+def _lines(part: str) -> dict[str, Any] | None:
+    """Read the lines of a part one by one; None where one that says where the state lies is broken."""
+    found: dict[str, Any] = {}
+    for line in part.splitlines():
+        if _REDIS.match(line):
+            continue
+        try:
+            _add(found, tomllib.loads(line))
+        except (ValueError, RecursionError):
+            if _VITAL_LINE.match(line):
+                return None
+    return found
+
+
+def _add(found: dict[str, Any], more: dict[str, Any]) -> None:
+    for name, value in more.items():
+        known = found.get(name)
+        if isinstance(known, dict) and isinstance(value, dict):
+            known.update(value)
+        elif isinstance(known, list) and isinstance(value, list):
+            known.extend(value)
+        else:
+            found[name] = value
+
 
 _VITAL = ("url", "namespace", "data_dir")
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, SecretStr
 
-from watcher.config.rules import MASK
+from watcher.config.tables import MASK
 from watcher.settings import RedisSettings, Settings, SubscriptionSettings
 from watcher.store.address import safe_url
 

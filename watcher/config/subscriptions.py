@@ -8,8 +8,17 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
 from watcher.config.findings import Entry, Findings, did_you_mean
-from watcher.config.rules import MASK, event_flaw, glob_flaw, header_flaws, leftover_flaw, signing_secret_flaw
-from watcher.config.tables import Names, listed_tables, settings_of
+from watcher.config.tables import (
+    MASK,
+    Names,
+    event_flaw,
+    glob_flaw,
+    header_flaws,
+    leftover_flaw,
+    listed_tables,
+    settings_of,
+    signing_secret_flaw,
+)
 from watcher.delivery.egress import Policy, RefusedUrl, check_url
 from watcher.settings import EgressSettings, SubscriptionSettings
 

@@ -265,13 +265,18 @@ class QueueWorker(Generic[T_target]):
             self._counters.lag_s.add(lag_ms / 1000)
             log.info("delivery.delivered", **fields, lag_ms=lag_ms)
             return
-        fields |= {"reason": attempt.reason}
         excerpt = attempt.excerpt or None  # of which a line shows no more than 200 characters
         if verdict.outcome is Outcome.REFUSED:
-            log.warning("delivery.dead", **fields, answer=excerpt)
+            log.warning("delivery.dead", **fields, reason=attempt.reason, answer=excerpt)
         else:
             self._counters.retried += 1
-            log.info("delivery.retried", **fields, next_ms=verdict.wait_ms, answer=excerpt)
+            log.info(
+                "delivery.retried",
+                **fields,
+                reason=attempt.reason,
+                next_ms=verdict.wait_ms,
+                answer=excerpt,
+            )
 
 
 class Tried(NamedTuple):

@@ -5,8 +5,7 @@ Refuses to be part of a worker: nothing outside two commands and the tests may i
 
 from watcher.demo.judge import Heard, Made, Verdict, judge
 from watcher.demo.playing import PATIENCE_S, go_on, play
-from watcher.demo.stage import Stage, a_stage, staged
-from watcher.demo.story import STORY, Scene
+from watcher.demo.stage import STORY, Scene, Stage, a_stage, staged
 
 __all__ = [
     "PATIENCE_S",

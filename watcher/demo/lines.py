@@ -11,14 +11,13 @@ from statistics import median
 import click
 
 from watcher.demo.judge import Heard, Made, Verdict
-from watcher.demo.stage import NAME_BY_ACCOUNT, Stage
-from watcher.demo.story import Scene
+from watcher.demo.stage import NAME_BY_ACCOUNT, Scene, Stage
 from watcher.plurals import many
 from watcher.receiver import Receipt
 from watcher.sandbox import Holding, ListedAsset, Move, Step
 from watcher.sandbox.loopring import BALANCES
 from watcher.sandbox.metakeep import BALANCE
-from watcher.sandbox.scene import ALICE, METAKEEP_ASSETS, TREASURY
+from watcher.sandbox.script_file import ALICE, METAKEEP_ASSETS, TREASURY
 
 _NEXT_IF_GOOD = (
     ("watcher init", "write a watcher.toml for accounts of your own"),

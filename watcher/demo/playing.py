@@ -9,8 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 from watcher.demo.judge import Heard, Made, Verdict, judge
-from watcher.demo.stage import Stage
-from watcher.demo.story import STORY, Scene
+from watcher.demo.stage import STORY, Scene, Stage
 from watcher.receiver import Receipt
 from watcher.sandbox import Move, Step, default_script
 from watcher.sandbox import play as play_script

@@ -1,19 +1,189 @@
-"""A small HTTP server for metrics and probes: one request a connection, bounded in size, number and time.
-
-Written out rather than a framework's, because it stands in the worker's process: nobody who connects may
-cost the deliveries descriptors, memory or time. Refuses what `door` refuses, and says so in the log.
-"""
+"""A small HTTP server for metrics, probes and the page: who is let in, bounded in size, number and time."""
 
 import asyncio
+import hmac
+import re
 import time
+from base64 import b64decode
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import NamedTuple, Self
 
-from watcher.observe.door import Address, Door, ListenerRefused
 from watcher.observe.log import log
-from watcher.observe.request import HEAD_BYTES, HeadTooLong, Request, parse, read_head, why_none
 from watcher.observe.throttle import Throttle
+from watcher.printable import printable
+
+_SHORTEST_TOKEN = 16
+_TOKEN = re.compile(r"[!-~]+\Z")
+_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+|localhost)):([0-9]{1,5})\Z", re.ASCII)
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+))(?::[0-9]{1,5})?\Z", re.ASCII)
+
+
+class ListenerRefused(Exception):
+    """What was asked for would expose the worker, or cannot be had: somebody has to change the call."""
+
+    exit_code = 78
+
+
+class Address(NamedTuple):
+    """Where to listen; port 0 is any free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        return ip_address(self.host).is_loopback
+
+
+def parse_address(text: str) -> Address:
+    """Read `127.0.0.1:8787`, `[::1]:8787` or `localhost:8787`. Raises ValueError.
+
+    Other names are not looked up: what one means may change, and with it who can connect.
+    """
+    match = _ADDRESS.match(text)
+    if not match or int(match[3]) > 65_535:
+        raise ValueError("not an address and a port, such as 127.0.0.1:8787 or [::1]:8787")
+    host = "127.0.0.1" if match[2] == "localhost" else match[1] or match[2]
+    try:
+        return Address(str(ip_address(host)), int(match[3]))
+    except ValueError:
+        raise ValueError("not an address of IPv4 or IPv6, before the port") from None
+
+
+class Door:
+    """Guards one address. Raises ListenerRefused where strangers could read along."""
+
+    def __init__(self, address: Address, token: str | None) -> None:
+        if token is None and not address.is_loopback:
+            raise ListenerRefused(
+                f"--http {address} is not a loopback address: whoever reaches it could read the metrics; "
+                "set WATCHER_HTTP_TOKEN, or listen at 127.0.0.1"
+            )
+        if token is not None and (len(token) < _SHORTEST_TOKEN or not _TOKEN.match(token)):
+            raise ListenerRefused(
+                f"the token for --http must be {_SHORTEST_TOKEN} visible ASCII characters at least"
+            )
+        self._token = None if token is None else token.encode()
+
+    def refusal(self, headers: Mapping[str, str]) -> int | None:
+        """Say with which status a request is refused; None for who may come in.
+
+        A request without a Host, or with an empty one, is let in on loopback: probes leave it out, browsers
+        never do.
+        """
+        if self._token is None:
+            return None if _is_own(headers.get("host") or "localhost") else 421
+        # In constant time, so that no answer tells how much of it was right.
+        is_shown = hmac.compare_digest(_token_in(headers.get("authorization", "")), self._token)
+        return None if is_shown else 401
+
+    def advice(self, status: int, headers: Mapping[str, str]) -> str:
+        """Say to people, and to the log, why it was refused and what to do."""
+        if status == 421:
+            host = printable(headers.get("host", ""), 80)
+            return (
+                f"Host '{host}' is none of loopback's: have the proxy in front send `Host: 127.0.0.1`, "
+                "or set WATCHER_HTTP_TOKEN, which decides alone"
+            )
+        if "authorization" in headers:
+            return "what Authorization shows is not the token of --http"
+        return "show the token of --http as `Authorization: Bearer ...`, or as a password"
+
+
+def _token_in(authorization: str) -> bytes:
+    """Read the token as programs show it, or as a browser does with a password, whatever the user's name."""
+    scheme, _, shown = authorization.partition(" ")
+    scheme, shown = scheme.lower(), shown.lstrip(" ")  # RFC 9110: in any case, after any number of spaces
+    if scheme != "basic":
+        return shown.encode() if scheme == "bearer" else b""
+    try:
+        return b64decode(shown, validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
+
+
+def _is_own(host: str) -> bool:
+    """Whatever name a browser was led astray by, it is in the Host; an address of loopback is not."""
+    match = _HOST.match(host)
+    if not match:
+        return False
+    try:
+        return (match[2] or "").lower().removesuffix(".") == "localhost" or ip_address(
+            match[1] or match[2]
+        ).is_loopback
+    except ValueError:
+        return False
+
+
+HEAD_BYTES = 16 * 1024
+"""A company's cookies fit in; nginx and Node take as much."""
+
+_REQUEST = re.compile(r"([A-Z]{1,16}) (\*|(?:https?://([!-.0-~]{1,256}))?(/[!-~]{0,1024})?) HTTP/1\.[01]\Z")
+_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}):([ -~\t\x80-\xff]*)\Z")
+_ONCE = ("host", "authorization")
+_TLS = b"\x16"
+_NO_REQUEST = (
+    (b"\x16", "it speaks TLS, and there is none here: use http://, or end TLS in a proxy"),
+    (b"PROXY ", "it speaks the PROXY protocol: switch that off for this backend (HAProxy: no send-proxy)"),
+    (b"\r\n", "it begins with an empty line, as version 2 of the PROXY protocol does: switch that off"),
+    (b"PRI * HTTP/2", "it speaks HTTP/2: have it use HTTP/1.1 for this backend"),
+)
+
+
+class HeadTooLong(Exception):
+    """A head of more than HEAD_BYTES."""
+
+
+class Request(NamedTuple):
+    """`path` is without query and final slash; `headers` are by lower-case name."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+
+
+async def read_head(reader: asyncio.StreamReader) -> bytes:
+    """Read up to the empty line, or as far as shows that it is no request. Raises HeadTooLong."""
+    head = await reader.readexactly(1)
+    while head not in (b"\n", b"\r\n", _TLS) and not head.endswith((b"\n\r\n", b"\n\n")):
+        try:
+            head += await reader.readuntil(b"\n")
+        except asyncio.LimitOverrunError:
+            raise HeadTooLong from None
+        if len(head) > HEAD_BYTES:
+            raise HeadTooLong
+    return head
+
+
+def parse(head: bytes) -> Request | None:
+    """Read a head; None where it is none, or says twice where it goes or who sends it."""
+    lines = [line.removesuffix("\r") for line in head.decode("latin-1").split("\n")[:-2]]
+    request = _REQUEST.match(lines[0]) if lines else None
+    headers = [
+        (header[1].lower(), header[2].strip()) for line in lines[1:] if (header := _HEADER.match(line))
+    ]
+    names = [name for name, _ in headers]
+    if not request or len(headers) < len(lines) - 1 or any(names.count(name) > 1 for name in _ONCE):
+        return None
+    method, target, host, path = request.groups()
+    header_by_name = dict(headers)
+    if host:
+        # A target that names a host outranks the header, by RFC 9112.
+        header_by_name["host"] = host
+    path = (path or ("/" if host else target)).partition("?")[0]
+    return Request(method, path.removesuffix("/") or "/", header_by_name) if target else None
+
+
+def why_none(head: bytes) -> str:
+    """Guess what speaks to us, from a head that is no request, and say what to do about it."""
+    found = (why for begin, why in _NO_REQUEST if head.startswith(begin))
+    return next(found, "it is not HTTP/1.1, or says twice where it goes or who sends it")
+
 
 _CONNECTIONS = 16
 """At the same time. A scraper and a few probes need one each, for milliseconds."""

@@ -1,13 +1,11 @@
-"""Whether a worker lives: which of its loops no longer turn, how late its event loop is, how its clock goes.
-
-Refuses to ask Redis: a store that is down is no reason to start a worker again.
-"""
+"""Whether a worker lives: its loop, its clock, how late it is; and the file that it touches."""
 
 import asyncio
 import os
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from watcher.observe.log import log
@@ -102,3 +100,54 @@ def rss_mb() -> float:
     except (OSError, ValueError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1_000_000  # bytes, on macOS
     return pages * os.sysconf("SC_PAGE_SIZE") / 1_000_000
+
+
+EVERY_S = 5.0
+
+
+class HeartbeatRefused(Exception):
+    """The heartbeat file cannot be written where it was asked for: nobody could see the worker live."""
+
+    exit_code = 78
+
+
+class HeartbeatFile:
+    """The heartbeat of one worker. `stuck()` names the loops that no longer turn."""
+
+    def __init__(self, path: Path, stuck: Callable[[], Collection[str]]) -> None:
+        self._path = path
+        self._stuck = stuck
+
+    def begin(self) -> None:
+        """Touch the file for the first time. Raises HeartbeatRefused."""
+        try:
+            if self._path.exists() and (not self._path.is_file() or self._path.stat().st_size):
+                raise HeartbeatRefused(
+                    f"the heartbeat file {self._path} is something else already, and would be removed at the "
+                    "end: name a new file"
+                )
+            self._touch()
+        except OSError as error:
+            raise HeartbeatRefused(
+                f"the heartbeat file {self._path} cannot be written: {error.strerror}"
+            ) from error
+
+    async def run(self) -> None:
+        """Beat until cancelled. A disk that fails or hangs stops the heartbeat, and nothing else."""
+        while True:
+            await asyncio.sleep(EVERY_S)
+            try:
+                if not self._stuck():
+                    await asyncio.to_thread(self._touch)
+            except OSError:
+                pass  # whoever looks finds the file too old, or gone
+            except Exception:  # must not end all beats to come
+                log.exception("bug", affected="heartbeat file")
+
+    def end(self) -> None:
+        """Take the file away: a worker that has ended does not live."""
+        with suppress(OSError):
+            self._path.unlink()
+
+    def _touch(self) -> None:
+        self._path.touch(mode=0o644)

@@ -1,13 +1,10 @@
-"""What a worker tells Prometheus: its own counts, and how all stands in the store, read when it is asked.
-
-Refuses to count (the loops raise their `counters`), and to show what it could not read: where the store does
-not answer in time, its metrics are missing, for zero would be a claim.
-"""
+"""What a worker reports to Prometheus: each name's meaning, its counts, and how all is in Redis."""
 
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
+from typing import Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import (
@@ -19,12 +16,118 @@ from prometheus_client.metrics_core import (
 
 from watcher import __version__
 from watcher.observe.counters import POLL_BOUNDS_S, Spread
-from watcher.observe.metric_names import ATTEMPT_OUTCOMES, ERROR_CLASSES, METRICS, POLL_OUTCOMES
-from watcher.observe.outlook import Outlook, Seen
+from watcher.observe.views import Outlook, Overview
 from watcher.polling.report import STALE_INTERVALS
 from watcher.providers.contract import PERMANENT
 from watcher.run.worker import Worker
 from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS, Settings
+
+POLL_OUTCOMES = ("committed", "unchanged", "rejected", "discarded", "quarantined")
+ERROR_CLASSES = ("auth", "configuration", "rate", "transient", "malformed", "gone")
+ATTEMPT_OUTCOMES = ("delivered", "retry", "refused")
+
+
+class Meaning(NamedTuple):
+    """What a metric counts or measures. `is_shared`: all workers of a namespace tell the same of it."""
+
+    kind: Literal["counter", "gauge", "histogram"]
+    text: str
+    labels: tuple[str, ...] = ()
+    is_shared: bool = False
+
+
+METRICS: Mapping[str, Meaning] = {
+    "watcher_build_info": Meaning("gauge", "Always 1; the label tells the version.", ("version",)),
+    "watcher_polls_total": Meaning(
+        "counter",
+        f"Polls that this worker ended, by outcome: {', '.join(POLL_OUTCOMES)}.",
+        ("provider", "outcome"),
+    ),
+    "watcher_polls_rejected_total": Meaning(
+        "counter",
+        f"Polls that were rejected, by class of error: {', '.join(ERROR_CLASSES)}.",
+        ("provider", "error_class"),
+    ),
+    "watcher_poll_duration_seconds": Meaning(
+        "histogram", "From the start of a poll to its end, the commit included.", ("provider",)
+    ),
+    "watcher_changes_total": Meaning(
+        "counter", "Events that this worker committed, by type.", ("provider", "type")
+    ),
+    "watcher_attempts_total": Meaning(
+        "counter",
+        "Attempts of this worker, by outcome: delivered, retry, or refused for the last time.",
+        ("subscription", "outcome"),
+    ),
+    "watcher_deliveries_pushed_out_total": Meaning(
+        "counter",
+        "Deliveries that full queues gave up for newer ones that this worker committed.",
+        ("subscription",),
+    ),
+    "watcher_delivery_lag_seconds": Meaning(
+        "histogram", "From the commit of an event to its delivery, retries included."
+    ),
+    "watcher_requests_in_flight": Meaning("gauge", "Polls and attempts of this worker under way."),
+    "watcher_loop_lag_seconds": Meaning(
+        "gauge", "How late the event loop was at worst, in the last one to two minutes."
+    ),
+    "watcher_clock_skew_seconds": Meaning(
+        "gauge", "By how much this machine's clock is ahead of the server's; looked at once a minute."
+    ),
+    "watcher_log_lines_dropped_total": Meaning("counter", "Log lines lost because nobody read them."),
+    "watcher_configuration_last_reload_ok": Meaning(
+        "gauge", "0 while the last configuration that was read has mistakes, and the one before is in force."
+    ),
+    "watcher_configuration_differs": Meaning(
+        "gauge",
+        "Providers, subscriptions and accounts that another worker of the namespace configures differently.",
+    ),
+    "watcher_accounts": Meaning("gauge", "Accounts of the configuration in force.", ("provider",)),
+    "watcher_store_up": Meaning(
+        "gauge", "1 where Redis answers and takes writes; at 0 everything below is missing."
+    ),
+    "watcher_accounts_failing": Meaning(
+        "gauge", "Accounts whose last poll was refused.", ("provider",), is_shared=True
+    ),
+    "watcher_accounts_rejected": Meaning(
+        "gauge",
+        "Accounts whose last poll was refused for what only a person can mend: "
+        "auth (a wrong key, a forbidden account), configuration.",
+        ("provider", "error_class"),
+        is_shared=True,
+    ),
+    "watcher_accounts_stale": Meaning(
+        "gauge", "Accounts whose polls have been refused for three intervals.", ("provider",), is_shared=True
+    ),
+    "watcher_poll_overdue_seconds": Meaning(
+        "gauge",
+        "For how long the first poll that is due has been waiting to be claimed.",
+        ("provider",),
+        is_shared=True,
+    ),
+    "watcher_queues_waiting": Meaning(
+        "gauge", "Queues (one an account) with deliveries in them.", ("subscription",), is_shared=True
+    ),
+    "watcher_oldest_undelivered_seconds": Meaning(
+        "gauge",
+        "Age of the oldest delivery that waits, 0 if none does; of a long backlog a sample is measured.",
+        ("subscription",),
+        is_shared=True,
+    ),
+    "watcher_subscription_failing": Meaning(
+        "gauge", "1 from the first failed attempt until a delivery.", ("subscription",), is_shared=True
+    ),
+    "watcher_subscription_paused": Meaning(
+        "gauge",
+        "1 while a subscription gets no attempts until it is resumed.",
+        ("subscription",),
+        is_shared=True,
+    ),
+    "watcher_dead_letters": Meaning(
+        "gauge", "Deliveries that were given up and are kept.", ("subscription",), is_shared=True
+    ),
+}
+
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -59,7 +162,7 @@ class Metrics:
         return self._families
 
 
-def _families(worker: Worker, seen: Seen | None) -> Iterator[Metric]:
+def _families(worker: Worker, seen: Overview | None) -> Iterator[Metric]:
     """Every metric of the catalogue that can be told now."""
     values = _of_worker(worker)
     values["watcher_store_up"] = [((), float(seen is not None))]
@@ -107,7 +210,7 @@ def _counts(
     return [((name, word), count_by.get((name, word), 0)) for name in names for word in words]
 
 
-def _of_providers(settings: Settings, seen: Seen) -> dict[str, list[_Value]]:
+def _of_providers(settings: Settings, seen: Overview) -> dict[str, list[_Value]]:
     failing, stale = dict.fromkeys(seen.failing, 0), dict.fromkeys(seen.failing, 0)
     refused = Counter[tuple[str, str]]()
     for provider, found_by_account in seen.failing.items():
@@ -127,7 +230,7 @@ def _of_providers(settings: Settings, seen: Seen) -> dict[str, list[_Value]]:
     }
 
 
-def _of_subscriptions(seen: Seen) -> dict[str, list[_Value]]:
+def _of_subscriptions(seen: Overview) -> dict[str, list[_Value]]:
     waiting, breakers = seen.waiting, seen.breakers
     return {
         "watcher_queues_waiting": [((name,), found.queues) for name, found in waiting.items()],

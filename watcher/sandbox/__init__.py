@@ -4,14 +4,11 @@ Refuses to be part of a worker: nothing outside `demo`, `sandbox` and the tests 
 """
 
 from watcher.sandbox.answers import FAULTS, Answer, Fault
-from watcher.sandbox.book import Move
-from watcher.sandbox.holdings import Holding, Impossible, ListedAsset
+from watcher.sandbox.book import Holding, Impossible, ListedAsset, Move
 from watcher.sandbox.knobs import Knobs, LoopringKnobs, MetakeepKnobs
-from watcher.sandbox.scene import default_script, default_world, empty_world
-from watcher.sandbox.script import Script, ScriptError, Step, play
-from watcher.sandbox.script_file import read_script
+from watcher.sandbox.script import Script, ScriptError, Step, play, wander
+from watcher.sandbox.script_file import default_script, default_world, empty_world, read_script
 from watcher.sandbox.server import Sandbox
-from watcher.sandbox.wander import wander
 from watcher.sandbox.world import World
 
 __all__ = [

@@ -1,14 +1,81 @@
-"""What can be turned on a simulator while it runs: faults, limits, and all that documentation leaves open.
+"""What can be turned on a simulator while it runs, and what came to it: faults, limits, requests."""
 
-Refuses to do anything by itself: `server`, `loopring` and `metakeep` read the knobs at each request. Each
-field names the section of PROVIDERS that it comes from.
-"""
-
-from collections import deque
+from collections import Counter, defaultdict, deque
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
-from watcher.sandbox.answers import TOO_MANY, TOO_MANY_JSON, Fault
+from watcher.sandbox.answers import TOO_MANY, TOO_MANY_JSON, Call, Fault
+from watcher.sandbox.book import AccountKey, Holding
+from watcher.sandbox.world import World
+
+KEPT_TIMES = 100_000
+KEPT_CALLS = 1_000
+"""A sandbox may run for days: counts are for ever, times and requests are the latest ones."""
+
+
+class Traffic:
+    """Requests per endpoint (a path): counts, arrival times in monotonic seconds, and the statuses sent."""
+
+    def __init__(self) -> None:
+        self.calls: deque[Call] = deque(maxlen=KEPT_CALLS)
+        self._count_by_path: Counter[str] = Counter()
+        self._times_by_path: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT_TIMES))
+        self._statuses_by_path: dict[str, Counter[int]] = defaultdict(Counter)
+
+    def arrived(self, call: Call, at: float) -> None:
+        """Note a request."""
+        self.calls.append(call)
+        self._count_by_path[call.path] += 1
+        self._times_by_path[call.path].append(at)
+
+    def answered(self, path: str, status: int) -> None:
+        """Note an answer, as it is about to be sent."""
+        self._statuses_by_path[path][status] += 1
+
+    def count(self, path: str | None = None) -> int:
+        """Count requests, of one endpoint or of all."""
+        return self._count_by_path.total() if path is None else self._count_by_path[path]
+
+    def times(self, path: str) -> list[float]:
+        """List when requests came, earliest first."""
+        return list(self._times_by_path[path])
+
+    def statuses(self, path: str) -> Counter[int]:
+        """Count the answers of one endpoint by status."""
+        return Counter(self._statuses_by_path[path])
+
+    def most_within(self, path: str, seconds: float = 1) -> int:
+        """Say how many requests came within any such span, at most: what a rate limit is about."""
+        times, start, most = self.times(path), 0, 0
+        for end, at in enumerate(times):
+            while at - times[start] >= seconds:
+                start += 1
+            most = max(most, end - start + 1)
+        return most
+
+    def gaps(self, path: str) -> list[float]:
+        """List the seconds between each request and the next."""
+        return [after - before for before, after in pairwise(self.times(path))]
+
+
+class RateLimit:
+    """A sliding window of one second. Only requests that are let in count."""
+
+    def __init__(self) -> None:
+        self._admitted_by_scope: dict[Hashable, deque[float]] = defaultdict(deque)
+
+    def admits(self, scope: Hashable, at: float, limit: int | None) -> bool:
+        """Say whether one more request may come now."""
+        admitted = self._admitted_by_scope[scope]
+        while admitted and at - admitted[0] >= 1:
+            admitted.popleft()
+        if limit is not None and len(admitted) >= limit:
+            return False
+        admitted.append(at)
+        return True
+
 
 RowOrder = Literal["ascending", "descending", "shuffled"]
 RateScope = Literal["endpoint", "provider", "key", "account"]
@@ -174,3 +241,37 @@ class MetakeepKnobs(Knobs):
 
     legacy_body: bool = True
     """B2: the old singular body is answered, flat; otherwise INVALID_REQUEST."""
+
+
+LONGEST_LAG = 63
+"""Polls that are remembered, at most: enough for a lag of a minute at a poll a second."""
+
+
+class Replicas:
+    """The holdings that each poll of an account found, latest last."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._past_by_account: dict[AccountKey, deque[Mapping[str, Holding]]] = defaultdict(
+            lambda: deque(maxlen=LONGEST_LAG)
+        )
+        self._polls_by_account: dict[AccountKey, int] = defaultdict(int)
+
+    def view(self, account: AccountKey, *, stale_polls: int, flapping: bool) -> Mapping[str, Holding]:
+        """Say what the replica that answers the next poll believes."""
+        states = [*self._past_by_account[account], self._world.holdings(account)]
+        if flapping:
+            stale_polls = max(1, stale_polls) if self.polls(account) % 2 else 0
+        return states[max(0, len(states) - 1 - stale_polls)]
+
+    def polls(self, account: AccountKey) -> int:
+        """Say how many polls of this account were answered."""
+        return self._polls_by_account[account]
+
+    def polled(self, account: AccountKey) -> None:
+        """Note that a poll was answered, and let the world go on."""
+        past, state = self._past_by_account[account], self._world.holdings(account)
+        # Equal states share one copy: a sandbox of many quiet accounts stays small.
+        past.append(past[-1] if past and past[-1] == state else state)
+        self._polls_by_account[account] += 1
+        self._world.polled(account)

@@ -9,10 +9,8 @@ from random import Random
 from typing import Any, NoReturn
 
 from watcher.sandbox.answers import Answer, Call, Declined, Fault, Reply
-from watcher.sandbox.book import Account
-from watcher.sandbox.holdings import NOTHING, Holding, ListedAsset
-from watcher.sandbox.knobs import LoopringKnobs
-from watcher.sandbox.replicas import Replicas
+from watcher.sandbox.book import NOTHING, Account, Holding, ListedAsset
+from watcher.sandbox.knobs import LoopringKnobs, Replicas
 from watcher.sandbox.simulator import arrange
 from watcher.sandbox.world import World
 

@@ -6,13 +6,13 @@ Refuses to guess: what is not exactly a step is a mistake, told with its line an
 import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.resources import files
 from typing import Any, NamedTuple
 
 from watcher.printable import printable
 from watcher.providers.strict_json import GivenTwice, once_each
 from watcher.sandbox.answers import FAULTS
-from watcher.sandbox.book import AccountKey
-from watcher.sandbox.holdings import Holding, Impossible
+from watcher.sandbox.book import AccountKey, Holding, Impossible, ListedAsset
 from watcher.sandbox.script import Script, ScriptError, Step
 from watcher.sandbox.world import World
 
@@ -198,3 +198,46 @@ def _is_whole(value: Any, *, least: int) -> bool:
 def _meant(said: object, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(said), list(known), 1)
     return f" -- did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+
+
+TREASURY = 10110
+ALICE = "alice@example.com"
+
+LOOPRING_ASSETS = (
+    ListedAsset("0", "ETH", "Ethereum", 18),
+    ListedAsset("1", "LRC", "Loopring", 18),
+    ListedAsset("3", "USDT", "Tether USD", 6),
+    ListedAsset("6", "USDC", "USD Coin", 6),
+)
+METAKEEP_ASSETS = (
+    ListedAsset("0x1456b21890f920110190063921f6bc7f7b027fa6", "MK", "MetaKeep", 18, lockable=True),
+    ListedAsset("0x0186b21890f920110190063921f6bc7f7b027fa6", "ZBVS", "VEuBtTAtPu", 6, lockable=True),
+    ListedAsset("0x7ceB23fD6bC0adD59E62ac25578270cFf1b9f619", "WETH", "Wrapped Ether", 18),
+    ListedAsset("0x0000000000000000000000000000000000001010", "POL", "Polygon", 18),
+)
+SCRIPT = "default_script.jsonl"
+
+
+def empty_world() -> World:
+    """Make a world that lists the usual assets and has no accounts."""
+    world = World()
+    for asset in LOOPRING_ASSETS:
+        world.list_asset("loopring", asset)
+    for asset in METAKEEP_ASSETS:
+        world.list_asset("metakeep", asset)
+    return world
+
+
+def default_world() -> World:
+    """Make a world with the account 10110 at Loopring and alice@example.com at MetaKeep."""
+    world = empty_world()
+    world.open_account(TREASURY, ETH="2.5", LRC="1000", USDC="5000")
+    world.open_account(ALICE, MK="1.12", ZBVS="100041.234567", POL="25")
+    world.lock(ALICE, "ZBVS", "10.12")
+    return world
+
+
+def default_script() -> Script:
+    """Read the script of a minute of changes, which repeats for ever."""
+    text = files("watcher.sandbox").joinpath(SCRIPT).read_text("utf-8")
+    return read_script(text, default_world(), source=SCRIPT)

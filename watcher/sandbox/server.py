@@ -12,15 +12,13 @@ from typing import Self
 
 from aiohttp import web
 
-from watcher.sandbox.answers import Answer, Call, Declined, Reply, spoil
+from watcher.sandbox.answers import Answer, Call, Declined, Reply, call_of, drop_default_type, send, spoil
 from watcher.sandbox.book import ProviderName
-from watcher.sandbox.knobs import Knobs, LoopringKnobs, MetakeepKnobs
+from watcher.sandbox.knobs import Knobs, LoopringKnobs, MetakeepKnobs, RateLimit, Traffic
 from watcher.sandbox.loopring import Loopring
 from watcher.sandbox.metakeep import Metakeep
-from watcher.sandbox.scene import default_world
+from watcher.sandbox.script_file import default_world
 from watcher.sandbox.simulator import Simulator
-from watcher.sandbox.traffic import RateLimit, Traffic
-from watcher.sandbox.wire import call_of, drop_default_type, send
 from watcher.sandbox.world import World
 
 HOST = "127.0.0.1"

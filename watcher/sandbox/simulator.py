@@ -8,8 +8,7 @@ from random import Random
 from typing import Protocol, TypeVar
 
 from watcher.sandbox.answers import Call, Fault, Reply
-from watcher.sandbox.knobs import Knobs, RowOrder
-from watcher.sandbox.replicas import Replicas
+from watcher.sandbox.knobs import Knobs, Replicas, RowOrder
 
 _Row = TypeVar("_Row")
 

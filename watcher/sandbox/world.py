@@ -9,8 +9,19 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from watcher.sandbox.book import Account, AccountKey, Book, Half, Move, ProviderName
-from watcher.sandbox.holdings import NOTHING, Amount, Holding, Impossible, ListedAsset
+from watcher.sandbox.book import (
+    NOTHING,
+    Account,
+    AccountKey,
+    Amount,
+    Book,
+    Half,
+    Holding,
+    Impossible,
+    ListedAsset,
+    Move,
+    ProviderName,
+)
 
 
 class World:

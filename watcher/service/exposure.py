@@ -9,9 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from watcher.observe.door import Address
-from watcher.observe.heartbeat import HeartbeatFile
-from watcher.observe.listener import Listener, Route
+from watcher.observe.listener import Address, Listener, Route
+from watcher.observe.liveness import HeartbeatFile
 from watcher.run.worker import Worker
 
 
@@ -120,7 +119,7 @@ def _routes(worker: Worker, exposure: Exposure) -> Mapping[str, Route]:
 
     if not exposure.has_page:
         return routes(worker)
-    from watcher.observe.page.serving import routes as page_routes
+    from watcher.observe.page.look import routes as page_routes
 
     return {**routes(worker), **page_routes(worker)}
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from watcher.journal.account import Entry
 from watcher.journal.explain import in_atoms
 from watcher.journal.log import Record
-from watcher.observe.outlook import Seen
-from watcher.observe.page.curves import Point, Step, curve, of_asset, thinned
+from watcher.observe.page.recent import Point, Step, curve, of_asset, thinned
 from watcher.observe.views import (
     Line,
+    Overview,
     account_line,
     attempt_line,
     balance_line,
@@ -56,7 +56,7 @@ class Found:
     """What was read of the store at one time (Unix ms of the server)."""
 
     now_ms: int
-    outlook: Seen
+    outlook: Overview
     accounts: Sequence[SeenAccount]
     events: Sequence[Record]
     steps_by_account: Mapping[str, Sequence[Step]]
@@ -86,7 +86,7 @@ class _Curves:
         return {"since_ms": since_ms, "until_ms": until_ms}
 
 
-def names_shown(settings: Settings, outlook: Seen, events: Iterable[Record]) -> list[str]:
+def names_shown(settings: Settings, outlook: Overview, events: Iterable[Record]) -> list[str]:
     """Choose accounts: all that there are; of too many those that fail, then those that moved last."""
     configured = settings.account_by_name
     if len(configured) <= MOST_ACCOUNTS:
@@ -159,7 +159,7 @@ def _balances(seen: SeenAccount, curves: _Curves, most: int) -> list[Line]:
     return rows
 
 
-def _provider(name: str, outlook: Seen, now_ms: int) -> Line:
+def _provider(name: str, outlook: Overview, now_ms: int) -> Line:
     line = provider_line(name, outlook.failing[name], outlook.overdue[name], now_ms)
     troubles = [{**found, "reason": _said(found["reason"])} for found in line["troubles"][:5]]
     return {**line, "troubles": troubles}
@@ -168,7 +168,7 @@ def _provider(name: str, outlook: Seen, now_ms: int) -> Line:
 _STATES = ("paused", "failing", "held", "well")
 
 
-def _subscription(settings: Settings, name: str, outlook: Seen, now_ms: int) -> Line:
+def _subscription(settings: Settings, name: str, outlook: Overview, now_ms: int) -> Line:
     waiting, breaker = outlook.waiting[name], outlook.breakers.get(name)
     backlog = Backlog(queues=waiting.queues, dead=waiting.dead, oldest_sequence=waiting.oldest_sequence)
     line = subscription_line(name, backlog, breaker, now_ms, is_configured=True)

@@ -1,21 +1,23 @@
-"""Reads what the page shows, when somebody looks: within a time limit, and for many who look only once.
-
-Refuses to forget: while the store is away, what was read last is still there, with its age.
-"""
+"""Serves the page, and reads what it shows when somebody looks: within a time limit, once for many."""
 
 import asyncio
+import re
 import time
+from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from importlib.resources import files
 from itertools import islice, product
 
 import orjson
 
 from watcher import __version__
 from watcher.journal.log import Record
-from watcher.observe.outlook import Outlook, Seen
+from watcher.observe.listener import Answer, Route
 from watcher.observe.page.document import Found, Owed, document, names_shown
 from watcher.observe.page.recent import Recent
+from watcher.observe.views import Outlook, Overview
 from watcher.printable import printable
 from watcher.run.worker import Opened, Worker
 from watcher.settings import Settings
@@ -115,7 +117,7 @@ class Look:
         return self._recent
 
 
-async def _attempts(letters: Reader, outlook: Seen, events: Sequence[Record]) -> list[tuple[str, Tried]]:
+async def _attempts(letters: Reader, outlook: Overview, events: Sequence[Record]) -> list[tuple[str, Tried]]:
     """Read the latest attempts at any of these events that were remembered, by subscription."""
     if not events:
         return []
@@ -127,7 +129,7 @@ async def _attempts(letters: Reader, outlook: Seen, events: Sequence[Record]) ->
     return [(name, one) for (name, _), part in zip(places, found, strict=True) for one in part]
 
 
-async def _owed(waiting: Reader, outlook: Seen, events: Iterable[Record]) -> Owed:
+async def _owed(waiting: Reader, outlook: Overview, events: Iterable[Record]) -> Owed:
     """Find what is still owed in the queues that may hold these events, as far as they are looked into."""
     accounts = dict.fromkeys(record.account for record in events)
     subscriptions = [name for name, found in outlook.waiting.items() if found.queues]
@@ -143,3 +145,36 @@ async def _owed(waiting: Reader, outlook: Seen, events: Iterable[Record]) -> Owe
             position += 1
     unread.update(account for _, account in queues)
     return Owed(frozenset(found), unread)
+
+
+_HTML = "text/html; charset=utf-8"
+_JSON = "application/json"
+
+
+def routes(worker: Worker) -> Mapping[str, Route]:
+    """What is served, by path."""
+    html = files("watcher.observe.page").joinpath("page.html").read_text("utf-8")
+    page = Answer(200, html.encode(), _HTML, policy_of(html))
+    look = Look(worker)
+
+    async def show() -> Answer:
+        return page
+
+    async def tell() -> Answer:
+        return Answer(200, await look.json(), _JSON)
+
+    return {"/": show, "/page.json": tell}
+
+
+def policy_of(html: str) -> str:
+    """Write the content security policy of a page: its own script and style, its own origin, nothing else."""
+    return (
+        f"default-src 'none'; script-src {_hash_of('script', html)}; style-src {_hash_of('style', html)}; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'"
+    )
+
+
+def _hash_of(element: str, html: str) -> str:
+    (text,) = re.findall(rf"<{element}>(.*?)</{element}>", html, re.DOTALL)
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"

@@ -1,17 +1,59 @@
-"""The last day of the event log, as far as a page shows it: read once, then only what is new.
-
-Refuses to keep what records say, but for the latest events: of all others it keeps what moved.
-"""
+"""The last day of the event log, as far as a page shows it, and how each total came to be what it is."""
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from watcher.amounts import to_atoms
+from watcher.amounts import to_atoms, to_text
 from watcher.journal.log import Record
-from watcher.observe.page.curves import Step
 from watcher.store.history import History, place
+
+MOST_POINTS = 48
+"""A point every half hour of a day: what a line of the width of a word can show."""
+
+
+class Step(NamedTuple):
+    """What one record of the log did to a total, in atoms. None: it starts here, whatever was before.
+
+    `asset` is None for what may have done anything to any asset of its account.
+    """
+
+    at_ms: int
+    asset: str | None
+    moved: int | None
+
+
+class Point(NamedTuple):
+    """The total from a time on, in atoms."""
+
+    at_ms: int
+    total: int
+
+
+def curve(published: int, steps: Sequence[Step], *, since_ms: int) -> list[Point]:
+    """Follow a total back from what was published last; `steps` are those of its asset, oldest first."""
+    points, total = [], published
+    for step in reversed(steps):
+        points.append(Point(step.at_ms, total))
+        if step.moved is None:
+            return points[::-1]
+        total -= step.moved
+    return [Point(since_ms, total), *reversed(points)]
+
+
+def thinned(points: Sequence[Point], *, since_ms: int, until_ms: int) -> list[tuple[int, str]]:
+    """Keep the first point, and the last one of each part of the time, as exact text."""
+    part_ms = max(1, (until_ms - since_ms) // MOST_POINTS)
+    last_by_part = {(point.at_ms - since_ms) // part_ms: point for point in points[1:]}
+    return [(at_ms, to_text(total)) for at_ms, total in [*points[:1], *last_by_part.values()]]
+
+
+def of_asset(steps: Iterable[Step], asset: str) -> list[Step]:
+    """Find the steps of one asset among those of its account."""
+    return [step for step in steps if step.asset in (asset, None)]
+
 
 DAY_MS = 24 * 3_600_000
 MOST_EVENTS = 50

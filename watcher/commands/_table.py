@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from watcher.commands.unknown import Unknown
+from watcher.commands._shared import Unknown
 from watcher.observe.tail import as_json
 from watcher.printable import printable
 

@@ -5,7 +5,7 @@ Refuses to show text from outside as it came: control characters are escaped.
 
 from typing import Any
 
-from watcher.commands.looking import age_text
+from watcher.commands._table import age_text
 from watcher.journal.events import Delivery, iso
 from watcher.printable import printable
 from watcher.store.breakers import Breaker

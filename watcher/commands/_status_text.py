@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, takewhile
 from typing import Any
 
-from watcher.commands.looking import age_text
+from watcher.commands._table import age_text
 from watcher.observe.views import TROUBLES
 from watcher.plurals import many
 from watcher.printable import printable
