@@ -1,6 +1,18 @@
-"""Waits for an event, but not for longer than said."""
+"""Waits for an event, but not for longer than said; computes for long without holding the event loop up."""
 
 import asyncio
+import gc
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+_SWITCH_S = 0.0001
+"""The interpreter lets a thread go on for 5 ms before another one gets its turn, and the event loop needs one
+after each of its system calls: a hundred of them would be half a second."""
+
+T = TypeVar("T")
+_usual_switch_s = sys.getswitchinterval()
+_computing = 0
 
 
 async def pause(event: asyncio.Event, timeout_s: float) -> bool:
@@ -14,3 +26,23 @@ async def pause(event: asyncio.Event, timeout_s: float) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+async def compute(function: Callable[..., T], *arguments: object) -> T:
+    """Compute for long in a thread, and let the event loop have its turns meanwhile.
+
+    What is made is not looked through for garbage, now or later: a look at 100,000 accounts takes as long as
+    the loop must not stand still.
+    """
+    global _computing
+    _computing += 1
+    sys.setswitchinterval(_SWITCH_S)
+    gc.disable()
+    try:
+        return await asyncio.to_thread(function, *arguments)
+    finally:
+        _computing -= 1
+        if not _computing:
+            sys.setswitchinterval(_usual_switch_s)
+            gc.freeze()
+            gc.enable()

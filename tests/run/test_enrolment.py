@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from tests.support.builders import a_provider, an_account
 from tests.support.stores import Store, a_commit, a_store
 from watcher.observe.counters import Counters
-from watcher.run.members import Enrolment, Present
+from watcher.run.members import Accounts, Enrolment, Present
 from watcher.service.serve import worker_name
 from watcher.settings import Settings
 from watcher.store.keys import SHARDS
@@ -30,7 +30,7 @@ class Deploy:
         settings = Settings(
             provider_by_name={"loopring": a_provider()}, account_by_name=accounts, subscription_by_name={}
         )
-        enrolment = Enrolment(settings, self.store.schedule, self.store.roster, present)
+        enrolment = Enrolment(Accounts.of(settings), self.store.schedule, self.store.roster, present)
         await enrolment.begin()
         return enrolment
 
@@ -166,8 +166,12 @@ async def test_a_generation_that_was_followed_by_another_takes_nobody_away(deplo
     accounts = [{name: an_account(name) for name in names} for names in (OLD, NEW)]
     before, after = (
         Enrolment(
-            Settings(
-                provider_by_name={"loopring": a_provider()}, account_by_name=each, subscription_by_name={}
+            Accounts.of(
+                Settings(
+                    provider_by_name={"loopring": a_provider()},
+                    account_by_name=each,
+                    subscription_by_name={},
+                )
             ),
             deploy.store.schedule,
             deploy.store.roster,

@@ -6,10 +6,11 @@ from types import TracebackType
 
 class InUse:
     """Counts the work that uses a client: `async with` around each use. Once it is retired and not used any
-    more, it is closed."""
+    more, it is closed, and no longer among the ones that are `still_open`."""
 
-    def __init__(self, stack: AsyncExitStack) -> None:
+    def __init__(self, stack: AsyncExitStack, still_open: set[AsyncExitStack] | None = None) -> None:
         self._stack = stack
+        self._still_open = {stack} if still_open is None else still_open
         self._users = 0
         self._is_retired = False
 
@@ -29,4 +30,5 @@ class InUse:
 
     async def _close_if_unused(self) -> None:
         if self._is_retired and not self._users:
+            self._still_open.discard(self._stack)
             await self._stack.aclose()

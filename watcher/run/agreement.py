@@ -12,7 +12,6 @@ elsewhere, that is said at once, and one of them rests.
 Refuses to know which configuration is the right one: it is the one that was there first, until it is gone.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import NamedTuple
 from watcher.journal.interest import Interest
 from watcher.observe.log import log
 from watcher.observe.throttle import Throttle
+from watcher.pause import compute
 from watcher.run.members import Present
 from watcher.run.others import SOURCE_DIGITS, Others, fingerprint
 from watcher.settings import Settings
@@ -122,7 +122,7 @@ class Agreement:
 
         An embedded store belongs to one deployment alone: what has changed there was changed on purpose.
         """
-        before, self._own = self._before, await asyncio.to_thread(_fingerprint, settings)
+        before, self._own = self._before, await compute(_fingerprint, settings)
         self._left_by = None
         self._interest = Interest(settings.subscription_by_name)
         self._others.compare_with(self._own)

@@ -110,7 +110,7 @@ class Configured:
         self._agreement = agreement
         self._interest = Interest({})
         self.targets: dict[str, WebhookTarget] = {}
-        self._stack = AsyncExitStack()
+        self._open: set[AsyncExitStack] = set()
         self._policy: Policy | None = None
         self._sink: tuple[WebhookSink, InUse] | None = None
         self.breakers = SubscriptionBreakers(
@@ -142,11 +142,12 @@ class Configured:
         )
 
     async def __aenter__(self) -> "Configured":
-        self._stack.push_async_callback(self.resolver.close)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
+        for stack in [*self._open]:
+            await stack.aclose()
+        await self.resolver.close()
 
     async def drop(self, settings: Settings) -> None:
         """Let go of what another configuration does not have, or has elsewhere; go by what else it says of a
@@ -209,7 +210,7 @@ class Configured:
 
     async def _open_provider(self, settings: ProviderSettings) -> ProviderPolls:
         stack = AsyncExitStack()
-        self._stack.push_async_callback(stack.aclose)
+        self._open.add(stack)
 
         async def wait_turn() -> None:
             spacing_ms = 1000 * client.spacing_s
@@ -237,14 +238,16 @@ class Configured:
             neighbours=self._agreement,
         )
         stopped = self.loop.stopped
-        return ProviderPolls(poller, self.polls, InUse(stack), self._health, stopped, self._agreement)
+        return ProviderPolls(
+            poller, self.polls, InUse(stack, self._open), self._health, stopped, self._agreement
+        )
 
     async def _open_sink(self, policy: Policy) -> tuple[WebhookSink, InUse]:
         stack = AsyncExitStack()
-        self._stack.push_async_callback(stack.aclose)
+        self._open.add(stack)
         keep = share_out(len(self.settings.provider_by_name)).kept
         sink = WebhookSink(policy, resolver=self.resolver, keep=keep)
-        return await stack.enter_async_context(sink), InUse(stack)
+        return await stack.enter_async_context(sink), InUse(stack, self._open)
 
     async def _send(self, target: WebhookTarget, delivery: Delivery, attempt: int) -> Attempt:
         assert self._sink

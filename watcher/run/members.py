@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
+from typing import NamedTuple
 
 from watcher import __version__
 from watcher.observe.counters import Counters
@@ -110,7 +111,7 @@ class Enrolment:
 
     def __init__(
         self,
-        settings: Settings,
+        accounts: "Accounts",
         schedule: Schedule,
         roster: Roster,
         present: Present,
@@ -118,8 +119,7 @@ class Enrolment:
         has_neighbours: Callable[[], bool] = lambda: False,
     ) -> None:
         self._has_neighbours = has_neighbours
-        self.names_by_provider = names_by_provider(settings)
-        self._list = digest(self.names_by_provider)
+        self.names_by_provider, self._list = accounts
         self._schedule = schedule
         self._roster = roster
         self._present = present
@@ -160,6 +160,19 @@ class Enrolment:
         """
         lists = {self._present.roster, *await self._present.other_lists(self._schedule.now_ms())}
         return lists == {self._list} and not self._has_neighbours()
+
+
+class Accounts(NamedTuple):
+    """The names of the accounts of each provider, and what names this list."""
+
+    names_by_provider: Mapping[str, Sequence[str]]
+    digest: str
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Accounts":
+        """List the accounts of a configuration. With 100,000 of them that is for a thread."""
+        names = names_by_provider(settings)
+        return cls(names, digest(names))
 
 
 def names_by_provider(settings: Settings) -> dict[str, list[str]]:

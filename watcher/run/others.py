@@ -1,11 +1,11 @@
 """Which other workers of a namespace run another configuration, and which did of late."""
 
-import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
 
+from watcher.pause import compute
 from watcher.providers.http import source_of
 from watcher.providers.registry import provider_class
 from watcher.run.members import Present
@@ -153,7 +153,7 @@ class Others:
             found = await self._configurations.read(digest)
             if found is None:
                 return None
-            self._known[digest] = await asyncio.to_thread(self._place, found)
+            self._known[digest] = await compute(self._place, found)
         return self._known[digest]
 
     def _place(self, other: Fingerprint) -> _Place:

@@ -6,11 +6,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from watcher.delivery.webhook import REFUSED, UNRESOLVED
 from watcher.engine.dispatch import Key
 from watcher.observe.log import log
+from watcher.pause import compute
 from watcher.polling.work import ProviderPolls
 from watcher.run.agreement import LOOK_S as AGREE_S
 from watcher.run.agreement import Agreement
 from watcher.run.configured import Configured
-from watcher.run.members import Enrolment, Present
+from watcher.run.members import Accounts, Enrolment, Present
 from watcher.settings import Settings
 from watcher.store.exceptions import StoreError, StoreUnreachable
 from watcher.store.health import StoreHealth
@@ -185,7 +186,7 @@ class Upkeep:
         """Compare the configuration with those of other workers, and put its accounts on the schedule."""
         await self._agreement.begin(settings)
         self._enrolment = Enrolment(
-            settings,
+            await compute(Accounts.of, settings),
             self._schedule,
             self._roster,
             self._present,

@@ -69,6 +69,7 @@ class Worker:
         self.opened: Opened | None = None
         self.agreement: Agreement | None = None
         self.has_read_all = False
+        self._is_reloading = False
         self.loop: Loop | None = None
         self._on_started = on_started
         self._has_begun = False
@@ -94,12 +95,18 @@ class Worker:
         kept = {"redis": self.settings.redis, "log": self.settings.log}
         self.settings = settings.model_copy(update=kept)
         self.liveness.is_reload_refused = False
+        self._is_reloading = True
         self._changed.set()
 
     @property
     def differences(self) -> Sequence[Difference]:
         """What other workers give the same name and lead elsewhere."""
         return self.agreement.differences if self.agreement else ()
+
+    @property
+    def is_reloading(self) -> bool:
+        """Whether it was given a configuration that is not in force yet."""
+        return self._is_reloading
 
     @property
     def is_stopped(self) -> bool:
@@ -203,6 +210,7 @@ class Worker:
                     group.create_task(loop.every(wait_s, affected, act), name=affected)
             while not self._stopped.is_set():
                 await upkeep.reload(self.settings, self._stopped)
+                self._is_reloading = False
                 await self._changed.wait()
                 self._changed.clear()
 

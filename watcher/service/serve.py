@@ -17,6 +17,7 @@ from watcher import signals
 from watcher.config import ConfigRefused, Finding, Loaded, load
 from watcher.environment import Environment
 from watcher.observe.log import configure, log
+from watcher.pause import compute
 from watcher.printable import hide
 from watcher.run.worker import Worker
 from watcher.service.changes import NOT_RELOADED, Change, changes
@@ -60,7 +61,7 @@ def serve(
                 settings, name=worker_name(), dropped_lines=lambda: writer.dropped, on_started=tell_ready
             )
             files = FileWatch(loaded.files)
-            return runner.run(_serve(worker, path, files, exposure, once=once, is_watching=is_watching))
+            return runner.run(serve_worker(worker, path, files, exposure, once=once, is_watching=is_watching))
     finally:
         writer.close()
 
@@ -72,7 +73,7 @@ def worker_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
 
 
-async def _serve(
+async def serve_worker(
     worker: Worker,
     path: Path | None,
     files: FileWatch,
@@ -168,7 +169,7 @@ class _Signals:
         self._files.reading()
         try:
             # In a thread: 100,000 accounts take seconds, and leases do not wait.
-            loaded, changed = await asyncio.to_thread(self._load)
+            loaded, changed = await compute(self._load)
         except ConfigRefused as refused:
             self._worker.liveness.is_reload_refused = True
             reasons = [str(mistake) for mistake in refused.mistakes[:_MOST_MISTAKES]]

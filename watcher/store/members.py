@@ -1,6 +1,5 @@
 """Which workers there are, and what each of them runs: noted every few seconds, while they live."""
 
-import asyncio
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from watcher.pause import compute
 from watcher.store.batch import load_script
 from watcher.store.exceptions import StoreRefuses
 from watcher.store.keys import Keys, check_count, read_count
@@ -110,6 +110,9 @@ class _Fields(NamedTuple):
     accounts: Mapping[str, str]
 
 
+_DUMPED_AT_ONCE = 1000
+
+
 class Fingerprint(_Fields):
     """A configuration as digests by name: of each provider its kind and base_url, of each subscription its
     URL, of each account whom it is about, and where."""
@@ -120,7 +123,16 @@ class Fingerprint(_Fields):
         return blake2b(self.dump(), digest_size=8).hexdigest()
 
     def dump(self) -> bytes:
-        return json.dumps(self._asdict(), sort_keys=True, separators=(",", ":")).encode()
+        """Write it down as JSON, keys in order. In parts: 100,000 accounts at once hold up all threads."""
+        fields = []
+        for field, text_by_name in sorted(self._asdict().items()):
+            names = sorted(text_by_name)
+            parts = []
+            for start in range(0, len(names), _DUMPED_AT_ONCE):
+                part = {name: text_by_name[name] for name in names[start : start + _DUMPED_AT_ONCE]}
+                parts.append(json.dumps(part, separators=(",", ":"))[1:-1])
+            fields.append(f'"{field}":{{{",".join(parts)}}}')
+        return f"{{{','.join(fields)}}}".encode()
 
     def differing(self, other: "Fingerprint") -> list[str]:
         """Say what another configuration gives the same name and leads elsewhere: `provider loopring`."""
@@ -159,7 +171,7 @@ class Configurations:
     async def write(self, fingerprint: Fingerprint) -> None:
         """Let others look up what a configuration leads to."""
         key = self._keys.configuration(fingerprint.digest)
-        packed = await asyncio.to_thread(lambda: zlib.compress(fingerprint.dump(), 1))
+        packed = await compute(lambda: zlib.compress(fingerprint.dump(), 1))
         try:
             await self._pipe.command("SET", key, packed, "EX", KEEP_S)
         except StoreRefuses:  # a full server takes no write, and must be drained: it stands there for a while
@@ -181,7 +193,7 @@ class Configurations:
         packed = None
         with suppress(BadState), damage_named():
             packed = await self._pipe.command("GET", self._keys.configuration(digest))
-        return None if packed is None else await asyncio.to_thread(_parse, packed)
+        return None if packed is None else await compute(_parse, packed)
 
     async def marks(self, subscriptions: Sequence[str]) -> dict[str, Mark]:
         """Read for which URL the queues of subscriptions are filled; of one that nobody noted, nothing."""

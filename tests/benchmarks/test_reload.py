@@ -1,0 +1,21 @@
+"""A reload of very many accounts holds nothing up."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.reload import measure
+from watcher.service.serve import loop_factory
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+MOST_MS = 150
+"""On a machine that also runs other tests; by itself it is at most 50, which the benchmark prints."""
+
+
+def test_no_reload_of_100_000_accounts_holds_the_loop_up(tmp_path: Path) -> None:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        rows = runner.run(measure(tmp_path, 100_000))
+    assert [what for what, _ in rows] == ["nothing changed", "one more", "one less"]
+    assert max(held.longest_ms for _, held in rows) < MOST_MS

@@ -1,0 +1,163 @@
+"""What a reload does not change keeps its connections, what is known of its answers, what it has in hand."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from tests.support.builders import SECRET
+from tests.support.rig import MK, TREASURY, Rig, a_rig
+from watcher.delivery.webhook import WebhookSink
+from watcher.providers.http import ProviderClient
+from watcher.run.worker import Worker
+from watcher.settings import Settings, SubscriptionSettings, ThresholdSettings
+
+LRC = "1"
+
+
+@pytest.fixture
+async def rig(redis_server_url: str, namespace: str) -> AsyncIterator[Rig]:
+    async with a_rig(redis_server_url, namespace) as found:
+        yield found
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts clients and sinks that are opened and closed, and answers that are read."""
+    counted: Counter[str] = Counter()
+
+    def count(owner: type, method: str, what: str) -> None:
+        real = getattr(owner, method)
+
+        async def counting(self: Any, *arguments: Any, **named: Any) -> Any:
+            counted[what] += 1
+            return await real(self, *arguments, **named)
+
+        monkeypatch.setattr(owner, method, counting)
+
+    for owner, name in ((ProviderClient, "client"), (WebhookSink, "sink")):
+        count(owner, "__aenter__", f"{name} opened")
+        count(owner, "__aexit__", f"{name} closed")
+    count(ProviderClient, "read", "answer read")
+    return counted
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not is_so():  # noqa: ASYNC110 - the worker only counts
+            await asyncio.sleep(0.005)
+
+
+async def settled(worker: Worker, rig: Rig, seen: Counter[str]) -> None:
+    """Wait until each account was polled a few times more, and nothing new is read of its answers."""
+    reads = -1
+    while reads != seen["answer read"]:
+        reads, polls = seen["answer read"], worker.counters.polls
+        await until(lambda polls=polls: worker.counters.polls >= polls + 10)  # type: ignore[misc]
+
+
+async def reloaded(worker: Worker, settings: Settings) -> None:
+    worker.reload(settings)
+    await until(lambda: not worker.is_reloading)
+
+
+def with_subscription(settings: Settings, name: str, **options: Any) -> Settings:
+    one = settings.subscription_by_name["ops"].model_copy(update={"name": name, **options})
+    return settings.model_copy(update={"subscription_by_name": {**settings.subscription_by_name, name: one}})
+
+
+async def test_one_more_subscription_opens_nothing_anew_and_no_answer_is_read_again(
+    rig: Rig, seen: Counter[str]
+) -> None:
+    async with rig.worker() as worker:
+        await settled(worker, rig, seen)
+        before = seen.copy()
+        await reloaded(worker, with_subscription(rig.settings, "others"))
+        polls = worker.counters.polls
+        await until(lambda: worker.counters.polls >= polls + 10)
+        assert seen == before
+        rig.sandbox.world.credit(TREASURY, "LRC", "1")
+        delivered = worker.counters.by_attempt
+        await until(lambda: delivered["ops", "delivered"] == delivered["others", "delivered"] == 1)
+        assert (seen["client opened"], seen["sink opened"]) == (2, 1)
+
+
+async def test_a_provider_that_changed_is_opened_anew_and_the_other_one_is_not(
+    rig: Rig, seen: Counter[str]
+) -> None:
+    async with rig.worker() as worker:
+        await settled(worker, rig, seen)
+        loopring = rig.settings.provider_by_name["loopring"].model_copy(update={"requests_per_second": 90})
+        providers = {**rig.settings.provider_by_name, "loopring": loopring}
+        await reloaded(worker, rig.settings.model_copy(update={"provider_by_name": providers}))
+        await until(lambda: seen["client closed"] == 1)
+        assert seen["client opened"] == 3
+        rig.sandbox.world.credit(TREASURY, "LRC", "1")
+        assert (await rig.events(1))[0]["data"]["amount"] == "1"
+    assert seen["client closed"] == seen["client opened"]
+
+
+async def test_another_egress_policy_closes_every_connection_of_the_one_before(
+    rig: Rig, seen: Counter[str]
+) -> None:
+    async with rig.worker() as worker:
+        await settled(worker, rig, seen)
+        egress = rig.settings.egress
+        wider = egress.model_copy(update={"allow": (*egress.allow, ip_network("10.1.0.0/16"))})
+        await reloaded(worker, rig.settings.model_copy(update={"egress": wider}))
+        assert (seen["sink opened"], seen["sink closed"]) == (2, 1)
+        rig.sandbox.world.credit(TREASURY, "LRC", "1")
+        await rig.events(1)
+    assert seen["sink closed"] == 2
+
+
+async def test_a_threshold_that_is_new_is_looked_at_though_the_answer_is_the_same(
+    rig: Rig, seen: Counter[str]
+) -> None:
+    async with rig.worker() as worker:
+        await settled(worker, rig, seen)
+        reads = seen["answer read"]
+        threshold = ThresholdSettings(asset=LRC, field="total", below="1000000")
+        await reloaded(
+            worker,
+            with_subscription(rig.settings, "watch", accounts=("treasury",), thresholds=(threshold,)),
+        )
+        await until(lambda: seen["answer read"] > reads)
+        await settled(worker, rig, seen)
+        assert seen["answer read"] == reads + 1, "of the other account nothing is read again"
+
+
+async def test_an_account_that_is_gone_is_polled_no_more_and_the_others_go_on(
+    rig: Rig, seen: Counter[str]
+) -> None:
+    async with rig.worker() as worker:
+        await settled(worker, rig, seen)
+        left = {"alice": rig.settings.account_by_name["alice"]}
+        await reloaded(worker, rig.settings.model_copy(update={"account_by_name": left}))
+        rig.sandbox.world.credit(TREASURY, "LRC", "1")
+        rig.sandbox.world.credit("alice@example.com", MK, "1")
+        (event,) = await rig.events(1)
+        polls = worker.counters.polls
+        await until(lambda: worker.counters.polls >= polls + 5)
+        assert event["data"]["account"]["name"] == "alice"
+        assert len(rig.receiver.events) == 1
+        rig.is_damaged = True  # the account that is gone has no state to be audited by
+
+
+async def test_an_attempt_that_is_under_way_is_answered_though_the_secret_is_changed_meanwhile(
+    rig: Rig, seen: Counter[str]
+) -> None:
+    later = "whsec_" + "b3RoZXIg" * 4
+    async with rig.worker() as worker:
+        await settled(worker, rig, seen)
+        rig.sandbox.world.credit(TREASURY, "LRC", "1")
+        both = (SecretStr(SECRET), SecretStr(later))
+        ops: SubscriptionSettings = rig.settings.subscription_by_name["ops"]
+        changed = ops.model_copy(update={"secrets": both})
+        await reloaded(worker, rig.settings.model_copy(update={"subscription_by_name": {"ops": changed}}))
+        await rig.events(1)
+        assert seen["sink opened"] == 1
