@@ -63,7 +63,16 @@ class SubscriptionBreakers:
         if time.monotonic() < self._read_at:
             return []
         say = log.debug if self._read_at else log.warning  # at the start it is news; then one worker says it
-        before, self._known = self._known, await self._read()
+        self._read_at = time.monotonic() + _READ_EVERY_S
+        found: dict[str, Breaker] | None = None
+        with survived("standings"):
+            try:
+                found = await self._shared.read()
+            except StoreUnreachable:  # they stand as they did; the loop says so when it claims
+                found = self._known
+        if found is None:  # damaged: all are closed
+            self._read_at = time.monotonic() + _DAMAGED_S
+        before, self._known = self._known, found or {}
         sooner = [name for name, old in before.items() if decide.is_better(self._known.get(name), old)]
         for name in sooner:
             self._throttle.over(name, time.monotonic())
@@ -71,33 +80,18 @@ class SubscriptionBreakers:
                 log.info("subscription.resumed", subscription=name)
         for name, breaker in [*self._known.items()]:
             is_news = breaker.paused_at_ms and not (name in before and before[name].paused_at_ms)
-            if not await self._has_reported(name, breaker) and is_news:
+            is_ours = False
+            # What was paused by hand, or by a worker that could not report it, unless another one does.
+            if 0 < breaker.report_from_ms <= self._now_ms():
+                take = partial(decide.report_taken, paused_at_ms=breaker.paused_at_ms)
+                with suppress(StoreError):  # then at another look
+                    there, taken = await self._shared.change(name, take)
+                    if there != taken:
+                        await self._report(name, breaker)
+                        is_ours = True
+            if is_news and not is_ours:
                 say("subscription.paused", subscription=name, reason=breaker.reason)
         return sooner
-
-    async def _read(self) -> dict[str, Breaker]:
-        """Read all breakers. Where they are damaged, all are closed; where Redis is away, they stand as
-        they did: the loop says so when it claims."""
-        self._read_at = time.monotonic() + _READ_EVERY_S
-        with survived("standings"):
-            try:
-                return await self._shared.read()
-            except StoreUnreachable:
-                return self._known
-        self._read_at = time.monotonic() + _DAMAGED_S
-        return {}
-
-    async def _has_reported(self, name: str, breaker: Breaker) -> bool:
-        """Report what was paused by hand, or by a worker that could not report it, unless another one
-        does."""
-        if 0 < breaker.report_from_ms <= self._now_ms():
-            take = partial(decide.report_taken, paused_at_ms=breaker.paused_at_ms)
-            with suppress(StoreError):  # then at another look
-                before, after = await self._shared.change(name, take)
-                if before != after:
-                    await self._report(name, breaker)
-                    return True
-        return False
 
     async def _report(self, name: str, breaker: Breaker) -> None:
         """Report a pause, and only then note that it was reported: rather twice than never."""
@@ -167,23 +161,21 @@ class SubscriptionBreakers:
             with survived("standings", subscription=name):
                 await self._failed(name, verdict)
             return
-        if known := self._known.get(name):
-            with survived("standings", subscription=name):
-                await self._succeeded(name, known)
-        self._concurrency.delivered(name)
-
-    async def _succeeded(self, name: str, known: Breaker) -> None:
-        self._throttle.over(name, time.monotonic())
-        if known.paused_at_ms:
+        known = self._known.get(name)
+        if known is None or known.paused_at_ms:
+            self._concurrency.delivered(name)
             return
-        before, _ = await self._shared.change(name, decide.succeeded)  # as all workers counted them
-        if known.open_until_ms > self._now_ms():  # this attempt began before: it stays open
-            self._known[name] = known._replace(failures=0)
-        else:
-            self._known.pop(name, None)
-        if before and not before.paused_at_ms and before.failures >= HALF_OPEN_FROM:
-            duration_ms = self._now_ms() - known.since_ms
-            log.info("subscription.recovered", subscription=name, duration_ms=duration_ms)
+        self._throttle.over(name, time.monotonic())
+        with survived("standings", subscription=name):
+            before, _ = await self._shared.change(name, decide.succeeded)
+            if known.open_until_ms > self._now_ms():  # this attempt began before: it stays open
+                self._known[name] = known._replace(failures=0)
+            else:
+                self._known.pop(name, None)
+            if before and not before.paused_at_ms and before.failures >= HALF_OPEN_FROM:
+                duration_ms = self._now_ms() - known.since_ms
+                log.info("subscription.recovered", subscription=name, duration_ms=duration_ms)
+        self._concurrency.delivered(name)
 
     async def _failed(self, name: str, verdict: Verdict) -> None:
         """Note a failure; say that a subscription fails, when it is tried again, and when it would be

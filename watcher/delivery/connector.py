@@ -196,24 +196,19 @@ class _BoundedConnection(ResponseHandler):
                 self._cut()
             if self._exception:
                 break
-            self._note_status(part)
+            if self._progress.status is None:  # a part may be the beginning of a head, or one whole head
+                self._beginning += part[: _LONGEST_STATUS - len(self._beginning)]
+                found = _STATUS.match(self._beginning)
+                if found and (int(found[1]) not in _INTERIM or int(found[1]) == _SWITCHING):
+                    self._progress.status = int(found[1])
+                elif part.endswith(_END_OF_HEAD):
+                    self._beginning = b""
             super().data_received(part)
         self._room -= len(data)
         if self._room < 0:
             self._cut()
         if self._exception and self._payload:
             self._payload.feed_eof()  # what has come of the body is all there will be; nobody waits for more
-
-    def _note_status(self, part: bytes) -> None:
-        """Read the status in what may be the beginning of a head, or one whole head."""
-        if self._progress.status is not None:
-            return
-        self._beginning += part[: _LONGEST_STATUS - len(self._beginning)]
-        found = _STATUS.match(self._beginning)
-        if found and (int(found[1]) not in _INTERIM or int(found[1]) == _SWITCHING):
-            self._progress.status = int(found[1])
-        elif part.endswith(_END_OF_HEAD):
-            self._beginning = b""
 
     def feed_data(self, data: tuple[Any, StreamReader], size: int = 0) -> None:
         """Note whether this head is the answer, or one of those that may come before it."""

@@ -72,20 +72,17 @@ class Hold:
 
     async def during(self, attempt: Awaitable[T]) -> T:
         """Await an attempt; when it is over, however it ends, `lease` is what holds."""
-        loop, tasks = asyncio.get_running_loop(), list[asyncio.Task[None]]()
-        timer = loop.call_later(
-            QUICK_S, lambda: tasks.append(loop.create_task(self._lengthen(), name="hold"))
+        stretching: list[asyncio.Future[Lease]] = []
+        timer = asyncio.get_running_loop().call_later(
+            QUICK_S, lambda: stretching.append(asyncio.ensure_future(self._stretch(self.lease)))
         )
         try:
             return await attempt
         finally:
             timer.cancel()
-            for task in tasks:
-                await task
-
-    async def _lengthen(self) -> None:
-        with survived("queue", account=self.lease.member), suppress(StoreError):
-            self.lease = await self._stretch(self.lease)
+            for longer in stretching:
+                with survived("queue", account=self.lease.member), suppress(StoreError):
+                    self.lease = await longer
 
 
 class QueueWorker(Generic[T_target]):

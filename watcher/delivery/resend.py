@@ -8,7 +8,7 @@ import orjson
 
 from watcher.journal.events import Delivery, Draft, Event, Origin, tell
 from watcher.journal.interest import Interest
-from watcher.journal.log import Damaged, Forgotten, Record, Started, Told, read_back
+from watcher.journal.log import Damaged, Record, Started, Told, read_back
 from watcher.journal.notices import threshold_key
 from watcher.settings import SubscriptionSettings
 from watcher.snapshot import Asset
@@ -44,30 +44,33 @@ class Replay:
             return None
         try:
             told = read_back(record)
-            chain = self._chain(record, told)
-            return self._deliver(_event(record, told), record, chain) if isinstance(told, Told) else None
+            chain = self._chain_by_account.get(record.account)
+            starts = isinstance(told, Started) and told.whole
+            if chain is None or (record.follows == 0 and (starts or chain.follows > 0)):
+                # An account without a state starts anew.
+                chain = self._chain_by_account[record.account] = _Chain()
+            chain.follows = record.follows
+            if starts and self._interest.wants(self._name, _A_BASELINE):
+                chain.started = told.sequence
+            if not isinstance(told, Told):
+                return None
+            if not _ID.match(told.id):
+                raise Damaged("its id is none of ours")
+            data = record.content["data"]
+            fields = data["asset"]
+            asset = None if fields is None else Asset(*(fields[field] for field in Asset._fields))
+            body = orjson.dumps(record.content)
+            event = Event(told.id, told.type, record.account, asset, data["amount"], told.sequence, body)
+            previous = chain.before(event)
+            if event.type == "threshold.crossed" and not self._is_mine(event, record):
+                return None
+            if not self._interest.wants(self._name, event):
+                return None
+            chain.previous = event.sequence
+            return Delivery(event.id, event.type, event.sequence, event.body(self._name, previous))
         except _MALFORMED:
             self.damaged += 1
             return None
-
-    def _chain(self, record: Record, told: Started | Forgotten | Told) -> "_Chain":
-        """Find what was told of an account before; an account without a state starts anew."""
-        chain = self._chain_by_account.get(record.account)
-        starts = isinstance(told, Started) and told.whole
-        if chain is None or (record.follows == 0 and (starts or chain.follows > 0)):
-            chain = self._chain_by_account[record.account] = _Chain()
-        chain.follows = record.follows
-        if starts and self._interest.wants(self._name, _A_BASELINE):
-            chain.started = told.sequence
-        return chain
-
-    def _deliver(self, event: Event, record: Record, chain: "_Chain") -> Delivery | None:
-        previous = chain.before(event)
-        is_mine = event.type != "threshold.crossed" or self._is_mine(event, record)
-        if not is_mine or not self._interest.wants(self._name, event):
-            return None
-        chain.previous = event.sequence
-        return Delivery(event.id, event.type, event.sequence, event.body(self._name, previous))
 
     def _is_mine(self, event: Event, record: Record) -> bool:
         """Say whether it was a threshold of this subscription that was crossed: the id knows."""
@@ -99,17 +102,6 @@ class _Chain:
             self.started = min(self.started, event.sequence - 1)
         told = (self.previous, self.started)
         return max((sequence for sequence in told if 0 < sequence < event.sequence), default=None)
-
-
-def _event(record: Record, told: Told) -> Event:
-    """Read an event of the log, to be told again."""
-    data = record.content["data"]
-    said = data["asset"]
-    asset = None if said is None else Asset(*(said[field] for field in Asset._fields))
-    if not _ID.match(told.id):
-        raise Damaged("its id is none of ours")
-    body = orjson.dumps(record.content)
-    return Event(told.id, told.type, record.account, asset, data["amount"], told.sequence, body)
 
 
 _AT_ONCE = 100
@@ -192,10 +184,8 @@ class Resend:
         """Queue deliveries of one account, or its dead letters, which are none any more: but for what waits
         in its queue, and unless it would push that out."""
         name = resent.subscription
-        if (
-            name,
-            account,
-        ) not in self._ids_by_queue:  # as it is when first looked at, and what is added since
+        # What waits there is read when it is first looked at, and what is added since is known.
+        if (name, account) not in self._ids_by_queue:
             found_there = self._reader.deliveries(name, account)
             self._ids_by_queue[name, account] = {each.event_id async for each in found_there if each}
         waiting = self._ids_by_queue[name, account]

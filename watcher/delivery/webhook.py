@@ -133,8 +133,17 @@ class WebhookSink:
         async with response:
             answer = answer_of(response.status)
             is_smooth = attempt == 1 and answer is Answer.DELIVERED  # what else it says is of no interest
-            has_all = is_smooth and response.content.is_eof()
-            beginning = b"" if has_all else await _read(response, deadline)
+            beginning, until = b"", min(deadline, asyncio.get_running_loop().time() + _BODY_S)
+            if not (is_smooth and response.content.is_eof()):
+                # Read to its end, so that the connection can be used again; the status is known however that
+                # ends.
+                try:
+                    async with asyncio.timeout_at(until):
+                        async for chunk in response.content.iter_any():
+                            beginning += chunk[: _EXCERPT_BYTES - len(beginning)]
+                except (aiohttp.ClientError, OSError) as error:
+                    drop_frames(error)
+                    response.close()
         if is_smooth:
             return Attempt(answer, _since_ms(started), status=response.status)
         text = printable(without_secrets(beginning.decode(errors="backslashreplace")), EXCERPT_LIMIT)
@@ -206,22 +215,6 @@ def _session(policy: Policy, resolver: AbstractResolver, keep: int) -> aiohttp.C
         max_field_size=ANSWER_LIMIT,
         max_headers=_MOST_HEADERS,
     )
-
-
-async def _read(answer: aiohttp.ClientResponse, deadline: float) -> bytes:
-    """Read an answer to its end, so that the connection can be used again; returns how it begins.
-
-    However it ends, the status is known, and only it counts.
-    """
-    beginning = b""
-    try:
-        async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + _BODY_S)):
-            async for chunk in answer.content.iter_any():
-                beginning += chunk[: _EXCERPT_BYTES - len(beginning)]
-    except (aiohttp.ClientError, OSError) as error:
-        drop_frames(error)
-        answer.close()
-    return beginning
 
 
 def flaw_of(error: Exception, url: URL) -> Flaw:

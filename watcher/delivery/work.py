@@ -60,23 +60,21 @@ class DeliveryWork:
     async def begin(self, name: str, leases: Sequence[Lease]) -> Sequence[Coroutine[Any, Any, bool]]:
         if not leases:
             await self._breakers.leave_probe(name)
-        target = self._targets.get(name)  # a reload may have taken it away
-        return [self._deliver(target, lease) if target else self._release(name, lease) for lease in leases]
+        return [self._deliver(name, lease) for lease in leases]
 
     async def hold(self, shard: int, for_s: Mapping[str, float]) -> None:
         await self._queues.hold(shard, {name: int(1000 * wait_s) for name, wait_s in for_s.items()})
 
-    async def _deliver(self, target: WebhookTarget, lease: Lease) -> bool:
+    async def _deliver(self, name: str, lease: Lease) -> bool:
         """Work off one queue; says whether more of it is due."""
-        is_more = False
+        is_more, target = False, self._targets.get(name)
+        if target is None:  # a reload has taken it away
+            await self._queues.release(name, lease)
+            return False
         try:
             is_more = await self._worker.work(target, lease)
         except StoreError as error:
-            # What was posted but not settled is posted again when the lease has run out: same id, same bytes.
-            log.debug("lease.lost", account=lease.member, subscription=target.name, reason=str(error))
-        await self._breakers.leave_probe(target.name)
+            # What was sent but not settled is sent again when the lease has run out: same id, same bytes.
+            log.debug("lease.lost", account=lease.member, subscription=name, reason=str(error))
+        await self._breakers.leave_probe(name)
         return is_more
-
-    async def _release(self, name: str, lease: Lease) -> bool:
-        await self._queues.release(name, lease)
-        return False
