@@ -208,7 +208,7 @@ class _BoundedConnection(ResponseHandler):
         if self._room < 0:
             self._cut()
         if self._exception and self._payload:
-            self._payload.feed_eof()  # what has come of the body is all there will be; nobody waits for more
+            self._payload.feed_eof()  # what has come of the body is all there will be
 
     def feed_data(self, data: tuple[Any, StreamReader], size: int = 0) -> None:
         """Note whether this head is the answer, or one of those that may come before it."""
@@ -216,7 +216,7 @@ class _BoundedConnection(ResponseHandler):
         super().feed_data(data, size)
 
     def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
-        """Keep the error, and not the frames of its cause: where nobody waits for it, nobody drops them."""
+        """Keep the error, and not the frames of its cause: where no task waits for it, none drops them."""
         drop_frames(exc_cause)
         super().set_exception(exc, *filter(None, [exc_cause]))
 

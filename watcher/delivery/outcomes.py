@@ -1,6 +1,6 @@
 """What becomes of a delivery, and of its subscription, after an attempt.
 
-Pure: chance comes in. What an attempt says was the sink's to judge; how often it failed before is told.
+Pure: chance comes in. What an attempt says was the sink's to judge; how often it failed before comes in.
 """
 
 from collections.abc import Sequence

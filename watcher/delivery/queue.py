@@ -42,7 +42,7 @@ LEASE_MS = 15_000
 
 LONGEST_LEASE_MS = 1000 * (ATTEMPT_TIMEOUT_S + 10)
 """For an attempt that takes its time. As with the shorter one, 10 s of it are left to write down what became
-of it: so long Redis may be away and nothing is posted twice."""
+of it: so long Redis may be away and nothing is sent twice."""
 
 _LEAST_MS = 12_000
 """What a lease must still have when an attempt begins: a quick one, and those 10 s."""

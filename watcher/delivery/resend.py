@@ -86,22 +86,22 @@ class Replay:
 
 @dataclass(slots=True)
 class _Chain:
-    """The last sequences that were told of one account: of an event in the log, and of a baseline."""
+    """The last sequences that went out of one account: of an event in the log, and of a baseline."""
 
     follows: int = 0
     previous: int = 0
     started: int = 0
 
     def before(self, event: Event) -> int | None:
-        """Say which sequence was told before an event; None: none.
+        """Say which sequence went out before an event; None: none.
 
         The record of a start names the last sequence of its commit: that of the baseline's last part,
         unless crossings came behind it. A recovery in the same commit came before.
         """
         if event.type == "threshold.crossed":
             self.started = min(self.started, event.sequence - 1)
-        told = (self.previous, self.started)
-        return max((sequence for sequence in told if 0 < sequence < event.sequence), default=None)
+        sent = (self.previous, self.started)
+        return max((sequence for sequence in sent if 0 < sequence < event.sequence), default=None)
 
 
 _AT_ONCE = 100

@@ -1,6 +1,6 @@
 """The queues' side of Redis: deliveries wait in order, are claimed queue by queue, and settled one by one.
 
-Refuses to judge an attempt: it is told what became of it.
+Refuses to judge an attempt: what became of it comes in.
 """
 
 from collections.abc import Mapping, Sequence
@@ -100,7 +100,7 @@ class Queues:
         reason: str,
         record: bytes = b"",
     ) -> tuple[Reply, int]:
-        """Move a head that nobody took to the dead letters; returns as delivered does."""
+        """Move a head that was given up to the dead letters; returns as delivered does."""
         return await self._settle(subscription, lease, head, "dead", until, reason, record)
 
     async def retry(
