@@ -110,17 +110,21 @@ class Scene:
         file.write_text(file.read_text().replace(self.server.url, url))
         self.pipe = pipe
 
-    async def start_workers(self, count: int, **faults: Any) -> list[WorkerProcess]:
+    async def start_workers(
+        self, count: int, *, python: str | None = None, **faults: Any
+    ) -> list[WorkerProcess]:
         """Start workers, and wait until all of them work."""
-        started = [await self.start_worker(**faults) for _ in range(count)]
+        started = [await self.start_worker(python=python, **faults) for _ in range(count)]
         for worker in started:
             await worker.logged("worker.started")
         return started
 
-    async def start_worker(self, *, output: int | None = None, **faults: Any) -> WorkerProcess:
+    async def start_worker(
+        self, *, output: int | None = None, python: str | None = None, **faults: Any
+    ) -> WorkerProcess:
         """Start one, and do not wait for it."""
         name = f"worker-{next(self._numbers)}"
-        worker = WorkerProcess(self.directory, name, {**self.faults, **faults}, output)
+        worker = WorkerProcess(self.directory, name, {**self.faults, **faults}, output, python)
         await worker.start()
         self.workers.append(worker)
         return worker

@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ async def a_worker_that_is_read(scene: Scene, **faults: int) -> AsyncIterator[Re
 @pytest.mark.parametrize(
     ("for_s", "faults"), [(5, {"log_room": ROOM}), pytest.param(60, {}, marks=LONG)], ids=["short", "long"]
 )
-async def test_a_log_that_nobody_reads_holds_up_no_delivery(for_s: float, faults: dict[str, int]) -> None:
+async def test_a_log_that_nobody_reads_holds_up_no_delivery(for_s: float, faults: dict[str, Any]) -> None:
     async with a_scene(leases=AS_IT_COMES) as scene, a_worker_that_is_read(scene, **faults) as reader:
         await scene.begin(PER_SECOND)
         await scene.until_told(PER_SECOND, within_s=20)

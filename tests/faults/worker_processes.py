@@ -40,13 +40,14 @@ class Size(NamedTuple):
 class WorkerProcess:
     """One `watcher run`, its log in a file, where `output` is no other place for it.
 
-    With `faults` it is run by `faulty_watcher`.
+    With `faults` it is run by `faulty_watcher`. `python` is that of another version's environment.
     """
 
     directory: Path
     name: str
     faults: Mapping[str, Any] = field(default_factory=dict)
     output: int | None = None
+    python: str | None = None
     process: asyncio.subprocess.Process = field(init=False)
 
     async def start(self) -> None:
@@ -54,9 +55,14 @@ class WorkerProcess:
         settings = {"LOG_FORMAT": "json", "LOG_LEVEL": "info", "SECRET": SECRET, "WORKER": self.name}
         with self.log.open("ab") as log, self._errors.open("ab") as errors:
             self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, *program, "run"),
+                *(self.python or sys.executable, *program, "run"),
                 cwd=self.directory,
-                env={**os.environ, "PYTHONPATH": str(SOURCE), **settings, "FAULTS": json.dumps(self.faults)},
+                env={
+                    **os.environ,
+                    **settings,
+                    "PYTHONPATH": "" if self.python else str(SOURCE),
+                    "FAULTS": json.dumps(self.faults),
+                },
                 stdout=log if self.output is None else self.output,
                 stderr=errors,
             )
