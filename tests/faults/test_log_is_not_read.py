@@ -36,7 +36,7 @@ class Reader:
 
 
 @asynccontextmanager
-async def a_worker_that_is_read(scene: Scene, **faults: int) -> AsyncIterator[Reader]:
+async def a_worker_that_is_read(scene: Scene, **faults: Any) -> AsyncIterator[Reader]:
     reading, writing = os.pipe()
     worker = await scene.start_worker(output=writing, **faults)
     os.close(writing)
