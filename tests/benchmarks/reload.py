@@ -65,7 +65,7 @@ class Ticker:
 
 def write(folder: Path, accounts: int, *, more: bool) -> Path:
     """Write a configuration; with `more`, of one account and one subscription more."""
-    text = 'accounts_file = "accounts.jsonl"\n[redis]\nurl = "embedded"\ndata_dir = "data"\n'
+    text = f'accounts_file = "accounts.jsonl"\n[redis]\nurl = "embedded"\ndata_dir = "{folder}/data"\n'
     text += '[egress]\nallow_http = true\nallow = ["127.0.0.0/8"]\n'
     for number in range(PROVIDERS):
         text += f'[providers.p{number}]\nkind = "loopring"\nbase_url = "http://127.0.0.1:1999"\n'
