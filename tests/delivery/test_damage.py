@@ -98,7 +98,7 @@ async def test_a_key_of_another_type_costs_what_it_holds_until_it_is_mended(
         await subscriber.until(lambda: taken(subscriber, audit) >= EVERYTHING - costs)
         await both.pipe.command("DEL", name)
         if kept:
-            await both.pipe.command("RESTORE", name, 0, kept)
+            await both.pipe.command("RESTORE", name, 0, kept, "REPLACE")
         await subscriber.until(lambda: taken(subscriber, audit) == EVERYTHING)
 
 

@@ -14,12 +14,11 @@ from functools import partial
 from watcher.delivery.outcomes import Outcome, Verdict
 from watcher.engine import breaker as decide
 from watcher.engine.breaker import HALF_OPEN_FROM, PATIENCE, Concurrency
-from watcher.observe.log import log
+from watcher.observe.log import log, survived
 from watcher.observe.throttle import Throttle
 from watcher.settings import SubscriptionSettings
 from watcher.store.breakers import Breaker, Breakers
 from watcher.store.exceptions import StoreError, StoreUnreachable
-from watcher.store.health import survived
 
 LONGEST_REST_MS = 60_000
 """Even a paused subscription is looked at after so long: the worker that saw that it was resumed may have
@@ -65,7 +64,7 @@ class SubscriptionBreakers:
         say = log.debug if self._read_at else log.warning  # at the start it is news; then one worker says it
         self._read_at = time.monotonic() + _READ_EVERY_S
         found: dict[str, Breaker] | None = None
-        with survived("standings"):
+        with survived("standings", but=StoreError):
             try:
                 found = await self._shared.read()
             except StoreUnreachable:  # they stand as they did; the loop says so when it claims
@@ -95,7 +94,7 @@ class SubscriptionBreakers:
 
     async def _report(self, name: str, breaker: Breaker) -> None:
         """Report a pause, and only then note that it was reported: rather twice than never."""
-        with survived("alert", subscription=name):  # it is not tried for ever
+        with survived("alert", but=StoreError, subscription=name):  # it is not tried for ever
             await self._alert(name, breaker)
         log.warning("subscription.paused", subscription=name, reason=breaker.reason)
         await self._shared.change(name, partial(decide.reported, paused_at_ms=breaker.paused_at_ms))
@@ -128,7 +127,7 @@ class SubscriptionBreakers:
         """
         if not decide.is_failing(self._known.get(name)):
             return True
-        with survived("probe", subscription=name):
+        with survived("probe", but=StoreError, subscription=name):
             is_ours = await self._shared.take_probe(name, self._worker, lease_ms=lease_ms)
             if is_ours:
                 self._probed.add(name)
@@ -158,7 +157,7 @@ class SubscriptionBreakers:
         if verdict.outcome is not Outcome.DELIVERED:
             if verdict.failure.rule.waits_ms[0]:
                 self._concurrency.opened(name)
-            with survived("standings", subscription=name):
+            with survived("standings", but=StoreError, subscription=name):
                 await self._failed(name, verdict)
             return
         known = self._known.get(name)
@@ -166,7 +165,7 @@ class SubscriptionBreakers:
             self._concurrency.delivered(name)
             return
         self._throttle.over(name, time.monotonic())
-        with survived("standings", subscription=name):
+        with survived("standings", but=StoreError, subscription=name):
             before, _ = await self._shared.change(name, decide.succeeded)
             if known.open_until_ms > self._now_ms():  # this attempt began before: it stays open
                 self._known[name] = known._replace(failures=0)

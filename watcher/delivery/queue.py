@@ -17,9 +17,8 @@ from watcher.delivery.outcomes import Outcome, Verdict, judge
 from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, Attempt, Target
 from watcher.journal.events import Delivery, load_delivery
 from watcher.observe.counters import Counters
-from watcher.observe.log import log
+from watcher.observe.log import log, survived
 from watcher.store.exceptions import StoreError
-from watcher.store.health import survived
 from watcher.store.queues import Begun, Queues
 from watcher.store.schedule import Lease, Reply
 
@@ -81,7 +80,7 @@ class Hold:
         finally:
             timer.cancel()
             for longer in stretching:
-                with survived("queue", account=self.lease.member), suppress(StoreError):
+                with survived("queue", but=StoreError, account=self.lease.member), suppress(StoreError):
                     self.lease = await longer
 
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from watcher.engine.dispatch import Claim, Dispatch, Key, Kind, Room
-from watcher.observe.log import log
+from watcher.observe.log import survived
 from watcher.pause import pause
 from watcher.store.exceptions import StoreError
 from watcher.store.health import StoreHealth
@@ -167,13 +167,9 @@ class Loop:
         subscription: str | None = None,
     ) -> T | T2:
         """Do something whose failure costs nothing else; returns what came of it. StoreError passes."""
-        try:
+        with survived(affected, but=StoreError, account=account, subscription=subscription):
             return await doing
-        except StoreError:
-            raise
-        except Exception:
-            log.exception("bug", affected=affected, account=account, subscription=subscription)
-            return otherwise
+        return otherwise
 
     async def _look(self) -> None:
         """Look at all shards for what may be due; now and then, mend the index first. Raises StoreError."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 from typing import NamedTuple, Self
 
-from watcher.observe.log import log
+from watcher.observe.log import log, survived
 from watcher.observe.throttle import Throttle
 from watcher.printable import printable
 
@@ -336,11 +336,9 @@ class Listener:
         return _say(answer.status) if is_stranger and answer.status != 200 else answer
 
     async def _ask(self, route: Route) -> Answer:
-        try:
+        with survived("listener"):
             return await route()
-        except Exception:
-            log.exception("bug", affected="listener")
-            return _say(500)
+        return _say(500)
 
     def _refuse(self, status: int, reason: str) -> Answer:
         """Refuse a request, and say so in the log: at once, then seldom, whatever strangers send."""

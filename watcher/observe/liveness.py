@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from watcher.observe.log import log
+from watcher.observe.log import log, survived
 from watcher.observe.throttle import Throttle
 
 STUCK_AFTER_S = 120.0
@@ -136,13 +136,9 @@ class HeartbeatFile:
         """Beat until cancelled. A disk that fails or hangs stops the heartbeat, and nothing else."""
         while True:
             await asyncio.sleep(EVERY_S)
-            try:
+            with survived("heartbeat file"), suppress(OSError):  # then the file is too old, or gone
                 if not self._stuck():
                     await asyncio.to_thread(self._touch)
-            except OSError:
-                pass  # whoever looks finds the file too old, or gone
-            except Exception:  # must not end all beats to come
-                log.exception("bug", affected="heartbeat file")
 
     def end(self) -> None:
         """Take the file away: a worker that has ended does not live."""

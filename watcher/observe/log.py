@@ -7,8 +7,8 @@ import select
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, MutableMapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from queue import SimpleQueue
 from threading import Thread, current_thread
@@ -114,7 +114,7 @@ class LineWriter:
         """Write `lines` and say whether the last of them got out."""
         is_written = False
         for together in _small_groups(lines):
-            left = b"".join(together)
+            is_written, left = False, b"".join(together)
             try:
                 while left:
                     written = self._write(left)
@@ -122,12 +122,9 @@ class LineWriter:
                     self._written += written
                 is_written = True
             except (OSError, ValueError):  # nobody reads, the disk is full: the next line may have more luck
-                self._unwritten += len(together)
-                is_written = False
-            except Exception as error:
-                self._unwritten += len(together)
-                is_written = False
-                self._failed(error)
+                pass
+            finally:
+                self._unwritten += 0 if is_written else len(together)
         return is_written
 
     def _failed(self, error: Exception) -> None:
@@ -173,6 +170,26 @@ FORMATS = ("auto", "json", "pretty")
 
 log = structlog.get_logger()
 """The one logger of this program."""
+
+
+@contextmanager
+def survived(
+    affected: str,
+    *,
+    but: type[Exception] | tuple[type[Exception], ...] = (),
+    account: str | None = None,
+    subscription: str | None = None,
+) -> Iterator[None]:
+    """Let what is inside fail, as where a key in Redis is damaged: a bug is logged, nothing else is lost.
+
+    What comes after it is what then holds. What is planned and concerns others passes, as `but` names it.
+    """
+    try:
+        yield
+    except but:
+        raise
+    except Exception:
+        log.exception("bug", affected=affected, account=account, subscription=subscription)
 
 
 def configure(
@@ -243,7 +260,7 @@ _bridge = _Bridge(logging.WARNING)
 def _message(record: logging.LogRecord) -> str:
     try:
         return without_secrets(record.getMessage())
-    except Exception:  # a library's own mistake in its format string must not end its caller
+    except (TypeError, ValueError, KeyError, AttributeError):  # a mistake in a format string ends no caller
         return without_secrets(str(record.msg))
 
 

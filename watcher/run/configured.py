@@ -170,7 +170,7 @@ class Configured:
     async def add(self, settings: Settings) -> None:
         """Poll and deliver what another configuration has. In slices: there may be 100,000 accounts."""
         self.settings = settings
-        policy = _policy(settings)
+        policy, is_first = _policy(settings), self._sink is None
         if policy != self._policy:  # no connection of the time before is used any more
             old, self._policy = self._sink, policy
             self._sink = await self._open_sink(policy)
@@ -179,7 +179,8 @@ class Configured:
         for name, subscription in settings.subscription_by_name.items():
             if name not in self.targets:
                 self.targets[name] = WebhookTarget(subscription, policy)
-                self.loop.wake_all(Key("delivery", name))
+                if not is_first:  # the index may have been told not to name it for a while
+                    self.loop.wake_all(Key("delivery", name))
         self._interest.follow(settings.subscription_by_name)
         accounts_by_provider: dict[str, dict[str, AccountSettings]] = {
             name: {} for name in settings.provider_by_name

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from watcher import __version__
 from watcher.observe.counters import Counters
-from watcher.observe.log import log
+from watcher.observe.log import survived
 from watcher.pause import pause
 from watcher.settings import Settings
 from watcher.store.exceptions import ConfigurationRefused, StoreError
@@ -83,12 +83,8 @@ class Present:
 
     async def _note(self) -> None:
         rates = self._pace.per_second(self._counters.by_request, time.monotonic())
-        try:
+        with survived("presence"), suppress(StoreError):  # of which the loop says so
             await self._workers.note(self._presence._replace(requests_per_second=rates))
-        except StoreError:
-            pass  # the loops say so
-        except Exception:
-            log.exception("bug", affected="presence")
 
 
 class Pace:

@@ -5,6 +5,7 @@ Refuses any interface but loopback.
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from random import Random
 from types import TracebackType
@@ -77,12 +78,11 @@ class Sandbox:
         return self._site_by_provider["metakeep"].url
 
     async def __aenter__(self) -> Self:
-        try:
+        async with AsyncExitStack() as started:
             for site in self._site_by_provider.values():
+                started.push_async_callback(site.stop)
                 await site.start()
-        except BaseException:
-            await self._stop()
-            raise
+            started.pop_all()
         return self
 
     async def __aexit__(

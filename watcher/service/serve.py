@@ -16,7 +16,7 @@ from pathlib import Path
 from watcher import signals
 from watcher.config import ConfigRefused, Finding, Loaded, load
 from watcher.environment import Environment
-from watcher.observe.log import configure, log
+from watcher.observe.log import configure, log, survived
 from watcher.pause import compute
 from watcher.printable import hide
 from watcher.run.worker import Worker
@@ -143,11 +143,9 @@ class _Signals:
         """Take every edit of the configuration's files for a SIGHUP."""
         while True:
             await asyncio.sleep(_FILE_LOOK_S)
-            try:
+            with survived("watch"):  # it must not end all looks to come
                 if await asyncio.to_thread(self._files.look):
                     self._wanted.set()
-            except Exception:  # must not end all looks to come
-                log.exception("bug", affected="watch")
 
     async def reload(self) -> None:
         """At each SIGHUP: validate whole, then swap, or keep the old configuration and say why."""
@@ -157,29 +155,29 @@ class _Signals:
             is_ready = self._worker.opened is not None
             if is_ready:
                 tell_reloading()
-            try:
-                await self._reload()
-            except Exception:  # a bug must not end all reloads to come
-                self._worker.liveness.is_reload_refused = True
-                log.exception("bug", affected="reload")
+            is_taken = False
+            with survived("reload"):  # a bug must not end all reloads to come
+                is_taken = await self._reload()
+            self._worker.liveness.is_reload_refused = not is_taken
             if is_ready:
                 tell_ready()
 
-    async def _reload(self) -> None:
+    async def _reload(self) -> bool:
+        """Read the files, and go by them or say why not; says which."""
         self._files.reading()
         try:
             # In a thread: 100,000 accounts take seconds, and leases do not wait.
             loaded, changed = await compute(self._load)
         except ConfigRefused as refused:
-            self._worker.liveness.is_reload_refused = True
             reasons = [str(mistake) for mistake in refused.mistakes[:_MOST_MISTAKES]]
             log.error("configuration.refused", mistakes=len(refused.mistakes), reasons=reasons)
             self._files.follow(refused.files or self._files.files)
-        else:
-            _tell_loaded(loaded)
-            _tell_changed(changed)
-            self._files.follow(loaded.files)
-            self._worker.reload(loaded.settings)
+            return False
+        _tell_loaded(loaded)
+        _tell_changed(changed)
+        self._files.follow(loaded.files)
+        self._worker.reload(loaded.settings)
+        return True
 
     def _load(self) -> tuple[Loaded, list[Change]]:
         loaded, before = load(self._path, os.environ, is_running=True), self._worker.settings

@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -65,13 +65,12 @@ class Embedded:
         with _usable(self.data_dir):
             make_private(self.data_dir)
             self._users = _open(self.data_dir / "users")
-        try:
+        async with AsyncExitStack() as begun:
+            begun.push_async_callback(self._leave)
             await self._share()
             self._shortcut = _shortcut_to(self.data_dir)
             await self.ensure()
-        except BaseException:
-            await self._leave()
-            raise
+            begun.pop_all()
         return self
 
     async def __aexit__(

@@ -5,8 +5,7 @@ Refuses to decide what to do meanwhile: whoever failed waits as long as it is to
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from watcher.observe.log import log
@@ -21,21 +20,6 @@ _QUIET_S = 2 * _PAUSES_S[-1] + 1
 answers all that concerns the rest: they are back when nobody failed for so long."""
 
 T = TypeVar("T")
-
-
-@contextmanager
-def survived(affected: str, **names: str | None) -> Iterator[None]:
-    """Let what is inside fail, as where a key in Redis is damaged: it is logged as a bug, and costs nothing
-    else.
-
-    What comes after it is what then holds. StoreError passes: that Redis is away concerns all, and heals.
-    """
-    try:
-        yield
-    except StoreError:
-        raise
-    except Exception:
-        log.exception("bug", affected=affected, **names)
 
 
 class StoreHealth:
