@@ -13,6 +13,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import click
 import pytest
@@ -29,6 +31,9 @@ from tests.support.servers import a_free_port, real_server
 from watcher.cli import group
 from watcher.config import load
 from watcher.delivery.signing import Signer
+from watcher.delivery.sink import Attempt
+from watcher.engine.breaker import Answer
+from watcher.journal.events import Delivery
 from watcher.providers.contract import Provider
 
 pytestmark = pytest.mark.slow
@@ -63,7 +68,7 @@ def scrapes(block: Block, folder: Path) -> None:
 
 
 def leads_to_the_listener(block: Block, _: Path) -> None:
-    """None of these proxies is started here; tests/page/test_page_behind_a_proxy.py does as they do."""
+    """None of these proxies is started here; tests/observe/test_page_behind_a_proxy.py does as they do."""
     assert "/watcher" in block.text
     assert "http" in block.text or "reverse_proxy" in block.text
     assert "127.0.0.1:8787" in block.text
@@ -370,6 +375,21 @@ def is_for_a_platform(block: Block, _: Path) -> None:
     assert_a_platform_takes_it(block.text)
 
 
+async def is_a_sink(block: Block, _: Path) -> None:
+    """It reads its service's answers, as the recipe says."""
+
+    async def post_message(_: object, body: bytes) -> tuple[bool, str | None, float | None]:
+        return (True, None, None) if body == b"good" else (False, "ratelimited", 3.0)
+
+    names: dict[str, Any] = {"Answer": Answer, "Attempt": Attempt, "post_message": post_message}
+    names["duration_ms"] = 7
+    exec(block.text, names)
+    target, sink = names["ChatTarget"](SimpleNamespace(name="chat")), names["ChatSink"]()
+    good = await sink.send(target, Delivery("evt_1", "total.increased", 1, b"good"), 1)
+    slow = await sink.send(target, Delivery("evt_1", "total.increased", 1, b"later"), 1)
+    assert (good.answer, slow.answer, slow.retry_after_s) == (Answer.DELIVERED, Answer.SLOW_DOWN, 3.0)
+
+
 TREATMENTS: Mapping[tuple[str, str], Callable[[Block, Path], Awaitable[None] | None]] = {
     ("sh", ".venv/bin/pip install -q"): is_what_ci_runs,
     ("", "─▶"): is_a_picture,
@@ -390,6 +410,7 @@ TREATMENTS: Mapping[tuple[str, str], Callable[[Block, Path], Awaitable[None] | N
     ("sh", "config set appendonly yes"): restores_redis,
     ("sh", "cp -a"): backs_the_private_server_up,
     ("console", ""): is_for_a_platform,
+    ("python", "class ChatSink"): is_a_sink,
     ("ini", "IPAddressDeny"): is_a_drop_in,
     ("yaml", "scrape_configs"): scrapes,
     ("caddy", ""): leads_to_the_listener,

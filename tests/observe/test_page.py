@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from tests.page.browser import PROGRAM, Browser, a_browser
+from tests.observe.browser import PROGRAM, Browser, a_browser
 from tests.support.builders import a_balance, a_row, a_snapshot, an_account
 from tests.support.rig import Rig, a_rig
 from tests.support.scraped import get, said

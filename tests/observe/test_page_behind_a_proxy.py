@@ -8,8 +8,8 @@ import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
-from tests.page.browser import PROGRAM, a_browser
-from tests.page.test_page import HTML, TOKEN, a_page, rig, some_books, state_of
+from tests.observe.browser import PROGRAM, a_browser
+from tests.observe.test_page import HTML, TOKEN, a_page, rig, some_books, state_of
 from tests.support.rig import Rig
 
 __all__ = ["rig"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import watcher
-from tests.logs.spoken_lines import Spoken, problems, spoken_in
+from tests.observe.spoken_lines import Spoken, problems, spoken_in
 from watcher.observe.catalogue import EVENTS, FIELD_MEANINGS, Line
 from watcher.observe.counters import Counters
 
