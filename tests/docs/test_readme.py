@@ -70,7 +70,7 @@ def test_the_table_of_log_events_is_the_catalogue() -> None:
     ]
 
 
-def test_the_map_names_rooms_that_exist() -> None:
-    rooms = [name for cells in rows_after("room") for name in re.findall(r"`([a-z_/.]+)`", cells[0])]
-    assert rooms
-    assert [name for name in rooms if not (ROOT / "watcher" / name).exists()] == []
+def test_the_map_names_packages_that_exist() -> None:
+    packages = [name for cells in rows_after("package") for name in re.findall(r"`([a-z_/.]+)`", cells[0])]
+    assert packages
+    assert [name for name in packages if not (ROOT / "watcher" / name).exists()] == []
