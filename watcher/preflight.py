@@ -12,11 +12,9 @@ from yarl import URL
 
 from watcher.delivery.egress import Policy, check_url
 from watcher.delivery.reach import Reached, reach
-from watcher.plurals import many
-from watcher.printable import printable
-from watcher.providers.contract import ErrorClass, Rejected
+from watcher.printable import many, printable
+from watcher.providers.contract import ErrorClass, Rejected, provider_class
 from watcher.providers.http import ProviderClient
-from watcher.providers.registry import provider_class
 from watcher.settings import AccountSettings, ProviderSettings, RedisSettings, Settings, SubscriptionSettings
 from watcher.store.address import safe_url
 from watcher.store.embedded import is_made

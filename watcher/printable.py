@@ -115,3 +115,8 @@ def _utc(value: datetime) -> str:
 
 def _key(key: object) -> str:
     return printable(key) if isinstance(key, str) else str(plain(key, 0))
+
+
+def many(count: int, noun: str, plural: str | None = None) -> str:
+    """Write `1 queue`, `2 queues`, `1,234 deliveries`."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

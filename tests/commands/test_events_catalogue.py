@@ -18,9 +18,8 @@ from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
 from watcher.journal.notices import paused
 from watcher.journal.step import go_stale
-from watcher.openapi import openapi
 from watcher.providers.contract import ErrorClass
-from watcher.schema import MODEL_BY_TYPE, Stale
+from watcher.schema import MODEL_BY_TYPE, Stale, openapi
 from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS
 from watcher.snapshot import Balance, Snapshot
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import watcher
-from watcher.plurals import many
+from watcher.printable import many
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from watcher import settings
 from watcher.fields import Amount, BaseUrl, Name, Network, parse_duration
-from watcher.providers.registry import PLACE_BY_KIND, provider_class
+from watcher.providers.contract import PLACE_BY_KIND, provider_class
 from watcher.settings import AccountSettings, LogSettings, ProviderSettings, Settings
 
 

@@ -7,7 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import watcher
-from watcher.providers.registry import PLACE_BY_KIND
+from watcher.providers.contract import PLACE_BY_KIND
 
 HOUSE = Path(watcher.__file__).parent
 

@@ -16,12 +16,12 @@ from tests.support.builders import SECRET
 from tests.support.fuzzing import damaged, damaged_bytes, damaged_text, fuzz, json_values, text_objects, texts
 from watcher.config import ConfigRefused, Finding, Loaded, load
 from watcher.config.files import interpolate
+from watcher.config.loading import as_toml, shown
 from watcher.config.looking import read_to_look
-from watcher.config.shown import as_toml, shown
 from watcher.delivery.egress import Policy
 from watcher.delivery.webhook import WebhookTarget
 from watcher.environment import Environment, NotSet
-from watcher.providers.registry import provider_class
+from watcher.providers.contract import provider_class
 
 CANARY = "canary-1f6b"
 ENVIRON = {"KEY": CANARY, "SECRET": SECRET, "PASSWORD": CANARY, "KEY_FILE": "/nowhere"}

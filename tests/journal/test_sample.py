@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.events_schema import assert_valid
 from watcher.amounts import to_atoms
-from watcher.journal.sample import SAMPLE, sample
+from watcher.journal.notices import SAMPLE, sample
 from watcher.schema import MODEL_BY_TYPE
 from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from watcher.observe.catalogue import FIELD_MEANINGS, Line
 from watcher.observe.throttle import Streak
-from watcher.service.changes import Change
+from watcher.service.serve import Change
 
 _LEVEL_BY_METHOD = {
     "debug": "debug",

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from tests.support.builders import an_account
 from tests.support.stores import ACCOUNT, NEIGHBOURS, Store, a_store
 from watcher.engine.dispatch import Room
-from watcher.engine.in_use import InUse
+from watcher.engine.loop import InUse
 from watcher.polling import work
 from watcher.polling.work import PollWork, ProviderPolls
 from watcher.settings import AccountSettings

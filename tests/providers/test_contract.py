@@ -25,9 +25,8 @@ from tests.support.provider_staging import (
     raw,
     silence,
 )
-from watcher.providers.contract import Provider, Rejected
+from watcher.providers.contract import PLACE_BY_KIND, Provider, Rejected, provider_class
 from watcher.providers.http import ProviderClient
-from watcher.providers.registry import PLACE_BY_KIND, provider_class
 from watcher.providers.strict_json import NotJson, parse
 from watcher.sandbox import FAULTS, ListedAsset, LoopringKnobs, Sandbox, World
 from watcher.settings import AccountSettings, ProviderSettings

@@ -7,7 +7,7 @@ from pydantic import SecretStr
 
 from tests.support.builders import a_provider, a_subscription, an_account, seconds
 from watcher.providers.loopring import LoopringAccount
-from watcher.service.changes import MOST_NAMES, Change, changes
+from watcher.service.serve import MOST_NAMES, Change, changes
 from watcher.settings import (
     AccountSettings,
     EgressSettings,

@@ -9,8 +9,7 @@ from typing import Any
 
 from watcher.commands._table import age_text
 from watcher.observe.views import TROUBLES
-from watcher.plurals import many
-from watcher.printable import printable
+from watcher.printable import many, printable
 from watcher.providers.contract import USABLE
 
 _MOST_NAMES = 6

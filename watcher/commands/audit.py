@@ -15,8 +15,7 @@ from watcher.commands._completing import names_of
 from watcher.commands._shared import look_options
 from watcher.commands._table import accounts_like, known, say_next
 from watcher.observe.tail import as_json
-from watcher.plurals import many
-from watcher.printable import printable
+from watcher.printable import many, printable
 
 if TYPE_CHECKING:
     from watcher.config.looking import Look

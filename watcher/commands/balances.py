@@ -12,8 +12,7 @@ from watcher.commands._completing import names_of
 from watcher.commands._shared import look_options
 from watcher.commands._table import Columns, accounts_like, age_text, known, moved_text, say_next
 from watcher.observe.tail import as_json
-from watcher.plurals import many
-from watcher.printable import printable
+from watcher.printable import many, printable
 
 if TYPE_CHECKING:
     from watcher.config.looking import Look

@@ -105,7 +105,7 @@ def _say_findings(severity: str, findings: Iterable["Finding"]) -> None:
 
 
 def _show(loaded: "Loaded", *, is_json: bool) -> None:
-    from watcher.config.shown import as_toml, shown
+    from watcher.config.loading import as_toml, shown
 
     tree = shown(loaded.settings)
     if is_json:

@@ -14,8 +14,7 @@ import click
 from watcher.commands._completing import accounts_option
 from watcher.commands._shared import look_options, parse_since, refuse_unknown, since_ms, since_option
 from watcher.commands._table import known, moved_text, say_json, say_next
-from watcher.plurals import many
-from watcher.printable import printable
+from watcher.printable import many, printable
 
 if TYPE_CHECKING:
     from watcher.config.looking import Look

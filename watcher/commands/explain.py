@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from watcher.commands._table import moved_text, say_json, say_next
-from watcher.plurals import many
-from watcher.printable import printable
+from watcher.printable import many, printable
 
 if TYPE_CHECKING:
     from watcher.journal.account import Advance

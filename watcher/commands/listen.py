@@ -6,8 +6,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from watcher.plurals import many
-from watcher.printable import printable
+from watcher.printable import many, printable
 
 if TYPE_CHECKING:
     from watcher.receiver import Receipt

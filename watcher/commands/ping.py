@@ -85,7 +85,7 @@ async def _ping(
     from watcher.delivery.egress import Policy
     from watcher.delivery.webhook import WebhookSink, WebhookTarget
     from watcher.journal.events import Delivery
-    from watcher.journal.sample import sample
+    from watcher.journal.notices import sample
 
     egress = settings.egress
     policy = Policy(allow=egress.allow, allow_http=egress.allow_http, nat64=egress.nat64)

@@ -17,8 +17,7 @@ from watcher.commands._shared import (
     subscription_named,
 )
 from watcher.commands._table import say_json, say_next
-from watcher.plurals import many
-from watcher.printable import printable
+from watcher.printable import many, printable
 
 if TYPE_CHECKING:
     from watcher.delivery.resend import Resent

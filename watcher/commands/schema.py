@@ -11,7 +11,7 @@ from watcher.commands._table import say_next
 @click.argument("what", type=click.Choice(["events"]))
 def command(*, what: str) -> None:
     """Print the catalogue of events as an OpenAPI 3.1 document: one webhook per type."""
-    from watcher.openapi import openapi
+    from watcher.schema import openapi
 
     assert what == "events"
     click.echo(json.dumps(openapi(), indent=2))

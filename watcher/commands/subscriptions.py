@@ -10,8 +10,7 @@ import click
 from watcher.commands._completing import names_of
 from watcher.commands._shared import Unknown, look_options, subscription_named
 from watcher.commands._table import age_text, say_json, say_next
-from watcher.plurals import many
-from watcher.printable import printable
+from watcher.printable import many, printable
 
 if TYPE_CHECKING:
     from watcher.config.looking import Look

@@ -15,8 +15,7 @@ from watcher.config.sections import Providers
 from watcher.config.tables import Names, listed_tables, settings_of
 from watcher.environment import Environment
 from watcher.fields import parse_duration
-from watcher.providers.contract import Provider
-from watcher.providers.registry import PLACE_BY_KIND, provider_class
+from watcher.providers.contract import PLACE_BY_KIND, Provider, provider_class
 from watcher.settings import AccountSettings
 
 _SHORTEST_INTERVAL = timedelta(seconds=1)

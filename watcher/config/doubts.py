@@ -11,7 +11,7 @@ from watcher.config.accounts import Accounts
 from watcher.config.findings import Entry, Findings, Key, did_you_mean
 from watcher.config.sections import Providers
 from watcher.config.tables import EVENTS, is_glob, leftover_flaw, matches
-from watcher.plurals import many
+from watcher.printable import many
 from watcher.providers.contract import USABLE, Provider, requests_needed
 from watcher.settings import AccountSettings, EgressSettings
 from watcher.snapshot import asset_id

@@ -3,9 +3,15 @@
 Refuses to stop at the first mistake, and to give a part of a configuration as if it were all of it.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, SecretStr
 
 from watcher.config.accounts import read_accounts
 from watcher.config.doubts import (
@@ -20,6 +26,7 @@ from watcher.config.files import find, read_toml
 from watcher.config.findings import ConfigRefused, Entry, Finding, Findings
 from watcher.config.sections import read_providers, read_sections
 from watcher.config.subscriptions import read_subscriptions
+from watcher.config.tables import MASK
 from watcher.environment import Environment
 from watcher.printable import hide
 from watcher.settings import (
@@ -27,9 +34,11 @@ from watcher.settings import (
     LogSettings,
     RedisSettings,
     Settings,
+    SubscriptionSettings,
     WorkerSettings,
     secrets_of,
 )
+from watcher.store.address import safe_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +105,102 @@ def read_settings(document: Entry, environment: Environment, findings: Findings)
         account_by_name=accounts.by_name,
         subscription_by_name=subscriptions.by_name,
     )
+
+
+_UNITS = (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1))
+
+
+def shown(settings: Settings) -> dict[str, Any]:
+    """Give the configuration in the shape of its file, as plain values without a secret."""
+    return {
+        "redis": _plain(settings.redis),
+        "worker": _plain(settings.worker),
+        "log": _plain(settings.log),
+        "egress": _plain(settings.egress),
+        "providers": {
+            name: _without_name(_plain(provider)) for name, provider in settings.provider_by_name.items()
+        },
+        "accounts": [_plain(account) for account in settings.account_by_name.values()],
+        "subscriptions": [_plain(subscription) for subscription in settings.subscription_by_name.values()],
+    }
+
+
+def as_toml(tree: Mapping[str, Any]) -> Iterator[str]:
+    """Write what `shown` gives as lines of TOML."""
+    for name, value in tree.items():
+        if isinstance(value, list):
+            for table in value:
+                yield from _table(f"[[{name}]]", table)
+        elif name == "providers":
+            for provider, table in value.items():
+                yield from _table(f"[providers.{_key(provider)}]", table)
+        else:
+            yield from _table(f"[{name}]", value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        fields = {name: _plain(getattr(value, name)) for name in type(value).model_fields}
+        return {name: field for name, field in (fields | _masked(value)).items() if field is not None}
+    if isinstance(value, SecretStr):
+        return MASK
+    if isinstance(value, timedelta):
+        return _duration(value)
+    if isinstance(value, dict):
+        return {name: _plain(field) for name, field in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _masked(model: BaseModel) -> dict[str, Any]:
+    """Give the fields of a model of which a part may be seen, or of which the type does not tell."""
+    if isinstance(model, RedisSettings):
+        return {"url": safe_url(model.url.get_secret_value())}
+    if isinstance(model, SubscriptionSettings):
+        return {
+            "url": _origin(model.url.get_secret_value()) + MASK,
+            "headers": dict.fromkeys(model.headers, MASK),
+        }
+    return {}
+
+
+def _origin(url: str) -> str:
+    """Scheme and host: the rest of a subscriber's URL often is a token."""
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return ""
+    return f"{parts.scheme}://{parts.hostname}{port}/" if parts.hostname else ""
+
+
+def _without_name(provider: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in provider.items() if key != "name"}
+
+
+def _duration(value: timedelta) -> str:
+    whole_ms = round(value / timedelta(milliseconds=1))
+    unit, size = next(((unit, size) for unit, size in _UNITS if whole_ms % size == 0))
+    return f"{whole_ms // size}{unit}" if whole_ms else "0s"
+
+
+def _table(header: str, table: Mapping[str, Any]) -> Iterator[str]:
+    yield header
+    for name, value in table.items():
+        yield f"{_key(name)} = {_value(value)}"
+    yield ""
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict) and value:
+        return "{ " + ", ".join(f"{_key(name)} = {_value(item)}" for name, item in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    # JSON's numbers, truth values and quotes are TOML's too; what a terminal might obey is escaped.
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in text)
+
+
+def _key(name: str) -> str:
+    return name if name.isascii() and name.replace("-", "").replace("_", "").isalnum() else _value(name)

@@ -15,8 +15,7 @@ from watcher.config.tables import (
     settings_of,
 )
 from watcher.environment import Environment
-from watcher.providers.contract import Provider
-from watcher.providers.registry import PLACE_BY_KIND, provider_class
+from watcher.providers.contract import PLACE_BY_KIND, Provider, provider_class
 from watcher.settings import EgressSettings, LogSettings, ProviderSettings, RedisSettings, WorkerSettings
 
 SECTIONS = ("redis", "worker", "log", "egress", "providers", "accounts", "accounts_file", "subscriptions")

@@ -12,7 +12,7 @@ import secrets as chance
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from watcher.plurals import many
+from watcher.printable import many
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from watcher.amounts import to_text
 from watcher.journal.explain import NOTHING, Vector, in_atoms
-from watcher.plurals import many
+from watcher.printable import many
 from watcher.receive import Event
 from watcher.receiver import Receipt
 from watcher.snapshot import Balance

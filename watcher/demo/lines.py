@@ -12,7 +12,7 @@ import click
 
 from watcher.demo.judge import Heard, Made, Verdict
 from watcher.demo.stage import NAME_BY_ACCOUNT, Scene, Stage
-from watcher.plurals import many
+from watcher.printable import many
 from watcher.receiver import Receipt
 from watcher.sandbox import Holding, ListedAsset, Move, Step
 from watcher.sandbox.loopring import BALANCES

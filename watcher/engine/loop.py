@@ -1,7 +1,7 @@
 """Runs what falls due: looks, claims where there is room, works, and goes on until it is stopped.
 
-The one loop for polls and deliveries. What is unplanned ends here, and only here: it is logged as a bug, and
-costs the piece of work that it came from.
+The one loop for polls and deliveries. What is unplanned ends here: it is logged as a bug, and costs the piece
+of work that it came from.
 """
 
 import asyncio
@@ -9,6 +9,8 @@ import itertools
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from watcher.engine.dispatch import Claim, Dispatch, Key, Kind, Room
@@ -18,6 +20,37 @@ from watcher.store.exceptions import StoreError
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS
 from watcher.store.schedule import DueIndex, Lease
+
+
+class InUse:
+    """Counts the work that uses a client: `async with` around each use. Once it is retired and not used any
+    more, it is closed, and no longer among the ones that are `still_open`."""
+
+    def __init__(self, stack: AsyncExitStack, still_open: set[AsyncExitStack] | None = None) -> None:
+        self._stack = stack
+        self._still_open = {stack} if still_open is None else still_open
+        self._users = 0
+        self._is_retired = False
+
+    async def __aenter__(self) -> None:
+        self._users += 1
+
+    async def __aexit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        self._users -= 1
+        await self._close_if_unused()
+
+    async def retire(self) -> None:
+        """Close it, now or at the end of the last use."""
+        self._is_retired = True
+        await self._close_if_unused()
+
+    async def _close_if_unused(self) -> None:
+        if self._is_retired and not self._users:
+            self._still_open.discard(self._stack)
+            await self._stack.aclose()
+
 
 LOOK_S = 0.05
 """Between two looks: how late work may start that another worker made due, or did not get to."""

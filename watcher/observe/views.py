@@ -12,8 +12,7 @@ from watcher.journal.events import iso, streak
 from watcher.journal.explain import in_atoms, in_text
 from watcher.polling.report import STALE_INTERVALS
 from watcher.printable import printable
-from watcher.providers.contract import PERMANENT, requests_needed, todo
-from watcher.providers.registry import provider_class
+from watcher.providers.contract import PERMANENT, provider_class, requests_needed, todo
 from watcher.run.worker import Opened, Worker
 from watcher.settings import AccountSettings, Settings
 from watcher.store.breakers import Breaker, Breakers

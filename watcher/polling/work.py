@@ -9,8 +9,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from watcher.engine.dispatch import Claim, Room
-from watcher.engine.in_use import InUse
-from watcher.engine.loop import Claimed
+from watcher.engine.loop import Claimed, InUse
 from watcher.observe.log import log
 from watcher.pause import pause
 from watcher.polling.poll import ALONE, Neighbours, Poller

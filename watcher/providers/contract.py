@@ -5,8 +5,10 @@ Refuses to do I/O: a provider only describes requests and reads answers; `client
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 
 from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Asset, Snapshot
@@ -146,3 +148,16 @@ USABLE = 0.95
 def requests_needed(provider: Provider, accounts: Iterable[AccountSettings]) -> float:
     """Say how many requests a second these accounts need: one poll an interval, if nothing is pending."""
     return sum(len(provider.requests(account)) / account.interval.total_seconds() for account in accounts)
+
+
+PLACE_BY_KIND = {
+    "loopring": "watcher.providers.loopring:Loopring",
+    "metakeep": "watcher.providers.metakeep:MetaKeep",
+}
+
+
+@cache
+def provider_class(kind: str) -> type[Provider]:
+    """Import the class that reads a listed kind. Raises KeyError for any other."""
+    module, _, name = PLACE_BY_KIND[kind].partition(":")
+    return cast(type[Provider], getattr(import_module(module), name))

@@ -13,17 +13,16 @@ from watcher.delivery.sink import Attempt
 from watcher.delivery.webhook import WebhookSink, WebhookTarget
 from watcher.delivery.work import DeliveryWork
 from watcher.engine.dispatch import Key
-from watcher.engine.in_use import InUse
-from watcher.engine.loop import Loop
+from watcher.engine.loop import InUse, Loop
 from watcher.journal.events import Delivery
 from watcher.journal.interest import Interest
 from watcher.journal.notices import paused
 from watcher.observe.counters import Counters
 from watcher.polling.poll import Poller
 from watcher.polling.work import PollWork, ProviderPolls
+from watcher.providers.contract import provider_class
 from watcher.providers.http import CONNECTIONS as MOST_OF_A_PROVIDER
 from watcher.providers.http import ProviderClient
-from watcher.providers.registry import provider_class
 from watcher.resolver import CurrentResolver
 from watcher.run.agreement import Agreement
 from watcher.settings import AccountSettings, ProviderSettings, Settings

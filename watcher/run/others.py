@@ -6,8 +6,8 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from watcher.pause import compute
+from watcher.providers.contract import provider_class
 from watcher.providers.http import source_of
-from watcher.providers.registry import provider_class
 from watcher.run.members import Present
 from watcher.settings import Settings
 from watcher.store.members import Configurations, Fingerprint, Mark

@@ -1,17 +1,9 @@
 """MetaKeep's simulator: coin balances, as PROVIDERS, section B, has them."""
 
-import base64
-import binascii
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any, NamedTuple, NoReturn
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.hashes import SHA256
 
 from watcher.sandbox.answers import Answer, Call, Declined, Fault, Reply
 from watcher.sandbox.book import NOTHING, Account, Holding, ListedAsset
@@ -19,33 +11,7 @@ from watcher.sandbox.knobs import MetakeepKnobs, Replicas
 from watcher.sandbox.simulator import arrange
 from watcher.sandbox.world import World
 
-SKEW_MS = 60_000
 """A timestamp further than a minute from the server's time is no good."""
-
-
-def is_signed(call: Call, *, now_ms: int) -> bool:
-    """Say whether X-Api-Signature fits the call and its x-api-key, which is a compressed P-256 point."""
-    timestamp = call.headers.get("X-Timestamp", "")
-    if not (timestamp.isascii() and timestamp.isdecimal() and abs(int(timestamp) - now_ms) <= SKEW_MS):
-        return False
-    try:
-        point = base64.b64decode(call.headers.get("x-api-key", ""), validate=True)
-        signature = base64.b64decode(call.headers.get("X-Api-Signature", ""), validate=True)
-        key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
-        r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
-        key.verify(encode_dss_signature(r, s), digest(call), ec.ECDSA(SHA256()))
-    except (binascii.Error, ValueError, InvalidSignature):
-        return False
-    return len(signature) == 64
-
-
-def digest(call: Call) -> bytes:
-    """Hash what is signed; it is hashed once more when it is signed, as the provider's sample does."""
-    lines = [call.host, call.method, call.path]
-    if "Idempotency-Key" in call.headers:
-        lines.append(f"Idempotency-Key:{call.headers['Idempotency-Key']}")
-    lines.append(f"X-Timestamp:{call.headers.get('X-Timestamp', '')}")
-    return hashlib.sha256("\n".join(lines).encode() + b"\n" + call.body).digest()
 
 
 BALANCE = "/v2/app/coin/balance"
@@ -129,7 +95,7 @@ class Metakeep:
         has_one = "X-Api-Signature" in call.headers
         if self.knobs.signatures == "ignored" or (self.knobs.signatures == "checked" and not has_one):
             return True
-        from watcher.sandbox.metakeep import is_signed  # needs an optional extra
+        from watcher.sandbox.metakeep_signature import is_signed  # needs an optional extra
 
         return is_signed(call, now_ms=self._now_ms())
 

@@ -1,7 +1,4 @@
-"""The worker as a process: its event loop, its signals, its log, its exit code.
-
-Refuses to know how the work is done (`worker` does).
-"""
+"""The worker as a process: its event loop, its signals, its log, its exit code; and what a reload changed."""
 
 import asyncio
 import gc
@@ -10,8 +7,10 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from watcher import signals
 from watcher.config import ConfigRefused, Finding, Loaded, load
@@ -20,10 +19,65 @@ from watcher.observe.log import configure, log, survived
 from watcher.pause import compute
 from watcher.printable import hide
 from watcher.run.worker import Worker
-from watcher.service.changes import NOT_RELOADED, Change, changes
 from watcher.service.exposure import Exposure, FileWatch, exposed, tell_ready, tell_reloading, tell_stopping
+from watcher.settings import Section, Settings
 from watcher.store.errors import DamagedKey
 from watcher.store.exceptions import StoreError
+
+MOST_NAMES = 8
+
+NOT_RELOADED = ("redis", "log")
+"""What a worker reads at its start only."""
+
+
+class Change(NamedTuple):
+    """What differs in one section, and the first names: `+new`, `-gone`, `treasury: interval`."""
+
+    section: str
+    added: int
+    removed: int
+    changed: int
+    names: tuple[str, ...]
+
+
+def changes(before: Settings, after: Settings) -> list[Change]:
+    """Compare section by section; those that are alike are left out."""
+    pairs: Mapping[str, tuple[Mapping[str, Section], Mapping[str, Section]]] = {
+        "settings": (_single(before), _single(after)),
+        "providers": (before.provider_by_name, after.provider_by_name),
+        "accounts": (before.account_by_name, after.account_by_name),
+        "subscriptions": (before.subscription_by_name, after.subscription_by_name),
+    }
+    found = [_change(section, old, new) for section, (old, new) in pairs.items()]
+    return [change for change in found if change.names]
+
+
+def _single(settings: Settings) -> Mapping[str, Section]:
+    """The sections of which there is one each, by name."""
+    return {name: part for name, part in settings if isinstance(part, Section)}
+
+
+def _change(section: str, before: Mapping[str, Section], after: Mapping[str, Section]) -> Change:
+    added = [name for name in after if name not in before]
+    removed = [name for name in before if name not in after]
+    changed = [name for name, part in after.items() if name in before and before[name] != part]
+    names = _names(
+        added, removed, {name: _fields(before[name], after[name]) for name in changed[:MOST_NAMES]}
+    )
+    return Change(section, len(added), len(removed), len(changed), tuple(islice(names, MOST_NAMES)))
+
+
+def _names(added: list[str], removed: list[str], changed: Mapping[str, str]) -> Iterator[str]:
+    yield from (f"{name}: {fields}" for name, fields in changed.items())
+    yield from (f"+{name}" for name in added)
+    yield from (f"-{name}" for name in removed)
+
+
+def _fields(before: Section, after: Section) -> str:
+    """Name the keys that differ. A key that one of them lacks, as another kind may, is not set there."""
+    old, new = dict(before), dict(after)
+    return ", ".join(name for name in {**old, **new} if old.get(name) != new.get(name))
+
 
 EXIT_NO = 1
 _HASTE_AFTER_S = {signal.SIGINT: 0.01, signal.SIGTERM: 5.0}
