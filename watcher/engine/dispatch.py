@@ -6,7 +6,7 @@ deliveries: a key is what falls due under one name, in up to 16 shards.
 
 import heapq
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -82,6 +82,7 @@ class Dispatch:
         self._woken: deque[Key] = deque()
         self._ready: deque[Key] = deque()
         self._timers: list[tuple[float, Key]] = []
+        self._in_flight: Counter[Kind] = Counter()
 
     def due(self, key: Key, shard: int, since: float, now: float) -> None:
         """Note that work may be due at a shard, `since` then: the index names it."""
@@ -174,11 +175,13 @@ class Dispatch:
     def began(self, key: Key) -> None:
         """Note that something is in hand."""
         self._lines[key].in_flight += 1
+        self._in_flight[key.kind] += 1
 
     def ended(self, key: Key, shard: int, now: float, *, is_more: bool = False) -> None:
         """Note that something in hand has ended; `is_more`: more is due at its shard."""
         line = self._lines[key]
         line.in_flight -= 1
+        self._in_flight[key.kind] -= 1
         if line.is_full:
             line.not_before, line.is_full = 0.0, False
         if is_more:
@@ -194,7 +197,7 @@ class Dispatch:
         return self._line(key).in_flight
 
     def in_flight_of(self, kind: Kind) -> int:
-        return sum(line.in_flight for key, line in self._lines.items() if key.kind == kind)
+        return self._in_flight[kind]
 
     @property
     def is_idle(self) -> bool:

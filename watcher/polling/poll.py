@@ -134,131 +134,8 @@ class Asker:
             )
 
 
-class Commits:
-    """The commits of one provider. `wake(shard, subscription)` is called for every queue made due."""
-
-    def __init__(
-        self, provider: str, polls: Polls, notes: PollNotes, *, wake: Callable[[int, str], None]
-    ) -> None:
-        self.provider = provider
-        self._polls = polls
-        self._notes = notes
-        self._wake = wake
-
-    async def write(
-        self,
-        account: AccountSettings,
-        lease: Lease,
-        state: AccountState | None,
-        step: Step,
-        *,
-        due_ms: float,
-        is_good: bool = True,
-    ) -> Reply:
-        """Commit a step, and say and deliver what it tells."""
-        reply, pushed_out = await self._polls.commit(
-            Commit(
-                account=account.name,
-                provider=self.provider,
-                lease=lease,
-                expected_version=state.version if state else "",
-                state=step.state,
-                due_ms=due_ms,
-                is_good=is_good,
-                log=step.log,
-                deliveries=step.deliveries,
-            )
-        )
-        if reply in (Reply.DONE, Reply.DONE_BEFORE):
-            self._notes.committed(account, step, pushed_out)
-            for subscription in step.deliveries:
-                self._wake(shard_of(account.name), subscription)
-        return reply
-
-
 _QUARANTINE_MS = (300_000,)
 """How often a damaged state is looked at again, in case that somebody mended it."""
-
-
-class Setbacks:
-    """The void polls of one provider. `probe_account`: the account that asks for all of them whether it is
-    back."""
-
-    def __init__(
-        self,
-        polls: Polls,
-        commits: Commits,
-        interest: Interest,
-        notes: PollNotes,
-        *,
-        now_ms: Callable[[], int],
-    ) -> None:
-        self.causes = Causes(commits.provider, is_refused=partial(polls.is_failing, commits.provider))
-        self._provider = commits.provider
-        self._polls = polls
-        self._commits = commits
-        self._interest = interest
-        self._notes = notes
-        self.probe_account = ""
-        self._now_ms = now_ms
-        self.silence = Silence(self._provider)
-
-    async def refused(
-        self, account: AccountSettings, lease: Lease, refused: Rejected, started: float
-    ) -> None:
-        """Let a refused account wait, and all of them where the provider asks for it."""
-        self.causes.struck(account.name, refused)
-        await self._notice_silence(account, lease, refused)
-        if refused.error_class == "rate" and refused.retry_after_s:
-            await self._polls.take_turns(
-                self._provider, 0, spacing_ms=0, not_before_ms=1000 * refused.retry_after_s
-            )
-        postponed = await self._polls.postpone(
-            self._provider,
-            lease,
-            why=f"{refused.error_class} {refused.reason}",
-            at_least_ms=int(1000 * (refused.retry_after_s or 0)),
-            waits_ms=waits_ms(
-                account,
-                refused.error_class,
-                is_probe_account=account.name == self.probe_account,
-                chance=random.random(),
-            ),
-        )
-        self._notes.refused(account, refused, postponed, started)
-
-    async def quarantined(
-        self, account: AccountSettings, lease: Lease, damage: BadState, started: float
-    ) -> None:
-        """Leave an account alone whose state cannot be read."""
-        await self._polls.postpone(
-            self._provider, lease, why=f"quarantined {damage}", at_least_ms=0, waits_ms=_QUARANTINE_MS
-        )
-        self._notes.quarantined(account, damage, started)
-
-    async def _notice_silence(self, account: AccountSettings, lease: Lease, refused: Rejected) -> None:
-        """Tell once that an account has had no good poll for too long. Its lease stays for what follows."""
-        state = await self._polls.read_state(account.name)
-        now_ms = self._now_ms()
-        since_ms = self.silence.since_ms(account, state.polled_at_ms if state else 0, now_ms)
-        if since_ms is None:
-            return
-        if state and state.stale_since_ms:
-            self.silence.still_stale(account, refused.reason, now_ms - state.stale_since_ms)
-            return
-        step = go_stale(
-            state,
-            Origin(account.name, self._provider, state.sequence if state else 0, since_ms, now_ms),
-            refused.error_class,
-            refused.reason,
-            interest=self._interest,
-            version=secrets.token_hex(8),
-            now_ms=now_ms,
-        )
-        reply = await self._commits.write(account, lease, state, step, due_ms=lease.deadline, is_good=False)
-        if reply is Reply.DONE:
-            self.silence.went_stale(account, refused.reason)
-
 
 _LEASE_MARGIN_S = 15
 """A lease outlasts the longest poll by the longest wait for a turn, and some."""
@@ -298,22 +175,19 @@ class Poller:
         self._polls = polls
         self._interest = interest
         self._notes = PollNotes(settings.name, counters)
-        self._commits = Commits(settings.name, polls, self._notes, wake=wake)
-        self._setbacks = Setbacks(polls, self._commits, interest, self._notes, now_ms=now_ms)
         self._now_ms = now_ms
+        self._wake = wake
         self._rules = Rules(settings.withdrawals, settings.settle_polls)
         self._settled: dict[str, Settled] = {}
-        self.silence, self.causes = self._setbacks.silence, self._setbacks.causes
-        self._asker = Asker(
-            settings.name,
-            client,
-            is_failing=partial(polls.is_failing, settings.name),
-        )
+        is_failing = partial(polls.is_failing, settings.name)
+        self.causes = Causes(settings.name, is_refused=is_failing)
+        self.silence = Silence(settings.name)
+        self._asker = Asker(settings.name, client, is_failing=is_failing)
 
     def follow(self, *, most_requests: int, probe_account: str) -> None:
         """Go by other accounts from now on: of which none takes more requests, and one probes for all."""
         self.most_requests = most_requests
-        self._asker.probe_account = self._setbacks.probe_account = probe_account
+        self._asker.probe_account = probe_account
 
     def forget(self, account: str) -> None:
         """Take the next answer of an account for a new one: what it is configured to be has changed."""
@@ -357,19 +231,19 @@ class Poller:
             try:
                 bodies = await self._asker.ask(account)
                 is_taken = await self._take(account, lease, bodies, started)
-            except Rejected as refused:
-                await self._setbacks.refused(account, lease, refused, started)
-                if isinstance(refused, NotAsked) and not await self._asker.is_probe_failing():
-                    # It ended meanwhile, and whoever made everybody due came before this one was postponed.
+            except Rejected as rejected:
+                await self._reject(account, lease, rejected, started)
+                if isinstance(rejected, NotAsked) and not await self._asker.is_probe_failing():
+                    # It ended meanwhile, and the worker that made all due came before this one was postponed.
                     await self.make_due(shard_of(account.name))
             if self._asker.is_back():
                 await self.make_due(*range(SHARDS))
         except BadState as damage:
-            await self._setbacks.quarantined(account, lease, damage, started)
+            await self._quarantine(account, lease, damage, started)
         return is_taken
 
     async def make_due(self, *shards: int) -> None:
-        """Let accounts wait no longer whose polls were refused. The rate limit spreads the polls."""
+        """Let accounts wait no longer whose polls were rejected. The rate limit spreads the polls."""
         for shard in shards:
             await self._polls.make_due(self.settings.name, shard, lease_ms=self.lease_ms)
 
@@ -395,7 +269,7 @@ class Poller:
         watched = {watch.threshold.asset for watch in watches}
         snapshot = await self._client.add_zeros(snapshot, watched)
         reading = Reading(account.name, self.settings.name, source, snapshot, observed_ms)
-        return await self._advance(account, lease, state, reading, digest, started)
+        return await self._advance(account, lease, state, reading, digest, watches, started)
 
     async def _advance(
         self,
@@ -404,17 +278,27 @@ class Poller:
         state: AccountState | None,
         reading: Reading,
         digest: bytes,
+        watches: tuple[Watch, ...],
         started: float,
     ) -> bool:
         """Move the state on to a reading; where another worker was faster, from what it left."""
         for is_last in (False, False, True):  # losing to another worker three times is no accident
-            step = self._step(state, reading)
-            after = step.state if step else state or _never()
-            settled = Settled(
-                digest, after.version, wait_s(account, after), self._interest.watches(account.name)
+            step = diff(
+                state,
+                reading,
+                rules=self._rules,
+                interest=self._interest,
+                version=secrets.token_hex(8),
+                now_ms=self._now_ms(),
             )
+            assert step or state, "without a state, a reading is a baseline"
+            after: AccountState = step.state if step else state  # type: ignore[assignment]  # asserted above
+            settled = Settled(digest, after.version, wait_s(account, after), watches)
             if step:
-                reply = await self._commit(account, lease, state, step)
+                wait_ms = spread_ms(wait_s(account, after), random.random())
+                reply = await self._write(account, lease, state, step, due_ms=self._now_ms() + wait_ms)
+                if state and state.stale_since_ms and reply is Reply.DONE:
+                    self.silence.recovered(account, self._now_ms() - state.stale_since_ms)
             else:
                 reply = await self._touch(account, lease, settled, reading.observed_ms)
             if is_last or reply is not Reply.MOVED_ON:
@@ -430,25 +314,6 @@ class Poller:
             entry.held_polls or entry.suspect or (self._client.lists_assets and entry.asset.decimals is None)
             for entry in state.entry_by_asset.values()
         )
-
-    def _step(self, state: AccountState | None, reading: Reading) -> Step | None:
-        return diff(
-            state,
-            reading,
-            rules=self._rules,
-            interest=self._interest,
-            version=secrets.token_hex(8),
-            now_ms=self._now_ms(),
-        )
-
-    async def _commit(
-        self, account: AccountSettings, lease: Lease, state: AccountState | None, step: Step
-    ) -> Reply:
-        wait_ms = spread_ms(wait_s(account, step.state), random.random())
-        reply = await self._commits.write(account, lease, state, step, due_ms=self._now_ms() + wait_ms)
-        if state and state.stale_since_ms and reply is Reply.DONE:
-            self.silence.recovered(account, self._now_ms() - state.stale_since_ms)
-        return reply
 
     async def _touch(
         self, account: AccountSettings, lease: Lease, settled: Settled, observed_ms: int
@@ -469,6 +334,88 @@ class Poller:
         await self.causes.good(account.name)
         return reply in (Reply.DONE, Reply.DONE_BEFORE)
 
+    async def _write(
+        self,
+        account: AccountSettings,
+        lease: Lease,
+        state: AccountState | None,
+        step: Step,
+        *,
+        due_ms: float,
+        is_good: bool = True,
+    ) -> Reply:
+        """Commit a step; report it, and wake the queues that it fills."""
+        reply, pushed_out = await self._polls.commit(
+            Commit(
+                account=account.name,
+                provider=self.settings.name,
+                lease=lease,
+                expected_version=state.version if state else "",
+                state=step.state,
+                due_ms=due_ms,
+                is_good=is_good,
+                log=step.log,
+                deliveries=step.deliveries,
+            )
+        )
+        if reply in (Reply.DONE, Reply.DONE_BEFORE):
+            self._notes.committed(account, step, pushed_out)
+            for subscription in step.deliveries:
+                self._wake(shard_of(account.name), subscription)
+        return reply
 
-def _never() -> AccountState:
-    raise AssertionError("without a state, a reading is a baseline")
+    async def _reject(
+        self, account: AccountSettings, lease: Lease, rejected: Rejected, started: float
+    ) -> None:
+        """Let an account wait whose poll was rejected, and all of them where the provider asks for it."""
+        self.causes.struck(account.name, rejected)
+        await self._notice_silence(account, lease, rejected)
+        if rejected.error_class == "rate" and rejected.retry_after_s:
+            await self._polls.take_turns(
+                self.settings.name, 0, spacing_ms=0, not_before_ms=1000 * rejected.retry_after_s
+            )
+        postponed = await self._polls.postpone(
+            self.settings.name,
+            lease,
+            why=f"{rejected.error_class} {rejected.reason}",
+            at_least_ms=int(1000 * (rejected.retry_after_s or 0)),
+            waits_ms=waits_ms(
+                account,
+                rejected.error_class,
+                is_probe_account=account.name == self._asker.probe_account,
+                chance=random.random(),
+            ),
+        )
+        self._notes.refused(account, rejected, postponed, started)
+
+    async def _notice_silence(self, account: AccountSettings, lease: Lease, rejected: Rejected) -> None:
+        """Report once that an account has had no successful poll for too long. Its lease stays meanwhile."""
+        state = await self._polls.read_state(account.name)
+        now_ms = self._now_ms()
+        since_ms = self.silence.since_ms(account, state.polled_at_ms if state else 0, now_ms)
+        if since_ms is None:
+            return
+        if state and state.stale_since_ms:
+            self.silence.still_stale(account, rejected.reason, now_ms - state.stale_since_ms)
+            return
+        step = go_stale(
+            state,
+            Origin(account.name, self.settings.name, state.sequence if state else 0, since_ms, now_ms),
+            rejected.error_class,
+            rejected.reason,
+            interest=self._interest,
+            version=secrets.token_hex(8),
+            now_ms=now_ms,
+        )
+        reply = await self._write(account, lease, state, step, due_ms=lease.deadline, is_good=False)
+        if reply is Reply.DONE:
+            self.silence.went_stale(account, rejected.reason)
+
+    async def _quarantine(
+        self, account: AccountSettings, lease: Lease, damage: BadState, started: float
+    ) -> None:
+        """Leave an account alone whose state cannot be read."""
+        await self._polls.postpone(
+            self.settings.name, lease, why=f"quarantined {damage}", at_least_ms=0, waits_ms=_QUARANTINE_MS
+        )
+        self._notes.quarantined(account, damage, started)
