@@ -32,13 +32,13 @@ COMMANDS_BY_PURPOSE: Mapping[str, Mapping[str, str]] = {
         "check": "Find every mistake in the configuration, before it runs.",
     },
     "The worker": {
-        "run": "Poll, compare and deliver, until told to stop.",
+        "run": "Poll, compare and deliver, until it is told to stop.",
         "health": "Say whether a worker lives, by the exit code.",
     },
     "Look": {
         "status": "How everything stands, on one screen.",
         "balances": "The last accepted balances, and what is held of them.",
-        "events": "What was told, from the event log.",
+        "events": "What was emitted, from the event log.",
         "deliveries": "What waits, what was given up, what was tried.",
         "subscriptions": "How subscriptions stand; pause and resume them.",
         "tail": "Structured log lines, for people, with filters.",

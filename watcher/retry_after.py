@@ -1,4 +1,4 @@
-"""Reads a Retry-After header: how long the other side wishes to be left alone. Refuses to believe it all."""
+"""Reads a Retry-After header: for how long the other side asks not to be asked again, within reason."""
 
 import re
 from datetime import UTC, datetime

@@ -53,7 +53,7 @@ class Effect(Part):
 
 
 class Balance(Part):
-    """What the events so far say. Below zero for a moment where half of a movement is not told yet."""
+    """What the events so far say. Below zero for a moment where half of a movement is not emitted yet."""
 
     total: Amount = Field(description="settled funds, `locked` included, pendings excluded")
     locked: Amount

@@ -133,7 +133,7 @@ def test_an_audit_tells_a_few_findings_of_many(run: Run, write: Write) -> None:
     write(emptied)
     told = run("audit", "treasury").lines
     assert len(told) == 6
-    assert told[-1].endswith("more ways; --json tells all")
+    assert told[-1].endswith("more ways; --json lists all")
     assert len(run("audit", "treasury", "--json").objects[0]["findings"]) > 6
 
 
@@ -201,7 +201,7 @@ def test_balances_show_what_was_accepted_and_what_is_not_told_yet(run: Run, writ
     header, eth, lrc, alice, bob = (re.split(r"  +", line.strip()) for line in run("balances").lines)
     assert header == [
         *("account", "asset", "total", "locked", "available", "pending_deposit", "pending_withdrawal"),
-        *("read", "not told yet"),
+        *("read", "not emitted yet"),
     ]
     assert eth[:7] == ["treasury", "ETH", "7", "0", "7", "0", "0"]
     assert lrc[:7] == ["treasury", "LRC", "100", "1", "99", "0", "0"]
@@ -552,7 +552,7 @@ def test_status_fits_on_one_screen_however_much_is_the_matter(
     assert lines[lines.index("subscriptions  11 of 21 as they should be") + 1].startswith(
         " " * 17 + "sub-7: "
     )
-    assert lines[-1] == "                 and 4 more; `watcher subscriptions` tells all"
+    assert lines[-1] == "                 and 4 more; `watcher subscriptions` lists all"
 
 
 @pytest.mark.parametrize(

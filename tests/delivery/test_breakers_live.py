@@ -183,7 +183,7 @@ async def test_a_day_of_patience_ends_at_once_when_somebody_resumes(
         await one.until_left_alone()
         subscriber.status, attempts = 200, len(subscriber.arrivals)
         shown = (await run("subscriptions")).out
-        assert "left alone for 23h 59m" in shown
+        assert "backing off for 23h 59m" in shown
         assert "status 503" in shown
         assert len(subscriber.arrivals) == attempts
         await run("subscriptions", "resume", "ops")

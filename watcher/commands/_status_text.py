@@ -108,7 +108,7 @@ def _subscriptions_text(lines: Sequence[_Line]) -> Iterator[str]:
     yield _entry("subscriptions", f"{well:,} of {len(lines):,} as they should be")
     for line in worst[:_MOST_NAMES]:
         yield from _subscription_text(line)
-    yield from _more(worst, _MOST_NAMES, "; `watcher subscriptions` tells all")
+    yield from _more(worst, _MOST_NAMES, "; `watcher subscriptions` lists all")
 
 
 def _severity(line: _Line) -> int:
@@ -137,7 +137,7 @@ def _subscription_text(line: _Line) -> Iterator[str]:
     if line["paused_at"]:
         yield _entry("", f"    paused since {line['paused_at']}: {printable(line['reason'])}")
     elif line["failing_since"]:
-        held = f", left alone for {age_text(1000 * line['held_s'])}" if line["held_s"] else ""
+        held = f", backing off for {age_text(1000 * line['held_s'])}" if line["held_s"] else ""
         yield _entry("", f"    failing since {line['failing_since']}{held}: {printable(line['reason'])}")
 
 

@@ -114,7 +114,7 @@ def _lines(account: str, verdict: "Verdict", *, is_json: bool) -> Iterator[str]:
         yield f"{account}  DIFFERS  {asset}{printable(finding.text, 500)}{where}"
     more = len(verdict.findings) - _MOST_FINDINGS
     if more > 0:
-        yield f"{account}  DIFFERS  and in {many(more, 'more way')}; --json tells all"
+        yield f"{account}  DIFFERS  and in {many(more, 'more way')}; --json lists all"
 
 
 def _proof(verdict: "Verdict") -> str:

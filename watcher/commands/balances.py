@@ -1,4 +1,4 @@
-"""`watcher balances`: the last accepted balances, and what is not told of them yet."""
+"""`watcher balances`: the last accepted balances, and what is not emitted of them yet."""
 
 import asyncio
 import csv
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _ROWS_AT_ONCE = 500
 _BALANCE = ("total", "locked", "available", "pending_deposit", "pending_withdrawal")
-_COLUMNS = ("account", "asset", *_BALANCE, "read", "not told yet")
+_COLUMNS = ("account", "asset", *_BALANCE, "read", "not emitted yet")
 _CSV_COLUMNS = (
     *("account", "provider", "asset", "symbol", "name", "decimals", *_BALANCE),
     *("held", "held_polls", "suspect", "polled_at", "note"),

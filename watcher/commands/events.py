@@ -1,4 +1,4 @@
-"""`watcher events`: what was told, from the event log.
+"""`watcher events`: what was emitted, from the event log.
 
 Refuses to show text from outside as it came: control characters are escaped.
 """
@@ -48,13 +48,13 @@ class _Wanted(NamedTuple):
         return is_wanted and (not self.accounts or _any(record.account, self.accounts))
 
 
-@click.command("events", short_help="What was told, from the event log.")
+@click.command("events", short_help="What was emitted, from the event log.")
 @look_options
 @accounts_option
 @click.option("--type", "types", multiple=True, metavar="GLOB", help="Event types, such as 'deposit.*'.")
 @since_option
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="The N latest only.")
-@click.option("-f", "--follow", "is_followed", is_flag=True, help="Go on as more is told.")
+@click.option("-f", "--follow", "is_followed", is_flag=True, help="Go on as more is emitted.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per event: the body, as it was sent.")
 def command(
     *,
@@ -66,7 +66,7 @@ def command(
     is_followed: bool,
     is_json: bool,
 ) -> None:
-    """What was told, from the event log, oldest first.
+    """What was emitted, from the event log, oldest first.
 
     The log keeps the last ten thousand records of each of its 16 parts. `--type baseline` and
     `--type forgotten` show what else is in it: where balances start and end.

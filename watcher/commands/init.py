@@ -1,4 +1,4 @@
-"""`watcher init`: writes a configuration to begin with, and tells what to do next.
+"""`watcher init`: writes a configuration to begin with, and says what to do next.
 
 Refuses to write a secret into the file, and to overwrite anything unless told to.
 """
@@ -16,7 +16,7 @@ _USUAL = Path("watcher.toml")
 @click.argument("path", type=click.Path(path_type=Path), default=_USUAL)
 @click.option("--force", "is_forced", is_flag=True, help="Replace the file if it is there.")
 def command(*, path: Path, is_forced: bool) -> None:
-    """Write a commented configuration to PATH (watcher.toml), and tell what to do next.
+    """Write a commented configuration to PATH (watcher.toml), and say what to do next.
 
     The commands to go on with are on stdout, with a fresh signing secret in them. It is written nowhere:
     keep it where you keep secrets, and give it to the receiver too.

@@ -15,4 +15,4 @@ def command(*, what: str) -> None:
 
     assert what == "events"
     click.echo(json.dumps(openapi(), indent=2))
-    say_next("watcher events --json, for events that were told")
+    say_next("watcher events --json, for events that were emitted")

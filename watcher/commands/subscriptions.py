@@ -146,7 +146,7 @@ def _standing_text(line: _Line) -> str:
     reason = printable(line["reason"] or "")
     if line["paused_at"]:
         return f"paused since {line['paused_at']}: {reason}"
-    held = f", left alone for {age_text(1000 * line['held_s'])}" if line["held_s"] else ""
+    held = f", backing off for {age_text(1000 * line['held_s'])}" if line["held_s"] else ""
     if not line["failures"]:
         return f"well{held}" + (f": {reason}" if held else "")
     since = f"since {line['failing_since']} ({age_text(1000 * line['failing_s'])})"

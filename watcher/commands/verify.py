@@ -1,4 +1,4 @@
-"""`watcher verify`: check one captured webhook and tell each step.
+"""`watcher verify`: check one captured webhook and show each step.
 
 Refuses to judge by rules of its own: `watcher.receive.verify` decides, this only says how far it came.
 """

@@ -53,7 +53,7 @@ class Claim(NamedTuple):
 @dataclass(slots=True)
 class _Line:
     """What is known of one key. `due`: shard -> since (or from) when; `claiming`: the same, while a claim is
-    under way; `blocked`: shard -> it is left alone until then. Times are those that come in.
+    under way; `blocked`: shard -> it is not claimed at until then. Times are those that come in.
     """
 
     due: dict[int, float] = field(default_factory=dict)

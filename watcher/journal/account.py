@@ -176,7 +176,7 @@ def _is_as_before(entry: Entry, row: Row) -> bool:
 
 
 def _accept(entry: Entry, row: Row | None, rules: Rules, result: Advance) -> None:
-    """Explain the way from what was published to a reading, and keep what is not told yet."""
+    """Explain the way from what was published to a reading, and keep what is not emitted yet."""
     asset = row.asset if row else entry.asset
     seen = row.balance if row else absent(entry.seen)
     explanation = explain(

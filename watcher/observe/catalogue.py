@@ -158,7 +158,7 @@ EVENTS: Mapping[str, Line] = {
     ),
     "configuration.refused": Line(
         "error",
-        "A reload found mistakes; the configuration before it stays. `watcher check` tells all of them.",
+        "A reload found mistakes; the configuration before it stays. `watcher check` lists all of them.",
         ("mistakes", "reasons"),
     ),
     "configuration.differs": Line(

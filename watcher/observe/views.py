@@ -86,7 +86,7 @@ async def _read(settings: Settings, opened: Opened) -> Overview | None:
 
 
 TROUBLES = ("quarantined", "never read", "stale", "failing", "suspect", "held")
-"""What may be the matter with an account, the worst first. What is held or suspect is only not told yet."""
+"""What may be wrong with an account, the worst first. What is held or suspect is only not emitted yet."""
 
 _LATE_MS = 10_000
 """A worker claims what is due within a tenth of a second, unless it keeps to a rate limit."""
@@ -259,7 +259,7 @@ def troubles_of(account: AccountSettings, seen: Seen, failing: Failing | None, n
 
 
 def balance_line(entry: Entry) -> Line:
-    """Say what an account holds of one asset, and what of it is not told yet."""
+    """Say what an account holds of one asset, and what of it is not emitted yet."""
     seen = in_atoms(entry.seen)
     held = seen - in_atoms(entry.published)
     return {

@@ -147,7 +147,7 @@ def _accounts(settings: Settings, found: Found, curves: _Curves) -> list[Line]:
 
 
 def _balances(seen: SeenAccount, curves: _Curves, most: int) -> list[Line]:
-    """The assets of an account: first what is not told yet, then what there is something of."""
+    """The assets of an account: first what is not emitted yet, then what there is something of."""
     entries = [*seen.state.entry_by_asset.values()] if seen.state else []
     entries.sort(key=lambda entry: (not (entry.held_polls or entry.suspect), not any(in_atoms(entry.seen))))
     rows = []
