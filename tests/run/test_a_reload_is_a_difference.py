@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from tests.support.builders import SECRET
 from tests.support.rig import MK, TREASURY, Rig, a_rig
@@ -98,6 +99,28 @@ async def test_a_provider_that_changed_is_opened_anew_and_the_other_one_is_not(
         assert seen["client opened"] == 3
         rig.sandbox.world.credit(TREASURY, "LRC", "1")
         assert (await rig.events(1))[0]["data"]["amount"] == "1"
+    assert seen["client closed"] == seen["client opened"]
+
+
+async def test_polls_that_wait_for_their_turn_while_their_provider_is_replaced_are_made_by_the_next_one(
+    rig: Rig, seen: Counter[str]
+) -> None:
+    def at_a_pace(per_second: int) -> Settings:
+        providers = {
+            name: one.model_copy(update={"requests_per_second": per_second})
+            for name, one in rig.settings.provider_by_name.items()
+        }
+        return rig.settings.model_copy(update={"provider_by_name": providers})
+
+    with capture_logs() as lines:
+        async with rig.worker(at_a_pace(20)) as worker:
+            await until(lambda: worker.counters.polls >= 4)
+            for number in range(30):
+                await reloaded(worker, at_a_pace(20 + number % 2))
+                await asyncio.sleep(0.01)
+            polls = worker.counters.polls
+            await until(lambda: worker.counters.polls >= polls + 10)
+    assert not [line for line in lines if line["event"] == "bug"]
     assert seen["client closed"] == seen["client opened"]
 
 

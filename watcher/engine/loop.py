@@ -30,7 +30,7 @@ class InUse:
         self._stack = stack
         self._still_open = {stack} if still_open is None else still_open
         self._users = 0
-        self._is_retired = False
+        self.is_retired = False
 
     async def __aenter__(self) -> None:
         self._users += 1
@@ -43,11 +43,11 @@ class InUse:
 
     async def retire(self) -> None:
         """Close it, now or at the end of the last use."""
-        self._is_retired = True
+        self.is_retired = True
         await self._close_if_unused()
 
     async def _close_if_unused(self) -> None:
-        if self._is_retired and not self._users:
+        if self.is_retired and not self._users:
             self._still_open.discard(self._stack)
             await self._stack.aclose()
 

@@ -155,6 +155,10 @@ class ProviderPolls:
 
     async def _poll(self, lease: Lease, turn: Turn | None) -> bool:
         """Poll one account at its turn."""
+        async with self.client:
+            return await self._poll_or_give_back(lease, turn)
+
+    async def _poll_or_give_back(self, lease: Lease, turn: Turn | None) -> bool:
         name, account = lease.member, self.accounts.get(lease.member)
         is_over = True
         try:
@@ -166,11 +170,8 @@ class ProviderPolls:
             elif not await self._has_turn(account, turn):
                 is_over = False
                 await self._polls.release(self.provider, lease)
-            else:
-                async with self.client:
-                    is_read = await self.poller.poll(account, lease)
-                if is_read and self.unread is not None:
-                    self.unread.discard(name)
+            elif await self.poller.poll(account, lease) and self.unread is not None:
+                self.unread.discard(name)
         except StoreError as error:
             # The next poll finds the same change again.
             log.debug("poll.discarded", account=name, provider=self.provider, reason=str(error))
@@ -187,6 +188,8 @@ class ProviderPolls:
                 return False
             wait_s = turn.at - time.monotonic()
             if wait_s > 0 and await pause(self._stopped, wait_s):
+                return False
+            if self.client.is_retired:  # a reload has replaced it; the account is polled by the next one
                 return False
             if time.monotonic() <= turn.until or missed == _LATE_TURNS - 1:
                 break
