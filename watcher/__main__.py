@@ -15,7 +15,7 @@ def main() -> None:
     try:
         from watcher import streams
 
-        streams.mend()
+        streams.fix()
         from watcher.cli import main as run_command
     except BaseException as error:
         if not isinstance(error, KeyboardInterrupt) and not signals.has_ended():

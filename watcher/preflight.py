@@ -57,7 +57,7 @@ async def try_server(settings: RedisSettings) -> AsyncIterator[Tried]:
             yield await _may(store, name)
     except StoreError as trouble:
         yield Tried(
-            "redis", name, "failed", str(trouble), "mend redis.url or the server: until then no worker starts"
+            "redis", name, "failed", str(trouble), "fix redis.url or the server: until then no worker starts"
         )
 
 
@@ -121,7 +121,7 @@ async def _poll(client: ProviderClient, settings: ProviderSettings, account: Acc
         snapshot = await client.read(account, await client.ask(account))
     except Rejected as refused:
         status = f" (status {refused.status})" if refused.status else ""
-        todo = refused.mend or _TODO[refused.error_class].format(name=settings.name, account=account.name)
+        todo = refused.fix or _TODO[refused.error_class].format(name=settings.name, account=account.name)
         verdict: Verdict = "warning" if refused.error_class == "rate" else "failed"
         text = f"{refused.error_class}: {refused.words}{status}"
         return Tried("provider", settings.name, verdict, text, todo)

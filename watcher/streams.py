@@ -28,7 +28,7 @@ class NobodyReads(CannotWrite):
     """As of a program that SIGPIPE ended."""
 
 
-def mend() -> None:
+def fix() -> None:
     """Open /dev/null where a stream is closed, and let writing fail in our own words."""
     for descriptor in (0, 1, 2):
         if _is_closed(descriptor):

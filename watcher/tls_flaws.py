@@ -1,4 +1,4 @@
-"""Says what is wrong with a connection or its TLS, and what mends it: for subscribers and providers alike.
+"""Says what is wrong with a connection or its TLS, and what fixes it: for subscribers and providers alike.
 
 Refuses to repeat what OpenSSL or aiohttp say: their texts hold host names, and blame a protocol.
 """
@@ -13,12 +13,12 @@ class Flaw(NamedTuple):
     """What is wrong, and what to do about it (empty: that is plain)."""
 
     words: str
-    mend: str = ""
+    fix: str = ""
 
     @property
     def reason(self) -> str:
         """Both, in one line."""
-        return f"{self.words}; {self.mend}" if self.mend else self.words
+        return f"{self.words}; {self.fix}" if self.fix else self.words
 
 
 CANNOT_CONNECT = "cannot connect"
@@ -67,7 +67,7 @@ _ALERT = r"b'\x15\x03"
 """How aiohttp writes out what a port with TLS answers to a request without."""
 
 _TRUST = "trust it: SSL_CERT_FILE=/path/ca.pem"
-_MEND_BY_CERTIFICATE = (
+_FIX_BY_CERTIFICATE = (
     ("expired", "have its certificate renewed"),
     ("not yet valid", "look at the clock of this machine, or wait until its certificate is valid"),
     ("mismatch", "write the name that its certificate is for, or have one made for this name"),
@@ -108,8 +108,8 @@ def cannot_connect(error: Exception) -> str:
 
 def _certificate_flaw(error: ssl.SSLCertVerificationError) -> Flaw:
     flaw = str(getattr(error, "verify_message", "")).partition(",")[0].lower()  # the host is behind the comma
-    mend = next((mend for part, mend in _MEND_BY_CERTIFICATE if part in flaw), _LOOK_AT_IT)
-    return Flaw("its certificate does not verify" + (f": {flaw}" if flaw else ""), mend)
+    fix = next((fix for part, fix in _FIX_BY_CERTIFICATE if part in flaw), _LOOK_AT_IT)
+    return Flaw("its certificate does not verify" + (f": {flaw}" if flaw else ""), fix)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -217,7 +217,7 @@ async def test_a_wrong_password_is_told_as_what_it_is(tmp_path: Path, guarded: R
     url = f"{guarded.url}?username=watcher&password=wrong-canary"
     text, todo = (await told(tmp_path, redis=url))["redis"]
     assert text == f"Redis at {guarded.socket} refuses the credentials in redis.url"
-    assert todo == "mend redis.url or the server: until then no worker starts"
+    assert todo == "fix redis.url or the server: until then no worker starts"
 
 
 async def test_a_server_that_evicts_keys_is_told_with_the_setting(tmp_path: Path) -> None:

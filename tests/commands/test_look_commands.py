@@ -394,7 +394,7 @@ def test_status_shows_everything_on_one_screen(run: Run, write: Write) -> None:
         in screen
     )
     assert re.search(
-        r"^                 1 auth: a wrong key, since 2\S+Z: mend api_key of \[providers\.loopring\]$",
+        r"^                 1 auth: a wrong key, since 2\S+Z: fix api_key of \[providers\.loopring\]$",
         screen,
         re.MULTILINE,
     )

@@ -117,7 +117,7 @@ def test_no_locale_makes_a_name_unprintable_or_breaks_json(tmp_path: Path, env: 
 def test_a_pipe_that_somebody_made_non_blocking_gets_everything(tmp_path: Path) -> None:
     program = (
         "import os; os.set_blocking(1, False)\n"
-        "from watcher import streams; streams.mend()\n"
+        "from watcher import streams; streams.fix()\n"
         "for _ in range(20_000): print('x' * 99)\n"
         "import sys; sys.stdout.flush()"
     )

@@ -1,4 +1,4 @@
-"""A damaged key costs its own queue or subscription until it is mended, and nothing more."""
+"""A damaged key costs its own queue or subscription until it is fixed, and nothing more."""
 
 from typing import Any
 
@@ -73,7 +73,7 @@ OWN_SHARD = OWN_SUBSCRIPTION | {("audit", SICK), ("audit", NEAR)}
         ("standings", set()),
     ],
 )
-async def test_a_key_of_another_type_costs_what_it_holds_until_it_is_mended(
+async def test_a_key_of_another_type_costs_what_it_holds_until_it_is_fixed(
     both: Owed, subscriber: MoodySubscriber, audit: MoodySubscriber, key: str, costs: set[tuple[str, str]]
 ) -> None:
     keys = both.keys

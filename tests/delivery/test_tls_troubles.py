@@ -1,4 +1,4 @@
-"""Claims about TLS that fails: each trouble is blamed on what it is, and what mends it is said."""
+"""Claims about TLS that fails: each trouble is blamed on what it is, and what fixes it is said."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ def trust(certificate: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @every_trouble
-async def test_an_attempt_says_what_is_wrong_and_what_mends_it(
+async def test_an_attempt_says_what_is_wrong_and_what_fixes_it(
     trouble: TlsFault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with a_troubled_port(trouble) as (url, certificate):
@@ -39,14 +39,14 @@ async def test_an_attempt_says_what_is_wrong_and_what_mends_it(
             target = a_target(f"{url}/in")
             attempt = await sink.send(target, a_delivery(), 1)
     assert attempt.error == trouble.words
-    assert trouble.mend in attempt.fix
+    assert trouble.fix in attempt.fix
     verdict = judge(attempt, 0, target.settings.retries, chance=0)
     assert verdict.failure.reason == f"{attempt.error}; {attempt.fix}"
     assert len(verdict.failure.reason) <= 200, "a line of the log holds no more"
 
 
 @every_trouble
-async def test_a_poll_says_what_is_wrong_and_what_mends_it(
+async def test_a_poll_says_what_is_wrong_and_what_fixes_it(
     trouble: TlsFault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with a_troubled_port(trouble) as (url, certificate):
@@ -57,12 +57,12 @@ async def test_a_poll_says_what_is_wrong_and_what_mends_it(
             with pytest.raises(Rejected) as refused:
                 await client.ask(loopring_account())
     assert refused.value.words == trouble.words
-    assert trouble.mend in refused.value.mend
-    assert refused.value.reason == f"{trouble.words}; {refused.value.mend}"
+    assert trouble.fix in refused.value.fix
+    assert refused.value.reason == f"{trouble.words}; {refused.value.fix}"
 
 
 @every_trouble
-async def test_check_connect_says_what_is_wrong_with_a_subscriber_and_what_mends_it(
+async def test_check_connect_says_what_is_wrong_with_a_subscriber_and_what_fixes_it(
     trouble: TlsFault, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with a_troubled_port(trouble) as (url, certificate):
@@ -74,7 +74,7 @@ async def test_check_connect_says_what_is_wrong_with_a_subscriber_and_what_mends
         assert tried.verdict == "ok", "nothing is sent, so nothing is answered"
     else:
         assert (tried.verdict, tried.text) == ("failed", f"{url}: {trouble.words}")
-        assert trouble.mend in str(tried.todo)
+        assert trouble.fix in str(tried.todo)
 
 
 async def test_check_connect_says_so_of_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +87,7 @@ async def test_check_connect_says_so_of_a_provider(monkeypatch: pytest.MonkeyPat
     assert tried.todo == "let it speak TLS 1.2 or 1.3"
 
 
-async def test_ping_says_what_mends_it(tmp_path: Path) -> None:
+async def test_ping_says_what_fixes_it(tmp_path: Path) -> None:
     trouble = TROUBLES["a port that speaks HTTP"]
     path = tmp_path / "watcher.toml"
     with a_troubled_port(trouble) as (url, _):

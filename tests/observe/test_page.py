@@ -199,7 +199,7 @@ async def test_of_an_event_deep_in_a_queue_it_says_that_it_was_not_looked_for(ri
     assert (of_alice["unread_queues"], len(of_alice["deliveries"])) == (0, 1)
 
 
-async def test_what_only_a_person_can_mend_stands_above_what_passes_or_follows_from_it(rig: Rig) -> None:
+async def test_what_only_a_person_can_fix_stands_above_what_passes_or_follows_from_it(rig: Rig) -> None:
     refusals = {
         "loopring": ["rate over the rate limit (429)", "gone the provider is unavailable"],
         "shop": ["gone the provider is unavailable", "gone the provider is unavailable", "auth a wrong key"],
@@ -213,7 +213,7 @@ async def test_what_only_a_person_can_mend_stands_above_what_passes_or_follows_f
     assert (shop["provider"], loopring["provider"]) == ("shop", "loopring")
     assert (shop["troubles"][0]["reason"], shop["troubles"][0]["todo"]) == (
         "a wrong key",
-        "mend api_key of [providers.shop]",
+        "fix api_key of [providers.shop]",
     )
     assert {found["todo"] for found in loopring["troubles"]} == {None}
 

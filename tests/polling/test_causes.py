@@ -1,4 +1,4 @@
-"""What only a person can mend is one error at once, however many accounts meet it, and a line at its end."""
+"""What only a person can fix is one error at once, however many accounts meet it, and a line at its end."""
 
 from collections.abc import Iterator, MutableMapping
 from typing import Any
@@ -53,7 +53,7 @@ def test_a_wrong_key_is_one_error_at_once_which_says_what_to_mend() -> None:
         *("provider.refusing", "error", "a0"),
         401,
     )
-    assert line["reason"] == "the API key is refused (401): mend api_key of [providers.shop]"
+    assert line["reason"] == "the API key is refused (401): fix api_key of [providers.shop]"
 
 
 def test_how_many_it_has_become_is_told_a_minute_later_and_then_in_reminders(told: Told) -> None:

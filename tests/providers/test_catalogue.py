@@ -113,7 +113,7 @@ async def test_a_provider_that_makes_up_assets_fills_no_memory() -> None:
     assert len(listed.kept.unlisted) <= 11_000
 
 
-async def test_an_asset_whose_row_is_odd_is_not_unlisted_until_its_row_is_mended() -> None:
+async def test_an_asset_whose_row_is_odd_is_not_unlisted_until_its_row_is_fixed() -> None:
     listed = Listed("0")
     listed.odd = {"5": "no decimals"}
     await listed.kept.look_up({"0", "5", "28"})

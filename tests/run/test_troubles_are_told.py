@@ -63,7 +63,7 @@ async def test_refused_polls_are_told_aloud_once_and_so_is_the_good_one_that_end
     assert back["duration_ms"] > 150  # three intervals
 
 
-async def test_a_state_that_stays_damaged_is_told_once_and_when_it_is_mended(
+async def test_a_state_that_stays_damaged_is_told_once_and_when_it_is_fixed(
     rig: Rig, lines: Lines, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(poll, "_QUARANTINE_MS", (50,))
@@ -103,7 +103,7 @@ async def test_a_wrong_key_of_150_accounts_is_one_error_that_nothing_buries_and_
         await until(lambda: told(lines, "account.baseline", "a149"))
         await until(lambda: any(one["event"] == "provider.recovered" for one in lines))
     assert [(one["trouble"], one["accounts"]) for one in line["troubles"]] == [("auth", 151)]
-    assert "mend api_key of [providers.loopring]" in loud[0]["reason"]
+    assert "fix api_key of [providers.loopring]" in loud[0]["reason"]
     assert {one["event"] for one in loud} <= {"provider.refusing", "account.stale"}
     assert [one["event"] for one in loud].count("provider.refusing") == 1
     assert all("API key" in one["reason"] for one in loud)

@@ -134,13 +134,13 @@ async def test_a_look_says_for_how_long_something_is_due(redis_client: Redis, na
     assert 60 <= for_s < 65
 
 
-async def test_what_nobody_indexed_is_found_once_the_index_is_mended(
+async def test_what_nobody_indexed_is_found_once_the_index_is_fixed(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
     await store.due(store.keys.polls(SHARD, PROVIDER), **{ACCOUNT: -1})  # by a version that keeps no index
     assert await named(store) == []
-    await an_index(store).mend(SHARD, PROVIDERS)
+    await an_index(store).fix(SHARD, PROVIDERS)
     assert await named(store) == [("poll", SHARD, PROVIDER)]
 
 
@@ -151,7 +151,7 @@ async def test_an_index_of_another_type_is_made_anew_and_says_nothing_until_then
     await store.due(store.keys.polls(SHARD, PROVIDER), **{ACCOUNT: -1})
     await store.pipe.command("SET", store.keys.due_polls(SHARD), "damaged")
     assert await named(store) == []
-    await an_index(store).mend(SHARD, PROVIDERS)
+    await an_index(store).fix(SHARD, PROVIDERS)
     assert await named(store) == [("poll", SHARD, PROVIDER)]
 
 
@@ -161,7 +161,7 @@ async def test_a_schedule_of_another_type_costs_the_other_providers_nothing(
     store = a_store(redis_client, namespace)
     await store.pipe.command("SET", store.keys.polls(SHARD, "shop"), "damaged")
     await store.due(store.keys.polls(SHARD, PROVIDER), **{ACCOUNT: -1})
-    await an_index(store).mend(SHARD, ["shop", PROVIDER])
+    await an_index(store).fix(SHARD, ["shop", PROVIDER])
     assert await named(store) == [("poll", SHARD, PROVIDER)]
 
 

@@ -321,7 +321,7 @@ async def test_a_path_that_cannot_be_a_directory_is_a_configuration_error(data_d
 
 
 @pytest.mark.parametrize(
-    ("number", "mend"),
+    ("number", "fix"),
     [
         (errno.EROFS, "mount a volume"),
         (errno.EACCES, "let the worker's user write"),
@@ -329,13 +329,13 @@ async def test_a_path_that_cannot_be_a_directory_is_a_configuration_error(data_d
     ],
 )
 async def test_what_the_system_refuses_comes_with_what_helps(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int, mend: str
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int, fix: str
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(ConfigurationRefused, match=f"{os.strerror(number)}; {mend}"):
+    with pytest.raises(ConfigurationRefused, match=f"{os.strerror(number)}; {fix}"):
         await Embedded(data_dir).__aenter__()
 
 

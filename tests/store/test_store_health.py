@@ -149,18 +149,18 @@ async def test_a_trouble_of_another_kind_is_said_too(lines: list[MutableMapping[
     assert names(lines) == ["store.unreachable", "store.refusing"]
 
 
-async def test_an_embedded_server_is_mended_at_every_failure(lines: list[MutableMapping[str, Any]]) -> None:
-    mended: list[int] = []
+async def test_an_embedded_server_is_fixed_at_every_failure(lines: list[MutableMapping[str, Any]]) -> None:
+    fixed: list[int] = []
 
-    async def mend() -> None:
-        mended.append(len(mended))
-        if len(mended) == 2:
+    async def fix() -> None:
+        fixed.append(len(fixed))
+        if len(fixed) == 2:
             raise StoreError("it does not start")
 
-    health = StoreHealth(mend, clock=Clock())
+    health = StoreHealth(fix, clock=Clock())
     for _ in range(3):
         await health.failed(GONE)
-    assert len(mended) == 3
+    assert len(fixed) == 3
     assert [line["log_level"] for line in lines] == ["error", "debug"]
 
 
@@ -211,19 +211,19 @@ async def test_what_was_asked_before_a_failure_does_not_end_it(
     assert names(lines) == ["store.unreachable", "store.recovered"]
 
 
-async def test_who_fails_while_a_server_is_mended_does_not_wait_for_that() -> None:
+async def test_who_fails_while_a_server_is_fixed_does_not_wait_for_that() -> None:
     begun, done = asyncio.Event(), asyncio.Event()
 
-    async def mend() -> None:
+    async def fix() -> None:
         begun.set()
         await done.wait()
 
-    health = StoreHealth(mend, clock=Clock())
-    mending = asyncio.create_task(health.failed(GONE))
+    health = StoreHealth(fix, clock=Clock())
+    fixing = asyncio.create_task(health.failed(GONE))
     await begun.wait()
     assert await health.failed(GONE) == 0.1
     done.set()
-    assert await mending == 0.1
+    assert await fixing == 0.1
 
 
 async def test_where_all_parts_are_gone_the_store_is(lines: list[MutableMapping[str, Any]]) -> None:

@@ -47,12 +47,12 @@ def a_client_trusting(certificate: str) -> ssl.SSLContext:
 
 
 class TlsFault(NamedTuple):
-    """A port that TLS fails at for one reason, what is to be said of it, and a word of what mends it."""
+    """A port that TLS fails at for one reason, what is to be said of it, and a word of what fixes it."""
 
     tls: Callable[[], tuple[ssl.SSLContext, str]] | None
     says: bytes
     words: str
-    mend: str
+    fix: str
     scheme: str = "https"
 
 

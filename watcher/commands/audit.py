@@ -1,6 +1,6 @@
 """`watcher audit`: proves on live data that baseline + effects = state, for every account and asset.
 
-Refuses to mend what does not agree, and to hold up a worker: what it commits meanwhile is left out.
+Refuses to fix what does not agree, and to hold up a worker: what it commits meanwhile is left out.
 """
 
 import asyncio

@@ -81,11 +81,11 @@ async def _connect(
                 await peer.may_object()
         except TimeoutError:
             if is_connected:
-                return Reached(f"TLS failed: no handshake within {_STEP_S:g} s", HUNG_UP.mend)
+                return Reached(f"TLS failed: no handshake within {_STEP_S:g} s", HUNG_UP.fix)
             return Reached(f"{CANNOT_CONNECT}: no answer within {_STEP_S:g} s")
         except OSError as error:  # ssl.SSLError is one
             if context and (flaw := tls_flaw(error, is_handshake=True)):
-                return Reached(flaw.words, flaw.mend)
+                return Reached(flaw.words, flaw.fix)
             return Reached(cannot_connect(error))
         transport.abort()
     certificate = transport.get_extra_info("peercert") or {}

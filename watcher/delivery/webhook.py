@@ -197,7 +197,7 @@ class WebhookSink:
             attempt = Attempt(Answer.NO_ANSWER, took_ms, error=f"no {what} within {self._deadline_s:g} s")
         else:
             flaw = flaw_of(error, url)
-            attempt = Attempt(Answer.NO_ANSWER, took_ms, error=flaw.words, fix=flaw.mend)
+            attempt = Attempt(Answer.NO_ANSWER, took_ms, error=flaw.words, fix=flaw.fix)
         drop_frames(error)
         return attempt
 

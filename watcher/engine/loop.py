@@ -55,11 +55,11 @@ class InUse:
 LOOK_S = 0.05
 """Between two looks: how late work may start that another worker made due, or did not get to."""
 
-MEND_S = 2.0
+FIX_S = 2.0
 """So often the index is compared with the schedules: workers of the version before keep none of polls."""
 
 DAMAGED_S = 30.0
-"""What cannot be read in Redis is looked at again after so long: somebody may have mended it."""
+"""What cannot be read in Redis is looked at again after so long: somebody may have fixed it."""
 
 _TURN_S = 0.5
 """A loop that has nothing to do still turns so often: it shows that it lives."""
@@ -123,7 +123,7 @@ class Loop:
         self.stopped = asyncio.Event()
         self._wake = asyncio.Event()
         self._is_finishing = False
-        self._mend_at = 0.0
+        self._fix_at = 0.0
         self._held: defaultdict[tuple[Kind, int], dict[str, float]] = defaultdict(dict)
         self._turned_at: float | None = None
         self._tasks: defaultdict[Key, set[asyncio.Task[None]]] = defaultdict(set)
@@ -205,12 +205,12 @@ class Loop:
         return otherwise
 
     async def _look(self) -> None:
-        """Look at all shards for what may be due; now and then, mend the index first. Raises StoreError."""
+        """Look at all shards for what may be due; now and then, fix the index first. Raises StoreError."""
         is_finishing = self._is_finishing  # as it was when this look began
-        if time.monotonic() >= self._mend_at:
-            self._mend_at = time.monotonic() + MEND_S
+        if time.monotonic() >= self._fix_at:
+            self._fix_at = time.monotonic() + FIX_S
             providers = self._providers()
-            await self._health.of_parts(*(self._index.mend(shard, providers) for shard in range(SHARDS)))
+            await self._health.of_parts(*(self._index.fix(shard, providers) for shard in range(SHARDS)))
         found = await self._health.of_parts(*map(self._index.look, self._index.looks))
         now = time.monotonic()
         for due in itertools.chain.from_iterable(part or () for part in found):

@@ -277,7 +277,7 @@ EVENTS: Mapping[str, Line] = {
     ),
     "provider.refusing": Line(
         "error",
-        "A provider refuses what only a person can mend: a wrong key, an account that is not there.",
+        "A provider refuses what only a person can fix: a wrong key, an account that is not there.",
         ("provider", "error_class", "reason", "status", "account", "accounts", *_LASTS),
     ),
     "provider.recovered": Line(

@@ -15,7 +15,7 @@ STUCK_AFTER_S = 120.0
 """A loop that began no turn for so long waits for something that does not come.
 
 While Redis hangs, a turn takes a minute at most: 41 s until a command fails that went out behind another
-one (four timeouts of 5 s each), 10 s for an embedded server to be mended, and pauses.
+one (four timeouts of 5 s each), 10 s for an embedded server to be fixed, and pauses.
 """
 
 LAGGED_MS = 1000

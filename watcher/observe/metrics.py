@@ -91,7 +91,7 @@ METRICS: Mapping[str, Meaning] = {
     ),
     "watcher_accounts_rejected": Meaning(
         "gauge",
-        "Accounts whose last poll was refused for what only a person can mend: "
+        "Accounts whose last poll was refused for what only a person can fix: "
         "auth (a wrong key, a forbidden account), configuration.",
         ("provider", "error_class"),
         is_shared=True,

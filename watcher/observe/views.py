@@ -183,7 +183,7 @@ def rate_line(settings: Settings, name: str, workers: Iterable[Presence], now_ms
 
 
 def provider_line(name: str, failing: Mapping[str, Failing], overdue: Overdue, now_ms: int) -> Line:
-    """Say how a provider stands. Its `troubles`: first what only a person can mend, then the rest."""
+    """Say how a provider stands. Its `troubles`: first what only a person can fix, then the rest."""
     groups: dict[tuple[str, str], list[int]] = {}
     for found in failing.values():
         groups.setdefault((found.error_class, found.reason), []).append(found.since_ms)

@@ -22,7 +22,7 @@ _LONGEST_WAIT_OF_CANARY_S = 30.0
 interval or two, and not when five minutes are over."""
 
 _WAITS_FOR_A_PERSON_S = (60, 300)
-"""A wrong key or a wrong account does not mend itself: it is asked seldom from the start."""
+"""A wrong key or a wrong account does not fix itself: it is asked seldom from the start."""
 
 _NO_PENDING = frozenset((None, "0"))
 

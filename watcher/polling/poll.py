@@ -135,7 +135,7 @@ class Asker:
 
 
 _QUARANTINE_MS = (300_000,)
-"""How often a damaged state is looked at again, in case that somebody mended it."""
+"""How often a damaged state is looked at again, in case that somebody fixed it."""
 
 _LEASE_MARGIN_S = 15
 """A lease outlasts the longest poll by the longest wait for a turn, and some."""

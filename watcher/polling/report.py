@@ -23,7 +23,7 @@ from watcher.store.state import BadState
 class NotAsked(Rejected):
     """Nothing was sent: the provider fails for everybody, and it is another account's turn to ask it.
 
-    Where it fails for a reason that only a person can mend, that is the reason for all of them.
+    Where it fails for a reason that only a person can fix, that is the reason for all of them.
     """
 
 
@@ -258,7 +258,7 @@ class Causes:
     def remember(self, failing: Mapping[str, Failing], *, now_ms: int) -> list[str]:
         """Take over what was so before this worker, or this configuration: it is said when that is over.
 
-        Names the accounts, which are worth to be polled at once: somebody may have mended the cause.
+        Names the accounts, which are worth to be polled at once: somebody may have fixed the cause.
         """
         found = [name for name, one in failing.items() if one.error_class in PERMANENT]
         for name in found:
@@ -270,7 +270,7 @@ class Causes:
         return found
 
     def struck(self, account: str, refused: Rejected) -> None:
-        """Note a refused poll; where only a person can mend it, that is said."""
+        """Note a refused poll; where only a person can fix it, that is said."""
         cause = Cause(refused.error_class, refused.reason)
         if cause.error_class not in PERMANENT:
             return
@@ -294,7 +294,7 @@ class Causes:
 
     async def good(self, account: str) -> None:
         """Note a good poll. A key is right when one of those that it was refused for is polled well, anything
-        else is mended when all of them are; then that is said."""
+        else is fixed when all of them are; then that is said."""
         for cause, accounts in self._accounts.items():
             if account in accounts and cause.error_class == "auth":
                 accounts.clear()

@@ -19,14 +19,14 @@ auth and configuration need the operator, rate and transient need time, malforme
 provider broke its own contract (or that somebody else answered), gone is a request nobody answered."""
 
 PERMANENT = ("auth", "configuration")
-"""What does not mend itself."""
+"""What does not fix itself."""
 
 
 def todo(error_class: str, provider: str) -> str | None:
-    """Say what a person has to mend, where nobody else can."""
+    """Say what a person has to fix, where nobody else can."""
     return {
-        "auth": f"mend api_key of [providers.{provider}]",
-        "configuration": f"mend the account, or base_url of [providers.{provider}]",
+        "auth": f"fix api_key of [providers.{provider}]",
+        "configuration": f"fix the account, or base_url of [providers.{provider}]",
     }.get(error_class)
 
 
@@ -46,7 +46,7 @@ class Request:
 class Rejected(Exception):
     """The poll is void: the last state and its time stay, no event. The next poll is after a backoff.
 
-    `reason` is a short text of ours, never what the provider said: `words`, and what mends it, where that is
+    `reason` is a short text of ours, never what the provider said: `words`, and what fixes it, where that is
     not plain. `retry_after_s` is the provider's wish, bounded by us.
     """
 
@@ -55,15 +55,15 @@ class Rejected(Exception):
         error_class: ErrorClass,
         words: str,
         *,
-        mend: str = "",
+        fix: str = "",
         status: int | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        self.reason = f"{words}; {mend}" if mend else words
+        self.reason = f"{words}; {fix}" if fix else words
         super().__init__(self.reason)
         self.error_class: ErrorClass = error_class
         self.words = words
-        self.mend = mend
+        self.fix = fix
         self.status = status
         self.retry_after_s = retry_after_s
 

@@ -59,7 +59,7 @@ def by_error(error: Exception, status: int | None, *, is_tls: bool) -> Rejected:
     """
     is_handshake = is_tls and isinstance(error, aiohttp.ClientConnectorError)
     if status is None and (flaw := tls_flaw(error, is_handshake=is_handshake)):
-        return Rejected("gone", flaw.words, mend=flaw.mend)
+        return Rejected("gone", flaw.words, fix=flaw.fix)
     table = _UNREACHED if status is None else _BROKEN_OFF
     error_class, reason = next(row[1:] for row in table if isinstance(error, row[0]))
     return Rejected(error_class, cannot_connect(error) if reason == CANNOT_CONNECT else reason, status=status)

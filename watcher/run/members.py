@@ -129,7 +129,7 @@ class Enrolment:
         return await self._roster.note_enrolled(self._list)
 
     async def keep(self) -> bool:
-        """Look every second whether that is still so, and mend it.
+        """Look every second whether that is still so, and fix it.
 
         Says whether the state was lost, and nobody had noticed before.
         """

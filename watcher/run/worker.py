@@ -190,7 +190,7 @@ class Worker:
         await schedule.read_clock()
         self.liveness.note_clock(1000 * time.time(), schedule.now_ms())
         await Roster(store.pipe, store.keys).check_layout()
-        return Opened(schedule, StoreHealth(store.mend))
+        return Opened(schedule, StoreHealth(store.fix))
 
     def _present(self, schedule: Schedule) -> Present:
         workers = Workers(schedule.pipe, Keys(self.settings.redis.namespace))

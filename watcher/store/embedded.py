@@ -27,7 +27,7 @@ _TICK_S = 0.005
 _SOCKET_PATH_LIMIT = 103
 """Bytes: what macOS takes; Linux takes four more."""
 
-_MEND = {
+_FIX = {
     errno.EROFS: "mount a volume there that can be written to",
     errno.EACCES: "let the worker's user write there, or name a directory where it may",
     errno.EPERM: "let the worker's user own it, or name a new directory inside it",
@@ -197,8 +197,8 @@ def _usable(data_dir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        mends = f"; {_MEND[error.errno]}" if error.errno in _MEND else ""
-        raise ConfigurationRefused(f"redis.data_dir {data_dir} cannot be used: {reason}{mends}") from error
+        fixes = f"; {_FIX[error.errno]}" if error.errno in _FIX else ""
+        raise ConfigurationRefused(f"redis.data_dir {data_dir} cannot be used: {reason}{fixes}") from error
 
 
 @contextmanager

@@ -23,22 +23,22 @@ T = TypeVar("T")
 
 
 class StoreHealth:
-    """Shared by the loops of one worker. `mend` starts an embedded server again that is gone."""
+    """Shared by the loops of one worker. `fix` starts an embedded server again that is gone."""
 
     def __init__(
         self,
-        mend: Callable[[], Awaitable[object]] | None = None,
+        fix: Callable[[], Awaitable[object]] | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._mend = mend
+        self._fix = fix
         self._clock = clock
         self.trouble: StoreError | None = None
         self._down_since: float | None = None
         self._failed_at = 0.0
         self._throttle = Throttle()
         self._is_partial = False
-        self._is_mending = False
+        self._is_fixing = False
         self._failures = 0
         self._pauses = 0
         self._grow_at = 0.0
@@ -76,15 +76,15 @@ class StoreHealth:
         return _PAUSES_S[min(self._pauses, len(_PAUSES_S)) - 1]
 
     async def _try_to_mend(self) -> None:
-        if self._mend is None or self._is_mending:
+        if self._fix is None or self._is_fixing:
             return
-        self._is_mending = True
+        self._is_fixing = True
         try:
-            await self._mend()
+            await self._fix()
         except StoreError as still:
             log.debug("store.unreachable", reason=str(still))
         finally:
-            self._is_mending = False
+            self._is_fixing = False
 
     def answered(self, asked_at: float | None = None) -> None:
         """Note that the server did what it was asked: `asked_at` that time, else just now."""

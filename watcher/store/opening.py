@@ -137,25 +137,25 @@ async def _hang_up(writer: asyncio.StreamWriter) -> None:
 
 @dataclass(frozen=True, slots=True)
 class OpenStore:
-    """A store as long as it is open. `mend` starts an embedded server again that is gone."""
+    """A store as long as it is open. `fix` starts an embedded server again that is gone."""
 
     pipe: Pipe
     keys: Keys
-    mend: Callable[[], Awaitable[object]] | None = None
+    fix: Callable[[], Awaitable[object]] | None = None
 
 
 @asynccontextmanager
 async def open_store(settings: RedisSettings) -> AsyncIterator[OpenStore]:
     """Open a store, once it answers. Raises StoreError."""
     async with AsyncExitStack() as stack:
-        url, mend = settings.url.get_secret_value(), None
+        url, fix = settings.url.get_secret_value(), None
         if url == "embedded":
             server = await stack.enter_async_context(Embedded(settings.data_dir))
-            url, mend = server.url, server.ensure
+            url, fix = server.url, server.ensure
         pipe = _pipe(url)
         stack.push_async_callback(pipe.aclose)
         await make_contact(pipe, url)
-        yield OpenStore(pipe, Keys(settings.namespace), mend)
+        yield OpenStore(pipe, Keys(settings.namespace), fix)
 
 
 def _pipe(url: str) -> Pipe:

@@ -149,7 +149,7 @@ class DueIndex:
         found: list[bytes] = await self._pipe.command("ZRANGEBYSCORE", key, "-inf", now_ms, "WITHSCORES")
         return found
 
-    async def mend(self, shard: int, providers: Sequence[str]) -> None:
+    async def fix(self, shard: int, providers: Sequence[str]) -> None:
         """Let the index name the polls that its schedules say are due sooner, whoever wrote these."""
         keys = [self._keys.due_polls(shard), *(self._keys.polls(shard, name) for name in providers)]
         await self._pipe.script(_INDEX_DUE, keys, *providers)

@@ -38,7 +38,7 @@ while KEYS[key] do
 end
 
 local deadlines = redis.call('ZMSCORE', KEYS[1], unpack(accounts))
-local reply, next_polls, mended, first = {}, {}, {}, math.huge
+local reply, next_polls, fixed, first = {}, {}, {}, math.huge
 for i = 1, #accounts do
   at = at_of[i]
   local version = redis.call('HGET', KEYS[key_of[i]], 'version') or ''
@@ -66,7 +66,7 @@ for i = 1, #accounts do
     local fields = {'version', ARGV[at + 3], 'sequence', ARGV[at + 4], 'body', ARGV[at + 7]}
     if ARGV[at + 5] ~= '' then
       fields[7], fields[8] = 'polled_at', ARGV[at + 5]
-      mended[#mended + 1] = accounts[i]
+      fixed[#fixed + 1] = accounts[i]
     end
     redis.call('HSET', KEYS[key], unpack(fields))
     local entries = tonumber(ARGV[at + 8])
@@ -94,7 +94,7 @@ end
 
 redis.call('ZADD', KEYS[1], unpack(next_polls))
 redis.call('ZADD', KEYS[5], 'LT', first, ARGV[4])
-if has_failing and mended[1] then redis.call('HDEL', KEYS[2], unpack(mended)) end
+if has_failing and fixed[1] then redis.call('HDEL', KEYS[2], unpack(fixed)) end
 for _, schedule in ipairs(schedules) do
   local due = queues_by_schedule[KEYS[schedule[1]]]
   -- NX: a queue that waits for its retry, or is leased, keeps its time.

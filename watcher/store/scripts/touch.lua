@@ -8,7 +8,7 @@ for i = 1, #KEYS - 3 do accounts[i] = ARGV[i * 5 - 3] end
 local deadlines = redis.call('ZMSCORE', KEYS[1], unpack(accounts))
 local has_failing = redis.call('HLEN', KEYS[2]) > 0
 redis.call('ZCARD', KEYS[3])
-local reply, due, mended, first = {}, {}, {}, math.huge
+local reply, due, fixed, first = {}, {}, {}, math.huge
 for i = 1, #accounts do
   if redis.call('HGET', KEYS[3 + i], 'version') ~= ARGV[i * 5 - 1] then
     reply[i] = -1
@@ -18,7 +18,7 @@ for i = 1, #accounts do
     reply[i] = 1
     due[#due + 1] = ARGV[i * 5 + 1]
     due[#due + 1] = accounts[i]
-    mended[#mended + 1] = accounts[i]
+    fixed[#fixed + 1] = accounts[i]
     first = math.min(first, tonumber(ARGV[i * 5 + 1]))
   end
 end
@@ -29,5 +29,5 @@ for i = 1, #accounts do
 end
 redis.call('ZADD', KEYS[1], unpack(due))
 redis.call('ZADD', KEYS[3], 'LT', first, ARGV[1])
-if has_failing then redis.call('HDEL', KEYS[2], unpack(mended)) end
+if has_failing then redis.call('HDEL', KEYS[2], unpack(fixed)) end
 return reply
