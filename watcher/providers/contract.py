@@ -1,6 +1,6 @@
 """What a provider's module says: how to ask and how to read. Everything else is the same for all of them.
 
-Refuses to do I/O: a provider only describes requests and reads answers; `client` sends and guards.
+Refuses to do I/O: a provider only describes requests and reads answers; `http` sends and guards.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -128,7 +128,7 @@ class Provider(Protocol):
     def refusal(self, status: int, answer: Any) -> Rejected | None:
         """Say why an answer with this status and JSON body (None: not JSON) is no good one.
 
-        None: nothing that this provider documents; `client` then goes by the status alone.
+        None: nothing that this provider documents; `http` then goes by the status alone.
         """
         ...
 
@@ -142,7 +142,7 @@ class Provider(Protocol):
 
 
 USABLE = 0.95
-"""Of the requests that a provider allows: they leave 5 % further apart than the limit asks (`client`)."""
+"""Of the requests that a provider allows: they leave 5 % further apart than the limit asks (`http`)."""
 
 
 def requests_needed(provider: Provider, accounts: Iterable[AccountSettings]) -> float:

@@ -1,6 +1,6 @@
-"""Why a store cannot be used, as everybody above goes by it; `replies` and `errors` say what is what.
+"""Why Redis cannot be used, as all packages above go by it; `errors` says what is what.
 
-Refuses to import a client: whoever reads a configuration needs these.
+Refuses to import a client: what reads a configuration needs these.
 """
 
 

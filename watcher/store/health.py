@@ -68,14 +68,14 @@ class StoreHealth:
             log.error(event, reason=str(trouble), next_ms=int(1000 * self._pause_s), **streak._asdict())
         self._down_since = now if self._down_since is None else self._down_since
         pause_s = self._pause_s
-        await self._try_to_mend()
+        await self._try_to_fix()
         return pause_s
 
     @property
     def _pause_s(self) -> float:
         return _PAUSES_S[min(self._pauses, len(_PAUSES_S)) - 1]
 
-    async def _try_to_mend(self) -> None:
+    async def _try_to_fix(self) -> None:
         if self._fix is None or self._is_fixing:
             return
         self._is_fixing = True

@@ -70,7 +70,7 @@ class Keys:
         return self._tagged(shard, "failing", provider)
 
     def state(self, account: str) -> str:
-        """HASH, permanent: version, sequence, polled_at, body (`ledger`). Written by commit and touch."""
+        """HASH, permanent: version, sequence, polled_at, body (`state`). Written by commit and touch."""
         return self._tagged(shard_of(account), "state", account)
 
     def log(self, shard: int) -> str:
@@ -106,7 +106,7 @@ class Keys:
         return self._tagged(shard, "nothing")
 
     def trial(self, kind: str) -> str:
-        """Never exists once a script has ended: what `rights` tries a user's rights on."""
+        """Never exists once a script has ended: what `guarantee` tries a user's rights on."""
         return self._tagged(0, "trial", kind)
 
     def _tagged(self, shard: int, *parts: str) -> str:

@@ -2,7 +2,7 @@
 
 An account that is not in it any more is forgotten, with its state, so that adding it again later is a new
 baseline. What waits in its queues stays deliverable. Refuses to know of other workers, which may have another
-configuration: `enrolment` does.
+configuration: `run.members` does.
 """
 
 import json
