@@ -174,7 +174,7 @@ class ProviderSettings(Section):
         "outside", description="whether a pending withdrawal has already left `total`"
     )
     settle_polls: int = Field(
-        2, ge=0, le=100, description="good polls that half of a movement waits for its other half"
+        2, ge=0, le=100, description="successful polls that half of a movement waits for its other half"
     )
 
 

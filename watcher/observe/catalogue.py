@@ -61,7 +61,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "status": "HTTP status of the answer",
     "subscription": "name of the subscription",
     "subscriptions": "how many subscriptions",
-    "times": "how many times in a row, so far (of a good poll: were refused before it)",
+    "times": "how many times in a row, so far (of a successful poll: were rejected before it)",
     "error_class": "class of the error: auth, configuration, rate, transient, malformed or gone",
     "unchanged": "whether the snapshot equals the last one",
     "version": "version of watcher",
@@ -199,16 +199,18 @@ EVENTS: Mapping[str, Line] = {
         "error", "The server has lost its state; accounts get new baselines, no events.", ("accounts",)
     ),
     "account.baseline": Line(
-        "info", "The first good snapshot of an account is its baseline.", ("account", "provider", "assets")
+        "info",
+        "The first snapshot of an account is its baseline.",
+        ("account", "provider", "assets"),
     ),
     "account.stale": Line(
         "warning",
-        "No good poll of this account for three intervals, or of so many that went together.",
+        "No successful poll of this account for three intervals, or of so many that went together.",
         ("account", "accounts", "provider", "reason", "duration_ms"),
     ),
     "account.recovered": Line(
         "info",
-        "A good poll of an account that was stale or quarantined, or of so many that were stale.",
+        "A successful poll of an account that was stale or quarantined, or of so many that were stale.",
         ("account", "accounts", "provider", *_LASTS),
     ),
     "account.quarantined": Line(
@@ -218,17 +220,17 @@ EVENTS: Mapping[str, Line] = {
     ),
     "poll.finished": Line(
         "info",
-        "A good poll: its snapshot is the account's state.",
+        "A successful poll: its snapshot is the account's state.",
         (*_POLL, "unchanged", "changes", "held", "times"),
     ),
     "poll.rejected": Line(
         "info",
-        "A poll is void: the account's state and its time stay.",
+        "A poll was rejected: the account's state and its time stay.",
         (*_POLL, "error_class", "reason", "status", "next_ms", "times"),
     ),
     "poll.discarded": Line(
         "info",
-        "A good answer came too late or during a stop, and was not used.",
+        "A successful answer came too late or during a stop, and was not used.",
         (*_POLL, "reason", "times"),
     ),
     "event.created": Line(
@@ -238,7 +240,7 @@ EVENTS: Mapping[str, Line] = {
     ),
     "asset.suspect": Line(
         "info",
-        "An asset fell in a way that the next good poll must confirm before it counts.",
+        "An asset fell in a way that the next successful poll must confirm before it counts.",
         ("account", "asset", "reason"),
     ),
     "queue.overflowed": Line(
@@ -266,7 +268,7 @@ EVENTS: Mapping[str, Line] = {
     "subscription.paused": Line(
         "warning",
         "A subscription gets no more attempts until it is resumed; its events are kept. Said by the worker "
-        "that paused it or told of it, and by each that finds it so at its start.",
+        "that paused it or reported it, and by each that finds it so at its start.",
         ("subscription", "reason"),
     ),
     "subscription.resumed": Line("info", "A paused subscription is delivered to again.", ("subscription",)),

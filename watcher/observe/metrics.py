@@ -87,17 +87,17 @@ METRICS: Mapping[str, Meaning] = {
         "gauge", "1 where Redis answers and takes writes; at 0 everything below is missing."
     ),
     "watcher_accounts_failing": Meaning(
-        "gauge", "Accounts whose last poll was refused.", ("provider",), is_shared=True
+        "gauge", "Accounts whose last poll was rejected.", ("provider",), is_shared=True
     ),
     "watcher_accounts_rejected": Meaning(
         "gauge",
-        "Accounts whose last poll was refused for what only a person can fix: "
+        "Accounts whose last poll was rejected for what only a person can fix: "
         "auth (a wrong key, a forbidden account), configuration.",
         ("provider", "error_class"),
         is_shared=True,
     ),
     "watcher_accounts_stale": Meaning(
-        "gauge", "Accounts whose polls have been refused for three intervals.", ("provider",), is_shared=True
+        "gauge", "Accounts whose polls have been rejected for three intervals.", ("provider",), is_shared=True
     ),
     "watcher_poll_overdue_seconds": Meaning(
         "gauge",
