@@ -107,7 +107,7 @@ def verify(
 ) -> Event:
     """Return the event that `body` holds if one of `secrets` signed it, recently, and it is not `seen`.
 
-    `headers` may streak their names in any case, and come as a WSGI environ or as pairs. `secrets` are
+    `headers` may write their names in any case, and come as a WSGI environ or as pairs. `secrets` are
     `whsec_…`, or `whpk_…` for ed25519; one match is enough. `now` is in Unix seconds, the clock by default.
     `seen(id)` says whether this id was handled before; it is asked last, so an id that it hears of is
     genuine.

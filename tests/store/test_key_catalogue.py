@@ -144,7 +144,7 @@ async def test_every_key_is_in_the_catalogue_and_is_what_it_says(
     await workload(store)
     name_by_key, found = catalogue(store.keys), set()
     for key in await store.contents():
-        assert key in name_by_key, f"nobody else throttle a key: {key}"
+        assert key in name_by_key, f"nothing else spells a key: {key}"
         name = name_by_key[key]
         kind, lives = lifetime(name)
         assert (await store.pipe.command("TYPE", key)).decode() == kind.lower(), name

@@ -67,8 +67,8 @@ def drafts_of(moved: Iterable[Moved]) -> Iterator[Draft]:
         before, after = in_text(change.before, like), in_text(change.after, like)
         says = {
             "effect": in_text(change.effect, like)._asdict(),
-            "before": streak(before, change.before),
-            "after": streak(after, change.after),
+            "before": amounts_of(before, change.before),
+            "after": amounts_of(after, change.after),
         }
         yield Draft(change.type, asset, amount_text(change.amount), says, (*before, *after))
 
@@ -92,8 +92,8 @@ def amount_text(atoms: int) -> str:
     return to_text(atoms)
 
 
-def streak(balance: Balance, atoms: Vector) -> dict[str, str | None]:
-    """Streak a balance as events do, with what is available of it."""
+def amounts_of(balance: Balance, atoms: Vector) -> dict[str, str | None]:
+    """Write a balance as events do, with what is available of it."""
     return {
         "total": balance.total,
         "locked": balance.locked,

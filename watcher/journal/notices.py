@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from watcher.amounts import to_atoms
 from watcher.journal.account import Entry, Moved
-from watcher.journal.events import Draft, Event, Origin, amount_text, drafts_of, iso, streak, tell
+from watcher.journal.events import Draft, Event, Origin, amount_text, amounts_of, drafts_of, iso, tell
 from watcher.journal.explain import Change, Vector, in_atoms, in_text
 from watcher.settings import ThresholdSettings
 from watcher.snapshot import Asset, Balance, Row, is_called
@@ -35,7 +35,7 @@ def baseline(entry_by_asset: Mapping[str, Entry]) -> Iterator[Draft]:
     ]
     for number, part in enumerate(parts, 1):
         balances = [
-            {"asset": entry.asset._asdict(), **streak(entry.published, in_atoms(entry.published))}
+            {"asset": entry.asset._asdict(), **amounts_of(entry.published, in_atoms(entry.published))}
             for entry in part
         ]
         says = {"effect": _NO_EFFECT, "balances": balances, "part": number, "parts": len(parts)}
@@ -134,7 +134,7 @@ def _value(threshold: ThresholdSettings, balance: Balance) -> int | None:
 
 
 def _crossing(watch: Watch, entry: Entry, key: str) -> Draft:
-    published = streak(entry.published, in_atoms(entry.published))
+    published = amounts_of(entry.published, in_atoms(entry.published))
     value = amount_text(_value(watch.threshold, entry.seen) or 0)
     says = {
         "effect": in_text(Vector(), entry.seen)._asdict(),

@@ -32,18 +32,18 @@ class Throttle:
         if now < self._speak_at.get(what, now):
             return None
         self._speak_at[what] = now + (AGAIN_S if self._times[what] > 1 else FIRST_S)
-        return self._spell(what, since, now)
+        return self._streak(what, since, now)
 
     def lasting(self, what: Hashable, now: float) -> Streak:
         """Say of a trouble that is there how long it has lasted, whether or not it is time to speak."""
-        return self._spell(what, self._since[what], now)
+        return self._streak(what, self._since[what], now)
 
     def over(self, what: Hashable, now: float) -> Streak | None:
         """Note that a trouble is gone; returns what to say of it, or None if there was none."""
         since = self._since.pop(what, None)
         if since is None:
             return None
-        streak = self._spell(what, since, now)
+        streak = self._streak(what, since, now)
         del self._times[what], self._speak_at[what]
         return streak
 
@@ -52,5 +52,5 @@ class Throttle:
         for memory in (self._since, self._times, self._speak_at):
             memory.clear()
 
-    def _spell(self, what: Hashable, since: float, now: float) -> Streak:
+    def _streak(self, what: Hashable, since: float, now: float) -> Streak:
         return Streak(round(1000 * (now - since)), self._times[what])

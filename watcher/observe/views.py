@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from yarl import URL
 
 from watcher.journal.account import Entry
-from watcher.journal.events import iso, streak
+from watcher.journal.events import amounts_of, iso
 from watcher.journal.explain import in_atoms, in_text
 from watcher.polling.report import STALE_INTERVALS
 from watcher.printable import printable
@@ -264,7 +264,7 @@ def balance_line(entry: Entry) -> Line:
     held = seen - in_atoms(entry.published)
     return {
         "asset": entry.asset._asdict(),
-        **streak(entry.seen, seen),
+        **amounts_of(entry.seen, seen),
         "held": in_text(held, entry.seen)._asdict() if any(held) else None,
         "held_polls": entry.held_polls,
         "suspect": entry.suspect and entry.suspect._asdict(),

@@ -1,6 +1,6 @@
 """A Redis Cluster behind the face of one pipe: whatever is asked goes to the node that has its keys.
 
-Refuses to take a call apart: all keys of one lie in one slot, as `keys` throttle them. Nodes are found by
+Refuses to take a call apart: all keys of one lie in one slot, as `keys` writes them. Nodes are found by
 asking any of them, again whenever one sends elsewhere or does not answer.
 """
 
