@@ -330,3 +330,16 @@ def test_nothing_is_left_behind_by_keys_that_come_and_go(count: int) -> None:
         dispatch.take(NOW + number + 1)
         served(dispatch, SHOP, Room(1), NOW + number + 1)
     assert dispatch.next_at == math.inf
+
+
+def test_what_is_being_claimed_takes_room_from_other_keys() -> None:
+    """Else a thousand keys that are claimed for at the same time would each get the last of it."""
+    dispatch = Dispatch()
+    dispatch.due(OPS, 1, NOW, NOW)
+    dispatch.take(NOW)
+    dispatch.plan(OPS, Room(3), NOW)
+    assert dispatch.in_flight_of("delivery") == 3
+    dispatch.claimed(OPS, 1, None, NOW)
+    dispatch.began(OPS)
+    dispatch.served(OPS, NOW)
+    assert dispatch.in_flight_of("delivery") == 1

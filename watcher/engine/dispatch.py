@@ -60,6 +60,7 @@ class _Line:
     claiming: dict[int, float] = field(default_factory=dict)
     blocked: dict[int, float] = field(default_factory=dict)
     in_flight: int = 0
+    claimed: int = 0
     not_before: float = 0.0
     is_full: bool = False
     is_queued: bool = False
@@ -141,6 +142,8 @@ class Dispatch:
         shards = shards[: room.most]
         for shard in shards:
             line.claiming[shard] = line.due.pop(shard)
+        line.claimed = len(shards) * (room.most // max(1, len(shards)))
+        self._in_flight[key.kind] += line.claimed  # until it is known what the claims bring
         return [Claim(shard, room.most // len(shards), waited_s) for shard in shards]
 
     def due_shards(self, key: Key, now: float) -> list[int]:
@@ -169,6 +172,8 @@ class Dispatch:
             line.due[shard] = min(since, line.due.get(shard, math.inf))
         line.claiming.clear()
         line.serving_since = None
+        self._in_flight[key.kind] -= line.claimed
+        line.claimed = 0
         line.not_before = max(line.not_before, now + rest_s)
         self._arrange(key, line, now)
 
@@ -197,6 +202,7 @@ class Dispatch:
         return self._line(key).in_flight
 
     def in_flight_of(self, kind: Kind) -> int:
+        """Say how much of a kind is in hand, or may be as soon as claims are answered."""
         return self._in_flight[kind]
 
     @property
