@@ -17,8 +17,7 @@ from watcher.providers.contract import ErrorClass, Rejected, provider_class
 from watcher.providers.http import ProviderClient
 from watcher.settings import AccountSettings, ProviderSettings, RedisSettings, Settings, SubscriptionSettings
 from watcher.store.address import safe_url
-from watcher.store.embedded import is_made
-from watcher.store.engine import find_engine
+from watcher.store.embedded import find_engine, is_made
 from watcher.store.exceptions import StoreError
 from watcher.store.guarantee import guarantee_of_all, missing_rights
 from watcher.store.opening import OpenStore, open_store

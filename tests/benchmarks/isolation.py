@@ -35,9 +35,8 @@ from tests.support.stores import fail
 from watcher import resolver
 from watcher.observe.counters import Counters
 from watcher.settings import Settings, SubscriptionSettings
-from watcher.store.breakers import Breakers
 from watcher.store.keys import Keys
-from watcher.store.queues import Queues
+from watcher.store.queues import Breakers, Queues
 
 EVENTS_PER_SECOND = 20
 MORE_MS = 100

@@ -10,8 +10,8 @@ from watcher.journal.account import AccountState, Entry
 from watcher.journal.events import Delivery
 from watcher.snapshot import Asset, Balance
 from watcher.store.keys import SHARDS, Keys
+from watcher.store.members import Roster
 from watcher.store.polls import Commit, Polls
-from watcher.store.roster import Roster
 from watcher.store.schedule import Lease
 
 ASSETS = 10

@@ -14,8 +14,8 @@ from tests.support.stories import STORY, Books, Ended, a_configuration, ended, i
 from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
 from watcher.journal.step import go_stale
-from watcher.store.breakers import Breakers
 from watcher.store.keys import shard_of
+from watcher.store.queues import Breakers
 
 LOOK = ("status", "balances", "events", "deliveries", "subscriptions", "audit")
 

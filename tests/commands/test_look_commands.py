@@ -34,11 +34,11 @@ from tests.support.stories import (
     steps,
 )
 from watcher.snapshot import Asset, Snapshot
-from watcher.store.breakers import Breakers
 from watcher.store.embedded import Embedded
 from watcher.store.keys import shard_of
 from watcher.store.members import Configurations, Fingerprint, Presence, Workers
 from watcher.store.pipe import Pipe
+from watcher.store.queues import Breakers
 
 HOSTILE = Asset("7", "\x1b]0;owned\x07", "=HYPERLINK(1)", 0)
 LOOPRING, SHOP = "/api/v3/user/balances", "/v2/app/coin/balance"

@@ -23,10 +23,9 @@ from watcher.journal.events import Delivery
 from watcher.receive import verify
 from watcher.run.worker import Worker
 from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings, WorkerSettings
-from watcher.store.breakers import Breakers
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Pipe
-from watcher.store.queues import Queues
+from watcher.store.queues import Breakers, Queues
 from watcher.store.reader import Reader
 from watcher.store.schedule import Schedule
 

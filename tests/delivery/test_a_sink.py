@@ -17,8 +17,8 @@ from watcher.engine.breaker import Answer, State, state
 from watcher.journal.events import Delivery
 from watcher.observe.counters import Counters
 from watcher.settings import SubscriptionSettings
-from watcher.store.breakers import Breaker, Breakers
 from watcher.store.exceptions import StoreError
+from watcher.store.queues import Breaker, Breakers
 
 
 class ChatTarget:

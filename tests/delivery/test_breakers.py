@@ -10,7 +10,7 @@ from watcher.delivery.breakers import LONGEST_REST_MS, SubscriptionBreakers
 from watcher.delivery.outcomes import Verdict, judge
 from watcher.delivery.sink import Attempt
 from watcher.engine.breaker import Answer, failed
-from watcher.store.breakers import Breaker, Change, Decide
+from watcher.store.queues import Breaker, Change, Decide
 
 OPS = a_subscription("ops")
 NOW_MS = 6000

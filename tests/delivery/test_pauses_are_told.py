@@ -10,9 +10,8 @@ from redis.asyncio import Redis
 from tests.delivery.moody_subscriber import MoodySubscriber, Owed, owed, told
 from tests.support.stores import fail, pause
 from watcher.engine import breaker
-from watcher.store.breakers import Breakers
 from watcher.store.exceptions import StoreUnreachable
-from watcher.store.queues import Queues
+from watcher.store.queues import Breakers, Queues
 
 pytest_plugins = ("tests.delivery.owing",)
 

@@ -159,8 +159,8 @@ WebhookSink.send = twice
 
 def test_a_machine_without_a_server_program_is_told_so(here: Path) -> None:
     nowhere = """
-from watcher.store import engine
-engine.find_engine.__defaults__ = (None, "no_such_package")
+from watcher.store import embedded
+embedded.find_engine.__defaults__ = (None, "no_such_package")
 """
     with a_demo(here, "--fast", code=nowhere, PATH=str(here)) as process:
         code, _, err = ended(process)

@@ -31,10 +31,10 @@ from watcher.store.exceptions import ConfigurationRefused
 from watcher.store.guarantee import OLDEST, guarantee
 from watcher.store.history import History
 from watcher.store.keys import Keys, shard_of
+from watcher.store.members import Roster
 from watcher.store.pipe import Pipe
 from watcher.store.polls import Commit, Polls
 from watcher.store.queues import Queues
-from watcher.store.roster import Roster
 from watcher.store.schedule import Lease, Reply, Schedule
 
 STORE = Path(watcher.store.__file__).parent

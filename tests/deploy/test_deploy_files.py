@@ -24,8 +24,8 @@ from watcher.places import PLACES
 from watcher.store.client import connect
 from watcher.store.guarantee import guarantee
 from watcher.store.keys import Keys
+from watcher.store.members import Roster
 from watcher.store.pipe import Pipe
-from watcher.store.roster import Roster
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -26,7 +26,7 @@ from watcher.engine.breaker import (
     succeeded,
     tried_again,
 )
-from watcher.store.breakers import Breaker
+from watcher.store.queues import Breaker
 
 NOW_MS = 1_800_000_000_000
 MINUTE_MS = 60_000

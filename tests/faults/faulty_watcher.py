@@ -119,7 +119,7 @@ def _strike_once_sent(script: str, strike: Callable[[], None]) -> None:
     """Strike when a script is on its way to the server, which will execute it: nobody reads its answer."""
     from redis.asyncio.connection import AbstractConnection
 
-    from watcher.store.batch import load_script
+    from watcher.store.pipe import load_script
 
     digest = load_script(script).digest.encode()
     send: Method = AbstractConnection.send_packed_command

@@ -15,8 +15,7 @@ from tests.support.sentinels import on_port, watched
 from tests.support.servers import ENGINES, a_free_port
 from watcher.delivery.queue import CLAIM_MS
 from watcher.store.address import several
-from watcher.store.client import connect
-from watcher.store.cluster import ClusterPipe
+from watcher.store.client import ClusterPipe, connect
 from watcher.store.keys import SHARDS
 from watcher.store.pipe import Pipe
 

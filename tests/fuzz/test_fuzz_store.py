@@ -41,12 +41,12 @@ from watcher.delivery.sink import Attempt
 from watcher.delivery.webhook import answer_of
 from watcher.durations import parse_duration
 from watcher.observe.views import account_line, provider_line, subscription_line, troubles_of, worker_line
-from watcher.store import history, reader, roster
-from watcher.store.breakers import Breaker, Breakers
+from watcher.store import history, members, reader
 from watcher.store.client import connect
 from watcher.store.history import History
 from watcher.store.keys import Keys
 from watcher.store.members import Presence, Workers
+from watcher.store.queues import Breaker, Breakers
 from watcher.store.reader import Reader
 from watcher.store.schedule import Lease, Reply
 from watcher.store.state import BadState
@@ -93,7 +93,7 @@ def place() -> Iterator[Place]:
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         pytest.MonkeyPatch.context() as patch,
     ):
-        for module in (history, reader, roster):
+        for module in (history, members, reader):
             patch.setattr(module, "SHARDS", 1)
         client = runner.run(_connected(server.url))
         yield Place(runner, client, runner.run(_furnished(client)))

@@ -29,9 +29,9 @@ from watcher.journal.step import Reading, diff, go_stale
 from watcher.observe.page.document import _event
 from watcher.observe.page.recent import _steps
 from watcher.observe.views import attempt_line
-from watcher.store.breakers import _parse
 from watcher.store.history import _record
 from watcher.store.keys import MOST
+from watcher.store.queues import _parse
 from watcher.store.reader import _dead_letter, _failing, _tried, sequence_in
 from watcher.store.state import BadState, dump_body, load_state
 

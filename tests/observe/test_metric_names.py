@@ -17,7 +17,7 @@ from watcher.observe.views import Overview
 from watcher.providers.contract import ErrorClass
 from watcher.run.worker import Worker
 from watcher.settings import Settings
-from watcher.store.breakers import Breaker
+from watcher.store.queues import Breaker
 from watcher.store.reader import Backlog, Failing, Overdue
 
 NO_BASE_UNITS = (

@@ -23,9 +23,9 @@ from watcher.receiver import Fail
 from watcher.run.worker import Worker
 from watcher.sandbox.answers import Answer
 from watcher.settings import Settings
-from watcher.store.breakers import Breakers
 from watcher.store.keys import Keys
-from watcher.store.roster import Roster
+from watcher.store.members import Roster
+from watcher.store.queues import Breakers
 
 LOOPRING = "/api/v3/user/balances"
 SHOP = "/v2/app/coin/balance"

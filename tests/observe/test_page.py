@@ -29,10 +29,10 @@ from watcher.observe.page.look import Look, routes
 from watcher.receiver import Fail
 from watcher.run.worker import Opened, Worker
 from watcher.snapshot import Asset, Snapshot
-from watcher.store.breakers import Breakers
 from watcher.store.client import connect
 from watcher.store.health import StoreHealth
 from watcher.store.pipe import Pipe
+from watcher.store.queues import Breakers
 
 HTML = files("watcher.observe.page").joinpath("page.html").read_text("utf-8")
 TOKEN = "a-token-of-some-length"

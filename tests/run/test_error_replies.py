@@ -15,11 +15,10 @@ from tests.support.rig import TREASURY, Rig, a_rig
 from tests.support.servers import real_server
 from tests.support.stores import pause
 from watcher.delivery.queue import LONGEST_LEASE_MS
-from watcher.store.batch import load_script
-from watcher.store.breakers import Breakers
 from watcher.store.keys import SHARDS
 from watcher.store.opening import open_store
-from watcher.store.queues import Queues
+from watcher.store.pipe import load_script
+from watcher.store.queues import Breakers, Queues
 from watcher.store.schedule import Schedule
 
 Lines = list[MutableMapping[str, Any]]

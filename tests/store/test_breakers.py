@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from tests.support.servers import ENGINES, EVERY_ENGINE
 from tests.support.stores import MINUTE_MS, OPS, Store, a_store, fail, pause
 from watcher.engine.breaker import REPORT_MS, report_taken, reported, succeeded, tried_again
-from watcher.store.breakers import Breaker, Breakers
+from watcher.store.queues import Breaker, Breakers
 
 everywhere = pytest.mark.parametrize("engine", EVERY_ENGINE)
 on_real_servers = pytest.mark.parametrize("engine", ENGINES)

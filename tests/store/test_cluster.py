@@ -11,8 +11,7 @@ from tests.support.sentinels import on_port
 from tests.support.servers import ENGINES, a_free_port, real_server
 from tests.support.stores import MINUTE_MS, OPS, PROVIDER, Store, a_delivery, a_store, running
 from watcher.store.address import Several, check_address, safe_url, several
-from watcher.store.client import connect
-from watcher.store.cluster import ClusterPipe
+from watcher.store.client import ClusterPipe, connect
 from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
 from watcher.store.guarantee import guarantee, guarantee_of_all, missing_rights
 from watcher.store.keys import SHARDS, shard_of

@@ -16,8 +16,7 @@ from tests.support.tls_front import a_certificate_file, a_tls_front
 from watcher.service.serve import loop_factory
 from watcher.settings import RedisSettings
 from watcher.store.address import check_address, several
-from watcher.store.client import connect
-from watcher.store.cluster import ClusterPipe
+from watcher.store.client import ClusterPipe, connect
 from watcher.store.exceptions import ConfigurationRefused, StoreError, StoreUnreachable
 from watcher.store.opening import make_contact, open_store
 from watcher.store.pipe import Pipe

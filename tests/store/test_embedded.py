@@ -18,8 +18,7 @@ import pytest
 from tests.support.servers import ENGINES
 from watcher.store import embedded
 from watcher.store.client import connect
-from watcher.store.embedded import Embedded
-from watcher.store.engine import Engine, find_engine
+from watcher.store.embedded import Embedded, Engine, find_engine
 from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
 
 WORKER = """

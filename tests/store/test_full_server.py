@@ -20,9 +20,9 @@ from tests.support.stores import (
     some_deliveries,
 )
 from watcher.engine.breaker import succeeded
-from watcher.store.breakers import Breakers
 from watcher.store.client import connect
 from watcher.store.exceptions import StoreUnreachable
+from watcher.store.queues import Breakers
 from watcher.store.schedule import Lease, Reply
 
 pytestmark = pytest.mark.parametrize("engine", ENGINES)

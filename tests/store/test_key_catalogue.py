@@ -23,11 +23,10 @@ from tests.support.stores import (
     some_deliveries,
 )
 from watcher.store import polls
-from watcher.store.batch import Joint, Script
-from watcher.store.breakers import Breakers
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.members import Configurations, Fingerprint, Mark, Presence, Workers
-from watcher.store.pipe import Pipe
+from watcher.store.pipe import Joint, Pipe, Script
+from watcher.store.queues import Breakers
 from watcher.store.schedule import Lease
 
 NOBODY = Fingerprint({}, {}, {})

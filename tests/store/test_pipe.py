@@ -12,10 +12,9 @@ from redis.exceptions import ResponseError
 from tests.support.servers import DURABLE, ENGINES, EVERY_ENGINE, real_server
 from tests.support.stores import ACCOUNT, OPS, a_commit, a_delivery, a_store, running, some_deliveries
 from watcher.service.serve import loop_factory
-from watcher.store.batch import load_script
 from watcher.store.client import connect
 from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
-from watcher.store.pipe import Pipe
+from watcher.store.pipe import Pipe, load_script
 from watcher.store.schedule import Reply
 
 everywhere = pytest.mark.parametrize("engine", EVERY_ENGINE)

@@ -16,10 +16,10 @@ from tests.support.stores import (
     a_delivery,
     a_store,
 )
-from watcher.store import roster
+from watcher.store import members
 from watcher.store.exceptions import ConfigurationRefused
 from watcher.store.keys import SHARDS, shard_of
-from watcher.store.roster import Enrolled
+from watcher.store.members import Enrolled
 
 pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
 
@@ -113,7 +113,7 @@ async def test_long_lists_are_enrolled_piece_by_piece(
     redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = a_store(redis_client, namespace)
-    monkeypatch.setattr(roster, "_AT_ONCE", 3)
+    monkeypatch.setattr(members, "_AT_ONCE", 3)
     names = [f"account-{n}" for n in range(100)]
     assert await enroll(store, 1000, loopring=names) == Enrolled(100, 0)
     assert await scheduled(store) == dict.fromkeys(names, 1000)

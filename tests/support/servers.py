@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from redis.exceptions import ConnectionError as NoConnection
 
-from watcher.store.engine import find_engine
+from watcher.store.embedded import find_engine
 
 FAST = ("--save", "", "--appendonly", "no")
 """In memory only: for tests that never restart their server."""

@@ -16,12 +16,11 @@ from tests.support.builders import a_state
 from watcher.engine.breaker import Failure, Rule, failed, paused
 from watcher.journal.events import Delivery
 from watcher.snapshot import Balance
-from watcher.store.breakers import Breakers, Change
 from watcher.store.keys import Keys, shard_of
+from watcher.store.members import Roster
 from watcher.store.pipe import Pipe
 from watcher.store.polls import Commit, Polls
-from watcher.store.queues import Begun, Queues, read_tries
-from watcher.store.roster import Roster
+from watcher.store.queues import Begun, Breakers, Change, Queues, read_tries
 from watcher.store.schedule import Lease, Schedule
 
 ACCOUNT = "treasury"

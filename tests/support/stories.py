@@ -18,10 +18,10 @@ from watcher.journal.step import Reading, Step, diff
 from watcher.settings import RedisSettings, SubscriptionSettings, ThresholdSettings
 from watcher.snapshot import Snapshot
 from watcher.store.keys import Keys, shard_of
+from watcher.store.members import Roster
 from watcher.store.opening import open_store
 from watcher.store.pipe import Pipe
 from watcher.store.polls import Commit, Polls
-from watcher.store.roster import Roster
 from watcher.store.schedule import Lease, Reply, Schedule
 
 T = TypeVar("T")

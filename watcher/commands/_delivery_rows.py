@@ -8,7 +8,7 @@ from typing import Any
 from watcher.commands._table import age_text
 from watcher.journal.events import Delivery, iso
 from watcher.printable import printable
-from watcher.store.breakers import Breaker
+from watcher.store.queues import Breaker
 from watcher.store.reader import DeadLetter, Queue
 
 COLUMNS_BY_KIND = {

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from watcher.commands._delivery_rows import Row
     from watcher.config.looking import Look
     from watcher.settings import Settings
-    from watcher.store.breakers import Breaker
     from watcher.store.opening import OpenStore
+    from watcher.store.queues import Breaker
     from watcher.store.reader import DeadLetter, Queue, Tried
 
 _NONE_BY_KIND = {
@@ -108,7 +108,7 @@ async def _read(settings: "Settings", wanted: _Wanted) -> "list[Row]":
 
 
 async def _waiting(store: "OpenStore", names: Sequence[str], wanted: _Wanted, now_ms: int) -> "list[Row]":
-    from watcher.store.breakers import Breakers
+    from watcher.store.queues import Breakers
 
     breakers = await Breakers(store.pipe, store.keys).read()
     rows: list[Row] = []

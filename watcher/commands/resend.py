@@ -90,8 +90,8 @@ def command(
 
 async def _resend(settings: "Settings", wish: _Wish) -> "tuple[list[Resent], set[str]]":
     """Send again; says also who is paused and will hear of it only when resumed."""
-    from watcher.store.breakers import Breakers
     from watcher.store.opening import open_to_look
+    from watcher.store.queues import Breakers
 
     async with open_to_look(settings.redis) as store:
         found = await _act(settings, store, wish)

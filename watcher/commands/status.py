@@ -50,9 +50,9 @@ async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
         subscription_line,
         worker_line,
     )
-    from watcher.store.breakers import Breakers
     from watcher.store.members import Configurations, Workers
     from watcher.store.opening import open_to_look
+    from watcher.store.queues import Breakers
     from watcher.store.reader import Reader
 
     async with open_to_look(settings.redis) as store:

@@ -49,9 +49,8 @@ def command(*, look: "Look", is_json: bool, action: str, name: str | None) -> No
 
 async def _switch(look: "Look", action: str, name: str) -> None:
     from watcher.engine.breaker import paused
-    from watcher.store.breakers import Breakers
     from watcher.store.opening import open_to_look
-    from watcher.store.queues import Queues
+    from watcher.store.queues import Breakers, Queues
     from watcher.store.schedule import Schedule
 
     async with open_to_look(look.settings.redis) as store:
@@ -73,7 +72,7 @@ async def _switch(look: "Look", action: str, name: str) -> None:
 
 async def _check_known(name: str, look: "Look", store: "OpenStore") -> None:
     """Make sure that the store, at least, knows a subscription. Raises Unknown."""
-    from watcher.store.breakers import Breakers
+    from watcher.store.queues import Breakers
     from watcher.store.reader import Reader
 
     configured = look.settings.subscription_by_name
@@ -108,8 +107,8 @@ async def _show(look: "Look", *, is_json: bool) -> None:
 
 async def _survey(look: "Look") -> list[_Line]:
     from watcher.observe.views import place_of, subscription_line
-    from watcher.store.breakers import Breakers
     from watcher.store.opening import open_to_look
+    from watcher.store.queues import Breakers
     from watcher.store.reader import Backlog, Reader
 
     settings = look.settings

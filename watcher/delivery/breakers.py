@@ -1,6 +1,6 @@
 """The breakers of all subscriptions, as one worker goes by them.
 
-What all workers must agree on is in Redis (`store.breakers`), read once a second and noted at once; what it
+What all workers must agree on is in Redis (`store.queues`), read once a second and noted at once; what it
 means is `engine.breaker`'s to say.
 """
 
@@ -17,8 +17,8 @@ from watcher.engine.breaker import HALF_OPEN_FROM, PATIENCE, Concurrency
 from watcher.observe.log import log, survived
 from watcher.observe.throttle import Throttle
 from watcher.settings import SubscriptionSettings
-from watcher.store.breakers import Breaker, Breakers
 from watcher.store.exceptions import StoreError, StoreUnreachable
+from watcher.store.queues import Breaker, Breakers
 
 LONGEST_REST_MS = 60_000
 """Even a paused subscription is looked at after so long: the worker that saw that it was resumed may have

@@ -1,7 +1,7 @@
 """Circuit breakers: whether a receiver or a provider that fails is asked, when again, and how much at a time.
 
 Pure: times come in. What a breaker goes by is a table. That of a subscription is shared by all workers
-(`store.breakers` makes a decision of this module one step); that of a provider is one worker's own.
+(`store.queues` makes a decision of this module one step); that of a provider is one worker's own.
 """
 
 import math
@@ -13,7 +13,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from watcher.providers.contract import PERMANENT, Rejected
-from watcher.store.breakers import Breaker
+from watcher.store.queues import Breaker
 
 
 class State(Enum):

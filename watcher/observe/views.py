@@ -15,12 +15,12 @@ from watcher.printable import printable
 from watcher.providers.contract import PERMANENT, provider_class, requests_needed, todo
 from watcher.run.worker import Opened, Worker
 from watcher.settings import AccountSettings, Settings
-from watcher.store.breakers import Breaker, Breakers
 from watcher.store.exceptions import StoreError
 from watcher.store.guarantee import Guarantee
 from watcher.store.history import place
 from watcher.store.keys import Keys
 from watcher.store.members import Fingerprint, Presence
+from watcher.store.queues import Breaker, Breakers
 from watcher.store.reader import Backlog, Failing, Overdue, Reader, Seen, Tried
 
 TIMEOUT_S = 2.0

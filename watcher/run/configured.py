@@ -26,12 +26,11 @@ from watcher.providers.http import ProviderClient
 from watcher.resolver import CurrentResolver
 from watcher.run.agreement import Agreement
 from watcher.settings import AccountSettings, ProviderSettings, Settings
-from watcher.store.breakers import Breaker, Breakers
 from watcher.store.client import CONNECTIONS as OF_THE_STORE
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.polls import Polls
-from watcher.store.queues import Queues
+from watcher.store.queues import Breaker, Breakers, Queues
 from watcher.store.schedule import DueIndex, Schedule
 
 MOST_ATTEMPTS = 10_000

@@ -16,8 +16,7 @@ from watcher.observe.log import survived
 from watcher.pause import pause
 from watcher.settings import Settings
 from watcher.store.exceptions import ConfigurationRefused, StoreError
-from watcher.store.members import Presence, Workers
-from watcher.store.roster import Roster
+from watcher.store.members import Presence, Roster, Workers
 from watcher.store.schedule import Schedule
 
 EVERY_S = 10.0

@@ -16,8 +16,8 @@ from watcher.settings import Settings
 from watcher.store.exceptions import StoreError, StoreUnreachable
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS, Keys
+from watcher.store.members import Roster
 from watcher.store.reader import Reader
-from watcher.store.roster import Roster
 from watcher.store.schedule import Schedule
 from watcher.urls import as_written
 

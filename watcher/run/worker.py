@@ -25,10 +25,9 @@ from watcher.store.exceptions import StoreError
 from watcher.store.guarantee import guarantee_of_all
 from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
-from watcher.store.members import Configurations, Workers
+from watcher.store.members import Configurations, Roster, Workers
 from watcher.store.opening import open_store
 from watcher.store.reader import Reader
-from watcher.store.roster import Roster
 from watcher.store.schedule import Schedule
 
 HEARTBEAT_S = 60.0

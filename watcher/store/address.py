@@ -9,9 +9,7 @@ from ipaddress import IPv6Address
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
-from watcher.store.exceptions import ConfigurationRefused as ConfigurationRefused
-from watcher.store.exceptions import StoreError as StoreError
-from watcher.store.exceptions import StoreUnreachable as StoreUnreachable
+from watcher.store.exceptions import ConfigurationRefused
 
 _SCHEMES = ("redis", "rediss", "unix")
 _SEVERAL = re.compile(r"(rediss?)\+(sentinel|cluster)://")

@@ -11,11 +11,10 @@ from typing import Any, Literal
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from watcher.store.batch import load_script
 from watcher.store.errors import translated, where
 from watcher.store.exceptions import ConfigurationRefused, StoreRefuses
 from watcher.store.keys import Keys
-from watcher.store.pipe import Pipe
+from watcher.store.pipe import Pipe, load_script
 
 OLDEST = (6, 2)
 

@@ -13,13 +13,12 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from watcher.settings import RedisSettings
 from watcher.store.address import check_address, host_text, places, safe_url, several
-from watcher.store.client import connect
-from watcher.store.cluster import ClusterPipe
+from watcher.store.client import ClusterPipe, connect
 from watcher.store.embedded import Embedded, is_made
 from watcher.store.exceptions import ConfigurationRefused, StoreError, StoreRefuses, StoreUnreachable
 from watcher.store.keys import SHARDS, Keys
+from watcher.store.members import SCHEMA
 from watcher.store.pipe import Pipe
-from watcher.store.roster import SCHEMA
 
 PATIENCE_S = 5.0
 """For each server that the address names: as long as any command is waited for."""

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from watcher.journal.account import AccountState
 from watcher.journal.events import Delivery
-from watcher.store.batch import Joint, Joints, load_script
 from watcher.store.errors import DamagedKey
 from watcher.store.keys import Keys, shard_of
+from watcher.store.pipe import Joint, Joints, load_script
 from watcher.store.queues import DEAD_PER_SUBSCRIPTION
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
 from watcher.store.state import BadState, dump_body, load_state

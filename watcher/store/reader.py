@@ -13,12 +13,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from watcher.journal.account import AccountState
 from watcher.journal.events import Delivery, load_delivery
-from watcher.store.batch import load_script
 from watcher.store.history import START, place
 from watcher.store.keys import SHARDS, Keys, read_count, read_score, shard_of
-from watcher.store.pipe import Pipe
+from watcher.store.members import provider_names
+from watcher.store.pipe import Pipe, load_script
 from watcher.store.queues import read_tries
-from watcher.store.roster import provider_names
 from watcher.store.state import BadState, load_state
 
 _READ_STATES = load_script("read_states")

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Literal, NamedTuple
 
-from watcher.store.batch import load_script
 from watcher.store.keys import SHARDS, Keys
-from watcher.store.pipe import Pipe
+from watcher.store.pipe import Pipe, load_script
 
 _CLAIM = load_script("claim")
 _MAKE_RETRIES_DUE = load_script("make_retries_due")
