@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from watcher.sandbox import MetakeepKnobs, Sandbox, World, empty_world
 from watcher.sandbox.answers import Call
-from watcher.sandbox.metakeep_signature import digest
+from watcher.sandbox.metakeep import digest
 
 PATH = "/v2/app/coin/balance"
 ALICE = {"email": "alice@example.com"}

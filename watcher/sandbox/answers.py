@@ -45,7 +45,7 @@ class Answer:
 
 
 class Reply(NamedTuple):
-    """An honest answer; `polled` is whose balances it tells, None where it tells none."""
+    """An honest answer; `polled` is the account whose balances it holds, None where it holds none."""
 
     answer: Answer
     polled: AccountKey | None = None
@@ -61,11 +61,6 @@ class Declined(Exception):
 
 Fault = Answer | Callable[[Answer], Answer]
 """What is sent instead: fixed bytes, or a spoilt form of the honest answer."""
-
-
-def spoil(answer: Answer, fault: Fault) -> Answer:
-    """Put a fault in the place of an honest answer."""
-    return fault if isinstance(fault, Answer) else fault(answer)
 
 
 def truncated(answer: Answer) -> Answer:
@@ -146,45 +141,27 @@ async def send(request: web.Request, answer: Answer) -> web.StreamResponse:
     if answer.transport_fault == "disconnect":
         _close(request)
         return web.Response()
+    typed = {hdrs.CONTENT_TYPE: answer.content_type} if answer.content_type else {}
+    headers = typed | dict(answer.headers)
+    if not answer.transport_fault:
+        return web.Response(status=answer.status, body=answer.body, headers=headers)
+    response = web.StreamResponse(status=answer.status, headers=headers)
+    response.content_length = len(answer.body)
+    await response.prepare(request)
     if answer.transport_fault == "slow_body":
-        return await _send_slowly(request, answer)
-    if answer.transport_fault == "content_length_short":
-        return await _send_half(request, answer)
-    return web.Response(status=answer.status, body=answer.body, headers=_headers(answer))
+        for byte in answer.body:
+            await response.write(bytes((byte,)))
+            await asyncio.sleep(answer.byte_every_s)
+    else:
+        await response.write(answer.body[: len(answer.body) // 2])
+        _close(request)
+    return response
 
 
 async def drop_default_type(_: web.Request, response: web.StreamResponse) -> None:
     """Take back the Content-Type that aiohttp adds where an answer asked for none."""
     if response.headers.get(hdrs.CONTENT_TYPE) == "application/octet-stream":
         del response.headers[hdrs.CONTENT_TYPE]
-
-
-async def _send_slowly(request: web.Request, answer: Answer) -> web.StreamResponse:
-    response = await _begun(request, answer)
-    for byte in answer.body:
-        await response.write(bytes((byte,)))
-        await asyncio.sleep(answer.byte_every_s)
-    return response
-
-
-async def _send_half(request: web.Request, answer: Answer) -> web.StreamResponse:
-    response = await _begun(request, answer)
-    await response.write(answer.body[: len(answer.body) // 2])
-    _close(request)
-    return response
-
-
-async def _begun(request: web.Request, answer: Answer) -> web.StreamResponse:
-    """Send the head, with a Content-Length for the whole body."""
-    response = web.StreamResponse(status=answer.status, headers=_headers(answer))
-    response.content_length = len(answer.body)
-    await response.prepare(request)
-    return response
-
-
-def _headers(answer: Answer) -> dict[str, str]:
-    typed = {hdrs.CONTENT_TYPE: answer.content_type} if answer.content_type else {}
-    return typed | dict(answer.headers)
 
 
 def _close(request: web.Request) -> None:

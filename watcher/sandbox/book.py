@@ -57,7 +57,9 @@ class ListedAsset:
     def units(self, amount: Amount) -> int:
         """Count smallest units. Raises Impossible for what is no exact amount of this asset."""
         if isinstance(amount, int):
-            return _not_negative(amount)
+            if amount < 0:
+                raise Impossible("an amount is never negative: the movement's name says the direction")
+            return amount
         match = _WHOLE_UNITS.match(amount)
         if not match:
             raise Impossible('an amount is decimal text in whole units, such as "12.5"')
@@ -73,12 +75,6 @@ class ListedAsset:
         return f"{'-' * (units < 0)}{whole}{'.' * bool(digits)}{digits}"
 
 
-def _not_negative(units: int) -> int:
-    if units < 0:
-        raise Impossible("an amount is never negative: the movement's name says the direction")
-    return units
-
-
 AccountKey = int | str
 """Loopring's account id (an int) or MetaKeep's email (text); an address finds an account too."""
 
@@ -89,7 +85,7 @@ Half = Literal["pending", "total"]
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Somebody with balances at one provider."""
+    """A customer of one provider, with balances there."""
 
     provider: ProviderName
     key: AccountKey
@@ -117,7 +113,7 @@ class _Late:
 
 
 class Book:
-    """One account's holdings. `told` hears every move as it shows."""
+    """One account's holdings. `told` is called with every move as it shows."""
 
     def __init__(self, account: Account, told: Callable[[Move], None]) -> None:
         self.account = account

@@ -4,7 +4,8 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from random import Random
+from typing import Literal, TypeVar
 
 from watcher.sandbox.answers import TOO_MANY, TOO_MANY_JSON, Call, Fault
 from watcher.sandbox.book import AccountKey, Holding
@@ -77,6 +78,7 @@ class RateLimit:
         return True
 
 
+_Row = TypeVar("_Row")
 RowOrder = Literal["ascending", "descending", "shuffled"]
 RateScope = Literal["endpoint", "provider", "key", "account"]
 
@@ -123,6 +125,12 @@ class Knobs:
         """Take the fault for the next request for balances, if there is one."""
         return self.next_answers.popleft() if self.next_answers else self.every_answer
 
+    def arrange(self, rows: list[_Row], random: Random) -> list[_Row]:
+        """Put rows, given in ascending order, into the order of `row_order`."""
+        if self.row_order == "shuffled":
+            return random.sample(rows, len(rows))
+        return rows[::-1] if self.row_order == "descending" else rows
+
 
 @dataclass(kw_only=True)
 class LoopringKnobs(Knobs):
@@ -141,16 +149,16 @@ class LoopringKnobs(Knobs):
     """A2: keys that read one account only, as all keys did until 2021; 104002 for any other."""
 
     unknown_key_code: int = 104002
-    """A4, C8: what an unknown key is told; 101002 and 100001 were seen too."""
+    """A4, C8: the answer to an unknown key; 101002 and 100001 were seen too."""
 
     unknown_account_code: int = 104003
-    """A4, A11: what an account id that nobody has is told; 102003 and 101002 are documented too."""
+    """A4, A11: the answer to an unknown account id; 102003 and 101002 are documented too."""
 
     unknown_address_code: int = 101002
-    """A7, A11: what an address that nobody has is told; 101001 is documented too."""
+    """A7, A11: the answer to an unknown address; 101001 is documented too."""
 
     unknown_token_code: int | None = 102002
-    """A4: what a filter with a token that nobody knows is told; None leaves the token out."""
+    """A4: the answer to a filter with an unknown token; None leaves the token out."""
 
     error_status: int = 400
     """A4: status of application errors; 200 makes it a 200 with resultInfo."""
@@ -213,7 +221,7 @@ class MetakeepKnobs(Knobs):
     """B3 [UNKNOWN]: currencies as they were asked for, in lower case, or with upper-case digits."""
 
     zero: Literal["0", "0.0", "omitted"] = "0"
-    """B3 [UNKNOWN]: how a balance of zero is told."""
+    """B3 [UNKNOWN]: how a balance of zero is written."""
 
     zero_locked: Literal["absent", "0"] = "absent"
     """B3 [UNKNOWN]: `locked` of a MetaKeep coin with nothing locked (all others have no such field)."""
@@ -222,10 +230,10 @@ class MetakeepKnobs(Knobs):
     """B5: needless zeros: "1.1", "1.10", all decimals, or "1.1" and "1.10" in turn."""
 
     unknown_currency: Literal["zero", "omitted", "INVALID_REQUEST", "INVALID_CURRENCY"] = "omitted"
-    """B3, B4 [UNKNOWN]: what a currency that the app does not know is told."""
+    """B3, B4 [UNKNOWN]: the answer to a currency that the app does not know."""
 
     unknown_account: Literal["USER_NOT_FOUND", "INVALID_EMAIL", "INVALID_REQUEST", "zero"] = "USER_NOT_FOUND"
-    """B4 [UNKNOWN for this endpoint]: what somebody nobody knows is told; "zero" holds nothing of all."""
+    """B4 [UNKNOWN for this endpoint]: the answer to an unknown user; "zero" holds nothing of all."""
 
     max_currencies: int | None = None
     """B2 [UNKNOWN]: more currencies than this are INVALID_REQUEST."""
@@ -237,7 +245,7 @@ class MetakeepKnobs(Knobs):
     """B3: name and symbol are empty."""
 
     extra_keys: bool = False
-    """B3: rows carry keys that nobody documented."""
+    """B3: rows carry undocumented keys."""
 
     legacy_body: bool = True
     """B2: the old singular body is answered, flat; otherwise INVALID_REQUEST."""
@@ -250,17 +258,19 @@ LONGEST_LAG = 63
 class Replicas:
     """The holdings that each poll of an account found, latest last."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, knobs: Knobs) -> None:
         self._world = world
+        self._knobs = knobs
         self._past_by_account: dict[AccountKey, deque[Mapping[str, Holding]]] = defaultdict(
             lambda: deque(maxlen=LONGEST_LAG)
         )
         self._polls_by_account: dict[AccountKey, int] = defaultdict(int)
 
-    def view(self, account: AccountKey, *, stale_polls: int, flapping: bool) -> Mapping[str, Holding]:
+    def view(self, account: AccountKey) -> Mapping[str, Holding]:
         """Say what the replica that answers the next poll believes."""
         states = [*self._past_by_account[account], self._world.holdings(account)]
-        if flapping:
+        stale_polls = self._knobs.stale_polls
+        if self._knobs.flapping:
             stale_polls = max(1, stale_polls) if self.polls(account) % 2 else 0
         return states[max(0, len(states) - 1 - stale_polls)]
 

@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 from watcher.sandbox.answers import Answer, Call, Declined, Fault, Reply
 from watcher.sandbox.book import NOTHING, Account, Holding, ListedAsset
 from watcher.sandbox.knobs import LoopringKnobs, Replicas
-from watcher.sandbox.simulator import arrange
 from watcher.sandbox.world import World
 
 BALANCES = "/api/v3/user/balances"
@@ -44,7 +43,7 @@ class Loopring:
         self, world: World, knobs: LoopringKnobs, *, random: Random, now_ms: Callable[[], int]
     ) -> None:
         self.knobs = knobs
-        self.replicas = Replicas(world)
+        self.replicas = Replicas(world, knobs)
         self._world = world
         self._random = random
         self._now_ms = now_ms
@@ -72,63 +71,86 @@ class Loopring:
 
     def balances(self, call: Call) -> Reply:
         """GET /api/v3/user/balances?accountId=&address=&tokens= (A2, A3, A9)."""
-        key = self._checked_key(call)
-        owner = call.query.get("address") or (call.query.get("owner", "") if self.knobs.defi_rows else "")
+        knobs, key = self.knobs, call.headers.get("X-API-KEY", "")
+        if not key:
+            self._decline(EMPTY_KEY)
+        if key not in knobs.api_keys and key not in knobs.account_by_key:
+            self._decline(knobs.unknown_key_code)
+        owner = call.query.get("address") or (call.query.get("owner", "") if knobs.defi_rows else "")
         account = self._account(call.query.get("accountId", ""), owner)
-        if self.knobs.account_by_key.get(key, account.key) != account.key:
+        if knobs.account_by_key.get(key, account.key) != account.key:
             self._decline(INVALID_KEY)
-        holdings = self.replicas.view(
-            account.key, stale_polls=self.knobs.stale_polls, flapping=self.knobs.flapping
-        )
+        holdings = self.replicas.view(account.key)
         rows = [
             self._row(account, asset, holdings[asset.id])
             for asset in self._wanted(call.query.get("tokens", ""))
-            if asset.id in holdings and (self.knobs.zero_rows == "kept" or holdings[asset.id] != NOTHING)
+            if asset.id in holdings and (knobs.zero_rows == "kept" or holdings[asset.id] != NOTHING)
         ]
-        return Reply(Answer.json(arrange(rows, self.knobs.row_order, self._random)), account.key)
+        return Reply(Answer.json(knobs.arrange(rows, self._random)), account.key)
 
     def tokens(self, call: Call) -> Reply:
         """GET /api/v3/exchange/tokens, no key needed (A6)."""
-        listed = [asset for asset in self._assets() if asset.id not in self.knobs.unlisted_tokens]
-        return Reply(Answer.json([_token(asset) for asset in listed]))
+        rows = []
+        for asset in self._assets():
+            if asset.id in self.knobs.unlisted_tokens:
+                continue
+            one = 10**asset.decimals
+            least, most = str(one // 200), str(1000 * one)
+            row = {
+                "type": "ETH" if asset.id == "0" else "ERC20",
+                "tokenId": int(asset.id),
+                "symbol": asset.symbol,
+                "name": asset.name,
+                "address": _token_address(asset),
+                "decimals": asset.decimals,
+                "precision": min(asset.decimals, 7),
+                "precisionForOrder": 3,
+                "orderAmounts": {"minimum": least, "maximum": most, "dust": str(one // 5000)},
+                "luckyTokenAmounts": {"minimum": least, "maximum": most, "dust": least},
+                "fastWithdrawLimit": str(100 * one),
+                "gasAmounts": {"distribution": "85000", "deposit": "100000"},
+                "enabled": True,
+            }
+            rows.append(row)
+        return Reply(Answer.json(rows))
 
     def account(self, call: Call) -> Reply:
         """GET /api/v3/account?owner=&accountId=, no key needed (A7)."""
         account = self._account(call.query.get("accountId", ""), call.query.get("owner", ""))
         is_active = account.key not in self.knobs.inactive_accounts
-        return Reply(Answer.json(_account(account, is_active=is_active)))
+        seed = f"Sign this message to access Loopring Exchange: {account.address} with key nonce: 0"
+        answer = {
+            "accountId": account.key,
+            "owner": account.address,
+            "frozen": False,
+            "publicKey": {"x": "0x20ba", "y": "0x266d"} if is_active else {"x": "", "y": ""},
+            "tags": "",
+            "nonce": 1 if is_active else 0,
+            "keyNonce": 1 if is_active else 0,
+            "keySeed": seed if is_active else "",
+        }
+        return Reply(Answer.json(answer))
 
     def timestamp(self, call: Call) -> Reply:
         """GET /api/v3/timestamp, no key needed (A10)."""
         return Reply(Answer.json({"timestamp": self._now_ms()}))
 
-    def _checked_key(self, call: Call) -> str:
-        key = call.headers.get("X-API-KEY", "")
-        if not key:
-            self._decline(EMPTY_KEY)
-        if key not in self.knobs.api_keys and key not in self.knobs.account_by_key:
-            self._decline(self.knobs.unknown_key_code)
-        return key
-
     def _account(self, account_id: str, address: str) -> Account:
-        """Find who is meant; empty values are no values, and two that disagree are an error (A2)."""
-        if not account_id and not address:
+        """Find the account that is meant; empty values are no values, and two that disagree an error (A2)."""
+        meant = []
+        if account_id:
+            if not (account_id.isascii() and account_id.isdecimal() and len(account_id) <= 20):
+                self._decline(INVALID_ACCOUNT)
+            by_id = self._world.account_of("loopring", int(account_id))
+            meant.append(by_id or self._decline(self.knobs.unknown_account_code))
+        if address:
+            by_address = self._world.account_at("loopring", address)
+            meant.append(by_address or self._decline(self.knobs.unknown_address_code))
+        if not meant:
             self._decline(INVALID_ARGUMENT)
-        meant = [self._by_id(account_id)] if account_id else []
-        meant += [self._by_address(address)] if address else []
         if meant[0].key != meant[-1].key:
             self._decline(INVALID_ACCOUNT)
         return meant[0]
-
-    def _by_address(self, address: str) -> Account:
-        account = self._world.account_at("loopring", address)
-        return account or self._decline(self.knobs.unknown_address_code)
-
-    def _by_id(self, account_id: str) -> Account:
-        if not (account_id.isascii() and account_id.isdecimal() and len(account_id) <= 20):
-            self._decline(INVALID_ACCOUNT)
-        account = self._world.account_of("loopring", int(account_id))
-        return account or self._decline(self.knobs.unknown_account_code)
 
     def _wanted(self, tokens: str) -> list[ListedAsset]:
         """Read the filter; an empty one filters nothing."""
@@ -167,43 +189,6 @@ class Loopring:
         raise Declined(Answer.json(shapes[self.knobs.error_shape], self.knobs.error_status))
 
 
-def _token(asset: ListedAsset) -> dict[str, Any]:
-    one = 10**asset.decimals
-    return {
-        "type": "ETH" if asset.id == "0" else "ERC20",
-        "tokenId": int(asset.id),
-        "symbol": asset.symbol,
-        "name": asset.name,
-        "address": _token_address(asset),
-        "decimals": asset.decimals,
-        "precision": min(asset.decimals, 7),
-        "precisionForOrder": 3,
-        "orderAmounts": {"minimum": str(one // 200), "maximum": str(1000 * one), "dust": str(one // 5000)},
-        "luckyTokenAmounts": {
-            "minimum": str(one // 200),
-            "maximum": str(1000 * one),
-            "dust": str(one // 200),
-        },
-        "fastWithdrawLimit": str(100 * one),
-        "gasAmounts": {"distribution": "85000", "deposit": "100000"},
-        "enabled": True,
-    }
-
-
 def _token_address(asset: ListedAsset) -> str:
     """Give ETH the zero address (A6), and every other token one that is the same in every run."""
     return f"0x{'0' * 40 if asset.id == '0' else sha256(asset.symbol.encode()).hexdigest()[:40]}"
-
-
-def _account(account: Account, *, is_active: bool) -> dict[str, Any]:
-    seed = f"Sign this message to access Loopring Exchange: {account.address} with key nonce: 0"
-    return {
-        "accountId": account.key,
-        "owner": account.address,
-        "frozen": False,
-        "publicKey": {"x": "0x20ba", "y": "0x266d"} if is_active else {"x": "", "y": ""},
-        "tags": "",
-        "nonce": 1 if is_active else 0,
-        "keyNonce": 1 if is_active else 0,
-        "keySeed": seed if is_active else "",
-    }

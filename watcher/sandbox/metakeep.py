@@ -1,18 +1,16 @@
 """MetaKeep's simulator: coin balances, as PROVIDERS, section B, has them."""
 
+import base64
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from random import Random
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from watcher.sandbox.answers import Answer, Call, Declined, Fault, Reply
 from watcher.sandbox.book import NOTHING, Account, Holding, ListedAsset
 from watcher.sandbox.knobs import MetakeepKnobs, Replicas
-from watcher.sandbox.simulator import arrange
 from watcher.sandbox.world import World
-
-"""A timestamp further than a minute from the server's time is no good."""
-
 
 BALANCE = "/v2/app/coin/balance"
 
@@ -27,12 +25,8 @@ HTTP_STATUS = {
 KEPT_REPLAYS = 1_000
 
 
-class _Ask(NamedTuple):
-    """A request that is well formed. `is_legacy`: the old singular body."""
-
-    currencies: list[str]
-    of: Mapping[str, str]
-    is_legacy: bool
+SKEW_MS = 60_000
+"""A signature's timestamp further than a minute from the server's time is no good (B1)."""
 
 
 class Metakeep:
@@ -42,7 +36,7 @@ class Metakeep:
         self, world: World, knobs: MetakeepKnobs, *, random: Random, now_ms: Callable[[], int]
     ) -> None:
         self.knobs = knobs
-        self.replicas = Replicas(world)
+        self.replicas = Replicas(world, knobs)
         self._world = world
         self._random = random
         self._now_ms = now_ms
@@ -53,54 +47,44 @@ class Metakeep:
         return self.knobs.fault()
 
     def rate_scope(self, call: Call) -> tuple[str, ...]:
+        try:
+            asked = json.dumps(_parsed(call.body).get("of"))
+        except Declined:
+            asked = ""
         by_scope = {
             "endpoint": (call.path,),
             "provider": (),
             "key": (call.path, call.headers.get("x-api-key", "")),
-            "account": (call.path, _of_text(call.body)),
+            "account": (call.path, asked),
         }
         return by_scope[self.knobs.rate_scope]
 
     def balance(self, call: Call) -> Reply:
         """POST /v2/app/coin/balance (B2, B3)."""
-        self._check_key(call)
-        key = call.headers.get("Idempotency-Key", "")
-        if key in self._reply_by_idempotency_key:
-            return self._reply_by_idempotency_key[key]
-        reply = self._balance(call)
-        if key and self.knobs.idempotency_replays and len(self._reply_by_idempotency_key) < KEPT_REPLAYS:
-            self._reply_by_idempotency_key[key] = reply
+        knobs, key = self.knobs, call.headers.get("x-api-key", "")
+        if key in knobs.forbidden_keys:
+            _decline("FORBIDDEN")
+        has_signature = "X-Api-Signature" in call.headers
+        is_read = knobs.signatures == "required" or (knobs.signatures == "checked" and has_signature)
+        if key not in knobs.api_keys or (is_read and not is_signed(call, now_ms=self._now_ms())):
+            _decline("UNAUTHORIZED")
+        once = call.headers.get("Idempotency-Key", "")
+        if once in self._reply_by_idempotency_key:
+            return self._reply_by_idempotency_key[once]
+        if knobs.unsupported:
+            _decline("UNSUPPORTED_OPERATION")
+        of, currencies, is_legacy = self._asked(call.body)
+        account = self._account(of)
+        rows = [row for currency in currencies for row in self._rows(currency, account)]
+        first = rows[0] if rows else {}
+        balances = first if is_legacy else {"balances": knobs.arrange(rows, self._random)}
+        reply = Reply(Answer.json({"status": knobs.status} | balances), account.key if account else None)
+        if once and knobs.idempotency_replays and len(self._reply_by_idempotency_key) < KEPT_REPLAYS:
+            self._reply_by_idempotency_key[once] = reply
         return reply
 
-    def _balance(self, call: Call) -> Reply:
-        if self.knobs.unsupported:
-            _decline("UNSUPPORTED_OPERATION")
-        ask = self._ask(call.body)
-        account = self._account(ask.of)
-        rows = [row for currency in ask.currencies for row in self._rows(currency, account)]
-        polled = account.key if account else None
-        if ask.is_legacy:
-            return Reply(Answer.json({"status": self.knobs.status} | (rows[0] if rows else {})), polled)
-        rows = arrange(rows, self.knobs.row_order, self._random)
-        return Reply(Answer.json({"status": self.knobs.status, "balances": rows}), polled)
-
-    def _check_key(self, call: Call) -> None:
-        key = call.headers.get("x-api-key", "")
-        if key in self.knobs.forbidden_keys:
-            _decline("FORBIDDEN")
-        if key not in self.knobs.api_keys or not self._is_signature_good(call):
-            _decline("UNAUTHORIZED")
-
-    def _is_signature_good(self, call: Call) -> bool:
-        has_one = "X-Api-Signature" in call.headers
-        if self.knobs.signatures == "ignored" or (self.knobs.signatures == "checked" and not has_one):
-            return True
-        from watcher.sandbox.metakeep_signature import is_signed  # needs an optional extra
-
-        return is_signed(call, now_ms=self._now_ms())
-
-    def _ask(self, body: bytes) -> _Ask:
-        """Validate the body, or refuse it."""
+    def _asked(self, body: bytes) -> tuple[Mapping[str, str], list[str], bool]:
+        """Read whose balances are asked for, of which currencies, and whether in the old singular body."""
         asked = _parsed(body)
         of = asked.get("of")
         if not isinstance(of, dict) or not all(isinstance(name, str) and name for name in of.values()):
@@ -113,10 +97,10 @@ class Metakeep:
             _decline("INVALID_REQUEST")
         if self.knobs.max_currencies is not None and len(currencies) > self.knobs.max_currencies:
             _decline("INVALID_REQUEST")
-        return _Ask(currencies, of, is_legacy)
+        return of, currencies, is_legacy
 
     def _account(self, of: Mapping[str, str]) -> Account | None:
-        """Find who is meant by email or ethAddress; no other name is known (B2). None holds nothing."""
+        """Find the account by email or ethAddress; no other name is known (B2). None holds nothing."""
         if not of or set(of) - {"email", "ethAddress"}:
             _decline("INVALID_REQUEST")
         world = self._world
@@ -134,8 +118,14 @@ class Metakeep:
     def _rows(self, currency: str, account: Account | None) -> list[dict[str, Any]]:
         asset = self._world.asset_of("metakeep", currency)
         if not asset:
-            return self._unknown_rows(currency)
-        holding = self._view(account).get(asset.id, NOTHING)
+            if self.knobs.unknown_currency in ("INVALID_REQUEST", "INVALID_CURRENCY"):
+                _decline(self.knobs.unknown_currency)
+            if self.knobs.unknown_currency == "omitted" or self.knobs.zero == "omitted":
+                return []
+            zero = {"balance": self.knobs.zero, "name": "", "symbol": ""}
+            return [{"currency": self._cased(currency), **zero}]
+        view = self.replicas.view(account.key) if account else {}
+        holding = view.get(asset.id, NOTHING)
         if holding.total == 0 and self.knobs.zero == "omitted":
             return []
         row = self._row(currency, asset, holding, account)
@@ -144,19 +134,6 @@ class Metakeep:
         more = 1 if self.knobs.duplicates == "different" else 0
         again = self._row(currency, asset, holding.plus(Holding(total=more)), account)
         return [row, again]
-
-    def _unknown_rows(self, currency: str) -> list[dict[str, Any]]:
-        if self.knobs.unknown_currency in ("INVALID_REQUEST", "INVALID_CURRENCY"):
-            _decline(self.knobs.unknown_currency)
-        if self.knobs.unknown_currency == "omitted" or self.knobs.zero == "omitted":
-            return []
-        return [{"currency": self._cased(currency), "balance": self.knobs.zero, "name": "", "symbol": ""}]
-
-    def _view(self, account: Account | None) -> Mapping[str, Holding]:
-        if not account:
-            return {}
-        knobs = self.knobs
-        return self.replicas.view(account.key, stale_polls=knobs.stale_polls, flapping=knobs.flapping)
 
     def _row(
         self, currency: str, asset: ListedAsset, holding: Holding, account: Account | None
@@ -192,6 +169,39 @@ class Metakeep:
         return f"{whole}.{fraction.ljust(asset.decimals, '0') if zeros == 'full' else fraction + '0'}"
 
 
+def is_signed(call: Call, *, now_ms: int) -> bool:
+    """Say whether X-Api-Signature fits the call and its x-api-key, a compressed P-256 point (B1).
+
+    Needs `cryptography`, which the extra `balance-watcher[ed25519]` installs.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    timestamp = call.headers.get("X-Timestamp", "")
+    if not (timestamp.isascii() and timestamp.isdecimal() and abs(int(timestamp) - now_ms) <= SKEW_MS):
+        return False
+    try:
+        point = base64.b64decode(call.headers.get("x-api-key", ""), validate=True)
+        signature = base64.b64decode(call.headers.get("X-Api-Signature", ""), validate=True)
+        key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
+        r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
+        key.verify(encode_dss_signature(r, s), digest(call), ec.ECDSA(SHA256()))
+    except (ValueError, InvalidSignature):
+        return False
+    return len(signature) == 64
+
+
+def digest(call: Call) -> bytes:
+    """Hash what is signed; it is hashed once more when it is signed, as the provider's sample does."""
+    lines = [call.host, call.method, call.path]
+    if "Idempotency-Key" in call.headers:
+        lines.append(f"Idempotency-Key:{call.headers['Idempotency-Key']}")
+    lines.append(f"X-Timestamp:{call.headers.get('X-Timestamp', '')}")
+    return hashlib.sha256("\n".join(lines).encode() + b"\n" + call.body).digest()
+
+
 def _parsed(body: bytes) -> dict[str, Any]:
     try:
         asked = json.loads(body)
@@ -205,13 +215,6 @@ def _parsed(body: bytes) -> dict[str, Any]:
 def _at(asked: dict[str, Any], outer: str, inner: str) -> Any:
     section = asked.get(outer)
     return section.get(inner) if isinstance(section, dict) else None
-
-
-def _of_text(body: bytes) -> str:
-    try:
-        return json.dumps(_parsed(body).get("of"))
-    except Declined:
-        return ""
 
 
 def _decline(status: str) -> NoReturn:

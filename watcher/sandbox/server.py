@@ -4,22 +4,22 @@ Refuses any interface but loopback.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from random import Random
 from types import TracebackType
 from typing import Self
 
 from aiohttp import web
 
-from watcher.sandbox.answers import Answer, Call, Declined, Reply, call_of, drop_default_type, send, spoil
+from watcher.sandbox.answers import Answer, Call, Declined, Reply, call_of, drop_default_type, send
 from watcher.sandbox.book import ProviderName
 from watcher.sandbox.knobs import Knobs, LoopringKnobs, MetakeepKnobs, RateLimit, Traffic
 from watcher.sandbox.loopring import Loopring
 from watcher.sandbox.metakeep import Metakeep
 from watcher.sandbox.script_file import default_world
-from watcher.sandbox.simulator import Simulator
 from watcher.sandbox.world import World
 
 HOST = "127.0.0.1"
@@ -88,7 +88,8 @@ class Sandbox:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._stop()
+        for site in self._site_by_provider.values():
+            await site.stop()
 
     async def take_down(self, provider: ProviderName) -> None:
         """Refuse connections to one provider, and cut those it has."""
@@ -98,15 +99,13 @@ class Sandbox:
         """Serve that provider again, on the same port."""
         await self._site_by_provider[provider].start()
 
-    async def _stop(self) -> None:
-        for site in self._site_by_provider.values():
-            await site.stop()
-
 
 class _Site:
     """One simulator on one port."""
 
-    def __init__(self, simulator: Simulator, traffic: Traffic, clock: Callable[[], float], port: int) -> None:
+    def __init__(
+        self, simulator: Loopring | Metakeep, traffic: Traffic, clock: Callable[[], float], port: int
+    ) -> None:
         self._simulator = simulator
         self._traffic = traffic
         self._clock = clock
@@ -122,7 +121,7 @@ class _Site:
         app = web.Application()
         app.on_response_prepare.append(drop_default_type)
         for (method, path), endpoint in self._simulator.endpoints.items():
-            app.router.add_route(method, path, self._handler(endpoint))
+            app.router.add_route(method, path, partial(self._answer, endpoint))
         self._runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=CUT_OFF_S
         )
@@ -135,41 +134,25 @@ class _Site:
         if runner:
             await runner.cleanup()
 
-    def _handler(
-        self, endpoint: Callable[[Call], Reply]
-    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        async def answer(request: web.Request) -> web.StreamResponse:
-            at = self._clock()
-            call = await call_of(request)
-            self._traffic.arrived(call, at)
-            chosen = self._choose(call, at, endpoint)
-            self._traffic.answered(call.path, chosen.status)
-            latency_s = self._simulator.knobs.latency_s
-            return await send(request, replace(chosen, delay_s=chosen.delay_s + latency_s))
-
-        return answer
-
-    def _choose(self, call: Call, at: float, endpoint: Callable[[Call], Reply]) -> Answer:
+    async def _answer(self, endpoint: Callable[[Call], Reply], request: web.Request) -> web.StreamResponse:
         """Put outage before limit before fault before honesty, and note the poll if it was honest."""
-        knobs = self._simulator.knobs
+        at, simulator = self._clock(), self._simulator
+        call = await call_of(request)
+        self._traffic.arrived(call, at)
+        knobs = simulator.knobs
         fault = knobs.outage
-        if not fault and not self._limit.admits(
-            self._simulator.rate_scope(call), at, knobs.requests_per_second
-        ):
+        if not fault and not self._limit.admits(simulator.rate_scope(call), at, knobs.requests_per_second):
             fault = knobs.rate_limited
-        fault = fault or self._simulator.fault(call.path)
+        fault = fault or simulator.fault(call.path)
         if isinstance(fault, Answer):
-            return fault
-        reply = _honest(endpoint, call)
-        if fault:
-            return spoil(reply.answer, fault)
-        if reply.polled is not None:
-            self._simulator.replicas.polled(reply.polled)
-        return reply.answer
-
-
-def _honest(endpoint: Callable[[Call], Reply], call: Call) -> Reply:
-    try:
-        return endpoint(call)
-    except Declined as declined:
-        return Reply(declined.answer)
+            answer = fault
+        else:
+            try:
+                reply = endpoint(call)
+            except Declined as declined:
+                reply = Reply(declined.answer)
+            answer = fault(reply.answer) if fault else reply.answer
+            if reply.polled is not None and not fault:
+                simulator.replicas.polled(reply.polled)
+        self._traffic.answered(call.path, answer.status)
+        return await send(request, replace(answer, delay_s=answer.delay_s + knobs.latency_s))

@@ -1,7 +1,7 @@
 """The truth behind the simulators: who holds what, exactly, and the movements that change it.
 
-Refuses I/O, clocks and chance: whoever makes a movement decides when. It only counts polls, because a
-movement may show its second half some polls after its first.
+Refuses I/O, clocks and chance: the caller that makes a movement decides when. It only counts polls, because
+a movement may show its second half some polls after its first.
 """
 
 import copy
@@ -28,7 +28,7 @@ class World:
     """Accounts, assets and movements of both providers.
 
     `withdrawals` is how this world behaves, as in watcher.toml: "outside", a pending withdrawal has
-    left `total`; "inside", it has not. `told` hears every move as it shows.
+    left `total`; "inside", it has not. `told` is called with every move as it shows.
 
     Assets are named by id or symbol, accounts by account id, email or address. A movement raises
     Impossible where it would take what is not there, and then nothing has moved. `split=2` shows its
@@ -61,7 +61,9 @@ class World:
         provider: ProviderName = "loopring" if isinstance(key, int) else "metakeep"
         if key in self._book_by_key:
             raise Impossible(f"{provider} already has an account {key}")
-        account = Account(provider, key, address or _address_of(key))
+        # An address that is made up is the same in every run.
+        address = address or f"0x{hashlib.sha256(str(key).encode()).hexdigest()[:40]}"
+        account = Account(provider, key, address)
         self._book_by_key[key] = Book(account, self._tell)
         self._key_by_address[provider, account.address.lower()] = key
         for symbol, total in totals.items():
@@ -229,7 +231,7 @@ class World:
         self._book(account).settle()
 
     def copy(self) -> "World":
-        """Copy this world, to try things on; nobody hears the copy's moves."""
+        """Copy this world, to try things on; the copy reports no moves."""
         told, self.told = self.told, None  # a memo that names it is not asked about functions since 3.14
         try:
             return copy.deepcopy(self)
@@ -261,8 +263,3 @@ class World:
 
 def _in_order(first: Half, pending: Holding, rest: Holding) -> tuple[Holding, Holding]:
     return (pending, rest) if first == "pending" else (rest, pending)
-
-
-def _address_of(key: AccountKey) -> str:
-    """Make up an address that is the same in every run."""
-    return "0x" + hashlib.sha256(str(key).encode()).hexdigest()[:40]
