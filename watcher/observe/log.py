@@ -9,7 +9,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
-from functools import lru_cache, partial
+from datetime import UTC, datetime
+from functools import partial
 from queue import SimpleQueue
 from threading import Thread, current_thread
 from typing import Any, Literal, TextIO
@@ -31,15 +32,15 @@ _WRITE_BYTES = select.PIPE_BUF
 _NAP_S = 0.005
 """Lines of this span leave together: waking the thread for each would cost more than writing it."""
 _PATIENCE = 4
-"""A slow reader gets so many times the wait for one that has stopped: what is lost here nobody tells."""
+"""A slow reader gets so many times the wait for one that has stopped: no line reports what is lost here."""
 _END = b""
 
 
 class LineWriter:
     """Takes lines as one of structlog's loggers does.
 
-    `write` may block and may fail; `on_drop` is told how many lines were lost once one gets out again, and
-    `on_bug` what else went wrong: the lines of that moment are lost, and the log goes on.
+    `write` may block and may fail. `on_drop` is called with the number of lost lines once one gets out again,
+    `on_bug` with any other error: the lines of that moment are lost, and the log goes on.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class LineWriter:
         self._lines: SimpleQueue[bytes] = SimpleQueue()
         self._overflowed = 0  # counted by callers only
         self._unwritten = 0  # counted by the thread only
-        self._told = 0
+        self._reported = 0  # of the dropped lines
         self._written = 0  # bytes; counted by the thread only
         self._thread = Thread(target=self._run, name="log writer", daemon=True)
         self._thread.start()
@@ -94,76 +95,61 @@ class LineWriter:
     def _run(self) -> None:
         is_open = True
         while is_open or not self._lines.empty():
-            lines = self._take()
+            lines = [self._lines.get()]
+            while len(lines) < _LINES_AT_ONCE and not self._lines.empty():
+                lines.append(self._lines.get())
             is_open = is_open and _END not in lines
             try:
-                if self._send(lines) and self._told < self.dropped:
-                    self._tell()
+                if self._send([line for line in lines if line]) and (lost := self.dropped - self._reported):
+                    self._reported += lost
+                    self._on_drop(lost)
             except Exception as error:  # a thread that ends would end the log without a word
-                self._failed(error)
+                with suppress(Exception):  # the report is a line of this thread, which has just failed
+                    self._on_bug(error)
             if is_open and self._lines.empty():
                 time.sleep(_NAP_S)
 
-    def _take(self) -> list[bytes]:
-        lines = [self._lines.get()]
-        while len(lines) < _LINES_AT_ONCE and not self._lines.empty():
-            lines.append(self._lines.get())
-        return lines
-
     def _send(self, lines: list[bytes]) -> bool:
-        """Write `lines` and say whether the last of them got out."""
-        is_written = False
-        for together in _small_groups(lines):
-            is_written, left = False, b"".join(together)
+        """Write `lines`, as many at once as are never torn, and return whether the last of them got out."""
+        is_written, at = False, 0
+        while at < len(lines):
+            first, left = at, b""
+            while at == first or (at < len(lines) and len(left) + len(lines[at]) <= _WRITE_BYTES):
+                left += lines[at]
+                at += 1
+            is_written = False
             try:
                 while left:
                     written = self._write(left)
                     left = left[written:]
                     self._written += written
                 is_written = True
-            except (OSError, ValueError):  # nobody reads, the disk is full: the next line may have more luck
+            except (OSError, ValueError):  # the reader has gone, the disk is full: the next line may get out
                 pass
             finally:
-                self._unwritten += 0 if is_written else len(together)
+                self._unwritten += 0 if is_written else at - first
         return is_written
-
-    def _failed(self, error: Exception) -> None:
-        with suppress(Exception):  # it is written by this thread, which has just failed
-            self._on_bug(error)
-
-    def _tell(self) -> None:
-        lost = self.dropped - self._told
-        self._told += lost
-        self._on_drop(lost)
 
 
 def write_to(stream: TextIO) -> Callable[[bytes], int]:
-    """Write to the descriptor itself: a buffer's lock, held by the thread, would hold up everybody's exit."""
+    """Return a function that writes to the descriptor itself.
+
+    The thread would hold the lock of a buffer, and the exit of the process would wait for it.
+    """
     stream.flush()
     try:
-        return partial(_write_descriptor, stream.fileno())
+        descriptor = stream.fileno()
     except OSError:
         return lambda data: stream.write(data.decode()) and len(data)
 
+    def write(data: bytes) -> int:
+        try:
+            return os.write(descriptor, data)
+        except BlockingIOError:  # another process that shares the pipe made it non-blocking
+            select.select([], [descriptor], [], 1.0)
+            return 0
 
-def _small_groups(lines: list[bytes]) -> list[list[bytes]]:
-    groups: list[list[bytes]] = []
-    room = 0
-    for line in filter(None, lines):
-        room -= len(line)
-        if room < 0:
-            groups.append([])
-            room = _WRITE_BYTES - len(line)
-        groups[-1].append(line)
-    return groups
-
-
-def _write_descriptor(descriptor: int, data: bytes) -> int:
-    try:
-        return os.write(descriptor, data)
-    except BlockingIOError:  # somebody who shares the pipe made it non-blocking
-        select.select([], [descriptor], [], 1.0)
-        return 0
+    return write
 
 
 FORMATS = ("auto", "json", "pretty")
@@ -180,9 +166,9 @@ def survived(
     account: str | None = None,
     subscription: str | None = None,
 ) -> Iterator[None]:
-    """Let what is inside fail, as where a key in Redis is damaged: a bug is logged, nothing else is lost.
+    """Log a bug inside the block, such as a damaged key in Redis, and go on after it.
 
-    What comes after it is what then holds. What is planned and concerns others passes, as `but` names it.
+    Errors that the caller expects, `but`, are raised.
     """
     try:
         yield
@@ -211,7 +197,8 @@ def configure(
     out = stream or sys.stdout
     is_pretty = format == "pretty" or (format == "auto" and out.isatty())
     if is_pretty:
-        render: Any = partial(_as_text, color=color and out.isatty())
+        is_colored = color and out.isatty()
+        render: Any = lambda _logger, _level, line: f"{pretty(line, color=is_colored)}\n".encode()  # noqa: E731
     else:
         render = partial(_as_json, prefix=prefix) if prefix else _as_json
     writer = LineWriter(
@@ -247,7 +234,16 @@ class _Bridge(logging.Handler):
     """Takes what libraries say through the standard library's logging, warnings and above."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        said = {"library": record.name, "message": _message(record), "exc_info": record.exc_info}
+        try:
+            message = record.getMessage()
+        except (
+            TypeError,
+            ValueError,
+            KeyError,
+            AttributeError,
+        ):  # a mistake in a format string ends no caller
+            message = str(record.msg)
+        said = {"library": record.name, "message": without_secrets(message), "exc_info": record.exc_info}
         if record.levelno >= logging.ERROR:
             log.error("library.failed", **said)
         else:
@@ -257,19 +253,25 @@ class _Bridge(logging.Handler):
 _bridge = _Bridge(logging.WARNING)
 
 
-def _message(record: logging.LogRecord) -> str:
-    try:
-        return without_secrets(record.getMessage())
-    except (TypeError, ValueError, KeyError, AttributeError):  # a mistake in a format string ends no caller
-        return without_secrets(str(record.msg))
-
-
 def _tidy(_logger: object, level: str, fields: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    """Order the fields and make every value plain data whose texts are printable."""
-    line = {"timestamp": _utc_text(time.time()), "level": level, "event": fields.pop("event")}
-    error = _error(fields.pop("exc_info", None))
+    """Order the fields, and make every value plain data whose texts are printable.
+
+    Raises DropEvent for a bug that was logged of late. It is the same bug where the same thing is affected at
+    the same place in the code, whichever account it is.
+    """
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
+    line = {"timestamp": f"{now}Z", "level": level, "event": fields.pop("event")}
+    found = fields.pop("exc_info", None)  # in any of the forms that logging calls take it in
+    found = sys.exc_info()[1] if found is True else found[1] if isinstance(found, tuple) else found
+    error = found if isinstance(found, BaseException) else None
     if line["event"] == "bug" and error:
-        fields.update(_repetition(error, fields.get("affected")))
+        frames = traceback.extract_tb(error.__traceback__)
+        place = (frames[-1].filename, frames[-1].lineno) if frames else None
+        streak = _bugs.struck((fields.get("affected"), type(error), place), time.monotonic())
+        if streak is None:
+            raise structlog.DropEvent
+        if streak.times > 1:
+            fields["times"] = streak.times
     for name, value in fields.items():
         kind = type(value)
         if kind is str:
@@ -282,42 +284,7 @@ def _tidy(_logger: object, level: str, fields: MutableMapping[str, Any]) -> Mapp
     return line
 
 
-def _repetition(error: BaseException, affected: object) -> Mapping[str, int]:
-    """Say how often the same bug has shown itself. Raises DropEvent where that is not to be said again yet.
-
-    It is the same where the same thing is affected at the same place in the code, whoever the account is.
-    """
-    frames = traceback.extract_tb(error.__traceback__)
-    place = (frames[-1].filename, frames[-1].lineno) if frames else None
-    streak = _bugs.struck((affected, type(error), place), time.monotonic())
-    if streak is None:
-        raise structlog.DropEvent
-    return {"times": streak.times} if streak.times > 1 else {}
-
-
-def _error(exc_info: object) -> BaseException | None:
-    """Find the exception in any of the forms that logging calls take it in."""
-    if exc_info is True:
-        return sys.exc_info()[1]
-    found = exc_info[1] if isinstance(exc_info, tuple) else exc_info
-    return found if isinstance(found, BaseException) else None
-
-
 def _as_json(_logger: object, _level: str, line: Mapping[str, Any], *, prefix: str = "") -> bytes:
     if prefix:
         line = {name if name in _UNPREFIXED else prefix + name: value for name, value in line.items()}
     return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
-
-
-def _as_text(_logger: object, _level: str, line: Mapping[str, Any], *, color: bool) -> bytes:
-    return f"{pretty(line, color=color)}\n".encode()
-
-
-def _utc_text(now: float) -> str:
-    milliseconds = int(now * 1000)
-    return f"{_utc_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
-
-
-@lru_cache(maxsize=2)
-def _utc_second(second: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))

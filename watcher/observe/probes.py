@@ -1,4 +1,4 @@
-"""What a worker answers to those who ask whether it lives, whether it is ready, and what it counts.
+"""What a worker answers when it is asked whether it lives, whether it is ready, and what it counts.
 
 Refuses to let a store that is down look like a worker that is dead: only readiness asks Redis.
 """
@@ -6,6 +6,7 @@ Refuses to let a store that is down look like a worker that is dead: only readin
 import asyncio
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from watcher.observe.listener import Answer, Route
 from watcher.observe.metrics import CONTENT_TYPE, Metrics
@@ -16,7 +17,7 @@ from watcher.store.reader import Reader
 
 READY_TIMEOUT_S = 1.0
 PROBES = ("/livez", "/readyz")
-"""Where a status is told to clients without the token: it says no more than a closed port would."""
+"""Clients without the token learn the status of these: it says no more than a closed port would."""
 
 
 def routes(worker: Worker) -> Mapping[str, Route]:
@@ -45,20 +46,13 @@ async def readyz(worker: Worker) -> Answer:
         return _no(["starting: the store is not open yet"])
     if not worker.has_begun:
         return _no(["starting: the accounts are being scheduled"])
-    if not worker.opened.health.is_up or not await _answers(worker):
-        return _no(["the store does not do its part"])
-    return _OK
-
-
-async def _answers(worker: Worker) -> bool:
-    assert worker.opened
-    reader = Reader(worker.opened.schedule.pipe, Keys(worker.settings.redis.namespace))
-    try:
-        async with asyncio.timeout(READY_TIMEOUT_S):
-            await reader.now_ms()
-    except (StoreError, TimeoutError):
-        return False
-    return True
+    if worker.opened.health.is_up:
+        reader = Reader(worker.opened.schedule.pipe, Keys(worker.settings.redis.namespace))
+        with suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                await reader.now_ms()
+                return _OK
+    return _no(["the store does not do its part"])
 
 
 _OK = Answer(200, b"ok\n")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from fnmatch import fnmatchcase
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple
 
 from watcher.observe.catalogue import EVENTS
 from watcher.printable import TEXT_LIMIT, printable
@@ -37,25 +37,21 @@ def parse(text: str) -> LogLine | None:
 
 def joined(texts: Iterable[str]) -> Iterator[str]:
     """Put on one line what gcloud and jq write on several, where it holds a line of ours."""
-    held: list[str] = []
+    block: list[str] = []
     indent = 0
     for text in texts:
-        if held:
-            held.append(text)
-            if text[indent : indent + 1] not in (" ", "\t") or len(held) == _MOST_LINES:
-                yield from _on_one(held)
-                held = []
+        if block:
+            block.append(text)
+            if text[indent : indent + 1] not in (" ", "\t") or len(block) == _MOST_LINES:
+                one = "".join(line.strip() for line in block).removesuffix(",")
+                is_ours = text.strip().removesuffix(",") == "}" and parse(one)
+                yield from [one] if is_ours else block
+                block = []
         elif text.strip() == "{":
-            held, indent = [text], text.index("{")
+            block, indent = [text], text.index("{")
         else:
             yield text
-    yield from held
-
-
-def _on_one(lines: list[str]) -> list[str]:
-    one = "".join(line.strip() for line in lines).removesuffix(",")
-    is_whole = lines[-1].strip().removesuffix(",") == "}"
-    return [one] if is_whole and parse(one) else lines
+    yield from block
 
 
 def _in_text(text: str, depth: int) -> LogLine | None:
@@ -64,8 +60,10 @@ def _in_text(text: str, depth: int) -> LogLine | None:
     text = _SGR.sub("", text)  # compose colours its prefix; ours has none but escaped ones
     for begin in dict.fromkeys((text.find(_OURS), text.find("{"))):
         with suppress(ValueError, RecursionError):
-            if begin >= 0 and (line := _in_value(_read(text[begin:]), depth)):
-                return line
+            if begin >= 0:
+                value = json.loads(text[begin:], parse_constant=_finite, parse_float=_finite)
+                if line := _in_value(value, depth):
+                    return line
     return None
 
 
@@ -98,17 +96,11 @@ def _ours(line: dict[str, Any]) -> LogLine | None:
     return None
 
 
-def _read(text: str) -> Any:
-    return json.loads(text, parse_constant=_refuse, parse_float=_finite)
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    return number if math.isfinite(number) else _refuse(digits)
+def _finite(number: str) -> float:
+    """Read a number. Raises ValueError for NaN and Infinity, which Python reads and JSON does not have."""
+    if not math.isfinite(float(number)):
+        raise ValueError(f"{number} is not JSON")
+    return float(number)
 
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -151,18 +143,23 @@ class Filter(NamedTuple):
 
 def pretty(line: LogLine, *, color: bool) -> str:
     """Show one line to people; a traceback follows on lines of its own, indented."""
-    timestamp, level, event = (printable(str(line[name])) for name in ("timestamp", "level", "event"))
-    fields = " ".join(
-        f"{_paint(_DIM, printable(name) + '=', color)}{_shown(value)}"
-        for name, value in line.items()
-        if name not in ("timestamp", "level", "event", "exception")
-    )
-    head = (
+    timestamp, level, event = (printable(str(line[name])) for name in _ALWAYS)
+    shown = [
         _paint(_DIM, timestamp, color),
         _paint(_COLORS.get(level, ""), f"{level:<7}", color),
         _paint(_BOLD, f"{event:<20}", color),
+    ]
+    for name, value in line.items():
+        if name not in (*_ALWAYS, "exception"):
+            is_bare = isinstance(value, str) and _BARE.match(value)
+            text = value if is_bare else json.dumps(value, ensure_ascii=False)
+            limit = TEXT_LIMIT if is_bare else 5 * TEXT_LIMIT
+            shown.append(_paint(_DIM, printable(name) + "=", color) + printable(text, limit))
+    exception = line.get("exception")
+    traceback = exception.splitlines() if isinstance(exception, str) else []
+    return "\n".join(
+        [" ".join(shown).rstrip(), *(f"    {printable(one, 5 * TEXT_LIMIT)}" for one in traceback)]
     )
-    return "\n".join([" ".join((*head, fields)).rstrip(), *_indented(line.get("exception"))])
 
 
 def as_json(line: LogLine) -> str:
@@ -205,13 +202,27 @@ class _Followed:
         self._begun = b""
 
     def new_lines(self) -> Iterator[bytes]:
+        """Yield what is new, and go on in the file that has taken the place of the one that was read."""
         yield from self._complete_lines()
-        if self._is_replaced():
-            yield from self._complete_lines()  # what was written between the last look and the rename
-            if self._begun:
-                yield self._begun
-            self._reopen()
-            yield from self._complete_lines()
+        try:
+            there = os.stat(self._path)
+        except OSError:
+            return  # between two names, for now
+        if self._file:
+            here = os.fstat(self._file.fileno())
+            is_same = (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+            if is_same and there.st_size >= self._file.tell():
+                return
+        yield from self._complete_lines()  # what was written between the last look and the rename
+        if self._begun:
+            yield self._begun
+        self.close()
+        self._begun = b""
+        try:
+            self._file = open(self._path, "rb")  # noqa: SIM115 - stays open between looks
+        except OSError:
+            self._file = None
+        yield from self._complete_lines()
 
     def close(self) -> None:
         if self._file:
@@ -224,25 +235,6 @@ class _Followed:
                 yield self._begun
                 self._begun = b""
 
-    def _is_replaced(self) -> bool:
-        try:
-            there = os.stat(self._path)
-        except OSError:
-            return False  # between two names, for now
-        if not self._file:
-            return True
-        here = os.fstat(self._file.fileno())
-        is_other = (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino)
-        return is_other or there.st_size < self._file.tell()
-
-    def _reopen(self) -> None:
-        self.close()
-        self._begun = b""
-        try:
-            self._file = open(self._path, "rb")  # noqa: SIM115 - stays open between looks
-        except OSError:
-            self._file = None
-
 
 def _rank(level: str) -> int:
     """A level that is not ours ranks highest: hiding what is not understood would be a guess."""
@@ -251,17 +243,6 @@ def _rank(level: str) -> int:
 
 def _decoded(raw: bytes) -> str:
     return raw.decode(errors="backslashreplace").rstrip("\r\n")
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, str) and _BARE.match(value):
-        return printable(value)
-    return printable(json.dumps(value, ensure_ascii=False), 5 * TEXT_LIMIT)
-
-
-def _indented(exception: object) -> Iterator[str]:
-    if isinstance(exception, str):
-        yield from (f"    {printable(line, 5 * TEXT_LIMIT)}" for line in exception.splitlines())
 
 
 def _paint(code: str, text: str, color: bool) -> str:
