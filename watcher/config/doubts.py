@@ -66,10 +66,14 @@ def doubt_values(providers: Providers, subscriptions: Collection[Entry], finding
     for entry in providers.entry_by_name.values():
         _doubt_text(entry.table.get("api_key"), entry, ("api_key",), findings)
     for entry in subscriptions:
-        _doubt_text(entry.table.get("url"), entry, ("url",), findings)
-        if service := _chat_service(entry.table.get("url")):
-            text = f"leads to {service}, which shows messages and does not understand signed events"
-            findings.warn(entry.finding(("url",), text))
+        url, host = entry.table.get("url"), None
+        _doubt_text(url, entry, ("url",), findings)
+        with suppress(ValueError):
+            host = urlsplit(url).hostname if isinstance(url, str) else None
+        for end, service in _CHAT_SERVICES.items():
+            if f".{host}".endswith(f".{end}"):
+                text = f"leads to {service}, which shows messages and does not understand signed events"
+                findings.warn(entry.finding(("url",), text))
         for index, secret in texts_in(entry, "secrets"):
             _doubt_text(secret, entry, ("secrets", index), findings)
         headers = entry.table.get("headers")
@@ -116,21 +120,10 @@ def _doubt_text(value: object, entry: Entry, key: Key, findings: Findings) -> No
         findings.warn(entry.finding(key, flaw))
 
 
-def _chat_service(url: object) -> str | None:
-    try:
-        host = urlsplit(url).hostname if isinstance(url, str) else None
-    except ValueError:
-        return None
-    found = (name for end, name in _CHAT_SERVICES.items() if f".{host or ''}".endswith(f".{end}"))
-    return next(found, None)
-
-
 _ASKED_FOR = "threshold.crossed"
 _LONGEST_TICKER = 10
 _MAY_BE_NEGATIVE = ("available",)
 """More may be locked than there is; at neither provider can an account be overdrawn."""
-
-_Doubt = tuple[Key, str]
 
 
 def doubt_thresholds(
@@ -142,43 +135,45 @@ def doubt_thresholds(
         listed = entry.table.get("thresholds")
         listed = enumerate(listed if isinstance(listed, list) else ())
         thresholds = {index: threshold for index, threshold in listed if isinstance(threshold, dict)}
-        doubts = [*_doubts(thresholds, entry)]
-        if accounts.is_whole:
-            doubts += _unreachable(thresholds, entry, accounts, asked_by_name)
-        for key, reason in doubts:
+        for key, reason in _doubts(thresholds, entry):
             findings.warn(entry.finding(key, reason))
+        if not accounts.is_whole:
+            continue
+        globs = [text for _, text in texts_in(entry, "accounts")] or ["*"]
+        for index, threshold in thresholds.items():
+            asset, field = str(threshold.get("asset", "*")), str(threshold.get("field", "total"))
+            about = (
+                account
+                for name, account in accounts.by_name.items()
+                if any(glob in ("*", name) or matches(glob, [name]) for glob in globs)
+            )
+            if not is_glob(asset) and (found := _unreachable(asset, field, about, asked_by_name)):
+                wrong, reason = found
+                findings.warn(entry.finding(("thresholds", index, wrong), reason))
 
 
-def _doubts(thresholds: Mapping[int, Mapping[str, Any]], entry: Entry) -> Iterator[_Doubt]:
+def _doubts(thresholds: Mapping[int, Mapping[str, Any]], entry: Entry) -> Iterator[tuple[Key, str]]:
     """Say what speaks against thresholds by themselves."""
     types = [text for _, text in texts_in(entry, "events")]
     if thresholds and types and not any(matches(glob, [_ASKED_FOR]) for glob in types):
         yield ("events",), f"lacks {_ASKED_FOR}: no threshold will be told"
     index_by_bound: dict[tuple[str, ...], int] = {}
     for index, threshold in thresholds.items():
-        if (first := index_by_bound.setdefault(_bound(threshold), index)) != index:
+        asset, field, below = threshold.get("asset"), threshold.get("field", "total"), threshold.get("below")
+        # Two that differ in where they are cleared only are the same one.
+        bound = asset_id(str(asset)), str(field), str(below), str(threshold.get("above"))
+        if (first := index_by_bound.setdefault(bound, index)) != index:
             yield ("thresholds", index), f"is the bound of thresholds[{first}]"
-        for field, reason in _flaws(threshold, entry):
-            yield ("thresholds", index, field), f"can never fire: {reason}"
-
-
-def _bound(threshold: Mapping[str, Any]) -> tuple[str, ...]:
-    """Say what makes a threshold the same as another one: all but where it is cleared."""
-    asset, field = str(threshold.get("asset")), str(threshold.get("field", "total"))
-    return asset_id(asset), field, str(threshold.get("below")), str(threshold.get("above"))
-
-
-def _flaws(threshold: Mapping[str, Any], entry: Entry) -> Iterator[tuple[str, str]]:
-    """Say what is wrong with a threshold by itself."""
-    asset, below = threshold.get("asset"), threshold.get("below")
-    if isinstance(asset, str) and is_glob(asset):
-        yield "asset", "a threshold is about one asset, by its symbol or id, not about a pattern"
-    elif isinstance(asset, str) and (meant := _other_case(asset, entry)):
-        yield "asset", f"upper and lower case count in a symbol -- did you mean '{meant}'?"
-    if threshold.get("field", "total") not in _MAY_BE_NEGATIVE:
+        if isinstance(asset, str) and is_glob(asset):
+            reason = "a threshold is about one asset, by its symbol or id, not about a pattern"
+            yield ("thresholds", index, "asset"), f"can never fire: {reason}"
+        elif isinstance(asset, str) and (meant := _other_case(asset, entry)):
+            reason = f"upper and lower case count in a symbol -- did you mean '{meant}'?"
+            yield ("thresholds", index, "asset"), f"can never fire: {reason}"
+        is_never_negative = field not in _MAY_BE_NEGATIVE
         with suppress(NotAnAmount):
-            if below is not None and to_atoms(from_decimal(str(below))) <= 0:
-                yield "below", "no balance is below zero"
+            if is_never_negative and below is not None and to_atoms(from_decimal(str(below))) <= 0:
+                yield ("thresholds", index, "below"), "can never fire: no balance is below zero"
 
 
 def _other_case(asset: str, entry: Entry) -> str | None:
@@ -193,32 +188,9 @@ def _other_case(asset: str, entry: Entry) -> str | None:
 
 
 def _unreachable(
-    thresholds: Mapping[int, Mapping[str, Any]],
-    entry: Entry,
-    accounts: Accounts,
-    asked_by_name: Mapping[str, Provider],
-) -> Iterator[_Doubt]:
-    """Say which thresholds no account that the subscription is about is known to fire."""
-    for index, threshold in thresholds.items():
-        asset, field = str(threshold.get("asset", "*")), str(threshold.get("field", "total"))
-        found = None if is_glob(asset) else _reason(asset, field, _about(entry, accounts), asked_by_name)
-        if found:
-            key, reason = found
-            yield ("thresholds", index, key), reason
-
-
-def _about(entry: Entry, accounts: Accounts) -> Iterator[AccountSettings]:
-    globs = [text for _, text in texts_in(entry, "accounts")] or ["*"]
-    return (
-        account
-        for name, account in accounts.by_name.items()
-        if any(glob in ("*", name) or matches(glob, [name]) for glob in globs)
-    )
-
-
-def _reason(
     asset: str, field: str, accounts: Iterable[AccountSettings], asked_by_name: Mapping[str, Provider]
 ) -> tuple[str, str] | None:
+    """Say why none of these accounts is known to fire a threshold; None where one may."""
     found = None
     for account in accounts:
         provider = asked_by_name.get(account.provider)

@@ -134,7 +134,12 @@ def read_toml(path: Path, environment: Environment, findings: Findings) -> Entry
     except RecursionError:
         raise ConfigRefused([Finding(str(path), None, "", "not valid TOML: nested too deeply")]) from None
     except ValueError as error:
-        raise ConfigRefused([_syntax_mistake(path, text, str(error))]) from None
+        said = str(error)
+        reason = next((ours for theirs, ours in _SYNTAX.items() if said.startswith(theirs)), "not understood")
+        position = _POSITION.search(said)
+        line = int(position[1]) if position else len(text.splitlines())
+        place = f" at column {position[2]}" if position else ""
+        raise ConfigRefused([Finding(str(path), line, "", f"not valid TOML{place}: {reason}")]) from None
     return interpolated(Entry(tree, str(path), (), _Lines(text).find), environment, findings)
 
 
@@ -193,14 +198,6 @@ def read_text(path: Path) -> str:
     except NotText as error:
         line = data[: error.start].count(b"\n") + 1
         raise ConfigRefused([Finding(str(path), line, "", f"not valid TOML: {error}")]) from None
-
-
-def _syntax_mistake(path: Path, text: str, message: str) -> Finding:
-    reason = next((ours for theirs, ours in _SYNTAX.items() if message.startswith(theirs)), "not understood")
-    position = _POSITION.search(message)
-    if not position:
-        return Finding(str(path), len(text.splitlines()), "", f"not valid TOML: {reason}")
-    return Finding(str(path), int(position[1]), "", f"not valid TOML at column {position[2]}: {reason}")
 
 
 def _line(text: str, name: str, number: int, findings: Findings) -> Entry | str | None:

@@ -167,28 +167,25 @@ class _Reader:
     def read(self) -> dict[Key, int]:
         table: Key = ()
         while self._skip_newlines():
-            if self._peek() == "[":
-                table = self._header()
-            else:
+            if self._peek() != "[":
                 self._pair(table)
+                continue
+            # [a.b] or [[a.b]]; a name that is a list of tables means its last one.
+            line = self._take().line
+            is_list = self._peek() == "["
+            if is_list:
+                self._take()
+            *above, last = self._key()
+            for _ in range(1 + is_list):
+                self._take()
+            table = ()
+            for name in above:
+                table = self._last_of((*table, name), line)
+            table = (*table, last)
+            if is_list:
+                self._size_by_list[table] = self._size_by_list.get(table, 0) + 1
+            table = self._last_of(table, line)
         return self._line_by_key
-
-    def _header(self) -> Key:
-        """Read `[a.b]` or `[[a.b]]`; a name that is a list of tables means its last one."""
-        line = self._take().line
-        is_list = self._peek() == "["
-        if is_list:
-            self._take()
-        *above, last = self._key()
-        for _ in range(1 + is_list):
-            self._take()
-        table: Key = ()
-        for name in above:
-            table = self._last_of((*table, name), line)
-        table = (*table, last)
-        if is_list:
-            self._size_by_list[table] = self._size_by_list.get(table, 0) + 1
-        return self._last_of(table, line)
 
     def _last_of(self, table: Key, line: int) -> Key:
         self._note(table, line)
@@ -213,35 +210,23 @@ class _Reader:
         return names[: DEEPEST + 1]  # whoever asks where something stands has refused what is deeper
 
     def _value(self, key: Key) -> None:
-        opening = self._peek()
-        if opening == "[":
-            self._list(key)
-        elif opening == "{":
-            self._inline_table(key)
-        else:
+        closing = {"[": "]", "{": "}"}.get(self._peek())
+        if not closing:
             # A date and a number with a point are several tokens.
             while self._peek() not in ("", "\n", ",", "]", "}"):
                 self._take()
-
-    def _list(self, key: Key) -> None:
+            return
         self._take()
         index = 0
-        while self._skip_newlines() and self._peek() != "]":
+        while self._skip_newlines() and self._peek() != closing:
             if self._peek() == ",":
                 self._take()
-                continue
-            self._note((*key, index), self._tokens[self._at].line)
-            self._value((*key, index))
-            index += 1
-        self._take()
-
-    def _inline_table(self, key: Key) -> None:
-        self._take()
-        while self._skip_newlines() and self._peek() != "}":
-            if self._peek() == ",":
-                self._take()
-            else:
+            elif closing == "}":
                 self._pair(key)
+            else:
+                self._note((*key, index), self._tokens[self._at].line)
+                self._value((*key, index))
+                index += 1
         self._take()
 
     def _note(self, key: Key, line: int) -> None:
@@ -280,11 +265,10 @@ def _plain(token: Token) -> str:
     if token.text[:1] == "'":
         return token.text[1:-1]
     if token.text[:1] == '"':
-        return _ESCAPE.sub(_unescape, token.text[1:-1])
+        return _ESCAPE.sub(
+            lambda found: (
+                _ESCAPED.get(found[3], found[3]) if found[3] else chr(int(found[1] or found[2], 16))
+            ),
+            token.text[1:-1],
+        )
     return token.text
-
-
-def _unescape(match: re.Match[str]) -> str:
-    if match[3]:
-        return _ESCAPED.get(match[3], match[3])
-    return chr(int(match[1] or match[2], 16))

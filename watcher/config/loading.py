@@ -65,16 +65,13 @@ def load(path: Path | None, variables: Mapping[str, str], *, is_running: bool = 
     findings = Findings()
     document = read_toml(found, environment, findings)
     settings = read_settings(document, environment, findings)
-    files = (found, *_beside(document, found), *environment.files)
+    name = document.table.get("accounts_file")
+    beside = [found.parent / name] if isinstance(name, str) and name and "\0" not in name else []
+    files = (found, *beside, *environment.files)
     if findings.mistakes:
         raise ConfigRefused(findings.mistakes, findings.warnings, files)
     hide(secrets_of(settings))
     return Loaded(settings, found, tuple(findings.warnings), files)
-
-
-def _beside(document: Entry, path: Path) -> list[Path]:
-    name = document.table.get("accounts_file")
-    return [path.parent / name] if isinstance(name, str) and name and "\0" not in name else []
 
 
 def read_settings(document: Entry, environment: Environment, findings: Findings) -> Settings:
@@ -118,7 +115,8 @@ def shown(settings: Settings) -> dict[str, Any]:
         "log": _plain(settings.log),
         "egress": _plain(settings.egress),
         "providers": {
-            name: _without_name(_plain(provider)) for name, provider in settings.provider_by_name.items()
+            name: {key: value for key, value in _plain(provider).items() if key != "name"}
+            for name, provider in settings.provider_by_name.items()
         },
         "accounts": [_plain(account) for account in settings.account_by_name.values()],
         "subscriptions": [_plain(subscription) for subscription in settings.subscription_by_name.values()],
@@ -141,28 +139,24 @@ def as_toml(tree: Mapping[str, Any]) -> Iterator[str]:
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         fields = {name: _plain(getattr(value, name)) for name in type(value).model_fields}
-        return {name: field for name, field in (fields | _masked(value)).items() if field is not None}
+        # Of some a part may be seen; of others the type does not say that they are secret.
+        if isinstance(value, RedisSettings):
+            fields["url"] = safe_url(value.url.get_secret_value())
+        elif isinstance(value, SubscriptionSettings):
+            fields["url"] = _origin(value.url.get_secret_value()) + MASK
+            fields["headers"] = dict.fromkeys(value.headers, MASK)
+        return {name: field for name, field in fields.items() if field is not None}
     if isinstance(value, SecretStr):
         return MASK
     if isinstance(value, timedelta):
-        return _duration(value)
+        whole_ms = round(value / timedelta(milliseconds=1))
+        unit, size = next((unit, size) for unit, size in _UNITS if whole_ms % size == 0)
+        return f"{whole_ms // size}{unit}" if whole_ms else "0s"
     if isinstance(value, dict):
         return {name: _plain(field) for name, field in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def _masked(model: BaseModel) -> dict[str, Any]:
-    """Give the fields of a model of which a part may be seen, or of which the type does not tell."""
-    if isinstance(model, RedisSettings):
-        return {"url": safe_url(model.url.get_secret_value())}
-    if isinstance(model, SubscriptionSettings):
-        return {
-            "url": _origin(model.url.get_secret_value()) + MASK,
-            "headers": dict.fromkeys(model.headers, MASK),
-        }
-    return {}
 
 
 def _origin(url: str) -> str:
@@ -173,16 +167,6 @@ def _origin(url: str) -> str:
     except ValueError:
         return ""
     return f"{parts.scheme}://{parts.hostname}{port}/" if parts.hostname else ""
-
-
-def _without_name(provider: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in provider.items() if key != "name"}
-
-
-def _duration(value: timedelta) -> str:
-    whole_ms = round(value / timedelta(milliseconds=1))
-    unit, size = next(((unit, size) for unit, size in _UNITS if whole_ms % size == 0))
-    return f"{whole_ms // size}{unit}" if whole_ms else "0s"
 
 
 def _table(header: str, table: Mapping[str, Any]) -> Iterator[str]:

@@ -3,9 +3,10 @@
 Refuses what would fail at every attempt, or harm somebody: hostile URLs, headers that forge or smuggle.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
+from itertools import chain
 
 from watcher.config.findings import Entry, Findings, did_you_mean
 from watcher.config.tables import (
@@ -43,27 +44,27 @@ def read_subscriptions(document: Entry, egress: EgressSettings | None, findings:
     names = Names("subscription", findings)
     for entry in listed_tables(document, "subscriptions", findings):
         read.entries.append(entry)
-        settings = settings_of(SubscriptionSettings, _with_secrets_apart(entry), findings)
+        table = dict(entry.table)
+        if isinstance(secrets := table.get("secrets"), list):
+            # A variable or a file may hold several, one a line, while one is rotated: all of them sign.
+            lines = (_lines(secret) if isinstance(secret, str) else [secret] for secret in secrets)
+            table["secrets"] = [*chain.from_iterable(lines)]
+        settings = settings_of(SubscriptionSettings, replace(entry, table=table), findings)
         _check_values(entry, policy, findings)
         if names.is_new(entry) and settings:
             read.by_name[settings.name] = settings
     known = [name for entry in read.entries if isinstance(name := entry.table.get("name"), str)]
     for entry in read.entries:
-        _check_alerts(entry, known, findings)
+        name, alerted = entry.table.get("name"), entry.table.get("alerts_to")
+        if not isinstance(alerted, str):
+            continue
+        if alerted == name:
+            reason = "is this subscription itself, which is told nothing while it is paused"
+            findings.mistake(entry.finding(("alerts_to",), reason))
+        elif alerted not in known:
+            meant = did_you_mean(alerted, [other for other in known if other != name])
+            findings.mistake(entry.finding(("alerts_to",), f"no [[subscriptions]] of this name{meant}"))
     return read
-
-
-def _with_secrets_apart(entry: Entry) -> Entry:
-    """A variable or a file may hold several secrets, one a line, while one is rotated: all of them sign."""
-    secrets = entry.table.get("secrets")
-    if not isinstance(secrets, list):
-        return entry
-    apart = [part for secret in secrets for part in (_lines(secret) if isinstance(secret, str) else [secret])]
-    return replace(entry, table={**entry.table, "secrets": apart})
-
-
-def _secrets_flaw(text: str) -> str | None:
-    return next(filter(None, map(signing_secret_flaw, _lines(text))), None)
 
 
 def _lines(text: str) -> list[str]:
@@ -73,13 +74,16 @@ def _lines(text: str) -> list[str]:
 def _check_values(entry: Entry, policy: Policy, findings: Findings) -> None:
     """Check what the shape does not say. Each value alone, so that one mistake does not hide another."""
     url, headers = entry.table.get("url"), entry.table.get("headers")
-    flaw = _url_flaw(url, policy) if isinstance(url, str) else None
-    if flaw:
+    if isinstance(url, str) and (flaw := _url_flaw(url, policy)):
         findings.mistake(entry.finding(("url",), flaw))
-    if isinstance(headers, dict):
-        for key, flaw in header_flaws(headers):
-            findings.mistake(entry.finding(("headers", *key), flaw))
-    _check_list(entry, "secrets", _secrets_flaw, findings)
+    for key, flaw in header_flaws(headers) if isinstance(headers, dict) else ():
+        findings.mistake(entry.finding(("headers", *key), flaw))
+    _check_list(
+        entry,
+        "secrets",
+        lambda text: next(filter(None, map(signing_secret_flaw, _lines(text))), None),
+        findings,
+    )
     _check_list(entry, "accounts", glob_flaw, findings)
     _check_list(entry, "events", event_flaw, findings)
     _check_list(entry, "assets", glob_flaw, findings)
@@ -99,22 +103,6 @@ def _check_list(entry: Entry, name: str, flaw_of: Callable[[str], str | None], f
             findings.mistake(entry.finding((name, index), flaw))
 
 
-def _check_alerts(entry: Entry, known: list[str], findings: Findings) -> None:
-    """Whoever is told of a pause must be there, and must not be the one that is paused."""
-    name = entry.table.get("alerts_to")
-    if not isinstance(name, str):
-        return
-    if name == entry.table.get("name"):
-        findings.mistake(
-            entry.finding(
-                ("alerts_to",), "is this subscription itself, which is told nothing while it is paused"
-            )
-        )
-    elif name not in known:
-        meant = did_you_mean(name, [other for other in known if other != entry.table.get("name")])
-        findings.mistake(entry.finding(("alerts_to",), f"no [[subscriptions]] of this name{meant}"))
-
-
 def _url_flaw(url: str, policy: Policy) -> str | None:
     if MASK in url:
         return "holds the mask that is shown instead of a secret"
@@ -123,18 +111,12 @@ def _url_flaw(url: str, policy: Policy) -> str | None:
             check_url(url, _MOST_LENIENT)
         except RefusedUrl:
             return flaw
-    reasons = dict.fromkeys(_reasons(url, policy))
-    return "; ".join(reasons) or None
-
-
-def _reasons(url: str, policy: Policy) -> Iterator[str]:
-    """Give what is wrong with a URL, and what else would be once [egress] allowed it."""
-    for allowed in (
-        policy,
-        replace(policy, allow_http=True),
-        replace(_MOST_LENIENT, allow_http=policy.allow_http),
-    ):
+    # What is wrong with it, and what else would be once [egress] allowed it.
+    more_lenient = replace(policy, allow_http=True), replace(_MOST_LENIENT, allow_http=policy.allow_http)
+    reasons: dict[str, None] = {}
+    for allowed in (policy, *more_lenient):
         try:
             check_url(url, allowed)
         except RefusedUrl as error:
-            yield str(error)
+            reasons[str(error)] = None
+    return "; ".join(reasons) or None

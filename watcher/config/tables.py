@@ -79,10 +79,20 @@ def header_flaws(headers: Mapping[str, object]) -> Iterator[tuple[Key, str]]:
         yield (), f"must be at most {MAX_HEADER_BYTES} bytes together"
     seen: set[str] = set()
     for name, value in headers.items():
-        flaw = _header_flaw(name, value, seen)
+        lower, flaw = name.lower(), None
+        if not _HEADER_NAME.match(name):
+            flaw = "not a header name: letters, digits and dashes"
+        elif lower in _RESERVED_HEADERS or lower.startswith(_RESERVED_PREFIXES):
+            flaw = "is reserved: watcher or the connection sets it"
+        elif lower in seen:
+            flaw = "is set twice: header names do not tell upper from lower case"
+        elif isinstance(value, str) and not _HEADER_VALUE.match(value):
+            flaw = "must be visible ASCII, with spaces only inside"
+        elif isinstance(value, str):
+            flaw = mask_flaw(value)
         if flaw:
             yield (name,), flaw
-        seen.add(name.lower())
+        seen.add(lower)
 
 
 def redis_url_flaw(url: str) -> str | None:
@@ -128,21 +138,6 @@ def is_glob(text: str) -> bool:
 def matches(glob: str, names: Iterable[str]) -> bool:
     """Say whether a glob finds anything."""
     return any(fnmatchcase(name, glob) for name in names)
-
-
-def _header_flaw(name: str, value: object, seen: set[str]) -> str | None:
-    lower = name.lower()
-    if not _HEADER_NAME.match(name):
-        return "not a header name: letters, digits and dashes"
-    if lower in _RESERVED_HEADERS or lower.startswith(_RESERVED_PREFIXES):
-        return "is reserved: watcher or the connection sets it"
-    if lower in seen:
-        return "is set twice: header names do not tell upper from lower case"
-    if not isinstance(value, str):
-        return None
-    if not _HEADER_VALUE.match(value):
-        return "must be visible ASCII, with spaces only inside"
-    return mask_flaw(value)
 
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -285,37 +280,26 @@ def settings_of(
 def _flaw(
     detail: ErrorDetails, table: Mapping[str, Any], model: type[BaseModel], given: Mapping[str, Any]
 ) -> tuple[Key, str]:
-    key = _key(detail, table)
-    text = _text(detail, key, model, given)
-    field, colon, rest = text.partition(": ")
-    is_whole = detail["type"] == "value_error" and len(key) == len(detail["loc"])
-    if colon and is_whole and field in _fields(model, key):
-        return (*key, field), rest
-    return key, text
-
-
-def _key(detail: ErrorDetails, table: Mapping[str, Any]) -> Key:
-    """Follow pydantic's location as far as it is one in the file: it also names members of unions."""
+    """Say where pydantic found a flaw, and what it is, in our words."""
+    kind, location = detail["type"], detail["loc"]
     key: Key = ()
     value: Any = table
-    for part in detail["loc"]:
+    for part in location:  # as far as the file has it: pydantic also names members of unions
         try:
             value = value[part]
         except (KeyError, IndexError, TypeError):
-            return (*key, part) if detail["type"] == "missing" else key
+            key = (*key, part) if kind == "missing" else key
+            break
         key = (*key, part)
-    return key
-
-
-def _text(detail: ErrorDetails, key: Key, model: type[BaseModel], given: Mapping[str, Any]) -> str:
-    kind, message = detail["type"], detail["msg"]
+    message = detail["msg"].removeprefix("Value error, ").replace(" after validation", "")
+    message = _WORDS.get(kind) or _SUBJECT.sub("must ", message)
     if kind == "extra_forbidden":
-        return UNKNOWN + did_you_mean(key[-1], _fields(model, key[:-1]) - given.keys())
+        return key, UNKNOWN + did_you_mean(key[-1], _fields(model, key[:-1]) - given.keys())
     if kind in ("too_short", "string_too_short") and "at least 1 " in message:
-        return "must not be empty"
-    if kind in _WORDS:
-        return _WORDS[kind]
-    return _SUBJECT.sub("must ", message.removeprefix("Value error, ").replace(" after validation", ""))
+        return key, "must not be empty"
+    field, colon, rest = message.partition(": ")
+    is_whole = kind == "value_error" and len(key) == len(location)
+    return ((*key, field), rest) if colon and is_whole and field in _fields(model, key) else (key, message)
 
 
 def _fields(model: type[BaseModel], key: Key) -> set[str]:
