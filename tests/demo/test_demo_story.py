@@ -8,7 +8,7 @@ import pytest
 from watcher.delivery.signing import new_secret
 from watcher.demo import STORY, Heard, Made, Scene, Stage, a_stage, play
 from watcher.sandbox import Step, default_script, default_world
-from watcher.sandbox.script_file import ALICE, TREASURY
+from watcher.sandbox.world import ALICE, TREASURY
 from watcher.settings import CHANGE_EVENTS
 
 OFTEN = timedelta(milliseconds=20)

@@ -21,8 +21,7 @@ from watcher.sandbox import (
 )
 from watcher.sandbox.answers import UNAVAILABLE
 from watcher.sandbox.book import ProviderName
-from watcher.sandbox.script import MOVEMENTS
-from watcher.sandbox.script_file import FORMS
+from watcher.sandbox.script import FORMS, MOVEMENTS
 
 SEEN = '{"at": 1, "account": 10110, "asset": "LRC", "do": "deposit.seen", "amount": "12.5"}'
 

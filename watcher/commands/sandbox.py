@@ -213,7 +213,7 @@ async def _play(sandbox: Sandbox, steps: Iterable[Step]) -> None:
 
 def configuration(sandbox: Sandbox, *, url: str = _LISTEN_URL, secret: str = _LISTEN_SECRET) -> str:
     """Write a watcher.toml that watches the default world, and tells a receiver on this machine."""
-    from watcher.sandbox.script_file import ALICE, METAKEEP_ASSETS, TREASURY
+    from watcher.sandbox.world import ALICE, METAKEEP_ASSETS, TREASURY
 
     currencies = ",\n  ".join(f'"{asset.id}"' for asset in METAKEEP_ASSETS)
     return f"""\

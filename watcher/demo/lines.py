@@ -17,7 +17,7 @@ from watcher.receiver import Receipt
 from watcher.sandbox import Holding, ListedAsset, Move, Step
 from watcher.sandbox.loopring import BALANCES
 from watcher.sandbox.metakeep import BALANCE
-from watcher.sandbox.script_file import ALICE, METAKEEP_ASSETS, TREASURY
+from watcher.sandbox.world import ALICE, METAKEEP_ASSETS, TREASURY
 
 _NEXT_IF_GOOD = (
     ("watcher init", "write a watcher.toml for accounts of your own"),

@@ -26,7 +26,7 @@ from watcher.sandbox import Holding, ListedAsset, LoopringKnobs, MetakeepKnobs, 
 from watcher.sandbox.book import AccountKey
 from watcher.sandbox.loopring import BALANCES
 from watcher.sandbox.metakeep import BALANCE
-from watcher.sandbox.script_file import ALICE, METAKEEP_ASSETS, TREASURY
+from watcher.sandbox.world import ALICE, METAKEEP_ASSETS, TREASURY
 from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings, WorkerSettings
 from watcher.snapshot import asset_id
 

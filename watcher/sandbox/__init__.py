@@ -6,10 +6,9 @@ Refuses to be part of a worker: nothing outside `demo`, `sandbox` and the tests 
 from watcher.sandbox.answers import FAULTS, Answer, Fault
 from watcher.sandbox.book import Holding, Impossible, ListedAsset, Move
 from watcher.sandbox.knobs import Knobs, LoopringKnobs, MetakeepKnobs
-from watcher.sandbox.script import Script, ScriptError, Step, play, wander
-from watcher.sandbox.script_file import default_script, default_world, empty_world, read_script
+from watcher.sandbox.script import Script, ScriptError, Step, default_script, play, read_script, wander
 from watcher.sandbox.server import Sandbox
-from watcher.sandbox.world import World
+from watcher.sandbox.world import World, default_world, empty_world
 
 __all__ = [
     "FAULTS",

@@ -1,17 +1,31 @@
-"""A script of changes: steps, when they are due, and the playing of them; or endless changes by chance."""
+"""A script of changes: read and checked whole before anything moves, then played; or changes by chance.
 
+A script has one JSON object per line. Refuses to guess: what is not exactly a step is a mistake, reported
+with its line and what was probably meant.
+"""
+
+import difflib
+import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.resources import files
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
+from watcher.printable import printable
+from watcher.providers.strict_json import GivenTwice, once_each
 from watcher.sandbox.answers import FAULTS
 from watcher.sandbox.book import Account, AccountKey, Amount, Holding, Impossible, ListedAsset, ProviderName
 from watcher.sandbox.knobs import Knobs
-from watcher.sandbox.world import World
+from watcher.sandbox.world import World, default_world
 
 Until = Callable[[float], Awaitable[None]]
 """Comes back when so many seconds have passed since the start."""
+
+DEFAULT = "default_script.jsonl"
+_EXAMPLE = '{"at": 1.5, "account": 10110, "asset": "LRC", "do": "deposit.seen", "amount": "12.5"}'
+_LONGEST = 1000
+"""Characters of a mistake: it may repeat a key."""
 
 MOVEMENTS: Mapping[str, Callable[..., None]] = {
     "deposit.seen": World.deposit_seen,
@@ -30,8 +44,66 @@ MOVEMENTS: Mapping[str, Callable[..., None]] = {
 """What a step can do to the world, by its `do`. Besides, `fault` spoils answers and `repeat` starts over."""
 
 
+class _Form(NamedTuple):
+    """The keys of one kind of step besides `at` and `do`."""
+
+    needs: tuple[str, ...]
+    may: tuple[str, ...] = ()
+
+
+_MOVE = ("account", "asset", "amount")
+_SPLIT = ("split", "first")
+FORMS: Mapping[str, _Form] = {
+    "deposit.seen": _Form(_MOVE),
+    "deposit.cleared": _Form(_MOVE, _SPLIT),
+    "deposit.dropped": _Form(_MOVE),
+    "withdrawal.requested": _Form(_MOVE, (*_SPLIT, "lock")),
+    "withdrawal.debited": _Form(_MOVE, _SPLIT),
+    "withdrawal.cleared": _Form(_MOVE, _SPLIT),
+    "withdrawal.returned": _Form(_MOVE, _SPLIT),
+    "lock": _Form(_MOVE),
+    "unlock": _Form(_MOVE),
+    "credit": _Form(_MOVE),
+    "debit": _Form(_MOVE),
+    "set": _Form(("account", "asset"), Holding._fields),
+    "fault": _Form(("provider", "fault"), ("answers",)),
+    "repeat": _Form(()),
+}
+
+
+def _is_whole(value: Any, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+_AMOUNTS = ("amount", *Holding._fields)
+_VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "answers": (lambda value: _is_whole(value, least=1), "how many answers it spoils, a whole number from 1"),
+    "split": (
+        lambda value: _is_whole(value, least=0),
+        "polls from the first half to the second, a whole number from 0",
+    ),
+    "first": (
+        lambda value: value in ("pending", "total"),
+        'the half that shows first, "pending" or "total"',
+    ),
+    "lock": (lambda value: isinstance(value, bool), "true or false"),
+    **dict.fromkeys(
+        _AMOUNTS,
+        (
+            lambda value: isinstance(value, str),
+            'text in whole units, such as "12.5"; numbers are not exact',
+        ),
+    ),
+}
+"""By key: whether a value is right, and what it must be."""
+
+
 class ScriptError(Exception):
     """A script cannot be played. The message has a line `source:line: what is wrong` per mistake."""
+
+
+class _Mistake(Exception):
+    """One line is no step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +145,112 @@ class Script:
             start += self.repeat_s
 
 
+def default_script() -> Script:
+    """Read the script of a minute of changes, which repeats for ever."""
+    text = files("watcher.sandbox").joinpath(DEFAULT).read_text("utf-8")
+    return read_script(text, default_world(), source=DEFAULT)
+
+
+def read_script(text: str, world: World, *, source: str = "script") -> Script:
+    """Read and check a script against the world that it will change, which is left as it is.
+
+    Blank lines and lines that begin with # are skipped. Raises ScriptError with every mistake.
+    """
+    steps: list[Step] = []
+    mistakes: list[str] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            steps.append(_step(_said(line), number, world, steps[-1] if steps else None))
+        except (Impossible, _Mistake) as error:
+            mistakes.append(f"{source}:{number}: {error}")
+    if not steps and not mistakes:
+        mistakes.append(f"{source}:1: no steps; a step is {_EXAMPLE}")
+    mistakes = mistakes or [f"{source}:{mistake}" for mistake in _rehearsed(steps, world)]
+    if mistakes:
+        raise ScriptError("\n".join(printable(mistake, _LONGEST) for mistake in mistakes))
+    repeats = steps[-1].do == "repeat"
+    return Script(source, tuple(steps[:-1] if repeats else steps), steps[-1].at if repeats else None)
+
+
+def _said(line: str) -> dict[str, Any]:
+    """Read one line: an object with a `do` that is known, the keys that this needs, and no others."""
+    try:
+        said = json.loads(line, object_pairs_hook=once_each)
+    except GivenTwice as error:
+        raise _Mistake(f"{error.name}: is given twice") from error
+    except (ValueError, RecursionError) as error:
+        raise _Mistake(f"not JSON; a step is {_EXAMPLE}") from error
+    if not isinstance(said, dict):
+        raise _Mistake(f"not a JSON object; a step is {_EXAMPLE}")
+    do = said.get("do")
+    if not isinstance(do, str) or do not in FORMS:
+        raise _Mistake(f"do: not something a script can do{_meant(do, FORMS)}")
+    needed = ("at", *FORMS[do].needs)
+    known = ("at", "do", *FORMS[do].needs, *FORMS[do].may)
+    for key in said:
+        if key not in known:
+            raise _Mistake(f"{key}: not a key of {do}{_meant(key, known)}")
+    for key in needed:
+        if key not in said:
+            raise _Mistake(f"{key}: missing; {do} needs {', '.join(needed)}")
+    return said
+
+
+def _step(said: dict[str, Any], number: int, world: World, last: Step | None) -> Step:
+    """Check every value, against the step before it and the world too. Raises Impossible as well."""
+    at, do = said["at"], said["do"]
+    if isinstance(at, bool) or not isinstance(at, int | float) or not 0 <= at < 1e9:
+        raise _Mistake("at: seconds since the start, a number that is not negative")
+    if last and last.do == "repeat":
+        raise _Mistake(f"do: nothing can follow the repeat in line {last.line}")
+    if last and at < last.at:
+        raise _Mistake(f"at: earlier than line {last.line}; steps stand in order of time")
+    if do == "repeat" and not (last and at > 0):
+        raise _Mistake("do: repeat needs steps before it, and `at` above 0: how long a round takes")
+    if do == "fault":
+        if said["provider"] not in ("loopring", "metakeep"):
+            raise _Mistake('provider: "loopring" or "metakeep"')
+        if not isinstance(said["fault"], str) or said["fault"] not in FAULTS:
+            raise _Mistake(f"fault: not a fault that is known{_meant(said['fault'], FAULTS)}")
+    account, asset, listed = said.get("account"), said.get("asset", ""), None
+    if "account" in said:
+        if isinstance(account, bool) or not isinstance(account, int | str):
+            raise _Mistake("account: an account id (a number), an email or an address")
+        if not isinstance(asset, str):
+            raise _Mistake('asset: an id or a symbol, as text ("1" or "LRC")')
+        listed = world.asset(world.account(account).provider, asset)
+    for key, (is_right, must_be) in _VALUES.items():
+        if key in said and not is_right(said[key]):
+            raise _Mistake(f"{key}: {must_be}")
+        if key in said and listed and key in _AMOUNTS:
+            listed.units(said[key])
+    if do == "set" and not set(said) & set(Holding._fields):
+        raise _Mistake(f"set: needs one or more of {', '.join(Holding._fields)}")
+    options = {key: value for key, value in said.items() if key not in ("at", "do", *_MOVE)}
+    return Step(float(at), do, account, asset, said.get("amount"), options, number)
+
+
+def _rehearsed(steps: list[Step], world: World) -> Iterator[str]:
+    """Try the steps on a copy of the world, twice over if they repeat, and name the first that cannot be."""
+    rehearsal = world.copy()
+    rounds = 2 if steps[-1].do == "repeat" else 1
+    for step in steps * rounds:
+        try:
+            if step.account is not None:
+                step.make(rehearsal, {})
+                rehearsal.settle(step.account)
+        except Impossible as error:
+            yield f"{step.line}: {error}"
+            return
+
+
+def _meant(said: object, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(said), list(known), 1)
+    return f" -- did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+
+
 async def play(
     steps: Iterable[Step],
     world: World,
@@ -82,28 +260,23 @@ async def play(
     made: Callable[[Step], None] = lambda step: None,
     source: str = "script",
 ) -> None:
-    """Make each change when its time has come, and say so to `made`.
+    """Make each change when its time has come, and call `made` with it.
 
     Raises ScriptError for a change that the world cannot make.
     """
     for step in steps:
         await until(step.at)
         try:
-            _make_or_settle(step, world, knobs)
+            try:
+                step.make(world, knobs)
+            except Impossible:
+                if step.account is None:
+                    raise
+                world.settle(step.account)  # it may need a half that waits for a poll that never comes
+                step.make(world, knobs)
         except Impossible as error:
             raise ScriptError(f"{source}:{step.line}: {error}") from error
         made(step)
-
-
-def _make_or_settle(step: Step, world: World, knobs: Mapping[ProviderName, Knobs]) -> None:
-    """Make the change; where it needs a half that waits for a poll nobody makes, show that half first."""
-    try:
-        step.make(world, knobs)
-    except Impossible:
-        if step.account is None:
-            raise
-        world.settle(step.account)
-        step.make(world, knobs)
 
 
 def wander(world: World, random: Random, *, every_s: float = 2) -> Iterator[Step]:
@@ -115,7 +288,11 @@ def wander(world: World, random: Random, *, every_s: float = 2) -> Iterator[Step
         asset = random.choice(world.assets(account.provider))
         do, limit = random.choice(_possible(world, account, asset))
         amount = asset.text(random.randint(1, max(1, limit)))
-        yield Step(at, do, account.key, asset.id, amount, _options(do, random))
+        options: dict[str, int | str] = {}
+        has_halves = do in ("deposit.cleared", "withdrawal.debited", "withdrawal.returned")
+        if has_halves and random.random() >= 0.7:
+            options = {"split": random.randint(1, 2), "first": random.choice(("pending", "total"))}
+        yield Step(at, do, account.key, asset.id, amount, options)
 
 
 def _possible(world: World, account: Account, asset: ListedAsset) -> list[tuple[str, int]]:
@@ -128,24 +305,13 @@ def _possible(world: World, account: Account, asset: ListedAsset) -> list[tuple[
     if account.provider == "loopring" or asset.lockable:
         choices += [("lock", free // 4), ("unlock", holding.locked)]
     if account.provider == "loopring":
-        choices += _with_pendings(world, holding, some, free)
+        opened = "withdrawal.requested" if world.withdrawals == "inside" else "withdrawal.debited"
+        choices += [
+            ("deposit.seen", some),
+            ("deposit.cleared", holding.pending_deposit),
+            ("deposit.dropped", holding.pending_deposit // 4),
+            (opened, free // 4),
+            ("withdrawal.cleared", holding.pending_withdrawal),
+            ("withdrawal.returned", holding.pending_withdrawal // 4),
+        ]
     return [(do, limit) for do, limit in choices if limit > 0]
-
-
-def _with_pendings(world: World, holding: Holding, some: int, free: int) -> list[tuple[str, int]]:
-    opened = "withdrawal.requested" if world.withdrawals == "inside" else "withdrawal.debited"
-    return [
-        ("deposit.seen", some),
-        ("deposit.cleared", holding.pending_deposit),
-        ("deposit.dropped", holding.pending_deposit // 4),
-        (opened, free // 4),
-        ("withdrawal.cleared", holding.pending_withdrawal),
-        ("withdrawal.returned", holding.pending_withdrawal // 4),
-    ]
-
-
-def _options(do: str, random: Random) -> dict[str, int | str]:
-    """Split some of the movements that have two halves, either half first."""
-    if do not in ("deposit.cleared", "withdrawal.debited", "withdrawal.returned") or random.random() < 0.7:
-        return {}
-    return {"split": random.randint(1, 2), "first": random.choice(("pending", "total"))}

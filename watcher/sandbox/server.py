@@ -19,8 +19,7 @@ from watcher.sandbox.book import ProviderName
 from watcher.sandbox.knobs import Knobs, LoopringKnobs, MetakeepKnobs, RateLimit, Traffic
 from watcher.sandbox.loopring import Loopring
 from watcher.sandbox.metakeep import Metakeep
-from watcher.sandbox.script_file import default_world
-from watcher.sandbox.world import World
+from watcher.sandbox.world import World, default_world
 
 HOST = "127.0.0.1"
 CUT_OFF_S = 0.05

@@ -23,6 +23,22 @@ from watcher.sandbox.book import (
     ProviderName,
 )
 
+TREASURY = 10110
+ALICE = "alice@example.com"
+
+LOOPRING_ASSETS = (
+    ListedAsset("0", "ETH", "Ethereum", 18),
+    ListedAsset("1", "LRC", "Loopring", 18),
+    ListedAsset("3", "USDT", "Tether USD", 6),
+    ListedAsset("6", "USDC", "USD Coin", 6),
+)
+METAKEEP_ASSETS = (
+    ListedAsset("0x1456b21890f920110190063921f6bc7f7b027fa6", "MK", "MetaKeep", 18, lockable=True),
+    ListedAsset("0x0186b21890f920110190063921f6bc7f7b027fa6", "ZBVS", "VEuBtTAtPu", 6, lockable=True),
+    ListedAsset("0x7ceB23fD6bC0adD59E62ac25578270cFf1b9f619", "WETH", "Wrapped Ether", 18),
+    ListedAsset("0x0000000000000000000000000000000000001010", "POL", "Polygon", 18),
+)
+
 
 class World:
     """Accounts, assets and movements of both providers.
@@ -263,3 +279,22 @@ class World:
 
 def _in_order(first: Half, pending: Holding, rest: Holding) -> tuple[Holding, Holding]:
     return (pending, rest) if first == "pending" else (rest, pending)
+
+
+def empty_world() -> World:
+    """Make a world that lists the usual assets and has no accounts."""
+    world = World()
+    for asset in LOOPRING_ASSETS:
+        world.list_asset("loopring", asset)
+    for asset in METAKEEP_ASSETS:
+        world.list_asset("metakeep", asset)
+    return world
+
+
+def default_world() -> World:
+    """Make a world with the account 10110 at Loopring and alice@example.com at MetaKeep."""
+    world = empty_world()
+    world.open_account(TREASURY, ETH="2.5", LRC="1000", USDC="5000")
+    world.open_account(ALICE, MK="1.12", ZBVS="100041.234567", POL="25")
+    world.lock(ALICE, "ZBVS", "10.12")
+    return world
