@@ -16,6 +16,7 @@ RECEIVED_AT = "watcher-received-at"
 
 _FIRST = re.compile(rb"[A-Z]{1,16} [^\r\n]{1,8192} HTTP/1\.[01]\r?\n")
 _END = re.compile(rb"\r?\n\r?\n")
+_SECONDS = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
 
 
 class Captured(NamedTuple):
@@ -32,13 +33,20 @@ def save(captured: Captured, folder: Path) -> Path:
     """Write a request into a file of its own, for its owner alone. Raises OSError."""
     at = datetime.fromtimestamp(captured.received_at or 0, UTC)
     event_id = next((value for name, value in captured.headers if name.lower() == "webhook-id"), "")
+    lines = [
+        f"{captured.method} {captured.target} HTTP/1.1",
+        *(f"{name}: {value}" for name, value in _without_time(captured.headers)),
+        f"{RECEIVED_AT}: {captured.received_at:.6f}",
+        "\r\n",
+    ]
+    written = "\r\n".join(lines).encode("latin-1", "backslashreplace") + captured.body
     name = f"{at:%Y%m%dT%H%M%S.%fZ}-{re.sub(r'[^A-Za-z0-9_-]', '_', event_id)[:64] or 'no-id'}"
     for number in range(1, 1000):
         path = folder / (f"{name}.http" if number == 1 else f"{name}-{number}.http")
         with suppress(FileExistsError):
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "wb") as file:
-                file.write(_written(captured))
+                file.write(written)
             return path
     raise FileExistsError(f"{name}.http and many like it are there")
 
@@ -52,22 +60,9 @@ def read(data: bytes) -> Captured | None:
     method, _, target = first.rpartition(" ")[0].partition(" ")
     headers = [(name.strip(), value.strip()) for name, _, value in (line.partition(":") for line in lines)]
     at = next((value for name, value in headers if name.lower() == RECEIVED_AT), None)
-    return Captured(method, target, _without_time(headers), data[end.end() :], _seconds(at))
-
-
-def _written(captured: Captured) -> bytes:
-    lines = [
-        f"{captured.method} {captured.target} HTTP/1.1",
-        *(f"{name}: {value}" for name, value in _without_time(captured.headers)),
-        f"{RECEIVED_AT}: {captured.received_at:.6f}",
-        "\r\n",
-    ]
-    return "\r\n".join(lines).encode("latin-1", "backslashreplace") + captured.body
+    received_at = float(at) if at and _SECONDS.fullmatch(at) else None
+    return Captured(method, target, _without_time(headers), data[end.end() :], received_at)
 
 
 def _without_time(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in headers if name.lower() != RECEIVED_AT]
-
-
-def _seconds(text: str | None) -> float | None:
-    return float(text) if text and re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", text, re.ASCII) else None

@@ -113,34 +113,27 @@ def group(context: click.Context) -> None:
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run one command and end the process, which `watcher.__main__` has prepared, with its exit code."""
     try:
-        code = _flushed(_ended(sys.argv[1:] if args is None else args))
+        try:
+            code = _run(sys.argv[1:] if args is None else args)
+        except Exception as error:
+            code = signals.exit_code() if signals.has_ended() else _exit_code(error)
+        try:
+            sys.stdout.flush()  # what is left, also of a command that failed
+        except CannotWrite as error:
+            code = code or _exit_code(error)
+            silence_stdout()  # the interpreter would try once more
     except (KeyboardInterrupt, signals.Ended):
         code = signals.exit_code()
     signals.ignore()
     sys.exit(code)
 
 
-def _ended(args: Sequence[str]) -> int:
-    try:
-        return _run(args)
-    except Exception as error:
-        return signals.exit_code() if signals.has_ended() else _exit_code(error)
-
-
-def _flushed(code: int) -> int:
-    """Write what is left, also of a command that failed; then spare the interpreter a last attempt."""
-    try:
-        sys.stdout.flush()
-    except CannotWrite as error:
-        code = code or _exit_code(error)
-        silence_stdout()
-    return code
-
-
 def _run(args: Sequence[str]) -> int:
     # Not group.main: it takes every broken pipe, a socket's included, for the end of its reader.
     if instruction := os.environ.get(_COMPLETE):
-        return _complete(instruction)
+        from click.shell_completion import shell_complete  # only a shell asks for it
+
+        return shell_complete(group, {}, "watcher", _COMPLETE, instruction)
     try:
         with group.make_context("watcher", list(args)) as context:
             code = group.invoke(context)
@@ -149,14 +142,8 @@ def _run(args: Sequence[str]) -> int:
         return ended.exit_code
 
 
-def _complete(instruction: str) -> int:
-    from click.shell_completion import shell_complete  # only a shell asks for it
-
-    return shell_complete(group, {}, "watcher", _COMPLETE, instruction)
-
-
 def _exit_code(error: Exception) -> int:
-    """Tell the user how it ended, and return the exit code that says so too."""
+    """Print what the user has to know of how it ended, and return the exit code that says so too."""
     if isinstance(error, NobodyReads):
         return error.exit_code
     if isinstance(error, click.Abort):
@@ -168,10 +155,6 @@ def _exit_code(error: Exception) -> int:
     if isinstance(code := getattr(error, "exit_code", None), int):
         click.echo(f"watcher: {error}", err=True)
         return code
-    return _bug(error)
-
-
-def _bug(error: Exception) -> int:
     from watcher.printable import traceback_text  # what is rare must not cost every start
 
     frames = traceback.extract_tb(error.__traceback__)

@@ -112,7 +112,7 @@ def test_a_hundred_thousand_accounts_are_offered_when_few_enough_are_left(tmp_pa
 
 def test_it_is_quick_because_nothing_of_weight_is_imported(file: Path) -> None:
     script = "import sys; from types import SimpleNamespace as N"
-    script += "; from watcher.commands._completing import names_of"
+    script += "; from watcher.commands._shared import names_of"
     script += "; print(names_of('accounts')(N(params={}), None, 't'), *sorted(sys.modules))"
     done = subprocess.run(
         [COMMAND[0], "-c", script],

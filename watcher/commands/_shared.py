@@ -1,34 +1,55 @@
-"""What commands share: the options that name a configuration, a store, a time, a token."""
+"""What commands share: the options that name a configuration, a store, names, a time, a token."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from functools import wraps
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-if TYPE_CHECKING:
-    from watcher.config import Finding, Loaded
-    from watcher.config.looking import Look
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
-
+from watcher.durations import parse_duration
+from watcher.environment import Environment, NotSet, decoded
+from watcher.places import place_of
 from watcher.printable import printable
 
 if TYPE_CHECKING:
+    from watcher.config import Finding, Loaded
     from watcher.settings import Settings, SubscriptionSettings
-from datetime import UTC, datetime, timedelta
-from typing import TypeVar
-
-from watcher.environment import Environment, NotSet
 
 EXIT_CONFIGURATION = 78
 
 _MOST_LINES = 1000
-"""Mistakes that are told to people: a wrong word in a generated file may be wrong 100,000 times."""
+"""Mistakes that are printed for people: a wrong word in a generated file may be wrong 100,000 times."""
+
+_T = TypeVar("_T")
+
+
+def in_a_loop(function: Callable[..., Coroutine[Any, Any, _T]]) -> Callable[..., _T]:
+    """Run an async command in an event loop of its own."""
+
+    @wraps(function)
+    def command(**given: Any) -> _T:
+        import asyncio  # heavy for the commands that need no loop
+
+        return asyncio.run(function(**given))
+
+    return command
+
+
+@contextmanager
+def given_by(option: str) -> Iterator[None]:
+    """Blame a ValueError on the option whose value is read inside."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=option) from None
+
 
 config_option = click.option(
     "--config",
@@ -40,7 +61,7 @@ config_option = click.option(
 
 
 def look_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options by which a command that looks finds the store, and give it a `look` instead."""
+    """Add the options by which a command that looks finds the store, and pass what they lead to as `look`."""
 
     @config_option
     @click.option(
@@ -55,28 +76,24 @@ def look_options(function: Callable[..., Any]) -> Callable[..., Any]:
     def command(
         *, config_path: Path | None, url: str | None, namespace: str | None, data_dir: str | None, **rest: Any
     ) -> Any:
+        from watcher.config import ConfigRefused
+        from watcher.config.looking import read_to_look
+
         if data_dir is not None and url is None:
             url = "embedded"
-        given = {"url": url, "namespace": namespace, "data_dir": data_dir}
-        return function(look=_look(config_path, {k: v for k, v in given.items() if v is not None}), **rest)
+        options = {"url": url, "namespace": namespace, "data_dir": data_dir}
+        given = {name: value for name, value in options.items() if value is not None}
+        _check(given)
+        try:
+            look = read_to_look(config_path, os.environ, given)
+        except ConfigRefused as refused:  # where the state lies must be known
+            tell(refused.mistakes)
+            click.get_current_context().exit(EXIT_CONFIGURATION)
+        if look.trouble:
+            click.echo(f"warning: {look.trouble}; what it lacks is read from the store", err=True)
+        return function(look=look, **rest)
 
     return command
-
-
-def _look(config_path: Path | None, given: Mapping[str, str]) -> "Look":
-    """Read what can be read, and say in one line if it is not all. Where the state lies must be known."""
-    from watcher.config import ConfigRefused
-    from watcher.config.looking import read_to_look
-
-    _check(given)
-    try:
-        look = read_to_look(config_path, os.environ, given)
-    except ConfigRefused as refused:
-        tell(refused.mistakes)
-        click.get_current_context().exit(EXIT_CONFIGURATION)
-    if look.trouble:
-        click.echo(f"warning: {look.trouble}; what it lacks is read from the store", err=True)
-    return look
 
 
 def _check(given: Mapping[str, str]) -> None:
@@ -96,20 +113,28 @@ def _check(given: Mapping[str, str]) -> None:
         raise click.BadParameter(detail["msg"].removeprefix("Value error, "), param_hint=option) from None
 
 
-def load_or_exit(config_path: Path | None) -> "Loaded":
-    """Load the configuration, or tell every mistake in it and end the command with exit code 78."""
+def load_or_exit(config_path: Path | None, *, is_json: bool = False) -> "Loaded":
+    """Load the configuration, or print every mistake in it and end the command with exit code 78."""
     from watcher.config import ConfigRefused, load
 
     try:
         return load(config_path, os.environ)
     except ConfigRefused as refused:
-        tell(refused.mistakes)
-        tell(refused.warnings, "warning: ")
+        tell(refused.mistakes, is_json=is_json)
+        tell(refused.warnings, "warning", is_json=is_json)
         click.get_current_context().exit(EXIT_CONFIGURATION)
 
 
-def tell(findings: Iterable["Finding"], prefix: str = "") -> None:
-    """Print findings on stderr, one a line."""
+def tell(findings: Iterable["Finding"], severity: str = "mistake", *, is_json: bool = False) -> None:
+    """Print findings, one a line: on stderr, or with --json all of them on stdout, where data goes."""
+    if is_json:
+        import json
+
+        for found in findings:
+            place = {"file": found.file, "line": found.line, "key": found.key}
+            click.echo(json.dumps({"severity": severity, **place, "text": found.text}))
+        return
+    prefix = "warning: " if severity == "warning" else ""
     rest = iter(findings)
     for finding in islice(rest, _MOST_LINES):
         click.echo(f"{prefix}{finding}", err=True)
@@ -148,13 +173,67 @@ def subscription_named(settings: "Settings", name: str) -> "SubscriptionSettings
     return subscriptions[name]
 
 
-def subscriptions_like(settings: "Settings", others: Iterable[str], glob: str | None) -> list[str]:
-    """Name the subscriptions that a glob matches, those of the configuration first; without one, all."""
-    names = [*dict.fromkeys([*settings.subscription_by_name, *others])]
-    found = [name for name in names if glob is None or fnmatchcase(name, glob)]
+def names_like(kind: str, names: Iterable[str], glob: str | None) -> list[str]:
+    """Return the names that a glob matches, in their order; without one, all. Raises Unknown for no match."""
+    known = [*names]
+    found = [name for name in known if glob is None or fnmatchcase(name, glob)]
     if glob is not None and not found:
-        raise Unknown("subscription", glob, names)
+        raise Unknown(kind, glob, known)
     return found
+
+
+_MOST_COMPLETED = 1000
+"""A shell takes seconds for more; and a part of them would have in common what all of them have not."""
+
+Complete = Callable[[click.Context, click.Parameter, str], list[str]]
+
+
+def names_of(kind: str) -> Complete:
+    """Complete names of "accounts" or "subscriptions" from the text of the configuration, whether it is valid
+    or not; none as long as too many begin like that.
+    """
+
+    def complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+        found: list[str] = []
+        with suppress(Exception):  # a prompt is no place to learn of a mistake: `watcher check` is
+            path = place_of(context.params.get("config_path"), Environment())
+            found = [name for name in _names(kind, path) if name.startswith(incomplete)]
+        return found if len(found) <= _MOST_COMPLETED else []
+
+    return complete
+
+
+def _names(kind: str, path: Path | None) -> Iterator[str]:
+    import json  # only a shell asks for it
+    import tomllib
+
+    if path is None:
+        return
+    document = tomllib.loads(decoded(path.read_bytes()))
+    for table in document.get(kind, ()):
+        yield from _name(table)
+    if kind == "accounts" and "accounts_file" in document:
+        with (path.parent / document["accounts_file"]).open("rb") as lines:
+            for line in lines:
+                yield from _name(json.loads(decoded(line)) if line.strip() else {})
+
+
+def _name(table: Any) -> Iterator[str]:
+    """Leave out a name that cannot be seen, or that a shell would take for something else."""
+    name = table.get("name")
+    if isinstance(name, str) and name.isprintable():
+        yield name
+
+
+accounts_option = click.option(
+    "--account",
+    "accounts",
+    multiple=True,
+    metavar="GLOB",
+    help="Account names.",
+    shell_complete=names_of("accounts"),
+)
+"""For commands that filter by any number of globs."""
 
 
 since_option = click.option(
@@ -164,8 +243,6 @@ since_option = click.option(
 
 def parse_since(text: str | None) -> datetime | timedelta | None:
     """Read what was given. Raises click.BadParameter."""
-    from watcher.durations import parse_duration
-
     if text is None:
         return None
     try:
@@ -212,7 +289,7 @@ def token_option(function: _F) -> _F:
 
 
 def token_given(name: str | None) -> str | None:
-    """Read the token; None where nobody set one. Raises TokenRefused, which never holds it."""
+    """Read the token; None where none is set. Raises TokenRefused, which never holds it."""
     try:
         if name:
             return Environment().required(name)

@@ -8,12 +8,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from watcher.commands._shared import Unknown
 from watcher.observe.tail import as_json
 from watcher.printable import printable
 
@@ -47,15 +45,6 @@ async def _with_accounts_of_the_store(settings: "Settings") -> "Settings":
                 name=name, provider=provider_by_account[name], interval=UNKNOWN_INTERVAL
             )
     return settings.model_copy(update={"account_by_name": accounts})
-
-
-def accounts_like(settings: "Settings", glob: str | None) -> list[str]:
-    """Name the accounts that a glob matches, in the order of the configuration; without one, all."""
-    names = [*settings.account_by_name]
-    found = [name for name in names if glob is None or fnmatchcase(name, glob)]
-    if glob is not None and not found:
-        raise Unknown("account of the configuration", glob, settings.account_by_name)
-    return found
 
 
 def say_json(value: Mapping[str, Any]) -> None:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from watcher.commands._completing import names_of
-from watcher.commands._shared import look_options
-from watcher.commands._table import accounts_like, known, say_next
+from watcher.commands._shared import look_options, names_like, names_of
+from watcher.commands._table import known, say_next
 from watcher.observe.tail import as_json
 from watcher.printable import many, printable
 
@@ -42,7 +41,7 @@ def command(*, look: "Look", is_json: bool, account: str | None) -> int:
     published now, and with 1 if anything is missing, changed, out of place or there twice.
     """
     settings = known(look)
-    names = accounts_like(settings, account)
+    names = names_like("account of the configuration", settings.account_by_name, account)
     verdicts = asyncio.run(_audit(settings, names))
     if lines := [line for name in names for line in _lines(name, verdicts[name], is_json=is_json)]:
         click.echo("\n".join(lines))

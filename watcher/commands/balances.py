@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from watcher.commands._completing import names_of
-from watcher.commands._shared import look_options
-from watcher.commands._table import Columns, accounts_like, age_text, known, moved_text, say_next
+from watcher.commands._shared import look_options, names_like, names_of
+from watcher.commands._table import Columns, age_text, known, moved_text, say_next
 from watcher.observe.tail import as_json
 from watcher.printable import many, printable
 
@@ -47,7 +46,7 @@ def command(*, look: "Look", is_json: bool, is_csv: bool, account: str | None) -
     if is_json and is_csv:
         raise click.UsageError("--json and --csv are two ways to write the same: choose one")
     settings = known(look)
-    names = accounts_like(settings, account)
+    names = names_like("account of the configuration", settings.account_by_name, account)
     say = _say_json if is_json else _csv_sayer() if is_csv else _text_sayer()
     asyncio.run(_show(settings, names, say))
     say_next(f"watcher events --account {names[0]}" if len(names) == 1 else "watcher events")

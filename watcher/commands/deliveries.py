@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from watcher.commands._completing import names_of
-from watcher.commands._shared import look_options, refuse_unknown, subscriptions_like
+from watcher.commands._shared import look_options, names_like, names_of, refuse_unknown
 from watcher.commands._table import Columns, known, say_json, say_next
 from watcher.printable import printable
 
@@ -97,7 +96,8 @@ async def _read(settings: "Settings", wanted: _Wanted) -> "list[Row]":
     async with open_to_look(settings.redis) as store:
         now_ms = await Reader(store.pipe, store.keys).now_ms()
         letters = Reader(store.pipe, store.keys)
-        names = subscriptions_like(settings, await letters.owed_subscriptions(), wanted.subscription)
+        known_here = dict.fromkeys([*settings.subscription_by_name, *await letters.owed_subscriptions()])
+        names = names_like("subscription", known_here, wanted.subscription)
         if wanted.kind == "waiting":
             return await _waiting(store, names, wanted, now_ms)
         found: list[tuple[str, DeadLetter | Tried]] = []

@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from watcher.commands._completing import accounts_option
-from watcher.commands._shared import look_options, parse_since, refuse_unknown, since_ms, since_option
+from watcher.commands._shared import (
+    accounts_option,
+    look_options,
+    parse_since,
+    refuse_unknown,
+    since_ms,
+    since_option,
+)
 from watcher.commands._table import known, moved_text, say_json, say_next
 from watcher.printable import many, printable
 

@@ -4,22 +4,19 @@ Refuses to load anything of weight: a container's health check runs it every few
 """
 
 import time
-from datetime import timedelta
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from watcher.commands._shared import token_given, token_option
+from watcher.commands._shared import given_by, token_given, token_option
 from watcher.durations import parse_duration
-
-if TYPE_CHECKING:
-    from http.client import HTTPConnection
+from watcher.printable import printable
 
 _TIMEOUT_S = 5.0
 _ANSWER_BYTES = 4096
 _AHEAD_S = 5.0
-"""A file of the future was touched before the clock was set back: nobody knows when."""
+"""A file of the future was touched before the clock was set back: its age is unknown."""
 
 
 @click.command("health", short_help="Say whether a worker lives.")
@@ -43,52 +40,27 @@ def command(*, path: Path | None, max_age: str, url: str | None, token_name: str
     With --file, by how long ago its heartbeat file was touched; else by asking /livez. A worker whose Redis
     is down lives; one with a loop that is stuck does not.
     """
+    trouble: str | None
     if path and not url:
-        trouble = _trouble_of_file(path, _duration(max_age), time.time())
+        with given_by("--max-age"):
+            longest_s = parse_duration(max_age).total_seconds()
+        try:
+            age_s = time.time() - path.stat().st_mtime
+        except OSError as error:
+            trouble = f"{path}: {error.strerror}; is a worker running with --heartbeat-file?"
+        else:
+            is_recent = -_AHEAD_S <= age_s <= longest_s
+            stuck = f"{path} was touched {age_s:.0f} s ago: the worker is stuck or gone"
+            trouble = None if is_recent else stuck
     else:
         trouble = _trouble_at(url or "http://127.0.0.1:8787", token_given(token_name))
     click.echo(trouble or "ok", err=bool(trouble))
     return 1 if trouble else 0
 
 
-def _trouble_of_file(path: Path, max_age: timedelta, now: float) -> str | None:
-    """Say what speaks against the worker that touches a file; None if nothing does."""
-    try:
-        age_s = now - path.stat().st_mtime
-    except OSError as error:
-        return f"{path}: {error.strerror}; is a worker running with --heartbeat-file?"
-    if -_AHEAD_S <= age_s <= max_age.total_seconds():
-        return None
-    return f"{path} was touched {age_s:.0f} s ago: the worker is stuck or gone"
-
-
 def _trouble_at(url: str, token: str | None) -> str | None:
-    """Say what speaks against the worker that listens at a URL; None if nothing does."""
-    from http.client import HTTPException
-
-    try:
-        status, text = _ask(url, token)
-    except (OSError, HTTPException, UnicodeError) as error:  # the last: what is no host name
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return f"nobody answers at {url}: {reason}"
-    return None if status == 200 else f"{url} answers {status}: {text}"
-
-
-def _ask(url: str, token: str | None) -> tuple[int, str]:
-    """GET /livez, without following anything. Raises OSError and HTTPException."""
-    connection, path = _connection(url)
-    headers = {"authorization": f"Bearer {token}"} if token else {}
-    try:
-        connection.request("GET", f"{path}/livez", headers=headers)
-        answer = connection.getresponse()
-        return answer.status, _shown(answer.read(_ANSWER_BYTES))
-    finally:
-        connection.close()
-
-
-def _connection(url: str) -> "tuple[HTTPConnection, str]":
-    """Take the URL apart; nothing is sent yet."""
-    from http.client import HTTPConnection, HTTPSConnection
+    """Say what speaks against the worker that listens at a URL; None if nothing does. Follows no redirect."""
+    from http.client import HTTPConnection, HTTPException, HTTPSConnection
     from urllib.parse import urlsplit
 
     try:
@@ -99,17 +71,17 @@ def _connection(url: str) -> "tuple[HTTPConnection, str]":
     if not host or parts.scheme not in ("http", "https") or parts.username or parts.query:
         raise click.BadParameter("must be http://HOST:PORT", param_hint="--url")
     connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    return connect(host, port, timeout=_TIMEOUT_S), parts.path.rstrip("/")
-
-
-def _shown(body: bytes) -> str:
-    from watcher.printable import printable
-
-    return printable("; ".join(body.decode(errors="replace").split("\n")).strip("; "))
-
-
-def _duration(text: str) -> timedelta:
+    connection = connect(host, port, timeout=_TIMEOUT_S)
     try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--max-age") from None
+        with closing(connection):
+            headers = {"authorization": f"Bearer {token}"} if token else {}
+            connection.request("GET", f"{parts.path.rstrip('/')}/livez", headers=headers)
+            answer = connection.getresponse()
+            body = answer.read(_ANSWER_BYTES)
+    except (OSError, HTTPException, UnicodeError) as error:  # the last: what is no host name
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return f"nobody answers at {url}: {reason}"
+    if answer.status == 200:
+        return None
+    text = printable("; ".join(body.decode(errors="replace").split("\n")).strip("; "))
+    return f"{url} answers {answer.status}: {text}"

@@ -1,6 +1,6 @@
 """`watcher init`: writes a configuration to begin with, and says what to do next.
 
-Refuses to write a secret into the file, and to overwrite anything unless told to.
+Refuses to write a secret into the file, and to overwrite anything without --force.
 """
 
 import shlex
@@ -21,6 +21,8 @@ def command(*, path: Path, is_forced: bool) -> None:
     The commands to go on with are on stdout, with a fresh signing secret in them. It is written nowhere:
     keep it where you keep secrets, and give it to the receiver too.
     """
+    from watcher.delivery.signing import new_secret
+
     try:
         with path.open("w" if is_forced else "x", encoding="utf-8") as file:
             file.write(example())
@@ -29,21 +31,12 @@ def command(*, path: Path, is_forced: bool) -> None:
     except OSError as error:
         raise click.ClickException(f"{path} cannot be written: {error.strerror}") from None
     click.echo(f"Wrote {path}. Put your accounts and your receiver's URL in it. Then:", err=True)
-    for line in _next_commands(path):
-        click.echo(line)
+    option = "" if path == _USUAL else f" --config {shlex.quote(str(path))}"
+    click.echo(f"export LOOPRING_API_KEY='your-API-key' OPS_SECRET={new_secret()}")
+    click.echo(f"watcher check{option}")
+    click.echo(f"watcher run{option}")
 
 
 def example() -> str:
     """Read the configuration that `init` writes."""
     return (files("watcher.config") / "example.toml").read_text(encoding="utf-8")
-
-
-def _next_commands(path: Path) -> list[str]:
-    from watcher.delivery.signing import new_secret
-
-    option = "" if path == _USUAL else f" --config {shlex.quote(str(path))}"
-    return [
-        f"export LOOPRING_API_KEY='your-API-key' OPS_SECRET={new_secret()}",
-        f"watcher check{option}",
-        f"watcher run{option}",
-    ]

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from watcher.commands._completing import names_of
-from watcher.commands._shared import Unknown, config_option, load_or_exit, subscription_named
+from watcher.commands._shared import Unknown, config_option, load_or_exit, names_of, subscription_named
 
 if TYPE_CHECKING:
     from watcher.delivery.sink import Attempt

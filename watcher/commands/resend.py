@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from watcher.commands._completing import names_of
 from watcher.commands._shared import (
     config_option,
     load_or_exit,
+    names_of,
     parse_since,
     since_ms,
     since_option,

@@ -1,14 +1,10 @@
 """`watcher run`: the worker, until it is told to stop."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from watcher.commands._shared import config_option, load_or_exit, token_given, token_option
-
-if TYPE_CHECKING:
-    from watcher.observe.listener import Address
+from watcher.commands._shared import config_option, given_by, load_or_exit, token_given, token_option
 
 
 @click.command("run", short_help="Poll, compare and deliver.")
@@ -54,23 +50,18 @@ def command(
     """
     if has_page and not address:
         raise click.UsageError("--page needs an address to be found at: --http 127.0.0.1:8787")
-    at = _address(address) if address else None
+    from watcher.observe.listener import Door, parse_address
+
+    at = token = None
+    if address:
+        with given_by("--http"):
+            at = parse_address(address)
     loaded = load_or_exit(config_path)
-    from watcher.observe.listener import Door
+    if at:
+        token = token_given(token_name)
+        Door(at, token)  # refuses what would be open to all
     from watcher.service.exposure import Exposure
     from watcher.service.serve import serve  # heavy
 
-    token = token_given(token_name) if at else None
-    if at:
-        Door(at, token)
     exposure = Exposure(at, token, has_page=has_page, heartbeat_file=heartbeat_file)
     return serve(loaded, config_path, once=once, is_watching=is_watching, exposure=exposure)
-
-
-def _address(text: str) -> "Address":
-    from watcher.observe.listener import parse_address
-
-    try:
-        return parse_address(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--http") from None

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from watcher.commands._completing import names_of
-from watcher.commands._shared import Unknown, look_options, subscription_named
+from watcher.commands._shared import Unknown, look_options, names_of, subscription_named
 from watcher.commands._table import age_text, say_json, say_next
 from watcher.printable import many, printable
 

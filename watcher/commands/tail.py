@@ -2,12 +2,11 @@
 
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import click
 
-from watcher.commands._completing import accounts_option, names_of
+from watcher.commands._shared import accounts_option, names_of
 from watcher.observe.tail import LEVELS, Filter, as_json, follow, harmless, joined, lines_of, parse, pretty
 
 _LOOK_EVERY_S = 0.2
@@ -59,19 +58,15 @@ def command(
         raise click.UsageError("--follow goes by the names of files; standard input is followed anyway")
     wanted = Filter(level, events, accounts, subscriptions)
     is_colored = sys.stdout.isatty() and context.color is not False if color is None else color
-    for text in joined(_followed(files) if is_followed and files else _read(files or ("-",))):
-        line = parse(text)
-        if line is None and wanted.wants_foreign():
-            print(harmless(text), file=sys.stderr if is_json else sys.stdout, flush=True)
-        elif line is not None and wanted.wants(line):
-            print(as_json(line) if is_json else pretty(line, color=is_colored), flush=True)
-
-
-def _read(files: tuple[str, ...]) -> Iterator[str]:
     with ExitStack() as stack:
-        for file in files:
-            yield from lines_of(stack.enter_context(click.open_file(file, "rb")))
-
-
-def _followed(files: tuple[str, ...]) -> Iterator[str]:
-    return follow(files, wait=lambda: time.sleep(_LOOK_EVERY_S))
+        if is_followed and files:
+            texts = follow(files, wait=lambda: time.sleep(_LOOK_EVERY_S))
+        else:
+            opened = (stack.enter_context(click.open_file(file, "rb")) for file in files or ("-",))
+            texts = (text for file in opened for text in lines_of(file))
+        for text in joined(texts):
+            line = parse(text)
+            if line is None and wanted.wants_foreign():
+                print(harmless(text), file=sys.stderr if is_json else sys.stdout, flush=True)
+            elif line is not None and wanted.wants(line):
+                print(as_json(line) if is_json else pretty(line, color=is_colored), flush=True)
