@@ -16,6 +16,7 @@ MAX_INTEGER = 2**256 - 1
 
 _INTEGER = re.compile(r"(?:0|[1-9][0-9]{0,77})\Z", re.ASCII)
 _DECIMAL = re.compile(r"(0|[1-9][0-9]{0,77})(?:\.([0-9]{1,78}))?\Z", re.ASCII)
+_CANONICAL = re.compile(r"(?!-0\Z)-?(0|[1-9][0-9]{0,77})(?:\.[0-9]{0,77}[1-9])?\Z", re.ASCII)
 _ONE = 10**MAX_FRACTION_DIGITS
 
 
@@ -49,6 +50,14 @@ def from_decimal(text: object) -> str:
     return _canonical(whole, fraction)
 
 
+def check_canonical(text: object) -> str:
+    """Return `text` if it is canonical, below zero or not, as this program writes it. Raises NotAnAmount."""
+    match = _CANONICAL.match(text) if isinstance(text, str) else None
+    if not match or (len(match[1]) == 78 and int(match[1]) > MAX_INTEGER):
+        raise NotAnAmount("not a bounded amount in canonical form")
+    return match[0]
+
+
 def to_atoms(text: str) -> int:
     """Turn canonical text into atoms (10^-78 of a whole unit)."""
     whole, _, fraction = text.partition(".")
@@ -60,6 +69,30 @@ def to_text(atoms: int) -> str:
     whole, fraction = divmod(abs(atoms), _ONE)
     digits = _canonical(str(whole), str(fraction).rjust(MAX_FRACTION_DIGITS, "0") if fraction else "")
     return f"-{digits}" if atoms < 0 else digits
+
+
+class Conversions:
+    """The conversions of one poll: a text is turned into atoms once, and an amount that came as text, or was
+    printed before, is not printed again. Takes canonical text only.
+    """
+
+    def __init__(self) -> None:
+        self._atoms_by_text = {"0": 0}
+        self._text_by_atoms = {0: "0"}
+
+    def atoms(self, text: str) -> int:
+        atoms = self._atoms_by_text.get(text)
+        if atoms is None:
+            atoms = self._atoms_by_text[text] = to_atoms(text)
+            self._text_by_atoms[atoms] = text
+        return atoms
+
+    def text(self, atoms: int) -> str:
+        text = self._text_by_atoms.get(atoms)
+        if text is None:
+            text = self._text_by_atoms[atoms] = to_text(atoms)
+            self._atoms_by_text[text] = atoms
+        return text
 
 
 def _canonical(whole: str, fraction: str) -> str:

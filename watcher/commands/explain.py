@@ -147,7 +147,7 @@ def _lines(rounds: "Iterable[Round]") -> list[_Line]:
 def _events(step: "Advance") -> Iterator[_Line]:
     from watcher.journal.events import drafts_of
 
-    for draft in drafts_of(step.moved):
+    for draft in drafts_of(step.moved, step.conversions):
         asset = draft.asset and draft.asset._asdict()
         yield {"type": draft.type, "asset": asset, "amount": draft.amount, **draft.says}
 

@@ -1,15 +1,21 @@
 """What one account holds as far as was emitted, what waits to be confirmed, and how a snapshot moves both."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from watcher.amounts import to_atoms
+from watcher.amounts import Conversions, to_atoms
 from watcher.journal.explain import Change, Withdrawals, explain, in_atoms, in_text
 from watcher.snapshot import Asset, Balance, Row, Snapshot
 
 
-def doubt(accepted: Balance, row: Row | None, *, suspect: Balance | None = None) -> str | None:
+def doubt(
+    accepted: Balance,
+    row: Row | None,
+    *,
+    suspect: Balance | None = None,
+    convert: Callable[[str], int] = to_atoms,
+) -> str | None:
     """Say why `row` needs a second opinion; None says that it counts.
 
     `row` is None where the asset is missing from a listing of everything. `suspect` is what the last
@@ -21,10 +27,10 @@ def doubt(accepted: Balance, row: Row | None, *, suspect: Balance | None = None)
     balance = row.balance if row else absent(accepted)
     if balance == accepted:
         return None
-    oddities = _oddities(accepted, balance)
+    oddities = _oddities(accepted, balance, convert)
     if row and not row.locked_absent:
         oddities.discard(_NO_LOCK)  # said in so many words, it is a fact
-    if suspect and oddities <= _oddities(accepted, suspect):
+    if suspect and oddities <= _oddities(accepted, suspect, convert):
         return None
     if row is None and any(field not in ("0", None) for field in accepted):
         return "the asset disappeared"
@@ -36,14 +42,14 @@ _NO_LOCK = "locked disappeared"
 _OVERLOCKED = "more is locked than there is"
 
 
-def _oddities(accepted: Balance, balance: Balance) -> set[str]:
+def _oddities(accepted: Balance, balance: Balance, convert: Callable[[str], int]) -> set[str]:
     """Everything about a balance that is odd after an accepted one."""
     odd = set()
     if balance.total == "0" != accepted.total:
         odd.add(_EMPTY)
     if balance.locked == "0" != accepted.locked:
         odd.add(_NO_LOCK)
-    if balance[:2] != accepted[:2] and to_atoms(balance.locked) > to_atoms(balance.total):
+    if balance[:2] != accepted[:2] and convert(balance.locked) > convert(balance.total):
         odd.add(_OVERLOCKED)
     return odd
 
@@ -113,6 +119,7 @@ class Advance:
     forgotten: list[str] = field(default_factory=list)
     suspect: dict[str, str] = field(default_factory=dict)
     held: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    conversions: Conversions = field(default_factory=Conversions, repr=False, compare=False)
 
 
 def advance(state: AccountState | None, snapshot: Snapshot, *, source: str, rules: Rules) -> Advance:
@@ -156,7 +163,7 @@ def _follow(entry: Entry, row: Row | None, snapshot: Snapshot, rules: Rules, res
         result.entry_by_asset[entry.asset.id] = entry
     elif row is not None and _unit(row) != _unit(entry):
         _start(row, "its unit changed", result)
-    elif reason := doubt(entry.seen, row, suspect=entry.suspect):
+    elif reason := doubt(entry.seen, row, suspect=entry.suspect, convert=result.conversions.atoms):
         result.suspect[entry.asset.id] = reason
         balance = row.balance if row else absent(entry.seen)
         result.entry_by_asset[entry.asset.id] = entry._replace(suspect=balance)
@@ -180,13 +187,14 @@ def _accept(entry: Entry, row: Row | None, rules: Rules, result: Advance) -> Non
     asset = row.asset if row else entry.asset
     seen = row.balance if row else absent(entry.seen)
     explanation = explain(
-        in_atoms(entry.published),
-        in_atoms(seen),
+        in_atoms(entry.published, result.conversions.atoms),
+        in_atoms(seen, result.conversions.atoms),
         held_polls=entry.held_polls,
         settle_polls=rules.settle_polls,
         withdrawals=rules.withdrawals,
     )
-    after = Entry(asset, in_text(explanation.published, seen), seen, explanation.held_polls)
+    published = in_text(explanation.published, seen, result.conversions.text)
+    after = Entry(asset, published, seen, explanation.held_polls)
     result.entry_by_asset[asset.id] = after
     result.moved.extend(Moved(asset, seen, change) for change in explanation.changes)
     if explanation.why:

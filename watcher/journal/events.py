@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from watcher.amounts import to_text
+from watcher.amounts import Conversions
 from watcher.journal.account import Moved
-from watcher.journal.explain import Vector, in_text
+from watcher.journal.explain import in_text
 from watcher.snapshot import Asset, Balance
 
 
@@ -61,16 +61,18 @@ class Event:
         return self.json[:-1] + b"," + orjson.dumps(tail)[1:]
 
 
-def drafts_of(moved: Iterable[Moved]) -> Iterator[Draft]:
+def drafts_of(moved: Iterable[Moved], conversions: Conversions) -> Iterator[Draft]:
     """Draft the event of each change."""
     for asset, like, change in moved:
-        before, after = in_text(change.before, like), in_text(change.after, like)
+        before, effect, after = (
+            in_text(vector, like, conversions.text) for vector in (change.before, change.effect, change.after)
+        )
         says = {
-            "effect": in_text(change.effect, like)._asdict(),
-            "before": amounts_of(before, change.before),
-            "after": amounts_of(after, change.after),
+            "effect": effect._asdict(),
+            "before": amounts_of(before, conversions),
+            "after": amounts_of(after, conversions),
         }
-        yield Draft(change.type, asset, amount_text(change.amount), says, (*before, *after))
+        yield Draft(change.type, asset, conversions.text(change.amount), says, (*before, *after))
 
 
 def tell(drafts: Iterable[Draft], origin: Origin, *, first_sequence: int, now_ms: int) -> tuple[Event, ...]:
@@ -88,16 +90,13 @@ def iso(unix_ms: int) -> str:
     return f"{datetime.fromtimestamp(second, UTC).isoformat()[:19]}.{ms:03d}Z"
 
 
-def amount_text(atoms: int) -> str:
-    return to_text(atoms)
-
-
-def amounts_of(balance: Balance, atoms: Vector) -> dict[str, str | None]:
+def amounts_of(balance: Balance, conversions: Conversions) -> dict[str, str | None]:
     """Write a balance as events do, with what is available of it."""
+    available = conversions.atoms(balance.total) - conversions.atoms(balance.locked)
     return {
         "total": balance.total,
         "locked": balance.locked,
-        "available": amount_text(atoms.total - atoms.locked),
+        "available": conversions.text(available),
         "pending_deposit": balance.pending_deposit,
         "pending_withdrawal": balance.pending_withdrawal,
     }

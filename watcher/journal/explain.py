@@ -100,23 +100,19 @@ def explain(
     return Explanation(changes, after, seen - after, held_polls + 1 if why else 0, tuple(why))
 
 
-def in_atoms(balance: Balance) -> Vector:
+def in_atoms(balance: Balance, convert: Callable[[str], int] = to_atoms) -> Vector:
     """Turn a balance into a state to do sums with; a pending that the provider does not have counts as 0."""
-    return Vector(*(0 if text is None else to_atoms(text) for text in balance))
+    return Vector(*(0 if text is None else convert(text) for text in balance))
 
 
-def in_text(vector: Vector, like: Balance) -> Balance:
+def in_text(vector: Vector, like: Balance, convert: Callable[[int], str] = to_text) -> Balance:
     """Turn a state or an effect into text; a pending of nothing is null where `like` has null."""
-    return Balance(
-        to_text(vector.total),
-        to_text(vector.locked),
-        _text_or_null(vector.pending_deposit, like.pending_deposit),
-        _text_or_null(vector.pending_withdrawal, like.pending_withdrawal),
+    total, locked, *pendings = vector
+    texts = (
+        None if one is None and not atoms else convert(atoms)
+        for one, atoms in zip(like[2:], pendings, strict=True)
     )
-
-
-def _text_or_null(atoms: int, like: str | None) -> str | None:
-    return None if like is None and not atoms else to_text(atoms)
+    return Balance(convert(total), convert(locked), *texts)
 
 
 def _chain(before: Vector, effect_by_type: dict[str, Vector]) -> Iterator[Change]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+from watcher.amounts import Conversions
 from watcher.journal.account import AccountState, Moved
 from watcher.journal.events import Origin, drafts_of, iso, tell
 from watcher.journal.explain import Change, in_atoms, in_text
@@ -104,7 +105,8 @@ def _told(record: Record, data: Mapping[str, Any], at_ms: int) -> Told:
 
 def _compare(moved: Moved, origin: Origin, content: Mapping[str, Any]) -> None:
     """Tell a change again: the id is a digest of what it says, so that any edit of it shows."""
-    (draft,) = drafts_of([moved])
+    # These conversions have not seen the record's texts, and print each anew.
+    (draft,) = drafts_of([moved], Conversions())
     (again,) = tell([draft], origin, first_sequence=0, now_ms=0)
     if again.id != content["id"] or origin.account != content["data"]["account"]["name"]:
         raise Damaged("its id does not belong to what it says")

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import NamedTuple
 
-from watcher.amounts import to_atoms
+from watcher.amounts import Conversions, to_atoms
 from watcher.journal.account import Entry, Moved
-from watcher.journal.events import Draft, Event, Origin, amount_text, amounts_of, drafts_of, iso, tell
+from watcher.journal.events import Draft, Event, Origin, amounts_of, drafts_of, iso, tell
 from watcher.journal.explain import Change, Vector, in_atoms, in_text
 from watcher.settings import ThresholdSettings
 from watcher.snapshot import Asset, Balance, Row, is_called
@@ -27,7 +27,7 @@ class Watch(NamedTuple):
     threshold: ThresholdSettings
 
 
-def baseline(entry_by_asset: Mapping[str, Entry]) -> Iterator[Draft]:
+def baseline(entry_by_asset: Mapping[str, Entry], conversions: Conversions) -> Iterator[Draft]:
     """Tell the balances that an account starts with; an account with many assets takes several events."""
     entries = [entry_by_asset[asset] for asset in sorted(entry_by_asset)]
     parts = [entries[i : i + ASSETS_PER_BASELINE] for i in range(0, len(entries), ASSETS_PER_BASELINE)] or [
@@ -35,8 +35,7 @@ def baseline(entry_by_asset: Mapping[str, Entry]) -> Iterator[Draft]:
     ]
     for number, part in enumerate(parts, 1):
         balances = [
-            {"asset": entry.asset._asdict(), **amounts_of(entry.published, in_atoms(entry.published))}
-            for entry in part
+            {"asset": entry.asset._asdict(), **amounts_of(entry.published, conversions)} for entry in part
         ]
         says = {"effect": _NO_EFFECT, "balances": balances, "part": number, "parts": len(parts)}
         yield Draft("account.baseline", None, "0", says, (str(number),))
@@ -84,6 +83,7 @@ def crossings(
     watches: Iterable[Watch],
     entry_by_asset: Mapping[str, Entry],
     crossed: frozenset[str],
+    conversions: Conversions,
     *,
     zeros: Iterable[Row] = (),
 ) -> tuple[list[Draft], frozenset[str]]:
@@ -106,36 +106,40 @@ def crossings(
             if (
                 was_crossed
                 if entry.suspect
-                else _is_crossed(watch.threshold, entry.seen, was_crossed=was_crossed)
+                else _is_crossed(watch.threshold, entry.seen, conversions, was_crossed=was_crossed)
             ):
                 if not was_crossed and key not in still:  # the same bound, by symbol and by id, is one
-                    drafts.append(_crossing(watch, entry, key))
+                    drafts.append(_crossing(watch, entry, key, conversions))
                 still.add(key)
     return drafts, frozenset(still)
 
 
-def _is_crossed(threshold: ThresholdSettings, balance: Balance, *, was_crossed: bool) -> bool:
+def _is_crossed(
+    threshold: ThresholdSettings, balance: Balance, conversions: Conversions, *, was_crossed: bool
+) -> bool:
     """Compare with the bound, or, once it was crossed, with where it is cleared (hysteresis)."""
-    value = _value(threshold, balance)
+    value = _value(threshold, balance, conversions)
     if value is None:
         return False
     if threshold.below is not None:
-        return value < to_atoms(threshold.clear or threshold.below if was_crossed else threshold.below)
+        bound = threshold.clear or threshold.below if was_crossed else threshold.below
+        return value < conversions.atoms(bound)
     if threshold.above is not None:
-        return value > to_atoms(threshold.clear or threshold.above if was_crossed else threshold.above)
+        bound = threshold.clear or threshold.above if was_crossed else threshold.above
+        return value > conversions.atoms(bound)
     return False
 
 
-def _value(threshold: ThresholdSettings, balance: Balance) -> int | None:
+def _value(threshold: ThresholdSettings, balance: Balance, conversions: Conversions) -> int | None:
     if threshold.field == "available":
-        return to_atoms(balance.total) - to_atoms(balance.locked)
+        return conversions.atoms(balance.total) - conversions.atoms(balance.locked)
     text: str | None = getattr(balance, threshold.field)
-    return None if text is None else to_atoms(text)
+    return None if text is None else conversions.atoms(text)
 
 
-def _crossing(watch: Watch, entry: Entry, key: str) -> Draft:
-    published = amounts_of(entry.published, in_atoms(entry.published))
-    value = amount_text(_value(watch.threshold, entry.seen) or 0)
+def _crossing(watch: Watch, entry: Entry, key: str, conversions: Conversions) -> Draft:
+    published = amounts_of(entry.published, conversions)
+    value = conversions.text(_value(watch.threshold, entry.seen, conversions) or 0)
     says = {
         "effect": in_text(Vector(), entry.seen)._asdict(),
         "before": published,
@@ -181,21 +185,21 @@ def _change(type_: str) -> Draft:
     before = in_atoms(_BALANCE)
     effect = Vector(*(sign * _AMOUNT for sign in _SIGNS[type_]))
     moved = Moved(_ASSET, _BALANCE, Change(type_, _AMOUNT, effect, before, before + effect))
-    return next(drafts_of([moved]))
+    return next(drafts_of([moved], Conversions()))
 
 
 def _notice(type_: str, subscription: str, since_ms: int) -> Draft:
     entries = {_ASSET.id: Entry(_ASSET, _BALANCE, _BALANCE)}
     match type_:
         case "account.baseline":
-            return next(baseline(entries))
+            return next(baseline(entries, Conversions()))
         case "account.stale":
             return stale(since_ms, "transient", "no answer within 10 s")
         case "account.recovered":
             return recovered(since_ms)
         case "threshold.crossed":
             watch = Watch(subscription, ThresholdSettings(asset=_ASSET.id, below="1000"))
-            return crossings([watch], entries, frozenset())[0][0]
+            return crossings([watch], entries, frozenset(), Conversions())[0][0]
         case "subscription.paused":
             return paused_draft(SAMPLE, "it answered 410", since_ms)
     raise ValueError(f"no type of the catalogue: {type_}")

@@ -53,7 +53,8 @@ def diff(
     was_crossed = state.crossed if state else frozenset()
     watches = interest.watches(reading.account)
     zeros = reading.snapshot.zeros
-    warnings, crossed = crossings(watches, moved_on.entry_by_asset, was_crossed, zeros=zeros)
+    entries, conversions = moved_on.entry_by_asset, moved_on.conversions
+    warnings, crossed = crossings(watches, entries, was_crossed, conversions, zeros=zeros)
     stale_since_ms = state.stale_since_ms if state else 0
     if not (moved_on.is_news or stale_since_ms or crossed != was_crossed):
         return None
@@ -63,8 +64,8 @@ def diff(
     origin = Origin(reading.account, reading.provider, before, since_ms, reading.observed_ms)
     drafts = [
         *([recovered(stale_since_ms)] if stale_since_ms else ()),
-        *(baseline(moved_on.entry_by_asset) if moved_on.is_baseline else ()),
-        *drafts_of(moved_on.moved),
+        *(baseline(entries, conversions) if moved_on.is_baseline else ()),
+        *drafts_of(moved_on.moved, conversions),
         *warnings,
     ]
     events = tell(drafts, origin, first_sequence=first, now_ms=now_ms)
@@ -72,7 +73,7 @@ def diff(
     after = AccountState(
         source=reading.source,
         watched=reading.snapshot.watched,
-        entry_by_asset=moved_on.entry_by_asset,
+        entry_by_asset=entries,
         previous_sequence=previous,
         version=version,
         sequence=events[-1].sequence if events else before,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from yarl import URL
 
+from watcher.amounts import Conversions
 from watcher.journal.account import Entry
 from watcher.journal.events import amounts_of, iso
 from watcher.journal.explain import in_atoms, in_text
@@ -260,11 +261,11 @@ def troubles_of(account: AccountSettings, seen: Seen, failing: Failing | None, n
 
 def balance_line(entry: Entry) -> Line:
     """Say what an account holds of one asset, and what of it is not emitted yet."""
-    seen = in_atoms(entry.seen)
-    held = seen - in_atoms(entry.published)
+    conversions = Conversions()
+    held = in_atoms(entry.seen, conversions.atoms) - in_atoms(entry.published, conversions.atoms)
     return {
         "asset": entry.asset._asdict(),
-        **amounts_of(entry.seen, seen),
+        **amounts_of(entry.seen, conversions),
         "held": in_text(held, entry.seen)._asdict() if any(held) else None,
         "held_polls": entry.held_polls,
         "suspect": entry.suspect and entry.suspect._asdict(),

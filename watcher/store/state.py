@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from watcher.amounts import MAX_FRACTION_DIGITS, NotAnAmount, from_decimal
+from watcher.amounts import MAX_FRACTION_DIGITS, NotAnAmount, check_canonical
 from watcher.journal.account import AccountState, Entry
 from watcher.snapshot import Asset, Balance
 from watcher.store.keys import check_count, read_count
@@ -91,19 +91,13 @@ def _load_entry(asset_id: str, value: object) -> Entry:
 
 def _balance(row: object) -> Balance:
     total, locked, pending_deposit, pending_withdrawal = _list(row)
-    return Balance(_amount(total), _amount(locked), _maybe(pending_deposit), _maybe(pending_withdrawal))
-
-
-def _maybe(text: object) -> str | None:
-    return None if text is None else _amount(text)
-
-
-def _amount(text: object) -> str:
-    # A published field may stand below zero while the other half of a movement is held back.
-    digits = text[1:] if isinstance(text, str) and text.startswith("-") and text != "-0" else text
-    if from_decimal(digits) != digits:
-        raise NotAnAmount("not in canonical form")
-    return str(text)
+    # A published field may stand below zero while the other half of a movement is pending confirmation.
+    return Balance(
+        check_canonical(total),
+        check_canonical(locked),
+        None if pending_deposit is None else check_canonical(pending_deposit),
+        None if pending_withdrawal is None else check_canonical(pending_withdrawal),
+    )
 
 
 def _maybe_decimals(value: object) -> int | None:
