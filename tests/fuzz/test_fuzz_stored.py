@@ -27,7 +27,7 @@ from watcher.journal.interest import Interest
 from watcher.journal.log import Damaged, Record, audit, read_back
 from watcher.journal.step import Reading, diff, go_stale
 from watcher.observe.page.document import _event
-from watcher.observe.page.recent import _steps
+from watcher.observe.page.look import _steps
 from watcher.observe.views import attempt_line
 from watcher.store.history import _record
 from watcher.store.keys import MOST

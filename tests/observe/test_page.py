@@ -24,7 +24,7 @@ from tests.support.stories import MINUTE_MS, Books, steps
 from watcher.amounts import to_atoms
 from watcher.observe import views
 from watcher.observe.listener import Address, Listener
-from watcher.observe.page import document, look, recent
+from watcher.observe.page import document, look
 from watcher.observe.page.look import Look, routes
 from watcher.receiver import Fail
 from watcher.run.worker import Opened, Worker
@@ -247,7 +247,7 @@ async def test_however_much_there_is_the_document_stays_small_and_says_what_it_l
     assert (len(accounts["shown"]), accounts["left_out"]) == (document.MOST_ACCOUNTS, 50)
     assert sum(len(one["balances"]) for one in accounts["shown"]) == document.MOST_BALANCES
     assert all(len(one["balances"]) + one["left_out"] in (0, 59) for one in accounts["shown"])
-    assert len(seen["events"]) <= recent.MOST_EVENTS
+    assert len(seen["events"]) <= look.MOST_EVENTS
 
 
 async def test_many_who_look_at_the_same_time_cost_the_store_no_more_than_one(
@@ -292,7 +292,7 @@ async def test_what_was_told_since_is_added_and_what_was_read_is_not_read_again(
         one, now_ms = Look(worker), books.schedule.now_ms()
         made = await books.live([a_snapshot(ETH="5"), a_snapshot(ETH="6")], at_ms=now_ms - 2 * MINUTE_MS)
         first = json.loads(await one.json())["seen"]
-        monkeypatch.setattr(recent.Recent, "_begin", None)
+        monkeypatch.setattr(look.Recent, "_begin", None)
         (step,) = steps([a_snapshot(ETH="8")], state=made[-1].state, at_ms=now_ms)
         await books.commit(step, expected=made[-1].state.version)
         second = json.loads(await one.json())["seen"]

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from watcher.amounts import to_atoms, to_text
-from watcher.observe.page.recent import MOST_POINTS, Point, Step, curve, of_asset, thinned
+from watcher.observe.page.document import MOST_POINTS, Point, Step, curve, of_asset, thinned
 
 
 def a_step(at_ms: int, moved: str | None, asset: str | None = "ETH") -> Step:

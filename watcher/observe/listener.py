@@ -71,15 +71,29 @@ class Door:
         self._token = None if token is None else token.encode()
 
     def refusal(self, headers: Mapping[str, str]) -> int | None:
-        """Say with which status a request is refused; None for who may come in.
+        """Return the status with which a request is refused; None where it may come in.
 
         A request without a Host, or with an empty one, is let in on loopback: probes leave it out, browsers
         never do.
         """
         if self._token is None:
-            return None if _is_own(headers.get("host") or "localhost") else 421
+            # A browser that another name led here (DNS rebinding) sends that name.
+            match = _HOST.match(headers.get("host") or "localhost")
+            host = match[1] or match[2] if match else ""
+            with suppress(ValueError):
+                if host.lower().removesuffix(".") == "localhost" or ip_address(host).is_loopback:
+                    return None
+            return 421
+        scheme, _, shown = headers.get("authorization", "").partition(" ")
+        # RFC 9110: in any case, after any number of spaces.
+        scheme, token = scheme.lower(), shown.lstrip(" ").encode()
+        if scheme == "basic":  # a browser shows it as a password, after any user's name
+            try:
+                token = b64decode(token, validate=True).partition(b":")[2]
+            except ValueError:
+                token = b""
         # In constant time, so that no answer tells how much of it was right.
-        is_shown = hmac.compare_digest(_token_in(headers.get("authorization", "")), self._token)
+        is_shown = hmac.compare_digest(token, self._token) and scheme in ("basic", "bearer")
         return None if is_shown else 401
 
     def advice(self, status: int, headers: Mapping[str, str]) -> str:
@@ -93,31 +107,6 @@ class Door:
         if "authorization" in headers:
             return "what Authorization shows is not the token of --http"
         return "show the token of --http as `Authorization: Bearer ...`, or as a password"
-
-
-def _token_in(authorization: str) -> bytes:
-    """Read the token as programs show it, or as a browser does with a password, whatever the user's name."""
-    scheme, _, shown = authorization.partition(" ")
-    scheme, shown = scheme.lower(), shown.lstrip(" ")  # RFC 9110: in any case, after any number of spaces
-    if scheme != "basic":
-        return shown.encode() if scheme == "bearer" else b""
-    try:
-        return b64decode(shown, validate=True).partition(b":")[2]
-    except ValueError:
-        return b""
-
-
-def _is_own(host: str) -> bool:
-    """Whatever name a browser was led astray by, it is in the Host; an address of loopback is not."""
-    match = _HOST.match(host)
-    if not match:
-        return False
-    try:
-        return (match[2] or "").lower().removesuffix(".") == "localhost" or ip_address(
-            match[1] or match[2]
-        ).is_loopback
-    except ValueError:
-        return False
 
 
 HEAD_BYTES = 16 * 1024
@@ -280,9 +269,11 @@ class Listener:
             writer.transport.abort()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection. Who is too slow or too long is cut off, and of too many who came first."""
-        if len(self._open) >= _CONNECTIONS:
-            self._cut_off(next(iter(self._open)))
+        """Serve one connection. One that is too slow or too long is cut off, and of too many the oldest."""
+        if len(self._open) >= _CONNECTIONS:  # at once: those that are held open must not keep a probe out
+            oldest = next(iter(self._open))
+            oldest.transport.abort()
+            del self._open[oldest]
         self._open[writer] = None
         try:
             async with asyncio.timeout(_CONNECTION_S):
@@ -290,21 +281,18 @@ class Listener:
                 writer.transport.set_write_buffer_limits(0)  # so that drain waits for the last byte
                 writer.write(answer)
                 await writer.drain()
-                await _linger(reader, writer)
+                writer.write_eof()
+                with suppress(TimeoutError, asyncio.IncompleteReadError):
+                    async with asyncio.timeout(_LINGER_S):
+                        await reader.readexactly(_LINGER_BYTES)
                 writer.close()
         except (TimeoutError, OSError, asyncio.IncompleteReadError):
             writer.transport.abort()
-        except (
-            asyncio.CancelledError
-        ):  # not raised on: the task ends here, and Python 3.11 would call it a fault
+        except asyncio.CancelledError:
+            # Not raised on: the task ends here, and Python 3.11 would call it a fault.
             writer.transport.abort()
         finally:
             self._open.pop(writer, None)
-
-    def _cut_off(self, writer: asyncio.StreamWriter) -> None:
-        """Make room at once: those who hold connections open must not keep a probe out."""
-        writer.transport.abort()
-        del self._open[writer]
 
     async def _answer(self, reader: asyncio.StreamReader) -> bytes:
         try:
@@ -332,13 +320,10 @@ class Listener:
             return _say(404, f"here are {', '.join(self._routes)}")
         if request.method not in _METHODS.split(", "):
             return _say(405)
-        answer = await self._ask(route)
-        return _say(answer.status) if is_stranger and answer.status != 200 else answer
-
-    async def _ask(self, route: Route) -> Answer:
+        answer = _say(500)
         with survived("listener"):
-            return await route()
-        return _say(500)
+            answer = await route()
+        return _say(answer.status) if is_stranger and answer.status != 200 else answer
 
     def _refuse(self, status: int, reason: str) -> Answer:
         """Refuse a request, and say so in the log: at once, then seldom, whatever strangers send."""
@@ -346,16 +331,6 @@ class Listener:
         if streak := self._refusals.struck(what, time.monotonic()):
             log.warning("listener.refused", status=status, reason=reason, **streak._asdict())
         return _say(status, reason)
-
-
-async def _linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Say that no more will come, and read away what the client still says."""
-    writer.write_eof()
-    left = _LINGER_BYTES
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_LINGER_S):
-            while left > 0 and (said := await reader.read(left)):
-                left -= len(said)
 
 
 def _say(status: int, why: str = "") -> Answer:

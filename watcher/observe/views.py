@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from yarl import URL
@@ -14,7 +15,7 @@ from watcher.journal.explain import in_atoms, in_text
 from watcher.polling.report import STALE_INTERVALS
 from watcher.printable import printable
 from watcher.providers.contract import PERMANENT, provider_class, requests_needed, todo
-from watcher.run.worker import Opened, Worker
+from watcher.run.worker import Worker
 from watcher.settings import AccountSettings, Settings
 from watcher.store.exceptions import StoreError
 from watcher.store.guarantee import Guarantee
@@ -55,35 +56,29 @@ class Outlook:
         settings, opened = self._worker.settings, self._worker.opened
         if opened is None or not opened.health.is_up:
             return None
-        is_fresh = self._seen_for is settings and time.monotonic() < self._fresh_until
-        if self._seen is None or not is_fresh:
-            self._seen, self._seen_for = await _read(settings, opened), settings
+        if self._seen and self._seen_for is settings and time.monotonic() < self._fresh_until:
+            return self._seen
+        pipe, keys = opened.schedule.pipe, Keys(settings.redis.namespace)
+        reader, providers = Reader(pipe, keys), [*settings.provider_by_name]
+        self._seen, self._seen_for = None, settings
+        with suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(TIMEOUT_S):
+                now_ms, breakers, waiting, failing, overdue = await asyncio.gather(
+                    reader.now_ms(),
+                    Breakers(pipe, keys).read(),
+                    reader.waiting(settings.subscription_by_name),
+                    asyncio.gather(*map(reader.failing, providers)),
+                    asyncio.gather(*map(reader.overdue, providers)),
+                )
+            self._seen = Overview(
+                now_ms,
+                dict(zip(providers, failing, strict=True)),
+                dict(zip(providers, overdue, strict=True)),
+                waiting,
+                breakers,
+            )
             self._fresh_until = time.monotonic() + _FRESH_S
         return self._seen
-
-
-async def _read(settings: Settings, opened: Opened) -> Overview | None:
-    pipe, keys = opened.schedule.pipe, Keys(settings.redis.namespace)
-    reader = Reader(pipe, keys)
-    providers = [*settings.provider_by_name]
-    try:
-        async with asyncio.timeout(TIMEOUT_S):
-            now_ms, breakers, waiting, failing, overdue = await asyncio.gather(
-                reader.now_ms(),
-                Breakers(pipe, keys).read(),
-                reader.waiting(settings.subscription_by_name),
-                asyncio.gather(*map(reader.failing, providers)),
-                asyncio.gather(*map(reader.overdue, providers)),
-            )
-    except (StoreError, TimeoutError):
-        return None
-    return Overview(
-        now_ms,
-        dict(zip(providers, failing, strict=True)),
-        dict(zip(providers, overdue, strict=True)),
-        waiting,
-        breakers,
-    )
 
 
 TROUBLES = ("quarantined", "never read", "stale", "failing", "suspect", "held")

@@ -5,14 +5,13 @@ one printable line.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
-from watcher.journal.account import Entry
+from watcher.amounts import to_text
 from watcher.journal.explain import in_atoms
 from watcher.journal.log import Record
-from watcher.observe.page.recent import Point, Step, curve, of_asset, thinned
 from watcher.observe.views import (
     Line,
     Overview,
@@ -35,13 +34,58 @@ MOST_BALANCES = 500
 MOST_OF_AN_ACCOUNT = 50
 MOST_PROVIDERS = 50
 MOST_SUBSCRIPTIONS = 100
+MOST_TROUBLES = 5
 MOST_ATTEMPTS = 12
 """Of one event at one subscription: more than the default retries."""
+
+MOST_POINTS = 48
+"""A point every half hour of a day: what a line of the width of a word can show."""
 
 _PASSING = {"held", "suspect", "never read"}
 """What is no reason to look at an account first."""
 
 _BALANCE = ("total", "locked", "available", "pending_deposit", "pending_withdrawal")
+
+
+class Step(NamedTuple):
+    """What one record of the log did to a total, in atoms. None: it starts here, whatever was before.
+
+    `asset` is None for what may have done anything to any asset of its account.
+    """
+
+    at_ms: int
+    asset: str | None
+    moved: int | None
+
+
+class Point(NamedTuple):
+    """The total from a time on, in atoms."""
+
+    at_ms: int
+    total: int
+
+
+def curve(published: int, steps: Sequence[Step], *, since_ms: int) -> list[Point]:
+    """Follow a total back from what was published last; `steps` are those of its asset, oldest first."""
+    points, total = [], published
+    for step in reversed(steps):
+        points.append(Point(step.at_ms, total))
+        if step.moved is None:
+            return points[::-1]
+        total -= step.moved
+    return [Point(since_ms, total), *reversed(points)]
+
+
+def thinned(points: Sequence[Point], *, since_ms: int, until_ms: int) -> list[tuple[int, str]]:
+    """Keep the first point, and the last one of each part of the time, as exact text."""
+    part_ms = max(1, (until_ms - since_ms) // MOST_POINTS)
+    last_by_part = {(point.at_ms - since_ms) // part_ms: point for point in points[1:]}
+    return [(at_ms, to_text(total)) for at_ms, total in [*points[:1], *last_by_part.values()]]
+
+
+def of_asset(steps: Iterable[Step], asset: str) -> list[Step]:
+    """Find the steps of one asset among those of its account."""
+    return [step for step in steps if step.asset in (asset, None)]
 
 
 class Owed(NamedTuple):
@@ -65,27 +109,6 @@ class Found:
     owed: Owed
 
 
-@dataclass(slots=True)
-class _Curves:
-    """The curves of a page, which all begin at the same time: when the first of them does."""
-
-    found: Found
-    rows: list[tuple[Line, list[Point]]] = field(default_factory=list)
-
-    def draw(self, row: Line, account: str, entry: Entry) -> None:
-        steps = of_asset(self.found.steps_by_account.get(account, ()), entry.asset.id)
-        published = in_atoms(entry.published).total
-        self.rows.append((row, curve(published, steps, since_ms=self.found.since_ms)))
-
-    def finish(self) -> Line:
-        """Write the curves into their rows; returns the time that they span."""
-        until_ms = self.found.now_ms
-        since_ms = min((points[0].at_ms for _, points in self.rows), default=until_ms)
-        for row, points in self.rows:
-            row["curve"] = thinned(points, since_ms=since_ms, until_ms=until_ms)
-        return {"since_ms": since_ms, "until_ms": until_ms}
-
-
 def names_shown(settings: Settings, outlook: Overview, events: Iterable[Record]) -> list[str]:
     """Choose accounts: all that there are; of too many those that fail, then those that moved last."""
     configured = settings.account_by_name
@@ -100,69 +123,68 @@ def names_shown(settings: Settings, outlook: Overview, events: Iterable[Record])
 def document(settings: Settings, found: Found) -> Line:
     """Say how all stands. Lists say how many of their kind were `left_out`."""
     outlook, now_ms = found.outlook, found.now_ms
-    curves = _Curves(found)
-    accounts = _accounts(settings, found, curves)
-    providers = sorted(
-        (_provider(name, outlook, now_ms) for name in settings.provider_by_name),
-        key=lambda line: not any(found["todo"] for found in line["troubles"]),
-    )
+    accounts = _accounts(settings, found)
+    rows = [row for account in accounts for row in account["balances"]]
+    since_ms = min((row["curve"][0].at_ms for row in rows), default=now_ms)  # all curves span the same time
+    for row in rows:
+        row["curve"] = thinned(row["curve"], since_ms=since_ms, until_ms=now_ms)
+    providers = [
+        provider_line(name, outlook.failing[name], outlook.overdue[name], now_ms)
+        for name in settings.provider_by_name
+    ]
+    for line in providers:
+        line["troubles"] = [
+            {**trouble, "reason": _said(trouble["reason"])} for trouble in line["troubles"][:MOST_TROUBLES]
+        ]
+    providers.sort(key=lambda line: not any(trouble["todo"] for trouble in line["troubles"]))
     subscriptions = sorted(
         (_subscription(settings, name, outlook, now_ms) for name in outlook.waiting),
         key=lambda line: _STATES.index(line["state"]),
     )
     return {
         "now_ms": now_ms,
-        "curves": curves.finish(),
+        "curves": {"since_ms": since_ms, "until_ms": now_ms},
         "accounts": {
             "shown": accounts,
             "left_out": max(0, len(settings.account_by_name) - len(accounts)),
             "failing": sum(map(len, outlook.failing.values())),
         },
-        "providers": {
-            "shown": providers[:MOST_PROVIDERS],
-            "left_out": max(0, len(providers) - MOST_PROVIDERS),
-        },
-        "subscriptions": {
-            "shown": subscriptions[:MOST_SUBSCRIPTIONS],
-            "left_out": max(0, len(subscriptions) - MOST_SUBSCRIPTIONS),
-        },
+        "providers": _first(MOST_PROVIDERS, providers),
+        "subscriptions": _first(MOST_SUBSCRIPTIONS, subscriptions),
         "events": [*_events(found)],
     }
 
 
-def _accounts(settings: Settings, found: Found, curves: _Curves) -> list[Line]:
+def _first(most: int, lines: Sequence[Line]) -> Line:
+    return {"shown": lines[:most], "left_out": max(0, len(lines) - most)}
+
+
+def _accounts(settings: Settings, found: Found) -> list[Line]:
+    """The accounts that are shown: first those that something is the matter with.
+
+    Of each its assets, with their whole curves: first those with a change that is not emitted yet, then those
+    with a balance.
+    """
     lines = []
     left = MOST_BALANCES
     for seen in found.accounts:
         account = settings.account_by_name[seen.account]
         failing = found.outlook.failing.get(account.provider, {}).get(account.name)
-        troubles = troubles_of(account, seen, failing, found.now_ms)
-        line = account_line(account, seen, failing, troubles)
-        line["reason"] = _said(line["reason"])
-        rows = _balances(seen, curves, min(left, MOST_OF_AN_ACCOUNT))
+        line = account_line(account, seen, failing, troubles_of(account, seen, failing, found.now_ms))
+        entries = [*seen.state.entry_by_asset.values()] if seen.state else []
+        entries.sort(key=lambda one: (not (one.held_polls or one.suspect), not any(in_atoms(one.seen))))
+        steps = found.steps_by_account.get(seen.account, ())
+        rows = []
+        for entry in entries[: min(left, MOST_OF_AN_ACCOUNT)]:
+            row = balance_line(entry)
+            row["asset"] = {name: _outside(text) for name, text in row["asset"].items()}
+            total, moves = in_atoms(entry.published).total, of_asset(steps, entry.asset.id)
+            row["curve"] = curve(total, moves, since_ms=found.since_ms)
+            rows.append(row)
         left -= len(rows)
-        assets = len(seen.state.entry_by_asset) if seen.state else 0
-        lines.append({**line, "balances": rows, "left_out": assets - len(rows)})
+        line["reason"] = _said(line["reason"])
+        lines.append({**line, "balances": rows, "left_out": len(entries) - len(rows)})
     return sorted(lines, key=lambda line: not {*line["troubles"]} - _PASSING)
-
-
-def _balances(seen: SeenAccount, curves: _Curves, most: int) -> list[Line]:
-    """The assets of an account: first what is not emitted yet, then what there is something of."""
-    entries = [*seen.state.entry_by_asset.values()] if seen.state else []
-    entries.sort(key=lambda entry: (not (entry.held_polls or entry.suspect), not any(in_atoms(entry.seen))))
-    rows = []
-    for entry in entries[:most]:
-        row = balance_line(entry)
-        row["asset"] = {name: _outside(text) for name, text in row["asset"].items()}
-        curves.draw(row, seen.account, entry)
-        rows.append(row)
-    return rows
-
-
-def _provider(name: str, outlook: Overview, now_ms: int) -> Line:
-    line = provider_line(name, outlook.failing[name], outlook.overdue[name], now_ms)
-    troubles = [{**found, "reason": _said(found["reason"])} for found in line["troubles"][:5]]
-    return {**line, "troubles": troubles}
 
 
 _STATES = ("paused", "failing", "held", "well")
@@ -184,20 +206,28 @@ def _subscription(settings: Settings, name: str, outlook: Overview, now_ms: int)
     }
 
 
+_STATE_BY_OUTCOME = {"delivered": "delivered", "refused": "given up"}
+_KEPT = ("attempt", "outcome", "status", "duration_ms", "at")
+
+
 def _events(found: Found) -> Iterator[Line]:
-    """The latest events, the newest first, with what is known of their deliveries."""
+    """The latest events, the newest first, and how far their deliveries are, as far as is known."""
     tried: dict[str, dict[str, list[Line]]] = {}
     for subscription, attempt in found.attempts:
         line = attempt_line(subscription, attempt, found.now_ms)
-        tried.setdefault(str(line["event_id"]), {}).setdefault(subscription, []).append(line)
+        kept = {name: _outside(line[name]) for name in _KEPT}
+        kept |= {"error": _said(line["error"]), "answer": _said(line["answer"])}
+        tried.setdefault(str(line["event_id"]), {}).setdefault(subscription, []).append(kept)
     for event_id, subscription in found.owed.waiting:
         tried.setdefault(event_id, {}).setdefault(subscription, [])
     for record in reversed(found.events):
-        event_id = str(record.content["id"])
-        deliveries = [
-            _delivery(name, lines, is_waiting=(event_id, name) in found.owed.waiting)
-            for name, lines in sorted(tried.get(event_id, {}).items())
-        ]
+        event_id, deliveries = str(record.content["id"]), []
+        for name, attempts in sorted(tried.get(event_id, {}).items()):
+            outcome = str(attempts[-1]["outcome"]) if attempts else ""
+            is_waiting = (event_id, name) in found.owed.waiting
+            state = "waiting" if is_waiting else _STATE_BY_OUTCOME.get(outcome, "unknown")
+            shown = attempts[-MOST_ATTEMPTS:]
+            deliveries.append({"subscription": name, "state": state, "attempts": shown})
         unread = found.owed.unread_by_account.get(record.account, 0)
         yield {**_event(record), "deliveries": deliveries, "unread_queues": unread}
 
@@ -218,25 +248,6 @@ def _event(record: Record) -> Line:
             part: {name: _outside(_part(data, part).get(name)) for name in _BALANCE if _part(data, part)}
             for part in ("effect", "before", "after")
         },
-    }
-
-
-def _delivery(subscription: str, attempts: Sequence[Line], *, is_waiting: bool) -> Line:
-    """Say where the deliveries of one event to one subscription stand, as far as that was remembered."""
-    last = attempts[-1]["outcome"] if attempts else None
-    state = {"delivered": "delivered", "refused": "given up"}.get(str(last), "unknown")
-    kept = ("attempt", "outcome", "status", "duration_ms", "at")
-    return {
-        "subscription": subscription,
-        "state": "waiting" if is_waiting else state,
-        "attempts": [
-            {
-                **{name: _outside(line[name]) for name in kept},
-                "error": _said(line["error"]),
-                "answer": _said(line["answer"]),
-            }
-            for line in attempts[-MOST_ATTEMPTS:]
-        ],
     }
 
 

@@ -4,8 +4,8 @@ import asyncio
 import re
 import time
 from base64 import b64encode
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from importlib.resources import files
 from itertools import islice, product
@@ -13,10 +13,10 @@ from itertools import islice, product
 import orjson
 
 from watcher import __version__
+from watcher.amounts import to_atoms
 from watcher.journal.log import Record
 from watcher.observe.listener import Answer, Route
-from watcher.observe.page.document import Found, Owed, document, names_shown
-from watcher.observe.page.recent import Recent
+from watcher.observe.page.document import Found, Owed, Step, document, names_shown
 from watcher.observe.views import Outlook, Overview
 from watcher.printable import printable
 from watcher.run.worker import Opened, Worker
@@ -24,7 +24,7 @@ from watcher.settings import Settings
 from watcher.store.exceptions import StoreError
 from watcher.store.history import History, place
 from watcher.store.keys import Keys, shard_of
-from watcher.store.reader import Reader, Tried
+from watcher.store.reader import Reader
 
 TIMEOUT_S = 4.0
 FRESH_S = 2.0
@@ -95,38 +95,29 @@ class Look:
         if outlook is None:
             return None
         pipe, keys = opened.schedule.pipe, Keys(settings.redis.namespace)
-        reader, recent = Reader(pipe, keys), self._recent_of(opened, keys)
+        if self._recent is None or self._opened is not opened:
+            self._opened, self._recent = opened, Recent(History(pipe, keys))
+        reader, recent = Reader(pipe, keys), self._recent
         now_ms = await reader.now_ms()
         await recent.read(now_ms)
         events = [*recent.events]
         names = names_shown(settings, outlook, events)
+        accounts = [seen async for seen in reader.read_states(names)]
+        since_ms = place(events[0].id)[0] if events else now_ms
+        places = [*product(outlook.waiting, {shard_of(record.account) for record in events})]
+        tried = await asyncio.gather(
+            *(reader.attempts_since(name, shard, since_ms, at_most=_ATTEMPTS) for name, shard in places)
+        )
         return Found(
             now_ms=now_ms,
             outlook=outlook,
-            accounts=[seen async for seen in reader.read_states(names)],
+            accounts=accounts,
             events=events,
             steps_by_account=recent.steps_by_account(),
             since_ms=recent.since_ms,
-            attempts=await _attempts(Reader(pipe, keys), outlook, events),
-            owed=await _owed(Reader(pipe, keys), outlook, events),
+            attempts=[(name, one) for (name, _), part in zip(places, tried, strict=True) for one in part],
+            owed=await _owed(reader, outlook, events),
         )
-
-    def _recent_of(self, opened: Opened, keys: Keys) -> Recent:
-        if self._recent is None or self._opened is not opened:
-            self._opened, self._recent = opened, Recent(History(opened.schedule.pipe, keys))
-        return self._recent
-
-
-async def _attempts(letters: Reader, outlook: Overview, events: Sequence[Record]) -> list[tuple[str, Tried]]:
-    """Read the latest attempts at any of these events that were remembered, by subscription."""
-    if not events:
-        return []
-    since_ms = place(events[0].id)[0]
-    places = [*product(outlook.waiting, {shard_of(record.account) for record in events})]
-    found = await asyncio.gather(
-        *(letters.attempts_since(name, shard, since_ms, at_most=_ATTEMPTS) for name, shard in places)
-    )
-    return [(name, one) for (name, _), part in zip(places, found, strict=True) for one in part]
 
 
 async def _owed(waiting: Reader, outlook: Overview, events: Iterable[Record]) -> Owed:
@@ -147,6 +138,96 @@ async def _owed(waiting: Reader, outlook: Overview, events: Iterable[Record]) ->
     return Owed(frozenset(found), unread)
 
 
+DAY_MS = 24 * 3_600_000
+MOST_EVENTS = 50
+MOST_RECORDS = 10_000
+"""Read at once, and remembered. Not more than the log keeps of each shard, so that what is missing between
+two of them was never there."""
+
+_PAGE = 500
+"""As many records as `History` reads of one shard at once: with fewer there are no more of any."""
+
+_ROUNDS = 4
+_FORGOTTEN_AFTER_S = 60.0
+"""After a longer pause more was missed than is worth reading forward."""
+
+
+class Recent:
+    """The last day of the event log, as far as a page shows it, and how each total came to be what it is.
+
+    `since_ms`: nothing that came after this is missing. `events`: the latest, oldest first.
+    """
+
+    def __init__(self, history: History) -> None:
+        self.since_ms = 0
+        self.events: deque[Record] = deque(maxlen=MOST_EVENTS)
+        self._history = history
+        self._steps: deque[tuple[str, Step]] = deque()
+        self._ends: list[str] | None = None
+        self._read_at = 0.0
+
+    async def read(self, now_ms: int) -> None:
+        """Take in what is new; at first, or after a while, the last day. Raises StoreError."""
+        if self._ends is None or time.monotonic() - self._read_at > _FORGOTTEN_AFTER_S:
+            await self._begin(now_ms - DAY_MS)
+        else:
+            for _ in range(_ROUNDS):
+                records, self._ends = await self._history.after(self._ends)
+                for record in records:
+                    self._steps.extend(_steps(record))
+                    if "id" in record.content:
+                        self.events.append(record)
+                if len(records) < _PAGE:
+                    break
+            else:
+                self._ends = None  # more comes than is read: the next look begins anew
+        self._read_at = time.monotonic()
+        self.since_ms = max(self.since_ms, now_ms - DAY_MS)
+        while self._steps and (len(self._steps) > MOST_RECORDS or self._steps[0][1].at_ms < self.since_ms):
+            _, step = self._steps.popleft()
+            self.since_ms = max(self.since_ms, step.at_ms)
+
+    def steps_by_account(self) -> Mapping[str, list[Step]]:
+        """What moved since, oldest first."""
+        found: dict[str, list[Step]] = {}
+        for account, step in self._steps:
+            found.setdefault(account, []).append(step)
+        return found
+
+    async def _begin(self, since_ms: int) -> None:
+        ends = await self._history.ends()
+        steps: deque[tuple[str, Step]] = deque()
+        events: list[Record] = []
+        count, last_ms = 0, since_ms
+        async for record in self._history.in_order(ends, since_ms=since_ms, newest_first=True):
+            steps.extendleft(reversed([*_steps(record)]))
+            if "id" in record.content and len(events) < MOST_EVENTS:
+                events.append(record)
+            count, last_ms = count + 1, place(record.id)[0]
+            if count == MOST_RECORDS:
+                break
+            if count % _PAGE == 0:
+                await asyncio.sleep(0)  # deliveries do not wait for people who look
+        self.since_ms = last_ms if count == MOST_RECORDS else since_ms
+        self._steps, self._ends = steps, ends
+        self.events = deque(reversed(events), MOST_EVENTS)
+
+
+def _steps(record: Record) -> Iterator[tuple[str, Step]]:
+    """What a record did to totals. One that cannot be read may have done anything to its account."""
+    at_ms, content = place(record.id)[0], record.content
+    try:
+        if content["type"] == "baseline":
+            for asset in content["assets"]:
+                yield record.account, Step(at_ms, str(asset), None)
+        elif "effect" in content.get("data", {}):
+            data = content["data"]
+            if moved := to_atoms(data["effect"]["total"]):
+                yield record.account, Step(at_ms, str(data["asset"]["id"]), moved)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        yield record.account, Step(at_ms, None, None)
+
+
 _HTML = "text/html; charset=utf-8"
 _JSON = "application/json"
 
@@ -160,10 +241,10 @@ def routes(worker: Worker) -> Mapping[str, Route]:
     async def show() -> Answer:
         return page
 
-    async def tell() -> Answer:
+    async def show_json() -> Answer:
         return Answer(200, await look.json(), _JSON)
 
-    return {"/": show, "/page.json": tell}
+    return {"/": show, "/page.json": show_json}
 
 
 def policy_of(html: str) -> str:
