@@ -7,9 +7,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from watcher.amounts import NotAnAmount, from_decimal, to_atoms
-from watcher.config.accounts import Accounts
 from watcher.config.findings import Entry, Findings, Key, did_you_mean
-from watcher.config.sections import Providers
+from watcher.config.sections import Accounts, Providers
 from watcher.config.tables import EVENTS, is_glob, leftover_flaw, matches
 from watcher.printable import many
 from watcher.providers.contract import USABLE, Provider, requests_needed

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, SecretStr
 
-from watcher.config.accounts import read_accounts
 from watcher.config.doubts import (
     doubt_egress,
     doubt_globs,
@@ -24,7 +23,7 @@ from watcher.config.doubts import (
 )
 from watcher.config.files import find, read_toml
 from watcher.config.findings import ConfigRefused, Entry, Finding, Findings
-from watcher.config.sections import read_providers, read_sections
+from watcher.config.sections import read_accounts, read_providers, read_sections
 from watcher.config.subscriptions import read_subscriptions
 from watcher.config.tables import MASK
 from watcher.environment import Environment

@@ -1,12 +1,22 @@
-"""Read what stands once in a file: [redis], [worker], [log], [egress]; and every [providers.NAME]."""
+"""Read the sections of a file: [redis], [worker], [log] and [egress], every provider, every account.
 
-from dataclasses import dataclass, field
+Refuses to let two accounts share a name, or to poll one twice.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import cache
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
-from watcher.config.findings import UNKNOWN, Entry, Findings, did_you_mean
+from watcher.config.files import read_lines
+from watcher.config.findings import UNKNOWN, Entry, Findings, Key, did_you_mean
 from watcher.config.tables import (
+    Names,
     leftover_flaw,
+    listed_tables,
     mask_flaw,
     named_tables,
     overridden,
@@ -15,11 +25,21 @@ from watcher.config.tables import (
     settings_of,
 )
 from watcher.environment import Environment
+from watcher.fields import parse_duration
 from watcher.providers.contract import PLACE_BY_KIND, Provider, provider_class
-from watcher.settings import EgressSettings, LogSettings, ProviderSettings, RedisSettings, WorkerSettings
+from watcher.settings import (
+    AccountSettings,
+    EgressSettings,
+    LogSettings,
+    ProviderSettings,
+    RedisSettings,
+    WorkerSettings,
+)
 
 SECTIONS = ("redis", "worker", "log", "egress", "providers", "accounts", "accounts_file", "subscriptions")
 """Every key that may stand at the top of a file."""
+
+_SHORTEST_INTERVAL = timedelta(seconds=1)
 
 
 class Sections(NamedTuple):
@@ -38,25 +58,19 @@ def read_sections(document: Entry, environment: Environment, findings: Findings)
     log = section(document, "log", findings)
     names = {"level": "LOG_LEVEL", "format": "LOG_FORMAT", "prefix": "LOG_PREFIX"}
     log = overridden(log, names, environment, findings)
+    entry = overridden(section(document, "redis", findings), {"url": "REDIS_URL"}, environment, findings)
+    redis = settings_of(RedisSettings, entry, findings)
+    if isinstance(url := entry.table.get("url"), str):
+        if flaw := redis_url_flaw(url):
+            findings.mistake(entry.finding(("url",), flaw))
+        elif doubtful := leftover_flaw(url):
+            findings.warn(entry.finding(("url",), doubtful))
     return Sections(
-        redis=read_redis(document, environment, findings),
+        redis=redis,
         worker=settings_of(WorkerSettings, section(document, "worker", findings), findings),
         log=settings_of(LogSettings, log, findings),
         egress=settings_of(EgressSettings, section(document, "egress", findings), findings),
     )
-
-
-def read_redis(document: Entry, environment: Environment, findings: Findings) -> RedisSettings | None:
-    """Read [redis] alone."""
-    entry = overridden(section(document, "redis", findings), {"url": "REDIS_URL"}, environment, findings)
-    redis = settings_of(RedisSettings, entry, findings)
-    url = entry.table.get("url")
-    flaw = redis_url_flaw(url) if isinstance(url, str) else None
-    if flaw:
-        findings.mistake(entry.finding(("url",), flaw))
-    elif isinstance(url, str) and (doubtful := leftover_flaw(url)):
-        findings.warn(entry.finding(("url",), doubtful))
-    return redis
 
 
 _STAND_IN = {"kind": "unknown", "base_url": "https://unknown.invalid", "api_key": "unknown"}
@@ -89,50 +103,119 @@ def read_providers(document: Entry, findings: Findings) -> Providers:
     providers = Providers()
     for name, entry in named_tables(document, "providers", findings):
         kind = entry.table.get("kind", name)
+        provider = provider_class(kind) if isinstance(kind, str) and kind in PLACE_BY_KIND else None
         providers.entry_by_name[name] = entry
-        providers.class_by_name[name] = _class(kind, entry, findings)
-        settings = _settings(name, kind, providers.class_by_name[name], entry, findings)
+        providers.class_by_name[name] = provider
+        if isinstance(kind, str) and not provider:
+            is_given = "kind" in entry.table
+            reason = "unknown kind, known are" if is_given else "is missing, and the name is none of"
+            meant = did_you_mean(kind, PLACE_BY_KIND)
+            findings.mistake(entry.finding(("kind",), f"{reason} {', '.join(PLACE_BY_KIND)}{meant}"))
+        # Only a kind knows its own address: what is no mistake in any kind is none in an unknown one.
+        assumed = {"kind": kind} if provider else {"kind": kind, "base_url": _STAND_IN["base_url"]}
+        settings = settings_of(
+            provider.Settings if provider else ProviderSettings,
+            replace(entry, table={**assumed, **entry.table}),
+            findings,
+            given={"name": name},
+            may_hold=() if provider else _keys_of_any_kind("Settings"),
+            stand_ins=_STAND_IN,
+        )
+        api_key = entry.table.get("api_key")
+        if isinstance(api_key, str) and (flaw := mask_flaw(api_key)):
+            findings.mistake(entry.finding(("api_key",), flaw))
         if settings:
             providers.settings_by_name[name] = settings
     return providers
 
 
-def _class(kind: object, entry: Entry, findings: Findings) -> type[Provider] | None:
-    if not isinstance(kind, str):
-        return None
-    if kind in PLACE_BY_KIND:
-        return provider_class(kind)
-    known = ", ".join(PLACE_BY_KIND)
-    meant = did_you_mean(kind, PLACE_BY_KIND)
-    if "kind" in entry.table:
-        findings.mistake(entry.finding(("kind",), f"unknown kind, known are {known}{meant}"))
-    else:
-        findings.mistake(entry.finding(("kind",), f"is missing, and the name is none of {known}{meant}"))
-    return None
-
-
-def _settings(
-    name: str, kind: object, provider: type[Provider] | None, entry: Entry, findings: Findings
-) -> ProviderSettings | None:
-    model = provider.Settings if provider else ProviderSettings
-    # Only a kind knows its own address: what is no mistake in any kind is none in an unknown one.
-    assumed = {"kind": kind} if provider else {"kind": kind, "base_url": _STAND_IN["base_url"]}
-    spelled = Entry({**assumed, **entry.table}, entry.file, entry.key, entry.line_of)
-    settings = settings_of(
-        model,
-        spelled,
-        findings,
-        given={"name": name},
-        may_hold=() if provider else _keys_of_any_kind(),
-        stand_ins=_STAND_IN,
-    )
-    api_key = entry.table.get("api_key")
-    flaw = mask_flaw(api_key) if isinstance(api_key, str) else None
-    if flaw:
-        findings.mistake(entry.finding(("api_key",), flaw))
-    return settings
-
-
 @cache
-def _keys_of_any_kind() -> frozenset[str]:
-    return frozenset(name for kind in PLACE_BY_KIND for name in provider_class(kind).Settings.model_fields)
+def _keys_of_any_kind(shape: Literal["Settings", "Account"]) -> frozenset[str]:
+    classes = map(provider_class, PLACE_BY_KIND)
+    return frozenset(name for provider in classes for name in getattr(provider, shape).model_fields)
+
+
+@dataclass(slots=True)
+class Accounts:
+    """What the configuration says of accounts. `by_name` holds them as far as they are right.
+
+    `count`, `names` and `providers` are of all that are written, with mistakes too; `is_whole` says whether
+    all could be read.
+    """
+
+    by_name: dict[str, AccountSettings] = field(default_factory=dict)
+    count: int = 0
+    names: set[str] = field(default_factory=set)
+    providers: set[str] = field(default_factory=set)
+    is_whole: bool = True
+
+
+def read_accounts(
+    document: Entry, environment: Environment, providers: Providers, findings: Findings
+) -> Accounts:
+    """Read all accounts: [[accounts]] of the file, and the lines of `accounts_file`."""
+    accounts, names = Accounts(), Names("account", findings)
+    asked_by_name = providers.asked_by_name
+    place_by_source: dict[tuple[str, str], str] = {}
+    for entry in _entries(document, environment, findings):
+        if not isinstance(entry, Entry):
+            accounts.names.update([entry] if entry else ())
+            accounts.is_whole = accounts.is_whole and entry is not None
+            continue
+        account = _account(entry, providers, findings)
+        name, provider = entry.table.get("name"), entry.table.get("provider")
+        accounts.count += 1
+        accounts.names.update([name] if isinstance(name, str) else ())
+        accounts.providers.update([provider] if isinstance(provider, str) else ())
+        if not names.is_new(entry) or not account:
+            continue
+        if asked := asked_by_name.get(account.provider):
+            source = account.provider, asked.source(account)
+            if source in place_by_source:
+                reason = f"is the same account at the same provider as the one at {place_by_source[source]}"
+                findings.mistake(entry.finding((), reason))
+                continue
+            place_by_source[source] = entry.place()
+        accounts.by_name[account.name] = account
+    return accounts
+
+
+def _entries(document: Entry, environment: Environment, findings: Findings) -> Iterator[Entry | str | None]:
+    """Give every account: its name alone, or None, where the rest cannot be read."""
+    yield from listed_tables(document, "accounts", findings)
+    name = document.table.get("accounts_file")
+    if name is None:
+        return
+    key: Key = ("accounts_file",)
+    if not isinstance(name, str) or not name:
+        findings.mistake(document.finding(key, "must be the path of a file"))
+        yield None
+        return
+    try:
+        yield from read_lines(Path(document.file).parent / name, name, environment, findings)
+    except OSError as error:
+        findings.mistake(document.finding(key, f"the file cannot be read: {error.strerror}"))
+        yield None
+    except ValueError:
+        findings.mistake(document.finding(key, "must be the path of a file"))
+        yield None
+
+
+def _account(entry: Entry, providers: Providers, findings: Findings) -> AccountSettings | None:
+    for key in ("interval", "pending_interval"):
+        value = entry.table.get(key)
+        with suppress(ValueError):  # no duration at all: its shape says so
+            if isinstance(value, str) and parse_duration(value) < _SHORTEST_INTERVAL:
+                findings.mistake(entry.finding((key,), "must be at least 1s"))
+    name, provider = entry.table.get("provider"), None
+    if name is None:
+        findings.mistake(entry.finding(("provider",), "is missing"))
+    elif isinstance(name, str) and name not in providers.class_by_name:
+        meant = did_you_mean(name, providers.class_by_name)
+        findings.mistake(entry.finding(("provider",), f"no [providers.NAME] of this name{meant}"))
+    elif isinstance(name, str):
+        provider = providers.class_by_name[name]
+    if provider:
+        return settings_of(provider.Account, entry, findings, stand_ins={})
+    may_hold = _keys_of_any_kind("Account")
+    return settings_of(AccountSettings, entry, findings, may_hold=may_hold, stand_ins={})
