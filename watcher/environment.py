@@ -1,4 +1,4 @@
-"""The one reader of the environment, and of the small files that it names: NAME, or what NAME_FILE names.
+"""The one reader of the environment: NAME, or the small file that NAME_FILE names; and where watcher.toml is.
 
 What is empty counts as unset, everywhere. Refuses to repeat what a variable or a file holds in a message,
 and to import anything of weight.
@@ -34,10 +34,20 @@ class NotText(ValueError):
 class Environment:
     """The variables of a process. `files` are those with single values that were read, or tried, so far."""
 
+    PLACES = Path("watcher.toml"), Path("/etc/watcher/watcher.toml")
+    """Where the configuration is looked for when neither an option nor a variable names it."""
+
     def __init__(self, variables: Mapping[str, str] = os.environ, *, is_running: bool = False) -> None:
         self._variables = variables
         self._missing = "; a running process does not see what is set later" if is_running else ""
         self.files: dict[Path, None] = {}
+
+    def place_of(self, path: Path | None) -> Path | None:
+        """Choose the configuration: `path`, or WATCHER_CONFIG, or the first of PLACES that is there."""
+        if named := path or self.get("WATCHER_CONFIG"):
+            return Path(named)
+        # Not Path.is_file: `sudo -u watcher` in a home that is closed to that user may not even look.
+        return next((place for place in self.PLACES if os.path.isfile(place)), None)
 
     def get(self, name: str) -> str | None:
         """Read a variable that no file stands in for."""

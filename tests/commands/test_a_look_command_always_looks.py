@@ -127,7 +127,7 @@ def test_a_variable_may_name_the_store_too(
     monkeypatch.setenv("REDIS_URL", redis_server_url)
     assert_shown(name, run(name))
     config.unlink()
-    monkeypatch.setattr("watcher.places.PLACES", (Path("watcher.toml"),))
+    monkeypatch.setattr("watcher.environment.Environment.PLACES", (Path("watcher.toml"),))
     done = run(name, "--namespace", namespace)
     assert_shown(name, done)
     assert warning_of(done).startswith("warning: there is no configuration")

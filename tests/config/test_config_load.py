@@ -152,7 +152,7 @@ def test_the_file_is_looked_for_in_the_order_of_the_contract(
     option, variable = write(SMALL, "option.toml"), write(SMALL, "variable.toml")
     here, etc = write(SMALL, "watcher.toml"), write(SMALL, "etc.toml")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("watcher.places.PLACES", (Path("watcher.toml"), etc))
+    monkeypatch.setattr("watcher.environment.Environment.PLACES", (Path("watcher.toml"), etc))
     environ = {"WATCHER_CONFIG": str(variable)}
     assert load(option, environ).path == option
     assert load(None, environ).path == variable
@@ -166,7 +166,7 @@ def test_a_place_that_cannot_be_looked_at_holds_no_file(
 ) -> None:
     """`sudo -u watcher watcher status` in a home that is closed to that user: a file there is none for it."""
     etc = write(SMALL, "etc.toml")
-    monkeypatch.setattr("watcher.places.PLACES", (Path("x" * 5000), etc))
+    monkeypatch.setattr("watcher.environment.Environment.PLACES", (Path("x" * 5000), etc))
     assert load(None, {}).path == etc
 
 

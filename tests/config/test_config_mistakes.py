@@ -59,7 +59,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_no_file_at_all_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("watcher.places.PLACES", (Path("watcher.toml"), tmp_path / "etc.toml"))
+    monkeypatch.setattr(
+        "watcher.environment.Environment.PLACES", (Path("watcher.toml"), tmp_path / "etc.toml")
+    )
     with pytest.raises(ConfigRefused) as refused:
         load(None, {})
     assert str(refused.value) == (

@@ -19,8 +19,8 @@ from tests.support.builders import SECRET
 from tests.support.servers import RealServer, real_server
 from watcher.cli import group
 from watcher.config import Loaded, load
+from watcher.environment import Environment
 from watcher.observe.catalogue import EVENTS
-from watcher.places import PLACES
 from watcher.store.client import connect
 from watcher.store.guarantee import guarantee
 from watcher.store.keys import Keys
@@ -190,7 +190,7 @@ def test_the_worker_finds_every_secret_of_the_example_in_a_file(tmp_path: Path) 
 
 def test_the_worker_finds_its_configuration_where_it_looks_for_one() -> None:
     (config,) = COMPOSE["services"]["watcher"]["configs"]
-    assert Path(config["target"]) in PLACES
+    assert Path(config["target"]) in Environment.PLACES
     assert COMPOSE["configs"][config["source"]]["file"] == "./watcher.toml"
 
 

@@ -17,7 +17,7 @@ from tests.support.builders import SECRET
 from watcher.cli import group
 from watcher.config import load
 from watcher.delivery.egress import REFUSED_NETWORKS
-from watcher.places import PLACES
+from watcher.environment import Environment
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 
@@ -114,7 +114,7 @@ def test_a_probe_looks_at_a_file_and_asks_nobody(probe: str, tmp_path: Path) -> 
 
 def test_secrets_and_configuration_are_where_they_are_looked_for(tmp_path: Path) -> None:
     mounts = {mount["name"]: mount["mountPath"] for mount in WORKER["volumeMounts"]}
-    assert Path(mounts["configuration"]) / "watcher.toml" in PLACES
+    assert Path(mounts["configuration"]) / "watcher.toml" in Environment.PLACES
     assert sorted(mounts) == sorted(volume["name"] for volume in POD["volumes"])
     content = dict.fromkeys(SECRETS["stringData"], SECRET) | {"redis_url": "redis://redis"}
     environ = {}

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.docs.blocks import ROOT, commands
-from watcher.places import PLACES
+from watcher.environment import Environment
 
 DEPLOY = ROOT / "deploy"
 WHY_NOT_RUN = {
@@ -59,7 +59,7 @@ def is_known(path: str) -> bool:
     if path.startswith(_CHECKOUT):
         return Path(path.replace(_CHECKOUT, str(ROOT), 1)).exists()
     if path.startswith("/"):
-        places = {str(place) for place in PLACES} | _ELSEWHERE | {"/tmp", "/var/lib/watcher"}
+        places = {str(place) for place in Environment.PLACES} | _ELSEWHERE | {"/tmp", "/var/lib/watcher"}
         return path in places
     kind, _, name = path.partition("/")
     if kind == "deployment":

@@ -16,8 +16,7 @@ from tests.support.builders import SECRET
 from tests.support.fuzzing import damaged, damaged_bytes, damaged_text, fuzz, json_values, text_objects, texts
 from watcher.config import ConfigRefused, Finding, Loaded, load
 from watcher.config.files import interpolate
-from watcher.config.loading import as_toml, shown
-from watcher.config.looking import read_to_look
+from watcher.config.loading import as_toml, read_to_look, shown
 from watcher.delivery.egress import Policy
 from watcher.delivery.webhook import WebhookTarget
 from watcher.environment import Environment, NotSet

@@ -15,7 +15,6 @@ import click
 
 from watcher.durations import parse_duration
 from watcher.environment import Environment, NotSet, decoded
-from watcher.places import place_of
 from watcher.printable import printable
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def look_options(function: Callable[..., Any]) -> Callable[..., Any]:
         *, config_path: Path | None, url: str | None, namespace: str | None, data_dir: str | None, **rest: Any
     ) -> Any:
         from watcher.config import ConfigRefused
-        from watcher.config.looking import read_to_look
+        from watcher.config.loading import read_to_look
 
         if data_dir is not None and url is None:
             url = "embedded"
@@ -196,7 +195,7 @@ def names_of(kind: str) -> Complete:
     def complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
         found: list[str] = []
         with suppress(Exception):  # a prompt is no place to learn of a mistake: `watcher check` is
-            path = place_of(context.params.get("config_path"), Environment())
+            path = Environment().place_of(context.params.get("config_path"))
             found = [name for name in _names(kind, path) if name.startswith(incomplete)]
         return found if len(found) <= _MOST_COMPLETED else []
 

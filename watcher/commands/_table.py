@@ -16,7 +16,7 @@ from watcher.observe.tail import as_json
 from watcher.printable import printable
 
 if TYPE_CHECKING:
-    from watcher.config.looking import Look
+    from watcher.config.loading import Look
     from watcher.settings import Settings
 
 UNKNOWN_INTERVAL = timedelta(days=366)

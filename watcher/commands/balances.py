@@ -14,7 +14,7 @@ from watcher.observe.tail import as_json
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
-    from watcher.config.looking import Look
+    from watcher.config.loading import Look
     from watcher.settings import Settings
     from watcher.store.reader import Seen
 

@@ -16,7 +16,7 @@ from watcher.printable import printable
 
 if TYPE_CHECKING:
     from watcher.commands._delivery_rows import Row
-    from watcher.config.looking import Look
+    from watcher.config.loading import Look
     from watcher.settings import Settings
     from watcher.store.opening import OpenStore
     from watcher.store.queues import Breaker

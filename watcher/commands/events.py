@@ -23,7 +23,7 @@ from watcher.commands._table import known, moved_text, say_json, say_next
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
-    from watcher.config.looking import Look
+    from watcher.config.loading import Look
     from watcher.journal.log import Record
     from watcher.settings import RedisSettings
     from watcher.store.history import History

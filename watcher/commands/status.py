@@ -9,7 +9,7 @@ from watcher.commands._shared import look_options
 from watcher.commands._table import known, say_json, say_next
 
 if TYPE_CHECKING:
-    from watcher.config.looking import Look
+    from watcher.config.loading import Look
     from watcher.settings import RedisSettings, Settings
     from watcher.store.exceptions import StoreError
     from watcher.store.guarantee import Guarantee

@@ -12,7 +12,7 @@ from watcher.commands._table import age_text, say_json, say_next
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
-    from watcher.config.looking import Look
+    from watcher.config.loading import Look
     from watcher.store.opening import OpenStore
     from watcher.store.queues import Queues
 

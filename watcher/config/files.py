@@ -4,14 +4,14 @@ import io
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from watcher import places
 from watcher.config.findings import (
     DEEPEST,
     ConfigRefused,
@@ -119,9 +119,9 @@ _SYNTAX = {
 
 def find(path: Path | None, environment: Environment) -> Path:
     """Choose the file: `path`, or WATCHER_CONFIG, or the first of PLACES. Raises ConfigRefused."""
-    if place := places.place_of(path, environment):
+    if place := environment.place_of(path):
         return place
-    looked = " or ".join(map(str, places.PLACES))
+    looked = " or ".join(map(str, environment.PLACES))
     reason = f"no configuration at {looked}; `watcher init` writes one to begin with"
     raise ConfigRefused([Finding("watcher", None, "", reason)])
 
@@ -228,3 +228,75 @@ def interpolated(entry: Entry, environment: Environment, findings: Findings) -> 
         findings.mistake(entry.finding(key, reason))
 
     return Entry(interpolate_all(entry.table, environment, refuse), entry.file, entry.key, entry.line_of)
+
+
+# Where a table begins that is not part of the [[accounts]] or [[subscriptions]] above it.
+_TABLE = re.compile(
+    r"""^(?=[ \t]*\[{1,2}(?![ \t]*(?:accounts|subscriptions)[ \t]*\.)[\w"'.\- \t]+\]{1,2}[ \t]*(?:\#.*)?$)""",
+    re.MULTILINE,
+)
+_REDIS = re.compile(r"[ \t]*\[[ \t]*redis[ \t]*\]")
+_ANY_REDIS = re.compile(r"""^[ \t\["']*redis\b""", re.MULTILINE)
+_VITAL_LINE = re.compile(r"[ \t]*(?:redis\b|url\b|namespace\b|data_dir\b)")
+
+
+def read_partly(
+    path: Path, environment: Environment, findings: Findings
+) -> tuple[Entry | None, Sequence[Finding]]:
+    """Read a file, or every table that is TOML by itself, and say why that is not all.
+
+    Gives None for the file where it cannot be read, or where [redis] is there and cannot.
+    """
+    try:
+        return read_toml(path, environment, findings), ()
+    except ConfigRefused as refused:
+        mistakes, table = refused.mistakes, None
+        with suppress(ConfigRefused):
+            table = salvaged(read_text(path))
+    if table is None:
+        return None, mistakes
+    return interpolated(Entry(table, str(path), (), lambda _: None), environment, findings), mistakes
+
+
+def salvaged(text: str) -> dict[str, Any] | None:
+    """Read every table that is TOML by itself; None where [redis] is there and cannot be read."""
+    found: dict[str, Any] = {}
+    top, *tables = _TABLE.split(text)
+    for part in (top, *tables):
+        try:
+            _add(found, tomllib.loads(part))
+        except (ValueError, RecursionError):
+            is_redis = bool(_REDIS.match(part))
+            if part is not top and not is_redis:
+                continue
+            lines = _lines(part)
+            if lines is None:
+                return None
+            _add(found, {"redis": lines} if is_redis else lines)
+    is_lost = "redis" not in found and _ANY_REDIS.search(text)
+    return None if is_lost else found
+
+
+def _lines(part: str) -> dict[str, Any] | None:
+    """Read the lines of a part one by one; None where one that says where the state lies is broken."""
+    found: dict[str, Any] = {}
+    for line in part.splitlines():
+        if _REDIS.match(line):
+            continue
+        try:
+            _add(found, tomllib.loads(line))
+        except (ValueError, RecursionError):
+            if _VITAL_LINE.match(line):
+                return None
+    return found
+
+
+def _add(found: dict[str, Any], more: dict[str, Any]) -> None:
+    for name, value in more.items():
+        known = found.get(name)
+        if isinstance(known, dict) and isinstance(value, dict):
+            known.update(value)
+        elif isinstance(known, list) and isinstance(value, list):
+            known.extend(value)
+        else:
+            found[name] = value

@@ -1,11 +1,12 @@
 """From a file and the environment to Settings, or to everything that is wrong with them.
 
-Refuses to stop at the first mistake, and to give a part of a configuration as if it were all of it.
+Refuses to stop at the first mistake, and to give a part of a configuration as if it were all of it. What
+looking needs is less: where Redis is, and of the rest whatever can be read.
 """
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ from watcher.config.doubts import (
     doubt_thresholds,
     doubt_values,
 )
-from watcher.config.files import find, read_toml
-from watcher.config.findings import ConfigRefused, Entry, Finding, Findings
+from watcher.config.files import find, read_partly, read_toml
+from watcher.config.findings import UNKNOWN, ConfigRefused, Entry, Finding, Findings
 from watcher.config.sections import read_accounts, read_providers, read_sections
 from watcher.config.subscriptions import read_subscriptions
 from watcher.config.tables import MASK
-from watcher.environment import Environment
+from watcher.environment import Environment, NotSet
 from watcher.printable import hide
 from watcher.settings import (
     EgressSettings,
@@ -101,6 +102,69 @@ def read_settings(document: Entry, environment: Environment, findings: Findings)
         account_by_name=accounts.by_name,
         subscription_by_name=subscriptions.by_name,
     )
+
+
+_VITAL = ("url", "namespace", "data_dir")
+"""The keys of [redis] that say where the state lies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A configuration to look with. Unless it `is_whole`, names that it lacks may be in the store.
+
+    `trouble` says in one line what is wrong with it.
+    """
+
+    settings: Settings
+    is_whole: bool = True
+    trouble: str | None = None
+
+
+def read_to_look(path: Path | None, variables: Mapping[str, str], given: Mapping[str, str]) -> Look:
+    """Read what can be read. `given` are values of [redis] that win over those of the file.
+
+    With a `url` among them no file is looked for, unless `path` names one. Raises ConfigRefused where nothing
+    says where the state lies.
+    """
+    if "url" in given:
+        variables = {name: value for name, value in variables.items() if not name.startswith("REDIS_URL")}
+    environment, findings = Environment(variables), Findings()
+    try:
+        is_overridden = environment.value_of("REDIS_URL") is not None
+    except NotSet:
+        is_overridden = True  # and what is wrong with it is a mistake, found below
+    is_located = "url" in given or is_overridden
+    is_alone = "url" in given and path is None
+    file = None if is_alone else environment.place_of(path)
+    if file is None and not is_located:
+        find(None, environment)
+    document, broken = read_partly(file, environment, findings) if file else (None, ())
+    if file and document is None and not is_located:
+        raise ConfigRefused(broken)
+    document = document or Entry({}, str(file or "watcher"), (), lambda _: None)
+    redis = document.table.get("redis", {})
+    redis = {**redis, **given} if isinstance(redis, dict) else redis
+    settings = read_settings(
+        replace(document, table={**document.table, "redis": redis}), environment, findings
+    )
+    settled = {*given, "url"} if is_overridden else {*given}
+    vital = {"REDIS_URL", "redis", *(f"redis.{key}" for key in _VITAL if key not in settled)}
+    is_named = is_overridden or (isinstance(redis, dict) and "url" in redis)
+    for found in findings.mistakes:
+        # An unknown name may be [redis] or its url, misspelled.
+        may_be_url = found.text.startswith(UNKNOWN) and (
+            "." not in found.key or found.key.startswith("redis.")
+        )
+        if found.key in vital or (may_be_url and not is_named):
+            raise ConfigRefused([*broken, *findings.mistakes])
+    hide(secrets_of(settings))
+    if file is None:
+        return Look(settings, is_whole=False, trouble=None if is_alone else "there is no configuration")
+    mistakes = broken or findings.mistakes
+    if not mistakes:
+        return Look(settings)
+    others = f" (and {len(mistakes) - 1:,} more: `watcher check`)" if len(mistakes) > 1 else ""
+    return Look(settings, is_whole=False, trouble=f"{mistakes[0]}{others}")
 
 
 _UNITS = (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1))
