@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from watcher.observe.probes import livez, readyz
+from watcher.observe.metrics import livez, readyz
 from watcher.run.worker import Opened, Worker
 from watcher.settings import RedisSettings, Settings
 from watcher.store.health import StoreHealth

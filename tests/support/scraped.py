@@ -8,7 +8,7 @@ from typing import NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 
 from watcher.observe.listener import Listener, parse_address
-from watcher.observe.probes import routes
+from watcher.observe.metrics import routes
 from watcher.run.worker import Worker
 
 

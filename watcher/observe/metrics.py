@@ -1,10 +1,14 @@
-"""What a worker reports to Prometheus: each name's meaning, its counts, and how all is in Redis."""
+"""What a worker serves for monitoring: its metrics, whether it lives, and whether it is ready.
+
+A store that is down does not make a worker look dead: only readiness asks Redis.
+"""
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import (
@@ -15,12 +19,15 @@ from prometheus_client.metrics_core import (
 )
 
 from watcher import __version__
-from watcher.observe.counters import POLL_BOUNDS_S, Spread
+from watcher.observe.listener import Answer, Route
 from watcher.observe.views import Outlook, Overview
 from watcher.polling.report import STALE_INTERVALS
 from watcher.providers.contract import PERMANENT
 from watcher.run.worker import Worker
 from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS, Settings
+from watcher.store.exceptions import StoreError
+from watcher.store.keys import Keys
+from watcher.store.reader import Reader
 
 POLL_OUTCOMES = ("committed", "unchanged", "rejected", "discarded", "quarantined")
 ERROR_CLASSES = ("auth", "configuration", "rate", "transient", "malformed", "gone")
@@ -28,7 +35,7 @@ ATTEMPT_OUTCOMES = ("delivered", "retry", "refused")
 
 
 class Meaning(NamedTuple):
-    """What a metric counts or measures. `is_shared`: all workers of a namespace tell the same of it."""
+    """What a metric counts or measures. `is_shared`: all workers of a namespace report the same."""
 
     kind: Literal["counter", "gauge", "histogram"]
     text: str
@@ -132,10 +139,15 @@ METRICS: Mapping[str, Meaning] = {
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _TYPES = (*CHANGE_EVENTS, *(name for name in SERVICE_EVENTS if not name.startswith("subscription.")))
-"""What a poll may commit; what befalls a subscription is told by others."""
+"""What a poll may commit; events about subscriptions are emitted elsewhere."""
 
-_Value = tuple[tuple[str, ...], float]
-_Histogram = tuple[tuple[str, ...], Spread]
+_FAMILY_BY_KIND: Mapping[str, Callable[..., Any]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
+_Samples = dict[str, list[tuple[Any, ...]]]
+"""By name, what `add_metric` of its family takes: labels and a value, or labels, buckets and a sum."""
 
 
 class Metrics:
@@ -154,7 +166,16 @@ class Metrics:
         """Read everything, and write it as Prometheus reads it."""
         async with self._one_at_a_time:
             seen = await self._outlook.look()
-            self._families = [*_families(self._worker, seen)]
+            samples = _of_worker(self._worker) | {"watcher_store_up": [((), float(seen is not None))]}
+            if seen:
+                samples |= _of_store(self._worker.settings, seen)
+            self._families = []
+            for name, meaning in METRICS.items():
+                if name in samples:
+                    family = _FAMILY_BY_KIND[meaning.kind](name, meaning.text, labels=meaning.labels)
+                    for sample in samples[name]:
+                        family.add_metric(*sample)
+                    self._families.append(family)
             return await asyncio.to_thread(generate_latest, self._registry)  # milliseconds, if there is much
 
     def collect(self) -> Iterable[Metric]:
@@ -162,26 +183,13 @@ class Metrics:
         return self._families
 
 
-def _families(worker: Worker, seen: Overview | None) -> Iterator[Metric]:
-    """Every metric of the catalogue that can be told now."""
-    values = _of_worker(worker)
-    values["watcher_store_up"] = [((), float(seen is not None))]
-    if seen:
-        values |= _of_providers(worker.settings, seen) | _of_subscriptions(seen)
-    spreads = _spreads(worker)
-    for name, meaning in METRICS.items():
-        if meaning.kind == "histogram":
-            yield _histogram(name, spreads[name])
-        elif name in values:
-            yield _numbers(name, values[name])
-
-
-def _of_worker(worker: Worker) -> dict[str, list[_Value]]:
+def _of_worker(worker: Worker) -> _Samples:
     settings, counters, liveness = worker.settings, worker.counters, worker.liveness
     providers, subscriptions = settings.provider_by_name, settings.subscription_by_name
     accounts = dict.fromkeys(providers, 0)
     for account in settings.account_by_name.values():
         accounts[account.provider] += 1
+    poll_s = {name: counters.poll_s[name] for name in providers}
     return {
         "watcher_build_info": [((__version__,), 1)],
         "watcher_polls_total": _counts(counters.by_poll, providers, POLL_OUTCOMES),
@@ -191,6 +199,10 @@ def _of_worker(worker: Worker) -> dict[str, list[_Value]]:
         "watcher_deliveries_pushed_out_total": [
             ((name,), counters.pushed_out[name]) for name in subscriptions
         ],
+        "watcher_poll_duration_seconds": [
+            ((name,), spread.buckets(), spread.total) for name, spread in poll_s.items()
+        ],
+        "watcher_delivery_lag_seconds": [((), counters.lag_s.buckets(), counters.lag_s.total)],
         "watcher_requests_in_flight": [((), worker.in_flight)],
         "watcher_loop_lag_seconds": [((), liveness.lag_s)],
         "watcher_clock_skew_seconds": [((), liveness.skew_ms / 1000)],
@@ -205,14 +217,15 @@ def _of_worker(worker: Worker) -> dict[str, list[_Value]]:
 
 def _counts(
     count_by: Mapping[tuple[str, str], int], names: Iterable[str], words: Iterable[str]
-) -> list[_Value]:
+) -> list[tuple[Any, ...]]:
     """Count by names in force and words of ours alone; from zero on, so that a first one is an increase."""
     return [((name, word), count_by.get((name, word), 0)) for name in names for word in words]
 
 
-def _of_providers(settings: Settings, seen: Overview) -> dict[str, list[_Value]]:
+def _of_store(settings: Settings, seen: Overview) -> _Samples:
     failing, stale = dict.fromkeys(seen.failing, 0), dict.fromkeys(seen.failing, 0)
     refused = Counter[tuple[str, str]]()
+    waiting, breakers = seen.waiting, seen.breakers
     for provider, found_by_account in seen.failing.items():
         for name, found in found_by_account.items():
             if account := settings.account_by_name.get(name):
@@ -227,12 +240,6 @@ def _of_providers(settings: Settings, seen: Overview) -> dict[str, list[_Value]]
         "watcher_poll_overdue_seconds": [
             ((name,), _age_s(overdue.first_due_ms, seen.now_ms)) for name, overdue in seen.overdue.items()
         ],
-    }
-
-
-def _of_subscriptions(seen: Overview) -> dict[str, list[_Value]]:
-    waiting, breakers = seen.waiting, seen.breakers
-    return {
         "watcher_queues_waiting": [((name,), found.queues) for name, found in waiting.items()],
         "watcher_oldest_undelivered_seconds": [
             ((name,), _age_s(found.oldest_sequence, seen.now_ms)) for name, found in waiting.items()
@@ -245,33 +252,52 @@ def _of_subscriptions(seen: Overview) -> dict[str, list[_Value]]:
     }
 
 
-def _spreads(worker: Worker) -> dict[str, list[_Histogram]]:
-    counters = worker.counters
-    return {
-        "watcher_poll_duration_seconds": [
-            ((name,), counters.poll_s.get(name) or Spread(POLL_BOUNDS_S))
-            for name in worker.settings.provider_by_name
-        ],
-        "watcher_delivery_lag_seconds": [((), counters.lag_s)],
-    }
-
-
-def _numbers(name: str, values: Iterable[_Value]) -> Metric:
-    meaning = METRICS[name]
-    kind = CounterMetricFamily if meaning.kind == "counter" else GaugeMetricFamily
-    family = kind(name, meaning.text, labels=meaning.labels)
-    for labels, value in values:
-        family.add_metric(labels, value)
-    return family
-
-
-def _histogram(name: str, spreads: Iterable[_Histogram]) -> Metric:
-    family = HistogramMetricFamily(name, METRICS[name].text, labels=METRICS[name].labels)
-    for labels, spread in spreads:
-        bounds = [*map(str, spread.bounds), "+Inf"]
-        family.add_metric(labels, [*zip(bounds, accumulate(spread.counts), strict=True)], spread.total)
-    return family
-
-
 def _age_s(unix_ms: int | None, now_ms: int) -> float:
     return 0.0 if unix_ms is None else max(0, now_ms - unix_ms) / 1000
+
+
+READY_TIMEOUT_S = 1.0
+PROBES = ("/livez", "/readyz")
+"""Clients without the token learn the status of these: it says no more than a closed port would."""
+
+
+def routes(worker: Worker) -> Mapping[str, Route]:
+    """What is served, by path."""
+    metrics = Metrics(worker)
+
+    async def show() -> Answer:
+        return Answer(200, await metrics.text(), CONTENT_TYPE)
+
+    return {"/metrics": show, "/livez": lambda: livez(worker), "/readyz": lambda: readyz(worker)}
+
+
+async def livez(worker: Worker) -> Answer:
+    """Whether all loops turn: 200, or 503 with those that do not. On 503 the worker is to be restarted."""
+    stuck = worker.liveness.stuck(time.monotonic())
+    if stuck:
+        return _no(f"{name} has not turned for {wait_s:.0f} s" for name, wait_s in stuck.items())
+    return _OK
+
+
+async def readyz(worker: Worker) -> Answer:
+    """Whether work gets done: 200 when the configuration is in force and the store does its part."""
+    if worker.is_stopped:
+        return _no(["the worker drains"])
+    if worker.opened is None:
+        return _no(["starting: the store is not open yet"])
+    if not worker.has_begun:
+        return _no(["starting: the accounts are being scheduled"])
+    if worker.opened.health.is_up:
+        reader = Reader(worker.opened.schedule.pipe, Keys(worker.settings.redis.namespace))
+        with suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                await reader.now_ms()
+                return _OK
+    return _no(["the store does not do its part"])
+
+
+_OK = Answer(200, b"ok\n")
+
+
+def _no(reasons: Iterable[str]) -> Answer:
+    return Answer(503, "".join(f"{reason}\n" for reason in reasons).encode())

@@ -106,7 +106,7 @@ async def exposed(worker: Worker, exposure: Exposure) -> AsyncIterator[Address |
         if exposure.heartbeat_file:
             await stack.enter_async_context(_beating(worker, exposure.heartbeat_file))
         if exposure.address:
-            from watcher.observe.probes import PROBES  # prometheus-client is heavy, and off by default
+            from watcher.observe.metrics import PROBES  # prometheus-client is heavy, and off by default
 
             routes = _routes(worker, exposure)
             listener = Listener(exposure.address, routes, token=exposure.token, probes=PROBES)
@@ -115,7 +115,7 @@ async def exposed(worker: Worker, exposure: Exposure) -> AsyncIterator[Address |
 
 
 def _routes(worker: Worker, exposure: Exposure) -> Mapping[str, Route]:
-    from watcher.observe.probes import routes
+    from watcher.observe.metrics import routes
 
     if not exposure.has_page:
         return routes(worker)
