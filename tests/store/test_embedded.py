@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import fcntl
 import os
 import re
 import signal
@@ -49,7 +50,10 @@ def data_dir() -> Iterator[Path]:
 
 def running(data_dir: Path) -> int | None:
     """The server's process id, as long as it holds the directory's lock."""
-    if not (data_dir / "server.pid").exists() or Embedded(data_dir)._is_gone():
+    if not (data_dir / "server.pid").exists():
+        return None
+    with (data_dir / "lock").open("a") as lock, suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return None
     return int((data_dir / "server.pid").read_text())
 
@@ -221,11 +225,22 @@ async def test_a_server_that_cannot_load_its_data_is_reported_with_its_log(data_
     assert manifest.read_text() == "damaged"
 
 
-async def test_a_refusal_is_an_answer_and_loading_is_not_yet_one() -> None:
-    assert embedded._is_up(b"+PONG\r\n")
-    assert embedded._is_up(b"-MISCONF Errors writing to the AOF file\r\n")
-    assert not embedded._is_up(b"-LOADING server is loading the dataset in memory\r\n")
-    assert not embedded._is_up(b"")
+async def test_a_refusal_is_an_answer_and_loading_is_not_yet_one(data_dir: Path) -> None:
+    answers = [
+        b"-LOADING server is loading the dataset in memory\r\n",
+        b"-MISCONF Errors writing to the AOF file\r\n",
+    ]
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(answers.pop(0))
+        await writer.drain()
+        writer.close()
+
+    a_directory_with(data_dir, "lock")
+    async with await asyncio.start_unix_server(answer, data_dir / "server.sock"):
+        await Embedded(data_dir, find=lambda: pytest.fail("a server is there")).ensure()
+    assert answers == []
 
 
 async def test_the_server_is_out_of_reach_of_a_terminal(data_dir: Path) -> None:

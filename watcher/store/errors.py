@@ -131,9 +131,20 @@ class DamagedKey(ResponseError):
 
 
 def of_reply(text: str, at: str) -> StoreError | DamagedKey | None:
+    """Say what an error reply means for the operator; None for a fault of our own."""
     if re.search(r"\bWRONGTYPE\b", text):
         return DamagedKey(at)
-    if words := _known(text):
+    words: _Words | None
+    if unknown := _UNKNOWN.search(text):
+        name = (unknown[1] or "").upper()
+        because = f"does not know a command that watcher needs{name and f' ({name})'}"
+        words = (ConfigurationRefused, f"{because}: is it renamed, or is this a proxy?")
+        words = _BY_UNKNOWN.get(name, words)
+    elif code := _CODE.search(text):
+        words = _BY_CODE[code[1]]
+    else:
+        words = next((words for phrase, words in _BY_PHRASE.items() if phrase in text), None)
+    if words:
         kind, because = words
         trouble = kind(f"Redis at {at} {because}")
         trouble.cause = because
@@ -144,16 +155,6 @@ def of_reply(text: str, at: str) -> StoreError | DamagedKey | None:
     return StoreRefuses(
         f"Redis at {at} answers with an unknown error: {shown}; look at its limits and log, or its proxy's"
     )
-
-
-def _known(text: str) -> _Words | None:
-    if unknown := _UNKNOWN.search(text):
-        name = (unknown[1] or "").upper()
-        because = f"does not know a command that watcher needs{name and f' ({name})'}"
-        return _BY_UNKNOWN.get(name, (ConfigurationRefused, f"{because}: is it renamed, or is this a proxy?"))
-    if code := _CODE.search(text):
-        return _BY_CODE[code[1]]
-    return next((words for phrase, words in _BY_PHRASE.items() if phrase in text), None)
 
 
 _CLIENT_CERTIFICATE = "name one in redis.url by ?ssl_certfile=/path/client.pem&ssl_keyfile=/path/client.key"

@@ -5,6 +5,7 @@ Refuses a server that watcher cannot trust its state to; refuses to change any o
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -79,9 +80,16 @@ async def guarantee(client: Redis, *, is_node: bool = False) -> Guarantee:
     does not answer or is a replica.
     """
     pool = client.connection_pool.connection_kwargs
+    info: dict[str, Any] = {}
+    config: dict[str, str | None] = {}
     with translated(client):
-        info = await _info(client)
-        config = {name: await _setting(client, name) for name in ("appendfsync", "save", "maxmemory-policy")}
+        with suppress(ResponseError):
+            info = await client.info()
+        for name in ("appendfsync", "save", "maxmemory-policy"):
+            with suppress(ResponseError):
+                answer = await client.config_get(name)
+                text_by_name = {_text(key): _text(value) for key, value in answer.items()}
+                config[name] = text_by_name.get(name)
     is_verified = pool.get("ssl_cert_reqs") != "none"
     return judge(info, config, at=where(client), is_node=is_node, is_verified=is_verified)
 
@@ -95,8 +103,19 @@ def judge(
     is_verified: bool = True,
 ) -> Guarantee:
     """Read INFO (parsed, may be empty) and the settings appendfsync, save and maxmemory-policy."""
-    _refuse_what_cannot_work(info, at, is_node=is_node)
-    eviction = _eviction(info, config)
+    version = _version_text(info.get("redis_version"))
+    if version != "unknown" and tuple(map(int, version.split(".")[:2])) < OLDEST:
+        raise ConfigurationRefused(f"Redis {version} at {at} is too old; watcher needs 6.2 or newer")
+    if "sentinel" in (info.get("redis_mode"), info.get("server_mode")):
+        raise ConfigurationRefused(
+            f"{at} is a Sentinel: name it by redis+sentinel://, with the primary that it watches"
+        )
+    if info.get("cluster_enabled") and not is_node:
+        raise ConfigurationRefused(f"Redis at {at} is part of a Cluster: name it by redis+cluster://")
+    if info.get("role") == "slave":
+        raise StoreRefuses(f"Redis at {at} refuses writes: it is a replica; point redis.url at the primary")
+    policy = config.get("maxmemory-policy") or info.get("maxmemory_policy")
+    eviction = policy if isinstance(policy, str) and policy in _POLICIES else "unknown"
     if eviction.startswith("allkeys-") and _count(info, "maxmemory"):
         raise ConfigurationRefused(
             f"Redis at {at} evicts keys when its memory is full (maxmemory-policy {eviction}), which would "
@@ -113,38 +132,8 @@ def judge(
     )
 
 
-async def _info(client: Redis) -> dict[str, Any]:
-    try:
-        info: dict[str, Any] = await client.info()
-    except ResponseError:
-        return {}
-    return info
-
-
-async def _setting(client: Redis, name: str) -> str | None:
-    try:
-        answer: dict[Any, Any] = await client.config_get(name)
-    except ResponseError:
-        return None
-    return next((_text(value) for key, value in answer.items() if _text(key) == name), None)
-
-
 def _text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-
-def _refuse_what_cannot_work(info: Mapping[str, Any], at: str, *, is_node: bool) -> None:
-    version = _version_text(info.get("redis_version"))
-    if version != "unknown" and tuple(map(int, version.split(".")[:2])) < OLDEST:
-        raise ConfigurationRefused(f"Redis {version} at {at} is too old; watcher needs 6.2 or newer")
-    if "sentinel" in (info.get("redis_mode"), info.get("server_mode")):
-        raise ConfigurationRefused(
-            f"{at} is a Sentinel: name it by redis+sentinel://, with the primary that it watches"
-        )
-    if info.get("cluster_enabled") and not is_node:
-        raise ConfigurationRefused(f"Redis at {at} is part of a Cluster: name it by redis+cluster://")
-    if info.get("role") == "slave":
-        raise StoreRefuses(f"Redis at {at} refuses writes: it is a replica; point redis.url at the primary")
 
 
 def _version_text(value: Any) -> str:
@@ -155,11 +144,6 @@ def _version_text(value: Any) -> str:
 def _count(info: Mapping[str, Any], name: str) -> int:
     value = info.get(name)
     return value if isinstance(value, int) else 0
-
-
-def _eviction(info: Mapping[str, Any], config: Mapping[str, str | None]) -> str:
-    policy = config.get("maxmemory-policy") or info.get("maxmemory_policy")
-    return policy if isinstance(policy, str) and policy in _POLICIES else "unknown"
 
 
 def _persistence(info: Mapping[str, Any], config: Mapping[str, str | None]) -> Persistence:

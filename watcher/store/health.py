@@ -1,6 +1,6 @@
 """Knows whether the server does its part, and says so when it stops, while that lasts, and when it is back.
 
-Refuses to decide what to do meanwhile: whoever failed waits as long as it is told, and tries again.
+Refuses to decide what to do meanwhile: a caller that failed waits as long as `failed` says, and tries again.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ _PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 _QUIET_S = 2 * _PAUSES_S[-1] + 1
 """A server that answers with errors may do so to some commands only, and a Cluster of which a part is gone
-answers all that concerns the rest: they are back when nobody failed for so long."""
+answers all that concerns the rest: they are back when no caller has failed for so long."""
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class StoreHealth:
 
     @property
     def is_up(self) -> bool:
-        """Say whether the server did its part, as far as anybody tried."""
+        """Say whether the server did its part, as far as any caller tried."""
         return self._down_since is None
 
     @property
@@ -58,7 +58,7 @@ class StoreHealth:
         self._failed_at = now = self._clock()
         self.trouble = trouble
         self._failures += 1
-        if now >= self._grow_at:  # who fails at the same moment makes nobody wait for longer
+        if now >= self._grow_at:  # callers that fail at the same moment do not wait for longer
             self._pauses += 1
             self._grow_at = now + self._pause_s
         is_answer = isinstance(trouble, StoreRefuses | ConfigurationRefused)
@@ -68,16 +68,8 @@ class StoreHealth:
             log.error(event, reason=str(trouble), next_ms=int(1000 * self._pause_s), **streak._asdict())
         self._down_since = now if self._down_since is None else self._down_since
         pause_s = self._pause_s
-        await self._try_to_fix()
-        return pause_s
-
-    @property
-    def _pause_s(self) -> float:
-        return _PAUSES_S[min(self._pauses, len(_PAUSES_S)) - 1]
-
-    async def _try_to_fix(self) -> None:
         if self._fix is None or self._is_fixing:
-            return
+            return pause_s
         self._is_fixing = True
         try:
             await self._fix()
@@ -85,6 +77,11 @@ class StoreHealth:
             log.debug("store.unreachable", reason=str(still))
         finally:
             self._is_fixing = False
+        return pause_s
+
+    @property
+    def _pause_s(self) -> float:
+        return _PAUSES_S[min(self._pauses, len(_PAUSES_S)) - 1]
 
     def answered(self, asked_at: float | None = None) -> None:
         """Note that the server did what it was asked: `asked_at` that time, else just now."""
@@ -116,12 +113,9 @@ class StoreHealth:
             await self.failed(troubles[0])
         elif answers:
             self.answered(asked_at)
-        return [_part(answer) for answer in answers]
-
-
-def _part(answer: T | BaseException) -> T | None:
-    if isinstance(answer, StoreError):
-        return None
-    if isinstance(answer, BaseException):
-        raise answer
-    return answer
+        parts: list[T | None] = []
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, StoreError):
+                raise answer
+            parts.append(None if isinstance(answer, BaseException) else answer)
+        return parts

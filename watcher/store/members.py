@@ -76,33 +76,29 @@ class Workers:
         await self._pipe.command("HDEL", self._key, worker)
 
     async def read(self) -> list[Presence]:
-        """Read who was seen in the last hour, the latest first. What cannot be read is left out."""
+        """Read the workers seen in the last hour, the latest first. What cannot be read is left out."""
         pairs = await self._pipe.command("HGETALL", self._key)
-        noted = zip(pairs[::2], pairs[1::2], strict=True)
-        found = (_parse_presence(name.decode("utf-8", "replace"), text) for name, text in noted)
-        return sorted((one for one in found if one), key=lambda one: (-one.seen_ms, one.worker))
+        found = []
+        for name, text in zip(pairs[::2], pairs[1::2], strict=True):
+            seen_ms, _, said = text.partition(b" ")
+            with suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):
+                noted: Any = json.loads(said)
+                presence = Presence(
+                    name.decode("utf-8", "replace"),
+                    str(noted["host"]),
+                    check_count(noted["pid"]),
+                    str(noted["version"]),
+                    check_count(noted["since_ms"]),
+                    {str(name): float(rate) for name, rate in dict(noted["requests_per_second"]).items()},
+                    str(noted["roster"]),
+                    read_count(seen_ms),
+                    str(noted.get("configuration", "")),
+                )
+                found.append(presence)
+        return sorted(found, key=lambda one: (-one.seen_ms, one.worker))
 
 
 _KEPT_APART = ("worker", "seen_ms")
-
-
-def _parse_presence(worker: str, text: bytes) -> Presence | None:
-    seen_ms, _, said = text.partition(b" ")
-    try:
-        told: Any = json.loads(said)
-        return Presence(
-            worker,
-            str(told["host"]),
-            check_count(told["pid"]),
-            str(told["version"]),
-            check_count(told["since_ms"]),
-            {str(name): float(rate) for name, rate in dict(told["requests_per_second"]).items()},
-            str(told["roster"]),
-            read_count(seen_ms),
-            str(told.get("configuration", "")),
-        )
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        return None
 
 
 KEEP_S = 3600
@@ -123,7 +119,7 @@ _DUMPED_AT_ONCE = 1000
 
 class Fingerprint(_Fields):
     """A configuration as digests by name: of each provider its kind and base_url, of each subscription its
-    URL, of each account whom it is about, and where."""
+    URL, of each account its source, and where."""
 
     @cached_property
     def digest(self) -> str:
@@ -189,7 +185,7 @@ class Configurations:
 
     async def waited_for_since(self, digest: str, now_ms: int) -> int:
         """Note since when (Unix ms) a configuration that is gone is waited for; returns the first note since
-        somebody ran it. Workers that end soon, as `run --once` does, would each begin to wait anew."""
+        a worker ran it. Workers that end soon, as `run --once` does, would each begin to wait anew."""
         key, noted = self._keys.waiting(digest), None
         with suppress(StoreRefuses, BadState), damage_named():
             await self._pipe.command("SET", key, now_ms, "NX", "EX", KEEP_S)
@@ -204,9 +200,9 @@ class Configurations:
         return None if packed is None else await compute(_parse, packed)
 
     async def marks(self, subscriptions: Sequence[str]) -> dict[str, Mark]:
-        """Read for which URL the queues of subscriptions are filled; of one that nobody noted, nothing."""
+        """Read for which URL the queues of subscriptions are filled; of one without a note, nothing."""
         found: dict[str, Mark] = {}
-        with suppress(BadState), damage_named():  # whoever marks next makes them anew
+        with suppress(BadState), damage_named():  # the next worker to mark makes them anew
             for part in _in_parts(subscriptions):
                 texts = await self._pipe.command("HMGET", self._keys.marks(), *part)
                 found |= {name: _mark(text) for name, text in zip(part, texts, strict=True) if text}
@@ -273,7 +269,7 @@ class Roster:
         """Say which list was enrolled last; None where the state is gone that was laid out, as after a
         restart without persistence.
 
-        So it is where an enrolment was cut off: whoever began it may have died.
+        So it is where an enrolment was cut off: the worker that began it may have died.
         """
         shards, enrolled = await self._read_meta("shards", "enrolled")
         return None if shards is None or enrolled is None else enrolled.decode("utf-8", "replace")
@@ -299,8 +295,8 @@ class Roster:
             wanted_by_shard = _by_shard(accounts_by_provider.get(provider, ()))
             for shard in range(SHARDS):
                 wanted = {name.encode() for name in wanted_by_shard.get(shard, ())}
-                with suppress(BadState), damage_named():  # whoever polls there says so
-                    known = await self._scheduled(shard, provider)
+                with suppress(BadState), damage_named():  # its poll reports the damage
+                    known = {*await self._pipe.command("ZRANGE", self._keys.polls(shard, provider), 0, -1)}
                     added += await self._add(shard, provider, sorted(wanted - known), now_ms)
                     if forget:
                         await self._remove(shard, provider, sorted(known - wanted), everyone)
@@ -334,9 +330,6 @@ class Roster:
             ) from None
         return found
 
-    async def _scheduled(self, shard: int, provider: str) -> set[bytes]:
-        return {*await self._pipe.command("ZRANGE", self._keys.polls(shard, provider), 0, -1)}
-
     async def make_due(self, provider: str, names: Collection[str], *, now_ms: float) -> set[str]:
         """Let accounts be polled now, whenever they were due; returns those that a worker has in hand, which
         are left to it."""
@@ -355,11 +348,8 @@ class Roster:
             pairs = [part for name in group for part in (now_ms, name)]
             added += await self._pipe.command("ZADD", self._keys.polls(shard, provider), "NX", *pairs)
         if names:
-            await self._index(shard, provider, now_ms)
+            await self._pipe.command("ZADD", self._keys.due_polls(shard), "LT", now_ms, provider)
         return added
-
-    async def _index(self, shard: int, provider: str, due_ms: int) -> None:
-        await self._pipe.command("ZADD", self._keys.due_polls(shard), "LT", due_ms, provider)
 
     async def _remove(self, shard: int, provider: str, names: list[bytes], everyone: Collection[str]) -> None:
         for group in _in_parts(names):

@@ -51,13 +51,9 @@ async def make_contact(pipe: Pipe, url: str, *, patience_s: float = PATIENCE_S) 
                 f"{at} is a Sentinel: name it by redis+sentinel://, with the primary that it watches"
             ) from trouble
         raise await _why(trouble, url) from trouble
-    if not _is_time(answer):
-        raise ConfigurationRefused(f"what answers at {at} is not Redis; check redis.url")
-
-
-def _is_time(answer: object) -> bool:
     parts = answer if isinstance(answer, list) and len(answer) == 2 else [None]
-    return all(isinstance(part, bytes) and part.isdigit() for part in parts)
+    if not all(isinstance(part, bytes) and part.isdigit() for part in parts):
+        raise ConfigurationRefused(f"what answers at {at} is not Redis; check redis.url")
 
 
 async def _is_sentinel(pipe: Pipe) -> bool:
@@ -98,7 +94,7 @@ async def _why(trouble: StoreError, url: str) -> StoreError:
 
 
 async def _said(host: str, port: int, question: bytes) -> bytes | None:
-    """Return what is answered to a question, of which there may be none; None where nobody listens."""
+    """Return what is answered to a question, of which there may be none; None where nothing listens."""
     try:
         async with asyncio.timeout(_TRY_S):
             reader, writer = await asyncio.open_connection(host, port)
@@ -151,16 +147,12 @@ async def open_store(settings: RedisSettings) -> AsyncIterator[OpenStore]:
         if url == "embedded":
             server = await stack.enter_async_context(Embedded(settings.data_dir))
             url, fix = server.url, server.ensure
-        pipe = _pipe(url)
+        check_address(url)
+        found = several(url)
+        pipe = ClusterPipe(found) if found and found.kind == "cluster" else Pipe(connect(url))
         stack.push_async_callback(pipe.aclose)
         await make_contact(pipe, url)
         yield OpenStore(pipe, Keys(settings.namespace), fix)
-
-
-def _pipe(url: str) -> Pipe:
-    check_address(url)
-    found = several(url)
-    return ClusterPipe(found) if found and found.kind == "cluster" else Pipe(connect(url))
 
 
 @asynccontextmanager
@@ -169,7 +161,13 @@ async def open_to_look(settings: RedisSettings) -> AsyncIterator[OpenStore]:
     if settings.url.get_secret_value() == "embedded":
         _refuse_unused(settings.data_dir)
     async with open_store(settings) as store:
-        await _check_layout(store)
+        key = store.keys.meta()
+        shards, schema = await store.pipe.command("HMGET", key, "shards", "schema")
+        if shards is not None and (shards, schema) != (b"%d" % SHARDS, SCHEMA.encode()):
+            raise ConfigurationRefused(
+                f"the state under {key} was laid out by another version of watcher: look at it with that "
+                "version"
+            )
         yield store
 
 
@@ -178,13 +176,4 @@ def _refuse_unused(data_dir: Path) -> None:
         raise StoreUnreachable(
             f"there is no embedded store in {os.path.abspath(data_dir)} yet (redis.data_dir): `watcher run` "
             "makes one; if it has run, then from another directory"
-        )
-
-
-async def _check_layout(store: OpenStore) -> None:
-    key = store.keys.meta()
-    shards, schema = await store.pipe.command("HMGET", key, "shards", "schema")
-    if shards is not None and (shards, schema) != (b"%d" % SHARDS, SCHEMA.encode()):
-        raise ConfigurationRefused(
-            f"the state under {key} was laid out by another version of watcher: look at it with that version"
         )

@@ -102,7 +102,7 @@ class Call:
     def settle(self, answer: Any) -> None:
         """Give its caller the answer, or the error that came instead."""
         if self.answer.done():
-            return  # whoever asked was cancelled meanwhile
+            return  # its caller was cancelled meanwhile
         if isinstance(answer, asyncio.CancelledError):
             self.answer.cancel()
         elif isinstance(answer, Exception):
@@ -155,8 +155,11 @@ class Pipe:
             raise asyncio.CancelledError
         finally:
             self._runners -= 1
-            if not self._runners:
-                self._abandon()
+            if not self._runners:  # none is left to fetch an answer: nobody waits for one
+                calls, self._waiting = self._waiting, []
+                self._wake.clear()
+                for call in calls:
+                    call.settle(asyncio.CancelledError())
 
     async def send(self, call: Call) -> Any:
         """Send a call and wait for its answer. A call is sent once; `again` makes another of it."""
@@ -188,13 +191,6 @@ class Pipe:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._client.aclose()
-
-    def _abandon(self) -> None:
-        """Let nobody wait for an answer that no runner is left to fetch."""
-        calls, self._waiting = self._waiting, []
-        self._wake.clear()
-        for call in calls:
-            call.settle(asyncio.CancelledError())
 
     async def _execute(self, calls: list[Call]) -> None:
         try:
@@ -249,19 +245,17 @@ class _Batch(Pipeline):
             raise NoConnection("the connection was closed") from error
         try:
             async with asyncio.timeout(connection.socket_timeout):
-                return [await _read(connection) for _ in commands]
+                answers: list[Any] = []
+                for _ in commands:
+                    try:
+                        answers.append(await connection.read_response(timeout=math.inf))
+                    except ResponseError as error:  # is the answer to one of them
+                        answers.append(error)
+                return answers
         except TimeoutError:
             raise RedisTimeout("no answer in time") from None
-
-
-async def _read(connection: Any) -> Any:
-    """Read one answer, or the error that the server answers, without a time limit of its own."""
-    try:
-        return await connection.read_response(timeout=math.inf)
-    except ResponseError as error:
-        return error
-    except ValueError as error:
-        raise unreadable(error) from None
+        except ValueError as error:
+            raise unreadable(error) from None
 
 
 class Packet:
@@ -287,7 +281,7 @@ class Packet:
         return len(self.calls) > 1 and isinstance(answer, Exception)
 
     def hand_out(self, answer: Any) -> None:
-        """Give each caller what is its part. Who was answered apart meanwhile is left out."""
+        """Give each caller its part. A caller that was answered apart meanwhile is left out."""
         if self.must_part(answer):
             return
         if self.calls[0].joint is None or isinstance(answer, Exception):

@@ -58,8 +58,22 @@ class Polls:
         self._schedule = schedule
         self._keys = keys
         self._pipe = schedule.pipe
-        self._commits = Joints(self._join_commits)
-        self._touches = Joints(self._join_touches)
+        self._commits = Joints(
+            lambda shard, provider: Joint(
+                _COMMIT,
+                (
+                    keys.polls(shard, provider),
+                    keys.failing(shard, provider),
+                    keys.log(shard),
+                    keys.due_subscriptions(shard),
+                    keys.due_polls(shard),
+                ),
+                (LOG_PER_SHARD, DEAD_PER_SUBSCRIPTION, QUEUE_LENGTH, provider),
+            )
+        )
+        self._touches = Joints(
+            lambda shard, provider: Joint(_TOUCH, self._of_polls(shard, provider), (provider,), most=64)
+        )
 
     async def claim(
         self,
@@ -177,15 +191,6 @@ class Polls:
         keys = self._schedule_keys(shard_of(lease.member), provider)
         return await self._schedule.release(keys, lease, due_in_ms, provider)
 
-    def _join_commits(self, shard: int, provider: str) -> Joint:
-        keys = self._keys
-        polls, failing, due = self._of_polls(shard, provider)
-        shared = (polls, failing, keys.log(shard), keys.due_subscriptions(shard), due)
-        return Joint(_COMMIT, shared, (LOG_PER_SHARD, DEAD_PER_SUBSCRIPTION, QUEUE_LENGTH, provider))
-
-    def _join_touches(self, shard: int, provider: str) -> Joint:
-        return Joint(_TOUCH, self._of_polls(shard, provider), (provider,), most=64)
-
     def _of_polls(self, shard: int, provider: str) -> tuple[str, str, str]:
         keys = self._keys
         return keys.polls(shard, provider), keys.failing(shard, provider), keys.due_polls(shard)
@@ -194,7 +199,7 @@ class Polls:
         return [self._keys.polls(shard, provider), self._keys.due_polls(shard)]
 
 
-class damage_named:  # noqa: N801 -- as `connect.translated`
+class damage_named:  # noqa: N801 -- as `errors.translated`
     """Say BadState where a key of the account, or one that it shares, is not of the type it is given here."""
 
     def __enter__(self) -> None:

@@ -44,8 +44,26 @@ class Queues:
         self._schedule = schedule
         self._keys = keys
         self._pipe = schedule.pipe
-        self._begins = Joints(self._join_begins)
-        self._settles = Joints(self._join_settles)
+        self._begins = Joints(
+            lambda shard, name: Joint(
+                _BEGIN_QUEUE, (keys.queues(shard, name), keys.tries(shard, name), keys.nothing(shard))
+            )
+        )
+        self._settles = Joints(
+            lambda shard, name: Joint(
+                _SETTLE,
+                (
+                    keys.queues(shard, name),
+                    keys.due_subscriptions(shard),
+                    keys.tries(shard, name),
+                    keys.dead(shard, name),
+                    keys.attempts(shard, name),
+                    keys.nothing(shard),
+                ),
+                (name, DEAD_PER_SUBSCRIPTION, ATTEMPTS_PER_SUBSCRIPTION),
+                most=64,
+            )
+        )
 
     async def due_subscriptions(self, shard: int) -> list[str]:
         """Name the subscriptions that may have a queue due in a shard."""
@@ -135,7 +153,7 @@ class Queues:
         return await self._schedule.take_turns(key, 1, spacing_ms=1000 / per_second, within_ms=within_ms)
 
     def until(self, lease: Lease, for_ms: int) -> int:
-        """Say until when a queue stays ours: another time than before. Who repeats an order repeats this,
+        """Say until when a queue stays ours: another time than before. An order that is repeated repeats this
         too: by it the order is known.
         """
         deadline = self._schedule.now_ms() + for_ms
@@ -170,24 +188,6 @@ class Queues:
         arguments = (*lease, head, outcome, ms, reason, record)
         reply, deadline = await self._pipe.step(joint, (queue,), *arguments)
         return Reply(reply), deadline
-
-    def _join_begins(self, shard: int, subscription: str) -> Joint:
-        keys = self._keys
-        shared = (keys.queues(shard, subscription), keys.tries(shard, subscription), keys.nothing(shard))
-        return Joint(_BEGIN_QUEUE, shared)
-
-    def _join_settles(self, shard: int, subscription: str) -> Joint:
-        keys = self._keys
-        shared = (
-            keys.queues(shard, subscription),
-            keys.due_subscriptions(shard),
-            keys.tries(shard, subscription),
-            keys.dead(shard, subscription),
-            keys.attempts(shard, subscription),
-            keys.nothing(shard),
-        )
-        arguments = (subscription, DEAD_PER_SUBSCRIPTION, ATTEMPTS_PER_SUBSCRIPTION)
-        return Joint(_SETTLE, shared, arguments, most=64)
 
 
 def read_tries(noted: bytes) -> tuple[int, bytes]:

@@ -40,6 +40,8 @@ _DELIVERIES_PAGE = 50
 _LETTERS_PAGE = 200
 """Dead letters of one answer, each with a whole body."""
 
+_STATE_FIELDS = ("version", "sequence", "polled_at", "body")
+
 _Fields = dict[bytes, bytes]
 
 
@@ -134,15 +136,18 @@ class Reader:
         most = _AT_ONCE * SHARDS
         for start in range(0, len(accounts), most):
             part = accounts[start : start + most]
+            names_by_shard: dict[int, list[str]] = {}
+            for name in part:
+                names_by_shard.setdefault(shard_of(name), []).append(name)
             seen_by_account: dict[str, Seen] = {}
-            for shard, names in _by_shard(part):
+            for shard, names in names_by_shard.items():
                 for seen in await self._states(shard, names):
                     seen_by_account[seen.account] = seen
             for name in part:
                 yield seen_by_account[name]
 
     async def scheduled(self) -> dict[str, str]:
-        """Name the accounts that are polled, each with its provider: whatever this process has configured."""
+        """Name the accounts that are polled, each with its provider, configured in this process or not."""
         (said,) = await self._pipe.command("HMGET", self._keys.meta(), "providers")
         found: dict[str, str] = {}
         for provider in provider_names(said):
@@ -161,7 +166,7 @@ class Reader:
         return found
 
     async def overdue(self, provider: str) -> Overdue:
-        """Read how a provider's schedule stands. A time far in the past says that nobody polls."""
+        """Read how a provider's schedule stands. A time far in the past says that no worker polls."""
         accounts = 0
         first_due: list[int] = []
         for shard in range(SHARDS):
@@ -177,29 +182,44 @@ class Reader:
         for shard in range(SHARDS):
             for name in await self._pipe.command("ZRANGE", self._keys.due_subscriptions(shard), 0, -1):
                 backlogs.setdefault(name.decode("utf-8", "replace"), Backlog())
-        for shard in range(SHARDS):
-            names = [*backlogs]
-            for start in range(0, len(names), _AT_ONCE):
-                await self._count_queues(shard, names[start : start + _AT_ONCE], backlogs)
+        for shard, name, queues, retrying, dead in await self._counts([*backlogs]):
+            backlog = backlogs[name]
+            backlog.queues += queues
+            backlog.retrying += retrying
+            backlog.dead += dead
+            if not queues:
+                continue
+            accounts = await self._pipe.command("ZRANGE", self._keys.queues(shard, name), 0, -1)
+            for start in range(0, len(accounts), _AT_ONCE):
+                deliveries, oldest = await self._measure(name, accounts[start : start + _AT_ONCE])
+                backlog.deliveries += deliveries
+                backlog.oldest_sequence = _older(backlog.oldest_sequence, oldest)
         return backlogs
 
     async def waiting(self, subscriptions: Collection[str]) -> dict[str, Backlog]:
-        """Count what waits for each of these subscriptions: cheap enough for each worker
-        to be asked every few seconds. Of a long backlog only queues are measured that may hold the oldest."""
+        """Count what waits for each of these subscriptions: cheap enough for each worker to do every few
+        seconds. Of a long backlog only queues are measured that may hold the oldest delivery."""
         waiting = {name: Backlog() for name in subscriptions}
         queues_by_shard: dict[str, dict[int, int]] = {}
-        for shard, name, queues, dead in await self._counts([*subscriptions]):
+        for shard, name, queues, _, dead in await self._counts([*waiting]):
             waiting[name].queues += queues
             waiting[name].dead += dead
             if queues:
                 queues_by_shard.setdefault(name, {})[shard] = queues
-        for name, sequence in await self._oldest(queues_by_shard):
-            known = waiting[name].oldest_sequence
-            waiting[name].oldest_sequence = sequence if known is None else min(known, sequence)
+        shards = max(1, _SHARDS_MEASURED // max(1, len(queues_by_shard)))
+        places = [
+            (name, shard)
+            for name, queues_of in queues_by_shard.items()
+            for shard in sorted(queues_of, key=queues_of.__getitem__, reverse=True)[:shards]
+        ]
+        at_most = max(1, _QUEUES_MEASURED // max(1, len(places)))
+        found = await asyncio.gather(*(self._oldest_in(name, shard, at_most) for name, shard in places))
+        for (name, _), oldest in zip(places, found, strict=True):
+            waiting[name].oldest_sequence = _older(waiting[name].oldest_sequence, oldest)
         return waiting
 
     async def count_due(self, providers: Iterable[str], *, now_ms: int) -> int:
-        """Count the accounts and queues that are due and that nobody has claimed yet."""
+        """Count the accounts and queues that are due and that no worker has claimed yet."""
         names_by_shard = await asyncio.gather(
             *(
                 self._pipe.command("ZRANGEBYSCORE", self._keys.due_subscriptions(shard), "-inf", now_ms)
@@ -216,10 +236,22 @@ class Reader:
 
     async def queues(self, subscription: str) -> list[Queue]:
         """List the queues of a subscription where something waits, by when they are due."""
-        parts = await asyncio.gather(*(self._queues_of(subscription, shard) for shard in range(SHARDS)))
-        return sorted(
-            (queue for part in parts for queue in part), key=lambda queue: (queue.due_ms, queue.account)
-        )
+        asked = [
+            self._pipe.command(*command)
+            for shard in range(SHARDS)
+            for command in (
+                ("ZRANGE", self._keys.queues(shard, subscription), 0, -1, "WITHSCORES"),
+                ("HGETALL", self._keys.tries(shard, subscription)),
+            )
+        ]
+        answers = await asyncio.gather(*asked)
+        found: list[Queue] = []
+        for pairs, tries in zip(answers[::2], answers[1::2], strict=True):
+            tried_by_account = dict(zip(tries[::2], tries[1::2], strict=True))
+            for account, score in zip(pairs[::2], pairs[1::2], strict=True):
+                tried = read_tries(tried_by_account.get(account, b""))
+                found.append(Queue(account.decode("utf-8", "replace"), read_score(score), *tried))
+        return sorted(found, key=lambda queue: (queue.due_ms, queue.account))
 
     async def deliveries(self, subscription: str, account: str) -> AsyncIterator[Delivery | None]:
         """Read a queue, oldest first; None for what cannot be read. It may be worked on meanwhile."""
@@ -234,7 +266,7 @@ class Reader:
             start += _DELIVERIES_PAGE
 
     async def owed_subscriptions(self) -> list[str]:
-        """Name the subscriptions that something waits for, whoever is configured."""
+        """Name the subscriptions that something waits for, configured or not."""
         found: set[str] = set()
         for shard in range(SHARDS):
             names = await self._pipe.command("ZRANGE", self._keys.due_subscriptions(shard), 0, -1)
@@ -285,99 +317,52 @@ class Reader:
         for start in range(0, len(names), _AT_ONCE):
             part = names[start : start + _AT_ONCE]
             keys = [self._keys.log(shard), *map(self._keys.state, part)]
-            end, *fields = await self._pipe.script(_READ_STATES, keys)
+            end, *values = await self._pipe.script(_READ_STATES, keys)
             for i, name in enumerate(part):
-                found.append(_seen(name, fields[4 * i : 4 * i + 4], end.decode()))
+                pairs = zip(_STATE_FIELDS, values[4 * i : 4 * i + 4], strict=True)
+                fields = {field: value for field, value in pairs if value}
+                state, damage = None, None
+                try:
+                    state = load_state(fields) if fields else None
+                except BadState as error:
+                    damage = str(error)
+                found.append(Seen(name, state, damage, end.decode()))
         return found
 
-    async def _count_queues(self, shard: int, names: list[str], backlogs: dict[str, Backlog]) -> None:
+    async def _counts(self, names: Sequence[str]) -> list[tuple[int, str, int, int, int]]:
+        """Count what waits in each shard: shard, subscription, queues, queues that retry, dead letters."""
         kinds = (self._keys.queues, self._keys.tries, self._keys.dead)
-        keys = [kind(shard, name) for name in names for kind in kinds]
-        counts = await self._pipe.script(_COUNT_QUEUES, keys)
-        for i, name in enumerate(names):
-            queues, retrying, dead = counts[3 * i : 3 * i + 3]
-            backlogs[name].queues += queues
-            backlogs[name].retrying += retrying
-            backlogs[name].dead += dead
-            if queues:
-                await self._measure_queues(shard, name, backlogs[name])
-
-    async def _measure_queues(self, shard: int, subscription: str, backlog: Backlog) -> None:
-        accounts = await self._pipe.command("ZRANGE", self._keys.queues(shard, subscription), 0, -1)
-        for start in range(0, len(accounts), _AT_ONCE):
-            keys = [
-                self._keys.queue(subscription, account.decode("utf-8", "replace"))
-                for account in accounts[start : start + _AT_ONCE]
-            ]
-            measured = await self._pipe.script(_MEASURE_QUEUES, keys)
-            backlog.deliveries += sum(measured[::2])
-            made = [sequence for head in measured[1::2] if (sequence := sequence_in(head))]
-            backlog.oldest_sequence = min(
-                [*made, *([backlog.oldest_sequence] if backlog.oldest_sequence else [])], default=None
-            )
-
-    async def _counts(self, names: Sequence[str]) -> list[tuple[int, str, int, int]]:
-        """Count queues and dead letters: shard, subscription, queues, dead letters."""
         parts = [
             (shard, names[start : start + _AT_ONCE])
             for shard in range(SHARDS)
             for start in range(0, len(names), _AT_ONCE)
         ]
-        answers = await asyncio.gather(
-            *(self._pipe.script(_COUNT_QUEUES, self._keys_of(shard, part)) for shard, part in parts)
-        )
+        keys_by_part = ([kind(shard, name) for name in part for kind in kinds] for shard, part in parts)
+        answers = await asyncio.gather(*(self._pipe.script(_COUNT_QUEUES, keys) for keys in keys_by_part))
         return [
-            (shard, name, queues, dead)
+            (shard, name, *counts[3 * i : 3 * i + 3])
             for (shard, part), counts in zip(parts, answers, strict=True)
-            for name, queues, dead in zip(part, counts[::3], counts[2::3], strict=True)
+            for i, name in enumerate(part)
         ]
 
-    def _keys_of(self, shard: int, names: Sequence[str]) -> list[str]:
-        kinds = (self._keys.queues, self._keys.tries, self._keys.dead)
-        return [kind(shard, name) for name in names for kind in kinds]
-
-    async def _oldest(self, queues_by_shard: dict[str, dict[int, int]]) -> list[tuple[str, int]]:
-        """Find the oldest delivery of each subscription in each shard that is looked into."""
-        if not queues_by_shard:
-            return []
-        shards = max(1, _SHARDS_MEASURED // len(queues_by_shard))
-        places = [
-            (name, shard)
-            for name, queues in queues_by_shard.items()
-            for shard in sorted(queues, key=queues.__getitem__, reverse=True)[:shards]
-        ]
-        at_most = max(1, _QUEUES_MEASURED // len(places))
-        found = await asyncio.gather(*(self._oldest_in(name, shard, at_most) for name, shard in places))
-        return [
-            (name, sequence)
-            for (name, _), sequence in zip(places, found, strict=True)
-            if sequence is not None
-        ]
+    async def _measure(self, subscription: str, accounts: Sequence[bytes]) -> tuple[int, int | None]:
+        """Count the deliveries in queues, and read the sequence of the oldest one."""
+        keys = [self._keys.queue(subscription, account.decode("utf-8", "replace")) for account in accounts]
+        measured = await self._pipe.script(_MEASURE_QUEUES, keys)
+        sequences = (sequence for head in measured[1::2] if (sequence := sequence_in(head)))
+        return sum(measured[::2]), min(sequences, default=None)
 
     async def _oldest_in(self, subscription: str, shard: int, at_most: int) -> int | None:
-        """Look at both ends of the schedule: who waits for room was due first, who fails is due last."""
+        """Look at both ends of the schedule: what waits for room was due first, what fails is due last."""
         key = self._keys.queues(shard, subscription)
         half = -(-at_most // 2)
         ends = await asyncio.gather(
             self._pipe.command("ZRANGE", key, 0, half - 1), self._pipe.command("ZRANGE", key, -half, -1)
         )
-        accounts = sorted({account.decode("utf-8", "replace") for end in ends for account in end})
+        accounts = sorted({account for end in ends for account in end})
         if not accounts:
             return None  # delivered meanwhile
-        queues = [self._keys.queue(subscription, account) for account in accounts]
-        measured = await self._pipe.script(_MEASURE_QUEUES, queues)
-        return min((sequence for head in measured[1::2] if (sequence := sequence_in(head))), default=None)
-
-    async def _queues_of(self, subscription: str, shard: int) -> list[Queue]:
-        pairs, tries = await asyncio.gather(
-            self._pipe.command("ZRANGE", self._keys.queues(shard, subscription), 0, -1, "WITHSCORES"),
-            self._pipe.command("HGETALL", self._keys.tries(shard, subscription)),
-        )
-        tried_by_account = dict(zip(tries[::2], tries[1::2], strict=True))
-        return [
-            _queue(account, score, tried_by_account.get(account, b""))
-            for account, score in zip(pairs[::2], pairs[1::2], strict=True)
-        ]
+        return (await self._measure(subscription, accounts))[1]
 
     async def _back(
         self, key: str, read: Callable[[str, _Fields], T], takes: Callable[[T], bool], limit: int
@@ -392,24 +377,6 @@ class Reader:
             if len(page) < _LETTERS_PAGE or len(found) >= limit:
                 return found
             end = f"({page[-1][0].decode()}"
-
-
-def _by_shard(names: Sequence[str]) -> list[tuple[int, list[str]]]:
-    groups: dict[int, list[str]] = {}
-    for name in names:
-        groups.setdefault(shard_of(name), []).append(name)
-    return [*groups.items()]
-
-
-def _seen(account: str, values: list[bytes], log_end: str) -> Seen:
-    if not any(values):
-        return Seen(account, None, None, log_end)
-    names = ("version", "sequence", "polled_at", "body")
-    fields = {name: value for name, value in zip(names, values, strict=True) if value}
-    try:
-        return Seen(account, load_state(fields), None, log_end)
-    except BadState as damage:
-        return Seen(account, None, str(damage), log_end)
 
 
 def _failing(said: bytes) -> Failing:
@@ -430,9 +397,8 @@ def sequence_in(head: bytes) -> int | None:
         return None
 
 
-def _queue(account: bytes, score: bytes, tried: bytes) -> Queue:
-    tries, head = read_tries(tried)
-    return Queue(account.decode("utf-8", "replace"), read_score(score), tries, head)
+def _older(*sequences: int | None) -> int | None:
+    return min((sequence for sequence in sequences if sequence is not None), default=None)
 
 
 def _delivery(entry: bytes) -> Delivery | None:
@@ -453,10 +419,7 @@ def _by_name(fields: list[bytes]) -> _Fields:
 
 def _dead_letter(shard: int, entry_id: str, fields: _Fields) -> DeadLetter:
     account, reason = (fields.get(name, b"").decode("utf-8", "replace") for name in (b"account", b"reason"))
-    try:
-        delivery = load_delivery(fields.get(b"delivery", b""))
-    except ValueError:
-        delivery = None
+    delivery = _delivery(fields.get(b"delivery", b""))
     is_at_home = shard_of(account) == shard  # else it could not go back to its queue in one step
     return DeadLetter(entry_id, account, reason, delivery if is_at_home else None)
 

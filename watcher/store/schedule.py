@@ -18,7 +18,7 @@ _RELEASE = load_script("release")
 _TAKE_TURNS = load_script("take_turns")
 
 _VOID_AFTER_MS = 5000
-"""The client's `socket_timeout`: nobody waits for the answer to a claim that comes to the server so late."""
+"""The client's `socket_timeout`: no worker waits for the answer to a claim that arrives so late."""
 
 
 class Reply(IntEnum):
@@ -133,7 +133,9 @@ class DueIndex:
         of_queues = [self._keys.due_subscriptions(shard) for shard in shards]
         keys, now_ms = [*of_polls, *of_queues], self._schedule.now_ms()
         if self._pipe.is_cluster:  # which would take a script for each shard
-            found = await asyncio.gather(*(self._names_in(key, now_ms) for key in keys))
+            found = await asyncio.gather(
+                *(self._pipe.command("ZRANGEBYSCORE", key, "-inf", now_ms, "WITHSCORES") for key in keys)
+            )
         else:
             found = await self._pipe.script(_LOOK, keys, now_ms)
         places: list[tuple[Kind, int]] = [("poll", shard) for shard in shards]
@@ -144,11 +146,7 @@ class DueIndex:
             for name, since_ms in zip(pairs[::2], pairs[1::2], strict=True)
         ]
 
-    async def _names_in(self, key: str, now_ms: int) -> list[bytes]:
-        found: list[bytes] = await self._pipe.command("ZRANGEBYSCORE", key, "-inf", now_ms, "WITHSCORES")
-        return found
-
     async def fix(self, shard: int, providers: Sequence[str]) -> None:
-        """Let the index name the polls that its schedules say are due sooner, whoever wrote these."""
+        """Let the index name the polls that its schedules say are due sooner, whatever wrote these."""
         keys = [self._keys.due_polls(shard), *(self._keys.polls(shard, name) for name in providers)]
         await self._pipe.script(_INDEX_DUE, keys, *providers)
