@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from watcher.observe.catalogue import FIELD_MEANINGS, Line
-from watcher.observe.throttle import Streak
+from watcher.observe.log import Streak
 from watcher.service.serve import Change
 
 _LEVEL_BY_METHOD = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from watcher.observe.throttle import AGAIN_S, FIRST_S, Streak, Throttle
+from watcher.observe.log import AGAIN_S, FIRST_S, Streak, Throttle
 
 HOUR, DAY = 3600, 86_400
 

@@ -14,8 +14,7 @@ from functools import partial
 from watcher.delivery.outcomes import Outcome, Verdict
 from watcher.engine import breaker as decide
 from watcher.engine.breaker import HALF_OPEN_FROM, PATIENCE, Concurrency
-from watcher.observe.log import log, survived
-from watcher.observe.throttle import Throttle
+from watcher.observe.log import Throttle, log, survived
 from watcher.settings import SubscriptionSettings
 from watcher.store.exceptions import StoreError, StoreUnreachable
 from watcher.store.queues import Breaker, Breakers

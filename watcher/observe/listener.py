@@ -10,8 +10,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 from typing import NamedTuple, Self
 
-from watcher.observe.log import log, survived
-from watcher.observe.throttle import Throttle
+from watcher.observe.log import Throttle, log, survived
 from watcher.printable import printable
 
 _SHORTEST_TOKEN = 16

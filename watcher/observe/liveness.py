@@ -8,8 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from watcher.observe.log import log, survived
-from watcher.observe.throttle import Throttle
+from watcher.observe.log import Throttle, log, survived
 
 STUCK_AFTER_S = 120.0
 """A loop that began no turn for so long waits for something that does not come.

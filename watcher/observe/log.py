@@ -1,4 +1,4 @@
-"""Sets up logging: one line per fact, JSON or pretty, written by a thread of its own."""
+"""Logging: one line per fact, JSON or pretty, written by a thread; throttled where a failure lasts."""
 
 import atexit
 import logging
@@ -7,13 +7,13 @@ import select
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from queue import SimpleQueue
 from threading import Thread, current_thread
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, NamedTuple, TextIO
 
 import orjson
 import structlog
@@ -21,7 +21,6 @@ import structlog
 from watcher.observe.catalogue import EVENTS as EVENTS
 from watcher.observe.tail import LEVELS as LEVELS
 from watcher.observe.tail import pretty
-from watcher.observe.throttle import Throttle
 from watcher.printable import TEXT_LIMIT, plain, traceback_text, without_secrets
 
 _QUEUED_LINES = 10_000
@@ -150,6 +149,57 @@ def write_to(stream: TextIO) -> Callable[[bytes], int]:
             return 0
 
     return write
+
+
+FIRST_S = 3600.0
+AGAIN_S = 86_400.0
+
+
+class Streak(NamedTuple):
+    """For how long something has been failing by now, and how many times it failed."""
+
+    duration_ms: int
+    times: int
+
+
+class Throttle:
+    """Decides when a lasting failure is logged: as it begins, an hour later, then once a day, and at its end.
+
+    There is one for each kind of failure; each failure has a name of its own. Times are seconds of any clock
+    that never steps.
+    """
+
+    def __init__(self) -> None:
+        self._since: dict[Hashable, float] = {}
+        self._times: dict[Hashable, int] = {}
+        self._next_at: dict[Hashable, float] = {}
+
+    def struck(self, what: Hashable, now: float) -> Streak | None:
+        """Note a failure; returns its streak if it is to be logged now."""
+        self._since.setdefault(what, now)
+        self._times[what] = self._times.get(what, 0) + 1
+        if now < self._next_at.get(what, now):
+            return None
+        self._next_at[what] = now + (AGAIN_S if self._times[what] > 1 else FIRST_S)
+        return self.lasting(what, now)
+
+    def lasting(self, what: Hashable, now: float) -> Streak:
+        """Return the streak of a failure that was noted, whether or not it is to be logged now."""
+        return Streak(round(1000 * (now - self._since[what])), self._times[what])
+
+    def over(self, what: Hashable, now: float) -> Streak | None:
+        """Forget a failure that has ended; returns its streak, None if there was none."""
+        if what not in self._since:
+            return None
+        streak = self.lasting(what, now)
+        for memory in (self._since, self._times, self._next_at):
+            del memory[what]
+        return streak
+
+    def clear(self) -> None:
+        """Forget all failures."""
+        for memory in (self._since, self._times, self._next_at):
+            memory.clear()
 
 
 FORMATS = ("auto", "json", "pretty")

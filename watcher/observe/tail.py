@@ -76,24 +76,17 @@ def _in_value(value: Any, depth: int) -> LogLine | None:
         return _in_value(bytes(value).decode(errors="backslashreplace"), depth) if is_text else None
     if not isinstance(value, dict):
         return None
-    if line := _ours(value):
-        return line
+    if all(isinstance(value.get(name), str) for name in _ALWAYS):
+        return value
+    if all(isinstance(value.get(name), str) for name in _ALWAYS[:2]):  # its fields may have a prefix
+        for name, text in value.items():
+            if name.endswith("event") and isinstance(text, str) and text in EVENTS:
+                prefix = name.removesuffix("event")
+                return {name if name in _ALWAYS else name.removeprefix(prefix): value[name] for name in value}
     payload = value.get("jsonPayload")
     if isinstance(payload, dict) and isinstance(value.get("timestamp"), str):
         value = {"jsonPayload": {"timestamp": value["timestamp"], **payload}}  # it keeps the time outside
     return next(filter(None, (_in_value(part, depth - 1) for part in value.values() if depth)), None)
-
-
-def _ours(line: dict[str, Any]) -> LogLine | None:
-    if all(isinstance(line.get(name), str) for name in _ALWAYS):
-        return line
-    if not all(isinstance(line.get(name), str) for name in _ALWAYS[:2]):
-        return None
-    for name, value in line.items():
-        if name.endswith("event") and isinstance(value, str) and value in EVENTS:
-            prefix = name.removesuffix("event")
-            return {name if name in _ALWAYS else name.removeprefix(prefix): line[name] for name in line}
-    return None
 
 
 def _finite(number: str) -> float:

@@ -15,8 +15,7 @@ from watcher.journal.interest import Interest
 from watcher.journal.notices import Watch
 from watcher.journal.step import Reading, Step, diff, go_stale
 from watcher.observe.counters import Counters
-from watcher.observe.log import log
-from watcher.observe.throttle import Throttle
+from watcher.observe.log import Throttle, log
 from watcher.polling.cadence import spread_ms, wait_s, waits_ms
 from watcher.polling.report import Causes, NotAsked, PollNotes, Silence
 from watcher.providers.contract import Rejected

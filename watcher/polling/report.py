@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from watcher.journal.step import Step
 from watcher.observe.counters import Counters
-from watcher.observe.log import log
-from watcher.observe.throttle import Streak, Throttle
+from watcher.observe.log import Streak, Throttle, log
 from watcher.providers.contract import PERMANENT, Rejected, todo
 from watcher.settings import AccountSettings
 from watcher.store.exceptions import StoreError

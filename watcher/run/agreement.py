@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from watcher.journal.interest import Interest
-from watcher.observe.log import log
-from watcher.observe.throttle import Throttle
+from watcher.observe.log import Throttle, log
 from watcher.pause import compute
 from watcher.run.members import Present
 from watcher.run.others import SOURCE_DIGITS, Others, fingerprint

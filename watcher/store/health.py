@@ -8,8 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from watcher.observe.log import log
-from watcher.observe.throttle import Throttle
+from watcher.observe.log import Throttle, log
 from watcher.store.exceptions import ConfigurationRefused, StoreError, StoreRefuses
 
 _PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)
