@@ -18,7 +18,7 @@ from tests.support.fuzzing import (
     text_objects,
 )
 from tests.support.stories import NOW_MS, STORY, WARNED, records_of, steps
-from watcher.commands._delivery_rows import cells, letter_row
+from watcher.commands.deliveries import cells, letter_row
 from watcher.commands.events import _as_text
 from watcher.delivery.resend import Replay
 from watcher.journal.account import Rules

@@ -3,7 +3,6 @@
 Refuses to show text from outside as it came: control characters are escaped.
 """
 
-import asyncio
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -13,38 +12,36 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from watcher.observe.tail import as_json
-from watcher.printable import printable
+from watcher.printable import many, printable
 
 if TYPE_CHECKING:
     from watcher.config.loading import Look
     from watcher.settings import Settings
 
 UNKNOWN_INTERVAL = timedelta(days=366)
-"""Of an account that only the store knows. Whether it is stale its workers have said, if so."""
+"""Of an account that only the store knows: it counts as stale where its workers have emitted so."""
 
 _WIDEST = 40
 """Characters that a column is padded to at most: one uint256 must not push all other rows apart."""
 
 
-def known(look: "Look") -> "Settings":
+async def known(look: "Look") -> "Settings":
     """Give the configuration, and add to one that is not whole the accounts that the store knows."""
-    return look.settings if look.is_whole else asyncio.run(_with_accounts_of_the_store(look.settings))
-
-
-async def _with_accounts_of_the_store(settings: "Settings") -> "Settings":
+    if look.is_whole:
+        return look.settings
     from watcher.settings import AccountSettings
     from watcher.store.opening import open_to_look
     from watcher.store.reader import Reader
 
-    async with open_to_look(settings.redis) as store:
+    async with open_to_look(look.settings.redis) as store:
         provider_by_account = await Reader(store.pipe, store.keys).scheduled()
-    accounts = dict(settings.account_by_name)
+    accounts = dict(look.settings.account_by_name)
     for name in sorted(provider_by_account.keys() - accounts.keys()):
         with suppress(ValueError):  # a name that no configuration can have had
             accounts[name] = AccountSettings(
                 name=name, provider=provider_by_account[name], interval=UNKNOWN_INTERVAL
             )
-    return settings.model_copy(update={"account_by_name": accounts})
+    return look.settings.model_copy(update={"account_by_name": accounts})
 
 
 def say_json(value: Mapping[str, Any]) -> None:
@@ -53,13 +50,13 @@ def say_json(value: Mapping[str, Any]) -> None:
 
 
 def say_next(text: str) -> None:
-    """Tell people the next useful command; programs need no advice."""
+    """Print the next useful command for people; programs need no advice."""
     if sys.stderr.isatty():
         click.echo(f"next: {text}", err=True)
 
 
 def age_text(ms: int) -> str:
-    """Say how long something lasts, in its two largest units: `45s`, `3m 20s`, `2d 4h`."""
+    """Write how long something lasts, in its two largest units: `45s`, `3m 20s`, `2d 4h`."""
     seconds = max(0, ms) // 1000
     minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
     if days:
@@ -71,8 +68,22 @@ def age_text(ms: int) -> str:
 
 def moved_text(effect: Mapping[str, Any]) -> str:
     """Say what an effect moves: `total +12.5, pending_deposit -12.5`."""
-    moved = {field: str(amount) for field, amount in effect.items() if amount not in ("0", None)}
-    return ", ".join(f"{printable(field)} {_signed(printable(amount))}" for field, amount in moved.items())
+    moved = {field: printable(str(amount)) for field, amount in effect.items() if amount not in ("0", None)}
+    return ", ".join(
+        f"{printable(field)} {amount if amount.startswith('-') else f'+{amount}'}"
+        for field, amount in moved.items()
+    )
+
+
+def backlog_text(line: Mapping[str, Any], deliveries: str) -> str:
+    """Say what a subscription has not got yet, `deliveries` being how much that is, and what was given up."""
+    waits = "nothing waits"
+    if line["queues"]:
+        oldest = "" if line["oldest_s"] is None else f", the oldest for {age_text(1000 * line['oldest_s'])}"
+        waits = f"{deliveries} in {many(line['queues'], 'queue')}{oldest}"
+    retrying = f"; {many(line['retrying'], 'queue')} being tried again" if line["retrying"] else ""
+    dead = f"; {many(line['dead'], 'dead letter')}" if line["dead"] else ""
+    return f"{waits}{retrying}{dead}"
 
 
 class Columns:
@@ -101,7 +112,3 @@ class Columns:
             cell.rjust(width) if i in self._numbers else cell.ljust(width)
             for i, (cell, width) in enumerate(cells)
         ).rstrip()
-
-
-def _signed(amount: str) -> str:
-    return amount if amount.startswith("-") else f"+{amount}"

@@ -3,30 +3,37 @@
 Refuses to show text from outside as it came: control characters are escaped.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from watcher.commands._shared import look_options, names_like, names_of, refuse_unknown
-from watcher.commands._table import Columns, known, say_json, say_next
+from watcher.commands._shared import in_a_loop, look_options, names_like, names_of, refuse_unknown
+from watcher.commands._table import Columns, age_text, known, say_json, say_next
 from watcher.printable import printable
 
 if TYPE_CHECKING:
-    from watcher.commands._delivery_rows import Row
     from watcher.config.loading import Look
+    from watcher.journal.events import Delivery
     from watcher.settings import Settings
-    from watcher.store.opening import OpenStore
     from watcher.store.queues import Breaker
-    from watcher.store.reader import DeadLetter, Queue, Tried
+    from watcher.store.reader import DeadLetter, Queue, Reader, Tried
+
+_COLUMNS_BY_KIND = {
+    "waiting": ("subscription", "account", "place", "event", "type", "sequence", "age", "failed", "due"),
+    "dead": ("subscription", "account", "event", "type", "sequence", "given up", "reason"),
+    "attempts": ("subscription", "account", "event", "attempt", "when", "took", "outcome", "answer"),
+}
+_NUMBERS_BY_KIND = {"waiting": (2, 5, 7), "dead": (4,), "attempts": (3, 5)}
 
 _NONE_BY_KIND = {
     "waiting": "nothing waits",
     "dead": "no dead letters",
     "attempts": "no attempt that failed is remembered",
 }
+
+_Row = dict[str, Any]
 
 
 class _Wanted(NamedTuple):
@@ -52,7 +59,8 @@ class _Wanted(NamedTuple):
 @click.option("--account", metavar="GLOB", help="Account names.", shell_complete=names_of("accounts"))
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, metavar="N")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per delivery or attempt.")
-def command(
+@in_a_loop
+async def command(
     *,
     look: "Look",
     kind: str,
@@ -68,15 +76,16 @@ def command(
     once is not remembered: the log has it.
     """
     wanted = _Wanted(kind, subscription, account, limit)
-    rows = asyncio.run(_read(look.settings, wanted))
+    rows = await _read(look.settings, wanted)
     if account and not rows:
-        refuse_unknown("account", [account], known(look).account_by_name)
+        refuse_unknown("account", [account], (await known(look)).account_by_name)
     shown = rows[:limit] if kind == "waiting" else rows[-limit:]
     if is_json:
         for row in shown:
             say_json(row)
     elif shown:
-        _say(kind, shown)
+        columns = Columns(*_COLUMNS_BY_KIND[kind], numbers=_NUMBERS_BY_KIND[kind])
+        columns.say([cells(row) for row in shown])
     else:
         click.echo(_NONE_BY_KIND[kind], err=True)
     if len(rows) > limit:
@@ -88,70 +97,114 @@ def command(
         say_next(f"watcher resend --dead --subscription {name}" if kind == "dead" else f"watcher ping {name}")
 
 
-async def _read(settings: "Settings", wanted: _Wanted) -> "list[Row]":
+async def _read(settings: "Settings", wanted: _Wanted) -> list[_Row]:
     """Read the rows that are wanted, and one more if there are more."""
-    from watcher.store.opening import open_to_look
-    from watcher.store.reader import Reader
-
-    async with open_to_look(settings.redis) as store:
-        now_ms = await Reader(store.pipe, store.keys).now_ms()
-        letters = Reader(store.pipe, store.keys)
-        known_here = dict.fromkeys([*settings.subscription_by_name, *await letters.owed_subscriptions()])
-        names = names_like("subscription", known_here, wanted.subscription)
-        if wanted.kind == "waiting":
-            return await _waiting(store, names, wanted, now_ms)
-        found: list[tuple[str, DeadLetter | Tried]] = []
-        for name in names:
-            latest = letters.dead_letters if wanted.kind == "dead" else letters.attempts
-            found += [(name, entry) for entry in await latest(name, wanted.limit + 1, wanted.takes)]
-    return _latest(found, wanted.limit + 1, now_ms)
-
-
-async def _waiting(store: "OpenStore", names: Sequence[str], wanted: _Wanted, now_ms: int) -> "list[Row]":
-    from watcher.store.queues import Breakers
-
-    breakers = await Breakers(store.pipe, store.keys).read()
-    rows: list[Row] = []
-    for name in names:
-        async for row in _waiting_for(store, name, breakers.get(name), wanted, now_ms):
-            rows.append(row)
-            if len(rows) > wanted.limit:
-                return rows
-    return rows
-
-
-async def _waiting_for(
-    store: "OpenStore", name: str, breaker: "Breaker | None", wanted: _Wanted, now_ms: int
-) -> "AsyncIterator[Row]":
-    from watcher.commands._delivery_rows import waiting_row
-    from watcher.store.reader import Reader
-
-    waiting = Reader(store.pipe, store.keys)
-    for queue in filter(wanted.takes, await waiting.queues(name)):
-        position = 0
-        async for delivery in waiting.deliveries(name, queue.account):
-            position += 1
-            yield waiting_row(name, queue, position, delivery, breaker=breaker, now_ms=now_ms)
-
-
-def _latest(found: "Sequence[tuple[str, DeadLetter | Tried]]", most: int, now_ms: int) -> "list[Row]":
-    """Put what was found at all subscriptions in the order of time, and keep the latest of it."""
-    from watcher.commands._delivery_rows import letter_row
     from watcher.observe.views import attempt_line
     from watcher.store.history import place
-    from watcher.store.reader import DeadLetter
+    from watcher.store.opening import open_to_look
+    from watcher.store.queues import Breakers
+    from watcher.store.reader import DeadLetter, Reader
 
-    latest = sorted(found, key=lambda one: place(one[1].id))[-most:]
+    most = wanted.limit + 1
+    async with open_to_look(settings.redis) as store:
+        reader = Reader(store.pipe, store.keys)
+        now_ms = await reader.now_ms()
+        known_here = dict.fromkeys([*settings.subscription_by_name, *await reader.owed_subscriptions()])
+        names = names_like("subscription", known_here, wanted.subscription)
+        if wanted.kind == "waiting":
+            breakers = await Breakers(store.pipe, store.keys).read()
+            rows: list[_Row] = []
+            async for row in _waiting(reader, names, wanted, breakers, now_ms):
+                rows.append(row)
+                if len(rows) == most:
+                    break
+            return rows
+        found: list[tuple[str, DeadLetter | Tried]] = []
+        for name in names:
+            latest = reader.dead_letters if wanted.kind == "dead" else reader.attempts
+            found += [(name, entry) for entry in await latest(name, most, wanted.takes)]
     return [
         letter_row(name, entry, now_ms)
         if isinstance(entry, DeadLetter)
         else attempt_line(name, entry, now_ms)
-        for name, entry in latest
+        for name, entry in sorted(found, key=lambda one: place(one[1].id))[-most:]  # of all subscriptions
     ]
 
 
-def _say(kind: str, rows: "Sequence[Row]") -> None:
-    from watcher.commands._delivery_rows import COLUMNS_BY_KIND, NUMBERS_BY_KIND, cells
+async def _waiting(
+    reader: "Reader",
+    names: Iterable[str],
+    wanted: _Wanted,
+    breakers: "Mapping[str, Breaker]",
+    now_ms: int,
+) -> AsyncIterator[_Row]:
+    """Say what waits at each position of a queue, from 1 on; the first is what its queue waits for."""
+    from watcher.journal.events import iso
 
-    columns = Columns(*COLUMNS_BY_KIND[kind], numbers=NUMBERS_BY_KIND[kind])
-    columns.say([cells(row) for row in rows])
+    for name in names:
+        breaker = breakers.get(name)
+        is_paused = bool(breaker and breaker.paused_at_ms)
+        for queue in filter(wanted.takes, await reader.queues(name)):
+            due_ms = max(queue.due_ms, breaker.open_until_ms if breaker else 0)
+            position = 0
+            async for delivery in reader.deliveries(name, queue.account):
+                position += 1
+                is_foreseen = position == 1 and not is_paused
+                yield {
+                    "kind": "waiting",
+                    "subscription": name,
+                    "account": queue.account,
+                    "position": position,
+                    **_event(delivery),
+                    "age_s": max(0, now_ms - delivery.sequence) // 1000 if delivery else None,
+                    "failed_attempts": queue.tries if delivery and delivery.head == queue.tried else 0,
+                    "due_at": iso(due_ms) if is_foreseen else None,
+                    "due_in_s": max(0, due_ms - now_ms) // 1000 if is_foreseen else None,
+                    "paused": is_paused,
+                }
+
+
+def letter_row(name: str, letter: "DeadLetter", now_ms: int) -> _Row:
+    from watcher.journal.events import iso
+
+    return {
+        "kind": "dead",
+        "subscription": name,
+        "account": letter.account,
+        **_event(letter.delivery),
+        "given_up_at": iso(letter.at_ms),
+        "age_s": max(0, now_ms - letter.at_ms) // 1000,
+        "reason": letter.reason,
+    }
+
+
+def _event(delivery: "Delivery | None") -> _Row:
+    if delivery is None:
+        return {"event_id": None, "event_type": None, "sequence": None}
+    return {"event_id": delivery.event_id, "event_type": delivery.type, "sequence": delivery.sequence}
+
+
+def cells(row: _Row) -> list[str]:
+    """Write what a row says into the columns of its kind."""
+    owner = [printable(row["subscription"]), printable(row["account"])]
+    age = "-" if row["age_s"] is None else age_text(1000 * row["age_s"])
+    if row["kind"] == "attempt":
+        answer = _text(row["status"] if row["error"] is None else row["error"])
+        says = f": {_text(row['answer'])}" if row["answer"] else ""
+        took = f"{_text(row['duration_ms'])} ms"
+        event = [_text(row["event_id"]), _text(row["attempt"])]
+        return [*owner, *event, f"{age} ago", took, _text(row["outcome"]), f"{answer}{says}"]
+    event = [_text(row[key]) for key in ("event_id", "event_type", "sequence")]
+    if row["kind"] == "dead":
+        return [*owner, *event, f"{age} ago", printable(row["reason"])]
+    if row["position"] > 1:
+        due = ""
+    elif row["paused"]:
+        due = "paused"
+    else:
+        due = f"in {age_text(1000 * row['due_in_s'])}" if row["due_in_s"] else "now"
+    return [*owner, str(row["position"]), *event, age, str(row["failed_attempts"] or ""), due]
+
+
+def _text(value: object) -> str:
+    return printable(str(value)) if isinstance(value, str | int) else "-"

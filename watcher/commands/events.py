@@ -4,7 +4,7 @@ Refuses to show text from outside as it came: control characters are escaped.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +13,7 @@ import click
 
 from watcher.commands._shared import (
     accounts_option,
+    in_a_loop,
     look_options,
     parse_since,
     refuse_unknown,
@@ -25,8 +26,7 @@ from watcher.printable import many, printable
 if TYPE_CHECKING:
     from watcher.config.loading import Look
     from watcher.journal.log import Record
-    from watcher.settings import RedisSettings
-    from watcher.store.history import History
+    from watcher.store.opening import OpenStore
 
 _LOOK_EVERY_S = 0.3
 _BEFORE_FOLLOWING = 10
@@ -62,7 +62,8 @@ class _Wanted(NamedTuple):
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="The N latest only.")
 @click.option("-f", "--follow", "is_followed", is_flag=True, help="Go on as more is emitted.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per event: the body, as it was sent.")
-def command(
+@in_a_loop
+async def command(
     *,
     look: "Look",
     accounts: tuple[str, ...],
@@ -77,74 +78,62 @@ def command(
     The log keeps the last ten thousand records of each of its 16 parts. `--type baseline` and
     `--type forgotten` show what else is in it: where balances start and end.
     """
+    from watcher.store.opening import open_to_look
+
     if is_followed and since is None and limit is None:
         limit = _BEFORE_FOLLOWING
     wanted = _Wanted(accounts, types, parse_since(since), limit)
     if is_followed:
-        _refuse_unknown(look, wanted)
-    if not asyncio.run(_show(look.settings.redis, wanted, is_followed=is_followed, is_json=is_json)):
+        await _refuse_unknown(look, wanted)
+    is_any = False
+    async with open_to_look(look.settings.redis) as store:
+        async for record in _records(store, wanted, is_followed=is_followed):
+            if is_json:
+                owner = {} if "id" in record.content else {"account": record.account}
+                say_json({**owner, **record.content})
+            else:
+                click.echo(_as_text(record))
+            is_any = True
+    if not is_any:
         # An account that is configured no more may still be in the log: what is found was not mistyped.
-        _refuse_unknown(look, wanted)
+        await _refuse_unknown(look, wanted)
         if not is_json:
             click.echo("no such event in the log", err=True)
     about = f"watcher deliveries --account '{printable(accounts[0])}'" if accounts else ""
     say_next(about or "watcher audit, to prove that they add up")
 
 
-def _refuse_unknown(look: "Look", wanted: _Wanted) -> None:
+async def _refuse_unknown(look: "Look", wanted: _Wanted) -> None:
     from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS
 
     if wanted.accounts:
-        refuse_unknown("account", wanted.accounts, known(look).account_by_name)
+        refuse_unknown("account", wanted.accounts, (await known(look)).account_by_name)
     refuse_unknown("type of event", wanted.types, (*CHANGE_EVENTS, *SERVICE_EVENTS, "baseline", "forgotten"))
 
 
-async def _show(settings: "RedisSettings", wanted: _Wanted, *, is_followed: bool, is_json: bool) -> bool:
-    """Show what is wanted, and say whether there was any."""
+async def _records(store: "OpenStore", wanted: _Wanted, *, is_followed: bool) -> "AsyncIterator[Record]":
+    """Read what is there already, or the latest of it; then, if it is followed, what is added, for ever."""
+    from watcher.store.exceptions import StoreError
     from watcher.store.history import History
-    from watcher.store.opening import open_to_look
     from watcher.store.reader import Reader
 
-    async with open_to_look(settings) as store:
-        history = History(store.pipe, store.keys)
-        start_ms = since_ms(wanted.since, await Reader(store.pipe, store.keys).now_ms())
-        ends = await history.ends()
-        is_any = False
-        async for record in _past(history, ends, wanted, start_ms):
-            _say(record, is_json=is_json)
-            is_any = True
-        if is_followed:
-            async for record in _news(history, ends):
-                if wanted.takes(record):
-                    _say(record, is_json=is_json)
-    return is_any
-
-
-async def _past(
-    history: "History", ends: "Sequence[str]", wanted: _Wanted, start_ms: int
-) -> "AsyncIterator[Record]":
-    """Read what is there already: all of it, or backwards until the limit is reached."""
-    if wanted.limit is None:
-        async for record in history.in_order(ends, since_ms=start_ms):
-            if wanted.takes(record):
-                yield record
-        return
+    history = History(store.pipe, store.keys)
+    start_ms = since_ms(wanted.since, await Reader(store.pipe, store.keys).now_ms())
+    ends = await history.ends()
     latest: list[Record] = []
-    async for record in history.in_order(ends, since_ms=start_ms, newest_first=True):
+    is_limited = wanted.limit is not None
+    async for record in history.in_order(ends, since_ms=start_ms, newest_first=is_limited):
         if wanted.takes(record):
+            if not is_limited:
+                yield record
+                continue
             latest.append(record)
         if len(latest) == wanted.limit:
             break
     for record in reversed(latest):
         yield record
-
-
-async def _news(history: "History", ends: "Sequence[str]") -> "AsyncIterator[Record]":
-    """Read what comes after `ends`, for ever; a server that is away is waited for."""
-    from watcher.store.exceptions import StoreError
-
     is_away = False
-    while True:
+    while is_followed:
         await asyncio.sleep(_LOOK_EVERY_S)
         try:
             records, ends = await history.after(ends)
@@ -154,16 +143,8 @@ async def _news(history: "History", ends: "Sequence[str]") -> "AsyncIterator[Rec
             is_away = True
             continue
         is_away = False
-        for record in records:
+        for record in filter(wanted.takes, records):
             yield record
-
-
-def _say(record: "Record", *, is_json: bool) -> None:
-    if is_json:
-        owner = {} if "id" in record.content else {"account": record.account}
-        say_json({**owner, **record.content})
-    else:
-        click.echo(_as_text(record))
 
 
 def _as_text(record: "Record") -> str:
@@ -171,23 +152,21 @@ def _as_text(record: "Record") -> str:
     data = _part(content, "data")
     asset = _part(data, "asset")
     amount = f"{_text(data.get('amount'))} {_text(asset.get('symbol') or asset.get('id'))}" if asset else ""
+    moved = moved_text(_part(data, "effect"))
+    if not moved:  # then what it is about
+        about = content.get("assets", data.get("balances"))
+        reason = _text(data.get("reason")) if "reason" in data else ""
+        moved = many(len(about), "asset") if isinstance(about, dict | list) else reason
     columns = [
         _text(content.get("timestamp")),
         f"{printable(record.account):<16}",
         f"{_text(content.get('type')):<20}",
         f"{amount:>20}",
-        f"{moved_text(_part(data, 'effect')) or _note(content, data):<32}",
+        f"{moved:<32}",
         f"#{_text(data.get('sequence', content.get('sequence')))}",
         _text(content["id"]) if "id" in content else "",
     ]
     return "  ".join(columns).rstrip()
-
-
-def _note(content: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """Say what an event is about that moves nothing."""
-    if isinstance(assets := content.get("assets", data.get("balances")), dict | list):
-        return many(len(assets), "asset")
-    return _text(data.get("reason")) if "reason" in data else ""
 
 
 def _any(text: str, globs: tuple[str, ...]) -> bool:

@@ -1,19 +1,30 @@
-"""`watcher status`: one screen of how everything stands, from the store alone: no worker need run."""
+"""`watcher status`: one screen of how everything stands, from the store alone: no worker need run.
 
-import asyncio
+Refuses to fill more than a screen: of whatever is the matter with many it names a few, and says how many.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from watcher.commands._shared import look_options
-from watcher.commands._table import known, say_json, say_next
+from watcher.commands._shared import in_a_loop, look_options
+from watcher.commands._table import age_text, backlog_text, known, say_json, say_next
+from watcher.printable import many, printable
 
 if TYPE_CHECKING:
     from watcher.config.loading import Look
-    from watcher.settings import RedisSettings, Settings
-    from watcher.store.exceptions import StoreError
-    from watcher.store.guarantee import Guarantee
-    from watcher.store.pipe import Pipe
+    from watcher.settings import Settings
+
+_MOST_NAMES = 6
+_MOST_WORKERS = 4
+_MOST_TROUBLES = 3
+_WIDTH = 80
+_MARGIN = 15
+
+_SOON_S = 30
+"""What waits for no longer is under way: a lease may have to end first."""
 
 _Line = dict[str, Any]
 
@@ -21,15 +32,14 @@ _Line = dict[str, Any]
 @click.command("status", short_help="How everything stands, on one screen.")
 @look_options
 @click.option("--json", "is_json", is_flag=True, help="One JSON object a line, with its `kind`.")
-def command(*, look: "Look", is_json: bool) -> None:
+@in_a_loop
+async def command(*, look: "Look", is_json: bool) -> None:
     """How everything stands: the server and what it promises, workers, providers, accounts, subscriptions.
 
     Reads the store alone: no worker need run. With --json, only accounts with something the matter have a
     line. Exits with 0 however it stands.
     """
-    from watcher.commands._status_text import as_text, next_command  # heavy
-
-    lines = asyncio.run(_survey(known(look), is_whole=look.is_whole))
+    lines = await _survey(await known(look), is_whole=look.is_whole)
     if is_json:
         for line in lines:
             say_json(line)
@@ -40,16 +50,10 @@ def command(*, look: "Look", is_json: bool) -> None:
 
 
 async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
-    from watcher.observe.views import (
-        account_lines,
-        configuration_lines,
-        provider_line,
-        providers_of,
-        rate_line,
-        server_line,
-        subscription_line,
-        worker_line,
-    )
+    from watcher.observe import views
+    from watcher.store.address import safe_url
+    from watcher.store.exceptions import StoreError
+    from watcher.store.guarantee import Guarantee, guarantee_of_all
     from watcher.store.members import Configurations, Workers
     from watcher.store.opening import open_to_look
     from watcher.store.queues import Breakers
@@ -58,55 +62,175 @@ async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
     async with open_to_look(settings.redis) as store:
         reader = Reader(store.pipe, store.keys)
         now_ms = await reader.now_ms()
-        server = server_line(await _found(store.pipe), _where(settings.redis))
+        try:
+            promised: Guarantee | StoreError = await guarantee_of_all(store.pipe)
+        except StoreError as refused:
+            promised = refused
         workers = await Workers(store.pipe, store.keys).read()
         configurations = Configurations(store.pipe, store.keys)
-        found = {
-            one: await configurations.read(one) for one in {each.configuration for each in workers} - {""}
-        }
-        names = providers_of(settings)
-        failing_by_provider = {name: await reader.failing(name) for name in names}
+        digests = {worker.configuration for worker in workers} - {""}
+        fingerprints = {digest: await configurations.read(digest) for digest in digests}
+        names = views.providers_of(settings)
+        failing = {name: await reader.failing(name) for name in names}
         overdue = {name: await reader.overdue(name) for name in names}
         states = reader.read_states([*settings.account_by_name])
-        accounts = [line async for line in account_lines(settings, states, failing_by_provider, now_ms)]
+        accounts = [line async for line in views.account_lines(settings, states, failing, now_ms)]
         breakers = await Breakers(store.pipe, store.keys).read()
         backlogs = await reader.backlogs(settings.subscription_by_name)
-    providers = [
-        {
-            **provider_line(name, failing, overdue[name], now_ms),
-            **rate_line(settings, name, workers, now_ms),
-        }
-        for name, failing in failing_by_provider.items()
+    url = safe_url(settings.redis.url.get_secret_value())
+    place = f"embedded, in {settings.redis.data_dir.absolute()}" if url == "embedded" else url
+    configured = backlogs if not is_whole else settings.subscription_by_name
+    return [
+        views.server_line(promised, place),
+        *(views.worker_line(worker, now_ms) for worker in workers),
+        *views.configuration_lines(
+            workers, {digest: found for digest, found in fingerprints.items() if found}, now_ms
+        ),
+        *(
+            views.provider_line(name, failing[name], overdue[name], now_ms)
+            | views.rate_line(settings, name, workers, now_ms)
+            for name in names
+        ),
+        {"kind": "accounts", "accounts": len(settings.account_by_name), "in_trouble": len(accounts)},
+        *accounts,
+        *(
+            views.subscription_line(
+                name, backlog, breakers.get(name), now_ms, is_configured=name in configured
+            )
+            for name, backlog in backlogs.items()
+        ),
     ]
-    total = {"kind": "accounts", "accounts": len(settings.account_by_name), "in_trouble": len(accounts)}
-    subscriptions = [
-        subscription_line(
-            name,
-            backlog,
-            breakers.get(name),
-            now_ms,
-            is_configured=name in settings.subscription_by_name or not is_whole,
-        )
-        for name, backlog in backlogs.items()
-    ]
-    present = [worker_line(one, now_ms) for one in workers]
-    known = {digest: one for digest, one in found.items() if one}
-    differing = configuration_lines(workers, known, now_ms)
-    return [server, *present, *differing, *providers, total, *accounts, *subscriptions]
 
 
-async def _found(pipe: "Pipe") -> "Guarantee | StoreError":
-    from watcher.store.exceptions import StoreError
-    from watcher.store.guarantee import guarantee_of_all
+def as_text(lines: Sequence[_Line]) -> Iterator[str]:
+    from watcher.observe.views import TROUBLES
 
-    try:
-        return await guarantee_of_all(pipe)
-    except StoreError as refused:
-        return refused
+    (server,), (total,) = _of("server", lines), _of("accounts", lines)
+    yield _entry("server", server["at"])
+    if server["guarantee"]:
+        yield _entry("", server["guarantee"])
+    for warning in server["warnings"]:
+        yield _entry("", f"warning: {warning}")
+    yield from _workers_text(_of("worker", lines), _of("configuration", lines))
+    for line in _of("provider", lines):
+        yield from _provider_text(line)
+    in_trouble = _of("account", lines)
+    well = total["accounts"] - len(in_trouble)
+    yield _entry("accounts", f"{well:,} of {total['accounts']:,} as they should be")
+    room = _WIDTH - _MARGIN - len("  never read        1  ") - len(" and 99,999 more")
+    for trouble in TROUBLES:
+        if names := [line["account"] for line in in_trouble if trouble in line["troubles"]]:
+            ends = accumulate(len(name) + 2 for name in names)
+            most = max(1, sum(1 for _ in takewhile(lambda end: end <= room, ends)))
+            more = f" and {len(names) - most:,} more" if len(names) > most else ""
+            yield _entry("", f"  {trouble:<12}{len(names):>7,}  {', '.join(names[:most])}{more}")
+    subscriptions = _of("subscription", lines)
+    worst = sorted(filter(_severity, subscriptions), key=_severity)
+    well = len(subscriptions) - len(worst)
+    yield _entry("subscriptions", f"{well:,} of {len(subscriptions):,} as they should be")
+    for line in worst[:_MOST_NAMES]:
+        yield from _subscription_text(line)
+    yield from _more(worst, _MOST_NAMES, "; `watcher subscriptions` lists all")
 
 
-def _where(settings: "RedisSettings") -> str:
-    from watcher.store.address import safe_url
+def _workers_text(lines: Sequence[_Line], differing: Sequence[_Line]) -> Iterator[str]:
+    run = [line for line in lines if line["runs"]]
+    if run:
+        versions = sorted({printable(line["version"]) for line in run})
+        yield _entry("workers", f"{len(run):,} running, version {', '.join(versions)}")
+        if len({line["roster"] for line in run}) > 1:
+            yield _entry("", "  their lists of accounts differ: is a deploy under way?")
+        for line in differing:
+            names = ", ".join(map(printable, line["names"][:_MOST_NAMES]))
+            more = len(line["names"]) - _MOST_NAMES
+            workers = many(len(line["workers"]), "worker")
+            yield _entry("", f"  error: {workers} with another configuration: another target for")
+            yield _entry(
+                "", f"    {names}{f' and {more:,} more' if more > 0 else ''}: of each, one side is inactive"
+            )
+    else:
+        yield _entry("workers", "none runs: nothing is polled and nothing delivered; start `watcher run`")
+    for line in sorted(lines, key=lambda line: (line["runs"], line["worker"]))[:_MOST_WORKERS]:
+        seen = f"seen {age_text(1000 * line['unseen_s'])} ago"
+        fate = seen if line["runs"] else f"{seen}: it ended without a word, or cannot reach the server"
+        where = f"{printable(line['host'])} pid {line['pid']}"
+        digest = f", configuration {printable(line['configuration'])[:8]}" if line["configuration"] else ""
+        where += digest if differing else ""
+        yield _entry("", f"  {where}, up {age_text(1000 * line['up_s'])}, {fate}")
+    yield from _more(lines, _MOST_WORKERS)
 
-    url = safe_url(settings.url.get_secret_value())
-    return f"embedded, in {settings.data_dir.absolute()}" if url == "embedded" else url
+
+def _provider_text(line: _Line) -> Iterator[str]:
+    from watcher.providers.contract import USABLE
+
+    failing = f", {line['failing']:,} failing" if line["failing"] else ""
+    used, needed, most = (line[f"{name}_per_second"] for name in ("used", "needed", "requests"))
+    made = "" if used is None else f", makes {used:.3g}{' requests/s' if needed is None else ''}"
+    rate = made if needed is None else f"; needs {needed:.3g} of {most:g} requests/s{made}"
+    name = printable(line["provider"])
+    yield _entry("provider", f"{name}: {many(line['accounts'], 'account')} scheduled{failing}{rate}")
+    for found in line["troubles"][:_MOST_TROUBLES]:
+        reason = f"{printable(found['trouble'])}: {printable(found['reason'])}"
+        todo = f": {printable(found['todo'])}" if found["todo"] else ""
+        yield _entry("", f"  {found['accounts']:,} {reason}, since {found['since']}{todo}")
+    yield from _more(line["troubles"], _MOST_TROUBLES)
+    if needed is not None and needed > USABLE * most:
+        yield _entry("", "  too few requests for so many accounts: raise requests_per_second or intervals")
+    if line["late_s"]:
+        late = age_text(1000 * line["late_s"])
+        yield _entry("", f"  the next poll is {late} late: does a worker run, and keep up?")
+
+
+def _subscription_text(line: _Line) -> Iterator[str]:
+    deliveries = many(line["deliveries"], "delivery", "deliveries")
+    unknown = "" if line["is_configured"] else "; not in the configuration"
+    yield _entry("", f"  {printable(line['subscription'])}: {backlog_text(line, deliveries)}{unknown}")
+    if line["paused_at"]:
+        yield _entry("", f"    paused since {line['paused_at']}: {printable(line['reason'])}")
+    elif line["failing_since"]:
+        held = f", backing off for {age_text(1000 * line['held_s'])}" if line["held_s"] else ""
+        yield _entry("", f"    failing since {line['failing_since']}{held}: {printable(line['reason'])}")
+
+
+def _severity(line: _Line) -> int:
+    """Say how bad it is, from 1 on; 0 where a subscription gets what is for it."""
+    claims = (
+        line["paused_at"],
+        line["failing_since"],
+        line["retrying"],
+        (line["oldest_s"] or 0) > _SOON_S,
+        line["dead"],
+        not line["is_configured"],
+    )
+    return next((number for number, is_so in enumerate(claims, 1) if is_so), 0)
+
+
+def next_command(lines: Sequence[_Line]) -> str:
+    """The command that does something about the worst that was found, or tells more of it."""
+    subscriptions = _of("subscription", lines)
+    paused = [line["subscription"] for line in subscriptions if line["paused_at"]]
+    troubled = {trouble for line in _of("account", lines) for trouble in line["troubles"]}
+    if not any(line["runs"] for line in _of("worker", lines)):
+        return "watcher run"
+    if any(line["failing"] for line in _of("provider", lines)):
+        return "watcher check --connect"
+    if paused:
+        return f"watcher subscriptions resume {printable(paused[0])}"
+    if any(line["retrying"] or line["failing_since"] for line in subscriptions):
+        return "watcher deliveries --attempts"
+    if any(line["dead"] for line in subscriptions):
+        return "watcher deliveries --dead"
+    return "watcher balances" if troubled else "watcher events --follow"
+
+
+def _of(kind: str, lines: Sequence[_Line]) -> list[_Line]:
+    return [line for line in lines if line["kind"] == kind]
+
+
+def _more(lines: Sequence[object], most: int, todo: str = "") -> Iterator[str]:
+    if len(lines) > most:
+        yield _entry("", f"  and {len(lines) - most:,} more{todo}")
+
+
+def _entry(title: str, text: str) -> str:
+    return f"{title:<{_MARGIN}}{text}"
