@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from watcher.observe.listener import Address, Listener, Route
+from watcher.observe.listener import Address, Listener
 from watcher.observe.liveness import HeartbeatFile
 from watcher.run.worker import Worker
 
@@ -71,15 +71,12 @@ class FileWatch:
         return is_whole and stamps == before and stamps != self._read
 
     def _stamps(self) -> Mapping[Path, _Stamp]:
-        return {file: _stamp(file) for file in self.files}
-
-
-def _stamp(file: Path) -> _Stamp:
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+        stamps: dict[Path, _Stamp] = dict.fromkeys(self.files)
+        for file in self.files:
+            with suppress(OSError):
+                found = file.stat()
+                stamps[file] = found.st_mtime_ns, found.st_size, found.st_ino
+        return stamps
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,33 +101,21 @@ async def exposed(worker: Worker, exposure: Exposure) -> AsyncIterator[Address |
     address = None
     async with AsyncExitStack() as stack:
         if exposure.heartbeat_file:
-            await stack.enter_async_context(_beating(worker, exposure.heartbeat_file))
+            path = exposure.heartbeat_file
+            heartbeat = HeartbeatFile(path, lambda: worker.liveness.stuck(time.monotonic()))
+            heartbeat.begin()
+            stack.callback(heartbeat.end)
+            beating = asyncio.create_task(heartbeat.run(), name="heartbeat file")  # ended with the block
+            stack.callback(beating.cancel)
         if exposure.address:
-            from watcher.observe.metrics import PROBES  # prometheus-client is heavy, and off by default
+            # prometheus-client is heavy, and off by default
+            from watcher.observe.metrics import PROBES, routes
 
-            routes = _routes(worker, exposure)
-            listener = Listener(exposure.address, routes, token=exposure.token, probes=PROBES)
+            shown = routes(worker)
+            if exposure.has_page:
+                from watcher.observe.page.look import routes as page_routes
+
+                shown = {**shown, **page_routes(worker)}
+            listener = Listener(exposure.address, shown, token=exposure.token, probes=PROBES)
             address = (await stack.enter_async_context(listener)).address
         yield address
-
-
-def _routes(worker: Worker, exposure: Exposure) -> Mapping[str, Route]:
-    from watcher.observe.metrics import routes
-
-    if not exposure.has_page:
-        return routes(worker)
-    from watcher.observe.page.look import routes as page_routes
-
-    return {**routes(worker), **page_routes(worker)}
-
-
-@asynccontextmanager
-async def _beating(worker: Worker, path: Path) -> AsyncIterator[None]:
-    heartbeat = HeartbeatFile(path, lambda: worker.liveness.stuck(time.monotonic()))
-    heartbeat.begin()
-    beating = asyncio.create_task(heartbeat.run(), name="heartbeat file")  # ended with the block, below
-    try:
-        yield
-    finally:
-        beating.cancel()
-        heartbeat.end()

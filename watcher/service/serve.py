@@ -7,8 +7,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,25 +57,17 @@ def _single(settings: Settings) -> Mapping[str, Section]:
 
 
 def _change(section: str, before: Mapping[str, Section], after: Mapping[str, Section]) -> Change:
-    added = [name for name in after if name not in before]
-    removed = [name for name in before if name not in after]
+    added = [f"+{name}" for name in after if name not in before]
+    removed = [f"-{name}" for name in before if name not in after]
     changed = [name for name, part in after.items() if name in before and before[name] != part]
-    names = _names(
-        added, removed, {name: _fields(before[name], after[name]) for name in changed[:MOST_NAMES]}
-    )
-    return Change(section, len(added), len(removed), len(changed), tuple(islice(names, MOST_NAMES)))
-
-
-def _names(added: list[str], removed: list[str], changed: Mapping[str, str]) -> Iterator[str]:
-    yield from (f"{name}: {fields}" for name, fields in changed.items())
-    yield from (f"+{name}" for name in added)
-    yield from (f"-{name}" for name in removed)
-
-
-def _fields(before: Section, after: Section) -> str:
-    """Name the keys that differ. A key that one of them lacks, as another kind may, is not set there."""
-    old, new = dict(before), dict(after)
-    return ", ".join(name for name in {**old, **new} if old.get(name) != new.get(name))
+    names: list[str] = []
+    for name in changed[:MOST_NAMES]:
+        # A key that one of them lacks, as another kind may, is not set there.
+        old, new = dict(before[name]), dict(after[name])
+        keys = (key for key in {**old, **new} if old.get(key) != new.get(key))
+        names.append(f"{name}: {', '.join(keys)}")
+    names = [*names, *added, *removed][:MOST_NAMES]
+    return Change(section, len(added), len(removed), len(changed), tuple(names))
 
 
 EXIT_NO = 1
@@ -84,7 +75,7 @@ _HASTE_AFTER_S = {signal.SIGINT: 0.01, signal.SIGTERM: 5.0}
 """How long after the first signal another one asks to end at once. A supervisor sends SIGTERM to the group
 and to the process; one Ctrl-C arrives twice where a wrapper passes it on."""
 _MOST_MISTAKES = 5
-"""Of a refused reload: `watcher check` tells the rest."""
+"""Of a refused reload: `watcher check` lists the rest."""
 _FILE_LOOK_S = 1.0
 _NO_ACCOUNT_LEFT = (
     "no account is left, as in a file that is just being written; for no account at all, end the worker"
@@ -146,20 +137,16 @@ async def serve_worker(
     except asyncio.CancelledError:
         return signals.EXIT_SIGNAL + heard.last
     except BaseExceptionGroup as group:
-        raise _planned(group) or group from None
+        # Trouble with the store ends as itself, without the groups of the tasks that it ended.
+        planned, rest = group.split((StoreError, DamagedKey))
+        found: BaseException = group if rest or not planned else planned
+        while not rest and isinstance(found, BaseExceptionGroup):
+            found = found.exceptions[0]
+        raise found from None
     finally:
         for task in tasks:
             task.cancel()
     return EXIT_NO if once and not worker.has_read_all else 0
-
-
-def _planned(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    """Find the trouble with the store that ended a task of the worker, if there was nothing else."""
-    planned, rest = group.split((StoreError, DamagedKey))
-    found: BaseException | None = planned
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return None if rest else found
 
 
 def is_haste(number: int, since_first_s: float) -> bool:
@@ -228,7 +215,12 @@ class _Signals:
             self._files.follow(refused.files or self._files.files)
             return False
         _tell_loaded(loaded)
-        _tell_changed(changed)
+        for change in changed:
+            log.info("configuration.changed", **change._asdict())
+            late = [name for name in change.names if name.startswith(NOT_RELOADED)]
+            if change.section == "settings" and late:
+                reason = f"takes effect at the next start: {'; '.join(late)}"
+                log.warning("configuration.doubtful", reason=reason)
         self._files.follow(loaded.files)
         self._worker.reload(loaded.settings)
         return True
@@ -252,31 +244,15 @@ def _tell_loaded(loaded: Loaded) -> None:
     )
 
 
-def _tell_changed(changed: Iterable[Change]) -> None:
-    for change in changed:
-        log.info("configuration.changed", **change._asdict())
-        late = [name for name in change.names if name.startswith(NOT_RELOADED)]
-        if change.section == "settings" and late:
-            log.warning("configuration.doubtful", reason=f"takes effect at the next start: {'; '.join(late)}")
-
-
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop where there is one: it saves a tenth of the time of every request."""
-    _raise_mmap_threshold()
-    _collect_seldom()
+    # Reads allocate 256 KiB each, which glibc serves by mmap until it has seen a larger block freed once.
+    block = bytearray(4 << 20)
+    del block
+    # Look for cycles after 10,000 new objects, not 700: what a poll makes is mostly gone by itself.
+    gc.set_threshold(10_000, 20, 50)
     try:
         import uvloop
     except ImportError:  # Windows
         return None
     return uvloop.new_event_loop
-
-
-def _collect_seldom() -> None:
-    """Look for cycles after 10,000 new objects, not 700: what a poll makes is mostly gone by itself."""
-    gc.set_threshold(10_000, 20, 50)
-
-
-def _raise_mmap_threshold() -> None:
-    """Reads allocate 256 KiB each, which glibc serves by mmap until it has seen a larger block freed once."""
-    block = bytearray(4 << 20)
-    del block
