@@ -8,10 +8,9 @@ from email.utils import parsedate_to_datetime
 from typing import Literal, NamedTuple
 
 from aiohttp.abc import AbstractResolver
-from yarl import URL
 
 from watcher.delivery.egress import Policy, check_url
-from watcher.delivery.reach import Reached, reach
+from watcher.delivery.reach import reach
 from watcher.printable import many, printable
 from watcher.providers.contract import ErrorClass, Rejected, provider_class
 from watcher.providers.http import ProviderClient
@@ -52,7 +51,19 @@ async def try_server(settings: RedisSettings) -> AsyncIterator[Tried]:
             yield Tried("redis", name, "ok", f"`watcher run` will start {engine.name} in {settings.data_dir}")
             return
         async with open_store(settings) as store:
-            yield await _stands(store, name)
+            started = time.monotonic()
+            await Reader(store.pipe, store.keys).now_ms()  # TIME is allowed where PING is not
+            trip_ms = 1000 * (time.monotonic() - started)
+            found = await guarantee_of_all(store.pipe)
+            text = (
+                f"answers in {trip_ms:.0f} ms; eviction {found.eviction}, persistence {found.persistence}; "
+            )
+            todo = "; ".join(found.warnings)
+            if not todo and found.persistence == "none":
+                todo = "set appendonly yes on the server"
+            elif not todo and trip_ms > _SLOW_MS:
+                todo = "use a server that is nearer"
+            yield Tried("redis", name, "warning" if todo else "ok", text + found.sentence, todo or None)
             yield await _may(store, name)
     except StoreError as trouble:
         yield Tried(
@@ -60,32 +71,16 @@ async def try_server(settings: RedisSettings) -> AsyncIterator[Tried]:
         )
 
 
-async def _stands(store: OpenStore, name: str) -> Tried:
-    started = time.monotonic()
-    await Reader(store.pipe, store.keys).now_ms()  # TIME is allowed where PING is not
-    trip_ms = 1000 * (time.monotonic() - started)
-    found = await guarantee_of_all(store.pipe)
-    text = f"answers in {trip_ms:.0f} ms; eviction {found.eviction}, persistence {found.persistence}; "
-    text += found.sentence
-    if found.warnings:
-        return Tried("redis", name, "warning", text, "; ".join(found.warnings))
-    if found.persistence == "none":
-        return Tried("redis", name, "warning", text, "set appendonly yes on the server")
-    if trip_ms > _SLOW_MS:
-        return Tried("redis", name, "warning", text, "use a server that is nearer")
-    return Tried("redis", name, "ok", text)
-
-
 async def _may(store: OpenStore, name: str) -> Tried:
+    where = f"keys {store.keys.namespace}:*"
     try:
         missing = await missing_rights(store.pipe, store.keys)
     except StoreError as trouble:
-        todo = f"let its user run scripts on keys {store.keys.namespace}:*; {_ACL}"
-        return Tried("rights", name, "failed", str(trouble), todo)
+        return Tried("rights", name, "failed", str(trouble), f"let its user run scripts on {where}; {_ACL}")
     if missing:
-        text = f"its user may not use {', '.join(missing)} on keys {store.keys.namespace}:*"
+        text = f"its user may not use {', '.join(missing)} on {where}"
         return Tried("rights", name, "failed", text, _ACL)
-    return Tried("rights", name, "ok", f"its user may do what watcher does, on keys {store.keys.namespace}:*")
+    return Tried("rights", name, "ok", f"its user may do what watcher does, on {where}")
 
 
 _SKEWED_S = 30
@@ -103,31 +98,30 @@ _TODO: dict[ErrorClass, str] = {
 
 
 async def try_provider(settings: ProviderSettings, account: AccountSettings | None) -> AsyncIterator[Tried]:
-    """Say what came of one poll, and, if anybody answered, how far the clocks are apart."""
+    """Say what came of one poll, and, if there was an answer, how far the clocks are apart."""
     name = settings.name
     if account is None:
         yield Tried("provider", name, "warning", "not polled", "no account names it: add one, or remove it")
         return
     async with ProviderClient(provider_class(settings.kind)(settings), settings) as client:
-        yield await _poll(client, settings, account)
+        started = time.monotonic()
+        try:
+            snapshot = await client.read(account, await client.ask(account))
+        except Rejected as error:
+            status = f" (status {error.status})" if error.status else ""
+            text = f"{error.error_class}: {error.words}{status}"
+            todo = error.fix or _TODO[error.error_class].format(name=name, account=account.name)
+            tried = Tried(
+                "provider", name, "warning" if error.error_class == "rate" else "failed", text, todo
+            )
+        else:
+            took_ms = 1000 * (time.monotonic() - started)
+            assets = many(len(snapshot.row_by_asset), "asset")
+            text = f"a poll of {account.name} took {took_ms:.0f} ms and found {assets}"
+            tried = Tried("provider", name, "ok", text)
+        yield tried
         if client.dated:
             yield clock(name, *client.dated)
-
-
-async def _poll(client: ProviderClient, settings: ProviderSettings, account: AccountSettings) -> Tried:
-    started = time.monotonic()
-    try:
-        snapshot = await client.read(account, await client.ask(account))
-    except Rejected as refused:
-        status = f" (status {refused.status})" if refused.status else ""
-        todo = refused.fix or _TODO[refused.error_class].format(name=settings.name, account=account.name)
-        verdict: Verdict = "warning" if refused.error_class == "rate" else "failed"
-        text = f"{refused.error_class}: {refused.words}{status}"
-        return Tried("provider", settings.name, verdict, text, todo)
-    took_ms = 1000 * (time.monotonic() - started)
-    assets = len(snapshot.row_by_asset)
-    text = f"a poll of {account.name} took {took_ms:.0f} ms and found {many(assets, 'asset')}"
-    return Tried("provider", settings.name, "ok", text)
 
 
 def clock(name: str, date: str, here: datetime) -> Tried:
@@ -146,27 +140,22 @@ def clock(name: str, date: str, here: datetime) -> Tried:
 
 _SOON = timedelta(days=14)
 
-_REACH_TODO = (("resolve", "look at the host name in its url, and at the DNS of this machine"),)
-
 
 async def try_subscriber(
     settings: SubscriptionSettings, policy: Policy, *, resolver: AbstractResolver | None = None
 ) -> Tried:
-    url = check_url(settings.url.get_secret_value(), policy)
-    return _judge(settings.name, url, await reach(url, policy, resolver=resolver), datetime.now(UTC))
-
-
-def _judge(name: str, url: URL, reached: Reached, now: datetime) -> Tried:
+    """Connect to where events would be POSTed, and send nothing."""
+    name, url = settings.name, check_url(settings.url.get_secret_value(), policy)
+    reached, now = await reach(url, policy, resolver=resolver), datetime.now(UTC)
     origin = printable(str(url.origin()))
     if reached.is_refused_by_us:
         todo = "if this address is yours, add it to [egress] allow; no byte was sent there"
         return Tried("subscription", name, "failed", f"{origin}: {reached.error}", todo)
     if reached.error:
-        found = (advice for words, advice in _REACH_TODO if words in reached.error)
-        todo = reached.fix or next(
-            found, "look whether it listens at that port, and at the firewalls between"
-        )
-        return Tried("subscription", name, "failed", f"{origin}: {reached.error}", todo)
+        todo = "look whether it listens at that port, and at the firewalls between"
+        if "resolve" in reached.error:
+            todo = "look at the host name in its url, and at the DNS of this machine"
+        return Tried("subscription", name, "failed", f"{origin}: {reached.error}", reached.fix or todo)
     if reached.ends_at and reached.ends_at - now < _SOON:
         text = f"{origin}: its certificate ends at {reached.ends_at:%Y-%m-%d %H:%M} UTC"
         return Tried("subscription", name, "warning", text, "have it renewed")

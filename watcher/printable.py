@@ -38,7 +38,12 @@ def printable(text: str, limit: int = TEXT_LIMIT) -> str:
     """
     if len(text) <= limit and text.isprintable():
         return text
-    shown = "".join(map(_escape, text[:limit]))
+    shown = "".join(
+        character
+        if character.isprintable() or category(character) == "Zs"
+        else character.encode("unicode_escape").decode()
+        for character in text[:limit]
+    )
     return shown if len(text) <= limit and len(shown) <= limit else shown[: limit - 1] + "…"
 
 
@@ -51,18 +56,24 @@ def plain(value: object, depth: int = _DEPTH) -> object:
             return printable(value)
         case bool() | None | float():
             return value
-        case int():
-            return value if -(2**63) <= value < 2**64 else _digits(value)
+        case int() if -(2**63) <= value < 2**64:
+            return value
+        case int():  # Python refuses to write out one of more than 4,300 digits
+            return printable(str(value)) if value.bit_length() < 10_000 else "<int>"
         case bytes():
             return printable(value[:TEXT_LIMIT].decode(errors="backslashreplace"))
         case datetime():
-            return _utc(value)
+            aware = value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+            return aware.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         case BaseException():
             return type(value).__name__
         case Mapping() | Sequence() | set() | frozenset() if depth == 0:
             return "…"
         case Mapping():
-            return {_key(key): plain(each, depth - 1) for key, each in islice(value.items(), _ITEMS)}
+            return {
+                printable(key) if isinstance(key, str) else str(plain(key, 0)): plain(each, depth - 1)
+                for key, each in islice(value.items(), _ITEMS)
+            }
         case Sequence() | set() | frozenset():
             return [plain(each, depth - 1) for each in islice(value, _ITEMS)]
         case _:
@@ -95,26 +106,6 @@ def without_secrets(text: str) -> str:
     for secret in sorted(secrets, key=len, reverse=True):  # one may be part of another
         text = text.replace(secret, "[secret]")
     return text
-
-
-def _escape(character: str) -> str:
-    if character.isprintable() or category(character) == "Zs":
-        return character
-    return character.encode("unicode_escape").decode()
-
-
-def _digits(value: int) -> str:
-    # Python refuses to write out an integer of more than 4,300 digits.
-    return printable(str(value)) if value.bit_length() < 10_000 else "<int>"
-
-
-def _utc(value: datetime) -> str:
-    aware = value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
-    return aware.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _key(key: object) -> str:
-    return printable(key) if isinstance(key, str) else str(plain(key, 0))
 
 
 def many(count: int, noun: str, plural: str | None = None) -> str:

@@ -191,13 +191,16 @@ _CATALOGUE: tuple[tuple[str, type[Part], str], ...] = (
 )
 
 
-def _model(type_: str, data: type[Part], meaning: str) -> type[Event]:
-    name = "".join(word.capitalize() for word in type_.split("."))
-    fields: dict[str, Any] = {"type": (Literal[type_], ...), "data": (data, ...)}
-    return create_model(name, __base__=Event, __doc__=meaning, **fields)
-
-
-MODEL_BY_TYPE = {type_: _model(type_, data, meaning) for type_, data, meaning in _CATALOGUE}
+MODEL_BY_TYPE: dict[str, type[Event]] = {
+    type_: create_model(
+        "".join(word.capitalize() for word in type_.split(".")),
+        __base__=Event,
+        __doc__=meaning,
+        type=(Literal[type_], ...),  # type: ignore[arg-type]  # made while this runs
+        data=(data, ...),
+    )
+    for type_, data, meaning in _CATALOGUE
+}
 """The model of each event that there is."""
 
 
@@ -206,29 +209,6 @@ class _Untitled(GenerateJsonSchema):
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
-
-
-def openapi() -> dict[str, Any]:
-    """Return the catalogue of events as an OpenAPI 3.1 document."""
-    _, definitions = models_json_schema(
-        [(model, "validation") for model in MODEL_BY_TYPE.values()],
-        schema_generator=_Untitled,
-        ref_template="#/components/schemas/{model}",
-    )
-    return {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "watcher events",
-            "version": __version__,
-            "description": "What watcher POSTs to subscribers, signed as Standard Webhooks. Take fields that "
-            "are not listed here, and types that you do not know: there will be more.",
-        },
-        "webhooks": {type_: {"post": _operation(type_, model)} for type_, model in MODEL_BY_TYPE.items()},
-        "components": {
-            "parameters": {name: _header(name, says) for name, says in _HEADERS.items()},
-            "schemas": definitions["$defs"],
-        },
-    }
 
 
 _HEADERS = {
@@ -246,16 +226,44 @@ _RESPONSES = {
 }
 
 
-def _header(name: str, says: str) -> dict[str, Any]:
-    return {"name": name, "in": "header", "required": True, "description": says, "schema": {"type": "string"}}
-
-
-def _operation(type_: str, model: type[Event]) -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+def openapi() -> dict[str, Any]:
+    """Return the catalogue of events as an OpenAPI 3.1 document."""
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in MODEL_BY_TYPE.values()],
+        schema_generator=_Untitled,
+        ref_template="#/components/schemas/{model}",
+    )
+    webhooks = {}
+    for type_, model in MODEL_BY_TYPE.items():
+        schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+        operation = {
+            "operationId": type_.replace(".", "_"),
+            "summary": model.__doc__,
+            "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in _HEADERS],
+            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+            "responses": {status: {"description": says} for status, says in _RESPONSES.items()},
+        }
+        webhooks[type_] = {"post": operation}
     return {
-        "operationId": type_.replace(".", "_"),
-        "summary": model.__doc__,
-        "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in _HEADERS],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
-        "responses": {status: {"description": says} for status, says in _RESPONSES.items()},
+        "openapi": "3.1.0",
+        "info": {
+            "title": "watcher events",
+            "version": __version__,
+            "description": "What watcher POSTs to subscribers, signed as Standard Webhooks. Take fields that "
+            "are not listed here, and types that you do not know: there will be more.",
+        },
+        "webhooks": webhooks,
+        "components": {
+            "parameters": {
+                name: {
+                    "name": name,
+                    "in": "header",
+                    "required": True,
+                    "description": says,
+                    "schema": {"type": "string"},
+                }
+                for name, says in _HEADERS.items()
+            },
+            "schemas": definitions["$defs"],
+        },
     }

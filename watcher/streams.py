@@ -31,7 +31,11 @@ class NobodyReads(CannotWrite):
 def fix() -> None:
     """Open /dev/null where a stream is closed, and let writing fail in our own words."""
     for descriptor in (0, 1, 2):
-        if _is_closed(descriptor):
+        try:
+            os.fstat(descriptor)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                continue
             # What is said on a closed stdout must fail, as with coreutils, so it is opened for reading.
             opened = os.open(os.devnull, os.O_RDWR if descriptor == 2 else os.O_RDONLY)
             os.set_inheritable(opened, True)  # it is the lowest that was free: this descriptor
@@ -80,11 +84,3 @@ def _text(raw: io.FileIO, before: Any) -> io.TextIOWrapper:
         errors="backslashreplace",
         line_buffering=raw.fileno() == 2 or raw.isatty(),
     )
-
-
-def _is_closed(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError as error:
-        return error.errno == errno.EBADF
-    return False

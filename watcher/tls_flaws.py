@@ -5,7 +5,6 @@ Refuses to repeat what OpenSSL or aiohttp say: their texts hold host names, and 
 
 import os
 import ssl
-from collections.abc import Iterator
 from typing import NamedTuple
 
 
@@ -85,9 +84,15 @@ def tls_flaw(error: BaseException, *, is_handshake: bool = False) -> Flaw | None
 
     `is_handshake`: it happened while a connection with TLS was made, where a reset is a refusal of TLS.
     """
-    for cause in reversed([*_causes(error)]):  # aiohttp's own are of the same classes, and know less
+    causes = [error]
+    while inner := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(inner)
+    for cause in reversed(causes):  # aiohttp's own are of the same classes, and know less
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return _certificate_flaw(cause)
+            # The host is behind the comma.
+            what = str(getattr(cause, "verify_message", "")).partition(",")[0].lower()
+            fix = next((fix for part, fix in _FIX_BY_CERTIFICATE if part in what), _LOOK_AT_IT)
+            return Flaw("its certificate does not verify" + (f": {what}" if what else ""), fix)
         if isinstance(cause, ssl.SSLError):
             found = (
                 flaw for part, flaw in _BY_REASON if part in (getattr(cause, "reason", None) or str(cause))
@@ -104,15 +109,3 @@ def cannot_connect(error: Exception) -> str:
     """Say that there is no connection, and why, as far as the system knows."""
     number = error.errno if isinstance(error, OSError) else None
     return f"{CANNOT_CONNECT}: {os.strerror(number).lower()}" if number else CANNOT_CONNECT
-
-
-def _certificate_flaw(error: ssl.SSLCertVerificationError) -> Flaw:
-    flaw = str(getattr(error, "verify_message", "")).partition(",")[0].lower()  # the host is behind the comma
-    fix = next((fix for part, fix in _FIX_BY_CERTIFICATE if part in flaw), _LOOK_AT_IT)
-    return Flaw("its certificate does not verify" + (f": {flaw}" if flaw else ""), fix)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
