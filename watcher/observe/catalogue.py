@@ -72,8 +72,8 @@ FIELD_MEANINGS: Mapping[str, str] = {
 class Line(NamedTuple):
     """One event name: its level, the fact it states, the fields it may carry (each where it is known).
 
-    Where it says nothing new it is logged at the level debug instead. A trouble that lasts is said when
-    it begins, an hour later, then once a day, and when it is over: `throttle`.
+    Where it has nothing new it is logged at the level debug instead. A failure that lasts is logged when it
+    begins, an hour later, then once a day, and when it is over: `log.Throttle`.
     """
 
     level: Level

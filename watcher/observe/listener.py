@@ -1,4 +1,4 @@
-"""A small HTTP server for metrics, probes and the page: who is let in, bounded in size, number and time."""
+"""A small HTTP server for metrics, probes and the page, its connections bounded in size, number and time."""
 
 import asyncio
 import hmac
@@ -20,7 +20,7 @@ _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+))(?::[0-9]{1,5})?\Z
 
 
 class ListenerRefused(Exception):
-    """What was asked for would expose the worker, or cannot be had: somebody has to change the call."""
+    """The address or token would expose the worker, or cannot be used: call it with others."""
 
     exit_code = 78
 
@@ -42,7 +42,7 @@ class Address(NamedTuple):
 def parse_address(text: str) -> Address:
     """Read `127.0.0.1:8787`, `[::1]:8787` or `localhost:8787`. Raises ValueError.
 
-    Other names are not looked up: what one means may change, and with it who can connect.
+    Other names are not resolved: what a name means may change, and with it which clients can connect.
     """
     match = _ADDRESS.match(text)
     if not match or int(match[3]) > 65_535:
@@ -55,7 +55,7 @@ def parse_address(text: str) -> Address:
 
 
 class Door:
-    """Guards one address. Raises ListenerRefused where strangers could read along."""
+    """Decides which requests are let in. Raises ListenerRefused for a public address without a token."""
 
     def __init__(self, address: Address, token: str | None) -> None:
         if token is None and not address.is_loopback:
@@ -70,7 +70,7 @@ class Door:
         self._token = None if token is None else token.encode()
 
     def refusal(self, headers: Mapping[str, str]) -> int | None:
-        """Return the status with which a request is refused; None where it may come in.
+        """Return the status that refuses a request, None for one that is let in.
 
         A request without a Host, or with an empty one, is let in on loopback: probes leave it out, browsers
         never do.
@@ -96,7 +96,7 @@ class Door:
         return None if is_shown else 401
 
     def advice(self, status: int, headers: Mapping[str, str]) -> str:
-        """Say to people, and to the log, why it was refused and what to do."""
+        """Explain a refusal, for the answer and the log: the reason, and what to do about it."""
         if status == 421:
             host = printable(headers.get("host", ""), 80)
             return (
@@ -149,7 +149,7 @@ async def read_head(reader: asyncio.StreamReader) -> bytes:
 
 
 def parse(head: bytes) -> Request | None:
-    """Read a head; None where it is none, or says twice where it goes or who sends it."""
+    """Read a head; None for one that is malformed, or has two hosts or two tokens."""
     lines = [line.removesuffix("\r") for line in head.decode("latin-1").split("\n")[:-2]]
     request = _REQUEST.match(lines[0]) if lines else None
     headers = [
@@ -168,7 +168,7 @@ def parse(head: bytes) -> Request | None:
 
 
 def why_none(head: bytes) -> str:
-    """Guess what speaks to us, from a head that is no request, and say what to do about it."""
+    """Explain a head that is no request: what the client probably speaks, and what to do about it."""
     found = (why for begin, why in _NO_REQUEST if head.startswith(begin))
     return next(found, "it is not HTTP/1.1, or says twice where it goes or who sends it")
 
@@ -181,8 +181,8 @@ _CONNECTION_S = 10.0
 
 _LINGER_S = 1.0
 _LINGER_BYTES = 64 * 1024
-"""What a client says beyond its head is read away, so far: left unread it would reset the connection, and the
-answer would be lost."""
+"""So much that follows the head is read and discarded: left unread it would reset the connection, and the
+client would lose the answer."""
 
 _METHODS = "GET, HEAD, OPTIONS"
 _PHRASES = {
@@ -228,10 +228,10 @@ Route = Callable[[], Awaitable[Answer]]
 
 
 class Listener:
-    """Serves `routes` (by path) while it is entered. With a `token`, only to those who show it.
+    """Serves `routes` (by path) while it is entered. With a `token`, only to clients that show it.
 
-    At the paths of `probes` a client that shows no token at all learns the status alone: load balancers
-    cannot show one.
+    At the paths of `probes` a client that shows no token at all gets the status alone: load balancers cannot
+    show one.
     """
 
     def __init__(
@@ -250,7 +250,7 @@ class Listener:
         self._open: dict[asyncio.StreamWriter, None] = {}  # the oldest first
 
     async def __aenter__(self) -> Self:
-        """Start to listen; `address` then tells the port. Raises ListenerRefused."""
+        """Start to listen; `address` then has the port. Raises ListenerRefused."""
         try:
             self._server = await asyncio.start_server(
                 self._connected, self.address.host, self.address.port, limit=HEAD_BYTES, backlog=_CONNECTIONS
@@ -309,7 +309,7 @@ class Listener:
         is_stranger = refusal == 401 and "authorization" not in request.headers
         if refusal and not (is_stranger and (is_probe or request.method == "OPTIONS")):
             is_asked = is_stranger and "text/html" in request.headers.get("accept", "")
-            # A browser shows no token before it is asked for one: that is no mistake to tell of.
+            # A browser shows no token before it is asked for one: that is no mistake, and not logged.
             why = self._door.advice(refusal, request.headers)
             return _say(refusal, why) if is_asked else self._refuse(refusal, why)
         if request.method == "OPTIONS" and not is_probe:
@@ -325,7 +325,7 @@ class Listener:
         return _say(answer.status) if is_stranger and answer.status != 200 else answer
 
     def _refuse(self, status: int, reason: str) -> Answer:
-        """Refuse a request, and say so in the log: at once, then seldom, whatever strangers send."""
+        """Refuse a request, and log it: at once, then seldom, however often it is sent."""
         what = status if status == 421 else (status, reason)  # a reason with a Host in it has no end of them
         if streak := self._refusals.struck(what, time.monotonic()):
             log.warning("listener.refused", status=status, reason=reason, **streak._asdict())

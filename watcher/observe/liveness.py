@@ -1,4 +1,4 @@
-"""Whether a worker lives: its loop, its clock, how late it is; and the file that it touches."""
+"""Whether a worker lives: its loops, its clock, the lag of its event loop; and its heartbeat file."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ LAGGED_MS = 1000
 """From then on a lag of the event loop is worth a warning: leases have been eaten into."""
 
 SKEWED_MS = 60_000
-"""Receivers refuse signatures that are five minutes off: said early enough to act."""
+"""Receivers refuse signatures that are five minutes off: this leaves time to act."""
 
 _LAG_LOOK_S = 0.25
 
@@ -29,9 +29,9 @@ _LAG_LOOK_S = 0.25
 class Liveness:
     """What one worker knows of its own life.
 
-    `turned_at_by_loop()`: when each loop that is to turn last did (monotonic). `dropped_lines()`: how many
-    log lines were lost so far. `is_reload_refused`: a newer configuration was found wanting. `skew_ms`: how
-    far this machine's clock is ahead of the server's.
+    `turned_at_by_loop()`: when each running loop last turned (monotonic). `dropped_lines()`: how many log
+    lines were lost so far. `is_reload_refused`: the newest configuration has mistakes, and an earlier one is
+    in force. `skew_ms`: how far this machine's clock is ahead of the server's.
     """
 
     def __init__(
@@ -53,17 +53,17 @@ class Liveness:
         self._worst_lag_before_s = 0.0
 
     def stuck(self, now: float) -> dict[str, float]:
-        """Name the loops that no longer turn, and say for how many seconds."""
+        """Return the loops that no longer turn, each with the seconds since its last turn."""
         waits = {name: now - turned_at for name, turned_at in self._turned_at_by_loop().items()}
         return {name: wait_s for name, wait_s in waits.items() if wait_s > self.stuck_after_s}
 
     @property
     def lag_s(self) -> float:
-        """How late the event loop was at worst, since the heartbeat before the last one."""
+        """The worst lag of the event loop since the heartbeat before the last one."""
         return max(self._worst_lag_s, self._worst_lag_before_s)
 
     def end_of_minute(self) -> float:
-        """Begin to look for the worst lag anew; returns what it was since the last call, in seconds."""
+        """Start a new minute of measuring; returns the worst lag since the last call, in seconds."""
         self._worst_lag_before_s, self._worst_lag_s = self._worst_lag_s, 0.0
         if 1000 * self.lag_s <= LAGGED_MS and (streak := self._throttle.over("lag", time.monotonic())):
             log.info("loop.recovered", worker=self.worker, **streak._asdict())
@@ -93,7 +93,7 @@ class Liveness:
 
 
 def rss_mb() -> float:
-    """Say how much memory this process holds; where the system does not tell, the most it ever held."""
+    """Return the memory of this process; where the system does not show it, the most it ever had."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):
@@ -105,7 +105,7 @@ EVERY_S = 5.0
 
 
 class HeartbeatRefused(Exception):
-    """The heartbeat file cannot be written where it was asked for: nobody could see the worker live."""
+    """The heartbeat file cannot be written: name another."""
 
     exit_code = 78
 
@@ -140,7 +140,7 @@ class HeartbeatFile:
                     await asyncio.to_thread(self._touch)
 
     def end(self) -> None:
-        """Take the file away: a worker that has ended does not live."""
+        """Remove the file: a worker that has ended does not live."""
         with suppress(OSError):
             self._path.unlink()
 

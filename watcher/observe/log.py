@@ -236,7 +236,7 @@ def configure(
     color: bool = True,
     prefix: str = "",
 ) -> LineWriter:
-    """Send log lines of `level` and above to `stream` (stdout), and what libraries warn of with them.
+    """Send log lines of `level` and above to `stream` (stdout), and the warnings of libraries with them.
 
     Call it before the first line; what is bound earlier keeps its level and stream. `auto` is pretty on
     a terminal and JSON elsewhere; `color` says whether a terminal may get colours. In JSON, `prefix` stands
@@ -281,7 +281,7 @@ _processors: list[Any] = []  # one list for all times: loggers that are cached k
 
 
 class _Bridge(logging.Handler):
-    """Takes what libraries say through the standard library's logging, warnings and above."""
+    """Takes the lines of libraries from the standard library's logging, warnings and above."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -293,11 +293,11 @@ class _Bridge(logging.Handler):
             AttributeError,
         ):  # a mistake in a format string ends no caller
             message = str(record.msg)
-        said = {"library": record.name, "message": without_secrets(message), "exc_info": record.exc_info}
+        fields = {"library": record.name, "message": without_secrets(message), "exc_info": record.exc_info}
         if record.levelno >= logging.ERROR:
-            log.error("library.failed", **said)
+            log.error("library.failed", **fields)
         else:
-            log.warning("library.warned", **said)
+            log.warning("library.warned", **fields)
 
 
 _bridge = _Bridge(logging.WARNING)

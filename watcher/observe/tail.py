@@ -1,4 +1,4 @@
-"""Shows log lines to people, and finds them in what platforms make of them."""
+"""Shows log lines to people, and finds them in the envelopes that platforms put around them."""
 
 import json
 import math
@@ -18,11 +18,11 @@ _OURS = '{"timestamp":'
 """What each of our lines begins with; platforms put their own prefix before it."""
 _ALWAYS = ("timestamp", "level", "event")
 _MOST_BRACKETS = 800
-"""More than any line of ours has. What is nested as deep as Python can just read, it could not write."""
+"""More than any line of ours has. Python could read deeper nesting than it can write."""
 _MOST_LINES = 2000
-"""Of one object; a traceback of ours is one string, on one of them."""
+"""Of one object; a traceback of ours is one string, on one line."""
 _DEPTH = 4
-"""Envelopes in envelopes: docker's around journald's, say."""
+"""Envelopes in envelopes, such as docker's around journald's."""
 _SGR = re.compile(r"\x1b\[[0-9;]*m")
 
 

@@ -1,4 +1,4 @@
-"""How all is, as plain data for status, the page, metrics and --json."""
+"""The state of everything a worker does, as plain data for status, the page, metrics and --json."""
 
 import asyncio
 import time
@@ -29,11 +29,11 @@ TIMEOUT_S = 2.0
 """Far less than Prometheus waits for a whole scrape (10 s)."""
 
 _FRESH_S = 5.0
-"""Several that scrape at the same time cost Redis no more than one."""
+"""Several scrapers at the same time cost Redis no more than one."""
 
 
 class Overview(NamedTuple):
-    """How all stands at one time (Unix ms of the server)."""
+    """The state of the store at one time (Unix ms of the server)."""
 
     now_ms: int
     failing: Mapping[str, Mapping[str, Failing]]  # by provider and account
@@ -43,7 +43,7 @@ class Overview(NamedTuple):
 
 
 class Outlook:
-    """What one worker sees of its store: the names of the configuration in force alone."""
+    """What one worker sees of its store: only names of the configuration in force."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -52,7 +52,7 @@ class Outlook:
         self._fresh_until = 0.0
 
     async def look(self) -> Overview | None:
-        """Read the store, unless that was done just now; None where it does not do its part."""
+        """Read the store, unless that was done just now; None where it is down or slow."""
         settings, opened = self._worker.settings, self._worker.opened
         if opened is None or not opened.health.is_up:
             return None
@@ -82,20 +82,20 @@ class Outlook:
 
 
 TROUBLES = ("quarantined", "never read", "stale", "failing", "suspect", "held")
-"""What may be wrong with an account, the worst first. What is held or suspect is only not emitted yet."""
+"""What may be wrong with an account, the worst first. A held or suspect change is pending confirmation."""
 
 _LATE_MS = 10_000
 """A worker claims what is due within a tenth of a second, unless it keeps to a rate limit."""
 
 _ATTEMPT = ("event_id", "event_type", "attempt", "outcome", "status", "error", "duration_ms", "answer")
-"""What an attempt says of itself; of anything else nothing is shown."""
+"""The fields of an attempt that are shown."""
 
 Line = dict[str, Any]
-"""One thing and how it stands, as `status --json` prints it. `kind` says what else is in it."""
+"""One thing and its state, as `status --json` prints it. `kind` decides what else is in it."""
 
 
 def server_line(found: Guarantee | StoreError, at: str) -> Line:
-    """The server, or why no worker would use it: what it holds can be looked at all the same."""
+    """The server, or why no worker would use it: its contents can be looked at all the same."""
     if isinstance(found, StoreError):
         nothing = dict.fromkeys(("server", "persistence", "eviction", "guarantee"))
         return {"kind": "server", "at": at, **nothing, "warnings": [str(found)]}
@@ -131,7 +131,7 @@ def worker_line(presence: Presence, now_ms: int) -> Line:
 def configuration_lines(
     workers: Iterable[Presence], known: Mapping[str, Fingerprint], now_ms: int
 ) -> Iterator[Line]:
-    """Say of each configuration that runs what it gives another name to than that of the oldest worker."""
+    """Compare each configuration that runs with that of the oldest worker: the names that differ."""
     run = sorted((one for one in workers if one.is_there(now_ms)), key=lambda one: (one.since_ms, one.worker))
     workers_by_digest: dict[str, list[str]] = {}
     for one in run:
@@ -150,14 +150,13 @@ def configuration_lines(
 
 
 def providers_of(settings: Settings) -> list[str]:
-    """Name the providers of a configuration, those too of which it says no more than that accounts are polled
-    there."""
+    """Name the providers of a configuration, also those that only its accounts name."""
     named = (account.provider for account in settings.account_by_name.values())
     return [*dict.fromkeys([*settings.provider_by_name, *named])]
 
 
 def rate_line(settings: Settings, name: str, workers: Iterable[Presence], now_ms: int) -> Line:
-    """Say how many requests a second a provider takes, its accounts need, and workers really made of late.
+    """The requests a second that a provider allows, that its accounts need, and that workers made of late.
 
     What is needed is one poll an interval; it is more while something is pending. None where the
     configuration does not say all of that.
@@ -179,7 +178,7 @@ def rate_line(settings: Settings, name: str, workers: Iterable[Presence], now_ms
 
 
 def provider_line(name: str, failing: Mapping[str, Failing], overdue: Overdue, now_ms: int) -> Line:
-    """Say how a provider stands. Its `troubles`: first what only a person can fix, then the rest."""
+    """The state of a provider. Its `troubles`: first those that only a person can fix, then the rest."""
     groups: dict[tuple[str, str], list[int]] = {}
     for found in failing.values():
         groups.setdefault((found.error_class, found.reason), []).append(found.since_ms)
@@ -212,7 +211,7 @@ async def account_lines(
     failing_by_provider: Mapping[str, Mapping[str, Failing]],
     now_ms: int,
 ) -> AsyncIterator[Line]:
-    """Find the accounts that something is the matter with."""
+    """Yield the accounts that have troubles."""
     async for seen in states:
         account = settings.account_by_name[seen.account]
         failing = failing_by_provider[account.provider].get(account.name)
@@ -255,7 +254,7 @@ def troubles_of(account: AccountSettings, seen: Seen, failing: Failing | None, n
 
 
 def balance_line(entry: Entry) -> Line:
-    """Say what an account holds of one asset, and what of it is not emitted yet."""
+    """The balance of one asset, and the part of it that is pending confirmation."""
     conversions = Conversions()
     held = in_atoms(entry.seen, conversions.atoms) - in_atoms(entry.published, conversions.atoms)
     return {
@@ -281,7 +280,7 @@ def attempt_line(subscription: str, tried: Tried, now_ms: int) -> Line:
 
 
 def place_of(settings: Settings, subscription: str) -> str | None:
-    """Say where a subscription leads: scheme, host and port, as what follows often holds a token.
+    """Return scheme, host and port of a subscription's URL: what follows often holds a token.
 
     None for one that is not configured.
     """

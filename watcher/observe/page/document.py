@@ -1,7 +1,7 @@
-"""What the page shows, as plain data: what `watcher status`, `balances` and `events` say, and bounded.
+"""What the page shows, as plain data: what `watcher status`, `balances` and `events` show, and bounded.
 
-Refuses to read anything, and to pass on a secret: of a subscription's URL its origin, of texts from outside
-one printable line.
+Refuses to read anything, and to pass on a secret: of a subscription's URL it has the origin, of texts from
+outside one printable line.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ MOST_POINTS = 48
 """A point every half hour of a day: what a line of the width of a word can show."""
 
 _PASSING = {"held", "suspect", "never read"}
-"""What is no reason to look at an account first."""
+"""Troubles that do not put an account first."""
 
 _BALANCE = ("total", "locked", "available", "pending_deposit", "pending_withdrawal")
 
@@ -97,7 +97,7 @@ class Owed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was read of the store at one time (Unix ms of the server)."""
+    """What was read from the store at one time (Unix ms of the server)."""
 
     now_ms: int
     outlook: Overview
@@ -110,7 +110,7 @@ class Found:
 
 
 def names_shown(settings: Settings, outlook: Overview, events: Iterable[Record]) -> list[str]:
-    """Choose accounts: all that there are; of too many those that fail, then those that moved last."""
+    """Choose the accounts to show: all; of too many first those that fail, then those that changed last."""
     configured = settings.account_by_name
     if len(configured) <= MOST_ACCOUNTS:
         return [*configured]
@@ -121,7 +121,7 @@ def names_shown(settings: Settings, outlook: Overview, events: Iterable[Record])
 
 
 def document(settings: Settings, found: Found) -> Line:
-    """Say how all stands. Lists say how many of their kind were `left_out`."""
+    """Everything that the page shows. Each list has the number of those that were `left_out`."""
     outlook, now_ms = found.outlook, found.now_ms
     accounts = _accounts(settings, found)
     rows = [row for account in accounts for row in account["balances"]]
@@ -160,9 +160,9 @@ def _first(most: int, lines: Sequence[Line]) -> Line:
 
 
 def _accounts(settings: Settings, found: Found) -> list[Line]:
-    """The accounts that are shown: first those that something is the matter with.
+    """The accounts that are shown, first those with troubles.
 
-    Of each its assets, with their whole curves: first those with a change that is not emitted yet, then those
+    Of each its assets, with their whole curves: first those with a change pending confirmation, then those
     with a balance.
     """
     lines = []
@@ -264,5 +264,5 @@ def _outside(value: object) -> str | int | None:
 
 
 def _said(text: object) -> str | None:
-    """Take a text that may quote what somebody was sent."""
+    """Take a text from outside that may quote a secret."""
     return printable(without_secrets(text)) if isinstance(text, str) else None

@@ -1,4 +1,4 @@
-"""Serves the page, and reads what it shows when somebody looks: within a time limit, once for many."""
+"""Serves the page, and reads what it shows on request: within a time limit, once for many clients."""
 
 import asyncio
 import re
@@ -35,7 +35,7 @@ _ATTEMPTS = 50
 _DIFFERS = 10
 _QUEUES = 100
 _DELIVERIES = 50
-"""Looked into of one queue; of an event that may wait further back, that much is told."""
+"""Read of one queue; the page says so of an event that may wait further back."""
 
 
 class Look:
@@ -52,7 +52,7 @@ class Look:
         self._trouble: str | None = None
 
     async def json(self) -> bytes:
-        """Say what is seen now, or what was seen last, `age_s` ago, and what the `trouble` is."""
+        """Return what is seen now, or what was seen `age_s` ago and the `trouble` since."""
         async with self._one_at_a_time:
             if time.monotonic() >= self._fresh_until:
                 await self._look()
@@ -121,7 +121,7 @@ class Look:
 
 
 async def _owed(waiting: Reader, outlook: Overview, events: Iterable[Record]) -> Owed:
-    """Find what is still owed in the queues that may hold these events, as far as they are looked into."""
+    """Find the deliveries of these events that wait, as far as their queues are read."""
     accounts = dict.fromkeys(record.account for record in events)
     subscriptions = [name for name, found in outlook.waiting.items() if found.queues]
     queues = product(subscriptions, accounts)
@@ -207,7 +207,7 @@ class Recent:
             if count == MOST_RECORDS:
                 break
             if count % _PAGE == 0:
-                await asyncio.sleep(0)  # deliveries do not wait for people who look
+                await asyncio.sleep(0)  # deliveries do not wait for the page
         self.since_ms = last_ms if count == MOST_RECORDS else since_ms
         self._steps, self._ends = steps, ends
         self.events = deque(reversed(events), MOST_EVENTS)
