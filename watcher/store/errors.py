@@ -112,7 +112,7 @@ _SHOWN = 90
 
 
 class DamagedKey(ResponseError):
-    """Under a key of watcher's lies something of another type: somebody else wrote it."""
+    """Under a key of watcher's lies something of another type, which watcher did not write."""
 
     exit_code = 69
 

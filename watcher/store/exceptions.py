@@ -12,7 +12,7 @@ class StoreError(Exception):
 
 
 class StoreUnreachable(StoreError):
-    """Nobody answers, or the server answers and refuses writes: time or its operator heals it."""
+    """No server answers, or it answers and refuses writes: time or its operator heals it."""
 
     exit_code = 69
 
@@ -28,4 +28,4 @@ class ConfigurationRefused(StoreError):
 
 
 class PartOfCluster(ConfigurationRefused):
-    """A node of a Cluster names another one. Whoever knows that it is one goes on there, by the cause."""
+    """A node of a Cluster names another one. The pipe of a Cluster goes on there, by the cause."""

@@ -42,6 +42,11 @@ _POLICIES = frozenset({"noeviction"}) | {
 }
 
 
+_KINDS = ("hash", "list", "sorted-set", "stream", "string")
+
+_TRY_RIGHTS = load_script("try_rights")
+
+
 @dataclass(frozen=True, slots=True)
 class Guarantee:
     """What one server promises, as it was when it was asked. `warnings` are for a human to act on."""
@@ -178,11 +183,6 @@ def _warnings(info: Mapping[str, Any], eviction: str, is_verified: bool) -> list
         "the certificate of Redis is not verified (ssl_cert_reqs=none)": not is_verified,
     }
     return [text.format(eviction=eviction) for text, applies in warnings.items() if applies]
-
-
-_TRY_RIGHTS = load_script("try_rights")
-
-_KINDS = ("hash", "list", "sorted-set", "stream", "string")
 
 
 async def missing_rights(pipe: Pipe, keys: Keys) -> list[str]:

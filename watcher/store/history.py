@@ -1,4 +1,4 @@
-"""The event log: what every commit told, in order, for people, replays and audits. Never for delivery.
+"""The event log: what every commit recorded, in order, for people, replays and audits. Never for delivery.
 
 Refuses to judge a record: it says what cannot be read, and goes on.
 """

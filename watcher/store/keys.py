@@ -1,4 +1,4 @@
-"""Every key in Redis, with its type, what it holds and who writes it. Nothing else spells a key.
+"""Every key in Redis, with its type, what it holds and what writes it. Nothing else spells a key.
 
 An account hashes to one of 16 shards, and every key of its shard carries the tag `{shard}`: one script
 may touch them together, on Redis Cluster too. Refuses to talk to Redis.
@@ -30,7 +30,7 @@ class Keys:
         return f"{self.namespace}:standings"
 
     def workers(self) -> str:
-        """HASH, permanent: worker -> `seen_ms json` of who was there in the last hour. By note_worker."""
+        """HASH, permanent: worker -> `seen_ms json`, of the last hour. By note_worker."""
         return f"{self.namespace}:workers"
 
     def configuration(self, digest: str) -> str:
@@ -54,7 +54,7 @@ class Keys:
         return f"{self.namespace}:rate:subscription:{subscription}"
 
     def probe(self, subscription: str) -> str:
-        """STRING, expires: who asks a failing subscription whether it is back. Written by probe."""
+        """STRING, expires: which worker asks a failing subscription whether it is back. Written by probe."""
         return f"{self.namespace}:probe:{subscription}"
 
     def polls(self, shard: int, provider: str) -> str:
@@ -74,7 +74,7 @@ class Keys:
         return self._tagged(shard_of(account), "state", account)
 
     def log(self, shard: int) -> str:
-        """STREAM, trimmed: what every commit told. For events, replay and audit; never for delivery."""
+        """STREAM, trimmed: what every commit recorded. For events, replay and audit; never for delivery."""
         return self._tagged(shard, "log")
 
     def due_subscriptions(self, shard: int) -> str:

@@ -27,12 +27,25 @@ GONE_AFTER = timedelta(seconds=45)
 FORGET_AFTER = timedelta(hours=1)
 """So long it can be seen that a worker ended without a word."""
 
-T = TypeVar("T")
+KEEP_S = 3600
+"""So long a configuration can be looked up after a worker that runs it wrote it down last."""
+
+SCHEMA = "1"
+"""Of the layout of all keys; a program with another one is refused."""
 
 _AT_ONCE = 500
 """Names in one command."""
 
+_DUMPED_AT_ONCE = 1000
+_LARGEST = 64 * 1024 * 1024
+_KEPT_APART = ("worker", "seen_ms")
+_KINDS = ("provider", "subscription", "account")
+
 _NOTE_WORKER = load_script("note_worker")
+_MARK = load_script("mark")
+_MAKE_DUE = load_script("make_due")
+
+T = TypeVar("T")
 
 
 class Presence(NamedTuple):
@@ -98,23 +111,10 @@ class Workers:
         return sorted(found, key=lambda one: (-one.seen_ms, one.worker))
 
 
-_KEPT_APART = ("worker", "seen_ms")
-
-
-KEEP_S = 3600
-"""So long a configuration can be looked up after a worker that runs it wrote it down last."""
-
-_MARK = load_script("mark")
-_LARGEST = 64 * 1024 * 1024
-
-
 class _Fields(NamedTuple):
     providers: Mapping[str, str]
     subscriptions: Mapping[str, str]
     accounts: Mapping[str, str]
-
-
-_DUMPED_AT_ONCE = 1000
 
 
 class Fingerprint(_Fields):
@@ -153,9 +153,6 @@ class Fingerprint(_Fields):
         if any(not line.startswith("subscription ") for line in self.differing(other)):
             return False
         return bool(self.accounts.keys() & other.accounts.keys()) or not (self.accounts or other.accounts)
-
-
-_KINDS = ("provider", "subscription", "account")
 
 
 class Mark(NamedTuple):
@@ -235,11 +232,6 @@ def _parse(packed: bytes) -> Fingerprint | None:
     except (zlib.error, ValueError, TypeError, KeyError, RecursionError):
         return None
     return Fingerprint(*parts)
-
-
-SCHEMA = "1"
-
-_MAKE_DUE = load_script("make_due")
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,7 @@ class Pipe:
             raise asyncio.CancelledError
         finally:
             self._runners -= 1
-            if not self._runners:  # none is left to fetch an answer: nobody waits for one
+            if not self._runners:  # none is left to fetch an answer: no caller waits for one
                 calls, self._waiting = self._waiting, []
                 self._wake.clear()
                 for call in calls:

@@ -24,6 +24,8 @@ _EXTEND = load_script("extend")
 _HOLD = load_script("hold")
 _ENQUEUE = load_script("enqueue")
 _SETTLE = load_script("settle")
+_PROBE = load_script("probe")
+_SET_BREAKER = load_script("set_breaker")
 
 
 class Begun(NamedTuple):
@@ -199,10 +201,6 @@ def read_tries(noted: bytes) -> tuple[int, bytes]:
         return read_count(count), head
     except ValueError:
         return 0, b""
-
-
-_PROBE = load_script("probe")
-_SET_BREAKER = load_script("set_breaker")
 
 
 class Breaker(NamedTuple):

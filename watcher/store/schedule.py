@@ -16,9 +16,13 @@ _CLAIM = load_script("claim")
 _MAKE_RETRIES_DUE = load_script("make_retries_due")
 _RELEASE = load_script("release")
 _TAKE_TURNS = load_script("take_turns")
+_INDEX_DUE = load_script("index_due")
+_LOOK = load_script("look")
 
 _VOID_AFTER_MS = 5000
 """The client's `socket_timeout`: no worker waits for the answer to a claim that arrives so late."""
+
+Kind = Literal["poll", "delivery"]
 
 
 class Reply(IntEnum):
@@ -46,7 +50,7 @@ class Claimed(NamedTuple):
 
 
 class Schedule:
-    """Claims and releases over one pipe, and the server's clock as far as its answers tell it."""
+    """Claims and releases over one pipe, and the server's clock as far as its answers show it."""
 
     def __init__(self, pipe: Pipe) -> None:
         self.pipe = pipe
@@ -96,12 +100,6 @@ class Schedule:
 
     async def release(self, keys: list[str], lease: Lease, due_in_ms: int, *arguments: object) -> Reply:
         return Reply(await self.pipe.script(_RELEASE, keys, *lease, due_in_ms, *arguments))
-
-
-Kind = Literal["poll", "delivery"]
-
-_INDEX_DUE = load_script("index_due")
-_LOOK = load_script("look")
 
 
 class Due(NamedTuple):
