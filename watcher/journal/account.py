@@ -19,8 +19,8 @@ def doubt(
     """Say why `row` needs a second opinion; None says that it counts.
 
     `row` is None where the asset is missing from a listing of everything. `suspect` is what the last
-    good poll said of this asset, if that was doubtful too: a reading that is odd in no other way agrees
-    with it, even where another field went on moving, so that no doubt lasts longer than one good poll.
+    successful poll said of this asset, if that was doubtful too: a reading that is odd in no other way agrees
+    with it, even where another field went on moving, so that no doubt outlasts one successful poll.
     A reading that is odd in another way is a new doubt, to be kept in its place; a reading that is not
     odd counts, and ends the old doubt.
     """
@@ -62,7 +62,7 @@ def absent(accepted: Balance) -> Balance:
 
 class Entry(NamedTuple):
     """One asset of an account. `seen` is the last accepted reading, `suspect` one that awaits a second
-    opinion; `held_polls` counts the good polls that something has been held for."""
+    opinion; `held_polls` counts the successful polls that something has been held for."""
 
     asset: Asset
     published: Balance
@@ -77,7 +77,7 @@ class AccountState:
 
     `source` says where it was read: another source is another account. `previous_sequence` holds, per
     subscription, the last sequence queued for it. `version` names the commit that wrote this state.
-    `stale_since_ms` is not 0 after `account.stale` was told; `crossed` are thresholds (`notices`).
+    `stale_since_ms` is not 0 after `account.stale`; `crossed` are thresholds (`notices`).
     """
 
     source: str
@@ -138,29 +138,25 @@ def advance(state: AccountState | None, snapshot: Snapshot, *, source: str, rule
                 result.forgotten.append(asset_id)
         elif entry is None:
             assert row is not None
-            _meet(state, row, snapshot, rules, result)
+            if state and not is_baseline and state.watched is None and snapshot.absent_is_zero:
+                # The whole account was listed without it: it had nothing of it.
+                nothing = absent(row.balance)
+                _accept(Entry(row.asset, nothing, nothing), row, rules, result)
+                result.is_news = True
+            else:
+                _start(row, "first seen", result)
         else:
             _follow(entry, row, snapshot, rules, result)
     return result
 
 
-def _meet(state: AccountState | None, row: Row, snapshot: Snapshot, rules: Rules, result: Advance) -> None:
-    """Take in an asset that has no entry. It had nothing if the whole account was listed without it."""
-    was_listed_without = not result.is_baseline and state is not None and state.watched is None
-    if was_listed_without and snapshot.absent_is_zero:
-        nothing = absent(row.balance)
-        _accept(Entry(row.asset, nothing, nothing), row, rules, result)
-        result.is_news = True
-    else:
-        _start(row, "first seen", result)
-
-
 def _follow(entry: Entry, row: Row | None, snapshot: Snapshot, rules: Rules, result: Advance) -> None:
     """Take in what a snapshot says, or does not say, of an asset that has an entry."""
+    is_open = entry.held_polls or entry.suspect
     if row is None and not snapshot.absent_is_zero:
         result.entry_by_asset[entry.asset.id] = entry  # absent means unknown
-    elif row is not None and _is_as_before(entry, row):
-        result.entry_by_asset[entry.asset.id] = entry
+    elif row and row.balance == entry.seen and row.asset.decimals == entry.asset.decimals and not is_open:
+        result.entry_by_asset[entry.asset.id] = entry  # nothing moved, and nothing waits
     elif row is not None and _unit(row) != _unit(entry):
         _start(row, "its unit changed", result)
     elif reason := doubt(entry.seen, row, suspect=entry.suspect, convert=result.conversions.atoms):
@@ -170,16 +166,6 @@ def _follow(entry: Entry, row: Row | None, snapshot: Snapshot, rules: Rules, res
         result.is_news = True
     else:
         _accept(entry, row, rules, result)
-
-
-def _is_as_before(entry: Entry, row: Row) -> bool:
-    """Say whether there is nothing to explain: the same balance in the same unit, and nothing is open."""
-    return (
-        row.balance == entry.seen
-        and not entry.held_polls
-        and not entry.suspect
-        and row.asset.decimals == entry.asset.decimals
-    )
 
 
 def _accept(entry: Entry, row: Row | None, rules: Rules, result: Advance) -> None:

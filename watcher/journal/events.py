@@ -1,6 +1,6 @@
-"""What happened made tellable: an event has an id, a sequence and exact bytes, and is never edited again.
+"""Makes events of what happened: each has an id, a sequence and exact bytes, and is never edited again.
 
-Pure: time comes in. Refuses to know who hears it (`interest` does) and how it gets there.
+Pure: time comes in. Refuses to know which subscriptions want it (`interest` does) and how it gets there.
 """
 
 import base64
@@ -78,10 +78,29 @@ def drafts_of(moved: Iterable[Moved], conversions: Conversions) -> Iterator[Draf
 def tell(drafts: Iterable[Draft], origin: Origin, *, first_sequence: int, now_ms: int) -> tuple[Event, ...]:
     """Make events of drafts, in their order. `origin.sequence` is that of the state they start from.
 
-    The id is derived from the content and from that state: whoever computes the same event again, after
+    The id is a digest of the content and of that state: a worker that computes the same event again, after
     a crash or a rollback, computes the same id.
     """
-    return tuple(_event(draft, origin, first_sequence + i, now_ms) for i, draft in enumerate(drafts))
+    account = origin.account and {"name": origin.account, "provider": origin.provider}
+    observed = {"from": iso(origin.observed_from_ms), "to": iso(origin.observed_to_ms)}
+    timestamp = iso(now_ms)
+    events = []
+    for sequence, (type_, asset, amount, says, identity, only_for) in enumerate(drafts, first_sequence):
+        asset_id = asset.id if asset else None
+        content = (origin.provider, origin.account, origin.sequence, type_, asset_id, *identity)
+        digest = sha256(orjson.dumps(content)).digest()
+        event_id = "evt_" + base64.b32encode(digest[:15]).decode().lower()
+        data = {
+            "account": account,
+            "asset": asset and asset._asdict(),
+            "sequence": sequence,
+            "amount": amount,
+            **says,
+            "observed": observed,
+        }
+        body = orjson.dumps({"id": event_id, "type": type_, "timestamp": timestamp, "data": data})
+        events.append(Event(event_id, type_, origin.account, asset, amount, sequence, body, only_for))
+    return tuple(events)
 
 
 def iso(unix_ms: int) -> str:
@@ -100,28 +119,6 @@ def amounts_of(balance: Balance, conversions: Conversions) -> dict[str, str | No
         "pending_deposit": balance.pending_deposit,
         "pending_withdrawal": balance.pending_withdrawal,
     }
-
-
-def _event(draft: Draft, origin: Origin, sequence: int, now_ms: int) -> Event:
-    event_id = _event_id(draft, origin)
-    asset = draft.asset
-    data: dict[str, Any] = {
-        "account": origin.account and {"name": origin.account, "provider": origin.provider},
-        "asset": asset and asset._asdict(),
-        "sequence": sequence,
-        "amount": draft.amount,
-        **draft.says,
-        "observed": {"from": iso(origin.observed_from_ms), "to": iso(origin.observed_to_ms)},
-    }
-    whole = orjson.dumps({"id": event_id, "type": draft.type, "timestamp": iso(now_ms), "data": data})
-    return Event(event_id, draft.type, origin.account, asset, draft.amount, sequence, whole, draft.only_for)
-
-
-def _event_id(draft: Draft, origin: Origin) -> str:
-    asset_id = draft.asset.id if draft.asset else None
-    content = (origin.provider, origin.account, origin.sequence, draft.type, asset_id, *draft.identity)
-    digest = sha256(orjson.dumps(content)).digest()
-    return "evt_" + base64.b32encode(digest[:15]).decode().lower()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
-"""Explains what moved in one asset between what was told so far and what is seen now: states in, changes out.
+"""Explains what moved in one asset between what was emitted and what is seen now: states in, changes out.
 
-Refuses to know time or storage: for how many good polls something was held comes in and goes out as a
+Refuses to know time or storage: for how many successful polls something was held comes in and goes out as a
 number. All sums are on integers, and the same input always gives the same changes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from watcher.amounts import to_atoms, to_text
@@ -12,8 +12,6 @@ from watcher.snapshot import Balance
 
 Withdrawals = Literal["outside", "inside"]
 """Whether a pending withdrawal has already left `total`."""
-
-Field = Literal["total", "locked", "pending_deposit", "pending_withdrawal"]
 
 
 class Vector(NamedTuple):
@@ -45,9 +43,9 @@ class Change(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What to tell and what to hold. `published` + `held` is what was seen; `why` says why it is held.
+    """What to emit and what to hold. `published` + `held` is what was seen; `why` says why it is held.
 
-    `held_polls` counts the good polls that ended with something held, 0 when nothing is; it goes into
+    `held_polls` counts the successful polls that ended with something held, 0 when nothing is; it goes into
     the next explanation.
     """
 
@@ -58,16 +56,22 @@ class Explanation(NamedTuple):
     why: tuple[str, ...]
 
 
-Takes = Callable[[Vector, Vector], Vector]
-"""Finds a rule's part in (what is left to explain, what is seen now): the effect, of nothing if none."""
-
-
 class Rule(NamedTuple):
-    """A row of the event table. One that `waits` saw half a movement, and is told once that has settled."""
+    """A row of the event table: what moved in the direction of all its `signs`, by as much as they share.
+
+    That x is the smallest of these movements. A rule that `waits` saw half a movement, and is emitted once
+    that has settled.
+    """
 
     type: str
-    takes: Takes
+    signs: Vector
     waits: str | None = None
+    unlocks: bool = False
+    """Takes what left `locked`, too, up to x: what goes out may have been locked until then."""
+    exactly: bool = False
+    """Takes nothing unless all of them moved by x: a credit of another amount is another movement."""
+    of_a_deposit: bool = False
+    """Takes no more than is still pending as a deposit."""
 
 
 NOTHING = Vector()
@@ -76,10 +80,10 @@ NOTHING = Vector()
 def explain(
     published: Vector, seen: Vector, *, held_polls: int, settle_polls: int, withdrawals: Withdrawals
 ) -> Explanation:
-    """Explain the way from `published` (baseline + effects told so far) to `seen` (a good poll).
+    """Explain the way from `published` (baseline + effects emitted so far) to `seen` (a successful poll).
 
     `held_polls` is the last explanation's; it counts for the asset as a whole. Once something was held
-    for `settle_polls` further good polls, everything is told as it stands and nothing is held.
+    for `settle_polls` further successful polls, everything is emitted as it stands and nothing is held.
     """
     if published == seen:
         return Explanation((), published, NOTHING, 0, ())
@@ -87,7 +91,7 @@ def explain(
     left, why = seen - published, []
     effect_by_type: dict[str, Vector] = {}
     for rule in RULES[withdrawals]:
-        effect = rule.takes(left, seen)
+        effect = _part_of(rule, left, seen)
         if effect == NOTHING:
             continue
         left -= effect
@@ -95,9 +99,13 @@ def explain(
             why.append(rule.waits)
         else:
             effect_by_type[rule.type] = effect_by_type.get(rule.type, NOTHING) + effect
-    changes = tuple(_chain(published, effect_by_type))
-    after = changes[-1].after if changes else published
-    return Explanation(changes, after, seen - after, held_polls + 1 if why else 0, tuple(why))
+    changes: list[Change] = []
+    after = published
+    for type_, effect in effect_by_type.items():
+        # No row of the table moves any field by more than its x.
+        changes.append(Change(type_, max(map(abs, effect)), effect, after, after + effect))
+        after += effect
+    return Explanation(tuple(changes), after, seen - after, held_polls + 1 if why else 0, tuple(why))
 
 
 def in_atoms(balance: Balance, convert: Callable[[str], int] = to_atoms) -> Vector:
@@ -115,101 +123,55 @@ def in_text(vector: Vector, like: Balance, convert: Callable[[int], str] = to_te
     return Balance(convert(total), convert(locked), *texts)
 
 
-def _chain(before: Vector, effect_by_type: dict[str, Vector]) -> Iterator[Change]:
-    for type_, effect in effect_by_type.items():
-        # No row of the table moves any field by more than its x.
-        yield Change(type_, max(map(abs, effect)), effect, before, before + effect)
-        before += effect
-
-
-def _rise_of(field: Field) -> Takes:
-    """A rule that takes all that is left of a field's rise, on its own."""
-    place = Vector._fields.index(field)
-    return lambda left, _: _alone(place, _rise(left[place]))
-
-
-def _fall_of(field: Field) -> Takes:
-    place = Vector._fields.index(field)
-    return lambda left, _: _alone(place, -_fall(left[place]))
-
-
-def _alone(place: int, x: int) -> Vector:
-    return Vector._make(x if i == place else 0 for i in range(len(NOTHING))) if x else NOTHING
-
-
-# The rules that pair fields: what two movements have in common is the smaller of them.
-
-
-def _deposit_credited(left: Vector, _: Vector) -> Vector:
-    x = min(_fall(left.pending_deposit), _rise(left.total))
-    return Vector(total=x, pending_deposit=-x)
-
-
-def _withdrawal_debited(left: Vector, _: Vector) -> Vector:
-    x = min(_rise(left.pending_withdrawal), _fall(left.total))
-    return Vector(total=-x, locked=-min(x, _fall(left.locked)), pending_withdrawal=x)
-
-
-def _withdrawal_credited_back(left: Vector, _: Vector) -> Vector:
-    # Equality, not a minimum: a credit of another amount has nothing to do with the withdrawal.
-    x = _fall(left.pending_withdrawal)
-    return Vector(total=x, pending_withdrawal=-x) if x == left.total else NOTHING
-
-
-def _withdrawal_locked(left: Vector, _: Vector) -> Vector:
-    x = min(_rise(left.pending_withdrawal), _rise(left.locked))
-    return Vector(locked=x, pending_withdrawal=x)
-
-
-def _withdrawal_paid(left: Vector, _: Vector) -> Vector:
-    x = min(_fall(left.pending_withdrawal), _fall(left.total))
-    return Vector(total=-x, locked=-min(x, _fall(left.locked)), pending_withdrawal=-x)
-
-
-def _withdrawal_unlocked(left: Vector, _: Vector) -> Vector:
-    x = _fall(left.pending_withdrawal)
-    return Vector(locked=-min(x, _fall(left.locked)), pending_withdrawal=-x)
-
-
-def _credit_of_a_deposit(left: Vector, seen: Vector) -> Vector:
-    return Vector(total=min(_rise(left.total), seen.pending_deposit))
-
-
-def _rise(moved: int) -> int:
-    return max(moved, 0)
-
-
-def _fall(moved: int) -> int:
-    return max(-moved, 0)
+def _part_of(rule: Rule, left: Vector, seen: Vector) -> Vector:
+    """Find a rule's part in what is left to explain: an effect, which is nothing if it has none."""
+    moved = [sign * by for sign, by in zip(rule.signs, left, strict=True) if sign]
+    x = min(moved)
+    if rule.of_a_deposit:
+        x = min(x, seen.pending_deposit)
+    if x <= 0 or (rule.exactly and x != max(moved)):
+        return NOTHING
+    effect = Vector(*(sign * x for sign in rule.signs))
+    return effect._replace(locked=-min(x, max(-left.locked, 0))) if rule.unlocks else effect
 
 
 _DEPOSITS = (
-    Rule("deposit.pending", _rise_of("pending_deposit")),
-    Rule("deposit.cleared", _deposit_credited),
-    Rule("deposit.dropped", _fall_of("pending_deposit"), waits="a pending deposit's credit is not seen"),
+    Rule("deposit.pending", Vector(pending_deposit=+1)),
+    Rule("deposit.cleared", Vector(total=+1, pending_deposit=-1)),
+    Rule("deposit.dropped", Vector(pending_deposit=-1), waits="a pending deposit's credit is not seen"),
 )
 _WITHDRAWALS_OUTSIDE = (
-    Rule("withdrawal.pending", _withdrawal_debited),
-    Rule("withdrawal.pending", _rise_of("pending_withdrawal"), waits="a withdrawal's debit is not seen"),
-    Rule("withdrawal.returned", _withdrawal_credited_back),
-    Rule("withdrawal.cleared", _fall_of("pending_withdrawal"), waits="a withdrawal may still come back"),
+    Rule("withdrawal.pending", Vector(total=-1, pending_withdrawal=+1), unlocks=True),
+    Rule("withdrawal.pending", Vector(pending_withdrawal=+1), waits="a withdrawal's debit is not seen"),
+    Rule("withdrawal.returned", Vector(total=+1, pending_withdrawal=-1), exactly=True),
+    Rule("withdrawal.cleared", Vector(pending_withdrawal=-1), waits="a withdrawal may still come back"),
 )
 _WITHDRAWALS_INSIDE = (
-    Rule("withdrawal.pending", _withdrawal_locked),
-    Rule("withdrawal.pending", _rise_of("pending_withdrawal"), waits="a withdrawal's lock is not seen"),
-    Rule("withdrawal.cleared", _withdrawal_paid),
-    Rule("withdrawal.returned", _withdrawal_unlocked, waits="a withdrawal's debit is not seen"),
+    Rule("withdrawal.pending", Vector(locked=+1, pending_withdrawal=+1)),
+    Rule("withdrawal.pending", Vector(pending_withdrawal=+1), waits="a withdrawal's lock is not seen"),
+    Rule("withdrawal.cleared", Vector(total=-1, pending_withdrawal=-1), unlocks=True),
+    Rule(
+        "withdrawal.returned",
+        Vector(pending_withdrawal=-1),
+        unlocks=True,
+        waits="a withdrawal's debit is not seen",
+    ),
 )
 _THE_REST = (
-    Rule("locked.increased", _rise_of("locked")),
-    Rule("locked.decreased", _fall_of("locked")),
-    Rule("total.increased", _credit_of_a_deposit, waits="a credit may belong to a pending deposit"),
-    Rule("total.increased", _rise_of("total")),
-    Rule("total.decreased", _fall_of("total")),
+    Rule("locked.increased", Vector(locked=+1)),
+    Rule("locked.decreased", Vector(locked=-1)),
+    Rule(
+        "total.increased",
+        Vector(total=+1),
+        of_a_deposit=True,
+        waits="a credit may belong to a pending deposit",
+    ),
+    Rule("total.increased", Vector(total=+1)),
+    Rule("total.decreased", Vector(total=-1)),
 )
 
 RULES: dict[Withdrawals, tuple[Rule, ...]] = {
     "outside": _DEPOSITS + _WITHDRAWALS_OUTSIDE + _THE_REST,
     "inside": _DEPOSITS + _WITHDRAWALS_INSIDE + _THE_REST,
 }
-"""The event table: each rule takes its part of what moved, in the order in which changes are told."""
+"""The event table: each rule takes its part of what moved, in the order in which changes are emitted."""

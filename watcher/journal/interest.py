@@ -1,4 +1,4 @@
-"""Who wants to hear what: which subscriptions an event of an account goes to.
+"""Which subscriptions want an event of an account.
 
 Pure. Refuses to know what an event says beyond its account, type and asset.
 """
@@ -22,13 +22,15 @@ class Interest:
 
     def follow(self, subscriptions: Mapping[str, SubscriptionSettings]) -> None:
         """Go by other subscriptions from now on."""
-        self._wishes = {name: _Wish(settings) for name, settings in subscriptions.items()}
-        self.names = frozenset(self._wishes)
-        self._who = lru_cache(maxsize=100_000)(self._listeners)
+        self._wishes = wishes = {name: _Wish(settings) for name, settings in subscriptions.items()}
+        self.names = frozenset(wishes)
+        self._listeners = lru_cache(maxsize=100_000)(
+            lambda account: tuple(name for name, wish in wishes.items() if wish.accounts.match(account))
+        )
 
     def listeners(self, account: str) -> tuple[str, ...]:
-        """Name the subscriptions that want to hear of an account at all."""
-        return self._who(account)
+        """Name the subscriptions that want events of an account at all."""
+        return self._listeners(account)
 
     def wants(self, subscription: str, event: Event) -> bool:
         """Say whether a listener of the event's account wants this event."""
@@ -36,16 +38,15 @@ class Interest:
 
     def watches(self, account: str) -> tuple[Watch, ...]:
         """Name the thresholds that are watched at an account."""
-        return tuple(watch for name in self._who(account) for watch in self._wishes[name].watches)
-
-    def _listeners(self, account: str) -> tuple[str, ...]:
-        return tuple(name for name, wish in self._wishes.items() if wish.accounts.match(account))
+        return tuple(watch for name in self._listeners(account) for watch in self._wishes[name].watches)
 
 
 class _Wish:
     def __init__(self, settings: SubscriptionSettings) -> None:
         self.accounts = _any_of(settings.accounts)
-        self._types = _any_of(settings.events or _default_events(settings))
+        # The default is every change, and what a subscription with a threshold asks for by setting it.
+        by_default = (*CHANGE_EVENTS, "threshold.crossed") if settings.thresholds else CHANGE_EVENTS
+        self._types = _any_of(settings.events or by_default)
         self.watches = tuple(Watch(settings.name, threshold) for threshold in settings.thresholds)
         self._assets = None if "*" in settings.assets else _any_of(map(asset_id, settings.assets))
 
@@ -56,11 +57,6 @@ class _Wish:
         if self._assets is None or asset is None or event.only_for:
             return True
         return bool(self._assets.match(asset.id) or (asset.symbol and self._assets.match(asset.symbol)))
-
-
-def _default_events(settings: SubscriptionSettings) -> tuple[str, ...]:
-    """Every change; and whoever sets a threshold asks to be told of it."""
-    return (*CHANGE_EVENTS, "threshold.crossed") if settings.thresholds else CHANGE_EVENTS
 
 
 def _any_of(globs: Iterable[str]) -> re.Pattern[str]:

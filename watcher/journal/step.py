@@ -5,7 +5,6 @@ Pure: time and the new version come in. Refuses to write anything: `store.polls`
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import orjson
 
@@ -19,7 +18,7 @@ from watcher.snapshot import Snapshot
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One good poll: whose it is, what it says, and when (server ms)."""
+    """One successful poll: whose it is, what it says, and when (server ms)."""
 
     account: str
     provider: str
@@ -82,8 +81,8 @@ def diff(
     )
     # The record of a start says what `account.baseline` says, and once is enough.
     lasting = (event.json for event in events if event.type != "account.baseline")
-    told = (*_starts_and_ends(moved_on, after, now_ms), *lasting)
-    log = tuple(dump_record(before, content) for content in told)
+    contents = (*_starts_and_ends(moved_on, after, now_ms), *lasting)
+    log = tuple(dump_record(before, content) for content in contents)
     return Step(after, events, deliveries, log, moved_on)
 
 
@@ -97,7 +96,7 @@ def go_stale(
     version: str,
     now_ms: int,
 ) -> Step:
-    """Say that an account had no good poll for too long: nothing of it moves, not even its time."""
+    """Say that an account had no successful poll for too long: nothing of it moves, not even its time."""
     state = state or AccountState("", None, {})
     first = max(state.sequence + 1, now_ms)
     drafts = [stale(origin.observed_from_ms, error_class, reason)]
@@ -117,27 +116,24 @@ def go_stale(
 def _queue(
     events: Iterable[Event], account: str, previous: Mapping[str, int], interest: Interest
 ) -> tuple[dict[str, list[Delivery]], dict[str, int]]:
-    """Queue each event for those who want it; each is told which sequence it was told before."""
+    """Queue each event for the subscriptions that want it, with the sequence that each got before it."""
     listeners = interest.listeners(account)
-    told = {name: sequence for name, sequence in previous.items() if name in interest.names}
+    last = {name: sequence for name, sequence in previous.items() if name in interest.names}
     deliveries: dict[str, list[Delivery]] = {}
     for event in events:
         for name in listeners:
             if interest.wants(name, event):
-                body = event.body(name, told.get(name))
+                body = event.body(name, last.get(name))
                 deliveries.setdefault(name, []).append(Delivery(event.id, event.type, event.sequence, body))
-                told[name] = event.sequence
-    return deliveries, told
+                last[name] = event.sequence
+    return deliveries, last
 
 
 def _starts_and_ends(moved_on: Advance, after: AccountState, now_ms: int) -> Iterable[bytes]:
-    """What the event log needs besides the events, for a replay to arrive at the state: starts and ends."""
+    """Write what a replay of the log needs beside the events to arrive at the state: starts and ends."""
+    at = {"timestamp": iso(now_ms), "sequence": after.sequence}
     if moved_on.forgotten:
-        yield _entry("forgotten", after, now_ms, assets=moved_on.forgotten)
+        yield orjson.dumps({"type": "forgotten", **at, "assets": moved_on.forgotten})
     if moved_on.baselined or moved_on.is_baseline:
         started = {asset_id: [*after.entry_by_asset[asset_id].published] for asset_id in moved_on.baselined}
-        yield _entry("baseline", after, now_ms, assets=started, whole=moved_on.is_baseline)
-
-
-def _entry(kind: str, after: AccountState, now_ms: int, **what: Any) -> bytes:
-    return orjson.dumps({"type": kind, "timestamp": iso(now_ms), "sequence": after.sequence, **what})
+        yield orjson.dumps({"type": "baseline", **at, "assets": started, "whole": moved_on.is_baseline})
