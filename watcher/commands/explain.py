@@ -14,7 +14,6 @@ from watcher.commands._table import moved_text, say_json, say_next
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
-    from watcher.journal.account import Advance
     from watcher.preview import Kind, Round
     from watcher.providers.contract import Catalogue, Rejected
     from watcher.snapshot import Snapshot
@@ -89,8 +88,16 @@ def command(
     for line in lines:
         if is_json:
             say_json(line)
+            continue
+        asset = printable(line["asset"]["symbol"] or line["asset"]["id"])
+        if line["kind"] == "event":
+            when = f"after {many(line['polls'], 'more poll')}" if line["polls"] else "at once"
+            moved = moved_text(line["effect"])
+            click.echo(f"{when:<20}{line['type']:<22}{line['amount']} {asset}  {moved}")
         else:
-            click.echo(_as_text(line))
+            held = f"  {moved_text(line['held'])}" if "held" in line else ""
+            fate = "starts anew" if line["kind"] == "baseline" else line["kind"]
+            click.echo(f"{fate:<20}{asset}{held}: {line['why']}")
     if not lines and not is_json:
         click.echo("nothing moved")
     say_next("watcher schema events, for what an event says in full")
@@ -135,46 +142,29 @@ def _reading(file: BinaryIO) -> Iterator[None]:
 
 
 def _lines(rounds: "Iterable[Round]") -> list[_Line]:
-    """What the polls tell, as --json prints it, and once each what they hold and doubt."""
-    lines: list[_Line] = []
-    for polls, step in rounds:
-        lines += [{"kind": "event", "polls": polls, **line} for line in _events(step)]
-        said = [{**line, "polls": 0} for line in lines]
-        lines += [{"polls": polls, **line} for line in _waiting(step) if {**line, "polls": 0} not in said]
-    return lines
-
-
-def _events(step: "Advance") -> Iterator[_Line]:
+    """What the polls emit, as --json prints it, and once each what they keep back for now, and why."""
     from watcher.journal.events import drafts_of
-
-    for draft in drafts_of(step.moved, step.conversions):
-        asset = draft.asset and draft.asset._asdict()
-        yield {"type": draft.type, "asset": asset, "amount": draft.amount, **draft.says}
-
-
-def _waiting(step: "Advance") -> Iterator[_Line]:
     from watcher.journal.explain import in_atoms, in_text
 
-    for asset_id, why in step.baselined.items():
-        yield {"kind": "baseline", **_asset(step, asset_id), "why": why}
-    for asset_id, reasons in step.held.items():
-        entry = step.entry_by_asset[asset_id]
-        held = in_text(in_atoms(entry.seen) - in_atoms(entry.published), entry.seen)
-        yield {"kind": "held", **_asset(step, asset_id), "held": held._asdict(), "why": "; ".join(reasons)}
-    for asset_id, reason in step.suspect.items():
-        yield {"kind": "suspect", **_asset(step, asset_id), "why": reason}
-
-
-def _asset(step: "Advance", asset_id: str) -> _Line:
-    return {"asset": step.entry_by_asset[asset_id].asset._asdict()}
-
-
-def _as_text(line: _Line) -> str:
-    asset = printable(line["asset"]["symbol"] or line["asset"]["id"])
-    if line["kind"] == "event":
-        polls = line["polls"]
-        when = "at once" if not polls else f"after {many(polls, 'more poll')}"
-        return f"{when:<20}{line['type']:<22}{line['amount']} {asset}  {moved_text(line['effect'])}"
-    held = f"  {moved_text(line['held'])}" if "held" in line else ""
-    kind = {"baseline": "starts anew"}.get(line["kind"], line["kind"])
-    return f"{kind:<20}{asset}{held}: {line['why']}"
+    lines: list[_Line] = []
+    for polls, step in rounds:
+        for draft in drafts_of(step.moved, step.conversions):
+            about = {"type": draft.type, "asset": draft.asset and draft.asset._asdict()}
+            lines.append({"kind": "event", "polls": polls, **about, "amount": draft.amount, **draft.says})
+        said = [{**line, "polls": 0} for line in lines]
+        assets = {asset_id: entry.asset._asdict() for asset_id, entry in step.entry_by_asset.items()}
+        waiting: list[_Line] = [
+            {"kind": "baseline", "asset": assets[asset_id], "why": why}
+            for asset_id, why in step.baselined.items()
+        ]
+        for asset_id, reasons in step.held.items():
+            entry = step.entry_by_asset[asset_id]
+            held = in_text(in_atoms(entry.seen) - in_atoms(entry.published), entry.seen)._asdict()
+            line = {"kind": "held", "asset": assets[asset_id], "held": held, "why": "; ".join(reasons)}
+            waiting.append(line)
+        waiting += [
+            {"kind": "suspect", "asset": assets[asset_id], "why": reason}
+            for asset_id, reason in step.suspect.items()
+        ]
+        lines += [{"polls": polls, **line} for line in waiting if {**line, "polls": 0} not in said]
+    return lines

@@ -3,20 +3,24 @@
 Refuses to leave the ways of a delivery: the same signature, headers, bounds and egress guard.
 """
 
-import asyncio
 import secrets
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from watcher.commands._shared import Unknown, config_option, load_or_exit, names_of, subscription_named
+from watcher.commands._shared import (
+    Unknown,
+    config_option,
+    in_a_loop,
+    load_or_exit,
+    names_of,
+    subscription_named,
+)
 
 if TYPE_CHECKING:
     from watcher.delivery.sink import Attempt
-    from watcher.settings import Settings, SubscriptionSettings
 
 _BY_STATUS = {
     400: "it may not accept the signature: give its request to `watcher verify`, which names the step",
@@ -61,47 +65,38 @@ def _types(_context: click.Context | None, _parameter: click.Parameter | None, b
     help="Send a sample of this type of event.",
 )
 @click.argument("name", metavar="SUBSCRIPTION", shell_complete=names_of("subscriptions"))
-def command(*, config_path: Path | None, type_: str, name: str) -> int:
+@in_a_loop
+async def command(*, config_path: Path | None, type_: str, name: str) -> int:
     """Send one signed sample to SUBSCRIPTION, whatever events it asks for, and say what came of it.
 
     It goes out from here and at once: no worker need run, no Redis, and a pause does not matter. A sample of
     another type than `subscription.ping` is about an account called `sample`, and its data says
     `"sample": true`. Exits with 0 if the answer was 2xx, with 1 if not.
     """
+    from watcher.delivery.egress import Policy
+    from watcher.delivery.webhook import WebhookSink, WebhookTarget
+    from watcher.engine.breaker import Answer
+    from watcher.journal.events import Delivery
+    from watcher.journal.notices import sample
+
     if type_ not in (known := _types(None, None, "")):
         raise Unknown("type of event", type_, known)
     settings = load_or_exit(config_path).settings
     subscription = subscription_named(settings, name)
-    event_id, attempt = asyncio.run(_ping(settings, subscription, type_))
-    for line in _as_lines(name, event_id, attempt):
-        click.echo(line)
-    return 0 if _is_good(attempt) else 1
-
-
-async def _ping(
-    settings: "Settings", subscription: "SubscriptionSettings", type_: str
-) -> "tuple[str, Attempt]":
-    from watcher.delivery.egress import Policy
-    from watcher.delivery.webhook import WebhookSink, WebhookTarget
-    from watcher.journal.events import Delivery
-    from watcher.journal.notices import sample
-
     egress = settings.egress
     policy = Policy(allow=egress.allow, allow_http=egress.allow_http, nat64=egress.nat64)
-    event = sample(type_, subscription.name, nonce=secrets.token_hex(8), now_ms=int(1000 * time.time()))
-    delivery = Delivery(event.id, event.type, event.sequence, event.body(subscription.name, None))
+    event = sample(type_, name, nonce=secrets.token_hex(8), now_ms=int(1000 * time.time()))
+    delivery = Delivery(event.id, event.type, event.sequence, event.body(name, None))
     async with WebhookSink(policy) as sink:
-        return event.id, await sink.send(WebhookTarget(subscription, policy), delivery, 1)
-
-
-def _as_lines(name: str, event_id: str, attempt: "Attempt") -> Iterator[str]:
+        attempt = await sink.send(WebhookTarget(subscription, policy), delivery, 1)
     said = attempt.error or f"answered {attempt.status}"
-    yield f"{name}: {said}, after {attempt.duration_ms} ms ({event_id})"
-    if _is_good(attempt):
-        return
+    click.echo(f"{name}: {said}, after {attempt.duration_ms} ms ({event.id})")
+    if attempt.answer is Answer.DELIVERED:
+        return 0
     if attempt.excerpt:
-        yield f"  it says: {attempt.excerpt}"
-    yield f"  what to do: {_advice(attempt)}"
+        click.echo(f"  it says: {attempt.excerpt}")
+    click.echo(f"  what to do: {_advice(attempt)}")
+    return 1
 
 
 def _advice(attempt: "Attempt") -> str:
@@ -115,7 +110,3 @@ def _advice(attempt: "Attempt") -> str:
     if attempt.status == _BAD_REQUEST and "https" in attempt.excerpt.lower():
         return "its port speaks TLS, as it says: write https:// in the subscription's url"
     return _BY_STATUS.get(attempt.status) or _BY_KIND.get(attempt.status // 100, "it is no webhook receiver")
-
-
-def _is_good(attempt: "Attempt") -> bool:
-    return attempt.answer.value == "delivered"

@@ -1,6 +1,5 @@
 """`watcher resend`: dead letters, or events of the log, go out again with the same ids."""
 
-import asyncio
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,6 +8,7 @@ import click
 
 from watcher.commands._shared import (
     config_option,
+    in_a_loop,
     load_or_exit,
     names_of,
     parse_since,
@@ -22,7 +22,6 @@ from watcher.printable import many, printable
 if TYPE_CHECKING:
     from watcher.delivery.resend import Resent
     from watcher.settings import Settings
-    from watcher.store.opening import OpenStore
 
 _MOST_NAMES = 8
 
@@ -47,7 +46,8 @@ class _Wish(NamedTuple):
 @click.option("--dry-run", "is_preview", is_flag=True, help="Only say what would go out again.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per subscription.")
 @click.argument("event_id", required=False)
-def command(
+@in_a_loop
+async def command(
     *,
     config_path: Path | None,
     subscription: str | None,
@@ -76,9 +76,22 @@ def command(
         else (subscription_named(settings, subscription).name,)
     )
     wish = _Wish(event_id, is_dead, moment, names, is_preview)
-    found, paused = asyncio.run(_resend(settings, wish))
+    found, paused = await _resend(settings, wish)
     for resent in found:
-        _say(resent, wish, is_paused=resent.subscription in paused, is_json=is_json)
+        if is_json:
+            line = {
+                "subscription": resent.subscription,
+                "deliveries": resent.deliveries,
+                "accounts": len(resent.accounts),
+                "waiting": resent.waiting,
+                "unreadable": resent.unreadable,
+                "full": sorted(resent.full),
+                "paused": resent.subscription in paused,
+                "dry_run": is_preview,
+            }
+            say_json(line)
+        else:
+            _say(resent, wish, is_paused=resent.subscription in paused)
     if event_id and not found:
         click.echo(
             f"watcher: nothing of {printable(event_id)} is left: no dead letter, no record of it", err=True
@@ -89,80 +102,51 @@ def command(
 
 
 async def _resend(settings: "Settings", wish: _Wish) -> "tuple[list[Resent], set[str]]":
-    """Send again; says also who is paused and will hear of it only when resumed."""
-    from watcher.store.opening import open_to_look
-    from watcher.store.queues import Breakers
-
-    async with open_to_look(settings.redis) as store:
-        found = await _act(settings, store, wish)
-        breakers = await Breakers(store.pipe, store.keys).read()
-    return found, {name for name, breaker in breakers.items() if breaker.paused_at_ms}
-
-
-async def _act(settings: "Settings", store: "OpenStore", wish: _Wish) -> "list[Resent]":
+    """Send again; returns too which subscriptions are paused: they get it when they are resumed."""
     from watcher.delivery.resend import Resend
     from watcher.store.history import History
+    from watcher.store.opening import open_to_look
+    from watcher.store.queues import Breakers
     from watcher.store.reader import Reader
 
-    now_ms = await Reader(store.pipe, store.keys).now_ms()
-    resend = Resend(store.pipe, store.keys, is_preview=wish.is_preview)
-    start_ms = since_ms(wish.since, now_ms)
-    found = []
-    if wish.is_dead or wish.event_id:
-        found = [
-            await resend.letters(name, since_ms=start_ms, until_ms=now_ms, event_id=wish.event_id)
-            for name in wish.subscriptions
-        ]
-        if wish.is_dead or any(map(_is_found, found)):
-            return _telling(found, wish)
-    ends = await History(store.pipe, store.keys).ends()
-    found = [
-        await resend.events(
-            settings.subscription_by_name[name], ends, since_ms=start_ms, event_id=wish.event_id
-        )
-        for name in wish.subscriptions
-    ]
-    return _telling(found, wish)
-
-
-def _telling(found: "list[Resent]", wish: _Wish) -> "list[Resent]":
-    """Of one event, only who gets it again is worth a line."""
-    return [resent for resent in found if not wish.event_id or _is_found(resent)]
+    async with open_to_look(settings.redis) as store:
+        now_ms = await Reader(store.pipe, store.keys).now_ms()
+        resend = Resend(store.pipe, store.keys, is_preview=wish.is_preview)
+        start_ms = since_ms(wish.since, now_ms)
+        found = []
+        if wish.is_dead or wish.event_id:
+            found = [
+                await resend.letters(name, since_ms=start_ms, until_ms=now_ms, event_id=wish.event_id)
+                for name in wish.subscriptions
+            ]
+        if not (wish.is_dead or any(map(_is_found, found))):
+            ends = await History(store.pipe, store.keys).ends()
+            found = [
+                await resend.events(
+                    settings.subscription_by_name[name], ends, since_ms=start_ms, event_id=wish.event_id
+                )
+                for name in wish.subscriptions
+            ]
+        breakers = await Breakers(store.pipe, store.keys).read()
+    paused = {name for name, breaker in breakers.items() if breaker.paused_at_ms}
+    # Of one event, only a subscription that gets it again is worth a line.
+    return [resent for resent in found if not wish.event_id or _is_found(resent)], paused
 
 
 def _is_found(resent: "Resent") -> bool:
     return bool(resent.deliveries or resent.full or resent.waiting)
 
 
-def _say(resent: "Resent", wish: _Wish, *, is_paused: bool, is_json: bool) -> None:
-    if is_json:
-        say_json(
-            {
-                "subscription": resent.subscription,
-                "deliveries": resent.deliveries,
-                "accounts": len(resent.accounts),
-                "waiting": resent.waiting,
-                "unreadable": resent.unreadable,
-                "full": sorted(resent.full),
-                "paused": is_paused,
-                "dry_run": wish.is_preview,
-            }
-        )
-        return
+def _say(resent: "Resent", wish: _Wish, *, is_paused: bool) -> None:
+    name = resent.subscription
     goes = "would go out again" if wish.is_preview else "queued again"
     if resent.deliveries:
         what = many(resent.deliveries, "dead letter" if wish.is_dead else "event")
-        click.echo(f"{resent.subscription}: {what} of {many(len(resent.accounts), 'account')} {goes}")
+        click.echo(f"{name}: {what} of {many(len(resent.accounts), 'account')} {goes}")
     else:
-        click.echo(f"{resent.subscription}: nothing {goes}")
-    for note in _notes(resent, is_paused=is_paused):
-        click.echo(f"watcher: {note}", err=True)
-
-
-def _notes(resent: "Resent", *, is_paused: bool) -> list[str]:
+        click.echo(f"{name}: nothing {goes}")
     notes = []
     if is_paused:
-        name = resent.subscription
         notes.append(f"{name} is paused: they wait for `watcher subscriptions resume {name}`")
     if resent.waiting:
         verb = "waits" if resent.waiting == 1 else "wait"
@@ -174,4 +158,5 @@ def _notes(resent: "Resent", *, is_paused: bool) -> list[str]:
         notes.append(
             f"no room in the queue of {many(len(resent.full), 'account')}, all or some left out: {names}"
         )
-    return notes
+    for note in notes:
+        click.echo(f"watcher: {note}", err=True)
