@@ -1,7 +1,9 @@
 """A sink as CONTRIBUTING.md describes one: a chat that answers all with 200, and says inside what it was."""
 
+import asyncio
 import json
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +13,10 @@ from redis.asyncio import Redis
 from tests.support.builders import a_subscription
 from tests.support.stores import ACCOUNT, MINUTE_MS, OPS, SHARD, Store, a_delivery, a_store
 from watcher.delivery.breakers import SubscriptionBreakers
-from watcher.delivery.queue import QueueWorker
+from watcher.delivery.queue import DeliveryWork
 from watcher.delivery.sink import Attempt, Sink, Target
 from watcher.engine.breaker import Answer, State, state
+from watcher.engine.loop import InUse, Neighbours
 from watcher.journal.events import Delivery
 from watcher.observe.counters import Counters
 from watcher.settings import SubscriptionSettings
@@ -75,19 +78,19 @@ class Stage:
         shared, now_ms = Breakers(self.store.pipe, self.store.keys), self.store.schedule.now_ms
         breakers = SubscriptionBreakers(shared, now_ms=now_ms, alert=self.alert, most=100)
         await breakers.refresh()
-        worker = QueueWorker(
+        work: DeliveryWork[ChatTarget] = DeliveryWork(
             self.store.queues,
-            ChatSink(self.chat).send,
             breakers,
             Counters(),
-            is_stopped=lambda: False,
-            is_current=lambda _: True,
-            may_deliver=lambda _: True,
+            stopped=asyncio.Event(),
+            neighbours=Neighbours(),
             now_ms=now_ms,
             failed=self.never,
         )
+        await work.send_by(ChatSink(self.chat), InUse(AsyncExitStack()))
+        target = work.targets[OPS] = ChatTarget(a_subscription(OPS))
         (lease,) = (await self.store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=9)).leases
-        return await worker.work(ChatTarget(a_subscription(OPS)), lease)
+        return await work.work(target, lease)
 
     async def alert(self, name: str, breaker: Breaker) -> None:
         self.alerts.append(f"{name}: {breaker.reason}")

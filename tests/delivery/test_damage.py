@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from tests.delivery.moody_subscriber import MoodySubscriber, Owed, owed, told
 from tests.support.stores import fail
-from watcher.delivery import breakers, queue, work
+from watcher.delivery import breakers, queue
 from watcher.engine import loop
 from watcher.store.keys import shard_of
 
@@ -40,9 +40,8 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left alone while it is damaged, or leased, is so for a moment."""
     monkeypatch.setattr(queue, "_LEAST_MS", 500)
     monkeypatch.setattr(queue, "LEASE_MS", 1000)
-    monkeypatch.setattr(work, "CLAIM_MS", 1000)
-    for module in (queue, work):
-        monkeypatch.setattr(module, "LONGEST_LEASE_MS", 1000)
+    monkeypatch.setattr(queue, "CLAIM_MS", 1000)
+    monkeypatch.setattr(queue, "LONGEST_LEASE_MS", 1000)
     monkeypatch.setattr(loop, "DAMAGED_S", 0.5)
     monkeypatch.setattr(breakers, "_DAMAGED_S", 0.5)
 

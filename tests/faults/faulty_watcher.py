@@ -59,7 +59,7 @@ def _set_clock(steps_s: list[float], every_s: float) -> None:
 
 def _shorten_leases(lease_s: float) -> None:
     """Let leases of queues and of polls last so long; an attempt gets half of it."""
-    from watcher.delivery import queue, work
+    from watcher.delivery import queue
     from watcher.delivery.webhook import WebhookSink
     from watcher.polling import poll
     from watcher.run import configured
@@ -68,7 +68,7 @@ def _shorten_leases(lease_s: float) -> None:
     assert defaults
     defaults["deadline_s"] = lease_s / 2
     _replace(queue, "LEASE_MS", int(1000 * lease_s))
-    for module in (queue, work, configured):
+    for module in (queue, configured):
         _replace(module, "LONGEST_LEASE_MS", int(1000 * lease_s))
     _replace(queue, "_LEAST_MS", int(500 * lease_s))
     _replace(queue, "QUICK_S", lease_s)  # all of them are quick
@@ -154,14 +154,14 @@ def _block(block_s: float, every: int) -> None:
     poll: Method = Poller.poll
     polls = 0
 
-    async def poll_and_block(*arguments: Any) -> None:
+    async def poll_and_block(*arguments: Any) -> Any:
         nonlocal polls
         polls += 1
         if polls % every == 0:
             end_at = time.monotonic() + block_s
             while time.monotonic() < end_at:
                 pass
-        await poll(*arguments)
+        return await poll(*arguments)
 
     Poller.poll = poll_and_block  # type: ignore[assignment,method-assign]
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from watcher.polling.report import Causes, NotAsked
+from watcher.polling.report import NotAsked, ProviderFailures
 from watcher.providers.contract import Rejected
 from watcher.store.reader import Failing
 
@@ -20,10 +20,10 @@ class Told:
     def __init__(self, lines: list[MutableMapping[str, Any]]) -> None:
         self.now = 1000.0
         self.refused = {f"a{number}" for number in range(200)}
-        self.causes = Causes("shop", is_refused=self._is_refused, clock=lambda: self.now)
+        self.failures = ProviderFailures("shop", is_rejected=self._is_rejected, clock=lambda: self.now)
         self._lines = lines
 
-    async def _is_refused(self, account: str) -> bool:
+    async def _is_rejected(self, account: str) -> bool:
         return account in self.refused
 
     @property
@@ -45,9 +45,9 @@ def told() -> Iterator[Told]:
 
 def test_a_wrong_key_is_one_error_at_once_which_says_what_to_mend() -> None:
     with capture_logs() as lines:
-        causes = Told(lines).causes
+        failures = Told(lines).failures
         for number in range(150):
-            causes.struck(f"a{number}", KEY)
+            failures.refused(f"a{number}", KEY)
         (line,) = lines
     assert (line["event"], line["log_level"], line["account"], line["status"]) == (
         *("provider.refusing", "error", "a0"),
@@ -58,55 +58,55 @@ def test_a_wrong_key_is_one_error_at_once_which_says_what_to_mend() -> None:
 
 def test_how_many_it_has_become_is_told_a_minute_later_and_then_in_reminders(told: Told) -> None:
     for number in range(150):
-        told.causes.struck(f"a{number}", KEY if number < 5 else NotAsked(KEY.error_class, KEY.reason))
-        told.causes.tell()
+        told.failures.refused(f"a{number}", KEY if number < 5 else NotAsked(KEY.error_class, KEY.reason))
+        told.failures.report()
     assert told.lines() == [("provider.refusing", "a0", 1)]
     for _ in range(120):
         told.now += 1
-        told.causes.tell()
-        told.causes.struck("a0", KEY)
+        told.failures.report()
+        told.failures.refused("a0", KEY)
     assert told.lines() == [("provider.refusing", None, 150)]
     told.now += 3600
-    told.causes.struck("a0", KEY)
+    told.failures.refused("a0", KEY)
     assert told.lines() == [("provider.refusing", None, 150)]
 
 
 def test_what_passes_by_itself_is_none_of_its_business(told: Told) -> None:
     for error_class in ("rate", "transient", "malformed", "gone"):
-        told.causes.struck("a0", Rejected(error_class, "whatever"))
+        told.failures.refused("a0", Rejected(error_class, "whatever"))
     assert told.lines() == []
 
 
 async def test_two_causes_are_two_errors_and_end_one_by_one(told: Told) -> None:
-    told.causes.struck("a0", ABSENT)
-    told.causes.struck("a1", ABSENT)
-    told.causes.struck("a2", Rejected("configuration", "no such account id (102003)"))
+    told.failures.refused("a0", ABSENT)
+    told.failures.refused("a1", ABSENT)
+    told.failures.refused("a2", Rejected("configuration", "no such account id (102003)"))
     assert [line[0] for line in told.lines()] == ["provider.refusing"] * 2
-    await told.causes.good("a0")
+    await told.failures.report_fixed("a0")
     assert told.lines() == [], "a1 is not there yet"
-    await told.causes.good("a1")
+    await told.failures.report_fixed("a1")
     assert [line[0] for line in told.lines()] == ["provider.recovered"]
 
 
 async def test_a_key_is_right_when_one_that_it_was_refused_for_is_polled_well(told: Told) -> None:
-    told.causes.struck("a0", KEY)
-    told.causes.struck("a1", KEY)
+    told.failures.refused("a0", KEY)
+    told.failures.refused("a1", KEY)
     told.lines()
-    await told.causes.good("a7")
+    await told.failures.report_fixed("a7")
     assert told.lines() == [], "it may be the key of that one alone"
-    await told.causes.good("a1")
+    await told.failures.report_fixed("a1")
     assert [line[0] for line in told.lines()] == ["provider.recovered"]
-    told.causes.struck("a1", KEY)
+    told.failures.refused("a1", KEY)
     assert told.lines() == [("provider.refusing", "a1", 1)]
 
 
 async def test_an_account_that_another_worker_polls_well_holds_up_no_good_news(told: Told) -> None:
-    told.causes.struck("a0", ABSENT)
+    told.failures.refused("a0", ABSENT)
     told.lines()
-    await told.causes.good("a7")
+    await told.failures.report_fixed("a7")
     told.refused.clear()
     told.now += 5
-    await told.causes.good("a7")
+    await told.failures.report_fixed("a7")
     assert [line[0] for line in told.lines()] == ["provider.recovered"]
 
 
@@ -115,9 +115,9 @@ async def test_what_was_so_before_a_reload_is_asked_again_and_said_when_it_is_ov
         "a0": Failing(3, 5, KEY.error_class, KEY.reason),
         "a1": Failing(1, 5, "rate", "over the rate limit (429)"),
     }
-    assert told.causes.remember(failing, now_ms=60_005) == ["a0"]
+    assert told.failures.remember(failing, now_ms=60_005) == ["a0"]
     told.now += 2
-    await told.causes.good("a0")
+    await told.failures.report_fixed("a0")
     assert (told.last["event"], told.last["duration_ms"], told.last["times"]) == (
         *("provider.recovered", 62_000),
         3,
@@ -125,6 +125,6 @@ async def test_what_was_so_before_a_reload_is_asked_again_and_said_when_it_is_ov
 
 
 def test_what_was_so_before_a_reload_and_still_is_is_said_again_at_once(told: Told) -> None:
-    told.causes.remember({"a0": Failing(3, 5, KEY.error_class, KEY.reason)}, now_ms=6)
-    told.causes.struck("a0", KEY)
+    told.failures.remember({"a0": Failing(3, 5, KEY.error_class, KEY.reason)}, now_ms=6)
+    told.failures.refused("a0", KEY)
     assert told.lines() == [("provider.refusing", "a0", 1)]

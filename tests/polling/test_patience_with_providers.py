@@ -8,9 +8,13 @@ from typing import Any, cast
 import pytest
 
 from tests.support.builders import an_account, seconds
+from tests.support.provider_staging import loopring_settings
 from watcher.engine.breaker import OPEN_AFTER
+from watcher.journal.interest import Interest
+from watcher.observe.counters import Counters
 from watcher.polling.cadence import waits_ms
-from watcher.polling.poll import Asker
+from watcher.polling.poll import Poller
+from watcher.polling.report import PollReport
 from watcher.providers.contract import Rejected
 
 (INTERVAL,) = seconds(30)
@@ -19,45 +23,56 @@ HOUR_S = 3600
 
 
 class Gone:
-    """A provider that never answers, and a clock: notes who asked it when."""
+    """A provider that never answers, a clock, and the store as far as it says whether an account is failing:
+    notes which account asked when."""
 
-    def __init__(self) -> None:
+    spacing_s = 0.0
+
+    def __init__(self, is_probe_failing: bool | None = None) -> None:
         self.now = 0.0
+        self.is_probe_failing = is_probe_failing
         self.asked: list[tuple[float, str]] = []
 
     async def ask(self, account: Any) -> tuple[bytes, ...]:
         self.asked.append((self.now, account.name))
         raise Rejected("gone", "nobody there")
 
-    async def fails(self) -> bool:
-        return any(name == "a000" for _, name in self.asked)
+    async def is_failing(self, _: str, account: str) -> bool:
+        is_failing = any(name == account for _, name in self.asked)
+        return is_failing if self.is_probe_failing is None else self.is_probe_failing
 
     def times(self, account: str) -> list[float]:
         """When an account asked, once half an hour was over."""
         return [at for at, name in self.asked if name == account and at >= HALF_AN_HOUR_S]
 
 
+def a_poller(gone: Gone, probe_account: str) -> Poller:
+    report = PollReport(Counters(), is_rejected=gone.is_failing, clock=lambda: gone.now)
+    poller = Poller(
+        loopring_settings(),
+        cast(Any, gone),
+        cast(Any, gone),
+        Interest({}),
+        report,
+        now_ms=lambda: 0,
+        wake=lambda *_: None,
+        clock=lambda: gone.now,
+    )
+    poller.probe_account = probe_account
+    return poller
+
+
 async def an_hour_without(accounts: int, workers: int) -> Gone:
     """Let workers poll for an hour, whoever is due next, as their waits say."""
     gone, chance = Gone(), Random(1)
-    askers = [
-        Asker(
-            "p",
-            cast(Any, gone),
-            is_failing=lambda _: gone.fails(),
-            clock=lambda: gone.now,
-        )
-        for _ in range(workers)
-    ]
-    for asker in askers:
-        asker.probe_account = "a000"
+    pollers = [a_poller(gone, "a000") for _ in range(workers)]
     due = [(chance.uniform(0, 30), f"a{number:03}", 0) for number in range(accounts)]
     heapq.heapify(due)
     while gone.now < HOUR_S:
         gone.now, name, refusals = heapq.heappop(due)
         account = an_account(name, interval=INTERVAL, pending_interval=INTERVAL)
         with pytest.raises(Rejected) as refused:
-            await chance.choice(askers).ask(account)
+            await chance.choice(pollers).ask(account)
         waits = waits_ms(
             account, refused.value.error_class, is_probe_account=name == "a000", chance=chance.random()
         )
@@ -70,17 +85,12 @@ async def an_hour_without(accounts: int, workers: int) -> Gone:
 async def test_an_outage_is_over_when_the_probe_account_is_well_whichever_worker_polled_it(
     is_probe_failing: bool,
 ) -> None:
-    gone = Gone()
-
-    async def fails(account: str) -> bool:
-        return account == "a0" and is_probe_failing
-
-    asker = Asker("p", cast(Any, gone), is_failing=fails, clock=lambda: gone.now)
-    asker.probe_account = "a0"
+    gone = Gone(is_probe_failing)
+    poller = a_poller(gone, "a0")
     for _ in range(OPEN_AFTER):
         for name in ("a1", "a2"):
             with pytest.raises(Rejected):
-                await asker.ask(an_account(name))
+                await poller.ask(an_account(name))
     assert len(gone.asked) == (OPEN_AFTER if is_probe_failing else 2 * OPEN_AFTER)
 
 

@@ -21,6 +21,7 @@ from tests.support.stores import ACCOUNT, PROVIDER, Store, a_store
 from watcher.journal.interest import Interest
 from watcher.observe.counters import Counters
 from watcher.polling.poll import Poller
+from watcher.polling.report import PollReport
 from watcher.providers.assets import RENEW_S
 from watcher.providers.http import ProviderClient
 from watcher.providers.loopring import Loopring
@@ -76,11 +77,11 @@ class Polled:
             self.client,
             self.polls,
             Interest({}),
-            Counters(),
+            PollReport(Counters(), is_rejected=self.polls.is_failing),
             now_ms=store.schedule.now_ms,
             wake=lambda *_: None,
         )
-        self.poller.follow(most_requests=1, probe_account=ACCOUNT)
+        self.poller.probe_account = ACCOUNT
 
     async def poll(self, *rows: Any) -> list[Any]:
         """Poll once, answered by these rows; returns what was logged."""

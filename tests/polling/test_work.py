@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from tests.support.builders import an_account
 from tests.support.stores import ACCOUNT, NEIGHBOURS, Store, a_store
 from watcher.engine.dispatch import Room
-from watcher.engine.loop import InUse
+from watcher.engine.loop import Neighbours
 from watcher.polling import work
 from watcher.polling.work import PollWork, ProviderPolls
 from watcher.settings import AccountSettings
@@ -57,9 +57,6 @@ class Poller:
     def cost(self, account: AccountSettings | None) -> int:
         return 2 if account else 0
 
-    async def may_poll(self, _: AccountSettings) -> bool:
-        return True
-
     async def poll(self, account: AccountSettings, _: Lease) -> bool:
         self.polled_at[account.name] = time.monotonic()
         return True
@@ -73,7 +70,7 @@ class Bench:
         self.poller = Poller(spacing_s)
         self.stopped = asyncio.Event()
         self.of_provider = ProviderPolls(
-            cast(Any, self.poller), self.polls, InUse(AsyncExitStack()), StoreHealth(), self.stopped
+            cast(Any, self.poller), self.polls, StoreHealth(), self.stopped, Neighbours(), AsyncExitStack()
         )
         self.names = [ACCOUNT, *NEIGHBOURS]
         self.of_provider.follow({name: an_account(name) for name in self.names}, set(range(16)))

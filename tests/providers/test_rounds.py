@@ -1,5 +1,6 @@
 """A poll that asks again after an answer: pages, a height first, whatever a provider needs."""
 
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence, Set
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
@@ -59,20 +60,22 @@ class Turns:
     """Counts the turns that were waited for and the requests that were sent."""
 
     def __init__(self) -> None:
-        self.waited = self.sent = 0
+        self.waited = 0
+        self.requests = Counter[str]()
 
     async def wait(self) -> None:
         self.waited += 1
 
-    def note(self) -> None:
-        self.sent += 1
+    @property
+    def sent(self) -> int:
+        return self.requests.total()
 
 
 @asynccontextmanager
 async def paged(stage: Stage, turns: Turns) -> AsyncIterator[ProviderClient]:
     settings = a_provider("paged", base_url=stage.url)
     provider = Paged(settings)
-    async with ProviderClient(provider, settings, wait_turn=turns.wait, on_request=turns.note) as client:
+    async with ProviderClient(provider, settings, wait_turn=turns.wait, requests=turns.requests) as client:
         yield client
 
 

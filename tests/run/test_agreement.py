@@ -104,6 +104,11 @@ def lines() -> Iterator[list[MutableMapping[str, Any]]]:
         yield found
 
 
+def is_ours(worker: Agreement, subscription: str) -> bool:
+    """Whether a worker delivers to a subscription that it knows."""
+    return subscription not in worker.neighbours.rests
+
+
 def names_told(lines: list[MutableMapping[str, Any]]) -> list[list[str]]:
     return [line["names"] for line in lines if line["event"] == "configuration.differs"]
 
@@ -114,8 +119,8 @@ async def test_workers_with_one_configuration_deliver_side_by_side_and_say_nothi
     first, second = await fleet.start("a", PRODUCTION), await fleet.start("b", PRODUCTION)
     await first.look()
     for one in (first, second):
-        assert one.is_ours("ops")
-        assert not one.is_left("treasury")
+        assert is_ours(one, "ops")
+        assert "treasury" not in one.neighbours.left
         assert not one.differences
     assert lines == []
 
@@ -125,7 +130,7 @@ async def test_what_was_queued_for_one_url_is_not_delivered_by_a_worker_that_nam
 ) -> None:
     production, staging = await fleet.start("p", PRODUCTION), await fleet.start("s", STAGING)
     await production.look()
-    assert (production.is_ours("ops"), staging.is_ours("ops")) == (True, False)
+    assert (is_ours(production, "ops"), is_ours(staging, "ops")) == (True, False)
     both = ["provider loopring", "subscription ops", "account treasury"]
     assert names_told(lines) == [both, both], "each side says so, once"
     await fleet.later(120, production, staging)
@@ -137,10 +142,10 @@ async def test_a_deployment_that_restarts_finds_its_queues_as_they_were(fleet: F
     production, staging = await fleet.start("p1", PRODUCTION), await fleet.start("s", STAGING)
     fleet.stop("p1")
     await fleet.later(300, staging)
-    assert not staging.is_ours("ops")
+    assert not is_ours(staging, "ops")
     production = await fleet.start("p2", PRODUCTION)
     await fleet.later(60, production, staging)
-    assert (production.is_ours("ops"), staging.is_ours("ops")) == (True, False)
+    assert (is_ours(production, "ops"), is_ours(staging, "ops")) == (True, False)
 
 
 async def test_a_deployment_that_starts_while_the_other_one_restarts_does_not_take_its_queues(
@@ -150,12 +155,14 @@ async def test_a_deployment_that_starts_while_the_other_one_restarts_does_not_ta
     fleet.stop("p1")
     staging = await fleet.start("s", STAGING)
     await fleet.later(AT_THE_START_S - 5, staging)
-    assert not staging.is_ours("ops")
+    assert not is_ours(staging, "ops")
     assert staging.has_neighbours
-    assert not staging.may_poll("treasury", "own", fingerprint(PRODUCTION).accounts["treasury"] + "16 more")
+    assert not staging.neighbours.may_poll(
+        "treasury", "own", fingerprint(PRODUCTION).accounts["treasury"] + "16 more"
+    )
     production = await fleet.start("p2", PRODUCTION)
     await fleet.later(60, production, staging)
-    assert (production.is_ours("ops"), staging.is_ours("ops")) == (True, False)
+    assert (is_ours(production, "ops"), is_ours(staging, "ops")) == (True, False)
 
 
 async def test_runs_that_end_soon_wait_ten_minutes_in_all_for_a_deployment_that_is_gone(fleet: Fleet) -> None:
@@ -163,19 +170,19 @@ async def test_runs_that_end_soon_wait_ten_minutes_in_all_for_a_deployment_that_
     await fleet.start("p", PRODUCTION)
     fleet.stop("p")
     for _ in range(10):
-        assert not (await fleet.start("s", STAGING)).is_ours("ops")
+        assert not is_ours(await fleet.start("s", STAGING), "ops")
         fleet.stop("s")
         await fleet.later(OTHER_PLACE_S / 10)
     staging = await fleet.start("s", STAGING)
-    assert staging.is_ours("ops")
-    assert not staging.is_left("staging")
+    assert is_ours(staging, "ops")
+    assert "staging" not in staging.neighbours.left
 
 
 async def test_a_deployment_that_runs_now_and_then_is_not_gone(fleet: Fleet) -> None:
     for _ in range(15):
-        assert (await fleet.start("p", PRODUCTION)).is_ours("ops")
+        assert is_ours(await fleet.start("p", PRODUCTION), "ops")
         fleet.stop("p")
-        assert not (await fleet.start("s", STAGING)).is_ours("ops")
+        assert not is_ours(await fleet.start("s", STAGING), "ops")
         fleet.stop("s")
         await fleet.later(60)
 
@@ -189,7 +196,7 @@ async def test_that_a_worker_waits_for_a_deployment_that_is_away_is_said(
     assert names_told(lines) == [["provider loopring", "subscription ops", "account treasury"]]
     assert "gone" in lines[0]["worker"]
     await fleet.later(AT_THE_START_S + 60, staging)
-    assert staging.is_ours("ops")
+    assert is_ours(staging, "ops")
     assert not staging.differences
     assert lines[-1]["event"] == "configuration.agrees"
 
@@ -200,8 +207,8 @@ async def test_another_provider_at_a_restart_is_nobody_elses_matter_while_the_ur
     await fleet.start("a", some())
     fleet.stop("a")
     again = await fleet.start("b", some(base_url="https://other.example.com", accounts={"treasury": 7}))
-    assert again.is_ours("ops")
-    assert not again.is_contested("treasury")
+    assert is_ours(again, "ops")
+    assert "treasury" not in again.neighbours.contested
 
 
 async def test_after_the_state_was_lost_each_says_again_what_it_runs(
@@ -211,7 +218,7 @@ async def test_after_the_state_was_lost_each_says_again_what_it_runs(
     await redis_client.delete(fleet.keys.marks(), fleet.keys.configuration(fingerprint(PRODUCTION).digest))
     await fleet.later(10, production)
     staging = await fleet.start("s", STAGING)
-    assert (production.is_ours("ops"), staging.is_ours("ops")) == (True, False)
+    assert (is_ours(production, "ops"), is_ours(staging, "ops")) == (True, False)
 
 
 async def test_a_deployment_that_is_gone_for_good_leaves_its_names_to_the_other_one(fleet: Fleet) -> None:
@@ -219,32 +226,32 @@ async def test_a_deployment_that_is_gone_for_good_leaves_its_names_to_the_other_
     staging = await fleet.start("s", STAGING)
     fleet.stop("p")
     await fleet.later(OTHER_PLACE_S - 10, staging)
-    assert not staging.is_ours("ops")
+    assert not is_ours(staging, "ops")
     await fleet.later(20, staging)
-    assert staging.is_ours("ops")
-    assert not staging.is_left("staging")
-    assert not staging.is_contested("treasury")
+    assert is_ours(staging, "ops")
+    assert "staging" not in staging.neighbours.left
+    assert "treasury" not in staging.neighbours.contested
 
 
 async def test_a_new_url_takes_the_backlog_at_a_restart_and_at_a_reload(fleet: Fleet) -> None:
     await fleet.start("a", some(OLD_URL))
     fleet.stop("a")
     again = await fleet.start("b", some(NEW_URL))
-    assert again.is_ours("ops")
+    assert is_ours(again, "ops")
     await again.begin(some(OLD_URL))
-    assert again.is_ours("ops")
+    assert is_ours(again, "ops")
     await again.begin(some(NEW_URL, base_url="https://other.example.com"))
-    assert again.is_ours("ops"), "its own configuration of before is nobody else's"
+    assert is_ours(again, "ops"), "its own configuration of before is nobody else's"
 
 
 async def test_a_new_url_takes_the_backlog_when_the_last_worker_was_reloaded(fleet: Fleet) -> None:
     first, second = await fleet.start("a", some(OLD_URL)), await fleet.start("b", some(OLD_URL))
     await first.begin(some(NEW_URL))
     await second.look()
-    assert (first.is_ours("ops"), second.is_ours("ops")) == (False, True)
+    assert (is_ours(first, "ops"), is_ours(second, "ops")) == (False, True)
     await second.begin(some(NEW_URL))
     await first.look()
-    assert (first.is_ours("ops"), second.is_ours("ops")) == (True, True)
+    assert (is_ours(first, "ops"), is_ours(second, "ops")) == (True, True)
 
 
 async def test_a_new_url_takes_the_backlog_when_the_last_worker_was_restarted(fleet: Fleet) -> None:
@@ -252,11 +259,11 @@ async def test_a_new_url_takes_the_backlog_when_the_last_worker_was_restarted(fl
         await fleet.start(worker, some(OLD_URL))
     fleet.stop("a1")
     first = await fleet.start("a2", some(NEW_URL))
-    assert not first.is_ours("ops")
+    assert not is_ours(first, "ops")
     fleet.stop("b1")
     second = await fleet.start("b2", some(NEW_URL))
     await first.look()
-    assert (first.is_ours("ops"), second.is_ours("ops")) == (True, True)
+    assert (is_ours(first, "ops"), is_ours(second, "ops")) == (True, True)
 
 
 async def test_a_new_url_takes_the_backlog_soon_after_the_old_worker_ended_beside_the_new_one(
@@ -264,13 +271,13 @@ async def test_a_new_url_takes_the_backlog_soon_after_the_old_worker_ended_besid
 ) -> None:
     old = await fleet.start("old", some(OLD_URL))
     new = await fleet.start("new", some(NEW_URL))
-    assert not new.is_ours("ops")
-    assert not new.is_left("treasury"), "the old one has the account, too, and delivers what is queued"
+    assert not is_ours(new, "ops")
+    assert "treasury" not in new.neighbours.left, "the old one has it, and delivers what is queued"
     fleet.stop("old")
     await fleet.later(SAME_PLACE_S - 5, new)
-    assert not new.is_ours("ops")
+    assert not is_ours(new, "ops")
     await fleet.later(10, new)
-    assert new.is_ours("ops")
+    assert is_ours(new, "ops")
     await fleet.later(60, new)
     assert [line["event"] for line in lines] == ["configuration.differs", "configuration.agrees"]
     del old
@@ -279,20 +286,20 @@ async def test_a_new_url_takes_the_backlog_soon_after_the_old_worker_ended_besid
 async def test_an_account_whose_events_would_wait_for_another_deployment_is_not_polled(fleet: Fleet) -> None:
     production, staging = await fleet.start("p", PRODUCTION), await fleet.start("s", STAGING)
     await production.look()
-    assert staging.is_left("staging")
-    assert not production.is_left("prod")
-    assert production.is_left("staging"), "it does not know it, and another worker does"
+    assert "staging" in staging.neighbours.left
+    assert "prod" not in production.neighbours.left
+    assert not production.neighbours.is_alone, "what it does not know another worker does"
 
 
 async def test_an_account_that_two_have_elsewhere_goes_on_where_its_state_came_from(fleet: Fleet) -> None:
     production, staging = await fleet.start("p", PRODUCTION), await fleet.start("s", STAGING)
     await production.look()
     theirs, ours = (fingerprint(one).accounts["treasury"] for one in (PRODUCTION, STAGING))
-    assert production.is_contested("treasury")
-    assert production.may_poll("treasury", theirs, theirs)
-    assert not staging.may_poll("treasury", ours, theirs)
-    assert staging.may_poll("treasury", ours, None), "whoever commits first"
-    assert not production.is_contested("prod")
+    assert "treasury" in production.neighbours.contested
+    assert production.neighbours.may_poll("treasury", theirs, theirs)
+    assert not staging.neighbours.may_poll("treasury", ours, theirs)
+    assert staging.neighbours.may_poll("treasury", ours, None), "whoever commits first"
+    assert "prod" not in production.neighbours.contested
 
 
 async def test_a_worker_of_a_version_that_says_nothing_of_its_configuration_changes_nothing(
@@ -300,16 +307,16 @@ async def test_a_worker_of_a_version_that_says_nothing_of_its_configuration_chan
 ) -> None:
     fleet.configuration_by_worker["older"] = ""
     new = await fleet.start("new", some(NEW_URL))
-    assert new.is_ours("ops")
+    assert is_ours(new, "ops")
     assert lines == []
-    assert not new.is_ours("known-to-the-older-one-perhaps")
+    assert not new.neighbours.is_alone, "what it does not know the older one may"
 
 
 async def test_an_embedded_store_belongs_to_one_deployment(fleet: Fleet) -> None:
     await fleet.start("a", some(redis="embedded"))
     fleet.stop("a")
     again = await fleet.start("b", some(NEW_URL, base_url="https://other.example.com", redis="embedded"))
-    assert again.is_ours("ops")
+    assert is_ours(again, "ops")
 
 
 async def test_a_subscription_that_nobody_else_names_is_nobody_elses_matter(fleet: Fleet) -> None:
@@ -317,8 +324,8 @@ async def test_a_subscription_that_nobody_else_names_is_nobody_elses_matter(flee
     staging = await fleet.start(
         "s", some(NEW_URL, base_url="https://b.example.com", more=a_subscription("more"))
     )
-    assert staging.is_ours("more")
-    assert not staging.is_ours("ops")
+    assert is_ours(staging, "more")
+    assert not is_ours(staging, "ops")
 
 
 async def test_no_secret_gets_into_the_store(fleet: Fleet, redis_client: Redis) -> None:
@@ -335,7 +342,7 @@ async def test_a_configuration_that_cannot_be_read_says_nothing(fleet: Fleet, re
     fleet.configuration_by_worker["p"] = digest
     for damage in (b"", b"garbage", zlib.compress(b"[]"), zlib.compress(b'{"providers": 1}')):
         await redis_client.set(fleet.keys.configuration(digest), damage)
-        assert (await fleet.start("s", STAGING)).is_ours("ops")
+        assert is_ours(await fleet.start("s", STAGING), "ops")
 
 
 async def test_keys_of_another_type_hold_up_nothing(fleet: Fleet, redis_client: Redis) -> None:
@@ -343,7 +350,7 @@ async def test_keys_of_another_type_hold_up_nothing(fleet: Fleet, redis_client: 
     fleet.configuration_by_worker["p"] = digest
     await redis_client.set(fleet.keys.marks(), "damaged")
     await redis_client.rpush(fleet.keys.configuration(digest), "damaged")
-    assert (await fleet.start("s", STAGING)).is_ours("ops")
+    assert is_ours(await fleet.start("s", STAGING), "ops")
     assert await redis_client.hlen(fleet.keys.marks()) == 1
 
 

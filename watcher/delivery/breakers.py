@@ -14,7 +14,8 @@ from functools import partial
 from watcher.delivery.outcomes import Outcome, Verdict
 from watcher.engine import breaker as decide
 from watcher.engine.breaker import HALF_OPEN_FROM, PATIENCE, Concurrency
-from watcher.observe.log import Throttle, log, survived
+from watcher.engine.loop import survived
+from watcher.observe.log import Throttle, log
 from watcher.settings import SubscriptionSettings
 from watcher.store.exceptions import StoreError, StoreUnreachable
 from watcher.store.queues import Breaker, Breakers

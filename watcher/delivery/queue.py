@@ -1,23 +1,25 @@
-"""Works off one claimed queue: sends its deliveries in order, one at a time, judges and settles each.
+"""Deliveries as the engine runs them: claims queues, as many as subscriptions can bear, and works each off.
 
 Refuses to go past a delivery that is not settled: order within a queue is the promise.
 """
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import orjson
 
 from watcher.delivery.breakers import SubscriptionBreakers
 from watcher.delivery.outcomes import Outcome, Verdict, judge
-from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, Attempt, Target
+from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, Attempt, Sink, Target
+from watcher.engine.dispatch import Claim, Room
+from watcher.engine.loop import Claimed, InUse, Neighbours, survived
 from watcher.journal.events import Delivery, load_delivery
 from watcher.observe.counters import Counters
-from watcher.observe.log import log, survived
+from watcher.observe.log import log
 from watcher.store.exceptions import StoreError
 from watcher.store.queues import Begun, Queues
 from watcher.store.schedule import Lease, Reply
@@ -52,6 +54,12 @@ _AGAIN_S = 0.5
 QUICK_S = 2.0
 """Most attempts take no longer."""
 
+_FULL_S = 1.0
+"""A subscription without room is not looked at for so long, unless a queue of it ends."""
+
+_UNKNOWN_S = 60.0
+"""A subscription that the configuration does not know keeps its queues, and is not looked at for so long."""
+
 T = TypeVar("T")
 T_target = TypeVar("T_target", bound=Target)
 
@@ -84,32 +92,83 @@ class Hold:
                     self.lease = await longer
 
 
-class QueueWorker(Generic[T_target]):
-    """Delivers queues of any subscription through `send`. What a target answers that is not current any
-    more says nothing of its subscription."""
+class DeliveryWork(Generic[T_target]):
+    """The deliveries to all subscriptions, by name in `targets`. What rests, or only other workers know, is
+    neither claimed nor held back. What a target answers that is not among `targets` any more says nothing of
+    its subscription.
+    """
+
+    breath_s = 0.0
 
     def __init__(
         self,
         queues: Queues,
-        send: Callable[[T_target, Delivery, int], Awaitable[Attempt]],
         breakers: SubscriptionBreakers,
         counters: Counters,
         *,
-        is_stopped: Callable[[], bool],
-        is_current: Callable[[T_target], bool],
-        may_deliver: Callable[[str], bool],
+        stopped: asyncio.Event,
+        neighbours: Neighbours,
         now_ms: Callable[[], int],
         failed: Callable[[StoreError], Awaitable[float]],
     ) -> None:
-        self._may_deliver = may_deliver
+        self.targets: dict[str, T_target] = {}
+        self._sink: Sink[T_target] | None = None
+        self._sink_in_use: InUse | None = None
         self._queues = queues
-        self._send = send
         self._breakers = breakers
         self._counters = counters
-        self._is_stopped = is_stopped
-        self._is_current = is_current
+        self._stopped = stopped
+        self._neighbours = neighbours
         self._now_ms = now_ms
         self._failed = failed
+
+    async def send_by(self, sink: Sink[T_target], in_use: InUse) -> None:
+        """Send by another sink from now on; the one before is closed when its last attempt ends."""
+        before, self._sink, self._sink_in_use = self._sink_in_use, sink, in_use
+        if before:
+            await before.retire()
+
+    def takes(self, name: str) -> bool:
+        return name not in self._neighbours.rests if name in self.targets else self._neighbours.is_alone
+
+    async def room(self, name: str, in_flight: int, in_flight_of_all: int) -> Room:
+        """Say how many queues more may be worked on; a failing subscription is asked by one at a time."""
+        target = self.targets.get(name)
+        if target is None:
+            return Room(0, _UNKNOWN_S)
+        if rest_ms := self._breakers.rest_ms(name):
+            return Room(0, rest_ms / 1000)
+        room = self._breakers.room(target.settings, in_flight, in_flight_of_all)
+        if not room or not await self._breakers.may_ask(name, lease_ms=LONGEST_LEASE_MS):
+            return Room(0, _FULL_S, is_full=True)
+        return Room(room)
+
+    async def claim(self, name: str, claim: Claim) -> Claimed:
+        claimed = await self._queues.claim(name, claim.shard, lease_ms=CLAIM_MS, at_most=claim.at_most)
+        is_more = len(claimed.leases) == claim.at_most  # else the index tells when there is
+        return Claimed(claimed.leases, 0.0 if is_more else None)
+
+    async def begin(self, name: str, leases: Sequence[Lease]) -> Sequence[Coroutine[Any, Any, bool]]:
+        if not leases:
+            await self._breakers.leave_probe(name)
+        return [self._work(name, lease) for lease in leases]
+
+    async def hold(self, shard: int, for_s: Mapping[str, float]) -> None:
+        await self._queues.hold(shard, {name: int(1000 * wait_s) for name, wait_s in for_s.items()})
+
+    async def _work(self, name: str, lease: Lease) -> bool:
+        """Work off one queue; says whether more of it is due."""
+        is_more, target = False, self.targets.get(name)
+        if target is None:  # a reload has taken it away
+            await self._queues.release(name, lease)
+            return False
+        try:
+            is_more = await self.work(target, lease)
+        except StoreError as error:
+            # What was sent but not settled is sent again when the lease has run out: same id, same bytes.
+            log.debug("lease.lost", account=lease.member, subscription=name, reason=str(error))
+        await self._breakers.leave_probe(name)
+        return is_more
 
     async def work(self, target: T_target, lease: Lease) -> bool:
         """Deliver what waits in a claimed queue; says whether more of it is due. Raises StoreError."""
@@ -132,7 +191,9 @@ class QueueWorker(Generic[T_target]):
                     return False
                 hold.lease = Lease(lease.member, deadline)
         except asyncio.CancelledError:
-            if not self._is_current(target):  # where it has only moved, another worker goes on at once
+            if (
+                self.targets.get(name) is not target
+            ):  # where it has only moved, another worker goes on at once
                 await self._queues.release(name, hold.lease)
             raise
         await self._ask(hold.lease, lambda: self._queues.release(name, hold.lease))
@@ -149,7 +210,7 @@ class QueueWorker(Generic[T_target]):
             try:
                 return await ask()
             except StoreError as error:
-                if self._is_stopped() and self._now_ms() >= lease.deadline:
+                if self._stopped.is_set() and self._now_ms() >= lease.deadline:
                     raise
                 await self._failed(error)
             await asyncio.sleep(_AGAIN_S)
@@ -167,7 +228,7 @@ class QueueWorker(Generic[T_target]):
         name, per_second = target.name, target.settings.requests_per_second
         if lease.deadline - self._now_ms() < _LEAST_MS:
             return False  # it took long to come here
-        if not self._may_deliver(name) or not self._is_current(target) or self._is_stopped():
+        if name in self._neighbours.rests or self.targets.get(name) is not target or self._stopped.is_set():
             return False
         if self._breakers.rest_ms(name):
             return False
@@ -177,7 +238,7 @@ class QueueWorker(Generic[T_target]):
                 self._breakers.rest(name, wait_ms)
                 return False
             await asyncio.sleep(wait_ms / 1000)
-        return not self._is_stopped()  # while it waited for its turn
+        return not self._stopped.is_set()  # while it waited for its turn
 
     async def _deliver(self, target: T_target, hold: Hold, entry: bytes, begun: Begun) -> int:
         """Attempt the head of a queue; returns the lease's new deadline, 0 where it ends."""
@@ -193,14 +254,18 @@ class QueueWorker(Generic[T_target]):
             log.warning("delivery.dead", subscription=name, account=lease.member, reason=why)
             return deadline
         failed_before = begun.tries if delivery.head == begun.tried else 0
-        attempt = await hold.during(self._send(target, delivery, failed_before + 1))
+        sink, in_use = self._sink, self._sink_in_use
+        assert sink
+        assert in_use
+        async with in_use:
+            attempt = await hold.during(sink.send(target, delivery, failed_before + 1))
         lease = hold.lease
         verdict = judge(attempt, failed_before, target.settings.retries, chance=random.random())
         one = Tried(lease.member, delivery, failed_before + 1, attempt, verdict)
         reply, deadline = await self._settle(target, lease, one)
         self._report(target, one)
         # A worker that was away for longer than a lease missed the answer, if there was one.
-        if reply is not Reply.LEASE_LOST and self._is_current(target):
+        if reply is not Reply.LEASE_LOST and self.targets.get(name) is target:
             await self._ask(lease, lambda: self._breakers.note(target.settings, verdict))
         return deadline
 

@@ -233,14 +233,15 @@ class ProviderBreaker:
     """
 
     cause: Rejected | None = None
-    _in_a_row: int = 0
+    failures: int = 0
+    """Rejected polls in a row that count."""
     _besides: int = 0
     _accounts: set[str] = field(default_factory=set)
     _probes: int = 0
     _probe_at: float = 0.0
 
     def state(self, now: float) -> State:
-        if self._in_a_row < OPEN_AFTER or len(self._accounts) < 2:
+        if self.failures < OPEN_AFTER or len(self._accounts) < 2:
             return State.CLOSED
         return State.OPEN if now < self._probe_at else State.HALF_OPEN
 
@@ -262,7 +263,7 @@ class ProviderBreaker:
             if self._besides >= OPEN_AFTER:
                 self.cause = None  # it fails in another way by now
         was_closed = self.state(now) is State.CLOSED
-        self._in_a_row += 1
+        self.failures += 1
         if len(self._accounts) < 2:
             self._accounts.add(account)
         if was_closed and self.state(now) is not State.CLOSED:
@@ -270,6 +271,6 @@ class ProviderBreaker:
 
     def answered(self) -> None:
         self.cause = None
-        self._in_a_row = 0
+        self.failures = 0
         self._accounts.clear()
         self._probes = 0

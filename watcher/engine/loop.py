@@ -8,18 +8,57 @@ import asyncio
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from watcher.engine.dispatch import Claim, Dispatch, Key, Kind, Room
-from watcher.observe.log import survived
+from watcher.observe.log import log
 from watcher.pause import pause
 from watcher.store.exceptions import StoreError
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS
 from watcher.store.schedule import DueIndex, Lease
+
+
+@contextmanager
+def survived(
+    affected: str,
+    *,
+    but: type[Exception] | tuple[type[Exception], ...] = (),
+    account: str | None = None,
+    subscription: str | None = None,
+) -> Iterator[None]:
+    """Log a bug inside the block, such as a damaged key in Redis, and go on after it.
+
+    Errors that the caller expects, `but`, are raised.
+    """
+    try:
+        yield
+    except but:
+        raise
+    except Exception:
+        log.exception("bug", affected=affected, account=account, subscription=subscription)
+
+
+@dataclass(slots=True)
+class Neighbours:
+    """What other workers of the namespace have, as `run.agreement` keeps it up to date.
+
+    `is_alone`: all of them run this configuration, so that what it does not know is known by none. The queues
+    of the subscriptions that rest, and the accounts that are `left`, are theirs. Those that are `contested`
+    another worker has elsewhere under the same name, or had of late; `may_poll(account, source,
+    state_source)` says whether this worker, which polls `source`, may go on from a state that `state_source`
+    made.
+    """
+
+    is_alone: bool = True
+    rests: frozenset[str] = frozenset()
+    left: frozenset[str] = frozenset()
+    contested: frozenset[str] = frozenset()
+    may_poll: Callable[[str, str, str | None], bool] = lambda *_: True
 
 
 class InUse:
@@ -114,13 +153,14 @@ class Loop:
         health: StoreHealth,
         works: Mapping[Kind, Work],
         providers: Callable[[], Sequence[str]],
+        stopped: asyncio.Event | None = None,
     ) -> None:
         self._index = index
         self._health = health
         self._works = works
         self._providers = providers
         self.dispatch = Dispatch(lambda key: works[key.kind].takes(key.name))
-        self.stopped = asyncio.Event()
+        self.stopped = stopped or asyncio.Event()
         self._wake = asyncio.Event()
         self._is_finishing = False
         self._fix_at = 0.0

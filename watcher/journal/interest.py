@@ -18,6 +18,8 @@ class Interest:
     """The wishes of all subscriptions, compiled once per configuration."""
 
     def __init__(self, subscriptions: Mapping[str, SubscriptionSettings]) -> None:
+        self.version = 0
+        """Another one after each `follow`: what was derived before may be out of date."""
         self.follow(subscriptions)
 
     def follow(self, subscriptions: Mapping[str, SubscriptionSettings]) -> None:
@@ -27,6 +29,7 @@ class Interest:
         self._listeners = lru_cache(maxsize=100_000)(
             lambda account: tuple(name for name, wish in wishes.items() if wish.accounts.match(account))
         )
+        self.version += 1
 
     def listeners(self, account: str) -> tuple[str, ...]:
         """Name the subscriptions that want events of an account at all."""

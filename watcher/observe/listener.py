@@ -10,7 +10,8 @@ from contextlib import suppress
 from ipaddress import ip_address
 from typing import NamedTuple, Self
 
-from watcher.observe.log import Throttle, log, survived
+from watcher.engine.loop import survived
+from watcher.observe.log import Throttle, log
 from watcher.printable import printable
 
 _SHORTEST_TOKEN = 16

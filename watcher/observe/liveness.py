@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from watcher.observe.log import Throttle, log, survived
+from watcher.engine.loop import survived
+from watcher.observe.log import Throttle, log
 
 STUCK_AFTER_S = 120.0
 """A loop that began no turn for so long waits for something that does not come.

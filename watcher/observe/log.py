@@ -7,8 +7,8 @@ import select
 import sys
 import time
 import traceback
-from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Hashable, Mapping, MutableMapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from queue import SimpleQueue
@@ -206,26 +206,6 @@ FORMATS = ("auto", "json", "pretty")
 
 log = structlog.get_logger()
 """The one logger of this program."""
-
-
-@contextmanager
-def survived(
-    affected: str,
-    *,
-    but: type[Exception] | tuple[type[Exception], ...] = (),
-    account: str | None = None,
-    subscription: str | None = None,
-) -> Iterator[None]:
-    """Log a bug inside the block, such as a damaged key in Redis, and go on after it.
-
-    Errors that the caller expects, `but`, are raised.
-    """
-    try:
-        yield
-    except but:
-        raise
-    except Exception:
-        log.exception("bug", affected=affected, account=account, subscription=subscription)
 
 
 def configure(

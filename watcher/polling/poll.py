@@ -3,10 +3,9 @@
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Callable
 from hashlib import blake2b
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from watcher.engine.breaker import ProviderBreaker, State
 from watcher.journal.account import AccountState, Rules
@@ -14,124 +13,15 @@ from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
 from watcher.journal.notices import Watch
 from watcher.journal.step import Reading, Step, diff, go_stale
-from watcher.observe.counters import Counters
-from watcher.observe.log import Throttle, log
-from watcher.polling.cadence import spread_ms, wait_s, waits_ms
-from watcher.polling.report import Causes, NotAsked, PollNotes, Silence
+from watcher.polling.cadence import SPREAD, spread_ms, wait_s, waits_ms
+from watcher.polling.report import NotAsked, PollReport
 from watcher.providers.contract import Rejected
 from watcher.providers.http import ProviderClient
 from watcher.settings import AccountSettings, ProviderSettings
-from watcher.snapshot import Snapshot
 from watcher.store.keys import SHARDS, shard_of
 from watcher.store.polls import Commit, Polls
 from watcher.store.schedule import Lease, Reply
 from watcher.store.state import BadState
-
-
-class Neighbours(Protocol):
-    """Says which accounts are left to other workers."""
-
-    def is_left(self, account: str) -> bool:
-        """Say whether an account is not to be polled here."""
-        ...
-
-    def is_contested(self, account: str) -> bool:
-        """Say whether another worker has an account of that name elsewhere, or had of late."""
-        ...
-
-    def may_poll(self, account: str, source: str, state_source: str | None) -> bool:
-        """Say whether this worker, which polls `source`, may go on from a state that `state_source` made."""
-        ...
-
-
-class _Alone:
-    """No other configuration is known."""
-
-    def is_left(self, account: str) -> bool:
-        return False
-
-    def is_contested(self, account: str) -> bool:
-        return False
-
-    def may_poll(self, account: str, source: str, state_source: str | None) -> bool:
-        return True
-
-
-ALONE: Neighbours = _Alone()
-
-
-class Asker:
-    """The way to one provider. The account `probe_account`, the same one for all workers, asks whenever it
-    is due; as long as `is_probe_failing`, others hardly do.
-    """
-
-    def __init__(
-        self,
-        provider: str,
-        client: ProviderClient,
-        *,
-        is_failing: Callable[[str], Awaitable[bool]],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._provider = provider
-        self._client = client
-        self.probe_account = ""
-        self._is_failing = is_failing
-        self._clock = clock
-        self._breaker = ProviderBreaker()
-        self._throttle = Throttle()
-        self._was_on = self._is_back = False
-
-    async def ask(self, account: AccountSettings) -> tuple[bytes, ...]:
-        """Send the requests of one poll. Raises Rejected, NotAsked where nothing was sent, and StoreError."""
-        if not await self._may_ask(account):
-            if cause := self._breaker.cause:
-                raise NotAsked(cause.error_class, cause.reason)
-            raise NotAsked("gone", "the provider is unavailable; one account at a time asks it")
-        try:
-            bodies = await self._client.ask(account)
-        except Rejected as refused:
-            self._note(account, refused)
-            raise
-        self._breaker.answered()
-        if self._was_on:
-            self._was_on, self._is_back = False, True
-        if streak := self._throttle.over(self._provider, self._clock()):
-            log.info("provider.recovered", provider=self._provider, **streak._asdict())
-        return bodies
-
-    async def is_probe_failing(self) -> bool:
-        """Say whether the last poll of the probe account was rejected, whichever worker made it."""
-        return await self._is_failing(self.probe_account)
-
-    def is_back(self) -> bool:
-        """Say, once, that the provider is back after an outage."""
-        is_back, self._is_back = self._is_back, False
-        return is_back
-
-    async def _may_ask(self, account: AccountSettings) -> bool:
-        """Whoever is not the probe_account asks the store, too: another worker may know that it is over."""
-        if account.name == self.probe_account or self._breaker.may_ask(self._clock()):
-            return True
-        return not await self.is_probe_failing()
-
-    def _note(self, account: AccountSettings, refused: Rejected) -> None:
-        now = self._clock()
-        self._breaker.rejected(account.name, refused, now)
-        is_closed = self._breaker.state(now) is State.CLOSED
-        self._was_on |= not is_closed
-        if is_closed or self._breaker.cause:  # which was said, and is what to look at
-            return
-        if streak := self._throttle.struck(self._provider, now):
-            log.warning(
-                "provider.unavailable",
-                provider=self._provider,
-                error_class=refused.error_class,
-                reason=refused.reason,
-                status=refused.status,
-                **streak._asdict(),
-            )
-
 
 _QUARANTINE_MS = (300_000,)
 """How often a damaged state is looked at again, in case that somebody fixed it."""
@@ -141,18 +31,21 @@ _LEASE_MARGIN_S = 15
 
 
 class Settled(NamedTuple):
-    """The last good answer of an account, where its repetition would change nothing."""
+    """The last successful answer of an account, where its repetition would change nothing."""
 
     digest: bytes
     version: str
     wait_s: float
     watches: tuple[Watch, ...]
+    interest: int
+    """The version of the `Interest` that the watches are of."""
 
 
 class Poller:
     """Polls the accounts of one provider. `wake(shard, subscription)` is called for every queue made due.
 
-    `most_requests`: no account's poll takes more.
+    `most_requests`: no account's poll takes more. The account `probe_account`, the same one for all workers,
+    asks whenever it is due; as long as its polls are rejected, others hardly do.
     """
 
     def __init__(
@@ -161,32 +54,27 @@ class Poller:
         client: ProviderClient,
         polls: Polls,
         interest: Interest,
-        counters: Counters,
+        report: PollReport,
         *,
         now_ms: Callable[[], int],
         wake: Callable[[int, str], None],
-        neighbours: Neighbours = ALONE,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._neighbours = neighbours
         self.settings = settings
         self.most_requests = 1
+        self.probe_account = ""
+        self.spacing_s = client.spacing_s
+        """How far apart two requests to the provider are."""
         self._client = client
         self._polls = polls
         self._interest = interest
-        self._notes = PollNotes(settings.name, counters)
+        self._report = report
         self._now_ms = now_ms
         self._wake = wake
-        self._rules = Rules(settings.withdrawals, settings.settle_polls)
+        self._clock = clock
+        self._breaker = ProviderBreaker()
+        self._was_open = self._is_back = False
         self._settled: dict[str, Settled] = {}
-        is_failing = partial(polls.is_failing, settings.name)
-        self.causes = Causes(settings.name, is_refused=is_failing)
-        self.silence = Silence(settings.name)
-        self._asker = Asker(settings.name, client, is_failing=is_failing)
-
-    def follow(self, *, most_requests: int, probe_account: str) -> None:
-        """Go by other accounts from now on: of which none takes more requests, and one probes for all."""
-        self.most_requests = most_requests
-        self._asker.probe_account = probe_account
 
     def forget(self, account: str) -> None:
         """Take the next answer of an account for a new one: what it is configured to be has changed."""
@@ -198,26 +86,20 @@ class Poller:
         timeout_s = self._client.most_rounds * self.settings.timeout.total_seconds()
         return int(1000 * (self.most_requests * self.spacing_s + timeout_s + _LEASE_MARGIN_S))
 
-    @property
-    def spacing_s(self) -> float:
-        """How far apart two requests to the provider are."""
-        return self._client.spacing_s
-
     def cost(self, account: AccountSettings | None) -> int:
         """Say how many requests a poll of this account is; of one that is not ours, none is made."""
         return self._client.cost(account) if account else 0
 
-    async def may_poll(self, account: AccountSettings) -> bool:
+    async def may_poll(
+        self, account: AccountSettings, may_poll: Callable[[str, str, str | None], bool]
+    ) -> bool:
         """Say whether an account is this worker's, where another one has the name elsewhere: else each would
-        make a new baseline of what the other one polled."""
-        if not self._neighbours.is_contested(account.name):
-            return True
+        make a new baseline of what the other one polled. `may_poll` is that of `Neighbours`."""
         try:
             state = await self._polls.read_state(account.name)
         except BadState:
-            return True  # which is then said
-        source = self._client.source(account)
-        return self._neighbours.may_poll(account.name, source, state.source if state else None)
+            return True  # which is then reported
+        return may_poll(account.name, self._client.source(account), state.source if state else None)
 
     async def poll(self, account: AccountSettings, lease: Lease) -> bool:
         """Make one poll and say in one line what became of it; returns whether its answer was taken in.
@@ -225,20 +107,24 @@ class Poller:
         Raises StoreUnreachable.
         """
         is_taken = False
-        started = self._notes.began()
+        started = self._report.began()
         try:
             try:
-                bodies = await self._asker.ask(account)
+                bodies = await self.ask(account)
                 is_taken = await self._take(account, lease, bodies, started)
             except Rejected as rejected:
                 await self._reject(account, lease, rejected, started)
-                if isinstance(rejected, NotAsked) and not await self._asker.is_probe_failing():
+                if isinstance(rejected, NotAsked) and not await self._is_probe_failing():
                     # It ended meanwhile, and the worker that made all due came before this one was postponed.
                     await self.make_due(shard_of(account.name))
-            if self._asker.is_back():
+            if self._is_back:
+                self._is_back = False
                 await self.make_due(*range(SHARDS))
-        except BadState as damage:
-            await self._quarantine(account, lease, damage, started)
+        except BadState as damage:  # somebody may fix it
+            await self._polls.postpone(
+                self.settings.name, lease, why=f"quarantined {damage}", at_least_ms=0, waits_ms=_QUARANTINE_MS
+            )
+            self._report.quarantined(account, damage, started)
         return is_taken
 
     async def make_due(self, *shards: int) -> None:
@@ -246,29 +132,62 @@ class Poller:
         for shard in shards:
             await self._polls.make_due(self.settings.name, shard, lease_ms=self.lease_ms)
 
+    async def ask(self, account: AccountSettings) -> tuple[bytes, ...]:
+        """Send the requests of one poll. Raises Rejected, NotAsked where nothing was sent, and StoreError."""
+        is_probe = account.name == self.probe_account
+        # Where the breaker is open, another worker may know by now that the provider is back.
+        if not is_probe and not self._breaker.may_ask(self._clock()) and await self._is_probe_failing():
+            if cause := self._breaker.cause:
+                raise NotAsked(cause.error_class, cause.reason)
+            raise NotAsked("gone", "the provider is unavailable; one account at a time asks it")
+        try:
+            bodies = await self._client.ask(account)
+        except Rejected as rejected:
+            now = self._clock()
+            self._breaker.rejected(account.name, rejected, now)
+            is_open = self._breaker.state(now) is not State.CLOSED
+            self._was_open |= is_open
+            if is_open and not self._breaker.cause:  # which is reported itself, and is what to look at
+                self._report.failures(self.settings.name).unavailable(rejected)
+            raise
+        if self._breaker.failures:
+            self._breaker.answered()
+            self._is_back |= self._was_open
+            self._was_open = False
+        self._report.answered(self.settings.name)
+        return bodies
+
+    async def _is_probe_failing(self) -> bool:
+        """Say whether the last poll of the probe account was rejected, whichever worker made it."""
+        return await self._polls.is_failing(self.settings.name, self.probe_account)
+
     async def _take(
         self, account: AccountSettings, lease: Lease, bodies: tuple[bytes, ...], started: float
     ) -> bool:
-        """Take in a good answer, and say whether that was in time. Raises Rejected if it is none,
+        """Take in a successful answer, and say whether that was in time. Raises Rejected if it is none,
         BadState."""
         observed_ms = self._now_ms()
         digest = blake2b(b"\0".join(bodies), digest_size=16).digest()
         settled = self._settled.pop(account.name, None)
-        watches = self._interest.watches(account.name)
-        if settled and settled.digest == digest and settled.watches == watches:
-            reply = await self._touch(account, lease, settled, observed_ms)
+        if settled and settled.interest != self._interest.version:
+            watches = self._interest.watches(account.name)
+            is_watched_alike = settled.watches == watches
+            settled = settled._replace(interest=self._interest.version) if is_watched_alike else None
+        if settled and settled.digest == digest:
+            reply = await self._touch(lease, settled, observed_ms)
             if reply is not Reply.MOVED_ON:
                 self._settled[account.name] = settled
-                return await self._finish(account, reply, started)
+                await self._report.finished(account, reply, started, None)
+                return reply in (Reply.DONE, Reply.DONE_BEFORE)
         state = await self._polls.read_state(account.name)
         source = self._client.source(account)
         known = state.entry_by_asset.values() if state and state.source == source else ()
         assets = {entry.asset.id: entry.asset for entry in known}
         snapshot = await self._client.read(account, bodies, known=assets)
-        watched = {watch.threshold.asset for watch in watches}
-        snapshot = await self._client.add_zeros(snapshot, watched)
+        answer = Settled(digest, "", 0.0, self._interest.watches(account.name), self._interest.version)
+        snapshot = await self._client.add_zeros(snapshot, {one.threshold.asset for one in answer.watches})
         reading = Reading(account.name, self.settings.name, source, snapshot, observed_ms)
-        return await self._advance(account, lease, state, reading, digest, watches, started)
+        return await self._advance(account, lease, state, reading, answer, started)
 
     async def _advance(
         self,
@@ -276,8 +195,7 @@ class Poller:
         lease: Lease,
         state: AccountState | None,
         reading: Reading,
-        digest: bytes,
-        watches: tuple[Watch, ...],
+        answer: Settled,
         started: float,
     ) -> bool:
         """Move the state on to a reading; where another worker was faster, from what it left."""
@@ -285,53 +203,45 @@ class Poller:
             step = diff(
                 state,
                 reading,
-                rules=self._rules,
+                rules=Rules(self.settings.withdrawals, self.settings.settle_polls),
                 interest=self._interest,
                 version=secrets.token_hex(8),
                 now_ms=self._now_ms(),
             )
             assert step or state, "without a state, a reading is a baseline"
             after: AccountState = step.state if step else state  # type: ignore[assignment]  # asserted above
-            settled = Settled(digest, after.version, wait_s(account, after), watches)
+            settled = answer._replace(version=after.version, wait_s=wait_s(account, after))
             if step:
-                wait_ms = spread_ms(wait_s(account, after), random.random())
-                reply = await self._write(account, lease, state, step, due_ms=self._now_ms() + wait_ms)
+                due_ms = self._now_ms() + spread_ms(settled.wait_s, random.random())
+                reply = await self._write(account, lease, state, step, due_ms=due_ms)
                 if state and state.stale_since_ms and reply is Reply.DONE:
-                    self.silence.recovered(account, self._now_ms() - state.stale_since_ms)
+                    stale_ms = self._now_ms() - state.stale_since_ms
+                    self._report.failures(self.settings.name).recovered(account.name, stale_ms)
             else:
-                reply = await self._touch(account, lease, settled, reading.observed_ms)
+                reply = await self._touch(lease, settled, reading.observed_ms)
             if is_last or reply is not Reply.MOVED_ON:
                 break
             state = await self._polls.read_state(account.name)
-        if reply in (Reply.DONE, Reply.DONE_BEFORE) and self._is_settled(after, reading.snapshot):
-            self._settled[account.name] = settled
-        return await self._finish(account, reply, started, step)
+        is_taken = reply in (Reply.DONE, Reply.DONE_BEFORE)
+        # Would the same answer again change nothing? Not even by a newer list of assets?
+        if is_taken and not reading.snapshot.is_open:
+            lists_assets = self._client.lists_assets
+            if not any(
+                entry.held_polls or entry.suspect or (lists_assets and entry.asset.decimals is None)
+                for entry in after.entry_by_asset.values()
+            ):
+                self._settled[account.name] = settled
+        await self._report.finished(account, reply, started, step)
+        return is_taken
 
-    def _is_settled(self, state: AccountState, snapshot: Snapshot) -> bool:
-        """Say whether the same answer again would change nothing: not even by a newer list of assets."""
-        return not snapshot.is_open and not any(
-            entry.held_polls or entry.suspect or (self._client.lists_assets and entry.asset.decimals is None)
-            for entry in state.entry_by_asset.values()
-        )
-
-    async def _touch(
-        self, account: AccountSettings, lease: Lease, settled: Settled, observed_ms: int
-    ) -> Reply:
+    async def _touch(self, lease: Lease, settled: Settled, observed_ms: int) -> Reply:
         return await self._polls.touch(
             self.settings.name,
             lease,
             version=settled.version,
             polled_at_ms=observed_ms,
-            due_ms=self._now_ms() + spread_ms(settled.wait_s, random.random()),
+            due_ms=self._now_ms() + int(1000 * settled.wait_s * random.uniform(1 - SPREAD, 1)),
         )
-
-    async def _finish(
-        self, account: AccountSettings, reply: Reply, started: float, step: Step | None = None
-    ) -> bool:
-        self.silence.ended(account)
-        self._notes.finished(account, reply, started, step)
-        await self.causes.good(account.name)
-        return reply in (Reply.DONE, Reply.DONE_BEFORE)
 
     async def _write(
         self,
@@ -358,7 +268,7 @@ class Poller:
             )
         )
         if reply in (Reply.DONE, Reply.DONE_BEFORE):
-            self._notes.committed(account, step, pushed_out)
+            self._report.committed(account, step, pushed_out)
             for subscription in step.deliveries:
                 self._wake(shard_of(account.name), subscription)
         return reply
@@ -367,8 +277,8 @@ class Poller:
         self, account: AccountSettings, lease: Lease, rejected: Rejected, started: float
     ) -> None:
         """Let an account wait whose poll was rejected, and all of them where the provider asks for it."""
-        self.causes.struck(account.name, rejected)
-        await self._notice_silence(account, lease, rejected)
+        self._report.failures(self.settings.name).refused(account.name, rejected)
+        await self._notice_staleness(account, lease, rejected)
         if rejected.error_class == "rate" and rejected.retry_after_s:
             await self._polls.take_turns(
                 self.settings.name, 0, spacing_ms=0, not_before_ms=1000 * rejected.retry_after_s
@@ -381,21 +291,21 @@ class Poller:
             waits_ms=waits_ms(
                 account,
                 rejected.error_class,
-                is_probe_account=account.name == self._asker.probe_account,
+                is_probe_account=account.name == self.probe_account,
                 chance=random.random(),
             ),
         )
-        self._notes.refused(account, rejected, postponed, started)
+        self._report.rejected(account, rejected, postponed, started)
 
-    async def _notice_silence(self, account: AccountSettings, lease: Lease, rejected: Rejected) -> None:
-        """Report once that an account has had no successful poll for too long. Its lease stays meanwhile."""
+    async def _notice_staleness(self, account: AccountSettings, lease: Lease, rejected: Rejected) -> None:
+        """Emit once that an account has had no successful poll for too long. Its lease stays meanwhile."""
         state = await self._polls.read_state(account.name)
-        now_ms = self._now_ms()
-        since_ms = self.silence.since_ms(account, state.polled_at_ms if state else 0, now_ms)
+        failures, now_ms = self._report.failures(self.settings.name), self._now_ms()
+        since_ms = failures.stale_since_ms(account, state.polled_at_ms if state else 0, now_ms)
         if since_ms is None:
             return
         if state and state.stale_since_ms:
-            self.silence.still_stale(account, rejected.reason, now_ms - state.stale_since_ms)
+            failures.stale(account.name, rejected.reason, now_ms - state.stale_since_ms)
             return
         step = go_stale(
             state,
@@ -408,13 +318,4 @@ class Poller:
         )
         reply = await self._write(account, lease, state, step, due_ms=lease.deadline, is_good=False)
         if reply is Reply.DONE:
-            self.silence.went_stale(account, rejected.reason)
-
-    async def _quarantine(
-        self, account: AccountSettings, lease: Lease, damage: BadState, started: float
-    ) -> None:
-        """Leave an account alone whose state cannot be read."""
-        await self._polls.postpone(
-            self.settings.name, lease, why=f"quarantined {damage}", at_least_ms=0, waits_ms=_QUARANTINE_MS
-        )
-        self._notes.quarantined(account, damage, started)
+            failures.stale(account.name, rejected.reason)

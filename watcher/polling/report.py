@@ -1,4 +1,8 @@
-"""What is reported of polls: a log line for each, stale accounts, permanent rejections, and the counts."""
+"""What is reported of polls: a log line for each, stale accounts, permanent rejections, and the counts.
+
+An account or a provider that goes on failing is reported as that begins, now and then while it lasts, and
+when it is over.
+"""
 
 import time
 from collections import Counter
@@ -18,210 +22,27 @@ from watcher.store.reader import Failing
 from watcher.store.schedule import Reply
 from watcher.store.state import BadState
 
+STALE_INTERVALS = 3
+"""An account is stale when so many of its intervals passed without a successful poll."""
+
+_GATHER_S = 2.0
+"""Accounts that go stale or recover together are reported together."""
+
+_GATHER_AGAIN_S = 60.0
+"""Those that follow are reported so much later: a failing provider takes its accounts with it one by one."""
+
+_CAUSE_AGAIN_S = 60.0
+"""Accounts that meet a known cause later are reported together, so seldom."""
+
+_LOOK_S = 5.0
+"""Between two looks whether another worker has polled an account successfully that this one saw rejected."""
+
 
 class NotAsked(Rejected):
     """Nothing was sent: the provider fails for everybody, and it is another account's turn to ask it.
 
     Where it fails for a reason that only a person can fix, that is the reason for all of them.
     """
-
-
-class PollNotes:
-    """Notes on the polls of one provider. `started` is when a poll began, on the monotonic clock."""
-
-    def __init__(self, provider: str, counters: Counters) -> None:
-        self._provider = provider
-        self._counters = counters
-        self._refused = Throttle()
-        self._quarantined = Throttle()
-
-    def began(self) -> float:
-        """Count a poll; returns when it began."""
-        self._counters.polls += 1
-        return time.monotonic()
-
-    def finished(self, account: AccountSettings, reply: Reply, started: float, step: Step | None) -> None:
-        """A good answer was taken in, or came too late."""
-        now = time.monotonic()
-        duration_s = now - started
-        self._counters.polled(self._provider, _outcome(reply, step), duration_s)
-        if streak := self._quarantined.over(account.name, now):
-            log.info("account.recovered", account=account.name, provider=self._provider, **streak._asdict())
-        names: dict[str, object] = {
-            "account": account.name,
-            "provider": self._provider,
-            "duration_ms": round(1000 * duration_s),
-        }
-        if refused := self._refused.over(account.name, now):
-            names["times"] = refused.times
-        if reply is Reply.LEASE_LOST:
-            log.info("poll.discarded", **names, reason="the lease ran out before the answer came")
-        elif reply is Reply.MOVED_ON:
-            log.info("poll.discarded", **names, reason="another worker was faster")
-        elif step is None and refused:
-            log.info("poll.finished", **names, unchanged=True)
-        elif step is None:
-            log.debug("poll.finished", **names, unchanged=True)
-        else:
-            changes, held = len(step.events), len(step.advance.held)
-            log.info("poll.finished", **names, unchanged=False, changes=changes, held=held)
-
-    def refused(
-        self, account: AccountSettings, refused: Rejected, postponed: Postponed | None, started: float
-    ) -> None:
-        """A poll was void: said aloud as it begins, and again where that lasts."""
-        now = time.monotonic()
-        duration_s = now - started
-        self._counters.rejected += 1
-        self._counters.by_error_class[self._provider, refused.error_class] += 1
-        self._counters.polled(self._provider, "rejected", duration_s)
-        line = {
-            "account": account.name,
-            "provider": self._provider,
-            "error_class": refused.error_class,
-            "reason": refused.reason,
-            "status": refused.status,
-            "next_ms": postponed.wait_ms if postponed else None,
-            "duration_ms": round(1000 * duration_s),
-            "times": postponed.refusals if postponed else None,
-        }
-        if not isinstance(refused, NotAsked) and self._refused.struck(account.name, now):
-            log.info("poll.rejected", **line)
-        else:
-            log.debug("poll.rejected", **line)
-
-    def quarantined(self, account: AccountSettings, damage: BadState, started: float) -> None:
-        """An account's state cannot be read."""
-        now = time.monotonic()
-        self._counters.polled(self._provider, "quarantined", now - started)
-        if streak := self._quarantined.struck(account.name, now):
-            log.error("account.quarantined", account=account.name, reason=str(damage), **streak._asdict())
-
-    def committed(self, account: AccountSettings, step: Step, pushed_out: Mapping[str, int]) -> None:
-        """A step was written: say what it tells."""
-        if step.advance.is_baseline:
-            assets = len(step.state.entry_by_asset)
-            log.info("account.baseline", account=account.name, provider=self._provider, assets=assets)
-        for asset_id, reason in step.advance.suspect.items():
-            log.info("asset.suspect", account=account.name, asset=asset_id, reason=reason)
-        for name, count in pushed_out.items():
-            self._counters.pushed_out[name] += count
-            log.warning("queue.overflowed", account=account.name, subscription=name, deliveries=count)
-        self._counters.changes += len(step.events)
-        heard_by = Counter(one.event_id for queued in step.deliveries.values() for one in queued)
-        for event in step.events:
-            self._counters.by_change[self._provider, event.type] += 1
-            log.info(
-                "event.created",
-                account=account.name,
-                provider=self._provider,
-                asset=event.asset.id if event.asset else None,
-                event_id=event.id,
-                event_type=event.type,
-                sequence=event.sequence,
-                subscriptions=heard_by[event.id],
-            )
-
-
-def _outcome(reply: Reply, step: Step | None) -> str:
-    if reply not in (Reply.DONE, Reply.DONE_BEFORE):
-        return "discarded"
-    return "committed" if step else "unchanged"
-
-
-STALE_INTERVALS = 3
-"""An account is stale when so many of its intervals passed without a good poll."""
-
-_GATHER_S = 2.0
-"""Accounts that go stale or recover together are told together."""
-
-_AGAIN_S = 60.0
-"""Those that follow are told so much later: a provider that fails takes its accounts with it one by one."""
-
-
-@dataclass(slots=True)
-class _Gathered:
-    """What one line is to tell: which accounts, why, and for how long it has been so at most."""
-
-    names: set[str] = field(default_factory=set)
-    reason: str = ""
-    duration_ms: int = 0
-
-
-class Silence:
-    """The refused polls of one worker at one provider. Times are Unix ms of the server."""
-
-    def __init__(self, provider: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._provider = provider
-        self._clock = clock
-        self._refused_since_ms: dict[str, int] = {}
-        self._stale: set[str] = set()
-        self._throttle = Throttle()
-        self._went_stale, self._recovered = _Gathered(), _Gathered()
-        self._tell_at, self._told_at = 0.0, -_AGAIN_S
-
-    def since_ms(self, account: AccountSettings, last_good_ms: int, now_ms: int) -> int | None:
-        """Note a refused poll; says since when the account is stale, or None if it is not yet."""
-        first_refused_ms = self._refused_since_ms.setdefault(account.name, now_ms)
-        silent_since_ms = last_good_ms or first_refused_ms
-        limit_ms = 1000 * STALE_INTERVALS * account.interval.total_seconds()
-        return silent_since_ms if now_ms - silent_since_ms >= limit_ms else None
-
-    def ended(self, account: AccountSettings) -> None:
-        """Note a good poll."""
-        self._refused_since_ms.pop(account.name, None)
-        self._stale.discard(account.name)
-        if not self._stale:
-            self._throttle.over("stale", self._clock())
-
-    def went_stale(self, account: AccountSettings, why: str) -> None:
-        """Note an account that has just gone stale."""
-        self._stale.add(account.name)
-        self._throttle.struck("stale", self._clock())
-        self._gather(self._went_stale, {account.name}, 0)
-        self._went_stale.reason = why
-
-    def still_stale(self, account: AccountSettings, why: str, stale_ms: int) -> None:
-        """Note another refused poll of an account that is stale."""
-        self._stale.add(account.name)
-        if self._throttle.struck("stale", self._clock()):
-            self._gather(self._went_stale, self._stale, stale_ms)
-            self._went_stale.reason = why
-
-    def recovered(self, account: AccountSettings, stale_ms: int) -> None:
-        """Note an account that is no longer stale."""
-        self._gather(self._recovered, {account.name}, stale_ms)
-
-    def _gather(self, into: _Gathered, names: set[str], duration_ms: int) -> None:
-        into.names |= names
-        into.duration_ms = max(into.duration_ms, duration_ms)
-        self._tell_at = self._tell_at or max(self._clock() + _GATHER_S, self._told_at + _AGAIN_S)
-
-    def tell(self, *, at_once: bool = False) -> None:
-        """Write what has gathered: a line per account if it is one, else a line for all of them."""
-        if not self._tell_at or (self._clock() < self._tell_at and not at_once):
-            return
-        self._tell_at, self._told_at = 0.0, self._clock()
-        stale, recovered = self._went_stale, self._recovered
-        self._went_stale, self._recovered = _Gathered(), _Gathered()
-        if stale.names:
-            log.warning("account.stale", provider=self._provider, reason=stale.reason, **_who(stale))
-        if recovered.names:
-            log.info("account.recovered", provider=self._provider, **_who(recovered))
-
-
-def _who(gathered: _Gathered) -> dict[str, object]:
-    """Name the account if it is one."""
-    names = gathered.names
-    who = {"account": next(iter(names))} if len(names) == 1 else {"accounts": len(names)}
-    return {**who, "duration_ms": gathered.duration_ms}
-
-
-_CAUSE_AGAIN_S = 60.0
-"""Accounts that meet a known cause later are told together, so seldom."""
-
-_LOOK_S = 5.0
-"""Between two looks whether an account that this worker saw refused was polled well by another one."""
 
 
 class Cause(NamedTuple):
@@ -231,31 +52,57 @@ class Cause(NamedTuple):
     reason: str
 
 
-class Causes:
-    """The causes at one provider, each with the accounts that it keeps from being polled.
+@dataclass(slots=True)
+class _Gathered:
+    """What one line is to report: which accounts, why, and for how long it has been so at most."""
 
-    `is_refused(account)` says whether its last poll was refused, whichever worker made it.
+    names: set[str] = field(default_factory=set)
+    reason: str = ""
+    duration_ms: int = 0
+
+    def add(self, names: set[str], duration_ms: int, reason: str = "") -> None:
+        self.names |= names
+        self.duration_ms = max(self.duration_ms, duration_ms)
+        self.reason = reason or self.reason
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """Name the account if it is one, else say how many they are."""
+        names = [*self.names]
+        concerned = {"account": names[0]} if len(names) == 1 else {"accounts": len(names)}
+        return {**concerned, "duration_ms": self.duration_ms}
+
+
+class ProviderFailures:
+    """What fails at one provider, as far as one worker has seen it: made at its first failure.
+
+    `is_rejected(account)` says whether its last poll was rejected, whichever worker made it. Times are Unix
+    ms of the server, or seconds of `clock`.
     """
 
     def __init__(
         self,
         provider: str,
         *,
-        is_refused: Callable[[str], Awaitable[bool]],
+        is_rejected: Callable[[str], Awaitable[bool]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._provider = provider
-        self._is_refused = is_refused
+        self._is_rejected = is_rejected
         self._clock = clock
-        self._accounts: dict[Cause, set[str]] = {}
+        self._throttle = Throttle()
+        self._rejected_since_ms: dict[str, int] = {}
+        self._stale: set[str] = set()
+        self._went_stale, self._recovered = _Gathered(), _Gathered()
+        self._gathered_at, self._report_at = -_GATHER_AGAIN_S, 0.0
+        self._accounts_by_cause: dict[Cause, set[str]] = {}
         self._unsaid: set[Cause] = set()
         self._said_at: dict[Cause, float] = {}
         self._before: dict[Cause, tuple[float, int]] = {}
-        self._throttle = Throttle()
         self._look_at = 0.0
 
     def remember(self, failing: Mapping[str, Failing], *, now_ms: int) -> list[str]:
-        """Take over what was so before this worker, or this configuration: it is said when that is over.
+        """Take over what was so before this worker, or this configuration: its end is reported.
 
         Names the accounts, which are worth to be polled at once: somebody may have fixed the cause.
         """
@@ -265,41 +112,98 @@ class Causes:
             cause, since = Cause(one.error_class, one.reason), self._clock() - (now_ms - one.since_ms) / 1000
             known_since, known_times = self._before.get(cause, (since, 0))
             self._before[cause] = min(since, known_since), max(one.refusals, known_times)
-            self._accounts_of(cause).add(name)
+            self._accounts_by_cause.setdefault(cause, set()).add(name)
         return found
 
-    def struck(self, account: str, refused: Rejected) -> None:
-        """Note a refused poll; where only a person can fix it, that is said."""
-        cause = Cause(refused.error_class, refused.reason)
+    def refused(self, account: str, rejected: Rejected) -> None:
+        """Note why a poll was rejected; where only a person can fix it, that is reported."""
+        cause = Cause(rejected.error_class, rejected.reason)
         if cause.error_class not in PERMANENT:
             return
-        for other in self._accounts.keys() - {cause}:
-            self._accounts[other].discard(account)
-        accounts = self._accounts_of(cause)
+        for other in self._accounts_by_cause.keys() - {cause}:
+            self._accounts_by_cause[other].discard(account)
+        accounts = self._accounts_by_cause.setdefault(cause, set())
         if account not in accounts:
             accounts.add(account)
             self._unsaid.add(cause)
-        if isinstance(refused, NotAsked):
+        if isinstance(rejected, NotAsked):
             return
         if streak := self._throttle.struck(cause, self._clock()):
-            self._say(cause, account, streak, status=refused.status)
+            self._say(cause, account, streak, status=rejected.status)
 
-    def tell(self) -> None:
-        """Say, from time to time, of how many accounts a known cause has become the error_class since."""
-        for cause in [*self._unsaid]:
-            now = self._clock()
-            if cause in self._said_at and now >= self._said_at[cause] + _CAUSE_AGAIN_S:
-                self._say(cause, next(iter(self._accounts[cause]), ""), self._throttle.lasting(cause, now))
+    def rejected(self, account: str) -> bool:
+        """Note a rejected poll; says whether it deserves a line: as the rejections of its account begin, and
+        now and then while they last."""
+        return self._throttle.struck(("rejected", account), self._clock()) is not None
 
-    async def good(self, account: str) -> None:
-        """Note a good poll. A key is right when one of those that it was refused for is polled well, anything
-        else is fixed when all of them are; then that is said."""
-        for cause, accounts in self._accounts.items():
+    def unavailable(self, rejected: Rejected) -> None:
+        """Note that the provider's breaker is open. Raises nothing; reported as other things that last."""
+        if streak := self._throttle.struck("unavailable", self._clock()):
+            log.warning(
+                "provider.unavailable",
+                provider=self._provider,
+                error_class=rejected.error_class,
+                reason=rejected.reason,
+                status=rejected.status,
+                **streak._asdict(),
+            )
+
+    def answered(self) -> None:
+        """Note that the provider answers: its outage, if it was one, is over."""
+        if streak := self._throttle.over("unavailable", self._clock()):
+            log.info("provider.recovered", provider=self._provider, **streak._asdict())
+
+    def quarantined(self, account: str, damage: BadState) -> None:
+        """Note that an account's state cannot be read."""
+        if streak := self._throttle.struck(("quarantined", account), self._clock()):
+            log.error("account.quarantined", account=account, reason=str(damage), **streak._asdict())
+
+    def stale_since_ms(self, account: AccountSettings, last_good_ms: int, now_ms: int) -> int | None:
+        """Note a rejected poll; says since when the account is stale, or None if it is not yet."""
+        first_rejected_ms = self._rejected_since_ms.setdefault(account.name, now_ms)
+        silent_since_ms = last_good_ms or first_rejected_ms
+        limit_ms = 1000 * STALE_INTERVALS * account.interval.total_seconds()
+        return silent_since_ms if now_ms - silent_since_ms >= limit_ms else None
+
+    def stale(self, account: str, reason: str, stale_ms: int | None = None) -> None:
+        """Note an account that has just gone stale, or that has been so for a while."""
+        self._stale.add(account)
+        streak = self._throttle.struck("stale", self._clock())
+        if stale_ms is None:
+            self._gather(self._went_stale, {account}, 0, reason)
+        elif streak:
+            self._gather(self._went_stale, self._stale, stale_ms, reason)
+
+    def recovered(self, account: str, stale_ms: int) -> None:
+        """Note an account that is no longer stale."""
+        self._gather(self._recovered, {account}, stale_ms)
+
+    def _gather(self, into: _Gathered, names: set[str], duration_ms: int, reason: str = "") -> None:
+        into.add(names, duration_ms, reason)
+        self._report_at = self._report_at or max(
+            self._clock() + _GATHER_S, self._gathered_at + _GATHER_AGAIN_S
+        )
+
+    def succeeded(self, account: str) -> Streak | None:
+        """Note a successful poll; returns for how long the account's polls were rejected, and how often."""
+        now = self._clock()
+        self._rejected_since_ms.pop(account, None)
+        self._stale.discard(account)
+        if not self._stale:
+            self._throttle.over("stale", now)
+        if streak := self._throttle.over(("quarantined", account), now):
+            log.info("account.recovered", account=account, provider=self._provider, **streak._asdict())
+        return self._throttle.over(("rejected", account), now)
+
+    async def report_fixed(self, account: str) -> None:
+        """Report the causes that are fixed, now that an account was polled successfully: a key is right when
+        one of those that it was refused for is, any other cause is fixed when all of them are."""
+        for cause, accounts in self._accounts_by_cause.items():
             if account in accounts and cause.error_class == "auth":
                 accounts.clear()
             accounts.discard(account)
-        for cause in [*self._accounts]:
-            if await self._is_over(cause) and self._accounts.pop(cause, None) is not None:
+        for cause in [*self._accounts_by_cause]:
+            if await self._is_over(cause) and self._accounts_by_cause.pop(cause, None) is not None:
                 self._unsaid.discard(cause)
                 self._said_at.pop(cause, None)
                 now = self._clock()
@@ -310,24 +214,38 @@ class Causes:
                 )
 
     async def _is_over(self, cause: Cause) -> bool:
-        """Look one by one whether other workers polled its accounts well; at most every few seconds."""
-        accounts = self._accounts[cause]
+        """Look one by one whether other workers polled its accounts since; at most every few seconds."""
+        accounts = self._accounts_by_cause[cause]
         while accounts:
             if self._clock() < self._look_at:
                 return False
             account = next(iter(accounts))
             with suppress(StoreError):
-                if not await self._is_refused(account):
+                if not await self._is_rejected(account):
                     accounts.discard(account)
                     continue
             self._look_at = self._clock() + _LOOK_S
         return True
 
-    def _accounts_of(self, cause: Cause) -> set[str]:
-        return self._accounts.setdefault(cause, set())
+    def report(self, *, at_once: bool = False) -> None:
+        """Write what has gathered: a line per account if it is one, else a line for all of them; and how many
+        accounts a known cause concerns by now."""
+        now = self._clock()
+        if self._report_at and (now >= self._report_at or at_once):
+            self._report_at, self._gathered_at = 0.0, now
+            stale, recovered = self._went_stale, self._recovered
+            self._went_stale, self._recovered = _Gathered(), _Gathered()
+            if stale.names:
+                log.warning("account.stale", provider=self._provider, reason=stale.reason, **stale.fields)
+            if recovered.names:
+                log.info("account.recovered", provider=self._provider, **recovered.fields)
+        for cause in [*self._unsaid]:
+            if cause in self._said_at and now >= self._said_at[cause] + _CAUSE_AGAIN_S:
+                account = next(iter(self._accounts_by_cause[cause]), "")
+                self._say(cause, account, self._throttle.lasting(cause, now))
 
     def _say(self, cause: Cause, account: str, streak: Streak, *, status: int | None = None) -> None:
-        many = len(self._accounts[cause])
+        many = len(self._accounts_by_cause[cause])
         log.error(
             "provider.refusing",
             provider=self._provider,
@@ -340,3 +258,139 @@ class Causes:
         )
         self._unsaid.discard(cause)
         self._said_at[cause] = self._clock()
+
+
+class PollReport:
+    """Reports the polls of one worker. `started` is when a poll began, on the monotonic clock.
+
+    `is_rejected(provider, account)` says whether an account's last poll was rejected, whichever worker made
+    it.
+    """
+
+    def __init__(
+        self,
+        counters: Counters,
+        *,
+        is_rejected: Callable[[str, str], Awaitable[bool]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._counters = counters
+        self._is_rejected = is_rejected
+        self._clock = clock
+        self._failures: dict[str, ProviderFailures] = {}
+
+    def failures(self, provider: str) -> ProviderFailures:
+        """Return what is known of a provider that fails."""
+        if (found := self._failures.get(provider)) is None:
+
+            async def is_rejected(account: str) -> bool:
+                return await self._is_rejected(provider, account)
+
+            found = ProviderFailures(provider, is_rejected=is_rejected, clock=self._clock)
+            self._failures[provider] = found
+        return found
+
+    def forget(self, provider: str) -> None:
+        """Forget what failed at a provider: it is configured in another way, or not at all."""
+        self._failures.pop(provider, None)
+
+    def gathered(self, *, at_once: bool = False) -> None:
+        """Write what has gathered for a line of its own."""
+        for failures in self._failures.values():
+            failures.report(at_once=at_once)
+
+    def began(self) -> float:
+        """Count a poll; returns when it began."""
+        self._counters.polls += 1
+        return time.monotonic()
+
+    def answered(self, provider: str) -> None:
+        """A provider has answered one account."""
+        if failures := self._failures.get(provider):
+            failures.answered()
+
+    async def finished(
+        self, account: AccountSettings, reply: Reply, started: float, step: Step | None
+    ) -> None:
+        """A successful poll was taken in, or came too late."""
+        duration_s = time.monotonic() - started
+        is_done = reply in (Reply.DONE, Reply.DONE_BEFORE)
+        outcome = ("committed" if step else "unchanged") if is_done else "discarded"
+        self._counters.polled(account.provider, outcome, duration_s)
+        failures = self._failures.get(account.provider)
+        rejected = failures.succeeded(account.name) if failures else None
+        names: dict[str, object] = {
+            "account": account.name,
+            "provider": account.provider,
+            "duration_ms": round(1000 * duration_s),
+        }
+        if rejected:
+            names["times"] = rejected.times
+        if reply is Reply.LEASE_LOST:
+            log.info("poll.discarded", **names, reason="the lease ran out before the answer came")
+        elif reply is Reply.MOVED_ON:
+            log.info("poll.discarded", **names, reason="another worker was faster")
+        elif step:
+            changes, held = len(step.events), len(step.advance.held)
+            log.info("poll.finished", **names, unchanged=False, changes=changes, held=held)
+        elif rejected:
+            log.info("poll.finished", **names, unchanged=True)
+        else:
+            log.debug("poll.finished", **names, unchanged=True)
+        if failures:
+            await failures.report_fixed(account.name)
+
+    def rejected(
+        self, account: AccountSettings, rejected: Rejected, postponed: Postponed | None, started: float
+    ) -> None:
+        """A poll brought nothing: its account waits."""
+        duration_s = time.monotonic() - started
+        self._counters.rejected += 1
+        self._counters.by_error_class[account.provider, rejected.error_class] += 1
+        self._counters.polled(account.provider, "rejected", duration_s)
+        failures = self.failures(account.provider)
+        is_news = not isinstance(rejected, NotAsked) and failures.rejected(account.name)
+        line = {
+            "account": account.name,
+            "provider": account.provider,
+            "error_class": rejected.error_class,
+            "reason": rejected.reason,
+            "status": rejected.status,
+            "next_ms": postponed.wait_ms if postponed else None,
+            "duration_ms": round(1000 * duration_s),
+            "times": postponed.refusals if postponed else None,
+        }
+        if is_news:
+            log.info("poll.rejected", **line)
+        else:
+            log.debug("poll.rejected", **line)
+
+    def quarantined(self, account: AccountSettings, damage: BadState, started: float) -> None:
+        """An account's state cannot be read."""
+        self._counters.polled(account.provider, "quarantined", time.monotonic() - started)
+        self.failures(account.provider).quarantined(account.name, damage)
+
+    def committed(self, account: AccountSettings, step: Step, pushed_out: Mapping[str, int]) -> None:
+        """A step was written: report its baseline, its doubts and its events."""
+        if step.advance.is_baseline:
+            assets = len(step.state.entry_by_asset)
+            log.info("account.baseline", account=account.name, provider=account.provider, assets=assets)
+        for asset_id, reason in step.advance.suspect.items():
+            log.info("asset.suspect", account=account.name, asset=asset_id, reason=reason)
+        for name, count in pushed_out.items():
+            self._counters.pushed_out[name] += count
+            log.warning("queue.overflowed", account=account.name, subscription=name, deliveries=count)
+        self._counters.changes += len(step.events)
+        subscriptions = Counter(one.event_id for queued in step.deliveries.values() for one in queued)
+        for event in step.events:
+            self._counters.by_change[account.provider, event.type] += 1
+            log.info(
+                "event.created",
+                account=account.name,
+                provider=account.provider,
+                asset=event.asset.id if event.asset else None,
+                event_id=event.id,
+                event_type=event.type,
+                sequence=event.sequence,
+                subscriptions=subscriptions[event.id],
+            )

@@ -3,16 +3,16 @@
 import asyncio
 import math
 import time
-from collections import defaultdict
 from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
 from itertools import islice
 from typing import Any, NamedTuple
 
 from watcher.engine.dispatch import Claim, Room
-from watcher.engine.loop import Claimed, InUse
+from watcher.engine.loop import Claimed, InUse, Neighbours
 from watcher.observe.log import log
 from watcher.pause import pause
-from watcher.polling.poll import ALONE, Neighbours, Poller
+from watcher.polling.poll import Poller
 from watcher.settings import AccountSettings
 from watcher.store.exceptions import StoreError
 from watcher.store.health import StoreHealth
@@ -69,8 +69,8 @@ class Turn(NamedTuple):
     until: float
 
 
-class ProviderPolls:
-    """The polls of one provider. `client` closes what `poller` uses.
+class ProviderPolls(InUse):
+    """The polls of one provider. `stack` closes what `poller` uses, after its last poll.
 
     `unread` and `unpolled` are the accounts of which a run of all accounts took in no answer yet, or made no
     poll; else they are None. `has_lost`: whether a schedule of its accounts was gone since this was last
@@ -81,15 +81,16 @@ class ProviderPolls:
         self,
         poller: Poller,
         polls: Polls,
-        client: InUse,
         health: StoreHealth,
         stopped: asyncio.Event,
-        neighbours: Neighbours = ALONE,
+        neighbours: Neighbours,
+        stack: AsyncExitStack,
+        still_open: set[AsyncExitStack] | None = None,
     ) -> None:
+        super().__init__(stack, still_open)
         self.poller = poller
         self.accounts: Mapping[str, AccountSettings] = {}
-        self.client = client
-        self.provider = poller.settings.name
+        self.provider: str = poller.settings.name
         self.unread: set[str] | None = None
         self.unpolled: set[str] | None = None
         self.has_lost = False
@@ -98,7 +99,7 @@ class ProviderPolls:
         self._stopped = stopped
         self._neighbours = neighbours
         self._shards: set[int] = set()
-        self._left: defaultdict[int, dict[str, float]] = defaultdict(dict)
+        self._left: dict[int, dict[str, float]] = {}
         self._is_scarce = False
 
     def follow(self, accounts: Mapping[str, AccountSettings], shards: set[int]) -> None:
@@ -119,7 +120,7 @@ class ProviderPolls:
 
     async def claim(self, claim: Claim) -> Claimed:
         """Claim at a shard what is not left to other workers: their turn is not to be taken away."""
-        now, left = time.monotonic(), self._left[claim.shard]
+        now, left = time.monotonic(), self._left.setdefault(claim.shard, {})
         for name in [name for name, until in left.items() if until <= now]:
             del left[name]
         claimed = await self._polls.claim(
@@ -154,32 +155,38 @@ class ProviderPolls:
         return begun
 
     async def _poll(self, lease: Lease, turn: Turn | None) -> bool:
-        """Poll one account at its turn."""
-        async with self.client:
-            return await self._poll_or_give_back(lease, turn)
-
-    async def _poll_or_give_back(self, lease: Lease, turn: Turn | None) -> bool:
+        """Poll one account at its turn, or give it back."""
         name, account = lease.member, self.accounts.get(lease.member)
         is_over = True
-        try:
-            if self._neighbours.is_left(name) or (account and not await self.poller.may_poll(account)):
-                self._left[shard_of(name)][name] = time.monotonic() + _LEFT_S
-                await self._polls.release(self.provider, lease)
-            elif account is None:
-                await self._polls.release(self.provider, lease, due_in_ms=_UNKNOWN_MS)
-            elif not await self._has_turn(account, turn):
-                is_over = False
-                await self._polls.release(self.provider, lease)
-            elif await self.poller.poll(account, lease) and self.unread is not None:
-                self.unread.discard(name)
-        except StoreError as error:
-            # The next poll finds the same change again.
-            log.debug("poll.discarded", account=name, provider=self.provider, reason=str(error))
-            await self._give_back(lease, await self._health.failed(error))
-        finally:
-            if is_over and self.unpolled is not None:
-                self.unpolled.discard(name)
+        async with self:
+            try:
+                if not await self._is_ours(name, account):
+                    self._left.setdefault(shard_of(name), {})[name] = time.monotonic() + _LEFT_S
+                    await self._polls.release(self.provider, lease)
+                elif account is None:
+                    await self._polls.release(self.provider, lease, due_in_ms=_UNKNOWN_MS)
+                elif not await self._has_turn(account, turn):
+                    is_over = False
+                    await self._polls.release(self.provider, lease)
+                elif await self.poller.poll(account, lease) and self.unread is not None:
+                    self.unread.discard(name)
+            except StoreError as error:
+                # The next poll finds the same change again.
+                log.debug("poll.discarded", account=name, provider=self.provider, reason=str(error))
+                await self._give_back(lease, await self._health.failed(error))
+            finally:
+                if is_over and self.unpolled is not None:
+                    self.unpolled.discard(name)
         return False
+
+    async def _is_ours(self, name: str, account: AccountSettings | None) -> bool:
+        """Say whether an account is to be polled here. One that is not configured others may know."""
+        others = self._neighbours
+        if account is None:
+            return others.is_alone
+        if name in others.left:
+            return False
+        return name not in others.contested or await self.poller.may_poll(account, others.may_poll)
 
     async def _has_turn(self, account: AccountSettings, turn: Turn | None) -> bool:
         """Wait for a poll's turn, and for another one if it was missed; says whether there is one."""
@@ -189,7 +196,7 @@ class ProviderPolls:
             wait_s = turn.at - time.monotonic()
             if wait_s > 0 and await pause(self._stopped, wait_s):
                 return False
-            if self.client.is_retired:  # a reload has replaced it; the account is polled by the next one
+            if self.is_retired:  # a reload has replaced it; the account is polled by the next one
                 return False
             if time.monotonic() <= turn.until or missed == _LATE_TURNS - 1:
                 break

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import time
 import zlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -87,7 +88,7 @@ class ProviderClient:
 
     `wait_turn` is awaited before a request that no turn is reserved for (the list of assets, what a poll
     asks after an answer), so that it keeps to the rate limit too; a poll takes `cost(account)` of that
-    limit. `on_request` is called for each request that is sent, of whatever kind. `connections`: no more
+    limit. `requests` counts those that are sent, of whatever kind. `connections`: no more
     at the same time. Who gives a `resolver` closes it.
     """
 
@@ -97,7 +98,7 @@ class ProviderClient:
         settings: ProviderSettings,
         *,
         wait_turn: Callable[[], Awaitable[None]] | None = None,
-        on_request: Callable[[], None] = lambda: None,
+        requests: Counter[str] | None = None,
         connections: int = CONNECTIONS,
         resolver: AbstractResolver | None = None,
         utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -110,7 +111,7 @@ class ProviderClient:
         self.spacing_s = _SLACK / settings.requests_per_second
         self._timeout = aiohttp.ClientTimeout(total=settings.timeout.total_seconds())
         self._wait_turn = wait_turn
-        self._on_request = on_request
+        self._requests = Counter[str]() if requests is None else requests
         self._connections = connections
         self._resolver = resolver
         self._utc_now = utc_now
@@ -276,7 +277,7 @@ class ProviderClient:
         return await self._send(request)
 
     async def _send(self, request: Request) -> bytes:
-        self._on_request()
+        self._requests[self._settings.name] += 1
         status = None
         try:
             async with self._session.request(

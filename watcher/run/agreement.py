@@ -14,9 +14,9 @@ Refuses to know which configuration is the right one: it is the one that was the
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from watcher.engine.loop import Neighbours
 from watcher.journal.interest import Interest
 from watcher.observe.log import Throttle, log
 from watcher.pause import compute
@@ -43,16 +43,6 @@ class Difference(NamedTuple):
     names: Sequence[str]
 
 
-@dataclass(slots=True)
-class _View:
-    """What follows from the last look."""
-
-    rests: frozenset[str] = frozenset()
-    left: frozenset[str] = frozenset()
-    contested: frozenset[str] = frozenset()
-    differences: list[Difference] = field(default_factory=list)
-
-
 class Agreement:
     """One worker among the others; outlives reloads. Methods raise StoreError."""
 
@@ -70,7 +60,9 @@ class Agreement:
         self._clock = clock
         self._own = self._before = self._others.own
         self._interest = Interest({})
-        self._view = _View()
+        self._differences: list[Difference] = []
+        self.neighbours = Neighbours(may_poll=self._may_poll)
+        """What polls and deliveries go by; kept up to date in place."""
         self._write_at = 0.0
         self._throttle = Throttle()
         self._seen_at: dict[str, float] = {}
@@ -79,32 +71,14 @@ class Agreement:
     @property
     def differences(self) -> Sequence[Difference]:
         """What differs at workers that are there, or that something is left to."""
-        return self._view.differences
+        return self._differences
 
     @property
     def has_neighbours(self) -> bool:
         """Say whether there is, or was of late, a worker that leads elsewhere under the same name."""
         return bool(self._others.differing)
 
-    @property
-    def rests(self) -> frozenset[str]:
-        return self._view.rests
-
-    def is_ours(self, subscription: str) -> bool:
-        """Say whether this worker may claim a subscription's queues. One that it does not know is left to
-        others that may know it."""
-        if subscription not in self._own.subscriptions:
-            return self._others.is_alone
-        return subscription not in self._view.rests
-
-    def is_left(self, account: str) -> bool:
-        """Say whether an account is not to be polled here: others may know it, or its events would wait in
-        the queues of another deployment."""
-        if account not in self._own.accounts:
-            return not self._others.is_alone
-        return account in self._view.left
-
-    def may_poll(self, account: str, source: str, state_source: str | None) -> bool:
+    def _may_poll(self, account: str, source: str, state_source: str | None) -> bool:
         """Say whether this worker may go on from an account's state: another one may have the account of that
         name elsewhere, and the state be that one's."""
         if state_source in (None, source):
@@ -112,20 +86,15 @@ class Agreement:
         known = (state_source or "")[:SOURCE_DIGITS]
         return not any(one.fingerprint.accounts.get(account) == known for one in self._others.differing)
 
-    def is_contested(self, account: str) -> bool:
-        """Say whether another worker has an account of that name elsewhere, or had of late."""
-        return account in self._view.contested
-
     async def begin(self, settings: Settings) -> None:
         """Go by another configuration from now on: at the start of a worker, and at a reload.
 
         An embedded store belongs to one deployment alone: what has changed there was changed on purpose.
         """
-        before, self._own = self._before, await compute(_fingerprint, settings)
-        self._left_by = None
-        self._interest = Interest(settings.subscription_by_name)
-        self._others.compare_with(self._own)
-        self._write_at = 0.0
+        before, own = self._before, await compute(_fingerprint, settings)
+        await self._others.compare_with(own)
+        self._own, self._interest = own, Interest(settings.subscription_by_name)
+        self._left_by, self._write_at = None, 0.0
         is_shared = settings.redis.url.get_secret_value() != "embedded"
         await self._look(before, is_shared=is_shared)
         self._before = self._own
@@ -147,8 +116,8 @@ class Agreement:
             rests = await self._take_marks(marks, before)
         except ConfigurationRefused:  # this worker may not look: it goes by its own configuration alone
             return
-        self._view = self._judge(rests)
-        self._tell()
+        await self._judge(rests)
+        self._report()
 
     async def _write(self) -> None:
         if self._clock() < self._write_at:
@@ -182,7 +151,7 @@ class Agreement:
         holders = self._others.holders(subscription, url)
         return all(is_moved and other.place.is_same and not other.is_there for other in holders)
 
-    def _judge(self, rests: Mapping[str, str]) -> _View:
+    async def _judge(self, rests: Mapping[str, str]) -> None:
         holders = {name: self._others.holders(name, url) for name, url in rests.items()}
         holding = {one.worker for found in holders.values() for one in found}
         differences: dict[str, Difference] = {}
@@ -195,22 +164,20 @@ class Agreement:
         theirs = {name: [one.fingerprint.accounts for one in found] for name, found in holders.items()}
         whose = {name: {one.fingerprint.digest for one in found} for name, found in holders.items()}
         if self._left_by is None or self._left_by[0] != whose:  # of 100,000 accounts not at each look
-            self._left_by = whose, self._left(theirs) if theirs else frozenset()
-        return _View(frozenset(rests), self._left_by[1], frozenset(contested), [*differences.values()])
+            own = self._own
+            left = await compute(_left, own.accounts, self._interest, theirs) if theirs else frozenset[str]()
+            if own is not self._own:  # a reload has come in between, and looks itself
+                return
+            self._left_by = whose, left
+        self._differences = [*differences.values()]
+        neighbours = self.neighbours
+        neighbours.is_alone, neighbours.rests = self._others.is_alone, frozenset(rests)
+        neighbours.left, neighbours.contested = self._left_by[1], frozenset(contested)
 
-    def _left(self, theirs: Mapping[str, Sequence[Mapping[str, str]]]) -> frozenset[str]:
-        """Name the accounts whose events would go into queues of workers that do not have the account."""
-        return frozenset(
-            account
-            for account, source in self._own.accounts.items()
-            for name in self._interest.listeners(account)
-            if name in theirs and not any(accounts.get(account) == source for accounts in theirs[name])
-        )
-
-    def _tell(self) -> None:
+    def _report(self) -> None:
         """Say what differs as it begins, and that it is over: not for each restart of the other side."""
         now = self._clock()
-        for one in self._view.differences:
+        for one in self._differences:
             self._seen_at[one.digest] = now
             if streak := self._throttle.struck(one.digest, now):
                 log.warning(
@@ -218,8 +185,8 @@ class Agreement:
                     worker=one.worker,
                     names=[*one.names[:_MOST_NAMES]],
                     changed=len(one.names),
-                    rests=[*sorted(self._view.rests)[:_MOST_NAMES]],
-                    accounts=len(self._view.left),
+                    rests=[*sorted(self.neighbours.rests)[:_MOST_NAMES]],
+                    accounts=len(self.neighbours.left),
                     **streak._asdict(),
                 )
         for digest, seen_at in [*self._seen_at.items()]:
@@ -233,3 +200,15 @@ def _fingerprint(settings: Settings) -> Fingerprint:
     found = fingerprint(settings)
     assert found.digest
     return found
+
+
+def _left(
+    ours: Mapping[str, str], interest: Interest, theirs: Mapping[str, Sequence[Mapping[str, str]]]
+) -> frozenset[str]:
+    """Name the accounts whose events would go into queues of workers that do not have the account."""
+    return frozenset(
+        account
+        for account, source in ours.items()
+        for name in interest.listeners(account)
+        if name in theirs and not any(accounts.get(account) == source for accounts in theirs[name])
+    )

@@ -8,10 +8,8 @@ from typing import NamedTuple, TypeVar
 
 from watcher.delivery.breakers import SubscriptionBreakers
 from watcher.delivery.egress import Policy
-from watcher.delivery.queue import LONGEST_LEASE_MS, QueueWorker
-from watcher.delivery.sink import Attempt
+from watcher.delivery.queue import LONGEST_LEASE_MS, DeliveryWork
 from watcher.delivery.webhook import WebhookSink, WebhookTarget
-from watcher.delivery.work import DeliveryWork
 from watcher.engine.dispatch import Key
 from watcher.engine.loop import InUse, Loop
 from watcher.journal.events import Delivery
@@ -19,6 +17,7 @@ from watcher.journal.interest import Interest
 from watcher.journal.notices import paused
 from watcher.observe.counters import Counters
 from watcher.polling.poll import Poller
+from watcher.polling.report import PollReport
 from watcher.polling.work import PollWork, ProviderPolls
 from watcher.providers.contract import provider_class
 from watcher.providers.http import CONNECTIONS as MOST_OF_A_PROVIDER
@@ -107,36 +106,33 @@ class Configured:
         self._counters = counters
         self._agreement = agreement
         self._interest = Interest({})
-        self.targets: dict[str, WebhookTarget] = {}
         self._open: set[AsyncExitStack] = set()
         self._policy: Policy | None = None
-        self._sink: tuple[WebhookSink, InUse] | None = None
         self.breakers = SubscriptionBreakers(
             Breakers(schedule.pipe, keys),
             now_ms=schedule.now_ms,
             alert=self._alert,
             most=share_out(len(settings.provider_by_name)).attempts,
         )
+        self.report = PollReport(counters, is_rejected=self.polls.is_failing)
         self.poll_work = PollWork(self.polls)
-        queue_worker = QueueWorker(
+        stopped = asyncio.Event()
+        self._delivery_work: DeliveryWork[WebhookTarget] = DeliveryWork(
             self.queues,
-            self._send,
             self.breakers,
             counters,
-            is_stopped=lambda: self.loop.stopped.is_set(),
-            is_current=lambda target: self.targets.get(target.name) is target,
-            may_deliver=agreement.is_ours,
+            stopped=stopped,
+            neighbours=agreement.neighbours,
             now_ms=schedule.now_ms,
             failed=health.failed,
         )
-        delivery_work = DeliveryWork(
-            self.queues, queue_worker, self.targets, self.breakers, agreement.is_ours
-        )
+        self.targets = self._delivery_work.targets
         self.loop = Loop(
             DueIndex(schedule, keys),
             health,
-            {"poll": self.poll_work, "delivery": delivery_work},
+            {"poll": self.poll_work, "delivery": self._delivery_work},
             providers=lambda: [*self.poll_work.by_provider],
+            stopped=stopped,
         )
 
     async def __aenter__(self) -> "Configured":
@@ -153,7 +149,8 @@ class Configured:
         for name, polls in [*self.poll_work.by_provider.items()]:
             if settings.provider_by_name.get(name) != polls.poller.settings:
                 del self.poll_work.by_provider[name]
-                await polls.client.retire()
+                self.report.forget(name)
+                await polls.retire()
         policy = _policy(settings)
         for name, target in [*self.targets.items()]:
             subscription = settings.subscription_by_name.get(name)
@@ -168,12 +165,15 @@ class Configured:
     async def add(self, settings: Settings) -> None:
         """Poll and deliver what another configuration has. In slices: there may be 100,000 accounts."""
         self.settings = settings
-        policy, is_first = _policy(settings), self._sink is None
+        policy, is_first = _policy(settings), self._policy is None
         if policy != self._policy:  # no connection of the time before is used any more
-            old, self._policy = self._sink, policy
-            self._sink = await self._open_sink(policy)
-            if old:
-                await old[1].retire()
+            self._policy = policy
+            stack = AsyncExitStack()
+            self._open.add(stack)
+            keep = share_out(len(settings.provider_by_name)).kept
+            sink = WebhookSink(policy, resolver=self.resolver, keep=keep)
+            await stack.enter_async_context(sink)
+            await self._delivery_work.send_by(sink, InUse(stack, self._open))
         for name, subscription in settings.subscription_by_name.items():
             if name not in self.targets:
                 self.targets[name] = WebhookTarget(subscription, policy)
@@ -204,7 +204,7 @@ class Configured:
         async for name in _slowly(before):
             if name not in accounts:
                 poller.forget(name)
-        poller.follow(most_requests=most_requests, probe_account=probe[1] if probe else "")
+        poller.most_requests, poller.probe_account = most_requests, probe[1] if probe else ""
         polls.follow(accounts, shards)
 
     async def _open_provider(self, settings: ProviderSettings) -> ProviderPolls:
@@ -215,14 +215,11 @@ class Configured:
             spacing_ms = 1000 * client.spacing_s
             await asyncio.sleep(await self.polls.take_turns(settings.name, 1, spacing_ms=spacing_ms) / 1000)
 
-        def count() -> None:
-            self._counters.by_request[settings.name] += 1
-
         client = ProviderClient(
             provider_class(settings.kind)(settings),
             settings,
             wait_turn=wait_turn,
-            on_request=count,
+            requests=self._counters.by_request,
             connections=share_out(len(self.settings.provider_by_name)).of_a_provider,
             resolver=self.resolver,
         )
@@ -231,28 +228,19 @@ class Configured:
             await stack.enter_async_context(client),
             self.polls,
             self._interest,
-            self._counters,
+            self.report,
             now_ms=self._schedule.now_ms,
             wake=lambda shard, subscription: self.loop.wake(Key("delivery", subscription), shard),
-            neighbours=self._agreement,
         )
-        stopped = self.loop.stopped
         return ProviderPolls(
-            poller, self.polls, InUse(stack, self._open), self._health, stopped, self._agreement
+            poller,
+            self.polls,
+            self._health,
+            self.loop.stopped,
+            self._agreement.neighbours,
+            stack,
+            self._open,
         )
-
-    async def _open_sink(self, policy: Policy) -> tuple[WebhookSink, InUse]:
-        stack = AsyncExitStack()
-        self._open.add(stack)
-        keep = share_out(len(self.settings.provider_by_name)).kept
-        sink = WebhookSink(policy, resolver=self.resolver, keep=keep)
-        return await stack.enter_async_context(sink), InUse(stack, self._open)
-
-    async def _send(self, target: WebhookTarget, delivery: Delivery, attempt: int) -> Attempt:
-        assert self._sink
-        sink, in_use = self._sink
-        async with in_use:
-            return await sink.send(target, delivery, attempt)
 
     async def _alert(self, name: str, breaker: Breaker) -> None:
         """Report to the subscription's `alerts_to` that it was paused: the same pause with the same bytes."""

@@ -11,8 +11,8 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from watcher import __version__
+from watcher.engine.loop import survived
 from watcher.observe.counters import Counters
-from watcher.observe.log import survived
 from watcher.pause import pause
 from watcher.settings import Settings
 from watcher.store.exceptions import ConfigurationRefused, StoreError

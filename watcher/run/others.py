@@ -57,6 +57,11 @@ class _Place(NamedTuple):
     is_same: bool
 
 
+def _place(own: Fingerprint, other: Fingerprint) -> _Place:
+    """Compare two configurations, in a thread."""
+    return _Place(other, own.differing(other), own.is_same_place(other))
+
+
 @dataclass(slots=True)
 class Other:
     """A worker with another configuration, as it was last seen (Unix ms of the server): what it has is left
@@ -87,11 +92,16 @@ class Others:
         self._known: dict[str, _Place] = {}
         self._by_worker: dict[str, Other] = {}
 
-    def compare_with(self, own: Fingerprint) -> None:
+    async def compare_with(self, own: Fingerprint) -> None:
         """Go by another configuration of this worker's from now on."""
-        self.own, self._known = own, {}
+        places: dict[str, _Place] = {}
+        while missing := [one for one in self._by_worker.values() if one.fingerprint.digest not in places]:
+            for other in missing:
+                place = await compute(_place, own, other.fingerprint)
+                places[other.fingerprint.digest] = place
+        self.own, self._known = own, places  # together: looks go on meanwhile
         for other in self._by_worker.values():
-            other.place = self._place(other.fingerprint)
+            other.place = places[other.fingerprint.digest]
 
     @property
     def differing(self) -> list[Other]:
@@ -149,12 +159,12 @@ class Others:
         self._known = {digest: one for digest, one in self._known.items() if digest in used}
 
     async def _look_up(self, digest: str) -> _Place | None:
-        if digest not in self._known:
+        while digest not in self._known:
             found = await self._configurations.read(digest)
             if found is None:
                 return None
-            self._known[digest] = await compute(self._place, found)
+            own = self.own
+            place = await compute(_place, own, found)
+            if own is self.own:  # else a reload has come in between
+                self._known[digest] = place
         return self._known[digest]
-
-    def _place(self, other: Fingerprint) -> _Place:
-        return _Place(other, self.own.differing(other), self.own.is_same_place(other))

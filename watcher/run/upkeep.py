@@ -175,8 +175,7 @@ class Upkeep:
 
     def report_at_once(self) -> None:
         """Log what was gathered for a line of its own: the worker ends."""
-        for polls in self._providers:
-            polls.poller.silence.tell(at_once=True)
+        self._configured.report.gathered(at_once=True)
 
     @property
     def _providers(self) -> Sequence[ProviderPolls]:
@@ -200,8 +199,10 @@ class Upkeep:
         for polls in self._providers:
             try:
                 failing = await self._reader.failing(polls.provider)
-                rejected = polls.poller.causes.remember(failing, now_ms=now_ms)
-                await self._roster.make_due(polls.provider, rejected, now_ms=now_ms)
+                if failing:
+                    failures = self._configured.report.failures(polls.provider)
+                    rejected = failures.remember(failing, now_ms=now_ms)
+                    await self._roster.make_due(polls.provider, rejected, now_ms=now_ms)
             except StoreError:
                 return  # then it is asked for when it is due
 
@@ -225,9 +226,9 @@ class Upkeep:
 
     async def _keep_agreed(self) -> None:
         """Look what other workers run, and deliver what was left to them when they are gone."""
-        rests = self._agreement.rests
+        rests = self._agreement.neighbours.rests
         await self._agreement.look()
-        for name in rests - self._agreement.rests:
+        for name in rests - self._agreement.neighbours.rests:
             await self._configured.make_due(name)
 
     async def _refresh(self) -> None:
@@ -235,6 +236,4 @@ class Upkeep:
             self.loop.wake_all(Key("delivery", name))
 
     async def _report(self) -> None:
-        for polls in self._providers:
-            polls.poller.silence.tell()
-            polls.poller.causes.tell()
+        self._configured.report.gathered()

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from watcher import signals
 from watcher.config import ConfigRefused, Finding, Loaded, load
+from watcher.engine.loop import survived
 from watcher.environment import Environment
-from watcher.observe.log import configure, log, survived
+from watcher.observe.log import configure, log
 from watcher.pause import compute
 from watcher.printable import hide
 from watcher.run.worker import Worker
