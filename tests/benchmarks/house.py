@@ -210,19 +210,17 @@ async def _polls(rig: Rig, more: int) -> None:
 
 
 async def per_provider(url: str) -> float:
-    """How many objects of ours one more provider makes."""
+    """How many objects of ours one more provider makes: ten more come by a reload."""
     counts = []
-    for providers in (2, 12):
-        gc.collect()
-        before = sum(map(_is_ours, gc.get_objects()))
-        async with a_rig(url, f"objects{providers}") as rig:
-            rig.settings = _with_providers(rig.settings, providers)
-            with capture_logs():
-                async with rig.worker():
+    async with a_rig(url, "objects") as rig:
+        with capture_logs():
+            async with rig.worker() as worker:
+                for providers in (2, 12):
+                    worker.reload(_with_providers(rig.settings, providers))
                     await asyncio.sleep(1)
                     gc.collect()
                     gc.unfreeze()  # what was computed beside the loop is frozen, and not among these
-                    counts.append(sum(map(_is_ours, gc.get_objects())) - before)
+                    counts.append(sum(map(_is_ours, gc.get_objects())))
     return (counts[1] - counts[0]) / 10
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -118,8 +119,8 @@ class ProviderClient:
         self._clock = clock
         self.dated: tuple[str, datetime] | None = None
         """The `Date` of the last answer that had one, and our time when it came."""
-        self._catalogue_request = provider.catalogue_request()
-        self._catalogue = KeptCatalogue(self._fetch_catalogue, clock=clock)
+        self.lists_assets = provider.catalogue_request() is not None
+        """Whether the provider has a list of assets, from which decimals may become known later."""
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -142,10 +143,9 @@ class ProviderClient:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    @property
-    def lists_assets(self) -> bool:
-        """Whether the provider has a list of assets, from which decimals may become known later."""
-        return self._catalogue_request is not None
+    @cached_property
+    def _catalogue(self) -> KeptCatalogue:
+        return KeptCatalogue(self._fetch_catalogue, clock=self._clock)
 
     @property
     def most_rounds(self) -> int:
@@ -203,10 +203,12 @@ class ProviderClient:
         state says of its assets: it stands in for a list that no longer, or not yet, holds them.
         """
         answers = [self._parse(body) for body in bodies]
+        if not self.lists_assets:
+            return self._provider.read(account, answers, _NOTHING)
         catalogue = self._catalogue
         snapshot = self._provider.read(account, answers, catalogue.asset_by_id)
         assets = snapshot.row_by_asset.keys()
-        if self._catalogue_request is None or assets <= catalogue.asset_by_id.keys():
+        if assets <= catalogue.asset_by_id.keys():
             return snapshot
         await catalogue.look_up(assets)
         asset_by_id = {**known, **catalogue.asset_by_id}
@@ -238,8 +240,9 @@ class ProviderClient:
         return Row(asset, Balance("0", "0", *known))
 
     async def _fetch_catalogue(self) -> AssetList:
-        assert self._catalogue_request is not None
-        body = await self._fetch_at_a_turn(self._catalogue_request)
+        request = self._provider.catalogue_request()
+        assert request is not None
+        body = await self._fetch_at_a_turn(request)
         return self._provider.read_catalogue(self._parse(body))
 
     async def _fetch_at_a_turn(self, request: Request) -> bytes:
