@@ -1,59 +1,78 @@
-"""The texts of the configuration that mean something: durations, names, networks, amounts, base URLs.
+"""The texts of the configuration that mean something: durations, names, networks, amounts, URLs.
 
 Refuses to repeat a text in the message about it: it may be a secret that stands in the wrong place.
 """
 
 import re
+import string
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Annotated
+from typing import Annotated, TypeVar
+from urllib.parse import quote
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
+from yarl import URL
 
 from watcher import amounts
 from watcher.durations import parse_duration as parse_duration
-from watcher.urls import as_written
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-# A host or an address, a port, a path: no userinfo, query or fragment, which would travel with every
-# request and show up in logs.
-_BASE_URL = re.compile(
-    r"https?://(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?\Z",
-    re.IGNORECASE,
+TextT = TypeVar("TextT", str, SecretStr)
+
+_NO_BASE_URL = (
+    "not a base URL: http:// or https://, a host, perhaps a port and a path; "
+    "no user, password, query or fragment"
 )
-_HEADER_VALUE = re.compile(r"[!-~]{1,1024}\Z")
+
+
+@lru_cache(maxsize=1024)  # for every request of a provider it is the same few
+def as_written(text: str) -> URL:
+    """Read `text`, and keep its path and query byte for byte. Raises ValueError, for some texts IndexError.
+
+    yarl, left to itself, rewrites them: a signed URL breaks where `%2F` becomes `/`, and a receiver's path
+    where `/a/../b` becomes `/b`.
+
+    Two things are not as written. A request line is ASCII, so other characters are percent-encoded as UTF-8,
+    which is what they stand for in a URL (RFC 3987). The host is in the form in which it is looked up: lower
+    case, IDNA.
+    """
+    read, written = URL(text), URL(text, encoded=True)
+    path, query = written.raw_path, written.raw_query_string
+    if not query and text.endswith("?"):
+        path += "?"  # yarl has no place for an empty query, and sends as they are the bytes of a path
+    return URL.build(
+        scheme=read.scheme,
+        authority=read.raw_authority,
+        path=in_ascii(path),
+        query_string=in_ascii(query),
+        encoded=True,
+    )
+
+
+def in_ascii(text: str) -> str:
+    """Percent-encode what is not ASCII, as UTF-8, and nothing else."""
+    return quote(text, safe=string.printable)
+
+
+def _matching(pattern: str, words: str) -> Callable[[TextT], TextT]:
+    """Make the check of a text against a pattern; `words` say what it should have been."""
+
+    def check(value: TextT) -> TextT:
+        if not re.match(pattern, value.get_secret_value() if isinstance(value, SecretStr) else value):
+            raise ValueError(words)
+        return value
+
+    return check
 
 
 def _base_url(text: str) -> str:
-    if not _BASE_URL.match(text) or not _has_host(text):
-        raise ValueError(
-            "not a base URL: http:// or https://, a host, perhaps a port and a path; "
-            "no user, password, query or fragment"
-        )
-    return text.rstrip("/")
-
-
-def _has_host(text: str) -> bool:
-    """Say whether what sends requests can read it: brackets may hold no address, a port may be too high."""
-    try:
-        return bool(as_written(text).raw_host)
-    except ValueError:
-        return False
-
-
-def _name(text: str) -> str:
-    if not _NAME.match(text):
-        raise ValueError(
-            "not a name: 1 to 64 letters, digits, dots, dashes and underscores, a letter or digit first"
-        )
-    return text
-
-
-def _api_key(secret: SecretStr) -> SecretStr:
-    """Keep out what no header can carry: it would fail at every request, long after the start."""
-    if not _HEADER_VALUE.match(secret.get_secret_value()):
-        raise ValueError("not an API key: 1 to 1024 visible ASCII characters, no spaces, no line breaks")
-    return secret
+    """Refuse a host that cannot be dialled: brackets may hold no address, a port may be too high."""
+    with suppress(ValueError):
+        if as_written(text).raw_host:
+            return text.rstrip("/")
+    raise ValueError(_NO_BASE_URL)
 
 
 def _network(value: object) -> object:
@@ -62,19 +81,12 @@ def _network(value: object) -> object:
         return value
     if not isinstance(value, str):
         raise ValueError("must be text")  # noqa: TRY004  # pydantic
-    try:
+    reason = "write it like 10.1.0.0/16"
+    with suppress(ValueError):
+        ip_network(value, strict=False)
+        reason = "bits are set beyond the mask"
         return ip_network(value)
-    except ValueError:
-        reason = "bits are set beyond the mask" if _is_network(value) else "write it like 10.1.0.0/16"
-        raise ValueError(f"not a network: {reason}") from None
-
-
-def _is_network(text: str) -> bool:
-    try:
-        ip_network(text, strict=False)
-    except ValueError:
-        return False
-    return True
+    raise ValueError(f"not a network: {reason}")
 
 
 def _amount(value: object) -> str:
@@ -87,9 +99,19 @@ def _amount(value: object) -> str:
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 Amount = Annotated[str, BeforeValidator(_amount)]
-BaseUrl = Annotated[str, AfterValidator(_base_url)]
+
+# A host or an address, a port, a path: no userinfo, query or fragment, which would travel with every
+# request and show up in logs.
+_BASE_URL = (
+    r"(?i)https?://(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?\Z"
+)
+BaseUrl = Annotated[str, AfterValidator(_matching(_BASE_URL, _NO_BASE_URL)), AfterValidator(_base_url)]
 """The address of an API, without a slash at its end."""
 
-ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
-Name = Annotated[str, AfterValidator(_name)]
+# What no header can carry would fail at every request, long after the start.
+_NO_API_KEY = "not an API key: 1 to 1024 visible ASCII characters, no spaces, no line breaks"
+ApiKey = Annotated[SecretStr, AfterValidator(_matching(r"[!-~]{1,1024}\Z", _NO_API_KEY))]
+
+_NO_NAME = "not a name: 1 to 64 letters, digits, dots, dashes and underscores, a letter or digit first"
+Name = Annotated[str, AfterValidator(_matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", _NO_NAME))]
 """What accounts, providers and subscriptions are called: it stands in keys, logs and file names."""

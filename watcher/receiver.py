@@ -12,8 +12,8 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, w
 from watcher.captured import Captured
 from watcher.delivery.connector import ANSWER_LIMIT
 from watcher.delivery.webhook import flaw_of
+from watcher.fields import as_written
 from watcher.receive import Event, InvalidWebhook, read_body, verify
-from watcher.urls import as_written
 
 Order = Literal["gap", "late", "restart", "rewound"]
 """What is odd about a sequence, within one subscription and account:

@@ -25,8 +25,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from watcher import amounts
-from watcher.fields import Amount, ApiKey, BaseUrl, Duration, Name, Network, parse_duration
-from watcher.urls import in_ascii
+from watcher.fields import Amount, ApiKey, BaseUrl, Duration, Name, Network, in_ascii, parse_duration
 
 CHANGE_EVENTS = (
     "deposit.pending",

@@ -242,7 +242,7 @@ def _url(text: str | None, host: str, port: int) -> str | None:
     """Check where to forward to: a URL whose host and port can be dialled, and not this listener's own."""
     if text is None:
         return None
-    from watcher.urls import as_written
+    from watcher.fields import as_written
 
     try:
         url = as_written(text)

@@ -156,6 +156,8 @@ def _doubts(thresholds: Mapping[int, Mapping[str, Any]], entry: Entry) -> Iterat
     types = [text for _, text in texts_in(entry, "events")]
     if thresholds and types and not any(matches(glob, [_ASKED_FOR]) for glob in types):
         yield ("events",), f"lacks {_ASKED_FOR}: no threshold will be told"
+    spellings = [text for _, text in texts_in(entry, "assets")]
+    spelling_by_lower = {text.lower(): text for text in reversed(spellings)}
     index_by_bound: dict[tuple[str, ...], int] = {}
     for index, threshold in thresholds.items():
         asset, field, below = threshold.get("asset"), threshold.get("field", "total"), threshold.get("below")
@@ -166,24 +168,16 @@ def _doubts(thresholds: Mapping[int, Mapping[str, Any]], entry: Entry) -> Iterat
         if isinstance(asset, str) and is_glob(asset):
             reason = "a threshold is about one asset, by its symbol or id, not about a pattern"
             yield ("thresholds", index, "asset"), f"can never fire: {reason}"
-        elif isinstance(asset, str) and (meant := _other_case(asset, entry)):
-            reason = f"upper and lower case count in a symbol -- did you mean '{meant}'?"
-            yield ("thresholds", index, "asset"), f"can never fire: {reason}"
+        elif isinstance(asset, str) and asset not in spellings and asset[:2].lower() != "0x":
+            # As `assets` spells it, or, as tickers are written, in upper case.
+            ticker = asset.upper() if asset.islower() and len(asset) <= _LONGEST_TICKER else None
+            if meant := spelling_by_lower.get(asset.lower()) or ticker:
+                reason = f"upper and lower case count in a symbol -- did you mean '{meant}'?"
+                yield ("thresholds", index, "asset"), f"can never fire: {reason}"
         is_never_negative = field not in _MAY_BE_NEGATIVE
         with suppress(NotAnAmount):
             if is_never_negative and below is not None and to_atoms(from_decimal(str(below))) <= 0:
                 yield ("thresholds", index, "below"), "can never fire: no balance is below zero"
-
-
-def _other_case(asset: str, entry: Entry) -> str | None:
-    """Give the spelling that was probably meant: that of `assets`, or, as tickers are written, upper case."""
-    if asset[:2].lower() == "0x":
-        return None
-    spellings = [text for _, text in texts_in(entry, "assets")]
-    if asset in spellings:
-        return None
-    near = next((text for text in spellings if text.lower() == asset.lower()), None)
-    return near or (asset.upper() if asset.islower() and len(asset) <= _LONGEST_TICKER else None)
 
 
 def _unreachable(

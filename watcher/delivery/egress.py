@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from yarl import URL
 
-from watcher.urls import as_written
+from watcher.fields import as_written
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network

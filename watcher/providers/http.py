@@ -16,6 +16,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 
 from watcher import __version__
+from watcher.fields import as_written
 from watcher.providers.assets import KeptCatalogue
 from watcher.providers.contract import AssetList, Catalogue, Provider, Rejected, Request
 from watcher.providers.rejections import TRANSPORT_ERRORS, by_error, by_status
@@ -23,7 +24,6 @@ from watcher.providers.strict_json import NotJson, parse
 from watcher.retry_after import retry_after_s
 from watcher.settings import ProviderSettings
 from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, is_called
-from watcher.urls import as_written
 
 LIMIT = 1024 * 1024
 """Bytes of a body, packed and unpacked. A list of 3,000 balances is half of that."""

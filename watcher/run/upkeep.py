@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from watcher.delivery.webhook import REFUSED, UNRESOLVED
 from watcher.engine.dispatch import Key
+from watcher.fields import as_written
 from watcher.observe.log import log
 from watcher.pause import compute
 from watcher.polling.work import ProviderPolls
@@ -19,7 +20,6 @@ from watcher.store.keys import SHARDS, Keys
 from watcher.store.members import Roster
 from watcher.store.reader import Reader
 from watcher.store.schedule import Schedule
-from watcher.urls import as_written
 
 
 class Names:
