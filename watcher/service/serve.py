@@ -48,27 +48,26 @@ def changes(before: Settings, after: Settings) -> list[Change]:
         "accounts": (before.account_by_name, after.account_by_name),
         "subscriptions": (before.subscription_by_name, after.subscription_by_name),
     }
-    found = [_change(section, old, new) for section, (old, new) in pairs.items()]
-    return [change for change in found if change.names]
+    found: list[Change] = []
+    for section, (old, new) in pairs.items():
+        added = [f"+{name}" for name in new if name not in old]
+        removed = [f"-{name}" for name in old if name not in new]
+        changed = [name for name, part in new.items() if name in old and old[name] != part]
+        names: list[str] = []
+        for name in changed[:MOST_NAMES]:
+            # A key that one of them lacks, as another kind may, is not set there.
+            was, now = dict(old[name]), dict(new[name])
+            keys = (key for key in {**was, **now} if was.get(key) != now.get(key))
+            names.append(f"{name}: {', '.join(keys)}")
+        first = tuple([*names, *added, *removed][:MOST_NAMES])
+        if first:
+            found.append(Change(section, len(added), len(removed), len(changed), first))
+    return found
 
 
 def _single(settings: Settings) -> Mapping[str, Section]:
     """The sections of which there is one each, by name."""
     return {name: part for name, part in settings if isinstance(part, Section)}
-
-
-def _change(section: str, before: Mapping[str, Section], after: Mapping[str, Section]) -> Change:
-    added = [f"+{name}" for name in after if name not in before]
-    removed = [f"-{name}" for name in before if name not in after]
-    changed = [name for name, part in after.items() if name in before and before[name] != part]
-    names: list[str] = []
-    for name in changed[:MOST_NAMES]:
-        # A key that one of them lacks, as another kind may, is not set there.
-        old, new = dict(before[name]), dict(after[name])
-        keys = (key for key in {**old, **new} if old.get(key) != new.get(key))
-        names.append(f"{name}: {', '.join(keys)}")
-    names = [*names, *added, *removed][:MOST_NAMES]
-    return Change(section, len(added), len(removed), len(changed), tuple(names))
 
 
 EXIT_NO = 1
