@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from structlog.testing import capture_logs
 
-from watcher.config import load
+from watcher.config.loading import load
 from watcher.run.worker import Worker
 from watcher.service.exposure import Exposure, FileWatch
 from watcher.service.serve import loop_factory, serve_worker

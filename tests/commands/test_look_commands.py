@@ -142,7 +142,7 @@ async def test_an_audit_beside_a_busy_worker_finds_nothing(
 ) -> None:
     """It reads the state and the log at different times, and must compare them as of one."""
     from watcher.commands.audit import _audit
-    from watcher.config import load
+    from watcher.config.loading import load
 
     books = Books(Pipe(redis_client), namespace)
     settings = load(a_configuration(tmp_path, redis_server_url, namespace), {}).settings

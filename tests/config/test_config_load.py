@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from watcher.commands.init import example
-from watcher.config import ConfigRefused, Loaded, load
+from watcher.config.findings import ConfigRefused
+from watcher.config.loading import Loaded, load
 from watcher.delivery.signing import new_secret
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.providers.metakeep import MetaKeepAccount

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from watcher.config import ConfigRefused, load
+from watcher.config.findings import ConfigRefused
+from watcher.config.loading import load
 
 BAD = Path(__file__).parent / "bad"
 ENVIRON = {

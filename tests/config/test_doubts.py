@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.builders import SECRET
-from watcher.config import ConfigRefused, load
+from watcher.config.findings import ConfigRefused
+from watcher.config.loading import load
 
 HEAD = """
 [providers.loopring]

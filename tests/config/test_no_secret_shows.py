@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from watcher.commands.check import command
-from watcher.config import ConfigRefused, load
+from watcher.config.findings import ConfigRefused
+from watcher.config.loading import load
 from watcher.printable import traceback_text
 
 CANARIES = {

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from tests.support.builders import SECRET
 from tests.support.servers import RealServer, real_server
 from watcher.cli import group
-from watcher.config import Loaded, load
+from watcher.config.loading import Loaded, load
 from watcher.environment import Environment
 from watcher.observe.catalogue import EVENTS
 from watcher.store.client import connect

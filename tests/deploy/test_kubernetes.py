@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from tests.support.builders import SECRET
 from watcher.cli import group
-from watcher.config import load
+from watcher.config.loading import load
 from watcher.delivery.egress import REFUSED_NETWORKS
 from watcher.environment import Environment
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.deploy.confined import LIBRARY, values
 from tests.support.builders import SECRET
-from watcher.config import load
+from watcher.config.loading import load
 from watcher.delivery.egress import REFUSED_NETWORKS
 
 ROOT = Path(__file__).parents[2]

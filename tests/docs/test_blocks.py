@@ -29,7 +29,7 @@ from tests.support.builders import SECRET
 from tests.support.events_schema import assert_valid
 from tests.support.servers import a_free_port, real_server
 from watcher.cli import group
-from watcher.config import load
+from watcher.config.loading import load
 from watcher.delivery.signing import Signer
 from watcher.delivery.sink import Attempt
 from watcher.engine.breaker import Answer

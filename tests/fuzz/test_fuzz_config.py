@@ -14,9 +14,9 @@ from yarl import URL
 
 from tests.support.builders import SECRET
 from tests.support.fuzzing import damaged, damaged_bytes, damaged_text, fuzz, json_values, text_objects, texts
-from watcher.config import ConfigRefused, Finding, Loaded, load
 from watcher.config.files import interpolate
-from watcher.config.loading import as_toml, read_to_look, shown
+from watcher.config.findings import ConfigRefused, Finding
+from watcher.config.loading import Loaded, as_toml, load, read_to_look, shown
 from watcher.delivery.egress import Policy
 from watcher.delivery.webhook import WebhookTarget
 from watcher.environment import Environment, NotSet

@@ -22,7 +22,7 @@ from tests.support.processes import (
 )
 from tests.support.scraped import scrape
 from watcher import signals
-from watcher.config import load
+from watcher.config.loading import load
 from watcher.delivery.signing import new_secret
 from watcher.receiver import Receiver
 from watcher.run.worker import Worker

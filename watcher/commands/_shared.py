@@ -18,7 +18,8 @@ from watcher.environment import Environment, NotSet, decoded
 from watcher.printable import printable
 
 if TYPE_CHECKING:
-    from watcher.config import Finding, Loaded
+    from watcher.config.findings import Finding
+    from watcher.config.loading import Loaded
     from watcher.settings import Settings, SubscriptionSettings
 
 EXIT_CONFIGURATION = 78
@@ -75,7 +76,7 @@ def look_options(function: Callable[..., Any]) -> Callable[..., Any]:
     def command(
         *, config_path: Path | None, url: str | None, namespace: str | None, data_dir: str | None, **rest: Any
     ) -> Any:
-        from watcher.config import ConfigRefused
+        from watcher.config.findings import ConfigRefused
         from watcher.config.loading import read_to_look
 
         if data_dir is not None and url is None:
@@ -114,7 +115,8 @@ def _check(given: Mapping[str, str]) -> None:
 
 def load_or_exit(config_path: Path | None, *, is_json: bool = False) -> "Loaded":
     """Load the configuration, or print every mistake in it and end the command with exit code 78."""
-    from watcher.config import ConfigRefused, load
+    from watcher.config.findings import ConfigRefused
+    from watcher.config.loading import load
 
     try:
         return load(config_path, os.environ)

@@ -15,7 +15,7 @@ import click
 from watcher.commands._shared import config_option, load_or_exit, tell
 
 if TYPE_CHECKING:
-    from watcher.config import Loaded
+    from watcher.config.loading import Loaded
     from watcher.settings import Settings
 
 _MOST_NAMES = 5

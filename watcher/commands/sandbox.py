@@ -66,7 +66,7 @@ def _settings(
     configuration: Callable[..., str], sandbox: Sandbox, receiver: Receiver, folder: Path
 ) -> Settings:
     """Write the configuration where other commands find it, and load it. The environment has no say."""
-    from watcher.config import load
+    from watcher.config.loading import load
 
     (secret,) = receiver.secrets
     text = configuration(sandbox, url=receiver.url, secret=secret)

@@ -6,6 +6,7 @@ looking needs is less: where Redis is, and of the rest whatever can be read.
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -206,7 +207,11 @@ def _plain(value: Any) -> Any:
         if isinstance(value, RedisSettings):
             fields["url"] = safe_url(value.url.get_secret_value())
         elif isinstance(value, SubscriptionSettings):
-            fields["url"] = _origin(value.url.get_secret_value()) + MASK
+            fields["url"] = MASK
+            with suppress(ValueError):  # scheme and host: the rest of a subscriber's URL often is a token
+                parts = urlsplit(value.url.get_secret_value())
+                port = f":{parts.port}" if parts.port else ""
+                fields["url"] = f"{parts.scheme}://{parts.hostname}{port}/{MASK}" if parts.hostname else MASK
             fields["headers"] = dict.fromkeys(value.headers, MASK)
         return {name: field for name, field in fields.items() if field is not None}
     if isinstance(value, SecretStr):
@@ -220,16 +225,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def _origin(url: str) -> str:
-    """Scheme and host: the rest of a subscriber's URL often is a token."""
-    try:
-        parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        return ""
-    return f"{parts.scheme}://{parts.hostname}{port}/" if parts.hostname else ""
 
 
 def _table(header: str, table: Mapping[str, Any]) -> Iterator[str]:

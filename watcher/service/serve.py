@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from watcher import signals
-from watcher.config import ConfigRefused, Finding, Loaded, load
+from watcher.config.findings import ConfigRefused, Finding
+from watcher.config.loading import Loaded, load
 from watcher.engine.loop import survived
 from watcher.environment import Environment
 from watcher.observe.log import configure, log
