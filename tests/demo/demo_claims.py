@@ -23,6 +23,9 @@ def a_change(event: str, amount: str, effect: Vector, *, account: str = "treasur
     return Made(account, "1", "LRC", do, amount, event, effect, STORY_S + at_s)
 
 
+BASELINE: Balances = {("treasury", "1"): a_vector("1000"), ("alice", "1"): a_vector("7", "2")}
+
+
 def a_story() -> list[Made]:
     """A deposit and a lock at one account, a lock at another, 1 s apart."""
     return [
@@ -38,13 +41,14 @@ def told(made: Sequence[Made]) -> list[Heard]:
     last: dict[str, int] = {}
     heard = []
     for number, change in enumerate(made, 1):
-        event = an_event(change, number, last.get(change.account))
+        before = balances_after(made[: number - 1], BASELINE)[change.account, change.asset]
+        event = an_event(change, number, last.get(change.account), before)
         heard.append(Heard(a_receipt(event), change.at_s + 0.25))
         last[change.account] = number
     return heard
 
 
-def an_event(change: Made, sequence: int, previous: int | None) -> dict[str, Any]:
+def an_event(change: Made, sequence: int, previous: int | None, before: Vector) -> dict[str, Any]:
     return {
         "id": f"evt_{sequence}",
         "type": change.event,
@@ -54,6 +58,8 @@ def an_event(change: Made, sequence: int, previous: int | None) -> dict[str, Any
             "sequence": sequence,
             "amount": change.amount,
             "effect": in_text(change.effect, LIKE)._asdict(),
+            "before": in_text(before, LIKE)._asdict(),
+            "after": in_text(before + change.effect, LIKE)._asdict(),
         },
         "subscription": {"name": "demo", "previous_sequence": previous},
     }

@@ -5,11 +5,17 @@ from typing import Any
 
 import pytest
 
-from tests.demo.demo_claims import a_change, a_receipt, a_story, a_vector, an_event, balances_after, told
+from tests.demo.demo_claims import (
+    BASELINE,
+    a_change,
+    a_receipt,
+    a_story,
+    a_vector,
+    an_event,
+    balances_after,
+    told,
+)
 from watcher.demo import Heard, Made, Verdict, judge
-from watcher.demo.judge import Balances
-
-BASELINE: Balances = {("treasury", "1"): a_vector("1000"), ("alice", "1"): a_vector("7", "2")}
 
 
 def judged(heard: list[Heard], made: Sequence[Made] | None = None, *, planned: int | None = None) -> Verdict:
@@ -75,7 +81,8 @@ def test_an_event_that_comes_twice_is_found(place: int) -> None:
 
 def test_one_change_told_as_two_events_is_found() -> None:
     heard = told(a_story())
-    again = an_event(a_story()[3], 5, 4)
+    story = a_story()
+    again = an_event(story[3], 5, 4, balances_after(story, BASELINE)["treasury", "1"])
     broken = judged([*heard, Heard(a_receipt(again), 104)]).broken
     assert broken == (
         "told, but no such change was made: treasury locked.increased 3 LRC (evt_5)",
@@ -127,6 +134,30 @@ def test_an_effect_that_is_off_by_the_last_digit_does_not_add_up() -> None:
         "treasury, asset 1: effects add up to total 123456790012.34567890123456789, "
         "the provider says 123456790012.345678901234567891"
     )
+
+
+@pytest.mark.parametrize("part", ["before", "after"])
+def test_a_balance_that_does_not_go_on_from_the_one_before_is_found(part: str) -> None:
+    heard = told(a_story())
+    edited(heard[2], lambda event: event["data"][part].update(total="999"))
+    assert judged(heard).broken[0] == (
+        "does not begin where the event before it ended: treasury deposit.cleared 12.5 LRC (evt_3)"
+    )
+
+
+def test_a_first_event_that_does_not_begin_at_the_baseline_is_found() -> None:
+    heard = told(a_story())
+    edited(heard[1], lambda event: [event["data"][part].update(total="8") for part in ("before", "after")])
+    assert judged(heard).broken == (
+        "does not begin where the event before it ended: alice locked.increased 3 LRC (evt_2)",
+    )
+
+
+def test_a_balance_that_is_gone_untold_does_not_add_up() -> None:
+    baseline = {**BASELINE, ("treasury", "6"): a_vector("1")}
+    now = balances_after(a_story(), BASELINE)
+    verdict = judge(a_story(), told(a_story()), planned=4, baseline=baseline, now=now)
+    assert verdict.broken == ("treasury, asset 6: effects add up to total 1, the provider says 0",)
 
 
 def test_a_balance_that_moved_untold_does_not_add_up() -> None:

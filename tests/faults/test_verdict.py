@@ -15,7 +15,13 @@ TRUTH = {("a", "0"): {"total": "3", "locked": "0", "pending_deposit": "0"}}
 def an_event(
     number: int, *, previous: int | None, total: str | None = None, before: str | None = None
 ) -> dict[str, Any]:
-    states = {"before": a_balance(before or str(number - 1)), "after": a_balance(total or str(number))}
+    begin, end = before or str(number - 1), total or str(number)
+    effect = {**a_balance(str(int(end) - int(begin))), "pending_withdrawal": None}
+    states = {
+        "before": {**a_balance(begin), "pending_withdrawal": None},
+        "after": {**a_balance(end), "pending_withdrawal": None},
+        "effect": effect,
+    }
     return {
         "id": f"evt_{number}",
         "type": "total.increased",
@@ -94,6 +100,40 @@ def test_a_repeat_is_counted_and_no_problem() -> None:
 )
 def test_what_must_not_be_is_found(arrivals: list[Arrival], records: list[Record], problem: str) -> None:
     assert problem in judge(arrivals, records, TRUTH).problems
+
+
+def test_a_balance_goes_on_to_the_letter() -> None:
+    three = an_event(3, previous=2)
+    three["data"]["before"]["available"] = "2"
+    problems = judge([*ARRIVALS[:2], an_arrival(three)], [*RECORDS[:2], a_record(three)], TRUTH).problems
+    assert problems == ["does not begin where the one before it ended: a, asset 0 (1 in all)"]
+
+
+def test_the_first_event_begins_anywhere() -> None:
+    first = an_event(1, previous=None, before="5", total="3")
+    assert judge([an_arrival(first)], [a_record(first)], TRUTH).problems == []
+
+
+def test_what_follows_a_late_event_goes_on_from_the_latest() -> None:
+    four = an_event(4, previous=3)
+    arrivals = [ARRIVALS[0], ARRIVALS[2], ARRIVALS[1], an_arrival(four)]
+    problems = judge(arrivals, [*RECORDS, a_record(four)], {}, losses=1).problems
+    assert problems[0] == "out of order, 2 after 3: evt_2 of a (1 in all)"
+    assert not any(problem.startswith("names another one") for problem in problems)
+
+
+def test_after_a_loss_of_state_an_event_may_be_computed_again() -> None:
+    again = an_arrival({**ONE, "timestamp": "2026-11-20T15:00:00.050Z"})
+    verdict = judge([ARRIVALS[0], again, *ARRIVALS[1:]], RECORDS, TRUTH, losses=1)
+    assert (verdict.repeats, verdict.out_of_order) == (0, 1)
+    assert judge([ARRIVALS[0], again, *ARRIVALS[1:]], RECORDS, TRUTH).repeats == 1
+
+
+def test_after_a_loss_of_state_an_asset_may_begin_anew_once() -> None:
+    leap = an_arrival(an_event(3, previous=1, before="7", total="3"))
+    assert judge([ARRIVALS[0], leap], [], TRUTH, losses=1).problems == []
+    (problem, _) = judge([ARRIVALS[0], leap], [RECORDS[0], a_record(leap.event)], TRUTH).problems
+    assert problem == "does not begin where the one before it ended: a, asset 0 (1 in all)"
 
 
 def test_after_a_loss_of_state_an_account_may_begin_anew_once() -> None:

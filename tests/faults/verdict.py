@@ -1,6 +1,7 @@
-"""Judges what a receiver was told by what was committed and by what is true.
+"""Judges what a receiver got by what was committed and by what is true, as the demonstration is judged.
 
-Pure. Refuses to know which fault there was: whatever it was, the same must hold.
+Pure. Refuses to know which fault there was: whatever it was, the same must hold. The caller says what a fault
+excuses: lost state, damaged accounts, wrong clocks.
 """
 
 from collections import Counter
@@ -9,11 +10,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from tests.faults.recording_receiver import Arrival
+from watcher.demo.judge import Place, add_up, walk
+from watcher.journal.explain import in_atoms
 from watcher.journal.log import Record
 from watcher.settings import CHANGE_EVENTS
-
-Asset = tuple[str, str]
-"""Account and asset id."""
+from watcher.snapshot import Balance
 
 _MOST_EXAMPLES = 5
 
@@ -52,7 +53,7 @@ class Verdict:
 def judge(
     arrivals: Sequence[Arrival],
     records: Iterable[Record],
-    truth: Mapping[Asset, Mapping[str, str]],
+    truth: Mapping[Place, Mapping[str, str]],
     *,
     spared: Collection[str] = (),
     losses: int = 0,
@@ -61,22 +62,39 @@ def judge(
     """Compare the receiver's history with the event log and with the provider's truth.
 
     Accounts that are `spared` were damaged on purpose, and may be behind. Where the state was lost or may
-    have gone back in time (so many `losses`), what was told before may be in no log, an event may be computed
-    again (the same id, told at another time), and the thread of previous sequences breaks once per account
-    and loss.
-    What a worker signs whose clock is wrong (`wrong_clocks` names them) is refused.
+    have gone back in time (so many `losses`), what was sent before may be in no log, an event may be computed
+    again (the same id, with another time), and the thread of previous sequences breaks once per account
+    and loss. What a worker signs whose clock is wrong (`wrong_clocks` names them) is refused.
     """
     verdict = Verdict()
-    good = [arrival for arrival in arrivals if not arrival.problem]
-    verdict.refused = len(arrivals) - len(good)
-    bad = (arrival for arrival in arrivals if arrival.problem and arrival.worker not in wrong_clocks)
-    _complain(verdict, "does not verify", (arrival.id for arrival in bad))
+    course = walk(
+        arrivals,
+        lambda arrival: None if arrival.problem else arrival.event,
+        losses=losses,
+        version_of=lambda arrival: arrival.body if losses else b"",
+    )
+    verdict.refused = len(course.forged)
+    bad = (arrival.id for arrival in course.forged if arrival.worker not in wrong_clocks)
+    _complain(verdict, "does not verify", bad)
     kept = [record for record in records if record.account not in spared]
+    good = [arrival for arrival in arrivals if not arrival.problem]
     _compare_with_log(verdict, good, kept, spared, losses=losses)
-    firsts = _without_repeats(verdict, good, losses=losses)
-    _follow_sequences(verdict, firsts, losses=losses)
-    _follow_balances(verdict, firsts, truth, spared, losses=losses)
-    verdict.lags_ms = sorted(1000 * (arrival.at - told_at(arrival)) for arrival in firsts)
+    verdict.repeated = [(first.arrival, again) for first, again in course.repeats]
+    other = [again.id for first, again in verdict.repeated if first.body != again.body]
+    _complain(verdict, "came again with other bytes", other)
+    for one in course.received:
+        if one.order == "late" and one.latest:
+            verdict.out_of_order += 1
+            what = f"out of order, {one.sequence} after {one.latest.sequence}"
+            _complain(verdict, what, [f"{one.id} of {one.arrival.account}"])
+    broken = {one.arrival.account for one in course.received if one.order == "gap"}
+    _complain(verdict, "names another one as the one before", broken)
+    true = {asset: in_atoms(Balance(**amounts, pending_withdrawal=None)) for asset, amounts in truth.items()}
+    total = add_up(course.received, true, losses=losses, spared=spared)
+    leapt = {_named(one.place) for one in total.leaps}
+    _complain(verdict, "does not begin where the one before it ended", leapt)
+    _complain(verdict, "was not told as it is", map(_named, total.wrong))
+    verdict.lags_ms = sorted(1000 * (one.arrival.at - told_at(one.arrival)) for one in course.received)
     return verdict
 
 
@@ -111,62 +129,7 @@ def _compare_with_log(
     _complain(verdict, "says something else than the event log", other)
 
 
-def _without_repeats(verdict: Verdict, good: Iterable[Arrival], *, losses: int) -> list[Arrival]:
-    """What arrived for the first time, in its order. A repeat has the same bytes, unless it was told anew."""
-    first_by_id: dict[tuple[str, bytes], Arrival] = {}
-    for arrival in good:
-        first = first_by_id.setdefault((arrival.id, arrival.body if losses else b""), arrival)
-        if first is not arrival:
-            verdict.repeated.append((first, arrival))
-            if first.body != arrival.body:
-                _complain(verdict, "came again with other bytes", [arrival.id])
-    return [*first_by_id.values()]
-
-
-def _follow_sequences(verdict: Verdict, firsts: Iterable[Arrival], *, losses: int) -> None:
-    """Per account, each event has a higher sequence than the one before it, and names it."""
-    last_by_account: dict[str, int] = {}
-    breaks: Counter[str] = Counter()
-    for arrival in firsts:
-        account, sequence = arrival.account, arrival.event["data"]["sequence"]
-        last = last_by_account.get(account)
-        last_by_account[account] = max(sequence, last or 0)
-        if last is not None and sequence <= last:
-            verdict.out_of_order += 1
-            _complain(verdict, f"out of order, {sequence} after {last}", [f"{arrival.id} of {account}"])
-        elif arrival.event["subscription"]["previous_sequence"] != last:
-            breaks[account] += 1
-    broken = (account for account, times in breaks.items() if times > losses)
-    _complain(verdict, "names another one as the one before", broken)
-
-
-def _follow_balances(
-    verdict: Verdict,
-    firsts: Iterable[Arrival],
-    truth: Mapping[Asset, Mapping[str, str]],
-    spared: Collection[str],
-    *,
-    losses: int,
-) -> None:
-    """Per asset, each event begins where the one before it ended, and the last one ended at the truth."""
-    after_by_asset: dict[Asset, Mapping[str, str]] = {}
-    breaks: Counter[str] = Counter()
-    for arrival in firsts:
-        data = arrival.event["data"]
-        asset = arrival.account, data["asset"]["id"]
-        breaks[_named(asset)] += after_by_asset.get(asset, data["before"]) != data["before"]
-        after_by_asset[asset] = data["after"]
-    broken = (name for name, times in breaks.items() if times > losses)
-    _complain(verdict, "does not begin where the one before it ended", broken)
-    wrong = (
-        _named(asset)
-        for asset, true in truth.items()
-        if asset[0] not in spared and not true.items() <= after_by_asset.get(asset, {}).items()
-    )
-    _complain(verdict, "was not told as it is", wrong)
-
-
-def _named(asset: Asset) -> str:
+def _named(asset: Place) -> str:
     return f"{asset[0]}, asset {asset[1]}"
 
 

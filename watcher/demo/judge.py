@@ -1,22 +1,160 @@
-"""Judges the demonstration: the changes that were made against the webhooks that arrived.
+"""Judges a run: what a receiver got against what is true.
 
-Pure. Refuses to ask the worker: what it goes by is the truth at the providers and the bytes at the receiver.
+Every judge of a run follows the queues with `walk` and the balances with `add_up`; `judge` is that of the
+demonstration. Pure. Refuses to ask the worker: what it goes by is the truth at the providers and the bytes
+at the receiver.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, pairwise
-from typing import NamedTuple
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Literal, NamedTuple, TypeVar
 
-from watcher.amounts import to_text
-from watcher.journal.explain import NOTHING, Vector, in_atoms
+from watcher.amounts import to_atoms, to_text
+from watcher.journal.explain import NOTHING, Vector
 from watcher.printable import many
 from watcher.receive import Event
 from watcher.receiver import Receipt
-from watcher.snapshot import Balance
 
-Balances = Mapping[tuple[str, str], Vector]
-"""What accounts hold, in atoms, by name of the account and id of the asset."""
+T = TypeVar("T")
+Place = tuple[str, str]
+"""The name of an account and the id of an asset."""
+
+Balances = Mapping[Place, Vector]
+"""What accounts hold, in atoms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received(Generic[T]):
+    """The first arrival of an event, and what is odd about its order.
+
+    `latest` is the latest event of the same queue that arrived before. "late": it was queued before
+    `latest`. "gap": it names another event than `latest` as the one before it.
+    """
+
+    arrival: T
+    event: Event
+    latest: "Received[T] | None"
+    order: Literal["late", "gap"] | None
+
+    @property
+    def id(self) -> str:
+        return str(self.event["id"])
+
+    @property
+    def place(self) -> Place:
+        return self.event["data"]["account"]["name"], self.event["data"]["asset"]["id"]
+
+    @property
+    def sequence(self) -> int:
+        return int(self.event["data"]["sequence"])
+
+    def vector(self, part: Literal["before", "effect", "after"]) -> Vector:
+        """Read a balance of the event, in atoms; a pending that the provider does not have counts as 0."""
+        amounts = self.event["data"][part]
+        return Vector(*(to_atoms(amounts[name] or "0") for name in Vector._fields))
+
+    def __str__(self) -> str:
+        data = self.event["data"]
+        symbol = data["asset"]["symbol"] or data["asset"]["id"]
+        return f"{data['account']['name']} {self.event['type']} {data['amount']} {symbol}"
+
+
+@dataclass(slots=True)
+class Walk(Generic[T]):
+    """What arrived, by what it is. A repeat is the first arrival of an event and a later one."""
+
+    received: list[Received[T]] = field(default_factory=list)
+    repeats: list[tuple[Received[T], T]] = field(default_factory=list)
+    forged: list[T] = field(default_factory=list)
+
+
+def walk(
+    arrivals: Iterable[T],
+    event_of: Callable[[T], Event | None],
+    *,
+    losses: int = 0,
+    version_of: Callable[[T], Hashable] = lambda _: None,
+) -> Walk[T]:
+    """Follow each queue, in the order of arrival. `event_of` gives the event of a webhook that is genuine.
+
+    Arrivals of one event are repeats, unless their `version_of` differs. After a loss of the worker's state
+    a queue begins anew: so many `losses` are no gap, in each queue.
+    """
+    found = Walk[T]()
+    first_by_key: dict[Hashable, Received[T]] = {}
+    latest_by_queue: dict[tuple[str, str], Received[T]] = {}
+    breaks: Counter[tuple[str, str]] = Counter()
+    for arrival in arrivals:
+        event = event_of(arrival)
+        if event is None:
+            found.forged.append(arrival)
+            continue
+        key = event["id"], version_of(arrival)
+        if key in first_by_key:
+            found.repeats.append((first_by_key[key], arrival))
+            continue
+        queue = event["subscription"]["name"], event["data"]["account"]["name"]
+        latest = latest_by_queue.get(queue)
+        order: Literal["late", "gap"] | None = None
+        if latest and event["data"]["sequence"] <= latest.sequence:
+            order = "late"
+        elif event["subscription"]["previous_sequence"] != (latest and latest.sequence):
+            breaks[queue] += 1
+            order = "gap" if breaks[queue] > losses else None
+        first_by_key[key] = received = Received(arrival, event, latest, order)
+        found.received.append(received)
+        if order != "late":
+            latest_by_queue[queue] = received
+    return found
+
+
+@dataclass(slots=True)
+class Sum(Generic[T]):
+    """What the effects of events add up to.
+
+    A leap is an event whose balance does not begin where the one before it ended, or does not end where its
+    effect leads. `wrong` has, by place, a sum that is not the truth, and the truth.
+    """
+
+    leaps: list[Received[T]] = field(default_factory=list)
+    wrong: dict[Place, tuple[Vector, Vector]] = field(default_factory=dict)
+
+
+def add_up(
+    received: Iterable[Received[T]],
+    truth: Balances,
+    *,
+    baseline: Balances | None = None,
+    losses: int = 0,
+    spared: Collection[str] = (),
+) -> Sum[T]:
+    """Follow each asset from the `baseline` to the truth; without one, from where its first event begins.
+
+    After a loss of the worker's state an asset begins anew: so many `losses` are no leap, for each asset.
+    Accounts that are `spared` may end elsewhere.
+    """
+    found = Sum[T]()
+    balances = dict(baseline or {})
+    after_by_place: dict[Place, Mapping[str, str | None]] = {}
+    breaks: Counter[Place] = Counter()
+    for one in received:
+        data, place = one.event["data"], one.place
+        begin, effect, end = one.vector("before"), one.vector("effect"), one.vector("after")
+        balance = balances.get(place, begin if baseline is None else NOTHING)
+        is_continued = data["before"] == after_by_place.get(place, data["before"])  # as text, to the letter
+        if not is_continued or begin != balance or begin + effect != end:
+            breaks[place] += 1
+            if breaks[place] > losses:
+                found.leaps.append(one)
+            else:
+                balance = begin
+        balances[place], after_by_place[place] = balance + effect, data["after"]
+    for place in sorted(balances.keys() | truth.keys()):
+        ended, true = balances.get(place, NOTHING), truth.get(place, NOTHING)
+        if ended != true and place[0] not in spared:
+            found.wrong[place] = ended, true
+    return found
 
 
 class Made(NamedTuple):
@@ -45,7 +183,7 @@ class Heard(NamedTuple):
 class Verdict(NamedTuple):
     """How it went. `verified` counts different events; `broken` says every promise that was not kept.
 
-    `latencies_ms` has one entry for each change that was told: from the change to its webhook.
+    `latencies_ms` has one entry for each change that was reported: from the change to its webhook.
     """
 
     made: int
@@ -58,147 +196,59 @@ class Verdict(NamedTuple):
         return not self.broken
 
 
-class _Told(NamedTuple):
-    """A verified event, as far as it is judged."""
-
-    id: str
-    subscription: str
-    account: str
-    asset: str
-    symbol: str
-    type: str
-    amount: str
-    effect: Vector
-    sequence: int
-    previous: int | None
-    at_s: float
-
-    def __str__(self) -> str:
-        return f"{self.account} {self.type} {self.amount} {self.symbol}"
-
-
 def judge(
     made: Sequence[Made], heard: Sequence[Heard], *, planned: int, baseline: Balances, now: Balances
 ) -> Verdict:
-    """Say whether each of the `planned` changes was told exactly once, in order, exactly.
+    """Say whether each of the `planned` changes was reported exactly once, in order, exactly.
 
     `baseline` is what the providers said before the first change, and `now` what they say after the last.
     """
-    arrived = [_told(one.receipt.event, one.at_s) for one in heard if _is_genuine(one)]
-    told = list(_first_by_id(arrived).values())
-    made_by_id = _matched(made, told)
-    broken = chain(
-        _cut_short(made, planned),
-        _not_genuine(heard),
-        _repeated(arrived),
-        _untold(made, made_by_id),
-        _unmade(told, made_by_id),
-        _out_of_order(told, made_by_id),
-        _not_adding_up(told, baseline, now),
-    )
-    latencies_ms = [1000 * (one.at_s - made[made_by_id[one.id]].at_s) for one in told if one.id in made_by_id]
-    return Verdict(len(made), len(told), tuple(latencies_ms), tuple(broken))
+    found = walk(heard, lambda one: one.receipt.event if one.receipt.is_verified else None)
+    made_by_id = _matched(made, found.received)
+    latencies_ms = [
+        1000 * (one.arrival.at_s - made[made_by_id[one.id]].at_s)
+        for one in found.received
+        if one.id in made_by_id
+    ]
+    reported = set(made_by_id.values())
+    broken = [f"only {len(made)} of {many(planned, 'change')} were made"] if len(made) != planned else []
+    broken += [
+        f"not verified: {one.receipt.problem or 'a webhook that nobody could check'}" for one in found.forged
+    ]
+    broken += [f"told more than once: {first} ({first.id})" for first, _ in found.repeats]
+    broken += [f"not told: {one}, as {one.event}" for place, one in enumerate(made) if place not in reported]
+    broken += [
+        f"told, but no such change was made: {one} ({one.id})"
+        for one in found.received
+        if one.id not in made_by_id
+    ]
+    for one in found.received:
+        places = [made_by_id[each.id] for each in (one.latest, one) if each and each.id in made_by_id]
+        if one.order == "late" or places != sorted(places):
+            broken.append(f"out of order: {one} came after {one.latest}")
+        elif one.order == "gap":
+            where = f"between {one.latest} and" if one.latest else "before"
+            broken.append(f"something is missing {where} {one}")
+    total = add_up(found.received, now, baseline=baseline)
+    broken += [f"does not begin where the event before it ended: {one} ({one.id})" for one in total.leaps]
+    broken += [
+        f"{account}, asset {asset}: effects add up to {field} {to_text(ours)}, "
+        f"the provider says {to_text(theirs)}"
+        for (account, asset), sums in total.wrong.items()
+        for field, ours, theirs in zip(Vector._fields, *sums, strict=True)
+        if ours != theirs
+    ]
+    return Verdict(len(made), len(found.received), tuple(latencies_ms), tuple(broken))
 
 
-def _is_genuine(heard: Heard) -> bool:
-    return heard.receipt.is_verified and heard.receipt.event is not None
-
-
-def _told(event: Event | None, at_s: float) -> _Told:
-    assert event is not None
-    data, subscription = event["data"], event["subscription"]
-    return _Told(
-        id=event["id"],
-        subscription=subscription["name"],
-        account=data["account"]["name"],
-        asset=data["asset"]["id"],
-        symbol=data["asset"]["symbol"] or data["asset"]["id"],
-        type=event["type"],
-        amount=data["amount"],
-        effect=in_atoms(Balance(**data["effect"])),
-        sequence=data["sequence"],
-        previous=subscription["previous_sequence"],
-        at_s=at_s,
-    )
-
-
-def _first_by_id(arrived: Iterable[_Told]) -> dict[str, _Told]:
-    first: dict[str, _Told] = {}
-    for event in arrived:
-        first.setdefault(event.id, event)
-    return first
-
-
-def _matched(made: Sequence[Made], told: Iterable[_Told]) -> dict[str, int]:
-    """Find for each event the change that it tells, by its place in `made`; of equal ones the earliest."""
+def _matched(made: Sequence[Made], received: Iterable[Received[Heard]]) -> dict[str, int]:
+    """Find for each event the change that it reports, by its place in `made`; of equal ones the earliest."""
     places = defaultdict(list)
-    for place, one in reversed(list(enumerate(made))):
-        places[one.account, one.asset, one.event, one.amount, one.effect].append(place)
+    for place, change in reversed(list(enumerate(made))):
+        key = change.account, change.asset, change.event, change.amount, change.effect
+        places[key].append(place)
     found = {}
-    for event in told:
-        key = event.account, event.asset, event.type, event.amount, event.effect
-        if same := places[key]:
-            found[event.id] = same.pop()
+    for one in received:
+        if same := places[*one.place, one.event["type"], one.event["data"]["amount"], one.vector("effect")]:
+            found[one.id] = same.pop()
     return found
-
-
-def _cut_short(made: Sequence[Made], planned: int) -> Iterator[str]:
-    if len(made) != planned:
-        yield f"only {len(made)} of {many(planned, 'change')} were made"
-
-
-def _not_genuine(heard: Iterable[Heard]) -> Iterator[str]:
-    for one in heard:
-        if not _is_genuine(one):
-            yield f"not verified: {one.receipt.problem or 'a webhook that nobody could check'}"
-
-
-def _repeated(arrived: Sequence[_Told]) -> Iterator[str]:
-    seen = set()
-    for event in arrived:
-        if event.id in seen:
-            yield f"told more than once: {event} ({event.id})"
-        seen.add(event.id)
-
-
-def _untold(made: Sequence[Made], made_by_id: Mapping[str, int]) -> Iterator[str]:
-    told = set(made_by_id.values())
-    for place, change in enumerate(made):
-        if place not in told:
-            yield f"not told: {change}, as {change.event}"
-
-
-def _unmade(told: Iterable[_Told], made_by_id: Mapping[str, int]) -> Iterator[str]:
-    for event in told:
-        if event.id not in made_by_id:
-            yield f"told, but no such change was made: {event} ({event.id})"
-
-
-def _out_of_order(told: Sequence[_Told], made_by_id: Mapping[str, int]) -> Iterator[str]:
-    """Check each queue: sequences rise, each names the one before it, and changes come as they were made."""
-    queues = defaultdict(list)
-    for event in told:
-        queues[event.subscription, event.account].append(event)
-    for queue in queues.values():
-        if queue[0].previous is not None:
-            yield f"something is missing before {queue[0]}"
-        for before, after in pairwise(queue):
-            places = [made_by_id[one.id] for one in (before, after) if one.id in made_by_id]
-            if after.sequence <= before.sequence or places != sorted(places):
-                yield f"out of order: {after} came after {before}"
-            elif after.previous != before.sequence:
-                yield f"something is missing between {before} and {after}"
-
-
-def _not_adding_up(told: Sequence[_Told], baseline: Balances, now: Balances) -> Iterator[str]:
-    total = defaultdict(lambda: NOTHING, baseline)
-    for event in told:
-        total[event.account, event.asset] += event.effect
-    for account, asset in sorted(total.keys() | now.keys()):
-        added, said = total[account, asset], now.get((account, asset), NOTHING)
-        for field, ours, theirs in zip(Vector._fields, added, said, strict=True):
-            if ours != theirs:
-                yield (
-                    f"{account}, asset {asset}: effects add up to {field} {to_text(ours)}, "
-                    f"the provider says {to_text(theirs)}"
-                )
