@@ -1,14 +1,17 @@
-"""Durations as people write them: `"30s"`, `"5m"`, `"250ms"`. Light enough for the smallest command.
+"""Durations as people write them (`"30s"`, `"5m"`, `"250ms"`) and as a Retry-After header does.
 
-Refuses to repeat a text in the message about it: it may be a secret that stands in the wrong place.
+Light enough for the smallest command. Refuses to repeat a text in the message about it: it may be a secret
+that stands in the wrong place.
 """
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 _DURATION = re.compile(r"(0|[1-9][0-9]{0,8})(ms|s|m|h|d)\Z", re.ASCII)
 _UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _LONGEST = timedelta(days=366)
+_SECONDS = re.compile(r"[0-9]{1,18}\Z", re.ASCII)
+_LONGEST_DATE = 64
 
 
 def parse_duration(value: object) -> timedelta:
@@ -22,3 +25,19 @@ def parse_duration(value: object) -> timedelta:
     if duration > _LONGEST:
         raise ValueError("longer than a year")
     return duration
+
+
+def retry_after_s(text: str | None, now: datetime, *, most_s: float) -> float | None:
+    """Read seconds or an HTTP date as seconds from `now`, 0 to `most_s`. Garbage and no header are None."""
+    from email.utils import parsedate_to_datetime  # much to load, and `watcher health` never needs it
+
+    if text is None or len(text) > _LONGEST_DATE:
+        return None
+    if _SECONDS.match(text):
+        return min(float(text), most_s)
+    try:
+        at = parsedate_to_datetime(text)
+        at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except (ValueError, TypeError, IndexError, OverflowError):  # all of them seen for odd dates
+        return None
+    return min(max((at - now).total_seconds(), 0.0), most_s)

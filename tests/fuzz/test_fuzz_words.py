@@ -32,10 +32,9 @@ from watcher.delivery.egress import Policy, RefusedUrl, check_url
 from watcher.delivery.outcomes import Outcome, judge
 from watcher.delivery.signing import BadSecret, Signer, public_key
 from watcher.delivery.sink import LONGEST_RETRY_AFTER_S, Attempt
-from watcher.durations import parse_duration
+from watcher.durations import parse_duration, retry_after_s
 from watcher.engine.breaker import Answer
 from watcher.receive import InvalidWebhook, UnusableSecret, check_secrets, verify
-from watcher.retry_after import retry_after_s
 from watcher.store.address import check_address, safe_url
 from watcher.store.client import connect
 from watcher.store.exceptions import ConfigurationRefused, StoreError

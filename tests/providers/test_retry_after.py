@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watcher.retry_after import retry_after_s
+from watcher.durations import retry_after_s
 
 NOW = datetime(2026, 11, 20, 14, 3, 5, tzinfo=UTC)
 

@@ -29,11 +29,11 @@ from watcher.delivery.connector import (
 from watcher.delivery.egress import Policy, check_url
 from watcher.delivery.signing import Signer
 from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, LONGEST_RETRY_AFTER_S, Attempt
+from watcher.durations import retry_after_s
 from watcher.engine.breaker import Answer
 from watcher.journal.events import Delivery
 from watcher.printable import printable, without_secrets
 from watcher.resolver import CurrentResolver
-from watcher.retry_after import retry_after_s
 from watcher.settings import SubscriptionSettings
 from watcher.tls_flaws import CANNOT_CONNECT, Flaw, cannot_connect, tls_flaw
 

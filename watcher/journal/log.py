@@ -74,18 +74,21 @@ def read_back(record: Record) -> Started | Forgotten | Told:
     if not content:
         raise Damaged("it is not JSON as watcher writes it")
     try:
-        at_ms = _ms(content["timestamp"])
+        at_ms = (datetime.fromisoformat(content["timestamp"]) - _EPOCH) // timedelta(milliseconds=1)
         if content["type"] == "baseline":
-            balances = {_text(asset): _started(row) for asset, row in content["assets"].items()}
-            return Started(_whole(content["sequence"]), at_ms, balances, content["whole"] is True)
+            balance_by_asset = {_text(asset): _balance(row) for asset, row in content["assets"].items()}
+            if any(in_text(in_atoms(balance), balance) != balance for balance in balance_by_asset.values()):
+                raise ValueError("not as amounts are written")
+            return Started(_whole(content["sequence"]), at_ms, balance_by_asset, content["whole"] is True)
         if content["type"] == "forgotten":
             return Forgotten(_whole(content["sequence"]), at_ms, tuple(map(_text, content["assets"])))
-        return _told(record, content["data"], at_ms)
+        return _read_event(record, content["data"], at_ms)
     except _MALFORMED as error:
         raise Damaged("a part of it is missing or is no longer what it was") from error
 
 
-def _told(record: Record, data: Mapping[str, Any], at_ms: int) -> Told:
+def _read_event(record: Record, data: Mapping[str, Any], at_ms: int) -> Told:
+    """Read an event, and make it again: the id is a digest of what it says, so that any edit of it shows."""
     content = record.content
     sequence, event_id, type_ = _whole(data["sequence"]), _text(content["id"]), _text(content["type"])
     if type_ in SERVICE_EVENTS:
@@ -93,50 +96,32 @@ def _told(record: Record, data: Mapping[str, Any], at_ms: int) -> Told:
             raise Damaged(f"it moves something, which no {type_} does")
         return Told(sequence, at_ms, event_id, type_)
     asset = Asset(**{name: data["asset"][name] for name in Asset._fields})
-    before, after, effect = (_balance_of(data[part]) for part in ("before", "after", "effect"))
-    vectors = in_atoms(before), in_atoms(effect)
-    change = Change(type_, max(map(abs, vectors[1])), vectors[1], vectors[0], vectors[0] + vectors[1])
+    before, after, moved = (
+        _balance([data[part][field] for field in Balance._fields]) for part in ("before", "after", "effect")
+    )
+    start, effect = in_atoms(before), in_atoms(moved)
+    change = Change(type_, max(map(abs, effect)), effect, start, start + effect)
     if change.after != in_atoms(after):
         raise Damaged("its before and its effect do not make its after")
     origin = Origin(record.account, _text(data["account"]["provider"]), record.follows, at_ms, at_ms)
-    _compare(Moved(asset, after, change), origin, content)
-    return Told(sequence, at_ms, event_id, type_, _text(asset.id), before, after)
-
-
-def _compare(moved: Moved, origin: Origin, content: Mapping[str, Any]) -> None:
-    """Tell a change again: the id is a digest of what it says, so that any edit of it shows."""
     # These conversions have not seen the record's texts, and print each anew.
-    (draft,) = drafts_of([moved], Conversions())
+    (draft,) = drafts_of([Moved(asset, after, change)], Conversions())
     (again,) = tell([draft], origin, first_sequence=0, now_ms=0)
-    if again.id != content["id"] or origin.account != content["data"]["account"]["name"]:
+    if again.id != event_id or origin.account != data["account"]["name"]:
         raise Damaged("its id does not belong to what it says")
-    said = [(part, field, text) for part in draft.says for field, text in content["data"][part].items()]
     # Only what both know: an older or newer version may have said more.
+    said = [(part, field, text) for part in draft.says for field, text in data[part].items()]
     if any(text != draft.says[part].get(field, text) for part, field, text in said):
         raise Damaged("its amounts do not belong together")
-    if content["data"]["amount"] != draft.amount:
+    if data["amount"] != draft.amount:
         raise Damaged("its amount is not what it moves")
-
-
-def _started(row: list[Any]) -> Balance:
-    balance = _balance(row)
-    if in_text(in_atoms(balance), balance) != balance:
-        raise ValueError("not as amounts are written")
-    return balance
-
-
-def _balance_of(said: Mapping[str, Any]) -> Balance:
-    return _balance([said[field] for field in Balance._fields])
+    return Told(sequence, at_ms, event_id, type_, _text(asset.id), before, after)
 
 
 def _balance(row: list[Any]) -> Balance:
     total, locked, pending_deposit, pending_withdrawal = row
     pendings = (None if text is None else _text(text) for text in (pending_deposit, pending_withdrawal))
     return Balance(_text(total), _text(locked), *pendings)
-
-
-def _ms(text: str) -> int:
-    return (datetime.fromisoformat(text) - _EPOCH) // timedelta(milliseconds=1)
 
 
 def _text(value: object) -> str:
@@ -203,7 +188,10 @@ class _Replay:
             self._find(complaint, record)
         match told:
             case Started():
-                self._start(told)
+                if told.whole:
+                    self._end_by_asset.clear()
+                    self.verdict.from_baseline = True
+                self._end_by_asset.update(told.balance_by_asset)
             case Forgotten():
                 for asset in told.assets:
                     self._end_by_asset.pop(asset, None)
@@ -223,23 +211,14 @@ class _Replay:
             self._find(f"the state is at sequence {state.sequence}, the log ends at {self._commits.at}")
         published = {asset: entry.published for asset, entry in state.entry_by_asset.items()}
         for asset in sorted(published.keys() | self._end_by_asset.keys()):
-            self._compare_asset(asset, published.get(asset))
-
-    def _compare_asset(self, asset: str, published: Balance | None) -> None:
-        end = self._end_by_asset.get(asset)
-        if published is None:
-            self._find("the log holds it, the state does not", asset=asset)
-        elif end is None:
-            if self.verdict.from_baseline and not _is_nothing(published):
-                self._find("the state holds it, the log does not", asset=asset)
-        elif end != published:
-            self._find(f"the state has published {_differs(published, end)}", asset=asset)
-
-    def _start(self, told: Started) -> None:
-        if told.whole:
-            self._end_by_asset.clear()
-            self.verdict.from_baseline = True
-        self._end_by_asset.update(told.balance_by_asset)
+            of_state, of_log = published.get(asset), self._end_by_asset.get(asset)
+            if of_state is None:
+                self._find("the log holds it, the state does not", asset=asset)
+            elif of_log is None:
+                if self.verdict.from_baseline and not _is_nothing(of_state):
+                    self._find("the state holds it, the log does not", asset=asset)
+            elif of_log != of_state:
+                self._find(f"the state has published {_differs(of_state, of_log)}", asset=asset)
 
     def _link(self, told: Told, record: Record) -> None:
         """An event begins where the one before it, of the same asset, ended."""
@@ -281,7 +260,13 @@ class _Commits:
     def follow(self, follows: int, told: Started | Forgotten | Told) -> Iterable[str]:
         """Take the next record; yields what is wrong with its place."""
         if not self._is_more(follows, told):
-            yield from self._open(follows, told)
+            yield from self.close()
+            if follows and self.at not in (None, follows):
+                yield f"it follows sequence {follows}, the record before it ended at {self.at}: {_GONE}"
+            # The log may have been trimmed in the middle of a commit, and then begins with an event.
+            is_cut = self.at is None and isinstance(told, Told)
+            self._commit, self._has_events = (follows, told.at_ms), False
+            self._due = None if is_cut else max(follows + 1, told.at_ms)
         if not isinstance(told, Told):
             self._promised = None if told.sequence == follows else told.sequence
             self.at = follows
@@ -302,15 +287,6 @@ class _Commits:
     def _is_more(self, follows: int, told: Started | Forgotten | Told) -> bool:
         in_order = isinstance(told, Told) or not self._has_events
         return self._commit == (follows, told.at_ms) and in_order
-
-    def _open(self, follows: int, told: Started | Forgotten | Told) -> Iterable[str]:
-        yield from self.close()
-        if follows and self.at not in (None, follows):
-            yield f"it follows sequence {follows}, the record before it ended at {self.at}: {_GONE}"
-        # The log may have been trimmed in the middle of a commit, and then begins with an event.
-        is_cut = self.at is None and isinstance(told, Told)
-        self._commit, self._has_events = (follows, told.at_ms), False
-        self._due = None if is_cut else max(follows + 1, told.at_ms)
 
 
 _GONE = "a record is missing or out of place"

@@ -41,10 +41,16 @@ class KeptCatalogue:
             if not missing or self._clock() < self._fetched_at + pause_s:
                 return
             try:
-                self._learn(await self._fetch(), missing)
-                self.refused = None
+                listed = await self._fetch()
             except Rejected as refused:
                 self.refused = refused
+            else:
+                self.refused = None
+                self.asset_by_id = {**self.asset_by_id, **listed.asset_by_id}
+                self._odd, self._is_whole = listed.odd, listed.is_whole
+                remembered = self.unlisted if len(self.unlisted) < _MOST_UNLISTED else frozenset()
+                absent = missing - listed.odd.keys() if listed.is_whole else frozenset[str]()
+                self.unlisted = (remembered | absent) - self.asset_by_id.keys() - listed.odd.keys()
             self._fetched_at = self._clock()
 
     def find(self, text: str) -> Asset | None:
@@ -64,10 +70,3 @@ class KeptCatalogue:
         is_permanent = refused.error_class in PERMANENT
         reason = f"an asset that is not in the list of assets yet: {refused}"
         return Rejected(refused.error_class if is_permanent else "transient", reason, status=refused.status)
-
-    def _learn(self, listed: AssetList, missing: Set[str]) -> None:
-        self.asset_by_id = {**self.asset_by_id, **listed.asset_by_id}
-        self._odd, self._is_whole = listed.odd, listed.is_whole
-        remembered = self.unlisted if len(self.unlisted) < _MOST_UNLISTED else frozenset()
-        absent = missing - listed.odd.keys() if listed.is_whole else frozenset[str]()
-        self.unlisted = (remembered | absent) - self.asset_by_id.keys() - listed.odd.keys()

@@ -16,12 +16,12 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 
 from watcher import __version__
+from watcher.durations import retry_after_s
 from watcher.fields import as_written
 from watcher.providers.assets import KeptCatalogue
 from watcher.providers.contract import AssetList, Catalogue, Provider, Rejected, Request
 from watcher.providers.rejections import TRANSPORT_ERRORS, by_error, by_status
 from watcher.providers.strict_json import NotJson, parse
-from watcher.retry_after import retry_after_s
 from watcher.settings import ProviderSettings
 from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, is_called
 
@@ -45,12 +45,8 @@ async def read_body(response: aiohttp.ClientResponse) -> bytes:
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding in ("", "identity"):
         return packed
-    if encoding in ("gzip", "x-gzip"):
-        return _unpack(packed)
-    raise Rejected("malformed", "the answer is packed in a way that was not asked for")
-
-
-def _unpack(packed: bytes) -> bytes:
+    if encoding not in ("gzip", "x-gzip"):
+        raise Rejected("malformed", "the answer is packed in a way that was not asked for")
     stream = zlib.decompressobj(_GZIP)
     try:
         body = stream.decompress(packed, LIMIT + 1)
@@ -189,7 +185,7 @@ class ProviderClient:
         try:
             async with asyncio.TaskGroup() as group:
                 parts = [
-                    group.create_task(self._fetch_after(number * self.spacing_s, request))
+                    group.create_task(self._fetch(request, wait_s=number * self.spacing_s))
                     for number, request in enumerate([first, *more])
                 ]
         except ExceptionGroup as failed:
@@ -261,15 +257,13 @@ class ProviderClient:
             raise Rejected(refused.error_class, refused.reason, status=200)
         return answer
 
-    async def _fetch_after(self, wait_s: float, request: Request) -> bytes:
-        await asyncio.sleep(wait_s)
-        return await self._fetch(request)
-
-    async def _fetch(self, request: Request) -> bytes:
+    async def _fetch(self, request: Request, *, wait_s: float = 0.0) -> bytes:
         """Send a request; once more if a POST met a connection that the other side had just closed.
 
         aiohttp does that for GET by itself. Asking for a balance twice does no harm.
         """
+        if wait_s:
+            await asyncio.sleep(wait_s)
         started_at = self._clock()
         try:
             return await self._send(request)
@@ -296,16 +290,22 @@ class ProviderClient:
                     self.dated = date, self._utc_now()
                 if status == 200:
                     return await read_body(response)
-                raise self._refusal(status, await _error(response), response.headers.get("Retry-After"))
+                raise await self._refusal(response)
         except TRANSPORT_ERRORS as error:
             raise by_error(error, status, is_tls=self._is_tls) from error
 
-    def _refusal(self, status: int, answer: Any, retry_after: str | None) -> Rejected:
+    async def _refusal(self, response: aiohttp.ClientResponse) -> Rejected:
         """Say why an answer is no good one: by what the provider says, or by the status alone."""
+        status = response.status
+        try:
+            answer = parse(await read_body(response))
+        except (*TRANSPORT_ERRORS, Rejected, NotJson):
+            answer = None  # it has no JSON body, for whatever reason
         refused = self._provider.refusal(status, answer)
         if refused is None or status == 429:
             refused = by_status(status)
-        wish_s = retry_after_s(retry_after, self._utc_now(), most_s=LONGEST_RETRY_AFTER_S)
+        wish = response.headers.get("Retry-After")
+        wish_s = retry_after_s(wish, self._utc_now(), most_s=LONGEST_RETRY_AFTER_S)
         return Rejected(refused.error_class, refused.reason, status=status, retry_after_s=wish_s)
 
 
@@ -313,11 +313,3 @@ def source_of(settings: ProviderSettings, provider: Provider, account: Any) -> s
     """Name what is polled for an account, as `ProviderClient.source` does."""
     parts = (settings.name, settings.base_url.rstrip("/"), provider.source(account))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-
-
-async def _error(response: aiohttp.ClientResponse) -> Any:
-    """Read the JSON body of an answer that is no good one; None if it has none, for whatever reason."""
-    try:
-        return parse(await read_body(response))
-    except (*TRANSPORT_ERRORS, Rejected, NotJson):
-        return None

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence, Set
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from watcher.amounts import MAX_FRACTION_DIGITS, NotAnAmount, from_integer
 from watcher.fields import BaseUrl
@@ -59,14 +59,7 @@ def _config_id(value: object) -> int:
     return int(value)
 
 
-def _address(text: str) -> str:
-    if not _ADDRESS.match(text):
-        raise ValueError("must be an address, 0x and 40 hexadecimal digits")
-    return text
-
-
 Id = Annotated[int, BeforeValidator(_config_id), Field(ge=0, le=MAX_ID)]
-Address = Annotated[str, AfterValidator(_address)]
 
 
 class LoopringSettings(ProviderSettings):
@@ -80,10 +73,17 @@ class LoopringAccount(AccountSettings):
     one_of = ("account_id", "address")
 
     account_id: Id | None = Field(None, description="Loopring's number of the account")
-    address: Address | None = Field(None, description="its owner's Ethereum address, instead of the number")
+    address: str | None = Field(None, description="its owner's Ethereum address, instead of the number")
     tokens: tuple[Id, ...] | None = Field(
         None, min_length=1, description="token ids to watch; all of them otherwise"
     )
+
+    @field_validator("address")
+    @classmethod
+    def _is_address(cls, address: str | None) -> str | None:
+        if address is not None and not _ADDRESS.match(address):
+            raise ValueError("must be an address, 0x and 40 hexadecimal digits")
+        return address
 
     @field_validator("tokens")
     @classmethod
@@ -136,7 +136,12 @@ class Loopring:
                 raise Rejected("malformed", f"row {position}: not an object, or a name twice in it")
             token = _id(said.get("tokenId"), "tokenId", position)
             is_wanted = wanted is None or token in wanted
-            owner = _owner(said, owner, position, is_wanted=is_wanted)
+            # Optional: missing from what was captured in 2021. Of a token that is not watched it may be odd.
+            if "accountId" in said and (is_wanted or _id_in(said["accountId"]) is not None):
+                found = int(_id(said["accountId"], "accountId", position))
+                if owner not in (None, found):
+                    raise Rejected("malformed", f"row {position}: a balance of another account")
+                owner = found  # the account's own if that is known, the first row's otherwise
             if is_wanted:
                 row = _row(said, catalogue.get(token) or Asset(token), position)
                 if row_by_asset.setdefault(token, row) != row:
@@ -163,30 +168,21 @@ class Loopring:
         asset_by_id: dict[str, Asset] = {}
         odd: dict[str, str] = {}
         rows = answer if isinstance(answer, list) else []
-        tokens = [_listed(said) for said in rows]
+        tokens = [_id_in(said.get("tokenId")) if isinstance(said, dict) else None for said in rows]
         for token, said in zip(tokens, rows, strict=True):
             if token is None:
                 continue
-            asset = Asset(token, spoken(said.get("symbol")), spoken(said.get("name")), _decimals(said))
-            if asset.decimals is None:
+            decimals = said.get("decimals")  # `precision` is for display only
+            if type(decimals) is not int or not 0 <= decimals <= MAX_FRACTION_DIGITS:
                 odd[token] = "no decimals"
-            elif asset_by_id.setdefault(token, asset).decimals != asset.decimals:
+                continue
+            asset = Asset(token, spoken(said.get("symbol")), spoken(said.get("name")), decimals)
+            if asset_by_id.setdefault(token, asset).decimals != decimals:
                 odd[token] = "two rows with other decimals"
         if not asset_by_id:
             raise Rejected("malformed", "not a list of tokens")
         readable = {token: asset for token, asset in asset_by_id.items() if token not in odd}
         return AssetList(readable, odd, is_whole=None not in tokens)
-
-
-def _owner(said: dict[str, Any], owner: int | None, position: int, *, is_wanted: bool) -> int | None:
-    """Check whose row this is: the account's own if known, the first row's otherwise."""
-    # Optional: missing from what was captured in 2021. Of a token that is not watched nobody needs it.
-    if "accountId" not in said or (not is_wanted and _id_in(said["accountId"]) is None):
-        return owner
-    found = int(_id(said["accountId"], "accountId", position))
-    if owner not in (None, found):
-        raise Rejected("malformed", f"row {position}: a balance of another account")
-    return found
 
 
 def _row(said: dict[str, Any], asset: Asset, position: int) -> Row:
@@ -204,17 +200,6 @@ def _row(said: dict[str, Any], asset: Asset, position: int) -> Row:
     except NotAnAmount as error:
         raise Rejected("malformed", f"row {position}: an amount is {error}") from None
     return Row(asset, balance)
-
-
-def _listed(said: Any) -> str | None:
-    """Say which token a row of the list of tokens is about, if it can be read."""
-    return _id_in(said.get("tokenId")) if isinstance(said, dict) else None
-
-
-def _decimals(said: dict[str, Any]) -> int | None:
-    """Read a token's scale; `precision` is for display only."""
-    decimals = said.get("decimals")
-    return decimals if type(decimals) is int and 0 <= decimals <= MAX_FRACTION_DIGITS else None
 
 
 def _id(said: object, name: str, position: int) -> str:

@@ -97,18 +97,29 @@ class MetaKeep:
     def requests(self, account: MetaKeepAccount, answers: Sequence[Any] = ()) -> Sequence[Request]:
         starts = range(0, len(account.currencies), self._part)
         parts = [account.currencies[start : start + self._part] for start in starts]
-        return [self._request(account, part) for part in parts]
+        return [
+            Request(
+                "POST",
+                "/v2/app/coin/balance",
+                secret_headers=self._secret_headers,
+                json={"coins": {"currencies": [*part]}, "of": account.of},
+            )
+            for part in parts
+        ]
 
     def read(self, account: MetaKeepAccount, answers: Sequence[Any], catalogue: Catalogue) -> Snapshot:
         watched = tuple(map(asset_id, account.currencies))
         wanted = frozenset(watched)
         row_by_asset: dict[str, Row] = {}
         for position, said in enumerate(said for answer in answers for said in _balances(answer)):
-            currency = _currency(said, wanted, position)
+            text = said.get("currency") if isinstance(said, dict) else None
+            currency = asset_id(text) if isinstance(text, str) else ""
             if currency in wanted:
                 row = _row(said, currency, position)
                 if row_by_asset.setdefault(currency, row).balance != row.balance:
                     raise Rejected("malformed", f"row {position}: another balance of a currency listed above")
+            elif not _ADDRESS.match(currency):
+                raise Rejected("malformed", f"row {position}: not a currency")
         return Snapshot(row_by_asset, watched, absent_is_zero=False)
 
     def refusal(self, status: int, answer: Any) -> Rejected | None:
@@ -125,29 +136,12 @@ class MetaKeep:
     def read_catalogue(self, answer: Any) -> AssetList:
         raise Rejected("malformed", "MetaKeep has no list of currencies")
 
-    def _request(self, account: MetaKeepAccount, currencies: Sequence[str]) -> Request:
-        return Request(
-            "POST",
-            "/v2/app/coin/balance",
-            secret_headers=self._secret_headers,
-            json={"coins": {"currencies": list(currencies)}, "of": account.of},
-        )
-
 
 def _balances(answer: Any) -> list[Any]:
     balances = answer.get("balances") if isinstance(answer, dict) else None
     if not isinstance(balances, list):
         raise Rejected("malformed", "no list of balances")
     return balances
-
-
-def _currency(said: Any, wanted: Set[str], position: int) -> str:
-    """Read which currency a row is about: one that is watched, or at least an address."""
-    text = said.get("currency") if isinstance(said, dict) else None
-    currency = asset_id(text) if isinstance(text, str) else ""
-    if currency not in wanted and not _ADDRESS.match(currency):
-        raise Rejected("malformed", f"row {position}: not a currency")
-    return currency
 
 
 def _row(said: dict[str, Any], currency: str, position: int) -> Row:

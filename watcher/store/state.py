@@ -22,18 +22,25 @@ SCHEMA = 1
 class BadState(Exception):
     """What lies under a state key is not what this program writes there: another version, or damage.
 
-    The account is quarantined: it is not polled further and nothing of it is overwritten, until somebody
+    The account is quarantined: it is not polled further and nothing of it is overwritten, until the operator
     restores the key or deletes it (then the next poll is a new baseline).
     """
 
 
 def dump_body(state: AccountState) -> bytes:
+    row_by_asset = {}
+    for asset_id, entry in state.entry_by_asset.items():
+        asset = entry.asset
+        row: list[Any] = [*entry.published, asset.symbol, asset.name, asset.decimals]
+        row_by_asset[asset_id] = row
+        if entry.held_polls or entry.suspect:
+            row += [entry.held_polls, [*entry.seen], entry.suspect and [*entry.suspect]]
     body = {
         "schema": SCHEMA,
         "source": state.source,
         "watched": state.watched,
         "previous": dict(state.previous_sequence),
-        "assets": {asset_id: _dump_entry(entry) for asset_id, entry in state.entry_by_asset.items()},
+        "assets": row_by_asset,
     }
     if state.stale_since_ms:
         body["stale"] = state.stale_since_ms
@@ -63,18 +70,12 @@ def load_state(fields: Mapping[str, bytes]) -> AccountState:
         raise BadState(f"not readable: {type(error).__name__}") from error
 
 
-def _dump_entry(entry: Entry) -> list[Any]:
-    asset = entry.asset
-    row: list[Any] = [*entry.published, asset.symbol, asset.name, asset.decimals]
-    if entry.held_polls or entry.suspect:
-        row += [entry.held_polls, [*entry.seen], entry.suspect and [*entry.suspect]]
-    return row
-
-
 def _load_entry(asset_id: str, value: object) -> Entry:
     row = _list(value)
     published, (symbol, name, decimals), rest = _balance(row[:4]), row[4:7], row[7:]
-    asset = Asset(asset_id, _maybe_text(symbol), _maybe_text(name), _maybe_decimals(decimals))
+    if decimals is not None and check_count(decimals) > MAX_FRACTION_DIGITS:
+        raise ValueError("too many decimals")
+    asset = Asset(asset_id, _maybe_text(symbol), _maybe_text(name), decimals)
     if not rest:
         return Entry(asset, published, published)
     held_polls, seen, suspect = rest
@@ -98,12 +99,6 @@ def _balance(row: object) -> Balance:
         None if pending_deposit is None else check_canonical(pending_deposit),
         None if pending_withdrawal is None else check_canonical(pending_withdrawal),
     )
-
-
-def _maybe_decimals(value: object) -> int | None:
-    if value is not None and check_count(value) > MAX_FRACTION_DIGITS:
-        raise ValueError("too many decimals")
-    return None if value is None else check_count(value)
 
 
 def _list(value: object) -> list[Any]:
