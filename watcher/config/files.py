@@ -144,30 +144,48 @@ def read_toml(path: Path, environment: Environment, findings: Findings) -> Entry
 
 
 def read_lines(
-    path: Path, name: str, environment: Environment, findings: Findings
+    document: Entry, key: str, environment: Environment, findings: Findings
 ) -> Iterator[Entry | str | None]:
-    """Read a file of one JSON object per line; `name` is what messages call it. Raises OSError.
+    """Read the file that `key` names, with one JSON object per line; nothing where there is no such key.
 
-    A line that cannot be read gives the name that stands in it, or None where there is none.
+    A line that cannot be read gives the name that stands in it, or None where there is none; so does a file.
     """
+    name = document.table.get(key)
+    if name is None:
+        return
+    if not isinstance(name, str) or not name:
+        findings.mistake(document.finding((key,), "must be the path of a file"))
+        yield None
+        return
     is_empty = True
-    # Bytes that are not UTF-8 come as surrogates, so that the line is known that they stand on.
-    with path.open("rb") as file, io.TextIOWrapper(file, "utf-8", "surrogateescape") as lines:
-        if flaw := utf_16_flaw(file.peek(4)):
-            findings.mistake(Finding(name, 1, "", flaw))
-            yield None
-            return
-        for number, line in enumerate(lines, start=1):
-            text = line.removeprefix(_BYTE_ORDER_MARK).rstrip()
-            if not text:
-                continue
-            is_empty = False
-            entry = _line(text, name, number, findings)
-            if isinstance(entry, Entry) and "${" in text:
-                entry = interpolated(entry, environment, findings)
-            yield entry
-    if is_empty:
-        findings.mistake(Finding(name, None, "", "is empty, as a file is that is just being written"))
+    try:
+        # Bytes that are not UTF-8 come as surrogates, so that the line is known that they stand on.
+        with (
+            (Path(document.file).parent / name).open("rb") as file,
+            io.TextIOWrapper(file, "utf-8", "surrogateescape") as lines,
+        ):
+            if flaw := utf_16_flaw(file.peek(4)):
+                findings.mistake(Finding(name, 1, "", flaw))
+                yield None
+                return
+            for number, line in enumerate(lines, start=1):
+                text = line.removeprefix(_BYTE_ORDER_MARK).rstrip()
+                if not text:
+                    continue
+                is_empty = False
+                entry = _line(text, name, number, findings)
+                if isinstance(entry, Entry) and "${" in text:
+                    entry = interpolated(entry, environment, findings)
+                yield entry
+    except OSError as error:
+        findings.mistake(document.finding((key,), f"the file cannot be read: {error.strerror}"))
+        yield None
+    except ValueError:  # a path with NUL in it
+        findings.mistake(document.finding((key,), "must be the path of a file"))
+        yield None
+    else:
+        if is_empty:
+            findings.mistake(Finding(name, None, "", "is empty, as a file is that is just being written"))
 
 
 class _Lines:

@@ -3,16 +3,15 @@
 Refuses to let two accounts share a name, or to poll one twice.
 """
 
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cache
-from pathlib import Path
+from itertools import chain
 from typing import Literal, NamedTuple
 
 from watcher.config.files import read_lines
-from watcher.config.findings import UNKNOWN, Entry, Findings, Key, did_you_mean
+from watcher.config.findings import UNKNOWN, Entry, Findings, did_you_mean
 from watcher.config.tables import (
     Names,
     leftover_flaw,
@@ -157,7 +156,8 @@ def read_accounts(
     accounts, names = Accounts(), Names("account", findings)
     asked_by_name = providers.asked_by_name
     place_by_source: dict[tuple[str, str], str] = {}
-    for entry in _entries(document, environment, findings):
+    listed = listed_tables(document, "accounts", findings)
+    for entry in chain(listed, read_lines(document, "accounts_file", environment, findings)):
         if not isinstance(entry, Entry):
             accounts.names.update([entry] if entry else ())
             accounts.is_whole = accounts.is_whole and entry is not None
@@ -178,27 +178,6 @@ def read_accounts(
             place_by_source[source] = entry.place()
         accounts.by_name[account.name] = account
     return accounts
-
-
-def _entries(document: Entry, environment: Environment, findings: Findings) -> Iterator[Entry | str | None]:
-    """Give every account: its name alone, or None, where the rest cannot be read."""
-    yield from listed_tables(document, "accounts", findings)
-    name = document.table.get("accounts_file")
-    if name is None:
-        return
-    key: Key = ("accounts_file",)
-    if not isinstance(name, str) or not name:
-        findings.mistake(document.finding(key, "must be the path of a file"))
-        yield None
-        return
-    try:
-        yield from read_lines(Path(document.file).parent / name, name, environment, findings)
-    except OSError as error:
-        findings.mistake(document.finding(key, f"the file cannot be read: {error.strerror}"))
-        yield None
-    except ValueError:
-        findings.mistake(document.finding(key, "must be the path of a file"))
-        yield None
 
 
 def _account(entry: Entry, providers: Providers, findings: Findings) -> AccountSettings | None:
