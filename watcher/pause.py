@@ -1,4 +1,4 @@
-"""Waits for an event, but not for longer than said; computes for long without holding the event loop up."""
+"""Waits for an event within a limit; computes for long without holding the event loop up."""
 
 import asyncio
 import gc
@@ -16,7 +16,7 @@ _computing = 0
 
 
 async def pause(event: asyncio.Event, timeout_s: float) -> bool:
-    """Wait until `event` is set; returns False when the time was over first."""
+    """Wait until `event` is set; returns False when `timeout_s` was over first."""
     if timeout_s <= 0:
         await asyncio.sleep(0)
         return event.is_set()

@@ -85,7 +85,7 @@ async def _may(store: OpenStore, name: str) -> Tried:
 
 _SKEWED_S = 30
 _FAR_OFF_S = 300
-"""Receivers refuse a signature whose timestamp is further off than this."""
+"""Seconds: a receiver refuses a signature whose timestamp is further off."""
 
 _TODO: dict[ErrorClass, str] = {
     "auth": "look at api_key in [providers.{name}]",

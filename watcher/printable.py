@@ -23,7 +23,7 @@ _FRAMES = 40
 _ITEMS = 50
 _DEPTH = 4
 _SHORTEST_SECRET = 8
-"""What is shorter than this is no secret of ours, and would blank out ordinary words."""
+"""Characters. A shorter text is no secret of ours, and hiding it would blank out ordinary words."""
 
 _WRITTEN_OUT = (PurePath, Decimal, UUID, timedelta, IPv4Address, IPv4Network, IPv6Address, IPv6Network)
 _secrets_by_head: dict[str, set[str]] = {}

@@ -1,6 +1,6 @@
 """The shape of every event that is POSTed, as pydantic models: the contract, not what the sender uses.
 
-Open for additions: whoever receives must take what it does not know. Refuses any other spelling of an
+Open for additions: a receiver must take what it does not know. Refuses any other spelling of an
 amount, a time or an id than the one that is sent.
 """
 

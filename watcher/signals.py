@@ -1,4 +1,4 @@
-"""Hears the signals of this process, from its first instruction to its last one.
+"""Takes the signals of this process, from its first instruction to its last one.
 
 One handler stays in place all the time, so that there is no moment at which the system's default action would
 kill the process; what it does with a signal depends on how far the process is. Imports nothing of weight: it
@@ -38,7 +38,7 @@ def hear(*, is_worker: bool, lasts: bool = True) -> None:
     """
     global _is_worker, _ends_well
     _is_worker, _ends_well = is_worker, is_worker and lasts
-    # Of other commands asyncio takes SIGINT as it needs it, if nobody else has.
+    # Of other commands asyncio takes SIGINT as it needs it, if no handler is set.
     for number in (signal.SIGTERM, signal.SIGHUP, *([signal.SIGINT] if is_worker else [])):
         if is_worker or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _note)

@@ -64,12 +64,12 @@ class _Stderr(io.FileIO):
     def write(self, data: Any) -> int:
         try:
             return _patiently(super().write, data, self.fileno())
-        except OSError:  # there is nowhere left to say so; the exit code tells the most
+        except OSError:  # there is nowhere left to say so but in the exit code
             return len(data)
 
 
 def _patiently(write: Callable[[Any], int | None], data: Any, descriptor: int) -> int:
-    """Write some of `data`, also to a pipe that somebody who shares it made non-blocking."""
+    """Write some of `data`, also to a pipe that another process made non-blocking."""
     while (written := write(data)) is None:
         select.select([], [descriptor], [], 1.0)
     return written

@@ -32,7 +32,7 @@ _REFERENCE = re.compile(
 
 
 def interpolate(text: str, environment: Environment) -> str:
-    """Replace every reference in `text`. Raises NotSet, which tells of all of them."""
+    """Replace every reference in `text`. Raises NotSet, whose message names all that fail."""
     if "${" not in text:
         return text
     problems: dict[str, None] = {}
@@ -73,7 +73,7 @@ def _replacement(match: re.Match[str], environment: Environment) -> str:
 def interpolate_all(
     value: Any, environment: Environment, refuse: Callable[[Key, str], None], key: Key = ()
 ) -> Any:
-    """Replace every reference in every text below `value`; `refuse` hears where one has no value."""
+    """Replace every reference in every text below `value`; `refuse` is called for each without a value."""
     if len(key) > DEEPEST:
         refuse(key[:1], "nested too deeply")
         return None

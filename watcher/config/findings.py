@@ -13,7 +13,7 @@ Key = tuple[str | int, ...]
 """The way to a value: names of keys, and numbers (from 0) of the elements of a list."""
 
 DEEPEST = 50
-"""Tables within tables: what Python calls itself for must not be without end."""
+"""Tables within tables: each is read by a call within a call, and Python bounds those."""
 
 _BARE = re.compile(r"[A-Za-z0-9_-]{1,64}\Z", re.ASCII)
 _KEY_LIMIT = 64
@@ -207,7 +207,7 @@ class _Reader:
         while self._peek() == ".":
             self._take()
             names.append(_plain(self._take()))
-        return names[: DEEPEST + 1]  # whoever asks where something stands has refused what is deeper
+        return names[: DEEPEST + 1]  # what is deeper was refused when the file was read
 
     def _value(self, key: Key) -> None:
         closing = {"[": "]", "{": "}"}.get(self._peek())

@@ -1,6 +1,6 @@
-"""Read every [[subscriptions]]: whom to tell, what, and how it is signed.
+"""Read every [[subscriptions]]: where events are sent, which of them, and how they are signed.
 
-Refuses what would fail at every attempt, or harm somebody: hostile URLs, headers that forge or smuggle.
+Refuses what would fail at every attempt, or do harm: hostile URLs, headers that forge or smuggle.
 """
 
 from collections.abc import Callable

@@ -17,7 +17,7 @@ from watcher.store.address import check_address
 from watcher.store.exceptions import ConfigurationRefused
 
 MASK = "***"
-"""What `watcher check --show` prints for a secret; whoever copies that must hear it before it is used."""
+"""What `watcher check --show` prints for a secret; refused where it was copied into a configuration."""
 
 EVENTS = CHANGE_EVENTS + SERVICE_EVENTS
 
@@ -72,7 +72,7 @@ def signing_secret_flaw(text: str) -> str | None:
 
 
 def header_flaws(headers: Mapping[str, object]) -> Iterator[tuple[Key, str]]:
-    """Tell what is wrong with extra headers, each by its name."""
+    """Say what is wrong with extra headers, each by its name."""
     if len(headers) > MAX_HEADERS:
         yield (), f"must have at most {MAX_HEADERS} headers"
     if sum(len(name) + len(str(value)) for name, value in headers.items()) > MAX_HEADER_BYTES:

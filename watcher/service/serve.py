@@ -128,15 +128,15 @@ async def serve_worker(
     once: bool,
     is_watching: bool,
 ) -> int:
-    heard = _Signals(worker, path, files)
+    received = _Signals(worker, path, files)
     # What polls everything once has read its configuration a moment ago, and ends by itself.
-    beside = [] if once else [heard.reload(), *([heard.watch()] if is_watching else [])]
+    beside = [] if once else [received.reload(), *([received.watch()] if is_watching else [])]
     tasks = [asyncio.create_task(each) for each in beside]  # ended with the worker, below
     try:
         async with exposed(worker, exposure):
             await worker.run(once=once)
     except asyncio.CancelledError:
-        return signals.EXIT_SIGNAL + heard.last
+        return signals.EXIT_SIGNAL + received.last
     except BaseExceptionGroup as group:
         # Trouble with the store ends as itself, without the groups of the tasks that it ended.
         planned, rest = group.split((StoreError, DamagedKey))
