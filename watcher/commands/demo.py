@@ -16,7 +16,8 @@ from watcher import signals
 from watcher.environment import Environment
 
 if TYPE_CHECKING:
-    from watcher.demo import Stage, Verdict
+    from watcher.demo import Stage
+    from watcher.sandbox import Step
 
 EXIT_NO = 1
 
@@ -54,47 +55,42 @@ def command(*, is_fast: bool, is_kept: bool, is_verbose: bool) -> int:
 
 
 async def _demo(interval: timedelta, *, is_kept: bool) -> int:
-    from watcher.demo import a_stage
-    from watcher.demo.lines import opening_lines, verdict_lines
+    from watcher.demo import a_stage, play
+    from watcher.demo.lines import opening_lines, place_lines, scene_lines, verdict_lines
     from watcher.observe.listener import Address
     from watcher.service.exposure import Exposure, exposed
 
     started_at = time.monotonic()
-    ending = _Ending()
+    ending = Ending()
     async with a_stage(interval) as stage:
         _echo(opening_lines(interval))
-        verdict = await ending.unless(_played(stage))
+        verdict = await ending.unless(play(stage, show=lambda *scene: _echo(scene_lines(*scene))))
         if verdict is None:
             return signals.EXIT_SIGNAL + ending.number
         _echo(verdict_lines(verdict, time.monotonic() - started_at))
         if is_kept:
             # Beyond the verdict, so that nothing but the worker is judged.
-            async with exposed(stage.worker, Exposure(Address("127.0.0.1", 0), has_page=True)) as address:
-                await ending.unless(_gone_on(stage, address))
+            async with exposed(stage.worker, Exposure(Address("127.0.0.1", 0), has_page=True)) as page:
+                _echo(place_lines(stage, f"http://{page}/"))
+                await ending.unless(play_on(stage))
     return 0 if verdict.is_good else EXIT_NO
 
 
-async def _played(stage: "Stage") -> "Verdict":
-    from watcher.demo import play
-    from watcher.demo.lines import scene_lines
-
-    return await play(stage, show=lambda *scene: _echo(scene_lines(*scene)))
-
-
-async def _gone_on(stage: "Stage", page: object) -> None:
+async def play_on(stage: "Stage", script: "Iterable[Step] | None" = None) -> None:
+    """Play a script, by default the sandbox's own; print what happens, and the webhooks. Never returns."""
     from watcher.demo import go_on
-    from watcher.demo.lines import move_line, place_lines, step_lines, webhook_line
+    from watcher.demo.lines import move_line, step_lines, webhook_line
 
-    _echo(place_lines(stage, f"http://{page}/"))
     await go_on(
         stage,
+        script,
         moved=lambda move: _echo([move_line(move)]),
         made=lambda step: _echo(step_lines(step)),
         heard=lambda receipt: _echo([webhook_line(receipt)]),
     )
 
 
-class _Ending:
+class Ending:
     """The first signal that asks to end, by its number (0: none yet). Later ones change nothing.
 
     Nothing is left behind: what is under way is cancelled, what is set up is taken down in order.
@@ -108,7 +104,7 @@ class _Ending:
     async def unless(self, work: Coroutine[object, object, _T]) -> _T | None:
         """Do the work, unless a signal comes: then the answer is None."""
         async with asyncio.TaskGroup() as group:
-            task = group.create_task(work, name="demo")
+            task = group.create_task(work, name="work")
             self._task = task
             if self.number:
                 task.cancel()

@@ -1,138 +1,38 @@
 """`watcher listen`: a receiver for trying things, that shows each event it takes."""
 
+import asyncio
 import json
+import re
+import time
 from collections import Counter
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
-
-from watcher.printable import many, printable
-
-if TYPE_CHECKING:
-    from watcher.receiver import Receipt
-import asyncio
-import re
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from watcher import signals
+from watcher.commands._shared import given_by
 from watcher.commands.secret import secret_options, secrets_given, verifying
+from watcher.durations import parse_duration
+from watcher.printable import many, printable
 from watcher.streams import CannotWrite
 
 if TYPE_CHECKING:
     from watcher.captured import Captured
     from watcher.receiver import Receipt, Receiver
 
+_FAIL = re.compile(r"([2-5][0-9]{2}):([1-9][0-9]{0,5})\Z")
+_HOST_AND_PORT = re.compile(r"[A-Za-z0-9.-]+(:[0-9]+)?(/[!-~]*)?\Z")
+_LOOPBACK = "127.0.0.1"
+"""Also for `--host "$HOST"` with an empty variable: an empty host would mean every address."""
 _ORDER = {
     "gap": "gap: #{previous} was queued before it and is not here",
     "late": "out of order: a later one is here already",
     "restart": "the sender starts anew: nothing was queued before it",
     "rewound": "the sender went back to #{previous}: it has lost what it queued since",
 }
-
-
-def receipt_text(receipt: "Receipt", now: float) -> str:
-    at = f"{datetime.fromtimestamp(now).astimezone():%H:%M:%S}"
-    if receipt.event is None:
-        return f"{at}  refused: {receipt.problem}{_saved(receipt)}"
-    event = receipt.event
-    data, asset = _part(event, "data"), _part(event, "data", "asset")
-    columns = [
-        f"{_text(event.get('type')):<21}",
-        f"{_text(_part(event, 'data', 'account').get('name')):<16}",
-        f"{_text(asset.get('symbol') or asset.get('id')):<6}",
-        f"{_text(data.get('amount')):>14}",
-        f"{_effect(_part(event, 'data', 'effect')):<32}",
-        f"#{_text(data.get('sequence'))}",
-        "; ".join(_notes(receipt)) + _saved(receipt),
-    ]
-    return "  ".join([at, *columns])
-
-
-def _saved(receipt: "Receipt") -> str:
-    return f"; saved as {receipt.captured}" if receipt.captured else ""
-
-
-def _notes(receipt: "Receipt") -> list[str]:
-    notes = ["verified" if receipt.is_verified else "not verified: no secret was given"]
-    if receipt.attempt > 1:
-        notes.append(f"attempt {receipt.attempt} here")
-    if receipt.is_repeat:
-        notes.append("a repeat")
-    if not receipt.is_taken:
-        notes.append(f"answered {receipt.status}")
-    if receipt.forwarded and not receipt.is_taken:
-        notes.append(receipt.forwarded)
-    if receipt.order:
-        previous = _part(receipt.event, "subscription").get("previous_sequence")
-        notes.append(_ORDER[receipt.order].format(previous=_text(previous)))
-    return notes
-
-
-def _effect(effect: dict[str, Any]) -> str:
-    moved = {field: amount for field, amount in effect.items() if amount not in ("0", None)}
-    return (
-        ", ".join(f"{_text(field)} {_signed(_text(amount))}" for field, amount in moved.items())
-        or "no effect"
-    )
-
-
-def _signed(amount: str) -> str:
-    return amount if amount.startswith("-") else f"+{amount}"
-
-
-def receipt_json(receipt: "Receipt") -> str:
-    problem = receipt.problem
-    told = {
-        "verified": receipt.is_verified,
-        "status": receipt.status,
-        "attempt": receipt.attempt,
-        "repeat": receipt.is_repeat,
-        "order": receipt.order,
-        "forwarded": receipt.forwarded,
-        "saved": receipt.captured,
-        "problem": {"step": problem.step, "detail": problem.detail} if problem else None,
-        "event": receipt.event,
-    }
-    return json.dumps(told, default=str)  # ASCII alone, every control character escaped
-
-
-def facts(receipt: "Receipt") -> list[str]:
-    if receipt.event is None:
-        return ["refused"]
-    if not receipt.is_taken:
-        return ["failed"]
-    return ["repeats" if receipt.is_repeat else "events", *([receipt.order] if receipt.order else [])]
-
-
-def summary(told: Counter[str]) -> str:
-    restarts = many(told["restart"] + told["rewound"], "restart")
-    return (
-        f"took {many(told['events'], 'event')}; {many(told['repeats'], 'repeat')}, "
-        f"{many(told['gap'], 'gap')}, {told['late']} out of order, {restarts}, "
-        f"{told['failed']} not answered with 2xx, {told['refused']} refused"
-    )
-
-
-def _text(value: object) -> str:
-    """Show text and numbers; what is neither has no place in a line, and its repr may be of any size."""
-    return printable(str(value)) if isinstance(value, str | int | Decimal) else "-"
-
-
-def _part(event: object, *path: str) -> dict[str, Any]:
-    for key in path:
-        event = event.get(key) if isinstance(event, dict) else None
-    return event if isinstance(event, dict) else {}
-
-
-_FAIL = re.compile(r"([2-5][0-9]{2}):([1-9][0-9]{0,5})\Z")
-_HOST_AND_PORT = re.compile(r"[A-Za-z0-9.-]+(:[0-9]+)?(/[!-~]*)?\Z")
-_LOOPBACK = "127.0.0.1"
-"""Also for `--host "$HOST"` with an empty variable: an empty host would mean every address."""
 
 
 @click.command("listen", short_help="Receive webhooks, verify and print them.")
@@ -173,75 +73,38 @@ def command(
 
     host = host or _LOOPBACK
     secrets = verifying(secrets_given(secret_names, secret_files))
-    told: Counter[str] = Counter()
+    failing = _FAIL.match(fail) if fail else None
+    if fail and not failing:
+        raise click.BadParameter("write a status and a count, as in 503:2", param_hint="--fail")
+    with given_by("--delay"):
+        delay_s = parse_duration(delay).total_seconds()
     receiver = Receiver(
         secrets=secrets,
-        fail=Fail(*_fail(fail)) if fail else None,
-        delay_s=_seconds(delay),
-        forward_to=_url(forward_to, host, port),
+        fail=Fail(int(failing[1]), int(failing[2])) if failing else None,
+        delay_s=delay_s,
+        forward_to=_url(forward_to, host, port) if forward_to is not None else None,
         host=host,
         port=port,
         keep=1,  # what is printed need not be remembered
     )
     if folder:
-        receiver.capture = _saving(folder)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise click.ClickException(f"cannot make {folder}: {error.strerror}") from None
         given = [f" --secret-env {name}" for name in secret_names]
         given += [f" --secret-file {file}" for file in secret_files]
         secret = "".join(given) or " --secret-env NAME"
         click.echo(f"try each again: watcher verify{secret} {folder}/FILE", err=True)
-    failure = asyncio.run(_listen(receiver, told, as_json=as_json))
-    click.echo(summary(told), err=True)
+    counts: Counter[str] = Counter()
+    failure = asyncio.run(_listen(receiver, folder, counts, as_json=as_json))
+    click.echo(summary(counts), err=True)
     if failure:
         raise failure
 
 
-async def _listen(receiver: "Receiver", told: Counter[str], *, as_json: bool) -> CannotWrite | None:
-    """Listen until a signal comes, or nobody takes what is printed: returns why not."""
-    stop = asyncio.Event()
-    failure: CannotWrite | None = None
-
-    def tell(receipt: "Receipt") -> None:
-        nonlocal failure
-        told.update(facts(receipt))
-        try:
-            click.echo(receipt_json(receipt) if as_json else receipt_text(receipt, time.time()))
-        except CannotWrite as error:  # `watcher listen | head`, a full disk
-            failure = error
-            stop.set()
-
-    receiver.notice = tell
-    signals.take_over(asyncio.get_running_loop().call_soon_threadsafe, lambda _: stop.set())
-    try:
-        async with receiver:
-            verified = "verifying" if receiver.secrets else "not verifying: no secret was given"
-            click.echo(f"listening at {receiver.url}, {verified}", err=True)
-            await stop.wait()
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a host name"
-        raise click.ClickException(f"cannot listen at {receiver.host}:{receiver.port}: {reason}") from None
-    return failure
-
-
-def _fail(text: str) -> tuple[int, int]:
-    match = _FAIL.match(text)
-    if not match:
-        raise click.BadParameter("write a status and a count, as in 503:2", param_hint="--fail")
-    return int(match[1]), int(match[2])
-
-
-def _seconds(text: str) -> float:
-    from watcher.fields import parse_duration
-
-    try:
-        return parse_duration(text).total_seconds()
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--delay") from None
-
-
-def _url(text: str | None, host: str, port: int) -> str | None:
+def _url(text: str, host: str, port: int) -> str:
     """Check where to forward to: a URL whose host and port can be dialled, and not this listener's own."""
-    if text is None:
-        return None
     from watcher.fields import as_written
 
     try:
@@ -260,20 +123,116 @@ def _url(text: str | None, host: str, port: int) -> str | None:
     return text
 
 
-def _saving(folder: Path) -> "Callable[[Captured], str | None]":
-    """Make the directory, and return what writes a request there. What cannot be written is said, no more."""
+async def _listen(
+    receiver: "Receiver", folder: Path | None, counts: Counter[str], *, as_json: bool
+) -> CannotWrite | None:
+    """Listen until a signal comes, or what is printed is taken no more: returns why not.
+
+    Each request is saved in `folder`; one that cannot be saved is answered all the same.
+    """
     from watcher.captured import save
 
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise click.ClickException(f"cannot make {folder}: {error.strerror}") from None
+    stop = asyncio.Event()
+    failure: CannotWrite | None = None
+
+    def notice(receipt: "Receipt") -> None:
+        nonlocal failure
+        counts.update(facts(receipt))
+        try:
+            click.echo(receipt_json(receipt) if as_json else receipt_text(receipt, time.time()))
+        except CannotWrite as error:  # `watcher listen | head`, a full disk
+            failure = error
+            stop.set()
 
     def capture(captured: "Captured") -> str | None:
         try:
-            return str(save(captured, folder))
+            return str(save(captured, folder)) if folder else None
         except OSError as error:
             click.echo(f"cannot save a request in {folder}: {error.strerror or error}", err=True)
             return None
 
-    return capture
+    receiver.notice, receiver.capture = notice, capture
+    signals.take_over(asyncio.get_running_loop().call_soon_threadsafe, lambda _: stop.set())
+    try:
+        async with receiver:
+            verified = "verifying" if receiver.secrets else "not verifying: no secret was given"
+            click.echo(f"listening at {receiver.url}, {verified}", err=True)
+            await stop.wait()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a host name"
+        raise click.ClickException(f"cannot listen at {receiver.host}:{receiver.port}: {reason}") from None
+    return failure
+
+
+def receipt_text(receipt: "Receipt", now: float) -> str:
+    at = f"{datetime.fromtimestamp(now).astimezone():%H:%M:%S}"
+    saved = f"; saved as {receipt.captured}" if receipt.captured else ""
+    if receipt.event is None:
+        return f"{at}  refused: {receipt.problem}{saved}"
+    event = receipt.event
+    data, asset, effect = (_part(event, "data", *path) for path in ((), ("asset",), ("effect",)))
+    moved = [(_text(field), _text(amount)) for field, amount in effect.items() if amount not in ("0", None)]
+    moves = [f"{field} {amount if amount.startswith('-') else f'+{amount}'}" for field, amount in moved]
+    previous = _text(_part(event, "subscription").get("previous_sequence"))
+    notes = (
+        "verified" if receipt.is_verified else "not verified: no secret was given",
+        f"attempt {receipt.attempt} here" if receipt.attempt > 1 else "",
+        "a repeat" if receipt.is_repeat else "",
+        "" if receipt.is_taken else f"answered {receipt.status}",
+        "" if receipt.is_taken else receipt.forwarded,
+        _ORDER[receipt.order].format(previous=previous) if receipt.order else "",
+    )
+    columns = [
+        f"{_text(event.get('type')):<21}",
+        f"{_text(_part(data, 'account').get('name')):<16}",
+        f"{_text(asset.get('symbol') or asset.get('id')):<6}",
+        f"{_text(data.get('amount')):>14}",
+        f"{', '.join(moves) or 'no effect':<32}",
+        f"#{_text(data.get('sequence'))}",
+        "; ".join(filter(None, notes)) + saved,
+    ]
+    return "  ".join([at, *columns])
+
+
+def receipt_json(receipt: "Receipt") -> str:
+    problem = receipt.problem
+    line = {
+        "verified": receipt.is_verified,
+        "status": receipt.status,
+        "attempt": receipt.attempt,
+        "repeat": receipt.is_repeat,
+        "order": receipt.order,
+        "forwarded": receipt.forwarded,
+        "saved": receipt.captured,
+        "problem": {"step": problem.step, "detail": problem.detail} if problem else None,
+        "event": receipt.event,
+    }
+    return json.dumps(line, default=str)  # ASCII alone, every control character escaped
+
+
+def facts(receipt: "Receipt") -> list[str]:
+    if receipt.event is None:
+        return ["refused"]
+    if not receipt.is_taken:
+        return ["failed"]
+    return ["repeats" if receipt.is_repeat else "events", *([receipt.order] if receipt.order else [])]
+
+
+def summary(counts: Counter[str]) -> str:
+    restarts = many(counts["restart"] + counts["rewound"], "restart")
+    return (
+        f"took {many(counts['events'], 'event')}; {many(counts['repeats'], 'repeat')}, "
+        f"{many(counts['gap'], 'gap')}, {counts['late']} out of order, {restarts}, "
+        f"{counts['failed']} not answered with 2xx, {counts['refused']} refused"
+    )
+
+
+def _text(value: object) -> str:
+    """Show text and numbers; what is neither has no place in a line, and its repr may be of any size."""
+    return printable(str(value)) if isinstance(value, str | int | Decimal) else "-"
+
+
+def _part(event: object, *path: str) -> dict[str, Any]:
+    for key in path:
+        event = event.get(key) if isinstance(event, dict) else None
+    return event if isinstance(event, dict) else {}

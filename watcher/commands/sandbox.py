@@ -3,95 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sys
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from watcher.commands.demo import only
+from watcher.commands.demo import Ending, only, play_on
 from watcher.environment import Environment
 
 if TYPE_CHECKING:
-    from watcher.observe.listener import Address
     from watcher.receiver import Receiver
-    from watcher.sandbox import Sandbox, Step
+    from watcher.sandbox import Move, Sandbox, Step
     from watcher.settings import Settings
-import errno
-from collections.abc import Coroutine
-
-from watcher import signals
-
-if TYPE_CHECKING:
-    from watcher.sandbox import Move, Sandbox, Step, World
-
-_FILE = "watcher.toml"
-
-
-async def run(sandbox: Sandbox, steps: Iterable[Step], configuration: Callable[..., str]) -> None:
-    """Play the steps, and show each webhook that comes of them. Never returns.
-
-    `configuration` writes what watches a sandbox, for a receiver's `url` and `secret`.
-    """
-    from watcher.demo import go_on, staged
-    from watcher.demo.lines import move_line, step_lines, webhook_line
-    from watcher.observe.listener import Address
-    from watcher.observe.log import configure
-    from watcher.sandbox import ScriptError
-    from watcher.service.exposure import Exposure, exposed
-
-    configure("warning", stream=sys.stderr, color=not Environment().get("NO_COLOR"))
-    async with (
-        staged(sandbox, partial(_settings, configuration)) as stage,
-        exposed(stage.worker, Exposure(Address("127.0.0.1", 0), has_page=True)) as page,
-    ):
-        await stage.polled(1)
-        _echo(_opening_lines(stage.folder, page))
-        try:
-            await go_on(
-                stage,
-                steps,
-                moved=lambda move: _echo([move_line(move)]),
-                made=lambda step: _echo(step_lines(step)),
-                heard=lambda receipt: _echo([webhook_line(receipt)]),
-            )
-        except* ScriptError as errors:
-            click.echo(f"{only(errors)}; the script ends here, balances stay as they are", err=True)
-            await asyncio.Event().wait()
-
-
-def _settings(
-    configuration: Callable[..., str], sandbox: Sandbox, receiver: Receiver, folder: Path
-) -> Settings:
-    """Write the configuration where other commands find it, and load it. The environment has no say."""
-    from watcher.config.loading import load
-
-    (secret,) = receiver.secrets
-    text = configuration(sandbox, url=receiver.url, secret=secret)
-    (folder / _FILE).write_text(f'[redis]\ndata_dir = "{folder / "state"}"\n\n{text}')
-    return load(folder / _FILE, {}).settings
-
-
-def _opening_lines(folder: Path, page: Address | None) -> Iterable[str]:
-    yield "Two simulated providers, a worker that polls them every second, a receiver that verifies."
-    yield f"In a browser:      http://{page}/"
-    yield f"In another shell:  watcher status --config {folder / _FILE}"
-    yield "A change at a provider, and behind the arrow the webhook that it becomes, until Ctrl-C:"
-    yield ""
-
-
-def _echo(lines: Iterable[str]) -> None:
-    for line in lines:
-        click.echo(line)
-
 
 # Fixed by default, so that a watcher.toml written for one run fits the next.
 LOOPRING_PORT = 8101
 METAKEEP_PORT = 8102
 _LISTEN_URL = "http://127.0.0.1:8788/"
 _LISTEN_SECRET = "${OPS_SECRET}"  # noqa: S105  # the name of a variable
+_FILE = "watcher.toml"
 _NO_PORT = (errno.EADDRINUSE, errno.EACCES)
 _PORT = click.IntRange(0, 65535)
 
@@ -131,11 +64,21 @@ def command(
     """
     if script_file and seed is not None:
         raise click.UsageError("--script and --seed exclude each other: a script leaves nothing to chance")
-    from watcher.commands.sandbox import run
-    from watcher.sandbox import Sandbox, default_world
+    from random import Random
+
+    from watcher.sandbox import Sandbox, ScriptError, default_script, default_world, read_script, wander
 
     world = default_world()
-    steps = _steps(world, script_file, seed)
+    steps: Iterable[Step]
+    if seed is not None:
+        steps = wander(world, Random(seed))
+    elif script_file:
+        try:
+            steps = read_script(script_file.read_text("utf-8"), world, source=str(script_file))
+        except (ScriptError, UnicodeDecodeError) as error:
+            raise click.BadParameter(f"\n{error}", param_hint="--script") from error
+    else:
+        steps = default_script()
     ports = (0, 0) if is_run else (LOOPRING_PORT, METAKEEP_PORT)
     sandbox = Sandbox(
         world,
@@ -144,71 +87,92 @@ def command(
         seed=seed or 0,
     )
     try:
-        asyncio.run(_until_told(run(sandbox, steps, configuration) if is_run else _serve(sandbox, steps)))
+        asyncio.run(_until_signal(run(sandbox, steps) if is_run else _serve(sandbox, steps)))
     except OSError as error:
         advice = "; choose other ports" if error.errno in _NO_PORT else ""
         raise click.ClickException(f"cannot serve: {error.strerror}{advice}") from error
 
 
-def _steps(world: World, script_file: Path | None, seed: int | None) -> Iterable[Step]:
-    from random import Random
-
-    from watcher.sandbox import ScriptError, default_script, read_script, wander
-
-    if seed is not None:
-        return wander(world, Random(seed))
-    if not script_file:
-        return default_script()
+async def _until_signal(work: Coroutine[object, object, None]) -> None:
     try:
-        return read_script(script_file.read_text("utf-8"), world, source=str(script_file))
-    except (ScriptError, UnicodeDecodeError) as error:
-        raise click.BadParameter(f"\n{error}", param_hint="--script") from error
-
-
-async def _until_told(work: Coroutine[object, object, None]) -> None:
-    """Work until a signal comes, then cancel it, so that whatever it has set up is taken down in order."""
-    stop = asyncio.Event()
-    signals.take_over(asyncio.get_running_loop().call_soon_threadsafe, lambda _: stop.set())
-    try:
-        async with asyncio.TaskGroup() as group:
-            working = group.create_task(work, name="work")
-            working.add_done_callback(lambda _: stop.set())
-            await stop.wait()
-            working.cancel()
+        await Ending().unless(work)
     except BaseExceptionGroup as errors:
         raise only(errors) from None
 
 
+async def run(sandbox: Sandbox, steps: Iterable[Step]) -> None:
+    """Play the steps, and show each webhook that comes of them. Never returns."""
+    from watcher.demo import staged
+    from watcher.observe.listener import Address
+    from watcher.observe.log import configure
+    from watcher.sandbox import ScriptError
+    from watcher.service.exposure import Exposure, exposed
+
+    configure("warning", stream=sys.stderr, color=not Environment().get("NO_COLOR"))
+    async with (
+        staged(sandbox, _settings) as stage,
+        exposed(stage.worker, Exposure(Address("127.0.0.1", 0), has_page=True)) as page,
+    ):
+        await stage.polled(1)
+        click.echo(
+            "Two simulated providers, a worker that polls them every second, a receiver that verifies.\n"
+            f"In a browser:      http://{page}/\n"
+            f"In another shell:  watcher status --config {stage.folder / _FILE}\n"
+            "A change at a provider, and behind the arrow the webhook that it becomes, until Ctrl-C:\n"
+        )
+        try:
+            await play_on(stage, steps)
+        except* ScriptError as errors:
+            click.echo(f"{only(errors)}; the script ends here, balances stay as they are", err=True)
+            await asyncio.Event().wait()
+
+
+def _settings(sandbox: Sandbox, receiver: Receiver, folder: Path) -> Settings:
+    """Write the configuration where other commands find it, and load it. The environment has no say."""
+    from watcher.config.loading import load
+
+    (secret,) = receiver.secrets
+    text = configuration(sandbox, url=receiver.url, secret=secret)
+    (folder / _FILE).write_text(f'[redis]\ndata_dir = "{folder / "state"}"\n\n{text}')
+    return load(folder / _FILE, {}).settings
+
+
 async def _serve(sandbox: Sandbox, steps: Iterable[Step]) -> None:
-    """Serve, whether the script has ended or not."""
-    async with sandbox:
-        click.echo(configuration(sandbox))
-        await _play(sandbox, steps)
-        await asyncio.Event().wait()
-
-
-async def _play(sandbox: Sandbox, steps: Iterable[Step]) -> None:
-    """Make the changes and tell each as it happens, until the script ends or is cancelled."""
+    """Make the changes and print each as it happens; serve on when the script has ended."""
     from watcher.sandbox import ScriptError, play
 
     loop = asyncio.get_running_loop()
-    started_at = loop.time()
 
     async def until(at_s: float) -> None:
         await asyncio.sleep(started_at + at_s - loop.time())
 
     def told(move: Move) -> None:
-        click.echo(_move_line(loop.time() - started_at, move), err=True)
+        fields = zip(move.after._fields, move.effect, move.after, strict=True)
+        moved = ", ".join(
+            f"{name} {move.asset.text(effect) if effect < 0 else '+' + move.asset.text(effect)}"
+            f" = {move.asset.text(after)}"
+            for name, effect, after in fields
+            if effect
+        )
+        say(f"{move.account.key}  {move.do}  {move.asset.symbol}  {moved}")
 
     def made(step: Step) -> None:
         if step.do == "fault":
-            click.echo(_fault_line(loop.time() - started_at, step), err=True)
+            provider, fault, answers = (step.options.get(key) for key in ("provider", "fault", "answers"))
+            say(f"{provider}  fault  {fault}, {answers or 1}x")
 
-    sandbox.world.told = told
-    try:
-        await play(steps, sandbox.world, sandbox.knobs, until=until, made=made)
-    except ScriptError as error:
-        click.echo(f"{error}; the script ends here, balances stay as they are", err=True)
+    def say(text: str) -> None:
+        click.echo(f"{loop.time() - started_at:8.1f}s  {text}", err=True)
+
+    async with sandbox:
+        click.echo(configuration(sandbox))
+        started_at = loop.time()
+        sandbox.world.told = told
+        try:
+            await play(steps, sandbox.world, sandbox.knobs, until=until, made=made)
+        except ScriptError as error:
+            click.echo(f"{error}; the script ends here, balances stay as they are", err=True)
+        await asyncio.Event().wait()
 
 
 def configuration(sandbox: Sandbox, *, url: str = _LISTEN_URL, secret: str = _LISTEN_SECRET) -> str:
@@ -251,19 +215,3 @@ name = "ops"
 url = "{url}"
 secrets = ["{secret}"]
 """
-
-
-def _move_line(elapsed_s: float, move: Move) -> str:
-    fields = zip(move.after._fields, move.effect, move.after, strict=True)
-    moved = ", ".join(
-        f"{name} {move.asset.text(effect) if effect < 0 else '+' + move.asset.text(effect)}"
-        f" = {move.asset.text(after)}"
-        for name, effect, after in fields
-        if effect
-    )
-    return f"{elapsed_s:8.1f}s  {move.account.key}  {move.do}  {move.asset.symbol}  {moved}"
-
-
-def _fault_line(elapsed_s: float, step: Step) -> str:
-    provider, fault, answers = (step.options.get(key) for key in ("provider", "fault", "answers"))
-    return f"{elapsed_s:8.1f}s  {provider}  fault  {fault}, {answers or 1}x"

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -81,7 +82,11 @@ def command(
     tolerance_s = math.inf if any_age else TOLERANCE_S
     problem = _problem(headers, body, secrets, now=now, tolerance_s=tolerance_s)
     hint = _hint(problem, headers, body, secrets) if problem else None
-    click.echo(_as_json(problem, hint) if as_json else _as_text(problem, hint))
+    if as_json:
+        failed = {"step": problem.step, "detail": problem.detail, "hint": hint} if problem else {}
+        click.echo(json.dumps({"verified": problem is None, **failed}))
+    else:
+        _say(problem, hint)
     context.exit(1 if problem else 0)
 
 
@@ -101,44 +106,31 @@ def _hint(problem: InvalidWebhook, headers: _Headers, body: bytes, secrets: Sequ
         return "a webhook that was captured earlier needs --any-age"
     if problem.step is not Step.NO_MATCH:
         return None
-    for name, other in _likely_originals(body):
+    originals = {
+        "without the line break at the end": body.rstrip(b"\r\n"),
+        "with a line break at the end": body + b"\n",
+    }
+    with suppress(ValueError, RecursionError):
+        minified = json.dumps(json.loads(body), separators=(",", ":"), ensure_ascii=False)
+        originals["written as JSON without spaces"] = minified.encode()
+    for name, other in originals.items():
         if other != body and not _problem(headers, other, secrets, now=0, tolerance_s=math.inf):
             return f"these are not the bytes that were sent: {name} it matches"
     return "the secret is another one, or the body was changed on its way: use the bytes as they arrived"
 
 
-def _likely_originals(body: bytes) -> Iterable[tuple[str, bytes]]:
-    yield "without the line break at the end", body.rstrip(b"\r\n")
-    yield "with a line break at the end", body + b"\n"
-    try:
-        minified = json.dumps(json.loads(body), separators=(",", ":"), ensure_ascii=False)
-        yield "written as JSON without spaces", minified.encode()
-    except (ValueError, RecursionError):
-        return
-
-
-def _as_text(problem: InvalidWebhook | None, hint: str | None) -> str:
-    told = [f"{verdict:<8}{check:<11}{text}" for verdict, check, text in _verdicts(problem)]
-    if hint:
-        told.append(f"{'':<8}{'hint':<11}{hint}")
-    return "\n".join([*told, "genuine" if problem is None else f"not to be trusted: {problem.step}"])
-
-
-def _as_json(problem: InvalidWebhook | None, hint: str | None) -> str:
-    told: dict[str, object] = {"verified": problem is None}
-    if problem:
-        told |= {"step": problem.step, "detail": problem.detail, "hint": hint}
-    return json.dumps(told)
-
-
-def _verdicts(problem: InvalidWebhook | None) -> Iterable[tuple[str, str, str]]:
-    reached = True
+def _say(problem: InvalidWebhook | None, hint: str | None) -> None:
+    is_reached = True
     for check, claim, failures in _CHECKS:
         if problem and problem.step in failures:
-            reached = False
-            yield "FAILED", check, str(problem)
+            is_reached = False
+            click.echo(f"{'FAILED':<8}{check:<11}{problem}")
         else:
-            yield ("ok" if reached else "-"), check, (claim if reached else "not checked")
+            verdict, text = ("ok", claim) if is_reached else ("-", "not checked")
+            click.echo(f"{verdict:<8}{check:<11}{text}")
+    if hint:
+        click.echo(f"{'':<8}{'hint':<11}{hint}")
+    click.echo("genuine" if problem is None else f"not to be trusted: {problem.step}")
 
 
 def _from_file(file: Iterable[str] | None) -> _Headers:
