@@ -109,7 +109,7 @@ def verify(
 
     `headers` may write their names in any case, and come as a WSGI environ or as pairs. `secrets` are
     `whsec_…`, or `whpk_…` for ed25519; one match is enough. `now` is in Unix seconds, the clock by default.
-    `seen(id)` says whether this id was handled before; it is asked last, so an id that it hears of is
+    `seen(id)` says whether this id was handled before; it is called last, so that every id it is given is
     genuine.
 
     Raises InvalidWebhook, and nothing else whatever headers and body hold. Mistakes of the receiver itself
@@ -119,8 +119,23 @@ def verify(
         raise TypeError("body must be the bytes of the request as they came, before any decoding or parsing")
     keys, body = _keys(secrets), bytes(body)
     event_id, timestamp, signatures = _read_headers(headers)
-    _check_age(int(timestamp), time.time() if now is None else now, tolerance_s)
-    _check_match(f"{event_id}.{timestamp}.".encode() + body, signatures, keys)
+    age_s = (time.time() if now is None else now) - int(timestamp)
+    if age_s > tolerance_s:
+        raise InvalidWebhook(Step.TOO_OLD, f"sent {age_s:.0f} s ago, at most {tolerance_s:g} s are allowed")
+    if -age_s > tolerance_s:
+        raise InvalidWebhook(
+            Step.TOO_NEW, f"sent {-age_s:.0f} s in the future, at most {tolerance_s:g} s are allowed"
+        )
+    content = f"{event_id}.{timestamp}.".encode() + body
+    if not any(
+        matches(content, text)
+        for version, matches in keys
+        for signed, text in signatures
+        if signed == version
+    ):
+        sent, known = (" and ".join(sorted({one[0] for one in some})) for some in (signatures, keys))
+        counts = f"{len(signatures)} in all; verified as {known} with {len(keys)} of our secrets"
+        raise InvalidWebhook(Step.NO_MATCH, f"signed as {sent}, {counts}")
     event = read_body(body)
     if seen is not None and seen(event_id):
         raise InvalidWebhook(Step.DUPLICATE, "an event with this id was handled before")
@@ -146,21 +161,23 @@ def read_body(body: Body) -> Event:
 def _keys(secrets: str | bytes | Sequence[str | bytes]) -> list[_Key]:
     if not secrets:
         raise UnusableSecret("no secret to verify with")
-    return [_key(secret) for secret in ([secrets] if isinstance(secrets, str | bytes) else secrets)]
-
-
-def _key(secret: str | bytes) -> _Key:
-    if isinstance(secret, bytes):
-        secret = secret.decode("latin-1")  # what is no ASCII is no base64 either
-    if not isinstance(secret, str):
-        raise UnusableSecret(f"a secret must be text, this one is {type(secret).__name__}")
-    if secret.startswith(_SHARED):
-        return _shared_key(_decoded(secret, _SHARED))
-    if secret.startswith(_PUBLIC):
-        return _public_key(_decoded(secret, _PUBLIC))
-    if secret.startswith(_PRIVATE):
-        raise UnusableSecret(f"{_PRIVATE}… is the sender's private key: verify with its {_PUBLIC}…")
-    raise UnusableSecret(f"not a secret: it begins with neither {_SHARED} nor {_PUBLIC}")
+    keys = []
+    for secret in [secrets] if isinstance(secrets, str | bytes) else secrets:
+        if isinstance(secret, bytes):
+            secret = secret.decode("latin-1")  # what is no ASCII is no base64 either
+        if not isinstance(secret, str):
+            raise UnusableSecret(f"a secret must be text, this one is {type(secret).__name__}")
+        prefix = next((each for each in (_SHARED, _PUBLIC, _PRIVATE) if secret.startswith(each)), None)
+        if prefix is None:
+            raise UnusableSecret(f"not a secret: it begins with neither {_SHARED} nor {_PUBLIC}")
+        if prefix == _PRIVATE:
+            raise UnusableSecret(f"{_PRIVATE}… is the sender's private key: verify with its {_PUBLIC}…")
+        try:
+            key = base64.b64decode(secret.removeprefix(prefix), validate=True)
+        except ValueError:
+            raise UnusableSecret(f"what follows {prefix} is not base64") from None
+        keys.append(_shared_key(key) if prefix == _SHARED else _public_key(key))
+    return keys
 
 
 def _shared_key(key: bytes) -> _Key:
@@ -194,77 +211,44 @@ def _public_key(key: bytes) -> _Key:
     return "v1a", matches
 
 
-def _decoded(secret: str, prefix: str) -> bytes:
-    try:
-        return base64.b64decode(secret.removeprefix(prefix), validate=True)
-    except ValueError:
-        raise UnusableSecret(f"what follows {prefix} is not base64") from None
-
-
 def _read_headers(headers: Headers) -> tuple[str, str, list[_Signature]]:
-    event_ids, timestamps, signatures = _found(headers)
+    """Read our headers, whatever shape a framework gives them.
+
+    Of the signatures those are kept that are well-formed and of a version known here: the sender may speak
+    later ones besides.
+    """
+    pairs = headers.items() if isinstance(headers, Mapping) or hasattr(headers, "items") else headers
+    values_by_name: dict[str, list[object]] = {name: [] for name in _HEADERS}
+    try:
+        for spelled, value in pairs:
+            if name := _NAMES.get(str(_text(spelled)).lower()):
+                values_by_name[name] += value if isinstance(value, list | tuple) else [value]
+    except (TypeError, ValueError):
+        raise TypeError("headers must be a mapping, or pairs of names and values") from None
+    found = []
+    for name, values in values_by_name.items():
+        texts = [*dict.fromkeys(text for value in values if isinstance(text := _text(value), str) and text)]
+        if not texts:
+            odd = "".join({f"; it is {type(value).__name__}, not text" for value in values[:1] if value})
+            raise InvalidWebhook(Step.MISSING_HEADER, f"there is no {name}{odd}")
+        found.append(texts)
+    event_ids, timestamps, signatures = found
     if len(event_ids) > 1 or not _ID.match(event_ids[0]):
         raise InvalidWebhook(Step.MALFORMED_ID, "webhook-id must be one, of visible ASCII without a '.'")
     if len(timestamps) > 1 or not _TIMESTAMP.match(timestamps[0]):
         raise InvalidWebhook(
             Step.MALFORMED_TIMESTAMP, "webhook-timestamp must be one, of Unix seconds, digits only"
         )
-    return event_ids[0], timestamps[0], _read_signatures(" ".join(signatures))
-
-
-def _found(headers: Headers) -> list[list[str]]:
-    """Find the different values of each of our headers, whatever shape a framework gives them."""
-    pairs = headers.items() if isinstance(headers, Mapping) or hasattr(headers, "items") else headers
-    values: dict[str, list[object]] = {name: [] for name in _HEADERS}
-    try:
-        for spelled, value in pairs:
-            if name := _NAMES.get(str(_text(spelled)).lower()):
-                values[name] += value if isinstance(value, list | tuple) else [value]
-    except (TypeError, ValueError):
-        raise TypeError("headers must be a mapping, or pairs of names and values") from None
-    return [_texts(name, values[name]) for name in _HEADERS]
-
-
-def _texts(name: str, values: list[object]) -> list[str]:
-    texts = [*dict.fromkeys(text for value in values if isinstance(text := _text(value), str) and text)]
-    if not texts:
-        odd = "".join({f"; it is {type(value).__name__}, not text" for value in values[:1] if value})
-        raise InvalidWebhook(Step.MISSING_HEADER, f"there is no {name}{odd}")
-    return texts
+    written = " ".join(signatures)[:_MAX_SIGNATURE_HEADER].split(" ")
+    matches = [match for match in map(_SIGNATURE.match, written) if match]
+    if not matches:
+        raise InvalidWebhook(Step.MALFORMED_SIGNATURE, "webhook-signature holds nothing like v1,… or v1a,…")
+    known = [(match[1] or match[3], match[2] or match[4]) for match in matches[:_MAX_SIGNATURES]]
+    return event_ids[0], timestamps[0], known
 
 
 def _text(value: object) -> object:
     return value.decode("latin-1") if isinstance(value, bytes) else value
-
-
-def _read_signatures(header: str) -> list[_Signature]:
-    """Keep what is well-formed and of a version known here; the sender may speak later ones besides."""
-    matches = [match for match in map(_SIGNATURE.match, header[:_MAX_SIGNATURE_HEADER].split(" ")) if match]
-    if not matches:
-        raise InvalidWebhook(Step.MALFORMED_SIGNATURE, "webhook-signature holds nothing like v1,… or v1a,…")
-    return [(match[1] or match[3], match[2] or match[4]) for match in matches[:_MAX_SIGNATURES]]
-
-
-def _check_age(timestamp: int, now: float, tolerance_s: float) -> None:
-    age_s = now - timestamp
-    if age_s > tolerance_s:
-        raise InvalidWebhook(Step.TOO_OLD, f"sent {age_s:.0f} s ago, at most {tolerance_s:g} s are allowed")
-    if -age_s > tolerance_s:
-        raise InvalidWebhook(
-            Step.TOO_NEW, f"sent {-age_s:.0f} s in the future, at most {tolerance_s:g} s are allowed"
-        )
-
-
-def _check_match(content: bytes, signatures: Sequence[_Signature], keys: Sequence[_Key]) -> None:
-    for version, matches in keys:
-        if any(matches(content, text) for signed, text in signatures if signed == version):
-            return
-    sent = " and ".join(sorted({version for version, _ in signatures}))
-    known = " and ".join(sorted({version for version, _ in keys}))
-    raise InvalidWebhook(
-        Step.NO_MATCH,
-        f"signed as {sent}, {len(signatures)} in all; verified as {known} with {len(keys)} of our secrets",
-    )
 
 
 def _no_constant(_text: str) -> None:

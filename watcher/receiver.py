@@ -41,17 +41,15 @@ class Sequences:
         self._last_by_queue[queue] = max(sequence, last or 0)
         if len(self._last_by_queue) > _KEEP:
             del self._last_by_queue[next(iter(self._last_by_queue))]
-        return None if last is None else _order(last, previous, sequence)
-
-
-def _order(last: int, previous: int | None, sequence: int) -> Order | None:
-    if sequence <= last:
-        return "late"
-    if previous is None:
-        return "restart"
-    if previous == last:
-        return None
-    return "gap" if previous > last else "rewound"
+        if last is None:
+            return None
+        if sequence <= last:
+            return "late"
+        if previous is None:
+            return "restart"
+        if previous == last:
+            return None
+        return "gap" if previous > last else "rewound"
 
 
 def _number(event: Event, *path: str) -> int | None:
@@ -202,42 +200,31 @@ class Receiver:
 
     async def _receipt(self, headers: Mapping[str, str], body: bytes) -> Receipt:
         try:
-            event = self._read(headers, body)
+            event = verify(headers, body, self.secrets, now=self.clock()) if self.secrets else read_body(body)
         except InvalidWebhook as problem:
             return Receipt(None, problem, False, problem.status, 1, False, None)
-        history = self._history(headers.get("webhook-id", ""))
+        history = _History()
+        if event_id := headers.get("webhook-id", ""):  # without one, as nothing is verified, none is a repeat
+            history = self._history_by_id.setdefault(event_id, history)
+            if len(self._history_by_id) > _KEEP:
+                del self._history_by_id[next(iter(self._history_by_id))]
         history.attempts += 1
         attempt = history.attempts
-        status, forwarded = await self._answer(attempt, headers, body)
+        status, forwarded = 200, None
+        if self.fail and attempt <= self.fail.times:
+            status = self.fail.status
+        elif self.forward_to:
+            status, forwarded = await self._forward(self.forward_to, headers, body)
         is_repeat, order = history.is_taken, None
         if 200 <= status < 300 and not is_repeat:
             history.is_taken = True
-            order = self._take(event)
+            self.events.append(event)
+            self.taken += 1
+            order = self._sequences.note(event)
         return Receipt(event, None, bool(self.secrets), status, attempt, is_repeat, order, forwarded)
 
-    def _read(self, headers: Mapping[str, str], body: bytes) -> Event:
-        return verify(headers, body, self.secrets, now=self.clock()) if self.secrets else read_body(body)
-
-    def _history(self, event_id: str) -> _History:
-        if not event_id:  # possible where nothing is verified: such events cannot be told apart
-            return _History()
-        history = self._history_by_id.setdefault(event_id, _History())
-        if len(self._history_by_id) > _KEEP:
-            del self._history_by_id[next(iter(self._history_by_id))]
-        return history
-
-    def _take(self, event: Event) -> Order | None:
-        self.events.append(event)
-        self.taken += 1
-        return self._sequences.note(event)
-
-    async def _answer(self, attempt: int, headers: Mapping[str, str], body: bytes) -> tuple[int, str | None]:
-        if self.fail and attempt <= self.fail.times:
-            return self.fail.status, None
-        return await self._forward(headers, body) if self.forward_to else (200, None)
-
-    async def _forward(self, headers: Mapping[str, str], body: bytes) -> tuple[int, str]:
-        url = as_written(self.forward_to or "")
+    async def _forward(self, to: str, headers: Mapping[str, str], body: bytes) -> tuple[int, str]:
+        url = as_written(to)
         kept = [(name, value) for name, value in headers.items() if name.lower() not in _OWN_HEADERS]
         try:
             async with self._session.post(url, data=body, headers=kept, allow_redirects=False) as answer:
