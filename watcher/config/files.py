@@ -277,36 +277,34 @@ def read_partly(
 
 
 def salvaged(text: str) -> dict[str, Any] | None:
-    """Read every table that is TOML by itself; None where [redis] is there and cannot be read."""
+    """Read every table that is TOML by itself; None where [redis] is there and cannot be read.
+
+    Of [redis], and of what stands above the first table, each line counts that is TOML by itself; None where
+    one is not that says where the state lies.
+    """
     found: dict[str, Any] = {}
     top, *tables = _TABLE.split(text)
     for part in (top, *tables):
-        try:
-            _add(found, tomllib.loads(part))
-        except (ValueError, RecursionError):
-            is_redis = bool(_REDIS.match(part))
-            if part is not top and not is_redis:
-                continue
-            lines = _lines(part)
-            if lines is None:
+        is_redis = bool(_REDIS.match(part))
+        if _read_into(found, part) or not (part is top or is_redis):
+            continue
+        lines: dict[str, Any] = {}
+        for line in part.splitlines():
+            if not _REDIS.match(line) and not _read_into(lines, line) and _VITAL_LINE.match(line):
                 return None
-            _add(found, {"redis": lines} if is_redis else lines)
+        _add(found, {"redis": lines} if is_redis else lines)
     is_lost = "redis" not in found and _ANY_REDIS.search(text)
     return None if is_lost else found
 
 
-def _lines(part: str) -> dict[str, Any] | None:
-    """Read the lines of a part one by one; None where one that says where the state lies is broken."""
-    found: dict[str, Any] = {}
-    for line in part.splitlines():
-        if _REDIS.match(line):
-            continue
-        try:
-            _add(found, tomllib.loads(line))
-        except (ValueError, RecursionError):
-            if _VITAL_LINE.match(line):
-                return None
-    return found
+def _read_into(found: dict[str, Any], text: str) -> bool:
+    """Add what a text says; say whether it is TOML."""
+    try:
+        table = tomllib.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    _add(found, table)
+    return True
 
 
 def _add(found: dict[str, Any], more: dict[str, Any]) -> None:
