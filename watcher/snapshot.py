@@ -1,4 +1,4 @@
-"""The normal form of what a provider says: one snapshot per good poll, one balance per asset.
+"""The normal form of what a provider says: one snapshot per successful poll, one balance per asset.
 
 Refuses to interpret: it neither compares two snapshots nor knows where one came from.
 """
@@ -27,7 +27,7 @@ class Balance(NamedTuple):
 class Asset(NamedTuple):
     """What is held. `id` alone identifies it; symbol and name are carried, never compared.
 
-    `decimals` is None where nobody said: amounts are then in the provider's own unit.
+    `decimals` is None where they are not known: amounts are then in the provider's own unit.
     """
 
     id: str
@@ -46,11 +46,11 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One good poll of one account.
+    """One successful poll of one account.
 
     `watched` names the assets that were asked for (None: all of them). `absent_is_zero` says what a
     missing row means: zero (a full listing) or unknown (anything else). `zeros` are rows for assets that
-    somebody asked about and that a full listing does not name; `is_open` says that there may be more of them
+    a threshold names and that a full listing does not; `is_open` says that there may be more of them
     once a list of assets can be had.
     """
 
@@ -67,7 +67,7 @@ def asset_id(text: str) -> str:
 
 
 def is_called(asset: Asset, text: str) -> bool:
-    """Say whether somebody who names an asset by its id or its symbol means this one."""
+    """Say whether `text`, the id or the symbol of an asset, means this one."""
     return asset.id == asset_id(text) or asset.symbol == text
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from watcher.journal.events import Delivery, Draft, Event, Origin, tell
+from watcher.journal.events import Delivery, Draft, Event, Origin, events_of
 from watcher.journal.interest import Interest
-from watcher.journal.log import Damaged, Record, Started, Told, read_back
+from watcher.journal.log import Damaged, Emitted, Record, Started, read_back
 from watcher.journal.notices import threshold_key
 from watcher.settings import SubscriptionSettings
 from watcher.snapshot import Asset
@@ -52,7 +52,7 @@ class Replay:
             chain.follows = record.follows
             if starts and self._interest.wants(self._name, _A_BASELINE):
                 chain.started = told.sequence
-            if not isinstance(told, Told):
+            if not isinstance(told, Emitted):
                 return None
             if not _ID.match(told.id):
                 raise Damaged("its id is none of ours")
@@ -79,7 +79,7 @@ class Replay:
         for watch in self._interest.watches(record.account):
             identity = (threshold_key(watch, asset_id), event.amount)
             draft = Draft(event.type, event.asset, event.amount, {}, identity)
-            if tell([draft], origin, first_sequence=0, now_ms=0)[0].id == event.id:
+            if events_of([draft], origin, first_sequence=0, now_ms=0)[0].id == event.id:
                 return True
         return False
 

@@ -75,7 +75,9 @@ def drafts_of(moved: Iterable[Moved], conversions: Conversions) -> Iterator[Draf
         yield Draft(change.type, asset, conversions.text(change.amount), says, (*before, *after))
 
 
-def tell(drafts: Iterable[Draft], origin: Origin, *, first_sequence: int, now_ms: int) -> tuple[Event, ...]:
+def events_of(
+    drafts: Iterable[Draft], origin: Origin, *, first_sequence: int, now_ms: int
+) -> tuple[Event, ...]:
     """Make events of drafts, in their order. `origin.sequence` is that of the state they start from.
 
     The id is a digest of the content and of that state: a worker that computes the same event again, after

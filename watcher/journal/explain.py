@@ -69,7 +69,7 @@ class Rule(NamedTuple):
     unlocks: bool = False
     """Takes what left `locked`, too, up to x: what goes out may have been locked until then."""
     exactly: bool = False
-    """Takes nothing unless all of them moved by x: a credit of another amount is another movement."""
+    """Takes nothing unless all of them moved by x: a credit of another amount belongs elsewhere."""
     of_a_deposit: bool = False
     """Takes no more than is still pending as a deposit."""
 
@@ -99,6 +99,8 @@ def explain(
             why.append(rule.waits)
         else:
             effect_by_type[rule.type] = effect_by_type.get(rule.type, NOTHING) + effect
+        if left == NOTHING:
+            break
     changes: list[Change] = []
     after = published
     for type_, effect in effect_by_type.items():

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from watcher.amounts import Conversions
 from watcher.journal.account import AccountState, Moved
-from watcher.journal.events import Origin, drafts_of, iso, tell
+from watcher.journal.events import Origin, drafts_of, events_of, iso
 from watcher.journal.explain import Change, in_atoms, in_text
 from watcher.settings import SERVICE_EVENTS
 from watcher.snapshot import Asset, Balance
@@ -56,7 +56,7 @@ class Forgotten:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Emitted:
     """An event. What moved nothing has no asset here, whatever it is about."""
 
     sequence: int
@@ -68,7 +68,7 @@ class Told:
     after: Balance | None = None
 
 
-def read_back(record: Record) -> Started | Forgotten | Told:
+def read_back(record: Record) -> Started | Forgotten | Emitted:
     """Read a record. Raises Damaged."""
     content = record.content
     if not content:
@@ -87,14 +87,14 @@ def read_back(record: Record) -> Started | Forgotten | Told:
         raise Damaged("a part of it is missing or is no longer what it was") from error
 
 
-def _read_event(record: Record, data: Mapping[str, Any], at_ms: int) -> Told:
+def _read_event(record: Record, data: Mapping[str, Any], at_ms: int) -> Emitted:
     """Read an event, and make it again: the id is a digest of what it says, so that any edit of it shows."""
     content = record.content
     sequence, event_id, type_ = _whole(data["sequence"]), _text(content["id"]), _text(content["type"])
     if type_ in SERVICE_EVENTS:
         if any(part not in ("0", None) for part in data.get("effect", {}).values()):
             raise Damaged(f"it moves something, which no {type_} does")
-        return Told(sequence, at_ms, event_id, type_)
+        return Emitted(sequence, at_ms, event_id, type_)
     asset = Asset(**{name: data["asset"][name] for name in Asset._fields})
     before, after, moved = (
         _balance([data[part][field] for field in Balance._fields]) for part in ("before", "after", "effect")
@@ -106,7 +106,7 @@ def _read_event(record: Record, data: Mapping[str, Any], at_ms: int) -> Told:
     origin = Origin(record.account, _text(data["account"]["provider"]), record.follows, at_ms, at_ms)
     # These conversions have not seen the record's texts, and print each anew.
     (draft,) = drafts_of([Moved(asset, after, change)], Conversions())
-    (again,) = tell([draft], origin, first_sequence=0, now_ms=0)
+    (again,) = events_of([draft], origin, first_sequence=0, now_ms=0)
     if again.id != event_id or origin.account != data["account"]["name"]:
         raise Damaged("its id does not belong to what it says")
     # Only what both know: an older or newer version may have said more.
@@ -115,7 +115,7 @@ def _read_event(record: Record, data: Mapping[str, Any], at_ms: int) -> Told:
         raise Damaged("its amounts do not belong together")
     if data["amount"] != draft.amount:
         raise Damaged("its amount is not what it moves")
-    return Told(sequence, at_ms, event_id, type_, _text(asset.id), before, after)
+    return Emitted(sequence, at_ms, event_id, type_, _text(asset.id), before, after)
 
 
 def _balance(row: list[Any]) -> Balance:
@@ -174,30 +174,30 @@ class _Replay:
     def take(self, record: Record) -> None:
         self.verdict.records += 1
         try:
-            told = read_back(record)
+            entry = read_back(record)
         except Damaged as damage:
             self._find(str(damage), record)
             return
-        self.verdict.since = self.verdict.since or iso(told.at_ms)
-        if isinstance(told, Told) and told.id in self._ids:
-            self._find("the same event is there twice", record, told.asset)
+        self.verdict.since = self.verdict.since or iso(entry.at_ms)
+        if isinstance(entry, Emitted) and entry.id in self._ids:
+            self._find("the same event is there twice", record, entry.asset)
             return
-        if self._commits.begins_anew(record.follows, told):
+        if self._commits.begins_anew(record.follows, entry):
             self._end_by_asset.clear()
-        for complaint in self._commits.follow(record.follows, told):
+        for complaint in self._commits.follow(record.follows, entry):
             self._find(complaint, record)
-        match told:
+        match entry:
             case Started():
-                if told.whole:
+                if entry.whole:
                     self._end_by_asset.clear()
                     self.verdict.from_baseline = True
-                self._end_by_asset.update(told.balance_by_asset)
+                self._end_by_asset.update(entry.balance_by_asset)
             case Forgotten():
-                for asset in told.assets:
+                for asset in entry.assets:
                     self._end_by_asset.pop(asset, None)
-            case Told():
-                self._ids.add(told.id)
-                self._link(told, record)
+            case Emitted():
+                self._ids.add(entry.id)
+                self._link(entry, record)
 
     def compare(self, state: AccountState | None) -> None:
         if not self.verdict.records:
@@ -220,18 +220,18 @@ class _Replay:
             elif of_log != of_state:
                 self._find(f"the state has published {_differs(of_state, of_log)}", asset=asset)
 
-    def _link(self, told: Told, record: Record) -> None:
+    def _link(self, entry: Emitted, record: Record) -> None:
         """An event begins where the one before it, of the same asset, ended."""
-        if told.asset is None or told.before is None or told.after is None:
+        if entry.asset is None or entry.before is None or entry.after is None:
             return
-        end = self._end_by_asset.get(told.asset)
-        self._end_by_asset[told.asset] = told.after
+        end = self._end_by_asset.get(entry.asset)
+        self._end_by_asset[entry.asset] = entry.after
         if end is None:
-            if self.verdict.from_baseline and not _is_nothing(told.before):
-                self._find("it begins with a balance that no record before it led to", record, told.asset)
-        elif end != told.before:
-            text = f"it begins with {_differs(told.before, end)} as the record before it ended"
-            self._find(text, record, told.asset)
+            if self.verdict.from_baseline and not _is_nothing(entry.before):
+                self._find("it begins with a balance that no record before it led to", record, entry.asset)
+        elif end != entry.before:
+            text = f"it begins with {_differs(entry.before, end)} as the record before it ended"
+            self._find(text, record, entry.asset)
 
     def _find(self, text: str, record: Record | None = None, asset: str | None = None) -> None:
         self.verdict.findings.append(Finding(text, record.id if record else None, asset))
@@ -253,30 +253,30 @@ class _Commits:
         self._promised: int | None = None
         self._has_events = False
 
-    def begins_anew(self, follows: int, told: Started | Forgotten | Told) -> bool:
+    def begins_anew(self, follows: int, entry: Started | Forgotten | Emitted) -> bool:
         """Say whether this record follows nothing: the account was taken out, or its state was lost."""
-        return follows == 0 and not self._is_more(follows, told)
+        return follows == 0 and not self._is_more(follows, entry)
 
-    def follow(self, follows: int, told: Started | Forgotten | Told) -> Iterable[str]:
+    def follow(self, follows: int, entry: Started | Forgotten | Emitted) -> Iterable[str]:
         """Take the next record; yields what is wrong with its place."""
-        if not self._is_more(follows, told):
+        if not self._is_more(follows, entry):
             yield from self.close()
             if follows and self.at not in (None, follows):
                 yield f"it follows sequence {follows}, the record before it ended at {self.at}: {_GONE}"
             # The log may have been trimmed in the middle of a commit, and then begins with an event.
-            is_cut = self.at is None and isinstance(told, Told)
-            self._commit, self._has_events = (follows, told.at_ms), False
-            self._due = None if is_cut else max(follows + 1, told.at_ms)
-        if not isinstance(told, Told):
-            self._promised = None if told.sequence == follows else told.sequence
+            is_cut = self.at is None and isinstance(entry, Emitted)
+            self._commit, self._has_events = (follows, entry.at_ms), False
+            self._due = None if is_cut else max(follows + 1, entry.at_ms)
+        if not isinstance(entry, Emitted):
+            self._promised = None if entry.sequence == follows else entry.sequence
             self.at = follows
-            if isinstance(told, Started) and told.whole:
-                self.at, self._due = told.sequence, None
+            if isinstance(entry, Started) and entry.whole:
+                self.at, self._due = entry.sequence, None
         elif self._due is not None or self._promised is None:
-            if self._due not in (None, told.sequence):
-                yield f"its sequence is {told.sequence} where {self._due} was due: {_GONE}"
-            self._due, self.at = told.sequence + 1, told.sequence
-        self._has_events = isinstance(told, Told)
+            if self._due not in (None, entry.sequence):
+                yield f"its sequence is {entry.sequence} where {self._due} was due: {_GONE}"
+            self._due, self.at = entry.sequence + 1, entry.sequence
+        self._has_events = isinstance(entry, Emitted)
 
     def close(self) -> Iterable[str]:
         """End the commit that is open: it must have come as far as it promised."""
@@ -284,9 +284,9 @@ class _Commits:
             yield f"the commit before it went on to {self._promised}, its records end at {self.at}: {_GONE}"
         self._promised = None
 
-    def _is_more(self, follows: int, told: Started | Forgotten | Told) -> bool:
-        in_order = isinstance(told, Told) or not self._has_events
-        return self._commit == (follows, told.at_ms) and in_order
+    def _is_more(self, follows: int, entry: Started | Forgotten | Emitted) -> bool:
+        in_order = isinstance(entry, Emitted) or not self._has_events
+        return self._commit == (follows, entry.at_ms) and in_order
 
 
 _GONE = "a record is missing or out of place"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from watcher.amounts import Conversions, to_atoms
 from watcher.journal.account import Entry, Moved
-from watcher.journal.events import Draft, Event, Origin, amounts_of, drafts_of, iso, tell
+from watcher.journal.events import Draft, Event, Origin, amounts_of, drafts_of, events_of, iso
 from watcher.journal.explain import RULES, Change, Vector, in_atoms, in_text
 from watcher.settings import ThresholdSettings
 from watcher.snapshot import Asset, Balance, Row, is_called
@@ -56,8 +56,7 @@ def recovered(since_ms: int) -> Draft:
 
 def paused(subscription: str, reason: str, since_ms: int, *, now_ms: int) -> Event:
     """Make the event, for other subscriptions, that this one gets nothing more until it is resumed."""
-    draft = paused_draft(subscription, reason, since_ms)
-    return tell([draft], Origin(None, None, 0, since_ms, now_ms), first_sequence=now_ms, now_ms=now_ms)[0]
+    return _without_commit(paused_draft(subscription, reason, since_ms), since_ms, now_ms)
 
 
 def paused_draft(subscription: str, reason: str, since_ms: int) -> Draft:
@@ -69,7 +68,13 @@ def paused_draft(subscription: str, reason: str, since_ms: int) -> Draft:
 def ping(subscription: str, *, nonce: str, now_ms: int) -> Event:
     """Make an event that says nothing; its nonce makes it an event of its own."""
     draft = Draft("subscription.ping", None, "0", {"effect": _NO_EFFECT}, (subscription, nonce))
-    return tell([draft], Origin(None, None, 0, now_ms, now_ms), first_sequence=now_ms, now_ms=now_ms)[0]
+    return _without_commit(draft, now_ms, now_ms)
+
+
+def _without_commit(draft: Draft, since_ms: int, now_ms: int, *, account: str | None = None) -> Event:
+    """Make an event that no commit of an account leads to: its time is its sequence."""
+    origin = Origin(account, account, 0, since_ms, now_ms)
+    return events_of([draft], origin, first_sequence=now_ms, now_ms=now_ms)[0]
 
 
 def threshold_key(watch: Watch, asset: str) -> str:
@@ -170,5 +175,5 @@ def sample(type_: str, subscription: str, *, nonce: str, now_ms: int) -> Event:
             change = Change(type_, _AMOUNT, effect, before, before + effect)
             draft = next(drafts_of([Moved(_ASSET, _BALANCE, change)], Conversions()))
     draft = draft._replace(says={**draft.says, "sample": True}, identity=(subscription, nonce))
-    name = None if type_ == "subscription.paused" else SAMPLE
-    return tell([draft], Origin(name, name, 0, since_ms, now_ms), first_sequence=now_ms, now_ms=now_ms)[0]
+    account = None if type_ == "subscription.paused" else SAMPLE
+    return _without_commit(draft, since_ms, now_ms, account=account)

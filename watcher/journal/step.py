@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import orjson
 
 from watcher.journal.account import AccountState, Advance, Rules, advance
-from watcher.journal.events import Delivery, Event, Origin, drafts_of, iso, tell
+from watcher.journal.events import Delivery, Event, Origin, drafts_of, events_of, iso
 from watcher.journal.interest import Interest
 from watcher.journal.log import dump_record
 from watcher.journal.notices import baseline, crossings, recovered, stale
@@ -67,7 +67,7 @@ def diff(
         *drafts_of(moved_on.moved, conversions),
         *warnings,
     ]
-    events = tell(drafts, origin, first_sequence=first, now_ms=now_ms)
+    events = events_of(drafts, origin, first_sequence=first, now_ms=now_ms)
     deliveries, previous = _queue(events, reading.account, state.previous_sequence if state else {}, interest)
     after = AccountState(
         source=reading.source,
@@ -100,7 +100,7 @@ def go_stale(
     state = state or AccountState("", None, {})
     first = max(state.sequence + 1, now_ms)
     drafts = [stale(origin.observed_from_ms, error_class, reason)]
-    events = tell(drafts, origin, first_sequence=first, now_ms=now_ms)
+    events = events_of(drafts, origin, first_sequence=first, now_ms=now_ms)
     deliveries, previous = _queue(events, origin.account or "", state.previous_sequence, interest)
     after = replace(
         state,

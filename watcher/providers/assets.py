@@ -1,8 +1,8 @@
 """Keeps a provider's list of assets: fetched when an asset is not in it, and not too often.
 
 Refuses to let an asset change its unit by accident: what a list once held stays known, and an asset
-counts as unlisted only when a list that was fetched after it turned up does not hold it, and has no row of
-which nobody can say what it is about.
+counts as unlisted only when a list that was fetched after it turned up does not hold it, and all rows of that
+list say which asset they are about.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _MOST_UNLISTED = 10_000
 
 
 class KeptCatalogue:
-    """The last good list, and what it is known not to hold. `refused` is how the last fetch failed."""
+    """The last list that was read, and what it is known not to hold. `refused`: why the last fetch failed."""
 
     def __init__(self, fetch: Callable[[], Awaitable[AssetList]], *, clock: Callable[[], float]) -> None:
         self.asset_by_id: Catalogue = {}
@@ -34,7 +34,7 @@ class KeptCatalogue:
         self._fetched_at = float("-inf")
 
     async def look_up(self, ids: Set[str]) -> None:
-        """Fetch the list if it lacks some of `ids` and it is time to. A failure keeps the last good one."""
+        """Fetch the list if it lacks some of `ids` and it is time to. A failure keeps the last one."""
         async with self._turn:
             missing = ids - self.asset_by_id.keys()
             pause_s = RETRY_S if missing - self.unlisted else RENEW_S
@@ -60,7 +60,7 @@ class KeptCatalogue:
         return next((asset for asset in self.asset_by_id.values() if asset.symbol == text), None)
 
     def refusal(self, unknown: Set[str]) -> Rejected:
-        """Say why nobody knows in which unit these are told."""
+        """Say why the unit of these assets is not known."""
         for asset in sorted(unknown & self._odd.keys()):
             return Rejected("malformed", f"the list of assets is odd for asset {asset}: {self._odd[asset]}")
         if self.refused is None and not self._is_whole:

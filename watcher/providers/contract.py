@@ -14,16 +14,16 @@ from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Asset, Snapshot
 
 ErrorClass = Literal["auth", "configuration", "rate", "transient", "malformed", "gone"]
-"""Why a poll was refused, as far as somebody acts differently on it:
+"""Why a poll was rejected, as far as the worker acts differently on it:
 auth and configuration need the operator, rate and transient need time, malformed means that the
-provider broke its own contract (or that somebody else answered), gone is a request nobody answered."""
+provider broke its own contract (or that another server answered), gone is a request without an answer."""
 
 PERMANENT = ("auth", "configuration")
 """What does not fix itself."""
 
 
 def todo(error_class: str, provider: str) -> str | None:
-    """Say what a person has to fix, where nobody else can."""
+    """Say what the operator has to fix; None where it may pass by itself."""
     return {
         "auth": f"fix api_key of [providers.{provider}]",
         "configuration": f"fix the account, or base_url of [providers.{provider}]",
@@ -40,11 +40,11 @@ class Request:
     secret_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     json: Any = None
     body: bytes | None = None
-    """Sent as it is, where somebody has signed it. So is a path that brings its own query."""
+    """Sent as it is, because it is signed. So is a path that brings its own query."""
 
 
 class Rejected(Exception):
-    """The poll is void: the last state and its time stay, no event. The next poll is after a backoff.
+    """The poll is rejected: the last state and its time stay, no event. The next poll is after a backoff.
 
     `reason` is a short text of ours, never what the provider said: `words`, and what fixes it, where that is
     not plain. `retry_after_s` is the provider's wish, bounded by us.
@@ -100,7 +100,7 @@ class Provider(Protocol):
     def __init__(self, settings: Any) -> None: ...
 
     def source(self, account: Any) -> str:
-        """Say who is asked about: two accounts of one source are the same, filters aside.
+        """Name what is asked about: two accounts of one source are the same, filters aside.
 
         May name a person, so that it is not for logs.
         """
@@ -119,14 +119,14 @@ class Provider(Protocol):
         ...
 
     def read(self, account: Any, answers: Sequence[Any], catalogue: Catalogue) -> Snapshot:
-        """Read the parsed JSON bodies of the good answers, one per request. Raises Rejected.
+        """Read the parsed JSON bodies of the answers to all requests, none a refusal. Raises Rejected.
 
         An asset that the catalogue does not hold is read in the provider's own unit.
         """
         ...
 
     def refusal(self, status: int, answer: Any) -> Rejected | None:
-        """Say why an answer with this status and JSON body (None: not JSON) is no good one.
+        """Say why an answer with this status and JSON body (None: not JSON) is a refusal.
 
         None: nothing that this provider documents; `http` then goes by the status alone.
         """

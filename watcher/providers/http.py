@@ -86,7 +86,7 @@ class ProviderClient:
     `wait_turn` is awaited before a request that no turn is reserved for (the list of assets, what a poll
     asks after an answer), so that it keeps to the rate limit too; a poll takes `cost(account)` of that
     limit. `requests` counts those that are sent, of whatever kind. `connections`: no more
-    at the same time. Who gives a `resolver` closes it.
+    at the same time. The caller closes a `resolver` that it gives.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class ProviderClient:
     async def ask(self, account: Any) -> tuple[bytes, ...]:
         """Send the requests of one poll, one round after the other. Raises Rejected.
 
-        The same bytes as at the last good poll mean the same snapshot: there is no need to read them.
+        The same bytes as at the last successful poll mean the same snapshot: there is no need to read them.
         """
         bodies = await self._ask_at_turns(self._provider.requests(account))
         if self.most_rounds == 1:
@@ -295,7 +295,7 @@ class ProviderClient:
             raise by_error(error, status, is_tls=self._is_tls) from error
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> Rejected:
-        """Say why an answer is no good one: by what the provider says, or by the status alone."""
+        """Say why an answer is a refusal: by what the provider says, or by the status alone."""
         status = response.status
         try:
             answer = parse(await read_body(response))

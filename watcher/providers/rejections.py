@@ -1,4 +1,4 @@
-"""Why a poll is refused, as far as HTTP itself tells: by the status, or by how the connection failed.
+"""Why a poll is rejected, as far as HTTP itself tells: by the status, or by how the connection failed.
 
 Refuses to look at a body (the provider's module does) and to repeat what a foreign exception says:
 those texts hold URLs.
@@ -53,7 +53,7 @@ def by_status(status: int) -> Rejected:
 
 
 def by_error(error: Exception, status: int | None, *, is_tls: bool) -> Rejected:
-    """Say how a request failed: before an answer (`status` is None), or in the middle of a good one.
+    """Say how a request failed: before an answer (`status` is None), or in the middle of one with status 200.
 
     `is_tls`: it was to go through TLS.
     """

@@ -1,6 +1,6 @@
 """Reads JSON from outside, exactly or not at all.
 
-Refuses any encoding but UTF-8. What the standard parser lets through and nobody can take at its word voids
+Refuses any encoding but UTF-8. What the standard parser lets through though it is ambiguous voids
 what needs it, and not the document: an object that gives a name twice becomes `Ambiguous`, which is no dict.
 No number can become an amount: an integer stays an int, which `watcher.amounts` does not take, and any other
 number (NaN and Infinity, too) stays the text that it was.
@@ -34,7 +34,7 @@ class GivenTwice(ValueError):
 
 
 class Ambiguous:
-    """An object that gives a name twice: nobody can say which of both is meant."""
+    """An object that gives a name twice, so that either may be meant."""
 
     __slots__ = ()
 
