@@ -4,8 +4,7 @@ Refuses to be part of a worker: nothing outside two commands and the tests may i
 """
 
 from watcher.demo.judge import Heard, Made, Verdict, judge
-from watcher.demo.playing import PATIENCE_S, go_on, play
-from watcher.demo.stage import STORY, Scene, Stage, a_stage, staged
+from watcher.demo.stage import PATIENCE_S, STORY, Scene, Stage, a_stage, go_on, play, staged
 
 __all__ = [
     "PATIENCE_S",

@@ -14,7 +14,7 @@ from watcher.demo.judge import Heard, Made, Verdict
 from watcher.demo.stage import NAME_BY_ACCOUNT, Scene, Stage
 from watcher.printable import many
 from watcher.receiver import Receipt
-from watcher.sandbox import Holding, ListedAsset, Move, Step
+from watcher.sandbox import Holding, Move, Step
 from watcher.sandbox.loopring import BALANCES
 from watcher.sandbox.metakeep import BALANCE
 from watcher.sandbox.world import ALICE, METAKEEP_ASSETS, TREASURY
@@ -41,15 +41,19 @@ def opening_lines(interval: timedelta) -> Iterator[str]:
 def scene_lines(scene: Scene, made: Made | None, heard: Heard | None) -> Iterator[str]:
     """Show a scene that is over: the change, and what became of it."""
     if scene.heading:
-        yield _dim(f"  {scene.heading}")
+        yield click.style(f"  {scene.heading}", dim=True)
     if made is None:
         fault = scene.step.options
         yield _row(fault["provider"], fault["fault"], _good("nothing"))
-    elif heard is None:
-        yield _row(made.account, made.do, _bad("NOT TOLD in time"), "", _change(made))
-    else:
-        after = f"{1000 * (heard.at_s - made.at_s):.0f} ms"
-        yield _row(made.account, made.do, _type(heard.receipt), after, _amount(made, heard.receipt))
+        return
+    amount = f"{made.amount} {made.symbol}"
+    if heard is None:
+        yield _row(made.account, made.do, _bad("NOT TOLD in time"), "", amount)
+        return
+    told, after = _told(heard.receipt), f"{1000 * (heard.at_s - made.at_s):.0f} ms"
+    if told not in ("", amount):
+        amount += f", {_bad(f'told as {told}')}"
+    yield _row(made.account, made.do, _type(heard.receipt), after, amount)
 
 
 def verdict_lines(verdict: Verdict, took_s: float) -> Iterator[str]:
@@ -62,7 +66,11 @@ def verdict_lines(verdict: Verdict, took_s: float) -> Iterator[str]:
     else:
         yield f"{_bad('FAILED')}  {counts}; these promises were not kept:"
         yield from (f"        {broken}" for broken in verdict.broken)
-    yield f"        {_latency(verdict)}{took_s:.1f} s in all."
+    latency = ""
+    if verdict.latencies_ms:
+        usual, longest = median(verdict.latencies_ms), max(verdict.latencies_ms)
+        latency = f"From a change to its webhook: {usual:.0f} ms usually, {longest:.0f} ms at most. "
+    yield f"        {latency}{took_s:.1f} s in all."
     yield ""
     yield "Next:"
     commands = _NEXT_IF_GOOD if verdict.is_good else _NEXT_IF_NOT
@@ -70,7 +78,7 @@ def verdict_lines(verdict: Verdict, took_s: float) -> Iterator[str]:
 
 
 def place_lines(stage: Stage, page: str) -> Iterator[str]:
-    """Say where everything is, for those who want to ask for themselves."""
+    """Say where everything is, for a user to ask them directly."""
     loopring, metakeep = stage.sandbox.loopring_url + BALANCES, stage.sandbox.metakeep_url + BALANCE
     asked = {"of": {"email": ALICE}, "coins": {"currencies": [METAKEEP_ASSETS[0].id]}}
     yield ""
@@ -85,7 +93,9 @@ def place_lines(stage: Stage, page: str) -> Iterator[str]:
 def move_line(move: Move) -> str:
     """Show a movement at a provider, or the half of one, as it happens."""
     fields = zip(Holding._fields, move.effect, strict=True)
-    moved = ", ".join(f"{name} {_signed(move.asset, units)}" for name, units in fields if units)
+    moved = ", ".join(
+        f"{name} {'+' * (units > 0)}{move.asset.text(units)}" for name, units in fields if units
+    )
     return f"  {NAME_BY_ACCOUNT[move.account.key]:<8}  {move.do:<20}  {move.asset.symbol}: {moved}"
 
 
@@ -102,20 +112,10 @@ def webhook_line(receipt: Receipt) -> str:
 
 
 def _type(receipt: Receipt) -> str:
-    """Say what a webhook tells, if it is genuine."""
+    """Name the event of a webhook, if it is genuine."""
     if receipt.event is None or not receipt.is_verified:
         return _bad(f"NOT VERIFIED: {receipt.problem}")
     return _good(receipt.event["type"])
-
-
-def _amount(made: Made, receipt: Receipt) -> str:
-    """Say how much it was: once, if the provider and the webhook agree."""
-    change, told = _change(made), _told(receipt)
-    return change if told in ("", change) else f"{change}, {_bad(f'told as {told}')}"
-
-
-def _change(made: Made) -> str:
-    return f"{made.amount} {made.symbol}"
 
 
 def _told(receipt: Receipt) -> str:
@@ -125,20 +125,9 @@ def _told(receipt: Receipt) -> str:
     return f"{data['amount']} {data['asset']['symbol']}"
 
 
-def _latency(verdict: Verdict) -> str:
-    if not verdict.latencies_ms:
-        return ""
-    usual, longest = median(verdict.latencies_ms), max(verdict.latencies_ms)
-    return f"From a change to its webhook: {usual:.0f} ms usually, {longest:.0f} ms at most. "
-
-
 def _row(account: str, do: str, event: str, after: str = "", amount: str = "") -> str:
     event += " " * (19 - len(click.unstyle(event)))  # a colour takes no room
     return f"  {account:<8}  {do:<20}  ->  {event}  {after:>7}  {amount}".rstrip()
-
-
-def _signed(asset: ListedAsset, units: int) -> str:
-    return f"{'+' * (units > 0)}{asset.text(units)}"
 
 
 def _good(text: str) -> str:
@@ -147,7 +136,3 @@ def _good(text: str) -> str:
 
 def _bad(text: str) -> str:
     return click.style(text, fg="red", bold=True)
-
-
-def _dim(text: str) -> str:
-    return click.style(text, dim=True)

@@ -1,8 +1,12 @@
-"""What happens during the demonstration, and everything that it needs on one machine."""
+"""The demonstration: its story, everything that it needs on one machine, and how it is played.
+
+Each change is made only after the one before was reported. Refuses to wait for ever: what is not reported in
+time ends the story, and the verdict says so.
+"""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -10,19 +14,29 @@ from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import SecretStr
 
 from watcher.amounts import to_atoms
 from watcher.delivery.signing import new_secret
-from watcher.demo.judge import Balances, Heard, Made
+from watcher.demo.judge import Balances, Heard, Made, Verdict, judge
 from watcher.journal.explain import Vector
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
 from watcher.receiver import Receipt, Receiver
 from watcher.run.worker import Worker
-from watcher.sandbox import Holding, ListedAsset, LoopringKnobs, MetakeepKnobs, Sandbox, Step
+from watcher.sandbox import (
+    Holding,
+    ListedAsset,
+    LoopringKnobs,
+    MetakeepKnobs,
+    Move,
+    Sandbox,
+    Step,
+    default_script,
+)
+from watcher.sandbox import play as play_script
 from watcher.sandbox.book import AccountKey
 from watcher.sandbox.loopring import BALANCES
 from watcher.sandbox.metakeep import BALANCE
@@ -32,7 +46,7 @@ from watcher.snapshot import asset_id
 
 
 class Scene(NamedTuple):
-    """One change. `event` is the type that it must be told as; None where nothing may be told.
+    """One change. `event` is the type of event that it must become; None where it must become none.
 
     `heading` is what the audience should know from here on.
     """
@@ -50,10 +64,6 @@ def _alice(do: str, amount: str, asset: str, event: str, *, heading: str = "") -
     return Scene(Step(0, do, ALICE, asset, amount), event, heading)
 
 
-def _fault(provider: str, fault: str, *, heading: str) -> Scene:
-    return Scene(Step(0, "fault", options={"provider": provider, "fault": fault}), None, heading)
-
-
 STORY = (
     _treasury("deposit.seen", "12.5", "LRC", "deposit.pending", heading="A deposit at Loopring"),
     _treasury("deposit.cleared", "12.5", "LRC", "deposit.cleared"),
@@ -67,7 +77,11 @@ STORY = (
     _treasury("withdrawal.debited", "0.4", "ETH", "withdrawal.pending"),
     _treasury("withdrawal.cleared", "0.4", "ETH", "withdrawal.cleared"),
     _alice("lock", "100", "ZBVS", "locked.increased", heading="A lock at MetaKeep"),
-    _fault("loopring", "unavailable", heading="Loopring fails once, and nobody reads that as zero"),
+    Scene(
+        Step(0, "fault", options={"provider": "loopring", "fault": "unavailable"}),
+        None,
+        "Loopring fails once, and nobody reads that as zero",
+    ),
     _treasury(
         "withdrawal.debited", "1200", "USDC", "withdrawal.pending", heading="A withdrawal that comes back"
     ),
@@ -95,10 +109,20 @@ _DRAIN_S = 2
 _OFTEN = 1000
 """Requests per second, on both sides: nothing here is slowed by a limit."""
 
+PATIENCE_S = 4.0
+"""Far longer than anything takes here, and short enough to end within ten seconds if something is wrong."""
+
+_START_S = 10.0
+"""As long as the worker itself waits for its server, before it says what is wrong."""
+
+_T = TypeVar("_T")
+Show = Callable[[Scene, Made | None, Heard | None], None]
+"""Is called with a scene when it is over: the change (None: a fault), and the webhook that came of it."""
+
 
 @dataclass(eq=False)
 class Stage:
-    """Where the demonstration takes place. `heard` is what the receiver heard since the start.
+    """Where the demonstration takes place. `heard` is what the receiver got since the start.
 
     `folder` is gone when it ends.
     """
@@ -174,13 +198,84 @@ async def staged(
         async with sandbox, receiver:
             worker = Worker(configure(sandbox, receiver, Path(folder)), name="demo")
             stage = Stage(sandbox, receiver, worker, Path(folder))
-            receiver.notice = lambda receipt: _note(stage.heard, receipt)
+            receiver.notice = lambda receipt: stage.heard.append(Heard(receipt, time.monotonic()))
             async with asyncio.TaskGroup() as group:
                 group.create_task(worker.run(), name="worker")
                 try:
                     yield stage
                 finally:
                     worker.stop()
+
+
+async def play(
+    stage: Stage, *, show: Show, story: Sequence[Scene] = STORY, patience_s: float = PATIENCE_S
+) -> Verdict:
+    """Play the story and judge it. No change waits for longer than `patience_s` to be reported."""
+    made: list[Made] = []
+    baseline = stage.balances()
+    settle_polls = max(provider.settle_polls for provider in stage.worker.settings.provider_by_name.values())
+    try:
+        async with asyncio.timeout(_START_S):
+            await stage.polled(1)
+        for scene in story:
+            await _play_scene(stage, scene, made, show=show, patience_s=patience_s)
+        async with asyncio.timeout(patience_s):
+            # Whatever is still pending confirmation would be reported now, though no change is left.
+            await stage.polled(settle_polls + 1)
+    except TimeoutError:
+        pass  # the verdict finds what is missing
+    planned = sum(scene.event is not None for scene in story)
+    return judge(made, stage.heard, planned=planned, baseline=baseline, now=stage.balances())
+
+
+async def _play_scene(stage: Stage, scene: Scene, made: list[Made], *, show: Show, patience_s: float) -> None:
+    """Play one scene until it is over. Raises TimeoutError for one that does not end."""
+    if scene.event is None:
+        async with asyncio.timeout(patience_s):
+            await stage.fail(scene.step)
+        show(scene, None, None)
+        return
+    so_far = len(stage.heard)
+    made.append(stage.make(scene))
+    try:
+        async with asyncio.timeout(patience_s):
+            heard = await stage.hear(so_far)
+    except TimeoutError:
+        show(scene, made[-1], None)
+        raise
+    show(scene, made[-1], heard)
+
+
+async def go_on(
+    stage: Stage,
+    script: Iterable[Step] | None = None,
+    *,
+    moved: Callable[[Move], None],
+    made: Callable[[Step], None],
+    heard: Callable[[Receipt], None],
+) -> None:
+    """Play a script, by default the sandbox's own, and say what happens as it does. Never returns.
+
+    Raises, in a group, what `moved`, `made` and `heard` raise: no provider and no receiver fails of that.
+    """
+    news: asyncio.Queue[Callable[[], None]] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    started_at = loop.time()
+
+    async def until(at_s: float) -> None:
+        await asyncio.sleep(started_at + at_s - loop.time())
+
+    def soon(tell: Callable[[_T], None]) -> Callable[[_T], None]:
+        return lambda what: news.put_nowait(partial(tell, what))
+
+    stage.sandbox.world.told = soon(moved)
+    stage.receiver.notice = soon(heard)
+    steps = default_script() if script is None else script
+    world, knobs = stage.sandbox.world, stage.sandbox.knobs
+    async with asyncio.TaskGroup() as group:
+        group.create_task(play_script(steps, world, knobs, until=until, made=soon(made)), name="script")
+        while True:
+            (await news.get())()
 
 
 def _settings(interval: timedelta, sandbox: Sandbox, receiver: Receiver, data_dir: Path) -> Settings:
@@ -211,16 +306,11 @@ def _settings(interval: timedelta, sandbox: Sandbox, receiver: Receiver, data_di
     )
 
 
-def _note(heard: list[Heard], receipt: Receipt) -> None:
-    heard.append(Heard(receipt, time.monotonic()))
-
-
 def _vector(listed: ListedAsset, holding: Holding) -> Vector:
     return Vector(*(to_atoms(listed.text(units)) for units in holding))
 
 
 async def _until(is_so: Callable[[], bool]) -> None:
-    """Look again and again: neither the simulators nor the counters tell. The caller sets the limit of
-    time."""
+    """Look again and again: neither the simulators nor the counters notify. The caller sets the limit."""
     while not is_so():  # noqa: ASYNC110
         await asyncio.sleep(_LOOK_S)

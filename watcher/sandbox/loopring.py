@@ -80,10 +80,18 @@ class Loopring:
         account = self._account(call.query.get("accountId", ""), owner)
         if knobs.account_by_key.get(key, account.key) != account.key:
             self._decline(INVALID_KEY)
+        wanted = self._assets()
+        if tokens := call.query.get("tokens", ""):
+            ids = tokens.split(",")
+            if not all(one.isascii() and one.isdecimal() for one in ids):
+                self._decline(INVALID_ARGUMENT)
+            if knobs.unknown_token_code is not None and set(ids) - {asset.id for asset in wanted}:
+                self._decline(knobs.unknown_token_code)
+            wanted = [asset for asset in wanted if asset.id in ids]
         holdings = self.replicas.view(account.key)
         rows = [
             self._row(account, asset, holdings[asset.id])
-            for asset in self._wanted(call.query.get("tokens", ""))
+            for asset in wanted
             if asset.id in holdings and (knobs.zero_rows == "kept" or holdings[asset.id] != NOTHING)
         ]
         return Reply(Answer.json(knobs.arrange(rows, self._random)), account.key)
@@ -151,18 +159,6 @@ class Loopring:
         if meant[0].key != meant[-1].key:
             self._decline(INVALID_ACCOUNT)
         return meant[0]
-
-    def _wanted(self, tokens: str) -> list[ListedAsset]:
-        """Read the filter; an empty one filters nothing."""
-        if not tokens:
-            return self._assets()
-        ids = tokens.split(",")
-        if not all(one.isascii() and one.isdecimal() for one in ids):
-            self._decline(INVALID_ARGUMENT)
-        known = self._assets()
-        if self.knobs.unknown_token_code is not None and set(ids) - {asset.id for asset in known}:
-            self._decline(self.knobs.unknown_token_code)
-        return [asset for asset in known if asset.id in ids]
 
     def _assets(self) -> list[ListedAsset]:
         return sorted(self._world.assets("loopring"), key=lambda asset: int(asset.id))

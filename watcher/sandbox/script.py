@@ -167,10 +167,19 @@ def read_script(text: str, world: World, *, source: str = "script") -> Script:
             mistakes.append(f"{source}:{number}: {error}")
     if not steps and not mistakes:
         mistakes.append(f"{source}:1: no steps; a step is {_EXAMPLE}")
-    mistakes = mistakes or [f"{source}:{mistake}" for mistake in _rehearsed(steps, world)]
+    repeats = bool(steps) and steps[-1].do == "repeat"
+    rehearsal = world.copy()
+    for step in [] if mistakes else steps * (2 if repeats else 1):
+        if step.account is None:
+            continue
+        try:
+            step.make(rehearsal, {})
+            rehearsal.settle(step.account)
+        except Impossible as error:
+            mistakes.append(f"{source}:{step.line}: {error}")
+            break
     if mistakes:
         raise ScriptError("\n".join(printable(mistake, _LONGEST) for mistake in mistakes))
-    repeats = steps[-1].do == "repeat"
     return Script(source, tuple(steps[:-1] if repeats else steps), steps[-1].at if repeats else None)
 
 
@@ -230,20 +239,6 @@ def _step(said: dict[str, Any], number: int, world: World, last: Step | None) ->
         raise _Mistake(f"set: needs one or more of {', '.join(Holding._fields)}")
     options = {key: value for key, value in said.items() if key not in ("at", "do", *_MOVE)}
     return Step(float(at), do, account, asset, said.get("amount"), options, number)
-
-
-def _rehearsed(steps: list[Step], world: World) -> Iterator[str]:
-    """Try the steps on a copy of the world, twice over if they repeat, and name the first that cannot be."""
-    rehearsal = world.copy()
-    rounds = 2 if steps[-1].do == "repeat" else 1
-    for step in steps * rounds:
-        try:
-            if step.account is not None:
-                step.make(rehearsal, {})
-                rehearsal.settle(step.account)
-        except Impossible as error:
-            yield f"{step.line}: {error}"
-            return
 
 
 def _meant(said: object, known: Iterable[str]) -> str:
