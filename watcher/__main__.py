@@ -17,10 +17,11 @@ def main() -> None:
 
         streams.fix()
         from watcher.cli import main as run_command
-    except BaseException as error:
-        if not isinstance(error, KeyboardInterrupt) and not signals.has_ended():
-            raise
+    except KeyboardInterrupt:
         sys.exit(signals.exit_code())
+    finally:
+        if signals.has_ended():  # whatever an import made of that
+            sys.exit(signals.exit_code())
     run_command()
 
 

@@ -191,8 +191,10 @@ async def travel(url: str) -> dict[str, tuple[Trip, Trip]]:
                 with traced() as unchanged:
                     await _polls(rig, 1)
                 rig.sandbox.world.lock(TREASURY, "LRC", 1)
+                await rig.events(1)  # the first one opens the connection
+                rig.sandbox.world.lock(TREASURY, "LRC", 2)
                 with traced() as changed:
-                    await rig.events(1)
+                    await rig.events(2)
                     await _polls(rig, 1)
     return {
         "an unchanged poll": (unchanged.trip("poll", "pipe"), unchanged.trip("poll treasury")),

@@ -1,20 +1,22 @@
-"""Counting is adding up, and a spread puts each value where Prometheus looks for it."""
+"""Counting is adding up, and each duration is counted where Prometheus looks for it."""
 
+from bisect import bisect_left
+from collections import Counter
 from copy import copy
 
 import pytest
 
-from watcher.observe.counters import LAG_BOUNDS_S, POLL_BOUNDS_S, Counters, Spread
+from watcher.observe.counters import LAG_BOUNDS_S, POLL_BOUNDS_S, Counters, buckets
 
 
 @pytest.mark.parametrize(
-    ("value", "place"), [(0, 0), (0.99, 0), (1, 0), (1.01, 1), (5, 1), (5.01, 2), (1e9, 2)]
+    ("value", "counts"),
+    [(0, (1, 1, 1)), (1, (1, 1, 1)), (1.01, (0, 1, 1)), (5, (0, 1, 1)), (5.01, (0, 0, 1)), (1e9, (0, 0, 1))],
 )
-def test_a_value_counts_for_the_first_bound_that_it_does_not_exceed(value: float, place: int) -> None:
-    spread = Spread((1.0, 5.0))
-    spread.add(value)
-    assert spread.counts == [int(number == place) for number in range(3)]
-    assert spread.total == value
+def test_a_value_counts_for_all_bounds_that_it_does_not_exceed(value: float, counts: tuple[int, ...]) -> None:
+    bounds = (1.0, 5.0)
+    counted = Counter([bisect_left(bounds, value)])
+    assert buckets(counted.__getitem__, bounds) == [*zip(("1.0", "5.0", "+Inf"), counts, strict=True)]
 
 
 @pytest.mark.parametrize("bounds", [POLL_BOUNDS_S, LAG_BOUNDS_S])
@@ -28,7 +30,4 @@ def test_what_was_added_since_a_copy_is_what_the_heartbeat_tells() -> None:
     before = copy(counters)
     counters.polls += 2
     counters.changes += 7
-    counters.polled("shop", "committed", 0.1)
     assert counters.since(before) == {"polls": 2, "rejected": 0, "changes": 7, "deliveries": 0, "retried": 0}
-    assert counters.by_poll == {("shop", "committed"): 1}
-    assert sum(counters.poll_s["shop"].counts) == 1

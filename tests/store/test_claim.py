@@ -112,7 +112,7 @@ async def test_a_claim_may_leave_out_what_has_waited_for_less(redis_client: Redi
 
 async def test_every_claim_sets_the_clock_by_the_servers(redis_client: Redis, namespace: str) -> None:
     store, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
-    store.schedule._ahead_ms += 3_600_000
+    store.pipe.set_clock(store.pipe.now_ms() + 3_600_000)
     await claim(store)
     assert abs(store.schedule.now_ms() - await other.now_ms()) < 1000
 

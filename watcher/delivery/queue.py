@@ -5,6 +5,7 @@ Refuses to go past a delivery that is not settled: order within a queue is the p
 
 import asyncio
 import random
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -18,7 +19,7 @@ from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, Attempt, Sink, Target
 from watcher.engine.dispatch import Claim, Room
 from watcher.engine.loop import Claimed, InUse, Neighbours, survived
 from watcher.journal.events import Delivery, load_delivery
-from watcher.observe.counters import Counters
+from watcher.observe.counters import LAG_BOUNDS_S, Counters
 from watcher.observe.log import log
 from watcher.store.exceptions import StoreError
 from watcher.store.queues import Begun, Queues
@@ -323,7 +324,8 @@ class DeliveryWork(Generic[T_target]):
         if verdict.outcome is Outcome.DELIVERED:
             lag_ms = max(0, self._now_ms() - one.delivery.sequence)
             self._counters.deliveries += 1
-            self._counters.lag_s.add(lag_ms / 1000)
+            self._counters.by_lag[bisect_left(LAG_BOUNDS_S, lag_ms / 1000)] += 1
+            self._counters.lagging_s += lag_ms / 1000
             log.info("delivery.delivered", **fields, lag_ms=lag_ms)
             return
         excerpt = attempt.excerpt or None  # of which a line shows no more than 200 characters

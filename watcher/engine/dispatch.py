@@ -94,10 +94,9 @@ class Dispatch:
 
     def wake(self, key: Key, shard: int, now: float) -> None:
         """Note that work was just made due at a shard: it comes before what was found by looking."""
-        if self._takes(key):
-            line = self._line(key)
-            line.due[shard] = min(now, line.due.get(shard, now))
-            self._arrange(key, line, now, self._woken)
+        line = self._line(key)
+        line.due[shard] = min(now, line.due.get(shard, now))
+        self._arrange(key, line, now, self._woken)
 
     def reset(self, key: Key) -> None:
         """Forget that a key is backing off or full: it may be asked sooner than was known."""

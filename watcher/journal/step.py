@@ -53,7 +53,9 @@ def diff(
     watches = interest.watches(reading.account)
     zeros = reading.snapshot.zeros
     entries, conversions = moved_on.entry_by_asset, moved_on.conversions
-    warnings, crossed = crossings(watches, entries, was_crossed, conversions, zeros=zeros)
+    warnings, crossed = (
+        crossings(watches, entries, was_crossed, conversions, zeros=zeros) if watches else ([], frozenset())
+    )
     stale_since_ms = state.stale_since_ms if state else 0
     if not (moved_on.is_news or stale_since_ms or crossed != was_crossed):
         return None

@@ -4,11 +4,9 @@ Not the types of prometheus_client: only a worker with `--http` imports that, na
 configured must not show, and a count costs a seventh.
 """
 
-from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import accumulate
 
 POLL_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -18,30 +16,12 @@ LAG_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0,
 """From a delivery at once to one of the last retries."""
 
 
-class Spread:
-    """How values are spread: how many fell below each bound and above the one before it, and their sum."""
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-
-    def add(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-    def buckets(self) -> list[tuple[str, int]]:
-        """How many values do not exceed each bound, as Prometheus writes it."""
-        return [*zip([*map(str, self.bounds), "+Inf"], accumulate(self.counts), strict=True)]
-
-
 @dataclass(slots=True)
 class Counters:
     """Counts since the worker started: those of the heartbeat line, then the same by name.
 
-    Names are those of the configuration; texts from outside are never counted by.
+    Names are those of the configuration; texts from outside are never counted by. A duration is counted at
+    the first bound that it does not exceed: `bisect_left(BOUNDS, seconds)`.
     """
 
     polls: int = 0
@@ -55,19 +35,22 @@ class Counters:
     by_change: Counter[tuple[str, str]] = field(default_factory=Counter)  # provider, type
     by_attempt: Counter[tuple[str, str]] = field(default_factory=Counter)  # subscription, outcome
     pushed_out: Counter[str] = field(default_factory=Counter)  # by subscription
-    poll_s: defaultdict[str, Spread] = field(
-        default_factory=partial(defaultdict, partial(Spread, POLL_BOUNDS_S))
-    )
-    lag_s: Spread = field(default_factory=lambda: Spread(LAG_BOUNDS_S))
-
-    def polled(self, provider: str, outcome: str, seconds: float) -> None:
-        """Note how a poll ended: committed, unchanged, rejected, discarded or quarantined."""
-        self.by_poll[provider, outcome] += 1
-        self.poll_s[provider].add(seconds)
+    by_duration: defaultdict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
+    """By provider, then by the index of POLL_BOUNDS_S."""
+    polling_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # provider
+    by_lag: Counter[int] = field(default_factory=Counter)  # index of LAG_BOUNDS_S
+    lagging_s: float = 0.0
 
     def since(self, before: "Counters") -> dict[str, int]:
         """Return what was added since an earlier copy, as the heartbeat line reports it."""
         return {name: getattr(self, name) - getattr(before, name) for name in _REPORTED}
+
+
+def buckets(count: Callable[[int], int], bounds: Sequence[float]) -> list[tuple[str, int]]:
+    """Say how many values do not exceed each bound, as Prometheus writes it; `count(i)` are those at bound
+    number i."""
+    names = [*map(str, bounds), "+Inf"]
+    return [*zip(names, accumulate(map(count, range(len(names)))), strict=True)]
 
 
 _REPORTED = ("polls", "rejected", "changes", "deliveries", "retried")

@@ -19,6 +19,7 @@ from prometheus_client.metrics_core import (
 )
 
 from watcher import __version__
+from watcher.observe.counters import LAG_BOUNDS_S, POLL_BOUNDS_S, buckets
 from watcher.observe.listener import Answer, Route
 from watcher.observe.views import Outlook, Overview
 from watcher.polling.report import STALE_INTERVALS
@@ -189,7 +190,6 @@ def _of_worker(worker: Worker) -> _Samples:
     accounts = dict.fromkeys(providers, 0)
     for account in settings.account_by_name.values():
         accounts[account.provider] += 1
-    poll_s = {name: counters.poll_s[name] for name in providers}
     return {
         "watcher_build_info": [((__version__,), 1)],
         "watcher_polls_total": _counts(counters.by_poll, providers, POLL_OUTCOMES),
@@ -200,9 +200,16 @@ def _of_worker(worker: Worker) -> _Samples:
             ((name,), counters.pushed_out[name]) for name in subscriptions
         ],
         "watcher_poll_duration_seconds": [
-            ((name,), spread.buckets(), spread.total) for name, spread in poll_s.items()
+            (
+                (name,),
+                buckets(counters.by_duration[name].__getitem__, POLL_BOUNDS_S),
+                counters.polling_s[name],
+            )
+            for name in providers
         ],
-        "watcher_delivery_lag_seconds": [((), counters.lag_s.buckets(), counters.lag_s.total)],
+        "watcher_delivery_lag_seconds": [
+            ((), buckets(counters.by_lag.__getitem__, LAG_BOUNDS_S), counters.lagging_s)
+        ],
         "watcher_requests_in_flight": [((), worker.in_flight)],
         "watcher_loop_lag_seconds": [((), liveness.lag_s)],
         "watcher_clock_skew_seconds": [((), liveness.skew_ms / 1000)],

@@ -8,6 +8,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from watcher.engine.breaker import ProviderBreaker, State
+from watcher.engine.dispatch import Key
 from watcher.journal.account import AccountState, Rules
 from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
@@ -42,7 +43,7 @@ class Settled(NamedTuple):
 
 
 class Poller:
-    """Polls the accounts of one provider. `wake(shard, subscription)` is called for every queue made due.
+    """Polls the accounts of one provider. `wake(key, shard)` is called for every queue made due.
 
     `most_requests`: no account's poll takes more. The account `probe_account`, the same one for all workers,
     asks whenever it is due; as long as its polls are rejected, others hardly do.
@@ -57,7 +58,7 @@ class Poller:
         report: PollReport,
         *,
         now_ms: Callable[[], int],
-        wake: Callable[[int, str], None],
+        wake: Callable[[Key, int], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
@@ -270,7 +271,7 @@ class Poller:
         if reply in (Reply.DONE, Reply.DONE_BEFORE):
             self._report.committed(account, step, pushed_out)
             for subscription in step.deliveries:
-                self._wake(shard_of(account.name), subscription)
+                self._wake(Key("delivery", subscription), shard_of(account.name))
         return reply
 
     async def _reject(

@@ -5,6 +5,7 @@ when it is over.
 """
 
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from watcher.journal.step import Step
-from watcher.observe.counters import Counters
+from watcher.observe.counters import POLL_BOUNDS_S, Counters
 from watcher.observe.log import Streak, Throttle, log
 from watcher.providers.contract import PERMANENT, Rejected, todo
 from watcher.settings import AccountSettings
@@ -316,7 +317,7 @@ class PollReport:
         duration_s = time.monotonic() - started
         is_done = reply in (Reply.DONE, Reply.DONE_BEFORE)
         outcome = ("committed" if step else "unchanged") if is_done else "discarded"
-        self._counters.polled(account.provider, outcome, duration_s)
+        self._count(account.provider, outcome, duration_s)
         failures = self._failures.get(account.provider)
         rejected = failures.succeeded(account.name) if failures else None
         names: dict[str, object] = {
@@ -347,7 +348,7 @@ class PollReport:
         duration_s = time.monotonic() - started
         self._counters.rejected += 1
         self._counters.by_error_class[account.provider, rejected.error_class] += 1
-        self._counters.polled(account.provider, "rejected", duration_s)
+        self._count(account.provider, "rejected", duration_s)
         failures = self.failures(account.provider)
         is_news = not isinstance(rejected, NotAsked) and failures.rejected(account.name)
         line = {
@@ -367,8 +368,14 @@ class PollReport:
 
     def quarantined(self, account: AccountSettings, damage: BadState, started: float) -> None:
         """An account's state cannot be read."""
-        self._counters.polled(account.provider, "quarantined", time.monotonic() - started)
+        self._count(account.provider, "quarantined", time.monotonic() - started)
         self.failures(account.provider).quarantined(account.name, damage)
+
+    def _count(self, provider: str, outcome: str, duration_s: float) -> None:
+        counters = self._counters
+        counters.by_poll[provider, outcome] += 1
+        counters.by_duration[provider][bisect_left(POLL_BOUNDS_S, duration_s)] += 1
+        counters.polling_s[provider] += duration_s
 
     def committed(self, account: AccountSettings, step: Step, pushed_out: Mapping[str, int]) -> None:
         """A step was written: report its baseline, its doubts and its events."""

@@ -230,7 +230,7 @@ class Configured:
             self._interest,
             self.report,
             now_ms=self._schedule.now_ms,
-            wake=lambda shard, subscription: self.loop.wake(Key("delivery", subscription), shard),
+            wake=self.loop.wake,
         )
         return ProviderPolls(
             poller,

@@ -8,6 +8,7 @@ is answered once, with its result or its error.
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha1
@@ -18,10 +19,10 @@ from hiredis import pack_command
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import ConnectionError as NoConnection
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 
-from watcher.store.errors import DamagedKey, translated, unreadable
+from watcher.store.errors import DamagedKey, in_our_words, translated, unreadable, where
 
 _MOST = 512
 """Commands in one pipeline: enough to amortize the round trip, few enough not to hold up the rest."""
@@ -125,6 +126,15 @@ class Pipe:
         self._waiting: list[Call] = []
         self._wake = asyncio.Event()
         self._runners = 0
+        self._ahead_ms = (time.time() - time.monotonic()) * 1000
+
+    def now_ms(self) -> int:
+        """The server's clock, as its answers show it, carried on by a monotonic one: no step moves it."""
+        return int(time.monotonic() * 1000 + self._ahead_ms)
+
+    def set_clock(self, now_ms: float) -> None:
+        """Note the time that an answer of the server shows."""
+        self._ahead_ms = now_ms - time.monotonic() * 1000
 
     # All raise StoreError where the server does not do its part, and redis-py's ResponseError else.
 
@@ -164,16 +174,19 @@ class Pipe:
     async def send(self, call: Call) -> Any:
         """Send a call and wait for its answer. A call is sent once; `again` makes another of it."""
         try:
-            with translated(self._client):
-                if self._runners:
-                    self._waiting.append(call)
-                    self._wake.set()
-                else:
-                    await self._execute([call])
-                return await call.answer
-        except DamagedKey as damage:
-            damage.keys = call.all_keys
-            raise
+            if self._runners:
+                self._waiting.append(call)
+                self._wake.set()
+            else:
+                await self._execute([call])
+            return await call.answer
+        except (RedisError, OSError) as error:
+            ours = in_our_words(error, where(self._client))
+            if isinstance(ours, DamagedKey):
+                ours.keys = call.all_keys
+            if ours is None:
+                raise
+            raise ours from error
 
     async def send_where_it_moves(self, call: Call) -> Any:
         """Send a call to the node of a Cluster that is just being given its keys."""
@@ -203,14 +216,15 @@ class Pipe:
                 steps = [Packet([call]) for packet in apart for call in packet.calls]
                 packets += steps
                 answers += await self._answers(steps)
-        except BaseException as error:
+        except (RedisError, OSError, ValueError, TypeError) as error:  # the last two: what cannot be sent
             for call in calls:
-                call.settle(error if isinstance(error, Exception) else asyncio.CancelledError())
-            if not isinstance(error, Exception):
-                raise
+                call.settle(error)
         else:
             for packet, answer in zip(packets, answers, strict=True):
                 packet.hand_out(answer)
+        finally:
+            for call in calls:  # none of them waits for an answer that does not come
+                call.settle(asyncio.CancelledError())
 
     async def _answers(self, packets: "list[Packet]") -> list[Any]:
         answers = await self._pipeline([packet.command() for packet in packets])

@@ -4,7 +4,6 @@ Refuses to know what a member is: an account to poll, or a queue to deliver.
 """
 
 import asyncio
-import time
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Literal, NamedTuple
@@ -50,20 +49,16 @@ class Claimed(NamedTuple):
 
 
 class Schedule:
-    """Claims and releases over one pipe, and the server's clock as far as its answers show it."""
+    """Claims and releases over one pipe. `now_ms()` is the server's clock."""
 
     def __init__(self, pipe: Pipe) -> None:
         self.pipe = pipe
-        self._ahead_ms = time.time() * 1000 - time.monotonic() * 1000
-
-    def now_ms(self) -> int:
-        """The server's clock, carried on by a monotonic one between two answers: no step moves it."""
-        return int(time.monotonic() * 1000 + self._ahead_ms)
+        self.now_ms = pipe.now_ms
 
     async def read_clock(self) -> None:
         """Ask the server for its time."""
         seconds, microseconds = await self.pipe.command("TIME")
-        self._ahead_ms = int(seconds) * 1000 + int(microseconds) / 1000 - time.monotonic() * 1000
+        self.pipe.set_clock(int(seconds) * 1000 + int(microseconds) / 1000)
 
     async def claim(
         self, keys: list[str], lease_ms: int, at_most: int, *arguments: object, waited_ms: int = 0
@@ -72,7 +67,7 @@ class Schedule:
         now, deadline, next_due, *members = await self.pipe.script(
             _CLAIM, keys, lease_ms, at_most, void_from, waited_ms, *arguments
         )
-        self._ahead_ms = now - time.monotonic() * 1000
+        self.pipe.set_clock(now)
         until = float(deadline) if isinstance(deadline, bytes) else deadline
         leases = tuple(Lease(member.decode("utf-8", "replace"), until) for member in members)
         return Claimed(leases, None if next_due < 0 else next_due - now)
