@@ -213,6 +213,7 @@ def test_what_is_another_workers_is_neither_taken_nor_remembered() -> None:
     dispatch.due(SHOP, 1, NOW, NOW)
     assert dispatch.take(NOW) == [SHOP]
     dispatch.wake(OPS, 2, NOW)
+    assert dispatch.take(NOW) == []
     taken_away.clear()
     dispatch.wake(OPS, 3, NOW)
     dispatch.take(NOW)
