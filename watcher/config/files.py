@@ -277,10 +277,9 @@ def read_partly(
 
 
 def salvaged(text: str) -> dict[str, Any] | None:
-    """Read every table that is TOML by itself; None where [redis] is there and cannot be read.
+    """Read every table that is TOML by itself; of [redis], and above the first table, every such line.
 
-    Of [redis], and of what stands above the first table, each line counts that is TOML by itself; None where
-    one is not that says where the state lies.
+    None where [redis] is there and cannot be read, or where a line is broken that says where the state lies.
     """
     found: dict[str, Any] = {}
     top, *tables = _TABLE.split(text)
