@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import wraps
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -195,35 +195,24 @@ def names_of(kind: str) -> Complete:
     """
 
     def complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+        import json  # only a shell asks for it
+        import tomllib
+
         found: list[str] = []
-        with suppress(Exception):  # a prompt is no place to learn of a mistake: `watcher check` is
+        with suppress(Exception), ExitStack() as stack:  # it is `watcher check` that says what is wrong
             path = Environment().place_of(context.params.get("config_path"))
-            found = [name for name in _names(kind, path) if name.startswith(incomplete)]
+            document = tomllib.loads(decoded(path.read_bytes())) if path else {}
+            tables = iter(document.get(kind, ()))
+            if path and kind == "accounts" and "accounts_file" in document:
+                lines = stack.enter_context((path.parent / document["accounts_file"]).open("rb"))
+                tables = chain(tables, (json.loads(decoded(line)) for line in lines if line.strip()))
+            names = (table.get("name") for table in tables)
+            # A name that cannot be seen, a shell would take for something else.
+            seen = (name for name in names if isinstance(name, str) and name.isprintable())
+            found = [name for name in seen if name.startswith(incomplete)]
         return found if len(found) <= _MOST_COMPLETED else []
 
     return complete
-
-
-def _names(kind: str, path: Path | None) -> Iterator[str]:
-    import json  # only a shell asks for it
-    import tomllib
-
-    if path is None:
-        return
-    document = tomllib.loads(decoded(path.read_bytes()))
-    for table in document.get(kind, ()):
-        yield from _name(table)
-    if kind == "accounts" and "accounts_file" in document:
-        with (path.parent / document["accounts_file"]).open("rb") as lines:
-            for line in lines:
-                yield from _name(json.loads(decoded(line)) if line.strip() else {})
-
-
-def _name(table: Any) -> Iterator[str]:
-    """Leave out a name that cannot be seen, or that a shell would take for something else."""
-    name = table.get("name")
-    if isinstance(name, str) and name.isprintable():
-        yield name
 
 
 accounts_option = click.option(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -66,9 +67,21 @@ def age_text(ms: int) -> str:
     return f"{minutes}m {seconds % 60}s" if minutes else f"{seconds}s"
 
 
+def text_of(value: object) -> str:
+    """Show text and numbers; what is neither has no place in a line, and its repr may be of any size."""
+    return printable(str(value)) if isinstance(value, str | int | Decimal) else "-"
+
+
+def part_of(value: object, *path: str) -> Mapping[str, Any]:
+    """Return the object that lies there in parsed JSON; an empty one where there is none."""
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
 def moved_text(effect: Mapping[str, Any]) -> str:
     """Say what an effect moves: `total +12.5, pending_deposit -12.5`."""
-    moved = {field: printable(str(amount)) for field, amount in effect.items() if amount not in ("0", None)}
+    moved = {field: text_of(amount) for field, amount in effect.items() if amount not in ("0", None)}
     return ", ".join(
         f"{printable(field)} {amount if amount.startswith('-') else f'+{amount}'}"
         for field, amount in moved.items()

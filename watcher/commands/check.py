@@ -15,7 +15,6 @@ import click
 from watcher.commands._shared import config_option, load_or_exit, tell
 
 if TYPE_CHECKING:
-    from watcher.config.loading import Loaded
     from watcher.settings import Settings
 
 _MOST_NAMES = 5
@@ -38,20 +37,14 @@ def command(*, config_path: Path | None, is_shown: bool, is_trying: bool, is_jso
     """
     loaded = load_or_exit(config_path, is_json=is_json)
     tell(loaded.warnings, "warning", is_json=is_json)
+    settings = loaded.settings
     if is_shown:
         from watcher.config.loading import as_toml, shown
 
-        tree = shown(loaded.settings)
+        tree = shown(settings)
         for line in [json.dumps(tree)] if is_json else as_toml(tree):
             click.echo(line)
-    else:
-        _summarize(loaded, is_json=is_json)
-    return _try(loaded.settings, is_json=is_json) if is_trying else 0
-
-
-def _summarize(loaded: "Loaded", *, is_json: bool) -> None:
-    settings = loaded.settings
-    if is_json:
+    elif is_json:
         accounts = Counter(account.provider for account in settings.account_by_name.values())
         providers = {
             name: {"kind": provider.kind, "accounts": accounts[name]}
@@ -60,15 +53,16 @@ def _summarize(loaded: "Loaded", *, is_json: bool) -> None:
         subscriptions = [*settings.subscription_by_name]
         summary = {"file": str(loaded.path), "providers": providers, "subscriptions": subscriptions}
         click.echo(json.dumps(summary))
-        return
-    click.echo(f"{loaded.path} is good")
-    for title, by_name in (
-        ("providers", settings.provider_by_name),
-        ("accounts", settings.account_by_name),
-        ("subscriptions", settings.subscription_by_name),
-    ):
-        names = ", ".join(islice(by_name, _MOST_NAMES)) + (", …" if len(by_name) > _MOST_NAMES else "")
-        click.echo(f"{title:<13} {len(by_name):>7,}  {names}".rstrip())
+    else:
+        click.echo(f"{loaded.path} is good")
+        for title, by_name in (
+            ("providers", settings.provider_by_name),
+            ("accounts", settings.account_by_name),
+            ("subscriptions", settings.subscription_by_name),
+        ):
+            names = ", ".join(islice(by_name, _MOST_NAMES)) + (", …" if len(by_name) > _MOST_NAMES else "")
+            click.echo(f"{title:<13} {len(by_name):>7,}  {names}".rstrip())
+    return _try(settings, is_json=is_json) if is_trying else 0
 
 
 def _try(settings: "Settings", *, is_json: bool) -> int:

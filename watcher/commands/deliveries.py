@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from watcher.commands._shared import in_a_loop, look_options, names_like, names_of, refuse_unknown
-from watcher.commands._table import Columns, age_text, known, say_json, say_next
+from watcher.commands._table import Columns, age_text, known, say_json, say_next, text_of
 from watcher.printable import printable
 
 if TYPE_CHECKING:
@@ -189,12 +189,12 @@ def cells(row: _Row) -> list[str]:
     owner = [printable(row["subscription"]), printable(row["account"])]
     age = "-" if row["age_s"] is None else age_text(1000 * row["age_s"])
     if row["kind"] == "attempt":
-        answer = _text(row["status"] if row["error"] is None else row["error"])
-        says = f": {_text(row['answer'])}" if row["answer"] else ""
-        took = f"{_text(row['duration_ms'])} ms"
-        event = [_text(row["event_id"]), _text(row["attempt"])]
-        return [*owner, *event, f"{age} ago", took, _text(row["outcome"]), f"{answer}{says}"]
-    event = [_text(row[key]) for key in ("event_id", "event_type", "sequence")]
+        answer = text_of(row["status"] if row["error"] is None else row["error"])
+        says = f": {text_of(row['answer'])}" if row["answer"] else ""
+        took = f"{text_of(row['duration_ms'])} ms"
+        event = [text_of(row["event_id"]), text_of(row["attempt"])]
+        return [*owner, *event, f"{age} ago", took, text_of(row["outcome"]), f"{answer}{says}"]
+    event = [text_of(row[key]) for key in ("event_id", "event_type", "sequence")]
     if row["kind"] == "dead":
         return [*owner, *event, f"{age} ago", printable(row["reason"])]
     if row["position"] > 1:
@@ -204,7 +204,3 @@ def cells(row: _Row) -> list[str]:
     else:
         due = f"in {age_text(1000 * row['due_in_s'])}" if row["due_in_s"] else "now"
     return [*owner, str(row["position"]), *event, age, str(row["failed_attempts"] or ""), due]
-
-
-def _text(value: object) -> str:
-    return printable(str(value)) if isinstance(value, str | int) else "-"

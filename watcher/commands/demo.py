@@ -61,7 +61,7 @@ async def _demo(interval: timedelta, *, is_kept: bool) -> int:
     from watcher.service.exposure import Exposure, exposed
 
     started_at = time.monotonic()
-    ending = Ending()
+    ending = Ending(asyncio.get_running_loop())
     async with a_stage(interval) as stage:
         _echo(opening_lines(interval))
         verdict = await ending.unless(play(stage, show=lambda *scene: _echo(scene_lines(*scene))))
@@ -96,10 +96,16 @@ class Ending:
     Nothing is left behind: what is under way is cancelled, what is set up is taken down in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.number = 0
         self._task: asyncio.Task[object] | None = None
-        signals.take_over(asyncio.get_running_loop().call_soon_threadsafe, self._end)
+
+        def end(number: int) -> None:
+            if not self.number and self._task:
+                self._task.cancel()
+            self.number = self.number or number
+
+        signals.take_over(loop.call_soon_threadsafe, end)
 
     async def unless(self, work: Coroutine[object, object, _T]) -> _T | None:
         """Do the work, unless a signal comes: then the answer is None."""
@@ -109,11 +115,6 @@ class Ending:
             if self.number:
                 task.cancel()
         return None if task.cancelled() else task.result()
-
-    def _end(self, number: int) -> None:
-        if not self.number and self._task:
-            self._task.cancel()
-        self.number = self.number or number
 
 
 def only(error: BaseException) -> BaseException:

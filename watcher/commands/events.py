@@ -4,10 +4,10 @@ Refuses to show text from outside as it came: control characters are escaped.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -20,7 +20,7 @@ from watcher.commands._shared import (
     since_ms,
     since_option,
 )
-from watcher.commands._table import known, moved_text, say_json, say_next
+from watcher.commands._table import known, moved_text, part_of, say_json, say_next, text_of
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
@@ -149,34 +149,27 @@ async def _records(store: "OpenStore", wanted: _Wanted, *, is_followed: bool) ->
 
 def _as_text(record: "Record") -> str:
     content = record.content
-    data = _part(content, "data")
-    asset = _part(data, "asset")
-    amount = f"{_text(data.get('amount'))} {_text(asset.get('symbol') or asset.get('id'))}" if asset else ""
-    moved = moved_text(_part(data, "effect"))
+    data = part_of(content, "data")
+    asset = part_of(data, "asset")
+    amount = (
+        f"{text_of(data.get('amount'))} {text_of(asset.get('symbol') or asset.get('id'))}" if asset else ""
+    )
+    moved = moved_text(part_of(data, "effect"))
     if not moved:  # then what it is about
         about = content.get("assets", data.get("balances"))
-        reason = _text(data.get("reason")) if "reason" in data else ""
+        reason = text_of(data.get("reason")) if "reason" in data else ""
         moved = many(len(about), "asset") if isinstance(about, dict | list) else reason
     columns = [
-        _text(content.get("timestamp")),
+        text_of(content.get("timestamp")),
         f"{printable(record.account):<16}",
-        f"{_text(content.get('type')):<20}",
+        f"{text_of(content.get('type')):<20}",
         f"{amount:>20}",
         f"{moved:<32}",
-        f"#{_text(data.get('sequence', content.get('sequence')))}",
-        _text(content["id"]) if "id" in content else "",
+        f"#{text_of(data.get('sequence', content.get('sequence')))}",
+        text_of(content["id"]) if "id" in content else "",
     ]
     return "  ".join(columns).rstrip()
 
 
 def _any(text: str, globs: tuple[str, ...]) -> bool:
     return any(fnmatchcase(text, glob) for glob in globs)
-
-
-def _part(said: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    part = said.get(name)
-    return part if isinstance(part, dict) else {}
-
-
-def _text(value: object) -> str:
-    return printable(str(value)) if isinstance(value, str | int) else "-"

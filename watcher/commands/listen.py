@@ -6,17 +6,17 @@ import re
 import time
 from collections import Counter
 from datetime import datetime
-from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from watcher import signals
 from watcher.commands._shared import given_by
+from watcher.commands._table import moved_text, part_of, text_of
 from watcher.commands.secret import secret_options, secrets_given, verifying
 from watcher.durations import parse_duration
-from watcher.printable import many, printable
+from watcher.printable import many
 from watcher.streams import CannotWrite
 
 if TYPE_CHECKING:
@@ -170,10 +170,8 @@ def receipt_text(receipt: "Receipt", now: float) -> str:
     if receipt.event is None:
         return f"{at}  refused: {receipt.problem}{saved}"
     event = receipt.event
-    data, asset, effect = (_part(event, "data", *path) for path in ((), ("asset",), ("effect",)))
-    moved = [(_text(field), _text(amount)) for field, amount in effect.items() if amount not in ("0", None)]
-    moves = [f"{field} {amount if amount.startswith('-') else f'+{amount}'}" for field, amount in moved]
-    previous = _text(_part(event, "subscription").get("previous_sequence"))
+    data, asset = part_of(event, "data"), part_of(event, "data", "asset")
+    previous = text_of(part_of(event, "subscription").get("previous_sequence"))
     notes = (
         "verified" if receipt.is_verified else "not verified: no secret was given",
         f"attempt {receipt.attempt} here" if receipt.attempt > 1 else "",
@@ -183,12 +181,12 @@ def receipt_text(receipt: "Receipt", now: float) -> str:
         _ORDER[receipt.order].format(previous=previous) if receipt.order else "",
     )
     columns = [
-        f"{_text(event.get('type')):<21}",
-        f"{_text(_part(data, 'account').get('name')):<16}",
-        f"{_text(asset.get('symbol') or asset.get('id')):<6}",
-        f"{_text(data.get('amount')):>14}",
-        f"{', '.join(moves) or 'no effect':<32}",
-        f"#{_text(data.get('sequence'))}",
+        f"{text_of(event.get('type')):<21}",
+        f"{text_of(part_of(data, 'account').get('name')):<16}",
+        f"{text_of(asset.get('symbol') or asset.get('id')):<6}",
+        f"{text_of(data.get('amount')):>14}",
+        f"{moved_text(part_of(data, 'effect')) or 'no effect':<32}",
+        f"#{text_of(data.get('sequence'))}",
         "; ".join(filter(None, notes)) + saved,
     ]
     return "  ".join([at, *columns])
@@ -225,14 +223,3 @@ def summary(counts: Counter[str]) -> str:
         f"{many(counts['gap'], 'gap')}, {counts['late']} out of order, {restarts}, "
         f"{counts['failed']} not answered with 2xx, {counts['refused']} refused"
     )
-
-
-def _text(value: object) -> str:
-    """Show text and numbers; what is neither has no place in a line, and its repr may be of any size."""
-    return printable(str(value)) if isinstance(value, str | int | Decimal) else "-"
-
-
-def _part(event: object, *path: str) -> dict[str, Any]:
-    for key in path:
-        event = event.get(key) if isinstance(event, dict) else None
-    return event if isinstance(event, dict) else {}

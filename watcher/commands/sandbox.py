@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import sys
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,30 +87,36 @@ def command(
         seed=seed or 0,
     )
     try:
-        asyncio.run(_until_signal(run(sandbox, steps) if is_run else _serve(sandbox, steps)))
-    except OSError as error:
-        advice = "; choose other ports" if error.errno in _NO_PORT else ""
-        raise click.ClickException(f"cannot serve: {error.strerror}{advice}") from error
-
-
-async def _until_signal(work: Coroutine[object, object, None]) -> None:
-    try:
-        await Ending().unless(work)
+        with asyncio.Runner() as runner:
+            ending = Ending(runner.get_loop())
+            runner.run(ending.unless(run(sandbox, steps) if is_run else _serve(sandbox, steps)))
     except BaseExceptionGroup as errors:
-        raise only(errors) from None
+        found = only(errors)
+        if not isinstance(found, OSError):
+            raise found from None
+        advice = "; choose other ports" if found.errno in _NO_PORT else ""
+        raise click.ClickException(f"cannot serve: {found.strerror}{advice}") from found
 
 
 async def run(sandbox: Sandbox, steps: Iterable[Step]) -> None:
     """Play the steps, and show each webhook that comes of them. Never returns."""
+    from watcher.config.loading import load
     from watcher.demo import staged
     from watcher.observe.listener import Address
     from watcher.observe.log import configure
     from watcher.sandbox import ScriptError
     from watcher.service.exposure import Exposure, exposed
 
+    def settings(_: Sandbox, receiver: Receiver, folder: Path) -> Settings:
+        """Write the configuration where other commands find it, and load it. The environment has no say."""
+        (secret,) = receiver.secrets
+        text = configuration(sandbox, url=receiver.url, secret=secret)
+        (folder / _FILE).write_text(f'[redis]\ndata_dir = "{folder / "state"}"\n\n{text}')
+        return load(folder / _FILE, {}).settings
+
     configure("warning", stream=sys.stderr, color=not Environment().get("NO_COLOR"))
     async with (
-        staged(sandbox, _settings) as stage,
+        staged(sandbox, settings) as stage,
         exposed(stage.worker, Exposure(Address("127.0.0.1", 0), has_page=True)) as page,
     ):
         await stage.polled(1)
@@ -125,16 +131,6 @@ async def run(sandbox: Sandbox, steps: Iterable[Step]) -> None:
         except* ScriptError as errors:
             click.echo(f"{only(errors)}; the script ends here, balances stay as they are", err=True)
             await asyncio.Event().wait()
-
-
-def _settings(sandbox: Sandbox, receiver: Receiver, folder: Path) -> Settings:
-    """Write the configuration where other commands find it, and load it. The environment has no say."""
-    from watcher.config.loading import load
-
-    (secret,) = receiver.secrets
-    text = configuration(sandbox, url=receiver.url, secret=secret)
-    (folder / _FILE).write_text(f'[redis]\ndata_dir = "{folder / "state"}"\n\n{text}')
-    return load(folder / _FILE, {}).settings
 
 
 async def _serve(sandbox: Sandbox, steps: Iterable[Step]) -> None:

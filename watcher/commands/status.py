@@ -129,7 +129,15 @@ def as_text(lines: Sequence[_Line]) -> Iterator[str]:
     well = len(subscriptions) - len(worst)
     yield _entry("subscriptions", f"{well:,} of {len(subscriptions):,} as they should be")
     for line in worst[:_MOST_NAMES]:
-        yield from _subscription_text(line)
+        deliveries = many(line["deliveries"], "delivery", "deliveries")
+        unknown = "" if line["is_configured"] else "; not in the configuration"
+        name, reason = printable(line["subscription"]), printable(line["reason"] or "")
+        yield _entry("", f"  {name}: {backlog_text(line, deliveries)}{unknown}")
+        if line["paused_at"]:
+            yield _entry("", f"    paused since {line['paused_at']}: {reason}")
+        elif line["failing_since"]:
+            held = f", backing off for {age_text(1000 * line['held_s'])}" if line["held_s"] else ""
+            yield _entry("", f"    failing since {line['failing_since']}{held}: {reason}")
     yield from _more(worst, _MOST_NAMES, "; `watcher subscriptions` lists all")
 
 
@@ -179,17 +187,6 @@ def _provider_text(line: _Line) -> Iterator[str]:
     if line["late_s"]:
         late = age_text(1000 * line["late_s"])
         yield _entry("", f"  the next poll is {late} late: does a worker run, and keep up?")
-
-
-def _subscription_text(line: _Line) -> Iterator[str]:
-    deliveries = many(line["deliveries"], "delivery", "deliveries")
-    unknown = "" if line["is_configured"] else "; not in the configuration"
-    yield _entry("", f"  {printable(line['subscription'])}: {backlog_text(line, deliveries)}{unknown}")
-    if line["paused_at"]:
-        yield _entry("", f"    paused since {line['paused_at']}: {printable(line['reason'])}")
-    elif line["failing_since"]:
-        held = f", backing off for {age_text(1000 * line['held_s'])}" if line["held_s"] else ""
-        yield _entry("", f"    failing since {line['failing_since']}{held}: {printable(line['reason'])}")
 
 
 def _severity(line: _Line) -> int:

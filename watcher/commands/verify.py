@@ -86,7 +86,17 @@ def command(
         failed = {"step": problem.step, "detail": problem.detail, "hint": hint} if problem else {}
         click.echo(json.dumps({"verified": problem is None, **failed}))
     else:
-        _say(problem, hint)
+        is_reached = True
+        for check, claim, failures in _CHECKS:
+            if problem and problem.step in failures:
+                is_reached = False
+                click.echo(f"{'FAILED':<8}{check:<11}{problem}")
+            else:
+                verdict, text = ("ok", claim) if is_reached else ("-", "not checked")
+                click.echo(f"{verdict:<8}{check:<11}{text}")
+        if hint:
+            click.echo(f"{'':<8}{'hint':<11}{hint}")
+        click.echo(f"not to be trusted: {problem.step}" if problem else "genuine")
     context.exit(1 if problem else 0)
 
 
@@ -117,20 +127,6 @@ def _hint(problem: InvalidWebhook, headers: _Headers, body: bytes, secrets: Sequ
         if other != body and not _problem(headers, other, secrets, now=0, tolerance_s=math.inf):
             return f"these are not the bytes that were sent: {name} it matches"
     return "the secret is another one, or the body was changed on its way: use the bytes as they arrived"
-
-
-def _say(problem: InvalidWebhook | None, hint: str | None) -> None:
-    is_reached = True
-    for check, claim, failures in _CHECKS:
-        if problem and problem.step in failures:
-            is_reached = False
-            click.echo(f"{'FAILED':<8}{check:<11}{problem}")
-        else:
-            verdict, text = ("ok", claim) if is_reached else ("-", "not checked")
-            click.echo(f"{verdict:<8}{check:<11}{text}")
-    if hint:
-        click.echo(f"{'':<8}{'hint':<11}{hint}")
-    click.echo("genuine" if problem is None else f"not to be trusted: {problem.step}")
 
 
 def _from_file(file: Iterable[str] | None) -> _Headers:
