@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from tests.support.builders import SECRET
+from tests.support.rig import workers
 from watcher.cli import main
 from watcher.engine.breaker import RULES, Answer, Rule
 from watcher.journal.events import Delivery
@@ -114,14 +115,8 @@ class Owed:
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[Worker]:
         """A running worker, drained at the end."""
-        worker = Worker(self.settings, name="w")
-        async with asyncio.TaskGroup() as group:
-            running = group.create_task(worker.run())
-            try:
-                yield worker
-            finally:
-                worker.stop()
-                await running
+        async with workers(self.settings, "w") as (worker,):
+            yield worker
 
 
 def told(logged: list[Any], event: str) -> list[Any]:

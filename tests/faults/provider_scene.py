@@ -1,8 +1,7 @@
-"""Workers in this process whose providers fail, and the names that they have there."""
+"""Settings of workers whose providers fail, and the names that these have there."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from datetime import timedelta
 from ipaddress import ip_network
 
@@ -13,7 +12,6 @@ from tests.faults.failing_provider import FailingProvider
 from tests.support.builders import SECRET
 from tests.support.rig import quick
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
-from watcher.run.worker import Worker
 from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings
 
 INTERVAL = timedelta(seconds=1)
@@ -68,17 +66,3 @@ def some_settings(
         account_by_name={account.name: account for account in accounts},
         subscription_by_name={"ops": ops},
     )
-
-
-@asynccontextmanager
-async def workers(settings: Settings, count: int) -> AsyncIterator[None]:
-    """Run so many, in this process."""
-    running = [Worker(settings, name=f"w{number}") for number in range(count)]
-    async with asyncio.TaskGroup() as group:
-        for worker in running:
-            group.create_task(worker.run())
-        try:
-            yield
-        finally:
-            for worker in running:
-                worker.stop()

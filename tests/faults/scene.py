@@ -9,9 +9,9 @@ import asyncio
 import itertools
 import json
 import os
-import sys
 import tempfile
 import time
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,8 +27,9 @@ from tests.faults.recording_receiver import RecordingReceiver
 from tests.faults.restless_provider import RestlessProvider, account_name
 from tests.faults.server_clock import ServerClock
 from tests.faults.verdict import Verdict, judge
-from tests.faults.worker_processes import SOURCE, WorkerProcess
+from tests.faults.worker_processes import WorkerProcess
 from tests.support.builders import SECRET
+from tests.support.processes import start
 from tests.support.servers import DURABLE, ENGINES, RealServer
 from watcher.store.client import connect
 from watcher.store.history import History
@@ -242,13 +243,8 @@ class Scene:
 
     async def _audit(self, spared: Collection[str]) -> list[str]:
         """Ask `watcher audit`, which must find nothing."""
-        audit = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "watcher", "audit", "--json"),
-            cwd=self.directory,
-            env={**os.environ, "PYTHONPATH": str(SOURCE), "SECRET": SECRET, "WORKER": "none"},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        settings = {"SECRET": SECRET, "WORKER": "none"}
+        audit = await start(self.directory, settings, "audit", "--json", out=PIPE, errors=PIPE)
         async with asyncio.timeout(_AUDIT_S):
             said, errors = await audit.communicate()
         accounts = [json.loads(line) for line in said.splitlines()]

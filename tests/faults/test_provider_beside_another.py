@@ -12,8 +12,9 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.faults.failing_provider import FailingProvider, Names
-from tests.faults.provider_scene import some_settings, until_read, workers
+from tests.faults.provider_scene import some_settings, until_read
 from tests.faults.scene import BOUNDED, LONG
+from tests.support.rig import workers
 from watcher.providers.contract import Request
 from watcher.providers.http import ProviderClient
 from watcher.resolver import CurrentResolver
@@ -79,7 +80,7 @@ async def test_providers_that_fail_do_not_delay_the_polls_of_another(
         settings = some_settings(
             redis_server_url, namespace, [*bad, good], "http://127.0.0.1:9999/", accounts_each=ACCOUNTS
         )
-        await stack.enter_async_context(workers(settings, 1))
+        await stack.enter_async_context(workers(settings, "w0"))
         await until_read(redis_client, [Keys(namespace).state(name) for name in settings.account_by_name])
         for _ in range(rounds):
             for is_failing in found:

@@ -19,9 +19,10 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.faults.failing_provider import KINDS, FailingProvider, Names
-from tests.faults.provider_scene import ACCOUNTS, INTERVAL, some_settings, until_read, workers
+from tests.faults.provider_scene import ACCOUNTS, INTERVAL, some_settings, until_read
 from tests.faults.scene import BOUNDED, LONG
 from tests.support.builders import SECRET
+from tests.support.rig import workers
 from tests.support.tls_subscribers import a_client_trusting
 from watcher.engine import breaker
 from watcher.polling import cadence, poll, work
@@ -96,7 +97,7 @@ async def test_no_outage_makes_an_event_and_each_is_over_as_soon_as_the_provider
     async with Receiver(secrets=[SECRET]) as receiver:
         settings = some_settings(redis_server_url, namespace, providers.values(), receiver.url)
         keys = [Keys(namespace).state(name) for name in settings.account_by_name]
-        async with workers(settings, WORKERS):
+        async with workers(settings, *(f"w{number}" for number in range(WORKERS))):
             await until_read(redis_client, keys)
             await asyncio.gather(*(provider.fail() for provider in providers.values()))
             failing_from, states = time.time(), await read(redis_client, keys)

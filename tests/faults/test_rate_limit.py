@@ -4,8 +4,7 @@ import asyncio
 import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import chain, pairwise
@@ -15,11 +14,11 @@ from pydantic import SecretStr
 
 from tests.support.builders import SECRET
 from tests.support.provider_staging import Stage, answer, loopring_settings
+from tests.support.rig import workers
 from watcher.polling import poll, work
 from watcher.providers.contract import Request
 from watcher.providers.http import ProviderClient
 from watcher.providers.loopring import LoopringAccount
-from watcher.run.worker import Worker
 from watcher.settings import RedisSettings, Settings, SubscriptionSettings
 
 WORKERS = 8
@@ -95,19 +94,6 @@ def an_account(number: int) -> LoopringAccount:
     )
 
 
-@asynccontextmanager
-async def workers(settings: Settings) -> AsyncIterator[Sequence[Worker]]:
-    running = [Worker(settings, name=f"w{number}") for number in range(WORKERS)]
-    async with asyncio.TaskGroup() as group:
-        for worker in running:
-            group.create_task(worker.run())
-        try:
-            yield running
-        finally:
-            for worker in running:
-                worker.stop()
-
-
 async def test_eight_workers_keep_to_the_limit_and_leave_no_account_behind(
     redis_server_url: str, namespace: str, sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +101,8 @@ async def test_eight_workers_keep_to_the_limit_and_leave_no_account_behind(
     monkeypatch.setattr("watcher.polling.work.LONGEST_TURN_S", work.LONGEST_TURN_S / SCALE)
     async with Stage() as stage:
         stage.reply = answer(b"[]")
-        async with workers(some_settings(redis_server_url, namespace, stage.url)) as running:
+        names = (f"w{number}" for number in range(WORKERS))
+        async with workers(some_settings(redis_server_url, namespace, stage.url), *names) as running:
             await asyncio.sleep(ROUNDS * ROUND_S)
             outcomes = sum((worker.counters.by_poll for worker in running), Counter[tuple[str, str]]())
     pace = len(sent.all) / (ROUNDS * ROUND_S)  # a busy machine misses turns

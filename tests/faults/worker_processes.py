@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import watcher
 from tests.support.builders import SECRET
+from tests.support.processes import start, whole_lines
 
-SOURCE = Path(watcher.__file__).parents[1]
 FAULTY = Path(__file__).with_name("faulty_watcher.py")
 
 _TICK_S = 0.02
@@ -53,18 +52,15 @@ class WorkerProcess:
     async def start(self) -> None:
         program = [str(FAULTY)] if self.faults else ["-m", "watcher"]
         settings = {"LOG_FORMAT": "json", "LOG_LEVEL": "info", "SECRET": SECRET, "WORKER": self.name}
+        settings |= {"FAULTS": json.dumps(self.faults), **({"PYTHONPATH": ""} if self.python else {})}
         with self.log.open("ab") as log, self._errors.open("ab") as errors:
-            self.process = await asyncio.create_subprocess_exec(
-                *(self.python or sys.executable, *program, "run"),
-                cwd=self.directory,
-                env={
-                    **os.environ,
-                    **settings,
-                    "PYTHONPATH": "" if self.python else str(SOURCE),
-                    "FAULTS": json.dumps(self.faults),
-                },
-                stdout=log if self.output is None else self.output,
-                stderr=errors,
+            self.process = await start(
+                self.directory,
+                settings,
+                "run",
+                out=log if self.output is None else self.output,
+                errors=errors,
+                program=(self.python or sys.executable, *program),
             )
 
     @property
@@ -78,8 +74,7 @@ class WorkerProcess:
 
     def lines(self, event: str | None = None) -> list[dict[str, Any]]:
         """What it logged so far, all of it or one event. A line that a SIGKILL cut short is left out."""
-        whole = self.log.read_bytes().rpartition(b"\n")[0].splitlines()
-        lines = [json.loads(line) for line in whole]
+        lines = [json.loads(line) for line in whole_lines(self.log)]
         return [line for line in lines if event in (None, line["event"])]
 
     async def logged(self, event: str, times: int = 1, *, within_s: float = 20) -> None:

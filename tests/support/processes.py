@@ -6,22 +6,19 @@
 import asyncio
 import json
 import os
-import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO
 
 import pytest
 
-import watcher
 from tests.support.builders import SECRET
+from tests.support.program import COMMAND, ROOT
 from tests.support.rig import MK
 from watcher.receiver import Receiver
 from watcher.sandbox import Sandbox
 from watcher.store.embedded import Embedded
-
-SOURCE = Path(watcher.__file__).parents[1]
 
 TEMPLATE = """
 [redis]
@@ -79,12 +76,13 @@ async def start(
     *arguments: str,
     out: IO[bytes] | int,
     errors: IO[bytes] | int | None = None,
+    program: Sequence[str] = COMMAND,
 ) -> asyncio.subprocess.Process:
     """`watcher` with these settings in its environment. Errors go where the rest goes, if nowhere else."""
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "watcher", *arguments),
+        *(*program, *arguments),
         cwd=place,
-        env={**os.environ, "PYTHONPATH": str(SOURCE), **settings},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **settings},
         stdout=out,
         stderr=out if errors is None else errors,
     )
@@ -143,8 +141,13 @@ async def assert_reconciled(place: Path) -> None:
 
 
 def lines(place: Path, event: str) -> list[dict[str, object]]:
-    log = [line for line in (place / "log").read_text().splitlines() if line.startswith("{")]
+    log = [line for line in whole_lines(place / "log") if line.startswith(b"{")]
     return [line for line in map(json.loads, log) if line["event"] == event]
+
+
+def whole_lines(file: Path) -> list[bytes]:
+    """What a process has written to a file, without a line that is half written or was cut short."""
+    return file.read_bytes().rpartition(b"\n")[0].splitlines()
 
 
 async def until_logged(place: Path, event: str, count: int = 1) -> None:

@@ -52,14 +52,8 @@ class Rig:
     @asynccontextmanager
     async def worker(self, settings: Settings | None = None) -> AsyncIterator[Worker]:
         """A running worker, drained at the end."""
-        worker = Worker(settings or self.settings, name=f"w{next(_numbers)}")
-        async with asyncio.TaskGroup() as group:
-            running = group.create_task(worker.run())
-            try:
-                yield worker
-            finally:
-                worker.stop()
-                await running
+        async with workers(settings or self.settings, f"w{next(_numbers)}") as (worker,):
+            yield worker
 
     async def assert_reconciled(self) -> None:
         """Whatever a test did: the log leads to the state, and what was sent is what the catalogue says."""
@@ -80,6 +74,20 @@ class Rig:
         """The first `count` events that the receiver took."""
         async with asyncio.timeout(within_s):
             return await self.receiver.wait_for(count)
+
+
+@asynccontextmanager
+async def workers(settings: Settings, *names: str) -> AsyncIterator[list[Worker]]:
+    """Workers that run in this process, drained at the end."""
+    started = [Worker(settings, name=name) for name in names]
+    async with asyncio.TaskGroup() as group:
+        running = [group.create_task(worker.run()) for worker in started]
+        try:
+            yield started
+        finally:
+            for worker in started:
+                worker.stop()
+            await asyncio.wait(running)
 
 
 @asynccontextmanager
