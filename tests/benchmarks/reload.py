@@ -3,8 +3,9 @@
     python -m tests.benchmarks.reload [--accounts 100000]
 
 A worker runs as `watcher run` runs it, on an embedded store, and is sent SIGHUPs: for a file that says the
-same, for one with an account and a subscription more, and for the first one again. A task of that loop which
-sleeps for a millisecond at a time notes the longest gap; collections of garbage count.
+same, for one with an account and a subscription more, and for the first one again; then once more beside
+three workers that each have all of its accounts elsewhere. A task of that loop which sleeps for a millisecond
+at a time notes the longest gap; collections of garbage count.
 """
 
 import argparse
@@ -26,8 +27,13 @@ from watcher.config.loading import load
 from watcher.run.worker import Worker
 from watcher.service.exposure import Exposure, FileWatch
 from watcher.service.serve import loop_factory, serve_worker
+from watcher.store.keys import Keys
+from watcher.store.members import Configurations, Fingerprint, Presence, Workers
 
 PROVIDERS = 50
+NEIGHBOURS = 3
+_RELOADS = (("nothing changed", False), ("one more", True), ("one less", False))
+_NOTED_EVERY_S = 5.0
 _TICK_S = 0.001
 _QUIET_S = 1.0
 _PATIENCE_S = 120
@@ -99,6 +105,18 @@ def _ticking() -> Iterator[Ticker]:
         gc.callbacks.remove(ticker.collected)
 
 
+async def _be_there(worker: Worker, number: int, accounts: int) -> None:
+    """Be another worker, with another configuration, as far as workers see each other."""
+    assert worker.opened
+    pipe, keys = worker.opened.schedule.pipe, Keys(worker.settings.redis.namespace)
+    elsewhere = Fingerprint({}, {"ops": "00"}, {f"a{count}": f"{number:016}" for count in range(accounts)})
+    await Configurations(pipe, keys).write(elsewhere)
+    seen = Presence(f"neighbour-{number}", "host", 1, "0", 0, {}, configuration=elsewhere.digest)
+    while True:
+        await Workers(pipe, keys).note(seen)
+        await asyncio.sleep(_NOTED_EVERY_S)
+
+
 async def measure(folder: Path, accounts: int) -> list[tuple[str, Held]]:
     """Start a worker, reload it three times, and end it."""
     path = write(folder, accounts, more=False)
@@ -113,8 +131,14 @@ async def measure(folder: Path, accounts: int) -> list[tuple[str, Held]]:
             while not worker.has_begun:  # noqa: ASYNC110 - it has no signal
                 await asyncio.sleep(0.05)
         await asyncio.sleep(_QUIET_S)
-        rows = []
-        for what, more in (("nothing changed", False), ("one more", True), ("one less", False)):
+        rows, others = [], list[asyncio.Task[None]]()
+        for what, more in (*_RELOADS, ("beside others", True)):
+            if what == "beside others":
+                others += [asyncio.create_task(_be_there(worker, n, accounts)) for n in range(NEIGHBOURS)]
+                async with asyncio.timeout(_PATIENCE_S):
+                    while len(worker.differences) < NEIGHBOURS:  # noqa: ASYNC110 - it has no signal
+                        await asyncio.sleep(0.05)
+                await asyncio.sleep(_QUIET_S)
             write(folder, accounts, more=more)
             seen = _reloads(lines)
             with _ticking() as ticker:
@@ -126,6 +150,8 @@ async def measure(folder: Path, accounts: int) -> list[tuple[str, Held]]:
                 took_s = time.perf_counter() - started
                 await asyncio.sleep(_QUIET_S)  # what is put off counts, too
             rows.append((what, Held(1000 * ticker.longest_s, 1000 * ticker.collection_s, took_s)))
+        for task in others:
+            task.cancel()
         worker.stop()
         await running
     return rows

@@ -17,5 +17,5 @@ MOST_MS = 150
 def test_no_reload_of_100_000_accounts_holds_the_loop_up(tmp_path: Path) -> None:
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         rows = runner.run(measure(tmp_path, 100_000))
-    assert [what for what, _ in rows] == ["nothing changed", "one more", "one less"]
+    assert [what for what, _ in rows] == ["nothing changed", "one more", "one less", "beside others"]
     assert max(held.longest_ms for _, held in rows) < MOST_MS

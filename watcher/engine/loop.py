@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -57,7 +57,7 @@ class Neighbours:
     is_alone: bool = True
     rests: frozenset[str] = frozenset()
     left: frozenset[str] = frozenset()
-    contested: frozenset[str] = frozenset()
+    contested: Container[str] = frozenset()
     may_poll: Callable[[str, str, str | None], bool] = lambda *_: True
 
 

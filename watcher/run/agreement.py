@@ -13,6 +13,7 @@ Refuses to know which configuration is the right one: it is the one that was the
 """
 
 import time
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -32,7 +33,6 @@ LOOK_S = 2.0
 _WRITE_AGAIN_S = 1200.0
 _OVER_S = 30.0
 _MOST_NAMES = 8
-_ACCOUNT = "account "
 
 
 class Difference(NamedTuple):
@@ -155,12 +155,10 @@ class Agreement:
         holders = {name: self._others.holders(name, url) for name, url in rests.items()}
         holding = {one.worker for found in holders.values() for one in found}
         differences: dict[str, Difference] = {}
-        contested: set[str] = set()
         for other in self._others.differing:
-            names, digest = other.place.names, other.fingerprint.digest
-            contested.update(name.removeprefix(_ACCOUNT) for name in names if name.startswith(_ACCOUNT))
             if other.is_there or other.worker in holding:
-                differences.setdefault(digest, Difference(other.worker, digest, names))
+                digest = other.fingerprint.digest
+                differences.setdefault(digest, Difference(other.worker, digest, other.place.names))
         theirs = {name: [one.fingerprint.accounts for one in found] for name, found in holders.items()}
         whose = {name: {one.fingerprint.digest for one in found} for name, found in holders.items()}
         if self._left_by is None or self._left_by[0] != whose:  # of 100,000 accounts not at each look
@@ -172,7 +170,8 @@ class Agreement:
         self._differences = [*differences.values()]
         neighbours = self.neighbours
         neighbours.is_alone, neighbours.rests = self._others.is_alone, frozenset(rests)
-        neighbours.left, neighbours.contested = self._left_by[1], frozenset(contested)
+        neighbours.left = self._left_by[1]
+        neighbours.contested = ChainMap(*(other.place.accounts for other in self._others.differing))
 
     def _report(self) -> None:
         """Say what differs as it begins, and that it is over: not for each restart of the other side."""

@@ -49,17 +49,24 @@ AT_THE_START_S = 60.0
 that end sooner wait OTHER_PLACE_S in all."""
 
 
+_ACCOUNT = "account "
+
+
 class _Place(NamedTuple):
-    """Where another configuration leads, what of it differs from ours, and whether only URLs do."""
+    """Where another configuration leads, what of it differs from ours, the accounts among that, and whether
+    only URLs do. There may be 100,000 of them."""
 
     fingerprint: Fingerprint
     names: list[str]
+    accounts: dict[str, None]
     is_same: bool
 
 
 def _place(own: Fingerprint, other: Fingerprint) -> _Place:
     """Compare two configurations, in a thread."""
-    return _Place(other, own.differing(other), own.is_same_place(other))
+    names = own.differing(other)
+    accounts = {name.removeprefix(_ACCOUNT): None for name in names if name.startswith(_ACCOUNT)}
+    return _Place(other, names, accounts, own.is_same_place(other))
 
 
 @dataclass(slots=True)
