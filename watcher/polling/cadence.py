@@ -36,7 +36,7 @@ def wait_s(account: AccountSettings, state: AccountState) -> float:
     for entry in state.entry_by_asset.values():
         if entry.suspect:
             return SECOND_OPINION.total_seconds()
-        if entry.held_polls or _is_pending(entry.seen[2:]):
+        if entry.held_polls or not _NO_PENDING.issuperset(entry.seen[2:]):
             wait = min(account.interval, account.pending_interval)
     return wait.total_seconds()
 
@@ -57,7 +57,3 @@ def waits_ms(
 def spread_ms(seconds: float, chance: float) -> int:
     """Turn a wait into milliseconds; `chance` in [0, 1) spreads those who would wait equally long."""
     return int(1000 * seconds * (1 - SPREAD * chance))
-
-
-def _is_pending(pendings: Sequence[str | None]) -> bool:
-    return not _NO_PENDING.issuperset(pendings)

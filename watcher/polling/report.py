@@ -295,8 +295,11 @@ class PollReport:
         """Forget what failed at a provider: it is configured in another way, or not at all."""
         self._failures.pop(provider, None)
 
+    async def look(self) -> None:
+        """Write what has gathered for a line of its own, where it is time to."""
+        self.gathered()
+
     def gathered(self, *, at_once: bool = False) -> None:
-        """Write what has gathered for a line of its own."""
         for failures in self._failures.values():
             failures.report(at_once=at_once)
 

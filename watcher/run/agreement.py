@@ -91,7 +91,7 @@ class Agreement:
 
         An embedded store belongs to one deployment alone: what has changed there was changed on purpose.
         """
-        before, own = self._before, await compute(_fingerprint, settings)
+        before, own = self._before, await compute(fingerprint, settings)
         await self._others.compare_with(own)
         self._own, self._interest = own, Interest(settings.subscription_by_name)
         self._left_by, self._write_at = None, 0.0
@@ -106,7 +106,10 @@ class Agreement:
     async def _look(self, before: Fingerprint | None, *, is_shared: bool = False) -> None:
         """Look around. `before`: what this worker ran until now, where that is over just now."""
         try:
-            await self._write()
+            if self._clock() >= self._write_at:
+                await self._configurations.write(self._own)
+                await self._present.runs(self._own.digest)
+                self._write_at = self._clock() + _WRITE_AGAIN_S
             await self._others.look()
             marks = await self._configurations.marks([*self._own.subscriptions])
             if before and is_shared:
@@ -118,13 +121,6 @@ class Agreement:
             return
         await self._judge(rests)
         self._report()
-
-    async def _write(self) -> None:
-        if self._clock() < self._write_at:
-            return
-        await self._configurations.write(self._own)
-        await self._present.runs(self._own.digest)
-        self._write_at = self._clock() + _WRITE_AGAIN_S
 
     async def _take_marks(self, marks: Mapping[str, Mark], before: Fingerprint | None) -> dict[str, str]:
         """Take the marks that are free; returns those that are not, with the URL that stands there."""
@@ -192,13 +188,6 @@ class Agreement:
             if now >= seen_at + _OVER_S and (streak := self._throttle.over(digest, now)):
                 del self._seen_at[digest]
                 log.info("configuration.agrees", **streak._asdict())
-
-
-def _fingerprint(settings: Settings) -> Fingerprint:
-    """Take the fingerprint of a configuration, and its digest, in a thread: there may be 100,000 accounts."""
-    found = fingerprint(settings)
-    assert found.digest
-    return found
 
 
 def _left(

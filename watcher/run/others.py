@@ -17,10 +17,13 @@ SOURCE_DIGITS = 16
 
 
 def fingerprint(settings: Settings) -> Fingerprint:
-    """Take the fingerprint of a configuration. Salted by namespace and name: equal URLs do not look equal."""
+    """Take the fingerprint of a configuration, and its digest, in a thread: there may be 100,000 accounts.
+
+    Salted by namespace and name: equal URLs do not look equal.
+    """
     providers = settings.provider_by_name
     asked = {name: provider_class(one.kind)(one) for name, one in providers.items()}
-    return Fingerprint(
+    found = Fingerprint(
         {name: _digest(one.kind, one.base_url.rstrip("/")) for name, one in providers.items()},
         {
             name: _digest(settings.redis.namespace, name, one.url.get_secret_value())
@@ -31,6 +34,8 @@ def fingerprint(settings: Settings) -> Fingerprint:
             for name, one in settings.account_by_name.items()
         },
     )
+    assert found.digest
+    return found
 
 
 def _digest(*parts: str) -> str:
@@ -140,7 +145,11 @@ class Others:
             else:
                 patience_s = SAME_PLACE_S if place.is_same else OTHER_PLACE_S
                 self._by_worker[one.worker] = Other(one.worker, place, now_ms, patience_s, is_there=True)
-        self._forget(now_ms)
+        for worker, other in [*self._by_worker.items()]:
+            if now_ms - other.seen_ms >= 1000 * other.patience_s:
+                del self._by_worker[worker]
+        used = {other.fingerprint.digest for other in self._by_worker.values()}
+        self._known = {digest: one for digest, one in self._known.items() if digest in used}
 
     async def remember(self, marks: Iterable[Mark], before: Fingerprint) -> None:
         """Take the deployments that left these marks for there, and gone just now. `before` was our own."""
@@ -157,13 +166,6 @@ class Others:
             if waited_ms < 1000 * OTHER_PLACE_S:
                 name = f"a worker that is gone ({digest[:8]})"
                 self._by_worker[name] = Other(name, place, now_ms, AT_THE_START_S, is_there=False)
-
-    def _forget(self, now_ms: int) -> None:
-        for worker, other in [*self._by_worker.items()]:
-            if now_ms - other.seen_ms >= 1000 * other.patience_s:
-                del self._by_worker[worker]
-        used = {other.fingerprint.digest for other in self._by_worker.values()}
-        self._known = {digest: one for digest, one in self._known.items() if digest in used}
 
     async def _look_up(self, digest: str) -> _Place | None:
         while digest not in self._known:

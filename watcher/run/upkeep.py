@@ -103,7 +103,7 @@ class Upkeep:
             (AGREE_S, "other workers", self._keep_agreed),
             (_LOOK_S, "names", self._names.look),
             (_LOOK_S, "breakers", self._refresh),
-            (_LOOK_S, "reports", self._report),
+            (_LOOK_S, "reports", self._configured.report.look),
         ]
 
     async def begin(self, settings: Callable[[], Settings], stopped: asyncio.Event) -> None:
@@ -234,6 +234,3 @@ class Upkeep:
     async def _refresh(self) -> None:
         for name in await self._configured.breakers.refresh():
             self.loop.wake_all(Key("delivery", name))
-
-    async def _report(self) -> None:
-        self._configured.report.gathered()

@@ -6,7 +6,7 @@ Refuses to read the environment: `commands.run` hands it what it needs.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from copy import copy
 from typing import NamedTuple
 
@@ -134,8 +134,9 @@ class Worker:
             providers=len(self.settings.provider_by_name),
         )
         self._on_started()
-        present = self._present(schedule)
         keys = Keys(self.settings.redis.namespace)
+        workers = Workers(schedule.pipe, keys)
+        present = Present(self.name, workers, self.counters, since_ms=schedule.now_ms())
         self.agreement = Agreement(present, Configurations(schedule.pipe, keys), now_ms=schedule.now_ms)
         configured = Configured(self.settings, schedule, health, self.counters, self.agreement)
         upkeep = Upkeep(configured, schedule, health, present, self.agreement)
@@ -170,7 +171,7 @@ class Worker:
         if opening.cancelled():
             return None
         self.opened = opening.result()
-        stack.callback(self._close)
+        stack.callback(setattr, self, "opened", None)  # before the store is closed: it is not to be asked
         return self.opened
 
     async def _open(self, stack: AsyncExitStack) -> Opened:
@@ -190,13 +191,6 @@ class Worker:
         self.liveness.note_clock(1000 * time.time(), schedule.now_ms())
         await Roster(store.pipe, store.keys).check_layout()
         return Opened(schedule, StoreHealth(store.fix))
-
-    def _present(self, schedule: Schedule) -> Present:
-        workers = Workers(schedule.pipe, Keys(self.settings.redis.namespace))
-        return Present(self.name, workers, self.counters, since_ms=schedule.now_ms())
-
-    def _close(self) -> None:
-        self.opened = None  # before the store is: nobody may ask it any more
 
     async def _run(self, upkeep: Upkeep) -> None:
         """Run by one configuration after the other, until stopped; then finish what is in hand."""
@@ -249,32 +243,30 @@ class Worker:
             log.warning("worker.cut_off", worker=self.name, in_flight=left)
 
     async def _beat(self, schedule: Schedule, loop: Loop) -> None:
+        """Log a line a minute: that the worker lives, and what it did since."""
+        reader = Reader(schedule.pipe, Keys(self.settings.redis.namespace))
+
+        async def beat(counts: Mapping[str, int]) -> None:
+            self.liveness.note_clock(1000 * time.time(), schedule.now_ms())
+            due = None  # where the store does not say in time
+            with suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(_COUNT_S):
+                    due = await reader.count_due(self.settings.provider_by_name, now_ms=schedule.now_ms())
+            log.info(
+                "worker.heartbeat",
+                worker=self.name,
+                **counts,
+                due=due,
+                in_flight=self.in_flight,
+                lag_ms=round(1000 * self.liveness.end_of_minute()),
+                rss_mb=round(rss_mb(), 1),
+                dropped_lines=self.liveness.dropped_lines(),
+            )
+
         after = copy(self.counters)
         while not await pause(self._stopped, HEARTBEAT_S):
             before, after = after, copy(self.counters)  # what happens while `due` is counted comes next time
-            await loop.survive(self._tell_alive(schedule, after.since(before)), None, "heartbeat")
-
-    async def _tell_alive(self, schedule: Schedule, counts: Mapping[str, int]) -> None:
-        self.liveness.note_clock(1000 * time.time(), schedule.now_ms())
-        log.info(
-            "worker.heartbeat",
-            worker=self.name,
-            **counts,
-            due=await self._due(schedule),
-            in_flight=self.in_flight,
-            lag_ms=round(1000 * self.liveness.end_of_minute()),
-            rss_mb=round(rss_mb(), 1),
-            dropped_lines=self.liveness.dropped_lines(),
-        )
-
-    async def _due(self, schedule: Schedule) -> int | None:
-        """Count what is due and not claimed; None where the store does not tell in time."""
-        reader = Reader(schedule.pipe, Keys(self.settings.redis.namespace))
-        try:
-            async with asyncio.timeout(_COUNT_S):
-                return await reader.count_due(self.settings.provider_by_name, now_ms=schedule.now_ms())
-        except (StoreError, TimeoutError):
-            return None
+            await loop.survive(beat(after.since(before)), None, "heartbeat")
 
     @property
     def has_begun(self) -> bool:
