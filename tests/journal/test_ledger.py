@@ -112,6 +112,13 @@ def test_other_decimals_are_a_new_baseline_for_that_asset() -> None:
     assert result.entry_by_asset["ETH"].published.total == "0.1"
 
 
+def test_an_asset_whose_unit_changes_starts_anew_even_if_its_digits_stay() -> None:
+    row = a_row(Asset("ETH", decimals=18), "10")
+    result = step(a_state(ETH="10"), Snapshot({"ETH": row}, None, absent_is_zero=True))
+    assert result.baselined == {"ETH": "its unit changed"}
+    assert result.entry_by_asset["ETH"].asset.decimals == 18
+
+
 def test_another_name_or_symbol_is_no_news() -> None:
     row = a_row(Asset("ETH", symbol="EVIL", name="renamed", decimals=0), "10")
     assert not step(a_state(ETH="10"), Snapshot({"ETH": row}, None, absent_is_zero=True)).is_news

@@ -83,6 +83,7 @@ async def test_a_failure_keeps_the_last_good_list_and_says_nothing_of_the_asset(
     listed.down = False
     await listed.kept.look_up({"300"})
     assert (list(listed.kept.asset_by_id), list(listed.kept.unlisted)) == (["0"], ["300"])
+    assert listed.kept.refused is None
 
 
 async def test_a_delisted_asset_stays_known() -> None:
