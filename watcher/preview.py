@@ -17,7 +17,7 @@ from watcher.snapshot import Snapshot, asset_id
 Kind = Literal["loopring", "metakeep"]
 
 _MORE_THAN_SETTLING = 2
-"""Further polls that end every waiting: one for a doubt, one for what is held from then on."""
+"""Further polls that end every waiting: one for what is suspect, one for what waits from then on."""
 
 
 class Round(NamedTuple):
@@ -28,7 +28,7 @@ class Round(NamedTuple):
 
 
 def preview(before: Snapshot, after: Snapshot, rules: Rules) -> Iterator[Round]:
-    """Take `before` as the baseline, and then `after` again and again until nothing is left to tell."""
+    """Take `before` as the baseline, and then `after` again and again until nothing is left to emit."""
     state = _state(advance(None, before, source="", rules=rules), before)
     for polls in range(1 + rules.settle_polls + _MORE_THAN_SETTLING):
         step = advance(state, after, source="", rules=rules)

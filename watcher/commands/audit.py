@@ -5,7 +5,7 @@ Refuses to fix what does not agree, and to hold up a worker: what it commits mea
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -45,7 +45,28 @@ async def command(*, look: "Look", is_json: bool, account: str | None) -> int:
         length=len(names), label="auditing", file=sys.stderr, hidden=is_hidden
     ) as progress:
         verdicts = await _audit(settings, names, done=progress.update)
-    if lines := [line for name in names for line in _lines(name, verdicts[name], is_json=is_json)]:
+    lines = []
+    for name in names:
+        verdict = verdicts[name]
+        if is_json:
+            findings = [
+                {"text": finding.text, "asset": finding.asset, "record": finding.record}
+                for finding in verdict.findings
+            ]
+            what = {"account": name, "ok": not findings, "records": verdict.records, "since": verdict.since}
+            lines.append(as_json({**what, "from_baseline": verdict.from_baseline, "findings": findings}))
+            continue
+        if not verdict.findings:
+            begin = "with its baseline" if verdict.from_baseline else "where the log was trimmed"
+            proof = f"{many(verdict.records, 'record')} since {verdict.since}, beginning {begin}"
+            lines.append(f"{name}  ok  {proof if verdict.records else 'no record of it is kept'}")
+        for finding in verdict.findings[:_MOST_FINDINGS]:
+            asset = f"{printable(finding.asset)}: " if finding.asset else ""
+            where = f" (record {finding.record})" if finding.record else ""
+            lines.append(f"{name}  DIFFERS  {asset}{printable(finding.text, 500)}{where}")
+        if (more := len(verdict.findings) - _MOST_FINDINGS) > 0:
+            lines.append(f"{name}  DIFFERS  and in {many(more, 'more way')}; --json lists all")
+    if lines:
         click.echo("\n".join(lines))
     differ = [name for name in names if verdicts[name].findings]
     click.echo(f"{len(names) - len(differ):,} of {many(len(names), 'account')} add up", err=True)
@@ -87,32 +108,3 @@ async def _audit(
                     verdicts[name] = audit(records, seen.state)
             done(len(members))
     return verdicts
-
-
-def _lines(account: str, verdict: "Verdict", *, is_json: bool) -> Iterator[str]:
-    if is_json:
-        yield as_json(
-            {
-                "account": account,
-                "ok": not verdict.findings,
-                "records": verdict.records,
-                "since": verdict.since,
-                "from_baseline": verdict.from_baseline,
-                "findings": [
-                    {"text": finding.text, "asset": finding.asset, "record": finding.record}
-                    for finding in verdict.findings
-                ],
-            }
-        )
-        return
-    if not verdict.findings:
-        begin = "with its baseline" if verdict.from_baseline else "where the log was trimmed"
-        proof = f"{many(verdict.records, 'record')} since {verdict.since}, beginning {begin}"
-        yield f"{account}  ok  {proof if verdict.records else 'no record of it is kept'}"
-    for finding in verdict.findings[:_MOST_FINDINGS]:
-        asset = f"{printable(finding.asset)}: " if finding.asset else ""
-        where = f" (record {finding.record})" if finding.record else ""
-        yield f"{account}  DIFFERS  {asset}{printable(finding.text, 500)}{where}"
-    more = len(verdict.findings) - _MOST_FINDINGS
-    if more > 0:
-        yield f"{account}  DIFFERS  and in {many(more, 'more way')}; --json lists all"

@@ -78,8 +78,8 @@ async def _rows(reader: "Reader", settings: "Settings", names: Sequence[str]) ->
         else:
             age_s = max(0, now_ms - state.polled_at_ms) // 1000
             read = {"polled_at": iso(state.polled_at_ms), "age_s": age_s}
-            held = [balance_line(entry) for entry in state.entry_by_asset.values()]
-            rows += [{**owner, **line, **read} for line in held or [{"note": "holds nothing"}]]
+            lines = [balance_line(entry) for entry in state.entry_by_asset.values()]
+            rows += [{**owner, **line, **read} for line in lines or [{"note": "holds nothing"}]]
         if len(rows) >= _ROWS_AT_ONCE:
             yield rows
             rows = []

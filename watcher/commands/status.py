@@ -203,7 +203,7 @@ def _severity(line: _Line) -> int:
 
 
 def next_command(lines: Sequence[_Line]) -> str:
-    """The command that does something about the worst that was found, or tells more of it."""
+    """The command that does something about the worst that was found, or shows more of it."""
     subscriptions = _of("subscription", lines)
     paused = [line["subscription"] for line in subscriptions if line["paused_at"]]
     troubled = {trouble for line in _of("account", lines) for trouble in line["troubles"]}
