@@ -37,7 +37,7 @@ COMMANDS_BY_PURPOSE: Mapping[str, Mapping[str, str]] = {
     },
     "Look": {
         "status": "How everything stands, on one screen.",
-        "balances": "The last accepted balances, and what is held of them.",
+        "balances": "The last balances, and what is pending confirmation.",
         "events": "What was emitted, from the event log.",
         "deliveries": "What waits, what was given up, what was tried.",
         "subscriptions": "How subscriptions stand; pause and resume them.",

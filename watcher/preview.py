@@ -17,7 +17,7 @@ from watcher.snapshot import Snapshot, asset_id
 Kind = Literal["loopring", "metakeep"]
 
 _MORE_THAN_SETTLING = 2
-"""Further polls that end every waiting: one for what is suspect, one for what waits from then on."""
+"""Further polls that end every wait: one for what is suspect, one for what is pending confirmation then."""
 
 
 class Round(NamedTuple):
@@ -34,7 +34,7 @@ def preview(before: Snapshot, after: Snapshot, rules: Rules) -> Iterator[Round]:
         step = advance(state, after, source="", rules=rules)
         yield Round(polls, step)
         state = _state(step, after)
-        if not step.held and not step.suspect:
+        if not step.pending_confirmation and not step.suspect:
             return
 
 

@@ -63,7 +63,7 @@ class Balance(Part):
 
 
 class Observed(Part):
-    """The two good polls that it happened between."""
+    """The two successful polls that it happened between."""
 
     from_: Time = Field(alias="from")
     to: Time
@@ -114,7 +114,7 @@ class Baseline(AboutAccount):
 
 
 class Stale(AboutAccount):
-    since: Time = Field(description="the last good poll, or the first refused one where there was none")
+    since: Time = Field(description="the last successful poll, or the first rejected one if there was none")
     trouble: str = Field(description="auth, configuration, rate, transient, malformed or gone")
     reason: str
 
@@ -179,8 +179,8 @@ _CATALOGUE: tuple[tuple[str, type[Part], str], ...] = (
     ("total.increased", Change, "A credit that nothing else explains: total +x."),
     ("total.decreased", Change, "A debit that nothing else explains: total -x."),
     ("account.baseline", Baseline, "The balances that an account starts with. Moves nothing."),
-    ("account.stale", Stale, "No good poll for three intervals. Moves nothing."),
-    ("account.recovered", Recovered, "A good poll after account.stale. Moves nothing."),
+    ("account.stale", Stale, "No successful poll for three intervals. Moves nothing."),
+    ("account.recovered", Recovered, "A successful poll after account.stale. Moves nothing."),
     ("threshold.crossed", Crossing, "A balance passed a threshold of this subscription. Moves nothing."),
     (
         "subscription.paused",

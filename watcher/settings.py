@@ -184,7 +184,8 @@ class AccountSettings(Section):
     provider: Name = Field(description="the provider section that it is polled at")
     interval: Duration = Field(timedelta(seconds=30), description="from one poll to the next, at least 1s")
     pending_interval: Duration = Field(
-        timedelta(seconds=10), description="the same while something is pending or held"
+        timedelta(seconds=10),
+        description="the same while a deposit, a withdrawal or a confirmation is pending",
     )
 
 

@@ -214,8 +214,8 @@ def test_an_account_that_only_the_store_knows_is_stale_when_its_workers_said_so(
     in_the_books(redis_server_url, namespace, read_long_ago)
     where = ("--redis", redis_server_url, "--namespace", namespace, "--json")
     lines = [line for line in run("status", *where).objects if line["kind"] == "account"]
-    troubles = {line["account"]: line["troubles"] for line in lines}
-    assert troubles == {"bob": ["never read"], "stale": ["stale"]}
+    problems = {line["account"]: line["problems"] for line in lines}
+    assert problems == {"bob": ["never read"], "stale": ["stale"]}
 
 
 def test_a_subscription_is_paused_and_resumed_while_the_file_is_broken(config: Path, run: Run) -> None:

@@ -61,44 +61,47 @@ def test_what_is_told_at_once(explain: Explain, tmp_path: Path) -> None:
     done = explain(before, after, "--tokens", tokens)
     assert (done.code, done.err) == (0, "")
     assert done.lines == [
-        "at once             deposit.cleared       12.5 [2JLRC  total +12.5, pending_deposit -12.5",
-        "at once             locked.increased      0.000000000000000003 [2JLRC  locked +0.000000000000000003",
+        "at once               deposit.cleared       12.5 [2JLRC  total +12.5, pending_deposit -12.5",
+        "at once               locked.increased      0.000000000000000003 [2JLRC  "
+        "locked +0.000000000000000003",
     ]
 
 
 def test_without_tokens_amounts_are_in_the_smallest_unit_and_that_is_said(explain: Explain) -> None:
     done = explain([a_row(1, "100")], [a_row(1, "90")])
-    assert done.out == "at once             total.decreased       10 1  total -10\n"
+    assert done.out == "at once               total.decreased       10 1  total -10\n"
     assert done.err == "amounts are in the smallest unit of a token unless --tokens knows it\n"
 
 
-def test_what_is_held_is_said_with_the_reason_and_with_what_becomes_of_it(explain: Explain) -> None:
+def test_what_is_pending_confirmation_is_said_with_the_reason_and_its_fate(
+    explain: Explain,
+) -> None:
     done = explain([a_row(1, "100", deposit="5")], [a_row(1, "100")])
     assert done.lines == [
-        "held                1  pending_deposit -5: a pending deposit's credit is not seen",
-        "after 2 more polls  deposit.dropped       5 1  pending_deposit -5",
+        "pending confirmation  1  pending_deposit -5: a pending deposit's credit is not seen",
+        "after 2 more polls    deposit.dropped       5 1  pending_deposit -5",
     ]
     at_once = explain([a_row(1, "100", deposit="5")], [a_row(1, "100")], "--settle-polls", "0")
-    assert at_once.lines == ["at once             deposit.dropped       5 1  pending_deposit -5"]
+    assert at_once.lines == ["at once               deposit.dropped       5 1  pending_deposit -5"]
 
 
 def test_what_is_suspect_is_said_and_told_when_a_poll_agrees(explain: Explain) -> None:
     done = explain([a_row(0, "1"), a_row(1, "2")], [a_row(0, "0")])
     assert done.lines == [
-        "suspect             0: total fell to zero",
-        "suspect             1: the asset disappeared",
-        "after 1 more poll   total.decreased       1 0  total -1",
-        "after 1 more poll   total.decreased       2 1  total -2",
+        "suspect               0: total fell to zero",
+        "suspect               1: the asset disappeared",
+        "after 1 more poll     total.decreased       1 0  total -1",
+        "after 1 more poll     total.decreased       2 1  total -2",
     ]
 
 
-def test_what_is_suspect_first_and_then_held_is_followed_to_its_end(explain: Explain) -> None:
+def test_what_is_suspect_first_and_then_pending_confirmation_is_followed_to_its_end(explain: Explain) -> None:
     done = explain([a_row(1, "5", deposit="5")], [a_row(1, "0")], "--json")
     kinds = [(line["polls"], line["kind"], line.get("type")) for line in done.objects]
     assert kinds == [
         (0, "suspect", None),
         (1, "event", "total.decreased"),
-        (1, "held", None),
+        (1, "pending_confirmation", None),
         (3, "event", "deposit.dropped"),
     ]
 
@@ -124,7 +127,7 @@ def test_metakeep_is_known_by_its_shape(explain: Explain) -> None:
 
 def test_a_coin_that_was_not_there_before_starts_anew(explain: Explain) -> None:
     done = explain(an_answer(), an_answer(a_coin("1")))
-    assert done.out == "starts anew         MK: first seen\n"
+    assert done.out == "starts anew           MK: first seen\n"
 
 
 def test_nothing_that_moved_is_said_too(explain: Explain) -> None:
@@ -202,7 +205,7 @@ def test_a_rehearsal_ends_whatever_it_holds() -> None:
     before, after = a_snapshot(ETH=a_balance("5", pending_deposit="5")), a_snapshot(ETH="0")
     for settle_polls in range(5):
         rounds = [*preview(before, after, Rules("outside", settle_polls))]
-        assert not rounds[-1].advance.held
+        assert not rounds[-1].advance.pending_confirmation
         assert not rounds[-1].advance.suspect
 
 

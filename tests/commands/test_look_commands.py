@@ -206,7 +206,7 @@ def test_balances_show_what_was_accepted_and_what_is_not_told_yet(run: Run, writ
     assert eth[:7] == ["treasury", "ETH", "7", "0", "7", "0", "0"]
     assert lrc[:7] == ["treasury", "LRC", "100", "1", "99", "0", "0"]
     assert eth[8] == "suspect: total 0"
-    assert lrc[8] == "held for 1 poll: pending_deposit -5"
+    assert lrc[8] == "pending confirmation for 1 poll: pending_deposit -5"
     assert re.fullmatch(r"2m \d+s", eth[7])
     assert alice == ["alice", *"-------", "not read yet"]
     assert bob[0] == "bob"
@@ -216,8 +216,13 @@ def test_balances_as_json_have_one_object_per_asset(run: Run, write: Write) -> N
     write(held_and_suspect)
     eth, lrc, alice, _ = run("balances", "--json").objects
     assert lrc["asset"] == {"id": "LRC", "symbol": None, "name": None, "decimals": 0}
-    assert lrc["held"] == {"total": "0", "locked": "0", "pending_deposit": "-5", "pending_withdrawal": "0"}
-    assert (lrc["held_polls"], lrc["suspect"], eth["held"]) == (1, None, None)
+    assert lrc["pending_confirmation"] == {
+        "total": "0",
+        "locked": "0",
+        "pending_deposit": "-5",
+        "pending_withdrawal": "0",
+    }
+    assert (lrc["confirmation_polls"], lrc["suspect"], eth["pending_confirmation"]) == (1, None, None)
     assert eth["suspect"]["total"] == "0"
     assert 138 <= eth["age_s"] <= 160
     assert alice == {"account": "alice", "provider": "loopring", "note": "not read yet"}
@@ -417,9 +422,9 @@ def test_status_as_json_has_a_kind_on_every_line(run: Run, write: Write) -> None
     assert [line["kind"] for line in objects] == [
         *("server", "worker", "provider", "accounts", "account", "account", "account", "subscription")
     ]
-    troubles = {line["account"]: line["troubles"] for line in objects if line["kind"] == "account"}
-    assert troubles == {
-        "treasury": ["stale", "suspect", "held"],
+    problems = {line["account"]: line["problems"] for line in objects if line["kind"] == "account"}
+    assert problems == {
+        "treasury": ["stale", "suspect", "pending confirmation"],
         "alice": ["never read"],
         "bob": ["never read"],
     }
@@ -432,7 +437,7 @@ def test_status_names_an_account_that_is_quarantined(run: Run, write: Write) -> 
 
     write(damaged)
     (alice,) = (line for line in run("status", "--json").objects if line.get("account") == "alice")
-    assert alice["troubles"] == ["quarantined"]
+    assert alice["problems"] == ["quarantined"]
     assert alice["reason"] == "not readable: JSONDecodeError"
 
 
@@ -556,36 +561,36 @@ def test_status_fits_on_one_screen_however_much_is_the_matter(
 
 
 @pytest.mark.parametrize(
-    ("trouble", "command"),
+    ("problem", "command"),
     [
         ("stopped", "watcher run"),
         ("failing", "watcher check --connect"),
         ("paused", "watcher subscriptions resume ops"),
         ("retrying", "watcher deliveries --attempts"),
         ("dead", "watcher deliveries --dead"),
-        ("held", "watcher balances"),
+        ("pending confirmation", "watcher balances"),
         ("well", "watcher events --follow"),
     ],
 )
 def test_status_names_the_command_that_does_something_about_the_worst(
-    run: Run, write: Write, monkeypatch: pytest.MonkeyPatch, trouble: str, command: str
+    run: Run, write: Write, monkeypatch: pytest.MonkeyPatch, problem: str, command: str
 ) -> None:
     async def troubled(books: Books) -> None:
         breakers = Breakers(books.pipe, books.keys)
-        if trouble != "stopped":
+        if problem != "stopped":
             await present(books, "web-1")
-        if trouble == "failing":
+        if problem == "failing":
             await books.enroll("bob")
             await books.polls.postpone(
                 "loopring", await books.lease("bob"), why="gone", at_least_ms=0, waits_ms=[99_000]
             )
-        if trouble == "paused":
+        if problem == "paused":
             await pause(breakers, "ops", "410 Gone")
-        if trouble == "retrying":
+        if problem == "retrying":
             await fail(breakers, "ops", "503", pause=False, wish_ms=0, waits_ms=[60_000])
-        if trouble == "dead":
+        if problem == "dead":
             await books.damage("XADD", books.keys.dead(3, "ops"), "*", "account", "alice")
-        if trouble == "well":
+        if problem == "well":
             for name in ("treasury", "alice", "bob"):
                 await books.live([a_snapshot(ETH="1")], name, at_ms=int(time.time() * 1000))
         else:

@@ -40,7 +40,7 @@ from watcher.delivery.outcomes import judge
 from watcher.delivery.sink import Attempt
 from watcher.delivery.webhook import answer_of
 from watcher.durations import parse_duration
-from watcher.observe.views import account_line, provider_line, subscription_line, troubles_of, worker_line
+from watcher.observe.views import account_line, problems_of, provider_line, subscription_line, worker_line
 from watcher.store import history, members, reader
 from watcher.store.client import connect
 from watcher.store.history import History
@@ -236,7 +236,7 @@ async def _look(place: Place, damage: Damage) -> None:
     account = an_account(ACCOUNT)
     async for seen in looker.read_states([ACCOUNT, NEIGHBOUR]):
         one = failing.get(seen.account)
-        json.dumps(account_line(account, seen, one, troubles_of(account, seen, one, now_ms)))
+        json.dumps(account_line(account, seen, one, problems_of(account, seen, one, now_ms)))
     breakers = await Breakers(pipe, KEYS).read()
     for name, backlog in (await looker.backlogs([OPS])).items():
         json.dumps(subscription_line(name, backlog, breakers.get(name), now_ms, is_configured=True))

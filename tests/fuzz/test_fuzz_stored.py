@@ -84,7 +84,7 @@ def test_any_breaker_is_read(text: bytes) -> None:
 
 @fuzz(damaged_bytes(b"3 1795175095846 rate over the rate limit") | st.binary())
 def test_any_row_of_failures_is_read(text: bytes) -> None:
-    assert _failing(text).refusals >= 0
+    assert _failing(text).rejections >= 0
 
 
 @fuzz(damaged_bytes(b"account"), damaged_bytes(b"9 " + orjson.dumps(CONTENTS[0])) | st.binary())

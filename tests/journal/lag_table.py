@@ -114,13 +114,17 @@ def readings(movement: Movement, amount: int, lag: int, noise: float, chance: Ra
 
 
 def amount_by_type(snapshots: list[Vector], settle_polls: int, withdrawals: Withdrawals) -> Counter[str]:
-    published, held_polls = snapshots[0], 0
+    published, confirmation_polls = snapshots[0], 0
     told: Counter[str] = Counter()
     for seen in snapshots[1:]:
         explanation = explain(
-            published, seen, held_polls=held_polls, settle_polls=settle_polls, withdrawals=withdrawals
+            published,
+            seen,
+            confirmation_polls=confirmation_polls,
+            settle_polls=settle_polls,
+            withdrawals=withdrawals,
         )
-        published, held_polls = explanation.published, explanation.held_polls
+        published, confirmation_polls = explanation.published, explanation.confirmation_polls
         for change in explanation.changes:
             told[change.type] += change.amount
     return told

@@ -217,7 +217,7 @@ def test_what_is_held_and_suspect_is_no_difference() -> None:
     dropped = a_snapshot(LRC=a_balance("100", pending_deposit="0"), ETH="0")
     made = steps((a_snapshot(LRC=a_balance("100", pending_deposit="5"), ETH="1"), dropped))
     state = made[-1].state
-    assert state.entry_by_asset["LRC"].held_polls
+    assert state.entry_by_asset["LRC"].confirmation_polls
     assert state.entry_by_asset["ETH"].suspect
     assert not findings(records_of(made), state)
 

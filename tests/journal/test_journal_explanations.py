@@ -10,7 +10,7 @@ WITH_PENDINGS = Balance("0", "0", "0", "0")
 
 
 def first_look(before: Vector, after: Vector, withdrawals: Withdrawals = "outside") -> Explanation:
-    return explain(before, after, held_polls=0, settle_polls=2, withdrawals=withdrawals)
+    return explain(before, after, confirmation_polls=0, settle_polls=2, withdrawals=withdrawals)
 
 
 @pytest.mark.parametrize(
@@ -29,8 +29,8 @@ def test_what_is_held_says_what_it_waits_for(
 ) -> None:
     explanation = first_look(Vector(*before), Vector(*after), withdrawals)
     assert explanation.why == (why,)
-    assert explanation.held == Vector(*after) - Vector(*before)
-    assert explanation.held_polls == 1
+    assert explanation.pending_confirmation == Vector(*after) - Vector(*before)
+    assert explanation.confirmation_polls == 1
 
 
 def test_two_things_held_at_once_both_say_why() -> None:
@@ -40,7 +40,7 @@ def test_two_things_held_at_once_both_say_why() -> None:
 
 def test_nothing_moved_nothing_held_ends_the_waiting() -> None:
     state = Vector(100, 20, 5, 3)
-    explanation = explain(state, state, held_polls=1, settle_polls=2, withdrawals="outside")
+    explanation = explain(state, state, confirmation_polls=1, settle_polls=2, withdrawals="outside")
     assert explanation == Explanation((), state, Vector(), 0, ())
 
 
@@ -49,7 +49,7 @@ def test_a_late_joiner_is_told_with_what_has_settled_and_does_not_prolong_it() -
     explanation = explain(
         deposit_fell + Vector(pending_deposit=5),
         withdrawal_too,
-        held_polls=2,
+        confirmation_polls=2,
         settle_polls=2,
         withdrawals="outside",
     )
@@ -60,7 +60,7 @@ def test_a_late_joiner_is_told_with_what_has_settled_and_does_not_prolong_it() -
 def test_a_credit_beyond_what_is_pending_is_told_while_the_rest_is_held() -> None:
     explanation = first_look(Vector(100, 20, 4, 0), Vector(110, 20, 4, 0))
     assert [(change.type, change.amount) for change in explanation.changes] == [("total.increased", 6)]
-    assert explanation.held == Vector(total=4)
+    assert explanation.pending_confirmation == Vector(total=4)
 
 
 def test_text_becomes_integers_exactly_and_comes_back_the_same() -> None:

@@ -69,7 +69,9 @@ def explained(snapshots: Sequence[Vector], terms: Terms) -> list[Explanation]:
     explanations = [Explanation((), snapshots[0], NOTHING, 0, ())]
     for seen in snapshots[1:]:
         last = explanations[-1]
-        explanations.append(explain(last.published, seen, held_polls=last.held_polls, **terms._asdict()))
+        explanations.append(
+            explain(last.published, seen, confirmation_polls=last.confirmation_polls, **terms._asdict())
+        )
     return explanations[1:]
 
 
@@ -85,7 +87,7 @@ def total_effect(changes: Iterable[Change]) -> Vector:
 @given(vectors, vectors, every_terms)
 def test_effects_and_what_is_held_add_up_to_what_moved(before: Vector, after: Vector, terms: Terms) -> None:
     [explanation] = explained([before, after], terms)
-    assert before + total_effect(explanation.changes) + explanation.held == after
+    assert before + total_effect(explanation.changes) + explanation.pending_confirmation == after
 
 
 @often
@@ -98,8 +100,8 @@ def test_the_journal_reconciles_after_every_good_poll_whatever_polls_failed_betw
     effects = NOTHING
     for explanation, seen in zip(explained([baseline, *good], terms), good, strict=True):
         effects += total_effect(explanation.changes)
-        assert baseline + effects + explanation.held == seen
-        assert explanation.published + explanation.held == seen
+        assert baseline + effects + explanation.pending_confirmation == seen
+        assert explanation.published + explanation.pending_confirmation == seen
 
 
 @often
@@ -141,10 +143,10 @@ def test_nothing_is_held_for_more_good_polls_than_it_may_settle(
     snapshots: list[Vector], terms: Terms
 ) -> None:
     explanations = explained(snapshots, terms)
-    holding = [any(explanation.held) for explanation in explanations]
+    holding = [any(explanation.pending_confirmation) for explanation in explanations]
     in_a_row = list(accumulate(holding, lambda polls, is_held: (polls + 1) * is_held, initial=0))[1:]
     assert max(in_a_row) <= terms.settle_polls
-    assert [explanation.held_polls for explanation in explanations] == in_a_row
+    assert [explanation.confirmation_polls for explanation in explanations] == in_a_row
     assert [bool(explanation.why) for explanation in explanations] == holding
 
 
@@ -176,7 +178,7 @@ def test_the_same_readings_are_always_explained_the_same_way_in_whatever_unit(
 def test_with_no_time_to_settle_everything_is_told_at_once(withdrawals: Withdrawals) -> None:
     [explanation] = explained([Vector(100, 20, 5, 3), Vector(100, 17, 0, 0)], Terms(0, withdrawals))
     assert explanation.published == Vector(100, 17, 0, 0)
-    assert explanation.held_polls == 0
+    assert explanation.confirmation_polls == 0
 
 
 def test_the_types_are_those_of_the_event_table() -> None:

@@ -18,16 +18,16 @@ def name_of(scenario: dict[str, Any]) -> str:
 
 def told_by_the_journal(scenario: dict[str, Any]) -> list[list[dict[str, Any]]]:
     baseline, *later = (Vector(*snapshot) for snapshot in scenario["snapshots"])
-    published, held_polls, told = baseline, 0, []
+    published, confirmation_polls, told = baseline, 0, []
     for seen in later:
         explanation = explain(
             published,
             seen,
-            held_polls=held_polls,
+            confirmation_polls=confirmation_polls,
             settle_polls=SETTLE_POLLS,
             withdrawals=scenario["withdrawals"],
         )
-        published, held_polls = explanation.published, explanation.held_polls
+        published, confirmation_polls = explanation.published, explanation.confirmation_polls
         told.append([as_in_the_file(change._asdict()) for change in explanation.changes])
     return told
 

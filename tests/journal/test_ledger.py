@@ -130,8 +130,12 @@ def test_what_is_held_stays_in_the_entry_until_it_is_told() -> None:
     result = step(before, dropped)
     entry = result.entry_by_asset["LRC"]
     assert told(result) == []
-    assert (entry.published.pending_deposit, entry.seen.pending_deposit, entry.held_polls) == ("5", "0", 1)
-    assert "LRC" in result.held
+    assert (entry.published.pending_deposit, entry.seen.pending_deposit, entry.confirmation_polls) == (
+        "5",
+        "0",
+        1,
+    )
+    assert "LRC" in result.pending_confirmation
 
 
 def test_the_order_of_rows_does_not_matter() -> None:

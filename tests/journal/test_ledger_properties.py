@@ -91,7 +91,7 @@ def test_an_answer_that_stays_is_told_completely_in_the_end(series: list[Poll], 
             continue  # the answer does not speak of it: what is held of it stays so
         assert entry.published == entry.seen
         assert not entry.suspect
-        assert not entry.held_polls
+        assert not entry.confirmation_polls
         assert entry.seen == last.balance_by_asset.get(asset, Balance("0", "0", "0", "0"))
 
 

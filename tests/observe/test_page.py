@@ -150,9 +150,9 @@ async def test_it_tells_balances_with_their_past_what_is_held_and_how_events_far
         )
         seen = (await told(worker))["seen"]
     (treasury,) = seen["accounts"]["shown"]
-    assert sorted(treasury["troubles"]) == ["held", "suspect"]
+    assert sorted(treasury["problems"]) == ["pending confirmation", "suspect"]
     row_by_asset = {row["asset"]["id"]: row for row in treasury["balances"]}
-    assert row_by_asset["LRC"]["held"]["pending_deposit"] == "-5"
+    assert row_by_asset["LRC"]["pending_confirmation"]["pending_deposit"] == "-5"
     assert row_by_asset["ETH"]["suspect"]["total"] == "0"
     assert [total for _, total in row_by_asset["LRC"]["curve"]][-1] == "112.5"
     assert row_by_asset["LRC"]["curve"][0][1] == "100"
@@ -211,11 +211,11 @@ async def test_what_only_a_person_can_fix_stands_above_what_passes_or_follows_fr
                 await books.polls.postpone(provider, lease, why=why, at_least_ms=0, waits_ms=[99_000])
         shop, loopring = (await told(worker))["seen"]["providers"]["shown"]
     assert (shop["provider"], loopring["provider"]) == ("shop", "loopring")
-    assert (shop["troubles"][0]["reason"], shop["troubles"][0]["todo"]) == (
+    assert (shop["errors"][0]["reason"], shop["errors"][0]["todo"]) == (
         "a wrong key",
         "fix api_key of [providers.shop]",
     )
-    assert {found["todo"] for found in loopring["troubles"]} == {None}
+    assert {found["todo"] for found in loopring["errors"]} == {None}
 
 
 async def test_of_a_subscription_only_the_origin_shows_and_of_reasons_no_secret(rig: Rig) -> None:
@@ -278,8 +278,8 @@ async def test_a_store_that_is_away_is_told_and_what_was_seen_stays(namespace: s
                 server.kill()
                 started = time.monotonic()
                 after = json.loads(await one.json())
-    assert before["trouble"] is None
-    assert after["trouble"] == "the store does not do its part"
+    assert before["error"] is None
+    assert after["error"] == "the store does not do its part"
     assert after["seen"] == before["seen"]
     assert after["age_s"] > before["age_s"]
     assert time.monotonic() - started < look.TIMEOUT_S + 5

@@ -11,8 +11,8 @@ INTERVAL, PENDING = seconds(30, 10)
 ACCOUNT = an_account(interval=INTERVAL, pending_interval=PENDING)
 
 
-def with_entry(held_polls: int = 0, suspect: Balance | None = None) -> AccountState:
-    entry = Entry(Asset("ETH"), a_balance("1"), a_balance("1"), held_polls, suspect)
+def with_entry(confirmation_polls: int = 0, suspect: Balance | None = None) -> AccountState:
+    entry = Entry(Asset("ETH"), a_balance("1"), a_balance("1"), confirmation_polls, suspect)
     return AccountState("here", None, {"ETH": entry})
 
 
@@ -23,7 +23,7 @@ def with_entry(held_polls: int = 0, suspect: Balance | None = None) -> AccountSt
         (a_state(ETH=a_balance("1", pending_deposit="2")), 10),
         (a_state(ETH=a_balance("1", pending_withdrawal="2")), 10),
         (a_state(ETH=a_balance("1", "0", None, None)), 30),
-        (with_entry(held_polls=1), 10),
+        (with_entry(confirmation_polls=1), 10),
         (with_entry(suspect=a_balance("0")), 2),
     ],
 )

@@ -102,7 +102,7 @@ async def test_a_wrong_key_of_150_accounts_is_one_error_that_nothing_buries_and_
         worker.reload(right)
         await until(lambda: told(lines, "account.baseline", "a149"))
         await until(lambda: any(one["event"] == "provider.recovered" for one in lines))
-    assert [(one["trouble"], one["accounts"]) for one in line["troubles"]] == [("auth", 151)]
+    assert [(one["error_class"], one["accounts"]) for one in line["errors"]] == [("auth", 151)]
     assert "fix api_key of [providers.loopring]" in loud[0]["reason"]
     assert {one["event"] for one in loud} <= {"provider.refusing", "account.stale"}
     assert [one["event"] for one in loud].count("provider.refusing") == 1

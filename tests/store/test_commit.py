@@ -88,14 +88,14 @@ async def test_the_next_step_replaces_the_state_and_appends_to_the_queue(
     assert await store.queue() == [one.dump(), two.dump(), three.dump()]
 
 
-async def test_a_good_poll_ends_the_row_of_refusals(redis_client: Redis, namespace: str) -> None:
+async def test_a_successful_poll_ends_the_row_of_rejections(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await store.polls.postpone(PROVIDER, await store.lease(), why="down", at_least_ms=0, waits_ms=[5])
     await committed(store)
     assert store.keys.failing(SHARD, PROVIDER) not in await store.contents()
 
 
-async def test_a_step_without_a_good_poll_keeps_its_time_and_the_refusals(
+async def test_a_step_without_a_successful_poll_keeps_its_time_and_the_rejections(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)

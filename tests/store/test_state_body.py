@@ -32,10 +32,12 @@ def entries(draw: st.DrawFn) -> Entry:
     decimals = st.none() | st.integers(0, MAX_FRACTION_DIGITS)
     asset = Asset("", draw(st.none() | words), draw(st.none() | words), draw(decimals))
     published = draw(balances(signed))
-    held_polls = draw(st.integers(0, 3))
+    confirmation_polls = draw(st.integers(0, 3))
     suspect = draw(st.none() | balances(amounts))
-    is_at_rest = not held_polls and suspect is None
-    return Entry(asset, published, published if is_at_rest else draw(balances(signed)), held_polls, suspect)
+    is_at_rest = not confirmation_polls and suspect is None
+    return Entry(
+        asset, published, published if is_at_rest else draw(balances(signed)), confirmation_polls, suspect
+    )
 
 
 @st.composite
@@ -88,7 +90,7 @@ def test_what_is_held_and_suspect_is_kept_to_the_digit() -> None:
         Asset("ETH", "ETH", None, 18),
         a_balance("-" + huge, "0", None, "-0.5"),
         a_balance(huge, "1", None, "0"),
-        held_polls=2,
+        confirmation_polls=2,
         suspect=a_balance("0", "0", None, "0"),
     )
     state = AccountState("here", ("ETH",), {"ETH": entry}, {"ops": 7}, "v1", 9, 1000)

@@ -1,4 +1,4 @@
-"""Polls that commit nothing: a good one that found nothing new, and a refused one."""
+"""Polls that commit nothing: a successful one that found nothing new, and a rejected one."""
 
 import pytest
 from redis.asyncio import Redis
@@ -118,7 +118,7 @@ async def test_waits_grow_and_level_off_while_a_provider_refuses(redis_client: R
     rows = [await postpone(store) for _ in range(5)]
     assert all(rows)
     assert [row.wait_ms for row in rows if row] == [1000, 2000, 4000, 4000, 4000]
-    assert [row.refusals for row in rows if row] == [1, 2, 3, 4, 5]
+    assert [row.rejections for row in rows if row] == [1, 2, 3, 4, 5]
     since = {row.since_ms for row in rows if row}
     assert len(since) == 1
     assert began - 1 <= since.pop() <= await store.now_ms() + 1
@@ -147,7 +147,7 @@ async def test_what_went_wrong_is_written_down_as_it_was_said(redis_client: Redi
 
 
 @pytest.mark.parametrize("ended_by", ["touch", "commit"])
-async def test_after_a_good_poll_refusals_are_counted_anew(
+async def test_after_a_successful_poll_rejections_are_counted_anew(
     redis_client: Redis, namespace: str, ended_by: str
 ) -> None:
     store = a_store(redis_client, namespace)
@@ -161,7 +161,7 @@ async def test_after_a_good_poll_refusals_are_counted_anew(
         assert (await store.polls.commit(step))[0] is Reply.DONE
     row = await postpone(store)
     assert row
-    assert (row.refusals, row.wait_ms) == (1, 1000)
+    assert (row.rejections, row.wait_ms) == (1, 1000)
 
 
 async def test_a_refused_poll_leaves_the_state_as_it_was(redis_client: Redis, namespace: str) -> None:
@@ -190,9 +190,9 @@ async def test_a_repeated_refusal_counts_once(redis_client: Redis, namespace: st
     assert await store.contents() == before
 
 
-async def test_a_damaged_row_of_refusals_starts_anew(redis_client: Redis, namespace: str) -> None:
+async def test_a_damaged_row_of_rejections_starts_anew(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await store.pipe.command("HSET", store.keys.failing(SHARD, PROVIDER), ACCOUNT, "a lot")
     row = await postpone(store)
     assert row
-    assert row.refusals == 1
+    assert row.rejections == 1

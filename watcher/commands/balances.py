@@ -22,7 +22,7 @@ _BALANCE = ("total", "locked", "available", "pending_deposit", "pending_withdraw
 _COLUMNS = ("account", "asset", *_BALANCE, "read", "not emitted yet")
 _CSV_COLUMNS = (
     *("account", "provider", "asset", "symbol", "name", "decimals", *_BALANCE),
-    *("held", "held_polls", "suspect", "polled_at", "note"),
+    *("pending_confirmation", "confirmation_polls", "suspect", "polled_at", "note"),
 )
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes for the beginning of a formula."""
@@ -39,8 +39,8 @@ _Row = dict[str, Any]
 async def command(*, look: "Look", is_json: bool, is_csv: bool, account: str | None) -> None:
     """The last accepted balances: of every account, or of ACCOUNT (a name or glob).
 
-    What is held waits for its other half for a few good polls; what is suspect waits for a second opinion.
-    Both are told then, or turn out to be nothing.
+    What is pending confirmation waits for its other half for a few successful polls; what is suspect waits
+    for a second opinion. Both are emitted then, or turn out to be nothing.
     """
     from watcher.store.opening import open_to_look
     from watcher.store.reader import Reader
@@ -92,8 +92,9 @@ def _cells(row: _Row) -> list[str]:
     amounts = ["-" if row.get(field) is None else row[field] for field in _BALANCE]
     age = age_text(1000 * row["age_s"]) if "age_s" in row else "-"
     notes = []
-    if held := row.get("held"):
-        notes.append(f"held for {many(row['held_polls'], 'poll')}: {moved_text(held)}")
+    if pending := row.get("pending_confirmation"):
+        polls = many(row["confirmation_polls"], "poll")
+        notes.append(f"pending confirmation for {polls}: {moved_text(pending)}")
     if suspect := row.get("suspect"):
         odd = ", ".join(f"{field} {amount}" for field, amount in suspect.items() if amount != row[field])
         notes.append(f"suspect: {odd or 'what was accepted before'}")
@@ -121,7 +122,7 @@ class _Sheet:
                 "symbol": _cell(asset.get("symbol")),
                 "name": _cell(asset.get("name")),
                 "decimals": asset.get("decimals"),
-                "held": moved_text(row.get("held") or {}),
+                "pending_confirmation": moved_text(row.get("pending_confirmation") or {}),
                 "suspect": ", ".join(f"{field} {amount}" for field, amount in suspect.items()),
             }
             self._writer.writerow({**kept, **written})

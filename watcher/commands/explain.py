@@ -52,7 +52,7 @@ class _Unread(Exception):
     type=click.IntRange(0, 100),
     default=2,
     show_default=True,
-    help="Good polls that half of a movement waits for its other half.",
+    help="Successful polls that half of a movement waits for its other half.",
 )
 @click.option(
     "--tokens", metavar="TOKENS.json", type=click.File("rb"), help="Loopring's list of tokens, for decimals."
@@ -70,8 +70,8 @@ def command(
 ) -> int:
     """What events two answers of a provider would make: the bodies of two polls, one after the other.
 
-    Says what is told at once, what is held or suspect and why, and what becomes of it if further polls
-    answer the same. Exits with 1 if a poll would refuse one of the files.
+    Says what is emitted at once, what is pending confirmation or suspect and why, and what becomes of it if
+    further polls answer the same. Exits with 1 if a poll would reject one of the files.
     """
     from watcher.journal.account import Rules
     from watcher.preview import preview
@@ -93,11 +93,12 @@ def command(
         if line["kind"] == "event":
             when = f"after {many(line['polls'], 'more poll')}" if line["polls"] else "at once"
             moved = moved_text(line["effect"])
-            click.echo(f"{when:<20}{line['type']:<22}{line['amount']} {asset}  {moved}")
+            click.echo(f"{when:<22}{line['type']:<22}{line['amount']} {asset}  {moved}")
         else:
-            held = f"  {moved_text(line['held'])}" if "held" in line else ""
-            fate = "starts anew" if line["kind"] == "baseline" else line["kind"]
-            click.echo(f"{fate:<20}{asset}{held}: {line['why']}")
+            pending = line.get("pending_confirmation")
+            moved = f"  {moved_text(pending)}" if pending else ""
+            fate = "starts anew" if line["kind"] == "baseline" else line["kind"].replace("_", " ")
+            click.echo(f"{fate:<22}{asset}{moved}: {line['why']}")
     if not lines and not is_json:
         click.echo("nothing moved")
     say_next("watcher schema events, for what an event says in full")
@@ -157,11 +158,11 @@ def _lines(rounds: "Iterable[Round]") -> list[_Line]:
             {"kind": "baseline", "asset": assets[asset_id], "why": why}
             for asset_id, why in step.baselined.items()
         ]
-        for asset_id, reasons in step.held.items():
+        for asset_id, reasons in step.pending_confirmation.items():
             entry = step.entry_by_asset[asset_id]
-            held = in_text(in_atoms(entry.seen) - in_atoms(entry.published), entry.seen)._asdict()
-            line = {"kind": "held", "asset": assets[asset_id], "held": held, "why": "; ".join(reasons)}
-            waiting.append(line)
+            pending = in_text(in_atoms(entry.seen) - in_atoms(entry.published), entry.seen)._asdict()
+            about = {"asset": assets[asset_id], "pending_confirmation": pending}
+            waiting.append({"kind": "pending_confirmation", **about, "why": "; ".join(reasons)})
         waiting += [
             {"kind": "suspect", "asset": assets[asset_id], "why": reason}
             for asset_id, reason in step.suspect.items()

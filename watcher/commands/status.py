@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _MOST_NAMES = 6
 _MOST_WORKERS = 4
-_MOST_TROUBLES = 3
+_MOST_ERRORS = 3
 _WIDTH = 80
 _MARGIN = 15
 
@@ -91,7 +91,7 @@ async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
             | views.rate_line(settings, name, workers, now_ms)
             for name in names
         ),
-        {"kind": "accounts", "accounts": len(settings.account_by_name), "in_trouble": len(accounts)},
+        {"kind": "accounts", "accounts": len(settings.account_by_name), "with_problems": len(accounts)},
         *accounts,
         *(
             views.subscription_line(
@@ -103,7 +103,7 @@ async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
 
 
 def as_text(lines: Sequence[_Line]) -> Iterator[str]:
-    from watcher.observe.views import TROUBLES
+    from watcher.observe.views import PROBLEMS
 
     (server,), (total,) = _of("server", lines), _of("accounts", lines)
     yield _entry("server", server["at"])
@@ -114,16 +114,16 @@ def as_text(lines: Sequence[_Line]) -> Iterator[str]:
     yield from _workers_text(_of("worker", lines), _of("configuration", lines))
     for line in _of("provider", lines):
         yield from _provider_text(line)
-    in_trouble = _of("account", lines)
-    well = total["accounts"] - len(in_trouble)
+    with_problems = _of("account", lines)
+    well = total["accounts"] - len(with_problems)
     yield _entry("accounts", f"{well:,} of {total['accounts']:,} as they should be")
-    room = _WIDTH - _MARGIN - len("  never read        1  ") - len(" and 99,999 more")
-    for trouble in TROUBLES:
-        if names := [line["account"] for line in in_trouble if trouble in line["troubles"]]:
+    room = _WIDTH - _MARGIN - len("  pending confirmation      1  ") - len(" and 99,999 more")
+    for problem in PROBLEMS:
+        if names := [line["account"] for line in with_problems if problem in line["problems"]]:
             ends = accumulate(len(name) + 2 for name in names)
             most = max(1, sum(1 for _ in takewhile(lambda end: end <= room, ends)))
             more = f" and {len(names) - most:,} more" if len(names) > most else ""
-            yield _entry("", f"  {trouble:<12}{len(names):>7,}  {', '.join(names[:most])}{more}")
+            yield _entry("", f"  {problem:<20}{len(names):>7,}  {', '.join(names[:most])}{more}")
     subscriptions = _of("subscription", lines)
     worst = sorted(filter(_severity, subscriptions), key=_severity)
     well = len(subscriptions) - len(worst)
@@ -136,8 +136,9 @@ def as_text(lines: Sequence[_Line]) -> Iterator[str]:
         if line["paused_at"]:
             yield _entry("", f"    paused since {line['paused_at']}: {reason}")
         elif line["failing_since"]:
-            held = f", backing off for {age_text(1000 * line['held_s'])}" if line["held_s"] else ""
-            yield _entry("", f"    failing since {line['failing_since']}{held}: {reason}")
+            wait_s = line["backing_off_s"]
+            backing_off = f", backing off for {age_text(1000 * wait_s)}" if wait_s else ""
+            yield _entry("", f"    failing since {line['failing_since']}{backing_off}: {reason}")
     yield from _more(worst, _MOST_NAMES, "; `watcher subscriptions` lists all")
 
 
@@ -177,11 +178,11 @@ def _provider_text(line: _Line) -> Iterator[str]:
     rate = made if needed is None else f"; needs {needed:.3g} of {most:g} requests/s{made}"
     name = printable(line["provider"])
     yield _entry("provider", f"{name}: {many(line['accounts'], 'account')} scheduled{failing}{rate}")
-    for found in line["troubles"][:_MOST_TROUBLES]:
-        reason = f"{printable(found['trouble'])}: {printable(found['reason'])}"
+    for found in line["errors"][:_MOST_ERRORS]:
+        reason = f"{printable(found['error_class'])}: {printable(found['reason'])}"
         todo = f": {printable(found['todo'])}" if found["todo"] else ""
         yield _entry("", f"  {found['accounts']:,} {reason}, since {found['since']}{todo}")
-    yield from _more(line["troubles"], _MOST_TROUBLES)
+    yield from _more(line["errors"], _MOST_ERRORS)
     if needed is not None and needed > USABLE * most:
         yield _entry("", "  too few requests for so many accounts: raise requests_per_second or intervals")
     if line["late_s"]:
@@ -206,7 +207,7 @@ def next_command(lines: Sequence[_Line]) -> str:
     """The command that does something about the worst that was found, or shows more of it."""
     subscriptions = _of("subscription", lines)
     paused = [line["subscription"] for line in subscriptions if line["paused_at"]]
-    troubled = {trouble for line in _of("account", lines) for trouble in line["troubles"]}
+    problems = {problem for line in _of("account", lines) for problem in line["problems"]}
     if not any(line["runs"] for line in _of("worker", lines)):
         return "watcher run"
     if any(line["failing"] for line in _of("provider", lines)):
@@ -217,7 +218,7 @@ def next_command(lines: Sequence[_Line]) -> str:
         return "watcher deliveries --attempts"
     if any(line["dead"] for line in subscriptions):
         return "watcher deliveries --dead"
-    return "watcher balances" if troubled else "watcher events --follow"
+    return "watcher balances" if problems else "watcher events --follow"
 
 
 def _of(kind: str, lines: Sequence[_Line]) -> list[_Line]:

@@ -110,17 +110,19 @@ async def _switch(look: "Look", action: str, name: str) -> None:
 
 
 def _say(line: _Line) -> None:
-    held = f", backing off for {age_text(1000 * line['held_s'])}" if line["held_s"] else ""
+    backing_off = (
+        f", backing off for {age_text(1000 * line['backing_off_s'])}" if line["backing_off_s"] else ""
+    )
     reason = printable(line["reason"] or "")
     if line["paused_at"]:
-        standing = f"paused since {line['paused_at']}: {reason}"
+        state = f"paused since {line['paused_at']}: {reason}"
     elif line["failures"]:
         since = f"since {line['failing_since']} ({age_text(1000 * line['failing_s'])})"
-        standing = f"failing {since}, {line['failures']:,} in a row{held}: {reason}"
+        state = f"failing {since}, {line['failures']:,} in a row{backing_off}: {reason}"
     else:
-        standing = f"well{held}: {reason}" if held else "well"
+        state = f"well{backing_off}: {reason}" if backing_off else "well"
     where = (line["url"] or "") if line["is_configured"] else "not in the configuration"
     backlog = backlog_text(line, f"{line['deliveries']:,} waiting")
     click.echo(f"{printable(line['subscription']):<{_MARGIN}}{where}".rstrip())
-    click.echo(f"{'':<{_MARGIN}}{standing}")
+    click.echo(f"{'':<{_MARGIN}}{state}")
     click.echo(f"{'':<{_MARGIN}}{backlog}")

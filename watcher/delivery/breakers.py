@@ -64,7 +64,7 @@ class SubscriptionBreakers:
         say = log.debug if self._read_at else log.warning  # at the start it is news; then one worker says it
         self._read_at = time.monotonic() + _READ_EVERY_S
         found: dict[str, Breaker] | None = None
-        with survived("standings", but=StoreError):
+        with survived("breakers", but=StoreError):
             try:
                 found = await self._shared.read()
             except StoreUnreachable:  # they stand as they did; the loop says so when it claims
@@ -157,7 +157,7 @@ class SubscriptionBreakers:
         if verdict.outcome is not Outcome.DELIVERED:
             if verdict.failure.rule.waits_ms[0]:
                 self._concurrency.opened(name)
-            with survived("standings", but=StoreError, subscription=name):
+            with survived("breakers", but=StoreError, subscription=name):
                 await self._failed(name, verdict)
             return
         known = self._known.get(name)
@@ -165,7 +165,7 @@ class SubscriptionBreakers:
             self._concurrency.delivered(name)
             return
         self._throttle.over(name, time.monotonic())
-        with survived("standings", but=StoreError, subscription=name):
+        with survived("breakers", but=StoreError, subscription=name):
             before, _ = await self._shared.change(name, decide.succeeded)
             if known.open_until_ms > self._now_ms():  # this attempt began before: it stays open
                 self._known[name] = known._replace(failures=0)

@@ -61,13 +61,16 @@ def absent(accepted: Balance) -> Balance:
 
 
 class Entry(NamedTuple):
-    """One asset of an account. `seen` is the last accepted reading, `suspect` one that awaits a second
-    opinion; `held_polls` counts the successful polls that something has been held for."""
+    """One asset of an account. `seen` is the last accepted reading.
+
+    `suspect` is a reading that awaits a second opinion. `confirmation_polls` counts the
+    successful polls for which a change has been pending confirmation.
+    """
 
     asset: Asset
     published: Balance
     seen: Balance
-    held_polls: int = 0
+    confirmation_polls: int = 0
     suspect: Balance | None = None
 
 
@@ -118,7 +121,7 @@ class Advance:
     baselined: dict[str, str] = field(default_factory=dict)
     forgotten: list[str] = field(default_factory=list)
     suspect: dict[str, str] = field(default_factory=dict)
-    held: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    pending_confirmation: dict[str, tuple[str, ...]] = field(default_factory=dict)
     conversions: Conversions = field(default_factory=Conversions, repr=False, compare=False)
 
 
@@ -152,7 +155,7 @@ def advance(state: AccountState | None, snapshot: Snapshot, *, source: str, rule
 
 def _follow(entry: Entry, row: Row | None, snapshot: Snapshot, rules: Rules, result: Advance) -> None:
     """Take in what a snapshot says, or does not say, of an asset that has an entry."""
-    is_open = entry.held_polls or entry.suspect
+    is_open = entry.confirmation_polls or entry.suspect
     if row is None and not snapshot.absent_is_zero:
         result.entry_by_asset[entry.asset.id] = entry  # absent means unknown
     elif row and row.balance == entry.seen and row.asset.decimals == entry.asset.decimals and not is_open:
@@ -175,16 +178,16 @@ def _accept(entry: Entry, row: Row | None, rules: Rules, result: Advance) -> Non
     explanation = explain(
         in_atoms(entry.published, result.conversions.atoms),
         in_atoms(seen, result.conversions.atoms),
-        held_polls=entry.held_polls,
+        confirmation_polls=entry.confirmation_polls,
         settle_polls=rules.settle_polls,
         withdrawals=rules.withdrawals,
     )
     published = in_text(explanation.published, seen, result.conversions.text)
-    after = Entry(asset, published, seen, explanation.held_polls)
+    after = Entry(asset, published, seen, explanation.confirmation_polls)
     result.entry_by_asset[asset.id] = after
     result.moved.extend(Moved(asset, seen, change) for change in explanation.changes)
     if explanation.why:
-        result.held[asset.id] = explanation.why
+        result.pending_confirmation[asset.id] = explanation.why
     if after._replace(asset=entry.asset) != entry:
         result.is_news = True
 

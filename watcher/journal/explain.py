@@ -1,7 +1,7 @@
 """Explains what moved in one asset between what was emitted and what is seen now: states in, changes out.
 
-Refuses to know time or storage: for how many successful polls something was held comes in and goes out as a
-number. All sums are on integers, and the same input always gives the same changes.
+Refuses to know time or storage: for how many successful polls something was pending confirmation comes in and
+goes out as a number. All sums are on integers, and the same input always gives the same changes.
 """
 
 from collections.abc import Callable
@@ -43,16 +43,17 @@ class Change(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What to emit and what to hold. `published` + `held` is what was seen; `why` says why it is held.
+    """What to emit, and what is pending confirmation, and why.
 
-    `held_polls` counts the successful polls that ended with something held, 0 when nothing is; it goes into
-    the next explanation.
+    `published` + `pending_confirmation` is what was seen.
+    `confirmation_polls` counts the successful polls that ended with something pending confirmation, 0 when
+    nothing is; it goes into the next explanation.
     """
 
     changes: tuple[Change, ...]
     published: Vector
-    held: Vector
-    held_polls: int
+    pending_confirmation: Vector
+    confirmation_polls: int
     why: tuple[str, ...]
 
 
@@ -78,16 +79,16 @@ NOTHING = Vector()
 
 
 def explain(
-    published: Vector, seen: Vector, *, held_polls: int, settle_polls: int, withdrawals: Withdrawals
+    published: Vector, seen: Vector, *, confirmation_polls: int, settle_polls: int, withdrawals: Withdrawals
 ) -> Explanation:
     """Explain the way from `published` (baseline + effects emitted so far) to `seen` (a successful poll).
 
-    `held_polls` is the last explanation's; it counts for the asset as a whole. Once something was held
-    for `settle_polls` further successful polls, everything is emitted as it stands and nothing is held.
+    `confirmation_polls` is the last explanation's; it counts for the asset as a whole. Once something was
+    pending confirmation for `settle_polls` further successful polls, everything is emitted as it stands.
     """
     if published == seen:
         return Explanation((), published, NOTHING, 0, ())
-    is_settled = held_polls >= settle_polls
+    is_settled = confirmation_polls >= settle_polls
     left, why = seen - published, []
     effect_by_type: dict[str, Vector] = {}
     for rule in RULES[withdrawals]:
@@ -107,7 +108,7 @@ def explain(
         # No row of the table moves any field by more than its x.
         changes.append(Change(type_, max(map(abs, effect)), effect, after, after + effect))
         after += effect
-    return Explanation(tuple(changes), after, seen - after, held_polls + 1 if why else 0, tuple(why))
+    return Explanation(tuple(changes), after, seen - after, confirmation_polls + 1 if why else 0, tuple(why))
 
 
 def in_atoms(balance: Balance, convert: Callable[[str], int] = to_atoms) -> Vector:

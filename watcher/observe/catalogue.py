@@ -32,7 +32,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "exception": "the traceback, without local variables",
     "file": "path of the configuration file",
     "guarantee": "what this server promises, in one sentence",
-    "held": "how many changes wait for their other half",
+    "pending_confirmation": "how many changes wait for their other half",
     "in_flight": "requests under way",
     "lag_ms": "from the commit of the event to its delivery, or how late the event loop is",
     "library": "which library spoke",
@@ -132,7 +132,7 @@ EVENTS: Mapping[str, Line] = {
     "loop.recovered": Line("info", "Nothing has held the event loop up for a minute.", ("worker", *_LASTS)),
     "lease.lost": Line(
         "info",
-        "A lease ran out before the work was done; what came after was void, and another worker does it.",
+        "A lease ran out before the work was done; its result was discarded, and another worker does it.",
         ("account", "subscription", "reason"),
     ),
     "clock.skewed": Line(
@@ -221,7 +221,7 @@ EVENTS: Mapping[str, Line] = {
     "poll.finished": Line(
         "info",
         "A successful poll: its snapshot is the account's state.",
-        (*_POLL, "unchanged", "changes", "held", "times"),
+        (*_POLL, "unchanged", "changes", "pending_confirmation", "times"),
     ),
     "poll.rejected": Line(
         "info",

@@ -81,8 +81,8 @@ class Outlook:
         return self._seen
 
 
-TROUBLES = ("quarantined", "never read", "stale", "failing", "suspect", "held")
-"""What may be wrong with an account, the worst first. A held or suspect change is pending confirmation."""
+PROBLEMS = ("quarantined", "never read", "stale", "failing", "suspect", "pending confirmation")
+"""What may be wrong with an account, the worst first."""
 
 _LATE_MS = 10_000
 """A worker claims what is due within a tenth of a second, unless it keeps to a rate limit."""
@@ -178,7 +178,7 @@ def rate_line(settings: Settings, name: str, workers: Iterable[Presence], now_ms
 
 
 def provider_line(name: str, failing: Mapping[str, Failing], overdue: Overdue, now_ms: int) -> Line:
-    """The state of a provider. Its `troubles`: first those that only a person can fix, then the rest."""
+    """The state of a provider. Its `errors`: first those that only a person can fix, then the rest."""
     groups: dict[tuple[str, str], list[int]] = {}
     for found in failing.values():
         groups.setdefault((found.error_class, found.reason), []).append(found.since_ms)
@@ -191,15 +191,15 @@ def provider_line(name: str, failing: Mapping[str, Failing], overdue: Overdue, n
         "provider": name,
         "accounts": overdue.accounts,
         "failing": len(failing),
-        "troubles": [
+        "errors": [
             {
-                "trouble": trouble,
+                "error_class": error_class,
                 "reason": reason,
-                "todo": todo(trouble, name),
+                "todo": todo(error_class, name),
                 "accounts": len(since),
                 "since": iso(min(since)),
             }
-            for (trouble, reason), since in worst_first
+            for (error_class, reason), since in worst_first
         ],
         "late_s": late_ms // 1000 if late_ms >= _LATE_MS else 0,
     }
@@ -211,32 +211,32 @@ async def account_lines(
     failing_by_provider: Mapping[str, Mapping[str, Failing]],
     now_ms: int,
 ) -> AsyncIterator[Line]:
-    """Yield the accounts that have troubles."""
+    """Yield the accounts that have problems."""
     async for seen in states:
         account = settings.account_by_name[seen.account]
         failing = failing_by_provider[account.provider].get(account.name)
-        troubles = troubles_of(account, seen, failing, now_ms)
-        if troubles:
-            yield account_line(account, seen, failing, troubles)
+        problems = problems_of(account, seen, failing, now_ms)
+        if problems:
+            yield account_line(account, seen, failing, problems)
 
 
 def account_line(
-    account: AccountSettings, seen: Seen, failing: Failing | None, troubles: Sequence[str]
+    account: AccountSettings, seen: Seen, failing: Failing | None, problems: Sequence[str]
 ) -> Line:
     state = seen.state
     return {
         "kind": "account",
         "account": account.name,
         "provider": account.provider,
-        "troubles": [*troubles],
+        "problems": [*problems],
         "polled_at": iso(state.polled_at_ms) if state and state.polled_at_ms else None,
         "reason": seen.damage or (failing.reason if failing else None),
-        "refusals": failing.refusals if failing else 0,
-        "refused_since": iso(failing.since_ms) if failing else None,
+        "rejections": failing.rejections if failing else 0,
+        "rejected_since": iso(failing.since_ms) if failing else None,
     }
 
 
-def troubles_of(account: AccountSettings, seen: Seen, failing: Failing | None, now_ms: int) -> list[str]:
+def problems_of(account: AccountSettings, seen: Seen, failing: Failing | None, now_ms: int) -> list[str]:
     state = seen.state
     entries = [*state.entry_by_asset.values()] if state else []
     polled_at_ms = state.polled_at_ms if state else 0
@@ -248,20 +248,20 @@ def troubles_of(account: AccountSettings, seen: Seen, failing: Failing | None, n
         bool(state and polled_at_ms and (now_ms - polled_at_ms >= stale_ms or state.stale_since_ms)),
         failing is not None and not is_quarantined,
         any(entry.suspect for entry in entries),
-        any(entry.held_polls for entry in entries),
+        any(entry.confirmation_polls for entry in entries),
     )
-    return [trouble for trouble, is_so in zip(TROUBLES, claims, strict=True) if is_so]
+    return [problem for problem, is_so in zip(PROBLEMS, claims, strict=True) if is_so]
 
 
 def balance_line(entry: Entry) -> Line:
     """The balance of one asset, and the part of it that is pending confirmation."""
     conversions = Conversions()
-    held = in_atoms(entry.seen, conversions.atoms) - in_atoms(entry.published, conversions.atoms)
+    pending = in_atoms(entry.seen, conversions.atoms) - in_atoms(entry.published, conversions.atoms)
     return {
         "asset": entry.asset._asdict(),
         **amounts_of(entry.seen, conversions),
-        "held": in_text(held, entry.seen)._asdict() if any(held) else None,
-        "held_polls": entry.held_polls,
+        "pending_confirmation": in_text(pending, entry.seen)._asdict() if any(pending) else None,
+        "confirmation_polls": entry.confirmation_polls,
         "suspect": entry.suspect and entry.suspect._asdict(),
     }
 
@@ -305,7 +305,7 @@ def subscription_line(
         "oldest_s": None if oldest is None else max(0, now_ms - oldest) // 1000,
         "failing_since": _time(breaker and breaker.since_ms),
         "paused_at": _time(breaker and breaker.paused_at_ms),
-        "held_s": max(0, breaker.open_until_ms - now_ms) // 1000 if breaker else 0,
+        "backing_off_s": max(0, breaker.open_until_ms - now_ms) // 1000 if breaker else 0,
         "reason": breaker.reason if breaker else None,
     }
 

@@ -36,7 +36,7 @@ def wait_s(account: AccountSettings, state: AccountState) -> float:
     for entry in state.entry_by_asset.values():
         if entry.suspect:
             return SECOND_OPINION.total_seconds()
-        if entry.held_polls or not _NO_PENDING.issuperset(entry.seen[2:]):
+        if entry.confirmation_polls or not _NO_PENDING.issuperset(entry.seen[2:]):
             wait = min(account.interval, account.pending_interval)
     return wait.total_seconds()
 

@@ -228,7 +228,7 @@ class Poller:
         if is_taken and not reading.snapshot.is_open:
             lists_assets = self._client.lists_assets
             if not any(
-                entry.held_polls or entry.suspect or (lists_assets and entry.asset.decimals is None)
+                entry.confirmation_polls or entry.suspect or (lists_assets and entry.asset.decimals is None)
                 for entry in after.entry_by_asset.values()
             ):
                 self._settled[account.name] = settled

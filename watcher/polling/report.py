@@ -112,7 +112,7 @@ class ProviderFailures:
             one = failing[name]
             cause, since = Cause(one.error_class, one.reason), self._clock() - (now_ms - one.since_ms) / 1000
             known_since, known_times = self._before.get(cause, (since, 0))
-            self._before[cause] = min(since, known_since), max(one.refusals, known_times)
+            self._before[cause] = min(since, known_since), max(one.rejections, known_times)
             self._accounts_by_cause.setdefault(cause, set()).add(name)
         return found
 
@@ -335,8 +335,11 @@ class PollReport:
         elif reply is Reply.MOVED_ON:
             log.info("poll.discarded", **names, reason="another worker was faster")
         elif step:
-            changes, held = len(step.events), len(step.advance.held)
-            log.info("poll.finished", **names, unchanged=False, changes=changes, held=held)
+            counts = {
+                "changes": len(step.events),
+                "pending_confirmation": len(step.advance.pending_confirmation),
+            }
+            log.info("poll.finished", **names, unchanged=False, **counts)
         elif rejected:
             log.info("poll.finished", **names, unchanged=True)
         else:
@@ -362,7 +365,7 @@ class PollReport:
             "status": rejected.status,
             "next_ms": postponed.wait_ms if postponed else None,
             "duration_ms": round(1000 * duration_s),
-            "times": postponed.refusals if postponed else None,
+            "times": postponed.rejections if postponed else None,
         }
         if is_news:
             log.info("poll.rejected", **line)

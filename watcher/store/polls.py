@@ -29,9 +29,9 @@ _TOUCH = load_script("touch")
 
 
 class Postponed(NamedTuple):
-    """How a refused poll stands: refusals in a row, since when (Unix ms), wait until the next one."""
+    """How a rejected poll stands: rejections in a row, since when (Unix ms), wait until the next one."""
 
-    refusals: int
+    rejections: int
     since_ms: int
     wait_ms: int
 

@@ -58,9 +58,9 @@ class Seen(NamedTuple):
 
 
 class Failing(NamedTuple):
-    """Polls of an account that were refused in a row, since when (Unix ms), and why the last one was."""
+    """Polls of an account that were rejected in a row, since when (Unix ms), and why the last one was."""
 
-    refusals: int
+    rejections: int
     since_ms: int
     error_class: str
     reason: str
@@ -384,8 +384,8 @@ def _failing(said: bytes) -> Failing:
     match = _FAILING.match(said)
     if not match:
         return Failing(0, 0, "unknown", "what is noted of it cannot be read")
-    refusals, since_ms, error_class, reason = (part.decode("utf-8", "replace") for part in match.groups())
-    return Failing(int(refusals), int(since_ms), error_class, reason)
+    rejections, since_ms, error_class, reason = (part.decode("utf-8", "replace") for part in match.groups())
+    return Failing(int(rejections), int(since_ms), error_class, reason)
 
 
 def sequence_in(head: bytes) -> int | None:

@@ -2,7 +2,7 @@
 
 Compact on purpose: it is most of what an account costs. One asset is a list
 `[total, locked, pending_deposit, pending_withdrawal, symbol, name, decimals]`, and while something is
-held or suspect `held_polls, seen, suspect` follow. Refuses to guess: anything odd is a BadState.
+pending confirmation or suspect, `confirmation_polls, seen, suspect` follow. Anything odd is a BadState.
 """
 
 import json
@@ -33,8 +33,8 @@ def dump_body(state: AccountState) -> bytes:
         asset = entry.asset
         row: list[Any] = [*entry.published, asset.symbol, asset.name, asset.decimals]
         row_by_asset[asset_id] = row
-        if entry.held_polls or entry.suspect:
-            row += [entry.held_polls, [*entry.seen], entry.suspect and [*entry.suspect]]
+        if entry.confirmation_polls or entry.suspect:
+            row += [entry.confirmation_polls, [*entry.seen], entry.suspect and [*entry.suspect]]
     body = {
         "schema": SCHEMA,
         "source": state.source,
@@ -78,14 +78,14 @@ def _load_entry(asset_id: str, value: object) -> Entry:
     asset = Asset(asset_id, _maybe_text(symbol), _maybe_text(name), decimals)
     if not rest:
         return Entry(asset, published, published)
-    held_polls, seen, suspect = rest
-    if not held_polls and suspect is None:
-        raise ValueError("neither held nor suspect")
+    confirmation_polls, seen, suspect = rest
+    if not confirmation_polls and suspect is None:
+        raise ValueError("neither pending confirmation nor suspect")
     return Entry(
         asset,
         published,
         _balance(seen),
-        check_count(held_polls),
+        check_count(confirmation_polls),
         None if suspect is None else _balance(suspect),
     )
 

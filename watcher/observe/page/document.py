@@ -19,9 +19,9 @@ from watcher.observe.views import (
     attempt_line,
     balance_line,
     place_of,
+    problems_of,
     provider_line,
     subscription_line,
-    troubles_of,
 )
 from watcher.printable import printable, without_secrets
 from watcher.settings import Settings
@@ -34,15 +34,15 @@ MOST_BALANCES = 500
 MOST_OF_AN_ACCOUNT = 50
 MOST_PROVIDERS = 50
 MOST_SUBSCRIPTIONS = 100
-MOST_TROUBLES = 5
+MOST_ERRORS = 5
 MOST_ATTEMPTS = 12
 """Of one event at one subscription: more than the default retries."""
 
 MOST_POINTS = 48
 """A point every half hour of a day: what a line of the width of a word can show."""
 
-_PASSING = {"held", "suspect", "never read"}
-"""Troubles that do not put an account first."""
+_PASSING = {"pending confirmation", "suspect", "never read"}
+"""Problems that do not put an account first."""
 
 _BALANCE = ("total", "locked", "available", "pending_deposit", "pending_withdrawal")
 
@@ -133,10 +133,10 @@ def document(settings: Settings, found: Found) -> Line:
         for name in settings.provider_by_name
     ]
     for line in providers:
-        line["troubles"] = [
-            {**trouble, "reason": _said(trouble["reason"])} for trouble in line["troubles"][:MOST_TROUBLES]
+        line["errors"] = [
+            {**error, "reason": _said(error["reason"])} for error in line["errors"][:MOST_ERRORS]
         ]
-    providers.sort(key=lambda line: not any(trouble["todo"] for trouble in line["troubles"]))
+    providers.sort(key=lambda line: not any(error["todo"] for error in line["errors"]))
     subscriptions = sorted(
         (_subscription(settings, name, outlook, now_ms) for name in outlook.waiting),
         key=lambda line: _STATES.index(line["state"]),
@@ -160,7 +160,7 @@ def _first(most: int, lines: Sequence[Line]) -> Line:
 
 
 def _accounts(settings: Settings, found: Found) -> list[Line]:
-    """The accounts that are shown, first those with troubles.
+    """The accounts that are shown, first those with problems.
 
     Of each its assets, with their whole curves: first those with a change pending confirmation, then those
     with a balance.
@@ -170,9 +170,11 @@ def _accounts(settings: Settings, found: Found) -> list[Line]:
     for seen in found.accounts:
         account = settings.account_by_name[seen.account]
         failing = found.outlook.failing.get(account.provider, {}).get(account.name)
-        line = account_line(account, seen, failing, troubles_of(account, seen, failing, found.now_ms))
+        line = account_line(account, seen, failing, problems_of(account, seen, failing, found.now_ms))
         entries = [*seen.state.entry_by_asset.values()] if seen.state else []
-        entries.sort(key=lambda one: (not (one.held_polls or one.suspect), not any(in_atoms(one.seen))))
+        entries.sort(
+            key=lambda one: (not (one.confirmation_polls or one.suspect), not any(in_atoms(one.seen)))
+        )
         steps = found.steps_by_account.get(seen.account, ())
         rows = []
         for entry in entries[: min(left, MOST_OF_AN_ACCOUNT)]:
@@ -184,10 +186,10 @@ def _accounts(settings: Settings, found: Found) -> list[Line]:
         left -= len(rows)
         line["reason"] = _said(line["reason"])
         lines.append({**line, "balances": rows, "left_out": len(entries) - len(rows)})
-    return sorted(lines, key=lambda line: not {*line["troubles"]} - _PASSING)
+    return sorted(lines, key=lambda line: not {*line["problems"]} - _PASSING)
 
 
-_STATES = ("paused", "failing", "held", "well")
+_STATES = ("paused", "failing", "backing off", "well")
 
 
 def _subscription(settings: Settings, name: str, outlook: Overview, now_ms: int) -> Line:
@@ -196,11 +198,11 @@ def _subscription(settings: Settings, name: str, outlook: Overview, now_ms: int)
     line = subscription_line(name, backlog, breaker, now_ms, is_configured=True)
     del line["deliveries"], line["retrying"]  # counting them would mean to look into every queue
     failures = breaker.failures if breaker else 0
-    state = "paused" if line["paused_at"] else "failing" if failures else "held" if line["held_s"] else "well"
+    is_so = (line["paused_at"], failures, line["backing_off_s"], True)
     return {
         **line,
         "reason": _said(line["reason"]),
-        "state": state,
+        "state": next(state for state, applies in zip(_STATES, is_so, strict=True) if applies),
         "failures": failures,
         "place": place_of(settings, name),
     }

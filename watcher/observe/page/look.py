@@ -49,10 +49,10 @@ class Look:
         self._recent: Recent | None = None
         self._seen: bytes = b"null"
         self._read_at = self._fresh_until = 0.0
-        self._trouble: str | None = None
+        self._error: str | None = None
 
     async def json(self) -> bytes:
-        """Return what is seen now, or what was seen `age_s` ago and the `trouble` since."""
+        """Return what is seen now, or what was seen `age_s` ago and the `error` since."""
         async with self._one_at_a_time:
             if time.monotonic() >= self._fresh_until:
                 await self._look()
@@ -63,7 +63,7 @@ class Look:
                 "version": __version__,
                 "is_draining": self._worker.is_stopped,
                 "stuck": [*self._worker.liveness.stuck(time.monotonic())],
-                "trouble": self._trouble,
+                "error": self._error,
                 "differs": [
                     {"worker": printable(one.worker), "names": [*map(printable, one.names[:_DIFFERS])]}
                     for one in self._worker.differences[:_DIFFERS]
@@ -76,7 +76,7 @@ class Look:
     async def _look(self) -> None:
         settings, opened = self._worker.settings, self._worker.opened
         if opened is None:
-            self._trouble = "the store is not open"
+            self._error = "the store is not open"
             return
         try:
             async with asyncio.timeout(TIMEOUT_S):
@@ -84,11 +84,11 @@ class Look:
         except (StoreError, TimeoutError):
             found = None
         if found is None:
-            self._trouble = "the store does not do its part"
+            self._error = "the store does not do its part"
             return
         # In a thread: amounts are long numbers, and there may be hundreds of them.
         self._seen = await asyncio.to_thread(lambda: orjson.dumps(document(settings, found)))
-        self._trouble, self._read_at = None, time.monotonic()
+        self._error, self._read_at = None, time.monotonic()
 
     async def _find(self, settings: Settings, opened: Opened) -> Found | None:
         outlook = await self._outlook.look()

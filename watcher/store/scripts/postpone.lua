@@ -1,8 +1,8 @@
--- Note a refused poll: the state and its time stay, the next poll waits longer each time.
+-- Note a rejected poll: the state and its time stay, the next poll waits longer each time.
 -- KEYS    1 polls   2 failing   3 due providers
--- ARGV    1 account   2 deadline   3 trouble and reason   4 wait at least ms   5 provider
+-- ARGV    1 account   2 deadline   3 error class and reason   4 wait at least ms   5 provider
 --         6.. waits ms, then level
--- returns refusals in a row, since when (ms), wait ms; or -2 when the lease was lost
+-- returns rejections in a row, since when (ms), wait ms; or -2 when the lease was lost
 if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0) ~= tonumber(ARGV[2]) then return {-2, 0, 0} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
