@@ -2,17 +2,21 @@
 
     python -m tests.benchmarks.idle            # half a minute
 
-An account each at 2 and at 50 providers, polled once and not due again for an hour.
+An account each at 2 and at 50 providers, polled once and not due again for an hour; on one server, and on a
+Cluster of three nodes, of which the busiest counts.
 """
 
 import asyncio
 import resource
 import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import NamedTuple
 
 from structlog.testing import capture_logs
 
+from tests.support.clusters import a_cluster
 from tests.support.rig import a_rig
 from tests.support.servers import real_server
 from watcher.providers.loopring import LoopringAccount
@@ -31,22 +35,27 @@ class Idle(NamedTuple):
     cpu: float
 
 
-async def idle(url: str, providers: int, *, seconds: float = SECONDS) -> Idle:
-    """Measure a worker of so many providers with nothing due."""
-    async with a_rig(url, f"idle{providers}") as rig, connect(url) as client:
+async def idle(url: str, providers: int, *, nodes: Sequence[str] = (), seconds: float = SECONDS) -> Idle:
+    """Measure a worker of so many providers with nothing due; on a Cluster, at the busiest of its `nodes`."""
+    async with a_rig(url, f"idle{providers}") as rig, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connect(node)) for node in nodes or [url]]
         rig.settings = _with_providers(rig.settings, providers)
         with capture_logs():
             async with rig.worker():
                 await asyncio.sleep(_SETTLE_S)
-                await client.config_resetstat()
+                for client in clients:
+                    await client.config_resetstat()
                 before = _cpu_s()
                 await asyncio.sleep(seconds)
                 spent = _cpu_s() - before
-                stats = await client.info("commandstats")
-    calls = {name.removeprefix("cmdstat_"): found["calls"] for name, found in stats.items()}
-    calls.pop("config|resetstat", None)
-    scripts = calls.get("evalsha", 0) + calls.get("eval", 0)
-    return Idle(scripts / seconds, sum(calls.values()) / seconds, spent / seconds)
+                stats = [await client.info("commandstats") for client in clients]
+    scripts, commands = [], []
+    for stat in stats:
+        calls = {name.removeprefix("cmdstat_"): found["calls"] for name, found in stat.items()}
+        calls.pop("config|resetstat", None)
+        scripts.append(calls.get("evalsha", 0) + calls.get("eval", 0))
+        commands.append(sum(calls.values()))
+    return Idle(max(scripts) / seconds, max(commands) / seconds, spent / seconds)
 
 
 def _cpu_s() -> float:
@@ -72,12 +81,15 @@ def _with_providers(settings: Settings, count: int) -> Settings:
 
 def main() -> None:
     seconds = 2.0 if "--quick" in sys.argv else SECONDS
-    with real_server("valkey") as server:
-        print("| providers | scripts a second | commands a second | share of a core |")
-        print("|---|---:|---:|---:|")
-        for providers in (2, 50):
-            found = asyncio.run(idle(server.url, providers, seconds=seconds))
-            print(f"| {providers} | {found.scripts:,.0f} | {found.commands:,.0f} | {found.cpu:.1%} |")
+    print("| server | providers | scripts a second | commands a second | share of a core |")
+    print("|---|---|---:|---:|---:|")
+    with real_server("valkey") as server, a_cluster() as cluster:
+        of_cluster = [node.url for node in cluster.nodes]
+        for what, url, nodes in (("one", server.url, []), ("a node of three", cluster.url, of_cluster)):
+            for providers in (2, 50):
+                found = asyncio.run(idle(url, providers, nodes=nodes, seconds=seconds))
+                row = f"{found.scripts:,.0f} | {found.commands:,.0f} | {found.cpu:.1%}"
+                print(f"| {what} | {providers} | {row} |")
 
 
 if __name__ == "__main__":

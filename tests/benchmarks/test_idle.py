@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.benchmarks.idle import idle
+from tests.support.clusters import a_cluster
 
 pytestmark = pytest.mark.slow
 
@@ -15,4 +16,11 @@ def test_an_idle_worker_asks_redis_no_more_the_more_providers_it_has(
     server_url_of: Callable[[str], str], providers: int
 ) -> None:
     found = asyncio.run(idle(server_url_of("valkey"), providers, seconds=3.0))
+    assert found.scripts <= 30
+
+
+def test_nor_any_node_of_a_cluster() -> None:
+    with a_cluster() as cluster:
+        nodes = [node.url for node in cluster.nodes]
+        found = asyncio.run(idle(cluster.url, 50, nodes=nodes, seconds=3.0))
     assert found.scripts <= 30

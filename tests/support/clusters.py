@@ -38,6 +38,10 @@ class Node:
             return client.execute_command(*command)
 
     @property
+    def url(self) -> str:
+        return f"redis://{_HOST}:{self.port}"
+
+    @property
     def id(self) -> str:
         return str(self.ask("CLUSTER", "MYID").decode())
 
