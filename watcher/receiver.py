@@ -125,7 +125,7 @@ class _History:
 class Receiver:
     """An HTTP server that takes events at every path while it is entered (`async with`).
 
-    Without `secrets` nothing is verified. `notice` hears of each attempt before it is answered. With
+    Without `secrets` nothing is verified. `notice` is called with each attempt before it is answered. With
     `forward_to` what is not refused is POSTed there as it came, and answered as it was answered there.
     `capture` gets each request as it arrives, and says where it wrote it down.
     `events` are those taken, each once, in their order of arrival; `keep` bounds them and `receipts`.

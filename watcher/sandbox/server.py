@@ -27,7 +27,7 @@ CUT_OFF_S = 0.05
 
 
 class Sandbox:
-    """Both providers, served while the context lasts. See `default_world` for who holds what.
+    """Both providers, served while the context lasts. See `default_world` for what the accounts hold.
 
     `world` is the truth, `loopring` and `metakeep` are the knobs, `traffic` is what came. Port 0 is any
     free port; it stays the same when a provider is taken down and brought back.

@@ -1,4 +1,4 @@
-"""The truth behind the simulators: who holds what, exactly, and the movements that change it.
+"""The truth behind the simulators: what each account holds, exactly, and the movements that change it.
 
 Refuses I/O, clocks and chance: the caller that makes a movement decides when. It only counts polls, because
 a movement may show its second half some polls after its first.
