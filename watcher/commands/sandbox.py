@@ -150,15 +150,15 @@ async def _serve(sandbox: Sandbox, steps: Iterable[Step]) -> None:
             for name, effect, after in fields
             if effect
         )
-        say(f"{move.account.key}  {move.do}  {move.asset.symbol}  {moved}")
+        elapsed_s = loop.time() - started_at
+        what = f"{move.account.key}  {move.do}  {move.asset.symbol}"
+        click.echo(f"{elapsed_s:8.1f}s  {what}  {moved}", err=True)
 
     def made(step: Step) -> None:
         if step.do == "fault":
             provider, fault, answers = (step.options.get(key) for key in ("provider", "fault", "answers"))
-            say(f"{provider}  fault  {fault}, {answers or 1}x")
-
-    def say(text: str) -> None:
-        click.echo(f"{loop.time() - started_at:8.1f}s  {text}", err=True)
+            elapsed_s = loop.time() - started_at
+            click.echo(f"{elapsed_s:8.1f}s  {provider}  fault  {fault}, {answers or 1}x", err=True)
 
     async with sandbox:
         click.echo(configuration(sandbox))
@@ -172,7 +172,7 @@ async def _serve(sandbox: Sandbox, steps: Iterable[Step]) -> None:
 
 
 def configuration(sandbox: Sandbox, *, url: str = _LISTEN_URL, secret: str = _LISTEN_SECRET) -> str:
-    """Write a watcher.toml that watches the default world, and tells a receiver on this machine."""
+    """Write a watcher.toml that watches the default world, for a receiver on this machine."""
     from watcher.sandbox.world import ALICE, METAKEEP_ASSETS, TREASURY
 
     currencies = ",\n  ".join(f'"{asset.id}"' for asset in METAKEEP_ASSETS)
