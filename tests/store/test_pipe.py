@@ -103,6 +103,25 @@ async def test_the_error_of_one_command_is_its_own(redis_client: Redis, namespac
     assert isinstance(unknown, ConfigurationRefused)
 
 
+@pytest.mark.parametrize("runners", [0, 2])
+async def test_an_error_that_nothing_foresees_is_the_answer_to_its_calls_and_ends_no_runner(
+    runners: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, execute, faults = Pipe(FakeAsyncRedis()), Pipeline.execute, [RuntimeError("closed"), KeyError("x")]
+
+    async def faulty(self: Any, *arguments: Any, **options: Any) -> Any:
+        if faults and self.command_stack:
+            raise faults.pop()
+        return await execute(self, *arguments, **options)
+
+    monkeypatch.setattr(Pipeline, "execute", faulty)
+    async with running(pipe, runners):
+        for kind in (KeyError, RuntimeError):
+            with pytest.raises(kind):
+                await echo(pipe, "a")
+        assert await echo(pipe, "b") == "b"
+
+
 @everywhere
 @pytest.mark.parametrize("runners", [0, 2])
 async def test_scripts_that_the_server_forgot_are_sent_again(

@@ -206,7 +206,7 @@ class Pipe:
         await self._client.aclose()
 
     async def _execute(self, calls: list[Call]) -> None:
-        try:
+        with _answering(calls):
             packets = list(packed(calls))
             answers = await self._answers(packets)
             apart = [
@@ -216,15 +216,8 @@ class Pipe:
                 steps = [Packet([call]) for packet in apart for call in packet.calls]
                 packets += steps
                 answers += await self._answers(steps)
-        except (RedisError, OSError, ValueError, TypeError) as error:  # the last two: what cannot be sent
-            for call in calls:
-                call.settle(error)
-        else:
             for packet, answer in zip(packets, answers, strict=True):
                 packet.hand_out(answer)
-        finally:
-            for call in calls:  # none of them waits for an answer that does not come
-                call.settle(asyncio.CancelledError())
 
     async def _answers(self, packets: "list[Packet]") -> list[Any]:
         answers = await self._pipeline([packet.command() for packet in packets])
@@ -241,6 +234,25 @@ class Pipe:
                 batch.execute_command(*command)
             answers: list[Any] = await batch.execute(raise_on_error=False)
         return answers
+
+
+class _answering:  # noqa: N801 -- as `errors.translated`
+    """Give an error inside, of whatever kind, to all calls without an answer: none of them waits for ever,
+    and no runner ends, which would end the worker."""
+
+    __slots__ = ("_calls",)
+
+    def __init__(self, calls: list[Call]) -> None:
+        self._calls = calls
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        is_theirs = isinstance(error, Exception)
+        for call in self._calls:
+            call.settle(error if is_theirs else asyncio.CancelledError())
+        return is_theirs
 
 
 class _Batch(Pipeline):
