@@ -187,7 +187,7 @@ _CATALOGUE: tuple[tuple[str, type[Part], str], ...] = (
         Paused,
         "Another subscription, which names this one in `alerts_to`, was paused. Moves nothing.",
     ),
-    ("subscription.ping", Ping, "A sample that somebody asked for. Moves nothing."),
+    ("subscription.ping", Ping, "A sample, made on request. Moves nothing."),
 )
 
 

@@ -39,7 +39,7 @@ CHANGE_EVENTS = (
     "total.increased",
     "total.decreased",
 )
-"""What a balance can do, as in the table in README.md: told to every subscription that names no others."""
+"""What a balance can do, as in the table in README.md: sent to every subscription that names no others."""
 
 SERVICE_EVENTS = (
     "account.baseline",
@@ -49,7 +49,7 @@ SERVICE_EVENTS = (
     "subscription.paused",
     "subscription.ping",
 )
-"""Events that move nothing, for those who ask for them by type."""
+"""Events that move nothing, for subscriptions that name their type."""
 
 DEFAULT_RETRIES = ("0s", "5s", "5m", "30m", "2h", "5h", "10h", "14h", "20h", "24h")
 """When each attempt follows the one before it; then the delivery becomes a dead letter."""
@@ -126,7 +126,9 @@ class WorkerSettings(Section):
 
 
 class LogSettings(Section):
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is told")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the lowest level that is logged"
+    )
     format: Literal["auto", "json", "pretty"] = Field(
         "auto", description="JSON lines, or text for people; auto: text on a terminal"
     )
@@ -190,7 +192,7 @@ class AccountSettings(Section):
 
 
 class ThresholdSettings(Section):
-    """When to tell that a balance went too low or too high. `clear` keeps one that hovers quiet."""
+    """When to emit that a balance went too low or too high. `clear` keeps one that hovers quiet."""
 
     one_of = ("below", "above")
 
@@ -198,8 +200,8 @@ class ThresholdSettings(Section):
     field: Literal["total", "locked", "available", "pending_deposit", "pending_withdrawal"] = Field(
         "total", description="which part of the balance"
     )
-    below: Amount | None = Field(None, description="told when the balance falls below it")
-    above: Amount | None = Field(None, description="told when the balance rises above it")
+    below: Amount | None = Field(None, description="emit an event when the balance falls below it")
+    above: Amount | None = Field(None, description="emit an event when the balance rises above it")
     clear: Amount | None = Field(
         None, description="armed again once the balance is back here; default: the bound itself"
     )
@@ -240,9 +242,9 @@ class SubscriptionSettings(Section):
     requests_per_second: float | None = Field(
         None, ge=0.1, le=10_000, description="attempts a second, over all workers together"
     )
-    alerts_to: Name | None = Field(None, description="another subscription, told when this one is paused")
+    alerts_to: Name | None = Field(None, description="another subscription, notified when this one is paused")
     thresholds: tuple[ThresholdSettings, ...] = Field(
-        (), max_length=100, description="balances to tell about by `threshold.crossed`"
+        (), max_length=100, description="bounds that emit `threshold.crossed`"
     )
 
 

@@ -345,7 +345,7 @@ def test_what_does_nothing_is_a_warning(write: Write) -> None:
     idle = '[egress]\nallow = ["0.0.0.0/0"]\n[providers.shop]\nkind = "metakeep"\napi_key = "k"\n' + SMALL
     idle = idle[: idle.index("[[subscriptions]]")]
     assert warnings_of(load(write(idle), {})) == [
-        "1: no [[subscriptions]]: nobody will be told",
+        "1: no [[subscriptions]]: no event will be sent",
         "3: providers.shop: no account is polled there",
         "2: egress.allow[0]: allows every address: subscriber URLs may reach this host",
     ]

@@ -137,7 +137,11 @@ def a_threshold(fields: str, more: str = "") -> str:
         ('assets = ["USDC"]', 'asset = "Usdc", below = 1', "-- did you mean 'USDC'?"),
         ('accounts = ["few"]', 'asset = "5", below = 1', "no account that the subscription is about asks"),
         ('accounts = ["few"]', 'asset = "USDC", below = 1', "no account that the subscription is about asks"),
-        ('accounts = ["few"]', 'asset = "WBTC", below = 1', "may never fire: nobody knows yet whether it is"),
+        (
+            'accounts = ["few"]',
+            'asset = "WBTC", below = 1',
+            "may never fire: it is not known yet whether it is",
+        ),
         ('accounts = ["few"]', f'asset = "0x{"1" * 40}", below = 1', "no account that the subscription is"),
         ('accounts = ["alice"]', f'asset = "0x{"1" * 40}", below = 1', "no account that the subscription is"),
         (
@@ -185,7 +189,7 @@ def test_a_bound_that_is_set_twice_is_suspect(doubts: Doubts) -> None:
 
 def test_thresholds_that_nobody_asks_to_be_told_of_are_suspect(doubts: Doubts) -> None:
     assert doubts(a_threshold('asset = "LRC", below = 1', 'events = ["deposit.*"]')) == [
-        "subscriptions[0].events: lacks threshold.crossed: no threshold will be told"
+        "subscriptions[0].events: lacks threshold.crossed: no threshold will be reported"
     ]
 
 

@@ -137,7 +137,7 @@ ILL = {
     "WatcherWorkerDown": {"up": "0x60"},
     "WatcherStoreDown": {"watcher_store_up": "0x60"},
     "WatcherProviderRefusesKey": {'error_class="auth"': "0x50 1x10"},
-    "WatcherAccountsRefused": {'error_class="configuration"': "2x60"},
+    "WatcherAccountsRejected": {'error_class="configuration"': "2x60"},
     "WatcherProviderFails": {'outcome="rejected"': "0+70x60"},
     "WatcherAccountsStale": {"watcher_accounts_stale": "3x60"},
     "WatcherAccountQuarantined": {'outcome="quarantined"': "0x50 1x10"},

@@ -39,7 +39,7 @@ def doubt_idle(
     if not accounts.count:
         findings.warn(document.finding((), "no [[accounts]]: nothing will be polled"))
     elif not subscriptions:
-        findings.warn(document.finding((), "no [[subscriptions]]: nobody will be told"))
+        findings.warn(document.finding((), "no [[subscriptions]]: no event will be sent"))
     for name in sorted(providers.entry_by_name.keys() - accounts.providers):
         findings.warn(document.finding(("providers", name), "no account is polled there"))
 
@@ -155,7 +155,7 @@ def _doubts(thresholds: Mapping[int, Mapping[str, Any]], entry: Entry) -> Iterat
     """Say what speaks against thresholds by themselves."""
     types = [text for _, text in texts_in(entry, "events")]
     if thresholds and types and not any(matches(glob, [_ASKED_FOR]) for glob in types):
-        yield ("events",), f"lacks {_ASKED_FOR}: no threshold will be told"
+        yield ("events",), f"lacks {_ASKED_FOR}: no threshold will be reported"
     spellings = [text for _, text in texts_in(entry, "assets")]
     spelling_by_lower = {text.lower(): text for text in reversed(spellings)}
     index_by_bound: dict[tuple[str, ...], int] = {}
@@ -193,7 +193,7 @@ def _unreachable(
         elif may_hold:
             return None
         elif may_hold is None:
-            found = "asset", "may never fire: nobody knows yet whether it is among the tokens: give its id"
+            found = "asset", "may never fire: it is not known yet whether it is among the tokens: give its id"
         else:
             reason = "can never fire: no account that the subscription is about asks for this asset"
             found = found or ("asset", reason)

@@ -59,7 +59,7 @@ def read_subscriptions(document: Entry, egress: EgressSettings | None, findings:
         if not isinstance(alerted, str):
             continue
         if alerted == name:
-            reason = "is this subscription itself, which is told nothing while it is paused"
+            reason = "is this subscription itself, which gets nothing while it is paused"
             findings.mistake(entry.finding(("alerts_to",), reason))
         elif alerted not in known:
             meant = did_you_mean(alerted, [other for other in known if other != name])

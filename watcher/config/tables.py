@@ -85,7 +85,7 @@ def header_flaws(headers: Mapping[str, object]) -> Iterator[tuple[Key, str]]:
         elif lower in _RESERVED_HEADERS or lower.startswith(_RESERVED_PREFIXES):
             flaw = "is reserved: watcher or the connection sets it"
         elif lower in seen:
-            flaw = "is set twice: header names do not tell upper from lower case"
+            flaw = "is set twice: header names ignore upper and lower case"
         elif isinstance(value, str) and not _HEADER_VALUE.match(value):
             flaw = "must be visible ASCII, with spaces only inside"
         elif isinstance(value, str):

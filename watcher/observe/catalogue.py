@@ -23,7 +23,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "changes": "how many changes were found, each one an event (in a heartbeat: since the last one)",
     "deliveries": "how many deliveries (in a heartbeat: since the last one)",
     "drain_ms": "how long work in hand may take at most",
-    "dropped_lines": "log lines lost since the start, because nobody read them",
+    "dropped_lines": "log lines lost since the start, because they were not read",
     "due": "how many accounts and queues are due and not yet claimed",
     "duration_ms": "how long it took, or has lasted",
     "event_id": "id of the event, as in the header webhook-id",
@@ -296,7 +296,7 @@ EVENTS: Mapping[str, Line] = {
     "library.failed": Line(
         "error", "A library that we use logged an error.", ("library", "message", "exception")
     ),
-    "log.dropped": Line("warning", "Log lines were lost because nobody read them in time.", ("lines",)),
+    "log.dropped": Line("warning", "Log lines were lost because they were not read in time.", ("lines",)),
     "bug": Line(
         "error",
         "Something that was not planned; please report it with the traceback.",

@@ -45,7 +45,7 @@ class Meaning(NamedTuple):
 
 
 METRICS: Mapping[str, Meaning] = {
-    "watcher_build_info": Meaning("gauge", "Always 1; the label tells the version.", ("version",)),
+    "watcher_build_info": Meaning("gauge", "Always 1; the label is the version.", ("version",)),
     "watcher_polls_total": Meaning(
         "counter",
         f"Polls that this worker ended, by outcome: {', '.join(POLL_OUTCOMES)}.",
@@ -82,7 +82,7 @@ METRICS: Mapping[str, Meaning] = {
     "watcher_clock_skew_seconds": Meaning(
         "gauge", "By how much this machine's clock is ahead of the server's; looked at once a minute."
     ),
-    "watcher_log_lines_dropped_total": Meaning("counter", "Log lines lost because nobody read them."),
+    "watcher_log_lines_dropped_total": Meaning("counter", "Log lines lost because they were not read."),
     "watcher_configuration_last_reload_ok": Meaning(
         "gauge", "0 while the last configuration that was read has mistakes, and the one before is in force."
     ),
