@@ -1,5 +1,6 @@
 """What only a person can fix is one error at once, however many accounts meet it, and a line at its end."""
 
+import asyncio
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
@@ -24,6 +25,7 @@ class Told:
         self._lines = lines
 
     async def _is_rejected(self, account: str) -> bool:
+        await asyncio.sleep(0)  # as Redis, which takes its time
         return account in self.refused
 
     @property
@@ -108,6 +110,32 @@ async def test_an_account_that_another_worker_polls_well_holds_up_no_good_news(t
     told.now += 5
     await told.failures.report_fixed("a7")
     assert [line[0] for line in told.lines()] == ["provider.recovered"]
+
+
+async def test_polls_that_end_at_the_same_moment_report_the_end_of_a_cause_once(told: Told) -> None:
+    told.failures.refused("a0", ABSENT)
+    told.failures.refused("a1", Rejected("configuration", "no such account id (102003)"))
+    told.lines()
+    await asyncio.gather(*(told.failures.report_fixed(account) for account in ("a1", "a7", "a8")))
+    assert [line[0] for line in told.lines()] == ["provider.recovered"]
+
+
+async def test_other_workers_are_looked_at_seldom_while_a_cause_lasts(told: Told) -> None:
+    told.failures.refused("a0", ABSENT)
+    told.lines()
+    await told.failures.report_fixed("a7")
+    told.refused.clear()
+    await told.failures.report_fixed("a7")
+    assert told.lines() == [], "it was looked a moment ago"
+
+
+async def test_an_account_that_meets_another_cause_has_left_the_one_before(told: Told) -> None:
+    told.failures.refused("a0", ABSENT)
+    told.failures.refused("a0", KEY)
+    told.lines()
+    await told.failures.report_fixed("a7")
+    (line,) = told._lines
+    assert (line["event"], line["reason"]) == ("provider.recovered", ABSENT.reason)
 
 
 async def test_what_was_so_before_a_reload_is_asked_again_and_said_when_it_is_over(told: Told) -> None:

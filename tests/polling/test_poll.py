@@ -8,6 +8,7 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from tests.support.builders import a_subscription, seconds
 from tests.support.provider_staging import (
     TOKENS_PATH,
     Stage,
@@ -17,7 +18,9 @@ from tests.support.provider_staging import (
     loopring_account,
     loopring_settings,
 )
-from tests.support.stores import ACCOUNT, PROVIDER, Store, a_store
+from tests.support.stores import ACCOUNT, OPS, PROVIDER, SHARD, Store, a_store
+from watcher.engine.dispatch import Key
+from watcher.journal.account import AccountState
 from watcher.journal.interest import Interest
 from watcher.observe.counters import Counters
 from watcher.polling.poll import Poller
@@ -25,6 +28,7 @@ from watcher.polling.report import PollReport
 from watcher.providers.assets import RENEW_S
 from watcher.providers.http import ProviderClient
 from watcher.providers.loopring import Loopring
+from watcher.settings import ThresholdSettings
 from watcher.snapshot import Snapshot
 from watcher.store.polls import Commit, Polls
 from watcher.store.schedule import Reply
@@ -68,18 +72,24 @@ class Polled:
         self.store = store
         self.stage = stage
         self.now_s = 1000.0
+        self.ahead_ms = 0
+        """How far this worker's time is ahead of the server's."""
+        self.waked: list[tuple[Key, int]] = []
+        self.is_taken = False
         settings = loopring_settings(stage.url)
         self.client = Counted(Loopring(settings), settings, clock=lambda: self.now_s)
         self.polls = Contested(store.schedule, store.keys)
         self.account = loopring_account()
+        self.interest = Interest({})
+        self.report = PollReport(Counters(), is_rejected=self.polls.is_failing)
         self.poller = Poller(
             settings,
             self.client,
             self.polls,
-            Interest({}),
-            PollReport(Counters(), is_rejected=self.polls.is_failing),
-            now_ms=store.schedule.now_ms,
-            wake=lambda *_: None,
+            self.interest,
+            self.report,
+            now_ms=lambda: store.schedule.now_ms() + self.ahead_ms,
+            wake=lambda *due: self.waked.append(due),
         )
         self.poller.probe_account = ACCOUNT
 
@@ -88,8 +98,25 @@ class Polled:
         if rows:
             self.stage.reply = answer([*rows])
         with capture_logs() as lines:
-            await self.poller.poll(self.account, await self.store.lease(ACCOUNT))
+            self.is_taken = await self.poller.poll(self.account, await self.store.lease(ACCOUNT))
+            self.report.gathered(at_once=True)
         return lines
+
+    async def refused(self, status: int = 503, *, retry_after_s: int | None = None) -> list[Any]:
+        """Poll once, which the provider refuses; returns what was logged."""
+        headers = {} if retry_after_s is None else {"Retry-After": f"{retry_after_s}"}
+        self.stage.reply = answer({"error": "no"}, status, headers=headers)
+        return await self.poll()
+
+    async def state(self) -> AccountState:
+        state = await self.polls.read_state(ACCOUNT)
+        assert state
+        return state
+
+    async def waits_ms(self) -> float:
+        """In how many ms the account is polled next."""
+        due_ms = (await self.store.scores(self.store.keys.polls(SHARD, PROVIDER)))[ACCOUNT]
+        return due_ms - await self.store.now_ms()
 
 
 @pytest.fixture
@@ -115,6 +142,7 @@ async def test_a_poll_that_another_worker_overtakes_is_computed_anew_from_what_t
     lines = await polled.poll(a_balance(0, "12"))
     (line,) = [line for line in lines if line["event"].startswith("poll.")]
     assert line["event"] == outcome
+    assert polled.is_taken is (outcome == FINISHED)
     state = await polled.store.polls.read_state(ACCOUNT)
     assert state
     assert state.entry_by_asset["0"].published.total == ("12" if outcome == FINISHED else "10")
@@ -155,3 +183,106 @@ async def test_an_answer_that_repeats_is_not_read_at_all_once_all_is_known(polle
     assert polled.client.reads == 1
     await polled.poll(a_balance(0, "1001"))
     assert polled.client.reads == 2
+
+
+async def test_an_answer_that_repeats_is_compared_with_what_another_worker_found_meanwhile(
+    polled: Polled,
+) -> None:
+    other = Polled(polled.store, polled.stage)
+    async with other.client:
+        await polled.poll(a_balance(0, "10"))
+        await other.poll(a_balance(0, "12"))
+    await polled.poll(a_balance(0, "10"))
+    assert (await polled.state()).entry_by_asset["0"].published.total == "10"
+
+
+async def test_an_answer_that_repeats_is_the_second_opinion_that_was_asked_for(polled: Polled) -> None:
+    for total in ("10", "0", "0"):
+        await polled.poll(a_balance(0, total))
+    assert (await polled.state()).entry_by_asset["0"].published.total == "0"
+
+
+async def test_an_answer_that_repeats_is_read_again_where_its_account_is_configured_anew(
+    polled: Polled,
+) -> None:
+    await polled.poll(a_balance(0, "10"))
+    polled.poller.forget(ACCOUNT)
+    await polled.poll()
+    assert polled.client.reads == 2
+
+
+async def test_an_answer_that_repeats_is_read_again_while_a_threshold_names_what_no_list_names_yet(
+    polled: Polled,
+) -> None:
+    threshold = ThresholdSettings(asset="T7", field="total", below="5")
+    polled.interest.follow({OPS: a_subscription(OPS, thresholds=(threshold,))})
+    polled.stage.reply_by_path[TOKENS_PATH] = answer({"error": "down"}, 503)
+    await polled.poll()
+    polled.stage.reply_by_path[TOKENS_PATH] = answer(a_token_list(0, 7))
+    polled.now_s += RENEW_S
+    await polled.poll()
+    assert (await polled.state()).crossed, "0 is below 5"
+
+
+async def test_what_another_place_said_of_an_asset_says_nothing_of_it_here(polled: Polled) -> None:
+    await polled.poll(a_balance(0, "1000"))
+    moved = Polled(polled.store, polled.stage)
+    moved.account = loopring_account(tokens=(0,)).model_copy(update={"account_id": 7})
+    polled.stage.reply_by_path[TOKENS_PATH] = answer({"error": "down"}, 503)
+    async with moved.client:
+        (line,) = [line for line in await moved.poll() if line["event"].startswith("poll.")]
+    assert line["event"] == "poll.rejected"
+
+
+async def test_a_change_wakes_the_queue_that_it_fills(polled: Polled) -> None:
+    polled.interest.follow({OPS: a_subscription(OPS)})
+    await polled.poll(a_balance(0, "10"))
+    assert polled.waked == []
+    await polled.poll(a_balance(0, "12"))
+    assert polled.waked == [(Key("delivery", OPS), SHARD)]
+
+
+async def test_an_error_with_a_wish_holds_its_own_account_for_as_long(polled: Polled) -> None:
+    await polled.refused(retry_after_s=60)
+    assert 55_000 < await polled.waits_ms() <= 60_001
+
+
+@pytest.mark.parametrize(("probe_account", "longest_s"), [(ACCOUNT, 30), ("another", 300)])
+async def test_one_account_goes_on_asking_a_provider_that_stays_away_and_the_others_hardly(
+    polled: Polled, probe_account: str, longest_s: int
+) -> None:
+    polled.poller.probe_account = probe_account
+    for _ in range(8):
+        await polled.refused()
+    assert 0.85 * longest_s < await polled.waits_ms() / 1000 <= longest_s
+
+
+async def test_an_account_that_was_refused_for_three_intervals_is_stale_once_until_it_is_polled_well(
+    polled: Polled,
+) -> None:
+    (interval,) = seconds(60)
+    polled.account = polled.account.model_copy(update={"interval": interval})
+    polled.interest.follow({OPS: a_subscription(OPS, events=("account.stale", "account.recovered"))})
+    await polled.poll(a_balance(0, "10"))
+    before = await polled.state()
+    polled.ahead_ms = 179_000
+    assert stale(await polled.refused()) == []
+    polled.ahead_ms = 200_000
+    lines = await polled.refused()
+    assert [line["times"] for line in lines if line["event"] == "poll.rejected"] == [2]
+    (line,) = stale(lines)
+    assert (line["event"], line["account"], line["log_level"]) == ("account.stale", ACCOUNT, "warning")
+    after = await polled.state()
+    assert (after.polled_at_ms, after.stale_since_ms) == (before.polled_at_ms, before.polled_at_ms)
+    assert stale(await polled.refused()) == []
+    assert (await polled.state()).version == after.version
+    (line,) = stale(await polled.poll(a_balance(0, "10")))
+    assert (line["event"], line["account"]) == ("account.recovered", ACCOUNT)
+    assert line["duration_ms"] > 199_000
+    assert not (await polled.state()).stale_since_ms
+    assert len(await polled.store.queue()) == 2
+    assert not await polled.polls.is_failing(PROVIDER, ACCOUNT)
+
+
+def stale(lines: list[Any]) -> list[Any]:
+    return [line for line in lines if line["event"] in ("account.stale", "account.recovered")]

@@ -216,7 +216,7 @@ class ProviderFailures:
 
     async def _is_over(self, cause: Cause) -> bool:
         """Look one by one whether other workers polled its accounts since; at most every few seconds."""
-        accounts = self._accounts_by_cause[cause]
+        accounts = self._accounts_by_cause.get(cause, set())  # none: another poll reported its end
         while accounts:
             if self._clock() < self._look_at:
                 return False
