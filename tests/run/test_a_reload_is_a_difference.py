@@ -14,10 +14,12 @@ from tests.support.builders import SECRET
 from tests.support.rig import MK, TREASURY, Rig, a_rig
 from watcher.delivery.webhook import WebhookSink
 from watcher.providers.http import ProviderClient
+from watcher.run.members import Enrolment
 from watcher.run.worker import Worker
 from watcher.settings import Settings, SubscriptionSettings, ThresholdSettings
 
 LRC = "1"
+TREASURY_NAME = "treasury"
 
 
 @pytest.fixture
@@ -69,6 +71,31 @@ async def reloaded(worker: Worker, settings: Settings) -> None:
 def with_subscription(settings: Settings, name: str, **options: Any) -> Settings:
     one = settings.subscription_by_name["ops"].model_copy(update={"name": name, **options})
     return settings.model_copy(update={"subscription_by_name": {**settings.subscription_by_name, name: one}})
+
+
+async def test_an_account_more_is_polled_at_once_however_long_its_enrolment_takes(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = Enrolment.begin
+
+    async def begin_slowly(self: Enrolment) -> bool:
+        is_first = await begin(self)
+        await asyncio.sleep(0.3)
+        return is_first
+
+    treasury = rig.settings.account_by_name[TREASURY_NAME]
+    more = treasury.model_copy(update={"name": "another"})
+    settings = rig.settings.model_copy(
+        update={"account_by_name": {**rig.settings.account_by_name, "another": more}}
+    )
+    async with rig.worker() as worker:
+        await until(lambda: worker.counters.polls > 2)
+        with capture_logs() as lines:
+            monkeypatch.setattr(Enrolment, "begin", begin_slowly)
+            await reloaded(worker, settings)
+            async with asyncio.timeout(3):
+                while not any(line.get("account") == "another" for line in lines):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
 
 
 async def test_one_more_subscription_opens_nothing_anew_and_no_answer_is_read_again(

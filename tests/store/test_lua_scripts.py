@@ -113,7 +113,13 @@ def test_a_script_has_no_globals(name: str) -> None:
 
 @every_script
 def test_a_script_calls_nothing_but_what_a_cluster_can_place(name: str) -> None:
-    calls = re.findall(r"redis\.p?call\(\s*'(\w+)'\s*(?:,\s*([A-Za-z]+))?", TEXT_BY_NAME[name])
+    text = TEXT_BY_NAME[name]
+    declared, others = {"KEYS"}, set[str]()
+    for names, value in re.findall(r"\blocal ([\w, ]+?) = (\S+)", text):
+        is_declared = value.startswith(("KEYS[", "unpack(KEYS,"))
+        (declared if is_declared else others).update(re.findall(r"\w+", names))
+    assert not declared & others, "what names a key names nothing else"
+    calls = re.findall(r"redis\.p?call\(\s*'(\w+)'\s*(?:,\s*([A-Za-z_]+))?", text)
     assert calls
     for command, first in calls:
-        assert first == "KEYS" or (command, first) == ("TIME", ""), f"{command} on a key that is not declared"
+        assert first in declared or (command, first) == ("TIME", ""), f"{command} on an undeclared key"

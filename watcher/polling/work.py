@@ -105,6 +105,7 @@ class ProviderPolls(InUse):
     def follow(self, accounts: Mapping[str, AccountSettings], shards: set[int]) -> None:
         """Poll these accounts from now on, which are in these shards."""
         self.accounts, self._shards = accounts, shards
+        self._left.clear()  # what was unknown may be known by now
 
     async def room(self, in_flight: int) -> Room:
         """Say how many polls could start soon; where hardly any, the next claim waits for their turns."""

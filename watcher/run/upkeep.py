@@ -126,20 +126,32 @@ class Upkeep:
         if settings is before:
             return
         await self._configured.drop(settings)
+        await self._persist(self._agreement.begin, settings, "other workers", stopped)
+        await self._configured.add(settings)  # before enrolment: an account that is unknown is left alone
+        await self._persist(self._enrol, settings, "enrolled accounts", stopped)
+        for name, old in before.subscription_by_name.items():
+            new = settings.subscription_by_name.get(name)
+            if new and new.url != old.url:
+                await self.loop.survive(self._follow_moved(name), None, "make due", subscription=name)
+        await self.loop.survive(self._ask_again(), None, "rejected polls")
+
+    async def _persist(
+        self,
+        act: Callable[[Settings], Awaitable[None]],
+        settings: Settings,
+        affected: str,
+        stopped: asyncio.Event,
+    ) -> None:
+        """Do one part of a reload, again while Redis is away. What it refuses is left as it is: the accounts
+        that are on the schedule are polled all the same."""
         while not stopped.is_set():
             try:
-                await self.loop.survive(self._join(settings), None, "enrolled accounts")
+                await self.loop.survive(act(settings), None, affected)
             except StoreUnreachable as error:
                 await asyncio.sleep(await self._health.failed(error))
                 continue
-            except StoreError as error:  # who is on the schedule is polled all the same
+            except StoreError as error:
                 await self._health.failed(error)
-            await self._configured.add(settings)
-            for name, old in before.subscription_by_name.items():
-                new = settings.subscription_by_name.get(name)
-                if new and new.url != old.url:
-                    await self.loop.survive(self._follow_moved(name), None, "make due", subscription=name)
-            await self.loop.survive(self._ask_again(), None, "rejected polls")
             return
 
     async def begin_once(self, settings: Settings) -> None:
@@ -184,6 +196,9 @@ class Upkeep:
     async def _join(self, settings: Settings) -> None:
         """Compare the configuration with those of other workers, and put its accounts on the schedule."""
         await self._agreement.begin(settings)
+        await self._enrol(settings)
+
+    async def _enrol(self, settings: Settings) -> None:
         self._enrolment = Enrolment(
             await compute(Accounts.of, settings),
             self._schedule,

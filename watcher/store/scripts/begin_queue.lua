@@ -5,22 +5,23 @@
 -- ARGV    for each step: account, deadline, new deadline, deliveries at most
 -- returns for each step: 1 done, also where a repeat finds it done, -2 the lease was lost; deliveries (a list);
 --         `count head` of the failed attempts ('': none)
-redis.call('DEL', KEYS[3])
+local queues, all_tries, nothing = unpack(KEYS, 1, 3)
+redis.call('DEL', nothing)
 local accounts, reply, kept = {}, {}, {}
 for i = 1, #KEYS - 3 do accounts[i] = ARGV[i * 4 - 3] end
-local deadlines = redis.call('ZMSCORE', KEYS[1], unpack(accounts))
-local tries = redis.call('HMGET', KEYS[2], unpack(accounts))
+local deadlines = redis.call('ZMSCORE', queues, unpack(accounts))
+local tries = redis.call('HMGET', all_tries, unpack(accounts))
 for i = 1, #accounts do
-  local at = i * 4 - 3
-  local is_ours = deadlines[i] == ARGV[at + 1]
-  local answer = (is_ours or deadlines[i] == ARGV[at + 2]) and 1 or -2
+  local account, deadline, new, most = unpack(ARGV, i * 4 - 3, i * 4)
+  local is_ours = deadlines[i] == deadline
+  local answer = (is_ours or deadlines[i] == new) and 1 or -2
   reply[i * 3 - 2] = answer
-  reply[i * 3 - 1] = answer == 1 and redis.call('LRANGE', KEYS[3 + i], 0, ARGV[at + 3] - 1) or {}
+  reply[i * 3 - 1] = answer == 1 and redis.call('LRANGE', KEYS[3 + i], 0, most - 1) or {}
   reply[i * 3] = tries[i] or ''
   if is_ours then
-    kept[#kept + 1] = ARGV[at + 2]
-    kept[#kept + 1] = accounts[i]
+    kept[#kept + 1] = new
+    kept[#kept + 1] = account
   end
 end
-if kept[1] then redis.call('ZADD', KEYS[1], unpack(kept)) end
+if kept[1] then redis.call('ZADD', queues, unpack(kept)) end
 return reply

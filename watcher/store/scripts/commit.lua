@@ -12,47 +12,53 @@
 -- returns for each step: 1 done, 0 done before, -1 the state moved on, -2 the lease was lost; then (done) for
 --         each of its queues how many deliveries it pushed out into the dead letters, as it was full
 
+local polls, failing, log, due_subscriptions, due_providers = unpack(KEYS, 1, 5)
+local log_length, dead_length, queue_length, provider = unpack(ARGV, 1, 4)
+
 -- Ask each key something only its own type answers: a damaged one fails all steps before the first write.
-local has_failing = redis.call('HLEN', KEYS[2]) > 0
-redis.call('XLEN', KEYS[3])
-redis.call('ZCARD', KEYS[4])
-redis.call('ZCARD', KEYS[5])
+local has_failing = redis.call('HLEN', failing) > 0
+redis.call('XLEN', log)
+redis.call('ZCARD', due_subscriptions)
+redis.call('ZCARD', due_providers)
 local accounts, key_of, at_of, queues_by_schedule, schedules = {}, {}, {}, {}, {}
 local key, at = 6, 5
 while KEYS[key] do
-  accounts[#accounts + 1] = ARGV[at]
+  local account, _, _, _, _, _, _, _, entries = unpack(ARGV, at, at + 8)
+  accounts[#accounts + 1] = account
   key_of[#accounts], at_of[#accounts] = key, at
-  at = at + 9 + tonumber(ARGV[at + 8])
-  local queues = tonumber(ARGV[at])
+  at = at + 9 + entries
+  local queues = ARGV[at]
   key, at = key + 1, at + 1
   for _ = 1, queues do
-    redis.call('LLEN', KEYS[key])
-    if not queues_by_schedule[KEYS[key + 1]] then
-      redis.call('ZCARD', KEYS[key + 1])
-      redis.call('XLEN', KEYS[key + 2])
-      queues_by_schedule[KEYS[key + 1]] = {}
-      schedules[#schedules + 1] = {key + 1, ARGV[at]}
+    local queue, schedule, dead = unpack(KEYS, key, key + 2)
+    local subscription, deliveries = unpack(ARGV, at, at + 1)
+    redis.call('LLEN', queue)
+    if not queues_by_schedule[schedule] then
+      redis.call('ZCARD', schedule)
+      redis.call('XLEN', dead)
+      queues_by_schedule[schedule] = {}
+      schedules[#schedules + 1] = {at = key + 1, subscription = subscription}
     end
-    key, at = key + 3, at + 2 + tonumber(ARGV[at + 1])
+    key, at = key + 3, at + 2 + deliveries
   end
 end
 
-local deadlines = redis.call('ZMSCORE', KEYS[1], unpack(accounts))
+local deadlines = redis.call('ZMSCORE', polls, unpack(accounts))
 local reply, next_polls, fixed, first = {}, {}, {}, math.huge
 for i = 1, #accounts do
-  at = at_of[i]
+  local account, deadline, expected, new, _, _, due = unpack(ARGV, at_of[i], at_of[i] + 6)
   local version = redis.call('HGET', KEYS[key_of[i]], 'version') or ''
   local answer = 1
-  if version == ARGV[at + 3] then
+  if version == new then
     answer = 0
-  elseif version ~= ARGV[at + 2] then
+  elseif version ~= expected then
     answer = -1
-  elseif deadlines[i] ~= ARGV[at + 1] then
+  elseif deadlines[i] ~= deadline then
     answer = -2
   else
-    next_polls[#next_polls + 1] = ARGV[at + 6]
-    next_polls[#next_polls + 1] = accounts[i]
-    first = math.min(first, tonumber(ARGV[at + 6]))
+    next_polls[#next_polls + 1] = due
+    next_polls[#next_polls + 1] = account
+    first = math.min(first, tonumber(due))
   end
   reply[i * 2 - 1], reply[i * 2] = answer, {}
 end
@@ -63,43 +69,45 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 for i = 1, #accounts do
   if reply[i * 2 - 1] == 1 then
     key, at = key_of[i], at_of[i]
-    local fields = {'version', ARGV[at + 3], 'sequence', ARGV[at + 4], 'body', ARGV[at + 7]}
-    if ARGV[at + 5] ~= '' then
-      fields[7], fields[8] = 'polled_at', ARGV[at + 5]
-      fixed[#fixed + 1] = accounts[i]
+    local account, _, _, new, sequence, polled_at, _, body, entries = unpack(ARGV, at, at + 8)
+    local fields = {'version', new, 'sequence', sequence, 'body', body}
+    if polled_at ~= '' then
+      fields[7], fields[8] = 'polled_at', polled_at
+      fixed[#fixed + 1] = account
     end
     redis.call('HSET', KEYS[key], unpack(fields))
-    local entries = tonumber(ARGV[at + 8])
     for j = at + 9, at + 8 + entries do
-      redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[1], '*', 'account', accounts[i], 'entry', ARGV[j])
+      redis.call('XADD', log, 'MAXLEN', '~', log_length, '*', 'account', account, 'entry', ARGV[j])
     end
     at = at + 9 + entries
-    local queues = tonumber(ARGV[at])
+    local queues = ARGV[at]
     key, at = key + 1, at + 1
-    for queue = 1, queues do
-      local count, length = tonumber(ARGV[at + 1]), 0
-      for j = at + 2, at + 1 + count do length = redis.call('RPUSH', KEYS[key], ARGV[j]) end
-      reply[i * 2][queue] = math.max(0, length - tonumber(ARGV[3]))
-      for _ = 1, reply[i * 2][queue] do
-        redis.call('XADD', KEYS[key + 2], 'MAXLEN', '~', ARGV[2], '*',
-          'account', accounts[i], 'reason', 'queue full', 'delivery', redis.call('LPOP', KEYS[key]))
+    for number = 1, queues do
+      local queue, schedule, dead = unpack(KEYS, key, key + 2)
+      local deliveries, length = ARGV[at + 1], 0
+      for j = at + 2, at + 1 + deliveries do length = redis.call('RPUSH', queue, ARGV[j]) end
+      reply[i * 2][number] = math.max(0, length - queue_length)
+      for _ = 1, reply[i * 2][number] do
+        redis.call('XADD', dead, 'MAXLEN', '~', dead_length, '*',
+          'account', account, 'reason', 'queue full', 'delivery', redis.call('LPOP', queue))
       end
-      local due = queues_by_schedule[KEYS[key + 1]]
+      local due = queues_by_schedule[schedule]
       due[#due + 1] = now
-      due[#due + 1] = accounts[i]
-      key, at = key + 3, at + 2 + count
+      due[#due + 1] = account
+      key, at = key + 3, at + 2 + deliveries
     end
   end
 end
 
-redis.call('ZADD', KEYS[1], unpack(next_polls))
-redis.call('ZADD', KEYS[5], 'LT', first, ARGV[4])
-if has_failing and fixed[1] then redis.call('HDEL', KEYS[2], unpack(fixed)) end
-for _, schedule in ipairs(schedules) do
-  local due = queues_by_schedule[KEYS[schedule[1]]]
+redis.call('ZADD', polls, unpack(next_polls))
+redis.call('ZADD', due_providers, 'LT', first, provider)
+if has_failing and fixed[1] then redis.call('HDEL', failing, unpack(fixed)) end
+for _, found in ipairs(schedules) do
+  local schedule = KEYS[found.at]
+  local due = queues_by_schedule[schedule]
   -- NX: a queue that waits for its retry, or is leased, keeps its time.
-  if due[1] and redis.call('ZADD', KEYS[schedule[1]], 'NX', unpack(due)) > 0 then
-    redis.call('ZADD', KEYS[4], 'LT', now, schedule[2])
+  if due[1] and redis.call('ZADD', schedule, 'NX', unpack(due)) > 0 then
+    redis.call('ZADD', due_subscriptions, 'LT', now, found.subscription)
   end
 end
 return reply

@@ -3,31 +3,34 @@
 -- ARGV    1 provider   then for each step: account, deadline, expected version, polled at ms, next poll due ms
 -- returns for each step: 1 done, -1 the state moved on, -2 the lease was lost
 -- All is read before the first write: a key of another type fails every step, and changes nothing.
-local accounts = {}
+local polls, failing, due_providers = unpack(KEYS, 1, 3)
+local provider = ARGV[1]
+local accounts, polled_at = {}, {}
 for i = 1, #KEYS - 3 do accounts[i] = ARGV[i * 5 - 3] end
-local deadlines = redis.call('ZMSCORE', KEYS[1], unpack(accounts))
-local has_failing = redis.call('HLEN', KEYS[2]) > 0
-redis.call('ZCARD', KEYS[3])
+local deadlines = redis.call('ZMSCORE', polls, unpack(accounts))
+local has_failing = redis.call('HLEN', failing) > 0
+redis.call('ZCARD', due_providers)
 local reply, due, fixed, first = {}, {}, {}, math.huge
 for i = 1, #accounts do
-  if redis.call('HGET', KEYS[3 + i], 'version') ~= ARGV[i * 5 - 1] then
+  local account, deadline, expected, polled, next_due = unpack(ARGV, i * 5 - 3, i * 5 + 1)
+  if redis.call('HGET', KEYS[3 + i], 'version') ~= expected then
     reply[i] = -1
-  elseif deadlines[i] ~= ARGV[i * 5 - 2] then
+  elseif deadlines[i] ~= deadline then
     reply[i] = -2
   else
-    reply[i] = 1
-    due[#due + 1] = ARGV[i * 5 + 1]
-    due[#due + 1] = accounts[i]
-    fixed[#fixed + 1] = accounts[i]
-    first = math.min(first, tonumber(ARGV[i * 5 + 1]))
+    reply[i], polled_at[i] = 1, polled
+    due[#due + 1] = next_due
+    due[#due + 1] = account
+    fixed[#fixed + 1] = account
+    first = math.min(first, tonumber(next_due))
   end
 end
 if not due[1] then return reply end
 
 for i = 1, #accounts do
-  if reply[i] == 1 then redis.call('HSET', KEYS[3 + i], 'polled_at', ARGV[i * 5]) end
+  if polled_at[i] then redis.call('HSET', KEYS[3 + i], 'polled_at', polled_at[i]) end
 end
-redis.call('ZADD', KEYS[1], unpack(due))
-redis.call('ZADD', KEYS[3], 'LT', first, ARGV[1])
-if has_failing then redis.call('HDEL', KEYS[2], unpack(fixed)) end
+redis.call('ZADD', polls, unpack(due))
+redis.call('ZADD', due_providers, 'LT', first, provider)
+if has_failing then redis.call('HDEL', failing, unpack(fixed)) end
 return reply
