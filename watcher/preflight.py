@@ -65,9 +65,9 @@ async def try_server(settings: RedisSettings) -> AsyncIterator[Tried]:
                 todo = "use a server that is nearer"
             yield Tried("redis", name, "warning" if todo else "ok", text + found.sentence, todo or None)
             yield await _may(store, name)
-    except StoreError as trouble:
+    except StoreError as error:
         yield Tried(
-            "redis", name, "failed", str(trouble), "fix redis.url or the server: until then no worker starts"
+            "redis", name, "failed", str(error), "fix redis.url or the server: until then no worker starts"
         )
 
 
@@ -75,8 +75,8 @@ async def _may(store: OpenStore, name: str) -> Tried:
     where = f"keys {store.keys.namespace}:*"
     try:
         missing = await missing_rights(store.pipe, store.keys)
-    except StoreError as trouble:
-        return Tried("rights", name, "failed", str(trouble), f"let its user run scripts on {where}; {_ACL}")
+    except StoreError as error:
+        return Tried("rights", name, "failed", str(error), f"let its user run scripts on {where}; {_ACL}")
     if missing:
         text = f"its user may not use {', '.join(missing)} on {where}"
         return Tried("rights", name, "failed", text, _ACL)

@@ -140,8 +140,8 @@ def look_with(path: Path, environ: Mapping[str, str]) -> None:
         show_no_secret(refused.mistakes)
     else:
         assert not look.is_whole
-        assert look.trouble
-        show_no_secret((look.trouble,))
+        assert look.problem
+        show_no_secret((look.problem,))
 
 
 def use(place: Path, content: bytes, environ: Mapping[str, str]) -> None:

@@ -385,7 +385,7 @@ async def test_a_directory_of_a_newer_engine_is_refused_untouched(data_dir: Path
 
 async def test_a_damaged_marker_is_refused(data_dir: Path) -> None:
     a_directory_with(data_dir, "ENGINE", b"\xff\x1b[2J")
-    with pytest.raises(ConfigurationRefused, match="nobody can read"):
+    with pytest.raises(ConfigurationRefused, match="that cannot be read"):
         await Embedded(data_dir).__aenter__()
 
 

@@ -89,8 +89,8 @@ def look_options(function: Callable[..., Any]) -> Callable[..., Any]:
         except ConfigRefused as refused:  # where the state lies must be known
             tell(refused.mistakes)
             click.get_current_context().exit(EXIT_CONFIGURATION)
-        if look.trouble:
-            click.echo(f"warning: {look.trouble}; what it lacks is read from the store", err=True)
+        if look.problem:
+            click.echo(f"warning: {look.problem}; what it lacks is read from the store", err=True)
         return function(look=look, **rest)
 
     return command

@@ -113,12 +113,12 @@ _VITAL = ("url", "namespace", "data_dir")
 class Look:
     """A configuration to look with. Unless it `is_whole`, names that it lacks may be in the store.
 
-    `trouble` says in one line what is wrong with it.
+    `problem` says in one line what is wrong with it.
     """
 
     settings: Settings
     is_whole: bool = True
-    trouble: str | None = None
+    problem: str | None = None
 
 
 def read_to_look(path: Path | None, variables: Mapping[str, str], given: Mapping[str, str]) -> Look:
@@ -160,12 +160,12 @@ def read_to_look(path: Path | None, variables: Mapping[str, str], given: Mapping
             raise ConfigRefused([*broken, *findings.mistakes])
     hide(secrets_of(settings))
     if file is None:
-        return Look(settings, is_whole=False, trouble=None if is_alone else "there is no configuration")
+        return Look(settings, is_whole=False, problem=None if is_alone else "there is no configuration")
     mistakes = broken or findings.mistakes
     if not mistakes:
         return Look(settings)
     others = f" (and {len(mistakes) - 1:,} more: `watcher check`)" if len(mistakes) > 1 else ""
-    return Look(settings, is_whole=False, trouble=f"{mistakes[0]}{others}")
+    return Look(settings, is_whole=False, problem=f"{mistakes[0]}{others}")
 
 
 _UNITS = (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1))

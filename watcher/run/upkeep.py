@@ -177,7 +177,7 @@ class Upkeep:
         """Whoever runs this every minute must not have a hundred of it wait for the same Redis."""
         while self._health.down_s < _PATIENCE_S:  # noqa: ASYNC110 - how long it has been down
             await asyncio.sleep(_LOOK_S)
-        raise self._health.trouble or StoreUnreachable("the store does not do its part")
+        raise self._health.error or StoreUnreachable("the store does not do its part")
 
     @property
     def has_read_all(self) -> bool:

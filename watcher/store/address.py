@@ -26,7 +26,7 @@ _TLS_OPTIONS = frozenset({"ssl_cert_reqs", "ssl_check_hostname"}) | _FILE_OPTION
 class Several(NamedTuple):
     """Servers that an address names together: Sentinels that know the primary `name`, or nodes of a Cluster.
 
-    `url` holds the rest (credentials, db, options): the URL of one server; its host is the name, or `nobody`.
+    `url` holds the rest (credentials, db, options): the URL of one server at the name, or at `unknown`.
     """
 
     kind: str
@@ -77,7 +77,7 @@ def several(url: str) -> Several | None:
     if not re.fullmatch(r"[\w.-]+" if kind == "sentinel" else "", name, re.ASCII) or (slash and not name):
         raise _no_several(kind)
     hosts = tuple((host, port or _PORTS[kind]) for host, port in found)
-    rest = f"{name or 'nobody'}{slash}{db}{split.tail}"
+    rest = f"{name or 'unknown'}{slash}{db}{split.tail}"
     return Several(kind, hosts, name, f"{scheme[1]}://{split.credentials}{rest}")
 
 

@@ -25,7 +25,7 @@ CONNECTIONS = 64
 """Commands in flight at once. More wait for a connection; redis-py's other pool would raise instead."""
 
 _HOPS = 5
-"""So often a call follows its keys. If it has not found them by then, its caller tries later."""
+"""Redirections that a call follows. If it has not found its keys by then, its caller tries later."""
 
 Address = tuple[str, int]
 
@@ -82,14 +82,14 @@ class _Sentinels(Sentinel):
 
         redis-py's own takes a wrong password, certificate or name for a primary that is down.
         """
-        troubles: list[StoreError] = []
+        errors: list[StoreError] = []
         known: set[str] = set()
         for sentinel in [*self.sentinels]:
             try:
                 with translated(sentinel):
                     masters: Any = await sentinel.sentinel_masters()
-            except StoreError as trouble:
-                troubles.append(trouble)
+            except StoreError as error:
+                errors.append(error)
                 continue
             known.update(masters)
             state = masters.get(service_name)
@@ -100,13 +100,13 @@ class _Sentinels(Sentinel):
         if known and service_name not in known:
             others = ", ".join(sorted(known))
             raise ConfigurationRefused(f"the Sentinels in redis.url do not know {service_name}, but {others}")
-        if len(troubles) == len(self.sentinels):
-            raise next((each for each in troubles if isinstance(each, ConfigurationRefused)), troubles[0])
+        if len(errors) == len(self.sentinels):
+            raise next((each for each in errors if isinstance(each, ConfigurationRefused)), errors[0])
         raise StoreUnreachable(f"the Sentinels in redis.url name no primary of {service_name} that is up")
 
 
 def _manners() -> dict[str, Any]:
-    """How every connection behaves, to a server or to a Sentinel."""
+    """The options of every connection, to a server or to a Sentinel."""
     return {
         "socket_timeout": 5,
         "socket_connect_timeout": 2,
@@ -199,16 +199,16 @@ class ClusterPipe(Pipe):
             await pipe.aclose()
 
     async def _owners(self) -> list[Address | None]:
-        """Which node has which slot, as the first node says that answers."""
+        """Return which node has which slot, as the first node that answers says."""
         async with self._learning:
             if self._owner_by_slot:
                 return self._owner_by_slot
-            trouble: StoreError | None = None
+            first_error: StoreError | None = None
             for address in dict.fromkeys((*self._pipe_by_address, *self._found.hosts)):
                 try:
                     ranges = await self._pipe_at(address).command("CLUSTER", "SLOTS")
                 except StoreError as error:
-                    trouble = trouble or error
+                    first_error = first_error or error
                     self._pipe_by_address[address] = self._pipe_by_address.pop(
                         address
                     )  # asked last next time
@@ -220,8 +220,8 @@ class ClusterPipe(Pipe):
                     owners[first : last + 1] = [(name, int(port))] * (last + 1 - first)
                 self._owner_by_slot = owners
                 return owners
-            assert trouble
-            raise trouble
+            assert first_error
+            raise first_error
 
     def _pipe_at(self, address: Address) -> Pipe:
         if address not in self._pipe_by_address:

@@ -41,7 +41,7 @@ _FIX = {
     errno.ENOSPC: "make room on that disk",
     errno.EDQUOT: "make room in the quota of the worker's user",
 }
-"""What helps, by what the system says of the directory."""
+"""What to do, by the error of the system about the directory."""
 
 OLDEST_MAJOR = 7
 """An older one ignores the append-only files of a newer one and starts empty, without an error."""
@@ -264,7 +264,7 @@ def _open(path: Path) -> int:
 
 
 def _flock(descriptor: int, kind: int) -> bool:
-    """Lock without waiting; say whether it is ours now. What was locked before is given up either way."""
+    """Lock without waiting; say whether it is ours now. A lock held before is given up either way."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -321,8 +321,8 @@ def start(engine: Engine, data_dir: Path, lock: int) -> None:
 
     It has a session of its own, from its first moment: no Ctrl-C and no end of this process reaches it. Nor
     do SIGTERM and SIGINT: a supervisor that sends them to all processes of a service must not take the store
-    from workers that drain; the last of them stops it. As it outlives this process, it gets of the
-    environment what a program needs to start: the rest may be secrets.
+    from workers that drain; the last of them stops it. It outlives this process, so it gets only the part of
+    the environment that a program needs to start: the rest may be secrets.
     """
     _admit(engine, data_dir)
     # Blocked in this thread: the processes that it starts inherit that, whatever they handle.
@@ -352,7 +352,9 @@ def _admit(engine: Engine, data_dir: Path) -> None:
     author = re.fullmatch(r"(valkey|redis) ([0-9]{1,4})\n?", written)
     if not author or not engine.reads(author[1], int(author[2])):
         wrote = (
-            f"written by {author[1]} {author[2]}" if author else f"given an {_MARKER} file nobody can read"
+            f"written by {author[1]} {author[2]}"
+            if author
+            else f"given an {_MARKER} file that cannot be read"
         )
         raise ConfigurationRefused(
             f"{data_dir} was {wrote}, and {engine.binary} is {engine.name} {engine.major}, which might start "

@@ -108,7 +108,7 @@ _BY_UNKNOWN: Mapping[str, _Words] = {
 _REPEATED = re.compile(r",? with args beginning with.*", re.DOTALL)
 _MOST_KEYS = 3
 _SHOWN = 90
-"""Characters of an unknown error: what is to be done about it must fit into the same log line."""
+"""Characters kept of an unknown error: the advice must fit into the same log line."""
 
 
 class DamagedKey(ResponseError):
@@ -146,9 +146,9 @@ def of_reply(text: str, at: str) -> StoreError | DamagedKey | None:
         words = next((words for phrase, words in _BY_PHRASE.items() if phrase in text), None)
     if words:
         kind, because = words
-        trouble = kind(f"Redis at {at} {because}")
-        trouble.cause = because
-        return trouble
+        error = kind(f"Redis at {at} {because}")
+        error.cause = because
+        return error
     if _OURS.search(text):
         return None
     shown = printable(without_secrets(_REPEATED.sub("", text)), _SHOWN) or "one without words"
@@ -229,7 +229,7 @@ def where(client: Redis) -> str:
 
 
 def in_our_words(error: Exception, at: str) -> StoreError | DamagedKey | None:
-    """Say what a foreign error means for the operator; None for what is ours and no damage."""
+    """Say what a foreign error means for the operator; None for an error of our own that is no damage."""
     if isinstance(error.__cause__, exceptions.RedisError):
         error = error.__cause__  # redis-py wraps what goes wrong while it connects
     if isinstance(error, exceptions.InvalidResponse):

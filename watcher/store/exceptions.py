@@ -1,4 +1,4 @@
-"""Why Redis cannot be used, as all packages above go by it; `errors` says what is what.
+"""Why Redis cannot be used, as the packages above distinguish it; `errors` makes these.
 
 Refuses to import a client: what reads a configuration needs these.
 """
@@ -8,7 +8,7 @@ class StoreError(Exception):
     """Redis cannot be used now. A worker that already runs says so once, waits and tries again."""
 
     cause = ""
-    """What an error reply is about, in the same words each time; empty for a silence, or an unknown reply."""
+    """The cause of an error reply, always in the same words; empty without a reply, or for an unknown one."""
 
 
 class StoreUnreachable(StoreError):
@@ -18,7 +18,7 @@ class StoreUnreachable(StoreError):
 
 
 class StoreRefuses(StoreUnreachable):
-    """The server answers, and with an error: some of what it is asked may still succeed meanwhile."""
+    """The server answers with an error; other commands may still succeed meanwhile."""
 
 
 class ConfigurationRefused(StoreError):

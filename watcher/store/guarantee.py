@@ -20,19 +20,19 @@ from watcher.store.pipe import Pipe, load_script
 OLDEST = (6, 2)
 
 Persistence = Literal["always", "everysec", "no", "aof", "snapshots", "none", "hidden"]
-"""How state outlives the server's process: an append-only file with that fsync policy (`aof`: the policy
-is hidden), snapshots alone, nothing at all, or the server does not say."""
+"""How state outlives the server's process: an append-only file with that fsync policy (`aof`: the policy is
+hidden), snapshots alone, nothing at all (`none`), or unknown (`hidden`)."""
 
 _PROMISES: Mapping[Persistence, str] = {
     "always": "a crash or a power loss of Redis loses nothing that was committed",
     # While an fsync takes long, the server answers before it has written: a SIGKILL is enough then.
     "everysec": "a power loss, or a crash of Redis while its disk is slow, takes back at most its last 2 s "
-    "as a whole, and the next polls tell those changes again",
+    "as a whole, and the next polls emit those changes again",
     "no": "a crash of Redis loses nothing; a power loss takes back what its system had not yet written, and "
-    "the next polls tell those changes again",
+    "the next polls emit those changes again",
     "aof": "it keeps an append-only file, and does not say how much a crash or a power loss takes back",
     "snapshots": "a crash of Redis takes everything back to its last snapshot as a whole, and the next polls "
-    "tell the changes since then again",
+    "emit the changes since then again",
     "none": "a restart of Redis loses all state: pending deliveries are gone and every account starts with a "
     "new baseline; for more, set appendonly yes",
     "hidden": "it does not say what outlives a restart; without an append-only file all state is lost",
@@ -65,7 +65,7 @@ class Guarantee:
 
 
 async def guarantee_of_all(pipe: Pipe) -> Guarantee:
-    """Ask all servers that state lies on: what they promise together is what the weakest of them does.
+    """Ask all servers that state lies on; together they promise what the weakest of them does.
 
     Raises as `guarantee` does.
     """
@@ -78,11 +78,11 @@ async def guarantee_of_all(pipe: Pipe) -> Guarantee:
 
 
 async def guarantee(client: Redis, *, is_node: bool = False) -> Guarantee:
-    """Ask the server and judge its answers; what a managed server refuses to tell counts as hidden.
+    """Ask the server and judge its answers; what a managed server does not disclose counts as hidden.
 
-    `is_node` where it is known as a node of a Cluster. Raises ConfigurationRefused for a server that is too
-    old, evicts keys, or is part of a Cluster that it was not known for, and StoreUnreachable for one that
-    does not answer or is a replica.
+    `is_node` says that the address is that of a Cluster. Raises ConfigurationRefused for a server that is too
+    old, evicts keys, or is a node of a Cluster when it should not be, and StoreUnreachable for one that does
+    not answer or is a replica.
     """
     pool = client.connection_pool.connection_kwargs
     info: dict[str, Any] = {}
@@ -188,7 +188,7 @@ def _warnings(info: Mapping[str, Any], eviction: str, is_verified: bool) -> list
 async def missing_rights(pipe: Pipe, keys: Keys) -> list[str]:
     """Name the commands that are not allowed on keys of this namespace. Raises StoreError.
 
-    Where scripts, or its keys at all, are not allowed, that is ConfigurationRefused.
+    Raises ConfigurationRefused where scripts, or all keys of the namespace, are not allowed.
     """
     names = await pipe.script(_TRY_RIGHTS, [keys.trial(kind) for kind in _KINDS])
     return sorted(name.decode() for name in names)

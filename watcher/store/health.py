@@ -1,4 +1,4 @@
-"""Knows whether the server does its part, and says so when it stops, while that lasts, and when it is back.
+"""Knows whether the server does its part, and logs when it stops, while that lasts, and when it is back.
 
 Refuses to decide what to do meanwhile: a caller that failed waits as long as `failed` says, and tries again.
 """
@@ -15,8 +15,8 @@ _PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 """A restarted server is found within two seconds, and a dead one costs next to nothing."""
 
 _QUIET_S = 2 * _PAUSES_S[-1] + 1
-"""A server that answers with errors may do so to some commands only, and a Cluster of which a part is gone
-answers all that concerns the rest: they are back when no caller has failed for so long."""
+"""A server may answer only some commands with errors, and a Cluster that lost a part answers all about the
+rest: they are back when no caller has failed for so long."""
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class StoreHealth:
     ) -> None:
         self._fix = fix
         self._clock = clock
-        self.trouble: StoreError | None = None
+        self.error: StoreError | None = None
         self._down_since: float | None = None
         self._failed_at = 0.0
         self._throttle = Throttle()
@@ -52,19 +52,19 @@ class StoreHealth:
         """For how many seconds the server has not done its part."""
         return 0.0 if self._down_since is None else self._clock() - self._down_since
 
-    async def failed(self, trouble: StoreError) -> float:
+    async def failed(self, error: StoreError) -> float:
         """Note a failure; returns how many seconds to wait before the next try."""
         self._failed_at = now = self._clock()
-        self.trouble = trouble
+        self.error = error
         self._failures += 1
         if now >= self._grow_at:  # callers that fail at the same moment do not wait for longer
             self._pauses += 1
             self._grow_at = now + self._pause_s
-        is_answer = isinstance(trouble, StoreRefuses | ConfigurationRefused)
+        is_answer = isinstance(error, StoreRefuses | ConfigurationRefused)
         event = "store.refusing" if is_answer else "store.unreachable"
         self._is_partial |= is_answer
-        if streak := self._throttle.struck((event, trouble.cause), now):  # another cause is news
-            log.error(event, reason=str(trouble), next_ms=int(1000 * self._pause_s), **streak._asdict())
+        if streak := self._throttle.struck((event, error.cause), now):  # another cause is news
+            log.error(event, reason=str(error), next_ms=int(1000 * self._pause_s), **streak._asdict())
         self._down_since = now if self._down_since is None else self._down_since
         pause_s = self._pause_s
         if self._fix is None or self._is_fixing:
@@ -83,7 +83,7 @@ class StoreHealth:
         return _PAUSES_S[min(self._pauses, len(_PAUSES_S)) - 1]
 
     def answered(self, asked_at: float | None = None) -> None:
-        """Note that the server did what it was asked: `asked_at` that time, else just now."""
+        """Note that the server answered a caller that asked at `asked_at`, or just now."""
         if self._down_since is None:
             return
         now = self._clock()
@@ -99,17 +99,18 @@ class StoreHealth:
         self._throttle.clear()
 
     async def of_parts(self, *asked: Awaitable[T]) -> list[T | None]:
-        """Ask for several parts of the state at a time: None where one is not to be had, as on a Cluster of
-        which a node is gone. Raises StoreError where none is, and whatever else comes up.
+        """Ask for several parts of the state at a time; None for a part that fails, as when a node is gone.
+
+        Raises StoreError where all of them fail, and any error of another kind.
         """
         asked_at = self._clock()
         answers = await asyncio.gather(*asked, return_exceptions=True)
-        troubles = [answer for answer in answers if isinstance(answer, StoreError)]
-        if troubles and len(troubles) == len(answers):
-            raise troubles[0]
-        if troubles:
+        errors = [answer for answer in answers if isinstance(answer, StoreError)]
+        if errors and len(errors) == len(answers):
+            raise errors[0]
+        if errors:
             self._is_partial = True
-            await self.failed(troubles[0])
+            await self.failed(errors[0])
         elif answers:
             self.answered(asked_at)
         parts: list[T | None] = []

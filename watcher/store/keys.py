@@ -1,4 +1,4 @@
-"""Every key in Redis, with its type, what it holds and what writes it. Nothing else spells a key.
+"""Every key in Redis, with its type, what it holds and what writes it. No other module writes a key's name.
 
 An account hashes to one of 16 shards, and every key of its shard carries the tag `{shard}`: one script
 may touch them together, on Redis Cluster too. Refuses to talk to Redis.
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from zlib import crc32
 
 SHARDS = 16
-"""Stored with the state; a program with another number is refused, as it would look in the wrong places."""
+"""Stored with the state; a program with another number is refused: it would look in the wrong places."""
 
 
 def shard_of(account: str) -> int:
@@ -17,7 +17,7 @@ def shard_of(account: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Spells the keys of one namespace. `permanent` keys live as long as what they describe."""
+    """Names the keys of one namespace. `permanent` keys live as long as what they describe."""
 
     namespace: str
 
@@ -26,7 +26,7 @@ class Keys:
         return f"{self.namespace}:meta"
 
     def standings(self) -> str:
-        """HASH, permanent: subscription -> how it fails, if it does. Written by `Breakers`."""
+        """HASH, permanent: subscription -> its circuit breaker, if it failed. Written by `Breakers`."""
         return f"{self.namespace}:standings"
 
     def workers(self) -> str:
@@ -54,7 +54,7 @@ class Keys:
         return f"{self.namespace}:rate:subscription:{subscription}"
 
     def probe(self, subscription: str) -> str:
-        """STRING, expires: which worker asks a failing subscription whether it is back. Written by probe."""
+        """STRING, expires: which worker probes a half-open subscription. Written by probe."""
         return f"{self.namespace}:probe:{subscription}"
 
     def polls(self, shard: int, provider: str) -> str:
@@ -66,7 +66,7 @@ class Keys:
         return self._tagged(shard, "due", "polls")
 
     def failing(self, shard: int, provider: str) -> str:
-        """HASH, permanent: account -> `count since_ms trouble reason` of its refused polls in a row."""
+        """HASH, permanent: account -> `count since_ms error_class reason` of its rejected polls in a row."""
         return self._tagged(shard, "failing", provider)
 
     def state(self, account: str) -> str:
@@ -132,5 +132,5 @@ def check_count(value: object) -> int:
 
 
 def read_score(score: bytes) -> int:
-    """Read when a member of a schedule is due, in ms; what lies beyond all times is as late as can be."""
+    """Read when a member of a schedule is due, in ms; a score beyond all times becomes the latest time."""
     return int(min(max(float(score), 0.0), MOST - 1))

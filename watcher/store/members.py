@@ -22,16 +22,16 @@ from watcher.store.polls import damage_named
 from watcher.store.state import BadState
 
 GONE_AFTER = timedelta(seconds=45)
-"""A worker notes every ten seconds that it lives: one that missed it so often is gone, or cannot."""
+"""A worker notes every ten seconds that it lives; after so long without a note it is gone, or cut off."""
 
 FORGET_AFTER = timedelta(hours=1)
-"""So long it can be seen that a worker ended without a word."""
+"""How long a worker that ended without a word can be seen."""
 
 KEEP_S = 3600
-"""So long a configuration can be looked up after a worker that runs it wrote it down last."""
+"""How long a configuration can be read after a worker wrote it for the last time."""
 
 SCHEMA = "1"
-"""Of the layout of all keys; a program with another one is refused."""
+"""Version of the layout of all keys; a program with another one is refused."""
 
 _AT_ONCE = 500
 """Names in one command."""
@@ -49,11 +49,11 @@ T = TypeVar("T")
 
 
 class Presence(NamedTuple):
-    """A worker as it says of itself, and when it last did (Unix ms of the server).
+    """What a worker says of itself, and when it last did (Unix ms of the server).
 
-    `requests_per_second` by provider is what it really sent, on the average of its last minute. `roster`
-    names its list of accounts, `configuration` what it leads to: those of another worker differ where these
-    do. An older worker does not say the latter.
+    `requests_per_second` by provider is what it really sent, on the average of its last minute. `roster` is a
+    digest of its list of accounts, `configuration` one of its providers, accounts and URLs; older workers do
+    not note the latter.
     """
 
     worker: str
@@ -118,8 +118,8 @@ class _Fields(NamedTuple):
 
 
 class Fingerprint(_Fields):
-    """A configuration as digests by name: of each provider its kind and base_url, of each subscription its
-    URL, of each account its source, and where."""
+    """A configuration as digests by name: of the kind and base_url of each provider, of the URL of each
+    subscription, of the source and provider of each account."""
 
     @cached_property
     def digest(self) -> str:
@@ -139,7 +139,7 @@ class Fingerprint(_Fields):
         return f"{{{','.join(fields)}}}".encode()
 
     def differing(self, other: "Fingerprint") -> list[str]:
-        """Say what another configuration gives the same name and leads elsewhere: `provider loopring`.
+        """Name what has the same name in another configuration and leads elsewhere: `provider loopring`.
 
         Step by step: to compare or sort 100,000 accounts at once holds up all threads."""
         return [
@@ -150,8 +150,8 @@ class Fingerprint(_Fields):
         ]
 
     def is_same_place(self, other: "Fingerprint") -> bool:
-        """Say whether another configuration polls the same accounts at the same providers, as one of the same
-        deployment does; URLs of subscriptions aside."""
+        """Say whether another configuration polls the same accounts at the same providers, whatever its URLs:
+        then it belongs to the same deployment."""
         if any(not line.startswith("subscription ") for line in self.differing(other)):
             return False
         is_apart = self.accounts.keys().isdisjoint(other.accounts)
@@ -173,7 +173,7 @@ class Configurations:
         self._keys = keys
 
     async def write(self, fingerprint: Fingerprint) -> None:
-        """Let others look up what a configuration leads to."""
+        """Write a configuration down, for other workers to read."""
         key = self._keys.configuration(fingerprint.digest)
         packed = await compute(lambda: zlib.compress(fingerprint.dump(), 1))
         try:
@@ -193,14 +193,14 @@ class Configurations:
         return int(noted) if noted and noted.isdigit() else now_ms
 
     async def read(self, digest: str) -> Fingerprint | None:
-        """Read a configuration; None where it was not written down, or cannot be read."""
+        """Read a configuration; None if it was not written, or cannot be read."""
         packed = None
         with suppress(BadState), damage_named():
             packed = await self._pipe.command("GET", self._keys.configuration(digest))
         return None if packed is None else await compute(_parse, packed)
 
     async def marks(self, subscriptions: Sequence[str]) -> dict[str, Mark]:
-        """Read for which URL the queues of subscriptions are filled; of one without a note, nothing."""
+        """Read for which URL the queues of subscriptions are filled, where that was noted."""
         found: dict[str, Mark] = {}
         with suppress(BadState), damage_named():  # the next worker to mark makes them anew
             for part in _in_parts(subscriptions):
@@ -209,8 +209,7 @@ class Configurations:
         return found
 
     async def mark(self, moves: Mapping[str, tuple[Mark | None, Mark]]) -> dict[str, Mark]:
-        """Note another mark for each subscription, in the place of the one that is expected; returns what
-        stands there now."""
+        """Replace each subscription's mark if it is the expected one; returns the marks that stand now."""
         found: dict[str, Mark] = {}
         for part in _in_parts([*moves]):
             arguments = [
@@ -261,19 +260,17 @@ class Roster:
         await self._providers(())
 
     async def enrolled(self) -> str | None:
-        """Say which list was enrolled last; None where the state is gone that was laid out, as after a
-        restart without persistence.
+        """Say which list was enrolled last; None if that is lost, as after a restart without persistence.
 
-        So it is where an enrolment was cut off: the worker that began it may have died.
+        None, too, if an enrolment was cut off: the worker that began it may have died.
         """
         shards, enrolled = await self._read_meta("shards", "enrolled")
         return None if shards is None or enrolled is None else enrolled.decode("utf-8", "replace")
 
     async def note_enrolled(self, roster: str) -> bool:
-        """Note that the enrolment of a list was brought to its end; says whether it is the first one in this
-        state.
+        """Note that the enrolment of a list is complete; says whether it is the first one in this state.
 
-        Nothing is written where it is noted already: a full server takes no write, and must be drained.
+        Nothing is written if that is noted already: a full server takes no write, and must be drained.
         """
         if await self.enrolled() == roster:
             return False
@@ -326,8 +323,7 @@ class Roster:
         return found
 
     async def make_due(self, provider: str, names: Collection[str], *, now_ms: float) -> set[str]:
-        """Let accounts be polled now, whenever they were due; returns those that a worker has in hand, which
-        are left to it."""
+        """Make accounts due now; returns those that a worker has in hand, which are left to it."""
         in_hand: set[str] = set()
         for shard, members in _by_shard(names).items():
             keys = [self._keys.polls(shard, provider), self._keys.due_polls(shard)]
@@ -337,7 +333,7 @@ class Roster:
         return in_hand
 
     async def _add(self, shard: int, provider: str, names: list[bytes], now_ms: int) -> int:
-        """Returns how many there were to add: another worker may do the same at this moment."""
+        """Add accounts; returns how many were missing: another worker may add the same at this moment."""
         added = 0
         for group in _in_parts(names):
             pairs = [part for name in group for part in (now_ms, name)]
@@ -361,7 +357,7 @@ def _number(text: bytes | None) -> str:
 
 
 def provider_names(text: bytes | None) -> set[str]:
-    """Read which providers were ever used; where that is damaged, what they have left stays behind."""
+    """Read which providers were ever used; if that is damaged, the keys of removed ones stay behind."""
     try:
         found = json.loads(text or b"[]")
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Opens the Redis that a configuration names, and finds out what is wrong where it does not say so itself."""
+"""Opens the Redis that a configuration names; where its answer does not say what is wrong, finds that out."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ from watcher.store.members import SCHEMA
 from watcher.store.pipe import Pipe
 
 PATIENCE_S = 5.0
-"""For each server that the address names: as long as any command is waited for."""
+"""The longest wait for each server that the address names: that of any command."""
 
 _TRY_S = 1.0
 _NO_TLS = (
@@ -43,14 +43,14 @@ async def make_contact(pipe: Pipe, url: str, *, patience_s: float = PATIENCE_S) 
     except TimeoutError:
         silent = StoreUnreachable(f"Redis at {at} does not answer in time; is it stopped or overloaded?")
         raise await _why(silent, url) from None
-    except StoreError as trouble:
-        if isinstance(trouble.__cause__, NoPermissionError):
+    except StoreError as error:
+        if isinstance(error.__cause__, NoPermissionError):
             return  # the command to come may do without
-        if isinstance(trouble.__cause__, ResponseError) and await _is_sentinel(pipe):
+        if isinstance(error.__cause__, ResponseError) and await _is_sentinel(pipe):
             raise ConfigurationRefused(
                 f"{at} is a Sentinel: name it by redis+sentinel://, with the primary that it watches"
-            ) from trouble
-        raise await _why(trouble, url) from trouble
+            ) from error
+        raise await _why(error, url) from error
     parts = answer if isinstance(answer, list) and len(answer) == 2 else [None]
     if not all(isinstance(part, bytes) and part.isdigit() for part in parts):
         raise ConfigurationRefused(f"what answers at {at} is not Redis; check redis.url")
@@ -64,15 +64,15 @@ async def _is_sentinel(pipe: Pipe) -> bool:
     return isinstance(answer, bytes) and b"_mode:sentinel" in answer
 
 
-async def _why(trouble: StoreError, url: str) -> StoreError:
-    """Return what is behind a trouble, as far as it is that something else than expected listens there."""
+async def _why(error: StoreError, url: str) -> StoreError:
+    """Say what listens there, if it is not the expected server; else return `error`."""
     found = places(url)
-    if isinstance(trouble, StoreRefuses | ConfigurationRefused) or not found:
-        return trouble
+    if isinstance(error, StoreRefuses | ConfigurationRefused) or not found:
+        return error
     host, port = found[0]
     at = host_text(host, port)
     if await _said(host, port, b"") is None:
-        return trouble
+        return error
     if url.startswith("rediss"):
         if (await _said(host, port, b"PING\r\n") or b"").startswith((b"+PONG", b"-")):
             return ConfigurationRefused(f"Redis at {at} does not speak TLS; use redis://, or its TLS port")
@@ -80,21 +80,21 @@ async def _why(trouble: StoreError, url: str) -> StoreError:
             return StoreUnreachable(
                 f"what listens at {at} completes no TLS handshake; is it the TLS port of Redis, and well?"
             )
-        return trouble
+        return error
     if await _speaks_tls(host, port):
         return ConfigurationRefused(f"Redis at {at} speaks TLS; use rediss://, or its port without TLS")
     if (await _said(host, port, b"HEAD / HTTP/1.0\r\n\r\n") or b"").startswith(b"HTTP/"):
         return ConfigurationRefused(f"what answers at {at} is not Redis, but a web server; check redis.url")
-    is_cut_off = isinstance(trouble.__cause__, NoConnection) and trouble.__cause__.status_code is None
+    is_cut_off = isinstance(error.__cause__, NoConnection) and error.__cause__.status_code is None
     if len(found) == 1 and is_cut_off:
         return StoreUnreachable(
             f"what listens at {at} ends the connection without a word; is it Redis, and well?"
         )
-    return trouble
+    return error
 
 
 async def _said(host: str, port: int, question: bytes) -> bytes | None:
-    """Return what is answered to a question, of which there may be none; None where nothing listens."""
+    """Ask a question, which may be empty, and return the answer; None where nothing listens."""
     try:
         async with asyncio.timeout(_TRY_S):
             reader, writer = await asyncio.open_connection(host, port)
@@ -157,7 +157,7 @@ async def open_store(settings: RedisSettings) -> AsyncIterator[OpenStore]:
 
 @asynccontextmanager
 async def open_to_look(settings: RedisSettings) -> AsyncIterator[OpenStore]:
-    """Open a store that a worker has used. Raises StoreError, also where none has or another version did."""
+    """Open a store that a worker has used. Raises StoreError, also if no worker or another version has."""
     if settings.url.get_secret_value() == "embedded":
         _refuse_unused(settings.data_dir)
     async with open_store(settings) as store:

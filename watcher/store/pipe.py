@@ -1,9 +1,9 @@
 """Sends what one turn of the event loop asks of Redis as one pipeline: most of the cost is the round trip.
 
-Steps of a script that takes several at a time go in one call: most of what is left is the call. Refuses
-to mix up whose fault an error is: where a joint call fails, and a script fails before it writes, each step
-is taken by itself. A command whose script is unknown to the server is sent again in full, everything else
-is answered once, with its result or its error.
+Steps of a script that takes several at a time go in one call: most of what is left is the call. An error
+reaches only the step that caused it: a script fails before it writes, so the steps of a joint call that
+failed are taken one by one. A command whose script is unknown to the server is sent again in full; everything
+else is answered once, with its result or its error.
 """
 
 import asyncio
@@ -69,7 +69,7 @@ class Joints(dict[tuple[int, str], Joint]):
 
 
 class Call:
-    """What one caller asks: the keys and arguments of a step where it is of a joint, a command else."""
+    """What one caller asks: the keys and arguments of a step of a joint, or a whole command."""
 
     __slots__ = ("answer", "arguments", "joint", "keys", "script")
 
@@ -89,7 +89,7 @@ class Call:
 
     @property
     def first_key(self) -> str | None:
-        """What says where it is to go: all its keys are in one place."""
+        """The key that decides the node: all its keys are in one slot."""
         key = self.keys[:1] if self.joint else self.arguments[1:2]
         return key[0] if key else None
 
@@ -112,7 +112,7 @@ class Call:
             self.answer.set_result(answer)
 
     def again(self) -> "Call":
-        """The same, to be answered anew."""
+        """Copy the call, to be answered anew."""
         return Call(self.arguments, script=self.script, joint=self.joint, keys=self.keys)
 
 
@@ -129,14 +129,14 @@ class Pipe:
         self._ahead_ms = (time.time() - time.monotonic()) * 1000
 
     def now_ms(self) -> int:
-        """The server's clock, as its answers show it, carried on by a monotonic one: no step moves it."""
+        """The server's clock, as its answers show it, carried on by a monotonic clock: it never jumps."""
         return int(time.monotonic() * 1000 + self._ahead_ms)
 
     def set_clock(self, now_ms: float) -> None:
         """Note the time that an answer of the server shows."""
         self._ahead_ms = now_ms - time.monotonic() * 1000
 
-    # All raise StoreError where the server does not do its part, and redis-py's ResponseError else.
+    # All raise StoreError where the server does not do its part, and otherwise redis-py's ResponseError.
 
     async def command(self, *command: Any) -> Any:
         return await self.send(Call(command))
@@ -237,8 +237,8 @@ class Pipe:
 
 
 class _answering:  # noqa: N801 -- as `errors.translated`
-    """Give an error inside, of whatever kind, to all calls without an answer: none of them waits for ever,
-    and no runner ends, which would end the worker."""
+    """Give any error raised inside to all calls without an answer: no call waits for ever, and no runner
+    ends, which would end the worker."""
 
     __slots__ = ("_calls",)
 
@@ -303,11 +303,11 @@ class Packet:
         return (*by_name, len(keys), *keys, *first.joint.arguments, *arguments)
 
     def must_part(self, answer: Any) -> bool:
-        """Say whether the fault of one step hides the answers of the others."""
+        """Say whether the error of one step hides the answers of the others."""
         return len(self.calls) > 1 and isinstance(answer, Exception)
 
     def hand_out(self, answer: Any) -> None:
-        """Give each caller its part. A caller that was answered apart meanwhile is left out."""
+        """Give each caller its part, except a caller that was answered apart meanwhile."""
         if self.must_part(answer):
             return
         if self.calls[0].joint is None or isinstance(answer, Exception):

@@ -1,4 +1,4 @@
-"""The polls' side of Redis: accounts fall due, are read, and take one atomic step forward.
+"""What polls need of Redis: accounts fall due, are read, and take one atomic step forward.
 
 Scripts decide ownership and order; Python decides meaning. Refuses to know what a log entry or a
 delivery says: they pass through as bytes.
@@ -18,7 +18,7 @@ from watcher.store.schedule import Claimed, Lease, Reply, Schedule
 from watcher.store.state import BadState, dump_body, load_state
 
 LOG_PER_SHARD = 10_000
-"""Entries of the event log kept per shard (160,000 in all): `events`, replay and audit look back so far."""
+"""Entries of the event log kept per shard (160,000 in all): the reach of `events`, replay and audit."""
 
 QUEUE_LENGTH = 10_000
 """Deliveries that wait in one queue. Beyond it the oldest become dead letters: loud, and a visible gap."""
@@ -29,7 +29,7 @@ _TOUCH = load_script("touch")
 
 
 class Postponed(NamedTuple):
-    """How a rejected poll stands: rejections in a row, since when (Unix ms), wait until the next one."""
+    """What was noted of a rejected poll: rejections in a row, since when (Unix ms), wait for the next one."""
 
     rejections: int
     since_ms: int
@@ -38,7 +38,7 @@ class Postponed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One atomic step forward of one account. Without a good poll behind it, its time and failures stay."""
+    """One atomic step forward of one account. Without a successful poll its time and failures stay."""
 
     account: str
     provider: str
@@ -85,16 +85,16 @@ class Polls:
         waited_ms: int = 0,
         left: Iterable[str] = (),
     ) -> Claimed:
-        """Claim accounts that are due, and have been for `waited_ms` at least; those `left` are others'."""
+        """Claim accounts that have been due for `waited_ms` at least; leave those `left` to other workers."""
         keys = self._schedule_keys(shard, provider)
         return await self._schedule.claim(keys, lease_ms, at_most, provider, *left, waited_ms=waited_ms)
 
     async def make_due(self, provider: str, shard: int, *, lease_ms: int) -> int:
-        """Let accounts be polled now that wait after refused polls; returns how many."""
+        """Let accounts be polled now that wait after rejected polls; returns how many."""
         return await self._schedule.make_due(self._schedule_keys(shard, provider), lease_ms, provider)
 
     async def is_failing(self, provider: str, account: str) -> bool:
-        """Say whether an account's last poll was refused, whichever worker made it."""
+        """Say whether an account's last poll, by any worker, was rejected."""
         key = self._keys.failing(shard_of(account), provider)
         return await self._pipe.command("HGET", key, account) is not None
 
@@ -135,7 +135,7 @@ class Polls:
         )
 
     async def commit(self, step: Commit) -> tuple[Reply, dict[str, int]]:
-        """Write a step; returns the reply, and how many deliveries full queues pushed out, by subscription.
+        """Write a step; returns the reply, and by subscription how many deliveries a full queue pushed out.
 
         Raises BadState.
         """
@@ -169,7 +169,7 @@ class Polls:
     async def touch(
         self, provider: str, lease: Lease, *, version: str, polled_at_ms: int, due_ms: float
     ) -> Reply:
-        """Note a good poll that found nothing new. Raises BadState."""
+        """Note a successful poll that found nothing new. Raises BadState."""
         joint = self._touches[shard_of(lease.member), provider]
         arguments = (lease.member, lease.deadline, version, polled_at_ms, due_ms)
         with damage_named():
@@ -179,7 +179,7 @@ class Polls:
     async def postpone(
         self, provider: str, lease: Lease, *, why: str, at_least_ms: int, waits_ms: Sequence[int]
     ) -> Postponed | None:
-        """Note a refused poll; None when the lease was lost meanwhile."""
+        """Note a rejected poll; None when the lease was lost meanwhile."""
         shard = shard_of(lease.member)
         keys = [*self._of_polls(shard, provider)]
         reply = await self._pipe.script(
@@ -200,7 +200,7 @@ class Polls:
 
 
 class damage_named:  # noqa: N801 -- as `errors.translated`
-    """Say BadState where a key of the account, or one that it shares, is not of the type it is given here."""
+    """Raise BadState where a key of the account, or one that it shares, has another type than ours."""
 
     def __enter__(self) -> None:
         return None

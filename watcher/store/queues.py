@@ -1,7 +1,7 @@
-"""The subscriptions' side of Redis: queues of deliveries, and circuit breakers that all workers share.
+"""What subscriptions need of Redis: queues of deliveries, and circuit breakers that all workers share.
 
-Deliveries wait in order, are claimed queue by queue, and settled one by one. Refuses to judge an attempt, and
-what a failure is worth: `delivery` and `engine.breaker` do, and this makes it one step.
+Deliveries wait in order, are claimed queue by queue, and settled one by one. Refuses to judge an attempt, or
+what a failure does to a breaker: `delivery` and `engine.breaker` do, and this module writes it as one step.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +29,8 @@ _SET_BREAKER = load_script("set_breaker")
 
 
 class Begun(NamedTuple):
-    """A queue in hand: how it stands with the lease, its oldest deliveries, as they were pushed, and how
-    often its head, `tried`, has failed.
+    """A queue in hand: whether the lease holds, its oldest deliveries, as they were pushed, and how often its
+    head, `tried`, has failed.
     """
 
     reply: Reply
@@ -74,7 +74,7 @@ class Queues:
         return [name.decode("utf-8", "replace") for name in names]
 
     async def hold(self, shard: int, for_ms: Mapping[str, int]) -> None:
-        """Do not name them as due for so long, unless something of theirs comes up meanwhile."""
+        """Keep subscriptions out of the index of what is due for so long, unless they get new deliveries."""
         now_ms = self._schedule.now_ms()
         scores = [part for name, ms in for_ms.items() for part in (now_ms + ms, name)]
         keys = [self._keys.due_subscriptions(shard), self._keys.nothing(shard)]
@@ -135,8 +135,8 @@ class Queues:
     ) -> int:
         """Put deliveries at the end of a queue, outside of any commit; returns how many.
 
-        `letters` are the ids of the dead letters that they were, one each: they are so no longer, and one
-        that is gone meanwhile is not queued.
+        `letters` are the ids of the dead letters that they were, one each. These are removed; a delivery
+        whose letter is gone is not queued.
         """
         shard = shard_of(account)
         keys = [self._keys.queue(subscription, account), *self._schedule_keys(shard, subscription)]
@@ -155,9 +155,7 @@ class Queues:
         return await self._schedule.take_turns(key, 1, spacing_ms=1000 / per_second, within_ms=within_ms)
 
     def until(self, lease: Lease, for_ms: int) -> int:
-        """Say until when a queue stays ours: another time than before. An order that is repeated repeats this
-        too: by it the order is known.
-        """
+        """Return a new deadline for our lease, unlike the one before: a repeated command is recognised by it."""
         deadline = self._schedule.now_ms() + for_ms
         return deadline if deadline != lease.deadline else deadline + 1
 
@@ -193,7 +191,7 @@ class Queues:
 
 
 def read_tries(noted: bytes) -> tuple[int, bytes]:
-    """Read how often a queue's head has failed, and which head that was; what is damaged says: never."""
+    """Read how often a queue's head has failed, and which head that was; a damaged count reads as never."""
     if not noted:
         return 0, b""
     count, _, head = noted.partition(b" ")
@@ -206,7 +204,7 @@ def read_tries(noted: bytes) -> tuple[int, bytes]:
 class Breaker(NamedTuple):
     """A subscription that has failed, or is paused. Times in Unix ms of the server, 0 for never.
 
-    `report_from_ms` is 0 but for a pause that was not reported yet: from then on any worker is to report it.
+    `report_from_ms` is not 0 while a pause is unreported: from then on any worker is to report it.
     """
 
     failures: int
@@ -218,12 +216,11 @@ class Breaker(NamedTuple):
 
 
 Decide = Callable[[Breaker | None, int], Breaker | None]
-"""How a breaker stands after something happened, from how it stood and the time in ms; None: as if it had
-never failed."""
+"""From the breaker as it was and the time in ms to the breaker as it is; None: as if it had never failed."""
 
 
 class Change(NamedTuple):
-    """How a breaker stood, and how it stands now."""
+    """A breaker before and after a change."""
 
     before: Breaker | None
     after: Breaker | None
@@ -250,7 +247,7 @@ class Breakers:
         return {name: _parse(text) or damaged for name, text in zip(names, pairs[1::2], strict=True)}
 
     async def change(self, subscription: str, decide: Decide) -> Change:
-        """Let one breaker stand as `decide` says, which is called again where another worker was faster."""
+        """Change one breaker as `decide` says, which is called again if another worker was faster."""
         text, now_ms, _ = await self._pipe.script(_SET_BREAKER, [self._key], subscription)
         while True:
             before = _parse(text)
@@ -267,11 +264,11 @@ class Breakers:
         return bool(await self._pipe.command("HDEL", self._key, subscription))
 
     async def take_probe(self, subscription: str, worker: str, *, lease_ms: int) -> bool:
-        """Be the only worker that asks a half-open subscription; says whether `worker` is."""
+        """Take the one probe of a half-open subscription; says whether `worker` has it."""
         return bool(await self._pipe.script(_PROBE, [self._keys.probe(subscription)], worker, lease_ms))
 
     async def leave_probe(self, subscription: str, worker: str) -> None:
-        """Let another worker ask, if it was `worker` that might."""
+        """Give the probe to other workers, if `worker` has it."""
         await self._pipe.script(_PROBE, [self._keys.probe(subscription)], worker, 0)
 
 

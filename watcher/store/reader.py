@@ -1,6 +1,6 @@
 """All reading of Redis for people and metrics: states, schedules, what waits, is dead, was tried.
 
-Refuses to write anything, to claim anything, and to know what is to be thought of it.
+Refuses to write, to claim, and to judge what it reads.
 """
 
 import asyncio
@@ -67,7 +67,7 @@ class Failing(NamedTuple):
 
 
 class Overdue(NamedTuple):
-    """How many polls of a provider are scheduled, and when the first of them is, or was, due (Unix ms)."""
+    """How many polls of a provider are scheduled, and when the first of them is or was due (Unix ms)."""
 
     accounts: int
     first_due_ms: int | None
@@ -166,7 +166,7 @@ class Reader:
         return found
 
     async def overdue(self, provider: str) -> Overdue:
-        """Read how a provider's schedule stands. A time far in the past says that no worker polls."""
+        """Read the schedule of a provider. A first poll that is long overdue says that no worker polls."""
         accounts = 0
         first_due: list[int] = []
         for shard in range(SHARDS):
@@ -177,7 +177,7 @@ class Reader:
         return Overdue(accounts, min(first_due, default=None))
 
     async def backlogs(self, configured: Collection[str]) -> dict[str, Backlog]:
-        """Measure what waits for each subscription: the configured ones, and others that are still owed."""
+        """Measure what waits for each subscription, configured or not."""
         backlogs = {name: Backlog() for name in configured}
         for shard in range(SHARDS):
             for name in await self._pipe.command("ZRANGE", self._keys.due_subscriptions(shard), 0, -1):
@@ -197,8 +197,9 @@ class Reader:
         return backlogs
 
     async def waiting(self, subscriptions: Collection[str]) -> dict[str, Backlog]:
-        """Count what waits for each of these subscriptions: cheap enough for each worker to do every few
-        seconds. Of a long backlog only queues are measured that may hold the oldest delivery."""
+        """Count what waits for each subscription, cheaply enough for every worker every few seconds.
+
+        Of a long backlog only those queues are measured that may hold the oldest delivery."""
         waiting = {name: Backlog() for name in subscriptions}
         queues_by_shard: dict[str, dict[int, int]] = {}
         for shard, name, queues, _, dead in await self._counts([*waiting]):
@@ -353,7 +354,7 @@ class Reader:
         return sum(measured[::2]), min(sequences, default=None)
 
     async def _oldest_in(self, subscription: str, shard: int, at_most: int) -> int | None:
-        """Look at both ends of the schedule: what waits for room was due first, what fails is due last."""
+        """Look at both ends of the schedule: full queues were due first, failing ones are due last."""
         key = self._keys.queues(shard, subscription)
         half = -(-at_most // 2)
         ends = await asyncio.gather(

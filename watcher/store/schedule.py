@@ -42,7 +42,7 @@ class Lease(NamedTuple):
 
 class Claimed(NamedTuple):
     """What a claim brought; `next_due_ms` says in how many ms the next member is due (None: never, negative:
-    it was due so long ago)."""
+    it has been due for so long)."""
 
     leases: tuple[Lease, ...]
     next_due_ms: int | None
@@ -116,7 +116,7 @@ class DueIndex:
 
     @property
     def looks(self) -> list[tuple[int, ...]]:
-        """The shards that one look covers: all of them, or on a Cluster each by itself."""
+        """Group the shards that one look covers: all of them, or on a Cluster each by itself."""
         shards = tuple(range(SHARDS))
         return [(shard,) for shard in shards] if self._pipe.is_cluster else [shards]
 
@@ -140,6 +140,6 @@ class DueIndex:
         ]
 
     async def fix(self, shard: int, providers: Sequence[str]) -> None:
-        """Let the index name the polls that its schedules say are due sooner, whatever wrote these."""
+        """Correct the index where a schedule says that a poll is due sooner, whatever wrote it."""
         keys = [self._keys.due_polls(shard), *(self._keys.polls(shard, name) for name in providers)]
         await self._pipe.script(_INDEX_DUE, keys, *providers)

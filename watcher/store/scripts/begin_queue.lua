@@ -1,6 +1,6 @@
 -- Begin to work on queues that were claimed, each a step: keep them until another deadline, and read their oldest
 -- deliveries, and how often their heads failed already. A claim holds for a moment only: where its answer was
--- lost, nobody begins what it took.
+-- lost, no worker begins what it took.
 -- KEYS    1 queues   2 tries   3 nothing (deleted first, see claim)   then for each step: its queue
 -- ARGV    for each step: account, deadline, new deadline, deliveries at most
 -- returns for each step: 1 done, also where a repeat finds it done, -2 the lease was lost; deliveries (a list);

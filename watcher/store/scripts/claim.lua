@@ -1,10 +1,10 @@
--- Take members that are due and lease them: whoever claims one is alone with it until the deadline.
+-- Take members that are due and lease them: the worker that claims one is alone with it until the deadline.
 -- Safe to repeat: members whose answer was lost come back when their lease ends; of queues soon, as begin_queue is
--- what keeps them for longer. A claim that was held up on its way (the server hung) is void: whoever sent it has
--- given it up, and nobody would work on what it takes.
+-- what keeps them for longer. A claim that was held up on its way (the server hung) takes nothing, because the
+-- worker that sent it has given it up.
 -- KEYS    1 schedule (member -> due ms)   2 due providers, or due subscriptions
 --         queues only: 3 nothing (deleted first: a full server still drains)
--- ARGV    1 lease ms   2 at most   3 void from then on (ms)   4 none that are due for less than so many ms
+-- ARGV    1 lease ms   2 at most   3 take nothing from then on (ms)   4 none that are due for less than so many ms
 --         5 provider, or subscription   6.. members to leave to others
 -- returns now ms, deadline ms (of a poll as text, with a quarter: see make_due), when the next member is due (-1: the schedule is empty), members...
 if KEYS[3] then redis.call('DEL', KEYS[3]) end

@@ -1,4 +1,4 @@
--- Replace accounts' states, log what happened and queue their deliveries, if nobody else did meanwhile: each
+-- Replace accounts' states, log what happened and queue their deliveries, if no other worker did meanwhile: each
 -- account is a step, and whole. Fenced by the state's version, which is also the token of the commit that
 -- wrote it (a repeat after a lost answer finds its own), and by the poll's lease. The first write allocates,
 -- so that a full server refuses all of it.
@@ -6,7 +6,7 @@
 --         then for each step: its state, then for each of its queues: list, schedule, dead letters
 -- ARGV    1 log length   2 dead letters length   3 queue length   4 provider
 --         then for each step: account, deadline, expected version ('': no state yet), new version, sequence,
---         polled at ms ('': no good poll, so that its time and the failures stay), next poll due ms, state
+--         polled at ms ('': no successful poll, so its time and the failures stay), next poll due ms, state
 --         body, number of log entries, these (opaque bytes), number of queues,
 --         then for each of these: subscription, number of deliveries, these (opaque bytes)
 -- returns for each step: 1 done, 0 done before, -1 the state moved on, -2 the lease was lost; then (done) for

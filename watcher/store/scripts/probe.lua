@@ -1,7 +1,7 @@
--- Take, keep or leave the one place of whoever asks a failing subscription whether it is back.
+-- Take, keep or give back the one probe of a half-open subscription.
 -- KEYS    1 probe   (deleted first: a full server still drains)
--- ARGV    1 who asks   2 how long the place is kept, in ms (0: leave it)
--- returns 1 if the place is the asker's (or free again), 0 if somebody else has it
+-- ARGV    1 worker   2 how long it keeps the probe, in ms (0: give it back)
+-- returns 1 if the worker has the probe (or it is free again), 0 if another worker has it
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[1])

@@ -51,7 +51,7 @@ for i = 1, #accounts do
       local count, tried = string.match(tries[i] or '', '^(%d+) (.*)$')
       count = tried == head and count + 1 or 1
       redis.call('HSET', all_tries, account, string.format('%d %s', count, head))
-      -- The half tells it from a lease: make_due may take it, and a repeat is refused.
+      -- The half distinguishes it from a lease: make_due may take it, and a repeat is refused.
       redis.call('ZADD', queues, string.format('%d.5', later), account)
       redis.call('ZADD', due_subscriptions, 'LT', later, subscription)
     else

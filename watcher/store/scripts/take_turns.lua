@@ -6,7 +6,7 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
 local free = tonumber(redis.call('GET', KEYS[1]) or 0)
--- Nobody reserves six hours ahead: the clock was set back, or the key is damaged (NaN is below nothing).
+-- No worker reserves six hours ahead: the clock was set back, or the key is damaged (NaN is below nothing).
 if not (free and free < now + 21600000) then free = 0 end
 local first = math.max(now + tonumber(ARGV[3]), free)
 if ARGV[4] and first - now > tonumber(ARGV[4]) then return string.format('%.3f', first - now) end

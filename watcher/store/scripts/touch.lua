@@ -1,4 +1,4 @@
--- Note good polls that found nothing new, and say when their accounts are due next. Each is a step.
+-- Note successful polls that found nothing new, and say when their accounts are due next. Each is a step.
 -- KEYS    1 polls   2 failing   3 due providers   then for each step: its state
 -- ARGV    1 provider   then for each step: account, deadline, expected version, polled at ms, next poll due ms
 -- returns for each step: 1 done, -1 the state moved on, -2 the lease was lost

@@ -1,4 +1,4 @@
--- Try every command that watcher's scripts use, on keys that are gone at the end; nobody sees them meanwhile.
+-- Try every command that watcher's scripts use, on keys that are gone at the end; no other client sees them meanwhile.
 -- KEYS    1 hash   2 list   3 sorted set   4 stream   5 string
 -- returns the names of the commands that the server's user may not use
 local trials = {
@@ -34,8 +34,8 @@ local trials = {
 }
 local refused = {}
 for _, trial in ipairs(trials) do
-    local told = type(trial[2]) == 'table' and trial[2].err
-    if told and (string.find(told, 'can.t') or string.find(told, 'ermission') or string.find(told, 'NOPERM')) then
+    local reply = type(trial[2]) == 'table' and trial[2].err
+    if reply and (string.find(reply, 'can.t') or string.find(reply, 'ermission') or string.find(reply, 'NOPERM')) then
         refused[#refused + 1] = trial[1]
     end
 end
