@@ -155,7 +155,7 @@ class Queues:
         return await self._schedule.take_turns(key, 1, spacing_ms=1000 / per_second, within_ms=within_ms)
 
     def until(self, lease: Lease, for_ms: int) -> int:
-        """Return a new deadline for our lease, unlike the one before: a repeated command is recognised by it."""
+        """Return a new deadline for our lease, never the one before: it identifies a repeated command."""
         deadline = self._schedule.now_ms() + for_ms
         return deadline if deadline != lease.deadline else deadline + 1
 
