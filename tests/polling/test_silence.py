@@ -100,3 +100,16 @@ def test_what_has_gathered_is_not_lost_at_the_end(told: Told) -> None:
     assert told.after(100) == []
     told.failures.report(at_once=True)
     assert told.after(1) == []
+
+
+def test_an_account_that_is_no_longer_configured_is_neither_stale_nor_recovers(told: Told) -> None:
+    gone, stays = ACCOUNTS[0].name, ACCOUNTS[1].name
+    for name in (gone, stays):
+        told.failures.stale(name, "no answer")
+        told.failures.rejected(name)
+    told.after(61)
+    told.failures.forget(gone)
+    told.now += HOUR_S
+    told.failures.stale(stays, "no answer", 1000 * HOUR_S)
+    assert told.after(3) == [("account.stale", stays, 1000 * HOUR_S)]
+    assert told.failures.rejected(gone), "it is configured again, and its rejections begin"

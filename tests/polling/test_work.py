@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.builders import an_account
+from tests.support.builders import an_account, seconds
 from tests.support.stores import ACCOUNT, NEIGHBOURS, Store, a_store
 from watcher.engine.dispatch import Room
 from watcher.engine.loop import Neighbours
@@ -53,12 +53,13 @@ class Poller:
         self.spacing_s = spacing_s
         self.settings = SimpleNamespace(name=PROVIDER)
         self.polled_at: dict[str, float] = {}
+        self.accounts: dict[str, AccountSettings] = {}
 
     def cost(self, account: AccountSettings | None) -> int:
         return 2 if account else 0
 
     async def poll(self, account: AccountSettings, _: Lease) -> bool:
-        self.polled_at[account.name] = time.monotonic()
+        self.polled_at[account.name], self.accounts[account.name] = time.monotonic(), account
         return True
 
 
@@ -105,6 +106,18 @@ async def test_a_turn_that_was_missed_is_taken_anew(bench: Bench) -> None:
     at = sorted(bench.poller.polled_at.values())
     assert bench.polls.taken > 1
     assert min(later - before for before, later in itertools.pairwise(at)) > 0.03
+
+
+async def test_a_reload_counts_for_what_waits_for_its_turn(bench: Bench) -> None:
+    begun = [asyncio.ensure_future(each) for each in await bench.begin(4)]
+    await asyncio.sleep(0)
+    first, gone, *others = bench.names[:4]
+    changed = an_account(others[0], interval=seconds(300)[0])
+    bench.of_provider.follow({first: an_account(first), changed.name: changed}, set(range(16)))
+    await asyncio.gather(*begun)
+    assert gone not in bench.poller.polled_at
+    assert gone in bench.polls.given_back
+    assert bench.poller.accounts[changed.name] is changed
 
 
 async def test_a_machine_that_is_always_late_polls_all_the_same(

@@ -37,6 +37,8 @@ class Settled(NamedTuple):
     digest: bytes
     version: str
     wait_s: float
+    account: AccountSettings
+    """As it was asked for: a reload may have changed it since, even while the poll was under way."""
     watches: tuple[Watch, ...]
     interest: int
     """The version of the `Interest` that the watches are of."""
@@ -78,8 +80,9 @@ class Poller:
         self._settled: dict[str, Settled] = {}
 
     def forget(self, account: str) -> None:
-        """Take the next answer of an account for a new one: what it is configured to be has changed."""
+        """Forget what is known of an account that is no longer configured."""
         self._settled.pop(account, None)
+        self._report.forget(self.settings.name, account)
 
     @property
     def lease_ms(self) -> int:
@@ -170,10 +173,11 @@ class Poller:
         observed_ms = self._now_ms()
         digest = blake2b(b"\0".join(bodies), digest_size=16).digest()
         settled = self._settled.pop(account.name, None)
-        if settled and settled.interest != self._interest.version:
+        if settled and (settled.account is not account or settled.interest != self._interest.version):
             watches = self._interest.watches(account.name)
-            is_watched_alike = settled.watches == watches
-            settled = settled._replace(interest=self._interest.version) if is_watched_alike else None
+            is_alike = settled.account == account and settled.watches == watches
+            again = settled._replace(account=account, interest=self._interest.version)
+            settled = again if is_alike else None
         if settled and settled.digest == digest:
             reply = await self._touch(lease, settled, observed_ms)
             if reply is not Reply.MOVED_ON:
@@ -185,7 +189,8 @@ class Poller:
         known = state.entry_by_asset.values() if state and state.source == source else ()
         assets = {entry.asset.id: entry.asset for entry in known}
         snapshot = await self._client.read(account, bodies, known=assets)
-        answer = Settled(digest, "", 0.0, self._interest.watches(account.name), self._interest.version)
+        watches = self._interest.watches(account.name)
+        answer = Settled(digest, "", 0.0, account, watches, self._interest.version)
         snapshot = await self._client.add_zeros(snapshot, {one.threshold.asset for one in answer.watches})
         reading = Reading(account.name, self.settings.name, source, snapshot, observed_ms)
         return await self._advance(account, lease, state, reading, answer, started)

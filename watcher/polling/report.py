@@ -196,6 +196,13 @@ class ProviderFailures:
             log.info("account.recovered", account=account, provider=self._provider, **streak._asdict())
         return self._throttle.over(("rejected", account), now)
 
+    def forget(self, account: str) -> None:
+        """Forget an account that is no longer configured: it neither recovers nor stays stale."""
+        self._rejected_since_ms.pop(account, None)
+        self._stale.discard(account)
+        for what in ("rejected", "quarantined"):
+            self._throttle.over((what, account), self._clock())
+
     async def report_fixed(self, account: str) -> None:
         """Report the causes that are fixed, now that an account was polled successfully: a key is right when
         one of those that it was refused for is, any other cause is fixed when all of them are."""
@@ -291,9 +298,13 @@ class PollReport:
             self._failures[provider] = found
         return found
 
-    def forget(self, provider: str) -> None:
-        """Forget what failed at a provider: it is configured in another way, or not at all."""
-        self._failures.pop(provider, None)
+    def forget(self, provider: str, account: str | None = None) -> None:
+        """Forget what failed at a provider, or of one account there: it is not configured any more, or in
+        another way."""
+        if account is None:
+            self._failures.pop(provider, None)
+        elif failures := self._failures.get(provider):
+            failures.forget(account)
 
     async def look(self) -> None:
         """Write what has gathered for a line of its own, where it is time to."""

@@ -169,7 +169,7 @@ class ProviderPolls(InUse):
                 elif not await self._has_turn(account, turn):
                     is_over = False
                     await self._polls.release(self.provider, lease)
-                elif await self.poller.poll(account, lease) and self.unread is not None:
+                elif await self.poller.poll(self.accounts[name], lease) and self.unread is not None:
                     self.unread.discard(name)
             except StoreError as error:
                 # The next poll finds the same change again.
@@ -197,8 +197,8 @@ class ProviderPolls(InUse):
             wait_s = turn.at - time.monotonic()
             if wait_s > 0 and await pause(self._stopped, wait_s):
                 return False
-            if self.is_retired:  # a reload has replaced it; the account is polled by the next one
-                return False
+            if self.is_retired or account.name not in self.accounts:
+                return False  # a reload has replaced this, or removed the account
             if time.monotonic() <= turn.until or missed == _LATE_TURNS - 1:
                 break
             turn = await self._take_turns(self.poller.cost(account))

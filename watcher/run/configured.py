@@ -199,8 +199,6 @@ class Configured:
             shards.add(shard_of(account.name))
             place = account.interval, account.name
             probe = place if probe is None else min(probe, place)
-            if before.get(account.name) != account:
-                poller.forget(account.name)
         async for name in _slowly(before):
             if name not in accounts:
                 poller.forget(name)
