@@ -53,7 +53,7 @@ def _time_runs_fast(monkeypatch: pytest.MonkeyPatch) -> None:
         (work, "LONGEST_TURN_S"),
         (cadence, "_FIRST_WAIT_S"),
         (cadence, "_LONGEST_WAIT_S"),
-        (cadence, "_LONGEST_WAIT_OF_CANARY_S"),
+        (cadence, "_LONGEST_WAIT_OF_PROBE_S"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name) / SCALE)
     monkeypatch.setattr(breaker, "PROBES_S", [wait_s / SCALE for wait_s in breaker.PROBES_S])

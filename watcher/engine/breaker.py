@@ -1,7 +1,7 @@
 """Circuit breakers: whether a receiver or a provider that fails is asked, when again, and how much at a time.
 
-Pure: times come in. What a breaker goes by is a table. That of a subscription is shared by all workers
-(`store.queues` makes a decision of this module one step); that of a provider is one worker's own.
+Pure: times come in, and the rules are a table. A subscription's breaker is shared by all workers
+(`store.queues` writes a decision of this module as one step); a provider's is one worker's own.
 """
 
 import math
@@ -32,7 +32,7 @@ class Answer(Enum):
     REJECTED = "rejected"
     """It may be this one event."""
     SLOW_DOWN = "slow down"
-    """The receiver has too much to do, or what stands before it cannot reach it."""
+    """The receiver is overloaded, or its gateway cannot reach it."""
     NO_ANSWER = "no answer"
     FORBIDDEN = "forbidden"
     """Our own policy forbids its address. Nothing was sent."""
@@ -41,9 +41,12 @@ class Answer(Enum):
 
 
 class Rule(NamedTuple):
-    """What a failure does to its subscription: the breaker opens for so many ms after the first failure in a
-    row, the second, ..., then level; where it `obeys_retry_after`, for as long as the receiver asks for, if
-    that is longer; or it `pauses` until it is resumed."""
+    """What a failure does to its subscription.
+
+    The breaker opens for `waits_ms` after the first failure in a row, the second, ..., then level. If it
+    `obeys_retry_after`, it opens for as long as the receiver asks for, if that is longer. If it `pauses`,
+    nothing is sent until an operator resumes the subscription.
+    """
 
     waits_ms: tuple[int, ...] = (0,)
     obeys_retry_after: bool = False
@@ -69,7 +72,7 @@ PATIENCE = timedelta(days=5)
 """A subscription that fails everything for so long is paused."""
 
 REPORT_MS = 5_000
-"""So long the worker that is to report a pause has time for it; then any other worker is to."""
+"""How long a worker that is to report a pause has for it; then any other worker reports it."""
 
 SHARED = 0.8
 """The last fifth of what a worker can bear is for healthy subscriptions that have nothing in flight: a
@@ -97,12 +100,12 @@ def state(breaker: Breaker | None, now_ms: float) -> State:
 
 
 def is_failing(breaker: Breaker | None) -> bool:
-    """Say whether it is to be asked by one worker at a time at most."""
+    """Say whether at most one worker at a time may send to the subscription."""
     return state(breaker, math.inf) is not State.CLOSED
 
 
 def closed_at_ms(breaker: Breaker | None) -> float:
-    """Say until when nothing is let through, as far as that is foreseen."""
+    """Say until when nothing is let through, as far as is known."""
     if breaker is None:
         return 0
     return math.inf if breaker.paused_at_ms else breaker.open_until_ms
@@ -168,8 +171,8 @@ def reported(breaker: Breaker | None, _: int, *, paused_at_ms: int) -> Breaker |
 
 
 def tried_again(breaker: Breaker | None, _: int, *, reasons: tuple[str, ...]) -> Breaker | None:
-    """Let a subscription be asked now whose breaker opened for one of these reasons (how they begin). Its
-    failures count on, and one that is paused stays so."""
+    """End a breaker's wait if it opened for one of these reasons (how they begin). Failures count on, and a
+    pause stays."""
     if breaker is None or breaker.paused_at_ms or not breaker.reason.startswith(reasons):
         return breaker
     return breaker._replace(open_until_ms=0)
@@ -178,8 +181,8 @@ def tried_again(breaker: Breaker | None, _: int, *, reasons: tuple[str, ...]) ->
 class Concurrency:
     """How many attempts may be in flight at the same time: those of each subscription, and `most` of all.
 
-    A subscription starts with one, and each delivery earns it one more: of those that are dead that is not
-    known at first, and of those that come back not how much they can bear.
+    A subscription starts with one, and each delivery earns it one more: at first it is not known which are
+    dead, and of one that comes back not how much it can bear.
     """
 
     def __init__(self, most: int) -> None:
@@ -220,8 +223,8 @@ PROBES_S = (5.0, 10.0, 20.0, 40.0, 60.0)
 
 @dataclass(slots=True)
 class ProviderBreaker:
-    """What one worker knows of one provider's availability. `cause`: why it fails, if only a person can fix
-    that: whatever else it answers since is a consequence, or beside the point.
+    """What one worker knows of one provider's availability. `cause` is why it fails, if only a person can fix
+    that: its other rejections since are taken for consequences.
 
     | a poll | counts | the cause |
     |---|---|---|

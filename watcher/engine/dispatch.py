@@ -14,10 +14,10 @@ from typing import Literal, NamedTuple
 Kind = Literal["poll", "delivery"]
 
 AT_ONCE = 32
-"""Keys that are claimed for at the same time: a thousand that are due do not hold up the next one."""
+"""Keys that are claimed for at the same time, so that a thousand due keys do not hold up the next one."""
 
 LOOK_S = 0.1
-"""Where room is scarce, work that has waited for less than this longer than other work is as old as that."""
+"""Where room is scarce, a difference of less than this between two waits counts as none."""
 
 
 class Key(NamedTuple):
@@ -31,8 +31,8 @@ class Room(NamedTuple):
     """How much more a key can bear now: `most` may start. With none, it is asked again after `rest_s`, or,
     where it `is_full`, as soon as something of it ends.
 
-    Where room `is_scarce` it is for what has waited longest, whatever its shard. While something is in hand,
-    a shard is claimed at for each `per_claim` of them: what is of one shard is also settled together.
+    Where room `is_scarce` it is for the work that has waited longest, whatever its shard. While work is in
+    hand, one more shard is claimed at for each `per_claim`: work of one shard is also settled together.
     """
 
     most: int
@@ -151,21 +151,23 @@ class Dispatch:
         return [shard for shard, at in line.due.items() if max(at, line.blocked.get(shard, at)) <= now]
 
     def claimed(self, key: Key, shard: int, next_due_s: float | None, now: float) -> None:
-        """Note that a shard was claimed at, and in how many seconds more is due there (negative: it is; None:
-        the index tells)."""
+        """Note that a shard was claimed at, and in how many seconds more is due there (negative: it is due
+        now; None: the index will say)."""
         line = self._lines[key]
         line.claiming.pop(shard, None)
         if next_due_s is not None:
             line.due[shard] = min(now + next_due_s, line.due.get(shard, math.inf))
 
     def block(self, key: Key, shard: int, for_s: float, now: float) -> None:
-        """Leave a shard of a key alone for a while: its keys are damaged, or what is due there is others'."""
+        """Claim nothing at a shard of a key for a while: its keys are damaged, or other workers' work is due
+        there."""
         line = self._lines[key]
         line.claiming.pop(shard, None)
         line.blocked[shard] = now + for_s
 
     def served(self, key: Key, now: float, rest_s: float = 0.0) -> None:
-        """Note that the claims for a key are over. What none of them answered for is due as before."""
+        """Note that the claims for a key are over. A shard that none of them answered for is due as
+        before."""
         line = self._lines[key]
         for shard, since in line.claiming.items():
             line.due[shard] = min(since, line.due.get(shard, math.inf))
@@ -219,7 +221,7 @@ class Dispatch:
         return self._timers[0][0] if self._timers else math.inf
 
     def serving_since(self) -> Iterator[tuple[Key, float]]:
-        """Name the keys that are claimed for at this moment, and since when."""
+        """Name the keys with a claim under way, and since when."""
         for key, line in self._lines.items():
             if line.serving_since is not None:
                 yield key, line.serving_since

@@ -47,11 +47,11 @@ def survived(
 class Neighbours:
     """What other workers of the namespace have, as `run.agreement` keeps it up to date.
 
-    `is_alone`: all of them run this configuration, so that what it does not know is known by none. The queues
-    of the subscriptions that rest, and the accounts that are `left`, are theirs. Those that are `contested`
+    `is_alone`: all of them run this configuration, so what it does not name no worker names. They deliver for
+    the subscriptions that rest here, and poll the accounts that are `left`. Accounts that are `contested`
     another worker has elsewhere under the same name, or had of late; `may_poll(account, source,
-    state_source)` says whether this worker, which polls `source`, may go on from a state that `state_source`
-    made.
+    state_source)` says whether this worker, which polls `source`, may go on from a state that was read at
+    `state_source`.
     """
 
     is_alone: bool = True
@@ -62,8 +62,8 @@ class Neighbours:
 
 
 class InUse:
-    """Counts the work that uses a client: `async with` around each use. Once it is retired and not used any
-    more, it is closed, and no longer among the ones that are `still_open`."""
+    """Counts the uses of a client: `async with` around each. Once it is retired and its last use has ended,
+    it is closed, and leaves `still_open`."""
 
     def __init__(self, stack: AsyncExitStack, still_open: set[AsyncExitStack] | None = None) -> None:
         self._stack = stack
@@ -95,21 +95,22 @@ LOOK_S = 0.05
 """Between two looks: how late work may start that another worker made due, or did not get to."""
 
 FIX_S = 2.0
-"""So often the index is compared with the schedules: workers of the version before keep none of polls."""
+"""How often the index is compared with the schedules: workers of the version before keep no index of
+polls."""
 
 DAMAGED_S = 30.0
-"""What cannot be read in Redis is looked at again after so long: somebody may have fixed it."""
+"""Wait before a damaged key in Redis is read again: an operator may have fixed it."""
 
 _TURN_S = 0.5
-"""A loop that has nothing to do still turns so often: it shows that it lives."""
+"""How often a loop that has nothing to do still turns, to show that it lives."""
 
 T = TypeVar("T")
 T2 = TypeVar("T2")
 
 
 class Claimed(NamedTuple):
-    """What a claim at a shard brought. `next_due_s`: in how many seconds more is due there (negative: it is;
-    None: the index tells). `block_s`: leave the shard alone for so long."""
+    """What a claim at a shard brought. `next_due_s`: in how many seconds more is due there (negative: it is
+    due now; None: the index will say). `block_s`: claim nothing there for so long."""
 
     leases: Sequence[Lease]
     next_due_s: float | None = None
@@ -140,7 +141,7 @@ class Work(Protocol):
         ...
 
     async def hold(self, shard: int, for_s: Mapping[str, float]) -> None:
-        """Let the index not name these for a while: there is no room for them."""
+        """Keep these out of the index for a while: there is no room for them."""
         ...
 
 
@@ -174,7 +175,7 @@ class Loop:
         self._wake.set()
 
     def wake_all(self, key: Key) -> None:
-        """Claim wherever something may be due: the key may be asked sooner than was known."""
+        """Claim wherever something may be due: a wait of the key may have ended early."""
         self.dispatch.reset(key)
         for shard in range(SHARDS):
             self.wake(key, shard)
@@ -221,7 +222,7 @@ class Loop:
         self._turned_at = None
 
     async def every(self, wait_s: float, affected: str, act: Callable[[], Awaitable[float | None]]) -> None:
-        """Do something again and again until stopped, whatever becomes of it."""
+        """Do something again and again until stopped, even if it fails."""
         pause_s = 0.0
         while not await pause(self.stopped, pause_s):
             try:
@@ -239,7 +240,7 @@ class Loop:
         account: str | None = None,
         subscription: str | None = None,
     ) -> T | T2:
-        """Do something whose failure costs nothing else; returns what came of it. StoreError passes."""
+        """Do something, and log a bug in it without failing; returns its result. StoreError passes."""
         with survived(affected, but=StoreError, account=account, subscription=subscription):
             return await doing
         return otherwise
@@ -264,7 +265,7 @@ class Loop:
             self.stop()
 
     async def _hold_back(self) -> None:
-        """Let the index not name for a while what has no room: one command for all of it in a shard."""
+        """Keep what has no room out of the index for a while: one command for all of it in a shard."""
         held, self._held = self._held, defaultdict(dict)
         parts = [self._works[kind].hold(shard, for_s) for (kind, shard), for_s in held.items()]
         try:
@@ -303,7 +304,7 @@ class Loop:
         return work.breath_s
 
     async def _claim_at(self, key: Key, claim: Claim) -> Sequence[Lease]:
-        """Claim at one shard. One whose keys are damaged is left alone for a while, the others go on."""
+        """Claim at one shard. A shard with damaged keys is not claimed at for a while, the others go on."""
         asking = self._works[key.kind].claim(key.name, claim)
         where = f"{key.kind} {key.name}, shard {claim.shard}"
         claimed = await self.survive(asking, Claimed((), block_s=DAMAGED_S), where)
@@ -314,7 +315,7 @@ class Loop:
         return claimed.leases
 
     async def _do(self, key: Key, shard: int, lease: Lease, doing: Coroutine[Any, Any, bool]) -> None:
-        """Do one piece of work. Whatever happens, it holds up no other."""
+        """Do one piece of work. Its failure holds up no other."""
         is_more = False
         subscription = key.name if key.kind == "delivery" else None
         try:

@@ -1,6 +1,6 @@
 """When an account is polled next. Pure: chance comes in.
 
-Refuses to know why a poll was refused beyond its error_class.
+Refuses to know why a poll was rejected beyond its error_class.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ from watcher.providers.contract import PERMANENT, ErrorClass
 from watcher.settings import AccountSettings
 
 SECOND_OPINION = timedelta(seconds=2)
-"""A doubtful reading is asked about again within seconds, but not in the same breath."""
+"""A suspect reading is polled again within seconds, but not at once."""
 
 _FIRST_WAIT_S = 5.0
 _LONGEST_WAIT_S = 300.0
-"""Waits double with each refused poll in a row: a provider that is down is asked every five minutes."""
+"""Waits double with each rejected poll in a row: a provider that is down is asked every five minutes."""
 
-_LONGEST_WAIT_OF_CANARY_S = 30.0
-"""One account of each provider goes on asking so often, for all of them: that it is back is known within an
-interval or two, and not when five minutes are over."""
+_LONGEST_WAIT_OF_PROBE_S = 30.0
+"""One account of each provider, the probe account, is polled this often for all of them: so its return is
+known within an interval or two, and not after five minutes."""
 
 _WAITS_FOR_A_PERSON_S = (60, 300)
-"""A wrong key or a wrong account does not fix itself: it is asked seldom from the start."""
+"""A wrong key or a wrong account does not fix itself: it is polled seldom from the start."""
 
 _NO_PENDING = frozenset((None, "0"))
 
@@ -31,7 +31,7 @@ SPREAD = 0.1
 
 
 def wait_s(account: AccountSettings, state: AccountState) -> float:
-    """Say how long after a good poll the next one is due."""
+    """Say how long after a successful poll the next one is due."""
     wait = account.interval
     for entry in state.entry_by_asset.values():
         if entry.suspect:
@@ -44,10 +44,10 @@ def wait_s(account: AccountSettings, state: AccountState) -> float:
 def waits_ms(
     account: AccountSettings, error_class: ErrorClass, *, is_probe_account: bool = False, chance: float
 ) -> Sequence[int]:
-    """Say how long to wait after the first refused poll in a row, the second, ...; the last one stays."""
+    """Say how long to wait after the first rejected poll in a row, the second, ...; the last one stays."""
     if error_class in PERMANENT:
         return [spread_ms(wait, chance) for wait in _WAITS_FOR_A_PERSON_S]
-    longest_s = _LONGEST_WAIT_OF_CANARY_S if is_probe_account else _LONGEST_WAIT_S
+    longest_s = _LONGEST_WAIT_OF_PROBE_S if is_probe_account else _LONGEST_WAIT_S
     waits = [min(_FIRST_WAIT_S, account.interval.total_seconds())]
     while waits[-1] < longest_s:
         waits.append(min(2 * waits[-1], longest_s))
@@ -55,5 +55,5 @@ def waits_ms(
 
 
 def spread_ms(seconds: float, chance: float) -> int:
-    """Turn a wait into milliseconds; `chance` in [0, 1) spreads those who would wait equally long."""
+    """Turn a wait into milliseconds; `chance` in [0, 1) spreads accounts that would wait equally long."""
     return int(1000 * seconds * (1 - SPREAD * chance))

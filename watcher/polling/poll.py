@@ -1,4 +1,4 @@
-"""One poll of one account: ask, read, step, commit; and how long an account waits whose poll was rejected."""
+"""One poll of one account: ask, read, step, commit; and the wait after a rejected poll."""
 
 import random
 import secrets
@@ -25,14 +25,14 @@ from watcher.store.schedule import Lease, Reply
 from watcher.store.state import BadState
 
 _QUARANTINE_MS = (300_000,)
-"""How often a damaged state is looked at again, in case that somebody fixed it."""
+"""How often a damaged state is read again: an operator may have fixed it."""
 
 _LEASE_MARGIN_S = 15
-"""A lease outlasts the longest poll by the longest wait for a turn, and some."""
+"""A lease outlasts the longest poll by the longest wait for a turn, and a margin."""
 
 
 class Settled(NamedTuple):
-    """The last successful answer of an account, where its repetition would change nothing."""
+    """The last successful answer of an account, if the same answer again would change nothing."""
 
     digest: bytes
     version: str
@@ -47,8 +47,8 @@ class Settled(NamedTuple):
 class Poller:
     """Polls the accounts of one provider. `wake(key, shard)` is called for every queue made due.
 
-    `most_requests`: no account's poll takes more. The account `probe_account`, the same one for all workers,
-    asks whenever it is due; as long as its polls are rejected, others hardly do.
+    `most_requests` bounds the requests of a poll. The account `probe_account`, the same one for all workers,
+    is polled whenever it is due; while its polls are rejected, others hardly are.
     """
 
     def __init__(
@@ -86,18 +86,18 @@ class Poller:
 
     @property
     def lease_ms(self) -> int:
-        """How long a poll may take at most: its turns, its requests, and some."""
+        """How long a poll may take at most: its turns, its requests, and a margin."""
         timeout_s = self._client.most_rounds * self.settings.timeout.total_seconds()
         return int(1000 * (self.most_requests * self.spacing_s + timeout_s + _LEASE_MARGIN_S))
 
     def cost(self, account: AccountSettings | None) -> int:
-        """Say how many requests a poll of this account is; of one that is not ours, none is made."""
+        """Say how many requests a poll of this account takes: none for an account that is not ours."""
         return self._client.cost(account) if account else 0
 
     async def may_poll(
         self, account: AccountSettings, may_poll: Callable[[str, str, str | None], bool]
     ) -> bool:
-        """Say whether an account is this worker's, where another one has the name elsewhere: else each would
+        """Say whether an account is this worker's, if another worker has the name elsewhere: else each would
         make a new baseline of what the other one polled. `may_poll` is that of `Neighbours`."""
         try:
             state = await self._polls.read_state(account.name)
@@ -106,7 +106,7 @@ class Poller:
         return may_poll(account.name, self._client.source(account), state.source if state else None)
 
     async def poll(self, account: AccountSettings, lease: Lease) -> bool:
-        """Make one poll and say in one line what became of it; returns whether its answer was taken in.
+        """Make one poll and log its result; returns whether its answer was taken in.
 
         Raises StoreUnreachable.
         """
@@ -124,7 +124,7 @@ class Poller:
             if self._is_back:
                 self._is_back = False
                 await self.make_due(*range(SHARDS))
-        except BadState as damage:  # somebody may fix it
+        except BadState as damage:  # an operator may fix it
             await self._polls.postpone(
                 self.settings.name, lease, why=f"quarantined {damage}", at_least_ms=0, waits_ms=_QUARANTINE_MS
             )
@@ -132,7 +132,7 @@ class Poller:
         return is_taken
 
     async def make_due(self, *shards: int) -> None:
-        """Let accounts wait no longer whose polls were rejected. The rate limit spreads the polls."""
+        """Make accounts due that wait after rejected polls. The rate limit spreads the polls."""
         for shard in shards:
             await self._polls.make_due(self.settings.name, shard, lease_ms=self.lease_ms)
 
@@ -162,14 +162,14 @@ class Poller:
         return bodies
 
     async def _is_probe_failing(self) -> bool:
-        """Say whether the last poll of the probe account was rejected, whichever worker made it."""
+        """Say whether the last poll of the probe account, by any worker, was rejected."""
         return await self._polls.is_failing(self.settings.name, self.probe_account)
 
     async def _take(
         self, account: AccountSettings, lease: Lease, bodies: tuple[bytes, ...], started: float
     ) -> bool:
-        """Take in a successful answer, and say whether that was in time. Raises Rejected if it is none,
-        BadState."""
+        """Take in an answer, and say whether that was in time. Raises Rejected if it is not a successful one,
+        and BadState."""
         observed_ms = self._now_ms()
         digest = blake2b(b"\0".join(bodies), digest_size=16).digest()
         settled = self._settled.pop(account.name, None)
@@ -204,7 +204,7 @@ class Poller:
         answer: Settled,
         started: float,
     ) -> bool:
-        """Move the state on to a reading; where another worker was faster, from what it left."""
+        """Move the state on to a reading; if another worker was faster, from the state that it left."""
         for is_last in (False, False, True):  # losing to another worker three times is no accident
             step = diff(
                 state,
@@ -282,7 +282,7 @@ class Poller:
     async def _reject(
         self, account: AccountSettings, lease: Lease, rejected: Rejected, started: float
     ) -> None:
-        """Let an account wait whose poll was rejected, and all of them where the provider asks for it."""
+        """Let an account wait after a rejected poll, and all accounts if the provider asks for it."""
         self._report.failures(self.settings.name).refused(account.name, rejected)
         await self._notice_staleness(account, lease, rejected)
         if rejected.error_class == "rate" and rejected.retry_after_s:

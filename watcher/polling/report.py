@@ -30,24 +30,24 @@ _GATHER_S = 2.0
 """Accounts that go stale or recover together are reported together."""
 
 _GATHER_AGAIN_S = 60.0
-"""Those that follow are reported so much later: a failing provider takes its accounts with it one by one."""
+"""Further ones are reported this much later: a failing provider takes its accounts with it one by one."""
 
 _CAUSE_AGAIN_S = 60.0
-"""Accounts that meet a known cause later are reported together, so seldom."""
+"""How seldom accounts that meet a known cause later are reported, together."""
 
 _LOOK_S = 5.0
 """Between two looks whether another worker has polled an account successfully that this one saw rejected."""
 
 
 class NotAsked(Rejected):
-    """Nothing was sent: the provider fails for everybody, and it is another account's turn to ask it.
+    """Nothing was sent: the provider fails for all accounts, and another account's poll is the probe.
 
-    Where it fails for a reason that only a person can fix, that is the reason for all of them.
+    If it fails for a reason that only a person can fix, that is the reason for all accounts.
     """
 
 
 class Cause(NamedTuple):
-    """What a provider says, and means for good."""
+    """Why a provider rejects polls until a person fixes it."""
 
     error_class: str
     reason: str
@@ -55,7 +55,7 @@ class Cause(NamedTuple):
 
 @dataclass(slots=True)
 class _Gathered:
-    """What one line is to report: which accounts, why, and for how long it has been so at most."""
+    """What one line is to report: which accounts, why, and for how long at most."""
 
     names: set[str] = field(default_factory=set)
     reason: str = ""
@@ -77,7 +77,7 @@ class _Gathered:
 class ProviderFailures:
     """What fails at one provider, as far as one worker has seen it: made at its first failure.
 
-    `is_rejected(account)` says whether its last poll was rejected, whichever worker made it. Times are Unix
+    `is_rejected(account)` says whether its last poll, by any worker, was rejected. Times are Unix
     ms of the server, or seconds of `clock`.
     """
 
@@ -103,9 +103,9 @@ class ProviderFailures:
         self._look_at = 0.0
 
     def remember(self, failing: Mapping[str, Failing], *, now_ms: int) -> list[str]:
-        """Take over what was so before this worker, or this configuration: its end is reported.
+        """Take over what failed before this worker, or this configuration, so that its end is reported.
 
-        Names the accounts, which are worth to be polled at once: somebody may have fixed the cause.
+        Names the accounts to poll at once: an operator may have fixed the cause.
         """
         found = [name for name, one in failing.items() if one.error_class in PERMANENT]
         for name in found:
@@ -117,7 +117,7 @@ class ProviderFailures:
         return found
 
     def refused(self, account: str, rejected: Rejected) -> None:
-        """Note why a poll was rejected; where only a person can fix it, that is reported."""
+        """Note why a poll was rejected, and report it if only a person can fix it."""
         cause = Cause(rejected.error_class, rejected.reason)
         if cause.error_class not in PERMANENT:
             return
@@ -133,12 +133,12 @@ class ProviderFailures:
             self._say(cause, account, streak, status=rejected.status)
 
     def rejected(self, account: str) -> bool:
-        """Note a rejected poll; says whether it deserves a line: as the rejections of its account begin, and
-        now and then while they last."""
+        """Note a rejected poll; says whether to log it: when the rejections of its account begin, and now and
+        then while they last."""
         return self._throttle.struck(("rejected", account), self._clock()) is not None
 
     def unavailable(self, rejected: Rejected) -> None:
-        """Note that the provider's breaker is open. Raises nothing; reported as other things that last."""
+        """Note that the provider's breaker is open; reported as other failures that last."""
         if streak := self._throttle.struck("unavailable", self._clock()):
             log.warning(
                 "provider.unavailable",
@@ -204,8 +204,11 @@ class ProviderFailures:
             self._throttle.over((what, account), self._clock())
 
     async def report_fixed(self, account: str) -> None:
-        """Report the causes that are fixed, now that an account was polled successfully: a key is right when
-        one of those that it was refused for is, any other cause is fixed when all of them are."""
+        """Report the causes that are fixed, now that an account was polled successfully.
+
+        A key is right when one of its rejected accounts succeeds; any other cause is fixed when all of them
+        do.
+        """
         for cause, accounts in self._accounts_by_cause.items():
             if account in accounts and cause.error_class == "auth":
                 accounts.clear()
@@ -222,7 +225,7 @@ class ProviderFailures:
                 )
 
     async def _is_over(self, cause: Cause) -> bool:
-        """Look one by one whether other workers polled its accounts since; at most every few seconds."""
+        """Look one by one whether other workers polled its accounts since, at most every few seconds."""
         accounts = self._accounts_by_cause.get(cause, set())  # none: another poll reported its end
         while accounts:
             if self._clock() < self._look_at:
@@ -236,8 +239,8 @@ class ProviderFailures:
         return True
 
     def report(self, *, at_once: bool = False) -> None:
-        """Write what has gathered: a line per account if it is one, else a line for all of them; and how many
-        accounts a known cause concerns by now."""
+        """Log what has gathered: a line for one account, or one for all of them; and how many accounts a
+        known cause concerns by now."""
         now = self._clock()
         if self._report_at and (now >= self._report_at or at_once):
             self._report_at, self._gathered_at = 0.0, now
@@ -271,8 +274,7 @@ class ProviderFailures:
 class PollReport:
     """Reports the polls of one worker. `started` is when a poll began, on the monotonic clock.
 
-    `is_rejected(provider, account)` says whether an account's last poll was rejected, whichever worker made
-    it.
+    `is_rejected(provider, account)` says whether an account's last poll, by any worker, was rejected.
     """
 
     def __init__(
@@ -307,7 +309,7 @@ class PollReport:
             failures.forget(account)
 
     async def look(self) -> None:
-        """Write what has gathered for a line of its own, where it is time to."""
+        """Log what has gathered for a line of its own, if its time has come."""
         self.gathered()
 
     def gathered(self, *, at_once: bool = False) -> None:
@@ -361,7 +363,7 @@ class PollReport:
     def rejected(
         self, account: AccountSettings, rejected: Rejected, postponed: Postponed | None, started: float
     ) -> None:
-        """A poll brought nothing: its account waits."""
+        """A poll was rejected: its account waits."""
         duration_s = time.monotonic() - started
         self._counters.rejected += 1
         self._counters.by_error_class[account.provider, rejected.error_class] += 1
@@ -395,7 +397,7 @@ class PollReport:
         counters.polling_s[provider] += duration_s
 
     def committed(self, account: AccountSettings, step: Step, pushed_out: Mapping[str, int]) -> None:
-        """A step was written: report its baseline, its doubts and its events."""
+        """A step was written: report its baseline, its suspect assets and its events."""
         if step.advance.is_baseline:
             assets = len(step.state.entry_by_asset)
             log.info("account.baseline", account=account.name, provider=account.provider, assets=assets)

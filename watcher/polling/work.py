@@ -24,10 +24,10 @@ CONCURRENCY = 64
 """Polls of one provider at the same time: the throughput of one process levels off there."""
 
 _SCARCE_MS = 100
-"""A turn that is further off is scarce: then turns are for the accounts that have waited longest."""
+"""Turns that are further off are scarce: then they are for the accounts that have waited longest."""
 
 _PER_CLAIM = 16
-"""Accounts for which it is worth to look at one more shard: those of one shard are also settled together."""
+"""Accounts that make one more shard worth a claim: accounts of one shard are also settled together."""
 
 _AHEAD_S = 0.5
 """How far ahead of its turn a poll is claimed: more would keep it from other workers."""
@@ -40,8 +40,8 @@ LONGEST_TURN_S = 5.0
 claim at the same moment, the lease is given back."""
 
 _LATE_S = 0.04
-"""A turn that was missed by more is taken anew: together, polls that come late would exceed the limit. Turns
-are 5 % further apart than it asks: missed by less, no more of them fall into a second than may."""
+"""A turn that was missed by more is taken anew: late polls together would exceed the limit. Turns are 5 %
+further apart than the limit asks: of turns missed by less, no more fall into a second than may."""
 
 _LATE_TURNS = 3
 """Turns missed in a row before a poll goes out late: a machine that is always late must poll, too."""
@@ -56,7 +56,7 @@ _OTHERS_S = 1.0
 """A shard where only others' accounts are due is not looked at for so long."""
 
 _MOST_LEFT = 500
-"""Named with a claim: beyond it they are claimed, and given back at once."""
+"""Accounts named with a claim as not ours: beyond it they are claimed, and given back at once."""
 
 _AGAIN_S = 0.5
 """Between two tries to give a lease back, while Redis is away."""
@@ -72,9 +72,9 @@ class Turn(NamedTuple):
 class ProviderPolls(InUse):
     """The polls of one provider. `stack` closes what `poller` uses, after its last poll.
 
-    `unread` and `unpolled` are the accounts of which a run of all accounts took in no answer yet, or made no
-    poll; else they are None. `has_lost`: whether a schedule of its accounts was gone since this was last
-    looked at, because somebody deleted it.
+    `unread` and `unpolled` are the accounts of which `run --once` took in no answer yet, or made no poll;
+    else they are None. `has_lost`: whether a schedule of its accounts was gone since the last look, because
+    an operator deleted it.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class ProviderPolls(InUse):
         self._is_scarce = False
 
     def follow(self, accounts: Mapping[str, AccountSettings], shards: set[int]) -> None:
-        """Poll these accounts from now on, which are in these shards."""
+        """Poll these accounts, in these shards, from now on."""
         self.accounts, self._shards = accounts, shards
         self._left.clear()  # what was unknown may be known by now
 
     async def room(self, in_flight: int) -> Room:
-        """Say how many polls could start soon; where hardly any, the next claim waits for their turns."""
+        """Say how many polls could start soon; if hardly any, the next claim waits for their turns."""
         free = CONCURRENCY - in_flight
         if free <= 0:
             return Room(0, _SCARCE_MS / 1000, is_full=True)
@@ -120,7 +120,8 @@ class ProviderPolls(InUse):
         return Room(min(free, soon), is_scarce=self._is_scarce, per_claim=_PER_CLAIM)
 
     async def claim(self, claim: Claim) -> Claimed:
-        """Claim at a shard what is not left to other workers: their turn is not to be taken away."""
+        """Claim at a shard the accounts that are not left to other workers, as those would lose their
+        turn."""
         now, left = time.monotonic(), self._left.setdefault(claim.shard, {})
         for name in [name for name, until in left.items() if until <= now]:
             del left[name]
@@ -141,7 +142,7 @@ class ProviderPolls(InUse):
         return Claimed(claimed.leases, wait_s, block_s)
 
     async def begin(self, leases: Sequence[Lease]) -> Sequence[Coroutine[Any, Any, bool]]:
-        """Take turns for what was claimed; where Redis does not give any, give the leases back."""
+        """Take turns for what was claimed; if Redis gives none, give the leases back."""
         costs = [self.poller.cost(self.accounts.get(lease.member)) for lease in leases]
         try:
             turn = await self._take_turns(sum(costs)) if leases else None
@@ -181,7 +182,8 @@ class ProviderPolls(InUse):
         return False
 
     async def _is_ours(self, name: str, account: AccountSettings | None) -> bool:
-        """Say whether an account is to be polled here. One that is not configured others may know."""
+        """Say whether an account is to be polled here. Other workers may know one that is not configured
+        here."""
         others = self._neighbours
         if account is None:
             return others.is_alone
@@ -216,9 +218,9 @@ class ProviderPolls(InUse):
         return turn if wait_ms <= within_ms else None
 
     async def _give_back(self, lease: Lease, pause_s: float) -> bool:
-        """Let an account be polled again once Redis is back, and not only when the lease ends.
+        """Make an account due again once Redis is back, and not only when the lease ends.
 
-        After `pause_s` where Redis takes that at once: then it refused the poll alone, and would again.
+        If Redis takes that at once, it is due after `pause_s`: Redis refused the poll alone, and would again.
         """
         give_up_at = time.monotonic() + self.poller.lease_ms / 1000
         while time.monotonic() < give_up_at:
@@ -258,7 +260,7 @@ class PollWork:
         return [self._release(name, lease) for lease in leases]
 
     async def hold(self, _: int, __: Mapping[str, float]) -> None:
-        """What is due of a provider that has no room is few: the index goes on naming it."""
+        """Do nothing: few providers have no room at a time, so the index may go on naming them."""
 
     async def _release(self, provider: str, lease: Lease) -> bool:
         await self._polls.release(provider, lease)
