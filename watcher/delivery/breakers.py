@@ -1,4 +1,4 @@
-"""The breakers of all subscriptions, as one worker goes by them.
+"""The breakers of all subscriptions, as one worker sees and applies them.
 
 What all workers must agree on is in Redis (`store.queues`), read once a second and noted at once; what it
 means is `engine.breaker`'s to say.
@@ -21,7 +21,7 @@ from watcher.store.exceptions import StoreError, StoreUnreachable
 from watcher.store.queues import Breaker, Breakers
 
 LONGEST_REST_MS = 60_000
-"""Even a paused subscription is looked at after so long: the worker that saw that it was resumed may have
+"""Even a paused subscription is looked at after so long: the worker that noticed its resumption may have
 died."""
 
 _READ_EVERY_S = 1.0
@@ -29,7 +29,7 @@ _DAMAGED_S = 30.0
 
 
 class SubscriptionBreakers:
-    """Knows how all breakers stand. `most` bounds the attempts of this process at the same time.
+    """Knows the state of all breakers. `most` bounds the attempts of this process at the same time.
 
     `alert(name, breaker)` sends the alert that a subscription is paused. It is called until it has
     succeeded, and may be called once more: for the same pause it must send the same.
@@ -101,12 +101,12 @@ class SubscriptionBreakers:
         self._known[name] = breaker._replace(report_from_ms=0)
 
     def rest_ms(self, name: str) -> int:
-        """Say for how many ms a subscription is backing off, as far as that is foreseen."""
+        """Say for how many ms a subscription is backing off, as far as is known."""
         until_ms = max(decide.closed_at_ms(self._known.get(name)), self._turn_at_ms.get(name, 0))
         return int(min(LONGEST_REST_MS, max(0, until_ms - self._now_ms())))
 
     def rest(self, name: str, for_ms: float) -> None:
-        """Ask a subscription for nothing in this process: so far off is its next turn."""
+        """Send nothing to a subscription from this process until its next turn."""
         self._turn_at_ms[name] = self._now_ms() + math.ceil(for_ms)
 
     def room(self, subscription: SubscriptionSettings, in_flight: int, in_flight_of_all: int) -> int:
@@ -121,9 +121,9 @@ class SubscriptionBreakers:
         )
 
     async def may_ask(self, name: str, *, lease_ms: int) -> bool:
-        """Say whether this worker may ask a subscription: a failing one is asked by one at a time.
+        """Say whether this worker may send to a subscription: to a failing one only one worker at a time may.
 
-        Where it may, `leave_probe` is to be called when it has asked. Raises StoreError.
+        If it may, the caller has to call `leave_probe` afterwards. Raises StoreError.
         """
         if not decide.is_failing(self._known.get(name)):
             return True
@@ -135,14 +135,15 @@ class SubscriptionBreakers:
         return True  # a damaged key must not silence its subscription for ever
 
     async def leave_probe(self, name: str) -> None:
-        """Let another worker ask, if it was this one. Where Redis is away, the lease ends by itself."""
+        """Give the probe to other workers, if this one has it. While Redis is away, its lease ends by
+        itself."""
         if name in self._probed:
             self._probed.discard(name)
             with suppress(StoreError):
                 await self._shared.leave_probe(name, self._worker)
 
     async def try_again(self, name: str, *reasons: str) -> bool:
-        """Let a subscription be asked now if it failed for one of these reasons (how they begin); says
+        """Send to a subscription again at once if it failed for one of these reasons (how they begin); says
         whether it did, and is not paused. Raises StoreError."""
         _, after = await self._shared.change(name, partial(decide.tried_again, reasons=reasons))
         return after is not None and not after.paused_at_ms and after.reason.startswith(reasons)
@@ -177,7 +178,7 @@ class SubscriptionBreakers:
         self._concurrency.delivered(name)
 
     async def _failed(self, name: str, verdict: Verdict) -> None:
-        """Note a failure; say that a subscription fails, when it is tried again, and when it would be
+        """Note a failure, and log that the subscription fails, when it is tried again, and when it would be
         paused."""
         before, after = await self._shared.change(name, partial(decide.failed, failure=verdict.failure))
         assert after

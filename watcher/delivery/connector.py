@@ -1,5 +1,4 @@
-"""The sockets to subscribers: every address that is dialled is judged, and no answer takes more than its
-share.
+"""The sockets to subscribers: every address that is dialled is judged, and every answer is bounded.
 
 Refuses to trust what was judged before: a name may answer differently each time (rebinding), and aiohttp
 never asks a resolver about a URL whose host is an address. Refuses to take in what has no end: aiohttp
@@ -23,7 +22,7 @@ from aiohttp.client_proto import ResponseHandler
 from watcher.delivery.egress import Policy, read_address
 
 DNS_CACHE_S = 10
-"""Saves a burst its look-ups; short, so that a subscriber who moves is found again at the first retry."""
+"""Saves a burst its look-ups; short, so that a subscriber that moves is found again at the first retry."""
 
 _DNS_CACHE_NAMES = 10_000
 MOST_KEPT = 5_000
@@ -45,7 +44,7 @@ class Progress:
 
 
 progress: ContextVar[Progress] = ContextVar("progress")
-"""Of the request that this task sends next."""
+"""The progress of the request that this task sends next."""
 
 _HEADS_UNREAD = 16
 """Interim answers in one piece of data. A server says `100 Continue` and `103 Early Hints`, once or twice."""

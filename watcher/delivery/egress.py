@@ -163,7 +163,7 @@ def _check_host(host: str, policy: Policy, *, is_ascii: bool) -> None:
     would read as an address."""
     if address := read_address(host):
         if not is_ascii:
-            raise RefusedUrl("spells an address in unusual characters")
+            raise RefusedUrl("writes an address in unusual characters")
         if reason := policy.verdict(address):
             raise RefusedUrl(
                 f"leads to a place that is not public ({reason}): if it is yours, add it to [egress] allow"

@@ -1,6 +1,6 @@
-"""What becomes of a delivery, and of its subscription, after an attempt.
+"""What happens to a delivery, and to its subscription, after an attempt.
 
-Pure: chance comes in. What an attempt says was the sink's to judge; how often it failed before comes in.
+Pure: chance, and how often the delivery failed before, come in. The sink has read the answer already.
 """
 
 from collections.abc import Sequence

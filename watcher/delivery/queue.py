@@ -26,8 +26,7 @@ from watcher.store.queues import Begun, Queues
 from watcher.store.schedule import Lease, Reply
 
 TURN_MS = 2_000
-"""Longest wait for a turn with a queue in hand; where the next one is further off, the queue is given
-back."""
+"""Longest wait for a turn with a queue in hand; if the next one is further off, the queue is given back."""
 
 EMPTY_MS = 60_000
 """A queue that is due but has no deliveries is looked at again after so long."""
@@ -36,21 +35,21 @@ AT_ONCE = 20
 """Deliveries read with one claim: few enough that a queue does not keep a worker from the others."""
 
 CLAIM_MS = 3_000
-"""A claim holds for a moment: the worker that takes the queue in hand has it for longer. Where the
-answer to a claim is lost none does, and so soon it is free again."""
+"""A claim holds for a moment only: the worker extends it when it begins. If the answer to a claim is lost, no
+worker begins, and the queue is free again after this time."""
 
 LEASE_MS = 15_000
-"""So long a dead worker is missed. Set anew with each delivery; an attempt that is not quick gets more."""
+"""How long the queue of a dead worker stays leased. Set anew with each delivery; a slow attempt gets more."""
 
 LONGEST_LEASE_MS = 1000 * (ATTEMPT_TIMEOUT_S + 10)
-"""For an attempt that takes its time. As with the shorter one, 10 s of it are left to write down what became
-of it: so long Redis may be away and nothing is sent twice."""
+"""For a slow attempt. As with the shorter lease, 10 s of it are left to write down the result: Redis may be
+away for that long, and nothing is sent twice."""
 
 _LEAST_MS = 12_000
 """What a lease must still have when an attempt begins: a quick one, and those 10 s."""
 
 _AGAIN_S = 0.5
-"""Between two tries to write down what became of an attempt, while Redis is away."""
+"""Between two tries to write down the result of an attempt, while Redis is away."""
 
 QUICK_S = 2.0
 """Most attempts take no longer."""
@@ -59,7 +58,7 @@ _FULL_S = 1.0
 """A subscription without room is not looked at for so long, unless a queue of it ends."""
 
 _UNKNOWN_S = 60.0
-"""A subscription that the configuration does not know keeps its queues, and is not looked at for so long."""
+"""A subscription that is not in the configuration keeps its queues, and is not looked at for so long."""
 
 T = TypeVar("T")
 T_target = TypeVar("T_target", bound=Target)
@@ -69,9 +68,8 @@ class Hold:
     """Keeps one queue while it is worked on: an attempt that is not quick keeps it until the attempt must
     be over.
 
-    `lease` is what holds now: short at first, so that what a dead worker had in hand is soon free.
-    `stretch(lease)` makes it longer and returns what holds then; it runs beside the attempt, and is waited
-    for.
+    `lease` is the one that holds now: short at first, so that a dead worker's queue is soon free.
+    `stretch(lease)` makes it longer and returns the new one; it runs beside the attempt, and is waited for.
     """
 
     def __init__(self, lease: Lease, *, stretch: Callable[[Lease], Awaitable[Lease]]) -> None:
@@ -79,7 +77,7 @@ class Hold:
         self._stretch = stretch
 
     async def during(self, attempt: Awaitable[T]) -> T:
-        """Await an attempt; when it is over, however it ends, `lease` is what holds."""
+        """Await an attempt; when it is over, however it ends, `lease` is the one that holds."""
         stretching: list[asyncio.Future[Lease]] = []
         timer = asyncio.get_running_loop().call_later(
             QUICK_S, lambda: stretching.append(asyncio.ensure_future(self._stretch(self.lease)))
@@ -94,9 +92,9 @@ class Hold:
 
 
 class DeliveryWork(Generic[T_target]):
-    """The deliveries to all subscriptions, by name in `targets`. What rests, or only other workers know, is
-    neither claimed nor held back. What a target answers that is not among `targets` any more says nothing of
-    its subscription.
+    """The deliveries to all subscriptions, by name in `targets`. Subscriptions that rest, or that only other
+    workers know, are neither claimed nor held back. The answer of a target that was removed from `targets`
+    meanwhile does not count for its subscription.
     """
 
     breath_s = 0.0
@@ -133,7 +131,7 @@ class DeliveryWork(Generic[T_target]):
         return name not in self._neighbours.rests if name in self.targets else self._neighbours.is_alone
 
     async def room(self, name: str, in_flight: int, in_flight_of_all: int) -> Room:
-        """Say how many queues more may be worked on; a failing subscription is asked by one at a time."""
+        """Say how many more queues may be worked on; to a failing subscription one worker at a time sends."""
         target = self.targets.get(name)
         if target is None:
             return Room(0, _UNKNOWN_S)
@@ -146,7 +144,7 @@ class DeliveryWork(Generic[T_target]):
 
     async def claim(self, name: str, claim: Claim) -> Claimed:
         claimed = await self._queues.claim(name, claim.shard, lease_ms=CLAIM_MS, at_most=claim.at_most)
-        is_more = len(claimed.leases) == claim.at_most  # else the index tells when there is
+        is_more = len(claimed.leases) == claim.at_most  # else the index says when there is
         return Claimed(claimed.leases, 0.0 if is_more else None)
 
     async def begin(self, name: str, leases: Sequence[Lease]) -> Sequence[Coroutine[Any, Any, bool]]:
@@ -203,9 +201,9 @@ class DeliveryWork(Generic[T_target]):
     async def _ask(self, lease: Lease, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask Redis, and again while it is away. Raises StoreError.
 
-        Given up, what was sent would be sent again. So a lease that has run out is no reason: until another
-        worker claims the queue Redis still takes the answer, and refuses it afterwards. Only a worker that
-        is to end does not wait for longer than the lease.
+        If this gave up, what was sent would be sent again. So it goes on after the lease has run out: until
+        another worker claims the queue Redis still takes the answer, and refuses it afterwards. Only a worker
+        that drains waits no longer than the lease.
         """
         while True:
             try:
@@ -223,9 +221,8 @@ class DeliveryWork(Generic[T_target]):
         return lease._replace(deadline=until) if reply is Reply.DONE else lease
 
     async def _may_attempt(self, target: T_target, lease: Lease) -> bool:
-        """Say whether the next delivery is to be attempted now; waits for its turn, where the subscription
-        has a rate, over all workers together. One that is far off is not waited for: the lease would not
-        last."""
+        """Say whether to attempt the next delivery now; waits for its turn if the subscription has a rate,
+        over all workers together, but not for a turn that is far off: the lease would not last."""
         name, per_second = target.name, target.settings.requests_per_second
         if lease.deadline - self._now_ms() < _LEAST_MS:
             return False  # it took long to come here
@@ -271,7 +268,7 @@ class DeliveryWork(Generic[T_target]):
         return deadline
 
     async def _settle(self, target: T_target, lease: Lease, one: "Tried") -> tuple[Reply, int]:
-        """Write down what became of an attempt; returns the reply and the deadline, as `_deliver` does."""
+        """Write down the result of an attempt; returns the reply and the deadline, as `_deliver` does."""
         queues, name, head, verdict = self._queues, target.name, one.delivery.head, one.verdict
         record = b"" if one.is_smooth else one.record(self._now_ms())
         until, reason = queues.until(lease, LEASE_MS), verdict.failure.reason

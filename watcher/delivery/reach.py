@@ -18,10 +18,12 @@ from watcher.resolver import CurrentResolver
 from watcher.tls_flaws import CANNOT_CONNECT, HUNG_UP, cannot_connect, tls_flaw
 
 _STEP_S = 6.0
-"""To connect, and then for TLS: so that it is known which of them hangs, before the time for all is over."""
+"""To connect, and then again for TLS: so it is known which of the two hangs, before the time for all is
+over."""
 
 _OBJECTION_S = 0.3
-"""With TLS 1.3 a server asks for a client's certificate when to us the handshake is over already."""
+"""With TLS 1.3 a server rejects a missing client certificate only after our side of the handshake has
+ended."""
 
 
 class Reached(NamedTuple):

@@ -1,4 +1,4 @@
-"""What goes out again: dead letters, or events of the log, with the ids and bytes of the first time."""
+"""Sends again: dead letters, or events of the log, with the ids and bytes of the first time."""
 
 import re
 from collections.abc import Sequence
@@ -43,24 +43,26 @@ class Replay:
         if not self._interest.listeners(record.account):
             return None
         try:
-            told = read_back(record)
+            content = read_back(record)
             chain = self._chain_by_account.get(record.account)
-            starts = isinstance(told, Started) and told.whole
+            starts = isinstance(content, Started) and content.whole
             if chain is None or (record.follows == 0 and (starts or chain.follows > 0)):
                 # An account without a state starts anew.
                 chain = self._chain_by_account[record.account] = _Chain()
             chain.follows = record.follows
             if starts and self._interest.wants(self._name, _A_BASELINE):
-                chain.started = told.sequence
-            if not isinstance(told, Emitted):
+                chain.started = content.sequence
+            if not isinstance(content, Emitted):
                 return None
-            if not _ID.match(told.id):
+            if not _ID.match(content.id):
                 raise Damaged("its id is none of ours")
             data = record.content["data"]
             fields = data["asset"]
             asset = None if fields is None else Asset(*(fields[field] for field in Asset._fields))
             body = orjson.dumps(record.content)
-            event = Event(told.id, told.type, record.account, asset, data["amount"], told.sequence, body)
+            event = Event(
+                content.id, content.type, record.account, asset, data["amount"], content.sequence, body
+            )
             previous = chain.before(event)
             if event.type == "threshold.crossed" and not self._is_mine(event, record):
                 return None
@@ -73,7 +75,7 @@ class Replay:
             return None
 
     def _is_mine(self, event: Event, record: Record) -> bool:
-        """Say whether it was a threshold of this subscription that was crossed: the id knows."""
+        """Say whether the crossed threshold is one of this subscription: the id shows it."""
         origin = Origin(record.account, record.content["data"]["account"]["provider"], record.follows, 0, 0)
         asset_id = event.asset.id if event.asset else ""
         for watch in self._interest.watches(record.account):
@@ -93,7 +95,7 @@ class _Chain:
     started: int = 0
 
     def before(self, event: Event) -> int | None:
-        """Say which sequence went out before an event; None: none.
+        """Return the sequence that went out before an event, or None.
 
         The record of a start names the last sequence of its commit: that of the baseline's last part,
         unless crossings came behind it. A recovery in the same commit came before.
@@ -181,8 +183,8 @@ class Resend:
         return resent
 
     async def _put(self, resent: Resent, account: str, found: Sequence[Delivery | DeadLetter]) -> None:
-        """Queue deliveries of one account, or its dead letters, which are none any more: but for what waits
-        in its queue, and unless it would push that out."""
+        """Queue deliveries of one account, or its dead letters, which are then removed. Leaves out what waits
+        in its queue already, and everything if it would push that out."""
         name = resent.subscription
         # What waits there is read when it is first looked at, and what is added since is known.
         if (name, account) not in self._ids_by_queue:

@@ -68,7 +68,7 @@ def new_secret() -> str:
 
 
 def new_ed25519() -> str:
-    """Make a private key, for the sender alone: `whsk_…`. `public_key` tells what the receiver gets."""
+    """Make a private key, for the sender alone: `whsk_…`. `public_key` makes the receiver's part."""
     return PRIVATE + base64.b64encode(chance.token_bytes(_SEED_BYTES)).decode()
 
 

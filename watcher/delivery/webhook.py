@@ -39,7 +39,8 @@ from watcher.tls_flaws import CANNOT_CONNECT, Flaw, cannot_connect, tls_flaw
 
 UNRESOLVED = "its name does not resolve"
 REFUSED = "refused"
-"""How an attempt's error begins where a resolver may help: the second by what it answers the egress guard."""
+"""How an attempt's error begins if another answer of the resolver may help; the second is the egress
+guard's."""
 
 _BODY_S = 2.0
 """Once the status is known, the rest is awaited only so that the connection can be used again."""
@@ -186,7 +187,7 @@ class WebhookSink:
         }
 
     def _unanswered(self, error: Exception, url: URL, so_far: Progress, started: float) -> Attempt:
-        """Say what became of an attempt that has no whole head of an answer: a status that came decides."""
+        """Make the Attempt of one without a whole head of an answer: a status that arrived decides."""
         took_ms, refusal = _since_ms(started), refusal_in(error)
         if so_far.status is not None:
             attempt = Attempt(answer_of(so_far.status), took_ms, status=so_far.status)

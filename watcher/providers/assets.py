@@ -1,8 +1,8 @@
 """Keeps a provider's list of assets: fetched when an asset is not in it, and not too often.
 
-Refuses to let an asset change its unit by accident: what a list once held stays known, and an asset
-counts as unlisted only when a list that was fetched after it turned up does not hold it, and all rows of that
-list say which asset they are about.
+Refuses to let an asset change its unit by accident: what a list once held stays known. An asset counts as
+unlisted only if a list that was fetched after it turned up lacks it, and every row of that list names its
+asset.
 """
 
 import asyncio
@@ -12,9 +12,9 @@ from watcher.providers.contract import PERMANENT, AssetList, Catalogue, Rejected
 from watcher.snapshot import Asset, asset_id
 
 RENEW_S = 600.0
-"""Between two looks for assets that were unlisted the last time: a delisted token may stay for ever."""
+"""Between two fetches for assets that were unlisted the last time: a delisted token may stay for ever."""
 RETRY_S = 10.0
-"""Between two fetches at all, whatever turned up or failed."""
+"""Between any two fetches."""
 
 _MOST_UNLISTED = 10_000
 
@@ -34,7 +34,7 @@ class KeptCatalogue:
         self._fetched_at = float("-inf")
 
     async def look_up(self, ids: Set[str]) -> None:
-        """Fetch the list if it lacks some of `ids` and it is time to. A failure keeps the last one."""
+        """Fetch the list if it lacks some of `ids` and its time has come. A failure keeps the last list."""
         async with self._turn:
             missing = ids - self.asset_by_id.keys()
             pause_s = RETRY_S if missing - self.unlisted else RENEW_S
@@ -54,7 +54,7 @@ class KeptCatalogue:
             self._fetched_at = self._clock()
 
     def find(self, text: str) -> Asset | None:
-        """Find an asset by its id or its symbol; the first of a symbol that several have."""
+        """Find an asset by its id or its symbol; if several share the symbol, the first."""
         if found := self.asset_by_id.get(asset_id(text)):
             return found
         return next((asset for asset in self.asset_by_id.values() if asset.symbol == text), None)

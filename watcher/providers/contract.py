@@ -14,16 +14,16 @@ from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Asset, Snapshot
 
 ErrorClass = Literal["auth", "configuration", "rate", "transient", "malformed", "gone"]
-"""Why a poll was rejected, as far as the worker acts differently on it:
+"""Why a poll was rejected, as far as the worker reacts differently:
 auth and configuration need the operator, rate and transient need time, malformed means that the
 provider broke its own contract (or that another server answered), gone is a request without an answer."""
 
 PERMANENT = ("auth", "configuration")
-"""What does not fix itself."""
+"""Classes that only a person can fix."""
 
 
 def todo(error_class: str, provider: str) -> str | None:
-    """Say what the operator has to fix; None where it may pass by itself."""
+    """Say what the operator has to fix; None if the error may pass by itself."""
     return {
         "auth": f"fix api_key of [providers.{provider}]",
         "configuration": f"fix the account, or base_url of [providers.{provider}]",
@@ -95,14 +95,14 @@ class Provider(Protocol):
     """The fields of a balance that are always null."""
     most_rounds: ClassVar[int]
     """How often a poll asks, at most: 1 where all is known at first, more where an answer says what to ask
-    next (a page, a height). A poll that goes on after that is refused."""
+    next (a page, a height). A poll that goes on after that is rejected."""
 
     def __init__(self, settings: Any) -> None: ...
 
     def source(self, account: Any) -> str:
         """Name what is asked about: two accounts of one source are the same, filters aside.
 
-        May name a person, so that it is not for logs.
+        May name a person, so it stays out of logs.
         """
         ...
 
@@ -137,7 +137,8 @@ class Provider(Protocol):
         ...
 
     def read_catalogue(self, answer: Any) -> AssetList:
-        """Read that list, which is never empty: one odd row voids what needs its asset. Raises Rejected."""
+        """Read that list, which is never empty: one odd row rejects only polls that need its asset. Raises
+        Rejected."""
         ...
 
 

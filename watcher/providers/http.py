@@ -83,10 +83,10 @@ _NOTHING: Catalogue = MappingProxyType({})
 class ProviderClient:
     """The connections to one section of the file. Use as `async with`.
 
-    `wait_turn` is awaited before a request that no turn is reserved for (the list of assets, what a poll
-    asks after an answer), so that it keeps to the rate limit too; a poll takes `cost(account)` of that
-    limit. `requests` counts those that are sent, of whatever kind. `connections`: no more
-    at the same time. The caller closes a `resolver` that it gives.
+    `wait_turn` is awaited before a request without a reserved turn (the list of assets, what a poll asks
+    after an answer), so that it keeps to the rate limit too; a poll takes `cost(account)` of that limit.
+    `requests` counts all requests that are sent; at most `connections` are open at the same time. The caller
+    closes a `resolver` that it gives.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class ProviderClient:
     async def ask(self, account: Any) -> tuple[bytes, ...]:
         """Send the requests of one poll, one round after the other. Raises Rejected.
 
-        The same bytes as at the last successful poll mean the same snapshot: there is no need to read them.
+        The same bytes as at the last successful poll mean the same snapshot, and need not be read.
         """
         bodies = await self._ask_at_turns(self._provider.requests(account))
         if self.most_rounds == 1:
@@ -176,8 +176,8 @@ class ProviderClient:
         return bodies
 
     async def _ask_at_turns(self, requests: Sequence[Request]) -> tuple[bytes, ...]:
-        """Send the first requests of a poll, each at its turn, and not only when the one before is answered:
-        these turns are reserved.
+        """Send the first requests of a poll, each at its reserved turn, without waiting for the answer to the
+        one before.
         """
         first, *more = requests
         if not more:
@@ -215,8 +215,7 @@ class ProviderClient:
     async def add_zeros(self, snapshot: Snapshot, assets: Iterable[str]) -> Snapshot:
         """Add a row for each of these assets, named by id or symbol, that a full listing does not name.
 
-        One that is in no list of assets is none of the provider's. Raises nothing: a list that cannot be had
-        leaves the snapshot open.
+        An asset in no list is not the provider's. Raises nothing: without a list the snapshot stays open.
         """
         rows = snapshot.row_by_asset.values()
         unnamed = [text for text in assets if not any(is_called(row.asset, text) for row in rows)]

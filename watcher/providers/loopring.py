@@ -1,7 +1,7 @@
 """Loopring's layer 2: `GET /api/v3/user/balances`, one request for all tokens of one account.
 
 Amounts come in the token's smallest unit; the list of tokens says where the point is. Refuses to guess:
-one odd row of balances voids the poll, one of the list of tokens voids the polls that need that token.
+one odd row of balances rejects the poll, one of the list of tokens rejects the polls that need that token.
 Loopring took the service offline on 2026-06-28, so this module is true to its documentation and to clients
 that ran against it, not to a live service.
 """
@@ -25,7 +25,7 @@ _ADDRESS = re.compile(r"0[xX][0-9a-fA-F]{40}\Z", re.ASCII)
 _ID = re.compile(r"(?:0|[1-9][0-9]{0,9})\Z", re.ASCII)
 
 _ID_BY_SYMBOL = {"ETH": 0, "LRC": 1, "USDT": 3, "USDC": 6}
-"""Of tokens that never changed theirs; the list of tokens, which only a worker reads, knows all."""
+"""Of tokens that never changed them; the list of tokens, which only a worker reads, knows all."""
 
 ERROR_CLASS_BY_CODE: Mapping[int, tuple[ErrorClass, str]] = {
     100000: ("transient", "an unknown error at Loopring"),

@@ -1,9 +1,9 @@
 """Reads JSON from outside, exactly or not at all.
 
-Refuses any encoding but UTF-8. What the standard parser lets through though it is ambiguous voids
-what needs it, and not the document: an object that gives a name twice becomes `Ambiguous`, which is no dict.
-No number can become an amount: an integer stays an int, which `watcher.amounts` does not take, and any other
-number (NaN and Infinity, too) stays the text that it was.
+Refuses any encoding but UTF-8. An ambiguity that the standard parser lets through rejects what needs that
+part, not the document: an object that gives a name twice becomes `Ambiguous`, no dict. No number can become
+an amount: an integer stays an int, which `watcher.amounts` does not take, and any other number (NaN and
+Infinity, too) stays the text that it was.
 """
 
 import json
