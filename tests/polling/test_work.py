@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,13 +12,15 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.support.builders import an_account, seconds
-from tests.support.stores import ACCOUNT, NEIGHBOURS, Store, a_store
-from watcher.engine.dispatch import Room
+from tests.support.stores import ACCOUNT, NEIGHBOURS, SHARD, Store, a_store
+from watcher.engine.dispatch import Claim, Room
 from watcher.engine.loop import Neighbours
 from watcher.polling import work
 from watcher.polling.work import PollWork, ProviderPolls
 from watcher.settings import AccountSettings
+from watcher.store.exceptions import StoreError, StoreUnreachable
 from watcher.store.health import StoreHealth
+from watcher.store.keys import SHARDS
 from watcher.store.polls import Polls
 from watcher.store.schedule import Lease, Reply
 
@@ -33,13 +35,20 @@ class Asked(Polls):
         super().__init__(*parts)
         self.taken = 0
         self.given_back: list[str] = []
+        self.due_in_ms: list[int] = []
+        self.is_away = False
 
     async def take_turns(self, provider: str, turns: int, **limits: Any) -> float:
         self.taken += 1
+        if self.is_away:
+            raise StoreUnreachable("Redis is away")
         return await super().take_turns(provider, turns, **limits)
 
     async def release(self, provider: str, lease: Lease, *, due_in_ms: int = 0) -> Reply:
+        if self.is_away:
+            raise StoreUnreachable("Redis is away")
         self.given_back.append(lease.member)
+        self.due_in_ms.append(due_in_ms)
         return Reply.DONE
 
 
@@ -54,24 +63,35 @@ class Poller:
         self.settings = SimpleNamespace(name=PROVIDER)
         self.polled_at: dict[str, float] = {}
         self.accounts: dict[str, AccountSettings] = {}
+        self.is_taken = True
+        self.trouble: Exception | None = None
 
     def cost(self, account: AccountSettings | None) -> int:
         return 2 if account else 0
 
     async def poll(self, account: AccountSettings, _: Lease) -> bool:
         self.polled_at[account.name], self.accounts[account.name] = time.monotonic(), account
-        return True
+        if self.trouble:
+            raise self.trouble
+        return self.is_taken
+
+    async def may_poll(
+        self, account: AccountSettings, may_poll: Callable[[str, str, str | None], bool]
+    ) -> bool:
+        return may_poll(account.name, "here", "there")
 
 
 class Bench:
     """The polls of one provider, whose turns are so far apart."""
 
     def __init__(self, store: Store, spacing_s: float) -> None:
+        self.store = store
         self.polls = Asked(store.schedule, store.keys)
         self.poller = Poller(spacing_s)
         self.stopped = asyncio.Event()
+        self.neighbours, self.stack = Neighbours(), AsyncExitStack()
         self.of_provider = ProviderPolls(
-            cast(Any, self.poller), self.polls, StoreHealth(), self.stopped, Neighbours(), AsyncExitStack()
+            cast(Any, self.poller), self.polls, StoreHealth(), self.stopped, self.neighbours, self.stack
         )
         self.names = [ACCOUNT, *NEIGHBOURS]
         self.of_provider.follow({name: an_account(name) for name in self.names}, set(range(16)))
@@ -175,6 +195,140 @@ async def test_a_run_of_all_accounts_takes_nothing_more_of_a_provider_that_is_po
     await asyncio.gather(*await all_of_them.begin(PROVIDER, [Lease(bench.names[0], 0)]))
     assert not all_of_them.takes(PROVIDER)
     assert bench.of_provider.unread == set()
+
+
+async def test_a_run_of_all_accounts_has_not_read_one_whose_answer_came_too_late(bench: Bench) -> None:
+    bench.of_provider.unpolled, bench.of_provider.unread = {ACCOUNT}, {ACCOUNT}
+    bench.poller.is_taken = False
+    await asyncio.gather(*await bench.begin(1))
+    assert (bench.of_provider.unpolled, bench.of_provider.unread) == (set(), {ACCOUNT})
+
+
+async def test_a_run_of_all_accounts_polls_one_later_that_found_no_turn(bench: Bench) -> None:
+    await bench.polls.take_turns(PROVIDER, 1000, spacing_ms=20)
+    bench.of_provider.unpolled = {ACCOUNT}
+    await asyncio.gather(*await bench.begin(1))
+    assert bench.of_provider.unpolled == {ACCOUNT}
+
+
+async def test_polls_that_wait_for_their_turn_are_left_to_the_provider_that_replaces_theirs(
+    bench: Bench,
+) -> None:
+    begun = await bench.begin(2)
+    await bench.of_provider.retire()
+    await asyncio.gather(*begun)
+    assert not bench.poller.polled_at
+    assert sorted(bench.polls.given_back) == sorted(bench.names[:2])
+
+
+async def test_a_client_is_closed_after_its_last_poll(bench: Bench) -> None:
+    closed = asyncio.Event()
+    bench.stack.callback(closed.set)
+    async with bench.of_provider:
+        await bench.of_provider.retire()
+        assert not closed.is_set()
+    assert closed.is_set()
+
+
+async def test_an_account_that_is_left_to_others_is_given_back_at_once_and_not_claimed_again_soon(
+    bench: Bench,
+) -> None:
+    left, kept = bench.names[:2]
+    bench.neighbours.left = frozenset((left,))
+    await asyncio.gather(*await bench.begin(2))
+    assert [*bench.poller.polled_at] == [kept]
+    assert (bench.polls.given_back, bench.polls.due_in_ms) == ([left], [0])
+    await bench.store.due(bench.store.keys.polls(SHARD, PROVIDER), **{left: -1000, kept: -1000})
+    claimed = await bench.of_provider.claim(Claim(SHARD, 10))
+    assert [lease.member for lease in claimed.leases] == [kept]
+
+
+async def test_an_account_that_was_left_to_others_is_claimed_again_in_a_minute(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "_LEFT_S", 0.0)
+    bench.neighbours.left = frozenset((ACCOUNT,))
+    await asyncio.gather(*await bench.begin(1))
+    await bench.store.due(bench.store.keys.polls(SHARD, PROVIDER), **{ACCOUNT: -1000})
+    claimed = await bench.of_provider.claim(Claim(SHARD, 10))
+    assert [lease.member for lease in claimed.leases] == [ACCOUNT]
+
+
+async def test_a_shard_where_only_others_accounts_are_due_is_not_claimed_at_all_the_time(
+    bench: Bench,
+) -> None:
+    bench.neighbours.left = frozenset((ACCOUNT,))
+    await asyncio.gather(*await bench.begin(1))
+    polls = bench.store.keys.polls(SHARD, PROVIDER)
+    await bench.store.due(polls, **{ACCOUNT: -1000, bench.names[1]: 60_000})
+    assert (await bench.of_provider.claim(Claim(SHARD, 10))).block_s == 1.0
+
+
+@pytest.mark.parametrize("may_poll", [True, False])
+async def test_an_account_that_two_have_elsewhere_is_polled_where_its_state_allows_it(
+    bench: Bench, may_poll: bool
+) -> None:
+    asked: list[tuple[str, str, str | None]] = []
+
+    def answered(*what: Any) -> bool:
+        asked.append(what)
+        return may_poll
+
+    bench.neighbours.contested, bench.neighbours.may_poll = {ACCOUNT}, answered
+    await asyncio.gather(*await bench.begin(2))
+    assert asked == [(ACCOUNT, "here", "there")], "of the other one there is no question"
+    assert (ACCOUNT in bench.poller.polled_at) is may_poll
+    assert bench.names[1] in bench.poller.polled_at
+
+
+@pytest.mark.parametrize(("is_alone", "due_in_ms"), [(True, 10_000), (False, 0)])
+async def test_an_account_that_is_not_configured_is_left_to_workers_that_may_know_it(
+    bench: Bench, is_alone: bool, due_in_ms: int
+) -> None:
+    bench.neighbours.is_alone = is_alone
+    await asyncio.gather(*await bench.of_provider.begin([Lease("stranger", 0)]))
+    assert (bench.polls.given_back, bench.polls.due_in_ms) == (["stranger"], [due_in_ms])
+
+
+async def test_an_account_that_is_not_configured_takes_no_turn_from_the_others(bench: Bench) -> None:
+    strangers = [Lease(f"stranger-{number}", 0) for number in range(50)]
+    await asyncio.gather(*await bench.of_provider.begin([*strangers, Lease(ACCOUNT, 0)]))
+    assert await bench.polls.next_turn_ms(PROVIDER) < 1000
+    assert ACCOUNT in bench.poller.polled_at
+
+
+@pytest.mark.parametrize(
+    ("trouble", "due_in_ms"), [(StoreUnreachable("Redis is away"), 0), (StoreError("quota"), 1)]
+)
+async def test_a_poll_that_the_store_did_not_take_is_made_again_and_not_only_when_its_lease_ends(
+    bench: Bench, trouble: StoreError, due_in_ms: int
+) -> None:
+    bench.poller.trouble = trouble
+    await asyncio.gather(*await bench.begin(1))
+    assert bench.polls.given_back == [ACCOUNT]
+    assert bench.polls.due_in_ms[0] >= due_in_ms
+
+
+async def test_leases_are_given_back_once_redis_is_there_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "_AGAIN_S", 0.01)
+    bench.polls.is_away = True
+    begun = asyncio.gather(*await bench.begin(2))
+    await asyncio.sleep(0)
+    bench.polls.is_away = False
+    await begun
+    assert not bench.poller.polled_at
+    assert sorted(bench.polls.given_back) == sorted(bench.names[:2])
+
+
+async def test_a_schedule_that_is_gone_is_noticed_where_there_ought_to_be_one(bench: Bench) -> None:
+    empty = next(shard for shard in range(SHARDS) if shard != SHARD)
+    bench.of_provider.follow({ACCOUNT: an_account(ACCOUNT)}, {SHARD})
+    await bench.of_provider.claim(Claim(empty, 10))
+    assert not bench.of_provider.has_lost
+    await bench.of_provider.claim(Claim(SHARD, 10))
+    assert bench.of_provider.has_lost
 
 
 async def test_what_a_reload_took_away_in_the_meantime_is_given_back(bench: Bench) -> None:
