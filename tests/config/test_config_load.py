@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from watcher.commands.init import example
+from watcher.config import subscriptions
 from watcher.config.findings import ConfigRefused
 from watcher.config.loading import Loaded, load
 from watcher.delivery.signing import new_secret
@@ -320,6 +321,18 @@ def test_what_stands_exactly_at_a_limit_is_allowed(write: Write) -> None:
     settings = load(write(text), {}).settings
     assert settings.subscription_by_name["ops"].headers == headers
     assert settings.account_by_name["treasury"].interval == timedelta(seconds=1)
+
+
+def test_more_subscriptions_of_one_account_than_one_step_can_serve_are_refused(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscriptions, "MOST_OF_AN_ACCOUNT", 2)
+    one = '[[subscriptions]]\nname = "{}"\nurl = "https://ops.example.com/"\n' + f'secrets = ["{SECRET}"]\n'
+    elsewhere = 'accounts = ["tr"]\n'
+    three = write(SMALL + one.format("a") + one.format("b") + elsewhere)
+    assert len(load(three, {}).settings.subscription_by_name) == 3
+    with pytest.raises(ConfigRefused, match=r"subscriptions: 3 are for account treasury, 2 at most can be"):
+        load(write(SMALL + one.format("a") + one.format("b")), {})
 
 
 def test_an_egress_mistake_is_not_followed_by_urls_that_it_would_have_allowed(write: Write) -> None:

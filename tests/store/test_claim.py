@@ -193,6 +193,14 @@ async def test_a_held_subscription_is_not_named_until_something_of_it_comes_up(
     assert await store.queues.due_subscriptions(SHARD) == [OPS]
 
 
+async def test_as_many_subscriptions_are_held_as_there_are(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await store.fill(a_delivery())
+    names = [*(f"s{number}" for number in range(5000)), OPS]
+    await store.queues.hold(SHARD, dict.fromkeys(names, MINUTE_MS))
+    assert await store.queues.due_subscriptions(SHARD) == []
+
+
 async def test_holding_a_subscription_without_queues_makes_none_up(
     redis_client: Redis, namespace: str
 ) -> None:

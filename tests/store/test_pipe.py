@@ -14,7 +14,7 @@ from tests.support.stores import ACCOUNT, OPS, a_commit, a_delivery, a_store, ru
 from watcher.service.serve import loop_factory
 from watcher.store.client import connect
 from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
-from watcher.store.pipe import Pipe, load_script
+from watcher.store.pipe import Call, Joint, Pipe, load_script, packed
 from watcher.store.schedule import Reply
 
 everywhere = pytest.mark.parametrize("engine", EVERY_ENGINE)
@@ -51,6 +51,19 @@ async def test_what_one_turn_of_the_loop_asks_goes_out_at_once(
         answers = await asyncio.gather(*(echo(pipe, text) for text in texts))
     assert answers == texts
     assert round_trips == [100]
+
+
+def test_commits_to_many_queues_go_apart() -> None:
+    """Each of 2,000 is a call of its own: so long one holds up the server."""
+    joint = Joint(load_script("commit"), ("polls",))
+
+    async def sizes(queues: int) -> list[int]:
+        keys = [tuple(f"{step} {number}" for number in range(1 + 3 * queues)) for step in range(3)]
+        return [len(packet.calls) for packet in packed([Call((), joint=joint, keys=some) for some in keys])]
+
+    assert asyncio.run(sizes(2000)) == [1, 1, 1]
+    assert asyncio.run(sizes(999)) == [2, 1]
+    assert asyncio.run(sizes(10)) == [3]
 
 
 @everywhere

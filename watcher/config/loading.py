@@ -26,7 +26,7 @@ from watcher.config.doubts import (
 from watcher.config.files import find, read_partly, read_toml
 from watcher.config.findings import UNKNOWN, ConfigRefused, Entry, Finding, Findings
 from watcher.config.sections import read_accounts, read_providers, read_sections
-from watcher.config.subscriptions import read_subscriptions
+from watcher.config.subscriptions import read_subscriptions, refuse_fan_out
 from watcher.config.tables import MASK
 from watcher.environment import Environment, NotSet
 from watcher.printable import hide
@@ -84,6 +84,7 @@ def read_settings(document: Entry, environment: Environment, findings: Findings)
     providers = read_providers(document, findings)
     accounts = read_accounts(document, environment, providers, findings)
     subscriptions = read_subscriptions(document, sections.egress, findings)
+    refuse_fan_out(document, accounts.by_name, subscriptions, findings)
     doubt_values(providers, subscriptions.entries, findings)
     doubt_idle(document, providers, accounts, subscriptions.entries, findings)
     doubt_egress(document, sections.egress, findings)

@@ -3,7 +3,7 @@
 Refuses what would fail at every attempt, or do harm: hostile URLs, headers that forge or smuggle.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from itertools import chain
@@ -21,10 +21,15 @@ from watcher.config.tables import (
     signing_secret_flaw,
 )
 from watcher.delivery.egress import Policy, RefusedUrl, check_url
+from watcher.journal.interest import Interest
 from watcher.settings import EgressSettings, SubscriptionSettings
 
 _MOST_LENIENT = Policy(allow=(ip_network("0.0.0.0/0"), ip_network("::/0")), allow_http=True, nat64=True)
 """Stands in for an [egress] with a mistake: what it refuses, every other one refuses too."""
+
+
+MOST_OF_AN_ACCOUNT = 2000
+"""Subscriptions that one account's events go to: all their queues are written in one step of Redis."""
 
 
 @dataclass(slots=True)
@@ -65,6 +70,20 @@ def read_subscriptions(document: Entry, egress: EgressSettings | None, findings:
             meant = did_you_mean(alerted, [other for other in known if other != name])
             findings.mistake(entry.finding(("alerts_to",), f"no [[subscriptions]] of this name{meant}"))
     return read
+
+
+def refuse_fan_out(
+    document: Entry, accounts: Iterable[str], subscriptions: Subscriptions, findings: Findings
+) -> None:
+    """Refuse more subscriptions for one account than one step can queue an event for."""
+    if len(subscriptions.by_name) <= MOST_OF_AN_ACCOUNT:
+        return
+    interest = Interest(subscriptions.by_name)
+    for account in accounts:
+        if (count := len(interest.listeners(account))) > MOST_OF_AN_ACCOUNT:
+            reason = f"{count:,} are for account {account}, {MOST_OF_AN_ACCOUNT:,} at most can be"
+            findings.mistake(document.finding(("subscriptions",), f"{reason}; name their accounts"))
+            return
 
 
 def _lines(text: str) -> list[str]:

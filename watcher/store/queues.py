@@ -16,6 +16,9 @@ ATTEMPTS_PER_SUBSCRIPTION = 100
 """Attempts remembered per subscription and shard, each with up to 1 KiB of what its receiver answers: 2 MB in
 all of a subscription whose receiver explains itself at length."""
 
+_HELD_AT_ONCE = 4000
+"""Scores and names in one call: Lua passes on no more than 8,000."""
+
 DEAD_PER_SUBSCRIPTION = 10_000
 """Dead letters kept per subscription and shard."""
 
@@ -78,7 +81,8 @@ class Queues:
         now_ms = self._schedule.now_ms()
         scores = [part for name, ms in for_ms.items() for part in (now_ms + ms, name)]
         keys = [self._keys.due_subscriptions(shard), self._keys.nothing(shard)]
-        await self._pipe.script(_HOLD, keys, *scores)
+        for start in range(0, len(scores), _HELD_AT_ONCE):
+            await self._pipe.script(_HOLD, keys, *scores[start : start + _HELD_AT_ONCE])
 
     async def claim(self, subscription: str, shard: int, *, lease_ms: int, at_most: int) -> Claimed:
         keys = self._schedule_keys(shard, subscription)
