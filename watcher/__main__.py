@@ -1,7 +1,7 @@
 """Where the process begins: `watcher`, and `python -m watcher`.
 
-Signals and streams come first, before a single import of weight: a process may be told to end, and its parent
-may have closed its streams, at any moment.
+Signals and streams come first, before any import of weight: at any moment a process may be asked to end, or
+find its streams closed by its parent.
 """
 
 import sys
@@ -11,7 +11,7 @@ from watcher import signals
 
 def main() -> None:
     """Run one command and end the process with its exit code."""
-    signals.hear(is_worker=sys.argv[1:2] == ["run"], lasts="--once" not in sys.argv)
+    signals.install(is_worker=sys.argv[1:2] == ["run"], lasts="--once" not in sys.argv)
     try:
         from watcher import streams
 

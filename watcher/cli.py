@@ -17,7 +17,7 @@ import click
 
 from watcher import __version__, signals
 from watcher.environment import Environment
-from watcher.streams import CannotWrite, NobodyReads, silence_stdout
+from watcher.streams import CannotWrite, ReaderLeft, silence_stdout
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -32,7 +32,7 @@ COMMANDS_BY_PURPOSE: Mapping[str, Mapping[str, str]] = {
         "check": "Find every mistake in the configuration, before it runs.",
     },
     "The worker": {
-        "run": "Poll, compare and deliver, until it is told to stop.",
+        "run": "Poll, compare and deliver, until it is asked to stop.",
         "health": "Say whether a worker lives, by the exit code.",
     },
     "Look": {
@@ -144,7 +144,7 @@ def _run(args: Sequence[str]) -> int:
 
 def _exit_code(error: Exception) -> int:
     """Print what the user has to know of how it ended, and return the exit code that says so too."""
-    if isinstance(error, NobodyReads):
+    if isinstance(error, ReaderLeft):
         return error.exit_code
     if isinstance(error, click.Abort):
         click.echo("Aborted!", err=True)

@@ -30,7 +30,7 @@ _came: list[int] = []
 _pass_on: Callable[[int], object] | None = None
 
 
-def hear(*, is_worker: bool, lasts: bool = True) -> None:
+def install(*, is_worker: bool, lasts: bool = True) -> None:
     """Put the handler in place. A worker that does not last was to poll everything once, and has not.
 
     Until a command takes the signals over, they end the process as Ctrl-C would: its `finally` blocks run.

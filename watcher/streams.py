@@ -21,7 +21,7 @@ class CannotWrite(Exception):
     exit_code = 1
 
 
-class NobodyReads(CannotWrite):
+class ReaderLeft(CannotWrite):
     """The reader of stdout has left, as in `watcher tail | head`: no failure of ours."""
 
     exit_code = 141
@@ -55,7 +55,7 @@ class _Stdout(io.FileIO):
         try:
             return _patiently(super().write, data, self.fileno())
         except BrokenPipeError:
-            raise NobodyReads("nobody reads stdout any more") from None
+            raise ReaderLeft("the reader of stdout has left") from None
         except OSError as error:
             raise CannotWrite(f"cannot write to stdout: {error.strerror}") from None
 

@@ -94,7 +94,7 @@ def test_a_broken_file_is_one_warning(config: Path, run: Run, broken: str) -> No
     for name in LOOK:
         done = run(name, "--config", config)
         assert_shown(name, done)
-        assert "what it lacks is read from the store" in warning_of(done)
+        assert "what it lacks is read from Redis" in warning_of(done)
 
 
 @pytest.mark.parametrize("name", LOOK)

@@ -131,7 +131,7 @@ def test_nobody_at_the_address_is_said(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         done = health("--url", f"http://127.0.0.1:{free.getsockname()[1]}")
     assert done.return_value == 1
-    assert "nobody answers at http://127.0.0.1:" in done.stderr
+    assert "nothing answers at http://127.0.0.1:" in done.stderr
     assert "Connection refused" in done.stderr
 
 
@@ -139,7 +139,7 @@ def test_nobody_at_the_address_is_said(tmp_path: Path) -> None:
 def test_a_host_that_can_be_none_is_the_answer_no(host: str) -> None:
     done = health("--url", f"http://{host}:8787")
     assert done.return_value == 1
-    assert f"nobody answers at http://{host}:8787: " in done.stderr
+    assert f"nothing answers at http://{host}:8787: " in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_a_flood_of_mistakes_is_cut_for_people_and_whole_for_programs(path: Path
     text = 'accounts_file = "a.jsonl"\n'
     lines = check(path, text).stderr.splitlines()
     assert len(lines) == 1001
-    assert lines[-1] == "and 2000 more; `watcher check --json` tells all"
+    assert lines[-1] == "and 2000 more; `watcher check --json` lists all"
     assert len(check(path, text, "--json").stdout.splitlines()) == 3000
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from watcher.demo import Heard, Made
+from watcher.demo import Arrival, Made
 from watcher.demo.judge import Balances
 from watcher.journal.explain import NOTHING, Vector, in_atoms, in_text
 from watcher.receive import InvalidWebhook, Step
@@ -36,14 +36,14 @@ def a_story() -> list[Made]:
     ]
 
 
-def told(made: Sequence[Made]) -> list[Heard]:
+def told(made: Sequence[Made]) -> list[Arrival]:
     """Each change as one verified webhook, 0.25 s later."""
     last: dict[str, int] = {}
     heard = []
     for number, change in enumerate(made, 1):
         before = balances_after(made[: number - 1], BASELINE)[change.account, change.asset]
         event = an_event(change, number, last.get(change.account), before)
-        heard.append(Heard(a_receipt(event), change.at_s + 0.25))
+        heard.append(Arrival(a_receipt(event), change.at_s + 0.25))
         last[change.account] = number
     return heard
 

@@ -153,7 +153,7 @@ WebhookSink.send = twice
         code, out, _ = ended(process)
     assert code == 1
     assert "FAILED  12 changes made, 12 events verified; these promises were not kept:" in out
-    assert out.count("told more than once: ") == 12
+    assert out.count("reported more than once: ") == 12
     assert leftovers(here) == []
 
 

@@ -15,17 +15,19 @@ from tests.demo.demo_claims import (
     balances_after,
     told,
 )
-from watcher.demo import Heard, Made, Verdict, judge
+from watcher.demo import Arrival, Made, Verdict, judge
 
 
-def judged(heard: list[Heard], made: Sequence[Made] | None = None, *, planned: int | None = None) -> Verdict:
+def judged(
+    heard: list[Arrival], made: Sequence[Made] | None = None, *, planned: int | None = None
+) -> Verdict:
     """Judge webhooks against the story, which was made whole."""
     made = a_story() if made is None else made
     planned = len(made) if planned is None else planned
     return judge(made, heard, planned=planned, baseline=BASELINE, now=balances_after(made, BASELINE))
 
 
-def edited(heard: Heard, edit: Callable[[dict[str, Any]], object]) -> Heard:
+def edited(heard: Arrival, edit: Callable[[dict[str, Any]], object]) -> Arrival:
     event = heard.receipt.event
     assert event is not None
     edit(event)
@@ -50,7 +52,7 @@ def test_a_missing_event_is_found_wherever_it_is(place: int) -> None:
     verdict = judged(heard)
     change = a_story()[place]
     assert not verdict.is_good
-    assert f"not told: {change}, as {change.event}" in verdict.broken
+    assert f"not reported: {change}, as {change.event}" in verdict.broken
     assert any("effects add up to" in broken for broken in verdict.broken)
     assert (verdict.made, verdict.verified, len(verdict.latencies_ms)) == (4, 3, 3)
 
@@ -74,7 +76,7 @@ def test_an_event_that_comes_twice_is_found(place: int) -> None:
     heard = told(a_story())
     verdict = judged([*heard, heard[place]])
     (broken,) = verdict.broken
-    assert broken.startswith("told more than once: ")
+    assert broken.startswith("reported more than once: ")
     assert broken.endswith(f"(evt_{place + 1})")
     assert verdict.verified == 4
 
@@ -83,9 +85,9 @@ def test_one_change_told_as_two_events_is_found() -> None:
     heard = told(a_story())
     story = a_story()
     again = an_event(story[3], 5, 4, balances_after(story, BASELINE)["treasury", "1"])
-    broken = judged([*heard, Heard(a_receipt(again), 104)]).broken
+    broken = judged([*heard, Arrival(a_receipt(again), 104)]).broken
     assert broken == (
-        "told, but no such change was made: treasury locked.increased 3 LRC (evt_5)",
+        "reported, but no such change was made: treasury locked.increased 3 LRC (evt_5)",
         "treasury, asset 1: effects add up to locked 6, the provider says 3",
     )
 
@@ -121,8 +123,8 @@ def test_an_event_that_says_something_else_is_found(part: str, value: object) ->
     heard = told(a_story())
     edited(heard[2], lambda event: event["data"].update({part: value}))
     broken = judged(heard).broken
-    assert "not told: treasury deposit.cleared 12.5 LRC, as deposit.cleared" in broken
-    assert any(one.startswith("told, but no such change was made: ") for one in broken)
+    assert "not reported: treasury deposit.cleared 12.5 LRC, as deposit.cleared" in broken
+    assert any(one.startswith("reported, but no such change was made: ") for one in broken)
 
 
 def test_an_effect_that_is_off_by_the_last_digit_does_not_add_up() -> None:
@@ -168,23 +170,23 @@ def test_a_balance_that_moved_untold_does_not_add_up() -> None:
 
 def test_a_signature_that_does_not_verify_is_found_and_its_event_does_not_count() -> None:
     heard = told(a_story())
-    heard[3] = Heard(a_receipt(None), 103.25)
+    heard[3] = Arrival(a_receipt(None), 103.25)
     verdict = judged(heard)
     assert "not verified: no signature matches: signed as v1" in verdict.broken
-    assert "not told: treasury locked.increased 3 LRC, as locked.increased" in verdict.broken
+    assert "not reported: treasury locked.increased 3 LRC, as locked.increased" in verdict.broken
     assert verdict.verified == 3
 
 
 def test_a_webhook_that_nobody_verified_does_not_count() -> None:
     heard = told(a_story())
-    heard[3] = Heard(a_receipt(heard[3].receipt.event, is_verified=False), 103.25)
+    heard[3] = Arrival(a_receipt(heard[3].receipt.event, is_verified=False), 103.25)
     verdict = judged(heard)
-    assert verdict.broken[0] == "not verified: a webhook that nobody could check"
+    assert verdict.broken[0] == "not verified: a webhook that could not be checked"
     assert verdict.verified == 3
 
 
 def test_a_forged_webhook_besides_the_right_ones_is_found() -> None:
-    heard = [*told(a_story()), Heard(a_receipt(None), 104)]
+    heard = [*told(a_story()), Arrival(a_receipt(None), 104)]
     assert judged(heard).broken == ("not verified: no signature matches: signed as v1",)
 
 

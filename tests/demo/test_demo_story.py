@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from watcher.delivery.signing import new_secret
-from watcher.demo import STORY, Heard, Made, Scene, Stage, a_stage, play
+from watcher.demo import STORY, Arrival, Made, Scene, Stage, a_stage, play
 from watcher.sandbox import Step, default_script, default_world
 from watcher.sandbox.world import ALICE, TREASURY
 from watcher.settings import CHANGE_EVENTS
@@ -21,7 +21,7 @@ async def stage() -> AsyncIterator[Stage]:
         yield stage
 
 
-def ignored(scene: Scene, made: Made | None, heard: Heard | None) -> None:
+def ignored(scene: Scene, made: Made | None, heard: Arrival | None) -> None:
     """See a scene and say nothing."""
 
 
@@ -45,25 +45,25 @@ def test_the_sandboxs_script_can_follow_the_story_for_ever() -> None:
 
 
 async def test_a_change_that_nobody_planned_is_told_and_found(stage: Stage) -> None:
-    def meddle(scene: Scene, made: Made | None, heard: Heard | None) -> None:
+    def meddle(scene: Scene, made: Made | None, heard: Arrival | None) -> None:
         stage.sandbox.world.debit(TREASURY, "ETH", "1")
 
     verdict = await play(stage, show=meddle, story=STORY[:1], patience_s=PATIENCE_S)
     assert (verdict.made, verdict.verified) == (1, 2)
     (broken,) = verdict.broken
-    assert broken.startswith("told, but no such change was made: treasury total.decreased 1 ETH (evt_")
+    assert broken.startswith("reported, but no such change was made: treasury total.decreased 1 ETH (evt_")
 
 
 async def test_a_change_that_is_told_as_something_else_is_found(stage: Stage) -> None:
     verdict = await play(
         stage, show=ignored, story=[STORY[0]._replace(event="total.increased")], patience_s=PATIENCE_S
     )
-    assert "not told: treasury deposit.seen 12.5 LRC, as total.increased" in verdict.broken
+    assert "not reported: treasury deposit.seen 12.5 LRC, as total.increased" in verdict.broken
 
 
 async def test_signatures_by_another_secret_end_the_story_as_untold(stage: Stage) -> None:
     stage.receiver.secrets = [new_secret()]
-    shown: list[Heard | None] = []
+    shown: list[Arrival | None] = []
     verdict = await play(
         stage, show=lambda _scene, _made, heard: shown.append(heard), story=STORY[:3], patience_s=PATIENCE_S
     )
@@ -78,7 +78,7 @@ async def test_a_failing_provider_moves_nothing(stage: Stage) -> None:
     verdict = await play(stage, show=ignored, story=[STORY[0], fault, STORY[1]], patience_s=4 * PATIENCE_S)
     assert verdict.is_good
     assert stage.worker.counters.rejected == 1
-    assert [one.receipt.event and one.receipt.event["type"] for one in stage.heard] == [
+    assert [one.receipt.event and one.receipt.event["type"] for one in stage.arrivals] == [
         "deposit.pending",
         "deposit.cleared",
     ]

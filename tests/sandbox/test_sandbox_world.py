@@ -232,7 +232,7 @@ def test_scenery_is_set_up_once() -> None:
 def test_every_half_is_told_as_it_shows() -> None:
     told: list[Move] = []
     world = a_world(LRC=100)
-    world.told = told.append
+    world.on_move = told.append
     world.deposit_seen(10110, "1", 5)
     world.deposit_cleared(10110, "1", 5, split=1)
     world.polled(10110)
@@ -247,7 +247,7 @@ def test_every_half_is_told_as_it_shows() -> None:
 def test_a_copy_moves_alone_and_in_silence() -> None:
     told: list[Move] = []
     world = a_world(LRC=100)
-    world.told = told.append
+    world.on_move = told.append
     copy = world.copy()
     copy.credit(10110, "1", 1)
     assert (lrc(world), lrc(copy), told) == ((100, 0, 0, 0), (101, 0, 0, 0), [])

@@ -22,7 +22,7 @@ from tests.support.processes import (
 )
 from watcher.receiver import Receiver
 from watcher.sandbox import Sandbox
-from watcher.service.exposure import tell_ready
+from watcher.service.exposure import notify_ready
 from watcher.service.serve import is_haste
 
 of_the_slow = partial(pytest.param, marks=pytest.mark.slow)
@@ -128,7 +128,7 @@ async def test_the_service_manager_is_told_how_far_the_worker_is(place: Path) ->
 def test_a_manager_that_is_gone_changes_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for address in (str(place / "nobody"), "@nobody", "vsock:2:1", "x" * 300):
         monkeypatch.setenv("NOTIFY_SOCKET", address)
-        tell_ready()
+        notify_ready()
 
 
 async def test_two_sigterms_cut_no_attempt_off(place: Path, sandbox: Sandbox, receiver: Receiver) -> None:

@@ -87,10 +87,10 @@ def look_options(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             look = read_to_look(config_path, os.environ, given)
         except ConfigRefused as refused:  # where the state lies must be known
-            tell(refused.mistakes)
+            print_findings(refused.mistakes)
             click.get_current_context().exit(EXIT_CONFIGURATION)
         if look.problem:
-            click.echo(f"warning: {look.problem}; what it lacks is read from the store", err=True)
+            click.echo(f"warning: {look.problem}; what it lacks is read from Redis", err=True)
         return function(look=look, **rest)
 
     return command
@@ -121,12 +121,14 @@ def load_or_exit(config_path: Path | None, *, is_json: bool = False) -> "Loaded"
     try:
         return load(config_path, os.environ)
     except ConfigRefused as refused:
-        tell(refused.mistakes, is_json=is_json)
-        tell(refused.warnings, "warning", is_json=is_json)
+        print_findings(refused.mistakes, is_json=is_json)
+        print_findings(refused.warnings, "warning", is_json=is_json)
         click.get_current_context().exit(EXIT_CONFIGURATION)
 
 
-def tell(findings: Iterable["Finding"], severity: str = "mistake", *, is_json: bool = False) -> None:
+def print_findings(
+    findings: Iterable["Finding"], severity: str = "mistake", *, is_json: bool = False
+) -> None:
     """Print findings, one a line: on stderr, or with --json all of them on stdout, where data goes."""
     if is_json:
         import json
@@ -140,7 +142,7 @@ def tell(findings: Iterable["Finding"], severity: str = "mistake", *, is_json: b
     for finding in islice(rest, _MOST_LINES):
         click.echo(f"{prefix}{finding}", err=True)
     if more := sum(1 for _ in rest):
-        click.echo(f"and {more} more; `watcher check --json` tells all", err=True)
+        click.echo(f"and {more} more; `watcher check --json` lists all", err=True)
 
 
 _MOST_CANDIDATES = 10_000

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from watcher.commands._shared import config_option, load_or_exit, tell
+from watcher.commands._shared import config_option, load_or_exit, print_findings
 
 if TYPE_CHECKING:
     from watcher.settings import Settings
@@ -28,7 +28,7 @@ _MOST_NAMES = 5
 def command(*, config_path: Path | None, is_shown: bool, is_trying: bool, is_json: bool) -> int:
     """Find every mistake in the configuration, before anything runs.
 
-    Prints a summary and exits with 0, or tells all mistakes on stderr and exits with 78.
+    Prints a summary and exits with 0, or prints all mistakes on stderr and exits with 78.
 
     With --connect it also tries Redis and the rights there, polls one account of each provider, compares the
     clocks, and goes as far as the TLS of each subscriber: nothing is written, nothing is sent. It exits with
@@ -36,7 +36,7 @@ def command(*, config_path: Path | None, is_shown: bool, is_trying: bool, is_jso
     redis.url.
     """
     loaded = load_or_exit(config_path, is_json=is_json)
-    tell(loaded.warnings, "warning", is_json=is_json)
+    print_findings(loaded.warnings, "warning", is_json=is_json)
     settings = loaded.settings
     if is_shown:
         from watcher.config.loading import as_toml, shown

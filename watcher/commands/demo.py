@@ -86,7 +86,7 @@ async def play_on(stage: "Stage", script: "Iterable[Step] | None" = None) -> Non
         script,
         moved=lambda move: _echo([move_line(move)]),
         made=lambda step: _echo(step_lines(step)),
-        heard=lambda receipt: _echo([webhook_line(receipt)]),
+        arrived=lambda receipt: _echo([webhook_line(receipt)]),
     )
 
 

@@ -137,9 +137,9 @@ async def _records(store: "OpenStore", wanted: _Wanted, *, is_followed: bool) ->
         await asyncio.sleep(_LOOK_EVERY_S)
         try:
             records, ends = await history.after(ends)
-        except StoreError as trouble:
+        except StoreError as error:
             if not is_away:
-                click.echo(f"watcher: {trouble} Waiting for it.", err=True)
+                click.echo(f"watcher: {error} Waiting for it.", err=True)
             is_away = True
             continue
         is_away = False

@@ -40,26 +40,26 @@ def command(*, path: Path | None, max_age: str, url: str | None, token_name: str
     With --file, by how long ago its heartbeat file was touched; else by asking /livez. A worker whose Redis
     is down lives; one with a loop that is stuck does not.
     """
-    trouble: str | None
+    problem: str | None
     if path and not url:
         with given_by("--max-age"):
             longest_s = parse_duration(max_age).total_seconds()
         try:
             age_s = time.time() - path.stat().st_mtime
         except OSError as error:
-            trouble = f"{path}: {error.strerror}; is a worker running with --heartbeat-file?"
+            problem = f"{path}: {error.strerror}; is a worker running with --heartbeat-file?"
         else:
             is_recent = -_AHEAD_S <= age_s <= longest_s
             stuck = f"{path} was touched {age_s:.0f} s ago: the worker is stuck or gone"
-            trouble = None if is_recent else stuck
+            problem = None if is_recent else stuck
     else:
-        trouble = _trouble_at(url or "http://127.0.0.1:8787", token_given(token_name))
-    click.echo(trouble or "ok", err=bool(trouble))
-    return 1 if trouble else 0
+        problem = _problem_at(url or "http://127.0.0.1:8787", token_given(token_name))
+    click.echo(problem or "ok", err=bool(problem))
+    return 1 if problem else 0
 
 
-def _trouble_at(url: str, token: str | None) -> str | None:
-    """Say what speaks against the worker that listens at a URL; None if nothing does. Follows no redirect."""
+def _problem_at(url: str, token: str | None) -> str | None:
+    """Say what is wrong with the worker that listens at a URL; None if nothing is. Follows no redirect."""
     from http.client import HTTPConnection, HTTPException, HTTPSConnection
     from urllib.parse import urlsplit
 
@@ -80,7 +80,7 @@ def _trouble_at(url: str, token: str | None) -> str | None:
             body = answer.read(_ANSWER_BYTES)
     except (OSError, HTTPException, UnicodeError) as error:  # the last: what is no host name
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return f"nobody answers at {url}: {reason}"
+        return f"nothing answers at {url}: {reason}"
     if answer.status == 200:
         return None
     text = printable("; ".join(body.decode(errors="replace").split("\n")).strip("; "))

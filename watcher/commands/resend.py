@@ -38,7 +38,12 @@ class _Wish(NamedTuple):
 
 @click.command("resend", short_help="Send again: dead letters, or events from the log.")
 @config_option
-@click.option("--subscription", metavar="NAME", help="To whom.", shell_complete=names_of("subscriptions"))
+@click.option(
+    "--subscription",
+    metavar="NAME",
+    help="Where to.",
+    shell_complete=names_of("subscriptions"),
+)
 @click.option(
     "--dead", "is_dead", is_flag=True, help="All dead letters of the subscription, or those since WHEN."
 )
@@ -59,15 +64,15 @@ async def command(
 ) -> int:
     """Send again: the event EVENT_ID, dead letters (--dead), or what the log holds (--since).
 
-    An event goes to whoever gave it up, or else to all who want it. Without --dead, --since sends all again
-    that the subscription wants, from the event log. Everything goes to the end of its queue, with the same
-    id, and is delivered by the workers, in order per account. What still waits there is not queued a second
-    time.
+    An event goes to the subscriptions that gave it up, or else to all that want it. Without --dead, --since
+    sends again all that the subscription wants, from the event log. Everything goes to the end of its queue,
+    with the same id, and is delivered by the workers, in order per account. What still waits there is not
+    queued a second time.
     """
     if bool(event_id) == (is_dead or since is not None):
         raise click.UsageError("say what to send again: EVENT_ID, or --dead, or --since WHEN")
     if subscription is None and not event_id:
-        raise click.UsageError("say to whom: --subscription NAME")
+        raise click.UsageError("say where to: --subscription NAME")
     moment = parse_since(since)
     settings = load_or_exit(config_path).settings
     names = (

@@ -1,4 +1,4 @@
-"""`watcher run`: the worker, until it is told to stop."""
+"""`watcher run`: the worker, until it is asked to stop."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def command(
     has_page: bool,
     heartbeat_file: Path | None,
 ) -> int:
-    """Poll, compare and deliver, until it is told to stop.
+    """Poll, compare and deliver, until it is asked to stop.
 
     SIGTERM and Ctrl-C finish what is in hand, within worker.drain; a second Ctrl-C, or a second SIGTERM
     after 5 s, ends at once. SIGHUP reads the configuration again. Start as many as you like: they share the

@@ -55,7 +55,7 @@ def command(
 ) -> None:
     """Serve Loopring's and MetaKeep's endpoints on this machine, errors and rate limits included.
 
-    Prints a watcher.toml that watches it and tells `watcher listen`, then each change as it
+    Prints a watcher.toml that watches it and sends to `watcher listen`, then each change as it
     happens. With --run it is watched from here: each change is shown with the verified webhook that it
     becomes, and nothing is left behind. Port 0 is any free port. Ends on Ctrl-C.
 
@@ -142,7 +142,7 @@ async def _serve(sandbox: Sandbox, steps: Iterable[Step]) -> None:
     async def until(at_s: float) -> None:
         await asyncio.sleep(started_at + at_s - loop.time())
 
-    def told(move: Move) -> None:
+    def print_move(move: Move) -> None:
         fields = zip(move.after._fields, move.effect, move.after, strict=True)
         moved = ", ".join(
             f"{name} {move.asset.text(effect) if effect < 0 else '+' + move.asset.text(effect)}"
@@ -163,7 +163,7 @@ async def _serve(sandbox: Sandbox, steps: Iterable[Step]) -> None:
     async with sandbox:
         click.echo(configuration(sandbox))
         started_at = loop.time()
-        sandbox.world.told = told
+        sandbox.world.on_move = print_move
         try:
             await play(steps, sandbox.world, sandbox.knobs, until=until, made=made)
         except ScriptError as error:

@@ -62,7 +62,7 @@ def verifying(secrets: Sequence[str]) -> list[str]:
 
 @click.group("secret", short_help="Make signing secrets.")
 def command() -> None:
-    """Make signing secrets, and tell the public part of private ones."""
+    """Make signing secrets, and print the public part of private ones."""
 
 
 @command.command()
@@ -71,7 +71,7 @@ def new(*, ed25519: bool) -> None:
     """Print a new secret.
 
     A shared one, whsec_…, goes to both sides. With --ed25519 the sender's private key, whsk_…, goes to
-    stdout, and the receiver's public key, whpk_…, to stderr; `watcher secret public` tells it again.
+    stdout, and the receiver's public key, whpk_…, to stderr; `watcher secret public` prints it again.
     """
     from watcher.delivery.signing import new_ed25519, new_secret
 

@@ -135,8 +135,8 @@ def _from_file(file: Iterable[str] | None) -> _Headers:
         # What is no header is skipped, so that a request's first line may be in the file.
         return _from_lines(line for line in text.splitlines() if ":" in line)
     try:
-        told = json.loads(text)
-        return _by_name(told.items() if isinstance(told, dict) else told)
+        headers = json.loads(text)
+        return _by_name(headers.items() if isinstance(headers, dict) else headers)
     except (ValueError, TypeError, RecursionError):
         raise click.UsageError("the file of headers begins like JSON, but is no object or pairs") from None
 

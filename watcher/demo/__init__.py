@@ -3,13 +3,13 @@
 Refuses to be part of a worker: nothing outside two commands and the tests may import it.
 """
 
-from watcher.demo.judge import Heard, Made, Verdict, judge
+from watcher.demo.judge import Arrival, Made, Verdict, judge
 from watcher.demo.stage import PATIENCE_S, STORY, Scene, Stage, a_stage, go_on, play, staged
 
 __all__ = [
     "PATIENCE_S",
     "STORY",
-    "Heard",
+    "Arrival",
     "Made",
     "Scene",
     "Stage",

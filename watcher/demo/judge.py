@@ -173,7 +173,7 @@ class Made(NamedTuple):
         return f"{self.account} {self.do} {self.amount} {self.symbol}"
 
 
-class Heard(NamedTuple):
+class Arrival(NamedTuple):
     """A webhook that arrived, genuine or not."""
 
     receipt: Receipt
@@ -197,13 +197,13 @@ class Verdict(NamedTuple):
 
 
 def judge(
-    made: Sequence[Made], heard: Sequence[Heard], *, planned: int, baseline: Balances, now: Balances
+    made: Sequence[Made], arrivals: Sequence[Arrival], *, planned: int, baseline: Balances, now: Balances
 ) -> Verdict:
     """Say whether each of the `planned` changes was reported exactly once, in order, exactly.
 
     `baseline` is what the providers said before the first change, and `now` what they say after the last.
     """
-    found = walk(heard, lambda one: one.receipt.event if one.receipt.is_verified else None)
+    found = walk(arrivals, lambda one: one.receipt.event if one.receipt.is_verified else None)
     made_by_id = _matched(made, found.received)
     latencies_ms = [
         1000 * (one.arrival.at_s - made[made_by_id[one.id]].at_s)
@@ -213,12 +213,15 @@ def judge(
     reported = set(made_by_id.values())
     broken = [f"only {len(made)} of {many(planned, 'change')} were made"] if len(made) != planned else []
     broken += [
-        f"not verified: {one.receipt.problem or 'a webhook that nobody could check'}" for one in found.forged
+        f"not verified: {one.receipt.problem or 'a webhook that could not be checked'}"
+        for one in found.forged
     ]
-    broken += [f"told more than once: {first} ({first.id})" for first, _ in found.repeats]
-    broken += [f"not told: {one}, as {one.event}" for place, one in enumerate(made) if place not in reported]
+    broken += [f"reported more than once: {first} ({first.id})" for first, _ in found.repeats]
     broken += [
-        f"told, but no such change was made: {one} ({one.id})"
+        f"not reported: {one}, as {one.event}" for place, one in enumerate(made) if place not in reported
+    ]
+    broken += [
+        f"reported, but no such change was made: {one} ({one.id})"
         for one in found.received
         if one.id not in made_by_id
     ]
@@ -241,7 +244,7 @@ def judge(
     return Verdict(len(made), len(found.received), tuple(latencies_ms), tuple(broken))
 
 
-def _matched(made: Sequence[Made], received: Iterable[Received[Heard]]) -> dict[str, int]:
+def _matched(made: Sequence[Made], received: Iterable[Received[Arrival]]) -> dict[str, int]:
     """Find for each event the change that it reports, by its place in `made`; of equal ones the earliest."""
     places = defaultdict(list)
     for place, change in reversed(list(enumerate(made))):

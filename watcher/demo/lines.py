@@ -10,7 +10,7 @@ from statistics import median
 
 import click
 
-from watcher.demo.judge import Heard, Made, Verdict
+from watcher.demo.judge import Arrival, Made, Verdict
 from watcher.demo.stage import NAME_BY_ACCOUNT, Scene, Stage
 from watcher.printable import many
 from watcher.receiver import Receipt
@@ -32,13 +32,13 @@ def opening_lines(interval: timedelta) -> Iterator[str]:
     yield "Two simulated providers, a worker with its own store, a receiver that verifies every signature."
     yield (
         f"Accounts are polled every {interval // timedelta(milliseconds=1)} ms. "
-        "Each change is made once the one before was told."
+        "Each change is made once the one before was reported."
     )
     yield ""
     yield _row("account", "at the provider", "verified webhook", "after", "amount")
 
 
-def scene_lines(scene: Scene, made: Made | None, heard: Heard | None) -> Iterator[str]:
+def scene_lines(scene: Scene, made: Made | None, arrival: Arrival | None) -> Iterator[str]:
     """Show a scene that is over: the change, and what became of it."""
     if scene.heading:
         yield click.style(f"  {scene.heading}", dim=True)
@@ -47,13 +47,13 @@ def scene_lines(scene: Scene, made: Made | None, heard: Heard | None) -> Iterato
         yield _row(fault["provider"], fault["fault"], _good("nothing"))
         return
     amount = f"{made.amount} {made.symbol}"
-    if heard is None:
+    if arrival is None:
         yield _row(made.account, made.do, _bad("NOT TOLD in time"), "", amount)
         return
-    told, after = _told(heard.receipt), f"{1000 * (heard.at_s - made.at_s):.0f} ms"
-    if told not in ("", amount):
-        amount += f", {_bad(f'told as {told}')}"
-    yield _row(made.account, made.do, _type(heard.receipt), after, amount)
+    reported, after = _amount(arrival.receipt), f"{1000 * (arrival.at_s - made.at_s):.0f} ms"
+    if reported not in ("", amount):
+        amount += f", {_bad(f'reported as {reported}')}"
+    yield _row(made.account, made.do, _type(arrival.receipt), after, amount)
 
 
 def verdict_lines(verdict: Verdict, took_s: float) -> Iterator[str]:
@@ -108,7 +108,7 @@ def step_lines(step: Step) -> Iterator[str]:
 
 def webhook_line(receipt: Receipt) -> str:
     """Show a webhook as it arrives."""
-    return f"  ->  {_type(receipt)}  {_told(receipt)}".rstrip()
+    return f"  ->  {_type(receipt)}  {_amount(receipt)}".rstrip()
 
 
 def _type(receipt: Receipt) -> str:
@@ -118,7 +118,7 @@ def _type(receipt: Receipt) -> str:
     return _good(receipt.event["type"])
 
 
-def _told(receipt: Receipt) -> str:
+def _amount(receipt: Receipt) -> str:
     if receipt.event is None:
         return ""
     data = receipt.event["data"]

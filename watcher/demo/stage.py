@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from watcher.amounts import to_atoms
 from watcher.delivery.signing import new_secret
-from watcher.demo.judge import Balances, Heard, Made, Verdict, judge
+from watcher.demo.judge import Arrival, Balances, Made, Verdict, judge
 from watcher.journal.explain import Vector
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
@@ -72,7 +72,7 @@ STORY = (
         "0.4",
         "ETH",
         "locked.increased",
-        heading="A withdrawal; its end is told two polls late, as the money might still come back",
+        heading="A withdrawal; its end is reported two polls late, as the money might still come back",
     ),
     _treasury("withdrawal.debited", "0.4", "ETH", "withdrawal.pending"),
     _treasury("withdrawal.cleared", "0.4", "ETH", "withdrawal.cleared"),
@@ -80,7 +80,7 @@ STORY = (
     Scene(
         Step(0, "fault", options={"provider": "loopring", "fault": "unavailable"}),
         None,
-        "Loopring fails once, and nobody reads that as zero",
+        "Loopring fails once, which is not read as zero",
     ),
     _treasury(
         "withdrawal.debited", "1200", "USDC", "withdrawal.pending", heading="A withdrawal that comes back"
@@ -116,13 +116,13 @@ _START_S = 10.0
 """As long as the worker itself waits for its server, before it says what is wrong."""
 
 _T = TypeVar("_T")
-Show = Callable[[Scene, Made | None, Heard | None], None]
+Show = Callable[[Scene, Made | None, Arrival | None], None]
 """Is called with a scene when it is over: the change (None: a fault), and the webhook that came of it."""
 
 
 @dataclass(eq=False)
 class Stage:
-    """Where the demonstration takes place. `heard` is what the receiver got since the start.
+    """Where the demonstration takes place. `arrivals` are the webhooks since the start.
 
     `folder` is gone when it ends.
     """
@@ -131,7 +131,7 @@ class Stage:
     receiver: Receiver
     worker: Worker
     folder: Path
-    heard: list[Heard] = field(default_factory=list)
+    arrivals: list[Arrival] = field(default_factory=list)
 
     def balances(self) -> Balances:
         """Say what the providers say now."""
@@ -154,19 +154,19 @@ class Stage:
         name, amount = NAME_BY_ACCOUNT[step.account], str(step.amount)
         return Made(name, asset_id(listed.id), listed.symbol, step.do, amount, scene.event, effect, at_s)
 
-    async def hear(self, so_far: int) -> Heard:
+    async def next_arrival(self, so_far: int) -> Arrival:
         """Wait for the next webhook after the first `so_far`, repeats of an earlier one aside."""
         await _until(lambda: bool(self._news(so_far)))
         return self._news(so_far)[0]
 
-    def _news(self, so_far: int) -> list[Heard]:
-        return [one for one in self.heard[so_far:] if not one.receipt.is_repeat]
+    def _news(self, so_far: int) -> list[Arrival]:
+        return [one for one in self.arrivals[so_far:] if not one.receipt.is_repeat]
 
     async def fail(self, step: Step) -> None:
         """Spoil an answer, and wait until the worker has met it."""
-        refused = self.worker.counters.rejected
+        before = self.worker.counters.rejected
         step.make(self.sandbox.world, self.sandbox.knobs)
-        await _until(lambda: self.worker.counters.rejected > refused)
+        await _until(lambda: self.worker.counters.rejected > before)
 
     async def polled(self, times: int) -> None:
         """Wait until each account was polled so many times more, and what was found is committed."""
@@ -198,7 +198,7 @@ async def staged(
         async with sandbox, receiver:
             worker = Worker(configure(sandbox, receiver, Path(folder)), name="demo")
             stage = Stage(sandbox, receiver, worker, Path(folder))
-            receiver.notice = lambda receipt: stage.heard.append(Heard(receipt, time.monotonic()))
+            receiver.notice = lambda receipt: stage.arrivals.append(Arrival(receipt, time.monotonic()))
             async with asyncio.TaskGroup() as group:
                 group.create_task(worker.run(), name="worker")
                 try:
@@ -225,7 +225,7 @@ async def play(
     except TimeoutError:
         pass  # the verdict finds what is missing
     planned = sum(scene.event is not None for scene in story)
-    return judge(made, stage.heard, planned=planned, baseline=baseline, now=stage.balances())
+    return judge(made, stage.arrivals, planned=planned, baseline=baseline, now=stage.balances())
 
 
 async def _play_scene(stage: Stage, scene: Scene, made: list[Made], *, show: Show, patience_s: float) -> None:
@@ -235,15 +235,15 @@ async def _play_scene(stage: Stage, scene: Scene, made: list[Made], *, show: Sho
             await stage.fail(scene.step)
         show(scene, None, None)
         return
-    so_far = len(stage.heard)
+    so_far = len(stage.arrivals)
     made.append(stage.make(scene))
     try:
         async with asyncio.timeout(patience_s):
-            heard = await stage.hear(so_far)
+            arrival = await stage.next_arrival(so_far)
     except TimeoutError:
         show(scene, made[-1], None)
         raise
-    show(scene, made[-1], heard)
+    show(scene, made[-1], arrival)
 
 
 async def go_on(
@@ -252,11 +252,11 @@ async def go_on(
     *,
     moved: Callable[[Move], None],
     made: Callable[[Step], None],
-    heard: Callable[[Receipt], None],
+    arrived: Callable[[Receipt], None],
 ) -> None:
     """Play a script, by default the sandbox's own, and say what happens as it does. Never returns.
 
-    Raises, in a group, what `moved`, `made` and `heard` raise: no provider and no receiver fails of that.
+    Raises, in a group, what `moved`, `made` and `arrived` raise: neither a provider nor the receiver fails.
     """
     news: asyncio.Queue[Callable[[], None]] = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -265,11 +265,11 @@ async def go_on(
     async def until(at_s: float) -> None:
         await asyncio.sleep(started_at + at_s - loop.time())
 
-    def soon(tell: Callable[[_T], None]) -> Callable[[_T], None]:
-        return lambda what: news.put_nowait(partial(tell, what))
+    def soon(call: Callable[[_T], None]) -> Callable[[_T], None]:
+        return lambda what: news.put_nowait(partial(call, what))
 
-    stage.sandbox.world.told = soon(moved)
-    stage.receiver.notice = soon(heard)
+    stage.sandbox.world.on_move = soon(moved)
+    stage.receiver.notice = soon(arrived)
     steps = default_script() if script is None else script
     world, knobs = stage.sandbox.world, stage.sandbox.knobs
     async with asyncio.TaskGroup() as group:

@@ -113,11 +113,11 @@ class _Late:
 
 
 class Book:
-    """One account's holdings. `told` is called with every move as it shows."""
+    """One account's holdings. `on_move` is called with every move as it shows."""
 
-    def __init__(self, account: Account, told: Callable[[Move], None]) -> None:
+    def __init__(self, account: Account, on_move: Callable[[Move], None]) -> None:
         self.account = account
-        self._told = told
+        self._on_move = on_move
         self._holding_by_asset: dict[str, Holding] = {}
         self._late: list[_Late] = []
         self._requested_by_asset: dict[str, int] = {}
@@ -176,7 +176,7 @@ class Book:
         after = self.holding(asset).plus(effect)
         self._holding_by_asset[asset.id] = after
         if effect != NOTHING:
-            self._told(Move(do, self.account, asset, effect, after))
+            self._on_move(Move(do, self.account, asset, effect, after))
 
 
 def _refuse_negative(do: str, asset: ListedAsset, after: Holding) -> None:

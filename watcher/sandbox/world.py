@@ -44,7 +44,7 @@ class World:
     """Accounts, assets and movements of both providers.
 
     `withdrawals` is how this world behaves, as in watcher.toml: "outside", a pending withdrawal has
-    left `total`; "inside", it has not. `told` is called with every move as it shows.
+    left `total`; "inside", it has not. `on_move` is called with every move as it shows.
 
     Assets are named by id or symbol, accounts by account id, email or address. A movement raises
     Impossible where it would take what is not there, and then nothing has moved. `split=2` shows its
@@ -55,10 +55,10 @@ class World:
         self,
         *,
         withdrawals: Literal["outside", "inside"] = "outside",
-        told: Callable[[Move], None] | None = None,
+        on_move: Callable[[Move], None] | None = None,
     ) -> None:
         self.withdrawals = withdrawals
-        self.told = told
+        self.on_move = on_move
         self._book_by_key: dict[AccountKey, Book] = {}
         self._key_by_address: dict[tuple[ProviderName, str], AccountKey] = {}
         self._assets: dict[ProviderName, list[ListedAsset]] = {"loopring": [], "metakeep": []}
@@ -248,11 +248,12 @@ class World:
 
     def copy(self) -> "World":
         """Copy this world, to try things on; the copy reports no moves."""
-        told, self.told = self.told, None  # a memo that names it is not asked about functions since 3.14
+        # A memo that names it is not asked about functions since 3.14.
+        on_move, self.on_move = self.on_move, None
         try:
             return copy.deepcopy(self)
         finally:
-            self.told = told
+            self.on_move = on_move
 
     def _book(self, key: AccountKey) -> Book:
         if key not in self._book_by_key and isinstance(key, str):
@@ -273,8 +274,8 @@ class World:
         return book, listed, listed.units(amount)
 
     def _tell(self, move: Move) -> None:
-        if self.told:
-            self.told(move)
+        if self.on_move:
+            self.on_move(move)
 
 
 def _in_order(first: Half, pending: Holding, rest: Holding) -> tuple[Holding, Holding]:

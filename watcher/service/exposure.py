@@ -14,17 +14,17 @@ from watcher.observe.liveness import HeartbeatFile
 from watcher.run.worker import Worker
 
 
-def tell_ready() -> None:
+def notify_ready() -> None:
     """The worker has started, or goes on by another configuration."""
     _tell("READY=1")
 
 
-def tell_reloading() -> None:
-    """The worker reads its configuration again; `tell_ready` follows, whatever comes of it."""
+def notify_reloading() -> None:
+    """The worker reads its configuration again; `notify_ready` follows, whatever comes of it."""
     _tell(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
 
-def tell_stopping() -> None:
+def notify_stopping() -> None:
     """The worker drains."""
     _tell("STOPPING=1")
 

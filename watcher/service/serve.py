@@ -20,7 +20,14 @@ from watcher.observe.log import configure, log
 from watcher.pause import compute
 from watcher.printable import hide
 from watcher.run.worker import Worker
-from watcher.service.exposure import Exposure, FileWatch, exposed, tell_ready, tell_reloading, tell_stopping
+from watcher.service.exposure import (
+    Exposure,
+    FileWatch,
+    exposed,
+    notify_ready,
+    notify_reloading,
+    notify_stopping,
+)
 from watcher.settings import Section, Settings
 from watcher.store.errors import DamagedKey
 from watcher.store.exceptions import StoreError
@@ -104,7 +111,7 @@ def serve(
         _tell_loaded(loaded)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             worker = Worker(
-                settings, name=worker_name(), dropped_lines=lambda: writer.dropped, on_started=tell_ready
+                settings, name=worker_name(), dropped_lines=lambda: writer.dropped, on_started=notify_ready
             )
             files = FileWatch(loaded.files)
             return runner.run(serve_worker(worker, path, files, exposure, once=once, is_watching=is_watching))
@@ -174,7 +181,7 @@ class _Signals:
             self._wanted.set()
         elif not self.last:
             self.last, self._first_at = number, time.monotonic()
-            tell_stopping()
+            notify_stopping()
             self._worker.stop(signal.Signals(number).name)
         elif is_haste(number, time.monotonic() - self._first_at):
             self.last = number
@@ -196,13 +203,13 @@ class _Signals:
             self._wanted.clear()
             is_ready = self._worker.opened is not None
             if is_ready:
-                tell_reloading()
+                notify_reloading()
             is_taken = False
             with survived("reload"):  # a bug must not end all reloads to come
                 is_taken = await self._reload()
             self._worker.liveness.is_reload_refused = not is_taken
             if is_ready:
-                tell_ready()
+                notify_ready()
 
     async def _reload(self) -> bool:
         """Read the files, and go by them or say why not; says which."""
