@@ -202,6 +202,22 @@ async def test_an_answer_that_repeats_is_the_second_opinion_that_was_asked_for(p
     assert (await polled.state()).entry_by_asset["0"].published.total == "0"
 
 
+async def test_an_answer_that_repeats_is_read_again_where_its_account_is_configured_anew(
+    polled: Polled,
+) -> None:
+    """Also where its last poll was under way when that was changed: it ends after the reload."""
+    await polled.poll(a_balance(0, "10"))
+    polled.account = loopring_account()
+    await polled.poll()
+    assert polled.client.reads == 1, "nothing was changed"
+    polled.account = loopring_account(interval="5m")
+    await polled.poll()
+    assert polled.client.reads == 2
+    await polled.poll()
+    assert polled.client.reads == 2
+    assert await polled.waits_ms() > 200_000
+
+
 async def test_an_answer_that_repeats_is_read_again_where_its_account_was_taken_out_and_put_back(
     polled: Polled,
 ) -> None:

@@ -10,11 +10,14 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from tests.support.builders import SECRET, a_provider, a_subscription
+from watcher.pause import compute
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
+from watcher.run import agreement, others
 from watcher.run.agreement import Agreement
 from watcher.run.members import Present
 from watcher.run.others import AT_THE_START_S, OTHER_PLACE_S, SAME_PLACE_S, fingerprint
 from watcher.settings import RedisSettings, Settings
+from watcher.store.exceptions import ConfigurationRefused
 from watcher.store.keys import Keys
 from watcher.store.members import Configurations, Fingerprint, Presence
 from watcher.store.pipe import Pipe
@@ -27,19 +30,20 @@ class Fleet:
 
     def __init__(self, client: Redis, namespace: str) -> None:
         self.keys = Keys(namespace)
-        self.configurations = Configurations(Pipe(client), self.keys)
+        self.pipe = Pipe(client)
+        self.configurations = Configurations(self.pipe, self.keys)
         self.now_s = 1_000_000.0
         self.configuration_by_worker: dict[str, str] = {}
 
     async def start(self, worker: str, settings: Settings) -> Agreement:
-        agreement = Agreement(
+        one = Agreement(
             cast(Present, _Present(self, worker)),
             self.configurations,
             now_ms=lambda: int(1000 * self.now_s),
             clock=lambda: self.now_s,
         )
-        await agreement.begin(settings)
-        return agreement
+        await one.begin(settings)
+        return one
 
     def stop(self, worker: str) -> None:
         del self.configuration_by_worker[worker]
@@ -49,8 +53,8 @@ class Fleet:
         until = self.now_s + wait_s
         while self.now_s < until:
             self.now_s = min(until, self.now_s + 5)
-            for agreement in agreements:
-                await agreement.look()
+            for one in agreements:
+                await one.look()
 
 
 class _Present:
@@ -92,6 +96,8 @@ def some(
 PRODUCTION = some(accounts={"treasury": 1, "prod": 2})
 STAGING = some(NEW_URL, base_url="https://sandbox.example.com", accounts={"treasury": 1, "staging": 3})
 
+STAGING_LATER = some(NEW_URL, base_url="https://sandbox.example.com", accounts={"treasury": 1, "later": 4})
+
 
 @pytest.fixture
 def fleet(redis_client: Redis, namespace: str) -> Fleet:
@@ -107,6 +113,11 @@ def lines() -> Iterator[list[MutableMapping[str, Any]]]:
 def is_ours(worker: Agreement, subscription: str) -> bool:
     """Whether a worker delivers to a subscription that it knows."""
     return subscription not in worker.neighbours.rests
+
+
+def contested(worker: Agreement) -> set[str]:
+    """The accounts of PRODUCTION and of STAGING that another worker has elsewhere."""
+    return {name for name in ("treasury", "prod", "staging") if name in worker.neighbours.contested}
 
 
 def names_told(lines: list[MutableMapping[str, Any]]) -> list[list[str]]:
@@ -289,6 +300,127 @@ async def test_an_account_whose_events_would_wait_for_another_deployment_is_not_
     assert "staging" in staging.neighbours.left
     assert "prod" not in production.neighbours.left
     assert not production.neighbours.is_alone, "what it does not know another worker does"
+
+
+async def test_what_is_left_to_another_deployment_follows_a_reload(fleet: Fleet) -> None:
+    await fleet.start("p", PRODUCTION)
+    staging = await fleet.start("s", STAGING)
+    await staging.begin(STAGING_LATER)
+    assert "later" in staging.neighbours.left
+    assert "staging" not in staging.neighbours.left
+
+
+async def test_a_reload_that_comes_while_a_worker_looks_around_has_the_last_word(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fleet.start("p", PRODUCTION)
+    staging = await fleet.start("s", some(NEW_URL, base_url="https://sandbox.example.com"))
+    reloads = iter((STAGING, STAGING_LATER))
+
+    async def with_a_reload_in_between(do: Any, *arguments: Any) -> Any:
+        answer = await compute(do, *arguments)
+        if do is agreement._left and (settings := next(reloads, None)):
+            await staging.begin(settings)
+        return answer
+
+    monkeypatch.setattr(agreement, "compute", with_a_reload_in_between)
+    await staging.begin(STAGING)
+    assert "later" in staging.neighbours.left
+    assert "staging" not in staging.neighbours.left
+
+
+async def test_a_worker_that_was_reloaded_says_at_once_what_it_runs_now(fleet: Fleet) -> None:
+    one = await fleet.start("a", some())
+    await one.look()
+    await one.begin(STAGING)
+    digest = fingerprint(STAGING).digest
+    assert fleet.configuration_by_worker == {"a": digest}
+    assert await fleet.configurations.read(digest) == fingerprint(STAGING)
+
+
+async def test_a_subscription_is_known_by_the_last_configuration_that_named_its_url(fleet: Fleet) -> None:
+    await fleet.start("a", some())
+    fleet.stop("a")
+    later = some(accounts={"treasury": 1, "more": 2})
+    await fleet.start("b", later)
+    assert (await fleet.configurations.marks(["ops"]))["ops"].configuration == fingerprint(later).digest
+
+
+async def test_a_worker_differs_from_one_that_is_gone_only_while_it_waits_for_it(fleet: Fleet) -> None:
+    await fleet.start("p", some(base_url="https://other.example.com"))
+    one = await fleet.start("s", some())
+    assert [difference.worker for difference in one.differences] == ["p"]
+    fleet.stop("p")
+    await one.look()
+    assert not one.differences
+    assert "treasury" in one.neighbours.contested, "it may only be restarting"
+
+
+async def test_a_worker_that_agrees_by_now_differs_no_more(fleet: Fleet) -> None:
+    production, other = await fleet.start("p", PRODUCTION), await fleet.start("o", STAGING)
+    await production.look()
+    assert production.has_neighbours
+    await other.begin(PRODUCTION)
+    await production.look()
+    assert not production.differences
+    assert not production.has_neighbours
+
+
+async def test_a_worker_that_is_gone_is_compared_with_what_runs_here_since_a_reload(fleet: Fleet) -> None:
+    await fleet.start("p", PRODUCTION)
+    staging = await fleet.start("s", STAGING)
+    fleet.stop("p")
+    await staging.look()
+    assert contested(staging) == {"treasury"}
+    await staging.begin(some(NEW_URL, base_url="https://sandbox.example.com", accounts={"prod": 2}))
+    assert contested(staging) == {"prod"}
+
+
+async def test_a_worker_that_is_just_found_is_compared_with_what_runs_here_since_a_reload(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging = await fleet.start("s", STAGING)
+    await fleet.start("p", PRODUCTION)
+    reloads = iter((some(NEW_URL, base_url="https://sandbox.example.com", accounts={"prod": 2}),))
+
+    async def with_a_reload_in_between(do: Any, *arguments: Any) -> Any:
+        answer = await compute(do, *arguments)
+        if do is others._place and (settings := next(reloads, None)):
+            await staging.begin(settings)
+        return answer
+
+    monkeypatch.setattr(others, "compute", with_a_reload_in_between)
+    await staging.look()
+    assert contested(staging) == {"prod"}
+
+
+async def test_a_worker_is_alone_while_all_others_run_its_configuration(fleet: Fleet) -> None:
+    one = await fleet.start("a", some())
+    assert one.neighbours.is_alone
+    await fleet.start("b", some())
+    await one.look()
+    assert one.neighbours.is_alone
+    await fleet.start("c", some(accounts={"treasury": 1, "more": 2}))
+    await one.look()
+    assert not one.neighbours.is_alone
+    fleet.stop("c")
+    await one.look()
+    assert one.neighbours.is_alone
+
+
+async def test_a_worker_that_may_not_look_around_goes_by_its_own_configuration(
+    fleet: Fleet, lines: list[MutableMapping[str, Any]]
+) -> None:
+    class Forbidden(Configurations):
+        async def marks(self, names: Any) -> Any:
+            raise ConfigurationRefused("HMGET is not allowed")
+
+    await fleet.start("p", PRODUCTION)
+    fleet.configurations = Forbidden(fleet.pipe, fleet.keys)
+    staging = await fleet.start("s", STAGING)
+    assert is_ours(staging, "ops")
+    assert not staging.neighbours.left
+    assert lines == []
 
 
 async def test_an_account_that_two_have_elsewhere_goes_on_where_its_state_came_from(fleet: Fleet) -> None:
