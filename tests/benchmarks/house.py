@@ -75,13 +75,17 @@ class Source:
 
     @property
     def broad(self) -> list[str]:
-        """Where every exception is caught."""
+        """Where every exception is caught, or suppressed."""
         return [
             f"{module}:{node.lineno}"
             for module, tree in self.trees.items()
             for node in ast.walk(tree)
-            if isinstance(node, ast.ExceptHandler)
-            and (node.type is None or getattr(node.type, "id", "") in ("Exception", "BaseException"))
+            if (isinstance(node, ast.ExceptHandler) and (node.type is None or _is_broad(node.type)))
+            or (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "id", "") == "suppress"
+                and any(map(_is_broad, node.args))
+            )
         ]
 
     @property
@@ -102,6 +106,10 @@ class Source:
                     found = inner if inner in self.trees else module
                     if found != name and found in self.trees:
                         yield found
+
+
+def _is_broad(kind: ast.expr) -> bool:
+    return getattr(kind, "id", "") in ("Exception", "BaseException")
 
 
 def _functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

@@ -38,6 +38,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 def test_every_broad_except_is_found() -> None:
     text = "try:\n    pass\nexcept Exception:\n    pass\ntry:\n    pass\nexcept ValueError:\n    pass\n"
     assert Source({"one": text}).broad == ["one:3"]
+    assert Source({"one": "with suppress(OSError, Exception):\n    pass\n"}).broad == ["one:1"]
 
 
 def test_what_the_house_has_reached_it_keeps() -> None:

@@ -201,7 +201,8 @@ def names_of(kind: str) -> Complete:
         import tomllib
 
         found: list[str] = []
-        with suppress(Exception), ExitStack() as stack:  # it is `watcher check` that says what is wrong
+        # What is wrong with the file, `watcher check` says.
+        with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError), ExitStack() as stack:
             path = Environment().place_of(context.params.get("config_path"))
             document = tomllib.loads(decoded(path.read_bytes())) if path else {}
             tables = iter(document.get(kind, ()))

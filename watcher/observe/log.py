@@ -8,7 +8,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from queue import SimpleQueue
@@ -98,15 +97,23 @@ class LineWriter:
             while len(lines) < _LINES_AT_ONCE and not self._lines.empty():
                 lines.append(self._lines.get())
             is_open = is_open and _END not in lines
-            try:
-                if self._send([line for line in lines if line]) and (lost := self.dropped - self._reported):
-                    self._reported += lost
-                    self._on_drop(lost)
-            except Exception as error:  # a thread that ends would end the log without a word
-                with suppress(Exception):  # the report is a line of this thread, which has just failed
-                    self._on_bug(error)
+            bugs: list[Exception] = []
+            for act in (partial(self._send_and_count, lines), partial(self._report, bugs)):
+                try:
+                    act()
+                except Exception as error:  # a thread that ends would end the log without a word
+                    bugs.append(error)
             if is_open and self._lines.empty():
                 time.sleep(_NAP_S)
+
+    def _send_and_count(self, lines: list[bytes]) -> None:
+        if self._send([line for line in lines if line]) and (lost := self.dropped - self._reported):
+            self._reported += lost
+            self._on_drop(lost)
+
+    def _report(self, bugs: list[Exception]) -> None:
+        for bug in bugs:
+            self._on_bug(bug)
 
     def _send(self, lines: list[bytes]) -> bool:
         """Write `lines`, as many at once as are never torn, and return whether the last of them got out."""
