@@ -22,75 +22,6 @@ from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS
 from watcher.store.schedule import DueIndex, Lease
 
-
-@contextmanager
-def survived(
-    affected: str,
-    *,
-    but: type[Exception] | tuple[type[Exception], ...] = (),
-    account: str | None = None,
-    subscription: str | None = None,
-) -> Iterator[None]:
-    """Log a bug inside the block, such as a damaged key in Redis, and go on after it.
-
-    Errors that the caller expects, `but`, are raised.
-    """
-    try:
-        yield
-    except but:
-        raise
-    except Exception:
-        log.exception("bug", affected=affected, account=account, subscription=subscription)
-
-
-@dataclass(slots=True)
-class Neighbours:
-    """What other workers of the namespace have, as `run.agreement` keeps it up to date.
-
-    `is_alone`: all of them run this configuration, so what it does not name no worker names. They deliver for
-    the subscriptions that rest here, and poll the accounts that are `left`. Accounts that are `contested`
-    another worker has elsewhere under the same name, or had of late; `may_poll(account, source,
-    state_source)` says whether this worker, which polls `source`, may go on from a state that was read at
-    `state_source`.
-    """
-
-    is_alone: bool = True
-    rests: frozenset[str] = frozenset()
-    left: frozenset[str] = frozenset()
-    contested: Container[str] = frozenset()
-    may_poll: Callable[[str, str, str | None], bool] = lambda *_: True
-
-
-class InUse:
-    """Counts the uses of a client: `async with` around each. Once it is retired and its last use has ended,
-    it is closed, and leaves `still_open`."""
-
-    def __init__(self, stack: AsyncExitStack, still_open: set[AsyncExitStack] | None = None) -> None:
-        self._stack = stack
-        self._still_open = {stack} if still_open is None else still_open
-        self._users = 0
-        self.is_retired = False
-
-    async def __aenter__(self) -> None:
-        self._users += 1
-
-    async def __aexit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
-        self._users -= 1
-        await self._close_if_unused()
-
-    async def retire(self) -> None:
-        """Close it, now or at the end of the last use."""
-        self.is_retired = True
-        await self._close_if_unused()
-
-    async def _close_if_unused(self) -> None:
-        if self.is_retired and not self._users:
-            self._still_open.discard(self._stack)
-            await self._stack.aclose()
-
-
 LOOK_S = 0.05
 """Between two looks: how late work may start that another worker made due, or did not get to."""
 
@@ -143,6 +74,74 @@ class Work(Protocol):
     async def hold(self, shard: int, for_s: Mapping[str, float]) -> None:
         """Keep these out of the index for a while: there is no room for them."""
         ...
+
+
+@dataclass(slots=True)
+class Neighbours:
+    """What other workers of the namespace have, as `run.agreement` keeps it up to date.
+
+    `is_alone`: all of them run this configuration, so what it does not name no worker names. They deliver for
+    the subscriptions that rest here, and poll the accounts that are `left`. Accounts that are `contested`
+    another worker has elsewhere under the same name, or had of late; `may_poll(account, source,
+    state_source)` says whether this worker, which polls `source`, may go on from a state that was read at
+    `state_source`.
+    """
+
+    is_alone: bool = True
+    rests: frozenset[str] = frozenset()
+    left: frozenset[str] = frozenset()
+    contested: Container[str] = frozenset()
+    may_poll: Callable[[str, str, str | None], bool] = lambda *_: True
+
+
+class InUse:
+    """Counts the uses of a client: `async with` around each. Once it is retired and its last use has ended,
+    it is closed, and leaves `still_open`."""
+
+    def __init__(self, stack: AsyncExitStack, still_open: set[AsyncExitStack] | None = None) -> None:
+        self._stack = stack
+        self._still_open = {stack} if still_open is None else still_open
+        self._users = 0
+        self.is_retired = False
+
+    async def __aenter__(self) -> None:
+        self._users += 1
+
+    async def __aexit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        self._users -= 1
+        await self._close_if_unused()
+
+    async def retire(self) -> None:
+        """Close it, now or at the end of the last use."""
+        self.is_retired = True
+        await self._close_if_unused()
+
+    async def _close_if_unused(self) -> None:
+        if self.is_retired and not self._users:
+            self._still_open.discard(self._stack)
+            await self._stack.aclose()
+
+
+@contextmanager
+def survived(
+    affected: str,
+    *,
+    but: type[Exception] | tuple[type[Exception], ...] = (),
+    account: str | None = None,
+    subscription: str | None = None,
+) -> Iterator[None]:
+    """Log a bug inside the block, such as a damaged key in Redis, and go on after it.
+
+    Errors that the caller expects, `but`, are raised.
+    """
+    try:
+        yield
+    except but:
+        raise
+    except Exception:
+        log.exception("bug", affected=affected, account=account, subscription=subscription)
 
 
 class Loop:
