@@ -1,0 +1,341 @@
+"""One worker's deliveries on a real store: what it sends, what it gives back, and what holds meanwhile."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.support.builders import a_subscription
+from tests.support.stores import (
+    ACCOUNT,
+    MINUTE_MS,
+    NEIGHBOURS,
+    OPS,
+    SHARD,
+    Store,
+    a_store,
+    fail,
+    some_deliveries,
+)
+from watcher.delivery import queue
+from watcher.delivery.breakers import SubscriptionBreakers
+from watcher.delivery.queue import DeliveryWork
+from watcher.delivery.sink import Attempt
+from watcher.engine.breaker import Answer
+from watcher.engine.dispatch import Claim
+from watcher.engine.loop import InUse, Neighbours
+from watcher.journal.events import Delivery
+from watcher.observe.counters import Counters
+from watcher.settings import SubscriptionSettings
+from watcher.store.exceptions import StoreError, StoreUnreachable
+from watcher.store.queues import Breaker, Breakers, Queues
+from watcher.store.schedule import Reply
+
+
+class Target:
+    def __init__(self, settings: SubscriptionSettings) -> None:
+        self.name, self.settings = settings.name, settings
+
+
+class Sent:
+    """A sink that notes what it is to send, and does meanwhile what a test wants to happen."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[int, int]] = []
+        self.answer = Answer.DELIVERED
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    async def send(self, _target: Target, delivery: Delivery, attempt: int) -> Attempt:
+        self.sent.append((delivery.sequence, attempt))
+        done = self.meanwhile()
+        if isinstance(done, asyncio.Future) or asyncio.iscoroutine(done):
+            await done
+        return Attempt(self.answer, 1, 200)
+
+
+class Troubled(Queues):
+    """Redis as a test wants it: away for so many answers, or slow to give a turn."""
+
+    away = 0
+    wait_ms: float | None = None
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)
+
+    async def delivered(self, *arguments: Any, **named: Any) -> tuple[Reply, int]:
+        if self.away:
+            self.away -= 1
+            raise StoreUnreachable("Redis is away")
+        return await super().delivered(*arguments, **named)
+
+    async def take_turn(self, subscription: str, *, per_second: float, within_ms: float) -> float:
+        if self.wait_ms is None:
+            return await super().take_turn(subscription, per_second=per_second, within_ms=within_ms)
+        self.meanwhile()
+        return self.wait_ms
+
+
+class Bench:
+    """One worker that delivers to OPS, whose queue holds three."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.sink = Sent()
+        self.stack = AsyncExitStack()
+        self.stopped = asyncio.Event()
+        self.neighbours = Neighbours()
+        self.ahead_ms = 0
+        """How far this worker's time is ahead of the server's."""
+        self.troubles: list[StoreError] = []
+        self.queues = Troubled(store.schedule, store.keys)
+        self.shared = Breakers(store.pipe, store.keys)
+        self.breakers = SubscriptionBreakers(
+            self.shared, now_ms=store.schedule.now_ms, alert=self._alert, most=100
+        )
+        self.work: DeliveryWork[Target] = DeliveryWork(
+            self.queues,
+            self.breakers,
+            Counters(),
+            stopped=self.stopped,
+            neighbours=self.neighbours,
+            now_ms=lambda: store.schedule.now_ms() + self.ahead_ms,
+            failed=self._failed,
+        )
+
+    async def _alert(self, _name: str, _breaker: Breaker) -> None:
+        pass
+
+    async def _failed(self, error: StoreError) -> float:
+        self.troubles.append(error)
+        return 0.0
+
+    def configure(self, **settings: Any) -> None:
+        self.work.targets[OPS] = Target(a_subscription(OPS, **settings))
+
+    async def deliver(self) -> Sequence[bool]:
+        """Claim what is due and work it off."""
+        await self.store.queues.make_due(OPS, SHARD, lease_ms=MINUTE_MS)
+        claimed = await self.work.claim(OPS, Claim(SHARD, 9))
+        async with asyncio.timeout(5):
+            return await asyncio.gather(*await self.work.begin(OPS, claimed.leases))
+
+    @property
+    def sent(self) -> list[tuple[int, int]]:
+        """What was sent: sequences, and which attempt that was."""
+        return self.sink.sent
+
+    async def waits_ms(self) -> float:
+        """In how many ms the queue is due."""
+        due_ms = await self.store.scores(self.store.keys.queues(SHARD, OPS))
+        return due_ms[ACCOUNT] - await self.store.now_ms()
+
+    async def is_probed(self) -> bool:
+        """Whether no other worker may send the probe."""
+        return not await self.shared.take_probe(OPS, "another worker", lease_ms=1)
+
+
+@pytest.fixture
+async def bench(redis_client: Redis, namespace: str) -> Bench:
+    bench = Bench(a_store(redis_client, namespace))
+    await bench.store.schedule.read_clock()
+    await bench.work.send_by(bench.sink, InUse(bench.stack))
+    bench.configure()
+    await bench.store.queues.enqueue(OPS, ACCOUNT, some_deliveries(1, 2, 3))
+    return bench
+
+
+async def test_a_queue_is_worked_off_in_order_and_leaves_nothing(bench: Bench) -> None:
+    await bench.deliver()
+    assert bench.sent == [(1, 1), (2, 1), (3, 1)]
+    assert await bench.store.queue() == []
+
+
+@pytest.mark.parametrize(
+    ("rests", "is_alone", "known", "unknown"),
+    [((), True, True, True), ((), False, True, False), ((OPS,), False, False, False)],
+)
+async def test_queues_of_other_workers_are_neither_claimed_nor_held_back(
+    bench: Bench, rests: tuple[str, ...], is_alone: bool, known: bool, unknown: bool
+) -> None:
+    bench.neighbours.is_alone, bench.neighbours.rests = is_alone, frozenset(rests)
+    assert (bench.work.takes(OPS), bench.work.takes("unknown")) == (known, unknown)
+
+
+async def test_a_queue_that_becomes_another_workers_is_given_back_before_the_next_delivery(
+    bench: Bench,
+) -> None:
+    def left() -> None:
+        bench.neighbours.rests = frozenset((OPS,))
+
+    bench.sink.meanwhile = left
+    await bench.deliver()
+    assert bench.sent == [(1, 1)]
+    assert await bench.waits_ms() <= 0
+
+
+async def test_a_queue_whose_subscription_was_taken_out_is_given_back(bench: Bench) -> None:
+    await bench.store.queues.make_due(OPS, SHARD, lease_ms=MINUTE_MS)
+    claimed = await bench.work.claim(OPS, Claim(SHARD, 9))
+    begun = await bench.work.begin(OPS, claimed.leases)
+    del bench.work.targets[OPS]
+    await asyncio.gather(*begun)
+    assert bench.sent == []
+    assert await bench.waits_ms() <= 0
+
+
+async def test_a_worker_that_stops_sends_nothing_more_and_gives_the_queue_back(bench: Bench) -> None:
+    bench.sink.meanwhile = bench.stopped.set
+    await bench.deliver()
+    assert bench.sent == [(1, 1)]
+    assert await bench.waits_ms() <= 0
+
+
+async def test_a_worker_that_is_stopped_while_it_waits_for_its_turn_sends_nothing(bench: Bench) -> None:
+    bench.configure(requests_per_second=10)
+    bench.queues.wait_ms, bench.queues.meanwhile = 1, bench.stopped.set
+    await bench.deliver()
+    assert bench.sent == []
+    assert await bench.waits_ms() <= 0
+
+
+async def test_a_worker_that_stops_takes_no_turn_from_others(bench: Bench) -> None:
+    turns: list[int] = []
+    bench.configure(requests_per_second=10)
+    bench.queues.wait_ms, bench.queues.meanwhile = 1, lambda: turns.append(1)
+    bench.sink.meanwhile = bench.stopped.set
+    await bench.deliver()
+    assert (bench.sent, turns) == ([(1, 1)], [1])
+
+
+async def test_a_turn_that_is_far_off_is_waited_for_without_the_queue(bench: Bench) -> None:
+    bench.configure(requests_per_second=10)
+    bench.queues.wait_ms = 30_000
+    await bench.deliver()
+    assert bench.sent == []
+    assert await bench.waits_ms() <= 0
+    assert 29_000 < bench.breakers.rest_ms(OPS) <= 30_000
+    assert (await bench.work.room(OPS, 0, 0)).most == 0
+
+
+async def test_a_queue_that_is_long_is_given_back_in_between(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "AT_ONCE", 2)
+    assert await bench.deliver() == [True]
+    assert bench.sent == [(1, 1), (2, 1)]
+    assert await bench.waits_ms() <= 0
+
+
+async def test_a_queue_whose_deliveries_were_taken_away_is_looked_at_again_in_a_minute(bench: Bench) -> None:
+    await bench.store.pipe.command("DEL", bench.store.keys.queue(OPS, ACCOUNT))
+    await bench.deliver()
+    assert 55_000 < await bench.waits_ms() <= 60_001
+
+
+async def test_an_attempt_does_not_begin_on_a_lease_that_may_end_before_it_is_settled(bench: Bench) -> None:
+    def late() -> None:
+        bench.ahead_ms = 5000
+
+    bench.sink.meanwhile = late
+    await bench.deliver()
+    assert bench.sent == [(1, 1)]
+    assert await bench.waits_ms() <= 0
+
+
+async def test_failed_attempts_count_for_the_delivery_that_they_were_of(bench: Bench) -> None:
+    bench.sink.answer = Answer.REJECTED
+    await bench.deliver()
+    await bench.deliver()
+    assert bench.sent == [(1, 1), (1, 2)]
+    await bench.store.pipe.command("LPOP", bench.store.keys.queue(OPS, ACCOUNT))
+    await bench.deliver()
+    assert bench.sent[2:] == [(2, 1)]
+
+
+async def test_what_a_target_says_that_is_not_configured_any_more_says_nothing_of_its_subscription(
+    bench: Bench,
+) -> None:
+    bench.sink.answer = Answer.SLOW_DOWN
+    bench.sink.meanwhile = bench.configure
+    await bench.deliver()
+    assert await bench.shared.read() == {}
+    await bench.deliver()
+    bench.sink.meanwhile = lambda: None
+    await bench.deliver()
+    assert [*await bench.shared.read()] == [OPS]
+
+
+async def test_a_sink_that_is_replaced_is_closed_after_its_last_attempt(bench: Bench) -> None:
+    closed: list[bool] = []
+    bench.stack.callback(closed.append, True)
+    other = Sent()
+
+    async def replaced() -> None:
+        await bench.work.send_by(other, InUse(AsyncExitStack()))
+        assert not closed
+
+    bench.sink.meanwhile = replaced
+    await bench.deliver()
+    assert closed
+    assert (bench.sent, other.sent) == ([(1, 1)], [(2, 1), (3, 1)])
+
+
+async def test_a_sink_that_is_replaced_while_nothing_is_sent_is_closed_at_once(bench: Bench) -> None:
+    closed = asyncio.Event()
+    bench.stack.callback(closed.set)
+    await bench.work.send_by(Sent(), InUse(AsyncExitStack()))
+    assert closed.is_set()
+
+
+@pytest.mark.parametrize("is_due", [True, False])
+async def test_the_probe_of_a_failing_subscription_is_left_to_others_afterwards(
+    bench: Bench, is_due: bool
+) -> None:
+    await fail(bench.shared, OPS, "status 503", wish_ms=1, waits_ms=(1,))
+    bench.store.pipe.set_clock(await bench.store.now_ms() + 10)
+    await bench.breakers.refresh()
+    assert (await bench.work.room(OPS, 0, 0)).most == 1
+    assert await bench.is_probed()
+    bench.sink.answer = Answer.REJECTED
+    if is_due:
+        await bench.deliver()
+    else:
+        await bench.work.begin(OPS, ())
+    assert len(bench.sent) == is_due
+    assert not await bench.is_probed()
+
+
+async def test_what_became_of_an_attempt_is_written_down_though_redis_was_away_for_longer_than_the_lease(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "_AGAIN_S", 0.001)
+
+    def late() -> None:
+        bench.ahead_ms, bench.queues.away = MINUTE_MS, 3
+
+    bench.sink.meanwhile = late
+    await bench.deliver()
+    assert bench.sent == [(1, 1)]
+    assert len(bench.troubles) == 3
+    assert len(await bench.store.queue()) == 2
+
+
+async def test_a_worker_that_stops_waits_for_redis_no_longer_than_its_lease(bench: Bench) -> None:
+    def late() -> None:
+        bench.ahead_ms, bench.queues.away = MINUTE_MS, 1000
+        bench.stopped.set()
+
+    bench.sink.meanwhile = late
+    assert await bench.deliver() == [False]
+    assert len(await bench.store.queue()) == 3, "it is sent again: same id, same bytes"
+
+
+async def test_all_claimed_queues_are_worked_off_though_one_is_lost(bench: Bench) -> None:
+    await bench.store.queues.enqueue(OPS, NEIGHBOURS[0], some_deliveries(7))
+    await bench.store.queues.make_due(OPS, SHARD, lease_ms=MINUTE_MS)
+    claimed = await bench.work.claim(OPS, Claim(SHARD, 9))
+    begun = await bench.work.begin(OPS, claimed.leases)
+    await bench.store.lease_queue()  # another worker's, by now
+    await asyncio.gather(*begun)
+    assert bench.sent == [(7, 1)]
