@@ -21,7 +21,7 @@ async def well() -> Answer:
 
 
 async def not_ready() -> Answer:
-    return Answer(503, b"the store does not do its part\n")
+    return Answer(503, b"Redis does not do its part\n")
 
 
 ROUTES = {"/livez": well, "/readyz": not_ready, "/metrics": well}
@@ -159,7 +159,7 @@ async def test_without_the_token_a_probe_tells_no_more_than_its_status() -> None
         wrong = await asked(port, get("/readyz", "10.1.2.3", f"{SHOWN.strip()}x"))
         metrics = await asked(port, get("/metrics", "10.1.2.3"))
     assert (strange[0], strange[2]) == (503, b"Service Unavailable\n")
-    assert (own[0], own[2]) == (503, b"the store does not do its part\n")
+    assert (own[0], own[2]) == (503, b"Redis does not do its part\n")
     assert (wrong[0], metrics[0]) == (401, 401)
 
 

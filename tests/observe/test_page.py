@@ -279,7 +279,7 @@ async def test_a_store_that_is_away_is_told_and_what_was_seen_stays(namespace: s
                 started = time.monotonic()
                 after = json.loads(await one.json())
     assert before["error"] is None
-    assert after["error"] == "the store does not do its part"
+    assert after["error"] == "Redis does not do its part"
     assert after["seen"] == before["seen"]
     assert after["age_s"] > before["age_s"]
     assert time.monotonic() - started < look.TIMEOUT_S + 5
@@ -324,7 +324,7 @@ async def test_in_a_browser_hostile_text_shows_as_text_and_nothing_runs(rig: Rig
             await opened(browser)
             worker.opened = None
             await browser.until("!document.getElementById('alarm').hidden")
-            assert "store is not open" in await browser.value("document.getElementById('alarm').textContent")
+            assert "contact with Redis" in await browser.value("document.getElementById('alarm').textContent")
             assert HOSTILE in await browser.value("document.body.textContent")
             assert browser.complaints == []
 

@@ -24,7 +24,7 @@ async def test_a_worker_is_not_ready_until_the_store_is_open_and_its_accounts_ar
     worker = Worker(settings, name="w")
     assert (await livez(worker)).status == 200
     said = await readyz(worker)
-    assert (said.status, said.body) == (503, b"starting: the store is not open yet\n")
+    assert (said.status, said.body) == (503, b"starting: no contact with Redis yet\n")
     worker.opened = Opened(*[None, StoreHealth()])  # type: ignore[arg-type]
     said = await readyz(worker)
     assert (said.status, said.body) == (503, b"starting: the accounts are being scheduled\n")

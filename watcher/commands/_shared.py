@@ -61,17 +61,17 @@ config_option = click.option(
 
 
 def look_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options by which a command that looks finds the store, and pass what they lead to as `look`."""
+    """Add the options by which a command that looks finds Redis, and pass what they lead to as `look`."""
 
     @config_option
     @click.option(
         "--redis",
         "url",
         metavar="URL",
-        help="Look at this store, without a configuration. A password is better in REDIS_URL.",
+        help="Look at this Redis, without a configuration. A password is better in REDIS_URL.",
     )
     @click.option("--namespace", metavar="NAME", help="Instead of redis.namespace.")
-    @click.option("--data-dir", metavar="PATH", help="Look at the embedded store that lies there.")
+    @click.option("--data-dir", metavar="PATH", help="Look at the embedded server's data there.")
     @wraps(function)
     def command(
         *, config_path: Path | None, url: str | None, namespace: str | None, data_dir: str | None, **rest: Any

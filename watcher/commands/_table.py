@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from watcher.settings import Settings
 
 UNKNOWN_INTERVAL = timedelta(days=366)
-"""Of an account that only the store knows: it counts as stale where its workers have emitted so."""
+"""Of an account that only Redis knows: it counts as stale where its workers have emitted so."""
 
 _WIDEST = 40
 """Characters that a column is padded to at most: one uint256 must not push all other rows apart."""
 
 
 async def known(look: "Look") -> "Settings":
-    """Give the configuration, and add to one that is not whole the accounts that the store knows."""
+    """Give the configuration, and add to one that is not whole the accounts that Redis knows."""
     if look.is_whole:
         return look.settings
     from watcher.settings import AccountSettings

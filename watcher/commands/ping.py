@@ -1,4 +1,4 @@
-"""`watcher ping`: one signed sample to one subscriber, past the store and the worker, and what came of it.
+"""`watcher ping`: one signed sample to one subscriber, past Redis and the worker, and what came of it.
 
 Refuses to leave the ways of a delivery: the same signature, headers, bounds and egress guard.
 """

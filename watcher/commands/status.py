@@ -1,4 +1,4 @@
-"""`watcher status`: one screen of how everything stands, from the store alone: no worker need run.
+"""`watcher status`: one screen of how everything stands, from Redis alone: no worker need run.
 
 Refuses to fill more than a screen: of whatever is the matter with many it names a few, and says how many.
 """
@@ -36,7 +36,7 @@ _Line = dict[str, Any]
 async def command(*, look: "Look", is_json: bool) -> None:
     """How everything stands: the server and what it promises, workers, providers, accounts, subscriptions.
 
-    Reads the store alone: no worker need run. With --json, only accounts with something the matter have a
+    Reads Redis alone: no worker need run. With --json, only accounts with something the matter have a
     line. Exits with 0 however it stands.
     """
     lines = await _survey(await known(look), is_whole=look.is_whole)
@@ -161,7 +161,7 @@ def _workers_text(lines: Sequence[_Line], differing: Sequence[_Line]) -> Iterato
         yield _entry("workers", "none runs: nothing is polled and nothing delivered; start `watcher run`")
     for line in sorted(lines, key=lambda line: (line["runs"], line["worker"]))[:_MOST_WORKERS]:
         seen = f"seen {age_text(1000 * line['unseen_s'])} ago"
-        fate = seen if line["runs"] else f"{seen}: it ended without a word, or cannot reach the server"
+        fate = seen if line["runs"] else f"{seen}: it ended without a word, or cannot reach Redis"
         where = f"{printable(line['host'])} pid {line['pid']}"
         digest = f", configuration {printable(line['configuration'])[:8]}" if line["configuration"] else ""
         where += digest if differing else ""

@@ -74,7 +74,7 @@ async def command(*, look: "Look", is_json: bool, action: str, name: str | None)
 
 
 async def _switch(look: "Look", action: str, name: str) -> None:
-    """Pause or resume a subscription that the configuration or, at least, the store knows. Raises Unknown."""
+    """Pause or resume a subscription that the configuration or, at least, Redis knows. Raises Unknown."""
     from watcher.delivery.queue import LONGEST_LEASE_MS
     from watcher.engine.breaker import paused
     from watcher.store.keys import SHARDS

@@ -29,7 +29,7 @@ _NEXT_IF_NOT = (("watcher demo --verbose", "the same, with the worker's log"),)
 
 def opening_lines(interval: timedelta) -> Iterator[str]:
     """Say what there is to see."""
-    yield "Two simulated providers, a worker with its own store, a receiver that verifies every signature."
+    yield "Two simulated providers, a worker with its own server, a receiver that verifies every signature."
     yield (
         f"Accounts are polled every {interval // timedelta(milliseconds=1)} ms. "
         "Each change is made once the one before was reported."

@@ -28,7 +28,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "duration_ms": "how long it took, or has lasted",
     "event_id": "id of the event, as in the header webhook-id",
     "event_type": "type of the event, such as deposit.cleared",
-    "eviction": "the server's maxmemory-policy",
+    "eviction": "maxmemory-policy of Redis",
     "exception": "the traceback, without local variables",
     "file": "path of the configuration file",
     "guarantee": "what this server promises, in one sentence",
@@ -42,7 +42,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "names": "a few of them: +new, -gone, or the name of one that differs and its keys",
     "next_ms": "how long until the next try",
     "pause_in_ms": "how long until a subscription is paused that goes on failing",
-    "persistence": "how the server keeps its data: aof, rdb or none",
+    "persistence": "how Redis keeps its data: aof, rdb or none",
     "polls": "how many polls since the last heartbeat",
     "provider": "name of the provider",
     "providers": "how many providers",
@@ -57,7 +57,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "sequence": "sequence of the event, strictly rising per account",
     "server": "name and version of the server: redis 7.2.4 or valkey 9.0.1",
     "signal": "name of the signal",
-    "skew_ms": "by how much the clock differs from the server's",
+    "skew_ms": "by how much the clock differs from that of Redis",
     "status": "HTTP status of the answer",
     "subscription": "name of the subscription",
     "subscriptions": "how many subscriptions",
@@ -137,11 +137,11 @@ EVENTS: Mapping[str, Line] = {
     ),
     "clock.skewed": Line(
         "warning",
-        "This machine's clock differs from the server's; receivers refuse signatures that are 5 minutes off.",
+        "This machine's clock is not that of Redis; receivers refuse signatures that are 5 minutes off.",
         ("worker", "skew_ms", *_LASTS),
     ),
     "clock.recovered": Line(
-        "info", "This machine's clock agrees with the server's again.", ("worker", "skew_ms", *_LASTS)
+        "info", "This machine's clock agrees with that of Redis again.", ("worker", "skew_ms", *_LASTS)
     ),
     "configuration.loaded": Line(
         "info",
@@ -178,25 +178,25 @@ EVENTS: Mapping[str, Line] = {
     ),
     "store.guarantee": Line(
         "info",
-        "What the server at hand promises, read at the start.",
+        "What this Redis promises, read at the start.",
         ("server", "persistence", "eviction", "guarantee"),
     ),
     "store.weak": Line(
         "warning",
-        "The server is set up so that a promise of ours does not hold.",
+        "Redis is set up so that a promise of ours does not hold.",
         ("server", "reason"),
     ),
     "store.unreachable": Line(
-        "error", "The server does not answer; work waits for it.", ("reason", "next_ms", *_LASTS)
+        "error", "Redis does not answer; work waits for it.", ("reason", "next_ms", *_LASTS)
     ),
     "store.refusing": Line(
         "error",
-        "The server answers with errors: writes (memory, disk, a replica), credentials, rights, quotas.",
+        "Redis answers with errors: writes (memory, disk, a replica), credentials, rights, quotas.",
         ("reason", "next_ms", *_LASTS),
     ),
-    "store.recovered": Line("info", "The server does its part again.", _LASTS),
+    "store.recovered": Line("info", "Redis does its part again.", _LASTS),
     "state.lost": Line(
-        "error", "The server has lost its state; accounts get new baselines, no events.", ("accounts",)
+        "error", "Redis has lost its state; accounts get new baselines, no events.", ("accounts",)
     ),
     "account.baseline": Line(
         "info",

@@ -1,6 +1,6 @@
 """What a worker serves for monitoring: its metrics, whether it lives, and whether it is ready.
 
-A store that is down does not make a worker look dead: only readiness asks Redis.
+A Redis that is down does not make a worker look dead: only readiness asks it.
 """
 
 import asyncio
@@ -80,7 +80,7 @@ METRICS: Mapping[str, Meaning] = {
         "gauge", "How late the event loop was at worst, in the last one to two minutes."
     ),
     "watcher_clock_skew_seconds": Meaning(
-        "gauge", "By how much this machine's clock is ahead of the server's; looked at once a minute."
+        "gauge", "By how much this machine's clock is ahead of that of Redis; looked at once a minute."
     ),
     "watcher_log_lines_dropped_total": Meaning("counter", "Log lines lost because they were not read."),
     "watcher_configuration_last_reload_ok": Meaning(
@@ -287,11 +287,11 @@ async def livez(worker: Worker) -> Answer:
 
 
 async def readyz(worker: Worker) -> Answer:
-    """Whether work gets done: 200 when the configuration is in force and the store does its part."""
+    """Whether work gets done: 200 when the configuration is in force and Redis does its part."""
     if worker.is_stopped:
         return _no(["the worker drains"])
     if worker.opened is None:
-        return _no(["starting: the store is not open yet"])
+        return _no(["starting: no contact with Redis yet"])
     if not worker.has_begun:
         return _no(["starting: the accounts are being scheduled"])
     if worker.opened.health.is_up:
@@ -300,7 +300,7 @@ async def readyz(worker: Worker) -> Answer:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 await reader.now_ms()
                 return _OK
-    return _no(["the store does not do its part"])
+    return _no(["Redis does not do its part"])
 
 
 _OK = Answer(200, b"ok\n")

@@ -1,15 +1,14 @@
 """What other workers of the namespace run, and what this one leaves to them.
 
-One namespace is for one configuration. Workers compare fingerprints: where two give the same name and lead
-elsewhere, that is said at once, and one of them rests.
-- A subscription's queues are filled for one URL, its mark, and only workers whose configuration names that
-  URL deliver them. A start, or a reload that changes the URL, moves the mark, unless another worker is there
-  that names the old one. Then this worker waits until the last of those is gone, and a while longer: it may
-  only be restarting. So it does at its start, where the mark is of another deployment.
-- An account that another worker polls elsewhere is left to it, in the same way.
-- An account whose events would wait in the queues of another deployment is not polled.
+One namespace is for one configuration. Workers compare fingerprints: if two lead elsewhere under the same
+name, both report it at once, and one of them rests. - A subscription's queues are filled for one URL, its
+mark, and only workers whose configuration names that URL deliver them. A start, or a reload that changes the
+URL, moves the mark, unless another worker that runs names the old one. Then this worker waits until the last
+of those is gone, and a while longer, because it may only be restarting. At its start it waits in the same way
+for a mark of another deployment. - An account that another worker polls elsewhere is left to it, in the same
+way. - An account whose events would wait in the queues of another deployment is not polled.
 
-Refuses to know which configuration is the right one: it is the one that was there first, until it is gone.
+Refuses to know which configuration is right: the one that was there first counts, until it is gone.
 """
 
 import time
@@ -28,7 +27,7 @@ from watcher.store.exceptions import ConfigurationRefused
 from watcher.store.members import Configurations, Fingerprint, Mark
 
 LOOK_S = 2.0
-"""How often it is looked at what other workers run."""
+"""How often a worker looks at what other workers run."""
 
 _WRITE_AGAIN_S = 1200.0
 _OVER_S = 30.0
@@ -36,7 +35,7 @@ _MOST_NAMES = 8
 
 
 class Difference(NamedTuple):
-    """What another worker gives the same name and leads elsewhere, such as `provider loopring`."""
+    """What has the same name at another worker and leads elsewhere, such as `provider loopring`."""
 
     worker: str
     digest: str
@@ -62,7 +61,7 @@ class Agreement:
         self._interest = Interest({})
         self._differences: list[Difference] = []
         self.neighbours = Neighbours(may_poll=self._may_poll)
-        """What polls and deliveries go by; kept up to date in place."""
+        """What polls and deliveries obey; kept up to date in place."""
         self._write_at = 0.0
         self._throttle = Throttle()
         self._seen_at: dict[str, float] = {}
@@ -70,7 +69,7 @@ class Agreement:
 
     @property
     def differences(self) -> Sequence[Difference]:
-        """What differs at workers that are there, or that something is left to."""
+        """What differs at workers that run, or that something is left to."""
         return self._differences
 
     @property
@@ -79,17 +78,17 @@ class Agreement:
         return bool(self._others.differing)
 
     def _may_poll(self, account: str, source: str, state_source: str | None) -> bool:
-        """Say whether this worker may go on from an account's state: another one may have the account of that
-        name elsewhere, and the state be that one's."""
+        """Say whether this worker may go on from an account's state: it may be that of another worker, which
+        has the account of that name elsewhere."""
         if state_source in (None, source):
             return True
         known = (state_source or "")[:SOURCE_DIGITS]
         return not any(one.fingerprint.accounts.get(account) == known for one in self._others.differing)
 
     async def begin(self, settings: Settings) -> None:
-        """Go by another configuration from now on: at the start of a worker, and at a reload.
+        """Run another configuration from now on: at the start of a worker, and at a reload.
 
-        An embedded store belongs to one deployment alone: what has changed there was changed on purpose.
+        An embedded server belongs to one deployment alone: a change there is on purpose.
         """
         before, own = self._before, await compute(fingerprint, settings)
         await self._others.compare_with(own)
@@ -100,11 +99,11 @@ class Agreement:
         self._before = self._own
 
     async def look(self) -> None:
-        """See what the others run by now."""
+        """Look at what the other workers run now."""
         await self._look(None)
 
     async def _look(self, before: Fingerprint | None, *, is_shared: bool = False) -> None:
-        """Look around. `before`: what this worker ran until now, where that is over just now."""
+        """Look. `before`: the configuration that this worker ran until just now, if it has just changed."""
         try:
             if self._clock() >= self._write_at:
                 await self._configurations.write(self._own)
@@ -117,13 +116,13 @@ class Agreement:
                 elsewhere = [mark for name, mark in marks.items() if mark.url != ours[name]]
                 await self._others.remember(elsewhere, before)
             rests = await self._take_marks(marks, before)
-        except ConfigurationRefused:  # this worker may not look: it goes by its own configuration alone
+        except ConfigurationRefused:  # this worker may not look: its own configuration alone counts
             return
         await self._judge(rests)
         self._report()
 
     async def _take_marks(self, marks: Mapping[str, Mark], before: Fingerprint | None) -> dict[str, str]:
-        """Take the marks that are free; returns those that are not, with the URL that stands there."""
+        """Take the marks that are free; returns the others, each with its URL."""
         ours, moves = self._own.subscriptions, dict[str, tuple[Mark | None, Mark]]()
         for name, url in ours.items():
             mark, wanted = marks.get(name), Mark(url, self._own.digest)
@@ -142,8 +141,8 @@ class Agreement:
         return {name: marks[name].url for name, url in ours.items() if marks[name].url != url}
 
     def _is_free(self, subscription: str, url: str, *, is_moved: bool) -> bool:
-        """Say whether nobody else names the URL for which a subscription's queues were filled; where it was
-        moved on purpose, nobody who is there, or of another deployment."""
+        """Say whether no other worker names the URL for which a subscription's queues were filled. If the URL
+        was changed on purpose, workers of this deployment that are gone do not count."""
         holders = self._others.holders(subscription, url)
         return all(is_moved and other.place.is_same and not other.is_there for other in holders)
 
@@ -170,7 +169,7 @@ class Agreement:
         neighbours.contested = ChainMap(*(other.place.accounts for other in self._others.differing))
 
     def _report(self) -> None:
-        """Say what differs as it begins, and that it is over: not for each restart of the other side."""
+        """Log a difference when it begins and when it is over, not at each restart of the other side."""
         now = self._clock()
         for one in self._differences:
             self._seen_at[one.digest] = now

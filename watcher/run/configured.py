@@ -36,7 +36,7 @@ MOST_ATTEMPTS = 10_000
 """A thousand subscriptions that hang, with ten attempts each."""
 
 _OF_THE_REST = 64
-"""The log, the listener and who asks there, DNS, files that are read again."""
+"""Descriptors for the log, the listener and its clients, DNS, files that are read again."""
 
 _FEWEST = 8
 
@@ -144,8 +144,8 @@ class Configured:
         await self.resolver.close()
 
     async def drop(self, settings: Settings) -> None:
-        """Let go of what another configuration does not have, or has elsewhere; go by what else it says of a
-        subscription."""
+        """Drop what another configuration does not have, or has elsewhere, and take over its other settings
+        of subscriptions."""
         for name, polls in [*self.poll_work.by_provider.items()]:
             if settings.provider_by_name.get(name) != polls.poller.settings:
                 del self.poll_work.by_provider[name]
@@ -191,7 +191,7 @@ class Configured:
             await self._follow(self.poll_work.by_provider[name], accounts_by_provider[name])
 
     async def _follow(self, polls: ProviderPolls, accounts: Mapping[str, AccountSettings]) -> None:
-        """Poll these accounts of a provider from now on; what those answered that did not change is known."""
+        """Poll these accounts of a provider from now on; the last answers of unchanged ones stay known."""
         poller, before = polls.poller, polls.accounts
         most_requests, shards, probe = 1, set[int](), None
         async for account in _slowly(accounts.values()):
@@ -250,7 +250,7 @@ class Configured:
             await self.queues.enqueue(alerts_to, name, [delivery])
 
     async def make_due(self, subscription: str) -> None:
-        """Try now what waits for a retry, as when its URL was changed."""
+        """Make due what waits for a retry, as when its URL was changed."""
         for shard in range(SHARDS):
             await self.queues.make_due(subscription, shard, lease_ms=LONGEST_LEASE_MS)
         self.loop.wake_all(Key("delivery", subscription))

@@ -1,4 +1,4 @@
-"""This worker among the others: it lets itself be seen, and keeps the schedules in line with its accounts."""
+"""This worker among the others: it notes that it runs, and keeps the schedules in line with its accounts."""
 
 import asyncio
 import os
@@ -21,10 +21,10 @@ from watcher.store.schedule import Schedule
 
 EVERY_S = 10.0
 _SHORTEST_S = 1.0
-"""Of less than that there is no rate to be told."""
+"""Shortest time of which a rate is computed."""
 
 _LEAVE_S = 1.0
-"""A worker that ends does not wait longer for a store that hangs."""
+"""A worker that ends waits no longer for a Redis that hangs."""
 
 
 class Present:
@@ -48,7 +48,7 @@ class Present:
         self._gone.set()
 
     async def leave(self) -> None:
-        """The worker ends in order: nobody needs to wonder where it is."""
+        """Note that the worker ends in order, so that it does not count as lost."""
         self._leaving.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(_LEAVE_S):
@@ -59,7 +59,7 @@ class Present:
         return self._presence.roster
 
     async def has_list(self, roster: str) -> None:
-        """Note at once by which list of accounts the worker goes from now on."""
+        """Note at once which list of accounts the worker has from now on."""
         self._presence = self._presence._replace(roster=roster)
         await self._note()
 
@@ -74,7 +74,7 @@ class Present:
         return [one for one in workers if one.worker != self._presence.worker and one.is_there(now_ms)]
 
     async def other_lists(self, now_ms: int) -> set[str]:
-        """The lists of accounts by which other workers go, as far as they can be seen. Raises StoreError."""
+        """The lists of accounts of other workers, as far as they noted them. Raises StoreError."""
         try:
             return {one.roster for one in await self.others(now_ms)}
         except ConfigurationRefused:  # this worker may not look
@@ -102,7 +102,7 @@ class Pace:
 
 
 class Enrolment:
-    """The accounts of one generation on the roster. Methods raise StoreError."""
+    """The accounts of one configuration on the schedules. Methods raise StoreError."""
 
     def __init__(
         self,
@@ -122,20 +122,20 @@ class Enrolment:
         self._answered: str | None = None
 
     async def begin(self) -> bool:
-        """Bring the schedules in line; says whether no other worker has, in this state."""
+        """Bring the schedules in line; says whether this worker is the first to do so in this state."""
         await self._present.has_list(self._list)
         await self._enroll()
         return await self._roster.note_enrolled(self._list)
 
     async def keep(self) -> bool:
-        """Look every second whether that is still so, and fix it.
+        """Look every second whether that still holds, and fix it.
 
-        Says whether the state was lost, and nobody had noticed before.
+        Says whether this worker is the first to notice that the state was lost.
         """
         enrolled = await self._roster.enrolled()
         if enrolled is None:
             return await self.begin()
-        if enrolled not in (self._list, self._answered):  # somebody came with another list
+        if enrolled not in (self._list, self._answered):  # another worker came with another list
             self._answered = enrolled
             await self._enroll()
         elif self._owes_removal and await self._is_agreed():
@@ -149,7 +149,7 @@ class Enrolment:
         )
 
     async def _is_agreed(self) -> bool:
-        """Say whether this list is the only one: this worker may have been given another one meanwhile.
+        """Say whether this list is the only one: a reload may have brought another one meanwhile.
 
         A worker of another deployment may only be restarting: its accounts are not this one's to forget.
         """

@@ -43,23 +43,23 @@ def _digest(*parts: str) -> str:
 
 
 SAME_PLACE_S = 45.0
-"""So long after the last worker with another URL was seen its queues wait, where all else is the same: a
-deploy that starts the new workers before it ends the old ones."""
+"""How long queues wait after the last worker with another URL was seen, if all else is the same: a deploy
+that starts the new workers before it ends the old ones."""
 
 OTHER_PLACE_S = 600.0
 """The same, where providers or accounts differ, too: another deployment, which may only be restarting."""
 
 AT_THE_START_S = 60.0
-"""So long a worker waits at its start for a deployment that left its mark, and that it has not seen; workers
-that end sooner wait OTHER_PLACE_S in all."""
+"""How long a worker waits at its start for a deployment that left its mark but was not seen; workers that end
+sooner wait OTHER_PLACE_S in all."""
 
 
 _ACCOUNT = "account "
 
 
 class _Place(NamedTuple):
-    """Where another configuration leads, what of it differs from ours, the accounts among that, and whether
-    only URLs do. There may be 100,000 of them."""
+    """How another configuration differs from ours: names, the accounts among them, and whether only URLs
+    differ. There may be 100,000 accounts."""
 
     fingerprint: Fingerprint
     names: list[str]
@@ -105,7 +105,7 @@ class Others:
         self._by_worker: dict[str, Other] = {}
 
     async def compare_with(self, own: Fingerprint) -> None:
-        """Go by another configuration of this worker's from now on."""
+        """Compare with another configuration of this worker from now on."""
         places: dict[str, _Place] = {}
         while missing := [one for one in self._by_worker.values() if one.fingerprint.digest not in places]:
             for other in missing:
@@ -117,7 +117,7 @@ class Others:
 
     @property
     def differing(self) -> list[Other]:
-        """Those that give the same name to something else."""
+        """Workers that lead elsewhere under the same name."""
         return [
             self._by_worker[worker]
             for worker in sorted(self._by_worker)
@@ -125,12 +125,12 @@ class Others:
         ]
 
     def holders(self, subscription: str, url: str) -> list[Other]:
-        """Those that name this URL (its digest) for a subscription."""
+        """Workers that name this URL (its digest) for a subscription."""
         found = self._by_worker.values()
         return [one for one in found if one.fingerprint.subscriptions.get(subscription) == url]
 
     async def look(self) -> None:
-        """Learn which workers are there, and remember those that differ for a while after they are gone."""
+        """Read which workers run, and remember those that differ for a while after they are gone."""
         now_ms = self._now_ms()
         there = await self._present.others(now_ms)
         self.is_alone = all(one.configuration == self.own.digest for one in there)
@@ -152,7 +152,8 @@ class Others:
         self._known = {digest: one for digest, one in self._known.items() if digest in used}
 
     async def remember(self, marks: Iterable[Mark], before: Fingerprint) -> None:
-        """Take the deployments that left these marks for there, and gone just now. `before` was our own."""
+        """Treat the deployments that left these marks as gone just now. `before` was our own
+        configuration."""
         known = {
             before.digest,
             self.own.digest,

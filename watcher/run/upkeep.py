@@ -32,7 +32,8 @@ class Names:
     async def look(self) -> None:
         """Look whether the files have changed. Raises StoreError, and is then called again.
 
-        What a change helps is made due one look later: what failed just before it has to be written down.
+        What a change may fix is made due one look later: a failure just before it has to be written down
+        first.
         """
         if self._changed is not None:
             await self._try_again(self._changed)
@@ -61,13 +62,13 @@ class Names:
 
 
 _LOOK_S = 1.0
-"""How often it is looked whether Redis still knows of the accounts: so late they start anew."""
+"""How often a worker looks whether Redis still has the accounts: at most so late they start anew."""
 
 _FINISHED_S = 0.02
-"""Between two looks whether a run of all accounts has polled them."""
+"""Between two looks whether `run --once` has polled all accounts."""
 
 _PATIENCE_S = 30.0
-"""How long a run of all accounts waits for a Redis that was there when it began."""
+"""How long `run --once` waits for a Redis that was there when it began."""
 
 
 class Upkeep:
@@ -97,7 +98,7 @@ class Upkeep:
 
     @property
     def chores(self) -> Sequence[tuple[float, str, Callable[[], Awaitable[None]]]]:
-        """What is done beside the work: how often, what it is about, and what."""
+        """What is done beside the work: interval, name, function."""
         return [
             (_LOOK_S, "enrolled accounts", self._keep_enrolled),
             (AGREE_S, "other workers", self._keep_agreed),
@@ -107,7 +108,7 @@ class Upkeep:
         ]
 
     async def begin(self, settings: Callable[[], Settings], stopped: asyncio.Event) -> None:
-        """Go by the first configuration, however long Redis takes. Raises what is wrong with it."""
+        """Start with the first configuration, however long Redis takes. Raises what is wrong with it."""
         while not stopped.is_set():
             given = settings()
             try:
@@ -121,7 +122,7 @@ class Upkeep:
                 return
 
     async def reload(self, settings: Settings, stopped: asyncio.Event) -> None:
-        """Go by another configuration from now on; what did not change goes on meanwhile."""
+        """Run another configuration from now on; what did not change goes on meanwhile."""
         before = self._configured.settings
         if settings is before:
             return
@@ -142,8 +143,8 @@ class Upkeep:
         affected: str,
         stopped: asyncio.Event,
     ) -> None:
-        """Do one part of a reload, again while Redis is away. What it refuses is left as it is: the accounts
-        that are on the schedule are polled all the same."""
+        """Do one part of a reload, again while Redis is away. What Redis refuses stays undone: the scheduled
+        accounts are polled all the same."""
         while not stopped.is_set():
             try:
                 await self.loop.survive(act(settings), None, affected)
@@ -174,10 +175,10 @@ class Upkeep:
         self.loop.finish()
 
     async def give_up_on_redis(self) -> None:
-        """Whoever runs this every minute must not have a hundred of it wait for the same Redis."""
+        """Stop waiting for Redis: a job that runs every minute must not pile up."""
         while self._health.down_s < _PATIENCE_S:  # noqa: ASYNC110 - how long it has been down
             await asyncio.sleep(_LOOK_S)
-        raise self._health.error or StoreUnreachable("the store does not do its part")
+        raise self._health.error or StoreUnreachable("Redis does not do its part")
 
     @property
     def has_read_all(self) -> bool:
@@ -186,7 +187,7 @@ class Upkeep:
         return not unread or (has_read and unread <= self._in_hand)
 
     def report_at_once(self) -> None:
-        """Log what was gathered for a line of its own: the worker ends."""
+        """Log what was still being gathered: the worker ends."""
         self._configured.report.gathered(at_once=True)
 
     @property
@@ -209,7 +210,7 @@ class Upkeep:
         await self._enrolment.begin()
 
     async def _ask_again(self) -> None:
-        """What only a person can fix may have been fixed: it is asked for at once, and not in minutes."""
+        """Poll at once what failed for a cause that only a person can fix: the reload may have fixed it."""
         now_ms = self._schedule.now_ms()
         for polls in self._providers:
             try:
@@ -222,7 +223,7 @@ class Upkeep:
                 return  # then it is asked for when it is due
 
     async def _follow_moved(self, subscription: str) -> None:
-        """What waits for a subscriber that has moved need not wait any longer."""
+        """Make due what waits for a subscriber that has moved."""
         try:
             await self._configured.breakers.resume(subscription)
             await self._configured.make_due(subscription)
@@ -230,7 +231,7 @@ class Upkeep:
             return  # then it is tried when its retry is due
 
     async def _keep_enrolled(self) -> None:
-        """Let every account start anew when Redis has lost its state: baselines, and no events."""
+        """When Redis has lost its state, let every account start anew: baselines, and no events."""
         assert self._enrolment
         has_lost = False
         for polls in self._providers:
@@ -240,7 +241,7 @@ class Upkeep:
             log.error("state.lost", accounts=len(self._configured.settings.account_by_name))
 
     async def _keep_agreed(self) -> None:
-        """Look what other workers run, and deliver what was left to them when they are gone."""
+        """Look at what other workers run, and deliver what was left to them once they are gone."""
         rests = self._agreement.neighbours.rests
         await self._agreement.look()
         for name in rests - self._agreement.neighbours.rests:

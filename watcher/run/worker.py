@@ -90,7 +90,7 @@ class Worker:
         self._changed.set()
 
     def reload(self, settings: Settings) -> None:
-        """Go on by another configuration. The store and the log stay what they were at the start."""
+        """Go on with another configuration. Redis and the log stay what they were at the start."""
         kept = {"redis": self.settings.redis, "log": self.settings.log}
         self.settings = settings.model_copy(update=kept)
         self.liveness.is_reload_refused = False
@@ -99,7 +99,7 @@ class Worker:
 
     @property
     def differences(self) -> Sequence[Difference]:
-        """What other workers give the same name and lead elsewhere."""
+        """What has the same name at other workers and leads elsewhere."""
         return self.agreement.differences if self.agreement else ()
 
     @property
@@ -193,7 +193,7 @@ class Worker:
         return Opened(schedule, StoreHealth(store.fix))
 
     async def _run(self, upkeep: Upkeep) -> None:
-        """Run by one configuration after the other, until stopped; then finish what is in hand."""
+        """Run one configuration after the other, until stopped; then finish what is in hand."""
         loop = upkeep.loop
         async with self._draining(loop) as group:
             await upkeep.begin(lambda: self.settings, self._stopped)
@@ -224,7 +224,7 @@ class Worker:
 
     @asynccontextmanager
     async def _draining(self, loop: Loop) -> AsyncIterator[asyncio.TaskGroup]:
-        """Let go on what was started, after what is inside has ended, for as long as a drain may take."""
+        """After the block, let work that was started go on for as long as a drain may take."""
         left = 0
 
         def count() -> None:
@@ -243,7 +243,7 @@ class Worker:
             log.warning("worker.cut_off", worker=self.name, in_flight=left)
 
     async def _beat(self, schedule: Schedule, loop: Loop) -> None:
-        """Log a line a minute: that the worker lives, and what it did since."""
+        """Log a line a minute: the worker lives, and what it did since the last one."""
         reader = Reader(schedule.pipe, Keys(self.settings.redis.namespace))
 
         async def beat(counts: Mapping[str, int]) -> None:
@@ -270,7 +270,7 @@ class Worker:
 
     @property
     def has_begun(self) -> bool:
-        """Whether its loops have turned, of whichever configuration: before, it schedules the accounts."""
+        """Whether its loops have begun; before that, it schedules the accounts."""
         self._has_begun = self._has_begun or bool(self._turned_at_by_loop())
         return self._has_begun
 

@@ -1,4 +1,4 @@
-"""How others see that a worker lives: over HTTP, by a file, by the service manager."""
+"""How a worker shows that it lives: over HTTP, by a file, to the service manager."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ from watcher.run.worker import Worker
 
 
 def notify_ready() -> None:
-    """The worker has started, or goes on by another configuration."""
+    """The worker has started, or runs another configuration."""
     _tell("READY=1")
 
 
@@ -63,7 +63,7 @@ class FileWatch:
     def look(self) -> bool:
         """Say whether the files differ from what was read, and have stayed so since the last look.
 
-        One that was there, and is gone, is in the middle of a replacement.
+        A file that was there, and is gone, is being replaced.
         """
         stamps, before = self._stamps(), self._looked
         self._looked = stamps
@@ -94,7 +94,7 @@ class Exposure:
 
 @asynccontextmanager
 async def exposed(worker: Worker, exposure: Exposure) -> AsyncIterator[Address | None]:
-    """Let others see the worker inside the block, over HTTP at this address.
+    """Serve the worker's metrics, probes and page inside the block, over HTTP at this address.
 
     Raises ListenerRefused and HeartbeatRefused.
     """

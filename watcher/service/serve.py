@@ -83,7 +83,7 @@ _HASTE_AFTER_S = {signal.SIGINT: 0.01, signal.SIGTERM: 5.0}
 """How long after the first signal another one asks to end at once. A supervisor sends SIGTERM to the group
 and to the process; one Ctrl-C arrives twice where a wrapper passes it on."""
 _MOST_MISTAKES = 5
-"""Of a refused reload: `watcher check` lists the rest."""
+"""Mistakes logged for a refused reload: `watcher check` lists the rest."""
 _FILE_LOOK_S = 1.0
 _NO_ACCOUNT_LEFT = (
     "no account is left, as in a file that is just being written; for no account at all, end the worker"
@@ -145,7 +145,7 @@ async def serve_worker(
     except asyncio.CancelledError:
         return signals.EXIT_SIGNAL + received.last
     except BaseExceptionGroup as group:
-        # Trouble with the store ends as itself, without the groups of the tasks that it ended.
+        # A StoreError ends the process as itself, without the exception groups of the tasks.
         planned, rest = group.split((StoreError, DamagedKey))
         found: BaseException = group if rest or not planned else planned
         while not rest and isinstance(found, BaseExceptionGroup):
@@ -158,7 +158,7 @@ async def serve_worker(
 
 
 def is_haste(number: int, since_first_s: float) -> bool:
-    """Say whether one more signal asks to end at once, so long after the first one."""
+    """Say whether one more signal, so long after the first one, asks to end at once."""
     return since_first_s >= _HASTE_AFTER_S[signal.Signals(number)]
 
 
@@ -212,7 +212,7 @@ class _Signals:
                 notify_ready()
 
     async def _reload(self) -> bool:
-        """Read the files, and go by them or say why not; says which."""
+        """Read the files, and run their configuration or log why not; says which."""
         self._files.reading()
         try:
             # In a thread: 100,000 accounts take seconds, and leases do not wait.

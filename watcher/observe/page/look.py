@@ -76,7 +76,7 @@ class Look:
     async def _look(self) -> None:
         settings, opened = self._worker.settings, self._worker.opened
         if opened is None:
-            self._error = "the store is not open"
+            self._error = "there is no contact with Redis yet"
             return
         try:
             async with asyncio.timeout(TIMEOUT_S):
@@ -84,7 +84,7 @@ class Look:
         except (StoreError, TimeoutError):
             found = None
         if found is None:
-            self._error = "the store does not do its part"
+            self._error = "Redis does not do its part"
             return
         # In a thread: amounts are long numbers, and there may be hundreds of them.
         self._seen = await asyncio.to_thread(lambda: orjson.dumps(document(settings, found)))
