@@ -53,12 +53,12 @@ _SHARED, _PUBLIC, _PRIVATE = "whsec_", "whpk_", "whsk_"
 _ID = re.compile(r"[!-\-/-~]{1,256}\Z")  # visible ASCII but '.', which separates what is signed
 _TIMESTAMP = re.compile(r"[0-9]{1,12}\Z")
 _SIGNATURE = re.compile(r"(?:(v1),([A-Za-z0-9+/]{43}=)|(v1a),([A-Za-z0-9+/]{86}==))\Z")
-_MAX_SIGNATURES = 32  # watcher sends ten at most; ed25519 costs 100 µs each, and anybody may send a header
+_MAX_SIGNATURES = 32  # watcher sends ten at most; ed25519 costs 100 µs each, and any client may send a header
 
 _MAX_SIGNATURE_HEADER = 8192
 """Characters looked at; what is longer is nothing that watcher sent."""
 _HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
-_NAMES = {spelled: name for name in _HEADERS for spelled in (name, f"http_{name.replace('-', '_')}")}
+_NAMES = {name_sent: name for name in _HEADERS for name_sent in (name, f"http_{name.replace('-', '_')}")}
 
 _Signature = tuple[str, str]  # version and base64 text
 _Key = tuple[str, Callable[[bytes, str], bool]]  # version, and whether content and base64 text match
@@ -220,8 +220,8 @@ def _read_headers(headers: Headers) -> tuple[str, str, list[_Signature]]:
     pairs = headers.items() if isinstance(headers, Mapping) or hasattr(headers, "items") else headers
     values_by_name: dict[str, list[object]] = {name: [] for name in _HEADERS}
     try:
-        for spelled, value in pairs:
-            if name := _NAMES.get(str(_text(spelled)).lower()):
+        for name_sent, value in pairs:
+            if name := _NAMES.get(str(_text(name_sent)).lower()):
                 values_by_name[name] += value if isinstance(value, list | tuple) else [value]
     except (TypeError, ValueError):
         raise TypeError("headers must be a mapping, or pairs of names and values") from None

@@ -70,7 +70,7 @@ class Observed(Part):
 
 
 class Subscription(Part):
-    name: str = Field(description="whom this delivery is for")
+    name: str = Field(description="the subscription that this delivery is for")
     previous_sequence: int | None = Field(
         description="the sequence queued for this subscription and account before this one; null: none. "
         "If you have not seen it, an event is missing; else what lies between was filtered out"

@@ -141,7 +141,7 @@ class LogSettings(Section):
     @field_validator("level", "format", mode="before")
     @classmethod
     def _in_lower_case(cls, value: Any) -> Any:
-        """LOG_LEVEL=INFO is what everybody writes."""
+        """Accept upper case, as in LOG_LEVEL=INFO."""
         return value.lower() if isinstance(value, str) else value
 
     @field_validator("prefix")

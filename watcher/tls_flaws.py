@@ -76,7 +76,7 @@ _FIX_BY_CERTIFICATE = (
     ("weak", "have it use a stronger certificate"),
 )
 _HANGING_UP = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
-_LOOK_AT_IT = "look at its certificate: its name, its end, and who signed it"
+_LOOK_AT_IT = "look at its certificate: its name, its end, and its issuer"
 
 
 def tls_flaw(error: BaseException, *, is_handshake: bool = False) -> Flaw | None:

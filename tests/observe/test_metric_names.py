@@ -62,7 +62,7 @@ async def told(seen: Overview | None = None) -> str:
         return seen
 
     metrics = Metrics(Worker(some_settings(), name="w"))
-    metrics._outlook.look = look  # type: ignore[method-assign]
+    metrics._overview.look = look  # type: ignore[method-assign]
     return (await metrics.text()).decode()
 
 

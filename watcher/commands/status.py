@@ -39,7 +39,7 @@ async def command(*, look: "Look", is_json: bool) -> None:
     Reads Redis alone: no worker need run. With --json, only accounts with something the matter have a
     line. Exits with 0 however it stands.
     """
-    lines = await _survey(await known(look), is_whole=look.is_whole)
+    lines = await _read_lines(await known(look), is_whole=look.is_whole)
     if is_json:
         for line in lines:
             say_json(line)
@@ -49,7 +49,7 @@ async def command(*, look: "Look", is_json: bool) -> None:
     say_next(next_command(lines))
 
 
-async def _survey(settings: "Settings", *, is_whole: bool) -> list[_Line]:
+async def _read_lines(settings: "Settings", *, is_whole: bool) -> list[_Line]:
     from watcher.observe import views
     from watcher.store.address import safe_url
     from watcher.store.exceptions import StoreError

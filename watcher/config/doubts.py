@@ -169,7 +169,7 @@ def _doubts(thresholds: Mapping[int, Mapping[str, Any]], entry: Entry) -> Iterat
             reason = "a threshold is about one asset, by its symbol or id, not about a pattern"
             yield ("thresholds", index, "asset"), f"can never fire: {reason}"
         elif isinstance(asset, str) and asset not in spellings and asset[:2].lower() != "0x":
-            # As `assets` spells it, or, as tickers are written, in upper case.
+            # As `assets` writes it, or in upper case, as tickers are.
             ticker = asset.upper() if asset.islower() and len(asset) <= _LONGEST_TICKER else None
             if meant := spelling_by_lower.get(asset.lower()) or ticker:
                 reason = f"upper and lower case count in a symbol -- did you mean '{meant}'?"

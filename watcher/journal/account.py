@@ -9,7 +9,7 @@ from watcher.journal.explain import Change, Withdrawals, explain, in_atoms, in_t
 from watcher.snapshot import Asset, Balance, Row, Snapshot
 
 
-def doubt(
+def why_suspect(
     accepted: Balance,
     row: Row | None,
     *,
@@ -19,10 +19,10 @@ def doubt(
     """Say why `row` needs a second opinion; None says that it counts.
 
     `row` is None where the asset is missing from a listing of everything. `suspect` is what the last
-    successful poll said of this asset, if that was doubtful too: a reading that is odd in no other way agrees
-    with it, even where another field went on moving, so that no doubt outlasts one successful poll.
-    A reading that is odd in another way is a new doubt, to be kept in its place; a reading that is not
-    odd counts, and ends the old doubt.
+    successful poll said of this asset, if that was suspect too. A reading that is odd in no other way agrees
+    with it, even if another field went on moving, so nothing stays suspect for longer than one successful
+    poll. A reading that is odd in another way is suspect in its place; a reading that is not odd counts, and
+    ends the suspicion.
     """
     balance = row.balance if row else absent(accepted)
     if balance == accepted:
@@ -162,7 +162,7 @@ def _follow(entry: Entry, row: Row | None, snapshot: Snapshot, rules: Rules, res
         result.entry_by_asset[entry.asset.id] = entry  # nothing moved, and nothing waits
     elif row is not None and _unit(row) != _unit(entry):
         _start(row, "its unit changed", result)
-    elif reason := doubt(entry.seen, row, suspect=entry.suspect, convert=result.conversions.atoms):
+    elif reason := why_suspect(entry.seen, row, suspect=entry.suspect, convert=result.conversions.atoms):
         result.suspect[entry.asset.id] = reason
         balance = row.balance if row else absent(entry.seen)
         result.entry_by_asset[entry.asset.id] = entry._replace(suspect=balance)

@@ -61,7 +61,7 @@ class Door:
     def __init__(self, address: Address, token: str | None) -> None:
         if token is None and not address.is_loopback:
             raise ListenerRefused(
-                f"--http {address} is not a loopback address: whoever reaches it could read the metrics; "
+                f"--http {address} is not a loopback address: anyone could read the metrics there; "
                 "set WATCHER_HTTP_TOKEN, or listen at 127.0.0.1"
             )
         if token is not None and (len(token) < _SHORTEST_TOKEN or not _TOKEN.match(token)):
@@ -92,7 +92,7 @@ class Door:
                 token = b64decode(token, validate=True).partition(b":")[2]
             except ValueError:
                 token = b""
-        # In constant time, so that no answer tells how much of it was right.
+        # In constant time, so that no answer shows how much of it was right.
         is_shown = hmac.compare_digest(token, self._token) and scheme in ("basic", "bearer")
         return None if is_shown else 401
 
@@ -171,7 +171,7 @@ def parse(head: bytes) -> Request | None:
 def why_none(head: bytes) -> str:
     """Explain a head that is no request: what the client probably speaks, and what to do about it."""
     found = (why for begin, why in _NO_REQUEST if head.startswith(begin))
-    return next(found, "it is not HTTP/1.1, or says twice where it goes or who sends it")
+    return next(found, "it is not HTTP/1.1, or has two hosts or two tokens")
 
 
 _CONNECTIONS = 16

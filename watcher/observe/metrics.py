@@ -21,7 +21,7 @@ from prometheus_client.metrics_core import (
 from watcher import __version__
 from watcher.observe.counters import LAG_BOUNDS_S, POLL_BOUNDS_S, buckets
 from watcher.observe.listener import Answer, Route
-from watcher.observe.views import Outlook, Overview
+from watcher.observe.views import Overview, OverviewReader
 from watcher.polling.report import STALE_INTERVALS
 from watcher.providers.contract import PERMANENT
 from watcher.run.worker import Worker
@@ -157,7 +157,7 @@ class Metrics:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._one_at_a_time = asyncio.Lock()
-        self._outlook = Outlook(worker)
+        self._overview = OverviewReader(worker)
         self._families: list[Metric] = []
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -166,7 +166,7 @@ class Metrics:
     async def text(self) -> bytes:
         """Read everything, and write it as Prometheus reads it."""
         async with self._one_at_a_time:
-            seen = await self._outlook.look()
+            seen = await self._overview.look()
             samples = _of_worker(self._worker) | {"watcher_store_up": [((), float(seen is not None))]}
             if seen:
                 samples |= _of_store(self._worker.settings, seen)

@@ -42,7 +42,7 @@ class Overview(NamedTuple):
     breakers: Mapping[str, Breaker]  # by subscription
 
 
-class Outlook:
+class OverviewReader:
     """What one worker sees of its store: only names of the configuration in force."""
 
     def __init__(self, worker: Worker) -> None:

@@ -177,7 +177,7 @@ class Configured:
         for name, subscription in settings.subscription_by_name.items():
             if name not in self.targets:
                 self.targets[name] = WebhookTarget(subscription, policy)
-                if not is_first:  # the index may have been told not to name it for a while
+                if not is_first:  # the index may not name it for a while
                     self.loop.wake_all(Key("delivery", name))
         self._interest.follow(settings.subscription_by_name)
         accounts_by_provider: dict[str, dict[str, AccountSettings]] = {

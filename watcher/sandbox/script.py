@@ -168,13 +168,13 @@ def read_script(text: str, world: World, *, source: str = "script") -> Script:
     if not steps and not mistakes:
         mistakes.append(f"{source}:1: no steps; a step is {_EXAMPLE}")
     repeats = bool(steps) and steps[-1].do == "repeat"
-    rehearsal = world.copy()
+    tried = world.copy()
     for step in [] if mistakes else steps * (2 if repeats else 1):
         if step.account is None:
             continue
         try:
-            step.make(rehearsal, {})
-            rehearsal.settle(step.account)
+            step.make(tried, {})
+            tried.settle(step.account)
         except Impossible as error:
             mistakes.append(f"{source}:{step.line}: {error}")
             break

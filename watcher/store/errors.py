@@ -80,7 +80,7 @@ _BY_PHRASE: Mapping[str, _Words] = {
     "max number of clients": (
         StoreRefuses,
         "has no connection left (max number of clients reached): raise its maxclients, or see by CLIENT LIST "
-        "who holds them",
+        "which clients hold them",
     ),
     "user executing the script can't": _RIGHTS,
     "ACL failure in script": _RIGHTS,

@@ -100,7 +100,7 @@ class Found:
     """What was read from the store at one time (Unix ms of the server)."""
 
     now_ms: int
-    outlook: Overview
+    overview: Overview
     accounts: Sequence[SeenAccount]
     events: Sequence[Record]
     steps_by_account: Mapping[str, Sequence[Step]]
@@ -109,12 +109,12 @@ class Found:
     owed: Owed
 
 
-def names_shown(settings: Settings, outlook: Overview, events: Iterable[Record]) -> list[str]:
+def names_shown(settings: Settings, overview: Overview, events: Iterable[Record]) -> list[str]:
     """Choose the accounts to show: all; of too many first those that fail, then those that changed last."""
     configured = settings.account_by_name
     if len(configured) <= MOST_ACCOUNTS:
         return [*configured]
-    failing = chain.from_iterable(outlook.failing.values())
+    failing = chain.from_iterable(overview.failing.values())
     moved = (record.account for record in reversed([*events]))
     first = (name for name in chain(failing, moved) if name in configured)
     return [*islice(dict.fromkeys(chain(first, islice(configured, MOST_ACCOUNTS))), MOST_ACCOUNTS)]
@@ -122,14 +122,14 @@ def names_shown(settings: Settings, outlook: Overview, events: Iterable[Record])
 
 def document(settings: Settings, found: Found) -> Line:
     """Everything that the page shows. Each list has the number of those that were `left_out`."""
-    outlook, now_ms = found.outlook, found.now_ms
+    overview, now_ms = found.overview, found.now_ms
     accounts = _accounts(settings, found)
     rows = [row for account in accounts for row in account["balances"]]
     since_ms = min((row["curve"][0].at_ms for row in rows), default=now_ms)  # all curves span the same time
     for row in rows:
         row["curve"] = thinned(row["curve"], since_ms=since_ms, until_ms=now_ms)
     providers = [
-        provider_line(name, outlook.failing[name], outlook.overdue[name], now_ms)
+        provider_line(name, overview.failing[name], overview.overdue[name], now_ms)
         for name in settings.provider_by_name
     ]
     for line in providers:
@@ -138,7 +138,7 @@ def document(settings: Settings, found: Found) -> Line:
         ]
     providers.sort(key=lambda line: not any(error["todo"] for error in line["errors"]))
     subscriptions = sorted(
-        (_subscription(settings, name, outlook, now_ms) for name in outlook.waiting),
+        (_subscription(settings, name, overview, now_ms) for name in overview.waiting),
         key=lambda line: _STATES.index(line["state"]),
     )
     return {
@@ -147,7 +147,7 @@ def document(settings: Settings, found: Found) -> Line:
         "accounts": {
             "shown": accounts,
             "left_out": max(0, len(settings.account_by_name) - len(accounts)),
-            "failing": sum(map(len, outlook.failing.values())),
+            "failing": sum(map(len, overview.failing.values())),
         },
         "providers": _first(MOST_PROVIDERS, providers),
         "subscriptions": _first(MOST_SUBSCRIPTIONS, subscriptions),
@@ -169,7 +169,7 @@ def _accounts(settings: Settings, found: Found) -> list[Line]:
     left = MOST_BALANCES
     for seen in found.accounts:
         account = settings.account_by_name[seen.account]
-        failing = found.outlook.failing.get(account.provider, {}).get(account.name)
+        failing = found.overview.failing.get(account.provider, {}).get(account.name)
         line = account_line(account, seen, failing, problems_of(account, seen, failing, found.now_ms))
         entries = [*seen.state.entry_by_asset.values()] if seen.state else []
         entries.sort(
@@ -192,8 +192,8 @@ def _accounts(settings: Settings, found: Found) -> list[Line]:
 _STATES = ("paused", "failing", "backing off", "well")
 
 
-def _subscription(settings: Settings, name: str, outlook: Overview, now_ms: int) -> Line:
-    waiting, breaker = outlook.waiting[name], outlook.breakers.get(name)
+def _subscription(settings: Settings, name: str, overview: Overview, now_ms: int) -> Line:
+    waiting, breaker = overview.waiting[name], overview.breakers.get(name)
     backlog = Backlog(queues=waiting.queues, dead=waiting.dead, oldest_sequence=waiting.oldest_sequence)
     line = subscription_line(name, backlog, breaker, now_ms, is_configured=True)
     del line["deliveries"], line["retrying"]  # counting them would mean to look into every queue

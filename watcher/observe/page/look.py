@@ -17,7 +17,7 @@ from watcher.amounts import to_atoms
 from watcher.journal.log import Record
 from watcher.observe.listener import Answer, Route
 from watcher.observe.page.document import Found, Owed, Step, document, names_shown
-from watcher.observe.views import Outlook, Overview
+from watcher.observe.views import Overview, OverviewReader
 from watcher.printable import printable
 from watcher.run.worker import Opened, Worker
 from watcher.settings import Settings
@@ -44,7 +44,7 @@ class Look:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._one_at_a_time = asyncio.Lock()
-        self._outlook = Outlook(worker)
+        self._overview = OverviewReader(worker)
         self._opened: Opened | None = None
         self._recent: Recent | None = None
         self._seen: bytes = b"null"
@@ -91,8 +91,8 @@ class Look:
         self._error, self._read_at = None, time.monotonic()
 
     async def _find(self, settings: Settings, opened: Opened) -> Found | None:
-        outlook = await self._outlook.look()
-        if outlook is None:
+        overview = await self._overview.look()
+        if overview is None:
             return None
         pipe, keys = opened.schedule.pipe, Keys(settings.redis.namespace)
         if self._recent is None or self._opened is not opened:
@@ -101,29 +101,29 @@ class Look:
         now_ms = await reader.now_ms()
         await recent.read(now_ms)
         events = [*recent.events]
-        names = names_shown(settings, outlook, events)
+        names = names_shown(settings, overview, events)
         accounts = [seen async for seen in reader.read_states(names)]
         since_ms = place(events[0].id)[0] if events else now_ms
-        places = [*product(outlook.waiting, {shard_of(record.account) for record in events})]
+        places = [*product(overview.waiting, {shard_of(record.account) for record in events})]
         tried = await asyncio.gather(
             *(reader.attempts_since(name, shard, since_ms, at_most=_ATTEMPTS) for name, shard in places)
         )
         return Found(
             now_ms=now_ms,
-            outlook=outlook,
+            overview=overview,
             accounts=accounts,
             events=events,
             steps_by_account=recent.steps_by_account(),
             since_ms=recent.since_ms,
             attempts=[(name, one) for (name, _), part in zip(places, tried, strict=True) for one in part],
-            owed=await _owed(reader, outlook, events),
+            owed=await _owed(reader, overview, events),
         )
 
 
-async def _owed(waiting: Reader, outlook: Overview, events: Iterable[Record]) -> Owed:
+async def _owed(waiting: Reader, overview: Overview, events: Iterable[Record]) -> Owed:
     """Find the deliveries of these events that wait, as far as their queues are read."""
     accounts = dict.fromkeys(record.account for record in events)
-    subscriptions = [name for name, found in outlook.waiting.items() if found.queues]
+    subscriptions = [name for name, found in overview.waiting.items() if found.queues]
     queues = product(subscriptions, accounts)
     found, unread = set[tuple[str, str]](), Counter[str]()
     for name, account in islice(queues, _QUEUES):

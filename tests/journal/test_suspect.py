@@ -2,7 +2,7 @@
 
 import pytest
 
-from watcher.journal.account import absent, doubt
+from watcher.journal.account import absent, why_suspect
 from watcher.snapshot import Asset, Balance, Row
 
 
@@ -34,7 +34,7 @@ OVERLOCKED = a_balance(total="20", locked="100")
     ],
 )
 def test_an_odd_reading_says_why_it_waits(row: Row | None, why: str) -> None:
-    assert doubt(ACCEPTED, row) == why
+    assert why_suspect(ACCEPTED, row) == why
 
 
 @pytest.mark.parametrize(
@@ -50,58 +50,58 @@ def test_an_odd_reading_says_why_it_waits(row: Row | None, why: str) -> None:
     ],
 )
 def test_a_plain_reading_counts_at_once(balance: Balance) -> None:
-    assert doubt(ACCEPTED, a_row(balance)) is None
+    assert why_suspect(ACCEPTED, a_row(balance)) is None
 
 
 @pytest.mark.parametrize("field", range(4))
 def test_an_asset_that_held_anything_at_all_is_missed(field: int) -> None:
     held = Balance(*("1" if each == field else "0" for each in range(4)))
-    assert doubt(held, None) == "the asset disappeared"
+    assert why_suspect(held, None) == "the asset disappeared"
 
 
 def test_an_empty_asset_may_come_and_go_unnoticed() -> None:
-    assert doubt(EMPTY, None) is None
-    assert doubt(EMPTY, a_row(EMPTY, locked_absent=True)) is None
+    assert why_suspect(EMPTY, None) is None
+    assert why_suspect(EMPTY, a_row(EMPTY, locked_absent=True)) is None
 
 
 def test_a_total_that_was_zero_before_does_not_fall_to_it() -> None:
-    assert doubt(ZERO_TOTAL, a_row(ZERO_TOTAL._replace(pending_deposit="6"))) is None
+    assert why_suspect(ZERO_TOTAL, a_row(ZERO_TOTAL._replace(pending_deposit="6"))) is None
 
 
 def test_a_lock_that_never_was_is_not_missed() -> None:
-    assert doubt(NO_LOCK, a_row(a_balance(total="90", locked="0"), locked_absent=True)) is None
+    assert why_suspect(NO_LOCK, a_row(a_balance(total="90", locked="0"), locked_absent=True)) is None
 
 
 def test_more_locked_than_there_is_stays_accepted_whatever_the_pendings_do() -> None:
-    assert doubt(OVERLOCKED, a_row(OVERLOCKED._replace(pending_deposit="6"))) is None
-    assert doubt(OVERLOCKED, a_row(OVERLOCKED._replace(locked="101"))) == "more is locked than there is"
+    assert why_suspect(OVERLOCKED, a_row(OVERLOCKED._replace(pending_deposit="6"))) is None
+    assert why_suspect(OVERLOCKED, a_row(OVERLOCKED._replace(locked="101"))) == "more is locked than there is"
 
 
 @pytest.mark.parametrize("row", [a_row(ZERO_TOTAL), a_row(NO_LOCK, locked_absent=True), a_row(OVERLOCKED)])
 def test_the_same_odd_reading_again_counts(row: Row) -> None:
-    assert doubt(ACCEPTED, row) is not None
-    assert doubt(ACCEPTED, row, suspect=row.balance) is None
+    assert why_suspect(ACCEPTED, row) is not None
+    assert why_suspect(ACCEPTED, row, suspect=row.balance) is None
 
 
 def test_absence_and_a_row_of_zeros_agree_with_each_other() -> None:
-    assert doubt(ACCEPTED, a_row(EMPTY), suspect=absent(ACCEPTED)) is None
-    assert doubt(ACCEPTED, None, suspect=EMPTY) is None
+    assert why_suspect(ACCEPTED, a_row(EMPTY), suspect=absent(ACCEPTED)) is None
+    assert why_suspect(ACCEPTED, None, suspect=EMPTY) is None
 
 
 def test_a_reading_that_is_odd_in_another_way_is_a_new_doubt() -> None:
-    assert doubt(ACCEPTED, None, suspect=OVERLOCKED) == "the asset disappeared"
-    assert doubt(ACCEPTED, a_row(ZERO_TOTAL), suspect=OVERLOCKED) == "total fell to zero"
-    assert doubt(ACCEPTED, a_row(OVERLOCKED), suspect=NO_LOCK) == "more is locked than there is"
+    assert why_suspect(ACCEPTED, None, suspect=OVERLOCKED) == "the asset disappeared"
+    assert why_suspect(ACCEPTED, a_row(ZERO_TOTAL), suspect=OVERLOCKED) == "total fell to zero"
+    assert why_suspect(ACCEPTED, a_row(OVERLOCKED), suspect=NO_LOCK) == "more is locked than there is"
 
 
 def test_a_doubt_ends_with_the_next_good_poll_even_if_other_fields_go_on_moving() -> None:
-    assert doubt(ACCEPTED, a_row(ZERO_TOTAL), suspect=EMPTY) is None
-    assert doubt(ACCEPTED, a_row(OVERLOCKED), suspect=OVERLOCKED._replace(locked="99")) is None
+    assert why_suspect(ACCEPTED, a_row(ZERO_TOTAL), suspect=EMPTY) is None
+    assert why_suspect(ACCEPTED, a_row(OVERLOCKED), suspect=OVERLOCKED._replace(locked="99")) is None
 
 
 def test_a_plain_reading_ends_a_doubt() -> None:
-    assert doubt(ACCEPTED, a_row(ACCEPTED), suspect=ZERO_TOTAL) is None
-    assert doubt(ACCEPTED, a_row(a_balance(total="99")), suspect=ZERO_TOTAL) is None
+    assert why_suspect(ACCEPTED, a_row(ACCEPTED), suspect=ZERO_TOTAL) is None
+    assert why_suspect(ACCEPTED, a_row(a_balance(total="99")), suspect=ZERO_TOTAL) is None
 
 
 def test_an_absent_asset_reads_as_zero_in_the_fields_that_the_provider_has() -> None:
