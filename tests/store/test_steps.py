@@ -71,7 +71,11 @@ async def test_what_is_asked_together_goes_out_in_few_calls(redis_client: Redis,
     store.pipe._answers = noted  # type: ignore[method-assign, assignment]
     async with running(store.pipe):
         assert set(await asyncio.gather(*(touch(store, lease) for lease in leases))) == {Reply.DONE}
-    assert len(sent) == 1
+        assert len(sent) == 1
+        sent.clear()
+        steps = [a_commit(lease, expected="v1", version="v2") for lease in leases]
+        await asyncio.gather(*map(store.polls.commit, steps))
+    assert len(sent) == 3, "what takes longer holds the server up for 16 at a time at most"
 
 
 async def test_each_step_has_its_own_answer(redis_client: Redis, namespace: str) -> None:
