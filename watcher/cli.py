@@ -36,11 +36,11 @@ COMMANDS_BY_PURPOSE: Mapping[str, Mapping[str, str]] = {
         "health": "Say whether a worker lives, by the exit code.",
     },
     "Look": {
-        "status": "How everything stands, on one screen.",
+        "status": "The state of everything, on one screen.",
         "balances": "The last balances, and what is pending confirmation.",
         "events": "What was emitted, from the event log.",
         "deliveries": "What waits, what was given up, what was tried.",
-        "subscriptions": "How subscriptions stand; pause and resume them.",
+        "subscriptions": "The state of subscriptions; pause and resume them.",
         "tail": "Structured log lines, for people, with filters.",
     },
     "Act and prove": {

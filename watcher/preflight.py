@@ -42,7 +42,7 @@ _SLOW_MS = 100
 
 
 async def try_server(settings: RedisSettings) -> AsyncIterator[Tried]:
-    """Say how the server stands, and, if it answers, what its user may do."""
+    """Say whether the server can be used, and, if it answers, what its user may do."""
     url = settings.url.get_secret_value()
     name = safe_url(url)
     try:

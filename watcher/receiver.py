@@ -153,7 +153,7 @@ class Receiver:
         self._news = asyncio.Condition()
 
     async def __aenter__(self) -> Self:
-        """Start listening; `url` says where. Raises OSError where the port is not to be had."""
+        """Start listening; `url` says where. Raises OSError where the port is taken."""
         app = web.Application()
         app.router.add_post("/{path:.*}", self._receive)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)

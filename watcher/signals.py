@@ -72,7 +72,7 @@ def take_over(
 
 
 def ignore() -> None:
-    """The command has ended, and its exit code stands: the interpreter puts the system's default actions
+    """The command has ended with its exit code: the interpreter puts the system's default actions
     back when it ends, and must not be killed meanwhile."""
     if _pass_on:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -80,7 +80,7 @@ def ignore() -> None:
 
 
 def has_ended() -> bool:
-    """Whether a signal has asked to end, before a command took them over: what fails then, fails for that. A
+    """Whether a signal has asked to end, before a command took them over: errors after it come from that. A
     library may wrap what the handler raises into an error of its own."""
     return any(number != signal.SIGHUP or not _is_worker for number in _came)
 

@@ -25,7 +25,7 @@ class Balance(NamedTuple):
 
 
 class Asset(NamedTuple):
-    """What is held. `id` alone identifies it; symbol and name are carried, never compared.
+    """What an account holds. `id` alone identifies it; symbol and name are carried, never compared.
 
     `decimals` is None where they are not known: amounts are then in the provider's own unit.
     """

@@ -16,7 +16,8 @@ _ASCII = ("ascii", "us-ascii", "ansi_x3.4-1968", "646")
 
 
 class CannotWrite(Exception):
-    """What a command says cannot be written to stdout. No OSError: commands expect those of what they do."""
+    """The output of a command cannot be written to stdout. Not an OSError: commands expect those from their
+    work."""
 
     exit_code = 1
 
@@ -25,7 +26,7 @@ class ReaderLeft(CannotWrite):
     """The reader of stdout has left, as in `watcher tail | head`: no failure of ours."""
 
     exit_code = 141
-    """As of a program that SIGPIPE ended."""
+    """The exit code of a program that SIGPIPE ended."""
 
 
 def fix() -> None:

@@ -27,7 +27,7 @@ _WIDEST = 40
 
 
 async def known(look: "Look") -> "Settings":
-    """Give the configuration, and add to one that is not whole the accounts that Redis knows."""
+    """Return the configuration; to an incomplete one add the accounts that Redis knows."""
     if look.is_whole:
         return look.settings
     from watcher.settings import AccountSettings
@@ -73,7 +73,7 @@ def text_of(value: object) -> str:
 
 
 def part_of(value: object, *path: str) -> Mapping[str, Any]:
-    """Return the object that lies there in parsed JSON; an empty one where there is none."""
+    """Return the object under a name in parsed JSON; an empty one if there is none."""
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}

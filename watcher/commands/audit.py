@@ -24,7 +24,7 @@ _MOST_FINDINGS = 5
 """Printed for people of one account: one missing record may put every later one out of place."""
 
 _MANY_ACCOUNTS = 1000
-"""From so many on the audit takes long enough to show how far it is."""
+"""Accounts from which on an audit takes long enough to show its progress."""
 
 
 @click.command("audit", short_help="Prove that events and state add up.")

@@ -48,7 +48,7 @@ def command(*, is_fast: bool, is_kept: bool, is_verbose: bool) -> int:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(_demo(_FAST if is_fast else _READABLE, is_kept=is_kept))
     except BaseExceptionGroup as errors:
-        # The cli goes by what went wrong, not by the task groups that it passed through.
+        # The cli needs the error itself, not the exception groups around it.
         raise only(errors) from None
     finally:
         writer.close()

@@ -1,6 +1,6 @@
 """`watcher secret`: make signing secrets; here too the options by which receivers' commands are given one.
 
-Refuses to take a secret as an argument: arguments stand in the process list.
+Refuses to take a secret as an argument: arguments show in the process list.
 """
 
 from collections.abc import Callable, Sequence

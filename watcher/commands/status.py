@@ -1,6 +1,6 @@
-"""`watcher status`: one screen of how everything stands, from Redis alone: no worker need run.
+"""`watcher status`: the state of everything on one screen, from Redis alone: no worker need run.
 
-Refuses to fill more than a screen: of whatever is the matter with many it names a few, and says how many.
+Refuses to fill more than a screen: of many with the same problem it names a few, and says how many.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,20 +24,20 @@ _WIDTH = 80
 _MARGIN = 15
 
 _SOON_S = 30
-"""What waits for no longer is under way: a lease may have to end first."""
+"""Work that has waited for less counts as under way: a lease may have to end first."""
 
 _Line = dict[str, Any]
 
 
-@click.command("status", short_help="How everything stands, on one screen.")
+@click.command("status", short_help="The state of everything, on one screen.")
 @look_options
 @click.option("--json", "is_json", is_flag=True, help="One JSON object a line, with its `kind`.")
 @in_a_loop
 async def command(*, look: "Look", is_json: bool) -> None:
-    """How everything stands: the server and what it promises, workers, providers, accounts, subscriptions.
+    """The state of everything: Redis and what it promises, workers, providers, accounts, subscriptions.
 
-    Reads Redis alone: no worker need run. With --json, only accounts with something the matter have a
-    line. Exits with 0 however it stands.
+    Reads Redis alone: no worker need run. With --json, only accounts with problems have a line.
+    Exits with 0, whatever the state.
     """
     lines = await _read_lines(await known(look), is_whole=look.is_whole)
     if is_json:
@@ -191,7 +191,7 @@ def _provider_text(line: _Line) -> Iterator[str]:
 
 
 def _severity(line: _Line) -> int:
-    """Say how bad it is, from 1 on; 0 where a subscription gets what is for it."""
+    """Say how bad it is, from 1 on; 0 for a healthy subscription."""
     claims = (
         line["paused_at"],
         line["failing_since"],

@@ -1,4 +1,4 @@
-"""`watcher subscriptions`: how each one stands with its receiver, and the switch to pause and resume it."""
+"""`watcher subscriptions`: the state of each, and pause and resume."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ _MARGIN = 14
 _Line = dict[str, Any]
 
 
-@click.command("subscriptions", short_help="How subscriptions stand; pause and resume them.")
+@click.command("subscriptions", short_help="The state of subscriptions; pause and resume them.")
 @look_options
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per subscription.")
 @click.argument("action", type=click.Choice(["list", "pause", "resume"]), default="list", metavar="[ACTION]")
@@ -31,7 +31,7 @@ _Line = dict[str, Any]
 )
 @in_a_loop
 async def command(*, look: "Look", is_json: bool, action: str, name: str | None) -> None:
-    """How subscriptions stand: ACTION is list (the default), pause NAME, or resume NAME.
+    """The state of subscriptions: ACTION is list (the default), pause NAME, or resume NAME.
 
     A paused subscription is sent nothing and loses nothing: its events are kept, and go out in order when it
     is resumed. Workers that run notice within a second or two. Resuming also forgets earlier failures, and

@@ -148,7 +148,7 @@ def read_lines(
 ) -> Iterator[Entry | str | None]:
     """Read the file that `key` names, with one JSON object per line; nothing where there is no such key.
 
-    A line that cannot be read gives the name that stands in it, or None where there is none; so does a file.
+    A line that cannot be read gives the name in it, or None; so does a file.
     """
     name = document.table.get(key)
     if name is None:

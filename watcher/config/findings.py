@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, and where: `file:line: key: what is wrong -- did you mean 'x'?`."""
+"""The mistakes in a configuration, and their places: `file:line: key: what is wrong -- did you mean 'x'?`."""
 
 import json
 import re
@@ -55,7 +55,7 @@ class ConfigRefused(ValueError):
 class Entry:
     """One table of the configuration, and where it was written.
 
-    `key` leads to it from the top of its file; `line_of` says on which line a key (from there) stands.
+    `key` leads to it from the top of its file; `line_of` says which line holds a key (from there).
     `variable_by_key` names the values that came from an environment variable instead.
     """
 
@@ -97,7 +97,7 @@ class Findings:
 
     @property
     def warnings(self) -> list[Finding]:
-        """What is doubtful and no mistake already."""
+        """Doubtful findings that are not mistakes already."""
         return [found for found in self._warnings if _place(found) not in self._mistakes]
 
     def mistake(self, found: Finding) -> None:

@@ -36,7 +36,7 @@ from watcher.settings import (
 )
 
 SECTIONS = ("redis", "worker", "log", "egress", "providers", "accounts", "accounts_file", "subscriptions")
-"""Every key that may stand at the top of a file."""
+"""Every key allowed at the top of a file."""
 
 _SHORTEST_INTERVAL = timedelta(seconds=1)
 
@@ -73,7 +73,8 @@ def read_sections(document: Entry, environment: Environment, findings: Findings)
 
 
 _STAND_IN = {"kind": "unknown", "base_url": "https://unknown.invalid", "api_key": "unknown"}
-"""For what a provider lacks, or has wrong: it is refused all the same, after its accounts were looked at."""
+"""Stands in for a missing or wrong value of a provider, so that its accounts can be checked before it is
+refused."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ _UNBRACED = re.compile(r"\A\$(?!\{)|[\s/?&=:@]\$[A-Z_][A-Z0-9_]*(?![A-Za-z0-9])"
 
 
 def mask_flaw(text: str) -> str | None:
-    """Refuse the stars that stand for a secret where one is shown."""
+    """Refuse the stars that `check --show` prints for a secret."""
     if MASK in text and not text.replace(MASK, "").strip("*"):
         return "is the mask that is shown instead of a secret, not the secret"
     return None

@@ -1,7 +1,7 @@
 """Judges a run: what a receiver got against what is true.
 
 Every judge of a run follows the queues with `walk` and the balances with `add_up`; `judge` is that of the
-demonstration. Pure. Refuses to ask the worker: what it goes by is the truth at the providers and the bytes
+demonstration. Pure. Refuses to ask the worker: it compares the truth at the providers and the bytes
 at the receiver.
 """
 

@@ -110,7 +110,7 @@ _OFTEN = 1000
 """Requests per second, on both sides: nothing here is slowed by a limit."""
 
 PATIENCE_S = 4.0
-"""Far longer than anything takes here, and short enough to end within ten seconds if something is wrong."""
+"""Far longer than any step takes, and short enough to end within ten seconds if one fails."""
 
 _START_S = 10.0
 """As long as the worker itself waits for its server, before it says what is wrong."""

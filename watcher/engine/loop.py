@@ -82,7 +82,7 @@ class Neighbours:
 
     `is_alone`: all of them run this configuration, so what it does not name no worker names. They deliver for
     the subscriptions that rest here, and poll the accounts that are `left`. Accounts that are `contested`
-    another worker has elsewhere under the same name, or had of late; `may_poll(account, source,
+    another worker has elsewhere under the same name, or recently had; `may_poll(account, source,
     state_source)` says whether this worker, which polls `source`, may go on from a state that was read at
     `state_source`.
     """

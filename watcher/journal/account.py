@@ -1,4 +1,5 @@
-"""What one account holds as far as was emitted, what waits to be confirmed, and how a snapshot moves both."""
+"""What one account holds as far as was emitted, what is pending confirmation, and how a snapshot moves
+both."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 POLL_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""From a provider next door to the longest timeout in use."""
+"""From the answer of a near provider to the longest timeout in use."""
 
 LAG_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0, 21_600.0, 86_400.0)
-"""From a delivery at once to one of the last retries."""
+"""From an immediate delivery to one of the last retries."""
 
 
 @dataclass(slots=True)

@@ -178,11 +178,11 @@ _CONNECTIONS = 16
 """At the same time. A scraper and a few probes need one each, for milliseconds."""
 
 _CONNECTION_S = 10.0
-"""From the first byte to the last, as long as Prometheus waits."""
+"""For a whole request: as long as Prometheus waits."""
 
 _LINGER_S = 1.0
 _LINGER_BYTES = 64 * 1024
-"""So much that follows the head is read and discarded: left unread it would reset the connection, and the
+"""Bytes after the head that are read and discarded: left unread they would reset the connection, and the
 client would lose the answer."""
 
 _METHODS = "GET, HEAD, OPTIONS"

@@ -19,7 +19,7 @@ one (four timeouts of 5 s each), 10 s for an embedded server to be fixed, and pa
 """
 
 LAGGED_MS = 1000
-"""From then on a lag of the event loop is worth a warning: leases have been eaten into."""
+"""A lag of the event loop from which on it is worth a warning: leases get shorter by it."""
 
 SKEWED_MS = 60_000
 """Receivers refuse signatures that are five minutes off: this leaves time to act."""

@@ -23,10 +23,10 @@ from watcher.observe.tail import pretty
 from watcher.printable import TEXT_LIMIT, plain, traceback_text, without_secrets
 
 _QUEUED_LINES = 10_000
-"""Some 3 MB, and a second of the busiest worker's lines: a reader may hesitate that long."""
+"""Lines: some 3 MB, and a second of the busiest worker; a reader may hesitate that long."""
 _LINES_AT_ONCE = 500
 _WRITE_BYTES = select.PIPE_BUF
-"""What is no larger is never torn by another process that writes to the same pipe."""
+"""Bytes that no other process writing to the same pipe can tear apart."""
 _NAP_S = 0.005
 """Lines of this span leave together: waking the thread for each would cost more than writing it."""
 _PATIENCE = 4
@@ -261,7 +261,7 @@ _MOST = 2**63 - 1
 """The largest integer that every reader of JSON lines takes."""
 
 _UNPREFIXED = ("timestamp", "level")
-"""What every pipeline looks for under these names."""
+"""Fields that every pipeline looks for under these names."""
 
 _bugs = Throttle()
 _processors: list[Any] = []  # one list for all times: loggers that are cached keep a reference to it
@@ -293,8 +293,8 @@ _bridge = _Bridge(logging.WARNING)
 def _tidy(_logger: object, level: str, fields: MutableMapping[str, Any]) -> Mapping[str, Any]:
     """Order the fields, and make every value plain data whose texts are printable.
 
-    Raises DropEvent for a bug that was logged of late. It is the same bug where the same thing is affected at
-    the same place in the code, whichever account it is.
+    Raises DropEvent for a bug that was logged recently. It is the same bug where the same thing is affected
+    at the same place in the code, whichever account it is.
     """
     now = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
     line = {"timestamp": f"{now}Z", "level": level, "event": fields.pop("event")}

@@ -27,7 +27,7 @@ _SGR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def parse(text: str) -> LogLine | None:
-    """Return one of our lines, whatever stands before it or around it, or None for a foreign line.
+    """Find our line in a prefix or envelope; None for a foreign line.
 
     Envelopes are known by what is in them, not by name: journald's MESSAGE, docker's log, Loki's line,
     Google Cloud's jsonPayload and textPayload, and others. A prefix of our fields is taken off.

@@ -33,7 +33,7 @@ _FRESH_S = 5.0
 
 
 class Overview(NamedTuple):
-    """The state of the store at one time (Unix ms of the server)."""
+    """The state of Redis at one time (Unix ms of the server)."""
 
     now_ms: int
     failing: Mapping[str, Mapping[str, Failing]]  # by provider and account
@@ -43,7 +43,7 @@ class Overview(NamedTuple):
 
 
 class OverviewReader:
-    """What one worker sees of its store: only names of the configuration in force."""
+    """What one worker sees of its Redis: only names of the configuration in force."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -52,7 +52,7 @@ class OverviewReader:
         self._fresh_until = 0.0
 
     async def look(self) -> Overview | None:
-        """Read the store, unless that was done just now; None where it is down or slow."""
+        """Read Redis, unless that was done just now; None where it is down or slow."""
         settings, opened = self._worker.settings, self._worker.opened
         if opened is None or not opened.health.is_up:
             return None
@@ -95,7 +95,7 @@ Line = dict[str, Any]
 
 
 def server_line(found: Guarantee | StoreError, at: str) -> Line:
-    """The server, or why no worker would use it: its contents can be looked at all the same."""
+    """The server, or why no worker would use it: its contents can be read all the same."""
     if isinstance(found, StoreError):
         nothing = dict.fromkeys(("server", "persistence", "eviction", "guarantee"))
         return {"kind": "server", "at": at, **nothing, "warnings": [str(found)]}
@@ -156,7 +156,7 @@ def providers_of(settings: Settings) -> list[str]:
 
 
 def rate_line(settings: Settings, name: str, workers: Iterable[Presence], now_ms: int) -> Line:
-    """The requests a second that a provider allows, that its accounts need, and that workers made of late.
+    """The requests a second that a provider allows, that its accounts need, and that workers recently made.
 
     What is needed is one poll an interval; it is more while something is pending. None where the
     configuration does not say all of that.

@@ -1,4 +1,4 @@
-"""Why a poll is rejected, as far as HTTP itself shows: by the status, or by how the connection failed.
+"""Why a poll is rejected, as far as HTTP itself shows it: by the status, or by how the connection failed.
 
 Refuses to look at a body (the provider's module does) and to repeat what a foreign exception says:
 those texts hold URLs.

@@ -74,7 +74,7 @@ class Agreement:
 
     @property
     def has_neighbours(self) -> bool:
-        """Say whether there is, or was of late, a worker that leads elsewhere under the same name."""
+        """Say whether there is, or recently was, a worker that leads elsewhere under the same name."""
         return bool(self._others.differing)
 
     def _may_poll(self, account: str, source: str, state_source: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""Which other workers of a namespace run another configuration, and which did of late."""
+"""Which other workers of a namespace run another configuration, and which recently did."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

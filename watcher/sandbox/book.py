@@ -93,7 +93,7 @@ class Account:
 
 
 class Move(NamedTuple):
-    """A movement, or half of one, that now shows: `effect` is what it did, `after` what is held then."""
+    """A movement, or half of one, that now shows: `effect` is what it did, `after` the holding then."""
 
     do: str
     account: Account
@@ -123,15 +123,15 @@ class Book:
         self._requested_by_asset: dict[str, int] = {}
 
     def holdings(self) -> Mapping[str, Holding]:
-        """Copy what is held now, by asset id; assets that were never touched are absent."""
+        """Copy the holdings of now, by asset id; assets that were never touched are absent."""
         return dict(self._holding_by_asset)
 
     def holding(self, asset: ListedAsset) -> Holding:
-        """Read what is held now of one asset."""
+        """Read the holding of one asset now."""
         return self._holding_by_asset.get(asset.id, NOTHING)
 
     def holding_at_last(self, asset: ListedAsset) -> Holding:
-        """Read what will be held of it when every half has shown."""
+        """Read the holding of one asset once every half has shown."""
         return self.holding(asset).plus(*(late.effect for late in self._late if late.asset.id == asset.id))
 
     def make(

@@ -233,7 +233,7 @@ class Change(NamedTuple):
 class Breakers:
     """The breakers of one namespace. Methods raise StoreError.
 
-    Only those that are not closed, or have failed of late, are written down: every worker reads all of them
+    Only those that are not closed, or have failed recently, are written down: every worker reads all of them
     every second.
     """
 

@@ -97,7 +97,7 @@ class Owed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was read from the store at one time (Unix ms of the server)."""
+    """What was read from Redis at one time (Unix ms of the server)."""
 
     now_ms: int
     overview: Overview

@@ -39,7 +39,7 @@ _DELIVERIES = 50
 
 
 class Look:
-    """What one worker sees of its store, as the page's JSON."""
+    """What one worker sees of its Redis, as the page's JSON."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -145,7 +145,7 @@ MOST_RECORDS = 10_000
 two of them was never there."""
 
 _PAGE = 500
-"""As many records as `History` reads of one shard at once: with fewer there are no more of any."""
+"""Records that `History` reads of one shard at once: if fewer come, none are left."""
 
 _ROUNDS = 4
 _FORGOTTEN_AFTER_S = 60.0
