@@ -84,7 +84,8 @@ def doubt_load(providers: Providers, accounts: Accounts, findings: Findings) -> 
     """Warn where a provider's rate limit cannot bear the polls of its accounts at their intervals."""
     accounts_by_provider: dict[str, list[AccountSettings]] = defaultdict(list)
     for account in accounts.by_name.values():
-        accounts_by_provider[account.provider].append(account)
+        if account.interval:  # none is a mistake, which is among the findings
+            accounts_by_provider[account.provider].append(account)
     for name, provider in providers.asked_by_name.items():
         here = accounts_by_provider[name]
         most, needed = providers.settings_by_name[name].requests_per_second, requests_needed(provider, here)
