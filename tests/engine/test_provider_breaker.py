@@ -69,3 +69,22 @@ def test_a_good_answer_ends_the_cause() -> None:
     breaker = a_breaker(error_class="auth")
     breaker.answered()
     assert breaker.cause is None
+
+
+def test_after_an_outage_it_takes_two_accounts_again() -> None:
+    breaker = a_breaker()
+    breaker.answered()
+    for number in range(2 * OPEN_AFTER):
+        breaker.rejected("account-0", Rejected("gone", "no"), 201.0 + number)
+    assert breaker.state(NOW) is State.CLOSED
+
+
+def test_the_next_outage_is_probed_as_soon_as_the_first() -> None:
+    breaker = a_breaker()
+    for now in range(105, 1000):
+        breaker.may_ask(float(now))
+    breaker.answered()
+    for number in range(OPEN_AFTER):
+        breaker.rejected(f"account-{number}", Rejected("gone", "no"), 1000.0)
+    asked_at = [now for now in range(1000, 1100) if breaker.may_ask(float(now))]
+    assert asked_at[:3] == [1005, 1010, 1020]

@@ -1,0 +1,297 @@
+"""What the loop claims, starts, holds back and ends: with an index and work of both kinds in memory."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, cast
+
+import pytest
+from structlog.testing import capture_logs
+
+from watcher.engine.dispatch import Claim, Key, Kind, Room
+from watcher.engine.loop import Claimed, InUse, Loop
+from watcher.store.exceptions import StoreUnreachable
+from watcher.store.health import StoreHealth
+from watcher.store.keys import SHARDS
+from watcher.store.schedule import Due, Lease
+
+OPS, SHOP = Key("delivery", "ops"), Key("poll", "shop")
+
+
+class Index:
+    """Names what is due, once for each time that a test says so."""
+
+    looks = (tuple(range(SHARDS)),)
+
+    def __init__(self) -> None:
+        self.named: list[Due] = []
+        self.looked = 0
+        self.fixed: Counter[int] = Counter()
+
+    async def look(self, _shards: Sequence[int]) -> list[Due]:
+        self.looked += 1
+        named, self.named = self.named, []
+        return named
+
+    async def fix(self, shard: int, _providers: Sequence[str]) -> None:
+        self.fixed[shard] += 1
+
+
+class Work:
+    """Work of one kind: a claim, once it `may_answer`, brings one piece, which lasts until it `may_end`."""
+
+    breath_s = 0.0
+
+    def __init__(self) -> None:
+        self.room_of: Callable[[], Room] = lambda: Room(10)
+        self.claimed: list[int] = []
+        self.begun = 0
+        self.ended: list[str] = []
+        self.held: list[tuple[int, Mapping[str, float]]] = []
+        self.trouble_by_shard: dict[int, Exception] = {}
+        self.bug: Exception | None = None
+        self.is_more = False
+        self.may_answer, self.may_end = asyncio.Event(), asyncio.Event()
+        self.may_answer.set()
+        self.may_end.set()
+
+    def takes(self, _name: str) -> bool:
+        return True
+
+    async def room(self, _name: str, _in_flight: int, _in_flight_of_all: int) -> Room:
+        return self.room_of()
+
+    async def claim(self, _name: str, claim: Claim) -> Claimed:
+        await self.may_answer.wait()
+        self.claimed.append(claim.shard)
+        if trouble := self.trouble_by_shard.get(claim.shard):
+            raise trouble
+        return Claimed((Lease(f"{claim.shard}", 0),))
+
+    async def begin(self, _name: str, leases: Sequence[Lease]) -> Sequence[Coroutine[Any, Any, bool]]:
+        return [self._do(lease) for lease in leases]
+
+    async def hold(self, shard: int, for_s: Mapping[str, float]) -> None:
+        self.held.append((shard, for_s))
+
+    async def _do(self, lease: Lease) -> bool:
+        self.begun += 1
+        try:
+            await self.may_end.wait()
+            if self.bug:
+                raise self.bug
+            self.ended.append(f"{lease.member} done")
+        except asyncio.CancelledError:
+            self.ended.append(f"{lease.member} cut off")
+            raise
+        is_more, self.is_more = self.is_more, False
+        return is_more
+
+
+class World:
+    def __init__(self) -> None:
+        self.index = Index()
+        self.polls, self.deliveries = Work(), Work()
+        works: dict[Kind, Any] = {"poll": self.polls, "delivery": self.deliveries}
+        self.loop = Loop(cast(Any, self.index), StoreHealth(), works, lambda: ["shop"])
+
+    def name(self, key: Key, *shards: int) -> None:
+        self.index.named += [Due(key.kind, shard, key.name, 0.0) for shard in shards]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+            group.create_task(self.loop.run())
+            try:
+                yield
+            finally:
+                self.loop.stop()
+
+    async def until(self, is_so: Callable[[], object]) -> None:
+        while not is_so():  # noqa: ASYNC110 - the loop tells nobody
+            await asyncio.sleep(0.001)
+
+    async def looked(self, times: int) -> None:
+        """Wait until the loop has looked so many times more."""
+        before = self.index.looked
+        await self.until(lambda: self.index.looked >= before + times)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def lines() -> Iterator[list[MutableMapping[str, Any]]]:
+    with capture_logs() as found:
+        yield found
+
+
+async def test_what_the_index_names_is_claimed_and_worked(world: World) -> None:
+    world.name(OPS, 1, 2)
+    world.name(SHOP, 3)
+    async with world.running():
+        await world.until(lambda: len(world.deliveries.ended) == 2 and world.polls.ended)
+    assert sorted(world.deliveries.ended) == ["1 done", "2 done"]
+    assert world.polls.ended == ["3 done"]
+
+
+async def test_what_is_in_hand_when_the_loop_stops_goes_on_to_its_end(world: World) -> None:
+    world.deliveries.may_end.clear()
+    async with world.running():
+        world.loop.wake(OPS, 1)
+        await world.until(lambda: world.deliveries.begun)
+        world.loop.stop()
+        assert world.loop.in_flight == 1
+        world.deliveries.may_end.set()
+    assert world.deliveries.ended == ["1 done"]
+    assert world.loop.in_flight == 0
+
+
+async def test_a_loop_that_is_stopped_while_it_asks_for_room_claims_nothing(world: World) -> None:
+    def stopping() -> Room:
+        world.loop.stop()
+        return Room(10)
+
+    world.deliveries.room_of = stopping
+    async with world.running():
+        world.loop.wake(OPS, 1)
+        await world.until(lambda: world.loop.stopped.is_set())
+    assert world.deliveries.claimed == []
+
+
+async def test_work_that_says_that_more_is_due_is_claimed_again_without_a_look(world: World) -> None:
+    world.deliveries.is_more = True
+    async with world.running():
+        world.loop.wake(OPS, 1)
+        await world.until(lambda: len(world.deliveries.ended) == 2)
+    assert world.deliveries.claimed == [1, 1]
+
+
+async def test_what_has_no_room_is_kept_out_of_the_index_for_as_long(world: World) -> None:
+    world.deliveries.room_of = lambda: Room(0, 60)
+    async with world.running():
+        world.loop.wake(OPS, 1)
+        await world.until(lambda: world.deliveries.held)
+        assert world.deliveries.held == [(1, {"ops": 60})]
+        world.name(OPS, 2)
+        await world.until(lambda: len(world.deliveries.held) == 2)
+    shard, for_s = world.deliveries.held[1]
+    assert shard == 2
+    assert 55 < for_s["ops"] <= 60
+    assert world.deliveries.claimed == []
+
+
+async def test_a_key_that_is_woken_at_all_shards_is_asked_anew_whether_it_has_room(world: World) -> None:
+    world.deliveries.room_of = lambda: Room(0, 60)
+    async with world.running():
+        world.loop.wake(OPS, 1)
+        await world.until(lambda: world.deliveries.held)
+        world.deliveries.room_of = lambda: Room(16)
+        world.loop.wake_all(OPS)
+        await world.until(lambda: len(world.deliveries.ended) == SHARDS)
+    assert sorted(world.deliveries.claimed) == [*range(SHARDS)]
+
+
+async def test_a_shard_whose_keys_are_damaged_is_a_bug_once_and_holds_up_no_other(
+    world: World, lines: list[MutableMapping[str, Any]]
+) -> None:
+    world.deliveries.trouble_by_shard[1] = ValueError("WRONGTYPE")
+    async with world.running():
+        for count in range(1, 4):
+            world.name(OPS, 1, 2)
+            await world.until(lambda count=count: len(world.deliveries.ended) == count)  # type: ignore[misc]
+            await world.looked(1)
+    assert [line["affected"] for line in lines if line["event"] == "bug"] == ["delivery ops, shard 1"]
+    assert world.deliveries.claimed.count(1) == 1
+
+
+async def test_a_bug_in_one_piece_of_work_costs_no_other(
+    world: World, lines: list[MutableMapping[str, Any]]
+) -> None:
+    world.deliveries.bug = RuntimeError("a bug")
+    async with world.running():
+        world.loop.wake(OPS, 1)
+        world.loop.wake(SHOP, 2)
+        await world.until(lambda: world.deliveries.begun and world.polls.ended)
+        await world.until(lambda: not world.loop.in_flight)
+        world.deliveries.bug = None
+        world.loop.wake(OPS, 3)
+        await world.until(lambda: world.deliveries.ended == ["3 done"])
+    (bug,) = (line for line in lines if line["event"] == "bug")
+    assert (bug["affected"], bug["account"], bug["subscription"]) == ("delivery", "1", "ops")
+
+
+async def test_while_the_store_is_away_it_is_not_asked_all_the_time(world: World) -> None:
+    world.deliveries.trouble_by_shard[1] = StoreUnreachable("Redis is away")
+    async with world.running():
+        world.loop.wake(OPS, 1)
+        await world.looked(2)
+        del world.deliveries.trouble_by_shard[1]
+        await world.until(lambda: world.deliveries.ended)
+    assert len(world.deliveries.claimed) < 10
+
+
+async def test_the_index_is_compared_with_the_schedules_now_and_then_and_not_at_each_look(
+    world: World,
+) -> None:
+    async with world.running():
+        await world.looked(3)
+    assert world.index.fixed == Counter(range(SHARDS))
+
+
+async def test_what_is_cut_off_has_a_moment_left_and_nothing_else_is(world: World) -> None:
+    for work in (world.polls, world.deliveries):
+        work.may_end.clear()
+    async with world.running():
+        for key in (OPS, SHOP):
+            world.loop.wake(key, 1)
+        await world.until(lambda: world.polls.begun and world.deliveries.begun)
+        world.loop.cut_off(SHOP, 60)
+        world.loop.cut_off(OPS, 0.01)
+        await world.until(lambda: world.deliveries.ended)
+        world.polls.may_end.set()
+        await world.until(lambda: world.polls.ended)
+    assert (world.deliveries.ended, world.polls.ended) == (["1 cut off"], ["1 done"])
+
+
+async def test_a_loop_that_finishes_ends_when_nothing_is_due_nor_in_hand(world: World) -> None:
+    world.deliveries.may_end.clear()
+    async with world.running():
+        world.loop.wake(OPS, 1)
+        await world.until(lambda: world.deliveries.begun)
+        await world.looked(2)
+        world.loop.finish()
+        await world.looked(3)
+        assert not world.loop.stopped.is_set()
+        world.deliveries.may_end.set()
+        await world.until(lambda: world.loop.stopped.is_set())
+    assert world.deliveries.ended == ["1 done"]
+
+
+async def test_a_loop_shows_that_it_turns_and_since_when_it_claims(world: World) -> None:
+    world.deliveries.may_answer.clear()
+    assert world.loop.turned_at_by_name == {}
+    async with world.running():
+        world.loop.wake(OPS, 1)
+        await world.until(lambda: "delivery ops" in world.loop.turned_at_by_name)
+        world.deliveries.may_answer.set()
+        await world.until(lambda: [*world.loop.turned_at_by_name] == ["loop"])
+    assert world.loop.turned_at_by_name == {}
+
+
+async def test_what_is_in_use_is_closed_once_after_its_last_use_and_is_open_no_more() -> None:
+    stack, closed = AsyncExitStack(), list[bool]()
+    stack.callback(closed.append, True)
+    still_open = {stack}
+    in_use = InUse(stack, still_open)
+    async with in_use:
+        async with in_use:
+            await in_use.retire()
+        assert (closed, still_open) == ([], {stack})
+    assert (closed, still_open) == ([True], set())
+    async with in_use:
+        pass
+    assert closed == [True]
