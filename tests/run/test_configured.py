@@ -1,0 +1,141 @@
+"""What a configuration becomes, and what a reload makes of it: without a loop that runs, on a real store."""
+
+import time
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from tests.support.builders import a_subscription, seconds
+from tests.support.provider_staging import (
+    loopring_account,
+    loopring_settings,
+    metakeep_account,
+    metakeep_settings,
+)
+from tests.support.stores import MINUTE_MS, OPS, SHARD, Store, a_store, some_deliveries
+from watcher.engine.dispatch import Key
+from watcher.engine.loop import Neighbours
+from watcher.observe.counters import Counters
+from watcher.polling.poll import Poller
+from watcher.providers.contract import Rejected
+from watcher.run.configured import Configured
+from watcher.settings import AccountSettings, RedisSettings, Settings
+from watcher.store.health import StoreHealth
+from watcher.store.keys import SHARDS
+
+KEY = Rejected("auth", "the API key is refused (401)", status=401)
+
+
+def some(*accounts: AccountSettings, subscriptions: tuple[str, ...] = (OPS,), **loopring: Any) -> Settings:
+    providers = [loopring_settings(**loopring), metakeep_settings()]
+    return Settings(
+        redis=RedisSettings(url=SecretStr("redis://127.0.0.1:1/0"), namespace="watcher"),
+        provider_by_name={provider.name: provider for provider in providers},
+        account_by_name={account.name: account for account in accounts},
+        subscription_by_name={name: a_subscription(name) for name in subscriptions},
+    )
+
+
+def an_account(name: str, interval_s: float = 60) -> AccountSettings:
+    return loopring_account().model_copy(update={"name": name, "interval": seconds(interval_s)[0]})
+
+
+class Bench:
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        redis = RedisSettings(url=SecretStr("redis://127.0.0.1:1/0"), namespace=store.keys.namespace)
+        agreement: Any = SimpleNamespace(neighbours=Neighbours())
+        self.configured = Configured(
+            some().model_copy(update={"redis": redis}), store.schedule, StoreHealth(), Counters(), agreement
+        )
+
+    async def follow(self, settings: Settings) -> None:
+        await self.configured.drop(settings)
+        await self.configured.add(settings)
+
+    def poller(self, provider: str = "loopring") -> Poller:
+        return self.configured.poll_work.by_provider[provider].poller
+
+    def woken(self, subscription: str) -> int:
+        """At how many shards a subscription is claimed next."""
+        dispatch, key = self.configured.loop.dispatch, Key("delivery", subscription)
+        now = time.monotonic()
+        return len(dispatch.due_shards(key, now)) if key in dispatch.take(now) else 0
+
+
+@pytest.fixture
+async def bench(redis_client: Redis, namespace: str) -> AsyncIterator[Bench]:
+    store = a_store(redis_client, namespace)
+    await store.schedule.read_clock()
+    bench = Bench(store)
+    async with bench.configured:
+        yield bench
+
+
+def loud(lines: list[Any]) -> list[str]:
+    return [line["event"] for line in lines if line["log_level"] in ("warning", "error")]
+
+
+async def test_all_workers_choose_the_same_account_to_probe_a_provider_by(bench: Bench) -> None:
+    await bench.follow(some(an_account("c", 30), an_account("a"), an_account("b", 30)))
+    assert bench.poller().probe_account == "b", "the most frequent one, the first of them by name"
+    await bench.follow(some(an_account("c", 30), an_account("a")))
+    assert bench.poller().probe_account == "c"
+    await bench.follow(some())
+    assert bench.poller().probe_account == ""
+
+
+async def test_a_lease_is_as_long_as_the_longest_poll_of_a_provider(bench: Bench) -> None:
+    long = metakeep_account(*(f"0x{number:040x}" for number in range(1000)))
+    short = long.model_copy(update={"name": "bob", "currencies": long.currencies[:1]})
+    await bench.follow(some(short, long, an_account("a")))
+    poller = bench.poller("shop")
+    assert poller.most_requests == poller.cost(long) > poller.cost(short)
+    assert bench.poller().most_requests == 1
+    await bench.follow(some(short))
+    assert poller.most_requests == poller.cost(short)
+
+
+async def test_a_provider_that_is_configured_anew_forgets_what_failed_there(bench: Bench) -> None:
+    await bench.follow(some(an_account("a")))
+    with capture_logs() as lines:
+        for requests_per_second in (3, 3, 2):
+            await bench.follow(some(an_account("a"), requests_per_second=requests_per_second))
+            bench.configured.report.failures("loopring").refused("a", KEY)
+    assert loud(lines) == ["provider.refusing"] * 2, "once for each configuration of it"
+
+
+async def test_an_account_that_was_taken_out_keeps_no_other_from_going_stale_loudly(bench: Bench) -> None:
+    await bench.follow(some(an_account("a"), an_account("b")))
+    failures = bench.configured.report.failures("loopring")
+    with capture_logs() as lines:
+        failures.stale("a", "no answer", 5000)
+        bench.configured.report.gathered(at_once=True)
+        await bench.follow(some(an_account("b")))
+        failures.succeeded("b")
+        failures.stale("b", "no answer", 5000)
+        bench.configured.report.gathered(at_once=True)
+    assert loud(lines) == ["account.stale"] * 2
+
+
+async def test_a_subscription_that_a_reload_adds_is_claimed_for_at_once(bench: Bench) -> None:
+    await bench.follow(some(subscriptions=(OPS,)))
+    assert bench.woken(OPS) == 0, "at the start the index says what is due"
+    await bench.follow(some(subscriptions=(OPS, "more")))
+    assert bench.woken("more") == SHARDS
+    assert bench.woken(OPS) == 0
+
+
+async def test_what_is_made_due_is_claimed_for_at_once(bench: Bench) -> None:
+    await bench.follow(some())
+    await bench.store.queues.enqueue(OPS, "treasury", some_deliveries(1))
+    (lease,) = (await bench.store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
+    await bench.store.queues.release(OPS, lease, due_in_ms=10 * MINUTE_MS)
+    await bench.configured.make_due(OPS)
+    assert bench.woken(OPS) == SHARDS
+    assert len((await bench.store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases) == 1
