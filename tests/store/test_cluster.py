@@ -112,7 +112,7 @@ async def test_a_node_alone_is_refused_and_so_is_a_server_that_is_no_node(cluste
             await guarantee(client)
     port = a_free_port()
     with real_server("valkey", *on_port(port)):
-        pipe = ClusterPipe(Several("cluster", (("127.0.0.1", port),), "", "redis://nobody"))
+        pipe = ClusterPipe(Several("cluster", (("127.0.0.1", port),), "", "redis://unknown"))
         with pytest.raises(ConfigurationRefused, match="not part of a Cluster"):
             await guarantee_of_all(pipe)
         await pipe.aclose()
@@ -123,13 +123,13 @@ async def test_a_node_alone_is_refused_and_so_is_a_server_that_is_no_node(cluste
     [
         (
             "redis+cluster://one.example.com",
-            Several("cluster", (("one.example.com", 6379),), "", "redis://nobody"),
+            Several("cluster", (("one.example.com", 6379),), "", "redis://unknown"),
             "redis+cluster://one.example.com:6379",
         ),
         (
             f"rediss+cluster://me:{PASSWORD}@one:1,[::1]:2?ssl_cert_reqs=none",
             Several(
-                "cluster", (("one", 1), ("::1", 2)), "", f"rediss://me:{PASSWORD}@nobody?ssl_cert_reqs=none"
+                "cluster", (("one", 1), ("::1", 2)), "", f"rediss://me:{PASSWORD}@unknown?ssl_cert_reqs=none"
             ),
             "rediss+cluster://one:1,[::1]:2",
         ),
