@@ -344,3 +344,20 @@ def test_what_is_being_claimed_takes_room_from_other_keys() -> None:
     dispatch.began(OPS)
     dispatch.served(OPS, NOW)
     assert dispatch.in_flight_of("delivery") == 1
+
+
+def test_a_key_is_forgotten_with_its_timer_but_not_while_it_is_in_hand() -> None:
+    dispatch = Dispatch()
+    dispatch.due(OPS, 5, NOW + 2, NOW)
+    assert dispatch.forget(OPS)
+    assert dispatch.keys == []
+    assert dispatch.take(NOW + 3) == []
+    dispatch.due(OPS, 5, NOW, NOW + 3)
+    assert not dispatch.forget(OPS), "it is to be taken next"
+    assert dispatch.take(NOW + 3) == [OPS]
+    assert not dispatch.forget(OPS), "it is claimed for"
+    served(dispatch, OPS, Room(4), NOW + 3, found=1)
+    assert not dispatch.forget(OPS), "something of it is in flight"
+    dispatch.ended(OPS, 5, NOW + 3)
+    assert dispatch.forget(OPS)
+    assert dispatch.keys == []

@@ -211,3 +211,17 @@ async def test_an_attempt_that_is_under_way_is_answered_though_the_secret_is_cha
         await reloaded(worker, rig.settings.model_copy(update={"subscription_by_name": {"ops": changed}}))
         await rig.events(1)
         assert seen["sink opened"] == 1
+
+
+async def test_nothing_is_kept_of_names_that_come_and_go(rig: Rig) -> None:
+    async with rig.worker() as worker:
+        await until(lambda: worker.counters.polls > 2)
+        for turn in range(5):
+            await reloaded(worker, with_subscription(rig.settings, f"passing-{turn}"))
+            rig.sandbox.world.credit(TREASURY, "LRC", "1")
+            await until(lambda count=2 * turn + 2: worker.counters.deliveries >= count)  # type: ignore[misc]
+        for _ in range(2):  # what was in hand at the first
+            await reloaded(worker, rig.settings.model_copy())
+        loop = worker.loop
+        assert loop
+        assert {key.name for key in loop.dispatch.keys} <= {"ops", "loopring", "shop"}

@@ -14,7 +14,7 @@ from tests.support.stores import ACCOUNT, OPS, a_commit, a_delivery, a_store, ru
 from watcher.service.serve import loop_factory
 from watcher.store.client import connect
 from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
-from watcher.store.pipe import Call, Joint, Pipe, load_script, packed
+from watcher.store.pipe import Call, Joint, Joints, Pipe, load_script, packed
 from watcher.store.schedule import Reply
 
 everywhere = pytest.mark.parametrize("engine", EVERY_ENGINE)
@@ -114,6 +114,16 @@ async def test_the_error_of_one_command_is_its_own(redis_client: Redis, namespac
     assert (first, last) == (b"a", b"b")
     assert isinstance(wrong, ResponseError)
     assert isinstance(unknown, ConfigurationRefused)
+
+
+def test_no_more_joints_are_kept_than_are_in_use_at_a_time() -> None:
+    settle = load_script("settle")
+    made = Joints(lambda shard, name: Joint(settle, (f"{shard}:{name}",)))
+    kept = 0
+    for number in range(50_000):
+        assert made[number % 16, f"{number}"].keys == (f"{number % 16}:{number}",)
+        kept = max(kept, len(made))
+    assert kept <= 20_000
 
 
 @pytest.mark.parametrize("runners", [0, 2])

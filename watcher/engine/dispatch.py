@@ -103,13 +103,26 @@ class Dispatch:
         if line := self._lines.get(key):
             line.not_before, line.is_full = 0.0, False
 
+    @property
+    def keys(self) -> list[Key]:
+        """The keys of which anything is known."""
+        return [*self._lines]
+
+    def forget(self, key: Key) -> bool:
+        """Forget a key that is no longer configured; returns False, and does nothing, while it is in hand."""
+        line = self._lines.get(key)
+        if line and (line.in_flight or line.is_queued or line.serving_since is not None):
+            return False
+        self._lines.pop(key, None)
+        return True
+
     def take(self, now: float) -> list[Key]:
         """Take the keys to claim for now. For each, `plan` and then `served` are called."""
         while self._timers and self._timers[0][0] <= now:
             _, key = heapq.heappop(self._timers)
-            line = self._lines[key]
-            line.timer_at = math.inf
-            self._arrange(key, line, now)
+            if line := self._lines.get(key):  # else it was forgotten
+                line.timer_at = math.inf
+                self._arrange(key, line, now)
         taken: list[Key] = []
         for queue in (self._woken, self._ready):
             for _ in range(min(AT_ONCE, len(queue))):

@@ -193,6 +193,11 @@ class Loop:
         for task in self._tasks[key]:
             asyncio.get_running_loop().call_later(after_s, task.cancel)
 
+    def forget(self, key: Key) -> None:
+        """Forget a key that is no longer configured; while it is in hand, nothing: call it again later."""
+        if self.dispatch.forget(key):
+            self._tasks.pop(key, None)
+
     @property
     def in_flight(self) -> int:
         return self.dispatch.in_flight_of("poll") + self.dispatch.in_flight_of("delivery")

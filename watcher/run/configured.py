@@ -189,6 +189,9 @@ class Configured:
             if name not in self.poll_work.by_provider:
                 self.poll_work.by_provider[name] = await self._open_provider(provider)
             await self._follow(self.poll_work.by_provider[name], accounts_by_provider[name])
+        async for key in _slowly(self.loop.dispatch.keys):  # what is in hand yet: at the next reload
+            if key.name not in (self.targets if key.kind == "delivery" else self.poll_work.by_provider):
+                self.loop.forget(key)
 
     async def _follow(self, polls: ProviderPolls, accounts: Mapping[str, AccountSettings]) -> None:
         """Poll these accounts of a provider from now on; the last answers of unchanged ones stay known."""

@@ -61,6 +61,10 @@ class Joint:
     most: int = 16
 
 
+_MOST_JOINTS = 20_000
+"""Kept of one script: names come and go, and another one is soon made."""
+
+
 class Joints(dict[tuple[int, str], Joint]):
     """The joints of one script, by shard and by the name of a provider or subscription."""
 
@@ -68,6 +72,8 @@ class Joints(dict[tuple[int, str], Joint]):
         self._make = make
 
     def __missing__(self, where: tuple[int, str]) -> Joint:
+        if len(self) >= _MOST_JOINTS:
+            self.clear()
         joint = self[where] = self._make(*where)
         return joint
 
