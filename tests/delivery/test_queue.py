@@ -152,13 +152,13 @@ async def test_a_queue_is_worked_off_in_order_and_leaves_nothing(bench: Bench) -
 
 
 @pytest.mark.parametrize(
-    ("rests", "is_alone", "known", "unknown"),
+    ("inactive", "is_alone", "known", "unknown"),
     [((), True, True, True), ((), False, True, False), ((OPS,), False, False, False)],
 )
 async def test_queues_of_other_workers_are_neither_claimed_nor_held_back(
-    bench: Bench, rests: tuple[str, ...], is_alone: bool, known: bool, unknown: bool
+    bench: Bench, inactive: tuple[str, ...], is_alone: bool, known: bool, unknown: bool
 ) -> None:
-    bench.neighbours.is_alone, bench.neighbours.rests = is_alone, frozenset(rests)
+    bench.neighbours.is_alone, bench.neighbours.inactive = is_alone, frozenset(inactive)
     assert (bench.work.takes(OPS), bench.work.takes("unknown")) == (known, unknown)
 
 
@@ -166,7 +166,7 @@ async def test_a_queue_that_becomes_another_workers_is_given_back_before_the_nex
     bench: Bench,
 ) -> None:
     def left() -> None:
-        bench.neighbours.rests = frozenset((OPS,))
+        bench.neighbours.inactive = frozenset((OPS,))
 
     bench.sink.meanwhile = left
     await bench.deliver()

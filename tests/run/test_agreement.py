@@ -1,4 +1,4 @@
-"""Workers of one namespace whose configurations differ: which of them rests, for how long, what is said."""
+"""Workers of one namespace whose configurations differ: which is inactive, for how long, what is said."""
 
 import zlib
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -112,7 +112,7 @@ def lines() -> Iterator[list[MutableMapping[str, Any]]]:
 
 def is_ours(worker: Agreement, subscription: str) -> bool:
     """Whether a worker delivers to a subscription that it knows."""
-    return subscription not in worker.neighbours.rests
+    return subscription not in worker.neighbours.inactive
 
 
 def contested(worker: Agreement) -> set[str]:

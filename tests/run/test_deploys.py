@@ -103,7 +103,7 @@ async def test_a_new_url_takes_over_when_the_last_worker_was_restarted_and_until
             await ended(worker)
     assert [event["data"]["amount"] for event in receiver.events] == ["1"]
     assert [event["data"]["amount"] for event in moved.events] == ["2"]
-    said = [line["rests"] for line in lines(place, "configuration.differs")]
+    said = [line["inactive"] for line in lines(place, "configuration.differs")]
     assert ["ops"] in said
     assert [] in said
     assert not lines(place, "bug")

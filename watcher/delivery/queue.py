@@ -128,7 +128,7 @@ class DeliveryWork(Generic[T_target]):
             await before.retire()
 
     def takes(self, name: str) -> bool:
-        return name not in self._neighbours.rests if name in self.targets else self._neighbours.is_alone
+        return name not in self._neighbours.inactive if name in self.targets else self._neighbours.is_alone
 
     async def room(self, name: str, in_flight: int, in_flight_of_all: int) -> Room:
         """Say how many more queues may be worked on; to a failing subscription one worker at a time sends."""
@@ -226,7 +226,11 @@ class DeliveryWork(Generic[T_target]):
         name, per_second = target.name, target.settings.requests_per_second
         if lease.deadline - self._now_ms() < _LEAST_MS:
             return False  # it took long to come here
-        if name in self._neighbours.rests or self.targets.get(name) is not target or self._stopped.is_set():
+        if (
+            name in self._neighbours.inactive
+            or self.targets.get(name) is not target
+            or self._stopped.is_set()
+        ):
             return False
         if self._breakers.rest_ms(name):
             return False

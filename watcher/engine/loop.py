@@ -88,7 +88,7 @@ class Neighbours:
     """
 
     is_alone: bool = True
-    rests: frozenset[str] = frozenset()
+    inactive: frozenset[str] = frozenset()
     left: frozenset[str] = frozenset()
     contested: Container[str] = frozenset()
     may_poll: Callable[[str, str, str | None], bool] = lambda *_: True

@@ -1,12 +1,13 @@
 """What other workers of the namespace run, and what this one leaves to them.
 
 One namespace is for one configuration. Workers compare fingerprints: if two lead elsewhere under the same
-name, both report it at once, and one of them rests. - A subscription's queues are filled for one URL, its
-mark, and only workers whose configuration names that URL deliver them. A start, or a reload that changes the
-URL, moves the mark, unless another worker that runs names the old one. Then this worker waits until the last
-of those is gone, and a while longer, because it may only be restarting. At its start it waits in the same way
-for a mark of another deployment. - An account that another worker polls elsewhere is left to it, in the same
-way. - An account whose events would wait in the queues of another deployment is not polled.
+name, both report it at once, and one of them is inactive for what has that name.
+- A subscription's queues are filled for one URL, its mark, and only workers whose configuration names that
+  URL deliver them. A start, or a reload that changes the URL, moves the mark, unless another worker that runs
+  names the old one. Then this worker waits until the last of those is gone, and a while longer, because it
+  may only be restarting. At its start it waits in the same way for a mark of another deployment.
+- An account that another worker polls elsewhere is left to it, in the same way.
+- An account whose events would wait in the queues of another deployment is not polled.
 
 Refuses to know which configuration is right: the one that was there first counts, until it is gone.
 """
@@ -115,10 +116,10 @@ class Agreement:
                 ours = self._own.subscriptions
                 elsewhere = [mark for name, mark in marks.items() if mark.url != ours[name]]
                 await self._others.remember(elsewhere, before)
-            rests = await self._take_marks(marks, before)
+            inactive = await self._take_marks(marks, before)
         except ConfigurationRefused:  # this worker may not look: its own configuration alone counts
             return
-        await self._judge(rests)
+        await self._judge(inactive)
         self._report()
 
     async def _take_marks(self, marks: Mapping[str, Mark], before: Fingerprint | None) -> dict[str, str]:
@@ -146,8 +147,8 @@ class Agreement:
         holders = self._others.holders(subscription, url)
         return all(is_moved and other.place.is_same and not other.is_there for other in holders)
 
-    async def _judge(self, rests: Mapping[str, str]) -> None:
-        holders = {name: self._others.holders(name, url) for name, url in rests.items()}
+    async def _judge(self, inactive: Mapping[str, str]) -> None:
+        holders = {name: self._others.holders(name, url) for name, url in inactive.items()}
         holding = {one.worker for found in holders.values() for one in found}
         differences: dict[str, Difference] = {}
         for other in self._others.differing:
@@ -164,7 +165,7 @@ class Agreement:
             self._left_by = whose, left
         self._differences = [*differences.values()]
         neighbours = self.neighbours
-        neighbours.is_alone, neighbours.rests = self._others.is_alone, frozenset(rests)
+        neighbours.is_alone, neighbours.inactive = self._others.is_alone, frozenset(inactive)
         neighbours.left = self._left_by[1]
         neighbours.contested = ChainMap(*(other.place.accounts for other in self._others.differing))
 
@@ -179,7 +180,7 @@ class Agreement:
                     worker=one.worker,
                     names=[*one.names[:_MOST_NAMES]],
                     changed=len(one.names),
-                    rests=[*sorted(self.neighbours.rests)[:_MOST_NAMES]],
+                    inactive=[*sorted(self.neighbours.inactive)[:_MOST_NAMES]],
                     accounts=len(self.neighbours.left),
                     **streak._asdict(),
                 )

@@ -242,9 +242,9 @@ class Upkeep:
 
     async def _keep_agreed(self) -> None:
         """Look at what other workers run, and deliver what was left to them once they are gone."""
-        rests = self._agreement.neighbours.rests
+        inactive = self._agreement.neighbours.inactive
         await self._agreement.look()
-        for name in rests - self._agreement.neighbours.rests:
+        for name in inactive - self._agreement.neighbours.inactive:
             await self._configured.make_due(name)
 
     async def _refresh(self) -> None:
