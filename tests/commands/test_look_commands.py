@@ -188,7 +188,7 @@ async def polled_twice(rig: Rig) -> None:
 # balances
 
 
-async def held_and_suspect(books: Books) -> None:
+async def pending_and_suspect(books: Books) -> None:
     polls = [
         a_snapshot(LRC=a_balance("100", "1", pending_deposit="5"), ETH="7"),
         a_snapshot(LRC=a_balance("100", "1", pending_deposit="0"), ETH="0"),
@@ -197,7 +197,7 @@ async def held_and_suspect(books: Books) -> None:
 
 
 def test_balances_show_what_was_accepted_and_what_is_not_told_yet(run: Run, write: Write) -> None:
-    write(held_and_suspect)
+    write(pending_and_suspect)
     header, eth, lrc, alice, bob = (re.split(r"  +", line.strip()) for line in run("balances").lines)
     assert header == [
         *("account", "asset", "total", "locked", "available", "pending_deposit", "pending_withdrawal"),
@@ -213,7 +213,7 @@ def test_balances_show_what_was_accepted_and_what_is_not_told_yet(run: Run, writ
 
 
 def test_balances_as_json_have_one_object_per_asset(run: Run, write: Write) -> None:
-    write(held_and_suspect)
+    write(pending_and_suspect)
     eth, lrc, alice, _ = run("balances", "--json").objects
     assert lrc["asset"] == {"id": "LRC", "symbol": None, "name": None, "decimals": 0}
     assert lrc["pending_confirmation"] == {
@@ -416,7 +416,7 @@ def test_status_shows_everything_on_one_screen(run: Run, write: Write) -> None:
 
 
 def test_status_as_json_has_a_kind_on_every_line(run: Run, write: Write) -> None:
-    write(held_and_suspect)
+    write(pending_and_suspect)
     write(lambda books: present(books, "web-1"))
     objects = run("status", "--json").objects
     assert [line["kind"] for line in objects] == [
@@ -594,7 +594,7 @@ def test_status_names_the_command_that_does_something_about_the_worst(
             for name in ("treasury", "alice", "bob"):
                 await books.live([a_snapshot(ETH="1")], name, at_ms=int(time.time() * 1000))
         else:
-            await held_and_suspect(books)
+            await pending_and_suspect(books)
 
     write(troubled)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -730,7 +730,7 @@ def test_a_glob_that_finds_nothing_yet_is_no_mistake(run: Run, write: Write) -> 
 
 
 @pytest.mark.parametrize("name", LOOK)
-@pytest.mark.parametrize("state", [two_accounts, held_and_suspect])
+@pytest.mark.parametrize("state", [two_accounts, pending_and_suspect])
 def test_who_follows_the_advice_never_comes_back_to_where_it_was_given(
     state: Callable[[Books], Any], name: str, run: Run, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:

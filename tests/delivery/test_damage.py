@@ -102,7 +102,7 @@ async def test_a_key_of_another_type_costs_what_it_holds_until_it_is_fixed(
 
 
 @pytest.mark.parametrize("junk", [b"", b"x evt", b"-1 evt", b"9" * 400 + b" evt", b"1_0 evt", b"\xff\x00"])
-async def test_junk_about_failed_attempts_or_a_standing_heals_with_the_next_attempt(
+async def test_junk_about_failed_attempts_or_a_breaker_heals_with_the_next_attempt(
     both: Owed, subscriber: MoodySubscriber, logged: list[Any], junk: bytes
 ) -> None:
     subscriber.status = 500

@@ -61,7 +61,7 @@ class Life:
         return self
 
     def silent(self) -> "Life":
-        """Go stale: no good poll for too long."""
+        """Go stale: no successful poll for too long."""
         self.now_ms += 600_000
         follows = self.state.sequence if self.state else 0
         origin = Origin(self.account, "loopring", follows, self.now_ms - 1, self.now_ms)

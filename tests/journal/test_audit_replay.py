@@ -213,7 +213,7 @@ def test_a_state_that_is_gone_shows() -> None:
     assert findings(RECORDS, None) == ["there is no state of it, though the log holds its records"]
 
 
-def test_what_is_held_and_suspect_is_no_difference() -> None:
+def test_what_is_pending_confirmation_and_suspect_is_no_difference() -> None:
     dropped = a_snapshot(LRC=a_balance("100", pending_deposit="0"), ETH="0")
     made = steps((a_snapshot(LRC=a_balance("100", pending_deposit="5"), ETH="1"), dropped))
     state = made[-1].state

@@ -24,7 +24,7 @@ def first_look(before: Vector, after: Vector, withdrawals: Withdrawals = "outsid
         ("inside", (100, 20, 0, 5), (100, 17, 0, 0), "a withdrawal's debit is not seen"),
     ],
 )
-def test_what_is_held_says_what_it_waits_for(
+def test_what_is_pending_confirmation_says_what_it_waits_for(
     withdrawals: Withdrawals, before: tuple[int, ...], after: tuple[int, ...], why: str
 ) -> None:
     explanation = first_look(Vector(*before), Vector(*after), withdrawals)
@@ -33,12 +33,12 @@ def test_what_is_held_says_what_it_waits_for(
     assert explanation.confirmation_polls == 1
 
 
-def test_two_things_held_at_once_both_say_why() -> None:
+def test_two_things_pending_at_once_both_say_why() -> None:
     explanation = first_look(Vector(100, 20, 5, 0), Vector(100, 20, 0, 3))
     assert explanation.why == ("a pending deposit's credit is not seen", "a withdrawal's debit is not seen")
 
 
-def test_nothing_moved_nothing_held_ends_the_waiting() -> None:
+def test_nothing_moved_nothing_pending_ends_the_wait() -> None:
     state = Vector(100, 20, 5, 3)
     explanation = explain(state, state, confirmation_polls=1, settle_polls=2, withdrawals="outside")
     assert explanation == Explanation((), state, Vector(), 0, ())
@@ -57,7 +57,7 @@ def test_a_late_joiner_is_told_with_what_has_settled_and_does_not_prolong_it() -
     assert explanation.published == withdrawal_too
 
 
-def test_a_credit_beyond_what_is_pending_is_told_while_the_rest_is_held() -> None:
+def test_a_credit_beyond_what_is_pending_is_emitted_while_the_rest_is_pending() -> None:
     explanation = first_look(Vector(100, 20, 4, 0), Vector(110, 20, 4, 0))
     assert [(change.type, change.amount) for change in explanation.changes] == [("total.increased", 6)]
     assert explanation.pending_confirmation == Vector(total=4)

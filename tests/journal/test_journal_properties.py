@@ -85,14 +85,16 @@ def total_effect(changes: Iterable[Change]) -> Vector:
 
 @often
 @given(vectors, vectors, every_terms)
-def test_effects_and_what_is_held_add_up_to_what_moved(before: Vector, after: Vector, terms: Terms) -> None:
+def test_effects_and_what_is_pending_add_up_to_what_moved(
+    before: Vector, after: Vector, terms: Terms
+) -> None:
     [explanation] = explained([before, after], terms)
     assert before + total_effect(explanation.changes) + explanation.pending_confirmation == after
 
 
 @often
 @given(series, st.sets(st.integers(0, 7)), every_terms)
-def test_the_journal_reconciles_after_every_good_poll_whatever_polls_failed_between(
+def test_the_journal_reconciles_after_every_successful_poll_whatever_polls_failed_between(
     snapshots: list[Vector], failed: set[int], terms: Terms
 ) -> None:
     baseline, *later = snapshots
@@ -139,7 +141,7 @@ def test_a_poll_tells_each_type_once_in_the_order_and_the_shape_of_its_row(
 
 @often
 @given(series, every_terms)
-def test_nothing_is_held_for_more_good_polls_than_it_may_settle(
+def test_nothing_is_pending_for_more_successful_polls_than_it_may_settle(
     snapshots: list[Vector], terms: Terms
 ) -> None:
     explanations = explained(snapshots, terms)

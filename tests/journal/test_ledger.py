@@ -84,13 +84,13 @@ def test_an_asset_absent_from_a_full_listing_is_zero_only_when_said_twice() -> N
     assert heard == [[], [("LRC", "total.decreased")]]
 
 
-def test_a_doubtful_asset_does_not_hold_up_the_others() -> None:
+def test_a_suspect_asset_does_not_hold_up_the_others() -> None:
     result = step(a_state(ETH="10", LRC="7"), a_snapshot(ETH="11", LRC="0"))
     assert told(result) == [("ETH", "total.increased")]
     assert list(result.suspect) == ["LRC"]
 
 
-def test_a_doubt_that_is_not_confirmed_leaves_no_trace() -> None:
+def test_a_suspicion_that_is_not_confirmed_leaves_no_trace() -> None:
     before = a_state(LRC="7")
     suspect = step(before, a_snapshot(LRC="0"))
     again = step(AccountState("here", None, suspect.entry_by_asset), a_snapshot(LRC="7"))
@@ -124,7 +124,7 @@ def test_another_name_or_symbol_is_no_news() -> None:
     assert not step(a_state(ETH="10"), Snapshot({"ETH": row}, None, absent_is_zero=True)).is_news
 
 
-def test_what_is_held_stays_in_the_entry_until_it_is_told() -> None:
+def test_what_is_pending_stays_in_the_entry_until_it_is_emitted() -> None:
     before = a_state(LRC=a_balance("100", pending_deposit="5"))
     dropped = a_snapshot(LRC=a_balance("100", pending_deposit="0"))
     result = step(before, dropped)

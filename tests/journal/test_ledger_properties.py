@@ -16,7 +16,7 @@ ASSETS = ("0", "1", "0xabc")
 
 
 class Poll(NamedTuple):
-    """A good poll; a failed one is simply not in the series."""
+    """A successful poll; a failed one is simply not in the series."""
 
     balance_by_asset: dict[str, Balance]
     watched: tuple[str, ...] | None

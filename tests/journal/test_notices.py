@@ -21,7 +21,7 @@ NOW_MS = 1_795_175_095_846
 def follow(
     snapshots: list[Snapshot], *subscriptions: SubscriptionSettings, state: AccountState | None = None
 ) -> list[list[dict[str, Any]]]:
-    """What each of a series of good polls tells the first subscription."""
+    """What each of a series of successful polls sends the first subscription."""
     interest = Interest({one.name: one for one in subscriptions})
     heard = []
     for number, snapshot in enumerate(snapshots):
@@ -92,7 +92,7 @@ def test_what_is_below_at_the_baseline_is_told_once() -> None:
     assert values(follow(eth("4", "4"), a_threshold(below="5"))) == [["4"], []]
 
 
-def test_a_doubtful_reading_crosses_nothing_until_it_is_confirmed() -> None:
+def test_a_suspect_reading_crosses_nothing_until_it_is_confirmed() -> None:
     assert values(follow(eth("10", "0", "10"), a_threshold(below="5"))) == [[], [], []]
     assert values(follow(eth("10", "0", "0"), a_threshold(below="5"))) == [[], [], ["0"]]
 

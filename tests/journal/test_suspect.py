@@ -88,18 +88,18 @@ def test_absence_and_a_row_of_zeros_agree_with_each_other() -> None:
     assert why_suspect(ACCEPTED, None, suspect=EMPTY) is None
 
 
-def test_a_reading_that_is_odd_in_another_way_is_a_new_doubt() -> None:
+def test_a_reading_that_is_odd_in_another_way_is_a_new_suspicion() -> None:
     assert why_suspect(ACCEPTED, None, suspect=OVERLOCKED) == "the asset disappeared"
     assert why_suspect(ACCEPTED, a_row(ZERO_TOTAL), suspect=OVERLOCKED) == "total fell to zero"
     assert why_suspect(ACCEPTED, a_row(OVERLOCKED), suspect=NO_LOCK) == "more is locked than there is"
 
 
-def test_a_doubt_ends_with_the_next_good_poll_even_if_other_fields_go_on_moving() -> None:
+def test_a_suspicion_ends_with_the_next_successful_poll_even_if_other_fields_go_on_moving() -> None:
     assert why_suspect(ACCEPTED, a_row(ZERO_TOTAL), suspect=EMPTY) is None
     assert why_suspect(ACCEPTED, a_row(OVERLOCKED), suspect=OVERLOCKED._replace(locked="99")) is None
 
 
-def test_a_plain_reading_ends_a_doubt() -> None:
+def test_a_plain_reading_ends_a_suspicion() -> None:
     assert why_suspect(ACCEPTED, a_row(ACCEPTED), suspect=ZERO_TOTAL) is None
     assert why_suspect(ACCEPTED, a_row(a_balance(total="99")), suspect=ZERO_TOTAL) is None
 

@@ -136,7 +136,7 @@ async def test_who_was_led_here_by_rebinding_or_shows_no_token_gets_nothing(rig:
 # what it tells
 
 
-async def test_it_tells_balances_with_their_past_what_is_held_and_how_events_fared(rig: Rig) -> None:
+async def test_it_tells_balances_with_their_past_what_is_pending_and_how_events_fared(rig: Rig) -> None:
     async with some_books(rig) as (books, worker):
         now_ms = books.schedule.now_ms()
         await books.live(

@@ -36,7 +36,7 @@ def test_a_pending_interval_never_makes_polls_rarer() -> None:
     assert wait_s(often, a_state(ETH=a_balance("1", pending_deposit="2"))) == 10
 
 
-def test_refused_polls_wait_longer_each_time_up_to_five_minutes() -> None:
+def test_rejected_polls_wait_longer_each_time_up_to_five_minutes() -> None:
     assert list(waits_ms(ACCOUNT, "transient", chance=0)) == [
         *(5_000, 10_000, 20_000, 40_000, 80_000, 160_000, 300_000)
     ]

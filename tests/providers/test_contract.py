@@ -395,7 +395,7 @@ def the_documented_world() -> World:
 
 
 async def refusal(client: ProviderClient, kind: str) -> Rejected:
-    """The refusal of one poll; a good poll is a failed test."""
+    """The refusal of one poll; a successful poll is a failed test."""
     account = EXAMPLE_BY_KIND[kind].account
     with pytest.raises(Rejected) as raised:
         await client.read(account, await client.ask(account))

@@ -111,7 +111,7 @@ async def test_a_step_without_a_successful_poll_keeps_its_time_and_the_rejection
     assert store.keys.failing(SHARD, PROVIDER) in await store.contents()
 
 
-async def test_an_account_may_have_a_state_before_its_first_good_poll(
+async def test_an_account_may_have_a_state_before_its_first_successful_poll(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)

@@ -84,7 +84,7 @@ def test_a_state_is_read_back_as_it_was_written(state: AccountState) -> None:
     assert load_state(fields(state)) == state
 
 
-def test_what_is_held_and_suspect_is_kept_to_the_digit() -> None:
+def test_what_is_pending_confirmation_and_suspect_is_kept_to_the_digit() -> None:
     huge = "9" * 77 + "." + "1" * 78
     entry = Entry(
         Asset("ETH", "ETH", None, 18),

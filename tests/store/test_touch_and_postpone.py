@@ -47,7 +47,9 @@ async def a_baseline(store: Store) -> None:
     await store.polls.commit(a_commit(await store.lease(), ETH="10", deliveries={OPS: [a_delivery()]}))
 
 
-async def test_a_good_poll_without_news_moves_only_the_times(redis_client: Redis, namespace: str) -> None:
+async def test_a_successful_poll_without_news_moves_only_the_times(
+    redis_client: Redis, namespace: str
+) -> None:
     store = a_store(redis_client, namespace)
     await a_baseline(store)
     await postpone(store)
@@ -80,7 +82,7 @@ async def test_a_poll_that_compared_with_another_state_is_refused(
     assert await store.contents() == before
 
 
-async def test_a_good_poll_without_the_lease_is_refused(redis_client: Redis, namespace: str) -> None:
+async def test_a_successful_poll_without_the_lease_is_refused(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await a_baseline(store)
     held = await store.lease()
@@ -164,7 +166,7 @@ async def test_after_a_successful_poll_rejections_are_counted_anew(
     assert (row.rejections, row.wait_ms) == (1, 1000)
 
 
-async def test_a_refused_poll_leaves_the_state_as_it_was(redis_client: Redis, namespace: str) -> None:
+async def test_a_rejected_poll_leaves_the_state_as_it_was(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await a_baseline(store)
     key = store.keys.state(ACCOUNT)

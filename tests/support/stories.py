@@ -1,4 +1,4 @@
-"""Accounts with a past: what good polls told, made by the program's own diff, as records and in a store."""
+"""Accounts with a past: what successful polls emitted, made by our own diff, as records or in Redis."""
 
 import asyncio
 import json
@@ -55,7 +55,7 @@ def steps(
     at_ms: int = NOW_MS,
     subscriptions: Sequence[SubscriptionSettings] = (OPS,),
 ) -> list[Step]:
-    """What each of a series of good polls, a minute apart, adds to a state."""
+    """What each of a series of successful polls, a minute apart, adds to a state."""
     interest = Interest({one.name: one for one in subscriptions})
     made = []
     for number, snapshot in enumerate(snapshots):
@@ -124,7 +124,7 @@ class Books:
         at_ms: int = NOW_MS,
         subscriptions: Sequence[SubscriptionSettings] = (OPS,),
     ) -> list[Step]:
-        """Let an account live through a series of good polls from its baseline on."""
+        """Let an account live through a series of successful polls from its baseline on."""
         made = steps(snapshots, account=account, at_ms=at_ms, subscriptions=subscriptions)
         expected = ""
         for step in made:

@@ -1,4 +1,4 @@
-"""A pause is told at least once, to the log and to `alerts_to`, whoever dies or is away meanwhile."""
+"""A pause is reported at least once, to the log and to `alerts_to`, whichever worker dies meanwhile."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A trouble that lasts is a line when it begins and one when it ends in a worker's log, not one per poll."""
+"""A failure that lasts is a line in a worker's log when it begins and one when it ends, not one per poll."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
@@ -43,7 +43,7 @@ async def until(is_so: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_refused_polls_are_told_aloud_once_and_so_is_the_good_one_that_ends_them(
+async def test_rejected_polls_are_reported_once_and_so_is_the_one_that_ends_them(
     rig: Rig, lines: Lines
 ) -> None:
     async with rig.worker():

@@ -1,4 +1,4 @@
-"""Accounts that go silent are told in few lines: who, why, for how long; and again while it lasts."""
+"""Accounts that go stale are reported in few lines: which, why, for how long; and again while it lasts."""
 
 from collections.abc import Iterator, MutableMapping
 from typing import Any
