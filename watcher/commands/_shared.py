@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 EXIT_CONFIGURATION = 78
 
 _MOST_LINES = 1000
-"""Mistakes that are printed for people: a wrong word in a generated file may be wrong 100,000 times."""
+"""Mistakes printed for people: a generated file may repeat one 100,000 times."""
 
 _T = TypeVar("_T")
 
@@ -186,14 +186,14 @@ def names_like(kind: str, names: Iterable[str], glob: str | None) -> list[str]:
 
 
 _MOST_COMPLETED = 1000
-"""A shell takes seconds for more; and a part of them would have in common what all of them have not."""
+"""A shell takes seconds for more; and a part of them may share a prefix that not all of them have."""
 
 Complete = Callable[[click.Context, click.Parameter, str], list[str]]
 
 
 def names_of(kind: str) -> Complete:
-    """Complete names of "accounts" or "subscriptions" from the text of the configuration, whether it is valid
-    or not; none as long as too many begin like that.
+    """Complete names of "accounts" or "subscriptions" from the text of the configuration, valid or not; none
+    while too many begin like that.
     """
 
     def complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
@@ -210,7 +210,7 @@ def names_of(kind: str) -> Complete:
                 lines = stack.enter_context((path.parent / document["accounts_file"]).open("rb"))
                 tables = chain(tables, (json.loads(decoded(line)) for line in lines if line.strip()))
             names = (table.get("name") for table in tables)
-            # A name that cannot be seen, a shell would take for something else.
+            # A shell would take a name with unprintable characters for something else.
             seen = (name for name in names if isinstance(name, str) and name.isprintable())
             found = [name for name in seen if name.startswith(incomplete)]
         return found if len(found) <= _MOST_COMPLETED else []
@@ -262,7 +262,7 @@ TOKEN_NAME = "WATCHER_HTTP_TOKEN"  # noqa: S105  # the name of a variable
 
 
 class TokenRefused(click.ClickException):
-    """There is no token where one was said to be."""
+    """The variable or file that should hold the token holds none."""
 
     exit_code = 78
 

@@ -68,7 +68,7 @@ def age_text(ms: int) -> str:
 
 
 def text_of(value: object) -> str:
-    """Show text and numbers; what is neither has no place in a line, and its repr may be of any size."""
+    """Show text and numbers; any other value is left out, as its repr may be of any size."""
     return printable(str(value)) if isinstance(value, str | int | Decimal) else "-"
 
 
@@ -89,7 +89,7 @@ def moved_text(effect: Mapping[str, Any]) -> str:
 
 
 def backlog_text(line: Mapping[str, Any], deliveries: str) -> str:
-    """Say what a subscription has not got yet, `deliveries` being how much that is, and what was given up."""
+    """Say what waits for a subscription (`deliveries` says how much) and what was given up."""
     waits = "nothing waits"
     if line["queues"]:
         oldest = "" if line["oldest_s"] is None else f", the oldest for {age_text(1000 * line['oldest_s'])}"

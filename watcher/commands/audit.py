@@ -1,6 +1,6 @@
 """`watcher audit`: proves on live data that baseline + effects = state, for every account and asset.
 
-Refuses to fix what does not agree, and to hold up a worker: what it commits meanwhile is left out.
+Refuses to fix what disagrees, and to hold up a worker: commits made meanwhile are left out.
 """
 
 import sys
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from watcher.settings import Settings
 
 _MOST_FINDINGS = 5
-"""Printed for people of one account: one missing record may put every later one out of place."""
+"""Findings printed for people per account: one missing record may put every later one out of place."""
 
 _MANY_ACCOUNTS = 1000
 """Accounts from which on an audit takes long enough to show its progress."""
@@ -77,7 +77,7 @@ async def command(*, look: "Look", is_json: bool, account: str | None) -> int:
 async def _audit(
     settings: "Settings", names: Sequence[str], done: Callable[[int], object] = lambda _: None
 ) -> "dict[str, Verdict]":
-    """Read the states first and then the log, but of each account only up to where it led to its state.
+    """Read the states first and then the log, of each account only up to the record that led to its state.
 
     `done` takes how many accounts more have been audited.
     """

@@ -25,7 +25,7 @@ _CSV_COLUMNS = (
     *("pending_confirmation", "confirmation_polls", "suspect", "polled_at", "note"),
 )
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet takes for the beginning of a formula."""
+"""Characters that a spreadsheet takes for the beginning of a formula."""
 
 _Row = dict[str, Any]
 
@@ -62,8 +62,8 @@ async def command(*, look: "Look", is_json: bool, is_csv: bool, account: str | N
 
 
 async def _rows(reader: "Reader", settings: "Settings", names: Sequence[str]) -> AsyncIterator[list[_Row]]:
-    """Read one row per asset, as --json prints it, some hundred at once and perhaps none at last; an account
-    without any asset has one row that says why.
+    """Read one row per asset, as --json prints it, some hundred at once; the last part may be empty. An
+    account without assets has one row that says why.
     """
     from watcher.journal.events import iso
     from watcher.observe.views import balance_line
@@ -112,7 +112,7 @@ class _Sheet:
         self._writer.writeheader()
 
     def text(self, rows: Sequence[_Row]) -> str:
-        """Write rows; returns what was not returned before."""
+        """Write rows; returns the text of these alone."""
         for row in rows:
             asset = row.get("asset") or {}
             suspect = row.get("suspect") or {}

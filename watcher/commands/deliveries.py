@@ -138,7 +138,7 @@ async def _waiting(
     breakers: "Mapping[str, Breaker]",
     now_ms: int,
 ) -> AsyncIterator[_Row]:
-    """Say what waits at each position of a queue, from 1 on; the first is what its queue waits for."""
+    """Yield what waits at each position of a queue, from 1 on; the queue waits for the first."""
     from watcher.journal.events import iso
 
     for name in names:

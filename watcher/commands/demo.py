@@ -1,6 +1,6 @@
 """`watcher demo`: the whole way from a change to a verified webhook, on this machine, with a verdict.
 
-Refuses to touch what is there: its worker keeps its state in a directory that is gone afterwards.
+Refuses to touch existing state: its worker keeps its own in a directory that is deleted afterwards.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EXIT_NO = 1
 
-# Below the second that a file may say: slow enough to read along, and as quick as it gets.
+# Below the least that a file may say, a second: one to read along, one as fast as possible.
 _READABLE = timedelta(milliseconds=300)
 _FAST = timedelta(milliseconds=30)
 
@@ -93,7 +93,7 @@ async def play_on(stage: "Stage", script: "Iterable[Step] | None" = None) -> Non
 class Ending:
     """The first signal that asks to end, by its number (0: none yet). Later ones change nothing.
 
-    Nothing is left behind: what is under way is cancelled, what is set up is taken down in order.
+    Nothing is left behind: running work is cancelled, and everything is taken down in order.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -118,7 +118,7 @@ class Ending:
 
 
 def only(error: BaseException) -> BaseException:
-    """Find the one thing that went wrong inside of task groups, if it is one."""
+    """Return the one error inside of exception groups, if there is only one."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error

@@ -95,7 +95,7 @@ async def command(
                 click.echo(_as_text(record))
             is_any = True
     if not is_any:
-        # An account that is configured no more may still be in the log: what is found was not mistyped.
+        # An account that was removed may still be in the log: a name that is found there was not mistyped.
         await _refuse_unknown(look, wanted)
         if not is_json:
             click.echo("no such event in the log", err=True)
@@ -112,7 +112,7 @@ async def _refuse_unknown(look: "Look", wanted: _Wanted) -> None:
 
 
 async def _records(store: "OpenStore", wanted: _Wanted, *, is_followed: bool) -> "AsyncIterator[Record]":
-    """Read what is there already, or the latest of it; then, if it is followed, what is added, for ever."""
+    """Read the records there are, or the latest of them; with --follow then also those added, for ever."""
     from watcher.store.exceptions import StoreError
     from watcher.store.history import History
     from watcher.store.reader import Reader

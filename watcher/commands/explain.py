@@ -143,7 +143,7 @@ def _reading(file: BinaryIO) -> Iterator[None]:
 
 
 def _lines(rounds: "Iterable[Round]") -> list[_Line]:
-    """What the polls emit, as --json prints it, and once each what they keep back for now, and why."""
+    """What the polls emit, as --json prints it, and once each what they keep back, and why."""
     from watcher.journal.events import drafts_of
     from watcher.journal.explain import in_atoms, in_text
 

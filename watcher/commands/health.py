@@ -16,7 +16,7 @@ from watcher.printable import printable
 _TIMEOUT_S = 5.0
 _ANSWER_BYTES = 4096
 _AHEAD_S = 5.0
-"""A file of the future was touched before the clock was set back: its age is unknown."""
+"""A file with a time in the future was touched before the clock was set back: its age is unknown."""
 
 
 @click.command("health", short_help="Say whether a worker lives.")

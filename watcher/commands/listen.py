@@ -126,7 +126,7 @@ def _url(text: str, host: str, port: int) -> str:
 async def _listen(
     receiver: "Receiver", folder: Path | None, counts: Counter[str], *, as_json: bool
 ) -> CannotWrite | None:
-    """Listen until a signal comes, or what is printed is taken no more: returns why not.
+    """Listen until a signal comes, or stdout takes no more; returns why.
 
     Each request is saved in `folder`; one that cannot be saved is answered all the same.
     """

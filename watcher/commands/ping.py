@@ -1,6 +1,6 @@
 """`watcher ping`: one signed sample to one subscriber, past Redis and the worker, and what came of it.
 
-Refuses to leave the ways of a delivery: the same signature, headers, bounds and egress guard.
+Sends as a delivery is sent: the same signature, headers, bounds and egress guard.
 """
 
 import secrets

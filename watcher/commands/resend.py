@@ -27,7 +27,7 @@ _MOST_NAMES = 8
 
 
 class _Wish(NamedTuple):
-    """What is to go out again: one event, dead letters, or events of the log; to one subscription, or all."""
+    """What to send again: one event, dead letters, or events of the log; to one subscription, or all."""
 
     event_id: str | None
     is_dead: bool
@@ -107,7 +107,7 @@ async def command(
 
 
 async def _resend(settings: "Settings", wish: _Wish) -> "tuple[list[Resent], set[str]]":
-    """Send again; returns too which subscriptions are paused: they get it when they are resumed."""
+    """Send again; also returns the paused subscriptions, which get the events when they are resumed."""
     from watcher.delivery.resend import Resend
     from watcher.store.history import History
     from watcher.store.opening import open_to_look

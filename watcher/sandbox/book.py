@@ -165,7 +165,7 @@ class Book:
             self._show(late.do, late.asset, late.effect)
 
     def lock_of_requests(self, asset: ListedAsset, units: int) -> int:
-        """Say how much of `units` a withdrawal request has locked before, and still holds."""
+        """Say how much of `units` earlier withdrawal requests have locked and still hold."""
         return min(units, self.holding(asset).locked, self._requested_by_asset.get(asset.id, 0))
 
     def remember_request(self, asset: ListedAsset, locked: int) -> None:

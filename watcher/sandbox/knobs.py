@@ -48,7 +48,7 @@ class Traffic:
         return Counter(self._statuses_by_path[path])
 
     def most_within(self, path: str, seconds: float = 1) -> int:
-        """Say how many requests came within any such span, at most: what a rate limit is about."""
+        """Return the most requests that came within any such span, as a rate limit counts them."""
         times, start, most = self.times(path), 0, 0
         for end, at in enumerate(times):
             while at - times[start] >= seconds:
@@ -267,7 +267,7 @@ class Replicas:
         self._polls_by_account: dict[AccountKey, int] = defaultdict(int)
 
     def view(self, account: AccountKey) -> Mapping[str, Holding]:
-        """Say what the replica that answers the next poll believes."""
+        """Return the holdings at the replica that answers the next poll."""
         states = [*self._past_by_account[account], self._world.holdings(account)]
         stale_polls = self._knobs.stale_polls
         if self._knobs.flapping:

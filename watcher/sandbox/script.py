@@ -20,7 +20,7 @@ from watcher.sandbox.knobs import Knobs
 from watcher.sandbox.world import World, default_world
 
 Until = Callable[[float], Awaitable[None]]
-"""Comes back when so many seconds have passed since the start."""
+"""Returns when so many seconds have passed since the start."""
 
 DEFAULT = "default_script.jsonl"
 _EXAMPLE = '{"at": 1.5, "account": 10110, "asset": "LRC", "do": "deposit.seen", "amount": "12.5"}'
@@ -137,7 +137,7 @@ class Script:
     repeat_s: float | None = None
 
     def __iter__(self) -> Iterator[Step]:
-        """Give every step that there is to play: without end, where the script repeats."""
+        """Yield every step to play: without end if the script repeats."""
         yield from self.steps
         start = self.repeat_s
         while self.repeat_s and start:
@@ -291,7 +291,7 @@ def wander(world: World, random: Random, *, every_s: float = 2) -> Iterator[Step
 
 
 def _possible(world: World, account: Account, asset: ListedAsset) -> list[tuple[str, int]]:
-    """Say what can be done, each with the most smallest units that it can be done with."""
+    """List the possible movements, each with the most smallest units that it may have."""
     now, at_last = world.holding(account.key, asset.id), world.holding_at_last(account.key, asset.id)
     holding = Holding(*map(min, now, at_last))
     free = holding.total - holding.locked

@@ -1,4 +1,4 @@
-"""Serves both simulators on this machine: real HTTP on real sockets, with everything that came written down.
+"""Serves both simulators on this machine: real HTTP on real sockets; every request is recorded.
 
 Refuses any interface but loopback.
 """
