@@ -74,3 +74,10 @@ def test_the_map_names_packages_that_exist() -> None:
     packages = [name for cells in rows_after("package") for name in re.findall(r"`([a-z_/.]+)`", cells[0])]
     assert packages
     assert [name for name in packages if not (ROOT / "watcher" / name).exists()] == []
+
+
+def test_the_map_names_every_package_and_module() -> None:
+    named = {name for cells in rows_after("package") for name in re.findall(r"`([a-z_/.]+)`", cells[0])}
+    modules = {path.name for path in (ROOT / "watcher").glob("[a-z]*.py")}
+    packages = {f"{path.parent.name}/" for path in (ROOT / "watcher").glob("*/__init__.py")}
+    assert named == modules | packages
