@@ -41,9 +41,9 @@ def baseline(entry_by_asset: Mapping[str, Entry], conversions: Conversions) -> I
         yield Draft("account.baseline", None, "0", says, (str(number),))
 
 
-def stale(since_ms: int, trouble: str, reason: str) -> Draft:
+def stale(since_ms: int, error_class: str, reason: str) -> Draft:
     """Draft that an account had no successful poll for too long."""
-    says = {"effect": _NO_EFFECT, "since": iso(since_ms), "trouble": trouble, "reason": reason}
+    says = {"effect": _NO_EFFECT, "since": iso(since_ms), "trouble": error_class, "reason": reason}
     return Draft("account.stale", None, "0", says, (str(since_ms),))
 
 
