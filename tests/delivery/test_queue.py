@@ -149,6 +149,8 @@ async def test_a_queue_is_worked_off_in_order_and_leaves_nothing(bench: Bench) -
     await bench.deliver()
     assert bench.sent == [(1, 1), (2, 1), (3, 1)]
     assert await bench.store.queue() == []
+    attempts = bench.store.keys.attempts(SHARD, OPS)
+    assert await bench.store.stream(attempts) == [], "there is nothing to remember of them"
 
 
 @pytest.mark.parametrize(
@@ -169,6 +171,13 @@ async def test_a_queue_that_becomes_another_workers_is_given_back_before_the_nex
         bench.neighbours.inactive = frozenset((OPS,))
 
     bench.sink.meanwhile = left
+    await bench.deliver()
+    assert bench.sent == [(1, 1)]
+    assert await bench.waits_ms() <= 0
+
+
+async def test_a_queue_is_given_back_while_its_subscription_backs_off(bench: Bench) -> None:
+    bench.sink.meanwhile = lambda: bench.breakers.rest(OPS, 30_000)
     await bench.deliver()
     assert bench.sent == [(1, 1)]
     assert await bench.waits_ms() <= 0
@@ -292,8 +301,10 @@ async def test_a_sink_that_is_replaced_while_nothing_is_sent_is_closed_at_once(b
 async def test_the_probe_of_a_failing_subscription_is_left_to_others_afterwards(
     bench: Bench, is_due: bool
 ) -> None:
-    await fail(bench.shared, OPS, "status 503", wish_ms=1, waits_ms=(1,))
-    bench.store.pipe.set_clock(await bench.store.now_ms() + 10)
+    failing = (await fail(bench.shared, OPS, "status 503", wish_ms=1, waits_ms=(1,))).after
+    assert failing
+    while await bench.store.now_ms() <= failing.open_until_ms:
+        await asyncio.sleep(0.001)
     await bench.breakers.refresh()
     assert (await bench.work.room(OPS, 0, 0)).most == 1
     assert await bench.is_probed()

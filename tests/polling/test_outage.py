@@ -75,9 +75,9 @@ class Outage:
                 await self.poller.poll(account, await self.store.lease(name))
         return lines
 
-    async def begin(self) -> list[Any]:
+    async def begin(self, status: int = 503) -> list[Any]:
         """Let it be down, and as many polls be refused as it takes."""
-        self.stage.reply = answer({"error": "down"}, 503)
+        self.stage.reply = answer({"error": "down"}, status)
         return await self.poll(PROBE, *OTHERS[1:])
 
     def end(self) -> None:
@@ -123,6 +123,16 @@ async def test_an_account_that_need_not_ask_waits_without_a_line_of_its_own(outa
     (line,) = [line for line in await outage.poll(OTHERS[0]) if line["event"] == "poll.rejected"]
     assert (line["log_level"], line["error_class"]) == ("debug", "gone")
     assert OTHERS[0] in await outage.waiting()
+
+
+async def test_a_wrong_key_is_why_no_account_is_asked_about_and_not_that_the_provider_is_away(
+    outage: Outage,
+) -> None:
+    assert names(await outage.begin(401)) == ["provider.refusing"]
+    lines = await outage.poll(OTHERS[0])
+    (line,) = [line for line in lines if line["event"] == "poll.rejected"]
+    assert line["error_class"] == "auth"
+    assert names(lines) == []
 
 
 async def test_once_a_provider_is_back_all_that_wait_are_due(outage: Outage) -> None:

@@ -17,6 +17,8 @@ from tests.support.provider_staging import (
     answer,
     loopring_account,
     loopring_settings,
+    metakeep_account,
+    metakeep_settings,
 )
 from tests.support.stores import ACCOUNT, OPS, PROVIDER, SHARD, Store, a_store
 from watcher.engine.dispatch import Key
@@ -26,9 +28,9 @@ from watcher.observe.counters import Counters
 from watcher.polling.poll import Poller
 from watcher.polling.report import PollReport
 from watcher.providers.assets import RENEW_S
+from watcher.providers.contract import provider_class
 from watcher.providers.http import ProviderClient
-from watcher.providers.loopring import Loopring
-from watcher.settings import ThresholdSettings
+from watcher.settings import AccountSettings, ProviderSettings, ThresholdSettings
 from watcher.snapshot import Snapshot
 from watcher.store.polls import Commit, Polls
 from watcher.store.schedule import Reply
@@ -38,8 +40,12 @@ class Contested(Polls):
     """A faster worker: it commits the same account right before this one does, so many times."""
 
     rivals = 0
+    is_repeated = False
+    """Whether a commit is made again, as where the answer to the first one was lost."""
 
     async def commit(self, step: Commit) -> tuple[Reply, dict[str, int]]:
+        if self.is_repeated:
+            await super().commit(step)
         if self.rivals:
             self.rivals -= 1
             assert await self._overtake(step)
@@ -66,9 +72,15 @@ class Counted(ProviderClient):
 
 
 class Polled:
-    """A worker's polls of one account at a staged Loopring."""
+    """A worker's polls of one account at a staged provider: Loopring, where a test names no other."""
 
-    def __init__(self, store: Store, stage: Stage) -> None:
+    def __init__(
+        self,
+        store: Store,
+        stage: Stage,
+        settings: ProviderSettings | None = None,
+        account: AccountSettings | None = None,
+    ) -> None:
         self.store = store
         self.stage = stage
         self.now_s = 1000.0
@@ -76,10 +88,11 @@ class Polled:
         """How far this worker's time is ahead of the server's."""
         self.waked: list[tuple[Key, int]] = []
         self.is_taken = False
-        settings = loopring_settings(stage.url)
-        self.client = Counted(Loopring(settings), settings, clock=lambda: self.now_s)
+        settings = settings or loopring_settings(stage.url)
+        provider = provider_class(settings.kind)(settings)
+        self.client = Counted(provider, settings, clock=lambda: self.now_s)
         self.polls = Contested(store.schedule, store.keys)
-        self.account = loopring_account()
+        self.account: AccountSettings = account or loopring_account()
         self.interest = Interest({})
         self.report = PollReport(Counters(), is_rejected=self.polls.is_failing)
         self.poller = Poller(
@@ -98,7 +111,9 @@ class Polled:
         if rows:
             self.stage.reply = answer([*rows])
         with capture_logs() as lines:
-            self.is_taken = await self.poller.poll(self.account, await self.store.lease(ACCOUNT))
+            self.is_taken = await self.poller.poll(
+                self.account, await self.store.lease(self.account.name, self.account.provider)
+            )
             self.report.gathered(at_once=True)
         return lines
 
@@ -202,6 +217,28 @@ async def test_an_answer_that_repeats_is_the_second_opinion_that_was_asked_for(p
     assert (await polled.state()).entry_by_asset["0"].published.total == "0"
 
 
+async def test_of_a_poll_of_several_requests_all_answers_are_compared(polled: Polled) -> None:
+    first, second = (f"0x{number:040x}" for number in (1, 2))
+
+    def answers(*balances: str) -> list[Any]:
+        rows = zip((first, second), balances, strict=True)
+        return [
+            answer({"status": "SUCCESS", "balances": [{"currency": currency, "balance": balance}]})
+            for currency, balance in rows
+        ]
+
+    settings = metakeep_settings(polled.stage.url, currencies_per_request=1)
+    shop = Polled(polled.store, polled.stage, settings, metakeep_account(first, second))
+    async with shop.client:
+        for balances, reads in ((("1", "2"), 1), (("1", "2"), 1), (("1", "3"), 2)):
+            shop.stage.replies = answers(*balances)
+            await shop.poll()
+            assert shop.client.reads == reads
+    state = await shop.polls.read_state("alice")
+    assert state
+    assert state.entry_by_asset[second].published.total == "3"
+
+
 async def test_an_answer_that_repeats_is_read_again_where_its_account_is_configured_anew(
     polled: Polled,
 ) -> None:
@@ -262,6 +299,32 @@ async def test_a_change_wakes_the_queue_that_it_fills(polled: Polled) -> None:
     assert polled.waked == [(Key("delivery", OPS), SHARD)]
 
 
+async def test_a_change_whose_commit_was_repeated_wakes_the_queue_all_the_same(polled: Polled) -> None:
+    polled.interest.follow({OPS: a_subscription(OPS)})
+    await polled.poll(a_balance(0, "10"))
+    polled.polls.is_repeated = True
+    lines = await polled.poll(a_balance(0, "12"))
+    assert [line["event"] for line in lines] == ["event.created", FINISHED]
+    assert polled.waked == [(Key("delivery", OPS), SHARD)]
+    assert polled.is_taken
+
+
+@pytest.mark.parametrize("settle_polls", [1, 3])
+async def test_half_of_a_movement_waits_for_the_other_half_for_as_many_polls_as_the_provider_is_given(
+    polled: Polled, settle_polls: int
+) -> None:
+    settings = loopring_settings(polled.stage.url, settle_polls=settle_polls)
+    patient = Polled(polled.store, polled.stage, settings)
+    polls = 0
+    async with patient.client:
+        await patient.poll(a_balance(0, "10", deposit="5"))
+        while (await patient.state()).entry_by_asset["0"].published.pending_deposit == "5":
+            await patient.poll(a_balance(0, "10"))
+            polls += 1
+            assert polls < 10
+    assert polls == settle_polls + 1
+
+
 async def test_an_error_with_a_wish_holds_its_own_account_for_as_long(polled: Polled) -> None:
     await polled.refused(retry_after_s=60)
     assert 55_000 < await polled.waits_ms() <= 60_001
@@ -310,3 +373,52 @@ def poll_lines(lines: list[Any]) -> list[Any]:
 
 def stale(lines: list[Any]) -> list[Any]:
     return [line for line in lines if line["event"] in ("account.stale", "account.recovered")]
+
+
+async def test_a_poll_that_is_discarded_makes_no_line_of_an_event_nor_wakes_a_queue(polled: Polled) -> None:
+    polled.interest.follow({OPS: a_subscription(OPS)})
+    await polled.poll(a_balance(0, "10"))
+    polled.polls.rivals = 3
+    lines = await polled.poll(a_balance(0, "12"))
+    assert [line["event"] for line in lines if line["log_level"] != "debug"] == ["poll.discarded"]
+    assert polled.waked == []
+
+
+async def test_a_damaged_state_is_looked_at_every_five_minutes(polled: Polled) -> None:
+    await polled.poll(a_balance(0, "10"))
+    await polled.store.pipe.command("HSET", polled.store.keys.state(ACCOUNT), "body", "{")
+    lines = await polled.poll(a_balance(0, "12"))
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == ["account.quarantined"]
+    assert 295_000 < await polled.waits_ms() <= 300_001
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"), [({}, False), ({"body": "{"}, True)], ids=["another's", "damaged"]
+)
+async def test_an_account_that_two_have_elsewhere_is_polled_where_its_state_cannot_be_read(
+    polled: Polled, damage: dict[str, str], expected: bool
+) -> None:
+    """Else no worker reports the damage."""
+    asked: list[tuple[str, str, str | None]] = []
+
+    def never(*what: Any) -> bool:
+        asked.append(what)
+        return False
+
+    await polled.poll(a_balance(0, "10"))
+    for field, value in damage.items():
+        await polled.store.pipe.command("HSET", polled.store.keys.state(ACCOUNT), field, value)
+    assert await polled.poller.may_poll(polled.account, never) is expected
+    source = polled.client.source(polled.account)
+    assert asked == ([] if damage else [(ACCOUNT, source, source)])
+
+
+def test_a_lease_outlasts_all_rounds_of_a_poll_and_their_turns(polled: Polled) -> None:
+    class Rounds(Counted):
+        most_rounds = 3
+
+    before_ms = polled.poller.lease_ms
+    polled.client.__class__ = Rounds
+    assert polled.poller.lease_ms - before_ms == 2 * 5000, "the time-out of two more"
+    polled.poller.most_requests += 8
+    assert polled.poller.lease_ms - before_ms == 2 * 5000 + int(8000 * polled.poller.spacing_s)

@@ -118,6 +118,15 @@ async def test_polls_start_at_their_turns_each_as_far_apart_as_the_requests_of_t
     assert bench.polls.taken == 1, "turns are taken for all of them together"
 
 
+async def test_each_poll_is_late_by_its_own_turn(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[work.Turn] = []
+    monkeypatch.setattr(bench.of_provider, "_poll", lambda _, turn: turns.append(turn))
+    await bench.begin(4)
+    later_s = [(turn.at - turns[0].at, turn.until - turns[0].until) for turn in turns]
+    assert later_s == [pytest.approx((0.04 * number,) * 2) for number in range(4)]
+    assert turns[0].until - turns[0].at <= work._LATE_S
+
+
 async def test_a_turn_that_was_missed_is_taken_anew(bench: Bench) -> None:
     """Together, polls that come late would exceed the limit."""
     bench.poller.spacing_s = 0.05
@@ -185,6 +194,7 @@ async def test_who_is_stopped_before_a_turn_comes_gives_the_lease_back(bench: Be
 async def test_no_more_polls_run_than_one_process_can_bear(bench: Bench) -> None:
     room = await bench.of_provider.room(work.CONCURRENCY)
     assert (room.most, room.is_full) == (0, True)
+    assert (await bench.of_provider.room(work.CONCURRENCY - 1)).most == 1
 
 
 async def test_a_run_of_all_accounts_takes_nothing_more_of_a_provider_that_is_polled(bench: Bench) -> None:
@@ -255,6 +265,15 @@ async def test_an_account_that_was_left_to_others_is_claimed_again_in_a_minute(
     assert [lease.member for lease in claimed.leases] == [ACCOUNT]
 
 
+async def test_while_turns_are_scarce_none_is_claimed_that_has_waited_for_less(bench: Bench) -> None:
+    first, later = bench.names[:2]
+    await bench.store.due(bench.store.keys.polls(SHARD, PROVIDER), **{first: -10_000, later: -1000})
+    claimed = await bench.of_provider.claim(Claim(SHARD, 10, waited_s=5.0))
+    assert [lease.member for lease in claimed.leases] == [first]
+    assert claimed.next_due_s
+    assert claimed.next_due_s < 0, "the other one is due, and is claimed next"
+
+
 async def test_a_shard_where_only_others_accounts_are_due_is_not_claimed_at_all_the_time(
     bench: Bench,
 ) -> None:
@@ -321,6 +340,7 @@ async def test_leases_are_given_back_once_redis_is_there_again(
     await begun
     assert not bench.poller.polled_at
     assert sorted(bench.polls.given_back) == sorted(bench.names[:2])
+    assert bench.polls.due_in_ms == [0, 0]
 
 
 async def test_a_schedule_that_is_gone_is_noticed_where_there_ought_to_be_one(bench: Bench) -> None:
