@@ -38,6 +38,19 @@ async def test_a_quick_attempt_keeps_its_lease() -> None:
     assert await held(asyncio.sleep(0)) == SHORT
 
 
+async def test_nothing_is_asked_for_an_attempt_that_is_over() -> None:
+    asked, is_later = list[Lease](), asyncio.Event()
+
+    async def noted(lease: Lease) -> Lease:
+        asked.append(lease)
+        return LONG
+
+    await held(asyncio.sleep(0), noted)
+    asyncio.get_running_loop().call_later(3 * queue.QUICK_S, is_later.set)
+    await is_later.wait()
+    assert asked == []
+
+
 async def test_a_slow_attempt_gets_a_longer_one() -> None:
     assert await held(asyncio.sleep(0.1)) == LONG
 

@@ -303,7 +303,7 @@ async def test_the_probe_of_a_failing_subscription_is_left_to_others_afterwards(
 ) -> None:
     failing = (await fail(bench.shared, OPS, "status 503", wish_ms=1, waits_ms=(1,))).after
     assert failing
-    while await bench.store.now_ms() <= failing.open_until_ms:
+    while await bench.store.now_ms() <= failing.open_until_ms:  # noqa: ASYNC110 - the server's time
         await asyncio.sleep(0.001)
     await bench.breakers.refresh()
     assert (await bench.work.room(OPS, 0, 0)).most == 1

@@ -152,6 +152,14 @@ async def test_what_was_so_before_a_reload_is_asked_again_and_said_when_it_is_ov
     )
 
 
+async def test_what_was_so_before_a_reload_has_lasted_since_the_first_account_met_it(told: Told) -> None:
+    since_ms = {"a0": 20_000, "a1": 5, "a2": 30_000}
+    failing = {name: Failing(3, at_ms, KEY.error_class, KEY.reason) for name, at_ms in since_ms.items()}
+    told.failures.remember(failing, now_ms=60_005)
+    await told.failures.report_fixed("a0")
+    assert told.last["duration_ms"] == 60_000
+
+
 def test_what_was_so_before_a_reload_and_still_is_is_said_again_at_once(told: Told) -> None:
     told.failures.remember({"a0": Failing(3, 5, KEY.error_class, KEY.reason)}, now_ms=6)
     told.failures.refused("a0", KEY)

@@ -191,6 +191,14 @@ async def test_who_is_stopped_before_a_turn_comes_gives_the_lease_back(bench: Be
     assert len(bench.polls.given_back) == 2
 
 
+async def test_who_is_stopped_when_a_turn_has_come_polls_nothing_either(bench: Bench) -> None:
+    begun = await bench.begin(1)
+    bench.stopped.set()
+    await asyncio.gather(*begun)
+    assert not bench.poller.polled_at
+    assert bench.polls.given_back == [ACCOUNT]
+
+
 async def test_no_more_polls_run_than_one_process_can_bear(bench: Bench) -> None:
     room = await bench.of_provider.room(work.CONCURRENCY)
     assert (room.most, room.is_full) == (0, True)
@@ -272,6 +280,21 @@ async def test_while_turns_are_scarce_none_is_claimed_that_has_waited_for_less(b
     assert [lease.member for lease in claimed.leases] == [first]
     assert claimed.next_due_s
     assert claimed.next_due_s < 0, "the other one is due, and is claimed next"
+
+
+async def test_an_account_that_was_left_to_others_is_claimed_again_after_a_reload(bench: Bench) -> None:
+    bench.neighbours.left = frozenset((ACCOUNT,))
+    await asyncio.gather(*await bench.begin(1))
+    bench.of_provider.follow({ACCOUNT: an_account(ACCOUNT)}, {SHARD})
+    await bench.store.due(bench.store.keys.polls(SHARD, PROVIDER), **{ACCOUNT: -1000})
+    claimed = await bench.of_provider.claim(Claim(SHARD, 10))
+    assert [lease.member for lease in claimed.leases] == [ACCOUNT]
+
+
+async def test_a_claim_says_when_the_next_account_is_due(bench: Bench) -> None:
+    await bench.store.due(bench.store.keys.polls(SHARD, PROVIDER), **{ACCOUNT: 60_000})
+    claimed = await bench.of_provider.claim(Claim(SHARD, 10))
+    assert claimed.next_due_s == pytest.approx(60, abs=5)
 
 
 async def test_a_shard_where_only_others_accounts_are_due_is_not_claimed_at_all_the_time(
