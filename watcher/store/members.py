@@ -4,6 +4,7 @@ Workers note every few seconds that they live. An enrolment brings the schedules
 and refuses to know of other workers, which may have another one: `run.members` does.
 """
 
+import asyncio
 import json
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -281,7 +282,10 @@ class Roster:
     ) -> Enrolled:
         """Make new accounts due now, and `forget` the ones that are gone."""
         providers = await self._providers(accounts_by_provider)
-        everyone = {name for names in accounts_by_provider.values() for name in names}
+        everyone = set[str]()
+        for names in accounts_by_provider.values():
+            everyone.update(names)
+            await asyncio.sleep(0)  # there may be 100,000
         added = removed = 0
         for provider in providers:
             wanted_by_shard = _by_shard(accounts_by_provider.get(provider, ()))
