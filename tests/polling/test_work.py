@@ -377,5 +377,6 @@ async def test_a_schedule_that_is_gone_is_noticed_where_there_ought_to_be_one(be
 
 async def test_what_a_reload_took_away_in_the_meantime_is_given_back(bench: Bench) -> None:
     none_left = PollWork(bench.polls)
+    assert await none_left.room(PROVIDER, 0, 0) == Room(0), "nor is that a bug"
     await asyncio.gather(*await none_left.begin(PROVIDER, [Lease(bench.names[0], 0)]))
     assert bench.polls.given_back == [bench.names[0]]

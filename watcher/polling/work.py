@@ -248,10 +248,11 @@ class PollWork:
         return polls is not None and (polls.unpolled is None or bool(polls.unpolled))
 
     async def room(self, name: str, in_flight: int, _: int) -> Room:
-        return await self.by_provider[name].room(in_flight)
+        polls = self.by_provider.get(name)  # a reload may have taken it away, here and below
+        return await polls.room(in_flight) if polls else Room(0)
 
     async def claim(self, name: str, claim: Claim) -> Claimed:
-        polls = self.by_provider.get(name)  # a reload may have taken it away
+        polls = self.by_provider.get(name)
         return await polls.claim(claim) if polls else Claimed(())
 
     async def begin(self, name: str, leases: Sequence[Lease]) -> Sequence[Coroutine[Any, Any, bool]]:
