@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.builders import a_subscription
+from tests.support.builders import a_subscription, seconds
 from tests.support.stores import (
     ACCOUNT,
     MINUTE_MS,
@@ -25,10 +25,10 @@ from watcher.delivery.breakers import SubscriptionBreakers
 from watcher.delivery.queue import DeliveryWork
 from watcher.delivery.sink import Attempt
 from watcher.engine.breaker import Answer
-from watcher.engine.dispatch import Claim
+from watcher.engine.dispatch import Claim, Room
 from watcher.engine.loop import InUse, Neighbours
 from watcher.journal.events import Delivery
-from watcher.observe.counters import Counters
+from watcher.observe.counters import LAG_BOUNDS_S, Counters
 from watcher.settings import SubscriptionSettings
 from watcher.store.exceptions import StoreError, StoreUnreachable
 from watcher.store.queues import Breaker, Breakers, Queues
@@ -88,6 +88,7 @@ class Bench:
         self.ahead_ms = 0
         """How far this worker's time is ahead of the server's."""
         self.troubles: list[StoreError] = []
+        self.counters = Counters()
         self.queues = Troubled(store.schedule, store.keys)
         self.shared = Breakers(store.pipe, store.keys)
         self.breakers = SubscriptionBreakers(
@@ -96,7 +97,7 @@ class Bench:
         self.work: DeliveryWork[Target] = DeliveryWork(
             self.queues,
             self.breakers,
-            Counters(),
+            self.counters,
             stopped=self.stopped,
             neighbours=self.neighbours,
             now_ms=lambda: store.schedule.now_ms() + self.ahead_ms,
@@ -260,6 +261,33 @@ async def test_failed_attempts_count_for_the_delivery_that_they_were_of(bench: B
     await bench.store.pipe.command("LPOP", bench.store.keys.queue(OPS, ACCOUNT))
     await bench.deliver()
     assert bench.sent[2:] == [(2, 1)]
+
+
+async def test_deliveries_are_counted_by_how_long_after_their_event_they_arrive(bench: Bench) -> None:
+    await bench.store.pipe.command("DEL", bench.store.keys.queue(OPS, ACCOUNT))
+    now_ms = await bench.store.now_ms()
+    await bench.store.queues.enqueue(OPS, ACCOUNT, some_deliveries(now_ms - 6000))
+    await bench.deliver()
+    counters = bench.counters
+    assert (counters.deliveries, counters.retried) == (1, 0)
+    assert counters.by_lag == {LAG_BOUNDS_S.index(30.0): 1}
+    assert 6 <= counters.lagging_s < 30
+
+
+async def test_attempts_that_failed_are_counted_by_what_becomes_of_their_delivery(bench: Bench) -> None:
+    bench.configure(retries=seconds(0, 0))
+    bench.sink.answer = Answer.REJECTED
+    await bench.deliver()
+    assert (bench.counters.deliveries, bench.counters.retried) == (0, 1)
+    await bench.deliver()
+    assert bench.sent == [(1, 1), (1, 2), (2, 1)]
+    assert bench.counters.by_attempt == {(OPS, "retry"): 2, (OPS, "refused"): 1}
+    assert bench.counters.retried == 2
+    assert len(await bench.store.stream(bench.store.keys.dead(SHARD, OPS))) == 1
+
+
+async def test_a_subscription_that_is_not_configured_is_looked_at_once_a_minute(bench: Bench) -> None:
+    assert await bench.work.room("unknown", 0, 0) == Room(0, 60.0)
 
 
 async def test_what_a_target_says_that_is_not_configured_any_more_says_nothing_of_its_subscription(

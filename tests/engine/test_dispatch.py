@@ -177,6 +177,15 @@ def test_a_claim_that_failed_leaves_what_is_due_as_it_was() -> None:
     assert claim.waited_s == 7 - LOOK_S
 
 
+def test_work_that_is_woken_has_waited_for_as_long_as_before() -> None:
+    dispatch = Dispatch()
+    dispatch.due(SHOP, 1, NOW - 8, NOW)
+    dispatch.wake(SHOP, 1, NOW)
+    dispatch.take(NOW)
+    (claim,) = dispatch.plan(SHOP, Room(1, is_scarce=True), NOW)
+    assert claim.waited_s == 8 - LOOK_S
+
+
 def test_a_damaged_shard_is_left_alone_and_the_others_are_not() -> None:
     dispatch = Dispatch()
     dispatch.due(OPS, 1, NOW, NOW)

@@ -32,6 +32,7 @@ from watcher.providers.contract import provider_class
 from watcher.providers.http import ProviderClient
 from watcher.settings import AccountSettings, ProviderSettings, ThresholdSettings
 from watcher.snapshot import Snapshot
+from watcher.store import polls
 from watcher.store.polls import Commit, Polls
 from watcher.store.schedule import Reply
 
@@ -94,7 +95,8 @@ class Polled:
         self.polls = Contested(store.schedule, store.keys)
         self.account: AccountSettings = account or loopring_account()
         self.interest = Interest({})
-        self.report = PollReport(Counters(), is_rejected=self.polls.is_failing)
+        self.counters = Counters()
+        self.report = PollReport(self.counters, is_rejected=self.polls.is_failing)
         self.poller = Poller(
             settings,
             self.client,
@@ -139,7 +141,7 @@ async def polled(redis_client: Redis, namespace: str) -> AsyncIterator[Polled]:
     store = a_store(redis_client, namespace)
     await store.schedule.read_clock()
     async with Stage() as stage:
-        stage.reply_by_path[TOKENS_PATH] = answer(a_token_list(0))
+        stage.reply_by_path[TOKENS_PATH] = answer(a_token_list(0, 1))
         polled = Polled(store, stage)
         async with polled.client:
             yield polled
@@ -297,6 +299,38 @@ async def test_a_change_wakes_the_queue_that_it_fills(polled: Polled) -> None:
     assert polled.waked == []
     await polled.poll(a_balance(0, "12"))
     assert polled.waked == [(Key("delivery", OPS), SHARD)]
+
+
+async def test_a_change_is_counted_by_provider_and_type_and_each_event_says_who_gets_it(
+    polled: Polled,
+) -> None:
+    polled.interest.follow({OPS: a_subscription(OPS), "some": a_subscription("some", events=("total.*",))})
+    lines = await polled.poll(a_balance(0, "10"))
+    lines += await polled.poll(a_balance(0, "12", locked="1"))
+    found = {line["event_type"]: line["subscriptions"] for line in lines if line["event"] == "event.created"}
+    assert found == {"account.baseline": 0, "total.increased": 2, "locked.increased": 1}
+    assert polled.counters.changes == 3
+    assert polled.counters.by_change == {(PROVIDER, event_type): 1 for event_type in found}
+
+
+async def test_what_a_full_queue_pushes_out_is_counted_and_a_warning(
+    polled: Polled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polls, "QUEUE_LENGTH", 2)
+    polled.interest.follow({OPS: a_subscription(OPS)})
+    lines = []
+    for total in ("10", "11", "12", "13"):
+        lines += await polled.poll(a_balance(0, total))
+    (line,) = [line for line in lines if line["log_level"] == "warning"]
+    assert (line["event"], line["subscription"], line["deliveries"]) == ("queue.overflowed", OPS, 1)
+    assert polled.counters.pushed_out == {OPS: 1}
+
+
+async def test_a_baseline_and_a_doubt_are_lines(polled: Polled) -> None:
+    baseline, *_ = await polled.poll(a_balance(0, "10"), a_balance(1, "5"))
+    assert (baseline["event"], baseline["assets"]) == ("account.baseline", 2)
+    doubt, *_ = await polled.poll(a_balance(0, "0"), a_balance(1, "5"))
+    assert (doubt["event"], doubt["asset"], doubt["reason"]) == ("asset.suspect", "0", "total fell to zero")
 
 
 async def test_a_change_whose_commit_was_repeated_wakes_the_queue_all_the_same(polled: Polled) -> None:

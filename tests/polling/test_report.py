@@ -1,5 +1,6 @@
 """What a worker counts and says of its polls, and of which provider."""
 
+import time
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.support.builders import an_account, seconds
-from watcher.observe.counters import Counters
+from watcher.observe.counters import POLL_BOUNDS_S, Counters
 from watcher.polling.report import PollReport
 from watcher.providers.contract import Rejected
 from watcher.store.schedule import Reply
@@ -108,6 +109,19 @@ def test_an_account_that_was_polled_well_in_between_is_not_stale_the_sooner(repo
     assert failures.stale_since_ms(HERE, 0, limit_ms + 1) == 1
     failures.succeeded("a0")
     assert failures.stale_since_ms(HERE, 0, limit_ms + 2) is None, "the first one since"
+
+
+def test_an_account_that_was_taken_out_and_put_back_is_not_stale_the_sooner(reported: Reported) -> None:
+    failures, limit_ms = reported.report.failures("loopring"), 3000 * INTERVAL_S
+    assert failures.stale_since_ms(HERE, 0, 1) is None
+    reported.report.forget("loopring", "a0")
+    assert failures.stale_since_ms(HERE, 0, limit_ms + 1) is None
+
+
+async def test_a_poll_is_counted_by_how_long_it_took(reported: Reported) -> None:
+    await reported.report.finished(HERE, Reply.DONE, time.monotonic() - 0.6, None)
+    assert reported.counters.by_duration == {"loopring": {POLL_BOUNDS_S.index(1.0): 1}}
+    assert 0.6 <= reported.counters.polling_s["loopring"] < 1.0
 
 
 def test_once_nothing_is_stale_any_more_an_account_may_go_stale_loudly_again(reported: Reported) -> None:

@@ -366,6 +366,49 @@ async def test_a_worker_that_agrees_by_now_differs_no_more(fleet: Fleet) -> None
     assert not production.has_neighbours
 
 
+async def test_a_worker_that_is_there_is_compared_with_what_runs_here_since_a_reload(fleet: Fleet) -> None:
+    await fleet.start("p", PRODUCTION)
+    staging = await fleet.start("s", STAGING)
+    await staging.begin(some(NEW_URL, base_url="https://sandbox.example.com", accounts={"prod": 2}))
+    assert contested(staging) == {"prod"}
+
+
+async def test_workers_that_differ_in_the_same_way_are_one_difference(fleet: Fleet) -> None:
+    production = await fleet.start("p", PRODUCTION)
+    for worker in ("s1", "s2"):
+        await fleet.start(worker, STAGING)
+    await production.look()
+    assert [one.worker for one in production.differences] == ["s1"]
+
+
+async def test_an_account_is_polled_where_one_of_the_workers_that_hold_its_queues_has_it(
+    fleet: Fleet,
+) -> None:
+    both = {"treasury": 1, "more": 2}
+    await fleet.start("old", some(OLD_URL))
+    await fleet.start("older", some(OLD_URL, accounts=both))
+    new = await fleet.start("new", some(NEW_URL, accounts=both | {"newest": 3}))
+    assert not is_ours(new, "ops")
+    assert new.neighbours.left == {"newest"}
+
+
+async def test_a_worker_that_runs_for_long_says_again_what_it_runs(fleet: Fleet, redis_client: Redis) -> None:
+    one, digest = await fleet.start("a", some()), fingerprint(some()).digest
+    await one.look()
+    await redis_client.delete(fleet.keys.configuration(digest))
+    await fleet.later(600, one)
+    assert await fleet.configurations.read(digest) is None, "not at each look"
+    await fleet.later(700, one)
+    assert await fleet.configurations.read(digest) == fingerprint(some())
+
+
+async def test_a_look_changes_no_mark_of_another_worker(fleet: Fleet) -> None:
+    one, later = await fleet.start("a", some()), some(accounts={"treasury": 1, "more": 2})
+    await fleet.start("b", later)
+    await one.look()
+    assert (await fleet.configurations.marks(["ops"]))["ops"].configuration == fingerprint(later).digest
+
+
 async def test_a_worker_that_is_gone_is_compared_with_what_runs_here_since_a_reload(fleet: Fleet) -> None:
     await fleet.start("p", PRODUCTION)
     staging = await fleet.start("s", STAGING)
