@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from tests.support.builders import a_subscription, seconds
 from tests.support.stores import (
@@ -283,7 +284,8 @@ async def test_attempts_that_failed_are_counted_by_what_becomes_of_their_deliver
     assert bench.sent == [(1, 1), (1, 2), (2, 1)]
     assert bench.counters.by_attempt == {(OPS, "retry"): 2, (OPS, "refused"): 1}
     assert bench.counters.retried == 2
-    assert len(await bench.store.stream(bench.store.keys.dead(SHARD, OPS))) == 1
+    (letter,) = await bench.store.stream(bench.store.keys.dead(SHARD, OPS))
+    assert letter["reason"] == b"status 200", "as the sink says it"
 
 
 async def test_a_subscription_that_is_not_configured_is_looked_at_once_a_minute(bench: Bench) -> None:
@@ -376,5 +378,8 @@ async def test_all_claimed_queues_are_worked_off_though_one_is_lost(bench: Bench
     claimed = await bench.work.claim(OPS, Claim(SHARD, 9))
     begun = await bench.work.begin(OPS, claimed.leases)
     await bench.store.lease_queue()  # another worker's, by now
-    await asyncio.gather(*begun)
+    with capture_logs() as lines:
+        await asyncio.gather(*begun)
     assert bench.sent == [(7, 1)]
+    assert [line["account"] for line in lines if line["event"] == "lease.lost"] == [ACCOUNT]
+    assert await bench.waits_ms() > MINUTE_MS / 2, "it stays that worker's"

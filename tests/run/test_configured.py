@@ -12,19 +12,24 @@ from structlog.testing import capture_logs
 
 from tests.support.builders import a_subscription, seconds
 from tests.support.provider_staging import (
+    TOKENS_PATH,
+    Stage,
+    a_balance,
+    a_token_list,
+    answer,
     loopring_account,
     loopring_settings,
     metakeep_account,
     metakeep_settings,
 )
 from tests.support.stores import MINUTE_MS, OPS, SHARD, Store, a_store, some_deliveries
-from watcher.engine.dispatch import Key
+from watcher.engine.dispatch import Claim, Key
 from watcher.engine.loop import Neighbours
 from watcher.observe.counters import Counters
 from watcher.polling.poll import Poller
 from watcher.providers.contract import Rejected
 from watcher.run.configured import Configured
-from watcher.settings import AccountSettings, RedisSettings, Settings
+from watcher.settings import AccountSettings, EgressSettings, RedisSettings, Settings
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS
 
@@ -139,3 +144,51 @@ async def test_what_is_made_due_is_claimed_for_at_once(bench: Bench) -> None:
     await bench.configured.make_due(OPS)
     assert bench.woken(OPS) == SHARDS
     assert len((await bench.store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases) == 1
+
+
+async def test_only_attempts_at_a_url_that_is_gone_are_cut_off(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_off: list[Key] = []
+    monkeypatch.setattr(bench.configured.loop, "cut_off", lambda key, _: cut_off.append(key))
+    before = some(subscriptions=("kept", "changed", "moved", "removed"))
+    await bench.follow(before)
+    changes: dict[str, dict[str, Any]] = {
+        "kept": {},
+        "changed": {"max_in_flight": 3},
+        "moved": {"url": SecretStr("https://elsewhere.example.com/in")},
+    }
+    after = {name: before.subscription_by_name[name].model_copy(update=to) for name, to in changes.items()}
+    targets = {**bench.configured.targets}
+    await bench.follow(before.model_copy(update={"subscription_by_name": after}))
+    assert sorted(cut_off) == [Key("delivery", "moved"), Key("delivery", "removed")]
+    assert {name: target.settings for name, target in bench.configured.targets.items()} == after
+    assert bench.configured.targets["kept"] is targets["kept"]
+
+
+async def test_another_egress_policy_holds_for_every_subscription(bench: Bench) -> None:
+    before = some()
+    await bench.follow(before)
+    target = bench.configured.targets[OPS]
+    await bench.follow(before.model_copy(update={"egress": EgressSettings(allow_http=True)}))
+    assert bench.configured.targets[OPS] is not target
+
+
+async def test_a_request_for_the_list_of_assets_takes_a_turn_of_its_provider(bench: Bench) -> None:
+    async with Stage() as stage:
+        stage.reply_by_path[TOKENS_PATH] = answer(a_token_list(0))
+        stage.reply = answer([a_balance(0, "10")])
+        account = an_account("treasury")
+        await bench.follow(some(account, base_url=stage.url))
+        assert await bench.poller().poll(account, await bench.store.lease(account.name))
+    assert len(stage.seen) == 2
+    assert await bench.configured.polls.next_turn_ms("loopring") > 0
+
+
+async def test_a_schedule_that_is_gone_is_noticed_where_accounts_are_configured(bench: Bench) -> None:
+    account = an_account("treasury")
+    await bench.follow(some(account))
+    polls = bench.configured.poll_work.by_provider["loopring"]
+    for shard, has_lost in (((SHARD + 1) % SHARDS, False), (SHARD, True)):
+        await polls.claim(Claim(shard, 9))
+        assert polls.has_lost is has_lost
