@@ -1,6 +1,7 @@
 """What the loop claims, starts, holds back and ends: with an index and work of both kinds in memory."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -9,6 +10,7 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
+from watcher.engine import loop
 from watcher.engine.dispatch import Claim, Key, Kind, Room
 from watcher.engine.loop import Claimed, InUse, Loop
 from watcher.store.exceptions import StoreUnreachable
@@ -232,6 +234,58 @@ async def test_while_the_store_is_away_it_is_not_asked_all_the_time(world: World
         del world.deliveries.trouble_by_shard[1]
         await world.until(lambda: world.deliveries.ended)
     assert len(world.deliveries.claimed) < 10
+
+
+async def test_a_loop_that_has_nothing_to_do_stops_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_TURN_S", 60.0)
+    async with world.running():
+        await world.looked(1)
+
+
+async def test_between_two_claims_for_a_key_there_is_time_for_more_to_fall_due(world: World) -> None:
+    world.polls.breath_s = 60.0
+    async with world.running():
+        world.loop.wake(SHOP, 1)
+        await world.until(lambda: world.polls.ended)
+        world.loop.wake(SHOP, 2)
+        world.loop.wake(OPS, 2)
+        await world.until(lambda: world.deliveries.ended)
+    assert world.polls.claimed == [1]
+
+
+async def test_what_is_done_again_and_again_waits_while_the_store_is_away(world: World) -> None:
+    done_at: list[float] = []
+
+    async def act() -> None:
+        done_at.append(time.monotonic())
+        raise StoreUnreachable("Redis is away")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(world.loop.every(0.001, "a chore", act))
+        await world.until(lambda: len(done_at) == 3)
+        world.loop.stop()
+    assert done_at[2] - done_at[0] > 0.25, "a tenth of a second, then longer"
+
+
+async def test_what_is_done_again_and_again_is_a_bug_once_where_its_keys_are_damaged(
+    world: World, lines: list[MutableMapping[str, Any]]
+) -> None:
+    async def damaged() -> None:
+        raise ValueError("WRONGTYPE")
+
+    done: list[bool] = []
+
+    async def act() -> None:
+        done.append(True)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(world.loop.every(0.001, "damaged", damaged))
+        group.create_task(world.loop.every(0.001, "well", act))
+        await world.until(lambda: len(done) == 10)
+        world.loop.stop()
+    assert [line["affected"] for line in lines if line["event"] == "bug"] == ["damaged"]
 
 
 async def test_the_index_is_compared_with_the_schedules_now_and_then_and_not_at_each_look(

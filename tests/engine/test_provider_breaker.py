@@ -2,6 +2,8 @@
 
 from itertools import pairwise
 
+import pytest
+
 from watcher.engine.breaker import OPEN_AFTER, ProviderBreaker, State
 from watcher.providers.contract import ErrorClass, Rejected
 
@@ -28,6 +30,11 @@ def test_one_account_alone_is_no_outage_whatever_it_meets() -> None:
 
 def test_mistakes_in_a_configuration_say_nothing_of_the_provider() -> None:
     assert a_breaker(rejections=50, error_class="configuration").state(NOW) is State.CLOSED
+
+
+@pytest.mark.parametrize("error_class", ["auth", "rate", "transient", "malformed", "gone"])
+def test_whatever_else_a_provider_answers_everybody_opens_it(error_class: ErrorClass) -> None:
+    assert a_breaker(error_class=error_class).state(NOW) is not State.CLOSED
 
 
 def test_a_good_answer_in_between_starts_the_count_anew() -> None:
