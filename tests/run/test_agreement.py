@@ -1,5 +1,6 @@
 """Workers of one namespace whose configurations differ: which is inactive, for how long, what is said."""
 
+import asyncio
 import zlib
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, cast
@@ -557,3 +558,32 @@ def test_one_place_is_told_from_another_by_providers_and_accounts() -> None:
     assert not here.is_same_place(fingerprint(STAGING))
     assert not here.is_same_place(fingerprint(some(accounts={"stranger": 9})))
     assert Fingerprint({}, {}, {}).is_same_place(Fingerprint({}, {}, {}))
+
+
+async def test_a_worker_that_is_there_is_found_while_the_configuration_of_another_one_is_read(
+    redis_client: Redis, namespace: str
+) -> None:
+    """Else a reload at that moment would take over what is the other one's."""
+    fleet, read = Fleet(redis_client, namespace), asyncio.Event()
+
+    class Slow(Configurations):
+        async def read(self, digest: str) -> Fingerprint | None:
+            await read.wait()
+            return await super().read(digest)
+
+    for worker in ("c", "b"):
+        await fleet.start(worker, some(OLD_URL))
+    present = cast(Present, _Present(fleet, "a"))
+    found = others.Others(present, Slow(fleet.pipe, fleet.keys), now_ms=lambda: int(1000 * fleet.now_s))
+    read.set()
+    await found.look()
+    read.clear()
+    await fleet.start("c", some(NEW_URL))
+    looking = asyncio.create_task(found.look())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    [url] = fingerprint(some(OLD_URL)).subscriptions.values()
+    assert {one.worker for one in found.holders("ops", url) if one.is_there} == {"b", "c"}
+    read.set()
+    await looking
+    assert not found.is_alone

@@ -133,13 +133,22 @@ class Others:
         """Read which workers run, and remember those that differ for a while after they are gone."""
         now_ms = self._now_ms()
         there = await self._present.others(now_ms)
+        unreadable = set[str]()
+        while missing := {one.configuration for one in there} - {
+            "",
+            self.own.digest,
+            *self._known,
+            *unreadable,
+        }:
+            for digest in missing:
+                if await self._look_up(digest) is None:
+                    unreadable.add(digest)
+        # No await from here on: a reload that looks at the same time must find every worker that is there.
         self.is_alone = all(one.configuration == self.own.digest for one in there)
         for other in self._by_worker.values():
             other.is_there = False
         for one in there:
-            place = None
-            if one.configuration not in ("", self.own.digest):
-                place = await self._look_up(one.configuration)
+            place = None if one.configuration == self.own.digest else self._known.get(one.configuration)
             if place is None:  # it agrees by now, or does not say
                 self._by_worker.pop(one.worker, None)
             else:
