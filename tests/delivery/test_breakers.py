@@ -4,12 +4,14 @@ from functools import partial
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support.builders import a_subscription
 from watcher.delivery.breakers import LONGEST_REST_MS, SubscriptionBreakers
 from watcher.delivery.outcomes import Verdict, judge
 from watcher.delivery.sink import Attempt
 from watcher.engine.breaker import Answer, failed
+from watcher.store.exceptions import StoreUnreachable
 from watcher.store.queues import Breaker, Change, Decide
 
 OPS = a_subscription("ops")
@@ -23,6 +25,8 @@ class Shared:
         self.breaker: Breaker | None = None
         self.now_ms = NOW_MS
         self.changes = 0
+        self.reads = 0
+        self.trouble: Exception | None = None
         self.probes: list[str] = []
 
     async def change(self, _name: str, decide: Decide) -> Change:
@@ -31,6 +35,9 @@ class Shared:
         return Change(before, self.breaker)
 
     async def read(self) -> dict[str, Breaker]:
+        self.reads += 1
+        if self.trouble:
+            raise self.trouble
         return {"ops": self.breaker} if self.breaker else {}
 
     async def take_probe(self, name: str, _worker: str, *, lease_ms: int) -> bool:
@@ -113,3 +120,45 @@ async def test_what_other_workers_note_is_learned_and_what_is_better_is_named(
     shared.breaker = None
     assert await breakers.refresh() == ["ops"]
     assert breakers.rest_ms("ops") == 0
+
+
+async def test_while_redis_is_away_breakers_stand_as_they_did(
+    shared: Shared, breakers: SubscriptionBreakers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("watcher.delivery.breakers._READ_EVERY_S", 0.0)
+    await shared.change("ops", partial(failed, failure=said(Answer.SLOW_DOWN).failure))
+    await breakers.refresh()
+    shared.trouble = StoreUnreachable("Redis is away")
+    assert await breakers.refresh() == []
+    assert breakers.rest_ms("ops") == 1000
+
+
+async def test_breakers_that_are_damaged_are_closed_and_a_bug_once(
+    shared: Shared, breakers: SubscriptionBreakers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("watcher.delivery.breakers._READ_EVERY_S", 0.0)
+    await shared.change("ops", partial(failed, failure=said(Answer.SLOW_DOWN).failure))
+    await breakers.refresh()
+    shared.trouble = ValueError("WRONGTYPE")
+    with capture_logs() as lines:
+        assert await breakers.refresh() == ["ops"]
+        assert await breakers.refresh() == []
+    assert [line["affected"] for line in lines if line["event"] == "bug"] == ["breakers"]
+    assert breakers.rest_ms("ops") == 0
+    assert shared.reads == 2, "not again so soon"
+
+
+async def test_a_pause_is_reported_by_the_attempt_that_made_it_and_by_none_that_fails_with_it(
+    shared: Shared,
+) -> None:
+    alerts: list[str] = []
+
+    async def alert(name: str, _: Breaker) -> None:
+        alerts.append(name)
+
+    breakers = SubscriptionBreakers(cast(Any, shared), now_ms=lambda: shared.now_ms, alert=alert, most=100)
+    with capture_logs() as lines:
+        for _ in range(3):
+            await breakers.note(OPS, said(Answer.GONE))
+    assert alerts == ["ops"]
+    assert [line["event"] for line in lines] == ["subscription.paused"]

@@ -29,6 +29,7 @@ from watcher.observe.counters import Counters
 from watcher.polling.poll import Poller
 from watcher.providers.contract import Rejected
 from watcher.run.configured import Configured
+from watcher.run.upkeep import Upkeep
 from watcher.settings import AccountSettings, EgressSettings, RedisSettings, Settings
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS
@@ -54,7 +55,8 @@ class Bench:
     def __init__(self, store: Store) -> None:
         self.store = store
         redis = RedisSettings(url=SecretStr("redis://127.0.0.1:1/0"), namespace=store.keys.namespace)
-        agreement: Any = SimpleNamespace(neighbours=Neighbours())
+        self.neighbours = Neighbours()
+        agreement: Any = SimpleNamespace(neighbours=self.neighbours)
         self.configured = Configured(
             some().model_copy(update={"redis": redis}), store.schedule, StoreHealth(), Counters(), agreement
         )
@@ -192,3 +194,23 @@ async def test_a_schedule_that_is_gone_is_noticed_where_accounts_are_configured(
     for shard, has_lost in (((SHARD + 1) % SHARDS, False), (SHARD, True)):
         await polls.claim(Claim(shard, 9))
         assert polls.has_lost is has_lost
+
+
+async def test_what_was_left_to_a_worker_that_is_gone_is_delivered_at_once(bench: Bench) -> None:
+    await bench.follow(some(subscriptions=(OPS, "theirs")))
+    await bench.store.queues.enqueue(OPS, "treasury", some_deliveries(1))
+    (lease,) = (await bench.store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
+    await bench.store.queues.release(OPS, lease, due_in_ms=10 * MINUTE_MS)
+    neighbours = bench.neighbours
+    neighbours.inactive = frozenset((OPS, "theirs"))
+
+    async def look() -> None:
+        neighbours.inactive = frozenset(("theirs",))
+
+    agreement: Any = SimpleNamespace(neighbours=neighbours, look=look)
+    present: Any = None
+    upkeep = Upkeep(bench.configured, bench.store.schedule, StoreHealth(), present, agreement)
+    (look_around,) = (act for _, affected, act in upkeep.chores if affected == "other workers")
+    await look_around()
+    assert (bench.woken(OPS), bench.woken("theirs")) == (SHARDS, 0)
+    assert len((await bench.store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases) == 1

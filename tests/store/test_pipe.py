@@ -245,6 +245,23 @@ async def test_a_runner_that_ends_takes_nothing_from_the_other_one(redis_client:
             assert await asyncio.gather(*callers) == texts
 
 
+async def test_a_call_to_a_node_that_is_given_its_keys_is_asked_for_and_sent_once(
+    redis_client: Redis, namespace: str, round_trips: list[int]
+) -> None:
+    """A server that is no Cluster answers ASKING with an error, and the call all the same."""
+    pipe = Pipe(redis_client)
+    assert await pipe.send_where_it_moves(Call(("INCR", f"{namespace}:count"))) == 1
+    assert round_trips == [2]
+
+
+async def test_a_call_goes_where_the_keys_of_its_step_are() -> None:
+    joint = Joint(load_script("touch"), keys=("shared",))
+    assert Call((1,), joint=joint, keys=("own", "more")).first_key == "own"
+    assert Call((1, "own"), script=load_script("touch")).first_key == "own"
+    assert Call(("GET", "own")).first_key == "own"
+    assert Call(("PING",)).first_key is None
+
+
 def test_the_clock_is_the_servers_and_goes_on(redis_client: Redis) -> None:
     pipe = Pipe(redis_client)
     pipe.set_clock(5000.0)
@@ -275,6 +292,7 @@ async def test_answers_of_a_server_that_hung_reach_nobody_later(engine: str) -> 
             client.connection_pool.connection_kwargs["socket_timeout"] = 0.05
             pipe = Pipe(client)
             async with running(pipe):
+                await echo(pipe, "there")  # else it is the connecting that takes too long
                 with server.paused():
                     troubles = await asyncio.gather(
                         *(echo(pipe, f"before {n}") for n in range(5)), return_exceptions=True
