@@ -105,6 +105,26 @@ async def test_a_url_that_is_changed_during_an_attempt_has_seen_the_last_and_the
         assert await one.breakers.read() == {}, "what the old one said is not held against the new one"
 
 
+async def test_a_subscription_that_was_paused_goes_on_at_its_new_url(
+    redis_client: Redis, redis_server_url: str, namespace: str
+) -> None:
+    async def gone(peer: Peer) -> None:
+        await peer.hear()
+        await peer.say(b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n")
+
+    async with subscribing(gone) as old, subscribing(answering(OK)) as new:
+        one = owed(redis_client, redis_server_url, namespace, ops=old.url)
+        await one.queue(["treasury"], [1, 2])
+        async with one.worker() as worker, asyncio.timeout(10):
+            while "ops" not in await one.breakers.read():  # noqa: ASYNC110 - Redis tells nobody
+                await asyncio.sleep(0.01)
+            worker.reload(changed(one.settings, url=SecretStr(new.url)))
+            await new.until(lambda new: len(new.requests) == 2)
+            assert await one.breakers.read() == {}
+    assert len(old.requests) == 1
+    assert sequences(new.requests) == [1, 2]
+
+
 async def test_a_slow_connection_to_a_url_that_is_changed_carries_no_post_and_holds_up_nothing(
     redis_client: Redis, redis_server_url: str, namespace: str
 ) -> None:
