@@ -1,5 +1,6 @@
 """What a configuration becomes, and what a reload makes of it: without a loop that runs, on a real store."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from watcher.providers.contract import Rejected
 from watcher.run.configured import Configured
 from watcher.run.upkeep import Upkeep
 from watcher.settings import AccountSettings, EgressSettings, RedisSettings, Settings
+from watcher.store.exceptions import StoreUnreachable
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS
 
@@ -194,6 +196,30 @@ async def test_a_schedule_that_is_gone_is_noticed_where_accounts_are_configured(
     for shard, has_lost in (((SHARD + 1) % SHARDS, False), (SHARD, True)):
         await polls.claim(Claim(shard, 9))
         assert polls.has_lost is has_lost
+
+
+async def test_a_reload_that_finds_redis_away_is_made_once_it_is_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.follow(some())
+    asked: list[Settings] = []
+
+    async def begin(settings: Settings) -> None:
+        asked.append(settings)
+        if len(asked) < 3:
+            raise StoreUnreachable("Redis is away")
+
+    async def nothing(_: Settings) -> None:
+        pass
+
+    agreement: Any = SimpleNamespace(neighbours=bench.neighbours, begin=begin)
+    present: Any = None
+    upkeep = Upkeep(bench.configured, bench.store.schedule, StoreHealth(), present, agreement)
+    monkeypatch.setattr(upkeep, "_enrol", nothing)
+    after = some(an_account("a"), subscriptions=(OPS, "more"))
+    await upkeep.reload(after, asyncio.Event())
+    assert asked == [after] * 3
+    assert [*bench.configured.targets] == [OPS, "more"]
 
 
 async def test_what_was_left_to_a_worker_that_is_gone_is_delivered_at_once(bench: Bench) -> None:
