@@ -83,8 +83,7 @@ def _network(value: object) -> object:
         raise ValueError("must be text")  # noqa: TRY004  # pydantic
     reason = "write it like 10.1.0.0/16"
     with suppress(ValueError):
-        ip_network(value, strict=False)
-        reason = "bits are set beyond the mask"
+        reason = f"bits are set beyond the mask: {ip_network(value, strict=False)} is the network around it"
         return ip_network(value)
     raise ValueError(f"not a network: {reason}")
 

@@ -279,7 +279,7 @@ def test_an_exception_for_an_address_excuses_neither_a_bare_word_nor_a_port(url:
         ("https://user@hooks.example.com/", "user or a password"),
         ("https://[fe80::1%eth0]/", "percent sign"),
         ("https://hooks.example.com:22/", "port"),
-        ("https://localhost/", "single word"),
+        ("https://localhost/", "single word, .* write its full name, or its address"),
         ("https://127.1/", "number"),
     ],
 )

@@ -102,7 +102,7 @@ _SYNTAX = {
     "Expected '='": "'=' is expected after a key",
     "Expected ']": "a closing bracket is missing",
     "Expected newline": "the line should end here; texts need quotes",
-    "Invalid value": "this is no value: texts need quotes, or a bracket above is not closed",
+    "Invalid value": "no value: texts need quotes, true and false small letters; or a bracket above is open",
     "Invalid statement": "neither a key nor a [table] begins here",
     "Invalid initial character": "no key begins here",
     "Invalid date": "no such date",

@@ -265,6 +265,8 @@ def settings_of(
         details = error.errors(include_input=False, include_context=False, include_url=False)
     wrong: set[str | int] = set()
     for detail in details:
+        if detail["type"] == "too_short" and _holds(detail["loc"], details):
+            continue  # what is left of a list, without its wrong members: they are said
         key, text = _flaw(detail, entry.table, model, given)
         wrong.update(key[:1])
         if not (detail["type"] == "extra_forbidden" and key[-1] in may_hold):
@@ -275,6 +277,12 @@ def settings_of(
     with suppress(ValidationError):
         return model.model_validate({**stand_ins, **right, **given})
     return None
+
+
+def _holds(location: Key, details: Iterable[ErrorDetails]) -> bool:
+    """Say whether something inside of `location` is wrong."""
+    depth = len(location)
+    return any(len(one["loc"]) > depth and one["loc"][:depth] == location for one in details)
 
 
 def _flaw(
@@ -293,6 +301,8 @@ def _flaw(
         key = (*key, part)
     message = detail["msg"].removeprefix("Value error, ").replace(" after validation", "")
     message = _WORDS.get(kind) or _SUBJECT.sub("must ", message)
+    if kind == "extra_forbidden" and key[-1] == "accounts_file":
+        return key, UNKNOWN + " here: it has to stand at the top, above the first [section]"
     if kind == "extra_forbidden":
         return key, UNKNOWN + did_you_mean(key[-1], _fields(model, key[:-1]) - given.keys())
     if kind in ("too_short", "string_too_short") and "at least 1 " in message:

@@ -176,4 +176,7 @@ def _check_host(host: str, policy: Policy, *, is_ascii: bool) -> None:
     if _NUMBER.match(labels[-1]):
         raise RefusedUrl("its host ends in a number but is not an address: write it as four decimal numbers")
     if len(labels) == 1:
-        raise RefusedUrl("its host is a single word, which means something else on every machine")
+        raise RefusedUrl(
+            "its host is a single word, which means something else on every machine: write its full name, "
+            "or its address"
+        )
