@@ -4,6 +4,7 @@ Refuses to guess: an object that is not plain data is shown as the name of its t
 hold anything.
 """
 
+import os
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -28,6 +29,13 @@ _SHORTEST_SECRET = 8
 _WRITTEN_OUT = (PurePath, Decimal, UUID, timedelta, IPv4Address, IPv4Network, IPv6Address, IPv6Network)
 _secrets_by_head: dict[str, set[str]] = {}
 """By their first letters: a worker may know thousands, and a text holds few of these."""
+
+
+def why_not_listening(error: OSError) -> str:
+    """Say why an address cannot be listened at, without the address, which the event loop puts before it."""
+    if error.errno and error.errno > 0:
+        return os.strerror(error.errno).lower()
+    return error.strerror or type(error).__name__  # a name that is not found has a number of its own
 
 
 def printable(text: str, limit: int = TEXT_LIMIT) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ from click.testing import CliRunner, Result
 from tests.support.signed_webhooks import OTHER_SECRET, PRIVATE, SECRET, Webhook, a_change, an_event, signed
 from watcher.commands import listen, secret, verify
 from watcher.delivery.signing import Signer, public_key
+from watcher.journal.notices import sample
+from watcher.receiver import Receipt
 
 
 def run(command: click.Command, *arguments: str, body: bytes = b"", **environment: str) -> Result:
@@ -256,6 +259,33 @@ def test_listen_at_what_is_no_host_is_no_bug(host: str) -> None:
     done = CliRunner().invoke(listen.command, ["--host", host, "--port", "0"])
     assert (done.exit_code, type(done.exception)) == (1, SystemExit)
     assert f"cannot listen at {host}:0: not a host name" in done.stderr
+
+
+def test_a_port_that_is_taken_is_told_once() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = CliRunner().invoke(listen.command, ["--port", str(port)])
+    assert done.exit_code == 1
+    assert done.stderr.endswith(f"Error: cannot listen at 127.0.0.1:{port}: address already in use\n")
+
+
+@pytest.mark.parametrize(
+    ("type_", "says"),
+    [
+        ("subscription.paused", "sample is paused: it answered 410"),
+        ("threshold.crossed", "total is below 1000"),
+        ("account.stale", "no answer within 10 s"),
+        ("account.baseline", "1 asset"),
+        ("subscription.ping", "no effect"),
+    ],
+)
+def test_an_event_that_moves_nothing_is_shown_with_what_it_is_about(type_: str, says: str) -> None:
+    body = sample(type_, "ops", nonce="n", now_ms=1_795_175_065_701).body("ops", None)
+    event = json.loads(body)
+    receipt = Receipt(event, None, is_verified=True, status=200, attempt=1, is_repeat=False, order=None)
+    assert says in listen.receipt_text(receipt, 0)
 
 
 def test_listen_as_json_is_one_object_a_line_with_the_event_whole() -> None:

@@ -105,7 +105,7 @@ def test_a_port_that_is_taken_is_told() -> None:
         port = str(taken.getsockname()[1])
         result = CliRunner().invoke(command, ["--loopring-port", port, "--metakeep-port", "0"])
     assert result.exit_code == 1
-    assert "choose other ports" in result.output
+    assert f"cannot serve: 127.0.0.1:{port}: address already in use; choose other ports" in result.output
 
 
 def test_the_command_is_cheap_to_import() -> None:

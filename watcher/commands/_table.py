@@ -88,6 +88,19 @@ def moved_text(effect: Mapping[str, Any]) -> str:
     )
 
 
+def about_text(data: Mapping[str, Any]) -> str:
+    """Say what an event moves, or else what it is about."""
+    if moved := moved_text(part_of(data, "effect")):
+        return moved
+    if threshold := part_of(data, "threshold"):
+        bound = "below" if threshold.get("below") is not None else "above"
+        return f"{text_of(threshold.get('field'))} is {bound} {text_of(threshold.get(bound))}"
+    if isinstance(balances := data.get("balances"), list):
+        return many(len(balances), "asset")
+    reason = text_of(data["reason"]) if "reason" in data else ""
+    return f"{text_of(data['paused'])} is paused: {reason}" if "paused" in data else reason
+
+
 def backlog_text(line: Mapping[str, Any], deliveries: str) -> str:
     """Say what waits for a subscription (`deliveries` says how much) and what was given up."""
     waits = "nothing waits"

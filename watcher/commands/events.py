@@ -20,7 +20,7 @@ from watcher.commands._shared import (
     since_ms,
     since_option,
 )
-from watcher.commands._table import known, moved_text, part_of, say_json, say_next, text_of
+from watcher.commands._table import about_text, known, part_of, say_json, say_next, text_of
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
@@ -154,17 +154,14 @@ def _as_text(record: "Record") -> str:
     amount = (
         f"{text_of(data.get('amount'))} {text_of(asset.get('symbol') or asset.get('id'))}" if asset else ""
     )
-    moved = moved_text(part_of(data, "effect"))
-    if not moved:  # then what it is about
-        about = content.get("assets", data.get("balances"))
-        reason = text_of(data.get("reason")) if "reason" in data else ""
-        moved = many(len(about), "asset") if isinstance(about, dict | list) else reason
+    assets = content.get("assets")  # of a record that is no event
+    about = many(len(assets), "asset") if isinstance(assets, dict | list) else about_text(data)
     columns = [
         text_of(content.get("timestamp")),
         f"{printable(record.account):<16}",
         f"{text_of(content.get('type')):<20}",
         f"{amount:>20}",
-        f"{moved:<32}",
+        f"{about:<32}",
         f"#{text_of(data.get('sequence', content.get('sequence')))}",
         text_of(content["id"]) if "id" in content else "",
     ]

@@ -13,10 +13,10 @@ import click
 
 from watcher import signals
 from watcher.commands._shared import given_by
-from watcher.commands._table import moved_text, part_of, text_of
+from watcher.commands._table import about_text, part_of, text_of
 from watcher.commands.secret import secret_options, secrets_given, verifying
 from watcher.durations import parse_duration
-from watcher.printable import many
+from watcher.printable import many, why_not_listening
 from watcher.streams import CannotWrite
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ async def _listen(
             click.echo(f"listening at {receiver.url}, {verified}", err=True)
             await stop.wait()
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a host name"
+        reason = why_not_listening(error) if isinstance(error, OSError) else "not a host name"
         raise click.ClickException(f"cannot listen at {receiver.host}:{receiver.port}: {reason}") from None
     return failure
 
@@ -185,7 +185,7 @@ def receipt_text(receipt: "Receipt", now: float) -> str:
         f"{text_of(part_of(data, 'account').get('name')):<16}",
         f"{text_of(asset.get('symbol') or asset.get('id')):<6}",
         f"{text_of(data.get('amount')):>14}",
-        f"{moved_text(part_of(data, 'effect')) or 'no effect':<32}",
+        f"{about_text(data) or 'no effect':<32}",
         f"#{text_of(data.get('sequence'))}",
         "; ".join(filter(None, notes)) + saved,
     ]

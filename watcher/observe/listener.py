@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 
 from watcher.engine.loop import survived
 from watcher.observe.log import Throttle, log
-from watcher.printable import printable
+from watcher.printable import printable, why_not_listening
 
 _SHORTEST_TOKEN = 16
 _TOKEN = re.compile(r"[!-~]+\Z")
@@ -257,7 +257,7 @@ class Listener:
                 self._connected, self.address.host, self.address.port, limit=HEAD_BYTES, backlog=_CONNECTIONS
             )
         except OSError as error:
-            reason = error.strerror or type(error).__name__
+            reason = why_not_listening(error)
             raise ListenerRefused(f"cannot listen at {self.address}: {reason}") from error
         self.address = self.address._replace(port=self._server.sockets[0].getsockname()[1])
         log.info("listener.started", address=str(self.address))

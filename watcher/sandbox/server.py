@@ -14,6 +14,7 @@ from typing import Self
 
 from aiohttp import web
 
+from watcher.printable import why_not_listening
 from watcher.sandbox.answers import Answer, Call, Declined, Reply, call_of, drop_default_type, send
 from watcher.sandbox.book import ProviderName
 from watcher.sandbox.knobs import Knobs, LoopringKnobs, MetakeepKnobs, RateLimit, Traffic
@@ -125,7 +126,10 @@ class _Site:
             app, access_log=None, handler_cancellation=True, shutdown_timeout=CUT_OFF_S
         )
         await self._runner.setup()
-        await web.TCPSite(self._runner, HOST, self.port).start()
+        try:
+            await web.TCPSite(self._runner, HOST, self.port).start()
+        except OSError as error:
+            raise OSError(error.errno, f"{HOST}:{self.port}: {why_not_listening(error)}") from error
         self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
