@@ -174,7 +174,7 @@ def test_an_option_that_names_no_store_is_a_mistake_of_use(
 def test_the_embedded_store_is_found_by_its_directory(run: Run, name: str, tmp_path: Path) -> None:
     done = run(name, "--data-dir", tmp_path / "data")
     assert done.code == 69
-    assert f"there is no embedded store in {tmp_path / 'data'} yet" in done.err
+    assert f"the embedded server has no state in {tmp_path / 'data'} yet" in done.err
     assert not (tmp_path / "data").exists()
 
 

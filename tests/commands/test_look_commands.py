@@ -33,6 +33,7 @@ from tests.support.stories import (
     records_of,
     steps,
 )
+from watcher.commands._table import backlog_text
 from watcher.snapshot import Asset, Snapshot
 from watcher.store.embedded import Embedded
 from watcher.store.keys import shard_of
@@ -415,6 +416,29 @@ def test_status_shows_everything_on_one_screen(run: Run, write: Write) -> None:
     assert "\x1b" not in screen
 
 
+def test_an_account_that_waits_for_confirmation_is_listed_and_is_as_it_should_be(
+    run: Run, write: Write
+) -> None:
+    async def half_of_a_deposit(books: Books) -> None:
+        polls = [a_snapshot(LRC=a_balance("100", pending_deposit=amount)) for amount in ("5", "0")]
+        await books.live(polls, at_ms=int(time.time() * 1000) - 60_000)
+
+    write(half_of_a_deposit)
+    screen = run("status").out
+    assert "accounts       1 of 3 as they should be\n" in screen  # the other two were never read
+    assert re.search(r"^                 pending confirmation +1  treasury$", screen, re.MULTILINE)
+
+
+def test_of_a_paused_subscription_nothing_is_said_to_be_tried_again() -> None:
+    line: dict[str, Any] = {"queues": 1, "oldest_s": 3, "retrying": 1, "dead": 0, "paused_at": None}
+    assert (
+        backlog_text(line, "2 waiting")
+        == "2 waiting in 1 queue, the oldest for 3s; 1 queue being tried again"
+    )
+    line["paused_at"] = "2026-11-20T14:03:05.120Z"
+    assert backlog_text(line, "2 waiting") == "2 waiting in 1 queue, the oldest for 3s"
+
+
 def test_status_as_json_has_a_kind_on_every_line(run: Run, write: Write) -> None:
     write(pending_and_suspect)
     write(lambda books: present(books, "web-1"))
@@ -764,7 +788,7 @@ def test_no_secret_shows(run: Run, write: Write) -> None:
             assert not re.search("canary|whsec|ops.example", text_of(run(name, *more)))
 
 
-# the embedded store
+# the embedded server
 
 
 def test_an_embedded_store_is_found_whether_or_not_a_worker_runs(
@@ -793,5 +817,5 @@ def test_no_embedded_store_is_made_by_looking_for_one(
     config = a_configuration(tmp_path, "embedded", "watcher")
     done = ended(capsys, name, "--config", config)
     assert done.code == 69
-    assert f"there is no embedded store in {tmp_path / 'data'} yet" in done.err
+    assert f"the embedded server has no state in {tmp_path / 'data'} yet" in done.err
     assert not (tmp_path / "data").exists()

@@ -27,6 +27,7 @@ from tests.support.rig import TREASURY, Rig, a_rig
 from tests.support.stores import fail, pause
 from watcher import cli
 from watcher.commands import ping
+from watcher.commands.deliveries import cells
 from watcher.delivery import webhook
 from watcher.delivery.sink import Attempt
 from watcher.engine.breaker import Answer
@@ -419,6 +420,23 @@ async def test_attempts_that_failed_are_remembered_with_what_was_answered(
     assert [rows[0]["outcome"], rows[-1]["outcome"]] == ["retry", "delivered"]
     lines = (await run("deliveries", "--attempts")).out.splitlines()
     assert lines[1].endswith("418: what it says")
+
+
+def test_the_last_attempt_of_a_dead_letter_was_given_up() -> None:
+    row = {
+        "kind": "attempt",
+        "subscription": "ops",
+        "account": "treasury",
+        "event_id": "evt_1",
+        "attempt": 10,
+        "age_s": 5,
+        "duration_ms": 3,
+        "outcome": "refused",
+        "status": 400,
+        "error": None,
+        "answer": "",
+    }
+    assert cells(row) == ["ops", "treasury", "evt_1", "10", "5s ago", "3 ms", "given up", "400"]
 
 
 async def test_the_first_kib_of_an_answer_is_kept_with_its_attempt_and_its_beginning_is_logged(

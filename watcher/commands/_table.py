@@ -107,7 +107,8 @@ def backlog_text(line: Mapping[str, Any], deliveries: str) -> str:
     if line["queues"]:
         oldest = "" if line["oldest_s"] is None else f", the oldest for {age_text(1000 * line['oldest_s'])}"
         waits = f"{deliveries} in {many(line['queues'], 'queue')}{oldest}"
-    retrying = f"; {many(line['retrying'], 'queue')} being tried again" if line["retrying"] else ""
+    is_tried = line["retrying"] and not line["paused_at"]
+    retrying = f"; {many(line['retrying'], 'queue')} being tried again" if is_tried else ""
     dead = f"; {many(line['dead'], 'dead letter')}" if line["dead"] else ""
     return f"{waits}{retrying}{dead}"
 

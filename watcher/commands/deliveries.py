@@ -27,6 +27,9 @@ _COLUMNS_BY_KIND = {
 }
 _NUMBERS_BY_KIND = {"waiting": (2, 5, 7), "dead": (4,), "attempts": (3, 5)}
 
+_OUTCOME = {"refused": "given up"}
+"""As the page and `--dead` call it."""
+
 _NONE_BY_KIND = {
     "waiting": "nothing waits",
     "dead": "no dead letters",
@@ -193,7 +196,8 @@ def cells(row: _Row) -> list[str]:
         says = f": {text_of(row['answer'])}" if row["answer"] else ""
         took = f"{text_of(row['duration_ms'])} ms"
         event = [text_of(row["event_id"]), text_of(row["attempt"])]
-        return [*owner, *event, f"{age} ago", took, text_of(row["outcome"]), f"{answer}{says}"]
+        outcome = text_of(row["outcome"])
+        return [*owner, *event, f"{age} ago", took, _OUTCOME.get(outcome, outcome), f"{answer}{says}"]
     event = [text_of(row[key]) for key in ("event_id", "event_type", "sequence")]
     if row["kind"] == "dead":
         return [*owner, *event, f"{age} ago", printable(row["reason"])]

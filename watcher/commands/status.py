@@ -23,6 +23,9 @@ _MOST_ERRORS = 3
 _WIDTH = 80
 _MARGIN = 15
 
+_USUAL = {"pending confirmation"}
+"""Of an account that waits for the other half of a movement: it is listed, and as it should be."""
+
 _SOON_S = 30
 """Work that has waited for less counts as under way: a lease may have to end first."""
 
@@ -115,7 +118,7 @@ def as_text(lines: Sequence[_Line]) -> Iterator[str]:
     for line in _of("provider", lines):
         yield from _provider_text(line)
     with_problems = _of("account", lines)
-    well = total["accounts"] - len(with_problems)
+    well = total["accounts"] - sum({*line["problems"]} != _USUAL for line in with_problems)
     yield _entry("accounts", f"{well:,} of {total['accounts']:,} as they should be")
     room = _WIDTH - _MARGIN - len("  pending confirmation      1  ") - len(" and 99,999 more")
     for problem in PROBLEMS:

@@ -36,7 +36,7 @@ def judge(attempt: Attempt, failed_before: int, retries: Sequence[timedelta], *,
 
     | attempt | delivery | subscription |
     |---|---|---|
-    | delivered | done | healthy again |
+    | delivered | done | well again    |
     | gone | kept | paused at once |
     | forbidden by our own policy | kept, tried every 15 minutes | backing off as long |
     | slow down, no answer | next on its schedule | backing off, longer each time, or as it asks |

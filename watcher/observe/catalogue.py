@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 Level = Literal["debug", "info", "warning", "error"]
 
 FIELD_MEANINGS: Mapping[str, str] = {
-    "account": "name of the account",
+    "account": "name of the account; of a delivery of subscription.paused, of the paused subscription",
     "accounts": "how many accounts",
     "added": "how many are new",
     "address": "where metrics and probes are served",

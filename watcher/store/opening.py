@@ -174,6 +174,6 @@ async def open_to_look(settings: RedisSettings) -> AsyncIterator[OpenStore]:
 def _refuse_unused(data_dir: Path) -> None:
     if not is_made(data_dir):
         raise StoreUnreachable(
-            f"there is no embedded store in {os.path.abspath(data_dir)} yet (redis.data_dir): `watcher run` "
-            "makes one; if it has run, then from another directory"
+            f"the embedded server has no state in {os.path.abspath(data_dir)} yet (redis.data_dir): `watcher "
+            "run` makes it; if it has run, then from another directory"
         )
