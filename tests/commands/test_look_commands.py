@@ -429,6 +429,22 @@ def test_an_account_that_waits_for_confirmation_is_listed_and_is_as_it_should_be
     assert re.search(r"^                 pending confirmation +1  treasury$", screen, re.MULTILINE)
 
 
+@pytest.mark.parametrize(("owed", "listed"), [(False, ["ops"]), (True, ["ops", "gone"])])
+def test_a_subscription_that_was_taken_out_is_listed_for_as_long_as_something_of_it_is_kept(
+    run: Run, write: Write, *, owed: bool, listed: list[str]
+) -> None:
+    async def taken_out(books: Books) -> None:
+        await two_accounts(books)
+        await books.damage("ZADD", books.keys.due_subscriptions(3), 0, "gone")
+        if owed:
+            await books.damage("XADD", books.keys.dead(3, "gone"), "*", "account", "alice")
+
+    write(taken_out)
+    objects = run("status", "--json").objects
+    assert [line["subscription"] for line in objects if line["kind"] == "subscription"] == listed
+    assert [line["subscription"] for line in run("subscriptions", "--json").objects] == listed
+
+
 def test_of_a_paused_subscription_nothing_is_said_to_be_tried_again() -> None:
     line: dict[str, Any] = {"queues": 1, "oldest_s": 3, "retrying": 1, "dead": 0, "paused_at": None}
     assert (

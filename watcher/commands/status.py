@@ -101,6 +101,7 @@ async def _read_lines(settings: "Settings", *, is_whole: bool) -> list[_Line]:
                 name, backlog, breakers.get(name), now_ms, is_configured=name in configured
             )
             for name, backlog in backlogs.items()
+            if name in configured or backlog.queues or backlog.dead  # the index may still name it
         ),
     ]
 

@@ -53,7 +53,9 @@ async def command(*, look: "Look", is_json: bool, action: str, name: str | None)
         now_ms = await reader.now_ms()
         breakers = await Breakers(store.pipe, store.keys).read()
         backlogs = await reader.backlogs(settings.subscription_by_name)
-    names = dict.fromkeys([*backlogs, *breakers])
+    configured = backlogs if not look.is_whole else settings.subscription_by_name
+    owed = [name for name, each in backlogs.items() if name in configured or each.queues or each.dead]
+    names = dict.fromkeys([*owed, *breakers])
     if not (names or is_json):
         click.echo("no subscription is known here", err=True)
     for each in names:
