@@ -141,6 +141,7 @@ async def test_a_ping_that_is_not_taken_says_why_and_what_to_do(
     assert said[0].startswith(f"ops: answered {status}, after ")
     assert said[1:2] == ["  it says: what it says"]
     assert said[2].startswith("  what to do: ")
+    assert ("redirects are not followed" in said[2]) == (status == 301)
     assert "t0ken" not in ended.out
 
 

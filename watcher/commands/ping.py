@@ -41,7 +41,6 @@ _BY_ERROR = (
 _ANY_ERROR = "look at the receiver, and at what stands before it; a port that speaks TLS wants https://"
 _BAD_REQUEST = 400
 _BY_KIND = {
-    3: "redirects are not followed: write the place where it leads into the subscription's url",
     4: "look into the receiver's log: the request did not please it",
     5: "look into the receiver's log: it failed while it took the event",
 }
@@ -107,6 +106,8 @@ def _advice(attempt: "Attempt") -> str:
     if attempt.status is None:
         found = (advice for words, advice in _BY_ERROR if words in (attempt.error or ""))
         return attempt.fix or next(found, _ANY_ERROR)
+    if attempt.fix:
+        return attempt.fix
     if attempt.status == _BAD_REQUEST and "https" in attempt.excerpt.lower():
         return "its port speaks TLS, as it says: write https:// in the subscription's url"
     return _BY_STATUS.get(attempt.status) or _BY_KIND.get(attempt.status // 100, "it is no webhook receiver")

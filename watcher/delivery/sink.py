@@ -37,9 +37,8 @@ class Attempt:
     @property
     def reason(self) -> str:
         """Why it failed, if it did."""
-        if self.error is None:
-            return f"status {self.status}"
-        return f"{self.error}; {self.fix}" if self.fix else self.error
+        said = f"status {self.status}" if self.error is None else self.error
+        return f"{said}; {self.fix}" if self.fix else said
 
 
 class Target(Protocol):

@@ -60,6 +60,13 @@ _SLOW_DOWN = frozenset({429, 502, 503, 504})
 """Statuses that speak for the whole receiver, not for the one event."""
 
 
+_REDIRECTED = "redirects are not followed: write the place where it leads into the subscription's url"
+
+
+def _fix_of(status: int) -> str:
+    return _REDIRECTED if 300 <= status < 400 else ""
+
+
 def answer_of(status: int) -> Answer:
     """Translate a status. A redirect is never followed: it is a rejection."""
     if 200 <= status < 300:
@@ -157,6 +164,7 @@ class WebhookSink:
                 response.headers.get("Retry-After"), now, most_s=LONGEST_RETRY_AFTER_S
             ),
             excerpt=text.encode()[:EXCERPT_LIMIT].decode(errors="ignore"),
+            fix=_fix_of(response.status),
         )
 
     async def _respond(
@@ -190,7 +198,8 @@ class WebhookSink:
         """Make the Attempt of one without a whole head of an answer: a status that arrived decides."""
         took_ms, refusal = _since_ms(started), refusal_in(error)
         if so_far.status is not None:
-            attempt = Attempt(answer_of(so_far.status), took_ms, status=so_far.status)
+            status = so_far.status
+            attempt = Attempt(answer_of(status), took_ms, status=status, fix=_fix_of(status))
         elif refusal:
             attempt = Attempt(Answer.FORBIDDEN, took_ms, error=f"{REFUSED}: {refusal}")
         elif type(error) is TimeoutError:
