@@ -3,7 +3,7 @@
     python -m tests.benchmarks.idle            # half a minute
 
 An account each at 2 and at 50 providers, polled once and not due again for an hour; on one server, and on a
-Cluster of three nodes, of which the busiest counts.
+Cluster of three nodes, of which the busiest counts. The event loop is that of `watcher run`.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from tests.support.clusters import a_cluster
 from tests.support.rig import a_rig
 from tests.support.servers import real_server
 from watcher.providers.loopring import LoopringAccount
+from watcher.service.serve import loop_factory
 from watcher.settings import Settings
 from watcher.store.client import connect
 
@@ -87,7 +88,8 @@ def main() -> None:
         of_cluster = [node.url for node in cluster.nodes]
         for what, url, nodes in (("one", server.url, []), ("a node of three", cluster.url, of_cluster)):
             for providers in (2, 50):
-                found = asyncio.run(idle(url, providers, nodes=nodes, seconds=seconds))
+                with asyncio.Runner(loop_factory=loop_factory()) as runner:
+                    found = runner.run(idle(url, providers, nodes=nodes, seconds=seconds))
                 row = f"{found.scripts:,.0f} | {found.commands:,.0f} | {found.cpu:.1%}"
                 print(f"| {what} | {providers} | {row} |")
 
