@@ -81,8 +81,8 @@ class Neighbours:
     """What other workers of the namespace have, as `run.agreement` keeps it up to date.
 
     `is_alone`: all of them run this configuration, so what it does not name no worker names. They deliver for
-    the subscriptions that rest here, and poll the accounts that are `left`. Accounts that are `contested`
-    another worker has elsewhere under the same name, or recently had; `may_poll(account, source,
+    the subscriptions that are `inactive` here, and poll the accounts that are `left`. Accounts that are
+    `contested` another worker has elsewhere under the same name, or recently had; `may_poll(account, source,
     state_source)` says whether this worker, which polls `source`, may go on from a state that was read at
     `state_source`.
     """

@@ -8,8 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
-from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from queue import SimpleQueue
 from threading import Thread, current_thread
 from typing import Any, Literal, NamedTuple, TextIO
@@ -296,8 +295,9 @@ def _tidy(_logger: object, level: str, fields: MutableMapping[str, Any]) -> Mapp
     Raises DropEvent for a bug that was logged recently. It is the same bug where the same thing is affected
     at the same place in the code, whichever account it is.
     """
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
-    line = {"timestamp": f"{now}Z", "level": level, "event": fields.pop("event")}
+    second, milliseconds = divmod(int(1000 * time.time()), 1000)
+    timestamp = f"{_utc_second(second)}.{milliseconds:03d}Z"
+    line = {"timestamp": timestamp, "level": level, "event": fields.pop("event")}
     found = fields.pop("exc_info", None)  # in any of the forms that logging calls take it in
     found = sys.exc_info()[1] if found is True else found[1] if isinstance(found, tuple) else found
     error = found if isinstance(found, BaseException) else None
@@ -319,6 +319,11 @@ def _tidy(_logger: object, level: str, fields: MutableMapping[str, Any]) -> Mapp
     if error:
         line["exception"] = traceback_text(error)
     return line
+
+
+@lru_cache(maxsize=2)
+def _utc_second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 def _as_json(_logger: object, _level: str, line: Mapping[str, Any], *, prefix: str = "") -> bytes:
