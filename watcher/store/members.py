@@ -7,18 +7,18 @@ and refuses to know of other workers, which may have another one: `run.members` 
 import asyncio
 import json
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from watcher.pause import compute
 from watcher.store.exceptions import ConfigurationRefused, StoreRefuses
 from watcher.store.keys import SHARDS, Keys, check_count, read_count, shard_of
-from watcher.store.pipe import Pipe, load_script
+from watcher.store.pipe import Pipe, in_parts, load_script
 from watcher.store.polls import damage_named
 from watcher.store.state import BadState
 
@@ -45,8 +45,6 @@ _KINDS = ("provider", "subscription", "account")
 _NOTE_WORKER = load_script("note_worker")
 _MARK = load_script("mark")
 _MAKE_DUE = load_script("make_due")
-
-T = TypeVar("T")
 
 
 class Presence(NamedTuple):
@@ -133,8 +131,8 @@ class Fingerprint(_Fields):
         for field, text_by_name in sorted(self._asdict().items()):
             names = sorted(text_by_name)
             parts = []
-            for start in range(0, len(names), _DUMPED_AT_ONCE):
-                part = {name: text_by_name[name] for name in names[start : start + _DUMPED_AT_ONCE]}
+            for some in in_parts(names, _DUMPED_AT_ONCE):
+                part = {name: text_by_name[name] for name in some}
                 parts.append(json.dumps(part, separators=(",", ":"))[1:-1])
             fields.append(f'"{field}":{{{",".join(parts)}}}')
         return f"{{{','.join(fields)}}}".encode()
@@ -204,7 +202,7 @@ class Configurations:
         """Read for which URL the queues of subscriptions are filled, where that was noted."""
         found: dict[str, Mark] = {}
         with suppress(BadState), damage_named():  # the next worker to mark makes them anew
-            for part in _in_parts(subscriptions):
+            for part in in_parts(subscriptions, _AT_ONCE):
                 texts = await self._pipe.command("HMGET", self._keys.marks(), *part)
                 found |= {name: _mark(text) for name, text in zip(part, texts, strict=True) if text}
         return found
@@ -212,7 +210,7 @@ class Configurations:
     async def mark(self, moves: Mapping[str, tuple[Mark | None, Mark]]) -> dict[str, Mark]:
         """Replace each subscription's mark if it is the expected one; returns the marks that stand now."""
         found: dict[str, Mark] = {}
-        for part in _in_parts([*moves]):
+        for part in in_parts([*moves], _AT_ONCE):
             arguments = [
                 text for name in part for text in (name, *(" ".join(one or ()) for one in moves[name]))
             ]
@@ -331,7 +329,7 @@ class Roster:
         in_hand: set[str] = set()
         for shard, members in _by_shard(names).items():
             keys = [self._keys.polls(shard, provider), self._keys.due_polls(shard)]
-            for group in _in_parts(members):
+            for group in in_parts(members, _AT_ONCE):
                 found = await self._pipe.script(_MAKE_DUE, keys, now_ms, provider, *group)
                 in_hand.update(name.decode("utf-8", "replace") for name in found)
         return in_hand
@@ -339,7 +337,7 @@ class Roster:
     async def _add(self, shard: int, provider: str, names: list[bytes], now_ms: int) -> int:
         """Add accounts; returns how many were missing: another worker may add the same at this moment."""
         added = 0
-        for group in _in_parts(names):
+        for group in in_parts(names, _AT_ONCE):
             pairs = [part for name in group for part in (now_ms, name)]
             added += await self._pipe.command("ZADD", self._keys.polls(shard, provider), "NX", *pairs)
         if names:
@@ -347,7 +345,7 @@ class Roster:
         return added
 
     async def _remove(self, shard: int, provider: str, names: list[bytes], everyone: Collection[str]) -> None:
-        for group in _in_parts(names):
+        for group in in_parts(names, _AT_ONCE):
             # The schedule first: a poll in flight loses its lease, and cannot bring the state back.
             await self._pipe.command("ZREM", self._keys.polls(shard, provider), *group)
             await self._pipe.command("HDEL", self._keys.failing(shard, provider), *group)
@@ -375,8 +373,3 @@ def _by_shard(names: Iterable[str]) -> dict[int, list[str]]:
     for name in sorted(names):
         groups.setdefault(shard_of(name), []).append(name)
     return groups
-
-
-def _in_parts(names: Sequence[T]) -> Iterator[Sequence[T]]:
-    for start in range(0, len(names), _AT_ONCE):
-        yield names[start : start + _AT_ONCE]

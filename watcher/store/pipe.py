@@ -9,11 +9,11 @@ else is answered once, with its result or its error.
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 from hiredis import pack_command
 from redis.asyncio import Redis
@@ -32,6 +32,9 @@ _MOST = 512
 """Commands in one pipeline: enough to amortize the round trip, few enough not to hold up the rest."""
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True, slots=True)
 class Script:
     """One atomic operation, `scripts/<name>.lua`."""
@@ -39,6 +42,12 @@ class Script:
     name: str
     text: str
     digest: str
+
+
+def in_parts(items: Sequence[T], at_most: int) -> Iterator[Sequence[T]]:
+    """Cut what would be too much for one command, or for one turn of the event loop."""
+    for start in range(0, len(items), at_most):
+        yield items[start : start + at_most]
 
 
 def load_script(name: str) -> Script:

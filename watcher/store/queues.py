@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from watcher.journal.events import Delivery
 from watcher.store.keys import Keys, read_count, shard_of
-from watcher.store.pipe import Joint, Joints, Pipe, load_script
+from watcher.store.pipe import Joint, Joints, Pipe, in_parts, load_script
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
 
 ATTEMPTS_PER_SUBSCRIPTION = 100
@@ -81,8 +81,8 @@ class Queues:
         now_ms = self._schedule.now_ms()
         scores = [part for name, ms in for_ms.items() for part in (now_ms + ms, name)]
         keys = [self._keys.due_subscriptions(shard), self._keys.nothing(shard)]
-        for start in range(0, len(scores), _HELD_AT_ONCE):
-            await self._pipe.script(_HOLD, keys, *scores[start : start + _HELD_AT_ONCE])
+        for some in in_parts(scores, _HELD_AT_ONCE):
+            await self._pipe.script(_HOLD, keys, *some)
 
     async def claim(self, subscription: str, shard: int, *, lease_ms: int, at_most: int) -> Claimed:
         keys = self._schedule_keys(shard, subscription)

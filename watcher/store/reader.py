@@ -16,7 +16,7 @@ from watcher.journal.events import Delivery, load_delivery
 from watcher.store.history import START, place
 from watcher.store.keys import SHARDS, Keys, read_count, read_score, shard_of
 from watcher.store.members import provider_names
-from watcher.store.pipe import Pipe, load_script
+from watcher.store.pipe import Pipe, in_parts, load_script
 from watcher.store.queues import read_tries
 from watcher.store.state import BadState, load_state
 
@@ -190,8 +190,8 @@ class Reader:
             if not queues:
                 continue
             accounts = await self._pipe.command("ZRANGE", self._keys.queues(shard, name), 0, -1)
-            for start in range(0, len(accounts), _AT_ONCE):
-                deliveries, oldest = await self._measure(name, accounts[start : start + _AT_ONCE])
+            for some in in_parts(accounts, _AT_ONCE):
+                deliveries, oldest = await self._measure(name, some)
                 backlog.deliveries += deliveries
                 backlog.oldest_sequence = _older(backlog.oldest_sequence, oldest)
         return backlogs
@@ -315,8 +315,7 @@ class Reader:
 
     async def _states(self, shard: int, names: list[str]) -> list[Seen]:
         found: list[Seen] = []
-        for start in range(0, len(names), _AT_ONCE):
-            part = names[start : start + _AT_ONCE]
+        for part in in_parts(names, _AT_ONCE):
             keys = [self._keys.log(shard), *map(self._keys.state, part)]
             end, *values = await self._pipe.script(_READ_STATES, keys)
             for i, name in enumerate(part):
@@ -333,11 +332,7 @@ class Reader:
     async def _counts(self, names: Sequence[str]) -> list[tuple[int, str, int, int, int]]:
         """Count what waits in each shard: shard, subscription, queues, queues that retry, dead letters."""
         kinds = (self._keys.queues, self._keys.tries, self._keys.dead)
-        parts = [
-            (shard, names[start : start + _AT_ONCE])
-            for shard in range(SHARDS)
-            for start in range(0, len(names), _AT_ONCE)
-        ]
+        parts = [(shard, part) for shard in range(SHARDS) for part in in_parts(names, _AT_ONCE)]
         keys_by_part = ([kind(shard, name) for name in part for kind in kinds] for shard, part in parts)
         answers = await asyncio.gather(*(self._pipe.script(_COUNT_QUEUES, keys) for keys in keys_by_part))
         return [
