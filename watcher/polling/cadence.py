@@ -26,7 +26,7 @@ _WAITS_FOR_A_PERSON_S = (60, 300)
 
 _NO_PENDING = frozenset((None, "0"))
 
-SPREAD = 0.1
+_SPREAD = 0.1
 """Each wait is up to this much shorter, so that accounts do not stay in step with each other."""
 
 
@@ -56,4 +56,4 @@ def waits_ms(
 
 def spread_ms(seconds: float, chance: float) -> int:
     """Turn a wait into milliseconds; `chance` in [0, 1) spreads accounts that would wait equally long."""
-    return int(1000 * seconds * (1 - SPREAD * chance))
+    return int(1000 * seconds * (1 - _SPREAD * chance))

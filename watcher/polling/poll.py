@@ -14,7 +14,7 @@ from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
 from watcher.journal.notices import Watch
 from watcher.journal.step import Reading, Step, diff, go_stale
-from watcher.polling.cadence import SPREAD, spread_ms, wait_s, waits_ms
+from watcher.polling.cadence import spread_ms, wait_s, waits_ms
 from watcher.polling.report import NotAsked, PollReport
 from watcher.providers.contract import Rejected
 from watcher.providers.http import ProviderClient
@@ -36,7 +36,8 @@ class Settled(NamedTuple):
 
     digest: bytes
     version: str
-    wait_s: float
+    wait_ms: int
+    """Until the next poll, spread once: an account whose answers stay alike keeps its own rhythm."""
     account: AccountSettings
     """As it was asked for: a reload may have changed it since, even while the poll was under way."""
     watches: tuple[Watch, ...]
@@ -190,7 +191,7 @@ class Poller:
         assets = {entry.asset.id: entry.asset for entry in known}
         snapshot = await self._client.read(account, bodies, known=assets)
         watches = self._interest.watches(account.name)
-        answer = Settled(digest, "", 0.0, account, watches, self._interest.version)
+        answer = Settled(digest, "", 0, account, watches, self._interest.version)
         snapshot = await self._client.add_zeros(snapshot, {one.threshold.asset for one in answer.watches})
         reading = Reading(account.name, self.settings.name, source, snapshot, observed_ms)
         return await self._advance(account, lease, state, reading, answer, started)
@@ -216,10 +217,10 @@ class Poller:
             )
             assert step or state, "without a state, a reading is a baseline"
             after: AccountState = step.state if step else state  # type: ignore[assignment]  # asserted above
-            settled = answer._replace(version=after.version, wait_s=wait_s(account, after))
+            wait_ms = spread_ms(wait_s(account, after), random.random())
+            settled = answer._replace(version=after.version, wait_ms=wait_ms)
             if step:
-                due_ms = self._now_ms() + spread_ms(settled.wait_s, random.random())
-                reply = await self._write(account, lease, state, step, due_ms=due_ms)
+                reply = await self._write(account, lease, state, step, due_ms=self._now_ms() + wait_ms)
                 if state and state.stale_since_ms and reply is Reply.DONE:
                     stale_ms = self._now_ms() - state.stale_since_ms
                     self._report.failures(self.settings.name).recovered(account.name, stale_ms)
@@ -246,7 +247,7 @@ class Poller:
             lease,
             version=settled.version,
             polled_at_ms=observed_ms,
-            due_ms=self._now_ms() + int(1000 * settled.wait_s * random.uniform(1 - SPREAD, 1)),
+            due_ms=self._now_ms() + settled.wait_ms,
         )
 
     async def _write(
