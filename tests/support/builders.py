@@ -48,14 +48,13 @@ def a_state(
     watched: tuple[str, ...] | None = None,
     version: str = "v1",
     sequence: int = 1,
-    previous: Mapping[str, int] | None = None,
     **balances: Balance | str,
 ) -> AccountState:
     entries = {}
     for asset, told in {**(balance_by_asset or {}), **balances}.items():
         balance = told if isinstance(told, Balance) else a_balance(told)
         entries[asset] = Entry(Asset(asset, decimals=0), balance, balance)
-    return AccountState(source, watched, entries, previous or {}, version, sequence, 1_000)
+    return AccountState(source, watched, entries, version, sequence, 1_000)
 
 
 def a_subscription(

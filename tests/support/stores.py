@@ -4,6 +4,7 @@ Refuses to wait: a lease that ends, or a member that falls due, is a score that 
 """
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from redis.asyncio import Redis
 
 from tests.support.builders import a_state
 from watcher.engine.breaker import Failure, Rule, failed, paused
-from watcher.journal.events import Delivery
+from watcher.journal.account import Advance
+from watcher.journal.events import Delivery, Event
+from watcher.journal.step import Step
 from watcher.snapshot import Balance
 from watcher.store.keys import Keys, shard_of
 from watcher.store.members import Roster
@@ -89,7 +92,7 @@ class Store:
         step = a_commit(
             await self.lease(account),
             expected=expected,
-            version=f"{expected}+",
+            version=secrets.token_hex(8),
             deliveries={subscription: deliveries},
         )
         reply, _ = await self.polls.commit(step)
@@ -155,12 +158,25 @@ async def running(pipe: Pipe, runners: int = 2) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def a_delivery(number: int = 1, body: bytes = b"{}", event_type: str = "total.increased") -> Delivery:
-    return Delivery(f"evt_{number}", event_type, number, body)
+def a_delivery(
+    number: int = 1,
+    content: bytes = b'{"id":"evt"',
+    event_type: str = "total.increased",
+    *,
+    previous: int | None = -1,
+    subscription: str = OPS,
+) -> Delivery:
+    """The delivery of an event, by default as it waits behind that of the number before it."""
+    previous = (number - 1 or None) if previous == -1 else previous
+    return Delivery(f"evt_{number}", event_type, number, content, subscription, previous)
 
 
 def some_deliveries(*numbers: int) -> tuple[Delivery, ...]:
-    return tuple(map(a_delivery, numbers))
+    """Deliveries that are queued one after the other, the first of them first of all."""
+    befores = (None, *numbers)
+    return tuple(
+        a_delivery(number, previous=before) for before, number in zip(befores, numbers, strict=False)
+    )
 
 
 def a_commit(
@@ -171,20 +187,37 @@ def a_commit(
     sequence: int = 1,
     provider: str = PROVIDER,
     due_in_ms: int = MINUTE_MS,
-    log: Sequence[bytes] = (),
+    notes: Sequence[bytes] = (),
+    follows: int = 0,
     deliveries: Mapping[str, Sequence[Delivery]] | None = None,
+    is_good: bool = True,
     **balances: Balance | str,
 ) -> Commit:
     """A step of whoever holds `lease`; the next poll is due `due_in_ms` after the lease ends."""
+    by_reference: dict[str, Event] = {}
+    for one in (one for queued in (deliveries or {}).values() for one in queued):
+        event = Event(one.event_id, one.type, lease.member, None, "0", one.sequence, one.content + b"}", None)
+        by_reference[event.reference] = event
+    places = {reference: place for place, reference in enumerate(by_reference)}
+    step = Step(
+        state=a_state(balances, version=version, sequence=sequence),
+        follows=follows,
+        events=tuple(by_reference.values()),
+        queued={
+            name: [places[f"{one.event_id} {one.sequence}"] for one in queued]
+            for name, queued in (deliveries or {}).items()
+        },
+        notes=tuple(notes),
+        advance=Advance(is_baseline=False, is_news=True),
+    )
     return Commit(
         account=lease.member,
         provider=provider,
         lease=lease,
         expected_version=expected,
-        state=a_state(balances, version=version, sequence=sequence),
+        step=step,
         due_ms=lease.deadline + due_in_ms,
-        log=log,
-        deliveries=deliveries or {},
+        is_good=is_good,
     )
 
 

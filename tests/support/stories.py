@@ -61,7 +61,7 @@ def steps(
     for number, snapshot in enumerate(snapshots):
         now_ms = at_ms + number * MINUTE_MS
         reading = Reading(account, "loopring", source, snapshot, now_ms - 5)
-        version = f"{account} {now_ms}"
+        version = f"{number:x} {now_ms}"
         step = diff(state, reading, rules=Rules(), interest=interest, version=version, now_ms=now_ms)
         if step:
             made.append(step)
@@ -72,9 +72,20 @@ def steps(
 def records_of(made: Sequence[Step], account: str = "treasury") -> list[Record]:
     """The event log that these steps leave."""
     records: list[Record] = []
-    for entry in (entry for step in made for entry in step.log):
-        follows, _, content = entry.partition(b" ")
-        records.append(Record(account, int(follows), json.loads(content), f"{len(records) + 1}-0"))
+    last_by_name: dict[str, int] = {}
+    for step in made:
+        for note in step.notes:
+            records.append(Record(account, step.follows, json.loads(note), f"{len(records) + 1}-0"))
+        for place, event in enumerate(step.events):
+            previous: dict[str, int | None] = {}
+            for name, places in step.queued.items():
+                if place in places:
+                    previous[name] = last_by_name.get(name)
+                    last_by_name[name] = event.sequence
+            if event.is_logged:
+                record_id, raw = f"{len(records) + 1}-0", event.json[:-1]
+                content = json.loads(event.json)
+                records.append(Record(account, step.follows, content, record_id, raw, previous))
     return records
 
 
@@ -108,10 +119,8 @@ class Books:
                 provider=provider,
                 lease=lease,
                 expected_version=expected,
-                state=step.state,
+                step=step,
                 due_ms=lease.deadline,
-                log=step.log,
-                deliveries=step.deliveries,
             )
         )
         assert reply is Reply.DONE

@@ -160,7 +160,7 @@ async def _waiting(
                     "position": position,
                     **_event(delivery),
                     "age_s": max(0, now_ms - delivery.sequence) // 1000 if delivery else None,
-                    "failed_attempts": queue.tries if delivery and delivery.head == queue.tried else 0,
+                    "failed_attempts": queue.tries if delivery and delivery.entry == queue.tried else 0,
                     "due_at": iso(due_ms) if is_foreseen else None,
                     "due_in_s": max(0, due_ms - now_ms) // 1000 if is_foreseen else None,
                     "paused": is_paused,

@@ -75,7 +75,6 @@ async def command(*, config_path: Path | None, type_: str, name: str) -> int:
     from watcher.delivery.egress import Policy
     from watcher.delivery.webhook import WebhookSink, WebhookTarget
     from watcher.engine.breaker import Answer
-    from watcher.journal.events import Delivery
     from watcher.journal.notices import sample
 
     if type_ not in (known := _types(None, None, "")):
@@ -85,9 +84,8 @@ async def command(*, config_path: Path | None, type_: str, name: str) -> int:
     egress = settings.egress
     policy = Policy(allow=egress.allow, allow_http=egress.allow_http, nat64=egress.nat64)
     event = sample(type_, name, nonce=secrets.token_hex(8), now_ms=int(1000 * time.time()))
-    delivery = Delivery(event.id, event.type, event.sequence, event.body(name, None))
     async with WebhookSink(policy) as sink:
-        attempt = await sink.send(WebhookTarget(subscription, policy), delivery, 1)
+        attempt = await sink.send(WebhookTarget(subscription, policy), event.to(name), 1)
     said = attempt.error or f"answered {attempt.status}"
     click.echo(f"{name}: {said}, after {attempt.duration_ms} ms ({event.id})")
     if attempt.answer is Answer.DELIVERED:

@@ -18,11 +18,11 @@ from watcher.delivery.outcomes import Outcome, Verdict, judge
 from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, Attempt, Sink, Target
 from watcher.engine.dispatch import Claim, Room
 from watcher.engine.loop import Claimed, InUse, Neighbours, survived
-from watcher.journal.events import Delivery, load_delivery
+from watcher.journal.events import Delivery
 from watcher.observe.counters import LAG_BOUNDS_S, Counters
 from watcher.observe.log import log
 from watcher.store.exceptions import StoreError
-from watcher.store.queues import Begun, Queues
+from watcher.store.queues import Queues
 from watcher.store.schedule import Lease, Reply
 
 TURN_MS = 2_000
@@ -178,14 +178,18 @@ class DeliveryWork(Generic[T_target]):
             log.info("lease.lost", account=lease.member, subscription=name)
             return False
         hold = Hold(lease._replace(deadline=until), stretch=partial(self._stretch, name))
-        if not begun.entries:  # taken away from outside: there is nothing to deliver, nor a hurry
+        if not begun.deliveries:  # taken away from outside: there is nothing to deliver, nor a hurry
             await self._queues.release(name, hold.lease, due_in_ms=EMPTY_MS)
             return False
         try:
-            for entry in begun.entries:
+            for entry, delivery in begun.deliveries:
                 if not await self._may_attempt(target, hold.lease):
                     break
-                deadline = await self._deliver(target, hold, entry, begun)
+                if delivery:
+                    tries = begun.tries if entry == begun.tried else 0
+                    deadline = await self._deliver(target, hold, delivery, tries)
+                else:
+                    deadline = await self._bury(target, hold.lease, entry)
                 if not deadline:
                     return False
                 hold.lease = Lease(lease.member, deadline)
@@ -242,20 +246,20 @@ class DeliveryWork(Generic[T_target]):
             await asyncio.sleep(wait_ms / 1000)
         return not self._stopped.is_set()  # while it waited for its turn
 
-    async def _deliver(self, target: T_target, hold: Hold, entry: bytes, begun: Begun) -> int:
+    async def _bury(self, target: T_target, lease: Lease, entry: bytes) -> int:
+        """Take a head away that cannot be read, else it holds up its queue for ever; returns as `_deliver`
+        does."""
+        name, queues, why = target.name, self._queues, "what is stored of it cannot be read"
+        until = queues.until(lease, LEASE_MS)
+        _, deadline = await self._write(
+            target, lease, lambda: queues.dead(name, lease, entry, until=until, reason=why)
+        )
+        log.warning("delivery.dead", subscription=name, account=lease.member, reason=why)
+        return deadline
+
+    async def _deliver(self, target: T_target, hold: Hold, delivery: Delivery, failed_before: int) -> int:
         """Attempt the head of a queue; returns the lease's new deadline, 0 where it ends."""
-        name, queues = target.name, self._queues
-        try:
-            delivery = load_delivery(entry)
-        except ValueError:  # it is taken away, else it holds up its queue for ever
-            lease, why = hold.lease, "what is stored of it cannot be read"
-            until = queues.until(lease, LEASE_MS)
-            _, deadline = await self._write(
-                target, lease, lambda: queues.dead(name, lease, entry, until=until, reason=why)
-            )
-            log.warning("delivery.dead", subscription=name, account=lease.member, reason=why)
-            return deadline
-        failed_before = begun.tries if delivery.head == begun.tried else 0
+        name = target.name
         sink, in_use = self._sink, self._sink_in_use
         assert sink
         assert in_use
@@ -273,7 +277,7 @@ class DeliveryWork(Generic[T_target]):
 
     async def _settle(self, target: T_target, lease: Lease, one: "Tried") -> tuple[Reply, int]:
         """Write down the result of an attempt; returns the reply and the deadline, as `_deliver` does."""
-        queues, name, head, verdict = self._queues, target.name, one.delivery.head, one.verdict
+        queues, name, head, verdict = self._queues, target.name, one.delivery.entry, one.verdict
         record = b"" if one.is_smooth else one.record(self._now_ms())
         until, reason = queues.until(lease, LEASE_MS), verdict.failure.reason
 

@@ -4,8 +4,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import orjson
-
 from watcher.journal.events import Delivery, Draft, Event, Origin, events_of
 from watcher.journal.interest import Interest
 from watcher.journal.log import Damaged, Emitted, Record, Started, read_back
@@ -22,14 +20,14 @@ from watcher.store.schedule import Schedule
 
 _ID = re.compile(r"evt_[a-z2-7]{24}\Z")
 _A_BASELINE = Event("", "account.baseline", None, None, "0", 0, b"")
-_MALFORMED = (Damaged, KeyError, TypeError, AttributeError)  # what orjson cannot write is a TypeError
+_MALFORMED = (Damaged, KeyError, TypeError, AttributeError)
 
 
 class Replay:
     """Reads the records of the log, those of each account in order, as deliveries to one subscription.
 
-    The bytes are those of the first time as long as the subscription wants what it wanted then, and the
-    log still holds the beginning of the account.
+    The bytes are those of the first time where the event was queued for the subscription then: its record
+    says what came before it. Where it was not, the log must still hold the beginning of the account.
     """
 
     def __init__(self, settings: SubscriptionSettings) -> None:
@@ -59,17 +57,17 @@ class Replay:
             data = record.content["data"]
             fields = data["asset"]
             asset = None if fields is None else Asset(*(fields[field] for field in Asset._fields))
-            body = orjson.dumps(record.content)
+            body = record.raw + b"}"
             event = Event(
                 content.id, content.type, record.account, asset, data["amount"], content.sequence, body
             )
-            previous = chain.before(event)
+            previous = record.previous.get(self._name, chain.before(event))
             if event.type == "threshold.crossed" and not self._is_mine(event, record):
                 return None
             if not self._interest.wants(self._name, event):
                 return None
             chain.previous = event.sequence
-            return Delivery(event.id, event.type, event.sequence, event.body(self._name, previous))
+            return event.to(self._name, previous)
         except _MALFORMED:
             self.damaged += 1
             return None

@@ -79,15 +79,13 @@ class Entry(NamedTuple):
 class AccountState:
     """Everything that is known of an account.
 
-    `source` says where it was read: another source is another account. `previous_sequence` holds, per
-    subscription, the last sequence queued for it. `version` names the commit that wrote this state.
-    `stale_since_ms` is not 0 after `account.stale`; `crossed` are thresholds (`notices`).
+    `source` says where it was read: another source is another account. `version` names the commit that wrote
+    this state. `stale_since_ms` is not 0 after `account.stale`; `crossed` are thresholds (`notices`).
     """
 
     source: str
     watched: tuple[str, ...] | None
     entry_by_asset: Mapping[str, Entry]
-    previous_sequence: Mapping[str, int] = field(default_factory=dict)
     version: str = ""
     sequence: int = 0
     polled_at_ms: int = 0

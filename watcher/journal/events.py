@@ -55,10 +55,27 @@ class Event:
     json: bytes
     only_for: str | None = None
 
-    def body(self, subscription: str, previous_sequence: int | None) -> bytes:
-        """Say the exact bytes for one subscription: what is signed is what is sent, on every attempt."""
-        tail = {"subscription": {"name": subscription, "previous_sequence": previous_sequence}}
-        return self.json[:-1] + b"," + orjson.dumps(tail)[1:]
+    @property
+    def reference(self) -> str:
+        """Name it in the store. An id alone may come twice with other bytes: a baseline whose state was
+        deleted, and that is the same again."""
+        return f"{self.id} {self.sequence}"
+
+    @property
+    def stored(self) -> bytes:
+        """What the store keeps of it, once for all subscriptions: its type, and its JSON up to
+        `subscription`."""
+        return b"%b\n%b" % (self.type.encode(), self.json[:-1])
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether the log has a record of it: that of a start says what `account.baseline` does, and once is
+        enough."""
+        return self.type != "account.baseline"
+
+    def to(self, subscription: str, previous: int | None = None) -> "Delivery":
+        """Make the delivery of it to a subscription that got the sequence `previous` before, if any."""
+        return Delivery(self.id, self.type, self.sequence, self.json[:-1], subscription, previous)
 
 
 def drafts_of(moved: Iterable[Moved], conversions: Conversions) -> Iterator[Draft]:
@@ -125,28 +142,48 @@ def amounts_of(balance: Balance, conversions: Conversions) -> dict[str, str | No
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """The duty to get one event to one subscription. `head` names it inside its queue."""
+    """The duty to get one event to one subscription. `content` is its JSON up to `subscription`; `previous`
+    is the sequence of the delivery before it in its queue, None for the first one ever.
+    """
 
     event_id: str
     type: str
     sequence: int
-    body: bytes
+    content: bytes
+    subscription: str
+    previous: int | None = None
 
     @property
-    def head(self) -> bytes:
-        return f"{self.event_id} {self.sequence} {self.type}\n".encode()
+    def entry(self) -> bytes:
+        """As it waits in its queue: `id sequence previous`, where `-` is none."""
+        previous = "-" if self.previous is None else self.previous
+        return f"{self.event_id} {self.sequence} {previous}".encode()
 
-    def dump(self) -> bytes:
-        return self.head + self.body
+    @property
+    def stored(self) -> bytes:
+        """As `Event.stored`."""
+        return b"%b\n%b" % (self.type.encode(), self.content)
+
+    @property
+    def body(self) -> bytes:
+        """The exact bytes that are signed and sent: the same on every attempt."""
+        tail = {"subscription": {"name": self.subscription, "previous_sequence": self.previous}}
+        return self.content + b"," + orjson.dumps(tail)[1:]
 
 
-def load_delivery(entry: bytes) -> Delivery:
-    """Read a queue's entry. Raises ValueError on anything that `Delivery.dump` did not write."""
-    head, newline, body = entry.partition(b"\n")
-    event_id, sequence, event_type = head.decode("ascii").split(" ")
-    if not newline or not body:
+def load_delivery(entry: bytes, stored: bytes, subscription: str) -> Delivery:
+    """Read a queue's entry, and what the store keeps of its event, with its count in front (`count
+    type\\ncontent`).
+
+    Raises ValueError on anything that watcher did not write.
+    """
+    event_id, sequence, previous = entry.decode("ascii").split(" ")
+    head, _, content = stored.partition(b"\n")
+    _, _, type_ = head.decode("ascii").partition(" ")
+    if not type_ or not content:
         raise ValueError("a delivery without a body")
-    delivery = Delivery(event_id, event_type, int(sequence), body)
-    if delivery.head != head + newline:  # int() reads `1_0` too, and no settling would ever find it
+    before = None if previous == "-" else int(previous)
+    delivery = Delivery(event_id, type_, int(sequence), content, subscription, before)
+    if delivery.entry != entry:  # int() reads `1_0` too, and no settling would ever find it
         raise ValueError("a delivery under another name")
     return delivery

@@ -25,7 +25,6 @@ class Interest:
     def follow(self, subscriptions: Mapping[str, SubscriptionSettings]) -> None:
         """Go by other subscriptions from now on."""
         self._wishes = wishes = {name: _Wish(settings) for name, settings in subscriptions.items()}
-        self.names = frozenset(wishes)
         self._listeners = lru_cache(maxsize=100_000)(
             lambda account: tuple(name for name, wish in wishes.items() if wish.accounts.match(account))
         )

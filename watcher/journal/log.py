@@ -15,17 +15,18 @@ from watcher.snapshot import Asset, Balance
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One line of the log. `follows` is the account's sequence before the commit that wrote it."""
+    """One line of the log. `follows` is the account's sequence before the commit that wrote it.
+
+    Of an event, `content` is what its body says but for the subscription's part, `raw` the bytes of it, and
+    `previous` says by subscription which sequence each that it was queued for got before it.
+    """
 
     account: str
     follows: int
     content: dict[str, Any]
     id: str = ""
-
-
-def dump_record(follows: int, content: bytes) -> bytes:
-    """Write down a record whose content is JSON."""
-    return b"%d %b" % (follows, content)
+    raw: bytes = b""
+    previous: Mapping[str, int | None] = field(default_factory=dict)
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -3,15 +3,14 @@
 Pure: time and the new version come in. Refuses to write anything: `store.polls` commits the step whole.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import orjson
 
 from watcher.journal.account import AccountState, Advance, Rules, advance
-from watcher.journal.events import Delivery, Event, Origin, drafts_of, events_of, iso
+from watcher.journal.events import Event, Origin, drafts_of, events_of, iso
 from watcher.journal.interest import Interest
-from watcher.journal.log import dump_record
 from watcher.journal.notices import baseline, crossings, recovered, stale
 from watcher.snapshot import Snapshot
 
@@ -29,12 +28,18 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Everything that one commit writes, and what there is to say about it in the log."""
+    """Everything that one commit writes, and what there is to say about it in the log.
+
+    `follows` is the account's sequence before it. `queued` says by subscription which of the `events` it
+    gets, by their places, in order. `notes` are what a replay needs beside the events: starts and ends, as
+    JSON.
+    """
 
     state: AccountState
+    follows: int
     events: tuple[Event, ...]
-    deliveries: Mapping[str, list[Delivery]]
-    log: tuple[bytes, ...]
+    queued: Mapping[str, Sequence[int]]
+    notes: tuple[bytes, ...]
     advance: Advance
 
 
@@ -70,22 +75,17 @@ def diff(
         *warnings,
     ]
     events = events_of(drafts, origin, first_sequence=first, now_ms=now_ms)
-    deliveries, previous = _queue(events, reading.account, state.previous_sequence if state else {}, interest)
     after = AccountState(
         source=reading.source,
         watched=reading.snapshot.watched,
         entry_by_asset=entries,
-        previous_sequence=previous,
         version=version,
         sequence=events[-1].sequence if events else before,
         polled_at_ms=reading.observed_ms,
         crossed=crossed,
     )
-    # The record of a start says what `account.baseline` says, and once is enough.
-    lasting = (event.json for event in events if event.type != "account.baseline")
-    contents = (*_starts_and_ends(moved_on, after, now_ms), *lasting)
-    log = tuple(dump_record(before, content) for content in contents)
-    return Step(after, events, deliveries, log, moved_on)
+    notes = tuple(_starts_and_ends(moved_on, after, now_ms))
+    return Step(after, before, events, _queued(events, reading.account, interest), notes, moved_on)
 
 
 def go_stale(
@@ -103,32 +103,21 @@ def go_stale(
     first = max(state.sequence + 1, now_ms)
     drafts = [stale(origin.observed_from_ms, error_class, reason)]
     events = events_of(drafts, origin, first_sequence=first, now_ms=now_ms)
-    deliveries, previous = _queue(events, origin.account or "", state.previous_sequence, interest)
     after = replace(
-        state,
-        previous_sequence=previous,
-        version=version,
-        sequence=events[-1].sequence,
-        stale_since_ms=origin.observed_from_ms,
+        state, version=version, sequence=events[-1].sequence, stale_since_ms=origin.observed_from_ms
     )
-    log = tuple(dump_record(state.sequence, event.json) for event in events)
-    return Step(after, events, deliveries, log, Advance(is_baseline=False, is_news=True))
+    queued = _queued(events, origin.account or "", interest)
+    return Step(after, state.sequence, events, queued, (), Advance(is_baseline=False, is_news=True))
 
 
-def _queue(
-    events: Iterable[Event], account: str, previous: Mapping[str, int], interest: Interest
-) -> tuple[dict[str, list[Delivery]], dict[str, int]]:
-    """Queue each event for the subscriptions that want it, with the sequence that each got before it."""
-    listeners = interest.listeners(account)
-    last = {name: sequence for name, sequence in previous.items() if name in interest.names}
-    deliveries: dict[str, list[Delivery]] = {}
-    for event in events:
-        for name in listeners:
-            if interest.wants(name, event):
-                body = event.body(name, last.get(name))
-                deliveries.setdefault(name, []).append(Delivery(event.id, event.type, event.sequence, body))
-                last[name] = event.sequence
-    return deliveries, last
+def _queued(events: Sequence[Event], account: str, interest: Interest) -> dict[str, list[int]]:
+    """Say which events each subscription gets."""
+    queued: dict[str, list[int]] = {}
+    for name in interest.listeners(account):
+        places = [place for place, event in enumerate(events) if interest.wants(name, event)]
+        if places:
+            queued[name] = places
+    return queued
 
 
 def _starts_and_ends(moved_on: Advance, after: AccountState, now_ms: int) -> Iterable[bytes]:

@@ -267,16 +267,14 @@ class Poller:
                 provider=self.settings.name,
                 lease=lease,
                 expected_version=state.version if state else "",
-                state=step.state,
+                step=step,
                 due_ms=due_ms,
                 is_good=is_good,
-                log=step.log,
-                deliveries=step.deliveries,
             )
         )
         if reply in (Reply.DONE, Reply.DONE_BEFORE):
             self._report.committed(account, step, pushed_out)
-            for subscription in step.deliveries:
+            for subscription in step.queued:
                 self._wake(Key("delivery", subscription), shard_of(account.name))
         return reply
 

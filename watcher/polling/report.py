@@ -407,8 +407,8 @@ class PollReport:
             self._counters.pushed_out[name] += count
             log.warning("queue.overflowed", account=account.name, subscription=name, deliveries=count)
         self._counters.changes += len(step.events)
-        subscriptions = Counter(one.event_id for queued in step.deliveries.values() for one in queued)
-        for event in step.events:
+        subscriptions = Counter(place for places in step.queued.values() for place in places)
+        for place, event in enumerate(step.events):
             self._counters.by_change[account.provider, event.type] += 1
             log.info(
                 "event.created",
@@ -418,5 +418,5 @@ class PollReport:
                 event_id=event.id,
                 event_type=event.type,
                 sequence=event.sequence,
-                subscriptions=subscriptions[event.id],
+                subscriptions=subscriptions[place],
             )

@@ -12,7 +12,6 @@ from watcher.delivery.queue import LONGEST_LEASE_MS, DeliveryWork
 from watcher.delivery.webhook import WebhookSink, WebhookTarget
 from watcher.engine.dispatch import Key
 from watcher.engine.loop import InUse, Loop
-from watcher.journal.events import Delivery
 from watcher.journal.interest import Interest
 from watcher.journal.notices import paused
 from watcher.observe.counters import Counters
@@ -249,8 +248,7 @@ class Configured:
         alerts_to = configured[name].alerts_to if name in configured else None
         if alerts_to in configured:
             event = paused(name, breaker.reason, breaker.since_ms, now_ms=breaker.paused_at_ms)
-            delivery = Delivery(event.id, event.type, event.sequence, event.body(alerts_to, None))
-            await self.queues.enqueue(alerts_to, name, [delivery])
+            await self.queues.enqueue(alerts_to, name, [event.to(alerts_to)])
 
     async def make_due(self, subscription: str) -> None:
         """Make due what waits for a retry, as when its URL was changed."""

@@ -9,12 +9,15 @@ from heapq import heapify, heappop, heapreplace
 
 from watcher.journal.log import Record
 from watcher.store.keys import SHARDS, Keys, shard_of
-from watcher.store.pipe import Pipe
+from watcher.store.pipe import Pipe, load_script
 
 START = "0-0"
 """The place before the first record of a shard's log."""
 
-_PAGE = 500
+READ_RECORDS = load_script("read_records")
+
+_PAGE = 200
+"""Records of one answer, each with a whole body."""
 
 
 def place(record_id: str) -> tuple[int, int]:
@@ -46,12 +49,12 @@ class History:
         if newest_first:
             command, start, end = "XREVRANGE", end, start
         while True:
-            page = await self._pipe.command(command, self._keys.log(shard), start, end, "COUNT", _PAGE)
-            for entry_id, fields in page:
-                yield _record(entry_id.decode(), fields)
+            page = await self._page(shard, command, start, end)
+            for record in page:
+                yield record
             if len(page) < _PAGE:
                 return
-            start = f"({page[-1][0].decode()}"
+            start = f"({page[-1].id}"
 
     async def in_order(
         self, ends: Sequence[str], *, since_ms: int = 0, newest_first: bool = False
@@ -86,11 +89,18 @@ class History:
         found: list[Record] = []
         new_ends = []
         for shard, end in enumerate(ends):
-            key = self._keys.log(shard)
-            page = await self._pipe.command("XRANGE", key, f"({end}", "+", "COUNT", _PAGE)
-            found.extend(_record(entry_id.decode(), fields) for entry_id, fields in page)
-            new_ends.append(page[-1][0].decode() if page else end)
+            page = await self._page(shard, "XRANGE", f"({end}", "+")
+            found.extend(page)
+            new_ends.append(page[-1].id if page else end)
         return sorted(found, key=lambda record: place(record.id)), new_ends
+
+    async def _page(self, shard: int, command: str, start: str, end: str) -> list[Record]:
+        keys = [self._keys.log(shard), self._keys.bodies(shard)]
+        flat = await self._pipe.script(READ_RECORDS, keys, command, start, end, _PAGE)
+        return [
+            _record(entry_id.decode(), fields, stored)
+            for entry_id, fields, stored in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+        ]
 
 
 def _head(record: Record | None, sign: int, shard: int) -> tuple[tuple[int, int, int], int, Record] | None:
@@ -101,11 +111,19 @@ def _head(record: Record | None, sign: int, shard: int) -> tuple[tuple[int, int,
     return (sign * ms, sign * count, sign * shard), shard, record
 
 
-def _record(entry_id: str, fields: list[bytes]) -> Record:
+def _record(entry_id: str, fields: list[bytes], stored: bytes) -> Record:
     by_name = dict(zip(fields[::2], fields[1::2], strict=True))
     account = by_name.get(b"account", b"").decode("utf-8", "replace")
-    follows, _, content = by_name.get(b"entry", b"").partition(b" ")
+    follows, _, entry = by_name.get(b"entry", b"").partition(b" ")
+    raw = stored.partition(b"\n")[2]
     try:
-        return Record(account, int(follows), dict(json.loads(content)), entry_id)
+        content = dict(json.loads(raw + b"}" if raw else entry))
+        return Record(account, int(follows), content, entry_id, raw, _previous(by_name.get(b"queued", b"")))
     except (ValueError, TypeError, RecursionError):
         return Record(account, 0, {}, entry_id)
+
+
+def _previous(queued: bytes) -> dict[str, int | None]:
+    """Read `subscription previous`, a line each. Raises ValueError."""
+    pairs = (line.rpartition(b" ") for line in queued.splitlines())
+    return {name.decode(): None if previous == b"-" else int(previous) for name, _, previous in pairs}

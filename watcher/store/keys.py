@@ -25,9 +25,9 @@ class Keys:
         """HASH, permanent: shards, schema, providers, enrolled (a list of accounts). Written by `Roster`."""
         return f"{self.namespace}:meta"
 
-    def standings(self) -> str:
+    def breakers(self) -> str:
         """HASH, permanent: subscription -> its circuit breaker, if it failed. Written by `Breakers`."""
-        return f"{self.namespace}:standings"
+        return f"{self.namespace}:breakers"
 
     def workers(self) -> str:
         """HASH, permanent: worker -> `seen_ms json`, of the last hour. By note_worker."""
@@ -59,7 +59,7 @@ class Keys:
 
     def polls(self, shard: int, provider: str) -> str:
         """ZSET, permanent: account -> when its poll is due (or its lease ends), in ms."""
-        return self._tagged(shard, "polls", provider)
+        return self._tagged(shard, "schedule", "polls", provider)
 
     def due_polls(self, shard: int) -> str:
         """ZSET, permanent: provider -> no later than when its first poll is due, in ms."""
@@ -70,32 +70,59 @@ class Keys:
         return self._tagged(shard, "failing", provider)
 
     def state(self, account: str) -> str:
-        """HASH, permanent: version, sequence, polled_at, body (`state`). Written by commit and touch."""
-        return self._tagged(shard_of(account), "state", account)
+        """STRING, permanent: version, polled_at, sequence and the rest (`state`). Written by commit and
+        touch."""
+        return self._tagged(shard_of(account), "account", account)
+
+    def queued(self, account: str) -> str:
+        """HASH, permanent: subscription -> sequence of the last delivery that a commit queued for it. By
+        commit."""
+        return self._tagged(shard_of(account), "queued", account)
+
+    def bodies(self, shard: int) -> str:
+        """HASH, permanent: reference `id sequence` -> `count type`, a newline, and the event's JSON up to
+        `subscription`; the count is that of the log's records, queues and dead letters that refer to it.
+        Moved by every script that makes or drops a reference."""
+        return self._tagged(shard, "bodies")
+
+    def sizes(self, shard: int) -> str:
+        """HASH, permanent: log, dead, attempts -> bytes that they take. By the scripts that fill and trim
+        them."""
+        return self._tagged(shard, "sizes")
 
     def log(self, shard: int) -> str:
-        """STREAM, trimmed: what every commit recorded. For events, replay and audit; never for delivery."""
-        return self._tagged(shard, "log")
+        """STREAM, trimmed: what every commit recorded: account, entry (`follows reference` of an event, or
+        `follows` and JSON), queued (`subscription previous`, a line each). For events, replay and audit;
+        never for delivery. Trimmed by commit."""
+        return self._tagged(shard, "events")
 
     def due_subscriptions(self, shard: int) -> str:
         """ZSET, permanent: subscription -> no later than when its first queue is due, in ms."""
-        return self._tagged(shard, "due")
+        return self._tagged(shard, "due", "queues")
 
     def queues(self, shard: int, subscription: str) -> str:
         """ZSET, permanent: account -> when its queue is due (or its lease ends), in ms."""
-        return self._tagged(shard, "lanes", subscription)
+        return self._tagged(shard, "schedule", "queues", subscription)
 
     def queue(self, subscription: str, account: str) -> str:
-        """LIST, permanent: the pending deliveries, oldest first. Pushed by commit, popped by settle."""
-        return self._tagged(shard_of(account), "lane", subscription, account)
+        """LIST, permanent: the pending deliveries, oldest first, each `reference previous`. Pushed by commit,
+        popped by settle."""
+        return self._tagged(shard_of(account), "queue", subscription, account)
 
     def tries(self, shard: int, subscription: str) -> str:
-        """HASH, permanent: account -> `count head` of the failed attempts of its queue's head. By settle."""
-        return self._tagged(shard, "tries", subscription)
+        """HASH, permanent: account -> `count delivery` of the failed attempts of its queue's head. By
+        settle."""
+        return self._tagged(shard, "retries", subscription)
 
     def dead(self, shard: int, subscription: str) -> str:
-        """STREAM, trimmed: dead letters: account, reason, delivery. Written by settle and commit."""
-        return self._tagged(shard, "dead", subscription)
+        """STREAM, trimmed: dead letters: account, reason, delivery (as it was queued). By settle and
+        commit."""
+        return self._tagged(shard, "dead_letters", subscription)
+
+    def given_up(self, shard: int) -> str:
+        """STREAM, trimmed: dead letters there was no memory left for: subscription, account, reason, delivery
+        (as it was queued; its body is gone). By settle and commit."""
+        return self._tagged(shard, "given_up")
 
     def attempts(self, shard: int, subscription: str) -> str:
         """STREAM, trimmed: attempts that failed, and the one that ended the row. Written by settle."""

@@ -8,6 +8,7 @@ else is answered once, with its result or its error.
 
 import asyncio
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from redis.exceptions import TimeoutError as RedisTimeout
 
 from watcher.store.errors import DamagedKey, in_our_words, translated, unreadable, where
 
-_MOST_KEYS = 6001
+_MOST_KEYS = 6002
 """Keys of a joint call of several steps: a commit to 2,000 queues has so many, and holds the server up for
 13 ms."""
 
@@ -51,7 +52,12 @@ def in_parts(items: Sequence[T], at_most: int) -> Iterator[Sequence[T]]:
 
 
 def load_script(name: str) -> Script:
-    text = files("watcher.store").joinpath("scripts", f"{name}.lua").read_text("utf-8")
+    """Read a script, with the parts in front of it that it says it uses."""
+    room = files("watcher.store").joinpath("scripts")
+    text = room.joinpath(f"{name}.lua").read_text("utf-8")
+    if used := re.search("^-- uses (.+)$", text, re.M):
+        parts = [room.joinpath("parts", f"{part}.lua").read_text("utf-8") for part in used[1].split(", ")]
+        text = "".join([*parts, text])
     return Script(name, text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 

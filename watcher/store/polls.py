@@ -4,21 +4,18 @@ Scripts decide ownership and order; Python decides meaning. Refuses to know what
 delivery says: they pass through as bytes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from watcher.journal.account import AccountState
-from watcher.journal.events import Delivery
+from watcher.journal.step import Step
 from watcher.store.errors import DamagedKey
 from watcher.store.keys import Keys, shard_of
 from watcher.store.pipe import Joint, Joints, load_script
-from watcher.store.queues import DEAD_PER_SUBSCRIPTION
+from watcher.store.queues import BOUNDS, DEAD_PER_SUBSCRIPTION, Bounds
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
-from watcher.store.state import BadState, dump_body, load_state
-
-LOG_PER_SHARD = 10_000
-"""Entries of the event log kept per shard (160,000 in all): the reach of `events`, replay and audit."""
+from watcher.store.state import BadState, dump_state, head_time, head_version, load_state
 
 QUEUE_LENGTH = 10_000
 """Deliveries that wait in one queue. Beyond it the oldest become dead letters: loud, and a visible gap."""
@@ -44,17 +41,15 @@ class Commit:
     provider: str
     lease: Lease
     expected_version: str
-    state: AccountState
+    step: Step
     due_ms: float
-    log: Sequence[bytes]
-    deliveries: Mapping[str, Sequence[Delivery]]
     is_good: bool = True
 
 
 class Polls:
     """The polls of one namespace. Methods raise StoreUnreachable when the server does not do its part."""
 
-    def __init__(self, schedule: Schedule, keys: Keys) -> None:
+    def __init__(self, schedule: Schedule, keys: Keys, bounds: Bounds = BOUNDS) -> None:
         self._schedule = schedule
         self._keys = keys
         self._pipe = schedule.pipe
@@ -67,8 +62,11 @@ class Polls:
                     keys.log(shard),
                     keys.due_subscriptions(shard),
                     keys.due_polls(shard),
+                    keys.bodies(shard),
+                    keys.sizes(shard),
+                    keys.given_up(shard),
                 ),
-                (LOG_PER_SHARD, DEAD_PER_SUBSCRIPTION, QUEUE_LENGTH, provider),
+                (provider, bounds.log, bounds.dead, DEAD_PER_SUBSCRIPTION, QUEUE_LENGTH),
             )
         )
         self._touches = Joints(
@@ -125,45 +123,44 @@ class Polls:
 
     async def read_state(self, account: str) -> AccountState | None:
         """Read an account's state; None before its baseline. Raises BadState."""
-        names = ("version", "sequence", "polled_at", "body")
         with damage_named():
-            values = await self._pipe.command("HMGET", self._keys.state(account), *names)
-        if all(value is None for value in values):
-            return None
-        return load_state(
-            {name: value for name, value in zip(names, values, strict=True) if value is not None}
-        )
+            text = await self._pipe.command("GET", self._keys.state(account))
+        return None if text is None else load_state(text)
 
-    async def commit(self, step: Commit) -> tuple[Reply, dict[str, int]]:
+    async def commit(self, commit: Commit) -> tuple[Reply, dict[str, int]]:
         """Write a step; returns the reply, and by subscription how many deliveries a full queue pushed out.
 
         Raises BadState.
         """
-        keys = [self._keys.state(step.account)]
+        account, step = commit.account, commit.step
+        keys = [self._keys.state(account), self._keys.queued(account)]
         arguments: list[Any] = [
-            step.account,
-            step.lease.deadline,
-            step.expected_version,
-            step.state.version,
-            step.state.sequence,
-            step.state.polled_at_ms if step.is_good else "",
-            step.due_ms,
-            dump_body(step.state),
-            len(step.log),
-            *step.log,
-            len(step.deliveries),
+            account,
+            commit.lease.deadline,
+            head_version(commit.expected_version),
+            head_version(step.state.version),
+            head_time(step.state.polled_at_ms) if commit.is_good else "",
+            commit.due_ms,
+            dump_state(step.state),
+            step.follows,
+            len(step.notes),
+            *step.notes,
+            len(step.events),
         ]
-        shard = shard_of(step.account)
-        for subscription, deliveries in step.deliveries.items():
-            keys.append(self._keys.queue(subscription, step.account))
+        for event in step.events:
+            arguments += (event.reference, event.stored, int(event.is_logged))
+        arguments.append(len(step.queued))
+        shard = shard_of(account)
+        for subscription, places in step.queued.items():
+            keys.append(self._keys.queue(subscription, account))
             keys.append(self._keys.queues(shard, subscription))
             keys.append(self._keys.dead(shard, subscription))
-            arguments += [subscription, len(deliveries), *(delivery.dump() for delivery in deliveries)]
+            arguments += (subscription, len(places), *(place + 1 for place in places))
         with damage_named():
             reply, counts = await self._pipe.step(
-                self._commits[shard, step.provider], tuple(keys), *arguments
+                self._commits[shard, commit.provider], tuple(keys), *arguments
             )
-        pushed_out = zip(step.deliveries, counts, strict=False)  # where nothing was written there are none
+        pushed_out = zip(step.queued, counts, strict=False)  # where nothing was written there are none
         return Reply(reply), {name: count for name, count in pushed_out if count}
 
     async def touch(
@@ -171,7 +168,7 @@ class Polls:
     ) -> Reply:
         """Note a successful poll that found nothing new. Raises BadState."""
         joint = self._touches[shard_of(lease.member), provider]
-        arguments = (lease.member, lease.deadline, version, polled_at_ms, due_ms)
+        arguments = (*lease, head_version(version), head_time(polled_at_ms), due_ms)
         with damage_named():
             (reply,) = await self._pipe.step(joint, (self._keys.state(lease.member),), *arguments)
         return Reply(reply)

@@ -5,10 +5,11 @@ what a failure does to a breaker: `delivery` and `engine.breaker` do, and this m
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
-from watcher.journal.events import Delivery
-from watcher.store.keys import Keys, read_count, shard_of
+from watcher.journal.events import Delivery, load_delivery
+from watcher.store.keys import SHARDS, Keys, read_count, shard_of
 from watcher.store.pipe import Joint, Joints, Pipe, in_parts, load_script
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
 
@@ -22,6 +23,25 @@ _HELD_AT_ONCE = 4000
 DEAD_PER_SUBSCRIPTION = 10_000
 """Dead letters kept per subscription and shard."""
 
+
+class Bounds(NamedTuple):
+    """Bytes that the log, dead letters and attempts may take in a shard."""
+
+    log: int = 8 << 20
+    dead: int = 8 << 20
+    attempts: int = 2 << 20
+
+    @classmethod
+    def within(cls, limit: int) -> "Bounds":
+        """Share out a server's limit (bytes, over all its shards; 0: it has none)."""
+        share = limit // SHARDS
+        return cls(share // 8, share // 8, share // 32) if limit else cls()
+
+
+BOUNDS = Bounds()
+"""For a server without a limit: 300 MB in all."""
+
+
 _BEGIN_QUEUE = load_script("begin_queue")
 _EXTEND = load_script("extend")
 _HOLD = load_script("hold")
@@ -32,12 +52,12 @@ _SET_BREAKER = load_script("set_breaker")
 
 
 class Begun(NamedTuple):
-    """A queue in hand: whether the lease holds, its oldest deliveries, as they were pushed, and how often its
-    head, `tried`, has failed.
+    """A queue in hand: whether the lease holds, its oldest deliveries, and how often its head, `tried`, has
+    failed. Each comes as it was queued, and None where it cannot be read.
     """
 
     reply: Reply
-    entries: list[bytes]
+    deliveries: list[tuple[bytes, Delivery | None]]
     tries: int
     tried: bytes
 
@@ -45,13 +65,19 @@ class Begun(NamedTuple):
 class Queues:
     """The queues of one namespace. Methods raise StoreUnreachable when the server does not do its part."""
 
-    def __init__(self, schedule: Schedule, keys: Keys) -> None:
+    def __init__(self, schedule: Schedule, keys: Keys, bounds: Bounds = BOUNDS) -> None:
         self._schedule = schedule
         self._keys = keys
         self._pipe = schedule.pipe
         self._begins = Joints(
             lambda shard, name: Joint(
-                _BEGIN_QUEUE, (keys.queues(shard, name), keys.tries(shard, name), keys.nothing(shard))
+                _BEGIN_QUEUE,
+                (
+                    keys.queues(shard, name),
+                    keys.tries(shard, name),
+                    keys.nothing(shard),
+                    keys.bodies(shard),
+                ),
             )
         )
         self._settles = Joints(
@@ -64,8 +90,11 @@ class Queues:
                     keys.dead(shard, name),
                     keys.attempts(shard, name),
                     keys.nothing(shard),
+                    keys.bodies(shard),
+                    keys.sizes(shard),
+                    keys.given_up(shard),
                 ),
-                (name, DEAD_PER_SUBSCRIPTION, ATTEMPTS_PER_SUBSCRIPTION),
+                (name, DEAD_PER_SUBSCRIPTION, bounds.dead, ATTEMPTS_PER_SUBSCRIPTION, bounds.attempts),
                 most=64,
             )
         )
@@ -98,8 +127,8 @@ class Queues:
         it."""
         joint = self._begins[shard_of(lease.member), subscription]
         queue = self._keys.queue(subscription, lease.member)
-        reply, entries, tried = await self._pipe.step(joint, (queue,), *lease, until, at_most)
-        return Begun(Reply(reply), entries, *read_tries(tried))
+        reply, found, tried = await self._pipe.step(joint, (queue,), *lease, until, at_most)
+        return Begun(Reply(reply), read_deliveries(found, subscription), *read_tries(tried))
 
     async def length(self, subscription: str, account: str) -> int:
         """Count the deliveries that wait in a queue."""
@@ -108,8 +137,8 @@ class Queues:
     async def delivered(
         self, subscription: str, lease: Lease, head: bytes, *, until: float, record: bytes = b""
     ) -> tuple[Reply, int]:
-        """Take a delivered head away, and keep its queue until another deadline; returns that, or 0 when it
-        is empty.
+        """Take a delivered head (`Delivery.entry`) away, and keep its queue until another deadline; returns
+        that, or 0 when it is empty.
 
         `record`, if any, is remembered as the attempt; so it is in what follows.
         """
@@ -144,10 +173,13 @@ class Queues:
         """
         shard = shard_of(account)
         keys = [self._keys.queue(subscription, account), *self._schedule_keys(shard, subscription)]
+        keys += [self._keys.bodies(shard), self._keys.sizes(shard)]
         if letters:
             keys.append(self._keys.dead(shard, subscription))
-        entries = [delivery.dump() for delivery in deliveries]
-        arguments = (subscription, account, len(entries), *entries, *letters)
+        arguments: list[object] = [subscription, account]
+        for delivery, letter in zip_longest(deliveries, letters, fillvalue=""):
+            assert isinstance(delivery, Delivery), "there are no more letters than deliveries"
+            arguments += (delivery.entry, delivery.stored, letter)
         return int(await self._pipe.script(_ENQUEUE, keys, *arguments))
 
     async def take_turn(self, subscription: str, *, per_second: float, within_ms: float) -> float:
@@ -192,6 +224,18 @@ class Queues:
         arguments = (*lease, head, outcome, ms, reason, record)
         reply, deadline = await self._pipe.step(joint, (queue,), *arguments)
         return Reply(reply), deadline
+
+
+def read_deliveries(found: Sequence[bytes], subscription: str) -> list[tuple[bytes, Delivery | None]]:
+    """Read what scripts return of a queue: each delivery as it was queued, and what is stored of its
+    event."""
+    deliveries: list[tuple[bytes, Delivery | None]] = []
+    for entry, stored in zip(found[::2], found[1::2], strict=True):
+        try:
+            deliveries.append((entry, load_delivery(entry, stored, subscription)))
+        except ValueError:
+            deliveries.append((entry, None))
+    return deliveries
 
 
 def read_tries(noted: bytes) -> tuple[int, bytes]:
@@ -239,7 +283,7 @@ class Breakers:
 
     def __init__(self, pipe: Pipe, keys: Keys) -> None:
         self._pipe = pipe
-        self._key = keys.standings()
+        self._key = keys.breakers()
         self._keys = keys
 
     async def read(self) -> dict[str, Breaker]:

@@ -6,23 +6,24 @@ Refuses to write, to claim, and to judge what it reads.
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from watcher.journal.account import AccountState
-from watcher.journal.events import Delivery, load_delivery
-from watcher.store.history import START, place
+from watcher.journal.events import Delivery
+from watcher.store.history import READ_RECORDS, START, place
 from watcher.store.keys import SHARDS, Keys, read_count, read_score, shard_of
 from watcher.store.members import provider_names
 from watcher.store.pipe import Pipe, in_parts, load_script
-from watcher.store.queues import read_tries
+from watcher.store.queues import read_deliveries, read_tries
 from watcher.store.state import BadState, load_state
 
 _READ_STATES = load_script("read_states")
 _COUNT_QUEUES = load_script("count_queues")
 _MEASURE_QUEUES = load_script("measure_queues")
+_READ_QUEUE = load_script("read_queue")
 
 _FAILING = re.compile(rb"([0-9]{1,9}) ([0-9]{1,14}) (\S+) ?(.*)\Z", re.DOTALL)
 
@@ -39,8 +40,6 @@ _DELIVERIES_PAGE = 50
 
 _LETTERS_PAGE = 200
 """Dead letters of one answer, each with a whole body."""
-
-_STATE_FIELDS = ("version", "sequence", "polled_at", "body")
 
 _Fields = dict[bytes, bytes]
 
@@ -257,11 +256,12 @@ class Reader:
     async def deliveries(self, subscription: str, account: str) -> AsyncIterator[Delivery | None]:
         """Read a queue, oldest first; None for what cannot be read. It may be worked on meanwhile."""
         start = 0
+        keys = [self._keys.queue(subscription, account), self._keys.bodies(shard_of(account))]
         while True:
-            key = self._keys.queue(subscription, account)
-            page = await self._pipe.command("LRANGE", key, start, start + _DELIVERIES_PAGE - 1)
-            for entry in page:
-                yield _delivery(entry)
+            found = await self._pipe.script(_READ_QUEUE, keys, start, start + _DELIVERIES_PAGE - 1)
+            page = read_deliveries(found, subscription)
+            for _, delivery in page:
+                yield delivery
             if len(page) < _DELIVERIES_PAGE:
                 return
             start += _DELIVERIES_PAGE
@@ -280,19 +280,18 @@ class Reader:
         """Read one shard's dead letters of a time, oldest first, page by page; they may go meanwhile."""
         start = f"{since_ms}-0"
         while True:
-            key = self._keys.dead(shard, subscription)
-            page = await self._pipe.command("XRANGE", key, start, until_ms, "COUNT", _LETTERS_PAGE)
-            yield [_dead_letter(shard, entry_id.decode(), _by_name(fields)) for entry_id, fields in page]
+            page = await self._letters(subscription, shard, "XRANGE", start, until_ms)
+            yield page
             if len(page) < _LETTERS_PAGE:
                 return
-            start = f"({page[-1][0].decode()}"
+            start = f"({page[-1].id}"
 
     async def dead_letters(
         self, subscription: str, limit: int, takes: Callable[[DeadLetter], bool]
     ) -> list[DeadLetter]:
         """Read the latest dead letters that are wanted, oldest first."""
         reading = (
-            self._back(self._keys.dead(shard, subscription), partial(_dead_letter, shard), takes, limit)
+            self._back(partial(self._letters, subscription, shard, "XREVRANGE"), takes, limit)
             for shard in range(SHARDS)
         )
         return _merged(await asyncio.gather(*reading), limit)
@@ -300,8 +299,7 @@ class Reader:
     async def attempts(self, subscription: str, limit: int, takes: Callable[[Tried], bool]) -> list[Tried]:
         """Read the latest attempts that are wanted, oldest first."""
         reading = (
-            self._back(self._keys.attempts(shard, subscription), _tried, takes, limit)
-            for shard in range(SHARDS)
+            self._back(partial(self._attempts, subscription, shard), takes, limit) for shard in range(SHARDS)
         )
         return _merged(await asyncio.gather(*reading), limit)
 
@@ -318,12 +316,10 @@ class Reader:
         for part in in_parts(names, _AT_ONCE):
             keys = [self._keys.log(shard), *map(self._keys.state, part)]
             end, *values = await self._pipe.script(_READ_STATES, keys)
-            for i, name in enumerate(part):
-                pairs = zip(_STATE_FIELDS, values[4 * i : 4 * i + 4], strict=True)
-                fields = {field: value for field, value in pairs if value}
+            for name, text in zip(part, values, strict=True):
                 state, damage = None, None
                 try:
-                    state = load_state(fields) if fields else None
+                    state = load_state(text) if text else None
                 except BadState as error:
                     damage = str(error)
                 found.append(Seen(name, state, damage, end.decode()))
@@ -360,19 +356,34 @@ class Reader:
             return None  # delivered meanwhile
         return (await self._measure(subscription, accounts))[1]
 
+    async def _letters(
+        self, subscription: str, shard: int, command: str, start: object, end: object = "-"
+    ) -> list[DeadLetter]:
+        """Read a page of dead letters, `_LETTERS_PAGE` of them unless there are fewer."""
+        keys = [self._keys.dead(shard, subscription), self._keys.bodies(shard)]
+        flat = await self._pipe.script(READ_RECORDS, keys, command, start, end, _LETTERS_PAGE)
+        return [
+            _dead_letter(shard, subscription, entry_id.decode(), _by_name(fields), stored)
+            for entry_id, fields, stored in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+        ]
+
+    async def _attempts(self, subscription: str, shard: int, start: str) -> list[Tried]:
+        key = self._keys.attempts(shard, subscription)
+        page = await self._pipe.command("XREVRANGE", key, start, "-", "COUNT", _LETTERS_PAGE)
+        return [_tried(entry_id.decode(), _by_name(fields)) for entry_id, fields in page]
+
     async def _back(
-        self, key: str, read: Callable[[str, _Fields], T], takes: Callable[[T], bool], limit: int
+        self, read: Callable[[str], Awaitable[list[T]]], takes: Callable[[T], bool], limit: int
     ) -> list[T]:
         """Read a stream back from its end, until enough of what is wanted is found."""
         found: list[T] = []
-        end = "+"
+        start = "+"
         while True:
-            page = await self._pipe.command("XREVRANGE", key, end, "-", "COUNT", _LETTERS_PAGE)
-            entries = (read(entry_id.decode(), _by_name(fields)) for entry_id, fields in page)
-            found.extend(entry for entry in entries if takes(entry))
+            page = await read(start)
+            found.extend(entry for entry in page if takes(entry))
             if len(page) < _LETTERS_PAGE or len(found) >= limit:
                 return found
-            end = f"({page[-1][0].decode()}"
+            start = f"({page[-1].id}"
 
 
 def _failing(said: bytes) -> Failing:
@@ -384,10 +395,10 @@ def _failing(said: bytes) -> Failing:
     return Failing(int(rejections), int(since_ms), error_class, reason)
 
 
-def sequence_in(head: bytes) -> int | None:
-    """Read the sequence in a delivery's first line, `id sequence type`; None for anything else."""
+def sequence_in(entry: bytes) -> int | None:
+    """Read the sequence of what waits, `id sequence previous`; None for anything else."""
     try:
-        _, sequence, _ = head.split(b" ")
+        _, sequence, _ = entry.split(b" ")
         return read_count(sequence)
     except ValueError:
         return None
@@ -395,13 +406,6 @@ def sequence_in(head: bytes) -> int | None:
 
 def _older(*sequences: int | None) -> int | None:
     return min((sequence for sequence in sequences if sequence is not None), default=None)
-
-
-def _delivery(entry: bytes) -> Delivery | None:
-    try:
-        return load_delivery(entry)
-    except ValueError:
-        return None
 
 
 def _merged(parts: Sequence[list[T]], limit: int) -> list[T]:
@@ -413,9 +417,9 @@ def _by_name(fields: list[bytes]) -> _Fields:
     return dict(zip(fields[::2], fields[1::2], strict=True))
 
 
-def _dead_letter(shard: int, entry_id: str, fields: _Fields) -> DeadLetter:
+def _dead_letter(shard: int, subscription: str, entry_id: str, fields: _Fields, stored: bytes) -> DeadLetter:
     account, reason = (fields.get(name, b"").decode("utf-8", "replace") for name in (b"account", b"reason"))
-    delivery = _delivery(fields.get(b"delivery", b""))
+    ((_, delivery),) = read_deliveries([fields.get(b"delivery", b""), stored], subscription)
     is_at_home = shard_of(account) == shard  # else it could not go back to its queue in one step
     return DeadLetter(entry_id, account, reason, delivery if is_at_home else None)
 

@@ -6,7 +6,6 @@ pending confirmation or suspect, `confirmation_polls, seen, suspect` follow. Any
 """
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -27,6 +26,21 @@ class BadState(Exception):
     """
 
 
+def head_version(version: str) -> str:
+    """Write a version as a state begins with it; '' is that of no state."""
+    return f"{version:16}" if version else ""
+
+
+def head_time(ms: int) -> str:
+    """Write a time as it stands in a state behind its version."""
+    return f"{ms:014d}"
+
+
+def dump_state(state: AccountState) -> bytes:
+    head = f"{head_version(state.version)} {head_time(state.polled_at_ms)} {state.sequence}\n"
+    return head.encode() + dump_body(state)
+
+
 def dump_body(state: AccountState) -> bytes:
     row_by_asset = {}
     for asset_id, entry in state.entry_by_asset.items():
@@ -39,7 +53,6 @@ def dump_body(state: AccountState) -> bytes:
         "schema": SCHEMA,
         "source": state.source,
         "watched": state.watched,
-        "previous": dict(state.previous_sequence),
         "assets": row_by_asset,
     }
     if state.stale_since_ms:
@@ -49,20 +62,21 @@ def dump_body(state: AccountState) -> bytes:
     return orjson.dumps(body)
 
 
-def load_state(fields: Mapping[str, bytes]) -> AccountState:
-    """Read the fields of a state HASH. Raises BadState."""
+def load_state(text: bytes) -> AccountState:
+    """Read a state. Raises BadState."""
     try:
-        body = json.loads(fields["body"])
+        head, _, said = text.partition(b"\n")
+        version, polled_at, sequence = head[:16].rstrip(), head[17:31], head[32:]
+        body = json.loads(said)
         if body["schema"] != SCHEMA:
             raise BadState("written by another version of watcher")
         return AccountState(
             source=_text(body["source"]),
             watched=None if body["watched"] is None else tuple(map(_text, _list(body["watched"]))),
             entry_by_asset={_text(key): _load_entry(key, value) for key, value in body["assets"].items()},
-            previous_sequence={_text(key): check_count(value) for key, value in body["previous"].items()},
-            version=fields["version"].decode("ascii"),
-            sequence=read_count(fields["sequence"]),
-            polled_at_ms=read_count(fields.get("polled_at", b"0")),
+            version=version.decode("ascii"),
+            sequence=read_count(sequence),
+            polled_at_ms=read_count(polled_at),
             stale_since_ms=check_count(body.get("stale", 0)),
             crossed=frozenset(map(_text, _list(body.get("crossed", [])))),
         )

@@ -2,63 +2,89 @@
 -- account is a step, and whole. Fenced by the state's version, which is also the token of the commit that
 -- wrote it (a repeat after a lost answer finds its own), and by the poll's lease. The first write allocates,
 -- so that a full server refuses all of it.
--- KEYS    1 polls   2 failing   3 log   4 due subscriptions   5 due providers
---         then for each step: its state, then for each of its queues: list, schedule, dead letters
--- ARGV    1 log length   2 dead letters length   3 queue length   4 provider
---         then for each step: account, deadline, expected version ('': no state yet), new version, sequence,
---         polled at ms ('': no successful poll, so its time and the failures stay), next poll due ms, state
---         body, number of log entries, these (opaque bytes), number of queues,
---         then for each of these: subscription, number of deliveries, these (opaque bytes)
+-- uses references, dead_letters
+-- KEYS    1 polls   2 failing   3 log   4 due subscriptions   5 due providers   6 bodies   7 sizes   8 given up
+--         then for each step: its state, queued, then for each of its queues: list, schedule, dead letters
+-- ARGV    1 provider   2 log bytes   3 dead letters bytes   4 dead letters length   5 queue length
+--         then for each step: account, deadline, expected version ('': no state yet), new version,
+--         polled at (14 digits; '': no successful poll, so its time and the failures stay), next poll due ms, state,
+--         sequence before, number of notes, these, number of events, for each: its reference, what is stored of it,
+--         1 (it is logged) or 0; number of queues, for each: subscription, number of deliveries, the places of their
+--         events from 1 on
 -- returns for each step: 1 done, 0 done before, -1 the state moved on, -2 the lease was lost; then (done) for
 --         each of its queues how many deliveries it pushed out into the dead letters, as it was full
 
-local polls, failing, log, due_subscriptions, due_providers = unpack(KEYS, 1, 5)
-local log_length, dead_length, queue_length, provider = unpack(ARGV, 1, 4)
+local polls, failing, log, due_subscriptions, due_providers, bodies, sizes, given_up = unpack(KEYS, 1, 8)
+local provider, log_bytes, dead_bytes, dead_length, queue_length = unpack(ARGV, 1, 5)
+log_bytes, dead_bytes, dead_length = tonumber(log_bytes), tonumber(dead_bytes), tonumber(dead_length)
 
 -- Ask each key something only its own type answers: a damaged one fails all steps before the first write.
 local has_failing = redis.call('HLEN', failing) > 0
 redis.call('XLEN', log)
 redis.call('ZCARD', due_subscriptions)
 redis.call('ZCARD', due_providers)
-local accounts, key_of, at_of, queues_by_schedule, schedules = {}, {}, {}, {}, {}
-local key, at = 6, 5
+redis.call('HLEN', bodies)
+redis.call('HLEN', sizes)
+redis.call('XLEN', given_up)
+local steps, schedules, due_by_schedule = {}, {}, {}
+local key, at = 9, 6
 while KEYS[key] do
-  local account, _, _, _, _, _, _, _, entries = unpack(ARGV, at, at + 8)
-  accounts[#accounts + 1] = account
-  key_of[#accounts], at_of[#accounts] = key, at
-  at = at + 9 + entries
+  local account, deadline, expected, new, polled, due, state, follows, notes = unpack(ARGV, at, at + 8)
+  local step = {
+    account = account, deadline = deadline, expected = expected, new = new, polled = polled, due = due,
+    state = state, follows = follows, key = key, notes = {}, events = {}, queues = {},
+  }
+  steps[#steps + 1] = step
+  at = at + 9
+  for i = 1, notes do step.notes[i] = ARGV[at + i - 1] end
+  at = at + notes
+  local events = ARGV[at]
+  for i = 1, events do
+    local reference, stored, is_logged = unpack(ARGV, at + 3 * i - 2, at + 3 * i)
+    step.events[i] = {reference = reference, stored = stored, is_logged = is_logged == '1', queued = {}, count = 0}
+  end
+  at = at + 1 + 3 * events
   local queues = ARGV[at]
-  key, at = key + 1, at + 1
-  for _ = 1, queues do
+  key, at = key + 2, at + 1
+  for i = 1, queues do
     local queue, schedule, dead = unpack(KEYS, key, key + 2)
     local subscription, deliveries = unpack(ARGV, at, at + 1)
+    step.queues[i] = {key = key, at = at + 2, deliveries = deliveries, subscription = subscription}
     redis.call('LLEN', queue)
-    if not queues_by_schedule[schedule] then
+    if not due_by_schedule[schedule] then
       redis.call('ZCARD', schedule)
       redis.call('XLEN', dead)
-      queues_by_schedule[schedule] = {}
+      due_by_schedule[schedule] = {}
       schedules[#schedules + 1] = {at = key + 1, subscription = subscription}
     end
     key, at = key + 3, at + 2 + deliveries
   end
 end
 
+local accounts = {}
+for i, step in ipairs(steps) do
+  accounts[i] = step.account
+  step.version = redis.call('GETRANGE', KEYS[step.key], 0, 15)
+  if step.queues[1] then
+    local names = {}
+    for j, queue in ipairs(step.queues) do names[j] = queue.subscription end
+    step.previous = redis.call('HMGET', KEYS[step.key + 1], unpack(names))
+  end
+end
 local deadlines = redis.call('ZMSCORE', polls, unpack(accounts))
 local reply, next_polls, fixed, first = {}, {}, {}, math.huge
-for i = 1, #accounts do
-  local account, deadline, expected, new, _, _, due = unpack(ARGV, at_of[i], at_of[i] + 6)
-  local version = redis.call('HGET', KEYS[key_of[i]], 'version') or ''
+for i, step in ipairs(steps) do
   local answer = 1
-  if version == new then
+  if step.version == step.new then
     answer = 0
-  elseif version ~= expected then
+  elseif step.version ~= step.expected then
     answer = -1
-  elseif deadlines[i] ~= deadline then
+  elseif deadlines[i] ~= step.deadline then
     answer = -2
   else
-    next_polls[#next_polls + 1] = due
-    next_polls[#next_polls + 1] = account
-    first = math.min(first, tonumber(due))
+    next_polls[#next_polls + 1] = step.due
+    next_polls[#next_polls + 1] = step.account
+    first = math.min(first, tonumber(step.due))
   end
   reply[i * 2 - 1], reply[i * 2] = answer, {}
 end
@@ -66,35 +92,69 @@ if not next_polls[1] then return reply end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-for i = 1, #accounts do
+local logged, taken = 0, 0
+for i, step in ipairs(steps) do
   if reply[i * 2 - 1] == 1 then
-    key, at = key_of[i], at_of[i]
-    local account, _, _, new, sequence, polled_at, _, body, entries = unpack(ARGV, at, at + 8)
-    local fields = {'version', new, 'sequence', sequence, 'body', body}
-    if polled_at ~= '' then
-      fields[7], fields[8] = 'polled_at', polled_at
-      fixed[#fixed + 1] = account
+    local state = step.state
+    if step.polled ~= '' then
+      fixed[#fixed + 1] = step.account
+    else
+      local polled = redis.call('GETRANGE', KEYS[step.key], 17, 30)
+      if polled ~= '' then state = string.sub(state, 1, 17) .. polled .. string.sub(state, 32) end
     end
-    redis.call('HSET', KEYS[key], unpack(fields))
-    for j = at + 9, at + 8 + entries do
-      redis.call('XADD', log, 'MAXLEN', '~', log_length, '*', 'account', account, 'entry', ARGV[j])
-    end
-    at = at + 9 + entries
-    local queues = ARGV[at]
-    key, at = key + 1, at + 1
-    for number = 1, queues do
-      local queue, schedule, dead = unpack(KEYS, key, key + 2)
-      local deliveries, length = ARGV[at + 1], 0
-      for j = at + 2, at + 1 + deliveries do length = redis.call('RPUSH', queue, ARGV[j]) end
-      reply[i * 2][number] = math.max(0, length - queue_length)
-      for _ = 1, reply[i * 2][number] do
-        redis.call('XADD', dead, 'MAXLEN', '~', dead_length, '*',
-          'account', account, 'reason', 'queue full', 'delivery', redis.call('LPOP', queue))
+    redis.call('SET', KEYS[step.key], state)
+    local last, entries = {}, {}
+    for j, queue in ipairs(step.queues) do
+      local previous, waiting = step.previous[j] or '-', {}
+      for k = 1, queue.deliveries do
+        local event = step.events[tonumber(ARGV[queue.at + k - 1])]
+        waiting[k] = event.reference .. ' ' .. previous
+        event.count = event.count + 1
+        event.queued[event.count] = queue.subscription .. ' ' .. previous
+        previous = string.match(event.reference, '%d+$')
       end
-      local due = queues_by_schedule[schedule]
+      entries[j] = waiting
+      last[#last + 1] = queue.subscription
+      last[#last + 1] = previous
+    end
+    if last[1] then redis.call('HSET', KEYS[step.key + 1], unpack(last)) end
+    for _, note in ipairs(step.notes) do
+      local entry = step.follows .. ' ' .. note
+      redis.call('XADD', log, '*', 'account', step.account, 'entry', entry)
+      logged, taken = logged + 1, taken + #step.account + #entry + 80
+    end
+    for _, event in ipairs(step.events) do
+      local count = event.count
+      if event.is_logged then
+        local entry = step.follows .. ' ' .. event.reference
+        if count > 0 then
+          local queued = table.concat(event.queued, '\n')
+          redis.call('XADD', log, '*', 'account', step.account, 'entry', entry, 'queued', queued)
+          taken = taken + #queued
+        else
+          redis.call('XADD', log, '*', 'account', step.account, 'entry', entry)
+        end
+        logged, taken, count = logged + 1, taken + #step.account + #entry + #event.stored + 1 + 80, count + 1
+      end
+      if count > 0 and redis.call('HSETNX', bodies, event.reference, string.format('%d ', count) .. event.stored) == 0 then
+        for _ = 1, count do hold(bodies, event.reference, event.stored) end
+      end
+    end
+    for j, queue in ipairs(step.queues) do
+      local list, schedule, dead = unpack(KEYS, queue.key, queue.key + 2)
+      local length
+      for k = 1, #entries[j], 1000 do
+        length = redis.call('RPUSH', list, unpack(entries[j], k, math.min(k + 999, #entries[j])))
+      end
+      local pushed_out = math.max(0, length - queue_length)
+      for _ = 1, pushed_out do
+        local entry = redis.call('LPOP', list)
+        bury(dead, bodies, sizes, given_up, queue.subscription, step.account, 'queue full', entry, dead_length, dead_bytes)
+      end
+      reply[i * 2][j] = pushed_out
+      local due = due_by_schedule[schedule]
       due[#due + 1] = now
-      due[#due + 1] = account
-      key, at = key + 3, at + 2 + deliveries
+      due[#due + 1] = step.account
     end
   end
 end
@@ -104,10 +164,30 @@ redis.call('ZADD', due_providers, 'LT', first, provider)
 if has_failing and fixed[1] then redis.call('HDEL', failing, unpack(fixed)) end
 for _, found in ipairs(schedules) do
   local schedule = KEYS[found.at]
-  local due = queues_by_schedule[schedule]
+  local due = due_by_schedule[schedule]
   -- NX: a queue that waits for its retry, or is leased, keeps its time.
   if due[1] and redis.call('ZADD', schedule, 'NX', unpack(due)) > 0 then
     redis.call('ZADD', due_subscriptions, 'LT', now, found.subscription)
+  end
+end
+
+-- What is logged pushes out the oldest, a few more than came, until the log is within its bound.
+if logged > 0 then
+  local total = grow(sizes, 'log', taken)
+  if total > log_bytes then
+    local gone, freed = {}, 0
+    for _, record in ipairs(redis.call('XRANGE', log, '-', '+', 'COUNT', math.min(2 * logged + 8, 1000))) do
+      if total - freed <= log_bytes then break end
+      local fields = record[2]
+      local reference = string.match(fields[4], '^%d+ (evt_%S+ %d+)$')
+      freed = freed + #fields[2] + #fields[4] + #(fields[6] or '') + 80
+      if reference then freed = freed + drop(bodies, reference) end
+      gone[#gone + 1] = record[1]
+    end
+    if gone[1] then
+      redis.call('XDEL', log, unpack(gone))
+      grow(sizes, 'log', -freed)
+    end
   end
 end
 return reply

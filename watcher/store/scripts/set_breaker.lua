@@ -1,5 +1,5 @@
 -- Read a subscription's breaker; or write it, unless it was changed since it was read.
--- KEYS    1 standings (subscription -> `failures since_ms open_until_ms paused_at_ms reason`; until a worker has
+-- KEYS    1 breakers (subscription -> `failures since_ms open_until_ms paused_at_ms reason`; until a worker has
 --         reported a pause, `!` and from when on any worker is to do so stand behind paused_at_ms)
 -- ARGV    1 subscription   2 what was read ('': closed)   3 what to write   (only 1: read)
 -- returns the breaker; the server's time in ms; 1 if this wrote it

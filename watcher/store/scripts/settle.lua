@@ -1,19 +1,22 @@
 -- Settle attempts, each a step: take a queue's head away (delivered, or dead), or say when to try it again.
 -- Fenced by the head, so that a repeat or a late worker takes nothing twice, and by the queue's lease.
--- KEYS    1 queues   2 due subscriptions   3 tries   4 dead letters   5 attempts   6 nothing (see claim)
---         then for each step: its queue
--- ARGV    1 subscription   2 dead letters length   3 attempts length
---         then for each step: account, deadline, delivery head (its first line), outcome (delivered, dead or
+-- uses references, dead_letters
+-- KEYS    1 queues   2 due subscriptions   3 tries   4 dead letters   5 attempts   6 nothing (see claim)   7 bodies
+--         8 sizes   9 given up   then for each step: its queue
+-- ARGV    1 subscription   2 dead letters length   3 dead letters bytes   4 attempts length   5 attempts bytes
+--         then for each step: account, deadline, delivery (the head, as it was queued), outcome (delivered, dead or
 --         retry), the queue's new deadline (delivered, dead) or wait ms (retry), reason, attempt to remember
 --         ('': none)
 -- returns for each step: 1 done, -1 another head, -2 the lease was lost; then the queue's new deadline (0: it
 --         is free)
-local queues, due_subscriptions, all_tries, dead, attempts, nothing = unpack(KEYS, 1, 6)
-local subscription, dead_length, attempts_length = unpack(ARGV, 1, 3)
+local queues, due_subscriptions, all_tries, dead, attempts, nothing, bodies, sizes, given_up = unpack(KEYS, 1, 9)
+local subscription, dead_length, dead_bytes, attempts_length, attempts_bytes = unpack(ARGV, 1, 5)
+dead_length, dead_bytes = tonumber(dead_length), tonumber(dead_bytes)
+attempts_length, attempts_bytes = tonumber(attempts_length), tonumber(attempts_bytes)
 redis.call('DEL', nothing)
 local accounts, at_of = {}, {}
-for i = 1, #KEYS - 6 do
-  at_of[i] = 7 * i - 3
+for i = 1, #KEYS - 9 do
+  at_of[i] = 7 * i - 1
   accounts[i] = ARGV[at_of[i]]
 end
 local deadlines = redis.call('ZMSCORE', queues, unpack(accounts))
@@ -23,6 +26,9 @@ local tries = redis.call('HMGET', all_tries, unpack(accounts))
 redis.call('ZCARD', due_subscriptions)
 redis.call('XLEN', dead)
 redis.call('XLEN', attempts)
+redis.call('HLEN', bodies)
+redis.call('HLEN', sizes)
+redis.call('XLEN', given_up)
 local reply, ends = {}, {}
 for i = 1, #accounts do
   local _, ours, head, outcome, new = unpack(ARGV, at_of[i], at_of[i] + 4)
@@ -33,10 +39,21 @@ for i = 1, #accounts do
   elseif deadlines[i] ~= ours then
     answer = -2
   else
-    ends[i] = redis.call('LRANGE', KEYS[6 + i], 0, 1)
-    if string.sub(ends[i][1] or '', 1, #head) ~= head then answer, ends[i] = -1, nil end
+    ends[i] = redis.call('LRANGE', KEYS[9 + i], 0, 1)
+    if ends[i][1] ~= head then answer, ends[i] = -1, nil end
   end
   reply[i * 2 - 1], reply[i * 2] = answer, deadline
+end
+
+local function remember(attempt)
+  local new = redis.call('XADD', attempts, '*', 'attempt', attempt)
+  local total, left = grow(sizes, 'attempts', #attempt + 80), redis.call('XLEN', attempts)
+  if total <= attempts_bytes and left <= attempts_length then return end
+  for _, old in ipairs(redis.call('XRANGE', attempts, '-', '+', 'COUNT', 8)) do
+    if old[1] == new or (total <= attempts_bytes and left <= attempts_length) then return end
+    redis.call('XDEL', attempts, old[1])
+    total, left = grow(sizes, 'attempts', -#old[2][2] - 80), left - 1
+  end
 end
 
 local time = redis.call('TIME')
@@ -45,7 +62,7 @@ local kept, free, settled = {}, {}, {}
 for i = 1, #accounts do
   if ends[i] then
     local account, _, head, outcome, ms, reason, attempt = unpack(ARGV, at_of[i], at_of[i] + 6)
-    if attempt ~= '' then redis.call('XADD', attempts, 'MAXLEN', '~', attempts_length, '*', 'attempt', attempt) end
+    if attempt ~= '' then remember(attempt) end
     if outcome == 'retry' then
       local later = now + ms
       local count, tried = string.match(tries[i] or '', '^(%d+) (.*)$')
@@ -55,11 +72,12 @@ for i = 1, #accounts do
       redis.call('ZADD', queues, string.format('%d.5', later), account)
       redis.call('ZADD', due_subscriptions, 'LT', later, subscription)
     else
-      redis.call('LPOP', KEYS[6 + i])
+      redis.call('LPOP', KEYS[9 + i])
       if tries[i] then settled[#settled + 1] = account end
       if outcome == 'dead' then
-        redis.call('XADD', dead, 'MAXLEN', '~', dead_length, '*',
-          'account', account, 'reason', reason, 'delivery', ends[i][1])
+        bury(dead, bodies, sizes, given_up, subscription, account, reason, head, dead_length, dead_bytes)
+      else
+        drop(bodies, reference_of(head))
       end
       if ends[i][2] then
         kept[#kept + 1] = ms

@@ -4,6 +4,7 @@
 local trials = {
     {'TIME', redis.pcall('TIME')},
     {'HSET', redis.pcall('HSET', KEYS[1], 'field', '1')},
+    {'HSETNX', redis.pcall('HSETNX', KEYS[1], 'field', '1')},
     {'HGET', redis.pcall('HGET', KEYS[1], 'field')},
     {'HMGET', redis.pcall('HMGET', KEYS[1], 'field')},
     {'HGETALL', redis.pcall('HGETALL', KEYS[1])},
@@ -28,6 +29,8 @@ local trials = {
     {'XREVRANGE', redis.pcall('XREVRANGE', KEYS[4], '+', '-')},
     {'XDEL', redis.pcall('XDEL', KEYS[4], '1-1')},
     {'SET', redis.pcall('SET', KEYS[5], '1', 'PX', 1000)},
+    {'GETRANGE', redis.pcall('GETRANGE', KEYS[5], 0, 0)},
+    {'SETRANGE', redis.pcall('SETRANGE', KEYS[5], 0, '1')},
     {'GET', redis.pcall('GET', KEYS[5])},
     {'DEL', redis.pcall('DEL', KEYS[5])},
     {'UNLINK', redis.pcall('UNLINK', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])},

@@ -1,0 +1,35 @@
+-- Moves the counts of bodies: a body lives as long as a record of the log, a queue or a dead letter refers to it.
+-- This is no script of its own: it stands in front of those that say `-- uses references`. What the log, dead letters
+-- and attempts take is noted in sizes, with what each body takes, however many refer to it.
+
+local function reference_of(entry) -- of what waits, or is dead: `reference previous`
+  return string.match(entry, '^(%S+ %d+) ') or ''
+end
+
+local function hold(bodies, reference, stored)
+  local body = redis.call('HGET', bodies, reference)
+  local count, rest = string.match(body or '', '^(%d+)( .*)$')
+  if count then
+    redis.call('HSET', bodies, reference, string.format('%d', count + 1) .. rest)
+  else
+    redis.call('HSET', bodies, reference, '1 ' .. stored)
+  end
+end
+
+local function drop(bodies, reference) -- returns how long it is
+  local body = redis.call('HGET', bodies, reference)
+  if not body then return 0 end
+  local count, rest = string.match(body, '^(%d+)( .*)$')
+  if count and tonumber(count) > 1 then
+    redis.call('HSET', bodies, reference, string.format('%d', count - 1) .. rest)
+  else
+    redis.call('HDEL', bodies, reference)
+  end
+  return #(rest or '')
+end
+
+local function grow(sizes, part, by) -- returns how much it takes now; what is damaged counts from 0
+  local size = math.max(0, (tonumber(redis.call('HGET', sizes, part) or 0) or 0) + by)
+  redis.call('HSET', sizes, part, string.format('%d', size))
+  return size
+end

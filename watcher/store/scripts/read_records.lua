@@ -1,0 +1,23 @@
+-- Read records of the log, or dead letters, with what is stored of their events.
+-- KEYS    1 stream   2 bodies
+-- ARGV    1 XRANGE or XREVRANGE   2 from   3 to   4 at most
+-- returns for each its id, its fields (a list), and what is stored of its event ('': nothing, or it is about none)
+local stream, bodies = unpack(KEYS)
+local records
+if ARGV[1] == 'XRANGE' then
+  records = redis.call('XRANGE', stream, ARGV[2], ARGV[3], 'COUNT', ARGV[4])
+else
+  records = redis.call('XREVRANGE', stream, ARGV[2], ARGV[3], 'COUNT', ARGV[4])
+end
+local reply = {}
+for _, record in ipairs(records) do
+  local fields, reference = record[2], nil
+  for i = 1, #fields, 2 do
+    if fields[i] == 'entry' then reference = string.match(fields[i + 1], '^%d+ (evt_%S+ %d+)$') end
+    if fields[i] == 'delivery' then reference = string.match(fields[i + 1], '^(%S+ %d+) ') end
+  end
+  reply[#reply + 1] = record[1]
+  reply[#reply + 1] = fields
+  reply[#reply + 1] = reference and redis.call('HGET', bodies, reference) or ''
+end
+return reply
