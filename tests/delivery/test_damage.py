@@ -84,7 +84,7 @@ async def test_a_key_of_another_type_costs_what_it_holds_until_it_is_fixed(
         "dead": keys.dead(SHARD, "ops"),
         "due_subscriptions": keys.due_subscriptions(SHARD),
         "probe": keys.probe("ops"),
-        "standings": keys.standings(),
+        "standings": keys.breakers(),
     }[key]
     for to in ("ops", "audit"):
         await both.queue([SICK, NEAR, FAR], to=to)
@@ -109,7 +109,7 @@ async def test_junk_about_failed_attempts_or_a_breaker_heals_with_the_next_attem
     await both.queue([SICK])
     tries = both.keys.tries(SHARD, "ops")
     await both.pipe.command("HSET", tries, SICK, junk)
-    await both.pipe.command("HSET", both.keys.standings(), "ops", junk)
+    await both.pipe.command("HSET", both.keys.breakers(), "ops", junk)
     async with both.worker():
         await subscriber.until(lambda: len(subscriber.arrivals) == 3)
         subscriber.status = 200

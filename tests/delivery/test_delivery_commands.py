@@ -77,7 +77,7 @@ async def given_up(
     claimed = await one.queues.claim(to, shard_of(account), lease_ms=60_000, at_most=9)
     (lease,) = [lease for lease in claimed.leases if lease.member == account]
     for number in numbers:
-        head = a_sample(account, number, to).head
+        head = a_sample(account, number, to).entry
         _, deadline = await one.queues.dead(
             to, lease, head, until=one.queues.until(lease, 60_000), reason=reason
         )
@@ -347,7 +347,7 @@ async def test_what_waits_is_listed_queue_by_queue_with_the_state_of_its_head(
     await one.queue(["alice"], [7])
     shard = shard_of("treasury")
     (lease,) = (await one.queues.claim("ops", shard, lease_ms=60_000, at_most=1)).leases
-    await one.queues.retry("ops", lease, a_sample("treasury", 1).head, wait_ms=3_600_000)
+    await one.queues.retry("ops", lease, a_sample("treasury", 1).entry, wait_ms=3_600_000)
     rows = (await run("deliveries", "--json")).objects
     assert [(row["account"], row["position"], row["event_id"]) for row in rows] == [
         ("alice", 1, "evt_alice_7"),
@@ -529,7 +529,7 @@ async def test_all_dead_letters_go_back_to_the_end_of_their_queues_and_arrive(
     ended = await run("resend", "--dead", "--subscription", "ops")
     assert (ended.code, ended.out) == (0, "ops: 6 dead letters of 2 accounts queued again\n")
     queued = (6, 1, 2, 3, 4, 5)
-    assert await entries(one, "treasury") == [a_sample("treasury", number).dump() for number in queued]
+    assert await entries(one, "treasury") == [a_sample("treasury", number).entry for number in queued]
     assert (await run("resend", "--dead", "--subscription", "ops")).out == "ops: nothing queued again\n"
     async with one.worker():
         await subscriber.until(lambda: len(subscriber.taken) == 7)
@@ -539,13 +539,13 @@ async def test_all_dead_letters_go_back_to_the_end_of_their_queues_and_arrive(
 
 async def test_dead_letters_of_a_time_go_back_alone(one: Owed, run: CommandLine) -> None:
     shard, key = shard_of("treasury"), one.keys.dead(shard_of("treasury"), "ops")
-    old = a_sample("treasury", 1).dump()
+    old = a_sample("treasury", 1).entry
     await one.pipe.command("XADD", key, "1000-0", "account", "treasury", "reason", "no", "delivery", old)
     await given_up(one, "treasury", 2)
     assert shard == shard_of("treasury")
     dead = ("--dead", "--subscription", "ops", "--since")
     assert "1 dead letter of 1 account queued" in (await run("resend", *dead, "1h")).out
-    assert await entries(one, "treasury") == [a_sample("treasury", 2).dump()]
+    assert await entries(one, "treasury") == [a_sample("treasury", 2).entry]
     assert "1 dead letter of 1 account queued" in (await run("resend", *dead, "1970-01-01")).out
 
 
@@ -554,7 +554,7 @@ async def test_one_event_goes_to_whoever_gave_it_up(one: Owed, run: CommandLine)
     await given_up(one, "treasury", 2, to="audit")
     said = (await run("resend", "evt_treasury_2", "--json")).objects
     assert [(line["subscription"], line["deliveries"]) for line in said] == [("ops", 1), ("audit", 1)]
-    assert await entries(one, "treasury") == [a_sample("treasury", 2).dump()]
+    assert await entries(one, "treasury") == [a_sample("treasury", 2).entry]
     left = (await run("deliveries", "--dead", "--json")).objects
     assert [row["event_id"] for row in left] == ["evt_treasury_1"]
 
@@ -568,7 +568,7 @@ async def test_an_event_that_nobody_knows_is_not_sent(run: CommandLine) -> None:
 async def test_a_letter_that_cannot_be_read_stays_where_it_is(one: Owed, run: CommandLine) -> None:
     key = one.keys.dead(shard_of("treasury"), "ops")
     await one.pipe.command("XADD", key, "*", "account", "treasury", "reason", "no", "delivery", b"\xff")
-    stray = a_sample("alice", 1).dump()  # of an account that lives in another shard
+    stray = a_sample("alice", 1).entry  # of an account that lives in another shard
     await one.pipe.command("XADD", key, "*", "account", "alice", "reason", "no", "delivery", stray)
     await given_up(one, "treasury", 1)
     ended = await run("resend", "--dead", "--subscription", "ops")
@@ -659,7 +659,7 @@ async def test_a_dead_letter_whose_event_waits_stays_one(one: Owed, run: Command
     ended = await run("resend", "--dead", "--subscription", "ops")
     assert ended.out == "ops: 1 dead letter of 1 account queued again\n"
     assert "1 event still waits there" in ended.err
-    assert await entries(one, "treasury") == [a_sample("treasury", number).dump() for number in (2, 1)]
+    assert await entries(one, "treasury") == [a_sample("treasury", number).entry for number in (2, 1)]
     assert [row["event_id"] for row in (await run("deliveries", "--dead", "--json")).objects] == [
         "evt_treasury_2"
     ]

@@ -27,7 +27,7 @@ async def failing_for(one: Owed, days: float) -> None:
     """Let the subscription have failed since then."""
     await fail(one.breakers, "ops", "status 500", pause=False, wish_ms=0, waits_ms=(0,))
     since_ms = (await one.breakers.read())["ops"].since_ms - int(days * DAY_MS)
-    await one.pipe.command("HSET", one.keys.standings(), "ops", f"40 {since_ms} 0 0 status 500")
+    await one.pipe.command("HSET", one.keys.breakers(), "ops", f"40 {since_ms} 0 0 status 500")
 
 
 async def test_it_is_warned_of_with_the_time_that_is_left_and_not_with_each_attempt(

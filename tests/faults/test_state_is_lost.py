@@ -177,7 +177,7 @@ def _keys_of_all(keys: Keys) -> list[str]:
     """The keys that are no shard's."""
     return [
         keys.meta(),
-        keys.standings(),
+        keys.breakers(),
         keys.workers(),
         keys.rate("loopring"),
         keys.probe(SUBSCRIPTION),

@@ -113,7 +113,7 @@ async def _furnished(client: Redis) -> dict[bytes, bytes]:
         step = a_commit(
             await store.lease(account),
             deliveries={OPS: [a_delivery(number) for number in (1, 2, 3)]},
-            log=[b'0 {"type":"forgotten","sequence":1,"timestamp":"2026-11-20T14:03:05.120Z","assets":[]}'],
+            notes=[b'0 {"type":"forgotten","sequence":1,"timestamp":"2026-11-20T14:03:05.120Z","assets":[]}'],
             LRC="12",
         )
         assert (await store.polls.commit(step))[0] is Reply.DONE
@@ -121,13 +121,13 @@ async def _furnished(client: Redis) -> dict[bytes, bytes]:
         reply, deadline = await store.queues.dead(
             OPS,
             lease,
-            a_delivery(1).head,
+            a_delivery(1).entry,
             until=store.queues.until(lease, MINUTE_MS),
             reason="no",
             record=b'{"attempt":1}',
         )
         assert reply is Reply.DONE
-        await store.queues.retry(OPS, Lease(account, deadline), a_delivery(2).head, wait_ms=1)
+        await store.queues.retry(OPS, Lease(account, deadline), a_delivery(2).entry, wait_ms=1)
         await store.polls.postpone(
             PROVIDER, await store.lease(account), why="rate slow", at_least_ms=1, waits_ms=[1]
         )
@@ -152,8 +152,8 @@ def _damage(random: Random) -> Damage:
     return random.choice(
         (
             ("HSET", KEYS.meta(), random.choice(("providers", "enrolled")), text),
-            ("HSET", KEYS.standings(), sub, text),
-            ("HSET", KEYS.standings(), OPS, b"%d %d %d %d no" % tuple(random.choices(_COUNTS, k=4))),
+            ("HSET", KEYS.breakers(), sub, text),
+            ("HSET", KEYS.breakers(), OPS, b"%d %d %d %d no" % tuple(random.choices(_COUNTS, k=4))),
             ("HSET", KEYS.workers(), "w", text),
             ("HSET", KEYS.workers(), b"w2", b"%d " % random.choice(_COUNTS) + text),
             ("HSET", KEYS.failing(SHARD, PROVIDER), member, text),
@@ -164,7 +164,7 @@ def _damage(random: Random) -> Damage:
                 b"%d %d x y" % tuple(random.choices(_COUNTS, k=2)),
             ),
             ("HSET", KEYS.tries(SHARD, OPS), member, text),
-            ("HSET", KEYS.tries(SHARD, OPS), member, b"%d " % random.choice(_COUNTS) + a_delivery(2).head),
+            ("HSET", KEYS.tries(SHARD, OPS), member, b"%d " % random.choice(_COUNTS) + a_delivery(2).entry),
             ("HSET", KEYS.state(ACCOUNT), random.choice(("version", "sequence", "polled_at", "body")), text),
             ("HDEL", KEYS.state(ACCOUNT), random.choice(("version", "sequence", "polled_at", "body"))),
             ("SET", KEYS.rate(PROVIDER), text),
@@ -209,7 +209,7 @@ DAMAGES: st.SearchStrategy[Damage] = made(_damage)
 @example(damage=("ZADD", KEYS.polls(SHARD, PROVIDER), "inf", ACCOUNT))
 @example(damage=("ZADD", KEYS.queues(SHARD, OPS), "inf", ACCOUNT))
 @example(damage=("ZADD", KEYS.due_subscriptions(SHARD), 0, b"\xff"))
-@example(damage=("HSET", KEYS.standings(), OPS, b"1 %d 0 1 no" % 10**30))
+@example(damage=("HSET", KEYS.breakers(), OPS, b"1 %d 0 1 no" % 10**30))
 @example(damage=("HSET", KEYS.tries(SHARD, OPS), ACCOUNT, b"9" * 5000 + b" x"))
 @example(damage=("HSET", KEYS.workers(), "w", b"1 " + b"[" * 5000))
 @example(damage=("LSET", KEYS.queue(OPS, ACCOUNT), 0, b"evt_1 " + b"9" * 5000 + b" x\n{}"))
@@ -286,7 +286,7 @@ async def _delivers(store: Store) -> None:
     lease, begun = await store.begin(lease)
     assert (begun.tries, len(begun.entries)) == (1, 3)
     reply, _ = await store.queues.delivered(
-        OPS, lease, a_delivery(2).head, until=store.queues.until(lease, MINUTE_MS)
+        OPS, lease, a_delivery(2).entry, until=store.queues.until(lease, MINUTE_MS)
     )
     assert reply is Reply.DONE
     for other in claimed.leases:

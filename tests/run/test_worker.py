@@ -212,13 +212,13 @@ async def test_a_damaged_schedule_stops_its_shard_and_nothing_else(rig: Rig, red
     keys = Keys(rig.settings.redis.namespace)
     async with rig.worker():
         await baselines(rig)
-        for key in (keys.polls(SHARD, "shop"), keys.due_subscriptions(SHARD), keys.standings(), keys.meta()):
+        for key in (keys.polls(SHARD, "shop"), keys.due_subscriptions(SHARD), keys.breakers(), keys.meta()):
             await redis_client.delete(key)
             await redis_client.set(key, "damaged")
         await polls(rig, LOOPRING, 25)  # more than a second: breakers were read again
         rig.sandbox.world.credit(TREASURY, "ETH", "1")
         events = await rig.events(1)
-        await redis_client.delete(keys.polls(SHARD, "shop"), keys.due_subscriptions(SHARD), keys.standings())
+        await redis_client.delete(keys.polls(SHARD, "shop"), keys.due_subscriptions(SHARD), keys.breakers())
         await redis_client.delete(keys.meta())
     assert [event["data"]["account"]["name"] for event in events] == ["treasury"]
 
@@ -235,7 +235,7 @@ async def test_a_reload_beside_damaged_keys_ends_no_worker(rig: Rig, redis_clien
     keys = Keys(rig.settings.redis.namespace)
     async with rig.worker() as worker:
         await baselines(rig)
-        damaged = (keys.meta(), keys.standings(), keys.polls(SHARD, "shop"), keys.queues(SHARD, "ops"))
+        damaged = (keys.meta(), keys.breakers(), keys.polls(SHARD, "shop"), keys.queues(SHARD, "ops"))
         for key in damaged:
             await redis_client.delete(key)
             await redis_client.set(key, "damaged")

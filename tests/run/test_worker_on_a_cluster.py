@@ -25,7 +25,7 @@ def a_namespace_with_treasury_alone(cluster: Cluster) -> str:
         keys = Keys(namespace)
         shared = (
             keys.meta(),
-            keys.standings(),
+            keys.breakers(),
             keys.rate("loopring"),
             keys.rate("shop"),
             keys.state("alice"),

@@ -22,12 +22,12 @@ def a_view(store: Store) -> Breakers:
 
 
 async def noted(store: Store) -> bytes | None:
-    answer: bytes | None = await store.pipe.command("HGET", store.keys.standings(), OPS)
+    answer: bytes | None = await store.pipe.command("HGET", store.keys.breakers(), OPS)
     return answer
 
 
 async def write(store: Store, text: str | bytes) -> None:
-    await store.pipe.command("HSET", store.keys.standings(), OPS, text)
+    await store.pipe.command("HSET", store.keys.breakers(), OPS, text)
 
 
 @everywhere
@@ -163,7 +163,7 @@ async def test_a_damaged_breaker_heals_with_the_next_attempt(
 @on_real_servers  # the fake one answers HGETALL as RESP3 does
 async def test_a_damaged_breaker_hides_no_other(redis_client: Redis, namespace: str, text: bytes) -> None:
     store = a_store(redis_client, namespace)
-    await store.pipe.command("HSET", store.keys.standings(), "damaged", text)
+    await store.pipe.command("HSET", store.keys.breakers(), "damaged", text)
     await fail(a_view(store), OPS, "status 500")
     found = await a_view(store).read()
     assert found["damaged"] == Breaker(0, 0, 0, 0, "unreadable")

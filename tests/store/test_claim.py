@@ -162,7 +162,7 @@ async def test_the_index_follows_the_queues_with_every_claim(redis_client: Redis
     for account in (first, second):
         lease = await store.lease_queue(account)
         await store.queues.delivered(
-            OPS, lease, a_delivery().head, until=store.queues.until(lease, MINUTE_MS)
+            OPS, lease, a_delivery().entry, until=store.queues.until(lease, MINUTE_MS)
         )
     assert await indexed(store) is not None  # settling does not look for the next; the claim below does
     assert await claim_queues(store) == Claimed((), None)
@@ -262,7 +262,7 @@ async def test_what_was_given_back_with_a_wait_is_made_due_however_short_it_is(
     for name in NEIGHBOURS[:3]:
         await store.fill(a_delivery(), account=name)
     queues = {name: await store.lease_queue(name) for name in NEIGHBOURS[:3]}
-    await store.queues.retry(OPS, queues[retried], a_delivery().head, wait_ms=5_000)
+    await store.queues.retry(OPS, queues[retried], a_delivery().entry, wait_ms=5_000)
     await store.queues.release(OPS, queues[released], due_in_ms=5_000)
     assert await store.queues.make_due(OPS, SHARD, lease_ms=2 * MINUTE_MS) == 2
     assert sorted(members(await claim_queues(store))) == sorted([retried, released])
@@ -291,7 +291,7 @@ async def test_a_queue_is_begun_with_its_oldest_delivery(redis_client: Redis, na
     deliveries = some_deliveries(1, 2, 3)
     await store.fill(*deliveries)
     lease, begun = await store.begin(await store.lease_queue(), at_most=2)
-    assert (begun.reply, begun.entries) == (Reply.DONE, [each.dump() for each in deliveries[:2]])
+    assert (begun.reply, begun.entries) == (Reply.DONE, [each.entry for each in deliveries[:2]])
     assert await store.scores(store.keys.queues(SHARD, OPS)) == {ACCOUNT: lease.deadline}
 
 

@@ -50,7 +50,7 @@ async def test_accounts_of_all_shards_are_polled_and_delivered(store: Store) -> 
     states = await asyncio.gather(*map(store.polls.read_state, ACCOUNTS))
     assert all(states)
     taken = await asyncio.gather(*(_deliver(store, shard) for shard in range(SHARDS)))
-    assert taken == [[a_delivery(1).dump(), a_delivery(2).dump()]] * SHARDS
+    assert taken == [[a_delivery(1).entry, a_delivery(2).entry]] * SHARDS
 
 
 async def test_what_comes_while_a_slot_moves_waits_for_it_and_is_not_lost(
@@ -67,7 +67,7 @@ async def test_what_comes_while_a_slot_moves_waits_for_it_and_is_not_lost(
         for _ in moves:
             await asyncio.sleep(0.01)
     found = await store.queue(ACCOUNT)
-    assert sorted(found) == sorted(a_delivery(number).dump() for number in range(9))
+    assert sorted(found) == sorted(a_delivery(number).entry for number in range(9))
 
 
 async def test_a_call_follows_its_keys_into_a_slot_that_is_being_moved(
@@ -92,7 +92,7 @@ async def test_a_node_that_is_gone_costs_its_own_shards_only(store: Store, clust
         node.server.start()
     assert gone == [name for name in ACCOUNTS if cluster.owner(store.keys.queue(OPS, name)) is node]
     again = await asyncio.gather(*(_patiently(lambda n=name: store.queue(n)) for name in ACCOUNTS))  # type: ignore[misc]
-    assert again == [[a_delivery().dump()]] * SHARDS
+    assert again == [[a_delivery().entry]] * SHARDS
 
 
 async def test_a_cluster_promises_what_its_weakest_node_does(cluster: Cluster, store: Store) -> None:

@@ -53,16 +53,16 @@ async def test_one_step_writes_state_log_queues_and_the_next_poll(
     store = a_store(redis_client, namespace)
     first, second, other = some_deliveries(1, 2, 3)
     step = await committed(
-        store, ETH="10", log=[b"baseline", b"event"], deliveries={OPS: [first, second], "audit": [other]}
+        store, ETH="10", notes=[b"baseline", b"event"], deliveries={OPS: [first, second], "audit": [other]}
     )
     keys = store.keys
-    assert await store.polls.read_state(ACCOUNT) == step.state
+    assert await store.polls.read_state(ACCOUNT) == step.step.state
     assert await store.stream(keys.log(SHARD)) == [
         {"account": ACCOUNT.encode(), "entry": b"baseline"},
         {"account": ACCOUNT.encode(), "entry": b"event"},
     ]
-    assert await store.queue() == [first.dump(), second.dump()]
-    assert await store.queue(subscription="audit") == [other.dump()]
+    assert await store.queue() == [first.entry, second.entry]
+    assert await store.queue(subscription="audit") == [other.entry]
     assert await store.scores(keys.polls(SHARD, PROVIDER)) == {ACCOUNT: step.due_ms}
     await store.now_ms()
     assert sorted(await store.queues.due_subscriptions(SHARD)) == ["audit", OPS]
@@ -84,8 +84,8 @@ async def test_the_next_step_replaces_the_state_and_appends_to_the_queue(
     after = await committed(
         store, expected="v1", version="v2", sequence=3, BTC="1", deliveries={OPS: [two, three]}
     )
-    assert await store.polls.read_state(ACCOUNT) == after.state
-    assert await store.queue() == [one.dump(), two.dump(), three.dump()]
+    assert await store.polls.read_state(ACCOUNT) == after.step.state
+    assert await store.queue() == [one.entry, two.entry, three.entry]
 
 
 async def test_a_successful_poll_ends_the_row_of_rejections(redis_client: Redis, namespace: str) -> None:
@@ -103,11 +103,11 @@ async def test_a_step_without_a_successful_poll_keeps_its_time_and_the_rejection
     lease = await store.lease()
     await store.polls.postpone(PROVIDER, lease, why="down", at_least_ms=0, waits_ms=[5])
     step = a_commit(await store.lease(), expected="v1", version="v2", ETH="10")
-    step = replace(step, is_good=False, state=replace(step.state, polled_at_ms=before.state.polled_at_ms + 1))
+    step = replace(step, is_good=False, state=replace(step.step.state, polled_at_ms=before.step.state.polled_at_ms + 1))
     assert await store.polls.commit(step) == (Reply.DONE, {})
     after = await store.polls.read_state(ACCOUNT)
     assert after
-    assert (after.version, after.polled_at_ms) == ("v2", before.state.polled_at_ms)
+    assert (after.version, after.polled_at_ms) == ("v2", before.step.state.polled_at_ms)
     assert store.keys.failing(SHARD, PROVIDER) in await store.contents()
 
 
@@ -127,7 +127,7 @@ async def test_a_step_from_a_state_that_moved_on_is_refused(redis_client: Redis,
     await committed(store, deliveries={OPS: [a_delivery(1)]})
     await committed(store, expected="v1", version="v2", deliveries={OPS: [a_delivery(2)]})
     late = a_commit(
-        await store.lease(), expected="v1", version="v2b", log=[b"late"], deliveries={OPS: [a_delivery(3)]}
+        await store.lease(), expected="v1", version="v2b", notes=[b"late"], deliveries={OPS: [a_delivery(3)]}
     )
     await refused(store, late, Reply.MOVED_ON)
 
@@ -148,7 +148,7 @@ async def test_a_step_without_the_lease_is_refused(redis_client: Redis, namespac
     store = a_store(redis_client, namespace)
     held = await store.lease()
     late = a_commit(
-        Lease(ACCOUNT, held.deadline + off_ms), log=[b"late"], deliveries={OPS: [a_delivery()]}, ETH="1"
+        Lease(ACCOUNT, held.deadline + off_ms), notes=[b"late"], deliveries={OPS: [a_delivery()]}, ETH="1"
     )
     await refused(store, late, Reply.LEASE_LOST)
 
@@ -183,18 +183,18 @@ async def test_a_repeated_step_is_recognized_and_queues_nothing_twice(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
-    step = await committed(store, log=[b"event"], deliveries={OPS: [a_delivery()]})
+    step = await committed(store, notes=[b"event"], deliveries={OPS: [a_delivery()]})
     await refused(store, step, Reply.DONE_BEFORE)
     await refused(store, step, Reply.DONE_BEFORE)
 
 
 async def test_a_step_sent_twice_in_one_pipeline_is_done_once(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    step = a_commit(await store.lease(), log=[b"event"], deliveries={OPS: [a_delivery()]})
+    step = a_commit(await store.lease(), notes=[b"event"], deliveries={OPS: [a_delivery()]})
     async with running(store.pipe):
         first, second = await asyncio.gather(store.polls.commit(step), store.polls.commit(step))
     assert (first, second) == ((Reply.DONE, {}), (Reply.DONE_BEFORE, {}))
-    assert await store.queue() == [a_delivery().dump()]
+    assert await store.queue() == [a_delivery().entry]
     assert len(await store.stream(store.keys.log(SHARD))) == 1
 
 
@@ -209,12 +209,12 @@ async def test_a_repeat_that_comes_after_the_next_step_changes_nothing(
 
 async def test_bytes_pass_through_untouched(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    delivery = a_delivery(body=HOSTILE)
+    delivery = a_delivery(content=HOSTILE)
     huge = a_balance("9" * 77, "0." + "1" * 78, None, "-" + "7" * 77)
-    step = await committed(store, ETH=huge, log=[HOSTILE], deliveries={OPS: [delivery]})
-    assert await store.queue() == [delivery.dump()]
+    step = await committed(store, ETH=huge, notes=[HOSTILE], deliveries={OPS: [delivery]})
+    assert await store.queue() == [delivery.entry]
     assert (await store.stream(store.keys.log(SHARD)))[0]["entry"] == HOSTILE
-    assert await store.polls.read_state(ACCOUNT) == step.state
+    assert await store.polls.read_state(ACCOUNT) == step.step.state
 
 
 async def test_a_step_may_be_large(redis_client: Redis, namespace: str) -> None:
@@ -222,14 +222,14 @@ async def test_a_step_may_be_large(redis_client: Redis, namespace: str) -> None:
     numbers = range(1, 201)
     await committed(
         store,
-        log=[b"%d" % number for number in numbers],
+        notes=[b"%d" % number for number in numbers],
         deliveries={f"s{n}": some_deliveries(*numbers) for n in range(30)},
     )
     assert [entry["entry"] for entry in await store.stream(store.keys.log(SHARD))] == [
         b"%d" % number for number in numbers
     ]
     for n in range(30):
-        assert await store.queue(subscription=f"s{n}") == [each.dump() for each in some_deliveries(*numbers)]
+        assert await store.queue(subscription=f"s{n}") == [each.entry for each in some_deliveries(*numbers)]
 
 
 async def test_a_full_queue_gives_up_its_oldest_loudly(
@@ -243,11 +243,11 @@ async def test_a_full_queue_gives_up_its_oldest_loudly(
         await store.lease(), expected="v1", version="v2", deliveries={OPS: [four, five], "audit": [one]}
     )
     assert await store.polls.commit(step) == (Reply.DONE, {OPS: 2})
-    assert await store.queue() == [each.dump() for each in (three, four, five)]
+    assert await store.queue() == [each.entry for each in (three, four, five)]
     assert await store.stream(store.keys.dead(SHARD, OPS)) == [
-        {"account": ACCOUNT.encode(), "reason": b"queue full", "delivery": each.dump()} for each in (one, two)
+        {"account": ACCOUNT.encode(), "reason": b"queue full", "delivery": each.entry} for each in (one, two)
     ]
-    assert await store.queue(subscription="audit") == [one.dump()]
+    assert await store.queue(subscription="audit") == [one.entry]
 
 
 async def test_a_step_longer_than_a_queue_keeps_its_newest(
@@ -257,7 +257,7 @@ async def test_a_step_longer_than_a_queue_keeps_its_newest(
     monkeypatch.setattr(polls, "QUEUE_LENGTH", 1)
     step = a_commit(await store.lease(), deliveries={OPS: some_deliveries(1, 2, 3)})
     assert await store.polls.commit(step) == (Reply.DONE, {OPS: 2})
-    assert await store.queue() == [a_delivery(3).dump()]
+    assert await store.queue() == [a_delivery(3).entry]
 
 
 async def test_a_queue_that_waits_for_its_retry_or_is_leased_keeps_its_time(
@@ -291,12 +291,12 @@ async def test_the_log_and_the_dead_letters_are_trimmed(
     monkeypatch.setattr(polls, "QUEUE_LENGTH", 1)
     assert queues.DEAD_PER_SUBSCRIPTION > 10
     step = a_commit(
-        await store.lease(), log=[b"event"] * 500, deliveries={OPS: some_deliveries(*range(1, 501))}
+        await store.lease(), notes=[b"event"] * 500, deliveries={OPS: some_deliveries(*range(1, 501))}
     )
     assert await store.polls.commit(step) == (Reply.DONE, {OPS: 499})
     for key, newest in (
         (store.keys.log(SHARD), b"event"),
-        (store.keys.dead(SHARD, OPS), a_delivery(499).dump()),
+        (store.keys.dead(SHARD, OPS), a_delivery(499).entry),
     ):
         entries = await store.stream(key)
         assert 10 <= len(entries) <= 200  # whole blocks of about a hundred entries go at once
@@ -317,7 +317,7 @@ async def test_a_damaged_key_refuses_the_step_before_anything_is_written(
         expected="v1",
         version="v2",
         ETH="11",
-        log=[b"event"],
+        notes=[b"event"],
         deliveries={OPS: [a_delivery(2)], "second": [a_delivery(2)]},
     )
     keys = store.keys
@@ -351,7 +351,7 @@ async def test_a_damaged_state_is_reported_and_hurts_no_other_account(
         await store.polls.read_state(ACCOUNT)
     step = a_commit(await store.lease(NEIGHBOURS[0]), ETH="1")
     assert await store.polls.commit(step) == (Reply.DONE, {})
-    assert await store.polls.read_state(NEIGHBOURS[0]) == step.state
+    assert await store.polls.read_state(NEIGHBOURS[0]) == step.step.state
 
 
 @pytest.mark.parametrize("command", [("SET", "damaged"), ("RPUSH", "damaged"), ("ZADD", "1", "damaged")])

@@ -48,7 +48,7 @@ async def test_polling_stops_with_nothing_half_written_and_goes_on_by_itself(sto
     await store.polls.commit(a_commit(await store.lease(), deliveries={OPS: [a_delivery(1)]}))
     lease = await store.lease()
     step = a_commit(
-        lease, expected="v1", version="v2", log=[b"event"], deliveries={OPS: [a_delivery(2)]}, ETH="1"
+        lease, expected="v1", version="v2", notes=[b"event"], deliveries={OPS: [a_delivery(2)]}, ETH="1"
     )
     before = await store.contents()
     await fill(store)
@@ -80,18 +80,18 @@ async def test_queues_are_drained_all_the_same(store: Store) -> None:
     await fill(store)
     (lease,) = (await store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
     lease, begun = await store.begin(lease, at_most=1)
-    assert (begun.reply, begun.entries) == (Reply.DONE, [a_delivery(1).dump()])
+    assert (begun.reply, begun.entries) == (Reply.DONE, [a_delivery(1).entry])
     reply, deadline = await store.queues.delivered(
-        OPS, lease, a_delivery(1).head, until=store.queues.until(lease, MINUTE_MS)
+        OPS, lease, a_delivery(1).entry, until=store.queues.until(lease, MINUTE_MS)
     )
     assert reply is Reply.DONE
     lease = Lease(ACCOUNT, deadline)
     reply, deadline = await store.queues.dead(
-        OPS, lease, a_delivery(2).head, until=store.queues.until(lease, MINUTE_MS), reason="410", record=b"{}"
+        OPS, lease, a_delivery(2).entry, until=store.queues.until(lease, MINUTE_MS), reason="410", record=b"{}"
     )
     assert reply is Reply.DONE
     lease = Lease(ACCOUNT, deadline)
-    assert await store.queues.retry(OPS, lease, a_delivery(3).head, wait_ms=10 * MINUTE_MS) is Reply.DONE
+    assert await store.queues.retry(OPS, lease, a_delivery(3).entry, wait_ms=10 * MINUTE_MS) is Reply.DONE
     assert await store.queues.make_due(OPS, SHARD, lease_ms=MINUTE_MS) == 1
     (lease,) = (await store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
     assert await store.queues.release(OPS, lease) is Reply.DONE
@@ -99,7 +99,7 @@ async def test_queues_are_drained_all_the_same(store: Store) -> None:
     await store.queues.hold(SHARD, {OPS: MINUTE_MS})
     assert await store.queues.due_subscriptions(SHARD) == []
     assert await store.queues.enqueue(OPS, ACCOUNT, [a_delivery(4)]) == 1, "an alert, or a letter sent again"
-    assert await store.queue() == [each.dump() for each in some_deliveries(3, 4)]
+    assert await store.queue() == [each.entry for each in some_deliveries(3, 4)]
 
 
 async def test_how_a_subscription_stands_is_noted_all_the_same(store: Store) -> None:

@@ -91,7 +91,7 @@ async def workload(store: Store) -> None:
     (lease,) = (await store.polls.claim(PROVIDER, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
     await store.polls.take_turns(PROVIDER, 1, spacing_ms=200)
     deliveries = {OPS: some_deliveries(1, 2, 3, 4), "audit": [a_delivery(1)]}
-    await store.polls.commit(a_commit(lease, log=[b"event"], deliveries=deliveries))
+    await store.polls.commit(a_commit(lease, notes=[b"event"], deliveries=deliveries))
     await store.polls.read_state(ACCOUNT)
     await store.polls.touch(
         PROVIDER, await store.lease(), version="v1", polled_at_ms=now, due_ms=now + MINUTE_MS
@@ -110,7 +110,7 @@ async def _deliver(store: Store) -> None:
     await queues.hold(SHARD, {OPS: 1})
     (queue,) = (await queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
     queue, _ = await store.begin(queue)
-    second, third, fourth = (a_delivery(number).head for number in (2, 3, 4))  # the first was pushed out
+    second, third, fourth = (a_delivery(number).entry for number in (2, 3, 4))  # the first was pushed out
     _, deadline = await queues.delivered(OPS, queue, second, until=queues.until(queue, MINUTE_MS))
     _, deadline = await queues.dead(
         OPS,

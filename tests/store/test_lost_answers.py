@@ -55,12 +55,12 @@ async def test_a_commit_whose_answer_was_lost_is_committed_once(
                         await direct.lease(),
                         expected=f"v{number - 1}" if number > 1 else "",
                         version=f"v{number}",
-                        log=[b"%d" % number],
+                        notes=[b"%d" % number],
                         deliveries={OPS: [a_delivery(number)]},
                     )
                     reply, _ = await store.polls.commit(step)
                     assert reply in (Reply.DONE, Reply.DONE_BEFORE)
-    assert await direct.queue() == [each.dump() for each in some_deliveries(*range(1, 7))]
+    assert await direct.queue() == [each.entry for each in some_deliveries(*range(1, 7))]
     assert [entry["entry"] for entry in await direct.stream(direct.keys.log(SHARD))] == [
         b"%d" % number for number in range(1, 7)
     ]
@@ -88,7 +88,7 @@ async def test_commits_of_many_accounts_that_share_a_lost_pipeline_are_committed
                     replies = await asyncio.gather(*map(store.polls.commit, steps))
                     assert {reply for reply, _ in replies} <= {Reply.DONE, Reply.DONE_BEFORE}
     for account in accounts:
-        assert await direct.queue(account) == [each.dump() for each in some_deliveries(1, 2, 3, 4)]
+        assert await direct.queue(account) == [each.entry for each in some_deliveries(1, 2, 3, 4)]
 
 
 async def test_a_settling_whose_answer_was_lost_takes_one_delivery(
@@ -101,13 +101,13 @@ async def test_a_settling_whose_answer_was_lost_takes_one_delivery(
         with each_repeated(proxy, at_least=2):
             for number in (1, 2, 3):
                 lease = await direct.lease_queue()
-                head = a_delivery(number).head
+                head = a_delivery(number).entry
                 reply, deadline = await queues.delivered(
                     OPS, lease, head, until=queues.until(lease, MINUTE_MS)
                 )
                 assert reply is Reply.DONE
                 assert await direct.scores(direct.keys.queues(SHARD, OPS)) == {ACCOUNT: deadline}
-    assert await direct.queue() == [a_delivery(4).dump()]
+    assert await direct.queue() == [a_delivery(4).entry]
 
 
 async def test_a_dead_letter_whose_answer_was_lost_is_kept_once(
@@ -122,10 +122,10 @@ async def test_a_dead_letter_whose_answer_was_lost_is_kept_once(
         with each_repeated(proxy, at_least=1):
             lease = await direct.lease_queue()
             await queues.dead(
-                OPS, lease, a_delivery(1).head, until=queues.until(lease, MINUTE_MS), reason="410"
+                OPS, lease, a_delivery(1).entry, until=queues.until(lease, MINUTE_MS), reason="410"
             )
     assert len(await direct.stream(direct.keys.dead(SHARD, OPS))) == 1
-    assert await direct.queue() == [a_delivery(2).dump()]
+    assert await direct.queue() == [a_delivery(2).entry]
 
 
 async def test_a_failure_whose_answer_was_lost_counts_once(
@@ -137,7 +137,7 @@ async def test_a_failure_whose_answer_was_lost_counts_once(
         store = a_store(client, namespace)
         with each_repeated(proxy, at_least=2):
             for count in (1, 2, 3):
-                await store.queues.retry(OPS, await direct.lease_queue(), a_delivery().head, wait_ms=5000)
+                await store.queues.retry(OPS, await direct.lease_queue(), a_delivery().entry, wait_ms=5000)
                 assert (await direct.tries())[0] == count
     async with LossyProxy(url, lose_every=2) as proxy, connect(proxy.url) as client:
         store = a_store(client, namespace)

@@ -176,7 +176,7 @@ async def test_a_restarted_server_is_sent_its_scripts_again(engine: str, namespa
             server.start()
             async with running(store.pipe):
                 await store.fill(a_delivery(2))
-            assert await store.queue() == [each.dump() for each in some_deliveries(1, 2)]
+            assert await store.queue() == [each.entry for each in some_deliveries(1, 2)]
 
 
 @everywhere

@@ -36,7 +36,7 @@ async def test_what_is_queued_waits_at_the_end_of_its_queue_and_is_due(
     store = a_store(redis_client, namespace)
     assert await queue(store, ONE) == 1
     assert await queue(store, TWO, THREE) == 2
-    assert await store.queue() == [each.dump() for each in (ONE, TWO, THREE)]
+    assert await store.queue() == [each.entry for each in (ONE, TWO, THREE)]
     await store.now_ms()
     assert await store.queues.due_subscriptions(SHARD) == [OPS]
     claimed = await store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=10)
@@ -116,7 +116,7 @@ async def a_letter(store: Store, delivery: Delivery, account: str = ACCOUNT) -> 
     await store.queues.enqueue(OPS, account, [delivery])
     lease = await store.lease_queue(account)
     reply, deadline = await store.queues.dead(
-        OPS, lease, delivery.head, until=store.queues.until(lease, MINUTE_MS), reason="no"
+        OPS, lease, delivery.entry, until=store.queues.until(lease, MINUTE_MS), reason="no"
     )
     assert (reply, deadline) == (Reply.DONE, 0)
     return await last_letter(store)
@@ -136,7 +136,7 @@ async def test_dead_letters_go_back_to_the_end_of_their_queue_and_are_none_any_m
     kept = await a_letter(store, a_delivery(9), NEIGHBOURS[0])
     await queue(store, THREE)
     assert await store.queues.enqueue(OPS, ACCOUNT, (ONE, TWO), letters=letters) == 2
-    assert await store.queue() == [each.dump() for each in (THREE, ONE, TWO)]
+    assert await store.queue() == [each.entry for each in (THREE, ONE, TWO)]
     assert await last_letter(store) == kept
     assert len(await store.stream(store.keys.dead(SHARD, OPS))) == 1
     assert list(await store.scores(store.keys.queues(SHARD, OPS))) == [ACCOUNT]
@@ -150,7 +150,7 @@ async def test_a_dead_letter_that_is_asked_for_twice_moves_once(redis_client: Re
         *(each.queues.enqueue(OPS, ACCOUNT, (ONE, TWO), letters=letters) for each in (store, other))
     )
     assert sorted(found) == [0, 1]
-    assert await store.queue() == [ONE.dump(), TWO.dump()]
+    assert await store.queue() == [ONE.entry, TWO.entry]
 
 
 async def test_letters_that_are_gone_leave_everything_as_it_was(redis_client: Redis, namespace: str) -> None:
@@ -186,4 +186,4 @@ async def test_a_delivery_that_was_put_back_is_the_same_to_the_byte(
     store = a_store(redis_client, namespace)
     odd = a_delivery(9, body=b"\x00\xff\n%s")
     await queue(store, odd)
-    assert await store.queue() == [odd.dump()]
+    assert await store.queue() == [odd.entry]

@@ -83,7 +83,7 @@ async def test_many_subscriptions_that_wait_cost_a_bounded_number_of_questions(
         for number in range(20):
             account = f"account-{number}"
             pipeline.zadd(keys.queues(shard_of(account), name), {account: NOW_MS})
-            pipeline.rpush(keys.queue(name, account), a_delivery(number + 1).dump())
+            pipeline.rpush(keys.queue(name, account), a_delivery(number + 1).entry)
     await pipeline.execute()
     pipe = _CountingPipe(redis_client)
     waiting = await Reader(pipe, keys).waiting(names)

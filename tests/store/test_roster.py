@@ -68,7 +68,7 @@ async def test_a_removed_account_is_forgotten_and_its_queues_stay(
     assert await store.polls.read_state(NEIGHBOURS[0])
     failing = (await store.contents())[store.keys.failing(SHARD, PROVIDER)]
     assert list(failing) == [NEIGHBOURS[0].encode()]
-    assert await store.queue() == [a_delivery().dump()]
+    assert await store.queue() == [a_delivery().entry]
     assert ACCOUNT in await store.scores(store.keys.queues(SHARD, OPS))
 
 

@@ -30,20 +30,20 @@ KEPT_MS = 2 * MINUTE_MS
 
 async def delivered(store: Store, lease: Lease, delivery: Delivery) -> Reply:
     return (
-        await store.queues.delivered(OPS, lease, delivery.head, until=store.queues.until(lease, KEPT_MS))
+        await store.queues.delivered(OPS, lease, delivery.entry, until=store.queues.until(lease, KEPT_MS))
     )[0]
 
 
 async def dead(store: Store, lease: Lease, delivery: Delivery) -> Reply:
     return (
         await store.queues.dead(
-            OPS, lease, delivery.head, until=store.queues.until(lease, KEPT_MS), reason="410"
+            OPS, lease, delivery.entry, until=store.queues.until(lease, KEPT_MS), reason="410"
         )
     )[0]
 
 
 async def retry(store: Store, lease: Lease, delivery: Delivery) -> Reply:
-    return await store.queues.retry(OPS, lease, delivery.head, wait_ms=5000)
+    return await store.queues.retry(OPS, lease, delivery.entry, wait_ms=5000)
 
 
 pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
@@ -73,11 +73,11 @@ async def test_a_delivered_head_makes_room_for_the_next_and_keeps_the_queue(
     store, lease = await a_queue(redis_client, namespace, ONE, TWO)
     before = await store.now_ms()
     reply, deadline = await store.queues.delivered(
-        OPS, lease, ONE.head, until=store.queues.until(lease, 7000)
+        OPS, lease, ONE.entry, until=store.queues.until(lease, 7000)
     )
     assert reply is Reply.DONE
     assert before + 7000 - 1 <= deadline <= await store.now_ms() + 7000 + 1
-    assert await store.queue() == [TWO.dump()]
+    assert await store.queue() == [TWO.entry]
     assert await store.scores(store.keys.queues(SHARD, OPS)) == {ACCOUNT: deadline}
     assert await delivered(store, Lease(ACCOUNT, deadline), TWO) is Reply.DONE
 
@@ -85,7 +85,7 @@ async def test_a_delivered_head_makes_room_for_the_next_and_keeps_the_queue(
 async def test_an_empty_queue_leaves_the_schedule(redis_client: Redis, namespace: str) -> None:
     store, lease = await a_queue(redis_client, namespace, ONE)
     await store.fill(ONE, account=NEIGHBOURS[0])
-    assert await store.queues.delivered(OPS, lease, ONE.head, until=store.queues.until(lease, KEPT_MS)) == (
+    assert await store.queues.delivered(OPS, lease, ONE.entry, until=store.queues.until(lease, KEPT_MS)) == (
         Reply.DONE,
         0,
     )
@@ -99,11 +99,11 @@ async def test_what_is_queued_meanwhile_stays_with_the_holder_of_the_queue(
     store, lease = await a_queue(redis_client, namespace, ONE)
     await store.fill(TWO)
     reply, deadline = await store.queues.delivered(
-        OPS, lease, ONE.head, until=store.queues.until(lease, KEPT_MS)
+        OPS, lease, ONE.entry, until=store.queues.until(lease, KEPT_MS)
     )
     assert reply is Reply.DONE
     assert await store.scores(store.keys.queues(SHARD, OPS)) == {ACCOUNT: deadline}
-    assert await store.queue() == [TWO.dump()]
+    assert await store.queue() == [TWO.entry]
 
 
 async def test_a_dead_head_is_kept_with_its_reason_and_the_queue_goes_on(
@@ -112,13 +112,13 @@ async def test_a_dead_head_is_kept_with_its_reason_and_the_queue_goes_on(
     odd = Delivery("evt_1", "total.increased", 1, b"\x00\xff\n%s")
     store, lease = await a_queue(redis_client, namespace, odd, TWO)
     reply, deadline = await store.queues.dead(
-        OPS, lease, odd.head, until=store.queues.until(lease, 7000), reason="10 attempts"
+        OPS, lease, odd.entry, until=store.queues.until(lease, 7000), reason="10 attempts"
     )
     assert reply is Reply.DONE
     assert await store.scores(store.keys.queues(SHARD, OPS)) == {ACCOUNT: deadline}
-    assert await store.queue() == [TWO.dump()]
+    assert await store.queue() == [TWO.entry]
     assert await store.stream(store.keys.dead(SHARD, OPS)) == [
-        {"account": ACCOUNT.encode(), "reason": b"10 attempts", "delivery": odd.dump()}
+        {"account": ACCOUNT.encode(), "reason": b"10 attempts", "delivery": odd.entry}
     ]
     assert await dead(store, Lease(ACCOUNT, deadline), TWO) is Reply.DONE
     assert [letter["reason"] for letter in await store.stream(store.keys.dead(SHARD, OPS))] == [
@@ -134,8 +134,8 @@ async def test_a_failed_head_stays_and_its_queue_waits(redis_client: Redis, name
     assert await retry(store, lease, ONE) is Reply.DONE
     due = (await store.scores(store.keys.queues(SHARD, OPS)))[ACCOUNT]
     assert before + 5000 - 1 <= due <= await store.now_ms() + 5000 + 1
-    assert await store.queue() == [ONE.dump(), TWO.dump()]
-    assert await store.tries() == (1, ONE.head)
+    assert await store.queue() == [ONE.entry, TWO.entry]
+    assert await store.tries() == (1, ONE.entry)
 
 
 async def test_a_queue_that_waits_is_found_again_through_the_index(
@@ -165,15 +165,15 @@ async def test_tries_are_counted_for_one_head(redis_client: Redis, namespace: st
     assert await store.tries() == (0, b"")
     for count in range(1, 12):
         assert await retry(store, lease, ONE) is Reply.DONE
-        assert await store.tries() == (count, ONE.head)
+        assert await store.tries() == (count, ONE.entry)
         lease = await store.lease_queue()
     reply, deadline = await store.queues.delivered(
-        OPS, lease, ONE.head, until=store.queues.until(lease, KEPT_MS)
+        OPS, lease, ONE.entry, until=store.queues.until(lease, KEPT_MS)
     )
     assert reply is Reply.DONE
     assert await store.tries() == (0, b"")
     await retry(store, Lease(ACCOUNT, deadline), TWO)
-    assert await store.tries() == (1, TWO.head)
+    assert await store.tries() == (1, TWO.entry)
 
 
 async def test_tries_of_a_head_that_was_pushed_out_do_not_count_for_the_next(
@@ -184,11 +184,11 @@ async def test_tries_of_a_head_that_was_pushed_out_do_not_count_for_the_next(
     monkeypatch.setattr(polls, "QUEUE_LENGTH", 1)
     store = a_store(redis_client, namespace)
     await store.fill(TWO)
-    assert await store.queue() == [TWO.dump()]
+    assert await store.queue() == [TWO.entry]
     tries, tried = await store.tries()
-    assert (tries, tried) == (1, ONE.head)
+    assert (tries, tried) == (1, ONE.entry)
     await retry(store, await store.lease_queue(), TWO)
-    assert await store.tries() == (1, TWO.head)
+    assert await store.tries() == (1, TWO.entry)
 
 
 @every_outcome
@@ -201,7 +201,7 @@ async def test_a_head_that_a_full_queue_gave_up_meanwhile_costs_no_other_deliver
     monkeypatch.setattr(polls, "QUEUE_LENGTH", 2)
     store = a_store(redis_client, namespace)
     await store.fill(*some_deliveries(3, 4)[:pushed_out])
-    waiting = [each.dump() for each in some_deliveries(1, 2, 3, 4)[pushed_out : pushed_out + 2]]
+    waiting = [each.entry for each in some_deliveries(1, 2, 3, 4)[pushed_out : pushed_out + 2]]
     assert await store.queue() == waiting
     await refused(store, settle, lease, ONE, Reply.MOVED_ON)
     assert await store.queues.release(OPS, lease) is Reply.DONE
@@ -218,20 +218,20 @@ async def test_an_attempt_is_remembered_where_there_is_something_to_tell(
     store, lease = await a_queue(redis_client, namespace, ONE, TWO)
     attempts = store.keys.attempts(SHARD, OPS)
     reply, deadline = await store.queues.delivered(
-        OPS, lease, ONE.head, until=store.queues.until(lease, KEPT_MS)
+        OPS, lease, ONE.entry, until=store.queues.until(lease, KEPT_MS)
     )
     assert reply is Reply.DONE
     assert attempts not in await store.contents()
     lease = Lease(ACCOUNT, deadline)
     if outcome == "retry":
-        await store.queues.retry(OPS, lease, TWO.head, wait_ms=5, record=record)
+        await store.queues.retry(OPS, lease, TWO.entry, wait_ms=5, record=record)
     elif outcome == "dead":
         await store.queues.dead(
-            OPS, lease, TWO.head, until=store.queues.until(lease, KEPT_MS), reason="410", record=record
+            OPS, lease, TWO.entry, until=store.queues.until(lease, KEPT_MS), reason="410", record=record
         )
     else:
         await store.queues.delivered(
-            OPS, lease, TWO.head, until=store.queues.until(lease, KEPT_MS), record=record
+            OPS, lease, TWO.entry, until=store.queues.until(lease, KEPT_MS), record=record
         )
     assert await store.stream(attempts) == [{"attempt": record}]
 
@@ -243,7 +243,7 @@ async def test_attempts_and_dead_letters_are_trimmed(
     monkeypatch.setattr(queues, "DEAD_PER_SUBSCRIPTION", 10)
     store, lease = await a_queue(redis_client, namespace, *some_deliveries(*range(250)))
     for number in range(250):
-        head = a_delivery(number).head
+        head = a_delivery(number).entry
         _, deadline = await store.queues.dead(
             OPS, lease, head, until=store.queues.until(lease, KEPT_MS), reason="410", record=b"{}"
         )
@@ -305,8 +305,8 @@ async def test_a_settling_that_is_asked_for_again_hears_what_the_first_was_answe
     store, lease = await a_queue(redis_client, namespace, ONE, TWO)
     until = store.queues.until(lease, MINUTE_MS)
     for _ in range(2):
-        assert await store.queues.delivered(OPS, lease, ONE.head, until=until) == (Reply.DONE, until)
-    assert await store.queue() == [TWO.dump()]
+        assert await store.queues.delivered(OPS, lease, ONE.entry, until=until) == (Reply.DONE, until)
+    assert await store.queue() == [TWO.entry]
 
 
 @pytest.mark.parametrize("damaged", ["queue", "queues", "tries", "dead", "due", "attempts"])

@@ -54,7 +54,7 @@ async def test_each_account_gets_its_own_state_and_its_own_delivery(
             state = await store.polls.read_state(account)
             assert state
             assert state.version == "v1"
-            assert await store.queue(account) == [delivery.dump()]
+            assert await store.queue(account) == [delivery.entry]
 
 
 async def test_what_is_asked_together_goes_out_in_few_calls(redis_client: Redis, namespace: str) -> None:
@@ -104,7 +104,7 @@ async def test_a_damaged_key_fails_its_own_step_only(redis_client: Redis, namesp
         settled = await asyncio.gather(
             *(
                 store.queues.delivered(
-                    OPS, queue, queued[account].head, until=store.queues.until(queue, MINUTE_MS)
+                    OPS, queue, queued[account].entry, until=store.queues.until(queue, MINUTE_MS)
                 )
                 for account, queue in queues.items()
             ),
@@ -125,4 +125,4 @@ async def test_two_steps_at_the_same_key_are_taken_one_after_the_other(
     async with running(store.pipe):
         replies = await asyncio.gather(*(store.polls.commit(step) for _ in range(3)))
     assert sorted(reply for reply, _ in replies) == [Reply.DONE_BEFORE, Reply.DONE_BEFORE, Reply.DONE]
-    assert await store.queue(MANY[0]) == [a_delivery().dump()]
+    assert await store.queue(MANY[0]) == [a_delivery().entry]

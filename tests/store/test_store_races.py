@@ -73,7 +73,7 @@ class Race:
             expected=str(version) if state else "",
             version=str(version + 1),
             due_in_ms=-2 * MINUTE_MS,
-            log=[b"%d" % (version + 1)],
+            notes=[b"%d" % (version + 1)],
             deliveries={OPS: [a_delivery(version + 1)]},
         )
         self.held.discard(lease.member)  # from here on the server may hand it on before we hear of it
@@ -97,7 +97,7 @@ async def nothing_skipped(store: Store, race: Race) -> None:
         assert state
         expected = list(range(1, int(state.version) + 1))
         assert versions[account] == expected
-        assert await store.queue(account) == [a_delivery(number).dump() for number in expected]
+        assert await store.queue(account) == [a_delivery(number).entry for number in expected]
         assert race.commits[account] == len(expected)
 
 
@@ -152,7 +152,7 @@ async def test_two_workers_deliver_each_queue_once_and_in_order(stores: tuple[St
         await asyncio.gather(
             *(deliver(store, shard) for store in stores * 2 for shard in {*map(shard_of, ACCOUNTS)})
         )
-    assert heard == {account: [a_delivery(n).dump() for n in numbers] for account in ACCOUNTS}
+    assert heard == {account: [a_delivery(n).entry for n in numbers] for account in ACCOUNTS}
 
 
 async def test_workers_that_poll_all_accounts_at_once_are_served_one_each(
