@@ -291,7 +291,7 @@ async def test_a_queue_is_begun_with_its_oldest_delivery(redis_client: Redis, na
     deliveries = some_deliveries(1, 2, 3)
     await store.fill(*deliveries)
     lease, begun = await store.begin(await store.lease_queue(), at_most=2)
-    assert (begun.reply, begun.entries) == (Reply.DONE, [each.entry for each in deliveries[:2]])
+    assert (begun.reply, begun.deliveries) == (Reply.DONE, [(each.entry, each) for each in deliveries[:2]])
     assert await store.scores(store.keys.queues(SHARD, OPS)) == {ACCOUNT: lease.deadline}
 
 
@@ -303,5 +303,5 @@ async def test_a_queue_is_begun_once_and_by_whoever_has_it(redis_client: Redis, 
     for reply in (Reply.DONE, Reply.DONE):  # where the first answer was lost
         assert (await store.queues.begin(OPS, held, until=until, at_most=1)).reply is reply
     late = await store.queues.begin(OPS, held, until=until + 1, at_most=1)
-    assert (late.reply, late.entries) == (Reply.LEASE_LOST, [])
+    assert (late.reply, late.deliveries) == (Reply.LEASE_LOST, [])
     assert await store.scores(store.keys.queues(SHARD, OPS)) == {ACCOUNT: until}

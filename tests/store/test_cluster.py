@@ -164,7 +164,7 @@ async def _deliver(store: Store, shard: int) -> list[bytes]:
     while (claimed := await store.queues.claim(OPS, shard, lease_ms=MINUTE_MS, at_most=1)).leases:
         (lease,) = claimed.leases
         lease, begun = await store.begin(lease)
-        for entry in begun.entries:
+        for entry, _ in begun.deliveries:
             head = entry.partition(b"\n")[0]
             reply, deadline = await store.queues.delivered(
                 OPS, lease, head, until=store.queues.until(lease, MINUTE_MS)

@@ -23,8 +23,9 @@ from tests.support.stores import (
     running,
     some_deliveries,
 )
-from watcher.store import polls, queues
+from watcher.store import polls
 from watcher.store.polls import Commit
+from watcher.store.queues import Bounds
 from watcher.store.schedule import Lease, Reply
 from watcher.store.state import BadState
 
@@ -51,16 +52,28 @@ async def test_one_step_writes_state_log_queues_and_the_next_poll(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
-    first, second, other = some_deliveries(1, 2, 3)
+    first, second = some_deliveries(1, 2)
+    other = a_delivery(3, previous=None, subscription="audit")
     step = await committed(
-        store, ETH="10", notes=[b"baseline", b"event"], deliveries={OPS: [first, second], "audit": [other]}
+        store,
+        ETH="10",
+        follows=6,
+        notes=[b"baseline", b"event"],
+        deliveries={OPS: [first, second], "audit": [other]},
     )
     keys = store.keys
     assert await store.polls.read_state(ACCOUNT) == step.step.state
+    account = ACCOUNT.encode()
     assert await store.stream(keys.log(SHARD)) == [
-        {"account": ACCOUNT.encode(), "entry": b"baseline"},
-        {"account": ACCOUNT.encode(), "entry": b"event"},
+        {"account": account, "entry": b"6 baseline"},
+        {"account": account, "entry": b"6 event"},
+        {"account": account, "entry": b"6 evt_1 1", "queued": b"ops -"},
+        {"account": account, "entry": b"6 evt_2 2", "queued": b"ops 1"},
+        {"account": account, "entry": b"6 evt_3 3", "queued": b"audit -"},
     ]
+    assert await store.bodies() == {
+        one.entry.rpartition(b" ")[0]: b"2 " + one.stored for one in (first, second, other)
+    }
     assert await store.queue() == [first.entry, second.entry]
     assert await store.queue(subscription="audit") == [other.entry]
     assert await store.scores(keys.polls(SHARD, PROVIDER)) == {ACCOUNT: step.due_ms}
@@ -103,7 +116,8 @@ async def test_a_step_without_a_successful_poll_keeps_its_time_and_the_rejection
     lease = await store.lease()
     await store.polls.postpone(PROVIDER, lease, why="down", at_least_ms=0, waits_ms=[5])
     step = a_commit(await store.lease(), expected="v1", version="v2", ETH="10")
-    step = replace(step, is_good=False, state=replace(step.step.state, polled_at_ms=before.step.state.polled_at_ms + 1))
+    state = replace(step.step.state, polled_at_ms=before.step.state.polled_at_ms + 1)
+    step = replace(step, is_good=False, step=replace(step.step, state=state))
     assert await store.polls.commit(step) == (Reply.DONE, {})
     after = await store.polls.read_state(ACCOUNT)
     assert after
@@ -195,7 +209,7 @@ async def test_a_step_sent_twice_in_one_pipeline_is_done_once(redis_client: Redi
         first, second = await asyncio.gather(store.polls.commit(step), store.polls.commit(step))
     assert (first, second) == ((Reply.DONE, {}), (Reply.DONE_BEFORE, {}))
     assert await store.queue() == [a_delivery().entry]
-    assert len(await store.stream(store.keys.log(SHARD))) == 1
+    assert len(await store.stream(store.keys.log(SHARD))) == 2
 
 
 async def test_a_repeat_that_comes_after_the_next_step_changes_nothing(
@@ -213,7 +227,9 @@ async def test_bytes_pass_through_untouched(redis_client: Redis, namespace: str)
     huge = a_balance("9" * 77, "0." + "1" * 78, None, "-" + "7" * 77)
     step = await committed(store, ETH=huge, notes=[HOSTILE], deliveries={OPS: [delivery]})
     assert await store.queue() == [delivery.entry]
-    assert (await store.stream(store.keys.log(SHARD)))[0]["entry"] == HOSTILE
+    assert (await store.stream(store.keys.log(SHARD)))[0]["entry"] == b"0 " + HOSTILE
+    _, begun = await store.begin(await store.lease_queue())
+    assert begun.deliveries == [(delivery.entry, delivery)]
     assert await store.polls.read_state(ACCOUNT) == step.step.state
 
 
@@ -225,9 +241,12 @@ async def test_a_step_may_be_large(redis_client: Redis, namespace: str) -> None:
         notes=[b"%d" % number for number in numbers],
         deliveries={f"s{n}": some_deliveries(*numbers) for n in range(30)},
     )
-    assert [entry["entry"] for entry in await store.stream(store.keys.log(SHARD))] == [
-        b"%d" % number for number in numbers
+    entries = [entry["entry"] for entry in await store.stream(store.keys.log(SHARD))]
+    assert entries == [
+        *(b"0 %d" % number for number in numbers),
+        *(b"0 evt_%d %d" % (number, number) for number in numbers),
     ]
+    assert {body[:3] for body in (await store.bodies()).values()} == {b"31 "}
     for n in range(30):
         assert await store.queue(subscription=f"s{n}") == [each.entry for each in some_deliveries(*numbers)]
 
@@ -282,30 +301,89 @@ async def test_a_new_queue_never_puts_off_a_subscription_that_was_due_before(
     assert await store.scores(store.keys.due_subscriptions(SHARD)) == before
 
 
-async def test_the_log_and_the_dead_letters_are_trimmed(
+async def test_the_log_is_trimmed_to_its_bytes_and_what_waits_keeps_its_body(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace, bounds=Bounds(log=20_000))
+    content = b'{"id":"' + b"x" * 700
+    expected = ""
+    for number in range(1, 101):
+        deliveries = {OPS: [a_delivery(number, content)]}
+        await committed(store, expected=expected, version=f"v{number}", deliveries=deliveries)
+        expected = f"v{number}"
+    entries = [entry["entry"] for entry in await store.stream(store.keys.log(SHARD))]
+    assert 15 < len(entries) < 25
+    assert entries[-1] == b"0 evt_100 100"
+    kept = {entry.partition(b" ")[2] for entry in entries}
+    counts = {reference: body[:2] for reference, body in (await store.bodies()).items()}
+    assert counts == {
+        b"evt_%d %d" % (n, n): b"2 " if b"evt_%d %d" % (n, n) in kept else b"1 " for n in range(1, 101)
+    }
+
+
+async def test_a_large_step_is_trimmed_over_the_steps_to_come(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace, bounds=Bounds(log=2_000))
+    await committed(store, deliveries={OPS: some_deliveries(*range(1, 401))})
+    for number in range(500, 600):
+        expected = "v1" if number == 500 else f"v{number - 1}"
+        deliveries = {OPS: [a_delivery(number)]}
+        await committed(store, expected=expected, version=f"v{number}", deliveries=deliveries)
+    assert len(await store.stream(store.keys.log(SHARD))) < 40
+    assert len(await store.bodies()) == 500
+
+
+async def test_dead_letters_are_trimmed_and_leave_their_names(
     redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = a_store(redis_client, namespace)
-    for module, name, limit in ((polls, "LOG_PER_SHARD", 10), (polls, "DEAD_PER_SUBSCRIPTION", 10)):
-        monkeypatch.setattr(module, name, limit)
+    monkeypatch.setattr(polls, "DEAD_PER_SUBSCRIPTION", 10)
     monkeypatch.setattr(polls, "QUEUE_LENGTH", 1)
-    assert queues.DEAD_PER_SUBSCRIPTION > 10
-    step = a_commit(
-        await store.lease(), notes=[b"event"] * 500, deliveries={OPS: some_deliveries(*range(1, 501))}
-    )
-    assert await store.polls.commit(step) == (Reply.DONE, {OPS: 499})
-    for key, newest in (
-        (store.keys.log(SHARD), b"event"),
-        (store.keys.dead(SHARD, OPS), a_delivery(499).entry),
-    ):
-        entries = await store.stream(key)
-        assert 10 <= len(entries) <= 200  # whole blocks of about a hundred entries go at once
-        assert newest in entries[-1].values()
+    store = a_store(redis_client, namespace, bounds=Bounds(log=1))
+    step = a_commit(await store.lease(), deliveries={OPS: some_deliveries(*range(1, 201))})
+    assert await store.polls.commit(step) == (Reply.DONE, {OPS: 199})
+    dead = [entry["delivery"] for entry in await store.stream(store.keys.dead(SHARD, OPS))]
+    assert dead == [each.entry for each in some_deliveries(*range(189, 200))][-10:]
+    given_up = await store.stream(store.keys.given_up(SHARD))
+    assert given_up[-1] == {
+        "subscription": OPS.encode(),
+        "account": ACCOUNT.encode(),
+        "reason": b"queue full",
+        "delivery": b"evt_189 189 188",
+    }
+    assert {*await store.bodies()} == {b"evt_%d %d" % (number, number) for number in range(190, 201)}
+
+
+async def test_dead_letters_of_all_subscriptions_share_their_bytes(
+    redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polls, "QUEUE_LENGTH", 1)
+    store = a_store(redis_client, namespace, bounds=Bounds(dead=20_000))
+    content = b'{"id":"' + b"x" * 700
+    deliveries = {name: [a_delivery(number, content) for number in range(1, 41)] for name in ("a", "b", "c")}
+    step = a_commit(await store.lease(), deliveries=deliveries)
+    assert await store.polls.commit(step) == (Reply.DONE, dict.fromkeys("abc", 39))
+    lengths = [len(await store.stream(store.keys.dead(SHARD, name))) for name in "abc"]
+    assert 15 < sum(lengths) < 25
+    assert min(lengths) >= 1
 
 
 @pytest.mark.parametrize(
     "damaged",
-    ["state", "polls", "failing", "log", "due", "queue", "queues", "dead", "second queue", "second queues"],
+    [
+        *(
+            "state",
+            "queued",
+            "polls",
+            "failing",
+            "log",
+            "bodies",
+            "sizes",
+            "given up",
+            "due",
+            "queue",
+            "queues",
+        ),
+        *("dead", "second queue", "second queues"),
+    ],
 )
 async def test_a_damaged_key_refuses_the_step_before_anything_is_written(
     redis_client: Redis, namespace: str, damaged: str
@@ -330,10 +408,15 @@ async def test_a_damaged_key_refuses_the_step_before_anything_is_written(
         "queue": keys.queue(OPS, ACCOUNT),
         "queues": keys.queues(SHARD, OPS),
         "dead": keys.dead(SHARD, OPS),
+        "queued": keys.queued(ACCOUNT),
+        "bodies": keys.bodies(SHARD),
+        "sizes": keys.sizes(SHARD),
+        "given up": keys.given_up(SHARD),
         "second queue": keys.queue("second", ACCOUNT),
         "second queues": keys.queues(SHARD, "second"),
     }[damaged]
-    await store.pipe.command("SET", key, "damaged")
+    await store.pipe.command("DEL", key)
+    await store.pipe.command("LPUSH" if damaged in ("state", "queued") else "SET", key, "damaged")
     before = await store.contents()
     with pytest.raises(BadState, match="of another type"):
         await store.polls.commit(step)
@@ -346,7 +429,7 @@ async def test_a_damaged_state_is_reported_and_hurts_no_other_account(
 ) -> None:
     store = a_store(redis_client, namespace)
     await committed(store, ETH="10")
-    await store.pipe.command("HSET", store.keys.state(ACCOUNT), "body", body)
+    await store.pipe.command("SETRANGE", store.keys.state(ACCOUNT), 34, body.ljust(200))
     with pytest.raises(BadState):
         await store.polls.read_state(ACCOUNT)
     step = a_commit(await store.lease(NEIGHBOURS[0]), ETH="1")
@@ -354,7 +437,9 @@ async def test_a_damaged_state_is_reported_and_hurts_no_other_account(
     assert await store.polls.read_state(NEIGHBOURS[0]) == step.step.state
 
 
-@pytest.mark.parametrize("command", [("SET", "damaged"), ("RPUSH", "damaged"), ("ZADD", "1", "damaged")])
+@pytest.mark.parametrize(
+    "command", [("HSET", "is", "damaged"), ("RPUSH", "damaged"), ("ZADD", "1", "damaged")]
+)
 async def test_a_state_of_another_type_is_reported_as_damage(
     redis_client: Redis, namespace: str, command: tuple[str, ...]
 ) -> None:
@@ -365,13 +450,14 @@ async def test_a_state_of_another_type_is_reported_as_damage(
         await store.polls.read_state(ACCOUNT)
 
 
-@pytest.mark.parametrize("field", ["version", "sequence", "body"])
-async def test_a_state_that_lacks_a_field_is_reported_as_damage(
-    redis_client: Redis, namespace: str, field: str
+@pytest.mark.parametrize("length", [0, 10, 16, 20, 32, 40, 60])
+async def test_a_state_that_is_cut_off_is_reported_as_damage(
+    redis_client: Redis, namespace: str, length: int
 ) -> None:
     store = a_store(redis_client, namespace)
     await committed(store, ETH="10")
-    await store.pipe.command("HDEL", store.keys.state(ACCOUNT), field)
+    text = await store.pipe.command("GET", store.keys.state(ACCOUNT))
+    await store.pipe.command("SET", store.keys.state(ACCOUNT), text[:length])
     with pytest.raises(BadState):
         await store.polls.read_state(ACCOUNT)
 

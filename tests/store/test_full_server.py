@@ -80,14 +80,19 @@ async def test_queues_are_drained_all_the_same(store: Store) -> None:
     await fill(store)
     (lease,) = (await store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
     lease, begun = await store.begin(lease, at_most=1)
-    assert (begun.reply, begun.entries) == (Reply.DONE, [a_delivery(1).entry])
+    assert (begun.reply, begun.deliveries) == (Reply.DONE, [(a_delivery(1).entry, a_delivery(1))])
     reply, deadline = await store.queues.delivered(
         OPS, lease, a_delivery(1).entry, until=store.queues.until(lease, MINUTE_MS)
     )
     assert reply is Reply.DONE
     lease = Lease(ACCOUNT, deadline)
     reply, deadline = await store.queues.dead(
-        OPS, lease, a_delivery(2).entry, until=store.queues.until(lease, MINUTE_MS), reason="410", record=b"{}"
+        OPS,
+        lease,
+        a_delivery(2).entry,
+        until=store.queues.until(lease, MINUTE_MS),
+        reason="410",
+        record=b"{}",
     )
     assert reply is Reply.DONE
     lease = Lease(ACCOUNT, deadline)

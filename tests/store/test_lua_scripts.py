@@ -10,6 +10,8 @@ import watcher.store
 
 ROOM = Path(str(files(watcher.store)))
 TEXT_BY_NAME = {path.stem: path.read_text("utf-8") for path in sorted((ROOM / "scripts").glob("*.lua"))}
+PARTS = {path.stem: path.read_text("utf-8") for path in sorted((ROOM / "scripts" / "parts").glob("*.lua"))}
+"""What stands in front of several scripts: functions, whose first parameters are keys."""
 
 every_script = pytest.mark.parametrize("name", TEXT_BY_NAME)
 
@@ -39,6 +41,17 @@ def header(text: str) -> str:
 def code(text: str) -> str:
     """A script without its comments and the contents of its strings."""
     return re.sub(r"'[^'\n]*'", "''", re.sub(r"--[^\n]*", "", text))
+
+
+def parts_of(name: str) -> list[str]:
+    """Name the parts that stand in front of a script."""
+    used = re.search(r"^-- uses (.+)$", TEXT_BY_NAME[name], re.M)
+    return used[1].split(", ") if used else []
+
+
+def whole(name: str) -> str:
+    """A script as it is sent."""
+    return "\n".join([*(PARTS[part] for part in parts_of(name)), TEXT_BY_NAME[name]])
 
 
 def described(text: str, part: str) -> str:
@@ -81,6 +94,7 @@ def test_a_script_is_loaded_under_its_own_name_and_by_one_writer(name: str) -> N
     ]
     assert {constant for _, constant in loads} == {f"_{name.upper()}"}
     commands = set(re.findall(r"redis\.p?call\(\s*'(\w+)'", TEXT_BY_NAME[name]))
+    commands |= {call for call in re.findall(r"\b(\w+)\(", code(TEXT_BY_NAME[name])) if call in KEYS_OF}
     assert len(loads) == 1 or commands <= READS, f"{name} writes, and not from one place alone"
 
 
@@ -91,7 +105,7 @@ def test_every_script_that_is_loaded_exists() -> None:
 
 @every_script
 def test_a_script_uses_nothing_that_a_server_may_lack(name: str) -> None:
-    text = code(TEXT_BY_NAME[name])
+    text = code(whole(name))
     assert not text.startswith("#!")
     assert set(re.findall(r"\bredis\.(\w+)", text)) <= {"call", "pcall"}, (
         "other functions came later than 6.2"
@@ -102,8 +116,9 @@ def test_a_script_uses_nothing_that_a_server_may_lack(name: str) -> None:
 
 @every_script
 def test_a_script_has_no_globals(name: str) -> None:
-    text = code(TEXT_BY_NAME[name])
-    lists = re.findall(r"\blocal\s+([\w\s,]+?)(?==|$|\bin\b)", text, re.M) + re.findall(
+    text = code(whole(name))
+    lists = re.findall(r"\bfunction\s+\w*\(([^)]*)\)", text) + re.findall(r"\bfunction\s+(\w+)", text)
+    lists += re.findall(r"\blocal\s+([\w\s,]+?)(?==|$|\bin\b)", text, re.M) + re.findall(
         r"\bfor\s+([\w\s,]+?)(?:=|\bin\b)", text
     )
     own = {name.strip() for names in lists for name in names.split(",")}
@@ -111,15 +126,54 @@ def test_a_script_has_no_globals(name: str) -> None:
     assert words - KEYWORDS - PROVIDED - own == set()
 
 
+def calls(text: str) -> list[tuple[str, str]]:
+    """Each command that is called, and the name of its first argument."""
+    return re.findall(r"redis\.p?call\(\s*'(\w+)'\s*(?:,\s*([A-Za-z_]+))?", text)
+
+
+def keys_of_functions() -> dict[str, list[int]]:
+    """By function of a part, which of its parameters are keys: those that it, or what it calls, touches."""
+    found: dict[str, list[int]] = {}
+    for text in [*PARTS.values()] * 2:  # a part may call what comes in another
+        for each in re.finditer(r"^local function (\w+)\(([^)]*)\)(.*?)^end$", text, re.M | re.S):
+            name, parameters, body = each[1], each[2].split(", "), each[3]
+            touched = {first for _, first in calls(body)}
+            for callee, places in found.items():
+                for arguments in re.findall(rf"\b{callee}\(([^()]*)", body):
+                    touched |= {arguments.split(", ")[place] for place in places}
+            assert touched <= {*parameters}, f"{name} touches a key that it was not given"
+            found[name] = [parameters.index(key) for key in parameters if key in touched]
+    return found
+
+
+KEYS_OF = {name: places for name, places in keys_of_functions().items() if places}
+
+
 @every_script
 def test_a_script_calls_nothing_but_what_a_cluster_can_place(name: str) -> None:
     text = TEXT_BY_NAME[name]
     declared, others = {"KEYS"}, set[str]()
     for names, value in re.findall(r"\blocal ([\w, ]+?) = (\S+)", text):
-        is_declared = value.startswith(("KEYS[", "unpack(KEYS,"))
+        is_declared = value.startswith(("KEYS[", "unpack(KEYS,", "unpack(KEYS)"))
         (declared if is_declared else others).update(re.findall(r"\w+", names))
     assert not declared & others, "what names a key names nothing else"
-    calls = re.findall(r"redis\.p?call\(\s*'(\w+)'\s*(?:,\s*([A-Za-z_]+))?", text)
-    assert calls
-    for command, first in calls:
+    assert calls(text)
+    for command, first in calls(text):
         assert first in declared or (command, first) == ("TIME", ""), f"{command} on an undeclared key"
+    for function, places in KEYS_OF.items():
+        for arguments in re.findall(rf"\b{function}\(([^()]*)", code(text)):
+            given = arguments.split(", ")
+            assert {given[place] for place in places} <= declared, f"{function} on an undeclared key"
+
+
+@every_script
+def test_a_script_uses_the_parts_that_it_calls(name: str) -> None:
+    own = {part: set(re.findall(r"^local function (\w+)", text, re.M)) for part, text in PARTS.items()}
+    texts = [TEXT_BY_NAME[name], *(PARTS[part] for part in parts_of(name))]
+    called = set(re.findall(r"\b(\w+)\(", code("\n".join(texts))))
+    assert {part for part, functions in own.items() if functions & called} == {*parts_of(name)}
+
+
+def test_the_functions_of_parts_that_touch_keys_are_found() -> None:
+    assert {"hold", "drop", "grow", "bury"} == KEYS_OF.keys()
+    assert KEYS_OF["bury"] == [0, 1, 2, 3]

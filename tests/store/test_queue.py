@@ -184,6 +184,6 @@ async def test_a_delivery_that_was_put_back_is_the_same_to_the_byte(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
-    odd = a_delivery(9, body=b"\x00\xff\n%s")
+    odd = a_delivery(9, b"\x00\xff\n%s")
     await queue(store, odd)
     assert await store.queue() == [odd.entry]

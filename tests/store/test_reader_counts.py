@@ -20,7 +20,7 @@ every_engine = pytest.mark.parametrize("engine", EVERY_ENGINE)
 
 
 def a_delivery(sequence: int) -> Delivery:
-    return Delivery(f"evt_{sequence}", "total.increased", sequence, b"{}")
+    return Delivery(f"evt_{sequence}", "total.increased", sequence, b"{", "ops")
 
 
 async def queued(client: Redis, keys: Keys, subscription: str, account: str, *sequences: int) -> None:

@@ -1,6 +1,7 @@
 """Settling: what becomes of a queue's head after an attempt, exactly once, by whoever holds the queue."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 from redis.asyncio import Redis
@@ -109,7 +110,7 @@ async def test_what_is_queued_meanwhile_stays_with_the_holder_of_the_queue(
 async def test_a_dead_head_is_kept_with_its_reason_and_the_queue_goes_on(
     redis_client: Redis, namespace: str
 ) -> None:
-    odd = Delivery("evt_1", "total.increased", 1, b"\x00\xff\n%s")
+    odd = a_delivery(1, b"\x00\xff\n%s")
     store, lease = await a_queue(redis_client, namespace, odd, TWO)
     reply, deadline = await store.queues.dead(
         OPS, lease, odd.entry, until=store.queues.until(lease, 7000), reason="10 attempts"
@@ -241,15 +242,17 @@ async def test_attempts_and_dead_letters_are_trimmed(
 ) -> None:
     monkeypatch.setattr(queues, "ATTEMPTS_PER_SUBSCRIPTION", 10)
     monkeypatch.setattr(queues, "DEAD_PER_SUBSCRIPTION", 10)
-    store, lease = await a_queue(redis_client, namespace, *some_deliveries(*range(250)))
-    for number in range(250):
-        head = a_delivery(number).entry
+    waiting = some_deliveries(*range(1, 251))
+    store, lease = await a_queue(redis_client, namespace, *waiting)
+    for head in (each.entry for each in waiting):
         _, deadline = await store.queues.dead(
             OPS, lease, head, until=store.queues.until(lease, KEPT_MS), reason="410", record=b"{}"
         )
         lease = Lease(ACCOUNT, deadline)
     for key in (store.keys.attempts(SHARD, OPS), store.keys.dead(SHARD, OPS)):
-        assert 10 <= len(await store.stream(key)) <= 200  # whole blocks of about a hundred go at once
+        assert len(await store.stream(key)) == 10
+    given_up = [each["delivery"] for each in await store.stream(store.keys.given_up(SHARD))]
+    assert given_up[-1] == waiting[239].entry
 
 
 @every_outcome
@@ -264,8 +267,9 @@ async def test_only_the_head_is_settled(redis_client: Redis, namespace: str, set
 async def test_an_attempt_of_a_head_with_the_same_beginning_is_another_one(
     redis_client: Redis, namespace: str, settle: Settle
 ) -> None:
-    same, longer = Delivery("evt_1", "total", 1, b"{}"), Delivery("evt_1", "total.increased", 1, b"{}")
-    store, lease = await a_queue(redis_client, namespace, longer)
+    longer = a_delivery(1, previous=None)
+    same = replace(longer, sequence=10)
+    store, lease = await a_queue(redis_client, namespace, replace(longer, sequence=101))
     await refused(store, settle, lease, same, Reply.MOVED_ON)
 
 

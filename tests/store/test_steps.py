@@ -30,12 +30,14 @@ MANY = NEIGHBOURS[:40]
 async def deliveries_of(store: Store, *accounts: str) -> dict[str, Delivery]:
     """Commit a baseline with one delivery for each account, all at once."""
     steps = [
-        a_commit(await store.lease(account), version="v1", deliveries={OPS: [a_delivery(number)]})
+        a_commit(
+            await store.lease(account), version="v1", deliveries={OPS: [a_delivery(number, previous=None)]}
+        )
         for number, account in enumerate(accounts, 1)
     ]
     replies = await asyncio.gather(*map(store.polls.commit, steps))
     assert replies == [(Reply.DONE, {})] * len(accounts)
-    return {account: a_delivery(number) for number, account in enumerate(accounts, 1)}
+    return {account: a_delivery(number, previous=None) for number, account in enumerate(accounts, 1)}
 
 
 async def touch(store: Store, lease: Lease, version: str = "v1") -> Reply:
@@ -96,7 +98,8 @@ async def test_a_damaged_key_fails_its_own_step_only(redis_client: Redis, namesp
     leases = {account: await store.lease(account) for account in queued}
     queues = {account: await store.lease_queue(account) for account in queued}
     for key in (store.keys.state(damaged), store.keys.queue(OPS, damaged)):
-        await store.pipe.command("SET", key, "damaged")
+        await store.pipe.command("DEL", key)
+        await store.pipe.command("XADD", key, "*", "is", "damaged")
     async with running(store.pipe):
         touched = await asyncio.gather(
             *(touch(store, lease) for lease in leases.values()), return_exceptions=True

@@ -23,7 +23,7 @@ from watcher.store.keys import Keys, shard_of
 from watcher.store.members import Roster
 from watcher.store.pipe import Pipe
 from watcher.store.polls import Commit, Polls
-from watcher.store.queues import Begun, Breakers, Change, Queues, read_tries
+from watcher.store.queues import BOUNDS, Begun, Bounds, Breakers, Change, Queues, read_tries
 from watcher.store.schedule import Lease, Schedule
 
 ACCOUNT = "treasury"
@@ -112,6 +112,11 @@ class Store:
         )
         return entries
 
+    async def bodies(self, shard: int = SHARD) -> dict[bytes, bytes]:
+        """What is stored of events, by reference."""
+        pairs = await self.pipe.command("HGETALL", self.keys.bodies(shard))
+        return dict(zip(pairs[::2], pairs[1::2], strict=True))
+
     async def tries(self, account: str = ACCOUNT, subscription: str = OPS) -> tuple[int, bytes]:
         """How often the head of a queue failed already, and which head that was."""
         tried = await self.pipe.command("HGET", self.keys.tries(shard_of(account), subscription), account)
@@ -139,10 +144,17 @@ class Store:
         return await self.pipe.command("EVAL", _READ, 1, key, *command)
 
 
-def a_store(client: Redis, namespace: str, pipe: Pipe | None = None) -> Store:
+def a_store(client: Redis, namespace: str, pipe: Pipe | None = None, *, bounds: Bounds = BOUNDS) -> Store:
     pipe, keys = pipe or Pipe(client), Keys(namespace)
     schedule = Schedule(pipe)
-    return Store(keys, pipe, schedule, Polls(schedule, keys), Queues(schedule, keys), Roster(pipe, keys))
+    return Store(
+        keys,
+        pipe,
+        schedule,
+        Polls(schedule, keys, bounds),
+        Queues(schedule, keys, bounds),
+        Roster(pipe, keys),
+    )
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from watcher.store.pipe import Pipe, load_script
 START = "0-0"
 """The place before the first record of a shard's log."""
 
-READ_RECORDS = load_script("read_records")
+_READ_RECORDS = load_script("read_records")
 
 _PAGE = 200
 """Records of one answer, each with a whole body."""
@@ -96,7 +96,7 @@ class History:
 
     async def _page(self, shard: int, command: str, start: str, end: str) -> list[Record]:
         keys = [self._keys.log(shard), self._keys.bodies(shard)]
-        flat = await self._pipe.script(READ_RECORDS, keys, command, start, end, _PAGE)
+        flat = await self._pipe.script(_READ_RECORDS, keys, command, start, end, _PAGE)
         return [
             _record(entry_id.decode(), fields, stored)
             for entry_id, fields, stored in zip(flat[::3], flat[1::3], flat[2::3], strict=True)

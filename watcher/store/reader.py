@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from watcher.journal.account import AccountState
 from watcher.journal.events import Delivery
-from watcher.store.history import READ_RECORDS, START, place
+from watcher.store.history import START, place
 from watcher.store.keys import SHARDS, Keys, read_count, read_score, shard_of
 from watcher.store.members import provider_names
 from watcher.store.pipe import Pipe, in_parts, load_script
@@ -24,6 +24,7 @@ _READ_STATES = load_script("read_states")
 _COUNT_QUEUES = load_script("count_queues")
 _MEASURE_QUEUES = load_script("measure_queues")
 _READ_QUEUE = load_script("read_queue")
+_READ_RECORDS = load_script("read_records")
 
 _FAILING = re.compile(rb"([0-9]{1,9}) ([0-9]{1,14}) (\S+) ?(.*)\Z", re.DOTALL)
 
@@ -361,7 +362,7 @@ class Reader:
     ) -> list[DeadLetter]:
         """Read a page of dead letters, `_LETTERS_PAGE` of them unless there are fewer."""
         keys = [self._keys.dead(shard, subscription), self._keys.bodies(shard)]
-        flat = await self._pipe.script(READ_RECORDS, keys, command, start, end, _LETTERS_PAGE)
+        flat = await self._pipe.script(_READ_RECORDS, keys, command, start, end, _LETTERS_PAGE)
         return [
             _dead_letter(shard, subscription, entry_id.decode(), _by_name(fields), stored)
             for entry_id, fields, stored in zip(flat[::3], flat[1::3], flat[2::3], strict=True)

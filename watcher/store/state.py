@@ -67,6 +67,8 @@ def load_state(text: bytes) -> AccountState:
     try:
         head, _, said = text.partition(b"\n")
         version, polled_at, sequence = head[:16].rstrip(), head[17:31], head[32:]
+        if not version:
+            raise ValueError("no version")
         body = json.loads(said)
         if body["schema"] != SCHEMA:
             raise BadState("written by another version of watcher")

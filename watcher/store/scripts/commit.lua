@@ -9,8 +9,8 @@
 --         then for each step: account, deadline, expected version ('': no state yet), new version,
 --         polled at (14 digits; '': no successful poll, so its time and the failures stay), next poll due ms, state,
 --         sequence before, number of notes, these, number of events, for each: its reference, what is stored of it,
---         1 (it is logged) or 0; number of queues, for each: subscription, number of deliveries, the places of their
---         events from 1 on
+--         whether it is logged (one or zero); number of queues, for each: subscription, number of deliveries, the
+--         places of their events, counted from one
 -- returns for each step: 1 done, 0 done before, -1 the state moved on, -2 the lease was lost; then (done) for
 --         each of its queues how many deliveries it pushed out into the dead letters, as it was full
 
@@ -100,7 +100,8 @@ for i, step in ipairs(steps) do
       fixed[#fixed + 1] = step.account
     else
       local polled = redis.call('GETRANGE', KEYS[step.key], 17, 30)
-      if polled ~= '' then state = string.sub(state, 1, 17) .. polled .. string.sub(state, 32) end
+      if polled == '' then polled = '00000000000000' end
+      state = string.sub(state, 1, 17) .. polled .. string.sub(state, 32)
     end
     redis.call('SET', KEYS[step.key], state)
     local last, entries = {}, {}

@@ -16,7 +16,7 @@ redis.call('ZCARD', due_subscriptions)
 redis.call('HLEN', bodies)
 redis.call('HLEN', sizes)
 local last = redis.call('LINDEX', queue, -1)
-if not dead and last == ARGV[3 * count] then return count end
+if not dead and last == ARGV[count * 3] then return count end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -3,7 +3,7 @@
 -- KEYS    1 queue   2 bodies
 -- ARGV    1 from which place   2 to which place
 -- returns each as it was queued, and what is stored of its event ('': nothing)
-local queue, bodies = unpack(KEYS)
+local queue, bodies = unpack(KEYS, 1, 2)
 local reply = {}
 for _, entry in ipairs(redis.call('LRANGE', queue, ARGV[1], ARGV[2])) do
   reply[#reply + 1] = entry

@@ -2,7 +2,7 @@
 -- KEYS    1 stream   2 bodies
 -- ARGV    1 XRANGE or XREVRANGE   2 from   3 to   4 at most
 -- returns for each its id, its fields (a list), and what is stored of its event ('': nothing, or it is about none)
-local stream, bodies = unpack(KEYS)
+local stream, bodies = unpack(KEYS, 1, 2)
 local records
 if ARGV[1] == 'XRANGE' then
   records = redis.call('XRANGE', stream, ARGV[2], ARGV[3], 'COUNT', ARGV[4])
