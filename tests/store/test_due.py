@@ -82,6 +82,7 @@ class Worker:
         wait_ms = self.chance.choice([0, 10, 10 * MINUTE_MS, 10 * MINUTE_MS])
         polls, account = self.store.polls, lease.member
         version = self.version_by_account.get(account, "")
+        new = f"{int(version or 0) + 1}"
         match self.chance.choice(["release", "postpone", "touch", "commit"]):
             case "release":
                 await polls.release(provider, lease, due_in_ms=wait_ms)
@@ -94,13 +95,13 @@ class Worker:
                 step = a_commit(
                     lease,
                     expected=version,
-                    version=f"{version}+",
+                    version=new,
                     provider=provider,
                     due_in_ms=wait_ms - MINUTE_MS,
                 )
                 reply, *_rest = await polls.commit(step)
                 if reply == 1:
-                    self.version_by_account[account] = f"{version}+"
+                    self.version_by_account[account] = new
                 else:
                     state = await polls.read_state(account)
                     self.version_by_account[account] = state.version if state else ""

@@ -104,7 +104,7 @@ async def test_queues_are_drained_all_the_same(store: Store) -> None:
     await store.queues.hold(SHARD, {OPS: MINUTE_MS})
     assert await store.queues.due_subscriptions(SHARD) == []
     assert await store.queues.enqueue(OPS, ACCOUNT, [a_delivery(4)]) == 1, "an alert, or a letter sent again"
-    assert await store.queue() == [each.entry for each in some_deliveries(3, 4)]
+    assert await store.queue() == [a_delivery(number).entry for number in (3, 4)]
 
 
 async def test_how_a_subscription_stands_is_noted_all_the_same(store: Store) -> None:

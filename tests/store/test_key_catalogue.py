@@ -22,7 +22,7 @@ from tests.support.stores import (
     fail,
     some_deliveries,
 )
-from watcher.store import polls
+from watcher.store import polls, queues
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.members import Configurations, Fingerprint, Mark, Presence, Workers
 from watcher.store.pipe import Joint, Pipe, Script
@@ -105,25 +105,25 @@ async def workload(store: Store) -> None:
 
 
 async def _deliver(store: Store) -> None:
-    queues = store.queues
-    await queues.due_subscriptions(SHARD)
-    await queues.hold(SHARD, {OPS: 1})
-    (queue,) = (await queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
+    deliver = store.queues
+    await deliver.due_subscriptions(SHARD)
+    await deliver.hold(SHARD, {OPS: 1})
+    (queue,) = (await deliver.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
     queue, _ = await store.begin(queue)
     second, third, fourth = (a_delivery(number).entry for number in (2, 3, 4))  # the first was pushed out
-    _, deadline = await queues.delivered(OPS, queue, second, until=queues.until(queue, MINUTE_MS))
-    _, deadline = await queues.dead(
+    _, deadline = await deliver.delivered(OPS, queue, second, until=deliver.until(queue, MINUTE_MS))
+    _, deadline = await deliver.dead(
         OPS,
         Lease(ACCOUNT, deadline),
         third,
-        until=queues.until(Lease(ACCOUNT, deadline), MINUTE_MS),
+        until=deliver.until(Lease(ACCOUNT, deadline), MINUTE_MS),
         reason="410",
     )
-    await queues.retry(OPS, Lease(ACCOUNT, deadline), fourth, wait_ms=10 * MINUTE_MS, record=b"{}")
-    await queues.enqueue(OPS, ACCOUNT, [a_delivery(5)])
-    await queues.take_turn(OPS, per_second=5, within_ms=1000)
-    await queues.make_due(OPS, SHARD, lease_ms=MINUTE_MS)
-    await queues.release(OPS, await store.lease_queue())
+    await deliver.retry(OPS, Lease(ACCOUNT, deadline), fourth, wait_ms=10 * MINUTE_MS, record=b"{}")
+    await deliver.enqueue(OPS, ACCOUNT, [a_delivery(5)])
+    await deliver.take_turn(OPS, per_second=5, within_ms=1000)
+    await deliver.make_due(OPS, SHARD, lease_ms=MINUTE_MS)
+    await deliver.release(OPS, await store.lease_queue())
     breakers = Breakers(store.pipe, store.keys)
     await fail(breakers, OPS, "503", pause=False, wish_ms=0, waits_ms=[1])
     await breakers.take_probe(OPS, "w", lease_ms=MINUTE_MS)
@@ -140,6 +140,7 @@ async def test_every_key_is_in_the_catalogue_and_is_what_it_says(
 ) -> None:
     store = a_store(redis_client, namespace)
     monkeypatch.setattr(polls, "QUEUE_LENGTH", 3)
+    monkeypatch.setattr(queues, "DEAD_PER_SUBSCRIPTION", 1)
     await workload(store)
     name_by_key, found = catalogue(store.keys), set()
     for key in await store.contents():
@@ -186,6 +187,10 @@ def test_all_keys_of_an_account_share_the_tag_of_its_shard(account: str) -> None
     keys, shard = Keys("watcher"), shard_of(account)
     spelled = [
         keys.state(account),
+        keys.queued(account),
+        keys.bodies(shard),
+        keys.sizes(shard),
+        keys.given_up(shard),
         keys.queue(OPS, account),
         keys.polls(shard, PROVIDER),
         keys.failing(shard, PROVIDER),

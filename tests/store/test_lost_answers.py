@@ -62,8 +62,9 @@ async def test_a_commit_whose_answer_was_lost_is_committed_once(
                     assert reply in (Reply.DONE, Reply.DONE_BEFORE)
     assert await direct.queue() == [each.entry for each in some_deliveries(*range(1, 7))]
     assert [entry["entry"] for entry in await direct.stream(direct.keys.log(SHARD))] == [
-        b"%d" % number for number in range(1, 7)
+        entry for number in range(1, 7) for entry in (b"0 %d" % number, b"0 evt_%d %d" % (number, number))
     ]
+    assert {body[:2] for body in (await direct.bodies()).values()} == {b"2 "}
 
 
 async def test_commits_of_many_accounts_that_share_a_lost_pipeline_are_committed_once(

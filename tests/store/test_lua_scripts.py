@@ -22,7 +22,7 @@ KEYWORDS = {
 PROVIDED = {
     *("redis", "KEYS", "ARGV", "string", "table", "math", "ipairs", "tonumber", "tostring", "type", "unpack")
 }
-READS = {"HGET", "HLEN", "HMGET", "LINDEX", "LLEN", "TIME", "XLEN", "XREVRANGE", "ZCARD", "ZSCORE"}
+READS = {"HGET", "HLEN", "HMGET", "LINDEX", "LLEN", "TIME", "XLEN", "XRANGE", "XREVRANGE", "ZCARD", "ZSCORE"}
 FORBIDDEN = (
     "cjson",
     "cmsgpack",
