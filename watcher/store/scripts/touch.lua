@@ -13,7 +13,7 @@ redis.call('ZCARD', due_providers)
 local reply, due, fixed, first = {}, {}, {}, math.huge
 for i = 1, #accounts do
   local account, deadline, expected, polled, next_due = unpack(ARGV, i * 5 - 3, i * 5 + 1)
-  if redis.call('GETRANGE', KEYS[3 + i], 0, 15) ~= expected then
+  if expected == '' or redis.call('GETRANGE', KEYS[3 + i], 0, 15) ~= expected then
     reply[i] = -1
   elseif deadlines[i] ~= deadline then
     reply[i] = -2
