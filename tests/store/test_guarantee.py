@@ -9,6 +9,7 @@ from tests.support.servers import DURABLE, ENGINES, a_free_port, real_server
 from watcher.store.client import connect
 from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
 from watcher.store.guarantee import _POLICIES, Guarantee, guarantee, judge
+from watcher.store.queues import Bounds
 
 INFO = {"redis_version": "7.2.4", "role": "master", "aof_enabled": 1, "maxmemory_policy": "noeviction"}
 CONFIG = {"appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction"}
@@ -45,6 +46,9 @@ async def test_the_sentence_follows_what_the_server_keeps(
 
 @pytest.mark.parametrize("engine", ENGINES)
 async def test_a_server_that_evicts_any_key_is_refused(engine: str) -> None:
+    said = await promised(engine, "--maxmemory", "100mb", "--maxmemory-policy", "noeviction")
+    assert said.memory == 100 << 20
+    assert Bounds.within(said.memory) == Bounds(819_200, 819_200, 204_800), "an eighth, over 16 shards"
     with pytest.raises(ConfigurationRefused, match=r"allkeys-lru.*set maxmemory-policy noeviction"):
         await promised(engine, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
 

@@ -125,6 +125,21 @@ async def test_dead_letters_and_queues_tried_again_are_counted(survey: Reader, b
     assert (found.queues, found.retrying, found.dead) == (1, 1, 1)
 
 
+async def test_dead_letters_whose_bodies_had_to_go_are_named_all_the_same(
+    survey: Reader, books: Books
+) -> None:
+    for subscription in ("ops", "others"):
+        await books.pipe.command(
+            *("XADD", books.keys.given_up(shard_of("treasury")), "*", "subscription", subscription),
+            *("account", "treasury", "reason", "410", "delivery", "evt_7 1795175095846 -"),
+        )
+    (letter,) = await survey.dead_letters("ops", 10, lambda _: True)
+    assert (letter.account, letter.event_id, letter.sequence) == ("treasury", "evt_7", 1_795_175_095_846)
+    assert letter.delivery is None
+    assert letter.reason == "410; its body is gone, for want of memory"
+    assert abs(letter.at_ms - await survey.now_ms()) < 10_000
+
+
 async def test_a_queue_whose_oldest_delivery_is_damaged_is_still_counted(
     survey: Reader, books: Books
 ) -> None:

@@ -65,6 +65,7 @@ async def test_a_removed_account_is_forgotten_and_its_queues_stay(
     assert await enroll(store, loopring=[NEIGHBOURS[0]]) == Enrolled(0, 1)
     assert list(await scheduled(store)) == [NEIGHBOURS[0]]
     assert await store.polls.read_state(ACCOUNT) is None
+    assert store.keys.queued(ACCOUNT) not in await store.contents()
     assert await store.polls.read_state(NEIGHBOURS[0])
     failing = (await store.contents())[store.keys.failing(SHARD, PROVIDER)]
     assert list(failing) == [NEIGHBOURS[0].encode()]

@@ -28,7 +28,7 @@ from watcher.store.client import CONNECTIONS as OF_THE_STORE
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.polls import Polls
-from watcher.store.queues import Breaker, Breakers, Queues
+from watcher.store.queues import BOUNDS, Bounds, Breaker, Breakers, Queues
 from watcher.store.schedule import DueIndex, Schedule
 
 MOST_ATTEMPTS = 10_000
@@ -94,11 +94,12 @@ class Configured:
         health: StoreHealth,
         counters: Counters,
         agreement: Agreement,
+        bounds: Bounds = BOUNDS,
     ) -> None:
         keys = Keys(settings.redis.namespace)
         none: dict[str, object] = {"provider_by_name": {}, "account_by_name": {}, "subscription_by_name": {}}
         self.settings = settings.model_copy(update=none)
-        self.polls, self.queues = Polls(schedule, keys), Queues(schedule, keys)
+        self.polls, self.queues = Polls(schedule, keys, bounds), Queues(schedule, keys, bounds)
         self.resolver = CurrentResolver()
         self._schedule = schedule
         self._health = health

@@ -27,6 +27,7 @@ from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
 from watcher.store.members import Configurations, Roster, Workers
 from watcher.store.opening import open_store
+from watcher.store.queues import BOUNDS, Bounds
 from watcher.store.reader import Reader
 from watcher.store.schedule import Schedule
 
@@ -43,6 +44,7 @@ class Opened(NamedTuple):
 
     schedule: Schedule
     health: StoreHealth
+    bounds: Bounds = BOUNDS
 
 
 class Worker:
@@ -124,7 +126,7 @@ class Worker:
         log.info("worker.stopped", worker=self.name, duration_ms=round(1000 * (time.monotonic() - started)))
 
     async def _work(self, opened: Opened, *, once: bool) -> None:
-        schedule, health = opened
+        schedule, health, bounds = opened
         log.info(
             "worker.started",
             worker=self.name,
@@ -138,7 +140,7 @@ class Worker:
         workers = Workers(schedule.pipe, keys)
         present = Present(self.name, workers, self.counters, since_ms=schedule.now_ms())
         self.agreement = Agreement(present, Configurations(schedule.pipe, keys), now_ms=schedule.now_ms)
-        configured = Configured(self.settings, schedule, health, self.counters, self.agreement)
+        configured = Configured(self.settings, schedule, health, self.counters, self.agreement, bounds)
         upkeep = Upkeep(configured, schedule, health, present, self.agreement)
         async with configured, asyncio.TaskGroup() as background:
             self.loop = configured.loop
@@ -190,7 +192,7 @@ class Worker:
         await schedule.read_clock()
         self.liveness.note_clock(1000 * time.time(), schedule.now_ms())
         await Roster(store.pipe, store.keys).check_layout()
-        return Opened(schedule, StoreHealth(store.fix))
+        return Opened(schedule, StoreHealth(store.fix), Bounds.within(found.memory))
 
     async def _run(self, upkeep: Upkeep) -> None:
         """Run one configuration after the other, until stopped; then finish what is in hand."""

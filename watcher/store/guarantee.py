@@ -57,6 +57,8 @@ class Guarantee:
     eviction: str
     replicas: int
     warnings: tuple[str, ...]
+    memory: int = 0
+    """Bytes that it may take, 0 where it does not say or has no limit."""
 
     @property
     def sentence(self) -> str:
@@ -74,7 +76,12 @@ async def guarantee_of_all(pipe: Pipe) -> Guarantee:
     strength = [*_PROMISES]
     weakest = max(found, key=lambda one: strength.index(one.persistence))
     warnings = dict.fromkeys(warning for one in found for warning in one.warnings)
-    return replace(weakest, replicas=max(one.replicas for one in found), warnings=tuple(warnings))
+    return replace(
+        weakest,
+        replicas=max(one.replicas for one in found),
+        warnings=tuple(warnings),
+        memory=len(found) * min(one.memory for one in found),
+    )
 
 
 async def guarantee(client: Redis, *, is_node: bool = False) -> Guarantee:
@@ -134,6 +141,7 @@ def judge(
         eviction=eviction,
         replicas=_count(info, "connected_slaves"),
         warnings=tuple(_warnings(info, eviction, is_verified)),
+        memory=_count(info, "maxmemory"),
     )
 
 

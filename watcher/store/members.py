@@ -352,6 +352,7 @@ class Roster:
             gone = {name.decode("utf-8", "replace") for name in group}.difference(everyone)
             if gone:
                 await self._pipe.command("UNLINK", *map(self._keys.state, sorted(gone)))
+                await self._pipe.command("UNLINK", *map(self._keys.queued, sorted(gone)))
 
 
 def _number(text: bytes | None) -> str:

@@ -95,12 +95,17 @@ class Queue(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A delivery that was given up. `delivery` is None where it cannot be read."""
+    """A delivery that was given up. `delivery` is None where it cannot be read, or its body is gone, too:
+    `event_id` and `sequence` are what is left of it, or None.
+    """
 
     id: str
+    subscription: str
     account: str
     reason: str
     delivery: Delivery | None
+    event_id: str | None
+    sequence: int | None
 
     @property
     def at_ms(self) -> int:
@@ -290,10 +295,12 @@ class Reader:
     async def dead_letters(
         self, subscription: str, limit: int, takes: Callable[[DeadLetter], bool]
     ) -> list[DeadLetter]:
-        """Read the latest dead letters that are wanted, oldest first."""
+        """Read the latest dead letters that are wanted, oldest first, with those whose bodies had to go."""
+        letters = [partial(self._letters, subscription, shard, "XREVRANGE") for shard in range(SHARDS)]
+        given_up = [partial(self._given_up, shard) for shard in range(SHARDS)]
         reading = (
-            self._back(partial(self._letters, subscription, shard, "XREVRANGE"), takes, limit)
-            for shard in range(SHARDS)
+            self._back(read, lambda letter: letter.subscription == subscription and takes(letter), limit)
+            for read in (*letters, *given_up)
         )
         return _merged(await asyncio.gather(*reading), limit)
 
@@ -368,6 +375,13 @@ class Reader:
             for entry_id, fields, stored in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
         ]
 
+    async def _given_up(self, shard: int, start: str) -> list[DeadLetter]:
+        key = self._keys.given_up(shard)
+        page = await self._pipe.command("XREVRANGE", key, start, "-", "COUNT", _LETTERS_PAGE)
+        return [
+            _dead_letter(shard, "", entry_id.decode(), _by_name(fields), b"") for entry_id, fields in page
+        ]
+
     async def _attempts(self, subscription: str, shard: int, start: str) -> list[Tried]:
         key = self._keys.attempts(shard, subscription)
         page = await self._pipe.command("XREVRANGE", key, start, "-", "COUNT", _LETTERS_PAGE)
@@ -419,10 +433,21 @@ def _by_name(fields: list[bytes]) -> _Fields:
 
 
 def _dead_letter(shard: int, subscription: str, entry_id: str, fields: _Fields, stored: bytes) -> DeadLetter:
-    account, reason = (fields.get(name, b"").decode("utf-8", "replace") for name in (b"account", b"reason"))
-    ((_, delivery),) = read_deliveries([fields.get(b"delivery", b""), stored], subscription)
+    names = (b"account", b"reason", b"subscription")
+    account, reason, given_up = (fields.get(name, b"").decode("utf-8", "replace") for name in names)
+    entry = fields.get(b"delivery", b"")
+    ((_, delivery),) = read_deliveries([entry, stored], subscription)
+    event_id, sequence = entry.partition(b" ")[0].decode("ascii", "replace"), sequence_in(entry)
     is_at_home = shard_of(account) == shard  # else it could not go back to its queue in one step
-    return DeadLetter(entry_id, account, reason, delivery if is_at_home else None)
+    return DeadLetter(
+        entry_id,
+        subscription or given_up,
+        account,
+        reason if subscription else f"{reason}; its body is gone, for want of memory",
+        delivery if is_at_home else None,
+        event_id if sequence is not None else None,
+        sequence,
+    )
 
 
 def _tried(entry_id: str, fields: _Fields) -> Tried:
