@@ -9,7 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.support.builders import a_balance, a_row, a_snapshot, a_state, a_subscription
+from tests.support.stories import deliveries_of
 from watcher.journal.account import AccountState, Rules
+from watcher.journal.events import load_delivery
 from watcher.journal.interest import Interest
 from watcher.journal.step import Reading, Step, diff
 from watcher.settings import SubscriptionSettings
@@ -28,14 +30,14 @@ def a_step(
     return step
 
 
-def bodies(step: Step, subscription: str = "ops") -> list[dict[str, Any]]:
-    return [json.loads(delivery.body) for delivery in step.deliveries.get(subscription, [])]
+def bodies(step: Step, *, previous: int | None = None) -> list[dict[str, Any]]:
+    return [json.loads(delivery.body) for delivery in deliveries_of(step, previous=previous)]
 
 
 def test_an_event_says_what_the_contract_shows() -> None:
-    before = a_state(LRC=a_balance("100", pending_deposit="12.5"), previous={"ops": 17}, sequence=20)
+    before = a_state(LRC=a_balance("100", pending_deposit="12.5"), sequence=20)
     row = a_row(Asset("LRC", "LRC", "Loopring", 0), a_balance("112.5"))
-    (body,) = bodies(a_step(before, Snapshot({"LRC": row}, None, absent_is_zero=True)))
+    (body,) = bodies(a_step(before, Snapshot({"LRC": row}, None, absent_is_zero=True)), previous=17)
     assert body == {
         "id": body["id"],
         "type": "deposit.cleared",
@@ -95,13 +97,31 @@ def test_sequences_rise_even_when_the_clock_does_not() -> None:
     assert step.state.sequence == NOW_MS + 1002
 
 
-def test_previous_sequence_tells_a_gap_from_a_filter() -> None:
+def test_a_subscription_is_queued_only_what_it_wants_in_the_order_of_the_step() -> None:
     everything, only_lrc = a_subscription("all"), a_subscription("lrc", assets=("LRC",))
     step = a_step(a_state(ETH="1", LRC="1"), a_snapshot(ETH="2", LRC="2"), everything, only_lrc)
     eth, lrc = step.events
-    assert [body["subscription"]["previous_sequence"] for body in bodies(step, "all")] == [None, eth.sequence]
-    assert [body["subscription"]["previous_sequence"] for body in bodies(step, "lrc")] == [None]
-    assert step.state.previous_sequence == {"all": lrc.sequence, "lrc": lrc.sequence}
+    assert step.queued == {"all": [0, 1], "lrc": [1]}
+    assert [one.sequence for one in deliveries_of(step, "all")] == [eth.sequence, lrc.sequence]
+    assert [one.sequence for one in deliveries_of(step, "lrc")] == [lrc.sequence]
+
+
+@pytest.mark.parametrize("previous", [None, 17])
+def test_a_delivery_is_sent_byte_for_byte_as_its_event_with_a_subscription_and_what_it_got_before(
+    previous: int | None,
+) -> None:
+    (event,) = a_step(a_state(ETH="1"), a_snapshot(ETH="2")).events
+    said = b'{"name":"ops","previous_sequence":%b}' % json.dumps(previous).encode()
+    assert event.to("ops", previous).body == event.json[:-1] + b',"subscription":' + said + b"}"
+
+
+@pytest.mark.parametrize("previous", [None, 0, 17])
+def test_a_delivery_that_is_read_back_is_what_was_queued(previous: int | None) -> None:
+    (event,) = a_step(a_state(ETH="1"), a_snapshot(ETH="2")).events
+    delivery = event.to("ops", previous)
+    assert delivery.entry == f"{event.reference} {'-' if previous is None else previous}".encode()
+    assert delivery.stored == event.stored
+    assert load_delivery(delivery.entry, b"3 " + event.stored, "ops") == delivery
 
 
 def test_whoever_computes_an_event_again_computes_the_same_id() -> None:
@@ -150,10 +170,11 @@ def test_a_subscription_hears_what_it_asked_for(wish: dict[str, Any], expected: 
 def test_every_body_stays_below_20_kb() -> None:
     widest = a_balance(str(2**256 - 1) + "." + "9" * 78)
     asset = Asset("0x" + "a" * 126, "S" * 64, "N" * 64, 18)
-    before = AccountState("here", None, {}, {"s" * 64: NOW_MS}, "v1", NOW_MS)
+    before = AccountState("here", None, {}, "v1", NOW_MS)
     rows = {asset.id: a_row(asset, widest)}
     step = a_step(before, Snapshot(rows, None, absent_is_zero=True), a_subscription("s" * 64))
-    assert 0 < len(step.deliveries["s" * 64][0].body) < 20_000
+    (delivery,) = deliveries_of(step, "s" * 64, previous=NOW_MS)
+    assert 0 < len(delivery.body) < 20_000
 
 
 BALANCES = st.lists(st.integers(1, 2**256 - 1), min_size=4, max_size=4).map(

@@ -10,7 +10,7 @@ from tests.support.builders import a_balance, a_row
 from watcher.journal.account import AccountState, Advance, Rules, advance
 from watcher.journal.explain import Vector, Withdrawals, in_atoms
 from watcher.snapshot import Balance, Snapshot
-from watcher.store.state import dump_body, load_state
+from watcher.store.state import dump_state, load_state
 
 ASSETS = ("0", "1", "0xabc")
 
@@ -45,15 +45,14 @@ def snapshot_of(poll: Poll) -> Snapshot:
 
 def stored(state: AccountState) -> AccountState:
     """The state as Redis gives it back."""
-    fields = {"version": b"v", "sequence": b"1", "polled_at": b"1", "body": dump_body(state)}
-    return load_state(fields)
+    return load_state(dump_state(state))
 
 
 def followed(series: Iterable[Poll], rules: Rules) -> Iterable[tuple[AccountState, Advance]]:
     state = None
     for poll in series:
         result = advance(state, snapshot_of(poll), source="here", rules=rules)
-        state = stored(AccountState("here", poll.watched, result.entry_by_asset))
+        state = stored(AccountState("here", poll.watched, result.entry_by_asset, version="v"))
         yield state, result
 
 

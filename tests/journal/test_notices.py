@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.builders import a_balance, a_row, a_snapshot, a_state, a_subscription
+from tests.support.stories import deliveries_of
 from watcher.journal.account import AccountState, Rules
 from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
@@ -35,8 +36,7 @@ def follow(
 
 
 def bodies(step: Step | None, subscription: str = "ops") -> list[dict[str, Any]]:
-    deliveries = step.deliveries.get(subscription, []) if step else []
-    return [json.loads(delivery.body) for delivery in deliveries]
+    return [json.loads(delivery.body) for delivery in deliveries_of(step, subscription)]
 
 
 def eth(*totals: str) -> list[Snapshot]:

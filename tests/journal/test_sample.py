@@ -20,7 +20,7 @@ def test_the_catalogue_is_what_a_subscription_may_ask_for() -> None:
 @pytest.mark.parametrize("type_", MODEL_BY_TYPE)
 def test_a_sample_of_each_type_is_what_the_catalogue_says_and_is_known_for_a_sample(type_: str) -> None:
     event = sample(type_, "ops", nonce="1", now_ms=NOW_MS)
-    body = event.body("ops", None)
+    body = event.to("ops").body
     assert_valid(body)
     told = json.loads(body)
     assert (told["type"], told["id"]) == (type_, event.id)
@@ -31,7 +31,7 @@ def test_a_sample_of_each_type_is_what_the_catalogue_says_and_is_known_for_a_sam
 
 @pytest.mark.parametrize("type_", CHANGE_EVENTS)
 def test_a_sample_of_a_change_adds_up_and_moves_what_its_type_says(type_: str) -> None:
-    data = json.loads(sample(type_, "ops", nonce="1", now_ms=NOW_MS).body("ops", None))["data"]
+    data = json.loads(sample(type_, "ops", nonce="1", now_ms=NOW_MS).to("ops").body)["data"]
     effect, before, after = data["effect"], data["before"], data["after"]
     assert all(to_atoms(before[field]) + int_of(effect[field]) == to_atoms(after[field]) for field in effect)
     field = {"deposit": "pending_deposit", "withdrawal": "pending_withdrawal"}.get(*[type_.split(".")[0]] * 2)

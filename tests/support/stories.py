@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from tests.support.builders import a_balance, a_snapshot, a_subscription
 from watcher.cli import main
 from watcher.journal.account import AccountState, Rules
+from watcher.journal.events import Delivery
 from watcher.journal.interest import Interest
 from watcher.journal.log import Record
 from watcher.journal.step import Reading, Step, diff
@@ -66,6 +67,18 @@ def steps(
         if step:
             made.append(step)
             state = step.state
+    return made
+
+
+def deliveries_of(
+    step: Step | None, subscription: str = "ops", *, previous: int | None = None
+) -> list[Delivery]:
+    """What a step queues for a subscription that got the sequence `previous` before."""
+    made = []
+    for place in step.queued.get(subscription, ()) if step else ():
+        assert step
+        made.append(step.events[place].to(subscription, previous))
+        previous = made[-1].sequence
     return made
 
 

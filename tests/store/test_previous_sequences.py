@@ -1,0 +1,77 @@
+"""What a delivery says of the one before it: `previous_sequence` tells a gap from a filter."""
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.support.builders import a_snapshot, a_subscription
+from tests.support.servers import EVERY_ENGINE
+from tests.support.stores import ACCOUNT, MINUTE_MS, OPS, Store, a_commit, a_delivery, a_store
+from tests.support.stories import Books
+from watcher.store.schedule import Reply
+
+pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
+
+
+async def told(store: Store, subscription: str = OPS) -> list[tuple[int, str]]:
+    """The sequence of each delivery that waits, and what it says of the one before it."""
+    entries = [entry.decode().split(" ") for entry in await store.queue(subscription=subscription)]
+    return [(int(sequence), previous) for _, sequence, previous in entries]
+
+
+async def test_each_subscription_has_a_chain_of_its_own_over_all_commits(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    polls = [
+        a_snapshot(ETH="1", LRC="1"),
+        a_snapshot(ETH="2", LRC="2"),
+        a_snapshot(ETH="3", LRC="2"),
+        a_snapshot(ETH="3", LRC="3"),
+    ]
+    wishes = (
+        a_subscription("all"),
+        a_subscription("lrc", assets=("LRC",)),
+        a_subscription("none", accounts=("x",)),
+    )
+    made = await Books(store.pipe, namespace).live(polls, subscriptions=wishes)
+    eth, lrc, eth_again, lrc_again = (event.sequence for step in made[1:] for event in step.events)
+    assert await told(store, "all") == [
+        (eth, "-"),
+        (lrc, f"{eth}"),
+        (eth_again, f"{lrc}"),
+        (lrc_again, f"{eth_again}"),
+    ]
+    assert await told(store, "lrc") == [(lrc, "-"), (lrc_again, f"{lrc}")]
+    assert await told(store, "none") == []
+    contents = await store.contents()
+    assert contents[store.keys.queued(ACCOUNT)] == {b"all": b"%d" % lrc_again, b"lrc": b"%d" % lrc_again}
+
+
+async def test_the_chain_goes_on_where_the_queue_was_drained(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await store.fill(a_delivery(1))
+    lease = await store.lease_queue()
+    (head,) = await store.queue()
+    until = store.queues.until(lease, MINUTE_MS)
+    assert await store.queues.delivered(OPS, lease, head, until=until) == (Reply.DONE, 0)
+    await store.fill(a_delivery(2))
+    assert await told(store) == [(2, "1")]
+
+
+async def test_what_is_queued_outside_of_a_commit_leaves_the_chain_alone(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.fill(a_delivery(1))
+    await store.queues.enqueue(OPS, ACCOUNT, [a_delivery(7, previous=3)])
+    await store.fill(a_delivery(8))
+    assert await told(store) == [(1, "-"), (7, "3"), (8, "1")]
+
+
+async def test_a_step_that_is_refused_leaves_the_chain_alone(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await store.fill(a_delivery(1))
+    late = a_commit(await store.lease(), expected="v7", version="v8", deliveries={OPS: [a_delivery(2)]})
+    assert await store.polls.commit(late) == (Reply.MOVED_ON, {})
+    await store.fill(a_delivery(3))
+    assert await told(store) == [(1, "-"), (3, "1")]
