@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 
 from tests.support.builders import a_balance, a_snapshot
 from tests.support.events_schema import assert_valid
-from tests.support.stories import MINUTE_MS, NOW_MS, STORY, WARNED, ended, steps
+from tests.support.stories import MINUTE_MS, NOW_MS, STORY, WARNED, deliveries_of, ended, steps
 from watcher.amounts import to_text
 from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
@@ -33,8 +33,8 @@ def bodies(snapshots: tuple[Snapshot, ...]) -> list[bytes]:
     interest, later = Interest({"ops": EVERYTHING}), NOW_MS + 100 * MINUTE_MS
     gone = go_stale(made[-1].state, origin, "gone", "no answer", interest=interest, version="v", now_ms=later)
     back = steps(snapshots[-1:], state=gone.state, at_ms=later + MINUTE_MS, subscriptions=(EVERYTHING,))
-    queued = [delivery for step in (*made, gone, *back) for delivery in step.deliveries.get("ops", [])]
-    alert = paused("ops", "410 Gone", NOW_MS, now_ms=later).body("alerts", None)
+    queued = [delivery for step in (*made, gone, *back) for delivery in deliveries_of(step)]
+    alert = paused("ops", "410 Gone", NOW_MS, now_ms=later).to("alerts").body
     return [*(delivery.body for delivery in queued), alert]
 
 

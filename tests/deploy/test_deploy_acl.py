@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,6 +25,7 @@ from tests.support.servers import (
     real_server,
     shipped_users,
 )
+from tests.support.stores import a_commit, a_delivery
 from watcher.journal.events import Delivery
 from watcher.run.worker import Worker
 from watcher.store.client import connect
@@ -33,7 +35,7 @@ from watcher.store.history import History
 from watcher.store.keys import Keys, shard_of
 from watcher.store.members import Roster
 from watcher.store.pipe import Pipe
-from watcher.store.polls import Commit, Polls
+from watcher.store.polls import Polls
 from watcher.store.queues import Queues
 from watcher.store.schedule import Lease, Reply, Schedule
 
@@ -157,9 +159,9 @@ async def test_a_poll_goes_its_whole_way(client: Redis, account: str) -> None:
     await roster.check_layout()
     lease = await a_lease(polls, roster, account)
     assert await polls.take_turns(account, 1, spacing_ms=10) == 0
-    deliveries = [Delivery(f"evt_{n}", "total.increased", n, b"{}") for n in (1, 2, 3)]
-    step = Commit(account, account, lease, "", a_state(ETH="1"), 0, [b"0 {}"], {account: deliveries})
-    assert await polls.commit(step) == (Reply.DONE, {})
+    deliveries = [a_delivery(n, previous=n - 1 or None, subscription=account) for n in (1, 2, 3)]
+    step = a_commit(lease, provider=account, notes=[b"{}"], deliveries={account: deliveries}, ETH="1")
+    assert await polls.commit(replace(step, due_ms=0)) == (Reply.DONE, {})
     assert (await polls.read_state(account)) == a_state(ETH="1")
     (lease,) = (await polls.claim(account, shard_of(account), lease_ms=60_000, at_most=1)).leases
     assert await polls.touch(account, lease, version="v1", polled_at_ms=2, due_ms=0) is Reply.DONE
@@ -167,7 +169,8 @@ async def test_a_poll_goes_its_whole_way(client: Redis, account: str) -> None:
     assert await polls.release(account, lease) is Reply.DONE
     (lease,) = (await polls.claim(account, shard_of(account), lease_ms=60_000, at_most=1)).leases
     assert await polls.postpone(account, lease, why="auth no", at_least_ms=1, waits_ms=[1])
-    assert [record.account async for record in History(schedule.pipe, keys).records(account)] == [account]
+    records = [record async for record in History(schedule.pipe, keys).records(account)]
+    assert [bool(record.raw) for record in records] == [False, True, True, True], "the note, and the events"
     await delivered_to_the_end(queues, account, deliveries)
     await roster.make_due(account, [account], now_ms=0)
     assert (await roster.enroll({}, now_ms=0)).removed == 1
@@ -181,9 +184,9 @@ async def delivered_to_the_end(queues: Queues, account: str, deliveries: list[De
     (lease,) = (await queues.claim(account, shard, lease_ms=60_000, at_most=1)).leases
     until = queues.until(lease, 60_000)
     begun = await queues.begin(account, lease, until=until, at_most=9)
-    assert begun.entries == [delivery.dump() for delivery in deliveries]
+    assert begun.deliveries == [(delivery.entry, delivery) for delivery in deliveries]
     lease = Lease(account, until)
-    first, second, third = (delivery.head for delivery in deliveries)
+    first, second, third = (delivery.entry for delivery in deliveries)
     assert await queues.retry(account, lease, first, wait_ms=3_600_000) is Reply.DONE
     assert await queues.make_due(account, shard, lease_ms=60_000) == 1
     (lease,) = (await queues.claim(account, shard, lease_ms=60_000, at_most=1)).leases

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
@@ -378,15 +379,17 @@ def is_for_a_platform(block: Block, _: Path) -> None:
 async def is_a_sink(block: Block, _: Path) -> None:
     """It reads its service's answers, as the recipe says."""
 
+    taken = Delivery("evt_1", "total.increased", 1, b'{"id":"evt_1"', "chat")
+
     async def post_message(_: object, body: bytes) -> tuple[bool, str | None, float | None]:
-        return (True, None, None) if body == b"good" else (False, "ratelimited", 3.0)
+        return (True, None, None) if body == taken.body else (False, "ratelimited", 3.0)
 
     names: dict[str, Any] = {"Answer": Answer, "Attempt": Attempt, "post_message": post_message}
     names["duration_ms"] = 7
     exec(block.text, names)
     target, sink = names["ChatTarget"](SimpleNamespace(name="chat")), names["ChatSink"]()
-    good = await sink.send(target, Delivery("evt_1", "total.increased", 1, b"good"), 1)
-    slow = await sink.send(target, Delivery("evt_1", "total.increased", 1, b"later"), 1)
+    good = await sink.send(target, taken, 1)
+    slow = await sink.send(target, replace(taken, sequence=2, content=b'{"id":"evt_2"'), 1)
     assert (good.answer, slow.answer, slow.retry_after_s) == (Answer.DELIVERED, Answer.SLOW_DOWN, 3.0)
 
 

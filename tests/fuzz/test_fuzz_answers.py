@@ -34,7 +34,7 @@ from watcher.providers.http import LONGEST_RETRY_AFTER_S as LONGEST_PAUSE_S
 from watcher.providers.http import ProviderClient
 from watcher.providers.loopring import Loopring
 
-DELIVERY = Delivery("evt_1", "total.increased", 1, b"{}")
+DELIVERY = Delivery("evt_1", "total.increased", 1, b'{"id":"evt_1"', "ops")
 POLICY = Policy((ip_network("127.0.0.0/8"),), allow_http=True)
 ACCOUNT = loopring_account()
 

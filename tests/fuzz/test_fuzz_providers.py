@@ -19,7 +19,9 @@ from tests.support.provider_staging import (
     metakeep_account,
     metakeep_settings,
 )
+from tests.support.stories import deliveries_of
 from watcher.journal.account import AccountState, Rules
+from watcher.journal.events import load_delivery
 from watcher.journal.interest import Interest
 from watcher.journal.step import Reading, Step, diff
 from watcher.providers import http
@@ -29,7 +31,7 @@ from watcher.providers.metakeep import MetaKeep
 from watcher.providers.strict_json import NotJson, parse
 from watcher.settings import AccountSettings
 from watcher.snapshot import Snapshot
-from watcher.store.state import dump_body, load_state
+from watcher.store.state import dump_state, load_state
 
 NOW_MS = 1_795_175_095_846
 COIN = "0x7ceb23fd6bc0add59e62ac25578270cff1b9f619"
@@ -158,16 +160,11 @@ def advanced(state: AccountState | None, reading: Reading) -> Step | None:
     )
     if step is None:
         return None
-    after = step.state
-    fields = {
-        "version": after.version.encode(),
-        "sequence": b"%d" % after.sequence,
-        "polled_at": b"%d" % after.polled_at_ms,
-        "body": dump_body(after),
-    }
-    assert load_state(fields) == after
-    for deliveries in step.deliveries.values():
-        for delivery in deliveries:
-            assert len(delivery.body) < 20_000
-            assert json.loads(delivery.body)["id"] == delivery.event_id
+    assert load_state(dump_state(step.state)) == step.state
+    deliveries = deliveries_of(step)
+    assert len(deliveries) == len(step.events)
+    for delivery in deliveries:
+        assert len(delivery.body) < 20_000
+        assert json.loads(delivery.body)["id"] == delivery.event_id
+        assert load_delivery(delivery.entry, b"1 " + delivery.stored, "ops") == delivery
     return step

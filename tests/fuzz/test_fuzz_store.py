@@ -34,6 +34,7 @@ from tests.support.stores import (
     a_delivery,
     a_store,
     fail,
+    some_deliveries,
 )
 from watcher.delivery.breakers import SubscriptionBreakers
 from watcher.delivery.outcomes import judge
@@ -54,6 +55,8 @@ from watcher.store.state import BadState
 NEIGHBOUR = next(name for name in NEIGHBOURS if name != ACCOUNT)
 KEYS = Keys("watcher")
 SCORES = (b"inf", b"-inf", b"1e300", b"-1", b"0.5", b"0", b"99999999999999999")
+DELIVERIES = {ACCOUNT: some_deliveries(1, 2, 3), NEIGHBOUR: some_deliveries(11, 12, 13)}
+REFERENCES = tuple(f"{one.event_id} {one.sequence}".encode() for one in DELIVERIES[ACCOUNT])
 RETRIES = (parse_duration("0s"), parse_duration("5s"))
 SETTINGS = a_subscription(OPS)
 
@@ -112,22 +115,23 @@ async def _furnished(client: Redis) -> dict[bytes, bytes]:
     for account in (ACCOUNT, NEIGHBOUR):
         step = a_commit(
             await store.lease(account),
-            deliveries={OPS: [a_delivery(number) for number in (1, 2, 3)]},
-            notes=[b'0 {"type":"forgotten","sequence":1,"timestamp":"2026-11-20T14:03:05.120Z","assets":[]}'],
+            deliveries={OPS: DELIVERIES[account]},
+            notes=[b'{"type":"forgotten","sequence":1,"timestamp":"2026-11-20T14:03:05.120Z","assets":[]}'],
             LRC="12",
         )
         assert (await store.polls.commit(step))[0] is Reply.DONE
+        first, second, _ = DELIVERIES[account]
         lease = await store.lease_queue(account)
         reply, deadline = await store.queues.dead(
             OPS,
             lease,
-            a_delivery(1).entry,
+            first.entry,
             until=store.queues.until(lease, MINUTE_MS),
             reason="no",
             record=b'{"attempt":1}',
         )
         assert reply is Reply.DONE
-        await store.queues.retry(OPS, Lease(account, deadline), a_delivery(2).entry, wait_ms=1)
+        await store.queues.retry(OPS, Lease(account, deadline), second.entry, wait_ms=1)
         await store.polls.postpone(
             PROVIDER, await store.lease(account), why="rate slow", at_least_ms=1, waits_ms=[1]
         )
@@ -149,6 +153,8 @@ def _damage(random: Random) -> Damage:
     sub = random.choice((OPS.encode(), garbage(random)))
     score = random.choice(SCORES)
     text = garbage(random)
+    reference = random.choice((*REFERENCES, member))
+    count = b"%d " % random.choice(_COUNTS)
     return random.choice(
         (
             ("HSET", KEYS.meta(), random.choice(("providers", "enrolled")), text),
@@ -164,9 +170,28 @@ def _damage(random: Random) -> Damage:
                 b"%d %d x y" % tuple(random.choices(_COUNTS, k=2)),
             ),
             ("HSET", KEYS.tries(SHARD, OPS), member, text),
-            ("HSET", KEYS.tries(SHARD, OPS), member, b"%d " % random.choice(_COUNTS) + a_delivery(2).entry),
-            ("HSET", KEYS.state(ACCOUNT), random.choice(("version", "sequence", "polled_at", "body")), text),
-            ("HDEL", KEYS.state(ACCOUNT), random.choice(("version", "sequence", "polled_at", "body"))),
+            (
+                "HSET",
+                KEYS.tries(SHARD, OPS),
+                member,
+                b"%d " % random.choice(_COUNTS) + DELIVERIES[ACCOUNT][1].entry,
+            ),
+            ("SETRANGE", KEYS.state(ACCOUNT), random.choice((0, 16, 17, 31, 32, 33, 40)), text),
+            ("SET", KEYS.state(ACCOUNT), text),
+            ("HSET", KEYS.queued(ACCOUNT), sub, text),
+            ("HSET", KEYS.bodies(SHARD), random.choice((*REFERENCES, member)), text),
+            (
+                "HSET",
+                KEYS.bodies(SHARD),
+                random.choice((*REFERENCES, member)),
+                b"%d " % random.choice(_COUNTS) + text,
+            ),
+            ("HDEL", KEYS.bodies(SHARD), random.choice((*REFERENCES, member))),
+            ("DEL", KEYS.queued(ACCOUNT)),
+            ("SET", KEYS.queued(ACCOUNT), text),
+            ("HSET", KEYS.sizes(SHARD), random.choice(("log", "dead", "attempts")), text),
+            ("HSET", KEYS.sizes(SHARD), random.choice(("log", "dead", "attempts")), random.choice(_COUNTS)),
+            ("XADD", KEYS.given_up(SHARD), "*", b"subscription", sub, b"account", member, b"delivery", text),
             ("SET", KEYS.rate(PROVIDER), text),
             ("SET", KEYS.rate(PROVIDER), random.choice(SCORES)),
             ("SET", KEYS.subscription_rate(OPS), random.choice(SCORES)),
@@ -187,6 +212,7 @@ def _damage(random: Random) -> Damage:
                 b"entry",
                 garbage(random),
             ),
+            ("XADD", KEYS.log(SHARD), "*", b"account", member, b"entry", b"0 evt_2 2", b"queued", text),
             ("XADD", KEYS.dead(SHARD, OPS), "*", b"account", member, b"reason", text, b"delivery", text),
             ("XADD", KEYS.attempts(SHARD, OPS), "*", b"attempt", text),
             ("XADD", KEYS.attempts(SHARD, OPS), "*", b"attempt", _json(random)),
@@ -212,7 +238,7 @@ DAMAGES: st.SearchStrategy[Damage] = made(_damage)
 @example(damage=("HSET", KEYS.breakers(), OPS, b"1 %d 0 1 no" % 10**30))
 @example(damage=("HSET", KEYS.tries(SHARD, OPS), ACCOUNT, b"9" * 5000 + b" x"))
 @example(damage=("HSET", KEYS.workers(), "w", b"1 " + b"[" * 5000))
-@example(damage=("LSET", KEYS.queue(OPS, ACCOUNT), 0, b"evt_1 " + b"9" * 5000 + b" x\n{}"))
+@example(damage=("LSET", KEYS.queue(OPS, ACCOUNT), 0, b"evt_2 " + b"9" * 5000 + b" 1"))
 @fuzz(damage=DAMAGES)
 def test_everything_that_looks_sees_the_damage(place: Place, damage: Damage) -> None:
     place.runner.run(_look(place, damage))
@@ -273,7 +299,7 @@ async def _polls(store: Store) -> None:
     lease = next(lease for lease in claimed.leases if lease.member == NEIGHBOUR)
     state = await store.polls.read_state(NEIGHBOUR)
     assert state
-    step = a_commit(lease, expected=state.version, version="v2", deliveries={OPS: [a_delivery(4)]}, LRC="13")
+    step = a_commit(lease, expected=state.version, version="v2", deliveries={OPS: [a_delivery(14)]}, LRC="13")
     assert (await store.polls.commit(step))[0] is Reply.DONE
     for other in claimed.leases:
         await store.polls.postpone(PROVIDER, other, why="rate slow", at_least_ms=1, waits_ms=[1])
@@ -284,15 +310,17 @@ async def _delivers(store: Store) -> None:
     claimed = await store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=9)
     lease = next(lease for lease in claimed.leases if lease.member == NEIGHBOUR)
     lease, begun = await store.begin(lease)
-    assert (begun.tries, len(begun.entries)) == (1, 3)
+    assert (begun.tries, len(begun.deliveries)) == (1, 3)
+    _, second, third = DELIVERIES[NEIGHBOUR]
+    assert [delivery for _, delivery in begun.deliveries] == [second, third, a_delivery(14)]
     reply, _ = await store.queues.delivered(
-        OPS, lease, a_delivery(2).entry, until=store.queues.until(lease, MINUTE_MS)
+        OPS, lease, second.entry, until=store.queues.until(lease, MINUTE_MS)
     )
     assert reply is Reply.DONE
     for other in claimed.leases:
         held, begun = await store.begin(other)
-        for entry in begun.entries[:1]:
-            await store.queues.retry(OPS, held, entry.partition(b"\n")[0] + b"\n", wait_ms=1)
+        for entry, _ in begun.deliveries[:1]:
+            await store.queues.retry(OPS, held, entry, wait_ms=1)
 
 
 async def _goes_by_breakers(store: Store) -> None:

@@ -33,14 +33,14 @@ from watcher.store.history import _record
 from watcher.store.keys import MOST
 from watcher.store.queues import _parse
 from watcher.store.reader import _dead_letter, _failing, _tried, sequence_in
-from watcher.store.state import BadState, dump_body, load_state
+from watcher.store.state import BadState, dump_state, load_state
 
-STATE = a_state(LRC="12.5", source="here", previous={"ops": 7}, version="v1", sequence=9)
-BODY = json.loads(dump_body(STATE))
-FIELDS = {"version": b"v1", "sequence": b"9", "polled_at": b"1000", "body": dump_body(STATE)}
-DELIVERY = (
-    b'evt_exq2atkfezkrl7uwjqzorlfh 1795175095846 deposit.cleared\n{"id":"evt_exq2atkfezkrl7uwjqzorlfh"}'
-)
+STATE = a_state(LRC="12.5", source="here", version="v1", sequence=9)
+STORED_STATE = dump_state(STATE)
+HEAD, _, BODY = STORED_STATE.partition(b"\n")
+SAID = json.loads(BODY)
+ENTRY = b"evt_exq2atkfezkrl7uwjqzorlfh 1795175095846 1795175095840"
+STORED = b'2 deposit.cleared\n{"id":"evt_exq2atkfezkrl7uwjqzorlfh"'
 MADE = steps(STORY, subscriptions=(WARNED,))
 RECORDS = records_of(MADE)
 CONTENTS = [record.content for record in RECORDS]
@@ -59,20 +59,24 @@ ATTEMPT = {
 }
 
 
-@fuzz(damaged(BODY, *BODY, "stale", "crossed").map(json.dumps) | json_values(*BODY).map(json.dumps))
+@fuzz(damaged(SAID, *SAID, "stale", "crossed").map(json.dumps) | json_values(*SAID).map(json.dumps))
 def test_any_body_is_a_state_that_lives_on_or_damage(body: str) -> None:
-    lives_on({**FIELDS, "body": body.encode()})
+    lives_on(HEAD + b"\n" + body.encode())
 
 
-@fuzz(st.sampled_from(sorted(FIELDS)), st.data())
-def test_any_bytes_are_a_state_that_lives_on_or_damage(name: str, data: st.DataObject) -> None:
-    lives_on({**FIELDS, name: data.draw(damaged_bytes(FIELDS[name]) | st.binary())})
+@fuzz(damaged_bytes(HEAD) | st.binary(), damaged_bytes(BODY) | st.binary())
+def test_any_bytes_are_a_state_that_lives_on_or_damage(head: bytes, body: bytes) -> None:
+    for text in (head + b"\n" + BODY, HEAD + b"\n" + body, head + body, head, body):
+        lives_on(text)
 
 
-@fuzz(damaged_bytes(DELIVERY) | st.binary())
-def test_any_entry_of_a_queue_is_a_delivery_or_damage(entry: bytes) -> None:
+@fuzz(damaged_bytes(ENTRY) | st.binary(), damaged_bytes(STORED) | st.binary())
+def test_any_entry_of_a_queue_is_a_delivery_or_damage(entry: bytes, stored: bytes) -> None:
     with suppress(ValueError):
-        assert load_delivery(entry).entry == entry
+        assert load_delivery(entry, STORED, "ops").entry == entry
+    with suppress(ValueError):
+        delivery = load_delivery(ENTRY, stored, "ops")
+        assert stored.endswith(b" " + delivery.stored)
     assert isinstance(sequence_in(entry), int | None)
 
 
@@ -88,9 +92,24 @@ def test_any_row_of_failures_is_read(text: bytes) -> None:
 
 
 @fuzz(damaged_bytes(b"account"), damaged_bytes(b"9 " + orjson.dumps(CONTENTS[0])) | st.binary())
-def test_any_entry_of_the_log_is_a_record(account: bytes, entry: bytes) -> None:
-    record = _record("1795175095846-0", [b"account", account, b"entry", entry])
+def test_any_note_of_the_log_is_a_record(account: bytes, entry: bytes) -> None:
+    record = _record("1795175095846-0", [b"account", account, b"entry", entry], b"")
     looked_at(record)
+
+
+@fuzz(
+    damaged_bytes(b"9 " + ENTRY.rpartition(b" ")[0]) | st.binary(),
+    damaged_bytes(b"ops 1795175095840\nalerts -") | st.binary(),
+    damaged_bytes(b"2 " + MADE[-1].events[0].stored) | st.binary(),
+)
+def test_any_event_of_the_log_is_a_record(entry: bytes, queued: bytes, stored: bytes) -> None:
+    good = b"2 " + MADE[-1].events[0].stored
+    for fields, body in (
+        ([b"entry", entry], good),
+        ([b"entry", b"9 " + ENTRY.rpartition(b" ")[0], b"queued", queued], good),
+        ([b"entry", b"9 " + ENTRY.rpartition(b" ")[0], b"queued", b"ops -"], stored),
+    ):
+        looked_at(_record("1795175095846-0", [b"account", b"treasury", *fields], body))
 
 
 @fuzz(st.integers(0, len(RECORDS) - 1), st.data())
@@ -113,27 +132,21 @@ def test_any_attempt_can_be_shown(said: Any) -> None:
     json.dumps(line)
 
 
-@fuzz(text_objects("account", "reason", "delivery"))
-def test_any_dead_letter_can_be_shown(said: dict[str, str]) -> None:
+@fuzz(text_objects("account", "reason", "delivery"), damaged_bytes(STORED) | st.binary())
+def test_any_dead_letter_can_be_shown(said: dict[str, str], stored: bytes) -> None:
     fields = {name.encode(errors="replace"): text.encode(errors="replace") for name, text in said.items()}
-    letter = _dead_letter(0, "1795175095846-0", fields)
+    letter = _dead_letter(0, "ops", "1795175095846-0", fields, stored)
     assert all(isinstance(cell, str) for cell in cells(letter_row("ops", letter, NOW_MS)))
 
 
-def lives_on(fields: dict[str, bytes]) -> None:
+def lives_on(text: bytes) -> None:
     """Claim that this is damage, or a state that another poll, and a silence, move on from."""
     try:
-        state = load_state(fields)
+        state = load_state(text)
     except BadState as damage:
         is_told(damage)
         return
-    written = {
-        "version": state.version.encode(),
-        "sequence": b"%d" % state.sequence,
-        "polled_at": b"%d" % state.polled_at_ms,
-        "body": dump_body(state),
-    }
-    assert load_state(written) == state
+    assert load_state(dump_state(state)) == state
     interest = Interest({"ops": a_subscription(events=("*",))})
     reading = Reading("treasury", "loopring", state.source, a_snapshot(LRC="1", ETH="2"), NOW_MS)
     diff(state, reading, rules=Rules("outside", 2), interest=interest, version="v2", now_ms=NOW_MS)

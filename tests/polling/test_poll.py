@@ -22,6 +22,7 @@ from tests.support.provider_staging import (
     metakeep_settings,
 )
 from tests.support.stores import ACCOUNT, OPS, PROVIDER, SHARD, Store, a_store
+from tests.support.stories import Books
 from watcher.engine.dispatch import Key
 from watcher.journal.account import AccountState
 from watcher.journal.interest import Interest
@@ -133,10 +134,7 @@ class Polled:
         return state
 
     async def damage_state(self) -> None:
-        """Leave no JSON behind the first line of what is stored of the account."""
-        key = self.store.keys.state(ACCOUNT)
-        head, _, _ = (await self.store.pipe.command("GET", key)).partition(b"\n")
-        await self.store.pipe.command("SET", key, head + b"\n{")
+        await Books(self.store.pipe, self.store.keys.namespace).damage_state(ACCOUNT)
 
     async def waits_ms(self) -> float:
         """In how many ms the account is polled next."""

@@ -282,7 +282,7 @@ def test_a_port_that_is_taken_is_told_once() -> None:
     ],
 )
 def test_an_event_that_moves_nothing_is_shown_with_what_it_is_about(type_: str, says: str) -> None:
-    body = sample(type_, "ops", nonce="n", now_ms=1_795_175_065_701).body("ops", None)
+    body = sample(type_, "ops", nonce="n", now_ms=1_795_175_065_701).to("ops").body
     event = json.loads(body)
     receipt = Receipt(event, None, is_verified=True, status=200, attempt=1, is_repeat=False, order=None)
     assert says in listen.receipt_text(receipt, 0)

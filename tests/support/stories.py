@@ -154,6 +154,12 @@ class Books:
             expected = step.state.version
         return made
 
+    async def damage_state(self, account: str) -> None:
+        """Leave no JSON behind the first line of what is stored of an account."""
+        key = self.keys.state(account)
+        head, _, _ = (await self.pipe.command("GET", key)).partition(b"\n")
+        await self.damage("SET", key, head + b"\n{")
+
     async def damage(self, *command: object) -> None:
         """Do something to the namespace that the program never does."""
         await self.pipe.command(*command)
