@@ -68,7 +68,7 @@ def load_state(text: bytes) -> AccountState:
         head, _, said = text.partition(b"\n")
         version, polled_at, sequence = head[:16].rstrip(), head[17:31], head[32:]
         if not version:
-            raise ValueError("no version")
+            raise BadState("not readable: it has no version")
         body = json.loads(said)
         if body["schema"] != SCHEMA:
             raise BadState("written by another version of watcher")
