@@ -162,6 +162,7 @@ class ClusterPipe(Pipe):
                 if not isinstance(node.__cause__, AskError):
                     raise node.__cause__ or node from None  # keys of several slots in one call: a bug
                 self._owner_by_slot = []
+                call = call.again()
             except StoreUnreachable:
                 self._owner_by_slot = []  # another node may have its slots by now
                 raise
@@ -170,7 +171,7 @@ class ClusterPipe(Pipe):
     async def _follow(self, owner: Address, call: Call) -> Any:
         """Send a call, and where its slot is just being moved, to the node that is given it."""
         try:
-            return await self._pipe_at(owner).send(call.again())
+            return await self._pipe_at(owner).send(call)
         except PartOfCluster as node:
             ask = node.__cause__
             if not isinstance(ask, AskError) or isinstance(ask, MovedError):
