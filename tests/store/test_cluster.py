@@ -12,6 +12,7 @@ from tests.support.servers import ENGINES, a_free_port, real_server
 from tests.support.stores import MINUTE_MS, OPS, PROVIDER, Store, a_delivery, a_store, running
 from watcher.store.address import Several, check_address, safe_url, several
 from watcher.store.client import ClusterPipe, connect
+from watcher.store.errors import DamagedKey
 from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
 from watcher.store.guarantee import guarantee, guarantee_of_all, missing_rights
 from watcher.store.keys import SHARDS, shard_of
@@ -78,6 +79,26 @@ async def test_a_call_follows_its_keys_into_a_slot_that_is_being_moved(
     for _ in cluster.move(key, _other(cluster, key)):  # the key is there already, its slot still here
         assert await store.pipe.command("HGET", key, "providers") == b"[]"
     assert await store.pipe.command("HGET", key, "providers") == b"[]"
+
+
+async def test_a_batch_finds_its_keys_on_all_nodes_and_where_they_move_to(
+    store: Store, cluster: Cluster
+) -> None:
+    keys = [store.keys.log(shard) for shard in range(SHARDS)]
+    assert await store.pipe.batch([("SADD", key, key) for key in keys]) == [1] * SHARDS
+    asking = [("SMEMBERS", key) for key in keys]
+    answers = [[key.encode()] for key in keys]
+    for _ in cluster.move(keys[0], _other(cluster, keys[0])):
+        assert await store.pipe.batch(asking) == answers
+    assert await store.pipe.batch(asking) == answers
+
+
+async def test_an_error_in_a_batch_is_told_as_one_of_a_command(store: Store) -> None:
+    key = store.keys.log(0)
+    _, wrong, right = await store.pipe.batch([("SET", key, "x"), ("LLEN", key), ("GET", key)])
+    assert isinstance(wrong, DamagedKey)
+    assert key in str(wrong)
+    assert right == b"x"
 
 
 async def test_a_node_that_is_gone_costs_its_own_shards_only(store: Store, cluster: Cluster) -> None:
