@@ -16,7 +16,7 @@ from watcher.store.errors import DamagedKey
 from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
 from watcher.store.guarantee import guarantee, guarantee_of_all, missing_rights
 from watcher.store.keys import SHARDS, shard_of
-from watcher.store.schedule import Lease, Reply
+from watcher.store.schedule import DueIndex, Lease, Reply
 
 pytestmark = pytest.mark.slow
 
@@ -102,16 +102,23 @@ async def test_an_error_in_a_batch_is_told_as_one_of_a_command(store: Store) -> 
 
 
 async def test_a_node_that_is_gone_costs_its_own_shards_only(store: Store, cluster: Cluster) -> None:
-    await asyncio.gather(*(store.fill(a_delivery(), account=name) for name in ACCOUNTS))
+    for shard, name in enumerate(ACCOUNTS):
+        await store.fill(a_delivery(), account=name)
+        await store.due(store.keys.due_polls(shard), loopring=-10)
     node = cluster.owner(store.keys.queue(OPS, ACCOUNTS[0]))
-    node.server.kill()
+    node.server.stop()  # in order: what a kill takes back while the disk is slow is not asked here
     try:
         read = await asyncio.gather(*map(store.queue, ACCOUNTS), return_exceptions=True)
         gone = [name for name, found in zip(ACCOUNTS, read, strict=True) if isinstance(found, Exception)]
         assert all(isinstance(found, list | StoreUnreachable) for found in read)
+        of_polls = (await DueIndex(store.schedule, store.keys).look())[:SHARDS]
     finally:
         node.server.start()
     assert gone == [name for name in ACCOUNTS if cluster.owner(store.keys.queue(OPS, name)) is node]
+    looked = zip(ACCOUNTS, of_polls, strict=True)
+    assert [name for name, part in looked if isinstance(part, StoreUnreachable)] == gone
+    named = [due.shard for part in of_polls if isinstance(part, list) for due in part]
+    assert named == [shard for shard, name in enumerate(ACCOUNTS) if name not in gone]
     again = await asyncio.gather(*(_patiently(lambda n=name: store.queue(n)) for name in ACCOUNTS))  # type: ignore[misc]
     assert again == [[a_delivery().dump()]] * SHARDS
 
