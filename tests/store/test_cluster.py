@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TypeVar
+from unittest.mock import ANY
 
 import pytest
 
@@ -16,7 +17,7 @@ from watcher.store.errors import DamagedKey
 from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
 from watcher.store.guarantee import guarantee, guarantee_of_all, missing_rights
 from watcher.store.keys import SHARDS, shard_of
-from watcher.store.schedule import DueIndex, Lease, Reply
+from watcher.store.schedule import Due, DueIndex, Lease, Reply
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +100,13 @@ async def test_an_error_in_a_batch_is_told_as_one_of_a_command(store: Store) -> 
     assert isinstance(wrong, DamagedKey)
     assert key in str(wrong)
     assert right == b"x"
+
+
+async def test_an_index_of_another_type_names_nothing_and_costs_no_other(store: Store) -> None:
+    await store.pipe.command("SET", store.keys.due_polls(0), "damaged")
+    await store.due(store.keys.due_subscriptions(0), ops=-10)
+    parts = await DueIndex(store.schedule, store.keys).look()
+    assert [part for part in parts if part != []] == [[Due("delivery", 0, "ops", ANY)]]
 
 
 async def test_a_node_that_is_gone_costs_its_own_shards_only(store: Store, cluster: Cluster) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Literal, NamedTuple
 
+from watcher.store.errors import DamagedKey
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Pipe, load_script
 
@@ -125,7 +126,8 @@ class DueIndex:
         keys, now_ms = [*self._places], self._schedule.now_ms()
         if self._pipe.is_cluster:  # which would take a script for each shard
             commands = [("ZRANGEBYSCORE", key, "-inf", now_ms, "WITHSCORES") for key in keys]
-            found = await self._pipe.batch(commands)
+            answers = await self._pipe.batch(commands)
+            found = [[] if isinstance(answer, DamagedKey) else answer for answer in answers]
         else:
             found = await self._pipe.script(_LOOK, keys, now_ms)
         return [
