@@ -24,17 +24,16 @@ OPS, SHOP = Key("delivery", "ops"), Key("poll", "shop")
 class Index:
     """Names what is due, once for each time that a test says so."""
 
-    looks = (tuple(range(SHARDS)),)
-
     def __init__(self) -> None:
         self.named: list[Due] = []
+        self.gone: list[BaseException] = []
         self.looked = 0
         self.fixed: Counter[int] = Counter()
 
-    async def look(self, _shards: Sequence[int]) -> list[Due]:
+    async def look(self) -> list[list[Due] | BaseException]:
         self.looked += 1
         named, self.named = self.named, []
-        return named
+        return [*self.gone, named]
 
     async def fix(self, shard: int, _providers: Sequence[str]) -> None:
         self.fixed[shard] += 1
@@ -162,6 +161,16 @@ async def test_a_loop_that_is_stopped_while_it_asks_for_room_claims_nothing(worl
         world.loop.wake(OPS, 1)
         await world.until(lambda: world.loop.stopped.is_set())
     assert world.deliveries.claimed == []
+
+
+async def test_an_index_that_is_gone_costs_no_other(
+    world: World, lines: list[MutableMapping[str, Any]]
+) -> None:
+    world.index.gone = [StoreUnreachable("a node is gone")]
+    world.name(OPS, 1)
+    async with world.running():
+        await world.until(lambda: world.deliveries.ended)
+    assert [line["event"] for line in lines] == ["store.unreachable"]
 
 
 async def test_work_that_says_that_more_is_due_is_claimed_again_without_a_look(world: World) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TypeVar
+from unittest.mock import ANY
 
 import pytest
 
@@ -12,10 +13,11 @@ from tests.support.servers import ENGINES, a_free_port, real_server
 from tests.support.stores import MINUTE_MS, OPS, PROVIDER, Store, a_delivery, a_store, running
 from watcher.store.address import Several, check_address, safe_url, several
 from watcher.store.client import ClusterPipe, connect
+from watcher.store.errors import DamagedKey
 from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
 from watcher.store.guarantee import guarantee, guarantee_of_all, missing_rights
 from watcher.store.keys import SHARDS, shard_of
-from watcher.store.schedule import Lease, Reply
+from watcher.store.schedule import Due, DueIndex, Lease, Reply
 
 pytestmark = pytest.mark.slow
 
@@ -80,17 +82,51 @@ async def test_a_call_follows_its_keys_into_a_slot_that_is_being_moved(
     assert await store.pipe.command("HGET", key, "providers") == b"[]"
 
 
+async def test_a_batch_finds_its_keys_on_all_nodes_and_where_they_move_to(
+    store: Store, cluster: Cluster
+) -> None:
+    keys = [store.keys.log(shard) for shard in range(SHARDS)]
+    assert await store.pipe.batch([("SADD", key, key) for key in keys]) == [1] * SHARDS
+    asking = [("SMEMBERS", key) for key in keys]
+    answers = [[key.encode()] for key in keys]
+    for _ in cluster.move(keys[0], _other(cluster, keys[0])):
+        assert await store.pipe.batch(asking) == answers
+    assert await store.pipe.batch(asking) == answers
+
+
+async def test_an_error_in_a_batch_is_told_as_one_of_a_command(store: Store) -> None:
+    key = store.keys.log(0)
+    _, wrong, right = await store.pipe.batch([("SET", key, "x"), ("LLEN", key), ("GET", key)])
+    assert isinstance(wrong, DamagedKey)
+    assert key in str(wrong)
+    assert right == b"x"
+
+
+async def test_an_index_of_another_type_names_nothing_and_costs_no_other(store: Store) -> None:
+    await store.pipe.command("SET", store.keys.due_polls(0), "damaged")
+    await store.due(store.keys.due_subscriptions(0), ops=-10)
+    parts = await DueIndex(store.schedule, store.keys).look()
+    assert [part for part in parts if part != []] == [[Due("delivery", 0, "ops", ANY)]]
+
+
 async def test_a_node_that_is_gone_costs_its_own_shards_only(store: Store, cluster: Cluster) -> None:
-    await asyncio.gather(*(store.fill(a_delivery(), account=name) for name in ACCOUNTS))
+    for shard, name in enumerate(ACCOUNTS):
+        await store.fill(a_delivery(), account=name)
+        await store.due(store.keys.due_polls(shard), loopring=-10)
     node = cluster.owner(store.keys.queue(OPS, ACCOUNTS[0]))
-    node.server.kill()
+    node.server.stop()  # in order: what a kill takes back while the disk is slow is not asked here
     try:
         read = await asyncio.gather(*map(store.queue, ACCOUNTS), return_exceptions=True)
         gone = [name for name, found in zip(ACCOUNTS, read, strict=True) if isinstance(found, Exception)]
         assert all(isinstance(found, list | StoreUnreachable) for found in read)
+        of_polls = (await DueIndex(store.schedule, store.keys).look())[:SHARDS]
     finally:
         node.server.start()
     assert gone == [name for name in ACCOUNTS if cluster.owner(store.keys.queue(OPS, name)) is node]
+    looked = zip(ACCOUNTS, of_polls, strict=True)
+    assert [name for name, part in looked if isinstance(part, StoreUnreachable)] == gone
+    named = [due.shard for part in of_polls if isinstance(part, list) for due in part]
+    assert named == [shard for shard, name in enumerate(ACCOUNTS) if name not in gone]
     again = await asyncio.gather(*(_patiently(lambda n=name: store.queue(n)) for name in ACCOUNTS))  # type: ignore[misc]
     assert again == [[a_delivery().entry]] * SHARDS
 

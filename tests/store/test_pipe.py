@@ -180,6 +180,51 @@ async def test_a_restarted_server_is_sent_its_scripts_again(engine: str, namespa
 
 
 @everywhere
+async def test_a_batch_is_one_round_trip_and_an_error_in_it_the_answer_to_one_command(
+    redis_client: Redis, namespace: str, round_trips: list[int]
+) -> None:
+    pipe = Pipe(redis_client)
+    commands = [("SET", f"{namespace}:text", "x"), ("LLEN", f"{namespace}:text"), ("ECHO", "b")]
+    _, wrong, last = await pipe.batch(commands)
+    assert isinstance(wrong, ResponseError)
+    assert last == b"b"
+    assert round_trips == [3]
+    await pipe.aclose()
+
+
+@on_real_servers
+async def test_batches_keep_a_connection_and_replace_it_when_it_is_gone(engine: str) -> None:
+    with real_server(engine) as server:
+        async with connect(server.url) as client:
+            pipe = Pipe(client)
+            ids = [(await pipe.batch([("CLIENT", "ID")]))[0] for _ in range(2)]
+            assert ids[0] == ids[1]
+            await pipe.command("CLIENT", "KILL", "ID", ids[0])
+            assert (await pipe.batch([("ECHO", "another")])) == [b"another"]
+            server.kill()
+            for _ in range(2):
+                with pytest.raises(StoreUnreachable):
+                    await pipe.batch([("ECHO", "lost")])
+            server.start()
+            assert await pipe.batch([("ECHO", "back")]) == [b"back"]
+            await pipe.aclose()
+
+
+@everywhere
+async def test_a_cancelled_batch_leaves_no_answer_to_the_next(redis_client: Redis) -> None:
+    pipe = Pipe(redis_client)
+    for turns in range(8):
+        asking = asyncio.create_task(pipe.batch([("ECHO", "cancelled")] * 3))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        one, other = await asyncio.gather(pipe.batch([("ECHO", "a")]), pipe.batch([("ECHO", "b")]))
+        assert (one, other) == ([b"a"], [b"b"])
+    await pipe.aclose()
+
+
+@everywhere
 async def test_a_cancelled_caller_harms_no_other(redis_client: Redis) -> None:
     pipe = Pipe(redis_client)
     async with running(pipe):

@@ -256,7 +256,7 @@ class Loop:
             self._fix_at = time.monotonic() + FIX_S
             providers = self._providers()
             await self._health.of_parts(*(self._index.fix(shard, providers) for shard in range(SHARDS)))
-        found = await self._health.of_parts(*map(self._index.look, self._index.looks))
+        found = await self._health.of_answers(self._index.look())
         now = time.monotonic()
         for due in itertools.chain.from_iterable(part or () for part in found):
             key = Key(due.kind, due.name)

@@ -4,6 +4,8 @@ Refuses to judge the server (`guarantee` does) and to say what its errors mean (
 """
 
 import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-from redis.exceptions import AskError, MovedError
+from redis.exceptions import AskError, MovedError, ResponseError
 
 from watcher.store.address import Several, check_address, several
 from watcher.store.errors import translated, unreadable
@@ -26,6 +28,8 @@ CONNECTIONS = 64
 
 _HOPS = 5
 """Redirections that a call follows. If it has not found its keys by then, its caller tries later."""
+
+_NO_OWNER = "no node of the Cluster has the slot of some keys; it heals by itself"
 
 Address = tuple[str, int]
 
@@ -148,6 +152,36 @@ class ClusterPipe(Pipe):
         self._learning = asyncio.Lock()
         self._running: list[asyncio.TaskGroup] = []
 
+    async def batch(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """As of any pipe, a batch to each node: each command names a key first. Errors are answers."""
+        owners = await self._owners()
+        places_by_owner: defaultdict[Address | None, list[int]] = defaultdict(list)
+        for place, (_, key, *_) in enumerate(commands):
+            places_by_owner[owners[key_slot(key.encode())]].append(place)
+        found = await asyncio.gather(
+            *(self._ask(owner, [commands[i] for i in places]) for owner, places in places_by_owner.items())
+        )
+        answers: list[Any] = [None] * len(commands)
+        for places, some in zip(places_by_owner.values(), found, strict=True):
+            for place, answer in zip(places, some, strict=True):
+                answers[place] = answer
+        return answers
+
+    async def _ask(self, owner: Address | None, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """Ask one node. What it refuses goes again by itself, to where its key may be by now."""
+        try:
+            if owner is None:
+                raise StoreUnreachable(_NO_OWNER)
+            answers = await self._pipe_at(owner).batch(commands)
+        except StoreError as error:
+            self._owner_by_slot = []  # another node may have its slots by now
+            return [error] * len(commands)
+        refused = [i for i, answer in enumerate(answers) if isinstance(answer, ResponseError)]
+        again = (self.command(*commands[i]) for i in refused)
+        for i, answer in zip(refused, await asyncio.gather(*again, return_exceptions=True), strict=True):
+            answers[i] = answer
+        return answers
+
     async def send(self, call: Call) -> Any:
         for _ in range(_HOPS):
             owners = await self._owners()
@@ -155,13 +189,14 @@ class ClusterPipe(Pipe):
             owner = next(filter(None, owners), None) if key is None else owners[key_slot(key.encode())]
             if owner is None:
                 self._owner_by_slot = []
-                raise StoreUnreachable("no node of the Cluster has the slot of some keys; it heals by itself")
+                raise StoreUnreachable(_NO_OWNER)
             try:
                 return await self._follow(owner, call)
             except PartOfCluster as node:
                 if not isinstance(node.__cause__, AskError):
                     raise node.__cause__ or node from None  # keys of several slots in one call: a bug
                 self._owner_by_slot = []
+                call = call.again()
             except StoreUnreachable:
                 self._owner_by_slot = []  # another node may have its slots by now
                 raise
@@ -170,7 +205,7 @@ class ClusterPipe(Pipe):
     async def _follow(self, owner: Address, call: Call) -> Any:
         """Send a call, and where its slot is just being moved, to the node that is given it."""
         try:
-            return await self._pipe_at(owner).send(call.again())
+            return await self._pipe_at(owner).send(call)
         except PartOfCluster as node:
             ask = node.__cause__
             if not isinstance(ask, AskError) or isinstance(ask, MovedError):

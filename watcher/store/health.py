@@ -5,7 +5,7 @@ Refuses to decide what to do meanwhile: a caller that failed waits as long as `f
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from watcher.observe.log import Throttle, log
@@ -103,8 +103,12 @@ class StoreHealth:
 
         Raises StoreError where all of them fail, and any error of another kind.
         """
+        return await self.of_answers(asyncio.gather(*asked, return_exceptions=True))
+
+    async def of_answers(self, asking: Awaitable[Sequence[T | BaseException]]) -> list[T | None]:
+        """As `of_parts`, of what is asked in one go and brings errors among its answers."""
         asked_at = self._clock()
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        answers = await asking
         errors = [answer for answer in answers if isinstance(answer, StoreError)]
         if errors and len(errors) == len(answers):
             raise errors[0]

@@ -3,11 +3,11 @@
 Refuses to know what a member is: an account to poll, or a queue to deliver.
 """
 
-import asyncio
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Literal, NamedTuple
 
+from watcher.store.errors import DamagedKey
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Pipe, load_script
 
@@ -113,30 +113,31 @@ class DueIndex:
         self._schedule = schedule
         self._pipe = schedule.pipe
         self._keys = keys
+        self._places: dict[str, tuple[Kind, int]] = {
+            **{keys.due_polls(shard): ("poll", shard) for shard in range(SHARDS)},
+            **{keys.due_subscriptions(shard): ("delivery", shard) for shard in range(SHARDS)},
+        }
 
-    @property
-    def looks(self) -> list[tuple[int, ...]]:
-        """Group the shards that one look covers: all of them, or on a Cluster each by itself."""
-        shards = tuple(range(SHARDS))
-        return [(shard,) for shard in shards] if self._pipe.is_cluster else [shards]
+    async def look(self) -> list[list[Due] | BaseException]:
+        """Find what may be due, index by index. One that cannot be read names nothing.
 
-    async def look(self, shards: Sequence[int]) -> list[Due]:
-        """Find what may be due in these shards. An index that cannot be read names nothing."""
-        of_polls = [self._keys.due_polls(shard) for shard in shards]
-        of_queues = [self._keys.due_subscriptions(shard) for shard in shards]
-        keys, now_ms = [*of_polls, *of_queues], self._schedule.now_ms()
+        On a Cluster, an index whose node does not answer is an error.
+        """
+        keys, now_ms = [*self._places], self._schedule.now_ms()
         if self._pipe.is_cluster:  # which would take a script for each shard
-            found = await asyncio.gather(
-                *(self._pipe.command("ZRANGEBYSCORE", key, "-inf", now_ms, "WITHSCORES") for key in keys)
-            )
+            commands = [("ZRANGEBYSCORE", key, "-inf", now_ms, "WITHSCORES") for key in keys]
+            answers = await self._pipe.batch(commands)
+            found = [[] if isinstance(answer, DamagedKey) else answer for answer in answers]
         else:
             found = await self._pipe.script(_LOOK, keys, now_ms)
-        places: list[tuple[Kind, int]] = [("poll", shard) for shard in shards]
-        places += [("delivery", shard) for shard in shards]
         return [
-            Due(kind, shard, name.decode("utf-8", "replace"), (now_ms - float(since_ms)) / 1000)
-            for (kind, shard), pairs in zip(places, found, strict=True)
-            for name, since_ms in zip(pairs[::2], pairs[1::2], strict=True)
+            pairs
+            if isinstance(pairs, BaseException)
+            else [
+                Due(kind, shard, name.decode("utf-8", "replace"), (now_ms - float(since_ms)) / 1000)
+                for name, since_ms in zip(pairs[::2], pairs[1::2], strict=True)
+            ]
+            for (kind, shard), pairs in zip(self._places.values(), found, strict=True)
         ]
 
     async def fix(self, shard: int, providers: Sequence[str]) -> None:
