@@ -127,13 +127,13 @@ def told(logged: list[Any], event: str) -> list[Any]:
 def a_sample(account: str, number: int, to: str = "ops") -> Delivery:
     """A delivery whose body says whose it is; sequences rise by one."""
     event_id = f"evt_{account}_{number}"
-    body = {
+    says = {
         "id": event_id,
         "type": "total.increased",
         "data": {"account": {"name": account}, "sequence": number},
-        "subscription": {"name": to, "previous_sequence": number - 1 or None},
     }
-    return Delivery(event_id, "total.increased", number, json.dumps(body).encode())
+    content = json.dumps(says).encode()[:-1]
+    return Delivery(event_id, "total.increased", number, content, to, number - 1 or None)
 
 
 def owed(client: Redis, url: str, namespace: str, **url_by_name: str) -> Owed:

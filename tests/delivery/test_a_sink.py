@@ -63,6 +63,8 @@ class ChatSink:
 TARGET: Target = ChatTarget(a_subscription(OPS))
 SINK: Sink[ChatTarget] = ChatSink(Chat())
 
+DELIVERIES = [a_delivery(number, b'{"text":"%d"' % number) for number in (1, 2, 3)]
+
 
 @dataclass
 class Stage:
@@ -113,13 +115,13 @@ class Stage:
 async def stage(redis_client: Redis, namespace: str) -> Stage:
     stage = Stage(a_store(redis_client, namespace))
     await stage.store.schedule.read_clock()
-    await stage.store.queues.enqueue(OPS, ACCOUNT, [a_delivery(n, b"%d" % n) for n in (1, 2, 3)])
+    await stage.store.queues.enqueue(OPS, ACCOUNT, DELIVERIES)
     return stage
 
 
 async def test_what_it_takes_is_delivered_in_order(stage: Stage) -> None:
     await stage.work()
-    assert stage.chat.posted == [(OPS, b"1"), (OPS, b"2"), (OPS, b"3")]
+    assert stage.chat.posted == [(OPS, each.body) for each in DELIVERIES]
     assert await stage.store.queue() == []
     assert await stage.breaker() is None
 
@@ -133,7 +135,7 @@ async def test_a_200_that_says_no_is_tried_again_and_goes_past_nothing(stage: St
     stage.chat.error = None
     await stage.work()
     assert await stage.breaker() is None
-    assert stage.chat.posted == [(OPS, b"1"), (OPS, b"2"), (OPS, b"3")]
+    assert stage.chat.posted == [(OPS, each.body) for each in DELIVERIES]
 
 
 async def test_a_200_that_asks_for_less_opens_the_breaker(stage: Stage) -> None:

@@ -69,7 +69,10 @@ OWN_SHARD = OWN_SUBSCRIPTION | {("audit", SICK), ("audit", NEAR)}
         ("dead", OWN_SUBSCRIPTION),
         ("due_subscriptions", OWN_SHARD),
         ("probe", set()),
-        ("standings", set()),
+        ("breakers", set()),
+        ("bodies", OWN_SHARD),
+        ("sizes", OWN_SHARD),
+        ("given_up", OWN_SHARD),
     ],
 )
 async def test_a_key_of_another_type_costs_what_it_holds_until_it_is_fixed(
@@ -84,7 +87,10 @@ async def test_a_key_of_another_type_costs_what_it_holds_until_it_is_fixed(
         "dead": keys.dead(SHARD, "ops"),
         "due_subscriptions": keys.due_subscriptions(SHARD),
         "probe": keys.probe("ops"),
-        "standings": keys.breakers(),
+        "breakers": keys.breakers(),
+        "bodies": keys.bodies(SHARD),
+        "sizes": keys.sizes(SHARD),
+        "given_up": keys.given_up(SHARD),
     }[key]
     for to in ("ops", "audit"):
         await both.queue([SICK, NEAR, FAR], to=to)
@@ -95,9 +101,8 @@ async def test_a_key_of_another_type_costs_what_it_holds_until_it_is_fixed(
     await both.pipe.command("RPUSH" if key == "probe" else "SET", name, "damaged")
     async with both.worker():
         await subscriber.until(lambda: taken(subscriber, audit) >= EVERYTHING - costs)
-        await both.pipe.command("DEL", name)
-        if kept:
-            await both.pipe.command("RESTORE", name, 0, kept, "REPLACE")
+        fixed = ("RESTORE", name, 0, kept, "REPLACE") if kept else ("DEL", name)
+        await both.pipe.command(*fixed)
         await subscriber.until(lambda: taken(subscriber, audit) == EVERYTHING)
 
 

@@ -31,6 +31,7 @@ from watcher.commands.deliveries import cells
 from watcher.delivery import webhook
 from watcher.delivery.sink import Attempt
 from watcher.engine.breaker import Answer
+from watcher.journal.events import Delivery
 from watcher.printable import plain
 from watcher.schema import MODEL_BY_TYPE
 from watcher.store import polls
@@ -83,6 +84,14 @@ async def given_up(
         )
         lease = lease._replace(deadline=deadline)
     assert await one.pipe.command("ZSCORE", key, account) is None
+
+
+async def a_letter_in(one: Owed, shard: int, delivery: Delivery, account: str, *, at: str = "*") -> None:
+    """Put a dead letter of `ops` into a shard, with its body."""
+    reference, _, _ = delivery.entry.rpartition(b" ")
+    await one.pipe.command("HSET", one.keys.bodies(shard), reference, b"1 " + delivery.stored)
+    said = ("account", account, "reason", "no", "delivery", delivery.entry)
+    await one.pipe.command("XADD", one.keys.dead(shard, "ops"), at, *said)
 
 
 # ping
@@ -534,15 +543,13 @@ async def test_all_dead_letters_go_back_to_the_end_of_their_queues_and_arrive(
     async with one.worker():
         await subscriber.until(lambda: len(subscriber.taken) == 7)
     sent = {arrival.event["id"]: arrival.body for arrival in subscriber.arrivals}
-    assert sent["evt_alice_1"] == a_sample("alice", 1).body
+    owed_of = [a_sample("alice", 1), *(a_sample("treasury", number) for number in queued)]
+    assert sent == {delivery.event_id: delivery.body for delivery in owed_of}
 
 
 async def test_dead_letters_of_a_time_go_back_alone(one: Owed, run: CommandLine) -> None:
-    shard, key = shard_of("treasury"), one.keys.dead(shard_of("treasury"), "ops")
-    old = a_sample("treasury", 1).entry
-    await one.pipe.command("XADD", key, "1000-0", "account", "treasury", "reason", "no", "delivery", old)
+    await a_letter_in(one, shard_of("treasury"), a_sample("treasury", 1), "treasury", at="1000-0")
     await given_up(one, "treasury", 2)
-    assert shard == shard_of("treasury")
     dead = ("--dead", "--subscription", "ops", "--since")
     assert "1 dead letter of 1 account queued" in (await run("resend", *dead, "1h")).out
     assert await entries(one, "treasury") == [a_sample("treasury", 2).entry]
@@ -568,13 +575,15 @@ async def test_an_event_that_nobody_knows_is_not_sent(run: CommandLine) -> None:
 async def test_a_letter_that_cannot_be_read_stays_where_it_is(one: Owed, run: CommandLine) -> None:
     key = one.keys.dead(shard_of("treasury"), "ops")
     await one.pipe.command("XADD", key, "*", "account", "treasury", "reason", "no", "delivery", b"\xff")
-    stray = a_sample("alice", 1).entry  # of an account that lives in another shard
-    await one.pipe.command("XADD", key, "*", "account", "alice", "reason", "no", "delivery", stray)
+    # of an account that lives in another shard
+    await a_letter_in(one, shard_of("treasury"), a_sample("alice", 1), "alice")
+    bodiless = a_sample("treasury", 7).entry
+    await one.pipe.command("XADD", key, "*", "account", "treasury", "reason", "no", "delivery", bodiless)
     await given_up(one, "treasury", 1)
     ended = await run("resend", "--dead", "--subscription", "ops")
     assert (ended.code, ended.out) == (1, "ops: 1 dead letter of 1 account queued again\n")
-    assert "2 cannot be read" in ended.err
-    assert len((await run("deliveries", "--dead", "--json")).objects) == 2
+    assert "3 cannot be read" in ended.err
+    assert len((await run("deliveries", "--dead", "--json")).objects) == 3
 
 
 async def test_who_is_paused_is_told_of(one: Owed, run: CommandLine) -> None:

@@ -423,7 +423,7 @@ async def test_an_answer_before_the_body_was_read_is_an_answer(
             await peer.wait_for_the_end()
 
     async with subscribing(script) as subscriber, a_sink() as sink:
-        attempt = await sink.send(a_target(subscriber), a_delivery(body=size * b"x"), 1)
+        attempt = await sink.send(a_target(subscriber), a_delivery(content=size * b"x"), 1)
     assert outcome_of(attempt) in outcomes
 
 
@@ -437,7 +437,7 @@ async def test_what_a_peer_does_not_take_holds_no_connection_open() -> None:
 
     async with subscribing(script) as subscriber, a_sink(deadline_s=0.1) as sink:
         before = open_files()
-        attempt = await sink.send(a_target(subscriber), a_delivery(body=20_000_000 * b"x"), 1)
+        attempt = await sink.send(a_target(subscriber), a_delivery(content=20_000_000 * b"x"), 1)
         await asyncio.sleep(0.01)
         assert attempt.error in ("no answer within 0.1 s", "no connection within 0.1 s")
         assert open_files() - before <= 1  # the subscriber's end

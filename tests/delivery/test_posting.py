@@ -8,9 +8,11 @@ from pydantic import SecretStr
 
 from tests.support.builders import SECRET, a_subscription
 from tests.support.raw_subscribers import (
+    CONTENT,
     EVENT,
     LOOPBACK,
     OK,
+    TAIL,
     FakeDns,
     Peer,
     Request,
@@ -95,13 +97,13 @@ async def test_headers_from_the_settings_are_sent() -> None:
     assert request.headers["accept"] == "x/y"
 
 
-@pytest.mark.parametrize("body", [EVENT, b"\x00\xff\r\n\r\n", "ä€😀".encode(), 19_999 * b"x"])
-async def test_the_bytes_signed_are_the_bytes_sent_on_every_attempt(body: bytes) -> None:
+@pytest.mark.parametrize("content", [CONTENT, b"\x00\xff\r\n\r\n", "ä€😀".encode(), 19_999 * b"x"])
+async def test_the_bytes_signed_are_the_bytes_sent_on_every_attempt(content: bytes) -> None:
     async with subscribing(answering(an_answer(500), an_answer(503), OK)) as subscriber, a_sink() as sink:
         target = a_target(subscriber)
         for number in (1, 2, 3):
-            await sink.send(target, a_delivery(body=body), number)
-    assert [request.body for request in subscriber.requests] == 3 * [body]
+            await sink.send(target, a_delivery(content=content), number)
+    assert [request.body for request in subscriber.requests] == 3 * [content + TAIL]
     for request in subscriber.requests:
         timestamp = int(request.headers["webhook-timestamp"])
         signature = target.signer.signature("evt_1", timestamp, request.body)

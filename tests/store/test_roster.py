@@ -79,9 +79,11 @@ async def test_an_account_that_comes_back_starts_with_a_new_baseline(
     store = a_store(redis_client, namespace)
     await enroll(store, loopring=[ACCOUNT])
     await store.fill(a_delivery())
+    assert store.keys.queued(ACCOUNT) in await store.contents()
     await enroll(store, loopring=[])
     assert await enroll(store, loopring=[ACCOUNT]) == Enrolled(1, 0)
     assert await store.polls.read_state(ACCOUNT) is None
+    assert store.keys.queued(ACCOUNT) not in await store.contents(), "nothing came before it"
 
 
 async def test_a_removed_provider_takes_its_accounts_with_it(redis_client: Redis, namespace: str) -> None:

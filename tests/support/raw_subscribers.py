@@ -29,7 +29,9 @@ DEADLINE_S = 5.0
 SHORT_S = 0.2
 """For those who are to wait for it."""
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-EVENT = b'{"id": "evt_1", "type": "deposit.cleared", "data": {"amount": "12.5"}}'
+CONTENT = b'{"id": "evt_1", "type": "deposit.cleared", "data": {"amount": "12.5"}'
+TAIL = b',"subscription":{"name":"ops","previous_sequence":null}}'
+EVENT = CONTENT + TAIL
 
 _PATIENCE_S = 120
 
@@ -220,8 +222,9 @@ def a_target(subscriber: Subscriber | str, **fields: Any) -> WebhookTarget:
     return WebhookTarget(a_subscription(url=url, **fields), LOOPBACK)
 
 
-def a_delivery(event_id: str = "evt_1", body: bytes = EVENT) -> Delivery:
-    return Delivery(event_id, "deposit.cleared", 1, body)
+def a_delivery(event_id: str = "evt_1", content: bytes = CONTENT) -> Delivery:
+    """The first delivery to `ops`: what is sent of it is its content, and `TAIL`."""
+    return Delivery(event_id, "deposit.cleared", 1, content, "ops")
 
 
 def open_files() -> int:
