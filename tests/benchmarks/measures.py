@@ -96,11 +96,11 @@ class TimedPolls(Polls):
         super().__init__(*parts)  # type: ignore[arg-type]
         self.sent_at: dict[str, float] = {}
 
-    async def commit(self, step: Commit) -> tuple[Reply, dict[str, int]]:
-        now = time.monotonic()
-        for deliveries in step.deliveries.values():
-            self.sent_at.update((delivery.event_id, now) for delivery in deliveries)
-        return await super().commit(step)
+    async def commit(self, commit: Commit) -> tuple[Reply, dict[str, int]]:
+        now, step = time.monotonic(), commit.step
+        for places in step.queued.values():
+            self.sent_at.update((step.events[place].id, now) for place in places)
+        return await super().commit(commit)
 
 
 @asynccontextmanager

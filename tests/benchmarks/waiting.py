@@ -1,13 +1,15 @@
 """What waits in Redis: writes states and deliveries by the worker's own commits, and weighs them."""
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import orjson
 
 from tests.benchmarks.stage import PROVIDER, Stage, a_namespace, account_names
-from watcher.journal.account import AccountState, Entry
-from watcher.journal.events import Delivery
+from watcher.journal.account import AccountState, Advance, Entry
+from watcher.journal.events import Delivery, Event
+from watcher.journal.step import Step
 from watcher.snapshot import Asset, Balance
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.members import Roster
@@ -27,10 +29,11 @@ _TOLD = {
     "pending_deposit": "0",
     "pending_withdrawal": "0",
 }
+_ASSET = Asset("1", "LRC", "Loopring", 18)
 _EVENT_TYPE = "total.increased"
 _DATA = {
     "account": {"name": "account-1", "provider": PROVIDER},
-    "asset": {"id": "1", "symbol": "LRC", "name": "Loopring", "decimals": 18},
+    "asset": _ASSET._asdict(),
     "sequence": _NOW_MS,
     "amount": "12.5",
     "effect": {"total": "12.5", "locked": "0", "pending_deposit": "0", "pending_withdrawal": "0"},
@@ -40,34 +43,42 @@ _DATA = {
 }
 
 
-def some_deliveries(count: int) -> Iterator[Delivery]:
-    """Yield deliveries as a credit makes them."""
-    for sequence in range(_NOW_MS, _NOW_MS + count):
+def some_events(count: int, *, first: int = 0) -> Iterator[Event]:
+    """Yield events as a credit makes them, no two of them the same as those with another `first`."""
+    for sequence in range(_NOW_MS + first, _NOW_MS + first + count):
         event_id = f"evt_{sequence:024}"
         body = {"id": event_id, "type": _EVENT_TYPE, "timestamp": "2026-11-20T14:03:05.120Z", "data": _DATA}
-        yield Delivery(event_id, _EVENT_TYPE, sequence, orjson.dumps(body))
+        yield Event(event_id, _EVENT_TYPE, "account-1", _ASSET, "12.5", sequence, orjson.dumps(body))
+
+
+def some_deliveries(count: int) -> Iterator[Delivery]:
+    """Yield the deliveries of such events, each behind another."""
+    for event in some_events(count):
+        yield event.to(SUBSCRIPTION, event.sequence - 1)
 
 
 async def write_backlog(stage: Stage, keys: Keys, queues: int, per_queue: int) -> None:
     """Let `per_queue` deliveries wait in each of so many queues."""
-    deliveries = {SUBSCRIPTION: list(some_deliveries(per_queue))}
-    await _commit(stage, keys, account_names(queues), _state(["1"]), deliveries)
+    await _commit(stage, keys, account_names(queues), _state(["1"]), per_queue)
 
 
 async def delivery_bytes(stage: Stage, queues: int, per_queue: int) -> float:
-    """Say what one waiting delivery costs: its place in the queue, and its share of the queue's schedule."""
+    """Say what one waiting delivery costs, if no other subscription gets the event: its place in the queue,
+    the event's body, and its share of the queue's schedule. The log is not in it: it has a bound."""
     keys = Keys(a_namespace())
     await write_backlog(stage, keys, queues, per_queue)
     used = await _used(stage, [keys.queue(SUBSCRIPTION, name) for name in account_names(queues)])
+    used += await _used(stage, [keys.bodies(shard) for shard in range(SHARDS)])
     used += await _used(stage, [keys.queues(shard, SUBSCRIPTION) for shard in range(SHARDS)])
     return used / (queues * per_queue)
 
 
 async def account_bytes(stage: Stage, accounts: int, asset_ids: Sequence[str]) -> float:
-    """Say what one account costs: its state, and its place in the schedule."""
+    """Say what one account costs: its state, what was queued of it last, and its place in the schedule."""
     keys, names = Keys(a_namespace()), account_names(accounts)
-    await _commit(stage, keys, names, _state(asset_ids), {})
+    await _commit(stage, keys, names, _state(asset_ids), 1)
     used = await _used(stage, [keys.state(name) for name in names])
+    used += await _used(stage, [keys.queued(name) for name in names])
     used += await _used(stage, [keys.polls(shard, PROVIDER) for shard in range(SHARDS)])
     return used / accounts
 
@@ -78,7 +89,6 @@ def _state(asset_ids: Sequence[str]) -> AccountState:
         source="0" * 32,
         watched=None,
         entry_by_asset={asset.id: Entry(asset, _BALANCE, _BALANCE) for asset in assets},
-        previous_sequence={SUBSCRIPTION: _NOW_MS},
         version="0" * 16,
         sequence=_NOW_MS,
         polled_at_ms=_NOW_MS,
@@ -90,12 +100,16 @@ async def _commit(
     keys: Keys,
     names: list[str],
     state: AccountState,
-    deliveries: Mapping[str, list[Delivery]],
+    per_queue: int,
 ) -> None:
-    """Commit the same state and deliveries for every account, each under its own lease."""
+    """Commit the same state for every account, and events of its own, each under its own lease."""
+    numbers = itertools.count(step=per_queue)
 
     def step(lease: Lease) -> Commit:
-        return Commit(lease.member, PROVIDER, lease, "", state, 2 * _NOW_MS, (), deliveries)
+        events = tuple(some_events(per_queue, first=next(numbers)))
+        queued = {SUBSCRIPTION: range(per_queue)}
+        made = Step(state, state.sequence, events, queued, (), Advance(is_baseline=False, is_news=True))
+        return Commit(lease.member, PROVIDER, lease, "", made, 2 * _NOW_MS)
 
     polls = Polls(stage.schedule, keys)
     await Roster(stage.schedule.pipe, keys).enroll({PROVIDER: names}, now_ms=0)
