@@ -386,8 +386,9 @@ async def test_dead_letters_of_all_subscriptions_share_their_bytes(
     ],
 )
 async def test_a_damaged_key_refuses_the_step_before_anything_is_written(
-    redis_client: Redis, namespace: str, damaged: str
+    redis_client: Redis, namespace: str, damaged: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(polls, "QUEUE_LENGTH", 1)  # so that dead letters are written, too
     store = a_store(redis_client, namespace)
     await committed(store, ETH="10", deliveries={OPS: [a_delivery(1)]})
     step = a_commit(

@@ -17,6 +17,7 @@
 local polls, failing, log, due_subscriptions, due_providers, bodies, sizes, given_up = unpack(KEYS, 1, 8)
 local provider, log_bytes, dead_bytes, dead_length, queue_length = unpack(ARGV, 1, 5)
 log_bytes, dead_bytes, dead_length = tonumber(log_bytes), tonumber(dead_bytes), tonumber(dead_length)
+queue_length = tonumber(queue_length)
 
 -- Ask each key something only its own type answers: a damaged one fails all steps before the first write.
 local has_failing = redis.call('HLEN', failing) > 0
@@ -24,8 +25,7 @@ redis.call('XLEN', log)
 redis.call('ZCARD', due_subscriptions)
 redis.call('ZCARD', due_providers)
 redis.call('HLEN', bodies)
-redis.call('HLEN', sizes)
-redis.call('XLEN', given_up)
+local log_size = tonumber(redis.call('HGET', sizes, 'log') or 0) or 0
 local steps, schedules, due_by_schedule = {}, {}, {}
 local key, at = 9, 6
 while KEYS[key] do
@@ -50,10 +50,12 @@ while KEYS[key] do
     local queue, schedule, dead = unpack(KEYS, key, key + 2)
     local subscription, deliveries = unpack(ARGV, at, at + 1)
     step.queues[i] = {key = key, at = at + 2, deliveries = deliveries, subscription = subscription}
-    redis.call('LLEN', queue)
+    if redis.call('LLEN', queue) + deliveries > queue_length then
+      redis.call('XLEN', dead)
+      redis.call('XLEN', given_up)
+    end
     if not due_by_schedule[schedule] then
       redis.call('ZCARD', schedule)
-      redis.call('XLEN', dead)
       due_by_schedule[schedule] = {}
       schedules[#schedules + 1] = {at = key + 1, subscription = subscription}
     end
@@ -174,21 +176,19 @@ end
 
 -- What is logged pushes out the oldest, a few more than came, until the log is within its bound.
 if logged > 0 then
-  local total = grow(sizes, 'log', taken)
-  if total > log_bytes then
-    local gone, freed = {}, 0
+  log_size = math.max(0, log_size) + taken
+  if log_size > log_bytes then
+    local gone = {}
     for _, record in ipairs(redis.call('XRANGE', log, '-', '+', 'COUNT', math.min(2 * logged + 8, 1000))) do
-      if total - freed <= log_bytes then break end
+      if log_size <= log_bytes then break end
       local fields = record[2]
       local reference = string.match(fields[4], '^%d+ (evt_%S+ %d+)$')
-      freed = freed + #fields[2] + #fields[4] + #(fields[6] or '') + 80
-      if reference then freed = freed + drop(bodies, reference) end
+      log_size = log_size - #fields[2] - #fields[4] - #(fields[6] or '') - 80
+      if reference then log_size = log_size - drop(bodies, reference) end
       gone[#gone + 1] = record[1]
     end
-    if gone[1] then
-      redis.call('XDEL', log, unpack(gone))
-      grow(sizes, 'log', -freed)
-    end
+    if gone[1] then redis.call('XDEL', log, unpack(gone)) end
   end
+  redis.call('HSET', sizes, 'log', string.format('%d', math.max(0, log_size)))
 end
 return reply

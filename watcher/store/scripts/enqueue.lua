@@ -26,8 +26,8 @@ for i = 1, count do
   if dead then -- its reference goes with it
     local found = redis.call('XRANGE', dead, letter, letter)[1]
     if found and redis.call('XDEL', dead, letter) == 1 then
-      local fields, body = found[2], redis.call('HGET', bodies, reference_of(entry)) or ''
-      local size = #fields[2] + #fields[4] + #fields[6] + #string.match(body, '^%d*(.*)$') + 150
+      local fields, _, body = found[2], counted(redis.call('HGET', bodies, reference_of(entry)) or '')
+      local size = #fields[2] + #fields[4] + #fields[6] + #body + 150
       grow(sizes, 'dead', -size)
       redis.call('RPUSH', queue, entry)
       queued = queued + 1

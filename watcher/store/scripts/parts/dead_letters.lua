@@ -2,9 +2,9 @@
 
 local function bury(dead, bodies, sizes, given_up, subscription, account, reason, entry, length, bytes)
   local function size_of(letter, body) return #letter[2] + #letter[4] + #letter[6] + body + 150 end
-  local stored = redis.call('HGET', bodies, reference_of(entry)) or ''
+  local _, stored = counted(redis.call('HGET', bodies, reference_of(entry)) or '')
   local new = redis.call('XADD', dead, '*', 'account', account, 'reason', reason, 'delivery', entry)
-  local size = size_of({'', account, '', reason, '', entry}, #string.match(stored, '^%d*(.*)$'))
+  local size = size_of({'', account, '', reason, '', entry}, #stored)
   local total = grow(sizes, 'dead', size)
   local left = redis.call('XLEN', dead)
   if total <= bytes and left <= length then return end

@@ -6,26 +6,27 @@ local function reference_of(entry) -- of what waits, or is dead: `reference prev
   return string.match(entry, '^(%S+ %d+) ') or ''
 end
 
+local function counted(body) -- returns the count of a body, and what stands behind it; 0 for one that is damaged
+  local space = string.find(body, ' ', 1, true) or 1
+  return tonumber(string.sub(body, 1, space - 1)) or 0, string.sub(body, space)
+end
+
 local function hold(bodies, reference, stored)
-  local body = redis.call('HGET', bodies, reference)
-  local count, rest = string.match(body or '', '^(%d+)( .*)$')
-  if count then
-    redis.call('HSET', bodies, reference, string.format('%d', count + 1) .. rest)
-  else
-    redis.call('HSET', bodies, reference, '1 ' .. stored)
-  end
+  local count, rest = counted(redis.call('HGET', bodies, reference) or '')
+  if count == 0 then rest = ' ' .. stored end
+  redis.call('HSET', bodies, reference, string.format('%d', count + 1) .. rest)
 end
 
 local function drop(bodies, reference) -- returns how long it is
   local body = redis.call('HGET', bodies, reference)
   if not body then return 0 end
-  local count, rest = string.match(body, '^(%d+)( .*)$')
-  if count and tonumber(count) > 1 then
+  local count, rest = counted(body)
+  if count > 1 then
     redis.call('HSET', bodies, reference, string.format('%d', count - 1) .. rest)
   else
     redis.call('HDEL', bodies, reference)
   end
-  return #(rest or '')
+  return #rest
 end
 
 local function grow(sizes, part, by) -- returns how much it takes now; what is damaged counts from 0
