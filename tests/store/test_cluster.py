@@ -109,6 +109,21 @@ async def test_an_index_of_another_type_names_nothing_and_costs_no_other(store: 
     assert [part for part in parts if part != []] == [[Due("delivery", 0, "ops", ANY)]]
 
 
+async def test_where_a_proxy_hides_a_cluster_each_shard_is_asked_for_by_itself(namespace: str) -> None:
+    """One node with all slots answers as such a proxy does: CROSSSLOT, and never MOVED."""
+    with a_cluster(nodes=1) as alone:
+        async with connect(alone.nodes[0].url) as client:
+            store = a_store(client, namespace)
+            index = DueIndex(store.schedule, store.keys)
+            await store.pipe.command("SET", store.keys.due_polls(3), "damaged")
+            for _ in range(2):
+                await store.due(store.keys.due_subscriptions(7), ops=-10)
+                parts = await index.look()
+                assert [part for part in parts if part != []] == [[Due("delivery", 7, "ops", ANY)]]
+            spent = await client.info("commandstats")
+            assert spent["cmdstat_evalsha"]["rejected_calls"] == 1, "the second look knows"
+
+
 async def test_a_node_that_is_gone_costs_its_own_shards_only(store: Store, cluster: Cluster) -> None:
     for shard, name in enumerate(ACCOUNTS):
         await store.fill(a_delivery(), account=name)

@@ -179,7 +179,8 @@ def a_delivery(
     subscription: str = OPS,
 ) -> Delivery:
     """The delivery of an event, by default as it waits behind that of the number before it."""
-    previous = (number - 1 or None) if previous == -1 else previous
+    if previous == -1:
+        previous = number - 1 if number > 1 else None
     return Delivery(f"evt_{number}", event_type, number, content, subscription, previous)
 
 

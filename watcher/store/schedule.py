@@ -3,11 +3,13 @@
 Refuses to know what a member is: an account to poll, or a queue to deliver.
 """
 
+import asyncio
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Literal, NamedTuple
 
 from watcher.store.errors import DamagedKey
+from watcher.store.exceptions import PartOfCluster
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Pipe, load_script
 
@@ -113,6 +115,7 @@ class DueIndex:
         self._schedule = schedule
         self._pipe = schedule.pipe
         self._keys = keys
+        self._is_apart = schedule.pipe.is_cluster
         self._places: dict[str, tuple[Kind, int]] = {
             **{keys.due_polls(shard): ("poll", shard) for shard in range(SHARDS)},
             **{keys.due_subscriptions(shard): ("delivery", shard) for shard in range(SHARDS)},
@@ -124,12 +127,20 @@ class DueIndex:
         On a Cluster, an index whose node does not answer is an error.
         """
         keys, now_ms = [*self._places], self._schedule.now_ms()
-        if self._pipe.is_cluster:  # which would take a script for each shard
+        found = None
+        if not self._is_apart:
+            try:
+                found = await self._pipe.script(_LOOK, keys, now_ms)
+            except PartOfCluster:  # behind a proxy that names it as one server: so from now on
+                self._is_apart = True
+        if found is None:  # a script could look at one shard only
             commands = [("ZRANGEBYSCORE", key, "-inf", now_ms, "WITHSCORES") for key in keys]
-            answers = await self._pipe.batch(commands)
+            if self._pipe.is_cluster:
+                answers = await self._pipe.batch(commands)
+            else:
+                asked = (self._pipe.command(*command) for command in commands)
+                answers = await asyncio.gather(*asked, return_exceptions=True)
             found = [[] if isinstance(answer, DamagedKey) else answer for answer in answers]
-        else:
-            found = await self._pipe.script(_LOOK, keys, now_ms)
         return [
             pairs
             if isinstance(pairs, BaseException)
