@@ -233,8 +233,12 @@ class Scene:
         ]
 
     async def _leftovers(self, spared: Collection[str]) -> list[str]:
-        letters = [self.keys.dead(shard, SUBSCRIPTION) for shard in range(SHARDS)]
-        dead = sum([await self.pipe.command("XLEN", key) for key in letters])
+        letters = [
+            dict(zip(fields[::2], fields[1::2], strict=True))
+            for shard in range(SHARDS)
+            for _, fields in await self.pipe.command("XRANGE", self.keys.dead(shard, SUBSCRIPTION), "-", "+")
+        ]
+        dead = sum(letter[b"account"].decode() not in spared for letter in letters)
         waiting = await self._waiting(spared)
         return [
             *([f"{dead} dead letters"] if dead else []),

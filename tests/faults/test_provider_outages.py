@@ -151,5 +151,10 @@ def _from(event: Any) -> float:
 
 async def read(redis: Redis, keys: list[str]) -> list[Any]:
     """When each account was last read, and what it held: that it went stale may stand beside it."""
-    states = [await redis.hgetall(key) for key in keys]
-    return [(state[b"polled_at"], json.loads(state[b"body"])["assets"]) for state in states]
+    found = []
+    for key in keys:
+        state = await redis.get(key)
+        assert isinstance(state, bytes)
+        head, _, said = state.partition(b"\n")
+        found.append((head.split()[-2], json.loads(said)["assets"]))
+    return found

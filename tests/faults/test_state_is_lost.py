@@ -107,11 +107,13 @@ async def test_damaged_states_are_left_out_and_nobody_else_is() -> None:
         await scene.until_told(100, within_s=20)
         of_another_type, cut, of_the_future = map(scene.keys.state, sorted(damaged))
         await scene.redis.delete(of_another_type)
-        await scene.redis.set(of_another_type, "not a hash")
-        body = await scene.redis.hget(cut, "body")
-        assert body
-        await scene.redis.hset(cut, "body", body[: len(body) // 2])
-        await scene.redis.hset(of_the_future, "body", '{"schema": 999}')
+        await scene.redis.hset(of_another_type, "not", "a string")
+        whole = await scene.redis.get(cut)
+        assert isinstance(whole, bytes)
+        await scene.redis.set(cut, whole[: len(whole) // 2])
+        await scene.redis.set(
+            of_the_future, whole[: whole.index(b"\n")] + b'\n{"as": "no version writes it"}'
+        )
         await asyncio.sleep(2)
         verdict = await scene.verdict(spared=damaged)
         said = [line["account"] for worker in workers for line in worker.lines("account.quarantined")]
@@ -194,4 +196,7 @@ def _one_key_of_each_kind(keys: Keys) -> list[str]:
         keys.queues(4, SUBSCRIPTION),
         keys.tries(5, SUBSCRIPTION),
         keys.dead(6, SUBSCRIPTION),
+        keys.bodies(7),
+        keys.sizes(8),
+        keys.given_up(9),
     ]
