@@ -52,6 +52,8 @@ def from_decimal(text: object) -> str:
 
 def check_canonical(text: object) -> str:
     """Return `text` if it is canonical, below zero or not, as this program writes it. Raises NotAnAmount."""
+    if text == "0":  # most amounts at rest are
+        return "0"
     match = _CANONICAL.match(text) if isinstance(text, str) else None
     if not match or (len(match[1]) == 78 and int(match[1]) > MAX_INTEGER):
         raise NotAnAmount("not a bounded amount in canonical form")

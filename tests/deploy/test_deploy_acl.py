@@ -162,7 +162,7 @@ async def test_a_poll_goes_its_whole_way(client: Redis, account: str) -> None:
     deliveries = [a_delivery(n, previous=n - 1 or None, subscription=account) for n in (1, 2, 3)]
     step = a_commit(lease, provider=account, notes=[b"{}"], deliveries={account: deliveries}, ETH="1")
     assert await polls.commit(replace(step, due_ms=0)) == (Reply.DONE, {})
-    assert (await polls.read_state(account)) == a_state(ETH="1")
+    assert (await polls.read_state(account, account)) == a_state(ETH="1")
     (lease,) = (await polls.claim(account, shard_of(account), lease_ms=60_000, at_most=1)).leases
     assert await polls.touch(account, lease, version="v1", polled_at_ms=2, due_ms=0) is Reply.DONE
     (lease,) = (await polls.claim(account, shard_of(account), lease_ms=60_000, at_most=1)).leases
@@ -174,7 +174,7 @@ async def test_a_poll_goes_its_whole_way(client: Redis, account: str) -> None:
     await delivered_to_the_end(queues, account, deliveries)
     await roster.make_due(account, [account], now_ms=0)
     assert (await roster.enroll({}, now_ms=0)).removed == 1
-    assert await polls.read_state(account) is None
+    assert await polls.read_state(account, account) is None
 
 
 async def delivered_to_the_end(queues: Queues, account: str, deliveries: list[Delivery]) -> None:

@@ -160,7 +160,7 @@ def advanced(state: AccountState | None, reading: Reading) -> Step | None:
     )
     if step is None:
         return None
-    assert load_state(dump_state(step.state)) == step.state
+    assert load_state(dump_state(step.state, {}), {}) == step.state
     deliveries = deliveries_of(step)
     assert len(deliveries) == len(step.events)
     for delivery in deliveries:

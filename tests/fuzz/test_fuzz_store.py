@@ -250,7 +250,7 @@ async def _look(place: Place, damage: Damage) -> None:
     failing = await looker.failing(PROVIDER)
     json.dumps(provider_line(PROVIDER, failing, await looker.overdue(PROVIDER), now_ms))
     account = an_account(ACCOUNT)
-    async for seen in looker.read_states([ACCOUNT, NEIGHBOUR]):
+    async for seen in looker.read_states({ACCOUNT: PROVIDER, NEIGHBOUR: PROVIDER}):
         one = failing.get(seen.account)
         json.dumps(account_line(account, seen, one, problems_of(account, seen, one, now_ms)))
     breakers = await Breakers(pipe, KEYS).read()
@@ -270,7 +270,7 @@ async def _look(place: Place, damage: Damage) -> None:
     await post.attempts(OPS, 10, lambda _: True)
     assert [record async for record in log.in_order(await log.ends())]
     with suppress(BadState):
-        await store.polls.read_state(ACCOUNT)
+        await store.polls.read_state(PROVIDER, ACCOUNT)
 
 
 async def _go_on(place: Place, damage: Damage) -> None:
@@ -287,7 +287,7 @@ async def _polls(store: Store) -> None:
     assert 0 <= await store.polls.take_turns(PROVIDER, 1, spacing_ms=1) < 21_600_001
     claimed = await store.polls.claim(PROVIDER, SHARD, lease_ms=MINUTE_MS, at_most=9)
     lease = next(lease for lease in claimed.leases if lease.member == NEIGHBOUR)
-    state = await store.polls.read_state(NEIGHBOUR)
+    state = await store.polls.read_state(PROVIDER, NEIGHBOUR)
     assert state
     step = a_commit(lease, expected=state.version, version="v2", deliveries={OPS: [a_delivery(14)]}, LRC="13")
     assert (await store.polls.commit(step))[0] is Reply.DONE

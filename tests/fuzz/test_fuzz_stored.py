@@ -36,7 +36,7 @@ from watcher.store.reader import _dead_letter, _failing, _tried, sequence_in
 from watcher.store.state import BadState, dump_state, load_state
 
 STATE = a_state(LRC="12.5", source="here", version="v1", sequence=9)
-STORED_STATE = dump_state(STATE)
+STORED_STATE = dump_state(STATE, {})
 HEAD, _, BODY = STORED_STATE.partition(b"\n")
 SAID = json.loads(BODY)
 ENTRY = b"evt_exq2atkfezkrl7uwjqzorlfh 1795175095846 1795175095840"
@@ -142,11 +142,11 @@ def test_any_dead_letter_can_be_shown(said: dict[str, str], stored: bytes) -> No
 def lives_on(text: bytes) -> None:
     """Claim that this is damage, or a state that another poll, and a silence, move on from."""
     try:
-        state = load_state(text)
+        state = load_state(text, {})
     except BadState as damage:
         is_told(damage)
         return
-    assert load_state(dump_state(state)) == state
+    assert load_state(dump_state(state, {}), {}) == state
     interest = Interest({"ops": a_subscription(events=("*",))})
     reading = Reading("treasury", "loopring", state.source, a_snapshot(LRC="1", ETH="2"), NOW_MS)
     diff(state, reading, rules=Rules("outside", 2), interest=interest, version="v2", now_ms=NOW_MS)

@@ -18,15 +18,15 @@ ATOMS = st.integers(-MAX_INTEGER, MAX_INTEGER) | st.integers(-(MAX_INTEGER * 10*
 
 
 async def test_a_changed_poll_parses_what_moved_and_prints_what_is_new() -> None:
-    stored = dump_state(a_state(ETH="100", LRC="5.5", USDC="7"))
+    stored = dump_state(a_state(ETH="100", LRC="5.5", USDC="7"), {})
     after = a_snapshot(ETH=a_balance("100", "12.5"), LRC="5.5", USDC="7")
     interest = Interest({"ops": a_subscription()})
     with traced() as tracer:
-        state = load_state(stored)
+        state = load_state(stored, {})
         reading = Reading("treasury", "loopring", "here", after, 1_000)
         step = diff(state, reading, rules=Rules(), interest=interest, version="v2", now_ms=1_005)
         assert step is not None
-        dump_state(step.state)
+        dump_state(step.state, {})
     task = asyncio.current_task()
     assert task is not None
     trip = tracer.trip(task.get_name())

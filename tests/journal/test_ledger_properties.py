@@ -45,7 +45,7 @@ def snapshot_of(poll: Poll) -> Snapshot:
 
 def stored(state: AccountState) -> AccountState:
     """The state as Redis gives it back."""
-    return load_state(dump_state(state))
+    return load_state(dump_state(state, {}), {})
 
 
 def followed(series: Iterable[Poll], rules: Rules) -> Iterable[tuple[AccountState, Advance]]:

@@ -55,7 +55,7 @@ class Contested(Polls):
         return await super().commit(step)
 
     async def _overtake(self, step: Commit) -> bool:
-        state = await self.read_state(step.account)
+        state = await self.read_state(step.provider, step.account)
         assert state
         faster = replace(state, version=secrets.token_hex(8), sequence=state.sequence + 1)
         made = replace(step.step, state=faster, events=(), queued={}, notes=())
@@ -129,7 +129,7 @@ class Polled:
         return await self.poll()
 
     async def state(self) -> AccountState:
-        state = await self.polls.read_state(ACCOUNT)
+        state = await self.polls.read_state(PROVIDER, ACCOUNT)
         assert state
         return state
 
@@ -166,7 +166,7 @@ async def test_a_poll_that_another_worker_overtakes_is_computed_anew_from_what_t
     (line,) = poll_lines(lines)
     assert line["event"] == outcome
     assert polled.is_taken is (outcome == FINISHED)
-    state = await polled.store.polls.read_state(ACCOUNT)
+    state = await polled.store.polls.read_state(PROVIDER, ACCOUNT)
     assert state
     assert state.entry_by_asset["0"].published.total == ("12" if outcome == FINISHED else "10")
 
@@ -187,13 +187,13 @@ async def test_an_answer_that_repeats_is_read_again_while_an_asset_has_no_decima
     polled: Polled,
 ) -> None:
     await polled.poll(a_balance(99, "1000"))  # a token that no list names
-    state = await polled.store.polls.read_state(ACCOUNT)
+    state = await polled.store.polls.read_state(PROVIDER, ACCOUNT)
     assert state
     assert state.entry_by_asset["99"].asset.decimals is None
     polled.stage.reply_by_path[TOKENS_PATH] = answer(a_token_list(0, 99, decimals=3))
     polled.now_s += RENEW_S
     await polled.poll()  # the same bytes
-    state = await polled.store.polls.read_state(ACCOUNT)
+    state = await polled.store.polls.read_state(PROVIDER, ACCOUNT)
     assert state
     assert state.entry_by_asset["99"].asset.decimals == 3
     assert state.entry_by_asset["99"].published.total == "1"
@@ -242,7 +242,7 @@ async def test_of_a_poll_of_several_requests_all_answers_are_compared(polled: Po
             shop.stage.replies = answers(*balances)
             await shop.poll()
             assert shop.client.reads == reads
-    state = await shop.polls.read_state("alice")
+    state = await shop.polls.read_state(PROVIDER, "alice")
     assert state
     assert state.entry_by_asset[second].published.total == "3"
 

@@ -45,7 +45,7 @@ class Deploy:
         await self.store.polls.commit(a_commit(await self.store.lease(account), ETH="1"))
 
     async def has_state(self, account: str) -> bool:
-        return bool(await self.store.polls.read_state(account))
+        return bool(await self.store.polls.read_state("loopring", account))
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ async def store(cluster: Cluster, namespace: str) -> AsyncIterator[Store]:
 async def test_accounts_of_all_shards_are_polled_and_delivered(store: Store) -> None:
     await store.roster.enroll({PROVIDER: ACCOUNTS}, now_ms=await store.now_ms())
     await asyncio.gather(*(store.fill(a_delivery(1), a_delivery(2), account=name) for name in ACCOUNTS))
-    states = await asyncio.gather(*map(store.polls.read_state, ACCOUNTS))
+    states = await asyncio.gather(*(store.polls.read_state(PROVIDER, name) for name in ACCOUNTS))
     assert all(states)
     taken = await asyncio.gather(*(_deliver(store, shard) for shard in range(SHARDS)))
     assert taken == [[a_delivery(1).entry, a_delivery(2).entry]] * SHARDS

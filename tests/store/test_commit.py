@@ -62,7 +62,7 @@ async def test_one_step_writes_state_log_queues_and_the_next_poll(
         deliveries={OPS: [first, second], "audit": [other]},
     )
     keys = store.keys
-    assert await store.polls.read_state(ACCOUNT) == step.step.state
+    assert await store.polls.read_state(PROVIDER, ACCOUNT) == step.step.state
     account = ACCOUNT.encode()
     assert await store.stream(keys.log(SHARD)) == [
         {"account": account, "entry": b"6 baseline"},
@@ -85,7 +85,7 @@ async def test_one_step_writes_state_log_queues_and_the_next_poll(
 
 
 async def test_an_account_without_a_baseline_has_no_state(redis_client: Redis, namespace: str) -> None:
-    assert await a_store(redis_client, namespace).polls.read_state(ACCOUNT) is None
+    assert await a_store(redis_client, namespace).polls.read_state(PROVIDER, ACCOUNT) is None
 
 
 async def test_the_next_step_replaces_the_state_and_appends_to_the_queue(
@@ -97,7 +97,7 @@ async def test_the_next_step_replaces_the_state_and_appends_to_the_queue(
     after = await committed(
         store, expected="v1", version="v2", sequence=3, BTC="1", deliveries={OPS: [two, three]}
     )
-    assert await store.polls.read_state(ACCOUNT) == after.step.state
+    assert await store.polls.read_state(PROVIDER, ACCOUNT) == after.step.state
     assert await store.queue() == [one.entry, two.entry, three.entry]
 
 
@@ -119,7 +119,7 @@ async def test_a_step_without_a_successful_poll_keeps_its_time_and_the_rejection
     state = replace(step.step.state, polled_at_ms=before.step.state.polled_at_ms + 1)
     step = replace(step, is_good=False, step=replace(step.step, state=state))
     assert await store.polls.commit(step) == (Reply.DONE, {})
-    after = await store.polls.read_state(ACCOUNT)
+    after = await store.polls.read_state(PROVIDER, ACCOUNT)
     assert after
     assert (after.version, after.polled_at_ms) == ("v2", before.step.state.polled_at_ms)
     assert store.keys.failing(SHARD, PROVIDER) in await store.contents()
@@ -131,7 +131,7 @@ async def test_an_account_may_have_a_state_before_its_first_successful_poll(
     store = a_store(redis_client, namespace)
     step = replace(a_commit(await store.lease()), is_good=False)
     assert await store.polls.commit(step) == (Reply.DONE, {})
-    state = await store.polls.read_state(ACCOUNT)
+    state = await store.polls.read_state(PROVIDER, ACCOUNT)
     assert state
     assert state.polled_at_ms == 0
 
@@ -230,7 +230,7 @@ async def test_bytes_pass_through_untouched(redis_client: Redis, namespace: str)
     assert (await store.stream(store.keys.log(SHARD)))[0]["entry"] == b"0 " + HOSTILE
     _, begun = await store.begin(await store.lease_queue())
     assert begun.deliveries == [(delivery.entry, delivery)]
-    assert await store.polls.read_state(ACCOUNT) == step.step.state
+    assert await store.polls.read_state(PROVIDER, ACCOUNT) == step.step.state
 
 
 async def test_a_step_may_be_large(redis_client: Redis, namespace: str) -> None:
@@ -432,10 +432,10 @@ async def test_a_damaged_state_is_reported_and_hurts_no_other_account(
     await committed(store, ETH="10")
     await store.pipe.command("SETRANGE", store.keys.state(ACCOUNT), 34, body.ljust(200))
     with pytest.raises(BadState):
-        await store.polls.read_state(ACCOUNT)
+        await store.polls.read_state(PROVIDER, ACCOUNT)
     step = a_commit(await store.lease(NEIGHBOURS[0]), ETH="1")
     assert await store.polls.commit(step) == (Reply.DONE, {})
-    assert await store.polls.read_state(NEIGHBOURS[0]) == step.step.state
+    assert await store.polls.read_state(PROVIDER, NEIGHBOURS[0]) == step.step.state
 
 
 @pytest.mark.parametrize(
@@ -448,7 +448,7 @@ async def test_a_state_of_another_type_is_reported_as_damage(
     name, *arguments = command
     await store.pipe.command(name, store.keys.state(ACCOUNT), *arguments)
     with pytest.raises(BadState, match="of another type"):
-        await store.polls.read_state(ACCOUNT)
+        await store.polls.read_state(PROVIDER, ACCOUNT)
 
 
 @pytest.mark.parametrize("length", [0, 10, 16, 20, 32, 40, 60])
@@ -460,7 +460,7 @@ async def test_a_state_that_is_cut_off_is_reported_as_damage(
     text = await store.pipe.command("GET", store.keys.state(ACCOUNT))
     await store.pipe.command("SET", store.keys.state(ACCOUNT), text[:length])
     with pytest.raises(BadState):
-        await store.polls.read_state(ACCOUNT)
+        await store.polls.read_state(PROVIDER, ACCOUNT)
 
 
 async def test_a_wiped_server_takes_a_new_baseline_and_nothing_of_the_time_before(
@@ -476,5 +476,5 @@ async def test_a_wiped_server_takes_a_new_baseline_and_nothing_of_the_time_befor
     await refused(store, late, Reply.MOVED_ON)
     enrolled = await store.roster.enroll({PROVIDER: [ACCOUNT]}, now_ms=await store.now_ms())
     assert (enrolled.added, enrolled.removed) == (1, 0)
-    assert await store.polls.read_state(ACCOUNT) is None
+    assert await store.polls.read_state(PROVIDER, ACCOUNT) is None
     await committed(store, version="v1b", ETH="11")

@@ -107,7 +107,7 @@ class Worker:
                 if reply == 1:
                     self.version_by_account[account] = new
                 else:
-                    state = await polls.read_state(account)
+                    state = await polls.read_state(PROVIDER, account)
                     self.version_by_account[account] = state.version if state else ""
 
 

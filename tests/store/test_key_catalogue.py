@@ -22,6 +22,7 @@ from tests.support.stores import (
     fail,
     some_deliveries,
 )
+from watcher.snapshot import Asset
 from watcher.store import polls, queues
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.members import Configurations, Fingerprint, Mark, Presence, Workers
@@ -92,7 +93,7 @@ async def workload(store: Store) -> None:
     await store.polls.take_turns(PROVIDER, 1, spacing_ms=200)
     deliveries = {OPS: some_deliveries(1, 2, 3, 4), "audit": [a_delivery(1)]}
     await store.polls.commit(a_commit(lease, notes=[b"event"], deliveries=deliveries))
-    await store.polls.read_state(ACCOUNT)
+    await store.polls.read_state(PROVIDER, ACCOUNT)
     await store.polls.touch(
         PROVIDER, await store.lease(), version="v1", polled_at_ms=now, due_ms=now + MINUTE_MS
     )
@@ -132,6 +133,7 @@ async def _deliver(store: Store) -> None:
     await configurations.write(NOBODY)
     await configurations.waited_for_since(NOBODY.digest, 1)
     await configurations.mark({OPS: (None, Mark("url", NOBODY.digest))})
+    await store.polls.names.note(PROVIDER, [Asset("0", "ETH", "Ether", 18)])
 
 
 @pytest.mark.parametrize("engine", EVERY_ENGINE)

@@ -5,6 +5,7 @@ from redis.asyncio import Redis
 
 from tests.support.builders import a_snapshot
 from tests.support.servers import EVERY_ENGINE
+from tests.support.stores import PROVIDER
 from tests.support.stories import NOW_MS, STORY, Books, steps
 from watcher.store.history import START
 from watcher.store.keys import shard_of
@@ -23,7 +24,7 @@ async def survey(books: Books) -> Reader:
 
 
 async def seen(survey: Reader, *accounts: str) -> list[Seen]:
-    return [one async for one in survey.read_states(accounts)]
+    return [one async for one in survey.read_states(dict.fromkeys(accounts, PROVIDER))]
 
 
 @pytest.mark.parametrize("engine", EVERY_ENGINE)

@@ -64,9 +64,9 @@ async def test_a_removed_account_is_forgotten_and_its_queues_stay(
         await store.polls.postpone(PROVIDER, lease, why="down", at_least_ms=0, waits_ms=[5])
     assert await enroll(store, loopring=[NEIGHBOURS[0]]) == Enrolled(0, 1)
     assert list(await scheduled(store)) == [NEIGHBOURS[0]]
-    assert await store.polls.read_state(ACCOUNT) is None
+    assert await store.polls.read_state(PROVIDER, ACCOUNT) is None
     assert store.keys.queued(ACCOUNT) not in await store.contents()
-    assert await store.polls.read_state(NEIGHBOURS[0])
+    assert await store.polls.read_state(PROVIDER, NEIGHBOURS[0])
     failing = (await store.contents())[store.keys.failing(SHARD, PROVIDER)]
     assert list(failing) == [NEIGHBOURS[0].encode()]
     assert await store.queue() == [a_delivery().entry]
@@ -82,7 +82,7 @@ async def test_an_account_that_comes_back_starts_with_a_new_baseline(
     assert store.keys.queued(ACCOUNT) in await store.contents()
     await enroll(store, loopring=[])
     assert await enroll(store, loopring=[ACCOUNT]) == Enrolled(1, 0)
-    assert await store.polls.read_state(ACCOUNT) is None
+    assert await store.polls.read_state(PROVIDER, ACCOUNT) is None
     assert store.keys.queued(ACCOUNT) not in await store.contents(), "nothing came before it"
 
 
@@ -92,7 +92,7 @@ async def test_a_removed_provider_takes_its_accounts_with_it(redis_client: Redis
     await store.fill(a_delivery())
     assert await enroll(store, shop=["alice"]) == Enrolled(0, 1)
     assert await scheduled(store) == {}
-    assert await store.polls.read_state(ACCOUNT) is None
+    assert await store.polls.read_state(PROVIDER, ACCOUNT) is None
 
 
 async def test_an_account_that_moves_to_another_provider_keeps_its_state(
@@ -104,7 +104,7 @@ async def test_an_account_that_moves_to_another_provider_keeps_its_state(
     assert await enroll(store, loopring=[], shop=[ACCOUNT]) == Enrolled(1, 1)
     assert await scheduled(store) == {}
     assert list(await scheduled(store, "shop")) == [ACCOUNT]
-    state = await store.polls.read_state(ACCOUNT)
+    state = await store.polls.read_state(PROVIDER, ACCOUNT)
     assert state
     moved = a_commit(
         await store.lease(provider="shop"), provider="shop", expected=state.version, version="v2"
@@ -189,7 +189,7 @@ async def test_an_enrolment_that_forgets_nobody_only_adds(redis_client: Redis, n
     added = await store.roster.enroll({PROVIDER: ["other"], "shop": ["alice"]}, now_ms=5, forget=False)
     assert added == Enrolled(2, 0)
     assert {*await scheduled(store)} == {ACCOUNT, "other"}
-    assert await store.polls.read_state(ACCOUNT)
+    assert await store.polls.read_state(PROVIDER, ACCOUNT)
 
 
 async def test_our_own_layout_is_accepted(redis_client: Redis, namespace: str) -> None:

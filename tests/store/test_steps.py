@@ -53,7 +53,7 @@ async def test_each_account_gets_its_own_state_and_its_own_delivery(
     async with running(store.pipe):
         queued = await deliveries_of(store, *MANY)
         for account, delivery in queued.items():
-            state = await store.polls.read_state(account)
+            state = await store.polls.read_state(PROVIDER, account)
             assert state
             assert state.version == "v1"
             assert await store.queue(account) == [delivery.entry]

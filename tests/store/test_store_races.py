@@ -66,7 +66,7 @@ class Race:
         if lease.member in self.held:
             self.claimed_twice.append(lease.member)
         self.held.add(lease.member)
-        state = await store.polls.read_state(lease.member)
+        state = await store.polls.read_state(PROVIDER, lease.member)
         version = int(state.version) if state else 0
         step = a_commit(
             lease,
@@ -94,7 +94,7 @@ async def nothing_skipped(store: Store, race: Race) -> None:
             if "queued" not in entry:
                 versions[entry["account"].decode()].append(int(entry["entry"].removeprefix(b"0 ")))
     for account in ACCOUNTS:
-        state = await store.polls.read_state(account)
+        state = await store.polls.read_state(PROVIDER, account)
         assert state
         expected = list(range(1, int(state.version) + 1))
         assert versions[account] == expected

@@ -58,7 +58,7 @@ async def test_a_successful_poll_without_news_moves_only_the_times(
     before = await store.contents()
     assert await touch(store, lease) is Reply.DONE
     keys, after = store.keys, await store.contents()
-    state = await store.polls.read_state(ACCOUNT)
+    state = await store.polls.read_state(PROVIDER, ACCOUNT)
     assert state
     assert state.polled_at_ms == 7777
     assert await store.scores(keys.polls(SHARD, PROVIDER)) == {ACCOUNT: lease.deadline + MINUTE_MS}

@@ -61,7 +61,7 @@ class Rig:
             assert_valid(json.dumps(event).encode())
         async with open_store(self.settings.redis) as store:
             pipe, keys = store.pipe, store.keys
-            names = list(self.settings.account_by_name)
+            names = {name: one.provider for name, one in self.settings.account_by_name.items()}
             states = {seen.account: seen async for seen in Reader(pipe, keys).read_states(names)}
             records: dict[str, list[Record]] = {name: [] for name in names}
             async for record in History(pipe, keys).records():

@@ -87,7 +87,7 @@ class Store:
 
     async def fill(self, *deliveries: Delivery, account: str = ACCOUNT, subscription: str = OPS) -> None:
         """Commit a step that queues deliveries."""
-        state = await self.polls.read_state(account)
+        state = await self.polls.read_state(PROVIDER, account)
         expected = state.version if state else ""
         step = a_commit(
             await self.lease(account),

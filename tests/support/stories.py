@@ -62,7 +62,7 @@ def steps(
     for number, snapshot in enumerate(snapshots):
         now_ms = at_ms + number * MINUTE_MS
         reading = Reading(account, "loopring", source, snapshot, now_ms - 5)
-        version = f"{number:x} {now_ms}"
+        version = f"{number:x}-{now_ms}"
         step = diff(state, reading, rules=Rules(), interest=interest, version=version, now_ms=now_ms)
         if step:
             made.append(step)

@@ -94,7 +94,8 @@ async def _audit(
     async with open_to_look(settings.redis) as store:
         reader, history = Reader(store.pipe, store.keys), History(store.pipe, store.keys)
         for shard, members in names_by_shard.items():
-            seen_by_account = {seen.account: seen async for seen in reader.read_states(members)}
+            providers = {name: settings.account_by_name[name].provider for name in members}
+            seen_by_account = {seen.account: seen async for seen in reader.read_states(providers)}
             records_by_account: dict[str, list[Record]] = {name: [] for name in members}
             async for record in history.of_shard(shard):
                 seen = seen_by_account.get(record.account)

@@ -70,9 +70,10 @@ async def _rows(reader: "Reader", settings: "Settings", names: Sequence[str]) ->
 
     now_ms = await reader.now_ms()
     rows: list[_Row] = []
-    async for seen in reader.read_states(names):
+    provider_by_account = {name: settings.account_by_name[name].provider for name in names}
+    async for seen in reader.read_states(provider_by_account):
         state = seen.state
-        owner = {"account": seen.account, "provider": settings.account_by_name[seen.account].provider}
+        owner = {"account": seen.account, "provider": provider_by_account[seen.account]}
         if state is None or not state.polled_at_ms:
             rows.append({**owner, "note": seen.damage or "not read yet"})
         else:

@@ -76,7 +76,8 @@ async def _read_lines(settings: "Settings", *, is_whole: bool) -> list[_Line]:
         names = views.providers_of(settings)
         failing = {name: await reader.failing(name) for name in names}
         overdue = {name: await reader.overdue(name) for name in names}
-        states = reader.read_states([*settings.account_by_name])
+        provider_by_account = {name: one.provider for name, one in settings.account_by_name.items()}
+        states = reader.read_states(provider_by_account)
         accounts = [line async for line in views.account_lines(settings, states, failing, now_ms)]
         breakers = await Breakers(store.pipe, store.keys).read()
         backlogs = await reader.backlogs(settings.subscription_by_name)

@@ -101,7 +101,7 @@ class Poller:
         """Say whether an account is this worker's, if another worker has the name elsewhere: else each would
         make a new baseline of what the other one polled. `may_poll` is that of `Neighbours`."""
         try:
-            state = await self._polls.read_state(account.name)
+            state = await self._polls.read_state(self.settings.name, account.name)
         except BadState:
             return True  # which is then reported
         return may_poll(account.name, self._client.source(account), state.source if state else None)
@@ -185,7 +185,7 @@ class Poller:
                 self._settled[account.name] = settled
                 await self._report.finished(account, reply, started, None)
                 return reply in (Reply.DONE, Reply.DONE_BEFORE)
-        state = await self._polls.read_state(account.name)
+        state = await self._polls.read_state(self.settings.name, account.name)
         source = self._client.source(account)
         known = state.entry_by_asset.values() if state and state.source == source else ()
         assets = {entry.asset.id: entry.asset for entry in known}
@@ -228,7 +228,7 @@ class Poller:
                 reply = await self._touch(lease, settled, reading.observed_ms)
             if is_last or reply is not Reply.MOVED_ON:
                 break
-            state = await self._polls.read_state(account.name)
+            state = await self._polls.read_state(self.settings.name, account.name)
         is_taken = reply in (Reply.DONE, Reply.DONE_BEFORE)
         # Would the same answer again change nothing? Not even by a newer list of assets?
         if is_taken and not reading.snapshot.is_open:
@@ -304,7 +304,7 @@ class Poller:
 
     async def _notice_staleness(self, account: AccountSettings, lease: Lease, rejected: Rejected) -> None:
         """Emit once that an account has had no successful poll for too long. Its lease stays meanwhile."""
-        state = await self._polls.read_state(account.name)
+        state = await self._polls.read_state(self.settings.name, account.name)
         failures, now_ms = self._report.failures(self.settings.name), self._now_ms()
         since_ms = failures.stale_since_ms(account, state.polled_at_ms if state else 0, now_ms)
         if since_ms is None:

@@ -64,6 +64,9 @@ class Names:
 _LOOK_S = 1.0
 """How often a worker looks whether Redis still has the accounts: at most so late they start anew."""
 
+_KEEP_NAMES_S = 60.0
+"""Between two looks whether Redis still has what assets are called."""
+
 _FINISHED_S = 0.02
 """Between two looks whether `run --once` has polled all accounts."""
 
@@ -104,6 +107,7 @@ class Upkeep:
             (AGREE_S, "other workers", self._keep_agreed),
             (_LOOK_S, "names", self._names.look),
             (_LOOK_S, "breakers", self._refresh),
+            (_KEEP_NAMES_S, "asset names", self._configured.polls.names.keep),
             (_LOOK_S, "reports", self._configured.report.look),
         ]
 

@@ -69,6 +69,10 @@ class Keys:
         """HASH, permanent: account -> `count since_ms error_class reason` of its rejected polls in a row."""
         return self._tagged(shard, "failing", provider)
 
+    def names(self, provider: str) -> str:
+        """HASH, permanent: asset -> JSON [symbol, name], as they were first seen. By note_names."""
+        return f"{self.namespace}:names:{provider}"
+
     def state(self, account: str) -> str:
         """STRING, permanent: version, polled_at, sequence and the rest (`state`). Written by commit and
         touch."""

@@ -15,7 +15,7 @@ from watcher.store.keys import Keys, shard_of
 from watcher.store.pipe import Joint, Joints, load_script
 from watcher.store.queues import BOUNDS, DEAD_PER_SUBSCRIPTION, Bounds
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
-from watcher.store.state import BadState, dump_state, head_time, head_version, load_state
+from watcher.store.state import BadState, Names, head_time, head_version
 
 QUEUE_LENGTH = 10_000
 """Deliveries that wait in one queue. Beyond it the oldest become dead letters: loud, and a visible gap."""
@@ -53,6 +53,7 @@ class Polls:
         self._schedule = schedule
         self._keys = keys
         self._pipe = schedule.pipe
+        self.names = Names(schedule.pipe, keys)
         self._commits = Joints(
             lambda shard, provider: Joint(
                 _COMMIT,
@@ -121,11 +122,11 @@ class Polls:
         """Say in how many ms the next turn would be, without reserving it."""
         return await self._schedule.take_turns(self._keys.rate(provider), 0, spacing_ms=0, within_ms=0)
 
-    async def read_state(self, account: str) -> AccountState | None:
+    async def read_state(self, provider: str, account: str) -> AccountState | None:
         """Read an account's state; None before its baseline. Raises BadState."""
         with damage_named():
             text = await self._pipe.command("GET", self._keys.state(account))
-        return None if text is None else load_state(text)
+        return None if text is None else await self.names.load(provider, text)
 
     async def commit(self, commit: Commit) -> tuple[Reply, dict[str, int]]:
         """Write a step; returns the reply, and by subscription how many deliveries a full queue pushed out.
@@ -141,7 +142,7 @@ class Polls:
             head_version(step.state.version),
             head_time(step.state.polled_at_ms) if commit.is_good else "",
             commit.due_ms,
-            dump_state(step.state),
+            await self.names.dump(commit.provider, step.state),
             step.follows,
             len(step.notes),
             *step.notes,

@@ -6,7 +6,7 @@ Refuses to write, to claim, and to judge what it reads.
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -18,7 +18,7 @@ from watcher.store.keys import SHARDS, Keys, read_count, read_score, shard_of
 from watcher.store.members import provider_names
 from watcher.store.pipe import Pipe, in_parts, load_script
 from watcher.store.queues import read_deliveries, read_tries
-from watcher.store.state import BadState, load_state
+from watcher.store.state import BadState, Names
 
 _READ_STATES = load_script("read_states")
 _COUNT_QUEUES = load_script("count_queues")
@@ -130,23 +130,22 @@ class Reader:
     def __init__(self, pipe: Pipe, keys: Keys) -> None:
         self._pipe = pipe
         self._keys = keys
+        self._names = Names(pipe, keys)
 
     async def now_ms(self) -> int:
         """Ask the server for its time."""
         seconds, microseconds = await self._pipe.command("TIME")
         return int(seconds) * 1000 + int(microseconds) // 1000
 
-    async def read_states(self, accounts: Sequence[str]) -> AsyncIterator[Seen]:
+    async def read_states(self, provider_by_account: Mapping[str, str]) -> AsyncIterator[Seen]:
         """Read the states of accounts, in the order given."""
-        most = _AT_ONCE * SHARDS
-        for start in range(0, len(accounts), most):
-            part = accounts[start : start + most]
+        for part in in_parts([*provider_by_account], _AT_ONCE * SHARDS):
             names_by_shard: dict[int, list[str]] = {}
             for name in part:
                 names_by_shard.setdefault(shard_of(name), []).append(name)
             seen_by_account: dict[str, Seen] = {}
             for shard, names in names_by_shard.items():
-                for seen in await self._states(shard, names):
+                for seen in await self._states(shard, names, provider_by_account):
                     seen_by_account[seen.account] = seen
             for name in part:
                 yield seen_by_account[name]
@@ -319,7 +318,9 @@ class Reader:
         page = await self._pipe.command("XREVRANGE", key, "+", f"{since_ms}-0", "COUNT", at_most)
         return [_tried(entry_id.decode(), _by_name(fields)) for entry_id, fields in reversed(page)]
 
-    async def _states(self, shard: int, names: list[str]) -> list[Seen]:
+    async def _states(
+        self, shard: int, names: list[str], provider_by_account: Mapping[str, str]
+    ) -> list[Seen]:
         found: list[Seen] = []
         for part in in_parts(names, _AT_ONCE):
             keys = [self._keys.log(shard), *map(self._keys.state, part)]
@@ -327,7 +328,7 @@ class Reader:
             for name, text in zip(part, values, strict=True):
                 state, damage = None, None
                 try:
-                    state = load_state(text) if text else None
+                    state = await self._names.load(provider_by_account[name], text) if text else None
                 except BadState as error:
                     damage = str(error)
                 found.append(Seen(name, state, damage, end.decode()))

@@ -1,11 +1,21 @@
 """How an account's state is written down in Redis, and read back without trusting it.
 
-Compact on purpose: it is most of what an account costs. One asset is a list
-`[total, locked, pending_deposit, pending_withdrawal, symbol, name, decimals]`, and while something is
-pending confirmation or suspect, `confirmation_polls, seen, suspect` follow. Anything odd is a BadState.
+Compact on purpose: it is most of what an account costs. A state is one line of bytes and a JSON object:
+
+    VVVVVVVVVVVVVVVV TTTTTTTTTTTTTT S…      version, polled_at_ms, sequence; the first two at fixed places
+    {"source": …, "watched": …, "assets": {id: row}, "stale": …, "crossed": …}
+
+A row is `decimals total locked pending_deposit pending_withdrawal`, `-` for null, without the ` 0` at its
+end. While something is pending confirmation or suspect it is `[row, confirmation_polls, seen, suspect]`. What
+an asset is called lies once per provider in a table (`Names`); a row that is called otherwise is wrapped as
+`{"is": row, "symbol": …, "name": …}`. Anything odd is a BadState.
 """
 
 import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -13,9 +23,32 @@ import orjson
 from watcher.amounts import MAX_FRACTION_DIGITS, NotAnAmount, check_canonical
 from watcher.journal.account import AccountState, Entry
 from watcher.snapshot import Asset, Balance
-from watcher.store.keys import check_count, read_count
+from watcher.store.errors import DamagedKey
+from watcher.store.keys import Keys, check_count, read_count
+from watcher.store.pipe import Pipe, in_parts, load_script
 
 SCHEMA = 1
+"""Of the body of layout 1."""
+
+Called = tuple[str | None, str | None]
+"""The symbol and the name of an asset."""
+
+UNNAMED: Called = (None, None)
+
+MOST_NAMES = 10_000
+"""In the table of one provider: about a megabyte. The rows of further assets carry their names themselves."""
+
+_HEAD = re.compile(rb"(?=.{16} [0-9]{14} )([!-~]+) +([0-9]{14}) (0|[1-9][0-9]{0,13})\n")
+_DECIMALS: Mapping[str, int | None] = {"-": None, **{str(n): n for n in range(MAX_FRACTION_DIGITS + 1)}}
+_ZEROS = ("0", "0", "0", "0")
+_FIELDS = {"source", "watched", "assets", "stale", "crossed"}
+_WRAPPED = {"is", "symbol", "name"}
+_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, RecursionError, NotAnAmount)
+
+_AT_ONCE = 500
+"""Names in one command."""
+
+_NOTE_NAMES = load_script("note_names")
 
 
 class BadState(Exception):
@@ -36,12 +69,202 @@ def head_time(ms: int) -> str:
     return f"{ms:014d}"
 
 
-def dump_state(state: AccountState) -> bytes:
-    head = f"{head_version(state.version)} {head_time(state.polled_at_ms)} {state.sequence}\n"
-    return head.encode() + dump_body(state)
+def dump_state(state: AccountState, names: Mapping[str, Called]) -> bytes:
+    """Write a state down, for a reader with at least the same `names`. Raises ValueError where its version,
+    time or sequence does not fit in."""
+    head = f"{head_version(state.version)} {head_time(state.polled_at_ms)} {state.sequence}\n".encode()
+    if not _HEAD.fullmatch(head):
+        raise ValueError("a version has 16 characters; a time and a sequence have at most 14 digits")
+    row_by_asset: dict[str, Any] = {}
+    for asset_id, (asset, published, seen, confirmation_polls, suspect) in state.entry_by_asset.items():
+        _, symbol, name, decimals = asset
+        scale, amounts = "-" if decimals is None else str(decimals), _amounts(published)
+        row: Any = scale if amounts == "0" else f"{scale} {amounts}"
+        if confirmation_polls or suspect:
+            row = [row, confirmation_polls, _amounts(seen), suspect and _amounts(suspect)]
+        if (symbol, name) != names.get(asset_id) and (symbol, name) != UNNAMED:
+            row = {"is": row, "symbol": symbol, "name": name}
+        row_by_asset[asset_id] = row
+    body: dict[str, Any] = {
+        "source": state.source,
+        "watched": state.watched,
+        "assets": row_by_asset,
+    }
+    if state.stale_since_ms:
+        body["stale"] = state.stale_since_ms
+    if state.crossed:
+        body["crossed"] = sorted(state.crossed)
+    return head + orjson.dumps(body)
 
 
-def dump_body(state: AccountState) -> bytes:
+def load_state(text: bytes, names: Mapping[str, Called]) -> AccountState:
+    """Read a state. An asset of which no name is known has none. Raises BadState."""
+    try:
+        head = _HEAD.match(text)
+        if not head:
+            raise ValueError("no version, time and sequence")
+        # It takes no half of a surrogate pair, which could be read but never be written again.
+        body = orjson.loads(text[head.end() :])
+        if not body.keys() <= _FIELDS:
+            raise ValueError("an unknown field")
+        return AccountState(
+            source=_text(body["source"]),
+            watched=None if body["watched"] is None else tuple(map(_text, _list(body["watched"]))),
+            entry_by_asset={
+                asset_id: _read_entry(asset_id, row, names) for asset_id, row in body["assets"].items()
+            },
+            version=head[1].decode(),
+            sequence=int(head[3]),
+            polled_at_ms=int(head[2]),
+            stale_since_ms=check_count(body.get("stale", 0)),
+            crossed=frozenset(map(_text, _list(body.get("crossed", [])))),
+        )
+    except _UNREADABLE as error:
+        raise BadState(f"not readable: {type(error).__name__}") from error
+
+
+class Names:
+    """What assets are called: a table per provider, and what this process has read of it.
+
+    What was noted first stays: a state relies on it. A name that got lost shows as None and costs nothing
+    else, because names are carried and never compared. Methods raise StoreError.
+    """
+
+    def __init__(self, pipe: Pipe, keys: Keys) -> None:
+        self._pipe = pipe
+        self._keys = keys
+        self._called_by_asset: defaultdict[str, dict[str, Called]] = defaultdict(dict)
+        self._absent: set[tuple[str, str]] = set()
+
+    async def load(self, provider: str, text: bytes) -> AccountState:
+        """Read a state, with the names that it refers to. Raises BadState."""
+        state = load_state(text, self._called_by_asset[provider])
+        if self._unread(provider, state.entry_by_asset):
+            state = load_state(text, await self.of(provider, state.entry_by_asset))
+        return state
+
+    async def dump(self, provider: str, state: AccountState) -> bytes:
+        """Write a state down, once the names that it refers to are noted."""
+        assets = (entry.asset for entry in state.entry_by_asset.values())
+        return dump_state(state, await self.note(provider, assets))
+
+    async def of(self, provider: str, ids: Iterable[str]) -> Mapping[str, Called]:
+        """Read what these assets are called, where this process does not know; returns all that it knows."""
+        called_by_asset = self._called_by_asset[provider]
+        for part in in_parts(self._unread(provider, ids), _AT_ONCE):
+            texts: list[bytes | None] = [None] * len(part)
+            with suppress(DamagedKey):  # `keep` makes it anew
+                texts = await self._pipe.command("HMGET", self._keys.names(provider), *part)
+            for asset_id, text in zip(part, texts, strict=True):
+                if text is None:
+                    self._absent.add((provider, asset_id))
+                else:
+                    called_by_asset[asset_id] = _read_called(text)
+        return called_by_asset
+
+    async def note(self, provider: str, assets: Iterable[Asset]) -> Mapping[str, Called]:
+        """Note what assets are called of which that is not known; returns all that this process knows."""
+        called_by_asset = self._called_by_asset[provider]
+        new = {
+            asset.id: (asset.symbol, asset.name)
+            for asset in assets
+            if asset.id not in called_by_asset and (asset.symbol, asset.name) != UNNAMED
+        }
+        await self._write(provider, new)
+        return called_by_asset
+
+    async def keep(self) -> None:
+        """Write down again what the server has lost, and ask again for what was not there. Once a minute."""
+        self._absent.clear()
+        for provider, called_by_asset in [*self._called_by_asset.items()]:
+            named = {asset_id: called for asset_id, called in called_by_asset.items() if called != UNNAMED}
+            for asset_id in called_by_asset.keys() - named.keys():
+                del called_by_asset[asset_id]
+            await self._write(provider, named)
+
+    def _unread(self, provider: str, ids: Iterable[str]) -> list[str]:
+        known = self._called_by_asset[provider]
+        return [one for one in ids if one not in known and (provider, one) not in self._absent]
+
+    async def _write(self, provider: str, new: Mapping[str, Called]) -> None:
+        """Note names, and take over those that were noted before, by another process perhaps."""
+        for part in in_parts([*new], _AT_ONCE):
+            arguments = [text for asset_id in part for text in (asset_id, orjson.dumps(new[asset_id]))]
+            texts = await self._pipe.script(_NOTE_NAMES, [self._keys.names(provider)], MOST_NAMES, *arguments)
+            for asset_id, text in zip(part, texts, strict=True):
+                self._called_by_asset[provider][asset_id] = _read_called(text)
+
+
+def _amounts(balance: Balance) -> str:
+    total, locked, pending_deposit, pending_withdrawal = balance
+    if pending_deposit == pending_withdrawal == "0":
+        return total if locked == "0" else f"{total} {locked}"
+    most = f"{total} {locked} {pending_deposit or '-'}"
+    return most if pending_withdrawal == "0" else f"{most} {pending_withdrawal or '-'}"
+
+
+def _read_entry(asset_id: str, row: Any, names: Mapping[str, Called]) -> Entry:
+    if type(row) is dict:
+        if row.keys() != _WRAPPED:
+            raise ValueError("not a row with names of its own")
+        symbol, name = _maybe_text(row["symbol"]), _maybe_text(row["name"])
+        row = row["is"]
+    else:
+        symbol, name = names.get(asset_id, UNNAMED)
+    rest = None
+    if type(row) is list:
+        row, *rest = row
+    decimals, *amounts = _words(row)
+    asset, published = Asset(asset_id, symbol, name, _DECIMALS[decimals]), _read_balance(amounts)
+    if rest is None:
+        return Entry(asset, published, published)
+    confirmation_polls, seen, suspect = rest
+    if not confirmation_polls and suspect is None:
+        raise ValueError("neither pending confirmation nor suspect")
+    return Entry(
+        asset,
+        published,
+        _read_balance(_words(seen)),
+        check_count(confirmation_polls),
+        None if suspect is None else _read_balance(_words(suspect)),
+    )
+
+
+def _words(text: str) -> list[str]:
+    words = text.split(" ")
+    if words[-1] == "0" and len(words) > 1:
+        raise ValueError("a zero that is not written")
+    return words
+
+
+def _read_balance(amounts: list[str]) -> Balance:
+    # A published field may stand below zero while the other half of a movement is pending confirmation.
+    if len(amounts) == 1:
+        return Balance(check_canonical(amounts[0]), "0", "0", "0")
+    total, locked, pending_deposit, pending_withdrawal = *amounts, *_ZEROS[len(amounts) :]
+    return Balance(
+        check_canonical(total),
+        check_canonical(locked),
+        None if pending_deposit == "-" else check_canonical(pending_deposit),
+        None if pending_withdrawal == "-" else check_canonical(pending_withdrawal),
+    )
+
+
+def _read_called(text: bytes | None) -> Called:
+    """Read a name as it is noted; what is damaged, or found no place, is none."""
+    try:
+        symbol, name = _list(orjson.loads(text or b""))
+        return _maybe_text(symbol), _maybe_text(name)
+    except (TypeError, ValueError):
+        return UNNAMED
+
+
+# Layout 1, which is read and written where a store is moved.
+
+
+def dump_body(state: AccountState, previous_by_subscription: Mapping[str, int]) -> bytes:
+    """Write the field `body` of a state HASH. One asset is a list `[total, locked, pending_deposit,
+    pending_withdrawal, symbol, name, decimals]`; `confirmation_polls, seen, suspect` may follow."""
     row_by_asset = {}
     for asset_id, entry in state.entry_by_asset.items():
         asset = entry.asset
@@ -53,6 +276,7 @@ def dump_body(state: AccountState) -> bytes:
         "schema": SCHEMA,
         "source": state.source,
         "watched": state.watched,
+        "previous": dict(previous_by_subscription),
         "assets": row_by_asset,
     }
     if state.stale_since_ms:
@@ -62,28 +286,26 @@ def dump_body(state: AccountState) -> bytes:
     return orjson.dumps(body)
 
 
-def load_state(text: bytes) -> AccountState:
-    """Read a state. Raises BadState."""
+def load_hash(fields: Mapping[str, bytes]) -> tuple[AccountState, dict[str, int]]:
+    """Read the fields of a state HASH, and by subscription the sequence queued last. Raises BadState."""
     try:
-        head, _, said = text.partition(b"\n")
-        version, polled_at, sequence = head[:16].rstrip(), head[17:31], head[32:]
-        if not version:
-            raise BadState("not readable: it has no version")
-        body = json.loads(said)
+        body = json.loads(fields["body"])
         if body["schema"] != SCHEMA:
             raise BadState("written by another version of watcher")
-        return AccountState(
+        previous = {_text(key): check_count(value) for key, value in body["previous"].items()}
+        state = AccountState(
             source=_text(body["source"]),
             watched=None if body["watched"] is None else tuple(map(_text, _list(body["watched"]))),
             entry_by_asset={_text(key): _load_entry(key, value) for key, value in body["assets"].items()},
-            version=version.decode("ascii"),
-            sequence=read_count(sequence),
-            polled_at_ms=read_count(polled_at),
+            version=fields["version"].decode("ascii"),
+            sequence=read_count(fields["sequence"]),
+            polled_at_ms=read_count(fields.get("polled_at", b"0")),
             stale_since_ms=check_count(body.get("stale", 0)),
             crossed=frozenset(map(_text, _list(body.get("crossed", [])))),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, NotAnAmount) as error:
+    except _UNREADABLE as error:
         raise BadState(f"not readable: {type(error).__name__}") from error
+    return state, previous
 
 
 def _load_entry(asset_id: str, value: object) -> Entry:

@@ -102,7 +102,8 @@ class Look:
         await recent.read(now_ms)
         events = [*recent.events]
         names = names_shown(settings, overview, events)
-        accounts = [seen async for seen in reader.read_states(names)]
+        provider_by_account = {name: settings.account_by_name[name].provider for name in names}
+        accounts = [seen async for seen in reader.read_states(provider_by_account)]
         since_ms = place(events[0].id)[0] if events else now_ms
         places = [*product(overview.waiting, {shard_of(record.account) for record in events})]
         tried = await asyncio.gather(

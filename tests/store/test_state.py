@@ -1,0 +1,361 @@
+"""How a state is written down: in few bytes, read back exactly, and anything else is refused by name."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from tests.support.builders import a_balance, a_state
+from tests.support.servers import ENGINES
+from tests.support.some_states import anything, named_states, paths, states
+from tests.support.stores import a_store
+from watcher.amounts import MAX_INTEGER
+from watcher.journal.account import AccountState, Entry
+from watcher.snapshot import Asset, Balance
+from watcher.store.state import UNNAMED, BadState, Called, dump_state, load_state
+
+VERSION = "0123456789abcdef"
+HEAD = b"0123456789abcdef 00000000001000 1\n"
+Table = Mapping[str, Called]
+
+
+def of_asset(**fields: Any) -> AccountState:
+    """A state with one asset, called 18 Ether."""
+    whole: dict[str, Any] = {"asset": Asset("ETH", "ETH", "Ether", 18), "published": a_balance("1")} | fields
+    entry = Entry(**{"seen": whole["published"], **whole})
+    return AccountState("here", None, {"ETH": entry}, version=VERSION, sequence=1, polled_at_ms=1000)
+
+
+ETHER: Table = {"ETH": ("ETH", "Ether")}
+
+
+def written(body: Any, head: bytes = HEAD) -> bytes:
+    return head + json.dumps(body).encode()
+
+
+def body_of(text: bytes) -> Any:
+    return json.loads(text[text.index(b"\n") :])
+
+
+def row_of(state: AccountState, names: Table = ETHER) -> Any:
+    return body_of(dump_state(state, names))["assets"]["ETH"]
+
+
+def as_called(state: AccountState, names: Table) -> AccountState:
+    """The state with the names of a table, where an asset has none of its own."""
+    entries = {
+        asset_id: entry._replace(asset=Asset(asset_id, *names[asset_id], entry.asset.decimals))
+        if entry.asset[1:3] == UNNAMED and asset_id in names
+        else entry
+        for asset_id, entry in state.entry_by_asset.items()
+    }
+    return replace(state, entry_by_asset=entries)
+
+
+def nameless(state: AccountState) -> AccountState:
+    entries = {
+        asset_id: entry._replace(asset=Asset(asset_id, decimals=entry.asset.decimals))
+        for asset_id, entry in state.entry_by_asset.items()
+    }
+    return replace(state, entry_by_asset=entries)
+
+
+def never_misread(text: bytes, names: Table) -> None:
+    """Claim that this is refused as BadState, or is a state that can be written down again as it was read."""
+    try:
+        state = load_state(text, names)
+    except BadState:
+        return
+    assert load_state(dump_state(state, names), names) == as_called(state, names)
+
+
+@given(named_states())
+def test_a_state_is_read_back_as_it_was_written(drawn: tuple[AccountState, Table]) -> None:
+    state, names = drawn
+    assert load_state(dump_state(state, names), names) == as_called(state, names)
+
+
+@given(named_states(), st.booleans())
+def test_lost_names_cost_nothing_but_names(drawn: tuple[AccountState, Table], is_lost: bool) -> None:
+    state, names = drawn
+    text = dump_state(state, names)
+    assert nameless(load_state(text, {} if is_lost else names)) == nameless(state)
+
+
+@given(states(), st.integers(0, 10**14 - 1))
+def test_version_and_time_stand_at_their_place(state: AccountState, polled_at_ms: int) -> None:
+    text = dump_state(state, {})
+    assert text[:17].decode() == f"{state.version:17}"
+    assert int(text[17:31]) == state.polled_at_ms
+    touched = text[:17] + b"%014d" % polled_at_ms + text[31:]
+    assert load_state(touched, {}) == replace(load_state(text, {}), polled_at_ms=polled_at_ms)
+
+
+def test_a_quiet_account_takes_a_line_and_a_short_object() -> None:
+    text = dump_state(a_state(ETH="10", LRC="0", version=VERSION), {})
+    assert text == HEAD + b'{"source":"here","watched":null,"assets":{"ETH":"0 10","LRC":"0"}}'
+
+
+@pytest.mark.parametrize(
+    ("balance", "row"),
+    [
+        (a_balance("0"), "18"),
+        (a_balance("-0.5"), "18 -0.5"),
+        (a_balance("1", "0.5"), "18 1 0.5"),
+        (a_balance("0", "0.5"), "18 0 0.5"),
+        (a_balance("1", "0", "2"), "18 1 0 2"),
+        (a_balance("1", "0", "0", "2"), "18 1 0 0 2"),
+        (a_balance("1", "0", None, "0"), "18 1 0 -"),
+        (a_balance("1", "0", "0", None), "18 1 0 0 -"),
+        (a_balance("1", "0", None, None), "18 1 0 - -"),
+    ],
+)
+def test_zeros_at_the_end_are_cut_off_and_null_is_not_zero(balance: Balance, row: str) -> None:
+    state = of_asset(published=balance)
+    assert row_of(state) == row
+    assert load_state(dump_state(state, ETHER), ETHER) == state
+
+
+def test_decimals_that_are_not_known_are_not_zero_decimals() -> None:
+    state = of_asset(asset=Asset("ETH", "ETH", "Ether"))
+    assert row_of(state) == "- 1"
+    assert load_state(dump_state(state, ETHER), ETHER) == state
+
+
+def test_what_is_pending_confirmation_and_suspect_is_kept_to_the_digit() -> None:
+    huge = "9" * 77 + "." + "1" * 78
+    state = of_asset(
+        published=a_balance("-" + huge, "0", None, "-0.5"),
+        seen=a_balance(huge, "1", None, "0"),
+        confirmation_polls=2,
+        suspect=a_balance("0"),
+    )
+    assert row_of(state) == [f"18 -{huge} 0 - -0.5", 2, f"{huge} 1 -", "0"]
+    assert load_state(dump_state(state, ETHER), ETHER) == state
+
+
+def test_an_asset_that_is_called_otherwise_says_so_itself() -> None:
+    state = of_asset()
+    for names in ({}, {"ETH": ("ETH", None)}, {"ETH": ("WETH", "Ether")}):
+        assert row_of(state, names) == {"is": "18 1", "symbol": "ETH", "name": "Ether"}
+        assert load_state(dump_state(state, names), {}) == state
+    pending = of_asset(confirmation_polls=1)
+    assert row_of(pending, {}) == {"is": ["18 1", 1, "1", None], "symbol": "ETH", "name": "Ether"}
+
+
+def test_an_asset_without_a_name_is_called_as_the_table_says_once_it_does() -> None:
+    state = of_asset(asset=Asset("ETH", decimals=18))
+    assert row_of(state, ETHER) == row_of(state, {}) == "18 1"
+    assert load_state(dump_state(state, {}), ETHER).entry_by_asset["ETH"].asset.name == "Ether"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"version": "0" * 17}, {"version": "a b"}, {"version": "ä"}, {"version": ""}]
+    + [{name: value} for name in ("sequence", "polled_at_ms") for value in (-1, 10**14)],
+)
+def test_nothing_is_written_that_could_not_be_read(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="16 characters"):
+        dump_state(replace(of_asset(), **fields), ETHER)
+
+
+@given(st.data(), named_states())
+def test_a_state_that_was_cut_off_is_refused(data: st.DataObject, drawn: tuple[AccountState, Table]) -> None:
+    text = dump_state(*drawn)
+    with pytest.raises(BadState):
+        load_state(text[: data.draw(st.integers(0, len(text) - 1))], drawn[1])
+
+
+@settings(max_examples=200)
+@given(st.data(), named_states())
+def test_changed_bytes_are_refused_or_another_whole_state(
+    data: st.DataObject, drawn: tuple[AccountState, Table]
+) -> None:
+    state, names = drawn
+    text = bytearray(dump_state(state, names))
+    places = st.integers(0, len(text) - 1)
+    likely = st.sampled_from(list(b'0123456789-. ",:[]{}\n\\u\x00\xff'))
+    for place, byte in data.draw(st.dictionaries(places, likely | st.integers(0, 255), max_size=3)).items():
+        text[place] = byte
+    never_misread(bytes(text), names)
+
+
+@settings(max_examples=200)
+@given(st.data(), named_states(), anything)
+def test_one_damaged_value_is_refused_or_harmless(
+    data: st.DataObject, drawn: tuple[AccountState, Table], value: Any
+) -> None:
+    state, names = drawn
+    body = body_of(dump_state(state, names))
+    path = data.draw(st.sampled_from([path for path in paths(body) if path]))
+    inner = body
+    for step in path[:-1]:
+        inner = inner[step]
+    inner[path[-1]] = value
+    never_misread(written(body), names)
+
+
+@given(anything)
+def test_any_other_json_is_refused(value: Any) -> None:
+    with pytest.raises(BadState):
+        load_state(written(value), {})
+
+
+@given(st.binary(), st.booleans())
+def test_any_other_bytes_are_refused(text: bytes, has_head: bool) -> None:
+    with pytest.raises(BadState):
+        load_state(HEAD + text if has_head else text, {})
+
+
+HOSTILE = [b"", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000, b"null", b"NaN", b"{}", b"[]"]
+
+
+@pytest.mark.parametrize("body", HOSTILE, ids=lambda body: f"{body[:8]!r}{len(body)}")
+def test_a_hostile_body_is_refused(body: bytes) -> None:
+    with pytest.raises(BadState):
+        load_state(HEAD + body, {})
+    if body != b"{}":
+        with pytest.raises(BadState):
+            load_state(HEAD + b'{"source":"","watched":null,"assets":' + body + b"}", {})
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        b"\n",
+        b"0123456789abcde 00000000001000 1\n",
+        b"01234567 9abcdef 00000000001000 1\n",
+        b"                 00000000001000 1\n",
+        b"v 00000000000000 1\n",
+        b"v                 00000000000000 1\n",
+        b"v\xff               00000000000000 1\n",
+        b"0123456789abcdef  0000000001000 1\n",
+        b"0123456789abcdef -0000000001000 1\n",
+        b"0123456789abcdef 0000000000_000 1\n",
+        b"0123456789abcdef 0000000001000 1\n",
+        b"0123456789abcdef 000000000001000 1\n",
+        b"0123456789abcdef 00000000001000 \n",
+        b"0123456789abcdef 00000000001000 01\n",
+        b"0123456789abcdef 00000000001000 -1\n",
+        b"0123456789abcdef 00000000001000 1.0\n",
+        b"0123456789abcdef 00000000001000 1 \n",
+        b"0123456789abcdef 00000000001000 123456789012345\n",
+        b"0123456789abcdef 00000000001000 1",
+        b" 0123456789abcdef 00000000001000 1\n",
+        b"0123456789abcdef\n00000000001000 1\n",
+    ],
+)
+def test_another_head_is_refused(head: bytes) -> None:
+    body = dump_state(of_asset(), ETHER)[len(HEAD) :]
+    assert load_state(HEAD + body, ETHER) == of_asset()
+    with pytest.raises(BadState):
+        load_state(head + body, ETHER)
+
+
+ROWS = [
+    *(
+        None,
+        True,
+        18,
+        1.5,
+        {},
+        [],
+        "",
+        " ",
+        " 18",
+        "18 ",
+        "18  1",
+        "18\t1",
+        "18 1\n",
+        "79 1",
+        "018 1",
+        "+1 1",
+    ),
+    *("-1 1", "\uff11\uff18 1", "1_0 1", "x 1", "18 x", "18 -", "18 1 -", "18 1 - 0", "18 1 2 3 4 5"),
+    *("18 1 2 3 0", "18 0", "18 1 0", "0 0", "18 1.50", "18 01", "18 -0", "18 +1", "18 1e3", "18 .5"),
+    *(f"18 {MAX_INTEGER + 1}", f"18 1.{'1' * 79}", "18 \ud800"),
+    *(["18 1"], ["18 1", 1], ["18 1", 1, "1"], ["18 1", 0, "1", None], ["18 1", -1, "1", None]),
+    *(
+        ["18 1", 1.0, "1", None],
+        ["18 1", True, "1", None],
+        ["18 1", "1", "1", None],
+        ["18 1", 10**14, "1", None],
+    ),
+    *(["18 1", 1, None, None], ["18 1", 1, "", None], ["18 1", 1, "1 0", None], ["18 1", 1, "-", None]),
+    *(["18 1", 1, "1", 0], ["18 1", 1, "1", ""], ["18 1", 1, "1", "1 2 3 4 5"], ["18 1", 1, "1", None, 1]),
+    *([["18 1"], 1, "1", None], {"is": "18 1"}, {"is": "18 1", "symbol": "E"}),
+    *({"is": "18 1", "symbol": "E", "name": 1}, {"is": "18 1", "symbol": "E", "name": "E", "x": 1}),
+    *({"is": None, "symbol": "E", "name": "E"}, {"is": "18 1", "symbol": "\ud800", "name": None}),
+    {"is": {"is": "18 1", "symbol": "E", "name": "E"}, "symbol": "E", "name": "E"},
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_another_row_is_refused(row: Any) -> None:
+    with pytest.raises(BadState):
+        load_state(written({"source": "here", "watched": None, "assets": {"ETH": row}}), {})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"source": None},
+        {"source": "\ud800"},
+        {"watched": "ETH"},
+        {"watched": [1]},
+        {"watched": ["\ud800"]},
+        {"watched": {}},
+        {"assets": None},
+        {"assets": []},
+        {"assets": {"\ud800": "18 1"}},
+        {"stale": -1},
+        {"stale": 10**14},
+        {"stale": True},
+        {"stale": "1"},
+        {"crossed": "low"},
+        {"crossed": [None]},
+        {"crossed": [[]]},
+        {"schema": 2},
+        {"sta1e": 1},
+    ],
+    ids=str,
+)
+def test_another_field_is_refused(damage: dict[str, Any]) -> None:
+    good = {"source": "here", "watched": None, "assets": {"ETH": "18 1"}}
+    assert load_state(written(good), ETHER) == of_asset()
+    with pytest.raises(BadState):
+        load_state(written(good | damage), ETHER)
+    for name in good:
+        with pytest.raises(BadState):
+            load_state(written({key: value for key, value in good.items() if key != name}), ETHER)
+
+
+@pytest.mark.parametrize("engine", sorted(ENGINES))
+async def test_an_account_of_ten_assets_takes_700_bytes_at_most(redis_client: Redis, namespace: str) -> None:
+    """As the benchmark weighs it, in a short schedule. From 129 accounts in a shard on, an entry of it takes
+    50 bytes more."""
+    store = a_store(redis_client, namespace)
+    balance = a_balance("1234.567890123456789", "12.5")
+    assets = [Asset(str(n), f"TOK{n}", f"Token {n}", 18) for n in range(10)]
+    state = replace(
+        of_asset(),
+        source="0" * 32,
+        entry_by_asset={asset.id: Entry(asset, balance, balance) for asset in assets},
+        sequence=1_795_175_125_000,
+    )
+    text = dump_state(state, {asset.id: asset[1:3] for asset in assets})
+    schedule, accounts = f"{namespace}:{{0}}:schedule", [f"account-{n}" for n in range(100)]
+    states = [f"{namespace}:{{0}}:account:{account}" for account in accounts]
+    for account, key in zip(accounts, states, strict=True):
+        await store.pipe.command("SET", key, text)
+        await store.pipe.command("ZADD", schedule, 1_795_175_125_000.25, account)
+    used = [await redis_client.memory_usage(key, samples=0) for key in (schedule, *states)]
+    assert sum(map(int, filter(None, used))) / len(accounts) <= 700
+    assert not re.search(rb"TOK|Token", text)
