@@ -103,15 +103,14 @@ def load_state(text: bytes, names: Mapping[str, Called]) -> AccountState:
         head = _HEAD.match(text)
         if not head:
             raise ValueError("no version, time and sequence")
-        # It takes no half of a surrogate pair, which could be read but never be written again.
-        body = orjson.loads(text[head.end() :])
+        body = json.loads(text[head.end() :])
         if not body.keys() <= _FIELDS:
             raise ValueError("an unknown field")
         return AccountState(
             source=_text(body["source"]),
             watched=None if body["watched"] is None else tuple(map(_text, _list(body["watched"]))),
             entry_by_asset={
-                asset_id: _read_entry(asset_id, row, names) for asset_id, row in body["assets"].items()
+                _text(asset_id): _read_entry(asset_id, row, names) for asset_id, row in body["assets"].items()
             },
             version=head[1].decode(),
             sequence=int(head[3]),
@@ -253,7 +252,7 @@ def _read_balance(amounts: list[str]) -> Balance:
 def _read_called(text: bytes | None) -> Called:
     """Read a name as it is noted; what is damaged, or found no place, is none."""
     try:
-        symbol, name = _list(orjson.loads(text or b""))
+        symbol, name = _list(json.loads(text or b""))
         return _maybe_text(symbol), _maybe_text(name)
     except (TypeError, ValueError):
         return UNNAMED
