@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -47,7 +47,8 @@ from watcher.store.client import connect
 from watcher.store.history import History
 from watcher.store.keys import Keys
 from watcher.store.members import Presence, Workers
-from watcher.store.queues import Breaker, Breakers
+from watcher.store.polls import Polls
+from watcher.store.queues import Bounds, Breaker, Breakers, Queues
 from watcher.store.reader import Reader
 from watcher.store.schedule import Lease, Reply
 from watcher.store.state import BadState
@@ -57,6 +58,7 @@ KEYS = Keys("watcher")
 SCORES = (b"inf", b"-inf", b"1e300", b"-1", b"0.5", b"0", b"99999999999999999")
 DELIVERIES = {ACCOUNT: some_deliveries(1, 2, 3), NEIGHBOUR: some_deliveries(11, 12, 13)}
 REFERENCES = tuple(f"{one.event_id} {one.sequence}".encode() for one in DELIVERIES[ACCOUNT])
+NARROW = Bounds(1, 1, 1)
 RETRIES = (parse_duration("0s"), parse_duration("5s"))
 SETTINGS = a_subscription(OPS)
 
@@ -204,6 +206,7 @@ def _damage(random: Random) -> Damage:
             ),
             ("XADD", KEYS.log(SHARD), "*", b"account", member, b"entry", b"0 evt_2 2", b"queued", text),
             ("XADD", KEYS.dead(SHARD, OPS), "*", b"account", member, b"reason", text, b"delivery", text),
+            ("XADD", random.choice((KEYS.log(SHARD), KEYS.dead(SHARD, OPS))), "*", b"account", member),
             ("XADD", KEYS.attempts(SHARD, OPS), "*", b"attempt", text),
             ("XADD", KEYS.attempts(SHARD, OPS), "*", b"attempt", _json(random)),
         )
@@ -236,6 +239,10 @@ def test_everything_that_looks_sees_the_damage(place: Place, damage: Damage) -> 
 
 @example(damage=("HSET", KEYS.meta(), "providers", "{"))
 @example(damage=("HSET", KEYS.tries(SHARD, OPS), ACCOUNT, "x"))
+@example(damage=("XADD", KEYS.log(SHARD), "*", "account", ACCOUNT))
+@example(damage=("XADD", KEYS.dead(SHARD, OPS), "*", "account", ACCOUNT))
+@example(damage=("HSET", KEYS.sizes(SHARD), "log", "nan", "dead", "inf", "attempts", "-1"))
+@example(damage=("HSET", KEYS.bodies(SHARD), "evt_2 2", "1e300 x"))
 @example(damage=("ZADD", KEYS.polls(SHARD, PROVIDER), 0, b"\xff"))
 @example(damage=("ZADD", KEYS.queues(SHARD, OPS), 0, b"\xff"))
 @fuzz(damage=DAMAGES)
@@ -275,6 +282,9 @@ async def _look(place: Place, damage: Damage) -> None:
 
 async def _go_on(place: Place, damage: Damage) -> None:
     store = await place.damaged(damage)
+    # So little room that all that was written before is trimmed, whatever it is.
+    polls, queues = Polls(store.schedule, KEYS, NARROW), Queues(store.schedule, KEYS, NARROW)
+    store = replace(store, polls=polls, queues=queues)
     await store.roster.enroll({PROVIDER: [ACCOUNT, NEIGHBOUR]}, now_ms=1)
     assert await store.roster.enrolled() is not None
     await _polls(store)
@@ -303,8 +313,14 @@ async def _delivers(store: Store) -> None:
     assert (begun.tries, len(begun.deliveries)) == (1, 3)
     _, second, third = DELIVERIES[NEIGHBOUR]
     assert [delivery for _, delivery in begun.deliveries] == [second, third, a_delivery(14)]
+    until = store.queues.until(lease, MINUTE_MS)
+    reply, deadline = await store.queues.dead(
+        OPS, lease, second.entry, until=until, reason="no", record=b'{"attempt":2}'
+    )
+    assert reply is Reply.DONE
+    lease = lease._replace(deadline=deadline)
     reply, _ = await store.queues.delivered(
-        OPS, lease, second.entry, until=store.queues.until(lease, MINUTE_MS)
+        OPS, lease, third.entry, until=store.queues.until(lease, MINUTE_MS)
     )
     assert reply is Reply.DONE
     for other in claimed.leases:

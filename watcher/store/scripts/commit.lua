@@ -182,8 +182,9 @@ if logged > 0 then
     for _, record in ipairs(redis.call('XRANGE', log, '-', '+', 'COUNT', math.min(2 * logged + 8, 1000))) do
       if log_size <= log_bytes then break end
       local fields = record[2]
-      local reference = string.match(fields[4], '^%d+ (evt_%S+ %d+)$')
-      log_size = log_size - #fields[2] - #fields[4] - #(fields[6] or '') - 80
+      local entry = fields[4] or '' -- a person may have put something else there
+      local reference = string.match(entry, '^%d+ (evt_%S+ %d+)$')
+      log_size = log_size - #fields[2] - #entry - #(fields[6] or '') - 80
       if reference then log_size = log_size - drop(bodies, reference) end
       gone[#gone + 1] = record[1]
     end
