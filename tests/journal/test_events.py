@@ -1,6 +1,7 @@
 """What an event says, and that it says the same whoever computes it."""
 
 import json
+from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tests.support.builders import a_balance, a_row, a_snapshot, a_state, a_subscription
 from tests.support.stories import deliveries_of
 from watcher.journal.account import AccountState, Rules
-from watcher.journal.events import load_delivery
+from watcher.journal.events import Delivery, load_delivery
 from watcher.journal.interest import Interest
 from watcher.journal.step import Reading, Step, diff
 from watcher.settings import SubscriptionSettings
@@ -122,6 +123,53 @@ def test_a_delivery_that_is_read_back_is_what_was_queued(previous: int | None) -
     assert delivery.entry == f"{event.reference} {'-' if previous is None else previous}".encode()
     assert delivery.stored == event.stored
     assert load_delivery(delivery.entry, b"3 " + event.stored, "ops") == delivery
+
+
+@given(st.binary(min_size=1))
+def test_any_content_is_read_back_to_the_byte(content: bytes) -> None:
+    delivery = Delivery("evt_abc", "deposit.cleared", NOW_MS, content, "ops", NOW_MS - 1)
+    assert load_delivery(delivery.entry, b"12 " + delivery.stored, "ops") == delivery
+
+
+def test_a_delivery_is_named_by_its_event_and_the_one_before_it() -> None:
+    delivery = Delivery("evt_1", "deposit.cleared", 7, b'{"id":"evt_1"', "ops", 5)
+    assert (delivery.entry, delivery.stored) == (b"evt_1 7 5", b'deposit.cleared\n{"id":"evt_1"')
+    assert replace(delivery, previous=None).entry == b"evt_1 7 -"
+
+
+GOOD = b'1 deposit.cleared\n{"id":"evt_1"'
+ENTRIES = st.from_regex(rb"[a-z_ ]{0,6} ?[-+_ 0-9]{0,5} ?[-+_ 0-9]{0,5}\n?[a-z]{0,2}", fullmatch=True)
+
+
+@given(st.binary() | ENTRIES)
+def test_no_other_bytes_are_taken_for_a_delivery(entry: bytes) -> None:
+    try:
+        delivery = load_delivery(entry, GOOD, "ops")
+    except ValueError:
+        return
+    assert delivery.entry == entry
+    assert json.loads(delivery.body)["subscription"]["previous_sequence"] == delivery.previous
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *(b"", b"evt_1", b"evt_1 7", b"evt_1 7 5 3", b"evt_1 7 -5", b"evt_1 -7 5", b"evt_1 - 5", b"evt_1 7 "),
+        *(b"evt_1 1_0 5", b"evt_1 7 1_0", b"evt_1 07 5", b"evt_1 7 +5", b"evt_1 7 5\n", b"evt_1\n 7 5"),
+        *(b"evt_1 7 1" + b"0" * 20, b"evt_1 7 " + b"9" * 5000, b"\xff 7 5", b" 7 5"),
+    ],
+)
+def test_another_entry_is_damage(entry: bytes) -> None:
+    with pytest.raises(ValueError, match="not the name of a delivery"):
+        load_delivery(entry, GOOD, "ops")
+
+
+@pytest.mark.parametrize(
+    "stored", [b"", b"1", b"1 ", b"1 deposit.cleared", b"1 deposit.cleared\n", b"1 \n{", b"\n{"]
+)
+def test_a_body_without_a_type_or_content_is_damage(stored: bytes) -> None:
+    with pytest.raises(ValueError, match="a delivery without a body"):
+        load_delivery(b"evt_1 7 5", stored, "ops")
 
 
 def test_whoever_computes_an_event_again_computes_the_same_id() -> None:

@@ -11,7 +11,7 @@ from watcher.journal.notices import threshold_key
 from watcher.settings import SubscriptionSettings
 from watcher.snapshot import Asset
 from watcher.store.history import History, place
-from watcher.store.keys import SHARDS, Keys
+from watcher.store.keys import SHARDS, Keys, check_count
 from watcher.store.pipe import Pipe
 from watcher.store.polls import QUEUE_LENGTH
 from watcher.store.queues import Queues
@@ -20,7 +20,7 @@ from watcher.store.schedule import Schedule
 
 _ID = re.compile(r"evt_[a-z2-7]{24}\Z")
 _A_BASELINE = Event("", "account.baseline", None, None, "0", 0, b"")
-_MALFORMED = (Damaged, KeyError, TypeError, AttributeError)
+_MALFORMED = (Damaged, KeyError, TypeError, ValueError, AttributeError)
 
 
 class Replay:
@@ -54,13 +54,12 @@ class Replay:
                 return None
             if not _ID.match(content.id):
                 raise Damaged("its id is none of ours")
+            sequence = check_count(content.sequence)
             data = record.content["data"]
             fields = data["asset"]
             asset = None if fields is None else Asset(*(fields[field] for field in Asset._fields))
             body = record.raw + b"}"
-            event = Event(
-                content.id, content.type, record.account, asset, data["amount"], content.sequence, body
-            )
+            event = Event(content.id, content.type, record.account, asset, data["amount"], sequence, body)
             previous = record.previous.get(self._name, chain.before(event))
             if event.type == "threshold.crossed" and not self._is_mine(event, record):
                 return None

@@ -4,6 +4,7 @@ Pure: time comes in. Refuses to know which subscriptions want it (`interest` doe
 """
 
 import base64
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,9 @@ from watcher.amounts import Conversions
 from watcher.journal.account import Moved
 from watcher.journal.explain import in_text
 from watcher.snapshot import Asset, Balance
+
+_ENTRY = re.compile(rb"([!-~]+) (0|[1-9][0-9]{0,13}) (-|0|[1-9][0-9]{0,13})")
+"""A delivery in its queue. More digits than a time in ms has until the year 5138 could not be sent."""
 
 
 class Origin(NamedTuple):
@@ -177,13 +181,13 @@ def load_delivery(entry: bytes, stored: bytes, subscription: str) -> Delivery:
 
     Raises ValueError on anything that watcher did not write.
     """
-    event_id, sequence, previous = entry.decode("ascii").split(" ")
+    named = _ENTRY.fullmatch(entry)
+    if not named:
+        raise ValueError("not the name of a delivery")
     head, _, content = stored.partition(b"\n")
-    _, _, type_ = head.decode("ascii").partition(" ")
+    type_ = head.partition(b" ")[2].decode("ascii")
     if not type_ or not content:
         raise ValueError("a delivery without a body")
-    before = None if previous == "-" else int(previous)
-    delivery = Delivery(event_id, type_, int(sequence), content, subscription, before)
-    if delivery.entry != entry:  # int() reads `1_0` too, and no settling would ever find it
-        raise ValueError("a delivery under another name")
-    return delivery
+    event_id, sequence, previous = named.groups()
+    before = None if previous == b"-" else int(previous)
+    return Delivery(event_id.decode("ascii"), type_, int(sequence), content, subscription, before)

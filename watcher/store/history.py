@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from heapq import heapify, heappop, heapreplace
 
 from watcher.journal.log import Record
-from watcher.store.keys import SHARDS, Keys, shard_of
+from watcher.store.keys import SHARDS, Keys, read_count, shard_of
 from watcher.store.pipe import Pipe, load_script
 
 START = "0-0"
@@ -126,4 +126,4 @@ def _record(entry_id: str, fields: list[bytes], stored: bytes) -> Record:
 def _previous(queued: bytes) -> dict[str, int | None]:
     """Read `subscription previous`, a line each. Raises ValueError."""
     pairs = (line.rpartition(b" ") for line in queued.splitlines())
-    return {name.decode(): None if previous == b"-" else int(previous) for name, _, previous in pairs}
+    return {name.decode(): None if previous == b"-" else read_count(previous) for name, _, previous in pairs}
