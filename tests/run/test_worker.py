@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from tests.support.builders import seconds
 from tests.support.rig import ALICE, MK, TREASURY, Rig, a_rig, some_settings
 from watcher.receiver import Fail
+from watcher.run import upkeep
 from watcher.run.worker import Worker
 from watcher.sandbox.answers import BAD_GATEWAY
 from watcher.settings import ThresholdSettings, WorkerSettings
@@ -274,6 +275,20 @@ async def test_a_threshold_on_a_token_that_was_never_held_fires_and_the_books_ag
     assert types(events) == ["threshold.crossed", "total.increased"]
     assert crossed["asset"] == credited["asset"]
     assert (crossed["threshold"]["value"], credited["before"]) == ("0", crossed["after"])
+
+
+async def test_what_assets_are_called_is_written_again_where_it_was_lost(
+    rig: Rig, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "_KEEP_NAMES_S", 0.1)
+    key = Keys(rig.settings.redis.namespace).names("loopring")
+    async with rig.worker(), asyncio.timeout(10):
+        for _ in range(2):
+            while not await redis_client.exists(key):  # noqa: ASYNC110 - the worker writes
+                await asyncio.sleep(0.01)
+            noted = await redis_client.hgetall(key)
+            assert b'["ETH","Ethereum"]' in noted.values()
+            await redis_client.delete(key)
 
 
 @pytest.mark.slow  # a list that was refused is asked for again after ten seconds

@@ -164,7 +164,21 @@ async def test_a_table_of_another_type_costs_names_alone_and_is_made_anew(
     assert await one.table() == {"0": b'["ETH","Ether"]', "1": b'["LRC",null]'}
 
 
-@pytest.mark.parametrize("damage", [b"", b"x", b"{}", b"[]", b'["ETH"]', b'["ETH",1]', b'["ETH","E",""]'])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"x",
+        b"{}",
+        b"[]",
+        b'["ETH"]',
+        b'["ETH",1]',
+        b'["ETH","E",""]',
+        b"[" * 100_000,
+        b'["\\ud800","E"]',
+        b"\xff",
+    ],
+)
 async def test_a_damaged_name_is_none_and_rows_have_their_own(
     processes: Iterator[Process], damage: bytes
 ) -> None:

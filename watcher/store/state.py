@@ -254,7 +254,7 @@ def _read_called(text: bytes | None) -> Called:
     try:
         symbol, name = _list(json.loads(text or b""))
         return _maybe_text(symbol), _maybe_text(name)
-    except (TypeError, ValueError):
+    except _UNREADABLE:
         return UNNAMED
 
 
