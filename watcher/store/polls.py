@@ -15,7 +15,7 @@ from watcher.store.keys import Keys, shard_of
 from watcher.store.pipe import Joint, Joints, load_script
 from watcher.store.queues import BOUNDS, DEAD_PER_SUBSCRIPTION, Bounds
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
-from watcher.store.state import BadState, Names, head_time, head_version
+from watcher.store.state import BadState, Names
 
 QUEUE_LENGTH = 10_000
 """Deliveries that wait in one queue. Beyond it the oldest become dead letters: loud, and a visible gap."""
@@ -138,9 +138,9 @@ class Polls:
         arguments: list[Any] = [
             account,
             commit.lease.deadline,
-            head_version(commit.expected_version),
-            head_version(step.state.version),
-            head_time(step.state.polled_at_ms) if commit.is_good else "",
+            commit.expected_version,
+            step.state.version,
+            int(commit.is_good),
             commit.due_ms,
             await self.names.dump(commit.provider, step.state),
             step.follows,
@@ -169,7 +169,7 @@ class Polls:
     ) -> Reply:
         """Note a successful poll that found nothing new. Raises BadState."""
         joint = self._touches[shard_of(lease.member), provider]
-        arguments = (*lease, head_version(version), head_time(polled_at_ms), due_ms)
+        arguments = (*lease, version, polled_at_ms, due_ms)
         with damage_named():
             (reply,) = await self._pipe.step(joint, (self._keys.state(lease.member),), *arguments)
         return Reply(reply)

@@ -59,20 +59,10 @@ class BadState(Exception):
     """
 
 
-def head_version(version: str) -> str:
-    """Write a version as a state begins with it; '' is that of no state."""
-    return f"{version:16}" if version else ""
-
-
-def head_time(ms: int) -> str:
-    """Write a time as it stands in a state behind its version."""
-    return f"{ms:014d}"
-
-
 def dump_state(state: AccountState, names: Mapping[str, Called]) -> bytes:
     """Write a state down, for a reader with at least the same `names`. Raises ValueError where its version,
     time or sequence does not fit in."""
-    head = f"{head_version(state.version)} {head_time(state.polled_at_ms)} {state.sequence}\n".encode()
+    head = f"{state.version:16} {state.polled_at_ms:014d} {state.sequence}\n".encode()
     if not _HEAD.fullmatch(head):
         raise ValueError("a version has 16 characters; a time and a sequence have at most 14 digits")
     row_by_asset: dict[str, Any] = {}

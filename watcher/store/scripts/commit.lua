@@ -6,9 +6,8 @@
 -- KEYS    1 polls   2 failing   3 log   4 due subscriptions   5 due providers   6 bodies   7 sizes   8 given up
 --         then for each step: its state, queued, then for each of its queues: list, schedule, dead letters
 -- ARGV    1 provider   2 log bytes   3 dead letters bytes   4 dead letters length   5 queue length
---         then for each step: account, deadline, expected version ('': no state yet), new version,
---         polled at (14 digits; '': no successful poll, so its time and the failures stay), next poll due ms, state,
---         sequence before, number of notes, these, number of events, for each: its reference, what is stored of it,
+--         then for each step: account, deadline, expected version ('': no state yet), new version, whether this is a
+--         successful poll (one or zero: its time and the failures stay), next poll due ms, state, sequence before, number of notes, these, number of events, for each: its reference, what is stored of it,
 --         whether it is logged (one or zero); number of queues, for each: subscription, number of deliveries, the
 --         places of their events, counted from one
 -- returns for each step: 1 done, 0 done before, -1 the state moved on, -2 the lease was lost; then (done) for
@@ -29,9 +28,9 @@ local log_size = tonumber(redis.call('HGET', sizes, 'log') or 0) or 0
 local steps, schedules, due_by_schedule = {}, {}, {}
 local key, at = 9, 6
 while KEYS[key] do
-  local account, deadline, expected, new, polled, due, state, follows, notes = unpack(ARGV, at, at + 8)
+  local account, deadline, expected, new, is_good, due, state, follows, notes = unpack(ARGV, at, at + 8)
   local step = {
-    account = account, deadline = deadline, expected = expected, new = new, polled = polled, due = due,
+    account = account, deadline = deadline, expected = expected, new = new, is_good = is_good == '1', due = due,
     state = state, follows = follows, key = key, notes = {}, events = {}, queues = {},
   }
   steps[#steps + 1] = step
@@ -66,7 +65,7 @@ end
 local accounts = {}
 for i, step in ipairs(steps) do
   accounts[i] = step.account
-  step.version = redis.call('GETRANGE', KEYS[step.key], 0, 15)
+  step.version = string.match(redis.call('GETRANGE', KEYS[step.key], 0, 15), '^%S*')
   if step.queues[1] then
     local names = {}
     for j, queue in ipairs(step.queues) do names[j] = queue.subscription end
@@ -98,7 +97,7 @@ local logged, taken = 0, 0
 for i, step in ipairs(steps) do
   if reply[i * 2 - 1] == 1 then
     local state = step.state
-    if step.polled ~= '' then
+    if step.is_good then
       fixed[#fixed + 1] = step.account
     else
       local polled = redis.call('GETRANGE', KEYS[step.key], 17, 30)

@@ -1,6 +1,6 @@
 -- Note successful polls that found nothing new, and say when their accounts are due next. Each is a step.
 -- KEYS    1 polls   2 failing   3 due providers   then for each step: its state
--- ARGV    1 provider   then for each step: account, deadline, expected version, polled at (14 digits), next poll due ms
+-- ARGV    1 provider   then for each step: account, deadline, expected version, polled at ms, next poll due ms
 -- returns for each step: 1 done, -1 the state moved on, -2 the lease was lost
 -- All is read before the first write: a key of another type fails every step, and changes nothing.
 local polls, failing, due_providers = unpack(KEYS, 1, 3)
@@ -13,7 +13,7 @@ redis.call('ZCARD', due_providers)
 local reply, due, fixed, first = {}, {}, {}, math.huge
 for i = 1, #accounts do
   local account, deadline, expected, polled, next_due = unpack(ARGV, i * 5 - 3, i * 5 + 1)
-  if expected == '' or redis.call('GETRANGE', KEYS[3 + i], 0, 15) ~= expected then
+  if expected == '' or string.match(redis.call('GETRANGE', KEYS[3 + i], 0, 15), '^%S*') ~= expected then
     reply[i] = -1
   elseif deadlines[i] ~= deadline then
     reply[i] = -2
@@ -28,7 +28,7 @@ end
 if not due[1] then return reply end
 
 for i = 1, #accounts do
-  if polled_at[i] then redis.call('SETRANGE', KEYS[3 + i], 17, polled_at[i]) end
+  if polled_at[i] then redis.call('SETRANGE', KEYS[3 + i], 17, string.format('%014d', polled_at[i])) end
 end
 redis.call('ZADD', polls, unpack(due))
 redis.call('ZADD', due_providers, 'LT', first, provider)
