@@ -259,6 +259,13 @@ def test_another_head_is_refused(head: bytes) -> None:
         load_state(head + body, ETHER)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-16-le"])
+def test_another_encoding_is_refused(encoding: str) -> None:
+    body = dump_state(of_asset(), ETHER)[len(HEAD) :].decode()
+    with pytest.raises(BadState):
+        load_state(HEAD + body.encode(encoding), ETHER)
+
+
 ROWS = [
     *(
         None,

@@ -93,7 +93,7 @@ def load_state(text: bytes, names: Mapping[str, Called]) -> AccountState:
         head = _HEAD.match(text)
         if not head:
             raise ValueError("no version, time and sequence")
-        body = json.loads(text[head.end() :])
+        body = json.loads(text[head.end() :].decode())  # of bytes, it would read UTF-16 too
         if not body.keys() <= _FIELDS:
             raise ValueError("an unknown field")
         return AccountState(
@@ -230,6 +230,8 @@ def _read_balance(amounts: list[str]) -> Balance:
     # A published field may stand below zero while the other half of a movement is pending confirmation.
     if len(amounts) == 1:
         return Balance(check_canonical(amounts[0]), "0", "0", "0")
+    if len(amounts) == 2:
+        return Balance(check_canonical(amounts[0]), check_canonical(amounts[1]), "0", "0")
     total, locked, pending_deposit, pending_withdrawal = *amounts, *_ZEROS[len(amounts) :]
     return Balance(
         check_canonical(total),
