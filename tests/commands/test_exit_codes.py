@@ -32,6 +32,7 @@ NAMESPACE = "watcher"
 Call = tuple[str, ...]
 
 LOOKS: tuple[Call, ...] = (
+    ("store", "layout"),
     ("status",),
     ("balances",),
     ("events",),

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from watcher.demo import Arrival, Made
-from watcher.demo.judge import Balances
+from watcher.demo.judge import Arrival, Balances, Made
 from watcher.journal.explain import NOTHING, Vector, in_atoms, in_text
 from watcher.receive import InvalidWebhook, Step
 from watcher.receiver import Receipt

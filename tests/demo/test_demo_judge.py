@@ -15,7 +15,7 @@ from tests.demo.demo_claims import (
     balances_after,
     told,
 )
-from watcher.demo import Arrival, Made, Verdict, judge
+from watcher.demo.judge import Arrival, Made, Verdict, judge
 
 
 def judged(

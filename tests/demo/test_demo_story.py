@@ -6,7 +6,8 @@ from datetime import timedelta
 import pytest
 
 from watcher.delivery.signing import new_secret
-from watcher.demo import STORY, Arrival, Made, Scene, Stage, a_stage, play
+from watcher.demo.judge import Arrival, Made
+from watcher.demo.stage import STORY, Scene, Stage, a_stage, play
 from watcher.sandbox import Step, default_script, default_world
 from watcher.sandbox.world import ALICE, TREASURY
 from watcher.settings import CHANGE_EVENTS

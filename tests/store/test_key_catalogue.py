@@ -23,9 +23,11 @@ from tests.support.stores import (
     some_deliveries,
 )
 from watcher.snapshot import Asset
-from watcher.store import polls, queues
+from watcher.store import move, polls, queues
 from watcher.store.keys import SHARDS, Keys, shard_of
+from watcher.store.layout import Layout
 from watcher.store.members import Configurations, Fingerprint, Mark, Presence, Workers
+from watcher.store.move import Mover
 from watcher.store.pipe import Joint, Pipe, Script
 from watcher.store.queues import Breakers
 from watcher.store.schedule import Lease
@@ -44,6 +46,11 @@ METHODS = {
     name: method for name, method in inspect.getmembers(Keys, inspect.isfunction) if not name.startswith("_")
 }
 LIVES_ON = {"permanent", "trimmed"}
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(move, "SETTLE_S", 0)
 
 
 class Recorder(Pipe):
@@ -85,6 +92,9 @@ def catalogue(keys: Keys) -> dict[str, str]:
 
 async def workload(store: Store) -> None:
     """Everything that the store does, at least once."""
+    await store.pipe.command("HSET", store.keys.meta(), "shards", SHARDS, "schema", 1)
+    await Mover(store.pipe, store.keys, "mover").advance()
+    await Layout(store.pipe, store.keys).take_lease("mover")
     await store.roster.check_layout()
     now = await store.now_ms()
     await store.roster.enroll({PROVIDER: [ACCOUNT, GONE], "shop": []}, now_ms=now)

@@ -140,9 +140,10 @@ async def test_only_enrolled_accounts_can_be_made_due(redis_client: Redis, names
 @pytest.mark.parametrize(
     "layout",
     [
-        {"schema": "2"},
+        {"schema": "3"},
         {"shards": "64"},
-        {"shards": "64", "schema": "2"},
+        {"shards": "64", "schema": "3"},
+        {"moving": "3"},
         {"shards": ""},
         {"schema": ""},
         {"shards": "many"},

@@ -16,7 +16,7 @@ from watcher import signals
 from watcher.environment import Environment
 
 if TYPE_CHECKING:
-    from watcher.demo import Stage
+    from watcher.demo.stage import Stage
     from watcher.sandbox import Step
 
 EXIT_NO = 1
@@ -55,8 +55,8 @@ def command(*, is_fast: bool, is_kept: bool, is_verbose: bool) -> int:
 
 
 async def _demo(interval: timedelta, *, is_kept: bool) -> int:
-    from watcher.demo import a_stage, play
     from watcher.demo.lines import opening_lines, place_lines, scene_lines, verdict_lines
+    from watcher.demo.stage import a_stage, play
     from watcher.observe.listener import Address
     from watcher.service.exposure import Exposure, exposed
 
@@ -78,8 +78,8 @@ async def _demo(interval: timedelta, *, is_kept: bool) -> int:
 
 async def play_on(stage: "Stage", script: "Iterable[Step] | None" = None) -> None:
     """Play a script, by default the sandbox's own; print what happens, and the webhooks. Never returns."""
-    from watcher.demo import go_on
     from watcher.demo.lines import move_line, step_lines, webhook_line
+    from watcher.demo.stage import go_on
 
     await go_on(
         stage,

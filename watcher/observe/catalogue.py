@@ -21,6 +21,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "attempt": "number of this attempt, from 1",
     "changed": "how many are there still, and differ",
     "changes": "how many changes were found, each one an event (in a heartbeat: since the last one)",
+    "dead_letters": "how many dead letters",
     "deliveries": "how many deliveries (in a heartbeat: since the last one)",
     "drain_ms": "how long work in hand may take at most",
     "dropped_lines": "log lines lost since the start, because they were not read",
@@ -36,6 +37,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "in_flight": "requests under way",
     "inactive": "a few of the subscriptions that this worker leaves to the other one",
     "lag_ms": "from the commit of the event to its delivery, or how late the event loop is",
+    "layout": "number of the layout of the store: 2 is that of this version, 1 that of version 0.1",
     "library": "which library spoke",
     "lines": "how many log lines",
     "message": "what it said",
@@ -50,6 +52,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "providers": "how many providers",
     "reason": "why, in a short text of ours",
     "reasons": "the first few mistakes: file, line and what is wrong",
+    "records": "how many records of the log",
     "rejected": "how many polls were rejected since the last heartbeat",
     "removed": "how many are gone",
     "retried": "how many attempts failed since the last heartbeat",
@@ -66,6 +69,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "unchanged": "whether the snapshot equals the last one",
     "version": "version of watcher",
     "worker": "name of this worker",
+    "workers": "a few of the workers that are waited for, each with its version",
 }
 
 
@@ -195,6 +199,17 @@ EVENTS: Mapping[str, Line] = {
         ("reason", "next_ms", *_LASTS),
     ),
     "store.recovered": Line("info", "Redis does its part again.", _LASTS),
+    "layout.awaited": Line(
+        "info",
+        "The store is not in this version's layout, or is to leave it: this worker stands by. Said when it "
+        "begins to wait, and once a minute.",
+        ("worker", "layout", "reason", "workers", "duration_ms"),
+    ),
+    "layout.moved": Line(
+        "info",
+        "This worker has brought the move of the store to another layout to its end; of how much, in all.",
+        ("worker", "layout", "accounts", "records", "dead_letters", "deliveries", "duration_ms"),
+    ),
     "state.lost": Line(
         "error", "Redis has lost its state; accounts get new baselines, no events.", ("accounts",)
     ),

@@ -5,7 +5,7 @@ import hashlib
 import time
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -19,11 +19,11 @@ from watcher import __version__
 from watcher.durations import retry_after_s
 from watcher.fields import as_written
 from watcher.providers.assets import KeptCatalogue
-from watcher.providers.contract import AssetList, Catalogue, Provider, Rejected, Request
-from watcher.providers.rejections import TRANSPORT_ERRORS, by_error, by_status
+from watcher.providers.contract import AssetList, Catalogue, ErrorClass, Provider, Rejected, Request
 from watcher.providers.strict_json import NotJson, parse
 from watcher.settings import ProviderSettings
 from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, is_called
+from watcher.tls_flaws import CANNOT_CONNECT, cannot_connect, tls_flaw
 
 LIMIT = 1024 * 1024
 """Bytes of a body, packed and unpacked. A list of 3,000 balances is half of that."""
@@ -290,7 +290,7 @@ class ProviderClient:
                 if status == 200:
                     return await read_body(response)
                 raise await self._refusal(response)
-        except TRANSPORT_ERRORS as error:
+        except _TRANSPORT_ERRORS as error:
             raise by_error(error, status, is_tls=self._is_tls) from error
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> Rejected:
@@ -298,7 +298,7 @@ class ProviderClient:
         status = response.status
         try:
             answer = parse(await read_body(response))
-        except (*TRANSPORT_ERRORS, Rejected, NotJson):
+        except (*_TRANSPORT_ERRORS, Rejected, NotJson):
             answer = None  # it has no JSON body, for whatever reason
         refused = self._provider.refusal(status, answer)
         if refused is None or status == 429:
@@ -312,3 +312,60 @@ def source_of(settings: ProviderSettings, provider: Provider, account: Any) -> s
     """Name what is polled for an account, as `ProviderClient.source` does."""
     parts = (settings.name, settings.base_url.rstrip("/"), provider.source(account))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+# Why a poll is rejected, as far as HTTP itself shows it. What a foreign exception says is never repeated:
+# those texts hold URLs.
+
+_TRANSPORT_ERRORS = (aiohttp.ClientError, OSError, TimeoutError, UnicodeError)
+"""All that a request was seen to raise: a time-out is no ClientError, a host name like `a..b` neither."""
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_ERROR_CLASS_BY_STATUS: Mapping[int, tuple[ErrorClass, str]] = {
+    401: ("auth", "the API key is refused"),
+    403: ("auth", "forbidden: the key has no access, or this address is blocked"),
+    408: ("transient", "a time-out at the provider"),
+    425: ("transient", "too early"),
+    429: ("rate", "over the rate limit"),
+    **dict.fromkeys(_REDIRECTS, ("configuration", "a redirect, which is not followed: see base_url")),
+}
+_ERROR_CLASS_BY_HUNDRED: Mapping[int, tuple[ErrorClass, str]] = {
+    4: ("configuration", "a request that the provider does not take"),
+    5: ("transient", "an error at the provider"),
+}
+
+_UNREACHED: tuple[tuple[type[Exception], ErrorClass, str], ...] = (
+    (aiohttp.InvalidURL, "configuration", "base_url is not an address"),
+    (UnicodeError, "configuration", "base_url is not a host name"),
+    (aiohttp.ClientConnectorDNSError, "gone", "the name does not resolve"),
+    (aiohttp.ClientConnectorError, "gone", CANNOT_CONNECT),
+    (aiohttp.ClientResponseError, "malformed", "the answer is not HTTP"),
+    (TimeoutError, "gone", "no answer in time"),
+    (Exception, "gone", "the connection broke before an answer"),
+)
+_BROKEN_OFF: tuple[tuple[type[Exception], ErrorClass, str], ...] = (
+    (TimeoutError, "transient", "no whole answer in time"),
+    (Exception, "transient", "the answer broke off"),
+)
+
+
+def by_status(status: int) -> Rejected:
+    """Say what an HTTP status other than 200 means where the provider's own words say nothing."""
+    other: tuple[ErrorClass, str] = ("malformed", "an answer that says nothing of balances")
+    error_class, reason = _ERROR_CLASS_BY_STATUS.get(status) or _ERROR_CLASS_BY_HUNDRED.get(
+        status // 100, other
+    )
+    return Rejected(error_class, f"{reason} ({status})", status=status)
+
+
+def by_error(error: Exception, status: int | None, *, is_tls: bool) -> Rejected:
+    """Say how a request failed: before an answer (`status` is None), or in the middle of one with status 200.
+
+    `is_tls`: it was to go through TLS.
+    """
+    is_handshake = is_tls and isinstance(error, aiohttp.ClientConnectorError)
+    if status is None and (flaw := tls_flaw(error, is_handshake=is_handshake)):
+        return Rejected("gone", flaw.words, fix=flaw.fix)
+    table = _UNREACHED if status is None else _BROKEN_OFF
+    error_class, reason = next(row[1:] for row in table if isinstance(error, row[0]))
+    return Rejected(error_class, cannot_connect(error) if reason == CANNOT_CONNECT else reason, status=status)

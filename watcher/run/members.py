@@ -1,4 +1,5 @@
-"""This worker among the others: it notes that it runs, and keeps the schedules in line with its accounts."""
+"""This worker among the others: it notes that it runs, stands by until the store is in its layout, and keeps
+the schedules in line with its accounts."""
 
 import asyncio
 import os
@@ -13,10 +14,15 @@ from typing import NamedTuple
 from watcher import __version__
 from watcher.engine.loop import survived
 from watcher.observe.counters import Counters
+from watcher.observe.log import log
 from watcher.pause import pause
 from watcher.settings import Settings
-from watcher.store.exceptions import ConfigurationRefused, StoreError
+from watcher.store.exceptions import ConfigurationRefused, LayoutAwaited, StoreError, StoreUnreachable
+from watcher.store.health import StoreHealth
+from watcher.store.keys import Keys
+from watcher.store.layout import LAYOUT, Layout, Numbers, check_numbers, in_the_way
 from watcher.store.members import Presence, Roster, Workers
+from watcher.store.move import Mover
 from watcher.store.schedule import Schedule
 
 EVERY_S = 10.0
@@ -26,6 +32,15 @@ _SHORTEST_S = 1.0
 _LEAVE_S = 1.0
 """A worker that ends waits no longer for a Redis that hangs."""
 
+LOOK_S = 1.0
+"""How often a worker looks at the layout, while it stands by and while it works."""
+
+_SAY_S = 60.0
+_MOST_NAMES = 8
+
+_PATIENCE_S = 30.0
+"""How long `run --once` waits for a store that is being moved."""
+
 
 class Present:
     """One worker as it can be seen, from `run` on until it `leaves`."""
@@ -34,7 +49,8 @@ class Present:
         self._workers = workers
         self._counters = counters
         self._pace = Pace()
-        self._presence = Presence(worker, socket.gethostname(), os.getpid(), __version__, since_ms, {})
+        me = Presence(worker, socket.gethostname(), os.getpid(), __version__, since_ms, {})
+        self._presence = me._replace(layouts=(LAYOUT,))
         self._leaving = asyncio.Event()
         self._gone = asyncio.Event()
 
@@ -68,6 +84,12 @@ class Present:
         self._presence = self._presence._replace(configuration=configuration)
         await self._note()
 
+    async def stands_by(self, *, is_so: bool) -> None:
+        """Note at once whether the worker waits until the store is in its layout. Raises StoreError."""
+        self._presence = self._presence._replace(stands_by=is_so)
+        with suppress(ConfigurationRefused):  # this worker may not note itself
+            await self._workers.note(self._presence)
+
     async def others(self, now_ms: int) -> list[Presence]:
         """The other workers that are there. Raises StoreError."""
         workers = await self._workers.read()
@@ -84,6 +106,98 @@ class Present:
         rates = self._pace.per_second(self._counters.by_request, time.monotonic())
         with survived("presence"), suppress(StoreError):  # of which the loop says so
             await self._workers.note(self._presence._replace(requests_per_second=rates))
+
+
+class StandBy:
+    """One worker beside its store. Methods raise StoreError."""
+
+    def __init__(self, worker: str, schedule: Schedule, health: StoreHealth, present: Present) -> None:
+        self._worker = worker
+        self._schedule = schedule
+        self._health = health
+        self._present = present
+        self._pipe = schedule.pipe
+
+    async def until_ready(self, settings: Callable[[], Settings], *, once: bool) -> None:
+        """Wait until this worker may work. With `once`, raises LayoutAwaited where waiting would not help,
+        and StoreUnreachable where others must end first."""
+        keys = Keys(settings().redis.namespace)
+        layout, workers = Layout(self._pipe, keys), Workers(self._pipe, keys)
+        began_at, say_at = time.monotonic(), 0.0
+        while True:
+            try:
+                numbers = await layout.read()
+                await self._present.stands_by(is_so=not numbers.is_ready)
+                if numbers.is_ready and (await layout.read()).is_ready:
+                    return  # also after it was noted that this worker works: a mover looks at both
+                waits_for = in_the_way(await workers.read(), numbers.target, self._schedule.now_ms())
+                if once:
+                    _give_up(numbers, waits_for, time.monotonic() - began_at)
+                if (now := time.monotonic()) >= say_at and not numbers.is_ready:
+                    say_at = now + _SAY_S
+                    self._say(numbers, waits_for, now - began_at)
+                if await self._move(settings(), keys, numbers, waits_for):
+                    continue
+                self._health.answered()
+            except StoreUnreachable as error:
+                if once:
+                    raise
+                await asyncio.sleep(await self._health.failed(error))
+                continue
+            await asyncio.sleep(LOOK_S)
+
+    async def _move(
+        self, settings: Settings, keys: Keys, numbers: Numbers, waits_for: Sequence[Presence]
+    ) -> bool:
+        """Move the store if it may be; says whether this worker brought it to its end."""
+        if numbers.rests and (numbers.at == numbers.wanted or waits_for):
+            return False
+        started = time.monotonic()
+        mover = Mover(
+            self._pipe,
+            keys,
+            self._worker,
+            providers=settings.provider_by_name,
+            subscriptions=settings.subscription_by_name,
+        )
+        counts = await mover.advance()
+        if counts is None:
+            return False
+        log.info(
+            "layout.moved",
+            worker=self._worker,
+            layout=numbers.target,
+            accounts=counts.accounts,
+            records=counts.records,
+            dead_letters=counts.dead_letters,
+            deliveries=counts.deliveries,
+            duration_ms=round(1000 * (time.monotonic() - started)),
+        )
+        return True
+
+    def _say(self, numbers: Numbers, waits_for: Sequence[Presence], since_s: float) -> None:
+        try:
+            check_numbers(numbers)
+        except LayoutAwaited as awaited:
+            log.info(
+                "layout.awaited",
+                worker=self._worker,
+                layout=numbers.at,
+                reason=str(awaited),
+                workers=[f"{one.worker} ({one.version})" for one in waits_for[:_MOST_NAMES]],
+                duration_ms=round(1000 * since_s),
+            )
+
+
+def _give_up(numbers: Numbers, waits_for: Sequence[Presence], since_s: float) -> None:
+    if numbers.rests and numbers.wanted != numbers.at and waits_for:
+        names = ", ".join(f"{one.worker} of version {one.version}" for one in waits_for[:_MOST_NAMES])
+        raise StoreUnreachable(
+            f"the store is in layout {numbers.at}, and is moved once these workers have ended: {names}; end "
+            "them, and run again"
+        )
+    if (numbers.rests and numbers.wanted == numbers.at) or since_s > _PATIENCE_S:
+        check_numbers(numbers)
 
 
 class Pace:

@@ -5,10 +5,10 @@ Refuses to read the environment: `commands.run` hands it what it needs.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from copy import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from watcher import __version__
 from watcher.engine.loop import Loop
@@ -18,14 +18,15 @@ from watcher.observe.log import log
 from watcher.pause import pause
 from watcher.run.agreement import Agreement, Difference
 from watcher.run.configured import Configured
-from watcher.run.members import Present
+from watcher.run.members import LOOK_S, Present, StandBy
 from watcher.run.upkeep import Upkeep
 from watcher.settings import Settings
-from watcher.store.exceptions import StoreError
+from watcher.store.exceptions import LayoutAwaited, StoreError
 from watcher.store.guarantee import guarantee_of_all
 from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
-from watcher.store.members import Configurations, Roster, Workers
+from watcher.store.layout import Layout
+from watcher.store.members import Configurations, Workers
 from watcher.store.opening import open_store
 from watcher.store.queues import BOUNDS, Bounds
 from watcher.store.reader import Reader
@@ -37,6 +38,8 @@ _COUNT_S = 1.0
 """The heartbeat does not wait longer than this to know what is due."""
 
 _CANCEL_AGAIN_S = 0.1
+
+T = TypeVar("T")
 
 
 class Opened(NamedTuple):
@@ -50,7 +53,8 @@ class Opened(NamedTuple):
 class Worker:
     """Use once: `await Worker(settings, name=…).run()`; `stop` and `reload` may be called from outside.
 
-    `dropped_lines` says how many log lines were lost; `on_started` is called once the worker claims work.
+    `dropped_lines` says how many log lines were lost; `on_started` is called once the worker claims work, or
+    stands by until the store is in its layout.
     `opened` is None while the store is not open. `has_read_all`: whether a run of `once` has read every
     account but those that another worker had in hand, and one of them at least.
     """
@@ -73,7 +77,7 @@ class Worker:
         self._is_reloading = False
         self.loop: Loop | None = None
         self._on_started = on_started
-        self._has_begun = False
+        self._has_begun = self._stands_by = False
         self._stopped = asyncio.Event()
         self._changed = asyncio.Event()
 
@@ -126,6 +130,36 @@ class Worker:
         log.info("worker.stopped", worker=self.name, duration_ms=round(1000 * (time.monotonic() - started)))
 
     async def _work(self, opened: Opened, *, once: bool) -> None:
+        """Work whenever the store is in this version's layout, and stand by while it is not."""
+        schedule, health, _ = opened
+        self._on_started()
+        workers = Workers(schedule.pipe, Keys(self.settings.redis.namespace))
+        present = Present(self.name, workers, self.counters, since_ms=schedule.now_ms())
+        standby = StandBy(self.name, schedule, health, present)
+        async with asyncio.TaskGroup() as background:
+            beside = [
+                background.create_task(schedule.pipe.run(), name="pipe"),
+                background.create_task(schedule.pipe.run(), name="pipe"),
+                background.create_task(self.liveness.measure_lag(), name="lag"),
+                background.create_task(present.run(), name="presence"),
+            ]
+            try:
+                is_over = False
+                while not is_over and not self.is_stopped:
+                    self._stands_by = True
+                    ready = standby.until_ready(lambda: self.settings, once=once)
+                    await self._unless_stopped(ready, name="layout")
+                    self._stands_by = False
+                    if not self.is_stopped:
+                        await self._serve(opened, present, once=once)
+                        is_over = once
+                await present.leave()
+            finally:
+                for task in beside:
+                    task.cancel()
+
+    async def _serve(self, opened: Opened, present: Present, *, once: bool) -> None:
+        """Claim and do work, until stopped or until the store is to leave this version's layout."""
         schedule, health, bounds = opened
         log.info(
             "worker.started",
@@ -135,46 +169,38 @@ class Worker:
             subscriptions=len(self.settings.subscription_by_name),
             providers=len(self.settings.provider_by_name),
         )
-        self._on_started()
         keys = Keys(self.settings.redis.namespace)
-        workers = Workers(schedule.pipe, keys)
-        present = Present(self.name, workers, self.counters, since_ms=schedule.now_ms())
         self.agreement = Agreement(present, Configurations(schedule.pipe, keys), now_ms=schedule.now_ms)
         configured = Configured(self.settings, schedule, health, self.counters, self.agreement, bounds)
         upkeep = Upkeep(configured, schedule, health, present, self.agreement)
         async with configured, asyncio.TaskGroup() as background:
             self.loop = configured.loop
-            beside = [
-                background.create_task(schedule.pipe.run(), name="pipe"),
-                background.create_task(schedule.pipe.run(), name="pipe"),
-                background.create_task(self._beat(schedule, configured.loop), name="heartbeat"),
-                background.create_task(self.liveness.measure_lag(), name="lag"),
-                background.create_task(present.run(), name="presence"),
-            ]
+            beating = background.create_task(self._beat(schedule, configured.loop), name="heartbeat")
             try:
-                await (self._run_once(upkeep) if once else self._run(upkeep))
+                await (self._run_once(upkeep) if once else self._run(upkeep, Layout(schedule.pipe, keys)))
                 upkeep.report_at_once()
-                await present.leave()
             finally:
-                for task in beside:
-                    task.cancel()
+                beating.cancel()
 
     async def _until_open(self, stack: AsyncExitStack) -> Opened | None:
         """Open the store, however long that hangs; None where the worker is stopped before it is open."""
-        opening = asyncio.create_task(self._open(stack), name="open")  # ended before this returns
-        stopped = asyncio.create_task(self._stopped.wait(), name="stopped")
-        try:
-            await asyncio.wait((opening, stopped), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopped.cancel()
-            while not opening.done():  # redis-py may swallow a cancellation
-                opening.cancel()
-                await asyncio.wait((opening,), timeout=_CANCEL_AGAIN_S)
-        if opening.cancelled():
-            return None
-        self.opened = opening.result()
+        self.opened = await self._unless_stopped(self._open(stack), name="open")
         stack.callback(setattr, self, "opened", None)  # before the store is closed: it is not to be asked
         return self.opened
+
+    async def _unless_stopped(self, doing: Coroutine[Any, Any, T], *, name: str) -> T | None:
+        """Do something that may take long; it is ended before this returns. None where the worker is stopped
+        before it is done."""
+        task = asyncio.create_task(doing, name=name)
+        stopped = asyncio.create_task(self._stopped.wait(), name="stopped")
+        try:
+            await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            while not task.done():  # redis-py may swallow a cancellation
+                task.cancel()
+                await asyncio.wait((task,), timeout=_CANCEL_AGAIN_S)
+        return None if task.cancelled() else task.result()
 
     async def _open(self, stack: AsyncExitStack) -> Opened:
         store = await stack.enter_async_context(open_store(self.settings.redis))
@@ -191,19 +217,29 @@ class Worker:
         schedule = Schedule(store.pipe)
         await schedule.read_clock()
         self.liveness.note_clock(1000 * time.time(), schedule.now_ms())
-        await Roster(store.pipe, store.keys).check_layout()
+        await Layout(store.pipe, store.keys).read()  # refuses what another version laid out
         return Opened(schedule, StoreHealth(store.fix), Bounds.within(found.memory))
 
-    async def _run(self, upkeep: Upkeep) -> None:
-        """Run one configuration after the other, until stopped; then finish what is in hand."""
-        loop = upkeep.loop
+    async def _run(self, upkeep: Upkeep, layout: Layout) -> None:
+        """Run one configuration after the other, until this is over; then finish what is in hand."""
+        loop, is_ready = upkeep.loop, True
+
+        async def look() -> None:
+            nonlocal is_ready
+            is_ready = (await layout.read()).is_ready
+            if not is_ready:
+                self._changed.set()
+
         async with self._draining(loop) as group:
-            await upkeep.begin(lambda: self.settings, self._stopped)
+            try:
+                await upkeep.begin(lambda: self.settings, self._stopped)
+            except LayoutAwaited:
+                return
             if not self._stopped.is_set():
                 group.create_task(loop.run(), name="loop")
-                for wait_s, affected, act in upkeep.chores:
+                for wait_s, affected, act in (*upkeep.chores, (LOOK_S, "layout", look)):
                     group.create_task(loop.every(wait_s, affected, act), name=affected)
-            while not self._stopped.is_set():
+            while is_ready and not self._stopped.is_set():
                 await upkeep.reload(self.settings, self._stopped)
                 self._is_reloading = False
                 await self._changed.wait()
@@ -272,9 +308,9 @@ class Worker:
 
     @property
     def has_begun(self) -> bool:
-        """Whether its loops have begun; before that, it schedules the accounts."""
+        """Whether its loops have begun, or it stands by; before that, it schedules the accounts."""
         self._has_begun = self._has_begun or bool(self._turned_at_by_loop())
-        return self._has_begun
+        return self._has_begun or self._stands_by
 
     def _turned_at_by_loop(self) -> Mapping[str, float]:
         """While it drains, no loop need turn."""

@@ -27,5 +27,9 @@ class ConfigurationRefused(StoreError):
     exit_code = 78
 
 
+class LayoutAwaited(ConfigurationRefused):
+    """The store is not in this version's layout, or is to leave it: a worker stands by meanwhile."""
+
+
 class PartOfCluster(ConfigurationRefused):
     """A node of a Cluster names another one. The pipe of a Cluster goes on there, by the cause."""

@@ -22,8 +22,13 @@ class Keys:
     namespace: str
 
     def meta(self) -> str:
-        """HASH, permanent: shards, schema, providers, enrolled (a list of accounts). Written by `Roster`."""
+        """HASH, permanent: shards, schema, moved, moving, turn, wanted (numbers of layouts, see `layout`),
+        providers, enrolled (a list of accounts). Written by `Roster` and `Layout`."""
         return f"{self.namespace}:meta"
+
+    def mover(self) -> str:
+        """STRING, expires: which process moves the store from one layout to another. By `Layout`."""
+        return f"{self.namespace}:mover"
 
     def breakers(self) -> str:
         """HASH, permanent: subscription -> its circuit breaker, if it failed. Written by `Breakers`."""
@@ -56,6 +61,11 @@ class Keys:
     def probe(self, subscription: str) -> str:
         """STRING, expires: which worker probes a half-open subscription. Written by probe."""
         return f"{self.namespace}:probe:{subscription}"
+
+    def layout(self, shard: int) -> str:
+        """HASH, permanent: how far the last move of this shard came: turn, step, done, counts of what was
+        moved, and meanwhile the subscriptions found (`name …`). By take_shard and move."""
+        return self._tagged(shard, "layout")
 
     def polls(self, shard: int, provider: str) -> str:
         """ZSET, permanent: account -> when its poll is due (or its lease ends), in ms."""
@@ -142,6 +152,44 @@ class Keys:
 
     def _tagged(self, shard: int, *parts: str) -> str:
         return ":".join((self.namespace, f"{{{shard}}}", *parts))
+
+
+@dataclass(frozen=True, slots=True)
+class OldKeys(Keys):
+    """The keys that have another name in layout 1, and the schedules while they are moved."""
+
+    def breakers(self) -> str:
+        return f"{self.namespace}:standings"
+
+    def polls(self, shard: int, provider: str) -> str:
+        return self._tagged(shard, "polls", provider)
+
+    def state(self, account: str) -> str:
+        return self._tagged(shard_of(account), "state", account)
+
+    def log(self, shard: int) -> str:
+        return self._tagged(shard, "log")
+
+    def due_subscriptions(self, shard: int) -> str:
+        return self._tagged(shard, "due")
+
+    def queues(self, shard: int, subscription: str) -> str:
+        return self._tagged(shard, "lanes", subscription)
+
+    def queue(self, subscription: str, account: str) -> str:
+        return self._tagged(shard_of(account), "lane", subscription, account)
+
+    def tries(self, shard: int, subscription: str) -> str:
+        return self._tagged(shard, "tries", subscription)
+
+    def dead(self, shard: int, subscription: str) -> str:
+        return self._tagged(shard, "dead", subscription)
+
+    def moving_polls(self, shard: int, provider: str) -> str:
+        return self._tagged(shard, "moving", "polls", provider)
+
+    def moving_queues(self, shard: int, subscription: str) -> str:
+        return self._tagged(shard, "moving", "queues", subscription)
 
 
 MOST = 10**14

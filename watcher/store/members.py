@@ -16,8 +16,9 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from watcher.pause import compute
-from watcher.store.exceptions import ConfigurationRefused, StoreRefuses
+from watcher.store.exceptions import StoreRefuses
 from watcher.store.keys import SHARDS, Keys, check_count, read_count, shard_of
+from watcher.store.layout import Layout, check_numbers, read_meta
 from watcher.store.pipe import Pipe, in_parts, load_script
 from watcher.store.polls import damage_named
 from watcher.store.state import BadState
@@ -30,9 +31,6 @@ FORGET_AFTER = timedelta(hours=1)
 
 KEEP_S = 3600
 """How long a configuration can be read after a worker wrote it for the last time."""
-
-SCHEMA = "1"
-"""Version of the layout of all keys; a program with another one is refused."""
 
 _AT_ONCE = 500
 """Names in one command."""
@@ -52,7 +50,8 @@ class Presence(NamedTuple):
 
     `requests_per_second` by provider is what it really sent, on the average of its last minute. `roster` is a
     digest of its list of accounts, `configuration` one of its providers, accounts and URLs; older workers do
-    not note the latter.
+    not note the latter. `layouts` are those that it works in, of an older worker the first; one that
+    `stands_by` waits until the store is in one of them, and claims nothing meanwhile.
     """
 
     worker: str
@@ -64,6 +63,8 @@ class Presence(NamedTuple):
     roster: str = ""
     seen_ms: int = 0
     configuration: str = ""
+    layouts: Sequence[int] = (1,)
+    stands_by: bool = False
 
     def is_there(self, now_ms: int) -> bool:
         return now_ms - self.seen_ms < 1000 * GONE_AFTER.total_seconds()
@@ -105,6 +106,8 @@ class Workers:
                     str(noted["roster"]),
                     read_count(seen_ms),
                     str(noted.get("configuration", "")),
+                    tuple(check_count(number) for number in noted.get("layouts", (1,))),
+                    noted.get("stands_by") is True,
                 )
                 found.append(presence)
         return sorted(found, key=lambda one: (-one.seen_ms, one.worker))
@@ -255,7 +258,7 @@ class Roster:
         self._keys = keys
 
     async def check_layout(self) -> None:
-        """Raises ConfigurationRefused where another version of watcher laid out the state."""
+        """Raises ConfigurationRefused where the state is not in this version's layout, or not to stay so."""
         await self._providers(())
 
     async def enrolled(self) -> str | None:
@@ -299,30 +302,19 @@ class Roster:
 
     async def _providers(self, configured: Collection[str]) -> list[str]:
         """Check that the state is laid out as this program expects; returns all providers ever used."""
-        key = self._keys.meta()
-        shards, schema, providers = await self._read_meta("shards", "schema", "providers")
-        if (shards, schema) not in ((None, None), (b"%d" % SHARDS, SCHEMA.encode())):
-            raise ConfigurationRefused(
-                f"the state under {key} was laid out by another version of watcher "
-                f"(schema {_number(schema)}, {_number(shards)} shards; this one has {SCHEMA}, {SHARDS}): "
-                "run that version, or set redis.namespace to start anew"
-            )
+        layout = Layout(self._pipe, self._keys)
+        numbers = await layout.read()
+        check_numbers(numbers)
+        await layout.lay_out(numbers)
+        (providers,) = await self._read_meta("providers")
         known = sorted({*provider_names(providers), *configured})
-        fields = ("shards", SHARDS, "schema", SCHEMA, "providers", json.dumps(known))
-        if shards is None or providers is None or providers.decode("utf-8", "replace") != fields[-1]:
-            await self._pipe.command("HSET", key, *fields)  # only then, as in note_enrolled
+        text = json.dumps(known)
+        if providers is None or providers.decode("utf-8", "replace") != text:
+            await self._pipe.command("HSET", self._keys.meta(), "providers", text)  # as in note_enrolled
         return known
 
     async def _read_meta(self, *names: str) -> list[bytes | None]:
-        key = self._keys.meta()
-        try:
-            with damage_named():
-                found: list[bytes | None] = await self._pipe.command("HMGET", key, *names)
-        except BadState:
-            raise ConfigurationRefused(
-                f"what lies under {key} is none of watcher's: delete it, and all accounts are enrolled anew"
-            ) from None
-        return found
+        return await read_meta(self._pipe, self._keys, *names)
 
     async def make_due(self, provider: str, names: Collection[str], *, now_ms: float) -> set[str]:
         """Make accounts due now; returns those that a worker has in hand, which are left to it."""
@@ -353,10 +345,6 @@ class Roster:
             if gone:
                 await self._pipe.command("UNLINK", *map(self._keys.state, sorted(gone)))
                 await self._pipe.command("UNLINK", *map(self._keys.queued, sorted(gone)))
-
-
-def _number(text: bytes | None) -> str:
-    return text.decode() if text and text.isdigit() else "unknown"
 
 
 def provider_names(text: bytes | None) -> set[str]:

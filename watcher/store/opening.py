@@ -16,8 +16,8 @@ from watcher.store.address import check_address, host_text, places, safe_url, se
 from watcher.store.client import ClusterPipe, connect
 from watcher.store.embedded import Embedded, is_made
 from watcher.store.exceptions import ConfigurationRefused, StoreError, StoreRefuses, StoreUnreachable
-from watcher.store.keys import SHARDS, Keys
-from watcher.store.members import SCHEMA
+from watcher.store.keys import Keys
+from watcher.store.layout import Layout, check_numbers
 from watcher.store.pipe import Pipe
 
 PATIENCE_S = 5.0
@@ -156,18 +156,15 @@ async def open_store(settings: RedisSettings) -> AsyncIterator[OpenStore]:
 
 
 @asynccontextmanager
-async def open_to_look(settings: RedisSettings) -> AsyncIterator[OpenStore]:
+async def open_to_look(settings: RedisSettings, *, in_any_layout: bool = False) -> AsyncIterator[OpenStore]:
     """Open a store that a worker has used. Raises StoreError, also if no worker or another version has."""
     if settings.url.get_secret_value() == "embedded":
         _refuse_unused(settings.data_dir)
     async with open_store(settings) as store:
-        key = store.keys.meta()
-        shards, schema = await store.pipe.command("HMGET", key, "shards", "schema")
-        if shards is not None and (shards, schema) != (b"%d" % SHARDS, SCHEMA.encode()):
-            raise ConfigurationRefused(
-                f"the state under {key} was laid out by another version of watcher: look at it with that "
-                "version"
-            )
+        await store.pipe.command("HLEN", store.keys.meta())  # damage is named as that of any other key
+        numbers = await Layout(store.pipe, store.keys).read()
+        if not (in_any_layout or numbers.can_be_read):
+            check_numbers(numbers)
         yield store
 
 

@@ -14,6 +14,8 @@ local trials = {
     {'LLEN', redis.pcall('LLEN', KEYS[2])},
     {'LINDEX', redis.pcall('LINDEX', KEYS[2], 0)},
     {'LRANGE', redis.pcall('LRANGE', KEYS[2], 0, -1)},
+    {'LTRIM', redis.pcall('LTRIM', KEYS[2], 0, -1)},
+    {'RENAME', redis.pcall('RENAME', KEYS[2], KEYS[2])},
     {'LPOP', redis.pcall('LPOP', KEYS[2])},
     {'ZADD', redis.pcall('ZADD', KEYS[3], 1, 'member')},
     {'ZCARD', redis.pcall('ZCARD', KEYS[3])},

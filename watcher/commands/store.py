@@ -1,0 +1,195 @@
+"""`watcher store layout`: shows how everything lies in the store, and moves it to another layout, or back."""
+
+import asyncio
+import os
+import secrets
+import socket
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from watcher.commands._shared import in_a_loop, look_options
+from watcher.commands._table import Columns, age_text, say_json, say_next
+from watcher.printable import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from watcher.config.loading import Look
+    from watcher.store.layout import Layout, Numbers
+    from watcher.store.members import Presence
+    from watcher.store.opening import OpenStore
+
+_LOOK_S = 0.5
+
+
+@click.group("store", short_help="The layout of the store: show it, move it up and back.")
+def command() -> None:
+    """How everything lies in Redis.
+
+    Version 0.1 works in layout 1, this one in layout 2. A worker of this version that finds layout 1 stands
+    by until the last worker of 0.1 has ended, and then moves the store. Meanwhile nothing is polled or sent,
+    and nothing is lost.
+    """
+
+
+@command.command("layout", short_help="Show the layout; with --to, move the store.")
+@look_options
+@click.option("--json", "is_json", is_flag=True, help="One JSON object.")
+@click.option("--to", type=click.Choice(["1", "2"]), help="Move the store to this layout.")
+@in_a_loop
+async def layout_command(*, look: "Look", is_json: bool, to: str | None) -> None:
+    """Show in which layout the store is, which one is wanted, and which workers are there.
+
+    With --to 1, workers of this version finish what they have in hand and stand by, and the store is moved
+    back for version 0.1; they work again after --to 2. With --to 2, it is moved as soon as the workers of 0.1
+    have ended. Either waits for that, and may be ended at any time: run it again, or leave the rest to a
+    worker that stands by.
+    """
+    from watcher.store.opening import open_to_look
+
+    async with open_to_look(look.settings.redis, in_any_layout=True) as store:
+        if to is not None:
+            await _move(look, store, int(to))
+        await _show(store, is_json=is_json)
+
+
+async def _move(look: "Look", store: "OpenStore", to: int) -> None:
+    """Wait until the store is in a layout, and move it there once no worker is in the way."""
+    from watcher.store.keys import SHARDS
+    from watcher.store.layout import Layout
+    from watcher.store.move import Mover
+
+    layout, said = Layout(store.pipe, store.keys), ""
+    mover = Mover(
+        store.pipe,
+        store.keys,
+        f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}",
+        providers=look.settings.provider_by_name,
+        subscriptions=look.settings.subscription_by_name,
+    )
+    if (await layout.read()).wanted != to:
+        await layout.want(to)
+    is_hidden = not sys.stderr.isatty()
+    with click.progressbar(length=SHARDS, label=f"to layout {to}", file=sys.stderr, hidden=is_hidden) as bar:
+        beside = [asyncio.create_task(each) for each in (store.pipe.run(), store.pipe.run())]  # ended below
+        beside.append(asyncio.create_task(_follow(bar, store, layout)))
+        try:
+            while not ((numbers := await layout.read()).rests and numbers.at == to):
+                text = _waiting(numbers, await _in_the_way(store, numbers))
+                if text != said:
+                    click.echo(text, err=True)
+                    said = text
+                if await mover.advance() is None:
+                    await asyncio.sleep(_LOOK_S)
+        finally:
+            for task in beside:
+                task.cancel()
+        bar.update(SHARDS - bar.pos)
+
+
+async def _follow(bar: Any, store: "OpenStore", layout: "Layout") -> None:
+    """Show how many shards are moved, whichever process does so."""
+    from watcher.store.exceptions import StoreError
+    from watcher.store.move import read_progress
+
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        with suppress(StoreError):  # which the mover meets as well
+            turn = (await layout.read()).turn
+            shards = await read_progress(store.pipe, store.keys)
+            bar.update(sum(one.is_done and one.turn == turn for one in shards) - bar.pos)
+
+
+async def _in_the_way(store: "OpenStore", numbers: "Numbers") -> "list[Presence]":
+    from watcher.store.layout import in_the_way
+    from watcher.store.members import Workers
+    from watcher.store.reader import Reader
+
+    workers = await Workers(store.pipe, store.keys).read()
+    return in_the_way(workers, numbers.target, await Reader(store.pipe, store.keys).now_ms())
+
+
+def _waiting(numbers: "Numbers", waits_for: "Sequence[Presence]") -> str:
+    """Say what a move waits for."""
+    if not numbers.rests:
+        return f"the store is being moved from layout {numbers.at} to {numbers.to}"
+    if not waits_for:
+        return f"the store is to be moved from layout {numbers.at} to {numbers.wanted}"
+    names = ", ".join(f"{printable(one.worker)} ({printable(one.version)})" for one in waits_for)
+    wish = "end them" if numbers.wanted > numbers.at else "they stand by in a moment, or end them"
+    return f"waiting for workers of version {printable(waits_for[0].version)}: {names}; {wish}"
+
+
+async def _show(store: "OpenStore", *, is_json: bool) -> None:
+    from watcher.store.layout import Layout
+    from watcher.store.members import Workers
+    from watcher.store.move import read_progress
+    from watcher.store.reader import Reader
+
+    layout = Layout(store.pipe, store.keys)
+    numbers = await layout.read()
+    now_ms = await Reader(store.pipe, store.keys).now_ms()
+    workers = [one for one in await Workers(store.pipe, store.keys).read() if one.is_there(now_ms)]
+    in_the_way = {one.worker for one in await _in_the_way(store, numbers)}
+    is_moving = not numbers.rests
+    shards = await read_progress(store.pipe, store.keys) if is_moving else []
+    line: dict[str, Any] = {
+        "layout": numbers.at,
+        "wanted": numbers.wanted,
+        "moving_to": numbers.to if is_moving else None,
+        "mover": await layout.holder(),
+        "shards": [
+            {
+                "shard": one.shard,
+                "is_moved": one.is_done and one.turn == numbers.turn,
+                **(one.counts if one.turn == numbers.turn else type(one.counts)())._asdict(),
+            }
+            for one in shards
+        ],
+        "workers": [
+            {
+                "worker": one.worker,
+                "version": one.version,
+                "layouts": [*one.layouts],
+                "stands_by": one.stands_by,
+                "seen_s": max(0, now_ms - one.seen_ms) // 1000,
+                "in_the_way": numbers.target != numbers.at and one.worker in in_the_way,
+            }
+            for one in workers
+        ],
+    }
+    if is_json:
+        say_json(line)
+        return
+    if is_moving:
+        state = f", being moved to layout {numbers.to}"
+    else:
+        state = ", as wanted" if numbers.at == numbers.wanted else f"; layout {numbers.wanted} is wanted"
+    click.echo(f"layout {numbers.at}{state}")
+    columns = Columns("SHARD", "", "ACCOUNTS", "RECORDS", "DEAD LETTERS", "DELIVERIES", numbers=range(2, 6))
+    columns.say(
+        [
+            (str(one["shard"]), "moved" if one["is_moved"] else "", *(f"{one[name]:,}" for name in _COUNTED))
+            for one in line["shards"]
+        ]
+    )
+    columns = Columns("WORKER", "VERSION", "LAYOUT", "SEEN", "")
+    columns.say(
+        [
+            (
+                printable(one["worker"]),
+                printable(one["version"]),
+                ", ".join(map(str, one["layouts"])),
+                f"{age_text(1000 * one['seen_s'])} ago",
+                "in the way" if one["in_the_way"] else "stands by" if one["stands_by"] else "",
+            )
+            for one in line["workers"]
+        ]
+    )
+    say_next("watcher status" if numbers.is_ready else "watcher store layout --to 2")
+
+
+_COUNTED = ("accounts", "records", "dead_letters", "deliveries")
