@@ -156,5 +156,5 @@ async def read(redis: Redis, keys: list[str]) -> list[Any]:
         state = await redis.get(key)
         assert isinstance(state, bytes)
         head, _, said = state.partition(b"\n")
-        found.append((head.split()[-2], json.loads(said)["assets"]))
+        found.append((head.split()[-2], json.loads(said)[1]))
     return found

@@ -362,8 +362,8 @@ async def test_dead_letters_of_all_subscriptions_share_their_bytes(
     step = a_commit(await store.lease(), deliveries=deliveries)
     assert await store.polls.commit(step) == (Reply.DONE, dict.fromkeys("abc", 39))
     lengths = [len(await store.stream(store.keys.dead(SHARD, name))) for name in "abc"]
-    assert 15 < sum(lengths) < 25
-    assert min(lengths) >= 1
+    assert max(lengths) < 25
+    assert min(lengths) == 8, "the newest of each stay, whatever the others take"
 
 
 @pytest.mark.parametrize(
@@ -451,7 +451,7 @@ async def test_a_state_of_another_type_is_reported_as_damage(
         await store.polls.read_state(PROVIDER, ACCOUNT)
 
 
-@pytest.mark.parametrize("length", [0, 10, 16, 20, 32, 40, 60])
+@pytest.mark.parametrize("length", [0, 10, 16, 20, 32, 40, 50])
 async def test_a_state_that_is_cut_off_is_reported_as_damage(
     redis_client: Redis, namespace: str, length: int
 ) -> None:

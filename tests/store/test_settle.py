@@ -21,6 +21,7 @@ from tests.support.stores import (
 )
 from watcher.journal.events import Delivery
 from watcher.store import polls, queues
+from watcher.store.queues import Bounds
 from watcher.store.schedule import Lease, Reply
 
 Settle = Callable[[Store, Lease, Delivery], Awaitable[Reply]]
@@ -253,6 +254,18 @@ async def test_attempts_and_dead_letters_are_trimmed(
         assert len(await store.stream(key)) == 10
     given_up = [each["delivery"] for each in await store.stream(store.keys.given_up(SHARD))]
     assert given_up[-1] == waiting[239].entry
+
+
+async def test_attempts_of_all_subscriptions_share_their_bytes(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace, bounds=Bounds(attempts=20_000))
+    record = b"x" * 1000
+    for subscription in (OPS, "audit"):
+        await store.fill(ONE, account=NEIGHBOURS[0], subscription=subscription)
+        for _ in range(40):
+            lease = await store.lease_queue(NEIGHBOURS[0], subscription)
+            await store.queues.retry(subscription, lease, ONE.entry, wait_ms=5, record=record)
+    lengths = [len(await store.stream(store.keys.attempts(SHARD, name))) for name in (OPS, "audit")]
+    assert lengths == [18, 8], "the newest of each stay, whatever the others take"
 
 
 @every_outcome

@@ -1,9 +1,9 @@
 """How an account's state is written down in Redis, and read back without trusting it.
 
-Compact on purpose: it is most of what an account costs. A state is one line of bytes and a JSON object:
+Compact on purpose: it is most of what an account costs. A state is one line of bytes and a JSON list:
 
     VVVVVVVVVVVVVVVV TTTTTTTTTTTTTT S…      version, polled_at_ms, sequence; the first two at fixed places
-    {"source": …, "watched": …, "assets": {id: row}, "stale": …, "crossed": …}
+    [source, {asset id: row}, watched, stale_since_ms, crossed]     without the usual null, 0, [] at its end
 
 A row is `decimals total locked pending_deposit pending_withdrawal`, `-` for null, without the ` 0` at its
 end. While something is pending confirmation or suspect it is `[row, confirmation_polls, seen, suspect]`. What
@@ -41,7 +41,9 @@ MOST_NAMES = 10_000
 _HEAD = re.compile(rb"(?=.{16} [0-9]{14} )([!-~]+) +([0-9]{14}) (0|[1-9][0-9]{0,13})\n")
 _DECIMALS: Mapping[str, int | None] = {"-": None, **{str(n): n for n in range(MAX_FRACTION_DIGITS + 1)}}
 _ZEROS = ("0", "0", "0", "0")
-_FIELDS = {"source", "watched", "assets", "stale", "crossed"}
+_USUAL: tuple[Any, ...] = (None, 0, [])
+"""What stands at the end of most states, and is not written."""
+
 _WRAPPED = {"is", "symbol", "name"}
 _UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, RecursionError, NotAnAmount)
 
@@ -75,15 +77,9 @@ def dump_state(state: AccountState, names: Mapping[str, Called]) -> bytes:
         if (symbol, name) != names.get(asset_id) and (symbol, name) != UNNAMED:
             row = {"is": row, "symbol": symbol, "name": name}
         row_by_asset[asset_id] = row
-    body: dict[str, Any] = {
-        "source": state.source,
-        "watched": state.watched,
-        "assets": row_by_asset,
-    }
-    if state.stale_since_ms:
-        body["stale"] = state.stale_since_ms
-    if state.crossed:
-        body["crossed"] = sorted(state.crossed)
+    body = [state.source, row_by_asset, state.watched, state.stale_since_ms, sorted(state.crossed)]
+    while len(body) > 2 and body[-1] == _USUAL[len(body) - 3]:
+        body.pop()
     return head + orjson.dumps(body)
 
 
@@ -94,19 +90,19 @@ def load_state(text: bytes, names: Mapping[str, Called]) -> AccountState:
         if not head:
             raise ValueError("no version, time and sequence")
         body = json.loads(text[head.end() :].decode())  # of bytes, it would read UTF-16 too
-        if not body.keys() <= _FIELDS:
-            raise ValueError("an unknown field")
+        source, row_by_asset, *rest = _list(body)
+        watched, stale_since_ms, crossed = *rest, *_USUAL[len(rest) :]
         return AccountState(
-            source=_text(body["source"]),
-            watched=None if body["watched"] is None else tuple(map(_text, _list(body["watched"]))),
+            source=_text(source),
+            watched=None if watched is None else tuple(map(_text, _list(watched))),
             entry_by_asset={
-                _text(asset_id): _read_entry(asset_id, row, names) for asset_id, row in body["assets"].items()
+                _text(asset_id): _read_entry(asset_id, row, names) for asset_id, row in row_by_asset.items()
             },
             version=head[1].decode(),
             sequence=int(head[3]),
             polled_at_ms=int(head[2]),
-            stale_since_ms=check_count(body.get("stale", 0)),
-            crossed=frozenset(map(_text, _list(body.get("crossed", [])))),
+            stale_since_ms=check_count(stale_since_ms),
+            crossed=frozenset(map(_text, _list(crossed))),
         )
     except _UNREADABLE as error:
         raise BadState(f"not readable: {type(error).__name__}") from error

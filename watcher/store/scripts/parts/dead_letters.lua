@@ -1,14 +1,16 @@
--- Keeps what was given up, within bounds. This is no script of its own: see references.
+-- Keeps what was given up, within bounds: each subscription's newest eight in any case, so that one that fills the
+-- bytes takes nothing from the others. This is no script of its own: see references.
 
 local function bury(dead, bodies, sizes, given_up, subscription, account, reason, entry, length, bytes)
   local _, stored = counted(redis.call('HGET', bodies, reference_of(entry)) or '')
   local new = redis.call('XADD', dead, '*', 'account', account, 'reason', reason, 'delivery', entry)
   local total = grow(sizes, 'dead', #account + #reason + #entry + #stored + 150)
   local left = redis.call('XLEN', dead)
-  if total <= bytes and left <= length then return end
+  local function is_too_much() return left > length or (left > 8 and total > bytes) end
+  if not is_too_much() then return end
   -- A few at a time, so that it takes no longer than it must; the new one stays.
   for _, letter in ipairs(redis.call('XRANGE', dead, '-', '+', 'COUNT', 8)) do
-    if letter[1] == new or (total <= bytes and left <= length) then return end
+    if letter[1] == new or not is_too_much() then return end
     local fields = letter[2]
     local whose, why, old = fields[2], fields[4] or '', fields[6] or '' -- a person may have put something else there
     redis.call('XDEL', dead, letter[1])
