@@ -199,5 +199,5 @@ _MOVEMENTS: tuple[tuple[Callable[[Holding, int], None], Callable[[Holding, int],
     (_see_deposit, lambda holding, amount: not holding.pending_deposit),
     (_clear_deposit, lambda holding, amount: holding.pending_deposit > 0),
 )
-"""Each changes what is seen, and none is suspect. A credit beside a pending deposit would be held for two
-polls, which is right and only makes every scenario longer."""
+"""Each changes what is seen, and none is suspect. A credit beside a pending deposit would be pending
+confirmation for two polls, which is right and only makes every scenario longer."""

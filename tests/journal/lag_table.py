@@ -34,7 +34,7 @@ UNRELATED = (
     Vector(pending_deposit=1),
 )
 QUIET_POLLS = 2
-"""Before the movement and after it, noise aside; then without noise until nothing is held."""
+"""Before the movement and after it, noise aside; then without noise until nothing is pending confirmation."""
 
 
 class Movement(NamedTuple):

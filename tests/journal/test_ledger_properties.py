@@ -1,4 +1,5 @@
-"""The promise itself, for any series of answers: baseline + effects + held = the last accepted answer."""
+"""The promise itself, for any series of answers: baseline + effects + what is pending confirmation = the last
+accepted answer."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -82,12 +83,12 @@ def test_what_was_told_is_what_is_published_and_the_chain_has_no_gap(
 @given(SERIES, RULES)
 def test_an_answer_that_stays_is_told_completely_in_the_end(series: list[Poll], rules: Rules) -> None:
     last = series[-1]
-    patience = rules.settle_polls + 3  # one to confirm a doubt, one to begin to hold, and then to settle
+    patience = rules.settle_polls + 3  # one to confirm what is suspect, one to begin to wait, then to settle
     *_, (state, result) = followed([*series, *[last] * patience], rules)
     assert not result.moved
     for asset, entry in state.entry_by_asset.items():
         if asset not in last.balance_by_asset and last.watched is not None:
-            continue  # the answer does not speak of it: what is held of it stays so
+            continue  # the answer does not speak of it: what is pending confirmation of it stays so
         assert entry.published == entry.seen
         assert not entry.suspect
         assert not entry.confirmation_polls

@@ -40,7 +40,7 @@ def balances(amount: st.SearchStrategy[str]) -> st.SearchStrategy[Balance]:
 
 @st.composite
 def entries(draw: st.DrawFn) -> Entry:
-    """An asset at rest, or one of which something is held, suspect or both."""
+    """An asset at rest, or one of which something is pending confirmation, suspect or both."""
     decimals = st.none() | st.integers(0, MAX_FRACTION_DIGITS)
     asset = Asset("", *draw(called), draw(decimals))
     published = draw(balances(signed))
