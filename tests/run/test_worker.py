@@ -13,11 +13,15 @@ from structlog.testing import capture_logs
 from tests.support.builders import seconds
 from tests.support.rig import ALICE, MK, TREASURY, Rig, a_rig, some_settings
 from watcher.receiver import Fail
-from watcher.run import upkeep
+from watcher.run import members, upkeep, worker
 from watcher.run.worker import Worker
 from watcher.sandbox.answers import BAD_GATEWAY
 from watcher.settings import ThresholdSettings, WorkerSettings
+from watcher.store import move
 from watcher.store.keys import Keys, shard_of
+from watcher.store.layout import Layout
+from watcher.store.members import Workers
+from watcher.store.pipe import Pipe
 
 
 @pytest.fixture
@@ -289,6 +293,45 @@ async def test_what_assets_are_called_is_written_again_where_it_was_lost(
             noted = await redis_client.hgetall(key)
             assert b'["ETH","Ethereum"]' in noted.values()
             await redis_client.delete(key)
+
+
+async def test_a_worker_works_while_its_layout_is_wanted_and_stands_by_while_it_is_not(
+    rig: Rig, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(move, "SETTLE_S", 0.0)
+    for module in (members, worker):
+        monkeypatch.setattr(module, "LOOK_S", 0.05)
+    pipe, keys = Pipe(redis_client), Keys(rig.settings.redis.namespace)
+    layout, traffic = Layout(pipe, keys), rig.sandbox.traffic
+
+    async def is_so(number: int, stands_by: bool) -> bool:
+        numbers, noted = await layout.read(), await Workers(pipe, keys).read()
+        return (numbers.at, numbers.to) == (number, number) and [one.stands_by for one in noted] == [
+            stands_by
+        ]
+
+    async def moved(number: int, *, stands_by: bool) -> None:
+        async with asyncio.timeout(10):
+            while not await is_so(number, stands_by):  # noqa: ASYNC110 - the worker writes
+                await asyncio.sleep(0.01)
+
+    await layout.want(1)
+    async with rig.worker():
+        await moved(1, stands_by=True)
+        assert (traffic.count(LOOPRING), await redis_client.hget(keys.meta(), "enrolled")) == (0, None)
+        for number in (1, 2):
+            await layout.want(2)
+            await moved(2, stands_by=False)
+            await baselines(rig)
+            rig.sandbox.world.credit(TREASURY, "ETH", number)
+            await rig.events(number)
+            await layout.want(1)
+            await moved(1, stands_by=True)
+            before = traffic.count(LOOPRING)
+            await asyncio.sleep(0.2)  # four polls of each account
+            assert traffic.count(LOOPRING) == before
+        await layout.want(2)
+        await moved(2, stands_by=False)
 
 
 @pytest.mark.slow  # a list that was refused is asked for again after ten seconds

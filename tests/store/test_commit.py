@@ -251,6 +251,14 @@ async def test_a_step_may_be_large(redis_client: Redis, namespace: str) -> None:
         assert await store.queue(subscription=f"s{n}") == [each.entry for each in some_deliveries(*numbers)]
 
 
+async def test_a_queue_takes_more_than_one_call_of_a_script_passes_on(
+    redis_client: Redis, namespace: str
+) -> None:
+    store, many = a_store(redis_client, namespace), some_deliveries(*range(1, 2502))
+    await committed(store, deliveries={OPS: many})
+    assert await store.queue() == [each.entry for each in many]
+
+
 async def test_a_full_queue_gives_up_its_oldest_loudly(
     redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,6 +338,28 @@ async def test_a_large_step_is_trimmed_over_the_steps_to_come(redis_client: Redi
         await committed(store, expected=expected, version=f"v{number}", deliveries=deliveries)
     assert len(await store.stream(store.keys.log(SHARD))) < 40
     assert len(await store.bodies()) == 500
+
+
+async def test_a_log_whose_bound_was_lowered_is_within_it_after_a_few_steps(
+    redis_client: Redis, namespace: str
+) -> None:
+    for bound, numbers in ((8 << 20, range(1, 101)), (1_000, range(101, 112))):
+        store = a_store(redis_client, namespace, bounds=Bounds(log=bound))
+        for number in numbers:
+            await store.fill(a_delivery(number))
+    assert len(await store.stream(store.keys.log(SHARD))) < 10
+
+
+async def test_an_event_that_is_committed_once_more_is_counted_once_more(
+    redis_client: Redis, namespace: str
+) -> None:
+    """Its id and sequence may come again: a server that was rolled back computes the same event anew."""
+    store = a_store(redis_client, namespace)
+    await committed(store, deliveries={OPS: [a_delivery()]})
+    await committed(
+        store, expected="v1", version="v2", deliveries={OPS: [a_delivery()], "audit": [a_delivery()]}
+    )
+    assert await store.bodies() == {b"evt_1 1": b"5 " + a_delivery().stored}
 
 
 async def test_dead_letters_are_trimmed_and_leave_their_names(

@@ -602,7 +602,7 @@ async def test_what_a_worker_that_was_held_up_schedules_meanwhile_comes_to_the_r
     old = await some(store, TOGETHER)
 
     async def schedule_and_die() -> None:
-        await old.ask("ZADD", old.keys.polls(0, "loopring"), 1, "treasury", 2, "late")
+        await old.ask("ZADD", old.keys.polls(0, "loopring"), 1, "treasury", 2.5, "late")
         raise Ended
 
     with pytest.raises(Ended):
@@ -610,4 +610,4 @@ async def test_what_a_worker_that_was_held_up_schedules_meanwhile_comes_to_the_r
     await a_mover(store).advance()
     assert old.keys.polls(0, "loopring") not in await store.contents()
     due = await store.scores(store.keys.polls(0, "loopring"))
-    assert (due["treasury"], due["late"]) == (AT_MS + 0.25, 2)
+    assert (due["treasury"], due["late"]) == (AT_MS + 0.25, 2.5)

@@ -66,7 +66,7 @@ async def test_a_queue_that_is_leased_or_waits_keeps_its_time(redis_client: Redi
     assert await store.scores(store.keys.queues(SHARD, OPS)) == {ACCOUNT: lease.deadline}
 
 
-@pytest.mark.parametrize("damaged", ["queue", "queues", "due", "dead"])
+@pytest.mark.parametrize("damaged", ["queue", "queues", "due", "dead", "bodies", "sizes"])
 async def test_a_damaged_key_refuses_before_anything_is_written(
     redis_client: Redis, namespace: str, damaged: str
 ) -> None:
@@ -79,6 +79,8 @@ async def test_a_damaged_key_refuses_before_anything_is_written(
         "queues": keys.queues(SHARD, OPS),
         "due": keys.due_subscriptions(SHARD),
         "dead": keys.dead(SHARD, OPS),
+        "bodies": keys.bodies(SHARD),
+        "sizes": keys.sizes(SHARD),
     }[damaged]
     await store.pipe.command("SET", key, "damaged")
     before = await store.contents()

@@ -268,6 +268,48 @@ async def test_attempts_of_all_subscriptions_share_their_bytes(redis_client: Red
     assert lengths == [18, 8], "the newest of each stay, whatever the others take"
 
 
+async def taken(store: Store) -> dict[bytes, bytes]:
+    """What log, dead letters and attempts take, one by one, each with its body."""
+    keys, bodies = store.keys, await store.bodies()
+
+    def body(reference: bytes) -> int:
+        return len(bodies[reference]) - len(b"1")
+
+    log = sum(
+        80
+        + len(one["account"] + one["entry"] + one.get("queued", b""))
+        + body(one["entry"].partition(b" ")[2])
+        for one in await store.stream(keys.log(SHARD))
+    )
+    dead = sum(
+        150 + sum(map(len, one.values())) + body(one["delivery"].rpartition(b" ")[0])
+        for one in await store.stream(keys.dead(SHARD, OPS))
+    )
+    attempts = sum(80 + len(one["attempt"]) for one in await store.stream(keys.attempts(SHARD, OPS)))
+    return {b"log": b"%d" % log, b"dead": b"%d" % dead, b"attempts": b"%d" % attempts}
+
+
+async def test_what_everything_takes_is_noted_to_the_byte(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace, bounds=Bounds(log=4_000, dead=9_000, attempts=1_500))
+    for number in range(1, 31):
+        one = a_delivery(number, b"x" * (7 * number))
+        await store.fill(one)
+        lease, (head,) = await store.lease_queue(), await store.queue()
+        until, record = store.queues.until(lease, KEPT_MS), b"x" * number
+        await store.queues.dead(OPS, lease, head, until=until, reason="410", record=record)
+        if number % 10 == 5:  # goes back to its queue, and is delivered
+            ((letter, _),) = await store.pipe.command(
+                "XREVRANGE", store.keys.dead(SHARD, OPS), "+", "-", "COUNT", 1
+            )
+            assert await store.queues.enqueue(OPS, ACCOUNT, [one], letters=[letter.decode()]) == 1
+            lease, (head,) = await store.lease_queue(), await store.queue()
+            await store.queues.delivered(OPS, lease, head, until=store.queues.until(lease, KEPT_MS))
+        noted = (await store.contents())[store.keys.sizes(SHARD)]
+        assert noted == await taken(store), number
+    for key in (store.keys.log(SHARD), store.keys.dead(SHARD, OPS), store.keys.attempts(SHARD, OPS)):
+        assert 8 <= len(await store.stream(key)) < 30, "some had to go"
+
+
 @every_outcome
 async def test_only_the_head_is_settled(redis_client: Redis, namespace: str, settle: Settle) -> None:
     store, lease = await a_queue(redis_client, namespace, ONE, TWO)
@@ -326,7 +368,9 @@ async def test_a_settling_that_is_asked_for_again_hears_what_the_first_was_answe
     assert await store.queue() == [TWO.entry]
 
 
-@pytest.mark.parametrize("damaged", ["queue", "queues", "tries", "dead", "due", "attempts"])
+@pytest.mark.parametrize(
+    "damaged", ["queue", "queues", "tries", "dead", "due", "attempts", "bodies", "sizes", "given up"]
+)
 @every_outcome
 async def test_a_damaged_key_loses_no_delivery(
     redis_client: Redis, namespace: str, settle: Settle, damaged: str
@@ -340,6 +384,9 @@ async def test_a_damaged_key_loses_no_delivery(
         "dead": keys.dead(SHARD, OPS),
         "due": keys.due_subscriptions(SHARD),
         "attempts": keys.attempts(SHARD, OPS),
+        "bodies": keys.bodies(SHARD),
+        "sizes": keys.sizes(SHARD),
+        "given up": keys.given_up(SHARD),
     }[damaged]
     await store.pipe.command("SET", key, "damaged")
     before = await store.contents()
