@@ -80,7 +80,7 @@ def granted(user: str) -> set[str]:
 
 
 def said_in_scripts() -> set[str]:
-    texts = [path.read_text() for path in STORE.glob("scripts/*.lua")]
+    texts = [path.read_text() for path in STORE.glob("scripts/**/*.lua")]
     calls = [call for text in texts for call in re.findall(r"redis\.p?call\(\s*(.*)", text)]
     named = {match[1].lower() for call in calls if (match := re.match(r"'([A-Z]+)'", call))}
     # What a move writes is said in Python.

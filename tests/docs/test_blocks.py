@@ -493,10 +493,13 @@ def is_ours(words: list[str]) -> bool:
 
 @pytest.mark.parametrize("line", ours())
 def test_a_command_in_the_text_exists_with_its_options(line: str) -> None:
-    name, *rest = line.split()
-    with click.Context(group) as context:
-        command = group.get_command(context, name)
-    assert command, line
+    command: click.Command | None = group
+    rest = line.split()
+    while isinstance(command, click.Group) and rest:
+        name = rest.pop(0)
+        with click.Context(command) as context:
+            command = command.get_command(context, name)
+        assert command, line
     known = {
         option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
     }

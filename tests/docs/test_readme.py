@@ -8,6 +8,7 @@ import pytest
 
 import watcher
 from watcher.observe.catalogue import EVENTS
+from watcher.providers.contract import PLACE_BY_KIND
 from watcher.providers.loopring import LoopringAccount
 from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
 from watcher.settings import (
@@ -74,6 +75,16 @@ def test_the_map_names_packages_that_exist() -> None:
     packages = [name for cells in rows_after("package") for name in re.findall(r"`([a-z_/.]+)`", cells[0])]
     assert packages
     assert [name for name in packages if not (ROOT / "watcher" / name).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "package", ["providers", "journal", "store", "engine", "polling", "delivery", "run", "service", "observe"]
+)
+def test_the_map_names_the_modules_of_the_packages_that_do_the_work(package: str) -> None:
+    (cells,) = (cells for cells in rows_after("package") if cells[0] == f"`{package}/`")
+    named = set(re.findall(r"`([a-z_]+)`", cells[1])) - {"status"}  # which is a command
+    there = {path.stem for path in (ROOT / "watcher" / package).glob("[a-z]*.py")}
+    assert named == there - (PLACE_BY_KIND.keys() if package == "providers" else set())
 
 
 def test_the_map_names_every_package_and_module() -> None:
