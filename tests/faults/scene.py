@@ -154,6 +154,17 @@ class Scene:
                 await asyncio.sleep(_TICK_S)
         return time.monotonic() - started
 
+    async def layout(self, *arguments: str) -> dict[str, Any]:
+        """Ask `watcher store layout`, which must do what it is told; returns what it says at the end."""
+        settings = {"SECRET": SECRET, "WORKER": "none"}
+        told = ("store", "layout", "--json", *arguments)
+        asked = await start(self.directory, settings, *told, out=PIPE, errors=PIPE)
+        async with asyncio.timeout(_AUDIT_S):
+            said, errors = await asked.communicate()
+        assert asked.returncode == 0, errors.decode()
+        found: dict[str, Any] = json.loads(said)
+        return found
+
     async def verdict(
         self,
         *,
@@ -187,7 +198,7 @@ class Scene:
         verdict.problems += [
             *self._complaints(may_say),
             *await self._leftovers(spared),
-            *await self._audit(spared),
+            *await self.audit(spared),
         ]
         print(f"{verdict}, {time.monotonic() - self._started:.1f} s")
         return verdict
@@ -245,7 +256,7 @@ class Scene:
             *([f"queues left: {waiting}"] if waiting else []),
         ]
 
-    async def _audit(self, spared: Collection[str]) -> list[str]:
+    async def audit(self, spared: Collection[str] = ()) -> list[str]:
         """Ask `watcher audit`, which must find nothing."""
         settings = {"SECRET": SECRET, "WORKER": "none"}
         audit = await start(self.directory, settings, "audit", "--json", out=PIPE, errors=PIPE)

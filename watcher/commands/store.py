@@ -87,6 +87,7 @@ async def _move(look: "Look", store: "OpenStore", to: int) -> None:
         finally:
             for task in beside:
                 task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
         bar.update(SHARDS - bar.pos)
 
 

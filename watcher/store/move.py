@@ -223,6 +223,7 @@ class Mover:
         await self._keep_lease(at_once=True)
         for part in in_parts(breakers, 2 * ENTRIES):
             await self._pipe.command("HSET", target.breakers(), *part)
+        ways = []
         for shard in range(SHARDS):
             name, key = f"{numbers.turn} {self._who} ", self._keys.layout(shard)
             taken = await self._pipe.script(_TAKE_SHARD, [key], numbers.turn, f"{name}0")
@@ -231,7 +232,10 @@ class Mover:
             if taken:
                 fence = _Fence(self._pipe, self._keys, shard, name, self._keep_lease)
                 way = (_Up if is_up else _Down)(self._pipe, fence, names, source, target)
-                subscriptions |= await way.move(providers, subscriptions, turn=numbers.turn)
+                await way.set_aside(providers, subscriptions)
+                ways.append(way)
+        for way in ways:
+            subscriptions |= await way.move(providers, subscriptions, turn=numbers.turn)
         await self._keep_lease(at_once=True)
         await self._pipe.command("UNLINK", source.breakers())
 
@@ -325,53 +329,81 @@ class _Way:
         self._keys = Keys(source.namespace)
         self._old = OldKeys(source.namespace)
         self._found: set[str] = set()
+        self._due: set[str] = set()
         self._stored: dict[bytes, bytes] = {}
 
-    async def move(self, providers: Sequence[str], subscriptions: Collection[str], *, turn: int) -> set[str]:
+    async def set_aside(self, providers: Iterable[str], subscriptions: Collection[str]) -> None:
+        """Take the schedules away from all workers that have leases in them. Raises Overtaken."""
+        for name in providers:
+            await self._set_aside(*self._of_polls(name))
+        for name in await self._with_something(await self._known(subscriptions)):
+            await self._set_aside(*self._of_queues(name))
+
+    async def move(self, providers: Iterable[str], subscriptions: Collection[str], *, turn: int) -> set[str]:
         """Move the shard; returns the subscriptions that its states know. Raises Overtaken."""
-        shard, source, target, old = self._shard, self._source, self._target, self._old
-        of_polls = [
-            (source.polls(shard, one), old.moving_polls(shard, one), target.polls(shard, one))
-            for one in providers
-        ]
-        for schedule in of_polls:
-            await self._set_aside(*schedule)
+        shard, source, target = self._shard, self._source, self._target
         accounts: dict[str, None] = {}
-        for provider, (_, aside, _) in zip(providers, of_polls, strict=True):
-            members = await self._members(aside)
+        for name in providers:
+            members = await self._members(self._of_polls(name)[1])
             accounts.update(dict.fromkeys(members))
             for some in in_parts(members, _STATES):
-                await self._states(provider, some)
-        names = sorted(await self._known(subscriptions))
-        of_queues = [
-            (source.queues(shard, one), old.moving_queues(shard, one), target.queues(shard, one))
-            for one in names
-        ]
-        damaged = [await self._set_aside(*schedule) for schedule in of_queues]
+                await self._states(name, some)
+        known = await self._known(subscriptions)
+        names = await self._with_something(known)
         await self._stream(source.log(shard), target.log(shard), "records", self._record)
-        for name, (_, aside, _), is_damaged in zip(names, of_queues, damaged, strict=True):
+        for name in names:
+            schedule = self._of_queues(name)
+            is_damaged = await self._set_aside(*schedule)
             letters = source.dead(shard, name), target.dead(shard, name)
             await self._stream(*letters, "dead_letters", partial(self._letter, name))
-            for some in in_parts([*accounts] if is_damaged else await self._members(aside), _QUEUES):
+            for some in in_parts([*accounts] if is_damaged else await self._members(schedule[1]), _QUEUES):
                 await self._queues(name, some)
-        for name, (_, aside, back) in zip(providers, of_polls, strict=True):
-            await self._put_back(aside, back, target.due_polls(shard), name)
-        for name, (_, aside, back) in zip(names, of_queues, strict=True):
-            await self._put_back(aside, back, target.due_subscriptions(shard), name)
-        step = self._fence.step()
+        for name in providers:
+            await self._put_back(*self._of_polls(name)[1:], target.due_polls(shard), name)
         for name in names:
+            await self._put_back(*self._of_queues(name)[1:], target.due_subscriptions(shard), name)
+        await self._finish(names, known, turn)
+        return self._found
+
+    def _of_polls(self, provider: str) -> tuple[str, str, str]:
+        """The schedule as it is called before, while and after it is moved."""
+        aside = self._old.moving_polls(self._shard, provider)
+        return self._source.polls(self._shard, provider), aside, self._target.polls(self._shard, provider)
+
+    def _of_queues(self, name: str) -> tuple[str, str, str]:
+        aside = self._old.moving_queues(self._shard, name)
+        return self._source.queues(self._shard, name), aside, self._target.queues(self._shard, name)
+
+    async def _with_something(self, names: Collection[str]) -> list[str]:
+        """Keep the subscriptions that have anything here: most of thousands have nothing."""
+        found = []
+        for part in in_parts(sorted(names), ENTRIES):
+            asked: list[tuple[Any, ...]] = []
+            for name in part:
+                asked += (("ZCARD", key) for key in self._of_queues(name))
+                asked += (("XLEN", keys.dead(self._shard, name)) for keys in (self._source, self._target))
+                asked.append(("XLEN", self._keys.attempts(self._shard, name)))
+            answers = await self._ask(*asked)
+            each = len(asked) // len(part)
+            found += [name for i, name in enumerate(part) if any(answers[each * i : each * (i + 1)])]
+        return found
+
+    async def _finish(self, names: Iterable[str], known: Iterable[str], turn: int) -> None:
+        """Take away what is left under old names, and note that the shard is moved."""
+        shard, source = self._shard, self._source
+        step = self._fence.step()
+        for name in known:
             step.write(source.tries(shard, name), "UNLINK")
-            step.write(source.dead(shard, name), "UNLINK")
+            step.write(source.dead(shard, name), "UNLINK")  # emptied, it knows its last id and takes no older
             step.entries += 1
             step = await self._flushed(step)
         step.write(source.log(shard), "UNLINK")
         step.write(source.due_subscriptions(shard), "UNLINK")
-        await self._finish(step, names)
+        await self._measure(step, names)
         step.write(self._keys.layout(shard), "HSET", "done", turn)
         if self._found:
             step.write(self._keys.layout(shard), "HDEL", *(f"{_FOUND}{name}" for name in self._found))
         await self._fence.take(step)
-        return self._found
 
     async def _known(self, subscriptions: Collection[str]) -> set[str]:
         """Name the subscriptions that may have something here. One that was taken out is known from the
@@ -380,7 +412,8 @@ class _Way:
         noted = (_text(field) for field in fields[::2])
         self._found |= {name.removeprefix(_FOUND) for name in noted if name.startswith(_FOUND)}
         due = await self._pipe.command("ZRANGE", self._source.due_subscriptions(self._shard), 0, -1)
-        return {*subscriptions, *self._found, *map(_text, due)}
+        self._due |= {*map(_text, due)}  # a worker that was held up takes them off
+        return {*subscriptions, *self._found, *self._due}
 
     def _carry(self, step: _Step, account: str) -> None:
         """Carry a state over that cannot be read."""
@@ -541,8 +574,8 @@ class _Way:
         """Say how often a head has failed; None where the note is about another one."""
         raise NotImplementedError
 
-    async def _finish(self, step: _Step, subscriptions: Sequence[str]) -> None:
-        """Write what is about the whole shard."""
+    async def _measure(self, step: _Step, subscriptions: Iterable[str]) -> None:
+        """Write how much the parts of the shard take, where the layout knows that."""
         raise NotImplementedError
 
 
@@ -614,7 +647,7 @@ class _Up(_Way):
         delivery, (count, _, tried) = read_old(head, subscription), note.partition(b" ")
         return b"%b %b" % (count, delivery.entry) if delivery and tried == _head(delivery) else None
 
-    async def _finish(self, step: _Step, subscriptions: Sequence[str]) -> None:
+    async def _measure(self, step: _Step, subscriptions: Iterable[str]) -> None:
         attempts = 0
         for name in subscriptions:
             with suppress(DamagedKey):
@@ -705,7 +738,7 @@ class _Down(_Way):
         delivery, (count, _, tried) = self._read(subscription, head), note.partition(b" ")
         return b"%b %b" % (count, _head(delivery)) if delivery and tried == head else None
 
-    async def _finish(self, step: _Step, subscriptions: Sequence[str]) -> None:
+    async def _measure(self, step: _Step, subscriptions: Iterable[str]) -> None:
         step.write(self._keys.sizes(self._shard), "UNLINK")
 
 
