@@ -493,13 +493,13 @@ def is_ours(words: list[str]) -> bool:
 
 @pytest.mark.parametrize("line", ours())
 def test_a_command_in_the_text_exists_with_its_options(line: str) -> None:
-    command: click.Command | None = group
+    command: click.Command = group
     rest = line.split()
     while isinstance(command, click.Group) and rest:
-        name = rest.pop(0)
         with click.Context(command) as context:
-            command = command.get_command(context, name)
-        assert command, line
+            found = command.get_command(context, rest.pop(0))
+        assert found, line
+        command = found
     known = {
         option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
     }

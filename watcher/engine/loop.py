@@ -26,8 +26,7 @@ LOOK_S = 0.05
 """Between two looks: how late work may start that another worker made due, or did not get to."""
 
 FIX_S = 2.0
-"""How often the index is compared with the schedules: workers of the version before keep no index of
-polls."""
+"""How often the index is compared with the schedules of polls: an operator may have deleted it."""
 
 DAMAGED_S = 30.0
 """Wait before a damaged key in Redis is read again: an operator may have fixed it."""

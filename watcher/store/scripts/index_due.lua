@@ -1,6 +1,6 @@
--- Note when the first poll of each provider is due, where the index says later or nothing: a worker of the version
--- before set the time, or an operator deleted the index. One of another type is made anew, as nothing is lost with
--- it; a schedule of another type is passed over, and costs its own polls only.
+-- Note when the first poll of each provider is due, where the index says later or nothing: an operator deleted it,
+-- say. One of another type is made anew, as nothing is lost with it; a schedule of another type is passed over, and
+-- costs its own polls only.
 -- KEYS    1 due providers   2.. schedules (account -> due ms)
 -- ARGV    for each schedule: its provider
 -- returns 1
