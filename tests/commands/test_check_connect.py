@@ -29,7 +29,7 @@ from tests.support.tls_front import a_certificate_file, a_tls_front
 from tests.support.tls_subscribers import a_certificate
 from watcher.delivery.egress import Policy
 from watcher.preflight import Trial, Tried, clock, try_all, try_subscriber
-from watcher.sandbox import Sandbox
+from watcher.sandbox.server import Sandbox
 from watcher.settings import SubscriptionSettings
 from watcher.store.client import connect
 from watcher.store.guarantee import missing_rights

@@ -8,8 +8,7 @@ from structlog.testing import capture_logs
 
 from tests.support.builders import a_subscription
 from watcher.delivery.breakers import LONGEST_REST_MS, SubscriptionBreakers
-from watcher.delivery.outcomes import Verdict, judge
-from watcher.delivery.sink import Attempt
+from watcher.delivery.sink import Attempt, Verdict, judge
 from watcher.engine.breaker import Answer, failed
 from watcher.store.exceptions import StoreUnreachable
 from watcher.store.queues import Breaker, Change, Decide

@@ -9,7 +9,7 @@ from tests.support.processes import a_process, lines, until_logged
 from tests.support.raw_subscribers import OK, answering, subscribing
 from tests.support.rig import ALICE, MK, TREASURY
 from watcher.receiver import Receiver
-from watcher.sandbox import Sandbox
+from watcher.sandbox.server import Sandbox
 
 NOT_NOW = b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n"
 

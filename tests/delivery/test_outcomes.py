@@ -3,8 +3,7 @@
 import pytest
 
 from tests.support.builders import seconds
-from watcher.delivery.outcomes import Outcome, judge
-from watcher.delivery.sink import LONGEST_RETRY_AFTER_S, Attempt
+from watcher.delivery.sink import LONGEST_RETRY_AFTER_S, Attempt, Outcome, judge
 from watcher.durations import parse_duration
 from watcher.engine.breaker import RULES, Answer
 from watcher.settings import DEFAULT_RETRIES

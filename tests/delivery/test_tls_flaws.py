@@ -12,7 +12,7 @@ from tests.support.program import watcher
 from tests.support.provider_staging import loopring_account, loopring_settings
 from tests.support.raw_subscribers import LOOPBACK, FakeDns, a_delivery, a_sink, a_target
 from tests.support.tls_subscribers import NAME, TROUBLES, TlsFault, a_client_trusting, a_troubled_port
-from watcher.delivery.outcomes import judge
+from watcher.delivery.sink import judge
 from watcher.preflight import try_provider, try_subscriber
 from watcher.providers.contract import Rejected
 from watcher.providers.http import ProviderClient

@@ -8,8 +8,8 @@ import pytest
 from watcher.delivery.signing import new_secret
 from watcher.demo.judge import Arrival, Made
 from watcher.demo.stage import STORY, Scene, Stage, a_stage, play
-from watcher.sandbox import Step, default_script, default_world
-from watcher.sandbox.world import ALICE, TREASURY
+from watcher.sandbox.script import Step, default_script
+from watcher.sandbox.world import ALICE, TREASURY, default_world
 from watcher.settings import CHANGE_EVENTS
 
 OFTEN = timedelta(milliseconds=20)

@@ -14,8 +14,8 @@ from tests.support.builders import SECRET
 from tests.support.processes import TEMPLATE, start, until_said
 from tests.support.rig import MK
 from tests.support.terminal import a_terminal, obeyed
-from watcher.sandbox import Sandbox
 from watcher.sandbox.answers import Answer
+from watcher.sandbox.server import Sandbox
 from watcher.store.embedded import Embedded
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x1b[8m\x9b31m\u202egnp.exe\u2066\u200f\u2028\x00\r\nlevel=error\ud800"

@@ -18,7 +18,8 @@ from watcher.observe.tail import Filter, as_json, harmless, parse, pretty
 from watcher.printable import plain, printable
 from watcher.receive import InvalidWebhook, Step, read_body
 from watcher.receiver import Sequences
-from watcher.sandbox import ScriptError, default_world, read_script
+from watcher.sandbox.script import ScriptError, read_script
+from watcher.sandbox.world import default_world
 
 LINE: dict[str, Any] = {
     "timestamp": "2026-11-20T14:03:05.120Z",

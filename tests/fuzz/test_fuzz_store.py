@@ -37,8 +37,7 @@ from tests.support.stores import (
     some_deliveries,
 )
 from watcher.delivery.breakers import SubscriptionBreakers
-from watcher.delivery.outcomes import judge
-from watcher.delivery.sink import Attempt
+from watcher.delivery.sink import Attempt, judge
 from watcher.delivery.webhook import answer_of
 from watcher.durations import parse_duration
 from watcher.observe.views import account_line, problems_of, provider_line, subscription_line, worker_line

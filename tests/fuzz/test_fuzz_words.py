@@ -29,9 +29,8 @@ from watcher.config.tables import (
     signing_secret_flaw,
 )
 from watcher.delivery.egress import Policy, RefusedUrl, check_url
-from watcher.delivery.outcomes import Outcome, judge
 from watcher.delivery.signing import BadSecret, Signer, public_key
-from watcher.delivery.sink import LONGEST_RETRY_AFTER_S, Attempt
+from watcher.delivery.sink import LONGEST_RETRY_AFTER_S, Attempt, Outcome, judge
 from watcher.durations import parse_duration, retry_after_s
 from watcher.engine.breaker import Answer
 from watcher.receive import InvalidWebhook, UnusableSecret, check_secrets, verify

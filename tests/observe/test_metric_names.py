@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.builders import a_provider, a_subscription, an_account
 from tests.support.scraped import parsed
-from watcher.delivery.outcomes import Outcome
+from watcher.delivery.sink import Outcome
 from watcher.observe.metrics import ATTEMPT_OUTCOMES, ERROR_CLASSES, METRICS, POLL_OUTCOMES, Meaning, Metrics
 from watcher.observe.views import Overview
 from watcher.providers.contract import ErrorClass

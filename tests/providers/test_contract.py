@@ -28,7 +28,11 @@ from tests.support.provider_staging import (
 from watcher.providers.contract import PLACE_BY_KIND, Provider, Rejected, provider_class
 from watcher.providers.http import ProviderClient
 from watcher.providers.strict_json import NotJson, parse
-from watcher.sandbox import FAULTS, ListedAsset, LoopringKnobs, Sandbox, World
+from watcher.sandbox.answers import FAULTS
+from watcher.sandbox.book import ListedAsset
+from watcher.sandbox.knobs import LoopringKnobs
+from watcher.sandbox.server import Sandbox
+from watcher.sandbox.world import World
 from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Balance
 

@@ -12,7 +12,8 @@ from redis.asyncio import Redis
 
 from tests.support.processes import killed_in_the_end, start
 from watcher.receiver import Fail, Receiver
-from watcher.sandbox import Answer, Sandbox
+from watcher.sandbox.answers import Answer
+from watcher.sandbox.server import Sandbox
 from watcher.store.keys import Keys, shard_of
 
 API_KEY = "probe_account-api-key-7f3a"

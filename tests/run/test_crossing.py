@@ -16,7 +16,7 @@ from watcher.observe.metrics import Metrics
 from watcher.observe.page.look import Look
 from watcher.providers.loopring import LoopringAccount
 from watcher.receiver import Fail, Receiver
-from watcher.sandbox import Sandbox
+from watcher.sandbox.server import Sandbox
 from watcher.settings import Settings
 from watcher.store.keys import Keys
 

@@ -28,7 +28,7 @@ from tests.support.scraped import Seen, get
 from tests.support.servers import real_server
 from tests.support.terminal import a_terminal, obeyed
 from watcher.receiver import Receiver
-from watcher.sandbox import Sandbox
+from watcher.sandbox.server import Sandbox
 from watcher.store.embedded import Embedded
 
 COMMANDS = (

@@ -14,21 +14,23 @@ from typing import Any
 import aiohttp
 import pytest
 
-from watcher.sandbox import FAULTS, Answer, Sandbox
 from watcher.sandbox.answers import (
     BAD_GATEWAY,
     CHALLENGE,
     DISCONNECT,
+    FAULTS,
     FORBIDDEN_RATE,
     HANG,
     SERVER_ERROR,
     UNAVAILABLE,
+    Answer,
     short_body,
     slow,
     slow_body,
     too_many,
     truncated,
 )
+from watcher.sandbox.server import Sandbox
 
 BALANCES = "/api/v3/user/balances?accountId=10110"
 TOKENS = "/api/v3/exchange/tokens"

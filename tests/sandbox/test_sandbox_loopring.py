@@ -7,7 +7,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from watcher.sandbox import ListedAsset, LoopringKnobs, Sandbox, World, empty_world
+from watcher.sandbox.book import ListedAsset
+from watcher.sandbox.knobs import LoopringKnobs
+from watcher.sandbox.server import Sandbox
+from watcher.sandbox.world import World, empty_world
 
 KEY = {"X-API-KEY": "sandbox"}
 OWNER = "0x8656920c85342d646E5286Cb841F90209272ABeb"

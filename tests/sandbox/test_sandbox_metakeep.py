@@ -13,9 +13,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from watcher.sandbox import MetakeepKnobs, Sandbox, World, empty_world
 from watcher.sandbox.answers import Call
+from watcher.sandbox.knobs import MetakeepKnobs
 from watcher.sandbox.metakeep import digest
+from watcher.sandbox.server import Sandbox
+from watcher.sandbox.world import World, empty_world
 
 PATH = "/v2/app/coin/balance"
 ALICE = {"email": "alice@example.com"}

@@ -6,22 +6,20 @@ from random import Random
 
 import pytest
 
-from watcher.sandbox import (
-    Knobs,
-    LoopringKnobs,
-    MetakeepKnobs,
+from watcher.sandbox.answers import UNAVAILABLE
+from watcher.sandbox.book import ProviderName
+from watcher.sandbox.knobs import Knobs, LoopringKnobs, MetakeepKnobs
+from watcher.sandbox.script import (
+    FORMS,
+    MOVEMENTS,
     ScriptError,
     Step,
-    World,
     default_script,
-    default_world,
     play,
     read_script,
     wander,
 )
-from watcher.sandbox.answers import UNAVAILABLE
-from watcher.sandbox.book import ProviderName
-from watcher.sandbox.script import FORMS, MOVEMENTS
+from watcher.sandbox.world import World, default_world
 
 SEEN = '{"at": 1, "account": 10110, "asset": "LRC", "do": "deposit.seen", "amount": "12.5"}'
 

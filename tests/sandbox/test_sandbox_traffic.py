@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from watcher.sandbox import Answer, LoopringKnobs, MetakeepKnobs, Sandbox
-from watcher.sandbox.answers import TOO_MANY_HTML, too_many
+from watcher.sandbox.answers import TOO_MANY_HTML, Answer, too_many
+from watcher.sandbox.knobs import LoopringKnobs, MetakeepKnobs
+from watcher.sandbox.server import Sandbox
 
 BALANCES = "/api/v3/user/balances"
 TOKENS = "/api/v3/exchange/tokens"

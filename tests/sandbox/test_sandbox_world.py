@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watcher.sandbox import Holding, Impossible, ListedAsset, Move, World, empty_world
-from watcher.sandbox.book import Half
+from watcher.sandbox.book import Half, Holding, Impossible, ListedAsset, Move
+from watcher.sandbox.world import World, empty_world
 
 
 def a_world(**totals: int) -> World:

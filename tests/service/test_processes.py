@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.processes import a_process, assert_reconciled, lines, until_logged
 from watcher.receiver import Receiver
-from watcher.sandbox import Sandbox
+from watcher.sandbox.server import Sandbox
 
 pytestmark = pytest.mark.slow
 

@@ -26,7 +26,7 @@ from watcher.config.loading import load
 from watcher.delivery.signing import new_secret
 from watcher.receiver import Receiver
 from watcher.run.worker import Worker
-from watcher.sandbox import Sandbox
+from watcher.sandbox.server import Sandbox
 from watcher.service import serve
 from watcher.service.exposure import FileWatch
 

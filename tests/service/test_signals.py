@@ -21,7 +21,7 @@ from tests.support.processes import (
     until_said,
 )
 from watcher.receiver import Receiver
-from watcher.sandbox import Sandbox
+from watcher.sandbox.server import Sandbox
 from watcher.service.exposure import notify_ready
 from watcher.service.serve import is_haste
 

@@ -17,7 +17,7 @@ from tests.support.builders import SECRET
 from tests.support.program import COMMAND, ROOT
 from tests.support.rig import MK
 from watcher.receiver import Receiver
-from watcher.sandbox import Sandbox
+from watcher.sandbox.server import Sandbox
 from watcher.store.embedded import Embedded
 
 TEMPLATE = """

@@ -19,7 +19,7 @@ from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
 from watcher.receiver import Receiver
 from watcher.run.worker import Worker
-from watcher.sandbox import Sandbox
+from watcher.sandbox.server import Sandbox
 from watcher.settings import (
     AccountSettings,
     EgressSettings,

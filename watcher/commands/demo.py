@@ -17,7 +17,7 @@ from watcher.environment import Environment
 
 if TYPE_CHECKING:
     from watcher.demo.stage import Stage
-    from watcher.sandbox import Step
+    from watcher.sandbox.script import Step
 
 EXIT_NO = 1
 

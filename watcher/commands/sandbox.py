@@ -16,7 +16,9 @@ from watcher.environment import Environment
 
 if TYPE_CHECKING:
     from watcher.receiver import Receiver
-    from watcher.sandbox import Move, Sandbox, Step
+    from watcher.sandbox.book import Move
+    from watcher.sandbox.script import Step
+    from watcher.sandbox.server import Sandbox
     from watcher.settings import Settings
 
 # Fixed by default, so that a watcher.toml written for one run fits the next.
@@ -66,7 +68,9 @@ def command(
         raise click.UsageError("--script and --seed exclude each other: a script leaves nothing to chance")
     from random import Random
 
-    from watcher.sandbox import Sandbox, ScriptError, default_script, default_world, read_script, wander
+    from watcher.sandbox.script import ScriptError, default_script, read_script, wander
+    from watcher.sandbox.server import Sandbox
+    from watcher.sandbox.world import default_world
 
     world = default_world()
     steps: Iterable[Step]
@@ -104,7 +108,7 @@ async def run(sandbox: Sandbox, steps: Iterable[Step]) -> None:
     from watcher.demo.stage import staged
     from watcher.observe.listener import Address
     from watcher.observe.log import configure
-    from watcher.sandbox import ScriptError
+    from watcher.sandbox.script import ScriptError
     from watcher.service.exposure import Exposure, exposed
 
     def settings(_: Sandbox, receiver: Receiver, folder: Path) -> Settings:
@@ -135,7 +139,7 @@ async def run(sandbox: Sandbox, steps: Iterable[Step]) -> None:
 
 async def _serve(sandbox: Sandbox, steps: Iterable[Step]) -> None:
     """Make the changes and print each as it happens; serve on when the script has ended."""
-    from watcher.sandbox import ScriptError, play
+    from watcher.sandbox.script import ScriptError, play
 
     loop = asyncio.get_running_loop()
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 
-from watcher.delivery.outcomes import Outcome, Verdict
+from watcher.delivery.sink import Outcome, Verdict
 from watcher.engine import breaker as decide
 from watcher.engine.breaker import HALF_OPEN_FROM, PATIENCE, Concurrency
 from watcher.engine.loop import survived

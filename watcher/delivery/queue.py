@@ -14,8 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import orjson
 
 from watcher.delivery.breakers import SubscriptionBreakers
-from watcher.delivery.outcomes import Outcome, Verdict, judge
-from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, Attempt, Sink, Target
+from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, Attempt, Outcome, Sink, Target, Verdict, judge
 from watcher.engine.dispatch import Claim, Room
 from watcher.engine.loop import Claimed, InUse, Neighbours, survived
 from watcher.journal.events import Delivery

@@ -14,9 +14,10 @@ from watcher.demo.judge import Arrival, Made, Verdict
 from watcher.demo.stage import NAME_BY_ACCOUNT, Scene, Stage
 from watcher.printable import many
 from watcher.receiver import Receipt
-from watcher.sandbox import Holding, Move, Step
+from watcher.sandbox.book import Holding, Move
 from watcher.sandbox.loopring import BALANCES
 from watcher.sandbox.metakeep import BALANCE
+from watcher.sandbox.script import Step
 from watcher.sandbox.world import ALICE, METAKEEP_ASSETS, TREASURY
 
 _NEXT_IF_GOOD = (

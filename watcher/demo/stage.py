@@ -26,20 +26,13 @@ from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
 from watcher.receiver import Receipt, Receiver
 from watcher.run.worker import Worker
-from watcher.sandbox import (
-    Holding,
-    ListedAsset,
-    LoopringKnobs,
-    MetakeepKnobs,
-    Move,
-    Sandbox,
-    Step,
-    default_script,
-)
-from watcher.sandbox import play as play_script
-from watcher.sandbox.book import AccountKey
+from watcher.sandbox.book import AccountKey, Holding, ListedAsset, Move
+from watcher.sandbox.knobs import LoopringKnobs, MetakeepKnobs
 from watcher.sandbox.loopring import BALANCES
 from watcher.sandbox.metakeep import BALANCE
+from watcher.sandbox.script import Step, default_script
+from watcher.sandbox.script import play as play_script
+from watcher.sandbox.server import Sandbox
 from watcher.sandbox.world import ALICE, METAKEEP_ASSETS, TREASURY
 from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings, WorkerSettings
 from watcher.snapshot import asset_id
