@@ -1,4 +1,5 @@
-"""`watcher audit`: proves on live data that baseline + effects = state, for every account and asset.
+"""`watcher audit`: proves on live data that baseline + effects = state, for every account and asset; with
+--store, that all keys of the store agree.
 
 Refuses to fix what disagrees, and to hold up a worker: commits made meanwhile are left out.
 """
@@ -6,12 +7,13 @@ Refuses to fix what disagrees, and to hold up a worker: commits made meanwhile a
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
 from watcher.commands._shared import in_a_loop, look_options, names_like, names_of
-from watcher.commands._table import known, say_next
+from watcher.commands._table import known, say_json, say_next
 from watcher.observe.tail import as_json
 from watcher.printable import many, printable
 
@@ -19,9 +21,11 @@ if TYPE_CHECKING:
     from watcher.config.loading import Look
     from watcher.journal.log import Record, Verdict
     from watcher.settings import Settings
+    from watcher.store.inventory import Audited
 
 _MOST_FINDINGS = 5
-"""Findings printed for people per account: one missing record may put every later one out of place."""
+"""Findings printed for people per account, or of each kind: one missing record may put every later one out of
+place."""
 
 _MANY_ACCOUNTS = 1000
 """Accounts from which on an audit takes long enough to show its progress."""
@@ -29,15 +33,25 @@ _MANY_ACCOUNTS = 1000
 
 @click.command("audit", short_help="Prove that events and state add up.")
 @look_options
-@click.option("--json", "is_json", is_flag=True, help="One JSON object per account.")
+@click.option("--json", "is_json", is_flag=True, help="One JSON object per account, or part of the store.")
+@click.option(
+    "--store", "is_of_store", is_flag=True, help="Instead, compare all keys of the store with each other."
+)
 @click.argument("account", metavar="[ACCOUNT]", required=False, shell_complete=names_of("accounts"))
 @in_a_loop
-async def command(*, look: "Look", is_json: bool, account: str | None) -> int:
+async def command(*, look: "Look", is_json: bool, is_of_store: bool, account: str | None) -> int:
     """Replay the event log and compare it with the state: of every account, or of ACCOUNT (a name or glob).
 
     Exits with 0 if every effect leads from its baseline, or from the oldest record kept, to what is
     published now, and with 1 if anything is missing, changed, out of place or there twice.
+
+    With --store: whether each event's body is there as long as anything refers to it, each queue in its
+    schedule, each schedule in the index, and every key one of watcher's. Workers may go on meanwhile.
     """
+    if is_of_store:
+        if account:
+            raise click.UsageError("--store looks at everything: leave out ACCOUNT")
+        return await _audit_store(look.settings, is_json=is_json)
     settings = await known(look)
     names = names_like("account of the configuration", settings.account_by_name, account)
     is_hidden = len(names) < _MANY_ACCOUNTS or not sys.stderr.isatty()
@@ -109,3 +123,55 @@ async def _audit(
                     verdicts[name] = audit(records, seen.state)
             done(len(members))
     return verdicts
+
+
+async def _audit_store(settings: "Settings", *, is_json: bool) -> int:
+    from watcher.store.inventory import StoreAudit
+    from watcher.store.keys import SHARDS
+    from watcher.store.opening import open_to_look
+
+    parts: list[Audited] = []
+    async with open_to_look(settings.redis) as store:
+        audit = StoreAudit(store.pipe, store.keys, settings.subscription_by_name)
+        if names := await audit.names():
+            parts.append(names)
+        hidden = not sys.stderr.isatty()
+        with click.progressbar(range(SHARDS), label="auditing", file=sys.stderr, hidden=hidden) as shards:
+            for shard in shards:
+                parts += [await audit.of_shard(shard)]
+    if is_json:
+        for part in parts:
+            counts = {name: value for name, value in asdict(part).items() if name != "flaws"}
+            findings = [{**flaw._asdict(), "shard": part.shard} for flaw in part.flaws]
+            say_json({**counts, "ok": not findings, "findings": findings})
+    else:
+        _tell_flaws(parts)
+    if names is None:
+        click.echo("not looked at: keys that nothing names, as this user of Redis may not SCAN", err=True)
+    if moving := sum(part.moving for part in parts):
+        click.echo(
+            f"not judged: {many(moving, 'part')} that workers moved at every look; ask again", err=True
+        )
+    flaws = sum(len(part.flaws) for part in parts)
+    bodies, references, queues, states = (
+        sum(getattr(part, what) for part in parts) for what in ("bodies", "references", "queues", "states")
+    )
+    what = f"{many(bodies, 'body', 'bodies')} with {many(references, 'reference')}, "
+    what += f"{many(queues, 'queue')}, {many(states, 'state')}"
+    click.echo(f"{what}: {many(flaws, 'disagreement') if flaws else 'nothing disagrees'}", err=True)
+    return 1 if flaws else 0
+
+
+def _tell_flaws(parts: "Sequence[Audited]") -> None:
+    """Print some of each kind, and what to do."""
+    flaws_by_kind = defaultdict(list)
+    for part in parts:
+        for flaw in part.flaws:
+            flaws_by_kind[flaw.kind].append(flaw)
+    for flaws in flaws_by_kind.values():
+        for flaw in flaws[:_MOST_FINDINGS]:
+            where = "" if flaw.shard is None else f"shard {flaw.shard}  "
+            click.echo(f"{where}{printable(flaw.about, 300)}: {printable(flaw.text, 500)}")
+            click.echo(f"    {printable(flaw.advice, 500)}")
+        if (more := len(flaws) - _MOST_FINDINGS) > 0:
+            click.echo(f"    and {many(more, 'more of this kind', 'more of this kind')}; --json lists all")

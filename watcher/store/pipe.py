@@ -10,7 +10,7 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
 from importlib.resources import files
@@ -28,6 +28,9 @@ from watcher.store.errors import DamagedKey, in_our_words, translated, unreadabl
 _MOST_KEYS = 6002
 """Keys of a joint call of several steps: a commit to 2,000 queues has so many, and holds the server up for
 13 ms."""
+
+_LISTED_AT_ONCE = 500
+"""Keys looked at in one go."""
 
 _MOST = 512
 """Commands in one pipeline: enough to amortize the round trip, few enough not to hold up the rest."""
@@ -236,6 +239,17 @@ class Pipe:
     async def servers(self) -> list[Redis]:
         """The clients of all servers that state lies on."""
         return [self._client]
+
+    async def names(self, pattern: str) -> AsyncIterator[str]:
+        """List the keys of a pattern on all servers, those that stay meanwhile; some perhaps twice."""
+        for server in await self.servers():
+            cursor: int | None = None
+            while cursor != 0:
+                with translated(server):
+                    cursor, names = await server.scan(cursor or 0, pattern, _LISTED_AT_ONCE)
+                for name in names:
+                    assert isinstance(name, bytes), "answers come as the server gives them"
+                    yield name.decode("utf-8", "replace")
 
     async def aclose(self) -> None:
         """Close the connections."""

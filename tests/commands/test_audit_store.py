@@ -1,0 +1,83 @@
+"""`watcher audit --store`, as a shell would run it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.servers import LIMITED_NAMESPACE, limited_server
+from tests.support.stories import STORY, Books, Ended, a_configuration, ended, in_the_books
+from watcher.store.keys import SHARDS, shard_of
+
+Run = Callable[..., Ended]
+SHARD = shard_of("treasury")
+
+
+async def a_past(books: Books) -> None:
+    await books.enroll("treasury")
+    await books.live(STORY)
+
+
+async def a_damaged_past(books: Books) -> None:
+    await a_past(books)
+    for entry_id, _ in (await books.pipe.command("XRANGE", books.keys.log(SHARD), "-", "+"))[2:]:
+        await books.damage("XDEL", books.keys.log(SHARD), entry_id)
+    await books.damage("DEL", books.keys.due_subscriptions(SHARD))
+    await books.damage("SET", f"{books.keys.namespace}:notes", "mine")
+
+
+@pytest.fixture
+def run(tmp_path: Path, redis_server_url: str, namespace: str, capsys: pytest.CaptureFixture[str]) -> Run:
+    config = a_configuration(tmp_path, redis_server_url, namespace, "treasury")
+    return lambda *arguments: ended(capsys, "audit", "--config", config, "--store", *arguments)
+
+
+def test_a_store_that_agrees_passes_and_says_what_was_compared(
+    run: Run, redis_server_url: str, namespace: str
+) -> None:
+    in_the_books(redis_server_url, namespace, a_past)
+    done = run()
+    assert (done.code, done.out) == (0, "")
+    assert done.err == "16 bodies with 32 references, 1 queue, 1 state: nothing disagrees\n"
+    done = run("--json")
+    assert [found["shard"] for found in done.objects] == [None, *range(SHARDS)]
+    assert all(found["ok"] and not found["findings"] and not found["moving"] for found in done.objects)
+
+
+def test_what_disagrees_is_told_with_what_to_do_and_exits_with_1(
+    run: Run, redis_server_url: str, namespace: str
+) -> None:
+    in_the_books(redis_server_url, namespace, a_damaged_past)
+    done = run()
+    assert done.code == 1
+    told = done.lines
+    assert told[0] == f"{namespace}:notes: nothing of watcher's has such a name"
+    assert told[1].startswith(f"    if no other program needs it: UNLINK {namespace}:notes;")
+    index = f"{namespace}:{{{SHARD}}}:due:queues"
+    assert f"    no worker looks at it; to make them look: ZADD {index} 0 ops" in told
+    assert sum("its body counts 2, and 1 refer to it (queues 1)" in line for line in told) == 5
+    assert any(line.endswith("more of this kind; --json lists all") for line in told)
+    assert done.err.endswith("disagreements\n")
+    done = run("--json")
+    assert done.code == 1
+    kinds = {finding["kind"] for found in done.objects for finding in found["findings"]}
+    assert kinds == {"unknown", "index", "count", "size"}
+
+
+def test_an_audit_of_the_store_is_of_all_of_it(run: Run) -> None:
+    done = run("treasury")
+    assert done.code == 2
+    assert "--store looks at everything: leave out ACCOUNT" in done.err
+
+
+def test_keys_that_this_user_may_not_list_are_said_not_to_be_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with limited_server("valkey-acl") as url:
+        in_the_books(url, LIMITED_NAMESPACE, a_damaged_past)
+        config = a_configuration(tmp_path, url, LIMITED_NAMESPACE, "treasury")
+        done = ended(capsys, "audit", "--config", config, "--store")
+    assert done.code == 1
+    assert done.err.startswith("not looked at: keys that nothing names, as this user of Redis may not SCAN\n")
+    assert "no worker looks at it" in done.out
+    assert "notes" not in done.out
