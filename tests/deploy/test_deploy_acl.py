@@ -105,6 +105,23 @@ async def test_exactly_the_commands_of_the_code_are_granted(redis_client: Redis)
     assert granted("watcher") == (said_in_scripts() | words | SAID_OTHERWISE) - NOT_SAID
 
 
+OF_0_1 = {
+    *("client|setname", "cluster|slots", "asking", "info", "eval", "evalsha", "time", "del", "unlink"),
+    *("get", "set", "hdel", "hget", "hgetall", "hlen", "hmget", "hset"),
+    *("lindex", "llen", "lpop", "lrange", "rpush", "xadd", "xdel", "xlen", "xrange", "xrevrange"),
+    *("zadd", "zcard", "zcount", "zmscore", "zrange", "zrangebyscore", "zrem", "zscore"),
+}
+"""What version 0.1 granted."""
+
+
+@pytest.mark.parametrize("file", ["CHANGELOG.md", "deploy/README.md"])
+def test_the_texts_name_the_rights_that_an_upgrade_from_0_1_needs(file: str) -> None:
+    text = " ".join((STORE.parents[1] / file).read_text().split())
+    (named,) = re.findall(r"needs ([A-Z]+(?:, [A-Z]+)* and [A-Z]+) besides", text)
+    assert {*named.lower().replace(" and ", ", ").split(", ")} == granted("watcher") - OF_0_1
+    assert granted("watcher") >= OF_0_1, "while the last workers of 0.1 run"
+
+
 def test_tests_under_these_rights_ask_nothing_more_in_the_programs_name() -> None:
     assert not granted("watcher") & set(TESTS_ASK)
 
