@@ -515,16 +515,43 @@ async def test_on_the_way_back_a_delivery_without_a_body_becomes_a_dead_letter(s
     assert NAMES[0].encode() not in found.get(old.queues(shard_of(NAMES[0]), AUDIT), {}), "an empty queue"
 
 
-async def test_a_subscription_that_was_taken_out_is_known_from_the_states(store: Store) -> None:
+@pytest.mark.parametrize("place", ["state", "mark", "breaker"])
+async def test_a_subscription_that_was_taken_out_is_known_from_what_it_left(store: Store, place: str) -> None:
     old = OldStore(store)
     await old.begin()
-    await old.account("alice", previous={GONE: 5})
+    await old.account("alice", previous={GONE: 5} if place == "state" else {})
+    if place != "state":
+        key = old.keys.marks() if place == "mark" else old.keys.breakers()
+        await old.ask("HSET", key, GONE, "1 1 1 0 503")
     await old.letter(GONE, "alice", an_entry(an_event(1), GONE))
     await to(store, 2)
     (letter,) = await Reader(store.pipe, store.keys).dead_letters(GONE, 10, lambda _: True)
     assert letter.delivery
     await to(store, 1)
     assert old.keys.dead(shard_of("alice"), GONE) in await store.contents()
+
+
+async def test_records_come_behind_what_lies_there_already(store: Store) -> None:
+    await some(store, NAMES[:1])
+    log = store.keys.log(shard_of(NAMES[0]))
+    await store.pipe.command("XADD", log, "9999999999999-5", "account", "of another time", "entry", "0 {}")
+    assert await to(store, 2)
+    accounts = [fields["account"].decode() for fields in await store.stream(log)]
+    assert accounts == ["of another time", *[NAMES[0]] * 4]
+
+
+@BOTH_WAYS
+async def test_failures_of_a_delivery_that_is_not_the_head_are_left_behind(store: Store, number: int) -> None:
+    old, shard, last = OldStore(store), shard_of("alice"), 50
+    await old.begin()
+    await old.account("alice")
+    await old.queue(OPS, "alice", [an_entry(an_event(n), OPS) for n in range(last + 1)])
+    if number == 1:
+        await to(store, 2)
+    keys, tail = (old.keys, " total.increased\n") if number == 2 else (store.keys, " -")
+    await old.ask("HSET", keys.tries(shard, OPS), "alice", f"3 evt_{last} {AT_MS + last}{tail}")
+    assert await to(store, number)
+    assert not {old.keys.tries(shard, OPS), store.keys.tries(shard, OPS)} & (await store.contents()).keys()
 
 
 async def test_long_queues_and_large_bodies_go_in_parts(
@@ -561,7 +588,10 @@ async def test_no_move_begins_while_a_worker_is_in_the_way(store: Store) -> None
     await some(store)
     workers, layout = Workers(store.pipe, store.keys), Layout(store.pipe, store.keys)
     await workers.note(a_presence("older"))
+    await workers.note(a_presence("lost"))
     await workers.note(a_presence("newer", 2, stands_by=True))
+    _, _, said = (await store.pipe.command("HGET", store.keys.workers(), "lost")).partition(b" ")
+    await store.pipe.command("HSET", store.keys.workers(), "lost", b"1 " + said)  # not seen since 1970
     before = await store.contents()
     assert await to(store, 2) is None
     assert {**await store.contents(), store.keys.meta(): 0} == {**before, store.keys.meta(): 0}

@@ -43,6 +43,19 @@ async def test_what_is_queued_waits_at_the_end_of_its_queue_and_is_due(
     assert [lease.member for lease in claimed.leases] == [ACCOUNT]
 
 
+async def test_what_is_queued_keeps_its_body_until_it_is_delivered(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await queue(store, ONE)
+    await queue(store, ONE, TWO)
+    assert await store.bodies() == {b"evt_1 1": b"2 " + ONE.stored, b"evt_2 2": b"1 " + TWO.stored}
+    for each in (ONE, ONE, TWO):
+        lease = await store.lease_queue()
+        await store.queues.delivered(OPS, lease, each.entry, until=store.queues.until(lease, MINUTE_MS))
+    assert await store.bodies() == {}
+
+
 async def test_nothing_to_queue_leaves_nothing_behind(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     assert await queue(store) == 0

@@ -85,7 +85,13 @@ class Store:
         await self.pipe.command("ZADD", key, deadline, member)
         return Lease(member, deadline)
 
-    async def fill(self, *deliveries: Delivery, account: str = ACCOUNT, subscription: str = OPS) -> None:
+    async def fill(
+        self,
+        *deliveries: Delivery,
+        account: str = ACCOUNT,
+        subscription: str = OPS,
+        notes: Sequence[bytes] = (),
+    ) -> None:
         """Commit a step that queues deliveries."""
         state = await self.polls.read_state(PROVIDER, account)
         expected = state.version if state else ""
@@ -93,6 +99,7 @@ class Store:
             await self.lease(account),
             expected=expected,
             version=secrets.token_hex(8),
+            notes=notes,
             deliveries={subscription: deliveries},
         )
         reply, _ = await self.polls.commit(step)
