@@ -48,19 +48,20 @@ class Held(NamedTuple):
 
 
 class Ticker:
-    """Turns with the loop, and notes when it does not."""
+    """Turns with the loop, and notes when it does not, and how much of that was its own work."""
 
     def __init__(self) -> None:
-        self.longest_s = self.collection_s = 0.0
+        self.longest_s = self.busy_s = self.collection_s = 0.0
         self._collecting_since = 0.0
 
     async def run(self) -> None:
-        last = time.perf_counter()
+        last, busy = time.perf_counter(), time.thread_time()
         while True:
             await asyncio.sleep(_TICK_S)
-            now = time.perf_counter()
+            now, busy_now = time.perf_counter(), time.thread_time()
             self.longest_s = max(self.longest_s, now - last - _TICK_S)
-            last = now
+            self.busy_s = max(self.busy_s, busy_now - busy)
+            last, busy = now, busy_now
 
     def collected(self, phase: str, _: object) -> None:
         if phase == "start":

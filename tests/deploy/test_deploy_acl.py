@@ -85,7 +85,7 @@ def said_in_scripts() -> set[str]:
     named = {match[1].lower() for call in calls if (match := re.match(r"'([A-Z]+)'", call))}
     # What a move writes is said in Python.
     assert {call for call in calls if not call.startswith("'")} == {
-        "ask, KEYS[tonumber(place)]) end",
+        "ask, KEYS[tonumber(place)])",
         "command, key, unpack(ARGV, at + 3, at + 2 + count))",
     }
     return named

@@ -289,15 +289,21 @@ class _Fence:
         return _Step(self._keys)
 
     async def take(self, step: _Step) -> None:
-        """Take a step, if it writes anything. Raises Overtaken."""
+        """Take a step, if it writes anything. Raises Overtaken, and StoreRefuses for a damaged key."""
         for (key, name), by in step.grown.items():
             step.write(key, "GROW", name, by)
         if not step.arguments:
             return
         before, self._taken = self._taken, self._taken + 1
         names = (f"{self._name}{before}", f"{self._name}{self._taken}")
-        if await self._pipe.script(_MOVE, [*step.keys], *names, *step.arguments) < 0:
+        reply = await self._pipe.script(_MOVE, [*step.keys], *names, *step.arguments)
+        if reply == -1:
             raise Overtaken
+        if reply < 0:
+            key = [*step.keys][-2 - reply]
+            raise StoreRefuses(
+                f"{key} is not of watcher's type: delete it, and the move of the store goes on"
+            )
         await self._stepped()
 
     async def take_one(self, key: str, command: str, *arguments: Any) -> None:

@@ -5,14 +5,15 @@
 -- ARGV    1 the last step that was taken   2 this one   3.. for each write: the place of its key in KEYS, its command,
 --         how many arguments it has, these. Commands are those of the server (the argument of RENAME is the place of
 --         the new name), and: HOLD (reference, what is stored of its event), DROP (reference), GROW (field, by)
--- returns 1 done, also where a repeat finds it done, -1 another mover has taken a step
+-- returns 1 done, also where a repeat finds it done, -1 another mover has taken a step, or where a key is of another
+--         type: -1 less its place in KEYS
 local layout, nothing, bodies = unpack(KEYS, 1, 3)
 redis.call('DEL', nothing)
 local step = redis.call('HGET', layout, 'step')
 if step == ARGV[2] then return 1 end
 if step ~= ARGV[1] then return -1 end
 
--- Ask each key something only its own type answers: a damaged one fails the step before the first write.
+-- Ask each key something only its own type answers: a damaged one ends the step before the first write.
 local asks = {
   ['RPUSH'] = 'LLEN', ['LTRIM'] = 'LLEN', ['HSET'] = 'HLEN', ['HDEL'] = 'HLEN', ['XADD'] = 'XLEN', ['XDEL'] = 'XLEN',
   ['ZADD'] = 'ZCARD', ['ZREM'] = 'ZCARD', ['SET'] = 'GET', ['HOLD'] = 'HLEN', ['DROP'] = 'HLEN', ['GROW'] = 'HLEN',
@@ -21,7 +22,8 @@ local at = 3
 while ARGV[at] do
   local place, command, count = unpack(ARGV, at, at + 2)
   local ask = asks[command]
-  if ask then redis.call(ask, KEYS[tonumber(place)]) end
+  local answer = ask and redis.pcall(ask, KEYS[tonumber(place)])
+  if type(answer) == 'table' and answer.err then return -1 - place end
   at = at + 3 + count
 end
 
