@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 import watcher.store
 from tests.support.builders import a_state
+from tests.support.old_store import OldStore
 from tests.support.rig import TREASURY, a_rig
 from tests.support.servers import (
     ACL,
@@ -25,7 +26,7 @@ from tests.support.servers import (
     real_server,
     shipped_users,
 )
-from tests.support.stores import a_commit, a_delivery
+from tests.support.stores import a_commit, a_delivery, a_store
 from watcher.journal.events import Delivery
 from watcher.run.worker import Worker
 from watcher.store.client import connect
@@ -34,6 +35,7 @@ from watcher.store.guarantee import OLDEST, guarantee
 from watcher.store.history import History
 from watcher.store.keys import Keys, shard_of
 from watcher.store.members import Roster
+from watcher.store.move import Mover
 from watcher.store.pipe import Pipe
 from watcher.store.polls import Polls
 from watcher.store.queues import Queues
@@ -309,6 +311,28 @@ async def test_the_line_of_the_user_also_fits_a_server_that_has_users(engine: st
             await admin.execute_command("ACL", "SETUSER", *line.split()[1:])  # type: ignore[no-untyped-call]
         async with connect(url_of(server)) as client:
             await Roster(Pipe(client), Keys(NAMESPACE)).check_layout()
+
+
+@pytest.mark.parametrize("engine", sorted(ENGINES))
+async def test_with_the_rights_of_version_0_1_nothing_is_begun(engine: str) -> None:
+    (line,) = (line for line in shipped_users().splitlines() if line.startswith("user watcher "))
+    lacks = ("getrange", "hsetnx", "ltrim", "rename", "setrange")
+    rights = (*line.split()[1:], *(f"-{command}" for command in lacks))
+    told = re.escape(f"may not use {', '.join(lacks).upper()} on keys {NAMESPACE}:*")
+    with real_server(engine) as server:
+        async with connect(server.url) as admin, connect(url_of(server)) as client:
+            await admin.execute_command("ACL", "SETUSER", *rights)  # type: ignore[no-untyped-call]
+            store = a_store(admin, NAMESPACE)
+            old = OldStore(store)
+            await old.begin()
+            await old.account("treasury")
+            before = await store.contents()
+            with pytest.raises(ConfigurationRefused, match=told):
+                await Mover(Pipe(client), store.keys, "mover").advance()
+            async with a_rig(url_of(server), NAMESPACE) as rig:
+                with pytest.raises(ConfigurationRefused, match=told):
+                    await Worker(rig.settings, name="worker").run()
+            assert await store.contents() == before
 
 
 @pytest.mark.parametrize("engine", sorted(ENGINES))

@@ -22,7 +22,7 @@ from watcher.run.members import LOOK_S, Present, StandBy
 from watcher.run.upkeep import Upkeep
 from watcher.settings import Settings
 from watcher.store.exceptions import LayoutAwaited, StoreError
-from watcher.store.guarantee import guarantee_of_all
+from watcher.store.guarantee import check_rights, guarantee_of_all
 from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
 from watcher.store.layout import Layout
@@ -214,6 +214,7 @@ class Worker:
         )
         for warning in found.warnings:
             log.warning("store.weak", server=f"{found.engine} {found.version}", reason=warning)
+        await check_rights(store.pipe, store.keys)
         schedule = Schedule(store.pipe)
         await schedule.read_clock()
         self.liveness.note_clock(1000 * time.time(), schedule.now_ms())

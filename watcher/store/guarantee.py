@@ -200,3 +200,15 @@ async def missing_rights(pipe: Pipe, keys: Keys) -> list[str]:
     """
     names = await pipe.script(_TRY_RIGHTS, [keys.trial(kind) for kind in _KINDS])
     return sorted(name.decode() for name in names)
+
+
+async def check_rights(pipe: Pipe, keys: Keys) -> None:
+    """Raises ConfigurationRefused where the server's user may not do what watcher does, and StoreError.
+
+    A script that is refused a command has done already what stands before it: this comes first.
+    """
+    if missing := await missing_rights(pipe, keys):
+        raise ConfigurationRefused(
+            f"the user in redis.url may not use {', '.join(missing)} on keys {keys.namespace}:*; allow them "
+            "as deploy/users.acl does"
+        )

@@ -24,6 +24,7 @@ from watcher.journal.account import AccountState
 from watcher.journal.events import Delivery, load_delivery
 from watcher.store.errors import DamagedKey
 from watcher.store.exceptions import StoreRefuses
+from watcher.store.guarantee import check_rights
 from watcher.store.history import START, place
 from watcher.store.keys import SHARDS, Keys, OldKeys, read_count
 from watcher.store.layout import LAYOUT, LEASE_MS, Layout, Numbers, in_the_way, read_meta
@@ -191,6 +192,7 @@ class Mover:
         if numbers.rests:
             if numbers.at == numbers.wanted or await self._is_blocked(numbers.wanted):
                 return None
+            await check_rights(self._pipe, self._keys)
             await self._layout.begin(numbers, await self._now_ms())
             numbers = await self._layout.read()
         if numbers.is_announced:
