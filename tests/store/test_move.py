@@ -20,7 +20,7 @@ from watcher.store import move
 from watcher.store.client import connect
 from watcher.store.exceptions import StoreRefuses
 from watcher.store.history import History
-from watcher.store.keys import SHARDS, shard_of
+from watcher.store.keys import SHARDS, OldKeys, shard_of
 from watcher.store.layout import Layout
 from watcher.store.members import Presence, Workers
 from watcher.store.move import Counts, Mover, read_old
@@ -498,6 +498,20 @@ async def test_a_key_of_another_type_where_layout_2_writes_stops_the_move_until_
     await store.pipe.command("UNLINK", in_the_way)
     assert await to(store, 2)
     assert await references(store) == {}
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("index", ["due_polls", "due_subscriptions"])
+async def test_an_index_of_another_type_stops_no_move(store: Store, number: int, index: str) -> None:
+    await some(store)
+    if number == 1:
+        await to(store, 2)
+    keys = store.keys if number == 1 or index == "due_polls" else OldKeys(store.keys.namespace)
+    key = getattr(keys, index)(shard_of("alice"))
+    await store.pipe.command("UNLINK", key)
+    await store.pipe.command("SET", key, "none of ours")
+    assert await to(store, number) == Counts(accounts=4, records=16, dead_letters=4, deliveries=13)
+    assert index == "due_polls" or key not in await store.contents()
 
 
 async def test_on_the_way_back_a_delivery_without_a_body_becomes_a_dead_letter(store: Store) -> None:

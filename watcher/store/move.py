@@ -296,8 +296,7 @@ class _Fence:
             step.write(key, "GROW", name, by)
         if not step.arguments:
             return
-        before, self._taken = self._taken, self._taken + 1
-        names = (f"{self._name}{before}", f"{self._name}{self._taken}")
+        names = (f"{self._name}{self._taken}", f"{self._name}{self._taken + 1}")
         reply = await self._pipe.script(_MOVE, [*step.keys], *names, *step.arguments)
         if reply == -1:
             raise Overtaken
@@ -306,6 +305,7 @@ class _Fence:
             raise StoreRefuses(
                 f"{key} is not of watcher's type: delete it, and the move of the store goes on"
             )
+        self._taken += 1
         await self._stepped()
 
     async def take_one(self, key: str, command: str, *arguments: Any) -> None:
@@ -419,8 +419,9 @@ class _Way:
         fields = await self._pipe.command("HGETALL", self._keys.layout(self._shard))
         noted = (_text(field) for field in fields[::2])
         self._found |= {name.removeprefix(_FOUND) for name in noted if name.startswith(_FOUND)}
-        due = await self._pipe.command("ZRANGE", self._source.due_subscriptions(self._shard), 0, -1)
-        self._due |= {*map(_text, due)}  # a worker that was held up takes them off
+        with suppress(DamagedKey):  # an index, which is made anew
+            due = await self._pipe.command("ZRANGE", self._source.due_subscriptions(self._shard), 0, -1)
+            self._due |= {*map(_text, due)}  # a worker that was held up takes them off
         return {*subscriptions, *self._found, *self._due}
 
     def _carry(self, step: _Step, account: str) -> None:
@@ -474,6 +475,7 @@ class _Way:
         if await self._pipe.command("ZCARD", aside):
             await self._fence.rename(aside, target)
         with suppress(DamagedKey):
+            await self._pipe.command("ZCARD", index)
             if first := await self._pipe.command("ZRANGE", target, 0, 0, "WITHSCORES"):
                 await self._fence.take_one(index, "ZADD", "LT", first[1], name)
 
