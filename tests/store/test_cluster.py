@@ -8,15 +8,18 @@ from unittest.mock import ANY
 import pytest
 
 from tests.support.clusters import Cluster, Node, a_cluster
+from tests.support.old_store import OldStore, an_entry, an_event
 from tests.support.sentinels import on_port
 from tests.support.servers import ENGINES, a_free_port, real_server
 from tests.support.stores import MINUTE_MS, OPS, PROVIDER, Store, a_delivery, a_store, running
+from watcher.store import move
 from watcher.store.address import Several, check_address, safe_url, several
 from watcher.store.client import ClusterPipe, connect
 from watcher.store.errors import DamagedKey
 from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
 from watcher.store.guarantee import guarantee, guarantee_of_all, missing_rights
 from watcher.store.keys import SHARDS, shard_of
+from watcher.store.layout import Layout
 from watcher.store.schedule import Due, DueIndex, Lease, Reply
 
 pytestmark = pytest.mark.slow
@@ -53,6 +56,29 @@ async def test_accounts_of_all_shards_are_polled_and_delivered(store: Store) -> 
     assert all(states)
     taken = await asyncio.gather(*(_deliver(store, shard) for shard in range(SHARDS)))
     assert taken == [[a_delivery(1).entry, a_delivery(2).entry]] * SHARDS
+
+
+async def test_a_store_of_0_1_is_moved_to_layout_2_and_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(move, "SETTLE_S", 0.0)
+    old, layout = OldStore(store), Layout(store.pipe, store.keys)
+    await old.begin()
+    await old.ask("HSET", old.keys.breakers(), OPS, "3 1 2 0 503")
+    events = [an_entry(an_event(number), OPS) for number in (1, 2)]
+    for name in ACCOUNTS:
+        await old.account(name, previous={OPS: 1})
+        await old.queue(OPS, name, events)
+    assert await move.Mover(store.pipe, store.keys, "mover").advance() == (SHARDS, 0, 0, 2 * SHARDS)
+    assert (await layout.read()).is_ready
+    assert all([await store.polls.read_state(PROVIDER, name) for name in ACCOUNTS])
+    assert [len(await store.queue(name)) for name in ACCOUNTS] == [2] * SHARDS
+    assert await store.pipe.command("HGETALL", store.keys.breakers()) == [b"ops", b"3 1 2 0 503"]
+    await layout.want(1)
+    assert await move.Mover(store.pipe, store.keys, "mover").advance()
+    for name in ACCOUNTS:
+        assert await old.ask("LRANGE", old.keys.queue(OPS, name), 0, -1) == events
+    assert await old.ask("HGETALL", old.keys.breakers()) == [b"ops", b"3 1 2 0 503"]
 
 
 async def test_what_comes_while_a_slot_moves_waits_for_it_and_is_not_lost(

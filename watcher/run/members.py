@@ -85,8 +85,11 @@ class Present:
         await self._note()
 
     async def stands_by(self, *, is_so: bool) -> None:
-        """Note at once whether the worker waits until the store is in its layout. Raises StoreError."""
-        self._presence = self._presence._replace(stands_by=is_so)
+        """Note whether the worker waits until the store is in its layout; that it works, each time anew, as a
+        mover looks at that. Raises StoreError."""
+        if is_so and self._presence.stands_by:
+            return
+        self._presence = self._presence._replace(stands_by=is_so)  # first: it is noted now and then besides
         with suppress(ConfigurationRefused):  # this worker may not note itself
             await self._workers.note(self._presence)
 
