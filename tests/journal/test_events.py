@@ -157,6 +157,7 @@ def test_no_other_bytes_are_taken_for_a_delivery(entry: bytes) -> None:
         *(b"", b"evt_1", b"evt_1 7", b"evt_1 7 5 3", b"evt_1 7 -5", b"evt_1 -7 5", b"evt_1 - 5", b"evt_1 7 "),
         *(b"evt_1 1_0 5", b"evt_1 7 1_0", b"evt_1 07 5", b"evt_1 7 +5", b"evt_1 7 5\n", b"evt_1\n 7 5"),
         *(b"evt_1 7 1" + b"0" * 20, b"evt_1 7 " + b"9" * 5000, b"\xff 7 5", b" 7 5"),
+        *(b"evt_1 " + b"1" * 15 + b" 5", b"evt_1 7 " + b"1" * 15),
     ],
 )
 def test_another_entry_is_damage(entry: bytes) -> None:

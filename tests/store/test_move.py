@@ -545,6 +545,21 @@ async def test_a_subscription_that_was_taken_out_is_known_from_what_it_left(stor
     assert old.keys.dead(shard_of("alice"), GONE) in await store.contents()
 
 
+async def test_what_only_looks_like_a_reference_is_carried_unread(store: Store) -> None:
+    old = OldStore(store)
+    await old.begin()
+    await old.account("alice")
+    await old.queue(OPS, "alice", [b"evt_1 5 -", b"?evt_1 5 -"])
+    await old.letter(OPS, "alice", b"evt_1 5 -")
+    await old.record("alice", b"evt_1 5")
+    await old.ask("XADD", old.keys.log(shard_of("alice")), "*", "account", "alice", "entry", "?")
+    before = readable(await store.contents())
+    await to(store, 2)
+    assert await references(store) == {}
+    await to(store, 1)
+    assert readable(await store.contents()) == before
+
+
 async def test_records_come_behind_what_lies_there_already(store: Store) -> None:
     await some(store, NAMES[:1])
     log = store.keys.log(shard_of(NAMES[0]))

@@ -17,8 +17,9 @@ from tests.support.stores import (
     a_store,
 )
 from watcher.store import members
-from watcher.store.exceptions import ConfigurationRefused
+from watcher.store.exceptions import ConfigurationRefused, LayoutAwaited
 from watcher.store.keys import SHARDS, shard_of
+from watcher.store.layout import Layout
 from watcher.store.members import Enrolled
 
 pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
@@ -161,6 +162,18 @@ async def test_a_layout_of_another_version_is_refused_untouched(
         await store.roster.check_layout()
     with pytest.raises(ConfigurationRefused, match="laid out by another version"):
         await enroll(store, loopring=[])
+    assert await store.contents() == before
+
+
+async def test_no_account_is_enrolled_where_another_layout_is_wanted(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.roster.check_layout()
+    await Layout(store.pipe, store.keys).want(1)
+    before = await store.contents()
+    with pytest.raises(LayoutAwaited, match="moved back to layout 1"):
+        await enroll(store, loopring=[ACCOUNT])
     assert await store.contents() == before
 
 

@@ -268,6 +268,36 @@ async def test_attempts_of_all_subscriptions_share_their_bytes(redis_client: Red
     assert lengths == [18, 8], "the newest of each stay, whatever the others take"
 
 
+async def test_dead_letters_and_attempts_are_within_a_lowered_bound_after_a_few(
+    redis_client: Redis, namespace: str
+) -> None:
+    store, lease = await a_queue(redis_client, namespace, *some_deliveries(*range(1, 46)))
+    for number in range(1, 46):
+        if number == 41:
+            store = a_store(redis_client, namespace, bounds=Bounds(dead=1, attempts=1))
+        head, until = a_delivery(number).entry, store.queues.until(lease, KEPT_MS)
+        await store.queues.dead(OPS, lease, head, until=until, reason="410", record=b"{}")
+        lease = Lease(ACCOUNT, until)
+    for key in (store.keys.dead(SHARD, OPS), store.keys.attempts(SHARD, OPS)):
+        assert len(await store.stream(key)) < 12
+
+
+async def test_a_dead_letter_that_lacks_fields_goes_like_any_other(
+    redis_client: Redis, namespace: str
+) -> None:
+    waiting = some_deliveries(*range(1, 10))
+    store, lease = await a_queue(redis_client, namespace, *waiting)
+    await store.pipe.command("XADD", store.keys.dead(SHARD, OPS), "*", "account", "of a person")
+    store = a_store(redis_client, namespace, bounds=Bounds(dead=1))
+    for one in waiting:
+        until = store.queues.until(lease, KEPT_MS)
+        await store.queues.dead(OPS, lease, one.entry, until=until, reason="410")
+        lease = Lease(ACCOUNT, until)
+    given_up = [one["account"] for one in await store.stream(store.keys.given_up(SHARD))]
+    assert given_up == [b"of a person", ACCOUNT.encode()]
+    assert len(await store.stream(store.keys.dead(SHARD, OPS))) == 8
+
+
 async def taken(store: Store) -> dict[bytes, bytes]:
     """What log, dead letters and attempts take, one by one, each with its body."""
     keys, bodies = store.keys, await store.bodies()
