@@ -12,12 +12,14 @@ from structlog.testing import capture_logs
 
 from tests.support.builders import seconds
 from tests.support.rig import ALICE, MK, TREASURY, Rig, a_rig, some_settings
+from tests.support.servers import real_server
 from watcher.receiver import Fail
 from watcher.run import members, upkeep, worker
 from watcher.run.worker import Worker
 from watcher.sandbox.answers import BAD_GATEWAY
 from watcher.settings import ThresholdSettings, WorkerSettings
 from watcher.store import move
+from watcher.store.client import connect
 from watcher.store.keys import Keys, shard_of
 from watcher.store.layout import Layout
 from watcher.store.members import Workers
@@ -332,6 +334,21 @@ async def test_a_worker_works_while_its_layout_is_wanted_and_stands_by_while_it_
             assert traffic.count(LOOPRING) == before
         await layout.want(2)
         await moved(2, stands_by=False)
+
+
+async def test_the_log_stays_within_its_share_of_the_servers_memory(namespace: str) -> None:
+    with real_server("valkey", "--maxmemory", "4mb") as server:
+        async with a_rig(server.url, namespace) as rig:
+            keys = Keys(namespace)
+            async with rig.worker() as worker, connect(server.url) as client:
+                await baselines(rig)
+                for number in range(1, 16):
+                    for symbol in ("ETH", "LRC", "USDT"):
+                        rig.sandbox.world.credit(TREASURY, symbol, number)
+                    await polls(rig, LOOPRING, 2)
+                assert worker.counters.changes > 45
+                noted = await client.hget(keys.sizes(shard_of("treasury")), "log")
+                assert int(noted) <= (4 << 20) // 16 // 8
 
 
 @pytest.mark.slow  # a list that was refused is asked for again after ten seconds
