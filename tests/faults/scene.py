@@ -28,6 +28,7 @@ from tests.faults.restless_provider import RestlessProvider, account_name
 from tests.faults.server_clock import ServerClock
 from tests.faults.verdict import Verdict, judge
 from tests.faults.worker_processes import WorkerProcess
+from tests.support.audited import flaws
 from tests.support.builders import SECRET
 from tests.support.processes import start
 from tests.support.servers import DURABLE, ENGINES, RealServer
@@ -199,6 +200,7 @@ class Scene:
             *self._complaints(may_say),
             *await self._leftovers(spared),
             *await self.audit(spared),
+            *await flaws(self.pipe, self.keys, spared=spared),
         ]
         print(f"{verdict}, {time.monotonic() - self._started:.1f} s")
         return verdict

@@ -27,8 +27,8 @@ AT_REST = 25
 """Tasks of a worker that has nothing in hand, and its descriptors besides connections; some to spare."""
 
 ACCOUNTS = 100
-KEYS = 2 * ACCOUNTS + 8 * SHARDS + 10
-"""A state and a queue for each account, every kind of key that a shard may have, and those of no shard."""
+KEYS = 3 * ACCOUNTS + 13 * SHARDS + 10
+"""A state, what was queued last and a queue for each account, each kind of key of a shard, and all others."""
 
 
 @pytest.mark.parametrize(

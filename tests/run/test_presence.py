@@ -54,7 +54,8 @@ async def test_a_worker_that_may_not_note_itself_works_on() -> None:
     with real_server() as server:
         async with connect(server.url) as admin:
             own = ("meta", "breakers", "rate:*", "names:*")
-            rights = ("on", "nopass", "~watcher:{*", *(f"~watcher:{key}" for key in own))
+            read = "%R~watcher:marks"  # by the audit at the end
+            rights = ("on", "nopass", "~watcher:{*", read, *(f"~watcher:{key}" for key in own))
             await admin.execute_command("ACL", "SETUSER", "narrow", *rights, "+@all")  # type: ignore[no-untyped-call]
             async with a_rig(f"{server.url}?username=narrow&password=x", "watcher") as rig:
                 await Worker(rig.settings, name="first").run(once=True)

@@ -135,9 +135,10 @@ async def stop_server(place: Path) -> None:
 
 
 async def assert_reconciled(place: Path) -> None:
-    """`watcher audit` finds nothing, whoever was killed meanwhile."""
-    async with a_process(place, "audit") as audit:
-        assert await asyncio.wait_for(audit.wait(), 20) == 0
+    """`watcher audit` finds nothing, whoever was killed meanwhile, nor does it in the store."""
+    for more in ((), ("--store",)):
+        async with a_process(place, "audit", *more) as audit:
+            assert await asyncio.wait_for(audit.wait(), 20) == 0
 
 
 def lines(place: Path, event: str) -> list[dict[str, object]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from tests.support.audited import flaws
 from tests.support.builders import SECRET
 from tests.support.events_schema import assert_valid
 from watcher.journal.log import Record, audit
@@ -47,7 +48,7 @@ class Rig:
     receiver: Receiver
     settings: Settings
     is_damaged: bool = False
-    """Set by a test that damages the log: it is not audited at the end."""
+    """Set by a test that damages the log or another part of the store: it is not audited at the end."""
 
     @asynccontextmanager
     async def worker(self, settings: Settings | None = None) -> AsyncIterator[Worker]:
@@ -66,6 +67,7 @@ class Rig:
             records: dict[str, list[Record]] = {name: [] for name in names}
             async for record in History(pipe, keys).records():
                 records.setdefault(record.account, []).append(record)
+            assert await flaws(pipe, keys) == []
         for name, seen in states.items():
             assert not seen.damage
             assert audit(records[name], seen.state).findings == []
