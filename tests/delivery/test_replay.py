@@ -163,6 +163,13 @@ def test_a_subscription_that_asks_for_more_later_hears_it_too_and_what_it_heard_
         assert said == {"name": "ops", "previous_sequence": before[delivery.event_id]}
 
 
+def test_a_subscription_that_is_new_gets_a_chain_of_what_it_wants() -> None:
+    new = a_subscription("new", assets=("LRC",))
+    told = Life(a_subscription()).polled(STORY).polled(STORY[::-1]).again(new)
+    assert len(told) >= 2
+    assert [one.previous for one in told] == [None, *(one.sequence for one in told[:-1])]
+
+
 def test_accounts_that_are_not_wanted_are_not_told() -> None:
     life = Life(a_subscription(), account="shop-1").polled(STORY)
     assert life.again(a_subscription(accounts=("treasury", "other-*"))) == []

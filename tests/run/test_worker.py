@@ -348,6 +348,7 @@ async def test_the_log_stays_within_its_share_of_the_servers_memory(namespace: s
                     await polls(rig, LOOPRING, 2)
                 assert worker.counters.changes > 45
                 noted = await client.hget(keys.sizes(shard_of("treasury")), "log")
+                assert noted
                 assert int(noted) <= (4 << 20) // 16 // 8
 
 

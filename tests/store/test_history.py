@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from tests.support.builders import a_snapshot
 from tests.support.servers import EVERY_ENGINE
+from tests.support.stores import OPS, SHARD, a_delivery, a_store
 from tests.support.stories import Books
 from watcher.journal.log import Record
 from watcher.store.history import START, History, place
@@ -62,6 +63,16 @@ async def test_one_account_is_read_without_its_neighbours(history: History) -> N
     ]
     assert {record.account for record in records} == {"account-3"}
     assert len(await listed(history.records())) == 3 * len(ACCOUNTS)
+
+
+async def test_a_record_says_what_came_before_its_event_for_each_that_it_was_queued_for(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.fill(a_delivery(1))
+    await store.fill(a_delivery(2))
+    records = await listed(History(store.pipe, store.keys).of_shard(SHARD))
+    assert [record.previous for record in records] == [{OPS: None}, {OPS: 1}]
 
 
 async def test_nothing_older_than_a_time_is_read(history: History) -> None:

@@ -334,6 +334,7 @@ async def test_only_one_mover_moves(store: Store, number: int) -> None:
     assert await layout.take_lease("another")
     before = await store.contents()
     assert await a_mover(store).advance() is None
+    await layout.leave_lease("mover")
     assert await store.contents() == before
     await layout.leave_lease("another")
     assert await a_mover(store).advance()
@@ -543,6 +544,37 @@ async def test_a_subscription_that_was_taken_out_is_known_from_what_it_left(stor
     assert letter.delivery
     await to(store, 1)
     assert old.keys.dead(shard_of("alice"), GONE) in await store.contents()
+
+
+async def test_a_number_that_a_late_worker_of_0_1_wrote_is_put_right(store: Store) -> None:
+    await some(store)
+    await to(store, 2)
+    await store.pipe.command("HSET", store.keys.meta(), "schema", 1)
+    layout = Layout(store.pipe, store.keys)
+    assert (await layout.read()).is_ready
+    assert (await layout.read()).noted.schema == b"2"
+
+
+async def test_a_move_is_later_than_the_one_before_also_where_the_clock_was_set_back(store: Store) -> None:
+    await some(store)
+    await to(store, 2)
+    for key in (store.keys.meta(), *map(store.keys.layout, range(SHARDS))):
+        await store.pipe.command("HSET", key, "turn", 9_999_999_999_999)
+    assert await to(store, 1)
+
+
+@pytest.mark.usefixtures("_one_shard")
+async def test_a_mover_whose_lease_another_one_has_stops(
+    store: Store, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(move, "LEASE_MS", 0)  # looks at each step
+    await before_a_move(store, 2)
+
+    async def lose() -> None:
+        await redis_client.set(store.keys.mover(), "another")
+
+    assert await a_mover(store, pipe=Hooked(redis_client, 5, lose, is_after=True)).advance() is None
+    assert not (await move.read_progress(store.pipe, store.keys))[0].is_done
 
 
 async def test_what_only_looks_like_a_reference_is_carried_unread(store: Store) -> None:

@@ -5,7 +5,7 @@ from redis.asyncio import Redis
 
 from tests.support.builders import a_snapshot
 from tests.support.servers import EVERY_ENGINE
-from tests.support.stores import PROVIDER
+from tests.support.stores import ACCOUNT, OPS, PROVIDER, SHARD, a_store, some_deliveries
 from tests.support.stories import NOW_MS, STORY, Books, steps
 from watcher.store.history import START
 from watcher.store.keys import shard_of
@@ -147,3 +147,35 @@ async def test_a_queue_whose_oldest_delivery_is_damaged_is_still_counted(
     await books.live([a_snapshot(ETH="1"), a_snapshot(ETH="2")])
     await books.pipe.command("LPUSH", books.keys.queue("ops", "treasury"), b"\xff\x00")
     assert (await survey.backlogs(["ops"]))["ops"] == Backlog(queues=1, deliveries=2)
+
+
+async def test_a_queue_longer_than_a_page_is_read_once(
+    redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("watcher.store.reader._DELIVERIES_PAGE", 2)
+    store, waiting = a_store(redis_client, namespace), [*some_deliveries(1, 2, 3, 4, 5)]
+    await store.fill(*waiting)
+    reader = Reader(store.pipe, store.keys)
+    assert [one async for one in reader.deliveries(OPS, ACCOUNT)] == waiting
+
+
+async def test_the_latest_dead_letters_are_read_and_what_cannot_go_back_has_no_delivery(
+    redis_client: Redis, namespace: str
+) -> None:
+    store, shard = a_store(redis_client, namespace), SHARD
+    elsewhere = next(name for name in map("other-{}".format, range(99)) if shard_of(name) != shard)
+    await store.pipe.command("HSET", store.keys.bodies(shard), "evt_1 1", "3 total.increased\n{")
+    for at, account, entry in (
+        (1, ACCOUNT, "evt_1 1 5"),
+        (2, ACCOUNT, "evt_1 1 -"),
+        (3, elsewhere, "evt_1 1 -"),
+        (4, ACCOUNT, "what 1"),
+    ):
+        fields = ("account", account, "reason", "410", "delivery", entry)
+        await store.pipe.command("XADD", store.keys.dead(shard, OPS), f"{at}-1", *fields)
+    letters = await Reader(store.pipe, store.keys).dead_letters(OPS, 3, lambda _: True)
+    assert [(one.at_ms, one.delivery is None, one.event_id, one.sequence) for one in letters] == [
+        (2, False, "evt_1", 1),
+        (3, True, "evt_1", 1),
+        (4, True, None, None),
+    ]

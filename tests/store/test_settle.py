@@ -339,6 +339,7 @@ async def test_what_everything_takes_is_noted_to_the_byte(redis_client: Redis, n
         assert noted == await taken(store), number
     for key in (store.keys.log(SHARD), store.keys.dead(SHARD, OPS), store.keys.attempts(SHARD, OPS)):
         assert 8 <= len(await store.stream(key)) < 30, "some had to go"
+    assert int(noted[b"log"]) <= 4_000 < int(noted[b"dead"]) <= 9_000
 
 
 @every_outcome

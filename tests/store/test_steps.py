@@ -1,6 +1,7 @@
 """Steps that share a call of a script: each is answered as if it were alone, none suffers from another."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from redis.asyncio import Redis
@@ -11,11 +12,13 @@ from tests.support.stores import (
     NEIGHBOURS,
     OPS,
     PROVIDER,
+    SHARD,
     Store,
     a_commit,
     a_delivery,
     a_store,
     running,
+    some_deliveries,
 )
 from watcher.journal.events import Delivery
 from watcher.store.schedule import Lease, Reply
@@ -118,6 +121,35 @@ async def test_a_damaged_key_fails_its_own_step_only(redis_client: Redis, namesp
     assert [settled[0], settled[2]] == [(Reply.DONE, 0), (Reply.DONE, 0)]
     assert isinstance(settled[1], Exception)
     assert await store.queue(MANY[0]) == await store.queue(MANY[2]) == []
+
+
+async def test_each_queue_is_begun_with_its_own_deliveries_and_failures(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    waiting = {
+        account: [replace(one, content=b"{%d" % one.sequence) for one in some_deliveries(*numbers)]
+        for account, numbers in zip(MANY, ((1, 2, 3), (11, 12, 13)), strict=False)
+    }
+    for account, deliveries in waiting.items():
+        await store.fill(*deliveries, account=account)
+    failed = waiting[MANY[1]][0].entry
+    await store.queues.retry(OPS, await store.lease_queue(MANY[1]), failed, wait_ms=5)
+    await store.pipe.command("HDEL", store.keys.bodies(SHARD), "evt_2 2")
+    leases = [await store.lease_queue(account) for account in waiting]
+    for _ in range(2):  # the second time as where the answer was lost
+        async with running(store.pipe):
+            begun = await asyncio.gather(
+                *(store.queues.begin(OPS, one, until=one.deadline + 9, at_most=10) for one in leases)
+            )
+        assert [(one.reply, one.tries, one.tried) for one in begun] == [
+            (Reply.DONE, 0, b""),
+            (Reply.DONE, 1, failed),
+        ]
+        for one, deliveries in zip(begun, waiting.values(), strict=True):
+            assert one.deliveries == [
+                (each.entry, each if each.sequence != 2 else None) for each in deliveries
+            ]
 
 
 async def test_two_steps_at_the_same_key_are_taken_one_after_the_other(
