@@ -20,6 +20,7 @@ from watcher.store import move
 from watcher.store.client import connect
 from watcher.store.exceptions import StoreRefuses
 from watcher.store.history import History
+from watcher.store.inventory import StoreAudit
 from watcher.store.keys import SHARDS, OldKeys, shard_of
 from watcher.store.layout import Layout
 from watcher.store.members import Presence, Workers
@@ -65,7 +66,9 @@ async def some(store: Store, names: Sequence[str] = NAMES) -> OldStore:
     await old.begin()
     for number, name in enumerate(names):
         events = [an_event(10 * number + n) for n in range(1, 4)]
-        await old.account(name, previous={OPS: AT_MS + number, GONE: AT_MS}, due_ms=AT_MS + number + 0.25)
+        previous = {OPS: AT_MS + 10 * number + 3, GONE: AT_MS + 10 * number + 1}
+        previous |= {AUDIT: AT_MS + 1} if name == names[0] else {}
+        await old.account(name, previous=previous, due_ms=AT_MS + number + 0.25)
         for event in events:
             await old.record(name, event)
         await old.record(
@@ -107,9 +110,14 @@ async def test_all_that_a_store_holds_is_read_as_it_was_written(store: Store) ->
     letters = [one for one in await reader.dead_letters(GONE, 10, lambda _: True) if one.account == "alice"]
     assert [one.delivery and one.delivery.previous for one in letters] == [AT_MS]
     found = await store.contents()
-    assert found[store.keys.queued("alice")] == {b"ops": b"%d" % (AT_MS + 1), b"gone": b"%d" % AT_MS}
+    assert found[store.keys.queued("alice")] == {
+        b"ops": b"%d" % (AT_MS + 13),
+        b"gone": b"%d" % (AT_MS + 11),
+    }
     assert found[store.keys.breakers()] == {b"ops": b"3 1 2 0 503"}
     assert await references(store) == {}
+    audit = StoreAudit(store.pipe, store.keys, (OPS, AUDIT, GONE))
+    assert [(await audit.of_shard(shard)).flaws for shard in range(SHARDS)] == [[]] * SHARDS
 
 
 async def references(store: Store) -> dict[str, tuple[int, int]]:
@@ -702,3 +710,16 @@ async def test_what_a_worker_that_was_held_up_schedules_meanwhile_comes_to_the_r
     assert old.keys.polls(0, "loopring") not in await store.contents()
     due = await store.scores(store.keys.polls(0, "loopring"))
     assert (due["treasury"], due["late"]) == (AT_MS + 0.25, 2.5)
+
+
+async def test_what_a_person_put_into_another_shard_is_no_reason_to_reach_over_there(store: Store) -> None:
+    old = await some(store)
+    elsewhere = shard_of("alice")
+    assert elsewhere != shard_of("treasury")
+    await old.ask("ZADD", old.keys.queues(elsewhere, OPS), AT_MS, "treasury")
+    await old.ask("ZADD", old.keys.polls(elsewhere, "loopring"), AT_MS, "treasury")
+    await old.ask("SET", store.keys.marks(), "damaged")
+    assert await to(store, 2)
+    assert await references(store) == {}
+    assert len((await store.contents())[store.keys.queue(OPS, "treasury")]) == 3
+    assert "treasury" in await store.scores(store.keys.polls(elsewhere, "loopring"))

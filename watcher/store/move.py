@@ -26,7 +26,7 @@ from watcher.store.errors import DamagedKey
 from watcher.store.exceptions import StoreRefuses
 from watcher.store.guarantee import check_rights
 from watcher.store.history import START, place
-from watcher.store.keys import SHARDS, Keys, OldKeys, read_count
+from watcher.store.keys import SHARDS, Keys, OldKeys, read_count, shard_of
 from watcher.store.layout import LAYOUT, LEASE_MS, Layout, Numbers, in_the_way, read_meta
 from watcher.store.members import Workers, provider_names
 from watcher.store.pipe import Pipe, in_parts, load_script
@@ -219,7 +219,9 @@ class Mover:
         (said,) = await read_meta(self._pipe, self._keys, "providers")
         providers = sorted(self._providers | provider_names(said))
         breakers = await self._pipe.command("HGETALL", source.breakers())
-        marks = await self._pipe.command("HGETALL", self._keys.marks())
+        marks: list[bytes] = []
+        with suppress(DamagedKey):  # they are made anew
+            marks = await self._pipe.command("HGETALL", self._keys.marks())
         subscriptions = {*map(_text, chain(breakers[::2], marks[::2])), *self._subscriptions}
         # On a Cluster they lie apart from all other keys: they are copied, and no step can fence that.
         await self._keep_lease(at_once=True)
@@ -480,7 +482,9 @@ class _Way:
                 await self._fence.take_one(index, "ZADD", "LT", first[1], name)
 
     async def _members(self, schedule: str) -> list[str]:
-        return [_text(name) for name in await self._pipe.command("ZRANGE", schedule, 0, -1)]
+        """Read the accounts of a schedule. One that a person put into another shard has nothing here."""
+        names = map(_text, await self._pipe.command("ZRANGE", schedule, 0, -1))
+        return [name for name in names if shard_of(name) == self._shard]
 
     async def _ask(self, *commands: tuple[Any, ...]) -> list[Any]:
         """Ask several things at a time; DamagedKey is an answer."""
