@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from tests.support.old_store import OldStore, an_entry, an_event, without_numbers
 from tests.support.program import COMMAND, environment
 from tests.support.stores import Store, a_store
 from tests.support.stories import Ended, a_configuration, ended
 from tests.support.terminal import a_terminal
+from watcher.settings import RedisSettings
 from watcher.store import move
 from watcher.store.client import connect
+from watcher.store.exceptions import LayoutAwaited
 from watcher.store.keys import SHARDS
 from watcher.store.layout import Layout
 from watcher.store.members import Presence, Workers
+from watcher.store.opening import open_to_look
 
 Run = Callable[..., Ended]
 NAMES = [f"account-{n}" for n in range(60)]
@@ -103,6 +107,24 @@ def test_other_commands_say_that_the_store_is_in_another_layout_and_where_to_loo
         "watcher: the store is in layout 1, that of version 0.1, and is moved once the last worker of 0.1 "
         "has ended: see `watcher store layout`\n"
     )
+
+
+async def test_what_was_read_while_a_move_began_may_not_be_all_there_is(
+    redis_server_url: str, namespace: str
+) -> None:
+    settings = RedisSettings(url=SecretStr(redis_server_url), namespace=namespace)
+    async with connect(redis_server_url) as client:
+        store = a_store(client, namespace)
+        await store.roster.enroll({}, now_ms=1)
+
+        async def look() -> None:
+            async with open_to_look(settings):
+                layout = Layout(store.pipe, store.keys)
+                await layout.want(1)
+                await layout.begin(await layout.read(), 1)
+
+        with pytest.raises(LayoutAwaited, match="is being moved from layout 2 to 1"):
+            await look()
 
 
 def test_a_store_is_moved_up_and_back(run: Run, do: Do) -> None:

@@ -16,9 +16,10 @@ from redis.asyncio import Redis
 from tests.support.old_store import AT_MS, OldStore, an_entry, an_event, without_numbers
 from tests.support.servers import EVERY_ENGINE
 from tests.support.stores import NEIGHBOURS, Store, a_store
+from watcher.delivery.resend import Resend
 from watcher.store import move
 from watcher.store.client import connect
-from watcher.store.exceptions import StoreRefuses
+from watcher.store.exceptions import LayoutAwaited, StoreRefuses
 from watcher.store.history import History
 from watcher.store.inventory import StoreAudit
 from watcher.store.keys import SHARDS, OldKeys, shard_of
@@ -507,6 +508,33 @@ async def test_a_key_of_another_type_where_layout_2_writes_stops_the_move_until_
     await store.pipe.command("UNLINK", in_the_way)
     assert await to(store, 2)
     assert await references(store) == {}
+
+
+class Moving(Pipe):
+    """A pipe beside which a move begins while the first dead letters, or records, are read."""
+
+    has_begun = False
+
+    async def send(self, call: Call) -> Any:
+        answer = await super().send(call)
+        if call.script and call.script.name == "read_records" and not self.has_begun:
+            self.has_begun = True
+            await super().send(Call(("HSET", call.all_keys[0].partition(":{")[0] + ":meta", "moving", "1")))
+        return answer
+
+
+@ONE_ENGINE
+async def test_nothing_is_sent_again_into_a_layout_that_the_store_leaves(
+    store: Store, redis_client: Redis
+) -> None:
+    await some(store)
+    await to(store, 2)
+    before = await store.contents()
+    resend = Resend(Moving(redis_client), store.keys, is_preview=False)
+    with pytest.raises(LayoutAwaited, match="is being moved from layout 2 to 1"):
+        await resend.letters(GONE, since_ms=0, until_ms=AT_MS * 2)
+    await store.pipe.command("HDEL", store.keys.meta(), "moving")
+    assert await store.contents() == before
 
 
 @BOTH_WAYS

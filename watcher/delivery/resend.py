@@ -12,6 +12,7 @@ from watcher.settings import SubscriptionSettings
 from watcher.snapshot import Asset
 from watcher.store.history import History, place
 from watcher.store.keys import SHARDS, Keys, check_count
+from watcher.store.layout import Layout, check_numbers
 from watcher.store.pipe import Pipe
 from watcher.store.polls import QUEUE_LENGTH
 from watcher.store.queues import Queues
@@ -124,13 +125,15 @@ class Resent:
 
 
 class Resend:
-    """Queues deliveries again in one namespace, or only counts them (`is_preview`). Raises StoreError."""
+    """Queues deliveries again in one namespace, or only counts them (`is_preview`). Raises StoreError, and
+    LayoutAwaited where the store is moved to another layout meanwhile."""
 
     def __init__(self, pipe: Pipe, keys: Keys, *, is_preview: bool) -> None:
         self._queues = Queues(Schedule(pipe), keys)
         self._reader = Reader(pipe, keys)
         self._history = History(pipe, keys)
         self._ids_by_queue: dict[tuple[str, str], set[str]] = {}
+        self._layout = Layout(pipe, keys)
         self._is_preview = is_preview
 
     async def letters(
@@ -198,6 +201,7 @@ class Resend:
         waiting.update(_delivery(one).event_id for one in new)
         count = len(new)
         if not self._is_preview:
+            check_numbers(await self._layout.read())  # in another layout nobody would find them
             letters = [one.id for one in new if isinstance(one, DeadLetter)]
             count = await self._queues.enqueue(name, account, [*map(_delivery, new)], letters=letters)
         resent.deliveries += count

@@ -162,10 +162,17 @@ async def open_to_look(settings: RedisSettings, *, in_any_layout: bool = False) 
         _refuse_unused(settings.data_dir)
     async with open_store(settings) as store:
         await store.pipe.command("HLEN", store.keys.meta())  # damage is named as that of any other key
-        numbers = await Layout(store.pipe, store.keys).read()
-        if not (in_any_layout or numbers.can_be_read):
-            check_numbers(numbers)
+        layout = Layout(store.pipe, store.keys)
+        if not in_any_layout:
+            await _check_readable(layout)
         yield store
+        if not in_any_layout:  # what was moved meanwhile was not seen
+            await _check_readable(layout)
+
+
+async def _check_readable(layout: Layout) -> None:
+    if not (numbers := await layout.read()).can_be_read:
+        check_numbers(numbers)
 
 
 def _refuse_unused(data_dir: Path) -> None:
