@@ -1,13 +1,27 @@
 """What a delivery says of the one before it: `previous_sequence` tells a gap from a filter."""
 
+import asyncio
+
 import pytest
 from redis.asyncio import Redis
 
 from tests.support.builders import a_snapshot, a_subscription
 from tests.support.servers import EVERY_ENGINE
-from tests.support.stores import ACCOUNT, MINUTE_MS, OPS, Store, a_commit, a_delivery, a_store
+from tests.support.stores import (
+    ACCOUNT,
+    MINUTE_MS,
+    NEIGHBOURS,
+    OPS,
+    PROVIDER,
+    Store,
+    a_commit,
+    a_delivery,
+    a_store,
+    running,
+)
 from tests.support.stories import Books
 from watcher.store.schedule import Reply
+from watcher.store.state import BadState
 
 pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
 
@@ -75,3 +89,27 @@ async def test_a_step_that_is_refused_leaves_the_chain_alone(redis_client: Redis
     assert await store.polls.commit(late) == (Reply.MOVED_ON, {})
     await store.fill(a_delivery(3))
     assert await told(store) == [(1, "-"), (3, "1")]
+
+
+@pytest.mark.parametrize("damage", ["", "x", "-1", "1 2", "007", "9" * 15])
+async def test_one_that_is_damaged_quarantines_its_account_and_no_other(
+    redis_client: Redis, namespace: str, damage: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    other = NEIGHBOURS[0]
+    await store.fill(a_delivery(1))
+    await store.pipe.command("HSET", store.keys.queued(ACCOUNT), OPS, damage)
+    leases = {name: await store.lease(name) for name in (ACCOUNT, other)}
+    state = await store.polls.read_state(PROVIDER, ACCOUNT)
+    assert state
+    step = a_commit(leases[ACCOUNT], expected=state.version, deliveries={OPS: [a_delivery(2)]})
+    async with running(store.pipe):
+        damaged, whole = await asyncio.gather(
+            store.polls.commit(step),
+            store.polls.commit(a_commit(leases[other], deliveries={OPS: [a_delivery(3)]})),
+            return_exceptions=True,
+        )
+    assert isinstance(damaged, BadState)
+    assert whole == (Reply.DONE, {})
+    assert await store.queue() == [a_delivery(1).entry]
+    assert await store.queue(other) == [a_delivery(3, previous=None).entry]

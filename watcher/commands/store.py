@@ -58,6 +58,7 @@ async def layout_command(*, look: "Look", is_json: bool, to: str | None) -> None
 
 async def _move(look: "Look", store: "OpenStore", to: int) -> None:
     """Wait until the store is in a layout, and move it there once no worker is in the way."""
+    from watcher.store.exceptions import StoreUnreachable
     from watcher.store.keys import SHARDS
     from watcher.store.layout import Layout
     from watcher.store.move import Mover
@@ -78,6 +79,11 @@ async def _move(look: "Look", store: "OpenStore", to: int) -> None:
         beside.append(asyncio.create_task(_follow(bar, store, layout)))
         try:
             while not ((numbers := await layout.read()).rests and numbers.at == to):
+                if numbers.rests and numbers.wanted != to:
+                    raise StoreUnreachable(
+                        f"layout {numbers.wanted} is wanted by now: `watcher store layout --to "
+                        f"{numbers.wanted}` was said meanwhile"
+                    )
                 text = _waiting(numbers, await _in_the_way(store, numbers))
                 if text != said:
                     click.echo(text, err=True)

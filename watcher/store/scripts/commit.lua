@@ -70,6 +70,12 @@ for i, step in ipairs(steps) do
     local names = {}
     for j, queue in ipairs(step.queues) do names[j] = queue.subscription end
     step.previous = redis.call('HMGET', KEYS[step.key + 1], unpack(names))
+    for j in ipairs(names) do
+      local previous = step.previous[j]
+      if previous and previous ~= '0' and (#previous > 14 or not string.match(previous, '^[1-9]%d*$')) then
+        return {['err'] = 'WRONGTYPE no sequence under ' .. KEYS[step.key + 1]}
+      end
+    end
   end
 end
 local deadlines = redis.call('ZMSCORE', polls, unpack(accounts))

@@ -27,7 +27,7 @@ for i = 1, count do
     local found = redis.call('XRANGE', dead, letter, letter)[1]
     if found and redis.call('XDEL', dead, letter) == 1 then
       local fields, _, body = found[2], counted(redis.call('HGET', bodies, reference_of(entry)) or '')
-      local size = #fields[2] + #fields[4] + #fields[6] + #body + 150
+      local size = #fields[2] + #(fields[4] or '') + #(fields[6] or '') + #body + 150
       grow(sizes, 'dead', -size)
       redis.call('RPUSH', queue, entry)
       queued = queued + 1
