@@ -190,6 +190,21 @@ def test_it_waits_for_workers_and_goes_on_once_they_stand_by(run: Run, do: Do, t
     assert (asked.returncode, out.splitlines()[0]) == (0, "layout 1, as wanted")
 
 
+def test_it_ends_where_another_layout_is_wanted_meanwhile(run: Run, do: Do, tmp_path: Path) -> None:
+    do(filled)
+    run("--to", "2")
+    do(lambda store: noted(store, 2))
+    with start(tmp_path / "watcher.toml", "--to", "1", stderr=subprocess.PIPE) as asked:
+        assert asked.stderr
+        assert asked.stderr.readline().startswith("waiting for workers")
+        assert run("--to", "2").lines[0] == "layout 2, as wanted"
+        _, errors = asked.communicate(timeout=20)
+    assert (asked.returncode, errors) == (
+        69,
+        "watcher: layout 2 is wanted by now: `watcher store layout --to 2` was said meanwhile\n",
+    )
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_it_may_be_ended_while_it_waits_and_in_the_middle(
     run: Run, do: Do, tmp_path: Path, number: signal.Signals
