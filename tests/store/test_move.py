@@ -497,17 +497,20 @@ async def test_queues_whose_schedule_is_damaged_are_moved_all_the_same(store: St
     assert len((await store.contents())[store.keys.queue(OPS, "alice")]) == 3
 
 
+@pytest.mark.parametrize("place", ["bodies", "queue"])
 async def test_a_key_of_another_type_where_layout_2_writes_stops_the_move_until_it_is_gone(
-    store: Store,
+    store: Store, place: str
 ) -> None:
+    await OldStore(store).record("alice", b'{"type":"baseline"}', "1-1")  # refers to no body
     await some(store)
-    in_the_way = store.keys.bodies(shard_of("alice"))
+    in_the_way = store.keys.bodies(shard_of("alice")) if place == "bodies" else store.keys.queue(OPS, "alice")
     await store.pipe.command("SET", in_the_way, "not ours")
-    with pytest.raises(StoreRefuses, match="bodies"):
+    with pytest.raises(StoreRefuses, match=place):
         await to(store, 2)
     await store.pipe.command("UNLINK", in_the_way)
     assert await to(store, 2)
     assert await references(store) == {}
+    assert len([one async for one in History(store.pipe, store.keys).records("alice")]) == 5
 
 
 class Moving(Pipe):
@@ -660,6 +663,8 @@ async def test_long_queues_and_large_bodies_go_in_parts(
     long = [an_entry(an_event(n), OPS) for n in range(230)]
     large = [an_entry(an_event(1000 + n, note="x" * 20_000), OPS) for n in range(30)]
     await old.queue(OPS, "alice", [*long, *large])
+    for name in NEIGHBOURS[:10]:
+        await old.queue(OPS, name, long[:15])
     steps: list[tuple[int, int]] = []
 
     class Measured(Pipe):
@@ -670,7 +675,7 @@ async def test_long_queues_and_large_bodies_go_in_parts(
             return await super().send(call)
 
     await a_mover(store, pipe=Measured(redis_client)).advance()
-    assert max(entries for entries, _ in steps) == 50
+    assert max(entries for entries, _ in steps) == move.ENTRIES
     assert max(size for _, size in steps) <= move.BYTES + 25_000
     assert len((await store.contents())[store.keys.queue(OPS, "alice")]) == 260
     await to(store, 1)

@@ -138,6 +138,12 @@ def test_what_is_pending_confirmation_and_suspect_is_kept_to_the_digit() -> None
     assert load_state(dump_state(state, ETHER), ETHER) == state
 
 
+def test_a_state_is_the_same_bytes_in_every_process() -> None:
+    names = [f"below {number}" for number in range(50)]
+    text = dump_state(replace(of_asset(), crossed=frozenset(names)), {})
+    assert json.loads(text.partition(b"\n")[2])[-1] == sorted(names)
+
+
 def test_an_asset_that_is_called_otherwise_says_so_itself() -> None:
     state = of_asset()
     for names in ({}, {"ETH": ("ETH", None)}, {"ETH": ("WETH", "Ether")}):
