@@ -211,6 +211,16 @@ def test_a_damaged_record_is_left_out_and_counted(damage: dict[str, object]) -> 
     assert told == [d.event_id for d in life.lasting("ops") if d.event_id != whole.content["id"]]
 
 
+@pytest.mark.parametrize("event_id", ["evt 1\n", "evt_1", "evt_" + "a" * 25])
+def test_an_event_with_an_id_that_watcher_makes_none_of_is_left_out_and_counted(event_id: str) -> None:
+    subscription = a_subscription(events=EVERYTHING)
+    life = Life(subscription).polled(STORY).silent()
+    life.log[-1] = _saying(life.log[-1], {**life.log[-1].content, "id": event_id})
+    replay = Replay(subscription)
+    told = [delivery.event_id for delivery in map(replay.take, life.log) if delivery]
+    assert (replay.damaged, event_id in told) == (1, False)
+
+
 @pytest.mark.parametrize("more", [2**70, "\ud800", 1e-7], ids=repr)
 def test_what_a_record_says_that_is_news_to_us_is_told_to_the_byte(more: object) -> None:
     subscription = a_subscription(events=EVERYTHING)

@@ -33,6 +33,16 @@ async def test_a_worker_is_seen_as_it_says_and_when_the_server_says(
     assert 0 <= seen.seen_ms - now_ms < 5000
 
 
+async def test_a_worker_of_0_1_which_does_not_say_works_in_the_first_layout(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    said = b'{"host":"h","pid":7,"version":"0.1.0","since_ms":5,"requests_per_second":{},"roster":"r"}'
+    await store.pipe.command("HSET", store.keys.workers(), "old", b"%d " % await store.now_ms() + said)
+    (seen,) = await of(store).read()
+    assert (seen.layouts, seen.stands_by) == ((1,), False)
+
+
 async def test_a_worker_that_notes_again_is_one_worker(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     for rate in (1.0, 2.0):
