@@ -154,6 +154,7 @@ async def test_dead_letters_go_back_to_the_end_of_their_queue_and_are_none_any_m
     assert await store.queue() == [each.entry for each in (THREE, ONE, TWO)]
     assert await last_letter(store) == kept
     assert len(await store.stream(store.keys.dead(SHARD, OPS))) == 1
+    assert {body[:2] for body in (await store.bodies()).values()} == {b"1 "}
     assert list(await store.scores(store.keys.queues(SHARD, OPS))) == [ACCOUNT]
 
 
