@@ -115,6 +115,7 @@ AT = 'instance="w1:8787", job="watcher"'
 WELL = {
     f"up{{{AT}}}": "1x60",
     f"watcher_store_up{{{AT}}}": "1x60",
+    f"watcher_stands_by{{{AT}}}": "0x60",
     f'watcher_polls_total{{{AT}, provider="shop", outcome="unchanged"}}': "0+60x60",
     f'watcher_polls_total{{{AT}, provider="shop", outcome="rejected"}}': "0+1x60",
     f'watcher_polls_total{{{AT}, provider="shop", outcome="quarantined"}}': "0x60",
@@ -148,6 +149,7 @@ ILL = {
     "WatcherLoopLags": {"watcher_loop_lag_seconds": "2x60"},
     "WatcherClockSkewed": {"watcher_clock_skew_seconds": "-75x60"},
     "WatcherConfigurationsDiffer": {"watcher_configuration_differs": "2x60"},
+    "WatcherStandsBy": {"watcher_stands_by": "1x60"},
     "WatcherReloadRefused": {"watcher_configuration_last_reload_ok": "0x60"},
     "WatcherLogLinesDropped": {"watcher_log_lines_dropped_total": "0x50 9x10"},
 }

@@ -4,13 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import orjson
 import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from tests.support.rig import TREASURY, Rig, a_rig
+from tests.support.scraped import parsed
 from tests.support.stores import Store, a_store
-from watcher.observe.metrics import livez, readyz
+from watcher.observe.metrics import Metrics, livez, readyz
+from watcher.observe.page.look import Look
 from watcher.run.worker import Worker
 from watcher.store import move
 from watcher.store.exceptions import LayoutAwaited, StoreUnreachable
@@ -96,6 +99,10 @@ async def test_a_worker_stands_by_until_the_last_one_of_0_1_has_ended(rig: Rig, 
             await until(lambda: said(found, "layout.awaited"))
             assert (await readyz(worker)).status == 200, "a rolling deploy must go on"
             assert (await livez(worker)).status == 200
+            exposed = parsed((await Metrics(worker).text()).decode())
+            assert exposed.value("watcher_stands_by") == 1
+            assert not exposed.has("watcher_store_up"), "Redis is well, and not ours yet"
+            assert "stands by" in orjson.loads(await Look(worker).json())["error"]
             (line,) = said(found, "layout.awaited")
             assert line["workers"] == ["older (0.1.0)"]
             assert (line["layout"], "watcher store layout" in line["reason"]) == (1, True)
@@ -110,6 +117,8 @@ async def test_a_worker_stands_by_until_the_last_one_of_0_1_has_ended(rig: Rig, 
             await rig.events(1)
             (me,) = [one for one in await Workers(store.pipe, store.keys).read() if one.worker == worker.name]
             assert not me.stands_by
+            exposed = parsed((await Metrics(worker).text()).decode())
+            assert (exposed.value("watcher_stands_by"), exposed.value("watcher_store_up")) == (0, 1)
     assert len(said(found, "worker.started")) == 1
 
 

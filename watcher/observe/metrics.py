@@ -90,6 +90,11 @@ METRICS: Mapping[str, Meaning] = {
         "gauge",
         "Providers, subscriptions and accounts that another worker of the namespace configures differently.",
     ),
+    "watcher_stands_by": Meaning(
+        "gauge",
+        "1 while the worker waits for the store to be in its layout: it polls and delivers nothing, and "
+        "everything about Redis is missing.",
+    ),
     "watcher_accounts": Meaning("gauge", "Accounts of the configuration in force.", ("provider",)),
     "watcher_store_up": Meaning(
         "gauge", "1 where Redis answers and takes writes; at 0 everything below is missing."
@@ -167,7 +172,9 @@ class Metrics:
         """Read everything, and write it as Prometheus reads it."""
         async with self._one_at_a_time:
             seen = await self._overview.look()
-            samples = _of_worker(self._worker) | {"watcher_store_up": [((), float(seen is not None))]}
+            samples = _of_worker(self._worker)
+            if not self._worker.stands_by:
+                samples |= {"watcher_store_up": [((), float(seen is not None))]}
             if seen:
                 samples |= _of_store(self._worker.settings, seen)
             self._families = []
@@ -215,6 +222,7 @@ def _of_worker(worker: Worker) -> _Samples:
         "watcher_clock_skew_seconds": [((), liveness.skew_ms / 1000)],
         "watcher_log_lines_dropped_total": [((), liveness.dropped_lines())],
         "watcher_configuration_last_reload_ok": [((), float(not liveness.is_reload_refused))],
+        "watcher_stands_by": [((), float(worker.stands_by))],
         "watcher_configuration_differs": [
             ((), len({name for one in worker.differences for name in one.names}))
         ],

@@ -52,9 +52,9 @@ class OverviewReader:
         self._fresh_until = 0.0
 
     async def look(self) -> Overview | None:
-        """Read Redis, unless that was done just now; None where it is down or slow."""
+        """Read Redis, unless that was done just now; None where it is down or slow, or in another layout."""
         settings, opened = self._worker.settings, self._worker.opened
-        if opened is None or not opened.health.is_up:
+        if opened is None or not opened.health.is_up or self._worker.stands_by:
             return None
         if self._seen and self._seen_for is settings and time.monotonic() < self._fresh_until:
             return self._seen

@@ -114,6 +114,11 @@ class Worker:
         return self._is_reloading
 
     @property
+    def stands_by(self) -> bool:
+        """Whether it waits until the store is in this version's layout."""
+        return self._stands_by
+
+    @property
     def is_stopped(self) -> bool:
         return self._stopped.is_set()
 

@@ -78,6 +78,9 @@ class Look:
         if opened is None:
             self._error = "there is no contact with Redis yet"
             return
+        if self._worker.stands_by:
+            self._error = "this worker stands by until the store is in its layout: see `watcher store layout`"
+            return
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 found = await self._find(settings, opened)
