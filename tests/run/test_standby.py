@@ -228,6 +228,27 @@ async def test_a_run_of_all_accounts_says_that_the_store_is_kept_for_0_1(rig: Ri
     await asyncio.wait_for(Worker(rig.settings, name="once").run(once=True), 20)
 
 
+async def test_a_run_of_all_accounts_does_not_move_a_store_back(rig: Rig, store: Store) -> None:
+    await Layout(store.pipe, store.keys).want(1)
+    with pytest.RaisesGroup(pytest.RaisesExc(LayoutAwaited, match="is to be moved back to layout 1")):
+        await asyncio.wait_for(Worker(rig.settings, name="once").run(once=True), 10)
+    assert (await Layout(store.pipe, store.keys).read()).at == 2
+
+
+async def test_a_run_of_all_accounts_does_not_wait_for_a_long_move(
+    rig: Rig, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("watcher.run.members._PATIENCE_S", 0.5)
+    await in_layout_1(rig, store)
+    layout = Layout(store.pipe, store.keys)
+    await layout.begin(await layout.read(), 1)
+    await layout.take_lease("another")
+    with pytest.RaisesGroup(pytest.RaisesExc(StoreUnreachable, match="run again when that is done")):
+        await asyncio.wait_for(Worker(rig.settings, name="once").run(once=True), 10)
+    await layout.leave_lease("another")
+    await asyncio.wait_for(Worker(rig.settings, name="once").run(once=True), 20)
+
+
 async def test_trouble_of_the_store_is_waited_for(
     rig: Rig, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

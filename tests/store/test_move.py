@@ -198,6 +198,9 @@ class Ended(Exception):
     """A mover is gone."""
 
 
+_OF_A_MOVER = ("move", "take_shard", "switch_layout")
+
+
 class Hooked(Pipe):
     """A pipe that calls a hook at one of the scripts of a mover, before it is sent or once it was taken."""
 
@@ -210,7 +213,7 @@ class Hooked(Pipe):
         self._is_after = is_after
 
     async def send(self, call: Call) -> Any:
-        if call.script is None or call.script.name not in ("move", "take_shard", "switch_layout"):
+        if call.script is None or call.script.name not in _OF_A_MOVER:
             return await super().send(call)
         self._left -= 1
         if self._left == 0 and not self._is_after:
@@ -219,6 +222,16 @@ class Hooked(Pipe):
         if self._left == 0 and self._is_after:
             await self._hook()
         return answer
+
+
+class Counted(Pipe):
+    """A pipe that counts the scripts of a mover."""
+
+    taken = 0
+
+    async def send(self, call: Call) -> Any:
+        self.taken += call.script is not None and call.script.name in _OF_A_MOVER
+        return await super().send(call)
 
 
 async def refill(store: Store, contents: Mapping[str, Any]) -> None:
@@ -232,7 +245,7 @@ async def refill(store: Store, contents: Mapping[str, Any]) -> None:
             is_schedule = re.search(r":(polls|lanes|due|schedule|moving)\b", key)
             pairs = [one[::-1] if is_schedule else one for one in value.items()]
             await store.pipe.command("ZADD" if is_schedule else "HSET", key, *chain.from_iterable(pairs))
-        elif isinstance(value[0], bytes):
+        elif value and isinstance(value[0], bytes):
             await store.pipe.command("RPUSH", key, *value)
         else:
             for entry_id, fields in value:
@@ -756,3 +769,33 @@ async def test_what_a_person_put_into_another_shard_is_no_reason_to_reach_over_t
     assert await references(store) == {}
     assert len((await store.contents())[store.keys.queue(OPS, "treasury")]) == 3
     assert "treasury" in await store.scores(store.keys.polls(elsewhere, "loopring"))
+
+
+@pytest.mark.usefixtures("_one_shard")
+async def test_a_shard_that_a_crash_of_its_server_set_back_is_moved_before_the_move_ends(
+    store: Store, redis_client: Redis
+) -> None:
+    await some(store, TOGETHER)
+    steps = Counted(redis_client)
+    await a_mover(store, pipe=steps).advance()
+    expected = without_numbers(await store.contents())
+    await to(store, 1)
+    await Layout(store.pipe, store.keys).want(2)
+
+    class SetBack(Counted):
+        """Its server loses the last step of the shard: all that is left is the one that ends the move."""
+
+        async def send(self, call: Call) -> Any:
+            is_last = self.taken == steps.taken - 2
+            before = await store.contents()
+            answer = await super().send(call)
+            if is_last and self.taken == steps.taken - 1:
+                now = await store.contents()
+                kept = {key: value for key, value in now.items() if ":{0}:" not in key}
+                await refill(store, kept | {key: value for key, value in before.items() if ":{0}:" in key})
+            return answer
+
+    assert await a_mover(store, pipe=SetBack(redis_client)).advance() is None
+    assert not (await Layout(store.pipe, store.keys).read()).rests
+    assert await a_mover(store).advance()
+    assert without_numbers(await store.contents()) == expected

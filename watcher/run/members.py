@@ -134,7 +134,7 @@ class StandBy:
                 if numbers.is_ready and (await layout.read()).is_ready:
                     return  # also after it was noted that this worker works: a mover looks at both
                 waits_for = in_the_way(await workers.read(), numbers.target, self._schedule.now_ms())
-                if once:
+                if once and not numbers.is_ready:
                     _give_up(numbers, waits_for, time.monotonic() - began_at)
                 if (now := time.monotonic()) >= say_at and not numbers.is_ready:
                     say_at = now + _SAY_S
@@ -193,14 +193,17 @@ class StandBy:
 
 
 def _give_up(numbers: Numbers, waits_for: Sequence[Presence], since_s: float) -> None:
-    if numbers.rests and numbers.wanted != numbers.at and waits_for:
+    """Raises what `run --once` ends with, where the store is not in this version's layout soon."""
+    if numbers.wanted != LAYOUT:
+        check_numbers(numbers)
+    if numbers.rests and waits_for:
         names = ", ".join(f"{one.worker} of version {one.version}" for one in waits_for[:_MOST_NAMES])
         raise StoreUnreachable(
             f"the store is in layout {numbers.at}, and is moved once these workers have ended: {names}; end "
             "them, and run again"
         )
-    if (numbers.rests and numbers.wanted == numbers.at) or since_s > _PATIENCE_S:
-        check_numbers(numbers)
+    if since_s > _PATIENCE_S:
+        raise StoreUnreachable("the store is being moved to another layout: run again when that is done")
 
 
 class Pace:

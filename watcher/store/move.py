@@ -177,8 +177,13 @@ class Mover:
             if numbers is None:
                 return None
             await self._move(numbers)
-            counts = [one.counts for one in await read_progress(self._pipe, self._keys)]
-            return Counts(*map(sum, zip(*counts, strict=True))) if await self._layout.end(numbers) else None
+            shards = await read_progress(self._pipe, self._keys)
+            is_whole = all(
+                one.is_done and one.turn == numbers.turn for one in shards
+            )  # a node may be set back
+            if not is_whole or not await self._layout.end(numbers):
+                return None
+            return Counts(*map(sum, zip(*(one.counts for one in shards), strict=True)))
         except Overtaken:
             return None
         except DamagedKey as error:
