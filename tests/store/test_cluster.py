@@ -172,6 +172,16 @@ async def test_a_node_that_is_gone_costs_its_own_shards_only(store: Store, clust
     assert again == [[a_delivery().entry]] * SHARDS
 
 
+async def test_a_right_that_is_missing_on_one_node_is_missing(cluster: Cluster, store: Store) -> None:
+    node = cluster.nodes[-1]
+    node.ask("ACL", "SETUSER", "default", "-rename", "-setrange")
+    try:
+        assert await missing_rights(store.pipe, store.keys) == ["RENAME", "SETRANGE"]
+    finally:
+        node.ask("ACL", "SETUSER", "default", "+@all")
+    assert await missing_rights(store.pipe, store.keys) == []
+
+
 async def test_a_cluster_promises_what_its_weakest_node_does(cluster: Cluster, store: Store) -> None:
     assert len(await store.pipe.servers()) == len(cluster.nodes)
     assert (await guarantee_of_all(store.pipe)).persistence == "everysec"

@@ -3,6 +3,7 @@
 Refuses a server that watcher cannot trust its state to; refuses to change any of its settings.
 """
 
+import asyncio
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from watcher.store.errors import translated, where
 from watcher.store.exceptions import ConfigurationRefused, StoreRefuses
-from watcher.store.keys import Keys
+from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Pipe, load_script
 
 OLDEST = (6, 2)
@@ -198,8 +199,9 @@ async def missing_rights(pipe: Pipe, keys: Keys) -> list[str]:
 
     Raises ConfigurationRefused where scripts, or all keys of the namespace, are not allowed.
     """
-    names = await pipe.script(_TRY_RIGHTS, [keys.trial(kind) for kind in _KINDS])
-    return sorted(name.decode() for name in names)
+    shards = range(SHARDS if pipe.is_cluster else 1)  # each node has users of its own
+    asked = (pipe.script(_TRY_RIGHTS, [keys.trial(shard, kind) for kind in _KINDS]) for shard in shards)
+    return sorted({name.decode() for names in await asyncio.gather(*asked) for name in names})
 
 
 async def check_rights(pipe: Pipe, keys: Keys) -> None:

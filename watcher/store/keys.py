@@ -146,9 +146,9 @@ class Keys:
         """Never exists: deleting it first lets a script drain queues on a server that is full (OOM)."""
         return self._tagged(shard, "nothing")
 
-    def trial(self, kind: str) -> str:
+    def trial(self, shard: int, kind: str) -> str:
         """Never exists once a script has ended: what `guarantee` tries a user's rights on."""
-        return self._tagged(0, "trial", kind)
+        return self._tagged(shard, "trial", kind)
 
     def _tagged(self, shard: int, *parts: str) -> str:
         return ":".join((self.namespace, f"{{{shard}}}", *parts))

@@ -9,6 +9,7 @@ local trials = {
     {'HMGET', redis.pcall('HMGET', KEYS[1], 'field')},
     {'HGETALL', redis.pcall('HGETALL', KEYS[1])},
     {'HLEN', redis.pcall('HLEN', KEYS[1])},
+    {'HSCAN', redis.pcall('HSCAN', KEYS[1], '0', 'COUNT', 1)},
     {'HDEL', redis.pcall('HDEL', KEYS[1], 'field')},
     {'RPUSH', redis.pcall('RPUSH', KEYS[2], '1')},
     {'LLEN', redis.pcall('LLEN', KEYS[2])},
