@@ -332,6 +332,7 @@ async def test_with_the_rights_of_version_0_1_nothing_is_begun(engine: str) -> N
             async with a_rig(url_of(server), NAMESPACE) as rig:
                 with pytest.raises(ConfigurationRefused, match=told):
                     await Worker(rig.settings, name="worker").run()
+                await admin.execute_command("ACL", "SETUSER", "watcher", "+hscan")  # type: ignore[no-untyped-call]
             assert await store.contents() == before
 
 
