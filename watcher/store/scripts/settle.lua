@@ -46,12 +46,12 @@ for i = 1, #accounts do
 end
 
 local function remember(attempt)
-  local new = redis.call('XADD', attempts, '*', 'attempt', attempt)
+  redis.call('XADD', attempts, '*', 'attempt', attempt)
   local total, left = grow(sizes, 'attempts', #attempt + 80), redis.call('XLEN', attempts)
   local function is_too_much() return left > attempts_length or (left > 8 and total > attempts_bytes) end
   if not is_too_much() then return end
   for _, old in ipairs(redis.call('XRANGE', attempts, '-', '+', 'COUNT', 8)) do
-    if old[1] == new or not is_too_much() then return end
+    if not is_too_much() then return end
     redis.call('XDEL', attempts, old[1])
     total, left = grow(sizes, 'attempts', -#old[2][2] - 80), left - 1
   end

@@ -3,14 +3,14 @@
 
 local function bury(dead, bodies, sizes, given_up, subscription, account, reason, entry, length, bytes)
   local _, stored = counted(redis.call('HGET', bodies, reference_of(entry)) or '')
-  local new = redis.call('XADD', dead, '*', 'account', account, 'reason', reason, 'delivery', entry)
+  redis.call('XADD', dead, '*', 'account', account, 'reason', reason, 'delivery', entry)
   local total = grow(sizes, 'dead', #account + #reason + #entry + #stored + 150)
   local left = redis.call('XLEN', dead)
   local function is_too_much() return left > length or (left > 8 and total > bytes) end
   if not is_too_much() then return end
-  -- A few at a time, so that it takes no longer than it must; the new one stays.
+  -- A few at a time, so that it takes no longer than it must.
   for _, letter in ipairs(redis.call('XRANGE', dead, '-', '+', 'COUNT', 8)) do
-    if letter[1] == new or not is_too_much() then return end
+    if not is_too_much() then return end
     local fields = letter[2]
     local whose, why, old = fields[2], fields[4] or '', fields[6] or '' -- a person may have put something else there
     redis.call('XDEL', dead, letter[1])
