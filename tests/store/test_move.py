@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from tests.support.old_store import AT_MS, OldStore, an_entry, an_event, without_numbers
 from tests.support.servers import EVERY_ENGINE
-from tests.support.stores import NEIGHBOURS, Store, a_store
+from tests.support.stores import NEIGHBOURS, Store, a_store, running
 from watcher.delivery.resend import Resend
 from watcher.store import move
 from watcher.store.client import connect
@@ -551,6 +551,23 @@ async def test_nothing_is_sent_again_into_a_layout_that_the_store_leaves(
         await resend.letters(GONE, since_ms=0, until_ms=AT_MS * 2)
     await store.pipe.command("HDEL", store.keys.meta(), "moving")
     assert await store.contents() == before
+
+
+@ONE_ENGINE
+@pytest.mark.usefixtures("_one_shard")
+async def test_more_subscriptions_than_a_command_takes_arguments_are_found_in_states(store: Store) -> None:
+    old = OldStore(store)
+    await old.begin()
+    accounts = ("treasury", *NEIGHBOURS[:5])
+    for number, name in enumerate(accounts):
+        await old.account(name, previous={f"s{number}-{n}": n for n in range(1500)})
+    async with running(store.pipe):
+        counts = await to(store, 2)
+    assert counts
+    assert counts.accounts == len(accounts)
+    assert (await Layout(store.pipe, store.keys).read()).is_ready
+    for name in accounts:
+        assert await store.pipe.command("HLEN", store.keys.queued(name)) == 1500
 
 
 @BOTH_WAYS

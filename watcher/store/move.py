@@ -416,8 +416,8 @@ class _Way:
         step.write(source.due_subscriptions(shard), "UNLINK")
         await self._measure(step, names)
         step.write(self._keys.layout(shard), "HSET", "done", turn)
-        if self._found:
-            step.write(self._keys.layout(shard), "HDEL", *(f"{_FOUND}{name}" for name in self._found))
+        for part in in_parts([f"{_FOUND}{name}" for name in self._found], _MOST_PARTS):
+            step.write(self._keys.layout(shard), "HDEL", *part)
         await self._fence.take(step)
 
     async def _known(self, subscriptions: Collection[str]) -> set[str]:
