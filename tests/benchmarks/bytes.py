@@ -107,15 +107,22 @@ async def a_bench(client: Redis, names: Sequence[str], subscriptions: int = 1) -
 
 
 async def bytes_of_accounts(client: Redis, accounts: int) -> dict[str, float]:
+    """Weigh accounts, then the log that their events leave where nothing waits for them."""
     before = await _used(client)
     async with a_bench(client, account_names(accounts), 0) as bench:
         usage = await bench.usage()
         for shard in range(SHARDS):
-            await client.delete(*(f"{bench.store.keys.namespace}:{{{shard}}}:{kind}" for kind in _OF_LOG))
+            await client.delete(bench.store.keys.log(shard))
         used = await _used(client) - before
-    kept = sum(size for kind, size in usage.items() if kind not in _OF_LOG)
-    what = "account of 10 assets, bytes by"
-    return {f"{what} MEMORY USAGE": kept / accounts, f"{what} used_memory": used / accounts}
+        await bench.all(partial(bench.move, assets=_ASSETS, times=1))
+        after = await bench.usage()
+    log = sum(after[kind] for kind in (*_OF_LOG, "bodies"))
+    kept, what = sum(usage[kind] for kind in usage.keys() - _OF_LOG), "account of 10 assets, bytes by"
+    return {
+        f"{what} MEMORY USAGE": kept / accounts,
+        f"{what} used_memory": used / accounts,
+        "event of the log that nothing waits for, bytes": log / (accounts * _ASSETS),
+    }
 
 
 async def bytes_of_deliveries(
@@ -131,18 +138,8 @@ async def bytes_of_deliveries(
     bodies = more.pop("bodies")
     beside = sum(size for kind, size in more.items() if kind not in _OF_LOG)
     count, what = accounts * per_queue * subscriptions, f"delivery, {per_queue} each in"
-    what = f"{what} {accounts * subscriptions:,} queues of {accounts:,} accounts, bytes"
+    what = f"{what} {accounts * subscriptions:,} queues of {accounts:,}, bytes"
     return {f"{what} beside its body": beside / count, f"{what} of bodies": bodies / count}
-
-
-async def bytes_of_log(client: Redis, accounts: int) -> dict[str, float]:
-    async with a_bench(client, account_names(accounts), 0) as bench:
-        before = await bench.usage()
-        await bench.all(partial(bench.move, assets=_ASSETS, times=1))
-        more = await bench.usage()
-        more.subtract(before)
-    size = sum(more[kind] for kind in (*_OF_LOG, "bodies"))
-    return {"event of the log that nothing waits for, bytes": size / (accounts * _ASSETS)}
 
 
 class Times(dict[str, float]):
@@ -219,7 +216,6 @@ async def measure(url: str, *, scale: float) -> dict[str, float]:
         await client.config_set(_SMALL, 128)  # as it comes: each of these schedules has one member
         found |= await bytes_of_deliveries(client, 1, 1, accounts)
         await client.config_set(_SMALL, 0)
-        found |= await bytes_of_log(client, accounts)
         for joined in (False, True):
             for subscriptions in (1, 3, 10, 100):
                 found |= await time_of_polls(client, some, subscriptions, joined=joined)
