@@ -178,9 +178,8 @@ class Mover:
                 return None
             await self._move(numbers)
             shards = await read_progress(self._pipe, self._keys)
-            is_whole = all(
-                one.is_done and one.turn == numbers.turn for one in shards
-            )  # a node may be set back
+            # A node of a Cluster may have been set back meanwhile.
+            is_whole = all(one.is_done and one.turn == numbers.turn for one in shards)
             if not is_whole or not await self._layout.end(numbers):
                 return None
             return Counts(*map(sum, zip(*(one.counts for one in shards), strict=True)))
