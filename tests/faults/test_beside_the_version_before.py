@@ -136,6 +136,32 @@ async def test_a_worker_that_is_killed_in_the_middle_of_the_move_is_followed_by_
     assert (verdict.lost, verdict.out_of_order) == (0, 0)
 
 
+async def test_a_server_that_dies_in_the_middle_of_the_move_takes_nothing_with_it() -> None:
+    async with a_scene(accounts=60, leases=AS_IT_COMES) as scene:
+        (old,) = await begun(scene, 1)
+        scene.receiver.fail_every = 2  # so that something waits
+        await more(scene)
+        mover = await standing_by(scene, freeze_at="move sent", freeze_after=60)
+        assert await old.terminate() == 0
+        await mover.until_frozen()
+        assert 0 < sum(one["is_moved"] for one in (await scene.layout())["shards"]) < SHARDS
+        await asyncio.to_thread(scene.server.restart)
+        mover.send(signal.SIGCONT)
+        await work(mover)
+        scene.receiver.fail_every = 0
+        await more(scene)
+        back = asyncio.create_task(scene.layout("--to", "1"))
+        await mover.logged("layout.awaited", times=2, within_s=40)
+        await asyncio.to_thread(scene.server.restart)
+        await asyncio.gather(back, return_exceptions=True)  # it may have been cut off
+        assert (await scene.layout("--to", "1"))["layout"] == 1
+        await scene.layout("--to", "2")
+        await work(mover, times=2)
+        verdict = await scene.verdict(within_s=2 * LEASE_S)
+    assert verdict.problems == []
+    assert (verdict.lost, verdict.out_of_order) == (0, 0)
+
+
 async def test_a_worker_of_0_1_that_was_held_up_changes_nothing_in_the_middle_and_after() -> None:
     async with a_scene(accounts=60, leases=AS_IT_COMES) as scene:
         straggler, other = await begun(scene, 2)
