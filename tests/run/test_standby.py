@@ -215,7 +215,9 @@ async def test_a_run_of_all_accounts_says_which_workers_must_end_first(rig: Rig,
         pytest.RaisesExc(StoreUnreachable, match=r"older of version 0\.1\.0; end them, and run again")
     ):
         await asyncio.wait_for(Worker(rig.settings, name="once").run(once=True), 10)
-    await Workers(store.pipe, store.keys).leave("older")
+    workers = Workers(store.pipe, store.keys)
+    assert [one.worker for one in await workers.read()] == ["older"], "it leaves no trace"
+    await workers.leave("older")
     await asyncio.wait_for(Worker(rig.settings, name="once").run(once=True), 20)
 
 

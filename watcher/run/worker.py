@@ -153,7 +153,11 @@ class Worker:
                 while not is_over and not self.is_stopped:
                     self._stands_by = True
                     ready = standby.until_ready(lambda: self.settings, once=once)
-                    await self._unless_stopped(ready, name="layout")
+                    try:
+                        await self._unless_stopped(ready, name="layout")
+                    except StoreError:
+                        await present.leave()
+                        raise
                     self._stands_by = False
                     if not self.is_stopped:
                         await self._serve(opened, present, once=once)
