@@ -816,3 +816,19 @@ async def test_a_shard_that_a_crash_of_its_server_set_back_is_moved_before_the_m
     assert not (await Layout(store.pipe, store.keys).read()).rests
     assert await a_mover(store).advance()
     assert without_numbers(await store.contents()) == expected
+
+
+async def test_states_of_configured_accounts_are_moved_where_their_schedule_was_lost(store: Store) -> None:
+    old = await some(store)
+    await old.ask("UNLINK", old.keys.polls(shard_of("alice"), "loopring"))
+    damaged = old.keys.polls(shard_of("dust"), "loopring")
+    await old.ask("UNLINK", damaged)
+    await old.ask("SET", damaged, "damaged")
+    for number in (2, 1, 2):
+        await Layout(store.pipe, store.keys).want(number)
+        assert await Mover(store.pipe, store.keys, "mover", accounts={"loopring": NAMES}).advance()
+    for name in NAMES:
+        assert await store.polls.read_state("loopring", name)
+    await store.pipe.command("UNLINK", store.keys.polls(shard_of("dust"), "loopring"))
+    await store.roster.enroll({"loopring": NAMES}, now_ms=AT_MS)
+    assert await store.polls.read_state("loopring", "dust"), "it goes on from where it was"

@@ -58,6 +58,7 @@ async def layout_command(*, look: "Look", is_json: bool, to: str | None) -> None
 
 async def _move(look: "Look", store: "OpenStore", to: int) -> None:
     """Wait until the store is in a layout, and move it there once no worker is in the way."""
+    from watcher.run.members import names_by_provider
     from watcher.store.exceptions import StoreUnreachable
     from watcher.store.keys import SHARDS
     from watcher.store.layout import Layout
@@ -68,7 +69,7 @@ async def _move(look: "Look", store: "OpenStore", to: int) -> None:
         store.pipe,
         store.keys,
         f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}",
-        providers=look.settings.provider_by_name,
+        accounts=names_by_provider(look.settings),
         subscriptions=look.settings.subscription_by_name,
     )
     if (await layout.read()).wanted != to:

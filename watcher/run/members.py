@@ -15,7 +15,7 @@ from watcher import __version__
 from watcher.engine.loop import survived
 from watcher.observe.counters import Counters
 from watcher.observe.log import log
-from watcher.pause import pause
+from watcher.pause import compute, pause
 from watcher.settings import Settings
 from watcher.store.exceptions import ConfigurationRefused, LayoutAwaited, StoreError, StoreUnreachable
 from watcher.store.health import StoreHealth
@@ -160,7 +160,7 @@ class StandBy:
             self._pipe,
             keys,
             self._worker,
-            providers=settings.provider_by_name,
+            accounts=await compute(names_by_provider, settings),
             subscriptions=settings.subscription_by_name,
         )
         counts = await mover.advance()
@@ -293,7 +293,7 @@ class Accounts(NamedTuple):
 def names_by_provider(settings: Settings) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {name: [] for name in settings.provider_by_name}
     for account in settings.account_by_name.values():
-        names[account.provider].append(account.name)
+        names.setdefault(account.provider, []).append(account.name)  # a command may know accounts alone
     return names
 
 

@@ -11,11 +11,12 @@ as it is.
 import asyncio
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import orjson
@@ -48,6 +49,9 @@ _QUEUES = 20
 """Queues looked into at a time, each with so many of its oldest deliveries."""
 
 _QUEUE_PAGE = 50
+
+_AT_ONCE = 1000
+"""Names in one turn of the event loop."""
 
 _MOST_PARTS = 4000
 """Arguments of one command: Lua passes on no more than 8,000."""
@@ -148,7 +152,11 @@ def event_of(content: bytes) -> tuple[bytes, bytes] | None:
 
 
 class Mover:
-    """One process that moves a store. `who` names it, differently from all others. Raises StoreError."""
+    """One process that moves a store. `who` names it, differently from all others; `accounts` are those that
+    are configured, by provider: their states are moved even where their schedule was lost.
+
+    Methods raise StoreError.
+    """
 
     def __init__(
         self,
@@ -156,14 +164,14 @@ class Mover:
         keys: Keys,
         who: str,
         *,
-        providers: Collection[str] = (),
+        accounts: Mapping[str, Sequence[str]] = MappingProxyType({}),
         subscriptions: Collection[str] = (),
     ) -> None:
         self._pipe = pipe
         self._keys = keys
         self._who = who
+        self._accounts = accounts
         self._layout = Layout(pipe, keys)
-        self._providers = {*providers}
         self._subscriptions = {*subscriptions}
         self._keep_at = 0.0
 
@@ -221,7 +229,13 @@ class Mover:
         source, target = (old, self._keys) if is_up else (self._keys, old)
         names = Names(self._pipe, self._keys)
         (said,) = await read_meta(self._pipe, self._keys, "providers")
-        providers = sorted(self._providers | provider_names(said))
+        providers = sorted({*self._accounts, *provider_names(said)})
+        configured: defaultdict[tuple[int, str], list[str]] = defaultdict(list)
+        for provider, accounts in self._accounts.items():
+            for part in in_parts(accounts, _AT_ONCE):
+                for account in part:
+                    configured[shard_of(account), provider].append(account)
+                await asyncio.sleep(0)  # there may be 100,000
         breakers = await self._pipe.command("HGETALL", source.breakers())
         marks: list[bytes] = []
         with suppress(DamagedKey):  # they are made anew
@@ -243,7 +257,7 @@ class Mover:
                 await way.set_aside(providers, subscriptions)
                 ways.append(way)
         for way in ways:
-            subscriptions |= await way.move(providers, subscriptions, turn=numbers.turn)
+            subscriptions |= await way.move(providers, subscriptions, configured, turn=numbers.turn)
         await self._keep_lease(at_once=True)
         await self._pipe.command("UNLINK", source.breakers())
 
@@ -353,12 +367,20 @@ class _Way:
         for name in await self._with_something(await self._known(subscriptions)):
             await self._set_aside(*self._of_queues(name))
 
-    async def move(self, providers: Iterable[str], subscriptions: Collection[str], *, turn: int) -> set[str]:
+    async def move(
+        self,
+        providers: Iterable[str],
+        subscriptions: Collection[str],
+        configured: Mapping[tuple[int, str], Sequence[str]],
+        *,
+        turn: int,
+    ) -> set[str]:
         """Move the shard; returns the subscriptions that its states know. Raises Overtaken."""
         shard, source, target = self._shard, self._source, self._target
         accounts: dict[str, None] = {}
         for name in providers:
-            members = await self._members(self._of_polls(name)[1])
+            scheduled = await self._members(self._of_polls(name)[1])
+            members = [*dict.fromkeys((*scheduled, *configured.get((shard, name), ())))]
             accounts.update(dict.fromkeys(members))
             for some in in_parts(members, _STATES):
                 await self._states(name, some)
