@@ -41,6 +41,7 @@ LOOKS: tuple[Call, ...] = (
     ("deliveries", "--attempts"),
     ("subscriptions",),
     ("audit",),
+    ("audit", "--store"),
     ("resend", "--subscription", "ops", "--dead", "--dry-run"),
     ("resend", "--subscription", "ops", "--since", "1d", "--dry-run"),
 )
@@ -292,7 +293,8 @@ class Place:
 
     async def run(self, name: str, *arguments: str) -> Ended:
         """Run a command to its end: in this process, but for the worker, which needs one of its own."""
-        call = (name, "--config", str(self.file), *arguments)
+        words = 1 if name == "store" else 0  # its options belong to its subcommand
+        call = (name, *arguments[:words], "--config", str(self.file), *arguments[words:])
         if name == "run":
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "watcher", *call), stdout=subprocess.PIPE, stderr=subprocess.PIPE
