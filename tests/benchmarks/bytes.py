@@ -135,11 +135,15 @@ async def bytes_of_deliveries(
             await bench.all(partial(bench.move, assets=assets, times=poll + 1))
         more = await bench.usage()
         more.subtract(before)
-    bodies = more.pop("bodies")
+    bodies, last = more.pop("bodies"), more.pop("queued")
     beside = sum(size for kind, size in more.items() if kind not in _OF_LOG)
     count, what = accounts * per_queue * subscriptions, f"delivery, {per_queue} each in"
     what = f"{what} {accounts * subscriptions:,} queues of {accounts:,}, bytes"
-    return {f"{what} beside its body": beside / count, f"{what} of bodies": bodies / count}
+    return {
+        f"{what} beside its body": beside / count,
+        f"{what} of bodies": bodies / count,
+        f"{what} of the last sequence, which stay": last / count,
+    }
 
 
 class Times(dict[str, float]):
