@@ -26,6 +26,12 @@ async def a_damaged_past(books: Books) -> None:
     await books.damage("SET", f"{books.keys.namespace}:notes", "mine")
 
 
+@pytest.fixture(autouse=True)
+def _at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker is under way: there is nothing to wait for between two looks."""
+    monkeypatch.setattr("watcher.store.inventory.WAITS_S", (0.0, 0.0, 0.0))
+
+
 @pytest.fixture
 def run(tmp_path: Path, redis_server_url: str, namespace: str, capsys: pytest.CaptureFixture[str]) -> Run:
     config = a_configuration(tmp_path, redis_server_url, namespace, "treasury")

@@ -281,6 +281,13 @@ DAMAGES: dict[str, tuple[Damage, set[str]]] = {
 }
 
 
+@pytest.fixture
+def _at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker is under way: there is nothing to wait for between two looks."""
+    monkeypatch.setattr("watcher.store.inventory.WAITS_S", (0.0, 0.0, 0.0))
+
+
+@pytest.mark.usefixtures("_at_rest")
 @pytest.mark.parametrize("damage", DAMAGES)
 async def test_each_kind_of_damage_is_found(redis_client: Redis, namespace: str, damage: str) -> None:
     store = await a_whole_store(redis_client, namespace)
@@ -291,6 +298,7 @@ async def test_each_kind_of_damage_is_found(redis_client: Redis, namespace: str,
     assert all(flaw.text and flaw.advice for flaw in found)
 
 
+@pytest.mark.usefixtures("_at_rest")
 @every_server
 async def test_a_store_is_audited_with_the_least_rights_but_for_the_names_of_keys(
     redis_client: Redis, namespace: str, engine: str
