@@ -428,7 +428,7 @@ def bodies_of(records: Sequence[tuple[str, bytes]]) -> set[bytes]:
     return {content for _, content in records}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(what=stores())
 def test_whatever_a_store_holds_comes_back_byte_for_byte(what: dict[str, Any], redis_server_url: str) -> None:
     asyncio.run(_there_and_back(what, redis_server_url))

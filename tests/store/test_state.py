@@ -176,7 +176,7 @@ def test_a_state_that_was_cut_off_is_refused(data: st.DataObject, drawn: tuple[A
         load_state(text[: data.draw(st.integers(0, len(text) - 1))], drawn[1])
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(st.data(), named_states())
 def test_changed_bytes_are_refused_or_another_whole_state(
     data: st.DataObject, drawn: tuple[AccountState, Table]
@@ -190,7 +190,7 @@ def test_changed_bytes_are_refused_or_another_whole_state(
     never_misread(bytes(text), names)
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(st.data(), named_states(), anything)
 def test_one_damaged_value_is_refused_or_harmless(
     data: st.DataObject, drawn: tuple[AccountState, Table], value: Any
