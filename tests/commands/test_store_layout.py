@@ -172,6 +172,7 @@ def until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_it_waits_for_workers_and_goes_on_once_they_stand_by(run: Run, do: Do, tmp_path: Path) -> None:
     do(filled)
     run("--to", "2")
@@ -190,6 +191,7 @@ def test_it_waits_for_workers_and_goes_on_once_they_stand_by(run: Run, do: Do, t
     assert (asked.returncode, out.splitlines()[0]) == (0, "layout 1, as wanted")
 
 
+@pytest.mark.slow
 def test_it_ends_where_another_layout_is_wanted_meanwhile(run: Run, do: Do, tmp_path: Path) -> None:
     do(filled)
     run("--to", "2")
@@ -205,6 +207,7 @@ def test_it_ends_where_another_layout_is_wanted_meanwhile(run: Run, do: Do, tmp_
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_it_may_be_ended_while_it_waits_and_in_the_middle(
     run: Run, do: Do, tmp_path: Path, number: signal.Signals
@@ -235,6 +238,7 @@ def test_it_may_be_ended_while_it_waits_and_in_the_middle(
     }
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_how_many_shards_are_moved(do: Do, run: Run, tmp_path: Path) -> None:
     do(filled)
     with a_terminal(tmp_path / "shown") as terminal:

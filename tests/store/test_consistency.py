@@ -314,6 +314,7 @@ async def test_a_store_is_audited_with_the_least_rights_but_for_the_names_of_key
     assert unscheduled.about == store.keys.queue(OPS, ACCOUNT)
 
 
+@pytest.mark.slow
 async def test_under_traffic_nothing_is_a_flaw_but_what_is_damaged(
     redis_client: Redis, namespace: str
 ) -> None:

@@ -271,6 +271,7 @@ async def before_a_move(store: Store, number: int) -> dict[str, Any]:
     return await store.contents()
 
 
+@pytest.mark.slow
 @ONE_ENGINE
 @BOTH_WAYS
 @pytest.mark.usefixtures("_one_shard")
@@ -298,6 +299,7 @@ async def test_a_mover_that_dies_at_any_step_is_followed_by_one_that_goes_on(
     assert step > 12
 
 
+@pytest.mark.slow
 @ONE_ENGINE
 @BOTH_WAYS
 @pytest.mark.usefixtures("_one_shard")
@@ -788,6 +790,7 @@ async def test_what_a_person_put_into_another_shard_is_no_reason_to_reach_over_t
     assert "treasury" in await store.scores(store.keys.polls(elsewhere, "loopring"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_one_shard")
 async def test_a_shard_that_a_crash_of_its_server_set_back_is_moved_before_the_move_ends(
     store: Store, redis_client: Redis
