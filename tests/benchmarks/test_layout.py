@@ -10,7 +10,7 @@ from watcher.service.serve import loop_factory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-ACCOUNTS = 20_000
+ACCOUNTS = 8_000
 MOST_MS = 25
 """Of the loop's own work between two turns; on a machine by itself, it never stands still for 50."""
 

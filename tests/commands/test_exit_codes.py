@@ -41,7 +41,6 @@ LOOKS: tuple[Call, ...] = (
     ("deliveries", "--attempts"),
     ("subscriptions",),
     ("audit",),
-    ("audit", "--store"),
     ("resend", "--subscription", "ops", "--dead", "--dry-run"),
     ("resend", "--subscription", "ops", "--since", "1d", "--dry-run"),
 )

@@ -162,6 +162,7 @@ async def test_a_server_that_dies_in_the_middle_of_the_move_takes_nothing_with_i
     assert (verdict.lost, verdict.out_of_order) == (0, 0)
 
 
+@pytest.mark.long
 async def test_a_worker_of_0_1_that_was_held_up_changes_nothing_in_the_middle_and_after() -> None:
     async with a_scene(accounts=60, leases=AS_IT_COMES) as scene:
         straggler, other = await begun(scene, 2)
