@@ -87,12 +87,9 @@ async def test_a_rolling_deploy_up_and_back_and_up_again_loses_nothing() -> None
         assert [worker.is_running for worker in newer] == [True] * 3
         older = await scene.start_workers(2, python=BEFORE)
         await more(scene)
-        await older[0].kill()
-        assert await older[1].terminate() == 0
+        assert {await old.terminate() for old in older} == {0}
 
-        started = time.monotonic()
         said = await scene.layout("--to", "2")
-        assert time.monotonic() - started > GONE_S / 2, "one was killed, and is waited for"
         await work(*newer, times=2)
         await more(scene)
         verdict = await scene.verdict(within_s=2 * LEASE_S)
