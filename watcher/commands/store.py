@@ -61,10 +61,11 @@ async def _move(look: "Look", store: "OpenStore", to: int) -> None:
     from watcher.run.members import names_by_provider
     from watcher.store.exceptions import StoreUnreachable
     from watcher.store.keys import SHARDS
-    from watcher.store.layout import Layout
+    from watcher.store.layout import Layout, in_the_way
+    from watcher.store.members import Workers
     from watcher.store.move import Mover
 
-    layout, said = Layout(store.pipe, store.keys), ""
+    layout, workers, said = Layout(store.pipe, store.keys), Workers(store.pipe, store.keys), ""
     mover = Mover(
         store.pipe,
         store.keys,
@@ -85,7 +86,8 @@ async def _move(look: "Look", store: "OpenStore", to: int) -> None:
                         f"layout {numbers.wanted} is wanted by now: `watcher store layout --to "
                         f"{numbers.wanted}` was said meanwhile"
                     )
-                text = _waiting(numbers, await _in_the_way(store, numbers))
+                there = await workers.read()
+                text = _waiting(numbers, in_the_way(there, numbers.target, int(await store.pipe.ask_clock())))
                 if text != said:
                     click.echo(text, err=True)
                     said = text
@@ -111,15 +113,6 @@ async def _follow(bar: Any, store: "OpenStore", layout: "Layout") -> None:
             bar.update(sum(one.is_done and one.turn == turn for one in shards) - bar.pos)
 
 
-async def _in_the_way(store: "OpenStore", numbers: "Numbers") -> "list[Presence]":
-    from watcher.store.layout import in_the_way
-    from watcher.store.members import Workers
-    from watcher.store.reader import Reader
-
-    workers = await Workers(store.pipe, store.keys).read()
-    return in_the_way(workers, numbers.target, await Reader(store.pipe, store.keys).now_ms())
-
-
 def _waiting(numbers: "Numbers", waits_for: "Sequence[Presence]") -> str:
     """Say what a move waits for."""
     if not numbers.rests:
@@ -133,49 +126,16 @@ def _waiting(numbers: "Numbers", waits_for: "Sequence[Presence]") -> str:
 
 async def _show(store: "OpenStore", *, is_json: bool) -> None:
     from watcher.store.layout import Layout
-    from watcher.store.members import Workers
-    from watcher.store.move import read_progress
-    from watcher.store.reader import Reader
 
-    layout = Layout(store.pipe, store.keys)
-    numbers = await layout.read()
-    now_ms = await Reader(store.pipe, store.keys).now_ms()
-    workers = [one for one in await Workers(store.pipe, store.keys).read() if one.is_there(now_ms)]
-    in_the_way = {one.worker for one in await _in_the_way(store, numbers)}
-    is_moving = not numbers.rests
-    shards = await read_progress(store.pipe, store.keys) if is_moving else []
-    line: dict[str, Any] = {
-        "layout": numbers.at,
-        "wanted": numbers.wanted,
-        "moving_to": numbers.to if is_moving else None,
-        "mover": await layout.holder(),
-        "shards": [
-            {
-                "shard": one.shard,
-                "is_moved": one.is_done and one.turn == numbers.turn,
-                **(one.counts if one.turn == numbers.turn else type(one.counts)())._asdict(),
-            }
-            for one in shards
-        ],
-        "workers": [
-            {
-                "worker": one.worker,
-                "version": one.version,
-                "layouts": [*one.layouts],
-                "stands_by": one.stands_by,
-                "seen_s": max(0, now_ms - one.seen_ms) // 1000,
-                "in_the_way": numbers.target != numbers.at and one.worker in in_the_way,
-            }
-            for one in workers
-        ],
-    }
+    numbers = await Layout(store.pipe, store.keys).read()
+    line = await _seen(store, numbers)
     if is_json:
         say_json(line)
         return
-    if is_moving:
-        state = f", being moved to layout {numbers.to}"
-    else:
+    if numbers.rests:
         state = ", as wanted" if numbers.at == numbers.wanted else f"; layout {numbers.wanted} is wanted"
+    else:
+        state = f", being moved to layout {numbers.to}"
     click.echo(f"layout {numbers.at}{state}")
     columns = Columns("SHARD", "", "ACCOUNTS", "RECORDS", "DEAD LETTERS", "DELIVERIES", numbers=range(2, 6))
     columns.say(
@@ -198,6 +158,44 @@ async def _show(store: "OpenStore", *, is_json: bool) -> None:
         ]
     )
     say_next("watcher status" if numbers.is_ready else "watcher store layout --to 2")
+
+
+async def _seen(store: "OpenStore", numbers: "Numbers") -> dict[str, Any]:
+    """Read what there is to show beside the numbers, as `--json` prints it."""
+    from watcher.store.layout import Layout, in_the_way
+    from watcher.store.members import Workers
+    from watcher.store.move import read_progress
+
+    now_ms = int(await store.pipe.ask_clock())
+    workers = await Workers(store.pipe, store.keys).read()
+    blocking = {one.worker for one in in_the_way(workers, numbers.target, now_ms)}
+    shards = [] if numbers.rests else await read_progress(store.pipe, store.keys)
+    return {
+        "layout": numbers.at,
+        "wanted": numbers.wanted,
+        "moving_to": None if numbers.rests else numbers.to,
+        "mover": await Layout(store.pipe, store.keys).holder(),
+        "shards": [
+            {
+                "shard": one.shard,
+                "is_moved": one.is_done and one.turn == numbers.turn,
+                **(one.counts if one.turn == numbers.turn else type(one.counts)())._asdict(),
+            }
+            for one in shards
+        ],
+        "workers": [
+            {
+                "worker": one.worker,
+                "version": one.version,
+                "layouts": [*one.layouts],
+                "stands_by": one.stands_by,
+                "seen_s": max(0, now_ms - one.seen_ms) // 1000,
+                "in_the_way": numbers.target != numbers.at and one.worker in blocking,
+            }
+            for one in workers
+            if one.is_there(now_ms)
+        ],
+    }
 
 
 _COUNTED = ("accounts", "records", "dead_letters", "deliveries")
