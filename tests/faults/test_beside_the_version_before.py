@@ -89,7 +89,7 @@ async def test_a_rolling_deploy_up_and_back_and_up_again_loses_nothing() -> None
         await more(scene)
         assert {await old.terminate() for old in older} == {0}
 
-        said = await scene.layout("--to", "2")
+        await scene.layout("--to", "2")
         await work(*newer, times=2)
         await more(scene)
         verdict = await scene.verdict(within_s=2 * LEASE_S)

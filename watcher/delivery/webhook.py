@@ -172,25 +172,24 @@ class WebhookSink:
     ) -> aiohttp.ClientResponse:
         """Send, and wait for the head of an answer; a second try has a connection that is not old."""
         again_until = time.monotonic() + _AGAIN_WITHIN_S
-        headers = self._headers(target, delivery, attempt)
+        body = delivery.body
+        headers = self._headers(target, delivery.event_id, body, attempt)
         try:
-            return await self._session.post(
-                target.url, data=delivery.body, headers=headers, allow_redirects=False
-            )
+            return await self._session.post(target.url, data=body, headers=headers, allow_redirects=False)
         except aiohttp.ClientConnectionError:
             so_far = progress.get()
             if not so_far.is_reused or so_far.status is not None or time.monotonic() > again_until:
                 raise
-        headers = {**self._headers(target, delivery, attempt), "connection": "close"}
-        return await self._fresh.post(target.url, data=delivery.body, headers=headers, allow_redirects=False)
+        headers = {**self._headers(target, delivery.event_id, body, attempt), "connection": "close"}
+        return await self._fresh.post(target.url, data=body, headers=headers, allow_redirects=False)
 
-    def _headers(self, target: WebhookTarget, delivery: Delivery, attempt: int) -> dict[str, str]:
+    def _headers(self, target: WebhookTarget, event_id: str, body: bytes, attempt: int) -> dict[str, str]:
         timestamp = int(self._unix_time())
         return {
             **target.headers,
-            "webhook-id": delivery.event_id,
+            "webhook-id": event_id,
             "webhook-timestamp": str(timestamp),
-            "webhook-signature": target.signer.signature(delivery.event_id, timestamp, delivery.body),
+            "webhook-signature": target.signer.signature(event_id, timestamp, body),
             "watcher-attempt": str(attempt),
         }
 

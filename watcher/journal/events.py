@@ -158,10 +158,15 @@ class Delivery:
     previous: int | None = None
 
     @property
+    def reference(self) -> str:
+        """As `Event.reference`."""
+        return f"{self.event_id} {self.sequence}"
+
+    @property
     def entry(self) -> bytes:
         """As it waits in its queue: `id sequence previous`, where `-` is none."""
         previous = "-" if self.previous is None else self.previous
-        return f"{self.event_id} {self.sequence} {previous}".encode()
+        return f"{self.reference} {previous}".encode()
 
     @property
     def stored(self) -> bytes:

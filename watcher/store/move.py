@@ -23,6 +23,7 @@ import orjson
 
 from watcher.journal.account import AccountState
 from watcher.journal.events import Delivery, load_delivery
+from watcher.store.consistency import LETTER_BYTES, RECORD_BYTES
 from watcher.store.errors import DamagedKey
 from watcher.store.exceptions import StoreRefuses
 from watcher.store.guarantee import check_rights
@@ -128,13 +129,9 @@ def dump_old(delivery: Delivery) -> bytes:
     return _head(delivery) + delivery.body
 
 
-def _reference(delivery: Delivery) -> str:
-    return f"{delivery.event_id} {delivery.sequence}"
-
-
 def _head(delivery: Delivery) -> bytes:
     """The first line of an entry in layout 1, by which it is known there."""
-    return f"{delivery.event_id} {delivery.sequence} {delivery.type}\n".encode()
+    return f"{delivery.reference} {delivery.type}\n".encode()
 
 
 def event_of(content: bytes) -> tuple[bytes, bytes] | None:
@@ -205,7 +202,7 @@ class Mover:
             if numbers.at == numbers.wanted or await self._is_blocked(numbers.wanted):
                 return None
             await check_rights(self._pipe, self._keys)
-            await self._layout.begin(numbers, await self._now_ms())
+            await self._layout.begin(numbers, int(await self._pipe.ask_clock()))
             numbers = await self._layout.read()
         if numbers.is_announced:
             await asyncio.sleep(SETTLE_S)
@@ -218,11 +215,7 @@ class Mover:
 
     async def _is_blocked(self, to: int) -> bool:
         workers = await Workers(self._pipe, self._keys).read()
-        return bool(in_the_way(workers, to, await self._now_ms()))
-
-    async def _now_ms(self) -> int:
-        seconds, microseconds = await self._pipe.command("TIME")
-        return int(seconds) * 1000 + int(microseconds) // 1000
+        return bool(in_the_way(workers, to, int(await self._pipe.ask_clock())))
 
     async def _move(self, numbers: Numbers) -> None:
         old, is_up = OldKeys(self._keys.namespace), numbers.to == LAYOUT
@@ -655,7 +648,7 @@ class _Up(_Way):
     def _record(self, step: _Step, entry: _Fields) -> list[bytes]:
         account, said = entry.get(b"account", b""), entry.get(b"entry", b"")
         follows, _, content = said.partition(b" ")
-        size = 80 + len(account)
+        size = RECORD_BYTES + len(account)
         if event := event_of(content):
             said = b"%b %b" % (follows, event[0])
             step.write(self._keys.bodies(self._shard), "HOLD", *event)
@@ -668,7 +661,7 @@ class _Up(_Way):
     def _letter(self, subscription: str, step: _Step, entry: _Fields) -> list[bytes]:
         account, reason = entry.get(b"account", b""), entry.get(b"reason", b"")
         delivery, stored = self._referring(step, subscription, entry.get(b"delivery", b""))
-        size = 150 + len(account) + len(reason) + len(delivery) + stored
+        size = LETTER_BYTES + len(account) + len(reason) + len(delivery) + stored
         step.grown[self._keys.sizes(self._shard), "dead"] += size
         return [b"account", account, b"reason", reason, b"delivery", delivery]
 
@@ -680,7 +673,7 @@ class _Up(_Way):
         delivery = read_old(entry, subscription)
         if delivery is None:
             return _UNREADABLE + entry, 0
-        step.write(self._keys.bodies(self._shard), "HOLD", _reference(delivery), delivery.stored)
+        step.write(self._keys.bodies(self._shard), "HOLD", delivery.reference, delivery.stored)
         return delivery.entry, len(delivery.stored) + 1
 
     def _tried(self, subscription: str, note: bytes, head: bytes) -> bytes | None:
@@ -694,7 +687,7 @@ class _Up(_Way):
                 for _, fields in await self._pipe.command(
                     "XRANGE", self._keys.attempts(self._shard, name), "-", "+"
                 ):
-                    attempts += 80 + len(fields[1])
+                    attempts += RECORD_BYTES + len(fields[1])
         step.write(self._keys.sizes(self._shard), "HSET", "attempts", attempts)
 
 
@@ -764,7 +757,7 @@ class _Down(_Way):
         delivery = self._read(subscription, entry)
         if delivery is None:
             return entry.removeprefix(_UNREADABLE)
-        step.write(self._keys.bodies(self._shard), "DROP", _reference(delivery))
+        step.write(self._keys.bodies(self._shard), "DROP", delivery.reference)
         return dump_old(delivery)
 
     def _read(self, subscription: str, entry: bytes) -> Delivery | None:

@@ -168,6 +168,11 @@ class Pipe:
 
     # All raise StoreError where the server does not do its part, and otherwise redis-py's ResponseError.
 
+    async def ask_clock(self) -> float:
+        """Ask the server for its time, in ms."""
+        seconds, microseconds = await self.command("TIME")
+        return int(seconds) * 1000 + int(microseconds) / 1000
+
     async def command(self, *command: Any) -> Any:
         return await self.send(Call(command))
 

@@ -134,8 +134,7 @@ class Reader:
 
     async def now_ms(self) -> int:
         """Ask the server for its time."""
-        seconds, microseconds = await self._pipe.command("TIME")
-        return int(seconds) * 1000 + int(microseconds) // 1000
+        return int(await self._pipe.ask_clock())
 
     async def read_states(self, provider_by_account: Mapping[str, str]) -> AsyncIterator[Seen]:
         """Read the states of accounts, in the order given."""

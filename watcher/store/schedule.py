@@ -59,8 +59,7 @@ class Schedule:
 
     async def read_clock(self) -> None:
         """Ask the server for its time."""
-        seconds, microseconds = await self.pipe.command("TIME")
-        self.pipe.set_clock(int(seconds) * 1000 + int(microseconds) / 1000)
+        self.pipe.set_clock(await self.pipe.ask_clock())
 
     async def claim(
         self, keys: list[str], lease_ms: int, at_most: int, *arguments: object, waited_ms: int = 0

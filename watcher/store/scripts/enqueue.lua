@@ -1,6 +1,6 @@
 -- Put deliveries at the end of a queue, outside of any commit: an alert, or something sent again.
 -- Safe to repeat: deliveries that are its end already are not put there twice, nor are dead letters.
--- uses references
+-- uses references, dead_letters
 -- KEYS    1 queue   2 queues   3 due subscriptions   4 nothing (deleted first, see claim)   5 bodies   6 sizes
 --         7 dead letters (may be absent)
 -- ARGV    1 subscription   2 account   then for each delivery: itself, what is to be stored of its event, and the
@@ -26,9 +26,8 @@ for i = 1, count do
   if dead then -- its reference goes with it
     local found = redis.call('XRANGE', dead, letter, letter)[1]
     if found and redis.call('XDEL', dead, letter) == 1 then
-      local fields, _, body = found[2], counted(redis.call('HGET', bodies, reference_of(entry)) or '')
-      local size = #fields[2] + #(fields[4] or '') + #(fields[6] or '') + #body + 150
-      grow(sizes, 'dead', -size)
+      local _, body = counted(redis.call('HGET', bodies, reference_of(entry)) or '')
+      grow(sizes, 'dead', -letter_size(found[2], #body))
       redis.call('RPUSH', queue, entry)
       queued = queued + 1
     end

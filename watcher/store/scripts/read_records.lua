@@ -1,4 +1,5 @@
 -- Read records of the log, or dead letters, with what is stored of their events.
+-- uses references
 -- KEYS    1 stream   2 bodies
 -- ARGV    1 XRANGE or XREVRANGE   2 from   3 to   4 at most
 -- returns for each its id, its fields (a list), and what is stored of its event ('': nothing, or it is about none)
@@ -11,13 +12,9 @@ else
 end
 local reply = {}
 for _, record in ipairs(records) do
-  local fields, reference = record[2], nil
-  for i = 1, #fields, 2 do
-    if fields[i] == 'entry' then reference = string.match(fields[i + 1], '^%d+ (evt_%S+ %d+)$') end
-    if fields[i] == 'delivery' then reference = string.match(fields[i + 1], '^(%S+ %d+) ') end
-  end
+  local reference = reference_in(record[2])
   reply[#reply + 1] = record[1]
-  reply[#reply + 1] = fields
+  reply[#reply + 1] = record[2]
   reply[#reply + 1] = reference and redis.call('HGET', bodies, reference) or ''
 end
 return reply

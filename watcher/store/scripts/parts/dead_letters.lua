@@ -1,10 +1,15 @@
 -- Keeps what was given up, within bounds: each subscription's newest eight in any case, so that one that fills the
 -- bytes takes nothing from the others. This is no script of its own: see references.
 
+local function letter_size(fields, body) -- what a dead letter takes with its body; a person may have put less there
+  return #fields[2] + #(fields[4] or '') + #(fields[6] or '') + body + 150
+end
+
 local function bury(dead, bodies, sizes, given_up, subscription, account, reason, entry, length, bytes)
   local _, stored = counted(redis.call('HGET', bodies, reference_of(entry)) or '')
-  redis.call('XADD', dead, '*', 'account', account, 'reason', reason, 'delivery', entry)
-  local total = grow(sizes, 'dead', #account + #reason + #entry + #stored + 150)
+  local new = {'account', account, 'reason', reason, 'delivery', entry}
+  redis.call('XADD', dead, '*', unpack(new))
+  local total = grow(sizes, 'dead', letter_size(new, #stored))
   local left = redis.call('XLEN', dead)
   local function is_too_much() return left > length or (left > 8 and total > bytes) end
   if not is_too_much() then return end
@@ -12,9 +17,9 @@ local function bury(dead, bodies, sizes, given_up, subscription, account, reason
   for _, letter in ipairs(redis.call('XRANGE', dead, '-', '+', 'COUNT', 8)) do
     if not is_too_much() then return end
     local fields = letter[2]
-    local whose, why, old = fields[2], fields[4] or '', fields[6] or '' -- a person may have put something else there
+    local whose, why, old = fields[2], fields[4] or '', fields[6] or ''
     redis.call('XDEL', dead, letter[1])
-    total = grow(sizes, 'dead', -(#whose + #why + #old + drop(bodies, reference_of(old)) + 150))
+    total = grow(sizes, 'dead', -letter_size(fields, drop(bodies, reference_of(old))))
     left = left - 1
     redis.call('XADD', given_up, 'MAXLEN', '~', length, '*', 'subscription', subscription, 'account', whose,
       'reason', why, 'delivery', old)

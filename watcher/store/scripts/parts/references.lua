@@ -6,6 +6,13 @@ local function reference_of(entry) -- of what waits, or is dead: `reference prev
   return string.match(entry, '^(%S+ %d+) ') or ''
 end
 
+local function reference_in(fields) -- of a record of the log, or of a dead letter; nil: it is about no event
+  for i = 1, #fields, 2 do
+    if fields[i] == 'entry' then return string.match(fields[i + 1], '^%d+ (evt_%S+ %d+)$') end
+    if fields[i] == 'delivery' then return string.match(fields[i + 1], '^(%S+ %d+) ') end
+  end
+end
+
 local function counted(body) -- returns the count of a body, and what stands behind it; 0 for one that is damaged
   local space = string.find(body, ' ', 1, true) or 1
   return tonumber(string.sub(body, 1, space - 1)) or 0, string.sub(body, space)
