@@ -199,6 +199,7 @@ async def test_a_poll_goes_its_whole_way(client: Redis, account: str) -> None:
     await delivered_to_the_end(queues, account, deliveries)
     await roster.make_due(account, [account], now_ms=0)
     assert (await roster.enroll({}, now_ms=0)).removed == 1
+    assert await roster.forget(int(1e14)) == 1
     assert await polls.read_state(account, account) is None
 
 

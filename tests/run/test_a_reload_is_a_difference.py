@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from tests.support.builders import SECRET
-from tests.support.rig import MK, TREASURY, Rig, a_rig
+from tests.support.rig import ALICE, MK, TREASURY, Rig, a_rig
 from watcher.delivery.webhook import WebhookSink
 from watcher.providers.http import ProviderClient
 from watcher.run.members import Enrolment
@@ -71,6 +71,26 @@ async def reloaded(worker: Worker, settings: Settings) -> None:
 def with_subscription(settings: Settings, name: str, **options: Any) -> Settings:
     one = settings.subscription_by_name["ops"].model_copy(update={"name": name, **options})
     return settings.model_copy(update={"subscription_by_name": {**settings.subscription_by_name, name: one}})
+
+
+async def test_accounts_that_half_a_file_does_not_name_go_on_when_the_whole_file_is_back(rig: Rig) -> None:
+    whole = rig.settings
+    half = whole.model_copy(update={"account_by_name": {"alice": whole.account_by_name["alice"]}})
+    with capture_logs() as lines:
+        async with rig.worker() as worker:
+            await until(lambda: worker.counters.changes == 2)  # both baselines
+            await reloaded(worker, half)
+            polls = worker.counters.by_request["loopring"]
+            rig.sandbox.world.credit(TREASURY, "ETH", "1")
+            rig.sandbox.world.credit(ALICE, MK, "1")
+            assert [event["data"]["account"]["name"] for event in await rig.events(1)] == ["alice"]
+            assert worker.counters.by_request["loopring"] == polls
+            await reloaded(worker, whole)
+            assert [event["data"]["amount"] for event in (await rig.events(2))[1:]] == ["1"]
+    said = [line["event"] for line in lines]
+    assert said.count("account.baseline") == 2
+    (removed,) = (line for line in lines if line["event"] == "accounts.removed")
+    assert (removed["log_level"], removed["accounts"], removed["names"]) == ("warning", 1, [TREASURY_NAME])
 
 
 async def test_an_account_more_is_polled_at_once_however_long_its_enrolment_takes(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from tests.support.builders import a_provider, an_account
 from tests.support.stores import Store, a_commit, a_store
@@ -44,6 +45,13 @@ class Deploy:
         """Give an account its baseline."""
         await self.store.polls.commit(a_commit(await self.store.lease(account), ETH="1"))
 
+    async def turn_back(self, *, minutes: int) -> None:
+        """Let accounts that were removed be so for longer."""
+        for shard in range(SHARDS):
+            key = self.store.keys.removed(shard)
+            for name in await self.store.scores(key):
+                await self.store.pipe.command("ZINCRBY", key, -60_000 * minutes, name)
+
     async def has_state(self, account: str) -> bool:
         return bool(await self.store.polls.read_state("loopring", account))
 
@@ -56,11 +64,54 @@ async def deploy(redis_client: Redis, namespace: str) -> Deploy:
     return Deploy(store)
 
 
-async def test_a_worker_alone_forgets_at_once_who_left_its_list(deploy: Deploy) -> None:
+async def test_a_worker_alone_removes_at_once_who_left_its_list_and_says_until_when_it_is_kept(
+    deploy: Deploy,
+) -> None:
     await deploy.start("w", OLD)
     await deploy.poll("leaving")
-    await deploy.start("w", NEW)
+    with capture_logs() as lines:
+        new = await deploy.start("w", NEW)
     assert await deploy.scheduled() == {*NEW}
+    assert await deploy.has_state("leaving")
+    (line,) = lines
+    assert (line["event"], line["log_level"], line["accounts"], line["names"]) == (
+        "accounts.removed",
+        "warning",
+        1,
+        ["leaving"],
+    )
+    assert "forgotten in 10 minutes unless" in line["reason"]
+    await deploy.turn_back(minutes=9)
+    new._forget_at = 0.0
+    await new.keep()
+    assert await deploy.has_state("leaving")
+    await deploy.turn_back(minutes=1)
+    new._forget_at = 0.0
+    with capture_logs() as lines:
+        await new.keep()
+    assert not await deploy.has_state("leaving")
+    assert lines == [{"event": "accounts.forgotten", "log_level": "info", "accounts": 1}]
+
+
+async def test_an_account_that_is_put_back_within_ten_minutes_goes_on_from_its_state(deploy: Deploy) -> None:
+    await deploy.start("w", OLD)
+    await deploy.poll("leaving")
+    await deploy.start("w", OLD[:1])
+    await deploy.turn_back(minutes=9)
+    back = await deploy.start("w", OLD)
+    await deploy.turn_back(minutes=100)
+    back._forget_at = 0.0
+    await back.keep()
+    assert await deploy.scheduled() == {*OLD}
+    assert await deploy.has_state("leaving")
+
+
+async def test_a_run_that_ends_at_once_forgets_what_others_removed(deploy: Deploy) -> None:
+    await deploy.start("w", OLD)
+    await deploy.poll("leaving")
+    await deploy.start("w", OLD[:1])
+    await deploy.turn_back(minutes=10)
+    await deploy.start("w", OLD[:1])
     assert not await deploy.has_state("leaving")
 
 
@@ -83,11 +134,9 @@ async def test_while_a_deploy_replaces_workers_everybody_is_polled_and_afterward
         for enrolment in (old, new):
             assert not await enrolment.keep()
         assert await deploy.scheduled() == {*OLD, *NEW}
-    assert await deploy.has_state("leaving")
     await deploy.workers.leave("old")
     await new.keep()
     assert await deploy.scheduled() == {*NEW}
-    assert not await deploy.has_state("leaving")
 
 
 async def test_an_old_worker_that_starts_again_in_a_deploy_takes_nobody_away(deploy: Deploy) -> None:

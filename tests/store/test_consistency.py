@@ -121,11 +121,12 @@ class World:
         await resend.letters(subscription, since_ms=0, until_ms=2 * await self.store.now_ms())
 
     async def forget(self, account: str) -> None:
-        """Take an account out of the configuration, and put it back."""
+        """Take an account out of the configuration, and put it back when it is forgotten."""
         now_ms = await self.store.now_ms()
         others = [name for name in self._version if name != account]
         for names in (others, [*self._version]):
             await self.store.roster.enroll({PROVIDER: names}, now_ms=now_ms)
+            await self.store.roster.forget(now_ms + 10 * MINUTE_MS)
         self._version[account] = ""
 
 

@@ -22,6 +22,7 @@ from tests.support.stores import (
 from watcher.engine.breaker import succeeded
 from watcher.store.client import connect
 from watcher.store.exceptions import StoreUnreachable
+from watcher.store.members import Enrolled
 from watcher.store.queues import Breakers
 from watcher.store.schedule import Lease, Reply
 
@@ -127,3 +128,13 @@ async def test_a_worker_that_starts_with_the_same_accounts_needs_no_room(store: 
         enrolled = await store.roster.enroll(accounts, now_ms=1)
         assert (await store.roster.note_enrolled("list"), enrolled.added) == (is_first, int(is_first))
         await fill(store)
+
+
+async def test_accounts_are_removed_and_forgotten_on_a_full_server(store: Store) -> None:
+    now_ms = await store.now_ms()
+    await store.roster.enroll({PROVIDER: [ACCOUNT, "other"]}, now_ms=now_ms)
+    await store.roster.note_enrolled("list")
+    await fill(store)
+    assert await store.roster.enroll({PROVIDER: ["other"]}, now_ms=now_ms) == Enrolled(0, 1, (ACCOUNT,))
+    assert await store.roster.forget(now_ms + 10 * MINUTE_MS) == 1
+    await make_room(store)

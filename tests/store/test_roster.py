@@ -54,17 +54,22 @@ async def test_the_same_list_again_changes_nothing(redis_client: Redis, namespac
     assert await store.contents() == before
 
 
-async def test_a_removed_account_is_forgotten_and_its_queues_stay(
+async def test_a_removed_account_is_forgotten_ten_minutes_later_and_its_queues_stay(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
+    now_ms = await store.now_ms()
     await enroll(store, loopring=[ACCOUNT, NEIGHBOURS[0]])
     for account in (ACCOUNT, NEIGHBOURS[0]):
         await store.fill(a_delivery(), account=account)
         lease = await store.lease(account)
         await store.polls.postpone(PROVIDER, lease, why="down", at_least_ms=0, waits_ms=[5])
-    assert await enroll(store, loopring=[NEIGHBOURS[0]]) == Enrolled(0, 1)
+    assert await enroll(store, now_ms, loopring=[NEIGHBOURS[0]]) == Enrolled(0, 1, (ACCOUNT,))
     assert list(await scheduled(store)) == [NEIGHBOURS[0]]
+    assert await store.roster.forget(now_ms + 10 * MINUTE_MS - 1) == 0
+    assert await store.polls.read_state(PROVIDER, ACCOUNT)
+    assert await store.roster.forget(now_ms + 10 * MINUTE_MS) == 1
+    assert await store.roster.forget(now_ms + 20 * MINUTE_MS) == 0
     assert await store.polls.read_state(PROVIDER, ACCOUNT) is None
     assert store.keys.queued(ACCOUNT) not in await store.contents()
     assert await store.polls.read_state(PROVIDER, NEIGHBOURS[0])
@@ -74,14 +79,29 @@ async def test_a_removed_account_is_forgotten_and_its_queues_stay(
     assert ACCOUNT in await store.scores(store.keys.queues(SHARD, OPS))
 
 
-async def test_an_account_that_comes_back_starts_with_a_new_baseline(
+async def test_an_account_that_comes_back_in_time_has_its_state_and_what_was_queued_for_it(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await enroll(store, loopring=[ACCOUNT])
+    await store.fill(a_delivery())
+    now_ms = await store.now_ms()
+    await enroll(store, now_ms, loopring=[])
+    assert await enroll(store, now_ms, loopring=[ACCOUNT]) == Enrolled(1, 0)
+    assert await store.roster.forget(now_ms + 60 * MINUTE_MS) == 0
+    assert await store.polls.read_state(PROVIDER, ACCOUNT)
+    assert store.keys.queued(ACCOUNT) in await store.contents()
+
+
+async def test_an_account_that_comes_back_late_starts_with_a_new_baseline(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
     await enroll(store, loopring=[ACCOUNT])
     await store.fill(a_delivery())
     assert store.keys.queued(ACCOUNT) in await store.contents()
-    await enroll(store, loopring=[])
+    await enroll(store, 0, loopring=[])
+    await store.roster.forget(10 * MINUTE_MS)
     assert await enroll(store, loopring=[ACCOUNT]) == Enrolled(1, 0)
     assert await store.polls.read_state(PROVIDER, ACCOUNT) is None
     assert store.keys.queued(ACCOUNT) not in await store.contents(), "nothing came before it"
@@ -91,8 +111,9 @@ async def test_a_removed_provider_takes_its_accounts_with_it(redis_client: Redis
     store = a_store(redis_client, namespace)
     await enroll(store, loopring=[ACCOUNT], shop=["alice"])
     await store.fill(a_delivery())
-    assert await enroll(store, shop=["alice"]) == Enrolled(0, 1)
+    assert await enroll(store, 0, shop=["alice"]) == Enrolled(0, 1, (ACCOUNT,))
     assert await scheduled(store) == {}
+    await store.roster.forget(10 * MINUTE_MS)
     assert await store.polls.read_state(PROVIDER, ACCOUNT) is None
 
 
@@ -102,7 +123,8 @@ async def test_an_account_that_moves_to_another_provider_keeps_its_state(
     store = a_store(redis_client, namespace)
     await enroll(store, loopring=[ACCOUNT], shop=[])
     await store.fill(a_delivery())
-    assert await enroll(store, loopring=[], shop=[ACCOUNT]) == Enrolled(1, 1)
+    assert await enroll(store, 0, loopring=[], shop=[ACCOUNT]) == Enrolled(1, 1)
+    assert await store.roster.forget(10 * MINUTE_MS) == 0
     assert await scheduled(store) == {}
     assert list(await scheduled(store, "shop")) == [ACCOUNT]
     state = await store.polls.read_state(PROVIDER, ACCOUNT)
@@ -126,7 +148,8 @@ async def test_long_lists_are_enrolled_piece_by_piece(
         **dict.fromkeys(names[:50], 1000),
         **dict.fromkeys(names[50:], 500),
     }
-    assert await enroll(store, loopring=names[:50]) == Enrolled(0, 50)
+    assert (await enroll(store, 0, loopring=names[:50])).removed == 50
+    assert await store.roster.forget(10 * MINUTE_MS) == 50
     assert await scheduled(store) == dict.fromkeys(names[:50], 1000)
 
 
@@ -196,11 +219,11 @@ async def test_an_enrolment_is_missing_until_one_came_to_its_end(redis_client: R
     assert await store.roster.enrolled() == "b"
 
 
-async def test_an_enrolment_that_forgets_nobody_only_adds(redis_client: Redis, namespace: str) -> None:
+async def test_an_enrolment_that_removes_nobody_only_adds(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await enroll(store, loopring=[ACCOUNT])
     await store.fill(a_delivery())
-    added = await store.roster.enroll({PROVIDER: ["other"], "shop": ["alice"]}, now_ms=5, forget=False)
+    added = await store.roster.enroll({PROVIDER: ["other"], "shop": ["alice"]}, now_ms=5, remove=False)
     assert added == Enrolled(2, 0)
     assert {*await scheduled(store)} == {ACCOUNT, "other"}
     assert await store.polls.read_state(PROVIDER, ACCOUNT)
@@ -223,7 +246,7 @@ async def test_a_damaged_list_of_providers_is_made_anew(
     await store.pipe.command("HSET", store.keys.meta(), "providers", damage)
     await store.roster.check_layout()
     assert await enroll(store, loopring=[ACCOUNT, "other"]) == Enrolled(1, 0)
-    assert await enroll(store, loopring=[]) == Enrolled(0, 2)
+    assert await enroll(store, loopring=[]) == Enrolled(0, 2, ("other", ACCOUNT))
 
 
 async def test_a_key_of_another_type_under_meta_is_named(redis_client: Redis, namespace: str) -> None:

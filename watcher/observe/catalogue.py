@@ -210,6 +210,14 @@ EVENTS: Mapping[str, Line] = {
         "This worker has brought the move of the store to another layout to its end; of how much, in all.",
         ("worker", "layout", "accounts", "records", "dead_letters", "deliveries", "duration_ms"),
     ),
+    "accounts.removed": Line(
+        "warning",
+        "Accounts are not configured any more; if the file was cut short, put it back within ten minutes.",
+        ("accounts", "names", "reason"),
+    ),
+    "accounts.forgotten": Line(
+        "info", "The states of accounts are gone that were removed ten minutes ago.", ("accounts",)
+    ),
     "state.lost": Line(
         "error", "Redis has lost its state; accounts get new baselines, no events.", ("accounts",)
     ),

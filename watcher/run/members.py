@@ -21,7 +21,7 @@ from watcher.store.exceptions import ConfigurationRefused, LayoutAwaited, StoreE
 from watcher.store.health import StoreHealth
 from watcher.store.keys import Keys
 from watcher.store.layout import LAYOUT, Layout, Numbers, check_numbers, in_the_way
-from watcher.store.members import Presence, Roster, Workers
+from watcher.store.members import FORGET_ACCOUNT_AFTER, Presence, Roster, Workers
 from watcher.store.move import Mover
 from watcher.store.schedule import Schedule
 
@@ -37,6 +37,14 @@ LOOK_S = 1.0
 
 _SAY_S = 60.0
 _MOST_NAMES = 8
+
+_TO_BE_FORGOTTEN = (
+    "not configured any more: not polled, and forgotten in "
+    f"{FORGET_ACCOUNT_AFTER.total_seconds() / 60:.0f} minutes unless they are put back"
+)
+
+_FORGET_S = 30.0
+"""Between two looks whether accounts that were taken out of the configuration are to be forgotten."""
 
 _PATIENCE_S = 30.0
 """How long `run --once` waits for a store that is being moved."""
@@ -240,6 +248,7 @@ class Enrolment:
         self._present = present
         self._owes_removal = False
         self._answered: str | None = None
+        self._forget_at = 0.0
 
     async def begin(self) -> bool:
         """Bring the schedules in line; says whether this worker is the first to do so in this state."""
@@ -255,6 +264,8 @@ class Enrolment:
         enrolled = await self._roster.enrolled()
         if enrolled is None:
             return await self.begin()
+        if time.monotonic() >= self._forget_at:
+            await self._forget()
         if enrolled not in (self._list, self._answered):  # another worker came with another list
             self._answered = enrolled
             await self._enroll()
@@ -264,9 +275,22 @@ class Enrolment:
 
     async def _enroll(self) -> None:
         self._owes_removal = not await self._is_agreed()
-        await self._roster.enroll(
-            self.names_by_provider, now_ms=self._schedule.now_ms(), forget=not self._owes_removal
+        enrolled = await self._roster.enroll(
+            self.names_by_provider, now_ms=self._schedule.now_ms(), remove=not self._owes_removal
         )
+        if gone := enrolled.gone:
+            log.warning(
+                "accounts.removed",
+                accounts=len(gone),
+                names=sorted(gone)[:_MOST_NAMES],
+                reason=_TO_BE_FORGOTTEN,
+            )
+        await self._forget()
+
+    async def _forget(self) -> None:
+        self._forget_at = time.monotonic() + _FORGET_S
+        if forgotten := await self._roster.forget(self._schedule.now_ms()):
+            log.info("accounts.forgotten", accounts=forgotten)
 
     async def _is_agreed(self) -> bool:
         """Say whether this list is the only one: a reload may have brought another one meanwhile.

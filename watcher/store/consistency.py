@@ -27,7 +27,7 @@ _OURS = re.compile(
     rf"""(meta|breakers|workers|marks|mover)
     |(configuration|waiting|probe|rate|rate:subscription|names):{_NAME}
     |{_SHARD}:(
-        due:(polls|queues)|events|bodies|sizes|given_up|layout|nothing|trial:{_NAME}
+        due:(polls|queues)|removed|events|bodies|sizes|given_up|layout|nothing|trial:{_NAME}
         |(schedule:polls|schedule:queues|failing|retries|dead_letters|attempts):{_NAME}
         |(account|queued|queue:(?P<subscription>{_NAME})):(?P<account>{_NAME})
     )""",

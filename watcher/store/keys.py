@@ -79,6 +79,11 @@ class Keys:
         """HASH, permanent: account -> `count since_ms error_class reason` of its rejected polls in a row."""
         return self._tagged(shard, "failing", provider)
 
+    def removed(self, shard: int) -> str:
+        """ZSET, permanent: account that is not configured any more -> when it is forgotten, in ms. Filled by
+        take_off, emptied by forget, and by `Roster` where an account is put back."""
+        return self._tagged(shard, "removed")
+
     def names(self, provider: str) -> str:
         """HASH, permanent: asset -> JSON [symbol, name], as they were first seen. By note_names."""
         return f"{self.namespace}:names:{provider}"

@@ -32,6 +32,9 @@ FORGET_AFTER = timedelta(hours=1)
 KEEP_S = 3600
 """How long a configuration can be read after a worker wrote it for the last time."""
 
+FORGET_ACCOUNT_AFTER = timedelta(minutes=10)
+"""How long the state of an account that was removed is kept: a file may have been half written."""
+
 _AT_ONCE = 500
 """Names in one command."""
 
@@ -43,6 +46,8 @@ _KINDS = ("provider", "subscription", "account")
 _NOTE_WORKER = load_script("note_worker")
 _MARK = load_script("mark")
 _MAKE_DUE = load_script("make_due")
+_TAKE_OFF = load_script("take_off")
+_FORGET = load_script("forget")
 
 
 class Presence(NamedTuple):
@@ -240,17 +245,20 @@ def _parse(packed: bytes) -> Fingerprint | None:
 
 @dataclass(frozen=True, slots=True)
 class Enrolled:
-    """How many accounts an enrolment added to the schedules, and took off them."""
+    """How many accounts an enrolment added to the schedules, and took off them; the names of those that no
+    provider has any more."""
 
     added: int
     removed: int
+    gone: tuple[str, ...] = ()
 
 
 class Roster:
     """The accounts of one namespace, by provider.
 
-    An account that is not configured any more is forgotten, with its state: adding it again later is a new
-    baseline. What waits in its queues stays deliverable.
+    An account that is not configured any more is taken off its schedule at once, and forgotten ten minutes
+    later, with its state: adding it again after that is a new baseline. What waits in its queues stays
+    deliverable.
     """
 
     def __init__(self, pipe: Pipe, keys: Keys) -> None:
@@ -279,15 +287,19 @@ class Roster:
         return bool(await self._pipe.command("HSET", self._keys.meta(), "enrolled", roster))
 
     async def enroll(
-        self, accounts_by_provider: Mapping[str, Collection[str]], *, now_ms: int, forget: bool = True
+        self, accounts_by_provider: Mapping[str, Collection[str]], *, now_ms: int, remove: bool = True
     ) -> Enrolled:
-        """Make new accounts due now, and `forget` the ones that are gone."""
+        """Make new accounts due now, and `remove` the ones that are gone."""
         providers = await self._providers(accounts_by_provider)
         everyone = set[str]()
         for names in accounts_by_provider.values():
             everyone.update(names)
             await asyncio.sleep(0)  # there may be 100,000
+        for shard in range(SHARDS):
+            with suppress(BadState), damage_named():
+                await self._put_back(shard, everyone)
         added = removed = 0
+        gone: list[str] = []
         for provider in providers:
             wanted_by_shard = _by_shard(accounts_by_provider.get(provider, ()))
             for shard in range(SHARDS):
@@ -295,10 +307,23 @@ class Roster:
                 with suppress(BadState), damage_named():  # its poll reports the damage
                     known = {*await self._pipe.command("ZRANGE", self._keys.polls(shard, provider), 0, -1)}
                     added += await self._add(shard, provider, sorted(wanted - known), now_ms)
-                    if forget:
-                        await self._remove(shard, provider, sorted(known - wanted), everyone)
+                    if remove:
+                        gone += await self._remove(shard, provider, sorted(known - wanted), everyone, now_ms)
                         removed += len(known - wanted)
-        return Enrolled(added, removed)
+        return Enrolled(added, removed, tuple(gone))
+
+    async def forget(self, now_ms: int) -> int:
+        """Forget the accounts that were removed ten minutes ago; returns how many."""
+        forgotten = 0
+        for shard in range(SHARDS):
+            key = self._keys.removed(shard)
+            with suppress(BadState), damage_named():
+                found = await self._pipe.command("ZRANGEBYSCORE", key, "-inf", now_ms)
+                names = [name for name in _texts(found) if shard_of(name) == shard]
+                for group in in_parts(names, _AT_ONCE):
+                    keys = [each(name) for name in group for each in (self._keys.state, self._keys.queued)]
+                    forgotten += await self._pipe.script(_FORGET, [key, *keys], now_ms, *group)
+        return forgotten
 
     async def _providers(self, configured: Collection[str]) -> list[str]:
         """Check that the state is laid out as this program expects; returns all providers ever used."""
@@ -336,15 +361,35 @@ class Roster:
             await self._pipe.command("ZADD", self._keys.due_polls(shard), "LT", now_ms, provider)
         return added
 
-    async def _remove(self, shard: int, provider: str, names: list[bytes], everyone: Collection[str]) -> None:
+    async def _put_back(self, shard: int, everyone: Collection[str]) -> None:
+        """Keep what is configured again from being forgotten."""
+        key = self._keys.removed(shard)
+        back = [name for name in _texts(await self._pipe.command("ZRANGE", key, 0, -1)) if name in everyone]
+        for group in in_parts(back, _AT_ONCE):
+            await self._pipe.command("ZREM", key, *group)
+
+    async def _remove(
+        self, shard: int, provider: str, names: list[bytes], everyone: Collection[str], now_ms: int
+    ) -> list[str]:
+        """Take accounts off a schedule; names those that no provider has any more."""
+        forget_ms = now_ms + int(1000 * FORGET_ACCOUNT_AFTER.total_seconds())
+        keys = [
+            self._keys.polls(shard, provider),
+            self._keys.failing(shard, provider),
+            self._keys.removed(shard),
+            self._keys.nothing(shard),
+        ]
+        found: list[str] = []
         for group in in_parts(names, _AT_ONCE):
-            # The schedule first: a poll in flight loses its lease, and cannot bring the state back.
-            await self._pipe.command("ZREM", self._keys.polls(shard, provider), *group)
-            await self._pipe.command("HDEL", self._keys.failing(shard, provider), *group)
-            gone = {name.decode("utf-8", "replace") for name in group}.difference(everyone)
-            if gone:
-                await self._pipe.command("UNLINK", *map(self._keys.state, sorted(gone)))
-                await self._pipe.command("UNLINK", *map(self._keys.queued, sorted(gone)))
+            gone = [name for name in _texts(group) if name not in everyone and shard_of(name) == shard]
+            others = {*group}.difference(name.encode() for name in gone)
+            await self._pipe.script(_TAKE_OFF, keys, forget_ms, len(gone), *gone, *sorted(others))
+            found += gone
+        return found
+
+
+def _texts(names: Iterable[bytes]) -> list[str]:
+    return [name.decode("utf-8", "replace") for name in names]
 
 
 def provider_names(text: bytes | None) -> set[str]:
