@@ -1,4 +1,5 @@
-"""A receiver that writes everything down: when an attempt came, its id, its bytes, whether it verifies.
+"""A receiver that writes everything down: when an attempt came, its id, its bytes, whether it verifies, and
+how it was answered.
 
 Refuses to judge: `verdict` reads what is written here.
 """
@@ -31,11 +32,29 @@ class Arrival(NamedTuple):
         return str(self.event["data"]["account"]["name"])
 
 
+class Said(NamedTuple):
+    """How an attempt is answered; status 0 resets the connection instead."""
+
+    status: int = 200
+    after_s: float = 0
+    retry_after_s: int | None = None
+
+
+class Answered(NamedTuple):
+    """An attempt with its answer, and when that went out. One that was given up before is not among them."""
+
+    arrival: Arrival
+    said: Said
+    at: float
+
+
 @dataclass(eq=False)
 class RecordingReceiver:
-    """Listens while it is entered (`async with`). `notice` hears of an attempt before it is answered."""
+    """Listens while it is entered (`async with`). `notice` hears of an attempt before it is answered;
+    `respond` says how to answer one that verifies."""
 
     delay_s: float = 0
+    respond: Callable[[Arrival], Said] = lambda _arrival: Said()
     fail_every: int = 0
     """Of so many attempts one is answered 500 (0: none)."""
 
@@ -44,8 +63,13 @@ class RecordingReceiver:
     told: dict[tuple[str, str], dict[str, str]] = field(init=False, default_factory=dict)
     """What the event that came last for the first time says of each account and asset."""
 
+    answered: list[Answered] = field(init=False, default_factory=list)
+    most_in_flight: int = 0
+    """At the same time, since this was last set."""
+
     def __post_init__(self) -> None:
         self._ids: set[str] = set()
+        self._in_flight = 0
 
     async def __aenter__(self) -> Self:
         app = web.Application()
@@ -76,10 +100,21 @@ class RecordingReceiver:
         if not problem:
             self._remember(arrival)
         self.notice(arrival)
-        if self.delay_s:
-            await asyncio.sleep(self.delay_s)
-        is_failing = self.fail_every and len(self.arrivals) % self.fail_every == 0
-        return web.Response(status=400 if problem else 500 if is_failing else 200)
+        self._in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self._in_flight)
+        try:
+            said = Said(400) if problem else self.respond(arrival)
+            if self.fail_every and len(self.arrivals) % self.fail_every == 0 and said.status == 200:
+                said = Said(500)
+            if wait_s := self.delay_s + said.after_s:
+                await asyncio.sleep(wait_s)
+        finally:
+            self._in_flight -= 1
+        self.answered.append(Answered(arrival, said, time.time()))
+        if not said.status and request.transport:
+            request.transport.abort()
+        rest = {} if said.retry_after_s is None else {"retry-after": str(said.retry_after_s)}
+        return web.Response(status=said.status or 500, headers=rest)
 
     def _remember(self, arrival: Arrival) -> None:
         if arrival.id not in self._ids:

@@ -46,6 +46,8 @@ SHORT_LEASES: Mapping[str, Any] = {"lease_s": LEASE_S}
 
 AS_IT_COMES: Mapping[str, Any] = {}
 
+SOON = 'retries = ["0s", "1s", "1s", "1s", "1s", "1s"]'
+
 BOUNDED = pytest.mark.timeout(120)
 """For every test of this suite: on a busy machine they take longer than others may."""
 
@@ -80,7 +82,7 @@ settle_polls = 1
 name = "{subscription}"
 url = "{receiver}"
 secrets = ["${{SECRET}}"]
-retries = ["0s", "1s", "1s", "1s", "1s", "1s"]
+{retries}
 headers = {{ x-worker = "${{WORKER}}" }}
 """
 
@@ -157,14 +159,18 @@ class Scene:
 
     async def layout(self, *arguments: str) -> dict[str, Any]:
         """Ask `watcher store layout`, which must do what it is told; returns what it says at the end."""
-        settings = {"SECRET": SECRET, "WORKER": "none"}
-        told = ("store", "layout", "--json", *arguments)
-        asked = await start(self.directory, settings, *told, out=PIPE, errors=PIPE)
-        async with asyncio.timeout(_AUDIT_S):
-            said, errors = await asked.communicate()
-        assert asked.returncode == 0, errors.decode()
+        code, said, errors = await self.command("store", "layout", "--json", *arguments)
+        assert code == 0, errors
         found: dict[str, Any] = json.loads(said)
         return found
+
+    async def command(self, *arguments: str) -> tuple[int | None, str, str]:
+        """Run a command of `watcher`; returns its exit code, and what it said on stdout and on stderr."""
+        settings = {"SECRET": SECRET, "WORKER": "none"}
+        asked = await start(self.directory, settings, *arguments, out=PIPE, errors=PIPE)
+        async with asyncio.timeout(_AUDIT_S):
+            said, errors = await asked.communicate()
+        return asked.returncode, said.decode(), errors.decode()
 
     async def verdict(
         self,
@@ -260,14 +266,11 @@ class Scene:
 
     async def audit(self, spared: Collection[str] = ()) -> list[str]:
         """Ask `watcher audit`, which must find nothing."""
-        settings = {"SECRET": SECRET, "WORKER": "none"}
-        audit = await start(self.directory, settings, "audit", "--json", out=PIPE, errors=PIPE)
-        async with asyncio.timeout(_AUDIT_S):
-            said, errors = await audit.communicate()
+        _, said, errors = await self.command("audit", "--json")
         accounts = [json.loads(line) for line in said.splitlines()]
         differ = [said for said in accounts if not said["ok"] and said["account"] not in spared]
         if not accounts:
-            return [f"audit said nothing: {errors.decode()}"]
+            return [f"audit said nothing: {errors}"]
         return [f"audit finds {len(differ)} accounts that differ, such as {differ[0]}"] if differ else []
 
 
@@ -280,8 +283,12 @@ async def a_scene(
     through_proxy: bool = False,
     has_clock: bool = False,
     leases: Mapping[str, Any] = SHORT_LEASES,
+    retries: str = SOON,
 ) -> AsyncIterator[Scene]:
-    """Set a scene. FAULT_SEED in the environment replays one; a test that fails shows which it was."""
+    """Set a scene. FAULT_SEED in the environment replays one; a test that fails shows which it was.
+
+    `retries` is text of the subscription; without any they are as they come.
+    """
     seed = int(os.environ.get("FAULT_SEED") or SystemRandom().randrange(10**6))
     print(f"FAULT_SEED={seed}")
     random = Random(seed)
@@ -304,6 +311,7 @@ async def a_scene(
             provider=provider.url,
             receiver=receiver.url,
             subscription=SUBSCRIPTION,
+            retries=retries,
         )
         (directory / "watcher.toml").write_text(text)
         (directory / "accounts.jsonl").write_text("".join(map(_account_line, range(1, accounts + 1))))

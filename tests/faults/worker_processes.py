@@ -128,8 +128,12 @@ class WorkerProcess:
     async def _until_it_hears(self, number: signal.Signals, *, within_s: float = 20) -> None:
         """Wait until it handles a signal that would end it at once before, or has ended."""
         async with asyncio.timeout(within_s):
-            while self.is_running and not self._handled() >> (number - 1) & 1:  # noqa: ASYNC110
+            while self.is_running and not self.hears(number):  # noqa: ASYNC110
                 await asyncio.sleep(_TICK_S)
+
+    def hears(self, number: signal.Signals) -> bool:
+        """Say whether it handles a signal by now."""
+        return bool(self._handled() >> (number - 1) & 1)
 
     def _handled(self) -> int:
         """Which signals the process handles, as the system has it: the lowest bit is signal 1."""
