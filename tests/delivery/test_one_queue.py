@@ -1,0 +1,41 @@
+"""One account's events to one subscriber: one at a time by design, and how many a second that makes."""
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.delivery.moody_subscriber import MoodySubscriber, owed
+
+pytest_plugins = ("tests.delivery.owing",)
+
+OVERHEAD_S = 0.005
+"""What the worker adds to each answer at most."""
+
+PART = 0.8
+
+
+@pytest.mark.parametrize(
+    ("answer_s", "count"),
+    [
+        (0, 200),
+        pytest.param(0.05, 60, marks=pytest.mark.slow),
+        pytest.param(0.2, 15, marks=pytest.mark.slow),
+    ],
+)
+async def test_one_queue_is_as_fast_as_its_receiver_answers(
+    redis_client: Redis,
+    redis_server_url: str,
+    namespace: str,
+    subscriber: MoodySubscriber,
+    answer_s: float,
+    count: int,
+) -> None:
+    subscriber.delay_s = answer_s
+    one = owed(redis_client, redis_server_url, namespace, ops=subscriber.url)
+    await one.queue(["treasury"], range(1, count + 1))
+    async with one.worker():
+        await subscriber.until(lambda: len(subscriber.taken) == count, within_s=30)
+    arrivals = subscriber.arrivals
+    per_second = (count - 1) / (arrivals[-1].at - arrivals[0].at)
+    assert per_second >= PART / (answer_s + OVERHEAD_S)
+    assert {arrival.in_flight for arrival in arrivals} == {1}
+    assert [event["data"]["sequence"] for event in subscriber.taken] == [*range(1, count + 1)]
