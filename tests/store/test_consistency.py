@@ -214,6 +214,10 @@ def queue(keys: Keys) -> str:
     return keys.queue(OPS, ACCOUNT)
 
 
+def backlogs(keys: Keys) -> str:
+    return keys.backlogs(SHARD)
+
+
 def schedule(keys: Keys) -> str:
     return keys.queues(SHARD, OPS)
 
@@ -234,11 +238,11 @@ DAMAGES: dict[str, tuple[Damage, set[str]]] = {
         to("HSET", bodies, "evt_9 9", b"1 total.increased\n" + CONTENT),
         {"unreferenced"},
     ),
-    "a delivery is gone": (to("RPOP", queue), {"count"}),
-    "a queue is gone": (to("DEL", queue), {"count", "empty"}),
-    "a delivery is garbage": (to("RPUSH", queue, "garbage"), {"unreadable"}),
-    "a delivery is there twice": (to("RPUSH", queue, "evt_5 5 4"), {"count"}),
-    "a queue is in no schedule": (to("ZREM", schedule, ACCOUNT), {"unscheduled"}),
+    "a delivery is gone": (to("RPOP", queue), {"count", "backlog"}),
+    "a queue is gone": (to("DEL", queue), {"count", "empty", "backlog"}),
+    "a delivery is garbage": (to("RPUSH", queue, "garbage"), {"unreadable", "backlog"}),
+    "a delivery is there twice": (to("RPUSH", queue, "evt_5 5 4"), {"count", "backlog"}),
+    "a queue is in no schedule": (to("ZREM", schedule, ACCOUNT), {"unscheduled", "backlog"}),
     "an empty queue is scheduled": (to("ZADD", schedule, 9, OTHER), {"empty"}),
     "attempts of an empty queue are noted": (
         to("HSET", lambda keys: keys.tries(SHARD, OPS), OTHER, "1 evt_9 9 -"),
@@ -247,6 +251,11 @@ DAMAGES: dict[str, tuple[Damage, set[str]]] = {
     "a dead letter is gone": (one_letter_less, {"count", "size"}),
     "the dead letters are gone": (to("DEL", lambda keys: keys.dead(SHARD, OPS)), {"count", "size"}),
     "the log is gone": (to("DEL", lambda keys: keys.log(SHARD)), {"count", "size"}),
+    "the backlogs are gone": (to("DEL", backlogs), {"backlog"}),
+    "a backlog is too long": (to("HINCRBY", backlogs, OPS, 1), {"backlog"}),
+    "a backlog of nobody is noted": (to("HSET", backlogs, "nobody", 1), {"backlog"}),
+    "a backlog is garbage": (to("HSET", backlogs, OPS, "x"), {"backlog"}),
+    "the backlogs are of another type": (to("SET", backlogs, 1, instead=True), {"type"}),
     "the sizes are gone": (to("DEL", lambda keys: keys.sizes(SHARD)), {"size"}),
     "a size is garbage": (to("HSET", lambda keys: keys.sizes(SHARD), "log", "x"), {"size"}),
     "the index of queues is gone": (to("DEL", lambda keys: keys.due_subscriptions(SHARD)), {"index"}),
@@ -310,7 +319,7 @@ async def test_a_store_is_audited_with_the_least_rights_but_for_the_names_of_key
     await store.pipe.command("HDEL", store.keys.bodies(SHARD), "evt_3 3")
     await store.pipe.command("DEL", store.keys.queues(SHARD, OPS))
     found = await flaws(store)
-    assert {flaw.kind for flaw in found} == {"bodiless", "unscheduled", "size"}
+    assert {flaw.kind for flaw in found} == {"bodiless", "unscheduled", "size", "backlog"}
     (unscheduled,) = (flaw for flaw in found if flaw.kind == "unscheduled")
     assert unscheduled.about == store.keys.queue(OPS, ACCOUNT)
 

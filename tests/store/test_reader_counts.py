@@ -37,8 +37,8 @@ async def test_queues_are_counted_and_the_oldest_delivery_found(redis_client: Re
     await queued(redis_client, keys, "unknown", "account-1", 1)
     waiting = await Reader(Pipe(redis_client), keys).waiting(["ops", "others", "idle"])
     assert waiting == {
-        "ops": Backlog(queues=40, dead=0, oldest_sequence=1961),
-        "others": Backlog(queues=1, dead=0, oldest_sequence=7),
+        "ops": Backlog(queues=40, deliveries=80, oldest_sequence=1961),
+        "others": Backlog(queues=1, deliveries=1, oldest_sequence=7),
         "idle": Backlog(),
     }
 
@@ -71,7 +71,7 @@ async def test_of_a_long_backlog_both_ends_of_the_schedule_are_looked_at(
     due_ms[accounts[0]] = NOW_MS - 1 if oldest_is == "due first" else NOW_MS + 86_400_000
     await redis_client.zadd(keys.queues(3, "ops"), due_ms)
     waiting = await Reader(Pipe(redis_client), keys).waiting(["ops"])
-    assert waiting["ops"] == Backlog(queues=len(accounts), oldest_sequence=1000)
+    assert waiting["ops"] == Backlog(queues=len(accounts), deliveries=len(accounts), oldest_sequence=1000)
 
 
 async def test_many_subscriptions_that_wait_cost_a_bounded_number_of_questions(

@@ -27,7 +27,7 @@ _OURS = re.compile(
     rf"""(meta|breakers|workers|marks|mover)
     |(configuration|waiting|probe|rate|rate:subscription|names):{_NAME}
     |{_SHARD}:(
-        due:(polls|queues)|removed|events|bodies|sizes|given_up|layout|nothing|trial:{_NAME}
+        due:(polls|queues)|removed|events|bodies|sizes|backlogs|given_up|layout|nothing|trial:{_NAME}
         |(schedule:polls|schedule:queues|failing|retries|dead_letters|attempts):{_NAME}
         |(account|queued|queue:(?P<subscription>{_NAME})):(?P<account>{_NAME})
     )""",
@@ -172,6 +172,17 @@ class Inventory:
             text = f"{newest} waits for {subscription}, and {int(queued)} is noted as the last"
             advice = f"to correct what the next event names: HSET {key} {subscription} {newest}"
             self._find("sequence", f"{key} {subscription}", text, advice)
+
+    def backlog(self, subscription: str, noted: bytes, count: int) -> None:
+        """Take how many deliveries wait for a subscription, and how many are noted."""
+        if (noted or b"0") == b"%d" % count:
+            return
+        key, text = self._keys.backlogs(self._shard), "what is noted is no count"
+        if not noted or noted.isdigit():
+            more = int(noted or 0) - count  # which is the same while workers go on
+            text = f"it says {abs(more):,} too {'many' if more > 0 else 'few'}"
+        advice = f"a worker that runs corrects it; else: HSET {key} {subscription} {count}"
+        self._find("backlog", f"{key} {subscription}", text, advice)
 
     def due(self, kind: str, name: str, first: bytes, indexed: bytes, *, not_after_ms: float = 0) -> None:
         """Take when the first of a schedule (of polls or queues, the `kind`) is due, and what the index says,

@@ -109,6 +109,11 @@ class Keys:
         them."""
         return self._tagged(shard, "sizes")
 
+    def backlogs(self, shard: int) -> str:
+        """HASH, permanent: subscription -> how many deliveries wait for it in the shard. Moved by every
+        script that fills or empties a queue."""
+        return self._tagged(shard, "backlogs")
+
     def log(self, shard: int) -> str:
         """STREAM, trimmed: what every commit recorded: account, entry (`follows reference` of an event, or
         `follows` and JSON), queued (`subscription previous`, a line each). For events, replay and audit;

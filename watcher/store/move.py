@@ -574,6 +574,7 @@ class _Way:
                 note = None
                 if new:
                     step.write(target, "RPUSH", *new)
+                self._note_waiting(step, subscription, taken)
                 if taken:
                     step.write(queue, "LTRIM", taken, -1)
                 if taken == len(page) < _QUEUE_PAGE:
@@ -605,6 +606,10 @@ class _Way:
 
     def _tried(self, subscription: str, note: bytes, head: bytes) -> bytes | None:
         """Say how often a head has failed; None where the note is about another one."""
+        raise NotImplementedError
+
+    def _note_waiting(self, step: _Step, subscription: str, moved: int) -> None:
+        """Note how many deliveries wait by now in layout 2, which counts them."""
         raise NotImplementedError
 
     async def _measure(self, step: _Step, subscriptions: Iterable[str]) -> None:
@@ -679,6 +684,9 @@ class _Up(_Way):
     def _tried(self, subscription: str, note: bytes, head: bytes) -> bytes | None:
         delivery, (count, _, tried) = read_old(head, subscription), note.partition(b" ")
         return b"%b %b" % (count, delivery.entry) if delivery and tried == _head(delivery) else None
+
+    def _note_waiting(self, step: _Step, subscription: str, moved: int) -> None:
+        step.grown[self._keys.backlogs(self._shard), subscription] += moved
 
     async def _measure(self, step: _Step, subscriptions: Iterable[str]) -> None:
         attempts = 0
@@ -771,8 +779,12 @@ class _Down(_Way):
         delivery, (count, _, tried) = self._read(subscription, head), note.partition(b" ")
         return b"%b %b" % (count, _head(delivery)) if delivery and tried == head else None
 
+    def _note_waiting(self, step: _Step, subscription: str, moved: int) -> None:
+        step.grown[self._keys.backlogs(self._shard), subscription] -= moved
+
     async def _measure(self, step: _Step, subscriptions: Iterable[str]) -> None:
         step.write(self._keys.sizes(self._shard), "UNLINK")
+        step.write(self._keys.backlogs(self._shard), "UNLINK")
 
 
 def _sequences(pairs: Sequence[bytes]) -> dict[str, int]:

@@ -66,6 +66,7 @@ class Polls:
                     keys.bodies(shard),
                     keys.sizes(shard),
                     keys.given_up(shard),
+                    keys.backlogs(shard),
                 ),
                 (provider, bounds.log, bounds.dead, DEAD_PER_SUBSCRIPTION, QUEUE_LENGTH),
             )

@@ -93,6 +93,7 @@ class Queues:
                     keys.bodies(shard),
                     keys.sizes(shard),
                     keys.given_up(shard),
+                    keys.backlogs(shard),
                 ),
                 (name, DEAD_PER_SUBSCRIPTION, bounds.dead, ATTEMPTS_PER_SUBSCRIPTION, bounds.attempts),
                 most=64,
@@ -173,7 +174,7 @@ class Queues:
         """
         shard = shard_of(account)
         keys = [self._keys.queue(subscription, account), *self._schedule_keys(shard, subscription)]
-        keys += [self._keys.bodies(shard), self._keys.sizes(shard)]
+        keys += [self._keys.bodies(shard), self._keys.sizes(shard), self._keys.backlogs(shard)]
         if letters:
             keys.append(self._keys.dead(shard, subscription))
         arguments: list[object] = [subscription, account]

@@ -180,24 +180,8 @@ class Reader:
         return Overdue(accounts, min(first_due, default=None))
 
     async def backlogs(self, configured: Collection[str]) -> dict[str, Backlog]:
-        """Measure what waits for each subscription, configured or not."""
-        backlogs = {name: Backlog() for name in configured}
-        for shard in range(SHARDS):
-            for name in await self._pipe.command("ZRANGE", self._keys.due_subscriptions(shard), 0, -1):
-                backlogs.setdefault(name.decode("utf-8", "replace"), Backlog())
-        for shard, name, queues, retrying, dead in await self._counts([*backlogs]):
-            backlog = backlogs[name]
-            backlog.queues += queues
-            backlog.retrying += retrying
-            backlog.dead += dead
-            if not queues:
-                continue
-            accounts = await self._pipe.command("ZRANGE", self._keys.queues(shard, name), 0, -1)
-            for some in in_parts(accounts, _AT_ONCE):
-                deliveries, oldest = await self._measure(name, some)
-                backlog.deliveries += deliveries
-                backlog.oldest_sequence = _older(backlog.oldest_sequence, oldest)
-        return backlogs
+        """Count what waits for each subscription, configured or not."""
+        return await self.waiting(dict.fromkeys([*configured, *await self.owed_subscriptions()]))
 
     async def waiting(self, subscriptions: Collection[str]) -> dict[str, Backlog]:
         """Count what waits for each subscription, cheaply enough for every worker every few seconds.
@@ -205,9 +189,11 @@ class Reader:
         Of a long backlog only those queues are measured that may hold the oldest delivery."""
         waiting = {name: Backlog() for name in subscriptions}
         queues_by_shard: dict[str, dict[int, int]] = {}
-        for shard, name, queues, _, dead in await self._counts([*waiting]):
+        for shard, name, queues, retrying, dead, deliveries in await self._counts([*waiting]):
             waiting[name].queues += queues
+            waiting[name].retrying += retrying
             waiting[name].dead += dead
+            waiting[name].deliveries += deliveries
             if queues:
                 queues_by_shard.setdefault(name, {})[shard] = queues
         shards = max(1, _SHARDS_MEASURED // max(1, len(queues_by_shard)))
@@ -333,14 +319,22 @@ class Reader:
                 found.append(Seen(name, state, damage, end.decode()))
         return found
 
-    async def _counts(self, names: Sequence[str]) -> list[tuple[int, str, int, int, int]]:
-        """Count what waits in each shard: shard, subscription, queues, queues that retry, dead letters."""
+    async def _counts(self, names: Sequence[str]) -> list[tuple[int, str, int, int, int, int]]:
+        """Count what waits in each shard: shard, subscription, queues, queues that retry, dead letters,
+        deliveries."""
         kinds = (self._keys.queues, self._keys.tries, self._keys.dead)
         parts = [(shard, part) for shard in range(SHARDS) for part in in_parts(names, _AT_ONCE)]
-        keys_by_part = ([kind(shard, name) for name in part for kind in kinds] for shard, part in parts)
-        answers = await asyncio.gather(*(self._pipe.script(_COUNT_QUEUES, keys) for keys in keys_by_part))
+        asked = (
+            self._pipe.script(
+                _COUNT_QUEUES,
+                [self._keys.backlogs(shard), *(kind(shard, name) for name in part for kind in kinds)],
+                *part,
+            )
+            for shard, part in parts
+        )
+        answers = await asyncio.gather(*asked)
         return [
-            (shard, name, *counts[3 * i : 3 * i + 3])
+            (shard, name, *counts[4 * i : 4 * i + 4])
             for (shard, part), counts in zip(parts, answers, strict=True)
             for i, name in enumerate(part)
         ]

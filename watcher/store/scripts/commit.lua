@@ -4,6 +4,7 @@
 -- so that a full server refuses all of it.
 -- uses references, dead_letters
 -- KEYS    1 polls   2 failing   3 log   4 due subscriptions   5 due providers   6 bodies   7 sizes   8 given up
+--         9 backlogs
 --         then for each step: its state, queued, then for each of its queues: list, schedule, dead letters
 -- ARGV    1 provider   2 log bytes   3 dead letters bytes   4 dead letters length   5 queue length
 --         then for each step: account, deadline, expected version ('': no state yet), new version, whether this is a
@@ -13,7 +14,7 @@
 -- returns for each step: 1 done, 0 done before, -1 the state moved on, -2 the lease was lost; then (done) for
 --         each of its queues how many deliveries it pushed out into the dead letters, as it was full
 
-local polls, failing, log, due_subscriptions, due_providers, bodies, sizes, given_up = unpack(KEYS, 1, 8)
+local polls, failing, log, due_subscriptions, due_providers, bodies, sizes, given_up, backlogs = unpack(KEYS, 1, 9)
 local provider, log_bytes, dead_bytes, dead_length, queue_length = unpack(ARGV, 1, 5)
 log_bytes, dead_bytes, dead_length = tonumber(log_bytes), tonumber(dead_bytes), tonumber(dead_length)
 queue_length = tonumber(queue_length)
@@ -24,9 +25,10 @@ redis.call('XLEN', log)
 redis.call('ZCARD', due_subscriptions)
 redis.call('ZCARD', due_providers)
 redis.call('HLEN', bodies)
+redis.call('HLEN', backlogs)
 local log_size = tonumber(redis.call('HGET', sizes, 'log') or 0) or 0
-local steps, schedules, due_by_schedule = {}, {}, {}
-local key, at = 9, 6
+local steps, filled, filled_by_schedule = {}, {}, {}
+local key, at = 10, 6
 while KEYS[key] do
   local account, deadline, expected, new, is_good, due, state, follows, notes = unpack(ARGV, at, at + 8)
   local step = {
@@ -48,16 +50,17 @@ while KEYS[key] do
   for i = 1, queues do
     local queue, schedule, dead = unpack(KEYS, key, key + 2)
     local subscription, deliveries = unpack(ARGV, at, at + 1)
-    step.queues[i] = {key = key, at = at + 2, deliveries = deliveries, subscription = subscription}
     if redis.call('LLEN', queue) + deliveries > queue_length then
       redis.call('XLEN', dead)
       redis.call('XLEN', given_up)
     end
-    if not due_by_schedule[schedule] then
+    local one = filled_by_schedule[schedule]
+    if not one then
       redis.call('ZCARD', schedule)
-      due_by_schedule[schedule] = {}
-      schedules[#schedules + 1] = {at = key + 1, subscription = subscription}
+      one = {at = key + 1, subscription = subscription, due = {}, queued = 0}
+      filled_by_schedule[schedule], filled[#filled + 1] = one, one
     end
+    step.queues[i] = {key = key, at = at + 2, deliveries = deliveries, subscription = subscription, filled = one}
     key, at = key + 3, at + 2 + deliveries
   end
 end
@@ -149,8 +152,8 @@ for i, step in ipairs(steps) do
       end
     end
     for j, queue in ipairs(step.queues) do
-      local list, schedule, dead = unpack(KEYS, queue.key, queue.key + 2)
-      local length
+      local list, dead = KEYS[queue.key], KEYS[queue.key + 2]
+      local one, length = queue.filled
       for k = 1, #entries[j], 1000 do
         length = redis.call('RPUSH', list, unpack(entries[j], k, math.min(k + 999, #entries[j])))
       end
@@ -160,9 +163,9 @@ for i, step in ipairs(steps) do
         bury(dead, bodies, sizes, given_up, queue.subscription, step.account, 'queue full', entry, dead_length, dead_bytes)
       end
       reply[i * 2][j] = pushed_out
-      local due = due_by_schedule[schedule]
-      due[#due + 1] = now
-      due[#due + 1] = step.account
+      one.queued = one.queued + #entries[j] - pushed_out
+      one.due[#one.due + 1] = now
+      one.due[#one.due + 1] = step.account
     end
   end
 end
@@ -170,13 +173,25 @@ end
 redis.call('ZADD', polls, unpack(next_polls))
 redis.call('ZADD', due_providers, 'LT', first, provider)
 if has_failing and fixed[1] then redis.call('HDEL', failing, unpack(fixed)) end
-for _, found in ipairs(schedules) do
-  local schedule = KEYS[found.at]
-  local due = due_by_schedule[schedule]
+local grown = {}
+for _, one in ipairs(filled) do
   -- NX: a queue that waits for its retry, or is leased, keeps its time.
-  if due[1] and redis.call('ZADD', schedule, 'NX', unpack(due)) > 0 then
-    redis.call('ZADD', due_subscriptions, 'LT', now, found.subscription)
+  if one.due[1] and redis.call('ZADD', KEYS[one.at], 'NX', unpack(one.due)) > 0 then
+    redis.call('ZADD', due_subscriptions, 'LT', now, one.subscription)
   end
+  if one.queued ~= 0 then grown[#grown + 1] = one.subscription end
+end
+if grown[1] then
+  local waiting = redis.call('HMGET', backlogs, unpack(grown))
+  local counts = {}
+  for _, one in ipairs(filled) do
+    if one.queued ~= 0 then
+      local count = tonumber(waiting[#counts / 2 + 1] or 0) or 0
+      counts[#counts + 1] = one.subscription
+      counts[#counts + 1] = string.format('%d', math.max(0, count + one.queued))
+    end
+  end
+  redis.call('HSET', backlogs, unpack(counts))
 end
 
 -- What is logged pushes out the oldest, a few more than came, until the log is within its bound.

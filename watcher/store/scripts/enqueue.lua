@@ -2,11 +2,11 @@
 -- Safe to repeat: deliveries that are its end already are not put there twice, nor are dead letters.
 -- uses references, dead_letters
 -- KEYS    1 queue   2 queues   3 due subscriptions   4 nothing (deleted first, see claim)   5 bodies   6 sizes
---         7 dead letters (may be absent)
+--         7 backlogs   8 dead letters (may be absent)
 -- ARGV    1 subscription   2 account   then for each delivery: itself, what is to be stored of its event, and the
 --         id of the dead letter that it was ('': none)
 -- returns how many were queued: a dead letter that is gone meanwhile is not
-local queue, queues, due_subscriptions, nothing, bodies, sizes, dead = unpack(KEYS, 1, 7)
+local queue, queues, due_subscriptions, nothing, bodies, sizes, backlogs, dead = unpack(KEYS, 1, 8)
 local subscription, account = unpack(ARGV, 1, 2)
 local count = (#ARGV - 2) / 3
 redis.call('DEL', nothing)
@@ -15,6 +15,7 @@ redis.call('ZCARD', queues)
 redis.call('ZCARD', due_subscriptions)
 redis.call('HLEN', bodies)
 redis.call('HLEN', sizes)
+redis.call('HLEN', backlogs)
 local last = redis.call('LINDEX', queue, -1)
 if not dead and last == ARGV[count * 3] then return count end
 
@@ -37,6 +38,7 @@ for i = 1, count do
     queued = queued + 1
   end
 end
+if queued > 0 then grow(backlogs, subscription, queued) end
 if queued > 0 and redis.call('ZADD', queues, 'NX', now, account) == 1 then
   redis.call('ZADD', due_subscriptions, 'LT', now, subscription)
 end

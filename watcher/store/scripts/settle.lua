@@ -2,20 +2,20 @@
 -- Fenced by the head, so that a repeat or a late worker takes nothing twice, and by the queue's lease.
 -- uses references, dead_letters
 -- KEYS    1 queues   2 due subscriptions   3 tries   4 dead letters   5 attempts   6 nothing (see claim)   7 bodies
---         8 sizes   9 given up   then for each step: its queue
+--         8 sizes   9 given up   10 backlogs   then for each step: its queue
 -- ARGV    1 subscription   2 dead letters length   3 dead letters bytes   4 attempts length   5 attempts bytes
 --         then for each step: account, deadline, delivery (the head, as it was queued), outcome (delivered, dead or
 --         retry), the queue's new deadline (delivered, dead) or wait ms (retry), reason, attempt to remember
 --         ('': none)
 -- returns for each step: 1 done, -1 another head, -2 the lease was lost; then the queue's new deadline (0: it
 --         is free)
-local queues, due_subscriptions, all_tries, dead, attempts, nothing, bodies, sizes, given_up = unpack(KEYS, 1, 9)
+local queues, due_subscriptions, all_tries, dead, attempts, nothing, bodies, sizes, given_up, backlogs = unpack(KEYS, 1, 10)
 local subscription, dead_length, dead_bytes, attempts_length, attempts_bytes = unpack(ARGV, 1, 5)
 dead_length, dead_bytes = tonumber(dead_length), tonumber(dead_bytes)
 attempts_length, attempts_bytes = tonumber(attempts_length), tonumber(attempts_bytes)
 redis.call('DEL', nothing)
 local accounts, at_of = {}, {}
-for i = 1, #KEYS - 9 do
+for i = 1, #KEYS - 10 do
   at_of[i] = 7 * i - 1
   accounts[i] = ARGV[at_of[i]]
 end
@@ -29,6 +29,7 @@ redis.call('XLEN', attempts)
 redis.call('HLEN', bodies)
 redis.call('HLEN', sizes)
 redis.call('XLEN', given_up)
+redis.call('HLEN', backlogs)
 local reply, ends = {}, {}
 for i = 1, #accounts do
   local _, ours, head, outcome, new = unpack(ARGV, at_of[i], at_of[i] + 4)
@@ -39,7 +40,7 @@ for i = 1, #accounts do
   elseif deadlines[i] ~= ours then
     answer = -2
   else
-    ends[i] = redis.call('LRANGE', KEYS[9 + i], 0, 1)
+    ends[i] = redis.call('LRANGE', KEYS[10 + i], 0, 1)
     if ends[i][1] ~= head then answer, ends[i] = -1, nil end
   end
   reply[i * 2 - 1], reply[i * 2] = answer, deadline
@@ -59,7 +60,7 @@ end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local kept, free, settled = {}, {}, {}
+local kept, free, settled, taken = {}, {}, {}, 0
 for i = 1, #accounts do
   if ends[i] then
     local account, _, head, outcome, ms, reason, attempt = unpack(ARGV, at_of[i], at_of[i] + 6)
@@ -73,7 +74,8 @@ for i = 1, #accounts do
       redis.call('ZADD', queues, string.format('%d.5', later), account)
       redis.call('ZADD', due_subscriptions, 'LT', later, subscription)
     else
-      redis.call('LPOP', KEYS[9 + i])
+      redis.call('LPOP', KEYS[10 + i])
+      taken = taken + 1
       if tries[i] then settled[#settled + 1] = account end
       if outcome == 'dead' then
         bury(dead, bodies, sizes, given_up, subscription, account, reason, head, dead_length, dead_bytes)
@@ -90,6 +92,7 @@ for i = 1, #accounts do
     end
   end
 end
+if taken > 0 then grow(backlogs, subscription, -taken) end
 if kept[1] then redis.call('ZADD', queues, unpack(kept)) end
 if free[1] then redis.call('ZREM', queues, unpack(free)) end
 if settled[1] then redis.call('HDEL', all_tries, unpack(settled)) end

@@ -1,6 +1,7 @@
 -- Moves the counts of bodies: a body lives as long as a record of the log, a queue or a dead letter refers to it.
 -- This is no script of its own: it stands in front of those that say `-- uses references`. What the log, dead letters
--- and attempts take is noted in sizes, with what each body takes, however many refer to it.
+-- and attempts take is noted in sizes, with what each body takes, however many refer to it; how many deliveries wait
+-- is noted in backlogs.
 
 local function reference_of(entry) -- of what waits, or is dead: `reference previous`
   return string.match(entry, '^(%S+ %d+) ') or ''
@@ -36,8 +37,12 @@ local function drop(bodies, reference) -- returns how long it is
   return #rest
 end
 
-local function grow(sizes, part, by) -- returns how much it takes now; what is damaged counts from 0
+local function grow(sizes, part, by) -- of sizes or backlogs; returns how much it is now; what is damaged counts from 0
   local size = math.max(0, (tonumber(redis.call('HGET', sizes, part) or 0) or 0) + by)
-  redis.call('HSET', sizes, part, string.format('%d', size))
+  if size > 0 then
+    redis.call('HSET', sizes, part, string.format('%d', size))
+  else
+    redis.call('HDEL', sizes, part)
+  end
   return size
 end
