@@ -23,6 +23,7 @@ from tests.delivery.moody_subscriber import (
 )
 from tests.support.builders import seconds
 from tests.support.events_schema import assert_valid
+from tests.support.raw_subscribers import OK, Peer, subscribing
 from tests.support.rig import TREASURY, Rig, a_rig
 from tests.support.stores import fail, pause
 from watcher import cli
@@ -42,6 +43,7 @@ pytest_plugins = ("tests.delivery.owing",)
 
 HOSTILE = "\x1b]0;owned\x07\u202e"
 NOBODY = "http://127.0.0.1:1999/"
+REFUSED = b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n"
 
 
 @pytest.fixture(autouse=True)
@@ -229,6 +231,8 @@ async def test_a_name_that_was_mistyped_is_answered_with_the_one_that_was_meant(
         ("subscriptions", ("stop", "ops")),
         ("deliveries", ("--subscription", "x*")),
         ("deliveries", ("--limit", "0")),
+        ("deliveries", ("give-up",)),
+        ("deliveries", ("list", "evt_1")),
         ("resend", ()),
         ("resend", ("--dead",)),
         ("resend", ("--since", "1h")),
@@ -247,7 +251,13 @@ async def test_what_makes_no_sense_is_a_mistake_of_use(
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("subscriptions", ()), ("deliveries", ()), ("resend", ("evt_1",)), ("subscriptions", ("pause", "ops"))],
+    [
+        ("subscriptions", ()),
+        ("deliveries", ()),
+        ("deliveries", ("give-up", "evt_1")),
+        ("resend", ("evt_1",)),
+        ("subscriptions", ("pause", "ops")),
+    ],
 )
 async def test_without_a_server_they_end_with_69(
     alone: CommandLine, name: str, arguments: tuple[str, ...]
@@ -398,6 +408,104 @@ async def test_deliveries_are_found_by_subscription_and_account_and_bounded(
     assert "there are more" in ended.err
     assert "there are more" not in (await run("deliveries", "--limit", "10")).err
     assert (await run("deliveries", "--account", "nobody")).out == ""
+
+
+async def test_the_event_in_front_is_given_up_by_hand_and_what_is_behind_it_is_due_at_once(
+    one: Owed, run: CommandLine
+) -> None:
+    await one.queue(["treasury"], [1, 2])
+    shard = shard_of("treasury")
+    (lease,) = (await one.queues.claim("ops", shard, lease_ms=60_000, at_most=1)).leases
+    await one.queues.retry("ops", lease, a_sample("treasury", 1).entry, wait_ms=3_600_000)
+    ended = await run("deliveries", "give-up", "evt_treasury_2")
+    assert (ended.code, ended.out) == (1, "")
+    assert "is number 2 of its queue; in front is evt_treasury_1 (" in ended.err
+    ended = await run("deliveries", "give-up", "evt_treasury_1")
+    said = "ops: evt_treasury_1 of treasury is a dead letter now; 1 delivery left in its queue\n"
+    assert (ended.code, ended.out) == (0, said)
+    (row,) = (await run("deliveries", "--json")).objects
+    assert (row["event_id"], row["failed_attempts"], row["due_in_s"]) == ("evt_treasury_2", 0, 0)
+    assert await one.queues.due_subscriptions(shard) == ["ops"]
+    (letter,) = (await run("deliveries", "--dead", "--json")).objects
+    assert (letter["event_id"], letter["reason"]) == ("evt_treasury_1", "by hand")
+    ended = await run("deliveries", "give-up", "evt_treasury_1")
+    assert (ended.code, ended.out) == (1, "")
+    assert "evt_treasury_1 waits nowhere" in ended.err
+    assert (await run("resend", "evt_treasury_1", "--subscription", "ops")).code == 0
+    assert [row["event_id"] for row in (await run("deliveries", "--json")).objects] == [
+        "evt_treasury_2",
+        "evt_treasury_1",
+    ]
+
+
+async def test_an_event_that_waits_for_several_is_given_up_for_the_one_that_is_named(
+    one: Owed, run: CommandLine
+) -> None:
+    for name in ("ops", "audit"):
+        await one.queue(["treasury"], to=name)
+    ended = await run("deliveries", "give-up", "evt_treasury_1")
+    assert (ended.code, ended.out) == (1, "")
+    assert "it waits for ops, audit: say which, with --subscription" in ended.err
+    ended = await run("deliveries", "give-up", "evt_treasury_1", "--subscription", "ops", "--json")
+    assert (ended.code, ended.objects) == (
+        0,
+        [
+            {
+                "kind": "given up",
+                "subscription": "ops",
+                "account": "treasury",
+                "position": 1,
+                "event_id": "evt_treasury_1",
+                "event_type": "total.increased",
+                "sequence": 1,
+                "given_up": True,
+                "in_front": None,
+                "left": 0,
+            }
+        ],
+    )
+    (row,) = (await run("deliveries", "--json")).objects
+    assert row["subscription"] == "audit"
+
+
+@pytest.mark.parametrize(("answer", "behind"), [(OK, [2]), (REFUSED, [2]), (REFUSED, [])])
+async def test_an_event_that_is_given_up_while_it_is_attempted_lets_the_next_one_go_when_that_ends(
+    redis_client: Redis,
+    redis_server_url: str,
+    namespace: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    answer: bytes,
+    behind: list[int],
+) -> None:
+    may_answer, ids = asyncio.Event(), list[str]()
+
+    async def script(peer: Peer) -> None:
+        while True:
+            request = await peer.hear()
+            ids.append(json.loads(request.body)["id"])
+            if len(ids) == 2:
+                await may_answer.wait()
+            await peer.say(answer if len(ids) == 2 else REFUSED if len(ids) == 1 else OK)
+
+    async with subscribing(script) as subscriber:
+        one = owed(redis_client, redis_server_url, namespace, ops=subscriber.url)
+        ops = one.settings.subscription_by_name["ops"]
+        update = {"ops": ops.model_copy(update={"retries": seconds(0, 0.02, 3600, 3600)})}
+        one = replace(one, settings=one.settings.model_copy(update={"subscription_by_name": update}))
+        await one.queue(["treasury"], [1, *behind])
+        async with one.worker():
+            await until(lambda: len(ids) == 2)
+            run = CommandLine(one.settings, tmp_path / "watcher.toml", capsys)
+            assert (await run("deliveries", "give-up", "evt_treasury_1")).code == 0
+            may_answer.set()
+            await until(lambda: len(ids) == 2 + len(behind))
+            key = one.keys.queues(shard_of("treasury"), "ops")
+            async with asyncio.timeout(10):
+                while await one.pipe.command("ZSCORE", key, "treasury"):  # noqa: ASYNC110 - it has no signal
+                    await asyncio.sleep(0.005)
+    assert ids == ["evt_treasury_1", "evt_treasury_1", *(f"evt_treasury_{number}" for number in behind)]
+    assert await redis_client.llen(one.keys.queue("ops", "treasury")) == 0
 
 
 async def test_dead_letters_are_listed_oldest_first_with_their_reasons(one: Owed, run: CommandLine) -> None:

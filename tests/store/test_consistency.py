@@ -101,6 +101,9 @@ class World:
         (head, delivery), until = begun.deliveries[0], queues.until(lease, MINUTE_MS)
         assert delivery
         match outcome:
+            case "by hand":
+                await queues.give_up(subscription, account, head, reason="by hand")
+                await queues.release(subscription, lease)
             case "delivered":
                 self._sent.append((account, delivery))
                 await queues.delivered(subscription, lease, head, until=until)
@@ -151,7 +154,9 @@ async def act(world: World, random: Random) -> None:
             wanted = random.choice([[], [OPS], [AUDIT], [OPS, AUDIT]])
             await world.commit(account, wanted, random.randint(1, 4), baseline=random.random() < 0.1)
         case "settle":
-            await world.settle(account, subscription, random.choice(["delivered", "dead", "retry"]))
+            await world.settle(
+                account, subscription, random.choice(["delivered", "dead", "retry", "by hand"])
+            )
         case "again":
             await world.again()
         case "resend":

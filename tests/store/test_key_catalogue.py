@@ -132,6 +132,8 @@ async def _deliver(store: Store) -> None:
     )
     await deliver.retry(OPS, Lease(ACCOUNT, deadline), fourth, wait_ms=10 * MINUTE_MS, record=b"{}")
     await deliver.enqueue(OPS, ACCOUNT, [a_delivery(5)])
+    await deliver.enqueue(OPS, GONE, [a_delivery(6)])
+    await deliver.give_up(OPS, GONE, a_delivery(6).entry, reason="by hand")
     await deliver.take_turn(OPS, per_second=5, within_ms=1000)
     await deliver.make_due(OPS, SHARD, lease_ms=MINUTE_MS)
     await deliver.release(OPS, await store.lease_queue())

@@ -19,6 +19,7 @@ from tests.support.stores import (
     some_deliveries,
 )
 from watcher.journal.events import Delivery
+from watcher.store.reader import Reader
 from watcher.store.schedule import Reply
 
 pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
@@ -203,3 +204,51 @@ async def test_a_delivery_that_was_put_back_is_the_same_to_the_byte(
     odd = a_delivery(9, b"\x00\xff\n%s")
     await queue(store, odd)
     assert await store.queue() == [odd.entry]
+
+
+async def test_a_head_that_waits_for_a_retry_is_given_up_and_the_next_one_is_due(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.queues.enqueue(OPS, ACCOUNT, some_deliveries(1, 2))
+    one, two = (a_delivery(number).entry for number in (1, 2))
+    lease, _ = await store.begin(await store.lease_queue())
+    await store.queues.retry(OPS, lease, one, wait_ms=60 * MINUTE_MS)
+    before = await store.contents()
+    assert await store.queues.give_up(OPS, ACCOUNT, two, reason="by hand") is None
+    assert await store.contents() == before
+    assert await store.queues.give_up(OPS, ACCOUNT, one, reason="by hand") == 1
+    after = await store.contents()
+    assert await store.queues.give_up(OPS, ACCOUNT, one, reason="by hand") is None, "as a repeat"
+    assert await store.contents() == after
+    assert await store.queue() == [two]
+    assert store.keys.tries(SHARD, OPS) not in after
+    assert (await store.begin(await store.lease_queue()))[1].deliveries[0][0] == two
+
+
+async def test_a_queue_in_hand_stays_so_when_its_head_is_given_up_and_ends_when_that_was_its_last(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.queues.enqueue(OPS, ACCOUNT, [a_delivery(1)])
+    lease, begun = await store.begin(await store.lease_queue())
+    head, schedule = begun.deliveries[0][0], store.keys.queues(SHARD, OPS)
+    assert await store.queues.give_up(OPS, ACCOUNT, head, reason="by hand") == 0
+    assert await store.scores(schedule) == {ACCOUNT: lease.deadline}
+    until = store.queues.until(lease, MINUTE_MS)
+    assert await store.queues.delivered(OPS, lease, head, until=until) == (Reply.MOVED_ON, 0)
+    await store.queues.release(OPS, lease)
+    lease, begun = await store.begin(await store.lease_queue())
+    assert (begun.reply, begun.deliveries) == (Reply.DONE, [])
+    assert await store.scores(schedule) == {}
+
+
+async def test_the_only_delivery_of_a_queue_is_given_up_and_nothing_of_it_is_scheduled(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.queues.enqueue(OPS, ACCOUNT, [a_delivery(1)])
+    assert await store.queues.give_up(OPS, ACCOUNT, a_delivery(1).entry, reason="by hand") == 0
+    assert await store.scores(store.keys.queues(SHARD, OPS)) == {}
+    (letter,) = await Reader(store.pipe, store.keys).dead_letters(OPS, 9, lambda _: True)
+    assert (letter.delivery, letter.reason) == (a_delivery(1), "by hand")

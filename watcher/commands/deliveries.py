@@ -1,4 +1,4 @@
-"""`watcher deliveries`: what waits for each subscription, what was given up, what was tried.
+"""`watcher deliveries`: what waits for each subscription, what was given up or tried; and gives up by hand.
 
 Refuses to show text from outside as it came: control characters are escaped.
 """
@@ -11,7 +11,7 @@ import click
 
 from watcher.commands._shared import in_a_loop, look_options, names_like, names_of, refuse_unknown
 from watcher.commands._table import Columns, age_text, known, say_json, say_next, text_of
-from watcher.printable import printable
+from watcher.printable import many, printable
 
 if TYPE_CHECKING:
     from watcher.config.loading import Look
@@ -35,6 +35,8 @@ _NONE_BY_KIND = {
     "dead": "no dead letters",
     "attempts": "no attempt that failed is remembered",
 }
+
+_EXIT_NO = 1
 
 _Row = dict[str, Any]
 
@@ -62,6 +64,8 @@ class _Wanted(NamedTuple):
 @click.option("--account", metavar="GLOB", help="Account names.", shell_complete=names_of("accounts"))
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, metavar="N")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per delivery or attempt.")
+@click.argument("action", type=click.Choice(["list", "give-up"]), default="list", metavar="[ACTION]")
+@click.argument("event_id", required=False)
 @in_a_loop
 async def command(
     *,
@@ -71,14 +75,29 @@ async def command(
     account: str | None,
     limit: int,
     is_json: bool,
-) -> None:
+    action: str,
+    event_id: str | None,
+) -> int:
     """What waits for each subscription, queue by queue; what was given up; what was tried.
 
     Of what waits, the first N are shown, the queue that is due first above; one that is being worked on is
     due when its lease ends. Of the rest the latest N are shown, oldest first. An attempt that delivered at
     once is not remembered: the log has it.
+
+    ACTION is list (the default) or give-up EVENT_ID: the event that its queue waits for becomes a dead
+    letter, which can be sent again, and what is behind it goes out at once. An attempt that is under way ends
+    first. If the event waits for several subscriptions, name one.
+
+    \b
+    watcher deliveries --subscription ops
+    watcher deliveries give-up evt_exq2atkfezkrl7uwjqzorlfh --subscription ops
+    watcher resend evt_exq2atkfezkrl7uwjqzorlfh --subscription ops
     """
+    if (action == "give-up") != bool(event_id):
+        raise click.UsageError("give-up needs the EVENT_ID of what waits, and only it does")
     wanted = _Wanted(kind, subscription, account, limit)
+    if event_id:
+        return await _give_up(look.settings, wanted, event_id, is_json=is_json)
     rows = await _read(look.settings, wanted)
     if account and not rows:
         refuse_unknown("account", [account], (await known(look)).account_by_name)
@@ -98,6 +117,7 @@ async def command(
     elif shown:
         name = printable(shown[-1]["subscription"])
         say_next(f"watcher resend --dead --subscription {name}" if kind == "dead" else f"watcher ping {name}")
+    return 0
 
 
 async def _read(settings: "Settings", wanted: _Wanted) -> list[_Row]:
@@ -165,6 +185,84 @@ async def _waiting(
                     "due_in_s": max(0, due_ms - now_ms) // 1000 if is_foreseen else None,
                     "paused": is_paused,
                 }
+
+
+class _Found(NamedTuple):
+    """Where an event waits: at which position of its queue, from 1 on, and which event is in front."""
+
+    subscription: str
+    account: str
+    position: int
+    delivery: "Delivery"
+    front: "Delivery | None"
+
+
+async def _give_up(settings: "Settings", wanted: _Wanted, event_id: str, *, is_json: bool) -> int:
+    """Give an event up where it is in front of its queue, or say what is; returns the exit code."""
+    from watcher.store.layout import Layout, check_numbers
+    from watcher.store.opening import open_to_look
+    from watcher.store.queues import Queues
+    from watcher.store.reader import Reader
+    from watcher.store.schedule import Schedule
+
+    async with open_to_look(settings.redis) as store:
+        check_numbers(await Layout(store.pipe, store.keys).read())  # in another layout nobody would find it
+        reader, queues = Reader(store.pipe, store.keys), Queues(Schedule(store.pipe), store.keys)
+        known_here = dict.fromkeys([*settings.subscription_by_name, *await reader.owed_subscriptions()])
+        names = names_like("subscription", known_here, wanted.subscription)
+        found = [place for name in names async for place in _places(reader, name, wanted, event_id)]
+        if len(found) > 1 and wanted.subscription is None:
+            them = ", ".join(printable(place.subscription) for place in found)
+            click.echo(f"watcher: it waits for {them}: say which, with --subscription", err=True)
+            return _EXIT_NO
+        if not found:
+            click.echo(f"watcher: {printable(event_id)} waits nowhere; it may have gone out", err=True)
+        has_failed = not found
+        for name, account, position, delivery, front in found:
+            left = None
+            if position == 1:
+                left = await queues.give_up(name, account, delivery.entry, reason="by hand")
+            has_failed = has_failed or left is None
+            if is_json:
+                line = {"kind": "given up", "subscription": name, "account": account, "position": position}
+                in_front = front.event_id if front and position > 1 else None
+                say_json(
+                    {
+                        **line,
+                        **_event(delivery),
+                        "given_up": left is not None,
+                        "in_front": in_front,
+                        "left": left,
+                    }
+                )
+                continue
+            owner = f"{printable(name)}: {printable(event_id)} of {printable(account)}"
+            if left is not None:
+                click.echo(
+                    f"{owner} is a dead letter now; {many(left, 'delivery', 'deliveries')} left in its queue"
+                )
+            elif position == 1:
+                click.echo(f"{owner} went out or was given up meanwhile", err=True)
+            else:
+                what = (
+                    f"{front.event_id} ({front.type})"
+                    if front
+                    else "what cannot be read, and is given up by itself"
+                )
+                click.echo(f"{owner} is number {position:,} of its queue; in front is {what}", err=True)
+    say_next("watcher deliveries --dead")
+    return _EXIT_NO if has_failed else 0
+
+
+async def _places(reader: "Reader", name: str, wanted: _Wanted, event_id: str) -> "AsyncIterator[_Found]":
+    for queue in filter(wanted.takes, await reader.queues(name)):
+        position, front = 0, None
+        async for delivery in reader.deliveries(name, queue.account):
+            position += 1
+            front = delivery if position == 1 else front
+            if delivery and delivery.event_id == event_id:
+                yield _Found(name, queue.account, position, delivery, front)
+                break
 
 
 def letter_row(name: str, letter: "DeadLetter", now_ms: int) -> _Row:

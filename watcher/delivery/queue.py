@@ -27,9 +27,6 @@ from watcher.store.schedule import Lease, Reply
 TURN_MS = 2_000
 """Longest wait for a turn with a queue in hand; if the next one is further off, the queue is given back."""
 
-EMPTY_MS = 60_000
-"""A queue that is due but has no deliveries is looked at again after so long."""
-
 AT_ONCE = 20
 """Deliveries read with one claim: few enough that a queue does not keep a worker from the others."""
 
@@ -177,8 +174,7 @@ class DeliveryWork(Generic[T_target]):
             log.info("lease.lost", account=lease.member, subscription=name)
             return False
         hold = Hold(lease._replace(deadline=until), stretch=partial(self._stretch, name))
-        if not begun.deliveries:  # taken away from outside: there is nothing to deliver, nor a hurry
-            await self._queues.release(name, hold.lease, due_in_ms=EMPTY_MS)
+        if not begun.deliveries:  # taken away by hand
             return False
         try:
             for entry, delivery in begun.deliveries:
@@ -289,7 +285,10 @@ class DeliveryWork(Generic[T_target]):
                 case Outcome.RETRY:
                     return await queues.retry(name, lease, head, wait_ms=verdict.wait_ms, record=record), 0
 
-        return await self._write(target, lease, settle, wait_ms=verdict.wait_ms)
+        first_wait_s = target.settings.retries[1].total_seconds() if len(target.settings.retries) > 1 else 0
+        return await self._write(
+            target, lease, settle, wait_ms=min(verdict.wait_ms, int(1000 * first_wait_s))
+        )
 
     async def _write(
         self,
@@ -301,8 +300,8 @@ class DeliveryWork(Generic[T_target]):
     ) -> tuple[Reply, int]:
         """Write down what became of a head, and part with a queue that did not take it.
 
-        Where it was full and gave that head up meanwhile, it is still ours to give back: its next one waits
-        as long as this one would have, and not until the lease ends.
+        Where that head was given up meanwhile, by hand or because the queue was full, it is still ours to
+        give back: its next one waits as long as one that has failed once, and not until the lease ends.
         """
         reply, deadline = await self._ask(lease, write)
         if reply is Reply.LEASE_LOST:

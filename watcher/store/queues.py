@@ -47,6 +47,7 @@ _EXTEND = load_script("extend")
 _HOLD = load_script("hold")
 _ENQUEUE = load_script("enqueue")
 _SETTLE = load_script("settle")
+_GIVE_UP = load_script("give_up")
 _PROBE = load_script("probe")
 _SET_BREAKER = load_script("set_breaker")
 
@@ -163,6 +164,29 @@ class Queues:
     ) -> Reply:
         """Try a head again later; its queue waits with it."""
         return (await self._settle(subscription, lease, head, "retry", wait_ms, "", record))[0]
+
+    async def give_up(self, subscription: str, account: str, head: bytes, *, reason: str) -> int | None:
+        """Make a queue's head (`Delivery.entry`) a dead letter, whoever has the queue in hand; what is behind
+        it goes out at once.
+
+        Returns how many deliveries are left in the queue; None where another one is its head.
+        """
+        keys, shard = self._keys, shard_of(account)
+        of_the_queue = [
+            keys.queue(subscription, account),
+            keys.queues(shard, subscription),
+            keys.due_subscriptions(shard),
+            keys.tries(shard, subscription),
+            keys.dead(shard, subscription),
+            keys.nothing(shard),
+            keys.bodies(shard),
+            keys.sizes(shard),
+            keys.given_up(shard),
+            keys.backlogs(shard),
+        ]
+        arguments = subscription, account, head, reason, DEAD_PER_SUBSCRIPTION
+        left = int(await self._pipe.script(_GIVE_UP, of_the_queue, *arguments))
+        return None if left < 0 else left
 
     async def enqueue(
         self, subscription: str, account: str, deliveries: Sequence[Delivery], *, letters: Sequence[str] = ()

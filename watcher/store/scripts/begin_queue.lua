@@ -1,6 +1,6 @@
 -- Begin to work on queues that were claimed, each a step: keep them until another deadline, and read their oldest
 -- deliveries, and how often their heads failed already. A claim holds for a moment only: where its answer was
--- lost, no worker begins what it took.
+-- lost, no worker begins what it took. A queue where nothing waits any more is in no schedule from then on.
 -- uses references
 -- KEYS    1 queues   2 tries   3 nothing (deleted first, see claim)   4 bodies   then for each step: its queue
 -- ARGV    for each step: account, deadline, new deadline, deliveries at most
@@ -9,7 +9,7 @@
 --         attempts ('': none)
 local queues, all_tries, nothing, bodies = unpack(KEYS, 1, 4)
 redis.call('DEL', nothing)
-local accounts, reply, kept = {}, {}, {}
+local accounts, reply, kept, empty = {}, {}, {}, {}
 for i = 1, #KEYS - 4 do accounts[i] = ARGV[i * 4 - 3] end
 local deadlines = redis.call('ZMSCORE', queues, unpack(accounts))
 local tries = redis.call('HMGET', all_tries, unpack(accounts))
@@ -28,10 +28,13 @@ for i = 1, #accounts do
     for j = 1, #references do deliveries[2 * j] = stored[j] or '' end
   end
   reply[i * 3 - 2], reply[i * 3 - 1], reply[i * 3] = answer, deliveries, tries[i] or ''
-  if is_ours then
+  if is_ours and not references[1] then
+    empty[#empty + 1] = account
+  elseif is_ours then
     kept[#kept + 1] = new
     kept[#kept + 1] = account
   end
 end
 if kept[1] then redis.call('ZADD', queues, unpack(kept)) end
+if empty[1] then redis.call('ZREM', queues, unpack(empty)) end
 return reply
