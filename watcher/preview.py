@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import SecretStr, ValidationError
 
-from watcher.journal.account import AccountState, Advance, Rules, advance
+from watcher.journal.account import EMPTY_MS, EMPTY_REPEATS, AccountState, Advance, Rules, advance
 from watcher.providers.contract import Catalogue, Provider, Rejected
 from watcher.providers.strict_json import NotJson, parse
 from watcher.settings import AccountSettings
@@ -16,8 +16,8 @@ from watcher.snapshot import Snapshot, asset_id
 
 Kind = Literal["loopring", "metakeep"]
 
-_MORE_THAN_SETTLING = 2
-"""Further polls that end every wait: one for what is suspect, one for what is pending confirmation then."""
+_MORE_THAN_SETTLING = EMPTY_REPEATS + 1
+"""Further polls that end every wait: those for what is suspect, one for what is pending confirmation then."""
 
 
 class Round(NamedTuple):
@@ -29,9 +29,9 @@ class Round(NamedTuple):
 
 def preview(before: Snapshot, after: Snapshot, rules: Rules) -> Iterator[Round]:
     """Take `before` as the baseline, and then `after` again and again until nothing is left to emit."""
-    state = _state(advance(None, before, source="", rules=rules), before)
+    state = _state(advance(None, before, source="", rules=rules, observed_ms=0), before)
     for polls in range(1 + rules.settle_polls + _MORE_THAN_SETTLING):
-        step = advance(state, after, source="", rules=rules)
+        step = advance(state, after, source="", rules=rules, observed_ms=polls * EMPTY_MS // EMPTY_REPEATS)
         yield Round(polls, step)
         state = _state(step, after)
         if not step.pending_confirmation and not step.suspect:
@@ -120,4 +120,4 @@ def _rows(answer: Any) -> list[dict[str, Any]]:
 
 
 def _state(step: Advance, snapshot: Snapshot) -> AccountState:
-    return AccountState("", snapshot.watched, step.entry_by_asset)
+    return AccountState("", snapshot.watched, step.entry_by_asset, emptiness=step.emptiness)

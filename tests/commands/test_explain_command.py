@@ -95,6 +95,13 @@ def test_what_is_suspect_is_said_and_told_when_a_poll_agrees(explain: Explain) -
     ]
 
 
+def test_a_listing_that_is_suddenly_empty_is_followed_for_its_minute(explain: Explain) -> None:
+    assert explain([a_row(0, "1")], []).lines == [
+        "suspect               0: the listing names nothing, which counts after a minute",
+        "after 3 more polls    total.decreased       1 0  total -1",
+    ]
+
+
 def test_what_is_suspect_first_and_then_pending_confirmation_is_followed_to_its_end(explain: Explain) -> None:
     done = explain([a_row(1, "5", deposit="5")], [a_row(1, "0")], "--json")
     kinds = [(line["polls"], line["kind"], line.get("type")) for line in done.objects]

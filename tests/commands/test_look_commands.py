@@ -211,6 +211,22 @@ def test_balances_show_what_was_accepted_and_what_is_not_told_yet(run: Run, writ
     assert bob[0] == "bob"
 
 
+def test_an_account_whose_listing_is_suddenly_empty_shows_what_it_held_and_that_this_is_suspect(
+    run: Run, write: Write
+) -> None:
+    polls = [a_snapshot(LRC="100", ETH="0"), a_snapshot()]
+    write(lambda books: books.live(polls))
+    eth, lrc = (
+        {**line, "asset": line["asset"]["id"]} for line in run("balances", "treasury", "--json").objects
+    )
+    assert (eth["asset"], eth["total"], eth["suspect"]) == ("ETH", "0", None)
+    assert (lrc["asset"], lrc["total"], lrc["suspect"]["total"]) == ("LRC", "100", "0")
+    (line,) = [line for line in run("status", "--json").objects if line.get("account") == "treasury"]
+    assert "suspect" in line["problems"]
+    assert re.match(r"lists nothing since 20\S+Z: it must do so for a minute to count", line["reason"])
+    assert run("audit", "treasury").lines[0].startswith("treasury  ok")
+
+
 def test_balances_as_json_have_one_object_per_asset(run: Run, write: Write) -> None:
     write(pending_and_suspect)
     eth, lrc, alice, _ = run("balances", "--json").objects

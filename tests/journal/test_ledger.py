@@ -10,7 +10,7 @@ RULES = Rules("outside", settle_polls=2)
 
 
 def step(state: AccountState | None, snapshot: Snapshot, *, source: str = "here") -> Advance:
-    return advance(state, snapshot, source=source, rules=RULES)
+    return advance(state, snapshot, source=source, rules=RULES, observed_ms=0)
 
 
 def told(result: Advance) -> list[tuple[str, str]]:

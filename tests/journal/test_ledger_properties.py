@@ -2,6 +2,7 @@
 accepted answer."""
 
 from collections.abc import Iterable
+from itertools import count
 from typing import NamedTuple
 
 from hypothesis import given, settings
@@ -50,10 +51,13 @@ def stored(state: AccountState) -> AccountState:
 
 
 def followed(series: Iterable[Poll], rules: Rules) -> Iterable[tuple[AccountState, Advance]]:
+    """Poll every 20 s."""
     state = None
-    for poll in series:
-        result = advance(state, snapshot_of(poll), source="here", rules=rules)
-        state = stored(AccountState("here", poll.watched, result.entry_by_asset, version="v"))
+    for observed_ms, poll in zip(count(0, 20_000), series, strict=False):
+        result = advance(state, snapshot_of(poll), source="here", rules=rules, observed_ms=observed_ms)
+        watched = state.watched if state and result.emptiness else poll.watched
+        entries, emptiness = result.entry_by_asset, result.emptiness
+        state = stored(AccountState("here", watched, entries, version="v", emptiness=emptiness))
         yield state, result
 
 
@@ -83,7 +87,8 @@ def test_what_was_told_is_what_is_published_and_the_chain_has_no_gap(
 @given(SERIES, RULES)
 def test_an_answer_that_stays_is_told_completely_in_the_end(series: list[Poll], rules: Rules) -> None:
     last = series[-1]
-    patience = rules.settle_polls + 3  # one to confirm what is suspect, one to begin to wait, then to settle
+    # Three to confirm what is suspect (an empty listing), one to begin to wait, then to settle.
+    patience = rules.settle_polls + 5
     *_, (state, result) = followed([*series, *[last] * patience], rules)
     assert not result.moved
     for asset, entry in state.entry_by_asset.items():

@@ -1,9 +1,11 @@
 """When an account is polled next."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.support.builders import a_balance, a_state, an_account, seconds
-from watcher.journal.account import AccountState, Entry
+from watcher.journal.account import AccountState, Emptiness, Entry
 from watcher.polling.cadence import spread_ms, wait_s, waits_ms
 from watcher.snapshot import Asset, Balance
 
@@ -16,6 +18,10 @@ def with_entry(confirmation_polls: int = 0, suspect: Balance | None = None) -> A
     return AccountState("here", None, {"ETH": entry})
 
 
+def emptied(state: AccountState) -> AccountState:
+    return replace(state, emptiness=Emptiness(0))
+
+
 @pytest.mark.parametrize(
     ("state", "expected_s"),
     [
@@ -25,10 +31,16 @@ def with_entry(confirmation_polls: int = 0, suspect: Balance | None = None) -> A
         (a_state(ETH=a_balance("1", "0", None, None)), 30),
         (with_entry(confirmation_polls=1), 10),
         (with_entry(suspect=a_balance("0")), 2),
+        (emptied(a_state(ETH="1")), 20),
+        (emptied(with_entry(confirmation_polls=1, suspect=a_balance("0"))), 20),
     ],
 )
 def test_what_is_unfinished_is_asked_about_sooner(state: AccountState, expected_s: float) -> None:
     assert wait_s(ACCOUNT, state) == expected_s
+
+
+def test_an_empty_listing_makes_no_poll_rarer() -> None:
+    assert wait_s(an_account(interval=PENDING), emptied(a_state(ETH="1"))) == 10
 
 
 def test_a_pending_interval_never_makes_polls_rarer() -> None:

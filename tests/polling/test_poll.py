@@ -339,6 +339,21 @@ async def test_a_baseline_and_a_doubt_are_lines(polled: Polled) -> None:
     assert (doubt["event"], doubt["asset"], doubt["reason"]) == ("asset.suspect", "0", "total fell to zero")
 
 
+async def test_a_listing_that_is_suddenly_empty_is_asked_about_every_20_s_and_counts_after_a_minute(
+    polled: Polled,
+) -> None:
+    await polled.poll(a_balance(0, "10"), a_balance(1, "5"))
+    polled.stage.reply = answer([])
+    said = []
+    for _ in range(4):
+        said.append([line["event"] for line in await polled.poll()])
+        polled.ahead_ms += 20_000
+        if len(said) == 3:
+            assert 59_000 < await polled.waits_ms() <= 60_000, "by a clock that is 40 s ahead"
+    assert said == [["account.suspect", FINISHED], [FINISHED], [FINISHED], ["event.created"] * 2 + [FINISHED]]
+    assert [line["event"] for line in await polled.poll()] == [FINISHED]
+
+
 async def test_a_change_whose_commit_was_repeated_wakes_the_queue_all_the_same(polled: Polled) -> None:
     polled.interest.follow({OPS: a_subscription(OPS)})
     await polled.poll(a_balance(0, "10"))

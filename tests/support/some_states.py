@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from hypothesis import strategies as st
 
 from watcher.amounts import MAX_FRACTION_DIGITS, MAX_INTEGER, to_text
-from watcher.journal.account import AccountState, Entry
+from watcher.journal.account import AccountState, Emptiness, Entry
 from watcher.snapshot import Asset, Balance
 
 LARGEST = (MAX_INTEGER + 1) * 10**MAX_FRACTION_DIGITS - 1
@@ -67,6 +67,7 @@ def states(draw: st.DrawFn) -> AccountState:
         polled_at_ms=draw(counts),
         stale_since_ms=draw(counts),
         crossed=frozenset(draw(st.sets(words, max_size=2))),
+        emptiness=draw(st.none() | st.builds(Emptiness, counts, counts)),
     )
 
 

@@ -40,7 +40,8 @@ async def command(*, look: "Look", is_json: bool, is_csv: bool, account: str | N
     """The last accepted balances: of every account, or of ACCOUNT (a name or glob).
 
     What is pending confirmation waits for its other half for a few successful polls; what is suspect waits
-    for a second opinion. Both are emitted then, or turn out to be nothing.
+    for a second opinion, or for a minute where a full listing suddenly names nothing. Both are emitted then,
+    or turn out to be nothing.
     """
     from watcher.store.opening import open_to_look
     from watcher.store.reader import Reader
@@ -79,7 +80,7 @@ async def _rows(reader: "Reader", settings: "Settings", names: Sequence[str]) ->
         else:
             age_s = max(0, now_ms - state.polled_at_ms) // 1000
             read = {"polled_at": iso(state.polled_at_ms), "age_s": age_s}
-            lines = [balance_line(entry) for entry in state.entry_by_asset.values()]
+            lines = [balance_line(entry) for entry in state.suspected.values()]
             rows += [{**owner, **line, **read} for line in lines or [{"note": "holds nothing"}]]
         if len(rows) >= _ROWS_AT_ONCE:
             yield rows

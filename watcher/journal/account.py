@@ -38,6 +38,7 @@ def why_suspect(
     return min(oddities, default=None)
 
 
+_NO_ROWS = "the listing names nothing, which counts after a minute"
 _EMPTY = "total fell to zero"
 _NO_LOCK = "locked disappeared"
 _OVERLOCKED = "more is locked than there is"
@@ -75,12 +76,30 @@ class Entry(NamedTuple):
     suspect: Balance | None = None
 
 
+EMPTY_REPEATS, EMPTY_MS = 3, 60_000
+"""How often, and for how long, a full listing must go on naming nothing before that counts."""
+
+
+class Emptiness(NamedTuple):
+    """A full listing of an account that held something named nothing: when first (Unix ms of the server), and
+    how many successful polls have said the same since."""
+
+    since_ms: int
+    repeats: int = 0
+
+    def counts(self, observed_ms: int) -> bool:
+        """Say whether it has lasted long enough to be believed."""
+        return self.repeats >= EMPTY_REPEATS and observed_ms - self.since_ms >= EMPTY_MS
+
+
 @dataclass(frozen=True, slots=True)
 class AccountState:
     """Everything that is known of an account.
 
     `source` says where it was read: another source is another account. `version` names the commit that wrote
     this state. `stale_since_ms` is not 0 after `account.stale`; `crossed` are thresholds (`notices`).
+    `emptiness` is not None while a listing that names nothing awaits confirmation; all else of the account
+    stays as it was accepted before.
     """
 
     source: str
@@ -91,6 +110,14 @@ class AccountState:
     polled_at_ms: int = 0
     stale_since_ms: int = 0
     crossed: frozenset[str] = frozenset()
+    emptiness: Emptiness | None = None
+
+    @property
+    def suspected(self) -> Mapping[str, Entry]:
+        """The entries, each with the reading of it that is suspect; of an empty listing that is nothing."""
+        if not self.emptiness:
+            return self.entry_by_asset
+        return {asset: _suspecting_absence(entry) for asset, entry in self.entry_by_asset.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +138,10 @@ class Moved(NamedTuple):
 
 @dataclass(slots=True)
 class Advance:
-    """What a snapshot does to a state. `baselined` assets start anew, without an event, and say why."""
+    """What a snapshot does to a state. `baselined` assets start anew, without an event, and say why.
+
+    With `emptiness` it does nothing else: each asset that was there is suspect.
+    """
 
     is_baseline: bool
     is_news: bool
@@ -121,16 +151,32 @@ class Advance:
     forgotten: list[str] = field(default_factory=list)
     suspect: dict[str, str] = field(default_factory=dict)
     pending_confirmation: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    emptiness: Emptiness | None = None
     conversions: Conversions = field(default_factory=Conversions, repr=False, compare=False)
 
 
-def advance(state: AccountState | None, snapshot: Snapshot, *, source: str, rules: Rules) -> Advance:
-    """Move a state on to a snapshot. The first one, or one from another source, is a baseline."""
+def advance(
+    state: AccountState | None, snapshot: Snapshot, *, source: str, rules: Rules, observed_ms: int
+) -> Advance:
+    """Move a state on to a snapshot. The first one, or one from another source, is a baseline.
+
+    A full listing that suddenly names nothing moves nothing until it has lasted (`Emptiness`). One that names
+    something again ends that, and is judged by what was accepted before.
+    """
     known = state.entry_by_asset if state and state.source == source else {}
     is_baseline = state is None or state.source != source
     result = Advance(
-        is_baseline, is_news=is_baseline or (state is not None and state.watched != snapshot.watched)
+        is_baseline,
+        is_news=is_baseline
+        or (state is not None and (state.watched != snapshot.watched or state.emptiness is not None)),
     )
+    if emptiness := _emptiness(state, known, snapshot, observed_ms):
+        absences = {asset: _suspecting_absence(entry) for asset, entry in known.items()}
+        if not emptiness.counts(observed_ms):
+            result = Advance(is_baseline=False, is_news=True, entry_by_asset={**known}, emptiness=emptiness)
+            result.suspect |= {asset: _NO_ROWS for asset in known if absences[asset].suspect}
+            return result
+        known = absences
     if state is not None and is_baseline:
         result.forgotten.extend(sorted(state.entry_by_asset))
     for asset_id in sorted(known.keys() | snapshot.row_by_asset.keys()):
@@ -150,6 +196,25 @@ def advance(state: AccountState | None, snapshot: Snapshot, *, source: str, rule
         else:
             _follow(entry, row, snapshot, rules, result)
     return result
+
+
+def _emptiness(
+    state: AccountState | None, known: Mapping[str, Entry], snapshot: Snapshot, observed_ms: int
+) -> Emptiness | None:
+    """Take note of a full listing that names nothing of an account that held something."""
+    if state is None or snapshot.row_by_asset or not snapshot.absent_is_zero:
+        return None
+    if all(entry.seen == absent(entry.seen) for entry in known.values()):
+        return None
+    if state.emptiness is None:
+        return Emptiness(observed_ms)
+    # The server's clock may have been set back: the time that passed since counts, and no other.
+    return Emptiness(min(state.emptiness.since_ms, observed_ms), state.emptiness.repeats + 1)
+
+
+def _suspecting_absence(entry: Entry) -> Entry:
+    nothing = absent(entry.seen)
+    return entry if entry.seen == nothing else entry._replace(suspect=nothing)
 
 
 def _follow(entry: Entry, row: Row | None, snapshot: Snapshot, rules: Rules, result: Advance) -> None:

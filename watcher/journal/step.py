@@ -53,7 +53,9 @@ def diff(
     now_ms: int,
 ) -> Step | None:
     """Say what a reading adds to a state; None when it adds nothing."""
-    moved_on = advance(state, reading.snapshot, source=reading.source, rules=rules)
+    moved_on = advance(
+        state, reading.snapshot, source=reading.source, rules=rules, observed_ms=reading.observed_ms
+    )
     was_crossed = state.crossed if state else frozenset()
     watches = interest.watches(reading.account)
     zeros = reading.snapshot.zeros
@@ -61,6 +63,9 @@ def diff(
     warnings, crossed = (
         crossings(watches, entries, was_crossed, conversions, zeros=zeros) if watches else ([], frozenset())
     )
+    watched = reading.snapshot.watched
+    if state and moved_on.emptiness:  # of which nothing counts yet
+        warnings, crossed, watched = [], was_crossed, state.watched
     stale_since_ms = state.stale_since_ms if state else 0
     if not (moved_on.is_news or stale_since_ms or crossed != was_crossed):
         return None
@@ -77,12 +82,13 @@ def diff(
     events = events_of(drafts, origin, first_sequence=first, now_ms=now_ms)
     after = AccountState(
         source=reading.source,
-        watched=reading.snapshot.watched,
+        watched=watched,
         entry_by_asset=entries,
         version=version,
         sequence=events[-1].sequence if events else before,
         polled_at_ms=reading.observed_ms,
         crossed=crossed,
+        emptiness=moved_on.emptiness,
     )
     notes = tuple(_starts_and_ends(moved_on, after, now_ms))
     return Step(after, before, events, _queued(events, reading.account, interest), notes, moved_on)

@@ -261,6 +261,11 @@ EVENTS: Mapping[str, Line] = {
         "A change was committed and is owed to the subscriptions that match.",
         ("account", "provider", "asset", "event_id", "event_type", "sequence", "subscriptions"),
     ),
+    "account.suspect": Line(
+        "info",
+        "A full listing suddenly names nothing: that counts only after a minute of successful polls.",
+        ("account", "provider", "assets"),
+    ),
     "asset.suspect": Line(
         "info",
         "An asset fell in a way that the next successful poll must confirm before it counts.",

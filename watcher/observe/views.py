@@ -224,13 +224,16 @@ def account_line(
     account: AccountSettings, seen: Seen, failing: Failing | None, problems: Sequence[str]
 ) -> Line:
     state = seen.state
+    doubt = None
+    if state and state.emptiness:
+        doubt = f"lists nothing since {iso(state.emptiness.since_ms)}: it must do so for a minute to count"
     return {
         "kind": "account",
         "account": account.name,
         "provider": account.provider,
         "problems": [*problems],
         "polled_at": iso(state.polled_at_ms) if state and state.polled_at_ms else None,
-        "reason": seen.damage or (failing.reason if failing else None),
+        "reason": seen.damage or (failing.reason if failing else doubt),
         "rejections": failing.rejections if failing else 0,
         "rejected_since": iso(failing.since_ms) if failing else None,
     }
@@ -238,7 +241,7 @@ def account_line(
 
 def problems_of(account: AccountSettings, seen: Seen, failing: Failing | None, now_ms: int) -> list[str]:
     state = seen.state
-    entries = [*state.entry_by_asset.values()] if state else []
+    entries = [*state.suspected.values()] if state else []
     polled_at_ms = state.polled_at_ms if state else 0
     is_quarantined = bool(seen.damage) or (failing is not None and failing.error_class == "quarantined")
     stale_ms = 1000 * STALE_INTERVALS * account.interval.total_seconds()

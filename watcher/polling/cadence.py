@@ -13,6 +13,9 @@ from watcher.settings import AccountSettings
 SECOND_OPINION = timedelta(seconds=2)
 """A suspect reading is polled again within seconds, but not at once."""
 
+_EMPTY_AGAIN = timedelta(seconds=20)
+"""So often is an account read again whose listing suddenly names nothing, if its interval is longer."""
+
 _FIRST_WAIT_S = 5.0
 _LONGEST_WAIT_S = 300.0
 """Waits double with each rejected poll in a row: a provider that is down is asked every five minutes."""
@@ -33,6 +36,8 @@ _SPREAD = 0.1
 def wait_s(account: AccountSettings, state: AccountState) -> float:
     """Say how long after a successful poll the next one is due."""
     wait = account.interval
+    if state.emptiness:
+        return min(wait, _EMPTY_AGAIN).total_seconds()
     for entry in state.entry_by_asset.values():
         if entry.suspect:
             return SECOND_OPINION.total_seconds()

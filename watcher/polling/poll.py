@@ -217,7 +217,9 @@ class Poller:
             )
             assert step or state, "without a state, a reading is a baseline"
             after: AccountState = step.state if step else state  # type: ignore[assignment]  # asserted above
-            wait_ms = spread_ms(wait_s(account, after), random.random())
+            # Three waits after an empty listing make the minute that it needs: they are never shortened.
+            chance = 0 if after.emptiness else random.random()
+            wait_ms = spread_ms(wait_s(account, after), chance)
             settled = answer._replace(version=after.version, wait_ms=wait_ms)
             if step:
                 reply = await self._write(account, lease, state, step, due_ms=self._now_ms() + wait_ms)
@@ -231,7 +233,7 @@ class Poller:
             state = await self._polls.read_state(self.settings.name, account.name)
         is_taken = reply in (Reply.DONE, Reply.DONE_BEFORE)
         # Would the same answer again change nothing? Not even by a newer list of assets?
-        if is_taken and not reading.snapshot.is_open:
+        if is_taken and not reading.snapshot.is_open and not after.emptiness:
             lists_assets = self._client.lists_assets
             if not any(
                 entry.confirmation_polls or entry.suspect or (lists_assets and entry.asset.decimals is None)

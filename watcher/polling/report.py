@@ -401,7 +401,10 @@ class PollReport:
         if step.advance.is_baseline:
             assets = len(step.state.entry_by_asset)
             log.info("account.baseline", account=account.name, provider=account.provider, assets=assets)
-        for asset_id, reason in step.advance.suspect.items():
+        suspect = step.advance.suspect
+        if (emptiness := step.advance.emptiness) and not emptiness.repeats:
+            log.info("account.suspect", account=account.name, provider=account.provider, assets=len(suspect))
+        for asset_id, reason in suspect.items() if not emptiness else ():
             log.info("asset.suspect", account=account.name, asset=asset_id, reason=reason)
         for name, count in pushed_out.items():
             self._counters.pushed_out[name] += count

@@ -3,7 +3,9 @@
 Compact on purpose: it is most of what an account costs. A state is one line of bytes and a JSON list:
 
     VVVVVVVVVVVVVVVV TTTTTTTTTTTTTT S…      version, polled_at_ms, sequence; the first two at fixed places
-    [source, {asset id: row}, watched, stale_since_ms, crossed]     without the usual null, 0, [] at its end
+    [source, {asset id: row}, watched, stale_since_ms, crossed, emptiness]
+
+`emptiness` is `[since_ms, repeats]`, or `[]`. The usual null, 0, [], [] at the end is not written.
 
 A row is `decimals total locked pending_deposit pending_withdrawal`, `-` for null, without the ` 0` at its
 end. While something is pending confirmation or suspect it is `[row, confirmation_polls, seen, suspect]`. What
@@ -21,7 +23,7 @@ from typing import Any
 import orjson
 
 from watcher.amounts import MAX_FRACTION_DIGITS, NotAnAmount, check_canonical
-from watcher.journal.account import AccountState, Entry
+from watcher.journal.account import AccountState, Emptiness, Entry
 from watcher.snapshot import Asset, Balance
 from watcher.store.errors import DamagedKey
 from watcher.store.keys import Keys, check_count, read_count
@@ -41,7 +43,7 @@ MOST_NAMES = 10_000
 _HEAD = re.compile(rb"(?=.{16} [0-9]{14} )([!-~]+) +([0-9]{14}) (0|[1-9][0-9]{0,13})\n")
 _DECIMALS: Mapping[str, int | None] = {"-": None, **{str(n): n for n in range(MAX_FRACTION_DIGITS + 1)}}
 _ZEROS = ("0", "0", "0", "0")
-_USUAL: tuple[Any, ...] = (None, 0, [])
+_USUAL: tuple[Any, ...] = (None, 0, [], [])
 """What stands at the end of most states, and is not written."""
 
 _WRAPPED = {"is", "symbol", "name"}
@@ -77,7 +79,8 @@ def dump_state(state: AccountState, names: Mapping[str, Called]) -> bytes:
         if (symbol, name) != names.get(asset_id) and (symbol, name) != UNNAMED:
             row = {"is": row, "symbol": symbol, "name": name}
         row_by_asset[asset_id] = row
-    body = [state.source, row_by_asset, state.watched, state.stale_since_ms, sorted(state.crossed)]
+    crossed, emptiness = sorted(state.crossed), [*(state.emptiness or ())]
+    body = [state.source, row_by_asset, state.watched, state.stale_since_ms, crossed, emptiness]
     while len(body) > 2 and body[-1] == _USUAL[len(body) - 3]:
         body.pop()
     return head + orjson.dumps(body)
@@ -91,7 +94,7 @@ def load_state(text: bytes, names: Mapping[str, Called]) -> AccountState:
             raise ValueError("no version, time and sequence")
         body = json.loads(text[head.end() :].decode())  # of bytes, it would read UTF-16 too
         source, row_by_asset, *rest = _list(body)
-        watched, stale_since_ms, crossed = *rest, *_USUAL[len(rest) :]
+        watched, stale_since_ms, crossed, emptiness = *rest, *_USUAL[len(rest) :]
         return AccountState(
             source=_text(source),
             watched=None if watched is None else tuple(map(_text, _list(watched))),
@@ -103,6 +106,7 @@ def load_state(text: bytes, names: Mapping[str, Called]) -> AccountState:
             polled_at_ms=int(head[2]),
             stale_since_ms=check_count(stale_since_ms),
             crossed=frozenset(map(_text, _list(crossed))),
+            emptiness=Emptiness(*map(check_count, emptiness)) if _list(emptiness) else None,
         )
     except _UNREADABLE as error:
         raise BadState(f"not readable: {type(error).__name__}") from error

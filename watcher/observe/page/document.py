@@ -171,7 +171,7 @@ def _accounts(settings: Settings, found: Found) -> list[Line]:
         account = settings.account_by_name[seen.account]
         failing = found.overview.failing.get(account.provider, {}).get(account.name)
         line = account_line(account, seen, failing, problems_of(account, seen, failing, found.now_ms))
-        entries = [*seen.state.entry_by_asset.values()] if seen.state else []
+        entries = [*seen.state.suspected.values()] if seen.state else []
         entries.sort(
             key=lambda one: (not (one.confirmation_polls or one.suspect), not any(in_atoms(one.seen)))
         )
