@@ -11,12 +11,17 @@ engine            "valkey". A test that is to hold everywhere says so, and runs 
                   with `from tests.support.servers import EVERY_ENGINE, ENGINES`.
 """
 
+import gc
 import itertools
 import os
 import re
+import shutil
 import signal
+import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 from fakeredis import FakeAsyncRedis, FakeServer
@@ -35,6 +40,26 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 
 _numbers = itertools.count(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let all processes of the run share what is compiled, where none of it is to be left behind.
+
+    Else each of the hundreds compiles all that it imports. Where bytecode is written, they share that anyway.
+    """
+    is_first = not hasattr(config, "workerinput")  # the others inherit its environment
+    if is_first and sys.dont_write_bytecode and not sys.pycache_prefix:
+        directory = tempfile.mkdtemp(prefix="watcher-bytecode-")
+        config.add_cleanup(partial(shutil.rmtree, directory, ignore_errors=True))
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = directory
+        sys.dont_write_bytecode = False
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collections of garbage from here on the thousands of tests, which live to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
