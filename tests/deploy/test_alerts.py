@@ -5,13 +5,14 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from watcher.observe.catalogue import EVENTS
 from watcher.observe.metrics import ATTEMPT_OUTCOMES, ERROR_CLASSES, METRICS, POLL_OUTCOMES
+from watcher.store.guarantee import Persistence
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ALERTS = DEPLOY / "prometheus-alerts.yaml"
@@ -20,6 +21,7 @@ WORDS_BY_LABEL = {
     "outcome": {*POLL_OUTCOMES, *ATTEMPT_OUTCOMES},
     "error_class": {*ERROR_CLASSES},
     "job": {"watcher"},
+    "persistence": {*get_args(Persistence)},
 }
 
 (GROUP,) = yaml.safe_load(ALERTS.read_text())["groups"]
@@ -115,6 +117,9 @@ AT = 'instance="w1:8787", job="watcher"'
 WELL = {
     f"up{{{AT}}}": "1x60",
     f"watcher_store_up{{{AT}}}": "1x60",
+    f"watcher_store_refused{{{AT}}}": "0x60",
+    f'watcher_store_guarantee{{{AT}, persistence="everysec", eviction="noeviction"}}': "1x60",
+    f'watcher_store_guarantee{{{AT}, persistence="none", eviction="noeviction"}}': "0x60",
     f"watcher_stands_by{{{AT}}}": "0x60",
     f'watcher_polls_total{{{AT}, provider="shop", outcome="unchanged"}}': "0+60x60",
     f'watcher_polls_total{{{AT}, provider="shop", outcome="rejected"}}': "0+1x60",
@@ -137,6 +142,8 @@ ILL = {
     "WatcherAllDown": {"up": "0x60"},
     "WatcherWorkerDown": {"up": "0x60"},
     "WatcherStoreDown": {"watcher_store_up": "0x60"},
+    "WatcherStoreRefused": {"watcher_store_refused": "0x50 1x10"},
+    "WatcherStoreForgets": {'persistence="none"': "1x60"},
     "WatcherProviderRefusesKey": {'error_class="auth"': "0x50 1x10"},
     "WatcherAccountsRejected": {'error_class="configuration"': "2x60"},
     "WatcherProviderFails": {'outcome="rejected"': "0+70x60"},

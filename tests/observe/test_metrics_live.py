@@ -192,6 +192,8 @@ async def test_labels_are_names_in_force_and_words_of_ours_alone(rig: Rig) -> No
         "type",
         "le",
         "version",
+        "persistence",
+        "eviction",
     }
     assert not {"treasury", "alice", ALICE, MK, str(TREASURY)} & {value for _, value in named}
 

@@ -18,7 +18,7 @@ from watcher.engine.loop import Neighbours
 from watcher.polling import work
 from watcher.polling.work import PollWork, ProviderPolls
 from watcher.settings import AccountSettings
-from watcher.store.exceptions import StoreError, StoreUnreachable
+from watcher.store.exceptions import ServerRefused, StoreError, StoreUnreachable
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS
 from watcher.store.polls import Polls
@@ -90,8 +90,9 @@ class Bench:
         self.poller = Poller(spacing_s)
         self.stopped = asyncio.Event()
         self.neighbours, self.stack = Neighbours(), AsyncExitStack()
+        self.health = StoreHealth()
         self.of_provider = ProviderPolls(
-            cast(Any, self.poller), self.polls, StoreHealth(), self.stopped, self.neighbours, self.stack
+            cast(Any, self.poller), self.polls, self.health, self.stopped, self.neighbours, self.stack
         )
         self.names = [ACCOUNT, *NEIGHBOURS]
         self.of_provider.follow({name: an_account(name) for name in self.names}, set(range(16)))
@@ -380,3 +381,11 @@ async def test_what_a_reload_took_away_in_the_meantime_is_given_back(bench: Benc
     assert await none_left.room(PROVIDER, 0, 0) == Room(0), "nor is that a bug"
     await asyncio.gather(*await none_left.begin(PROVIDER, [Lease(bench.names[0], 0)]))
     assert bench.polls.given_back == [bench.names[0]]
+
+
+async def test_no_poll_has_room_while_nothing_may_be_committed(bench: Bench) -> None:
+    assert (await bench.of_provider.room(0)).most > 0
+    bench.health.refusal = ServerRefused("Redis at db evicts keys")
+    assert (await bench.of_provider.room(0)).most == 0
+    bench.health.refusal = None
+    assert (await bench.of_provider.room(0)).most > 0

@@ -7,8 +7,9 @@ import pytest
 
 from tests.support.servers import DURABLE, ENGINES, a_free_port, real_server
 from watcher.store.client import connect
-from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
-from watcher.store.guarantee import _POLICIES, Guarantee, guarantee, judge
+from watcher.store.exceptions import ConfigurationRefused, ServerRefused, StoreUnreachable
+from watcher.store.guarantee import _POLICIES, Guarantee, guarantee, judge, judge_connection
+from watcher.store.pipe import Verdict
 from watcher.store.queues import Bounds
 
 INFO = {"redis_version": "7.2.4", "role": "master", "aof_enabled": 1, "maxmemory_policy": "noeviction"}
@@ -55,7 +56,7 @@ async def test_a_server_that_evicts_any_key_is_refused(engine: str) -> None:
 
 @pytest.mark.parametrize(
     "flags",
-    [("--maxmemory", "100mb", "--maxmemory-policy", "volatile-ttl"), ("--maxmemory-policy", "allkeys-lfu")],
+    [("--maxmemory", "100mb", "--maxmemory-policy", "volatile-ttl"), ("--maxmemory-policy", "volatile-lfu")],
 )
 async def test_a_server_that_might_evict_keys_is_warned_of(flags: tuple[str, ...]) -> None:
     (warning,) = (await promised("valkey", *flags)).warnings
@@ -131,9 +132,9 @@ def test_a_policy_is_taken_from_info_where_config_is_hidden() -> None:
 def test_each_policy_is_refused_or_warned_of_or_fine(policy: str) -> None:
     config = {**CONFIG, "maxmemory-policy": policy}
     if policy.startswith("allkeys-"):
-        with pytest.raises(ConfigurationRefused, match=policy):
-            judge({**INFO, "maxmemory": 1 << 30}, config, at="db")
-        assert policy in judge({**INFO, "maxmemory": 0}, config, at="db").warnings[0]
+        for memory in (0, 1 << 30):  # which may be set at any time
+            with pytest.raises(ServerRefused, match=policy):
+                judge({**INFO, "maxmemory": memory}, config, at="db")
     else:
         said = judge({**INFO, "maxmemory": 1 << 30}, config, at="db")
         assert [policy in warning for warning in said.warnings] == ([] if policy == "noeviction" else [True])
@@ -170,3 +171,45 @@ def test_a_server_that_cannot_write_to_its_disk_is_warned_of() -> None:
 
 def test_no_file_and_hidden_snapshots_promise_nothing() -> None:
     assert judge({**INFO, "aof_enabled": 0}, HIDDEN, at="db").persistence == "hidden"
+
+
+EVICTING = b"# Server\r\nredis_version:7.2.4\r\nrole:master\r\nmaxmemory_policy:allkeys-lru\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_refused"),
+    [
+        (EVICTING, True),
+        (EVICTING.replace(b"7.2.4", b"5.0.7").replace(b"allkeys-lru", b"noeviction"), True),
+        (EVICTING.replace(b"allkeys-lru", b"noeviction"), False),
+        (EVICTING.replace(b"master", b"slave"), False),
+        (b"OK", False),  # the answer to what came before: INFO was forbidden
+        (b"\xff:\xfe\r\n:::\r\nmaxmemory_policy", False),
+        (None, False),
+        (["maxmemory_policy:allkeys-lru"], False),
+    ],
+)
+async def test_a_new_connection_is_judged_by_what_its_server_says_of_itself(
+    answer: object, is_refused: bool
+) -> None:
+    verdict = Verdict()
+    judge_connection(verdict, answer, at="db")
+    assert (verdict.refusal is not None) == is_refused
+
+
+async def test_only_a_look_at_all_servers_takes_a_refusal_back() -> None:
+    """Connections to the old primary and the new one may be made at the same moment."""
+    verdict = Verdict()
+    judge_connection(verdict, EVICTING, at="new")
+    judge_connection(verdict, EVICTING.replace(b"allkeys-lru", b"noeviction"), at="old")
+    assert "new" in str(verdict.refusal)
+    assert verdict.has_connected.is_set()
+
+
+def test_a_guarantee_is_weaker_where_a_restart_takes_back_more() -> None:
+    kept = judge(INFO, CONFIG, at="db")
+    always = judge(INFO, {**CONFIG, "appendfsync": "always"}, at="db")
+    lost = judge({**INFO, "aof_enabled": 0}, CONFIG, at="db")
+    assert lost.is_weaker_than(kept)
+    assert kept.is_weaker_than(always)
+    assert not any(one.is_weaker_than(other) for one, other in ((kept, kept), (always, kept), (kept, lost)))

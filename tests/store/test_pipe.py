@@ -13,9 +13,9 @@ from tests.support.servers import DURABLE, ENGINES, EVERY_ENGINE, real_server
 from tests.support.stores import ACCOUNT, OPS, a_commit, a_delivery, a_store, running, some_deliveries
 from watcher.service.serve import loop_factory
 from watcher.store.client import connect
-from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
-from watcher.store.pipe import Call, Joint, Joints, Pipe, load_script, packed
-from watcher.store.schedule import Reply
+from watcher.store.exceptions import ConfigurationRefused, ServerRefused, StoreUnreachable
+from watcher.store.pipe import Call, Joint, Joints, Pipe, Verdict, load_script, packed
+from watcher.store.schedule import Lease, Reply
 
 everywhere = pytest.mark.parametrize("engine", EVERY_ENGINE)
 on_real_servers = pytest.mark.parametrize("engine", ENGINES)
@@ -381,3 +381,31 @@ def test_a_connection_that_is_closed_under_a_command_is_replaced_on_every_event_
 
     with real_server() as server, asyncio.Runner(loop_factory=loop_factory()) as runner:
         assert runner.run(ask_after_the_transport_is_gone(server.url)) == b"PONG"
+
+
+@everywhere
+async def test_a_server_that_was_refused_is_committed_nothing_and_asked_the_rest(
+    redis_client: Redis, namespace: str
+) -> None:
+    refusal = ServerRefused("Redis at db evicts keys")
+    pipe = Pipe(redis_client, Verdict())
+    store = a_store(redis_client, namespace, pipe=pipe)
+    async with running(pipe):
+        pipe.verdict.refusal = refusal
+        commit = store.polls.commit(a_commit(Lease(ACCOUNT, 0)))
+        answers = await asyncio.gather(commit, echo(pipe, "x"), return_exceptions=True)
+        assert [*answers] == [refusal, "x"]
+        pipe.verdict.refusal = None
+        assert await store.polls.commit(a_commit(Lease(ACCOUNT, 0)))
+
+
+async def test_a_commit_that_waits_is_not_sent_over_the_connection_on_which_the_server_is_refused() -> None:
+    """As after a failover to a primary that evicts: the connection is made for the commit itself."""
+    with real_server("valkey", "--maxmemory-policy", "allkeys-lru") as server:
+        verdict = Verdict()
+        async with connect(server.url, verdict) as client:
+            pipe = Pipe(client, verdict)
+            with pytest.raises(ServerRefused, match="allkeys-lru"):
+                await a_store(client, "evicting", pipe=pipe).polls.commit(a_commit(Lease(ACCOUNT, 0)))
+            assert await client.dbsize() == 0
+            assert await echo(pipe, "x") == "x"

@@ -9,7 +9,14 @@ import pytest
 import structlog
 
 from watcher.store.errors import of_reply
-from watcher.store.exceptions import ConfigurationRefused, StoreError, StoreRefuses, StoreUnreachable
+from watcher.store.exceptions import (
+    ConfigurationRefused,
+    ServerRefused,
+    StoreError,
+    StoreRefuses,
+    StoreUnreachable,
+)
+from watcher.store.guarantee import judge
 from watcher.store.health import StoreHealth
 
 GONE = StoreUnreachable("Redis at db cannot be reached; is it running?")
@@ -239,3 +246,39 @@ async def test_a_mistake_of_ours_is_no_part_that_is_gone() -> None:
 
     with pytest.raises(ValueError, match="a bug"):
         await StoreHealth().of_parts(there(), wrong())
+
+
+INFO = {"redis_version": "7.2.4", "role": "master", "aof_enabled": 1, "maxmemory_policy": "noeviction"}
+CONFIG = {"appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction"}
+KEPT = judge(INFO, CONFIG, at="db")
+LOST = judge({**INFO, "aof_enabled": 0}, CONFIG, at="db")
+
+
+def test_what_the_server_promises_is_said_when_it_changes_and_once_more_where_it_is_less(
+    lines: list[MutableMapping[str, Any]],
+) -> None:
+    health = StoreHealth()
+    for found in (KEPT, KEPT, LOST, LOST, KEPT):
+        health.promised(found)
+    assert names(lines) == ["store.guarantee", "store.guarantee", "store.weak", "store.guarantee"]
+    assert [line["persistence"] for line in lines if "persistence" in line] == [
+        "everysec",
+        "none",
+        "everysec",
+    ]
+    assert "promises less than it did" in lines[2]["reason"]
+
+
+async def test_a_refusal_of_the_server_is_said_once_and_answers_do_not_end_it(
+    lines: list[MutableMapping[str, Any]],
+) -> None:
+    clock = Clock()
+    health = StoreHealth(clock=clock)
+    for _ in range(20):
+        assert await health.failed(ServerRefused("Redis at db evicts keys")) == 2.0
+        health.answered()
+        clock.now += 10
+    assert names(lines) == ["store.refusing"]
+    assert lines[0]["reason"] == "Redis at db evicts keys"
+    assert health.refusal
+    assert health.is_up, "it answers, and deliveries go on"

@@ -182,12 +182,12 @@ EVENTS: Mapping[str, Line] = {
     ),
     "store.guarantee": Line(
         "info",
-        "What this Redis promises, read at the start.",
+        "What this Redis promises: at the start, and whenever it has changed.",
         ("server", "persistence", "eviction", "guarantee"),
     ),
     "store.weak": Line(
         "warning",
-        "Redis is set up so that a promise of ours does not hold.",
+        "Redis is set up so that a promise of ours does not hold, or promises less than it did.",
         ("server", "reason"),
     ),
     "store.unreachable": Line(
@@ -195,7 +195,8 @@ EVENTS: Mapping[str, Line] = {
     ),
     "store.refusing": Line(
         "error",
-        "Redis answers with errors: writes (memory, disk, a replica), credentials, rights, quotas.",
+        "Redis answers with errors: writes (memory, disk, a replica), credentials, rights, quotas; or it is "
+        "set up so that nothing may be committed to it.",
         ("reason", "next_ms", *_LASTS),
     ),
     "store.recovered": Line("info", "Redis does its part again.", _LASTS),

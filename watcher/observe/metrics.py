@@ -96,6 +96,17 @@ METRICS: Mapping[str, Meaning] = {
         "everything about Redis is missing.",
     ),
     "watcher_accounts": Meaning("gauge", "Accounts of the configuration in force.", ("provider",)),
+    "watcher_store_guarantee": Meaning(
+        "gauge",
+        "Always 1; the labels are how Redis keeps what it was given, and its maxmemory-policy. Read twice a "
+        "minute, and at each new connection.",
+        ("persistence", "eviction"),
+    ),
+    "watcher_store_refused": Meaning(
+        "gauge",
+        "1 while Redis is set up so that nothing may be committed to it: it evicts keys, say. No account is "
+        "polled meanwhile.",
+    ),
     "watcher_store_up": Meaning(
         "gauge", "1 where Redis answers and takes writes; at 0 everything below is missing."
     ),
@@ -193,6 +204,8 @@ class Metrics:
 
 def _of_worker(worker: Worker) -> _Samples:
     settings, counters, liveness = worker.settings, worker.counters, worker.liveness
+    health = worker.opened.health if worker.opened else None
+    found = health.guarantee if health else None
     providers, subscriptions = settings.provider_by_name, settings.subscription_by_name
     accounts = dict.fromkeys(providers, 0)
     for account in settings.account_by_name.values():
@@ -227,6 +240,8 @@ def _of_worker(worker: Worker) -> _Samples:
             ((), len({name for one in worker.differences for name in one.names}))
         ],
         "watcher_accounts": [((name,), count) for name, count in accounts.items()],
+        "watcher_store_guarantee": [((found.persistence, found.eviction), 1)] if found else [],
+        "watcher_store_refused": [((), float(health is not None and health.refusal is not None))],
     }
 
 
@@ -302,6 +317,8 @@ async def readyz(worker: Worker) -> Answer:
         return _no(["starting: no contact with Redis yet"])
     if not worker.has_begun:
         return _no(["starting: the accounts are being scheduled"])
+    if worker.opened.health.refusal:
+        return _no([str(worker.opened.health.refusal)])
     if worker.opened.health.is_up:
         reader = Reader(worker.opened.schedule.pipe, Keys(worker.settings.redis.namespace))
         with suppress(StoreError, TimeoutError):

@@ -58,6 +58,9 @@ _OTHERS_S = 1.0
 _MOST_LEFT = 500
 """Accounts named with a claim as not ours: beyond it they are claimed, and given back at once."""
 
+_REFUSED_S = 1.0
+"""How long no poll is claimed while nothing may be committed, before that is looked at again."""
+
 _AGAIN_S = 0.5
 """Between two tries to give a lease back, while Redis is away."""
 
@@ -109,6 +112,8 @@ class ProviderPolls(InUse):
 
     async def room(self, in_flight: int) -> Room:
         """Say how many polls could start soon; if hardly any, the next claim waits for their turns."""
+        if self._health.refusal:
+            return Room(0, _REFUSED_S)
         free = CONCURRENCY - in_flight
         if free <= 0:
             return Room(0, _SCARCE_MS / 1000, is_full=True)

@@ -180,7 +180,9 @@ class Upkeep:
 
     async def give_up_on_redis(self) -> None:
         """Stop waiting for Redis: a job that runs every minute must not pile up."""
-        while self._health.down_s < _PATIENCE_S:  # noqa: ASYNC110 - how long it has been down
+        while self._health.down_s < _PATIENCE_S:
+            if self._health.refusal:
+                raise self._health.refusal
             await asyncio.sleep(_LOOK_S)
         raise self._health.error or StoreUnreachable("Redis does not do its part")
 

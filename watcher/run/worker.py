@@ -11,7 +11,7 @@ from copy import copy
 from typing import Any, NamedTuple, TypeVar
 
 from watcher import __version__
-from watcher.engine.loop import Loop
+from watcher.engine.loop import Loop, survived
 from watcher.observe.counters import Counters
 from watcher.observe.liveness import Liveness, rss_mb
 from watcher.observe.log import log
@@ -23,11 +23,12 @@ from watcher.run.upkeep import Upkeep
 from watcher.settings import Settings
 from watcher.store.exceptions import LayoutAwaited, StoreError
 from watcher.store.guarantee import check_rights, guarantee_of_all
-from watcher.store.health import StoreHealth
+from watcher.store.health import JUDGE_S, StoreHealth
 from watcher.store.keys import Keys
 from watcher.store.layout import Layout
 from watcher.store.members import Configurations, Workers
 from watcher.store.opening import open_store
+from watcher.store.pipe import Pipe
 from watcher.store.queues import BOUNDS, Bounds
 from watcher.store.reader import Reader
 from watcher.store.schedule import Schedule
@@ -38,6 +39,9 @@ _COUNT_S = 1.0
 """The heartbeat does not wait longer than this to know what is due."""
 
 _CANCEL_AGAIN_S = 0.1
+
+_JUDGED_S = 1.0
+"""Several connections that are made at a time are one reason to judge the server again."""
 
 T = TypeVar("T")
 
@@ -147,6 +151,7 @@ class Worker:
                 background.create_task(schedule.pipe.run(), name="pipe"),
                 background.create_task(self.liveness.measure_lag(), name="lag"),
                 background.create_task(present.run(), name="presence"),
+                background.create_task(_keep_judged(schedule.pipe, health), name="judge"),
             ]
             try:
                 is_over = False
@@ -213,22 +218,14 @@ class Worker:
 
     async def _open(self, stack: AsyncExitStack) -> Opened:
         store = await stack.enter_async_context(open_store(self.settings.redis))
-        found = await guarantee_of_all(store.pipe)
-        log.info(
-            "store.guarantee",
-            server=f"{found.engine} {found.version}",
-            persistence=found.persistence,
-            eviction=found.eviction,
-            guarantee=found.sentence,
-        )
-        for warning in found.warnings:
-            log.warning("store.weak", server=f"{found.engine} {found.version}", reason=warning)
+        health, found = StoreHealth(store.fix), await guarantee_of_all(store.pipe)
+        health.promised(found)
         await check_rights(store.pipe, store.keys)
         schedule = Schedule(store.pipe)
         await schedule.read_clock()
         self.liveness.note_clock(1000 * time.time(), schedule.now_ms())
         await Layout(store.pipe, store.keys).read()  # refuses what another version laid out
-        return Opened(schedule, StoreHealth(store.fix), Bounds.within(found.memory))
+        return Opened(schedule, health, Bounds.within(found.memory))
 
     async def _run(self, upkeep: Upkeep, layout: Layout) -> None:
         """Run one configuration after the other, until this is over; then finish what is in hand."""
@@ -325,3 +322,13 @@ class Worker:
     def _turned_at_by_loop(self) -> Mapping[str, float]:
         """While it drains, no loop need turn."""
         return self.loop.turned_at_by_name if self.loop and not self.is_stopped else {}
+
+
+async def _keep_judged(pipe: Pipe, health: StoreHealth) -> None:
+    """Judge the server now and then, and as soon as there is a new connection, until cancelled."""
+    wait_s = JUDGE_S
+    while True:
+        await pause(pipe.verdict.has_connected, wait_s)
+        with survived("store"):
+            wait_s = await health.judge(pipe)
+        await asyncio.sleep(_JUDGED_S)

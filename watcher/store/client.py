@@ -1,12 +1,14 @@
 """Makes the one Redis client of a process, or on a Cluster the pipe that goes to the node that has the keys.
 
-Refuses to judge the server (`guarantee` does) and to say what its errors mean (`errors` does).
+Refuses to judge the server (`guarantee` does, and is asked on each new connection) and to say what its errors
+mean (`errors` does).
 """
 
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from redis import exceptions
@@ -18,10 +20,11 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, MovedError, ResponseError
 
-from watcher.store.address import Several, check_address, several
+from watcher.store.address import Several, check_address, host_text, several
 from watcher.store.errors import translated, unreadable
 from watcher.store.exceptions import ConfigurationRefused, PartOfCluster, StoreError, StoreUnreachable
-from watcher.store.pipe import Call, Pipe
+from watcher.store.guarantee import judge_connection
+from watcher.store.pipe import Call, Pipe, Verdict
 
 CONNECTIONS = 64
 """Commands in flight at once. More wait for a connection; redis-py's other pool would raise instead."""
@@ -34,8 +37,10 @@ _NO_OWNER = "no node of the Cluster has the slot of some keys; it heals by itsel
 Address = tuple[str, int]
 
 
-def connect(url: str) -> Redis:
+def connect(url: str, verdict: Verdict | None = None) -> Redis:
     """Return a client for redis://, rediss://, unix:// or redis+sentinel://; it connects when first used.
+
+    What its servers are judged to be, each time that it connects, goes to `verdict`.
 
     Answers come as bytes. rediss:// verifies the certificate and the host name. In the query of the URL,
     `ssl_ca_certs=/path/ca.pem` trusts one's own authority, `ssl_certfile` and `ssl_keyfile` present a
@@ -45,10 +50,10 @@ def connect(url: str) -> Redis:
     check_address(url)
     found = several(url)
     if not found:
-        return Redis.from_pool(_pool(_options(url)))
+        return Redis.from_pool(_pool(_options(url, verdict)))
     assert found.kind == "sentinel", "a Cluster has no client, but a pipe of its own"
     # Each connection is made to the server that the Sentinels name as the primary at that time.
-    options = _options(found.url)
+    options = _options(found.url, verdict)
     del options["host"]
     is_tls = options.pop("connection_class", None) is not None
     credentials = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
@@ -60,13 +65,13 @@ def connect(url: str) -> Redis:
     return Redis.from_pool(pool)
 
 
-def connect_node(found: Several, host: str, port: int) -> Redis:
+def connect_node(found: Several, host: str, port: int, verdict: Verdict | None = None) -> Redis:
     """Return a client for one node of a Cluster, as `connect` does for a server."""
-    return Redis.from_pool(_pool({**_options(found.url), "host": host, "port": port}))
+    return Redis.from_pool(_pool({**_options(found.url, verdict), "host": host, "port": port}))
 
 
-def _options(url: str) -> dict[str, Any]:
-    return {**parse_url(url), "redis_connect_func": _greet, **_manners()}
+def _options(url: str, verdict: Verdict | None) -> dict[str, Any]:
+    return {**parse_url(url), "redis_connect_func": partial(_greet, verdict), **_manners()}
 
 
 def _pool(options: dict[str, Any]) -> BlockingConnectionPool:
@@ -125,12 +130,19 @@ def _manners() -> dict[str, Any]:
     }
 
 
-async def _greet(connection: Any) -> None:
+async def _greet(verdict: Verdict | None, connection: Any) -> None:
     try:
         await connection.on_connect()
-        await connection.send_command("CLIENT", "SETNAME", "watcher", check_health=False)
-        with suppress(exceptions.ResponseError):  # an ACL may forbid it; the name only helps in CLIENT LIST
-            await connection.read_response()
+        commands = [("CLIENT", "SETNAME", "watcher"), *([("INFO",)] if verdict else [])]
+        answer: object = None
+        for command in commands:  # an ACL may forbid them; the name only helps in CLIENT LIST
+            await connection.send_command(*command, check_health=False)
+        for _ in commands:
+            with suppress(exceptions.ResponseError):
+                answer = await connection.read_response()
+        if verdict:
+            at = getattr(connection, "path", None) or host_text(connection.host, connection.port)
+            judge_connection(verdict, answer, at=at)
     except ValueError as error:
         raise unreadable(error) from None
 
@@ -145,7 +157,8 @@ class ClusterPipe(Pipe):
     is_cluster = True
 
     def __init__(self, found: Several) -> None:
-        super().__init__(connect_node(found, *found.hosts[0]))
+        verdict = Verdict()
+        super().__init__(connect_node(found, *found.hosts[0], verdict), verdict)
         self._found = found
         self._pipe_by_address: dict[Address, Pipe] = {}
         self._owner_by_slot: list[Address | None] = []
@@ -260,7 +273,8 @@ class ClusterPipe(Pipe):
 
     def _pipe_at(self, address: Address) -> Pipe:
         if address not in self._pipe_by_address:
-            self._pipe_by_address[address] = pipe = Pipe(connect_node(self._found, *address))
+            client = connect_node(self._found, *address, self.verdict)
+            self._pipe_by_address[address] = pipe = Pipe(client, self.verdict)
             for group in self._running:
                 group.create_task(pipe.run(), name="pipe")
         return self._pipe_by_address[address]

@@ -27,6 +27,11 @@ class ConfigurationRefused(StoreError):
     exit_code = 78
 
 
+class ServerRefused(ConfigurationRefused):
+    """The server is too old, is set to evict keys, or is no server of its own: nothing is committed to it
+    until that is mended."""
+
+
 class LayoutAwaited(ConfigurationRefused):
     """The store is not in this version's layout, or is to leave it: a worker stands by meanwhile."""
 

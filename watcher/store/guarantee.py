@@ -1,6 +1,7 @@
 """Reads what a Redis server promises about the state it keeps, and says it in one sentence.
 
-Refuses a server that watcher cannot trust its state to; refuses to change any of its settings.
+Refuses a server that watcher cannot trust its state to; refuses to change any of its settings. A worker asks
+again as long as it runs: a server may be set otherwise, and be another one after a restart or a failover.
 """
 
 import asyncio
@@ -14,9 +15,9 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from watcher.store.errors import translated, where
-from watcher.store.exceptions import ConfigurationRefused, StoreRefuses
+from watcher.store.exceptions import ConfigurationRefused, ServerRefused, StoreRefuses
 from watcher.store.keys import SHARDS, Keys
-from watcher.store.pipe import Pipe, load_script
+from watcher.store.pipe import Pipe, Verdict, load_script
 
 OLDEST = (6, 2)
 
@@ -64,7 +65,16 @@ class Guarantee:
     @property
     def sentence(self) -> str:
         failover = "; a failover may take back its last seconds in the same way" if self.replicas else ""
-        return f"{self.engine} {self.version}: {_PROMISES[self.persistence]}{failover}"
+        return f"{self.server}: {_PROMISES[self.persistence]}{failover}"
+
+    @property
+    def server(self) -> str:
+        return f"{self.engine} {self.version}"
+
+    def is_weaker_than(self, before: "Guarantee") -> bool:
+        """Say whether a restart or a crash may take back more than it could before."""
+        strength = [*_PROMISES]
+        return strength.index(self.persistence) > strength.index(before.persistence)
 
 
 async def guarantee_of_all(pipe: Pipe) -> Guarantee:
@@ -88,9 +98,9 @@ async def guarantee_of_all(pipe: Pipe) -> Guarantee:
 async def guarantee(client: Redis, *, is_node: bool = False) -> Guarantee:
     """Ask the server and judge its answers; what a managed server does not disclose counts as hidden.
 
-    `is_node` says that the address is that of a Cluster. Raises ConfigurationRefused for a server that is too
-    old, evicts keys, or is a node of a Cluster when it should not be, and StoreUnreachable for one that does
-    not answer or is a replica.
+    `is_node` says that the address is that of a Cluster. Raises ServerRefused for a server that is too old,
+    evicts keys, or is a node of a Cluster when it should not be, and StoreUnreachable for one that does not
+    answer or is a replica.
     """
     pool = client.connection_pool.connection_kwargs
     info: dict[str, Any] = {}
@@ -107,6 +117,23 @@ async def guarantee(client: Redis, *, is_node: bool = False) -> Guarantee:
     return judge(info, config, at=where(client), is_node=is_node, is_verified=is_verified)
 
 
+def judge_connection(verdict: Verdict, answer: object, *, at: str) -> None:
+    """Take in what a server answers to INFO on a new connection, before anything is written there.
+
+    A replica is not judged: it takes no writes, and a Cluster's tells which nodes there are.
+    """
+    lines = answer.decode(errors="replace").splitlines() if isinstance(answer, bytes) else []
+    pairs = (line.partition(":") for line in lines)
+    info = {name: int(value) if re.fullmatch("[0-9]{1,20}", value) else value for name, _, value in pairs}
+    try:
+        judge(info, {}, at=at, is_node=True)
+    except ServerRefused as refused:
+        verdict.refusal = refused
+    except StoreRefuses:
+        return
+    verdict.has_connected.set()
+
+
 def judge(
     info: Mapping[str, Any],
     config: Mapping[str, str | None],
@@ -118,19 +145,19 @@ def judge(
     """Read INFO (parsed, may be empty) and the settings appendfsync, save and maxmemory-policy."""
     version = _version_text(info.get("redis_version"))
     if version != "unknown" and tuple(map(int, version.split(".")[:2])) < OLDEST:
-        raise ConfigurationRefused(f"Redis {version} at {at} is too old; watcher needs 6.2 or newer")
+        raise ServerRefused(f"Redis {version} at {at} is too old; watcher needs 6.2 or newer")
     if "sentinel" in (info.get("redis_mode"), info.get("server_mode")):
-        raise ConfigurationRefused(
+        raise ServerRefused(
             f"{at} is a Sentinel: name it by redis+sentinel://, with the primary that it watches"
         )
     if info.get("cluster_enabled") and not is_node:
-        raise ConfigurationRefused(f"Redis at {at} is part of a Cluster: name it by redis+cluster://")
+        raise ServerRefused(f"Redis at {at} is part of a Cluster: name it by redis+cluster://")
     if info.get("role") == "slave":
         raise StoreRefuses(f"Redis at {at} refuses writes: it is a replica; point redis.url at the primary")
     policy = config.get("maxmemory-policy") or info.get("maxmemory_policy")
     eviction = policy if isinstance(policy, str) and policy in _POLICIES else "unknown"
-    if eviction.startswith("allkeys-") and _count(info, "maxmemory"):
-        raise ConfigurationRefused(
+    if eviction.startswith("allkeys-"):  # also without a maxmemory, which can be set at any time
+        raise ServerRefused(
             f"Redis at {at} evicts keys when its memory is full (maxmemory-policy {eviction}), which would "
             "lose state and deliveries without a word; set maxmemory-policy noeviction"
         )
@@ -176,9 +203,6 @@ def _warnings(info: Mapping[str, Any], eviction: str, is_verified: bool) -> list
     warnings = {
         "Redis may evict keys that expire (maxmemory-policy {eviction}); set maxmemory-policy noeviction": (
             eviction.startswith("volatile-")
-        ),
-        "Redis would evict keys (maxmemory-policy {eviction}) if it had a maxmemory; set noeviction": (
-            eviction.startswith("allkeys-")
         ),
         "Redis is still loading its data; nothing happens until it is done": bool(info.get("loading")),
         "Redis refuses writes: its memory is full; raise its maxmemory": (

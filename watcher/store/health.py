@@ -1,4 +1,5 @@
-"""Knows whether the server does its part, and logs when it stops, while that lasts, and when it is back.
+"""Knows whether the server does its part, and logs when it stops, while that lasts, and when it is back; and
+what it promises, whenever that changes.
 
 Refuses to decide what to do meanwhile: a caller that failed waits as long as `failed` says, and tries again.
 """
@@ -9,7 +10,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from watcher.observe.log import Throttle, log
-from watcher.store.exceptions import ConfigurationRefused, StoreError, StoreRefuses
+from watcher.store.exceptions import ConfigurationRefused, ServerRefused, StoreError, StoreRefuses
+from watcher.store.guarantee import Guarantee, guarantee_of_all
+from watcher.store.pipe import Pipe
 
 _PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 """A restarted server is found within two seconds, and a dead one costs next to nothing."""
@@ -18,11 +21,18 @@ _QUIET_S = 2 * _PAUSES_S[-1] + 1
 """A server may answer only some commands with errors, and a Cluster that lost a part answers all about the
 rest: they are back when no caller has failed for so long."""
 
+JUDGE_S = 30.0
+"""How often the server is judged again: its settings may change while it runs."""
+
 T = TypeVar("T")
 
 
 class StoreHealth:
-    """Shared by the loops of one worker. `fix` starts an embedded server again that is gone."""
+    """Shared by the loops of one worker. `fix` starts an embedded server again that is gone.
+
+    `guarantee` is what the server promises, as far as it was asked. While there is a `refusal`, nothing is
+    committed to it, however well it answers.
+    """
 
     def __init__(
         self,
@@ -33,9 +43,11 @@ class StoreHealth:
         self._fix = fix
         self._clock = clock
         self.error: StoreError | None = None
+        self.guarantee: Guarantee | None = None
+        self.refusal: ServerRefused | None = None
         self._down_since: float | None = None
         self._failed_at = 0.0
-        self._throttle = Throttle()
+        self._throttle, self._refusals = Throttle(), Throttle()
         self._is_partial = False
         self._is_fixing = False
         self._failures = 0
@@ -54,6 +66,8 @@ class StoreHealth:
 
     async def failed(self, error: StoreError) -> float:
         """Note a failure; returns how many seconds to wait before the next try."""
+        if isinstance(error, ServerRefused):
+            return self._refuse(error)
         self._failed_at = now = self._clock()
         self.error = error
         self._failures += 1
@@ -97,6 +111,46 @@ class StoreHealth:
         self._grow_at = 0.0
         self._is_partial = False
         self._throttle.clear()
+
+    def _refuse(self, error: ServerRefused) -> float:
+        pause_s = _PAUSES_S[-1]
+        if streak := self._refusals.struck("refused", self._clock()):
+            log.error("store.refusing", reason=str(error), next_ms=int(1000 * pause_s), **streak._asdict())
+        self.refusal = error
+        return pause_s
+
+    async def judge(self, pipe: Pipe) -> float:
+        """Judge the servers as they are now; returns in how many seconds to do so again."""
+        pipe.verdict.has_connected.clear()
+        try:
+            found = await guarantee_of_all(pipe)
+        except StoreError as error:
+            if isinstance(error, ServerRefused):
+                pipe.verdict.refusal = error
+            return await self.failed(error)
+        pipe.verdict.refusal = self.refusal = None
+        if streak := self._refusals.over("refused", self._clock()):
+            log.info("store.recovered", **streak._asdict())
+        self.promised(found)
+        return JUDGE_S
+
+    def promised(self, found: Guarantee) -> None:
+        """Log what the server promises, if that is not what it promised before."""
+        before, self.guarantee = self.guarantee, found
+        if before is None or found.sentence != before.sentence or found.eviction != before.eviction:
+            log.info(
+                "store.guarantee",
+                server=found.server,
+                persistence=found.persistence,
+                eviction=found.eviction,
+                guarantee=found.sentence,
+            )
+        known = before.warnings if before else ()
+        warnings = [warning for warning in found.warnings if warning not in known]
+        if before and found.is_weaker_than(before):
+            warnings.append(f"it promises less than it did: {found.sentence}")
+        for warning in warnings:
+            log.warning("store.weak", server=found.server, reason=warning)
 
     async def of_parts(self, *asked: Awaitable[T]) -> list[T | None]:
         """Ask for several parts of the state at a time; None for a part that fails, as when a node is gone.

@@ -18,7 +18,7 @@ from watcher.store.embedded import Embedded, is_made
 from watcher.store.exceptions import ConfigurationRefused, StoreError, StoreRefuses, StoreUnreachable
 from watcher.store.keys import Keys
 from watcher.store.layout import Layout, check_numbers
-from watcher.store.pipe import Pipe
+from watcher.store.pipe import Pipe, Verdict
 
 PATIENCE_S = 5.0
 """The longest wait for each server that the address names: that of any command."""
@@ -149,7 +149,10 @@ async def open_store(settings: RedisSettings) -> AsyncIterator[OpenStore]:
             url, fix = server.url, server.ensure
         check_address(url)
         found = several(url)
-        pipe = ClusterPipe(found) if found and found.kind == "cluster" else Pipe(connect(url))
+        verdict = Verdict()
+        pipe = (
+            ClusterPipe(found) if found and found.kind == "cluster" else Pipe(connect(url, verdict), verdict)
+        )
         stack.push_async_callback(pipe.aclose)
         await make_contact(pipe, url)
         yield OpenStore(pipe, Keys(settings.namespace), fix)

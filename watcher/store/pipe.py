@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from watcher.store.errors import DamagedKey, in_our_words, translated, unreadable, where
+from watcher.store.exceptions import ServerRefused
 
 _MOST_KEYS = 6002
 """Keys of a joint call of several steps: a commit to 2,000 queues has so many, and holds the server up for
@@ -34,6 +35,18 @@ _LISTED_AT_ONCE = 500
 
 _MOST = 512
 """Commands in one pipeline: enough to amortize the round trip, few enough not to hold up the rest."""
+
+_FILLING = frozenset({"commit", "enqueue"})
+"""Scripts that bring in events and deliveries: only a server that was not refused is given those."""
+
+
+@dataclass(slots=True)
+class Verdict:
+    """How the servers of a store were judged: on each new connection before its first command, and by
+    `StoreHealth`, which `has_connected` wakes."""
+
+    refusal: ServerRefused | None = None
+    has_connected: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 T = TypeVar("T")
@@ -122,6 +135,11 @@ class Call:
         return key[0] if key else None
 
     @property
+    def is_filling(self) -> bool:
+        script = self.joint.script if self.joint else self.script
+        return script is not None and script.name in _FILLING
+
+    @property
     def all_keys(self) -> tuple[str, ...]:
         if self.joint:
             return (*self.joint.keys, *self.keys)
@@ -149,8 +167,9 @@ class Pipe:
 
     is_cluster = False
 
-    def __init__(self, client: "Redis") -> None:
+    def __init__(self, client: "Redis", verdict: Verdict | None = None) -> None:
         self._client = client
+        self.verdict = verdict or Verdict()
         self._waiting: list[Call] = []
         self._wake = asyncio.Event()
         self._runners = 0
@@ -236,7 +255,7 @@ class Pipe:
         """Send a call to the node of a Cluster that is just being given its keys."""
         with translated(self._client):
             command = Packet([call]).command(in_full=True)
-            _, answer = await self._pipeline([("ASKING",), command])
+            _, answer = await self._pipeline([("ASKING",), command], [False, call.is_filling])
             if isinstance(answer, Exception):
                 raise answer
             return answer
@@ -276,18 +295,21 @@ class Pipe:
                 packet.hand_out(answer)
 
     async def _answers(self, packets: "list[Packet]") -> list[Any]:
-        answers = await self._pipeline([packet.command() for packet in packets])
+        is_filling = [packet.calls[0].is_filling for packet in packets]
+        answers = await self._pipeline([packet.command() for packet in packets], is_filling)
         unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if unknown:
-            again = await self._pipeline([packets[i].command(in_full=True) for i in unknown])
+            in_full = [packets[i].command(in_full=True) for i in unknown]
+            again = await self._pipeline(in_full, [is_filling[i] for i in unknown])
             for i, answer in zip(unknown, again, strict=True):
                 answers[i] = answer
         return answers
 
-    async def _pipeline(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+    async def _pipeline(self, commands: list[tuple[Any, ...]], is_filling: list[bool]) -> list[Any]:
         async with _Batch(self._client.connection_pool, {}, False, None) as batch:
-            for command in commands:
-                batch.execute_command(*command)
+            batch.verdict = self.verdict
+            for command, fills in zip(commands, is_filling, strict=True):
+                batch.execute_command(*command, is_filling=fills)
             answers: list[Any] = await batch.execute(raise_on_error=False)
         return answers
 
@@ -314,12 +336,24 @@ class _answering:  # noqa: N801 -- as `errors.translated`
 class _Batch(Pipeline):
     """redis-py's pipeline without what costs it most: packing in Python, and a timer for each answer.
 
-    Answers come as the server gives them, which is the same from all servers.
+    Answers come as the server gives them, which is the same from all servers. What fills a server that was
+    refused is not sent, and the refusal is its answer.
     """
+
+    verdict = Verdict()
 
     async def _execute_pipeline(
         self, connection: Any, commands: list[Any], raise_on_error: bool
     ) -> list[Any]:
+        if not connection.is_connected:
+            await connection.connect_check_health(check_health=False)  # by which its server is judged
+        if refusal := self.verdict.refusal:
+            sent = [command for command in commands if not command[1].get("is_filling")]
+            answered = iter(await self._send(connection, sent) if sent else ())
+            return [refusal if options.get("is_filling") else next(answered) for _, options in commands]
+        return await self._send(connection, commands)
+
+    async def _send(self, connection: Any, commands: list[Any]) -> list[Any]:
         packed = b"".join([pack_command(command) for command, _ in commands])
         try:
             await connection.send_packed_command(packed)

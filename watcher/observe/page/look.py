@@ -91,7 +91,8 @@ class Look:
             return
         # In a thread: amounts are long numbers, and there may be hundreds of them.
         self._seen = await asyncio.to_thread(lambda: orjson.dumps(document(settings, found)))
-        self._error, self._read_at = None, time.monotonic()
+        refusal, self._read_at = opened.health.refusal, time.monotonic()
+        self._error = f"nothing is polled: {refusal}" if refusal else None
 
     async def _find(self, settings: Settings, opened: Opened) -> Found | None:
         overview = await self._overview.look()
