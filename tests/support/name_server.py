@@ -48,10 +48,10 @@ class NameServer(asyncio.DatagramProtocol):
 
 @asynccontextmanager
 async def name_server(
-    address: str = "127.0.0.1", *, is_silent: bool = False, port: int = 0
+    address: str = "127.0.0.1", *, is_silent: bool = False, host: str = "127.0.0.1", port: int = 0
 ) -> AsyncIterator[NameServer]:
     transport, server = await asyncio.get_running_loop().create_datagram_endpoint(
-        lambda: NameServer(address, is_silent=is_silent), local_addr=("127.0.0.1", port)
+        lambda: NameServer(address, is_silent=is_silent), local_addr=(host, port)
     )
     try:
         yield server
