@@ -36,7 +36,9 @@ from watcher.store.client import connect
 pytest_plugins = ("tests.support.processes",)
 
 # What hypothesis finds slow, it finds by the clock on the wall, which a busy machine stops.
-settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+busy = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("busy", busy)
+settings.register_profile("long", busy, max_examples=4000)  # to be asked for: `--hypothesis-profile long`
 settings.load_profile("busy")
 
 _numbers = itertools.count(1)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
+from tests.support.fuzzing import tried
 from watcher.config.files import read_toml
 from watcher.config.findings import Findings, Key, lines_by_key
 from watcher.environment import Environment
@@ -81,6 +82,7 @@ def written(value: Any) -> str:
     return str(value)
 
 
+@tried(50)
 @given(documents)
 def test_any_valid_text_has_a_line_for_each_of_its_keys(document: list[Any]) -> None:
     text = ""

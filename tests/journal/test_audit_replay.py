@@ -7,10 +7,11 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.builders import a_balance, a_row, a_snapshot, a_subscription
+from tests.support.fuzzing import tried
 from tests.support.stories import MINUTE_MS, NOW_MS, STORY, WARNED, records_of, steps
 from watcher.journal.account import AccountState
 from watcher.journal.events import Origin
@@ -280,7 +281,7 @@ BALANCES = st.builds(
 SNAPSHOTS = st.dictionaries(st.sampled_from(["ETH", "LRC", "USDC"]), BALANCES, max_size=3).map(a_snapshot)
 
 
-@settings(max_examples=80)
+@tried(40)
 @given(st.lists(SNAPSHOTS, min_size=2, max_size=8), st.data())
 def test_whatever_an_account_lives_through_adds_up_and_nothing_of_it_can_go_missing(
     snapshots: list[Snapshot], data: st.DataObject

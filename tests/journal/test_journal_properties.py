@@ -6,12 +6,13 @@ from itertools import accumulate, product
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.fuzzing import tried
 from watcher.journal.explain import NOTHING, RULES, Change, Explanation, Vector, Withdrawals, explain
 
-often = settings(max_examples=2000, database=None)
+often = tried(400)
 
 # Where a test's minute ends in the midst of an example, hypothesis blames the strategy for it.
 # These take five seconds of the processor, and on a busy machine many times that.

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from itertools import count
 from typing import NamedTuple
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.builders import a_balance, a_row
+from tests.support.fuzzing import tried
 from watcher.journal.account import AccountState, Advance, Rules, advance
 from watcher.journal.explain import Vector, Withdrawals, in_atoms
 from watcher.snapshot import Balance, Snapshot
@@ -61,7 +62,7 @@ def followed(series: Iterable[Poll], rules: Rules) -> Iterable[tuple[AccountStat
         yield state, result
 
 
-@settings(max_examples=150)
+@tried(60)
 @given(SERIES, RULES)
 def test_what_was_told_is_what_is_published_and_the_chain_has_no_gap(
     series: list[Poll], rules: Rules
@@ -83,7 +84,7 @@ def test_what_was_told_is_what_is_published_and_the_chain_has_no_gap(
         assert all(asset in published or vector == Vector() for asset, vector in told.items())
 
 
-@settings(max_examples=150)
+@tried(60)
 @given(SERIES, RULES)
 def test_an_answer_that_stays_is_told_completely_in_the_end(series: list[Poll], rules: Rules) -> None:
     last = series[-1]
@@ -100,7 +101,7 @@ def test_an_answer_that_stays_is_told_completely_in_the_end(series: list[Poll], 
         assert entry.seen == last.balance_by_asset.get(asset, Balance("0", "0", "0", "0"))
 
 
-@settings(max_examples=100)
+@tried(40)
 @given(SERIES, RULES)
 def test_the_same_answers_tell_the_same_events(series: list[Poll], rules: Rules) -> None:
     first, again = (
@@ -110,7 +111,7 @@ def test_the_same_answers_tell_the_same_events(series: list[Poll], rules: Rules)
     assert first == again
 
 
-@settings(max_examples=100)
+@tried(40)
 @given(st.lists(LISTINGS, min_size=2, max_size=6), st.sampled_from(["outside", "inside"]))
 def test_the_same_answer_twice_in_a_row_changes_nothing_but_patience(
     listings: list[dict[str, Balance]], withdrawals: Withdrawals

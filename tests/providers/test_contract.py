@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tests.support.fuzzing import tried
 from tests.support.provider_staging import (
     API_KEY,
     TOKENS_PATH,
@@ -337,6 +338,7 @@ def places(value: Any) -> Any:
 
 
 @every_provider
+@tried(40)
 @given(data=st.data())
 def test_whatever_is_answered_it_raises_nothing_but_refused(kind: str, data: st.DataObject) -> None:
     example = EXAMPLE_BY_KIND[kind]

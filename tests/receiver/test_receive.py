@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 import watcher.receive
+from tests.support.fuzzing import tried
 from tests.support.signed_webhooks import (
     NOW,
     OTHER_SECRET,
@@ -260,7 +261,7 @@ TOKENS = st.tuples(
 SIGNATURES = st.lists(TOKENS | st.text(max_size=20), max_size=4).map(" ".join)
 
 
-@settings(max_examples=200)
+@tried(100)
 @given(IDS, TIMESTAMPS, SIGNATURES, st.binary(max_size=50))
 def test_no_header_and_no_body_makes_it_stumble(
     event_id: str, timestamp: str, signature: str, body: bytes
@@ -417,7 +418,7 @@ SHAPED = st.recursive(
 NAMES = st.sampled_from(["webhook-id", b"Webhook-Timestamp", "HTTP_WEBHOOK_SIGNATURE"]) | st.text(max_size=5)
 
 
-@settings(max_examples=300)
+@tried(100)
 @given(
     SHAPED | st.lists(st.tuples(NAMES, SHAPED), max_size=4) | st.dictionaries(NAMES, SHAPED, max_size=4),
     SHAPED,

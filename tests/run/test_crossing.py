@@ -14,6 +14,7 @@ from tests.support.builders import SECRET
 from tests.support.rig import TREASURY, Rig, a_rig
 from watcher.observe.metrics import Metrics
 from watcher.observe.page.look import Look
+from watcher.polling import work
 from watcher.providers.loopring import LoopringAccount
 from watcher.receiver import Fail, Receiver
 from watcher.sandbox.server import Sandbox
@@ -102,8 +103,9 @@ async def test_events_of_production_wait_for_production_while_staging_runs_on(
 
 
 async def test_an_account_that_two_workers_poll_elsewhere_makes_no_baseline_at_each_change_of_hands(
-    production: Rig, lines: list[MutableMapping[str, Any]]
+    production: Rig, lines: list[MutableMapping[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(work, "_UNKNOWN_MS", 500)  # the first worker puts off what only the second knows
     rig = production
     async with Sandbox() as sandbox:
         sandbox.loopring.requests_per_second = None

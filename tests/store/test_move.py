@@ -9,10 +9,11 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from tests.support.fuzzing import tried
 from tests.support.old_store import AT_MS, OldStore, an_entry, an_event, without_numbers
 from tests.support.servers import EVERY_ENGINE
 from tests.support.stores import NEIGHBOURS, Store, a_store, running
@@ -430,7 +431,7 @@ def bodies_of(records: Sequence[tuple[str, bytes]]) -> set[bytes]:
     return {content for _, content in records}
 
 
-@settings(max_examples=20, deadline=None)
+@tried(8)
 @given(what=stores())
 def test_whatever_a_store_holds_comes_back_byte_for_byte(what: dict[str, Any], redis_server_url: str) -> None:
     asyncio.run(_there_and_back(what, redis_server_url))

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from tests.support.builders import a_balance, a_state
+from tests.support.fuzzing import tried
 from tests.support.servers import ENGINES
 from tests.support.some_states import anything, named_states, paths, states
 from tests.support.stores import a_store
@@ -73,12 +74,14 @@ def never_misread(text: bytes, names: Table) -> None:
     assert load_state(dump_state(state, names), names) == as_called(state, names)
 
 
+@tried(40)
 @given(named_states())
 def test_a_state_is_read_back_as_it_was_written(drawn: tuple[AccountState, Table]) -> None:
     state, names = drawn
     assert load_state(dump_state(state, names), names) == as_called(state, names)
 
 
+@tried(40)
 @given(named_states(), st.booleans())
 def test_lost_names_cost_nothing_but_names(drawn: tuple[AccountState, Table], is_lost: bool) -> None:
     state, names = drawn
@@ -86,6 +89,7 @@ def test_lost_names_cost_nothing_but_names(drawn: tuple[AccountState, Table], is
     assert nameless(load_state(text, {} if is_lost else names)) == nameless(state)
 
 
+@tried(40)
 @given(states(), st.integers(0, 10**14 - 1))
 def test_version_and_time_stand_at_their_place(state: AccountState, polled_at_ms: int) -> None:
     text = dump_state(state, {})
@@ -169,6 +173,7 @@ def test_nothing_is_written_that_could_not_be_read(fields: dict[str, Any]) -> No
         dump_state(replace(of_asset(), **fields), ETHER)
 
 
+@tried(40)
 @given(st.data(), named_states())
 def test_a_state_that_was_cut_off_is_refused(data: st.DataObject, drawn: tuple[AccountState, Table]) -> None:
     text = dump_state(*drawn)
@@ -176,7 +181,7 @@ def test_a_state_that_was_cut_off_is_refused(data: st.DataObject, drawn: tuple[A
         load_state(text[: data.draw(st.integers(0, len(text) - 1))], drawn[1])
 
 
-@settings(max_examples=80)
+@tried(40)
 @given(st.data(), named_states())
 def test_changed_bytes_are_refused_or_another_whole_state(
     data: st.DataObject, drawn: tuple[AccountState, Table]
@@ -190,7 +195,7 @@ def test_changed_bytes_are_refused_or_another_whole_state(
     never_misread(bytes(text), names)
 
 
-@settings(max_examples=80)
+@tried(40)
 @given(st.data(), named_states(), anything)
 def test_one_damaged_value_is_refused_or_harmless(
     data: st.DataObject, drawn: tuple[AccountState, Table], value: Any

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.builders import a_balance, a_state
+from tests.support.fuzzing import tried
 from tests.support.some_states import anything, counts, paths, states, words
 from watcher.journal.account import AccountState, Entry
 from watcher.snapshot import Asset
@@ -37,7 +38,7 @@ def never_misread(damaged: dict[str, bytes]) -> None:
     assert load_hash(fields(state, previous)) == (state, previous)
 
 
-@settings(max_examples=60)
+@tried(30)
 @given(states(), st.dictionaries(words, counts, max_size=3))
 def test_a_state_is_read_back_as_it_was_written_but_for_what_0_1_knew_nothing_of(
     state: AccountState, previous: dict[str, int]
@@ -75,6 +76,7 @@ def test_what_another_version_wrote_is_not_guessed_at() -> None:
         load_hash(fields(a_state(), body=json.dumps({**body, "schema": 2}).encode()))
 
 
+@tried(40)
 @given(st.data(), states(), anything)
 def test_one_damaged_value_is_refused_or_harmless(
     data: st.DataObject, state: AccountState, value: Any
@@ -88,7 +90,7 @@ def test_one_damaged_value_is_refused_or_harmless(
     never_misread(fields(state, body=json.dumps(body).encode()))
 
 
-@settings(max_examples=40)
+@tried(20)
 @given(states(), st.integers(0, 300))
 def test_a_body_that_was_cut_off_is_refused(state: AccountState, length: int) -> None:
     body = dump_body(state, {"ops": 7})

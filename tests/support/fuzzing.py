@@ -85,6 +85,11 @@ def fuzz(*strategies: Any, **named: Any) -> Callable[[Test], Test]:
     return decorate
 
 
+def tried(times: int) -> settings:
+    """Try a property so often where others are tried a hundred times, and more often where those are."""
+    return settings(max_examples=times * settings().max_examples // 100)
+
+
 def give_form(items: Iterable[pytest.Item], *, is_long: bool) -> None:
     """Say to all properties of this folder how often they are tried."""
     here = [item for item in items if item.path.parent == _HERE and isinstance(item, pytest.Function)]
