@@ -33,6 +33,8 @@ async def raised(reply: str) -> Exception:
         "ERR too many requests",
         "ERR max daily request limit exceeded" + IN_7_0,
         "ERR upstream failure",
+        "ERR DENIED by the proxy's policy",
+        "ERR proxy is LOADING its rules",
         "upstream failure",
         "no upstream host",
         "ERR Connection timed out",

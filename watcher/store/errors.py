@@ -74,7 +74,10 @@ _BY_CODE: Mapping[str, _Words] = {
         "is in protected mode and takes connections of its own machine only: set a password there",
     ),
 }
-_CODE = re.compile(r"\b(" + "|".join(_BY_CODE) + r")\b")
+_FIRST = ("LOADING", "ASK", "WRONGPASS", "NOAUTH", "DENIED")
+"""A code that a server says itself, and no script passes on: anywhere else in a reply it is a word."""
+
+_CODE = re.compile(rf"\b({'|'.join(_BY_CODE.keys() - {*_FIRST})})\b|\A-?({'|'.join(_FIRST)})\b")
 
 _BY_PHRASE: Mapping[str, _Words] = {
     "max number of clients": (
@@ -141,7 +144,7 @@ def of_reply(text: str, at: str) -> StoreError | DamagedKey | None:
         words = (ConfigurationRefused, f"{because}: is it renamed, or is this a proxy?")
         words = _BY_UNKNOWN.get(name, words)
     elif code := _CODE.search(text):
-        words = _BY_CODE[code[1]]
+        words = _BY_CODE[code[1] or code[2]]
     else:
         words = next((words for phrase, words in _BY_PHRASE.items() if phrase in text), None)
     if words:
