@@ -9,7 +9,10 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 import pytest
+import uvloop
 from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as NoConnection
 
 from tests.support.servers import DURABLE, ENGINES, EVERY_ENGINE, RealServer, a_free_port, real_server
 from tests.support.tls_front import a_certificate_file, a_tls_front
@@ -329,3 +332,25 @@ async def test_a_server_that_speaks_tls_itself_is_verified_by_its_authority(cert
                 assert await client.ping()
                 warnings = (await guarantee(client)).warnings
                 assert bool(warnings) == (switch == "ssl_cert_reqs=none"), "said at every start"
+
+
+def test_a_connection_that_is_closed_while_it_is_greeted_is_no_bug(
+    redis_server_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a TLS port closes it, which was asked without TLS: uvloop says so in its own way."""
+
+    async def close(connection: AbstractConnection) -> None:
+        assert connection._writer
+        connection._writer.transport.abort()
+        await connection._writer.wait_closed()
+
+    async def ask() -> None:
+        async with connect(redis_server_url) as client:
+            await client.ping()
+
+    monkeypatch.setattr(AbstractConnection, "on_connect", close)
+    with (
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        pytest.raises(NoConnection, match="the connection was closed"),
+    ):
+        runner.run(ask())

@@ -143,6 +143,8 @@ async def _greet(verdict: Verdict | None, connection: Any) -> None:
         if verdict:
             at = getattr(connection, "path", None) or host_text(connection.host, connection.port)
             judge_connection(verdict, answer, at=at)
+    except RuntimeError as error:  # what uvloop says where a connection was closed a moment ago
+        raise exceptions.ConnectionError("the connection was closed") from error
     except ValueError as error:
         raise unreadable(error) from None
 
