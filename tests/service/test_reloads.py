@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import tomllib
 from pathlib import Path
 from shutil import copyfile
 
@@ -96,6 +97,38 @@ async def test_a_file_that_is_just_being_written_makes_nobody_forgotten(
         async with asyncio.timeout(10):
             await receiver.wait_for(1)
     assert len(lines(place, "account.baseline")) == 2
+
+
+@pytest.mark.slow
+async def test_an_accounts_file_that_is_cut_at_the_end_of_a_line_costs_no_state_and_no_event(
+    place: Path, sandbox: Sandbox, receiver: Receiver
+) -> None:
+    text = (place / "watcher.toml").read_text()
+    begin, end = text.index("[[accounts]]"), text.index("[[subscriptions]]")
+    (place / "watcher.toml").write_text(f'accounts_file = "accounts.jsonl"\n{text[:begin]}{text[end:]}')
+    accounts = [json.dumps(each) + "\n" for each in tomllib.loads(text[begin:end])["accounts"]]
+    whole, half = "".join(accounts), accounts[1]
+    (place / "accounts.jsonl").write_text(whole)
+    async with a_process(place, "run") as worker:
+        await until_logged(place, "account.baseline", 2)
+        (place / "accounts.jsonl").write_text(half)
+        worker.send_signal(signal.SIGHUP)
+        await until_logged(place, "accounts.removed")
+        sandbox.world.credit(10110, "ETH", "1")
+        worker.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(worker.wait(), 10) == 0
+    async with a_process(place, "run") as worker:  # a restart by half a file forgets nothing either
+        await until_logged(place, "worker.started", 2)
+        (place / "accounts.jsonl").write_text(whole)
+        worker.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(10):
+            (event,) = await receiver.wait_for(1)
+        worker.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(worker.wait(), 10) == 0
+    assert (event["type"], event["data"]["account"]["name"]) == ("total.increased", "treasury")
+    assert len(lines(place, "account.baseline")) == 2
+    assert not lines(place, "accounts.forgotten")
+    await assert_reconciled(place)
 
 
 async def test_a_reload_says_what_it_changed_and_what_has_to_wait(place: Path, sandbox: Sandbox) -> None:
