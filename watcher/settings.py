@@ -239,6 +239,9 @@ class SubscriptionSettings(Section):
     max_in_flight: int = Field(
         32, ge=1, le=1000, description="attempts at the same time, per worker; each delivery earns one more"
     )
+    max_backlog: int = Field(
+        100_000, ge=1, description="deliveries that may wait, over all accounts; beyond it the oldest go"
+    )
     requests_per_second: float | None = Field(
         None, ge=0.1, le=10_000, description="attempts a second, over all workers together"
     )

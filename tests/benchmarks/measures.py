@@ -15,6 +15,7 @@ from watcher.run.configured import Configured
 from watcher.run.members import Present
 from watcher.run.upkeep import Upkeep
 from watcher.settings import Settings
+from watcher.store.keeper import Keeper
 from watcher.store.keys import Keys
 from watcher.store.members import Configurations, Workers
 from watcher.store.polls import Commit, Polls
@@ -96,7 +97,7 @@ class TimedPolls(Polls):
         super().__init__(*parts)  # type: ignore[arg-type]
         self.sent_at: dict[str, float] = {}
 
-    async def commit(self, commit: Commit) -> tuple[Reply, dict[str, int]]:
+    async def commit(self, commit: Commit) -> Reply:
         now, step = time.monotonic(), commit.step
         for places in step.queued.values():
             self.sent_at.update((step.events[place].id, now) for place in places)
@@ -124,7 +125,8 @@ async def _kept_up(
     agreement = Agreement(seen, Configurations(stage.schedule.pipe, keys), now_ms=stage.schedule.now_ms)
     async with Configured(settings, stage.schedule, stage.health, counters, agreement) as configured:
         configured.polls = polls or configured.polls
-        yield Upkeep(configured, stage.schedule, stage.health, seen, agreement)
+        keeper = Keeper(stage.schedule.pipe, Keys(settings.redis.namespace), "bench")
+        yield Upkeep(configured, stage.schedule, stage.health, seen, agreement, keeper)
 
 
 async def _watch(stage: Stage, seconds: float, count: Callable[[], int]) -> Measured:

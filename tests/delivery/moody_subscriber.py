@@ -181,6 +181,7 @@ class CommandLine:
         tables = "".join(
             f'[[subscriptions]]\nname = "{name}"\nurl = "{each.url.get_secret_value()}"\n'
             f'secrets = ["{SECRET}"]\nevents = {json.dumps(each.events or ["*"])}\n'
+            f"max_backlog = {each.max_backlog}\n"
             for name, each in settings.subscription_by_name.items()
         )
         redis = settings.redis

@@ -35,7 +35,6 @@ from watcher.engine.breaker import Answer
 from watcher.journal.events import Delivery
 from watcher.printable import plain
 from watcher.schema import MODEL_BY_TYPE
-from watcher.store import polls
 from watcher.store.history import History
 from watcher.store.keys import shard_of
 
@@ -702,17 +701,18 @@ async def test_who_is_paused_is_told_of(one: Owed, run: CommandLine) -> None:
     assert "ops is paused: they wait for `watcher subscriptions resume ops`" in ended.err
 
 
-async def test_a_queue_without_room_pushes_nothing_out(
-    one: Owed, run: CommandLine, monkeypatch: pytest.MonkeyPatch
+async def test_a_backlog_without_room_pushes_nothing_out(
+    one: Owed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await given_up(one, "treasury", 1, 2)
     await one.queue(["treasury"], [3])
-    monkeypatch.setattr("watcher.delivery.resend.QUEUE_LENGTH", 2)
+    ops = one.settings.subscription_by_name["ops"].model_copy(update={"max_backlog": 2})
+    settings = one.settings.model_copy(update={"subscription_by_name": {"ops": ops}})
+    run = CommandLine(settings, tmp_path / "watcher.toml", capsys)
     ended = await run("resend", "--dead", "--subscription", "ops")
     assert (ended.code, ended.out) == (1, "ops: nothing queued again\n")
-    assert "no room in the queue of 1 account" in ended.err
+    assert "no room for more (max_backlog 2): of 1 account all or some are left out: treasury" in ended.err
     assert len(await entries(one, "treasury")) == 1
-    assert polls.QUEUE_LENGTH == 10_000
 
 
 async def test_the_log_is_told_again_with_the_same_ids_and_bytes(

@@ -1,4 +1,4 @@
-"""A queue that is full gives up its oldest deliveries: loudly, countably, and with a gap that shows."""
+"""A backlog that is full gives up its oldest deliveries: loudly, countably, and with a gap that shows."""
 
 import asyncio
 import json
@@ -15,7 +15,6 @@ from tests.support.builders import seconds
 from tests.support.raw_subscribers import OK, Peer, subscribing
 from tests.support.rig import TREASURY, Rig, a_rig, quick
 from tests.support.scraped import a_listener_of, scrape
-from watcher.store import polls
 from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe
 from watcher.store.reader import Reader
@@ -49,13 +48,16 @@ def change(rig: Rig, **fields: Any) -> None:
     by_name["ops"] = by_name["ops"].model_copy(update=fields)
 
 
-async def test_a_receiver_that_was_away_for_longer_than_its_queue_holds_sees_the_gap(
+async def test_a_receiver_that_was_away_for_longer_than_its_backlog_holds_sees_the_gap(
     rig: Rig, logged: list[Any], redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(polls, "QUEUE_LENGTH", 5)
     backing_off(monkeypatch, 50)
-    change(rig, retries=quick(1000))
+    change(rig, retries=quick(1000), max_backlog=5)
     receiver = rig.receiver
+
+    def overflows() -> list[Any]:
+        return told(logged, "subscription.overflowed")
+
     async with rig.worker() as worker, a_listener_of(worker) as port:
         await until(lambda: len(told(logged, "account.baseline")) == 2)
         (first,) = await credited(rig, logged, 1)
@@ -63,20 +65,19 @@ async def test_a_receiver_that_was_away_for_longer_than_its_queue_holds_sees_the
         receiver.port = int(receiver.url.rstrip("/").rpartition(":")[2])
         await receiver.__aexit__()
         missed = await credited(rig, logged, 12)
+        await until(lambda: sum(line["deliveries"] for line in overflows()) == 7)
         metrics = await scrape(port)
         await receiver.__aenter__()
         await rig.events(6)
     lost, kept = missed[:7], missed[7:]
-    overflows = told(logged, "queue.overflowed")
-    assert {(line["log_level"], line["subscription"], line["account"]) for line in overflows} == {
-        ("warning", "ops", "treasury")
+    assert {(line["log_level"], line["subscription"], line["max_backlog"]) for line in overflows()} == {
+        ("warning", "ops", 5)
     }
-    assert sum(line["deliveries"] for line in overflows) == 7
     assert metrics.value("watcher_deliveries_pushed_out_total", subscription="ops") == 7
     assert metrics.value("watcher_dead_letters", subscription="ops") == 7
     letters = await Reader(Pipe(redis_client), Keys(namespace)).dead_letters("ops", 100, lambda _letter: True)
     assert [letter.delivery.sequence for letter in letters if letter.delivery] == lost
-    assert {letter.reason for letter in letters} == {"queue full"}
+    assert {letter.reason for letter in letters} == {"backlog full"}
     assert [event["data"]["sequence"] for event in receiver.events] == [first, *kept]
     assert receiver.events[1]["subscription"]["previous_sequence"] == lost[-1], "which did not come"
     assert [receipt.order for receipt in receiver.receipts if receipt.is_taken] == [
@@ -90,9 +91,8 @@ async def test_a_receiver_that_was_away_for_longer_than_its_queue_holds_sees_the
     ("answer", "waits_s"), [(OK, 0), (b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n", 1)]
 )
 async def test_a_head_that_is_given_up_while_it_is_attempted_holds_up_its_queue_no_longer_than_a_retry(
-    rig: Rig, logged: list[Any], monkeypatch: pytest.MonkeyPatch, answer: bytes, waits_s: int
+    rig: Rig, logged: list[Any], answer: bytes, waits_s: int
 ) -> None:
-    monkeypatch.setattr(polls, "QUEUE_LENGTH", 2)
     may_answer, answered_at = asyncio.Event(), 0.0
 
     async def script(peer: Peer) -> None:
@@ -108,12 +108,13 @@ async def test_a_head_that_is_given_up_while_it_is_attempted_holds_up_its_queue_
 
     heard_at: list[float] = []
     async with subscribing(script) as subscriber:
-        change(rig, url=SecretStr(subscriber.url), retries=seconds(0, waits_s, waits_s))
+        change(rig, url=SecretStr(subscriber.url), retries=seconds(0, waits_s, waits_s), max_backlog=2)
         async with rig.worker():
             await until(lambda: len(told(logged, "account.baseline")) == 2)
             sequences = await credited(rig, logged, 1)
             await subscriber.until(lambda subscriber: len(subscriber.requests) == 1)
             sequences += await credited(rig, logged, 3)
+            await until(lambda: bool(told(logged, "subscription.overflowed")))
             may_answer.set()
             await until(lambda: len(subscriber.requests) == 3)
         sent = [json.loads(request.body)["data"]["sequence"] for request in subscriber.requests]

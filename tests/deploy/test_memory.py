@@ -10,11 +10,11 @@ from tests.benchmarks.stage import Stage, a_namespace
 from tests.benchmarks.waiting import account_bytes, delivery_bytes, write_backlog
 from tests.support import ROOT
 from tests.support.servers import ENGINES, RealServer, real_server
+from watcher.settings import SubscriptionSettings
 from watcher.store.client import connect
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Pipe
-from watcher.store.polls import QUEUE_LENGTH
 from watcher.store.queues import DEAD_PER_SUBSCRIPTION, Bounds
 from watcher.store.schedule import Schedule
 
@@ -96,5 +96,4 @@ def test_the_bounds_are_those_of_the_code() -> None:
     assert [2**40 // (SHARDS * bound) for bound in Bounds.within(2**40)] == [8, 8, 32]
     assert "an eighth, an eighth and a thirty-second of `maxmemory`" in TEXT
     assert f"of one at most {SHARDS * DEAD_PER_SUBSCRIPTION:,} are kept" in TEXT
-    assert f"({QUEUE_LENGTH:,} deliveries of one account for one subscription)" in TEXT
-    assert f"up to {QUEUE_LENGTH:,} deliveries of one account" in TEXT
+    assert f"`max_backlog` ({SubscriptionSettings.model_fields['max_backlog'].default:,} deliveries" in TEXT

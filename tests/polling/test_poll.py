@@ -34,7 +34,6 @@ from watcher.providers.contract import provider_class
 from watcher.providers.http import ProviderClient
 from watcher.settings import AccountSettings, ProviderSettings, ThresholdSettings
 from watcher.snapshot import Snapshot
-from watcher.store import polls
 from watcher.store.polls import Commit, Polls
 from watcher.store.schedule import Reply
 
@@ -46,7 +45,7 @@ class Contested(Polls):
     is_repeated = False
     """Whether a commit is made again, as where the answer to the first one was lost."""
 
-    async def commit(self, step: Commit) -> tuple[Reply, dict[str, int]]:
+    async def commit(self, step: Commit) -> Reply:
         if self.is_repeated:
             await super().commit(step)
         if self.rivals:
@@ -61,7 +60,7 @@ class Contested(Polls):
         made = replace(step.step, state=faster, events=(), queued={}, notes=())
         ahead = replace(step, step=made, expected_version=state.version)
         ahead = replace(ahead, due_ms=step.lease.deadline)  # its lease, which stays
-        reply, _ = await super().commit(ahead)
+        reply = await super().commit(ahead)
         return reply is Reply.DONE
 
 
@@ -317,19 +316,6 @@ async def test_a_change_is_counted_by_provider_and_type_and_each_event_says_who_
     assert found == {"account.baseline": 0, "total.increased": 2, "locked.increased": 1}
     assert polled.counters.changes == 3
     assert polled.counters.by_change == {(PROVIDER, event_type): 1 for event_type in found}
-
-
-async def test_what_a_full_queue_pushes_out_is_counted_and_a_warning(
-    polled: Polled, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(polls, "QUEUE_LENGTH", 2)
-    polled.interest.follow({OPS: a_subscription(OPS)})
-    lines = []
-    for total in ("10", "11", "12", "13"):
-        lines += await polled.poll(a_balance(0, total))
-    (line,) = [line for line in lines if line["log_level"] == "warning"]
-    assert (line["event"], line["subscription"], line["deliveries"]) == ("queue.overflowed", OPS, 1)
-    assert polled.counters.pushed_out == {OPS: 1}
 
 
 async def test_a_baseline_and_a_doubt_are_lines(polled: Polled) -> None:

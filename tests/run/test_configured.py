@@ -34,6 +34,7 @@ from watcher.run.upkeep import Upkeep
 from watcher.settings import AccountSettings, EgressSettings, RedisSettings, Settings
 from watcher.store.exceptions import StoreUnreachable
 from watcher.store.health import StoreHealth
+from watcher.store.keeper import Keeper
 from watcher.store.keys import SHARDS
 
 KEY = Rejected("auth", "the API key is refused (401)", status=401)
@@ -214,7 +215,8 @@ async def test_a_reload_that_finds_redis_away_is_made_once_it_is_back(
 
     agreement: Any = SimpleNamespace(neighbours=bench.neighbours, begin=begin)
     present: Any = None
-    upkeep = Upkeep(bench.configured, bench.store.schedule, StoreHealth(), present, agreement)
+    keeper = Keeper(bench.store.pipe, bench.store.keys, "w")
+    upkeep = Upkeep(bench.configured, bench.store.schedule, StoreHealth(), present, agreement, keeper)
     monkeypatch.setattr(upkeep, "_enrol", nothing)
     after = some(an_account("a"), subscriptions=(OPS, "more"))
     await upkeep.reload(after, asyncio.Event())
@@ -235,7 +237,8 @@ async def test_what_was_left_to_a_worker_that_is_gone_is_delivered_at_once(bench
 
     agreement: Any = SimpleNamespace(neighbours=neighbours, look=look)
     present: Any = None
-    upkeep = Upkeep(bench.configured, bench.store.schedule, StoreHealth(), present, agreement)
+    keeper = Keeper(bench.store.pipe, bench.store.keys, "w")
+    upkeep = Upkeep(bench.configured, bench.store.schedule, StoreHealth(), present, agreement, keeper)
     (look_around,) = (act for _, affected, act in upkeep.chores if affected == "other workers")
     await look_around()
     assert (bench.woken(OPS), bench.woken("theirs")) == (SHARDS, 0)

@@ -23,7 +23,6 @@ from tests.support.stores import (
     running,
     some_deliveries,
 )
-from watcher.store import polls
 from watcher.store.polls import Commit
 from watcher.store.queues import Bounds
 from watcher.store.schedule import Lease, Reply
@@ -37,14 +36,14 @@ HOSTILE = b"\x00\xff\r\n%s %d \x1b[2J" + b"9" * 78 + b"1e400000 \xf0\x9f\x92\xb8
 async def committed(store: Store, **fields: Any) -> Commit:
     """A step that went through."""
     step = a_commit(await store.lease(), **fields)
-    assert await store.polls.commit(step) == (Reply.DONE, {})
+    assert await store.polls.commit(step) is Reply.DONE
     return step
 
 
 async def refused(store: Store, step: Commit, reply: Reply) -> None:
     """Claim that a step is answered so, and leaves everything as it was."""
     before = await store.contents()
-    assert await store.polls.commit(step) == (reply, {})
+    assert await store.polls.commit(step) is reply
     assert await store.contents() == before
 
 
@@ -118,7 +117,7 @@ async def test_a_step_without_a_successful_poll_keeps_its_time_and_the_rejection
     step = a_commit(await store.lease(), expected="v1", version="v2", ETH="10")
     state = replace(step.step.state, polled_at_ms=before.step.state.polled_at_ms + 1)
     step = replace(step, is_good=False, step=replace(step.step, state=state))
-    assert await store.polls.commit(step) == (Reply.DONE, {})
+    assert await store.polls.commit(step) is Reply.DONE
     after = await store.polls.read_state(PROVIDER, ACCOUNT)
     assert after
     assert (after.version, after.polled_at_ms) == ("v2", before.step.state.polled_at_ms)
@@ -130,7 +129,7 @@ async def test_an_account_may_have_a_state_before_its_first_successful_poll(
 ) -> None:
     store = a_store(redis_client, namespace)
     step = replace(a_commit(await store.lease()), is_good=False)
-    assert await store.polls.commit(step) == (Reply.DONE, {})
+    assert await store.polls.commit(step) is Reply.DONE
     state = await store.polls.read_state(PROVIDER, ACCOUNT)
     assert state
     assert state.polled_at_ms == 0
@@ -189,7 +188,7 @@ async def test_a_worker_that_wakes_after_its_lease_cannot_undo_what_another_did(
     await store.pipe.command("ZADD", store.keys.polls(SHARD, PROVIDER), heir.deadline, ACCOUNT)
     await refused(store, zombie, Reply.LEASE_LOST)
     taken = a_commit(heir, expected="v1", version="v2", ETH="12", deliveries={OPS: [a_delivery(12)]})
-    assert await store.polls.commit(taken) == (Reply.DONE, {})
+    assert await store.polls.commit(taken) is Reply.DONE
     await refused(store, zombie, Reply.MOVED_ON)
 
 
@@ -207,7 +206,7 @@ async def test_a_step_sent_twice_in_one_pipeline_is_done_once(redis_client: Redi
     step = a_commit(await store.lease(), notes=[b"event"], deliveries={OPS: [a_delivery()]})
     async with running(store.pipe):
         first, second = await asyncio.gather(store.polls.commit(step), store.polls.commit(step))
-    assert (first, second) == ((Reply.DONE, {}), (Reply.DONE_BEFORE, {}))
+    assert (first, second) == (Reply.DONE, Reply.DONE_BEFORE)
     assert await store.queue() == [a_delivery().entry]
     assert len(await store.stream(store.keys.log(SHARD))) == 2
 
@@ -257,34 +256,6 @@ async def test_a_queue_takes_more_than_one_call_of_a_script_passes_on(
     store, many = a_store(redis_client, namespace), some_deliveries(*range(1, 2502))
     await committed(store, deliveries={OPS: many})
     assert await store.queue() == [each.entry for each in many]
-
-
-async def test_a_full_queue_gives_up_its_oldest_loudly(
-    redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = a_store(redis_client, namespace)
-    monkeypatch.setattr(polls, "QUEUE_LENGTH", 3)
-    one, two, three, four, five = some_deliveries(1, 2, 3, 4, 5)
-    await committed(store, deliveries={OPS: [one, two, three]})
-    step = a_commit(
-        await store.lease(), expected="v1", version="v2", deliveries={OPS: [four, five], "audit": [one]}
-    )
-    assert await store.polls.commit(step) == (Reply.DONE, {OPS: 2})
-    assert await store.queue() == [each.entry for each in (three, four, five)]
-    assert await store.stream(store.keys.dead(SHARD, OPS)) == [
-        {"account": ACCOUNT.encode(), "reason": b"queue full", "delivery": each.entry} for each in (one, two)
-    ]
-    assert await store.queue(subscription="audit") == [one.entry]
-
-
-async def test_a_step_longer_than_a_queue_keeps_its_newest(
-    redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = a_store(redis_client, namespace)
-    monkeypatch.setattr(polls, "QUEUE_LENGTH", 1)
-    step = a_commit(await store.lease(), deliveries={OPS: some_deliveries(1, 2, 3)})
-    assert await store.polls.commit(step) == (Reply.DONE, {OPS: 2})
-    assert await store.queue() == [a_delivery(3).entry]
 
 
 async def test_a_queue_that_waits_for_its_retry_or_is_leased_keeps_its_time(
@@ -362,40 +333,6 @@ async def test_an_event_that_is_committed_once_more_is_counted_once_more(
     assert await store.bodies() == {b"evt_1 1": b"5 " + a_delivery().stored}
 
 
-async def test_dead_letters_are_trimmed_and_leave_their_names(
-    redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(polls, "DEAD_PER_SUBSCRIPTION", 10)
-    monkeypatch.setattr(polls, "QUEUE_LENGTH", 1)
-    store = a_store(redis_client, namespace, bounds=Bounds(log=1))
-    step = a_commit(await store.lease(), deliveries={OPS: some_deliveries(*range(1, 201))})
-    assert await store.polls.commit(step) == (Reply.DONE, {OPS: 199})
-    dead = [entry["delivery"] for entry in await store.stream(store.keys.dead(SHARD, OPS))]
-    assert dead == [each.entry for each in some_deliveries(*range(189, 200))][-10:]
-    given_up = await store.stream(store.keys.given_up(SHARD))
-    assert given_up[-1] == {
-        "subscription": OPS.encode(),
-        "account": ACCOUNT.encode(),
-        "reason": b"queue full",
-        "delivery": b"evt_189 189 188",
-    }
-    assert {*await store.bodies()} == {b"evt_%d %d" % (number, number) for number in range(190, 201)}
-
-
-async def test_dead_letters_of_all_subscriptions_share_their_bytes(
-    redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(polls, "QUEUE_LENGTH", 1)
-    store = a_store(redis_client, namespace, bounds=Bounds(dead=20_000))
-    content = b'{"id":"' + b"x" * 700
-    deliveries = {name: [a_delivery(number, content) for number in range(1, 41)] for name in ("a", "b", "c")}
-    step = a_commit(await store.lease(), deliveries=deliveries)
-    assert await store.polls.commit(step) == (Reply.DONE, dict.fromkeys("abc", 39))
-    lengths = [len(await store.stream(store.keys.dead(SHARD, name))) for name in "abc"]
-    assert max(lengths) < 25
-    assert min(lengths) == 8, "the newest of each stay, whatever the others take"
-
-
 @pytest.mark.parametrize(
     "damaged",
     [
@@ -407,18 +344,17 @@ async def test_dead_letters_of_all_subscriptions_share_their_bytes(
             "log",
             "bodies",
             "sizes",
-            "given up",
+            "backlogs",
             "due",
             "queue",
             "queues",
         ),
-        *("dead", "second queue", "second queues"),
+        *("second queue", "second queues"),
     ],
 )
 async def test_a_damaged_key_refuses_the_step_before_anything_is_written(
-    redis_client: Redis, namespace: str, damaged: str, monkeypatch: pytest.MonkeyPatch
+    redis_client: Redis, namespace: str, damaged: str
 ) -> None:
-    monkeypatch.setattr(polls, "QUEUE_LENGTH", 1)  # so that dead letters are written, too
     store = a_store(redis_client, namespace)
     await committed(store, ETH="10", deliveries={OPS: [a_delivery(1)]})
     step = a_commit(
@@ -438,11 +374,10 @@ async def test_a_damaged_key_refuses_the_step_before_anything_is_written(
         "due": keys.due_subscriptions(SHARD),
         "queue": keys.queue(OPS, ACCOUNT),
         "queues": keys.queues(SHARD, OPS),
-        "dead": keys.dead(SHARD, OPS),
         "queued": keys.queued(ACCOUNT),
         "bodies": keys.bodies(SHARD),
         "sizes": keys.sizes(SHARD),
-        "given up": keys.given_up(SHARD),
+        "backlogs": keys.backlogs(SHARD),
         "second queue": keys.queue("second", ACCOUNT),
         "second queues": keys.queues(SHARD, "second"),
     }[damaged]
@@ -464,7 +399,7 @@ async def test_a_damaged_state_is_reported_and_hurts_no_other_account(
     with pytest.raises(BadState):
         await store.polls.read_state(PROVIDER, ACCOUNT)
     step = a_commit(await store.lease(NEIGHBOURS[0]), ETH="1")
-    assert await store.polls.commit(step) == (Reply.DONE, {})
+    assert await store.polls.commit(step) is Reply.DONE
     assert await store.polls.read_state(PROVIDER, NEIGHBOURS[0]) == step.step.state
 
 

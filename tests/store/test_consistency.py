@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from random import Random
@@ -12,6 +11,7 @@ from secrets import token_hex
 import pytest
 from redis.asyncio import Redis
 
+from tests.support.builders import a_subscription
 from tests.support.servers import EVERY_ENGINE
 from tests.support.stores import (
     ACCOUNT,
@@ -28,10 +28,10 @@ from tests.support.stores import (
 )
 from watcher.delivery.resend import Resend
 from watcher.journal.events import Delivery, Event
-from watcher.store import polls
 from watcher.store.consistency import Flaw, Lasting, Named, keys_of_accounts, lasting, strange
 from watcher.store.inventory import StoreAudit
-from watcher.store.keys import Keys
+from watcher.store.keeper import Keeper
+from watcher.store.keys import SHARDS, Keys
 from watcher.store.polls import Polls
 from watcher.store.queues import Bounds, Queues
 from watcher.store.schedule import Lease
@@ -81,7 +81,7 @@ class World:
         if not subscriptions:  # what nobody wants is logged all the same
             told = tuple(Event(f"evt_{one}", type_, account, None, "0", one, b"{}", None) for one in numbers)
             commit = replace(commit, step=replace(commit.step, events=told))
-        reply, _ = await self.store.polls.commit(commit)
+        reply = await self.store.polls.commit(commit)
         assert reply == 1
         self._version[account] = version
 
@@ -102,8 +102,10 @@ class World:
         assert delivery
         match outcome:
             case "by hand":
-                await queues.give_up(subscription, account, head, reason="by hand")
-                await queues.release(subscription, lease)
+                if not await queues.give_up(subscription, account, head, reason="by hand"):
+                    await queues.begin(subscription, lease, until=until, at_most=1)  # nothing waits
+                else:
+                    await queues.release(subscription, lease)
             case "delivered":
                 self._sent.append((account, delivery))
                 await queues.delivered(subscription, lease, head, until=until)
@@ -121,7 +123,13 @@ class World:
     async def resend(self, subscription: str) -> None:
         """Send dead letters again."""
         resend = Resend(self.store.pipe, self.store.keys, is_preview=False)
-        await resend.letters(subscription, since_ms=0, until_ms=2 * await self.store.now_ms())
+        settings = a_subscription(subscription)
+        await resend.letters(settings, since_ms=0, until_ms=2 * await self.store.now_ms())
+
+    async def give_up(self, subscription: str, *, has_memory: bool) -> None:
+        """Keep few deliveries, as the keeper does."""
+        keeper = Keeper(self.store.pipe, self.store.keys, "w", TIGHT)
+        await keeper.give_up(subscription, range(SHARDS), 3, has_memory=has_memory)
 
     async def forget(self, account: str) -> None:
         """Take an account out of the configuration, and put it back when it is forgotten."""
@@ -133,13 +141,6 @@ class World:
         self._version[account] = ""
 
 
-@contextmanager
-def short_queues(length: int) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(polls, "QUEUE_LENGTH", length)
-        yield
-
-
 def tight(store: Store) -> Store:
     """The same store, whose log, dead letters and attempts are trimmed early."""
     schedule, keys = store.schedule, store.keys
@@ -149,7 +150,8 @@ def tight(store: Store) -> Store:
 async def act(world: World, random: Random) -> None:
     """Do something: mostly, events come and go."""
     account, subscription = random.choice([ACCOUNT, OTHER]), random.choice([OPS, AUDIT])
-    match random.choices(["commit", "settle", "again", "resend", "forget"], [40, 50, 4, 4, 2])[0]:
+    kinds = {"commit": 40, "settle": 50, "again": 4, "resend": 4, "forget": 2, "give up": 5}
+    match random.choices([*kinds], [*kinds.values()])[0]:
         case "commit":
             wanted = random.choice([[], [OPS], [AUDIT], [OPS, AUDIT]])
             await world.commit(account, wanted, random.randint(1, 4), baseline=random.random() < 0.1)
@@ -161,6 +163,8 @@ async def act(world: World, random: Random) -> None:
             await world.again()
         case "resend":
             await world.resend(subscription)
+        case "give up":
+            await world.give_up(subscription, has_memory=random.random() < 0.5)
         case "forget":
             await world.forget(account)
 
@@ -171,13 +175,12 @@ async def test_whatever_is_committed_settled_given_up_sent_again_or_trimmed_leav
 ) -> None:
     random, store = Random(seed), tight(a_store(redis_client, namespace))
     await store.roster.check_layout()
-    with short_queues(5):
-        world = World(store)
-        for _ in range(4):
-            for _ in range(60):
-                await act(world, random)
-            assert await flaws(store) == []
-            assert await flaws(store, may_scan=False) == []
+    world = World(store)
+    for _ in range(4):
+        for _ in range(60):
+            await act(world, random)
+        assert await flaws(store) == []
+        assert await flaws(store, may_scan=False) == []
 
 
 every_server = pytest.mark.parametrize("engine", EVERY_ENGINE)
@@ -345,21 +348,20 @@ async def test_under_traffic_nothing_is_a_flaw_but_what_is_damaged(
         while not stop.is_set():
             await act(world, random)
 
-    with short_queues(50):
-        working = asyncio.create_task(work())
-        try:
-            audit = StoreAudit(store.pipe, store.keys)
-            for _ in range(3):
-                audited = await audit.of_shard(SHARD)
-                assert audited.flaws == []
-                assert audited.references
-            await store.pipe.command("HSET", store.keys.bodies(SHARD), "evt_9 9", b"1 a.b\n{}")
-            await store.pipe.command("HINCRBY", store.keys.sizes(SHARD), "log", 7)
-            found = (await audit.of_shard(SHARD)).flaws
-            assert [flaw.kind for flaw in found] == ["size", "unreferenced"]
-        finally:
-            stop.set()
-            await working
+    working = asyncio.create_task(work())
+    try:
+        audit = StoreAudit(store.pipe, store.keys)
+        for _ in range(3):
+            audited = await audit.of_shard(SHARD)
+            assert audited.flaws == []
+            assert audited.references
+        await store.pipe.command("HSET", store.keys.bodies(SHARD), "evt_9 9", b"1 a.b\n{}")
+        await store.pipe.command("HINCRBY", store.keys.sizes(SHARD), "log", 7)
+        found = (await audit.of_shard(SHARD)).flaws
+        assert [flaw.kind for flaw in found] == ["size", "unreferenced"]
+    finally:
+        stop.set()
+        await working
 
 
 def a_flaw(text: str, about: str = "a") -> Flaw:

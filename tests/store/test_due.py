@@ -103,7 +103,7 @@ class Worker:
                     provider=provider,
                     due_in_ms=wait_ms - MINUTE_MS,
                 )
-                reply, *_rest = await polls.commit(step)
+                reply = await polls.commit(step)
                 if reply == 1:
                     self.version_by_account[account] = new
                 else:

@@ -64,7 +64,7 @@ async def test_polling_stops_with_nothing_half_written_and_goes_on_by_itself(sto
             await refused
     assert await store.contents() == before
     await make_room(store)
-    assert await store.polls.commit(step) == (Reply.DONE, {})
+    assert await store.polls.commit(step) is Reply.DONE
 
 
 async def test_no_account_is_claimed_that_could_not_be_committed(store: Store) -> None:

@@ -23,7 +23,8 @@ from tests.support.stores import (
     some_deliveries,
 )
 from watcher.snapshot import Asset
-from watcher.store import move, polls, queues
+from watcher.store import keeper, move, queues
+from watcher.store.keeper import Keeper
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.layout import Layout
 from watcher.store.members import Configurations, Fingerprint, Mark, Presence, Workers
@@ -112,6 +113,7 @@ async def workload(store: Store) -> None:
         await store.polls.postpone(PROVIDER, refused, why="down", at_least_ms=0, waits_ms=[1])
     await store.polls.release(PROVIDER, await store.lease())
     await store.roster.enroll({PROVIDER: [ACCOUNT], "shop": []}, now_ms=now)
+    await Keeper(store.pipe, store.keys, "w").look({OPS: 3})
     await _deliver(store)
 
 
@@ -153,8 +155,8 @@ async def test_every_key_is_in_the_catalogue_and_is_what_it_says(
     redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = a_store(redis_client, namespace)
-    monkeypatch.setattr(polls, "QUEUE_LENGTH", 3)
     monkeypatch.setattr(queues, "DEAD_PER_SUBSCRIPTION", 1)
+    monkeypatch.setattr(keeper, "DEAD_PER_SUBSCRIPTION", 1)
     await workload(store)
     name_by_key, found = catalogue(store.keys), set()
     for key in await store.contents():

@@ -58,7 +58,7 @@ async def test_a_commit_whose_answer_was_lost_is_committed_once(
                         notes=[b"%d" % number],
                         deliveries={OPS: [a_delivery(number)]},
                     )
-                    reply, _ = await store.polls.commit(step)
+                    reply = await store.polls.commit(step)
                     assert reply in (Reply.DONE, Reply.DONE_BEFORE)
     assert await direct.queue() == [each.entry for each in some_deliveries(*range(1, 7))]
     assert [entry["entry"] for entry in await direct.stream(direct.keys.log(SHARD))] == [
@@ -87,7 +87,7 @@ async def test_commits_of_many_accounts_that_share_a_lost_pipeline_are_committed
                         for account in accounts
                     ]
                     replies = await asyncio.gather(*map(store.polls.commit, steps))
-                    assert {reply for reply, _ in replies} <= {Reply.DONE, Reply.DONE_BEFORE}
+                    assert {*replies} <= {Reply.DONE, Reply.DONE_BEFORE}
     for account in accounts:
         assert await direct.queue(account) == [each.entry for each in some_deliveries(1, 2, 3, 4)]
 
@@ -118,7 +118,7 @@ async def test_a_dead_letter_whose_answer_was_lost_is_kept_once(
     await direct.fill(*some_deliveries(1, 2))
     async with LossyProxy(url, lose_every=1_000_000) as proxy, connect(proxy.url) as client:
         queues = a_store(client, namespace).queues
-        await queues.length(OPS, ACCOUNT)
+        await queues.backlog(OPS)
         proxy.scripts = 999_999
         with each_repeated(proxy, at_least=1):
             lease = await direct.lease_queue()

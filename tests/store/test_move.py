@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from tests.support.builders import a_subscription
 from tests.support.fuzzing import tried
 from tests.support.old_store import AT_MS, OldStore, an_entry, an_event, without_numbers
 from tests.support.servers import EVERY_ENGINE
@@ -551,7 +552,7 @@ async def test_nothing_is_sent_again_into_a_layout_that_the_store_leaves(
     before = await store.contents()
     resend = Resend(Moving(redis_client), store.keys, is_preview=False)
     with pytest.raises(LayoutAwaited, match="is being moved from layout 2 to 1"):
-        await resend.letters(GONE, since_ms=0, until_ms=AT_MS * 2)
+        await resend.letters(a_subscription(GONE), since_ms=0, until_ms=AT_MS * 2)
     await store.pipe.command("HDEL", store.keys.meta(), "moving")
     assert await store.contents() == before
 

@@ -20,7 +20,8 @@ from tests.support.stores import (
     some_deliveries,
 )
 from watcher.journal.events import Delivery
-from watcher.store import polls, queues
+from watcher.store import queues
+from watcher.store.keeper import Keeper
 from watcher.store.queues import Bounds
 from watcher.store.schedule import Lease, Reply
 
@@ -180,13 +181,12 @@ async def test_tries_are_counted_for_one_head(redis_client: Redis, namespace: st
 
 
 async def test_tries_of_a_head_that_was_pushed_out_do_not_count_for_the_next(
-    redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+    redis_client: Redis, namespace: str
 ) -> None:
     store, lease = await a_queue(redis_client, namespace, ONE)
     await retry(store, lease, ONE)
-    monkeypatch.setattr(polls, "QUEUE_LENGTH", 1)
-    store = a_store(redis_client, namespace)
     await store.fill(TWO)
+    await Keeper(store.pipe, store.keys, "w").look({OPS: 1})
     assert await store.queue() == [TWO.entry]
     tries, tried = await store.tries()
     assert (tries, tried) == (1, ONE.entry)
@@ -196,14 +196,13 @@ async def test_tries_of_a_head_that_was_pushed_out_do_not_count_for_the_next(
 
 @every_outcome
 @pytest.mark.parametrize("pushed_out", [1, 2])
-async def test_a_head_that_a_full_queue_gave_up_meanwhile_costs_no_other_delivery(
-    redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch, settle: Settle, pushed_out: int
+async def test_a_head_that_a_full_backlog_gave_up_meanwhile_costs_no_other_delivery(
+    redis_client: Redis, namespace: str, settle: Settle, pushed_out: int
 ) -> None:
     """Its attempt ends with a queue in hand whose head is another: the queue is given back as it is."""
     store, lease = await a_queue(redis_client, namespace, ONE, TWO)
-    monkeypatch.setattr(polls, "QUEUE_LENGTH", 2)
-    store = a_store(redis_client, namespace)
     await store.fill(*some_deliveries(3, 4)[:pushed_out])
+    await Keeper(store.pipe, store.keys, "w").look({OPS: 2})
     waiting = [each.entry for each in some_deliveries(1, 2, 3, 4)[pushed_out : pushed_out + 2]]
     assert await store.queue() == waiting
     await refused(store, settle, lease, ONE, Reply.MOVED_ON)

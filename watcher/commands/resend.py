@@ -121,7 +121,12 @@ async def _resend(settings: "Settings", wish: _Wish) -> "tuple[list[Resent], set
         found = []
         if wish.is_dead or wish.event_id:
             found = [
-                await resend.letters(name, since_ms=start_ms, until_ms=now_ms, event_id=wish.event_id)
+                await resend.letters(
+                    settings.subscription_by_name[name],
+                    since_ms=start_ms,
+                    until_ms=now_ms,
+                    event_id=wish.event_id,
+                )
                 for name in wish.subscriptions
             ]
         if not (wish.is_dead or any(map(_is_found, found))):
@@ -161,7 +166,8 @@ def _say(resent: "Resent", wish: _Wish, *, is_paused: bool) -> None:
     if resent.full:
         names = ", ".join(map(printable, sorted(resent.full)[:_MOST_NAMES]))
         notes.append(
-            f"no room in the queue of {many(len(resent.full), 'account')}, all or some left out: {names}"
+            f"no room for more (max_backlog {resent.max_backlog:,}): of {many(len(resent.full), 'account')} "
+            f"all or some are left out: {names}"
         )
     for note in notes:
         click.echo(f"watcher: {note}", err=True)

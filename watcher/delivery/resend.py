@@ -14,7 +14,6 @@ from watcher.store.history import History, place
 from watcher.store.keys import SHARDS, Keys, check_count
 from watcher.store.layout import Layout, check_numbers
 from watcher.store.pipe import Pipe
-from watcher.store.polls import QUEUE_LENGTH
 from watcher.store.queues import Queues
 from watcher.store.reader import DeadLetter, Reader
 from watcher.store.schedule import Schedule
@@ -113,10 +112,11 @@ class Resent:
     """What goes out again to one subscription, and what could not.
 
     `waiting` counts what still waits there, and is not queued a second time; `unreadable` what is damaged;
-    `full` names accounts whose queue has no room for more.
+    `full` names accounts of which more would wait than may, `max_backlog` over all accounts.
     """
 
     subscription: str
+    max_backlog: int
     deliveries: int = 0
     accounts: set[str] = field(default_factory=set)
     waiting: int = 0
@@ -137,13 +137,18 @@ class Resend:
         self._is_preview = is_preview
 
     async def letters(
-        self, subscription: str, *, since_ms: int, until_ms: int, event_id: str | None = None
+        self,
+        settings: SubscriptionSettings,
+        *,
+        since_ms: int,
+        until_ms: int,
+        event_id: str | None = None,
     ) -> Resent:
         """Put dead letters of a time back at the end of their queues; of one event, or all of them."""
-        resent = Resent(subscription)
+        resent = Resent(settings.name, settings.max_backlog)
         for shard in range(SHARDS):
             pages = self._reader.dead_letters_of_shard(
-                subscription, shard, since_ms=since_ms, until_ms=until_ms
+                settings.name, shard, since_ms=since_ms, until_ms=until_ms
             )
             async for page in pages:
                 groups: dict[str, list[DeadLetter]] = {}  # order within an account stays
@@ -165,7 +170,7 @@ class Resend:
         event_id: str | None = None,
     ) -> Resent:
         """Queue what a subscription wants of the log since a time and up to its `ends`; or one event."""
-        resent = Resent(settings.name)
+        resent = Resent(settings.name, settings.max_backlog)
         for shard, end in enumerate(ends):
             replay = Replay(settings)  # from the beginning: each event names the one before it
             waiting: dict[str, list[Delivery]] = {}
@@ -195,7 +200,7 @@ class Resend:
         resent.waiting += len(found) - len(new)
         if not new:
             return
-        if account in resent.full or await self._queues.length(name, account) + len(new) > QUEUE_LENGTH:
+        if await self._queues.backlog(name) + len(new) > resent.max_backlog:
             resent.full.add(account)
             return
         waiting.update(_delivery(one).event_id for one in new)

@@ -272,10 +272,10 @@ EVENTS: Mapping[str, Line] = {
         "An asset fell in a way that the next successful poll must confirm before it counts.",
         ("account", "asset", "reason"),
     ),
-    "queue.overflowed": Line(
+    "subscription.overflowed": Line(
         "warning",
-        "A queue was full: its oldest deliveries became dead letters.",
-        ("account", "subscription", "deliveries"),
+        "More deliveries waited than `max_backlog`: the oldest of its longest queues became dead letters.",
+        ("subscription", "deliveries", "max_backlog"),
     ),
     "delivery.delivered": Line("info", "A subscriber answered 2xx.", (*_DELIVERY, "lag_ms")),
     "delivery.retried": Line(

@@ -69,7 +69,7 @@ METRICS: Mapping[str, Meaning] = {
     ),
     "watcher_deliveries_pushed_out_total": Meaning(
         "counter",
-        "Deliveries that full queues gave up for newer ones that this worker committed.",
+        "Deliveries that this worker gave up because more than `max_backlog` waited.",
         ("subscription",),
     ),
     "watcher_delivery_lag_seconds": Meaning(

@@ -263,7 +263,7 @@ class Poller:
         is_good: bool = True,
     ) -> Reply:
         """Commit a step; report it, and wake the queues that it fills."""
-        reply, pushed_out = await self._polls.commit(
+        reply = await self._polls.commit(
             Commit(
                 account=account.name,
                 provider=self.settings.name,
@@ -275,7 +275,7 @@ class Poller:
             )
         )
         if reply in (Reply.DONE, Reply.DONE_BEFORE):
-            self._report.committed(account, step, pushed_out)
+            self._report.committed(account, step)
             for subscription in step.queued:
                 self._wake(Key("delivery", subscription), shard_of(account.name))
         return reply

@@ -396,7 +396,7 @@ class PollReport:
         counters.by_duration[provider][bisect_left(POLL_BOUNDS_S, duration_s)] += 1
         counters.polling_s[provider] += duration_s
 
-    def committed(self, account: AccountSettings, step: Step, pushed_out: Mapping[str, int]) -> None:
+    def committed(self, account: AccountSettings, step: Step) -> None:
         """A step was written: report its baseline, its suspect assets and its events."""
         if step.advance.is_baseline:
             assets = len(step.state.entry_by_asset)
@@ -406,9 +406,6 @@ class PollReport:
             log.info("account.suspect", account=account.name, provider=account.provider, assets=len(suspect))
         for asset_id, reason in suspect.items() if not emptiness else ():
             log.info("asset.suspect", account=account.name, asset=asset_id, reason=reason)
-        for name, count in pushed_out.items():
-            self._counters.pushed_out[name] += count
-            log.warning("queue.overflowed", account=account.name, subscription=name, deliveries=count)
         self._counters.changes += len(step.events)
         subscriptions = Counter(place for places in step.queued.values() for place in places)
         for place, event in enumerate(step.events):

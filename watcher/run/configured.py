@@ -103,7 +103,7 @@ class Configured:
         self.resolver = CurrentResolver()
         self._schedule = schedule
         self._health = health
-        self._counters = counters
+        self.counters = counters
         self._agreement = agreement
         self._interest = Interest({})
         self._open: set[AsyncExitStack] = set()
@@ -220,7 +220,7 @@ class Configured:
             provider_class(settings.kind)(settings),
             settings,
             wait_turn=wait_turn,
-            requests=self._counters.by_request,
+            requests=self.counters.by_request,
             connections=share_out(len(self.settings.provider_by_name)).of_a_provider,
             resolver=self.resolver,
         )

@@ -16,6 +16,7 @@ from watcher.run.members import Accounts, Enrolment, Present
 from watcher.settings import Settings
 from watcher.store.exceptions import StoreError, StoreUnreachable
 from watcher.store.health import StoreHealth
+from watcher.store.keeper import Keeper
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.members import Roster
 from watcher.store.reader import Reader
@@ -85,8 +86,10 @@ class Upkeep:
         health: StoreHealth,
         present: Present,
         agreement: Agreement,
+        keeper: Keeper,
     ) -> None:
         self.loop = configured.loop
+        self._keeper = keeper
         self._configured = configured
         self._schedule = schedule
         self._health = health
@@ -107,6 +110,7 @@ class Upkeep:
             (AGREE_S, "other workers", self._keep_agreed),
             (_LOOK_S, "names", self._names.look),
             (_LOOK_S, "breakers", self._refresh),
+            (_LOOK_S, "backlogs", self.keep_backlogs),
             (_KEEP_NAMES_S, "asset names", self._configured.polls.names.keep),
             (_LOOK_S, "reports", self._configured.report.look),
         ]
@@ -177,6 +181,18 @@ class Upkeep:
         while any(polls.unpolled for polls in self._providers):  # noqa: ASYNC110 - of many
             await asyncio.sleep(_FINISHED_S)
         self.loop.finish()
+
+    async def keep_backlogs(self) -> None:
+        """Keep what waits within its bounds, if no other worker does so."""
+        subscriptions = self._configured.settings.subscription_by_name
+        for one in await self._keeper.look({name: each.max_backlog for name, each in subscriptions.items()}):
+            self._configured.counters.pushed_out[one.subscription] += one.deliveries
+            log.warning(
+                "subscription.overflowed",
+                subscription=one.subscription,
+                deliveries=one.deliveries,
+                max_backlog=one.max_backlog,
+            )
 
     async def give_up_on_redis(self) -> None:
         """Stop waiting for Redis: a job that runs every minute must not pile up."""

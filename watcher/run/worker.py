@@ -24,6 +24,7 @@ from watcher.settings import Settings
 from watcher.store.exceptions import LayoutAwaited, StoreError
 from watcher.store.guarantee import check_rights, guarantee_of_all
 from watcher.store.health import JUDGE_S, StoreHealth
+from watcher.store.keeper import Keeper
 from watcher.store.keys import Keys
 from watcher.store.layout import Layout
 from watcher.store.members import Configurations, Workers
@@ -186,7 +187,8 @@ class Worker:
         keys = Keys(self.settings.redis.namespace)
         self.agreement = Agreement(present, Configurations(schedule.pipe, keys), now_ms=schedule.now_ms)
         configured = Configured(self.settings, schedule, health, self.counters, self.agreement, bounds)
-        upkeep = Upkeep(configured, schedule, health, present, self.agreement)
+        keeper = Keeper(schedule.pipe, keys, self.name, bounds)
+        upkeep = Upkeep(configured, schedule, health, present, self.agreement, keeper)
         async with configured, asyncio.TaskGroup() as background:
             self.loop = configured.loop
             beating = background.create_task(self._beat(schedule, configured.loop), name="heartbeat")
@@ -265,6 +267,7 @@ class Worker:
                 self._changed.clear()
             waiting.cancel()
             finishing.cancel()
+            await upkeep.keep_backlogs()
         self.has_read_all = upkeep.has_read_all
 
     @asynccontextmanager

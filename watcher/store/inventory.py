@@ -14,6 +14,7 @@ from watcher.store.consistency import Flaw, Inventory, keys_of_accounts, lasting
 from watcher.store.errors import DamagedKey
 from watcher.store.exceptions import StoreError
 from watcher.store.history import START
+from watcher.store.keeper import count_backlog
 from watcher.store.keys import Keys, shard_of
 from watcher.store.members import provider_names
 from watcher.store.pipe import Pipe, in_parts, load_script
@@ -23,7 +24,6 @@ _READ_BODIES = load_script("read_bodies")
 _READ_STREAM = load_script("read_stream")
 _READ_DUE = load_script("read_due")
 _READ_QUEUES = load_script("read_queues")
-_COUNT_BACKLOG = load_script("count_backlog")
 
 WAITS_S = (0.0, 0.3, 1.5)
 """Before each look. The second and third are made only where the one before found something."""
@@ -96,19 +96,6 @@ class StoreAudit:
         return Audited(shard, *lasting(looks), *counts)
 
 
-async def count_backlog(pipe: Pipe, keys: Keys, shard: int, subscription: str) -> tuple[bytes, int]:
-    """Count the deliveries that wait for a subscription in a shard; returns what is noted of them, and the
-    count, of the same moment. Raises StoreError."""
-    schedule = keys.queues(shard, subscription)
-    while True:
-        accounts = await pipe.command("ZRANGE", schedule, 0, -1)
-        queues = (keys.queue(subscription, account.decode("utf-8", "replace")) for account in accounts)
-        names = [keys.backlogs(shard), schedule, *queues]
-        noted, count = await pipe.script(_COUNT_BACKLOG, names, subscription, *accounts)
-        if count >= 0:
-            return noted, count
-
-
 class _Look:
     """One look at one shard."""
 
@@ -148,7 +135,8 @@ class _Look:
         await self._queues(queues)
         noted = await self._hash(keys.backlogs(shard))
         for name in sorted({*subscriptions, *noted}):
-            await self._backlog(name)
+            if count := await self._ask(count_backlog(self._pipe, keys, shard, name), ()):
+                found.backlog(name, *count)
         for name in sorted(subscriptions):
             await self._letters(name)
         sizes = await self._hash(keys.sizes(shard))
@@ -195,11 +183,6 @@ class _Look:
                 entries += page
             self._found.queue(subscription, account, entries, due=due, tried=tried, queued=queued)
         return True
-
-    async def _backlog(self, subscription: str) -> None:
-        """Compare how many deliveries wait for a subscription with what is noted."""
-        if found := await self._ask(count_backlog(self._pipe, self._keys, self._shard, subscription), ()):
-            self._found.backlog(subscription, *found)
 
     async def _letters(self, subscription: str) -> None:
         """Read the dead letters and the attempts of a subscription."""

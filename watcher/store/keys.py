@@ -50,6 +50,10 @@ class Keys:
         """HASH, permanent: subscription -> `url configuration`, for which its queues are filled. By mark."""
         return f"{self.namespace}:marks"
 
+    def keeper(self) -> str:
+        """STRING, expires: which worker keeps backlogs and memory within their bounds. Written by probe."""
+        return f"{self.namespace}:keeper"
+
     def rate(self, provider: str) -> str:
         """STRING, expires: when a provider's next request may start, in ms. Written by take_turns."""
         return f"{self.namespace}:rate:{provider}"
@@ -130,7 +134,7 @@ class Keys:
 
     def queue(self, subscription: str, account: str) -> str:
         """LIST, permanent: the pending deliveries, oldest first, each `reference previous`. Pushed by commit,
-        popped by settle."""
+        popped by settle, give_up and shorten."""
         return self._tagged(shard_of(account), "queue", subscription, account)
 
     def tries(self, shard: int, subscription: str) -> str:
@@ -139,13 +143,13 @@ class Keys:
         return self._tagged(shard, "retries", subscription)
 
     def dead(self, shard: int, subscription: str) -> str:
-        """STREAM, trimmed: dead letters: account, reason, delivery (as it was queued). By settle and
-        commit."""
+        """STREAM, trimmed: dead letters: account, reason, delivery (as it was queued). By settle, give_up
+        and shorten."""
         return self._tagged(shard, "dead_letters", subscription)
 
     def given_up(self, shard: int) -> str:
         """STREAM, trimmed: dead letters there was no memory left for: subscription, account, reason, delivery
-        (as it was queued; its body is gone). By settle and commit."""
+        (as it was queued; its body is gone). By settle, give_up and shorten."""
         return self._tagged(shard, "given_up")
 
     def attempts(self, shard: int, subscription: str) -> str:

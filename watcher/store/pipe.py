@@ -26,7 +26,7 @@ from redis.exceptions import TimeoutError as RedisTimeout
 from watcher.store.errors import DamagedKey, in_our_words, translated, unreadable, where
 from watcher.store.exceptions import ServerRefused
 
-_MOST_KEYS = 6002
+_MOST_KEYS = 4002
 """Keys of a joint call of several steps: a commit to 2,000 queues has so many, and holds the server up for
 13 ms."""
 

@@ -13,12 +13,9 @@ from watcher.journal.step import Step
 from watcher.store.errors import DamagedKey
 from watcher.store.keys import Keys, shard_of
 from watcher.store.pipe import Joint, Joints, load_script
-from watcher.store.queues import BOUNDS, DEAD_PER_SUBSCRIPTION, Bounds
+from watcher.store.queues import BOUNDS, Bounds
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
 from watcher.store.state import BadState, Names
-
-QUEUE_LENGTH = 10_000
-"""Deliveries that wait in one queue. Beyond it the oldest become dead letters: loud, and a visible gap."""
 
 _COMMIT = load_script("commit")
 _POSTPONE = load_script("postpone")
@@ -65,10 +62,9 @@ class Polls:
                     keys.due_polls(shard),
                     keys.bodies(shard),
                     keys.sizes(shard),
-                    keys.given_up(shard),
                     keys.backlogs(shard),
                 ),
-                (provider, bounds.log, bounds.dead, DEAD_PER_SUBSCRIPTION, QUEUE_LENGTH),
+                (provider, bounds.log),
             )
         )
         self._touches = Joints(
@@ -129,11 +125,8 @@ class Polls:
             text = await self._pipe.command("GET", self._keys.state(account))
         return None if text is None else await self.names.load(provider, text)
 
-    async def commit(self, commit: Commit) -> tuple[Reply, dict[str, int]]:
-        """Write a step; returns the reply, and by subscription how many deliveries a full queue pushed out.
-
-        Raises BadState.
-        """
+    async def commit(self, commit: Commit) -> Reply:
+        """Write a step. Raises BadState."""
         account, step = commit.account, commit.step
         keys = [self._keys.state(account), self._keys.queued(account)]
         arguments: list[Any] = [
@@ -156,14 +149,10 @@ class Polls:
         for subscription, places in step.queued.items():
             keys.append(self._keys.queue(subscription, account))
             keys.append(self._keys.queues(shard, subscription))
-            keys.append(self._keys.dead(shard, subscription))
             arguments += (subscription, len(places), *(place + 1 for place in places))
         with damage_named():
-            reply, counts = await self._pipe.step(
-                self._commits[shard, commit.provider], tuple(keys), *arguments
-            )
-        pushed_out = zip(step.queued, counts, strict=False)  # where nothing was written there are none
-        return Reply(reply), {name: count for name, count in pushed_out if count}
+            (reply,) = await self._pipe.step(self._commits[shard, commit.provider], tuple(keys), *arguments)
+        return Reply(reply)
 
     async def touch(
         self, provider: str, lease: Lease, *, version: str, polled_at_ms: int, due_ms: float

@@ -4,6 +4,7 @@ Deliveries wait in order, are claimed queue by queue, and settled one by one. Re
 what a failure does to a breaker: `delivery` and `engine.breaker` do, and this module writes it as one step.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
@@ -132,9 +133,11 @@ class Queues:
         reply, found, tried = await self._pipe.step(joint, (queue,), *lease, until, at_most)
         return Begun(Reply(reply), read_deliveries(found, subscription), *read_tries(tried))
 
-    async def length(self, subscription: str, account: str) -> int:
-        """Count the deliveries that wait in a queue."""
-        return int(await self._pipe.command("LLEN", self._keys.queue(subscription, account)))
+    async def backlog(self, subscription: str) -> int:
+        """Count the deliveries that wait for a subscription."""
+        commands = [("HGET", self._keys.backlogs(shard), subscription) for shard in range(SHARDS)]
+        noted = await asyncio.gather(*(self._pipe.command(*command) for command in commands))
+        return sum(map(int, filter(None, noted)))
 
     async def delivered(
         self, subscription: str, lease: Lease, head: bytes, *, until: float, record: bytes = b""
@@ -338,11 +341,17 @@ class Breakers:
 
     async def take_probe(self, subscription: str, worker: str, *, lease_ms: int) -> bool:
         """Take the one probe of a half-open subscription; says whether `worker` has it."""
-        return bool(await self._pipe.script(_PROBE, [self._keys.probe(subscription)], worker, lease_ms))
+        return await take_lease(self._pipe, self._keys.probe(subscription), worker, lease_ms=lease_ms)
 
     async def leave_probe(self, subscription: str, worker: str) -> None:
         """Give the probe to other workers, if `worker` has it."""
-        await self._pipe.script(_PROBE, [self._keys.probe(subscription)], worker, 0)
+        await take_lease(self._pipe, self._keys.probe(subscription), worker, lease_ms=0)
+
+
+async def take_lease(pipe: Pipe, key: str, worker: str, *, lease_ms: int) -> bool:
+    """Take a lease that one worker holds at a time, or keep it, on a full server too; says whether `worker`
+    has it. With 0 ms it is given back."""
+    return bool(await pipe.script(_PROBE, [key], worker, lease_ms))
 
 
 def _parse(text: bytes) -> Breaker | None:

@@ -2,22 +2,19 @@
 -- account is a step, and whole. Fenced by the state's version, which is also the token of the commit that
 -- wrote it (a repeat after a lost answer finds its own), and by the poll's lease. The first write allocates,
 -- so that a full server refuses all of it.
--- uses references, dead_letters
--- KEYS    1 polls   2 failing   3 log   4 due subscriptions   5 due providers   6 bodies   7 sizes   8 given up
---         9 backlogs
---         then for each step: its state, queued, then for each of its queues: list, schedule, dead letters
--- ARGV    1 provider   2 log bytes   3 dead letters bytes   4 dead letters length   5 queue length
+-- uses references
+-- KEYS    1 polls   2 failing   3 log   4 due subscriptions   5 due providers   6 bodies   7 sizes   8 backlogs
+--         then for each step: its state, queued, then for each of its queues: list, schedule
+-- ARGV    1 provider   2 log bytes
 --         then for each step: account, deadline, expected version ('': no state yet), new version, whether this is a
 --         successful poll (one or zero: its time and the failures stay), next poll due ms, state, sequence before, number of notes, these, number of events, for each: its reference, what is stored of it,
 --         whether it is logged (one or zero); number of queues, for each: subscription, number of deliveries, the
 --         places of their events, counted from one
--- returns for each step: 1 done, 0 done before, -1 the state moved on, -2 the lease was lost; then (done) for
---         each of its queues how many deliveries it pushed out into the dead letters, as it was full
+-- returns for each step: 1 done, 0 done before, -1 the state moved on, -2 the lease was lost
 
-local polls, failing, log, due_subscriptions, due_providers, bodies, sizes, given_up, backlogs = unpack(KEYS, 1, 9)
-local provider, log_bytes, dead_bytes, dead_length, queue_length = unpack(ARGV, 1, 5)
-log_bytes, dead_bytes, dead_length = tonumber(log_bytes), tonumber(dead_bytes), tonumber(dead_length)
-queue_length = tonumber(queue_length)
+local polls, failing, log, due_subscriptions, due_providers, bodies, sizes, backlogs = unpack(KEYS, 1, 8)
+local provider, log_bytes = unpack(ARGV, 1, 2)
+log_bytes = tonumber(log_bytes)
 
 -- Ask each key something only its own type answers: a damaged one fails all steps before the first write.
 local has_failing = redis.call('HLEN', failing) > 0
@@ -28,7 +25,7 @@ redis.call('HLEN', bodies)
 redis.call('HLEN', backlogs)
 local log_size = tonumber(redis.call('HGET', sizes, 'log') or 0) or 0
 local steps, filled, filled_by_schedule = {}, {}, {}
-local key, at = 10, 6
+local key, at = 9, 3
 while KEYS[key] do
   local account, deadline, expected, new, is_good, due, state, follows, notes = unpack(ARGV, at, at + 8)
   local step = {
@@ -48,12 +45,9 @@ while KEYS[key] do
   local queues = ARGV[at]
   key, at = key + 2, at + 1
   for i = 1, queues do
-    local queue, schedule, dead = unpack(KEYS, key, key + 2)
+    local queue, schedule = unpack(KEYS, key, key + 1)
     local subscription, deliveries = unpack(ARGV, at, at + 1)
-    if redis.call('LLEN', queue) + deliveries > queue_length then
-      redis.call('XLEN', dead)
-      redis.call('XLEN', given_up)
-    end
+    redis.call('LLEN', queue)
     local one = filled_by_schedule[schedule]
     if not one then
       redis.call('ZCARD', schedule)
@@ -61,7 +55,7 @@ while KEYS[key] do
       filled_by_schedule[schedule], filled[#filled + 1] = one, one
     end
     step.queues[i] = {key = key, at = at + 2, deliveries = deliveries, subscription = subscription, filled = one}
-    key, at = key + 3, at + 2 + deliveries
+    key, at = key + 2, at + 2 + deliveries
   end
 end
 
@@ -96,7 +90,7 @@ for i, step in ipairs(steps) do
     next_polls[#next_polls + 1] = step.account
     first = math.min(first, tonumber(step.due))
   end
-  reply[i * 2 - 1], reply[i * 2] = answer, {}
+  reply[i] = answer
 end
 if not next_polls[1] then return reply end
 
@@ -104,7 +98,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local logged, taken = 0, 0
 for i, step in ipairs(steps) do
-  if reply[i * 2 - 1] == 1 then
+  if reply[i] == 1 then
     local state = step.state
     if step.is_good then
       fixed[#fixed + 1] = step.account
@@ -152,18 +146,12 @@ for i, step in ipairs(steps) do
       end
     end
     for j, queue in ipairs(step.queues) do
-      local list, dead = KEYS[queue.key], KEYS[queue.key + 2]
-      local one, length = queue.filled
+      local list = KEYS[queue.key]
+      local one = queue.filled
       for k = 1, #entries[j], 1000 do
-        length = redis.call('RPUSH', list, unpack(entries[j], k, math.min(k + 999, #entries[j])))
+        redis.call('RPUSH', list, unpack(entries[j], k, math.min(k + 999, #entries[j])))
       end
-      local pushed_out = math.max(0, length - queue_length)
-      for _ = 1, pushed_out do
-        local entry = redis.call('LPOP', list)
-        bury(dead, bodies, sizes, given_up, queue.subscription, step.account, 'queue full', entry, dead_length, dead_bytes)
-      end
-      reply[i * 2][j] = pushed_out
-      one.queued = one.queued + #entries[j] - pushed_out
+      one.queued = one.queued + #entries[j]
       one.due[#one.due + 1] = now
       one.due[#one.due + 1] = step.account
     end
@@ -173,23 +161,21 @@ end
 redis.call('ZADD', polls, unpack(next_polls))
 redis.call('ZADD', due_providers, 'LT', first, provider)
 if has_failing and fixed[1] then redis.call('HDEL', failing, unpack(fixed)) end
-local grown = {}
+local grown, names, counts = {}, {}, {}
 for _, one in ipairs(filled) do
   -- NX: a queue that waits for its retry, or is leased, keeps its time.
   if one.due[1] and redis.call('ZADD', KEYS[one.at], 'NX', unpack(one.due)) > 0 then
     redis.call('ZADD', due_subscriptions, 'LT', now, one.subscription)
   end
-  if one.queued ~= 0 then grown[#grown + 1] = one.subscription end
+  if one.queued > 0 then
+    grown[#grown + 1] = one
+    names[#grown] = one.subscription
+  end
 end
-if grown[1] then
-  local waiting = redis.call('HMGET', backlogs, unpack(grown))
-  local counts = {}
-  for _, one in ipairs(filled) do
-    if one.queued ~= 0 then
-      local count = tonumber(waiting[#counts / 2 + 1] or 0) or 0
-      counts[#counts + 1] = one.subscription
-      counts[#counts + 1] = string.format('%d', math.max(0, count + one.queued))
-    end
+if names[1] then
+  for i, noted in ipairs(redis.call('HMGET', backlogs, unpack(names))) do
+    local count = math.max(0, tonumber(noted or 0) or 0) + grown[i].queued
+    counts[2 * i - 1], counts[2 * i] = names[i], string.format('%d', count)
   end
   redis.call('HSET', backlogs, unpack(counts))
 end

@@ -1,4 +1,4 @@
--- Take, keep or give back the one probe of a half-open subscription.
+-- Take, keep or give back what one worker has at a time: the probe of a half-open subscription, the keeper's lease.
 -- KEYS    1 probe   (deleted first: a full server still drains)
 -- ARGV    1 worker   2 how long it keeps the probe, in ms (0: give it back)
 -- returns 1 if the worker has the probe (or it is free again), 0 if another worker has it

@@ -5,6 +5,12 @@ local function letter_size(fields, body) -- what a dead letter takes with its bo
   return #fields[2] + #(fields[4] or '') + #(fields[6] or '') + body + 150
 end
 
+local function note_given_up(given_up, bytes, subscription, account, reason, entry) -- without its body
+  local most = math.max(8, math.min(10000, math.floor(bytes / 256)))
+  redis.call('XADD', given_up, 'MAXLEN', '~', most, '*', 'subscription', subscription, 'account', account,
+    'reason', reason, 'delivery', entry)
+end
+
 local function bury(dead, bodies, sizes, given_up, subscription, account, reason, entry, length, bytes)
   local _, stored = counted(redis.call('HGET', bodies, reference_of(entry)) or '')
   local new = {'account', account, 'reason', reason, 'delivery', entry}
@@ -21,7 +27,6 @@ local function bury(dead, bodies, sizes, given_up, subscription, account, reason
     redis.call('XDEL', dead, letter[1])
     total = grow(sizes, 'dead', -letter_size(fields, drop(bodies, reference_of(old))))
     left = left - 1
-    redis.call('XADD', given_up, 'MAXLEN', '~', length, '*', 'subscription', subscription, 'account', whose,
-      'reason', why, 'delivery', old)
+    note_given_up(given_up, bytes, subscription, whose, why, old)
   end
 end
