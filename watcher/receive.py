@@ -1,4 +1,4 @@
-"""Verify the webhooks that watcher sends: one function for the program that receives them.
+"""Verify the webhooks that watcher sends, and follow their order: for the program that receives them.
 
     from watcher.receive import InvalidWebhook, verify
 
@@ -10,7 +10,7 @@
         database.record(event["id"], event)
         return web.Response()
 
-Four things a receiver should know:
+Five things a receiver should know:
 
 - Give `verify` the bytes of the body as they came. Parsed and written again they are other bytes.
 - Amounts are decimal text. `Decimal(event["data"]["amount"])` is exact, but sums round to 28 digits
@@ -22,6 +22,10 @@ Four things a receiver should know:
 - An event may come twice, with the same id. Record the id in the transaction that records what the event
   did, and keep ids as long as anything may come again: the default retries take more than three days, and
   `watcher resend` repeats an id at any age. Five minutes, the tolerance for clocks, is not enough.
+- Where the sender's Redis was set back, an id that you know may come with a higher sequence, and what you
+  took may come again as part of another event. `follow` tells that from a gap if it sees repeats too
+  (`InvalidWebhook.event`). Keep balances by the `after` of the event with the highest sequence: sums of
+  effects count again what comes again.
 - While a secret is being changed, give both: `verify(headers, body, [new, old])`.
 
 This file needs Python's standard library alone and nothing else of watcher, so that it can be copied into
@@ -37,7 +41,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 Body = bytes | bytearray | memoryview
 Headers = Mapping[Any, Any] | Iterable[tuple[Any, Any]]
@@ -45,6 +49,12 @@ Headers = Mapping[Any, Any] | Iterable[tuple[Any, Any]]
 
 Event = dict[str, Any]
 """The parsed body. Numbers with a point are Decimals, should there be any: floats are not exact."""
+
+Order = Literal["gap", "late", "restart", "rewound"]
+"""What is odd about a sequence, within one subscription and account:
+gap: events queued before this one did not arrive here (yet); late: a later one arrived before;
+restart: the sender says that nothing was queued before this one; rewound: the sender's store was set back,
+and it has forgotten what it queued last. Only a gap says that something is missing."""
 
 TOLERANCE_S = 300
 """How far the sender's clock and the receiver's may be apart, either way."""
@@ -79,12 +89,16 @@ class Step(StrEnum):
 
 
 class InvalidWebhook(Exception):
-    """A request not to act upon. `step` says why; the message adds detail and holds nothing from outside."""
+    """A request not to act upon. `step` says why; the message adds detail and holds nothing from outside.
 
-    def __init__(self, step: Step, detail: str) -> None:
+    `event` is that of a DUPLICATE, which is genuine: `follow` wants to know its sequence.
+    """
+
+    def __init__(self, step: Step, detail: str, event: Event | None = None) -> None:
         super().__init__(f"{step}: {detail}")
         self.step = step
         self.detail = detail
+        self.event = event
 
     @property
     def status(self) -> int:
@@ -138,8 +152,38 @@ def verify(
         raise InvalidWebhook(Step.NO_MATCH, f"signed as {sent}, {counts}")
     event = read_body(body)
     if seen is not None and seen(event_id):
-        raise InvalidWebhook(Step.DUPLICATE, "an event with this id was handled before")
+        raise InvalidWebhook(Step.DUPLICATE, "an event with this id was handled before", event)
     return event
+
+
+def queue_of(event: Event) -> tuple[str, str] | None:
+    """Name the subscription and the account whose sequence `event` has; None if it is about no account."""
+    subscription, account = _at(event, "subscription", "name"), _at(event, "data", "account", "name")
+    if not isinstance(account, str) or not account:
+        return None
+    return subscription if isinstance(subscription, str) else "", account
+
+
+def follow(event: Event, last: int | None, *, is_repeat: bool = False) -> tuple[int | None, Order | None]:
+    """Say which sequence to remember for the event's queue (`queue_of`), and what is odd about the event.
+
+    `last` is what was remembered there before, None at first. Call this with every event that is taken, with
+    those whose id was known before as well (`is_repeat`): they may have a sequence that is new, and the next
+    event refers to it. An event that is about no account, such as a ping, changes nothing.
+    """
+    sequence = _number(event, "data", "sequence")
+    previous = _number(event, "subscription", "previous_sequence")
+    if sequence is None or queue_of(event) is None:
+        return last, None
+    if last is None:
+        return sequence, None
+    if sequence <= last:
+        return last, None if is_repeat else "late"
+    if previous is None:
+        return sequence, "restart"
+    if previous == last:
+        return sequence, None
+    return sequence, "gap" if previous > last else "rewound"
 
 
 def check_secrets(secrets: str | bytes | Sequence[str | bytes]) -> None:
@@ -162,9 +206,10 @@ def _keys(secrets: str | bytes | Sequence[str | bytes]) -> list[_Key]:
     if not secrets:
         raise UnusableSecret("no secret to verify with")
     keys = []
-    for secret in [secrets] if isinstance(secrets, str | bytes) else secrets:
-        if isinstance(secret, bytes):
-            secret = secret.decode("latin-1")  # what is no ASCII is no base64 either
+    if not isinstance(secrets, Iterable):
+        raise UnusableSecret(f"a secret must be text, this one is {type(secrets).__name__}")
+    for given in [secrets] if isinstance(secrets, str | Body) else secrets:
+        secret = _text(given)  # what is no ASCII is no base64 either
         if not isinstance(secret, str):
             raise UnusableSecret(f"a secret must be text, this one is {type(secret).__name__}")
         prefix = next((each for each in (_SHARED, _PUBLIC, _PRIVATE) if secret.startswith(each)), None)
@@ -248,7 +293,18 @@ def _read_headers(headers: Headers) -> tuple[str, str, list[_Signature]]:
 
 
 def _text(value: object) -> object:
-    return value.decode("latin-1") if isinstance(value, bytes) else value
+    return bytes(value).decode("latin-1") if isinstance(value, Body) else value
+
+
+def _number(event: Event, *path: str) -> int | None:
+    value = _at(event, *path)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _at(value: object, *path: str) -> object:
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def _no_constant(_text: str) -> None:

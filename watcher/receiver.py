@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, web
 
@@ -13,13 +13,7 @@ from watcher.captured import Captured
 from watcher.delivery.connector import ANSWER_LIMIT
 from watcher.delivery.webhook import flaw_of
 from watcher.fields import as_written
-from watcher.receive import Event, InvalidWebhook, read_body, verify
-
-Order = Literal["gap", "late", "restart", "rewound"]
-"""What is odd about a sequence, within one subscription and account:
-gap: events queued before this one did not arrive here (yet); late: a later one arrived before;
-restart: the sender says that nothing was queued before this one; rewound: the sender has forgotten
-what it queued last, as after a loss of its state."""
+from watcher.receive import Event, InvalidWebhook, Order, follow, queue_of, read_body, verify
 
 _KEEP = 100_000  # ids and queues remembered: names come from outside, and a repeat comes within days
 
@@ -30,42 +24,17 @@ class Sequences:
     def __init__(self) -> None:
         self._last_by_queue: dict[tuple[str, str], int] = {}
 
-    def note(self, event: Event) -> Order | None:
-        """Say what is odd about `event`, or None. One that is about no account, such as a ping, never is."""
-        sequence = _number(event, "data", "sequence")
-        previous = _number(event, "subscription", "previous_sequence")
-        queue = _name(event, "subscription", "name"), _name(event, "data", "account", "name")
-        if sequence is None or not queue[1]:
+    def note(self, event: Event, *, is_repeat: bool = False) -> Order | None:
+        """Say what is odd about `event`, or None (`receive.follow`)."""
+        queue = queue_of(event)
+        if queue is None:
             return None
-        last = self._last_by_queue.pop(queue, None)  # put back at the end: the front is forgotten first
-        self._last_by_queue[queue] = max(sequence, last or 0)
+        last, order = follow(event, self._last_by_queue.pop(queue, None), is_repeat=is_repeat)
+        if last is not None:  # put back at the end: the front is forgotten first
+            self._last_by_queue[queue] = last
         if len(self._last_by_queue) > _KEEP:
             del self._last_by_queue[next(iter(self._last_by_queue))]
-        if last is None:
-            return None
-        if sequence <= last:
-            return "late"
-        if previous is None:
-            return "restart"
-        if previous == last:
-            return None
-        return "gap" if previous > last else "rewound"
-
-
-def _number(event: Event, *path: str) -> int | None:
-    value = _at(event, *path)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _name(event: Event, *path: str) -> str:
-    value = _at(event, *path)
-    return value if isinstance(value, str) else ""
-
-
-def _at(value: object, *path: str) -> object:
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+        return order
 
 
 _FORWARD_TIMEOUT_S = 20  # as long as a whole attempt may take: the sender hangs up then
@@ -216,11 +185,12 @@ class Receiver:
         elif self.forward_to:
             status, forwarded = await self._forward(self.forward_to, headers, body)
         is_repeat, order = history.is_taken, None
-        if 200 <= status < 300 and not is_repeat:
-            history.is_taken = True
-            self.events.append(event)
-            self.taken += 1
-            order = self._sequences.note(event)
+        if 200 <= status < 300:
+            order = self._sequences.note(event, is_repeat=is_repeat)
+            if not is_repeat:
+                history.is_taken = True
+                self.events.append(event)
+                self.taken += 1
         return Receipt(event, None, bool(self.secrets), status, attempt, is_repeat, order, forwarded)
 
     async def _forward(self, to: str, headers: Mapping[str, str], body: bytes) -> tuple[int, str]:

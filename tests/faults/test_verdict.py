@@ -7,6 +7,7 @@ import pytest
 
 from tests.faults.recording_receiver import Arrival
 from tests.faults.verdict import judge
+from watcher.demo.judge import walk
 from watcher.journal.log import Record
 
 TRUTH = {("a", "0"): {"total": "3", "locked": "0", "pending_deposit": "0"}}
@@ -115,18 +116,21 @@ def test_the_first_event_begins_anywhere() -> None:
 
 
 def test_what_follows_a_late_event_goes_on_from_the_latest() -> None:
-    four = an_event(4, previous=3)
-    arrivals = [ARRIVALS[0], ARRIVALS[2], ARRIVALS[1], an_arrival(four)]
-    problems = judge(arrivals, [*RECORDS, a_record(four)], {}, losses=1).problems
-    assert problems[0] == "out of order, 2 after 3: evt_2 of a (1 in all)"
-    assert not any(problem.startswith("names another one") for problem in problems)
+    four = an_arrival(an_event(4, previous=3))
+    found = walk([ARRIVALS[0], ARRIVALS[2], ARRIVALS[1], four], lambda one: one.event, losses=1)
+    assert [one.order for one in found.received] == [None, "gap", "late", None]
 
 
-def test_after_a_loss_of_state_an_event_may_be_computed_again() -> None:
-    again = an_arrival({**ONE, "timestamp": "2026-11-20T15:00:00.050Z"})
-    verdict = judge([ARRIVALS[0], again, *ARRIVALS[1:]], RECORDS, TRUTH, losses=1)
-    assert (verdict.repeats, verdict.out_of_order) == (0, 1)
-    assert judge([ARRIVALS[0], again, *ARRIVALS[1:]], RECORDS, TRUTH).repeats == 1
+def test_after_a_loss_of_state_an_event_may_be_computed_again_and_the_next_one_names_it() -> None:
+    again = json.loads(json.dumps({**ONE, "timestamp": "2026-11-20T15:00:00.050Z"}))
+    again["data"]["sequence"] = 4
+    last = an_event(5, previous=4, before="1", total="3")
+    arrivals = [*ARRIVALS, an_arrival(again), an_arrival(last)]
+    records = [a_record(again), a_record(last)]
+    verdict = judge(arrivals, records, TRUTH, losses=1)
+    assert verdict.problems == []
+    assert (verdict.repeats, verdict.out_of_order) == (0, 0)
+    assert judge(arrivals, records, TRUTH).repeats == 1
 
 
 def test_after_a_loss_of_state_an_asset_may_begin_anew_once() -> None:

@@ -71,7 +71,6 @@ def judge(
         arrivals,
         lambda arrival: None if arrival.problem else arrival.event,
         losses=losses,
-        version_of=lambda arrival: arrival.body if losses else b"",
     )
     verdict.refused = len(course.forged)
     bad = (arrival.id for arrival in course.forged if arrival.worker not in wrong_clocks)

@@ -60,6 +60,13 @@ def test_a_baseline_is_told_to_those_who_ask_and_only_to_them() -> None:
     assert follow(eth("10"), a_subscription()) == [[]]
 
 
+def test_after_a_loss_of_state_another_baseline_is_another_event_and_the_same_one_is_a_repeat() -> None:
+    wants = a_subscription(events=("account.baseline",))
+    first, again, other = (follow(eth(total), wants)[0][0]["id"] for total in ("10", "10", "12"))
+    assert first == again
+    assert first != other
+
+
 def test_a_baseline_of_many_assets_takes_several_events_below_20_kb() -> None:
     widest = a_balance(*[str(2**256 - 1) + "." + "9" * 78] * 4)
     rows = {str(i): a_row(Asset(str(i), "S" * 64, "N" * 64, 18), widest) for i in range(45)}

@@ -181,6 +181,7 @@ def test_a_seen_event_is_a_duplicate_and_is_answered_with_200() -> None:
         verify(*signed(), SECRET, now=NOW, seen={"evt_1"}.__contains__)
     assert error.value.step is Step.DUPLICATE
     assert error.value.status == 200
+    assert error.value.event == an_event()
     assert verify(*signed(event_id="evt_2"), SECRET, now=NOW, seen={"evt_1"}.__contains__)
 
 
@@ -350,16 +351,21 @@ def test_headers_and_body_are_taken_in_whatever_shape_a_framework_gives_them(
 
 
 @pytest.mark.parametrize(
-    "secrets", [SECRET.encode(), [SECRET.encode()], (OTHER_SECRET, SECRET.encode()), {SECRET}]
+    "secrets",
+    [
+        SECRET.encode(),
+        [SECRET.encode()],
+        (OTHER_SECRET, SECRET.encode()),
+        {SECRET},
+        bytearray(SECRET, "ascii"),
+    ],
 )
 def test_a_secret_may_be_bytes_as_files_and_vaults_give_it(secrets: Any) -> None:
     check_secrets(secrets)
     assert verify(*signed(), secrets, now=NOW) == an_event()
 
 
-@pytest.mark.parametrize(
-    "secrets", [[None], [7], bytearray(SECRET, "ascii"), b"\xff" * 40, [b"whsec_\xff" * 9]]
-)
+@pytest.mark.parametrize("secrets", [[None], [7], 7, b"\xff" * 40, [b"whsec_\xff" * 9]])
 def test_a_secret_that_is_no_text_is_the_receivers_mistake(secrets: Any) -> None:
     for use in (check_secrets, lambda given: verify(*signed(), given, now=NOW)):
         with pytest.raises(UnusableSecret):

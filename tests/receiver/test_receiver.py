@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from tests.support.signed_webhooks import NOW, OTHER_SECRET, SECRET, Webhook, an_event, signed
+from tests.support.signed_webhooks import NOW, OTHER_SECRET, SECRET, Webhook, a_change, an_event, signed
 from tests.support.tls_front import a_certificate_file
 from watcher.captured import Captured, read, save
 from watcher.receive import Step
@@ -75,6 +75,21 @@ async def test_a_gap_is_noticed(post: Post) -> None:
         for number in (1, 2, 4):
             await post(receiver, numbered(number))
     assert [receipt.order for receipt in receiver.receipts] == [None, None, "gap"]
+
+
+async def test_a_known_id_under_another_sequence_is_a_repeat_and_no_gap_follows(post: Post) -> None:
+    def sent(number: int, sequence: int, previous: int | None) -> Webhook:
+        data = a_change(sequence=sequence)
+        subscription = {"name": "ops", "previous_sequence": previous}
+        body = an_event(number, data=data, subscription=subscription)
+        return signed(body, event_id=f"evt_{number}")
+
+    async with a_receiver() as receiver:
+        for number, sequence, previous in ((1, 10, None), (2, 20, 10), (2, 30, 10), (3, 40, 30)):
+            await post(receiver, sent(number, sequence, previous))
+    assert [receipt.is_repeat for receipt in receiver.receipts] == [False, False, True, False]
+    assert [receipt.order for receipt in receiver.receipts] == [None, None, "rewound", None]
+    assert [event["id"] for event in receiver.events] == ["evt_1", "evt_2", "evt_3"]
 
 
 async def test_waiting_ends_with_the_event_that_was_waited_for(post: Post) -> None:

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.support.signed_webhooks import a_change, an_event
-from watcher.receive import Event
-from watcher.receiver import Order, Sequences
+from watcher.receive import Event, Order
+from watcher.receiver import Sequences
 
 
 def event(sequence: object, previous: object, *, account: str = "treasury", to: str = "ops") -> Event:
@@ -42,6 +42,17 @@ def test_what_does_not_follow_sequence_20_is_told(next_event: Event, order: Orde
 def test_after_a_gap_and_a_late_event_the_order_is_found_again() -> None:
     told = orders(event(10, None), event(30, 20), event(20, 10), event(40, 30))
     assert told == [None, "gap", "late", None]
+
+
+def test_a_repeat_is_never_late_and_its_new_sequence_is_the_one_to_go_on_from() -> None:
+    sequences = Sequences()
+    told = [sequences.note(event(10, None)), sequences.note(event(20, 10))]
+    told += [sequences.note(event(10, None), is_repeat=True), sequences.note(event(20, 10), is_repeat=True)]
+    assert told == [None] * 4
+    # The store was set back to where 10 was the last: 20 is made again, under a sequence that is free.
+    assert sequences.note(event(30, 10), is_repeat=True) == "rewound"
+    assert sequences.note(event(40, 30)) is None
+    assert sequences.note(event(60, 50)) == "gap"
 
 
 def test_accounts_and_subscriptions_do_not_mix() -> None:

@@ -6,14 +6,14 @@ at the receiver.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 from watcher.amounts import to_atoms, to_text
 from watcher.journal.explain import NOTHING, Vector
 from watcher.printable import many
-from watcher.receive import Event
+from watcher.receive import Event, follow
 from watcher.receiver import Receipt
 
 T = TypeVar("T")
@@ -74,15 +74,17 @@ def walk(
     event_of: Callable[[T], Event | None],
     *,
     losses: int = 0,
-    version_of: Callable[[T], Hashable] = lambda _: None,
 ) -> Walk[T]:
     """Follow each queue, in the order of arrival. `event_of` gives the event of a webhook that is genuine.
 
-    Arrivals of one event are repeats, unless their `version_of` differs. After a loss of the worker's state
-    a queue begins anew: so many `losses` are no gap, in each queue.
+    Arrivals of one event are repeats. After a loss of the worker's state, or where that was set back, a queue
+    begins anew, or goes back: so many `losses` are no gap, in each queue, and an event that comes under
+    another sequence is received again.
     """
     found = Walk[T]()
-    first_by_key: dict[Hashable, Received[T]] = {}
+    first_by_key: dict[tuple[str, int | None], Received[T]] = {}
+    ids: set[str] = set()
+    last_by_queue: dict[tuple[str, str], int | None] = {}
     latest_by_queue: dict[tuple[str, str], Received[T]] = {}
     breaks: Counter[tuple[str, str]] = Counter()
     for arrival in arrivals:
@@ -90,16 +92,19 @@ def walk(
         if event is None:
             found.forged.append(arrival)
             continue
-        key = event["id"], version_of(arrival)
+        queue, event_id = (event["subscription"]["name"], event["data"]["account"]["name"]), event["id"]
+        last = last_by_queue.get(queue)
+        last_by_queue[queue], odd = follow(event, last, is_repeat=event_id in ids)
+        ids.add(event_id)
+        key = event_id, event["data"]["sequence"] if losses else None
         if key in first_by_key:
             found.repeats.append((first_by_key[key], arrival))
             continue
-        queue = event["subscription"]["name"], event["data"]["account"]["name"]
         latest = latest_by_queue.get(queue)
         order: Literal["late", "gap"] | None = None
-        if latest and event["data"]["sequence"] <= latest.sequence:
-            order = "late"
-        elif event["subscription"]["previous_sequence"] != (latest and latest.sequence):
+        if odd in ("late", "gap"):
+            order = odd
+        elif odd or (last is None and event["subscription"]["previous_sequence"] is not None):
             breaks[queue] += 1
             order = "gap" if breaks[queue] > losses else None
         first_by_key[key] = received = Received(arrival, event, latest, order)

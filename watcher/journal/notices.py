@@ -38,7 +38,9 @@ def baseline(entry_by_asset: Mapping[str, Entry], conversions: Conversions) -> I
             {"asset": entry.asset._asdict(), **amounts_of(entry.published, conversions)} for entry in part
         ]
         says = {"effect": _NO_EFFECT, "balances": balances, "part": number, "parts": len(parts)}
-        yield Draft("account.baseline", None, "0", says, (str(number),))
+        # What it says is part of what it is: after a loss of the state there may be another first one.
+        identity = (str(number), *(text for entry in part for text in (entry.asset.id, *entry.published)))
+        yield Draft("account.baseline", None, "0", says, identity)
 
 
 def stale(since_ms: int, error_class: str, reason: str) -> Draft:
@@ -123,7 +125,7 @@ def crossings(
                     "after": published,
                     "threshold": {**threshold.model_dump(exclude={"asset"}), "value": value},
                 }
-                draft = Draft("threshold.crossed", entry.asset, value, says, (key, value))
+                draft = Draft("threshold.crossed", entry.asset, value, says, (key, value, *entry.published))
                 drafts.append(draft._replace(only_for=watch.subscription))
             still.add(key)
     return drafts, frozenset(still)
