@@ -7,14 +7,16 @@ import os
 import re
 import signal
 import stat
+import subprocess
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support.servers import ENGINES
 from watcher.store import embedded
@@ -220,9 +222,57 @@ async def test_a_server_that_cannot_load_its_data_is_reported_with_its_log(data_
         await count(server.url)
     manifest = data_dir / "appendonlydir" / "appendonly.aof.manifest"
     manifest.write_text("damaged")
-    with pytest.raises(StoreUnreachable, match=r"stops right after its start; see .*server\.log"):
+    said = r"stops right after its start; see .*server\.log: The AOF manifest.*or begin anew.*: mv "
+    with pytest.raises(StoreUnreachable, match=said):
         await Embedded(data_dir).__aenter__()
     assert manifest.read_text() == "damaged"
+    manifest.unlink()
+    with pytest.raises(StoreUnreachable, match=r"manifest is gone, without which a server starts empty"):
+        await Embedded(data_dir).__aenter__()
+
+
+async def damaged(data_dir: Path, damage: Callable[[bytes], bytes]) -> Path:
+    """The append-only file of a directory where two was counted, with a damage."""
+    async with Embedded(data_dir) as server:
+        assert [await count(server.url) for _ in range(2)] == [1, 2]
+    file = data_dir / "appendonlydir" / "appendonly.aof.1.incr.aof"
+    file.write_bytes(damage(file.read_bytes()))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("damage", "counted"),
+    [
+        (lambda content: content + bytes(4096), 2),
+        pytest.param(lambda content: content[:-5], 1, marks=pytest.mark.slow),
+        pytest.param(lambda content: content[:-5] + bytes(4096), 1, marks=pytest.mark.slow),
+        pytest.param(lambda content: content + b"\xffgarbage", 2, marks=pytest.mark.slow),
+    ],
+)
+async def test_an_end_that_no_server_reads_is_cut_off_at_the_start(
+    damage: Callable[[bytes], bytes], counted: int, data_dir: Path
+) -> None:
+    file = await damaged(data_dir, damage)
+    content = file.read_bytes()
+    with capture_logs() as lines:
+        async with Embedded(data_dir) as server:
+            assert await count(server.url) == counted + 1
+    assert [line["event"] for line in lines] == ["store.repaired"]
+    (copy,) = (path.read_bytes() for path in file.parent.glob(f"{file.name}.damaged-*"))
+    assert copy == content
+
+
+async def test_the_command_that_is_printed_for_a_damage_in_the_middle_cuts_it_off(data_dir: Path) -> None:
+    await damaged(data_dir, lambda content: content.replace(b"*2", b"xx", 1))
+    with pytest.raises(StoreUnreachable, match="before its end, and not all of them are lost") as raised:
+        await Embedded(data_dir).__aenter__()
+    command = str(raised.value).partition("again): ")[2]
+    done = subprocess.run(  # noqa: ASYNC221 - as a person would, who waits for nothing else
+        ("sh", "-c", command), input=b"y\n", capture_output=True, check=False, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
+    async with Embedded(data_dir) as server:
+        assert await count(server.url) == 1
 
 
 async def test_a_refusal_is_an_answer_and_loading_is_not_yet_one(data_dir: Path) -> None:

@@ -19,8 +19,10 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "asset": "id of the asset",
     "assets": "how many assets",
     "attempt": "number of this attempt, from 1",
+    "bytes": "how many bytes were cut off the end of the file",
     "changed": "how many are there still, and differ",
     "changes": "how many changes were found, each one an event (in a heartbeat: since the last one)",
+    "copy": "path of the copy of the file as it was",
     "dead_letters": "how many dead letters",
     "deliveries": "how many deliveries (in a heartbeat: since the last one)",
     "drain_ms": "how long work in hand may take at most",
@@ -32,7 +34,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "event_type": "type of the event, such as deposit.cleared",
     "eviction": "maxmemory-policy of Redis",
     "exception": "the traceback, without local variables",
-    "file": "path of the configuration file",
+    "file": "path of the configuration file, or of the one that was repaired",
     "guarantee": "what this server promises, in one sentence",
     "in_flight": "requests under way",
     "inactive": "a few of the subscriptions that this worker leaves to the other one",
@@ -189,6 +191,12 @@ EVENTS: Mapping[str, Line] = {
         "warning",
         "Redis is set up so that a promise of ours does not hold, or promises less than it did.",
         ("server", "reason"),
+    ),
+    "store.repaired": Line(
+        "warning",
+        "The embedded server's append-only file ended in what no server reads, as after a power loss: that "
+        "was cut off, and a copy was kept.",
+        ("file", "bytes", "copy", "reason"),
     ),
     "store.unreachable": Line(
         "error", "Redis does not answer; work waits for it.", ("reason", "next_ms", *_LASTS)

@@ -1,28 +1,37 @@
 """Shares a private Valkey among the workers of one machine; its state survives in a directory.
 
 Refuses to keep state in memory only, to run two servers on one directory, an engine that might not read what
-an earlier one wrote, and a directory that is not watcher's.
+an earlier one wrote, and a directory that is not watcher's. A power loss may leave the append-only file with
+an end that no server reads: it is cut off, with a copy beside it, unless something that can be read follows.
 """
 
 import asyncio
 import errno
 import fcntl
+import mmap
 import os
 import re
+import shlex
 import shutil
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 from urllib.parse import quote
 
+import structlog
+
+from watcher.observe.log import log
+from watcher.printable import printable
 from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
 
 PATIENCE_S = 10
@@ -58,6 +67,8 @@ _FLAGS = (
     *("--daemonize", "yes", "--pidfile", "server.pid", "--logfile", _LOG, "--dir", "."),
     # Plain commands and no RDB preamble: the one form that any engine can read back.
     *("--appendonly", "yes", "--appendfsync", "everysec", "--aof-use-rdb-preamble", "no", "--save", ""),
+    # Where its last command is cut short, this module cuts it off, and says so.
+    *("--aof-load-truncated", "no"),
     *("--maxmemory-policy", "noeviction"),
 )
 
@@ -152,7 +163,7 @@ class Embedded:
     async def ensure(self) -> str:
         """Return the server's URL once it answers, having started it if it is gone."""
         loop = asyncio.get_running_loop()
-        starts = 0
+        has_started = False
         try:
             async with self._one_at_a_time, asyncio.timeout(PATIENCE_S) as patience:
                 # A refusal is an answer too: with a full disk even PING fails, and no new server would help.
@@ -160,10 +171,9 @@ class Embedded:
                     if answer:
                         patience.reschedule(loop.time() + PATIENCE_S)
                     else:  # a thread goes on where this is cancelled: `_leave` waits for it
-                        self._starting = loop.run_in_executor(None, self._start)
-                        starts += await asyncio.shield(self._starting)
-                        if starts > 1:
-                            raise StoreUnreachable(self._complaint("stops right after its start"))
+                        act = self._mend if has_started else self._start
+                        self._starting = loop.run_in_executor(None, act)
+                        has_started = await asyncio.shield(self._starting)
                     await asyncio.sleep(_TICK_S)
         except TimeoutError:
             raise StoreUnreachable(self._complaint(f"has not answered for {PATIENCE_S} s")) from None
@@ -180,6 +190,23 @@ class Embedded:
             if is_ours:
                 start(self._find(), self.data_dir, lock)
             return is_ours
+
+    def _mend(self) -> bool:
+        """Say whether the server that was started still runs; if not, make its files readable to the next.
+
+        Raises StoreUnreachable where nothing can be done about them.
+        """
+        with _usable(self.data_dir), _opened(self.data_dir / "lock") as lock:
+            if not _flock(lock, fcntl.LOCK_EX):
+                return True
+            if not repair(self.data_dir, self._find()):
+                said = re.findall(r" # (.+)", (self.data_dir / _LOG).read_text("utf-8", "replace"))
+                last = f": {printable(said[-1])}" if said else ""
+                raise StoreUnreachable(
+                    f"{self._complaint('stops right after its start')}{last}; if its files are damaged, "
+                    f"{_instead(self.data_dir)}"
+                )
+            return False
 
     def _complaint(self, what: str) -> str:
         return f"the embedded server on {self.data_dir} {what}; see {self.data_dir / _LOG}"
@@ -325,6 +352,12 @@ def start(engine: Engine, data_dir: Path, lock: int) -> None:
     the environment that a program needs to start: the rest may be secrets.
     """
     _admit(engine, data_dir)
+    manifest, files = data_dir / _MANIFEST, (data_dir / _MANIFEST).parent.glob("*.aof")
+    if not manifest.exists() and any(file.stat().st_size for file in files):
+        raise StoreUnreachable(
+            f"{manifest} is gone, without which a server starts empty beside the state that is there; "
+            f"{_instead(data_dir)}"
+        )
     # Blocked in this thread: the processes that it starts inherit that, whatever they handle.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     try:
@@ -364,3 +397,103 @@ def _admit(engine: Engine, data_dir: Path) -> None:
         draft = data_dir / f"{_MARKER}.new"
         draft.write_text(mark, "utf-8")
         draft.replace(marker)
+
+
+_MANIFEST = Path("appendonlydir", "appendonly.aof.manifest")
+_LAST_FILE = re.compile(r"^file ([\w.-]{1,200}) seq [0-9]{1,19} type i$", re.MULTILINE)
+
+_GARBAGE_MOST = 1 << 20
+"""Bytes of a damaged end, without zeros, that are cut off unasked: more is not what one power loss leaves."""
+
+_ARRAY = re.compile(rb"\*([1-9][0-9]{0,6})\r\n")
+_TEXT = re.compile(rb"\$([0-9]{1,9})\r\n")
+_MULTI, _EXEC = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
+
+
+class End(NamedTuple):
+    """How a file of commands ends. Up to `sound` (bytes) it is whole; at `stop` is no whole command, and
+    `follows` says whether there is one further on."""
+
+    sound: int
+    stop: int
+    follows: bool
+
+
+def end_of(data: "bytes | mmap.mmap") -> End:
+    """Read a file of commands as a server does that loads it: a transaction counts with its end."""
+    sound = at = 0
+    is_open = False
+    while end := _command_end(data, at):
+        command = data[at:end] if end - at <= len(_MULTI) else b""
+        is_open = command == _MULTI or (is_open and command != _EXEC)
+        sound, at = (sound if is_open else end), end
+    later = _ARRAY.finditer(data, at + 1)
+    return End(sound, at, any(_command_end(data, found.start()) for found in later))
+
+
+def _command_end(data: "bytes | mmap.mmap", at: int) -> int:
+    """Return where the command that begins at a place ends, 0 where none is whole there."""
+    array = _ARRAY.match(data, at)
+    if array is None:
+        return 0
+    at = array.end()
+    for _ in range(int(array[1])):
+        text = _TEXT.match(data, at)
+        if text is None:
+            return 0
+        at = text.end() + int(text[1]) + 2
+        if data[at - 2 : at] != b"\r\n":
+            return 0
+    return at
+
+
+def _instead(data_dir: Path) -> str:
+    where = shlex.quote(str(data_dir))
+    return (
+        f"restore {data_dir} from a backup, or begin anew, with a baseline of each account and without what "
+        f"waited to be delivered: mv {where} {where}.damaged"
+    )
+
+
+def repair(data_dir: Path, engine: Engine) -> bool:
+    """Cut off what no server reads at the end of the last append-only file, and keep a copy of the file.
+
+    Says whether there was such an end. Raises StoreUnreachable, with the command to do it, where that might
+    lose what can be read: a person decides that.
+    """
+    manifest = data_dir / _MANIFEST
+    names = _LAST_FILE.findall(manifest.read_text("utf-8", "replace")) if manifest.exists() else []
+    file = manifest.with_name(names[-1] if names else "none")
+    size = file.stat().st_size if file.exists() else 0
+    if not size:
+        return False
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        end = end_of(data)
+        rest = data[end.stop :].rstrip(b"\0")
+    if end.sound == size:
+        return False
+    if end.follows or len(rest) > _GARBAGE_MOST:
+        tool = data_dir / f"{engine.name}-check-aof"  # the server under that name is that tool
+        steps = (
+            ("cp", file, f"{file}.damaged"),
+            ("ln", "-sf", engine.binary, tool),
+            (tool, "--fix", manifest),
+        )
+        raise StoreUnreachable(
+            f"{file} is damaged {size - end.stop:,} bytes before its end, and not all of them are lost: "
+            f"restore {data_dir} from a backup, or cut them all off (the next polls find the changes again): "
+            + " && ".join(shlex.join(map(str, step)) for step in steps)
+        )
+    copy = Path(f"{file}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+    shutil.copyfile(file, copy)
+    with copy.open("rb") as kept, file.open("r+b") as damaged:
+        os.fsync(kept.fileno())  # before the only other one is changed
+        damaged.truncate(end.sound)
+        os.fsync(damaged.fileno())
+    reason = "zeros" if end.sound == end.stop and not rest else "a step that is not whole"
+    cut = size - end.sound
+    if structlog.is_configured():
+        log.warning("store.repaired", file=str(file), bytes=cut, copy=str(copy), reason=reason)
+    else:  # a command keeps no log
+        print(f"watcher: cut {cut:,} bytes off the end of {file}: {reason}; copy: {copy}", file=sys.stderr)
+    return True
