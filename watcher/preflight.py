@@ -8,7 +8,7 @@ import asyncio
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Literal, NamedTuple
@@ -32,7 +32,7 @@ from watcher.store.reader import Reader
 from watcher.tls_flaws import CANNOT_CONNECT, HUNG_UP, cannot_connect, tls_flaw
 
 Verdict = Literal["ok", "warning", "failed"]
-Kind = Literal["redis", "rights", "provider", "clock", "subscription"]
+Kind = Literal["redis", "rights", "accounts", "provider", "clock", "subscription"]
 
 
 class Tried(NamedTuple):
@@ -46,12 +46,14 @@ class Tried(NamedTuple):
 
 
 _ACL = "allow them as deploy/users.acl does"
+_MOST_NAMES = 8
 _SLOW_MS = 100
 """A commit waits for one round trip; at so much, a worker commits a few hundred polls a second at best."""
 
 
-async def try_server(settings: RedisSettings) -> AsyncIterator[Tried]:
-    """Say whether the server can be used, and, if it answers, what its user may do."""
+async def try_server(settings: RedisSettings, accounts: Container[str]) -> AsyncIterator[Tried]:
+    """Say whether the server can be used, and, if it answers, what its user may do, and whether accounts are
+    polled that are not among these."""
     url = settings.url.get_secret_value()
     name = safe_url(url)
     try:
@@ -73,7 +75,17 @@ async def try_server(settings: RedisSettings) -> AsyncIterator[Tried]:
             elif not todo and trip_ms > _SLOW_MS:
                 todo = "use a server that is nearer"
             yield Tried("redis", name, "warning" if todo else "ok", text + found.sentence, todo or None)
-            yield await _may(store, name)
+            may = await _may(store, name)
+            yield may
+            if may.verdict != "ok":
+                return
+            scheduled = await Reader(store.pipe, store.keys).scheduled()
+            gone = sorted(account for account in scheduled if account not in accounts)
+            if gone:
+                names = ", ".join(gone[:_MOST_NAMES]) + (", …" if len(gone) > _MOST_NAMES else "")
+                text = f"polled now, and not in this file: {many(len(gone), 'account')} ({names})"
+                todo = "if it was cut short, put the rest back; a worker that reads it so removes them"
+                yield Tried("accounts", name, "warning", text, todo)
     except StoreError as error:
         yield Tried(
             "redis", name, "failed", str(error), "fix redis.url or the server: until then no worker starts"
@@ -192,7 +204,7 @@ def trials(settings: Settings, *, limit_s: float = LIMIT_S) -> list[Trial]:
     egress = settings.egress
     policy = Policy(allow=egress.allow, allow_http=egress.allow_http, nat64=egress.nat64)
     first = {account.provider: account for account in reversed(settings.account_by_name.values())}
-    found = [Trial("redis", "redis", limit_s, lambda: try_server(settings.redis))]
+    found = [Trial("redis", "redis", limit_s, lambda: try_server(settings.redis, settings.account_by_name))]
     for name, provider in settings.provider_by_name.items():
         patience_s = limit_s + provider.timeout.total_seconds()
         found.append(

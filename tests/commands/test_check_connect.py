@@ -19,18 +19,20 @@ import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 from pydantic import SecretStr
+from redis.asyncio import Redis
 from yarl import URL
 
 from tests.support.builders import SECRET
 from tests.support.program import COMMAND, environment, watcher
 from tests.support.raw_subscribers import FakeDns, not_speaking_tls, subscribing
 from tests.support.servers import ENGINES, RealServer, a_free_port, real_server
+from tests.support.stores import a_store
 from tests.support.tls_front import a_certificate_file, a_tls_front
 from tests.support.tls_subscribers import a_certificate
 from watcher.delivery.egress import Policy
-from watcher.preflight import Trial, Tried, clock, try_all, try_subscriber
+from watcher.preflight import Trial, Tried, clock, try_all, try_server, try_subscriber
 from watcher.sandbox.server import Sandbox
-from watcher.settings import SubscriptionSettings
+from watcher.settings import RedisSettings, SubscriptionSettings
 from watcher.store.client import connect
 from watcher.store.guarantee import missing_rights
 from watcher.store.keys import Keys
@@ -122,6 +124,20 @@ async def test_what_is_well_is_ok_and_leaves_no_trace(
     assert heard == b""
     async with connect(redis_server_url) as client:
         assert [key async for key in client.scan_iter(f"{namespace}:*")] == []
+
+
+async def test_accounts_that_are_polled_and_that_the_file_does_not_name_are_a_warning(
+    redis_server_url: str, redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    names = ["treasury", *(f"shop-{number}" for number in range(10))]
+    await store.roster.enroll({"loopring": names}, now_ms=0)
+    settings = RedisSettings(url=SecretStr(redis_server_url), namespace=namespace)
+    (told,) = [line async for line in try_server(settings, {"treasury"}) if line.kind == "accounts"]
+    assert told.verdict == "warning"
+    assert told.text.startswith("polled now, and not in this file: 10 accounts (shop-0, shop-1, ")
+    assert told.text.endswith("shop-7, …)")
+    assert [line.kind async for line in try_server(settings, {*names})] == ["redis", "rights"]
 
 
 async def test_whatever_fails_is_told_at_once_with_what_to_do_and_no_secret(tmp_path: Path) -> None:
