@@ -73,7 +73,8 @@ class Subscription(Part):
     name: str = Field(description="the subscription that this delivery is for")
     previous_sequence: int | None = Field(
         description="the sequence queued for this subscription and account before this one; null: none. "
-        "If you have not seen it, an event is missing; else what lies between was filtered out"
+        "Higher than the last one that you took, repeats included: an event is missing. That one: what lies "
+        "between was filtered out. Lower: the sender's Redis was set back"
     )
 
 
@@ -212,7 +213,7 @@ class _Untitled(GenerateJsonSchema):
 
 
 _HEADERS = {
-    "webhook-id": "the id of the event, the same on every attempt: drop what you have seen",
+    "webhook-id": "the id of the event, the same on every attempt: act on each once",
     "webhook-timestamp": "Unix seconds of this attempt",
     "webhook-signature": "separated by spaces, one per secret: `v1,` and base64 of HMAC-SHA256, or `v1a,` "
     "and base64 of ed25519, over `{webhook-id}.{webhook-timestamp}.{body}`",

@@ -340,6 +340,22 @@ async def test_a_listing_that_is_suddenly_empty_is_asked_about_every_20_s_and_co
     assert [line["event"] for line in await polled.poll()] == [FINISHED]
 
 
+async def test_another_worker_goes_on_with_an_empty_listing_where_the_first_one_ended(polled: Polled) -> None:
+    await polled.poll(a_balance(0, "10"))
+    polled.stage.reply = answer([])
+    await polled.poll()
+    other = Polled(polled.store, polled.stage)
+    async with other.client:
+        for other.ahead_ms in (20_000, 40_000):
+            await other.poll()
+            await other.refused()
+            other.stage.reply = answer([])
+        assert (await other.state()).entry_by_asset["0"].seen.total == "10"
+        other.ahead_ms = 60_000
+        first, *_ = await other.poll()
+        assert first["event"] == "event.created"
+
+
 async def test_a_change_whose_commit_was_repeated_wakes_the_queue_all_the_same(polled: Polled) -> None:
     polled.interest.follow({OPS: a_subscription(OPS)})
     await polled.poll(a_balance(0, "10"))
