@@ -115,8 +115,14 @@ class Baseline(AboutAccount):
 
 
 class Stale(AboutAccount):
-    since: Time = Field(description="the last successful poll, or the first rejected one if there was none")
-    trouble: str = Field(description="auth, configuration, rate, transient, malformed or gone")
+    since: Time = Field(
+        description="the last successful poll; if there was none, the first rejected one, or when the "
+        "account was added; or when the workers or Redis came back"
+    )
+    trouble: str = Field(
+        description="auth, configuration, rate, transient, malformed or gone where polls are rejected; late "
+        "where they come too late"
+    )
     reason: str
 
 
@@ -180,8 +186,8 @@ _CATALOGUE: tuple[tuple[str, type[Part], str], ...] = (
     ("total.increased", Change, "A credit that nothing else explains: total +x."),
     ("total.decreased", Change, "A debit that nothing else explains: total -x."),
     ("account.baseline", Baseline, "The balances that an account starts with. Moves nothing."),
-    ("account.stale", Stale, "No successful poll for three intervals. Moves nothing."),
-    ("account.recovered", Recovered, "A successful poll after account.stale. Moves nothing."),
+    ("account.stale", Stale, "No successful poll for three intervals and the time-out. Moves nothing."),
+    ("account.recovered", Recovered, "Successful polls in time after account.stale. Moves nothing."),
     ("threshold.crossed", Crossing, "A balance passed a threshold of this subscription. Moves nothing."),
     (
         "subscription.paused",

@@ -222,6 +222,19 @@ def test_polls_that_must_come_late_are_said_before_anything_runs(
         )
 
 
+@pytest.mark.parametrize(("timeout", "stale"), [("10s", ""), ("2s", ", and 20 of these accounts stale")])
+def test_accounts_whose_polls_come_so_late_that_they_are_stale_are_counted(
+    doubts: Doubts, timeout: str, stale: str
+) -> None:
+    text = f'[providers.loopring]\napi_key = "k"\nrequests_per_second = 2\ntimeout = "{timeout}"\n' + "".join(
+        f'[[accounts]]\nname = "a{n}"\nprovider = "loopring"\naccount_id = {n}\ninterval = "1s"\n'
+        for n in range(20)
+    )
+    text += f'[[subscriptions]]\nname = "ops"\nurl = "https://ops.example.com/"\n{OPS}'
+    (found,) = doubts(text)
+    assert f"polls are 10.5 intervals apart{stale}; raise it" in found
+
+
 def test_an_account_of_many_requests_counts_as_many(doubts: Doubts) -> None:
     currencies = ", ".join(f'"0x{n:040x}"' for n in range(60))
     text = HEAD.replace('"0x7ceB23fD6bC0adD59E62ac25578270cFf1b9f619"', currencies)

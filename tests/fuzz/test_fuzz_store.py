@@ -41,6 +41,7 @@ from watcher.delivery.sink import Attempt, judge
 from watcher.delivery.webhook import answer_of
 from watcher.durations import parse_duration
 from watcher.observe.views import account_line, problems_of, provider_line, subscription_line, worker_line
+from watcher.settings import Settings
 from watcher.store import history, members, reader
 from watcher.store.client import connect
 from watcher.store.history import History
@@ -255,10 +256,13 @@ async def _look(place: Place, damage: Damage) -> None:
     now_ms = await store.now_ms()
     failing = await looker.failing(PROVIDER)
     json.dumps(provider_line(PROVIDER, failing, await looker.overdue(PROVIDER), now_ms))
-    account = an_account(ACCOUNT)
+    accounts = {name: an_account(name) for name in (ACCOUNT, NEIGHBOUR)}
+    settings = Settings(provider_by_name={}, account_by_name=accounts, subscription_by_name={})
+    since_ms = await looker.watched_since_ms()
     async for seen in looker.read_states({ACCOUNT: PROVIDER, NEIGHBOUR: PROVIDER}):
         one = failing.get(seen.account)
-        json.dumps(account_line(account, seen, one, problems_of(account, seen, one, now_ms)))
+        problems = problems_of(settings, seen, one, now_ms, watched_since_ms=since_ms)
+        json.dumps(account_line(accounts[seen.account], seen, one, problems))
     breakers = await Breakers(pipe, KEYS).read()
     for name, backlog in (await looker.backlogs([OPS])).items():
         json.dumps(subscription_line(name, backlog, breakers.get(name), now_ms, is_configured=True))

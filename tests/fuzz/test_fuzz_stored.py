@@ -31,8 +31,9 @@ from watcher.observe.page.look import _steps
 from watcher.observe.views import attempt_line
 from watcher.store.history import _record
 from watcher.store.keys import MOST
+from watcher.store.polls import read_failing, read_watch
 from watcher.store.queues import _parse
-from watcher.store.reader import _dead_letter, _failing, _tried, sequence_in
+from watcher.store.reader import _dead_letter, _tried, sequence_in
 from watcher.store.state import BadState, dump_state, load_state
 
 STATE = a_state(LRC="12.5", source="here", version="v1", sequence=9)
@@ -92,7 +93,8 @@ def test_any_breaker_is_read(text: bytes) -> None:
 
 @fuzz(damaged_bytes(b"3 1795175095846 rate over the rate limit") | st.binary())
 def test_any_row_of_failures_is_read(text: bytes) -> None:
-    assert _failing(text).rejections >= 0
+    assert read_failing(text).rejections >= 0
+    assert read_watch(text) >= 0
 
 
 @fuzz(damaged_bytes(b"account"), damaged_bytes(b"9 " + orjson.dumps(CONTENTS[0])) | st.binary())

@@ -17,8 +17,9 @@ from watcher.observe.views import Overview
 from watcher.providers.contract import ErrorClass
 from watcher.run.worker import Worker
 from watcher.settings import Settings
+from watcher.store.polls import Failing
 from watcher.store.queues import Breaker
-from watcher.store.reader import Backlog, Failing, Overdue
+from watcher.store.reader import Backlog, Overdue
 
 NO_BASE_UNITS = (
     *("milliseconds", "ms", "millis", "minutes", "hours", "days", "microseconds", "nanoseconds"),
@@ -52,6 +53,8 @@ SEEN = Overview(
     overdue={"loopring": Overdue(2, NOW_MS - 1500), "shop": Overdue(0, None)},
     waiting={"ops": Backlog(queues=3, dead=2, oldest_sequence=NOW_MS - 60_000), "others": Backlog()},
     breakers={"ops": Breaker(1, 1, 1, 1, "canary")},
+    stale={"loopring": ["a"], "shop": []},
+    watched_since_ms=0,
 )
 
 
@@ -132,7 +135,7 @@ async def test_what_is_seen_in_the_store_is_told_by_names_in_force() -> None:
     scraped = parsed(await told(SEEN))
     assert scraped.value("watcher_store_up") == 1
     assert scraped.value("watcher_accounts_failing", provider="loopring") == 2
-    assert scraped.value("watcher_accounts_stale", provider="loopring") == 1  # three intervals of 30 s
+    assert scraped.value("watcher_accounts_stale", provider="loopring") == 1
     assert scraped.value("watcher_poll_overdue_seconds", provider="loopring") == 1.5
     assert scraped.value("watcher_poll_overdue_seconds", provider="shop") == 0
     assert scraped.value("watcher_queues_waiting", subscription="ops") == 3

@@ -90,7 +90,7 @@ async def test_the_counts_of_a_worker_under_load_match_what_happened(rig: Rig) -
 
 
 async def test_polls_that_are_refused_are_counted_by_their_class(rig: Rig) -> None:
-    async with rig.worker() as worker:
+    async with rig.worker(rig.impatient()) as worker:
         await polled(rig)
         rig.sandbox.metakeep.every_answer = Answer(500, b"no")
         rig.sandbox.loopring.every_answer = Answer(200, b"{}")

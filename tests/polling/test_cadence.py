@@ -1,12 +1,20 @@
-"""When an account is polled next."""
+"""When an account is polled next, and when it is stale."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
 from tests.support.builders import a_balance, a_state, an_account, seconds
 from watcher.journal.account import AccountState, Emptiness, Entry
-from watcher.polling.cadence import spread_ms, wait_s, waits_ms
+from watcher.polling.cadence import (
+    Watch,
+    patience_ms,
+    spread_ms,
+    stale_since_ms,
+    wait_s,
+    waits_ms,
+)
 from watcher.snapshot import Asset, Balance
 
 INTERVAL, PENDING = seconds(30, 10)
@@ -66,3 +74,60 @@ def test_what_needs_a_person_is_asked_seldom_from_the_start() -> None:
 def test_chance_spreads_waits_without_making_them_longer() -> None:
     assert spread_ms(30, 0.0) == 30_000
     assert 27_000 <= spread_ms(30, 0.999) < 27_100
+
+
+def test_an_account_has_three_intervals_and_the_time_out() -> None:
+    assert patience_ms(ACCOUNT, timedelta(seconds=10)) == 100_000
+
+
+@pytest.mark.parametrize(
+    ("polled_at_ms", "told_ms", "watched_since_ms", "now_ms", "expected"),
+    [
+        (5_000, 0, 0, 104_999, None),
+        (5_000, 0, 0, 105_000, 5_000),
+        (5_000, 0, 50_000, 149_999, None),  # the workers came back
+        (5_000, 0, 50_000, 150_000, 50_000),
+        (80_000, 0, 50_000, 150_000, None),
+        (0, 0, 50_000, 500_000, None),  # it was never read, and it is not known since when
+        (149_000, 7, 50_000, 150_000, 7),  # emitted, and not recovered
+        (0, 7, 0, 150_000, 7),
+    ],
+)
+def test_an_account_is_stale_by_the_age_of_its_last_successful_poll_while_workers_were_there(
+    polled_at_ms: int, told_ms: int, watched_since_ms: int, now_ms: int, expected: int | None
+) -> None:
+    found = stale_since_ms(
+        polled_at_ms, told_ms, watched_since_ms=watched_since_ms, patience_ms=100_000, now_ms=now_ms
+    )
+    assert found == expected
+
+
+def names_due(watch: Watch, now_ms: int, at_most: int = 9) -> list[str]:
+    return [one.account for one in watch.due(now_ms, at_most)]
+
+
+def test_each_account_is_looked_at_when_it_is_time_and_those_first_that_wait_longest() -> None:
+    watch = Watch()
+    for number, name in enumerate(("c", "a", "b")):
+        watch.follow(name, 10 + number)
+    assert names_due(watch, 9) == []
+    first, second = watch.due(12, at_most=2)
+    assert (first.account, second.account) == ("c", "a")
+    watch.again(first, 50)
+    watch.again(second)
+    assert names_due(watch, 49) == ["a", "b"]
+    assert names_due(watch, 50) == ["c"]
+
+
+def test_an_account_that_was_forgotten_is_looked_at_no_more_and_once_when_it_is_back() -> None:
+    watch = Watch()
+    watch.follow("a", 10)
+    watch.follow("a", 11)
+    watch.forget("a")
+    assert names_due(watch, 99) == []
+    watch.follow("a", 10)
+    (one,) = watch.due(99, 9)
+    watch.forget("a")
+    watch.again(one, 20)
+    watch.follow("a", 30)
+    assert [one.first_seen_ms for one in watch.due(99, 9)] == [30]

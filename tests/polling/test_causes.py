@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from watcher.polling.report import NotAsked, ProviderFailures
 from watcher.providers.contract import Rejected
-from watcher.store.reader import Failing
+from watcher.store.polls import Failing
 
 KEY = Rejected("auth", "the API key is refused (401)", status=401)
 ABSENT = Rejected("configuration", "no account has this address (101001)", status=400)

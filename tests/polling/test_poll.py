@@ -35,6 +35,7 @@ from watcher.providers.http import ProviderClient
 from watcher.settings import AccountSettings, ProviderSettings, ThresholdSettings
 from watcher.snapshot import Snapshot
 from watcher.store.polls import Commit, Polls
+from watcher.store.reader import Reader
 from watcher.store.schedule import Reply
 
 
@@ -58,8 +59,7 @@ class Contested(Polls):
         assert state
         faster = replace(state, version=secrets.token_hex(8), sequence=state.sequence + 1)
         made = replace(step.step, state=faster, events=(), queued={}, notes=())
-        ahead = replace(step, step=made, expected_version=state.version)
-        ahead = replace(ahead, due_ms=step.lease.deadline)  # its lease, which stays
+        ahead = replace(step, step=made, expected_version=state.version, lease=None)  # the lease stays
         reply = await super().commit(ahead)
         return reply is Reply.DONE
 
@@ -109,6 +109,31 @@ class Polled:
             wake=lambda *due: self.waked.append(due),
         )
         self.poller.probe_account = ACCOUNT
+
+    def watch(self, *, interval_s: float) -> None:
+        """Poll so often, and send everything about it to one subscription."""
+        (interval,) = seconds(interval_s)
+        self.account = self.account.model_copy(update={"interval": interval})
+        types = ("account.stale", "account.recovered", "total.*")
+        self.interest.follow({OPS: a_subscription(OPS, events=types)})
+
+    @property
+    def now_ms(self) -> int:
+        return self.store.schedule.now_ms() + self.ahead_ms
+
+    async def look_stale(self, *, first_seen_ms: int = 0, watched_since_ms: int = 0) -> list[Any]:
+        """Look whether the account is stale; returns what was logged."""
+        with capture_logs() as lines:
+            await self.poller.look_stale(
+                self.account, first_seen_ms=first_seen_ms, watched_since_ms=watched_since_ms
+            )
+            self.report.gathered(at_once=True)
+        return lines
+
+    async def emitted(self) -> list[str]:
+        """The types of what waits for the subscription, oldest first."""
+        found = Reader(self.store.pipe, self.store.keys).deliveries(OPS, ACCOUNT)
+        return [delivery.type async for delivery in found if delivery]
 
     async def poll(self, *rows: Any) -> list[Any]:
         """Poll once, answered by these rows; returns what was logged."""
@@ -400,28 +425,113 @@ async def test_one_account_goes_on_asking_a_provider_that_stays_away_and_the_oth
 async def test_an_account_that_was_refused_for_three_intervals_is_stale_once_until_it_is_polled_well(
     polled: Polled,
 ) -> None:
-    (interval,) = seconds(60)
-    polled.account = polled.account.model_copy(update={"interval": interval})
-    polled.interest.follow({OPS: a_subscription(OPS, events=("account.stale", "account.recovered"))})
+    polled.watch(interval_s=60)
     await polled.poll(a_balance(0, "10"))
     before = await polled.state()
-    polled.ahead_ms = 179_000
+    polled.ahead_ms = 181_000
+    await polled.refused()
+    assert await polled.look_stale() == [], "three intervals of a minute, and the time-out of five seconds"
+    polled.ahead_ms = 191_000
     assert stale(await polled.refused()) == []
-    polled.ahead_ms = 200_000
-    lines = await polled.refused()
-    assert [line["times"] for line in lines if line["event"] == "poll.rejected"] == [2]
-    (line,) = stale(lines)
+    (line,) = stale(await polled.look_stale())
     assert (line["event"], line["account"], line["log_level"]) == ("account.stale", ACCOUNT, "warning")
+    assert line["duration_ms"] > 190_000
     after = await polled.state()
     assert (after.polled_at_ms, after.stale_since_ms) == (before.polled_at_ms, before.polled_at_ms)
-    assert stale(await polled.refused()) == []
+    assert stale(await polled.look_stale()) == []
     assert (await polled.state()).version == after.version
     (line,) = stale(await polled.poll(a_balance(0, "10")))
     assert (line["event"], line["account"]) == ("account.recovered", ACCOUNT)
-    assert line["duration_ms"] > 199_000
+    assert line["duration_ms"] > 190_000
     assert not (await polled.state()).stale_since_ms
-    assert len(await polled.store.queue()) == 2
+    assert await polled.emitted() == ["account.stale", "account.recovered"]
     assert not await polled.polls.is_failing(PROVIDER, ACCOUNT)
+
+
+async def test_polls_that_are_successful_and_late_leave_an_account_stale_until_they_come_in_time(
+    polled: Polled,
+) -> None:
+    polled.watch(interval_s=60)
+    await polled.poll(a_balance(0, "10"))
+    polled.ahead_ms = 191_000
+    (line,) = stale(await polled.look_stale())
+    assert line["reason"] == "its poll comes late: the workers are behind"
+    for amount in ("10", "10", "12"):
+        assert stale(await polled.poll(a_balance(0, amount))) == []
+        assert (await polled.state()).stale_since_ms
+        polled.ahead_ms += 180_000
+        await polled.look_stale()
+        assert [*polled.poller.stale_accounts] == [ACCOUNT]
+    assert stale(await polled.poll(a_balance(0, "12"))) == []
+    polled.ahead_ms += 60_000
+    (line,) = stale(await polled.poll(a_balance(0, "12")))
+    assert line["event"] == "account.recovered"
+    assert not polled.poller.stale_accounts
+    assert await polled.emitted() == ["account.stale", "total.increased", "account.recovered"]
+
+
+async def test_a_rate_limit_that_cannot_bear_the_accounts_is_named_as_the_reason(polled: Polled) -> None:
+    polled.watch(interval_s=60)
+    polled.poller.needed_per_second = 20_000
+    await polled.poll(a_balance(0, "10"))
+    polled.ahead_ms = 191_000
+    (line,) = stale(await polled.look_stale())
+    assert "the intervals of all accounts take 2e+04 requests/s" in line["reason"]
+
+
+async def test_it_counts_from_when_the_workers_came_back(polled: Polled) -> None:
+    polled.watch(interval_s=60)
+    await polled.poll(a_balance(0, "10"))
+    polled.ahead_ms = 3_600_000
+    back_ms = polled.now_ms
+    assert stale(await polled.look_stale(watched_since_ms=back_ms)) == []
+    polled.ahead_ms += 191_000
+    (line,) = stale(await polled.look_stale(watched_since_ms=back_ms))
+    assert 190_000 < line["duration_ms"] < 195_000
+    assert (await polled.state()).stale_since_ms == back_ms
+    polled.polls.watched_since_ms = back_ms
+    assert stale(await polled.poll(a_balance(0, "10"))) == [], "its first poll since comes late"
+    polled.polls.watched_since_ms = polled.now_ms
+    (line,) = stale(await polled.poll(a_balance(0, "10")))
+    assert line["event"] == "account.recovered", "the workers were away, and it is the first one since"
+
+
+async def test_an_account_that_was_never_read_counts_from_when_it_was_added(polled: Polled) -> None:
+    polled.watch(interval_s=60)
+    added_ms = polled.now_ms
+    await polled.store.lease(ACCOUNT, PROVIDER)
+    assert await polled.look_stale() == [], "when that was is not known"
+    polled.ahead_ms = 191_000
+    assert stale(await polled.look_stale(first_seen_ms=polled.now_ms - 180_000)) == []
+    assert stale(await polled.look_stale(first_seen_ms=added_ms))
+    assert stale(await polled.poll(a_balance(0, "10"))) == [], "its baseline comes late"
+    polled.ahead_ms += 60_000
+    assert stale(await polled.poll(a_balance(0, "10")))
+    assert await polled.emitted() == ["account.stale", "account.recovered"]
+
+
+async def test_an_account_that_was_never_read_counts_from_its_first_rejection(polled: Polled) -> None:
+    polled.watch(interval_s=60)
+    await polled.refused()
+    polled.ahead_ms = 181_000
+    assert await polled.look_stale() == []
+    polled.ahead_ms = 191_000
+    assert stale(await polled.look_stale())
+    assert stale(await polled.poll(a_balance(0, "10"))), "its polls were made in time all along"
+    assert await polled.emitted() == ["account.stale", "account.recovered"]
+
+
+async def test_a_poll_that_is_under_way_is_taken_in_though_its_account_goes_stale_meanwhile(
+    polled: Polled,
+) -> None:
+    polled.watch(interval_s=60)
+    await polled.poll(a_balance(0, "10"))
+    polled.ahead_ms = 191_000
+    lease = await polled.store.lease(polled.account.name, polled.account.provider)
+    await polled.look_stale()
+    polled.ahead_ms = 0
+    assert await polled.poller.poll(polled.account, lease)
+    assert not (await polled.state()).stale_since_ms
 
 
 def poll_lines(lines: list[Any]) -> list[Any]:

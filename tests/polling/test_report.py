@@ -102,22 +102,6 @@ def test_a_provider_that_is_configured_anew_starts_without_a_past(reported: Repo
     assert reported.lines() == [("provider.refusing", "loopring")]
 
 
-def test_an_account_that_was_polled_well_in_between_is_not_stale_the_sooner(reported: Reported) -> None:
-    failures, limit_ms = reported.report.failures("loopring"), 3000 * INTERVAL_S
-    assert failures.stale_since_ms(HERE, 0, 1) is None, "its first rejected poll"
-    assert failures.stale_since_ms(HERE, 0, limit_ms) is None
-    assert failures.stale_since_ms(HERE, 0, limit_ms + 1) == 1
-    failures.succeeded("a0")
-    assert failures.stale_since_ms(HERE, 0, limit_ms + 2) is None, "the first one since"
-
-
-def test_an_account_that_was_taken_out_and_put_back_is_not_stale_the_sooner(reported: Reported) -> None:
-    failures, limit_ms = reported.report.failures("loopring"), 3000 * INTERVAL_S
-    assert failures.stale_since_ms(HERE, 0, 1) is None
-    reported.report.forget("loopring", "a0")
-    assert failures.stale_since_ms(HERE, 0, limit_ms + 1) is None
-
-
 async def test_a_poll_is_counted_by_how_long_it_took(reported: Reported) -> None:
     await reported.report.finished(HERE, Reply.DONE, time.monotonic() - 0.6, None)
     assert reported.counters.by_duration == {"loopring": {POLL_BOUNDS_S.index(1.0): 1}}
@@ -129,12 +113,12 @@ def test_once_nothing_is_stale_any_more_an_account_may_go_stale_loudly_again(rep
     for account in ("a0", "a1"):
         failures.stale(account, "no answer", 5000)
         reported.report.gathered(at_once=True)
-        failures.succeeded(account)
+        failures.fresh(account)
     assert reported.lines() == [("account.stale", "loopring")] * 2
 
 
 def test_what_gathers_is_written_in_a_moment_and_at_the_end_at_once(reported: Reported) -> None:
-    reported.report.failures("loopring").stale("a0", "no answer")
+    reported.report.failures("loopring").stale("a0", "no answer", 5000)
     reported.report.gathered()
     assert reported.lines() == []
     reported.report.gathered(at_once=True)

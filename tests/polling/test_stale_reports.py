@@ -25,6 +25,10 @@ class Told:
         self.failures = ProviderFailures("shop", is_rejected=never, clock=lambda: self.now)
         self._lines = lines
 
+    @property
+    def reasons(self) -> list[str]:
+        return [line["reason"] for line in self._lines]
+
     def after(self, wait_s: float) -> list[tuple[Any, ...]]:
         """What is told in so many seconds, looked at as often as a loop turns."""
         before, until = len(self._lines), self.now + wait_s
@@ -43,59 +47,86 @@ def told() -> Iterator[Told]:
         yield Told(lines)
 
 
-def test_one_account_is_told_by_its_name_and_many_by_their_number(told: Told) -> None:
-    told.failures.stale(ACCOUNTS[0].name, "no answer")
-    assert told.after(3) == [("account.stale", "account-0", 0)]
-    told.failures.recovered(ACCOUNTS[0].name, 90_000)
-    for account in ACCOUNTS[1:10]:
-        told.failures.stale(account.name, "no answer")
-    assert told.after(61) == [("account.stale", 9, 0), ("account.recovered", "account-0", 90_000)]
+def test_fewer_than_twenty_are_a_line_each_and_more_are_one(told: Told) -> None:
+    told.failures.stale(ACCOUNTS[0].name, "no answer", 90_000)
+    assert told.after(3) == [("account.stale", "account-0", 90_000)]
+    told.failures.recovered(ACCOUNTS[0].name, 92_000)
+    for account in ACCOUNTS[1:20]:
+        told.failures.stale(account.name, "no answer", 90_000)
+    lines = told.after(61)
+    assert lines[-1] == ("account.recovered", "account-0", 92_000)
+    assert {line[1] for line in lines[:-1]} == {account.name for account in ACCOUNTS[1:20]}
+    for number, account in enumerate(ACCOUNTS[20:40]):
+        told.failures.stale(account.name, "no answer", 90_000 + number)
+    assert told.after(61) == [("account.stale", 20, 90_019)]
+
+
+def test_the_line_of_many_gives_the_most_frequent_reason(told: Told) -> None:
+    for number, account in enumerate(ACCOUNTS):
+        told.failures.stale(account.name, "no answer" if number % 3 else "over the rate limit", 90_000)
+    told.after(3)
+    assert told.reasons == ["no answer"]
+
+
+def test_those_that_come_one_after_the_other_within_seconds_are_one_line(told: Told) -> None:
+    for account in ACCOUNTS[:20]:
+        told.failures.stale(account.name, "late", 5000)
+        told.now += 0.45
+        told.failures.report()
+    assert told.after(3) == [("account.stale", 20, 5000)]
 
 
 def test_a_provider_that_takes_its_accounts_with_it_one_by_one_is_a_line_a_minute(told: Told) -> None:
     lines = []
     for account in ACCOUNTS:
-        told.failures.stale(account.name, "no answer")
+        told.failures.stale(account.name, "no answer", 90_000)
         lines += told.after(2)
-    assert len(lines) == 4  # in 200 s
-    assert sum(1 if isinstance(who, str) else who for _, who, _ in lines) > 90
+    many = [line for line in lines if not isinstance(line[1], str)]
+    assert len(many) == 3, "in 200 s"
+    assert len(lines) - len(many) <= 6, "those of the first ten seconds have a line each"
+    assert sum(line[1] for line in many) > 80
 
 
 def test_while_it_lasts_it_is_told_after_an_hour_and_daily_for_all_of_them(told: Told) -> None:
     for account in ACCOUNTS:
-        told.failures.stale(account.name, "no answer")
+        told.failures.stale(account.name, "no answer", 0)
     lines = told.after(3)
     start = told.now
     while told.now < start + 2 * DAY_S:
         told.now += 300
-        for account in ACCOUNTS:
-            told.failures.stale(account.name, "no answer", int(1000 * (told.now - start)))
         lines += told.after(3)
     assert [line[:2] for line in lines] == [("account.stale", 100)] * 3
     assert [line[2] // 1000 // HOUR_S for line in lines] == [0, 1, 25]
     for account in ACCOUNTS:
-        told.failures.succeeded(account.name)
         told.failures.recovered(account.name, 2 * 1000 * DAY_S)
     assert told.after(61) == [("account.recovered", 100, 2 * 1000 * DAY_S)]
+    assert not told.failures.stale_accounts
 
 
-def test_a_worker_that_starts_while_accounts_are_stale_says_so_once(told: Told) -> None:
+def test_an_account_that_is_looked_at_again_is_told_once(told: Told) -> None:
     for _ in range(10):
-        for account in ACCOUNTS[:2]:
-            told.failures.stale(account.name, "no answer", 5000)
+        told.failures.stale(ACCOUNTS[0].name, "no answer", 5000)
     assert told.after(3) == [("account.stale", "account-0", 5000)]
     assert told.after(600) == []
 
 
+def test_what_another_worker_told_is_known_and_told_again_only_if_it_lasts(told: Told) -> None:
+    told.failures.stale(ACCOUNTS[0].name, "no answer", 5000, is_news=False)
+    assert told.after(61) == []
+    assert [*told.failures.stale_accounts] == ["account-0"]
+    told.now += HOUR_S
+    assert [line[:2] for line in told.after(61)] == [("account.stale", "account-0")]
+
+
 def test_who_is_back_may_go_again(told: Told) -> None:
     for _ in range(2):
-        told.failures.stale(ACCOUNTS[0].name, "no answer")
-        assert told.after(61) == [("account.stale", "account-0", 0)]
-        told.failures.succeeded(ACCOUNTS[0].name)
+        told.failures.stale(ACCOUNTS[0].name, "no answer", 5000)
+        assert told.after(61) == [("account.stale", "account-0", 5000)]
+        told.failures.fresh(ACCOUNTS[0].name)
 
 
 def test_what_has_gathered_is_not_lost_at_the_end(told: Told) -> None:
-    told.failures.stale(ACCOUNTS[0].name, "no answer")
+    told.failures.stale(ACCOUNTS[0].name, "no answer", 5000)
     told.failures.report(at_once=True)
     assert told.after(100) == []
     told.failures.report(at_once=True)
@@ -105,11 +136,11 @@ def test_what_has_gathered_is_not_lost_at_the_end(told: Told) -> None:
 def test_an_account_that_is_no_longer_configured_is_neither_stale_nor_recovers(told: Told) -> None:
     gone, stays = ACCOUNTS[0].name, ACCOUNTS[1].name
     for name in (gone, stays):
-        told.failures.stale(name, "no answer")
+        told.failures.stale(name, "no answer", 0)
         told.failures.rejected(name)
     told.after(61)
     told.failures.forget(gone)
     told.now += HOUR_S
-    told.failures.stale(stays, "no answer", 1000 * HOUR_S)
-    assert told.after(3) == [("account.stale", stays, 1000 * HOUR_S)]
+    ((event, account, duration_ms),) = told.after(61)
+    assert (event, account, duration_ms // 1000 // HOUR_S) == ("account.stale", stays, 1)
     assert told.failures.rejected(gone), "it is configured again, and its rejections begin"

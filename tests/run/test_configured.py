@@ -127,7 +127,6 @@ async def test_an_account_that_was_taken_out_keeps_no_other_from_going_stale_lou
         failures.stale("a", "no answer", 5000)
         bench.configured.report.gathered(at_once=True)
         await bench.follow(some(an_account("b")))
-        failures.succeeded("b")
         failures.stale("b", "no answer", 5000)
         bench.configured.report.gathered(at_once=True)
     assert loud(lines) == ["account.stale"] * 2

@@ -132,3 +132,24 @@ async def test_it_gives_up_on_a_store_that_stays_away(
             with pytest.raises(ExceptionGroup) as ended:
                 await asyncio.wait_for(running, 30)
     assert ended.group_contains(StoreError)
+
+
+async def test_runs_that_never_read_an_account_say_that_it_is_stale_and_the_first_that_does_that_it_is_back(
+    rig: Rig,
+) -> None:
+    settings = rig.impatient()
+    ops = settings.subscription_by_name["ops"].model_copy(
+        update={"events": ("account.stale", "account.rec*")}
+    )
+    settings = settings.model_copy(update={"subscription_by_name": {"ops": ops}})
+    await once(settings)
+    await rig.sandbox.take_down("loopring")
+    while not rig.receiver.events:
+        await once(settings)
+    await once(settings)
+    await rig.sandbox.bring_back("loopring")
+    await once(settings)
+    assert [(event["type"], event["data"]["account"]["name"]) for event in rig.receiver.events] == [
+        ("account.stale", "treasury"),
+        ("account.recovered", "treasury"),
+    ]

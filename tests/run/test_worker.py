@@ -200,7 +200,7 @@ async def test_once_polls_everything_delivers_and_ends(rig: Rig) -> None:
 
 async def test_a_provider_that_never_comes_back_is_told_once_per_account(rig: Rig) -> None:
     ops = rig.settings.subscription_by_name["ops"].model_copy(update={"events": ("account.*", "total.*")})
-    settings = rig.settings.model_copy(update={"subscription_by_name": {"ops": ops}})
+    settings = rig.impatient().model_copy(update={"subscription_by_name": {"ops": ops}})
     async with rig.worker(settings):
         await rig.events(2)  # the baselines
         await rig.sandbox.take_down("loopring")

@@ -116,7 +116,7 @@ async def test_a_step_without_a_successful_poll_keeps_its_time_and_the_rejection
     await store.polls.postpone(PROVIDER, lease, why="down", at_least_ms=0, waits_ms=[5])
     step = a_commit(await store.lease(), expected="v1", version="v2", ETH="10")
     state = replace(step.step.state, polled_at_ms=before.step.state.polled_at_ms + 1)
-    step = replace(step, is_good=False, step=replace(step.step, state=state))
+    step = replace(step, lease=None, step=replace(step.step, state=state))
     assert await store.polls.commit(step) is Reply.DONE
     after = await store.polls.read_state(PROVIDER, ACCOUNT)
     assert after
@@ -124,11 +124,36 @@ async def test_a_step_without_a_successful_poll_keeps_its_time_and_the_rejection
     assert store.keys.failing(SHARD, PROVIDER) in await store.contents()
 
 
+async def test_a_step_without_a_poll_needs_no_lease_and_leaves_the_schedule_as_it_is(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await committed(store, ETH="10")
+    lease = await store.lease()
+    step = replace(a_commit(lease, expected="v1", version="v2", deliveries={OPS: [a_delivery()]}), lease=None)
+    assert await store.polls.commit(step) is Reply.DONE
+    assert await store.polls.commit(step) is Reply.DONE_BEFORE
+    key = store.keys.polls(SHARD, PROVIDER)
+    assert float(await store.pipe.command("ZSCORE", key, ACCOUNT)) == lease.deadline
+    assert len(await store.queue()) == 1
+    poll = a_commit(lease, expected="v2", version="v3", ETH="11")
+    assert await store.polls.commit(poll) is Reply.DONE, "the poll under way goes on from it"
+
+
+async def test_a_step_without_a_poll_brings_no_account_back_that_is_not_scheduled(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    step = replace(a_commit(await store.lease()), lease=None)
+    await store.roster.enroll({PROVIDER: []}, now_ms=await store.now_ms())
+    await refused(store, step, Reply.LEASE_LOST)
+
+
 async def test_an_account_may_have_a_state_before_its_first_successful_poll(
     redis_client: Redis, namespace: str
 ) -> None:
     store = a_store(redis_client, namespace)
-    step = replace(a_commit(await store.lease()), is_good=False)
+    step = replace(a_commit(await store.lease()), lease=None)
     assert await store.polls.commit(step) is Reply.DONE
     state = await store.polls.read_state(PROVIDER, ACCOUNT)
     assert state
@@ -181,10 +206,9 @@ async def test_a_worker_that_wakes_after_its_lease_cannot_undo_what_another_did(
 ) -> None:
     store = a_store(redis_client, namespace)
     await committed(store, ETH="10")
-    zombie = a_commit(
-        await store.lease(), expected="v1", version="zombie", ETH="11", deliveries={OPS: [a_delivery(11)]}
-    )
-    heir = Lease(ACCOUNT, zombie.lease.deadline + 1)
+    lease = await store.lease()
+    zombie = a_commit(lease, expected="v1", version="zombie", ETH="11", deliveries={OPS: [a_delivery(11)]})
+    heir = Lease(ACCOUNT, lease.deadline + 1)
     await store.pipe.command("ZADD", store.keys.polls(SHARD, PROVIDER), heir.deadline, ACCOUNT)
     await refused(store, zombie, Reply.LEASE_LOST)
     taken = a_commit(heir, expected="v1", version="v2", ETH="12", deliveries={OPS: [a_delivery(12)]})

@@ -105,6 +105,8 @@ async def workload(store: Store) -> None:
     deliveries = {OPS: some_deliveries(1, 2, 3, 4), "audit": [a_delivery(1)]}
     await store.polls.commit(a_commit(lease, notes=[b"event"], deliveries=deliveries))
     await store.polls.read_state(PROVIDER, ACCOUNT)
+    await store.polls.note_watch()
+    await store.polls.polled_at_ms([ACCOUNT])
     await store.polls.touch(
         PROVIDER, await store.lease(), version="v1", polled_at_ms=now, due_ms=now + MINUTE_MS
     )

@@ -10,7 +10,8 @@ from tests.support.stories import NOW_MS, STORY, Books, steps
 from watcher.store.history import START
 from watcher.store.keys import shard_of
 from watcher.store.pipe import Pipe
-from watcher.store.reader import Backlog, Failing, Overdue, Reader, Seen
+from watcher.store.polls import Failing
+from watcher.store.reader import Backlog, Overdue, Reader, Seen
 
 
 @pytest.fixture

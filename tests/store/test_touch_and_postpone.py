@@ -15,7 +15,8 @@ from tests.support.stores import (
     a_delivery,
     a_store,
 )
-from watcher.store.polls import Postponed
+from watcher.store.polls import LONGEST_BREAK_MS, Postponed
+from watcher.store.reader import Reader
 from watcher.store.schedule import Lease, Reply
 from watcher.store.state import BadState
 
@@ -197,3 +198,46 @@ async def test_a_damaged_row_of_rejections_starts_anew(redis_client: Redis, name
     row = await postpone(store)
     assert row
     assert row.rejections == 1
+
+
+async def test_workers_that_look_without_a_break_count_from_the_first_look(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    reader, key, polls = Reader(store.pipe, store.keys), store.keys.watch(), store.polls
+    assert await reader.watched_since_ms() == 0
+    now_ms = await store.now_ms()
+    await polls.note_watch()
+    first = polls.watched_since_ms
+    assert now_ms <= first == await reader.watched_since_ms()
+    for seen_ms, expected in (
+        (now_ms - LONGEST_BREAK_MS + 1_000, 1_000),  # no break
+        (now_ms - LONGEST_BREAK_MS - 1, None),  # workers or their store were away
+    ):
+        await store.pipe.command("SET", key, f"1000 {seen_ms}")
+        await polls.note_watch()
+        assert polls.watched_since_ms == (expected or max(first, polls.watched_since_ms))
+        assert await reader.watched_since_ms() == polls.watched_since_ms
+
+
+@pytest.mark.parametrize("damage", [("SET", "x"), ("RPUSH", "x"), ("SET", "99999999999999999 1")])
+async def test_a_damaged_note_of_who_looks_is_made_anew(
+    redis_client: Redis, namespace: str, damage: tuple[str, str]
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.pipe.command(damage[0], store.keys.watch(), damage[1])
+    assert await Reader(store.pipe, store.keys).watched_since_ms() == 0
+    before_ms = await store.now_ms()
+    await store.polls.note_watch()
+    assert store.polls.watched_since_ms >= before_ms
+
+
+async def test_the_times_of_last_polls_are_read_from_their_states(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.polls.commit(a_commit(await store.lease()))
+    await touch(store, await store.lease())
+    await store.pipe.command("RPUSH", store.keys.state("damaged"), "x")
+    found = await store.polls.polled_at_ms([ACCOUNT, "damaged", "unread"])
+    assert found == {ACCOUNT: 7777, "damaged": 0, "unread": 0}

@@ -56,6 +56,14 @@ class Rig:
         async with workers(settings or self.settings, f"w{next(_numbers)}") as (worker,):
             yield worker
 
+    def impatient(self) -> Settings:
+        """The settings with a time-out of 50 ms: what was not read for 200 ms is stale."""
+        short = {"timeout": timedelta(milliseconds=50)}
+        providers = {
+            name: one.model_copy(update=short) for name, one in self.settings.provider_by_name.items()
+        }
+        return self.settings.model_copy(update={"provider_by_name": providers})
+
     async def assert_reconciled(self) -> None:
         """Whatever a test did: the log leads to the state, and what was sent is what the catalogue says."""
         for event in self.receiver.events:

@@ -210,7 +210,6 @@ def a_commit(
     notes: Sequence[bytes] = (),
     follows: int = 0,
     deliveries: Mapping[str, Sequence[Delivery]] | None = None,
-    is_good: bool = True,
     **balances: Balance | str,
 ) -> Commit:
     """A step of whoever holds `lease`; the next poll is due `due_in_ms` after the lease ends."""
@@ -237,7 +236,6 @@ def a_commit(
         expected_version=expected,
         step=step,
         due_ms=lease.deadline + due_in_ms,
-        is_good=is_good,
     )
 
 

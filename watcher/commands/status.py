@@ -78,7 +78,9 @@ async def _read_lines(settings: "Settings", *, is_whole: bool) -> list[_Line]:
         overdue = {name: await reader.overdue(name) for name in names}
         provider_by_account = {name: one.provider for name, one in settings.account_by_name.items()}
         states = reader.read_states(provider_by_account)
-        accounts = [line async for line in views.account_lines(settings, states, failing, now_ms)]
+        since_ms = await reader.watched_since_ms()
+        lines = views.account_lines(settings, states, failing, now_ms, watched_since_ms=since_ms)
+        accounts = [line async for line in lines]
         breakers = await Breakers(store.pipe, store.keys).read()
         backlogs = await reader.backlogs(settings.subscription_by_name)
     url = safe_url(settings.redis.url.get_secret_value())

@@ -10,6 +10,7 @@ from watcher.amounts import NotAnAmount, from_decimal, to_atoms
 from watcher.config.findings import Entry, Findings, Key, did_you_mean
 from watcher.config.sections import Accounts, Providers
 from watcher.config.tables import EVENTS, is_glob, leftover_flaw, matches
+from watcher.polling.cadence import patience_ms
 from watcher.printable import many
 from watcher.providers.contract import USABLE, Provider, requests_needed
 from watcher.settings import AccountSettings, EgressSettings
@@ -88,13 +89,18 @@ def doubt_load(providers: Providers, accounts: Accounts, findings: Findings) -> 
             accounts_by_provider[account.provider].append(account)
     for name, provider in providers.asked_by_name.items():
         here = accounts_by_provider[name]
-        most, needed = providers.settings_by_name[name].requests_per_second, requests_needed(provider, here)
-        made = USABLE * most
+        settings, needed = providers.settings_by_name[name], requests_needed(provider, here)
+        made = USABLE * settings.requests_per_second
         if needed > made:
+            apart = needed / made
+            stale = sum(
+                apart * 1000 * one.interval.total_seconds() >= patience_ms(one, settings.timeout)
+                for one in here
+            )
             text = (
                 f"{many(len(here), 'account')} at their intervals take {needed:.3g} requests/s, "
-                f"{made:.3g} can be made: polls are {needed / made:.3g} intervals apart (stale from 3 on); "
-                "raise it, or the intervals"
+                f"{made:.3g} can be made: polls are {apart:.3g} intervals apart"
+                f"{f', and {stale:,} of these accounts stale' if stale else ''}; raise it, or the intervals"
             )
             findings.warn(providers.entry_by_name[name].finding(("requests_per_second",), text))
 

@@ -51,8 +51,12 @@ def diff(
     interest: Interest,
     version: str,
     now_ms: int,
+    stays_stale: bool = False,
 ) -> Step | None:
-    """Say what a reading adds to a state; None when it adds nothing."""
+    """Say what a reading adds to a state; None when it adds nothing.
+
+    `stays_stale`: an account that is stale recovers only when its polls come in time, and this one did not.
+    """
     moved_on = advance(
         state, reading.snapshot, source=reading.source, rules=rules, observed_ms=reading.observed_ms
     )
@@ -67,14 +71,15 @@ def diff(
     if state and moved_on.emptiness:  # of which nothing counts yet
         warnings, crossed, watched = [], was_crossed, state.watched
     stale_since_ms = state.stale_since_ms if state else 0
-    if not (moved_on.is_news or stale_since_ms or crossed != was_crossed):
+    recovers = stale_since_ms > 0 and not stays_stale
+    if not (moved_on.is_news or recovers or crossed != was_crossed):
         return None
     before = state.sequence if state else 0
     first = max(before + 1, now_ms)
     since_ms = (state.polled_at_ms if state else 0) or reading.observed_ms
     origin = Origin(reading.account, reading.provider, before, since_ms, reading.observed_ms)
     drafts = [
-        *([recovered(stale_since_ms)] if stale_since_ms else ()),
+        *([recovered(stale_since_ms)] if recovers else ()),
         *(baseline(entries, conversions) if moved_on.is_baseline else ()),
         *drafts_of(moved_on.moved, conversions),
         *warnings,
@@ -87,6 +92,7 @@ def diff(
         version=version,
         sequence=events[-1].sequence if events else before,
         polled_at_ms=reading.observed_ms,
+        stale_since_ms=0 if recovers else stale_since_ms,
         crossed=crossed,
         emptiness=moved_on.emptiness,
     )

@@ -237,12 +237,12 @@ EVENTS: Mapping[str, Line] = {
     ),
     "account.stale": Line(
         "warning",
-        "No successful poll of this account for three intervals, or of so many that went together.",
+        "No successful poll for three intervals and the time-out; 20 accounts or more are one line.",
         ("account", "accounts", "provider", "reason", "duration_ms"),
     ),
     "account.recovered": Line(
         "info",
-        "A successful poll of an account that was stale or quarantined, or of so many that were stale.",
+        "Successful polls in time of an account that was stale, or one that was quarantined.",
         ("account", "accounts", "provider", *_LASTS),
     ),
     "account.quarantined": Line(

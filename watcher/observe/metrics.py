@@ -22,7 +22,6 @@ from watcher import __version__
 from watcher.observe.counters import LAG_BOUNDS_S, POLL_BOUNDS_S, buckets
 from watcher.observe.listener import Answer, Route
 from watcher.observe.views import Overview, OverviewReader
-from watcher.polling.report import STALE_INTERVALS
 from watcher.providers.contract import PERMANENT
 from watcher.run.worker import Worker
 from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS, Settings
@@ -121,7 +120,10 @@ METRICS: Mapping[str, Meaning] = {
         is_shared=True,
     ),
     "watcher_accounts_stale": Meaning(
-        "gauge", "Accounts whose polls have been rejected for three intervals.", ("provider",), is_shared=True
+        "gauge",
+        "Accounts without a successful poll for three intervals and the time-out, whatever the reason.",
+        ("provider",),
+        is_shared=True,
     ),
     "watcher_poll_overdue_seconds": Meaning(
         "gauge",
@@ -253,20 +255,18 @@ def _counts(
 
 
 def _of_store(settings: Settings, seen: Overview) -> _Samples:
-    failing, stale = dict.fromkeys(seen.failing, 0), dict.fromkeys(seen.failing, 0)
+    failing = dict.fromkeys(seen.failing, 0)
     refused = Counter[tuple[str, str]]()
     waiting, breakers = seen.waiting, seen.breakers
     for provider, found_by_account in seen.failing.items():
         for name, found in found_by_account.items():
-            if account := settings.account_by_name.get(name):
-                patience_ms = 1000 * STALE_INTERVALS * account.interval.total_seconds()
+            if name in settings.account_by_name:
                 failing[provider] += 1
                 refused[provider, found.error_class] += 1
-                stale[provider] += seen.now_ms - found.since_ms >= patience_ms
     return {
         "watcher_accounts_failing": [((name,), count) for name, count in failing.items()],
         "watcher_accounts_rejected": _counts(refused, seen.failing, PERMANENT),
-        "watcher_accounts_stale": [((name,), count) for name, count in stale.items()],
+        "watcher_accounts_stale": [((name,), len(accounts)) for name, accounts in seen.stale.items()],
         "watcher_poll_overdue_seconds": [
             ((name,), _age_s(overdue.first_due_ms, seen.now_ms)) for name, overdue in seen.overdue.items()
         ],

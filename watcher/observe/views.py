@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from yarl import URL
@@ -12,7 +13,7 @@ from watcher.amounts import Conversions
 from watcher.journal.account import Entry
 from watcher.journal.events import amounts_of, iso
 from watcher.journal.explain import in_atoms, in_text
-from watcher.polling.report import STALE_INTERVALS
+from watcher.polling.cadence import patience_ms, stale_since_ms
 from watcher.printable import printable
 from watcher.providers.contract import PERMANENT, provider_class, requests_needed, todo
 from watcher.run.worker import Worker
@@ -22,8 +23,9 @@ from watcher.store.guarantee import Guarantee
 from watcher.store.history import place
 from watcher.store.keys import Keys
 from watcher.store.members import Fingerprint, Presence
+from watcher.store.polls import Failing
 from watcher.store.queues import Breaker, Breakers
-from watcher.store.reader import Backlog, Failing, Overdue, Reader, Seen, Tried
+from watcher.store.reader import Backlog, Overdue, Reader, Seen, Tried
 
 TIMEOUT_S = 2.0
 """Far less than Prometheus waits for a whole scrape (10 s)."""
@@ -40,6 +42,8 @@ class Overview(NamedTuple):
     overdue: Mapping[str, Overdue]  # by provider
     waiting: Mapping[str, Backlog]  # by subscription
     breakers: Mapping[str, Breaker]  # by subscription
+    stale: Mapping[str, Collection[str]]  # by provider, accounts; as far as this worker looked
+    watched_since_ms: int
 
 
 class OverviewReader:
@@ -63,10 +67,11 @@ class OverviewReader:
         self._seen, self._seen_for = None, settings
         with suppress(StoreError, TimeoutError):
             async with asyncio.timeout(TIMEOUT_S):
-                now_ms, breakers, waiting, failing, overdue = await asyncio.gather(
+                now_ms, breakers, waiting, watched_since_ms, failing, overdue = await asyncio.gather(
                     reader.now_ms(),
                     Breakers(pipe, keys).read(),
                     reader.waiting(settings.subscription_by_name),
+                    reader.watched_since_ms(),
                     asyncio.gather(*map(reader.failing, providers)),
                     asyncio.gather(*map(reader.overdue, providers)),
                 )
@@ -76,6 +81,8 @@ class OverviewReader:
                 dict(zip(providers, overdue, strict=True)),
                 waiting,
                 breakers,
+                {name: self._worker.stale_accounts(name) for name in providers},
+                watched_since_ms,
             )
             self._fresh_until = time.monotonic() + _FRESH_S
         return self._seen
@@ -210,12 +217,14 @@ async def account_lines(
     states: AsyncIterator[Seen],
     failing_by_provider: Mapping[str, Mapping[str, Failing]],
     now_ms: int,
+    *,
+    watched_since_ms: int,
 ) -> AsyncIterator[Line]:
     """Yield the accounts that have problems."""
     async for seen in states:
         account = settings.account_by_name[seen.account]
         failing = failing_by_provider[account.provider].get(account.name)
-        problems = problems_of(account, seen, failing, now_ms)
+        problems = problems_of(settings, seen, failing, now_ms, watched_since_ms=watched_since_ms)
         if problems:
             yield account_line(account, seen, failing, problems)
 
@@ -239,16 +248,25 @@ def account_line(
     }
 
 
-def problems_of(account: AccountSettings, seen: Seen, failing: Failing | None, now_ms: int) -> list[str]:
-    state = seen.state
+def problems_of(
+    settings: Settings, seen: Seen, failing: Failing | None, now_ms: int, *, watched_since_ms: int
+) -> list[str]:
+    state, account = seen.state, settings.account_by_name[seen.account]
+    provider = settings.provider_by_name.get(account.provider)
     entries = [*state.suspected.values()] if state else []
     polled_at_ms = state.polled_at_ms if state else 0
     is_quarantined = bool(seen.damage) or (failing is not None and failing.error_class == "quarantined")
-    stale_ms = 1000 * STALE_INTERVALS * account.interval.total_seconds()
+    stale_since = stale_since_ms(
+        polled_at_ms,
+        state.stale_since_ms if state else 0,
+        watched_since_ms=watched_since_ms,
+        patience_ms=patience_ms(account, provider.timeout if provider else timedelta(0)),
+        now_ms=now_ms,
+    )
     claims = (
         is_quarantined,
         not polled_at_ms and not seen.damage,
-        bool(state and polled_at_ms and (now_ms - polled_at_ms >= stale_ms or state.stale_since_ms)),
+        stale_since is not None,
         failing is not None and not is_quarantined,
         any(entry.suspect for entry in entries),
         any(entry.confirmation_polls for entry in entries),

@@ -1,10 +1,12 @@
-"""When an account is polled next. Pure: chance comes in.
+"""When an account is polled next, and when it is stale. Pure: time and chance come in.
 
 Refuses to know why a poll was rejected beyond its error_class.
 """
 
+import heapq
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import NamedTuple
 
 from watcher.journal.account import AccountState
 from watcher.providers.contract import PERMANENT, ErrorClass
@@ -15,6 +17,9 @@ SECOND_OPINION = timedelta(seconds=2)
 
 _EMPTY_AGAIN = timedelta(seconds=20)
 """So often is an account read again whose listing suddenly names nothing, if its interval is longer."""
+
+STALE_INTERVALS = 3
+"""An account is stale when so many of its intervals, and the time-out, passed without a successful poll."""
 
 _FIRST_WAIT_S = 5.0
 _LONGEST_WAIT_S = 300.0
@@ -62,3 +67,69 @@ def waits_ms(
 def spread_ms(seconds: float, chance: float) -> int:
     """Turn a wait into milliseconds; `chance` in [0, 1) spreads accounts that would wait equally long."""
     return int(1000 * seconds * (1 - _SPREAD * chance))
+
+
+def patience_ms(account: AccountSettings, timeout: timedelta) -> int:
+    """Say for how long an account may go without a successful poll before it is stale."""
+    return int(1000 * (STALE_INTERVALS * account.interval + timeout).total_seconds())
+
+
+def stale_since_ms(
+    polled_at_ms: int,
+    told_ms: int,
+    *,
+    watched_since_ms: int,
+    patience_ms: int,
+    now_ms: int,
+) -> int | None:
+    """Say since when an account is stale (Unix ms), or None. The event, the log line, the metric, `status`
+    and the page all go by this.
+
+    `told_ms` is not 0 from `account.stale` until `account.recovered`. Else the time counts from the last
+    successful poll; where there was none, from when the account was first to be polled (0: not known). It
+    never counts from before workers were there to poll (`watched_since_ms`).
+    """
+    if told_ms:
+        return told_ms
+    if not polled_at_ms:
+        return None
+    silent_since_ms = max(polled_at_ms, watched_since_ms)
+    return silent_since_ms if now_ms - silent_since_ms >= patience_ms else None
+
+
+class Watched(NamedTuple):
+    """One account, when to look at it next, and since when it is polled here (Unix ms)."""
+
+    look_at_ms: int
+    first_seen_ms: int
+    account: str
+
+
+class Watch:
+    """When to look which accounts are stale: at each when it may have become so, and no sooner."""
+
+    def __init__(self) -> None:
+        self._heap: list[Watched] = []
+        self._first_seen_ms: dict[str, int] = {}
+
+    def follow(self, account: str, now_ms: int) -> None:
+        """Look at an account from now on, if it is a new one."""
+        if account not in self._first_seen_ms:
+            self._first_seen_ms[account] = now_ms
+            self.again(Watched(now_ms, now_ms, account))
+
+    def forget(self, account: str) -> None:
+        self._first_seen_ms.pop(account, None)
+
+    def due(self, now_ms: int, at_most: int) -> list[Watched]:
+        """Take the accounts that are to be looked at now; each must be given back (`again`)."""
+        found: list[Watched] = []
+        while self._heap and self._heap[0].look_at_ms <= now_ms and len(found) < at_most:
+            one = heapq.heappop(self._heap)
+            if self._first_seen_ms.get(one.account) == one.first_seen_ms:  # else it was forgotten meanwhile
+                found.append(one)
+        return found
+
+    def again(self, one: Watched, look_at_ms: int | None = None) -> None:
+        """Look at an account again at that time; where none is given, when it was to be looked at before."""
+        heapq.heappush(self._heap, one if look_at_ms is None else one._replace(look_at_ms=look_at_ms))

@@ -3,7 +3,7 @@
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -14,18 +14,24 @@ from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
 from watcher.journal.notices import Watch
 from watcher.journal.step import Reading, Step, diff, go_stale
-from watcher.polling.cadence import spread_ms, wait_s, waits_ms
+from watcher.polling.cadence import patience_ms, spread_ms, stale_since_ms, wait_s, waits_ms
 from watcher.polling.report import NotAsked, PollReport
-from watcher.providers.contract import Rejected
+from watcher.providers.contract import USABLE, Rejected
 from watcher.providers.http import ProviderClient
 from watcher.settings import AccountSettings, ProviderSettings
+from watcher.store.exceptions import StoreError
 from watcher.store.keys import SHARDS, shard_of
-from watcher.store.polls import Commit, Polls
+from watcher.store.polls import Commit, Failing, Polls
 from watcher.store.schedule import Lease, Reply
 from watcher.store.state import BadState
 
 _QUARANTINE_MS = (300_000,)
 """How often a damaged state is read again: an operator may have fixed it."""
+
+_LOOK_AGAIN_MS = 5_000
+"""How soon a stale account is looked at again: another worker may have polled it."""
+
+_AT_ONCE_MS = 1_000
 
 _LEASE_MARGIN_S = 15
 """A lease outlasts the longest poll by the longest wait for a turn, and a margin."""
@@ -48,8 +54,9 @@ class Settled(NamedTuple):
 class Poller:
     """Polls the accounts of one provider. `wake(key, shard)` is called for every queue made due.
 
-    `most_requests` bounds the requests of a poll. The account `probe_account`, the same one for all workers,
-    is polled whenever it is due; while its polls are rejected, others hardly are.
+    `most_requests` bounds the requests of a poll; `needed_per_second` are what all accounts take at their
+    intervals. The account `probe_account`, the same one for all workers, is polled whenever it is due; while
+    its polls are rejected, others hardly are.
     """
 
     def __init__(
@@ -66,6 +73,7 @@ class Poller:
     ) -> None:
         self.settings = settings
         self.most_requests = 1
+        self.needed_per_second = 0.0
         self.probe_account = ""
         self.spacing_s = client.spacing_s
         """How far apart two requests to the provider are."""
@@ -131,6 +139,87 @@ class Poller:
             )
             self._report.quarantined(account, damage, started)
         return is_taken
+
+    @property
+    def stale_accounts(self) -> Collection[str]:
+        """The accounts that are stale, as far as this worker looked."""
+        return self._report.stale_accounts(self.settings.name)
+
+    def patience_ms(self, account: AccountSettings) -> int:
+        """Say for how long an account may go without a successful poll before it is stale."""
+        return patience_ms(account, self.settings.timeout)
+
+    async def look_stale(self, account: AccountSettings, *, first_seen_ms: int, watched_since_ms: int) -> int:
+        """Emit that an account had no successful poll for too long, unless a worker did already.
+
+        It needs no lease: a poll that is under way goes on from the state that this leaves. Returns when to
+        look again (Unix ms). Raises StoreError.
+        """
+        try:
+            return await self._look_stale(account, first_seen_ms, watched_since_ms)
+        except BadState:  # which its poll reports
+            return self._now_ms() + self.patience_ms(account)
+
+    async def _look_stale(self, account: AccountSettings, first_seen_ms: int, watched_since_ms: int) -> int:
+        name, now_ms, patience = account.name, self._now_ms(), self.patience_ms(account)
+        state = await self._polls.read_state(self.settings.name, name)
+        failing = await self._polls.failing(self.settings.name, name)
+        polled_at_ms, told_ms = (state.polled_at_ms, state.stale_since_ms) if state else (0, 0)
+        counts_from_ms = polled_at_ms or (failing.since_ms if failing else first_seen_ms)
+        since_ms = stale_since_ms(
+            counts_from_ms, told_ms, watched_since_ms=watched_since_ms, patience_ms=patience, now_ms=now_ms
+        )
+        if since_ms is None:
+            self._report.is_fresh(self.settings.name, name)
+            return max(counts_from_ms, watched_since_ms) + patience
+        failures, stale_ms = self._report.failures(self.settings.name), now_ms - since_ms
+        error_class, reason = self._why_late(failing)
+        if told_ms:
+            # To a worker that came after it was emitted it is news.
+            failures.stale(name, reason, stale_ms, is_news=told_ms + patience < first_seen_ms)
+            return now_ms + _LOOK_AGAIN_MS
+        step = go_stale(
+            state,
+            Origin(name, self.settings.name, state.sequence if state else 0, since_ms, now_ms),
+            error_class,
+            reason,
+            interest=self._interest,
+            version=secrets.token_hex(8),
+            now_ms=now_ms,
+        )
+        try:
+            reply = await self._write(account, None, state, step)
+        except StoreError:  # a full server, say: then it is a line at least
+            failures.stale(name, reason, stale_ms)
+            raise
+        if reply not in (Reply.DONE, Reply.DONE_BEFORE):
+            return now_ms + _AT_ONCE_MS
+        failures.stale(name, reason, stale_ms)
+        return now_ms + _LOOK_AGAIN_MS
+
+    def _why_late(self, failing: Failing | None) -> tuple[str, str]:
+        """Say why an account is stale: an error_class, or late, and a reason."""
+        if failing:
+            return failing.error_class, failing.reason
+        made = USABLE * self.settings.requests_per_second
+        if self.needed_per_second > made:
+            needed = f"take {self.needed_per_second:.3g} requests/s, {made:.3g} can be made"
+            return "late", f"its poll comes late: the intervals of all accounts {needed}"
+        return "late", "its poll comes late: the workers are behind"
+
+    async def _came_late(
+        self, account: AccountSettings, state: AccountState | None, observed_ms: int
+    ) -> bool:
+        """Say whether an account stays stale in spite of a successful poll: where the first poll after the
+        last successful one came late, as where the rate limit cannot bear so many accounts."""
+        if state is None or not state.stale_since_ms:
+            return False
+        failing = await self._polls.failing(self.settings.name, account.name)
+        asked_ms = failing.since_ms if failing else observed_ms
+        counts_from_ms = max(state.polled_at_ms or state.stale_since_ms, self._polls.watched_since_ms)
+        # An interval sooner than it would be stale: else it went to and fro.
+        in_time_ms = self.patience_ms(account) - 1000 * account.interval.total_seconds()
+        return asked_ms - counts_from_ms > in_time_ms
 
     async def make_due(self, *shards: int) -> None:
         """Make accounts due that wait after rejected polls. The rate limit spreads the polls."""
@@ -207,9 +296,11 @@ class Poller:
     ) -> bool:
         """Move the state on to a reading; if another worker was faster, from the state that it left."""
         for is_last in (False, False, True):  # losing to another worker three times is no accident
+            told_ms = state.stale_since_ms if state else 0
             step = diff(
                 state,
                 reading,
+                stays_stale=await self._came_late(account, state, reading.observed_ms),
                 rules=Rules(self.settings.withdrawals, self.settings.settle_polls),
                 interest=self._interest,
                 version=secrets.token_hex(8),
@@ -223,8 +314,8 @@ class Poller:
             settled = answer._replace(version=after.version, wait_ms=wait_ms)
             if step:
                 reply = await self._write(account, lease, state, step, due_ms=self._now_ms() + wait_ms)
-                if state and state.stale_since_ms and reply is Reply.DONE:
-                    stale_ms = self._now_ms() - state.stale_since_ms
+                if told_ms and not after.stale_since_ms and reply is Reply.DONE:
+                    stale_ms = self._now_ms() - told_ms
                     self._report.failures(self.settings.name).recovered(account.name, stale_ms)
             else:
                 reply = await self._touch(lease, settled, reading.observed_ms)
@@ -233,7 +324,8 @@ class Poller:
             state = await self._polls.read_state(self.settings.name, account.name)
         is_taken = reply in (Reply.DONE, Reply.DONE_BEFORE)
         # Would the same answer again change nothing? Not even by a newer list of assets?
-        if is_taken and not reading.snapshot.is_open and not after.emptiness:
+        is_settled = not (reading.snapshot.is_open or after.emptiness or after.stale_since_ms)
+        if is_taken and is_settled:
             lists_assets = self._client.lists_assets
             if not any(
                 entry.confirmation_polls or entry.suspect or (lists_assets and entry.asset.decimals is None)
@@ -255,12 +347,11 @@ class Poller:
     async def _write(
         self,
         account: AccountSettings,
-        lease: Lease,
+        lease: Lease | None,
         state: AccountState | None,
         step: Step,
         *,
-        due_ms: float,
-        is_good: bool = True,
+        due_ms: float = 0,
     ) -> Reply:
         """Commit a step; report it, and wake the queues that it fills."""
         reply = await self._polls.commit(
@@ -271,7 +362,6 @@ class Poller:
                 expected_version=state.version if state else "",
                 step=step,
                 due_ms=due_ms,
-                is_good=is_good,
             )
         )
         if reply in (Reply.DONE, Reply.DONE_BEFORE):
@@ -285,7 +375,6 @@ class Poller:
     ) -> None:
         """Let an account wait after a rejected poll, and all accounts if the provider asks for it."""
         self._report.failures(self.settings.name).refused(account.name, rejected)
-        await self._notice_staleness(account, lease, rejected)
         if rejected.error_class == "rate" and rejected.retry_after_s:
             await self._polls.take_turns(
                 self.settings.name, 0, spacing_ms=0, not_before_ms=1000 * rejected.retry_after_s
@@ -303,26 +392,3 @@ class Poller:
             ),
         )
         self._report.rejected(account, rejected, postponed, started)
-
-    async def _notice_staleness(self, account: AccountSettings, lease: Lease, rejected: Rejected) -> None:
-        """Emit once that an account has had no successful poll for too long. Its lease stays meanwhile."""
-        state = await self._polls.read_state(self.settings.name, account.name)
-        failures, now_ms = self._report.failures(self.settings.name), self._now_ms()
-        since_ms = failures.stale_since_ms(account, state.polled_at_ms if state else 0, now_ms)
-        if since_ms is None:
-            return
-        if state and state.stale_since_ms:
-            failures.stale(account.name, rejected.reason, now_ms - state.stale_since_ms)
-            return
-        step = go_stale(
-            state,
-            Origin(account.name, self.settings.name, state.sequence if state else 0, since_ms, now_ms),
-            rejected.error_class,
-            rejected.reason,
-            interest=self._interest,
-            version=secrets.token_hex(8),
-            now_ms=now_ms,
-        )
-        reply = await self._write(account, lease, state, step, due_ms=lease.deadline, is_good=False)
-        if reply is Reply.DONE:
-            failures.stale(account.name, rejected.reason)

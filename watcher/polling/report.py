@@ -7,9 +7,8 @@ when it is over.
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from watcher.journal.step import Step
@@ -18,16 +17,18 @@ from watcher.observe.log import Streak, Throttle, log
 from watcher.providers.contract import PERMANENT, Rejected, todo
 from watcher.settings import AccountSettings
 from watcher.store.exceptions import StoreError
-from watcher.store.polls import Postponed
-from watcher.store.reader import Failing
+from watcher.store.polls import Failing, Postponed
 from watcher.store.schedule import Reply
 from watcher.store.state import BadState
 
-STALE_INTERVALS = 3
-"""An account is stale when so many of its intervals passed without a successful poll."""
+_ONE_LINE = 20
+"""So many accounts that go stale or recover together are one line; fewer have a line each."""
 
 _GATHER_S = 2.0
-"""Accounts that go stale or recover together are reported together."""
+"""Accounts count as together that go stale or recover within so long of one another,"""
+
+_GATHER_AT_MOST_S = 10.0
+"""and within so long of the first."""
 
 _GATHER_AGAIN_S = 60.0
 """Further ones are reported this much later: a failing provider takes its accounts with it one by one."""
@@ -53,25 +54,23 @@ class Cause(NamedTuple):
     reason: str
 
 
-@dataclass(slots=True)
-class _Gathered:
-    """What one line is to report: which accounts, why, and for how long at most."""
+class _Lasting(NamedTuple):
+    """For how long an account was stale, and why."""
 
-    names: set[str] = field(default_factory=set)
+    duration_ms: int
     reason: str = ""
-    duration_ms: int = 0
 
-    def add(self, names: set[str], duration_ms: int, reason: str = "") -> None:
-        self.names |= names
-        self.duration_ms = max(self.duration_ms, duration_ms)
-        self.reason = reason or self.reason
 
-    @property
-    def fields(self) -> dict[str, object]:
-        """Name the account if it is one, else say how many they are."""
-        names = [*self.names]
-        concerned = {"account": names[0]} if len(names) == 1 else {"accounts": len(names)}
-        return {**concerned, "duration_ms": self.duration_ms}
+def _lines(lasting_by_account: Mapping[str, _Lasting]) -> Iterator[tuple[dict[str, object], str]]:
+    """Give the fields and the reason of each line: of many accounts the longest time and the most frequent
+    reason."""
+    lasting = lasting_by_account.values()
+    if len(lasting) < _ONE_LINE:
+        for name, one in lasting_by_account.items():
+            yield {"account": name, "duration_ms": one.duration_ms}, one.reason
+        return
+    ((reason, _),) = Counter(one.reason for one in lasting).most_common(1)
+    yield {"accounts": len(lasting), "duration_ms": max(one.duration_ms for one in lasting)}, reason
 
 
 class ProviderFailures:
@@ -92,10 +91,10 @@ class ProviderFailures:
         self._is_rejected = is_rejected
         self._clock = clock
         self._throttle = Throttle()
-        self._rejected_since_ms: dict[str, int] = {}
-        self._stale: set[str] = set()
-        self._went_stale, self._recovered = _Gathered(), _Gathered()
-        self._gathered_at, self._report_at = -_GATHER_AGAIN_S, 0.0
+        self._stale: dict[str, tuple[float, str]] = {}
+        self._went_stale: dict[str, _Lasting] = {}
+        self._recovered: dict[str, _Lasting] = {}
+        self._gathered_at, self._report_at, self._report_by = -_GATHER_AGAIN_S, 0.0, 0.0
         self._accounts_by_cause: dict[Cause, set[str]] = {}
         self._unsaid: set[Cause] = set()
         self._said_at: dict[Cause, float] = {}
@@ -159,47 +158,50 @@ class ProviderFailures:
         if streak := self._throttle.struck(("quarantined", account), self._clock()):
             log.error("account.quarantined", account=account, reason=str(damage), **streak._asdict())
 
-    def stale_since_ms(self, account: AccountSettings, last_good_ms: int, now_ms: int) -> int | None:
-        """Note a rejected poll; says since when the account is stale, or None if it is not yet."""
-        first_rejected_ms = self._rejected_since_ms.setdefault(account.name, now_ms)
-        silent_since_ms = last_good_ms or first_rejected_ms
-        limit_ms = 1000 * STALE_INTERVALS * account.interval.total_seconds()
-        return silent_since_ms if now_ms - silent_since_ms >= limit_ms else None
+    @property
+    def stale_accounts(self) -> Collection[str]:
+        return self._stale.keys()
 
-    def stale(self, account: str, reason: str, stale_ms: int | None = None) -> None:
-        """Note an account that has just gone stale, or that has been so for a while."""
-        self._stale.add(account)
-        streak = self._throttle.struck("stale", self._clock())
-        if stale_ms is None:
-            self._gather(self._went_stale, {account}, 0, reason)
-        elif streak:
-            self._gather(self._went_stale, self._stale, stale_ms, reason)
+    def stale(self, account: str, reason: str, stale_ms: int, *, is_news: bool = True) -> None:
+        """Note an account that is stale; unless that is no news, it is reported with others that are."""
+        if account in self._stale:
+            return
+        now = self._clock()
+        if not self._stale:
+            self._throttle.struck("stale", now)
+        self._stale[account] = now - stale_ms / 1000, reason
+        if is_news:
+            self._gather(self._went_stale, account, _Lasting(stale_ms, reason))
+
+    def fresh(self, account: str) -> None:
+        """Note an account that is not stale, or not any more."""
+        if self._stale.pop(account, None) and not self._stale:
+            self._throttle.over("stale", self._clock())
 
     def recovered(self, account: str, stale_ms: int) -> None:
-        """Note an account that is no longer stale."""
-        self._gather(self._recovered, {account}, stale_ms)
+        """Note and report an account that is no longer stale."""
+        self.fresh(account)
+        self._gather(self._recovered, account, _Lasting(stale_ms))
 
-    def _gather(self, into: _Gathered, names: set[str], duration_ms: int, reason: str = "") -> None:
-        into.add(names, duration_ms, reason)
-        self._report_at = self._report_at or max(
-            self._clock() + _GATHER_S, self._gathered_at + _GATHER_AGAIN_S
-        )
+    def _gather(self, into: dict[str, _Lasting], account: str, one: _Lasting) -> None:
+        into[account] = one
+        now = self._clock()
+        if not self._report_at:
+            again_at = self._gathered_at + _GATHER_AGAIN_S
+            self._report_by = max(now + _GATHER_AT_MOST_S, again_at)
+            self._report_at = max(now + _GATHER_S, again_at)
+        self._report_at = min(max(self._report_at, now + _GATHER_S), self._report_by)
 
     def succeeded(self, account: str) -> Streak | None:
         """Note a successful poll; returns for how long the account's polls were rejected, and how often."""
         now = self._clock()
-        self._rejected_since_ms.pop(account, None)
-        self._stale.discard(account)
-        if not self._stale:
-            self._throttle.over("stale", now)
         if streak := self._throttle.over(("quarantined", account), now):
             log.info("account.recovered", account=account, provider=self._provider, **streak._asdict())
         return self._throttle.over(("rejected", account), now)
 
     def forget(self, account: str) -> None:
         """Forget an account that is no longer configured: it neither recovers nor stays stale."""
-        self._rejected_since_ms.pop(account, None)
-        self._stale.discard(account)
+        self.fresh(account)
         for what in ("rejected", "quarantined"):
             self._throttle.over((what, account), self._clock())
 
@@ -242,14 +244,17 @@ class ProviderFailures:
         """Log what has gathered: a line for one account, or one for all of them; and how many accounts a
         known cause concerns by now."""
         now = self._clock()
+        if self._stale and self._throttle.struck("stale", now):  # after an hour, and daily
+            for name, (since, reason) in self._stale.items():
+                self._gather(self._went_stale, name, _Lasting(round(1000 * (now - since)), reason))
         if self._report_at and (now >= self._report_at or at_once):
             self._report_at, self._gathered_at = 0.0, now
             stale, recovered = self._went_stale, self._recovered
-            self._went_stale, self._recovered = _Gathered(), _Gathered()
-            if stale.names:
-                log.warning("account.stale", provider=self._provider, reason=stale.reason, **stale.fields)
-            if recovered.names:
-                log.info("account.recovered", provider=self._provider, **recovered.fields)
+            self._went_stale, self._recovered = {}, {}
+            for fields, reason in _lines(stale):
+                log.warning("account.stale", provider=self._provider, reason=reason, **fields)
+            for fields, _ in _lines(recovered):
+                log.info("account.recovered", provider=self._provider, **fields)
         for cause in [*self._unsaid]:
             if cause in self._said_at and now >= self._said_at[cause] + _CAUSE_AGAIN_S:
                 account = next(iter(self._accounts_by_cause[cause]), "")
@@ -307,6 +312,16 @@ class PollReport:
             self._failures.pop(provider, None)
         elif failures := self._failures.get(provider):
             failures.forget(account)
+
+    def is_fresh(self, provider: str, account: str) -> None:
+        """An account is not stale, or not any more."""
+        if failures := self._failures.get(provider):
+            failures.fresh(account)
+
+    def stale_accounts(self, provider: str) -> Collection[str]:
+        """Name the accounts of a provider that are stale, as far as this worker looked."""
+        failures = self._failures.get(provider)
+        return failures.stale_accounts if failures else ()
 
     async def look(self) -> None:
         """Log what has gathered for a line of its own, if its time has come."""

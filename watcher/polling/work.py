@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from itertools import islice
 from typing import Any, NamedTuple
@@ -12,11 +12,13 @@ from watcher.engine.dispatch import Claim, Room
 from watcher.engine.loop import Claimed, InUse, Neighbours
 from watcher.observe.log import log
 from watcher.pause import pause
+from watcher.polling.cadence import Watch, Watched
 from watcher.polling.poll import Poller
 from watcher.settings import AccountSettings
 from watcher.store.exceptions import StoreError
 from watcher.store.health import StoreHealth
 from watcher.store.keys import shard_of
+from watcher.store.pipe import in_parts
 from watcher.store.polls import Polls
 from watcher.store.schedule import Lease
 
@@ -65,6 +67,13 @@ _AGAIN_S = 0.5
 """Between two tries to give a lease back, while Redis is away."""
 
 
+_LOOKED_AT = 5_000
+"""Accounts of a provider whose last poll is looked at in a second: every 100 s, that is half a million."""
+
+_JUDGED = 500
+"""Accounts of a provider whose state is read because they may be stale, in a second."""
+
+
 class Turn(NamedTuple):
     """When a poll may start, in loop time. Later than `until` is too late for the limit to hold."""
 
@@ -97,6 +106,7 @@ class ProviderPolls(InUse):
         self.unread: set[str] | None = None
         self.unpolled: set[str] | None = None
         self.has_lost = False
+        self.watch = Watch()
         self._polls = polls
         self._health = health
         self._stopped = stopped
@@ -109,6 +119,53 @@ class ProviderPolls(InUse):
         """Poll these accounts, in these shards, from now on."""
         self.accounts, self._shards = accounts, shards
         self._left.clear()  # what was unknown may be known by now
+
+    async def look_stale(self, now_ms: int) -> None:
+        """Emit which accounts had no successful poll for too long, whatever the reason. Raises StoreError."""
+        due = self.watch.due(now_ms, _LOOKED_AT)
+        again_ms: dict[str, int] = {}
+        try:
+            polled_at_ms = await self._polls.polled_at_ms(one.account for one in due) if due else {}
+            known_stale = self.poller.stale_accounts
+            suspects: list[Watched] = []
+            for one in due:
+                account = self.accounts.get(one.account)
+                if account is None:
+                    again_ms[one.account] = now_ms + _UNKNOWN_MS
+                    continue
+                late_ms = polled_at_ms[one.account] + self.poller.patience_ms(account)
+                if late_ms > now_ms and one.account not in known_stale:
+                    again_ms[one.account] = late_ms
+                else:
+                    suspects.append(one)  # it was never read, perhaps
+            for part in in_parts(suspects[:_JUDGED], CONCURRENCY):
+                looked = await asyncio.gather(*map(self._look_at, part), return_exceptions=True)
+                for one, found in zip(part, looked, strict=True):
+                    if isinstance(found, BaseException):
+                        raise found
+                    again_ms[one.account] = found
+        finally:
+            for one in due:
+                self.watch.again(one, again_ms.get(one.account))
+
+    async def look_stale_once(self, unread: Iterable[str]) -> None:
+        """Emit which accounts that `run --once` could not read were not read for too long, by any run. Raises
+        StoreError."""
+        for part in in_parts(sorted(unread), CONCURRENCY):
+            accounts = (self.accounts[name] for name in part)
+            await asyncio.gather(
+                *(self.poller.look_stale(one, first_seen_ms=0, watched_since_ms=0) for one in accounts)
+            )
+
+    async def _look_at(self, one: Watched) -> int:
+        """Look whether an account is stale; returns when to look again."""
+        account = self.accounts.get(one.account)
+        if account is None or not await self._is_ours(one.account, account):
+            return self._polls.now_ms() + _UNKNOWN_MS
+        watched_since_ms = self._polls.watched_since_ms
+        return await self.poller.look_stale(
+            account, first_seen_ms=one.first_seen_ms, watched_since_ms=watched_since_ms
+        )
 
     async def room(self, in_flight: int) -> Room:
         """Say how many polls could start soon; if hardly any, the next claim waits for their turns."""
@@ -247,6 +304,12 @@ class PollWork:
     def __init__(self, polls: Polls) -> None:
         self.by_provider: dict[str, ProviderPolls] = {}
         self._polls = polls
+
+    async def look_stale(self) -> None:
+        """Note that this worker looks, and look which accounts are stale. Every second. Raises StoreError."""
+        await self._polls.note_watch()
+        for polls in [*self.by_provider.values()]:
+            await polls.look_stale(self._polls.now_ms())
 
     def takes(self, name: str) -> bool:
         polls = self.by_provider.get(name)

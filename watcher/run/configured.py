@@ -196,15 +196,23 @@ class Configured:
     async def _follow(self, polls: ProviderPolls, accounts: Mapping[str, AccountSettings]) -> None:
         """Poll these accounts of a provider from now on; the last answers of unchanged ones stay known."""
         poller, before = polls.poller, polls.accounts
-        most_requests, shards, probe = 1, set[int](), None
+        most_requests, shards, probe, needed = 1, set[int](), None, 0.0
+        now_ms = self._schedule.now_ms()
         async for account in _slowly(accounts.values()):
-            most_requests = max(most_requests, poller.cost(account))
+            cost = poller.cost(account)
+            most_requests, needed = max(most_requests, cost), needed + cost / account.interval.total_seconds()
             shards.add(shard_of(account.name))
             place = account.interval, account.name
             probe = place if probe is None else min(probe, place)
         async for name in _slowly(before):
             if name not in accounts:
                 poller.forget(name)
+                polls.watch.forget(name)
+            elif accounts[name].interval != before[name].interval:
+                polls.watch.forget(name)  # it is looked at anew
+        async for name in _slowly(accounts):
+            polls.watch.follow(name, now_ms)
+        poller.needed_per_second = needed
         poller.most_requests, poller.probe_account = most_requests, probe[1] if probe else ""
         polls.follow(accounts, shards)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 from watcher.delivery.webhook import REFUSED, UNRESOLVED
 from watcher.engine.dispatch import Key
@@ -112,6 +113,7 @@ class Upkeep:
             (_LOOK_S, "breakers", self._refresh),
             (_LOOK_S, "backlogs", self.keep_backlogs),
             (_KEEP_NAMES_S, "asset names", self._configured.polls.names.keep),
+            (_LOOK_S, "stale accounts", self._configured.poll_work.look_stale),
             (_LOOK_S, "reports", self._configured.report.look),
         ]
 
@@ -169,6 +171,7 @@ class Upkeep:
         await self._configured.breakers.refresh()
         await self._configured.add(settings)
         now_ms = self._schedule.now_ms()
+        self._configured.polls.watched_since_ms = now_ms  # no poll is late that none was there to make
         for polls in self._providers:
             in_hand = await self._roster.make_due(polls.provider, [*polls.accounts], now_ms=now_ms)
             for name in sorted(in_hand):
@@ -180,6 +183,9 @@ class Upkeep:
         """Once all accounts are polled, let the loop end as soon as nothing is due."""
         while any(polls.unpolled for polls in self._providers):  # noqa: ASYNC110 - of many
             await asyncio.sleep(_FINISHED_S)
+        with suppress(StoreError):  # the next run looks again
+            for polls in self._providers:
+                await polls.look_stale_once((polls.unread or set()) - self._in_hand)
         self.loop.finish()
 
     async def keep_backlogs(self) -> None:

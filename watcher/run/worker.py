@@ -5,7 +5,7 @@ Refuses to read the environment: `commands.run` hands it what it needs.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from copy import copy
 from typing import Any, NamedTuple, TypeVar
@@ -81,6 +81,7 @@ class Worker:
         self.has_read_all = False
         self._is_reloading = False
         self.loop: Loop | None = None
+        self.configured: Configured | None = None
         self._on_started = on_started
         self._has_begun = self._stands_by = False
         self._stopped = asyncio.Event()
@@ -107,6 +108,10 @@ class Worker:
         self.liveness.is_reload_refused = False
         self._is_reloading = True
         self._changed.set()
+
+    def stale_accounts(self, provider: str) -> Collection[str]:
+        """Name the accounts of a provider that are stale, as far as this worker looked."""
+        return [*self.configured.report.stale_accounts(provider)] if self.configured else ()
 
     @property
     def differences(self) -> Sequence[Difference]:
@@ -187,6 +192,7 @@ class Worker:
         keys = Keys(self.settings.redis.namespace)
         self.agreement = Agreement(present, Configurations(schedule.pipe, keys), now_ms=schedule.now_ms)
         configured = Configured(self.settings, schedule, health, self.counters, self.agreement, bounds)
+        self.configured = configured
         keeper = Keeper(schedule.pipe, keys, self.name, bounds)
         upkeep = Upkeep(configured, schedule, health, present, self.agreement, keeper)
         async with configured, asyncio.TaskGroup() as background:

@@ -24,7 +24,7 @@ _BODY = re.compile(rb"([0-9]{1,9}) (\S+)\n")
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _SHARD = r"\{(?P<shard>[0-9]|1[0-5])\}"
 _OURS = re.compile(
-    rf"""(meta|breakers|workers|marks|mover|keeper)
+    rf"""(meta|breakers|workers|watch|marks|mover|keeper)
     |(configuration|waiting|probe|rate|rate:subscription|names):{_NAME}
     |{_SHARD}:(
         due:(polls|queues)|removed|events|bodies|sizes|backlogs|given_up|layout|nothing|trial:{_NAME}

@@ -34,6 +34,11 @@ class Keys:
         """HASH, permanent: subscription -> its circuit breaker, if it failed. Written by `Breakers`."""
         return f"{self.namespace}:breakers"
 
+    def watch(self) -> str:
+        """STRING, permanent: `since_ms seen_ms` of the workers that look which accounts are stale. By
+        note_watch."""
+        return f"{self.namespace}:watch"
+
     def workers(self) -> str:
         """HASH, permanent: worker -> `seen_ms json`, of the last hour. By note_worker."""
         return f"{self.namespace}:workers"

@@ -4,6 +4,7 @@ Scripts decide ownership and order; Python decides meaning. Refuses to know what
 delivery says: they pass through as bytes.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,13 +13,25 @@ from watcher.journal.account import AccountState
 from watcher.journal.step import Step
 from watcher.store.errors import DamagedKey
 from watcher.store.keys import Keys, shard_of
-from watcher.store.pipe import Joint, Joints, load_script
+from watcher.store.pipe import Joint, Joints, in_parts, load_script
 from watcher.store.queues import BOUNDS, Bounds
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
 from watcher.store.state import BadState, Names
 
+LONGEST_BREAK_MS = 5_000
+"""A worker looks every second which accounts are stale. Where none did for longer, the workers or the store
+were away, and polls are not late that none could make meanwhile."""
+
+_AT_ONCE = 200
+"""Keys of one script call."""
+
+_FAILING = re.compile(rb"([0-9]{1,9}) ([0-9]{1,14}) (\S+) ?(.*)\Z", re.DOTALL)
+_WATCH = re.compile(rb"([0-9]{1,14}) ([0-9]{1,14})\Z")
+
 _COMMIT = load_script("commit")
+_NOTE_WATCH = load_script("note_watch")
 _POSTPONE = load_script("postpone")
+_READ_POLLED = load_script("read_polled")
 _TOUCH = load_script("touch")
 
 
@@ -30,27 +43,41 @@ class Postponed(NamedTuple):
     wait_ms: int
 
 
+class Failing(NamedTuple):
+    """Polls of an account that were rejected in a row, since when (Unix ms), and why the last one was."""
+
+    rejections: int
+    since_ms: int
+    error_class: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One atomic step forward of one account. Without a successful poll its time and failures stay."""
+    """One atomic step forward of one account, by a successful poll under its lease; or by no poll (None),
+    which leaves the account's schedule, the time of its last poll and its failures as they are."""
 
     account: str
     provider: str
-    lease: Lease
+    lease: Lease | None
     expected_version: str
     step: Step
-    due_ms: float
-    is_good: bool = True
+    due_ms: float = 0
 
 
 class Polls:
-    """The polls of one namespace. Methods raise StoreUnreachable when the server does not do its part."""
+    """The polls of one namespace. Methods raise StoreUnreachable when the server does not do its part.
+
+    `watched_since_ms`: since when workers look, without a break, which accounts are stale, as noted last.
+    """
 
     def __init__(self, schedule: Schedule, keys: Keys, bounds: Bounds = BOUNDS) -> None:
         self._schedule = schedule
         self._keys = keys
         self._pipe = schedule.pipe
         self.names = Names(schedule.pipe, keys)
+        self.now_ms = schedule.now_ms
+        self.watched_since_ms = 0
         self._commits = Joints(
             lambda shard, provider: Joint(
                 _COMMIT,
@@ -91,8 +118,29 @@ class Polls:
 
     async def is_failing(self, provider: str, account: str) -> bool:
         """Say whether an account's last poll, by any worker, was rejected."""
-        key = self._keys.failing(shard_of(account), provider)
-        return await self._pipe.command("HGET", key, account) is not None
+        return await self.failing(provider, account) is not None
+
+    async def failing(self, provider: str, account: str) -> Failing | None:
+        """Read why an account's last poll, by any worker, was rejected; None where it was not."""
+        said = await self._pipe.command("HGET", self._keys.failing(shard_of(account), provider), account)
+        return None if said is None else read_failing(said)
+
+    async def note_watch(self) -> None:
+        """Note that this worker looks which accounts are stale. Every second."""
+        self.watched_since_ms = await self._pipe.script(_NOTE_WATCH, [self._keys.watch()], LONGEST_BREAK_MS)
+
+    async def polled_at_ms(self, accounts: Iterable[str]) -> dict[str, int]:
+        """Read when accounts were last polled successfully (Unix ms); 0: never, or it cannot be read."""
+        names_by_shard: dict[int, list[str]] = {}
+        for name in accounts:
+            names_by_shard.setdefault(shard_of(name), []).append(name)
+        found: dict[str, int] = {}
+        for names in names_by_shard.values():
+            for part in in_parts(names, _AT_ONCE):
+                texts = await self._pipe.script(_READ_POLLED, [*map(self._keys.state, part)])
+                for name, text in zip(part, texts, strict=True):
+                    found[name] = int(text) if text.isdigit() else 0
+        return found
 
     async def take_turns(
         self,
@@ -131,10 +179,9 @@ class Polls:
         keys = [self._keys.state(account), self._keys.queued(account)]
         arguments: list[Any] = [
             account,
-            commit.lease.deadline,
+            commit.lease.deadline if commit.lease else "",
             commit.expected_version,
             step.state.version,
-            int(commit.is_good),
             commit.due_ms,
             await self.names.dump(commit.provider, step.state),
             step.follows,
@@ -185,6 +232,21 @@ class Polls:
 
     def _schedule_keys(self, shard: int, provider: str) -> list[str]:
         return [self._keys.polls(shard, provider), self._keys.due_polls(shard)]
+
+
+def read_failing(said: bytes) -> Failing:
+    """Read `count since_ms error_class reason`."""
+    match = _FAILING.match(said)
+    if not match:
+        return Failing(0, 0, "unknown", "what is noted of it cannot be read")
+    rejections, since_ms, error_class, reason = (part.decode("utf-8", "replace") for part in match.groups())
+    return Failing(int(rejections), int(since_ms), error_class, reason)
+
+
+def read_watch(said: bytes | None) -> int:
+    """Read since when workers look (Unix ms): the first of `since_ms seen_ms`; 0 where that is not said."""
+    match = _WATCH.match(said or b"")
+    return int(match[1]) if match else 0
 
 
 class damage_named:  # noqa: N801 -- as `errors.translated`

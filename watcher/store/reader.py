@@ -5,7 +5,6 @@ Refuses to write, to claim, and to judge what it reads.
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +12,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from watcher.journal.account import AccountState
 from watcher.journal.events import Delivery
+from watcher.store.errors import DamagedKey
 from watcher.store.history import START, place
 from watcher.store.keys import SHARDS, Keys, read_count, read_score, shard_of
 from watcher.store.members import provider_names
 from watcher.store.pipe import Pipe, in_parts, load_script
+from watcher.store.polls import Failing, read_failing, read_watch
 from watcher.store.queues import read_deliveries, read_tries
 from watcher.store.state import BadState, Names
 
@@ -25,8 +26,6 @@ _COUNT_QUEUES = load_script("count_queues")
 _MEASURE_QUEUES = load_script("measure_queues")
 _READ_QUEUE = load_script("read_queue")
 _READ_RECORDS = load_script("read_records")
-
-_FAILING = re.compile(rb"([0-9]{1,9}) ([0-9]{1,14}) (\S+) ?(.*)\Z", re.DOTALL)
 
 _AT_ONCE = 200
 """Keys of one script call: a millisecond of the server's time."""
@@ -55,15 +54,6 @@ class Seen(NamedTuple):
     state: AccountState | None
     damage: str | None = None
     log_end: str = START
-
-
-class Failing(NamedTuple):
-    """Polls of an account that were rejected in a row, since when (Unix ms), and why the last one was."""
-
-    rejections: int
-    since_ms: int
-    error_class: str
-    reason: str
 
 
 class Overdue(NamedTuple):
@@ -159,13 +149,20 @@ class Reader:
                     found[name.decode("utf-8", "replace")] = provider
         return found
 
+    async def watched_since_ms(self) -> int:
+        """Read since when workers look, without a break, which accounts are stale; 0 if none ever did."""
+        try:
+            return read_watch(await self._pipe.command("GET", self._keys.watch()))
+        except DamagedKey:
+            return 0
+
     async def failing(self, provider: str) -> dict[str, Failing]:
         """Read which accounts of a provider fail."""
         found: dict[str, Failing] = {}
         for shard in range(SHARDS):
             pairs = await self._pipe.command("HGETALL", self._keys.failing(shard, provider))
             for name, said in zip(pairs[::2], pairs[1::2], strict=True):
-                found[name.decode("utf-8", "replace")] = _failing(said)
+                found[name.decode("utf-8", "replace")] = read_failing(said)
         return found
 
     async def overdue(self, provider: str) -> Overdue:
@@ -393,15 +390,6 @@ class Reader:
             if len(page) < _LETTERS_PAGE or len(found) >= limit:
                 return found
             start = f"({page[-1].id}"
-
-
-def _failing(said: bytes) -> Failing:
-    """Read `count since_ms error_class reason`."""
-    match = _FAILING.match(said)
-    if not match:
-        return Failing(0, 0, "unknown", "what is noted of it cannot be read")
-    rejections, since_ms, error_class, reason = (part.decode("utf-8", "replace") for part in match.groups())
-    return Failing(int(rejections), int(since_ms), error_class, reason)
 
 
 def sequence_in(entry: bytes) -> int | None:

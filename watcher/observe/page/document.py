@@ -110,11 +110,11 @@ class Found:
 
 
 def names_shown(settings: Settings, overview: Overview, events: Iterable[Record]) -> list[str]:
-    """Choose the accounts to show: all; of too many first those that fail, then those that changed last."""
+    """Choose the accounts to show: all; of too many first what is stale or fails, then what changed last."""
     configured = settings.account_by_name
     if len(configured) <= MOST_ACCOUNTS:
         return [*configured]
-    failing = chain.from_iterable(overview.failing.values())
+    failing = chain.from_iterable((*overview.stale.values(), *overview.failing.values()))
     moved = (record.account for record in reversed([*events]))
     first = (name for name in chain(failing, moved) if name in configured)
     return [*islice(dict.fromkeys(chain(first, islice(configured, MOST_ACCOUNTS))), MOST_ACCOUNTS)]
@@ -148,6 +148,7 @@ def document(settings: Settings, found: Found) -> Line:
             "shown": accounts,
             "left_out": max(0, len(settings.account_by_name) - len(accounts)),
             "failing": sum(map(len, overview.failing.values())),
+            "stale": sum(map(len, overview.stale.values())),
         },
         "providers": _first(MOST_PROVIDERS, providers),
         "subscriptions": _first(MOST_SUBSCRIPTIONS, subscriptions),
@@ -170,7 +171,10 @@ def _accounts(settings: Settings, found: Found) -> list[Line]:
     for seen in found.accounts:
         account = settings.account_by_name[seen.account]
         failing = found.overview.failing.get(account.provider, {}).get(account.name)
-        line = account_line(account, seen, failing, problems_of(account, seen, failing, found.now_ms))
+        problems = problems_of(
+            settings, seen, failing, found.now_ms, watched_since_ms=found.overview.watched_since_ms
+        )
+        line = account_line(account, seen, failing, problems)
         entries = [*seen.state.suspected.values()] if seen.state else []
         entries.sort(
             key=lambda one: (not (one.confirmation_polls or one.suspect), not any(in_atoms(one.seen)))

@@ -1,15 +1,16 @@
 -- Replace accounts' states, log what happened and queue their deliveries, if no other worker did meanwhile: each
 -- account is a step, and whole. Fenced by the state's version, which is also the token of the commit that
--- wrote it (a repeat after a lost answer finds its own), and by the poll's lease. The first write allocates,
--- so that a full server refuses all of it.
+-- wrote it (a repeat after a lost answer finds its own), and by the poll's lease. A step of no poll has no lease: its
+-- account must be scheduled, and keeps its schedule, the time of its last poll and its failures. The first write
+-- allocates, so that a full server refuses all of it.
 -- uses references
 -- KEYS    1 polls   2 failing   3 log   4 due subscriptions   5 due providers   6 bodies   7 sizes   8 backlogs
 --         then for each step: its state, queued, then for each of its queues: list, schedule
 -- ARGV    1 provider   2 log bytes
---         then for each step: account, deadline, expected version ('': no state yet), new version, whether this is a
---         successful poll (one or zero: its time and the failures stay), next poll due ms, state, sequence before, number of notes, these, number of events, for each: its reference, what is stored of it,
---         whether it is logged (one or zero); number of queues, for each: subscription, number of deliveries, the
---         places of their events, counted from one
+--         then for each step: account, deadline ('': of no poll), expected version ('': no state yet), new version,
+--         next poll due ms, state, sequence before, number of notes, these, number of events, for each: its
+--         reference, what is stored of it, whether it is logged (one or zero); number of queues, for each:
+--         subscription, number of deliveries, the places of their events, counted from one
 -- returns for each step: 1 done, 0 done before, -1 the state moved on, -2 the lease was lost
 
 local polls, failing, log, due_subscriptions, due_providers, bodies, sizes, backlogs = unpack(KEYS, 1, 8)
@@ -27,13 +28,14 @@ local log_size = tonumber(redis.call('HGET', sizes, 'log') or 0) or 0
 local steps, filled, filled_by_schedule = {}, {}, {}
 local key, at = 9, 3
 while KEYS[key] do
-  local account, deadline, expected, new, is_good, due, state, follows, notes = unpack(ARGV, at, at + 8)
+  local account, deadline, expected, new, due, state, follows, notes = unpack(ARGV, at, at + 7)
+  local is_poll = deadline ~= ''
   local step = {
-    account = account, deadline = deadline, expected = expected, new = new, is_good = is_good == '1', due = due,
+    account = account, deadline = deadline, expected = expected, new = new, is_poll = is_poll, due = due,
     state = state, follows = follows, key = key, notes = {}, events = {}, queues = {},
   }
   steps[#steps + 1] = step
-  at = at + 9
+  at = at + 8
   for i = 1, notes do step.notes[i] = ARGV[at + i - 1] end
   at = at + notes
   local events = ARGV[at]
@@ -76,23 +78,26 @@ for i, step in ipairs(steps) do
   end
 end
 local deadlines = redis.call('ZMSCORE', polls, unpack(accounts))
-local reply, next_polls, fixed, first = {}, {}, {}, math.huge
+local reply, next_polls, fixed, first, is_done = {}, {}, {}, math.huge, false
 for i, step in ipairs(steps) do
   local answer = 1
   if step.version == step.new then
     answer = 0
   elseif step.version ~= step.expected then
     answer = -1
-  elseif deadlines[i] ~= step.deadline then
+  elseif not deadlines[i] or (step.is_poll and deadlines[i] ~= step.deadline) then
     answer = -2
   else
-    next_polls[#next_polls + 1] = step.due
-    next_polls[#next_polls + 1] = step.account
-    first = math.min(first, tonumber(step.due))
+    is_done = true
+    if step.is_poll then
+      next_polls[#next_polls + 1] = step.due
+      next_polls[#next_polls + 1] = step.account
+      first = math.min(first, tonumber(step.due))
+    end
   end
   reply[i] = answer
 end
-if not next_polls[1] then return reply end
+if not is_done then return reply end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -100,7 +105,7 @@ local logged, taken = 0, 0
 for i, step in ipairs(steps) do
   if reply[i] == 1 then
     local state = step.state
-    if step.is_good then
+    if step.is_poll then
       fixed[#fixed + 1] = step.account
     else
       local polled = redis.call('GETRANGE', KEYS[step.key], 17, 30)
@@ -158,8 +163,10 @@ for i, step in ipairs(steps) do
   end
 end
 
-redis.call('ZADD', polls, unpack(next_polls))
-redis.call('ZADD', due_providers, 'LT', first, provider)
+if next_polls[1] then
+  redis.call('ZADD', polls, unpack(next_polls))
+  redis.call('ZADD', due_providers, 'LT', first, provider)
+end
 if has_failing and fixed[1] then redis.call('HDEL', failing, unpack(fixed)) end
 local grown, names, counts = {}, {}, {}
 for _, one in ipairs(filled) do
