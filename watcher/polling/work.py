@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from watcher.pause import pause
 from watcher.polling.cadence import Watch, Watched
 from watcher.polling.poll import Poller
 from watcher.settings import AccountSettings
-from watcher.store.exceptions import StoreError
+from watcher.store.exceptions import ConfigurationRefused, StoreError
 from watcher.store.health import StoreHealth
 from watcher.store.keys import shard_of
 from watcher.store.pipe import in_parts
@@ -307,7 +307,8 @@ class PollWork:
 
     async def look_stale(self) -> None:
         """Note that this worker looks, and look which accounts are stale. Every second. Raises StoreError."""
-        await self._polls.note_watch()
+        with suppress(ConfigurationRefused):  # this worker may not note itself
+            await self._polls.note_watch()
         for polls in [*self.by_provider.values()]:
             await polls.look_stale(self._polls.now_ms())
 
