@@ -39,10 +39,10 @@ class Watched(Polls):
         super().__init__(*parts)
         self.is_failing_next: list[bool] = []
 
-    async def is_failing(self, provider: str, account: str) -> bool:
+    async def is_failing(self, provider: str, account: str, *, times: int = 1) -> bool:
         if self.is_failing_next:
             return self.is_failing_next.pop(0)
-        return await super().is_failing(provider, account)
+        return await super().is_failing(provider, account, times=times)
 
 
 class Outage:
@@ -52,16 +52,20 @@ class Outage:
         self.store = store
         self.stage = stage
         self.now_s = 1000.0
-        settings = loopring_settings(stage.url)
-        self.client = ProviderClient(Loopring(settings), settings)
+        self.settings = loopring_settings(stage.url)
+        self.client = ProviderClient(Loopring(self.settings), self.settings)
         self.polls = Watched(store.schedule, store.keys)
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Be another worker, or the same one restarted."""
         self.poller = Poller(
-            settings,
+            self.settings,
             self.client,
             self.polls,
             Interest({}),
             PollReport(Counters(), is_rejected=self.polls.is_failing, clock=lambda: self.now_s),
-            now_ms=store.schedule.now_ms,
+            now_ms=self.store.schedule.now_ms,
             wake=lambda *_: None,
             clock=lambda: self.now_s,
         )
@@ -141,6 +145,24 @@ async def test_once_a_provider_is_back_all_that_wait_are_due(outage: Outage) -> 
     outage.end()
     assert names(await outage.poll(PROBE)) == ["provider.recovered"]
     assert await outage.waiting() <= {PROBE}
+
+
+async def test_a_worker_that_saw_nothing_of_an_outage_makes_all_due_that_wait(outage: Outage) -> None:
+    await outage.begin()
+    await outage.poll(PROBE)
+    assert await outage.waiting() >= {*OTHERS[1:]}
+    outage.end()
+    outage.begin_anew()
+    await outage.poll(PROBE)
+    assert await outage.waiting() <= {PROBE}
+
+
+async def test_a_probe_account_that_was_refused_once_is_no_outage(outage: Outage) -> None:
+    outage.stage.reply = answer({"error": "down"}, 503)
+    await outage.poll(PROBE, OTHERS[1])
+    outage.end()
+    await outage.poll(PROBE)
+    assert OTHERS[1] in await outage.waiting()
 
 
 async def test_a_provider_that_is_back_is_so_once(outage: Outage) -> None:

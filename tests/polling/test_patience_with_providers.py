@@ -37,7 +37,7 @@ class Gone:
         self.asked.append((self.now, account.name))
         raise Rejected("gone", "nobody there")
 
-    async def is_failing(self, _: str, account: str) -> bool:
+    async def is_failing(self, _: str, account: str, *, times: int = 1) -> bool:
         is_failing = any(name == account for _, name in self.asked)
         return is_failing if self.is_probe_failing is None else self.is_probe_failing
 

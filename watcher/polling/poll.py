@@ -36,6 +36,10 @@ _AT_ONCE_MS = 1_000
 _LEASE_MARGIN_S = 15
 """A lease outlasts the longest poll by the longest wait for a turn, and a margin."""
 
+_OUTAGE_FROM = 2
+"""Rejected polls of the probe account in a row, by any workers, after which others may wait for its return:
+their waits after one are as short as its own."""
+
 
 class Settled(NamedTuple):
     """The last successful answer of an account, if the same answer again would change nothing."""
@@ -248,12 +252,15 @@ class Poller:
             self._breaker.answered()
             self._is_back |= self._was_open
             self._was_open = False
+        if is_probe and not self._is_back:
+            # This worker may have seen little of the outage: others polled, or it was started in the midst.
+            self._is_back = await self._is_probe_failing(times=_OUTAGE_FROM)
         self._report.answered(self.settings.name)
         return bodies
 
-    async def _is_probe_failing(self) -> bool:
-        """Say whether the last poll of the probe account, by any worker, was rejected."""
-        return await self._polls.is_failing(self.settings.name, self.probe_account)
+    async def _is_probe_failing(self, *, times: int = 1) -> bool:
+        """Say whether the last polls of the probe account, so many in a row, by any worker, were rejected."""
+        return await self._polls.is_failing(self.settings.name, self.probe_account, times=times)
 
     async def _take(
         self, account: AccountSettings, lease: Lease, bodies: tuple[bytes, ...], started: float

@@ -116,9 +116,10 @@ class Polls:
         """Let accounts be polled now that wait after rejected polls; returns how many."""
         return await self._schedule.make_due(self._schedule_keys(shard, provider), lease_ms, provider)
 
-    async def is_failing(self, provider: str, account: str) -> bool:
-        """Say whether an account's last poll, by any worker, was rejected."""
-        return await self.failing(provider, account) is not None
+    async def is_failing(self, provider: str, account: str, *, times: int = 1) -> bool:
+        """Say whether an account's last polls, so many in a row, by any worker, were rejected."""
+        failing = await self.failing(provider, account)
+        return failing is not None and max(1, failing.rejections) >= times  # or it cannot be read
 
     async def failing(self, provider: str, account: str) -> Failing | None:
         """Read why an account's last poll, by any worker, was rejected; None where it was not."""
