@@ -15,7 +15,9 @@ from tests.support.servers import DURABLE, FAST, a_free_port, real_server
 from watcher.observe.metrics import Metrics, readyz
 from watcher.run import worker
 from watcher.run.worker import Worker
+from watcher.sandbox.answers import slow
 from watcher.store import health
+from watcher.store.exceptions import ServerRefused
 
 Lines = list[MutableMapping[str, Any]]
 
@@ -27,6 +29,16 @@ NOTICED_S = 10
 def lines() -> Iterator[Lines]:
     with capture_logs() as lines:
         yield lines
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, name, short in (
+        (health, "JUDGE_S", 0.1),
+        (health, "_PAUSES_S", (0.1,)),
+        (worker, "_JUDGED_S", 0.1),
+    ):
+        monkeypatch.setattr(place, name, short)
 
 
 def of(lines: Lines, *events: str) -> Lines:
@@ -64,14 +76,8 @@ def _moved(rig: Rig) -> float:
 
 
 async def test_a_policy_that_is_set_to_evict_stops_commits_until_it_is_set_back(
-    namespace: str, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    namespace: str, lines: Lines, quick: None
 ) -> None:
-    for place, name, quick in (
-        (health, "JUDGE_S", 0.1),
-        (health, "_PAUSES_S", (0.1,)),
-        (worker, "_JUDGED_S", 0.1),
-    ):
-        monkeypatch.setattr(place, name, quick)
     with real_server("valkey") as server:
         async with a_rig(server.url, namespace) as rig, rig.worker() as one:
             await until(lambda: len(of(lines, "account.baseline")) == 2)
@@ -84,6 +90,24 @@ async def test_a_policy_that_is_set_to_evict_stops_commits_until_it_is_set_back(
             assert "watcher_store_refused 0.0" in await exposed(one)
     assert len(of(lines, "store.refusing")) == len(of(lines, "store.recovered")) == 1
     assert of(lines, "bug") == []
+
+
+@pytest.mark.slow
+async def test_a_run_of_all_accounts_ends_as_it_would_have_at_its_start(
+    namespace: str, lines: Lines, quick: None
+) -> None:
+    with real_server("valkey") as server:
+        async with a_rig(server.url, namespace) as rig:
+            rig.sandbox.metakeep.every_answer = slow(1.0)
+            running = asyncio.create_task(Worker(rig.settings, name="w").run(once=True))
+            await until(lambda: of(lines, "account.baseline"))
+            with Redis(unix_socket_path=str(server.socket)) as redis:
+                redis.config_set("maxmemory-policy", "allkeys-lru")
+                with pytest.raises(ExceptionGroup) as raised:
+                    await running
+                redis.config_set("maxmemory-policy", "noeviction")
+    assert raised.value.subgroup(ServerRefused)
+    assert len(of(lines, "account.baseline")) == 1
 
 
 @pytest.mark.slow

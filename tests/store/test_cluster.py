@@ -16,7 +16,7 @@ from watcher.store import move
 from watcher.store.address import Several, check_address, safe_url, several
 from watcher.store.client import ClusterPipe, connect
 from watcher.store.errors import DamagedKey
-from watcher.store.exceptions import ConfigurationRefused, StoreUnreachable
+from watcher.store.exceptions import ConfigurationRefused, ServerRefused, StoreUnreachable
 from watcher.store.guarantee import guarantee, guarantee_of_all, missing_rights
 from watcher.store.keys import SHARDS, shard_of
 from watcher.store.layout import Layout
@@ -191,6 +191,22 @@ async def test_a_cluster_promises_what_its_weakest_node_does(cluster: Cluster, s
     finally:
         cluster.nodes[1].ask("CONFIG", "SET", "appendfsync", "everysec")
     assert await missing_rights(store.pipe, store.keys) == []
+
+
+async def test_a_node_that_evicts_is_refused_also_while_another_one_is_gone(
+    cluster: Cluster, store: Store
+) -> None:
+    evicting, gone = cluster.nodes[1], cluster.nodes[0]
+    await guarantee_of_all(store.pipe)
+    evicting.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    gone.server.stop()
+    try:
+        with pytest.raises(ServerRefused, match=f":{evicting.port} evicts keys"):
+            await guarantee_of_all(store.pipe)
+    finally:
+        gone.server.start()
+        evicting.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    await _patiently(lambda: guarantee_of_all(store.pipe))
 
 
 async def test_a_node_alone_is_refused_and_so_is_a_server_that_is_no_node(cluster: Cluster) -> None:

@@ -80,10 +80,14 @@ class Guarantee:
 async def guarantee_of_all(pipe: Pipe) -> Guarantee:
     """Ask all servers that state lies on; together they promise what the weakest of them does.
 
-    Raises as `guarantee` does.
+    Raises as `guarantee` does: ServerRefused also where others of them do not answer.
     """
-    clients = await pipe.servers()
-    found = [await guarantee(client, is_node=pipe.is_cluster) for client in clients]
+    asking = (guarantee(client, is_node=pipe.is_cluster) for client in await pipe.servers())
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    found = [answer for answer in answers if isinstance(answer, Guarantee)]
+    errors = [answer for answer in answers if isinstance(answer, BaseException)]
+    for error in sorted(errors, key=lambda error: not isinstance(error, ServerRefused)):
+        raise error
     strength = [*_PROMISES]
     weakest = max(found, key=lambda one: strength.index(one.persistence))
     warnings = dict.fromkeys(warning for one in found for warning in one.warnings)
