@@ -296,8 +296,11 @@ class Roster:
             everyone.update(names)
             await asyncio.sleep(0)  # there may be 100,000
         for shard in range(SHARDS):
-            with suppress(BadState), damage_named():
-                await self._put_back(shard, everyone)
+            key = self._keys.removed(shard)
+            with suppress(BadState), damage_named():  # what is configured again is not to be forgotten
+                leaving = _texts(await self._pipe.command("ZRANGE", key, 0, -1))
+                for group in in_parts([name for name in leaving if name in everyone], _AT_ONCE):
+                    await self._pipe.command("ZREM", key, *group)
         added = removed = 0
         gone: list[str] = []
         for provider in providers:
@@ -360,13 +363,6 @@ class Roster:
         if names:
             await self._pipe.command("ZADD", self._keys.due_polls(shard), "LT", now_ms, provider)
         return added
-
-    async def _put_back(self, shard: int, everyone: Collection[str]) -> None:
-        """Keep what is configured again from being forgotten."""
-        key = self._keys.removed(shard)
-        back = [name for name in _texts(await self._pipe.command("ZRANGE", key, 0, -1)) if name in everyone]
-        for group in in_parts(back, _AT_ONCE):
-            await self._pipe.command("ZREM", key, *group)
 
     async def _remove(
         self, shard: int, provider: str, names: list[bytes], everyone: Collection[str], now_ms: int
