@@ -210,7 +210,16 @@ async def _give_up(settings: "Settings", wanted: _Wanted, event_id: str, *, is_j
         reader, queues = Reader(store.pipe, store.keys), Queues(Schedule(store.pipe), store.keys)
         known_here = dict.fromkeys([*settings.subscription_by_name, *await reader.owed_subscriptions()])
         names = names_like("subscription", known_here, wanted.subscription)
-        found = [place for name in names async for place in _places(reader, name, wanted, event_id)]
+        found: list[_Found] = []
+        for name in names:
+            for queue in filter(wanted.takes, await reader.queues(name)):
+                position, front = 0, None
+                async for delivery in reader.deliveries(name, queue.account):
+                    position += 1
+                    front = delivery if position == 1 else front
+                    if delivery and delivery.event_id == event_id:
+                        found.append(_Found(name, queue.account, position, delivery, front))
+                        break
         if len(found) > 1 and wanted.subscription is None:
             them = ", ".join(printable(place.subscription) for place in found)
             click.echo(f"watcher: it waits for {them}: say which, with --subscription", err=True)
@@ -252,17 +261,6 @@ async def _give_up(settings: "Settings", wanted: _Wanted, event_id: str, *, is_j
                 click.echo(f"{owner} is number {position:,} of its queue; in front is {what}", err=True)
     say_next("watcher deliveries --dead")
     return _EXIT_NO if has_failed else 0
-
-
-async def _places(reader: "Reader", name: str, wanted: _Wanted, event_id: str) -> "AsyncIterator[_Found]":
-    for queue in filter(wanted.takes, await reader.queues(name)):
-        position, front = 0, None
-        async for delivery in reader.deliveries(name, queue.account):
-            position += 1
-            front = delivery if position == 1 else front
-            if delivery and delivery.event_id == event_id:
-                yield _Found(name, queue.account, position, delivery, front)
-                break
 
 
 def letter_row(name: str, letter: "DeadLetter", now_ms: int) -> _Row:

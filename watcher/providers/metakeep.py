@@ -111,7 +111,13 @@ class MetaKeep:
         watched = tuple(map(asset_id, account.currencies))
         wanted = frozenset(watched)
         row_by_asset: dict[str, Row] = {}
-        for position, said in enumerate(said for answer in answers for said in _balances(answer)):
+        balances: list[Any] = []
+        for answer in answers:
+            listed = answer.get("balances") if isinstance(answer, dict) else None
+            if not isinstance(listed, list):
+                raise Rejected("malformed", "no list of balances")
+            balances += listed
+        for position, said in enumerate(balances):
             text = said.get("currency") if isinstance(said, dict) else None
             currency = asset_id(text) if isinstance(text, str) else ""
             if currency in wanted:
@@ -135,13 +141,6 @@ class MetaKeep:
 
     def read_catalogue(self, answer: Any) -> AssetList:
         raise Rejected("malformed", "MetaKeep has no list of currencies")
-
-
-def _balances(answer: Any) -> list[Any]:
-    balances = answer.get("balances") if isinstance(answer, dict) else None
-    if not isinstance(balances, list):
-        raise Rejected("malformed", "no list of balances")
-    return balances
 
 
 def _row(said: dict[str, Any], currency: str, position: int) -> Row:

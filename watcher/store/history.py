@@ -118,12 +118,8 @@ def _record(entry_id: str, fields: list[bytes], stored: bytes) -> Record:
     raw = stored.partition(b"\n")[2]
     try:
         content = dict(json.loads(raw + b"}" if raw else entry))
-        return Record(account, int(follows), content, entry_id, raw, _previous(by_name.get(b"queued", b"")))
+        queued = [line.rpartition(b" ") for line in by_name.get(b"queued", b"").splitlines()]
+        previous = {name.decode(): None if last == b"-" else read_count(last) for name, _, last in queued}
+        return Record(account, int(follows), content, entry_id, raw, previous)
     except (ValueError, TypeError, RecursionError):
         return Record(account, 0, {}, entry_id)
-
-
-def _previous(queued: bytes) -> dict[str, int | None]:
-    """Read `subscription previous`, a line each. Raises ValueError."""
-    pairs = (line.rpartition(b" ") for line in queued.splitlines())
-    return {name.decode(): None if previous == b"-" else read_count(previous) for name, _, previous in pairs}
