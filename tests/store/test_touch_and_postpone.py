@@ -213,6 +213,7 @@ async def test_workers_that_look_without_a_break_count_from_the_first_look(
     for seen_ms, expected in (
         (now_ms - LONGEST_BREAK_MS + 1_000, 1_000),  # no break
         (now_ms - LONGEST_BREAK_MS - 1, None),  # workers or their store were away
+        (now_ms + 60_000, None),  # the clock was set back
     ):
         await store.pipe.command("SET", key, f"1000 {seen_ms}")
         await polls.note_watch()

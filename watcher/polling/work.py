@@ -67,8 +67,8 @@ _AGAIN_S = 0.5
 """Between two tries to give a lease back, while Redis is away."""
 
 
-_LOOKED_AT = 5_000
-"""Accounts of a provider whose last poll is looked at in a second: every 100 s, that is half a million."""
+_LOOKED_AT = 2_000
+"""Accounts of a provider whose last poll is looked at in a second: at intervals of 30 s that is 200,000."""
 
 _JUDGED = 500
 """Accounts of a provider whose state is read because they may be stale, in a second."""

@@ -8,7 +8,8 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local said = redis.pcall('GET', watch)
 local since, seen = string.match(type(said) == 'string' and said or '', '^(%d+) (%d+)$')
-if not since or #since > 14 or now - tonumber(seen) > longest then since = string.format('%d', now) end
+local gap = since and #since <= 14 and now - tonumber(seen)
+if not gap or gap > longest or gap < 0 then since = string.format('%d', now) end -- below zero the clock was set back
 redis.call('DEL', watch) -- first: a full server is no reason to count anew
 redis.call('SET', watch, since .. string.format(' %d', now))
 return tonumber(since)
