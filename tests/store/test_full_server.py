@@ -1,13 +1,16 @@
 """A server whose memory is full: polling stops with nothing half written, what waits is still delivered."""
 
 from collections.abc import AsyncIterator
+from itertools import count
 
 import pytest
 
+from tests.support.audited import flaws
 from tests.support.servers import ENGINES, real_server
 from tests.support.stores import (
     ACCOUNT,
     MINUTE_MS,
+    NEIGHBOURS,
     OPS,
     PROVIDER,
     SHARD,
@@ -22,8 +25,10 @@ from tests.support.stores import (
 from watcher.engine.breaker import succeeded
 from watcher.store.client import connect
 from watcher.store.exceptions import StoreUnreachable
+from watcher.store.keeper import Keeper, Relief, memory_of
 from watcher.store.members import Enrolled
 from watcher.store.queues import Breakers
+from watcher.store.reader import Reader
 from watcher.store.schedule import Lease, Reply
 
 pytestmark = pytest.mark.parametrize("engine", ENGINES)
@@ -138,3 +143,70 @@ async def test_accounts_are_removed_and_forgotten_on_a_full_server(store: Store)
     assert await store.roster.enroll({PROVIDER: ["other"]}, now_ms=now_ms) == Enrolled(0, 1, (ACCOUNT,))
     assert await store.roster.forget(now_ms + 10 * MINUTE_MS) == 1
     await make_room(store)
+
+
+async def a_store_with_everything(store: Store) -> Keeper:
+    """A log of 2 MB, 300 dead letters, 4,000 deliveries that wait for OPS and 900 for another; its keeper."""
+    content, numbers = b'{"id":"' + b"x" * 700, count(1)
+    notes = [b"{" + b"x" * 1000] * 2000
+    await store.polls.commit(a_commit(await store.lease(), notes=notes))
+    accounts = [ACCOUNT, *NEIGHBOURS[:3]]
+    for subscription, each in ((OPS, 1000), ("dead", 300), ("small", 225)):
+        for account in accounts[: 1 if subscription == "dead" else 4]:
+            await store.fill(
+                *(a_delivery(next(numbers), content) for _ in range(each)),
+                account=account,
+                subscription=subscription,
+            )
+    keeper = Keeper(store.pipe, store.keys, "w")
+    assert (await keeper.look({"dead": 1})).overflows
+    return keeper
+
+
+async def relieved(store: Store, keeper: Keeper, used_of_limit: float) -> Relief:
+    """Let the keeper look at a server of which so much is used, until it has freed what it can."""
+    (server,) = await store.pipe.servers()
+    used = (await server.info("memory"))["used_memory"]
+    await server.config_set("maxmemory", int(used / used_of_limit))
+    total = Relief(0, 0)
+    while reliefs := (await keeper.look({})).reliefs:
+        (relief,) = reliefs
+        total.entries += relief.entries
+        total.deliveries += relief.deliveries
+        total.ours = relief.ours
+        if total.ours is not None:
+            return total
+    used, limit = await memory_of(server)
+    assert used <= 0.85 * limit
+    return total
+
+
+async def test_a_server_that_is_nearly_full_gives_up_its_log_first_then_dead_letters_then_the_largest_backlog(
+    store: Store,
+) -> None:
+    keeper = await a_store_with_everything(store)
+    assert await relieved(store, keeper, 0.8) == Relief(0, 0)
+    found = await relieved(store, keeper, 0.86)
+    assert found.entries["log"] > 50
+    assert (found.entries["dead"], found.deliveries) == (0, {})
+    found = await relieved(store, keeper, 1.2)
+    assert (found.entries["dead"], found.ours) == (299, None)
+    assert found.deliveries.keys() == {OPS}
+    given_up = await store.stream(store.keys.given_up(SHARD))
+    assert {entry["reason"] for entry in given_up} == {b"backlog full", b"memory full"}
+    assert await flaws(store.pipe, store.keys) == []
+
+
+async def test_a_server_that_is_full_of_others_keeps_a_thousand_deliveries_of_each_and_says_how_much_is_ours(
+    store: Store,
+) -> None:
+    keeper = await a_store_with_everything(store)
+    found = await relieved(store, keeper, 100)
+    assert found.ours
+    assert 1_000_000 < found.ours < 3_000_000
+    assert (found.entries["dead"], found.deliveries) == (299, {OPS: 3000})
+    waiting = await Reader(store.pipe, store.keys).waiting([OPS, "small"])
+    assert [one.deliveries for one in waiting.values()] == [1000, 900]
+    assert [len(await store.queue(account)) for account in (ACCOUNT, *NEIGHBOURS[:3])] == [250] * 4
+    assert await store.stream(store.keys.log(SHARD)) == []
+    assert await flaws(store.pipe, store.keys) == []

@@ -19,6 +19,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "asset": "id of the asset",
     "assets": "how many assets",
     "attempt": "number of this attempt, from 1",
+    "attempts": "how many noted attempts",
     "bytes": "how many bytes were cut off the end of the file",
     "changed": "how many are there still, and differ",
     "changes": "how many changes were found, each one an event (in a heartbeat: since the last one)",
@@ -41,12 +42,14 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "lag_ms": "from the commit of the event to its delivery, or how late the event loop is",
     "layout": "number of the layout of the store: 2 is that of this version, 1 that of version 0.1",
     "library": "which library spoke",
+    "limit": "bytes that Redis may take, its maxmemory",
     "lines": "how many log lines",
     "max_backlog": "how many deliveries may wait for the subscription",
     "message": "what it said",
     "mistakes": "how many mistakes were found",
     "names": "a few of them: +new, -gone, or the name of one that differs and its keys",
     "next_ms": "how long until the next try",
+    "ours": "about how many bytes are watcher's",
     "pause_in_ms": "how long until a subscription is paused that goes on failing",
     "pending_confirmation": "how many changes wait for their other half",
     "persistence": "how Redis keeps its data: its appendfsync, aof, snapshots, none or hidden",
@@ -70,6 +73,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "subscriptions": "how many subscriptions",
     "times": "how many times in a row, so far (of a successful poll: were rejected before it)",
     "unchanged": "whether the snapshot equals the last one",
+    "used": "bytes that Redis takes, as it counts them against its limit",
     "version": "version of watcher",
     "worker": "name of this worker",
     "workers": "a few of the workers that are waited for, each with its version",
@@ -208,6 +212,17 @@ EVENTS: Mapping[str, Line] = {
         "set up so that nothing may be committed to it.",
         ("reason", "next_ms", *_LASTS),
     ),
+    "store.relieved": Line(
+        "warning",
+        "Redis was 85 % full (`used` of `limit`, in bytes): so many of the oldest log records and attempts "
+        "were taken away, then dead letters, then deliveries of the largest backlog, until it was 80 % full.",
+        ("used", "limit", "records", "attempts", "dead_letters", "deliveries"),
+    ),
+    "store.full": Line(
+        "error",
+        "Redis is 85 % full, and there is nothing left to give up; about `ours` bytes of it are watcher's.",
+        ("used", "limit", "ours", *_LASTS),
+    ),
     "store.recovered": Line("info", "Redis does its part again.", _LASTS),
     "layout.awaited": Line(
         "info",
@@ -283,8 +298,9 @@ EVENTS: Mapping[str, Line] = {
     ),
     "subscription.overflowed": Line(
         "warning",
-        "More deliveries waited than `max_backlog`: the oldest of its longest queues became dead letters.",
-        ("subscription", "deliveries", "max_backlog"),
+        "More deliveries waited than `max_backlog`, or than Redis had memory for: the oldest of its longest "
+        "queues were given up, and became dead letters where there is memory for these.",
+        ("subscription", "deliveries", "reason"),
     ),
     "delivery.delivered": Line("info", "A subscriber answered 2xx.", (*_DELIVERY, "lag_ms")),
     "delivery.retried": Line(

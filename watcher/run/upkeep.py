@@ -1,13 +1,14 @@
 """Brings a worker in line with a configuration, beside workers that may have another one, and keeps it so."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from watcher.delivery.webhook import REFUSED, UNRESOLVED
 from watcher.engine.dispatch import Key
 from watcher.fields import as_written
-from watcher.observe.log import log
+from watcher.observe.log import Throttle, log
 from watcher.pause import compute
 from watcher.polling.work import ProviderPolls
 from watcher.run.agreement import LOOK_S as AGREE_S
@@ -91,6 +92,7 @@ class Upkeep:
     ) -> None:
         self.loop = configured.loop
         self._keeper = keeper
+        self._shortage = Throttle()
         self._configured = configured
         self._schedule = schedule
         self._health = health
@@ -191,14 +193,32 @@ class Upkeep:
     async def keep_backlogs(self) -> None:
         """Keep what waits within its bounds, if no other worker does so."""
         subscriptions = self._configured.settings.subscription_by_name
-        for one in await self._keeper.look({name: each.max_backlog for name, each in subscriptions.items()}):
-            self._configured.counters.pushed_out[one.subscription] += one.deliveries
+        kept = await self._keeper.look({name: each.max_backlog for name, each in subscriptions.items()})
+        given_up = [
+            (one.subscription, one.deliveries, f"more than max_backlog wait ({one.max_backlog:,})")
+            for one in kept.overflows
+        ]
+        for relief in kept.reliefs:
             log.warning(
-                "subscription.overflowed",
-                subscription=one.subscription,
-                deliveries=one.deliveries,
-                max_backlog=one.max_backlog,
+                "store.relieved",
+                used=relief.used,
+                limit=relief.limit,
+                records=relief.entries["log"],
+                attempts=relief.entries["attempts"],
+                dead_letters=relief.entries["dead"],
+                deliveries=relief.deliveries.total(),
             )
+            given_up += [(*one, "Redis is nearly full") for one in (+relief.deliveries).items()]
+        for name, deliveries, reason in given_up:
+            self._configured.counters.pushed_out[name] += deliveries
+            log.warning("subscription.overflowed", subscription=name, deliveries=deliveries, reason=reason)
+        short, now = [relief for relief in kept.reliefs if relief.ours is not None], time.monotonic()
+        for relief in short:
+            if streak := self._shortage.struck("memory", now):
+                used, limit, ours = relief.used, relief.limit, relief.ours
+                log.error("store.full", used=used, limit=limit, ours=ours, **streak._asdict())
+        if not short:
+            self._shortage.over("memory", now)
 
     async def give_up_on_redis(self) -> None:
         """Stop waiting for Redis: a job that runs every minute must not pile up."""

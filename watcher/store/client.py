@@ -6,7 +6,7 @@ mean (`errors` does).
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -242,6 +242,20 @@ class ClusterPipe(Pipe):
     async def servers(self) -> list[Redis]:
         owners = sorted({owner for owner in await self._owners() if owner})
         return [client for owner in owners for client in await self._pipe_at(owner).servers()]
+
+    async def servers_of(
+        self, shards: Sequence[int], key: Callable[[int], str]
+    ) -> list[tuple[Redis, Sequence[int]]]:
+        owners = await self._owners()
+        shards_by_owner: defaultdict[Address, list[int]] = defaultdict(list)
+        for shard in shards:
+            if owner := owners[key_slot(key(shard).encode())]:
+                shards_by_owner[owner].append(shard)
+        return [
+            (client, some)
+            for owner, some in shards_by_owner.items()
+            for client in await self._pipe_at(owner).servers()
+        ]
 
     async def aclose(self) -> None:
         await super().aclose()

@@ -1,21 +1,29 @@
-"""Keeps what waits within its bounds: `max_backlog` of each subscription, over all workers.
+"""Keeps the store within its bounds: `max_backlog` of each subscription, and the memory of each server.
 
-One worker does so at a time. Refuses to say it: what was given up is returned.
+One worker does so at a time, the keeper. Refuses to say it: what was given up is returned.
 """
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
-from watcher.store.errors import DamagedKey
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from watcher.store.errors import DamagedKey, translated
 from watcher.store.keys import SHARDS, Keys
+from watcher.store.layout import read_meta
+from watcher.store.members import provider_names
 from watcher.store.pipe import Pipe, in_parts, load_script
 from watcher.store.queues import BOUNDS, DEAD_PER_SUBSCRIPTION, Bounds, take_lease
 
 _SHORTEN = load_script("shorten")
+_FREE = load_script("free")
 _MEASURE_QUEUES = load_script("measure_queues")
 _COUNT_QUEUES = load_script("count_queues")
 _COUNT_BACKLOG = load_script("count_backlog")
@@ -32,6 +40,23 @@ _AT_ONCE = 200
 _LONGEST_S = 0.5
 """Of one look, to give up deliveries of one subscription: the next look goes on."""
 
+_FULL, _ROOM = 0.85, 0.8
+"""A server that is fuller than the one frees memory until it is no fuller than the other."""
+
+_RELIEF_S = 0.5
+"""Of one look, to free memory of one server: the next look goes on if it is nearly full again."""
+
+_FREED = 64
+"""Entries of a stream taken away in one call, a millisecond or two of the server's time."""
+
+_MOST_ASKED = 1000
+
+LEAST_BACKLOG = 1000
+"""Deliveries of each subscription that no want of memory takes away."""
+
+_ACCOUNT_BYTES, _EVENT_BYTES, _DELIVERY_BYTES, _GIVEN_UP_BYTES = 800, 860, 145, 110
+"""About what each takes in Redis: see deploy/README.md; an account with ten assets."""
+
 _SHARE = 10
 """After it measured all queues of a subscription, a keeper leaves them alone for so many times as long."""
 
@@ -42,6 +67,27 @@ class Overflow(NamedTuple):
     subscription: str
     deliveries: int
     max_backlog: int
+
+
+@dataclass(slots=True)
+class Relief:
+    """What a server gave up that was nearly full: of `limit` bytes `used` were. `entries` by what they were
+    (log, attempts, dead), `deliveries` by subscription. `ours`, if not None, says that it is as full as
+    before, and about how many bytes of it are ours.
+    """
+
+    used: int
+    limit: int
+    entries: Counter[str] = field(default_factory=Counter)
+    deliveries: Counter[str] = field(default_factory=Counter)
+    ours: int | None = None
+
+
+class Kept(NamedTuple):
+    """What one look of the keeper gave up."""
+
+    overflows: Sequence[Overflow] = ()
+    reliefs: Sequence[Relief] = ()
 
 
 class _Queue(NamedTuple):
@@ -72,11 +118,12 @@ class Keeper:
         self._looks = 0
         self._measure_at: dict[str, float] = {}
 
-    async def look(self, max_backlogs: Mapping[str, int]) -> list[Overflow]:
-        """Give up what is beyond `max_backlogs` (by subscription), if no other worker is the keeper. What
-        waits for any other subscription is left alone: another worker may know it."""
+    async def look(self, max_backlogs: Mapping[str, int]) -> Kept:
+        """Give up what is beyond `max_backlogs` (by subscription), or has no room in memory, if no other
+        worker is the keeper. What waits for a subscription that is not among them is bounded by memory alone:
+        another worker may know it."""
         if not await take_lease(self._pipe, self._keys.keeper(), self._worker, lease_ms=LEASE_MS):
-            return []
+            return Kept()
         asked = (self._pipe.command("HGETALL", self._keys.backlogs(shard)) for shard in range(SHARDS))
         backlogs: dict[str, dict[int, int]] = {}
         for shard, pairs in enumerate(await asyncio.gather(*asked)):
@@ -92,10 +139,15 @@ class Keeper:
                 continue
             if given_up := await self.give_up(name, [*by_shard], most):
                 found.append(Overflow(name, given_up, most))
+        reliefs = [
+            relief
+            for server, shards in await self._pipe.servers_of(range(SHARDS), self._keys.backlogs)
+            if (relief := await self._relieve(server, shards, max_backlogs, backlogs))
+        ]
         self._looks += 1
         if self._looks % _CORRECT_EVERY == 1:
             await self._correct(backlogs)
-        return found
+        return Kept(found, reliefs)
 
     async def leave(self) -> None:
         """Let another worker be the keeper."""
@@ -141,6 +193,74 @@ class Keeper:
             found += map(_Queue, [shard] * len(some), some, measured[::2])
         return found
 
+    async def _relieve(
+        self,
+        server: Redis,
+        shards: Sequence[int],
+        configured: Collection[str],
+        backlogs: Mapping[str, Mapping[int, int]],
+    ) -> Relief | None:
+        """Free memory of a server that is nearly full, in small steps: the oldest of its log and attempts,
+        then dead letters, then of the largest backlog. None where it has room, or no limit."""
+        used, limit = await memory_of(server)
+        if used <= _FULL * limit:
+            return None
+        keys, relief, until = self._keys, Relief(used, limit), time.monotonic() + _RELIEF_S
+        marks = await self._pipe.command("HGETALL", keys.marks())
+        names = sorted({*configured, *backlogs, *(name.decode("utf-8", "replace") for name in marks[::2])})
+        logs = [("log", shard, "", keys.log(shard)) for shard in shards]
+        of_all = [(shard, name) for shard in shards for name in names]
+        attempts = [("attempts", shard, name, keys.attempts(shard, name)) for shard, name in of_all]
+        dead = [("dead", shard, name, keys.dead(shard, name)) for shard, name in of_all]
+        kinds = (keys.nothing, keys.bodies, keys.sizes, keys.given_up)
+        for streams in ([*logs, *attempts], dead):
+            lengths = [
+                length
+                for some in in_parts(streams, _MOST_ASKED)
+                for length in await asyncio.gather(*(self._pipe.command("XLEN", one[3]) for one in some))
+            ]
+            left = [one for one, length in zip(streams, lengths, strict=True) if length]
+            while left:
+                some, left = left[:SHARDS], left[SHARDS:]
+                asked = [
+                    self._pipe.script(
+                        *(_FREE, [stream, *(kind(shard) for kind in kinds)]),
+                        *(part, _FREED, name, self._bounds.dead),
+                    )
+                    for part, shard, name, stream in some
+                ]
+                gone = await asyncio.gather(*asked)
+                for (part, *_), count in zip(some, gone, strict=True):
+                    relief.entries[part] += count
+                left += [one for one, count in zip(some, gone, strict=True) if count == _FREED]
+                if (await memory_of(server))[0] <= _ROOM * limit or time.monotonic() > until:
+                    return relief
+        waiting = Counter({name: sum(of.get(n, 0) for n in shards) for name, of in backlogs.items()})
+        while waiting and (largest := waiting.most_common(1)[0])[1] > LEAST_BACKLOG:
+            name, count = largest
+            most = max(LEAST_BACKLOG, count - max(LEAST_BACKLOG, count // 10))
+            relief.deliveries[name] += await self.give_up(name, shards, most, has_memory=False)
+            waiting[name] = most
+            if (await memory_of(server))[0] <= _ROOM * limit or time.monotonic() > until:
+                return relief
+        if (await memory_of(server))[0] > _FULL * limit:
+            relief.ours = await self.ours(shards, waiting.total())
+        return relief
+
+    async def ours(self, shards: Sequence[int], waiting: int) -> int:
+        """Estimate the bytes that are ours on a server, as deploy/README.md does: noted sizes, events that
+        are stored, deliveries that wait, accounts with their assets."""
+        keys, ours = self._keys, waiting * _DELIVERY_BYTES
+        (said,) = await read_meta(self._pipe, keys, "providers")
+        for shard in shards:
+            sizes = await self._pipe.command("HGETALL", keys.sizes(shard))
+            ours += sum(int(size) for size in sizes[1::2] if size.isdigit())
+            ours += _EVENT_BYTES * await self._pipe.command("HLEN", keys.bodies(shard))
+            ours += _GIVEN_UP_BYTES * await self._pipe.command("XLEN", keys.given_up(shard))
+            for provider in provider_names(said):
+                ours += _ACCOUNT_BYTES * await self._pipe.command("ZCARD", keys.polls(shard, provider))
+        return ours
+
     async def _correct(self, backlogs: Mapping[str, Mapping[int, int]]) -> None:
         """Correct what is noted and cannot be: a person deleted it, say, or a queue."""
         for shard in range(SHARDS):
@@ -155,6 +275,18 @@ class Keeper:
                     if waiting < queues or (waiting and not queues):
                         with suppress(DamagedKey):  # a queue, which the audit of the store names
                             await count_backlog(self._pipe, self._keys, shard, name, corrects=True)
+
+
+async def memory_of(server: Redis) -> tuple[int, int]:
+    """Read how many bytes count against a server's limit, and the limit; both are 0 where it has none, or
+    does not say. Raises StoreError."""
+    info = {}
+    with translated(server), suppress(ResponseError):
+        info = await server.info("memory")
+    used, beside, limit = (
+        int(info.get(name, 0)) for name in ("used_memory", "mem_not_counted_for_evict", "maxmemory")
+    )
+    return (used - beside, limit) if limit else (0, 0)
 
 
 async def count_backlog(

@@ -264,6 +264,12 @@ class Pipe:
         """The clients of all servers that state lies on."""
         return [self._client]
 
+    async def servers_of(
+        self, shards: Sequence[int], key: Callable[[int], str]
+    ) -> list[tuple[Redis, Sequence[int]]]:
+        """The clients of all servers, each with the shards that lie there; `key` names a key of a shard."""
+        return [(self._client, shards)]
+
     async def names(self, pattern: str) -> AsyncIterator[str]:
         """List the keys of a pattern on all servers, those that stay meanwhile; some perhaps twice."""
         for server in await self.servers():
