@@ -4,6 +4,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.servers import DURABLE, ENGINES, a_free_port, real_server
 from watcher.store.client import connect
@@ -195,6 +197,11 @@ async def test_a_new_connection_is_judged_by_what_its_server_says_of_itself(
     verdict = Verdict()
     judge_connection(verdict, answer, at="db")
     assert (verdict.refusal is not None) == is_refused
+
+
+@given(st.binary(max_size=300))
+async def test_no_answer_of_a_server_is_too_odd_to_be_judged(answer: bytes) -> None:
+    judge_connection(Verdict(), answer, at="db")
 
 
 async def test_only_a_look_at_all_servers_takes_a_refusal_back() -> None:

@@ -393,8 +393,9 @@ async def test_a_server_that_was_refused_is_committed_nothing_and_asked_the_rest
     async with running(pipe):
         pipe.verdict.refusal = refusal
         commit = store.polls.commit(a_commit(Lease(ACCOUNT, 0)))
-        answers = await asyncio.gather(commit, echo(pipe, "x"), return_exceptions=True)
-        assert [*answers] == [refusal, "x"]
+        fill = store.fill(a_delivery())
+        answers = await asyncio.gather(commit, fill, echo(pipe, "x"), return_exceptions=True)
+        assert [*answers] == [refusal, refusal, "x"]
         pipe.verdict.refusal = None
         assert await store.polls.commit(a_commit(Lease(ACCOUNT, 0)))
 

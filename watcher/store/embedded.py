@@ -171,9 +171,13 @@ class Embedded:
                     if answer:
                         patience.reschedule(loop.time() + PATIENCE_S)
                     else:  # a thread goes on where this is cancelled: `_leave` waits for it
-                        act = self._mend if has_started else self._start
-                        self._starting = loop.run_in_executor(None, act)
+                        mends, deadline = has_started, patience.when()
+                        if mends:
+                            patience.reschedule(None)  # a long file takes long to read
+                        self._starting = loop.run_in_executor(None, self._mend if mends else self._start)
                         has_started = await asyncio.shield(self._starting)
+                        if mends:
+                            patience.reschedule(deadline if has_started else loop.time() + PATIENCE_S)
                     await asyncio.sleep(_TICK_S)
         except TimeoutError:
             raise StoreUnreachable(self._complaint(f"has not answered for {PATIENCE_S} s")) from None
