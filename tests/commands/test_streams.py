@@ -135,7 +135,10 @@ def test_a_pipe_that_somebody_made_non_blocking_gets_everything(tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("redirection", [">&-", CLOSED[-1], *FULL[:2]])
+@pytest.mark.parametrize(
+    "redirection",
+    [">&-", FULL[0], *(pytest.param(more, marks=pytest.mark.long) for more in (CLOSED[-1], FULL[1]))],
+)
 def test_no_stream_makes_a_bug_of_any_command(tmp_path: Path, redirection: str) -> None:
     for name in COMMANDS:
         code, said = ended(tmp_path, ONCE.get(name, [name]), redirection)

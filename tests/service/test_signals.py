@@ -198,19 +198,22 @@ async def test_what_nohup_ignores_stays_ignored(place: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
-async def test_no_moment_of_the_start_is_deaf(place: Path, number: signal.Signals) -> None:
-    for moment_s in MOMENTS_S:
-        for times in (1, 2, 3):
-            seen = len(lines(place, "configuration.loaded")) if (place / "log").exists() else 0
-            async with a_process(place, "run") as worker:
-                await until_it_hears(worker, signal.SIGHUP)
-                await asyncio.sleep(moment_s * times / 3)
-                worker.send_signal(number)
-                if number == signal.SIGHUP:
-                    await until_logged(place, "configuration.loaded", seen + 2)
-                    worker.send_signal(signal.SIGTERM)
-                assert await asyncio.wait_for(worker.wait(), 20) == 0, moment_s
+@pytest.mark.parametrize("each", [3, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("first", range(3))
+async def test_no_moment_of_the_start_is_deaf(place: Path, first: int, each: int) -> None:
+    """Each of the signals, at every third of the moments or at each of them: three tests have them all."""
+    number = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)[first]
+    moments_s = [moment_s * times / 3 for moment_s in MOMENTS_S for times in (1, 2, 3)]
+    for moment_s in moments_s[first % each :: each]:
+        seen = len(lines(place, "configuration.loaded")) if (place / "log").exists() else 0
+        async with a_process(place, "run") as worker:
+            await until_it_hears(worker, signal.SIGHUP)
+            await asyncio.sleep(moment_s)
+            worker.send_signal(number)
+            if number == signal.SIGHUP:
+                await until_logged(place, "configuration.loaded", seen + 2)
+                worker.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(worker.wait(), 20) == 0, moment_s
     assert (place / "errors").read_text() == ""
 
 
