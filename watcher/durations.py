@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 _DURATION = re.compile(r"(0|[1-9][0-9]{0,8})(ms|s|m|h|d)\Z", re.ASCII)
 _UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _LONGEST = timedelta(days=366)
-_SECONDS = re.compile(r"[0-9]{1,18}\Z", re.ASCII)
+_SECONDS = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9})?\Z", re.ASCII)
 _LONGEST_DATE = 64
 
 

@@ -51,7 +51,10 @@ SERVICE_EVENTS = (
 )
 """Events that move nothing, for subscriptions that name their type."""
 
-DEFAULT_RETRIES = ("0s", "5s", "5m", "30m", "2h", "5h", "10h", "14h", "20h", "24h")
+DEFAULT_RETRIES = (
+    *("0s", "250ms", "500ms", "1s", "2s", "5s", "10s", "30s"),
+    *("2m", "5m", "30m", "2h", "5h", "10h", "24h", "24h"),
+)
 """When each attempt follows the one before it; then the delivery becomes a dead letter."""
 
 

@@ -198,7 +198,7 @@ class _Watch:
     async def leave_alone(self, name: str, for_s: float) -> None:
         """Let a subscription have failed until now: its retries fall due together when its rest ends."""
         wish_ms = int(1000 * for_s)
-        await fail(self._breakers, name, "status 503", pause=False, wish_ms=wish_ms, waits_ms=(0,))
+        await fail(self._breakers, name, "status 503", open_ms=wish_ms)
 
     @asynccontextmanager
     async def feeding(self, names: Sequence[str], per_second: int) -> AsyncIterator[None]:

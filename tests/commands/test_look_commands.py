@@ -602,7 +602,7 @@ def test_status_fits_on_one_screen_however_much_is_the_matter(
         breakers = Breakers(books.pipe, books.keys)
         await pause(breakers, "sub-7", "410 Gone")
         for number in range(10):
-            await fail(breakers, f"sub-{number}", "503", pause=False, wish_ms=0, waits_ms=[60_000])
+            await fail(breakers, f"sub-{number}", "503", open_ms=60_000)
 
     write(all_bad)
     lines = run("status").lines
@@ -641,7 +641,7 @@ def test_status_names_the_command_that_does_something_about_the_worst(
         if problem == "paused":
             await pause(breakers, "ops", "410 Gone")
         if problem == "retrying":
-            await fail(breakers, "ops", "503", pause=False, wish_ms=0, waits_ms=[60_000])
+            await fail(breakers, "ops", "503", open_ms=60_000)
         if problem == "dead":
             await books.damage("XADD", books.keys.dead(3, "ops"), "*", "account", "alice")
         if problem == "well":

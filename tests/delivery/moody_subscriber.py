@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import ip_network
 from types import TracebackType
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self
 
 import pytest
 from aiohttp import web
@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from tests.support.builders import SECRET
 from tests.support.rig import workers
 from watcher.cli import main
-from watcher.engine.breaker import RULES, Answer, Rule
+from watcher.engine import breaker
 from watcher.journal.events import Delivery
 from watcher.receive import verify
 from watcher.run.worker import Worker
@@ -202,7 +202,6 @@ class CommandLine:
         return Ended(end.value.code, out, err)
 
 
-def backing_off(monkeypatch: pytest.MonkeyPatch, *waits_ms: int) -> None:
-    """Let breakers open for so long after each failure in a row."""
-    for answer in (Answer.SLOW_DOWN, Answer.NO_ANSWER):
-        monkeypatch.setitem(cast(Any, RULES), answer, Rule(waits_ms, obeys_retry_after=True))
+def resting(monkeypatch: pytest.MonkeyPatch, *rests_ms: int) -> None:
+    """Let breakers rest for so long."""
+    monkeypatch.setattr(breaker, "RESTS_MS", rests_ms)

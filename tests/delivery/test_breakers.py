@@ -1,5 +1,6 @@
 """What one worker makes of the breakers that all share: what it lets out, and what it asks Redis for."""
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, cast
 
@@ -8,25 +9,36 @@ from structlog.testing import capture_logs
 
 from tests.support.builders import a_subscription
 from watcher.delivery.breakers import LONGEST_REST_MS, SubscriptionBreakers
-from watcher.delivery.sink import Attempt, Verdict, judge
-from watcher.engine.breaker import Answer, failed
+from watcher.delivery.sink import Attempt
+from watcher.engine.breaker import TURN_MS, Answer, Failure, State, counted, state
 from watcher.store.exceptions import StoreUnreachable
-from watcher.store.queues import Breaker, Change, Decide
+from watcher.store.queues import Breaker, Change, Decide, Miss, Tally
 
 OPS = a_subscription("ops")
 NOW_MS = 6000
+BAD = Tally(0, row=tuple(Miss(at, True, "a") for at in range(5)))
+GOOD = Tally(0, 100, 1)
 
 
 class Shared:
-    """One breaker, as Redis would keep it; counts the changes."""
+    """One breaker, as Redis would keep it; counts what it is asked."""
+
+    is_apart = False
 
     def __init__(self) -> None:
         self.breaker: Breaker | None = None
         self.now_ms = NOW_MS
         self.changes = 0
         self.reads = 0
+        self.tallies = 0
+        self.tally_: Tally = BAD
+        self.meanwhile: Callable[[], Awaitable[object]] | None = None
         self.trouble: Exception | None = None
         self.probes: list[str] = []
+        self.turns: list[tuple[float, int]] = []
+        self.turn_ms = 0.0
+        self.delivered: float | None = None
+        self.is_idle_ = False
 
     async def change(self, _name: str, decide: Decide) -> Change:
         self.changes += 1
@@ -39,12 +51,32 @@ class Shared:
             raise self.trouble
         return {"ops": self.breaker} if self.breaker else {}
 
-    async def take_probe(self, name: str, _worker: str, *, lease_ms: int) -> bool:
-        self.probes.append(name)
-        return len(self.probes) == 1
+    async def tally(self, _name: str, *, closed_at_ms: int) -> Tally:
+        self.tallies += 1
+        if meanwhile := self.meanwhile:
+            self.meanwhile = None
+            await meanwhile()
+        return self.tally_._replace(from_ms=closed_at_ms)
 
-    async def leave_probe(self, name: str, _worker: str) -> None:
-        self.probes.remove(name)
+    async def is_idle(self, _name: str) -> bool:
+        return self.is_idle_
+
+    async def take_probes(self, _: str, wanted: list[str], *, at_most: int, lease_ms: int) -> list[str]:
+        taken = wanted[: at_most - len(self.probes)]
+        self.probes += taken
+        return taken
+
+    async def leave_probes(self, _name: str, probes: list[str]) -> None:
+        for probe in probes:
+            self.probes.remove(probe)
+
+    async def take_turn(self, _: str, *, spacing_ms: float, within_ms: float, delivered: int) -> float:
+        self.turns.append((spacing_ms, delivered))
+        return self.turn_ms
+
+    async def hold_turns(self, _name: str, *, for_ms: int, delivered: int) -> float | None:
+        self.turns.append((-for_ms, delivered))
+        return self.delivered
 
 
 @pytest.fixture
@@ -53,67 +85,221 @@ def shared() -> Shared:
 
 
 @pytest.fixture
-def breakers(shared: Shared) -> SubscriptionBreakers:
+def breakers(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> SubscriptionBreakers:
+    monkeypatch.setattr("watcher.delivery.breakers._READ_EVERY_S", 0.0)
     return SubscriptionBreakers(
-        cast(Any, shared), now_ms=lambda: shared.now_ms, alert=cast(Any, None), most=100
+        cast(Any, shared), now_ms=lambda: shared.now_ms, alert=cast(Any, None), most=100, workers=lambda: 3
     )
 
 
-def said(answer: Answer) -> Verdict:
-    return judge(Attempt(answer, 1, status=500), 0, OPS.retries, chance=0)
+def an_attempt(answer: Answer, retry_after_s: float | None = None) -> Attempt:
+    return Attempt(answer, 1, status=500, retry_after_s=retry_after_s)
 
 
-async def earning(breakers: SubscriptionBreakers, *answers: Answer) -> int:
+async def note(
+    breakers: SubscriptionBreakers, *answers: Answer, account: str = "a", retry_after_s: float | None = None
+) -> int:
+    """Note attempts; returns how many may start then."""
     for answer in answers:
-        await breakers.note(OPS, said(answer))
+        await breakers.note(OPS, account, an_attempt(answer, retry_after_s))
     return breakers.room(OPS, 0, 0)
+
+
+async def probe(breakers: SubscriptionBreakers, answer: Answer, account: str = "a") -> None:
+    """Make one probe."""
+    assert await breakers.take_probes("ops", 1, lease_ms=1) == 1
+    await breakers.probe("ops", [account])
+    await note(breakers, answer, account=account)
+    await breakers.leave_probe("ops", account)
 
 
 async def test_a_delivery_to_a_healthy_subscription_asks_redis_for_nothing(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
-    assert await earning(breakers, *[Answer.DELIVERED] * 7) == 8
-    assert await breakers.may_ask("ops", lease_ms=1)
-    assert (shared.changes, shared.probes) == (0, [])
+    assert await note(breakers, *[Answer.DELIVERED] * 7) == 9
+    assert await breakers.take_probes("ops", 9, lease_ms=1) == 9
+    assert await breakers.turn_ms(OPS) == 0
+    assert (shared.changes, shared.tallies, shared.probes, shared.turns) == (0, 0, [], [])
 
 
-async def test_one_that_opened_backs_off_and_then_starts_with_one_probe(
+async def test_a_failure_is_counted_and_opens_it_if_the_count_says_so(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
-    assert await earning(breakers, *[Answer.DELIVERED] * 40) == 32
-    assert await earning(breakers, Answer.SLOW_DOWN) == 1
+    shared.tally_ = GOOD
+    await note(breakers, Answer.FAILED)
+    assert (shared.tallies, shared.changes) == (1, 0)
+    shared.tally_ = BAD
+    await note(breakers, Answer.FAILED)
+    assert not breakers.is_closed("ops")
+    assert breakers.is_resting("ops")
     assert breakers.rest_ms("ops") == 1000
+    assert breakers.openings == {"ops": 1}
+    await note(breakers, Answer.FAILED)
+    assert shared.tallies == 2, "what had begun before it opened is not counted"
+
+
+@pytest.mark.parametrize("answer", [Answer.REJECTED, Answer.SLOW_DOWN])
+async def test_what_speaks_of_the_one_event_and_a_429_open_nothing(
+    shared: Shared, breakers: SubscriptionBreakers, answer: Answer
+) -> None:
+    await note(breakers, *[answer] * 30)
+    assert shared.tallies == 0
+    assert breakers.is_closed("ops")
+
+
+async def test_failures_that_end_during_a_count_are_in_the_next_one(
+    shared: Shared, breakers: SubscriptionBreakers
+) -> None:
+    shared.tally_ = GOOD
+    shared.meanwhile = lambda: note(breakers, *[Answer.FAILED] * 30)
+    await note(breakers, Answer.FAILED)
+    assert shared.tallies == 2
+
+
+async def test_on_a_cluster_failures_are_counted_at_the_next_look(
+    shared: Shared, breakers: SubscriptionBreakers
+) -> None:
+    shared.is_apart = True
+    await note(breakers, *[Answer.FAILED] * 30)
+    assert shared.tallies == 0
+    await breakers.refresh()
+    assert shared.tallies == 1
+    assert breakers.rest_ms("ops") == 1000
+
+
+async def test_one_that_opened_lets_probes_out_which_close_it(
+    shared: Shared, breakers: SubscriptionBreakers
+) -> None:
+    assert await note(breakers, *[Answer.DELIVERED] * 40) == 32
+    with capture_logs() as lines:
+        await note(breakers, Answer.FAILED)
+        shared.now_ms += 1000
+        assert not breakers.is_resting("ops")
+        assert breakers.room(OPS, 0, 0) == 1
+        assert await breakers.take_probes("ops", 1, lease_ms=1) == 1
+        await breakers.probe("ops", ["a"])
+        assert breakers.is_probe("ops", "a")
+        assert not breakers.is_probe("ops", "b")
+        assert await breakers.take_probes("ops", 1, lease_ms=1) == 0, "another one is out"
+        await breakers.leave_probe("ops", "a")
+        for _ in range(3):
+            await probe(breakers, Answer.DELIVERED)
+    assert breakers.is_closed("ops")
+    assert breakers.room(OPS, 0, 0) == 32, "what it earned is kept"
+    assert shared.probes == []
+    assert [line["event"] for line in lines] == ["subscription.failing", "subscription.recovered"]
+
+
+async def test_probes_without_a_queue_are_given_back(shared: Shared, breakers: SubscriptionBreakers) -> None:
+    shared.breaker = Breaker(since_ms=1, allowed=4)
+    await breakers.refresh()
+    assert await breakers.take_probes("ops", 3, lease_ms=1) == 3
+    await breakers.probe("ops", ["a"])
+    assert len(shared.probes) == 1
+    await breakers.leave_probe("ops", "a")
+    assert shared.probes == []
+
+
+async def test_only_an_opening_and_a_rest_of_more_than_5_s_is_a_line(
+    shared: Shared, breakers: SubscriptionBreakers
+) -> None:
+    with capture_logs() as lines:
+        await note(breakers, Answer.OVERLOADED)
+        for _ in range(5):
+            shared.now_ms += breakers.rest_ms("ops")
+            await probe(breakers, Answer.OVERLOADED)
+    assert [line["next_ms"] for line in lines] == [1000, 10_000, 30_000, 60_000]
+    assert {line["reason"] for line in lines} == {"status 500"}
+
+
+async def test_a_half_open_breaker_that_nothing_waits_for_is_closed(
+    shared: Shared, breakers: SubscriptionBreakers
+) -> None:
+    await note(breakers, Answer.OVERLOADED)
+    shared.is_idle_ = True
+    await breakers.refresh()
+    assert not breakers.is_closed("ops"), "it is open"
     shared.now_ms += 1000
-    assert breakers.rest_ms("ops") == 0
-    assert await breakers.may_ask("ops", lease_ms=1)
-    assert not await breakers.may_ask("ops", lease_ms=1), "another one is out"
-    await breakers.leave_probe("ops")
-    assert await earning(breakers, Answer.DELIVERED) == 2
-    assert shared.breaker is None
+    with capture_logs() as lines:
+        assert await breakers.refresh() == ["ops"]
+    assert breakers.is_closed("ops")
+    assert [line["event"] for line in lines] == ["subscription.recovered"]
+    shared.now_ms += 10_001
+    await breakers.refresh()
+    assert shared.breaker is None, "nothing is left to be known of it"
 
 
-async def test_a_single_rejection_costs_no_room(breakers: SubscriptionBreakers) -> None:
-    assert await earning(breakers, Answer.DELIVERED, Answer.DELIVERED, Answer.REJECTED) == 3
+async def test_overload_halves_its_concurrency_and_nothing_else_does(breakers: SubscriptionBreakers) -> None:
+    assert await note(breakers, *[Answer.DELIVERED] * 40) == 32
+    assert await note(breakers, Answer.REJECTED) == 32
+    await breakers.note(OPS, "a", an_attempt(Answer.OVERLOADED))
+    assert breakers._concurrency._allowed["ops"] == 16
+
+
+async def test_a_429_holds_it_and_the_pace_is_kept_by_turns(
+    shared: Shared, breakers: SubscriptionBreakers
+) -> None:
+    shared.delivered = 100.0
+    await note(breakers, *[Answer.DELIVERED] * 40)
+    with capture_logs() as lines:
+        await note(breakers, *[Answer.SLOW_DOWN] * 3, retry_after_s=2)
+    assert breakers.rest_ms("ops") == 2000
+    assert breakers.is_closed("ops")
+    assert [(line["event"], line["per_second"], line["next_ms"]) for line in lines] == [
+        ("subscription.rate_limited", 80 * 1.2, 2000)
+    ], "three workers that deliver 40 a second each"
+    assert shared.turns == [(-2000, 0)] * 3
+    shared.now_ms += 2000
+    await note(breakers, Answer.DELIVERED, Answer.DELIVERED)
+    shared.turn_ms = TURN_MS
+    assert await breakers.turn_ms(OPS) == TURN_MS
+    assert [round(shared.turns[-1][0], 1), shared.turns[-1][1]] == [10.4, 2]
+    assert await breakers.turn_ms(OPS) == TURN_MS
+    assert shared.turns[-1][1] == 0, "what was delivered is said once"
+    assert breakers.room(OPS, 0, 0) == 24, "as many as have a turn soon"
+
+
+async def test_what_all_workers_counted_sets_a_pace_that_is_there_already(
+    shared: Shared, breakers: SubscriptionBreakers
+) -> None:
+    shared.breaker = Breaker(pace_per_s=50.0, pace_at_ms=NOW_MS - 1500)
+    shared.delivered = 40.0
+    await breakers.refresh()
+    await note(breakers, *[Answer.DELIVERED] * 40)
+    await note(breakers, Answer.SLOW_DOWN)
+    assert shared.breaker.pace_per_s == 32
+
+
+async def test_a_turn_that_is_far_off_is_waited_for_like_a_breaker(
+    shared: Shared, breakers: SubscriptionBreakers
+) -> None:
+    shared.turn_ms = 2500
+    limited = a_subscription("ops", requests_per_second=0.4)
+    assert await breakers.turn_ms(limited) is None
+    assert breakers.rest_ms("ops") == 2500 - TURN_MS / 2
+    assert not breakers.is_resting("ops"), "a queue that has its turn goes on"
+
+
+async def test_of_two_rates_the_slower_one_is_kept(shared: Shared, breakers: SubscriptionBreakers) -> None:
+    shared.breaker = Breaker(pace_per_s=10.0, pace_at_ms=NOW_MS)
+    await breakers.refresh()
+    for per_second, spacing_ms in ((5, 200), (20, 100)):
+        await breakers.turn_ms(a_subscription("ops", requests_per_second=per_second))
+        assert shared.turns[-1][0] == spacing_ms
 
 
 async def test_a_paused_one_is_looked_at_again_after_a_minute(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
-    shared.breaker = Breaker(1, 1, 0, 1, "by hand")
+    shared.breaker = Breaker(paused_at_ms=1, reason="by hand")
     await breakers.refresh()
     assert breakers.rest_ms("ops") == LONGEST_REST_MS
 
 
-async def test_a_turn_that_is_far_off_is_waited_for_like_a_breaker(breakers: SubscriptionBreakers) -> None:
-    breakers.rest("ops", 2500)
-    assert breakers.rest_ms("ops") == 2500
-
-
 async def test_what_other_workers_note_is_learned_and_what_is_better_is_named(
-    shared: Shared, breakers: SubscriptionBreakers, monkeypatch: pytest.MonkeyPatch
+    shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
-    monkeypatch.setattr("watcher.delivery.breakers._READ_EVERY_S", 0.0)
-    await shared.change("ops", partial(failed, failure=said(Answer.SLOW_DOWN).failure))
+    await shared.change("ops", partial(counted, tally=BAD, failure=Failure("status 503")))
     assert await breakers.refresh() == []
     assert breakers.rest_ms("ops") == 1000
     shared.breaker = None
@@ -122,10 +308,9 @@ async def test_what_other_workers_note_is_learned_and_what_is_better_is_named(
 
 
 async def test_while_redis_is_away_breakers_stand_as_they_did(
-    shared: Shared, breakers: SubscriptionBreakers, monkeypatch: pytest.MonkeyPatch
+    shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
-    monkeypatch.setattr("watcher.delivery.breakers._READ_EVERY_S", 0.0)
-    await shared.change("ops", partial(failed, failure=said(Answer.SLOW_DOWN).failure))
+    await shared.change("ops", partial(counted, tally=BAD, failure=Failure("status 503")))
     await breakers.refresh()
     shared.trouble = StoreUnreachable("Redis is away")
     assert await breakers.refresh() == []
@@ -133,10 +318,9 @@ async def test_while_redis_is_away_breakers_stand_as_they_did(
 
 
 async def test_breakers_that_are_damaged_are_closed_and_a_bug_once(
-    shared: Shared, breakers: SubscriptionBreakers, monkeypatch: pytest.MonkeyPatch
+    shared: Shared, breakers: SubscriptionBreakers
 ) -> None:
-    monkeypatch.setattr("watcher.delivery.breakers._READ_EVERY_S", 0.0)
-    await shared.change("ops", partial(failed, failure=said(Answer.SLOW_DOWN).failure))
+    await shared.change("ops", partial(counted, tally=BAD, failure=Failure("status 503")))
     await breakers.refresh()
     shared.trouble = ValueError("WRONGTYPE")
     with capture_logs() as lines:
@@ -157,7 +341,7 @@ async def test_a_pause_is_reported_by_the_attempt_that_made_it_and_by_none_that_
 
     breakers = SubscriptionBreakers(cast(Any, shared), now_ms=lambda: shared.now_ms, alert=alert, most=100)
     with capture_logs() as lines:
-        for _ in range(3):
-            await breakers.note(OPS, said(Answer.GONE))
+        await note(breakers, *[Answer.GONE] * 3)
     assert alerts == ["ops"]
     assert [line["event"] for line in lines] == ["subscription.paused"]
+    assert state(shared.breaker, NOW_MS) is State.PAUSED

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.delivery.moody_subscriber import CommandLine, MoodySubscriber, Owed, backing_off, owed
+from tests.delivery.moody_subscriber import CommandLine, MoodySubscriber, Owed, owed, resting
 from tests.support.events_schema import assert_valid
 from tests.support.stores import fail
-from watcher.delivery import queue
+from watcher.delivery import breakers
+from watcher.engine.breaker import is_closed
 from watcher.settings import SubscriptionSettings
 from watcher.store.keys import shard_of
 
@@ -71,7 +72,7 @@ async def test_410_pauses_at_once_says_so_and_loses_nothing(
 async def test_a_receiver_that_comes_back_is_asked_by_one_attempt_of_all_workers_until_it_takes_one(
     one: Owed, subscriber: MoodySubscriber, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
 ) -> None:
-    backing_off(monkeypatch, 50, 100, 200)
+    resting(monkeypatch, 50, 100, 200)
     subscriber.status, subscriber.delay_s = 503, 0.02
     await one.queue(FIFTY, [1, 2])
     async with one.worker(), one.worker(), one.worker():
@@ -86,16 +87,16 @@ async def test_a_receiver_that_comes_back_is_asked_by_one_attempt_of_all_workers
     assert {each.in_flight for each in subscriber.arrivals[probes_from : first_taken + 1]} == {1}
     assert max(each.in_flight for each in subscriber.arrivals[first_taken:]) > 5, "then all of it goes out"
     assert in_order(subscriber.taken)
-    assert await one.breakers.read() == {}
+    assert is_closed((await one.breakers.read()).get("ops"))
     assert [line["event"] for line in logged].count("subscription.recovered") == 1
-    assert not await one.pipe.command("GET", one.keys.probe("ops"))
+    assert not await one.pipe.command("ZCARD", one.keys.probes("ops"))
 
 
 async def test_a_probe_of_a_worker_that_died_is_made_by_another_when_its_lease_ends(
     one: Owed, subscriber: MoodySubscriber
 ) -> None:
-    await fail(one.breakers, "ops", "status 503", pause=False, wish_ms=1, waits_ms=(1,))
-    assert await one.breakers.take_probe("ops", "who died", lease_ms=1500)
+    await fail(one.breakers, "ops", "status 503", open_ms=1)
+    assert await one.breakers.take_probes("ops", ["of one that died"], at_most=1, lease_ms=1500)
     probed_from = time.monotonic() + 1.4
     await one.queue(FIFTY[:5])
     async with one.worker(), one.worker():
@@ -111,18 +112,18 @@ async def test_a_subscription_earns_its_room_delivery_by_delivery(
     async with one.worker():
         await subscriber.until(lambda: len(subscriber.taken) == 50)
     in_flight = [each.in_flight for each in subscriber.arrivals]
-    assert in_flight[:3] in ([1, 1, 2], [1, 2, 2])
+    assert max(in_flight[:2]) <= 2
     assert 8 < max(in_flight) <= 32
 
 
-async def test_of_one_that_hangs_from_the_beginning_one_attempt_is_made(
+async def test_of_one_that_hangs_from_the_beginning_two_attempts_are_made(
     one: Owed, subscriber: MoodySubscriber
 ) -> None:
     subscriber.delay_s = 1.0
     await one.queue(FIFTY)
     async with one.worker():
-        await subscriber.until(lambda: len(subscriber.arrivals) > 1)
-    assert subscriber.arrivals[1].at - subscriber.arrivals[0].at > 0.9
+        await subscriber.until(lambda: len(subscriber.arrivals) > 2)
+    assert subscriber.arrivals[2].at - subscriber.arrivals[0].at > 0.9
 
 
 async def test_thirty_attempts_that_fail_at_once_are_one_reason_for_patience(
@@ -176,7 +177,7 @@ async def test_a_day_of_patience_ends_at_once_when_somebody_resumes(
     one: Owed, subscriber: MoodySubscriber, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = CommandLine(one.settings, tmp_path / "watcher.toml", capsys)
-    subscriber.status, subscriber.headers = 503, {"Retry-After": "86400"}
+    subscriber.status, subscriber.headers = 429, {"Retry-After": "86400"}
     await one.queue(["treasury"])
     async with one.worker(), one.worker():
         await one.queue(FIFTY)
@@ -184,7 +185,7 @@ async def test_a_day_of_patience_ends_at_once_when_somebody_resumes(
         subscriber.status, attempts = 200, len(subscriber.arrivals)
         shown = (await run("subscriptions")).out
         assert "backing off for 23h 59m" in shown
-        assert "status 503" in shown
+        assert "status 429" in shown
         assert len(subscriber.arrivals) == attempts
         await run("subscriptions", "resume", "ops")
         await subscriber.until(lambda: len(subscriber.taken) == 51, within_s=4)
@@ -204,7 +205,7 @@ async def test_a_rate_is_kept_over_two_workers(one: Owed, subscriber: MoodySubsc
 async def test_a_queue_is_not_held_for_a_turn_that_is_far_off(
     one: Owed, subscriber: MoodySubscriber, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
 ) -> None:
-    monkeypatch.setattr(queue, "TURN_MS", 50)
+    monkeypatch.setattr(breakers, "TURN_MS", 50)
     limited = change(one, requests_per_second=5)
     await one.queue(FIFTY[:6])
     async with limited.worker(), limited.worker() as worker:

@@ -277,18 +277,21 @@ def test_they_are_in_the_help() -> None:
 async def test_subscriptions_say_how_they_stand_and_what_waits(one: Owed, run: CommandLine) -> None:
     await one.queue(["treasury", "alice"], [1, 2])
     await given_up(one, "bob", 1)
-    for _ in range(7):
-        await fail(one.breakers, "audit", f"status 500 {HOSTILE}", pause=False, wish_ms=0, waits_ms=(0,))
+    await fail(one.breakers, "audit", f"status 500 {HOSTILE}")
     ops, audit = (await run("subscriptions", "--json")).objects
     assert ops["url"].startswith("http://127.0.0.1:")
     assert "t0ken" not in json.dumps(ops)
-    assert (ops["queues"], ops["deliveries"], ops["dead"], ops["failures"]) == (2, 4, 1, 0)
-    assert (audit["failures"], audit["failing_since"] is None, audit["paused_at"]) == (7, False, None)
+    assert (ops["queues"], ops["deliveries"], ops["dead"], ops["breaker"]) == (2, 4, 1, "closed")
+    assert (audit["breaker"], audit["failing_since"] is None, audit["paused_at"]) == (
+        "half-open",
+        False,
+        None,
+    )
     text = (await run("subscriptions", "list")).out
     assert "well\n" in text
     assert "4 waiting in 2 queues, the oldest for" in text
     assert "; 1 dead letter" in text
-    assert "7 in a row: status 500 \\x1b]0;owned\\x07\\u202e\n" in text
+    assert "breaker half-open: status 500 \\x1b]0;owned\\x07\\u202e\n" in text
     assert "t0ken" not in text
 
 
@@ -384,7 +387,7 @@ async def test_what_waits_is_listed_queue_by_queue_with_the_state_of_its_head(
 
 async def test_a_subscription_that_rests_moves_what_is_due(one: Owed, run: CommandLine) -> None:
     await one.queue(["treasury"])
-    await fail(one.breakers, "ops", "status 429", pause=False, wish_ms=600_000, waits_ms=(0,))
+    await fail(one.breakers, "ops", "status 429", open_ms=600_000)
     (row,) = (await run("deliveries", "--json")).objects
     assert 590 <= row["due_in_s"] <= 600
     await pause(one.breakers, "ops", "by hand")

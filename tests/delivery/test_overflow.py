@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from tests.delivery.moody_subscriber import backing_off, told
+from tests.delivery.moody_subscriber import resting, told
 from tests.support.builders import seconds
 from tests.support.raw_subscribers import OK, Peer, subscribing
 from tests.support.rig import TREASURY, Rig, a_rig, quick
@@ -51,7 +51,7 @@ def change(rig: Rig, **fields: Any) -> None:
 async def test_a_receiver_that_was_away_for_longer_than_its_backlog_holds_sees_the_gap(
     rig: Rig, logged: list[Any], redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backing_off(monkeypatch, 50)
+    resting(monkeypatch, 50)
     change(rig, retries=quick(1000), max_backlog=5)
     receiver = rig.receiver
 

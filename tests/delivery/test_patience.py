@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.delivery.moody_subscriber import CommandLine, MoodySubscriber, Owed, told
+from tests.delivery.moody_subscriber import CommandLine, MoodySubscriber, Owed, resting, told
 from tests.support.builders import seconds
 from tests.support.stores import fail, pause
 
@@ -25,18 +25,18 @@ def subscriber(subscriber: MoodySubscriber) -> MoodySubscriber:
 
 async def failing_for(one: Owed, days: float) -> None:
     """Let the subscription have failed since then."""
-    await fail(one.breakers, "ops", "status 500", pause=False, wish_ms=0, waits_ms=(0,))
-    since_ms = (await one.breakers.read())["ops"].since_ms - int(days * DAY_MS)
-    await one.pipe.command("HSET", one.keys.breakers(), "ops", f"40 {since_ms} 0 0 status 500")
+    await fail(one.breakers, "ops", "status 500", days=days)
 
 
 async def test_it_is_warned_of_with_the_time_that_is_left_and_not_with_each_attempt(
-    one: Owed, subscriber: MoodySubscriber, logged: list[Any]
+    one: Owed, subscriber: MoodySubscriber, logged: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    resting(monkeypatch, 20, 20, 20, 6000)
     await failing_for(one, days=4)
     await one.queue(["treasury"])
     async with one.worker():
-        await subscriber.until(lambda: len(subscriber.arrivals) > 3)
+        await subscriber.until(lambda: bool(told(logged, "subscription.failing")))
+    assert len(subscriber.arrivals) == 3
     (warning,) = told(logged, "subscription.failing")
     assert (warning["log_level"], warning["reason"]) == ("warning", "status 500")
     assert 0.99 * DAY_MS < warning["pause_in_ms"] <= DAY_MS

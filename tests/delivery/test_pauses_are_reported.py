@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from tests.delivery.moody_subscriber import MoodySubscriber, Owed, owed, told
 from tests.support.stores import fail, pause
 from watcher.engine import breaker
+from watcher.engine.breaker import is_closed
 from watcher.store.exceptions import StoreUnreachable
 from watcher.store.queues import Breakers, Queues
 
@@ -71,8 +72,8 @@ def pauses(logged: list[Any], level: str) -> int:
 @pytest.mark.parametrize(
     ("of", "name", "is_done"),
     [
-        (Breakers, "failed", False),
-        (Breakers, "failed", True),
+        (Breakers, "gone", False),
+        (Breakers, "gone", True),
         (Queues, "enqueue", False),
         (Queues, "enqueue", True),
         (Breakers, "reported", False),
@@ -107,7 +108,7 @@ async def test_what_a_worker_paused_that_died_is_told_by_another(
     both: Owed, pager: MoodySubscriber, logged: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(breaker, "REPORT_MS", 100)
-    await fail(both.breakers, "ops", "status 410", pause=True, wish_ms=0, waits_ms=(0,))
+    await fail(both.breakers, "ops", "status 410", pause=True)
     monkeypatch.setattr(breaker, "REPORT_MS", 60_000)
     async with both.worker(), both.worker():
         await pager.until(lambda: bool(pager.taken))
@@ -158,12 +159,12 @@ async def test_an_alert_that_cannot_be_queued_is_a_bug_that_is_said_once_and_sto
 async def test_a_queue_goes_on_by_itself_where_the_server_was_away_after_the_delivery_was_settled(
     both: Owed, subscriber: MoodySubscriber, logged: list[Any], away: Callable[..., None]
 ) -> None:
-    await fail(both.breakers, "ops", "status 500", pause=False, wish_ms=0, waits_ms=(0,))
+    await fail(both.breakers, "ops", "status 500")
     await both.queue(["treasury"], [1, 2, 3])
-    away(Breakers, "succeeded", 2)
+    away(Breakers, "probed", 2)
     async with both.worker():
         await subscriber.until(lambda: len(subscriber.taken) == 3, within_s=5)
-    assert await both.breakers.read() == {}, "that it is healthy is not lost either"
+    assert is_closed((await both.breakers.read())["ops"]), "that it is healthy is not lost either"
     assert not told(logged, "lease.lost")
 
 
@@ -171,9 +172,10 @@ async def test_a_failure_counts_where_the_server_was_away_after_the_retry_was_se
     both: Owed, subscriber: MoodySubscriber, away: Callable[..., None]
 ) -> None:
     subscriber.status, subscriber.headers = 503, {"Retry-After": "3600"}
+    await fail(both.breakers, "ops", "status 500")
     await both.queue(["treasury"])
-    away(Breakers, "failed", 2)
+    away(Breakers, "probed", 2)
     async with both.worker():
         await both.until_left_alone()
     assert len(subscriber.arrivals) == 1
-    assert (await both.breakers.read())["ops"].failures == 1
+    assert (await both.breakers.read())["ops"].probes == "0"

@@ -58,11 +58,9 @@ class Sent:
 
 
 class Troubled(Queues):
-    """Redis as a test wants it: away for so many answers, or slow to give a turn."""
+    """Redis as a test wants it: away for so many answers."""
 
     away = 0
-    wait_ms: float | None = None
-    meanwhile: Callable[[], object] = staticmethod(lambda: None)
 
     async def delivered(self, *arguments: Any, **named: Any) -> tuple[Reply, int]:
         if self.away:
@@ -70,9 +68,16 @@ class Troubled(Queues):
             raise StoreUnreachable("Redis is away")
         return await super().delivered(*arguments, **named)
 
-    async def take_turn(self, subscription: str, *, per_second: float, within_ms: float) -> float:
+
+class Slow(Breakers):
+    """Slow to give a turn, if a test wants it so."""
+
+    wait_ms: float | None = None
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)
+
+    async def take_turn(self, subscription: str, **arguments: Any) -> float:
         if self.wait_ms is None:
-            return await super().take_turn(subscription, per_second=per_second, within_ms=within_ms)
+            return await super().take_turn(subscription, **arguments)
         self.meanwhile()
         return self.wait_ms
 
@@ -91,7 +96,7 @@ class Bench:
         self.troubles: list[StoreError] = []
         self.counters = Counters()
         self.queues = Troubled(store.schedule, store.keys)
-        self.shared = Breakers(store.pipe, store.keys)
+        self.shared = Slow(store.pipe, store.keys)
         self.breakers = SubscriptionBreakers(
             self.shared, now_ms=store.schedule.now_ms, alert=self._alert, most=100
         )
@@ -134,7 +139,7 @@ class Bench:
 
     async def is_probed(self) -> bool:
         """Whether no other worker may send the probe."""
-        return not await self.shared.take_probe(OPS, "another worker", lease_ms=1)
+        return not await self.shared.take_probes(OPS, ["another's"], at_most=1, lease_ms=1)
 
 
 @pytest.fixture
@@ -178,8 +183,12 @@ async def test_a_queue_that_becomes_another_workers_is_given_back_before_the_nex
     assert await bench.waits_ms() <= 0
 
 
-async def test_a_queue_is_given_back_while_its_subscription_backs_off(bench: Bench) -> None:
-    bench.sink.meanwhile = lambda: bench.breakers.rest(OPS, 30_000)
+async def test_a_queue_is_given_back_while_its_subscription_is_held(bench: Bench) -> None:
+    async def limited() -> None:
+        refused = Attempt(Answer.SLOW_DOWN, 1, 429, retry_after_s=30)
+        await bench.breakers.note(a_subscription(OPS), "another", refused)
+
+    bench.sink.meanwhile = limited
     await bench.deliver()
     assert bench.sent == [(1, 1)]
     assert await bench.waits_ms() <= 0
@@ -204,7 +213,7 @@ async def test_a_worker_that_stops_sends_nothing_more_and_gives_the_queue_back(b
 
 async def test_a_worker_that_is_stopped_while_it_waits_for_its_turn_sends_nothing(bench: Bench) -> None:
     bench.configure(requests_per_second=10)
-    bench.queues.wait_ms, bench.queues.meanwhile = 1, bench.stopped.set
+    bench.shared.wait_ms, bench.shared.meanwhile = 1, bench.stopped.set
     await bench.deliver()
     assert bench.sent == []
     assert await bench.waits_ms() <= 0
@@ -213,7 +222,7 @@ async def test_a_worker_that_is_stopped_while_it_waits_for_its_turn_sends_nothin
 async def test_a_worker_that_stops_takes_no_turn_from_others(bench: Bench) -> None:
     turns: list[int] = []
     bench.configure(requests_per_second=10)
-    bench.queues.wait_ms, bench.queues.meanwhile = 1, lambda: turns.append(1)
+    bench.shared.wait_ms, bench.shared.meanwhile = 1, lambda: turns.append(1)
     bench.sink.meanwhile = bench.stopped.set
     await bench.deliver()
     assert (bench.sent, turns) == ([(1, 1)], [1])
@@ -221,7 +230,7 @@ async def test_a_worker_that_stops_takes_no_turn_from_others(bench: Bench) -> No
 
 async def test_a_turn_that_is_far_off_is_waited_for_without_the_queue(bench: Bench) -> None:
     bench.configure(requests_per_second=10)
-    bench.queues.wait_ms = 30_000
+    bench.shared.wait_ms = 30_000
     await bench.deliver()
     assert bench.sent == []
     assert await bench.waits_ms() <= 0
@@ -331,7 +340,7 @@ async def test_a_sink_that_is_replaced_while_nothing_is_sent_is_closed_at_once(b
 async def test_the_probe_of_a_failing_subscription_is_left_to_others_afterwards(
     bench: Bench, is_due: bool
 ) -> None:
-    failing = (await fail(bench.shared, OPS, "status 503", wish_ms=1, waits_ms=(1,))).after
+    failing = (await fail(bench.shared, OPS, "status 503", open_ms=1)).after
     assert failing
     while await bench.store.now_ms() <= failing.open_until_ms:  # noqa: ASYNC110 - the server's time
         await asyncio.sleep(0.001)

@@ -11,15 +11,25 @@ def test_2xx_is_delivered(status: int) -> None:
     assert answer_of(status) is Answer.DELIVERED
 
 
-@pytest.mark.parametrize("status", [0, 100, 199, 300, 301, 302, 307, 308, 400, 401, 404, 422, 500, 501, 999])
-def test_redirects_and_most_errors_may_be_about_the_one_event(status: int) -> None:
+@pytest.mark.parametrize("status", [0, 100, 199, 300, 301, 302, 307, 308, 401, 404, 500, 501, 999])
+def test_redirects_and_most_errors_are_failures(status: int) -> None:
+    assert answer_of(status) is Answer.FAILED
+
+
+@pytest.mark.parametrize("status", [400, 409, 413, 415, 422])
+def test_these_speak_of_the_one_event(status: int) -> None:
     assert answer_of(status) is Answer.REJECTED
 
 
-@pytest.mark.parametrize("status", [429, 502, 503, 504])
-def test_these_speak_for_the_whole_receiver(status: int) -> None:
-    assert answer_of(status) is Answer.SLOW_DOWN
-
-
-def test_410_says_that_this_url_is_not_coming_back() -> None:
-    assert answer_of(410) is Answer.GONE
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [
+        (429, Answer.SLOW_DOWN),
+        (502, Answer.NO_ANSWER),
+        (503, Answer.OVERLOADED),
+        (504, Answer.NO_ANSWER),
+        (410, Answer.GONE),
+    ],
+)
+def test_these_speak_of_the_whole_receiver(status: int, answer: Answer) -> None:
+    assert answer_of(status) is answer

@@ -128,9 +128,9 @@ def test_tests_under_these_rights_ask_nothing_more_in_the_programs_name() -> Non
     assert not granted("watcher") & set(TESTS_ASK)
 
 
-CHANGED_LATER = {"set", "xadd", "info", "cluster|slots"}
+CHANGED_LATER = {"set", "xadd", "info", "cluster|slots", "pexpire"}
 """Commands that can do more since a server after 6.2: SET NX with GET, SET IFEQ, an XADD to `<ms>-*`, INFO of
-several sections, and more in an answer. None of that is used."""
+several sections, PEXPIRE on a condition, and more in an answer. None of that is used."""
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -317,7 +317,7 @@ async def test_the_line_of_the_user_also_fits_a_server_that_has_users(engine: st
 @pytest.mark.parametrize("engine", sorted(ENGINES))
 async def test_with_the_rights_of_version_0_1_nothing_is_begun(engine: str) -> None:
     (line,) = (line for line in shipped_users().splitlines() if line.startswith("user watcher "))
-    lacks = ("getrange", "hscan", "hsetnx", "ltrim", "rename", "setrange")
+    lacks = ("getrange", "hscan", "hsetnx", "ltrim", "pexpire", "rename", "setrange", "zremrangebyscore")
     rights = (*line.split()[1:], *(f"-{command}" for command in lacks))
     told = re.escape(f"may not use {', '.join(lacks).upper()} on keys {NAMESPACE}:*")
     with real_server(engine) as server:

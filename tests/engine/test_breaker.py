@@ -1,255 +1,412 @@
-"""Circuit breakers, without Redis: what each failure does, for how long, and how much goes out at a time."""
+"""Circuit breakers, without Redis: what opens and closes them, for how long, how much goes out at a time."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from watcher.engine import breaker as decide
 from watcher.engine.breaker import (
-    HALF_OPEN_FROM,
+    FORBIDDEN_MS,
+    LEAST_PER_S,
+    LONGEST_RETRY_AFTER_MS,
+    MOST_PER_S,
     PATIENCE,
     REPORT_MS,
-    RULES,
+    RESTS_MS,
+    RESULTS,
     Answer,
     Concurrency,
     Failure,
+    Recent,
     State,
-    failed,
     is_better,
-    is_failing,
-    paused,
-    report_taken,
-    reported,
+    is_closed,
+    pace_per_s,
     state,
-    succeeded,
-    tried_again,
 )
-from watcher.store.queues import Breaker
+from watcher.store.queues import WINDOW_MS, Breaker, Miss, Tally
 
 NOW_MS = 1_800_000_000_000
 MINUTE_MS = 60_000
 PATIENCE_MS = int(1000 * PATIENCE.total_seconds())
 MOST = 100
+DOWN = Failure("status 503")
 
 
-def failing(answer: Answer = Answer.SLOW_DOWN, *, retry_after_ms: int = 0) -> Failure:
-    return Failure(f"because: {answer.value}", RULES[answer], retry_after_ms)
+def a_row(*misses: str) -> tuple[Miss, ...]:
+    """Failures in a row: `a` of an account, `a!` one that was not answered."""
+    return tuple(Miss(NOW_MS + i, miss.endswith("!"), miss.strip("!")) for i, miss in enumerate(misses))
 
 
-def after(*answers: Answer, every_ms: int = 0) -> Breaker | None:
-    """How a breaker stands after attempts, each as soon as it may be made and `every_ms` later."""
-    breaker, now_ms = None, NOW_MS
-    for answer in answers:
-        now_ms = max(now_ms, breaker.open_until_ms if breaker else 0) + every_ms
-        if answer is Answer.DELIVERED:
-            breaker = succeeded(breaker, now_ms)
-        else:
-            breaker = failed(breaker, now_ms, failure=failing(answer))
-    return breaker
+BAD = Tally(NOW_MS, row=a_row(*["a!"] * 5))
 
 
-def opens_for_ms(answer: Answer, times: int) -> Sequence[int]:
-    """For how long each failure in a row opens a breaker."""
-    found, breaker, now_ms = [], None, NOW_MS
-    for _ in range(times):
-        breaker = failed(breaker, now_ms, failure=failing(answer))
-        found.append(max(0, breaker.open_until_ms - now_ms))
-        now_ms = max(now_ms, breaker.open_until_ms)
-    return found
+def opened(now_ms: int = NOW_MS, before: Breaker | None = None) -> Breaker:
+    after = decide.counted(before, now_ms, tally=BAD, failure=DOWN)
+    assert after
+    return after
 
 
-@pytest.mark.parametrize(
-    ("answer", "seconds"),
-    [
-        (Answer.SLOW_DOWN, [1, 2, 5, 10, 30, 60, 120, 300, 300]),
-        (Answer.NO_ANSWER, [1, 2, 5, 10, 30, 60, 120, 300, 300]),
-        (Answer.REJECTED, [0] * 9),
-        (Answer.FORBIDDEN, [900] * 9),
-        (Answer.GONE, [0] * 9),
-    ],
-)
-def test_the_table_says_for_how_long_each_failure_in_a_row_opens(answer: Answer, seconds: list[int]) -> None:
-    assert opens_for_ms(answer, 9) == [1000 * each for each in seconds]
+def probing(results: str, breaker: Breaker | None = None, **failure: Any) -> Breaker:
+    """How a breaker stands after probes, each as soon as it may be made: 1 is delivered, 0 is not."""
+    after = breaker or opened()
+    for result in results:
+        now_ms = max(after.open_until_ms, NOW_MS)
+        failed = None if result == "1" else DOWN._replace(**failure)
+        found = decide.probed(after, now_ms, account="a", failure=failed)
+        assert found
+        after = found
+    return after
 
 
 @pytest.mark.parametrize(
-    ("breaker", "expected"),
+    ("tally", "expected"),
     [
-        (None, State.CLOSED),
-        (Breaker(2, 1, 0, 0, "no"), State.CLOSED),
-        (Breaker(HALF_OPEN_FROM, 1, 0, 0, "no"), State.HALF_OPEN),
-        (Breaker(1, 1, NOW_MS + 1, 0, "no"), State.OPEN),
-        (Breaker(1, 1, NOW_MS, 0, "no"), State.HALF_OPEN),
-        (Breaker(0, 1, NOW_MS, 0, "no"), State.HALF_OPEN),
-        (Breaker(0, 1, 0, 1, "by hand"), State.PAUSED),
-        (Breaker(9, 1, NOW_MS + 1, 1, "no"), State.PAUSED),
+        (Tally(NOW_MS, 20, 10), True),
+        (Tally(NOW_MS, 20, 9), False),
+        (Tally(NOW_MS, 19, 19), False),
+        (Tally(NOW_MS, 100, 60, taken_lately=201, failed_lately=200), False),
+        (Tally(NOW_MS, 100, 60, taken_lately=200, failed_lately=200), True),
+        (Tally(NOW_MS, 100, 33, taken_lately=1, failed_lately=99), False),
+        (Tally(NOW_MS, 0, 0), False),
     ],
 )
-def test_what_is_written_down_says_what_is_let_through(breaker: Breaker | None, expected: State) -> None:
-    assert state(breaker, NOW_MS) is expected
+def test_it_opens_when_half_of_twenty_queues_failed_and_no_more_is_taken_than_fails(
+    tally: Tally, expected: bool
+) -> None:
+    assert decide.opens(tally) is expected
 
 
-def test_rejections_of_single_events_let_the_others_go_on_until_the_third_in_a_row() -> None:
-    assert not is_failing(after(*[Answer.REJECTED] * 2))
-    assert is_failing(after(*[Answer.REJECTED] * 3))
-    assert not is_failing(after(Answer.REJECTED, Answer.REJECTED, Answer.DELIVERED, Answer.REJECTED))
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (["a!"] * 5, True),
+        (["a!"] * 4, False),
+        (["a"] * 5, False),
+        (["a!", "a", "a!", "a!", "a!"], False),
+        (["a", "a", "b", "a", "a"], True),
+        (["b", "a", "a", "a", "a", "a"], False),
+        (["b", *["a!"] * 5], True),
+    ],
+)
+def test_where_few_were_tried_five_failures_in_a_row_open_it_of_two_queues_or_without_an_answer(
+    row: list[str], expected: bool
+) -> None:
+    assert decide.opens(Tally(NOW_MS, 19, 1, row=a_row(*row))) is expected
+    assert not decide.opens(Tally(NOW_MS, 20, 1, row=a_row(*row))), "where many were tried, they decide"
 
 
-def test_one_failure_of_the_whole_receiver_is_enough() -> None:
-    assert is_failing(after(Answer.SLOW_DOWN))
+def test_one_that_opens_rests_for_a_second_and_says_why() -> None:
+    breaker = opened()
+    assert breaker == Breaker(since_ms=NOW_MS, open_until_ms=NOW_MS + 1000, rests=1, reason="status 503")
+    assert [state(breaker, NOW_MS + ms) for ms in (0, 999, 1000)] == [State.OPEN, State.OPEN, State.HALF_OPEN]
+    assert opened(NOW_MS + 5, breaker) == breaker, "it opens once"
 
 
-def test_failures_in_a_row_are_counted_since_the_first() -> None:
-    breaker = after(*[Answer.REJECTED] * 4, every_ms=1000)
-    assert breaker == Breaker(4, NOW_MS + 1000, 0, 0, "because: rejected")
+def test_a_count_that_began_before_it_closed_does_not_open_it_again() -> None:
+    closed = Breaker(closed_at_ms=NOW_MS + 1)
+    assert opened(NOW_MS + 2, closed) == closed
+    assert not is_closed(opened(NOW_MS + 2, closed._replace(closed_at_ms=NOW_MS)))
 
 
-def test_what_ends_while_it_is_open_had_begun_before_and_does_not_count() -> None:
-    once = after(Answer.SLOW_DOWN)
-    assert failed(once, NOW_MS + 500, failure=failing()) == once
+def test_rests_grow_longer_while_no_probe_is_delivered() -> None:
+    breaker, rests = opened(), [1000]
+    for _ in range(9):
+        now_ms = breaker.open_until_ms
+        breaker = probing("0", breaker)
+        rests.append(breaker.open_until_ms - now_ms)
+    assert rests == [1000, 2000, 5000, 10_000, 30_000, 60_000, 120_000, 300_000, 300_000, 300_000]
+    assert tuple(rests[:8]) == RESTS_MS
 
 
-def test_a_delivery_while_it_is_open_ends_the_row_and_does_not_close_it() -> None:
-    opened = failed(None, NOW_MS, failure=failing(retry_after_ms=MINUTE_MS))
-    late = succeeded(opened, NOW_MS + 10)
+def test_after_a_delivery_among_the_last_five_a_failed_probe_costs_a_second_only() -> None:
+    for results in ("10", "0010", "010000"):
+        before = probing(results[:-1])
+        after = probing(results[-1], before)
+        assert after.open_until_ms - max(before.open_until_ms, NOW_MS) == 1000, results
+    before = probing("10000")
+    assert probing("0", before).open_until_ms - before.open_until_ms == 2000, "it is no longer among them"
+
+
+@pytest.mark.parametrize("results", ["111", "11001", "10101", "01011", "0000111"])
+def test_three_of_the_last_five_probes_close_it(results: str) -> None:
+    assert not is_closed(probing(results[:-1]))
+    after = probing(results)
+    assert is_closed(after)
+    assert (after.since_ms, after.open_until_ms, after.probes, after.allowed) == (0, 0, "", 1)
+    assert after.closed_at_ms >= NOW_MS
+
+
+@pytest.mark.parametrize(("results", "allowed"), [("", 1), ("1", 2), ("11", 4), ("110", 1), ("1001", 2)])
+def test_each_delivery_doubles_the_probes_and_a_failure_leaves_one(results: str, allowed: int) -> None:
+    assert probing(results).allowed == allowed
+
+
+def test_a_probe_that_ends_while_it_is_open_again_lengthens_nothing_and_counts() -> None:
+    breaker = probing("110")
+    late = decide.probed(breaker, NOW_MS, account="b", failure=DOWN._replace(retry_after_ms=MINUTE_MS))
     assert late
-    assert (late.failures, late.since_ms, late.open_until_ms) == (0, NOW_MS + 10, NOW_MS + MINUTE_MS)
-    again = failed(late, NOW_MS + MINUTE_MS, failure=failing())
-    assert (again.failures, again.open_until_ms) == (1, NOW_MS + MINUTE_MS + 1000)
-    assert succeeded(again, again.open_until_ms) is None
+    assert late.open_until_ms == breaker.open_until_ms
+    closed = decide.probed(breaker, NOW_MS, account="b")
+    assert closed
+    assert is_closed(closed), "three of five"
 
 
-def test_what_the_receiver_asks_for_is_granted_where_it_is_longer_and_never_shortened() -> None:
-    opened = failed(None, NOW_MS, failure=failing(retry_after_ms=MINUTE_MS))
-    assert opened.open_until_ms == NOW_MS + MINUTE_MS
-    assert failed(opened, NOW_MS, failure=failing(retry_after_ms=10)).open_until_ms == NOW_MS + MINUTE_MS
-    longer = failed(opened, NOW_MS + 1, failure=failing(retry_after_ms=2 * MINUTE_MS))
-    assert (longer.failures, longer.open_until_ms) == (1, NOW_MS + 1 + 2 * MINUTE_MS)
+def test_retry_after_of_a_failed_probe_lengthens_the_rest_to_a_day_at_most() -> None:
+    before = probing("0")
+    for asked_ms, rest_ms in ((1, 5000), (MINUTE_MS, MINUTE_MS), (10**12, LONGEST_RETRY_AFTER_MS)):
+        after = probing("0", before, retry_after_ms=asked_ms)
+        assert after.open_until_ms - before.open_until_ms == rest_ms
 
 
-@pytest.mark.parametrize("answer", [Answer.REJECTED, Answer.FORBIDDEN, Answer.GONE])
-def test_only_a_receiver_that_is_slowed_down_is_obeyed(answer: Answer) -> None:
-    asked = failed(None, NOW_MS, failure=failing(answer, retry_after_ms=MINUTE_MS))
-    assert asked == failed(None, NOW_MS, failure=failing(answer))
+def test_a_probe_of_a_breaker_that_was_closed_meanwhile_changes_nothing() -> None:
+    for breaker in (None, Breaker(closed_at_ms=NOW_MS), Breaker(paused_at_ms=1)):
+        assert decide.probed(breaker, NOW_MS, account="a", failure=DOWN) == breaker
+        assert decide.probed(breaker, NOW_MS, account="a") == breaker
 
 
-def test_a_receiver_that_is_gone_is_paused_at_once_and_stays_so() -> None:
-    breaker = failed(None, NOW_MS, failure=failing(Answer.GONE))
-    assert (breaker.paused_at_ms, breaker.report_from_ms) == (NOW_MS, NOW_MS + REPORT_MS)
-    later = failed(breaker, NOW_MS + 9, failure=failing())
-    assert (later.paused_at_ms, later.reason) == (NOW_MS, "because: gone"), "why it was paused"
-    assert later.report_from_ms == breaker.report_from_ms, "what had begun before leaves it to be reported"
-    assert succeeded(later, NOW_MS + MINUTE_MS) == later, "a late success does not resume what was paused"
+def test_whose_the_last_probe_was_is_remembered() -> None:
+    assert probing("0").prober == "a"
+    found = decide.probed(probing("0"), NOW_MS + MINUTE_MS, account="b", failure=DOWN)
+    assert found
+    assert found.prober == "b"
 
 
-def test_a_subscription_that_fails_everything_is_paused_when_patience_ends() -> None:
-    breaker = Breaker(9, NOW_MS - PATIENCE_MS, 0, 0, "status 503")
-    assert not failed(breaker, NOW_MS - 1, failure=failing()).paused_at_ms
-    found = failed(breaker, NOW_MS, failure=failing())
-    assert (found.failures, found.paused_at_ms) == (10, NOW_MS)
+def test_one_that_was_not_closed_for_five_days_is_paused() -> None:
+    breaker = Breaker(since_ms=NOW_MS - PATIENCE_MS, open_until_ms=NOW_MS - 1, rests=8, reason="x")
+    young = breaker._replace(since_ms=breaker.since_ms + 1)
+    found = decide.probed(young, NOW_MS, account="a", failure=DOWN)
+    assert found
+    assert not found.paused_at_ms
+    found = decide.probed(breaker, NOW_MS, account="a", failure=DOWN)
+    assert found
+    assert (found.paused_at_ms, found.report_from_ms, found.reason) == (
+        NOW_MS,
+        NOW_MS + REPORT_MS,
+        "status 503",
+    )
     assert PATIENCE.days == 5
 
 
+def test_where_nothing_waits_a_half_open_breaker_closes_and_no_other() -> None:
+    breaker = opened()
+    found = decide.idle(breaker, NOW_MS + 1000)
+    assert found
+    assert is_closed(found)
+    for other in (None, breaker._replace(open_until_ms=NOW_MS + 1001), breaker._replace(paused_at_ms=1)):
+        assert decide.idle(other, NOW_MS + 1000) == other
+
+
+def test_what_our_policy_forbids_opens_it_at_once_for_a_quarter_of_an_hour() -> None:
+    refused = Failure("refused: loopback")
+    first = decide.forbidden(None, NOW_MS, failure=refused)
+    assert (first.open_until_ms - NOW_MS, first.since_ms, first.reason) == (
+        FORBIDDEN_MS,
+        NOW_MS,
+        refused.reason,
+    )
+    assert decide.forbidden(first, NOW_MS + 1, failure=refused) == first
+    again = decide.forbidden(first, first.open_until_ms, failure=refused)
+    assert (again.open_until_ms - first.open_until_ms, again.since_ms) == (FORBIDDEN_MS, NOW_MS)
+    late = decide.forbidden(first, NOW_MS + PATIENCE_MS, failure=refused)
+    assert late.paused_at_ms == NOW_MS + PATIENCE_MS
+
+
+def test_a_receiver_that_is_gone_is_paused_at_once_and_stays_so() -> None:
+    breaker = decide.gone(None, NOW_MS, failure=Failure("status 410"))
+    assert (breaker.paused_at_ms, breaker.report_from_ms) == (NOW_MS, NOW_MS + REPORT_MS)
+    assert (breaker.reason, breaker.since_ms) == ("status 410", NOW_MS)
+    for later in (
+        decide.gone(breaker, NOW_MS + 9, failure=Failure("again")),
+        decide.probed(breaker, NOW_MS + 9, account="a"),
+        decide.forbidden(breaker, NOW_MS + 9, failure=DOWN),
+        decide.limited(breaker, NOW_MS + 9, failure=DOWN, delivered_per_s=9),
+        decide.counted(breaker, NOW_MS + 9, tally=BAD, failure=DOWN),
+        decide.tidied(breaker, NOW_MS + 10 * PATIENCE_MS),
+        decide.paused(breaker, NOW_MS + 9, reason="by hand"),
+    ):
+        assert later == breaker
+
+
 def test_a_pause_by_hand_is_for_any_worker_to_report_at_once() -> None:
-    breaker = paused(None, NOW_MS, reason="by hand")
-    assert breaker == Breaker(0, NOW_MS, 0, NOW_MS, "by hand", NOW_MS)
-    assert paused(breaker, NOW_MS + 1, reason="by another hand") == breaker
-    counted = paused(after(Answer.SLOW_DOWN), NOW_MS + 1, reason="by hand")
-    assert (counted.failures, counted.open_until_ms) == (1, NOW_MS + 1000)
+    breaker = decide.paused(None, NOW_MS, reason="by hand")
+    assert breaker == Breaker(NOW_MS, NOW_MS, "by hand", NOW_MS)
+    found = decide.paused(opened(), NOW_MS + 1, reason="by hand")
+    assert (found.since_ms, found.open_until_ms) == (NOW_MS, NOW_MS + 1000)
 
 
 def test_a_pause_is_reported_by_one_worker_at_a_time_until_it_is_reported() -> None:
-    breaker = failed(None, NOW_MS, failure=failing(Answer.GONE))
+    breaker = decide.gone(None, NOW_MS, failure=DOWN)
     due = NOW_MS + REPORT_MS
-    assert report_taken(breaker, due - 1, paused_at_ms=NOW_MS) == breaker
-    taken = report_taken(breaker, due, paused_at_ms=NOW_MS)
+    assert decide.report_taken(breaker, due - 1, paused_at_ms=NOW_MS) == breaker
+    taken = decide.report_taken(breaker, due, paused_at_ms=NOW_MS)
     assert taken == breaker._replace(report_from_ms=due + REPORT_MS)
-    assert report_taken(taken, due + 1, paused_at_ms=NOW_MS) == taken
-    done = reported(taken, due, paused_at_ms=NOW_MS)
+    assert decide.report_taken(taken, due + 1, paused_at_ms=NOW_MS) == taken
+    done = decide.reported(taken, due, paused_at_ms=NOW_MS)
     assert done == breaker._replace(report_from_ms=0)
-    assert report_taken(done, due + 2 * REPORT_MS, paused_at_ms=NOW_MS) == done
+    assert decide.report_taken(done, due + 2 * REPORT_MS, paused_at_ms=NOW_MS) == done
 
 
 def test_a_report_of_a_pause_that_is_over_says_nothing_of_the_next_one() -> None:
-    following = Breaker(1, 5, 0, NOW_MS + 1, "by hand", 7)
+    following = Breaker(NOW_MS + 1, 7, "by hand", 5)
     for found in (following, None):
-        assert reported(found, NOW_MS + 2, paused_at_ms=NOW_MS) == found
-        assert report_taken(found, NOW_MS + 2, paused_at_ms=NOW_MS) == found
+        assert decide.reported(found, NOW_MS + 2, paused_at_ms=NOW_MS) == found
+        assert decide.report_taken(found, NOW_MS + 2, paused_at_ms=NOW_MS) == found
 
 
 @pytest.mark.parametrize("reason", ["refused: loopback", "no name: hooks"])
 def test_a_breaker_that_opened_for_a_reason_that_is_over_lets_a_probe_out_at_once(reason: str) -> None:
-    breaker = Breaker(4, 5, NOW_MS + MINUTE_MS, 0, reason)
-    found = tried_again(breaker, NOW_MS, reasons=("refused", "no name"))
+    breaker = opened()._replace(reason=reason)
+    found = decide.tried_again(breaker, NOW_MS, reasons=("refused", "no name"))
     assert found == breaker._replace(open_until_ms=0)
-    assert state(found, NOW_MS) is State.HALF_OPEN, "its failures count on"
+    assert state(found, NOW_MS) is State.HALF_OPEN
 
 
 @pytest.mark.parametrize(
     "breaker",
-    [
-        None,
-        Breaker(4, 5, NOW_MS + MINUTE_MS, 0, "status 503 refused"),
-        Breaker(4, 5, NOW_MS + MINUTE_MS, 7, "refused"),
-    ],
+    [None, Breaker(since_ms=5, reason="status 503 refused"), Breaker(paused_at_ms=7, reason="refused")],
 )
 def test_no_other_breaker_does(breaker: Breaker | None) -> None:
-    assert tried_again(breaker, NOW_MS, reasons=("refused",)) == breaker
+    assert decide.tried_again(breaker, NOW_MS, reasons=("refused",)) == breaker
 
 
 def test_it_is_better_where_more_is_let_through_or_sooner() -> None:
-    opened, half_open, rejecting = (
-        after(Answer.SLOW_DOWN),
-        Breaker(3, 1, 0, 0, "no"),
-        Breaker(1, 1, 0, 0, "no"),
-    )
-    by_hand = paused(None, NOW_MS, reason="by hand")
-    worse_to_better = [by_hand, opened, half_open, None]
+    by_hand = decide.paused(None, NOW_MS, reason="by hand")
+    held = Breaker(held_until_ms=NOW_MS + 900)
+    worse_to_better = [by_hand, opened(), held, None]
     for worse, better in pairwise(worse_to_better):
         assert is_better(better, worse)
         assert not is_better(worse, better)
-    assert is_better(rejecting, half_open)
-    assert not is_better(rejecting, None)
-    assert not is_better(None, rejecting), "as much went out before"
+    assert is_better(Breaker(closed_at_ms=1), opened()._replace(open_until_ms=0))
+    assert not is_better(None, Breaker(closed_at_ms=1)), "as much went out before"
 
 
-FAILURES = st.sampled_from([answer for answer in Answer if answer is not Answer.DELIVERED])
-HAPPENED = st.lists(st.tuples(st.sampled_from([*Answer]), st.integers(0, 2 * PATIENCE_MS // 40)), max_size=60)
-"""Answers, and how many ms after the one before each of them came."""
+# 429
 
 
-@given(HAPPENED, st.integers(0, 86_400_000))
-def test_whatever_happens_time_only_opens_later_and_a_pause_stays(
-    happened: list[tuple[Answer, int]], retry_after_ms: int
+def limited(
+    before: Breaker | None, now_ms: int = NOW_MS, *, asked_ms: int = 0, delivered_per_s: float = 100
+) -> Breaker:
+    failure = Failure("status 429", asked_ms)
+    after = decide.limited(before, now_ms, failure=failure, delivered_per_s=delivered_per_s)
+    assert after
+    return after
+
+
+def test_a_429_holds_the_subscription_and_sets_the_pace_to_four_fifths() -> None:
+    breaker = limited(None, asked_ms=1000)
+    assert [state(breaker, NOW_MS + ms) for ms in (0, 999, 1000)] == [State.HELD, State.HELD, State.CLOSED]
+    assert pace_per_s(breaker, NOW_MS + 1000) == 80
+    assert breaker.reason == "status 429"
+
+
+def test_without_retry_after_it_sets_the_pace_only() -> None:
+    breaker = limited(None)
+    assert state(breaker, NOW_MS) is State.CLOSED
+    assert pace_per_s(breaker, NOW_MS) == 80
+
+
+def test_what_is_refused_while_it_is_held_sets_no_pace_and_may_hold_it_for_longer() -> None:
+    breaker = limited(None, asked_ms=1000)
+    found = limited(breaker, NOW_MS + 999, asked_ms=500, delivered_per_s=1)
+    assert (found.pace_per_s, found.pace_at_ms) == (breaker.pace_per_s, breaker.pace_at_ms)
+    assert found.held_until_ms == NOW_MS + 1499
+    assert limited(breaker, NOW_MS + 10, asked_ms=500) == breaker, "and never for less"
+
+
+def test_a_burst_of_429_without_retry_after_sets_one_pace() -> None:
+    breaker = limited(None)
+    assert limited(breaker, NOW_MS + 999, delivered_per_s=1) == breaker
+    assert limited(breaker, NOW_MS + 1000, delivered_per_s=50).pace_per_s == 40
+
+
+def test_a_pace_grows_by_a_twentieth_each_second_and_is_over_at_a_thousand() -> None:
+    breaker = limited(None, asked_ms=2000)
+    found = [round(pace_per_s(breaker, NOW_MS + 1000 * second), 2) for second in (0, 2, 3, 4)]
+    assert found == [80, 80, 84, 88.2], "not while it is held"
+    assert pace_per_s(breaker, NOW_MS + 10**12) == 0
+    assert decide.tidied(breaker, NOW_MS + 10**12) is None
+
+
+@pytest.mark.parametrize("delivered", [0.0, 0.1, 0.25])
+def test_it_is_never_slower_than_one_attempt_in_five_seconds(delivered: float) -> None:
+    assert pace_per_s(limited(None, delivered_per_s=delivered), NOW_MS) == LEAST_PER_S == 1 / 5
+
+
+def test_a_pace_and_a_hold_outlast_an_opening_and_a_closing() -> None:
+    breaker = limited(None, asked_ms=1000)
+    after = probing("111", opened(NOW_MS, breaker))
+    assert (after.pace_per_s, after.pace_at_ms, after.held_until_ms) == (80, NOW_MS + 1000, NOW_MS + 1000)
+
+
+@given(st.floats(0, 1e6), st.integers(0, 10**13), st.integers(0, 10**9))
+def test_a_hold_is_a_day_at_most_and_a_pace_within_its_bounds(
+    delivered: float, asked_ms: int, later_ms: int
 ) -> None:
-    breaker, now_ms = None, NOW_MS
-    for answer, later_ms in happened:
+    breaker = limited(None, asked_ms=asked_ms, delivered_per_s=delivered)
+    assert breaker.held_until_ms <= NOW_MS + LONGEST_RETRY_AFTER_MS
+    pace = pace_per_s(breaker, NOW_MS + later_ms)
+    assert pace == 0 or LEAST_PER_S <= pace < MOST_PER_S
+
+
+def test_what_is_known_is_forgotten_when_it_is_over() -> None:
+    closed = Breaker(closed_at_ms=NOW_MS)
+    assert decide.tidied(closed, NOW_MS + WINDOW_MS) == closed
+    assert decide.tidied(closed, NOW_MS + WINDOW_MS + 1) is None
+    for kept in (opened(), limited(None), limited(None, asked_ms=MINUTE_MS), Breaker(since_ms=1)):
+        assert decide.tidied(kept, NOW_MS + 30_000) == kept
+    assert decide.tidied(Breaker(reason="unreadable"), NOW_MS) is None
+
+
+EVENTS = st.sampled_from(["count", "idle", "forbidden", "limited", "tidy", "1", "0", "0!"])
+
+
+@given(st.lists(st.tuples(EVENTS, st.integers(0, 400_000)), max_size=60))
+def test_whatever_happens_one_that_is_not_paused_lets_something_through_within_a_day(
+    happened: list[tuple[str, int]],
+) -> None:
+    breaker: Breaker | None = None
+    now_ms = NOW_MS
+    for event, later_ms in happened:
         now_ms += later_ms
-        before = breaker
-        if answer is Answer.DELIVERED:
-            breaker = succeeded(before, now_ms)
-        else:
-            breaker = failed(before, now_ms, failure=failing(answer, retry_after_ms=retry_after_ms))
-        if before and before.paused_at_ms:
-            assert breaker
-            assert (breaker.paused_at_ms, breaker.reason) == (before.paused_at_ms, before.reason)
-        if before and before.open_until_ms > now_ms:  # what had begun before shortens and counts nothing
-            assert breaker
-            assert breaker.open_until_ms >= before.open_until_ms
-            assert breaker.failures <= before.failures
-        if breaker and not breaker.paused_at_ms:
-            assert breaker.failures == 0 or now_ms - breaker.since_ms < PATIENCE_MS
-        assert state(breaker, now_ms + 86_400_000) is not State.OPEN, "a day at most"
+        asked = DOWN._replace(retry_after_ms=10**10 if event == "0!" else 0)
+        decisions: dict[str, Any] = {
+            "count": partial(decide.counted, tally=BAD._replace(from_ms=now_ms), failure=DOWN),
+            "idle": decide.idle,
+            "forbidden": partial(decide.forbidden, failure=DOWN),
+            "limited": partial(decide.limited, failure=asked, delivered_per_s=3),
+            "tidy": decide.tidied,
+            "1": partial(decide.probed, account="a"),
+        }
+        decision = decisions.get(event, partial(decide.probed, account="a", failure=asked))
+        before, breaker = breaker, decision(breaker, now_ms)
+        assert decide.rests_until_ms(breaker) <= now_ms + LONGEST_RETRY_AFTER_MS or (
+            breaker and breaker.paused_at_ms
+        )
+        if before and breaker and before.paused_at_ms:
+            assert breaker == before
+        if breaker:
+            assert 1 <= breaker.allowed <= 4
+            assert len(breaker.probes) <= 5
+            assert bool(breaker.since_ms) or not (breaker.open_until_ms or breaker.probes or breaker.rests)
 
 
-@given(st.lists(FAILURES, min_size=1, max_size=30))
-def test_one_delivery_closes_it_whatever_failed_before(answers: list[Answer]) -> None:
-    breaker = after(*answers)
-    assert breaker
-    if not breaker.paused_at_ms:
-        assert succeeded(breaker, max(NOW_MS, breaker.open_until_ms)) is None
+def test_what_speaks_of_the_one_event_is_not_counted_nor_is_a_429() -> None:
+    assert {answer for answer in Answer if answer not in RESULTS} == {
+        Answer.DELIVERED,
+        Answer.REJECTED,
+        Answer.SLOW_DOWN,
+        Answer.FORBIDDEN,
+        Answer.GONE,
+    }
+
+
+# Concurrency
 
 
 def room(
@@ -258,12 +415,12 @@ def room(
     of_all: int = 0,
     *,
     name: str = "ops",
-    is_failing: bool = False,
-    per_second: float | None = None,
+    probes: int | None = None,
+    per_second: float = 0,
 ) -> int:
     return concurrency.room(
         name,
-        is_failing=is_failing,
+        probes=probes,
         limit=32,
         per_second=per_second,
         in_flight=in_flight,
@@ -274,30 +431,41 @@ def room(
 def earning(deliveries: int, name: str = "ops") -> Concurrency:
     concurrency = Concurrency(MOST)
     for _ in range(deliveries):
-        concurrency.delivered(name)
+        concurrency.delivered(name, limit=32)
     return concurrency
 
 
-@pytest.mark.parametrize(("deliveries", "expected"), [(0, 1), (1, 2), (7, 8), (100, 32)])
+@pytest.mark.parametrize(("deliveries", "expected"), [(0, 2), (1, 3), (7, 9), (100, 32)])
 def test_each_delivery_earns_one_more_up_to_what_is_set(deliveries: int, expected: int) -> None:
     assert room(earning(deliveries)) == expected
 
 
-def test_one_whose_breaker_opened_starts_with_one_again() -> None:
+def test_overload_takes_half_of_it_once_a_second_and_leaves_two() -> None:
     concurrency = earning(40)
-    concurrency.opened("ops")
-    assert room(concurrency) == 1
-    concurrency.delivered("ops")
-    assert room(concurrency) == 2
+    found = []
+    for now_ms in (0, 999, 1000, 2000, 3000, 4000, 5000):
+        concurrency.overloaded("ops", now_ms)
+        found.append(room(concurrency, in_flight=0))
+    assert found == [16, 16, 8, 4, 2, 2, 2]
+    concurrency.delivered("ops", limit=32)
+    assert room(concurrency) == 3
 
 
-def test_one_that_fails_has_one_probe_whatever_it_earned() -> None:
-    assert room(earning(40), is_failing=True) == 1
-    assert room(earning(40), 1, 1, is_failing=True) == 0
+def test_what_fails_otherwise_costs_it_nothing() -> None:
+    concurrency = earning(40)
+    concurrency.failed("ops")
+    assert room(concurrency) == 32
 
 
-@pytest.mark.parametrize(("per_second", "expected"), [(0.1, 1), (2.5, 2), (1000, 32)])
-def test_no_more_go_out_than_its_rate_lets_out_in_a_second(per_second: float, expected: int) -> None:
+@pytest.mark.parametrize(("probes", "in_flight", "expected"), [(1, 0, 1), (1, 1, 0), (4, 1, 3), (64, 0, 32)])
+def test_one_that_is_half_open_has_its_probes_whatever_it_earned(
+    probes: int, in_flight: int, expected: int
+) -> None:
+    assert room(earning(40), in_flight, in_flight, probes=probes) == expected
+
+
+@pytest.mark.parametrize(("per_second", "expected"), [(0.1, 1), (2.5, 1), (20, 5), (1000, 32)])
+def test_no_more_begin_than_have_a_turn_in_a_quarter_of_a_second(per_second: float, expected: int) -> None:
     assert room(earning(40), per_second=per_second) == expected
 
 
@@ -309,28 +477,28 @@ def test_those_that_have_something_in_flight_leave_a_fifth_to_those_that_have_no
     assert room(concurrency, 0, MOST) == 0
 
 
-def test_of_those_that_fail_none_takes_the_last_fifth() -> None:
-    assert room(earning(0), 0, 79, is_failing=True) == 1
-    assert room(earning(0), 0, 80, is_failing=True) == 0
+def test_of_those_that_fail_none_takes_the_last_fifth_and_of_those_unknown_each_one() -> None:
+    concurrency = earning(40)
+    concurrency.failed("ops")
+    assert [room(concurrency, 0, of_all) for of_all in (79, 80)] == [1, 0]
+    assert [room(earning(0), 0, of_all, probes=1) for of_all in (79, 80)] == [1, 0]
+    assert [room(earning(0), 0, of_all) for of_all in (78, 79, 80, 99, 100)] == [2, 1, 1, 1, 0]
 
 
-@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans(), st.integers(0, 3)), max_size=300))
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans(), st.integers(0, 3)), max_size=300),
+)
 def test_whatever_happens_a_healthy_subscription_with_nothing_in_flight_finds_room(
     happened: list[tuple[str, bool, int]],
 ) -> None:
     """A few subscriptions take all they can get, and fail or deliver in any order."""
-    concurrency, in_flight, is_open = (
-        Concurrency(20),
-        dict.fromkeys("abcdef", 0),
-        dict.fromkeys("abcdef", False),
-    )
-    for name, is_delivered, ends in happened:
+    concurrency, names = Concurrency(20), "abcdef"
+    in_flight, fails = dict.fromkeys(names, 0), dict.fromkeys(names, False)
+    for now_s, (name, is_delivered, ends) in enumerate(happened):
         of_all = sum(in_flight.values())
-        most = room(concurrency, in_flight[name], of_all, name=name, is_failing=is_open[name])
+        most = room(concurrency, in_flight[name], of_all, name=name)
         assert of_all + most <= 20
-        if is_open[name]:
-            assert most == 0 or most + in_flight[name] == 1, "one probe at a time"
-        if is_open[name] or in_flight[name]:
+        if fails[name] or in_flight[name]:
             assert of_all + most <= max(of_all, 16), "the last fifth is not for them"
         else:
             assert most or of_all == 20
@@ -338,5 +506,30 @@ def test_whatever_happens_a_healthy_subscription_with_nothing_in_flight_finds_ro
         ended = min(ends, in_flight[name])
         in_flight[name] -= ended
         if ended:
-            (concurrency.delivered if is_delivered else concurrency.opened)(name)
-            is_open[name] = not is_delivered
+            fails[name] = not is_delivered
+            if is_delivered:
+                concurrency.delivered(name, limit=32)
+            else:
+                concurrency.failed(name)
+                concurrency.overloaded(name, 1000 * now_s)
+
+
+def test_what_happened_in_the_last_second_is_counted() -> None:
+    recent = Recent()
+    for at_ms in range(0, 2000, 10):
+        recent.add(at_ms)
+    assert recent.per_s(1999) == pytest.approx(100, rel=0.02)
+    assert recent.per_s(2500) == pytest.approx(50, rel=0.02)
+    assert recent.per_s(4000) == 0
+
+
+@given(st.lists(st.integers(0, 400), max_size=60))
+def test_it_is_never_more_than_what_happened_in_two_seconds(gaps_ms: Sequence[int]) -> None:
+    recent, now_ms, times = Recent(), 0, []
+    for gap_ms in gaps_ms:
+        now_ms += gap_ms
+        recent.add(now_ms)
+        times.append(now_ms)
+        found = recent.per_s(now_ms)
+        assert sum(at > now_ms - 1 for at in times) <= found + 1e-9
+        assert found <= sum(at > now_ms - 2000 for at in times) + 1e-9

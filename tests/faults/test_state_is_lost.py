@@ -182,7 +182,7 @@ def _keys_of_all(keys: Keys) -> list[str]:
         keys.breakers(),
         keys.workers(),
         keys.rate("loopring"),
-        keys.probe(SUBSCRIPTION),
+        keys.probes(SUBSCRIPTION),
     ]
 
 

@@ -37,7 +37,7 @@ from tests.support.stores import (
     some_deliveries,
 )
 from watcher.delivery.breakers import SubscriptionBreakers
-from watcher.delivery.sink import Attempt, judge
+from watcher.delivery.sink import Attempt
 from watcher.delivery.webhook import answer_of
 from watcher.durations import parse_duration
 from watcher.observe.views import account_line, problems_of, provider_line, subscription_line, worker_line
@@ -140,11 +140,12 @@ async def _furnished(client: Redis) -> dict[bytes, bytes]:
         await store.due(KEYS.polls(SHARD, PROVIDER), **{account: -1})
         await store.due(KEYS.queues(SHARD, OPS), **{account: -1})
     breakers, workers = Breakers(store.pipe, KEYS), Workers(store.pipe, KEYS)
-    await fail(breakers, "other", "status 500", pause=True, wish_ms=1, waits_ms=[1])
-    await breakers.take_probe(OPS, "me", lease_ms=MINUTE_MS)
+    await fail(breakers, "other", "status 500", pause=True)
+    await breakers.take_probes(OPS, ["me"], at_most=1, lease_ms=MINUTE_MS)
+    await breakers.tally(OPS, closed_at_ms=0)
     await workers.note(Presence("w", "host", 1, "1.0", 1, {PROVIDER: 0.5}))
     await store.polls.take_turns(PROVIDER, 1, spacing_ms=1)
-    await store.queues.take_turn(OPS, per_second=1, within_ms=1000)
+    await breakers.take_turn(OPS, spacing_ms=1, within_ms=1000)
     keys: Any = await client.keys("*")
     return {key: (await client.dump(key)) or b"" for key in keys}
 
@@ -161,7 +162,12 @@ def _damage(random: Random) -> Damage:
         (
             ("HSET", KEYS.meta(), random.choice(("providers", "enrolled")), text),
             ("HSET", KEYS.breakers(), sub, text),
-            ("HSET", KEYS.breakers(), OPS, b"%d %d %d %d no" % tuple(random.choices(_COUNTS, k=4))),
+            (
+                "HSET",
+                KEYS.breakers(),
+                OPS,
+                b'{"since_ms":%d,"allowed":%d}' % tuple(random.choices(_COUNTS, k=2)),
+            ),
             ("HSET", KEYS.workers(), "w", text),
             ("HSET", KEYS.workers(), b"w2", b"%d " % random.choice(_COUNTS) + text),
             ("HSET", KEYS.failing(SHARD, PROVIDER), member, text),
@@ -187,7 +193,10 @@ def _damage(random: Random) -> Damage:
             ("SET", KEYS.rate(PROVIDER), text),
             ("SET", KEYS.rate(PROVIDER), random.choice(SCORES)),
             ("SET", KEYS.subscription_rate(OPS), random.choice(SCORES)),
-            ("SET", KEYS.probe(OPS), text),
+            ("SET", KEYS.subscription_rate(OPS), b" ".join(random.choices(SCORES, k=5))),
+            ("SET", KEYS.row(SHARD, OPS), text),
+            ("ZADD", KEYS.results(SHARD, OPS), score, member),
+            ("SET", KEYS.probes(OPS), text),
             ("ZADD", KEYS.polls(SHARD, PROVIDER), score, member),
             ("ZADD", KEYS.queues(SHARD, OPS), score, member),
             ("ZADD", KEYS.due_subscriptions(SHARD), random.choice((b"0", b"-inf")), sub),
@@ -309,7 +318,8 @@ async def _polls(store: Store) -> None:
 
 
 async def _delivers(store: Store) -> None:
-    assert 0 <= await store.queues.take_turn(OPS, per_second=1, within_ms=10**9) < 21_600_001
+    turn_ms = await Breakers(store.pipe, KEYS).take_turn(OPS, spacing_ms=1, within_ms=10**9)
+    assert 0 <= turn_ms < 90_000_001
     claimed = await store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=9)
     lease = next(lease for lease in claimed.leases if lease.member == NEIGHBOUR)
     lease, begun = await store.begin(lease)
@@ -339,9 +349,11 @@ async def _goes_by_breakers(store: Store) -> None:
     await breakers.refresh()
     assert 0 <= breakers.rest_ms(OPS) <= MINUTE_MS
     assert breakers.room(SETTINGS, 0, 0)
-    await breakers.may_ask(OPS, lease_ms=1000)
-    for status in (500, 200):
-        await breakers.note(SETTINGS, judge(Attempt(answer_of(status), 1, status), 0, RETRIES, chance=0))
+    await breakers.take_probes(OPS, 1, lease_ms=1000)
+    await breakers.probe(OPS, [NEIGHBOUR])
+    for status in (500, 503, 429, 200):
+        await breakers.note(SETTINGS, NEIGHBOUR, Attempt(answer_of(status), 1, status))
+    await breakers.leave_probe(OPS, NEIGHBOUR)
     assert 0 <= breakers.rest_ms(OPS) <= MINUTE_MS
 
 

@@ -21,6 +21,7 @@ from tests.support.stories import NOW_MS, STORY, WARNED, records_of, steps
 from watcher.commands.deliveries import cells, letter_row
 from watcher.commands.events import _as_text
 from watcher.delivery.resend import Replay
+from watcher.engine.breaker import pace_per_s
 from watcher.journal.account import Rules
 from watcher.journal.events import Origin, load_delivery
 from watcher.journal.interest import Interest
@@ -32,7 +33,7 @@ from watcher.observe.views import attempt_line
 from watcher.store.history import _record
 from watcher.store.keys import MOST
 from watcher.store.polls import read_failing, read_watch
-from watcher.store.queues import _parse
+from watcher.store.queues import Breaker, dump_breaker, load_breaker
 from watcher.store.reader import _dead_letter, _tried, sequence_in
 from watcher.store.state import BadState, dump_state, load_state
 
@@ -85,10 +86,19 @@ def test_any_entry_of_a_queue_is_a_delivery_or_damage(entry: bytes, stored: byte
     assert isinstance(sequence_in(entry), int | None)
 
 
-@fuzz(damaged_bytes(b"3 1795175095846 0 1795175095846 status 500") | st.binary())
+STORED_BREAKER = dump_breaker(
+    Breaker(1795175095846, 1795175095847, "status 500", 5, 6, 1, "0110", 2, "a", 7, 8, 0.5, 9)
+)
+
+
+@fuzz(damaged_bytes(STORED_BREAKER) | st.binary())
 def test_any_breaker_is_read(text: bytes) -> None:
-    breaker = _parse(text)
-    assert breaker is None or all(0 <= count < MOST for count in breaker[:4])
+    breaker = load_breaker(text)
+    if breaker:
+        counts = [value for value in breaker if isinstance(value, int)]
+        assert all(0 <= count < MOST for count in counts)
+        assert pace_per_s(breaker, MOST) >= 0
+        assert load_breaker(dump_breaker(breaker)) in (breaker, None)
 
 
 @fuzz(damaged_bytes(b"3 1795175095846 rate over the rate limit") | st.binary())

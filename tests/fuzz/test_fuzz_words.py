@@ -115,7 +115,7 @@ def test_any_attempt_is_judged_within_bounds(attempt: Attempt, failed_before: in
     verdict = judge(attempt, failed_before, RETRIES, chance=chance)
     assert (verdict.outcome is Outcome.DELIVERED) == (attempt.answer is Answer.DELIVERED)
     longest_ms = 1000 * 86_400 * 1.1
-    assert all(0 <= ms <= longest_ms for ms in (verdict.wait_ms, verdict.failure.retry_after_ms))
+    assert 0 <= verdict.wait_ms <= longest_ms
 
 
 @fuzz(texts | damaged_text(SECRET) | damaged_text(PRIVATE) | damaged_text(public_key(PRIVATE)))

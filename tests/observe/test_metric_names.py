@@ -52,7 +52,7 @@ SEEN = Overview(
     },
     overdue={"loopring": Overdue(2, NOW_MS - 1500), "shop": Overdue(0, None)},
     waiting={"ops": Backlog(queues=3, dead=2, oldest_sequence=NOW_MS - 60_000), "others": Backlog()},
-    breakers={"ops": Breaker(1, 1, 1, 1, "canary")},
+    breakers={"ops": Breaker(paused_at_ms=1, since_ms=1, reason="canary")},
     stale={"loopring": ["a"], "shop": []},
     watched_since_ms=0,
 )

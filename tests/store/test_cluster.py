@@ -20,6 +20,7 @@ from watcher.store.exceptions import ConfigurationRefused, ServerRefused, StoreU
 from watcher.store.guarantee import guarantee, guarantee_of_all, missing_rights
 from watcher.store.keys import SHARDS, shard_of
 from watcher.store.layout import Layout
+from watcher.store.queues import Breaker, dump_breaker
 from watcher.store.schedule import Due, DueIndex, Lease, Reply
 
 pytestmark = pytest.mark.slow
@@ -73,7 +74,8 @@ async def test_a_store_of_0_1_is_moved_to_layout_2_and_back(
     assert (await layout.read()).is_ready
     assert all([await store.polls.read_state(PROVIDER, name) for name in ACCOUNTS])
     assert [len(await store.queue(name)) for name in ACCOUNTS] == [2] * SHARDS
-    assert await store.pipe.command("HGETALL", store.keys.breakers()) == [b"ops", b"3 1 2 0 503"]
+    breaker = dump_breaker(Breaker(reason="503", since_ms=1, open_until_ms=2, rests=1))
+    assert await store.pipe.command("HGETALL", store.keys.breakers()) == [b"ops", breaker]
     await layout.want(1)
     assert await move.Mover(store.pipe, store.keys, "mover").advance()
     for name in ACCOUNTS:

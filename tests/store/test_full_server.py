@@ -1,6 +1,7 @@
 """A server whose memory is full: polling stops with nothing half written, what waits is still delivered."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 from itertools import count
 
 import pytest
@@ -22,7 +23,7 @@ from tests.support.stores import (
     pause,
     some_deliveries,
 )
-from watcher.engine.breaker import succeeded
+from watcher.engine.breaker import probed
 from watcher.store.client import connect
 from watcher.store.exceptions import StoreUnreachable
 from watcher.store.keeper import Keeper, Relief, memory_of
@@ -106,7 +107,7 @@ async def test_queues_are_drained_all_the_same(store: Store) -> None:
     assert await store.queues.make_due(OPS, SHARD, lease_ms=MINUTE_MS) == 1
     (lease,) = (await store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
     assert await store.queues.release(OPS, lease) is Reply.DONE
-    assert await store.queues.take_turn(OPS, per_second=5, within_ms=1000) == 0
+    assert await Breakers(store.pipe, store.keys).take_turn(OPS, spacing_ms=200, within_ms=1000) == 0
     await store.queues.hold(SHARD, {OPS: MINUTE_MS})
     assert await store.queues.due_subscriptions(SHARD) == []
     assert await store.queues.enqueue(OPS, ACCOUNT, [a_delivery(4)]) == 1, "an alert, or a letter sent again"
@@ -116,11 +117,12 @@ async def test_queues_are_drained_all_the_same(store: Store) -> None:
 async def test_how_a_subscription_stands_is_noted_all_the_same(store: Store) -> None:
     breakers = Breakers(store.pipe, store.keys)
     await fill(store)
-    assert await breakers.take_probe(OPS, "w", lease_ms=MINUTE_MS)
-    assert (await fail(breakers, OPS, "503", wish_ms=MINUTE_MS, waits_ms=[1])).before is None
-    assert (await breakers.read())[OPS].failures == 1
-    assert (await breakers.change(OPS, succeeded)).after
-    assert (await breakers.read())[OPS].failures == 0
+    assert await breakers.take_probes(OPS, ["w"], at_most=1, lease_ms=MINUTE_MS)
+    assert (await breakers.tally(OPS, closed_at_ms=0)).tried == 0
+    assert (await fail(breakers, OPS, "503", open_ms=MINUTE_MS)).before is None
+    assert (await breakers.change(OPS, partial(probed, account=ACCOUNT))).after
+    assert (await breakers.read())[OPS].probes == "1"
+    assert await breakers.hold_turns(OPS, for_ms=10) is None
     await pause(breakers, OPS, "by hand")
     assert (await breakers.read())[OPS].reason == "by hand"
 

@@ -134,16 +134,20 @@ async def _deliver(store: Store) -> None:
         until=deliver.until(Lease(ACCOUNT, deadline), MINUTE_MS),
         reason="410",
     )
-    await deliver.retry(OPS, Lease(ACCOUNT, deadline), fourth, wait_ms=10 * MINUTE_MS, record=b"{}")
+    await deliver.retry(
+        OPS, Lease(ACCOUNT, deadline), fourth, wait_ms=10 * MINUTE_MS, record=b"{}", result="failed"
+    )
     await deliver.enqueue(OPS, ACCOUNT, [a_delivery(5)])
     await deliver.enqueue(OPS, GONE, [a_delivery(6)])
     await deliver.give_up(OPS, GONE, a_delivery(6).entry, reason="by hand")
-    await deliver.take_turn(OPS, per_second=5, within_ms=1000)
     await deliver.make_due(OPS, SHARD, lease_ms=MINUTE_MS)
     await deliver.release(OPS, await store.lease_queue())
     breakers = Breakers(store.pipe, store.keys)
-    await fail(breakers, OPS, "503", pause=False, wish_ms=0, waits_ms=[1])
-    await breakers.take_probe(OPS, "w", lease_ms=MINUTE_MS)
+    await fail(breakers, OPS, "503", open_ms=1)
+    await breakers.take_probes(OPS, ["w"], at_most=1, lease_ms=MINUTE_MS)
+    await breakers.take_turn(OPS, spacing_ms=200, within_ms=1000)
+    breakers.is_apart = True  # as on a Cluster
+    await breakers.tally(OPS, closed_at_ms=0)
     await Workers(store.pipe, store.keys).note(Presence("w", "here", 1, "0", 0, {}))
     configurations = Configurations(store.pipe, store.keys)
     await configurations.write(NOBODY)

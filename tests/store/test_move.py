@@ -29,6 +29,7 @@ from watcher.store.layout import Layout
 from watcher.store.members import Presence, Workers
 from watcher.store.move import Counts, Mover, read_old
 from watcher.store.pipe import Call, Pipe
+from watcher.store.queues import Breaker, dump_breaker
 from watcher.store.reader import Reader
 
 OPS, AUDIT, GONE = "ops", "audit", "gone"
@@ -117,7 +118,8 @@ async def test_all_that_a_store_holds_is_read_as_it_was_written(store: Store) ->
         b"ops": b"%d" % (AT_MS + 13),
         b"gone": b"%d" % (AT_MS + 11),
     }
-    assert found[store.keys.breakers()] == {b"ops": b"3 1 2 0 503"}
+    breaker = dump_breaker(Breaker(reason="503", since_ms=1, open_until_ms=2, rests=1))
+    assert found[store.keys.breakers()] == {b"ops": breaker}
     assert await references(store) == {}
     audit = StoreAudit(store.pipe, store.keys, (OPS, AUDIT, GONE))
     assert [(await audit.of_shard(shard)).flaws for shard in range(SHARDS)] == [[]] * SHARDS
@@ -837,3 +839,23 @@ async def test_states_of_configured_accounts_are_moved_where_their_schedule_was_
     await store.pipe.command("UNLINK", store.keys.polls(shard_of("dust"), "loopring"))
     await store.roster.enroll({"loopring": NAMES}, now_ms=AT_MS)
     assert await store.polls.read_state("loopring", "dust"), "it goes on from where it was"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"3 1 2 0 503", Breaker(reason="503", since_ms=1, open_until_ms=2, rests=1)),
+        (b"3 1 0 0 no name", Breaker(reason="no name", since_ms=1, rests=1)),
+        (b"3 5 6 7 by hand", Breaker(7, 0, "by hand", 5, 6, 1)),
+        (b"3 5 6 7!8 status 410", Breaker(7, 8, "status 410", 5, 6, 1)),
+    ],
+)
+def test_a_breaker_is_converted_and_back_and_a_pause_stays(old: bytes, new: Breaker) -> None:
+    assert move.breaker_up(old) == dump_breaker(new)
+    assert move.breaker_down(dump_breaker(new)) == old
+
+
+def test_of_a_breaker_that_is_closed_no_failures_are_carried_over() -> None:
+    assert move.breaker_up(b"2 1 0 0 status 500") == dump_breaker(Breaker(reason="status 500"))
+    assert move.breaker_down(dump_breaker(Breaker(pace_per_s=3.0, pace_at_ms=1))) == b""
+    assert move.breaker_up(b"3 1 2") == move.breaker_down(b"3 1 2") == b""

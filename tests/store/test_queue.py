@@ -19,6 +19,7 @@ from tests.support.stores import (
     some_deliveries,
 )
 from watcher.journal.events import Delivery
+from watcher.store.queues import Breakers
 from watcher.store.reader import Reader
 from watcher.store.schedule import Reply
 
@@ -109,7 +110,8 @@ async def test_attempts_of_a_subscription_are_spaced_over_all_workers(
     one, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
     before = await one.now_ms()
     waits_ms = [
-        await store.queues.take_turn(OPS, per_second=4, within_ms=9000) for store in (one, other, one)
+        await Breakers(store.pipe, store.keys).take_turn(OPS, spacing_ms=250, within_ms=9000)
+        for store in (one, other, one)
     ]
     took_ms = await one.now_ms() - before + 1
     assert waits_ms[0] == 0
@@ -120,11 +122,11 @@ async def test_attempts_of_a_subscription_are_spaced_over_all_workers(
 
 async def test_a_turn_that_is_far_off_is_told_and_not_reserved(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
-    assert await store.queues.take_turn(OPS, per_second=0.1, within_ms=2000) == 0
-    before = await store.contents()
+    breakers = Breakers(store.pipe, store.keys)
+    assert await breakers.take_turn(OPS, spacing_ms=10_000, within_ms=2000) == 0
     for _ in range(3):
-        assert 2000 < await store.queues.take_turn(OPS, per_second=0.1, within_ms=2000) <= 10_000
-    assert await store.contents() == before
+        assert 2000 < await breakers.take_turn(OPS, spacing_ms=10_000, within_ms=2000) <= 10_000
+    assert 8000 < await breakers.take_turn(OPS, spacing_ms=1, within_ms=20_000) <= 10_000
 
 
 async def a_letter(store: Store, delivery: Delivery, account: str = ACCOUNT) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from tests.support.builders import a_state
-from watcher.engine.breaker import Failure, Rule, failed, paused
+from watcher.engine.breaker import Failure, gone, paused
 from watcher.journal.account import Advance
 from watcher.journal.events import Delivery, Event
 from watcher.journal.step import Step
@@ -23,7 +23,7 @@ from watcher.store.keys import Keys, shard_of
 from watcher.store.members import Roster
 from watcher.store.pipe import Pipe
 from watcher.store.polls import Commit, Polls
-from watcher.store.queues import BOUNDS, Begun, Bounds, Breakers, Change, Queues, read_tries
+from watcher.store.queues import BOUNDS, Begun, Bounds, Breaker, Breakers, Change, Queues, read_tries
 from watcher.store.schedule import Lease, Schedule
 
 ACCOUNT = "treasury"
@@ -245,12 +245,19 @@ async def fail(
     reason: str,
     *,
     pause: bool = False,
-    wish_ms: int = 0,
-    waits_ms: Sequence[int] = (0,),
+    open_ms: int = 0,
+    days: float = 0,
 ) -> Change:
-    """Note a failed attempt, as one that goes by a rule of its own."""
-    rule = Rule((*waits_ms,), obeys_retry_after=True, pauses=pause)
-    return await breakers.change(subscription, partial(failed, failure=Failure(reason, rule, wish_ms)))
+    """Open a breaker for so long (0: it is half-open), which was closed so many days ago; or pause it."""
+
+    def opened(breaker: Breaker | None, now_ms: int) -> Breaker:
+        since_ms = now_ms - int(days * 86_400_000)
+        before = (breaker or Breaker())._replace(reason=reason, since_ms=since_ms, rests=1)
+        if pause:
+            return gone(before, now_ms, failure=Failure(reason))
+        return before._replace(open_until_ms=now_ms + open_ms)
+
+    return await breakers.change(subscription, opened)
 
 
 async def pause(breakers: Breakers, subscription: str, reason: str) -> Change:

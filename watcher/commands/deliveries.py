@@ -162,13 +162,14 @@ async def _waiting(
     now_ms: int,
 ) -> AsyncIterator[_Row]:
     """Yield what waits at each position of a queue, from 1 on; the queue waits for the first."""
+    from watcher.engine.breaker import rests_until_ms
     from watcher.journal.events import iso
 
     for name in names:
         breaker = breakers.get(name)
         is_paused = bool(breaker and breaker.paused_at_ms)
         for queue in filter(wanted.takes, await reader.queues(name)):
-            due_ms = max(queue.due_ms, breaker.open_until_ms if breaker else 0)
+            due_ms = max(queue.due_ms, 0 if is_paused else int(rests_until_ms(breaker)))
             position = 0
             async for delivery in reader.deliveries(name, queue.account):
                 position += 1

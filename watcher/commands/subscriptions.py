@@ -65,7 +65,6 @@ async def command(*, look: "Look", is_json: bool, action: str, name: str | None)
         line = {
             **subscription_line(each, backlog, breaker, now_ms, is_configured=is_configured),
             "url": place_of(settings, each),
-            "failures": breaker.failures if breaker else 0,
             "failing_s": max(0, failing_ms) // 1000,
         }
         if is_json:
@@ -118,11 +117,14 @@ def _say(line: _Line) -> None:
     reason = printable(line["reason"] or "")
     if line["paused_at"]:
         state = f"paused since {line['paused_at']}: {reason}"
-    elif line["failures"]:
+    elif line["failing_since"]:
         since = f"since {line['failing_since']} ({age_text(1000 * line['failing_s'])})"
-        state = f"failing {since}, {line['failures']:,} in a row{backing_off}: {reason}"
+        state = f"failing {since}, breaker {line['breaker']}{backing_off}: {reason}"
+    elif backing_off or line["per_second"]:
+        pace = f", {line['per_second']:g} attempts a second at most" if line["per_second"] else ""
+        state = f"well{backing_off}{pace}: {reason}"
     else:
-        state = f"well{backing_off}: {reason}" if backing_off else "well"
+        state = "well"
     where = (line["url"] or "") if line["is_configured"] else "not in the configuration"
     backlog = backlog_text(line, f"{line['deliveries']:,} waiting")
     click.echo(f"{printable(line['subscription']):<{_MARGIN}}{where}".rstrip())

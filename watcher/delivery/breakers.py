@@ -4,21 +4,33 @@ What all workers must agree on is in Redis (`store.queues`), read once a second 
 means is `engine.breaker`'s to say.
 """
 
+import itertools
 import math
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
-from watcher.delivery.sink import Outcome, Verdict
+from watcher.delivery.sink import Attempt
 from watcher.engine import breaker as decide
-from watcher.engine.breaker import HALF_OPEN_FROM, PATIENCE, Concurrency
+from watcher.engine.breaker import (
+    PATIENCE,
+    RESULTS,
+    SAID_FROM_MS,
+    TURN_MS,
+    Answer,
+    Concurrency,
+    Failure,
+    Recent,
+    State,
+)
 from watcher.engine.loop import survived
 from watcher.observe.log import Throttle, log
 from watcher.settings import SubscriptionSettings
 from watcher.store.exceptions import StoreError, StoreUnreachable
-from watcher.store.queues import Breaker, Breakers
+from watcher.store.queues import Breaker, Breakers, Change, Decide
 
 LONGEST_REST_MS = 60_000
 """Even a paused subscription is looked at after so long: the worker that noticed its resumption may have
@@ -26,10 +38,12 @@ died."""
 
 _READ_EVERY_S = 1.0
 _DAMAGED_S = 30.0
+_IDLE_AT_ONCE = 20  # half-open subscriptions of which a worker asks at each reading whether anything waits
 
 
 class SubscriptionBreakers:
-    """Knows the state of all breakers. `most` bounds the attempts of this process at the same time.
+    """Knows the state of all breakers. `most` bounds the attempts of this process at the same time; `workers`
+    says how many there are.
 
     `alert(name, breaker)` sends the alert that a subscription is paused. It is called until it has
     succeeded, and may be called once more: for the same pause it must send the same.
@@ -42,17 +56,27 @@ class SubscriptionBreakers:
         now_ms: Callable[[], int],
         alert: Callable[[str, Breaker], Awaitable[None]],
         most: int,
+        workers: Callable[[], int] = lambda: 1,
     ) -> None:
+        self.openings: Counter[str] = Counter()
+        """By subscription, those that this worker decided."""
         self._shared = shared
         self._now_ms = now_ms
         self._alert = alert
+        self._workers = workers
         self._concurrency = Concurrency(most)
         self._read_at = 0.0
         self._known: dict[str, Breaker] = {}
         self._turn_at_ms: dict[str, int] = {}
+        self._delivered: defaultdict[str, Recent] = defaultdict(Recent)
+        self._unreported: Counter[str] = Counter()
         self._throttle = Throttle()
         self._worker = secrets.token_hex(8)
-        self._probed: set[str] = set()
+        self._numbers = itertools.count()
+        self._free_probes: defaultdict[str, list[str]] = defaultdict(list)
+        self._probes: dict[tuple[str, str], str] = {}
+        self._counting: dict[str, Failure | None] = {}
+        self._uncounted: dict[str, Failure] = {}
 
     async def refresh(self) -> list[str]:
         """Learn once a second what other workers, and commands, have noted.
@@ -72,11 +96,6 @@ class SubscriptionBreakers:
         if found is None:  # damaged: all are closed
             self._read_at = time.monotonic() + _DAMAGED_S
         before, self._known = self._known, found or {}
-        sooner = [name for name, old in before.items() if decide.is_better(self._known.get(name), old)]
-        for name in sooner:
-            self._throttle.over(name, time.monotonic())
-            if before[name].paused_at_ms:
-                log.info("subscription.resumed", subscription=name)
         for name, breaker in [*self._known.items()]:
             is_news = breaker.paused_at_ms and not (name in before and before[name].paused_at_ms)
             is_ours = False
@@ -90,7 +109,32 @@ class SubscriptionBreakers:
                         is_ours = True
             if is_news and not is_ours:
                 say("subscription.paused", subscription=name, reason=breaker.reason)
+        with suppress(StoreError):  # then at another look
+            await self._tidy()
+        sooner = [name for name, old in before.items() if decide.is_better(self._known.get(name), old)]
+        for name in sooner:
+            self._turn_at_ms.pop(name, None)
+            if before[name].paused_at_ms:
+                log.info("subscription.resumed", subscription=name)
         return sooner
+
+    async def _tidy(self) -> None:
+        """Open what a Cluster's shards say must be; close what nothing waits for; forget what is over."""
+        failures, self._uncounted = self._uncounted, {}
+        for name, failure in failures.items():
+            await self._count(name, failure)
+        now_ms = self._now_ms()
+        over = [name for name, breaker in self._known.items() if decide.tidied(breaker, now_ms) is None]
+        for name in over:
+            await self._change(name, decide.tidied)
+        half_open = (
+            name
+            for name, breaker in [*self._known.items()]
+            if decide.state(breaker, now_ms) is State.HALF_OPEN
+        )
+        for name in itertools.islice(half_open, _IDLE_AT_ONCE):
+            if await self._shared.is_idle(name):
+                await self._change(name, decide.idle)
 
     async def _report(self, name: str, breaker: Breaker) -> None:
         """Report a pause, and only then note that it was reported: rather twice than never."""
@@ -100,47 +144,95 @@ class SubscriptionBreakers:
         await self._shared.change(name, partial(decide.reported, paused_at_ms=breaker.paused_at_ms))
         self._known[name] = breaker._replace(report_from_ms=0)
 
+    def is_closed(self, name: str) -> bool:
+        """Say whether a subscription's breaker is closed, as far as is known."""
+        return decide.is_closed(self._known.get(name))
+
+    def is_resting(self, name: str) -> bool:
+        """Say whether nothing may be sent to a subscription now, as far as is known."""
+        return decide.rests_until_ms(self._known.get(name)) > self._now_ms()
+
     def rest_ms(self, name: str) -> int:
         """Say for how many ms a subscription is backing off, as far as is known."""
-        until_ms = max(decide.closed_at_ms(self._known.get(name)), self._turn_at_ms.get(name, 0))
+        until_ms = max(decide.rests_until_ms(self._known.get(name)), self._turn_at_ms.get(name, 0))
         return int(min(LONGEST_REST_MS, max(0, until_ms - self._now_ms())))
-
-    def rest(self, name: str, for_ms: float) -> None:
-        """Send nothing to a subscription from this process until its next turn."""
-        self._turn_at_ms[name] = self._now_ms() + math.ceil(for_ms)
 
     def room(self, subscription: SubscriptionSettings, in_flight: int, in_flight_of_all: int) -> int:
         """Say how many more queues of a subscription may be worked on."""
+        known = self._known.get(subscription.name)
+        spacing_ms = self._spacing_ms(subscription)
         return self._concurrency.room(
             subscription.name,
-            is_failing=decide.is_failing(self._known.get(subscription.name)),
+            probes=None if known is None or decide.is_closed(known) else known.allowed,
             limit=subscription.max_in_flight,
-            per_second=subscription.requests_per_second,
+            per_second=1000 / spacing_ms if spacing_ms else 0,
             in_flight=in_flight,
             in_flight_of_all=in_flight_of_all,
         )
 
-    async def may_ask(self, name: str, *, lease_ms: int) -> bool:
-        """Say whether this worker may send to a subscription: to a failing one only one worker at a time may.
+    def _spacing_ms(self, subscription: SubscriptionSettings) -> float:
+        """Return the ms between two attempts over all workers: by the subscription's own rate, or by the
+        pace that its receiver bears, if that is slower. 0 where there is neither."""
+        rates = (
+            subscription.requests_per_second or 0.0,
+            decide.pace_per_s(self._known.get(subscription.name), self._now_ms()),
+        )
+        return max((1000 / rate for rate in rates if rate), default=0.0)
 
-        If it may, the caller has to call `leave_probe` afterwards. Raises StoreError.
-        """
-        if not decide.is_failing(self._known.get(name)):
-            return True
+    async def turn_ms(self, subscription: SubscriptionSettings) -> float | None:
+        """Take a turn; returns in how many ms it is, None where it is too far off: nothing goes out until it
+        is near. Raises StoreError."""
+        name = subscription.name
+        spacing_ms = self._spacing_ms(subscription)
+        if not spacing_ms:
+            return 0.0
+        wait_ms = await self._shared.take_turn(
+            name, spacing_ms=spacing_ms, within_ms=TURN_MS, delivered=self._unreported.pop(name, 0)
+        )
+        if wait_ms <= TURN_MS:
+            return wait_ms
+        self._turn_at_ms[name] = self._now_ms() + math.ceil(wait_ms - TURN_MS / 2)
+        return None
+
+    async def take_probes(self, name: str, wanted: int, *, lease_ms: int) -> int:
+        """Say to how many queues of a subscription this worker may send: of a half-open one, as many as
+        there are probes free over all workers. The caller hands them on with `probe`. Raises StoreError."""
+        known = self._known.get(name)
+        if known is None or decide.is_closed(known):
+            return wanted
+        free = self._free_probes[name]
+        free += (f"{self._worker} {next(self._numbers)}" for _ in range(wanted - len(free)))
         with survived("probe", but=StoreError, subscription=name):
-            is_ours = await self._shared.take_probe(name, self._worker, lease_ms=lease_ms)
-            if is_ours:
-                self._probed.add(name)
-            return is_ours
-        return True  # a damaged key must not silence its subscription for ever
+            free[:] = await self._shared.take_probes(name, free, at_most=known.allowed, lease_ms=lease_ms)
+            return len(free)
+        return 1  # a damaged key must not silence its subscription for ever
 
-    async def leave_probe(self, name: str) -> None:
-        """Give the probe to other workers, if this one has it. While Redis is away, its lease ends by
-        itself."""
-        if name in self._probed:
-            self._probed.discard(name)
-            with suppress(StoreError):
-                await self._shared.leave_probe(name, self._worker)
+    async def probe(self, name: str, accounts: Sequence[str]) -> None:
+        """Give the probes that were taken to queues that were claimed, and the others back."""
+        free = self._free_probes.pop(name, [])
+        for account in accounts[: len(free)]:
+            self._probes[name, account] = free.pop()
+        if free:
+            await self._leave(name, free)
+
+    def is_probe(self, name: str, account: str) -> bool:
+        """Say whether a queue has a probe: it may send once, though the breaker is half-open."""
+        return (name, account) in self._probes
+
+    def is_probed_alone(self, name: str, account: str) -> bool:
+        """Say whether the probe before came from the same queue: there seems to be no other."""
+        known = self._known.get(name)
+        return known is not None and known.prober == account
+
+    async def leave_probe(self, name: str, account: str) -> None:
+        """Give a queue's probe to others, if it has one."""
+        if probe := self._probes.pop((name, account), None):
+            await self._leave(name, [probe])
+
+    async def _leave(self, name: str, probes: Sequence[str]) -> None:
+        """Give probes back. While Redis is away, their leases end by themselves."""
+        with suppress(StoreError), survived("probe", but=StoreError, subscription=name):
+            await self._shared.leave_probes(name, probes)
 
     async def try_again(self, name: str, *reasons: str) -> bool:
         """Send to a subscription again at once if it failed for one of these reasons (how they begin); says
@@ -152,56 +244,117 @@ class SubscriptionBreakers:
         """Forget that a subscription failed or was paused. Raises StoreError."""
         await self._shared.resume(name)
 
-    async def note(self, subscription: SubscriptionSettings, verdict: Verdict) -> None:
+    async def note(self, subscription: SubscriptionSettings, account: str, attempt: Attempt) -> None:
         """Note what an attempt said of its subscription. Raises StoreError, and is then called again."""
-        name = subscription.name
-        if verdict.outcome is not Outcome.DELIVERED:
-            if verdict.failure.rule.waits_ms[0]:
-                self._concurrency.opened(name)
-            with survived("breakers", but=StoreError, subscription=name):
-                await self._failed(name, verdict)
-            return
-        known = self._known.get(name)
-        if known is None or known.paused_at_ms:
-            self._concurrency.delivered(name)
-            return
-        self._throttle.over(name, time.monotonic())
+        name, answer, now_ms = subscription.name, attempt.answer, self._now_ms()
+        is_probe = self.is_probe(name, account)
+        failure = Failure(attempt.reason, int(1000 * (attempt.retry_after_s or 0)))
         with survived("breakers", but=StoreError, subscription=name):
-            before, _ = await self._shared.change(name, decide.succeeded)
-            if known.open_until_ms > self._now_ms():  # this attempt began before: it stays open
-                self._known[name] = known._replace(failures=0)
-            else:
-                self._known.pop(name, None)
-            if before and not before.paused_at_ms and before.failures >= HALF_OPEN_FROM:
-                duration_ms = self._now_ms() - known.since_ms
-                log.info("subscription.recovered", subscription=name, duration_ms=duration_ms)
-        self._concurrency.delivered(name)
+            match answer:
+                case Answer.DELIVERED:
+                    self._concurrency.delivered(name, limit=subscription.max_in_flight)
+                    self._delivered[name].add(now_ms)
+                    if self._spacing_ms(subscription):
+                        self._unreported[name] += 1
+                    if is_probe:
+                        await self._change(name, partial(decide.probed, account=account))
+                case Answer.SLOW_DOWN:
+                    await self._limited(name, failure)
+                case Answer.FORBIDDEN:
+                    await self._change(name, partial(decide.forbidden, failure=failure))
+                case Answer.GONE:
+                    await self._change(name, partial(decide.gone, failure=failure))
+                case _ if answer in RESULTS:
+                    if RESULTS[answer] == "unavailable":
+                        self._concurrency.failed(name)
+                    if answer is Answer.OVERLOADED:
+                        self._concurrency.overloaded(name, now_ms)
+                    if is_probe:
+                        failed = partial(decide.probed, account=account, failure=failure)
+                        await self._change(name, failed)
+                    elif self._shared.is_apart:
+                        self._uncounted[name] = failure
+                    else:
+                        await self._count(name, failure)
 
-    async def _failed(self, name: str, verdict: Verdict) -> None:
-        """Note a failure, and log that the subscription fails, when it is tried again, and when it would be
-        paused."""
-        before, after = await self._shared.change(name, partial(decide.failed, failure=verdict.failure))
-        assert after
-        self._known[name] = after
+    async def _count(self, name: str, failure: Failure) -> None:
+        """Count what all shards noted, and open the breaker if that says so.
+
+        One count at a time: what fails meanwhile is in the next one. On a Cluster, at the next look.
+        """
+        if name in self._counting:
+            self._counting[name] = failure
+            return
+        next_: Failure | None = failure
+        self._counting[name] = None
+        try:
+            while next_ and self.is_closed(name):
+                self._counting[name] = None
+                known = self._known.get(name, Breaker())
+                tally = await self._shared.tally(name, closed_at_ms=known.closed_at_ms)
+                if decide.opens(tally):
+                    await self._change(name, partial(decide.counted, tally=tally, failure=next_))
+                next_ = self._counting[name]
+        finally:
+            del self._counting[name]
+
+    async def _limited(self, name: str, failure: Failure) -> None:
+        """Hold a subscription whose receiver takes fewer requests than it gets, and set its pace."""
+        known, now_ms = self._known.get(name), self._now_ms()
+        delivered = await self._shared.hold_turns(
+            name,
+            for_ms=min(failure.retry_after_ms, decide.LONGEST_RETRY_AFTER_MS),
+            delivered=self._unreported.pop(name, 0),
+        )
+        if delivered is None or not decide.pace_per_s(known, now_ms):
+            delivered = max(delivered or 0.0, self._delivered[name].per_s(now_ms) * max(1, self._workers()))
+        await self._change(name, partial(decide.limited, failure=failure, delivered_per_s=delivered))
+
+    async def _change(self, name: str, decision: Decide) -> Change:
+        """Change what is known of a subscription, and say what is new about it."""
+        before, after = change = await self._shared.change(name, decision)
+        if after is None:
+            self._known.pop(name, None)
+            self._throttle.over(name, time.monotonic())
+        else:
+            known, self._known[name] = self._known.get(name), after
+            if before and before.paused_at_ms and not (known and known.paused_at_ms):
+                log.debug("subscription.paused", subscription=name, reason=after.reason)
+            await self._said(name, before or Breaker(), after)
+        return change
+
+    async def _said(self, name: str, before: Breaker, after: Breaker) -> None:
+        """Log an opening, a closing, a rest that is long, a pause, and a pace."""
+        now_ms = self._now_ms()
         if after.paused_at_ms:
-            if not (before and before.paused_at_ms):
+            if not before.paused_at_ms:
                 await self._report(name, after)
             return
-        has_counted = after.failures > (before.failures if before else 0)
-        if (
-            after.failures < HALF_OPEN_FROM
-            or not has_counted
-            or not self._throttle.struck(name, time.monotonic())
-        ):
-            return
-        now_ms = self._now_ms()
-        failing_ms = now_ms - after.since_ms
-        log.warning(
-            "subscription.failing",
-            subscription=name,
-            reason=after.reason,
-            next_ms=max(verdict.wait_ms, after.open_until_ms - now_ms),
-            pause_in_ms=max(0, int(1000 * PATIENCE.total_seconds()) - failing_ms),
-            duration_ms=failing_ms,
-            times=after.failures,
-        )
+        is_opening = decide.is_closed(before) and not decide.is_closed(after)
+        rest_ms = after.open_until_ms - now_ms
+        if is_opening:
+            self.openings[name] += 1
+        if is_opening or (after.open_until_ms > before.open_until_ms and rest_ms > SAID_FROM_MS):
+            failing_ms = now_ms - after.since_ms
+            log.warning(
+                "subscription.failing",
+                subscription=name,
+                reason=after.reason,
+                next_ms=max(0, rest_ms),
+                pause_in_ms=max(0, int(1000 * PATIENCE.total_seconds()) - failing_ms),
+                duration_ms=max(0, failing_ms),
+                times=after.rests,
+            )
+        if decide.is_closed(after) and not decide.is_closed(before):
+            log.info("subscription.recovered", subscription=name, duration_ms=now_ms - before.since_ms)
+        held_ms = after.held_until_ms - max(now_ms, before.held_until_ms)
+        is_paced = after.pace_at_ms != before.pace_at_ms
+        # A receiver at its limit refuses something every few seconds: a short hold is said now and then.
+        if held_ms > SAID_FROM_MS or (is_paced and self._throttle.struck(name, time.monotonic())):
+            log.warning(
+                "subscription.rate_limited",
+                subscription=name,
+                reason=after.reason,
+                per_second=after.pace_per_s,
+                next_ms=max(0, after.held_until_ms - now_ms),
+            )

@@ -15,6 +15,7 @@ import orjson
 
 from watcher.delivery.breakers import SubscriptionBreakers
 from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, Attempt, Outcome, Sink, Target, Verdict, judge
+from watcher.engine.breaker import RESULTS
 from watcher.engine.dispatch import Claim, Room
 from watcher.engine.loop import Claimed, InUse, Neighbours, survived
 from watcher.journal.events import Delivery
@@ -23,9 +24,6 @@ from watcher.observe.log import log
 from watcher.store.exceptions import StoreError
 from watcher.store.queues import Queues
 from watcher.store.schedule import Lease, Reply
-
-TURN_MS = 2_000
-"""Longest wait for a turn with a queue in hand; if the next one is further off, the queue is given back."""
 
 AT_ONCE = 20
 """Deliveries read with one claim: few enough that a queue does not keep a worker from the others."""
@@ -127,16 +125,16 @@ class DeliveryWork(Generic[T_target]):
         return name not in self._neighbours.inactive if name in self.targets else self._neighbours.is_alone
 
     async def room(self, name: str, in_flight: int, in_flight_of_all: int) -> Room:
-        """Say how many more queues may be worked on; to a failing subscription one worker at a time sends."""
+        """Say how many more queues may be worked on: of a half-open subscription, one for each free probe."""
         target = self.targets.get(name)
         if target is None:
             return Room(0, _UNKNOWN_S)
         if rest_ms := self._breakers.rest_ms(name):
             return Room(0, rest_ms / 1000)
         room = self._breakers.room(target.settings, in_flight, in_flight_of_all)
-        if not room or not await self._breakers.may_ask(name, lease_ms=LONGEST_LEASE_MS):
-            return Room(0, _FULL_S, is_full=True)
-        return Room(room)
+        if room:
+            room = await self._breakers.take_probes(name, room, lease_ms=LONGEST_LEASE_MS)
+        return Room(room) if room else Room(0, _FULL_S, is_full=True)
 
     async def claim(self, name: str, claim: Claim) -> Claimed:
         claimed = await self._queues.claim(name, claim.shard, lease_ms=CLAIM_MS, at_most=claim.at_most)
@@ -144,8 +142,7 @@ class DeliveryWork(Generic[T_target]):
         return Claimed(claimed.leases, 0.0 if is_more else None)
 
     async def begin(self, name: str, leases: Sequence[Lease]) -> Sequence[Coroutine[Any, Any, bool]]:
-        if not leases:
-            await self._breakers.leave_probe(name)
+        await self._breakers.probe(name, [lease.member for lease in leases])
         return [self._work(name, lease) for lease in leases]
 
     async def hold(self, shard: int, for_s: Mapping[str, float]) -> None:
@@ -154,15 +151,16 @@ class DeliveryWork(Generic[T_target]):
     async def _work(self, name: str, lease: Lease) -> bool:
         """Work off one queue; says whether more of it is due."""
         is_more, target = False, self.targets.get(name)
-        if target is None:  # a reload has taken it away
-            await self._queues.release(name, lease)
-            return False
         try:
+            if target is None:  # a reload has taken it away
+                await self._queues.release(name, lease)
+                return False
             is_more = await self.work(target, lease)
         except StoreError as error:
             # What was sent but not settled is sent again when the lease has run out: same id, same bytes.
             log.debug("lease.lost", account=lease.member, subscription=name, reason=str(error))
-        await self._breakers.leave_probe(name)
+        finally:
+            await self._breakers.leave_probe(name, lease.member)
         return is_more
 
     async def work(self, target: T_target, lease: Lease) -> bool:
@@ -176,9 +174,12 @@ class DeliveryWork(Generic[T_target]):
         hold = Hold(lease._replace(deadline=until), stretch=partial(self._stretch, name))
         if not begun.deliveries:  # taken away by hand
             return False
+        is_probe = self._breakers.is_probe(name, lease.member)
         try:
-            for entry, delivery in begun.deliveries:
-                if not await self._may_attempt(target, hold.lease):
+            for place, (entry, delivery) in enumerate(begun.deliveries):
+                if is_probe and place > 0:  # the next one is another queue's
+                    break
+                if not await self._may_attempt(target, hold.lease, is_probe=is_probe):
                     break
                 if delivery:
                     tries = begun.tries if entry == begun.tried else 0
@@ -219,27 +220,29 @@ class DeliveryWork(Generic[T_target]):
         reply = await self._ask(lease, lambda: self._queues.extend(subscription, lease, until=until))
         return lease._replace(deadline=until) if reply is Reply.DONE else lease
 
-    async def _may_attempt(self, target: T_target, lease: Lease) -> bool:
-        """Say whether to attempt the next delivery now; waits for its turn if the subscription has a rate,
-        over all workers together, but not for a turn that is far off: the lease would not last."""
-        name, per_second = target.name, target.settings.requests_per_second
+    async def _may_attempt(self, target: T_target, lease: Lease, *, is_probe: bool) -> bool:
+        """Say whether to attempt the next delivery now; waits for its turn if the subscription has a rate or
+        a pace, over all workers together, but not for a turn that is far off."""
         if lease.deadline - self._now_ms() < _LEAST_MS:
             return False  # it took long to come here
-        if (
+        if not self._may_send(target, is_probe=is_probe):
+            return False
+        wait_ms = await self._breakers.turn_ms(target.settings)
+        if wait_ms is None:
+            return False
+        if wait_ms:
+            await asyncio.sleep(wait_ms / 1000)
+        return self._may_send(target, is_probe=is_probe)  # while it waited for its turn
+
+    def _may_send(self, target: T_target, *, is_probe: bool) -> bool:
+        name = target.name
+        return not (
             name in self._neighbours.inactive
             or self.targets.get(name) is not target
             or self._stopped.is_set()
-        ):
-            return False
-        if self._breakers.rest_ms(name):
-            return False
-        if per_second:
-            wait_ms = await self._queues.take_turn(name, per_second=per_second, within_ms=TURN_MS)
-            if wait_ms > TURN_MS:
-                self._breakers.rest(name, wait_ms)
-                return False
-            await asyncio.sleep(wait_ms / 1000)
-        return not self._stopped.is_set()  # while it waited for its turn
+            or self._breakers.is_resting(name)
+            or not (is_probe or self._breakers.is_closed(name))
+        )
 
     async def _bury(self, target: T_target, lease: Lease, entry: bytes) -> int:
         """Take a head away that cannot be read, else it holds up its queue for ever; returns as `_deliver`
@@ -254,36 +257,56 @@ class DeliveryWork(Generic[T_target]):
 
     async def _deliver(self, target: T_target, hold: Hold, delivery: Delivery, failed_before: int) -> int:
         """Attempt the head of a queue; returns the lease's new deadline, 0 where it ends."""
-        name = target.name
+        name, account = target.name, hold.lease.member
         sink, in_use = self._sink, self._sink_in_use
         assert sink
         assert in_use
+        was_closed = self._breakers.is_closed(name)
         async with in_use:
             attempt = await hold.during(sink.send(target, delivery, failed_before + 1))
         lease = hold.lease
-        verdict = judge(attempt, failed_before, target.settings.retries, chance=random.random())
+        verdict = judge(
+            attempt,
+            failed_before,
+            target.settings.retries,
+            chance=random.random(),
+            is_closed=was_closed and self._breakers.is_closed(name),
+            is_alone=self._breakers.is_probed_alone(name, account),
+        )
         one = Tried(lease.member, delivery, failed_before + 1, attempt, verdict)
         reply, deadline = await self._settle(target, lease, one)
         self._report(target, one)
         # A worker that was away for longer than a lease missed the answer, if there was one.
         if reply is not Reply.LEASE_LOST and self.targets.get(name) is target:
-            await self._ask(lease, lambda: self._breakers.note(target.settings, verdict))
+            await self._ask(lease, lambda: self._breakers.note(target.settings, account, attempt))
         return deadline
 
     async def _settle(self, target: T_target, lease: Lease, one: "Tried") -> tuple[Reply, int]:
         """Write down the result of an attempt; returns the reply and the deadline, as `_deliver` does."""
         queues, name, head, verdict = self._queues, target.name, one.delivery.entry, one.verdict
         record = b"" if one.is_smooth else one.record(self._now_ms())
-        until, reason = queues.until(lease, LEASE_MS), verdict.failure.reason
+        until, attempt = queues.until(lease, LEASE_MS), one.attempt
+        result = RESULTS.get(attempt.answer, "")
 
         async def settle() -> tuple[Reply, int]:
             match verdict.outcome:
                 case Outcome.DELIVERED:
                     return await queues.delivered(name, lease, head, until=until, record=record)
                 case Outcome.REFUSED:
-                    return await queues.dead(name, lease, head, until=until, reason=reason, record=record)
+                    return await queues.dead(
+                        name, lease, head, until=until, reason=attempt.reason, record=record, result=result
+                    )
                 case Outcome.RETRY:
-                    return await queues.retry(name, lease, head, wait_ms=verdict.wait_ms, record=record), 0
+                    reply = await queues.retry(
+                        name,
+                        lease,
+                        head,
+                        wait_ms=verdict.wait_ms,
+                        record=record,
+                        result=result,
+                        is_used=verdict.is_used,
+                    )
+                    return reply, 0
 
         first_wait_s = target.settings.retries[1].total_seconds() if len(target.settings.retries) > 1 else 0
         return await self._write(

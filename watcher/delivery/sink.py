@@ -10,7 +10,7 @@ from datetime import timedelta
 from enum import Enum
 from typing import NamedTuple, Protocol, TypeVar
 
-from watcher.engine.breaker import RULES, Answer, Failure
+from watcher.engine.breaker import FORBIDDEN_MS, Answer
 from watcher.journal.events import Delivery
 from watcher.settings import SubscriptionSettings
 
@@ -77,36 +77,49 @@ class Outcome(Enum):
 
 
 class Verdict(NamedTuple):
-    """What to do now: `wait_ms` until the next attempt of this delivery; what `failure` says of the
-    subscription."""
+    """What to do now: `wait_ms` until the next attempt of this delivery. Unless it `is_used`, the attempt
+    uses nothing up of the delivery's schedule."""
 
     outcome: Outcome
     wait_ms: int = 0
-    failure: Failure = Failure("")
+    is_used: bool = True
 
 
-def judge(attempt: Attempt, failed_before: int, retries: Sequence[timedelta], *, chance: float) -> Verdict:
+def judge(
+    attempt: Attempt,
+    failed_before: int,
+    retries: Sequence[timedelta],
+    *,
+    chance: float,
+    is_closed: bool = True,
+    is_alone: bool = False,
+) -> Verdict:
     """Judge an attempt that `failed_before` others of the same delivery came before.
 
-    | attempt | delivery | subscription |
-    |---|---|---|
-    | delivered | done | well again    |
-    | gone | kept | paused at once |
-    | forbidden by our own policy | kept, tried every 15 minutes | backing off as long |
-    | slow down, no answer | next on its schedule | backing off, longer each time, or as it asks |
-    | rejected | next on its schedule | goes on: it may be this one event |
-    | the last on the schedule | dead letter | as above |
+    `is_closed`: whether the subscription's breaker was closed all the time; `is_alone`: whether this queue is
+    the only one that is sent to.
+
+    | attempt | delivery |
+    |---|---|
+    | delivered | done |
+    | gone | kept, until the subscription is resumed |
+    | forbidden by our own policy | kept, tried every 15 minutes |
+    | anything else | next on its schedule, and not before the receiver's Retry-After |
+    | the last on the schedule | dead letter |
+    | not answered, or by a gateway, while the breaker is not closed | kept, and nothing is used up |
+    | failed, while the breaker is not closed | so, too, unless the queue is alone |
     """
-    if attempt.answer is Answer.DELIVERED:
+    answer = attempt.answer
+    if answer is Answer.DELIVERED:
         return Verdict(Outcome.DELIVERED)
-    rule = RULES[attempt.answer]
-    asked_s = min(attempt.retry_after_s or 0, LONGEST_RETRY_AFTER_S) if rule.obeys_retry_after else 0
-    failure = Failure(attempt.reason, rule, int(1000 * asked_s))
-    if attempt.answer is Answer.FORBIDDEN:
-        return Verdict(Outcome.RETRY, rule.waits_ms[0], failure)
-    is_last = failed_before + 1 >= len(retries)
-    if is_last and not rule.pauses:
-        return Verdict(Outcome.REFUSED, 0, failure)
-    wait = retries[-1] if rule.pauses else retries[failed_before + 1]
+    if answer is Answer.FORBIDDEN:
+        return Verdict(Outcome.RETRY, FORBIDDEN_MS, is_used=False)
+    is_of_one_event = answer is Answer.REJECTED or (answer is Answer.FAILED and is_alone)
+    is_used = answer is not Answer.GONE and (is_closed or is_of_one_event)
+    if is_used and failed_before + 1 >= len(retries):
+        return Verdict(Outcome.REFUSED)
+    wait = retries[-1] if answer is Answer.GONE else retries[min(failed_before + 1, len(retries) - 1)]
     spread_ms = int(1000 * wait.total_seconds() * (1 + _SPREAD * chance))  # not all at the same moment
-    return Verdict(Outcome.RETRY, max(spread_ms, failure.retry_after_ms), failure)
+    asked_s = min(attempt.retry_after_s or 0, LONGEST_RETRY_AFTER_S)
+    is_held = is_closed or answer is Answer.SLOW_DOWN  # else the whole subscription rests as long
+    return Verdict(Outcome.RETRY, max(spread_ms, int(1000 * asked_s) if is_held else 0), is_used)

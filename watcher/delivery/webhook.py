@@ -55,9 +55,14 @@ _AGAIN_WITHIN_S = 1.0
 _TRANSPORT_ERRORS = (aiohttp.ClientError, OSError, ValueError)
 
 
-_GONE = 410
-_SLOW_DOWN = frozenset({429, 502, 503, 504})
-"""Statuses that speak for the whole receiver, not for the one event."""
+_ANSWERS = {
+    410: Answer.GONE,
+    429: Answer.SLOW_DOWN,
+    503: Answer.OVERLOADED,
+    **dict.fromkeys((502, 504), Answer.NO_ANSWER),
+    **dict.fromkeys((400, 409, 413, 415, 422), Answer.REJECTED),
+}
+"""What else than FAILED a status says: of a gateway, of the whole receiver, or of the one event."""
 
 
 _REDIRECTED = "redirects are not followed: write the place where it leads into the subscription's url"
@@ -68,12 +73,8 @@ def _fix_of(status: int) -> str:
 
 
 def answer_of(status: int) -> Answer:
-    """Translate a status. A redirect is never followed: it is a rejection."""
-    if 200 <= status < 300:
-        return Answer.DELIVERED
-    if status == _GONE:
-        return Answer.GONE
-    return Answer.SLOW_DOWN if status in _SLOW_DOWN else Answer.REJECTED
+    """Translate a status. A redirect is never followed: it is a failure."""
+    return Answer.DELIVERED if 200 <= status < 300 else _ANSWERS.get(status, Answer.FAILED)
 
 
 class WebhookTarget:
@@ -203,7 +204,7 @@ class WebhookSink:
             attempt = Attempt(Answer.FORBIDDEN, took_ms, error=f"{REFUSED}: {refusal}")
         elif type(error) is TimeoutError:
             what = "answer" if so_far.is_connected else "connection"
-            attempt = Attempt(Answer.NO_ANSWER, took_ms, error=f"no {what} within {self._deadline_s:g} s")
+            attempt = Attempt(Answer.OVERLOADED, took_ms, error=f"no {what} within {self._deadline_s:g} s")
         else:
             flaw = flaw_of(error, url)
             attempt = Attempt(Answer.NO_ANSWER, took_ms, error=flaw.words, fix=flaw.fix)

@@ -1,27 +1,28 @@
 """Circuit breakers: whether a receiver or a provider that fails is asked, when again, and how much at a time.
 
-Pure: times come in, and the rules are a table. A subscription's breaker is shared by all workers
+Pure: times come in, and the rules are tables. A subscription's breaker is shared by all workers
 (`store.queues` writes a decision of this module as one step); a provider's is one worker's own.
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from watcher.providers.contract import PERMANENT, Rejected
-from watcher.store.queues import Breaker
+from watcher.store.queues import WINDOW_MS, Breaker, Tally
 
 
 class State(Enum):
-    """What a breaker lets through: all, nothing for a while, one probe at a time, nothing until resumed."""
+    """What a breaker lets through: all, nothing for a while, a few probes, nothing until resumed."""
 
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half-open"
+    HELD = "held"
+    """Not open, but the receiver's 429 asked for a while without requests."""
     PAUSED = "paused"
 
 
@@ -30,49 +31,68 @@ class Answer(Enum):
 
     DELIVERED = "delivered"
     REJECTED = "rejected"
-    """It may be this one event."""
-    SLOW_DOWN = "slow down"
-    """The receiver is overloaded, or its gateway cannot reach it."""
+    """It speaks of the one event: other events may be taken."""
+    FAILED = "failed"
+    """The receiver answered that something is wrong, perhaps with this event."""
     NO_ANSWER = "no answer"
+    """Nothing answered, or a gateway did in its place."""
+    OVERLOADED = "overloaded"
+    """It has too much to do: it says so, or does not answer in time."""
+    SLOW_DOWN = "slow down"
+    """It takes fewer requests than it gets."""
     FORBIDDEN = "forbidden"
     """Our own policy forbids its address. Nothing was sent."""
     GONE = "gone"
     """The receiver says that it is not coming back: its owner has to act."""
 
 
-class Rule(NamedTuple):
-    """What a failure does to its subscription.
+Result = Literal["", "failed", "unavailable"]
+"""How an attempt that failed counts for the breaker; '': not at all."""
 
-    The breaker opens for `waits_ms` after the first failure in a row, the second, ..., then level. If it
-    `obeys_retry_after`, it opens for as long as the receiver asks for, if that is longer. If it `pauses`,
-    nothing is sent until an operator resumes the subscription.
-    """
-
-    waits_ms: tuple[int, ...] = (0,)
-    obeys_retry_after: bool = False
-    pauses: bool = False
-
-
-_BACK_OFF = Rule((1000, 2000, 5000, 10_000, 30_000, 60_000, 120_000, 300_000), obeys_retry_after=True)
-
-RULES: Mapping[Answer, Rule] = {
-    Answer.REJECTED: Rule(),
-    Answer.SLOW_DOWN: _BACK_OFF,
-    Answer.NO_ANSWER: _BACK_OFF,
-    # Our policy or its DNS must change first; looking every quarter of an hour finds that early enough.
-    Answer.FORBIDDEN: Rule((900_000,)),
-    Answer.GONE: Rule(pauses=True),
+RESULTS: Mapping[Answer, Result] = {
+    Answer.FAILED: "failed",
+    Answer.NO_ANSWER: "unavailable",
+    Answer.OVERLOADED: "unavailable",
 }
 
-HALF_OPEN_FROM = 3
-"""After so many failures in a row, or after it was open, one queue at a time goes out, over all workers,
-until one is delivered: no stampede."""
+RESTS_MS = (1000, 2000, 5000, 10_000, 30_000, 60_000, 120_000, 300_000)
+"""For how long a breaker is open: at first, after the first failed probe, ...; then level."""
+
+FORBIDDEN_MS = 900_000
+"""Our policy or its DNS must change first; looking every quarter of an hour finds that early enough."""
+
+LONGEST_RETRY_AFTER_MS = 86_400_000
+"""A receiver may ask for a day of silence; more would outlast the patience of its operator."""
+
+MANY = 20
+"""Of so many queues half must fail. Where fewer were tried, a row of failures is what opens a breaker."""
+
+ROW = 5
+
+LAST_PROBES = 5
+GOOD_PROBES = 3
+"""So many of the last probes must be delivered for a breaker to close."""
 
 PATIENCE = timedelta(days=5)
-"""A subscription that fails everything for so long is paused."""
+"""A subscription whose breaker was not closed for so long is paused."""
 
 REPORT_MS = 5_000
 """How long a worker that is to report a pause has for it; then any other worker reports it."""
+
+SAID_FROM_MS = 5_000
+"""A longer rest is a line of the log."""
+
+LEAST_PER_S = 0.2
+MOST_PER_S = 1000.0
+"""The bounds of a pace: slower than one attempt in 5 s it never is, and a faster one is none."""
+
+_SLOWER = 0.8
+_FASTER = 1.05  # each second
+_PACE_MS = 1000  # a pace is measured over so long, and not set anew before
+
+TURN_MS = 250
+"""Turns are taken so long ahead at most: so few attempts are still to come where a receiver asks for
+patience."""
 
 SHARED = 0.8
 """The last fifth of what a worker can bear is for healthy subscriptions that have nothing in flight: a
@@ -83,7 +103,6 @@ class Failure(NamedTuple):
     """What a failed attempt says of its subscription. `retry_after_ms`: what the receiver asks for."""
 
     reason: str
-    rule: Rule = Rule()
     retry_after_ms: int = 0
 
 
@@ -95,65 +114,168 @@ def state(breaker: Breaker | None, now_ms: float) -> State:
         return State.PAUSED
     if now_ms < breaker.open_until_ms:
         return State.OPEN
-    has_opened = breaker.open_until_ms > 0 or breaker.failures >= HALF_OPEN_FROM
-    return State.HALF_OPEN if has_opened else State.CLOSED
+    if now_ms < breaker.held_until_ms:
+        return State.HELD
+    return State.HALF_OPEN if breaker.since_ms else State.CLOSED
 
 
-def is_failing(breaker: Breaker | None) -> bool:
-    """Say whether at most one worker at a time may send to the subscription."""
-    return state(breaker, math.inf) is not State.CLOSED
+def is_closed(breaker: Breaker | None) -> bool:
+    """Say whether attempts are as many as concurrency and pace allow."""
+    return breaker is None or not (breaker.since_ms or breaker.paused_at_ms)
 
 
-def closed_at_ms(breaker: Breaker | None) -> float:
+def rests_until_ms(breaker: Breaker | None) -> float:
     """Say until when nothing is let through, as far as is known."""
     if breaker is None:
         return 0
-    return math.inf if breaker.paused_at_ms else breaker.open_until_ms
+    return math.inf if breaker.paused_at_ms else max(breaker.open_until_ms, breaker.held_until_ms)
 
 
 def is_better(new: Breaker | None, old: Breaker | None) -> bool:
     """Say whether more is let through than before, or sooner."""
-    return closed_at_ms(new) < closed_at_ms(old) or (is_failing(old) and not is_failing(new))
+    return rests_until_ms(new) < rests_until_ms(old) or (is_closed(new) and not is_closed(old))
 
 
-def failed(breaker: Breaker | None, now_ms: int, *, failure: Failure) -> Breaker:
-    """Note a failed attempt.
+def opens(tally: Tally) -> bool:
+    """Say whether what was counted opens a breaker that is closed.
 
-    One that ends while the breaker is open had begun before: thirty at the same moment count as one.
+    A queue that fails waits, and is one that failed at last for as long; one that delivers goes on at once
+    until it fails. So half of the queues may have failed where a third of the attempts does, and attempts
+    have a say, too: where more of them are taken than fail, the receiver is not down.
     """
-    before = breaker or Breaker(0, now_ms, 0, 0, "")
-    failures, rule = before.failures, failure.rule
-    wait_ms = failure.retry_after_ms if rule.obeys_retry_after else 0
-    if now_ms >= before.open_until_ms:
-        failures += 1
-        wait_ms = max(wait_ms, rule.waits_ms[min(failures, len(rule.waits_ms)) - 1])
-    open_until_ms = max(before.open_until_ms, now_ms + wait_ms if wait_ms else 0)
-    after = before._replace(failures=failures, open_until_ms=open_until_ms)
-    if before.paused_at_ms:
-        return after  # with the reason that it was paused for
-    after = after._replace(reason=failure.reason)
-    is_patient = timedelta(milliseconds=now_ms - before.since_ms) < PATIENCE
-    if is_patient and not rule.pauses:
-        return after
-    return after._replace(paused_at_ms=now_ms, report_from_ms=now_ms + REPORT_MS)
+    if tally.tried >= MANY:
+        return 2 * tally.failed >= tally.tried and tally.failed_lately >= tally.taken_lately
+    row = tally.row[-ROW:]
+    are_more = len({miss.account for miss in row}) > 1
+    return len(row) == ROW and (are_more or all(miss.is_unavailable for miss in row))
 
 
-def succeeded(breaker: Breaker | None, now_ms: int) -> Breaker | None:
-    """Note a delivery: it closes the breaker, unless the subscription is paused. One that is open stays so
-    until its time: the attempt had begun before, and a Retry-After is not taken back."""
-    if breaker is None or breaker.paused_at_ms:
+def counted(breaker: Breaker | None, now_ms: int, *, tally: Tally, failure: Failure) -> Breaker | None:
+    """Open a closed breaker if what was counted says so; not if it was closed after the count began."""
+    before = breaker or Breaker()
+    if not is_closed(breaker) or before.closed_at_ms > tally.from_ms or not opens(tally):
         return breaker
-    if now_ms < breaker.open_until_ms:
-        return breaker._replace(failures=0, since_ms=now_ms)
-    return None
+    return before._replace(
+        since_ms=now_ms, open_until_ms=now_ms + RESTS_MS[0], rests=1, reason=failure.reason
+    )
+
+
+def probed(
+    breaker: Breaker | None, now_ms: int, *, account: str, failure: Failure | None = None
+) -> Breaker | None:
+    """Note a probe that was delivered, or failed.
+
+    One that fails while the breaker is open again had begun before, as the one did that opened it: it
+    lengthens nothing.
+    """
+    if breaker is None or is_closed(breaker) or breaker.paused_at_ms:
+        return breaker
+    probes = (breaker.probes + ("0" if failure else "1"))[-LAST_PROBES:]
+    if probes.count("1") >= GOOD_PROBES:
+        return _closed(breaker, now_ms)
+    allowed = 1 if failure else 2 * breaker.allowed
+    after = breaker._replace(probes=probes, prober=account, allowed=allowed)
+    if failure is None or now_ms < breaker.open_until_ms:
+        return after
+    rests = 1 if "1" in probes else min(breaker.rests + 1, len(RESTS_MS))
+    rest_ms = max(RESTS_MS[rests - 1], min(failure.retry_after_ms, LONGEST_RETRY_AFTER_MS))
+    after = after._replace(rests=rests, open_until_ms=now_ms + rest_ms, reason=failure.reason)
+    is_patient = timedelta(milliseconds=now_ms - breaker.since_ms) < PATIENCE
+    return after if is_patient else _paused(after, now_ms)
+
+
+def idle(breaker: Breaker | None, now_ms: int) -> Breaker | None:
+    """Close a half-open breaker: nothing waits any more that could be a probe."""
+    if breaker is None or state(breaker, now_ms) is not State.HALF_OPEN:
+        return breaker
+    return _closed(breaker, now_ms)
+
+
+def _closed(breaker: Breaker, now_ms: int) -> Breaker:
+    return breaker._replace(
+        since_ms=0, open_until_ms=0, rests=0, probes="", prober="", allowed=1, closed_at_ms=now_ms
+    )
+
+
+def forbidden(breaker: Breaker | None, now_ms: int, *, failure: Failure) -> Breaker:
+    """Open for as long as it takes an operator to change a policy."""
+    before = breaker or Breaker()
+    if before.paused_at_ms or now_ms < before.open_until_ms:
+        return before
+    since_ms = before.since_ms or now_ms
+    after = before._replace(
+        since_ms=since_ms,
+        open_until_ms=now_ms + FORBIDDEN_MS,
+        rests=max(1, before.rests),
+        reason=failure.reason,
+    )
+    is_patient = timedelta(milliseconds=now_ms - since_ms) < PATIENCE
+    return after if is_patient else _paused(after, now_ms)
+
+
+def gone(breaker: Breaker | None, now_ms: int, *, failure: Failure) -> Breaker:
+    """Pause at once."""
+    before = breaker or Breaker()
+    if before.paused_at_ms:
+        return before
+    return _paused(before._replace(reason=failure.reason, since_ms=before.since_ms or now_ms), now_ms)
+
+
+def _paused(breaker: Breaker, now_ms: int) -> Breaker:
+    """Pause; the worker that does so reports it."""
+    return breaker._replace(paused_at_ms=now_ms, report_from_ms=now_ms + REPORT_MS)
+
+
+def limited(
+    breaker: Breaker | None, now_ms: int, *, failure: Failure, delivered_per_s: float
+) -> Breaker | None:
+    """Note that the receiver takes fewer requests than it gets: hold them for as long as it asks, and then
+    send somewhat slower than all workers together delivered before.
+
+    What else it refuses meanwhile was sent before the first refusal was known: it sets no pace.
+    """
+    before = breaker or Breaker()
+    if before.paused_at_ms:
+        return breaker
+    asked_ms = min(failure.retry_after_ms, LONGEST_RETRY_AFTER_MS)
+    held_until_ms = max(before.held_until_ms, now_ms + asked_ms if asked_ms else 0)
+    after = before._replace(held_until_ms=held_until_ms)
+    if is_closed(breaker):
+        after = after._replace(reason=failure.reason)
+    if now_ms >= before.held_until_ms and now_ms >= before.pace_at_ms + _PACE_MS:
+        pace = max(LEAST_PER_S, _SLOWER * delivered_per_s)
+        after = after._replace(pace_per_s=round(pace, 3), pace_at_ms=max(now_ms, held_until_ms))
+    return after
+
+
+def pace_per_s(breaker: Breaker | None, now_ms: float) -> float:
+    """Say how many attempts a second all workers together may begin; 0 where there is no such limit."""
+    if breaker is None or not breaker.pace_per_s:
+        return 0.0
+    seconds = min(max(0.0, now_ms - breaker.pace_at_ms) / 1000, 200.0)  # then it is past its bound
+    pace = breaker.pace_per_s * _FASTER**seconds
+    return pace if pace < MOST_PER_S else 0.0
+
+
+def tidied(breaker: Breaker | None, now_ms: int) -> Breaker | None:
+    """Forget a breaker of which nothing is left to be known: it is closed, and what it counts began since."""
+    is_over = breaker is None or (
+        is_closed(breaker)
+        and now_ms >= breaker.held_until_ms
+        and now_ms - breaker.closed_at_ms > WINDOW_MS
+        and not pace_per_s(breaker, now_ms)
+    )
+    return None if is_over else breaker
 
 
 def paused(breaker: Breaker | None, now_ms: int, *, reason: str) -> Breaker:
     """Pause by hand: any worker is to report it at once."""
-    before = breaker or Breaker(0, now_ms, 0, 0, "")
+    before = breaker or Breaker()
     if before.paused_at_ms:
         return before
-    return before._replace(paused_at_ms=now_ms, reason=reason, report_from_ms=now_ms)
+    return before._replace(
+        since_ms=before.since_ms or now_ms, paused_at_ms=now_ms, reason=reason, report_from_ms=now_ms
+    )
 
 
 def report_taken(breaker: Breaker | None, now_ms: int, *, paused_at_ms: int) -> Breaker | None:
@@ -171,47 +293,90 @@ def reported(breaker: Breaker | None, _: int, *, paused_at_ms: int) -> Breaker |
 
 
 def tried_again(breaker: Breaker | None, _: int, *, reasons: tuple[str, ...]) -> Breaker | None:
-    """End a breaker's wait if it opened for one of these reasons (how they begin). Failures count on, and a
-    pause stays."""
+    """End a breaker's rest if it opened for one of these reasons (how they begin). A pause stays."""
     if breaker is None or breaker.paused_at_ms or not breaker.reason.startswith(reasons):
         return breaker
     return breaker._replace(open_until_ms=0)
 
 
+class Recent:
+    """Counts what happened in the last second, as one worker sees it: a sliding window of two parts."""
+
+    __slots__ = ("_before", "_count", "_second")
+
+    def __init__(self) -> None:
+        self._second, self._count, self._before = 0, 0, 0
+
+    def add(self, now_ms: float) -> None:
+        self._turn(now_ms)
+        self._count += 1
+
+    def per_s(self, now_ms: float) -> float:
+        self._turn(now_ms)
+        return self._before * (1 - now_ms % 1000 / 1000) + self._count
+
+    def _turn(self, now_ms: float) -> None:
+        second = int(now_ms // 1000)
+        if second != self._second:
+            self._before = self._count if second == self._second + 1 else 0
+            self._second, self._count = second, 0
+
+
 class Concurrency:
     """How many attempts may be in flight at the same time: those of each subscription, and `most` of all.
 
-    A subscription starts with one, and each delivery earns it one more: at first it is not known which are
-    dead, and of one that comes back not how much it can bear.
+    A subscription starts with two. Each delivery earns it one more, and overload takes half of it away: at
+    first it is not known which are dead, nor how much a receiver can bear.
     """
+
+    _LEAST = 2
+    _HALVE_MS = 1000
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._earned: Counter[str] = Counter()
+        self._allowed: dict[str, int] = {}
+        self._halved_at_ms: dict[str, float] = {}
+        self._is_healthy: dict[str, bool] = {}
 
-    def delivered(self, name: str) -> None:
-        self._earned[name] += 1
+    def delivered(self, name: str, *, limit: int) -> None:
+        self._allowed[name] = min(self._allowed.get(name, self._LEAST) + 1, max(limit, self._LEAST))
+        self._is_healthy[name] = True
 
-    def opened(self, name: str) -> None:
-        """Let a subscription whose breaker opened start with one again."""
-        del self._earned[name]
+    def failed(self, name: str) -> None:
+        """Note that an attempt was not answered: the last fifth is not for its subscription."""
+        self._is_healthy[name] = False
+
+    def overloaded(self, name: str, now_ms: float) -> None:
+        """Halve it, once a second: thirty attempts that were in flight together are one overload."""
+        if now_ms - self._halved_at_ms.get(name, -math.inf) >= self._HALVE_MS:
+            self._halved_at_ms[name] = now_ms
+            self._allowed[name] = max(self._LEAST, self._allowed.get(name, 0) // 2)
 
     def room(
         self,
         name: str,
         *,
-        is_failing: bool,
+        probes: int | None,
         limit: int,
-        per_second: float | None,
+        per_second: float,
         in_flight: int,
         in_flight_of_all: int,
     ) -> int:
-        """Say how many more may start. `limit` and `per_second` are the subscription's own."""
-        allowed = 1 if is_failing else min(1 + self._earned[name], limit)
+        """Say how many more may start. `probes`: so many at most, where the breaker is half-open (None: it is
+        closed). `limit` is the subscription's own; `per_second` (0: none) its pace or its own rate."""
+        allowed = min(self._allowed.get(name, self._LEAST), limit)
+        if probes is not None:
+            allowed = min(allowed, probes)
+        wanted = allowed - in_flight
         if per_second:
-            allowed = min(allowed, max(1, int(per_second)))
-        bearable = int(self._most * SHARED) if is_failing or in_flight else self._most
-        return max(0, min(allowed - in_flight, bearable - in_flight_of_all))
+            wanted = min(wanted, math.ceil(per_second * TURN_MS / 1000))
+        shared = int(self._most * SHARED) - in_flight_of_all
+        if in_flight or probes is not None or not self._is_healthy.get(name, True):
+            return max(0, min(wanted, shared))
+        left = self._most - in_flight_of_all
+        if name not in self._is_healthy:
+            return max(0, min(wanted, max(shared, min(1, left))))
+        return max(0, min(wanted, left))
 
 
 OPEN_AFTER = 5

@@ -79,7 +79,8 @@ class Work(Protocol):
 class Neighbours:
     """What other workers of the namespace have, as `run.agreement` keeps it up to date.
 
-    `is_alone`: all of them run this configuration, so what it does not name no worker names. They deliver for
+    `is_alone`: all of them run this configuration, so what it does not name no worker names. `workers`: how
+    many there are, with this one. They deliver for
     the subscriptions that are `inactive` here, and poll the accounts that are `left`. Accounts that are
     `contested` another worker has elsewhere under the same name, or recently had; `may_poll(account, source,
     state_source)` says whether this worker, which polls `source`, may go on from a state that was read at
@@ -87,6 +88,7 @@ class Neighbours:
     """
 
     is_alone: bool = True
+    workers: int = 1
     inactive: frozenset[str] = frozenset()
     left: frozenset[str] = frozenset()
     contested: Container[str] = frozenset()

@@ -52,6 +52,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "ours": "about how many bytes are watcher's",
     "pause_in_ms": "how long until a subscription is paused that goes on failing",
     "pending_confirmation": "how many changes wait for their other half",
+    "per_second": "attempts that may begin in a second, over all workers",
     "persistence": "how Redis keeps its data: its appendfsync, aof, snapshots, none or hidden",
     "polls": "how many polls since the last heartbeat",
     "provider": "name of the provider",
@@ -313,11 +314,19 @@ EVENTS: Mapping[str, Line] = {
     ),
     "subscription.failing": Line(
         "warning",
-        "A subscription fails again and again; if it goes on so, it is paused.",
+        "A subscription's circuit breaker opened, or stays open for longer; if it goes on so, it is paused.",
         ("subscription", "reason", "next_ms", "pause_in_ms", *_LASTS),
     ),
     "subscription.recovered": Line(
-        "info", "A subscription that was failing takes events again.", ("subscription", "duration_ms")
+        "info",
+        "A subscription's circuit breaker closed: it takes events again.",
+        ("subscription", "duration_ms"),
+    ),
+    "subscription.rate_limited": Line(
+        "warning",
+        "A subscriber takes fewer requests than it gets. Nothing is sent for as long as it asks (`next_ms`), "
+        "then so many attempts a second over all workers, and more with each second.",
+        ("subscription", "reason", "per_second", "next_ms"),
     ),
     "subscription.paused": Line(
         "warning",

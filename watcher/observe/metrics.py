@@ -19,6 +19,7 @@ from prometheus_client.metrics_core import (
 )
 
 from watcher import __version__
+from watcher.engine.breaker import is_closed
 from watcher.observe.counters import LAG_BOUNDS_S, POLL_BOUNDS_S, buckets
 from watcher.observe.listener import Answer, Route
 from watcher.observe.views import Overview, OverviewReader
@@ -274,7 +275,9 @@ def _of_store(settings: Settings, seen: Overview) -> _Samples:
         "watcher_oldest_undelivered_seconds": [
             ((name,), _age_s(found.oldest_sequence, seen.now_ms)) for name, found in waiting.items()
         ],
-        "watcher_subscription_failing": [((name,), float(name in breakers)) for name in waiting],
+        "watcher_subscription_failing": [
+            ((name,), float(not is_closed(breakers.get(name)))) for name in waiting
+        ],
         "watcher_subscription_paused": [
             ((name,), float(name in breakers and breakers[name].paused_at_ms > 0)) for name in waiting
         ],

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from yarl import URL
 
 from watcher.amounts import Conversions
+from watcher.engine.breaker import pace_per_s, rests_until_ms, state
 from watcher.journal.account import Entry
 from watcher.journal.events import amounts_of, iso
 from watcher.journal.explain import in_atoms, in_text
@@ -315,6 +316,8 @@ def subscription_line(
     name: str, backlog: Backlog, breaker: Breaker | None, now_ms: int, *, is_configured: bool
 ) -> Line:
     oldest = backlog.oldest_sequence
+    is_paused = breaker is not None and breaker.paused_at_ms > 0
+    until_ms = 0 if is_paused else rests_until_ms(breaker)
     return {
         "kind": "subscription",
         "subscription": name,
@@ -324,9 +327,11 @@ def subscription_line(
         "retrying": backlog.retrying,
         "dead": backlog.dead,
         "oldest_s": None if oldest is None else max(0, now_ms - oldest) // 1000,
+        "breaker": state(breaker, now_ms).value,
         "failing_since": _time(breaker and breaker.since_ms),
         "paused_at": _time(breaker and breaker.paused_at_ms),
-        "backing_off_s": max(0, breaker.open_until_ms - now_ms) // 1000 if breaker else 0,
+        "backing_off_s": max(0, int(until_ms) - now_ms) // 1000,
+        "per_second": round(pace, 3) if (pace := pace_per_s(breaker, now_ms)) else None,
         "reason": breaker.reason if breaker else None,
     }
 

@@ -165,7 +165,8 @@ class Agreement:
             self._left_by = whose, left
         self._differences = [*differences.values()]
         neighbours = self.neighbours
-        neighbours.is_alone, neighbours.inactive = self._others.is_alone, frozenset(inactive)
+        neighbours.is_alone, neighbours.workers = self._others.is_alone, self._others.workers
+        neighbours.inactive = frozenset(inactive)
         neighbours.left = self._left_by[1]
         neighbours.contested = ChainMap(*(other.place.accounts for other in self._others.differing))
 

@@ -113,6 +113,7 @@ class Configured:
             now_ms=schedule.now_ms,
             alert=self._alert,
             most=share_out(len(settings.provider_by_name)).attempts,
+            workers=lambda: agreement.neighbours.workers,
         )
         self.report = PollReport(counters, is_rejected=self.polls.is_failing)
         self.poll_work = PollWork(self.polls)

@@ -98,6 +98,7 @@ class Others:
     ) -> None:
         self.own = Fingerprint({}, {}, {})
         self.is_alone = True
+        self.workers = 1
         self._present = present
         self._configurations = configurations
         self._now_ms = now_ms
@@ -145,6 +146,7 @@ class Others:
                     unreadable.add(digest)
         # No await from here on: a reload that looks at the same time must find every worker that is there.
         self.is_alone = all(one.configuration == self.own.digest for one in there)
+        self.workers = 1 + len(there)
         for other in self._by_worker.values():
             other.is_there = False
         for one in there:

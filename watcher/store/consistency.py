@@ -25,10 +25,10 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _SHARD = r"\{(?P<shard>[0-9]|1[0-5])\}"
 _OURS = re.compile(
     rf"""(meta|breakers|workers|watch|marks|mover|keeper)
-    |(configuration|waiting|probe|rate|rate:subscription|names):{_NAME}
+    |(configuration|waiting|probes|rate|rate:subscription|names):{_NAME}
     |{_SHARD}:(
         due:(polls|queues)|removed|events|bodies|sizes|backlogs|given_up|layout|nothing|trial:{_NAME}
-        |(schedule:polls|schedule:queues|failing|retries|dead_letters|attempts):{_NAME}
+        |(schedule:polls|schedule:queues|failing|retries|results|row|dead_letters|attempts):{_NAME}
         |(account|queued|queue:(?P<subscription>{_NAME})):(?P<account>{_NAME})
     )""",
     re.VERBOSE,

@@ -56,7 +56,7 @@ class Keys:
         return f"{self.namespace}:marks"
 
     def keeper(self) -> str:
-        """STRING, expires: which worker keeps backlogs and memory within their bounds. Written by probe."""
+        """STRING, expires: which worker keeps backlogs and memory within their bounds. By take_lease."""
         return f"{self.namespace}:keeper"
 
     def rate(self, provider: str) -> str:
@@ -64,12 +64,13 @@ class Keys:
         return f"{self.namespace}:rate:{provider}"
 
     def subscription_rate(self, subscription: str) -> str:
-        """STRING, expires: when a subscription's next attempt may start, in ms. Written by take_turns."""
+        """STRING, expires: when a subscription's next attempt may start, how many were delivered this second
+        and the one before, and until when turns are held. Written by take_turn."""
         return f"{self.namespace}:rate:subscription:{subscription}"
 
-    def probe(self, subscription: str) -> str:
-        """STRING, expires: which worker probes a half-open subscription. Written by probe."""
-        return f"{self.namespace}:probe:{subscription}"
+    def probes(self, subscription: str) -> str:
+        """ZSET, expires: probes of a half-open subscription -> when their leases end, in ms. By probe."""
+        return f"{self.namespace}:probes:{subscription}"
 
     def layout(self, shard: int) -> str:
         """HASH, permanent: how far the last move of this shard came: turn, step, done, counts of what was
@@ -146,6 +147,17 @@ class Keys:
         """HASH, permanent: account -> `count delivery` of the failed attempts of its queue's head. By
         settle."""
         return self._tagged(shard, "retries", subscription)
+
+    def results(self, shard: int, subscription: str) -> str:
+        """ZSET, expires: account -> when its queue's last attempt ended, in ms; of a failed one 10^15 more.
+        '' -> 0 stands for a shard where all is well. By settle and tally."""
+        return self._tagged(shard, "results", subscription)
+
+    def row(self, shard: int, subscription: str) -> str:
+        """STRING, expires: when a delivery was last taken (ms), a second, how many attempts were taken and
+        failed in it, and in the one before; then, a line each, `ms kind account` of the failures since, five
+        at most. Written by settle."""
+        return self._tagged(shard, "row", subscription)
 
     def dead(self, shard: int, subscription: str) -> str:
         """STREAM, trimmed: dead letters: account, reason, delivery (as it was queued). By settle, give_up

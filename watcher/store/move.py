@@ -32,7 +32,14 @@ from watcher.store.keys import SHARDS, Keys, OldKeys, read_count, shard_of
 from watcher.store.layout import LAYOUT, LEASE_MS, Layout, Numbers, in_the_way, read_meta
 from watcher.store.members import Workers, provider_names
 from watcher.store.pipe import Pipe, in_parts, load_script
+from watcher.store.queues import Breaker, dump_breaker, load_breaker
 from watcher.store.state import BadState, Names, dump_body, dump_state, load_hash
+
+_OLD_BREAKER = re.compile(
+    rb"([0-9]{1,14}) ([0-9]{1,14}) ([0-9]{1,14}) ([0-9]{1,14})(?:!([0-9]{1,14}))? (.*)", re.DOTALL
+)
+_OLD_HALF_OPEN_FROM = 3
+"""Failures in a row, from which on version 0.1 sends to a subscription one at a time."""
 
 _TAKE_SHARD = load_script("take_shard")
 _MOVE = load_script("move")
@@ -148,6 +155,29 @@ def event_of(content: bytes) -> tuple[bytes, bytes] | None:
     return f"{event_id} {sequence}".encode(), b"%b\n%b" % (type_.encode(), content[:-1])
 
 
+def breaker_up(text: bytes) -> bytes:
+    """Convert a breaker of layout 1; b"" for one that cannot be read."""
+    if not (found := _OLD_BREAKER.fullmatch(text)):
+        return b""
+    failures, since_ms, open_until_ms, paused_at_ms, report_from_ms = (
+        int(digits or 0) for digits in found.groups()[:5]
+    )
+    breaker = Breaker(paused_at_ms, report_from_ms, found[6].decode("utf-8", "replace"))
+    if failures >= _OLD_HALF_OPEN_FROM or open_until_ms or paused_at_ms:
+        breaker = breaker._replace(since_ms=since_ms, open_until_ms=open_until_ms, rests=1)
+    return dump_breaker(breaker)
+
+
+def breaker_down(text: bytes) -> bytes:
+    """Convert a breaker of layout 2; b"" for one that is closed, or cannot be read."""
+    breaker = load_breaker(text)
+    if breaker is None or not (breaker.since_ms or breaker.paused_at_ms):
+        return b""
+    report = f"!{breaker.report_from_ms}" if breaker.report_from_ms else ""
+    times = f"{breaker.since_ms} {breaker.open_until_ms} {breaker.paused_at_ms}{report}"
+    return f"{_OLD_HALF_OPEN_FROM} {times} {breaker.reason}".encode()
+
+
 class Mover:
     """One process that moves a store. `who` names it, differently from all others; `accounts` are those that
     are configured, by provider: their states are moved even where their schedule was lost.
@@ -236,8 +266,11 @@ class Mover:
         subscriptions = {*map(_text, chain(breakers[::2], marks[::2])), *self._subscriptions}
         # On a Cluster they lie apart from all other keys: they are copied, and no step can fence that.
         await self._keep_lease(at_once=True)
-        for part in in_parts(breakers, 2 * ENTRIES):
-            await self._pipe.command("HSET", target.breakers(), *part)
+        convert = breaker_up if is_up else breaker_down
+        converted = zip(breakers[::2], map(convert, breakers[1::2]), strict=True)
+        kept = [part for name, text in converted if text for part in (name, text)]
+        for some in in_parts(kept, 2 * ENTRIES):
+            await self._pipe.command("HSET", target.breakers(), *some)
         ways = []
         for shard in range(SHARDS):
             name, key = f"{numbers.turn} {self._who} ", self._keys.layout(shard)

@@ -6,11 +6,15 @@ what a failure does to a breaker: `delivery` and `engine.breaker` do, and this m
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import orjson
 
 from watcher.journal.events import Delivery, load_delivery
-from watcher.store.keys import SHARDS, Keys, read_count, shard_of
+from watcher.store.exceptions import PartOfCluster
+from watcher.store.keys import SHARDS, Keys, check_count, read_count, shard_of
 from watcher.store.pipe import Joint, Joints, Pipe, in_parts, load_script
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
 
@@ -51,6 +55,9 @@ _SETTLE = load_script("settle")
 _GIVE_UP = load_script("give_up")
 _PROBE = load_script("probe")
 _SET_BREAKER = load_script("set_breaker")
+_TAKE_LEASE = load_script("take_lease")
+_TAKE_TURN = load_script("take_turn")
+_TALLY = load_script("tally")
 
 
 class Begun(NamedTuple):
@@ -96,6 +103,8 @@ class Queues:
                     keys.sizes(shard),
                     keys.given_up(shard),
                     keys.backlogs(shard),
+                    keys.results(shard, name),
+                    keys.row(shard, name),
                 ),
                 (name, DEAD_PER_SUBSCRIPTION, bounds.dead, ATTEMPTS_PER_SUBSCRIPTION, bounds.attempts),
                 most=64,
@@ -158,15 +167,27 @@ class Queues:
         until: float,
         reason: str,
         record: bytes = b"",
+        result: str = "",
     ) -> tuple[Reply, int]:
-        """Move a head that was given up to the dead letters; returns as delivered does."""
-        return await self._settle(subscription, lease, head, "dead", until, reason, record)
+        """Move a head that was given up to the dead letters; returns as delivered does. `result`: how the
+        attempt counts for the breaker: failed, unavailable, or not at all; so it is in what follows."""
+        return await self._settle(subscription, lease, head, "dead", until, reason, record, result)
 
     async def retry(
-        self, subscription: str, lease: Lease, head: bytes, *, wait_ms: int, record: bytes = b""
+        self,
+        subscription: str,
+        lease: Lease,
+        head: bytes,
+        *,
+        wait_ms: int,
+        record: bytes = b"",
+        result: str = "",
+        is_used: bool = True,
     ) -> Reply:
-        """Try a head again later; its queue waits with it."""
-        return (await self._settle(subscription, lease, head, "retry", wait_ms, "", record))[0]
+        """Try a head again later; its queue waits with it. Unless it `is_used`, the attempt does not count
+        for the head."""
+        outcome = "retry" if is_used else "again"
+        return (await self._settle(subscription, lease, head, outcome, wait_ms, "", record, result))[0]
 
     async def give_up(self, subscription: str, account: str, head: bytes, *, reason: str) -> int | None:
         """Make a queue's head (`Delivery.entry`) a dead letter, whoever has the queue in hand; what is behind
@@ -210,14 +231,6 @@ class Queues:
             arguments += (delivery.entry, delivery.stored, letter)
         return int(await self._pipe.script(_ENQUEUE, keys, *arguments))
 
-    async def take_turn(self, subscription: str, *, per_second: float, within_ms: float) -> float:
-        """Reserve the start of an attempt over all workers; returns in how many ms it is.
-
-        Where that is more than `within_ms`, nothing is reserved.
-        """
-        key = self._keys.subscription_rate(subscription)
-        return await self._schedule.take_turns(key, 1, spacing_ms=1000 / per_second, within_ms=within_ms)
-
     def until(self, lease: Lease, for_ms: int) -> int:
         """Return a new deadline for our lease, never the one before: it identifies a repeated command."""
         deadline = self._schedule.now_ms() + for_ms
@@ -246,10 +259,11 @@ class Queues:
         ms: float,
         reason: str,
         record: bytes,
+        result: str = "",
     ) -> tuple[Reply, int]:
         joint = self._settles[shard_of(lease.member), subscription]
         queue = self._keys.queue(subscription, lease.member)
-        arguments = (*lease, head, outcome, ms, reason, record)
+        arguments = (*lease, head, outcome, ms, reason, record, result)
         reply, deadline = await self._pipe.step(joint, (queue,), *arguments)
         return Reply(reply), deadline
 
@@ -277,18 +291,62 @@ def read_tries(noted: bytes) -> tuple[int, bytes]:
         return 0, b""
 
 
-class Breaker(NamedTuple):
-    """A subscription that has failed, or is paused. Times in Unix ms of the server, 0 for never.
+WINDOW_MS = 10_000
+"""Of each queue its last result counts, if it is no older."""
 
-    `report_from_ms` is not 0 while a pause is unreported: from then on any worker is to report it.
+
+class Breaker(NamedTuple):
+    """What is known of a subscription that fails, is held, paced or paused. Times in Unix ms of the server, 0
+    for never. `engine.breaker` says what it means.
+
+    | field | what it says |
+    |---|---|
+    | paused_at_ms, report_from_ms | paused since; from then on any worker is to report it (0: done) |
+    | since_ms | when the breaker was last closed (0: it is) |
+    | open_until_ms, rests | open until then, at that place of the ladder of rests |
+    | probes, allowed, prober | the last five ("1": delivered), how many at a time, whose was the last |
+    | closed_at_ms | results up to then do not count |
+    | held_until_ms | the receiver asked for no attempts until then |
+    | pace_per_s, pace_at_ms | attempts a second at that time, over all workers (0: no limit) |
     """
 
-    failures: int
-    since_ms: int
-    open_until_ms: int
-    paused_at_ms: int
-    reason: str
+    paused_at_ms: int = 0
     report_from_ms: int = 0
+    reason: str = ""
+    since_ms: int = 0
+    open_until_ms: int = 0
+    rests: int = 0
+    probes: str = ""
+    allowed: int = 1
+    prober: str = ""
+    closed_at_ms: int = 0
+    held_until_ms: int = 0
+    pace_per_s: float = 0.0
+    pace_at_ms: int = 0
+
+
+class Miss(NamedTuple):
+    """A failed attempt of a queue, at a time in ms; `is_unavailable`: no answer, or a gateway's."""
+
+    at_ms: int
+    is_unavailable: bool
+    account: str
+
+
+class Tally(NamedTuple):
+    """What a subscription's queues say of it since `from_ms`.
+
+    How many were `tried`, and how many `failed` at last; how many attempts of all of them were `taken_lately`
+    and `failed_lately`, in this second and the one before; and the failures since the last delivery, of
+    which each shard keeps five.
+    """
+
+    from_ms: int
+    tried: int = 0
+    failed: int = 0
+    taken_lately: int = 0
+    failed_lately: int = 0
+    row: tuple[Miss, ...] = ()
 
 
 Decide = Callable[[Breaker | None, int], Breaker | None]
@@ -303,77 +361,158 @@ class Change(NamedTuple):
 
 
 class Breakers:
-    """The breakers of one namespace. Methods raise StoreError.
+    """The breakers of one namespace, and what they count. Methods raise StoreError.
 
-    Only those that are not closed, or have failed recently, are written down: every worker reads all of them
-    every second.
+    Only those of which there is something to know are written down: every worker reads all of them every
+    second.
     """
 
     def __init__(self, pipe: Pipe, keys: Keys) -> None:
         self._pipe = pipe
         self._key = keys.breakers()
         self._keys = keys
+        self.is_apart = pipe.is_cluster
+        """Whether a count takes a call for each shard: too many to make after each failure."""
 
     async def read(self) -> dict[str, Breaker]:
-        """Read all of them, by name; a subscription that has not failed is not among them."""
+        """Read all of them, by name; a subscription of which nothing is to be known is not among them."""
         pairs = await self._pipe.command("HGETALL", self._key)
         names = (name.decode("utf-8", "replace") for name in pairs[::2])
-        # One that is damaged is closed, but for its reason: the next attempt heals it.
-        damaged = Breaker(0, 0, 0, 0, "unreadable")
-        return {name: _parse(text) or damaged for name, text in zip(names, pairs[1::2], strict=True)}
+        # One that is damaged is closed, but for its reason: the next change heals it.
+        damaged = Breaker(reason="unreadable")
+        return {
+            name: load_breaker(text) or damaged for name, text in zip(names, pairs[1::2], strict=True) if text
+        }
 
     async def change(self, subscription: str, decide: Decide) -> Change:
         """Change one breaker as `decide` says, which is called again if another worker was faster."""
         text, now_ms, _ = await self._pipe.script(_SET_BREAKER, [self._key], subscription)
         while True:
-            before = _parse(text)
+            before = load_breaker(text)
             after = decide(before, now_ms)
-            if _dump(after) == text:
+            if dump_breaker(after) == text:
                 return Change(before, after)
-            arguments = subscription, text, _dump(after)
+            arguments = subscription, text, dump_breaker(after)
             text, now_ms, is_set = await self._pipe.script(_SET_BREAKER, [self._key], *arguments)
             if is_set:
                 return Change(before, after)
 
     async def resume(self, subscription: str) -> bool:
-        """Forget that a subscription failed or was paused; says whether there was anything to forget."""
-        return bool(await self._pipe.command("HDEL", self._key, subscription))
+        """Forget that a subscription failed, was held or paused; says whether there was something to
+        forget."""
+        keys = self._keys
+        counted = [name(shard, subscription) for name in (keys.results, keys.row) for shard in range(SHARDS)]
+        was_known = await self._pipe.command("HDEL", self._key, subscription)
+        forgotten = [*counted, keys.subscription_rate(subscription), keys.probes(subscription)]
+        await asyncio.gather(*(self._pipe.command("UNLINK", key) for key in forgotten))
+        return bool(was_known)
 
-    async def take_probe(self, subscription: str, worker: str, *, lease_ms: int) -> bool:
-        """Take the one probe of a half-open subscription; says whether `worker` has it."""
-        return await take_lease(self._pipe, self._keys.probe(subscription), worker, lease_ms=lease_ms)
+    async def tally(self, subscription: str, *, closed_at_ms: int) -> Tally:
+        """Count the results of a subscription's queues since its breaker was closed, within the window. From
+        now on every shard notes them, which it does not while all is well."""
+        keys = self._keys
+        parts = [
+            [keys.nothing(shard), keys.results(shard, subscription), keys.row(shard, subscription)]
+            for shard in range(SHARDS)
+        ]
+        if not self.is_apart:
+            try:
+                together = [key for part in parts for key in part]
+                found = [await self._pipe.script(_TALLY, together, closed_at_ms, WINDOW_MS)]
+                return _summed(found, closed_at_ms)
+            except PartOfCluster:  # behind a proxy that names it as one server: so from now on
+                self.is_apart = True
+        asked = (self._pipe.script(_TALLY, part, closed_at_ms, WINDOW_MS) for part in parts)
+        return _summed(await asyncio.gather(*asked), closed_at_ms)
 
-    async def leave_probe(self, subscription: str, worker: str) -> None:
-        """Give the probe to other workers, if `worker` has it."""
-        await take_lease(self._pipe, self._keys.probe(subscription), worker, lease_ms=0)
+    async def is_idle(self, subscription: str) -> bool:
+        """Say whether nothing waits for a subscription."""
+        keys = (self._keys.queues(shard, subscription) for shard in range(SHARDS))
+        asked = (self._pipe.command("ZCARD", key) for key in keys)
+        return all(count == 0 for count in await asyncio.gather(*asked, return_exceptions=True))
+
+    async def take_probes(
+        self, subscription: str, wanted: Sequence[str], *, at_most: int, lease_ms: int
+    ) -> list[str]:
+        """Take probes of a half-open subscription, of which `at_most` are out at the same time over all
+        workers; returns those of `wanted` (any names) that were taken."""
+        key = self._keys.probes(subscription)
+        taken = await self._pipe.script(_PROBE, [key], at_most, lease_ms, *wanted)
+        return [name.decode() for name in taken]
+
+    async def leave_probes(self, subscription: str, probes: Sequence[str]) -> None:
+        """Give probes to other queues and workers."""
+        await self._pipe.command("ZREM", self._keys.probes(subscription), *probes)
+
+    async def take_turn(
+        self, subscription: str, *, spacing_ms: float, within_ms: float, delivered: int = 0
+    ) -> float:
+        """Reserve the start of an attempt over all workers; returns in how many ms it is. Where that is more
+        than `within_ms`, nothing is reserved. `delivered`: how many this worker delivered since it last said
+        so."""
+        arguments = "turn", delivered, f"{spacing_ms:.3f}", f"{within_ms:.3f}"
+        key = self._keys.subscription_rate(subscription)
+        return float(await self._pipe.script(_TAKE_TURN, [key], *arguments))
+
+    async def hold_turns(self, subscription: str, *, for_ms: int, delivered: int = 0) -> float | None:
+        """Let no turn begin for so long; returns how many all workers delivered in the last second in which
+        turns were not held, None where nothing was counted yet."""
+        key = self._keys.subscription_rate(subscription)
+        found = float(await self._pipe.script(_TAKE_TURN, [key], "hold", delivered, for_ms))
+        return found if found >= 0 else None
 
 
 async def take_lease(pipe: Pipe, key: str, worker: str, *, lease_ms: int) -> bool:
     """Take a lease that one worker holds at a time, or keep it, on a full server too; says whether `worker`
     has it. With 0 ms it is given back."""
-    return bool(await pipe.script(_PROBE, [key], worker, lease_ms))
+    return bool(await pipe.script(_TAKE_LEASE, [key], worker, lease_ms))
 
 
-def _parse(text: bytes) -> Breaker | None:
+def _summed(found: Sequence[Sequence[Any]], closed_at_ms: int) -> Tally:
+    """Add up what shards counted. A failure counts in the row if no shard has a later success."""
+    from_ms, tried, failed, taken, missed, delivered_ms = 0, 0, 0, 0, 0, closed_at_ms
+    row: list[Miss] = []
+    for since_ms, now_ms, *counts in found:
+        from_ms = max(from_ms, since_ms)
+        for shard_tried, shard_failed, text in zip(counts[::3], counts[1::3], counts[2::3], strict=True):
+            tried, failed = tried + shard_tried, failed + shard_failed
+            figures, *misses = text.split(b"\n")
+            with suppress(ValueError):  # damaged, or there is none: as if nothing had failed there
+                last_ms, second, *lately = map(read_count, figures.split(b" "))
+                row += [_read_miss(miss) for miss in misses]
+                delivered_ms = max(delivered_ms, last_ms)
+                age_s = now_ms // 1000 - second
+                taken += sum(lately[::2][: 2 - age_s] if 0 <= age_s < 2 else ())
+                missed += sum(lately[1::2][: 2 - age_s] if 0 <= age_s < 2 else ())
+    in_a_row = sorted(miss for miss in row if miss.at_ms > delivered_ms)
+    return Tally(from_ms, tried, failed, taken, missed, tuple(in_a_row))
+
+
+def _read_miss(text: bytes) -> Miss:
+    at_ms, kind, account = text.split(b" ", 2)
+    return Miss(read_count(at_ms), kind == b"unavailable", account.decode())
+
+
+_MOST_RESTS = 100
+
+
+def load_breaker(text: bytes) -> Breaker | None:
     """Read a breaker; None for one that is damaged."""
     try:
-        failures, since, open_until, paused, reason = text.split(b" ", 4)
-        paused_at, _, report_from = paused.partition(b"!")
-        return Breaker(
-            read_count(failures),
-            read_count(since),
-            read_count(open_until),
-            read_count(paused_at),
-            reason.decode(),
-            read_count(report_from or b"0"),
-        )
-    except ValueError:
+        found = orjson.loads(text).items()
+        breaker = Breaker(**{name: value for name, value in found if name in Breaker._fields})
+        for value in (value for value in breaker if isinstance(value, int)):
+            check_count(value)
+    except (ValueError, TypeError, AttributeError):
         return None
+    is_whole = [*map(type, breaker)] == [*map(type, Breaker())]
+    return breaker if is_whole and breaker.allowed and breaker.rests < _MOST_RESTS else None
 
 
-def _dump(breaker: Breaker | None) -> bytes:
+def dump_breaker(breaker: Breaker | None) -> bytes:
+    """Write a breaker down: its fields but those that say nothing; b"" for one of which nothing is known."""
     if breaker is None:
         return b""
-    failures, since_ms, open_until_ms, paused_at_ms, reason, report_from_ms = breaker
-    report = f"!{report_from_ms}" if report_from_ms else ""
-    return f"{failures} {since_ms} {open_until_ms} {paused_at_ms}{report} {reason}".encode()
+    normal = Breaker()._asdict()
+    said = {name: value for name, value in breaker._asdict().items() if value != normal[name]}
+    return orjson.dumps(said) if said else b""

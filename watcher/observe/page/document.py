@@ -201,13 +201,11 @@ def _subscription(settings: Settings, name: str, overview: Overview, now_ms: int
     backlog = Backlog(queues=waiting.queues, dead=waiting.dead, oldest_sequence=waiting.oldest_sequence)
     line = subscription_line(name, backlog, breaker, now_ms, is_configured=True)
     del line["deliveries"], line["retrying"]  # counting them would mean to look into every queue
-    failures = breaker.failures if breaker else 0
-    is_so = (line["paused_at"], failures, line["backing_off_s"], True)
+    is_so = (line["paused_at"], line["failing_since"], line["backing_off_s"], True)
     return {
         **line,
         "reason": _said(line["reason"]),
         "state": next(state for state, applies in zip(_STATES, is_so, strict=True) if applies),
-        "failures": failures,
         "place": place_of(settings, name),
     }
 

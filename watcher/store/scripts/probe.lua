@@ -1,9 +1,26 @@
--- Take, keep or give back what one worker has at a time: the probe of a half-open subscription, the keeper's lease.
--- KEYS    1 probe   (deleted first: a full server still drains)
--- ARGV    1 worker   2 how long it keeps the probe, in ms (0: give it back)
--- returns 1 if the worker has the probe (or it is free again), 0 if another worker has it
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return 0 end
-redis.call('DEL', KEYS[1])
-if ARGV[2] ~= '0' then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
-return 1
+-- Take probes of a half-open subscription: attempts that may be out at the same time, over all workers.
+-- KEYS    1 probes (probe -> when its lease ends, in ms)
+-- ARGV    1 probes at a time, at most   2 lease ms   3.. names of probes to take, if there is room
+-- returns the names that are taken: those of a repeat, too
+local probes, most, lease_ms = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local left = most - redis.call('ZCOUNT', probes, string.format('(%d', now), '+inf')
+local taken, ends = {}, {}
+for i = 3, #ARGV do
+  local until_ms = tonumber(redis.call('ZSCORE', probes, ARGV[i]) or 0)
+  if until_ms > now then
+    taken[#taken + 1] = ARGV[i]
+  elseif left > 0 then
+    left = left - 1
+    taken[#taken + 1] = ARGV[i]
+    ends[#ends + 1] = string.format('%d', now + lease_ms)
+    ends[#ends + 1] = ARGV[i]
+  end
+end
+redis.call('ZREMRANGEBYSCORE', probes, '-inf', string.format('%d', now)) -- first: a full server still drains
+if ends[1] then
+  redis.call('ZADD', probes, unpack(ends))
+  redis.call('PEXPIRE', probes, 2 * lease_ms)
+end
+return taken

@@ -26,6 +26,8 @@ local trials = {
     {'ZMSCORE', redis.pcall('ZMSCORE', KEYS[3], 'member')},
     {'ZSCORE', redis.pcall('ZSCORE', KEYS[3], 'member')},
     {'ZREM', redis.pcall('ZREM', KEYS[3], 'member')},
+    {'ZREMRANGEBYSCORE', redis.pcall('ZREMRANGEBYSCORE', KEYS[3], 0, 1)},
+    {'PEXPIRE', redis.pcall('PEXPIRE', KEYS[3], 1000)},
     {'XADD', redis.pcall('XADD', KEYS[4], '1-1', 'field', '1')},
     {'XLEN', redis.pcall('XLEN', KEYS[4])},
     {'XRANGE', redis.pcall('XRANGE', KEYS[4], '-', '+')},
