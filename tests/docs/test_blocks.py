@@ -180,7 +180,10 @@ def acts(block: Block, folder: Path) -> None:
         with reader.running("watcher run", until='"delivery.dead"') as log:
             dead = re.findall(r'"delivery.dead".*"event_id":"(\w+)"', log.read_text())[0]
             with reader.running(receive, until="listening") as heard:
-                told = reader.run(block.text)
+                (give_up,) = (line for line in block.text.splitlines() if "give-up ID" in line)
+                refused = reader.run(give_up.replace("ID", dead, 1))
+                assert (refused.returncode, dead in refused.stderr) == (1, True), "it waits nowhere any more"
+                told = reader.run(block.text.replace(give_up, ""))
                 assert told.returncode == 0, told.stderr
                 for words in ("ops: answered 200", f"http://127.0.0.1:{port}", dead, "queued again"):
                     assert words in told.stdout
