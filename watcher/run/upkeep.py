@@ -201,8 +201,8 @@ class Upkeep:
         for relief in kept.reliefs:
             log.warning(
                 "store.relieved",
-                used=relief.used,
-                limit=relief.limit,
+                used_bytes=relief.used,
+                limit_bytes=relief.limit,
                 records=relief.entries["log"],
                 attempts=relief.entries["attempts"],
                 dead_letters=relief.entries["dead"],
@@ -215,8 +215,13 @@ class Upkeep:
         short, now = [relief for relief in kept.reliefs if relief.ours is not None], time.monotonic()
         for relief in short:
             if streak := self._shortage.struck("memory", now):
-                used, limit, ours = relief.used, relief.limit, relief.ours
-                log.error("store.full", used=used, limit=limit, ours=ours, **streak._asdict())
+                log.error(
+                    "store.full",
+                    used_bytes=relief.used,
+                    limit_bytes=relief.limit,
+                    our_bytes=relief.ours,
+                    **streak._asdict(),
+                )
         if not short:
             self._shortage.over("memory", now)
 
