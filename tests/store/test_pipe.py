@@ -58,7 +58,7 @@ def test_commits_to_many_queues_go_apart() -> None:
     joint = Joint(load_script("commit"), ("polls",))
 
     async def sizes(queues: int) -> list[int]:
-        keys = [tuple(f"{step} {number}" for number in range(1 + 3 * queues)) for step in range(3)]
+        keys = [tuple(f"{step} {number}" for number in range(1 + 2 * queues)) for step in range(3)]
         return [len(packet.calls) for packet in packed([Call((), joint=joint, keys=some) for some in keys])]
 
     assert asyncio.run(sizes(2000)) == [1, 1, 1]

@@ -99,7 +99,7 @@ METRICS: Mapping[str, Meaning] = {
     "watcher_store_guarantee": Meaning(
         "gauge",
         "Always 1; the labels are how Redis keeps what it was given, and its maxmemory-policy. Read twice a "
-        "minute, and at each new connection.",
+        "minute, and at each new connection. Missing while Redis is refused.",
         ("persistence", "eviction"),
     ),
     "watcher_store_refused": Meaning(
@@ -208,7 +208,7 @@ class Metrics:
 def _of_worker(worker: Worker) -> _Samples:
     settings, counters, liveness = worker.settings, worker.counters, worker.liveness
     health = worker.opened.health if worker.opened else None
-    found = health.guarantee if health else None
+    found = health.guarantee if health and not health.refusal else None
     providers, subscriptions = settings.provider_by_name, settings.subscription_by_name
     accounts = dict.fromkeys(providers, 0)
     for account in settings.account_by_name.values():
