@@ -21,6 +21,9 @@ from watcher.durations import parse_duration as parse_duration
 
 TextT = TypeVar("TextT", str, SecretStr)
 
+_LEAST_MB = 16
+"""An empty server takes two, and its scripts one."""
+
 _NO_BASE_URL = (
     "not a base URL: http:// or https://, a host, perhaps a port and a path; "
     "no user, password, query or fragment"
@@ -95,9 +98,21 @@ def _amount(value: object) -> str:
     return amounts.from_decimal(str(value) if type(value) is int else value)
 
 
+def _size(text: str) -> str:
+    """Take a size as the server reads it, in either case: 1 MB are 2 ** 20 bytes."""
+    match = re.fullmatch(r"(?ia)([1-9][0-9]{0,5})([MG])B", text)
+    if not match or (match[2] in "mM" and int(match[1]) < _LEAST_MB):
+        raise ValueError(
+            f'not a size: write a whole number and a unit, such as "512MB" or "2GB"; {_LEAST_MB}MB at least'
+        )
+    return text
+
+
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 Amount = Annotated[str, BeforeValidator(_amount)]
+
+Size = Annotated[str, AfterValidator(_size)]
 
 # A host or an address, a port, a path: no userinfo, query or fragment, which would travel with every
 # request and show up in logs.

@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from watcher import amounts
-from watcher.fields import Amount, ApiKey, BaseUrl, Duration, Name, Network, in_ascii, parse_duration
+from watcher.fields import Amount, ApiKey, BaseUrl, Duration, Name, Network, Size, in_ascii, parse_duration
 
 CHANGE_EVENTS = (
     "deposit.pending",
@@ -114,6 +114,7 @@ class RedisSettings(Section):
     )
     namespace: Name = Field("watcher", description="prefix of every key")
     data_dir: Path = Field(Path(".watcher"), description="embedded only: where its state survives a restart")
+    max_memory: Size = Field("1GB", description="embedded only: what its server may take; see deploy/")
 
     @field_validator("data_dir", mode="before")
     @classmethod

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from watcher.commands.check import command
+from watcher.settings import DEFAULT_RETRIES
 
 GOOD = """\
 [providers.loopring]
@@ -91,7 +92,12 @@ def test_json_gives_one_object_a_line(path: Path) -> None:
 
 def test_show_prints_what_is_in_effect_as_toml(path: Path) -> None:
     shown = tomllib.loads(check(path, GOOD, "--show").stdout)
-    assert shown["redis"] == {"url": "embedded", "namespace": "watcher", "data_dir": ".watcher"}
+    assert shown["redis"] == {
+        "url": "embedded",
+        "namespace": "watcher",
+        "data_dir": ".watcher",
+        "max_memory": "1GB",
+    }
     assert shown["providers"]["loopring"]["api_key"] == "***"
     assert shown["providers"]["loop.two"]["base_url"] == "https://api3.loopring.io"
     assert shown["accounts"] == [
@@ -107,7 +113,7 @@ def test_show_prints_what_is_in_effect_as_toml(path: Path) -> None:
     assert subscription["url"] == "https://ops.example.com:8443/***"
     assert subscription["secrets"] == ["***"]
     assert subscription["headers"] == {"x-team": "***"}
-    assert subscription["retries"] == ["0s", "5s", "5m", "30m", "2h", "5h", "10h", "14h", "20h", "24h"]
+    assert subscription["retries"] == [*DEFAULT_RETRIES]
     assert subscription["thresholds"] == [{"asset": "LRC", "field": "total", "below": "10"}]
     assert json.loads(check(path, GOOD, "--show", "--json").stdout.splitlines()[-1]) == shown
 

@@ -5,7 +5,7 @@ import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from watcher import settings
-from watcher.fields import Amount, BaseUrl, Name, Network, parse_duration
+from watcher.fields import Amount, BaseUrl, Name, Network, Size, parse_duration
 from watcher.providers.contract import PLACE_BY_KIND, provider_class
 from watcher.settings import AccountSettings, LogSettings, ProviderSettings, Settings
 
@@ -43,6 +43,19 @@ def is_valid(kind: Any, value: object) -> bool:
     except ValidationError:
         return False
     return True
+
+
+@pytest.mark.parametrize("size", ["16MB", "24mb", "999999MB", "1GB", "2gb"])
+def test_a_size_is_a_number_and_a_unit(size: str) -> None:
+    assert is_valid(Size, size)
+
+
+@pytest.mark.parametrize(
+    "size",
+    ["15MB", "0GB", "1", "1G", "1 GB", "1.5GB", "-1GB", "1000000MB", "1KB", "", "1GB\n", "1٥MB", 5, None],
+)
+def test_anything_else_is_no_size(size: object) -> None:
+    assert not is_valid(Size, size)
 
 
 @pytest.mark.parametrize("name", ["a", "A.b-c_d", "0", "x" * 64])

@@ -89,6 +89,23 @@ async def test_a_server_takes_no_more_than_the_formula_says_for_all_together(ser
     assert 0.7 * planned < taken - sum(logs) < 1.6 * planned
 
 
+def test_the_worked_example_is_what_the_formula_makes() -> None:
+    accounts, assets, subscriptions = figures(
+        r"For ([\d,]+) accounts of (\d+) assets and (\d+) subscriptions"
+    )
+    per_second, hours, events = figures(r"with (\d+) events a second .*? \((\d+) hours, ([\d,]+) events\)")
+    assert events == per_second * 3600 * hours
+    (backlog,) = re.findall(r"`max_backlog = ([\d_]+)` for that receiver", TEXT)
+    assert int(backlog) > events
+    parts = (
+        accounts * (ACCOUNT + assets * ASSET),
+        accounts * subscriptions * LAST,
+        events * (EVENT + DELIVERY),
+    )
+    said = "({:.1f} MB + {:.1f} MB + {:,.0f} MB)".format(*(part / 1e6 for part in parts))
+    assert f"1.6 × {said} = {int(1.6 * sum(parts) / 1e7) / 100} GB, so `maxmemory 2gb`" in TEXT
+
+
 def test_the_bounds_are_those_of_the_code() -> None:
     log, dead, attempts = (SHARDS * bound >> 20 for bound in Bounds())
     assert f"{log} MiB for the log (" in TEXT

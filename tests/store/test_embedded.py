@@ -121,6 +121,7 @@ async def test_state_survives_a_restart(data_dir: Path) -> None:
 
 async def test_the_server_keeps_an_append_only_file_evicts_nothing_and_has_no_port(data_dir: Path) -> None:
     settings = {
+        "maxmemory": str(24 << 20),
         "appendonly": "yes",
         "appendfsync": "everysec",
         "aof-use-rdb-preamble": "no",
@@ -128,7 +129,7 @@ async def test_the_server_keeps_an_append_only_file_evicts_nothing_and_has_no_po
         "maxmemory-policy": "noeviction",
         "port": "0",
     }
-    async with Embedded(data_dir) as server, connect(server.url) as client:
+    async with Embedded(data_dir, "24MB") as server, connect(server.url) as client:
         assert {name: (await client.config_get(name))[name] for name in settings} == settings
 
 

@@ -106,8 +106,8 @@ def read_settings(document: Entry, environment: Environment, findings: Findings)
     )
 
 
-_VITAL = ("url", "namespace", "data_dir")
-"""The keys of [redis] that say where the state lies."""
+_VITAL = ("url", "namespace", "data_dir", "max_memory")
+"""The keys of [redis]: with a mistake in one of them it is not known where the state lies."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,8 +125,11 @@ class Embedded:
     leaves last stops it. A worker that is killed leaves it running, and the next one finds it.
     """
 
-    def __init__(self, data_dir: Path, *, find: Callable[[], Engine] = find_engine) -> None:
+    def __init__(
+        self, data_dir: Path, max_memory: str = "1GB", *, find: Callable[[], Engine] = find_engine
+    ) -> None:
         self.data_dir = Path(os.path.abspath(data_dir))
+        self._max_memory = max_memory
         self._find = find
         self._users = -1
         self._shortcut: Path | None = None
@@ -192,7 +195,7 @@ class Embedded:
         with _usable(self.data_dir), _opened(self.data_dir / "lock") as lock:
             is_ours = _flock(lock, fcntl.LOCK_EX)
             if is_ours:
-                start(self._find(), self.data_dir, lock)
+                start(self._find(), self.data_dir, lock, self._max_memory)
             return is_ours
 
     def _mend(self) -> bool:
@@ -347,8 +350,8 @@ def _make_private(data_dir: Path) -> None:
         ) from error
 
 
-def start(engine: Engine, data_dir: Path, lock: int) -> None:
-    """Start the engine as a daemon that holds the descriptor `lock` until it ends.
+def start(engine: Engine, data_dir: Path, lock: int, max_memory: str) -> None:
+    """Start the engine as a daemon that holds the descriptor `lock` until it ends, and may take `max_memory`.
 
     It has a session of its own, from its first moment: no Ctrl-C and no end of this process reaches it. Nor
     do SIGTERM and SIGINT: a supervisor that sends them to all processes of a service must not take the store
@@ -366,7 +369,7 @@ def start(engine: Engine, data_dir: Path, lock: int) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     try:
         done = subprocess.run(  # noqa: S603 - find_engine chose it
-            (str(engine.binary), *_FLAGS),
+            (str(engine.binary), *_FLAGS, "--maxmemory", max_memory),
             cwd=data_dir,
             env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
             pass_fds=(lock,),

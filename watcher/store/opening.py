@@ -145,7 +145,7 @@ async def open_store(settings: RedisSettings) -> AsyncIterator[OpenStore]:
     async with AsyncExitStack() as stack:
         url, fix = settings.url.get_secret_value(), None
         if url == "embedded":
-            server = await stack.enter_async_context(Embedded(settings.data_dir))
+            server = await stack.enter_async_context(Embedded(settings.data_dir, settings.max_memory))
             url, fix = server.url, server.ensure
         check_address(url)
         found = several(url)
