@@ -221,6 +221,9 @@ def test_an_account_whose_listing_is_suddenly_empty_shows_what_it_held_and_that_
     )
     assert (eth["asset"], eth["total"], eth["suspect"]) == ("ETH", "0", None)
     assert (lrc["asset"], lrc["total"], lrc["suspect"]["total"]) == ("LRC", "100", "0")
+    assert (
+        run("balances", "treasury").lines[2].split("  ")[-1].startswith("suspect: total 0; the listing names")
+    )
     (line,) = [line for line in run("status", "--json").objects if line.get("account") == "treasury"]
     assert "suspect" in line["problems"]
     assert re.match(r"lists nothing since 20\S+Z: it must do so for a minute to count", line["reason"])

@@ -79,7 +79,9 @@ async def _rows(reader: "Reader", settings: "Settings", names: Sequence[str]) ->
             rows.append({**owner, "note": seen.damage or "not read yet"})
         else:
             age_s = max(0, now_ms - state.polled_at_ms) // 1000
-            read = {"polled_at": iso(state.polled_at_ms), "age_s": age_s}
+            read: _Row = {"polled_at": iso(state.polled_at_ms), "age_s": age_s}
+            if state.emptiness:
+                read["note"] = f"the listing names nothing since {iso(state.emptiness.since_ms)}"
             lines = [balance_line(entry) for entry in state.suspected.values()]
             rows += [{**owner, **line, **read} for line in lines or [{"note": "holds nothing"}]]
         if len(rows) >= _ROWS_AT_ONCE:
