@@ -98,8 +98,8 @@ METRICS: Mapping[str, Meaning] = {
     "watcher_accounts": Meaning("gauge", "Accounts of the configuration in force.", ("provider",)),
     "watcher_store_guarantee": Meaning(
         "gauge",
-        "Always 1; the labels are how Redis keeps what it was given, and its maxmemory-policy. Read twice a "
-        "minute, and at each new connection. Missing while Redis is refused.",
+        "Always 1; the labels are how Redis keeps what it was given, and its maxmemory-policy; missing while "
+        "it is refused.",
         ("persistence", "eviction"),
     ),
     "watcher_store_refused": Meaning(
