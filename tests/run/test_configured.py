@@ -100,6 +100,23 @@ async def test_all_workers_choose_the_same_account_to_probe_a_provider_by(bench:
     assert bench.poller().probe_account == ""
 
 
+async def test_an_account_that_a_reload_brings_is_looked_at_for_staleness_once_it_had_time_to_be_polled(
+    bench: Bench,
+) -> None:
+    """Its state may be old: an account may be put back after minutes, or polled more often from now on."""
+    whole = [an_account("a"), an_account("b")]
+    await bench.follow(some(*whole))
+    watch, patience_ms = bench.configured.poll_work.by_provider["loopring"].watch, 3 * MINUTE_MS
+    now_ms = await bench.store.now_ms()
+    for one in watch.due(now_ms, 9):  # both, as their workers may have been away for long
+        watch.again(one, now_ms + 60 * MINUTE_MS)
+    await bench.follow(some(whole[0]))
+    await bench.follow(some(*whole))
+    assert watch.due(now_ms + patience_ms, 9) == []
+    (later,) = watch.due(now_ms + patience_ms + MINUTE_MS, 9)
+    assert later.account == "b"
+
+
 async def test_a_lease_is_as_long_as_the_longest_poll_of_a_provider(bench: Bench) -> None:
     long = metakeep_account(*(f"0x{number:040x}" for number in range(1000)))
     short = long.model_copy(update={"name": "bob", "currencies": long.currencies[:1]})

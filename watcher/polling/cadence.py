@@ -112,11 +112,11 @@ class Watch:
         self._heap: list[Watched] = []
         self._first_seen_ms: dict[str, int] = {}
 
-    def follow(self, account: str, now_ms: int) -> None:
-        """Look at an account from now on, if it is a new one."""
+    def follow(self, account: str, now_ms: int, *, in_ms: int = 0) -> None:
+        """Look at an account from then on, if it is a new one."""
         if account not in self._first_seen_ms:
             self._first_seen_ms[account] = now_ms
-            self.again(Watched(now_ms, now_ms, account))
+            self.again(Watched(now_ms + in_ms, now_ms, account))
 
     def forget(self, account: str) -> None:
         self._first_seen_ms.pop(account, None)

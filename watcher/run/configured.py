@@ -211,8 +211,9 @@ class Configured:
                 polls.watch.forget(name)
             elif accounts[name].interval != before[name].interval:
                 polls.watch.forget(name)  # it is looked at anew
-        async for name in _slowly(accounts):
-            polls.watch.follow(name, now_ms)
+        async for account in _slowly(accounts.values()):
+            # What a reload brings is polled first: its state may be old, as of an account that was put back.
+            polls.watch.follow(account.name, now_ms, in_ms=poller.patience_ms(account) if before else 0)
         poller.needed_per_second = needed
         poller.most_requests, poller.probe_account = most_requests, probe[1] if probe else ""
         polls.follow(accounts, shards)
