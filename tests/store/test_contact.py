@@ -15,6 +15,7 @@ from tests.support.servers import ENGINES, a_free_port, real_server
 from tests.support.tls_front import a_certificate_file, a_tls_front
 from watcher.service.serve import loop_factory
 from watcher.settings import RedisSettings
+from watcher.store import opening
 from watcher.store.address import check_address, several
 from watcher.store.client import ClusterPipe, connect
 from watcher.store.exceptions import ConfigurationRefused, StoreError, StoreUnreachable
@@ -105,9 +106,12 @@ async def test_a_web_server_is_told_from_redis() -> None:
         ("rediss", hang_up, "completes no TLS handshake; is it the TLS port of Redis, and well?"),
     ],
 )
-async def test_what_says_nothing_is_not_blamed_for_more(scheme: str, serve: Serve, words: str) -> None:
+async def test_what_says_nothing_is_not_blamed_for_more(
+    scheme: str, serve: Serve, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "_TRY_S", 0.3)
     async with listening(serve) as port:
-        error = await refusal(f"{scheme}://{HERE}:{port}", patience_s=1)
+        error = await refusal(f"{scheme}://{HERE}:{port}", patience_s=0.3)
     assert isinstance(error, StoreUnreachable)
     assert words in str(error)
 
