@@ -120,7 +120,9 @@ def some_settings(
         egress=EgressSettings(allow=(ip_network("127.0.0.0/8"),), allow_http=True),
         provider_by_name={PROVIDER: provider.model_copy(update={"requests_per_second": polls_per_second})},
         account_by_name={
-            name: LoopringAccount(name=name, provider=PROVIDER, account_id=1, interval=timedelta(0))
+            name: LoopringAccount(
+                name=name, provider=PROVIDER, account_id=1, interval=timedelta(microseconds=1)
+            )
             for name in account_names(accounts)
         },
         subscription_by_name={"ops": a_subscription(subscriber)} if subscriber else {},
