@@ -133,7 +133,7 @@ async def test_a_failure_is_counted_and_opens_it_if_the_count_says_so(
     assert not breakers.is_closed("ops")
     assert breakers.is_resting("ops")
     assert breakers.rest_ms("ops") == 1000
-    assert breakers.openings == {"ops": 1}
+    assert breakers._openings == {"ops": 1}
     await note(breakers, Answer.FAILED)
     assert shared.tallies == 2, "what had begun before it opened is not counted"
 

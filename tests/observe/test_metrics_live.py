@@ -12,7 +12,7 @@ from tests.support.builders import seconds
 from tests.support.rig import ALICE, MK, TREASURY, Rig, a_rig
 from tests.support.scraped import Scrape, a_listener_of, get, parsed, scrape
 from tests.support.servers import real_server
-from tests.support.stores import pause
+from tests.support.stores import fail, pause
 from watcher.engine.dispatch import Claim
 from watcher.engine.loop import Claimed
 from watcher.observe import views
@@ -117,12 +117,15 @@ async def test_what_waits_for_a_subscriber_that_is_down_is_told(rig: Rig) -> Non
         )
         assert 0 <= told.value("watcher_oldest_undelivered_seconds", subscription="ops") < 60
         assert told.value("watcher_subscription_paused", subscription="ops") == 0
+        assert worker.opened
+        shared = Breakers(worker.opened.schedule.pipe, Keys(rig.settings.redis.namespace))
+        await fail(shared, "ops", "status 503", open_ms=60_000)
         older = await until(
             lambda: scrape(port),
             lambda seen: seen.value("watcher_subscription_failing", subscription="ops") == 1,
         )
-        assert worker.opened
-        shared = Breakers(worker.opened.schedule.pipe, Keys(rig.settings.redis.namespace))
+        assert older.value("watcher_subscription_breaker", subscription="ops") == 2
+        assert 40 < older.value("watcher_subscription_rest_seconds", subscription="ops") <= 60
         await pause(shared, "ops", "enough")
         paused = await scrape(port)
     assert paused.value("watcher_subscription_paused", subscription="ops") == 1

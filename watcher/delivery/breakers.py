@@ -43,7 +43,7 @@ _IDLE_AT_ONCE = 20  # half-open subscriptions of which a worker asks at each rea
 
 class SubscriptionBreakers:
     """Knows the state of all breakers. `most` bounds the attempts of this process at the same time; `workers`
-    says how many there are.
+    says how many there are; `openings` counts, by subscription, those that this worker decided.
 
     `alert(name, breaker)` sends the alert that a subscription is paused. It is called until it has
     succeeded, and may be called once more: for the same pause it must send the same.
@@ -57,9 +57,9 @@ class SubscriptionBreakers:
         alert: Callable[[str, Breaker], Awaitable[None]],
         most: int,
         workers: Callable[[], int] = lambda: 1,
+        openings: Counter[str] | None = None,
     ) -> None:
-        self.openings: Counter[str] = Counter()
-        """By subscription, those that this worker decided."""
+        self._openings = Counter[str]() if openings is None else openings
         self._shared = shared
         self._now_ms = now_ms
         self._alert = alert
@@ -333,7 +333,7 @@ class SubscriptionBreakers:
         is_opening = decide.is_closed(before) and not decide.is_closed(after)
         rest_ms = after.open_until_ms - now_ms
         if is_opening:
-            self.openings[name] += 1
+            self._openings[name] += 1
         if is_opening or (after.open_until_ms > before.open_until_ms and rest_ms > SAID_FROM_MS):
             failing_ms = now_ms - after.since_ms
             log.warning(

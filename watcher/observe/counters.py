@@ -35,6 +35,7 @@ class Counters:
     by_change: Counter[tuple[str, str]] = field(default_factory=Counter)  # provider, type
     by_attempt: Counter[tuple[str, str]] = field(default_factory=Counter)  # subscription, outcome
     pushed_out: Counter[str] = field(default_factory=Counter)  # by subscription
+    openings: Counter[str] = field(default_factory=Counter)  # of breakers, by subscription
     by_duration: defaultdict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
     """By provider, then by the index of POLL_BOUNDS_S."""
     polling_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # provider

@@ -19,7 +19,7 @@ from prometheus_client.metrics_core import (
 )
 
 from watcher import __version__
-from watcher.engine.breaker import is_closed
+from watcher.engine.breaker import State, is_closed, pace_per_s, rests_until_ms, state
 from watcher.observe.counters import LAG_BOUNDS_S, POLL_BOUNDS_S, buckets
 from watcher.observe.listener import Answer, Route
 from watcher.observe.views import Overview, OverviewReader
@@ -28,11 +28,13 @@ from watcher.run.worker import Worker
 from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS, Settings
 from watcher.store.exceptions import StoreError
 from watcher.store.keys import Keys
+from watcher.store.queues import Breaker
 from watcher.store.reader import Reader
 
 POLL_OUTCOMES = ("committed", "unchanged", "rejected", "discarded", "quarantined")
 ERROR_CLASSES = ("auth", "configuration", "rate", "transient", "malformed", "gone")
 ATTEMPT_OUTCOMES = ("delivered", "retry", "refused")
+_BREAKER = {State.HALF_OPEN: 1.0, State.OPEN: 2.0}
 
 
 class Meaning(NamedTuple):
@@ -66,6 +68,9 @@ METRICS: Mapping[str, Meaning] = {
         "counter",
         "Attempts of this worker, by outcome: delivered, retry, or refused for the last time.",
         ("subscription", "outcome"),
+    ),
+    "watcher_breaker_openings_total": Meaning(
+        "counter", "How often this worker opened a subscription's circuit breaker.", ("subscription",)
     ),
     "watcher_deliveries_pushed_out_total": Meaning(
         "counter",
@@ -142,7 +147,22 @@ METRICS: Mapping[str, Meaning] = {
         is_shared=True,
     ),
     "watcher_subscription_failing": Meaning(
-        "gauge", "1 from the first failed attempt until a delivery.", ("subscription",), is_shared=True
+        "gauge", "1 while its circuit breaker is not closed.", ("subscription",), is_shared=True
+    ),
+    "watcher_subscription_breaker": Meaning(
+        "gauge", "Its circuit breaker: 0 closed, 1 half-open, 2 open.", ("subscription",), is_shared=True
+    ),
+    "watcher_subscription_rest_seconds": Meaning(
+        "gauge",
+        "For how long nothing is sent to it: its circuit breaker is open, or it asked for that by a 429.",
+        ("subscription",),
+        is_shared=True,
+    ),
+    "watcher_subscription_pace": Meaning(
+        "gauge",
+        "Attempts a second, over all workers, that it bears as its 429 answers say; 0 where it sent none.",
+        ("subscription",),
+        is_shared=True,
     ),
     "watcher_subscription_paused": Meaning(
         "gauge",
@@ -219,6 +239,7 @@ def _of_worker(worker: Worker) -> _Samples:
         "watcher_polls_rejected_total": _counts(counters.by_error_class, providers, ERROR_CLASSES),
         "watcher_changes_total": _counts(counters.by_change, providers, _TYPES),
         "watcher_attempts_total": _counts(counters.by_attempt, subscriptions, ATTEMPT_OUTCOMES),
+        "watcher_breaker_openings_total": [((name,), counters.openings[name]) for name in subscriptions],
         "watcher_deliveries_pushed_out_total": [
             ((name,), counters.pushed_out[name]) for name in subscriptions
         ],
@@ -278,11 +299,27 @@ def _of_store(settings: Settings, seen: Overview) -> _Samples:
         "watcher_subscription_failing": [
             ((name,), float(not is_closed(breakers.get(name)))) for name in waiting
         ],
+        "watcher_subscription_breaker": [
+            ((name,), _BREAKER.get(state(breakers.get(name), seen.now_ms), 0.0)) for name in waiting
+        ],
+        "watcher_subscription_rest_seconds": [
+            ((name,), _rest_s(breakers.get(name), seen.now_ms)) for name in waiting
+        ],
+        "watcher_subscription_pace": [
+            ((name,), pace_per_s(breakers.get(name), seen.now_ms)) for name in waiting
+        ],
         "watcher_subscription_paused": [
             ((name,), float(name in breakers and breakers[name].paused_at_ms > 0)) for name in waiting
         ],
         "watcher_dead_letters": [((name,), found.dead) for name, found in waiting.items()],
     }
+
+
+def _rest_s(breaker: Breaker | None, now_ms: int) -> float:
+    """Say for how long nothing is sent; of a pause that is not known."""
+    if state(breaker, now_ms) is State.PAUSED:
+        return 0.0
+    return max(0.0, rests_until_ms(breaker) - now_ms) / 1000
 
 
 def _age_s(unix_ms: int | None, now_ms: int) -> float:

@@ -114,6 +114,7 @@ class Configured:
             alert=self._alert,
             most=share_out(len(settings.provider_by_name)).attempts,
             workers=lambda: agreement.neighbours.workers,
+            openings=counters.openings,
         )
         self.report = PollReport(counters, is_rejected=self.polls.is_failing)
         self.poll_work = PollWork(self.polls)
