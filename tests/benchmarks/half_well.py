@@ -17,7 +17,7 @@ from contextlib import redirect_stdout
 from tests.faults.half_well import HEAD, ROWS, Row, line, run
 
 
-async def measure(rows: Sequence[Row], *, seconds: float, workers: int, together: int) -> bool:
+async def measure(rows: Sequence[Row], *, seconds: float | None, workers: int, together: int) -> bool:
     """Print a line for each row, so many of them at the same time; says whether all was kept."""
     print("\n".join(HEAD), flush=True)
     is_kept = True
@@ -33,7 +33,9 @@ async def measure(rows: Sequence[Row], *, seconds: float, workers: int, together
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measures what a receiver gets that is half well.")
-    parser.add_argument("--seconds", type=float, default=120, help="for each row")
+    parser.add_argument(
+        "--seconds", type=float, help="for each row; by default two minutes, or as long as it says"
+    )
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--together", type=int, default=1, help="so many rows at the same time")
     parser.add_argument("--times", type=float, action="append", help="how many times as much is offered")

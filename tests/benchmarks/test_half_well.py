@@ -42,8 +42,13 @@ def test_what_is_taken_at_once_keeps_every_promise() -> None:
 
 def test_what_came_after_the_fault_was_over_is_not_delivered_and_has_waited_until_its_end() -> None:
     late = [an_answer(number, made_at=SINCE + number, at=UNTIL + 5) for number in range(50)]
-    found = judged(a_row(share=0.6, p99_s=60), [*late, *at_once()[50:]])
-    assert found.problems == ["50.0% delivered, of 60%", "p99 100.00 s, of 60 s"]
+    found = judged(a_row(share=0.6, others_p99_s=60), [*late, *at_once()[50:]])
+    assert found.problems == ["50.0% delivered, of 60%", "p99 of the others 100.00 s, of 60 s"]
+
+
+def test_what_came_late_is_noticed() -> None:
+    late = [an_answer(number, made_at=SINCE + number, at=SINCE + number + 9) for number in range(5)]
+    assert judged(a_row(p99_s=8), [*late, *at_once()[5:]]).problems == ["p99 9.00 s, of 8 s"]
 
 
 def test_a_failed_attempt_delivers_nothing() -> None:

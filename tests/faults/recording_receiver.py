@@ -41,7 +41,7 @@ class Said(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """An attempt with its answer, and when that went out. One that was given up before is not among them."""
+    """An attempt with its answer, and when that goes out, if the attempt is not given up before."""
 
     arrival: Arrival
     said: Said
@@ -106,11 +106,12 @@ class RecordingReceiver:
             said = Said(400) if problem else self.respond(arrival)
             if self.fail_every and len(self.arrivals) % self.fail_every == 0 and said.status == 200:
                 said = Said(500)
-            if wait_s := self.delay_s + said.after_s:
+            wait_s = self.delay_s + said.after_s
+            self.answered.append(Answered(arrival, said, time.time() + wait_s))
+            if wait_s:
                 await asyncio.sleep(wait_s)
         finally:
             self._in_flight -= 1
-        self.answered.append(Answered(arrival, said, time.time()))
         if not said.status and request.transport:
             request.transport.abort()
         rest = {} if said.retry_after_s is None else {"retry-after": str(said.retry_after_s)}
