@@ -29,10 +29,12 @@ INTEREST = Interest({LOW.name: LOW})
 RULES = Rules("outside", settle_polls=2)
 
 
-def poll(state: AccountState | None, snapshot: Snapshot, at_s: float) -> tuple[AccountState, Step | None]:
+def poll(
+    state: AccountState | None, snapshot: Snapshot, at_s: float, *, source: str = "here"
+) -> tuple[AccountState, Step | None]:
     """Take in a successful poll; the state is as Redis gives it back to another worker."""
     observed_ms = NOW_MS + int(1000 * at_s)
-    reading = Reading("treasury", "loopring", "here", snapshot, observed_ms)
+    reading = Reading("treasury", "loopring", source, snapshot, observed_ms)
     step = diff(state, reading, rules=RULES, interest=INTEREST, version="v", now_ms=observed_ms)
     after = step.state if step else state
     assert after
@@ -158,6 +160,23 @@ def test_a_list_that_is_widened_meanwhile_still_gives_the_new_tokens_a_baseline(
     assert step
     assert not step.events
     assert set(step.advance.baselined) == {"LRC"}
+
+
+def test_an_account_that_is_read_elsewhere_is_not_empty_there_from_one_listing() -> None:
+    state = HELD_STATE
+    for at_s in (0, 20, 40):
+        state, step = poll(state, NOTHING, at_s, source="there")
+        assert step
+        assert not step.events
+        assert state.source == "here"
+    found, step = poll(state, HELD, 60, source="there")
+    assert step
+    assert [event.type for event in step.events] == ["account.baseline"]
+    assert found.entry_by_asset == HELD_STATE.entry_by_asset
+    empty, step = poll(state, NOTHING, 60, source="there")
+    assert step
+    assert [event.type for event in step.events] == ["account.baseline"]
+    assert (empty.source, empty.entry_by_asset) == ("there", {})
 
 
 def test_a_threshold_on_what_is_not_listed_is_told_once_and_not_for_an_empty_listing() -> None:

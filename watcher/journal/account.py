@@ -170,13 +170,15 @@ def advance(
         is_news=is_baseline
         or (state is not None and (state.watched != snapshot.watched or state.emptiness is not None)),
     )
-    if emptiness := _emptiness(state, known, snapshot, observed_ms):
-        absences = {asset: _suspecting_absence(entry) for asset, entry in known.items()}
+    if state and (emptiness := _emptiness(state, snapshot, observed_ms)):
         if not emptiness.counts(observed_ms):
-            result = Advance(is_baseline=False, is_news=True, entry_by_asset={**known}, emptiness=emptiness)
-            result.suspect |= {asset: _NO_ROWS for asset in known if absences[asset].suspect}
+            entries = {**state.entry_by_asset}
+            result = Advance(is_baseline=False, is_news=True, entry_by_asset=entries, emptiness=emptiness)
+            result.suspect |= {
+                asset: _NO_ROWS for asset in entries if _suspecting_absence(entries[asset]).suspect
+            }
             return result
-        known = absences
+        known = {asset: _suspecting_absence(entry) for asset, entry in known.items()}
     if state is not None and is_baseline:
         result.forgotten.extend(sorted(state.entry_by_asset))
     for asset_id in sorted(known.keys() | snapshot.row_by_asset.keys()):
@@ -198,13 +200,11 @@ def advance(
     return result
 
 
-def _emptiness(
-    state: AccountState | None, known: Mapping[str, Entry], snapshot: Snapshot, observed_ms: int
-) -> Emptiness | None:
-    """Take note of a full listing that names nothing of an account that held something."""
-    if state is None or snapshot.row_by_asset or not snapshot.absent_is_zero:
+def _emptiness(state: AccountState, snapshot: Snapshot, observed_ms: int) -> Emptiness | None:
+    """Take note of a full listing that names nothing of an account that held something, here or elsewhere."""
+    if snapshot.row_by_asset or not snapshot.absent_is_zero:
         return None
-    if all(entry.seen == absent(entry.seen) for entry in known.values()):
+    if all(entry.seen == absent(entry.seen) for entry in state.entry_by_asset.values()):
         return None
     if state.emptiness is None:
         return Emptiness(observed_ms)

@@ -67,9 +67,9 @@ def diff(
     warnings, crossed = (
         crossings(watches, entries, was_crossed, conversions, zeros=zeros) if watches else ([], frozenset())
     )
-    watched = reading.snapshot.watched
+    source, watched = reading.source, reading.snapshot.watched
     if state and moved_on.emptiness:  # of which nothing counts yet
-        warnings, crossed, watched = [], was_crossed, state.watched
+        warnings, crossed, source, watched = [], was_crossed, state.source, state.watched
     stale_since_ms = state.stale_since_ms if state else 0
     recovers = stale_since_ms > 0 and not stays_stale
     if not (moved_on.is_news or recovers or crossed != was_crossed):
@@ -86,7 +86,7 @@ def diff(
     ]
     events = events_of(drafts, origin, first_sequence=first, now_ms=now_ms)
     after = AccountState(
-        source=reading.source,
+        source=source,
         watched=watched,
         entry_by_asset=entries,
         version=version,
