@@ -211,6 +211,20 @@ async def test_a_node_that_evicts_is_refused_also_while_another_one_is_gone(
     await _patiently(lambda: guarantee_of_all(store.pipe))
 
 
+async def test_each_node_is_judged_when_it_is_connected_to(cluster: Cluster) -> None:
+    found = several(cluster.url)
+    assert found
+    pipe, evicting = ClusterPipe(found), cluster.nodes[1]
+    key = next(key for key in map("k{}".format, range(1000)) if cluster.owner(key) is evicting)
+    evicting.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    try:
+        await pipe.command("GET", key)
+        assert f":{evicting.port} evicts keys" in str(pipe.verdict.refusal)
+    finally:
+        evicting.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        await pipe.aclose()
+
+
 async def test_a_node_alone_is_refused_and_so_is_a_server_that_is_no_node(cluster: Cluster) -> None:
     async with connect(f"redis://127.0.0.1:{cluster.nodes[0].port}") as client:
         with pytest.raises(ConfigurationRefused, match=r"name it by redis\+cluster://"):
