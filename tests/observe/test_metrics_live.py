@@ -106,8 +106,11 @@ async def test_polls_that_are_refused_are_counted_by_their_class(rig: Rig) -> No
 
 
 async def test_what_waits_for_a_subscriber_that_is_down_is_told(rig: Rig) -> None:
-    rig.receiver.fail = Fail(500, 100)
-    async with rig.worker(slow_to_retry(rig.settings, 0, 3600)) as worker, a_listener_of(worker) as port:
+    rig.receiver.fail = Fail(503, 100)
+    async with (
+        rig.worker(slow_to_retry(rig.settings, 0, *[0.05] * 8, 3600)) as worker,
+        a_listener_of(worker) as port,
+    ):
         await polled(rig)
         healthy = await scrape(port)
         rig.sandbox.world.credit(TREASURY, "ETH", 1)
