@@ -51,7 +51,10 @@ SEEN = Overview(
         "shop": {},
     },
     overdue={"loopring": Overdue(2, NOW_MS - 1500), "shop": Overdue(0, None)},
-    waiting={"ops": Backlog(queues=3, dead=2, oldest_sequence=NOW_MS - 60_000), "others": Backlog()},
+    waiting={
+        "ops": Backlog(queues=3, deliveries=7, dead=2, oldest_sequence=NOW_MS - 60_000),
+        "others": Backlog(),
+    },
     breakers={"ops": Breaker(paused_at_ms=1, since_ms=1, reason="canary")},
     stale={"loopring": ["a"], "shop": []},
     watched_since_ms=0,
@@ -139,6 +142,7 @@ async def test_what_is_seen_in_the_store_is_told_by_names_in_force() -> None:
     assert scraped.value("watcher_poll_overdue_seconds", provider="loopring") == 1.5
     assert scraped.value("watcher_poll_overdue_seconds", provider="shop") == 0
     assert scraped.value("watcher_queues_waiting", subscription="ops") == 3
+    assert scraped.value("watcher_deliveries_waiting", subscription="ops") == 7
     assert scraped.value("watcher_oldest_undelivered_seconds", subscription="ops") == 60
     assert scraped.value("watcher_dead_letters", subscription="ops") == 2
     assert [

@@ -137,6 +137,9 @@ METRICS: Mapping[str, Meaning] = {
         ("provider",),
         is_shared=True,
     ),
+    "watcher_deliveries_waiting": Meaning(
+        "gauge", "Deliveries that wait, at most `max_backlog`.", ("subscription",), is_shared=True
+    ),
     "watcher_queues_waiting": Meaning(
         "gauge", "Queues (one an account) with deliveries in them.", ("subscription",), is_shared=True
     ),
@@ -292,6 +295,7 @@ def _of_store(settings: Settings, seen: Overview) -> _Samples:
         "watcher_poll_overdue_seconds": [
             ((name,), _age_s(overdue.first_due_ms, seen.now_ms)) for name, overdue in seen.overdue.items()
         ],
+        "watcher_deliveries_waiting": [((name,), found.deliveries) for name, found in waiting.items()],
         "watcher_queues_waiting": [((name,), found.queues) for name, found in waiting.items()],
         "watcher_oldest_undelivered_seconds": [
             ((name,), _age_s(found.oldest_sequence, seen.now_ms)) for name, found in waiting.items()

@@ -26,8 +26,8 @@ from watcher.observe.views import (
 from watcher.printable import printable, without_secrets
 from watcher.settings import Settings
 from watcher.store.history import place
-from watcher.store.reader import Backlog, Tried
 from watcher.store.reader import Seen as SeenAccount
+from watcher.store.reader import Tried
 
 MOST_ACCOUNTS = 200
 MOST_BALANCES = 500
@@ -197,10 +197,8 @@ _STATES = ("paused", "failing", "backing off", "well")
 
 
 def _subscription(settings: Settings, name: str, overview: Overview, now_ms: int) -> Line:
-    waiting, breaker = overview.waiting[name], overview.breakers.get(name)
-    backlog = Backlog(queues=waiting.queues, dead=waiting.dead, oldest_sequence=waiting.oldest_sequence)
-    line = subscription_line(name, backlog, breaker, now_ms, is_configured=True)
-    del line["deliveries"], line["retrying"]  # counting them would mean to look into every queue
+    breaker = overview.breakers.get(name)
+    line = subscription_line(name, overview.waiting[name], breaker, now_ms, is_configured=True)
     is_so = (line["paused_at"], line["failing_since"], line["backing_off_s"], True)
     return {
         **line,
