@@ -55,6 +55,8 @@ def completed(line: str, file: Path | None = None) -> list[str]:
         ("watcher subscriptions list ", []),
         ("watcher resend --dead --subscription o", ["ops"]),
         ("watcher deliveries --subscription al", ["alerts"]),
+        ("watcher deliveries g", ["give-up"]),
+        ("watcher deliveries give-up ", []),
         ("watcher deliveries --account shop-", ["shop-1", "shop-2"]),
         ("watcher events --account t", ["treasury"]),
         ("watcher tail --account t", ["treasury"]),
