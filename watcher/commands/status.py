@@ -26,9 +26,6 @@ _MARGIN = 15
 _USUAL = {"pending confirmation"}
 """Of an account that waits for the other half of a movement: it is listed, and as it should be."""
 
-_SOON_S = 30
-"""Work that has waited for less counts as under way: a lease may have to end first."""
-
 _Line = dict[str, Any]
 
 
@@ -139,13 +136,18 @@ def as_text(lines: Sequence[_Line]) -> Iterator[str]:
         deliveries = many(line["deliveries"], "delivery", "deliveries")
         unknown = "" if line["is_configured"] else "; not in the configuration"
         name, reason = printable(line["subscription"]), printable(line["reason"] or "")
-        yield _entry("", f"  {name}: {backlog_text(line, deliveries)}{unknown}")
+        delayed = "delayed: " if line["state"] == "delayed" else ""
+        yield _entry("", f"  {name}: {delayed}{backlog_text(line, deliveries)}{unknown}")
+        wait_s = line["backing_off_s"]
+        backing_off = f", backing off for {age_text(1000 * wait_s)}" if wait_s else ""
         if line["paused_at"]:
             yield _entry("", f"    paused since {line['paused_at']}: {reason}")
         elif line["failing_since"]:
-            wait_s = line["backing_off_s"]
-            backing_off = f", backing off for {age_text(1000 * wait_s)}" if wait_s else ""
-            yield _entry("", f"    failing since {line['failing_since']}{backing_off}: {reason}")
+            breaker = f"circuit breaker {line['breaker']}{backing_off}"
+            yield _entry("", f"    failing since {line['failing_since']}, {breaker}: {reason}")
+        elif backing_off or line["per_second"]:
+            pace = f", {line['per_second']:g} attempts a second at most" if line["per_second"] else ""
+            yield _entry("", f"    {f'{backing_off}{pace}'.removeprefix(', ')}: {reason}")
     yield from _more(worst, _MOST_NAMES, "; `watcher subscriptions` lists all")
 
 
@@ -200,10 +202,11 @@ def _provider_text(line: _Line) -> Iterator[str]:
 def _severity(line: _Line) -> int:
     """Say how bad it is, from 1 on; 0 for a healthy subscription."""
     claims = (
-        line["paused_at"],
-        line["failing_since"],
+        line["state"] == "paused",
+        line["state"] == "failing",
+        line["state"] == "backing off",
+        line["state"] == "delayed",
         line["retrying"],
-        (line["oldest_s"] or 0) > _SOON_S,
         line["dead"],
         not line["is_configured"],
     )

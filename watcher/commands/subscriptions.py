@@ -122,9 +122,10 @@ def _say(line: _Line) -> None:
         state = f"failing {since}, breaker {line['breaker']}{backing_off}: {reason}"
     elif backing_off or line["per_second"]:
         pace = f", {line['per_second']:g} attempts a second at most" if line["per_second"] else ""
-        state = f"well{backing_off}{pace}: {reason}"
+        name = "" if line["state"] == "backing off" else line["state"]
+        state = f"{name}{backing_off}{pace}: {reason}".removeprefix(", ")
     else:
-        state = "well"
+        state = line["state"]
     where = (line["url"] or "") if line["is_configured"] else "not in the configuration"
     backlog = backlog_text(line, f"{line['deliveries']:,} waiting")
     click.echo(f"{printable(line['subscription']):<{_MARGIN}}{where}".rstrip())

@@ -22,7 +22,7 @@ from watcher import __version__
 from watcher.engine.breaker import State, is_closed, pace_per_s, rests_until_ms, state
 from watcher.observe.counters import LAG_BOUNDS_S, POLL_BOUNDS_S, buckets
 from watcher.observe.listener import Answer, Route
-from watcher.observe.views import Overview, OverviewReader
+from watcher.observe.views import Overview, OverviewReader, is_delayed
 from watcher.providers.contract import PERMANENT
 from watcher.run.worker import Worker
 from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS, Settings
@@ -164,6 +164,12 @@ METRICS: Mapping[str, Meaning] = {
     "watcher_subscription_pace": Meaning(
         "gauge",
         "Attempts a second, over all workers, that it bears as its 429 answers say; 0 where it sent none.",
+        ("subscription",),
+        is_shared=True,
+    ),
+    "watcher_subscription_delayed": Meaning(
+        "gauge",
+        "1 while the oldest delivery that waits is older than 30 s, whatever the reason.",
         ("subscription",),
         is_shared=True,
     ),
@@ -311,6 +317,9 @@ def _of_store(settings: Settings, seen: Overview) -> _Samples:
         ],
         "watcher_subscription_pace": [
             ((name,), pace_per_s(breakers.get(name), seen.now_ms)) for name in waiting
+        ],
+        "watcher_subscription_delayed": [
+            ((name,), float(is_delayed(found, seen.now_ms))) for name, found in waiting.items()
         ],
         "watcher_subscription_paused": [
             ((name,), float(name in breakers and breakers[name].paused_at_ms > 0)) for name in waiting

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from yarl import URL
 
 from watcher.amounts import Conversions
-from watcher.engine.breaker import pace_per_s, rests_until_ms, state
+from watcher.engine.breaker import is_closed, pace_per_s, rests_until_ms, state
 from watcher.journal.account import Entry
 from watcher.journal.events import amounts_of, iso
 from watcher.journal.explain import in_atoms, in_text
@@ -312,15 +312,38 @@ def place_of(settings: Settings, subscription: str) -> str | None:
     return printable(str(url.origin()))
 
 
+SUBSCRIPTION_STATES = ("paused", "failing", "backing off", "delayed", "healthy")
+"""What a subscription is, the worst first. Failing: its circuit breaker is not closed. Delayed: the oldest of
+what waits is not young any more, though nothing says why."""
+
+DELAYED_MS = 30_000
+
+_BACKS_OFF_MS = 5_000
+"""A shorter rest is part of any retry."""
+
+
+def is_delayed(backlog: Backlog, now_ms: int) -> bool:
+    """Say whether the oldest delivery that waits is older than 30 s, as far as it was measured."""
+    return backlog.oldest_sequence is not None and now_ms - backlog.oldest_sequence > DELAYED_MS
+
+
 def subscription_line(
     name: str, backlog: Backlog, breaker: Breaker | None, now_ms: int, *, is_configured: bool
 ) -> Line:
     oldest = backlog.oldest_sequence
     is_paused = breaker is not None and breaker.paused_at_ms > 0
     until_ms = 0 if is_paused else rests_until_ms(breaker)
+    claims = (
+        is_paused,
+        not is_closed(breaker),
+        until_ms - now_ms > _BACKS_OFF_MS,
+        is_delayed(backlog, now_ms),
+        True,
+    )
     return {
         "kind": "subscription",
         "subscription": name,
+        "state": next(one for one, is_so in zip(SUBSCRIPTION_STATES, claims, strict=True) if is_so),
         "is_configured": is_configured,
         "queues": backlog.queues,
         "deliveries": backlog.deliveries,

@@ -13,6 +13,7 @@ from watcher.amounts import to_text
 from watcher.journal.explain import in_atoms
 from watcher.journal.log import Record
 from watcher.observe.views import (
+    SUBSCRIPTION_STATES,
     Line,
     Overview,
     account_line,
@@ -139,7 +140,7 @@ def document(settings: Settings, found: Found) -> Line:
     providers.sort(key=lambda line: not any(error["todo"] for error in line["errors"]))
     subscriptions = sorted(
         (_subscription(settings, name, overview, now_ms) for name in overview.waiting),
-        key=lambda line: _STATES.index(line["state"]),
+        key=lambda line: SUBSCRIPTION_STATES.index(line["state"]),
     )
     return {
         "now_ms": now_ms,
@@ -193,19 +194,10 @@ def _accounts(settings: Settings, found: Found) -> list[Line]:
     return sorted(lines, key=lambda line: not {*line["problems"]} - _PASSING)
 
 
-_STATES = ("paused", "failing", "backing off", "well")
-
-
 def _subscription(settings: Settings, name: str, overview: Overview, now_ms: int) -> Line:
     breaker = overview.breakers.get(name)
     line = subscription_line(name, overview.waiting[name], breaker, now_ms, is_configured=True)
-    is_so = (line["paused_at"], line["failing_since"], line["backing_off_s"], True)
-    return {
-        **line,
-        "reason": _said(line["reason"]),
-        "state": next(state for state, applies in zip(_STATES, is_so, strict=True) if applies),
-        "place": place_of(settings, name),
-    }
+    return {**line, "reason": _said(line["reason"]), "place": place_of(settings, name)}
 
 
 _STATE_BY_OUTCOME = {"delivered": "delivered", "refused": "given up"}
