@@ -1,0 +1,87 @@
+"""What a subscription is has one word, the same in status, subscriptions, metrics and on the page."""
+
+import json
+
+import pytest
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from tests.support.builders import a_subscription
+from tests.support.scraped import parsed
+from tests.support.stores import Store, a_delivery, a_store, fail, pause
+from watcher.commands.status import _read_lines, as_text
+from watcher.observe.metrics import Metrics
+from watcher.observe.page.look import Look
+from watcher.run.worker import Opened, Worker
+from watcher.settings import RedisSettings, Settings
+from watcher.store.health import StoreHealth
+from watcher.store.queues import Breaker, Breakers
+
+STATES = {
+    "young": "healthy",
+    "idle": "healthy",
+    "old": "delayed",
+    "held": "backing off",
+    "briefly": "delayed",
+    "open": "failing",
+    "off": "paused",
+}
+AGE_MS = {"young": 29_000, "old": 32_000, "held": 99_000, "briefly": 99_000, "open": 99_000, "off": 99_000}
+"""How old the delivery is that waits for each."""
+
+
+async def staged(store: Store) -> None:
+    now_ms = await store.now_ms()
+    for name, age_ms in AGE_MS.items():
+        await store.fill(a_delivery(now_ms - age_ms, previous=None, subscription=name), subscription=name)
+    breakers = Breakers(store.pipe, store.keys)
+    for name, rest_ms in (("held", 60_000), ("briefly", 3_000)):
+        held = Breaker(reason="status 429", held_until_ms=now_ms + rest_ms)
+        await breakers.change(name, lambda _, __, held=held: held)  # type: ignore[misc]  # one of each
+    await fail(breakers, "open", "status 503", open_ms=60_000)
+    await pause(breakers, "off", "by hand")
+
+
+@pytest.fixture
+async def worker(redis_client: Redis, redis_server_url: str, namespace: str) -> Worker:
+    """A worker that does not run, and sees what was staged."""
+    store = a_store(redis_client, namespace)
+    await store.schedule.read_clock()
+    await staged(store)
+    settings = Settings(
+        redis=RedisSettings(url=SecretStr(redis_server_url), namespace=namespace),
+        provider_by_name={},
+        account_by_name={},
+        subscription_by_name={name: a_subscription(name) for name in STATES},
+    )
+    worker = Worker(settings, name="w")
+    worker.opened = Opened(store.schedule, StoreHealth())
+    return worker
+
+
+async def test_status_metrics_and_page_agree_on_what_a_subscription_is_and_why(worker: Worker) -> None:
+    status = await _read_lines(worker.settings, is_whole=True)
+    lines = {line["subscription"]: line for line in status if line["kind"] == "subscription"}
+    page = json.loads(await Look(worker).json())["seen"]["subscriptions"]["shown"]
+    by_page = {one["subscription"]: one for one in page}
+    assert {name: line["state"] for name, line in lines.items()} == STATES
+    assert {name: one["state"] for name, one in by_page.items()} == STATES
+    for name in ("open", "held", "off"):
+        assert by_page[name]["reason"] == lines[name]["reason"] != ""
+    for name in ("open", "held"):
+        assert 55 <= lines[name]["backing_off_s"] <= 60
+        assert abs(by_page[name]["backing_off_s"] - lines[name]["backing_off_s"]) <= 1
+    metrics = parsed((await Metrics(worker).text()).decode())
+    is_old = {name: float(age_ms > 30_000) for name, age_ms in AGE_MS.items()} | {"idle": 0.0}
+    for name, is_so in is_old.items():
+        assert metrics.value("watcher_subscription_delayed", subscription=name) == is_so
+        assert metrics.value("watcher_subscription_paused", subscription=name) == (name == "off")
+        assert metrics.value("watcher_subscription_failing", subscription=name) == (name in ("open", "off"))
+
+
+async def test_the_screen_says_what_was_answered_and_for_how_long_nothing_is_sent(worker: Worker) -> None:
+    screen = "\n".join(as_text(await _read_lines(worker.settings, is_whole=True)))
+    assert "2 of 7 as they should be" in screen
+    assert "circuit breaker open, backing off for" in screen
+    assert "backing off for 59s: status 429" in screen or "backing off for 1m 0s: status 429" in screen
+    assert "old: delayed: 1 delivery in 1 queue, the oldest for 32s" in screen
