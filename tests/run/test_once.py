@@ -10,13 +10,18 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from tests.support.rig import Rig, a_rig
-from tests.support.servers import real_server
+from tests.support.servers import a_free_port, real_server
+from tests.support.stores import some_deliveries
 from watcher.providers.metakeep import MetaKeepSettings
 from watcher.run import upkeep
 from watcher.run.worker import Worker
 from watcher.sandbox.answers import BAD_GATEWAY
 from watcher.settings import Settings, WorkerSettings
 from watcher.store.exceptions import StoreError
+from watcher.store.opening import open_store
+from watcher.store.queues import Queues
+from watcher.store.reader import Reader
+from watcher.store.schedule import Schedule
 
 SHOP = "/v2/app/coin/balance"
 
@@ -153,3 +158,16 @@ async def test_runs_that_never_read_an_account_say_that_it_is_stale_and_the_firs
         ("account.stale", "treasury"),
         ("account.recovered", "treasury"),
     ]
+
+
+async def test_it_keeps_backlogs_within_their_bounds(rig: Rig) -> None:
+    ops = rig.settings.subscription_by_name["ops"]
+    nowhere = SecretStr(f"http://127.0.0.1:{a_free_port()}/")
+    settings = changed(
+        rig, subscription_by_name={"ops": ops.model_copy(update={"max_backlog": 1, "url": nowhere})}
+    )
+    async with open_store(settings.redis) as store:
+        await Queues(Schedule(store.pipe), store.keys).enqueue("ops", "treasury", some_deliveries(1, 2, 3))
+        await once(settings)
+        (waiting,) = (await Reader(store.pipe, store.keys).waiting(["ops"])).values()
+    assert (waiting.deliveries, waiting.dead) == (1, 2)

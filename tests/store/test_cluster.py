@@ -7,6 +7,7 @@ from unittest.mock import ANY
 
 import pytest
 
+from tests.support.audited import flaws
 from tests.support.clusters import Cluster, Node, a_cluster
 from tests.support.old_store import OldStore, an_entry, an_event
 from tests.support.sentinels import on_port
@@ -18,6 +19,7 @@ from watcher.store.client import ClusterPipe, connect
 from watcher.store.errors import DamagedKey
 from watcher.store.exceptions import ConfigurationRefused, ServerRefused, StoreUnreachable
 from watcher.store.guarantee import guarantee, guarantee_of_all, missing_rights
+from watcher.store.keeper import LEAST_BACKLOG, Keeper
 from watcher.store.keys import SHARDS, shard_of
 from watcher.store.layout import Layout
 from watcher.store.queues import Breaker, dump_breaker
@@ -310,3 +312,24 @@ async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
 
 def _other(cluster: Cluster, key: str) -> Node:
     return next(node for node in cluster.nodes if node is not cluster.owner(key))
+
+
+async def test_a_node_that_is_nearly_full_is_freed_of_what_lies_there(store: Store) -> None:
+    for name in ACCOUNTS:
+        await store.fill(
+            *(a_delivery(number, b'{"id":"' + b"x" * 700) for number in range(1, 301)), account=name
+        )
+    servers = await store.pipe.servers_of(range(SHARDS), store.keys.backlogs)
+    assert sorted(shard for _, shards in servers for shard in shards) == [*range(SHARDS)]
+    (server, shards), *others = servers
+    before = {shard: len(await store.queue(ACCOUNTS[shard])) for _, some in others for shard in some}
+    await server.config_set("maxmemory", 1)
+    try:
+        (relief,) = (await Keeper(store.pipe, store.keys, "w").look({})).reliefs
+    finally:
+        await server.config_set("maxmemory", 0)
+    assert relief.ours is not None, "it is full of itself"
+    waiting = [len(await store.queue(ACCOUNTS[shard])) for shard in shards]
+    assert sum(waiting) == min(LEAST_BACKLOG, 300 * len(shards))
+    assert {shard: len(await store.queue(ACCOUNTS[shard])) for shard in before} == before
+    assert await flaws(store.pipe, store.keys) == []

@@ -212,3 +212,24 @@ async def test_a_server_that_is_full_of_others_keeps_a_thousand_deliveries_of_ea
     assert [len(await store.queue(account)) for account in (ACCOUNT, *NEIGHBOURS[:3])] == [250] * 4
     assert await store.stream(store.keys.log(SHARD)) == []
     assert await flaws(store.pipe, store.keys) == []
+
+
+@pytest.mark.slow
+async def test_an_event_for_2000_subscriptions_is_committed_within_20_ms_of_the_servers_processor(
+    store: Store,
+) -> None:
+    (server,) = await store.pipe.servers()
+    spent_ms, names = list[float](), ("used_cpu_user_main_thread", "used_cpu_sys_main_thread")
+    for number in range(1, 8):
+        delivery = a_delivery(number, b'{"id":"' + b"x" * 700)
+        step = a_commit(
+            await store.lease(),
+            expected=f"v{number - 1}" if number > 1 else "",
+            version=f"v{number}",
+            deliveries={f"s{place:04}": [delivery] for place in range(2000)},
+        )
+        before = await server.info("cpu")
+        assert await store.polls.commit(step) is Reply.DONE
+        after = await server.info("cpu")
+        spent_ms.append(1000 * sum(after[name] - before[name] for name in names))
+    assert min(spent_ms) <= 20

@@ -149,10 +149,6 @@ class Keeper:
             await self._correct(backlogs)
         return Kept(found, reliefs)
 
-    async def leave(self) -> None:
-        """Let another worker be the keeper."""
-        await take_lease(self._pipe, self._keys.keeper(), self._worker, lease_ms=0)
-
     async def give_up(self, name: str, shards: Sequence[int], most: int, *, has_memory: bool = True) -> int:
         """Give up the oldest deliveries of the longest queues of a subscription until `most` wait in these
         shards, or for as long as it may take; returns how many. They become dead letters, or, where there is
