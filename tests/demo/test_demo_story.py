@@ -65,13 +65,14 @@ async def test_a_change_that_is_told_as_something_else_is_found(stage: Stage) ->
 async def test_signatures_by_another_secret_end_the_story_as_untold(stage: Stage) -> None:
     stage.receiver.secrets = [new_secret()]
     shown: list[Arrival | None] = []
-    verdict = await play(
-        stage, show=lambda _scene, _made, heard: shown.append(heard), story=STORY[:3], patience_s=PATIENCE_S
-    )
-    assert (verdict.made, verdict.verified) == (2, 0)
-    assert verdict.broken[0] == "only 2 of 3 changes were made"
+    verdict = await play(stage, show=lambda _scene, _made, heard: shown.append(heard), patience_s=PATIENCE_S)
+    assert verdict.verified == 0
+    assert verdict.broken[0].startswith(f"only {verdict.made} of ")
     assert verdict.broken[1].startswith("not verified: no signature matches")
-    assert [heard and heard.receipt.is_verified for heard in shown] == [False, None]
+    # The refused event is tried again, after longer and longer waits: until none comes in time.
+    *refused, last = (heard and heard.receipt.is_verified for heard in shown)
+    assert {*refused} == {False}
+    assert last is None
 
 
 async def test_a_failing_provider_moves_nothing(stage: Stage) -> None:
