@@ -22,7 +22,7 @@ from watcher.store.guarantee import guarantee, guarantee_of_all, missing_rights
 from watcher.store.keeper import LEAST_BACKLOG, Keeper
 from watcher.store.keys import SHARDS, shard_of
 from watcher.store.layout import Layout
-from watcher.store.queues import Breaker, dump_breaker
+from watcher.store.queues import Breaker, Breakers, dump_breaker
 from watcher.store.schedule import Due, DueIndex, Lease, Reply
 
 pytestmark = pytest.mark.slow
@@ -333,3 +333,19 @@ async def test_a_node_that_is_nearly_full_is_freed_of_what_lies_there(store: Sto
     assert sum(waiting) == min(LEAST_BACKLOG, 300 * len(shards))
     assert {shard: len(await store.queue(ACCOUNTS[shard])) for shard in before} == before
     assert await flaws(store.pipe, store.keys) == []
+
+
+async def test_what_all_shards_count_of_a_subscription_is_added_up(store: Store) -> None:
+    breakers = Breakers(store.pipe, store.keys)
+    assert breakers.is_apart
+    await breakers.tally(OPS, closed_at_ms=0)
+    for account in ACCOUNTS:
+        await store.fill(a_delivery(), account=account)
+        lease = await store.lease_queue(account)
+        result = "unavailable" if account in ACCOUNTS[:9] else "failed"
+        await store.queues.retry(OPS, lease, a_delivery().entry, wait_ms=60_000, result=result)
+    tally = await breakers.tally(OPS, closed_at_ms=0)
+    assert (tally.tried, tally.failed, len(tally.row)) == (SHARDS, SHARDS, SHARDS)
+    assert await breakers.resume(OPS) is False
+    assert (await breakers.tally(OPS, closed_at_ms=0)).tried == 0
+    assert not await breakers.is_idle(OPS)
