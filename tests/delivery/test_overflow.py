@@ -70,8 +70,8 @@ async def test_a_receiver_that_was_away_for_longer_than_its_backlog_holds_sees_t
         await receiver.__aenter__()
         await rig.events(6)
     lost, kept = missed[:7], missed[7:]
-    assert {(line["log_level"], line["subscription"], line["max_backlog"]) for line in overflows()} == {
-        ("warning", "ops", 5)
+    assert {(line["log_level"], line["subscription"], line["reason"]) for line in overflows()} == {
+        ("warning", "ops", "more than max_backlog wait (5)")
     }
     assert metrics.value("watcher_deliveries_pushed_out_total", subscription="ops") == 7
     assert metrics.value("watcher_dead_letters", subscription="ops") == 7
