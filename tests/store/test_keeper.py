@@ -20,6 +20,7 @@ from tests.support.stores import (
 )
 from watcher.store import keeper
 from watcher.store.keeper import Keeper, Overflow, shared_out
+from watcher.store.keys import shard_of
 from watcher.store.queues import Bounds
 from watcher.store.reader import Reader
 from watcher.store.schedule import Reply
@@ -206,3 +207,22 @@ async def test_a_damaged_queue_keeps_no_other_from_giving_up(redis_client: Redis
     await redis_client.set(store.keys.queue(OPS, OTHER), "another program's")
     await a_keeper(store).look({OPS: 4})
     assert await waiting(store, ACCOUNT, THIRD) == [[2, 3], [2, 3]]
+
+
+@pytest.mark.parametrize("what", ["dead letters", "backlogs of a shard"])
+async def test_what_is_damaged_of_one_keeps_no_other_from_giving_up(
+    redis_client: Redis, namespace: str, what: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.fill(*some_deliveries(1, 2, 3))
+    elsewhere = next(name for name in map("account-{}".format, range(99)) if shard_of(name) != SHARD)
+    for account in (ACCOUNT, elsewhere):
+        await store.fill(*some_deliveries(1, 2, 3), account=account, subscription="audit")
+    damaged = {
+        "dead letters": store.keys.dead(SHARD, OPS),
+        "backlogs of a shard": store.keys.backlogs(SHARD),
+    }[what]
+    await redis_client.delete(damaged)
+    await redis_client.set(damaged, "another program's")
+    kept = await a_keeper(store).look({OPS: 1, "audit": 1})
+    assert [one.subscription for one in kept.overflows] == ["audit"]

@@ -199,15 +199,16 @@ class Upkeep:
             for one in kept.overflows
         ]
         for relief in kept.reliefs:
-            log.warning(
-                "store.relieved",
-                used_bytes=relief.used,
-                limit_bytes=relief.limit,
-                records=relief.entries["log"],
-                attempts=relief.entries["attempts"],
-                dead_letters=relief.entries["dead"],
-                deliveries=relief.deliveries.total(),
-            )
+            if relief.entries.total() or relief.deliveries.total():
+                log.warning(
+                    "store.relieved",
+                    used_bytes=relief.used,
+                    limit_bytes=relief.limit,
+                    records=relief.entries["log"],
+                    attempts=relief.entries["attempts"],
+                    dead_letters=relief.entries["dead"],
+                    deliveries=relief.deliveries.total(),
+                )
             given_up += [(*one, "Redis is nearly full") for one in (+relief.deliveries).items()]
         for name, deliveries, reason in given_up:
             self._configured.counters.pushed_out[name] += deliveries

@@ -6,11 +6,11 @@ One worker does so at a time, the keeper. Refuses to say it: what was given up i
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
@@ -58,7 +58,11 @@ _ACCOUNT_BYTES, _EVENT_BYTES, _DELIVERY_BYTES, _GIVEN_UP_BYTES = 800, 860, 145, 
 """About what each takes in Redis: see deploy/README.md; an account with ten assets."""
 
 _SHARE = 10
-"""After it measured all queues of a subscription, a keeper leaves them alone for so many times as long."""
+"""After it measured all queues of a subscription, or freed all that there is of a server, a keeper leaves
+them alone for so many times as long."""
+
+
+T = TypeVar("T")
 
 
 class Overflow(NamedTuple):
@@ -117,6 +121,7 @@ class Keeper:
         self._bounds = bounds
         self._looks = 0
         self._measure_at: dict[str, float] = {}
+        self._short: dict[int, tuple[float, int]] = {}
 
     async def look(self, max_backlogs: Mapping[str, int]) -> Kept:
         """Give up what is beyond `max_backlogs` (by subscription), or has no room in memory, if no other
@@ -124,9 +129,9 @@ class Keeper:
         another worker may know it."""
         if not await take_lease(self._pipe, self._keys.keeper(), self._worker, lease_ms=LEASE_MS):
             return Kept()
-        asked = (self._pipe.command("HGETALL", self._keys.backlogs(shard)) for shard in range(SHARDS))
+        asked = [self._pipe.command("HGETALL", self._keys.backlogs(shard)) for shard in range(SHARDS)]
         backlogs: dict[str, dict[int, int]] = {}
-        for shard, pairs in enumerate(await asyncio.gather(*asked)):
+        for shard, pairs in enumerate(await undamaged(asked, list[bytes]())):
             for name, count in zip(pairs[::2], pairs[1::2], strict=True):
                 by_shard = backlogs.setdefault(name.decode("utf-8", "replace"), {})
                 by_shard[shard] = int(count) if count.isdigit() else 0
@@ -137,7 +142,10 @@ class Keeper:
                 continue
             if time.monotonic() < self._measure_at.get(name, 0):
                 continue
-            if given_up := await self.give_up(name, [*by_shard], most):
+            given_up = 0
+            with suppress(DamagedKey):  # what is damaged is of this subscription, or of one shard
+                given_up = await self.give_up(name, [*by_shard], most)
+            if given_up:
                 found.append(Overflow(name, given_up, most))
         reliefs = [
             relief
@@ -199,10 +207,15 @@ class Keeper:
         """Free memory of a server that is nearly full, in small steps: the oldest of its log and attempts,
         then dead letters, then of the largest backlog. None where it has room, or no limit."""
         used, limit = await memory_of(server)
+        began_at, server_at = time.monotonic(), shards[0]
         if used <= _FULL * limit:
+            self._short.pop(server_at, None)
             return None
+        rests_until, ours = self._short.get(server_at, (0.0, None))
+        if began_at < rests_until:
+            return Relief(used, limit, ours=ours)
         keys, relief, until = self._keys, Relief(used, limit), time.monotonic() + _RELIEF_S
-        marks = await self._pipe.command("HGETALL", keys.marks())
+        (marks,) = await undamaged([self._pipe.command("HGETALL", keys.marks())], list[bytes]())
         names = sorted({*configured, *backlogs, *(name.decode("utf-8", "replace") for name in marks[::2])})
         logs = [("log", shard, "", keys.log(shard)) for shard in shards]
         of_all = [(shard, name) for shard in shards for name in names]
@@ -213,7 +226,7 @@ class Keeper:
             lengths = [
                 length
                 for some in in_parts(streams, _MOST_ASKED)
-                for length in await asyncio.gather(*(self._pipe.command("XLEN", one[3]) for one in some))
+                for length in await undamaged([self._pipe.command("XLEN", one[3]) for one in some], 0)
             ]
             left = [one for one, length in zip(streams, lengths, strict=True) if length]
             while left:
@@ -225,7 +238,7 @@ class Keeper:
                     )
                     for part, shard, name, stream in some
                 ]
-                gone = await asyncio.gather(*asked)
+                gone = await undamaged(asked, 0)
                 for (part, *_), count in zip(some, gone, strict=True):
                     relief.entries[part] += count
                 left += [one for one, count in zip(some, gone, strict=True) if count == _FREED]
@@ -235,12 +248,15 @@ class Keeper:
         while waiting and (largest := waiting.most_common(1)[0])[1] > LEAST_BACKLOG:
             name, count = largest
             most = max(LEAST_BACKLOG, count - max(LEAST_BACKLOG, count // 10))
-            relief.deliveries[name] += await self.give_up(name, shards, most, has_memory=False)
             waiting[name] = most
+            with suppress(DamagedKey):
+                relief.deliveries[name] += await self.give_up(name, shards, most, has_memory=False)
             if (await memory_of(server))[0] <= _ROOM * limit or time.monotonic() > until:
                 return relief
         if (await memory_of(server))[0] > _FULL * limit:
             relief.ours = await self.ours(shards, waiting.total())
+            now = time.monotonic()
+            self._short[server_at] = now + _SHARE * (now - began_at), relief.ours
         return relief
 
     async def ours(self, shards: Sequence[int], waiting: int) -> int:
@@ -260,17 +276,29 @@ class Keeper:
     async def _correct(self, backlogs: Mapping[str, Mapping[int, int]]) -> None:
         """Correct what is noted and cannot be: a person deleted it, say, or a queue."""
         for shard in range(SHARDS):
-            due = await self._pipe.command("ZRANGE", self._keys.due_subscriptions(shard), 0, -1)
+            index = self._pipe.command("ZRANGE", self._keys.due_subscriptions(shard), 0, -1)
+            (due,) = await undamaged([index], list[bytes]())
             names = {name.decode("utf-8", "replace") for name in due}
             names |= {name for name, by_shard in backlogs.items() if shard in by_shard}
             for some in in_parts(sorted(names), _AT_ONCE):
                 kinds = (self._keys.queues, self._keys.tries, self._keys.dead)
                 keys = [self._keys.backlogs(shard), *(kind(shard, name) for name in some for kind in kinds)]
-                counts = await self._pipe.script(_COUNT_QUEUES, keys, *some)
-                for name, queues, waiting in zip(some, counts[::4], counts[3::4], strict=True):
+                (counts,) = await undamaged([self._pipe.script(_COUNT_QUEUES, keys, *some)], list[int]())
+                for name, queues, waiting in zip(some, counts[::4], counts[3::4], strict=False):
                     if waiting < queues or (waiting and not queues):
-                        with suppress(DamagedKey):  # a queue, which the audit of the store names
+                        with suppress(DamagedKey):
                             await count_backlog(self._pipe, self._keys, shard, name, corrects=True)
+
+
+async def undamaged(asked: Sequence[Awaitable[T]], otherwise: T) -> list[T]:
+    """Ask for several things at a time; `otherwise` for what is damaged: the audit of the store names it."""
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    found: list[T] = []
+    for answer in answers:
+        if isinstance(answer, BaseException) and not isinstance(answer, DamagedKey):
+            raise answer
+        found.append(otherwise if isinstance(answer, BaseException) else answer)
+    return found
 
 
 async def memory_of(server: Redis) -> tuple[int, int]:
