@@ -20,13 +20,16 @@ from watcher.engine.loop import Neighbours
 from watcher.observe.metrics import Metrics
 from watcher.observe.page import look
 from watcher.observe.page.look import Look
-from watcher.polling import poll
+from watcher.polling import poll, work
 from watcher.run.configured import Configured
 from watcher.run.worker import Opened, Worker
 from watcher.settings import RedisSettings, Settings
+from watcher.store.exceptions import StoreRefuses
 from watcher.store.health import StoreHealth
 from watcher.store.keys import shard_of
+from watcher.store.polls import Commit, Polls
 from watcher.store.reader import Reader
+from watcher.store.schedule import Reply
 
 POLLED_MS = {"good": 1_000, "waiting": 3 * MINUTE_MS, "late": 4 * MINUTE_MS, "refused": 60 * MINUTE_MS}
 """How long ago each was polled, an interval of a minute and a time-out of five seconds given."""
@@ -150,3 +153,29 @@ async def test_what_another_worker_polls_successfully_is_stale_nowhere(bench: Be
     assert await bench.agreed() == STALE
     await bench.polled("refused", 0)
     assert await bench.agreed() == STALE - {"refused"}
+
+
+async def test_an_event_that_a_full_server_refuses_is_a_line_at_once_holds_up_no_other_and_comes_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "_UNKNOWN_MS", 0)
+    commit, refused = Polls.commit, {"late"}
+
+    async def unless_refused(polls: Polls, step: Commit) -> Reply:
+        if step.account in refused:
+            raise StoreRefuses("full")
+        return await commit(polls, step)
+
+    monkeypatch.setattr(Polls, "commit", unless_refused)
+    await bench.workers_are_there_for(60 * MINUTE_MS)
+    with capture_logs() as lines:
+        with pytest.raises(StoreRefuses):
+            await bench.configured.poll_work.look_stale()
+        bench.configured.report.gathered(at_once=True)
+        assert await bench.emitted() == STALE - refused
+        assert told(lines, "account.stale") == STALE
+        refused.clear()
+        assert await bench.agreed() == STALE
+        bench.configured.report.gathered(at_once=True)
+    assert await bench.emitted() == STALE
+    assert len([line for line in lines if line["event"] == "account.stale"]) == len(STALE)

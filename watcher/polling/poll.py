@@ -157,14 +157,8 @@ class Poller:
         """Emit that an account had no successful poll for too long, unless a worker did already.
 
         It needs no lease: a poll that is under way goes on from the state that this leaves. Returns when to
-        look again (Unix ms). Raises StoreError.
+        look again (Unix ms). Raises StoreError, and BadState.
         """
-        try:
-            return await self._look_stale(account, first_seen_ms, watched_since_ms)
-        except BadState:  # which its poll reports
-            return self._now_ms() + self.patience_ms(account)
-
-    async def _look_stale(self, account: AccountSettings, first_seen_ms: int, watched_since_ms: int) -> int:
         name, now_ms, patience = account.name, self._now_ms(), self.patience_ms(account)
         state = await self._polls.read_state(self.settings.name, name)
         failing = await self._polls.failing(self.settings.name, name)

@@ -21,6 +21,7 @@ from watcher.store.keys import shard_of
 from watcher.store.pipe import in_parts
 from watcher.store.polls import Polls
 from watcher.store.schedule import Lease
+from watcher.store.state import BadState
 
 CONCURRENCY = 64
 """Polls of one provider at the same time: the throughput of one process levels off there."""
@@ -138,12 +139,20 @@ class ProviderPolls(InUse):
                     again_ms[one.account] = late_ms
                 else:
                     suspects.append(one)  # it was never read, perhaps
+            errors: list[BaseException] = []
             for part in in_parts(suspects[:_JUDGED], CONCURRENCY):
-                looked = await asyncio.gather(*map(self._look_at, part), return_exceptions=True)
+                looking = (
+                    self._look_at(one.account, one.first_seen_ms, self._polls.watched_since_ms)
+                    for one in part
+                )
+                looked = await asyncio.gather(*looking, return_exceptions=True)
                 for one, found in zip(part, looked, strict=True):
                     if isinstance(found, BaseException):
-                        raise found
+                        errors.append(found)
+                        found = now_ms + _UNKNOWN_MS
                     again_ms[one.account] = found
+            if errors:  # a full server, say: the others were looked at all the same
+                raise errors[0]
         finally:
             for one in due:
                 self.watch.again(one, again_ms.get(one.account))
@@ -152,20 +161,17 @@ class ProviderPolls(InUse):
         """Emit which accounts that `run --once` could not read were not read for too long, by any run. Raises
         StoreError."""
         for part in in_parts(sorted(unread), CONCURRENCY):
-            accounts = (self.accounts[name] for name in part)
-            await asyncio.gather(
-                *(self.poller.look_stale(one, first_seen_ms=0, watched_since_ms=0) for one in accounts)
-            )
+            await asyncio.gather(*(self._look_at(name, 0, 0) for name in part))
 
-    async def _look_at(self, one: Watched) -> int:
+    async def _look_at(self, name: str, first_seen_ms: int, watched_since_ms: int) -> int:
         """Look whether an account is stale; returns when to look again."""
-        account = self.accounts.get(one.account)
-        if account is None or not await self._is_ours(one.account, account):
-            return self._polls.now_ms() + _UNKNOWN_MS
-        watched_since_ms = self._polls.watched_since_ms
-        return await self.poller.look_stale(
-            account, first_seen_ms=one.first_seen_ms, watched_since_ms=watched_since_ms
-        )
+        account = self.accounts.get(name)
+        if account and await self._is_ours(name, account):
+            with suppress(BadState):  # which its poll reports
+                return await self.poller.look_stale(
+                    account, first_seen_ms=first_seen_ms, watched_since_ms=watched_since_ms
+                )
+        return self._polls.now_ms() + _UNKNOWN_MS
 
     async def room(self, in_flight: int) -> Room:
         """Say how many polls could start soon; if hardly any, the next claim waits for their turns."""

@@ -115,7 +115,7 @@ class Upkeep:
             (_LOOK_S, "breakers", self._refresh),
             (_LOOK_S, "backlogs", self.keep_backlogs),
             (_KEEP_NAMES_S, "asset names", self._configured.polls.names.keep),
-            (_LOOK_S, "stale accounts", self._configured.poll_work.look_stale),
+            (_LOOK_S, "stale accounts", self._look_stale),
             (_LOOK_S, "reports", self._configured.report.look),
         ]
 
@@ -300,6 +300,11 @@ class Upkeep:
         await self._agreement.look()
         for name in inactive - self._agreement.neighbours.inactive:
             await self._configured.make_due(name)
+
+    async def _look_stale(self) -> None:
+        """Look which accounts are stale; not while nothing may be committed, as none is polled then."""
+        if not self._health.refusal:
+            await self._configured.poll_work.look_stale()
 
     async def _refresh(self) -> None:
         for name in await self._configured.breakers.refresh():
