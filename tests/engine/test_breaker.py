@@ -99,6 +99,8 @@ def test_where_few_were_tried_five_failures_in_a_row_open_it_of_two_queues_or_wi
 ) -> None:
     assert decide.opens(Tally(NOW_MS, 19, 1, row=a_row(*row))) is expected
     assert not decide.opens(Tally(NOW_MS, 20, 1, row=a_row(*row))), "where many were tried, they decide"
+    busy = Tally(NOW_MS, 19, 1, taken_lately=6, failed_lately=5, row=a_row(*row))
+    assert not decide.opens(busy), "more is taken than fails"
 
 
 def test_one_that_opens_rests_for_a_second_and_says_why() -> None:

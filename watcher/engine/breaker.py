@@ -143,8 +143,10 @@ def opens(tally: Tally) -> bool:
     until it fails. So half of the queues may have failed where a third of the attempts does, and attempts
     have a say, too: where more of them are taken than fail, the receiver is not down.
     """
+    if tally.taken_lately > tally.failed_lately:
+        return False
     if tally.tried >= MANY:
-        return 2 * tally.failed >= tally.tried and tally.failed_lately >= tally.taken_lately
+        return 2 * tally.failed >= tally.tried
     row = tally.row[-ROW:]
     are_more = len({miss.account for miss in row}) > 1
     return len(row) == ROW and (are_more or all(miss.is_unavailable for miss in row))
