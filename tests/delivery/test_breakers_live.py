@@ -77,6 +77,7 @@ async def test_a_receiver_that_comes_back_is_asked_by_one_attempt_of_all_workers
     await one.queue(FIFTY, [1, 2])
     async with one.worker(), one.worker(), one.worker():
         await subscriber.until(lambda: "subscription.failing" in [line["event"] for line in logged])
+        await subscriber.until(lambda: subscriber.in_flight == 0)  # what was under way when it opened
         probes_from = len(subscriber.arrivals)
         await subscriber.until(lambda: len(subscriber.arrivals) >= probes_from + 3)
         subscriber.status = 200
