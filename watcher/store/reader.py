@@ -336,13 +336,6 @@ class Reader:
             for i, name in enumerate(part)
         ]
 
-    async def _measure(self, subscription: str, accounts: Sequence[bytes]) -> tuple[int, int | None]:
-        """Count the deliveries in queues, and read the sequence of the oldest one."""
-        keys = [self._keys.queue(subscription, account.decode("utf-8", "replace")) for account in accounts]
-        measured = await self._pipe.script(_MEASURE_QUEUES, keys)
-        sequences = (sequence for head in measured[1::2] if (sequence := sequence_in(head)))
-        return sum(measured[::2]), min(sequences, default=None)
-
     async def _oldest_in(self, subscription: str, shard: int, at_most: int) -> int | None:
         """Look at both ends of the schedule: full queues were due first, failing ones are due last."""
         key = self._keys.queues(shard, subscription)
@@ -353,7 +346,10 @@ class Reader:
         accounts = sorted({account for end in ends for account in end})
         if not accounts:
             return None  # delivered meanwhile
-        return (await self._measure(subscription, accounts))[1]
+        keys = [self._keys.queue(subscription, account.decode("utf-8", "replace")) for account in accounts]
+        measured = await self._pipe.script(_MEASURE_QUEUES, keys)
+        sequences = (sequence for head in measured[1::2] if (sequence := sequence_in(head)))
+        return min(sequences, default=None)
 
     async def _letters(
         self, subscription: str, shard: int, command: str, start: object, end: object = "-"
