@@ -9,9 +9,10 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from tests.delivery.moody_subscriber import MoodySubscriber, owed
+from tests.delivery.moody_subscriber import MoodySubscriber, Owed, owed
 from tests.support.builders import SECRET
 from tests.support.raw_subscribers import OK, Peer, Request, Script, answering, subscribing
+from tests.support.rig import workers
 from watcher.receive import InvalidWebhook, verify
 from watcher.settings import Settings
 
@@ -105,22 +106,47 @@ async def test_a_url_that_is_changed_during_an_attempt_has_seen_the_last_and_the
         assert await one.breakers.read() == {}, "what the old one said is not held against the new one"
 
 
+async def gone_for_good(peer: Peer) -> None:
+    await peer.hear()
+    await peer.say(b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n")
+
+
+async def until_paused(one: Owed) -> None:
+    async with asyncio.timeout(5):
+        while "ops" not in await one.breakers.read():  # noqa: ASYNC110 - Redis tells nobody
+            await asyncio.sleep(0.01)
+
+
 async def test_a_subscription_that_was_paused_goes_on_at_its_new_url(
     redis_client: Redis, redis_server_url: str, namespace: str
 ) -> None:
-    async def gone(peer: Peer) -> None:
-        await peer.hear()
-        await peer.say(b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n")
-
-    async with subscribing(gone) as old, subscribing(answering(OK)) as new:
+    async with subscribing(gone_for_good) as old, subscribing(answering(OK)) as new:
         one = owed(redis_client, redis_server_url, namespace, ops=old.url)
         await one.queue(["treasury"], [1, 2])
         async with one.worker() as worker, asyncio.timeout(10):
-            while "ops" not in await one.breakers.read():  # noqa: ASYNC110 - Redis tells nobody
-                await asyncio.sleep(0.01)
+            await until_paused(one)
             worker.reload(changed(one.settings, url=SecretStr(new.url)))
             await new.until(lambda new: len(new.requests) == 2)
             assert await one.breakers.read() == {}
+    assert len(old.requests) == 1
+    assert sequences(new.requests) == [1, 2]
+
+
+async def test_a_subscription_that_was_paused_goes_on_at_its_new_url_after_a_restart_too(
+    redis_client: Redis, redis_server_url: str, namespace: str
+) -> None:
+    async with subscribing(gone_for_good) as old, subscribing(answering(OK)) as new:
+        one = owed(redis_client, redis_server_url, namespace, ops=old.url)
+        await one.queue(["treasury"], [1, 2])
+        async with one.worker():
+            await until_paused(one)
+        async with one.worker():  # the same URL: who paused it, or why, still counts
+            await one.until_left_alone()
+        assert len(old.requests) == 1
+        moved = changed(one.settings, url=SecretStr(new.url))
+        async with workers(moved, "w2"), asyncio.timeout(5):
+            await new.until(lambda new: len(new.requests) == 2)
+        assert await one.breakers.read() == {}
     assert len(old.requests) == 1
     assert sequences(new.requests) == [1, 2]
 

@@ -229,7 +229,7 @@ async def test_a_reload_that_finds_redis_away_is_made_once_it_is_back(
     async def nothing(_: Settings) -> None:
         pass
 
-    agreement: Any = SimpleNamespace(neighbours=bench.neighbours, begin=begin)
+    agreement: Any = SimpleNamespace(neighbours=bench.neighbours, moved=set(), begin=begin)
     present: Any = None
     keeper = Keeper(bench.store.pipe, bench.store.keys, "w")
     upkeep = Upkeep(bench.configured, bench.store.schedule, StoreHealth(), present, agreement, keeper)
@@ -251,7 +251,7 @@ async def test_what_was_left_to_a_worker_that_is_gone_is_delivered_at_once(bench
     async def look() -> None:
         neighbours.inactive = frozenset(("theirs",))
 
-    agreement: Any = SimpleNamespace(neighbours=neighbours, look=look)
+    agreement: Any = SimpleNamespace(neighbours=neighbours, moved=set(), look=look)
     present: Any = None
     keeper = Keeper(bench.store.pipe, bench.store.keys, "w")
     upkeep = Upkeep(bench.configured, bench.store.schedule, StoreHealth(), present, agreement, keeper)

@@ -63,6 +63,9 @@ class Agreement:
         self._differences: list[Difference] = []
         self.neighbours = Neighbours(may_poll=self._may_poll)
         """What polls and deliveries obey; kept up to date in place."""
+        self.moved = set[str]()
+        """Subscriptions whose queues this worker began to fill for another URL; who deals with one takes it
+        out."""
         self._write_at = 0.0
         self._throttle = Throttle()
         self._seen_at: dict[str, float] = {}
@@ -118,6 +121,10 @@ class Agreement:
                 await self._others.remember(elsewhere, before)
             inactive = await self._take_marks(marks, before)
         except ConfigurationRefused:  # this worker may not look: its own configuration alone counts
+            known = before.subscriptions if before else {}
+            self.moved |= {
+                name for name, url in self._own.subscriptions.items() if known.get(name, url) != url
+            }
             return
         await self._judge(inactive)
         self._report()
@@ -139,6 +146,11 @@ class Agreement:
                 moves[name] = (mark, wanted)
         if moves:
             marks = {**marks, **await self._configurations.mark(moves)}
+            self.moved |= {
+                name
+                for name, (old, new) in moves.items()
+                if old and old.url != new.url and marks[name].url == new.url
+            }
         return {name: marks[name].url for name, url in ours.items() if marks[name].url != url}
 
     def _is_free(self, subscription: str, url: str, *, is_moved: bool) -> bool:

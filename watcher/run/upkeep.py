@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from watcher.delivery.webhook import REFUSED, UNRESOLVED
 from watcher.engine.dispatch import Key
+from watcher.engine.loop import survived
 from watcher.fields import as_written
 from watcher.observe.log import Throttle, log
 from watcher.pause import compute
@@ -130,22 +131,19 @@ class Upkeep:
                 await asyncio.sleep(await self._health.failed(error))
             else:
                 await self._configured.add(given)
+                await self._follow_moved()
                 await self.loop.survive(self._ask_again(), None, "rejected polls")
                 return
 
     async def reload(self, settings: Settings, stopped: asyncio.Event) -> None:
         """Run another configuration from now on; what did not change goes on meanwhile."""
-        before = self._configured.settings
-        if settings is before:
+        if settings is self._configured.settings:
             return
         await self._configured.drop(settings)
         await self._persist(self._agreement.begin, settings, "other workers", stopped)
         await self._configured.add(settings)  # before enrolment: an account that is unknown is left alone
         await self._persist(self._enrol, settings, "enrolled accounts", stopped)
-        for name, old in before.subscription_by_name.items():
-            new = settings.subscription_by_name.get(name)
-            if new and new.url != old.url:
-                await self.loop.survive(self._follow_moved(name), None, "make due", subscription=name)
+        await self._follow_moved()
         await self.loop.survive(self._ask_again(), None, "rejected polls")
 
     async def _persist(
@@ -172,6 +170,7 @@ class Upkeep:
         await self._join(settings)
         await self._configured.breakers.refresh()
         await self._configured.add(settings)
+        await self._follow_moved()
         now_ms = self._schedule.now_ms()
         self._configured.polls.watched_since_ms = now_ms  # no poll is late that none was there to make
         for polls in self._providers:
@@ -276,13 +275,14 @@ class Upkeep:
             except StoreError:
                 return  # then it is asked for when it is due
 
-    async def _follow_moved(self, subscription: str) -> None:
-        """Make due what waits for a subscriber that has moved."""
-        try:
-            await self._configured.breakers.resume(subscription)
-            await self._configured.make_due(subscription)
-        except StoreError:
-            return  # then it is tried when its retry is due
+    async def _follow_moved(self) -> None:
+        """Make due what waits for subscribers that have moved: how the old URL failed, or why it was paused,
+        says nothing of the new one. What Redis does not do now is done with a later look."""
+        for name in [*self._agreement.moved]:
+            with suppress(StoreError), survived("make due", but=StoreError, subscription=name):
+                await self._configured.breakers.resume(name)
+                await self._configured.make_due(name)
+                self._agreement.moved.discard(name)
 
     async def _keep_enrolled(self) -> None:
         """When Redis has lost its state, let every account start anew: baselines, and no events."""
@@ -298,6 +298,7 @@ class Upkeep:
         """Look at what other workers run, and deliver what was left to them once they are gone."""
         inactive = self._agreement.neighbours.inactive
         await self._agreement.look()
+        await self._follow_moved()
         for name in inactive - self._agreement.neighbours.inactive:
             await self._configured.make_due(name)
 
