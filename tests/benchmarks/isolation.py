@@ -66,7 +66,7 @@ class Plan:
 
 QUICK = Plan(
     seconds=3,
-    rest_s=1.5,
+    rest_s=3,
     warm_up_s=1.5,
     dead=100,
     queues_each=10,

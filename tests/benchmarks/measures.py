@@ -108,11 +108,14 @@ class TimedPolls(Polls):
 async def running(
     stage: Stage, settings: Settings, counters: Counters, polls: Polls | None = None
 ) -> AsyncIterator[asyncio.Task[None]]:
-    """A worker's loop inside the block, as a task; what is in flight at its end is finished."""
+    """A worker's loop inside the block, as a task, and what it learns of breakers; what is in flight at its
+    end is finished."""
     async with AsyncExitStack() as stack:
         upkeep = await stack.enter_async_context(_kept_up(stage, settings, counters, polls))
         await upkeep.begin(lambda: settings, asyncio.Event())
+        (learn,) = (chore for chore in upkeep.chores if chore[1] == "breakers")
         async with asyncio.TaskGroup() as group:
+            group.create_task(upkeep.loop.every(*learn))
             yield group.create_task(upkeep.loop.run())
             upkeep.loop.stop()
 

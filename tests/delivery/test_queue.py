@@ -356,6 +356,39 @@ async def test_the_probe_of_a_failing_subscription_is_left_to_others_afterwards(
     assert not await bench.is_probed()
 
 
+async def half_open(bench: Bench) -> None:
+    """Let the worker know that the breaker is half-open."""
+    await fail(bench.shared, OPS, "status 503")
+    bench.breakers._read_at = 0.0
+    await bench.breakers.refresh()
+
+
+async def test_a_queue_without_a_probe_sends_nothing_while_the_breaker_is_not_closed(bench: Bench) -> None:
+    await half_open(bench)
+    await bench.deliver()
+    assert bench.sent == []
+    assert await bench.waits_ms() <= 0
+
+
+async def test_a_probe_is_one_attempt_and_one_that_fails_uses_nothing_up(bench: Bench) -> None:
+    bench.sink.answer = Answer.OVERLOADED
+    for _ in range(3):
+        await half_open(bench)
+        assert (await bench.work.room(OPS, 0, 0)).most == 1
+        await bench.deliver()
+    bench.sink.answer = Answer.DELIVERED
+    await half_open(bench)
+    assert (await bench.work.room(OPS, 0, 0)).most == 1
+    await bench.deliver()
+    assert bench.sent == [(1, 1)] * 4, "the first attempt is still the first; the next delivery has no probe"
+
+
+async def test_an_attempt_that_began_before_the_breaker_opened_uses_nothing_up(bench: Bench) -> None:
+    bench.sink.answer, bench.sink.meanwhile = Answer.OVERLOADED, lambda: half_open(bench)
+    await bench.deliver()
+    assert await bench.store.tries(ACCOUNT) == (0, b"")
+
+
 async def test_what_became_of_an_attempt_is_written_down_though_redis_was_away_for_longer_than_the_lease(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -255,7 +255,7 @@ async def fail(
         before = (breaker or Breaker())._replace(reason=reason, since_ms=since_ms, rests=1)
         if pause:
             return gone(before, now_ms, failure=Failure(reason))
-        return before._replace(open_until_ms=now_ms + open_ms)
+        return before._replace(open_until_ms=now_ms + open_ms if open_ms else 0)
 
     return await breakers.change(subscription, opened)
 

@@ -4,8 +4,10 @@ What all workers must agree on is in Redis (`store.queues`), read once a second 
 means is `engine.breaker`'s to say.
 """
 
+import asyncio
 import itertools
 import math
+import random
 import secrets
 import time
 from collections import Counter, defaultdict
@@ -38,7 +40,8 @@ died."""
 
 _READ_EVERY_S = 1.0
 _DAMAGED_S = 30.0
-_IDLE_AT_ONCE = 20  # half-open subscriptions of which a worker asks at each reading whether anything waits
+_TIDIED_AT_ONCE = 50
+_IDLE_AT_ONCE = 5  # half-open subscriptions of which a worker asks at each reading whether anything waits
 
 
 class SubscriptionBreakers:
@@ -66,6 +69,7 @@ class SubscriptionBreakers:
         self._workers = workers
         self._concurrency = Concurrency(most)
         self._read_at = 0.0
+        self._changed: set[str] = set()
         self._known: dict[str, Breaker] = {}
         self._turn_at_ms: dict[str, int] = {}
         self._delivered: defaultdict[str, Recent] = defaultdict(Recent)
@@ -88,6 +92,7 @@ class SubscriptionBreakers:
         say = log.debug if self._read_at else log.warning  # at the start it is news; then one worker says it
         self._read_at = time.monotonic() + _READ_EVERY_S
         found: dict[str, Breaker] | None = None
+        self._changed.clear()
         with survived("breakers", but=StoreError):
             try:
                 found = await self._shared.read()
@@ -95,7 +100,12 @@ class SubscriptionBreakers:
                 found = self._known
         if found is None:  # damaged: all are closed
             self._read_at = time.monotonic() + _DAMAGED_S
-        before, self._known = self._known, found or {}
+        found = found or {}
+        for name in self._changed:  # while the others were read: what is read of it may be older
+            found.pop(name, None)
+            if name in self._known:
+                found[name] = self._known[name]
+        before, self._known = self._known, found
         for name, breaker in [*self._known.items()]:
             is_news = breaker.paused_at_ms and not (name in before and before[name].paused_at_ms)
             is_ours = False
@@ -125,16 +135,14 @@ class SubscriptionBreakers:
             await self._count(name, failure)
         now_ms = self._now_ms()
         over = [name for name, breaker in self._known.items() if decide.tidied(breaker, now_ms) is None]
-        for name in over:
-            await self._change(name, decide.tidied)
-        half_open = (
-            name
-            for name, breaker in [*self._known.items()]
-            if decide.state(breaker, now_ms) is State.HALF_OPEN
-        )
-        for name in itertools.islice(half_open, _IDLE_AT_ONCE):
-            if await self._shared.is_idle(name):
-                await self._change(name, decide.idle)
+        await asyncio.gather(*(self._change(name, decide.tidied) for name in over[:_TIDIED_AT_ONCE]))
+        half_open = [
+            name for name, breaker in self._known.items() if decide.state(breaker, now_ms) is State.HALF_OPEN
+        ]
+        some = random.sample(half_open, min(_IDLE_AT_ONCE, len(half_open)))
+        are_idle = await asyncio.gather(*map(self._shared.is_idle, some))
+        for name in itertools.compress(some, are_idle):
+            await self._change(name, decide.idle)
 
     async def _report(self, name: str, breaker: Breaker) -> None:
         """Report a pause, and only then note that it was reported: rather twice than never."""
@@ -313,6 +321,7 @@ class SubscriptionBreakers:
     async def _change(self, name: str, decision: Decide) -> Change:
         """Change what is known of a subscription, and say what is new about it."""
         before, after = change = await self._shared.change(name, decision)
+        self._changed.add(name)
         if after is None:
             self._known.pop(name, None)
             self._throttle.over(name, time.monotonic())
