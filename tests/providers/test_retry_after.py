@@ -14,6 +14,7 @@ NOW = datetime(2026, 11, 20, 14, 3, 5, tzinfo=UTC)
     [
         ("0", 0),
         ("7", 7),
+        ("7.5", 7.5),
         ("900", 900),
         ("99999999999", 900),
         ("Fri, 20 Nov 2026 14:03:35 GMT", 30),
@@ -35,7 +36,7 @@ def test_a_wish_is_heard_up_to_a_limit(header: str, seconds: float) -> None:
         "",
         "-1",
         "+7",
-        "7.5",
+        "7.5.1",
         " 7",
         "7\n",
         "7s",

@@ -9,7 +9,7 @@ from watcher.journal.interest import Interest
 from watcher.journal.log import Damaged, Emitted, Record, Started, read_back
 from watcher.journal.notices import threshold_key
 from watcher.settings import SubscriptionSettings
-from watcher.snapshot import Asset
+from watcher.snapshot import Asset, Balance
 from watcher.store.history import History, place
 from watcher.store.keys import SHARDS, Keys, check_count
 from watcher.store.layout import Layout, check_numbers
@@ -73,12 +73,15 @@ class Replay:
 
     def _is_mine(self, event: Event, record: Record) -> bool:
         """Say whether the crossed threshold is one of this subscription: the id shows it."""
-        origin = Origin(record.account, record.content["data"]["account"]["provider"], record.follows, 0, 0)
+        data = record.content["data"]
+        origin = Origin(record.account, data["account"]["provider"], record.follows, 0, 0)
         asset_id = event.asset.id if event.asset else ""
+        published = tuple(data["after"][field] for field in Balance._fields)
         for watch in self._interest.watches(record.account):
-            identity = (threshold_key(watch, asset_id), event.amount)
-            draft = Draft(event.type, event.asset, event.amount, {}, identity)
-            if events_of([draft], origin, first_sequence=0, now_ms=0)[0].id == event.id:
+            first = (threshold_key(watch, asset_id), event.amount)
+            identities = [(*first, *published), first]  # 0.1 left out the balance
+            drafts = [Draft(event.type, event.asset, event.amount, {}, identity) for identity in identities]
+            if any(one.id == event.id for one in events_of(drafts, origin, first_sequence=0, now_ms=0)):
                 return True
         return False
 

@@ -273,7 +273,11 @@ class Worker:
                 self._changed.clear()
             waiting.cancel()
             finishing.cancel()
-            await upkeep.keep_backlogs()
+            try:
+                await upkeep.keep_backlogs()
+            except StoreError as error:  # everything was polled and delivered; the next run looks again
+                assert self.opened
+                await self.opened.health.failed(error)
         self.has_read_all = upkeep.has_read_all
 
     @asynccontextmanager
