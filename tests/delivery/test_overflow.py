@@ -15,6 +15,7 @@ from tests.support.builders import seconds
 from tests.support.raw_subscribers import OK, Peer, subscribing
 from tests.support.rig import TREASURY, Rig, a_rig, quick
 from tests.support.scraped import a_listener_of, scrape
+from watcher.run.upkeep import Overflows
 from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe
 from watcher.store.reader import Reader
@@ -48,6 +49,18 @@ def change(rig: Rig, **fields: Any) -> None:
     by_name["ops"] = by_name["ops"].model_copy(update=fields)
 
 
+def test_a_backlog_that_stays_full_is_said_at_once_then_every_five_minutes_and_counted_whole(
+    logged: list[Any],
+) -> None:
+    overflows = Overflows()
+    for second in range(700):
+        overflows.add("ops", "more than max_backlog wait (5)", 2)
+        overflows.say(float(second))
+    overflows.say(700.0, at_once=True)
+    overflows.say(701.0, at_once=True)
+    assert [line["deliveries"] for line in told(logged, "subscription.overflowed")] == [2, 600, 600, 198]
+
+
 async def test_a_receiver_that_was_away_for_longer_than_its_backlog_holds_sees_the_gap(
     rig: Rig, logged: list[Any], redis_client: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,11 +78,12 @@ async def test_a_receiver_that_was_away_for_longer_than_its_backlog_holds_sees_t
         receiver.port = int(receiver.url.rstrip("/").rpartition(":")[2])
         await receiver.__aexit__()
         missed = await credited(rig, logged, 12)
-        await until(lambda: sum(line["deliveries"] for line in overflows()) == 7)
+        await until(lambda: worker.counters.pushed_out["ops"] == 7)
         metrics = await scrape(port)
         await receiver.__aenter__()
         await rig.events(6)
     lost, kept = missed[:7], missed[7:]
+    assert sum(line["deliveries"] for line in overflows()) == 7, "what was not said yet is said at the end"
     assert {(line["log_level"], line["subscription"], line["reason"]) for line in overflows()} == {
         ("warning", "ops", "more than max_backlog wait (5)")
     }

@@ -299,7 +299,8 @@ EVENTS: Mapping[str, Line] = {
     "subscription.overflowed": Line(
         "warning",
         "More deliveries waited than `max_backlog`, or than Redis had memory for: the oldest of its longest "
-        "queues were given up, and became dead letters where there is memory for these.",
+        "queues were given up, and became dead letters where there is memory for these. Said at once, then "
+        "every five minutes of what has come together.",
         ("subscription", "deliveries", "reason"),
     ),
     "delivery.delivered": Line("info", "A subscriber answered 2xx.", (*_DELIVERY, "lag_ms")),

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
@@ -77,6 +78,32 @@ _FINISHED_S = 0.02
 _PATIENCE_S = 30.0
 """How long `run --once` waits for a Redis that was there when it began."""
 
+_OVERFLOWS_S = 300.0
+"""From one line about what a subscription gave up to the next: as often as its open breaker has one."""
+
+
+class Overflows:
+    """What was given up and is not said yet: of each subscription and reason the first at once, then what has
+    come together. Times are seconds of any clock that never steps."""
+
+    def __init__(self) -> None:
+        self._unsaid = Counter[tuple[str, str]]()
+        self._next_at: dict[tuple[str, str], float] = {}
+
+    def add(self, subscription: str, reason: str, deliveries: int) -> None:
+        self._unsaid[subscription, reason] += deliveries
+
+    def say(self, now: float, *, at_once: bool = False) -> None:
+        """Log what is due, or all of it."""
+        for one, deliveries in [*self._unsaid.items()]:
+            if at_once or now >= self._next_at.get(one, now):
+                subscription, reason = one
+                log.warning(
+                    "subscription.overflowed", subscription=subscription, deliveries=deliveries, reason=reason
+                )
+                self._next_at[one] = now + _OVERFLOWS_S
+                del self._unsaid[one]
+
 
 class Upkeep:
     """One worker's configuration in force. `has_read_all`: whether a run of all accounts has read every
@@ -93,6 +120,7 @@ class Upkeep:
     ) -> None:
         self.loop = configured.loop
         self._keeper = keeper
+        self._overflows = Overflows()
         self._shortage = Throttle()
         self._configured = configured
         self._schedule = schedule
@@ -211,8 +239,10 @@ class Upkeep:
             given_up += [(*one, "Redis is nearly full") for one in (+relief.deliveries).items()]
         for name, deliveries, reason in given_up:
             self._configured.counters.pushed_out[name] += deliveries
-            log.warning("subscription.overflowed", subscription=name, deliveries=deliveries, reason=reason)
-        short, now = [relief for relief in kept.reliefs if relief.ours is not None], time.monotonic()
+            self._overflows.add(name, reason, deliveries)
+        now = time.monotonic()
+        self._overflows.say(now)
+        short = [relief for relief in kept.reliefs if relief.ours is not None]
         for relief in short:
             if streak := self._shortage.struck("memory", now):
                 log.error(
@@ -242,6 +272,7 @@ class Upkeep:
     def report_at_once(self) -> None:
         """Log what was still being gathered: the worker ends."""
         self._configured.report.gathered(at_once=True)
+        self._overflows.say(time.monotonic(), at_once=True)
 
     @property
     def _providers(self) -> Sequence[ProviderPolls]:
