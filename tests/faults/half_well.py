@@ -279,6 +279,7 @@ async def run(row: Row, *, seconds: float | None = None, after_s: float = 0, wor
         await asyncio.sleep(seconds)
         until = time.time()
         receiver.respond = lambda _: Said(200, ANSWER_S)
+        receiver.is_hung_no_more.set()
         most = receiver.most_in_flight
         code, _, errors = await scene.command("subscriptions", "resume", SUBSCRIPTION)
         assert code == 0, errors

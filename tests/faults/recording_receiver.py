@@ -7,6 +7,7 @@ Refuses to judge: `verdict` reads what is written here.
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -64,6 +65,9 @@ class RecordingReceiver:
     """What the event that came last for the first time says of each account and asset."""
 
     answered: list[Answered] = field(init=False, default_factory=list)
+    is_hung_no_more: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    """Set it to let what hangs end at once."""
+
     most_in_flight: int = 0
     """At the same time, since this was last set."""
 
@@ -108,7 +112,10 @@ class RecordingReceiver:
                 said = Said(500)
             wait_s = self.delay_s + said.after_s
             self.answered.append(Answered(arrival, said, time.time() + wait_s))
-            if wait_s:
+            if said.after_s > 1:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.is_hung_no_more.wait(), wait_s)
+            elif wait_s:
                 await asyncio.sleep(wait_s)
         finally:
             self._in_flight -= 1

@@ -61,7 +61,7 @@ async def _command(scene: Scene, name: str) -> int | None:
                 worker.send(signal.SIGHUP)
         return 0
     told = {
-        "resend": ("resend", "--subscription", SUBSCRIPTION, "--since", "3s"),
+        "resend": ("resend", "--subscription", SUBSCRIPTION, "--since", "15s"),
         "pause": ("subscriptions", "pause", SUBSCRIPTION),
         "resume": ("subscriptions", "resume", SUBSCRIPTION),
     }[name]

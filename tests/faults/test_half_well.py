@@ -27,7 +27,7 @@ HANGS = replace(ROW_BY_NAME["hang 0.2%"], mood=some(0.01, Said(200, 2 * HANG_S))
 @pytest.mark.parametrize(
     "rows",
     [
-        [ROW_BY_NAME[name] for name in ("503 5%", "500 20%", "reset 33%")],
+        [ROW_BY_NAME[name] for name in ("503 20%", "reset 33%")],
         [HANGS, *(ROW_BY_NAME[name] for name in ("bucket 20/s", "503 for 33", "503 rests 60 s, 1%"))],
     ],
     ids=["at random", "some wait"],
