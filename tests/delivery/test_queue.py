@@ -356,6 +356,21 @@ async def test_the_probe_of_a_failing_subscription_is_left_to_others_afterwards(
     assert not await bench.is_probed()
 
 
+@pytest.mark.parametrize(
+    ("answer", "failed", "is_unavailable"),
+    [(Answer.REJECTED, 0, []), (Answer.FAILED, 1, [False]), (Answer.OVERLOADED, 1, [True])],
+)
+async def test_an_attempt_that_failed_is_settled_with_what_it_counts_for_the_breaker(
+    bench: Bench, answer: Answer, failed: int, is_unavailable: list[bool]
+) -> None:
+    await bench.shared.tally(OPS, closed_at_ms=0)
+    bench.sink.answer = answer
+    await bench.deliver()
+    tally = await bench.shared.tally(OPS, closed_at_ms=0)
+    assert (tally.tried, tally.failed) == (failed, failed)
+    assert [miss.is_unavailable for miss in tally.row] == is_unavailable
+
+
 async def half_open(bench: Bench) -> None:
     """Let the worker know that the breaker is half-open."""
     await fail(bench.shared, OPS, "status 503")
