@@ -412,10 +412,8 @@ def test_status_shows_everything_on_one_screen(run: Run, write: Write) -> None:
     assert re.search(r"^                 web-2 pid 7, up 1h 0m, seen [0-2]s ago$", screen, re.MULTILINE)
     assert re.search(r"^server         unix:///\S+$", screen, re.MULTILINE)
     assert re.search(r"^               valkey 9\S*: a restart of Redis loses all state", screen, re.MULTILINE)
-    assert (
-        "provider       loopring: 3 accounts scheduled, 1 failing; needs 0.1 of 4 requests/s, makes 0.1\n"
-        in screen
-    )
+    provider = "loopring: 3 accounts scheduled, 1 failing; needs 0.1 requests/s, 4 allowed, makes 0.1\n"
+    assert f"provider       {provider}" in screen
     assert re.search(
         r"^                 1 auth: a wrong key, since 2\S+Z: fix api_key of \[providers\.loopring\]$",
         screen,
@@ -560,10 +558,10 @@ def test_status_names_what_a_worker_leads_elsewhere_and_the_configuration_of_eac
 @pytest.mark.parametrize(
     ("rates", "made", "text"),
     [
-        ([], None, "needs 0.1 of 4 requests/s\n"),
-        ([{}], None, "needs 0.1 of 4 requests/s\n"),
-        ([{"other": 1.0}], 0, "needs 0.1 of 4 requests/s, makes 0\n"),
-        ([{"loopring": 1.0}, {"loopring": 2.5}, {}], 3.5, "needs 0.1 of 4 requests/s, makes 3.5\n"),
+        ([], None, "needs 0.1 requests/s, 4 allowed\n"),
+        ([{}], None, "needs 0.1 requests/s, 4 allowed\n"),
+        ([{"other": 1.0}], 0, "needs 0.1 requests/s, 4 allowed, makes 0\n"),
+        ([{"loopring": 1.0}, {"loopring": 2.5}, {}], 3.5, "needs 0.1 requests/s, 4 allowed, makes 3.5\n"),
     ],
 )
 def test_status_tells_a_providers_rate_as_far_as_workers_know_it(

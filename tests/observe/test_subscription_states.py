@@ -85,3 +85,19 @@ async def test_the_screen_says_what_was_answered_and_for_how_long_nothing_is_sen
     assert "circuit breaker open, backing off for" in screen
     assert "backing off for 59s: status 429" in screen or "backing off for 1m 0s: status 429" in screen
     assert "old: delayed: 1 delivery in 1 queue, the oldest for 32s" in screen
+
+
+@pytest.mark.parametrize(
+    ("found", "well", "says"),
+    [({"retrying": 1}, 2, "young: 1 delivery"), ({"dead": 1}, 1, "young: 1 delivery"), ({}, 2, "")],
+)
+async def test_a_queue_that_is_tried_again_is_listed_and_as_it_should_be_and_a_dead_letter_is_not(
+    worker: Worker, found: dict[str, int], well: int, says: str
+) -> None:
+    lines = await _read_lines(worker.settings, is_whole=True)
+    (young,) = (line for line in lines if line.get("subscription") == "young")
+    young |= {"state": "healthy", **found}
+    screen = "\n".join(as_text(lines))
+    assert f"{well} of 7 as they should be" in screen
+    assert says in screen
+    assert ("young" in screen) == bool(says)

@@ -226,7 +226,10 @@ async def _give_up(settings: "Settings", wanted: _Wanted, event_id: str, *, is_j
             click.echo(f"watcher: it waits for {them}: say which, with --subscription", err=True)
             return _EXIT_NO
         if not found:
-            click.echo(f"watcher: {printable(event_id)} waits nowhere; it may have gone out", err=True)
+            click.echo(
+                f"watcher: {printable(event_id)} waits nowhere: it was delivered, or given up (--dead)",
+                err=True,
+            )
         has_failed = not found
         for name, account, position, delivery, front in found:
             left = None

@@ -75,7 +75,7 @@ async def command(
 ) -> None:
     """What was emitted, from the event log, oldest first.
 
-    The log keeps the last ten thousand records of each of its 16 parts. `--type baseline` and
+    The log keeps the latest records that fit into an eighth of Redis' memory. `--type baseline` and
     `--type forgotten` show what else is in it: where balances start and end.
     """
     from watcher.store.opening import open_to_look

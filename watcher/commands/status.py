@@ -26,6 +26,9 @@ _MARGIN = 15
 _USUAL = {"pending confirmation"}
 """Of an account that waits for the other half of a movement: it is listed, and as it should be."""
 
+_ONLY_RETRIED = 7
+"""Of a subscription some queues of which are tried again: it is listed, and as it should be."""
+
 _Line = dict[str, Any]
 
 
@@ -130,7 +133,7 @@ def as_text(lines: Sequence[_Line]) -> Iterator[str]:
             yield _entry("", f"  {problem:<20}{len(names):>7,}  {', '.join(names[:most])}{more}")
     subscriptions = _of("subscription", lines)
     worst = sorted(filter(_severity, subscriptions), key=_severity)
-    well = len(subscriptions) - len(worst)
+    well = sum(_severity(line) in (0, _ONLY_RETRIED) for line in subscriptions)
     yield _entry("subscriptions", f"{well:,} of {len(subscriptions):,} as they should be")
     for line in worst[:_MOST_NAMES]:
         deliveries = many(line["deliveries"], "delivery", "deliveries")
@@ -184,7 +187,7 @@ def _provider_text(line: _Line) -> Iterator[str]:
     failing = f", {line['failing']:,} failing" if line["failing"] else ""
     used, needed, most = (line[f"{name}_per_second"] for name in ("used", "needed", "requests"))
     made = "" if used is None else f", makes {used:.3g}{' requests/s' if needed is None else ''}"
-    rate = made if needed is None else f"; needs {needed:.3g} of {most:g} requests/s{made}"
+    rate = made if needed is None else f"; needs {needed:.3g} requests/s, {most:g} allowed{made}"
     name = printable(line["provider"])
     yield _entry("provider", f"{name}: {many(line['accounts'], 'account')} scheduled{failing}{rate}")
     for found in line["errors"][:_MOST_ERRORS]:
@@ -200,15 +203,15 @@ def _provider_text(line: _Line) -> Iterator[str]:
 
 
 def _severity(line: _Line) -> int:
-    """Say how bad it is, from 1 on; 0 for a healthy subscription."""
+    """Say how bad it is: 1 is the worst, 0 is a healthy subscription with nothing to tell."""
     claims = (
         line["state"] == "paused",
         line["state"] == "failing",
         line["state"] == "backing off",
         line["state"] == "delayed",
-        line["retrying"],
         line["dead"],
         not line["is_configured"],
+        line["retrying"],
     )
     return next((number for number, is_so in enumerate(claims, 1) if is_so), 0)
 
@@ -224,7 +227,7 @@ def next_command(lines: Sequence[_Line]) -> str:
         return "watcher check --connect"
     if paused:
         return f"watcher subscriptions resume {printable(paused[0])}"
-    if any(line["retrying"] or line["failing_since"] for line in subscriptions):
+    if any(line["state"] != "healthy" for line in subscriptions):
         return "watcher deliveries --attempts"
     if any(line["dead"] for line in subscriptions):
         return "watcher deliveries --dead"

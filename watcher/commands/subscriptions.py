@@ -119,7 +119,7 @@ def _say(line: _Line) -> None:
         state = f"paused since {line['paused_at']}: {reason}"
     elif line["failing_since"]:
         since = f"since {line['failing_since']} ({age_text(1000 * line['failing_s'])})"
-        state = f"failing {since}, breaker {line['breaker']}{backing_off}: {reason}"
+        state = f"failing {since}, circuit breaker {line['breaker']}{backing_off}: {reason}"
     elif backing_off or line["per_second"]:
         pace = f", {line['per_second']:g} attempts a second at most" if line["per_second"] else ""
         name = "" if line["state"] == "backing off" else line["state"]

@@ -354,7 +354,7 @@ def subscription_line(
         "failing_since": _time(breaker and breaker.since_ms),
         "paused_at": _time(breaker and breaker.paused_at_ms),
         "backing_off_s": max(0, int(until_ms) - now_ms) // 1000,
-        "per_second": round(pace, 3) if (pace := pace_per_s(breaker, now_ms)) else None,
+        "per_second": round(pace, 2) if (pace := pace_per_s(breaker, now_ms)) else None,
         "reason": breaker.reason if breaker else None,
     }
 
