@@ -139,10 +139,10 @@ async def test_event_line_metric_status_and_page_agree_on_what_is_stale(bench: B
         assert await bench.agreed() == set(), "the workers have just come back: it counts from then"
         assert await bench.emitted() == set()
         await bench.workers_are_there_for(60 * MINUTE_MS)
-        watch = bench.configured.poll_work.by_provider[PROVIDER].watch
+        watch = bench.configured.poll_work.watch
         for name in bench.settings.account_by_name:  # else it looks when that may be so
-            watch.forget(name)
-            watch.follow(name, await bench.store.now_ms() - 1)
+            watch.forget(PROVIDER, name)
+            watch.follow(PROVIDER, name, await bench.store.now_ms() - 1)
         assert await bench.agreed() == STALE
         bench.configured.report.gathered(at_once=True)
     assert await bench.emitted() == told(lines, "account.stale") == STALE

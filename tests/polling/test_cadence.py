@@ -109,7 +109,7 @@ def names_due(watch: Watch, now_ms: int, at_most: int = 9) -> list[str]:
 def test_each_account_is_looked_at_when_it_is_time_and_those_first_that_wait_longest() -> None:
     watch = Watch()
     for number, name in enumerate(("c", "a", "b")):
-        watch.follow(name, 10 + number)
+        watch.follow("loopring", name, 10 + number)
     assert names_due(watch, 9) == []
     first, second = watch.due(12, at_most=2)
     assert (first.account, second.account) == ("c", "a")
@@ -121,13 +121,30 @@ def test_each_account_is_looked_at_when_it_is_time_and_those_first_that_wait_lon
 
 def test_an_account_that_was_forgotten_is_looked_at_no_more_and_once_when_it_is_back() -> None:
     watch = Watch()
-    watch.follow("a", 10)
-    watch.follow("a", 11)
-    watch.forget("a")
+    watch.follow("loopring", "a", 10)
+    watch.follow("loopring", "a", 11)
+    watch.forget("loopring", "a")
     assert names_due(watch, 99) == []
-    watch.follow("a", 10)
+    watch.follow("loopring", "a", 10)
     (one,) = watch.due(99, 9)
-    watch.forget("a")
+    watch.forget("loopring", "a")
     watch.again(one, 20)
-    watch.follow("a", 30)
+    watch.follow("loopring", "a", 30)
     assert [one.first_seen_ms for one in watch.due(99, 9)] == [30]
+
+
+def test_an_account_that_moves_to_another_provider_is_looked_at_there_alone() -> None:
+    watch = Watch()
+    watch.follow("loopring", "a", 10)
+    watch.follow("shop", "a", 11)
+    watch.forget("loopring", "a")
+    assert [(one.provider, one.account) for one in watch.due(99, 9)] == [("shop", "a")]
+
+
+def test_of_a_provider_that_is_gone_nothing_is_looked_at() -> None:
+    watch = Watch()
+    for name in ("a", "b"):
+        watch.follow("loopring", name, 10)
+        watch.follow("shop", name, 11)
+    watch.forget_all("loopring")
+    assert [(one.provider, one.account) for one in watch.due(99, 9)] == [("shop", "a"), ("shop", "b")]

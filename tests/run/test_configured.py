@@ -106,7 +106,7 @@ async def test_an_account_that_a_reload_brings_is_looked_at_for_staleness_once_i
     """Its state may be old: an account may be put back after minutes, or polled more often from now on."""
     whole = [an_account("a"), an_account("b")]
     await bench.follow(some(*whole))
-    watch, patience_ms = bench.configured.poll_work.by_provider["loopring"].watch, 3 * MINUTE_MS
+    watch, patience_ms = bench.configured.poll_work.watch, 3 * MINUTE_MS
     now_ms = await bench.store.now_ms()
     for one in watch.due(now_ms, 9):  # both, as their workers may have been away for long
         watch.again(one, now_ms + 60 * MINUTE_MS)

@@ -98,10 +98,11 @@ def stale_since_ms(
 
 
 class Watched(NamedTuple):
-    """One account, when to look at it next, and since when it is polled here (Unix ms)."""
+    """One account of a provider, when to look at it next, and since when it is polled here (Unix ms)."""
 
     look_at_ms: int
     first_seen_ms: int
+    provider: str
     account: str
 
 
@@ -110,23 +111,30 @@ class Watch:
 
     def __init__(self) -> None:
         self._heap: list[Watched] = []
-        self._first_seen_ms: dict[str, int] = {}
+        self._first_seen_ms: dict[tuple[str, str], int] = {}
 
-    def follow(self, account: str, now_ms: int, *, in_ms: int = 0) -> None:
+    def follow(self, provider: str, account: str, now_ms: int, *, in_ms: int = 0) -> None:
         """Look at an account from then on, if it is a new one."""
-        if account not in self._first_seen_ms:
-            self._first_seen_ms[account] = now_ms
-            self.again(Watched(now_ms + in_ms, now_ms, account))
+        if (provider, account) not in self._first_seen_ms:
+            self._first_seen_ms[provider, account] = now_ms
+            self.again(Watched(now_ms + in_ms, now_ms, provider, account))
 
-    def forget(self, account: str) -> None:
-        self._first_seen_ms.pop(account, None)
+    def forget(self, provider: str, account: str) -> None:
+        self._first_seen_ms.pop((provider, account), None)
+
+    def forget_all(self, provider: str) -> None:
+        self._heap = [one for one in self._heap if one.provider != provider]
+        heapq.heapify(self._heap)
+        for place in [place for place in self._first_seen_ms if place[0] == provider]:
+            del self._first_seen_ms[place]
 
     def due(self, now_ms: int, at_most: int) -> list[Watched]:
         """Take the accounts that are to be looked at now; each must be given back (`again`)."""
         found: list[Watched] = []
         while self._heap and self._heap[0].look_at_ms <= now_ms and len(found) < at_most:
             one = heapq.heappop(self._heap)
-            if self._first_seen_ms.get(one.account) == one.first_seen_ms:  # else it was forgotten meanwhile
+            # else it was forgotten meanwhile
+            if self._first_seen_ms.get((one.provider, one.account)) == one.first_seen_ms:
                 found.append(one)
         return found
 

@@ -107,7 +107,6 @@ class ProviderPolls(InUse):
         self.unread: set[str] | None = None
         self.unpolled: set[str] | None = None
         self.has_lost = False
-        self.watch = Watch()
         self._polls = polls
         self._health = health
         self._stopped = stopped
@@ -121,41 +120,35 @@ class ProviderPolls(InUse):
         self.accounts, self._shards = accounts, shards
         self._left.clear()  # what was unknown may be known by now
 
-    async def look_stale(self, now_ms: int) -> None:
-        """Emit which accounts had no successful poll for too long, whatever the reason. Raises StoreError."""
-        due = self.watch.due(now_ms, _LOOKED_AT)
-        again_ms: dict[str, int] = {}
-        try:
-            polled_at_ms = await self._polls.polled_at_ms(one.account for one in due) if due else {}
-            known_stale = self.poller.stale_accounts
-            suspects: list[Watched] = []
-            for one in due:
-                account = self.accounts.get(one.account)
-                if account is None:
-                    again_ms[one.account] = now_ms + _UNKNOWN_MS
-                    continue
-                late_ms = polled_at_ms[one.account] + self.poller.patience_ms(account)
-                if late_ms > now_ms and one.account not in known_stale:
-                    again_ms[one.account] = late_ms
-                else:
-                    suspects.append(one)  # it was never read, perhaps
-            errors: list[BaseException] = []
-            for part in in_parts(suspects[:_JUDGED], CONCURRENCY):
-                looking = (
-                    self._look_at(one.account, one.first_seen_ms, self._polls.watched_since_ms)
-                    for one in part
-                )
-                looked = await asyncio.gather(*looking, return_exceptions=True)
-                for one, found in zip(part, looked, strict=True):
-                    if isinstance(found, BaseException):
-                        errors.append(found)
-                        found = now_ms + _UNKNOWN_MS
-                    again_ms[one.account] = found
-            if errors:  # a full server, say: the others were looked at all the same
-                raise errors[0]
-        finally:
-            for one in due:
-                self.watch.again(one, again_ms.get(one.account))
+    async def look_stale(self, due: Sequence[Watched], now_ms: int, again_ms: dict[str, int]) -> None:
+        """Emit which of these accounts had no successful poll for too long, whatever the reason, and note
+        when to look at each again. Raises StoreError."""
+        polled_at_ms = await self._polls.polled_at_ms(one.account for one in due)
+        known_stale = self.poller.stale_accounts
+        suspects: list[Watched] = []
+        for one in due:
+            account = self.accounts.get(one.account)
+            if account is None:
+                again_ms[one.account] = now_ms + _UNKNOWN_MS
+                continue
+            late_ms = polled_at_ms[one.account] + self.poller.patience_ms(account)
+            if late_ms > now_ms and one.account not in known_stale:
+                again_ms[one.account] = late_ms
+            else:
+                suspects.append(one)  # it was never read, perhaps
+        errors: list[BaseException] = []
+        for part in in_parts(suspects[:_JUDGED], CONCURRENCY):
+            looking = (
+                self._look_at(one.account, one.first_seen_ms, self._polls.watched_since_ms) for one in part
+            )
+            looked = await asyncio.gather(*looking, return_exceptions=True)
+            for one, found in zip(part, looked, strict=True):
+                if isinstance(found, BaseException):
+                    errors.append(found)
+                    found = now_ms + _UNKNOWN_MS
+                again_ms[one.account] = found
+        if errors:  # a full server, say: the others were looked at all the same
+            raise errors[0]
 
     async def look_stale_once(self, unread: Iterable[str]) -> None:
         """Emit which accounts that `run --once` could not read were not read for too long, by any run. Raises
@@ -309,14 +302,23 @@ class PollWork:
 
     def __init__(self, polls: Polls) -> None:
         self.by_provider: dict[str, ProviderPolls] = {}
+        self.watch = Watch()
         self._polls = polls
 
     async def look_stale(self) -> None:
         """Note that this worker looks, and look which accounts are stale. Every second. Raises StoreError."""
         with suppress(ConfigurationRefused):  # this worker may not note itself
             await self._polls.note_watch()
-        for polls in [*self.by_provider.values()]:
-            await polls.look_stale(self._polls.now_ms())
+        now_ms = self._polls.now_ms()
+        due = self.watch.due(now_ms, _LOOKED_AT)
+        again_ms: dict[str, int] = {}
+        try:
+            for provider, polls in [*self.by_provider.items()]:
+                if found := [one for one in due if one.provider == provider]:
+                    await polls.look_stale(found, now_ms, again_ms)
+        finally:
+            for one in due:
+                self.watch.again(one, again_ms.get(one.account))
 
     def takes(self, name: str) -> bool:
         polls = self.by_provider.get(name)

@@ -152,6 +152,7 @@ class Configured:
             if settings.provider_by_name.get(name) != polls.poller.settings:
                 del self.poll_work.by_provider[name]
                 self.report.forget(name)
+                self.poll_work.watch.forget_all(name)
                 await polls.retire()
         policy = _policy(settings)
         for name, target in [*self.targets.items()]:
@@ -199,7 +200,7 @@ class Configured:
         """Poll these accounts of a provider from now on; the last answers of unchanged ones stay known."""
         poller, before = polls.poller, polls.accounts
         most_requests, shards, probe, needed = 1, set[int](), None, 0.0
-        now_ms = self._schedule.now_ms()
+        now_ms, watch = self._schedule.now_ms(), self.poll_work.watch
         async for account in _slowly(accounts.values()):
             cost = poller.cost(account)
             most_requests, needed = max(most_requests, cost), needed + cost / account.interval.total_seconds()
@@ -209,12 +210,13 @@ class Configured:
         async for name in _slowly(before):
             if name not in accounts:
                 poller.forget(name)
-                polls.watch.forget(name)
+                watch.forget(polls.provider, name)
             elif accounts[name].interval != before[name].interval:
-                polls.watch.forget(name)  # it is looked at anew
+                watch.forget(polls.provider, name)  # it is looked at anew
         async for account in _slowly(accounts.values()):
             # What a reload brings is polled first: its state may be old, as of an account that was put back.
-            polls.watch.follow(account.name, now_ms, in_ms=poller.patience_ms(account) if before else 0)
+            in_ms = poller.patience_ms(account) if before else 0
+            watch.follow(polls.provider, account.name, now_ms, in_ms=in_ms)
         poller.needed_per_second = needed
         poller.most_requests, poller.probe_account = most_requests, probe[1] if probe else ""
         polls.follow(accounts, shards)
