@@ -103,7 +103,7 @@ def _size(text: str) -> str:
     match = re.fullmatch(r"(?ia)([1-9][0-9]{0,5})([MG])B", text)
     if not match or (match[2] in "mM" and int(match[1]) < _LEAST_MB):
         raise ValueError(
-            f'not a size: write a whole number and a unit, such as "512MB" or "2GB"; {_LEAST_MB}MB at least'
+            f'not a size of {_LEAST_MB}MB or more: write a whole number and a unit, such as "512MB" or "2GB"'
         )
     return text
 

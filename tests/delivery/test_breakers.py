@@ -229,6 +229,20 @@ async def test_a_half_open_breaker_that_nothing_waits_for_is_closed(
     assert shared.breaker is None, "nothing is left to be known of it"
 
 
+@pytest.mark.parametrize("fate", ["resumed by hand", "closed by another worker"])
+async def test_a_worker_says_that_an_open_breaker_was_resumed_by_hand_and_not_that_another_closed_it(
+    shared: Shared, breakers: SubscriptionBreakers, fate: str
+) -> None:
+    await note(breakers, Answer.OVERLOADED)
+    await breakers.refresh()
+    assert not breakers.is_closed("ops"), "it is open"
+    shared.breaker = None if fate == "resumed by hand" else Breaker(closed_at_ms=shared.now_ms)
+    with capture_logs() as lines:
+        assert await breakers.refresh() == ["ops"]
+        assert await breakers.refresh() == []
+    assert [line["event"] for line in lines] == ["subscription.resumed"] * (fate == "resumed by hand")
+
+
 async def test_overload_halves_its_concurrency_and_nothing_else_does(breakers: SubscriptionBreakers) -> None:
     assert await note(breakers, *[Answer.DELIVERED] * 40) == 32
     assert await note(breakers, Answer.REJECTED) == 32

@@ -124,7 +124,8 @@ class SubscriptionBreakers:
         sooner = [name for name, old in before.items() if decide.is_better(self._known.get(name), old)]
         for name in sooner:
             self._turn_at_ms.pop(name, None)
-            if before[name].paused_at_ms:
+            is_forgotten = name not in self._known and not decide.is_closed(before[name])
+            if before[name].paused_at_ms or is_forgotten:
                 log.info("subscription.resumed", subscription=name)
         return sooner
 

@@ -334,7 +334,12 @@ EVENTS: Mapping[str, Line] = {
         "that paused it or reported it, and by each that finds it so at its start.",
         ("subscription", "reason"),
     ),
-    "subscription.resumed": Line("info", "A paused subscription is delivered to again.", ("subscription",)),
+    "subscription.resumed": Line(
+        "info",
+        "A subscription that was paused, or whose circuit breaker was open, is delivered to again: by hand, "
+        "or for its new URL.",
+        ("subscription",),
+    ),
     "provider.unavailable": Line(
         "warning",
         "A provider fails for all its accounts; one account at a time asks it from now on.",
