@@ -16,6 +16,7 @@ from watcher.run.worker import Opened, Worker
 from watcher.settings import RedisSettings, Settings
 from watcher.store.health import StoreHealth
 from watcher.store.queues import Breaker, Breakers
+from watcher.store.schedule import Reply
 
 STATES = {
     "young": "healthy",
@@ -77,6 +78,20 @@ async def test_status_metrics_and_page_agree_on_what_a_subscription_is_and_why(w
         assert metrics.value("watcher_subscription_delayed", subscription=name) == is_so
         assert metrics.value("watcher_subscription_paused", subscription=name) == (name == "off")
         assert metrics.value("watcher_subscription_failing", subscription=name) == (name in ("open", "off"))
+
+
+async def test_a_delayed_subscription_says_how_its_latest_attempt_failed(
+    worker: Worker, redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    (head,) = await store.queue(subscription="old")
+    lease = await store.lease_queue(subscription="old")
+    said = b'{"outcome":"retry","status":422,"error":null}'
+    assert await store.queues.retry("old", lease, head, wait_ms=60_000, record=said) is Reply.DONE
+    lines = await _read_lines(worker.settings, is_whole=True)
+    reasons = {line["subscription"]: line["reason"] for line in lines if line["kind"] == "subscription"}
+    assert (reasons["old"], reasons["idle"]) == ("status 422", None)
+    assert "    failed last: status 422" in "\n".join(as_text(lines))
 
 
 async def test_the_screen_says_what_was_answered_and_for_how_long_nothing_is_sent(worker: Worker) -> None:

@@ -83,9 +83,17 @@ async def _read_lines(settings: "Settings", *, is_whole: bool) -> list[_Line]:
         accounts = [line async for line in lines]
         breakers = await Breakers(store.pipe, store.keys).read()
         backlogs = await reader.backlogs(settings.subscription_by_name)
+        configured = backlogs if not is_whole else settings.subscription_by_name
+        subscriptions = [
+            views.subscription_line(
+                name, backlog, breakers.get(name), now_ms, is_configured=name in configured
+            )
+            for name, backlog in backlogs.items()
+            if name in configured or backlog.queues or backlog.dead  # the index may still name it
+        ]
+        await views.add_reasons(reader, subscriptions)
     url = safe_url(settings.redis.url.get_secret_value())
     place = f"embedded, in {settings.redis.data_dir.absolute()}" if url == "embedded" else url
-    configured = backlogs if not is_whole else settings.subscription_by_name
     return [
         views.server_line(promised, place),
         *(views.worker_line(worker, now_ms) for worker in workers),
@@ -99,13 +107,7 @@ async def _read_lines(settings: "Settings", *, is_whole: bool) -> list[_Line]:
         ),
         {"kind": "accounts", "accounts": len(settings.account_by_name), "with_problems": len(accounts)},
         *accounts,
-        *(
-            views.subscription_line(
-                name, backlog, breakers.get(name), now_ms, is_configured=name in configured
-            )
-            for name, backlog in backlogs.items()
-            if name in configured or backlog.queues or backlog.dead  # the index may still name it
-        ),
+        *subscriptions,
     ]
 
 
@@ -151,6 +153,8 @@ def as_text(lines: Sequence[_Line]) -> Iterator[str]:
         elif backing_off or line["per_second"]:
             pace = f", {line['per_second']:g} attempts a second at most" if line["per_second"] else ""
             yield _entry("", f"    {f'{backing_off}{pace}'.removeprefix(', ')}: {reason}")
+        elif delayed and reason:
+            yield _entry("", f"    failed last: {reason}")
     yield from _more(worst, _MOST_NAMES, "; `watcher subscriptions` lists all")
 
 

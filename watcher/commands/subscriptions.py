@@ -37,7 +37,7 @@ async def command(*, look: "Look", is_json: bool, action: str, name: str | None)
     is resumed. Workers that run notice within a second or two. Resuming also forgets earlier failures, and
     lets what waits for a retry be tried at once.
     """
-    from watcher.observe.views import place_of, subscription_line
+    from watcher.observe.views import add_reasons, place_of, subscription_line
     from watcher.store.opening import open_to_look
     from watcher.store.queues import Breakers
     from watcher.store.reader import Backlog, Reader
@@ -53,20 +53,23 @@ async def command(*, look: "Look", is_json: bool, action: str, name: str | None)
         now_ms = await reader.now_ms()
         breakers = await Breakers(store.pipe, store.keys).read()
         backlogs = await reader.backlogs(settings.subscription_by_name)
-    configured = backlogs if not look.is_whole else settings.subscription_by_name
-    owed = [name for name, each in backlogs.items() if name in configured or each.queues or each.dead]
-    names = dict.fromkeys([*owed, *breakers])
-    if not (names or is_json):
+        configured = backlogs if not look.is_whole else settings.subscription_by_name
+        owed = [name for name, each in backlogs.items() if name in configured or each.queues or each.dead]
+        lines = []
+        for each in dict.fromkeys([*owed, *breakers]):
+            breaker, backlog = breakers.get(each), backlogs.get(each, Backlog())
+            is_configured = each in settings.subscription_by_name or not look.is_whole
+            failing_ms = now_ms - breaker.since_ms if breaker and breaker.since_ms else 0
+            line = {
+                **subscription_line(each, backlog, breaker, now_ms, is_configured=is_configured),
+                "url": place_of(settings, each),
+                "failing_s": max(0, failing_ms) // 1000,
+            }
+            lines.append(line)
+        await add_reasons(reader, lines)
+    if not (lines or is_json):
         click.echo("no subscription is known here", err=True)
-    for each in names:
-        breaker, backlog = breakers.get(each), backlogs.get(each, Backlog())
-        is_configured = each in settings.subscription_by_name or not look.is_whole
-        failing_ms = now_ms - breaker.since_ms if breaker and breaker.since_ms else 0
-        line = {
-            **subscription_line(each, backlog, breaker, now_ms, is_configured=is_configured),
-            "url": place_of(settings, each),
-            "failing_s": max(0, failing_ms) // 1000,
-        }
+    for line in lines:
         if is_json:
             say_json(line)
         else:
@@ -125,7 +128,7 @@ def _say(line: _Line) -> None:
         name = "" if line["state"] == "backing off" else line["state"]
         state = f"{name}{backing_off}{pace}: {reason}".removeprefix(", ")
     else:
-        state = line["state"]
+        state = f"{line['state']}: {reason}" if reason else line["state"]
     where = (line["url"] or "") if line["is_configured"] else "not in the configuration"
     backlog = backlog_text(line, f"{line['deliveries']:,} waiting")
     click.echo(f"{printable(line['subscription']):<{_MARGIN}}{where}".rstrip())

@@ -74,7 +74,7 @@ METRICS: Mapping[str, Meaning] = {
     ),
     "watcher_deliveries_pushed_out_total": Meaning(
         "counter",
-        "Deliveries that this worker gave up because more than `max_backlog` waited.",
+        "Deliveries that this worker gave up because more than `max_backlog` waited, or Redis was 85 % full.",
         ("subscription",),
     ),
     "watcher_delivery_lag_seconds": Meaning(

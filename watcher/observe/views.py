@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from itertools import islice
 from typing import Any, NamedTuple
 
 from yarl import URL
@@ -357,6 +358,19 @@ def subscription_line(
         "per_second": round(pace, 2) if (pace := pace_per_s(breaker, now_ms)) else None,
         "reason": breaker.reason if breaker else None,
     }
+
+
+_MOST_REASONS = 20
+
+
+async def add_reasons(reader: Reader, lines: Iterable[Line]) -> None:
+    """Add how the latest attempt failed to subscriptions that are delayed and of which no breaker says why:
+    their receiver refuses one event after the other, say. To the first few; each is 16 questions."""
+    unsaid = (
+        line for line in lines if line["state"] == "delayed" and line["retrying"] and not line["reason"]
+    )
+    for line in islice(unsaid, _MOST_REASONS):
+        line["reason"] = await reader.last_failure(line["subscription"])
 
 
 def _time(unix_ms: int | None) -> str | None:

@@ -292,6 +292,17 @@ class Reader:
         )
         return _merged(await asyncio.gather(*reading), limit)
 
+    async def last_failure(self, subscription: str) -> str | None:
+        """Read how the latest attempt failed: `status 422`, or an error. None where no failure is known."""
+        reading = (self.attempts_since(subscription, shard, 0, at_most=5) for shard in range(SHARDS))
+        failed = [
+            [one for one in part if one.said.get("outcome") != "delivered"]
+            for part in await asyncio.gather(*reading)
+        ]
+        for one in _merged(failed, 1):
+            return str(one.said.get("error") or f"status {one.said.get('status')}")
+        return None
+
     async def attempts_since(
         self, subscription: str, shard: int, since_ms: int, *, at_most: int
     ) -> list[Tried]:
