@@ -66,7 +66,8 @@ OWN_SHARD = OWN_SUBSCRIPTION | {("audit", SICK), ("audit", NEAR)}
         ("queue", OWN_QUEUE),
         ("queues", OWN_SUBSCRIPTION),
         ("tries", OWN_SUBSCRIPTION),
-        ("results", OWN_SUBSCRIPTION),
+        ("results", set()),
+        ("row", set()),
         ("attempts", OWN_SUBSCRIPTION),
         ("dead", OWN_SUBSCRIPTION),
         ("due_subscriptions", OWN_SHARD),
@@ -86,6 +87,7 @@ async def test_a_key_of_another_type_costs_what_it_holds_until_it_is_fixed(
         "queues": keys.queues(SHARD, "ops"),
         "tries": keys.tries(SHARD, "ops"),
         "results": keys.results(SHARD, "ops"),
+        "row": keys.row(SHARD, "ops"),
         "attempts": keys.attempts(SHARD, "ops"),
         "dead": keys.dead(SHARD, "ops"),
         "due_subscriptions": keys.due_subscriptions(SHARD),
@@ -101,7 +103,7 @@ async def test_a_key_of_another_type_costs_what_it_holds_until_it_is_fixed(
         await fail(both.breakers, "ops", "status 503", open_ms=1)
     kept = await both.pipe.command("DUMP", name)
     await both.pipe.command("DEL", name)
-    await both.pipe.command("RPUSH" if key == "probe" else "SET", name, "damaged")
+    await both.pipe.command("RPUSH" if key in ("probe", "row") else "SET", name, "damaged")
     async with both.worker():
         await subscriber.until(lambda: taken(subscriber, audit) >= EVERYTHING - costs)
         fixed = ("RESTORE", name, 0, kept, "REPLACE") if kept else ("DEL", name)

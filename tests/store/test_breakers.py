@@ -21,7 +21,7 @@ from watcher.engine.breaker import (
     tried_again,
 )
 from watcher.store.keys import SHARDS, shard_of
-from watcher.store.queues import Breaker, Breakers, Tally, dump_breaker
+from watcher.store.queues import Breaker, Breakers, Tally, dump_breaker, take_lease
 from watcher.store.schedule import Lease, Reply
 
 everywhere = pytest.mark.parametrize("engine", EVERY_ENGINE)
@@ -398,3 +398,24 @@ async def test_a_damaged_rate_is_as_if_no_turn_was_taken(
     store = a_store(redis_client, namespace)
     await store.pipe.command("SET", store.keys.subscription_rate(OPS), text)
     assert await a_view(store).take_turn(OPS, spacing_ms=10, within_ms=250) == 0
+
+
+@everywhere
+async def test_what_is_only_counted_or_leased_is_made_anew_where_it_is_of_another_type(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    view, keys, shard = a_view(store), store.keys, shard_of(ACCOUNT)
+    for key in (keys.results(shard, OPS), keys.row(shard, OPS), keys.subscription_rate(OPS), keys.keeper()):
+        await store.pipe.command("RPUSH", key, "damaged")
+    await store.pipe.command("RPUSH", keys.probes(OPS), "damaged")
+    assert (await settled(store, (ACCOUNT, "failed"), (ACCOUNT, "failed"))).tried == 1
+    for key in (keys.results(shard, OPS), keys.row(shard, OPS)):
+        await store.pipe.command("DEL", key)
+        await store.pipe.command("RPUSH", key, "damaged")
+    assert (await view.tally(OPS, closed_at_ms=0)).tried == 0
+    assert await view.take_turn(OPS, spacing_ms=10, within_ms=250) == 0
+    assert await view.take_turn(OPS, spacing_ms=10, within_ms=250) > 0
+    assert await view.take_probes(OPS, ["a", "b"], at_most=1, lease_ms=MINUTE_MS) == ["a"]
+    assert await take_lease(store.pipe, keys.keeper(), "w", lease_ms=MINUTE_MS)
+    assert not await take_lease(store.pipe, keys.keeper(), "other", lease_ms=MINUTE_MS)

@@ -122,6 +122,13 @@ async def test_a_damaged_rate_holds_nobody_up(redis_client: Redis, namespace: st
     assert len(await take(store, 2)) == 2
 
 
+async def test_a_rate_of_another_type_holds_nobody_up(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await store.pipe.command("RPUSH", store.keys.rate(PROVIDER), "damaged")
+    assert await store.polls.next_turn_ms(PROVIDER) == 0
+    assert len(await take(store, 2)) == 2
+
+
 async def test_a_clock_that_is_set_back_a_day_holds_nobody_up(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await store.pipe.command("SET", store.keys.rate(PROVIDER), f"{await server_ms(store) + 86_400_000:.3f}")

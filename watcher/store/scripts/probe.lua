@@ -5,6 +5,7 @@
 local probes, most, lease_ms = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if type(redis.pcall('ZCARD', probes)) == 'table' then redis.call('DEL', probes) end -- of another type
 local left = most - redis.call('ZCOUNT', probes, string.format('(%d', now), '+inf')
 local taken, ends = {}, {}
 for i = 3, #ARGV do

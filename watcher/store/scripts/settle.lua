@@ -32,9 +32,16 @@ redis.call('HLEN', bodies)
 redis.call('HLEN', sizes)
 redis.call('XLEN', given_up)
 redis.call('HLEN', backlogs)
--- While all is well nothing is counted: results begin with a failure.
-local is_counting = redis.call('ZCARD', results) > 0
-local row = is_counting and redis.call('GET', row_key) or ''
+-- While all is well nothing is counted: results begin with a failure. What was counted may be lost: keys of another
+-- type are made anew, so that they hold up no delivery.
+local noted = redis.pcall('ZCARD', results)
+if type(noted) == 'table' then
+  redis.call('DEL', results)
+  noted = 0
+end
+local is_counting = noted > 0
+local row = is_counting and redis.pcall('GET', row_key) or ''
+if type(row) == 'table' then row = '' end
 local reply, ends = {}, {}
 for i = 1, #accounts do
   local _, ours, head, outcome, new = unpack(ARGV, at_of[i], at_of[i] + 4)

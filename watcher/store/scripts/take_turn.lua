@@ -9,9 +9,10 @@
 local rate, what, delivered, ms, within = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
-local text = redis.call('GET', rate)
+local text = redis.pcall('GET', rate)
+if type(text) ~= 'string' then text = '' end -- of another type: it is made anew
 local found = {}
-for word in string.gmatch(text or '', '%S+') do found[#found + 1] = tonumber(word) end
+for word in string.gmatch(text, '%S+') do found[#found + 1] = tonumber(word) end
 local free, second, count, before, held = unpack(found, 1, 5)
 -- No turn is further off than a day's hold: the clock was set back, or the key is damaged (NaN is below nothing).
 local function is_time(at) return at and at >= 0 and at < now + 90000000 end

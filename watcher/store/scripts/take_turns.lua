@@ -5,7 +5,8 @@
 -- returns how many ms from now the first turn is, as text with three decimals
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
-local free = tonumber(redis.call('GET', KEYS[1]) or 0)
+local text = redis.pcall('GET', KEYS[1])
+local free = tonumber(type(text) == 'string' and text or 0) -- of another type it is made anew
 -- No worker reserves six hours ahead: the clock was set back, or the key is damaged (NaN is below nothing).
 if not (free and free < now + 21600000) then free = 0 end
 local first = math.max(now + tonumber(ARGV[3]), free)

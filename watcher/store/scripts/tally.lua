@@ -11,9 +11,11 @@ local from = math.max(closed_at, now - window)
 local function after(ms) return string.format('(%d', ms) end
 local reply = {from, now}
 for i = 2, #KEYS, 3 do
+  if type(redis.pcall('ZCARD', KEYS[i])) == 'table' then redis.call('DEL', KEYS[i]) end -- of another type: see settle
   local delivered = redis.call('ZCOUNT', KEYS[i], after(from), string.format('%d', 1e15 - 1))
   local failed = redis.call('ZCOUNT', KEYS[i], after(1e15 + from), '+inf')
-  local row = redis.call('GET', KEYS[i + 1]) or ''
+  local row = redis.pcall('GET', KEYS[i + 1]) or ''
+  if type(row) == 'table' then row = '' end
   reply[#reply + 1] = delivered + failed
   reply[#reply + 1] = failed
   reply[#reply + 1] = row
