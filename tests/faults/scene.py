@@ -197,6 +197,7 @@ class Scene:
             spared=spared,
             losses=losses,
             wrong_clocks=wrong_clocks,
+            is_trimmed=any(worker.lines("store.relieved") for worker in self.workers),
         )
         if not is_told:
             verdict.problems.append(f"not everything was told within {within_s} s")

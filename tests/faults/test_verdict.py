@@ -103,6 +103,12 @@ def test_what_must_not_be_is_found(arrivals: list[Arrival], records: list[Record
     assert problem in judge(arrivals, records, TRUTH).problems
 
 
+def test_a_log_that_gave_up_its_oldest_says_nothing_of_these_and_all_of_what_came_later() -> None:
+    assert judge(ARRIVALS, RECORDS[1:], TRUTH, is_trimmed=True).problems == []
+    problems = judge(ARRIVALS, [RECORDS[0], RECORDS[2]], TRUTH, is_trimmed=True).problems
+    assert problems == ["arrived, but was never committed: evt_2 (1 in all)"]
+
+
 def test_a_balance_goes_on_to_the_letter() -> None:
     three = an_event(3, previous=2)
     three["data"]["before"]["available"] = "2"

@@ -4,6 +4,7 @@ Pure. Refuses to know which fault there was: whatever it was, the same must hold
 excuses: lost state, damaged accounts, wrong clocks.
 """
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,13 +59,15 @@ def judge(
     spared: Collection[str] = (),
     losses: int = 0,
     wrong_clocks: Collection[str] = (),
+    is_trimmed: bool = False,
 ) -> Verdict:
     """Compare the receiver's history with the event log and with the provider's truth.
 
     Accounts that are `spared` were damaged on purpose, and may be behind. Where the state was lost or may
     have gone back in time (so many `losses`), what was sent before may be in no log, an event may be computed
     again (the same id, with another time), and the thread of previous sequences breaks once per account
-    and loss. What a worker signs whose clock is wrong (`wrong_clocks` names them) is refused.
+    and loss. What a worker signs whose clock is wrong (`wrong_clocks` names them) is refused. A log that
+    `is_trimmed`, as memory was short, lacks the oldest of each account.
     """
     verdict = Verdict()
     course = walk(
@@ -77,7 +80,7 @@ def judge(
     _complain(verdict, "does not verify", bad)
     kept = [record for record in records if record.account not in spared]
     good = [arrival for arrival in arrivals if not arrival.problem]
-    _compare_with_log(verdict, good, kept, spared, losses=losses)
+    _compare_with_log(verdict, good, kept, spared, losses=losses, is_trimmed=is_trimmed)
     verdict.repeated = [(first.arrival, again) for first, again in course.repeats]
     other = [again.id for first, again in verdict.repeated if first.body != again.body]
     _complain(verdict, "came again with other bytes", other)
@@ -104,6 +107,7 @@ def _compare_with_log(
     spared: Collection[str],
     *,
     losses: int,
+    is_trimmed: bool,
 ) -> None:
     """Nothing committed is missing, nothing arrived that was not, and what arrived is what was committed."""
     committed = Counter(
@@ -115,7 +119,16 @@ def _compare_with_log(
     _complain(verdict, "committed, but never arrived", lost)
     _complain(verdict, "committed twice", (event_id for event_id, times in committed.items() if times > 1))
     if not losses:
-        _complain(verdict, "arrived, but was never committed", arrived - committed.keys())
+        known_from: dict[str, int] = {}
+        for record in records if is_trimmed else ():
+            if (sequence := record.content.get("data", {}).get("sequence")) is not None:
+                known_from[record.account] = min(sequence, known_from.get(record.account, sequence))
+        trimmed = {
+            arrival.id
+            for arrival in good
+            if is_trimmed and arrival.event["data"]["sequence"] < known_from.get(arrival.account, math.inf)
+        }
+        _complain(verdict, "arrived, but was never committed", arrived - committed.keys() - trimmed)
     content = {record.content.get("id"): record.content for record in records}
     as_committed = Counter(
         arrival.id
