@@ -331,6 +331,18 @@ async def test_while_redis_is_away_breakers_stand_as_they_did(
     assert breakers.rest_ms("ops") == 1000
 
 
+async def test_what_is_noted_while_a_read_fails_stands(
+    shared: Shared, breakers: SubscriptionBreakers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def read() -> dict[str, Breaker]:
+        await note(breakers, Answer.OVERLOADED)
+        raise StoreUnreachable("Redis is away")
+
+    monkeypatch.setattr(shared, "read", read)
+    assert await breakers.refresh() == []
+    assert breakers.rest_ms("ops") == 1000
+
+
 async def test_breakers_that_are_damaged_are_closed_and_a_bug_once(
     shared: Shared, breakers: SubscriptionBreakers
 ) -> None:

@@ -97,7 +97,7 @@ class SubscriptionBreakers:
             try:
                 found = await self._shared.read()
             except StoreUnreachable:  # they stand as they did; the loop says so when it claims
-                found = self._known
+                found = {**self._known}
         if found is None:  # damaged: all are closed
             self._read_at = time.monotonic() + _DAMAGED_S
         found = found or {}
