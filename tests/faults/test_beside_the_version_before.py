@@ -133,6 +133,7 @@ async def test_a_worker_that_is_killed_in_the_middle_of_the_move_is_followed_by_
     assert (verdict.lost, verdict.out_of_order) == (0, 0)
 
 
+@pytest.mark.long
 async def test_a_server_that_dies_in_the_middle_of_the_move_takes_nothing_with_it() -> None:
     async with a_scene(accounts=60, leases=AS_IT_COMES) as scene:
         (old,) = await begun(scene, 1)
@@ -224,4 +225,5 @@ async def test_what_the_version_before_wrote_comes_back_byte_for_byte() -> None:
             after.pop(Keys(NAMESPACE).due_polls(shard), None)  # 0.1 has none
             for contents in (before, after):  # which may still name what was delivered
                 contents.pop(OldKeys(NAMESPACE).due_subscriptions(shard), None)
+        before.pop(OldKeys(NAMESPACE).breakers(), None)  # it had failed once or twice: that counts anew
         assert after == before

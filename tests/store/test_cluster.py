@@ -46,6 +46,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 async def store(cluster: Cluster, namespace: str) -> AsyncIterator[Store]:
     found = several(cluster.url)
     assert found
+    cluster.until_whole()
     pipe = ClusterPipe(found)
     async with running(pipe):
         yield a_store(connect("redis://nobody"), namespace, pipe)

@@ -62,6 +62,10 @@ class Cluster:
                 return next(node for node in self.nodes if node.port == port)
         raise AssertionError(f"nobody has slot {slot}")
 
+    def until_whole(self) -> None:
+        """Wait until every node answers for its slots again: one that was started again needs a moment."""
+        until(lambda: all(map(_sees_whole, self.nodes)), "the Cluster did not heal")
+
     def move(self, key: str, target: Node) -> Iterator[int]:
         """Move the slot of a key, as operators do; yields after every few keys how many those were."""
         slot, source = key_slot(key.encode()), self.owner(key)
@@ -102,7 +106,9 @@ def _start(engine: str, stack: contextlib.ExitStack) -> Node:
 
 
 def _sees_all(node: Node, count: int) -> bool:
-    shares = node.ask("CLUSTER", "SLOTS")
-    covered = sum(last + 1 - first for first, last, *_ in shares)
-    is_ok = b"cluster_state:ok" in node.ask("CLUSTER", "INFO")
-    return len(shares) == count and covered == REDIS_CLUSTER_HASH_SLOTS and is_ok
+    return len(node.ask("CLUSTER", "SLOTS")) == count and _sees_whole(node)
+
+
+def _sees_whole(node: Node) -> bool:
+    covered = sum(last + 1 - first for first, last, *_ in node.ask("CLUSTER", "SLOTS"))
+    return covered == REDIS_CLUSTER_HASH_SLOTS and b"cluster_state:ok" in node.ask("CLUSTER", "INFO")
