@@ -53,7 +53,7 @@ CALLS = [
     "watcher demo",
     "pip install -q .[dev]",
     "python -m pytest",
-    "python -m pytest -n 2 -m (fault or slow) and not long",
+    "python -m pytest -n 3 -m (fault or slow) and not long",
     "ruff check",
     "ruff format --check",
     "mypy ",

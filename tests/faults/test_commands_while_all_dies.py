@@ -39,7 +39,8 @@ async def test_resends_pauses_and_reloads_lose_and_disorder_nothing_while_all_di
                 scene.server.kill()
                 await asyncio.sleep(scene.random.uniform(0.1, 1))
                 scene.server.start()
-            await scene.start_worker()
+            worker = await scene.start_worker()
+            await worker.logged("worker.started")  # one that meets no server at its start ends, as it should
             codes.append(await command)
         assert await _command(scene, "resume") == 0
         assert await _command(scene, "resend") == 0  # those before may all have met a server that was away

@@ -98,6 +98,10 @@ SHARED = 0.8
 """The last fifth of what a worker can bear is for healthy subscriptions that have nothing in flight: a
 thousand that hang must leave room for the one that does not."""
 
+UNANSWERED = 0.5
+"""Subscriptions whose last attempt was not answered have half of it: those that were not tried yet must not
+wait until all of these have hung again."""
+
 
 class Failure(NamedTuple):
     """What a failed attempt says of its subscription. `retry_after_ms`: what the receiver asks for."""
@@ -372,8 +376,10 @@ class Concurrency:
         wanted = allowed - in_flight
         if per_second:
             wanted = min(wanted, math.ceil(per_second * TURN_MS / 1000))
+        if probes is not None or not self._is_healthy.get(name, True):
+            return max(0, min(wanted, int(self._most * UNANSWERED) - in_flight_of_all))
         shared = int(self._most * SHARED) - in_flight_of_all
-        if in_flight or probes is not None or not self._is_healthy.get(name, True):
+        if in_flight:
             return max(0, min(wanted, shared))
         left = self._most - in_flight_of_all
         if name not in self._is_healthy:
