@@ -4,12 +4,15 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.support import ROOT
 
 BENCH = ("-m", "tests.benchmarks.bench")
 FIGURE = re.compile(r"[0-9][0-9,]*(?:\.[0-9]+)?")
 
 
+@pytest.mark.slow
 def test_the_benchmark_prints_a_figure_in_each_line_of_its_table() -> None:
     bench = subprocess.run(
         (sys.executable, *BENCH, "--quick"),

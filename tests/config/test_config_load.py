@@ -364,6 +364,7 @@ def test_what_does_nothing_is_a_warning(write: Write) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_accounts_load_in_seconds(
     write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -306,6 +306,7 @@ async def test_what_was_told_since_is_added_and_what_was_read_is_not_read_again(
 # in a browser
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
 async def test_in_a_browser_hostile_text_shows_as_text_and_nothing_runs(rig: Rig) -> None:
     async with some_books(rig, "treasury") as (books, worker):
@@ -329,6 +330,7 @@ async def test_in_a_browser_hostile_text_shows_as_text_and_nothing_runs(rig: Rig
             assert browser.complaints == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
 async def test_in_a_browser_nothing_is_called_well_or_done_that_was_not_looked_at(rig: Rig) -> None:
     async with (
@@ -355,6 +357,7 @@ async def test_in_a_browser_nothing_is_called_well_or_done_that_was_not_looked_a
         assert browser.complaints == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
 async def test_in_a_browser_of_too_many_accounts_the_head_counts_no_more_than_it_sees(rig: Rig) -> None:
     names = [f"account-{number}" for number in range(document.MOST_ACCOUNTS + 1)]

@@ -114,10 +114,10 @@ async def test_no_account_is_claimed_twice_and_no_version_skipped(stores: tuple[
 async def test_even_leases_that_end_too_early_skip_and_double_nothing(stores: tuple[Store, Store]) -> None:
     race, (patient, hasty) = Race(), stores
     await enroll(patient)
-    await asyncio.gather(
-        race.work(patient, lease_ms=MINUTE_MS), race.work(hasty, lease_ms=1), race.work(hasty, lease_ms=1)
-    )
-    assert race.replies.keys() - {Reply.DONE}, "no lease ended too early: this proved nothing"
+    while not race.replies.keys() - {Reply.DONE}:  # until a lease has ended too early
+        await asyncio.gather(
+            race.work(patient, lease_ms=MINUTE_MS), race.work(hasty, lease_ms=1), race.work(hasty, lease_ms=1)
+        )
     await nothing_skipped(stores[0], race)
 
 
