@@ -277,8 +277,10 @@ def _policy(settings: Settings) -> Policy:
 
 
 async def _slowly(items: Iterable[T]) -> AsyncIterator[T]:
-    """Go through many items, and let other work go on in between."""
+    """Go through many items, and let other work go on in between and at the end: there may be many such
+    lists, each of them short."""
     for count, item in enumerate(items, 1):
         yield item
         if count % _SLICE == 0:
             await asyncio.sleep(0)
+    await asyncio.sleep(0)
