@@ -175,5 +175,5 @@ def test_a_script_uses_the_parts_that_it_calls(name: str) -> None:
 
 
 def test_the_functions_of_parts_that_touch_keys_are_found() -> None:
-    assert {"hold", "drop", "grow", "bury", "note_given_up"} == KEYS_OF.keys()
+    assert {"hold", "drop", "grow", "check_types", "bury", "note_given_up"} == KEYS_OF.keys()
     assert KEYS_OF["bury"] == [0, 1, 2, 3]

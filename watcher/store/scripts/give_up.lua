@@ -13,11 +13,7 @@ if redis.call('LINDEX', queue, 0) ~= head then return -1 end
 local due = tonumber(redis.call('ZSCORE', queues, account) or 0)
 redis.call('ZCARD', due_subscriptions)
 redis.call('HLEN', tries)
-redis.call('XLEN', dead)
-redis.call('HLEN', bodies)
-redis.call('HLEN', sizes)
-redis.call('XLEN', given_up)
-redis.call('HLEN', backlogs)
+check_types(dead, bodies, sizes, given_up, backlogs)
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -27,7 +23,7 @@ redis.call('HDEL', tries, account)
 -- The server's bound in bytes is known to workers: the next one that gives something up keeps it.
 bury(dead, bodies, sizes, given_up, subscription, account, reason, head, tonumber(dead_length), math.huge)
 local left = redis.call('LLEN', queue)
-if due <= now or due % 1 == 0.5 then -- else it is leased: see make_retries_due
+if not is_in_hand(due, now) then
   if left == 0 then
     redis.call('ZREM', queues, account)
   else

@@ -26,12 +26,8 @@ local deadlines = redis.call('ZMSCORE', queues, unpack(accounts))
 -- As in commit: a key of another type fails all steps before the first of them takes a head away.
 local tries = redis.call('HMGET', all_tries, unpack(accounts))
 redis.call('ZCARD', due_subscriptions)
-redis.call('XLEN', dead)
 redis.call('XLEN', attempts)
-redis.call('HLEN', bodies)
-redis.call('HLEN', sizes)
-redis.call('XLEN', given_up)
-redis.call('HLEN', backlogs)
+check_types(dead, bodies, sizes, given_up, backlogs)
 -- While all is well nothing is counted: results begin with a failure. What was counted may be lost: keys of another
 -- type are made anew, so that they hold up no delivery.
 local noted = redis.pcall('ZCARD', results)

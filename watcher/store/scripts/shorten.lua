@@ -13,11 +13,7 @@ redis.call('DEL', nothing)
 -- As in commit: a key of another type fails all queues before anything is taken from the first.
 redis.call('ZCARD', schedule)
 redis.call('HLEN', tries)
-redis.call('XLEN', dead)
-redis.call('HLEN', bodies)
-redis.call('HLEN', sizes)
-redis.call('XLEN', given_up)
-redis.call('HLEN', backlogs)
+check_types(dead, bodies, sizes, given_up, backlogs)
 local lengths = {}
 for i = 1, #KEYS - 8 do lengths[i] = redis.call('LLEN', KEYS[8 + i]) end
 
@@ -27,7 +23,7 @@ local taken = 0
 for i, length in ipairs(lengths) do
   local account, stays = ARGV[2 * i + 4], tonumber(ARGV[2 * i + 5])
   local due = tonumber(redis.call('ZSCORE', schedule, account) or 0)
-  if stays == 0 and due > now and due == math.floor(due) then stays = 1 end
+  if stays == 0 and is_in_hand(due, now) then stays = 1 end
   local count = math.min(length - stays, most - taken)
   if count > 0 then
     for _, entry in ipairs(redis.call('LPOP', KEYS[8 + i], count)) do

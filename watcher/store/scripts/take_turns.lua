@@ -12,6 +12,6 @@ if not (free and free < now + 21600000) then free = 0 end
 local first = math.max(now + tonumber(ARGV[3]), free)
 if ARGV[4] and first - now > tonumber(ARGV[4]) then return string.format('%.3f', first - now) end
 local after = first + tonumber(ARGV[1]) * tonumber(ARGV[2])
-if ARGV[4] then redis.call('DEL', KEYS[1]) end -- queues: a full server still drains, and polls nothing
+if ARGV[4] then redis.call('DEL', KEYS[1]) end -- first: what a poll in hand waits for is no reason to fail on a full server
 redis.call('SET', KEYS[1], string.format('%.3f', after), 'PX', math.ceil(after - now) + 60000)
 return string.format('%.3f', first - now)

@@ -1,6 +1,18 @@
 -- Keeps what was given up, within bounds: each subscription's newest eight in any case, so that one that fills the
 -- bytes takes nothing from the others. This is no script of its own: see references.
 
+local function check_types(dead, bodies, sizes, given_up, backlogs) -- a key of another type fails the script
+  redis.call('XLEN', dead)
+  redis.call('HLEN', bodies)
+  redis.call('HLEN', sizes)
+  redis.call('XLEN', given_up)
+  redis.call('HLEN', backlogs)
+end
+
+local function is_in_hand(due, now) -- a queue's lease ends in the future, at a whole millisecond: a retry has a half
+  return due > now and due % 1 == 0
+end
+
 local function letter_size(fields, body) -- what a dead letter takes with its body; a person may have put less there
   return #fields[2] + #(fields[4] or '') + #(fields[6] or '') + body + 150
 end
