@@ -113,6 +113,15 @@ def backlog_text(line: Mapping[str, Any], deliveries: str) -> str:
     return f"{waits}{retrying}{dead}"
 
 
+def rest_texts(line: Mapping[str, Any]) -> tuple[str, str]:
+    """Say for how long a subscription is sent nothing, and how fast it is sent what waits; '' for neither."""
+    wait_s, per_second = line["backing_off_s"], line["per_second"]
+    return (
+        f", backing off for {age_text(1000 * wait_s)}" if wait_s else "",
+        f", {per_second:g} attempts a second at most" if per_second else "",
+    )
+
+
 class Columns:
     """Rows in columns that only ever get wider, so that a long list can be printed in parts."""
 

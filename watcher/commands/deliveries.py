@@ -3,7 +3,7 @@
 Refuses to show text from outside as it came: control characters are escaped.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -132,8 +132,7 @@ async def _read(settings: "Settings", wanted: _Wanted) -> list[_Row]:
     async with open_to_look(settings.redis) as store:
         reader = Reader(store.pipe, store.keys)
         now_ms = await reader.now_ms()
-        known_here = dict.fromkeys([*settings.subscription_by_name, *await reader.owed_subscriptions()])
-        names = names_like("subscription", known_here, wanted.subscription)
+        names = await _names(reader, settings, wanted)
         if wanted.kind == "waiting":
             breakers = await Breakers(store.pipe, store.keys).read()
             rows: list[_Row] = []
@@ -152,6 +151,12 @@ async def _read(settings: "Settings", wanted: _Wanted) -> list[_Row]:
         else attempt_line(name, entry, now_ms)
         for name, entry in sorted(found, key=lambda one: place(one[1].id))[-most:]  # of all subscriptions
     ]
+
+
+async def _names(reader: "Reader", settings: "Settings", wanted: _Wanted) -> Sequence[str]:
+    """Name the subscriptions that are wanted, of those that are configured or that something waits for."""
+    known_here = dict.fromkeys([*settings.subscription_by_name, *await reader.owed_subscriptions()])
+    return names_like("subscription", known_here, wanted.subscription)
 
 
 async def _waiting(
@@ -209,10 +214,8 @@ async def _give_up(settings: "Settings", wanted: _Wanted, event_id: str, *, is_j
     async with open_to_look(settings.redis) as store:
         check_numbers(await Layout(store.pipe, store.keys).read())  # in another layout nobody would find it
         reader, queues = Reader(store.pipe, store.keys), Queues(Schedule(store.pipe), store.keys)
-        known_here = dict.fromkeys([*settings.subscription_by_name, *await reader.owed_subscriptions()])
-        names = names_like("subscription", known_here, wanted.subscription)
         found: list[_Found] = []
-        for name in names:
+        for name in await _names(reader, settings, wanted):
             for queue in filter(wanted.takes, await reader.queues(name)):
                 position, front = 0, None
                 async for delivery in reader.deliveries(name, queue.account):

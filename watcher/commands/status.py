@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from watcher.commands._shared import in_a_loop, look_options
-from watcher.commands._table import age_text, backlog_text, known, say_json, say_next
+from watcher.commands._table import age_text, backlog_text, known, rest_texts, say_json, say_next
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
@@ -82,16 +82,7 @@ async def _read_lines(settings: "Settings", *, is_whole: bool) -> list[_Line]:
         lines = views.account_lines(settings, states, failing, now_ms, watched_since_ms=since_ms)
         accounts = [line async for line in lines]
         breakers = await Breakers(store.pipe, store.keys).read()
-        backlogs = await reader.backlogs(settings.subscription_by_name)
-        configured = backlogs if not is_whole else settings.subscription_by_name
-        subscriptions = [
-            views.subscription_line(
-                name, backlog, breakers.get(name), now_ms, is_configured=name in configured
-            )
-            for name, backlog in backlogs.items()
-            if name in configured or backlog.queues or backlog.dead  # the index may still name it
-        ]
-        await views.add_reasons(reader, subscriptions)
+        subscriptions = await views.subscription_lines(reader, settings, breakers, now_ms, is_whole=is_whole)
     url = safe_url(settings.redis.url.get_secret_value())
     place = f"embedded, in {settings.redis.data_dir.absolute()}" if url == "embedded" else url
     return [
@@ -143,15 +134,13 @@ def as_text(lines: Sequence[_Line]) -> Iterator[str]:
         name, reason = printable(line["subscription"]), printable(line["reason"] or "")
         delayed = "delayed: " if line["state"] == "delayed" else ""
         yield _entry("", f"  {name}: {delayed}{backlog_text(line, deliveries)}{unknown}")
-        wait_s = line["backing_off_s"]
-        backing_off = f", backing off for {age_text(1000 * wait_s)}" if wait_s else ""
+        backing_off, pace = rest_texts(line)
         if line["paused_at"]:
             yield _entry("", f"    paused since {line['paused_at']}: {reason}")
         elif line["failing_since"]:
             breaker = f"circuit breaker {line['breaker']}{backing_off}"
             yield _entry("", f"    failing since {line['failing_since']}, {breaker}: {reason}")
-        elif backing_off or line["per_second"]:
-            pace = f", {line['per_second']:g} attempts a second at most" if line["per_second"] else ""
+        elif backing_off or pace:
             yield _entry("", f"    {f'{backing_off}{pace}'.removeprefix(', ')}: {reason}")
         elif delayed and reason:
             yield _entry("", f"    failed last: {reason}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from watcher.commands._shared import Unknown, in_a_loop, look_options, names_of, subscription_named
-from watcher.commands._table import age_text, backlog_text, say_json, say_next
+from watcher.commands._table import age_text, backlog_text, rest_texts, say_json, say_next
 from watcher.printable import printable
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ async def command(*, look: "Look", is_json: bool, action: str, name: str | None)
     is resumed. Workers that run notice within a second or two. Resuming also forgets earlier failures, and
     lets what waits for a retry be tried at once.
     """
-    from watcher.observe.views import add_reasons, place_of, subscription_line
+    from watcher.observe.views import place_of, subscription_lines
     from watcher.store.opening import open_to_look
     from watcher.store.queues import Breakers
-    from watcher.store.reader import Backlog, Reader
+    from watcher.store.reader import Reader
 
     settings = look.settings
     if (action == "list") == bool(name):
@@ -52,21 +52,16 @@ async def command(*, look: "Look", is_json: bool, action: str, name: str | None)
         reader = Reader(store.pipe, store.keys)
         now_ms = await reader.now_ms()
         breakers = await Breakers(store.pipe, store.keys).read()
-        backlogs = await reader.backlogs(settings.subscription_by_name)
-        configured = backlogs if not look.is_whole else settings.subscription_by_name
-        owed = [name for name, each in backlogs.items() if name in configured or each.queues or each.dead]
-        lines = []
-        for each in dict.fromkeys([*owed, *breakers]):
-            breaker, backlog = breakers.get(each), backlogs.get(each, Backlog())
-            is_configured = each in settings.subscription_by_name or not look.is_whole
-            failing_ms = now_ms - breaker.since_ms if breaker and breaker.since_ms else 0
-            line = {
-                **subscription_line(each, backlog, breaker, now_ms, is_configured=is_configured),
-                "url": place_of(settings, each),
-                "failing_s": max(0, failing_ms) // 1000,
-            }
-            lines.append(line)
-        await add_reasons(reader, lines)
+        lines = await subscription_lines(
+            reader, settings, breakers, now_ms, is_whole=look.is_whole, others=breakers
+        )
+    for line in lines:
+        breaker = breakers.get(line["subscription"])
+        failing_ms = now_ms - breaker.since_ms if breaker and breaker.since_ms else 0
+        line |= {
+            "url": place_of(settings, line["subscription"]),
+            "failing_s": max(0, failing_ms) // 1000,
+        }
     if not (lines or is_json):
         click.echo("no subscription is known here", err=True)
     for line in lines:
@@ -114,17 +109,14 @@ async def _switch(look: "Look", action: str, name: str) -> None:
 
 
 def _say(line: _Line) -> None:
-    backing_off = (
-        f", backing off for {age_text(1000 * line['backing_off_s'])}" if line["backing_off_s"] else ""
-    )
+    backing_off, pace = rest_texts(line)
     reason = printable(line["reason"] or "")
     if line["paused_at"]:
         state = f"paused since {line['paused_at']}: {reason}"
     elif line["failing_since"]:
         since = f"since {line['failing_since']} ({age_text(1000 * line['failing_s'])})"
         state = f"failing {since}, circuit breaker {line['breaker']}{backing_off}: {reason}"
-    elif backing_off or line["per_second"]:
-        pace = f", {line['per_second']:g} attempts a second at most" if line["per_second"] else ""
+    elif backing_off or pace:
         name = "" if line["state"] == "backing off" else line["state"]
         state = f"{name}{backing_off}{pace}: {reason}".removeprefix(", ")
     else:

@@ -363,14 +363,41 @@ def subscription_line(
 _MOST_REASONS = 20
 
 
-async def add_reasons(reader: Reader, lines: Iterable[Line]) -> None:
-    """Add how the latest attempt failed to subscriptions that are delayed and of which no breaker says why:
-    their receiver refuses one event after the other, say. To the first few; each is 16 questions."""
+async def subscription_lines(
+    reader: Reader,
+    settings: Settings,
+    breakers: Mapping[str, Breaker],
+    now_ms: int,
+    *,
+    is_whole: bool,
+    others: Iterable[str] = (),
+) -> list[Line]:
+    """Describe the subscriptions that are configured, or that something waits for or was given up of, and
+    `others`. Without a whole configuration (`is_whole`), whatever waits counts as configured.
+
+    The first few that are delayed, and of which no breaker says why, say how their latest attempt failed:
+    their receiver refuses one event after the other, perhaps. Each of these is 16 questions.
+    """
+    backlogs = await reader.backlogs(settings.subscription_by_name)
+    configured = settings.subscription_by_name if is_whole else backlogs
+    # The index may still name what nothing waits for any more.
+    owed = [name for name, each in backlogs.items() if name in configured or each.queues or each.dead]
+    lines = [
+        subscription_line(
+            name,
+            backlogs.get(name, Backlog()),
+            breakers.get(name),
+            now_ms,
+            is_configured=not is_whole or name in configured,
+        )
+        for name in dict.fromkeys([*owed, *others])
+    ]
     unsaid = (
         line for line in lines if line["state"] == "delayed" and line["retrying"] and not line["reason"]
     )
     for line in islice(unsaid, _MOST_REASONS):
         line["reason"] = await reader.last_failure(line["subscription"])
+    return lines
 
 
 def _time(unix_ms: int | None) -> str | None:
