@@ -312,7 +312,7 @@ class SubscriptionBreakers:
         known, now_ms = self._known.get(name), self._now_ms()
         delivered = await self._shared.hold_turns(
             name,
-            for_ms=min(failure.retry_after_ms, decide.LONGEST_RETRY_AFTER_MS),
+            for_ms=failure.asked_ms,
             delivered=self._unreported.pop(name, 0),
         )
         if delivered is None or not decide.pace_per_s(known, now_ms):

@@ -10,14 +10,14 @@ from datetime import timedelta
 from enum import Enum
 from typing import NamedTuple, Protocol, TypeVar
 
-from watcher.engine.breaker import FORBIDDEN_MS, Answer
+from watcher.engine.breaker import FORBIDDEN_MS, LONGEST_RETRY_AFTER_MS, Answer
 from watcher.journal.events import Delivery
 from watcher.settings import SubscriptionSettings
 
 ATTEMPT_TIMEOUT_S = 20
 """A whole attempt, name look-up to last byte. Shorter than a queue's lease and than the drain."""
 
-LONGEST_RETRY_AFTER_S = 86_400
+LONGEST_RETRY_AFTER_S = LONGEST_RETRY_AFTER_MS // 1000
 """A receiver may ask for a day of silence; more would outlast the patience of its operator."""
 
 _SPREAD = 0.1

@@ -109,6 +109,11 @@ class Failure(NamedTuple):
     reason: str
     retry_after_ms: int = 0
 
+    @property
+    def asked_ms(self) -> int:
+        """For how long it is obeyed."""
+        return min(self.retry_after_ms, LONGEST_RETRY_AFTER_MS)
+
 
 def state(breaker: Breaker | None, now_ms: float) -> State:
     """Say what a subscription's breaker lets through."""
@@ -184,7 +189,7 @@ def probed(
     if failure is None or now_ms < breaker.open_until_ms:
         return after
     rests = 1 if "1" in probes else min(breaker.rests + 1, len(RESTS_MS))
-    rest_ms = max(RESTS_MS[rests - 1], min(failure.retry_after_ms, LONGEST_RETRY_AFTER_MS))
+    rest_ms = max(RESTS_MS[rests - 1], failure.asked_ms)
     after = after._replace(rests=rests, open_until_ms=now_ms + rest_ms, reason=failure.reason)
     is_patient = timedelta(milliseconds=now_ms - breaker.since_ms) < PATIENCE
     return after if is_patient else _paused(after, now_ms)
@@ -243,7 +248,7 @@ def limited(
     before = breaker or Breaker()
     if before.paused_at_ms:
         return breaker
-    asked_ms = min(failure.retry_after_ms, LONGEST_RETRY_AFTER_MS)
+    asked_ms = failure.asked_ms
     held_until_ms = max(before.held_until_ms, now_ms + asked_ms if asked_ms else 0)
     after = before._replace(held_until_ms=held_until_ms)
     if is_closed(breaker):

@@ -71,10 +71,14 @@ class Guarantee:
     def server(self) -> str:
         return f"{self.engine} {self.version}"
 
+    @property
+    def weakness(self) -> int:
+        """How much a restart or a crash may take back: more, the greater it is."""
+        return [*_PROMISES].index(self.persistence)
+
     def is_weaker_than(self, before: "Guarantee") -> bool:
         """Say whether a restart or a crash may take back more than it could before."""
-        strength = [*_PROMISES]
-        return strength.index(self.persistence) > strength.index(before.persistence)
+        return self.weakness > before.weakness
 
 
 async def guarantee_of_all(pipe: Pipe) -> Guarantee:
@@ -88,8 +92,7 @@ async def guarantee_of_all(pipe: Pipe) -> Guarantee:
     errors = [answer for answer in answers if isinstance(answer, BaseException)]
     for error in sorted(errors, key=lambda error: not isinstance(error, ServerRefused)):
         raise error
-    strength = [*_PROMISES]
-    weakest = max(found, key=lambda one: strength.index(one.persistence))
+    weakest = max(found, key=lambda one: one.weakness)
     warnings = dict.fromkeys(warning for one in found for warning in one.warnings)
     return replace(
         weakest,

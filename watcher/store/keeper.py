@@ -215,6 +215,10 @@ class Keeper:
         if began_at < rests_until:
             return Relief(used, limit, ours=ours)
         keys, relief, until = self._keys, Relief(used, limit), time.monotonic() + _RELIEF_S
+
+        async def is_enough() -> bool:
+            return (await memory_of(server))[0] <= _ROOM * limit or time.monotonic() > until
+
         (marks,) = await undamaged([self._pipe.command("HGETALL", keys.marks())], list[bytes]())
         names = sorted({*configured, *backlogs, *(name.decode("utf-8", "replace") for name in marks[::2])})
         logs = [("log", shard, "", keys.log(shard)) for shard in shards]
@@ -242,7 +246,7 @@ class Keeper:
                 for (part, *_), count in zip(some, gone, strict=True):
                     relief.entries[part] += count
                 left += [one for one, count in zip(some, gone, strict=True) if count == _FREED]
-                if (await memory_of(server))[0] <= _ROOM * limit or time.monotonic() > until:
+                if await is_enough():
                     return relief
         waiting = Counter({name: sum(of.get(n, 0) for n in shards) for name, of in backlogs.items()})
         while waiting and (largest := waiting.most_common(1)[0])[1] > LEAST_BACKLOG:
@@ -251,7 +255,7 @@ class Keeper:
             waiting[name] = most
             with suppress(DamagedKey):
                 relief.deliveries[name] += await self.give_up(name, shards, most, has_memory=False)
-            if (await memory_of(server))[0] <= _ROOM * limit or time.monotonic() > until:
+            if await is_enough():
                 return relief
         if (await memory_of(server))[0] > _FULL * limit:
             relief.ours = await self.ours(shards, waiting.total())
