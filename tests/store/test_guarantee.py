@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.support.servers import DURABLE, ENGINES, a_free_port, real_server
 from watcher.store.client import connect
+from watcher.store.errors import of_reply
 from watcher.store.exceptions import ConfigurationRefused, ServerRefused, StoreUnreachable
 from watcher.store.guarantee import _POLICIES, Guarantee, guarantee, judge, judge_connection
 from watcher.store.pipe import Verdict
@@ -66,8 +67,10 @@ async def test_a_server_that_might_evict_keys_is_warned_of(flags: tuple[str, ...
 
 
 async def test_a_replica_refuses_writes_and_says_so() -> None:
-    with pytest.raises(StoreUnreachable, match="refuses writes: it is a replica"):
+    with pytest.raises(StoreUnreachable, match=r"refuses writes \(READONLY\): it is a replica") as judged:
         await promised("valkey", "--replicaof", "127.0.0.1 1")
+    refused = of_reply("READONLY You can't write against a read only replica.", "here")
+    assert judged.value.cause == getattr(refused, "cause", None), "else it would be a second line of log"
 
 
 async def test_a_node_of_a_cluster_is_refused() -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from watcher.store.errors import translated, where
+from watcher.store.errors import of_reply, translated, where
 from watcher.store.exceptions import ConfigurationRefused, ServerRefused, StoreRefuses
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Pipe, Verdict, load_script
@@ -160,7 +160,9 @@ def judge(
     if info.get("cluster_enabled") and not is_node:
         raise ServerRefused(f"Redis at {at} is part of a Cluster: name it by redis+cluster://")
     if info.get("role") == "slave":
-        raise StoreRefuses(f"Redis at {at} refuses writes: it is a replica; point redis.url at the primary")
+        refusal = of_reply("READONLY", at)  # as the first write would be: one cause, so one line of log
+        assert isinstance(refusal, StoreRefuses)
+        raise refusal
     policy = config.get("maxmemory-policy") or info.get("maxmemory_policy")
     eviction = policy if isinstance(policy, str) and policy in _POLICIES else "unknown"
     if eviction.startswith("allkeys-"):  # also without a maxmemory, which can be set at any time
