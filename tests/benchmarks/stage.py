@@ -74,15 +74,21 @@ _SENT = [f"cmdstat_{name}" for name in ("evalsha", "hmget", "hget", "lrange", "z
 @asynccontextmanager
 async def a_stage() -> AsyncIterator[Stage]:
     with TemporaryDirectory() as directory, fast_server() as url:
-        async with Embedded(Path(directory) / "data") as server, connect(server.url) as client:
-            pipe = Pipe(client)
-            async with asyncio.TaskGroup() as group:
-                runners = [group.create_task(pipe.run()) for _ in range(2)]
-                schedule = Schedule(pipe)
-                await schedule.read_clock()
-                yield Stage(url, client, schedule, StoreHealth())
-                for runner in runners:
-                    runner.cancel()
+        async with Embedded(Path(directory) / "data") as server, a_stage_at(server.url, url) as stage:
+            yield stage
+
+
+@asynccontextmanager
+async def a_stage_at(redis_url: str, url: str) -> AsyncIterator[Stage]:
+    """The same, with a Redis and a fast server that run already."""
+    async with connect(redis_url) as client, asyncio.TaskGroup() as group:
+        pipe = Pipe(client)
+        runners = [group.create_task(pipe.run()) for _ in range(2)]
+        schedule = Schedule(pipe)
+        await schedule.read_clock()
+        yield Stage(url, client, schedule, StoreHealth())
+        for runner in runners:
+            runner.cancel()
 
 
 def perform(
