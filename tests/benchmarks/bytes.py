@@ -65,7 +65,7 @@ class Bench:
         assert step
         lease, expected = self.leases[account], before.version if before else ""
         commit = Commit(account, PROVIDER, lease, expected, step, lease.deadline)
-        assert await self.store.polls.commit(commit) is Reply.DONE
+        assert (await self.store.polls.commit(commit)).reply is Reply.DONE
         self.states[account] = step.state
 
     async def all(self, do: Callable[[str], Awaitable[object]], *, joined: bool = True) -> None:

@@ -18,8 +18,7 @@ from watcher.settings import Settings
 from watcher.store.keeper import Keeper
 from watcher.store.keys import Keys
 from watcher.store.members import Configurations, Workers
-from watcher.store.polls import Commit, Polls
-from watcher.store.schedule import Reply
+from watcher.store.polls import Commit, Committed, Polls
 
 _TICK_S = 0.002
 
@@ -97,7 +96,7 @@ class TimedPolls(Polls):
         super().__init__(*parts)  # type: ignore[arg-type]
         self.sent_at: dict[str, float] = {}
 
-    async def commit(self, commit: Commit) -> Reply:
+    async def commit(self, commit: Commit) -> Committed:
         now, step = time.monotonic(), commit.step
         for places in step.queued.values():
             self.sent_at.update((step.events[place].id, now) for place in places)

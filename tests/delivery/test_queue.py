@@ -1,8 +1,9 @@
 """One worker's deliveries on a real store: what it sends, what it gives back, and what holds meanwhile."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.support.stores import (
     OPS,
     SHARD,
     Store,
+    a_commit,
     a_store,
     fail,
     some_deliveries,
@@ -32,7 +34,7 @@ from watcher.journal.events import Delivery
 from watcher.observe.counters import LAG_BOUNDS_S, Counters
 from watcher.settings import SubscriptionSettings
 from watcher.store.exceptions import StoreError, StoreUnreachable
-from watcher.store.queues import Breaker, Breakers, Queues
+from watcher.store.queues import CLAIM_MS, Begun, Breaker, Breakers, Leased, Queues
 from watcher.store.schedule import Reply
 
 
@@ -58,9 +60,14 @@ class Sent:
 
 
 class Troubled(Queues):
-    """Redis as a test wants it: away for so many answers."""
+    """Redis as a test wants it: away for so many answers. It counts the queues that were read."""
 
     away = 0
+    reads = 0
+
+    async def begin(self, *arguments: Any, **named: Any) -> Begun:
+        self.reads += 1
+        return await super().begin(*arguments, **named)
 
     async def delivered(self, *arguments: Any, **named: Any) -> tuple[Reply, int]:
         if self.away:
@@ -126,6 +133,18 @@ class Bench:
         claimed = await self.work.claim(OPS, Claim(SHARD, 9))
         async with asyncio.timeout(5):
             return await asyncio.gather(*await self.work.begin(OPS, claimed.leases))
+
+    async def lease(self, *numbers: int) -> Leased:
+        """Commit deliveries to the queue while it is empty; returns what is leased of it."""
+        await self.store.pipe.command("DEL", self.store.keys.queue(OPS, ACCOUNT))
+        await self.store.pipe.command("DEL", self.store.keys.queues(SHARD, OPS))
+        step = a_commit(await self.store.lease(), deliveries={OPS: some_deliveries(*numbers)})
+        done = await self.store.polls.commit(replace(step, to_lease={OPS}))
+        return done.leased[OPS]
+
+    async def deliver_leased(self, leased: Leased) -> bool:
+        async with asyncio.timeout(5):
+            return await self.work.deliver(OPS, leased)
 
     @property
     def sent(self) -> list[tuple[int, int]]:
@@ -440,3 +459,115 @@ async def test_all_claimed_queues_are_worked_off_though_one_is_lost(bench: Bench
     assert bench.sent == [(7, 1)]
     assert [line["account"] for line in lines if line["event"] == "lease.lost"] == [ACCOUNT]
     assert await bench.waits_ms() > MINUTE_MS / 2, "it stays that worker's"
+
+
+async def test_a_queue_that_a_commit_leased_is_delivered_without_being_read(bench: Bench) -> None:
+    leased = await bench.lease(11, 12)
+    assert await bench.deliver_leased(leased) is False
+    assert bench.sent == [(11, 1), (12, 1)]
+    assert bench.queues.reads == 0
+    assert await bench.store.queue() == []
+    assert await bench.store.scores(bench.store.keys.queues(SHARD, OPS)) == {}
+
+
+async def test_the_lease_of_a_commit_is_long_enough_for_an_attempt_before_that_begins(bench: Bench) -> None:
+    waits_ms: list[float] = []
+
+    async def look() -> None:
+        waits_ms.append(await bench.waits_ms())
+
+    leased = await bench.lease(11)
+    assert await bench.waits_ms() <= CLAIM_MS
+    bench.sink.meanwhile = look
+    await bench.deliver_leased(leased)
+    assert waits_ms[0] > queue.LEASE_MS - 1000
+
+
+async def test_what_a_commit_leased_fails_like_what_was_claimed(bench: Bench) -> None:
+    bench.sink.answer = Answer.REJECTED
+    assert await bench.deliver_leased(await bench.lease(11, 12)) is False
+    assert await bench.waits_ms() > 0
+    bench.sink.answer = Answer.DELIVERED
+    await bench.deliver()
+    assert bench.sent == [(11, 1), (11, 2), (12, 1)]
+
+
+async def stopped(bench: Bench) -> None:
+    bench.stopped.set()
+
+
+async def taken_out(bench: Bench) -> None:
+    del bench.work.targets[OPS]
+
+
+async def another_workers(bench: Bench) -> None:
+    bench.neighbours.inactive = frozenset((OPS,))
+
+
+async def backing_off(bench: Bench) -> None:
+    await fail(bench.shared, OPS, "down", open_ms=MINUTE_MS)
+    await bench.breakers.refresh()
+
+
+@pytest.mark.parametrize("happens", [stopped, taken_out, another_workers, backing_off])
+async def test_what_a_commit_leased_is_given_back_at_once_where_it_may_not_be_sent_any_more(
+    bench: Bench, happens: Callable[[Bench], Awaitable[None]]
+) -> None:
+    leased = await bench.lease(11)
+    await happens(bench)
+    await bench.deliver_leased(leased)
+    assert bench.sent == []
+    assert await bench.waits_ms() <= 0
+    assert len(await bench.store.queue()) == 1
+
+
+async def test_what_another_worker_has_by_now_is_not_sent(bench: Bench) -> None:
+    leased = await bench.lease(11)
+    other = await bench.store.lease_queue()
+    with capture_logs() as lines:
+        await bench.deliver_leased(leased)
+    assert bench.sent == []
+    assert [line["event"] for line in lines] == ["lease.lost"]
+    assert await bench.store.scores(bench.store.keys.queues(SHARD, OPS)) == {ACCOUNT: other.deadline}
+
+
+async def test_what_was_given_up_by_hand_before_it_began_is_not_sent_and_the_next_one_is_due(
+    bench: Bench,
+) -> None:
+    leased = await bench.lease(11, 12)
+    await bench.queues.give_up(OPS, ACCOUNT, leased.deliveries[0].entry, reason="by hand")
+    assert await bench.deliver_leased(leased) is True
+    assert bench.sent == []
+    await bench.deliver()
+    assert bench.sent == [(12, 1)]
+
+
+async def test_a_long_queue_that_a_commit_leased_is_given_back_in_between(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "AT_ONCE", 2)
+    assert await bench.deliver_leased(await bench.lease(11, 12, 13)) is True
+    assert bench.sent == [(11, 1), (12, 1)]
+    assert await bench.waits_ms() <= 0
+
+
+async def test_a_commit_may_lease_as_many_queues_as_there_is_room_for(bench: Bench) -> None:
+    def spare(in_flight: int, in_flight_of_all: int) -> int:
+        return bench.work.spare(OPS, in_flight, in_flight_of_all)
+
+    assert [spare(0, 0), spare(1, 1), spare(2, 2)] == [2, 1, 0]
+    assert spare(0, 1000) == 0, "the worker has all that it can bear"
+    assert bench.work.spare("unknown", 0, 0) == 0
+    bench.configure(requests_per_second=1)
+    assert spare(0, 0) == 1, "as many as have a turn soon"
+    bench.shared.wait_ms = MINUTE_MS
+    assert await bench.breakers.turn_ms(a_subscription(OPS, requests_per_second=1)) is None
+    assert spare(0, 0) == 0, "the next turn is far off"
+
+
+@pytest.mark.parametrize("open_ms", [MINUTE_MS, 0])
+async def test_nothing_is_leased_for_a_breaker_that_is_open_or_half_open(bench: Bench, open_ms: int) -> None:
+    assert bench.work.spare(OPS, 0, 0) > 0
+    await fail(bench.shared, OPS, "down", open_ms=open_ms)
+    await bench.breakers.refresh()
+    assert bench.work.spare(OPS, 0, 0) == 0

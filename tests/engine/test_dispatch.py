@@ -47,6 +47,32 @@ def test_what_was_just_made_due_comes_before_what_was_found_by_looking() -> None
     assert len(taken) == 1 + AT_ONCE, "a thousand that are due do not hold up the next one"
 
 
+def test_what_comes_up_is_next_where_nothing_of_its_key_waits_or_backs_off() -> None:
+    dispatch = Dispatch(lambda key: key.name != "another's")
+    assert dispatch.is_next(OPS, NOW)
+    assert not dispatch.is_next(Key("delivery", "another's"), NOW)
+    assert dispatch.keys == [], "a question makes no key known"
+    dispatch.wake(OPS, 3, NOW)
+    assert not dispatch.is_next(OPS, NOW)
+    dispatch.take(NOW)
+    served(dispatch, OPS, Room(0, 5.0), NOW)
+    assert not dispatch.is_next(OPS, NOW + 4)
+    dispatch.take(NOW + 5)
+    served(dispatch, OPS, Room(1), NOW + 5)
+    assert dispatch.is_next(OPS, NOW + 5)
+
+
+def test_what_claims_may_bring_counts_as_in_flight_until_they_are_answered() -> None:
+    dispatch = Dispatch()
+    dispatch.wake(OPS, 3, NOW)
+    dispatch.take(NOW)
+    dispatch.plan(OPS, Room(5), NOW)
+    assert (dispatch.in_flight(OPS), dispatch.in_flight_of("delivery")) == (5, 5)
+    dispatch.claimed(OPS, 3, None, NOW)
+    dispatch.served(OPS, NOW)
+    assert (dispatch.in_flight(OPS), dispatch.in_flight_of("delivery")) == (0, 0)
+
+
 def test_keys_that_are_due_take_turns() -> None:
     dispatch = Dispatch()
     keys = [Key("poll", f"p{number}") for number in range(3 * AT_ONCE)]

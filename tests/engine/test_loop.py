@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from watcher.engine import loop
 from watcher.engine.dispatch import Claim, Key, Kind, Room
-from watcher.engine.loop import Claimed, InUse, Loop
+from watcher.engine.loop import Claimed, InUse, Loop, Places
 from watcher.store.exceptions import StoreUnreachable
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS
@@ -63,6 +63,9 @@ class Work:
     async def room(self, _name: str, _in_flight: int, _in_flight_of_all: int) -> Room:
         return self.room_of()
 
+    def spare(self, _name: str, in_flight: int, _in_flight_of_all: int) -> int:
+        return self.room_of().most - in_flight
+
     async def claim(self, _name: str, claim: Claim) -> Claimed:
         await self.may_answer.wait()
         self.claimed.append(claim.shard)
@@ -71,12 +74,12 @@ class Work:
         return Claimed((Lease(f"{claim.shard}", 0),))
 
     async def begin(self, _name: str, leases: Sequence[Lease]) -> Sequence[Coroutine[Any, Any, bool]]:
-        return [self._do(lease) for lease in leases]
+        return [self.do(lease) for lease in leases]
 
     async def hold(self, shard: int, for_s: Mapping[str, float]) -> None:
         self.held.append((shard, for_s))
 
-    async def _do(self, lease: Lease) -> bool:
+    async def do(self, lease: Lease) -> bool:
         self.begun += 1
         try:
             await self.may_end.wait()
@@ -332,6 +335,111 @@ async def test_a_loop_that_finishes_ends_when_nothing_is_due_nor_in_hand(world: 
         world.deliveries.may_end.set()
         await world.until(lambda: world.loop.stopped.is_set())
     assert world.deliveries.ended == ["1 done"]
+
+
+def begin(world: World, places: Places, member: str = "leased") -> None:
+    """Begin a piece of work at the place of OPS."""
+    lease = Lease(member, 0)
+    places.begin(OPS, 1, lease, world.deliveries.do(lease))
+
+
+async def test_what_was_leased_at_a_place_that_was_kept_for_it_is_begun_without_a_claim(world: World) -> None:
+    async with world.running():
+        await world.looked(1)
+        with Places(world.loop, [OPS]) as places:
+            assert places.kept == {OPS}
+            begin(world, places)
+        await world.until(lambda: world.deliveries.ended)
+    assert (world.deliveries.ended, world.deliveries.claimed) == (["leased done"], [])
+    assert world.loop.in_flight == 0
+
+
+async def test_places_are_as_many_as_there_is_room_and_count_as_what_is_in_hand(world: World) -> None:
+    world.deliveries.room_of = lambda: Room(2)
+    async with world.running():
+        await world.looked(1)
+        with Places(world.loop, [OPS]), Places(world.loop, [OPS]) as second:
+            with Places(world.loop, [OPS]) as third:
+                assert (second.kept, third.kept) == ({OPS}, set())
+            assert world.loop.in_flight == 2
+        assert world.loop.in_flight == 0
+        with Places(world.loop, [OPS, Key("delivery", "audit")]) as places:
+            assert len(places.kept) == 2, "each name has room of its own"
+
+
+async def test_what_claims_may_bring_leaves_no_place(world: World) -> None:
+    world.deliveries.may_answer.clear()
+    async with world.running():
+        world.loop.wake(OPS, 1)
+        await world.until(lambda: "delivery ops" in world.loop.turned_at_by_name)
+        await world.until(lambda: world.loop.in_flight)
+        with Places(world.loop, [OPS]) as places:
+            assert places.kept == set()
+        world.deliveries.may_answer.set()
+        await world.until(lambda: world.deliveries.ended)
+
+
+async def test_work_that_waits_already_comes_before_what_would_be_leased(world: World) -> None:
+    async with world.running():
+        await world.looked(1)
+        world.loop.wake(OPS, 1)
+        with Places(world.loop, [OPS]) as places:
+            assert places.kept == set()
+
+
+async def test_a_loop_that_does_not_run_or_is_stopped_keeps_no_place(world: World) -> None:
+    with Places(world.loop, [OPS]) as places:
+        assert places.kept == set()
+    async with world.running():
+        await world.looked(1)
+        world.loop.stop()
+        with Places(world.loop, [OPS]) as places:
+            assert places.kept == set()
+    with Places(world.loop, [OPS]) as places:
+        assert places.kept == set()
+
+
+async def test_a_place_that_was_given_back_is_for_what_waits(world: World) -> None:
+    world.deliveries.room_of = lambda: Room(1 - world.loop.dispatch.in_flight(OPS), 60, is_full=True)
+    async with world.running():
+        await world.looked(1)
+        with Places(world.loop, [OPS]) as places:
+            assert places.kept == {OPS}
+            world.loop.wake(OPS, 1)
+            await world.until(lambda: world.deliveries.held)
+        await world.until(lambda: world.deliveries.ended)
+    assert world.deliveries.claimed == [1]
+
+
+async def test_a_place_is_given_back_where_making_it_due_failed(world: World) -> None:
+    async with world.running():
+        await world.looked(1)
+        with pytest.raises(StoreUnreachable), Places(world.loop, [OPS]):
+            raise StoreUnreachable("Redis is away")
+        assert world.loop.in_flight == 0
+
+
+async def test_a_loop_that_is_stopped_waits_for_what_is_leased_yet_and_ends_it(world: World) -> None:
+    async with world.running():
+        await world.looked(1)
+        with Places(world.loop, [OPS]) as places:
+            world.loop.stop()
+            for _ in range(10):  # turns of the event loop in which it could end
+                await asyncio.sleep(0)
+            begin(world, places)
+    assert world.deliveries.ended == ["leased done"]
+
+
+async def test_what_was_leased_is_cut_off_with_its_key(world: World) -> None:
+    world.deliveries.may_end.clear()
+    async with world.running():
+        await world.looked(1)
+        with Places(world.loop, [OPS]) as places:
+            begin(world, places)
+        await world.until(lambda: world.deliveries.begun)
+        world.loop.cut_off(OPS, 0.0)
+        await world.until(lambda: world.deliveries.ended)
+    assert world.deliveries.ended == ["leased cut off"]
 
 
 async def test_a_loop_shows_that_it_turns_and_since_when_it_claims(world: World) -> None:

@@ -13,11 +13,11 @@ from tests.faults.worker_processes import WorkerProcess
 from tests.support.clusters import Cluster, a_cluster
 from tests.support.sentinels import on_port, watched
 from tests.support.servers import ENGINES, a_free_port
-from watcher.delivery.queue import CLAIM_MS
 from watcher.store.address import several
 from watcher.store.client import ClusterPipe, connect
 from watcher.store.keys import SHARDS
 from watcher.store.pipe import Pipe
+from watcher.store.queues import CLAIM_MS
 
 pytestmark = BOUNDED
 

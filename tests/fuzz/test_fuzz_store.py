@@ -121,7 +121,7 @@ async def _furnished(client: Redis) -> dict[bytes, bytes]:
             notes=[b'{"type":"forgotten","sequence":1,"timestamp":"2026-11-20T14:03:05.120Z","assets":[]}'],
             LRC="12",
         )
-        assert await store.polls.commit(step) is Reply.DONE
+        assert (await store.polls.commit(step)).reply is Reply.DONE
         first, second, _ = DELIVERIES[account]
         lease = await store.lease_queue(account)
         reply, deadline = await store.queues.dead(
@@ -312,7 +312,7 @@ async def _polls(store: Store) -> None:
     state = await store.polls.read_state(PROVIDER, NEIGHBOUR)
     assert state
     step = a_commit(lease, expected=state.version, version="v2", deliveries={OPS: [a_delivery(14)]}, LRC="13")
-    assert await store.polls.commit(step) is Reply.DONE
+    assert (await store.polls.commit(step)).reply is Reply.DONE
     for other in claimed.leases:
         await store.polls.postpone(PROVIDER, other, why="rate slow", at_least_ms=1, waits_ms=[1])
 

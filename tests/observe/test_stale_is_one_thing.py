@@ -27,9 +27,8 @@ from watcher.settings import RedisSettings, Settings
 from watcher.store.exceptions import StoreRefuses
 from watcher.store.health import StoreHealth
 from watcher.store.keys import shard_of
-from watcher.store.polls import Commit, Polls
+from watcher.store.polls import Commit, Committed, Polls
 from watcher.store.reader import Reader
-from watcher.store.schedule import Reply
 
 POLLED_MS = {"good": 1_000, "waiting": 3 * MINUTE_MS, "late": 4 * MINUTE_MS, "refused": 60 * MINUTE_MS}
 """How long ago each was polled, an interval of a minute and a time-out of five seconds given."""
@@ -161,7 +160,7 @@ async def test_an_event_that_a_full_server_refuses_is_a_line_at_once_holds_up_no
     monkeypatch.setattr(work, "_UNKNOWN_MS", 0)
     commit, refused = Polls.commit, {"late"}
 
-    async def unless_refused(polls: Polls, step: Commit) -> Reply:
+    async def unless_refused(polls: Polls, step: Commit) -> Committed:
         if step.account in refused:
             raise StoreRefuses("full")
         return await commit(polls, step)

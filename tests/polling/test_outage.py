@@ -7,6 +7,7 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from tests.support.loops import StillLoop
 from tests.support.provider_staging import (
     TOKENS_PATH,
     Stage,
@@ -66,7 +67,8 @@ class Outage:
             Interest({}),
             PollReport(Counters(), is_rejected=self.polls.is_failing, clock=lambda: self.now_s),
             now_ms=self.store.schedule.now_ms,
-            wake=lambda *_: None,
+            loop=(loop := StillLoop()),
+            deliver=loop.deliver,
             clock=lambda: self.now_s,
         )
         self.poller.probe_account = PROBE

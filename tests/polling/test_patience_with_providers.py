@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from tests.support.builders import an_account, seconds
+from tests.support.loops import StillLoop
 from tests.support.provider_staging import loopring_settings
 from watcher.engine.breaker import OPEN_AFTER
 from watcher.journal.interest import Interest
@@ -55,7 +56,8 @@ def a_poller(gone: Gone, probe_account: str) -> Poller:
         Interest({}),
         report,
         now_ms=lambda: 0,
-        wake=lambda *_: None,
+        loop=(loop := StillLoop()),
+        deliver=loop.deliver,
         clock=lambda: gone.now,
     )
     poller.probe_account = probe_account

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from tests.support.builders import a_subscription, seconds
+from tests.support.loops import StillLoop
 from tests.support.provider_staging import (
     TOKENS_PATH,
     Stage,
@@ -34,7 +35,7 @@ from watcher.providers.contract import provider_class
 from watcher.providers.http import ProviderClient
 from watcher.settings import AccountSettings, ProviderSettings, ThresholdSettings
 from watcher.snapshot import Snapshot
-from watcher.store.polls import Commit, Polls
+from watcher.store.polls import Commit, Committed, Polls
 from watcher.store.reader import Reader
 from watcher.store.schedule import Reply
 
@@ -46,7 +47,7 @@ class Contested(Polls):
     is_repeated = False
     """Whether a commit is made again, as where the answer to the first one was lost."""
 
-    async def commit(self, step: Commit) -> Reply:
+    async def commit(self, step: Commit) -> Committed:
         if self.is_repeated:
             await super().commit(step)
         if self.rivals:
@@ -60,7 +61,7 @@ class Contested(Polls):
         faster = replace(state, version=secrets.token_hex(8), sequence=state.sequence + 1)
         made = replace(step.step, state=faster, events=(), queued={}, notes=())
         ahead = replace(step, step=made, expected_version=state.version, lease=None)  # the lease stays
-        reply = await super().commit(ahead)
+        reply, _ = await super().commit(ahead)
         return reply is Reply.DONE
 
 
@@ -89,7 +90,7 @@ class Polled:
         self.now_s = 1000.0
         self.ahead_ms = 0
         """How far this worker's time is ahead of the server's."""
-        self.waked: list[tuple[Key, int]] = []
+        self.loop = StillLoop()
         self.is_taken = False
         settings = settings or loopring_settings(stage.url)
         provider = provider_class(settings.kind)(settings)
@@ -106,7 +107,8 @@ class Polled:
             self.interest,
             self.report,
             now_ms=lambda: store.schedule.now_ms() + self.ahead_ms,
-            wake=lambda *due: self.waked.append(due),
+            loop=self.loop,
+            deliver=self.loop.deliver,
         )
         self.poller.probe_account = ACCOUNT
 
@@ -326,9 +328,46 @@ async def test_what_another_place_said_of_an_asset_says_nothing_of_it_here(polle
 async def test_a_change_wakes_the_queue_that_it_fills(polled: Polled) -> None:
     polled.interest.follow({OPS: a_subscription(OPS)})
     await polled.poll(a_balance(0, "10"))
-    assert polled.waked == []
+    assert polled.loop.woken == []
     await polled.poll(a_balance(0, "12"))
-    assert polled.waked == [(Key("delivery", OPS), SHARD)]
+    assert polled.loop.woken == [(Key("delivery", OPS), SHARD)]
+
+
+async def test_a_change_is_delivered_at_once_where_there_is_room_and_wakes_the_queue_where_there_is_none(
+    polled: Polled,
+) -> None:
+    polled.interest.follow({OPS: a_subscription(OPS), "audit": a_subscription("audit")})
+    await polled.poll(a_balance(0, "10"))
+    polled.loop.room = 1
+    await polled.poll(a_balance(0, "12"))
+    ((key, shard, lease),) = polled.loop.begun
+    other = "audit" if key.name == OPS else OPS
+    assert polled.loop.woken == [(Key("delivery", other), SHARD)]
+    assert (key.kind, shard) == ("delivery", SHARD)
+    queues = await polled.store.scores(polled.store.keys.queues(SHARD, key.name))
+    assert queues == {ACCOUNT: lease.deadline}
+    ((name, leased),) = polled.loop.delivered
+    assert (name, leased.lease) == (key.name, lease)
+    assert [one.entry for one in leased.deliveries] == await polled.store.queue(subscription=name)
+
+
+async def test_a_change_whose_commit_was_repeated_is_delivered_at_once_all_the_same(polled: Polled) -> None:
+    polled.interest.follow({OPS: a_subscription(OPS)})
+    await polled.poll(a_balance(0, "10"))
+    now_ms = await polled.store.now_ms()
+    polled.store.schedule.now_ms = lambda: now_ms  # it sends the same bytes again
+    polled.polls.is_repeated, polled.loop.room = True, 1
+    await polled.poll(a_balance(0, "12"))
+    assert (len(polled.loop.begun), polled.loop.woken) == (1, [])
+
+
+@pytest.mark.parametrize("rivals", [1, 3])
+async def test_a_place_for_a_commit_that_is_discarded_is_given_back(polled: Polled, rivals: int) -> None:
+    polled.interest.follow({OPS: a_subscription(OPS)})
+    await polled.poll(a_balance(0, "10"))
+    polled.polls.rivals, polled.loop.room = rivals, 1
+    await polled.poll(a_balance(0, "12"))
+    assert (len(polled.loop.begun), polled.loop.room) == ((1, 0) if rivals == 1 else (0, 1))
 
 
 async def test_a_change_is_counted_by_provider_and_type_and_each_event_says_who_gets_it(
@@ -387,7 +426,7 @@ async def test_a_change_whose_commit_was_repeated_wakes_the_queue_all_the_same(p
     polled.polls.is_repeated = True
     lines = await polled.poll(a_balance(0, "12"))
     assert [line["event"] for line in lines] == ["event.created", FINISHED]
-    assert polled.waked == [(Key("delivery", OPS), SHARD)]
+    assert polled.loop.woken == [(Key("delivery", OPS), SHARD)]
     assert polled.is_taken
 
 
@@ -548,7 +587,7 @@ async def test_a_poll_that_is_discarded_makes_no_line_of_an_event_nor_wakes_a_qu
     polled.polls.rivals = 3
     lines = await polled.poll(a_balance(0, "12"))
     assert [line["event"] for line in lines if line["log_level"] != "debug"] == ["poll.discarded"]
-    assert polled.waked == []
+    assert polled.loop.woken == []
 
 
 async def test_a_damaged_state_is_looked_at_every_five_minutes(polled: Polled) -> None:

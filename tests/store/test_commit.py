@@ -36,14 +36,14 @@ HOSTILE = b"\x00\xff\r\n%s %d \x1b[2J" + b"9" * 78 + b"1e400000 \xf0\x9f\x92\xb8
 async def committed(store: Store, **fields: Any) -> Commit:
     """A step that went through."""
     step = a_commit(await store.lease(), **fields)
-    assert await store.polls.commit(step) is Reply.DONE
+    assert (await store.polls.commit(step)).reply is Reply.DONE
     return step
 
 
 async def refused(store: Store, step: Commit, reply: Reply) -> None:
     """Claim that a step is answered so, and leaves everything as it was."""
     before = await store.contents()
-    assert await store.polls.commit(step) is reply
+    assert (await store.polls.commit(step)).reply is reply
     assert await store.contents() == before
 
 
@@ -117,7 +117,7 @@ async def test_a_step_without_a_successful_poll_keeps_its_time_and_the_rejection
     step = a_commit(await store.lease(), expected="v1", version="v2", ETH="10")
     state = replace(step.step.state, polled_at_ms=before.step.state.polled_at_ms + 1)
     step = replace(step, lease=None, step=replace(step.step, state=state))
-    assert await store.polls.commit(step) is Reply.DONE
+    assert (await store.polls.commit(step)).reply is Reply.DONE
     after = await store.polls.read_state(PROVIDER, ACCOUNT)
     assert after
     assert (after.version, after.polled_at_ms) == ("v2", before.step.state.polled_at_ms)
@@ -131,13 +131,13 @@ async def test_a_step_without_a_poll_needs_no_lease_and_leaves_the_schedule_as_i
     await committed(store, ETH="10")
     lease = await store.lease()
     step = replace(a_commit(lease, expected="v1", version="v2", deliveries={OPS: [a_delivery()]}), lease=None)
-    assert await store.polls.commit(step) is Reply.DONE
-    assert await store.polls.commit(step) is Reply.DONE_BEFORE
+    assert (await store.polls.commit(step)).reply is Reply.DONE
+    assert (await store.polls.commit(step)).reply is Reply.DONE_BEFORE
     key = store.keys.polls(SHARD, PROVIDER)
     assert float(await store.pipe.command("ZSCORE", key, ACCOUNT)) == lease.deadline
     assert len(await store.queue()) == 1
     poll = a_commit(lease, expected="v2", version="v3", ETH="11")
-    assert await store.polls.commit(poll) is Reply.DONE, "the poll under way goes on from it"
+    assert (await store.polls.commit(poll)).reply is Reply.DONE, "the poll under way goes on from it"
 
 
 async def test_a_step_without_a_poll_brings_no_account_back_that_is_not_scheduled(
@@ -154,7 +154,7 @@ async def test_an_account_may_have_a_state_before_its_first_successful_poll(
 ) -> None:
     store = a_store(redis_client, namespace)
     step = replace(a_commit(await store.lease()), lease=None)
-    assert await store.polls.commit(step) is Reply.DONE
+    assert (await store.polls.commit(step)).reply is Reply.DONE
     state = await store.polls.read_state(PROVIDER, ACCOUNT)
     assert state
     assert state.polled_at_ms == 0
@@ -212,7 +212,7 @@ async def test_a_worker_that_wakes_after_its_lease_cannot_undo_what_another_did(
     await store.pipe.command("ZADD", store.keys.polls(SHARD, PROVIDER), heir.deadline, ACCOUNT)
     await refused(store, zombie, Reply.LEASE_LOST)
     taken = a_commit(heir, expected="v1", version="v2", ETH="12", deliveries={OPS: [a_delivery(12)]})
-    assert await store.polls.commit(taken) is Reply.DONE
+    assert (await store.polls.commit(taken)).reply is Reply.DONE
     await refused(store, zombie, Reply.MOVED_ON)
 
 
@@ -230,7 +230,7 @@ async def test_a_step_sent_twice_in_one_pipeline_is_done_once(redis_client: Redi
     step = a_commit(await store.lease(), notes=[b"event"], deliveries={OPS: [a_delivery()]})
     async with running(store.pipe):
         first, second = await asyncio.gather(store.polls.commit(step), store.polls.commit(step))
-    assert (first, second) == (Reply.DONE, Reply.DONE_BEFORE)
+    assert (first.reply, second.reply) == (Reply.DONE, Reply.DONE_BEFORE)
     assert await store.queue() == [a_delivery().entry]
     assert len(await store.stream(store.keys.log(SHARD))) == 2
 
@@ -423,7 +423,7 @@ async def test_a_damaged_state_is_reported_and_hurts_no_other_account(
     with pytest.raises(BadState):
         await store.polls.read_state(PROVIDER, ACCOUNT)
     step = a_commit(await store.lease(NEIGHBOURS[0]), ETH="1")
-    assert await store.polls.commit(step) is Reply.DONE
+    assert (await store.polls.commit(step)).reply is Reply.DONE
     assert await store.polls.read_state(PROVIDER, NEIGHBOURS[0]) == step.step.state
 
 

@@ -103,8 +103,7 @@ class Worker:
                     provider=provider,
                     due_in_ms=wait_ms - MINUTE_MS,
                 )
-                reply = await polls.commit(step)
-                if reply == 1:
+                if (await polls.commit(step)).reply == 1:
                     self.version_by_account[account] = new
                 else:
                     state = await polls.read_state(PROVIDER, account)

@@ -70,7 +70,7 @@ async def test_polling_stops_with_nothing_half_written_and_goes_on_by_itself(sto
             await refused
     assert await store.contents() == before
     await make_room(store)
-    assert await store.polls.commit(step) is Reply.DONE
+    assert (await store.polls.commit(step)).reply is Reply.DONE
 
 
 async def test_no_account_is_claimed_that_could_not_be_committed(store: Store) -> None:
@@ -231,7 +231,7 @@ async def test_an_event_for_2000_subscriptions_is_committed_within_20_ms_of_the_
             deliveries={f"s{place:04}": [delivery] for place in range(2000)},
         )
         before = await server.info("cpu")
-        assert await store.polls.commit(step) is Reply.DONE
+        assert (await store.polls.commit(step)).reply is Reply.DONE
         after = await server.info("cpu")
         spent_ms.append(1000 * sum(after[name] - before[name] for name in names))
     assert min(spent_ms) <= 20

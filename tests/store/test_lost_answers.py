@@ -58,7 +58,7 @@ async def test_a_commit_whose_answer_was_lost_is_committed_once(
                         notes=[b"%d" % number],
                         deliveries={OPS: [a_delivery(number)]},
                     )
-                    reply = await store.polls.commit(step)
+                    reply, _ = await store.polls.commit(step)
                     assert reply in (Reply.DONE, Reply.DONE_BEFORE)
     assert await direct.queue() == [each.entry for each in some_deliveries(*range(1, 7))]
     assert [entry["entry"] for entry in await direct.stream(direct.keys.log(SHARD))] == [
@@ -87,7 +87,7 @@ async def test_commits_of_many_accounts_that_share_a_lost_pipeline_are_committed
                         for account in accounts
                     ]
                     replies = await asyncio.gather(*map(store.polls.commit, steps))
-                    assert {*replies} <= {Reply.DONE, Reply.DONE_BEFORE}
+                    assert {one.reply for one in replies} <= {Reply.DONE, Reply.DONE_BEFORE}
     for account in accounts:
         assert await direct.queue(account) == [each.entry for each in some_deliveries(1, 2, 3, 4)]
 

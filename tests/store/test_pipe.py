@@ -160,7 +160,7 @@ async def test_scripts_that_the_server_forgot_are_sent_again(
                 echo(store.pipe, "beside"), store.polls.commit(step), store.polls.commit(step)
             )
             assert text == "beside"
-            assert {first, second} == {Reply.DONE, Reply.DONE_BEFORE}
+            assert {first.reply, second.reply} == {Reply.DONE, Reply.DONE_BEFORE}
             await store.pipe.command("DEL", store.keys.state(ACCOUNT))
             lease = await store.lease()
     assert len(await store.queue()) == 3

@@ -20,6 +20,7 @@ from tests.support.stores import (
     running,
 )
 from tests.support.stories import Books
+from watcher.store.polls import Committed
 from watcher.store.schedule import Reply
 from watcher.store.state import BadState
 
@@ -86,7 +87,7 @@ async def test_a_step_that_is_refused_leaves_the_chain_alone(redis_client: Redis
     store = a_store(redis_client, namespace)
     await store.fill(a_delivery(1))
     late = a_commit(await store.lease(), expected="v7", version="v8", deliveries={OPS: [a_delivery(2)]})
-    assert await store.polls.commit(late) is Reply.MOVED_ON
+    assert (await store.polls.commit(late)).reply is Reply.MOVED_ON
     await store.fill(a_delivery(3))
     assert await told(store) == [(1, "-"), (3, "1")]
 
@@ -110,6 +111,7 @@ async def test_one_that_is_damaged_quarantines_its_account_and_no_other(
             return_exceptions=True,
         )
     assert isinstance(damaged, BadState)
-    assert whole is Reply.DONE
+    assert isinstance(whole, Committed)
+    assert whole.reply is Reply.DONE
     assert await store.queue() == [a_delivery(1).entry]
     assert await store.queue(other) == [a_delivery(3, previous=None).entry]

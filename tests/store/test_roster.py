@@ -132,7 +132,7 @@ async def test_an_account_that_moves_to_another_provider_keeps_its_state(
     moved = a_commit(
         await store.lease(provider="shop"), provider="shop", expected=state.version, version="v2"
     )
-    assert await store.polls.commit(moved) == 1
+    assert (await store.polls.commit(moved)).reply == 1
 
 
 async def test_long_lists_are_enrolled_piece_by_piece(

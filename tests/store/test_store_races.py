@@ -77,7 +77,7 @@ class Race:
             deliveries={OPS: [a_delivery(version + 1)]},
         )
         self.held.discard(lease.member)  # from here on the server may hand it on before we hear of it
-        reply = await store.polls.commit(step)
+        reply, _ = await store.polls.commit(step)
         self.replies[reply] += 1
         self.commits[lease.member] += reply is Reply.DONE
 

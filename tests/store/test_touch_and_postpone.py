@@ -160,7 +160,7 @@ async def test_after_a_successful_poll_rejections_are_counted_anew(
         assert await touch(store, await store.lease()) is Reply.DONE
     else:
         step = a_commit(await store.lease(), expected="v1", version="v2")
-        assert await store.polls.commit(step) is Reply.DONE
+        assert (await store.polls.commit(step)).reply is Reply.DONE
     row = await postpone(store)
     assert row
     assert (row.rejections, row.wait_ms) == (1, 1000)

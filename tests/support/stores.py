@@ -102,7 +102,7 @@ class Store:
             notes=notes,
             deliveries={subscription: deliveries},
         )
-        reply = await self.polls.commit(step)
+        reply, _ = await self.polls.commit(step)
         assert reply == 1
 
     async def begin(self, lease: Lease, *, at_most: int = 10) -> tuple[Lease, Begun]:

@@ -126,7 +126,7 @@ class Books:
         self, step: Step, account: str = "treasury", *, expected: str = "", provider: str = "loopring"
     ) -> None:
         lease = await self.lease(account, provider)
-        reply = await self.polls.commit(
+        reply, _ = await self.polls.commit(
             Commit(
                 account=account,
                 provider=provider,

@@ -22,15 +22,11 @@ from watcher.journal.events import Delivery
 from watcher.observe.counters import LAG_BOUNDS_S, Counters
 from watcher.observe.log import log
 from watcher.store.exceptions import StoreError
-from watcher.store.queues import Queues
+from watcher.store.queues import CLAIM_MS, Begun, Leased, Queues
 from watcher.store.schedule import Lease, Reply
 
 AT_ONCE = 20
 """Deliveries read with one claim: few enough that a queue does not keep a worker from the others."""
-
-CLAIM_MS = 3_000
-"""A claim holds for a moment only: the worker extends it when it begins. If the answer to a claim is lost, no
-worker begins, and the queue is free again after this time."""
 
 LEASE_MS = 15_000
 """How long the queue of a dead worker stays leased. Set anew with each delivery; a slow attempt gets more."""
@@ -136,6 +132,13 @@ class DeliveryWork(Generic[T_target]):
             room = await self._breakers.take_probes(name, room, lease_ms=LONGEST_LEASE_MS)
         return Room(room) if room else Room(0, _FULL_S, is_full=True)
 
+    def spare(self, name: str, in_flight: int, in_flight_of_all: int) -> int:
+        """Say how many more queues may be worked on without a probe: none while the breaker is not closed."""
+        target = self.targets.get(name)
+        if target is None or self._breakers.rest_ms(name) or not self._breakers.is_closed(name):
+            return 0
+        return self._breakers.room(target.settings, in_flight, in_flight_of_all)
+
     async def claim(self, name: str, claim: Claim) -> Claimed:
         claimed = await self._queues.claim(name, claim.shard, lease_ms=CLAIM_MS, at_most=claim.at_most)
         is_more = len(claimed.leases) == claim.at_most  # else the index says when there is
@@ -148,14 +151,18 @@ class DeliveryWork(Generic[T_target]):
     async def hold(self, shard: int, for_s: Mapping[str, float]) -> None:
         await self._queues.hold(shard, {name: int(1000 * wait_s) for name, wait_s in for_s.items()})
 
-    async def _work(self, name: str, lease: Lease) -> bool:
+    async def deliver(self, name: str, leased: Leased) -> bool:
+        """Work off a queue that a commit leased; says whether more of it is due."""
+        return await self._work(name, *leased)
+
+    async def _work(self, name: str, lease: Lease, deliveries: Sequence[Delivery] = ()) -> bool:
         """Work off one queue; says whether more of it is due."""
         is_more, target = False, self.targets.get(name)
         try:
             if target is None:  # a reload has taken it away
                 await self._queues.release(name, lease)
                 return False
-            is_more = await self.work(target, lease)
+            is_more = await self.work(target, lease, deliveries)
         except StoreError as error:
             # What was sent but not settled is sent again when the lease has run out: same id, same bytes.
             log.debug("lease.lost", account=lease.member, subscription=name, reason=str(error))
@@ -163,11 +170,18 @@ class DeliveryWork(Generic[T_target]):
             await self._breakers.leave_probe(name, lease.member)
         return is_more
 
-    async def work(self, target: T_target, lease: Lease) -> bool:
-        """Deliver what waits in a claimed queue; says whether more of it is due. Raises StoreError."""
+    async def work(self, target: T_target, lease: Lease, deliveries: Sequence[Delivery] = ()) -> bool:
+        """Deliver what waits in a queue; says whether more of it is due. A queue that was claimed is read first;
+        of one that a commit leased, the `deliveries` are in hand. Raises StoreError."""
         name = target.name
         until = self._queues.until(lease, LEASE_MS)
-        begun = await self._ask(lease, lambda: self._queues.begin(name, lease, until=until, at_most=AT_ONCE))
+        if deliveries and not self._may_send(target, is_probe=False):
+            begun = Begun(Reply.MOVED_ON, [], 0, b"")
+        else:
+            begun = await self._ask(lease, lambda: self._begin(name, lease, until, deliveries))
+        if begun.reply is Reply.MOVED_ON:
+            await self._ask(lease, lambda: self._queues.release(name, lease))
+            return True
         if begun.reply is not Reply.DONE:
             log.info("lease.lost", account=lease.member, subscription=name)
             return False
@@ -197,6 +211,14 @@ class DeliveryWork(Generic[T_target]):
             raise
         await self._ask(hold.lease, lambda: self._queues.release(name, hold.lease))
         return True
+
+    async def _begin(self, name: str, lease: Lease, until: int, deliveries: Sequence[Delivery]) -> Begun:
+        """Keep a queue for as long as an attempt needs, with the deliveries that are in hand, or else with
+        those that are read."""
+        if not deliveries:
+            return await self._queues.begin(name, lease, until=until, at_most=AT_ONCE)
+        reply = await self._queues.extend(name, lease, until=until, head=deliveries[0].entry)
+        return Begun(reply, [(one.entry, one) for one in deliveries[:AT_ONCE]], 0, b"")
 
     async def _ask(self, lease: Lease, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask Redis, and again while it is away. Raises StoreError.

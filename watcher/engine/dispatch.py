@@ -191,9 +191,17 @@ class Dispatch:
         line.not_before = max(line.not_before, now + rest_s)
         self._arrange(key, line, now)
 
+    def is_next(self, key: Key, now: float) -> bool:
+        """Say whether work of a key that comes up now would be the next to start: none of it waits here, nor
+        is the key full or backing off."""
+        if not self._takes(key):
+            return False
+        line = self._lines.get(key)
+        return line is None or (line.not_before <= now and not self.due_shards(key, now))
+
     def began(self, key: Key) -> None:
         """Note that something is in hand."""
-        self._lines[key].in_flight += 1
+        self._line(key).in_flight += 1
         self._in_flight[key.kind] += 1
 
     def ended(self, key: Key, shard: int, now: float, *, is_more: bool = False) -> None:
@@ -213,7 +221,9 @@ class Dispatch:
         return max(0.0, self._line(key).not_before - now)
 
     def in_flight(self, key: Key) -> int:
-        return self._line(key).in_flight
+        """Say how much of a key is in hand, or may be as soon as claims are answered."""
+        line = self._line(key)
+        return line.in_flight + line.claimed
 
     def in_flight_of(self, kind: Kind) -> int:
         """Say how much of a kind is in hand, or may be as soon as claims are answered."""

@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Container, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -62,6 +62,10 @@ class Work(Protocol):
 
     async def room(self, name: str, in_flight: int, in_flight_of_all: int) -> Room:
         """Say how much more a name can bear."""
+        ...
+
+    def spare(self, name: str, in_flight: int, in_flight_of_all: int) -> int:
+        """Say how much more of a name may start without anything being asked for first."""
         ...
 
     async def claim(self, name: str, claim: Claim) -> Claimed: ...
@@ -145,6 +149,30 @@ def survived(
         log.exception("bug", affected=affected, account=account, subscription=subscription)
 
 
+class Places:
+    """Keeps places of a loop for what may be leased to this worker as it is made due: `with` around making it
+    due, and `begin` for what was leased. The other places are given back at the end.
+
+    `kept` are the keys that have one: those whose next work this would be, and that have room for it.
+    """
+
+    def __init__(self, loop: "Loop", keys: Iterable[Key]) -> None:
+        self._loop = loop
+        self.kept = {key for key in keys if loop.keep(key)}
+
+    def __enter__(self) -> "Places":
+        return self
+
+    def begin(self, key: Key, shard: int, lease: Lease, doing: Coroutine[Any, Any, bool]) -> None:
+        """Start the work on what was leased."""
+        self.kept.remove(key)
+        self._loop.begin(key, shard, lease, doing)
+
+    def __exit__(self, *_: object) -> None:
+        for key in self.kept:
+            self._loop.give_back(key)
+
+
 class Loop:
     """Runs two kinds of work until it is stopped."""
 
@@ -168,6 +196,8 @@ class Loop:
         self._held: defaultdict[tuple[Kind, int], dict[str, float]] = defaultdict(dict)
         self._turned_at: float | None = None
         self._tasks: defaultdict[Key, set[asyncio.Task[None]]] = defaultdict(set)
+        self._group: asyncio.TaskGroup | None = None
+        self._places = 0
 
     def wake(self, key: Key, shard: int) -> None:
         """Claim at once: something was just made due."""
@@ -179,6 +209,31 @@ class Loop:
         self.dispatch.reset(key)
         for shard in range(SHARDS):
             self.wake(key, shard)
+
+    def keep(self, key: Key) -> bool:
+        """Keep a place for work of a key, if there is one; `begin` or `give_back` follows."""
+        dispatch = self.dispatch
+        if not self._group or self.stopped.is_set() or not dispatch.is_next(key, time.monotonic()):
+            return False
+        work, in_flight = self._works[key.kind], dispatch.in_flight(key)
+        if work.spare(key.name, in_flight, dispatch.in_flight_of(key.kind)) <= 0:
+            return False
+        dispatch.began(key)
+        self._places += 1
+        return True
+
+    def begin(self, key: Key, shard: int, lease: Lease, doing: Coroutine[Any, Any, bool]) -> None:
+        """Start work at a place that was kept for it."""
+        self._places -= 1
+        self._start(key, shard, lease, doing)
+        if self.stopped.is_set():
+            self._wake.set()
+
+    def give_back(self, key: Key) -> None:
+        """Give back a place that was kept."""
+        self._places -= 1
+        self.dispatch.ended(key, 0, time.monotonic())
+        self._wake.set()
 
     def stop(self) -> None:
         """Claim nothing more; what is in hand goes on to its end."""
@@ -214,17 +269,21 @@ class Loop:
     async def run(self) -> None:
         """Turn until stopped, then wait for what is in hand."""
         async with asyncio.TaskGroup() as group:
+            self._group = group
             holding = group.create_task(self._hold_back(), name="hold")
             group.create_task(self.every(LOOK_S, "what is due", self._look), name="look")
             while not self.stopped.is_set():
                 now = self._turned_at = time.monotonic()
                 self._wake.clear()
                 for key in self.dispatch.take(now):
-                    group.create_task(self._serve(group, key), name=f"claim {key.kind} {key.name}")
+                    group.create_task(self._serve(key), name=f"claim {key.kind} {key.name}")
                 if self._held and holding.done():
                     holding = group.create_task(self._hold_back(), name="hold")
                 await pause(self._wake, min(self.dispatch.next_at - time.monotonic(), _TURN_S))
-        self._turned_at = None
+            while self._places:  # what is leased yet is begun, and given back
+                self._wake.clear()
+                await self._wake.wait()
+        self._turned_at = self._group = None
 
     async def every(self, wait_s: float, affected: str, act: Callable[[], Awaitable[float | None]]) -> None:
         """Do something again and again until stopped, even if it fails."""
@@ -278,16 +337,16 @@ class Loop:
         except StoreError as error:
             await self._health.failed(error)
 
-    async def _serve(self, group: asyncio.TaskGroup, key: Key) -> None:
+    async def _serve(self, key: Key) -> None:
         """Claim for one key what it can bear, and start the work."""
         try:
-            rest_s = await self.survive(self._claim(group, key), DAMAGED_S, f"{key.kind} {key.name}")
+            rest_s = await self.survive(self._claim(key), DAMAGED_S, f"{key.kind} {key.name}")
         except StoreError as error:
             rest_s = await self._health.failed(error)
         self.dispatch.served(key, time.monotonic(), rest_s)
         self._wake.set()
 
-    async def _claim(self, group: asyncio.TaskGroup, key: Key) -> float:
+    async def _claim(self, key: Key) -> float:
         """Claim and start; returns how long to wait before the next claim."""
         work, dispatch = self._works[key.kind], self.dispatch
         room = await work.room(key.name, dispatch.in_flight(key), dispatch.in_flight_of(key.kind))
@@ -303,9 +362,7 @@ class Loop:
         begun = await work.begin(key.name, [lease for _, lease in leases])
         for (shard, lease), doing in zip(leases, begun, strict=True):
             dispatch.began(key)
-            task = group.create_task(self._do(key, shard, lease, doing), name=f"{key.kind} {lease.member}")
-            self._tasks[key].add(task)
-            task.add_done_callback(self._tasks[key].discard)
+            self._start(key, shard, lease, doing)
         return work.breath_s
 
     async def _claim_at(self, key: Key, claim: Claim) -> Sequence[Lease]:
@@ -318,6 +375,12 @@ class Loop:
             self.dispatch.block(key, claim.shard, claimed.block_s, now)
         self.dispatch.claimed(key, claim.shard, claimed.next_due_s, now)
         return claimed.leases
+
+    def _start(self, key: Key, shard: int, lease: Lease, doing: Coroutine[Any, Any, bool]) -> None:
+        assert self._group
+        task = self._group.create_task(self._do(key, shard, lease, doing), name=f"{key.kind} {lease.member}")
+        self._tasks[key].add(task)
+        task.add_done_callback(self._tasks[key].discard)
 
     async def _do(self, key: Key, shard: int, lease: Lease, doing: Coroutine[Any, Any, bool]) -> None:
         """Do one piece of work. Its failure holds up no other."""

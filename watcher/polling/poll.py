@@ -3,12 +3,13 @@
 import random
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from watcher.engine.breaker import ProviderBreaker, State
 from watcher.engine.dispatch import Key
+from watcher.engine.loop import Loop, Places
 from watcher.journal.account import AccountState, Rules
 from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
@@ -22,6 +23,7 @@ from watcher.settings import AccountSettings, ProviderSettings
 from watcher.store.exceptions import StoreError
 from watcher.store.keys import SHARDS, shard_of
 from watcher.store.polls import Commit, Failing, Polls
+from watcher.store.queues import Leased
 from watcher.store.schedule import Lease, Reply
 from watcher.store.state import BadState
 
@@ -56,7 +58,8 @@ class Settled(NamedTuple):
 
 
 class Poller:
-    """Polls the accounts of one provider. `wake(key, shard)` is called for every queue made due.
+    """Polls the accounts of one provider. Queues that it fills are begun in `loop` at once, by `deliver(name,
+    leased)`, as far as there is room for them; for the others, which are due, it is woken.
 
     `most_requests` bounds the requests of a poll; `needed_per_second` are what all accounts take at their
     intervals. The account `probe_account`, the same one for all workers, is polled whenever it is due; while
@@ -72,7 +75,8 @@ class Poller:
         report: PollReport,
         *,
         now_ms: Callable[[], int],
-        wake: Callable[[Key, int], None],
+        loop: Loop,
+        deliver: Callable[[str, Leased], Coroutine[Any, Any, bool]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
@@ -86,7 +90,8 @@ class Poller:
         self._interest = interest
         self._report = report
         self._now_ms = now_ms
-        self._wake = wake
+        self._loop = loop
+        self._deliver = deliver
         self._clock = clock
         self._breaker = ProviderBreaker()
         self._was_open = self._is_back = False
@@ -354,21 +359,27 @@ class Poller:
         *,
         due_ms: float = 0,
     ) -> Reply:
-        """Commit a step; report it, and wake the queues that it fills."""
-        reply = await self._polls.commit(
-            Commit(
-                account=account.name,
-                provider=self.settings.name,
-                lease=lease,
-                expected_version=state.version if state else "",
-                step=step,
-                due_ms=due_ms,
+        """Commit a step; report it, and deliver what it queued, or have it claimed."""
+        keys, shard = [Key("delivery", name) for name in step.queued], shard_of(account.name)
+        with Places(self._loop, keys) as places:
+            reply, leased = await self._polls.commit(
+                Commit(
+                    account=account.name,
+                    provider=self.settings.name,
+                    lease=lease,
+                    expected_version=state.version if state else "",
+                    step=step,
+                    due_ms=due_ms,
+                    to_lease={key.name for key in places.kept},
+                )
             )
-        )
-        if reply in (Reply.DONE, Reply.DONE_BEFORE):
-            self._report.committed(account, step)
-            for subscription in step.queued:
-                self._wake(Key("delivery", subscription), shard_of(account.name))
+            if reply in (Reply.DONE, Reply.DONE_BEFORE):
+                self._report.committed(account, step)
+                for key in keys:
+                    if one := leased.get(key.name):
+                        places.begin(key, shard, one.lease, self._deliver(key.name, one))
+                    else:
+                        self._loop.wake(key, shard)
         return reply
 
     async def _reject(

@@ -328,6 +328,10 @@ class PollWork:
         polls = self.by_provider.get(name)  # a reload may have taken it away, here and below
         return await polls.room(in_flight) if polls else Room(0)
 
+    def spare(self, name: str, _: int, __: int) -> int:
+        """No poll is leased but by a claim."""
+        return 0
+
     async def claim(self, name: str, claim: Claim) -> Claimed:
         polls = self.by_provider.get(name)
         return await polls.claim(claim) if polls else Claimed(())

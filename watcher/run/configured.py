@@ -244,7 +244,8 @@ class Configured:
             self._interest,
             self.report,
             now_ms=self._schedule.now_ms,
-            wake=self.loop.wake,
+            loop=self.loop,
+            deliver=self._delivery_work.deliver,
         )
         return ProviderPolls(
             poller,

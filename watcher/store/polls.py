@@ -5,16 +5,17 @@ delivery says: they pass through as bytes.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from watcher.journal.account import AccountState
+from watcher.journal.events import Delivery
 from watcher.journal.step import Step
 from watcher.store.errors import DamagedKey
 from watcher.store.keys import Keys, shard_of
 from watcher.store.pipe import Joint, Joints, in_parts, load_script
-from watcher.store.queues import BOUNDS, Bounds
+from watcher.store.queues import BOUNDS, CLAIM_MS, Bounds, Leased
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
 from watcher.store.state import BadState, Names
 
@@ -55,7 +56,8 @@ class Failing(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Commit:
     """One atomic step forward of one account, by a successful poll under its lease; or by no poll (None),
-    which leaves the account's schedule, the time of its last poll and its failures as they are."""
+    which leaves the account's schedule, the time of its last poll and its failures as they are. Of the
+    queues that it fills, those of the subscriptions `to_lease` are leased to the worker if they are empty."""
 
     account: str
     provider: str
@@ -63,6 +65,15 @@ class Commit:
     expected_version: str
     step: Step
     due_ms: float = 0
+    to_lease: Collection[str] = ()
+
+
+class Committed(NamedTuple):
+    """What became of a commit: the reply, and by subscription the queues that are leased to this worker for
+    `CLAIM_MS`. The others that it filled are due."""
+
+    reply: Reply
+    leased: Mapping[str, Leased]
 
 
 class Polls:
@@ -174,7 +185,7 @@ class Polls:
             text = await self._pipe.command("GET", self._keys.state(account))
         return None if text is None else await self.names.load(provider, text)
 
-    async def commit(self, commit: Commit) -> Reply:
+    async def commit(self, commit: Commit) -> Committed:
         """Write a step. Raises BadState."""
         account, step = commit.account, commit.step
         keys = [self._keys.state(account), self._keys.queued(account)]
@@ -193,14 +204,20 @@ class Polls:
         for event in step.events:
             arguments += (event.reference, event.stored, int(event.is_logged))
         arguments.append(len(step.queued))
-        shard = shard_of(account)
+        shard, until = shard_of(account), self._schedule.now_ms() + CLAIM_MS
         for subscription, places in step.queued.items():
             keys.append(self._keys.queue(subscription, account))
             keys.append(self._keys.queues(shard, subscription))
-            arguments += (subscription, len(places), *(place + 1 for place in places))
+            deadline = until if subscription in commit.to_lease else ""
+            arguments += (subscription, deadline, len(places), *(place + 1 for place in places))
         with damage_named():
-            (reply,) = await self._pipe.step(self._commits[shard, commit.provider], tuple(keys), *arguments)
-        return Reply(reply)
+            joint = self._commits[shard, commit.provider]
+            reply, found = await self._pipe.step(joint, tuple(keys), *arguments)
+        lease, names, leased = Lease(account, until), [*step.queued], {}
+        for place, previous in zip(found[::2], found[1::2], strict=True):
+            name = names[place - 1]
+            leased[name] = Leased(lease, _deliveries(step, name, previous))
+        return Committed(Reply(reply), leased)
 
     async def touch(
         self, provider: str, lease: Lease, *, version: str, polled_at_ms: int, due_ms: float
@@ -233,6 +250,16 @@ class Polls:
 
     def _schedule_keys(self, shard: int, provider: str) -> list[str]:
         return [self._keys.polls(shard, provider), self._keys.due_polls(shard)]
+
+
+def _deliveries(step: Step, subscription: str, previous: bytes) -> tuple[Delivery, ...]:
+    """Make the deliveries that a step put into an empty queue, as they wait there; `previous` is the sequence
+    before them."""
+    before, deliveries = None if previous == b"-" else int(previous), []
+    for event in (step.events[place] for place in step.queued[subscription]):
+        deliveries.append(event.to(subscription, before))
+        before = event.sequence
+    return tuple(deliveries)
 
 
 def read_failing(said: bytes) -> Failing:

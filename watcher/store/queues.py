@@ -22,6 +22,10 @@ ATTEMPTS_PER_SUBSCRIPTION = 100
 """Attempts remembered per subscription and shard, each with up to 1 KiB of what its receiver answers: 2 MB in
 all of a subscription whose receiver explains itself at length."""
 
+CLAIM_MS = 3_000
+"""A claim, and a lease that comes with a commit, hold for a moment only: the worker extends them when it
+begins. Where their answer is lost no worker begins, and the queue is free again after this time."""
+
 _HELD_AT_ONCE = 4000
 """Scores and names in one call: Lua passes on no more than 8,000."""
 
@@ -71,6 +75,13 @@ class Begun(NamedTuple):
     tried: bytes
 
 
+class Leased(NamedTuple):
+    """A queue that was empty, and that a commit leased to the worker that filled it: all that waits in it."""
+
+    lease: Lease
+    deliveries: tuple[Delivery, ...]
+
+
 class Queues:
     """The queues of one namespace. Methods raise StoreUnreachable when the server does not do its part."""
 
@@ -88,6 +99,9 @@ class Queues:
                     keys.bodies(shard),
                 ),
             )
+        )
+        self._extends = Joints(
+            lambda shard, name: Joint(_EXTEND, (keys.queues(shard, name), keys.nothing(shard)), most=64)
         )
         self._settles = Joints(
             lambda shard, name: Joint(
@@ -236,11 +250,13 @@ class Queues:
         deadline = self._schedule.now_ms() + for_ms
         return deadline if deadline != lease.deadline else deadline + 1
 
-    async def extend(self, subscription: str, lease: Lease, *, until: float) -> Reply:
-        """Keep a queue until another deadline."""
-        shard = shard_of(lease.member)
-        keys = [self._keys.queues(shard, subscription), self._keys.nothing(shard)]
-        return Reply(await self._pipe.script(_EXTEND, keys, *lease, until))
+    async def extend(self, subscription: str, lease: Lease, *, until: float, head: bytes = b"") -> Reply:
+        """Keep a queue until another deadline; where `head` (`Delivery.entry`) is given, only if it is the
+        first that waits there."""
+        joint = self._extends[shard_of(lease.member), subscription]
+        queue = self._keys.queue(subscription, lease.member)
+        (reply,) = await self._pipe.step(joint, (queue,), *lease, until, head)
+        return Reply(reply)
 
     async def release(self, subscription: str, lease: Lease, *, due_in_ms: int = 0) -> Reply:
         keys = self._schedule_keys(shard_of(lease.member), subscription)

@@ -1,8 +1,9 @@
 -- Replace accounts' states, log what happened and queue their deliveries, if no other worker did meanwhile: each
 -- account is a step, and whole. Fenced by the state's version, which is also the token of the commit that
 -- wrote it (a repeat after a lost answer finds its own), and by the poll's lease. A step of no poll has no lease: its
--- account must be scheduled, and keeps its schedule, the time of its last poll and its failures. The first write
--- allocates, so that a full server refuses all of it.
+-- account must be scheduled, and keeps its schedule, the time of its last poll and its failures. A queue that was empty
+-- may be leased to the worker that commits: to no worker before, as nothing waited. The first write allocates, so that a
+-- full server refuses all of it.
 -- uses references
 -- KEYS    1 polls   2 failing   3 log   4 due subscriptions   5 due providers   6 bodies   7 sizes   8 backlogs
 --         then for each step: its state, queued, then for each of its queues: list, schedule
@@ -10,8 +11,11 @@
 --         then for each step: account, deadline ('': of no poll), expected version ('': no state yet), new version,
 --         next poll due ms, state, sequence before, number of notes, these, number of events, for each: its
 --         reference, what is stored of it, whether it is logged (one or zero); number of queues, for each:
---         subscription, number of deliveries, the places of their events, counted from one
--- returns for each step: 1 done, 0 done before, -1 the state moved on, -2 the lease was lost
+--         subscription, deadline of its lease ('': it is due now), number of deliveries, the places of their events,
+--         counted from one
+-- returns for each step: 1 done, 0 done before, -1 the state moved on, -2 the lease was lost; then a list of the queues
+--         that are leased, also where a repeat finds them so: place among the step's queues, counted from one, and the
+--         sequence before its first delivery ('-': none)
 
 local polls, failing, log, due_subscriptions, due_providers, bodies, sizes, backlogs = unpack(KEYS, 1, 8)
 local provider, log_bytes = unpack(ARGV, 1, 2)
@@ -47,19 +51,22 @@ while KEYS[key] do
   local queues = ARGV[at]
   key, at = key + 2, at + 1
   for i = 1, queues do
-    local queue, schedule = unpack(KEYS, key, key + 1)
-    local subscription, deliveries = unpack(ARGV, at, at + 1)
-    redis.call('LLEN', queue)
+    local list, schedule = unpack(KEYS, key, key + 1)
+    local subscription, lease, deliveries = unpack(ARGV, at, at + 2)
     local one = filled_by_schedule[schedule]
     if not one then
-      redis.call('ZCARD', schedule)
-      one = {at = key + 1, subscription = subscription, due = {}, queued = 0}
+      one = {at = key + 1, subscription = subscription, accounts = {}, due = {}, first = math.huge, queued = 0}
       filled_by_schedule[schedule], filled[#filled + 1] = one, one
     end
-    step.queues[i] = {key = key, at = at + 2, deliveries = deliveries, subscription = subscription, filled = one}
-    key, at = key + 2, at + 2 + deliveries
+    one.accounts[#one.accounts + 1] = account
+    step.queues[i] = {
+      key = key, at = at + 3, deliveries = deliveries, subscription = subscription, lease = lease, filled = one,
+      place = #one.accounts, was_empty = redis.call('LLEN', list) == 0,
+    }
+    key, at = key + 2, at + 3 + deliveries
   end
 end
+for _, one in ipairs(filled) do one.times = redis.call('ZMSCORE', KEYS[one.at], unpack(one.accounts)) end
 
 local accounts = {}
 for i, step in ipairs(steps) do
@@ -80,9 +87,18 @@ end
 local deadlines = redis.call('ZMSCORE', polls, unpack(accounts))
 local reply, next_polls, fixed, first, is_done = {}, {}, {}, math.huge, false
 for i, step in ipairs(steps) do
-  local answer = 1
+  local answer, leased = 1, {}
   if step.version == step.new then
     answer = 0
+    for j, queue in ipairs(step.queues) do -- what was leased the first time, unless a worker has begun since
+      if queue.lease ~= '' and queue.filled.times[queue.place] == queue.lease then
+        local head = redis.call('LINDEX', KEYS[queue.key], 0) or ''
+        local reference, previous = string.match(head, '^(%S+ %d+) (%S+)$')
+        if reference == step.events[tonumber(ARGV[queue.at])].reference then
+          leased[#leased + 1], leased[#leased + 2] = j, previous
+        end
+      end
+    end
   elseif step.version ~= step.expected then
     answer = -1
   elseif not deadlines[i] or (step.is_poll and deadlines[i] ~= step.deadline) then
@@ -95,7 +111,7 @@ for i, step in ipairs(steps) do
       first = math.min(first, tonumber(step.due))
     end
   end
-  reply[i] = answer
+  reply[2 * i - 1], reply[2 * i] = answer, leased
 end
 if not is_done then return reply end
 
@@ -103,7 +119,8 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local logged, taken = 0, 0
 for i, step in ipairs(steps) do
-  if reply[i] == 1 then
+  if reply[2 * i - 1] == 1 then
+    local leased = reply[2 * i]
     local state = step.state
     if step.is_poll then
       fixed[#fixed + 1] = step.account
@@ -148,17 +165,27 @@ for i, step in ipairs(steps) do
       end
       if count > 0 and redis.call('HSETNX', bodies, event.reference, string.format('%d ', count) .. event.stored) == 0 then
         for _ = 1, count do hold(bodies, event.reference, event.stored) end
+        event.was_stored = true
       end
     end
     for j, queue in ipairs(step.queues) do
-      local list = KEYS[queue.key]
-      local one = queue.filled
+      local list, one = KEYS[queue.key], queue.filled
       for k = 1, #entries[j], 1000 do
         redis.call('RPUSH', list, unpack(entries[j], k, math.min(k + 999, #entries[j])))
       end
       one.queued = one.queued + #entries[j]
-      one.due[#one.due + 1] = now
-      one.due[#one.due + 1] = step.account
+      if not one.times[queue.place] then -- else it waits for its retry, or is leased, and keeps its time
+        -- What was stored of an event before may say it in other bytes: begin_queue reads those.
+        local is_ours = queue.was_empty and (tonumber(queue.lease) or 0) > now
+        for k = 1, queue.deliveries do
+          is_ours = is_ours and not step.events[tonumber(ARGV[queue.at + k - 1])].was_stored
+        end
+        local due = is_ours and queue.lease or now
+        one.due[#one.due + 1] = due
+        one.due[#one.due + 1] = step.account
+        one.first = math.min(one.first, tonumber(due))
+        if is_ours then leased[#leased + 1], leased[#leased + 2] = j, step.previous[j] or '-' end
+      end
     end
   end
 end
@@ -170,9 +197,9 @@ end
 if has_failing and fixed[1] then redis.call('HDEL', failing, unpack(fixed)) end
 local grown, names, counts = {}, {}, {}
 for _, one in ipairs(filled) do
-  -- NX: a queue that waits for its retry, or is leased, keeps its time.
-  if one.due[1] and redis.call('ZADD', KEYS[one.at], 'NX', unpack(one.due)) > 0 then
-    redis.call('ZADD', due_subscriptions, 'LT', now, one.subscription)
+  if one.due[1] then
+    redis.call('ZADD', KEYS[one.at], unpack(one.due))
+    redis.call('ZADD', due_subscriptions, 'LT', one.first, one.subscription)
   end
   if one.queued > 0 then
     grown[#grown + 1] = one

@@ -1,10 +1,24 @@
--- Keep a lease for longer, if it is still ours.
--- KEYS    1 schedule   2 nothing (deleted first, see claim)
--- ARGV    1 member   2 deadline   3 new deadline
--- returns 1 done, also where a repeat finds it done, -2 the lease was lost
-redis.call('DEL', KEYS[2])
-local deadline = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if deadline == ARGV[3] then return 1 end
-if deadline ~= ARGV[2] then return -2 end
-redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
-return 1
+-- Keep queues for longer, each a step, if their leases are still ours.
+-- KEYS    1 schedule   2 nothing (deleted first, see claim)   then for each step: its queue
+-- ARGV    for each step: account, deadline, new deadline, delivery that has to be the queue's head ('': any)
+-- returns for each step: 1 done, also where a repeat finds it done, -1 another head, -2 the lease was lost
+local queues, nothing = unpack(KEYS, 1, 2)
+redis.call('DEL', nothing)
+local accounts, reply, kept = {}, {}, {}
+for i = 1, #KEYS - 2 do accounts[i] = ARGV[i * 4 - 3] end
+local deadlines = redis.call('ZMSCORE', queues, unpack(accounts))
+for i = 1, #accounts do
+  local account, deadline, new, head = unpack(ARGV, i * 4 - 3, i * 4)
+  local answer = 1
+  if deadlines[i] ~= deadline and deadlines[i] ~= new then
+    answer = -2
+  elseif head ~= '' and redis.call('LINDEX', KEYS[2 + i], 0) ~= head then
+    answer = -1
+  elseif deadlines[i] == deadline then
+    kept[#kept + 1] = new
+    kept[#kept + 1] = account
+  end
+  reply[i] = answer
+end
+if kept[1] then redis.call('ZADD', queues, unpack(kept)) end
+return reply

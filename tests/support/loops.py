@@ -1,0 +1,43 @@
+"""A loop that does not run: what a poll hands over to it, and what it is woken for."""
+
+from collections.abc import Coroutine
+from typing import Any, cast
+
+from watcher.engine.dispatch import Key
+from watcher.engine.loop import Loop
+from watcher.store.health import StoreHealth
+from watcher.store.queues import Leased
+from watcher.store.schedule import Lease
+
+
+class StillLoop(Loop):
+    """Has room for as much as a test says, and notes what is begun and what it is woken for."""
+
+    def __init__(self) -> None:
+        super().__init__(cast(Any, None), StoreHealth(), {}, list)
+        self.room = 0
+        self.woken: list[tuple[Key, int]] = []
+        self.begun: list[tuple[Key, int, Lease]] = []
+        self.delivered: list[tuple[str, Leased]] = []
+
+    def keep(self, key: Key) -> bool:
+        has_room = self.room > 0
+        self.room -= has_room
+        return has_room
+
+    def give_back(self, key: Key) -> None:
+        self.room += 1
+
+    def begin(self, key: Key, shard: int, lease: Lease, doing: Coroutine[Any, Any, bool]) -> None:
+        self.begun.append((key, shard, lease))
+        doing.close()
+
+    def wake(self, key: Key, shard: int) -> None:
+        self.woken.append((key, shard))
+
+    def deliver(self, name: str, leased: Leased) -> Coroutine[Any, Any, bool]:
+        self.delivered.append((name, leased))
+        return self._deliver()
+
+    async def _deliver(self) -> bool:
+        return False
