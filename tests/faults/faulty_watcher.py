@@ -2,8 +2,8 @@
 
     FAULTS='{"crash_at": "commit sent", "crash_after": 3}' python tests/faults/faulty_watcher.py run
 
-Shorter leases are no fault, but make a short test of what a dead worker leaves behind; nor is the count of
-its tasks, which only a worker itself can tell.
+Shorter leases are no fault, but make a short test of what a dead worker leaves behind; nor is a worker that
+polls nothing, nor the count of its tasks, which only a worker itself can tell.
 """
 
 import asyncio
@@ -39,6 +39,8 @@ def main() -> NoReturn:
         _arm(point, _signal_after(faults["freeze_after"], signal.SIGSTOP))
     if block_s := faults.get("block_s"):
         _block(block_s, faults["block_every"])
+    if faults.get("polls_nothing"):
+        _poll_nothing()
     if faults.get("tells_tasks"):
         _tell_tasks(Path(f"{os.environ['WORKER']}.tasks"))
     from watcher.cli import main
@@ -164,6 +166,13 @@ def _block(block_s: float, every: int) -> None:
         return await poll(*arguments)
 
     Poller.poll = poll_and_block  # type: ignore[assignment,method-assign]
+
+
+def _poll_nothing() -> None:
+    """Leave all polls to other workers."""
+    from watcher.polling.work import PollWork
+
+    PollWork.takes = lambda *_: False  # type: ignore[method-assign]
 
 
 def _tell_tasks(file: Path) -> None:

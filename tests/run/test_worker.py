@@ -20,10 +20,12 @@ from watcher.sandbox.answers import BAD_GATEWAY
 from watcher.settings import ThresholdSettings, WorkerSettings
 from watcher.store import move
 from watcher.store.client import connect
+from watcher.store.exceptions import StoreUnreachable
 from watcher.store.keys import Keys, shard_of
 from watcher.store.layout import Layout
 from watcher.store.members import Workers
 from watcher.store.pipe import Pipe
+from watcher.store.queues import Begun, Queues
 
 
 @pytest.fixture
@@ -66,6 +68,28 @@ async def test_changes_at_both_providers_become_verified_webhooks(rig: Rig) -> N
         events = await rig.events(3)
     assert types(events) == ["deposit.pending", "deposit.cleared", "total.increased"]
     assert all(receipt.is_verified and not receipt.is_repeat for receipt in rig.receiver.receipts)
+
+
+async def test_a_change_is_sent_by_the_worker_that_committed_it_without_being_read_back(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    async def begin(_: Queues, subscription: str, *__: object, **___: object) -> Begun:
+        read.append(subscription)
+        raise StoreUnreachable("no queue is to be read")
+
+    monkeypatch.setattr(Queues, "begin", begin)
+    async with rig.worker() as worker:
+        await baselines(rig)
+        for number in range(1, 4):
+            rig.sandbox.world.lock(TREASURY, "LRC", number)
+            await rig.events(number)
+            async with asyncio.timeout(10):
+                while worker.counters.deliveries < number:  # noqa: ASYNC110 - it is settled by then
+                    await asyncio.sleep(0.005)
+    assert read == []
+    assert not any(receipt.is_repeat for receipt in rig.receiver.receipts)
 
 
 async def test_a_failing_provider_makes_no_event_and_heals(rig: Rig) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from redis.asyncio import Redis
@@ -65,6 +66,23 @@ async def test_a_commit_whose_answer_was_lost_is_committed_once(
         entry for number in range(1, 7) for entry in (b"0 %d" % number, b"0 evt_%d %d" % (number, number))
     ]
     assert {body[:2] for body in (await direct.bodies()).values()} == {b"2 "}
+
+
+async def test_a_commit_whose_answer_was_lost_leases_its_queue_once_and_says_so(
+    redis_client: Redis, namespace: str, url: str
+) -> None:
+    direct = a_store(redis_client, namespace)
+    async with LossyProxy(url, lose_every=2) as proxy, connect(proxy.url) as client:
+        store = a_store(client, namespace)
+        with each_repeated(proxy, at_least=3):
+            for number, account in enumerate(NEIGHBOURS[:6], 1):
+                one = a_delivery(number, previous=None)
+                step = a_commit(await direct.lease(account), deliveries={OPS: [one]})
+                _, leased = await store.polls.commit(replace(step, to_lease={OPS}))
+                lease, in_hand = leased[OPS]
+                assert in_hand == (one,)
+                scores = await direct.scores(direct.keys.queues(SHARD, OPS))
+                assert scores[account] == lease.deadline
 
 
 async def test_commits_of_many_accounts_that_share_a_lost_pipeline_are_committed_once(

@@ -58,10 +58,11 @@ while KEYS[key] do
       one = {at = key + 1, subscription = subscription, accounts = {}, due = {}, first = math.huge, queued = 0}
       filled_by_schedule[schedule], filled[#filled + 1] = one, one
     end
-    one.accounts[#one.accounts + 1] = account
+    local was_empty, place = redis.call('LLEN', list) == 0, #one.accounts + 1
+    one.accounts[place] = account
     step.queues[i] = {
       key = key, at = at + 3, deliveries = deliveries, subscription = subscription, lease = lease, filled = one,
-      place = #one.accounts, was_empty = redis.call('LLEN', list) == 0,
+      place = place, was_empty = was_empty,
     }
     key, at = key + 2, at + 3 + deliveries
   end
@@ -169,7 +170,8 @@ for i, step in ipairs(steps) do
       end
     end
     for j, queue in ipairs(step.queues) do
-      local list, one = KEYS[queue.key], queue.filled
+      local list = KEYS[queue.key]
+      local one = queue.filled
       for k = 1, #entries[j], 1000 do
         redis.call('RPUSH', list, unpack(entries[j], k, math.min(k + 999, #entries[j])))
       end

@@ -1,0 +1,36 @@
+"""One worker makes all polls, and so all commits: it leases what it can deliver, others deliver the rest."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from tests.faults.scene import BOUNDED, LONG, SOON, a_scene
+
+pytestmark = BOUNDED
+
+MOST_IN_FLIGHT = 4
+ANSWER_S = 0.05
+"""So one worker delivers 80 events a second at most."""
+
+CHANGES_PER_S = 150
+
+
+@pytest.mark.parametrize("for_s", [4, pytest.param(60, marks=LONG)])
+async def test_what_one_worker_commits_and_cannot_deliver_others_deliver(for_s: float) -> None:
+    async with a_scene(retries=f"{SOON}\nmax_in_flight = {MOST_IN_FLIGHT}") as scene:
+        scene.receiver.delay_s = ANSWER_S
+        (polling,) = await scene.start_workers(1)
+        others = await scene.start_workers(2, polls_nothing=True)
+        await scene.begin(CHANGES_PER_S)
+        await asyncio.sleep(for_s)
+        verdict = await scene.verdict()
+        polls = [len(worker.lines("event.created")) > 0 for worker in (polling, *others)]
+    by_worker = Counter(arrival.worker for arrival in scene.receiver.arrivals)
+    print(by_worker)
+    assert verdict.problems == []
+    assert verdict.repeats == 0
+    assert polls == [True, False, False]
+    for worker in (polling, *others):
+        assert by_worker[worker.name] > verdict.committed / 6, "each takes a good part of a third"
+    assert verdict.lag_ms(95) <= 2000, "none waits for the worker that is full"
