@@ -175,10 +175,7 @@ class DeliveryWork(Generic[T_target]):
         of one that a commit leased, the `deliveries` are in hand. Raises StoreError."""
         name = target.name
         until = self._queues.until(lease, LEASE_MS)
-        if deliveries and not self._may_send(target, is_probe=False):
-            begun = Begun(Reply.MOVED_ON, [], 0, b"")
-        else:
-            begun = await self._ask(lease, lambda: self._begin(name, lease, until, deliveries))
+        begun = await self._ask(lease, lambda: self._begin(name, lease, until, deliveries))
         if begun.reply is Reply.MOVED_ON:
             await self._ask(lease, lambda: self._queues.release(name, lease))
             return True

@@ -226,8 +226,6 @@ class Loop:
         """Start work at a place that was kept for it."""
         self._places -= 1
         self._start(key, shard, lease, doing)
-        if self.stopped.is_set():
-            self._wake.set()
 
     def give_back(self, key: Key) -> None:
         """Give back a place that was kept."""

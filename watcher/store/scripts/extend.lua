@@ -9,16 +9,17 @@ for i = 1, #KEYS - 2 do accounts[i] = ARGV[i * 4 - 3] end
 local deadlines = redis.call('ZMSCORE', queues, unpack(accounts))
 for i = 1, #accounts do
   local account, deadline, new, head = unpack(ARGV, i * 4 - 3, i * 4)
-  local answer = 1
-  if deadlines[i] ~= deadline and deadlines[i] ~= new then
-    answer = -2
+  if deadlines[i] == new then
+    reply[i] = 1
+  elseif deadlines[i] ~= deadline then
+    reply[i] = -2
   elseif head ~= '' and redis.call('LINDEX', KEYS[2 + i], 0) ~= head then
-    answer = -1
-  elseif deadlines[i] == deadline then
+    reply[i] = -1
+  else
+    reply[i] = 1
     kept[#kept + 1] = new
     kept[#kept + 1] = account
   end
-  reply[i] = answer
 end
 if kept[1] then redis.call('ZADD', queues, unpack(kept)) end
 return reply
