@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from watcher.engine import loop
-from watcher.engine.dispatch import Claim, Key, Kind, Room
+from watcher.engine.dispatch import AT_ONCE, Claim, Key, Kind, Room
 from watcher.engine.loop import Claimed, InUse, Loop, Places
 from watcher.store.exceptions import StoreUnreachable
 from watcher.store.health import StoreHealth
@@ -365,6 +365,14 @@ async def test_places_are_as_many_as_there_is_room_and_count_as_what_is_in_hand(
         assert world.loop.in_flight == 0
         with Places(world.loop, [OPS, Key("delivery", "audit")]) as places:
             assert len(places.kept) == 2, "each name has room of its own"
+
+
+async def test_a_thousand_keys_get_no_more_places_at_a_time_than_are_claimed_for(world: World) -> None:
+    async with world.running():
+        await world.looked(1)
+        with Places(world.loop, [Key("delivery", f"s{number}") for number in range(1000)]) as places:
+            assert len(places.kept) == world.loop.in_flight == AT_ONCE
+        assert world.loop.in_flight == 0
 
 
 async def test_what_claims_may_bring_leaves_no_place(world: World) -> None:

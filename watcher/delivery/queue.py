@@ -171,8 +171,8 @@ class DeliveryWork(Generic[T_target]):
         return is_more
 
     async def work(self, target: T_target, lease: Lease, deliveries: Sequence[Delivery] = ()) -> bool:
-        """Deliver what waits in a queue; says whether more of it is due. A queue that was claimed is read first;
-        of one that a commit leased, the `deliveries` are in hand. Raises StoreError."""
+        """Deliver what waits in a queue; says whether more of it is due. A queue that was claimed is read
+        first; of one that a commit leased, the `deliveries` are in hand. Raises StoreError."""
         name = target.name
         until = self._queues.until(lease, LEASE_MS)
         begun = await self._ask(lease, lambda: self._begin(name, lease, until, deliveries))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from watcher.engine.dispatch import Claim, Dispatch, Key, Kind, Room
+from watcher.engine.dispatch import AT_ONCE, Claim, Dispatch, Key, Kind, Room
 from watcher.observe.log import log
 from watcher.pause import pause
 from watcher.store.exceptions import StoreError
@@ -153,12 +153,13 @@ class Places:
     """Keeps places of a loop for what may be leased to this worker as it is made due: `with` around making it
     due, and `begin` for what was leased. The other places are given back at the end.
 
-    `kept` are the keys that have one: those whose next work this would be, and that have room for it.
+    `kept` are the keys that have one: those whose next work this would be, and that have room for it; as many
+    as are claimed for at a time, so that a thousand that begin together hold nothing up.
     """
 
     def __init__(self, loop: "Loop", keys: Iterable[Key]) -> None:
         self._loop = loop
-        self.kept = {key for key in keys if loop.keep(key)}
+        self.kept = {*itertools.islice((key for key in keys if loop.keep(key)), AT_ONCE)}
 
     def __enter__(self) -> "Places":
         return self
