@@ -160,7 +160,7 @@ class ClusterPipe(Pipe):
 
     def __init__(self, found: Several) -> None:
         verdict = Verdict()
-        super().__init__(connect_node(found, *found.hosts[0], verdict), verdict)
+        super().__init__(connect_node(found, *found.hosts[0], verdict), verdict, is_apart=True)
         self._found = found
         self._pipe_by_address: dict[Address, Pipe] = {}
         self._owner_by_slot: list[Address | None] = []
@@ -290,7 +290,7 @@ class ClusterPipe(Pipe):
     def _pipe_at(self, address: Address) -> Pipe:
         if address not in self._pipe_by_address:
             client = connect_node(self._found, *address, self.verdict)
-            self._pipe_by_address[address] = pipe = Pipe(client, self.verdict)
+            self._pipe_by_address[address] = pipe = Pipe(client, self.verdict, is_apart=True)
             for group in self._running:
                 group.create_task(pipe.run(), name="pipe")
         return self._pipe_by_address[address]

@@ -1,9 +1,9 @@
 """Sends what one turn of the event loop asks of Redis as one pipeline: most of the cost is the round trip.
 
-Steps of a script that takes several at a time go in one call: most of what is left is the call. An error
-reaches only the step that caused it: a script fails before it writes, so the steps of a joint call that
-failed are taken one by one. A command whose script is unknown to the server is sent again in full; everything
-else is answered once, with its result or its error.
+Steps of a script that takes several at a time go in one call, over all shards where the server is no
+Cluster: most of what is left is the call. An error reaches only the step that caused it: a script fails
+before it writes, so the steps of a shard that failed are taken one by one. A command whose script is unknown
+to the server is sent again in full; everything else is answered once, with its result or its error.
 """
 
 import asyncio
@@ -24,11 +24,14 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from watcher.store.errors import DamagedKey, in_our_words, translated, unreadable, where
-from watcher.store.exceptions import ServerRefused
+from watcher.store.exceptions import PartOfCluster, ServerRefused
 
-_MOST_KEYS = 4002
-"""Keys of a joint call of several steps: a commit to 2,000 queues has so many, and holds the server up for
-13 ms."""
+_MOST_VALUES = 10_000
+"""Keys and arguments of a call of several steps: a commit to 2,000 queues has so many, and holds the server
+up for 13 ms."""
+
+_FRAME, _PLACE = "groups", "  -- (the script)\n"
+"""What a script stands in that takes the steps of several shards, and where."""
 
 _LISTED_AT_ONCE = 500
 """Keys looked at in one go."""
@@ -68,44 +71,65 @@ def in_parts(items: Sequence[T], at_most: int) -> Iterator[Sequence[T]]:
 
 
 def load_script(name: str) -> Script:
-    """Read a script, with the parts in front of it that it says it uses."""
+    """Read a script, with the parts that it says it uses: in front of it, or around it."""
     room = files("watcher.store").joinpath("scripts")
     text = room.joinpath(f"{name}.lua").read_text("utf-8")
     if used := re.search("^-- uses (.+)$", text, re.M):
-        parts = [room.joinpath("parts", f"{part}.lua").read_text("utf-8") for part in used[1].split(", ")]
-        text = "".join([*parts, text])
+        parts = {
+            part: room.joinpath("parts", f"{part}.lua").read_text("utf-8") for part in used[1].split(", ")
+        }
+        if frame := parts.pop(_FRAME, None):
+            text = frame.replace(_PLACE, text)
+        text = "".join([*parts.values(), text])
     return Script(name, text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Joint:
-    """A script that takes several steps in a call, and the keys and arguments that these have in common.
+    """What the steps of one shard, and of one provider or subscription, have in common: keys and arguments.
 
-    Both come before those of the steps. The answer holds as many values for each step. Steps are joined
-    where they name the same Joint, and each a first key of its own; `most` bounds how long a call holds up
-    the server.
+    Both come before those of the steps, and the answer holds as many values for each step. Steps are joined
+    in one call where their joints are of the same `Joints`, and each names a first key of its own.
     """
 
-    script: Script
+    joints: "Joints"
     keys: tuple[str, ...]
-    arguments: tuple[Any, ...] = ()
-    most: int = 16
+    arguments: tuple[Any, ...]
+
+    @property
+    def script(self) -> Script:
+        return self.joints.script
 
 
 _MOST_JOINTS = 20_000
 """Kept of one script: names come and go, and another one is soon made."""
 
 
-class Joints(dict[tuple[int, str], Joint]):
-    """The joints of one script, by shard and by the name of a provider or subscription."""
+class Joints:
+    """The joints of a script that takes steps of several shards in a call, by shard and by the name of a
+    provider or subscription. `most` steps in a call bound how long it holds up the server."""
 
-    def __init__(self, make: Callable[[int, str], Joint]) -> None:
+    def __init__(
+        self,
+        script: Script,
+        make: Callable[[int, str], tuple[tuple[str, ...], tuple[Any, ...]]],
+        *,
+        most: int,
+    ) -> None:
+        self.script = script
+        self.most = most
         self._make = make
+        self._made: dict[tuple[int, str], Joint] = {}
 
-    def __missing__(self, where: tuple[int, str]) -> Joint:
-        if len(self) >= _MOST_JOINTS:
-            self.clear()
-        joint = self[where] = self._make(*where)
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __getitem__(self, where: tuple[int, str]) -> Joint:
+        joint = self._made.get(where)
+        if joint is None:
+            if len(self._made) >= _MOST_JOINTS:
+                self._made.clear()
+            joint = self._made[where] = Joint(self, *self._make(*where))
         return joint
 
 
@@ -131,7 +155,7 @@ class Call:
     @property
     def first_key(self) -> str | None:
         """The key that decides the node: all its keys are in one slot."""
-        key = self.keys[:1] if self.joint else self.arguments[1:2]
+        key = self.keys[:1] or self.joint.keys[:1] if self.joint else self.arguments[1:2]
         return key[0] if key else None
 
     @property
@@ -163,12 +187,17 @@ class Call:
 
 
 class Pipe:
-    """Commands and scripts for one server. `run` gathers them; without it each goes out at once."""
+    """Commands and scripts for one server. `run` gathers them; without it each goes out at once.
+
+    `is_apart`: a call may name keys of one shard only, as on a Cluster; what is none by its URL may say so,
+    or a proxy that hides one.
+    """
 
     is_cluster = False
 
-    def __init__(self, client: "Redis", verdict: Verdict | None = None) -> None:
+    def __init__(self, client: "Redis", verdict: Verdict | None = None, *, is_apart: bool = False) -> None:
         self._client = client
+        self.is_apart = is_apart
         self.verdict = verdict or Verdict()
         self._waiting: list[Call] = []
         self._wake = asyncio.Event()
@@ -254,7 +283,7 @@ class Pipe:
     async def send_where_it_moves(self, call: Call) -> Any:
         """Send a call to the node of a Cluster that is just being given its keys."""
         with translated(self._client):
-            command = Packet([call]).command(in_full=True)
+            command = Packet(call).command(in_full=True)
             _, answer = await self._pipeline([("ASKING",), command], [False, call.is_filling])
             if isinstance(answer, Exception):
                 raise answer
@@ -288,20 +317,17 @@ class Pipe:
 
     async def _execute(self, calls: list[Call]) -> None:
         with _answering(calls):
-            packets = list(packed(calls))
-            answers = await self._answers(packets)
-            apart = [
-                packet for packet, answer in zip(packets, answers, strict=True) if packet.must_part(answer)
-            ]
-            if apart:
-                steps = [Packet([call]) for packet in apart for call in packet.calls]
-                packets += steps
-                answers += await self._answers(steps)
-            for packet, answer in zip(packets, answers, strict=True):
-                packet.hand_out(answer)
+            packets = [*packed(calls, is_apart=self.is_apart)]
+            while packets:
+                again: list[Packet] = []
+                for packet, answer in zip(packets, await self._answers(packets), strict=True):
+                    if len(packet.groups) > 1 and isinstance(answer, ResponseError):
+                        self.is_apart |= isinstance(in_our_words(answer, where(self._client)), PartOfCluster)
+                    again += packet.hand_out(answer)
+                packets = again
 
     async def _answers(self, packets: "list[Packet]") -> list[Any]:
-        is_filling = [packet.calls[0].is_filling for packet in packets]
+        is_filling = [packet.first.is_filling for packet in packets]
         answers = await self._pipeline([packet.command() for packet in packets], is_filling)
         unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if unknown:
@@ -400,51 +426,84 @@ class _Kept(_Batch):
 class Packet:
     """One command as it is sent, and the calls that it answers: several only where they are joined."""
 
-    def __init__(self, calls: list[Call]) -> None:
-        self.calls = calls
+    __slots__ = ("first", "groups", "steps", "values")
+
+    def __init__(self, *calls: Call) -> None:
+        self.first = calls[0]
+        self.groups: dict[Joint | None, dict[str, Call]] = {}
+        self.steps = self.values = 0
+        for call in calls:
+            self.add(call)
+
+    def add(self, call: Call) -> None:
+        self.groups.setdefault(call.joint, {})[call.keys[0] if call.keys else ""] = call
+        self.steps += 1
+        self.values += len(call.keys) + len(call.arguments)
+
+    def takes(self, call: Call) -> bool:
+        """Say whether a step may go in the same command: a second one at the same key comes after it."""
+        joint, joints = call.joint, call.joint and call.joint.joints
+        if not joints or self.steps >= joints.most:
+            return False
+        if self.values + len(call.keys) + len(call.arguments) > _MOST_VALUES:
+            return False
+        return (call.keys[0] if call.keys else "") not in self.groups.get(joint, ())
 
     def command(self, *, in_full: bool = False) -> tuple[Any, ...]:
-        first = self.calls[0]
-        script = first.joint.script if first.joint else first.script
+        joint, script = self.first.joint, self.first.script
+        script = joint.script if joint else script
         if script is None:
-            return first.arguments
+            return self.first.arguments
         by_name = ("EVAL", script.text) if in_full else ("EVALSHA", script.digest)
-        if first.joint is None:
-            return (*by_name, *first.arguments)
-        keys = [*first.joint.keys, *(key for call in self.calls for key in call.keys)]
-        arguments = (argument for call in self.calls for argument in call.arguments)
-        return (*by_name, len(keys), *keys, *first.joint.arguments, *arguments)
+        if joint is None:
+            return (*by_name, *self.first.arguments)
+        keys: list[str] = []
+        arguments: list[Any] = []
+        sizes: list[int] = []
+        for shared, steps in self.groups.items():
+            assert shared
+            before = len(keys), len(arguments)
+            keys += shared.keys
+            arguments += shared.arguments
+            for call in steps.values():
+                keys += call.keys
+                arguments += call.arguments
+            sizes += (len(keys) - before[0], len(arguments) - before[1])
+        return (*by_name, len(keys), *keys, len(self.groups), *sizes, *arguments)
 
-    def must_part(self, answer: Any) -> bool:
-        """Say whether the error of one step hides the answers of the others."""
-        return len(self.calls) > 1 and isinstance(answer, Exception)
+    def hand_out(self, answer: Any) -> "list[Packet]":
+        """Give each caller its part of the answer; returns what is to be sent again, because the error of one
+        group or step hides the answers of the others."""
+        groups = [[*steps.values()] for steps in self.groups.values()]
+        if self.steps == 1 and (isinstance(answer, Exception) or self.first.joint is None):
+            self.first.settle(answer)
+            return []
+        if isinstance(answer, Exception):
+            return [Packet(*steps) for steps in groups] if len(groups) > 1 else [*map(Packet, groups[0])]
+        again: list[Packet] = []
+        for steps, part in zip(groups, answer if len(groups) > 1 else [answer], strict=True):
+            if part is None:
+                again += map(Packet, steps)
+                continue
+            size = len(part) // len(steps)
+            for i, call in enumerate(steps):
+                call.settle(part[i * size : (i + 1) * size])
+        return again
 
-    def hand_out(self, answer: Any) -> None:
-        """Give each caller its part, except a caller that was answered apart meanwhile."""
-        if self.must_part(answer):
-            return
-        if self.calls[0].joint is None or isinstance(answer, Exception):
-            self.calls[0].settle(answer)
-            return
-        size = len(answer) // len(self.calls)
-        for i, call in enumerate(self.calls):
-            call.settle(answer[i * size : (i + 1) * size])
 
-
-def packed(calls: Iterable[Call]) -> Iterator[Packet]:
-    """Put together what can be one command. A second step at the same key comes after the first."""
-    packets: dict[Joint, dict[str, Call]] = {}
+def packed(calls: Iterable[Call], *, is_apart: bool = False) -> Iterator[Packet]:
+    """Put together what can be one command, of each shard for itself where they are `apart`."""
+    packets: dict[Joint | Joints, Packet] = {}
     for call in calls:
         if call.joint is None:
-            yield Packet([call])
+            yield Packet(call)
             continue
-        call_by_key = packets.setdefault(call.joint, {})
-        is_full = len(call_by_key) == call.joint.most
-        if len(call.keys) > 1:  # each of the steps has as many as it likes
-            is_full |= sum(len(one.keys) for one in call_by_key.values()) + len(call.keys) > _MOST_KEYS
-        if call_by_key and (is_full or call.keys[0] in call_by_key):
-            yield Packet([*call_by_key.values()])
-            call_by_key.clear()
-        call_by_key[call.keys[0]] = call
-    for call_by_key in packets.values():
-        yield Packet([*call_by_key.values()])
+        kind = call.joint if is_apart else call.joint.joints
+        packet = packets.get(kind)
+        if packet and packet.takes(call):
+            packet.add(call)
+            continue
+        if packet:
+            yield packet
+        packets[kind] = Packet(call)
+    yield from packets.values()

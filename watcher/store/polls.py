@@ -14,7 +14,7 @@ from watcher.journal.events import Delivery
 from watcher.journal.step import Step
 from watcher.store.errors import DamagedKey
 from watcher.store.keys import Keys, shard_of
-from watcher.store.pipe import Joint, Joints, in_parts, load_script
+from watcher.store.pipe import Joints, in_parts, load_script
 from watcher.store.queues import BOUNDS, CLAIM_MS, Bounds, Leased
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
 from watcher.store.state import BadState, Names
@@ -89,9 +89,10 @@ class Polls:
         self.names = Names(schedule.pipe, keys)
         self.now_ms = schedule.now_ms
         self.watched_since_ms = 0
+        self._claims = schedule.claims(self._schedule_keys)
         self._commits = Joints(
-            lambda shard, provider: Joint(
-                _COMMIT,
+            _COMMIT,
+            lambda shard, provider: (
                 (
                     keys.polls(shard, provider),
                     keys.failing(shard, provider),
@@ -103,10 +104,11 @@ class Polls:
                     keys.backlogs(shard),
                 ),
                 (provider, bounds.log),
-            )
+            ),
+            most=64,
         )
         self._touches = Joints(
-            lambda shard, provider: Joint(_TOUCH, self._of_polls(shard, provider), (provider,), most=64)
+            _TOUCH, lambda shard, provider: (self._of_polls(shard, provider), (provider,)), most=256
         )
 
     async def claim(
@@ -120,12 +122,12 @@ class Polls:
         left: Iterable[str] = (),
     ) -> Claimed:
         """Claim accounts that have been due for `waited_ms` at least; leave those `left` to other workers."""
-        keys = self._schedule_keys(shard, provider)
-        return await self._schedule.claim(keys, lease_ms, at_most, provider, *left, waited_ms=waited_ms)
+        joint = self._claims[shard, provider]
+        return await self._schedule.claim(joint, lease_ms, at_most, waited_ms=waited_ms, left=left)
 
     async def make_due(self, provider: str, shard: int, *, lease_ms: int) -> int:
         """Let accounts be polled now that wait after rejected polls; returns how many."""
-        return await self._schedule.make_due(self._schedule_keys(shard, provider), lease_ms, provider)
+        return await self._schedule.make_due([*self._schedule_keys(shard, provider)], lease_ms, provider)
 
     async def is_failing(self, provider: str, account: str, *, times: int = 1) -> bool:
         """Say whether an account's last polls, so many in a row, by any worker, were rejected."""
@@ -224,7 +226,7 @@ class Polls:
     ) -> Reply:
         """Note a successful poll that found nothing new. Raises BadState."""
         joint = self._touches[shard_of(lease.member), provider]
-        arguments = (*lease, version, polled_at_ms, due_ms)
+        arguments = (*lease, version, f"{polled_at_ms:014}", due_ms)
         with damage_named():
             (reply,) = await self._pipe.step(joint, (self._keys.state(lease.member),), *arguments)
         return Reply(reply)
@@ -242,14 +244,14 @@ class Polls:
 
     async def release(self, provider: str, lease: Lease, *, due_in_ms: int = 0) -> Reply:
         keys = self._schedule_keys(shard_of(lease.member), provider)
-        return await self._schedule.release(keys, lease, due_in_ms, provider)
+        return await self._schedule.release([*keys], lease, due_in_ms, provider)
 
     def _of_polls(self, shard: int, provider: str) -> tuple[str, str, str]:
         keys = self._keys
         return keys.polls(shard, provider), keys.failing(shard, provider), keys.due_polls(shard)
 
-    def _schedule_keys(self, shard: int, provider: str) -> list[str]:
-        return [self._keys.polls(shard, provider), self._keys.due_polls(shard)]
+    def _schedule_keys(self, shard: int, provider: str) -> tuple[str, ...]:
+        return self._keys.polls(shard, provider), self._keys.due_polls(shard)
 
 
 def _deliveries(step: Step, subscription: str, previous: bytes) -> tuple[Delivery, ...]:

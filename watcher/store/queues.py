@@ -15,7 +15,7 @@ import orjson
 from watcher.journal.events import Delivery, load_delivery
 from watcher.store.exceptions import PartOfCluster
 from watcher.store.keys import SHARDS, Keys, check_count, read_count, shard_of
-from watcher.store.pipe import Joint, Joints, Pipe, in_parts, load_script
+from watcher.store.pipe import Joints, Pipe, in_parts, load_script
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
 
 ATTEMPTS_PER_SUBSCRIPTION = 100
@@ -89,23 +89,26 @@ class Queues:
         self._schedule = schedule
         self._keys = keys
         self._pipe = schedule.pipe
+        self._claims = schedule.claims(self._schedule_keys)
         self._begins = Joints(
-            lambda shard, name: Joint(
-                _BEGIN_QUEUE,
+            _BEGIN_QUEUE,
+            lambda shard, name: (
                 (
                     keys.queues(shard, name),
                     keys.tries(shard, name),
                     keys.nothing(shard),
                     keys.bodies(shard),
                 ),
-            )
+                (),
+            ),
+            most=64,
         )
         self._extends = Joints(
-            lambda shard, name: Joint(_EXTEND, (keys.queues(shard, name), keys.nothing(shard)), most=64)
+            _EXTEND, lambda shard, name: ((keys.queues(shard, name), keys.nothing(shard)), ()), most=64
         )
         self._settles = Joints(
-            lambda shard, name: Joint(
-                _SETTLE,
+            _SETTLE,
+            lambda shard, name: (
                 (
                     keys.queues(shard, name),
                     keys.due_subscriptions(shard),
@@ -121,8 +124,8 @@ class Queues:
                     keys.row(shard, name),
                 ),
                 (name, DEAD_PER_SUBSCRIPTION, bounds.dead, ATTEMPTS_PER_SUBSCRIPTION, bounds.attempts),
-                most=64,
-            )
+            ),
+            most=64,
         )
 
     async def due_subscriptions(self, shard: int) -> list[str]:
@@ -140,13 +143,12 @@ class Queues:
             await self._pipe.script(_HOLD, keys, *some)
 
     async def claim(self, subscription: str, shard: int, *, lease_ms: int, at_most: int) -> Claimed:
-        keys = self._schedule_keys(shard, subscription)
-        return await self._schedule.claim(keys, lease_ms, at_most, subscription)
+        return await self._schedule.claim(self._claims[shard, subscription], lease_ms, at_most)
 
     async def make_due(self, subscription: str, shard: int, *, lease_ms: int) -> int:
         """Let queues that wait for a retry be tried now; returns how many there are."""
         keys = self._schedule_keys(shard, subscription)
-        return await self._schedule.make_due(keys, lease_ms, subscription)
+        return await self._schedule.make_due([*keys], lease_ms, subscription)
 
     async def begin(self, subscription: str, lease: Lease, *, until: float, at_most: int) -> Begun:
         """Take a queue in hand that was claimed: keep it until another deadline, and read what waits in
@@ -260,11 +262,11 @@ class Queues:
 
     async def release(self, subscription: str, lease: Lease, *, due_in_ms: int = 0) -> Reply:
         keys = self._schedule_keys(shard_of(lease.member), subscription)
-        return await self._schedule.release(keys, lease, due_in_ms, subscription)
+        return await self._schedule.release([*keys], lease, due_in_ms, subscription)
 
-    def _schedule_keys(self, shard: int, subscription: str) -> list[str]:
+    def _schedule_keys(self, shard: int, subscription: str) -> tuple[str, ...]:
         keys = self._keys
-        return [keys.queues(shard, subscription), keys.due_subscriptions(shard), keys.nothing(shard)]
+        return keys.queues(shard, subscription), keys.due_subscriptions(shard), keys.nothing(shard)
 
     async def _settle(
         self,
@@ -387,8 +389,11 @@ class Breakers:
         self._pipe = pipe
         self._key = keys.breakers()
         self._keys = keys
-        self.is_apart = pipe.is_cluster
-        """Whether a count takes a call for each shard: too many to make after each failure."""
+
+    @property
+    def is_apart(self) -> bool:
+        """Say whether a count takes a call for each shard: too many to make after each failure."""
+        return self._pipe.is_apart
 
     async def read(self) -> dict[str, Breaker]:
         """Read all of them, by name; a subscription of which nothing is to be known is not among them."""
@@ -431,13 +436,13 @@ class Breakers:
             [keys.nothing(shard), keys.results(shard, subscription), keys.row(shard, subscription)]
             for shard in range(SHARDS)
         ]
-        if not self.is_apart:
+        if not self._pipe.is_apart:
             try:
                 together = [key for part in parts for key in part]
                 found = [await self._pipe.script(_TALLY, together, closed_at_ms, WINDOW_MS)]
                 return _summed(found, closed_at_ms)
             except PartOfCluster:  # behind a proxy that names it as one server: so from now on
-                self.is_apart = True
+                self._pipe.is_apart = True
         asked = (self._pipe.script(_TALLY, part, closed_at_ms, WINDOW_MS) for part in parts)
         return _summed(await asyncio.gather(*asked), closed_at_ms)
 

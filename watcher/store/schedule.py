@@ -4,14 +4,14 @@ Refuses to know what a member is: an account to poll, or a queue to deliver.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import Literal, NamedTuple
 
 from watcher.store.errors import DamagedKey
 from watcher.store.exceptions import PartOfCluster
 from watcher.store.keys import SHARDS, Keys
-from watcher.store.pipe import Pipe, load_script
+from watcher.store.pipe import Joint, Joints, Pipe, load_script
 
 _CLAIM = load_script("claim")
 _MAKE_RETRIES_DUE = load_script("make_retries_due")
@@ -19,6 +19,9 @@ _RELEASE = load_script("release")
 _TAKE_TURNS = load_script("take_turns")
 _INDEX_DUE = load_script("index_due")
 _LOOK = load_script("look")
+
+_CLAIMS = 64
+"""Claims in one call: of four providers, say, at all shards."""
 
 _VOID_AFTER_MS = 5000
 """The client's `socket_timeout`: no worker waits for the answer to a claim that arrives so late."""
@@ -61,12 +64,17 @@ class Schedule:
         """Ask the server for its time."""
         self.pipe.set_clock(await self.pipe.ask_clock())
 
+    def claims(self, keys: Callable[[int, str], tuple[str, ...]]) -> Joints:
+        """Return what claims of one kind go by, which are made at all shards in one call. Those of polls and
+        of queues go apart: on a full server only the latter are taken."""
+        return Joints(_CLAIM, lambda shard, name: (keys(shard, name), (name,)), most=_CLAIMS)
+
     async def claim(
-        self, keys: list[str], lease_ms: int, at_most: int, *arguments: object, waited_ms: int = 0
+        self, joint: Joint, lease_ms: int, at_most: int, *, waited_ms: int = 0, left: Iterable[str] = ()
     ) -> Claimed:
         void_from = self.now_ms() + _VOID_AFTER_MS
-        now, deadline, next_due, *members = await self.pipe.script(
-            _CLAIM, keys, lease_ms, at_most, void_from, waited_ms, *arguments
+        now, deadline, next_due, *members = await self.pipe.step(
+            joint, (), lease_ms, at_most, void_from, waited_ms, *left
         )
         self.pipe.set_clock(now)
         until = float(deadline) if isinstance(deadline, bytes) else deadline
@@ -114,7 +122,6 @@ class DueIndex:
         self._schedule = schedule
         self._pipe = schedule.pipe
         self._keys = keys
-        self._is_apart = schedule.pipe.is_cluster
         self._places: dict[str, tuple[Kind, int]] = {
             **{keys.due_polls(shard): ("poll", shard) for shard in range(SHARDS)},
             **{keys.due_subscriptions(shard): ("delivery", shard) for shard in range(SHARDS)},
@@ -127,11 +134,11 @@ class DueIndex:
         """
         keys, now_ms = [*self._places], self._schedule.now_ms()
         found = None
-        if not self._is_apart:
+        if not self._pipe.is_apart:
             try:
                 found = await self._pipe.script(_LOOK, keys, now_ms)
             except PartOfCluster:  # behind a proxy that names it as one server: so from now on
-                self._is_apart = True
+                self._pipe.is_apart = True
         if found is None:  # a script could look at one shard only
             commands = [("ZRANGEBYSCORE", key, "-inf", now_ms, "WITHSCORES") for key in keys]
             if self._pipe.is_cluster:

@@ -4,7 +4,7 @@
 -- account must be scheduled, and keeps its schedule, the time of its last poll and its failures. A queue that was empty
 -- may be leased to the worker that commits: to no worker before, as nothing waited. The first write allocates, so that a
 -- full server refuses all of it.
--- uses references
+-- uses clock, references, groups
 -- KEYS    1 polls   2 failing   3 log   4 due subscriptions   5 due providers   6 bodies   7 sizes   8 backlogs
 --         then for each step: its state, queued, then for each of its queues: list, schedule
 -- ARGV    1 provider   2 log bytes
@@ -116,8 +116,7 @@ for i, step in ipairs(steps) do
 end
 if not is_done then return reply end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 local logged, taken = 0, 0
 for i, step in ipairs(steps) do
   if reply[2 * i - 1] == 1 then

@@ -1,4 +1,5 @@
 -- Keep queues for longer, each a step, if their leases are still ours.
+-- uses groups
 -- KEYS    1 schedule   2 nothing (deleted first, see claim)   then for each step: its queue
 -- ARGV    for each step: account, deadline, new deadline, delivery that has to be the queue's head ('': any)
 -- returns for each step: 1 done, also where a repeat finds it done, -1 another head, -2 the lease was lost

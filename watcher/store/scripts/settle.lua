@@ -1,6 +1,6 @@
 -- Settle attempts, each a step: take a queue's head away (delivered, or dead), or say when to try it again.
 -- Fenced by the head, so that a repeat or a late worker takes nothing twice, and by the queue's lease.
--- uses references, dead_letters
+-- uses clock, references, dead_letters, groups
 -- KEYS    1 queues   2 due subscriptions   3 tries   4 dead letters   5 attempts   6 nothing (see claim)   7 bodies
 --         8 sizes   9 given up   10 backlogs   11 results   12 row   then for each step: its queue
 -- ARGV    1 subscription   2 dead letters length   3 dead letters bytes   4 attempts length   5 attempts bytes
@@ -16,18 +16,26 @@ local subscription, dead_length, dead_bytes, attempts_length, attempts_bytes = u
 dead_length, dead_bytes = tonumber(dead_length), tonumber(dead_bytes)
 attempts_length, attempts_bytes = tonumber(attempts_length), tonumber(attempts_bytes)
 redis.call('DEL', nothing)
-local accounts, at_of = {}, {}
+local function step(i) return unpack(ARGV, 8 * i - 2, 8 * i + 5) end
+local accounts, may_bury, may_wait, may_remember = {}, false, false, false
 for i = 1, #KEYS - 12 do
-  at_of[i] = 8 * i - 2
-  accounts[i] = ARGV[at_of[i]]
+  local account, _, _, outcome, _, _, attempt = step(i)
+  accounts[i] = account
+  may_bury = may_bury or outcome == 'dead'
+  may_wait = may_wait or outcome == 'retry' or outcome == 'again'
+  may_remember = may_remember or attempt ~= ''
 end
 local deadlines = redis.call('ZMSCORE', queues, unpack(accounts))
 
 -- As in commit: a key of another type fails all steps before the first of them takes a head away.
 local tries = redis.call('HMGET', all_tries, unpack(accounts))
-redis.call('ZCARD', due_subscriptions)
-redis.call('XLEN', attempts)
-check_types(dead, bodies, sizes, given_up, backlogs)
+local waiting = redis.call('HGET', backlogs, subscription)
+if may_wait then redis.call('ZCARD', due_subscriptions) end
+if may_remember then
+  redis.call('XLEN', attempts)
+  redis.call('HLEN', sizes)
+end
+if may_bury then check_types(dead, bodies, sizes, given_up, backlogs) end
 -- While all is well nothing is counted: results begin with a failure. What was counted may be lost: keys of another
 -- type are made anew, so that they hold up no delivery.
 local noted = redis.pcall('ZCARD', results)
@@ -38,21 +46,28 @@ end
 local is_counting = noted > 0
 local row = is_counting and redis.pcall('GET', row_key) or ''
 if type(row) == 'table' then row = '' end
-local reply, ends = {}, {}
+local reply, ends, delivered, taken = {}, {}, {}, 0
 for i = 1, #accounts do
-  local _, ours, head, outcome, new = unpack(ARGV, at_of[i], at_of[i] + 4)
+  local _, ours, head, outcome, new = step(i)
   local answer, deadline = 1, 0
-  if outcome ~= 'retry' and outcome ~= 'again' and deadlines[i] == new then
+  local is_taken = outcome == 'delivered' or outcome == 'dead'
+  if is_taken and deadlines[i] == new then
     -- A repeat after a lost answer: only the first of them can have set this very deadline.
     deadline = tonumber(new)
   elseif deadlines[i] ~= ours then
     answer = -2
   else
     ends[i] = redis.call('LRANGE', KEYS[12 + i], 0, 1)
-    if ends[i][1] ~= head then answer, ends[i] = -1, nil end
+    if ends[i][1] ~= head then
+      answer, ends[i] = -1, nil
+    elseif is_taken then
+      taken = taken + 1
+      if outcome == 'delivered' then delivered[#delivered + 1] = reference_of(head) end
+    end
   end
   reply[i * 2 - 1], reply[i * 2] = answer, deadline
 end
+if delivered[1] then drop_all(bodies, delivered) end -- which reads them first
 
 local function remember(attempt)
   redis.call('XADD', attempts, '*', 'attempt', attempt)
@@ -66,8 +81,6 @@ local function remember(attempt)
   end
 end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local has_failed, has_counted = false, false
 local figures, misses = {}, {}
 for line in string.gmatch(row, '[^\n]+') do misses[#misses + 1] = line end
@@ -79,6 +92,7 @@ local delivered_at, second, passed, failed, passed_before, failed_before = unpac
 -- it would be all there is.
 local function count(account, is_delivered, kind)
   if is_delivered and not is_counting then return end
+  local now = now_ms()
   local this_second = math.floor(now / 1000)
   if second ~= this_second then
     if second ~= this_second - 1 then passed, failed = 0, 0 end
@@ -97,30 +111,27 @@ local function count(account, is_delivered, kind)
   has_counted = true
 end
 
-local kept, free, settled, taken = {}, {}, {}, 0
+local kept, free, settled = {}, {}, {}
 for i = 1, #accounts do
   if ends[i] then
-    local account, _, head, outcome, ms, reason, attempt, kind = unpack(ARGV, at_of[i], at_of[i] + 7)
+    local account, _, head, outcome, ms, reason, attempt, kind = step(i)
     if attempt ~= '' then remember(attempt) end
     if outcome == 'delivered' or kind ~= '' then count(account, outcome == 'delivered', kind) end
     if outcome == 'retry' or outcome == 'again' then
-      local later = now + ms
+      local later = now_ms() + ms
       if outcome == 'retry' then
         local times, tried = string.match(tries[i] or '', '^(%d+) (.*)$')
         times = tried == head and times + 1 or 1
-        redis.call('HSET', all_tries, account, string.format('%d %s', times, head))
+        redis.call('HSET', all_tries, account, times .. ' ' .. head)
       end
       -- The half distinguishes it from a lease: make_due may take it, and a repeat is refused.
       redis.call('ZADD', queues, string.format('%d.5', later), account)
       redis.call('ZADD', due_subscriptions, 'LT', later, subscription)
     else
       redis.call('LPOP', KEYS[12 + i])
-      taken = taken + 1
       if tries[i] then settled[#settled + 1] = account end
       if outcome == 'dead' then
         bury(dead, bodies, sizes, given_up, subscription, account, reason, head, dead_length, dead_bytes)
-      else
-        drop(bodies, reference_of(head))
       end
       if ends[i][2] then
         kept[#kept + 1] = ms
@@ -132,7 +143,7 @@ for i = 1, #accounts do
     end
   end
 end
-if taken > 0 then grow(backlogs, subscription, -taken) end
+if taken > 0 then grow(backlogs, subscription, -taken, waiting) end
 if kept[1] then redis.call('ZADD', queues, unpack(kept)) end
 if free[1] then redis.call('ZREM', queues, unpack(free)) end
 if has_counted then
@@ -141,6 +152,7 @@ if has_counted then
   redis.call('SET', row_key, table.concat(misses, '\n'), 'PX', 600000)
 end
 if has_failed then
+  local now = now_ms()
   redis.call('ZREMRANGEBYSCORE', results, '(0', string.format('%d', now - 10000))
   redis.call('ZREMRANGEBYSCORE', results, 1e15, string.format('%d', 1e15 + now - 10000))
   redis.call('PEXPIRE', results, 600000)

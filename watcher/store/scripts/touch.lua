@@ -1,19 +1,22 @@
 -- Note successful polls that found nothing new, and say when their accounts are due next. Each is a step.
+-- uses groups
 -- KEYS    1 polls   2 failing   3 due providers   then for each step: its state
--- ARGV    1 provider   then for each step: account, deadline, expected version, polled at ms, next poll due ms
+-- ARGV    1 provider   then for each step: account, deadline, expected version, polled at (ms, 14 digits), next poll
+--         due ms
 -- returns for each step: 1 done, -1 the state moved on, -2 the lease was lost
--- All is read before the first write: a key of another type fails every step, and changes nothing.
+-- All is read before the first write, or is the first write: a key of another type fails every step, and changes
+-- nothing.
 local polls, failing, due_providers = unpack(KEYS, 1, 3)
 local provider = ARGV[1]
 local accounts, polled_at = {}, {}
 for i = 1, #KEYS - 3 do accounts[i] = ARGV[i * 5 - 3] end
 local deadlines = redis.call('ZMSCORE', polls, unpack(accounts))
 local has_failing = redis.call('HLEN', failing) > 0
-redis.call('ZCARD', due_providers)
 local reply, due, fixed, first = {}, {}, {}, math.huge
-for i = 1, #accounts do
-  local account, deadline, expected, polled, next_due = unpack(ARGV, i * 5 - 3, i * 5 + 1)
-  if expected == '' or string.match(redis.call('GETRANGE', KEYS[3 + i], 0, 15), '^%S*') ~= expected then
+for i, account in ipairs(accounts) do
+  local _, deadline, expected, polled, next_due = unpack(ARGV, i * 5 - 3, i * 5 + 1)
+  local version = redis.call('GETRANGE', KEYS[3 + i], 0, 15)
+  if expected == '' or (version ~= expected and string.match(version, '^%S*') ~= expected) then
     reply[i] = -1
   elseif deadlines[i] ~= deadline then
     reply[i] = -2
@@ -27,10 +30,10 @@ for i = 1, #accounts do
 end
 if not due[1] then return reply end
 
-for i = 1, #accounts do
-  if polled_at[i] then redis.call('SETRANGE', KEYS[3 + i], 17, string.format('%014d', polled_at[i])) end
-end
-redis.call('ZADD', polls, unpack(due))
 redis.call('ZADD', due_providers, 'LT', first, provider)
+redis.call('ZADD', polls, unpack(due))
+for i = 1, #accounts do
+  if polled_at[i] then redis.call('SETRANGE', KEYS[3 + i], 17, polled_at[i]) end
+end
 if has_failing then redis.call('HDEL', failing, unpack(fixed)) end
 return reply

@@ -22,7 +22,7 @@ end
 local function hold(bodies, reference, stored)
   local count, rest = counted(redis.call('HGET', bodies, reference) or '')
   if count == 0 then rest = ' ' .. stored end
-  redis.call('HSET', bodies, reference, string.format('%d', count + 1) .. rest)
+  redis.call('HSET', bodies, reference, count + 1 .. rest)
 end
 
 local function drop(bodies, reference) -- returns how long it is
@@ -30,15 +30,34 @@ local function drop(bodies, reference) -- returns how long it is
   if not body then return 0 end
   local count, rest = counted(body)
   if count > 1 then
-    redis.call('HSET', bodies, reference, string.format('%d', count - 1) .. rest)
+    redis.call('HSET', bodies, reference, count - 1 .. rest)
   else
     redis.call('HDEL', bodies, reference)
   end
   return #rest
 end
 
-local function grow(sizes, part, by) -- of sizes or backlogs; returns how much it is now; what is damaged counts from 0
-  local size = math.max(0, (tonumber(redis.call('HGET', sizes, part) or 0) or 0) + by)
+local function drop_all(bodies, references) -- as drop, in as few commands as it takes
+  local stored, count_of, kept, gone = redis.call('HMGET', bodies, unpack(references)), {}, {}, {}
+  for i, reference in ipairs(references) do
+    count_of[reference] = (count_of[reference] or tonumber(string.match(stored[i] or '', '^%d+')) or 0) - 1
+  end
+  for i, reference in ipairs(references) do
+    if count_of[reference] > 0 then
+      kept[#kept + 1] = reference
+      kept[#kept + 1] = string.gsub(stored[i], '^%d+', count_of[reference])
+    else
+      gone[#gone + 1] = reference
+    end
+  end
+  if kept[1] then redis.call('HSET', bodies, unpack(kept)) end
+  if gone[1] then redis.call('HDEL', bodies, unpack(gone)) end
+end
+
+-- Move what is noted in sizes or backlogs; returns how much it is now. What is damaged counts from 0.
+local function grow(sizes, part, by, noted)
+  noted = noted or redis.call('HGET', sizes, part)
+  local size = math.max(0, (tonumber(noted or 0) or 0) + by)
   if size > 0 then
     redis.call('HSET', sizes, part, string.format('%d', size))
   else
