@@ -155,6 +155,31 @@ async def test_where_a_proxy_hides_a_cluster_each_shard_is_asked_for_by_itself(n
             assert spent["cmdstat_evalsha"]["rejected_calls"] == 1, "the second look knows"
 
 
+async def test_where_a_proxy_hides_a_cluster_steps_are_joined_within_a_shard_from_the_first_refusal_on(
+    namespace: str,
+) -> None:
+    with a_cluster(nodes=1) as alone:
+        async with connect(alone.nodes[0].url) as client:
+            store = a_store(client, namespace)
+            await store.roster.enroll({PROVIDER: ACCOUNTS}, now_ms=0)
+            async with running(store.pipe):
+                for _ in range(2):
+                    claims = await asyncio.gather(
+                        *(
+                            store.polls.claim(PROVIDER, shard, lease_ms=-1, at_most=1)
+                            for shard in range(SHARDS)
+                        )
+                    )
+                    assert [len(claim.leases) for claim in claims] == [1] * SHARDS
+                fills = (store.fill(a_delivery(), account=name) for name in ACCOUNTS)
+                await asyncio.gather(*fills)
+            taken = await asyncio.gather(*(_deliver(store, shard) for shard in range(SHARDS)))
+            assert taken == [[a_delivery().entry]] * SHARDS
+            assert store.pipe.is_apart
+            spent = await client.info("commandstats")
+            assert spent["cmdstat_evalsha"]["rejected_calls"] == 1, "it is learned once"
+
+
 async def test_a_node_that_is_gone_costs_its_own_shards_only(store: Store, cluster: Cluster) -> None:
     for shard, name in enumerate(ACCOUNTS):
         await store.fill(a_delivery(), account=name)

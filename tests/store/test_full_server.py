@@ -1,5 +1,6 @@
 """A server whose memory is full: polling stops with nothing half written, what waits is still delivered."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 from itertools import count
@@ -21,6 +22,7 @@ from tests.support.stores import (
     a_store,
     fail,
     pause,
+    running,
     some_deliveries,
 )
 from watcher.engine.breaker import probed
@@ -30,7 +32,7 @@ from watcher.store.keeper import Keeper, Relief, memory_of
 from watcher.store.members import Enrolled
 from watcher.store.queues import Breakers
 from watcher.store.reader import Reader
-from watcher.store.schedule import Lease, Reply
+from watcher.store.schedule import Claimed, Lease, Reply
 
 pytestmark = pytest.mark.parametrize("engine", ENGINES)
 
@@ -80,6 +82,22 @@ async def test_no_account_is_claimed_that_could_not_be_committed(store: Store) -
     with pytest.raises(StoreUnreachable, match=r"refuses writes \(OOM\)"):
         await store.polls.claim(PROVIDER, SHARD, lease_ms=MINUTE_MS, at_most=1)
     assert await store.contents() == before
+
+
+async def test_no_account_is_claimed_beside_queues_that_are(store: Store) -> None:
+    """Those have the server let their call run to its end."""
+    await store.fill(a_delivery())
+    await store.due(store.keys.polls(SHARD, PROVIDER), **{ACCOUNT: -1})
+    await fill(store)
+    async with running(store.pipe):
+        queues, polls = await asyncio.gather(
+            store.queues.claim(OPS, SHARD, lease_ms=MINUTE_MS, at_most=1),
+            store.polls.claim(PROVIDER, SHARD, lease_ms=MINUTE_MS, at_most=1),
+            return_exceptions=True,
+        )
+    assert isinstance(queues, Claimed)
+    assert [lease.member for lease in queues.leases] == [ACCOUNT]
+    assert isinstance(polls, StoreUnreachable)
 
 
 async def test_queues_are_drained_all_the_same(store: Store) -> None:

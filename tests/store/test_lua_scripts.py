@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 import watcher.store
+from watcher.store.pipe import load_script
 
 ROOM = Path(str(files(watcher.store)))
 TEXT_BY_NAME = {path.stem: path.read_text("utf-8") for path in sorted((ROOM / "scripts").glob("*.lua"))}
 PARTS = {path.stem: path.read_text("utf-8") for path in sorted((ROOM / "scripts" / "parts").glob("*.lua"))}
-"""What stands in front of several scripts: functions, whose first parameters are keys."""
+"""What stands in front of several scripts, or around them: functions, whose first parameters are keys."""
 
 every_script = pytest.mark.parametrize("name", TEXT_BY_NAME)
 
@@ -20,7 +21,8 @@ KEYWORDS = {
     *("nil", "not", "or", "repeat", "return", "then", "true", "until", "while"),
 }
 PROVIDED = {
-    *("redis", "KEYS", "ARGV", "string", "table", "math", "ipairs", "tonumber", "tostring", "type", "unpack")
+    *("redis", "KEYS", "ARGV", "string", "table", "math", "ipairs", "tonumber", "tostring", "type", "unpack"),
+    "pcall",
 }
 READS = {"HGET", "HLEN", "HMGET", "LINDEX", "LLEN", "TIME", "XLEN", "XRANGE", "XREVRANGE", "ZCARD", "ZSCORE"}
 FORBIDDEN = (
@@ -51,7 +53,7 @@ def parts_of(name: str) -> list[str]:
 
 def whole(name: str) -> str:
     """A script as it is sent."""
-    return "\n".join([*(PARTS[part] for part in parts_of(name)), TEXT_BY_NAME[name]])
+    return load_script(name).text
 
 
 def described(text: str, part: str) -> str:
@@ -98,6 +100,17 @@ def test_a_script_is_loaded_under_its_own_name_and_by_one_writer(name: str) -> N
     assert len(loads) == 1 or commands <= READS, f"{name} writes, and not from one place alone"
 
 
+@every_script
+def test_a_script_that_takes_groups_stands_within_the_part_that_calls_it_for_each(name: str) -> None:
+    if "groups" not in parts_of(name):
+        assert whole(name).endswith(TEXT_BY_NAME[name])
+        return
+    before, inside, after = whole(name).partition(TEXT_BY_NAME[name])
+    assert before.endswith("local function take(KEYS, ARGV)\n")
+    assert inside
+    assert after.startswith("end\n")
+
+
 def test_every_script_that_is_loaded_exists() -> None:
     text = "\n".join(path.read_text("utf-8") for path in ROOM.glob("*.py"))
     assert set(re.findall(r'load_script\("(\w+)"\)', text)) == TEXT_BY_NAME.keys()
@@ -137,7 +150,7 @@ def keys_of_functions() -> dict[str, list[int]]:
     for text in [*PARTS.values()] * 2:  # a part may call what comes in another
         for each in re.finditer(r"^local function (\w+)\(([^)]*)\)(.*?)^end$", text, re.M | re.S):
             name, parameters, body = each[1], each[2].split(", "), each[3]
-            touched = {first for _, first in calls(body)}
+            touched = {first for command, first in calls(body) if command != "TIME"}
             for callee, places in found.items():
                 for arguments in re.findall(rf"\b{callee}\(([^()]*)", body):
                     touched |= {arguments.split(", ")[place] for place in places}
@@ -175,5 +188,5 @@ def test_a_script_uses_the_parts_that_it_calls(name: str) -> None:
 
 
 def test_the_functions_of_parts_that_touch_keys_are_found() -> None:
-    assert {"hold", "drop", "grow", "check_types", "bury", "note_given_up"} == KEYS_OF.keys()
+    assert {"hold", "drop", "drop_all", "grow", "check_types", "bury", "note_given_up"} == KEYS_OF.keys()
     assert KEYS_OF["bury"] == [0, 1, 2, 3]

@@ -14,7 +14,7 @@ from tests.support.stores import ACCOUNT, OPS, a_commit, a_delivery, a_store, ru
 from watcher.service.serve import loop_factory
 from watcher.store.client import connect
 from watcher.store.exceptions import ConfigurationRefused, ServerRefused, StoreUnreachable
-from watcher.store.pipe import Call, Joint, Joints, Pipe, Verdict, load_script, packed
+from watcher.store.pipe import Call, Joints, Pipe, Verdict, load_script, packed
 from watcher.store.schedule import Lease, Reply
 
 everywhere = pytest.mark.parametrize("engine", EVERY_ENGINE)
@@ -53,17 +53,60 @@ async def test_what_one_turn_of_the_loop_asks_goes_out_at_once(
     assert round_trips == [100]
 
 
+def some_joints(script: str = "touch", *, most: int = 64) -> Joints:
+    return Joints(load_script(script), lambda shard, name: ((f"{{{shard}}}:{name}",), (name,)), most=most)
+
+
 def test_commits_to_many_queues_go_apart() -> None:
     """Each of 2,000 is a call of its own: so long one holds up the server."""
-    joint = Joint(load_script("commit"), ("polls",))
+    joint = some_joints("commit")[0, "loopring"]
 
     async def sizes(queues: int) -> list[int]:
         keys = [tuple(f"{step} {number}" for number in range(1 + 2 * queues)) for step in range(3)]
-        return [len(packet.calls) for packet in packed([Call((), joint=joint, keys=some) for some in keys])]
+        calls = [Call(("ops", "", 1, 1) * queues, joint=joint, keys=some) for some in keys]
+        return [packet.steps for packet in packed(calls)]
 
     assert asyncio.run(sizes(2000)) == [1, 1, 1]
-    assert asyncio.run(sizes(999)) == [2, 1]
+    assert asyncio.run(sizes(990)) == [2, 1]
     assert asyncio.run(sizes(10)) == [3]
+
+
+def test_the_steps_of_all_shards_are_one_call_and_those_of_a_cluster_one_for_each_shard() -> None:
+    async def sizes(*, is_apart: bool) -> list[dict[str, int]]:
+        joints, others = some_joints(most=40), some_joints()
+        calls = [Call((n,), joint=joints[n % 16, "a"], keys=(f"{{{n % 16}}}:{n}",)) for n in range(50)]
+        calls.append(
+            Call((1,), joint=others[0, "a"], keys=("{0}:0",))
+        )  # of the same script, but another kind
+        packets = [*packed(calls, is_apart=is_apart)]
+        return [
+            {joint.keys[0]: len(steps) for joint, steps in one.groups.items() if joint} for one in packets
+        ]
+
+    first, second, other = asyncio.run(sizes(is_apart=False))
+    assert sum(first.values()) == 40
+    assert len(first) == 16
+    assert sum(second.values()) == 10
+    assert other == {"{0}:a": 1}
+    apart = asyncio.run(sizes(is_apart=True))
+    assert len(apart) == 17
+    assert all(len(one) == 1 for one in apart)
+
+
+def test_a_second_step_at_the_same_key_comes_after_the_first_and_in_another_call() -> None:
+    async def orders() -> list[list[int]]:
+        joints = some_joints()
+        numbers = [(0, "x"), (1, "y"), (0, "x"), (1, "z"), (0, "x")]
+        calls = [
+            Call((place,), joint=joints[shard, "a"], keys=(f"{{{shard}}}:{key}",))
+            for place, (shard, key) in enumerate(numbers)
+        ]
+        return [
+            [call.arguments[0] for steps in packet.groups.values() for call in steps.values()]
+            for packet in packed(calls)
+        ]
+
+    assert asyncio.run(orders()) == [[0, 1], [2, 3], [4]]
 
 
 @everywhere
@@ -117,8 +160,7 @@ async def test_the_error_of_one_command_is_its_own(redis_client: Redis, namespac
 
 
 def test_no_more_joints_are_kept_than_are_in_use_at_a_time() -> None:
-    settle = load_script("settle")
-    made = Joints(lambda shard, name: Joint(settle, (f"{shard}:{name}",)))
+    made = Joints(load_script("settle"), lambda shard, name: ((f"{shard}:{name}",), ()), most=64)
     kept = 0
     for number in range(50_000):
         assert made[number % 16, f"{number}"].keys == (f"{number % 16}:{number}",)
@@ -300,8 +342,9 @@ async def test_a_call_to_a_node_that_is_given_its_keys_is_asked_for_and_sent_onc
 
 
 async def test_a_call_goes_where_the_keys_of_its_step_are() -> None:
-    joint = Joint(load_script("touch"), keys=("shared",))
+    joint = some_joints()[3, "shared"]
     assert Call((1,), joint=joint, keys=("own", "more")).first_key == "own"
+    assert Call((1,), joint=joint).first_key == "{3}:shared"
     assert Call((1, "own"), script=load_script("touch")).first_key == "own"
     assert Call(("GET", "own")).first_key == "own"
     assert Call(("PING",)).first_key is None

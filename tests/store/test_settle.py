@@ -412,12 +412,26 @@ async def test_a_settling_that_is_asked_for_again_hears_what_the_first_was_answe
     assert await store.queue() == [TWO.entry]
 
 
+async def a_record(store: Store, lease: Lease, delivery: Delivery) -> Reply:
+    """Settle with an attempt to remember."""
+    return await store.queues.retry(OPS, lease, delivery.entry, wait_ms=5000, record=b"{}")
+
+
 @pytest.mark.parametrize(
-    "damaged", ["queue", "queues", "tries", "dead", "due", "attempts", "bodies", "sizes", "given up"]
+    ("settle", "needed"),
+    [
+        (delivered, {"queue", "queues", "tries", "bodies", "backlogs"}),
+        (dead, {"queue", "queues", "tries", "bodies", "backlogs", "dead", "sizes", "given up"}),
+        (retry, {"queue", "queues", "tries", "backlogs", "due"}),
+        (a_record, {"queue", "queues", "tries", "backlogs", "due", "attempts", "sizes"}),
+    ],
 )
-@every_outcome
-async def test_a_damaged_key_loses_no_delivery(
-    redis_client: Redis, namespace: str, settle: Settle, damaged: str
+@pytest.mark.parametrize(
+    "damaged",
+    ["queue", "queues", "tries", "dead", "due", "attempts", "bodies", "sizes", "given up", "backlogs"],
+)
+async def test_a_damaged_key_loses_no_delivery_and_one_that_is_not_needed_holds_up_none(
+    redis_client: Redis, namespace: str, settle: Settle, needed: set[str], damaged: str
 ) -> None:
     store, lease = await a_queue(redis_client, namespace, ONE, TWO)
     keys = store.keys
@@ -431,12 +445,17 @@ async def test_a_damaged_key_loses_no_delivery(
         "bodies": keys.bodies(SHARD),
         "sizes": keys.sizes(SHARD),
         "given up": keys.given_up(SHARD),
+        "backlogs": keys.backlogs(SHARD),
     }[damaged]
     await store.pipe.command("SET", key, "damaged")
     before = await store.contents()
-    with pytest.raises(ResponseError, match="WRONGTYPE"):
-        await settle(store, lease, ONE)
-    assert await store.contents() == before
+    if damaged in needed:
+        with pytest.raises(ResponseError, match="WRONGTYPE"):
+            await settle(store, lease, ONE)
+        assert await store.contents() == before
+    else:
+        assert await settle(store, lease, ONE) is Reply.DONE
+        assert await store.queue() == ([TWO.entry] if settle in (delivered, dead) else [ONE.entry, TWO.entry])
 
 
 async def test_a_queue_is_kept_for_longer_by_whoever_has_it_and_by_nobody_else(

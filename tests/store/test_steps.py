@@ -1,11 +1,17 @@
 """Steps that share a call of a script: each is answered as if it were alone, none suffers from another."""
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
+from tests.support.audited import flaws
 from tests.support.servers import EVERY_ENGINE
 from tests.support.stores import (
     MINUTE_MS,
@@ -21,12 +27,16 @@ from tests.support.stores import (
     some_deliveries,
 )
 from watcher.journal.events import Delivery
-from watcher.store.schedule import Lease, Reply
+from watcher.store.errors import DamagedKey
+from watcher.store.keys import SHARDS, shard_of
+from watcher.store.pipe import Packet, Pipe
+from watcher.store.polls import Committed
+from watcher.store.schedule import Claimed, Lease, Reply
 from watcher.store.state import BadState
 
 pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
 
-MANY = NEIGHBOURS[:40]
+MANY = NEIGHBOURS[:80]
 """More accounts of one shard than one call takes."""
 
 
@@ -41,6 +51,36 @@ async def deliveries_of(store: Store, *accounts: str) -> dict[str, Delivery]:
     replies = await asyncio.gather(*map(store.polls.commit, steps))
     assert {one.reply for one in replies} == {Reply.DONE}
     return {account: a_delivery(number, previous=None) for number, account in enumerate(accounts, 1)}
+
+
+EVERYWHERE = tuple(
+    name
+    for shard in range(SHARDS)
+    for name in [name for name in map("account-{}".format, range(200)) if shard_of(name) == shard][:2]
+)
+"""Two accounts of each shard."""
+
+
+@asynccontextmanager
+async def sending(pipe: Pipe) -> AsyncIterator[list[Packet]]:
+    """What is sent over a pipe inside the block."""
+    sent: list[Packet] = []
+    answers = pipe._answers
+
+    async def noted(packets: list[Packet]) -> list[object]:
+        sent.extend(packets)
+        return await answers(packets)
+
+    pipe._answers = noted  # type: ignore[method-assign]
+    try:
+        yield sent
+    finally:
+        pipe._answers = answers  # type: ignore[method-assign]
+
+
+async def deliver(store: Store, lease: Lease, delivery: Delivery) -> tuple[Reply, int]:
+    until = store.queues.until(lease, MINUTE_MS)
+    return await store.queues.delivered(OPS, lease, delivery.entry, until=until)
 
 
 async def touch(store: Store, lease: Lease, version: str = "v1") -> Reply:
@@ -66,21 +106,145 @@ async def test_what_is_asked_together_goes_out_in_few_calls(redis_client: Redis,
     store = a_store(redis_client, namespace)
     await deliveries_of(store, *MANY)
     leases = [await store.lease(account) for account in MANY]
-    sent: list[object] = []
-    answers = store.pipe._answers
-
-    async def noted(packets: list[object]) -> list[object]:
-        sent.extend(packets)
-        return await answers(packets)  # type: ignore[arg-type]
-
-    store.pipe._answers = noted  # type: ignore[method-assign, assignment]
-    async with running(store.pipe):
+    async with running(store.pipe), sending(store.pipe) as sent:
         assert set(await asyncio.gather(*(touch(store, lease) for lease in leases))) == {Reply.DONE}
         assert len(sent) == 1
         sent.clear()
         steps = [a_commit(lease, expected="v1", version="v2") for lease in leases]
         await asyncio.gather(*map(store.polls.commit, steps))
-    assert len(sent) == 3, "what takes longer holds the server up for 16 at a time at most"
+    assert len(sent) == 2, "what takes longer holds the server up for 64 at a time at most"
+
+
+async def test_what_is_asked_of_all_shards_together_is_one_call(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    for account in EVERYWHERE:
+        await store.due(store.keys.polls(shard_of(account), PROVIDER), **{account: -1})
+    async with running(store.pipe), sending(store.pipe) as sent:
+        claims = await asyncio.gather(
+            *(store.polls.claim(PROVIDER, shard, lease_ms=MINUTE_MS, at_most=2) for shard in range(SHARDS))
+        )
+        leases = {lease.member: lease for claim in claims for lease in claim.leases}
+        assert leases.keys() == {*EVERYWHERE}
+        queued = {name: a_delivery(number, previous=None) for number, name in enumerate(EVERYWHERE, 1)}
+        steps = [a_commit(leases[name], deliveries={OPS: [one]}) for name, one in queued.items()]
+        commits = await asyncio.gather(*map(store.polls.commit, steps))
+        assert {commit.reply for commit in commits} == {Reply.DONE}
+        claims = await asyncio.gather(
+            *(store.queues.claim(OPS, shard, lease_ms=MINUTE_MS, at_most=2) for shard in range(SHARDS))
+        )
+        claimed = {lease.member: lease for claim in claims for lease in claim.leases}
+        begun = dict(zip(claimed, await asyncio.gather(*map(store.begin, claimed.values())), strict=True))
+        for name, (_, found) in begun.items():
+            assert [entry for entry, _ in found.deliveries] == [queued[name].entry]
+        extends, settles = [], []
+        for name, (lease, _) in begun.items():
+            until = store.queues.until(lease, 2 * MINUTE_MS)
+            longer, after = lease._replace(deadline=until), until + MINUTE_MS
+            extends.append(store.queues.extend(OPS, lease, until=until))
+            settles.append(store.queues.delivered(OPS, longer, queued[name].entry, until=after))
+        assert {*await asyncio.gather(*extends)} == {Reply.DONE}
+        assert {*await asyncio.gather(*settles)} == {(Reply.DONE, 0)}
+        later = [await store.lease(name) for name in EVERYWHERE]
+        sent.pop()
+        assert {*await asyncio.gather(*(touch(store, lease) for lease in later))} == {Reply.DONE}
+    scripts = [packet.first.joint and packet.first.joint.script.name for packet in sent]
+    assert [name for name in scripts if name] == [
+        *("claim", "commit", "claim", "begin_queue", "extend", "settle", "touch")
+    ]
+    assert await flaws(store.pipe, store.keys) == []
+
+
+async def test_a_damaged_key_fails_its_own_step_and_only_steps_of_its_shard_are_taken_again(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    queued = await deliveries_of(store, *EVERYWHERE)
+    damaged = EVERYWHERE[0]
+    for key in (store.keys.state(damaged), store.keys.queue(OPS, damaged)):
+        await store.pipe.command("DEL", key)
+        await store.pipe.command("XADD", key, "*", "is", "damaged")
+
+    async def is_done_but_for_the_damaged(work: Sequence[Callable[[], Awaitable[Any]]], done: object) -> bool:
+        async with running(store.pipe), sending(store.pipe) as sent:
+            first, *others = await asyncio.gather(*(step() for step in work), return_exceptions=True)
+        assert isinstance(first, BadState | DamagedKey)
+        assert [packet.steps for packet in sent] == [len(EVERYWHERE), 1, 1], "all, then its shard's two"
+        return others == [done] * (len(EVERYWHERE) - 1)
+
+    leases = [await store.lease(account) for account in EVERYWHERE]
+    assert await is_done_but_for_the_damaged([partial(touch, store, lease) for lease in leases], Reply.DONE)
+    leases = [await store.lease(account) for account in EVERYWHERE]
+    steps = [a_commit(lease, expected="v1", version="v2", notes=[b"moved"]) for lease in leases]
+    commits = [partial(store.polls.commit, step) for step in steps]
+    assert await is_done_but_for_the_damaged(commits, Committed(Reply.DONE, {}))
+    leases = [await store.lease_queue(account) for account in EVERYWHERE]
+    deliveries = [partial(deliver, store, lease, queued[lease.member]) for lease in leases]
+    assert await is_done_but_for_the_damaged(deliveries, (Reply.DONE, 0))
+    logged = [len(await store.stream(store.keys.log(shard))) for shard in range(SHARDS)]
+    assert sum(logged) == 2 * len(EVERYWHERE) - 1, "a note of each, and its event before, and none twice"
+    assert [name for name in EVERYWHERE[1:] if await store.queue(name)] == []
+
+
+async def test_where_a_call_over_all_shards_is_refused_none_is_made_again(
+    redis_client: Redis, namespace: str
+) -> None:
+    """As by a Cluster, or a proxy before one, that the URL names as a single server."""
+    store = a_store(redis_client, namespace)
+    await deliveries_of(store, *EVERYWHERE)
+    answers = store.pipe._answers
+
+    async def of_a_cluster(packets: list[Packet]) -> list[object]:
+        refused = ResponseError("CROSSSLOT Keys in request don't hash to the same slot")
+        taken = [packet for packet in packets if len(packet.groups) == 1]
+        answer_by_packet = dict(zip(taken, await answers(taken) if taken else (), strict=True))
+        return [answer_by_packet.get(packet, refused) for packet in packets]
+
+    store.pipe._answers = of_a_cluster  # type: ignore[method-assign]
+    async with running(store.pipe), sending(store.pipe) as sent:
+        for sizes in ([len(EVERYWHERE), *[2] * SHARDS], [2] * SHARDS):
+            leases = [await store.lease(account) for account in EVERYWHERE]
+            sent.clear()
+            assert {*await asyncio.gather(*(touch(store, lease) for lease in leases))} == {Reply.DONE}
+            assert [packet.steps for packet in sent] == sizes
+
+
+async def test_a_damaged_schedule_costs_the_claims_of_its_shard_alone(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    for account in EVERYWHERE:
+        await store.due(store.keys.polls(shard_of(account), PROVIDER), **{account: -1})
+    damaged, unindexed = 3, 9
+    for key in (store.keys.polls(damaged, PROVIDER), store.keys.due_polls(unindexed)):
+        await store.pipe.command("SET", key, "damaged")
+    async with running(store.pipe):
+        claims = await asyncio.gather(
+            *(store.polls.claim(PROVIDER, shard, lease_ms=MINUTE_MS, at_most=2) for shard in range(SHARDS)),
+            return_exceptions=True,
+        )
+    for shard, claimed in enumerate(claims):
+        if shard in (damaged, unindexed):
+            assert isinstance(claimed, DamagedKey)
+        else:
+            assert isinstance(claimed, Claimed)
+            assert len(claimed.leases) == 2
+    scores = await store.scores(store.keys.polls(unindexed, PROVIDER))
+    assert max(scores.values()) < await store.now_ms(), "nothing was leased by a claim that failed"
+
+
+async def test_a_step_of_more_than_lua_passes_on_shares_a_call(redis_client: Redis, namespace: str) -> None:
+    """A commit to 2,000 queues has more than 8,000 arguments."""
+    store = a_store(redis_client, namespace)
+    wide, other = EVERYWHERE[0], EVERYWHERE[-1]
+    deliveries = {f"sub-{number}": [a_delivery(1)] for number in range(2000)}
+    steps = [
+        a_commit(await store.lease(wide), deliveries=deliveries),
+        a_commit(await store.lease(other), deliveries={OPS: [a_delivery(2, previous=None)]}),
+    ]
+    async with running(store.pipe):
+        commits = await asyncio.gather(*map(store.polls.commit, steps))
+    assert [commit.reply for commit in commits] == [Reply.DONE, Reply.DONE]
+    assert await store.queue(wide, "sub-1999") == [a_delivery(1).entry]
 
 
 async def test_each_step_has_its_own_answer(redis_client: Redis, namespace: str) -> None:

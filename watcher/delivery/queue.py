@@ -38,6 +38,9 @@ away for that long, and nothing is sent twice."""
 _LEAST_MS = 12_000
 """What a lease must still have when an attempt begins: a quick one, and those 10 s."""
 
+_PER_CLAIM = 8
+"""Queues that make one more shard worth a claim: queues of one shard are also settled together."""
+
 _AGAIN_S = 0.5
 """Between two tries to write down the result of an attempt, while Redis is away."""
 
@@ -130,7 +133,7 @@ class DeliveryWork(Generic[T_target]):
         room = self._breakers.room(target.settings, in_flight, in_flight_of_all)
         if room:
             room = await self._breakers.take_probes(name, room, lease_ms=LONGEST_LEASE_MS)
-        return Room(room) if room else Room(0, _FULL_S, is_full=True)
+        return Room(room, per_claim=_PER_CLAIM) if room else Room(0, _FULL_S, is_full=True)
 
     def spare(self, name: str, in_flight: int, in_flight_of_all: int) -> int:
         """Say how many more queues may be worked on without a probe: none while the breaker is not closed."""

@@ -26,7 +26,7 @@ from redis.exceptions import TimeoutError as RedisTimeout
 from watcher.store.errors import DamagedKey, in_our_words, translated, unreadable, where
 from watcher.store.exceptions import PartOfCluster, ServerRefused
 
-_MOST_VALUES = 10_000
+_MOST_VALUES = 12_000
 """Keys and arguments of a call of several steps: a commit to 2,000 queues has so many, and holds the server
 up for 13 ms."""
 

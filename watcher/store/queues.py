@@ -103,6 +103,9 @@ class Queues:
             ),
             most=64,
         )
+        self._holds = Joints(
+            _HOLD, lambda shard, _: ((keys.due_subscriptions(shard), keys.nothing(shard)), ()), most=SHARDS
+        )
         self._extends = Joints(
             _EXTEND, lambda shard, name: ((keys.queues(shard, name), keys.nothing(shard)), ()), most=64
         )
@@ -138,9 +141,8 @@ class Queues:
         """Keep subscriptions out of the index of what is due for so long, unless they get new deliveries."""
         now_ms = self._schedule.now_ms()
         scores = [part for name, ms in for_ms.items() for part in (now_ms + ms, name)]
-        keys = [self._keys.due_subscriptions(shard), self._keys.nothing(shard)]
         for some in in_parts(scores, _HELD_AT_ONCE):
-            await self._pipe.script(_HOLD, keys, *some)
+            await self._pipe.step(self._holds[shard, ""], (), *some)
 
     async def claim(self, subscription: str, shard: int, *, lease_ms: int, at_most: int) -> Claimed:
         return await self._schedule.claim(self._claims[shard, subscription], lease_ms, at_most)

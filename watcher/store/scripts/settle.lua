@@ -12,23 +12,20 @@
 --         is free)
 local queues, due_subscriptions, all_tries, dead, attempts, nothing = unpack(KEYS, 1, 6)
 local bodies, sizes, given_up, backlogs, results, row_key = unpack(KEYS, 7, 12)
-local subscription, dead_length, dead_bytes, attempts_length, attempts_bytes = unpack(ARGV, 1, 5)
-dead_length, dead_bytes = tonumber(dead_length), tonumber(dead_bytes)
-attempts_length, attempts_bytes = tonumber(attempts_length), tonumber(attempts_bytes)
+local subscription = ARGV[1]
 redis.call('DEL', nothing)
-local function step(i) return unpack(ARGV, 8 * i - 2, 8 * i + 5) end
 local accounts, may_bury, may_wait, may_remember = {}, false, false, false
 for i = 1, #KEYS - 12 do
-  local account, _, _, outcome, _, _, attempt = step(i)
+  local account, _, _, outcome, _, _, attempt = unpack(ARGV, 8 * i - 2, 8 * i + 4)
   accounts[i] = account
   may_bury = may_bury or outcome == 'dead'
   may_wait = may_wait or outcome == 'retry' or outcome == 'again'
   may_remember = may_remember or attempt ~= ''
 end
-local deadlines = redis.call('ZMSCORE', queues, unpack(accounts))
 
 -- As in commit: a key of another type fails all steps before the first of them takes a head away.
-local tries = redis.call('HMGET', all_tries, unpack(accounts))
+local deadlines = redis.call('ZMSCORE', queues, unpack(accounts))
+local tries = redis.call('HLEN', all_tries) > 0 and redis.call('HMGET', all_tries, unpack(accounts)) or {}
 local waiting = redis.call('HGET', backlogs, subscription)
 if may_wait then redis.call('ZCARD', due_subscriptions) end
 if may_remember then
@@ -44,30 +41,52 @@ if type(noted) == 'table' then
   noted = 0
 end
 local is_counting = noted > 0
-local row = is_counting and redis.pcall('GET', row_key) or ''
-if type(row) == 'table' then row = '' end
-local reply, ends, delivered, taken = {}, {}, {}, 0
-for i = 1, #accounts do
-  local _, ours, head, outcome, new = step(i)
-  local answer, deadline = 1, 0
-  local is_taken = outcome == 'delivered' or outcome == 'dead'
+local may_count = is_counting
+local reply, taken, delivered, kept, free, settled, eventful = {}, {}, {}, {}, {}, {}, {}
+for i, account in ipairs(accounts) do
+  local _, ours, head, outcome, new, _, attempt, kind = unpack(ARGV, 8 * i - 2, 8 * i + 5)
+  local answer, deadline, is_taken = 1, 0, outcome == 'delivered' or outcome == 'dead'
   if is_taken and deadlines[i] == new then
     -- A repeat after a lost answer: only the first of them can have set this very deadline.
     deadline = tonumber(new)
   elseif deadlines[i] ~= ours then
     answer = -2
   else
-    ends[i] = redis.call('LRANGE', KEYS[12 + i], 0, 1)
-    if ends[i][1] ~= head then
-      answer, ends[i] = -1, nil
-    elseif is_taken then
-      taken = taken + 1
-      if outcome == 'delivered' then delivered[#delivered + 1] = reference_of(head) end
+    local first, second = unpack(redis.call('LRANGE', KEYS[12 + i], 0, 1))
+    if first ~= head then
+      answer = -1
+    else
+      if is_taken then
+        taken[#taken + 1] = 12 + i
+        if outcome == 'delivered' then delivered[#delivered + 1] = reference_of(head) end
+        if tries[i] then settled[#settled + 1] = account end
+        if second then
+          deadline = tonumber(new)
+          kept[#kept + 1] = new
+          kept[#kept + 1] = account
+        else
+          free[#free + 1] = account
+        end
+      end
+      may_count = may_count or kind ~= ''
+      if may_count or outcome ~= 'delivered' or attempt ~= '' then eventful[#eventful + 1] = i end
     end
   end
   reply[i * 2 - 1], reply[i * 2] = answer, deadline
 end
+
 if delivered[1] then drop_all(bodies, delivered) end -- which reads them first
+for _, place in ipairs(taken) do redis.call('LPOP', KEYS[place]) end
+if taken[1] then grow(backlogs, subscription, -#taken, waiting) end
+if kept[1] then redis.call('ZADD', queues, unpack(kept)) end
+if free[1] then redis.call('ZREM', queues, unpack(free)) end
+if settled[1] then redis.call('HDEL', all_tries, unpack(settled)) end
+if not eventful[1] then return reply end
+
+local _, dead_length, dead_bytes, attempts_length, attempts_bytes = unpack(ARGV, 1, 5)
+dead_length, dead_bytes = tonumber(dead_length), tonumber(dead_bytes)
+attempts_length, attempts_bytes = tonumber(attempts_length), tonumber(attempts_bytes)
+local now = now_ms()
 
 local function remember(attempt)
   redis.call('XADD', attempts, '*', 'attempt', attempt)
@@ -81,6 +100,8 @@ local function remember(attempt)
   end
 end
 
+local row = is_counting and redis.pcall('GET', row_key) or ''
+if type(row) == 'table' then row = '' end
 local has_failed, has_counted = false, false
 local figures, misses = {}, {}
 for line in string.gmatch(row, '[^\n]+') do misses[#misses + 1] = line end
@@ -92,7 +113,6 @@ local delivered_at, second, passed, failed, passed_before, failed_before = unpac
 -- it would be all there is.
 local function count(account, is_delivered, kind)
   if is_delivered and not is_counting then return end
-  local now = now_ms()
   local this_second = math.floor(now / 1000)
   if second ~= this_second then
     if second ~= this_second - 1 then passed, failed = 0, 0 end
@@ -111,51 +131,31 @@ local function count(account, is_delivered, kind)
   has_counted = true
 end
 
-local kept, free, settled = {}, {}, {}
-for i = 1, #accounts do
-  if ends[i] then
-    local account, _, head, outcome, ms, reason, attempt, kind = step(i)
-    if attempt ~= '' then remember(attempt) end
-    if outcome == 'delivered' or kind ~= '' then count(account, outcome == 'delivered', kind) end
-    if outcome == 'retry' or outcome == 'again' then
-      local later = now_ms() + ms
-      if outcome == 'retry' then
-        local times, tried = string.match(tries[i] or '', '^(%d+) (.*)$')
-        times = tried == head and times + 1 or 1
-        redis.call('HSET', all_tries, account, times .. ' ' .. head)
-      end
-      -- The half distinguishes it from a lease: make_due may take it, and a repeat is refused.
-      redis.call('ZADD', queues, string.format('%d.5', later), account)
-      redis.call('ZADD', due_subscriptions, 'LT', later, subscription)
-    else
-      redis.call('LPOP', KEYS[12 + i])
-      if tries[i] then settled[#settled + 1] = account end
-      if outcome == 'dead' then
-        bury(dead, bodies, sizes, given_up, subscription, account, reason, head, dead_length, dead_bytes)
-      end
-      if ends[i][2] then
-        kept[#kept + 1] = ms
-        kept[#kept + 1] = account
-        reply[i * 2] = tonumber(ms)
-      else
-        free[#free + 1] = account
-      end
+for _, i in ipairs(eventful) do
+  local account, _, head, outcome, ms, reason, attempt, kind = unpack(ARGV, 8 * i - 2, 8 * i + 5)
+  if attempt ~= '' then remember(attempt) end
+  if outcome == 'delivered' or kind ~= '' then count(account, outcome == 'delivered', kind) end
+  if outcome == 'dead' then
+    bury(dead, bodies, sizes, given_up, subscription, account, reason, head, dead_length, dead_bytes)
+  elseif outcome ~= 'delivered' then
+    if outcome == 'retry' then
+      local times, tried = string.match(tries[i] or '', '^(%d+) (.*)$')
+      times = tried == head and times + 1 or 1
+      redis.call('HSET', all_tries, account, times .. ' ' .. head)
     end
+    -- The half distinguishes it from a lease: make_due may take it, and a repeat is refused.
+    redis.call('ZADD', queues, string.format('%d.5', now + ms), account)
+    redis.call('ZADD', due_subscriptions, 'LT', now + ms, subscription)
   end
 end
-if taken > 0 then grow(backlogs, subscription, -taken, waiting) end
-if kept[1] then redis.call('ZADD', queues, unpack(kept)) end
-if free[1] then redis.call('ZREM', queues, unpack(free)) end
 if has_counted then
   local form = '%d %d %d %d %d %d'
   table.insert(misses, 1, string.format(form, delivered_at, second, passed, failed, passed_before, failed_before))
   redis.call('SET', row_key, table.concat(misses, '\n'), 'PX', 600000)
 end
 if has_failed then
-  local now = now_ms()
   redis.call('ZREMRANGEBYSCORE', results, '(0', string.format('%d', now - 10000))
   redis.call('ZREMRANGEBYSCORE', results, 1e15, string.format('%d', 1e15 + now - 10000))
   redis.call('PEXPIRE', results, 600000)
 end
-if settled[1] then redis.call('HDEL', all_tries, unpack(settled)) end
 return reply

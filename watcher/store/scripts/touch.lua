@@ -1,8 +1,8 @@
 -- Note successful polls that found nothing new, and say when their accounts are due next. Each is a step.
 -- uses groups
 -- KEYS    1 polls   2 failing   3 due providers   then for each step: its state
--- ARGV    1 provider   then for each step: account, deadline, expected version, polled at (ms, 14 digits), next poll
---         due ms
+-- ARGV    1 provider   then for each step: account, deadline, expected version, polled at ms (14 digits), next poll due
+--         ms
 -- returns for each step: 1 done, -1 the state moved on, -2 the lease was lost
 -- All is read before the first write, or is the first write: a key of another type fails every step, and changes
 -- nothing.

@@ -44,8 +44,9 @@ local function drop_all(bodies, references) -- as drop, in as few commands as it
   end
   for i, reference in ipairs(references) do
     if count_of[reference] > 0 then
+      local _, rest = counted(stored[i])
       kept[#kept + 1] = reference
-      kept[#kept + 1] = string.gsub(stored[i], '^%d+', count_of[reference])
+      kept[#kept + 1] = count_of[reference] .. rest
     else
       gone[#gone + 1] = reference
     end
