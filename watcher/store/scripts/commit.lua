@@ -26,10 +26,8 @@ local has_failing = redis.call('HLEN', failing) > 0
 redis.call('XLEN', log)
 redis.call('ZCARD', due_subscriptions)
 redis.call('ZCARD', due_providers)
-redis.call('HLEN', bodies)
-redis.call('HLEN', backlogs)
 local log_size = tonumber(redis.call('HGET', sizes, 'log') or 0) or 0
-local steps, filled, filled_by_schedule = {}, {}, {}
+local steps, references, filled, filled_by_schedule, names = {}, {}, {}, {}, {}
 local key, at = 9, 3
 while KEYS[key] do
   local account, deadline, expected, new, due, state, follows, notes = unpack(ARGV, at, at + 7)
@@ -45,7 +43,10 @@ while KEYS[key] do
   local events = ARGV[at]
   for i = 1, events do
     local reference, stored, is_logged = unpack(ARGV, at + 3 * i - 2, at + 3 * i)
-    step.events[i] = {reference = reference, stored = stored, is_logged = is_logged == '1', queued = {}, count = 0}
+    references[#references + 1] = reference
+    step.events[i] = {
+      reference = reference, stored = stored, is_logged = is_logged == '1', queued = {}, count = 0, place = #references,
+    }
   end
   at = at + 1 + 3 * events
   local queues = ARGV[at]
@@ -56,7 +57,7 @@ while KEYS[key] do
     local one = filled_by_schedule[schedule]
     if not one then
       one = {at = key + 1, subscription = subscription, accounts = {}, due = {}, first = math.huge, queued = 0}
-      filled_by_schedule[schedule], filled[#filled + 1] = one, one
+      filled_by_schedule[schedule], filled[#filled + 1], names[#names + 1] = one, one, subscription
     end
     local was_empty, place = redis.call('LLEN', list) == 0, #one.accounts + 1
     one.accounts[place] = account
@@ -68,16 +69,22 @@ while KEYS[key] do
   end
 end
 for _, one in ipairs(filled) do one.times = redis.call('ZMSCORE', KEYS[one.at], unpack(one.accounts)) end
+local waiting_before = names[1] and redis.call('HMGET', backlogs, unpack(names)) or {}
+local stored_before, new_bodies = {}, {}
+for i = 1, #references, 1000 do
+  local some = redis.call('HMGET', bodies, unpack(references, i, math.min(i + 999, #references)))
+  for j = 1, #some do stored_before[i + j - 1] = some[j] end
+end
 
 local accounts = {}
 for i, step in ipairs(steps) do
   accounts[i] = step.account
   step.version = string.match(redis.call('GETRANGE', KEYS[step.key], 0, 15), '^%S*')
   if step.queues[1] then
-    local names = {}
-    for j, queue in ipairs(step.queues) do names[j] = queue.subscription end
-    step.previous = redis.call('HMGET', KEYS[step.key + 1], unpack(names))
-    for j in ipairs(names) do
+    local own = {}
+    for j, queue in ipairs(step.queues) do own[j] = queue.subscription end
+    step.previous = redis.call('HMGET', KEYS[step.key + 1], unpack(own))
+    for j in ipairs(own) do
       local previous = step.previous[j]
       if previous and previous ~= '0' and (#previous > 14 or not string.match(previous, '^[1-9]%d*$')) then
         return {['err'] = 'WRONGTYPE no sequence under ' .. KEYS[step.key + 1]}
@@ -163,9 +170,11 @@ for i, step in ipairs(steps) do
         end
         logged, taken, count = logged + 1, taken + #step.account + #entry + #event.stored + 1 + 80, count + 1
       end
-      if count > 0 and redis.call('HSETNX', bodies, event.reference, string.format('%d ', count) .. event.stored) == 0 then
+      if count > 0 and not stored_before[event.place] then
+        new_bodies[#new_bodies + 1] = event.reference
+        new_bodies[#new_bodies + 1] = count .. ' ' .. event.stored
+      else
         for _ = 1, count do hold(bodies, event.reference, event.stored) end
-        event.was_stored = true
       end
     end
     for j, queue in ipairs(step.queues) do
@@ -179,7 +188,7 @@ for i, step in ipairs(steps) do
         -- What was stored of an event before may say it in other bytes: begin_queue reads those.
         local is_ours = queue.was_empty and (tonumber(queue.lease) or 0) > now
         for k = 1, queue.deliveries do
-          is_ours = is_ours and not step.events[tonumber(ARGV[queue.at + k - 1])].was_stored
+          is_ours = is_ours and not stored_before[step.events[tonumber(ARGV[queue.at + k - 1])].place]
         end
         local due = is_ours and queue.lease or now
         one.due[#one.due + 1] = due
@@ -196,24 +205,21 @@ if next_polls[1] then
   redis.call('ZADD', due_providers, 'LT', first, provider)
 end
 if has_failing and fixed[1] then redis.call('HDEL', failing, unpack(fixed)) end
-local grown, names, counts = {}, {}, {}
-for _, one in ipairs(filled) do
+for i = 1, #new_bodies, 1000 do
+  redis.call('HSET', bodies, unpack(new_bodies, i, math.min(i + 999, #new_bodies)))
+end
+local counts = {}
+for i, one in ipairs(filled) do
   if one.due[1] then
     redis.call('ZADD', KEYS[one.at], unpack(one.due))
     redis.call('ZADD', due_subscriptions, 'LT', one.first, one.subscription)
   end
   if one.queued > 0 then
-    grown[#grown + 1] = one
-    names[#grown] = one.subscription
+    counts[#counts + 1] = one.subscription
+    counts[#counts + 1] = math.max(0, tonumber(waiting_before[i] or 0) or 0) + one.queued
   end
 end
-if names[1] then
-  for i, noted in ipairs(redis.call('HMGET', backlogs, unpack(names))) do
-    local count = math.max(0, tonumber(noted or 0) or 0) + grown[i].queued
-    counts[2 * i - 1], counts[2 * i] = names[i], string.format('%d', count)
-  end
-  redis.call('HSET', backlogs, unpack(counts))
-end
+if counts[1] then redis.call('HSET', backlogs, unpack(counts)) end
 
 -- What is logged pushes out the oldest, a few more than came, until the log is within its bound.
 if logged > 0 then

@@ -4,7 +4,6 @@
 local trials = {
     {'TIME', redis.pcall('TIME')},
     {'HSET', redis.pcall('HSET', KEYS[1], 'field', '1')},
-    {'HSETNX', redis.pcall('HSETNX', KEYS[1], 'field', '1')},
     {'HGET', redis.pcall('HGET', KEYS[1], 'field')},
     {'HMGET', redis.pcall('HMGET', KEYS[1], 'field')},
     {'HGETALL', redis.pcall('HGETALL', KEYS[1])},
