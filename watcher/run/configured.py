@@ -2,9 +2,9 @@
 
 import asyncio
 import resource
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from watcher.delivery.breakers import SubscriptionBreakers
 from watcher.delivery.egress import Policy
@@ -15,6 +15,7 @@ from watcher.engine.loop import InUse, Loop
 from watcher.journal.interest import Interest
 from watcher.journal.notices import paused
 from watcher.observe.counters import Counters
+from watcher.pause import slowly
 from watcher.polling.poll import Poller
 from watcher.polling.report import PollReport
 from watcher.polling.work import PollWork, ProviderPolls
@@ -76,12 +77,6 @@ def shares(limit: int, providers: int) -> Shares:
 
 _LAST_S = 0.5
 """An attempt that is answered within this time is settled though its subscription is gone, or its URL."""
-
-_SLICE = 1000
-"""Accounts that are looked at before anything else goes on: a millisecond or two."""
-
-
-T = TypeVar("T")
 
 
 class Configured:
@@ -186,13 +181,13 @@ class Configured:
         accounts_by_provider: dict[str, dict[str, AccountSettings]] = {
             name: {} for name in settings.provider_by_name
         }
-        async for account in _slowly(settings.account_by_name.values()):
+        async for account in slowly(settings.account_by_name.values()):
             accounts_by_provider[account.provider][account.name] = account
         for name, provider in settings.provider_by_name.items():
             if name not in self.poll_work.by_provider:
                 self.poll_work.by_provider[name] = await self._open_provider(provider)
             await self._follow(self.poll_work.by_provider[name], accounts_by_provider[name])
-        async for key in _slowly(self.loop.dispatch.keys):  # what is in hand yet: at the next reload
+        async for key in slowly(self.loop.dispatch.keys):  # what is in hand yet: at the next reload
             if key.name not in (self.targets if key.kind == "delivery" else self.poll_work.by_provider):
                 self.loop.forget(key)
 
@@ -201,19 +196,19 @@ class Configured:
         poller, before = polls.poller, polls.accounts
         most_requests, shards, probe, needed = 1, set[int](), None, 0.0
         now_ms, watch = self._schedule.now_ms(), self.poll_work.watch
-        async for account in _slowly(accounts.values()):
+        async for account in slowly(accounts.values()):
             cost = poller.cost(account)
             most_requests, needed = max(most_requests, cost), needed + cost / account.interval.total_seconds()
             shards.add(shard_of(account.name))
             place = account.interval, account.name
             probe = place if probe is None else min(probe, place)
-        async for name in _slowly(before):
+        async for name in slowly(before):
             if name not in accounts:
                 poller.forget(name)
                 watch.forget(polls.provider, name)
             elif accounts[name].interval != before[name].interval:
                 watch.forget(polls.provider, name)  # it is looked at anew
-        async for account in _slowly(accounts.values()):
+        async for account in slowly(accounts.values()):
             # What a reload brings is polled first: its state may be old, as of an account that was put back.
             in_ms = poller.patience_ms(account) if before else 0
             watch.follow(polls.provider, account.name, now_ms, in_ms=in_ms)
@@ -275,13 +270,3 @@ class Configured:
 def _policy(settings: Settings) -> Policy:
     egress = settings.egress
     return Policy(allow=egress.allow, allow_http=egress.allow_http, nat64=egress.nat64)
-
-
-async def _slowly(items: Iterable[T]) -> AsyncIterator[T]:
-    """Go through many items, and let other work go on in between and at the end: there may be many such
-    lists, each of them short."""
-    for count, item in enumerate(items, 1):
-        yield item
-        if count % _SLICE == 0:
-            await asyncio.sleep(0)
-    await asyncio.sleep(0)

@@ -15,7 +15,7 @@ from watcher import __version__
 from watcher.engine.loop import survived
 from watcher.observe.counters import Counters
 from watcher.observe.log import log
-from watcher.pause import compute, pause
+from watcher.pause import compute, in_order, pause
 from watcher.settings import Settings
 from watcher.store.exceptions import ConfigurationRefused, LayoutAwaited, StoreError, StoreUnreachable
 from watcher.store.health import StoreHealth
@@ -324,4 +324,4 @@ def names_by_provider(settings: Settings) -> dict[str, list[str]]:
 def digest(names_by_provider: Mapping[str, Sequence[str]]) -> str:
     """Name a list of accounts, the same in all workers that have it."""
     parts = (f"{provider} {name}" for provider, names in names_by_provider.items() for name in names)
-    return blake2b("\n".join(sorted(parts)).encode(), digest_size=8).hexdigest()
+    return blake2b("\n".join(in_order(parts)).encode(), digest_size=8).hexdigest()

@@ -4,10 +4,10 @@ Workers note every few seconds that they live. An enrolment brings the schedules
 and refuses to know of other workers, which may have another one: `run.members` does.
 """
 
-import asyncio
 import json
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +15,7 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from watcher.pause import compute
+from watcher.pause import compute, in_order, slowly
 from watcher.store.exceptions import StoreRefuses
 from watcher.store.keys import SHARDS, Keys, check_count, read_count, shard_of
 from watcher.store.layout import Layout, check_numbers, read_meta
@@ -137,8 +137,7 @@ class Fingerprint(_Fields):
         """Write it down as JSON, keys in order. In parts: 100,000 accounts at once hold up all threads."""
         fields = []
         for field, text_by_name in sorted(self._asdict().items()):
-            names = sorted(text_by_name)
-            parts = []
+            names, parts = [*in_order(text_by_name)], []
             for some in in_parts(names, _DUMPED_AT_ONCE):
                 part = {name: text_by_name[name] for name in some}
                 parts.append(json.dumps(part, separators=(",", ":"))[1:-1])
@@ -291,27 +290,29 @@ class Roster:
     ) -> Enrolled:
         """Make new accounts due now, and `remove` the ones that are gone."""
         providers = await self._providers(accounts_by_provider)
-        everyone = set[str]()
-        for names in accounts_by_provider.values():
-            everyone.update(names)
-            await asyncio.sleep(0)  # there may be 100,000
+        configured = {name: await _by_shard(accounts_by_provider.get(name, ())) for name in providers}
+
+        def is_configured(account: str) -> bool:
+            shard = shard_of(account)
+            return any(account in by_shard[shard] for by_shard in configured.values())
+
         for shard in range(SHARDS):
             key = self._keys.removed(shard)
             with suppress(BadState), damage_named():  # what is configured again is not to be forgotten
                 leaving = _texts(await self._pipe.command("ZRANGE", key, 0, -1))
-                for group in in_parts([name for name in leaving if name in everyone], _AT_ONCE):
+                for group in in_parts([*filter(is_configured, leaving)], _AT_ONCE):
                     await self._pipe.command("ZREM", key, *group)
         added = removed = 0
         gone: list[str] = []
-        for provider in providers:
-            wanted_by_shard = _by_shard(accounts_by_provider.get(provider, ()))
+        for provider, by_shard in configured.items():
             for shard in range(SHARDS):
-                wanted = {name.encode() for name in wanted_by_shard.get(shard, ())}
+                wanted = {name.encode() async for name in slowly(by_shard[shard])}
                 with suppress(BadState), damage_named():  # its poll reports the damage
                     known = {*await self._pipe.command("ZRANGE", self._keys.polls(shard, provider), 0, -1)}
-                    added += await self._add(shard, provider, sorted(wanted - known), now_ms)
+                    added += await self._add(shard, provider, [*wanted - known], now_ms)
                     if remove:
-                        gone += await self._remove(shard, provider, sorted(known - wanted), everyone, now_ms)
+                        left = sorted(known - wanted)
+                        gone += await self._remove(shard, provider, left, is_configured, now_ms)
                         removed += len(known - wanted)
         return Enrolled(added, removed, tuple(gone))
 
@@ -347,9 +348,9 @@ class Roster:
     async def make_due(self, provider: str, names: Collection[str], *, now_ms: float) -> set[str]:
         """Make accounts due now; returns those that a worker has in hand, which are left to it."""
         in_hand: set[str] = set()
-        for shard, members in _by_shard(names).items():
+        for shard, members in (await _by_shard(names)).items():
             keys = [self._keys.polls(shard, provider), self._keys.due_polls(shard)]
-            for group in in_parts(members, _AT_ONCE):
+            for group in in_parts([*members], _AT_ONCE):
                 found = await self._pipe.script(_MAKE_DUE, keys, now_ms, provider, *group)
                 in_hand.update(name.decode("utf-8", "replace") for name in found)
         return in_hand
@@ -365,7 +366,12 @@ class Roster:
         return added
 
     async def _remove(
-        self, shard: int, provider: str, names: list[bytes], everyone: Collection[str], now_ms: int
+        self,
+        shard: int,
+        provider: str,
+        names: list[bytes],
+        is_configured: Callable[[str], bool],
+        now_ms: int,
     ) -> list[str]:
         """Take accounts off a schedule; names those that no provider has any more."""
         forget_ms = now_ms + int(1000 * FORGET_ACCOUNT_AFTER.total_seconds())
@@ -377,7 +383,7 @@ class Roster:
         ]
         found: list[str] = []
         for group in in_parts(names, _AT_ONCE):
-            gone = [name for name in _texts(group) if name not in everyone and shard_of(name) == shard]
+            gone = [name for name in _texts(group) if shard_of(name) == shard and not is_configured(name)]
             others = {*group}.difference(name.encode() for name in gone)
             await self._pipe.script(_TAKE_OFF, keys, forget_ms, len(gone), *gone, *sorted(others))
             found += gone
@@ -398,8 +404,8 @@ def provider_names(text: bytes | None) -> set[str]:
     return {name for name in names if isinstance(name, str) and name.isascii()}
 
 
-def _by_shard(names: Iterable[str]) -> dict[int, list[str]]:
-    groups: dict[int, list[str]] = {}
-    for name in sorted(names):
-        groups.setdefault(shard_of(name), []).append(name)
+async def _by_shard(names: Iterable[str]) -> defaultdict[int, set[str]]:
+    groups = defaultdict[int, set[str]](set)
+    async for name in slowly(names):
+        groups[shard_of(name)].add(name)
     return groups
