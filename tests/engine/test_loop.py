@@ -123,7 +123,8 @@ class World:
 
 
 @pytest.fixture
-def world() -> World:
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(loop, "_TURN_S", 60.0)  # so a loop that is not woken when it must be ends no test
     return World()
 
 
@@ -182,6 +183,20 @@ async def test_work_that_says_that_more_is_due_is_claimed_again_without_a_look(w
         world.loop.wake(OPS, 1)
         await world.until(lambda: len(world.deliveries.ended) == 2)
     assert world.deliveries.claimed == [1, 1]
+
+
+async def test_a_key_that_was_full_is_claimed_for_as_soon_as_something_of_it_ends(world: World) -> None:
+    world.deliveries.may_end.clear()
+    async with world.running():
+        world.loop.wake(OPS, 1)
+        await world.until(lambda: world.deliveries.begun)
+        world.deliveries.room_of = lambda: Room(0, 60, is_full=True)
+        world.loop.wake(OPS, 2)
+        await world.until(lambda: world.deliveries.held)
+        world.deliveries.room_of = lambda: Room(10)
+        world.deliveries.may_end.set()
+        await world.until(lambda: len(world.deliveries.ended) == 2)
+    assert world.deliveries.claimed == [1, 2]
 
 
 async def test_what_has_no_room_is_kept_out_of_the_index_for_as_long(world: World) -> None:

@@ -8,8 +8,8 @@ import asyncio
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -129,24 +129,41 @@ class InUse:
             await self._stack.aclose()
 
 
-@contextmanager
-def survived(
-    affected: str,
-    *,
-    but: type[Exception] | tuple[type[Exception], ...] = (),
-    account: str | None = None,
-    subscription: str | None = None,
-) -> Iterator[None]:
+class survived:  # noqa: N801 - used as a word of `with`, and around every poll: a generator costs more
     """Log a bug inside the block, such as a damaged key in Redis, and go on after it.
 
     Errors that the caller expects, `but`, are raised.
     """
-    try:
-        yield
-    except but:
-        raise
-    except Exception:
-        log.exception("bug", affected=affected, account=account, subscription=subscription)
+
+    __slots__ = ("_account", "_affected", "_but", "_subscription")
+
+    def __init__(
+        self,
+        affected: str,
+        *,
+        but: type[Exception] | tuple[type[Exception], ...] = (),
+        account: str | None = None,
+        subscription: str | None = None,
+    ) -> None:
+        self._affected = affected
+        self._but = but
+        self._account = account
+        self._subscription = subscription
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        if not isinstance(error, Exception) or isinstance(error, self._but):
+            return False
+        log.error(
+            "bug",
+            affected=self._affected,
+            account=self._account,
+            subscription=self._subscription,
+            exc_info=error,
+        )
+        return True
 
 
 class Places:
@@ -196,14 +213,15 @@ class Loop:
         self._fix_at = 0.0
         self._held: defaultdict[tuple[Kind, int], dict[str, float]] = defaultdict(dict)
         self._turned_at: float | None = None
-        self._tasks: defaultdict[Key, set[asyncio.Task[None]]] = defaultdict(set)
+        self._turns_at = 0.0
+        self._tasks: defaultdict[Key, set[asyncio.Task[Any]]] = defaultdict(set)
         self._group: asyncio.TaskGroup | None = None
         self._places = 0
 
     def wake(self, key: Key, shard: int) -> None:
         """Claim at once: something was just made due."""
         self.dispatch.wake(key, shard, time.monotonic())
-        self._wake.set()
+        self._turn_sooner()
 
     def wake_all(self, key: Key) -> None:
         """Claim wherever something may be due: a wait of the key may have ended early."""
@@ -232,7 +250,7 @@ class Loop:
         """Give back a place that was kept."""
         self._places -= 1
         self.dispatch.ended(key, 0, time.monotonic())
-        self._wake.set()
+        self._turn_sooner()
 
     def stop(self) -> None:
         """Claim nothing more; what is in hand goes on to its end."""
@@ -278,11 +296,17 @@ class Loop:
                     group.create_task(self._serve(key), name=f"claim {key.kind} {key.name}")
                 if self._held and holding.done():
                     holding = group.create_task(self._hold_back(), name="hold")
-                await pause(self._wake, min(self.dispatch.next_at - time.monotonic(), _TURN_S))
+                self._turns_at = min(self.dispatch.next_at, now + _TURN_S)
+                await pause(self._wake, self._turns_at - time.monotonic())
             while self._places:  # what is leased yet is begun, and given back
                 self._wake.clear()
                 await self._wake.wait()
         self._turned_at = self._group = None
+
+    def _turn_sooner(self) -> None:
+        """Turn now, if there is something to do before the loop would turn by itself."""
+        if self._held or self.stopped.is_set() or self.dispatch.next_at < self._turns_at:
+            self._wake.set()
 
     async def every(self, wait_s: float, affected: str, act: Callable[[], Awaitable[float | None]]) -> None:
         """Do something again and again until stopped, even if it fails."""
@@ -322,9 +346,9 @@ class Loop:
             self.dispatch.due(key, due.shard, now - due.for_s, now)
             if (rest_s := self.dispatch.rest_s(key, now)) > LOOK_S:
                 self._held[due.kind, due.shard][due.name] = rest_s
-        if self._held or self.dispatch.next_at <= now:
-            self._wake.set()
-        elif is_finishing and self.dispatch.is_idle:
+        self._turn_sooner()
+        has_more = self._held or self.dispatch.next_at <= now
+        if is_finishing and not has_more and self.dispatch.is_idle:
             self.stop()
 
     async def _hold_back(self) -> None:
@@ -343,7 +367,7 @@ class Loop:
         except StoreError as error:
             rest_s = await self._health.failed(error)
         self.dispatch.served(key, time.monotonic(), rest_s)
-        self._wake.set()
+        self._turn_sooner()
 
     async def _claim(self, key: Key) -> float:
         """Claim and start; returns how long to wait before the next claim."""
@@ -379,18 +403,18 @@ class Loop:
         assert self._group
         task = self._group.create_task(self._do(key, shard, lease, doing), name=f"{key.kind} {lease.member}")
         self._tasks[key].add(task)
-        task.add_done_callback(self._tasks[key].discard)
 
     async def _do(self, key: Key, shard: int, lease: Lease, doing: Coroutine[Any, Any, bool]) -> None:
         """Do one piece of work. Its failure holds up no other."""
-        is_more = False
+        is_more, task = False, asyncio.current_task()
+        assert task
         subscription = key.name if key.kind == "delivery" else None
         try:
-            is_more = await self.survive(
-                doing, False, key.kind, account=lease.member, subscription=subscription
-            )
+            with survived(key.kind, but=StoreError, account=lease.member, subscription=subscription):
+                is_more = await doing
         except StoreError as error:
             await self._health.failed(error)
         finally:
+            self._tasks[key].discard(task)
             self.dispatch.ended(key, shard, time.monotonic(), is_more=is_more)
-            self._wake.set()
+            self._turn_sooner()

@@ -297,7 +297,7 @@ class ProviderPolls(InUse):
 class PollWork:
     """The polls of all providers, as the engine runs them."""
 
-    breath_s = 0.005
+    breath_s = 0.001
     """Between two claims: what falls due or becomes free meanwhile is claimed together."""
 
     def __init__(self, polls: Polls) -> None:
