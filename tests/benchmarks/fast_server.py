@@ -3,8 +3,9 @@
     python -m tests.benchmarks.fast_server      # prints its port; ends when its stdin is closed
 
 Under `/still` a Loopring that never changes, under `/restless` one whose first balance grows with every
-answer; every POST is taken, and those to `/timed` are listed under `/receipts`. Refuses to understand
-HTTP beyond what aiohttp sends: a head, and the length of a body.
+answer, under `/each` the same for accounts of any number, at some cost; every POST is taken, and those to
+`/timed` are listed under `/receipts`. Refuses to understand HTTP beyond what aiohttp sends: a head, and the
+length of a body.
 """
 
 import asyncio
@@ -32,11 +33,11 @@ def _answer(body: bytes) -> bytes:
     return head.encode() + body
 
 
-def _balances(first_total: str) -> bytes:
+def _balances(first_total: str, account: int = 1) -> bytes:
     amounts = [first_total, *(f"{token}{_WHOLE}" for token in range(1, TOKENS))]
     rows = [
         {
-            "accountId": 1,
+            "accountId": account,
             "tokenId": token,
             "total": amount,
             "locked": "0",
@@ -47,12 +48,17 @@ def _balances(first_total: str) -> bytes:
     return json.dumps(rows).encode()
 
 
+def still_body() -> bytes:
+    """Make the balances that never change."""
+    return _balances(str(_WHOLE))
+
+
 _LISTED = [
     {"type": "ERC20", "tokenId": token, "symbol": f"TOK{token}", "name": f"Token {token}", "decimals": 18}
     for token in range(TOKENS)
 ]
 _CATALOGUE = _answer(json.dumps(_LISTED).encode())
-_STILL = _answer(_balances(str(_WHOLE)))
+_STILL = _answer(still_body())
 _BEFORE, _AFTER = _answer(_balances("7" * 30)).split(b"7" * 30)
 _TAKEN = _answer(b"{}")
 
@@ -82,6 +88,9 @@ def _respond(head: bytes) -> bytes:
         return _STILL
     if head.startswith(b"GET /restless/api/v3/user/"):
         return b"%b%030d%b" % (_BEFORE, 10**29 + next(_numbers) * 10**12, _AFTER)
+    if head.startswith(b"GET /each/api/v3/user/"):
+        account = int(head.partition(b"accountId=")[2].partition(b" ")[0].partition(b"&")[0])
+        return _answer(_balances(str(10**29 + next(_numbers) * 10**12), account))
     if head.startswith(b"POST /timed"):
         _receipts.append((_header(head, b"webhook-id").decode(), time.monotonic()))
         return _TAKEN

@@ -1,14 +1,19 @@
 """The measures: each one lets the worker's own parts do one job on the stage, and says how fast it went."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from tests.benchmarks.raw_loop import Speed, Watch, latencies_ms, receipts
-from tests.benchmarks.stage import Stage, some_settings
-from tests.benchmarks.waiting import write_backlog
+from tests.benchmarks.stage import PROVIDER, Stage, account_names, some_settings
+from tests.benchmarks.waiting import SUBSCRIPTION, write_backlog
+from tests.faults.worker_processes import WorkerProcess
+from tests.support.memory import peak_mib
 from watcher.observe.counters import Counters
 from watcher.run.agreement import Agreement
 from watcher.run.configured import Configured
@@ -16,11 +21,15 @@ from watcher.run.members import Present
 from watcher.run.upkeep import Upkeep
 from watcher.settings import Settings
 from watcher.store.keeper import Keeper
-from watcher.store.keys import Keys
+from watcher.store.keys import SHARDS, Keys
 from watcher.store.members import Configurations, Workers
 from watcher.store.polls import Commit, Committed, Polls
 
 _TICK_S = 0.002
+
+_LOOK_S = 0.2
+_ON_S = 3.0
+_PATIENCE_S = 60.0
 
 
 class Measured(NamedTuple):
@@ -87,6 +96,64 @@ async def latencies(stage: Stage, accounts: int, count: int, *, per_second: floa
     async with running(stage, settings, counters, polls):
         await _until(lambda: counters.deliveries >= count)
     return latencies_ms(polls.sent_at, await receipts(stage.url))
+
+
+_CONFIGURATION = """
+accounts_file = "accounts.jsonl"
+
+[redis]
+url = "{redis}"
+namespace = "{namespace}"
+
+[egress]
+allow = ["127.0.0.0/8"]
+allow_http = true
+
+[providers.loopring]
+base_url = "{url}/each"
+api_key = "key"
+requests_per_second = 10000
+
+[[subscriptions]]
+name = "{subscription}"
+url = "{url}"
+secrets = ["${{SECRET}}"]
+max_in_flight = 64
+"""
+
+
+async def held_mib(stage: Stage, accounts: int, queues: int, per_queue: int) -> float:
+    """How many MiB a `watcher run` holds at most that polls accounts every second, each of them changed, and
+    delivers that beside a backlog."""
+    keys = Keys(some_settings(stage.url, 0).redis.namespace)
+    await write_backlog(stage, keys, queues, per_queue)
+    names = {"redis": stage.redis_url, "namespace": keys.namespace}
+    with TemporaryDirectory() as directory:
+        folder = Path(directory)
+        text = _CONFIGURATION.format(**names, url=stage.url, subscription=SUBSCRIPTION)
+        (folder / "watcher.toml").write_text(text)
+        rows = (
+            {"name": name, "provider": PROVIDER, "account_id": 1 + number, "interval": "1s"}
+            for number, name in enumerate(account_names(accounts))
+        )
+        (folder / "accounts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        worker = WorkerProcess(folder, "worker")
+        await worker.start()
+        try:
+            await worker.logged("worker.started")
+            async with asyncio.timeout(_PATIENCE_S):
+                while await _waiting(stage, keys) > accounts:
+                    assert worker.is_running, worker.errors
+                    await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_ON_S)
+            return peak_mib(worker.process.pid)
+        finally:
+            await worker.kill()
+
+
+async def _waiting(stage: Stage, keys: Keys) -> int:
+    counts = [await stage.client.hget(keys.backlogs(shard), SUBSCRIPTION) for shard in range(SHARDS)]
+    return sum(int(count or 0) for count in counts)
 
 
 class TimedPolls(Polls):

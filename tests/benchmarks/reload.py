@@ -97,7 +97,7 @@ def write(folder: Path, accounts: int, *, more: bool) -> Path:
 
 
 @contextmanager
-def _ticking() -> Iterator[Ticker]:
+def ticking() -> Iterator[Ticker]:
     ticker = Ticker()
     gc.callbacks.append(ticker.collected)
     task = asyncio.create_task(ticker.run())
@@ -144,7 +144,7 @@ async def measure(folder: Path, accounts: int) -> list[tuple[str, Held]]:
                 await asyncio.sleep(_QUIET_S)
             write(folder, accounts, more=more)
             seen = _reloads(lines)
-            with _ticking() as ticker:
+            with ticking() as ticker:
                 started = time.perf_counter()
                 os.kill(os.getpid(), signal.SIGHUP)
                 async with asyncio.timeout(_PATIENCE_S):

@@ -35,6 +35,8 @@ F = TypeVar("F")
 
 PROVIDER = "loopring"
 
+ALWAYS_DUE = timedelta(microseconds=1)
+
 _numbers = itertools.count(1)
 
 
@@ -51,6 +53,7 @@ class Stage:
     client: Redis
     schedule: Schedule
     health: StoreHealth
+    redis_url: str = ""
 
     async def used_memory(self) -> int:
         return int((await self.client.info("memory"))["used_memory"])
@@ -59,13 +62,17 @@ class Stage:
         await self.client.config_resetstat()
 
     async def server_us(self) -> float:
-        """What commands cost the server since `forget_commands`.
+        return await server_us(self.client)
 
-        What a script calls is counted twice where it is also sent on its own (HGET, ZRANGEBYSCORE): the
-        figure is a little too high.
-        """
-        spent = await self.client.info("commandstats")
-        return float(sum(spent[name]["usec"] for name in _SENT if name in spent))
+
+async def server_us(client: Redis) -> float:
+    """Say what commands cost the server since its statistics were reset.
+
+    What a script calls is counted twice where it is also sent on its own (HGET, ZRANGEBYSCORE): the figure is
+    a little too high.
+    """
+    spent = await client.info("commandstats")
+    return float(sum(spent[name]["usec"] for name in _SENT if name in spent))
 
 
 _SENT = [f"cmdstat_{name}" for name in ("evalsha", "hmget", "hget", "lrange", "zrangebyscore")]
@@ -86,7 +93,7 @@ async def a_stage_at(redis_url: str, url: str) -> AsyncIterator[Stage]:
         runners = [group.create_task(pipe.run()) for _ in range(2)]
         schedule = Schedule(pipe)
         await schedule.read_clock()
-        yield Stage(url, client, schedule, StoreHealth())
+        yield Stage(url, client, schedule, StoreHealth(), redis_url)
         for runner in runners:
             runner.cancel()
 
@@ -103,11 +110,16 @@ def perform(
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--quick", action="store_true", help="a small form, in seconds")
     plan = quick if parser.parse_args(arguments).quick else full
+    return on_a_loop(measure(plan)), plan
+
+
+def on_a_loop(measuring: Coroutine[Any, Any, F]) -> F:
+    """Measure on a worker's loop, which logs as in production."""
     with Path(os.devnull).open("w") as nowhere:
-        writer = configure("info", "json", nowhere)  # what a worker in production writes
+        writer = configure("info", "json", nowhere)
         try:
             with asyncio.Runner(loop_factory=loop_factory()) as runner:
-                return runner.run(measure(plan)), plan
+                return runner.run(measuring)
         finally:
             writer.close()
 
@@ -117,18 +129,21 @@ def say(what: str) -> None:
 
 
 def some_settings(
-    base_url: str, accounts: int, *, subscriber: str | None = None, polls_per_second: float = 1e6
+    base_url: str,
+    accounts: int,
+    *,
+    subscriber: str | None = None,
+    polls_per_second: float = 1e6,
+    interval: timedelta = ALWAYS_DUE,
 ) -> Settings:
-    """Accounts that are always due, at a provider without a limit; each time under another namespace."""
+    """Accounts at a provider without a limit, always due; each time under another namespace."""
     provider = LoopringSettings(name=PROVIDER, kind="loopring", base_url=base_url, api_key=SecretStr("key"))
     return Settings(
         redis=RedisSettings(namespace=a_namespace()),
         egress=EgressSettings(allow=(ip_network("127.0.0.0/8"),), allow_http=True),
         provider_by_name={PROVIDER: provider.model_copy(update={"requests_per_second": polls_per_second})},
         account_by_name={
-            name: LoopringAccount(
-                name=name, provider=PROVIDER, account_id=1, interval=timedelta(microseconds=1)
-            )
+            name: LoopringAccount(name=name, provider=PROVIDER, account_id=1, interval=interval)
             for name in account_names(accounts)
         },
         subscription_by_name={"ops": a_subscription(subscriber)} if subscriber else {},

@@ -1,4 +1,4 @@
-"""How much memory this process holds, as the kernel counts it. Where it does not, nothing is asserted."""
+"""How much memory a process holds, as the kernel counts it. Where it does not, nothing is asserted."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ def growing_at_most(mib: float) -> Iterator[None]:
     """Assert that the memory of this process never exceeds, inside the block, what it was before by more."""
     before = held_mib()
     yield
-    assert _peak_mib() - before < mib
+    assert peak_mib() - before < mib
 
 
 def held_mib() -> float:
@@ -19,12 +19,13 @@ def held_mib() -> float:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return 1e9
-    return _peak_mib()
+    return peak_mib()
 
 
-def _peak_mib() -> float:
+def peak_mib(process: int | str = "self") -> float:
+    """Say how much a process held at most, by its pid; 0 where that is not known."""
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path(f"/proc/{process}/status").read_text()
     except OSError:
         return 0
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
