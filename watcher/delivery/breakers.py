@@ -182,11 +182,10 @@ class SubscriptionBreakers:
     def _spacing_ms(self, subscription: SubscriptionSettings) -> float:
         """Return the ms between two attempts over all workers: by the subscription's own rate, or by the
         pace that its receiver bears, if that is slower. 0 where there is neither."""
-        rates = (
-            subscription.requests_per_second or 0.0,
-            decide.pace_per_s(self._known.get(subscription.name), self._now_ms()),
-        )
-        return max((1000 / rate for rate in rates if rate), default=0.0)
+        slowest, known = subscription.requests_per_second or math.inf, self._known.get(subscription.name)
+        if known:
+            slowest = min(slowest, decide.pace_per_s(known, self._now_ms()) or math.inf)
+        return 1000 / slowest
 
     async def turn_ms(self, subscription: SubscriptionSettings) -> float | None:
         """Take a turn; returns in how many ms it is, None where it is too far off: nothing goes out until it
@@ -257,16 +256,17 @@ class SubscriptionBreakers:
         """Note what an attempt said of its subscription. Raises StoreError, and is then called again."""
         name, answer, now_ms = subscription.name, attempt.answer, self._now_ms()
         is_probe = self.is_probe(name, account)
-        failure = Failure(attempt.reason, int(1000 * (attempt.retry_after_s or 0)))
         with survived("breakers", but=StoreError, subscription=name):
+            if answer is Answer.DELIVERED:
+                self._concurrency.delivered(name, limit=subscription.max_in_flight)
+                self._delivered[name].add(now_ms)
+                if self._spacing_ms(subscription):
+                    self._unreported[name] += 1
+                if is_probe:
+                    await self._change(name, partial(decide.probed, account=account))
+                return
+            failure = Failure(attempt.reason, int(1000 * (attempt.retry_after_s or 0)))
             match answer:
-                case Answer.DELIVERED:
-                    self._concurrency.delivered(name, limit=subscription.max_in_flight)
-                    self._delivered[name].add(now_ms)
-                    if self._spacing_ms(subscription):
-                        self._unreported[name] += 1
-                    if is_probe:
-                        await self._change(name, partial(decide.probed, account=account))
                 case Answer.SLOW_DOWN:
                     await self._limited(name, failure)
                 case Answer.FORBIDDEN:
