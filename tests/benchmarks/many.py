@@ -68,6 +68,11 @@ class Many:
     def accounts(self) -> int:
         return len(self.worker.settings.account_by_name)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has enrolled all accounts, and claims them."""
+        return bool(self.worker.loop and self.worker.loop.turned_at_by_name)
+
     def polled(self, outcome: str) -> int:
         return self.worker.counters.by_poll[PROVIDER, outcome]
 
@@ -111,7 +116,7 @@ async def measure_many(url: str, accounts: int) -> list[Row]:
             gc.collect()
             gc.freeze()  # as what is read from files is
             running = asyncio.create_task(many.worker.run())
-            await many.phase(f"start with {accounts:,} accounts", lambda: many.worker.has_begun)
+            await many.phase(f"start with {accounts:,} accounts", lambda: many.has_begun)
             await many.phase("their first polls", lambda: many.polled("committed") >= accounts)
             is_over = lambda: many.polled("unchanged") >= accounts  # noqa: E731
             await many.phase("their polls that find nothing new", is_over, many.make_due)

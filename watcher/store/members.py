@@ -160,8 +160,8 @@ class Fingerprint(_Fields):
         then it belongs to the same deployment."""
         if any(not line.startswith("subscription ") for line in self.differing(other)):
             return False
-        is_apart = self.accounts.keys().isdisjoint(other.accounts)
-        return not is_apart or not (self.accounts or other.accounts)
+        shares = any(name in other.accounts for name in self.accounts)
+        return shares or not (self.accounts or other.accounts)
 
 
 class Mark(NamedTuple):
