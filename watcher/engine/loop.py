@@ -215,7 +215,6 @@ class Loop:
         self._turned_at: float | None = None
         self._turns_at = 0.0
         self._tasks: defaultdict[Key, set[asyncio.Task[Any]]] = defaultdict(set)
-        self._group: asyncio.TaskGroup | None = None
         self._places = 0
 
     def wake(self, key: Key, shard: int) -> None:
@@ -232,7 +231,7 @@ class Loop:
     def keep(self, key: Key) -> bool:
         """Keep a place for work of a key, if there is one; `begin` or `give_back` follows."""
         dispatch = self.dispatch
-        if not self._group or self.stopped.is_set() or not dispatch.is_next(key, time.monotonic()):
+        if self._turned_at is None or self.stopped.is_set() or not dispatch.is_next(key, time.monotonic()):
             return False
         work, in_flight = self._works[key.kind], dispatch.in_flight(key)
         if work.spare(key.name, in_flight, dispatch.in_flight_of(key.kind)) <= 0:
@@ -285,23 +284,28 @@ class Loop:
 
     async def run(self) -> None:
         """Turn until stopped, then wait for what is in hand."""
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            holding = group.create_task(self._hold_back(), name="hold")
-            group.create_task(self.every(LOOK_S, "what is due", self._look), name="look")
-            while not self.stopped.is_set():
-                now = self._turned_at = time.monotonic()
-                self._wake.clear()
-                for key in self.dispatch.take(now):
-                    group.create_task(self._serve(key), name=f"claim {key.kind} {key.name}")
-                if self._held and holding.done():
-                    holding = group.create_task(self._hold_back(), name="hold")
-                self._turns_at = min(self.dispatch.next_at, now + _TURN_S)
-                await pause(self._wake, self._turns_at - time.monotonic())
-            while self._places:  # what is leased yet is begun, and given back
+        try:
+            async with asyncio.TaskGroup() as group:
+                holding = group.create_task(self._hold_back(), name="hold")
+                group.create_task(self.every(LOOK_S, "what is due", self._look), name="look")
+                while not self.stopped.is_set():
+                    now = self._turned_at = time.monotonic()
+                    self._wake.clear()
+                    for key in self.dispatch.take(now):
+                        group.create_task(self._serve(key), name=f"claim {key.kind} {key.name}")
+                    if self._held and holding.done():
+                        holding = group.create_task(self._hold_back(), name="hold")
+                    self._turns_at = min(self.dispatch.next_at, now + _TURN_S)
+                    await pause(self._wake, self._turns_at - time.monotonic())
+            while self._places or any(self._tasks.values()):  # what is leased yet is begun, and given back
                 self._wake.clear()
                 await self._wake.wait()
-        self._turned_at = self._group = None
+        finally:
+            if left := [*itertools.chain.from_iterable(self._tasks.values())]:  # this was cut off
+                for task in left:
+                    task.cancel()
+                await asyncio.wait(left)
+            self._turned_at = None
 
     def _turn_sooner(self) -> None:
         """Turn now, if there is something to do before the loop would turn by itself."""
@@ -400,9 +404,8 @@ class Loop:
         return claimed.leases
 
     def _start(self, key: Key, shard: int, lease: Lease, doing: Coroutine[Any, Any, bool]) -> None:
-        assert self._group
-        task = self._group.create_task(self._do(key, shard, lease, doing), name=f"{key.kind} {lease.member}")
-        self._tasks[key].add(task)
+        name, work = f"{key.kind} {lease.member}", self._do(key, shard, lease, doing)
+        self._tasks[key].add(asyncio.create_task(work, name=name))  # no group: it costs more than the task
 
     async def _do(self, key: Key, shard: int, lease: Lease, doing: Coroutine[Any, Any, bool]) -> None:
         """Do one piece of work. Its failure holds up no other."""
@@ -410,10 +413,11 @@ class Loop:
         assert task
         subscription = key.name if key.kind == "delivery" else None
         try:
-            with survived(key.kind, but=StoreError, account=lease.member, subscription=subscription):
-                is_more = await doing
-        except StoreError as error:
-            await self._health.failed(error)
+            with survived(key.kind, account=lease.member, subscription=subscription):
+                try:
+                    is_more = await doing
+                except StoreError as error:
+                    await self._health.failed(error)
         finally:
             self._tasks[key].discard(task)
             self.dispatch.ended(key, shard, time.monotonic(), is_more=is_more)
