@@ -16,8 +16,8 @@ from typing import Literal, NamedTuple
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from watcher.delivery.connector import EgressRefused, GuardedResolver, guarded_sockets
-from watcher.delivery.egress import Policy, check_url, read_address
+from watcher.delivery.egress import Policy, check_url
+from watcher.http.dial import Dialer, EgressRefused, NoConnection
 from watcher.printable import many, printable
 from watcher.providers.contract import ErrorClass, Rejected, provider_class
 from watcher.providers.http import ProviderClient
@@ -265,18 +265,16 @@ async def reach(url: URL, policy: Policy, *, resolver: AbstractResolver | None =
     """Connect to where events would be POSTed, and hang up. `resolver` replaces DNS. Sets no time limit."""
     host, port = url.raw_host or "", url.port or 443
     context = ssl.create_default_context() if url.scheme == "https" else None
-    addresses = [host] if read_address(host) else None
+    asked = resolver or CurrentResolver()
     try:
-        if addresses is None:
-            guarded = GuardedResolver(policy, resolver or CurrentResolver())
-            try:
-                addresses = [answer["host"] for answer in await guarded.resolve(host, port)]
-            finally:
-                await guarded.close()
+        addresses = await Dialer(asked, policy.judge).look_up(host)
     except EgressRefused as refusal:
         return Reached(f"refused: {refusal.reason}", is_refused_by_us=True)
-    except (OSError, UnicodeError):
+    except NoConnection:
         return Reached("its name does not resolve")
+    finally:
+        if asked is not resolver:
+            await asked.close()
     reached = Reached("its name does not resolve")
     for address in addresses:
         reached = await _connect((address, port), host, context, policy)
@@ -289,10 +287,9 @@ async def _connect(
     address: tuple[str, int], host: str, context: ssl.SSLContext | None, policy: Policy
 ) -> Reached:
     loop, family = asyncio.get_running_loop(), socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    try:
-        connection = guarded_sockets(policy)((family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address))
-    except EgressRefused as refusal:
-        return Reached(f"refused: {refusal.reason}", is_refused_by_us=True)
+    if reason := policy.judge(address[0]):
+        return Reached(f"refused: {reason}", is_refused_by_us=True)
+    connection = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     is_connected = False
     with connection:
         connection.setblocking(False)

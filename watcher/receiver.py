@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, web
+from aiohttp import web
 
 from watcher.captured import Captured
-from watcher.delivery.connector import ANSWER_LIMIT
-from watcher.delivery.webhook import flaw_of
+from watcher.delivery.webhook import ANSWER_LIMIT, flaw_of
 from watcher.fields import as_written
+from watcher.http.dial import Dialer, place_of
+from watcher.http.pool import Pool
+from watcher.http.wire import Limits, NoAnswer, TimedOut, head_of
 from watcher.receive import Event, InvalidWebhook, Order, follow, queue_of, read_body, verify
+from watcher.resolver import CurrentResolver
 
 _KEEP = 100_000  # ids and queues remembered: names come from outside, and a repeat comes within days
 
@@ -38,6 +41,8 @@ class Sequences:
 
 
 _FORWARD_TIMEOUT_S = 20  # as long as a whole attempt may take: the sender hangs up then
+_KEEP_ALIVE_S = 4.0
+_LIMITS = Limits(ANSWER_LIMIT, 0)
 _OWN_HEADERS = frozenset(
     {
         "connection",
@@ -132,17 +137,14 @@ class Receiver:
         except OSError:
             await self._runner.cleanup()
             raise
-        self._session = ClientSession(
-            timeout=ClientTimeout(total=_FORWARD_TIMEOUT_S),
-            cookie_jar=DummyCookieJar(),
-            auto_decompress=False,
-            max_field_size=ANSWER_LIMIT,
-        )
+        self._resolver = CurrentResolver()
+        self._pool = Pool(Dialer(self._resolver), keep_alive_s=_KEEP_ALIVE_S)
         return self
 
     async def __aexit__(self, *_error: object) -> None:
         await self._runner.cleanup()
-        await self._session.close()
+        await self._pool.close()
+        await self._resolver.close()
 
     @property
     def url(self) -> str:
@@ -196,12 +198,15 @@ class Receiver:
     async def _forward(self, to: str, headers: Mapping[str, str], body: bytes) -> tuple[int, str]:
         url = as_written(to)
         kept = [(name, value) for name, value in headers.items() if name.lower() not in _OWN_HEADERS]
+        deadline = asyncio.get_running_loop().time() + _FORWARD_TIMEOUT_S
         try:
-            async with self._session.post(url, data=body, headers=kept, allow_redirects=False) as answer:
-                return answer.status, f"forwarded, and answered {answer.status} there"
-        except TimeoutError:
+            head = head_of("POST", url, [*kept, ("Content-Length", str(len(body)))])
+            request = b"%b\r\n%b" % (head, body)
+            answer = await self._pool.send(place_of(url), request, _LIMITS, deadline=deadline)
+        except TimedOut:
             return 504, f"not forwarded: no answer within {_FORWARD_TIMEOUT_S} s"
-        except (ClientError, OSError, UnicodeError) as error:
-            return 502, f"not forwarded: {flaw_of(error, url).reason}"
+        except NoAnswer as error:
+            return 502, f"not forwarded: {flaw_of(error).reason}"
         except ValueError:
             return 502, "not forwarded: it has a header that cannot be sent on"
+        return answer.status, f"forwarded, and answered {answer.status} there"

@@ -1,11 +1,13 @@
 """Says what is wrong with a connection or its TLS, and what fixes it: for subscribers and providers alike.
 
-Refuses to repeat what OpenSSL or aiohttp say: their texts hold host names, and blame a protocol.
+Refuses to repeat what OpenSSL says: its texts hold host names, and blame a protocol.
 """
 
 import os
 import ssl
 from typing import NamedTuple
+
+from watcher.http.wire import NotHttp
 
 
 class Flaw(NamedTuple):
@@ -62,9 +64,6 @@ _BY_REASON = (
 )
 """By a part of what OpenSSL calls it, whose names differ between versions; the first that fits counts."""
 
-_ALERT = r"b'\x15\x03"
-"""How aiohttp writes out what a port with TLS answers to a request without."""
-
 _TRUST = "trust it: SSL_CERT_FILE=/path/ca.pem"
 _FIX_BY_CERTIFICATE = (
     ("expired", "have its certificate renewed"),
@@ -87,7 +86,7 @@ def tls_flaw(error: BaseException, *, is_handshake: bool = False) -> Flaw | None
     causes = [error]
     while inner := causes[-1].__cause__ or causes[-1].__context__:
         causes.append(inner)
-    for cause in reversed(causes):  # aiohttp's own are of the same classes, and know less
+    for cause in reversed(causes):
         if isinstance(cause, ssl.SSLCertVerificationError):
             # The host is behind the comma.
             what = str(getattr(cause, "verify_message", "")).partition(",")[0].lower()
@@ -100,12 +99,13 @@ def tls_flaw(error: BaseException, *, is_handshake: bool = False) -> Flaw | None
             return next(found, HUNG_UP if isinstance(cause, ssl.SSLEOFError) else _UNKNOWN)
         if is_handshake and isinstance(cause, _HANGING_UP):
             return HUNG_UP
-        if _ALERT in str(getattr(cause, "message", "")):  # aiohttp keeps a whole answer there too
+        if isinstance(cause, NotHttp) and cause.is_tls:
             return _SPEAKS_TLS
     return None
 
 
-def cannot_connect(error: Exception) -> str:
+def cannot_connect(error: BaseException) -> str:
     """Say that there is no connection, and why, as far as the system knows."""
-    number = error.errno if isinstance(error, OSError) else None
+    cause = error.__cause__ or error
+    number = cause.errno if isinstance(cause, OSError) else None
     return f"{CANNOT_CONNECT}: {os.strerror(number).lower()}" if number else CANNOT_CONNECT

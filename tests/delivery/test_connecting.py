@@ -86,7 +86,7 @@ async def test_a_name_that_leads_inside_is_our_refusal(addresses: list[str], rea
 
 
 async def test_a_name_that_leads_elsewhere_later_is_judged_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("watcher.delivery.connector.DNS_CACHE_S", 0)
+    monkeypatch.setattr("watcher.http.dial.CACHE_S", 0)
     known = {"hooks.example": ["127.0.0.2"]}
     closing = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     async with (
@@ -119,7 +119,7 @@ async def test_a_name_server_that_is_silent_costs_the_deadline() -> None:
 @pytest.mark.parametrize("host", ["a..b", ".example", 64 * "x" + ".example", "127.1", "0x7f000001", "xn--a"])
 async def test_a_name_that_is_none_is_an_error_of_the_attempt(host: str) -> None:
     target = a_target("http://hooks.example/")
-    target.url = URL.build(scheme="http", host=host, path="/", encoded=True)
+    target.lead_to(URL.build(scheme="http", host=host, path="/", encoded=True))
     async with a_sink(resolver=FakeDns({host: UnicodeError("label empty or too long")})) as sink:
         attempt = await sink.send(target, a_delivery(), 1)
     assert attempt.status is None
@@ -151,7 +151,7 @@ async def test_the_next_address_of_a_name_is_tried() -> None:
 
 def trust(certificate: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of what the system trusts."""
-    monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", a_client_trusting(certificate))
+    monkeypatch.setattr("watcher.http.dial.system_tls", lambda: a_client_trusting(certificate))
 
 
 @pytest.mark.parametrize(

@@ -10,20 +10,15 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
-from aiohttp import AsyncResolver
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from watcher.delivery.connector import (
-    EgressRefused,
-    GuardedResolver,
-    guarded_connector,
-    guarded_sockets,
-    refusal_in,
-)
-from watcher.delivery.egress import Policy, RefusedUrl, check_url, read_address
+from watcher.delivery.egress import Policy, RefusedUrl, check_url
+from watcher.http.dial import Dialer, EgressRefused, Judge, NoConnection, place_of
+from watcher.http.pool import Pool
+from watcher.http.wire import Limits, head_of
+from watcher.resolver import CurrentResolver
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "ssrf_urls.json").read_text())["cases"]
 PUBLIC = "93.184.216.34"
@@ -53,6 +48,8 @@ class Listener:
             while await reader.readuntil(b"\r\n\r\n"):
                 writer.write(self.answer)
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
     async def visits(self) -> int:
         """Count the connections so far. One of our own queues behind them: none can still be on its way."""
@@ -69,9 +66,14 @@ class Listener:
 @contextlib.asynccontextmanager
 async def listening(host: str = "127.0.0.1", answer: bytes = OK) -> AsyncIterator[Listener]:
     listener = Listener(host, answer)
-    async with await asyncio.start_server(listener.serve, host) as server:
-        listener.port = server.sockets[0].getsockname()[1]
-        yield listener
+    async with asyncio.timeout(60), asyncio.TaskGroup() as connections:  # and waits for the end of each
+
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connections.create_task(listener.serve(reader, writer))
+
+        async with await asyncio.start_server(connected, host) as server:
+            listener.port = server.sockets[0].getsockname()[1]
+            yield listener
 
 
 class ScriptedDns(AbstractResolver):
@@ -93,22 +95,40 @@ class ScriptedDns(AbstractResolver):
         pass
 
 
-def a_session(
-    policy: Policy, resolver: AbstractResolver | None = None, **options: Any
-) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(connector=guarded_connector(policy, resolver or AsyncResolver()), **options)
+@contextlib.asynccontextmanager
+async def a_pool(judge: Policy | Judge, resolver: AbstractResolver | None = None) -> AsyncIterator[Pool]:
+    asked = resolver or CurrentResolver()
+    pool = Pool(Dialer(asked, judge.judge if isinstance(judge, Policy) else judge), keep_alive_s=4.0)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+        await asked.close()
 
 
-async def status_of(session: aiohttp.ClientSession, url: str | URL, **options: Any) -> int:
-    async with session.post(url, **options) as response:
-        return response.status
+async def status_of(pool: Pool, url: str | URL) -> int:
+    url = URL(url)
+    request = head_of("POST", url, [("Content-Length", "0")]) + b"\r\n"
+    deadline = asyncio.get_running_loop().time() + 10
+    return (await pool.send(place_of(url), request, Limits(65_536, 0), deadline=deadline)).status
 
 
-async def refusal_of(session: aiohttp.ClientSession, url: str | URL, **options: Any) -> str | None:
-    """Say why the guard refused. Anything but aiohttp's own error for connections fails the test."""
-    with pytest.raises(aiohttp.ClientConnectorError) as caught:
-        await status_of(session, url, **options)
-    return refusal_in(caught.value)
+async def refusal_of(pool: Pool, url: str | URL) -> str | None:
+    """Say why the guard refused. Anything but an error for connections fails the test."""
+    with pytest.raises(NoConnection) as caught:
+        await status_of(pool, url)
+    return caught.value.reason if isinstance(caught.value, EgressRefused) else None
+
+
+def judging_after(count: int, policy: Policy) -> Judge:
+    """A judge that lets the first ones pass: what is looked up, and not what is dialled."""
+    passed: list[str] = []
+
+    def judge(address: str) -> str | None:
+        passed.append(address)
+        return policy.judge(address) if len(passed) > count else None
+
+    return judge
 
 
 # Every verdict of the list
@@ -136,13 +156,9 @@ async def test_an_allowed_url_passes_the_check_the_look_up_and_the_socket(case: 
     host, port = url.raw_host, url.port
     assert host
     assert port
-    addresses = [host]
-    if not read_address(host):
-        resolver = GuardedResolver(policy, ScriptedDns(case["resolves_to"]))
-        addresses = [answer["host"] for answer in await resolver.resolve(host, port)]
-    for address in addresses:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        guarded_sockets(policy)((family, socket.SOCK_STREAM, 0, "", (address, port))).close()
+    dns = ScriptedDns(case.get("resolves_to", []))
+    for address in await Dialer(dns, policy.judge).look_up(host):
+        assert policy.judge(address) is None
 
 
 @pytest.mark.parametrize("case", verdicts("deny"))
@@ -152,8 +168,8 @@ async def test_a_denied_url_fails_at_the_check_or_at_the_look_up(case: dict[str,
         url = check_url(case["url"], policy)
     except RefusedUrl:
         return
-    async with a_session(policy, ScriptedDns(case["resolves_to"])) as session:
-        assert await refusal_of(session, url)
+    async with a_pool(policy, ScriptedDns(case["resolves_to"])) as pool:
+        assert await refusal_of(pool, url)
 
 
 # Live proofs: nothing may reach the canary
@@ -161,37 +177,37 @@ async def test_a_denied_url_fails_at_the_check_or_at_the_look_up(case: dict[str,
 
 async def test_a_name_that_turns_inward_after_its_first_answer_reaches_nothing() -> None:
     dns = ScriptedDns([PUBLIC], ["127.0.0.1"])
-    async with listening() as canary, a_session(SUBSCRIBER, dns) as session:
+    async with listening() as canary, a_pool(SUBSCRIBER, dns) as pool:
         url = f"http://rebinding.example:{canary.port}/"
-        assert await GuardedResolver(SUBSCRIBER, dns).resolve("rebinding.example", canary.port)
-        assert await refusal_of(session, url) == "loopback address"
+        assert await Dialer(dns, SUBSCRIBER.judge).look_up("rebinding.example")
+        assert await refusal_of(pool, url) == "loopback address"
         assert await canary.visits() == 0
 
 
 async def test_the_same_request_arrives_where_the_address_is_allowed() -> None:
-    async with listening() as canary, a_session(EVERYWHERE, ScriptedDns(["127.0.0.1"])) as session:
-        assert await status_of(session, f"http://rebinding.example:{canary.port}/") == 200
+    async with listening() as canary, a_pool(EVERYWHERE, ScriptedDns(["127.0.0.1"])) as pool:
+        assert await status_of(pool, f"http://rebinding.example:{canary.port}/") == 200
         assert await canary.visits() == 1
 
 
 async def test_one_bad_answer_refuses_the_whole_name() -> None:
     dns = ScriptedDns(["127.0.0.2", "127.0.0.1"])
-    async with listening("127.0.0.2") as subscriber, a_session(SUBSCRIBER, dns) as session:
-        assert await refusal_of(session, f"http://mixed.example:{subscriber.port}/") == "loopback address"
+    async with listening("127.0.0.2") as subscriber, a_pool(SUBSCRIBER, dns) as pool:
+        assert await refusal_of(pool, f"http://mixed.example:{subscriber.port}/") == "loopback address"
         assert await subscriber.visits() == 0
 
 
 async def test_everybody_who_waits_for_the_same_look_up_is_refused() -> None:
-    async with listening() as canary, a_session(SUBSCRIBER, ScriptedDns(["127.0.0.1"])) as session:
+    async with listening() as canary, a_pool(SUBSCRIBER, ScriptedDns(["127.0.0.1"])) as pool:
         url = f"http://rebinding.example:{canary.port}/"
-        refusals = await asyncio.gather(*(refusal_of(session, url) for _ in range(5)))
+        refusals = await asyncio.gather(*(refusal_of(pool, url) for _ in range(5)))
         assert refusals == ["loopback address"] * 5
         assert await canary.visits() == 0
 
 
 async def test_what_the_real_resolver_says_is_judged() -> None:
-    async with listening() as canary, a_session(SUBSCRIBER) as session:
-        assert await refusal_of(session, f"http://localhost:{canary.port}/") == "loopback address"
+    async with listening() as canary, a_pool(SUBSCRIBER) as pool:
+        assert await refusal_of(pool, f"http://localhost:{canary.port}/") == "loopback address"
         assert await canary.visits() == 0
 
 
@@ -199,61 +215,47 @@ async def test_what_the_real_resolver_says_is_judged() -> None:
     "host", ["127.0.0.1", "①②⑦.⓪.⓪.①", "１２７.0.0.1", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]"]
 )
 async def test_an_address_in_the_url_is_judged_at_the_socket(host: str) -> None:
-    async with listening() as canary, a_session(SUBSCRIBER) as session:
-        assert await refusal_of(session, URL(f"http://{host}:{canary.port}/")) == "loopback address"
+    async with listening() as canary, a_pool(SUBSCRIBER) as pool:
+        assert await refusal_of(pool, URL(f"http://{host}:{canary.port}/")) == "loopback address"
         assert await canary.visits() == 0
 
 
 async def test_the_socket_judges_again_what_a_resolver_let_through() -> None:
-    connector = aiohttp.TCPConnector(
-        resolver=ScriptedDns(["127.0.0.1", "0.0.0.0", "::1"]), socket_factory=guarded_sockets(SUBSCRIBER)
-    )
-    async with listening() as canary, aiohttp.ClientSession(connector=connector) as session:
-        assert await refusal_of(session, f"http://unguarded.example:{canary.port}/")
+    dns = ScriptedDns(["127.0.0.1", "0.0.0.0", "::1"])
+    async with listening() as canary, a_pool(judging_after(3, SUBSCRIBER), dns) as pool:
+        assert await refusal_of(pool, f"http://unguarded.example:{canary.port}/")
         assert await canary.visits() == 0
 
 
 async def test_happy_eyeballs_dial_only_the_allowed_ones_of_several_addresses() -> None:
-    connector = aiohttp.TCPConnector(
-        resolver=ScriptedDns(["127.0.0.1", "::1", "127.0.0.2"]), socket_factory=guarded_sockets(SUBSCRIBER)
-    )
-    async with listening("127.0.0.2") as subscriber, aiohttp.ClientSession(connector=connector) as session:
-        assert await status_of(session, f"http://unguarded.example:{subscriber.port}/") == 200
+    dns = ScriptedDns(["127.0.0.1", "::1", "127.0.0.2"])
+    async with listening("127.0.0.2") as subscriber, a_pool(judging_after(3, SUBSCRIBER), dns) as pool:
+        assert await status_of(pool, f"http://unguarded.example:{subscriber.port}/") == 200
         assert await subscriber.visits() == 1
 
 
-@pytest.mark.parametrize("is_followed", [False, True])
-async def test_a_redirect_inward_reaches_nothing_even_if_it_were_followed(is_followed: bool) -> None:
+async def test_a_redirect_inward_reaches_nothing() -> None:
     async with listening() as canary:
         inward = b"HTTP/1.1 307 -\r\nLocation: %b\r\nContent-Length: 0\r\n\r\n" % canary.url.encode()
-        async with listening("127.0.0.2", inward) as subscriber, a_session(SUBSCRIBER) as session:
-            if is_followed:
-                assert await refusal_of(session, subscriber.url, allow_redirects=True) == "loopback address"
-            else:
-                assert await status_of(session, subscriber.url, allow_redirects=False) == 307
+        async with listening("127.0.0.2", inward) as subscriber, a_pool(SUBSCRIBER) as pool:
+            assert await status_of(pool, subscriber.url) == 307
             assert await subscriber.visits() == 1
         assert await canary.visits() == 0
 
 
-@pytest.mark.parametrize("is_trusted", [False, True])
-async def test_a_proxy_from_the_environment_is_not_asked_and_would_be_judged(
-    is_trusted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_proxy_from_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     async with listening() as canary, listening("127.0.0.2") as subscriber:
         monkeypatch.setenv("http_proxy", canary.url)
-        async with a_session(SUBSCRIBER, trust_env=is_trusted) as session:
-            if is_trusted:
-                assert await refusal_of(session, subscriber.url) == "loopback address"
-            else:
-                assert await status_of(session, subscriber.url) == 200
-        assert await subscriber.visits() == (not is_trusted)
+        async with a_pool(SUBSCRIBER) as pool:
+            assert await status_of(pool, subscriber.url) == 200
+        assert await subscriber.visits() == 1
         assert await canary.visits() == 0
 
 
 async def test_a_connection_kept_alive_does_not_serve_a_stricter_policy() -> None:
-    async with listening() as canary, a_session(EVERYWHERE) as before, a_session(SUBSCRIBER) as after:
+    async with listening() as canary, a_pool(EVERYWHERE) as before, a_pool(SUBSCRIBER) as after:
         assert [await status_of(before, canary.url) for _ in range(2)] == [200, 200]
         assert await refusal_of(after, canary.url) == "loopback address"
         assert await canary.visits() == 1
@@ -267,7 +269,7 @@ async def test_a_connection_kept_alive_does_not_serve_a_stricter_policy() -> Non
 )
 async def test_an_answer_that_is_no_plain_address_refuses_the_name(answer: str) -> None:
     with pytest.raises(EgressRefused):
-        await GuardedResolver(EVERYWHERE, ScriptedDns([answer])).resolve("odd.example")
+        await Dialer(ScriptedDns([answer]), EVERYWHERE.judge).look_up("odd.example")
 
 
 async def test_a_look_up_that_fails_by_itself_is_no_refusal() -> None:
@@ -275,17 +277,12 @@ async def test_a_look_up_that_fails_by_itself_is_no_refusal() -> None:
         async def resolve(self, *_: object) -> list[ResolveResult]:
             raise OSError(None, "DNS lookup failed")
 
-    async with a_session(SUBSCRIBER, DeadDns()) as session:
-        assert await refusal_of(session, "http://dead.example/") is None
+    async with a_pool(SUBSCRIBER, DeadDns()) as pool:
+        assert await refusal_of(pool, "http://dead.example/") is None
 
 
 async def test_a_refused_connection_is_no_refusal_of_ours() -> None:
     async with listening("127.0.0.2") as subscriber:
         url = subscriber.url
-    async with a_session(SUBSCRIBER) as session:
-        assert await refusal_of(session, url) is None
-
-
-def test_a_refusal_is_found_bare_as_well() -> None:
-    assert refusal_in(EgressRefused("loopback address")) == "loopback address"
-    assert refusal_in(OSError("loopback address")) is None
+    async with a_pool(SUBSCRIBER) as pool:
+        assert await refusal_of(pool, url) is None

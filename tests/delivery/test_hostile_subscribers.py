@@ -25,9 +25,8 @@ from tests.support.raw_subscribers import (
     silence,
     subscribing,
 )
-from watcher.delivery.connector import ANSWER_LIMIT
 from watcher.delivery.sink import Attempt
-from watcher.delivery.webhook import WebhookSink
+from watcher.delivery.webhook import ANSWER_LIMIT, WebhookSink
 
 NO_ANSWER = f"no answer within {SHORT_S} s"
 NOT_HTTP = "its answer is not HTTP"

@@ -25,7 +25,7 @@ KNOWN = {NAME: ["127.0.0.1"]}
 
 def trust(certificate: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of what the system trusts."""
-    monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", a_client_trusting(certificate))
+    monkeypatch.setattr("watcher.http.dial.system_tls", lambda: a_client_trusting(certificate))
 
 
 @every_trouble

@@ -14,14 +14,6 @@ PACKAGE = Path(watcher.__file__).parent
 DEPENDENCIES = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]["dependencies"]
 
 MUST_BE = {
-    # A subscriber's answer is bounded, and its status taken whatever follows.
-    ("watcher/delivery/connector.py", "_buffer"): "aiohttp",
-    ("watcher/delivery/connector.py", "_exception"): "aiohttp",
-    ("watcher/delivery/connector.py", "_factory"): "aiohttp",
-    ("watcher/delivery/connector.py", "_payload"): "aiohttp",
-    # Connections that are kept are bounded.
-    ("watcher/delivery/connector.py", "_conns"): "aiohttp",
-    ("watcher/delivery/connector.py", "_release"): "aiohttp",
     # Half of what a pipeline costs is saved.
     ("watcher/store/pipe.py", "_execute_pipeline"): "redis",
 }

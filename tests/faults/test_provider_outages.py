@@ -14,7 +14,6 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import aiohttp.connector
 import pytest
 from redis.asyncio import Redis
 
@@ -25,6 +24,7 @@ from tests.support.builders import SECRET
 from tests.support.rig import workers
 from tests.support.tls_subscribers import a_client_trusting
 from watcher.engine import breaker
+from watcher.http import dial
 from watcher.polling import cadence, poll, work
 from watcher.providers.contract import Request
 from watcher.providers.http import ProviderClient
@@ -79,9 +79,9 @@ async def providers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mapping[st
     async with AsyncExitStack() as stack:
         providers = {kind: await stack.enter_async_context(FailingProvider(kind)) for kind in KINDS}
         trusting = a_client_trusting(providers["tls"].pem)
-        monkeypatch.setattr(aiohttp.connector, "_SSL_CONTEXT_VERIFIED", trusting)
+        monkeypatch.setattr(dial, "system_tls", lambda: trusting)
         monkeypatch.setattr(configured, "CurrentResolver", partial(CurrentResolver, make=Names))
-        monkeypatch.setattr(aiohttp.connector._DNSCacheTable, "expired", lambda *_: True)
+        monkeypatch.setattr(dial, "CACHE_S", 0)
         yield providers
 
 

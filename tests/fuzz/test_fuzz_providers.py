@@ -1,6 +1,5 @@
 """Whatever a provider answers: it is refused, or it can be written down, read back and told."""
 
-import asyncio
 import gzip
 import json
 from contextlib import suppress
@@ -20,6 +19,7 @@ from tests.support.provider_staging import (
     metakeep_settings,
 )
 from tests.support.stories import deliveries_of
+from watcher.http.wire import Answer
 from watcher.journal.account import AccountState, Rules
 from watcher.journal.events import load_delivery
 from watcher.journal.interest import Interest
@@ -80,23 +80,11 @@ def test_any_bytes_are_json_or_are_said_not_to_be(answer: bytes) -> None:
         parse(answer)
 
 
-class Packed:
-    """A response that says it is gzip."""
-
-    def __init__(self, packed: bytes) -> None:
-        self.headers = {"Content-Encoding": "gzip"}
-        self.content = self
-        self.chunks = [packed, b""]
-
-    async def readany(self) -> bytes:
-        return self.chunks.pop(0)
-
-
 @fuzz(st.binary() | damaged_bytes(gzip.compress(json.dumps(TOKENS).encode(), mtime=0)))
 def test_any_packed_body_is_whole_or_refused(packed: bytes) -> None:
-    response: Any = Packed(packed)
+    answer = Answer(200, ((b"Content-Encoding", b"gzip"),), packed)
     with suppress(Rejected):
-        assert len(asyncio.run(http.read_body(response))) <= http.LIMIT
+        assert len(http.body_of(answer)) <= http.LIMIT
 
 
 @every_provider

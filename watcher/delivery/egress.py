@@ -1,6 +1,6 @@
 """Where events may be POSTed: one policy that judges addresses, and the check of a subscriber's URL at load.
 
-Refuses to look names up and to open sockets: `watcher.delivery.connector` does, under the same policy.
+Refuses to look names up and to open sockets: `watcher.http.dial` does, and asks this policy each time.
 The tables are our own, because `ipaddress.is_global` lets multicast, 6to4, NAT64 and more pass, and
 differs between versions of Python.
 
@@ -91,6 +91,11 @@ class Policy:
     allow: tuple[Network, ...] = ()
     allow_http: bool = False
     nat64: bool = False
+
+    def judge(self, text: str) -> str | None:
+        """Judge an address as a resolver writes it, as `verdict` does."""
+        address = read_address(text)
+        return self.verdict(address) if address else "not an address in its usual spelling"
 
     def verdict(self, address: Address) -> str | None:
         """Say why `address` must not be dialled, in a few words, or None where it may.

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import time
 import zlib
 from collections import Counter
@@ -12,15 +13,18 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Self
 
-import aiohttp
 from aiohttp.abc import AbstractResolver
 
 from watcher import __version__
 from watcher.durations import retry_after_s
 from watcher.fields import as_written
+from watcher.http.dial import Dialer, NoConnection, NoHostName, Place, Unresolved, place_of
+from watcher.http.pool import Pool
+from watcher.http.wire import Answer, Limits, NoAnswer, NotHttp, TimedOut, TooLong, head_of
 from watcher.providers.assets import KeptCatalogue
 from watcher.providers.contract import AssetList, Catalogue, ErrorClass, Provider, Rejected, Request
 from watcher.providers.strict_json import NotJson, parse
+from watcher.resolver import CurrentResolver
 from watcher.settings import ProviderSettings
 from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, is_called
 from watcher.tls_flaws import CANNOT_CONNECT, cannot_connect, tls_flaw
@@ -31,19 +35,13 @@ LIMIT = 1024 * 1024
 _GZIP = 16 + zlib.MAX_WBITS
 
 
-async def read_body(response: aiohttp.ClientResponse) -> bytes:
-    """Read and unpack a body. Raises Rejected, and what aiohttp raises when the connection breaks."""
-    chunks: list[bytes] = []
-    size = 0
-    while chunk := await response.content.readany():
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > LIMIT:
-            response.close()
-            raise _too_large()
-    packed = b"".join(chunks)
-    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding in ("", "identity"):
+def body_of(answer: Answer) -> bytes:
+    """Unpack the body of a whole answer. Raises Rejected."""
+    packed = answer.body
+    if len(packed) > LIMIT:
+        raise _too_large()
+    encoding = (answer.header("content-encoding") or "identity").lower()
+    if encoding == "identity":
         return packed
     if encoding not in ("gzip", "x-gzip"):
         raise Rejected("malformed", "the answer is packed in a way that was not asked for")
@@ -59,8 +57,11 @@ async def read_body(response: aiohttp.ClientResponse) -> bytes:
     return body
 
 
+_TOO_LARGE = "the answer is larger than 1 MiB"
+
+
 def _too_large() -> Rejected:
-    return Rejected("malformed", "the answer is larger than 1 MiB")
+    return Rejected("malformed", _TOO_LARGE)
 
 
 LONGEST_RETRY_AFTER_S = 900.0
@@ -69,14 +70,18 @@ CONNECTIONS = 128
 """Twice what the fastest default rate keeps busy at a second an answer, far fewer than file descriptors.
 Each provider has its own: one that hangs makes only its own polls wait."""
 
-LONGEST_HEADER = 64 * 1024
-"""Bytes: a provider's proxy may set cookies of any size, which are nothing to us."""
+_LIMITS = Limits(total=LIMIT + 256 * 1024, kept=LIMIT + 1)
+"""Besides a body there may be cookies of any size, set by a provider's proxy, and what frames its chunks."""
 
-_MOST_HEADERS = 1000
+_KEEP_ALIVE_S = 15.0
 _SLACK = 1.05
 """Requests are a little wider apart than the limit asks: they arrive less evenly than they leave."""
 
-_AGAIN_WITHIN_S = 1.0
+_HEADERS = {
+    "Accept": "application/json",
+    "Accept-Encoding": "gzip",
+    "User-Agent": f"watcher/{__version__}",
+}
 _NOTHING: Catalogue = MappingProxyType({})
 
 
@@ -104,9 +109,8 @@ class ProviderClient:
         self._provider = provider
         self._settings = settings
         self._base_url = settings.base_url.rstrip("/")
-        self._is_tls = self._base_url.lower().startswith("https:")
         self.spacing_s = _SLACK / settings.requests_per_second
-        self._timeout = aiohttp.ClientTimeout(total=settings.timeout.total_seconds())
+        self._timeout_s = settings.timeout.total_seconds()
         self._wait_turn = wait_turn
         self._requests = Counter[str]() if requests is None else requests
         self._connections = connections
@@ -119,25 +123,15 @@ class ProviderClient:
         """Whether the provider has a list of assets, from which decimals may become known later."""
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._connections, resolver=self._resolver),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=self._timeout,
-            trust_env=False,
-            auto_decompress=False,
-            max_line_size=LONGEST_HEADER,
-            max_field_size=LONGEST_HEADER,
-            max_headers=_MOST_HEADERS,
-            headers={
-                "Accept": "application/json",
-                "Accept-Encoding": "gzip",
-                "User-Agent": f"watcher/{__version__}",
-            },
-        )
+        resolver = self._resolver or CurrentResolver()
+        self._pool = Pool(Dialer(resolver), keep_alive_s=_KEEP_ALIVE_S, limit=self._connections)
+        self._own = None if self._resolver else resolver
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
+        await self._pool.close()
+        if self._own:
+            await self._own.close()
 
     @cached_property
     def _catalogue(self) -> KeptCatalogue:
@@ -257,54 +251,53 @@ class ProviderClient:
         return answer
 
     async def _fetch(self, request: Request, *, wait_s: float = 0.0) -> bytes:
-        """Send a request; once more if a POST met a connection that the other side had just closed.
-
-        aiohttp does that for GET by itself. Asking for a balance twice does no harm.
+        """Send a request; once more if it met a connection that the other side had just closed: asking for a
+        balance twice does no harm.
         """
         if wait_s:
             await asyncio.sleep(wait_s)
-        started_at = self._clock()
-        try:
-            return await self._send(request)
-        except Rejected as refused:
-            is_stale = isinstance(refused.__cause__, aiohttp.ServerDisconnectedError)
-            if request.method == "GET" or not is_stale or self._clock() > started_at + _AGAIN_WITHIN_S:
-                raise
-        return await self._send(request)
-
-    async def _send(self, request: Request) -> bytes:
         self._requests[self._settings.name] += 1
-        status = None
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
         try:
-            async with self._session.request(
-                request.method,
-                as_written(self._base_url + request.path).extend_query(request.query),
-                headers=request.secret_headers,
-                json=request.json,
-                data=request.body,
-                allow_redirects=False,
-            ) as response:
-                status = response.status
-                if date := response.headers.get("Date"):
-                    self.dated = date, self._utc_now()
-                if status == 200:
-                    return await read_body(response)
-                raise await self._refusal(response)
-        except _TRANSPORT_ERRORS as error:
-            raise by_error(error, status, is_tls=self._is_tls) from error
+            place, request_bytes = self._written(request)
+            answer = await self._pool.send(place, request_bytes, _LIMITS, deadline=deadline)
+        except NoAnswer as error:
+            raise by_error(error) from error
+        except ValueError as error:
+            raise Rejected("configuration", "base_url is not an address") from error
+        if date := answer.header("date"):
+            self.dated = date, self._utc_now()
+        if answer.status != 200:
+            raise self._refusal(answer)
+        if answer.cut:
+            raise by_error(answer.cut, answer.status) from answer.cut
+        return body_of(answer)
 
-    async def _refusal(self, response: aiohttp.ClientResponse) -> Rejected:
+    def _written(self, request: Request) -> tuple[Place, bytes]:
+        """Write a request, and where it goes. Raises ValueError."""
+        url = as_written(self._base_url + request.path)
+        if request.query:
+            url = url.extend_query(request.query)
+        headers, body = {**_HEADERS, **request.secret_headers}, request.body
+        if request.json is not None:
+            body = json.dumps(request.json).encode()
+            headers["Content-Type"] = "application/json"
+        if body is not None:
+            headers["Content-Length"] = str(len(body))
+        head = head_of(request.method, url, headers.items())
+        return place_of(url), b"%b\r\n%b" % (head, body or b"")
+
+    def _refusal(self, answer: Answer) -> Rejected:
         """Say why an answer is a refusal: by what the provider says, or by the status alone."""
-        status = response.status
+        status = answer.status
         try:
-            answer = parse(await read_body(response))
-        except (*_TRANSPORT_ERRORS, Rejected, NotJson):
-            answer = None  # it has no JSON body, for whatever reason
-        refused = self._provider.refusal(status, answer)
+            says = None if answer.cut else parse(body_of(answer))
+        except (Rejected, NotJson):
+            says = None  # it has no JSON body, for whatever reason
+        refused = self._provider.refusal(status, says)
         if refused is None or status == 429:
             refused = by_status(status)
-        wish = response.headers.get("Retry-After")
-        wish_s = retry_after_s(wish, self._utc_now(), most_s=LONGEST_RETRY_AFTER_S)
+        wish_s = retry_after_s(answer.header("retry-after"), self._utc_now(), most_s=LONGEST_RETRY_AFTER_S)
         return Rejected(refused.error_class, refused.reason, status=status, retry_after_s=wish_s)
 
 
@@ -316,9 +309,6 @@ def source_of(settings: ProviderSettings, provider: Provider, account: Any) -> s
 
 # Why a poll is rejected, as far as HTTP itself shows it. What a foreign exception says is never repeated:
 # those texts hold URLs.
-
-_TRANSPORT_ERRORS = (aiohttp.ClientError, OSError, TimeoutError, UnicodeError)
-"""All that a request was seen to raise: a time-out is no ClientError, a host name like `a..b` neither."""
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _ERROR_CLASS_BY_STATUS: Mapping[int, tuple[ErrorClass, str]] = {
@@ -334,18 +324,19 @@ _ERROR_CLASS_BY_HUNDRED: Mapping[int, tuple[ErrorClass, str]] = {
     5: ("transient", "an error at the provider"),
 }
 
-_UNREACHED: tuple[tuple[type[Exception], ErrorClass, str], ...] = (
-    (aiohttp.InvalidURL, "configuration", "base_url is not an address"),
-    (UnicodeError, "configuration", "base_url is not a host name"),
-    (aiohttp.ClientConnectorDNSError, "gone", "the name does not resolve"),
-    (aiohttp.ClientConnectorError, "gone", CANNOT_CONNECT),
-    (aiohttp.ClientResponseError, "malformed", "the answer is not HTTP"),
-    (TimeoutError, "gone", "no answer in time"),
-    (Exception, "gone", "the connection broke before an answer"),
+_UNREACHED: tuple[tuple[type[NoAnswer], ErrorClass, str], ...] = (
+    (NoHostName, "configuration", "base_url is not a host name"),
+    (Unresolved, "gone", "the name does not resolve"),
+    (NoConnection, "gone", CANNOT_CONNECT),
+    (NotHttp, "malformed", "the answer is not HTTP"),
+    (TooLong, "malformed", "the answer is not HTTP"),
+    (TimedOut, "gone", "no answer in time"),
+    (NoAnswer, "gone", "the connection broke before an answer"),
 )
-_BROKEN_OFF: tuple[tuple[type[Exception], ErrorClass, str], ...] = (
-    (TimeoutError, "transient", "no whole answer in time"),
-    (Exception, "transient", "the answer broke off"),
+_BROKEN_OFF: tuple[tuple[type[NoAnswer], ErrorClass, str], ...] = (
+    (TooLong, "malformed", _TOO_LARGE),
+    (TimedOut, "transient", "no whole answer in time"),
+    (NoAnswer, "transient", "the answer broke off"),
 )
 
 
@@ -358,13 +349,9 @@ def by_status(status: int) -> Rejected:
     return Rejected(error_class, f"{reason} ({status})", status=status)
 
 
-def by_error(error: Exception, status: int | None, *, is_tls: bool) -> Rejected:
-    """Say how a request failed: before an answer (`status` is None), or in the middle of one with status 200.
-
-    `is_tls`: it was to go through TLS.
-    """
-    is_handshake = is_tls and isinstance(error, aiohttp.ClientConnectorError)
-    if status is None and (flaw := tls_flaw(error, is_handshake=is_handshake)):
+def by_error(error: NoAnswer, status: int | None = None) -> Rejected:
+    """Say how a request failed: before an answer (`status` is None), or in the middle of one."""
+    if status is None and (flaw := tls_flaw(error, is_handshake=isinstance(error, NoConnection))):
         return Rejected("gone", flaw.words, fix=flaw.fix)
     table = _UNREACHED if status is None else _BROKEN_OFF
     error_class, reason = next(row[1:] for row in table if isinstance(error, row[0]))

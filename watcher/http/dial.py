@@ -1,0 +1,191 @@
+"""Makes connections: looks names up, judges every address, connects to the first that answers, speaks TLS.
+
+Refuses to trust what was judged before: a name may answer differently each time (rebinding), so an address is
+judged when it is looked up and once more at the socket.
+"""
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from functools import cache
+from ipaddress import ip_address
+from typing import NamedTuple, TypeVar
+
+from aiohappyeyeballs import start_connection
+from aiohttp.abc import AbstractResolver
+from yarl import URL
+
+from watcher.http.wire import NoAnswer
+
+CACHE_S = 10.0
+"""Saves a burst its look-ups; short, so that a server that moves is found again at the first retry."""
+
+_MOST_NAMES = 10_000
+_NEXT_ADDRESS_S = 0.25
+"""How long an address may take before the next one of its name is tried beside it (RFC 8305)."""
+
+Judge = Callable[[str], str | None]
+"""Says why an address must not be dialled, or None where it may be."""
+
+AddressInfo = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
+
+P = TypeVar("P", bound=asyncio.Protocol)
+
+
+class NoConnection(NoAnswer):
+    """No connection came about; its cause is what the system or OpenSSL says."""
+
+
+class Unresolved(NoConnection):
+    """The name does not resolve."""
+
+
+class NoHostName(NoConnection):
+    """The name is none that could be looked up."""
+
+
+class EgressRefused(NoConnection, OSError):
+    """The judge forbids this address. No byte was sent; it stays so until the policy or DNS changes."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(errno.EACCES, f"the egress policy forbids it: {reason}")
+        self.reason = reason
+
+
+class Place(NamedTuple):
+    """Where a connection leads: what two URLs have in common that may share one."""
+
+    host: str
+    port: int
+    is_tls: bool
+
+
+def place_of(url: URL) -> Place:
+    """Read where a URL leads. Its scheme is http or https."""
+    is_tls = url.scheme == "https"
+    return Place(url.raw_host or "", url.port or (443 if is_tls else 80), is_tls)
+
+
+@cache
+def system_tls() -> ssl.SSLContext:
+    """Make the client's side of TLS, once: certificate and host name are verified by what the system trusts,
+    or SSL_CERT_FILE names."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+class Dialer:
+    """Connects to places. `judge` is asked about every address: none means that all may be dialled.
+
+    The caller closes the `resolver`. Needs a running loop.
+    """
+
+    def __init__(self, resolver: AbstractResolver, judge: Judge | None = None) -> None:
+        self._resolver = resolver
+        self._judge = judge
+        self._known: dict[str, tuple[float, list[str]]] = {}
+        self._asked: dict[str, asyncio.Task[list[str]]] = {}
+
+    async def connect(self, place: Place, make: Callable[[], P]) -> P:
+        """Connect, and return the protocol that `make` made. Raises NoConnection; sets no time limit."""
+        loop = asyncio.get_running_loop()
+        addresses = await self.look_up(place.host)
+        infos = [_info(address, place.port) for address in addresses]
+        refusals: list[EgressRefused] = []
+
+        def guarded(info: AddressInfo) -> socket.socket:
+            try:
+                self._judged(info[4][0])
+            except EgressRefused as refusal:
+                refusals.append(refusal)
+                raise
+            return socket.socket(*info[:3])
+
+        try:
+            sock = await start_connection(
+                infos, happy_eyeballs_delay=_NEXT_ADDRESS_S, interleave=1, socket_factory=guarded
+            )
+        except OSError as error:
+            if refusals:
+                raise refusals[0] from None
+            raise NoConnection from error
+        try:
+            name = place.host.rstrip(".") if place.is_tls else None
+            tls = system_tls() if place.is_tls else None
+            _, protocol = await loop.create_connection(make, sock=sock, ssl=tls, server_hostname=name)
+        except OSError as error:  # ssl.SSLError is one
+            sock.close()
+            raise NoConnection from error
+        except BaseException:
+            sock.close()
+            raise
+        return protocol
+
+    async def look_up(self, host: str) -> Sequence[str]:
+        """Return the addresses of a host, the next one first each time.
+
+        Raises EgressRefused where any of them is forbidden: keeping the good ones instead would let a
+        subscriber probe inside with every second attempt. Raises Unresolved and NoHostName.
+        """
+        if _is_address(host):
+            return (self._judged(host),)
+        until, addresses = self._known.get(host, (0.0, []))
+        if until <= asyncio.get_running_loop().time():
+            task = self._asked.get(host)
+            if task is None:
+                task = self._asked[host] = asyncio.create_task(self._ask(host), name=f"look up {host}")
+                task.add_done_callback(lambda ended: self._forget(host, ended))
+            addresses = await asyncio.shield(task)
+        addresses.append(addresses.pop(0))
+        return tuple(addresses)
+
+    async def close(self) -> None:
+        """End the look-ups that nobody waits for."""
+        asked = [*self._asked.values()]
+        for task in asked:
+            task.cancel()
+        if asked:
+            await asyncio.wait(asked)
+
+    async def _ask(self, host: str) -> list[str]:
+        try:
+            answers = await self._resolver.resolve(host, 0, socket.AF_UNSPEC)
+        except UnicodeError as error:
+            raise NoHostName from error
+        except OSError as error:
+            raise Unresolved from error
+        addresses = [self._judged(answer["host"]) for answer in answers]
+        if not addresses:
+            raise Unresolved
+        if len(self._known) >= _MOST_NAMES:
+            self._known.clear()
+        self._known[host] = (asyncio.get_running_loop().time() + CACHE_S, addresses)
+        return addresses
+
+    def _forget(self, host: str, task: asyncio.Task[list[str]]) -> None:
+        del self._asked[host]
+        if not task.cancelled():
+            task.exception()  # where nobody waited for it, it is no news
+
+    def _judged(self, address: str) -> str:
+        if self._judge and (reason := self._judge(address)):
+            raise EgressRefused(reason)
+        return address
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _info(address: str, port: int) -> AddressInfo:
+    """Write an address as `getaddrinfo` does."""
+    if ":" in address:
+        return socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port, 0, 0)
+    return socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port)

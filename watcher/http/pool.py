@@ -1,0 +1,252 @@
+"""Sends requests and keeps connections: one request at a time on each, none beyond its deadline.
+
+Refuses to follow, to remember and to guess: no redirect, no cookie, no proxy, no pipelining; a connection on
+which anything was odd is closed.
+"""
+
+import asyncio
+from collections import defaultdict
+from typing import cast
+
+from watcher.http.dial import Dialer, Place
+from watcher.http.wire import Answer, Disconnected, Limits, NoAnswer, Reader, Reset, TimedOut
+
+MOST_KEPT = 5_000
+_AGAIN_WITHIN_S = 1.0
+
+
+class Pool:
+    """Connections to many places. Needs a running loop.
+
+    No more than `keep` idle ones stay open, each for `keep_alive_s`; at most `limit` requests to one place
+    are under way, others wait (0: no limit).
+    """
+
+    def __init__(self, dialer: Dialer, *, keep_alive_s: float, keep: int = MOST_KEPT, limit: int = 0) -> None:
+        self._dialer = dialer
+        self._keep_alive_s = keep_alive_s
+        self._keep = keep
+        self._limit = limit
+        self._room: dict[Place, asyncio.Semaphore] = {}
+        self._idle: defaultdict[Place, list[Connection]] = defaultdict(list)
+        self._kept = 0
+        self._sweep: asyncio.TimerHandle | None = None
+        self._is_closed = False
+
+    async def send(
+        self, place: Place, request: bytes, limits: Limits, *, deadline: float, rest_s: float | None = None
+    ) -> Answer:
+        """Send a request, and once more if an idle connection turned out to be closed. Raises NoAnswer.
+
+        `deadline` is one of the loop's clock. Once the status is known, the rest of the answer is awaited for
+        `rest_s` at most; what then lacks is said by `cut`.
+        """
+        if not self._limit:
+            return await self._send(place, request, limits, deadline, rest_s)
+        room = self._room.get(place)
+        if room is None:
+            room = self._room[place] = asyncio.Semaphore(self._limit)
+        try:
+            if room.locked():
+                async with asyncio.timeout_at(deadline):
+                    await room.acquire()
+            else:
+                await room.acquire()
+        except TimeoutError:
+            raise TimedOut(is_connected=False) from None
+        try:
+            return await self._send(place, request, limits, deadline, rest_s)
+        finally:
+            room.release()
+
+    async def close(self) -> None:
+        """Close the idle connections, and each other one when its request has ended."""
+        self._is_closed = True
+        if self._sweep:
+            self._sweep.cancel()
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.abort()
+        self._idle.clear()
+        await self._dialer.close()
+        await asyncio.sleep(0)  # in which their sockets are closed
+
+    async def _send(
+        self, place: Place, request: bytes, limits: Limits, deadline: float, rest_s: float | None
+    ) -> Answer:
+        connection = self._take(place)
+        if connection is not None:
+            again_until = connection.loop.time() + _AGAIN_WITHIN_S
+            try:
+                return await self._ask(connection, request, limits, deadline, rest_s)
+            except Disconnected:
+                if connection.loop.time() > again_until:
+                    raise
+        try:
+            async with asyncio.timeout_at(deadline):
+                connection = await self._dialer.connect(place, lambda: Connection(self, place))
+        except TimeoutError:
+            raise TimedOut(is_connected=False) from None
+        return await self._ask(connection, request, limits, deadline, rest_s)
+
+    async def _ask(
+        self, connection: "Connection", request: bytes, limits: Limits, deadline: float, rest_s: float | None
+    ) -> Answer:
+        try:
+            answer = await connection.ask(request, limits, deadline, rest_s)
+        except BaseException:
+            connection.abort()
+            raise
+        self._give_back(connection)
+        return answer
+
+    def _take(self, place: Place) -> "Connection | None":
+        """Take the connection that was used last: the others may become old."""
+        connections = self._idle.get(place)
+        while connections:
+            connection = connections.pop()
+            self._kept -= 1
+            if connection.is_usable and connection.loop.time() < connection.idle_since + self._keep_alive_s:
+                return connection
+            connection.abort()
+        return None
+
+    def _give_back(self, connection: "Connection") -> None:
+        if not connection.is_usable or self._is_closed or self._kept >= self._keep:
+            connection.abort()
+            return
+        connection.idle_since = connection.loop.time()
+        self._idle[connection.place].append(connection)
+        self._kept += 1
+        if self._sweep is None:
+            self._sweep = connection.loop.call_later(self._keep_alive_s, self._close_old)
+
+    def drop(self, connection: "Connection") -> None:
+        """Forget an idle connection that was closed."""
+        connections = self._idle.get(connection.place, [])
+        if connection in connections:
+            connections.remove(connection)
+            self._kept -= 1
+
+    def _close_old(self) -> None:
+        self._sweep = None
+        loop = asyncio.get_running_loop()
+        until = loop.time() - self._keep_alive_s
+        for place, connections in [*self._idle.items()]:
+            old = [connection for connection in connections if connection.idle_since <= until]
+            for connection in old:
+                connection.abort()
+            del connections[: len(old)]
+            self._kept -= len(old)
+            if not connections:
+                del self._idle[place]
+        if self._kept:
+            self._sweep = loop.call_later(self._keep_alive_s / 2, self._close_old)
+
+
+class Connection(asyncio.Protocol):
+    """One connection, and the request that is under way on it."""
+
+    def __init__(self, pool: Pool, place: Place) -> None:
+        self.place = place
+        self.loop = asyncio.get_running_loop()
+        self.idle_since = 0.0
+        self._pool = pool
+        self._reader = Reader()
+        self._transport: asyncio.Transport | None = None
+        self._answer: asyncio.Future[Answer] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._rest_s: float | None = None
+        self._deadline = 0.0
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether another request may be sent."""
+        return self._reader.may_go_on and self._transport is not None and not self._transport.is_closing()
+
+    def ask(
+        self, request: bytes, limits: Limits, deadline: float, rest_s: float | None
+    ) -> asyncio.Future[Answer]:
+        """Send a request; the answer comes as of `Pool.send`."""
+        self._reader.begin(limits)
+        self._deadline, self._rest_s = deadline, rest_s
+        answer = self._answer = self.loop.create_future()
+        self._timer = self.loop.call_at(deadline, self._time_out)
+        try:
+            if self._transport is None:
+                self._finish(Disconnected())
+            else:
+                self._transport.write(request)
+        except RuntimeError:  # what uvloop says where a connection was closed a moment ago
+            self._finish(Disconnected())
+        return answer
+
+    def abort(self) -> None:
+        """Close at once: a peer may take for ever to receive the rest, or to say goodbye over TLS."""
+        self._answer = None
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        if self._transport:
+            self._transport.abort()
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer is None:  # nobody asked
+            self.abort()
+            return
+        try:
+            is_whole = self._reader.feed(data)
+        except NoAnswer as error:
+            self._finish(error)
+            return
+        if is_whole:
+            self._finish()
+        elif self._rest_s is not None and self._reader.has_status:
+            deadline, self._rest_s = min(self._deadline, self.loop.time() + self._rest_s), None
+            if self._timer:
+                self._timer.cancel()
+            self._timer = self.loop.call_at(deadline, self._time_out)
+
+    def eof_received(self) -> None:
+        self._end(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._end(exc)
+        self._pool.drop(self)
+        self._reader.close()
+
+    def _time_out(self) -> None:
+        self._finish(TimedOut(is_connected=True))
+
+    def _end(self, exc: Exception | None) -> None:
+        if self._answer is None:
+            return
+        self._reader.may_go_on = False
+        if exc is not None:
+            error = Reset()
+            error.__cause__ = exc
+            self._finish(error)
+        else:
+            self._finish(None if self._reader.end() else Disconnected())
+
+    def _finish(self, cut: NoAnswer | None = None) -> None:
+        """Give the answer as far as it came, or the error where there is none."""
+        waiting, self._answer = self._answer, None
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        if cut is not None:
+            self._reader.may_go_on = False
+        if waiting is None or waiting.done():  # its caller was cancelled
+            return
+        answer = self._reader.answer(cut)
+        if answer is not None:
+            waiting.set_result(answer)
+        else:
+            waiting.set_exception(cut or Disconnected())

@@ -1,0 +1,238 @@
+"""HTTP/1.1 as bytes: a request is written, an answer is read within limits. Knows no socket.
+
+httptools (llhttp, as in Node.js) reads; what is here bounds what it is given and what is kept of it. What is
+odd about an answer is never guessed at: the status stands, and the connection is not used again.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+from yarl import URL
+
+_INTERIM_ANSWERS = 16
+"""Before an answer. A server says `100 Continue` and `103 Early Hints`, once or twice."""
+
+_HEADERS = 1000
+"""Of an answer that has more, only the status is taken."""
+
+_SWITCHING = 101
+_STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r\n]")
+_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+_NO_BODY = (204, 304)
+_TLS_ALERT = b"\x15\x03"
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_UNSENDABLE = re.compile("[\r\n\0]")
+
+
+class NoAnswer(Exception):
+    """A request that has no answer, not even a status: why, by its class."""
+
+
+class Disconnected(NoAnswer):
+    """The connection was closed."""
+
+
+class Reset(Disconnected):
+    """The connection broke; its cause is what the system says."""
+
+
+class NotHttp(NoAnswer):
+    """What came is no answer. `is_tls`: it is TLS, which was not spoken."""
+
+    def __init__(self, *, is_tls: bool = False) -> None:
+        self.is_tls = is_tls
+        super().__init__()
+
+
+class TooLong(NoAnswer):
+    """What came has no end within the limits."""
+
+
+class TimedOut(NoAnswer):
+    """The deadline came first. `is_connected`: the request had been sent."""
+
+    def __init__(self, *, is_connected: bool) -> None:
+        self.is_connected = is_connected
+        super().__init__()
+
+
+class Limits(NamedTuple):
+    """Of one answer, in bytes: `total` of all that comes, heads and framing included; `kept` of its body."""
+
+    total: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer as far as it came: `cut` is why its rest did not. The body is as it was sent, packed or not,
+    and no longer than the limit.
+    """
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+    cut: NoAnswer | None = None
+
+    def header(self, name: str) -> str | None:
+        """Return the first header of a name, written in lower case."""
+        wanted = name.encode()
+        found = (value for key, value in self.headers if key.lower() == wanted)
+        value = next(found, None)
+        return None if value is None else value.strip(b" \t").decode("latin-1")
+
+
+def head_of(method: str, url: URL, headers: Iterable[tuple[str, str]]) -> bytes:
+    """Write the head of a request without the empty line at its end. Raises ValueError.
+
+    The URL goes out byte for byte, and the headers in their order and case, the host first.
+    """
+    lines = f"Host: {url.host_port_subcomponent}\r\n"
+    for name, value in headers:
+        if not _NAME.fullmatch(name) or _UNSENDABLE.search(value):
+            raise ValueError("a header that cannot be sent")
+        lines += f"{name}: {value}\r\n"
+    target = url.raw_path_qs
+    if not target.isascii() or _UNSENDABLE.search(target) or " " in target:
+        raise ValueError("a URL that cannot be sent")
+    return f"{method} {target} HTTP/1.1\r\n{lines}".encode()
+
+
+class Reader:
+    """Reads one answer after the other from a connection: `begin`, then `feed` until it is whole."""
+
+    def __init__(self) -> None:
+        # One parser, until something is odd. It forgives what aiohttp forgives too, as old servers need.
+        self._parser = HttpResponseParser(self)
+        self._parser.set_dangerous_leniencies(
+            lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
+        )
+        self.begin(Limits(0, 0))
+
+    def begin(self, limits: Limits) -> None:
+        """Expect another answer."""
+        self._room, self._to_keep = limits
+        self._start = b""
+        self._status: int | None = None
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._body: list[bytes] = []
+        self._interim_answers = 0
+        self._is_flood = False
+        self._is_interim = False
+        self._is_whole = False
+        self.may_go_on = False
+        """Whether the connection may be used again. Only once the answer is whole."""
+
+    def close(self) -> None:
+        """Let go of what was read, and of the parser: the two hold each other."""
+        self.begin(Limits(0, 0))
+        del self._parser
+
+    def feed(self, data: bytes) -> bool:
+        """Take in what came; returns whether the answer is whole. Raises NotHttp and TooLong.
+
+        What comes of one after the limit is left out; a status that is known then stays known.
+        """
+        self._room -= len(data)
+        is_too_long = self._room < 0
+        if is_too_long:
+            data = data[: self._room]
+        if self._status is None:
+            self._start += data
+        try:
+            self._parser.feed_data(data)
+        except HttpParserUpgrade:
+            self.may_go_on = False
+            self._is_whole = self._status is not None
+        except HttpParserError:
+            self.may_go_on = False
+            if not self._is_whole:
+                if self._is_flood:
+                    raise TooLong from None
+                raise NotHttp(is_tls=self._start.startswith(_TLS_ALERT)) from None
+        if is_too_long:
+            self.may_go_on = False
+            if not self._is_whole:
+                raise TooLong
+        return self._is_whole
+
+    def end(self) -> bool:
+        """Take note that the connection ended; returns whether the answer is whole by that."""
+        names = {name.lower() for name, _ in self._headers}
+        is_framed = b"content-length" in names or any(
+            name.lower() == b"transfer-encoding" and b"chunked" in value.lower()
+            for name, value in self._headers
+        )
+        return self._status is not None and not is_framed
+
+    @property
+    def has_status(self) -> bool:
+        """Whether the head of the answer is whole."""
+        return self._status is not None
+
+    def answer(self, cut: NoAnswer | None = None) -> Answer | None:
+        """Return the answer as far as it came, or None if there is no status line yet.
+
+        A head that has no end, or cannot be read, does not undo what the server did.
+        """
+        status = self._first_status() if self._status is None else self._status
+        if status is None:
+            return None
+        headers = () if self._status is None else tuple(self._headers)
+        return Answer(status, headers, b"".join(self._body), cut)
+
+    def _first_status(self) -> int | None:
+        at = 0
+        while found := _STATUS.match(self._start, at):
+            status = int(found[1])
+            if not _is_interim(status):
+                return status
+            end = _END_OF_HEAD.search(self._start, at)
+            if not end:
+                return None
+            at = end.end()
+        return None
+
+    # What httptools calls. An error raised here stops it.
+
+    def on_message_begin(self) -> None:
+        if self._is_whole:
+            raise NotHttp  # a second answer, which nobody asked for
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._status is None:  # else it is a trailer
+            self._headers.append((name, value))
+            if len(self._headers) > _HEADERS:
+                self._is_flood = True
+                raise TooLong
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if _is_interim(status):
+            self._is_interim = True
+            self._headers.clear()
+            self._interim_answers += 1
+            if self._interim_answers > _INTERIM_ANSWERS:
+                self._is_flood = True
+                raise TooLong
+        else:
+            self._status = status
+
+    def on_body(self, data: bytes) -> None:
+        if self._to_keep > 0:
+            self._body.append(data[: self._to_keep])
+            self._to_keep -= len(data)
+
+    def on_message_complete(self) -> None:
+        if self._is_interim:
+            self._is_interim = False
+        else:
+            self._is_whole = True
+            self.may_go_on = self._parser.should_keep_alive()
+
+
+def _is_interim(status: int) -> bool:
+    return 100 <= status < 200 and status != _SWITCHING
