@@ -9,7 +9,7 @@ from collections import defaultdict
 from typing import cast
 
 from watcher.http.dial import Dialer, Place
-from watcher.http.wire import Answer, Disconnected, Limits, NoAnswer, Reader, Reset, TimedOut
+from watcher.http.wire import Answer, Disconnected, Limits, NoAnswer, NotHttp, Reader, Reset, TimedOut
 
 MOST_KEPT = 5_000
 _AGAIN_WITHIN_S = 1.0
@@ -205,7 +205,7 @@ class Connection(asyncio.Protocol):
             self._finish(error)
             return
         if is_whole:
-            self._finish()
+            self._finish(NotHttp() if self._reader.is_odd else None)
         elif self._rest_s is not None and self._reader.has_status:
             deadline, self._rest_s = min(self._deadline, self.loop.time() + self._rest_s), None
             if self._timer:

@@ -123,6 +123,8 @@ class Reader:
         self._is_flood = False
         self._is_interim = False
         self._is_whole = False
+        self.is_odd = False
+        """Whether something that no request asked for came with the end of the answer."""
         self.may_go_on = False
         """Whether the connection may be used again. Only once the answer is whole."""
 
@@ -149,6 +151,7 @@ class Reader:
             self._is_whole = self._status is not None
         except HttpParserError:
             self.may_go_on = False
+            self.is_odd = self._is_whole
             if not self._is_whole:
                 if self._is_flood:
                     raise TooLong from None
@@ -161,12 +164,7 @@ class Reader:
 
     def end(self) -> bool:
         """Take note that the connection ended; returns whether the answer is whole by that."""
-        names = {name.lower() for name, _ in self._headers}
-        is_framed = b"content-length" in names or any(
-            name.lower() == b"transfer-encoding" and b"chunked" in value.lower()
-            for name, value in self._headers
-        )
-        return self._status is not None and not is_framed
+        return self._status is not None and not any(map(_frames, self._headers))
 
     @property
     def has_status(self) -> bool:
@@ -203,6 +201,8 @@ class Reader:
             raise NotHttp  # a second answer, which nobody asked for
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if b"\0" in value:
+            raise NotHttp
         if self._status is None:  # else it is a trailer
             self._headers.append((name, value))
             if len(self._headers) > _HEADERS:
@@ -232,6 +232,14 @@ class Reader:
         else:
             self._is_whole = True
             self.may_go_on = self._parser.should_keep_alive()
+
+
+def _frames(header: tuple[bytes, bytes]) -> bool:
+    """Say whether a header tells where the body ends."""
+    name = header[0].strip().lower()  # llhttp forgives a space before the colon
+    if name == b"transfer-encoding":
+        return header[1].rpartition(b",")[2].strip(b" \t").lower() == b"chunked"
+    return name == b"content-length"
 
 
 def _is_interim(status: int) -> bool:

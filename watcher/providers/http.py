@@ -335,6 +335,7 @@ _UNREACHED: tuple[tuple[type[NoAnswer], ErrorClass, str], ...] = (
 )
 _BROKEN_OFF: tuple[tuple[type[NoAnswer], ErrorClass, str], ...] = (
     (TooLong, "malformed", _TOO_LARGE),
+    (NotHttp, "malformed", "the answer is not HTTP"),
     (TimedOut, "transient", "no whole answer in time"),
     (NoAnswer, "transient", "the answer broke off"),
 )
