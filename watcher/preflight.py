@@ -17,11 +17,10 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from watcher.delivery.egress import Policy, check_url
-from watcher.http.dial import Dialer, EgressRefused, NoConnection
+from watcher.http.dial import CurrentResolver, Dialer, EgressRefused, NoConnection
 from watcher.printable import many, printable
 from watcher.providers.contract import ErrorClass, Rejected, provider_class
 from watcher.providers.http import ProviderClient
-from watcher.resolver import CurrentResolver
 from watcher.settings import AccountSettings, ProviderSettings, RedisSettings, Settings, SubscriptionSettings
 from watcher.store.address import safe_url
 from watcher.store.embedded import find_engine, is_made

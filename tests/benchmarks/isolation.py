@@ -32,7 +32,7 @@ from tests.benchmarks.stage import Stage, a_stage, perform, say, some_settings
 from tests.benchmarks.waiting import some_deliveries
 from tests.support.builders import SECRET
 from tests.support.stores import fail
-from watcher import resolver
+from watcher.http import dial
 from watcher.observe.counters import Counters
 from watcher.settings import Settings, SubscriptionSettings
 from watcher.store.keys import Keys
@@ -255,7 +255,7 @@ def _accounts(count: int) -> list[str]:
 def _use_dns(port: int) -> None:
     """Let the worker's resolver, as it is, ask our server instead of the one in resolv.conf."""
     asking_ours = partial(AsyncResolver, nameservers=["127.0.0.1"], udp_port=port, tcp_port=port)
-    resolver.AsyncResolver = asking_ours  # type: ignore[assignment,attr-defined]
+    dial.AsyncResolver = asking_ours  # type: ignore[assignment,attr-defined]
 
 
 async def _ask(port: int) -> dict[str, Any]:

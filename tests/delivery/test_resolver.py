@@ -16,7 +16,7 @@ from yarl import URL
 from tests.support.name_server import name_server
 from tests.support.raw_subscribers import FakeDns, open_files
 from tests.support.rig import TREASURY, Rig, a_rig
-from watcher.resolver import CurrentResolver
+from watcher.http.dial import CurrentResolver
 from watcher.settings import Settings
 
 NOWHERE = "nameserver 127.0.0.1:1\n"

@@ -15,9 +15,9 @@ from tests.faults.failing_provider import FailingProvider, Names
 from tests.faults.provider_scene import some_settings, until_read
 from tests.faults.scene import BOUNDED, LONG
 from tests.support.rig import workers
+from watcher.http.dial import CurrentResolver
 from watcher.providers.contract import Request
 from watcher.providers.http import ProviderClient
-from watcher.resolver import CurrentResolver
 from watcher.run import configured
 from watcher.store.keys import Keys
 from watcher.store.polls import Polls

@@ -25,11 +25,11 @@ from tests.support.rig import workers
 from tests.support.tls_subscribers import a_client_trusting
 from watcher.engine import breaker
 from watcher.http import dial
+from watcher.http.dial import CurrentResolver
 from watcher.polling import cadence, poll, work
 from watcher.providers.contract import Request
 from watcher.providers.http import ProviderClient
 from watcher.receiver import Receiver
-from watcher.resolver import CurrentResolver
 from watcher.run import configured
 from watcher.store.keys import Keys
 

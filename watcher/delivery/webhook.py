@@ -20,11 +20,18 @@ from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, LONGEST_RETRY_AFTER_S, Atte
 from watcher.durations import retry_after_s
 from watcher.engine.breaker import Answer
 from watcher.http import wire
-from watcher.http.dial import Dialer, EgressRefused, NoConnection, NoHostName, Unresolved, place_of
+from watcher.http.dial import (
+    CurrentResolver,
+    Dialer,
+    EgressRefused,
+    NoConnection,
+    NoHostName,
+    Unresolved,
+    place_of,
+)
 from watcher.http.pool import MOST_KEPT, Pool
 from watcher.journal.events import Delivery
 from watcher.printable import printable, without_secrets
-from watcher.resolver import CurrentResolver
 from watcher.settings import SubscriptionSettings
 from watcher.tls_flaws import CANNOT_CONNECT, Flaw, cannot_connect, tls_flaw
 

@@ -201,9 +201,9 @@ class Reader:
             raise NotHttp  # a second answer, which nobody asked for
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if b"\0" in value:
-            raise NotHttp
         if self._status is None:  # else it is a trailer
+            if b"\0" in value:
+                raise NotHttp
             self._headers.append((name, value))
             if len(self._headers) > _HEADERS:
                 self._is_flood = True

@@ -18,13 +18,12 @@ from aiohttp.abc import AbstractResolver
 from watcher import __version__
 from watcher.durations import retry_after_s
 from watcher.fields import as_written
-from watcher.http.dial import Dialer, NoConnection, NoHostName, Place, Unresolved, place_of
+from watcher.http.dial import CurrentResolver, Dialer, NoConnection, NoHostName, Place, Unresolved, place_of
 from watcher.http.pool import Pool
 from watcher.http.wire import Answer, Limits, NoAnswer, NotHttp, TimedOut, TooLong, head_of
 from watcher.providers.assets import KeptCatalogue
 from watcher.providers.contract import AssetList, Catalogue, ErrorClass, Provider, Rejected, Request
 from watcher.providers.strict_json import NotJson, parse
-from watcher.resolver import CurrentResolver
 from watcher.settings import ProviderSettings
 from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, is_called
 from watcher.tls_flaws import CANNOT_CONNECT, cannot_connect, tls_flaw

@@ -12,6 +12,7 @@ from watcher.delivery.queue import LONGEST_LEASE_MS, DeliveryWork
 from watcher.delivery.webhook import WebhookSink, WebhookTarget
 from watcher.engine.dispatch import Key
 from watcher.engine.loop import InUse, Loop
+from watcher.http.dial import CurrentResolver
 from watcher.journal.interest import Interest
 from watcher.journal.notices import paused
 from watcher.observe.counters import Counters
@@ -22,7 +23,6 @@ from watcher.polling.work import PollWork, ProviderPolls
 from watcher.providers.contract import provider_class
 from watcher.providers.http import CONNECTIONS as MOST_OF_A_PROVIDER
 from watcher.providers.http import ProviderClient
-from watcher.resolver import CurrentResolver
 from watcher.run.agreement import Agreement
 from watcher.settings import AccountSettings, ProviderSettings, Settings
 from watcher.store.client import CONNECTIONS as OF_THE_STORE
