@@ -1,0 +1,107 @@
+"""Claims about the bytes of a request and of an answer, without a socket."""
+
+import pytest
+from yarl import URL
+
+from watcher.http.wire import Answer, Limits, NoAnswer, NotHttp, Reader, TooLong, head_of
+
+URL_IN = URL("https://hooks.example/in?a=b", encoded=True)
+ROOM = Limits(65_536, 65_536)
+
+
+def read(*pieces: bytes, limits: Limits = ROOM) -> Answer | None:
+    reader = Reader()
+    reader.begin(limits)
+    for piece in pieces:
+        try:
+            reader.feed(piece)
+        except NoAnswer as cut:
+            return reader.answer(cut)
+    return reader.answer()
+
+
+def test_a_head_is_written_in_the_order_and_the_case_that_it_was_given_in() -> None:
+    head = head_of("POST", URL_IN, [("X-B", "2"), ("x-a", "1")])
+    assert head == b"POST /in?a=b HTTP/1.1\r\nHost: hooks.example\r\nX-B: 2\r\nx-a: 1\r\n"
+
+
+@pytest.mark.parametrize("value", ["a\r\nX-Forged: 1", "a\nb", "a\rb", "a\0b"])
+def test_a_header_cannot_end_a_line(value: str) -> None:
+    with pytest.raises(ValueError, match="cannot be sent"):
+        head_of("GET", URL_IN, [("X-A", value)])
+
+
+@pytest.mark.parametrize("name", ["", "X A", "X-A:", "X-A\r\nX-B", "Ä", "X\0"])
+def test_the_name_of_a_header_is_a_token(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be sent"):
+        head_of("GET", URL_IN, [(name, "1")])
+
+
+@pytest.mark.parametrize("path", ["/a b", "/a\r\nX-Forged: 1", "/a\nb", "/ü"])
+def test_a_url_cannot_end_the_request_line(path: str) -> None:
+    url = URL.build(scheme="http", host="hooks.example", path=path, encoded=True)
+    with pytest.raises(ValueError, match="cannot be sent"):
+        head_of("GET", url, [])
+
+
+def test_an_answer_in_single_bytes_is_the_answer_in_one_piece() -> None:
+    said = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 503 No\r\nRetry-After: 7 \r\nContent-Length: 4\r\n\r\nbusy"
+    whole = read(said)
+    assert whole == read(*(said[at : at + 1] for at in range(len(said))))
+    assert whole is not None
+    assert (whole.status, whole.header("retry-after"), whole.body) == (503, "7", b"busy")
+
+
+def test_a_trailer_is_no_header() -> None:
+    said = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nRetry-After: 7\r\n\r\n"
+    answer = read(said)
+    assert answer
+    assert (answer.body, answer.header("retry-after")) == (b"x", None)
+
+
+def test_of_a_body_no_more_is_kept_than_is_wanted() -> None:
+    said = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"
+    answer = read(said, b"01234", b"56789", limits=Limits(1000, 7))
+    assert answer
+    assert (answer.body, answer.cut) == (b"0123456", None)
+
+
+@pytest.mark.parametrize("total", [1, 20, 60, 69])
+def test_what_goes_beyond_the_limit_is_left_out(total: int) -> None:
+    said = b"HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\n" + 30 * b"x"
+    assert len(said) == 70 - 1
+    answer = read(said, limits=Limits(total, 100))
+    if total < 14:
+        assert answer is None
+    else:
+        assert answer
+        assert (answer.status, type(answer.cut)) == (200, type(None) if total == 69 else TooLong)
+
+
+def test_tls_where_http_was_expected_is_known() -> None:
+    reader = Reader()
+    reader.begin(ROOM)
+    with pytest.raises(NotHttp) as caught:
+        reader.feed(b"\x15\x03\x01\x00\x02\x02\x46")
+    assert caught.value.is_tls
+
+
+@pytest.mark.parametrize(
+    ("said", "may_go_on"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", True),
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", False),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", False),
+        (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n", True),
+        (b"HTTP/1.1 101 Up\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", False),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 500 No\r\n", False),
+        (b"HTTP/1.1 204 None\r\n\r\nx", False),
+    ],
+)
+def test_a_connection_goes_on_only_after_an_answer_that_ends_where_it_says(
+    said: bytes, may_go_on: bool
+) -> None:
+    reader = Reader()
+    reader.begin(ROOM)
+    assert reader.feed(said)
+    assert reader.may_go_on is may_go_on
