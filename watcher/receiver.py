@@ -12,9 +12,9 @@ from aiohttp import web
 from watcher.captured import Captured
 from watcher.delivery.webhook import ANSWER_LIMIT, flaw_of
 from watcher.fields import as_written
-from watcher.http.dial import CurrentResolver, Dialer, place_of
+from watcher.http.dial import CurrentResolver, Dialer
 from watcher.http.pool import Pool
-from watcher.http.wire import Limits, NoAnswer, TimedOut, head_of
+from watcher.http.wire import Limits, NoAnswer, TimedOut, head_of, place_of
 from watcher.receive import Event, InvalidWebhook, Order, follow, queue_of, read_body, verify
 
 _KEEP = 100_000  # ids and queues remembered: names come from outside, and a repeat comes within days

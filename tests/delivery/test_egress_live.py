@@ -15,9 +15,9 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from watcher.delivery.egress import Policy, RefusedUrl, check_url
-from watcher.http.dial import CurrentResolver, Dialer, EgressRefused, Judge, NoConnection, place_of
+from watcher.http.dial import CurrentResolver, Dialer, EgressRefused, Judge, NoConnection
 from watcher.http.pool import Pool
-from watcher.http.wire import Limits, head_of
+from watcher.http.wire import Limits, head_of, place_of
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "ssrf_urls.json").read_text())["cases"]
 PUBLIC = "93.184.216.34"

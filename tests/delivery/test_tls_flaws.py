@@ -14,7 +14,7 @@ from tests.support.raw_subscribers import LOOPBACK, FakeDns, a_delivery, a_sink,
 from tests.support.tls_subscribers import NAME, TROUBLES, TlsFault, a_client_trusting, a_troubled_port
 from watcher.preflight import try_provider, try_subscriber
 from watcher.providers.contract import Rejected
-from watcher.providers.http import ProviderClient
+from watcher.providers.http import ProviderClient, provider_pool
 from watcher.providers.loopring import Loopring
 from watcher.settings import SubscriptionSettings
 
@@ -50,10 +50,11 @@ async def test_a_poll_says_what_is_wrong_and_what_fixes_it(
     with a_troubled_port(trouble) as (url, certificate):
         trust(certificate, monkeypatch)
         settings = loopring_settings(url)
-        client = ProviderClient(Loopring(settings), settings, resolver=FakeDns(KNOWN))
-        async with client:
+        pool = provider_pool(FakeDns(KNOWN))
+        async with ProviderClient(Loopring(settings), settings, pool=pool) as client:
             with pytest.raises(Rejected) as refused:
                 await client.ask(loopring_account())
+        await pool.close()
     assert refused.value.words == trouble.words
     assert trouble.fix in refused.value.fix
     assert refused.value.reason == f"{trouble.words}; {refused.value.fix}"

@@ -11,9 +11,9 @@ import pytest
 from yarl import URL
 
 from tests.support.raw_subscribers import FakeDns
-from watcher.http.dial import Dialer, place_of
+from watcher.http.dial import Dialer
 from watcher.http.pool import Pool
-from watcher.http.wire import Limits, NoAnswer, Reader, head_of
+from watcher.http.wire import Limits, NoAnswer, Reader, head_of, place_of
 
 LIMIT = 64 * 1024
 

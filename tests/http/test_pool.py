@@ -9,9 +9,9 @@ import pytest
 from yarl import URL
 
 from tests.support.raw_subscribers import OK, FakeDns, Peer, Subscriber, answering, silence, subscribing
-from watcher.http.dial import Dialer, place_of
+from watcher.http.dial import Dialer
 from watcher.http.pool import Pool
-from watcher.http.wire import Answer, Limits, TimedOut, head_of
+from watcher.http.wire import Answer, Limits, TimedOut, head_of, place_of
 
 ROOM = Limits(65_536, 65_536)
 

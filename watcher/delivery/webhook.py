@@ -20,15 +20,7 @@ from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, LONGEST_RETRY_AFTER_S, Atte
 from watcher.durations import retry_after_s
 from watcher.engine.breaker import Answer
 from watcher.http import wire
-from watcher.http.dial import (
-    CurrentResolver,
-    Dialer,
-    EgressRefused,
-    NoConnection,
-    NoHostName,
-    Unresolved,
-    place_of,
-)
+from watcher.http.dial import CurrentResolver, Dialer, EgressRefused, NoConnection, NoHostName, Unresolved
 from watcher.http.pool import MOST_KEPT, Pool
 from watcher.journal.events import Delivery
 from watcher.printable import printable, without_secrets
@@ -89,10 +81,10 @@ class WebhookTarget:
     def lead_to(self, url: URL) -> None:
         """Send to a URL that was checked."""
         self.url = url
-        self.place = place_of(url)
+        self.place = wire.place_of(url)
         headers = {
-            **({} if any(name.lower() == "accept" for name in self.settings.headers) else {"accept": "*/*"}),
             **self.settings.headers,
+            **({} if any(name.lower() == "accept" for name in self.settings.headers) else {"accept": "*/*"}),
             "content-type": "application/json",
             "user-agent": f"watcher/{__version__}",
         }

@@ -12,14 +12,13 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from aiohappyeyeballs import start_connection
 from aiohttp import AsyncResolver
 from aiohttp.abc import AbstractResolver, ResolveResult
-from yarl import URL
 
-from watcher.http.wire import NoAnswer
+from watcher.http.wire import NoAnswer, Place
 
 CACHE_S = 10.0
 """Saves a burst its look-ups; short, so that a server that moves is found again at the first retry."""
@@ -57,20 +56,6 @@ class EgressRefused(NoConnection, OSError):
     def __init__(self, reason: str) -> None:
         super().__init__(errno.EACCES, f"the egress policy forbids it: {reason}")
         self.reason = reason
-
-
-class Place(NamedTuple):
-    """Where a connection leads: what two URLs have in common that may share one."""
-
-    host: str
-    port: int
-    is_tls: bool
-
-
-def place_of(url: URL) -> Place:
-    """Read where a URL leads. Its scheme is http or https."""
-    is_tls = url.scheme == "https"
-    return Place(url.raw_host or "", url.port or (443 if is_tls else 80), is_tls)
 
 
 @cache
@@ -117,16 +102,17 @@ class Dialer:
             if refusals:
                 raise refusals[0] from None
             raise NoConnection from error
+        name = place.host.rstrip(".") if place.is_tls else None
+        protocol: P | None = None
         try:
-            name = place.host.rstrip(".") if place.is_tls else None
-            tls = system_tls() if place.is_tls else None
-            _, protocol = await loop.create_connection(make, sock=sock, ssl=tls, server_hostname=name)
+            _, protocol = await loop.create_connection(
+                make, sock=sock, ssl=system_tls() if place.is_tls else None, server_hostname=name
+            )
         except OSError as error:  # ssl.SSLError is one
-            sock.close()
             raise NoConnection from error
-        except BaseException:
-            sock.close()
-            raise
+        finally:
+            if protocol is None:
+                sock.close()
         return protocol
 
     async def look_up(self, host: str) -> Sequence[str]:

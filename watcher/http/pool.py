@@ -8,8 +8,8 @@ import asyncio
 from collections import defaultdict
 from typing import cast
 
-from watcher.http.dial import Dialer, Place
-from watcher.http.wire import Answer, Disconnected, Limits, NoAnswer, NotHttp, Reader, Reset, TimedOut
+from watcher.http.dial import Dialer
+from watcher.http.wire import Answer, Disconnected, Limits, NoAnswer, NotHttp, Place, Reader, Reset, TimedOut
 
 MOST_KEPT = 5_000
 _AGAIN_WITHIN_S = 1.0
@@ -26,7 +26,8 @@ class Pool:
         self._dialer = dialer
         self._keep_alive_s = keep_alive_s
         self._keep = keep
-        self._limit = limit
+        self.limit = limit
+        """That of places which are new from now on."""
         self._room: dict[Place, asyncio.Semaphore] = {}
         self._idle: defaultdict[Place, list[Connection]] = defaultdict(list)
         self._kept = 0
@@ -41,11 +42,11 @@ class Pool:
         `deadline` is one of the loop's clock. Once the status is known, the rest of the answer is awaited for
         `rest_s` at most; what then lacks is said by `cut`.
         """
-        if not self._limit:
+        if not self.limit:
             return await self._send(place, request, limits, deadline, rest_s)
         room = self._room.get(place)
         if room is None:
-            room = self._room[place] = asyncio.Semaphore(self._limit)
+            room = self._room[place] = asyncio.Semaphore(self.limit)
         try:
             if room.locked():
                 async with asyncio.timeout_at(deadline):
@@ -92,11 +93,12 @@ class Pool:
     async def _ask(
         self, connection: "Connection", request: bytes, limits: Limits, deadline: float, rest_s: float | None
     ) -> Answer:
+        answer: Answer | None = None
         try:
             answer = await connection.ask(request, limits, deadline, rest_s)
-        except BaseException:
-            connection.abort()
-            raise
+        finally:
+            if answer is None:
+                connection.abort()
         self._give_back(connection)
         return answer
 

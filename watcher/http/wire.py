@@ -27,6 +27,20 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _UNSENDABLE = re.compile("[\r\n\0]")
 
 
+class Place(NamedTuple):
+    """Where a connection leads: what two URLs have in common that may share one."""
+
+    host: str
+    port: int
+    is_tls: bool
+
+
+def place_of(url: URL) -> Place:
+    """Read where a URL leads. Its scheme is http or https."""
+    is_tls = url.scheme == "https"
+    return Place(url.raw_host or "", url.port or (443 if is_tls else 80), is_tls)
+
+
 class NoAnswer(Exception):
     """A request that has no answer, not even a status: why, by its class."""
 

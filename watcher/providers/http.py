@@ -18,9 +18,9 @@ from aiohttp.abc import AbstractResolver
 from watcher import __version__
 from watcher.durations import retry_after_s
 from watcher.fields import as_written
-from watcher.http.dial import CurrentResolver, Dialer, NoConnection, NoHostName, Place, Unresolved, place_of
+from watcher.http.dial import CurrentResolver, Dialer, NoConnection, NoHostName, Unresolved
 from watcher.http.pool import Pool
-from watcher.http.wire import Answer, Limits, NoAnswer, NotHttp, TimedOut, TooLong, head_of
+from watcher.http.wire import Answer, Limits, NoAnswer, NotHttp, Place, TimedOut, TooLong, head_of, place_of
 from watcher.providers.assets import KeptCatalogue
 from watcher.providers.contract import AssetList, Catalogue, ErrorClass, Provider, Rejected, Request
 from watcher.providers.strict_json import NotJson, parse
@@ -84,13 +84,18 @@ _HEADERS = {
 _NOTHING: Catalogue = MappingProxyType({})
 
 
+def provider_pool(resolver: AbstractResolver, connections: int = CONNECTIONS) -> Pool:
+    """Make the pool of connections to all providers, so many to each. The caller closes both."""
+    return Pool(Dialer(resolver), keep_alive_s=_KEEP_ALIVE_S, limit=connections)
+
+
 class ProviderClient:
     """The connections to one section of the file. Use as `async with`.
 
     `wait_turn` is awaited before a request without a reserved turn (the list of assets, what a poll asks
     after an answer), so that it keeps to the rate limit too; a poll takes `cost(account)` of that limit.
-    `requests` counts all requests that are sent; at most `connections` are open at the same time. The caller
-    closes a `resolver` that it gives.
+    `requests` counts all requests that are sent. The caller closes a `pool` that it gives, which others may
+    share.
     """
 
     def __init__(
@@ -100,8 +105,7 @@ class ProviderClient:
         *,
         wait_turn: Callable[[], Awaitable[None]] | None = None,
         requests: Counter[str] | None = None,
-        connections: int = CONNECTIONS,
-        resolver: AbstractResolver | None = None,
+        pool: Pool | None = None,
         utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -112,8 +116,7 @@ class ProviderClient:
         self._timeout_s = settings.timeout.total_seconds()
         self._wait_turn = wait_turn
         self._requests = Counter[str]() if requests is None else requests
-        self._connections = connections
-        self._resolver = resolver
+        self._pool = pool
         self._utc_now = utc_now
         self._clock = clock
         self.dated: tuple[str, datetime] | None = None
@@ -122,14 +125,14 @@ class ProviderClient:
         """Whether the provider has a list of assets, from which decimals may become known later."""
 
     async def __aenter__(self) -> Self:
-        resolver = self._resolver or CurrentResolver()
-        self._pool = Pool(Dialer(resolver), keep_alive_s=_KEEP_ALIVE_S, limit=self._connections)
-        self._own = None if self._resolver else resolver
+        self._own = None if self._pool else CurrentResolver()
+        if self._own:
+            self._pool = provider_pool(self._own)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._pool.close()
-        if self._own:
+        if self._own and self._pool:
+            await self._pool.close()
             await self._own.close()
 
     @cached_property
@@ -257,6 +260,7 @@ class ProviderClient:
             await asyncio.sleep(wait_s)
         self._requests[self._settings.name] += 1
         deadline = asyncio.get_running_loop().time() + self._timeout_s
+        assert self._pool, "it is entered first"
         try:
             place, request_bytes = self._written(request)
             answer = await self._pool.send(place, request_bytes, _LIMITS, deadline=deadline)

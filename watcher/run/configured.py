@@ -22,7 +22,7 @@ from watcher.polling.report import PollReport
 from watcher.polling.work import PollWork, ProviderPolls
 from watcher.providers.contract import provider_class
 from watcher.providers.http import CONNECTIONS as MOST_OF_A_PROVIDER
-from watcher.providers.http import ProviderClient
+from watcher.providers.http import ProviderClient, provider_pool
 from watcher.run.agreement import Agreement
 from watcher.settings import AccountSettings, ProviderSettings, Settings
 from watcher.store.client import CONNECTIONS as OF_THE_STORE
@@ -96,6 +96,7 @@ class Configured:
         self.settings = settings.model_copy(update=none)
         self.polls, self.queues = Polls(schedule, keys, bounds), Queues(schedule, keys, bounds)
         self.resolver = CurrentResolver()
+        self._provider_pool = provider_pool(self.resolver)
         self._schedule = schedule
         self._health = health
         self.counters = counters
@@ -138,6 +139,7 @@ class Configured:
     async def __aexit__(self, *_: object) -> None:
         for stack in [*self._open]:
             await stack.aclose()
+        await self._provider_pool.close()
         await self.resolver.close()
 
     async def drop(self, settings: Settings) -> None:
@@ -178,6 +180,7 @@ class Configured:
                 if not is_first:  # the index may not name it for a while
                     self.loop.wake_all(Key("delivery", name))
         self._interest.follow(settings.subscription_by_name)
+        self._provider_pool.limit = share_out(len(settings.provider_by_name)).of_a_provider
         accounts_by_provider: dict[str, dict[str, AccountSettings]] = {
             name: {} for name in settings.provider_by_name
         }
@@ -229,8 +232,7 @@ class Configured:
             settings,
             wait_turn=wait_turn,
             requests=self.counters.by_request,
-            connections=share_out(len(self.settings.provider_by_name)).of_a_provider,
-            resolver=self.resolver,
+            pool=self._provider_pool,
         )
         poller = Poller(
             settings,
