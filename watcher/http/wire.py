@@ -197,14 +197,14 @@ class Reader:
         return Answer(status, headers, b"".join(self._body), cut)
 
     def _first_status(self) -> int | None:
+        """Find the status in a head that could not be read, or did not end."""
         at = 0
-        while found := _STATUS.match(self._start, at):
-            status = int(found[1])
-            if not _is_interim(status):
-                return status
-            end = _END_OF_HEAD.search(self._start, at)
+        for _ in range(_INTERIM_ANSWERS + 1):
+            found, end = _STATUS.match(self._start, at), _END_OF_HEAD.search(self._start, at)
+            if not found or not _is_interim(int(found[1])):
+                return int(found[1]) if found else None
             if not end:
-                return None
+                break
             at = end.end()
         return None
 
