@@ -34,6 +34,7 @@ from typing import NamedTuple
 from tests.benchmarks.fast_server import fast_server
 from tests.benchmarks.raw_loop import CONCURRENCY, receipts
 from tests.benchmarks.stage import a_namespace, a_stage_at, say
+from tests.benchmarks.tables import facts, table
 from tests.benchmarks.waiting import some_deliveries, write_backlog
 from tests.support.builders import SECRET
 from tests.support.program import COMMAND, environment
@@ -43,6 +44,7 @@ from watcher.store.keys import Keys
 OURS = "watcher"
 BULLMQ = "BullMQ + undici"
 GOAL = 1.2
+HEAD = ("", "deliveries/s", f"of {BULLMQ}", "µs of CPU for each")
 
 NODE_PACKAGES = ("bullmq@6.7.0", "ioredis@5.9.2", "undici@7.30.2")
 _ASYNC = ("aiohttp==3.14.5", "hiredis==3.5.0", "uvloop==0.23.0")
@@ -188,20 +190,17 @@ def cpu_s(group: int, stats: Iterable[str]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def table(runs: Mapping[str, Sequence[Run]]) -> Iterator[str]:
-    """Yield a line for each that was measured, the medians of its rounds, as markdown."""
-    yield f"| {'':<16} | deliveries/s | of {BULLMQ} | µs of CPU for each |"
-    yield f"|{'-' * 18}|{'-' * 14}|{'-' * (len(BULLMQ) + 5)}|{'-' * 20}|"
+def rows(runs: Mapping[str, Sequence[Run]]) -> Iterator[tuple[str, ...]]:
+    """Yield what the table says of each that was measured: the medians of its rounds."""
     for name, rounds in runs.items():
         ratio = ratio_to_bullmq(runs, name)
         cpu = [run.cpu_us for run in rounds if run.cpu_us is not None]
-        cells = (
-            f"{name:<16}",
-            f"{median(run.per_second for run in rounds):>12,.0f}",
-            f"{'' if ratio is None else format(ratio, '.2f'):>{len(BULLMQ) + 3}}",
-            f"{format(median(cpu), '.0f') if cpu else '':>18}",
+        yield (
+            name,
+            format(median(run.per_second for run in rounds), ",.0f"),
+            "" if ratio is None else format(ratio, ".2f"),
+            format(median(cpu), ".0f") if cpu else "",
         )
-        yield f"| {' | '.join(cells)} |"
 
 
 def ratio_to_bullmq(runs: Mapping[str, Sequence[Run]], name: str) -> float | None:
@@ -363,10 +362,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with TemporaryDirectory() as directory:
         folder = (chosen.folder or Path(directory)).absolute()
         runs = asyncio.run(measure(plan, chosen.only or PEERS, folder))
-    print("\n".join(table(runs)))
-    found = list(faults(runs))
-    print("\n".join(found))
+    print(*facts(_node()), *table([*rows(runs)], HEAD), *(found := [*faults(runs)]), sep="\n")
     return 1 if found else 0
+
+
+def _node() -> str:
+    """Say which node it was, and what was asked for."""
+    node = shutil.which("node")
+    said = (
+        subprocess.run((node, "--version"), capture_output=True, text=True, check=False).stdout
+        if node
+        else ""
+    )
+    packages = dict.fromkeys((*NODE_PACKAGES, *(each for more in PYTHON_PACKAGES.values() for each in more)))
+    return f"node {said.strip() or 'is missing'}, {', '.join(packages)}"
 
 
 if __name__ == "__main__":

@@ -24,15 +24,15 @@ class Row(NamedTuple):
 HEAD = Row("", "worker", "raw loop", "ratio", "at least", "aim")
 
 
-def table(rows: Sequence[Row]) -> Iterator[str]:
+def table(rows: Sequence[Sequence[str]], head: Sequence[str] = HEAD) -> Iterator[str]:
     """Yield the lines of the table, as markdown."""
-    cells = [HEAD, *rows]
+    cells = [head, *rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [_line(row, widths) for row in cells]
     yield from (lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:])
 
 
-def _line(row: Row, widths: Sequence[int]) -> str:
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
     first, *others = zip(row, widths, strict=True)
     cells = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]
     return f"| {' | '.join(cells)} |"
