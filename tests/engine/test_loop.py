@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, cast
 
 import pytest
@@ -336,6 +336,18 @@ async def test_what_is_cut_off_has_a_moment_left_and_nothing_else_is(world: Worl
         world.polls.may_end.set()
         await world.until(lambda: world.polls.ended)
     assert (world.deliveries.ended, world.polls.ended) == (["1 cut off"], ["1 done"])
+
+
+async def test_a_loop_that_is_cut_off_cuts_off_what_is_in_hand_and_waits_for_its_end(world: World) -> None:
+    world.deliveries.may_end.clear()
+    running = asyncio.create_task(world.loop.run())
+    world.loop.wake(OPS, 1)
+    await world.until(lambda: world.deliveries.begun)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    assert world.deliveries.ended == ["1 cut off"]
+    assert world.loop.in_flight == 0
 
 
 async def test_a_loop_that_finishes_ends_when_nothing_is_due_nor_in_hand(world: World) -> None:
