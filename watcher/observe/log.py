@@ -27,7 +27,7 @@ _LINES_AT_ONCE = 500
 _WRITE_BYTES = select.PIPE_BUF
 """Bytes that no other process writing to the same pipe can tear apart."""
 _NAP_S = 0.02
-"""Lines of this span leave together: each time that the thread wakes it takes the interpreter from the loop."""
+"""Lines of this span leave together: a thread that wakes takes the interpreter from the loop."""
 _PATIENCE = 4
 """A slow reader gets so many times the wait for one that has stopped: no line reports what is lost here."""
 _END = b""

@@ -4,6 +4,7 @@ Refuses to know why a poll was rejected beyond its error_class.
 """
 
 import heapq
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import NamedTuple
@@ -111,22 +112,21 @@ class Watch:
 
     def __init__(self) -> None:
         self._heap: list[Watched] = []
-        self._first_seen_ms: dict[tuple[str, str], int] = {}
+        self._first_seen_ms: defaultdict[str, dict[str, int]] = defaultdict(dict)
 
     def follow(self, provider: str, account: str, now_ms: int, *, in_ms: int = 0) -> None:
         """Look at an account from then on, if it is a new one."""
-        if (provider, account) not in self._first_seen_ms:
-            self._first_seen_ms[provider, account] = now_ms
+        if account not in self._first_seen_ms[provider]:
+            self._first_seen_ms[provider][account] = now_ms
             self.again(Watched(now_ms + in_ms, now_ms, provider, account))
 
     def forget(self, provider: str, account: str) -> None:
-        self._first_seen_ms.pop((provider, account), None)
+        self._first_seen_ms[provider].pop(account, None)
 
     def forget_all(self, provider: str) -> None:
         self._heap = [one for one in self._heap if one.provider != provider]
         heapq.heapify(self._heap)
-        for place in [place for place in self._first_seen_ms if place[0] == provider]:
-            del self._first_seen_ms[place]
+        self._first_seen_ms.pop(provider, None)
 
     def due(self, now_ms: int, at_most: int) -> list[Watched]:
         """Take the accounts that are to be looked at now; each must be given back (`again`)."""
@@ -134,7 +134,7 @@ class Watch:
         while self._heap and self._heap[0].look_at_ms <= now_ms and len(found) < at_most:
             one = heapq.heappop(self._heap)
             # else it was forgotten meanwhile
-            if self._first_seen_ms.get((one.provider, one.account)) == one.first_seen_ms:
+            if self._first_seen_ms[one.provider].get(one.account) == one.first_seen_ms:
                 found.append(one)
         return found
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from hashlib import blake2b
+from itertools import islice
 from typing import Any, NamedTuple
 
 from watcher.pause import compute, in_order, slowly
@@ -137,8 +138,8 @@ class Fingerprint(_Fields):
         """Write it down as JSON, keys in order. In parts: 100,000 accounts at once hold up all threads."""
         fields = []
         for field, text_by_name in sorted(self._asdict().items()):
-            names, parts = [*in_order(text_by_name)], []
-            for some in in_parts(names, _DUMPED_AT_ONCE):
+            names, parts = in_order(text_by_name), []
+            while some := [*islice(names, _DUMPED_AT_ONCE)]:
                 part = {name: text_by_name[name] for name in some}
                 parts.append(json.dumps(part, separators=(",", ":"))[1:-1])
             fields.append(f'"{field}":{{{",".join(parts)}}}')
