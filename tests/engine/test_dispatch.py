@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from random import Random
 
 import pytest
@@ -123,6 +124,27 @@ def test_while_something_is_in_hand_few_shards_are_claimed_at() -> None:
         dispatch.due(SHOP, shard, NOW, NOW)
     dispatch.take(NOW)
     assert len(dispatch.plan(SHOP, Room(32, per_claim=16), NOW)) == 2
+
+
+def test_few_shards_are_claimed_at_where_each_of_them_is_known_to_have_more() -> None:
+    dispatch, room = Dispatch(), Room(64, per_claim=16)
+
+    def claimed_at(now: float, more: Mapping[int, float | None]) -> list[int]:
+        dispatch.take(now)
+        shards = [claim.shard for claim in dispatch.plan(SHOP, room, now)]
+        for shard in shards:
+            dispatch.claimed(SHOP, shard, more.get(shard, 5.0), now)
+        dispatch.served(SHOP, now)
+        return shards
+
+    for shard in range(16):
+        dispatch.due(SHOP, shard, NOW - shard, NOW)
+    overdue = {shard: -float(shard) for shard in range(8, 16)}
+    assert len(claimed_at(NOW, overdue)) == 16, "nothing is known of them yet"
+    assert claimed_at(NOW, {15: None, 14: 0.0, 13: -1.0, 12: 1.0}) == [15, 14, 13, 12]
+    assert claimed_at(NOW, {}) == [11, 10, 9, 8]
+    assert claimed_at(NOW, {}) == [13, 14], "which were left with more"
+    assert len(claimed_at(NOW + 5, {})) == 15, "what falls due by and by may be little in each"
 
 
 def test_a_key_that_backs_off_is_taken_when_that_is_over_and_at_once_when_it_is_reset() -> None:

@@ -32,7 +32,8 @@ class Room(NamedTuple):
     where it `is_full`, as soon as something of it ends.
 
     Where room `is_scarce` it is for the work that has waited longest, whatever its shard. While work is in
-    hand, one more shard is claimed at for each `per_claim`: work of one shard is also settled together.
+    hand, or where the shards are known to have more of it, one more shard is claimed at for each `per_claim`:
+    work of one shard is also settled together.
     """
 
     most: int
@@ -53,12 +54,14 @@ class Claim(NamedTuple):
 @dataclass(slots=True)
 class _Line:
     """What is known of one key. `due`: shard -> since (or from) when; `claiming`: the same, while a claim is
-    under way; `blocked`: shard -> it is not claimed at until then. Times are those that come in.
+    under way; `blocked`: shard -> it is not claimed at until then; `rich`: shards where the last claim left
+    more that is due. Times are those that come in.
     """
 
     due: dict[int, float] = field(default_factory=dict)
     claiming: dict[int, float] = field(default_factory=dict)
     blocked: dict[int, float] = field(default_factory=dict)
+    rich: set[int] = field(default_factory=set)
     in_flight: int = 0
     claimed: int = 0
     not_before: float = 0.0
@@ -149,8 +152,10 @@ class Dispatch:
         waited_s = 0.0
         if room.is_scarce and shards:
             waited_s = max(0.0, now - line.due[shards[0]] - LOOK_S)
-        elif line.in_flight:
-            shards = shards[: max(1, room.most // room.per_claim)]
+        else:
+            few = shards[: max(1, room.most // room.per_claim)]
+            if line.in_flight or line.rich.issuperset(few):
+                shards = few
         shards = shards[: room.most]
         for shard in shards:
             line.claiming[shard] = line.due.pop(shard)
@@ -168,8 +173,11 @@ class Dispatch:
         now; None: the index will say)."""
         line = self._lines[key]
         line.claiming.pop(shard, None)
+        line.rich.discard(shard)
         if next_due_s is not None:
             line.due[shard] = min(now + next_due_s, line.due.get(shard, math.inf))
+            if next_due_s <= 0:
+                line.rich.add(shard)
 
     def block(self, key: Key, shard: int, for_s: float, now: float) -> None:
         """Claim nothing at a shard of a key for a while: its keys are damaged, or other workers' work is due
