@@ -30,9 +30,9 @@ from watcher.journal.interest import Interest
 from watcher.observe.counters import Counters
 from watcher.polling.poll import Poller
 from watcher.polling.report import PollReport
-from watcher.providers.assets import RENEW_S
 from watcher.providers.contract import provider_class
 from watcher.providers.http import ProviderClient
+from watcher.providers.kept import RENEW_S
 from watcher.settings import AccountSettings, ProviderSettings, ThresholdSettings
 from watcher.snapshot import Snapshot
 from watcher.store.polls import Commit, Committed, Polls

@@ -2,8 +2,8 @@ import asyncio
 
 import pytest
 
-from watcher.providers.assets import RENEW_S, RETRY_S, KeptCatalogue
 from watcher.providers.contract import AssetList, ErrorClass, Rejected
+from watcher.providers.kept import RENEW_S, RETRY_S, KeptCatalogue
 from watcher.snapshot import Asset
 
 DOWN = Rejected("transient", "an error at the provider (503)")

@@ -25,9 +25,9 @@ from tests.support.provider_staging import (
     raw,
     silence,
 )
-from watcher.providers.assets import RETRY_S
 from watcher.providers.contract import ErrorClass, Rejected
 from watcher.providers.http import LIMIT, ProviderClient
+from watcher.providers.kept import RETRY_S
 from watcher.providers.metakeep import MetaKeep
 from watcher.snapshot import Asset
 

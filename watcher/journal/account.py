@@ -119,6 +119,14 @@ class AccountState:
             return self.entry_by_asset
         return {asset: _suspecting_absence(entry) for asset, entry in self.entry_by_asset.items()}
 
+    def is_at_rest(self, *, needs_decimals: bool) -> bool:
+        """Say whether the same answer again would change nothing. `needs_decimals`: not so where they are not
+        known yet."""
+        return not (self.emptiness or self.stale_since_ms) and not any(
+            entry.confirmation_polls or entry.suspect or (needs_decimals and entry.asset.decimals is None)
+            for entry in self.entry_by_asset.values()
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -181,9 +189,10 @@ def advance(
         known = {asset: _suspecting_absence(entry) for asset, entry in known.items()}
     if state is not None and is_baseline:
         result.forgotten.extend(sorted(state.entry_by_asset))
+    watched = None if snapshot.watched is None else frozenset(snapshot.watched)
     for asset_id in sorted(known.keys() | snapshot.row_by_asset.keys()):
         entry, row = known.get(asset_id), snapshot.row_by_asset.get(asset_id)
-        if snapshot.watched is not None and asset_id not in snapshot.watched:
+        if watched is not None and asset_id not in watched:
             if entry:
                 result.forgotten.append(asset_id)
         elif entry is None:
@@ -223,6 +232,8 @@ def _follow(entry: Entry, row: Row | None, snapshot: Snapshot, rules: Rules, res
     if row is None and not snapshot.absent_is_zero:
         result.entry_by_asset[entry.asset.id] = entry  # absent means unknown
     elif row and row.balance == entry.seen and row.asset.decimals == entry.asset.decimals and not is_open:
+        if entry.published is entry.seen is not row.balance:  # one in memory is enough
+            entry = Entry(entry.asset, row.balance, row.balance)
         result.entry_by_asset[entry.asset.id] = entry  # nothing moved, and nothing waits
     elif row is not None and _unit(row) != _unit(entry):
         _start(row, "its unit changed", result)
@@ -247,6 +258,8 @@ def _accept(entry: Entry, row: Row | None, rules: Rules, result: Advance) -> Non
         withdrawals=rules.withdrawals,
     )
     published = in_text(explanation.published, seen, result.conversions.text)
+    if published == seen:
+        published = seen  # one in memory
     after = Entry(asset, published, seen, explanation.confirmation_polls)
     result.entry_by_asset[asset.id] = after
     result.moved.extend(Moved(asset, seen, change) for change in explanation.changes)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -129,7 +130,12 @@ def events_of(
 def iso(unix_ms: int) -> str:
     """Write a time as ISO 8601 in UTC with milliseconds."""
     second, ms = divmod(unix_ms, 1000)
-    return f"{datetime.fromtimestamp(second, UTC).isoformat()[:19]}.{ms:03d}Z"
+    return f"{_iso(second)}.{ms:03d}Z"
+
+
+@lru_cache
+def _iso(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).isoformat()[:19]
 
 
 def amounts_of(balance: Balance, conversions: Conversions) -> dict[str, str | None]:

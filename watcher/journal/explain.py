@@ -5,6 +5,7 @@ goes out as a number. All sums are on integers, and the same input always gives 
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Literal, NamedTuple
 
 from watcher.amounts import to_atoms, to_text
@@ -23,10 +24,12 @@ class Vector(NamedTuple):
     pending_withdrawal: int = 0
 
     def __add__(self, other: "Vector") -> "Vector":  # type: ignore[override]  # a tuple would append
-        return Vector(*map(int.__add__, self, other))
+        a, b, c, d = other
+        return Vector(self.total + a, self.locked + b, self.pending_deposit + c, self.pending_withdrawal + d)
 
     def __sub__(self, other: "Vector") -> "Vector":
-        return Vector(*map(int.__sub__, self, other))
+        a, b, c, d = other
+        return Vector(self.total - a, self.locked - b, self.pending_deposit - c, self.pending_withdrawal - d)
 
 
 class Change(NamedTuple):
@@ -91,7 +94,7 @@ def explain(
     is_settled = confirmation_polls >= settle_polls
     left, why = seen - published, []
     effect_by_type: dict[str, Vector] = {}
-    for rule in RULES[withdrawals]:
+    for rule in _in_question(withdrawals, *((by > 0) - (by < 0) for by in left)):
         effect = _part_of(rule, left, seen)
         if effect == NOTHING:
             continue
@@ -118,12 +121,24 @@ def in_atoms(balance: Balance, convert: Callable[[str], int] = to_atoms) -> Vect
 
 def in_text(vector: Vector, like: Balance, convert: Callable[[int], str] = to_text) -> Balance:
     """Turn a state or an effect into text; a pending of nothing is null where `like` has null."""
-    total, locked, *pendings = vector
-    texts = (
-        None if one is None and not atoms else convert(atoms)
-        for one, atoms in zip(like[2:], pendings, strict=True)
+    total, locked, deposit, withdrawal = vector
+    return Balance(
+        convert(total),
+        convert(locked),
+        None if like.pending_deposit is None and not deposit else convert(deposit),
+        None if like.pending_withdrawal is None and not withdrawal else convert(withdrawal),
     )
-    return Balance(convert(total), convert(locked), *texts)
+
+
+@cache
+def _in_question(withdrawals: Withdrawals, *directions: int) -> tuple[Rule, ...]:
+    """Name the rules that can take a part of what moved in these directions: what is left of it moves in no
+    other direction."""
+    return tuple(
+        rule
+        for rule in RULES[withdrawals]
+        if all(sign in (0, way) for sign, way in zip(rule.signs, directions, strict=True))
+    )
 
 
 def _part_of(rule: Rule, left: Vector, seen: Vector) -> Vector:

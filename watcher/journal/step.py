@@ -134,6 +134,8 @@ def _queued(events: Sequence[Event], account: str, interest: Interest) -> dict[s
 
 def _starts_and_ends(moved_on: Advance, after: AccountState, now_ms: int) -> Iterable[bytes]:
     """Write what a replay of the log needs beside the events to arrive at the state: starts and ends."""
+    if not (moved_on.forgotten or moved_on.baselined or moved_on.is_baseline):
+        return
     at = {"timestamp": iso(now_ms), "sequence": after.sequence}
     if moved_on.forgotten:
         yield orjson.dumps({"type": "forgotten", **at, "assets": moved_on.forgotten})

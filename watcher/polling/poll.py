@@ -19,13 +19,14 @@ from watcher.polling.cadence import patience_ms, spread_ms, stale_since_ms, wait
 from watcher.polling.report import NotAsked, PollReport
 from watcher.providers.contract import USABLE, Rejected
 from watcher.providers.http import ProviderClient
+from watcher.providers.kept import Memo
 from watcher.settings import AccountSettings, ProviderSettings
 from watcher.store.exceptions import StoreError
 from watcher.store.keys import SHARDS, shard_of
 from watcher.store.polls import Commit, Failing, Polls
 from watcher.store.queues import Leased
 from watcher.store.schedule import Lease, Reply
-from watcher.store.state import BadState
+from watcher.store.state import BadState, Within
 
 _QUARANTINE_MS = (300_000,)
 """How often a damaged state is read again: an operator may have fixed it."""
@@ -41,6 +42,9 @@ _LEASE_MARGIN_S = 15
 _OUTAGE_FROM = 2
 """Rejected polls of the probe account in a row, by any workers, after which others may wait for its return:
 their waits after one are as short as its own."""
+
+MEMO_BYTES = 7_000_000
+"""Of memory, for the last answers of the accounts that changed last: of a thousand with ten assets."""
 
 
 class Settled(NamedTuple):
@@ -59,7 +63,8 @@ class Settled(NamedTuple):
 
 class Poller:
     """Polls the accounts of one provider. Queues that it fills are begun in `loop` at once, by `deliver(name,
-    leased)`, as far as there is room for them; for the others, which are due, it is woken.
+    leased)`, as far as there is room for them; for the others, which are due, it is woken. `memos`, of the last
+    answers by account, are shared by the pollers of a worker.
 
     `most_requests` bounds the requests of a poll; `needed_per_second` are what all accounts take at their
     intervals. The account `probe_account`, the same one for all workers, is polled whenever it is due; while
@@ -77,6 +82,7 @@ class Poller:
         now_ms: Callable[[], int],
         loop: Loop,
         deliver: Callable[[str, Leased], Coroutine[Any, Any, bool]],
+        memos: Within[Memo] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
@@ -96,10 +102,12 @@ class Poller:
         self._breaker = ProviderBreaker()
         self._was_open = self._is_back = False
         self._settled: dict[str, Settled] = {}
+        self._memos = memos or Within(MEMO_BYTES)
 
     def forget(self, account: str) -> None:
         """Forget what is known of an account that is no longer configured."""
         self._settled.pop(account, None)
+        self._polls.drop_state(account)
         self._report.forget(self.settings.name, account)
 
     @property
@@ -280,33 +288,33 @@ class Poller:
                 self._settled[account.name] = settled
                 await self._report.finished(account, reply, started, None)
                 return reply in (Reply.DONE, Reply.DONE_BEFORE)
-        state = await self._polls.read_state(self.settings.name, account.name)
-        source = self._client.source(account)
-        known = state.entry_by_asset.values() if state and state.source == source else ()
-        assets = {entry.asset.id: entry.asset for entry in known}
-        snapshot = await self._client.read(account, bodies, known=assets)
-        watches = self._interest.watches(account.name)
-        answer = Settled(digest, "", 0, account, watches, self._interest.version)
-        snapshot = await self._client.add_zeros(snapshot, {one.threshold.asset for one in answer.watches})
-        reading = Reading(account.name, self.settings.name, source, snapshot, observed_ms)
-        return await self._advance(account, lease, state, reading, answer, started)
+        answer = Settled(digest, "", 0, account, self._interest.watches(account.name), self._interest.version)
+        return await self._advance(account, lease, bodies, answer, observed_ms, started)
 
     async def _advance(
         self,
         account: AccountSettings,
         lease: Lease,
-        state: AccountState | None,
-        reading: Reading,
+        bodies: tuple[bytes, ...],
         answer: Settled,
+        observed_ms: int,
         started: float,
     ) -> bool:
-        """Move the state on to a reading; if another worker was faster, from the state that it left."""
+        """Read an answer, and move the state on to it; if another worker was faster, the one that it left."""
+        source = self._client.source(account)
+        memo = self._memos.take(account.name) or Memo()
+        named = {watch.threshold.asset for watch in answer.watches}
         for is_last in (False, False, True):  # losing to another worker three times is no accident
+            state = await self._polls.state_of(self.settings.name, account.name)
+            entries = state.entry_by_asset.values() if state and state.source == source else ()
+            known = {entry.asset.id: entry.asset for entry in entries}
+            snapshot = await self._client.read(account, bodies, known=known, memo=memo)
+            snapshot = await self._client.add_zeros(snapshot, named)
             told_ms = state.stale_since_ms if state else 0
             step = diff(
                 state,
-                reading,
-                stays_stale=await self._came_late(account, state, reading.observed_ms),
+                Reading(account.name, self.settings.name, source, snapshot, observed_ms),
+                stays_stale=await self._came_late(account, state, observed_ms),
                 rules=Rules(self.settings.withdrawals, self.settings.settle_polls),
                 interest=self._interest,
                 version=secrets.token_hex(8),
@@ -324,20 +332,16 @@ class Poller:
                     stale_ms = self._now_ms() - told_ms
                     self._report.failures(self.settings.name).recovered(account.name, stale_ms)
             else:
-                reply = await self._touch(lease, settled, reading.observed_ms)
+                reply = await self._touch(lease, settled, observed_ms)
             if is_last or reply is not Reply.MOVED_ON:
                 break
-            state = await self._polls.read_state(self.settings.name, account.name)
         is_taken = reply in (Reply.DONE, Reply.DONE_BEFORE)
         # Would the same answer again change nothing? Not even by a newer list of assets?
-        is_settled = not (reading.snapshot.is_open or after.emptiness or after.stale_since_ms)
-        if is_taken and is_settled:
-            lists_assets = self._client.lists_assets
-            if not any(
-                entry.confirmation_polls or entry.suspect or (lists_assets and entry.asset.decimals is None)
-                for entry in after.entry_by_asset.values()
-            ):
-                self._settled[account.name] = settled
+        if is_taken and not snapshot.is_open and after.is_at_rest(needs_decimals=self._client.lists_assets):
+            self._settled[account.name] = settled
+            self._memos.keep(account.name, memo, memo.bytes_held)
+        else:
+            self._polls.drop_state(account.name)
         await self._report.finished(account, reply, started, step)
         return is_taken
 

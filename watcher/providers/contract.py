@@ -3,6 +3,7 @@
 Refuses to do I/O: a provider only describes requests and reads answers; `http` sends and guards.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 
 from watcher.settings import AccountSettings, ProviderSettings
-from watcher.snapshot import Asset, Snapshot
+from watcher.snapshot import Asset, Row, Snapshot
 
 ErrorClass = Literal["auth", "configuration", "rate", "transient", "malformed", "gone"]
 """Why a poll was rejected, as far as the worker reacts differently:
@@ -140,6 +141,54 @@ class Provider(Protocol):
         """Read that list, which is never empty: one odd row rejects only polls that need its asset. Raises
         Rejected."""
         ...
+
+
+class Line(NamedTuple):
+    """What one row says. `row` is None where its asset is not watched. `owner`: whose balance it is, where it
+    says so; all rows of a poll agree on it."""
+
+    row: Row | None
+    owner: str | None = None
+
+
+class ByRow(ABC):
+    """A provider that answers with lists of rows. Whether an answer is a refusal does not depend on them."""
+
+    @abstractmethod
+    def rows(self, answers: Sequence[Any]) -> Sequence[Any]:
+        """Find the rows in the parsed answers, in their order. Raises Rejected."""
+
+    @abstractmethod
+    def read_row(self, account: Any, said: Any, catalogue: Catalogue, *, watched: Set[str] | None) -> Line:
+        """Read one row, which may be any JSON. Raises Rejected."""
+
+    @abstractmethod
+    def watched(self, account: Any) -> tuple[str, ...] | None:
+        """Name the assets that are asked for. None: all, so that one without a row is zero."""
+
+    def read(self, account: Any, answers: Sequence[Any], catalogue: Catalogue) -> Snapshot:
+        """Read the answers of one poll. Raises Rejected."""
+        return self.read_owned(account, answers, catalogue)[0]
+
+    def read_owned(
+        self, account: Any, answers: Sequence[Any], catalogue: Catalogue
+    ) -> tuple[Snapshot, str | None]:
+        """Read the answers of one poll, and whose balances the rows say they are. Raises Rejected."""
+        watched = self.watched(account)
+        wanted = None if watched is None else frozenset(watched)
+        row_by_asset: dict[str, Row] = {}
+        owner = None
+        for position, said in enumerate(self.rows(answers)):
+            try:
+                row, its_owner = self.read_row(account, said, catalogue, watched=wanted)
+            except Rejected as odd:
+                raise Rejected(odd.error_class, f"row {position}: {odd.words}") from None
+            if owner and its_owner and owner != its_owner:
+                raise Rejected("malformed", f"row {position}: a balance of another account")
+            owner = owner or its_owner
+            if row and row_by_asset.setdefault(row.asset.id, row).balance != row.balance:
+                raise Rejected("malformed", f"row {position}: another balance of an asset listed above")
+        return Snapshot(row_by_asset, watched, absent_is_zero=watched is None), owner
 
 
 USABLE = 0.95

@@ -21,8 +21,8 @@ from watcher.fields import as_written
 from watcher.http.dial import CurrentResolver, Dialer, NoConnection, NoHostName, Unresolved
 from watcher.http.pool import Pool
 from watcher.http.wire import Answer, Limits, NoAnswer, NotHttp, Place, TimedOut, TooLong, head_of, place_of
-from watcher.providers.assets import KeptCatalogue
-from watcher.providers.contract import AssetList, Catalogue, ErrorClass, Provider, Rejected, Request
+from watcher.providers.contract import AssetList, ByRow, Catalogue, ErrorClass, Provider, Rejected, Request
+from watcher.providers.kept import KeptCatalogue, Memo
 from watcher.providers.strict_json import NotJson, parse
 from watcher.settings import ProviderSettings
 from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, is_called
@@ -188,25 +188,37 @@ class ProviderClient:
             raise failed.exceptions[0] from None
         return tuple(part.result() for part in parts)
 
-    async def read(self, account: Any, bodies: Sequence[bytes], *, known: Catalogue = _NOTHING) -> Snapshot:
+    async def read(
+        self, account: Any, bodies: Sequence[bytes], *, known: Catalogue = _NOTHING, memo: Memo | None = None
+    ) -> Snapshot:
         """Read the bodies of one poll. Raises Rejected, and nothing else whatever the bytes are.
 
         Awaits only to fetch the list of assets, when it lacks one of them. `known` is what the last
         state says of its assets: it stands in for a list that no longer, or not yet, holds them.
+        `memo` is the account's: where little differs from the last answer, only that is read.
         """
+        provider = self._provider
+        listed = self._catalogue.asset_by_id if self.lists_assets else _NOTHING
+        by_row = provider if memo and isinstance(provider, ByRow) else None
+        if memo and by_row and (again := memo.read(by_row, account, bodies, listed)):
+            return again
         answers = [self._parse(body) for body in bodies]
-        if not self.lists_assets:
-            return self._provider.read(account, answers, _NOTHING)
-        catalogue = self._catalogue
-        snapshot = self._provider.read(account, answers, catalogue.asset_by_id)
+        owner = None
+        if by_row:
+            snapshot, owner = by_row.read_owned(account, answers, listed)
+        else:
+            snapshot = provider.read(account, answers, listed)
         assets = snapshot.row_by_asset.keys()
-        if assets <= catalogue.asset_by_id.keys():
+        if not self.lists_assets or assets <= listed.keys():
+            if memo and by_row:
+                memo.learn(by_row, account, bodies, listed, snapshot, owner)
             return snapshot
+        catalogue = self._catalogue
         await catalogue.look_up(assets)
         asset_by_id = {**known, **catalogue.asset_by_id}
         if unknown := assets - asset_by_id.keys() - catalogue.unlisted:
             raise catalogue.refusal(unknown)
-        return self._provider.read(account, answers, asset_by_id)
+        return provider.read(account, answers, asset_by_id)
 
     async def add_zeros(self, snapshot: Snapshot, assets: Iterable[str]) -> Snapshot:
         """Add a row for each of these assets, named by id or symbol, that a full listing does not name.

@@ -14,9 +14,9 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from watcher.amounts import MAX_FRACTION_DIGITS, NotAnAmount, from_integer
 from watcher.fields import BaseUrl
-from watcher.providers.contract import AssetList, Catalogue, ErrorClass, Rejected, Request
+from watcher.providers.contract import AssetList, ByRow, Catalogue, ErrorClass, Line, Rejected, Request
 from watcher.settings import AccountSettings, ProviderSettings
-from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, spoken
+from watcher.snapshot import Asset, Balance, Row, asset_id, spoken
 
 MAX_ID = 2**31 - 1
 """Ids of accounts and tokens are int32 in Loopring's own API description."""
@@ -93,7 +93,7 @@ class LoopringAccount(AccountSettings):
         return tokens
 
 
-class Loopring:
+class Loopring(ByRow):
     """Asks Loopring for one account's balances and reads the answer."""
 
     Settings: ClassVar[type[ProviderSettings]] = LoopringSettings
@@ -121,32 +121,31 @@ class Loopring:
             query["tokens"] = ",".join(map(str, account.tokens))
         return (Request("GET", "/api/v3/user/balances", query, self._secret_headers),)
 
-    def read(self, account: LoopringAccount, answers: Sequence[Any], catalogue: Catalogue) -> Snapshot:
+    def watched(self, account: LoopringAccount) -> tuple[str, ...] | None:
+        return None if account.tokens is None else tuple(map(str, account.tokens))
+
+    def rows(self, answers: Sequence[Any]) -> Sequence[Any]:
         (answer,) = answers
         # Loopring's reference page shows one bare object where every sample shows a list of them.
         rows = [answer] if isinstance(answer, dict) else answer
         if not isinstance(rows, list):
             raise Rejected("malformed", "not a list of balances")
-        watched = None if account.tokens is None else tuple(map(str, account.tokens))
-        wanted = None if watched is None else frozenset(watched)
-        row_by_asset: dict[str, Row] = {}
-        owner = account.account_id
-        for position, said in enumerate(rows):
-            if not isinstance(said, dict):
-                raise Rejected("malformed", f"row {position}: not an object, or a name twice in it")
-            token = _id(said.get("tokenId"), "tokenId", position)
-            is_wanted = wanted is None or token in wanted
-            # Optional: missing from what was captured in 2021. Of a token that is not watched it may be odd.
-            if "accountId" in said and (is_wanted or _id_in(said["accountId"]) is not None):
-                found = int(_id(said["accountId"], "accountId", position))
-                if owner not in (None, found):
-                    raise Rejected("malformed", f"row {position}: a balance of another account")
-                owner = found  # the account's own if that is known, the first row's otherwise
-            if is_wanted:
-                row = _row(said, catalogue.get(token) or Asset(token), position)
-                if row_by_asset.setdefault(token, row) != row:
-                    raise Rejected("malformed", f"row {position}: another balance of a token listed above")
-        return Snapshot(row_by_asset, watched, absent_is_zero=watched is None)
+        return rows
+
+    def read_row(
+        self, account: LoopringAccount, said: Any, catalogue: Catalogue, *, watched: Set[str] | None
+    ) -> Line:
+        if not isinstance(said, dict):
+            raise Rejected("malformed", "not an object, or a name twice in it")
+        token = _id(said.get("tokenId"), "tokenId")
+        is_watched = watched is None or token in watched
+        owner = None
+        # Optional: missing from what was captured in 2021. Of a token that is not watched it may be odd.
+        if "accountId" in said and (is_watched or _id_in(said["accountId"]) is not None):
+            owner = _id(said["accountId"], "accountId")
+            if account.account_id not in (None, int(owner)):
+                raise Rejected("malformed", "a balance of another account")
+        return Line(_row(said, catalogue.get(token) or Asset(token)) if is_watched else None, owner)
 
     def refusal(self, status: int, answer: Any) -> Rejected | None:
         """Find the error code: in `resultInfo`, or at the top as Loopring's general page shows it."""
@@ -185,10 +184,10 @@ class Loopring:
         return AssetList(readable, odd, is_whole=None not in tokens)
 
 
-def _row(said: dict[str, Any], asset: Asset, position: int) -> Row:
+def _row(said: dict[str, Any], asset: Asset) -> Row:
     pending = said.get("pending")
     if not isinstance(pending, dict):
-        raise Rejected("malformed", f"row {position}: no pending amounts")
+        raise Rejected("malformed", "no pending amounts")
     decimals = asset.decimals or 0
     try:
         balance = Balance(
@@ -198,14 +197,14 @@ def _row(said: dict[str, Any], asset: Asset, position: int) -> Row:
             from_integer(pending.get("withdraw"), decimals),
         )
     except NotAnAmount as error:
-        raise Rejected("malformed", f"row {position}: an amount is {error}") from None
+        raise Rejected("malformed", f"an amount is {error}") from None
     return Row(asset, balance)
 
 
-def _id(said: object, name: str, position: int) -> str:
+def _id(said: object, name: str) -> str:
     found = _id_in(said)
     if found is None:
-        raise Rejected("malformed", f"row {position}: {name} is not an id")
+        raise Rejected("malformed", f"{name} is not an id")
     return found
 
 

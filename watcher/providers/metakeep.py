@@ -14,9 +14,9 @@ from pydantic import Field, JsonValue, field_validator
 
 from watcher.amounts import NotAnAmount, from_decimal
 from watcher.fields import BaseUrl
-from watcher.providers.contract import AssetList, Catalogue, ErrorClass, Rejected, Request
+from watcher.providers.contract import AssetList, ByRow, Catalogue, ErrorClass, Line, Rejected, Request
 from watcher.settings import AccountSettings, ProviderSettings
-from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, spoken
+from watcher.snapshot import Asset, Balance, Row, asset_id, spoken
 
 _ADDRESS = re.compile(r"0x[0-9a-f]{40}\Z", re.ASCII)
 _LONGEST_SYMBOL = 24
@@ -75,7 +75,7 @@ class MetaKeepAccount(AccountSettings):
         return currencies
 
 
-class MetaKeep:
+class MetaKeep(ByRow):
     """Asks MetaKeep for one user's balances, in parts if need be, and reads the answers."""
 
     Settings: ClassVar[type[ProviderSettings]] = MetaKeepSettings
@@ -107,26 +107,28 @@ class MetaKeep:
             for part in parts
         ]
 
-    def read(self, account: MetaKeepAccount, answers: Sequence[Any], catalogue: Catalogue) -> Snapshot:
-        watched = tuple(map(asset_id, account.currencies))
-        wanted = frozenset(watched)
-        row_by_asset: dict[str, Row] = {}
+    def watched(self, account: MetaKeepAccount) -> tuple[str, ...]:
+        return tuple(map(asset_id, account.currencies))
+
+    def rows(self, answers: Sequence[Any]) -> Sequence[Any]:
         balances: list[Any] = []
         for answer in answers:
             listed = answer.get("balances") if isinstance(answer, dict) else None
             if not isinstance(listed, list):
                 raise Rejected("malformed", "no list of balances")
             balances += listed
-        for position, said in enumerate(balances):
-            text = said.get("currency") if isinstance(said, dict) else None
-            currency = asset_id(text) if isinstance(text, str) else ""
-            if currency in wanted:
-                row = _row(said, currency, position)
-                if row_by_asset.setdefault(currency, row).balance != row.balance:
-                    raise Rejected("malformed", f"row {position}: another balance of a currency listed above")
-            elif not _ADDRESS.match(currency):
-                raise Rejected("malformed", f"row {position}: not a currency")
-        return Snapshot(row_by_asset, watched, absent_is_zero=False)
+        return balances
+
+    def read_row(
+        self, account: MetaKeepAccount, said: Any, catalogue: Catalogue, *, watched: Set[str] | None
+    ) -> Line:
+        text = said.get("currency") if isinstance(said, dict) else None
+        currency = asset_id(text) if isinstance(text, str) else ""
+        if watched is not None and currency in watched:
+            return Line(_row(said, currency))
+        if not _ADDRESS.match(currency):
+            raise Rejected("malformed", "not a currency")
+        return Line(None)
 
     def refusal(self, status: int, answer: Any) -> Rejected | None:
         said = answer.get("status") if isinstance(answer, dict) else None
@@ -143,10 +145,10 @@ class MetaKeep:
         raise Rejected("malformed", "MetaKeep has no list of currencies")
 
 
-def _row(said: dict[str, Any], currency: str, position: int) -> Row:
+def _row(said: dict[str, Any], currency: str) -> Row:
     try:
         total, locked = from_decimal(said.get("balance")), from_decimal(said.get("locked", "0"))
     except NotAnAmount as error:
-        raise Rejected("malformed", f"row {position}: an amount is {error}") from None
+        raise Rejected("malformed", f"an amount is {error}") from None
     asset = Asset(currency, spoken(said.get("symbol")), spoken(said.get("name")))
     return Row(asset, Balance(total, locked, None, None), locked_absent="locked" not in said)

@@ -17,12 +17,13 @@ from watcher.journal.interest import Interest
 from watcher.journal.notices import paused
 from watcher.observe.counters import Counters
 from watcher.pause import slowly
-from watcher.polling.poll import Poller
+from watcher.polling.poll import MEMO_BYTES, Poller
 from watcher.polling.report import PollReport
 from watcher.polling.work import PollWork, ProviderPolls
 from watcher.providers.contract import provider_class
 from watcher.providers.http import CONNECTIONS as MOST_OF_A_PROVIDER
 from watcher.providers.http import ProviderClient, provider_pool
+from watcher.providers.kept import Memo
 from watcher.run.agreement import Agreement
 from watcher.settings import AccountSettings, ProviderSettings, Settings
 from watcher.store.client import CONNECTIONS as OF_THE_STORE
@@ -31,6 +32,7 @@ from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.polls import Polls
 from watcher.store.queues import BOUNDS, Bounds, Breaker, Breakers, Queues
 from watcher.store.schedule import DueIndex, Schedule
+from watcher.store.state import Within
 
 MOST_ATTEMPTS = 10_000
 """A thousand subscriptions that hang, with ten attempts each."""
@@ -102,6 +104,7 @@ class Configured:
         self.counters = counters
         self._agreement = agreement
         self._interest = Interest({})
+        self._memos = Within[Memo](MEMO_BYTES)
         self._open: set[AsyncExitStack] = set()
         self._policy: Policy | None = None
         self.breakers = SubscriptionBreakers(
@@ -243,6 +246,7 @@ class Configured:
             now_ms=self._schedule.now_ms,
             loop=self.loop,
             deliver=self._delivery_work.deliver,
+            memos=self._memos,
         )
         return ProviderPolls(
             poller,

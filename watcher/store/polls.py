@@ -6,7 +6,7 @@ delivery says: they pass through as bytes.
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from watcher.journal.account import AccountState
@@ -17,11 +17,15 @@ from watcher.store.keys import Keys, shard_of
 from watcher.store.pipe import Joints, in_parts, load_script
 from watcher.store.queues import BOUNDS, CLAIM_MS, Bounds, Leased
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
-from watcher.store.state import BadState, Names
+from watcher.store.state import STATE_BYTES, BadState, Kept, Names, Within
 
 LONGEST_BREAK_MS = 5_000
 """A worker looks every second which accounts are stale. Where none did for longer, the workers or the store
 were away, and polls are not late that none could make meanwhile."""
+
+_READS_AFTER_A_RIVAL = 100
+"""States that are read though they are kept, once another worker had moved one on: where several workers
+share the accounts, most that are kept are out of date."""
 
 _AT_ONCE = 200
 """Keys of one script call."""
@@ -90,6 +94,8 @@ class Polls:
         self.now_ms = schedule.now_ms
         self.watched_since_ms = 0
         self._claims = schedule.claims(self._schedule_keys)
+        self._kept = Within[Kept](STATE_BYTES)
+        self._reads_to_come = 0
         self._commits = Joints(
             _COMMIT,
             lambda shard, provider: (
@@ -183,21 +189,50 @@ class Polls:
 
     async def read_state(self, provider: str, account: str) -> AccountState | None:
         """Read an account's state; None before its baseline. Raises BadState."""
+        kept = await self._read_state(provider, account)
+        return kept.state if kept else None
+
+    async def state_of(self, provider: str, account: str) -> AccountState | None:
+        """Return an account's state as the last commit of this process left it, else read it.
+
+        Where another worker moved it on since, the next commit is refused, and then it is read.
+        """
+        if self._reads_to_come:
+            self._reads_to_come -= 1
+        elif kept := self._kept.get(account):
+            return replace(kept.state, polled_at_ms=kept.polled_at_ms)
+        read = await self._read_state(provider, account)
+        if read is None:
+            return None
+        self._kept.keep(account, read, read.bytes_held)
+        return read.state
+
+    def drop_state(self, account: str) -> None:
+        """Keep the state of an account no longer: the next time it is read."""
+        self._kept.take(account)
+
+    async def _read_state(self, provider: str, account: str) -> Kept | None:
         with damage_named():
             text = await self._pipe.command("GET", self._keys.state(account))
-        return None if text is None else await self.names.load(provider, text)
+        if text is None:
+            return None
+        state = await self.names.load(provider, text)
+        return Kept(state, state.polled_at_ms, len(text))
 
     async def commit(self, commit: Commit) -> Committed:
         """Write a step. Raises BadState."""
         account, step = commit.account, commit.step
+        kept = self._kept.take(account)
+        is_kept = kept and commit.lease and kept.state.version == commit.expected_version
+        text = await self.names.dump(commit.provider, step.state)
         keys = [self._keys.state(account), self._keys.queued(account)]
         arguments: list[Any] = [
             account,
             commit.lease.deadline if commit.lease else "",
-            commit.expected_version,
+            kept.fence if kept and is_kept else commit.expected_version,
             step.state.version,
             commit.due_ms,
-            await self.names.dump(commit.provider, step.state),
+            text,
             step.follows,
             len(step.notes),
             *step.notes,
@@ -214,12 +249,18 @@ class Polls:
             arguments += (subscription, deadline, len(places), *(place + 1 for place in places))
         with damage_named():
             joint = self._commits[shard, commit.provider]
-            reply, found = await self._pipe.step(joint, tuple(keys), *arguments)
+            answer, found = await self._pipe.step(joint, tuple(keys), *arguments)
+        reply = Reply(answer)
+        if reply is Reply.MOVED_ON and is_kept:
+            self._reads_to_come = _READS_AFTER_A_RIVAL
+        elif reply in (Reply.DONE, Reply.DONE_BEFORE) and commit.lease:
+            written = Kept(step.state, step.state.polled_at_ms, len(text))
+            self._kept.keep(account, written, written.bytes_held)
         lease, names, leased = Lease(account, until), [*step.queued], {}
         for place, previous in zip(found[::2], found[1::2], strict=True):
             name = names[place - 1]
             leased[name] = Leased(lease, _deliveries(step, name, previous))
-        return Committed(Reply(reply), leased)
+        return Committed(reply, leased)
 
     async def touch(
         self, provider: str, lease: Lease, *, version: str, polled_at_ms: int, due_ms: float
@@ -228,8 +269,13 @@ class Polls:
         joint = self._touches[shard_of(lease.member), provider]
         arguments = (*lease, version, f"{polled_at_ms:014}", due_ms)
         with damage_named():
-            (reply,) = await self._pipe.step(joint, (self._keys.state(lease.member),), *arguments)
-        return Reply(reply)
+            (answer,) = await self._pipe.step(joint, (self._keys.state(lease.member),), *arguments)
+        reply, kept = Reply(answer), self._kept.get(lease.member)
+        if kept and reply is Reply.DONE and kept.state.version == version:
+            kept.polled_at_ms = polled_at_ms
+        elif kept:
+            self._kept.take(lease.member)
+        return reply
 
     async def postpone(
         self, provider: str, lease: Lease, *, why: str, at_least_ms: int, waits_ms: Sequence[int]

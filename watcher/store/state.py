@@ -18,7 +18,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import orjson
 
@@ -29,6 +30,8 @@ from watcher.store.errors import DamagedKey
 from watcher.store.keys import Keys, check_count, read_count
 from watcher.store.pipe import Pipe, in_parts, load_script
 
+T = TypeVar("T")
+
 SCHEMA = 1
 """Of the body of layout 1."""
 
@@ -36,6 +39,12 @@ Called = tuple[str | None, str | None]
 """The symbol and the name of an asset."""
 
 UNNAMED: Called = (None, None)
+
+STATE_BYTES = 3_000_000
+"""Of memory, for the states that are kept: those of a thousand accounts with ten assets."""
+
+_STATE_BYTES, _ENTRY_BYTES = 900, 200
+"""What a state takes in memory, and each of its assets, without balances that it shares with an answer."""
 
 MOST_NAMES = 10_000
 """In the table of one provider: about a megabyte. The rows of further assets carry their names themselves."""
@@ -61,6 +70,53 @@ class BadState(Exception):
     The account is quarantined: it is not polled further and nothing of it is overwritten, until the operator
     restores the key or deletes it (then the next poll is a new baseline).
     """
+
+
+@dataclass(slots=True)
+class Kept:
+    """A state as it was read or written, and how it lies in the store since: when its account was polled last
+    (Unix ms), and in how many bytes."""
+
+    state: AccountState
+    polled_at_ms: int
+    length: int
+
+    @property
+    def bytes_held(self) -> int:
+        """About how much memory it takes."""
+        return _STATE_BYTES + _ENTRY_BYTES * len(self.state.entry_by_asset)
+
+    @property
+    def fence(self) -> str:
+        """Name what is to lie in the store, as `commit` compares it."""
+        return f"{self.state.version:16} {self.polled_at_ms:014d} {self.length}"
+
+
+class Within(Generic[T]):
+    """What is kept by account within a bound in bytes: what was put there longest ago goes first."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._kept_by_account: dict[str, tuple[T, int]] = {}
+        self.bytes_held = 0
+
+    def get(self, account: str) -> T | None:
+        """Return what is kept of an account."""
+        return self._kept_by_account.get(account, (None, 0))[0]
+
+    def take(self, account: str) -> T | None:
+        """Return what is kept of an account, and keep it no longer."""
+        kept, size = self._kept_by_account.pop(account, (None, 0))
+        self.bytes_held -= size
+        return kept
+
+    def keep(self, account: str, kept: T, size: int) -> None:
+        """Keep this of an account, which takes so many bytes."""
+        self.take(account)
+        self._kept_by_account[account] = kept, size
+        self.bytes_held += size
+        while self.bytes_held > self._most_bytes:
+            self.take(next(iter(self._kept_by_account)))
 
 
 def dump_state(state: AccountState, names: Mapping[str, Called]) -> bytes:

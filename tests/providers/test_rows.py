@@ -1,0 +1,268 @@
+"""An answer that is read by the rows that differ from the last one says what the whole of it says."""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.providers.test_provider_answers import CASES, CONTEXT
+from tests.support.fuzzing import damaged, damaged_bytes, tried
+from tests.support.provider_staging import (
+    TOKENS_PATH,
+    Stage,
+    a_balance,
+    a_token_list,
+    answer,
+    body_of,
+    loopring_account,
+    loopring_settings,
+    metakeep_account,
+    metakeep_settings,
+)
+from watcher.providers.contract import Line, Rejected
+from watcher.providers.http import ProviderClient
+from watcher.providers.kept import RENEW_S, Memo
+from watcher.providers.loopring import Loopring
+from watcher.providers.metakeep import MetaKeep
+from watcher.settings import AccountSettings
+from watcher.snapshot import Snapshot
+
+COINS = [f"0x{number:040x}" for number in range(1, 5)]
+NAMES = ("accountId", "tokenId", "total", "pending", "withdraw", "status", "balances", "currency", "balance")
+
+
+def tokens(random: Random, account_id: int | None = 10110) -> Any:
+    rows = [a_balance(token, str(random.choice((0, 7, 10**20)))) for token in range(4)]
+    return [row if account_id is None else row | {"accountId": account_id} for row in rows]
+
+
+def coins(random: Random, which: Sequence[str] = COINS) -> Any:
+    rows = [{"currency": coin, "balance": random.choice(("0", "1.5", "10.00"))} for coin in which]
+    return {"status": "SUCCESS", "balances": rows}
+
+
+ANSWERS: Mapping[str, tuple[str, AccountSettings, Callable[[Random], list[Any]]]] = {
+    "by number": ("loopring", loopring_account(), lambda random: [tokens(random)]),
+    "by address": (
+        "loopring",
+        loopring_account(address="0x" + "a" * 40),
+        lambda random: [tokens(random, random.choice((None, 7, 7, 7, 8)))],
+    ),
+    "of some": ("loopring", loopring_account(tokens=(0, 1, 2, 3)), lambda random: [tokens(random)]),
+    "of fewer than it gets": ("loopring", loopring_account(tokens=(0, 3)), lambda random: [tokens(random)]),
+    "coins": ("metakeep", metakeep_account(*COINS), lambda random: [coins(random)]),
+    "in two parts": (
+        "metakeep",
+        metakeep_account(*COINS),
+        lambda random: [coins(random, COINS[:3]), coins(random, COINS[3:])],
+    ),
+}
+STYLES: Sequence[Mapping[str, Any]] = ({}, {}, {"separators": (",", ":")}, {"indent": 1})
+
+
+class Counted:
+    """Counts the rows that a provider reads."""
+
+    rows_read = 0
+
+    def read_row(self, *arguments: Any, **named: Any) -> Line:
+        self.rows_read += 1
+        return super().read_row(*arguments, **named)  # type: ignore[misc,no-any-return]
+
+
+class CountedLoopring(Counted, Loopring):
+    pass
+
+
+class CountedMetaKeep(Counted, MetaKeep):
+    pass
+
+
+def a_provider(kind: str, url: str = "http://127.0.0.1:9", **more: Any) -> tuple[Any, ProviderClient]:
+    """A provider that counts, and a client of it."""
+    settings: Any = (loopring_settings if kind == "loopring" else metakeep_settings)(url)
+    provider: Any = (CountedLoopring if kind == "loopring" else CountedMetaKeep)(settings)
+    return provider, ProviderClient(provider, settings, **more)
+
+
+def offline(kind: str) -> tuple[Any, ProviderClient]:
+    """The same without a list of assets: amounts are in the smallest unit."""
+    provider, client = a_provider(kind)
+    client.lists_assets = False
+    return provider, client
+
+
+async def verdict(
+    client: ProviderClient, account: AccountSettings, bodies: Sequence[bytes], memo: Memo | None = None
+) -> Any:
+    """What an answer says, in its order, or why it is refused."""
+    try:
+        snapshot = await client.read(account, bodies, memo=memo)
+    except Rejected as refused:
+        return refused.error_class, refused.reason, refused.status
+    return snapshot, [*snapshot.row_by_asset]
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+@tried(60)
+@given(data=st.data())
+def test_whatever_was_answered_before_an_answer_says_what_the_whole_of_it_says(
+    kind: str, data: st.DataObject
+) -> None:
+    provider, account, make = ANSWERS[kind]
+    (_, client), memo = offline(provider), Memo()
+    random = Random(data.draw(st.integers(0, 2**64 - 1)))
+    style = random.choice(STYLES)
+    for _ in range(8):
+        good = make(random)
+        bodies = [json.dumps(one, **style).encode() for one in good]
+        at = random.randrange(len(good))
+        if (fate := random.random()) < 0.3:
+            bodies[at] = json.dumps(data.draw(damaged(good[at], *NAMES)), **style).encode()
+        elif fate < 0.5:
+            bodies[at] = data.draw(damaged_bytes(bodies[at]))
+        elif fate < 0.55:
+            style = random.choice(STYLES)
+        whole = asyncio.run(verdict(client, account, bodies))
+        assert asyncio.run(verdict(client, account, bodies, memo)) == whole
+
+
+@pytest.mark.parametrize("kind", ["loopring", "metakeep"])
+async def test_after_any_odd_answer_any_other_gets_its_verdict(kind: str) -> None:
+    cases = [case for case in CASES if case["provider"] == kind and not case.get("transport_fault")]
+    bodies = [body for case in cases if len(body := body_of(case)) < 10_000]
+    watched = CONTEXT[kind]["watch"]
+    account = metakeep_account(*watched) if kind == "metakeep" else loopring_account(tokens=(0, 1))
+    provider, client = offline(kind)
+    whole = {body: await verdict(client, account, [body]) for body in bodies}
+    good = [body for body in bodies if isinstance(whole[body][0], Snapshot)]
+    quick = 0
+    for first in good:
+        for second in bodies:
+            memo = Memo()
+            await client.read(account, [first], memo=memo)
+            provider.rows_read = 0
+            assert await verdict(client, account, [second], memo) == whole[second], (first, second)
+            quick += first != second and provider.rows_read == 1
+    assert quick > 20, "rows alone were read at all"
+
+
+def body(*rows: Any, **style: Any) -> list[bytes]:
+    return [json.dumps(rows, **style).encode()]
+
+
+ACCOUNT = loopring_account()
+ROWS = [a_balance(token, str(token)) for token in range(10)]
+
+
+async def read(
+    client: ProviderClient, memo: Memo, *rows: Any, account: Any = ACCOUNT, **style: Any
+) -> Snapshot:
+    return await client.read(account, body(*rows, **style), memo=memo)
+
+
+@pytest.mark.parametrize("style", STYLES)
+async def test_of_ten_rows_those_that_differ_are_read(style: Mapping[str, Any]) -> None:
+    provider, client = offline("loopring")
+    memo = Memo()
+    await read(client, memo, *ROWS, **style)
+    for changed in ((0,), (4,), (9,), (0, 9), ()):
+        provider.rows_read = 0
+        rows = [a_balance(token, "77" if token in changed else str(token)) for token in range(10)]
+        snapshot = await read(client, memo, *rows, **style)
+        totals = {asset: row.balance.total for asset, row in snapshot.row_by_asset.items()}
+        assert totals == {str(token): "77" if token in changed else str(token) for token in range(10)}
+        await read(client, memo, *ROWS, **style)
+        assert provider.rows_read == 2 * len(changed), "there and back"
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes"),
+    [
+        ('"status"', '"at": 5, "status"'),
+        ("]}", '], "more": 1}'),
+        ("]}", "] }"),
+        (COINS[1], COINS[2]),
+        ("SUCCESS", "UNAUTHORIZED"),
+        ("SUCCESS", "FAILURE"),
+    ],
+)
+async def test_what_differs_besides_the_rows_has_the_whole_answer_read(was: str, becomes: str) -> None:
+    provider, client = offline("metakeep")
+    account, memo = metakeep_account(*COINS), Memo()
+    good = json.dumps(coins(Random(1)))
+    if becomes == "FAILURE":  # as long as the other, and behind the rows
+        good = good.replace('"status": "SUCCESS", ', "").replace("]}", '], "status": "SUCCESS"}')
+    await client.read(account, [good.encode()], memo=memo)
+    other = [good.replace(was, becomes).encode()]
+    provider.rows_read = 0
+    whole = await verdict(client, account, other)
+    reads = provider.rows_read
+    assert await verdict(client, account, other, memo) == whole
+    assert provider.rows_read >= 2 * reads
+
+
+async def test_a_row_of_another_account_is_refused_though_its_account_is_known_by_address_alone() -> None:
+    _, client = offline("loopring")
+    account, memo = loopring_account(address="0x" + "a" * 40), Memo()
+    await read(client, memo, *ROWS, account=account)
+    with pytest.raises(Rejected, match="row 3: a balance of another account"):
+        await read(client, memo, *ROWS[:3], ROWS[3] | {"accountId": 7}, *ROWS[4:], account=account)
+
+
+async def test_a_piece_of_a_row_is_no_row() -> None:
+    """As many rows as there are pieces, and yet two of these are none: what is between two rows stands in the
+    midst of one as well, and between two others stands something else."""
+    zero, one, two, three = (json.dumps(a_balance(token, "5")) for token in range(4))
+    inner = '[{"accountId": 1}, {"accountId": 1}]'
+    good = f'[{zero}, {one[:-1]}, "parts": {inner}}},{two}, {three}]'
+    _, client = offline("loopring")
+    memo = Memo()
+    await client.read(ACCOUNT, [good.encode()], memo=memo)
+    assert memo.bytes_held == Memo().bytes_held
+    odd = [good.replace(inner[: inner.index(",")], "[]").encode()]
+    assert await verdict(client, ACCOUNT, odd, memo) == await verdict(client, ACCOUNT, odd)
+
+
+async def test_rows_are_read_anew_by_another_list_of_assets_and_for_an_account_that_was_changed() -> None:
+    now_s = 1000.0
+    async with Stage() as stage:
+        stage.reply_by_path[TOKENS_PATH] = answer(a_token_list(*range(10), decimals=1))
+        provider, client = a_provider("loopring", stage.url, clock=lambda: now_s)
+        async with client:
+            memo = Memo()
+            for reads in (20, 10, 0):  # without the list, with it, and not at all
+                provider.rows_read = 0
+                snapshot = await read(client, memo, *ROWS)
+                assert (provider.rows_read, snapshot.row_by_asset["3"].balance.total) == (reads, "0.3")
+            stage.reply_by_path[TOKENS_PATH] = answer(a_token_list(*range(11), decimals=2))
+            now_s += RENEW_S
+            await read(client, Memo(), *ROWS, a_balance(10, "1"))  # another account's
+            assert (await read(client, memo, *ROWS)).row_by_asset["3"].balance.total == "0.03"
+            some = loopring_account(tokens=(3,))
+            assert (await read(client, memo, *ROWS, account=some)).row_by_asset.keys() == {"3"}
+
+
+async def test_answers_that_are_never_like_the_one_before_are_hardly_cut_into_rows() -> None:
+    _, client = offline("loopring")
+    memo, random, learned = Memo(), Random(7), 0
+    for _ in range(200):
+        await read(client, memo, *random.sample(ROWS, 10))
+        learned += memo.bytes_held > Memo().bytes_held
+    assert learned < 10
+
+
+async def test_after_an_answer_with_another_row_two_are_read_whole_and_then_rows_alone() -> None:
+    provider, client = offline("loopring")
+    memo = Memo()
+    reads = []
+    for number in range(20):
+        provider.rows_read = 0
+        await read(client, memo, *ROWS[: 9 if number < 10 else 10][1:], a_balance(0, str(number)))
+        reads.append(provider.rows_read)
+    assert reads == [9, *[1] * 9, 10, 10, *[1] * 8]
