@@ -1,6 +1,7 @@
 """The measures: each one lets the worker's own parts do one job on the stage, and says how fast it went."""
 
 import asyncio
+import gc
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -184,6 +185,9 @@ async def running(
             group.create_task(upkeep.loop.every(*learn))
             yield group.create_task(upkeep.loop.run())
             upkeep.loop.stop()
+    del upkeep, learn
+    gc.unfreeze()  # a worker freezes what it has read, and with it what the one before it left
+    gc.collect()
 
 
 @asynccontextmanager

@@ -229,6 +229,15 @@ async def test_a_piece_of_a_row_is_no_row() -> None:
     assert await verdict(client, ACCOUNT, odd, memo) == await verdict(client, ACCOUNT, odd)
 
 
+async def test_a_list_of_something_else_is_no_list_of_rows() -> None:
+    _, client = offline("metakeep")
+    account, memo = metakeep_account(*COINS), Memo()
+    for price in ("3", "4"):
+        prices = [{"at": 1, "currency": coin, "balance": price} for coin in COINS]
+        said = json.dumps({"status": "SUCCESS", "prices": prices} | coins(Random(1))).encode()
+        assert await verdict(client, account, [said], memo) == await verdict(client, account, [said])
+
+
 async def test_rows_are_read_anew_by_another_list_of_assets_and_for_an_account_that_was_changed() -> None:
     now_s = 1000.0
     async with Stage() as stage:

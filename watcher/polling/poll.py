@@ -63,8 +63,8 @@ class Settled(NamedTuple):
 
 class Poller:
     """Polls the accounts of one provider. Queues that it fills are begun in `loop` at once, by `deliver(name,
-    leased)`, as far as there is room for them; for the others, which are due, it is woken. `memos`, of the last
-    answers by account, are shared by the pollers of a worker.
+    leased)`, as far as there is room for them; for the others, which are due, it is woken. `memos`, of the
+    last answers by account, are shared by the pollers of a worker.
 
     `most_requests` bounds the requests of a poll; `needed_per_second` are what all accounts take at their
     intervals. The account `probe_account`, the same one for all workers, is polled whenever it is due; while

@@ -11,7 +11,10 @@ where anything else differs, the answer is read whole.
 import asyncio
 import json
 import re
+from array import array
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from functools import lru_cache
+from itertools import chain
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -32,8 +35,8 @@ _FIRST_ROW = re.compile(rb'\[\s*(\{\s*"[^"\\]*")')
 _LONGEST_REST = 64
 """Polls after which answers are cut into rows again that never are like the one before."""
 
-_MEMO_BYTES, _ROW_BYTES = 1_000, 420
-"""What a memo takes in memory, and each row of an answer, besides its text."""
+_MEMO_BYTES, _ROW_BYTES = 700, 360
+"""What a memo takes in memory, and each row of an answer."""
 
 _STAND_IN = "\0 a row"
 
@@ -91,58 +94,53 @@ class KeptCatalogue:
         return Rejected(refused.error_class if is_permanent else "transient", reason, status=refused.status)
 
 
-class _Cut(NamedTuple):
-    """A body, cut where a row ends and the next one begins.
+class _Form(NamedTuple):
+    """A document but for what its rows say: the `head` in front of the first row; the `seam` between two,
+    from the last brace of one to the `start` of the next; the `tail`, from the last brace of the last row."""
 
-    A part is the text of a row, but for the `start` and the last brace of it: between two parts these belong
-    to the `seam`. The `head` of the document is in front of the first row, its `tail` begins with the last
-    brace of the last one.
-    """
-
-    parts: Sequence[bytes]
-    seam: bytes
-    start: bytes
     head: bytes
+    start: bytes
+    seam: bytes
     tail: bytes
 
-    @classmethod
-    def of(cls, body: bytes) -> "_Cut | None":
-        """Cut a document at what looks like its rows; None where nothing does."""
-        first = _FIRST_ROW.search(body)
-        if not first:
-            return None
-        start, head = first[1], body[: first.start(1)]
-        seam = re.search(rb"\}\s*,\s*" + re.escape(start), body)
-        parts = body.split(seam[0]) if seam else [body]
-        last = (start + parts[-1] if seam else body[len(head) :]).decode()
-        try:
-            end = json.JSONDecoder().raw_decode(last)[1]
-        except (ValueError, RecursionError):
-            return None
-        return cls(parts, seam[0] if seam else b"", start, head, last[end - 1 :].encode())
+    def parts(self, body: bytes) -> Sequence[bytes] | None:
+        """Cut a document at its seams; None where it has not this form."""
+        if body.startswith(self.head) and body.endswith(self.tail):
+            return body.split(self.seam) if self.seam else (body,)
+        return None
 
-    def again(self, body: bytes) -> "_Cut":
-        """Cut another body at the same seams."""
-        return self._replace(parts=body.split(self.seam) if self.seam else [body])
-
-    def is_like(self, other: "_Cut") -> bool:
-        """Say whether this is the same document as another, but for what its rows say."""
-        first, last = self.parts[0], self.parts[-1]
-        return (
-            len(self.parts) == len(other.parts) and first.startswith(self.head) and last.endswith(self.tail)
-        )
-
-    def row(self, place: int) -> bytes:
+    def row(self, parts: Sequence[bytes], place: int) -> bytes:
         """The text of a row."""
         start, first = (self.start, 0) if place else (b"", len(self.head))
-        end = -len(self.tail) if place == len(self.parts) - 1 else None
-        return b"%b%b}" % (start, self.parts[place][first:end])
+        end = -len(self.tail) if place == len(parts) - 1 else None
+        return b"%b%b}" % (start, parts[place][first:end])
 
-    def without_rows(self) -> bytes:
-        """The document with a stand-in for each row."""
-        between = self.seam[1 : -len(self.start)]
-        stand_ins = [json.dumps(_STAND_IN).encode()] * len(self.parts)
-        return b"%b%b%b" % (self.head, between.join(stand_ins), self.tail[1:])
+    def with_stand_ins(self, rows: int) -> bytes:
+        """The document with so many rows, and something else in the place of each."""
+        stand_ins = [json.dumps(_STAND_IN).encode()] * rows
+        return b"%b%b%b" % (self.head, self.seam[1 : -len(self.start)].join(stand_ins), self.tail[1:])
+
+
+@lru_cache(maxsize=1000)
+def _shared(form: _Form) -> _Form:
+    """The one of its kind: all accounts of a provider have the same."""
+    return form
+
+
+def _form_of(body: bytes) -> _Form | None:
+    """Say what form a document has, going by what looks like its rows; None where nothing does."""
+    first = _FIRST_ROW.search(body)
+    if not first:
+        return None
+    start, head = first[1], body[: first.start(1)]
+    seam = re.search(rb"\}\s*,\s*" + re.escape(start), body)
+    last = start + body.rpartition(seam[0])[2] if seam else body[len(head) :]
+    text = last.decode()
+    try:
+        end = json.JSONDecoder().raw_decode(text)[1]
+    except (ValueError, RecursionError):
+        return None
+    return _shared(_Form(head, start, seam[0] if seam else b"", text[end - 1 :].encode()))
 
 
 class Memo:
@@ -150,53 +148,57 @@ class Memo:
 
     An answer that is the last one's document with other rows is what the document without its rows is, and
     each row is what its text says. So reading the rows that differ says what reading the whole would say.
+    Texts are compared by their hashes, which have 64 bits and are keyed anew in each process.
     """
 
-    __slots__ = ("_about", "_cuts", "_owner", "_rest", "_rested", "_snapshot", "_watched")
+    __slots__ = ("_about", "_forms", "_hashes", "_owner", "_rest", "_rested", "_rows", "_watched")
 
     def __init__(self) -> None:
-        self._cuts: Sequence[_Cut] = ()
-        self._snapshot = Snapshot({}, None, absent_is_zero=False)
+        self._forms: Sequence[_Form] = ()
+        self._hashes = array("q")
+        self._rows: Sequence[Row] = ()
         self._about: tuple[Any, ...] = ()
         self._owner: str | None = None
-        self._watched: Set[str] | None = None
+        self._watched: tuple[str, ...] | None = None
         self._rest = self._rested = 0
 
     @property
     def bytes_held(self) -> int:
         """About how much memory it takes."""
-        return _MEMO_BYTES + sum(len(part) + _ROW_BYTES for cut in self._cuts for part in cut.parts)
+        return _MEMO_BYTES + _ROW_BYTES * len(self._rows)
 
     def read(
         self, provider: ByRow, account: Any, bodies: Sequence[bytes], catalogue: Catalogue
     ) -> Snapshot | None:
         """Read an answer by the rows that differ from the last one; None: it has to be read whole."""
-        last, last_cuts, self._cuts = self._snapshot, self._cuts, ()
+        forms, self._forms = self._forms, ()
         about = (provider, account, catalogue)
-        if len(bodies) != len(last_cuts) or not all(map(is_, about, self._about)):
+        if len(bodies) != len(forms) or not all(map(is_, about, self._about)):
             return None
         self._rest = min(2 * self._rest + 1, _LONGEST_REST)
-        cuts = [cut.again(body) for cut, body in zip(last_cuts, bodies, strict=True)]
-        if not all(map(_Cut.is_like, cuts, last_cuts)):
+        texts: list[tuple[_Form, Sequence[bytes], int]] = []
+        for form, body in zip(forms, bodies, strict=True):
+            if not (parts := form.parts(body)):
+                return None
+            texts += [(form, parts, place) for place in range(len(parts))]
+        if len(texts) != len(self._rows):
             return None
-        assets, changed = iter(last.row_by_asset), dict[str, Row]()
-        for cut, before in zip(cuts, last_cuts, strict=True):
-            for place, (part, part_before) in enumerate(zip(cut.parts, before.parts, strict=True)):
-                asset = next(assets)
-                if part == part_before:
-                    continue
-                try:
-                    said = parse(cut.row(place))
-                    row, owner = provider.read_row(account, said, catalogue, watched=self._watched)
-                except (NotJson, Rejected):  # the whole answer shows what is wrong with it
-                    return None
-                if row is None or row.asset.id != asset or owner not in (None, self._owner):
-                    return None
-                changed[asset] = row
-        self._cuts, self._rest = cuts, 0
-        rows = {**last.row_by_asset, **changed}
-        self._snapshot = Snapshot(rows, last.watched, last.absent_is_zero)
-        return self._snapshot
+        rows, watched = [*self._rows], None if self._watched is None else frozenset(self._watched)
+        hashes = array("q", [hash(parts[place]) for _, parts, place in texts])
+        for number, (form, parts, place) in enumerate(texts):
+            if hashes[number] == self._hashes[number]:
+                continue
+            try:
+                said = parse(form.row(parts, place))
+                row, owner = provider.read_row(account, said, catalogue, watched=watched)
+            except (NotJson, Rejected):  # the whole answer shows what is wrong with it
+                return None
+            if not row or row.asset.id != rows[number].asset.id or owner not in (None, self._owner):
+                return None
+            rows[number] = row
+        self._forms, self._hashes, self._rows, self._rest = forms, hashes, rows, 0
+        by_asset = {row.asset.id: row for row in rows}
+        return Snapshot(by_asset, self._watched, absent_is_zero=self._watched is None)
 
     def learn(
         self,
@@ -208,26 +210,30 @@ class Memo:
         owner: str | None,
     ) -> None:
         """Take note of an answer that was read whole, if each of its rows can be told from the next."""
+        self._rows = ()
         self._rested += 1
         if self._rested <= self._rest:
             return
         self._rested = 0
-        cuts = [cut for body in bodies if (cut := _Cut.of(body))]
-        if len(cuts) == len(bodies) and _is_cut_right(provider, cuts, len(snapshot.row_by_asset)):
-            self._about, self._owner = (provider, account, catalogue), owner
-            self._watched = None if snapshot.watched is None else frozenset(snapshot.watched)
-            self._cuts, self._snapshot = cuts, snapshot
-        else:
+        forms = [form for body in bodies if (form := _form_of(body))]
+        parts = [form.parts(body) or () for form, body in zip(forms, bodies, strict=False)]
+        if len(forms) < len(bodies) or not _is_each_a_row(provider, forms, parts, len(snapshot.row_by_asset)):
             self._rest = _LONGEST_REST
+        else:
+            self._forms, self._rows = forms, [*snapshot.row_by_asset.values()]
+            self._hashes = array("q", map(hash, chain.from_iterable(parts)))
+            self._about, self._owner, self._watched = (provider, account, catalogue), owner, snapshot.watched
 
 
-def _is_cut_right(provider: ByRow, cuts: Sequence[_Cut], assets: int) -> bool:
+def _is_each_a_row(
+    provider: ByRow, forms: Sequence[_Form], parts: Sequence[Sequence[bytes]], assets: int
+) -> bool:
     """Say whether each part is one row, and each row another asset's."""
     try:
-        answers = [parse(cut.without_rows()) for cut in cuts]
-        for cut in cuts:
-            for place in range(len(cut.parts)):
-                parse(cut.row(place))
+        answers = [parse(form.with_stand_ins(len(its))) for form, its in zip(forms, parts, strict=True)]
+        for form, its in zip(forms, parts, strict=True):
+            for place in range(len(its)):
+                parse(form.row(its, place))
         return [*provider.rows(answers)] == [_STAND_IN] * assets
     except (NotJson, Rejected):
         return False
