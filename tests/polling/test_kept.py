@@ -177,7 +177,8 @@ async def test_a_state_of_the_same_version_and_another_length_is_not_replaced(st
     text = await store_of.pipe.command("GET", key)
     await store_of.pipe.command("SET", key, text.replace(b'10"', b'100"'))
     step = a_commit(await store_of.lease(), expected="v1", version="v2", ETH="12")
-    assert await store_of.polls.commit(step) is Reply.MOVED_ON
+    reply, _ = await store_of.polls.commit(step)
+    assert reply is Reply.MOVED_ON
     state = await store_of.polls.state_of(PROVIDER, ACCOUNT)
     assert state
     assert state.entry_by_asset["ETH"].published.total == "100"
