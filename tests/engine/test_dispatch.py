@@ -48,19 +48,78 @@ def test_what_was_just_made_due_comes_before_what_was_found_by_looking() -> None
     assert len(taken) == 1 + AT_ONCE, "a thousand that are due do not hold up the next one"
 
 
-def test_what_comes_up_is_next_where_nothing_of_its_key_waits_or_backs_off() -> None:
-    dispatch = Dispatch(lambda key: key.name != "another's")
-    assert dispatch.is_next(OPS, NOW)
-    assert not dispatch.is_next(Key("delivery", "another's"), NOW)
+def test_ahead_of_what_comes_up_is_what_is_in_hand_and_what_waits_already() -> None:
+    dispatch = Dispatch()
+    assert dispatch.ahead(OPS, NOW) == 0
     assert dispatch.keys == [], "a question makes no key known"
-    dispatch.wake(OPS, 3, NOW)
-    assert not dispatch.is_next(OPS, NOW)
+    for shard in (3, 3, 5):
+        dispatch.wake(OPS, shard, NOW, is_one=True)
+    assert dispatch.ahead(OPS, NOW) == 3
+    dispatch.take(NOW)
+    dispatch.plan(OPS, Room(8), NOW)
+    assert dispatch.ahead(OPS, NOW) == 5, "claims may bring as many"
+    dispatch.claimed(OPS, 3, None, NOW)
+    dispatch.claimed(OPS, 5, None, NOW)
+    dispatch.began(OPS)
+    dispatch.served(OPS, NOW)
+    dispatch.wake(OPS, 7, NOW, is_one=True)
+    assert dispatch.ahead(OPS, NOW) == 2
+    dispatch.ended(OPS, 3, NOW)
+    assert dispatch.ahead(OPS, NOW) == 1
+
+
+def test_nobody_knows_how_much_is_ahead_where_more_may_wait_or_the_key_backs_off_or_is_anothers() -> None:
+    dispatch = Dispatch(lambda key: key.name != "another's")
+    assert dispatch.ahead(Key("delivery", "another's"), NOW) is None
+    dispatch.due(OPS, 3, NOW - 1, NOW)
+    dispatch.wake(OPS, 5, NOW, is_one=True)
+    assert dispatch.ahead(OPS, NOW) is None
     dispatch.take(NOW)
     served(dispatch, OPS, Room(0, 5.0), NOW)
-    assert not dispatch.is_next(OPS, NOW + 4)
+    assert dispatch.ahead(OPS, NOW + 4) is None
     dispatch.take(NOW + 5)
-    served(dispatch, OPS, Room(1), NOW + 5)
-    assert dispatch.is_next(OPS, NOW + 5)
+    served(dispatch, OPS, Room(2), NOW + 5)
+    assert dispatch.ahead(OPS, NOW + 5) == 0
+
+
+def test_of_what_was_made_due_piece_by_piece_no_more_is_claimed_than_tells_whether_that_was_all() -> None:
+    dispatch = Dispatch()
+    for shard in (3, 3, 5):
+        dispatch.wake(OPS, shard, NOW, is_one=True)
+    dispatch.take(NOW)
+    assert served(dispatch, OPS, Room(20), NOW) == [Claim(3, 3), Claim(5, 2)]
+    dispatch.wake(OPS, 3, NOW, is_one=True)
+    dispatch.take(NOW)
+    assert served(dispatch, OPS, Room(20), NOW) == [Claim(3, 2)], "it is counted anew"
+    dispatch.wake(OPS, 3, NOW, is_one=True)
+    dispatch.take(NOW)
+    assert dispatch.plan(OPS, Room(1), NOW) == [Claim(3, 1)], "and never more than there is room for"
+
+
+@pytest.mark.parametrize("what", ["found by looking", "left by a claim", "not answered", "woken for all"])
+def test_where_more_may_be_due_as_much_is_claimed_as_there_is_room_for(what: str) -> None:
+    dispatch = Dispatch()
+    if what in ("left by a claim", "not answered"):
+        dispatch.wake(OPS, 3, NOW, is_one=True)
+        dispatch.take(NOW)
+        dispatch.plan(OPS, Room(20), NOW)
+        if what == "left by a claim":
+            dispatch.claimed(OPS, 3, 0.0, NOW)
+        dispatch.served(OPS, NOW)
+    elif what == "woken for all":
+        dispatch.wake(OPS, 3, NOW)
+    else:
+        dispatch.due(OPS, 3, NOW - 1, NOW)
+    dispatch.wake(OPS, 3, NOW, is_one=True)
+    dispatch.take(NOW)
+    assert dispatch.plan(OPS, Room(20), NOW) == [Claim(3, 20)]
+
+
+def test_work_that_is_made_due_now_is_claimed_now_where_more_is_due_later() -> None:
+    dispatch = Dispatch()
+    dispatch.due(SHOP, 3, NOW + 5, NOW)
+    dispatch.wake(SHOP, 3, NOW, is_one=True)
+    assert dispatch.take(NOW) == [SHOP]
 
 
 def test_what_claims_may_bring_counts_as_in_flight_until_they_are_answered() -> None:

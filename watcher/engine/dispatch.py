@@ -53,12 +53,14 @@ class Claim(NamedTuple):
 
 @dataclass(slots=True)
 class _Line:
-    """What is known of one key. `due`: shard -> since (or from) when; `claiming`: the same, while a claim is
-    under way; `blocked`: shard -> it is not claimed at until then; `rich`: shards where the last claim left
-    more that is due. Times are those that come in.
+    """What is known of one key. `due`: shard -> since (or from) when; `few`: shard -> how many pieces that
+    is, where it is known; `claiming`: as `due`, while a claim is under way; `blocked`: shard -> it is not
+    claimed at until then; `rich`: shards where the last claim left more that is due. Times are those that
+    come in.
     """
 
     due: dict[int, float] = field(default_factory=dict)
+    few: dict[int, int] = field(default_factory=dict)
     claiming: dict[int, float] = field(default_factory=dict)
     blocked: dict[int, float] = field(default_factory=dict)
     rich: set[int] = field(default_factory=set)
@@ -69,6 +71,11 @@ class _Line:
     is_queued: bool = False
     timer_at: float = math.inf
     serving_since: float | None = None
+
+    def is_due(self, shard: int, since: float) -> None:
+        """Note that something is due at a shard, whatever that is."""
+        self.due[shard] = min(since, self.due.get(shard, math.inf))
+        self.few.pop(shard, None)
 
     @property
     def ready_at(self) -> float:
@@ -92,13 +99,17 @@ class Dispatch:
         """Note that work may be due at a shard, `since` then: the index names it."""
         line = self._line(key)
         if shard not in line.claiming and since < line.due.get(shard, math.inf) and self._takes(key):
-            line.due[shard] = since
+            line.is_due(shard, since)
             self._arrange(key, line, now)
 
-    def wake(self, key: Key, shard: int, now: float) -> None:
-        """Note that work was just made due at a shard: it comes before what was found by looking."""
+    def wake(self, key: Key, shard: int, now: float, *, is_one: bool = False) -> None:
+        """Note that work was just made due at a shard: it comes before what was found by looking. `is_one`:
+        one piece of it, as far as is known."""
         line = self._line(key)
-        line.due[shard] = min(now, line.due.get(shard, now))
+        known = line.few.get(shard) if shard in line.due else 0
+        line.is_due(shard, now)
+        if is_one and known is not None:
+            line.few[shard] = known + 1
         self._arrange(key, line, now, self._woken)
 
     def reset(self, key: Key) -> None:
@@ -134,6 +145,7 @@ class Dispatch:
                 line.is_queued = False
                 if not self._takes(key):
                     line.due.clear()
+                    line.few.clear()
                 elif line.ready_at <= now:
                     line.serving_since = now
                     taken.append(key)
@@ -157,11 +169,15 @@ class Dispatch:
             if line.in_flight or line.rich.issuperset(few):
                 shards = few
         shards = shards[: room.most]
+        claims = []
         for shard in shards:
             line.claiming[shard] = line.due.pop(shard)
-        line.claimed = len(shards) * (room.most // max(1, len(shards)))
+            # One more than are known, so that the answer says whether these were all.
+            at_most = min(room.most // len(shards), line.few.pop(shard, room.most) + 1)
+            claims.append(Claim(shard, at_most, waited_s))
+        line.claimed = sum(claim.at_most for claim in claims)
         self._in_flight[key.kind] += line.claimed  # until it is known what the claims bring
-        return [Claim(shard, room.most // len(shards), waited_s) for shard in shards]
+        return claims
 
     def due_shards(self, key: Key, now: float) -> list[int]:
         """Name the shards where work of a key is due and may be claimed."""
@@ -175,7 +191,7 @@ class Dispatch:
         line.claiming.pop(shard, None)
         line.rich.discard(shard)
         if next_due_s is not None:
-            line.due[shard] = min(now + next_due_s, line.due.get(shard, math.inf))
+            line.is_due(shard, now + next_due_s)
             if next_due_s <= 0:
                 line.rich.add(shard)
 
@@ -191,7 +207,7 @@ class Dispatch:
         before."""
         line = self._lines[key]
         for shard, since in line.claiming.items():
-            line.due[shard] = min(since, line.due.get(shard, math.inf))
+            line.is_due(shard, since)
         line.claiming.clear()
         line.serving_since = None
         self._in_flight[key.kind] -= line.claimed
@@ -199,13 +215,19 @@ class Dispatch:
         line.not_before = max(line.not_before, now + rest_s)
         self._arrange(key, line, now)
 
-    def is_next(self, key: Key, now: float) -> bool:
-        """Say whether work of a key that comes up now would be the next to start: none of it waits here, nor
-        is the key full or backing off."""
+    def ahead(self, key: Key, now: float) -> int | None:
+        """Say how many pieces of a key come before one that is made due now: those in hand, those that claims
+        may bring, and those that wait. None: it is not known how many wait, or the key is full, backing off,
+        or not this worker's."""
         if not self._takes(key):
-            return False
+            return None
         line = self._lines.get(key)
-        return line is None or (line.not_before <= now and not self.due_shards(key, now))
+        if line is None:
+            return 0
+        due = self.due_shards(key, now)
+        if line.not_before > now or any(shard not in line.few for shard in due):
+            return None
+        return line.in_flight + line.claimed + sum(line.few[shard] for shard in due)
 
     def began(self, key: Key) -> None:
         """Note that something is in hand."""
@@ -220,7 +242,7 @@ class Dispatch:
         if line.is_full:
             line.not_before, line.is_full = 0.0, False
         if is_more:
-            self.wake(key, shard, now)
+            self.wake(key, shard, now, is_one=True)
         elif line.due:
             self._arrange(key, line, now)
 

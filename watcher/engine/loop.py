@@ -170,8 +170,8 @@ class Places:
     """Keeps places of a loop for what may be leased to this worker as it is made due: `with` around making it
     due, and `begin` for what was leased. The other places are given back at the end.
 
-    `kept` are the keys that have one: those whose next work this would be, and that have room for it; as many
-    as are claimed for at a time, so that a thousand that begin together hold nothing up.
+    `kept` are the keys that have one: those with room for more than what waits already; no more of them than
+    are claimed for at a time, so that a thousand that begin together hold nothing up.
     """
 
     def __init__(self, loop: "Loop", keys: Iterable[Key]) -> None:
@@ -218,23 +218,24 @@ class Loop:
         self._places = 0
 
     def wake(self, key: Key, shard: int) -> None:
-        """Claim at once: something was just made due."""
-        self.dispatch.wake(key, shard, time.monotonic())
+        """Claim at once: something was just made due, one piece of work."""
+        self.dispatch.wake(key, shard, time.monotonic(), is_one=True)
         self._turn_sooner()
 
     def wake_all(self, key: Key) -> None:
         """Claim wherever something may be due: a wait of the key may have ended early."""
         self.dispatch.reset(key)
         for shard in range(SHARDS):
-            self.wake(key, shard)
+            self.dispatch.wake(key, shard, time.monotonic())
+        self._turn_sooner()
 
     def keep(self, key: Key) -> bool:
         """Keep a place for work of a key, if there is one; `begin` or `give_back` follows."""
-        dispatch = self.dispatch
-        if self._turned_at is None or self.stopped.is_set() or not dispatch.is_next(key, time.monotonic()):
+        dispatch, work = self.dispatch, self._works[key.kind]
+        if self._turned_at is None or self.stopped.is_set():
             return False
-        work, in_flight = self._works[key.kind], dispatch.in_flight(key)
-        if work.spare(key.name, in_flight, dispatch.in_flight_of(key.kind)) <= 0:
+        ahead = dispatch.ahead(key, time.monotonic())
+        if ahead is None or work.spare(key.name, ahead, dispatch.in_flight_of(key.kind)) <= 0:
             return False
         dispatch.began(key)
         self._places += 1
