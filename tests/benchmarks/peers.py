@@ -234,7 +234,9 @@ async def measure(plan: Plan, names: Sequence[str], folder: Path) -> dict[str, l
             say(f"round {number} of {plan.rounds}: {name}")
             try:
                 async with _a_place(plan) as place:
-                    runs[name].append(await _run(place, commands.get(name)))
+                    run = await _run(place, commands.get(name))
+                runs[name].append(run)
+                say(f"{run.per_second:,.0f} deliveries/s")
             except Missing as missing:
                 say(f"{name} is left out: {missing}")
                 del runs[name]
@@ -357,6 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", choices=PEERS, help="this one; may be given again")
     parser.add_argument("--in", dest="folder", type=Path, help="where to install them, and find them again")
     chosen = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it ends what it has started
     plan = QUICK if chosen.quick else Plan()
     plan = Plan(plan.deliveries, chosen.rounds or plan.rounds)
     with TemporaryDirectory() as directory:
