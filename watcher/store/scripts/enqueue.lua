@@ -1,6 +1,6 @@
 -- Put deliveries at the end of a queue, outside of any commit: an alert, or something sent again.
 -- Safe to repeat: deliveries that are its end already are not put there twice, nor are dead letters.
--- uses references, dead_letters
+-- uses clock, references, dead_letters
 -- KEYS    1 queue   2 queues   3 due subscriptions   4 nothing (deleted first, see claim)   5 bodies   6 sizes
 --         7 backlogs   8 dead letters (may be absent)
 -- ARGV    1 subscription   2 account   then for each delivery: itself, what is to be stored of its event, and the
@@ -19,8 +19,7 @@ redis.call('HLEN', backlogs)
 local last = redis.call('LINDEX', queue, -1)
 if not dead and last == ARGV[count * 3] then return count end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 local queued = 0
 for i = 1, count do
   local entry, stored, letter = unpack(ARGV, 3 * i, 3 * i + 2)

@@ -1,6 +1,6 @@
 -- Make a queue's head a dead letter by hand. Safe to repeat: it is another head by then. A worker that has the queue in
 -- hand keeps it, and finds another head when it settles.
--- uses references, dead_letters
+-- uses clock, references, dead_letters
 -- KEYS    1 queue   2 queues   3 due subscriptions   4 tries   5 dead letters   6 nothing (deleted first, see claim)
 --         7 bodies   8 sizes   9 given up   10 backlogs
 -- ARGV    1 subscription   2 account   3 delivery (the head, as it was queued)   4 reason   5 dead letters length
@@ -15,8 +15,7 @@ redis.call('ZCARD', due_subscriptions)
 redis.call('HLEN', tries)
 check_types(dead, bodies, sizes, given_up, backlogs)
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 redis.call('LPOP', queue)
 grow(backlogs, subscription, -1)
 redis.call('HDEL', tries, account)

@@ -1,11 +1,11 @@
 -- Note that a worker looks which accounts are stale; after a longer break the time counts from now.
+-- uses clock
 -- KEYS    1 watch (`since_ms seen_ms`)
 -- ARGV    1 the longest break ms
 -- returns since when (ms) workers have looked without such a break
 local watch = KEYS[1]
 local longest = tonumber(ARGV[1])
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 local said = redis.pcall('GET', watch)
 local since, seen = string.match(type(said) == 'string' and said or '', '^(%d+) (%d+)$')
 local gap = since and #since <= 14 and now - tonumber(seen)

@@ -1,9 +1,9 @@
 -- Note that a worker is there, and forget those that have not been seen for long.
+-- uses clock
 -- KEYS    1 workers (worker -> `seen_ms what it says of itself`)
 -- ARGV    1 worker   2 what it says of itself   3 forget workers not seen for so many ms
 -- returns how many others are known
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 local known = redis.pcall('HGETALL', KEYS[1])
 if known.err then -- of another type: what it holds is not needed
   redis.call('DEL', KEYS[1])

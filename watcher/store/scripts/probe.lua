@@ -1,10 +1,10 @@
 -- Take probes of a half-open subscription: attempts that may be out at the same time, over all workers.
+-- uses clock
 -- KEYS    1 probes (probe -> when its lease ends, in ms)
 -- ARGV    1 probes at a time, at most   2 lease ms   3.. names of probes to take, if there is room
 -- returns the names that are taken: those of a repeat, too
 local probes, most, lease_ms = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 if type(redis.pcall('ZCARD', probes)) == 'table' then redis.call('DEL', probes) end -- of another type
 local left = most - redis.call('ZCOUNT', probes, string.format('(%d', now), '+inf')
 local taken, ends = {}, {}

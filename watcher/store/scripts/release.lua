@@ -1,12 +1,14 @@
 -- Give a lease back: the member is due when we say, if it is still ours.
+-- uses clock
 -- KEYS    1 schedule   2 due providers, or due subscriptions   queues only: 3 nothing (deleted first, see claim)
 -- ARGV    1 member   2 deadline   3 due in ms from now   4 provider, or subscription
 -- returns 1 done, -2 the lease was lost
-if KEYS[3] then redis.call('DEL', KEYS[3]) end
-if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0) ~= tonumber(ARGV[2]) then return -2 end
-local time = redis.call('TIME')
-local due = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[3])
-local score = ARGV[3] == '0' and '%d' or '%d.5' -- the half: see make_retries_due
-redis.call('ZADD', KEYS[1], string.format(score, due), ARGV[1])
-redis.call('ZADD', KEYS[2], 'LT', due, ARGV[4])
+local schedule, index, nothing = unpack(KEYS, 1, 3)
+local member, deadline, due_in, name = unpack(ARGV, 1, 4)
+if nothing then redis.call('DEL', nothing) end
+if tonumber(redis.call('ZSCORE', schedule, member) or 0) ~= tonumber(deadline) then return -2 end
+local due = now_ms() + due_in
+local score = due_in == '0' and '%d' or '%d.5' -- the half: see make_retries_due
+redis.call('ZADD', index, 'LT', due, name)
+redis.call('ZADD', schedule, string.format(score, due), member)
 return 1

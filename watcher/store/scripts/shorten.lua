@@ -1,6 +1,6 @@
 -- Give up the oldest deliveries of queues, down to how many may wait in each. A repeat finds no more to give up. A
 -- queue that a worker has in hand keeps one, so that its schedule keeps the lease.
--- uses references, dead_letters
+-- uses clock, references, dead_letters
 -- KEYS    1 schedule   2 tries   3 dead letters   4 nothing (deleted first, see claim)   5 bodies   6 sizes
 --         7 given up   8 backlogs   then for each queue: its list
 -- ARGV    1 subscription   2 reason   3 dead letters length (0: there is no memory for them, only names are kept)
@@ -17,8 +17,7 @@ check_types(dead, bodies, sizes, given_up, backlogs)
 local lengths = {}
 for i = 1, #KEYS - 8 do lengths[i] = redis.call('LLEN', KEYS[8 + i]) end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 local taken = 0
 for i, length in ipairs(lengths) do
   local account, stays = ARGV[2 * i + 4], tonumber(ARGV[2 * i + 5])

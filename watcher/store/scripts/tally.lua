@@ -1,12 +1,12 @@
 -- Count the last results of a subscription's queues, and let all these shards note them from now on: none does while
 -- all is well.
+-- uses clock
 -- KEYS    for each shard: nothing (deleted first, see claim), results, row
 -- ARGV    1 count nothing up to this ms (the breaker was closed then)   2 ms that count at most
 -- returns the ms from which on it counted, and up to which; then for each shard: queues that were tried, those that
 --         failed, the row
 local closed_at, window = tonumber(ARGV[1]), tonumber(ARGV[2])
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 local from = math.max(closed_at, now - window)
 local function after(ms) return string.format('(%d', ms) end
 local reply = {from, now}
