@@ -20,8 +20,10 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 from fakeredis import FakeAsyncRedis, FakeServer
@@ -56,6 +58,27 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = directory
         sys.dont_write_bytecode = False
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Let each of the run's processes import the tests from another one on, before it collects them.
+
+    They share the bytecode, so each then compiles its part of the tests, where it compiled all of them: they
+    went through the same list at the same time.
+    """
+    own = getattr(session.config, "workerinput", None)
+    if own is None:
+        return
+    names = [
+        ".".join(path.with_suffix("").relative_to(session.config.rootpath).parts)
+        for place in session.config.args
+        for path in sorted(Path(place).resolve().rglob("test_*.py"))
+    ]
+    first = len(names) * int(own["workerid"].removeprefix("gw")) // own["workercount"]
+    for name in names[first:] + names[:first]:
+        with suppress(Exception, pytest.skip.Exception):  # what is wrong with it, its collection tells
+            import_module(name)
 
 
 def pytest_collection_finish() -> None:
