@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from itertools import chain, count
 from typing import Any
 
@@ -16,7 +17,7 @@ from redis.asyncio import Redis
 from tests.support.builders import a_subscription
 from tests.support.fuzzing import tried
 from tests.support.old_store import AT_MS, OldStore, an_entry, an_event, without_numbers
-from tests.support.servers import EVERY_ENGINE
+from tests.support.servers import EVERY_ENGINE, FAKE, LIMITED
 from tests.support.stores import NEIGHBOURS, Store, a_store, running
 from watcher.delivery.resend import Resend
 from watcher.store import move
@@ -32,8 +33,11 @@ from watcher.store.pipe import Call, Pipe
 from watcher.store.queues import Breaker, dump_breaker
 from watcher.store.reader import Reader
 
+ONE_LIMITED = "valkey-acl"
+ONE_ENGINE = pytest.mark.parametrize("engine", [ONE_LIMITED], indirect=True)
 OPS, AUDIT, GONE = "ops", "audit", "gone"
 NAMES = ("treasury", "alice", "shop-7", "dust")
+of_the_slow = partial(pytest.param, marks=pytest.mark.slow)
 TOGETHER = ("treasury", *NEIGHBOURS[:2])
 """In the first shard."""
 
@@ -43,8 +47,11 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(move, "SETTLE_S", 0.0)
 
 
-@pytest.fixture(params=EVERY_ENGINE)
+@pytest.fixture(
+    params=[ONE_LIMITED, *(of_the_slow(name) for name in (FAKE, *LIMITED) if name != ONE_LIMITED)]
+)
 def engine(request: pytest.FixtureRequest) -> str:
+    """One server by default; what a store holds goes up and back on each."""
     return str(request.param)
 
 
@@ -182,6 +189,7 @@ async def test_what_log_dead_letters_and_attempts_take_is_counted_as_if_they_had
     assert int(found[store.keys.sizes(shard_of(NAMES[0]))][b"attempts"]) == 82
 
 
+@pytest.mark.parametrize("engine", EVERY_ENGINE, indirect=True)
 async def test_up_and_back_gives_every_byte_again_and_up_once_more_too(store: Store) -> None:
     await some(store)
     before = await store.contents()
@@ -256,7 +264,6 @@ async def refill(store: Store, contents: Mapping[str, Any]) -> None:
                 await store.pipe.command("XADD", key, entry_id, *fields)
 
 
-ONE_ENGINE = pytest.mark.parametrize("engine", ["valkey-acl"], indirect=True)
 BOTH_WAYS = pytest.mark.parametrize("number", [2, 1], ids=["up", "back"])
 
 

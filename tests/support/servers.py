@@ -15,6 +15,7 @@ from pathlib import Path
 from random import SystemRandom
 from urllib.parse import quote
 
+import pytest
 from redis.exceptions import ConnectionError as NoConnection
 
 from watcher.store.embedded import find_engine
@@ -44,7 +45,8 @@ LIMITED: Mapping[str, str] = {f"{engine}-acl": engine for engine in ENGINES}
 """The same with the users of deploy/users.acl: asked by its user `watcher`, as one should. Who may do all
 that the store does with these rights may do it with more."""
 
-EVERY_ENGINE = (FAKE, *LIMITED)
+EVERY_ENGINE = (pytest.param(FAKE, marks=pytest.mark.slow), *LIMITED)
+"""The fake one answers as the real ones do, and costs more: it is with the slow tests."""
 
 ACL = Path(__file__).parents[2] / "deploy" / "users.acl"
 PASSWORD = "swordfish"
