@@ -1,12 +1,15 @@
 """The figures of the house can be printed, and find what they are about."""
 
 from collections.abc import Iterable
+from functools import cache
 
 import pytest
 
 from tests.benchmarks import house
 from tests.benchmarks.house import Source
 from tests.support.servers import real_server
+
+our_house = cache(Source.read)
 
 ONCE = """
 def public():
@@ -34,7 +37,7 @@ def test_modules_that_import_each_other_are_found_lazily_or_not_but_not_for_type
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    assert Source.read().cycle == []
+    assert our_house().cycle == []
 
 
 def test_every_broad_except_is_found() -> None:
@@ -49,7 +52,7 @@ def of_the_house(modules: Iterable[str]) -> set[str]:
 
 
 def test_what_the_house_has_reached_it_keeps() -> None:
-    source = Source.read()
+    source = our_house()
     assert len(of_the_house(source.text_by_module)) <= 130
     assert len(source.broad) <= 3, "what is unplanned is caught by engine.loop.survived"
     assert len(source.used_once) / source.functions <= 0.12

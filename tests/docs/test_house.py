@@ -3,6 +3,7 @@
 import ast
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def _room(parts: Sequence[str]) -> str:
     return "/".join(parts[:2]) if parts[0] == "observe" else parts[0]
 
 
+@cache
 def imports_by_room() -> Mapping[str, set[str]]:
     found: defaultdict[str, set[str]] = defaultdict(set)
     for room, path in rooms():

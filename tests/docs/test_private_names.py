@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import watcher
@@ -22,9 +23,10 @@ MUST_BE = {
 NAMED_TUPLE = {"_asdict", "_fields", "_make", "_replace"}
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
-    for path in sorted(PACKAGE.rglob("*.py")):
-        yield str(path.relative_to(PACKAGE.parent)), ast.parse(path.read_text())
+@cache
+def sources() -> list[tuple[str, ast.Module]]:
+    paths = sorted(PACKAGE.rglob("*.py"))
+    return [(str(path.relative_to(PACKAGE.parent)), ast.parse(path.read_text())) for path in paths]
 
 
 def is_private(name: str) -> bool:

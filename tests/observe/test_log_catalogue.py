@@ -1,6 +1,7 @@
 """What the code logs is what the catalogue says, and the other way round."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ NOT_IN_THE_CALL = {
 """Fields that a function puts together, and what `lines` adds."""
 
 
+@cache
 def everything_spoken() -> list[Spoken]:
     return [
         spoken
