@@ -78,8 +78,12 @@ def test_nobody_knows_how_much_is_ahead_where_more_may_wait_or_the_key_backs_off
     served(dispatch, OPS, Room(0, 5.0), NOW)
     assert dispatch.ahead(OPS, NOW + 4) is None
     dispatch.take(NOW + 5)
-    served(dispatch, OPS, Room(2), NOW + 5)
-    assert dispatch.ahead(OPS, NOW + 5) == 0
+    dispatch.plan(OPS, Room(2), NOW + 5)
+    dispatch.claimed(OPS, 3, None, NOW + 5)
+    dispatch.claimed(OPS, 5, None, NOW + 5)
+    dispatch.served(OPS, NOW + 5, 2.0)
+    assert dispatch.ahead(OPS, NOW + 6) is None
+    assert dispatch.ahead(OPS, NOW + 7) == 0
 
 
 def test_of_what_was_made_due_piece_by_piece_no_more_is_claimed_than_tells_whether_that_was_all() -> None:
@@ -96,7 +100,9 @@ def test_of_what_was_made_due_piece_by_piece_no_more_is_claimed_than_tells_wheth
     assert dispatch.plan(OPS, Room(1), NOW) == [Claim(3, 1)], "and never more than there is room for"
 
 
-@pytest.mark.parametrize("what", ["found by looking", "left by a claim", "not answered", "woken for all"])
+@pytest.mark.parametrize(
+    "what", ["found by looking", "found later", "left by a claim", "not answered", "woken for all"]
+)
 def test_where_more_may_be_due_as_much_is_claimed_as_there_is_room_for(what: str) -> None:
     dispatch = Dispatch()
     if what in ("left by a claim", "not answered"):
@@ -108,11 +114,21 @@ def test_where_more_may_be_due_as_much_is_claimed_as_there_is_room_for(what: str
         dispatch.served(OPS, NOW)
     elif what == "woken for all":
         dispatch.wake(OPS, 3, NOW)
-    else:
+    elif what == "found by looking":
         dispatch.due(OPS, 3, NOW - 1, NOW)
     dispatch.wake(OPS, 3, NOW, is_one=True)
+    if what == "found later":
+        dispatch.due(OPS, 3, NOW - 1, NOW)
     dispatch.take(NOW)
     assert dispatch.plan(OPS, Room(20), NOW) == [Claim(3, 20)]
+
+
+def test_a_queue_that_is_given_back_with_more_in_it_is_one_piece_that_is_due() -> None:
+    dispatch = Dispatch()
+    dispatch.began(OPS)
+    dispatch.ended(OPS, 3, NOW, is_more=True)
+    dispatch.take(NOW)
+    assert dispatch.plan(OPS, Room(20), NOW) == [Claim(3, 2)]
 
 
 def test_work_that_is_made_due_now_is_claimed_now_where_more_is_due_later() -> None:

@@ -220,6 +220,7 @@ async def test_a_key_that_is_woken_at_all_shards_is_asked_anew_whether_it_has_ro
         await world.until(lambda: world.deliveries.held)
         world.deliveries.room_of = lambda: Room(16)
         world.loop.wake_all(OPS)
+        assert world.loop.dispatch.ahead(OPS, time.monotonic()) is None, "as many as may wait there"
         await world.until(lambda: len(world.deliveries.ended) == SHARDS)
     assert sorted(world.deliveries.claimed) == [*range(SHARDS)]
 
