@@ -7,6 +7,7 @@ odd about an answer is never guessed at: the status stands, and the connection i
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -104,15 +105,18 @@ def head_of(method: str, url: URL, headers: Iterable[tuple[str, str]]) -> bytes:
 
     The URL goes out byte for byte, and the headers in their order and case, the host first.
     """
-    lines = f"Host: {url.host_port_subcomponent}\r\n"
-    for name, value in headers:
-        if not _NAME.fullmatch(name) or _UNSENDABLE.search(value):
-            raise ValueError("a header that cannot be sent")
-        lines += f"{name}: {value}\r\n"
+    lines = "".join([_line(name, value) for name, value in headers])
     target = url.raw_path_qs
     if not target.isascii() or _UNSENDABLE.search(target) or " " in target:
         raise ValueError("a URL that cannot be sent")
-    return f"{method} {target} HTTP/1.1\r\n{lines}".encode()
+    return f"{method} {target} HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\n{lines}".encode()
+
+
+@lru_cache(maxsize=1024)  # for every request of a provider it is the same few
+def _line(name: str, value: str) -> str:
+    if not _NAME.fullmatch(name) or _UNSENDABLE.search(value):
+        raise ValueError("a header that cannot be sent")
+    return f"{name}: {value}\r\n"
 
 
 class Reader:

@@ -20,7 +20,7 @@ from watcher.durations import retry_after_s
 from watcher.fields import as_written
 from watcher.http.dial import CurrentResolver, Dialer, NoConnection, NoHostName, Unresolved
 from watcher.http.pool import Pool
-from watcher.http.wire import Answer, Limits, NoAnswer, NotHttp, Place, TimedOut, TooLong, head_of, place_of
+from watcher.http.wire import Answer, Limits, NoAnswer, NotHttp, TimedOut, TooLong, head_of, place_of
 from watcher.providers.contract import AssetList, ByRow, Catalogue, ErrorClass, Provider, Rejected, Request
 from watcher.providers.kept import KeptCatalogue, Memo
 from watcher.providers.strict_json import NotJson, parse
@@ -112,6 +112,7 @@ class ProviderClient:
         self._provider = provider
         self._settings = settings
         self._base_url = settings.base_url.rstrip("/")
+        self._place = place_of(as_written(self._base_url))
         self.spacing_s = _SLACK / settings.requests_per_second
         self._timeout_s = settings.timeout.total_seconds()
         self._wait_turn = wait_turn
@@ -274,8 +275,7 @@ class ProviderClient:
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         assert self._pool, "it is entered first"
         try:
-            place, request_bytes = self._written(request)
-            answer = await self._pool.send(place, request_bytes, _LIMITS, deadline=deadline)
+            answer = await self._pool.send(self._place, self._written(request), _LIMITS, deadline=deadline)
         except NoAnswer as error:
             raise by_error(error) from error
         except ValueError as error:
@@ -288,8 +288,8 @@ class ProviderClient:
             raise by_error(answer.cut, answer.status) from answer.cut
         return body_of(answer)
 
-    def _written(self, request: Request) -> tuple[Place, bytes]:
-        """Write a request, and where it goes. Raises ValueError."""
+    def _written(self, request: Request) -> bytes:
+        """Write a request. Raises ValueError."""
         url = as_written(self._base_url + request.path)
         if request.query:
             url = url.extend_query(request.query)
@@ -300,7 +300,7 @@ class ProviderClient:
         if body is not None:
             headers["Content-Length"] = str(len(body))
         head = head_of(request.method, url, headers.items())
-        return place_of(url), b"%b\r\n%b" % (head, body or b"")
+        return b"%b\r\n%b" % (head, body or b"")
 
     def _refusal(self, answer: Answer) -> Rejected:
         """Say why an answer is a refusal: by what the provider says, or by the status alone."""
