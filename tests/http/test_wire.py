@@ -105,3 +105,31 @@ def test_a_connection_goes_on_only_after_an_answer_that_ends_where_it_says(
     reader.begin(ROOM)
     assert reader.feed(said)
     assert reader.may_go_on is may_go_on
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length : 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok",
+        b"HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2 \r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 100 Continue\n\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    ],
+)
+@pytest.mark.parametrize("is_cut_up", [False, True])
+def test_what_is_forgiven_is_read_and_ends_the_connection(said: bytes, is_cut_up: bool) -> None:
+    reader = Reader()
+    reader.begin(ROOM)
+    pieces = [said[at : at + 1] for at in range(len(said))] if is_cut_up else [said]
+    assert [reader.feed(piece) for piece in pieces][-1]
+    answer = reader.answer()
+    assert answer
+    assert (answer.status, answer.body, reader.may_go_on) == (200, b"ok", False)
+
+
+def test_a_status_below_a_hundred_ends_the_connection() -> None:
+    reader = Reader()
+    reader.begin(ROOM)
+    assert reader.feed(b"HTTP/1.1 099 Low\r\nContent-Length: 0\r\n\r\n")
+    assert not reader.may_go_on

@@ -20,6 +20,7 @@ _HEADERS = 1000
 """Of an answer that has more, only the status is taken."""
 
 _SWITCHING = 101
+_LEAST_STATUS = 100
 _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r\n]")
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _NO_BODY = (204, 304)
@@ -123,17 +124,22 @@ class Reader:
     """Reads one answer after the other from a connection: `begin`, then `feed` until it is whole."""
 
     def __init__(self) -> None:
-        # One parser, until something is odd. It forgives what aiohttp forgives too, as old servers need.
         self._parser = HttpResponseParser(self)
-        self._parser.set_dangerous_leniencies(
-            lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
-        )
         self.begin(Limits(0, 0))
 
     def begin(self, limits: Limits) -> None:
         """Expect another answer."""
-        self._room, self._to_keep = limits
-        self._start = b""
+        self._room, self._limits = limits.total, limits
+        self._came: list[bytes] = []
+        self._is_forgiven = False
+        self._forget()
+        self.is_odd = False
+        """Whether something that no request asked for came with the end of the answer."""
+        self.may_go_on = False
+        """Whether the connection may be used again. Only once the answer is whole."""
+
+    def _forget(self) -> None:
+        self._to_keep = self._limits.kept
         self._status: int | None = None
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
@@ -141,10 +147,7 @@ class Reader:
         self._is_flood = False
         self._is_interim = False
         self._is_whole = False
-        self.is_odd = False
-        """Whether something that no request asked for came with the end of the answer."""
-        self.may_go_on = False
-        """Whether the connection may be used again. Only once the answer is whole."""
+        self._is_chunked = False
 
     def close(self) -> None:
         """Let go of what was read, and of the parser: the two hold each other."""
@@ -160,8 +163,16 @@ class Reader:
         is_too_long = self._room < 0
         if is_too_long:
             data = data[: self._room]
-        if self._status is None:
-            self._start += data
+        if self._status is None or self._is_chunked:
+            self._came.append(data)
+        self._parse(data)
+        if is_too_long:
+            self.may_go_on = False
+            if not self._is_whole:
+                raise TooLong
+        return self._is_whole
+
+    def _parse(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade:
@@ -170,15 +181,25 @@ class Reader:
         except HttpParserError:
             self.may_go_on = False
             self.is_odd = self._is_whole
-            if not self._is_whole:
-                if self._is_flood:
-                    raise TooLong from None
-                raise NotHttp(is_tls=self._start.startswith(_TLS_ALERT)) from None
-        if is_too_long:
-            self.may_go_on = False
-            if not self._is_whole:
-                raise TooLong
-        return self._is_whole
+            if self._is_flood:
+                raise TooLong from None
+            if self._is_whole:
+                return
+            if self._is_forgiven:
+                raise NotHttp(is_tls=self._came[0].startswith(_TLS_ALERT)) from None
+            self._forgive()
+
+    def _forgive(self) -> None:
+        """Read all again as aiohttp does, for old servers: bare line feeds, folded headers, spaces behind the
+        size of a chunk. The connection is not used again: others may see other ends in that.
+        """
+        self._is_forgiven = True
+        self._forget()
+        self._parser = HttpResponseParser(self)
+        self._parser.set_dangerous_leniencies(
+            lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
+        )
+        self._parse(b"".join(self._came))
 
     def end(self) -> bool:
         """Take note that the connection ended; returns whether the answer is whole by that."""
@@ -202,9 +223,9 @@ class Reader:
 
     def _first_status(self) -> int | None:
         """Find the status in a head that could not be read, or did not end."""
-        at = 0
+        at, start = 0, b"".join(self._came)
         for _ in range(_INTERIM_ANSWERS + 1):
-            found, end = _STATUS.match(self._start, at), _END_OF_HEAD.search(self._start, at)
+            found, end = _STATUS.match(start, at), _END_OF_HEAD.search(start, at)
             if not found or not _is_interim(int(found[1])):
                 return int(found[1]) if found else None
             if not end:
@@ -238,6 +259,7 @@ class Reader:
                 raise TooLong
         else:
             self._status = status
+            self._is_chunked = any(name.lower() == b"transfer-encoding" for name, _ in self._headers)
 
     def on_body(self, data: bytes) -> None:
         if self._to_keep > 0:
@@ -249,7 +271,8 @@ class Reader:
             self._is_interim = False
         else:
             self._is_whole = True
-            self.may_go_on = self._parser.should_keep_alive()
+            is_plain = not self._is_forgiven and self._status is not None and self._status >= _LEAST_STATUS
+            self.may_go_on = is_plain and self._parser.should_keep_alive()
 
 
 def _frames(header: tuple[bytes, bytes]) -> bool:
