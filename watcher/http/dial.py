@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TypeVar
+from typing import cast
 
 from aiohappyeyeballs import start_connection
 from aiohttp import AsyncResolver
@@ -35,7 +35,19 @@ Judge = Callable[[str], str | None]
 
 AddressInfo = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
 
-P = TypeVar("P", bound=asyncio.Protocol)
+
+class Line(asyncio.Protocol):
+    """Our end of a connection: `transport` is there while it is open."""
+
+    transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def abort(self) -> None:
+        """Close at once: a peer may take for ever to receive the rest, or to say goodbye over TLS."""
+        if self.transport:
+            self.transport.abort()
 
 
 class NoConnection(NoAnswer):
@@ -79,11 +91,9 @@ class Dialer:
         self._known: dict[str, tuple[float, list[str]]] = {}
         self._asked: dict[str, asyncio.Task[list[str]]] = {}
 
-    async def connect(self, place: Place, make: Callable[[], P]) -> P:
-        """Connect, and return the protocol that `make` made. Raises NoConnection; sets no time limit."""
-        loop = asyncio.get_running_loop()
-        addresses = await self.look_up(place.host)
-        infos = [_info(address, place.port) for address in addresses]
+    async def connect(self, place: Place, line: Line) -> None:
+        """Open a line. Raises NoConnection; sets no time limit."""
+        infos = [_info(address, place.port) for address in await self.look_up(place.host)]
         refusals: list[EgressRefused] = []
 
         def guarded(info: AddressInfo) -> socket.socket:
@@ -98,22 +108,27 @@ class Dialer:
             sock = await start_connection(
                 infos, happy_eyeballs_delay=_NEXT_ADDRESS_S, interleave=1, socket_factory=guarded
             )
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # uvloop says some of it with a RuntimeError
             if refusals:
                 raise refusals[0] from None
             raise NoConnection from error
-        name = place.host.rstrip(".") if place.is_tls else None
-        protocol: P | None = None
+        is_open = False
         try:
-            _, protocol = await loop.create_connection(
-                make, sock=sock, ssl=system_tls() if place.is_tls else None, server_hostname=name
+            await asyncio.get_running_loop().create_connection(
+                lambda: line,
+                sock=sock,
+                ssl=system_tls() if place.is_tls else None,
+                server_hostname=place.host.rstrip(".") if place.is_tls else None,
             )
-        except OSError as error:  # ssl.SSLError is one
+            is_open = True
+        except (OSError, RuntimeError) as error:  # ssl.SSLError is an OSError
             raise NoConnection from error
+        except ValueError as error:  # a name that TLS cannot ask for
+            raise NoHostName from error
         finally:
-            if protocol is None:
+            if not is_open:
+                line.abort()  # first: a loop that finds the socket closed under a transport trips over it
                 sock.close()
-        return protocol
 
     async def look_up(self, host: str) -> Sequence[str]:
         """Return the addresses of a host, the next one first each time.
@@ -129,12 +144,15 @@ class Dialer:
             if task is None:
                 task = self._asked[host] = asyncio.create_task(self._ask(host), name=f"look up {host}")
                 task.add_done_callback(lambda ended: self._forget(host, ended))
-            addresses = await asyncio.shield(task)
+            await asyncio.wait([task])  # others may wait for it: it goes on where one is cancelled
+            if task.cancelled():  # by `close`
+                raise Unresolved
+            addresses = task.result()
         addresses.append(addresses.pop(0))
         return tuple(addresses)
 
     async def close(self) -> None:
-        """End the look-ups that nobody waits for."""
+        """End all look-ups: Unresolved for whatever waits for one."""
         asked = [*self._asked.values()]
         for task in asked:
             task.cancel()

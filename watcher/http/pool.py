@@ -6,9 +6,8 @@ which anything was odd is closed.
 
 import asyncio
 from collections import defaultdict
-from typing import cast
 
-from watcher.http.dial import Dialer
+from watcher.http.dial import Dialer, Line
 from watcher.http.wire import Answer, Disconnected, Limits, NoAnswer, NotHttp, Place, Reader, Reset, TimedOut
 
 MOST_KEPT = 5_000
@@ -83,24 +82,27 @@ class Pool:
             except Disconnected:
                 if connection.loop.time() > again_until:
                     raise
-        try:
-            async with asyncio.timeout_at(deadline):
-                connection = await self._dialer.connect(place, lambda: Connection(self, place))
-        except TimeoutError:
-            raise TimedOut(is_connected=False) from None
-        return await self._ask(connection, request, limits, deadline, rest_s)
+        return await self._ask(Connection(self, place), request, limits, deadline, rest_s)
 
     async def _ask(
         self, connection: "Connection", request: bytes, limits: Limits, deadline: float, rest_s: float | None
     ) -> Answer:
-        answer: Answer | None = None
+        outcome: Answer | NoAnswer | None = None
         try:
-            answer = await connection.ask(request, limits, deadline, rest_s)
+            coming = connection.ask(request, limits, deadline, rest_s)
+            if connection.transport is None:
+                async with asyncio.timeout_at(deadline):
+                    await self._dialer.connect(connection.place, connection)
+            outcome = await coming
+        except TimeoutError:
+            raise TimedOut(is_connected=False) from None
         finally:
-            if answer is None:
+            if outcome is None:
                 connection.abort()
         self._give_back(connection)
-        return answer
+        if isinstance(outcome, NoAnswer):
+            raise outcome
+        return outcome
 
     def _take(self, place: Place) -> "Connection | None":
         """Take the connection that was used last: the others may become old."""
@@ -146,56 +148,54 @@ class Pool:
             self._sweep = loop.call_later(self._keep_alive_s / 2, self._close_old)
 
 
-class Connection(asyncio.Protocol):
+class Connection(Line):
     """One connection, and the request that is under way on it."""
+
+    _reader: Reader
 
     def __init__(self, pool: Pool, place: Place) -> None:
         self.place = place
         self.loop = asyncio.get_running_loop()
         self.idle_since = 0.0
         self._pool = pool
-        self._reader = Reader()
-        self._transport: asyncio.Transport | None = None
-        self._answer: asyncio.Future[Answer] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._rest_s: float | None = None
+        self._request = b""
+        self._limits = Limits(0, 0)
         self._deadline = 0.0
+        self._rest_s: float | None = None
+        self._answer: asyncio.Future[Answer | NoAnswer] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def is_usable(self) -> bool:
         """Whether another request may be sent."""
-        return self._reader.may_go_on and self._transport is not None and not self._transport.is_closing()
+        return self._reader.may_go_on and self.transport is not None and not self.transport.is_closing()
 
     def ask(
         self, request: bytes, limits: Limits, deadline: float, rest_s: float | None
-    ) -> asyncio.Future[Answer]:
-        """Send a request; the answer comes as of `Pool.send`."""
-        self._reader.begin(limits)
-        self._deadline, self._rest_s = deadline, rest_s
+    ) -> asyncio.Future[Answer | NoAnswer]:
+        """Send a request, or leave it to be sent in the moment in which the connection is made: whatever a peer
+        says or does then is about it. What comes of it is as of `Pool.send`.
+        """
+        self._request, self._limits, self._deadline, self._rest_s = request, limits, deadline, rest_s
         answer = self._answer = self.loop.create_future()
-        self._timer = self.loop.call_at(deadline, self._time_out)
-        try:
-            if self._transport is None:
-                self._finish(Disconnected())
-            else:
-                self._transport.write(request)
-        except RuntimeError:  # what uvloop says where a connection was closed a moment ago
-            self._finish(Disconnected())
+        if self.transport:
+            self._begin(self.transport)
         return answer
 
     def abort(self) -> None:
-        """Close at once: a peer may take for ever to receive the rest, or to say goodbye over TLS."""
         self._answer = None
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        if self._transport:
-            self._transport.abort()
+        super().abort()
 
     # What asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        super().connection_made(transport)
+        self._reader = Reader()
+        if self.transport and self._answer:
+            self._begin(self.transport)
 
     def data_received(self, data: bytes) -> None:
         if self._answer is None:  # nobody asked
@@ -218,10 +218,19 @@ class Connection(asyncio.Protocol):
         self._end(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+        self.transport = None
         self._end(exc)
         self._pool.drop(self)
         self._reader.close()
+
+    def _begin(self, transport: asyncio.Transport) -> None:
+        self._reader.begin(self._limits)
+        self._timer = self.loop.call_at(self._deadline, self._time_out)
+        request, self._request = self._request, b""
+        try:
+            transport.write(request)
+        except RuntimeError:  # what uvloop says where a connection was closed a moment ago
+            self._finish(Disconnected())
 
     def _time_out(self) -> None:
         self._finish(TimedOut(is_connected=True))
@@ -229,13 +238,10 @@ class Connection(asyncio.Protocol):
     def _end(self, exc: Exception | None) -> None:
         if self._answer is None:
             return
+        lost = Reset() if exc else Disconnected()
+        lost.__cause__ = exc
+        self._finish(None if self._reader.end() and not exc else lost)
         self._reader.may_go_on = False
-        if exc is not None:
-            error = Reset()
-            error.__cause__ = exc
-            self._finish(error)
-        else:
-            self._finish(None if self._reader.end() else Disconnected())
 
     def _finish(self, cut: NoAnswer | None = None) -> None:
         """Give the answer as far as it came, or the error where there is none."""
@@ -245,10 +251,5 @@ class Connection(asyncio.Protocol):
             self._timer = None
         if cut is not None:
             self._reader.may_go_on = False
-        if waiting is None or waiting.done():  # its caller was cancelled
-            return
-        answer = self._reader.answer(cut)
-        if answer is not None:
-            waiting.set_result(answer)
-        else:
-            waiting.set_exception(cut or Disconnected())
+        if waiting is not None and not waiting.done():  # else its caller was cancelled
+            waiting.set_result(self._reader.answer(cut) or cut or Disconnected())
