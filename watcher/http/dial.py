@@ -24,6 +24,12 @@ CACHE_S = 10.0
 """Saves a burst its look-ups; short, so that a server that moves is found again at the first retry."""
 
 _MOST_NAMES = 10_000
+_MOST_ADDRESSES = 64
+"""Of a name; what more it has is left out. A hostile one has thousands, each of which would be judged."""
+
+_MOST_TRIED = 4
+"""Addresses of each family, by one request: each that hangs holds a descriptor until the deadline."""
+
 _NEXT_ADDRESS_S = 0.25
 """How long an address may take before the next one of its name is tried beside it (RFC 8305)."""
 
@@ -93,7 +99,10 @@ class Dialer:
 
     async def connect(self, place: Place, line: Line) -> None:
         """Open a line. Raises NoConnection; sets no time limit."""
-        infos = [_info(address, place.port) for address in await self.look_up(place.host)]
+        addresses = await self.look_up(place.host)
+        sixes = [address for address in addresses if ":" in address][:_MOST_TRIED]
+        fours = [address for address in addresses if ":" not in address][:_MOST_TRIED]
+        infos = [_info(address, place.port) for address in addresses if address in (*sixes, *fours)]
         refusals: list[EgressRefused] = []
 
         def guarded(info: AddressInfo) -> socket.socket:
@@ -166,7 +175,7 @@ class Dialer:
             raise NoHostName from error
         except OSError as error:
             raise Unresolved from error
-        addresses = [self._judged(answer["host"]) for answer in answers]
+        addresses = [self._judged(answer["host"]) for answer in answers[:_MOST_ADDRESSES]]
         if not addresses:
             raise Unresolved
         if len(self._known) >= _MOST_NAMES:

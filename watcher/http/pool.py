@@ -173,8 +173,8 @@ class Connection(Line):
     def ask(
         self, request: bytes, limits: Limits, deadline: float, rest_s: float | None
     ) -> asyncio.Future[Answer | NoAnswer]:
-        """Send a request, or leave it to be sent in the moment in which the connection is made: whatever a peer
-        says or does then is about it. What comes of it is as of `Pool.send`.
+        """Send a request, at once or in the turn of the loop that makes the connection, so that whatever a
+        peer says or does is about it. What comes of it is as of `Pool.send`.
         """
         self._request, self._limits, self._deadline, self._rest_s = request, limits, deadline, rest_s
         answer = self._answer = self.loop.create_future()

@@ -1,0 +1,143 @@
+"""Claims about connecting: whatever a peer, a name or a caller does meanwhile, on both loops."""
+
+import asyncio
+import collections
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+import uvloop
+
+from tests.support.raw_subscribers import OK, FakeDns, Peer, answering, open_files, silence, subscribing
+from tests.support.tls_subscribers import NAME, a_certificate, a_client_trusting
+from watcher.http.dial import Dialer, NoHostName, Unresolved
+from watcher.http.pool import Pool
+from watcher.http.wire import Answer, Limits, NoAnswer, NotHttp, Place
+
+KNOWN = {NAME: ["127.0.0.1"]}
+on_both_loops = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+
+
+def a_pool(dialer: Dialer | None = None, **options: Any) -> Pool:
+    return Pool(dialer or Dialer(FakeDns(KNOWN)), **{"keep_alive_s": 4.0, **options})
+
+
+async def get(pool: Pool, port: int, *, host: str = NAME, is_tls: bool = False) -> Answer:
+    request = b"GET / HTTP/1.1\r\nHost: x\r\ncontent-length: 0\r\n\r\n"
+    deadline = asyncio.get_running_loop().time() + 5
+    return await pool.send(Place(host, port, is_tls), request, Limits(1000, 1000), deadline=deadline)
+
+
+def run(loop: Callable[[], asyncio.AbstractEventLoop], main: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main)
+
+
+@on_both_loops
+@pytest.mark.parametrize("is_tls", [False, True])
+def test_a_request_that_is_given_up_at_any_turn_of_the_loop_leaves_nothing_open(
+    loop: Callable[[], asyncio.AbstractEventLoop], is_tls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket that is closed while a transport has it fails whatever gets the same descriptor next."""
+    tls, certificate = a_certificate(NAME)
+    context = a_client_trusting(certificate)
+    monkeypatch.setattr("watcher.http.dial.system_tls", lambda: context)
+    outcomes: collections.Counter[type[BaseException] | int] = collections.Counter()
+
+    async def main() -> None:
+        async with subscribing(answering(OK), tls=tls if is_tls else None) as server:
+            pool = a_pool(keep=0)
+            await get(pool, server.port, is_tls=is_tls)
+            before = open_files()
+            for turns in range(50):
+                request = asyncio.create_task(get(pool, server.port, is_tls=is_tls))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                request.cancel()
+                (outcome,) = await asyncio.gather(request, return_exceptions=True)
+                outcomes[outcome.status if isinstance(outcome, Answer) else type(outcome)] += 1
+                assert (await get(pool, server.port, is_tls=is_tls)).status == 200
+            async with asyncio.timeout(5):  # the server's own are among them
+                while open_files() > before:  # noqa: ASYNC110 -- nothing says that a descriptor was closed
+                    await asyncio.sleep(0.01)
+            await pool.close()
+
+    run(loop, main())
+    assert outcomes.keys() <= {200, asyncio.CancelledError}
+    assert outcomes[asyncio.CancelledError] > 5
+
+
+@on_both_loops
+@pytest.mark.parametrize(
+    ("says", "outcome"),
+    [(b"HTTP/1.1 503 Full\r\nContent-Length: 0\r\n\r\n", 503), (b"220 mail.example ESMTP\r\n", NotHttp)],
+)
+def test_what_a_peer_says_before_it_has_heard_the_request_is_its_answer(
+    loop: Callable[[], asyncio.AbstractEventLoop], says: bytes, outcome: int | type[NoAnswer]
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.say(says)
+        await peer.wait_for_the_end()
+
+    async def main() -> None:
+        async with subscribing(script) as server:
+            for _ in range(5):
+                pool = a_pool()
+                (found,) = await asyncio.gather(get(pool, server.port), return_exceptions=True)
+                assert (found.status if isinstance(found, Answer) else type(found)) == outcome
+                await pool.close()
+
+    run(loop, main())
+
+
+async def test_a_pool_that_is_closed_ends_look_ups_as_such_and_cancels_nobody() -> None:
+    pool = a_pool(Dialer(FakeDns({})))
+    requests = [asyncio.create_task(get(pool, 80, host="silent.example")) for _ in range(2)]
+    await asyncio.sleep(0)
+    await pool.close()
+    assert [type(error) for error in await asyncio.gather(*requests, return_exceptions=True)] == 2 * [
+        Unresolved
+    ]
+
+
+async def test_a_caller_that_is_cancelled_leaves_the_look_up_to_the_others() -> None:
+    are_here = asyncio.Event()
+
+    class SlowDns(FakeDns):
+        async def resolve(self, *args: Any, **options: Any) -> Any:
+            await are_here.wait()
+            return await super().resolve(*args, **options)
+
+    dns = SlowDns(KNOWN)
+    async with subscribing(answering(OK)) as server:
+        pool = a_pool(Dialer(dns))
+        first, second = (asyncio.create_task(get(pool, server.port)) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        are_here.set()
+        assert (await second).status == 200
+        assert dns.asked == [NAME]
+        await pool.close()
+
+
+@pytest.mark.parametrize("host", [".hooks.example", "a..b", 64 * "x" + ".example"])
+async def test_a_name_that_tls_cannot_ask_for_is_none(host: str) -> None:
+    async with subscribing(silence) as server:
+        pool = a_pool(Dialer(FakeDns({host: ["127.0.0.1"]})))
+        with pytest.raises(NoHostName):
+            await get(pool, server.port, host=host, is_tls=True)
+        await pool.close()
+
+
+async def test_of_a_name_with_thousands_of_addresses_only_some_are_judged_and_fewer_tried() -> None:
+    async with subscribing(silence) as server:
+        pass
+    judged = []
+    many = [f"127.0.{number // 250}.{number % 250 + 1}" for number in range(5000)]
+    dialer = Dialer(FakeDns({NAME: [*many, "::1"]}), lambda address: judged.append(address))
+    pool = a_pool(dialer)
+    with pytest.raises(NoAnswer):
+        await get(pool, server.port)
+    assert len(judged) == 64 + 4
+    await pool.close()
