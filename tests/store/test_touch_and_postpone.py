@@ -15,6 +15,7 @@ from tests.support.stores import (
     a_delivery,
     a_store,
 )
+from watcher.store.errors import DamagedKey
 from watcher.store.polls import LONGEST_BREAK_MS, Postponed
 from watcher.store.reader import Reader
 from watcher.store.schedule import Lease, Reply
@@ -93,7 +94,7 @@ async def test_a_successful_poll_without_the_lease_is_refused(redis_client: Redi
     assert await store.contents() == before
 
 
-@pytest.mark.parametrize("damaged", ["state", "failing", "polls"])
+@pytest.mark.parametrize("damaged", ["state", "failing", "polls", "due"])
 async def test_a_damaged_key_refuses_a_poll_without_news_untouched(
     redis_client: Redis, namespace: str, damaged: str
 ) -> None:
@@ -105,6 +106,7 @@ async def test_a_damaged_key_refuses_a_poll_without_news_untouched(
         "state": keys.state(ACCOUNT),
         "failing": keys.failing(SHARD, PROVIDER),
         "polls": keys.polls(SHARD, PROVIDER),
+        "due": keys.due_polls(SHARD),
     }[damaged]
     await store.pipe.command("DEL", key)
     await store.pipe.command("XADD", key, "*", "is", "damaged")
@@ -189,6 +191,20 @@ async def test_a_repeated_refusal_counts_once(redis_client: Redis, namespace: st
     assert await postpone(store, lease)
     before = await store.contents()
     assert await postpone(store, lease) is None
+    assert await store.contents() == before
+
+
+async def test_where_the_index_is_damaged_a_lease_is_not_given_back_by_halves(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    lease = await store.lease()
+    await store.pipe.command("SET", store.keys.due_polls(SHARD), "damaged")
+    before = await store.contents()
+    with pytest.raises(DamagedKey):
+        await postpone(store, lease)
+    with pytest.raises(DamagedKey):
+        await store.polls.release(PROVIDER, lease)
     assert await store.contents() == before
 
 
