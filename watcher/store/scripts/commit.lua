@@ -140,19 +140,31 @@ for i, step in ipairs(steps) do
       state = string.sub(state, 1, 17) .. polled .. string.sub(state, 32)
     end
     redis.call('SET', KEYS[step.key], state)
-    local last, entries = {}, {}
+    local last = {}
     for j, queue in ipairs(step.queues) do
-      local previous, waiting = step.previous[j] or '-', {}
+      local list = KEYS[queue.key]
+      local one, previous, waiting = queue.filled, step.previous[j] or '-', {}
+      -- What was stored of an event before may say it in other bytes: begin_queue reads those.
+      local is_ours = queue.was_empty and (tonumber(queue.lease) or 0) > now
       for k = 1, queue.deliveries do
         local event = step.events[tonumber(ARGV[queue.at + k - 1])]
         waiting[k] = event.reference .. ' ' .. previous
         event.count = event.count + 1
         event.queued[event.count] = queue.subscription .. ' ' .. previous
         previous = string.match(event.reference, '%d+$')
+        is_ours = is_ours and not stored_before[event.place]
       end
-      entries[j] = waiting
       last[#last + 1] = queue.subscription
       last[#last + 1] = previous
+      for k = 1, #waiting, 1000 do redis.call('RPUSH', list, unpack(waiting, k, math.min(k + 999, #waiting))) end
+      one.queued = one.queued + #waiting
+      if not one.times[queue.place] then -- else it waits for its retry, or is leased, and keeps its time
+        local due = is_ours and queue.lease or now
+        one.due[#one.due + 1] = due
+        one.due[#one.due + 1] = step.account
+        one.first = math.min(one.first, tonumber(due))
+        if is_ours then leased[#leased + 1], leased[#leased + 2] = j, step.previous[j] or '-' end
+      end
     end
     if last[1] then redis.call('HSET', KEYS[step.key + 1], unpack(last)) end
     for _, note in ipairs(step.notes) do
@@ -178,26 +190,6 @@ for i, step in ipairs(steps) do
         new_bodies[#new_bodies + 1] = count .. ' ' .. event.stored
       else
         for _ = 1, count do hold(bodies, event.reference, event.stored) end
-      end
-    end
-    for j, queue in ipairs(step.queues) do
-      local list = KEYS[queue.key]
-      local one = queue.filled
-      for k = 1, #entries[j], 1000 do
-        redis.call('RPUSH', list, unpack(entries[j], k, math.min(k + 999, #entries[j])))
-      end
-      one.queued = one.queued + #entries[j]
-      if not one.times[queue.place] then -- else it waits for its retry, or is leased, and keeps its time
-        -- What was stored of an event before may say it in other bytes: begin_queue reads those.
-        local is_ours = queue.was_empty and (tonumber(queue.lease) or 0) > now
-        for k = 1, queue.deliveries do
-          is_ours = is_ours and not stored_before[step.events[tonumber(ARGV[queue.at + k - 1])].place]
-        end
-        local due = is_ours and queue.lease or now
-        one.due[#one.due + 1] = due
-        one.due[#one.due + 1] = step.account
-        one.first = math.min(one.first, tonumber(due))
-        if is_ours then leased[#leased + 1], leased[#leased + 2] = j, step.previous[j] or '-' end
       end
     end
   end
