@@ -147,6 +147,22 @@ async def test_what_nobody_indexed_is_found_once_the_index_is_fixed(
     assert await named(store) == [("poll", SHARD, PROVIDER)]
 
 
+async def test_a_schedule_that_is_deleted_while_a_poll_is_in_hand_is_claimed_at_once_the_index_is_fixed(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.roster.enroll({PROVIDER: [ACCOUNT]}, now_ms=await store.now_ms())
+    await store.polls.claim(PROVIDER, SHARD, lease_ms=MINUTE_MS, at_most=1)
+    await store.pipe.command("DEL", store.keys.polls(SHARD, PROVIDER))
+    assert await named(store) == []
+    await an_index(store).fix(SHARD, PROVIDERS)
+    assert await named(store) == [("poll", SHARD, PROVIDER)]
+    claimed = await store.polls.claim(PROVIDER, SHARD, lease_ms=MINUTE_MS, at_most=1)
+    assert claimed.next_due_ms is None
+    await an_index(store).fix(SHARD, PROVIDERS)
+    assert await named(store) == []
+
+
 async def test_an_index_of_another_type_is_made_anew_and_says_nothing_until_then(
     redis_client: Redis, namespace: str
 ) -> None:
