@@ -169,7 +169,7 @@ class SubscriptionBreakers:
     def room(self, subscription: SubscriptionSettings, in_flight: int, in_flight_of_all: int) -> int:
         """Say how many more queues of a subscription may be worked on."""
         known = self._known.get(subscription.name)
-        spacing_ms = self._spacing_ms(subscription)
+        spacing_ms = self.spacing_ms(subscription)
         return self._concurrency.room(
             subscription.name,
             probes=None if known is None or decide.is_closed(known) else known.allowed,
@@ -179,7 +179,7 @@ class SubscriptionBreakers:
             in_flight_of_all=in_flight_of_all,
         )
 
-    def _spacing_ms(self, subscription: SubscriptionSettings) -> float:
+    def spacing_ms(self, subscription: SubscriptionSettings) -> float:
         """Return the ms between two attempts over all workers: by the subscription's own rate, or by the
         pace that its receiver bears, if that is slower. 0 where there is neither."""
         slowest, known = subscription.requests_per_second or math.inf, self._known.get(subscription.name)
@@ -191,7 +191,7 @@ class SubscriptionBreakers:
         """Take a turn; returns in how many ms it is, None where it is too far off: nothing goes out until it
         is near. Raises StoreError."""
         name = subscription.name
-        spacing_ms = self._spacing_ms(subscription)
+        spacing_ms = self.spacing_ms(subscription)
         if not spacing_ms:
             return 0.0
         wait_ms = await self._shared.take_turn(
@@ -260,7 +260,7 @@ class SubscriptionBreakers:
             if answer is Answer.DELIVERED:
                 self._concurrency.delivered(name, limit=subscription.max_in_flight)
                 self._delivered[name].add(now_ms)
-                if self._spacing_ms(subscription):
+                if self.spacing_ms(subscription):
                     self._unreported[name] += 1
                 if is_probe:
                     await self._change(name, partial(decide.probed, account=account))

@@ -249,6 +249,8 @@ class DeliveryWork(Generic[T_target]):
             return False  # it took long to come here
         if not self._may_send(target, is_probe=is_probe):
             return False
+        if not self._breakers.spacing_ms(target.settings):
+            return True
         wait_ms = await self._breakers.turn_ms(target.settings)
         if wait_ms is None:
             return False
