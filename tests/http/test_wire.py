@@ -78,6 +78,35 @@ def test_what_goes_beyond_the_limit_is_left_out(total: int) -> None:
         assert (answer.status, type(answer.cut)) == (200, type(None) if total == 69 else TooLong)
 
 
+@pytest.mark.parametrize(
+    "before",
+    [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"],
+    ids=["head", "trailer"],
+)
+def test_a_header_in_a_million_lines_is_left_before_it_costs_seconds(before: bytes) -> None:
+    answer = read(before + b"X: a" + 400_000 * b"\r\n b", limits=Limits(2**21, 2**20))
+    assert answer
+    assert (answer.status, type(answer.cut)) == (200, TooLong)
+
+
+def test_a_large_body_in_small_chunks_behind_large_cookies_is_read_whole() -> None:
+    said = b"HTTP/1.1 200 OK\r\nSet-Cookie: %b\r\nTransfer-Encoding: chunked\r\n\r\n" % (50_000 * b"x")
+    answer = read(said + 20_000 * b"a\r\n0123456789\r\n" + b"0\r\n\r\n", limits=Limits(2**20, 2**20))
+    assert answer
+    assert (answer.body, answer.cut) == (20_000 * b"0123456789", None)
+
+
+def test_an_interim_answer_that_says_close_is_not_the_last_one() -> None:
+    said = (
+        b"HTTP/1.1 100 Continue\r\nConnection: close\r\n\r\n"
+        + b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx"
+    )
+    for pieces in ([said], [said[at : at + 1] for at in range(len(said))]):
+        answer = read(*pieces)
+        assert answer
+        assert (answer.status, answer.body) == (200, b"x")
+
+
 def test_tls_where_http_was_expected_is_known() -> None:
     reader = Reader()
     reader.begin(ROOM)

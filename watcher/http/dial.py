@@ -96,6 +96,7 @@ class Dialer:
         self._judge = judge
         self._known: dict[str, tuple[float, list[str]]] = {}
         self._asked: dict[str, asyncio.Task[list[str]]] = {}
+        self._is_closed = False
 
     async def connect(self, place: Place, line: Line) -> None:
         """Open a line. Raises NoConnection; sets no time limit."""
@@ -151,6 +152,8 @@ class Dialer:
         if until <= asyncio.get_running_loop().time():
             task = self._asked.get(host)
             if task is None:
+                if self._is_closed:  # and soon the resolver
+                    raise Unresolved
                 task = self._asked[host] = asyncio.create_task(self._ask(host), name=f"look up {host}")
                 task.add_done_callback(lambda ended: self._forget(host, ended))
             await asyncio.wait([task])  # others may wait for it: it goes on where one is cancelled
@@ -162,6 +165,7 @@ class Dialer:
 
     async def close(self) -> None:
         """End all look-ups: Unresolved for whatever waits for one."""
+        self._is_closed = True
         asked = [*self._asked.values()]
         for task in asked:
             task.cancel()

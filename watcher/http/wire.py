@@ -19,6 +19,10 @@ _INTERIM_ANSWERS = 16
 _HEADERS = 1000
 """Of an answer that has more, only the status is taken."""
 
+_PIECE = 16 * 1024
+_FRAMING = 64 * 1024
+"""Bytes in a row that are no body. httptools adds to a header line by line: a megabyte so took seconds."""
+
 _SWITCHING = 101
 _LEAST_STATUS = 100
 _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r\n]")
@@ -143,6 +147,7 @@ class Reader:
         self._status: int | None = None
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
+        self._framing = 0
         self._interim_answers = 0
         self._is_flood = False
         self._is_interim = False
@@ -159,6 +164,12 @@ class Reader:
 
         What comes of one after the limit is left out; a status that is known then stays known.
         """
+        while len(data) > _PIECE and not self._is_whole:
+            self._feed(data[:_PIECE])
+            data = data[_PIECE:]
+        return self._feed(data)
+
+    def _feed(self, data: bytes) -> bool:
         self._room -= len(data)
         is_too_long = self._room < 0
         if is_too_long:
@@ -168,11 +179,12 @@ class Reader:
         self._parse(data)
         if is_too_long:
             self.may_go_on = False
-            if not self._is_whole:
-                raise TooLong
+        if not self._is_whole and (is_too_long or self._framing > _FRAMING):
+            raise TooLong
         return self._is_whole
 
     def _parse(self, data: bytes) -> None:
+        self._framing += len(data)
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade:
@@ -197,7 +209,10 @@ class Reader:
         self._forget()
         self._parser = HttpResponseParser(self)
         self._parser.set_dangerous_leniencies(
-            lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
+            lenient_headers=True,
+            lenient_keep_alive=True,  # an interim answer that says `Connection: close` is not the last one
+            lenient_optional_cr_before_lf=True,
+            lenient_spaces_after_chunk_size=True,
         )
         self._parse(b"".join(self._came))
 
@@ -262,6 +277,7 @@ class Reader:
             self._is_chunked = any(name.lower() == b"transfer-encoding" for name, _ in self._headers)
 
     def on_body(self, data: bytes) -> None:
+        self._framing = 0
         if self._to_keep > 0:
             self._body.append(data[: self._to_keep])
             self._to_keep -= len(data)
