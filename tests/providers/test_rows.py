@@ -145,7 +145,8 @@ async def test_after_any_odd_answer_any_other_gets_its_verdict(kind: str) -> Non
     for first in good:
         for second in bodies:
             memo = Memo()
-            await client.read(account, [first], memo=memo)
+            for _ in range(2):
+                await client.read(account, [first], memo=memo)
             provider.rows_read = 0
             assert await verdict(client, account, [second], memo) == whole[second], (first, second)
             quick += first != second and provider.rows_read == 1
@@ -170,7 +171,8 @@ async def read(
 async def test_of_ten_rows_those_that_differ_are_read(style: Mapping[str, Any]) -> None:
     provider, client = offline("loopring")
     memo = Memo()
-    await read(client, memo, *ROWS, **style)
+    for _ in range(2):
+        await read(client, memo, *ROWS, **style)
     for changed in ((0,), (4,), (9,), (0, 9), ()):
         provider.rows_read = 0
         rows = [a_balance(token, "77" if token in changed else str(token)) for token in range(10)]
@@ -198,7 +200,8 @@ async def test_what_differs_besides_the_rows_has_the_whole_answer_read(was: str,
     good = json.dumps(coins(Random(1)))
     if becomes == "FAILURE":  # as long as the other, and behind the rows
         good = good.replace('"status": "SUCCESS", ', "").replace("]}", '], "status": "SUCCESS"}')
-    await client.read(account, [good.encode()], memo=memo)
+    for _ in range(2):
+        await client.read(account, [good.encode()], memo=memo)
     other = [good.replace(was, becomes).encode()]
     provider.rows_read = 0
     whole = await verdict(client, account, other)
@@ -210,7 +213,8 @@ async def test_what_differs_besides_the_rows_has_the_whole_answer_read(was: str,
 async def test_a_row_of_another_account_is_refused_though_its_account_is_known_by_address_alone() -> None:
     _, client = offline("loopring")
     account, memo = loopring_account(address="0x" + "a" * 40), Memo()
-    await read(client, memo, *ROWS, account=account)
+    for _ in range(2):
+        await read(client, memo, *ROWS, account=account)
     with pytest.raises(Rejected, match="row 3: a balance of another account"):
         await read(client, memo, *ROWS[:3], ROWS[3] | {"accountId": 7}, *ROWS[4:], account=account)
 
@@ -223,7 +227,8 @@ async def test_a_piece_of_a_row_is_no_row() -> None:
     good = f'[{zero}, {one[:-1]}, "parts": {inner}}},{two}, {three}]'
     _, client = offline("loopring")
     memo = Memo()
-    await client.read(ACCOUNT, [good.encode()], memo=memo)
+    for _ in range(2):
+        await client.read(ACCOUNT, [good.encode()], memo=memo)
     assert memo.bytes_held == Memo().bytes_held
     odd = [good.replace(inner[: inner.index(",")], "[]").encode()]
     assert await verdict(client, ACCOUNT, odd, memo) == await verdict(client, ACCOUNT, odd)
@@ -232,7 +237,7 @@ async def test_a_piece_of_a_row_is_no_row() -> None:
 async def test_a_list_of_something_else_is_no_list_of_rows() -> None:
     _, client = offline("metakeep")
     account, memo = metakeep_account(*COINS), Memo()
-    for price in ("3", "4"):
+    for price in ("3", "3", "4"):
         prices = [{"at": 1, "currency": coin, "balance": price} for coin in COINS]
         said = json.dumps({"status": "SUCCESS", "prices": prices} | coins(Random(1))).encode()
         assert await verdict(client, account, [said], memo) == await verdict(client, account, [said])
@@ -245,7 +250,7 @@ async def test_rows_are_read_anew_by_another_list_of_assets_and_for_an_account_t
         provider, client = a_provider("loopring", stage.url, clock=lambda: now_s)
         async with client:
             memo = Memo()
-            for reads in (20, 10, 0):  # without the list, with it, and not at all
+            for reads in (20, 10, 10, 0):  # without the list, with it twice, and not at all
                 provider.rows_read = 0
                 snapshot = await read(client, memo, *ROWS)
                 assert (provider.rows_read, snapshot.row_by_asset["3"].balance.total) == (reads, "0.3")
@@ -266,12 +271,12 @@ async def test_answers_that_are_never_like_the_one_before_are_hardly_cut_into_ro
     assert learned < 10
 
 
-async def test_after_an_answer_with_another_row_two_are_read_whole_and_then_rows_alone() -> None:
+async def test_two_answers_are_read_whole_and_then_rows_alone_until_one_has_another_row() -> None:
     provider, client = offline("loopring")
     memo = Memo()
     reads = []
     for number in range(20):
         provider.rows_read = 0
-        await read(client, memo, *ROWS[: 9 if number < 10 else 10][1:], a_balance(0, str(number)))
+        await read(client, memo, *ROWS[1 : 8 if number < 10 else 10], a_balance(0, str(number)))
         reads.append(provider.rows_read)
-    assert reads == [9, *[1] * 9, 10, 10, *[1] * 8]
+    assert reads == [8, 8, *[1] * 8, 10, 10, *[1] * 8]

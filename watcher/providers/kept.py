@@ -35,7 +35,7 @@ _FIRST_ROW = re.compile(rb'\[\s*(\{\s*"[^"\\]*")')
 _LONGEST_REST = 64
 """Polls after which answers are cut into rows again that never are like the one before."""
 
-_MEMO_BYTES, _ROW_BYTES = 700, 360
+_MEMO_BYTES, _ROW_BYTES = 600, 360
 """What a memo takes in memory, and each row of an answer."""
 
 _STAND_IN = "\0 a row"
@@ -160,7 +160,7 @@ class Memo:
         self._about: tuple[Any, ...] = ()
         self._owner: str | None = None
         self._watched: tuple[str, ...] | None = None
-        self._rest = self._rested = 0
+        self._rest, self._rested = 1, 0  # an answer that no other one follows soon is not worth cutting
 
     @property
     def bytes_held(self) -> int:
@@ -209,7 +209,8 @@ class Memo:
         snapshot: Snapshot,
         owner: str | None,
     ) -> None:
-        """Take note of an answer that was read whole, if each of its rows can be told from the next."""
+        """Take note of an answer that was read whole, if each of its rows can be told from the next: not of
+        the first one, and the less often, the less they are like the ones before."""
         self._rows = ()
         self._rested += 1
         if self._rested <= self._rest:

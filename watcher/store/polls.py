@@ -200,7 +200,8 @@ class Polls:
         if self._reads_to_come:
             self._reads_to_come -= 1
         elif kept := self._kept.get(account):
-            return replace(kept.state, polled_at_ms=kept.polled_at_ms)
+            is_touched = kept.polled_at_ms != kept.state.polled_at_ms
+            return replace(kept.state, polled_at_ms=kept.polled_at_ms) if is_touched else kept.state
         read = await self._read_state(provider, account)
         if read is None:
             return None
