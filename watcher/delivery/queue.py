@@ -136,11 +136,13 @@ class DeliveryWork(Generic[T_target]):
         return Room(room, per_claim=_PER_CLAIM) if room else Room(0, _FULL_S, is_full=True)
 
     def spare(self, name: str, in_flight: int, in_flight_of_all: int) -> int:
-        """Say how many more queues may be worked on without a probe: none while the breaker is not closed."""
+        """Say how many more queues may be worked on without a probe: none while the breaker is not closed,
+        and in all no more than have their turn soon."""
         target = self.targets.get(name)
         if target is None or self._breakers.rest_ms(name) or not self._breakers.is_closed(name):
             return 0
-        return self._breakers.room(target.settings, in_flight, in_flight_of_all)
+        room = self._breakers.room(target.settings, in_flight, in_flight_of_all)
+        return room - in_flight if self._breakers.spacing_ms(target.settings) else room
 
     async def claim(self, name: str, claim: Claim) -> Claimed:
         claimed = await self._queues.claim(name, claim.shard, lease_ms=CLAIM_MS, at_most=claim.at_most)
