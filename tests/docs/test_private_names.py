@@ -1,10 +1,8 @@
-"""No private name of a dependency is used; where one must be, its dependency is held at a minor version."""
+"""No private name of a dependency is used."""
 
 import ast
 import importlib
-import re
 import sys
-import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -12,14 +10,6 @@ from pathlib import Path
 import watcher
 
 PACKAGE = Path(watcher.__file__).parent
-DEPENDENCIES = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]["dependencies"]
-
-MUST_BE = {
-    # Half of what a pipeline costs is saved.
-    ("watcher/store/pipe.py", "_execute_pipeline"): "redis",
-}
-"""Until a client of our own takes the place of the one and of the other."""
-
 NAMED_TUPLE = {"_asdict", "_fields", "_make", "_replace"}
 
 
@@ -77,13 +67,5 @@ def overridden(file: str, tree: ast.Module) -> Iterator[str]:
             yield from (name for name in methods if name in vars(base))
 
 
-def test_no_private_name_of_a_dependency_is_used_but_those_that_must_be() -> None:
-    assert foreign_names() == set(MUST_BE)
-
-
-def test_a_dependency_whose_private_names_are_used_is_held_at_its_minor_version() -> None:
-    for name in set(MUST_BE.values()):
-        (line,) = [line for line in DEPENDENCIES if re.match(rf"{name}\b", line)]
-        lowest, highest = re.findall(r"[0-9]+\.[0-9]+", line)
-        major, minor = lowest.split(".")
-        assert highest == f"{major}.{int(minor) + 1}", line
+def test_no_private_name_of_a_dependency_is_used() -> None:
+    assert foreign_names() == set()

@@ -1,12 +1,12 @@
 """The pipe: few round trips, no answer mixed up, and no harm by whoever is cancelled meanwhile."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from fakeredis import FakeAsyncRedis
 from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
 from redis.exceptions import ResponseError
 
 from tests.support.servers import DURABLE, ENGINES, EVERY_ENGINE, real_server
@@ -14,7 +14,7 @@ from tests.support.stores import ACCOUNT, OPS, a_commit, a_delivery, a_store, ru
 from watcher.service.serve import loop_factory
 from watcher.store.client import connect
 from watcher.store.exceptions import ConfigurationRefused, ServerRefused, StoreUnreachable
-from watcher.store.pipe import Call, Joints, Pipe, Verdict, load_script, packed
+from watcher.store.pipe import Call, Joints, Pipe, Verdict, exchange, load_script, packed
 from watcher.store.schedule import Lease, Reply
 
 everywhere = pytest.mark.parametrize("engine", EVERY_ENGINE)
@@ -25,14 +25,12 @@ on_real_servers = pytest.mark.parametrize("engine", ENGINES)
 def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many commands each round trip carried so far."""
     sizes: list[int] = []
-    execute = Pipeline.execute
 
-    async def counted(self: Any, *arguments: Any, **options: Any) -> Any:
-        if self.command_stack:
-            sizes.append(len(self.command_stack))
-        return await execute(self, *arguments, **options)
+    async def counted(connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        sizes.append(len(commands))
+        return await exchange(connection, commands)
 
-    monkeypatch.setattr(Pipeline, "execute", counted)
+    monkeypatch.setattr("watcher.store.pipe.exchange", counted)
     return sizes
 
 
@@ -172,14 +170,14 @@ def test_no_more_joints_are_kept_than_are_in_use_at_a_time() -> None:
 async def test_an_error_that_nothing_foresees_is_the_answer_to_its_calls_and_ends_no_runner(
     runners: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipe, execute, faults = Pipe(FakeAsyncRedis()), Pipeline.execute, [RuntimeError("closed"), KeyError("x")]
+    pipe, faults = Pipe(FakeAsyncRedis()), [RuntimeError("closed"), KeyError("x")]
 
-    async def faulty(self: Any, *arguments: Any, **options: Any) -> Any:
-        if faults and self.command_stack:
+    async def faulty(connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        if faults:
             raise faults.pop()
-        return await execute(self, *arguments, **options)
+        return await exchange(connection, commands)
 
-    monkeypatch.setattr(Pipeline, "execute", faulty)
+    monkeypatch.setattr("watcher.store.pipe.exchange", faulty)
     async with running(pipe, runners):
         for kind in (KeyError, RuntimeError):
             with pytest.raises(kind):

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 from hiredis import pack_command
 from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
 from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
@@ -203,7 +202,9 @@ class Pipe:
         self._wake = asyncio.Event()
         self._runners = 0
         self._asking = asyncio.Lock()
-        self._kept = _Kept(client.connection_pool, {}, False, None)
+        self._pool: Any = client.connection_pool
+        self._kept: Any = None
+        """The connection of `batch`: to get one from the pool costs as much as to ask."""
         self._ahead_ms = (time.time() - time.monotonic()) * 1000
 
     def now_ms(self) -> int:
@@ -231,7 +232,11 @@ class Pipe:
         """
         async with self._asking:
             with translated(self._client):
-                return await self._kept.ask(commands)
+                if self._kept:
+                    await self._pool.ensure_connection(self._kept)
+                else:
+                    self._kept = await self._pool.get_connection()
+                return await self._ask_over(self._kept, commands)
 
     async def script(self, script: Script, keys: list[str], *arguments: Any) -> Any:
         return await self.send(Call((len(keys), *keys, *arguments), script=script))
@@ -312,7 +317,9 @@ class Pipe:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._kept.give_back()
+        kept, self._kept = self._kept, None
+        if kept:
+            await self._pool.release(kept)
         await self._client.aclose()
 
     async def _execute(self, calls: list[Call]) -> None:
@@ -338,11 +345,33 @@ class Pipe:
         return answers
 
     async def _pipeline(self, commands: list[tuple[Any, ...]], is_filling: list[bool]) -> list[Any]:
-        async with _Batch(self._client.connection_pool, {}, False, None) as batch:
-            batch.verdict = self.verdict
-            for command, fills in zip(commands, is_filling, strict=True):
-                batch.execute_command(*command, is_filling=fills)
-            answers: list[Any] = await batch.execute(raise_on_error=False)
+        connection = await self._pool.get_connection()
+        try:
+            return await self._ask_over(connection, commands, is_filling)
+        finally:  # shielded, as a second cancellation would leave it neither free nor in use
+            await asyncio.shield(self._pool.release(connection))
+
+    async def _ask_over(
+        self, connection: Any, commands: Sequence[tuple[Any, ...]], is_filling: Sequence[bool] = ()
+    ) -> list[Any]:
+        """Ask over a connection, and over a new one where it breaks.
+
+        What fills a server that was refused is not sent, and the refusal is its answer.
+        """
+
+        async def attempt() -> list[Any]:
+            if not connection.is_connected:
+                await connection.connect_check_health(check_health=False)  # by which its server is judged
+            refusal = self.verdict.refusal
+            if not refusal or not any(is_filling):
+                return await exchange(connection, commands)
+            sent = [command for command, fills in zip(commands, is_filling, strict=True) if not fills]
+            answered = iter(await exchange(connection, sent) if sent else ())
+            return [refusal if fills else next(answered) for fills in is_filling]
+
+        answers: list[Any] = await connection.retry.call_with_retry(
+            attempt, lambda error: connection.disconnect(error=error)
+        )
         return answers
 
 
@@ -365,62 +394,29 @@ class _answering:  # noqa: N801 -- as `errors.translated`
         return is_theirs
 
 
-class _Batch(Pipeline):
-    """redis-py's pipeline without what costs it most: packing in Python, and a timer for each answer.
+async def exchange(connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Send commands over a connection and read the answer of each; errors of the server are answers.
 
-    Answers come as the server gives them, which is the same from all servers. What fills a server that was
-    refused is not sent, and the refusal is its answer.
+    redis-py would pack in Python and set a timer for each answer, which costs as much as all the rest. It
+    closes a connection whose answers are not read to the end, also where the reader is cancelled.
     """
-
-    verdict = Verdict()
-
-    async def _execute_pipeline(
-        self, connection: Any, commands: list[Any], raise_on_error: bool
-    ) -> list[Any]:
-        if not connection.is_connected:
-            await connection.connect_check_health(check_health=False)  # by which its server is judged
-        if refusal := self.verdict.refusal:
-            sent = [command for command in commands if not command[1].get("is_filling")]
-            answered = iter(await self._send(connection, sent) if sent else ())
-            return [refusal if options.get("is_filling") else next(answered) for _, options in commands]
-        return await self._send(connection, commands)
-
-    async def _send(self, connection: Any, commands: list[Any]) -> list[Any]:
-        packed = b"".join([pack_command(command) for command, _ in commands])
-        try:
-            await connection.send_packed_command(packed)
-        except RuntimeError as error:  # what uvloop says where a connection was closed a moment ago
-            raise NoConnection("the connection was closed") from error
-        try:
-            async with asyncio.timeout(connection.socket_timeout):
-                answers: list[Any] = []
-                for _ in commands:
-                    try:
-                        answers.append(await connection.read_response(timeout=math.inf))
-                    except ResponseError as error:  # is the answer to one of them
-                        answers.append(error)
-                return answers
-        except TimeoutError:
-            raise RedisTimeout("no answer in time") from None
-        except ValueError as error:
-            raise unreadable(error) from None
-
-
-class _Kept(_Batch):
-    """Keeps its connection for the next batch: to get one from the pool costs as much as to ask."""
-
-    async def ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        if self.connection:
-            await self.connection_pool.ensure_connection(self.connection)
-        self.command_stack = [(command, {}) for command in commands]
-        answers: list[Any] = await self.execute(raise_on_error=False)
-        return answers
-
-    async def reset(self) -> Any:
-        """Keep the connection, which redis-py would give back after each batch."""
-
-    async def give_back(self) -> None:
-        await super().reset()  # type: ignore[no-untyped-call]
+    try:
+        await connection.send_packed_command(b"".join(map(pack_command, commands)))
+    except RuntimeError as error:  # what uvloop says where a connection was closed a moment ago
+        raise NoConnection("the connection was closed") from error
+    try:
+        async with asyncio.timeout(connection.socket_timeout):
+            answers: list[Any] = []
+            for _ in commands:
+                try:
+                    answers.append(await connection.read_response(timeout=math.inf))
+                except ResponseError as error:  # is the answer to one of them
+                    answers.append(error)
+            return answers
+    except TimeoutError:
+        raise RedisTimeout("no answer in time") from None
+    except ValueError as error:
+        raise unreadable(error) from None
 
 
 class Packet:
