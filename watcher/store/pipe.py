@@ -1,9 +1,9 @@
 """Sends what one turn of the event loop asks of Redis as one pipeline: most of the cost is the round trip.
 
 Steps of a script that takes several at a time go in one call, over all shards where the server is no
-Cluster: most of what is left is the call. An error reaches only the step that caused it: a script fails
-before it writes, so the steps of a shard that failed are taken one by one. A command whose script is unknown
-to the server is sent again in full; everything else is answered once, with its result or its error.
+Cluster. An error reaches only the step that caused it: a script fails before it writes, so the steps of a
+shard that failed are taken one by one. A command whose script is unknown to the server is sent again in full;
+everything else is answered once, with its result or its error.
 """
 
 import asyncio
@@ -438,12 +438,11 @@ class Packet:
 
     def takes(self, call: Call) -> bool:
         """Say whether a step may go in the same command: a second one at the same key comes after it."""
-        joint, joints = call.joint, call.joint and call.joint.joints
-        if not joints or self.steps >= joints.most:
+        if call.joint is None or self.steps == call.joint.joints.most:
             return False
         if self.values + len(call.keys) + len(call.arguments) > _MOST_VALUES:
             return False
-        return (call.keys[0] if call.keys else "") not in self.groups.get(joint, ())
+        return (call.keys[0] if call.keys else "") not in self.groups.get(call.joint, ())
 
     def command(self, *, in_full: bool = False) -> tuple[Any, ...]:
         joint, script = self.first.joint, self.first.script
