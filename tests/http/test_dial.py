@@ -2,17 +2,27 @@
 
 import asyncio
 import collections
+import gc
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 import uvloop
 
-from tests.support.raw_subscribers import OK, FakeDns, Peer, answering, open_files, silence, subscribing
+from tests.support.raw_subscribers import (
+    OK,
+    FakeDns,
+    Peer,
+    Script,
+    answering,
+    open_files,
+    silence,
+    subscribing,
+)
 from tests.support.tls_subscribers import NAME, a_certificate, a_client_trusting
-from watcher.http.dial import Dialer, NoHostName, Unresolved
+from watcher.http.dial import Dialer, NoConnection, NoHostName, Unresolved
 from watcher.http.pool import Pool
-from watcher.http.wire import Answer, Limits, NoAnswer, NotHttp, Place
+from watcher.http.wire import Answer, Disconnected, Limits, NoAnswer, NotHttp, Place, TimedOut, TooLong
 
 KNOWN = {NAME: ["127.0.0.1"]}
 on_both_loops = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
@@ -22,9 +32,11 @@ def a_pool(dialer: Dialer | None = None, **options: Any) -> Pool:
     return Pool(dialer or Dialer(FakeDns(KNOWN)), **{"keep_alive_s": 4.0, **options})
 
 
-async def get(pool: Pool, port: int, *, host: str = NAME, is_tls: bool = False) -> Answer:
+async def get(
+    pool: Pool, port: int, *, host: str = NAME, is_tls: bool = False, deadline_s: float = 5
+) -> Answer:
     request = b"GET / HTTP/1.1\r\nHost: x\r\ncontent-length: 0\r\n\r\n"
-    deadline = asyncio.get_running_loop().time() + 5
+    deadline = asyncio.get_running_loop().time() + deadline_s
     return await pool.send(Place(host, port, is_tls), request, Limits(1000, 1000), deadline=deadline)
 
 
@@ -141,3 +153,50 @@ async def test_of_a_name_with_thousands_of_addresses_only_some_are_judged_and_fe
         await get(pool, server.port)
     assert len(judged) == 64 + 4
     await pool.close()
+
+
+def saying(*pieces: bytes) -> Script:
+    async def script(peer: Peer) -> None:
+        await peer.hear()
+        await peer.say(*pieces)
+
+    return script
+
+
+FAILURES: dict[type[NoAnswer], tuple[Script, str]] = {
+    Disconnected: (saying(), NAME),
+    NotHttp: (saying(b"220 mail.example ESMTP\r\n"), NAME),
+    TooLong: (saying(1000 * b"HTTP/1.1 100 Continue\r\n\r\n"), NAME),
+    TimedOut: (silence, NAME),
+    NoConnection: (silence, "refusing.example"),
+    Unresolved: (silence, "unknown.example"),
+}
+
+
+@pytest.mark.parametrize("error", FAILURES)
+def test_an_error_and_its_frames_do_not_hold_each_other(error: type[NoAnswer]) -> None:
+    """Of a thousand subscribers that fail, each would leave what it had read to the collector."""
+    script, host = FAILURES[error]
+    dns = FakeDns({**KNOWN, "refusing.example": ["127.0.0.9"], "unknown.example": OSError(None, "none")})
+
+    async def fail(pool: Pool, port: int) -> None:
+        with pytest.raises(error):
+            await get(pool, port, host=host, deadline_s=0.01 if error is TimedOut else 5)
+
+    async def main() -> None:
+        async with subscribing(script) as server:
+            pool = a_pool(Dialer(dns))
+            await fail(pool, server.port)
+            await asyncio.sleep(0.01)
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(10):
+                    await fail(pool, server.port)
+                await asyncio.sleep(0.01)
+                assert gc.collect() < 10
+            finally:
+                gc.enable()
+            await pool.close()
+
+    run(uvloop.new_event_loop, main())

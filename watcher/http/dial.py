@@ -121,7 +121,7 @@ class Dialer:
         except (OSError, RuntimeError) as error:  # uvloop says some of it with a RuntimeError
             if refusals:
                 raise refusals[0] from None
-            raise NoConnection from error
+            raise NoConnection from error.with_traceback(None)  # of frames that hold it
         is_open = False
         try:
             await asyncio.get_running_loop().create_connection(
@@ -159,7 +159,10 @@ class Dialer:
             await asyncio.wait([task])  # others may wait for it: it goes on where one is cancelled
             if task.cancelled():  # by `close`
                 raise Unresolved
-            addresses = task.result()
+            try:
+                addresses = task.result()
+            finally:
+                del task  # which holds its error, and that this frame
         addresses.append(addresses.pop(0))
         return tuple(addresses)
 

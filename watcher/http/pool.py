@@ -100,9 +100,12 @@ class Pool:
             if outcome is None:
                 connection.abort()
         self._give_back(connection)
-        if isinstance(outcome, NoAnswer):
+        if isinstance(outcome, Answer):
+            return outcome
+        try:
             raise outcome
-        return outcome
+        finally:
+            del coming, outcome  # else this frame and the error hold each other until they are collected
 
     def _take(self, place: Place) -> "Connection | None":
         """Take the connection that was used last: the others may become old."""
