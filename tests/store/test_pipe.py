@@ -250,6 +250,13 @@ async def test_batches_keep_a_connection_and_replace_it_when_it_is_gone(engine: 
             await pipe.aclose()
 
 
+async def test_a_round_trip_gives_its_connection_back_for_the_next_one(redis_client: Redis) -> None:
+    pipe = Pipe(redis_client)
+    with pytest.raises(ResponseError):
+        await pipe.command("GET")
+    assert len({await pipe.command("CLIENT", "ID") for _ in range(3)}) == 1
+
+
 @everywhere
 async def test_a_cancelled_batch_leaves_no_answer_to_the_next(redis_client: Redis) -> None:
     pipe = Pipe(redis_client)
