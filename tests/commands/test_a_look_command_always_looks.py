@@ -46,9 +46,16 @@ SHOWN = {
 
 
 @pytest.fixture
-def config(tmp_path: Path, redis_server_url: str, namespace: str) -> Path:
-    in_the_books(redis_server_url, namespace, a_past)
+def file(tmp_path: Path, redis_server_url: str, namespace: str) -> Path:
+    """A configuration whose store holds nothing."""
     return a_configuration(tmp_path, redis_server_url, namespace, "treasury", "alice")
+
+
+@pytest.fixture
+def config(file: Path, redis_server_url: str, namespace: str) -> Path:
+    """A configuration whose store has a past."""
+    in_the_books(redis_server_url, namespace, a_past)
+    return file
 
 
 @pytest.fixture
@@ -148,10 +155,10 @@ def test_a_variable_may_name_the_store_too(
     ],
 )
 def test_a_store_that_nobody_can_name_is_not_guessed(
-    config: Path, run: Run, name: str, find: str, put: str, tmp_path: Path
+    file: Path, run: Run, name: str, find: str, put: str, tmp_path: Path
 ) -> None:
-    config.write_text(config.read_text().replace(find, put, 1))
-    done = run(name, "--config", config)
+    file.write_text(file.read_text().replace(find, put, 1))
+    done = run(name, "--config", file)
     assert (done.code, done.out) == (78, "")
     assert not (tmp_path / "data").exists()
 
@@ -162,9 +169,9 @@ def test_a_store_that_nobody_can_name_is_not_guessed(
     [("--redis", "rdis://here"), ("--redis", "canary"), ("--namespace", "a b"), ("--namespace", "")],
 )
 def test_an_option_that_names_no_store_is_a_mistake_of_use(
-    config: Path, run: Run, name: str, option: str, value: str
+    file: Path, run: Run, name: str, option: str, value: str
 ) -> None:
-    done = run(name, "--config", config, option, value)
+    done = run(name, "--config", file, option, value)
     assert (done.code, done.out) == (2, "")
     assert option in done.err
     assert "canary" not in done.err

@@ -101,7 +101,9 @@ def test_a_closed_stdin_is_an_empty_one(tmp_path: Path) -> None:
     assert ended(tmp_path, ["tail"], "<&-") == (0, "")
 
 
-@pytest.mark.parametrize("env", NO_LOCALES[-3:], ids=str)
+@pytest.mark.parametrize(
+    "env", [*(pytest.param(env, marks=pytest.mark.slow) for env in NO_LOCALES[:-1]), NO_LOCALES[-1]], ids=str
+)
 def test_no_locale_makes_a_name_unprintable_or_breaks_json(tmp_path: Path, env: dict[str, str]) -> None:
     (tmp_path / ODD).mkdir()
     (tmp_path / ODD / "watcher.toml").write_text('"nöpe" = 1\n', "utf-8")

@@ -64,6 +64,8 @@ CALLS = [
     "pip install -q balance-watcher[ed25519]",
     "watcher secret new --ed25519",
 ]
+FAILING = [call for call in CALLS if not call.startswith("python3")]
+FAILING_BY_DEFAULT = (FAILING[0], "python -m pytest", FAILING[-1])
 THEIRS = (
     *(
         "REDIS_URL",
@@ -211,7 +213,10 @@ def test_nothing_is_left_in_the_checkout_or_beside_it(checkout: Checkout) -> Non
     assert not Path(where).parent.exists()
 
 
-@pytest.mark.parametrize("fails", [call for call in CALLS if not call.startswith("python3")])
+@pytest.mark.parametrize(
+    "fails",
+    [pytest.param(call, marks=() if call in FAILING_BY_DEFAULT else pytest.mark.slow) for call in FAILING],
+)
 def test_the_first_step_that_fails_ends_it_with_its_exit_code(checkout: Checkout, fails: str) -> None:
     done = checkout.ci(fails=fails)
     assert done.returncode == 42
