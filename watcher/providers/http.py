@@ -112,7 +112,6 @@ class ProviderClient:
         self._provider = provider
         self._settings = settings
         self._base_url = settings.base_url.rstrip("/")
-        self._place = place_of(as_written(self._base_url))
         self.spacing_s = _SLACK / settings.requests_per_second
         self._timeout_s = settings.timeout.total_seconds()
         self._wait_turn = wait_turn
@@ -275,7 +274,8 @@ class ProviderClient:
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         assert self._pool, "it is entered first"
         try:
-            answer = await self._pool.send(self._place, self._written(request), _LIMITS, deadline=deadline)
+            place = place_of(as_written(self._base_url))
+            answer = await self._pool.send(place, self._written(request), _LIMITS, deadline=deadline)
         except NoAnswer as error:
             raise by_error(error) from error
         except ValueError as error:
