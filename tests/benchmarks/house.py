@@ -198,11 +198,15 @@ async def travel(url: str) -> dict[str, tuple[Trip, Trip]]:
                 await _polls(rig, 3)
                 with traced() as unchanged:
                     await _polls(rig, 1)
-                rig.sandbox.world.lock(TREASURY, "LRC", 1)
-                await rig.events(1)  # the first one opens the connection
-                rig.sandbox.world.lock(TREASURY, "LRC", 2)
+                for number in (
+                    1,
+                    2,
+                ):  # the first opens the connection, the second is what the next are like
+                    rig.sandbox.world.lock(TREASURY, "LRC", number)
+                    await rig.events(number)
+                rig.sandbox.world.lock(TREASURY, "LRC", 3)
                 with traced() as changed:
-                    await rig.events(2)
+                    await rig.events(3)
                     await _polls(rig, 1)
     return {
         "an unchanged poll": (unchanged.trip("poll", "pipe"), unchanged.trip("poll treasury")),

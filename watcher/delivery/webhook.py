@@ -60,10 +60,6 @@ _ANSWERS = {
 _REDIRECTED = "redirects are not followed: write the place where it leads into the subscription's url"
 
 
-def _fix_of(status: int) -> str:
-    return _REDIRECTED if 300 <= status < 400 else ""
-
-
 def answer_of(status: int) -> Answer:
     """Translate a status. A redirect is never followed: it is a failure."""
     return Answer.DELIVERED if 200 <= status < 300 else _ANSWERS.get(status, Answer.FAILED)
@@ -158,7 +154,7 @@ class WebhookSink:
             status=status,
             retry_after_s=retry_after_s(response.header("retry-after"), now, most_s=LONGEST_RETRY_AFTER_S),
             excerpt=text.encode()[:EXCERPT_LIMIT].decode(errors="ignore"),
-            fix=_fix_of(status),
+            fix=_REDIRECTED if 300 <= status < 400 else "",
         )
 
     def _unanswered(self, error: wire.NoAnswer, took_ms: int) -> Attempt:

@@ -9,6 +9,7 @@ import errno
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
@@ -146,7 +147,8 @@ class Dialer:
         Raises EgressRefused where any of them is forbidden: keeping the good ones instead would let a
         subscriber probe inside with every second attempt. Raises Unresolved and NoHostName.
         """
-        if _is_address(host):
+        with suppress(ValueError):
+            ip_address(host)
             return (self._judged(host),)
         until, addresses = self._known.get(host, (0.0, []))
         if until <= asyncio.get_running_loop().time():
@@ -199,14 +201,6 @@ class Dialer:
         if self._judge and (reason := self._judge(address)):
             raise EgressRefused(reason)
         return address
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _info(address: str, port: int) -> AddressInfo:

@@ -102,7 +102,7 @@ class Poller:
         self._breaker = ProviderBreaker()
         self._was_open = self._is_back = False
         self._settled: dict[str, Settled] = {}
-        self._memos = memos or Within(MEMO_BYTES)
+        self._memos = Within(MEMO_BYTES) if memos is None else memos
 
     def forget(self, account: str) -> None:
         """Forget what is known of an account that is no longer configured."""

@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 
@@ -92,31 +92,30 @@ class Kept:
         return f"{self.state.version:16} {self.polled_at_ms:014d} {self.length}"
 
 
-class Within(Generic[T]):
-    """What is kept by account within a bound in bytes: what was put there longest ago goes first."""
+class Within(dict[str, T]):
+    """What is kept by account within a bound in bytes: what was put there longest ago goes first.
+
+    Only `keep` and `take` change it.
+    """
 
     def __init__(self, most_bytes: int) -> None:
+        super().__init__()
         self._most_bytes = most_bytes
-        self._kept_by_account: dict[str, tuple[T, int]] = {}
+        self._bytes_by_account: dict[str, int] = {}
         self.bytes_held = 0
-
-    def get(self, account: str) -> T | None:
-        """Return what is kept of an account."""
-        return self._kept_by_account.get(account, (None, 0))[0]
 
     def take(self, account: str) -> T | None:
         """Return what is kept of an account, and keep it no longer."""
-        kept, size = self._kept_by_account.pop(account, (None, 0))
-        self.bytes_held -= size
-        return kept
+        self.bytes_held -= self._bytes_by_account.pop(account, 0)
+        return self.pop(account, None)
 
     def keep(self, account: str, kept: T, size: int) -> None:
         """Keep this of an account, which takes so many bytes."""
         self.take(account)
-        self._kept_by_account[account] = kept, size
+        self[account], self._bytes_by_account[account] = kept, size
         self.bytes_held += size
         while self.bytes_held > self._most_bytes:
-            self.take(next(iter(self._kept_by_account)))
+            self.take(next(iter(self)))
 
 
 def dump_state(state: AccountState, names: Mapping[str, Called]) -> bytes:
