@@ -108,6 +108,7 @@ async def verdict(
     return snapshot, [*snapshot.row_by_asset]
 
 
+@pytest.mark.timeout(600)  # in the long form, on a busy machine
 @pytest.mark.parametrize("kind", ANSWERS)
 @tried(60)
 @given(data=st.data())
