@@ -21,7 +21,7 @@ from tests.support.raw_subscribers import (
 )
 from tests.support.tls_subscribers import NAME, a_certificate, a_client_trusting
 from watcher.http.dial import Dialer, NoConnection, NoHostName, Unresolved
-from watcher.http.pool import Pool
+from watcher.http.pool import Connection, Pool
 from watcher.http.wire import Answer, Disconnected, Limits, NoAnswer, NotHttp, Place, TimedOut, TooLong
 
 KNOWN = {NAME: ["127.0.0.1"]}
@@ -193,6 +193,43 @@ def test_an_error_and_its_frames_do_not_hold_each_other(error: type[NoAnswer]) -
             try:
                 for _ in range(10):
                     await fail(pool, server.port)
+                await asyncio.sleep(0.01)
+                assert gc.collect() < 10
+            finally:
+                gc.enable()
+            await pool.close()
+
+    run(uvloop.new_event_loop, main())
+
+
+def test_a_connection_that_is_given_up_in_the_turn_that_makes_it_leaves_no_circle_either() -> None:
+    class GivenUp(Connection):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            self.connecting.cancel()
+
+        connecting: asyncio.Task[None]
+
+    async def main() -> None:
+        async with subscribing(silence) as server:
+            dialer, place = Dialer(FakeDns(KNOWN)), Place(NAME, server.port, False)
+            pool = a_pool(dialer)
+
+            async def give_up() -> None:
+                connection = GivenUp(pool, place)
+                connection.ask(b"GET / HTTP/1.1\r\n\r\n", Limits(1000, 1000), 1e9, None)
+                connection.connecting = asyncio.create_task(dialer.connect(place, connection))
+                await asyncio.wait([connection.connecting])
+                assert connection.connecting.cancelled()
+                del connection.connecting
+
+            await give_up()
+            await asyncio.sleep(0.01)
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(10):
+                    await give_up()
                 await asyncio.sleep(0.01)
                 assert gc.collect() < 10
             finally:

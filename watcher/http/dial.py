@@ -53,8 +53,9 @@ class Line(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once: a peer may take for ever to receive the rest, or to say goodbye over TLS."""
-        if self.transport:
-            self.transport.abort()
+        transport, self.transport = self.transport, None
+        if transport:
+            transport.abort()
 
 
 class NoConnection(NoAnswer):

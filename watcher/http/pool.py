@@ -190,6 +190,8 @@ class Connection(Line):
         if self._timer:
             self._timer.cancel()
             self._timer = None
+        if self.transport:
+            self._reader.close()
         super().abort()
 
     # What asyncio calls
@@ -221,10 +223,9 @@ class Connection(Line):
         self._end(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.transport = None
         self._end(exc)
         self._pool.drop(self)
-        self._reader.close()
+        self.abort()
 
     def _begin(self, transport: asyncio.Transport) -> None:
         self._reader.begin(self._limits)
