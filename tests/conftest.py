@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
 from importlib import import_module
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,18 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = directory
         sys.dont_write_bytecode = False
+        _take_along_what_is_compiled()
+
+
+def _take_along_what_is_compiled() -> None:
+    """Let what is compiled already be found in the new place too: Python looks nowhere else then."""
+    specs = [module.__spec__ for module in [*sys.modules.values()] if getattr(module, "__spec__", None)]
+    compiled = {(spec.origin, spec.cached) for spec in specs if spec and spec.origin and spec.cached}
+    for origin, file in compiled:
+        if os.path.exists(file):
+            place = Path(cache_from_source(origin))
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(file)
 
 
 @pytest.hookimpl(tryfirst=True)
