@@ -1,12 +1,18 @@
 """Claims about the bytes of a request and of an answer, without a socket."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from yarl import URL
 
+from watcher.fields import as_written
 from watcher.http.wire import Answer, Limits, NoAnswer, NotHttp, Reader, TooLong, head_of
 
 URL_IN = URL("https://hooks.example/in?a=b", encoded=True)
 ROOM = Limits(65_536, 65_536)
+
+
+SOME_TEXT = st.text("aZ0-._~ %&=+/ü?#,", max_size=4)
 
 
 def read(*pieces: bytes, limits: Limits = ROOM) -> Answer | None:
@@ -23,6 +29,18 @@ def read(*pieces: bytes, limits: Limits = ROOM) -> Answer | None:
 def test_a_head_is_written_in_the_order_and_the_case_that_it_was_given_in() -> None:
     head = head_of("POST", URL_IN, [("X-B", "2"), ("x-a", "1")])
     assert head == b"POST /in?a=b HTTP/1.1\r\nHost: hooks.example\r\nX-B: 2\r\nx-a: 1\r\n"
+
+
+@given(
+    st.sampled_from(["/in", "/in?", "/in?a=b", "/"]),
+    st.dictionaries(
+        st.text("aZ0-._~ %&=+/ü?#,", max_size=4), st.text("aZ0-._~ %&=+/ü?#,", max_size=4), max_size=3
+    ),
+)
+def test_what_a_query_adds_is_what_yarl_would_make_of_it(path: str, query: dict[str, str]) -> None:
+    url = as_written(f"https://api.example{path}")
+    target = head_of("GET", url, [], query).split(b" ")[1].decode()
+    assert target == (url.extend_query(query) if query else url).raw_path_qs
 
 
 @pytest.mark.parametrize("value", ["a\r\nX-Forged: 1", "a\nb", "a\rb", "a\0b"])

@@ -5,9 +5,11 @@ odd about an answer is never guessed at: the status stands, and the connection i
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
+from types import MappingProxyType
 from typing import NamedTuple
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -30,6 +32,8 @@ _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _NO_BODY = (204, 304)
 _TLS_ALERT = b"\x15\x03"
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_NO_QUERY: Mapping[str, str] = MappingProxyType({})
+_PLAIN = re.compile(r"[A-Za-z0-9._~-]*")
 _UNSENDABLE = re.compile("[\r\n\0]")
 
 
@@ -105,13 +109,20 @@ class Answer:
         return None if value is None else value.strip(b" \t").decode("latin-1")
 
 
-def head_of(method: str, url: URL, headers: Iterable[tuple[str, str]]) -> bytes:
+def head_of(
+    method: str, url: URL, headers: Iterable[tuple[str, str]], query: Mapping[str, str] = _NO_QUERY
+) -> bytes:
     """Write the head of a request without the empty line at its end. Raises ValueError.
 
-    The URL goes out byte for byte, and the headers in their order and case, the host first.
+    The URL goes out byte for byte, and behind it what `query` adds; then the headers in their order and case,
+    the host first.
     """
     lines = "".join([_line(name, value) for name, value in headers])
     target = url.raw_path_qs
+    if query and "?" not in target and all(map(_PLAIN.fullmatch, chain(query, query.values()))):
+        target += "?" + "&".join([f"{name}={value}" for name, value in query.items()])
+    elif query:
+        target = url.extend_query(query).raw_path_qs
     if not target.isascii() or _UNSENDABLE.search(target) or " " in target:
         raise ValueError("a URL that cannot be sent")
     return f"{method} {target} HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\n{lines}".encode()

@@ -291,15 +291,13 @@ class ProviderClient:
     def _written(self, request: Request) -> bytes:
         """Write a request. Raises ValueError."""
         url = as_written(self._base_url + request.path)
-        if request.query:
-            url = url.extend_query(request.query)
         headers, body = {**_HEADERS, **request.secret_headers}, request.body
         if request.json is not None:
             body = json.dumps(request.json).encode()
             headers["Content-Type"] = "application/json"
         if body is not None:
             headers["Content-Length"] = str(len(body))
-        head = head_of(request.method, url, headers.items())
+        head = head_of(request.method, url, headers.items(), request.query)
         return b"%b\r\n%b" % (head, body or b"")
 
     def _refusal(self, answer: Answer) -> Rejected:
