@@ -228,7 +228,7 @@ class Reader:
         self._parse(b"".join(self._came))
 
     def end(self) -> bool:
-        """Take note that the connection ended; returns whether the answer is whole by that."""
+        """Say whether the answer is whole if the connection ends now."""
         return self._status is not None and not any(map(_frames, self._headers))
 
     @property
