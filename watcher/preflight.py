@@ -266,7 +266,7 @@ async def reach(url: URL, policy: Policy, *, resolver: AbstractResolver | None =
     context = ssl.create_default_context() if url.scheme == "https" else None
     asked = resolver or CurrentResolver()
     try:
-        addresses = await Dialer(asked, policy.judge).look_up(host)
+        addresses = await Dialer(asked, policy.judge).look_up(host, port)
     except EgressRefused as refusal:
         return Reached(f"refused: {refusal.reason}", is_refused_by_us=True)
     except NoConnection:

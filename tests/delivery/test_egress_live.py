@@ -156,7 +156,7 @@ async def test_an_allowed_url_passes_the_check_the_look_up_and_the_socket(case: 
     assert host
     assert port
     dns = ScriptedDns(case.get("resolves_to", []))
-    for address in await Dialer(dns, policy.judge).look_up(host):
+    for address in await Dialer(dns, policy.judge).look_up(host, port):
         assert policy.judge(address) is None
 
 
@@ -178,7 +178,7 @@ async def test_a_name_that_turns_inward_after_its_first_answer_reaches_nothing()
     dns = ScriptedDns([PUBLIC], ["127.0.0.1"])
     async with listening() as canary, a_pool(SUBSCRIBER, dns) as pool:
         url = f"http://rebinding.example:{canary.port}/"
-        assert await Dialer(dns, SUBSCRIBER.judge).look_up("rebinding.example")
+        assert await Dialer(dns, SUBSCRIBER.judge).look_up("rebinding.example", canary.port)
         assert await refusal_of(pool, url) == "loopback address"
         assert await canary.visits() == 0
 
@@ -268,7 +268,7 @@ async def test_a_connection_kept_alive_does_not_serve_a_stricter_policy() -> Non
 )
 async def test_an_answer_that_is_no_plain_address_refuses_the_name(answer: str) -> None:
     with pytest.raises(EgressRefused):
-        await Dialer(ScriptedDns([answer]), EVERYWHERE.judge).look_up("odd.example")
+        await Dialer(ScriptedDns([answer]), EVERYWHERE.judge).look_up("odd.example", 443)
 
 
 async def test_a_look_up_that_fails_by_itself_is_no_refusal() -> None:

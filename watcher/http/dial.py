@@ -96,13 +96,13 @@ class Dialer:
     def __init__(self, resolver: AbstractResolver, judge: Judge | None = None) -> None:
         self._resolver = resolver
         self._judge = judge
-        self._known: dict[str, tuple[float, list[str]]] = {}
-        self._asked: dict[str, asyncio.Task[list[str]]] = {}
+        self._known: dict[tuple[str, int], tuple[float, list[str]]] = {}
+        self._asked: dict[tuple[str, int], asyncio.Task[list[str]]] = {}
         self._is_closed = False
 
     async def connect(self, place: Place, line: Line) -> None:
         """Open a line. Raises NoConnection; sets no time limit."""
-        addresses = await self.look_up(place.host)
+        addresses = await self.look_up(place.host, place.port)
         sixes = [address for address in addresses if ":" in address][:_MOST_TRIED]
         fours = [address for address in addresses if ":" not in address][:_MOST_TRIED]
         infos = [_info(address, place.port) for address in addresses if address in (*sixes, *fours)]
@@ -142,7 +142,7 @@ class Dialer:
                 line.abort()  # first: a loop that finds the socket closed under a transport trips over it
                 sock.close()
 
-    async def look_up(self, host: str) -> Sequence[str]:
+    async def look_up(self, host: str, port: int) -> Sequence[str]:
         """Return the addresses of a host, the next one first each time.
 
         Raises EgressRefused where any of them is forbidden: keeping the good ones instead would let a
@@ -151,14 +151,15 @@ class Dialer:
         with suppress(ValueError):
             ip_address(host)
             return (self._judged(host),)
-        until, addresses = self._known.get(host, (0.0, []))
+        wanted = host, port
+        until, addresses = self._known.get(wanted, (0.0, []))
         if until <= asyncio.get_running_loop().time():
-            task = self._asked.get(host)
+            task = self._asked.get(wanted)
             if task is None:
                 if self._is_closed:  # and soon the resolver
                     raise Unresolved
-                task = self._asked[host] = asyncio.create_task(self._ask(host), name=f"look up {host}")
-                task.add_done_callback(lambda ended: self._forget(host, ended))
+                task = self._asked[wanted] = asyncio.create_task(self._ask(*wanted), name=f"look up {host}")
+                task.add_done_callback(lambda ended: self._forget(wanted, ended))
             await asyncio.wait([task])  # others may wait for it: it goes on where one is cancelled
             if task.cancelled():  # by `close`
                 raise Unresolved
@@ -178,9 +179,9 @@ class Dialer:
         if asked:
             await asyncio.wait(asked)
 
-    async def _ask(self, host: str) -> list[str]:
+    async def _ask(self, host: str, port: int) -> list[str]:
         try:
-            answers = await self._resolver.resolve(host, 0, socket.AF_UNSPEC)
+            answers = await self._resolver.resolve(host, port, socket.AF_UNSPEC)
         except UnicodeError as error:
             raise NoHostName from error
         except OSError as error:
@@ -190,11 +191,11 @@ class Dialer:
             raise Unresolved
         if len(self._known) >= _MOST_NAMES:
             self._known.clear()
-        self._known[host] = (asyncio.get_running_loop().time() + CACHE_S, addresses)
+        self._known[host, port] = (asyncio.get_running_loop().time() + CACHE_S, addresses)
         return addresses
 
-    def _forget(self, host: str, task: asyncio.Task[list[str]]) -> None:
-        del self._asked[host]
+    def _forget(self, wanted: tuple[str, int], task: asyncio.Task[list[str]]) -> None:
+        del self._asked[wanted]
         if not task.cancelled():
             task.exception()  # where nobody waited for it, it is no news
 
