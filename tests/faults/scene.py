@@ -36,6 +36,7 @@ from watcher.store.client import connect
 from watcher.store.history import History
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Pipe
+from watcher.store.queues import BOUNDS
 
 NAMESPACE = "watcher"
 SUBSCRIPTION = "ops"
@@ -197,7 +198,8 @@ class Scene:
             spared=spared,
             losses=losses,
             wrong_clocks=wrong_clocks,
-            is_trimmed=any(worker.lines("store.relieved") for worker in self.workers),
+            is_trimmed=await self._is_log_full()
+            or any(worker.lines("store.relieved") for worker in self.workers),
         )
         if not is_told:
             verdict.problems.append(f"not everything was told within {within_s} s")
@@ -230,6 +232,11 @@ class Scene:
     def _is_told(self, true: Mapping[tuple[str, str], Mapping[str, str]]) -> bool:
         told = self.receiver.told
         return all(said.items() <= told.get(name, {}).items() for name, said in true.items())
+
+    async def _is_log_full(self) -> bool:
+        """Whether a shard's log came to its bound: a hundred thousand events do not fit."""
+        sizes = [await self.pipe.command("HGET", self.keys.sizes(shard), "log") for shard in range(SHARDS)]
+        return max(int(size or 0) for size in sizes) > 0.9 * BOUNDS.log
 
     async def _waiting(self, spared: Collection[str] = ()) -> list[str]:
         """Which accounts have a queue with something in it."""
