@@ -17,7 +17,7 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from watcher.delivery.egress import Policy, check_url
-from watcher.http.dial import CurrentResolver, Dialer, EgressRefused, NoConnection
+from watcher.http.dial import Dialer, EgressRefused, NoConnection
 from watcher.printable import many, printable
 from watcher.providers.contract import ErrorClass, Rejected, provider_class
 from watcher.providers.http import ProviderClient
@@ -264,16 +264,15 @@ async def reach(url: URL, policy: Policy, *, resolver: AbstractResolver | None =
     """Connect to where events would be POSTed, and hang up. `resolver` replaces DNS. Sets no time limit."""
     host, port = url.raw_host or "", url.port or 443
     context = ssl.create_default_context() if url.scheme == "https" else None
-    asked = resolver or CurrentResolver()
+    dialer = Dialer(resolver, policy.judge)
     try:
-        addresses = await Dialer(asked, policy.judge).look_up(host, port)
+        addresses = await dialer.look_up(host, port)
     except EgressRefused as refusal:
         return Reached(f"refused: {refusal.reason}", is_refused_by_us=True)
     except NoConnection:
         return Reached("its name does not resolve")
     finally:
-        if asked is not resolver:
-            await asked.close()
+        await dialer.close()
     reached = Reached("its name does not resolve")
     for address in addresses:
         reached = await _connect((address, port), host, context, policy)

@@ -12,7 +12,7 @@ from aiohttp import web
 from watcher.captured import Captured
 from watcher.delivery.webhook import ANSWER_LIMIT, flaw_of
 from watcher.fields import as_written
-from watcher.http.dial import CurrentResolver, Dialer
+from watcher.http.dial import Dialer
 from watcher.http.pool import Pool
 from watcher.http.wire import Limits, NoAnswer, TimedOut, head_of, place_of
 from watcher.receive import Event, InvalidWebhook, Order, follow, queue_of, read_body, verify
@@ -40,7 +40,6 @@ class Sequences:
 
 
 _FORWARD_TIMEOUT_S = 20  # as long as a whole attempt may take: the sender hangs up then
-_KEEP_ALIVE_S = 4.0
 _LIMITS = Limits(ANSWER_LIMIT, 0)
 _OWN_HEADERS = frozenset(
     {
@@ -136,14 +135,12 @@ class Receiver:
         except OSError:
             await self._runner.cleanup()
             raise
-        self._resolver = CurrentResolver()
-        self._pool = Pool(Dialer(self._resolver), keep_alive_s=_KEEP_ALIVE_S)
+        self._pool = Pool(Dialer())
         return self
 
     async def __aexit__(self, *_error: object) -> None:
         await self._runner.cleanup()
         await self._pool.close()
-        await self._resolver.close()
 
     @property
     def url(self) -> str:

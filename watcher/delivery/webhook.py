@@ -20,7 +20,7 @@ from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, LONGEST_RETRY_AFTER_S, Atte
 from watcher.durations import retry_after_s
 from watcher.engine.breaker import Answer
 from watcher.http import wire
-from watcher.http.dial import CurrentResolver, Dialer, EgressRefused, NoConnection, NoHostName, Unresolved
+from watcher.http.dial import Dialer, EgressRefused, NoConnection, NoHostName, Unresolved
 from watcher.http.pool import MOST_KEPT, Pool
 from watcher.journal.events import Delivery
 from watcher.printable import printable, without_secrets
@@ -37,8 +37,6 @@ guard's."""
 
 _BODY_S = 2.0
 """Once the status is known, the rest is awaited only so that the connection can be used again."""
-
-_KEEP_ALIVE_S = 4.0  # below the 5 s after which common servers hang up: a POST must not meet a closing door
 
 EXCERPT_LIMIT = 1024
 """Bytes of an answer that are kept with its attempt."""
@@ -120,16 +118,11 @@ class WebhookSink:
         self._unix_time = unix_time
 
     async def __aenter__(self) -> Self:
-        resolver = self._resolver or CurrentResolver()
-        dialer = Dialer(resolver, self._policy.judge)
-        self._pool = Pool(dialer, keep_alive_s=_KEEP_ALIVE_S, keep=self._keep)
-        self._own = None if self._resolver else resolver
+        self._pool = Pool(Dialer(self._resolver, self._policy.judge), keep=self._keep)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._pool.close()
-        if self._own:
-            await self._own.close()
 
     async def send(self, target: WebhookTarget, delivery: Delivery, attempt: int) -> Attempt:
         """POST once; at once a second time if an idle connection turned out to be closed."""

@@ -90,11 +90,12 @@ def system_tls() -> ssl.SSLContext:
 class Dialer:
     """Connects to places. `judge` is asked about every address: none means that all may be dialled.
 
-    The caller closes the `resolver`. Needs a running loop.
+    The caller closes a `resolver` that it gives; without one it has its own. Needs a running loop.
     """
 
-    def __init__(self, resolver: AbstractResolver, judge: Judge | None = None) -> None:
-        self._resolver = resolver
+    def __init__(self, resolver: AbstractResolver | None = None, judge: Judge | None = None) -> None:
+        self._resolver = resolver or CurrentResolver()
+        self._is_own = resolver is None
         self._judge = judge
         self._known: dict[tuple[str, int], tuple[float, list[str]]] = {}
         self._asked: dict[tuple[str, int], asyncio.Task[list[str]]] = {}
@@ -178,6 +179,8 @@ class Dialer:
             task.cancel()
         if asked:
             await asyncio.wait(asked)
+        if self._is_own:
+            await self._resolver.close()
 
     async def _ask(self, host: str, port: int) -> list[str]:
         try:

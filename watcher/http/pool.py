@@ -11,6 +11,9 @@ from watcher.http.dial import Dialer, Line
 from watcher.http.wire import Answer, Disconnected, Limits, NoAnswer, NotHttp, Place, Reader, Reset, TimedOut
 
 MOST_KEPT = 5_000
+KEEP_ALIVE_S = 4.0
+"""Below the 5 s after which common servers hang up: a request must not meet a closing door."""
+
 _AGAIN_WITHIN_S = 1.0
 
 
@@ -21,7 +24,9 @@ class Pool:
     are under way, others wait (0: no limit).
     """
 
-    def __init__(self, dialer: Dialer, *, keep_alive_s: float, keep: int = MOST_KEPT, limit: int = 0) -> None:
+    def __init__(
+        self, dialer: Dialer, *, keep_alive_s: float = KEEP_ALIVE_S, keep: int = MOST_KEPT, limit: int = 0
+    ) -> None:
         self._dialer = dialer
         self._keep_alive_s = keep_alive_s
         self._keep = keep

@@ -7,7 +7,7 @@ import select
 import sys
 import time
 import traceback
-from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from functools import lru_cache, partial
 from queue import SimpleQueue
 from threading import Thread, current_thread
@@ -97,9 +97,7 @@ class LineWriter:
                 lines.append(self._lines.get())
             is_open = is_open and _END not in lines
             bugs: list[Exception] = []
-            report = partial(list[object], map(self._on_bug, bugs))  # those of the first act
-            acts: Sequence[Callable[[], object]] = (partial(self._send_and_count, lines), report)
-            for act in acts:
+            for act in (partial(self._send_and_count, lines), partial(self._report, bugs)):
                 try:
                     act()
                 except Exception as error:  # a thread that ends would end the log without a word
@@ -111,6 +109,10 @@ class LineWriter:
         if self._send([line for line in lines if line]) and (lost := self.dropped - self._reported):
             self._reported += lost
             self._on_drop(lost)
+
+    def _report(self, bugs: list[Exception]) -> None:
+        for bug in bugs:
+            self._on_bug(bug)
 
     def _send(self, lines: list[bytes]) -> bool:
         """Write `lines`, as many at once as are never torn, and return whether the last of them got out."""

@@ -14,11 +14,12 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from aiohttp.abc import AbstractResolver
+from yarl import URL
 
 from watcher import __version__
 from watcher.durations import retry_after_s
 from watcher.fields import as_written
-from watcher.http.dial import CurrentResolver, Dialer, NoConnection, NoHostName, Unresolved
+from watcher.http.dial import Dialer, NoConnection, NoHostName, Unresolved
 from watcher.http.pool import Pool
 from watcher.http.wire import Answer, Limits, NoAnswer, NotHttp, TimedOut, TooLong, head_of, place_of
 from watcher.providers.contract import AssetList, ByRow, Catalogue, ErrorClass, Provider, Rejected, Request
@@ -84,8 +85,9 @@ _HEADERS = {
 _NOTHING: Catalogue = MappingProxyType({})
 
 
-def provider_pool(resolver: AbstractResolver, connections: int = CONNECTIONS) -> Pool:
-    """Make the pool of connections to all providers, so many to each. The caller closes both."""
+def provider_pool(resolver: AbstractResolver | None = None, connections: int = CONNECTIONS) -> Pool:
+    """Make the pool of connections to all providers, so many to each. The caller closes it, and a `resolver`
+    that it gives."""
     return Pool(Dialer(resolver), keep_alive_s=_KEEP_ALIVE_S, limit=connections)
 
 
@@ -117,6 +119,7 @@ class ProviderClient:
         self._wait_turn = wait_turn
         self._requests = Counter[str]() if requests is None else requests
         self._pool = pool
+        self._is_own = pool is None
         self._utc_now = utc_now
         self._clock = clock
         self.dated: tuple[str, datetime] | None = None
@@ -125,15 +128,13 @@ class ProviderClient:
         """Whether the provider has a list of assets, from which decimals may become known later."""
 
     async def __aenter__(self) -> Self:
-        self._own = None if self._pool else CurrentResolver()
-        if self._own:
-            self._pool = provider_pool(self._own)
+        if self._is_own:
+            self._pool = provider_pool()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._own and self._pool:
+        if self._is_own and self._pool:
             await self._pool.close()
-            await self._own.close()
 
     @cached_property
     def _catalogue(self) -> KeptCatalogue:
@@ -274,8 +275,9 @@ class ProviderClient:
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         assert self._pool, "it is entered first"
         try:
-            place = place_of(as_written(self._base_url))
-            answer = await self._pool.send(place, self._written(request), _LIMITS, deadline=deadline)
+            url = as_written(self._base_url + request.path)
+            written = self._written(url, request)
+            answer = await self._pool.send(place_of(url), written, _LIMITS, deadline=deadline)
         except NoAnswer as error:
             raise by_error(error) from error
         except ValueError as error:
@@ -288,9 +290,8 @@ class ProviderClient:
             raise by_error(answer.cut, answer.status) from answer.cut
         return body_of(answer)
 
-    def _written(self, request: Request) -> bytes:
+    def _written(self, url: URL, request: Request) -> bytes:
         """Write a request. Raises ValueError."""
-        url = as_written(self._base_url + request.path)
         headers, body = {**_HEADERS, **request.secret_headers}, request.body
         if request.json is not None:
             body = json.dumps(request.json).encode()

@@ -241,6 +241,15 @@ class Pipe:
     async def script(self, script: Script, keys: list[str], *arguments: Any) -> Any:
         return await self.send(Call((len(keys), *keys, *arguments), script=script))
 
+    async def script_over_shards(self, script: Script, keys: list[str], *arguments: Any) -> Any | None:
+        """Run a script on keys of several shards; None where each shard has to be asked by itself."""
+        if not self.is_apart:
+            try:
+                return await self.script(script, keys, *arguments)
+            except PartOfCluster:  # behind a proxy that names it as one server: so from now on
+                self.is_apart = True
+        return None
+
     async def step(self, joint: Joint, keys: tuple[str, ...], *arguments: Any) -> Any:
         """Take one step of a script that takes several; returns its part of the answer."""
         return await self.send(Call(arguments, joint=joint, keys=keys))

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import orjson
 
 from watcher.journal.events import Delivery, load_delivery
-from watcher.store.exceptions import PartOfCluster
 from watcher.store.keys import SHARDS, Keys, check_count, read_count, shard_of
 from watcher.store.pipe import Joints, Pipe, in_parts, load_script
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
@@ -438,13 +437,10 @@ class Breakers:
             [keys.nothing(shard), keys.results(shard, subscription), keys.row(shard, subscription)]
             for shard in range(SHARDS)
         ]
-        if not self._pipe.is_apart:
-            try:
-                together = [key for part in parts for key in part]
-                found = [await self._pipe.script(_TALLY, together, closed_at_ms, WINDOW_MS)]
-                return _summed(found, closed_at_ms)
-            except PartOfCluster:  # behind a proxy that names it as one server: so from now on
-                self._pipe.is_apart = True
+        together = [key for part in parts for key in part]
+        found = await self._pipe.script_over_shards(_TALLY, together, closed_at_ms, WINDOW_MS)
+        if found is not None:
+            return _summed([found], closed_at_ms)
         asked = (self._pipe.script(_TALLY, part, closed_at_ms, WINDOW_MS) for part in parts)
         return _summed(await asyncio.gather(*asked), closed_at_ms)
 

@@ -9,7 +9,6 @@ from enum import IntEnum
 from typing import Literal, NamedTuple
 
 from watcher.store.errors import DamagedKey
-from watcher.store.exceptions import PartOfCluster
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Joint, Joints, Pipe, load_script
 
@@ -133,12 +132,7 @@ class DueIndex:
         On a Cluster, an index whose node does not answer is an error.
         """
         keys, now_ms = [*self._places], self._schedule.now_ms()
-        found = None
-        if not self._pipe.is_apart:
-            try:
-                found = await self._pipe.script(_LOOK, keys, now_ms)
-            except PartOfCluster:  # behind a proxy that names it as one server: so from now on
-                self._pipe.is_apart = True
+        found = await self._pipe.script_over_shards(_LOOK, keys, now_ms)
         if found is None:  # a script could look at one shard only
             commands = [("ZRANGEBYSCORE", key, "-inf", now_ms, "WITHSCORES") for key in keys]
             if self._pipe.is_cluster:
