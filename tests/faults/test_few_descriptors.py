@@ -1,6 +1,7 @@
 """T44: 256 file descriptors, a thousand subscribers that hang, refuse or answer, and one that is watched."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from statistics import median
@@ -29,26 +30,25 @@ async def test_a_thousand_subscribers_do_not_use_up_the_descriptors_of_a_worker(
         subscribe(scene, urls)
         (worker,) = await scene.start_workers(1, descriptors=DESCRIPTORS)
         await scene.begin(changes_per_second=10)
-        most = 0
+        begun, most = time.monotonic(), 0
         async with asyncio.timeout(60):  # 15 s on a machine that does nothing else
-            while len(tried(worker)) < 0.9 * OTHERS:
+            while len(tried(worker)) < 0.9 * OTHERS or lately_late_s(scene) > 0.5:
                 for _ in range(10):
                     await asyncio.sleep(0.1)
                     most = max(most, worker.descriptors())
-            until = len(scene.receiver.arrivals) + LAST
-            while len(scene.receiver.arrivals) < until:  # noqa: ASYNC110 - the receiver only notes them
-                await asyncio.sleep(0.1)
-        late_s = [arrival.at - told_at(arrival) for arrival in scene.receiver.arrivals[-LAST:]]
+        took_s = time.monotonic() - begun
         verdict = await scene.verdict(within_s=50)
-        said, were_tried = worker.log.read_text(), len(tried(worker))
-    print(
-        f"at most {most} descriptors, {were_tried} subscribers tried, in the end {median(late_s):.2f} s late"
-    )
+        said = worker.log.read_text()
+    print(f"at most {most} descriptors, nine of ten tried and the one in time after {took_s:.0f} s")
     assert verdict.problems == []
     assert verdict.repeats == 0
-    assert median(late_s) < 2
     assert "too many open files" not in said.lower()
     assert DESCRIPTORS // 3 < most < DESCRIPTORS
+
+
+def lately_late_s(scene: Scene) -> float:
+    """Return the seconds from a change to its arrival, in the middle of the last that arrived."""
+    return median(arrival.at - told_at(arrival) for arrival in scene.receiver.arrivals[-LAST:])
 
 
 def tried(worker: WorkerProcess) -> set[str]:
