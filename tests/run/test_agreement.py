@@ -13,10 +13,9 @@ from structlog.testing import capture_logs
 from tests.support.builders import SECRET, a_provider, a_subscription
 from watcher.pause import compute
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
-from watcher.run import agreement, others
-from watcher.run.agreement import Agreement
+from watcher.run import agreement
+from watcher.run.agreement import AT_THE_START_S, OTHER_PLACE_S, SAME_PLACE_S, Agreement, fingerprint
 from watcher.run.members import Present
-from watcher.run.others import AT_THE_START_S, OTHER_PLACE_S, SAME_PLACE_S, fingerprint
 from watcher.settings import RedisSettings, Settings
 from watcher.store.exceptions import ConfigurationRefused
 from watcher.store.keys import Keys
@@ -429,11 +428,11 @@ async def test_a_worker_that_is_just_found_is_compared_with_what_runs_here_since
 
     async def with_a_reload_in_between(do: Any, *arguments: Any) -> Any:
         answer = await compute(do, *arguments)
-        if do is others._place and (settings := next(reloads, None)):
+        if do is agreement._place and (settings := next(reloads, None)):
             await staging.begin(settings)
         return answer
 
-    monkeypatch.setattr(others, "compute", with_a_reload_in_between)
+    monkeypatch.setattr(agreement, "compute", with_a_reload_in_between)
     await staging.look()
     assert contested(staging) == {"prod"}
 
@@ -574,7 +573,7 @@ async def test_a_worker_that_is_there_is_found_while_the_configuration_of_anothe
     for worker in ("c", "b"):
         await fleet.start(worker, some(OLD_URL))
     present = cast(Present, _Present(fleet, "a"))
-    found = others.Others(present, Slow(fleet.pipe, fleet.keys), now_ms=lambda: int(1000 * fleet.now_s))
+    found = agreement.Others(present, Slow(fleet.pipe, fleet.keys), now_ms=lambda: int(1000 * fleet.now_s))
     read.set()
     await found.look()
     read.clear()
