@@ -23,6 +23,16 @@ class Balance(NamedTuple):
     pending_deposit: str | None
     pending_withdrawal: str | None
 
+    @classmethod
+    def of_signed(cls, total: str, locked: str, pending: str) -> "Balance":
+        """Make a balance where the provider has one `pending`: above zero it comes in, below it goes out.
+
+        All three are canonical text. The pending of the other way is "0": the provider does know it.
+        """
+        if pending.startswith("-"):
+            return cls(total, locked, "0", pending[1:])
+        return cls(total, locked, pending, "0")
+
 
 class Asset(NamedTuple):
     """What an account holds. `id` alone identifies it; symbol and name are carried, never compared.
