@@ -16,19 +16,23 @@ MAX_INTEGER = 2**256 - 1
 
 _INTEGER = re.compile(r"(?:0|[1-9][0-9]{0,77})\Z", re.ASCII)
 _DECIMAL = re.compile(r"(0|[1-9][0-9]{0,77})(?:\.([0-9]{1,78}))?\Z", re.ASCII)
+_NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]{1,3}))?\Z", re.ASCII)
 _CANONICAL = re.compile(r"(?!-0\Z)-?(0|[1-9][0-9]{0,77})(?:\.[0-9]{0,77}[1-9])?\Z", re.ASCII)
 _ONE = 10**MAX_FRACTION_DIGITS
 
 
 class NotAnAmount(ValueError):
-    """A text that is not an exact, bounded, non-negative amount. The message never holds the text."""
+    """A text that is not an exact, bounded amount. The message never holds the text."""
 
 
-def from_integer(text: object, decimals: int = 0) -> str:
+def from_integer(text: object, decimals: int = 0, *, signed: bool = False) -> str:
     """Read `text`, an integer count of an asset's smallest unit, as canonical text in whole units.
 
-    `decimals` (0 to 78) says how many digits stand behind the point. Raises NotAnAmount.
+    `decimals` (0 to 78) says how many digits stand behind the point; `signed` allows a leading minus.
+    Raises NotAnAmount.
     """
+    if signed and isinstance(text, str) and text.startswith("-"):
+        return _negated(from_integer(text[1:], decimals))
     if not isinstance(text, str) or not _INTEGER.match(text):
         raise NotAnAmount("not a decimal integer in a string")
     if len(text) == 78 and int(text) > MAX_INTEGER:
@@ -39,8 +43,12 @@ def from_integer(text: object, decimals: int = 0) -> str:
     return _canonical(padded[:-decimals], padded[-decimals:])
 
 
-def from_decimal(text: object) -> str:
-    """Read `text`, decimal text in whole units, as canonical text. Raises NotAnAmount."""
+def from_decimal(text: object, *, signed: bool = False) -> str:
+    """Read `text`, decimal text in whole units, as canonical text; `signed` allows a leading minus. Raises
+    NotAnAmount.
+    """
+    if signed and isinstance(text, str) and text.startswith("-"):
+        return _negated(from_decimal(text[1:]))
     match = _DECIMAL.match(text) if isinstance(text, str) else None
     if not match:
         raise NotAnAmount("not a decimal number in a string")
@@ -48,6 +56,24 @@ def from_decimal(text: object) -> str:
     if len(whole) == 78 and int(whole) > MAX_INTEGER:
         raise NotAnAmount("larger than 2^256 - 1")
     return _canonical(whole, fraction)
+
+
+def from_number(text: object, *, signed: bool = False) -> str:
+    """Read `text`, a number of JSON in whole units, as canonical text: an exponent moves the point, and no
+    digit is lost. `signed` allows a leading minus. Raises NotAnAmount.
+    """
+    match = _NUMBER.match(text) if isinstance(text, str) else None
+    if not match:
+        raise NotAnAmount("not a number as JSON writes it, or one with too large an exponent")
+    minus, whole, fraction = match[1], match[2], match[3] or ""
+    digits, places = whole + fraction, len(fraction) - int(match[4] or 0)
+    if places > 0:
+        padded = digits.rjust(places + 1, "0")
+        whole, fraction = padded[:-places], padded[-places:]
+    else:
+        whole, fraction = digits.ljust(len(digits) - places, "0"), ""
+    amount = _canonical(whole.lstrip("0") or "0", fraction)
+    return amount if amount == "0" else from_decimal(minus + amount, signed=signed)
 
 
 def check_canonical(text: object) -> str:
@@ -95,6 +121,10 @@ class Conversions:
             text = self._text_by_atoms[atoms] = to_text(atoms)
             self._atoms_by_text[text] = atoms
         return text
+
+
+def _negated(text: str) -> str:
+    return text if text == "0" else f"-{text}"
 
 
 def _canonical(whole: str, fraction: str) -> str:

@@ -5,7 +5,7 @@ its own section by subclassing ProviderSettings and AccountSettings.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -170,7 +170,6 @@ class ProviderSettings(Section):
     name: Name = Field(description="the section's own name")
     kind: str = Field(description="which provider module reads it; defaults to the name")
     base_url: BaseUrl = Field(description="scheme and host of the API")
-    api_key: ApiKey = Field(description="sent with every request; best as ${NAME}")
     requests_per_second: float = Field(4, ge=0.001, le=10_000, description="over all workers together")
     timeout: Duration = Field(
         timedelta(seconds=10), gt=timedelta(0), description="one whole request, at most"
@@ -181,6 +180,12 @@ class ProviderSettings(Section):
     settle_polls: int = Field(
         2, ge=0, le=100, description="successful polls that half of a movement waits for its other half"
     )
+
+
+class KeyedSettings(ProviderSettings):
+    """The section of a provider that takes one key."""
+
+    api_key: ApiKey = Field(description="sent with every request; best as ${NAME}")
 
 
 class AccountSettings(Section):
@@ -267,6 +272,22 @@ class Settings(Section):
     subscription_by_name: dict[str, SubscriptionSettings]
 
 
+def secrets_in(value: Any, *path: str | int) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Find every SecretStr of a section, and the keys that lead to it."""
+    if isinstance(value, SecretStr):
+        yield path, value.get_secret_value()
+        return
+    inner: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(value, BaseModel):
+        inner = ((name, getattr(value, name)) for name in type(value).model_fields)
+    elif isinstance(value, dict):
+        inner = value.items()
+    elif isinstance(value, tuple):
+        inner = enumerate(value)
+    for key, part in inner:
+        yield from secrets_in(part, *path, key)
+
+
 def secrets_of(settings: Settings) -> Iterator[str]:
     """Every text of a configuration that must not be shown: keys, signing secrets, URLs.
 
@@ -281,7 +302,7 @@ def secrets_of(settings: Settings) -> Iterator[str]:
         passwords = (value for name, value in parse_qsl(query) if name.endswith("password"))
         yield from (redis, password, unquote(password), *passwords)
     for provider in settings.provider_by_name.values():
-        yield provider.api_key.get_secret_value()
+        yield from (text for _, text in secrets_in(provider))
     for subscription in settings.subscription_by_name.values():
         url = subscription.url.get_secret_value()
         sent = re.split("[/?&=]", url)[3:]  # all behind the host

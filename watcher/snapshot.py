@@ -61,7 +61,8 @@ class Snapshot:
     `watched` names the assets that were asked for (None: all of them). `absent_is_zero` says what a
     missing row means: zero (a full listing) or unknown (anything else). `zeros` are rows for assets that
     a threshold names and that a full listing does not; `is_open` says that there may be more of them
-    once a list of assets can be had.
+    once a list of assets can be had. `height` is the block, slot or ledger index that it was read at, where
+    the provider says one.
     """
 
     row_by_asset: Mapping[str, Row]
@@ -69,6 +70,7 @@ class Snapshot:
     absent_is_zero: bool
     zeros: tuple[Row, ...] = ()
     is_open: bool = False
+    height: int | None = None
 
 
 def asset_id(text: str) -> str:

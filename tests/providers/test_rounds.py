@@ -20,8 +20,8 @@ class Paged:
 
     Settings: ClassVar[type[ProviderSettings]] = ProviderSettings
     Account: ClassVar[type[AccountSettings]] = AccountSettings
-    unknown_fields: ClassVar[Set[str]] = frozenset()
-    most_rounds: ClassVar[int] = 3
+    unknown_fields: Set[str] = frozenset()
+    most_rounds: int = 3
 
     def __init__(self, settings: ProviderSettings) -> None:
         pass

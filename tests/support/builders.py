@@ -68,7 +68,7 @@ def an_account(name: str = "treasury", provider: str = "loopring", **fields: Any
 
 
 def a_provider(name: str = "loopring", **fields: Any) -> ProviderSettings:
-    defaults: dict[str, Any] = {"kind": name, "base_url": "http://127.0.0.1:1", "api_key": SecretStr("key")}
+    defaults: dict[str, Any] = {"kind": name, "base_url": "http://127.0.0.1:1"}
     return ProviderSettings(name=name, **{**defaults, **fields})
 
 

@@ -13,7 +13,7 @@ from watcher.config.tables import EVENTS, is_glob, leftover_flaw, matches
 from watcher.polling.cadence import patience_ms
 from watcher.printable import many
 from watcher.providers.contract import USABLE, Provider, requests_needed
-from watcher.settings import AccountSettings, EgressSettings
+from watcher.settings import AccountSettings, EgressSettings, secrets_in
 from watcher.snapshot import asset_id
 
 _CHAT_SERVICES = {
@@ -63,8 +63,9 @@ def doubt_globs(accounts: Accounts, subscriptions: Collection[Entry], findings: 
 
 def doubt_values(providers: Providers, subscriptions: Collection[Entry], findings: Findings) -> None:
     """Warn of secrets, URLs and headers that hold what should have been taken off or replaced."""
-    for entry in providers.entry_by_name.values():
-        _doubt_text(entry.table.get("api_key"), entry, ("api_key",), findings)
+    for name, settings in providers.settings_by_name.items():
+        for path, secret in secrets_in(settings):
+            _doubt_text(secret, providers.entry_by_name[name], path, findings)
     for entry in subscriptions:
         url, host = entry.table.get("url"), None
         _doubt_text(url, entry, ("url",), findings)

@@ -33,6 +33,7 @@ from watcher.settings import (
     ProviderSettings,
     RedisSettings,
     WorkerSettings,
+    secrets_in,
 )
 
 SECTIONS = ("redis", "worker", "log", "egress", "providers", "accounts", "accounts_file", "subscriptions")
@@ -121,11 +122,11 @@ def read_providers(document: Entry, findings: Findings) -> Providers:
             may_hold=() if provider else _keys_of_any_kind("Settings"),
             stand_ins=_STAND_IN,
         )
-        api_key = entry.table.get("api_key")
-        if isinstance(api_key, str) and (flaw := mask_flaw(api_key)):
-            findings.mistake(entry.finding(("api_key",), flaw))
         if settings:
             providers.settings_by_name[name] = settings
+            for path, secret in secrets_in(settings):
+                if flaw := mask_flaw(secret):
+                    findings.mistake(entry.finding(path, flaw))
     return providers
 
 

@@ -92,9 +92,9 @@ class Provider(Protocol):
 
     Settings: ClassVar[type[ProviderSettings]]
     Account: ClassVar[type[AccountSettings]]
-    unknown_fields: ClassVar[Set[str]]
+    unknown_fields: Set[str]
     """The fields of a balance that are always null."""
-    most_rounds: ClassVar[int]
+    most_rounds: int
     """How often a poll asks, at most: 1 where all is known at first, more where an answer says what to ask
     next (a page, a height). A poll that goes on after that is rejected."""
 

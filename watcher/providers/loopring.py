@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from watcher.amounts import MAX_FRACTION_DIGITS, NotAnAmount, from_integer
 from watcher.fields import BaseUrl
 from watcher.providers.contract import AssetList, ByRow, Catalogue, ErrorClass, Line, Rejected, Request
-from watcher.settings import AccountSettings, ProviderSettings
+from watcher.settings import AccountSettings, KeyedSettings, ProviderSettings
 from watcher.snapshot import Asset, Balance, Row, asset_id, spoken
 
 MAX_ID = 2**31 - 1
@@ -62,7 +62,7 @@ def _config_id(value: object) -> int:
 Id = Annotated[int, BeforeValidator(_config_id), Field(ge=0, le=MAX_ID)]
 
 
-class LoopringSettings(ProviderSettings):
+class LoopringSettings(KeyedSettings):
     base_url: BaseUrl = Field("https://api3.loopring.io", description="scheme and host of the API")
     requests_per_second: float = Field(
         4.0, ge=0.001, le=10_000, description="over all workers together; Loopring allows 5"
@@ -98,8 +98,8 @@ class Loopring(ByRow):
 
     Settings: ClassVar[type[ProviderSettings]] = LoopringSettings
     Account: ClassVar[type[AccountSettings]] = LoopringAccount
-    unknown_fields: ClassVar[Set[str]] = frozenset()
-    most_rounds: ClassVar[int] = 1
+    unknown_fields: Set[str] = frozenset()
+    most_rounds: int = 1
 
     def __init__(self, settings: LoopringSettings) -> None:
         self._secret_headers = {"X-API-KEY": settings.api_key.get_secret_value()}

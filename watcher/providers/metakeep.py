@@ -15,7 +15,7 @@ from pydantic import Field, JsonValue, field_validator
 from watcher.amounts import NotAnAmount, from_decimal
 from watcher.fields import BaseUrl
 from watcher.providers.contract import AssetList, ByRow, Catalogue, ErrorClass, Line, Rejected, Request
-from watcher.settings import AccountSettings, ProviderSettings
+from watcher.settings import AccountSettings, KeyedSettings, ProviderSettings
 from watcher.snapshot import Asset, Balance, Row, asset_id, spoken
 
 _ADDRESS = re.compile(r"0x[0-9a-f]{40}\Z", re.ASCII)
@@ -38,7 +38,7 @@ ERROR_CLASS_BY_STATUS: Mapping[str, tuple[ErrorClass, str]] = {
 """What the `status` of an answer means to a poll: MetaKeep's "API error status" page."""
 
 
-class MetaKeepSettings(ProviderSettings):
+class MetaKeepSettings(KeyedSettings):
     base_url: BaseUrl = Field("https://api.metakeep.xyz", description="scheme and host of the API")
     requests_per_second: float = Field(
         50.0, ge=0.001, le=10_000, description="over all workers together; MetaKeep allows 100"
@@ -80,8 +80,8 @@ class MetaKeep(ByRow):
 
     Settings: ClassVar[type[ProviderSettings]] = MetaKeepSettings
     Account: ClassVar[type[AccountSettings]] = MetaKeepAccount
-    unknown_fields: ClassVar[Set[str]] = frozenset(("pending_deposit", "pending_withdrawal"))
-    most_rounds: ClassVar[int] = 1
+    unknown_fields: Set[str] = frozenset(("pending_deposit", "pending_withdrawal"))
+    most_rounds: int = 1
 
     def __init__(self, settings: MetaKeepSettings) -> None:
         self._secret_headers = {"x-api-key": settings.api_key.get_secret_value()}
