@@ -195,6 +195,7 @@ async def test_a_poll_goes_its_whole_way(client: Redis, account: str) -> None:
     assert await polls.touch(account, lease, version="v1", polled_at_ms=2, due_ms=0) is Reply.DONE
     (lease,) = (await polls.claim(account, shard_of(account), lease_ms=60_000, at_most=1)).leases
     assert await polls.release(account, lease) is Reply.DONE
+    assert [one.waits_for for one in await roster.wake([account])] == ["turn"]
     (lease,) = (await polls.claim(account, shard_of(account), lease_ms=60_000, at_most=1)).leases
     assert await polls.postpone(account, lease, why="auth no", at_least_ms=1, waits_ms=[1])
     records = [record async for record in History(schedule.pipe, keys).records(account)]

@@ -99,6 +99,7 @@ async def workload(store: Store) -> None:
     await store.roster.check_layout()
     now = await store.now_ms()
     await store.roster.enroll({PROVIDER: [ACCOUNT, GONE], "shop": []}, now_ms=now)
+    await store.roster.wake([ACCOUNT])
     await store.roster.make_due(PROVIDER, [ACCOUNT], now_ms=now - 1)
     (lease,) = (await store.polls.claim(PROVIDER, SHARD, lease_ms=MINUTE_MS, at_most=1)).leases
     await store.polls.take_turns(PROVIDER, 1, spacing_ms=200)
@@ -194,9 +195,17 @@ async def test_whatever_one_script_or_command_touches_lies_on_one_node_of_a_clus
 ) -> None:
     recorder = Recorder(redis_client)
     await workload(a_store(redis_client, namespace, recorder))
-    assert {"claim", "commit", "begin_queue", "settle", "touch", "postpone", "release", "make_due"} <= {
-        name for name, _ in recorder.scripts
-    }
+    assert {
+        "claim",
+        "commit",
+        "begin_queue",
+        "settle",
+        "touch",
+        "postpone",
+        "release",
+        "make_due",
+        "wake",
+    } <= {name for name, _ in recorder.scripts}
     for name, keys in recorder.scripts:
         assert len({key_slot(key.encode()) for key in keys}) == 1, f"{name} reaches over two nodes"
     for command, *arguments in recorder.commands:

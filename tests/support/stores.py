@@ -7,7 +7,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -61,7 +61,7 @@ class Store:
         await self.schedule.read_clock()
         return self.schedule.now_ms()
 
-    async def due(self, key: str, **score_ms: int) -> None:
+    async def due(self, key: str, **score_ms: float) -> None:
         """Say when members of a schedule are due, in ms from now."""
         now = await self.now_ms()
         for member, ms in score_ms.items():
@@ -207,6 +207,7 @@ def a_commit(
     sequence: int = 1,
     provider: str = PROVIDER,
     due_in_ms: int = MINUTE_MS,
+    polled_at_ms: int | None = None,
     notes: Sequence[bytes] = (),
     follows: int = 0,
     deliveries: Mapping[str, Sequence[Delivery]] | None = None,
@@ -218,8 +219,9 @@ def a_commit(
         event = Event(one.event_id, one.type, lease.member, None, "0", one.sequence, one.content + b"}", None)
         by_reference[event.reference] = event
     places = {reference: place for place, reference in enumerate(by_reference)}
+    state = a_state(balances, version=version, sequence=sequence)
     step = Step(
-        state=a_state(balances, version=version, sequence=sequence),
+        state=state if polled_at_ms is None else replace(state, polled_at_ms=polled_at_ms),
         follows=follows,
         events=tuple(by_reference.values()),
         queued={
@@ -235,7 +237,7 @@ def a_commit(
         lease=lease,
         expected_version=expected,
         step=step,
-        due_ms=lease.deadline + due_in_ms,
+        due_ms=int(lease.deadline) + due_in_ms,
     )
 
 

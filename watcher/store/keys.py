@@ -78,7 +78,8 @@ class Keys:
         return self._tagged(shard, "layout")
 
     def polls(self, shard: int, provider: str) -> str:
-        """ZSET, permanent: account -> when its poll is due (or its lease ends), in ms."""
+        """ZSET, permanent: account -> when its poll is due (or its lease ends), in ms; its fraction says
+        which (`leases`)."""
         return self._tagged(shard, "schedule", "polls", provider)
 
     def due_polls(self, shard: int) -> str:

@@ -14,14 +14,14 @@ from datetime import timedelta
 from functools import cached_property
 from hashlib import blake2b
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from watcher.pause import compute, in_order, slowly
 from watcher.store.exceptions import StoreRefuses
 from watcher.store.keys import SHARDS, Keys, check_count, read_count, shard_of
 from watcher.store.layout import Layout, check_numbers, read_meta
 from watcher.store.pipe import Pipe, in_parts, load_script
-from watcher.store.polls import damage_named
+from watcher.store.polls import Failing, damage_named, read_failing
 from watcher.store.state import BadState
 
 GONE_AFTER = timedelta(seconds=45)
@@ -47,6 +47,7 @@ _KINDS = ("provider", "subscription", "account")
 _NOTE_WORKER = load_script("note_worker")
 _MARK = load_script("mark")
 _MAKE_DUE = load_script("make_due")
+_WAKE = load_script("wake")
 _TAKE_OFF = load_script("take_off")
 _FORGET = load_script("forget")
 
@@ -253,6 +254,20 @@ class Enrolled:
     gone: tuple[str, ...] = ()
 
 
+class Woken(NamedTuple):
+    """An account that was woken, at one provider: it is due `in_ms` from now, within a second as a rule.
+
+    It may wait for a poll that a worker has in hand, and is polled once more after it (`in_ms` says when that
+    worker counts as lost); or for a retry, as it is `failing`.
+    """
+
+    account: str
+    provider: str
+    in_ms: int
+    waits_for: Literal["turn", "poll", "retry"]
+    failing: Failing | None
+
+
 class Roster:
     """The accounts of one namespace, by provider.
 
@@ -355,6 +370,33 @@ class Roster:
                 found = await self._pipe.script(_MAKE_DUE, keys, now_ms, provider, *group)
                 in_hand.update(name.decode("utf-8", "replace") for name in found)
         return in_hand
+
+    async def wake(self, accounts: Iterable[str]) -> list[Woken]:
+        """Make accounts due now, so that a poll of each begins after this; once a second at most, however
+        often they are woken. One that is on no schedule is missing from the answer.
+
+        What waits for a retry goes on waiting, and the rate limit of the provider holds. Raises StoreError.
+        """
+        (text,) = await self._read_meta("providers")
+        providers, woken = sorted(provider_names(text)), list[Woken]()
+        for shard, names in (await _by_shard(accounts)).items():
+            of_polls = [
+                key(shard, name) for name in providers for key in (self._keys.polls, self._keys.failing)
+            ]
+            for part in in_parts(sorted(names), _AT_ONCE):
+                keys = [self._keys.due_polls(shard), *map(self._keys.state, part), *of_polls]
+                found = await self._pipe.script(_WAKE, keys, len(part), *part, *providers)
+                woken += (
+                    Woken(
+                        part[name - 1],
+                        providers[provider - 1],
+                        in_ms,
+                        ("turn", "poll", "retry")[waits_for],
+                        read_failing(rejected) if rejected else None,
+                    )
+                    for name, provider, in_ms, waits_for, rejected in found
+                )
+        return woken
 
     async def _add(self, shard: int, provider: str, names: list[bytes], now_ms: int) -> int:
         """Add accounts; returns how many were missing: another worker may add the same at this moment."""

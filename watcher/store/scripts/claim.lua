@@ -7,7 +7,7 @@
 --         queues only: 3 nothing (deleted first: a full server still drains)
 -- ARGV    1 provider, or subscription   2 lease ms   3 at most   4 take nothing from then on (ms)
 --         5 none that are due for less than so many ms   6.. members to leave to others
--- returns now ms, deadline ms (of a poll as text, with a quarter: see make_due), when the next member is due (-1: the schedule is empty), members...
+-- returns now ms, deadline ms (of a poll as text, with a quarter: see leases), when the next member is due (-1: the schedule is empty), members...
 local schedule, index, nothing = unpack(KEYS, 1, 3)
 local name, lease, most, void_from, waited = unpack(ARGV, 1, 5)
 if nothing then redis.call('DEL', nothing) end

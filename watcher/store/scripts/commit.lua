@@ -5,7 +5,7 @@
 -- keeps its schedule, the time of its last poll and its failures. A queue that was empty may be leased to the worker
 -- that commits: to no worker before, as nothing waited. The first write allocates, so that a full server refuses all of
 -- it.
--- uses clock, references, groups
+-- uses clock, references, leases, groups
 -- KEYS    1 polls   2 failing   3 log   4 due subscriptions   5 due providers   6 bodies   7 sizes   8 backlogs
 --         then for each step: its state, queued, then for each of its queues: list, schedule
 -- ARGV    1 provider   2 log bytes
@@ -112,14 +112,21 @@ for i, step in ipairs(steps) do
     end
   elseif step.version ~= step.expected and step.found ~= step.expected then
     answer = -1
-  elseif not deadlines[i] or (step.is_poll and deadlines[i] ~= step.deadline) then
+  elseif
+    not deadlines[i]
+    or (step.is_poll and deadlines[i] ~= step.deadline and not was_woken(deadlines[i], step.deadline))
+  then
     answer = -2
   else
     is_done = true
     if step.is_poll then
-      next_polls[#next_polls + 1] = step.due
+      local due = step.due
+      if deadlines[i] ~= step.deadline then -- it was woken meanwhile
+        due = math.min(due, woken_at(string.sub(step.state, 18, 31)))
+      end
+      next_polls[#next_polls + 1] = due
       next_polls[#next_polls + 1] = step.account
-      first = math.min(first, tonumber(step.due))
+      first = math.min(first, tonumber(due))
     end
   end
   reply[2 * i - 1], reply[2 * i] = answer, leased

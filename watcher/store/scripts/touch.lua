@@ -1,5 +1,6 @@
--- Note successful polls that found nothing new, and say when their accounts are due next. Each is a step.
--- uses groups
+-- Note successful polls that found nothing new, and say when their accounts are due next: at once, if they were woken
+-- meanwhile. Each is a step.
+-- uses leases, groups
 -- KEYS    1 polls   2 failing   3 due providers   then for each step: its state
 -- ARGV    1 provider   then for each step: account, deadline, expected version, polled at ms (14 digits), next poll due
 --         ms
@@ -18,9 +19,10 @@ for i, account in ipairs(accounts) do
   local version = redis.call('GETRANGE', KEYS[3 + i], 0, 15)
   if expected == '' or (version ~= expected and string.match(version, '^%S*') ~= expected) then
     reply[i] = -1
-  elseif deadlines[i] ~= deadline then
+  elseif deadlines[i] ~= deadline and not was_woken(deadlines[i], deadline) then
     reply[i] = -2
   else
+    if deadlines[i] ~= deadline then next_due = math.min(next_due, woken_at(polled)) end
     reply[i], polled_at[i] = 1, polled
     due[#due + 1] = next_due
     due[#due + 1] = account
