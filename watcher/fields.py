@@ -92,10 +92,11 @@ def _network(value: object) -> object:
 
 
 def _amount(value: object) -> str:
-    """Whole numbers may go without quotes; a float is not exactly the amount that was written."""
+    """Whole numbers may go without quotes; a float is not exactly the amount that was written. Some may be
+    negative."""
     if isinstance(value, float):
         raise ValueError('not exact: write the amount in quotes, like "0.1"')  # noqa: TRY004  # pydantic
-    return amounts.from_decimal(str(value) if type(value) is int else value)
+    return amounts.from_decimal(str(value) if type(value) is int else value, signed=True)
 
 
 def _size(text: str) -> str:

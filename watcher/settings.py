@@ -167,6 +167,9 @@ class EgressSettings(Section):
 class ProviderSettings(Section):
     """What every provider's section holds; a provider's module adds its own fields and defaults."""
 
+    can_be_overdrawn: ClassVar[bool] = True
+    """Whether a total may be below zero there."""
+
     name: Name = Field(description="the section's own name")
     kind: str = Field(description="which provider module reads it; defaults to the name")
     base_url: BaseUrl = Field(description="scheme and host of the API")
@@ -224,6 +227,13 @@ class ThresholdSettings(Section):
             raise ValueError("clear: must not be less than below")
         if self.above is not None and clear > amounts.to_atoms(self.above):
             raise ValueError("clear: must not be more than above")
+        return self
+
+    @model_validator(mode="after")
+    def _may_be_negative(self) -> Self:
+        for key in ("below", "above", "clear"):
+            if self.field not in ("total", "available") and str(getattr(self, key)).startswith("-"):
+                raise ValueError(f"{key}: must not be negative: only total and available can be")
         return self
 
 

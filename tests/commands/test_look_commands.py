@@ -259,6 +259,26 @@ def test_balances_as_csv_have_a_header_and_no_formulas(run: Run, write: Write) -
     assert "\x1b" not in done.out
 
 
+def test_an_account_that_is_overdrawn_is_shown_emitted_and_proven_like_any_other(
+    run: Run, write: Write
+) -> None:
+    async def overdrawn(books: Books) -> None:
+        await books.enroll("treasury")
+        await books.live([a_snapshot(USD=total) for total in ("5", "-3", "-4.5", "10", "-0.25")])
+
+    write(overdrawn)
+    types = ["total.decreased", "total.decreased", "total.increased", "total.decreased"]
+    said = run("events", "--account", "treasury", "--type", "total.*", "--json").objects
+    assert [(one["type"], one["data"]["amount"], one["data"]["after"]["available"]) for one in said] == [
+        *zip(types, ("8", "1.5", "14.5", "10.25"), ("-3", "-4.5", "10", "-0.25"), strict=True)
+    ]
+    (line,) = run("balances", "treasury").lines[1:]
+    assert line.split()[1:5] == ["USD", "-0.25", "0", "-0.25"]
+    (row,) = csv.DictReader(io.StringIO(run("balances", "--csv", "treasury").out))
+    assert (row["total"], row["available"]) == ("-0.25", "-0.25")
+    assert run("audit", "treasury").code == 0
+
+
 def test_balances_of_nobody_are_a_mistake_of_use(run: Run, write: Write) -> None:
     done = run("balances", "tresury*")
     assert done.code == 2

@@ -149,7 +149,8 @@ def a_threshold(fields: str, more: str = "") -> str:
             'asset = "MK", field = "pending_deposit", above = 1',
             "field: can never fire: shop knows no pending_deposit",
         ),
-        ("", 'asset = "LRC", below = 0', "below: can never fire: no balance is below zero"),
+        ("", 'asset = "LRC", below = 0', "below: can never fire: at shop no balance is below zero"),
+        ("", 'asset = "LRC", below = "-5"', "below: can never fire: at shop no balance is below zero"),
         ("", 'asset = "LRC", below = "0.0", field = "locked"', "below: can never fire"),
     ],
 )
@@ -172,6 +173,8 @@ def test_a_threshold_that_can_never_fire_is_suspect(
         ('accounts = ["alice"]', 'asset = "stETH", below = 1'),
         ("", 'asset = "LRC", field = "pending_deposit", above = 1'),
         ("", 'asset = "LRC", field = "available", below = 0'),
+        ("", 'asset = "LRC", field = "available", below = "-5", clear = "-2.5"'),
+        ("", 'asset = "LRC", above = "-5"'),
         ('assets = ["ETH"]', 'asset = "LRC", below = 1'),
         ('events = ["threshold.*"]', 'asset = "LRC", below = 1'),
     ],

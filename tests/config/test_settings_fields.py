@@ -113,7 +113,7 @@ def test_an_amount_in_the_file_is_exact(value: object, expected: str) -> None:
     assert TypeAdapter(Amount).validate_python(value) == expected
 
 
-@pytest.mark.parametrize("value", [0.1, "1e3", "-1", -1, True, "", None])
+@pytest.mark.parametrize("value", [0.1, "1e3", "--1", "- 1", "-", -0.5, True, "", None])
 def test_anything_else_is_no_amount(value: object) -> None:
     assert not is_valid(Amount, value)
 

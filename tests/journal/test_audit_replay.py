@@ -274,9 +274,10 @@ def test_a_clock_that_went_back_is_no_difference() -> None:
 
 BALANCES = st.builds(
     lambda total, locked, deposit, withdrawal: a_balance(
-        *map(str, (total, min(total, locked), deposit, withdrawal))
+        *map(str, (total, min(abs(total), locked), deposit, withdrawal))
     ),
-    *[st.integers(0, 6)] * 4,
+    st.integers(-6, 6),
+    *[st.integers(0, 6)] * 3,
 )
 SNAPSHOTS = st.dictionaries(st.sampled_from(["ETH", "LRC", "USDC"]), BALANCES, max_size=3).map(a_snapshot)
 

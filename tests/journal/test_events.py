@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.support.builders import a_balance, a_row, a_snapshot, a_state, a_subscription
+from tests.support.events_schema import assert_valid
 from tests.support.stories import deliveries_of
 from watcher.journal.account import AccountState, Rules
 from watcher.journal.events import Delivery, load_delivery
@@ -226,8 +227,10 @@ def test_every_body_stays_below_20_kb() -> None:
     assert 0 < len(delivery.body) < 20_000
 
 
-BALANCES = st.lists(st.integers(1, 2**256 - 1), min_size=4, max_size=4).map(
-    lambda numbers: a_balance(*map(str, (numbers[0], numbers[0] // 2, *numbers[2:])))
+BALANCES = st.builds(
+    lambda sign, numbers: a_balance(*map(str, (sign * numbers[0], numbers[0] // 2, *numbers[2:]))),
+    st.sampled_from([1, -1]),
+    st.lists(st.integers(1, 2**256 - 1), min_size=4, max_size=4),
 )
 
 
@@ -235,7 +238,9 @@ BALANCES = st.lists(st.integers(1, 2**256 - 1), min_size=4, max_size=4).map(
 @given(BALANCES, BALANCES)
 def test_before_plus_effect_is_after_in_the_bytes_that_are_sent(before: Balance, after: Balance) -> None:
     assume(before != after)
-    for body in bodies(a_step(a_state(ETH=before), a_snapshot(ETH=after))):
+    for delivery in deliveries_of(a_step(a_state(ETH=before), a_snapshot(ETH=after))):
+        assert_valid(delivery.body)
+        body = json.loads(delivery.body)
         data = body["data"]
         for field, effect in data["effect"].items():
             assert int(data["before"][field]) + int(effect) == int(data["after"][field])

@@ -27,9 +27,17 @@ fine_and_coarse_vectors = st.builds(
 """So wide that a float or a rounding context would show; halves that match but for a last digit."""
 
 any_amount = st.integers(0, 10**78)
-any_vectors = st.tuples(any_amount, any_amount, any_amount, any_amount).map(Vector._make)
-vectors = small_vectors | fine_and_coarse_vectors | any_vectors
-series = st.lists(small_vectors | fine_and_coarse_vectors, min_size=2, max_size=6)
+any_total = st.integers(-(10**78), 10**78)
+any_vectors = st.tuples(any_total, any_amount, any_amount, any_amount).map(Vector._make)
+
+narrow_vectors = small_vectors | fine_and_coarse_vectors
+overdrawn_vectors = st.builds(
+    lambda vector, by: vector - Vector(by), narrow_vectors, st.sampled_from([3, 6, 3 * 10**77])
+)
+"""Whose total is below zero, or about it: only a total can be."""
+
+vectors = narrow_vectors | overdrawn_vectors | any_vectors
+series = st.lists(narrow_vectors | overdrawn_vectors, min_size=2, max_size=6)
 
 
 class Terms(NamedTuple):
@@ -112,7 +120,7 @@ def test_the_journal_reconciles_after_every_successful_poll_whatever_polls_faile
 def test_each_change_starts_where_the_one_before_it_ended_and_none_overshoots_what_is_seen(
     snapshots: list[Vector], terms: Terms
 ) -> None:
-    """So no state that is told is ever negative, and none is there to be corrected by the next."""
+    """So what is told is negative only where that was read, and nothing is there for the next to correct."""
     state = snapshots[0]
     for explanation, seen in zip(explained(snapshots, terms), snapshots[1:], strict=True):
         for change in explanation.changes:

@@ -26,7 +26,8 @@ class Poll(NamedTuple):
 
 
 AMOUNTS = st.one_of(st.integers(0, 6), st.sampled_from([10**77, 10**77 + 1, 2**256 - 1])).map(str)
-BALANCES = st.builds(a_balance, AMOUNTS, AMOUNTS, AMOUNTS, AMOUNTS)
+TOTALS = st.one_of(AMOUNTS, st.integers(-6, 6).map(str), st.sampled_from([str(1 - 2**256), str(-(10**77))]))
+BALANCES = st.builds(a_balance, TOTALS, AMOUNTS, AMOUNTS, AMOUNTS)
 LISTINGS = st.dictionaries(st.sampled_from(ASSETS), BALANCES)
 WATCHED = st.one_of(
     st.none(),

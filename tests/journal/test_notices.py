@@ -95,6 +95,21 @@ def test_a_balance_that_rises_above_is_told() -> None:
     assert values(heard) == [[], ["20"], [], []]
 
 
+def test_a_bound_below_zero_is_crossed_and_cleared_like_any_other() -> None:
+    overdraft = a_threshold(below="-5", clear="-2.5")
+    heard = values(follow(eth("3", "-5", "-5.5", "-4", "-6", "-2.5", "-7"), overdraft))
+    assert heard == [[], [], ["-5.5"], [], [], [], ["-7"]]
+    assert values(follow(eth("-8", "-5", "-4.5", "3"), a_threshold(above="-5"))) == [[], [], ["-4.5"], []]
+
+
+def test_available_falls_below_zero_where_an_account_is_overdrawn() -> None:
+    overdrawn = Balance("-3", "2", "0", "0")
+    heard = follow(
+        [a_snapshot(ETH="10"), a_snapshot(ETH=overdrawn)], a_threshold(field="available", below="-4.5")
+    )
+    assert values(heard) == [[], ["-5"]]
+
+
 def test_what_is_below_at_the_baseline_is_told_once() -> None:
     assert values(follow(eth("4", "4"), a_threshold(below="5"))) == [["4"], []]
 

@@ -21,6 +21,7 @@ EMPTY = a_balance("0", "0", "0", "0")
 ZERO_TOTAL = a_balance(total="0", locked="0")
 NO_LOCK = a_balance(locked="0")
 OVERLOCKED = a_balance(total="20", locked="100")
+OVERDRAWN = a_balance(total="-5", locked="20")
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,9 @@ def test_an_odd_reading_says_why_it_waits(row: Row | None, why: str) -> None:
         a_balance(total="9", locked="0"),
         a_balance(deposit="0", withdrawal="0"),
         a_balance(total="1000", locked="200"),
+        OVERDRAWN,
+        a_balance(total="-5", locked="0"),
+        a_balance(total="-0.000000000000000001", locked="20"),
     ],
 )
 def test_a_plain_reading_counts_at_once(balance: Balance) -> None:
@@ -66,6 +70,17 @@ def test_an_empty_asset_may_come_and_go_unnoticed() -> None:
 
 def test_a_total_that_was_zero_before_does_not_fall_to_it() -> None:
     assert why_suspect(ZERO_TOTAL, a_row(ZERO_TOTAL._replace(pending_deposit="6"))) is None
+
+
+@pytest.mark.parametrize("total", ["-5.5", "-0.1", "3000"])
+def test_an_account_that_is_overdrawn_moves_on_at_once(total: str) -> None:
+    assert why_suspect(OVERDRAWN, a_row(OVERDRAWN._replace(total=total))) is None
+
+
+def test_a_debt_that_is_suddenly_nothing_waits_as_a_balance_does() -> None:
+    assert why_suspect(OVERDRAWN, a_row(ZERO_TOTAL)) == "total rose to zero"
+    assert why_suspect(OVERDRAWN, None) == "the asset disappeared"
+    assert why_suspect(OVERDRAWN, a_row(ZERO_TOTAL), suspect=ZERO_TOTAL) is None
 
 
 def test_a_lock_that_never_was_is_not_missed() -> None:

@@ -128,3 +128,39 @@ async def test_pages_without_an_end_are_refused_and_not_asked_for_ever() -> None
         with pytest.raises(Rejected, match="more to ask after 3 rounds"):
             await client.ask(ACCOUNT)
     assert turns.sent == 3
+
+
+@pytest.mark.parametrize("field", [1, 2, 3])
+async def test_what_is_negative_but_for_a_total_is_malformed(
+    field: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def balances(negative: int) -> Snapshot:
+        amounts = ["-2.5" if each == negative else "0" for each in range(4)]
+        row = Row(Asset("USD"), Balance(*amounts))
+        return Snapshot({"USD": row}, None, absent_is_zero=True)
+
+    async with Stage() as stage, paged(stage, Turns()) as client:
+        monkeypatch.setattr(Paged, "read", lambda *_: balances(0))
+        assert (await client.read(ACCOUNT, [b"{}"])).row_by_asset["USD"].balance.total == "-2.5"
+        monkeypatch.setattr(Paged, "read", lambda *_: balances(field))
+        with pytest.raises(Rejected) as refused:
+            await client.read(ACCOUNT, [b"{}"])
+    assert (refused.value.error_class, refused.value.reason) == (
+        "malformed",
+        "asset USD: only a total may be negative",
+    )
+
+
+@pytest.mark.parametrize(("height", "is_one"), [(0, True), (10**20 - 1, True), (10**20, False), (-1, False)])
+async def test_a_height_that_no_chain_has_is_malformed(
+    height: int, is_one: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Snapshot({}, None, absent_is_zero=True, height=height)
+    monkeypatch.setattr(Paged, "read", lambda *_: said)
+    async with Stage() as stage, paged(stage, Turns()) as client:
+        if is_one:
+            assert await client.read(ACCOUNT, [b"{}"]) is said
+            return
+        with pytest.raises(Rejected) as refused:
+            await client.read(ACCOUNT, [b"{}"])
+    assert refused.value.error_class == "malformed"

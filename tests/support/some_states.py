@@ -45,7 +45,7 @@ def entries(draw: st.DrawFn) -> Entry:
     asset = Asset("", *draw(called), draw(decimals))
     published = draw(balances(signed))
     confirmation_polls = draw(st.integers(0, 3))
-    suspect = draw(st.none() | balances(amounts))
+    suspect = draw(st.none() | balances(signed))
     is_at_rest = not confirmation_polls and suspect is None
     return Entry(
         asset, published, published if is_at_rest else draw(balances(signed)), confirmation_polls, suspect

@@ -12,7 +12,7 @@ from watcher.config.sections import Accounts, Providers
 from watcher.config.tables import EVENTS, is_glob, leftover_flaw, matches
 from watcher.polling.cadence import patience_ms
 from watcher.printable import many
-from watcher.providers.contract import USABLE, Provider, requests_needed
+from watcher.providers.contract import USABLE, requests_needed
 from watcher.settings import AccountSettings, EgressSettings, secrets_in
 from watcher.snapshot import asset_id
 
@@ -129,15 +129,14 @@ def _doubt_text(value: object, entry: Entry, key: Key, findings: Findings) -> No
 
 _ASKED_FOR = "threshold.crossed"
 _LONGEST_TICKER = 10
-_MAY_BE_NEGATIVE = ("available",)
-"""More may be locked than there is; at neither provider can an account be overdrawn."""
+_MAY_BE_NEGATIVE = ("total", "available")
+"""An account may be overdrawn, and more may be locked than there is."""
 
 
 def doubt_thresholds(
     providers: Providers, accounts: Accounts, subscriptions: Collection[Entry], findings: Findings
 ) -> None:
     """Warn of every threshold that can never fire, and say why."""
-    asked_by_name = providers.asked_by_name
     for entry in subscriptions:
         listed = entry.table.get("thresholds")
         listed = enumerate(listed if isinstance(listed, list) else ())
@@ -148,13 +147,13 @@ def doubt_thresholds(
             continue
         globs = [text for _, text in texts_in(entry, "accounts")] or ["*"]
         for index, threshold in thresholds.items():
-            asset, field = str(threshold.get("asset", "*")), str(threshold.get("field", "total"))
+            asset = str(threshold.get("asset", "*"))
             about = (
                 account
                 for name, account in accounts.by_name.items()
                 if any(glob in ("*", name) or matches(glob, [name]) for glob in globs)
             )
-            if not is_glob(asset) and (found := _unreachable(asset, field, about, asked_by_name)):
+            if not is_glob(asset) and (found := _unreachable(threshold, about, providers)):
                 wrong, reason = found
                 findings.warn(entry.finding(("thresholds", index, wrong), reason))
 
@@ -182,22 +181,31 @@ def _doubts(thresholds: Mapping[int, Mapping[str, Any]], entry: Entry) -> Iterat
             if meant := spelling_by_lower.get(asset.lower()) or ticker:
                 reason = f"upper and lower case count in a symbol -- did you mean '{meant}'?"
                 yield ("thresholds", index, "asset"), f"can never fire: {reason}"
-        is_never_negative = field not in _MAY_BE_NEGATIVE
-        with suppress(NotAnAmount):
-            if is_never_negative and below is not None and to_atoms(from_decimal(str(below))) <= 0:
-                yield ("thresholds", index, "below"), "can never fire: no balance is below zero"
+        if field not in _MAY_BE_NEGATIVE and _is_debt(below):
+            yield ("thresholds", index, "below"), "can never fire: no balance is below zero"
+
+
+def _is_debt(below: object) -> bool:
+    """Say whether only what is below zero is below this bound."""
+    with suppress(NotAnAmount):
+        return below is not None and to_atoms(from_decimal(str(below), signed=True)) <= 0
+    return False
 
 
 def _unreachable(
-    asset: str, field: str, accounts: Iterable[AccountSettings], asked_by_name: Mapping[str, Provider]
+    threshold: Mapping[str, Any], accounts: Iterable[AccountSettings], providers: Providers
 ) -> tuple[str, str] | None:
     """Say why none of these accounts is known to fire a threshold; None where one may."""
+    asset, field = str(threshold.get("asset", "*")), str(threshold.get("field", "total"))
+    is_of_debt = field == "total" and _is_debt(threshold.get("below"))
     found = None
     for account in accounts:
-        provider = asked_by_name.get(account.provider)
+        provider = providers.asked_by_name.get(account.provider)
         may_hold = provider.may_hold(account, asset) if provider else True
         if provider and may_hold is not False and field in provider.unknown_fields:
             found = "field", f"can never fire: {account.provider} knows no {field}"
+        elif is_of_debt and provider and not providers.settings_by_name[account.provider].can_be_overdrawn:
+            found = "below", f"can never fire: at {account.provider} no balance is below zero"
         elif may_hold:
             return None
         elif may_hold is None:

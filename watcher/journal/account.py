@@ -39,7 +39,7 @@ def why_suspect(
 
 
 _NO_ROWS = "the listing names nothing, which counts after a minute"
-_EMPTY = "total fell to zero"
+_EMPTY, _REPAID = "total fell to zero", "total rose to zero"
 _NO_LOCK = "locked disappeared"
 _OVERLOCKED = "more is locked than there is"
 
@@ -48,11 +48,11 @@ def _oddities(accepted: Balance, balance: Balance, convert: Callable[[str], int]
     """Everything about a balance that is odd after an accepted one."""
     odd = set()
     if balance.total == "0" != accepted.total:
-        odd.add(_EMPTY)
+        odd.add(_REPAID if accepted.total.startswith("-") else _EMPTY)
     if balance.locked == "0" != accepted.locked:
         odd.add(_NO_LOCK)
-    if balance[:2] != accepted[:2] and convert(balance.locked) > convert(balance.total):
-        odd.add(_OVERLOCKED)
+    if balance[:2] != accepted[:2] and convert(balance.locked) > convert(balance.total) >= 0:
+        odd.add(_OVERLOCKED)  # of an account that is overdrawn, anything locked would be more than there is
     return odd
 
 

@@ -198,6 +198,14 @@ class ProviderClient:
         state says of its assets: it stands in for a list that no longer, or not yet, holds them.
         `memo` is the account's: where little differs from the last answer, only that is read.
         """
+        snapshot = await self._read(account, bodies, known, memo)
+        if flaw := snapshot.flaw:
+            raise Rejected("malformed", flaw)
+        return snapshot
+
+    async def _read(
+        self, account: Any, bodies: Sequence[bytes], known: Catalogue, memo: Memo | None
+    ) -> Snapshot:
         provider = self._provider
         listed = self._catalogue.asset_by_id if self.lists_assets else _NOTHING
         by_row = provider if memo and isinstance(provider, ByRow) else None

@@ -63,6 +63,8 @@ Id = Annotated[int, BeforeValidator(_config_id), Field(ge=0, le=MAX_ID)]
 
 
 class LoopringSettings(KeyedSettings):
+    can_be_overdrawn = False
+
     base_url: BaseUrl = Field("https://api3.loopring.io", description="scheme and host of the API")
     requests_per_second: float = Field(
         4.0, ge=0.001, le=10_000, description="over all workers together; Loopring allows 5"

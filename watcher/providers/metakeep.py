@@ -39,6 +39,8 @@ ERROR_CLASS_BY_STATUS: Mapping[str, tuple[ErrorClass, str]] = {
 
 
 class MetaKeepSettings(KeyedSettings):
+    can_be_overdrawn = False
+
     base_url: BaseUrl = Field("https://api.metakeep.xyz", description="scheme and host of the API")
     requests_per_second: float = Field(
         50.0, ge=0.001, le=10_000, description="over all workers together; MetaKeep allows 100"
