@@ -33,7 +33,9 @@ class Seen(NamedTuple):
 
 
 class Stage:
-    """Answers every request with `reply`, or with the next of `replies`, or with what stands for its path."""
+    """Answers every request with `reply`, or with the next of `replies`, or with what stands for its path, or
+    as `reply_to` says where it says something.
+    """
 
     def __init__(self, *, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         self.seen: list[Seen] = []
@@ -42,6 +44,7 @@ class Stage:
         self.replies: list[Reply] = []
         self.reply: Reply = answer(b"[]")
         self.reply_by_path: dict[str, Reply] = {}
+        self.reply_to: Callable[[Seen], Reply | None] = lambda seen: None
         self.port = port
         self._tls = tls
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -68,7 +71,8 @@ class Stage:
                 self.seen.append(seen)
                 self.arrived.set()
                 path = seen.target.partition("?")[0]
-                reply = self.reply_by_path.get(path) or (self.replies.pop(0) if self.replies else self.reply)
+                reply = self.reply_to(seen) or self.reply_by_path.get(path)
+                reply = reply or (self.replies.pop(0) if self.replies else self.reply)
                 await reply(writer)
                 await writer.drain()
         except (ConnectionError, asyncio.CancelledError):
