@@ -291,7 +291,7 @@ def test_what_is_kept_takes_no_more_memory_than_is_counted(assets: int) -> None:
             text = dump_state(step.state, names)
             state = load_state(text, names)
         assert step
-        kept = Kept(step.state, 0, len(text))
+        kept = Kept.of(step.state, len(text))
         states.keep(name, kept, kept.bytes_held)
         memos.keep(name, memo, memo.bytes_held)
 

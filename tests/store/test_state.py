@@ -90,13 +90,36 @@ def test_lost_names_cost_nothing_but_names(drawn: tuple[AccountState, Table], is
 
 
 @tried(40)
-@given(states(), st.integers(0, 10**14 - 1))
-def test_version_and_time_stand_at_their_place(state: AccountState, polled_at_ms: int) -> None:
+@given(states(), st.integers(0, 10**14 - 1), st.integers(0, 10**20 - 1))
+def test_version_time_and_height_stand_at_their_place(
+    state: AccountState, polled_at_ms: int, height: int
+) -> None:
     text = dump_state(state, {})
     assert text[:17].decode() == f"{state.version:17}"
     assert int(text[17:31]) == state.polled_at_ms
     touched = text[:17] + b"%014d" % polled_at_ms + text[31:]
     assert load_state(touched, {}) == replace(load_state(text, {}), polled_at_ms=polled_at_ms)
+    if state.height is not None:
+        stamp = stamp_of(polled_at_ms, height).encode()
+        touched = text[:17] + stamp + text[17 + len(stamp) :]
+        after = replace(load_state(text, {}), polled_at_ms=polled_at_ms, height=height)
+        assert load_state(touched, {}) == after
+
+
+def test_a_state_without_a_height_is_the_bytes_that_it_was_before_there_were_any() -> None:
+    state = of_asset()
+    text = dump_state(state, ETHER)
+    assert text.partition(b"\n")[0] == HEAD.partition(b"\n")[0]
+    assert load_state(text, ETHER).height is None
+    high = dump_state(replace(state, height=19_000_000), ETHER)
+    assert high.partition(b" 1\n")[0].endswith(b" 00000000000019000000")
+    assert len(high) == len(text) + 21
+
+
+def test_a_height_that_does_not_fit_in_is_not_written() -> None:
+    for height in (-1, 10**20):
+        with pytest.raises(ValueError, match="20"):
+            dump_state(replace(of_asset(), height=height), ETHER)
 
 
 def test_a_quiet_account_takes_a_line_and_a_short_object() -> None:

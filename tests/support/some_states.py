@@ -68,6 +68,7 @@ def states(draw: st.DrawFn) -> AccountState:
         stale_since_ms=draw(counts),
         crossed=frozenset(draw(st.sets(words, max_size=2))),
         emptiness=draw(st.none() | st.builds(Emptiness, counts, counts)),
+        height=draw(st.none() | st.integers(0, 10**20 - 1)),
     )
 
 

@@ -96,8 +96,9 @@ class Emptiness(NamedTuple):
 class AccountState:
     """Everything that is known of an account.
 
-    `source` says where it was read: another source is another account. `version` names the commit that wrote
-    this state. `stale_since_ms` is not 0 after `account.stale`; `crossed` are thresholds (`notices`).
+    `source` says where it was read: another source is another account, and "" says nowhere yet. `version`
+    names the commit that wrote this state. `height` is that of the last accepted snapshot, if any one had one,
+    and rises. `stale_since_ms` is not 0 after `account.stale`; `crossed` are thresholds (`notices`).
     `emptiness` is not None while a listing that names nothing awaits confirmation; all else of the account
     stays as it was accepted before.
     """
@@ -111,6 +112,7 @@ class AccountState:
     stale_since_ms: int = 0
     crossed: frozenset[str] = frozenset()
     emptiness: Emptiness | None = None
+    height: int | None = None
 
     @property
     def suspected(self) -> Mapping[str, Entry]:
@@ -175,8 +177,11 @@ def advance(
     is_baseline = state is None or state.source != source
     result = Advance(
         is_baseline,
-        is_news=is_baseline
-        or (state is not None and (state.watched != snapshot.watched or state.emptiness is not None)),
+        is_news=state is None
+        or is_baseline
+        or state.watched != snapshot.watched
+        or state.emptiness is not None
+        or (state.height is None and snapshot.height is not None),  # one that rises is noted by a touch, too
     )
     if state and (emptiness := _emptiness(state, snapshot, observed_ms)):
         if not emptiness.counts(observed_ms):

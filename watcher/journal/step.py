@@ -67,9 +67,12 @@ def diff(
     warnings, crossed = (
         crossings(watches, entries, was_crossed, conversions, zeros=zeros) if watches else ([], frozenset())
     )
-    source, watched = reading.source, reading.snapshot.watched
+    source, watched, height = reading.source, reading.snapshot.watched, reading.snapshot.height
     if state and moved_on.emptiness:  # of which nothing counts yet
         warnings, crossed, source, watched = [], was_crossed, state.source, state.watched
+        height = state.height
+    elif state and height is None and not moved_on.is_baseline:
+        height = state.height
     stale_since_ms = state.stale_since_ms if state else 0
     recovers = stale_since_ms > 0 and not stays_stale
     if not (moved_on.is_news or recovers or crossed != was_crossed):
@@ -95,6 +98,7 @@ def diff(
         stale_since_ms=0 if recovers else stale_since_ms,
         crossed=crossed,
         emptiness=moved_on.emptiness,
+        height=height,
     )
     notes = tuple(_starts_and_ends(moved_on, after, now_ms))
     return Step(after, before, events, _queued(events, reading.account, interest), notes, moved_on)

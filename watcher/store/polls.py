@@ -6,7 +6,7 @@ delivery says: they pass through as bytes.
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from watcher.journal.account import AccountState
@@ -17,7 +17,7 @@ from watcher.store.keys import Keys, shard_of
 from watcher.store.pipe import Joints, in_parts, load_script
 from watcher.store.queues import BOUNDS, CLAIM_MS, Bounds, Leased
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
-from watcher.store.state import STATE_BYTES, BadState, Kept, Names, Within
+from watcher.store.state import STATE_BYTES, BadState, Kept, Names, Within, stamp_of
 
 LONGEST_BREAK_MS = 5_000
 """A worker looks every second which accounts are stale. Where none did for longer, the workers or the store
@@ -200,8 +200,7 @@ class Polls:
         if self._reads_to_come:
             self._reads_to_come -= 1
         elif kept := self._kept.get(account):
-            is_touched = kept.polled_at_ms != kept.state.polled_at_ms
-            return replace(kept.state, polled_at_ms=kept.polled_at_ms) if is_touched else kept.state
+            return kept.touched
         read = await self._read_state(provider, account)
         if read is None:
             return None
@@ -218,7 +217,7 @@ class Polls:
         if text is None:
             return None
         state = await self.names.load(provider, text)
-        return Kept(state, state.polled_at_ms, len(text))
+        return Kept.of(state, len(text))
 
     async def commit(self, commit: Commit) -> Committed:
         """Write a step. Raises BadState."""
@@ -255,7 +254,7 @@ class Polls:
         if reply is Reply.MOVED_ON and is_kept:
             self._reads_to_come = _READS_AFTER_A_RIVAL
         elif reply in (Reply.DONE, Reply.DONE_BEFORE) and commit.lease:
-            written = Kept(step.state, step.state.polled_at_ms, len(text))
+            written = Kept.of(step.state, len(text))
             self._kept.keep(account, written, written.bytes_held)
         lease, names, leased = Lease(account, until), [*step.queued], {}
         for place, previous in zip(found[::2], found[1::2], strict=True):
@@ -264,16 +263,25 @@ class Polls:
         return Committed(reply, leased)
 
     async def touch(
-        self, provider: str, lease: Lease, *, version: str, polled_at_ms: int, due_ms: float
+        self,
+        provider: str,
+        lease: Lease,
+        *,
+        version: str,
+        polled_at_ms: int,
+        due_ms: float,
+        height: int | None = None,
     ) -> Reply:
-        """Note a successful poll that found nothing new. Raises BadState."""
+        """Note a successful poll that found nothing new, at a `height` if the state has one: it moved on where
+        it is at a higher one by now. Raises BadState."""
         joint = self._touches[shard_of(lease.member), provider]
-        arguments = (*lease, version, f"{polled_at_ms:014}", due_ms)
+        arguments = (*lease, version, stamp_of(polled_at_ms, height), due_ms)
         with damage_named():
             (answer,) = await self._pipe.step(joint, (self._keys.state(lease.member),), *arguments)
         reply, kept = Reply(answer), self._kept.get(lease.member)
         if kept and reply is Reply.DONE and kept.state.version == version:
             kept.polled_at_ms = polled_at_ms
+            kept.height = kept.height if height is None else height
         elif kept:
             self._kept.take(lease.member)
         return reply

@@ -5,6 +5,7 @@ Compact on purpose: it is most of what an account costs. A state is one line of 
     VVVVVVVVVVVVVVVV TTTTTTTTTTTTTT S…      version, polled_at_ms, sequence; the first two at fixed places
     [source, {asset id: row}, watched, stale_since_ms, crossed, emptiness]
 
+Where the provider says heights, the last one stands behind the time, in 20 digits: `touch` writes both at once.
 `emptiness` is `[since_ms, repeats]`, or `[]`. The usual null, 0, [], [] at the end is not written.
 
 A row is `decimals total locked pending_deposit pending_withdrawal`, `-` for null, without the ` 0` at its
@@ -18,7 +19,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import orjson
@@ -49,7 +50,9 @@ _STATE_BYTES, _ENTRY_BYTES = 900, 200
 MOST_NAMES = 10_000
 """In the table of one provider: about a megabyte. The rows of further assets carry their names themselves."""
 
-_HEAD = re.compile(rb"(?=.{16} [0-9]{14} )([!-~]+) +([0-9]{14}) (0|[1-9][0-9]{0,13})\n")
+_HEAD = re.compile(
+    rb"(?=.{16} [0-9]{14} )([!-~]+) +([0-9]{14}) (?:([0-9]{20}) )?(0|[1-9][0-9]{0,13})\n"
+)
 _DECIMALS: Mapping[str, int | None] = {"-": None, **{str(n): n for n in range(MAX_FRACTION_DIGITS + 1)}}
 _ZEROS = ("0", "0", "0", "0")
 _USUAL: tuple[Any, ...] = (None, 0, [], [])
@@ -74,12 +77,24 @@ class BadState(Exception):
 
 @dataclass(slots=True)
 class Kept:
-    """A state as it was read or written, and how it lies in the store since: when its account was polled last
-    (Unix ms), and in how many bytes."""
+    """A state as it was read or written, in how many bytes it lies in the store, and what was touched of it
+    since: when its account was polled last (Unix ms), at which height."""
 
     state: AccountState
-    polled_at_ms: int
     length: int
+    polled_at_ms: int
+    height: int | None
+
+    @classmethod
+    def of(cls, state: AccountState, length: int) -> "Kept":
+        return cls(state, length, state.polled_at_ms, state.height)
+
+    @property
+    def touched(self) -> AccountState:
+        """The state as it is now."""
+        if (self.polled_at_ms, self.height) == (self.state.polled_at_ms, self.state.height):
+            return self.state
+        return replace(self.state, polled_at_ms=self.polled_at_ms, height=self.height)
 
     @property
     def bytes_held(self) -> int:
@@ -118,12 +133,18 @@ class Within(dict[str, T]):
             self.take(next(iter(self)))
 
 
+def stamp_of(polled_at_ms: int, height: int | None) -> str:
+    """Write what `touch` replaces: the time of the last poll and, where there is one, its height."""
+    return f"{polled_at_ms:014d}" if height is None else f"{polled_at_ms:014d} {height:020d}"
+
+
 def dump_state(state: AccountState, names: Mapping[str, Called]) -> bytes:
     """Write a state down, for a reader with at least the same `names`. Raises ValueError where its version,
-    time or sequence does not fit in."""
-    head = f"{state.version:16} {state.polled_at_ms:014d} {state.sequence}\n".encode()
+    time, sequence or height does not fit in."""
+    stamp = stamp_of(state.polled_at_ms, state.height)
+    head = f"{state.version:16} {stamp} {state.sequence}\n".encode()
     if not _HEAD.fullmatch(head):
-        raise ValueError("a version has 16 characters; a time and a sequence have at most 14 digits")
+        raise ValueError("a version has 16 characters; a time and a sequence have 14 digits, a height 20")
     row_by_asset: dict[str, Any] = {}
     for asset_id, (asset, published, seen, confirmation_polls, suspect) in state.entry_by_asset.items():
         _, symbol, name, decimals = asset
@@ -157,11 +178,12 @@ def load_state(text: bytes, names: Mapping[str, Called]) -> AccountState:
                 _text(asset_id): _read_entry(asset_id, row, names) for asset_id, row in row_by_asset.items()
             },
             version=head[1].decode(),
-            sequence=int(head[3]),
+            sequence=int(head[4]),
             polled_at_ms=int(head[2]),
             stale_since_ms=check_count(stale_since_ms),
             crossed=frozenset(map(_text, _list(crossed))),
             emptiness=Emptiness(*map(check_count, emptiness)) if _list(emptiness) else None,
+            height=None if head[3] is None else int(head[3]),
         )
     except _UNREADABLE as error:
         raise BadState(f"not readable: {type(error).__name__}") from error

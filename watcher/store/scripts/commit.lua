@@ -142,9 +142,12 @@ for i, step in ipairs(steps) do
     if step.is_poll then
       fixed[#fixed + 1] = step.account
     else
-      local polled = redis.call('GETRANGE', KEYS[step.key], 17, 30)
-      if polled == '' then polled = '00000000000000' end
-      state = string.sub(state, 1, 17) .. polled .. string.sub(state, 32)
+      local last = string.match(string.sub(state, 33, 53), '^%d+ $') and 51 or 30 -- has it a height, too?
+      local touched, never = redis.call('GETRANGE', KEYS[step.key], 17, last), '00000000000000'
+      if touched == '' or string.sub(state, 18, 31) == never then -- it begins, or begins anew
+        touched = never .. string.sub(state, 32, last + 1)
+      end
+      state = string.sub(state, 1, 17) .. touched .. string.sub(state, last + 2)
     end
     redis.call('SET', KEYS[step.key], state)
     local last = {}

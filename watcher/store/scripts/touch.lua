@@ -2,9 +2,9 @@
 -- meanwhile. Each is a step.
 -- uses leases, groups
 -- KEYS    1 polls   2 failing   3 due providers   then for each step: its state
--- ARGV    1 provider   then for each step: account, deadline, expected version, polled at ms (14 digits), next poll due
---         ms
--- returns for each step: 1 done, -1 the state moved on, -2 the lease was lost
+-- ARGV    1 provider   then for each step: account, deadline, expected version, polled at ms (14 digits; then, if the
+--         state has a height, that of the poll in 20 digits), next poll due ms
+-- returns for each step: 1 done, -1 the state moved on (or is at no height, or a higher one), -2 the lease was lost
 -- All is read before the first write, or is the first write: a key of another type fails every step, and changes
 -- nothing.
 local polls, failing, due_providers = unpack(KEYS, 1, 3)
@@ -16,8 +16,11 @@ local has_failing = redis.call('HLEN', failing) > 0
 local reply, due, fixed, first = {}, {}, {}, math.huge
 for i, account in ipairs(accounts) do
   local _, deadline, expected, polled, next_due = unpack(ARGV, i * 5 - 3, i * 5 + 1)
-  local version = redis.call('GETRANGE', KEYS[3 + i], 0, 15)
+  local found = redis.call('GETRANGE', KEYS[3 + i], 0, 52)
+  local version, height = string.sub(found, 1, 16), string.match(string.sub(found, 33), '^(%d+) $')
   if expected == '' or (version ~= expected and string.match(version, '^%S*') ~= expected) then
+    reply[i] = -1
+  elseif #polled > 14 and (not height or height > string.sub(polled, 16)) then
     reply[i] = -1
   elseif deadlines[i] ~= deadline and not was_woken(deadlines[i], deadline) then
     reply[i] = -2
