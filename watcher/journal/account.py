@@ -97,8 +97,8 @@ class AccountState:
     """Everything that is known of an account.
 
     `source` says where it was read: another source is another account, and "" says nowhere yet. `version`
-    names the commit that wrote this state. `height` is that of the last accepted snapshot, if any one had one,
-    and rises. `stale_since_ms` is not 0 after `account.stale`; `crossed` are thresholds (`notices`).
+    names the commit that wrote this state. `height` is that of the last accepted snapshot that had one, and
+    never falls. `stale_since_ms` is not 0 after `account.stale`; `crossed` are thresholds (`notices`).
     `emptiness` is not None while a listing that names nothing awaits confirmation; all else of the account
     stays as it was accepted before.
     """

@@ -43,6 +43,10 @@ _OUTAGE_FROM = 2
 """Rejected polls of the probe account in a row, by any workers, after which others may wait for its return:
 their waits after one are as short as its own."""
 
+LAG = 128
+"""By how many blocks, slots or ledgers one node of a provider may be behind another. What is read at a lower
+height comes from another chain, or from a node that was set back."""
+
 MEMO_BYTES = 7_000_000
 """Of memory, for the last answers of the accounts that changed last: of a thousand with ten assets."""
 
@@ -59,6 +63,16 @@ class Settled(NamedTuple):
     watches: tuple[Watch, ...]
     interest: int
     """The version of the `Interest` that the watches are of."""
+
+
+def check_height(accepted: int | None, height: int | None) -> None:
+    """Refuse a snapshot that is older than the last accepted one, by their heights. Raises Rejected."""
+    if accepted is None or height is None or height >= accepted:
+        return
+    if accepted - height > LAG:  # no heights are named: of all accounts of a node it is one cause
+        words = f"its height is more than {LAG} lower than before: another chain, or a node that was set back"
+        raise Rejected("configuration", words, fix="`watcher accounts reset NAME` starts a new baseline")
+    raise Rejected("transient", f"read at height {height}, where the last one was read at {accepted}")
 
 
 class Poller:
@@ -309,6 +323,8 @@ class Poller:
             entries = state.entry_by_asset.values() if state and state.source == source else ()
             known = {entry.asset.id: entry.asset for entry in entries}
             snapshot = await self._client.read(account, bodies, known=known, memo=memo)
+            if state and state.source == source:
+                check_height(state.height, snapshot.height)
             snapshot = await self._client.add_zeros(snapshot, named)
             told_ms = state.stale_since_ms if state else 0
             step = diff(
@@ -332,7 +348,7 @@ class Poller:
                     stale_ms = self._now_ms() - told_ms
                     self._report.failures(self.settings.name).recovered(account.name, stale_ms)
             else:
-                reply = await self._touch(lease, settled, observed_ms)
+                reply = await self._touch(lease, settled, observed_ms, height=snapshot.height)
             if is_last or reply is not Reply.MOVED_ON:
                 break
         is_taken = reply in (Reply.DONE, Reply.DONE_BEFORE)
@@ -345,13 +361,16 @@ class Poller:
         await self._report.finished(account, reply, started, step)
         return is_taken
 
-    async def _touch(self, lease: Lease, settled: Settled, observed_ms: int) -> Reply:
+    async def _touch(
+        self, lease: Lease, settled: Settled, observed_ms: int, *, height: int | None = None
+    ) -> Reply:
         return await self._polls.touch(
             self.settings.name,
             lease,
             version=settled.version,
             polled_at_ms=observed_ms,
             due_ms=self._now_ms() + settled.wait_ms,
+            height=height,
         )
 
     async def _write(

@@ -100,8 +100,8 @@ class Keys:
         return f"{self.namespace}:names:{provider}"
 
     def state(self, account: str) -> str:
-        """STRING, permanent: version, polled_at, sequence and the rest (`state`). Written by commit and
-        touch."""
+        """STRING, permanent: version, polled_at, height, sequence and the rest (`state`). Written by commit
+        and touch."""
         return self._tagged(shard_of(account), "account", account)
 
     def queued(self, account: str) -> str:

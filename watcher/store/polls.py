@@ -272,8 +272,8 @@ class Polls:
         due_ms: float,
         height: int | None = None,
     ) -> Reply:
-        """Note a successful poll that found nothing new, at a `height` if the state has one: it moved on where
-        it is at a higher one by now. Raises BadState."""
+        """Note a successful poll that found nothing new, with its `height` if the state has one. A state at a
+        higher one moved on. Raises BadState."""
         joint = self._touches[shard_of(lease.member), provider]
         arguments = (*lease, version, stamp_of(polled_at_ms, height), due_ms)
         with damage_named():

@@ -5,7 +5,7 @@ Compact on purpose: it is most of what an account costs. A state is one line of 
     VVVVVVVVVVVVVVVV TTTTTTTTTTTTTT S…      version, polled_at_ms, sequence; the first two at fixed places
     [source, {asset id: row}, watched, stale_since_ms, crossed, emptiness]
 
-Where the provider says heights, the last one stands behind the time, in 20 digits: `touch` writes both at once.
+Where the provider says heights, the last one stands behind the time, in 20 digits: `touch` writes both.
 `emptiness` is `[since_ms, repeats]`, or `[]`. The usual null, 0, [], [] at the end is not written.
 
 A row is `decimals total locked pending_deposit pending_withdrawal`, `-` for null, without the ` 0` at its
@@ -50,9 +50,7 @@ _STATE_BYTES, _ENTRY_BYTES = 900, 200
 MOST_NAMES = 10_000
 """In the table of one provider: about a megabyte. The rows of further assets carry their names themselves."""
 
-_HEAD = re.compile(
-    rb"(?=.{16} [0-9]{14} )([!-~]+) +([0-9]{14}) (?:([0-9]{20}) )?(0|[1-9][0-9]{0,13})\n"
-)
+_HEAD = re.compile(rb"(?=.{16} [0-9]{14} )([!-~]+) +([0-9]{14}) (?:([0-9]{20}) )?(0|[1-9][0-9]{0,13})\n")
 _DECIMALS: Mapping[str, int | None] = {"-": None, **{str(n): n for n in range(MAX_FRACTION_DIGITS + 1)}}
 _ZEROS = ("0", "0", "0", "0")
 _USUAL: tuple[Any, ...] = (None, 0, [], [])

@@ -2,8 +2,8 @@
 -- meanwhile. Each is a step.
 -- uses leases, groups
 -- KEYS    1 polls   2 failing   3 due providers   then for each step: its state
--- ARGV    1 provider   then for each step: account, deadline, expected version, polled at ms (14 digits; then, if the
---         state has a height, that of the poll in 20 digits), next poll due ms
+-- ARGV    1 provider   then for each step: account, deadline, expected version, polled at ms (14 digits; behind it,
+--         if the state has a height, that of the poll, which has twenty), next poll due ms
 -- returns for each step: 1 done, -1 the state moved on (or is at no height, or a higher one), -2 the lease was lost
 -- All is read before the first write, or is the first write: a key of another type fails every step, and changes
 -- nothing.

@@ -1,0 +1,108 @@
+"""The height of the last accepted snapshot: it rises with a commit or a touch, and no worker sets it back."""
+
+from dataclasses import replace
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.support.servers import EVERY_ENGINE
+from tests.support.stores import ACCOUNT, MINUTE_MS, PROVIDER, Store, a_commit, a_store
+from watcher.journal.account import AccountState
+from watcher.store.polls import Commit
+from watcher.store.schedule import Reply
+
+pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
+
+
+async def at(store: Store, height: int | None, *, expected: str = "", version: str = "v1") -> Commit:
+    """A step of a poll that was read at this height."""
+    made = a_commit(await store.lease(), expected=expected, version=version, ETH="10")
+    return replace(made, step=replace(made.step, state=replace(made.step.state, height=height)))
+
+
+async def touch(store: Store, height: int | None, *, polled_at_ms: int = 7777) -> Reply:
+    lease = await store.lease()
+    return await store.polls.touch(
+        PROVIDER,
+        lease,
+        version="v1",
+        polled_at_ms=polled_at_ms,
+        due_ms=lease.deadline + MINUTE_MS,
+        height=height,
+    )
+
+
+async def state(store: Store) -> AccountState:
+    """As any worker reads it."""
+    found = await store.polls.read_state(PROVIDER, ACCOUNT)
+    assert found
+    return found
+
+
+async def test_a_touch_raises_the_height_and_leaves_the_rest_as_it_is(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    step = await at(store, 100)
+    assert (await store.polls.commit(step)).reply is Reply.DONE
+    assert await state(store) == step.step.state
+    assert await touch(store, 10**20 - 1) is Reply.DONE
+    after = replace(step.step.state, polled_at_ms=7777, height=10**20 - 1)
+    assert await state(store) == after
+    assert await store.polls.state_of(PROVIDER, ACCOUNT) == after
+
+
+async def test_a_touch_without_a_height_leaves_it(redis_client: Redis, namespace: str) -> None:
+    store = a_store(redis_client, namespace)
+    await store.polls.commit(await at(store, 100))
+    assert await touch(store, None) is Reply.DONE
+    assert ((await state(store)).polled_at_ms, (await state(store)).height) == (7777, 100)
+
+
+@pytest.mark.parametrize(("height", "reply"), [(99, Reply.MOVED_ON), (100, Reply.DONE), (101, Reply.DONE)])
+async def test_a_worker_that_does_not_know_the_height_of_another_one_sets_nothing_back(
+    redis_client: Redis, namespace: str, height: int, reply: Reply
+) -> None:
+    store, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
+    await store.polls.commit(await at(store, 50))
+    assert await touch(other, 100) is Reply.DONE
+    assert await touch(store, height, polled_at_ms=8888) is reply
+    assert (await state(store)).height == max(height, 100)
+    kept = await store.polls.state_of(PROVIDER, ACCOUNT)
+    assert kept
+    assert kept.height == max(height, 100), "what it kept of it is out of date"
+
+
+async def test_a_touch_never_writes_a_height_into_a_state_that_has_none(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.polls.commit(await at(store, None))
+    before = await store.pipe.command("GET", store.keys.state(ACCOUNT))
+    assert await touch(store, 1) is Reply.MOVED_ON
+    assert await store.pipe.command("GET", store.keys.state(ACCOUNT)) == before
+
+
+@pytest.mark.parametrize("height", [None, 100])
+async def test_a_step_without_a_poll_keeps_what_a_poll_touched_meanwhile(
+    redis_client: Redis, namespace: str, height: int | None
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.polls.commit(await at(store, height))
+    stale = await at(store, height, expected="v1", version="v2")
+    assert await touch(store, height and 120) is Reply.DONE
+    assert (await store.polls.commit(replace(stale, lease=None))).reply is Reply.DONE
+    after = await state(store)
+    assert after == replace(stale.step.state, polled_at_ms=7777, height=height and 120)
+
+
+async def test_a_step_without_a_poll_that_begins_anew_begins_without_a_time(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.polls.commit(await at(store, 100))
+    anew = await at(store, None, expected="v1", version="v2")
+    begins = replace(anew.step.state, polled_at_ms=0, entry_by_asset={})
+    step = replace(anew, lease=None, step=replace(anew.step, state=begins))
+    assert (await store.polls.commit(step)).reply is Reply.DONE
+    assert await state(store) == begins
