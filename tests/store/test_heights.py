@@ -106,3 +106,15 @@ async def test_a_step_without_a_poll_that_begins_anew_begins_without_a_time(
     step = replace(anew, lease=None, step=replace(anew.step, state=begins))
     assert (await store.polls.commit(step)).reply is Reply.DONE
     assert await state(store) == begins
+
+
+async def test_a_commit_from_a_height_that_another_worker_has_raised_is_refused_whatever_the_time(
+    redis_client: Redis, namespace: str
+) -> None:
+    store, other = a_store(redis_client, namespace), a_store(redis_client, namespace)
+    first = await at(store, 50)
+    await store.polls.commit(first)
+    assert await touch(other, 100, polled_at_ms=first.step.state.polled_at_ms) is Reply.DONE
+    step = await at(store, 60, expected="v1", version="v2")
+    assert (await store.polls.commit(step)).reply is Reply.MOVED_ON
+    assert (await state(store)).height == 100

@@ -102,7 +102,7 @@ class Kept:
     @property
     def fence(self) -> str:
         """Name what is to lie in the store, as `commit` compares it."""
-        return f"{self.state.version:16} {self.polled_at_ms:014d} {self.length}"
+        return f"{self.state.version:16} {stamp_of(self.polled_at_ms, self.height)} {self.length}"
 
 
 class Within(dict[str, T]):

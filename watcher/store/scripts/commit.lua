@@ -1,7 +1,7 @@
 -- Replace accounts' states, log what happened and queue their deliveries, if no other worker did meanwhile: each
 -- account is a step, and whole. Fenced by the state's version, which is also the token of the commit that
 -- wrote it (a repeat after a lost answer finds its own), and by the poll's lease; where a worker kept the state, by
--- the time of its last poll and its length, too. A step of no poll has no lease: its account must be scheduled, and
+-- the time and height of its last poll and its length, too. A step of no poll has no lease: its account must be scheduled, and
 -- keeps its schedule, the time of its last poll and its failures. A queue that was empty may be leased to the worker
 -- that commits: to no worker before, as nothing waited. The first write allocates, so that a full server refuses all of
 -- it.
@@ -9,8 +9,8 @@
 -- KEYS    1 polls   2 failing   3 log   4 due subscriptions   5 due providers   6 bodies   7 sizes   8 backlogs
 --         then for each step: its state, queued, then for each of its queues: list, schedule
 -- ARGV    1 provider   2 log bytes
---         then for each step: account, deadline ('': of no poll), expected version ('': no state yet), or version and
---         time as they stand in the state, and its bytes; new version, next poll due ms, state, sequence before,
+--         then for each step: account, deadline ('': of no poll), expected version ('': no state yet), or version, time
+--         and height as they stand in the state, and its bytes; new version, next poll due ms, state, sequence before,
 --         number of notes, these, number of events, for each: its reference, what is stored of it, whether it is
 --         logged (one or zero); number of queues, for each: subscription, deadline of its lease ('': it is due now),
 --         number of deliveries, the places of their events, counted from one
@@ -82,7 +82,8 @@ for i, step in ipairs(steps) do
   accounts[i] = step.account
   local found = redis.call('GET', KEYS[step.key]) or ''
   step.version = string.match(string.sub(found, 1, 16), '^%S*')
-  step.found = string.sub(found, 1, 31) .. ' ' .. #found
+  local bytes = ' ' .. #found
+  step.found = string.sub(found, 1, #step.expected - #bytes) .. bytes
   if step.queues[1] then
     local own = {}
     for j, queue in ipairs(step.queues) do own[j] = queue.subscription end
