@@ -201,6 +201,7 @@ def requests_needed(provider: Provider, accounts: Iterable[AccountSettings]) -> 
 
 
 PLACE_BY_KIND = {
+    "http": "watcher.providers.declared:Http",
     "loopring": "watcher.providers.loopring:Loopring",
     "metakeep": "watcher.providers.metakeep:MetaKeep",
 }

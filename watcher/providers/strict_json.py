@@ -7,7 +7,9 @@ Infinity, too) stays the text that it was.
 """
 
 import json
-from typing import Any
+from typing import Any, NoReturn
+
+from watcher.amounts import from_number
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -17,12 +19,24 @@ class NotJson(ValueError):
 
 
 class Number:
-    """A number with a fraction or an exponent, NaN or Infinity, unread: neither text nor a float."""
+    """A number with a fraction or an exponent, NaN or Infinity, unread: neither text nor a float.
+
+    Equals the numbers that are exactly the same, however they are written. To compare one that has no such
+    value, or too many digits, with a number raises NotAnAmount.
+    """
 
     __slots__ = ("text",)
 
     def __init__(self, text: str) -> None:
         self.text = text
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Number):
+            return from_number(self.text, signed=True) == from_number(other.text, signed=True)
+        return type(other) is int and from_number(self.text, signed=True) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(from_number(self.text, signed=True))
 
 
 class GivenTwice(ValueError):
@@ -34,9 +48,17 @@ class GivenTwice(ValueError):
 
 
 class Ambiguous:
-    """An object that gives a name twice, so that either may be meant."""
+    """An object that gives a name twice, so that either may be meant: it cannot be looked into."""
 
     __slots__ = ()
+
+    def get(self, name: str) -> NoReturn:
+        """Raise GivenTwice: what goes through any object would find nothing here, and take it for absent."""
+        raise GivenTwice(name)
+
+    def values(self) -> NoReturn:
+        """Raise GivenTwice."""
+        raise GivenTwice("")
 
 
 def parse(body: bytes) -> Any:

@@ -1,0 +1,760 @@
+"""Any JSON API, described in the file: what to ask, and where the amounts stand in the answers.
+
+Refuses to guess: a path that finds nothing, an amount that is not one, a page that is not asked for, an error
+that the answer speaks of reject the poll. No amount is a float at any time.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from urllib.parse import quote, urljoin, urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    PlainValidator,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from watcher.amounts import (
+    MAX_FRACTION_DIGITS,
+    Conversions,
+    NotAnAmount,
+    check_canonical,
+    from_decimal,
+    from_integer,
+    from_number,
+)
+from watcher.fields import Amount
+from watcher.providers.contract import AssetList, Catalogue, ErrorClass, Rejected, Request
+from watcher.providers.paths import (
+    NOTHING,
+    Find,
+    Path,
+    finder,
+    is_said,
+    read_path,
+    refuse_too_many,
+    texts_in,
+)
+from watcher.providers.strict_json import Number
+from watcher.settings import AccountSettings, ProviderSettings, Section
+from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, spoken
+
+MOST_ROWS = 20_000
+"""Of one poll. A megabyte holds 350,000 empty objects."""
+
+_SLOT = re.compile(r"\{\{\w+\}\}|\{([a-z][a-z0-9_]{0,63})\}", re.ASCII)
+_SLOT_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\Z", re.ASCII)
+_ASK_PATH = re.compile(
+    r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2}|\{[a-z][a-z0-9_]{0,63}\})*\Z", re.ASCII
+)
+_DOTS = re.compile(r"/(?:\.|%2[eE]){1,2}(?:/|\Z)")
+_URL = re.compile(r"[!-~]{1,4096}\Z")
+_VISIBLE = re.compile(r"[!-~]{1,1024}\Z")
+_HEADER_VALUE = re.compile(r"[!-~]+(?: +[!-~]+)*\Z")
+_DIGITS = re.compile(r"[0-9]{1,2}\Z", re.ASCII)
+_HEIGHT = re.compile(r"(?:0|[1-9][0-9]{0,18})\Z", re.ASCII)
+_LONGEST_VALUE = 512
+_LONGEST_ID = 128
+_LEFT_TO_US = ("accept-encoding", "content-length", "content-type", "connection", "host", "transfer-encoding")
+_FIELDS = ("total", "locked", "pending_deposit", "pending_withdrawal", "pending")
+_PENDINGS = _FIELDS[2:4]
+
+
+def _is_path(value: object) -> Path:
+    return value if isinstance(value, Path) else read_path(value)
+
+
+class Term(NamedTuple):
+    """One amount of a sum."""
+
+    is_taken_away: bool
+    path: Path
+
+    def __str__(self) -> str:
+        return f"-{self.path}" if self.is_taken_away else self.path.text
+
+
+def _terms(value: object) -> tuple[Term, ...]:
+    said = [value] if isinstance(value, str) else value
+    if not isinstance(said, list | tuple) or not 1 <= len(said) <= 16:
+        raise ValueError("must be a path, or a list of up to 16")
+    terms: list[Term] = []
+    for number, text in enumerate(said, 1):
+        if isinstance(text, Term):
+            terms.append(text)
+            continue
+        is_taken_away = isinstance(text, str) and text.startswith("-")
+        try:
+            terms.append(Term(is_taken_away, read_path(text[1:] if is_taken_away else text)))
+        except ValueError as error:
+            where = (
+                f" (path {number} of the list)"
+                if len(said) > 1
+                else " (behind the minus)"
+                if is_taken_away
+                else ""
+            )
+            raise ValueError(f"{error}{where}") from None
+    return tuple(terms)
+
+
+def _is_places(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_FRACTION_DIGITS
+
+
+def _decimals(value: object) -> "int | Path | Mapping[str, int]":
+    if isinstance(value, str) and not _DIGITS.match(value):
+        return read_path(value)
+    value = int(value) if isinstance(value, str) else value
+    if isinstance(value, Path) or _is_places(value):
+        return value  # type: ignore[return-value]
+    if isinstance(value, dict) and value and all(map(_is_places, value.values())):
+        return {name if name == "*" else asset_id(name): places for name, places in value.items()}
+    raise ValueError(f"must be 0 to {MAX_FRACTION_DIGITS}, a path, or a table of such numbers by asset")
+
+
+def _slots(value: Mapping[str, Any]) -> Any:
+    for name in value:
+        if not _SLOT_NAME.match(name):
+            raise ValueError("a slot is called by small letters, digits and underscores, a letter first")
+    return value
+
+
+PathIn = Annotated[Path, PlainValidator(_is_path)]
+Terms = Annotated[tuple[Term, ...], PlainValidator(_terms)]
+Decimals = Annotated[int | Path | Mapping[str, int], PlainValidator(_decimals)]
+Flaw = tuple[tuple[str | int, ...], str]
+
+
+def _refuse(section: Section, flaws: Sequence[Flaw]) -> None:
+    """Report each of these mistakes at its own key."""
+    if flaws:
+        name = type(section).__name__
+        errors: list[InitErrorDetails] = [
+            {"type": PydanticCustomError("value_error", text), "loc": key, "input": None}
+            for key, text in flaws
+        ]
+        raise ValidationError.from_exception_data(name, errors, hide_input=True)
+
+
+class Next(Section):
+    """How the pages of one ask follow one another."""
+
+    cursor: PathIn | None = Field(None, description="path to what asks for the next page")
+    page: int | None = Field(None, ge=0, le=1, description="the number of the first page")
+    url: PathIn | None = Field(None, description="path to the URL of the next page")
+    query: str | None = Field(None, min_length=1, description="the parameter that takes the cursor or number")
+    json_: str | None = Field(None, min_length=1, alias="json", description="the same, a name in the body")
+    step: int = Field(1, ge=1, le=10_000, description="from one number to the next")
+    more: PathIn | None = Field(None, description="path to what says that there is another page")
+    most: int = Field(20, ge=2, le=100, description="pages, at most; a longer listing is rejected")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        flaws: list[Flaw] = []
+        given = [name for name in ("cursor", "page", "url") if getattr(self, name) is not None]
+        places = [name for name in (self.query, self.json_) if name is not None]
+        if len(given) != 1:
+            flaws.append(((), "give one of cursor, page and url"))
+        elif given != ["url"] and len(places) != 1:
+            flaws.append(((), f"give either query or json: where the {given[0]} is put"))
+        elif given == ["url"] and places:
+            flaws.append(((), "a url brings its own parameters: leave query and json out"))
+        if self.page is not None and not self.more:
+            flaws.append((("more",), "is missing: nothing else tells the last page"))
+        _refuse(self, flaws)
+        return self
+
+
+class Ask(Section):
+    """One request of a poll."""
+
+    method: Literal["GET", "POST"] = Field("GET", description="how it is asked")
+    path: str = Field(description="behind base_url; {name} is a slot")
+    query: dict[str, str] = Field({}, description="parameters; {name} is a slot")
+    json_: JsonValue = Field(None, alias="json", description="the body; {name} in a text is a slot")
+    given: Annotated[dict[str, PathIn], AfterValidator(_slots)] = Field(
+        {}, description="slots whose values are found in the answer to the ask before"
+    )
+    next: Next | None = Field(None, description="how its pages follow one another")
+
+    @field_validator("path")
+    @classmethod
+    def _is_a_path(cls, path: str) -> str:
+        if not _ASK_PATH.match(path) or _DOTS.search(path):
+            raise ValueError(
+                "not a path: it begins with '/', and has neither '?' and '#' nor '.' and '..' in it"
+            )
+        return path
+
+    @field_validator("json_")
+    @classmethod
+    def _is_json(cls, value: JsonValue) -> JsonValue:
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            raise ValueError("nan and inf cannot be sent") from None
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        flaws: list[Flaw] = []
+        if self.json_ is not None and self.method == "GET":
+            flaws.append((("json",), 'needs method = "POST"'))
+        if self.next and self.next.json_ is not None and not isinstance(self.json_, dict):
+            flaws.append((("next", "json"), "there is no json table to put it in"))
+        _refuse(self, flaws)
+        return self
+
+    @property
+    def slots(self) -> set[str]:
+        """The names of its slots."""
+        return {
+            name
+            for text in _texts([self.path, self.query, self.json_])
+            for name in _SLOT.findall(text)
+            if name
+        }
+
+
+class Part(Section):
+    """What one kind of row says. All that the parts say of an asset is added up."""
+
+    answer: int = Field(0, ge=0, le=31, description="the number of the ask whose answer it reads")
+    rows: PathIn | None = Field(None, description="path to the rows; default: the answer is one row")
+    asset: PathIn | None = Field(None, description="path to the id of the asset in a row")
+    id: str | None = Field(
+        None, min_length=1, max_length=_LONGEST_ID, description="the id, the same in each row"
+    )
+    symbol: PathIn | None = Field(None, description="path to the symbol of the asset")
+    name: PathIn | None = Field(None, description="path to the name of the asset")
+    unique: PathIn | None = Field(None, description="path to what no two rows share")
+    unit: Literal["whole", "smallest"] = Field(
+        "whole", description="decimal numbers, or integers with decimals"
+    )
+    decimals: Decimals | None = Field(None, description="a number, a path, or a table by asset")
+    total: Terms | None = Field(None, description="settled funds, what is locked included")
+    locked: Terms | None = Field(None, description="the part of it that cannot be spent")
+    pending_deposit: Terms | None = Field(None, description="what is on its way in")
+    pending_withdrawal: Terms | None = Field(None, description="what is on its way out")
+    pending: Terms | None = Field(None, description="both in one: above zero in, below zero out")
+    default: Amount | None = Field(None, description="the amount where an object lacks the name")
+    height: PathIn | None = Field(None, description="path to the height in its answer")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        flaws: list[Flaw] = []
+        if self.asset and self.id is not None:
+            flaws.append((("id",), "give either asset or id"))
+        if not any(getattr(self, name) for name in _FIELDS):
+            flaws.append(((), f"reads nothing: give one of {', '.join(_FIELDS)}"))
+        _refuse(self, flaws)
+        return self
+
+
+class HttpSettings(ProviderSettings):
+    headers: dict[str, SecretStr] = Field({}, description="sent with every request; best as ${NAME}")
+    basic: SecretStr | None = Field(None, description="`user:password`, sent with every request")
+    secrets: Annotated[dict[str, SecretStr], AfterValidator(_slots)] = Field(
+        {}, description="what stands for {name} in the asks and is not shown"
+    )
+    ask: tuple[Ask, ...] = Field(min_length=1, max_length=32, description="the requests of one poll")
+    read: tuple[Part, ...] = Field(min_length=1, max_length=32, description="where the amounts stand")
+    error: PathIn | None = Field(None, description="path to what makes an answer an error")
+    error_classes: dict[str, ErrorClass] = Field(
+        {}, description="by how the error begins, why the poll is rejected"
+    )
+    more: PathIn | None = Field(None, description="path to what says that an answer is not all")
+    absent_is_zero: bool = Field(False, description="whether what a listing does not name is zero")
+    decimals: Annotated[dict[str, int], PlainValidator(_decimals)] = Field(
+        {}, description="by asset, or `*`, where a part says none"
+    )
+    height: PathIn | None = Field(None, description="path to the height in the answers to the first ask")
+
+    @field_validator("headers")
+    @classmethod
+    def _can_be_sent(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, value in headers.items():
+            if name.lower() in _LEFT_TO_US or not re.match(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}\Z", name):
+                raise ValueError("a name that is no header's, or one that the connection sets")
+            if not _HEADER_VALUE.match(value.get_secret_value()):
+                raise ValueError("values must be visible ASCII, with spaces only inside")
+        return headers
+
+    @field_validator("secrets")
+    @classmethod
+    def _are_visible(cls, secrets: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        if not all(_VISIBLE.match(secret.get_secret_value()) for secret in secrets.values()):
+            raise ValueError("1 to 1024 visible ASCII characters, no spaces, no line breaks")
+        return secrets
+
+    @field_validator("basic")
+    @classmethod
+    def _has_user(cls, basic: SecretStr) -> SecretStr:
+        text = basic.get_secret_value()
+        if ":" not in text or not text.isprintable():
+            raise ValueError("not `user:password`, in one line")
+        return basic
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        flaws: list[Flaw] = []
+        if self.error_classes and not self.error:
+            flaws.append((("error_classes",), "there is no error: the path to what it is about"))
+        if self.basic and any(name.lower() == "authorization" for name in self.headers):
+            flaws.append((("basic",), "is an Authorization header, and there is another one"))
+        for number, ask in enumerate(self.ask):
+            if ask.given and not number:
+                flaws.append((("ask", 0, "given"), "there is no ask before the first one"))
+            flaws += [
+                (("ask", number, "given", name), "is among the secrets, too")
+                for name in sorted(ask.given.keys() & self.secrets.keys())
+            ]
+        said = {name for part in self.read for name in _FIELDS if getattr(part, name)}
+        if "total" not in said:
+            flaws.append((("read",), "no part says the total"))
+        for number, part in enumerate(self.read):
+            if part.answer >= len(self.ask):
+                flaws.append((("read", number, "answer"), f"there are {len(self.ask)}, counted from 0"))
+            if part.pending and said & {*_PENDINGS}:
+                flaws.append((("read", number, "pending"), "give either pending, or the two others"))
+            if part.unit == "smallest" and part.decimals is None and not self.decimals:
+                flaws.append((("read", number, "decimals"), "is missing: the smallest unit needs them"))
+        _refuse(self, flaws)
+        return self
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
+
+
+def _of(value: object) -> object:
+    """Take whole numbers for their digits."""
+    if not isinstance(value, dict):
+        return value
+    return {name: str(one) if type(one) is int else one for name, one in value.items()}
+
+
+class HttpAccount(AccountSettings):
+    of: Annotated[
+        dict[str, Annotated[str, Field(min_length=1, max_length=_LONGEST_VALUE)]],
+        AfterValidator(_slots),
+        BeforeValidator(_of),
+    ] = Field({}, description="what stands for {name} in the asks")
+
+
+@dataclass(slots=True)
+class _Held:
+    """What was said of one asset so far: canonical texts in the order of _FIELDS, None where nothing."""
+
+    asset: Asset
+    texts: list[str | None]
+
+
+class _Reader:
+    """Reads the rows of one part."""
+
+    def __init__(self, number: int, part: Part, settings: HttpSettings) -> None:
+        self.part = part
+        self._label = f"read[{number}]"
+        self._rows = finder(part.rows) if part.rows else None
+        self._asset = finder(part.asset) if part.asset else None
+        self._unique = finder(part.unique) if part.unique else None
+        self._symbol = finder(part.symbol) if part.symbol else None
+        self._name = finder(part.name) if part.name else None
+        self.height = finder(part.height) if part.height else None
+        decimals = part.decimals if part.decimals is not None or part.unit == "whole" else settings.decimals
+        self._places: int | None = decimals if isinstance(decimals, int) else None
+        self._places_by_asset = decimals if isinstance(decimals, dict) else None
+        self._find_places = finder(decimals) if isinstance(decimals, Path) else None
+        self._default = None if part.default is None else part.default
+        self._sums = [
+            (place, name, [(term, finder(term.path)) for term in terms])
+            for place, name in enumerate(_FIELDS)
+            if (terms := getattr(part, name))
+        ]
+
+    def rows(self, answers: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        """Find the rows in all pages, each with its number, or its name in the object that holds it."""
+        is_named = self._asset is None and self.part.id is None
+        number = 0
+        for answer in answers:
+            found = self._rows(answer) if self._rows else answer if is_named else [answer]
+            if is_named and type(found) is dict:
+                yield from found.items()
+            elif type(found) is list and not is_named:
+                yield from enumerate(found, number)
+                number += len(found)
+            else:
+                what = "an object whose names are the assets" if is_named else "a list"
+                raise Rejected("malformed", f"{self._label}: rows: {self._path()} is not {what}")
+
+    def _path(self) -> str:
+        return f"'{self.part.rows}'" if self.part.rows else "the answer"
+
+    def take(self, answers: Sequence[Any], held_by_id: dict[str, _Held], convert: Conversions) -> None:
+        """Add what all rows say to what is held. Raises Rejected."""
+        seen: set[str | int] = set()
+        for number, (name, row) in enumerate(self.rows(answers)):
+            if number >= MOST_ROWS:
+                raise Rejected("malformed", f"{self._label}: more than {MOST_ROWS:,} rows")
+            try:
+                self._take(name, row, held_by_id, convert)
+                if self._unique:
+                    self._note(self._unique(row), seen)
+            except Rejected as odd:
+                raise Rejected(odd.error_class, f"{self._label} row {number}: {odd.words}") from None
+
+    def _take(self, name: Any, row: Any, held_by_id: dict[str, _Held], convert: Conversions) -> None:
+        if row is None:
+            raise Rejected("malformed", "is null")
+        text = self.part.id or (self._asset(row) if self._asset else name)
+        text = str(text) if type(text) is int else text
+        if type(text) is not str or not 0 < len(text) <= _LONGEST_ID or not text.isprintable() or " " in text:
+            raise Rejected("malformed", _odd("asset", self.part.asset, text, "an asset's id"))
+        id_ = asset_id(text)
+        places = self._places
+        if self._places_by_asset is not None:
+            places = self._places_by_asset.get(id_, self._places_by_asset.get("*"))
+        elif self._find_places:
+            places = _places_in(self._find_places(row), self.part.decimals)
+        scale = places if self.part.unit == "smallest" else None
+        if places is None and self.part.unit == "smallest":
+            raise Rejected("configuration", "decimals: the table does not name its asset")
+        held = held_by_id.get(id_)
+        if held is None:
+            symbol = spoken(self._symbol(row)) if self._symbol else None
+            called = spoken(self._name(row)) if self._name else None
+            held = held_by_id[id_] = _Held(Asset(id_, symbol, called, places), [None] * len(_FIELDS))
+        elif places is not None and held.asset.decimals != places:
+            if held.asset.decimals is not None:
+                raise Rejected("malformed", "decimals: another number than above")
+            held.asset = held.asset._replace(decimals=places)
+        texts = held.texts
+        for place, field_name, terms in self._sums:
+            try:
+                text = self._sum(terms, row, scale, convert)
+                if (before := texts[place]) is not None:
+                    text = check_canonical(convert.text(convert.atoms(before) + convert.atoms(text)))
+            except Rejected as odd:
+                raise Rejected(odd.error_class, f"{field_name}: {odd.words}") from None
+            except NotAnAmount as error:
+                raise Rejected("malformed", f"{field_name}: {error}") from None
+            texts[place] = text
+
+    def _sum(
+        self, terms: Sequence[tuple[Term, Find]], row: Any, scale: int | None, convert: Conversions
+    ) -> str:
+        (term, find), *more = terms
+        first = self._amount(find(row), term, scale)
+        if not more and not term.is_taken_away:
+            return first
+        atoms = -convert.atoms(first) if term.is_taken_away else convert.atoms(first)
+        for term, find in more:
+            amount = convert.atoms(self._amount(find(row), term, scale))
+            atoms += -amount if term.is_taken_away else amount
+        return check_canonical(convert.text(atoms))
+
+    def _amount(self, found: Any, term: Term, scale: int | None) -> str:
+        kind = type(found)
+        if found is NOTHING and self._default is not None:
+            return self._default
+        try:
+            if kind is Number:
+                text = from_number(found.text, signed=True)
+            elif kind is str or kind is int:
+                text = str(found)
+            else:
+                raise Rejected("malformed", _finds(term.path, found))
+            return (
+                from_decimal(text, signed=True) if scale is None else from_integer(text, scale, signed=True)
+            )
+        except ValueError as error:
+            reason = error if isinstance(error, NotAnAmount) else "too large"
+            raise Rejected("malformed", f"'{term.path}' is {reason}") from None
+
+    @staticmethod
+    def _note(found: Any, seen: set[str | int]) -> None:
+        if type(found) is not str and type(found) is not int:
+            raise Rejected("malformed", "unique: not a text or a whole number")
+        if found in seen:
+            raise Rejected("malformed", "unique: the same as of a row above")
+        seen.add(found)
+
+
+def _finds(path: Path, found: Any) -> str:
+    """Say what a path found that is not what it should be, without any of it."""
+    if found is NOTHING:
+        return f"'{path}' finds nothing"
+    return f"'{path}' finds {'null, or no way' if found is None else 'no number'}"
+
+
+def _odd(field_name: str, path: Path | None, found: Any, wanted: str) -> str:
+    if path and (found is NOTHING or found is None):
+        return f"{field_name}: {_finds(path, found)}"
+    return f"{field_name}: '{path}' is not {wanted}" if path else f"{field_name}: not {wanted}"
+
+
+def _places_in(found: Any, path: Any) -> int:
+    places = int(found) if type(found) is str and _DIGITS.match(found) else found
+    if not _is_places(places):
+        raise Rejected("malformed", _odd("decimals", path, found, f"0 to {MAX_FRACTION_DIGITS}"))
+    return places
+
+
+class Http:
+    """Asks what the settings declare, and reads the answers by their paths."""
+
+    Settings: ClassVar[type[ProviderSettings]] = HttpSettings
+    Account: ClassVar[type[AccountSettings]] = HttpAccount
+
+    def __init__(self, settings: HttpSettings) -> None:
+        self._settings = settings
+        self._base_url = settings.base_url
+        self._headers = {
+            "Accept" if name.lower() == "accept" else name: value.get_secret_value()
+            for name, value in settings.headers.items()
+        }
+        if settings.basic:
+            token = base64.b64encode(settings.basic.get_secret_value().encode()).decode()
+            self._headers["Authorization"] = f"Basic {token}"
+        self._secrets = {name: secret.get_secret_value() for name, secret in settings.secrets.items()}
+        self._given = [{name: finder(path) for name, path in ask.given.items()} for ask in settings.ask]
+        self._readers = [_Reader(number, part, settings) for number, part in enumerate(settings.read)]
+        self._error = finder(settings.error) if settings.error else None
+        self._more = finder(settings.more) if settings.more else None
+        self._height = finder(settings.height) if settings.height else None
+        self._pages = [_Pages(ask.next, settings.base_url) if ask.next else None for ask in settings.ask]
+        self._starts = sorted(settings.error_classes, key=len, reverse=True)
+        slots = set[str]().union(*(ask.slots - ask.given.keys() for ask in settings.ask))
+        self._slots = slots - self._secrets.keys()
+        said = {name for part in settings.read for name in _FIELDS if getattr(part, name)}
+        self._is_signed = "pending" in said
+        self._says_locked = "locked" in said
+        self.unknown_fields: Set[str] = frozenset() if self._is_signed else frozenset({*_PENDINGS} - said)
+        self.most_rounds: int = 1
+        if any(ask.next or ask.given for ask in settings.ask):
+            self.most_rounds = sum(ask.next.most if ask.next else 1 for ask in settings.ask)
+
+    def source(self, account: HttpAccount) -> str:
+        """Name the account by what it puts into the asks; by the asks, where that is nothing. Raises Rejected
+        where it puts in something else than they take."""
+        if missing := sorted(self._slots - account.of.keys()):
+            raise Rejected("configuration", f"lacks {', '.join(missing)}: what an ask takes in braces")
+        if unknown := sorted(account.of.keys() - self._slots):
+            raise Rejected("configuration", f"no ask takes {', '.join(unknown)}")
+        for ask in self._settings.ask:
+            if _DOTS.search(_filled_path(ask.path, {**account.of, **self._secrets})):
+                raise Rejected("configuration", "'.' and '..' lead elsewhere in a path")
+        if account.of:
+            return json.dumps(account.of, sort_keys=True)
+        return json.dumps([[ask.path, ask.query, ask.json_] for ask in self._settings.ask], sort_keys=True)
+
+    def may_hold(self, account: HttpAccount, asset: str) -> bool | None:
+        parts = self._settings.read
+        if any(part.id is None for part in parts):
+            return True
+        if asset_id(asset) in {asset_id(part.id) for part in parts if part.id is not None}:
+            return True
+        return None if any(part.symbol for part in parts) else False
+
+    def requests(self, account: HttpAccount, answers: Sequence[Any] = ()) -> Sequence[Request]:
+        return self._walk(account, answers)[1]
+
+    def _walk(self, account: HttpAccount, answers: Sequence[Any]) -> tuple[list[list[Any]], list[Request]]:
+        """Sort the answers so far by the asks that they are pages of; and say what to ask next."""
+        asks = self._settings.ask
+        pages: list[list[Any]] = [[] for _ in asks]
+        waiting = [
+            (number, self._request(number, account, {})) for number, ask in enumerate(asks) if not ask.given
+        ]
+        at = 0
+        while waiting and at + len(waiting) <= len(answers):
+            following: list[tuple[int, Request]] = []
+            for (number, request), answer in zip(waiting, answers[at:], strict=False):
+                pages[number].append(answer)
+                its = self._pages[number]
+                if its and (more := its.following(request, pages[number])):
+                    following.append((number, more))
+                elif number + 1 < len(asks) and asks[number + 1].given:
+                    given = {
+                        name: _value_in(find(pages[number][0]))
+                        for name, find in self._given[number + 1].items()
+                    }
+                    following.append((number + 1, self._request(number + 1, account, given)))
+            at += len(waiting)
+            waiting = following
+        return pages, [request for _, request in waiting]
+
+    def _request(self, number: int, account: HttpAccount, given: Mapping[str, str]) -> Request:
+        ask, values = self._settings.ask[number], {**account.of, **self._secrets, **given}
+        path = _filled_path(ask.path, values)
+        if given and _DOTS.search(path):
+            raise Rejected("malformed", "an answer gives a value that leads elsewhere in a path")
+        return Request(
+            ask.method, path, _filled(ask.query, values), self._headers, _filled(ask.json_, values)
+        )
+
+    def refusal(self, status: int, answer: Any) -> Rejected | None:
+        try:
+            if status == 200:
+                refuse_too_many(answer)
+            found = self._error(answer) if self._error else None
+        except Rejected as odd:
+            return odd if status == 200 else None
+        if not is_said(found):
+            return None
+        for text in texts_in(found):
+            for start in self._starts:
+                if text.startswith(start):
+                    error_class = self._settings.error_classes[start]
+                    return Rejected(error_class, f"the provider's error begins with '{start}'")
+        return Rejected("malformed", "an error that error_classes does not name") if status == 200 else None
+
+    def read(self, account: HttpAccount, answers: Sequence[Any], catalogue: Catalogue) -> Snapshot:
+        pages, missing = self._walk(account, answers)
+        if missing:
+            raise Rejected("malformed", "an answer is missing")
+        if self._more:
+            for its, all_of_it in zip(self._pages, pages, strict=True):
+                if not its and any(is_said(self._more(page)) for page in all_of_it):
+                    raise Rejected("configuration", "there are more pages than the one that is asked for")
+        heights = [_height_in(self._height(page)) for page in pages[0]] if self._height else []
+        held_by_id: dict[str, _Held] = {}
+        convert = Conversions()
+        for reader in self._readers:
+            its_pages = pages[reader.part.answer]
+            if reader.height:
+                heights += [_height_in(reader.height(page)) for page in its_pages]
+            reader.take(its_pages, held_by_id, convert)
+        row_by_asset = {id_: self._row(held) for id_, held in held_by_id.items()}
+        absent_is_zero = self._settings.absent_is_zero
+        return Snapshot(row_by_asset, None, absent_is_zero, height=min(heights, default=None))
+
+    def _row(self, held: _Held) -> Row:
+        total, locked, deposit, withdrawal, pending = held.texts
+        if total is None and not self._settings.absent_is_zero:
+            raise Rejected("malformed", "an asset of which no part says the total")
+        if self._is_signed:
+            pending = pending or "0"
+            is_out = pending.startswith("-")
+            deposit, withdrawal = ("0", pending[1:]) if is_out else (pending, "0")
+        else:
+            unknown = self.unknown_fields
+            deposit = None if "pending_deposit" in unknown else deposit or "0"
+            withdrawal = None if "pending_withdrawal" in unknown else withdrawal or "0"
+        if any(text and text.startswith("-") for text in (locked, deposit, withdrawal)):
+            raise Rejected("malformed", "locked or a pending is below zero")
+        balance = Balance(total or "0", locked or "0", deposit, withdrawal)
+        return Row(held.asset, balance, locked_absent=locked is None and self._says_locked)
+
+    def catalogue_request(self) -> None:
+        return None
+
+    def read_catalogue(self, answer: Any) -> AssetList:
+        raise Rejected("malformed", "there is no list of assets")
+
+
+class _Pages:
+    """Goes from a page to the next."""
+
+    def __init__(self, declared: Next, base_url: str) -> None:
+        self._declared = declared
+        self._base_url = base_url
+        found_by = declared.cursor or declared.url
+        self._find = finder(found_by) if found_by else None
+        self._more = finder(declared.more) if declared.more else None
+
+    def following(self, request: Request, pages: Sequence[Any]) -> Request | None:
+        """Say how to ask for the page after the last of `pages`, which `request` was for; None where there is
+        none. Raises Rejected."""
+        declared, page = self._declared, pages[-1]
+        has_more = is_said(self._more(page)) if self._more else None
+        if has_more is False:
+            return None
+        cursor: Any = declared.page
+        if cursor is not None:
+            if _is_like_one_of(page, pages[:-1]):
+                raise Rejected("malformed", "the same page twice")
+            cursor += declared.step * len(pages)
+        elif self._find and not is_said(cursor := self._find(page)):
+            if has_more:
+                raise Rejected("malformed", "there is another page, and nothing leads to it")
+            return None
+        if len(pages) >= declared.most:
+            raise Rejected("configuration", f"more than {declared.most} pages; raise most")
+        if self._find and any(self._find(earlier) == cursor for earlier in pages[:-1]):
+            raise Rejected("malformed", "the same cursor twice")
+        if declared.url:
+            return self._at(request, cursor)
+        value = _value_in(cursor)
+        if declared.query:
+            return replace(request, query={**request.query, declared.query: value})
+        assert declared.json_
+        return replace(request, json={**request.json, declared.json_: cursor})
+
+    def _at(self, request: Request, url: Any) -> Request:
+        """Ask at a URL of the answer, if it is at the same place: a key must not be sent elsewhere."""
+        if type(url) is str and _URL.match(url):
+            with suppress(ValueError):
+                base, there = urlsplit(self._base_url), urlsplit(urljoin(self._base_url + request.path, url))
+                is_here = (base.scheme.lower(), base.netloc.lower()) == (
+                    there.scheme.lower(),
+                    there.netloc.lower(),
+                )
+                if is_here and there.path.startswith(f"{base.path}/"):
+                    query = f"?{there.query}" if there.query else ""
+                    return replace(request, path=there.path.removeprefix(base.path) + query, query={})
+        raise Rejected("malformed", "the next page is at another place than base_url")
+
+
+def _is_like_one_of(page: Any, pages: Sequence[Any]) -> bool:
+    try:
+        return page in pages
+    except (RecursionError, ValueError):
+        raise Rejected("malformed", "a page that cannot be told from another") from None
+
+
+def _value_in(found: Any) -> str:
+    """Take what an answer gives for what is asked next. Raises Rejected."""
+    text = str(found) if type(found) is int else found
+    if type(text) is not str or not 0 < len(text) <= _LONGEST_VALUE:
+        raise Rejected(
+            "malformed", f"what is asked next is not a text of 1 to {_LONGEST_VALUE} characters, or a number"
+        )
+    return text
+
+
+def _height_in(found: Any) -> int:
+    if (type(found) is str and _HEIGHT.match(found)) or (type(found) is int and 0 <= found < 10**19):
+        return int(found)
+    raise Rejected("malformed", "height: not a whole number")
+
+
+def _filled_path(path: str, values: Mapping[str, str]) -> str:
+    return _SLOT.sub(lambda slot: quote(values[slot[1]], safe=""), path)
+
+
+def _filled(value: Any, values: Mapping[str, str]) -> Any:
+    """Put values into the slots of all texts, once each: what a value holds is no slot."""
+    if isinstance(value, str):
+        return _SLOT.sub(lambda slot: values[slot[1]] if slot[1] else slot[0][1:-1], value)
+    if isinstance(value, dict):
+        return {name: _filled(inner, values) for name, inner in value.items()}
+    return [_filled(inner, values) for inner in value] if isinstance(value, list) else value

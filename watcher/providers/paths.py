@@ -1,0 +1,187 @@
+"""Paths into an answer, in JMESPath: they find, and neither calculate nor compare sizes.
+
+Refuses whatever could make a float of a number, or judge its size by a text or by a part of the numbers: no
+amount is rounded, and none is left out, because of a path.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
+
+import jmespath
+from jmespath.exceptions import JMESPathError, ParseError
+from jmespath.lexer import Lexer
+
+from watcher.providers.contract import Rejected
+from watcher.providers.strict_json import Ambiguous
+
+LONGEST = 500
+"""Characters of a path: its depth, and what it costs per value, stay bounded."""
+
+MOST_VALUES = 100_000
+"""Of an answer that a path with filters, functions or projections is applied to."""
+
+_FLOATS = ("avg", "ceil", "floor", "to_number")
+_SIZES = ("lt", "lte", "gt", "gte")
+_FUNCTIONS = frozenset(
+    (
+        *("abs", "contains", "ends_with", "join", "keys", "length", "map", "max", "max_by", "merge", "min"),
+        *("min_by", "not_null", "reverse", "sort", "sort_by", "starts_with", "sum", "to_array"),
+        *("to_string", "type", "values"),
+    )
+)
+
+
+class _Nothing:
+    """What a plain path finds where an object has no such name: neither null nor another type."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+NOTHING: Final = _Nothing()
+
+_Step = str | int
+
+
+class Path(NamedTuple):
+    """A path of the configuration. Two of the same text are the same. `steps` are the names and places that a
+    plain one goes by; None: it is more than that, and is never NOTHING but null.
+    """
+
+    text: str
+    steps: tuple[_Step, ...] | None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def read_path(text: object) -> Path:
+    """Read a path. Raises ValueError, whose message says what is wrong at which column."""
+    if not isinstance(text, str):
+        raise ValueError("must be text: a path (JMESPath)")  # noqa: TRY004  # pydantic
+    if len(text) > LONGEST:
+        raise ValueError(f"not a path: longer than {LONGEST} characters")
+    try:
+        with warnings.catch_warnings(action="error"):  # what is no JSON in backticks is taken for text
+            tokens = [*Lexer().tokenize(text)] if text else []
+            parsed = jmespath.compile(text).parsed
+    except ParseError as error:
+        raise ValueError(f"not a path (JMESPath): a mistake at column {error.lex_position + 1}") from None
+    except (JMESPathError, RecursionError, Warning):
+        what = "nested too deeply" if text else "empty"
+        raise ValueError(f"not a path (JMESPath): {what}") from None
+    for token, following in pairwise(tokens):
+        if flaw := _flaw(token, following):
+            raise ValueError(f"{flaw}, at column {token['start'] + 1}")
+    return Path(text, _steps(parsed))
+
+
+def _flaw(token: dict[str, Any], following: dict[str, Any]) -> str | None:
+    kind, value = token["type"], token["value"]
+    if kind in _SIZES:
+        return f"{value} cannot compare amounts exactly: a path only finds"
+    if kind == "literal" and _has_float(value):
+        return "a number with a point or an exponent is no exact one: write it as text"
+    if kind != "unquoted_identifier" or following["type"] != "lparen" or value in _FUNCTIONS:
+        return None
+    return f"{value}() makes a float, which is not exact" if value in _FLOATS else f"no function {value}()"
+
+
+def _has_float(value: Any) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, float) or any(map(_has_float, inner))
+
+
+def _steps(node: dict[str, Any]) -> tuple[_Step, ...] | None:
+    """Take a parsed path for names and places, one after the other; None where it is more than that."""
+    match node["type"]:
+        case "field" | "index":
+            return (node["value"],)
+        case "current" | "identity":
+            return ()
+        case "subexpression" | "index_expression":
+            steps: tuple[_Step, ...] = ()
+            for child in node["children"]:
+                if (more := _steps(child)) is None:
+                    return None
+                steps += more
+            return steps
+    return None
+
+
+Find = Callable[[Any], Any]
+"""Gives what a path finds in a value: NOTHING, or None, where it finds none. Raises Rejected."""
+
+
+def finder(path: Path) -> Find:
+    """Make what follows a path."""
+    if path.steps is None:
+        return _searching(path.text)
+    if len(path.steps) == 1 and isinstance(name := path.steps[0], str):
+
+        def find(value: Any) -> Any:
+            return value.get(name, NOTHING) if type(value) is dict else _beside(value)
+
+        return find
+    return _following(path.steps)
+
+
+def _following(steps: tuple[_Step, ...]) -> Find:
+    def find(value: Any) -> Any:
+        for step in steps:
+            if type(step) is str and type(value) is dict:
+                value = value.get(step, NOTHING)
+            elif type(step) is int and type(value) is list:
+                value = value[step] if -len(value) <= step < len(value) else None
+            else:
+                return _beside(value)
+        return value
+
+    return find
+
+
+def _beside(value: Any) -> Any:
+    """What is found where the way goes on and the value has no such way."""
+    if isinstance(value, Ambiguous):
+        raise Rejected("malformed", "a name is given twice in an object")
+    return NOTHING if value is NOTHING else None
+
+
+def _searching(text: str) -> Find:
+    search = jmespath.compile(text).search
+
+    def find(value: Any) -> Any:
+        try:
+            return search(value)
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+            raise Rejected("malformed", f"'{text}' cannot be applied to the answer") from None
+
+    return find
+
+
+def is_said(found: Any) -> bool:
+    """Say whether what a path found says something: not nothing, null, false, "", [], {} or 0."""
+    return found is not NOTHING and found not in (None, False, "", [], {})
+
+
+def refuse_too_many(answer: Any) -> None:
+    """Refuse an answer that holds more values than a path should look at. Raises Rejected."""
+    count, open_ = 0, [answer]
+    while open_:
+        value = open_.pop()
+        inner = value if type(value) is list else value.values() if type(value) is dict else ()
+        count += len(inner)
+        if count > MOST_VALUES:
+            raise Rejected("malformed", f"more than {MOST_VALUES:,} values in the answer")
+        open_ += [one for one in inner if type(one) is list or type(one) is dict]
+
+
+def texts_in(found: Any) -> Iterator[str]:
+    """Give the texts of what an error path found: its own, or those of a list."""
+    for one in found if isinstance(found, list) else [found]:
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, int):
+            yield str(one).lower()
