@@ -9,6 +9,7 @@ full-width digits, NaN.
 """
 
 import re
+from collections.abc import Sequence
 
 MAX_FRACTION_DIGITS = 78
 MAX_INTEGER = 2**256 - 1
@@ -32,7 +33,7 @@ def from_integer(text: object, decimals: int = 0, *, signed: bool = False) -> st
     Raises NotAnAmount.
     """
     if signed and isinstance(text, str) and text.startswith("-"):
-        return _negated(from_integer(text[1:], decimals))
+        return negated(from_integer(text[1:], decimals))
     if not isinstance(text, str) or not _INTEGER.match(text):
         raise NotAnAmount("not a decimal integer in a string")
     if len(text) == 78 and int(text) > MAX_INTEGER:
@@ -48,7 +49,7 @@ def from_decimal(text: object, *, signed: bool = False) -> str:
     NotAnAmount.
     """
     if signed and isinstance(text, str) and text.startswith("-"):
-        return _negated(from_decimal(text[1:]))
+        return negated(from_decimal(text[1:]))
     match = _DECIMAL.match(text) if isinstance(text, str) else None
     if not match:
         raise NotAnAmount("not a decimal number in a string")
@@ -99,6 +100,21 @@ def to_text(atoms: int) -> str:
     return f"-{digits}" if atoms < 0 else digits
 
 
+def sum_of(texts: Sequence[str]) -> str:
+    """Add amounts, canonical texts of which some may be below zero. Raises NotAnAmount where it is too large.
+
+    Without atoms, whose 78 digits most sums do not need.
+    """
+    parts = [text.partition(".") for text in texts if text != "0"]
+    if len(parts) < 2:
+        return next((text for text in texts if text != "0"), "0")
+    places = max([len(fraction) for _, _, fraction in parts])
+    total = sum([int(whole + fraction.ljust(places, "0")) for whole, _, fraction in parts])
+    digits = str(abs(total)).rjust(places + 1, "0")
+    text = _canonical(digits[:-places], digits[-places:]) if places else digits
+    return check_canonical(f"-{text}" if total < 0 else text)
+
+
 class Conversions:
     """The conversions of one poll: a text is turned into atoms once, and an amount that came as text, or was
     printed before, is not printed again. Takes canonical text only.
@@ -123,7 +139,10 @@ class Conversions:
         return text
 
 
-def _negated(text: str) -> str:
+def negated(text: str) -> str:
+    """Take an amount away from nothing."""
+    if text.startswith("-"):
+        return text[1:]
     return text if text == "0" else f"-{text}"
 
 

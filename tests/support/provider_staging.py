@@ -13,6 +13,7 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import Any, NamedTuple, Self
 
+from watcher.providers.declared import Http, HttpAccount, HttpSettings
 from watcher.providers.http import ProviderClient
 from watcher.providers.loopring import Loopring, LoopringAccount, LoopringSettings
 from watcher.providers.metakeep import MetaKeep, MetaKeepAccount, MetaKeepSettings
@@ -195,6 +196,45 @@ def metakeep_settings(
     return MetaKeepSettings(
         name="shop", kind="metakeep", base_url=base_url, api_key=API_KEY, timeout=timeout, **more
     )
+
+
+LOOPRING_DECLARED: dict[str, Any] = {
+    "headers": {"X-API-KEY": API_KEY},
+    "error": "resultInfo.code",
+    "error_classes": {"104002": "auth", "102003": "configuration"},
+    "ask": [
+        {"path": "/api/v3/user/balances", "query": {"accountId": "{id}", "tokens": "0,1"}},
+    ],
+    "read": [
+        {
+            "rows": "@",
+            "asset": "tokenId",
+            "unit": "smallest",
+            "decimals": {"*": 18},
+            "total": "total",
+            "locked": "locked",
+            "pending_deposit": "pending.deposit",
+            "pending_withdrawal": "pending.withdraw",
+        }
+    ],
+}
+"""What `kind = "http"` needs to read Loopring."""
+
+
+def declared_settings(
+    base_url: str = "http://127.0.0.1:9", *, timeout_s: float = 5, **more: Any
+) -> HttpSettings:
+    given = {"name": "api", "kind": "http", "base_url": base_url, "timeout": timedelta(seconds=timeout_s)}
+    return HttpSettings.model_validate(given | (more or LOOPRING_DECLARED))
+
+
+def declared_account(**of: Any) -> HttpAccount:
+    return HttpAccount(name="shop", provider="api", of=of)
+
+
+def declared_client(base_url: str, *, timeout_s: float = 5, **more: Any) -> ProviderClient:
+    settings = declared_settings(base_url, timeout_s=timeout_s, **more)
+    return ProviderClient(Http(settings), settings)
 
 
 def loopring_client(base_url: str, *, timeout_s: float = 5, **more: Any) -> ProviderClient:

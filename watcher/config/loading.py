@@ -203,7 +203,8 @@ def as_toml(tree: Mapping[str, Any]) -> Iterator[str]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        fields = {name: _plain(getattr(value, name)) for name in type(value).model_fields}
+        named = type(value).model_fields.items()
+        fields = {field.alias or name: _plain(getattr(value, name)) for name, field in named}
         # Of some a part may be seen; of others the type does not say that they are secret.
         if isinstance(value, RedisSettings):
             fields["url"] = safe_url(value.url.get_secret_value())

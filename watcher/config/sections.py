@@ -3,6 +3,7 @@
 Refuses to let two accounts share a name, or to poll one twice.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -25,7 +26,7 @@ from watcher.config.tables import (
 )
 from watcher.environment import Environment
 from watcher.fields import parse_duration
-from watcher.providers.contract import PLACE_BY_KIND, Provider, provider_class
+from watcher.providers.contract import PLACE_BY_KIND, Provider, Rejected, provider_class
 from watcher.settings import (
     AccountSettings,
     EgressSettings,
@@ -73,7 +74,12 @@ def read_sections(document: Entry, environment: Environment, findings: Findings)
     )
 
 
-_STAND_IN = {"kind": "unknown", "base_url": "https://unknown.invalid", "api_key": "unknown"}
+_STAND_IN: Mapping[str, object] = {
+    "kind": "unknown",
+    "base_url": "https://unknown.invalid",
+    "api_key": "unknown",
+    "read": ({"id": "unknown", "total": "@"},),
+}
 """Stands in for a missing or wrong value of a provider, so that its accounts can be checked before it is
 refused."""
 
@@ -114,13 +120,14 @@ def read_providers(document: Entry, findings: Findings) -> Providers:
             findings.mistake(entry.finding(("kind",), f"{reason} {', '.join(PLACE_BY_KIND)}{meant}"))
         # Only a kind knows its own address: what is no mistake in any kind is none in an unknown one.
         assumed = {"kind": kind} if provider else {"kind": kind, "base_url": _STAND_IN["base_url"]}
+        shape = provider.Settings if provider else ProviderSettings
         settings = settings_of(
-            provider.Settings if provider else ProviderSettings,
+            shape,
             replace(entry, table={**assumed, **entry.table}),
             findings,
             given={"name": name},
             may_hold=() if provider else _keys_of_any_kind("Settings"),
-            stand_ins=_STAND_IN,
+            stand_ins={key: value for key, value in _STAND_IN.items() if key in shape.model_fields},
         )
         if settings:
             providers.settings_by_name[name] = settings
@@ -172,7 +179,11 @@ def read_accounts(
         if not names.is_new(entry) or not account:
             continue
         if asked := asked_by_name.get(account.provider):
-            source = account.provider, asked.source(account)
+            try:
+                source = account.provider, asked.source(account)
+            except Rejected as unfit:
+                findings.mistake(entry.finding(("of",), unfit.words))
+                continue
             if source in place_by_source:
                 reason = f"is the same account at the same provider as the one at {place_by_source[source]}"
                 findings.mistake(entry.finding((), reason))

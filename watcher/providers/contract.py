@@ -31,14 +31,16 @@ def todo(error_class: str, provider: str) -> str | None:
     }.get(error_class)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Request:
-    """One HTTP request, relative to the provider's base_url. `secret_headers` never reach a log."""
+    """One HTTP request, relative to the provider's base_url. Shows nothing of itself: a key may stand anywhere
+    in it.
+    """
 
     method: Literal["GET", "POST"]
     path: str
     query: Mapping[str, str] = field(default_factory=dict)
-    secret_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secret_headers: Mapping[str, str] = field(default_factory=dict)
     json: Any = None
     body: bytes | None = None
     """Sent as it is, because it is signed. So is a path that brings its own query."""

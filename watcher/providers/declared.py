@@ -9,17 +9,17 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 from urllib.parse import quote, urljoin, urlsplit
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Field,
     JsonValue,
     PlainValidator,
     SecretStr,
+    StrictInt,
     ValidationError,
     field_validator,
     model_validator,
@@ -28,18 +28,17 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from watcher.amounts import (
     MAX_FRACTION_DIGITS,
-    Conversions,
     NotAnAmount,
-    check_canonical,
     from_decimal,
     from_integer,
     from_number,
+    negated,
+    sum_of,
 )
 from watcher.fields import Amount
 from watcher.providers.contract import AssetList, Catalogue, ErrorClass, Rejected, Request
 from watcher.providers.paths import (
     NOTHING,
-    Find,
     Path,
     finder,
     is_said,
@@ -70,10 +69,6 @@ _LONGEST_ID = 128
 _LEFT_TO_US = ("accept-encoding", "content-length", "content-type", "connection", "host", "transfer-encoding")
 _FIELDS = ("total", "locked", "pending_deposit", "pending_withdrawal", "pending")
 _PENDINGS = _FIELDS[2:4]
-
-
-def _is_path(value: object) -> Path:
-    return value if isinstance(value, Path) else read_path(value)
 
 
 class Term(NamedTuple):
@@ -132,9 +127,10 @@ def _slots(value: Mapping[str, Any]) -> Any:
     return value
 
 
-PathIn = Annotated[Path, PlainValidator(_is_path)]
+PathIn = Annotated[Path, PlainValidator(read_path)]
 Terms = Annotated[tuple[Term, ...], PlainValidator(_terms)]
 Decimals = Annotated[int | Path | Mapping[str, int], PlainValidator(_decimals)]
+OfText = Annotated[str, Field(min_length=1, max_length=_LONGEST_VALUE)]
 Flaw = tuple[tuple[str | int, ...], str]
 
 
@@ -344,31 +340,23 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(inner)
 
 
-def _of(value: object) -> object:
-    """Take whole numbers for their digits."""
-    if not isinstance(value, dict):
-        return value
-    return {name: str(one) if type(one) is int else one for name, one in value.items()}
-
-
 class HttpAccount(AccountSettings):
-    of: Annotated[
-        dict[str, Annotated[str, Field(min_length=1, max_length=_LONGEST_VALUE)]],
-        AfterValidator(_slots),
-        BeforeValidator(_of),
-    ] = Field({}, description="what stands for {name} in the asks")
+    of: Annotated[dict[str, OfText | StrictInt], AfterValidator(_slots)] = Field(
+        {}, description="what stands for {name} in the asks"
+    )
+
+    @property
+    def values(self) -> dict[str, str]:
+        """What it says, as text."""
+        return {name: str(value) for name, value in self.of.items()}
 
 
-@dataclass(slots=True)
-class _Held:
-    """What was said of one asset so far: canonical texts in the order of _FIELDS, None where nothing."""
-
-    asset: Asset
-    texts: list[str | None]
+Held = list[Any]
+"""What was said of an asset so far: the Asset, and the amount of each of _FIELDS, None where nothing was."""
 
 
-class _Reader:
-    """Reads the rows of one part."""
+class Reader:
+    """Reads what the rows of one part say."""
 
     def __init__(self, number: int, part: Part, settings: HttpSettings) -> None:
         self.part = part
@@ -379,143 +367,122 @@ class _Reader:
         self._symbol = finder(part.symbol) if part.symbol else None
         self._name = finder(part.name) if part.name else None
         self.height = finder(part.height) if part.height else None
-        decimals = part.decimals if part.decimals is not None or part.unit == "whole" else settings.decimals
-        self._places: int | None = decimals if isinstance(decimals, int) else None
-        self._places_by_asset = decimals if isinstance(decimals, dict) else None
+        self._is_whole = part.unit == "whole"
+        decimals = settings.decimals if part.decimals is None and not self._is_whole else part.decimals
+        self._places: Any = decimals
         self._find_places = finder(decimals) if isinstance(decimals, Path) else None
-        self._default = None if part.default is None else part.default
+        sums = {place: getattr(part, name) for place, name in enumerate(_FIELDS, 1) if getattr(part, name)}
+        paths = [*dict.fromkeys(term.path for terms in sums.values() for term in terms)]
+        self._paths = [(path, finder(path)) for path in paths]
         self._sums = [
-            (place, name, [(term, finder(term.path)) for term in terms])
-            for place, name in enumerate(_FIELDS)
-            if (terms := getattr(part, name))
+            (place, [(paths.index(term.path), term.is_taken_away) for term in terms])
+            for place, terms in sums.items()
         ]
 
-    def rows(self, answers: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-        """Find the rows in all pages, each with its number, or its name in the object that holds it."""
+    def add(self, answers: Sequence[Any], held_by_id: dict[str, Held]) -> None:
+        """Add what all rows say to what is held. Raises Rejected."""
+        unique = set[str | int]()
+        for number, (name, row) in enumerate(self._rows_of(answers)):
+            try:
+                if self._unique:
+                    self._note(self._unique(row), unique)
+                self._add_row(name, row, held_by_id)
+            except Rejected as odd:
+                raise Rejected(odd.error_class, f"{self._label} row {number}: {odd.words}") from None
+            if number >= MOST_ROWS:
+                raise Rejected("malformed", f"{self._label}: more than {MOST_ROWS:,} rows")
+
+    def _note(self, found: Any, unique: set[str | int]) -> None:
+        if type(found) is not str and type(found) is not int:
+            raise Rejected("malformed", f"unique: {_is_not('a text or a number', found, self.part.unique)}")
+        if found in unique:
+            raise Rejected("malformed", f"unique: '{self.part.unique}' is as in a row above")
+        unique.add(found)
+
+    def _rows_of(self, answers: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        """Find the rows of all pages, each with its name in the object that holds it."""
         is_named = self._asset is None and self.part.id is None
-        number = 0
         for answer in answers:
             found = self._rows(answer) if self._rows else answer if is_named else [answer]
             if is_named and type(found) is dict:
                 yield from found.items()
             elif type(found) is list and not is_named:
-                yield from enumerate(found, number)
-                number += len(found)
+                yield from ((None, row) for row in found)
             else:
+                path = f"'{self.part.rows}'" if self.part.rows else "the answer"
                 what = "an object whose names are the assets" if is_named else "a list"
-                raise Rejected("malformed", f"{self._label}: rows: {self._path()} is not {what}")
+                raise Rejected("malformed", f"{self._label}: rows: {path} is not {what}")
 
-    def _path(self) -> str:
-        return f"'{self.part.rows}'" if self.part.rows else "the answer"
-
-    def take(self, answers: Sequence[Any], held_by_id: dict[str, _Held], convert: Conversions) -> None:
-        """Add what all rows say to what is held. Raises Rejected."""
-        seen: set[str | int] = set()
-        for number, (name, row) in enumerate(self.rows(answers)):
-            if number >= MOST_ROWS:
-                raise Rejected("malformed", f"{self._label}: more than {MOST_ROWS:,} rows")
-            try:
-                self._take(name, row, held_by_id, convert)
-                if self._unique:
-                    self._note(self._unique(row), seen)
-            except Rejected as odd:
-                raise Rejected(odd.error_class, f"{self._label} row {number}: {odd.words}") from None
-
-    def _take(self, name: Any, row: Any, held_by_id: dict[str, _Held], convert: Conversions) -> None:
+    def _add_row(self, name: Any, row: Any, held_by_id: dict[str, Held]) -> None:
         if row is None:
             raise Rejected("malformed", "is null")
         text = self.part.id or (self._asset(row) if self._asset else name)
-        text = str(text) if type(text) is int else text
+        if type(text) is int:
+            text = str(text)
         if type(text) is not str or not 0 < len(text) <= _LONGEST_ID or not text.isprintable() or " " in text:
-            raise Rejected("malformed", _odd("asset", self.part.asset, text, "an asset's id"))
+            raise Rejected("malformed", f"asset: {_is_not('an id', text, self.part.asset)}")
         id_ = asset_id(text)
         places = self._places
-        if self._places_by_asset is not None:
-            places = self._places_by_asset.get(id_, self._places_by_asset.get("*"))
+        if type(places) is dict:
+            places = places.get(id_, places.get("*"))
         elif self._find_places:
-            places = _places_in(self._find_places(row), self.part.decimals)
-        scale = places if self.part.unit == "smallest" else None
-        if places is None and self.part.unit == "smallest":
-            raise Rejected("configuration", "decimals: the table does not name its asset")
+            found = self._find_places(row)
+            places = int(found) if type(found) is str and _DIGITS.match(found) else found
+            if not _is_places(places):
+                raise Rejected("malformed", f"decimals: {_is_not('0 to 78', found, self._places)}")
         held = held_by_id.get(id_)
         if held is None:
             symbol = spoken(self._symbol(row)) if self._symbol else None
             called = spoken(self._name(row)) if self._name else None
-            held = held_by_id[id_] = _Held(Asset(id_, symbol, called, places), [None] * len(_FIELDS))
-        elif places is not None and held.asset.decimals != places:
-            if held.asset.decimals is not None:
+            held = held_by_id[id_] = [Asset(id_, symbol, called, places), None, None, None, None, None]
+        elif places != held[0].decimals and places is not None:
+            if held[0].decimals is not None:
                 raise Rejected("malformed", "decimals: another number than above")
-            held.asset = held.asset._replace(decimals=places)
-        texts = held.texts
-        for place, field_name, terms in self._sums:
+            held[0] = held[0]._replace(decimals=places)
+        amounts = [self._amount(find(row), path, places) for path, find in self._paths]
+        for place, terms in self._sums:
+            texts = [negated(amounts[at]) if is_taken_away else amounts[at] for at, is_taken_away in terms]
+            if (before := held[place]) is not None:
+                texts.append(before)
             try:
-                text = self._sum(terms, row, scale, convert)
-                if (before := texts[place]) is not None:
-                    text = check_canonical(convert.text(convert.atoms(before) + convert.atoms(text)))
-            except Rejected as odd:
-                raise Rejected(odd.error_class, f"{field_name}: {odd.words}") from None
-            except NotAnAmount as error:
-                raise Rejected("malformed", f"{field_name}: {error}") from None
-            texts[place] = text
+                held[place] = texts[0] if len(texts) == 1 else sum_of(texts)
+            except NotAnAmount:
+                raise Rejected("malformed", f"{_FIELDS[place - 1]}: larger than 2^256 - 1") from None
 
-    def _sum(
-        self, terms: Sequence[tuple[Term, Find]], row: Any, scale: int | None, convert: Conversions
-    ) -> str:
-        (term, find), *more = terms
-        first = self._amount(find(row), term, scale)
-        if not more and not term.is_taken_away:
-            return first
-        atoms = -convert.atoms(first) if term.is_taken_away else convert.atoms(first)
-        for term, find in more:
-            amount = convert.atoms(self._amount(find(row), term, scale))
-            atoms += -amount if term.is_taken_away else amount
-        return check_canonical(convert.text(atoms))
-
-    def _amount(self, found: Any, term: Term, scale: int | None) -> str:
+    def _amount(self, found: Any, path: Path, places: int | None) -> str:
         kind = type(found)
-        if found is NOTHING and self._default is not None:
-            return self._default
+        if found is NOTHING and self.part.default is not None:
+            return self.part.default
         try:
             if kind is Number:
-                text = from_number(found.text, signed=True)
-            elif kind is str or kind is int:
-                text = str(found)
-            else:
-                raise Rejected("malformed", _finds(term.path, found))
-            return (
-                from_decimal(text, signed=True) if scale is None else from_integer(text, scale, signed=True)
-            )
-        except ValueError as error:
-            reason = error if isinstance(error, NotAnAmount) else "too large"
-            raise Rejected("malformed", f"'{term.path}' is {reason}") from None
+                found = from_number(found.text, signed=True)
+            elif kind is int:
+                found = str(found)
+            elif kind is not str:
+                raise Rejected("malformed", f"{self._of(path)}: {_is_not('an amount', found, path)}")
+            if self._is_whole:
+                return from_decimal(found, signed=True)
+            if places is not None:
+                return from_integer(found, places, signed=True)
+        except NotAnAmount as error:
+            raise Rejected("malformed", f"{self._of(path)}: '{path}' is {error}") from None
+        raise Rejected("configuration", "no decimals are given for its asset")
 
-    @staticmethod
-    def _note(found: Any, seen: set[str | int]) -> None:
-        if type(found) is not str and type(found) is not int:
-            raise Rejected("malformed", "unique: not a text or a whole number")
-        if found in seen:
-            raise Rejected("malformed", "unique: the same as of a row above")
-        seen.add(found)
+    def _of(self, path: Path) -> str:
+        """Name the fields that a path is for."""
+        terms_by_name = {name: getattr(self.part, name) or () for name in _FIELDS}
+        return ", ".join(
+            name for name, terms in terms_by_name.items() if path in [term.path for term in terms]
+        )
 
 
-def _finds(path: Path, found: Any) -> str:
+def _is_not(wanted: str, found: Any, path: Any) -> str:
     """Say what a path found that is not what it should be, without any of it."""
+    if path is None:
+        return f"the name is not {wanted}"
     if found is NOTHING:
         return f"'{path}' finds nothing"
-    return f"'{path}' finds {'null, or no way' if found is None else 'no number'}"
-
-
-def _odd(field_name: str, path: Path | None, found: Any, wanted: str) -> str:
-    if path and (found is NOTHING or found is None):
-        return f"{field_name}: {_finds(path, found)}"
-    return f"{field_name}: '{path}' is not {wanted}" if path else f"{field_name}: not {wanted}"
-
-
-def _places_in(found: Any, path: Any) -> int:
-    places = int(found) if type(found) is str and _DIGITS.match(found) else found
-    if not _is_places(places):
-        raise Rejected("malformed", _odd("decimals", path, found, f"0 to {MAX_FRACTION_DIGITS}"))
-    return places
+    return f"'{path}' {'finds null, or no way' if found is None else f'is not {wanted}'}"
 
 
 class Http:
@@ -536,7 +503,7 @@ class Http:
             self._headers["Authorization"] = f"Basic {token}"
         self._secrets = {name: secret.get_secret_value() for name, secret in settings.secrets.items()}
         self._given = [{name: finder(path) for name, path in ask.given.items()} for ask in settings.ask]
-        self._readers = [_Reader(number, part, settings) for number, part in enumerate(settings.read)]
+        self._readers = [Reader(number, part, settings) for number, part in enumerate(settings.read)]
         self._error = finder(settings.error) if settings.error else None
         self._more = finder(settings.more) if settings.more else None
         self._height = finder(settings.height) if settings.height else None
@@ -560,10 +527,10 @@ class Http:
         if unknown := sorted(account.of.keys() - self._slots):
             raise Rejected("configuration", f"no ask takes {', '.join(unknown)}")
         for ask in self._settings.ask:
-            if _DOTS.search(_filled_path(ask.path, {**account.of, **self._secrets})):
+            if _DOTS.search(_filled_path(ask.path, {**account.values, **self._secrets})):
                 raise Rejected("configuration", "'.' and '..' lead elsewhere in a path")
         if account.of:
-            return json.dumps(account.of, sort_keys=True)
+            return json.dumps(account.values, sort_keys=True)
         return json.dumps([[ask.path, ask.query, ask.json_] for ask in self._settings.ask], sort_keys=True)
 
     def may_hold(self, account: HttpAccount, asset: str) -> bool | None:
@@ -603,7 +570,7 @@ class Http:
         return pages, [request for _, request in waiting]
 
     def _request(self, number: int, account: HttpAccount, given: Mapping[str, str]) -> Request:
-        ask, values = self._settings.ask[number], {**account.of, **self._secrets, **given}
+        ask, values = self._settings.ask[number], {**account.values, **self._secrets, **given}
         path = _filled_path(ask.path, values)
         if given and _DOTS.search(path):
             raise Rejected("malformed", "an answer gives a value that leads elsewhere in a path")
@@ -636,33 +603,40 @@ class Http:
                 if not its and any(is_said(self._more(page)) for page in all_of_it):
                     raise Rejected("configuration", "there are more pages than the one that is asked for")
         heights = [_height_in(self._height(page)) for page in pages[0]] if self._height else []
-        held_by_id: dict[str, _Held] = {}
-        convert = Conversions()
+        held_by_id: dict[str, Held] = {}
         for reader in self._readers:
             its_pages = pages[reader.part.answer]
             if reader.height:
                 heights += [_height_in(reader.height(page)) for page in its_pages]
-            reader.take(its_pages, held_by_id, convert)
-        row_by_asset = {id_: self._row(held) for id_, held in held_by_id.items()}
+            reader.add(its_pages, held_by_id)
+        row_by_asset = {id_: self._row(*held) for id_, held in held_by_id.items()}
         absent_is_zero = self._settings.absent_is_zero
         return Snapshot(row_by_asset, None, absent_is_zero, height=min(heights, default=None))
 
-    def _row(self, held: _Held) -> Row:
-        total, locked, deposit, withdrawal, pending = held.texts
-        if total is None and not self._settings.absent_is_zero:
-            raise Rejected("malformed", "an asset of which no part says the total")
+    def _row(
+        self,
+        asset: Asset,
+        total: str | None,
+        locked: str | None,
+        deposit: str | None,
+        withdrawal: str | None,
+        pending: str | None,
+    ) -> Row:
+        if total is None:
+            if not self._settings.absent_is_zero:
+                raise Rejected("malformed", "an asset of which no part says the total")
+            total = "0"
         if self._is_signed:
-            pending = pending or "0"
-            is_out = pending.startswith("-")
-            deposit, withdrawal = ("0", pending[1:]) if is_out else (pending, "0")
-        else:
-            unknown = self.unknown_fields
-            deposit = None if "pending_deposit" in unknown else deposit or "0"
-            withdrawal = None if "pending_withdrawal" in unknown else withdrawal or "0"
-        if any(text and text.startswith("-") for text in (locked, deposit, withdrawal)):
-            raise Rejected("malformed", "locked or a pending is below zero")
-        balance = Balance(total or "0", locked or "0", deposit, withdrawal)
-        return Row(held.asset, balance, locked_absent=locked is None and self._says_locked)
+            is_out = pending is not None and pending.startswith("-")
+            deposit, withdrawal = ("0", negated(pending or "0")) if is_out else (pending, "0")
+        unknown = self.unknown_fields
+        deposit = None if "pending_deposit" in unknown else deposit or "0"
+        withdrawal = None if "pending_withdrawal" in unknown else withdrawal or "0"
+        for text in (locked, deposit, withdrawal):
+            if text and text[0] == "-":
+                raise Rejected("malformed", "locked, or a pending, is below zero")
+        balance = Balance(total, locked or "0", deposit, withdrawal)
+        return Row(asset, balance, locked_absent=locked is None and self._says_locked)
 
     def catalogue_request(self) -> None:
         return None
@@ -690,7 +664,11 @@ class _Pages:
             return None
         cursor: Any = declared.page
         if cursor is not None:
-            if _is_like_one_of(page, pages[:-1]):
+            try:
+                is_repeated = page in pages[:-1]
+            except (RecursionError, ValueError):
+                is_repeated = True
+            if is_repeated:
                 raise Rejected("malformed", "the same page twice")
             cursor += declared.step * len(pages)
         elif self._find and not is_said(cursor := self._find(page)):
@@ -722,13 +700,6 @@ class _Pages:
                     query = f"?{there.query}" if there.query else ""
                     return replace(request, path=there.path.removeprefix(base.path) + query, query={})
         raise Rejected("malformed", "the next page is at another place than base_url")
-
-
-def _is_like_one_of(page: Any, pages: Sequence[Any]) -> bool:
-    try:
-        return page in pages
-    except (RecursionError, ValueError):
-        raise Rejected("malformed", "a page that cannot be told from another") from None
 
 
 def _value_in(found: Any) -> str:

@@ -58,7 +58,9 @@ class Path(NamedTuple):
 
 
 def read_path(text: object) -> Path:
-    """Read a path. Raises ValueError, whose message says what is wrong at which column."""
+    """Read a path, unless it is one. Raises ValueError, whose message says what is wrong at which column."""
+    if isinstance(text, Path):
+        return text
     if not isinstance(text, str):
         raise ValueError("must be text: a path (JMESPath)")  # noqa: TRY004  # pydantic
     if len(text) > LONGEST:
@@ -73,20 +75,20 @@ def read_path(text: object) -> Path:
         what = "nested too deeply" if text else "empty"
         raise ValueError(f"not a path (JMESPath): {what}") from None
     for token, following in pairwise(tokens):
-        if flaw := _flaw(token, following):
-            raise ValueError(f"{flaw}, at column {token['start'] + 1}")
+        kind, value, flaw = token["type"], token["value"], None
+        if kind in _SIZES:
+            flaw = f"{value} cannot compare amounts exactly: a path only finds"
+        elif kind == "literal" and _has_float(value):
+            flaw = "a number with a point or an exponent is no exact one: write it as text"
+        elif kind == "unquoted_identifier" and following["type"] == "lparen" and value not in _FUNCTIONS:
+            flaw = (
+                f"{value}() makes a float, which is not exact"
+                if value in _FLOATS
+                else f"no function {value}()"
+            )
+        if flaw:
+            raise ValueError(f"not a path: {flaw}, at column {token['start'] + 1}")
     return Path(text, _steps(parsed))
-
-
-def _flaw(token: dict[str, Any], following: dict[str, Any]) -> str | None:
-    kind, value = token["type"], token["value"]
-    if kind in _SIZES:
-        return f"{value} cannot compare amounts exactly: a path only finds"
-    if kind == "literal" and _has_float(value):
-        return "a number with a point or an exponent is no exact one: write it as text"
-    if kind != "unquoted_identifier" or following["type"] != "lparen" or value in _FUNCTIONS:
-        return None
-    return f"{value}() makes a float, which is not exact" if value in _FLOATS else f"no function {value}()"
 
 
 def _has_float(value: Any) -> bool:
@@ -117,27 +119,32 @@ Find = Callable[[Any], Any]
 
 def finder(path: Path) -> Find:
     """Make what follows a path."""
-    if path.steps is None:
-        return _searching(path.text)
-    if len(path.steps) == 1 and isinstance(name := path.steps[0], str):
+    steps = path.steps
+    if steps is None:
+        search = jmespath.compile(path.text).search
+
+        def find(value: Any) -> Any:
+            try:
+                return search(value)
+            except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+                raise Rejected("malformed", f"'{path}' cannot be applied to the answer") from None
+
+    elif len(steps) == 1 and isinstance(name := steps[0], str):
 
         def find(value: Any) -> Any:
             return value.get(name, NOTHING) if type(value) is dict else _beside(value)
 
-        return find
-    return _following(path.steps)
+    else:
 
-
-def _following(steps: tuple[_Step, ...]) -> Find:
-    def find(value: Any) -> Any:
-        for step in steps:
-            if type(step) is str and type(value) is dict:
-                value = value.get(step, NOTHING)
-            elif type(step) is int and type(value) is list:
-                value = value[step] if -len(value) <= step < len(value) else None
-            else:
-                return _beside(value)
-        return value
+        def find(value: Any) -> Any:
+            for step in steps:
+                if type(step) is str and type(value) is dict:
+                    value = value.get(step, NOTHING)
+                elif type(step) is int and type(value) is list:
+                    value = value[step] if -len(value) <= step < len(value) else None
+                else:
+                    return _beside(value)
+            return value
 
     return find
 
@@ -147,18 +154,6 @@ def _beside(value: Any) -> Any:
     if isinstance(value, Ambiguous):
         raise Rejected("malformed", "a name is given twice in an object")
     return NOTHING if value is NOTHING else None
-
-
-def _searching(text: str) -> Find:
-    search = jmespath.compile(text).search
-
-    def find(value: Any) -> Any:
-        try:
-            return search(value)
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-            raise Rejected("malformed", f"'{text}' cannot be applied to the answer") from None
-
-    return find
 
 
 def is_said(found: Any) -> bool:
