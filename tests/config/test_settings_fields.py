@@ -7,7 +7,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from watcher import settings
 from watcher.fields import Amount, BaseUrl, Name, Network, Size, parse_duration
 from watcher.providers.contract import PLACE_BY_KIND, provider_class
-from watcher.settings import AccountSettings, LogSettings, ProviderSettings, Settings
+from watcher.settings import AccountSettings, KeyedSettings, LogSettings, ProviderSettings, Settings
 
 
 @pytest.mark.parametrize(
@@ -132,17 +132,27 @@ def test_every_setting_says_what_it_is_for() -> None:
             assert field.description, f"{model.__name__}.{name}"
 
 
+NEEDED_BY_KIND: dict[str, Any] = {
+    "http": {
+        "base_url": "https://api.example.com",
+        "ask": [{"path": "/balances"}],
+        "read": [{"id": "EUR", "total": "amount"}],
+    }
+}
+"""What a section of this kind cannot do without, besides a key."""
+
+
 @pytest.mark.parametrize("kind", PLACE_BY_KIND)
 def test_every_kind_takes_the_keys_that_all_providers_share(kind: str) -> None:
     provider = provider_class(kind)
     assert issubclass(provider.Settings, ProviderSettings)
     assert issubclass(provider.Account, AccountSettings)
-    made = provider.Settings.model_validate({"name": "a", "kind": kind, "api_key": "k"})
+    key: dict[str, Any] = {"api_key": "k"} if issubclass(provider.Settings, KeyedSettings) else {}
+    given = {"name": "a", "kind": kind, **key, **NEEDED_BY_KIND.get(kind, {})}
+    made = provider.Settings.model_validate(given)
     assert made.base_url.startswith("https://")
     with pytest.raises(ValidationError, match="not a base URL"):
-        provider.Settings.model_validate(
-            {"name": "a", "kind": kind, "api_key": "k", "base_url": "https://u:p@h"}
-        )
+        provider.Settings.model_validate({**given, "base_url": "https://u:p@h"})
 
 
 def test_an_unlisted_kind_is_never_imported() -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.odd_answers import Odd, complaint, oddities
 from tests.support.provider_staging import (
+    LOOPRING_DECLARED,
     TOKENS_PATH,
     Reply,
     Seen,
@@ -22,6 +23,8 @@ from tests.support.provider_staging import (
     a_balance,
     a_token_list,
     answer,
+    declared_account,
+    declared_settings,
     loopring_account,
     loopring_settings,
     metakeep_account,
@@ -52,6 +55,11 @@ class Source:
 
 
 SOURCE_BY_NAME: Mapping[str, Source] = {
+    "http": Source(
+        lambda url: declared_settings(url, requests_per_second=10_000, **LOOPRING_DECLARED),
+        declared_account(id=10110),
+        [[a_balance(0, "99476758000000000", "12", "500000000000000000"), a_balance(1, "7", withdraw="3")]],
+    ),
     "loopring": Source(
         lambda url: loopring_settings(url, requests_per_second=10_000),
         loopring_account(),

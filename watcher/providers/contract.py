@@ -33,7 +33,7 @@ def todo(error_class: str, provider: str) -> str | None:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Request:
-    """One HTTP request, relative to the provider's base_url. Shows nothing of itself: a key may stand anywhere
+    """One HTTP request, relative to the provider's base_url. Shows nothing of itself: a key may be anywhere
     in it.
     """
 

@@ -9,8 +9,8 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import quote, urljoin, urlsplit
 
 from pydantic import (
@@ -66,12 +66,14 @@ _DIGITS = re.compile(r"[0-9]{1,2}\Z", re.ASCII)
 _HEIGHT = re.compile(r"(?:0|[1-9][0-9]{0,18})\Z", re.ASCII)
 _LONGEST_VALUE = 512
 _LONGEST_ID = 128
+_LARGEST_ID = 2**63 - 1
 _LEFT_TO_US = ("accept-encoding", "content-length", "content-type", "connection", "host", "transfer-encoding")
 _FIELDS = ("total", "locked", "pending_deposit", "pending_withdrawal", "pending")
 _PENDINGS = _FIELDS[2:4]
 
 
-class Term(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Term:
     """One amount of a sum."""
 
     is_taken_away: bool
@@ -236,7 +238,9 @@ class Part(Section):
     )
     symbol: PathIn | None = Field(None, description="path to the symbol of the asset")
     name: PathIn | None = Field(None, description="path to the name of the asset")
-    unique: PathIn | None = Field(None, description="path to what no two rows share")
+    unique: PathIn | None = Field(
+        None, description="path to what tells rows of one asset apart, which are then added up"
+    )
     unit: Literal["whole", "smallest"] = Field(
         "whole", description="decimal numbers, or integers with decimals"
     )
@@ -381,23 +385,14 @@ class Reader:
 
     def add(self, answers: Sequence[Any], held_by_id: dict[str, Held]) -> None:
         """Add what all rows say to what is held. Raises Rejected."""
-        unique = set[str | int]()
+        unique = set[Any]()
         for number, (name, row) in enumerate(self._rows_of(answers)):
             try:
-                if self._unique:
-                    self._note(self._unique(row), unique)
-                self._add_row(name, row, held_by_id)
+                self._add_row(name, row, held_by_id, unique)
             except Rejected as odd:
                 raise Rejected(odd.error_class, f"{self._label} row {number}: {odd.words}") from None
             if number >= MOST_ROWS:
                 raise Rejected("malformed", f"{self._label}: more than {MOST_ROWS:,} rows")
-
-    def _note(self, found: Any, unique: set[str | int]) -> None:
-        if type(found) is not str and type(found) is not int:
-            raise Rejected("malformed", f"unique: {_is_not('a text or a number', found, self.part.unique)}")
-        if found in unique:
-            raise Rejected("malformed", f"unique: '{self.part.unique}' is as in a row above")
-        unique.add(found)
 
     def _rows_of(self, answers: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
         """Find the rows of all pages, each with its name in the object that holds it."""
@@ -413,15 +408,30 @@ class Reader:
                 what = "an object whose names are the assets" if is_named else "a list"
                 raise Rejected("malformed", f"{self._label}: rows: {path} is not {what}")
 
-    def _add_row(self, name: Any, row: Any, held_by_id: dict[str, Held]) -> None:
+    def _add_row(self, name: Any, row: Any, held_by_id: dict[str, Held], unique: set[Any]) -> None:
         if row is None:
             raise Rejected("malformed", "is null")
         text = self.part.id or (self._asset(row) if self._asset else name)
-        if type(text) is int:
+        if type(text) is int and 0 <= text <= _LARGEST_ID:
             text = str(text)
-        if type(text) is not str or not 0 < len(text) <= _LONGEST_ID or not text.isprintable() or " " in text:
+        if (
+            type(text) is not str
+            or not 0 < len(text) <= _LONGEST_ID
+            or not text.isprintable()
+            or text != text.strip()
+        ):
             raise Rejected("malformed", f"asset: {_is_not('an id', text, self.part.asset)}")
         id_ = asset_id(text)
+        told_apart_by = self._unique(row) if self._unique else id_
+        if type(told_apart_by) is not str and type(told_apart_by) is not int:
+            raise Rejected(
+                "malformed", f"unique: {_is_not('a text or a number', told_apart_by, self.part.unique)}"
+            )
+        if told_apart_by in unique:
+            raise Rejected(
+                "malformed", f"'{self.part.unique or self.part.asset or 'id'}' is as in a row above"
+            )
+        unique.add(told_apart_by)
         places = self._places
         if type(places) is dict:
             places = places.get(id_, places.get("*"))

@@ -6,8 +6,9 @@ amount is rounded, and none is left out, because of a path.
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import jmespath
 from jmespath.exceptions import JMESPathError, ParseError
@@ -45,7 +46,8 @@ NOTHING: Final = _Nothing()
 _Step = str | int
 
 
-class Path(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Path:
     """A path of the configuration. Two of the same text are the same. `steps` are the names and places that a
     plain one goes by; None: it is more than that, and is never NOTHING but null.
     """

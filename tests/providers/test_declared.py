@@ -1,0 +1,288 @@
+"""`kind = "http"`: what is declared is asked, and what the answers say is read, exactly or not at all."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.fuzzing import tried
+from tests.support.provider_staging import Stage, answer, declared_account, declared_client, declared_settings
+from watcher.amounts import to_atoms
+from watcher.providers.contract import Rejected
+from watcher.providers.declared import Http, HttpAccount
+from watcher.providers.strict_json import parse
+from watcher.snapshot import Asset, Balance, Snapshot
+
+BITCOIN: dict[str, Any] = {
+    "basic": "user:pass",
+    "error": "error.code",
+    "error_classes": {"-18": "configuration", "-28": "transient"},
+    "ask": [
+        {
+            "method": "POST",
+            "path": "/wallet/{wallet}",
+            "json": {"jsonrpc": "1.0", "id": "w", "method": "getbalances", "params": []},
+        }
+    ],
+    "read": [
+        {
+            "rows": "[result.mine]",
+            "id": "BTC",
+            "total": ["trusted", "immature"],
+            "locked": "immature",
+            "pending_deposit": "untrusted_pending",
+        }
+    ],
+}
+BALANCES = '{"result": {"mine": {"trusted": 1e-8, "untrusted_pending": 12.34567891, "immature": 24.9999859}}}'
+
+
+def declared(**said: Any) -> Http:
+    """A provider that asks one thing, unless something else is said."""
+    return Http(declared_settings(**{"ask": [{"path": "/"}], **said}))
+
+
+def read(said: Any, /, **part: Any) -> Snapshot:
+    """Read one answer, its JSON text or what it says, by one part."""
+    text = said if isinstance(said, str) else json.dumps(said)
+    return declared(read=[part]).read(declared_account(), [parse(text.encode())], {})
+
+
+def balances(snapshot: Snapshot) -> dict[str, Balance]:
+    return {asset: row.balance for asset, row in snapshot.row_by_asset.items()}
+
+
+def total(said: Any, /, **part: Any) -> str:
+    """Read the total of the one asset that a part reads."""
+    (balance,) = balances(read(said, **{"id": "X", "total": "a", **part})).values()
+    return balance.total
+
+
+def flaw(said: Any, /, **part: Any) -> str:
+    """Say why an answer is rejected."""
+    with pytest.raises(Rejected) as rejected:
+        total(said, **part)
+    return rejected.value.reason
+
+
+async def test_a_node_is_asked_and_its_numbers_are_read_to_the_last_digit() -> None:
+    async with Stage() as stage, declared_client(stage.url, **BITCOIN) as client:
+        stage.reply = answer(BALANCES)
+        account = declared_account(wallet="shop")
+        snapshot = await client.read(account, await client.ask(account))
+    (seen,) = stage.seen
+    assert (seen.method, seen.target) == ("POST", "/wallet/shop")
+    assert seen.header_by_name["authorization"] == "Basic dXNlcjpwYXNz"
+    assert json.loads(seen.body) == {"jsonrpc": "1.0", "id": "w", "method": "getbalances", "params": []}
+    assert balances(snapshot) == {"BTC": Balance("24.99998591", "24.9999859", "12.34567891", None)}
+
+
+@pytest.mark.parametrize(
+    ("said", "error_class"),
+    [
+        ({"result": None, "error": {"code": -18, "message": "not loaded"}}, "configuration"),
+        ({"result": None, "error": {"code": -28, "message": "Loading"}}, "transient"),
+        ({"result": None, "error": {"code": -1}}, "malformed"),
+    ],
+)
+async def test_an_error_is_classed_by_how_its_text_begins_whatever_its_status(
+    said: Any, error_class: str
+) -> None:
+    provider, parsed = Http(declared_settings(**BITCOIN)), parse(json.dumps(said).encode())
+    found = provider.refusal(200, parsed)
+    assert found
+    assert found.error_class == error_class
+    by_status = provider.refusal(500, parsed)
+    assert by_status.error_class == error_class if by_status else error_class == "malformed"
+
+
+@pytest.mark.parametrize(
+    ("number", "unit", "expected"),
+    [
+        ("1", "whole", "1"),
+        ("0.10", "whole", "0.1"),
+        ("1e-8", "whole", "0.00000001"),
+        ("1.5E+3", "whole", "1500"),
+        ("-0.5", "whole", "-0.5"),
+        (
+            "123456789012345678901234567890.123456789012345678",
+            "whole",
+            "123456789012345678901234567890.123456789012345678",
+        ),
+        ("150", "smallest", "1.5"),
+        ("1.5e2", "smallest", "1.5"),
+        ("-7", "smallest", "-0.07"),
+    ],
+)
+@pytest.mark.parametrize("form", ["number", "text"])
+def test_a_number_is_read_as_it_is_written(number: str, unit: str, expected: str, form: str) -> None:
+    if form == "text" and "e" in number.lower():
+        pytest.skip("which no text may have")
+    written = json.dumps(number) if form == "text" else number
+    assert total(f'{{"a": {written}}}', unit=unit, decimals=2) == expected
+
+
+NO_AMOUNTS = [
+    *("null", "true", "false", "[]", "{}", "[1]", '""', '" 1"', '"1 "', '"+1"', '"1e3"', '"1_0"', '"NaN"'),
+    *("NaN", "Infinity", "-Infinity", "1e400000", "1e-400000", "1e999", "9" * 79, f'"{"9" * 79}"', '"0x1"'),
+    *('{"a": 1, "a": 2}', '"１"', "1e-79"),
+]
+
+
+@pytest.mark.parametrize("unit", ["whole", "smallest"])
+@pytest.mark.parametrize("written", NO_AMOUNTS)
+def test_what_is_no_amount_rejects_the_poll_and_is_not_repeated(written: str, unit: str) -> None:
+    reason = flaw(f'{{"a": {written}}}', unit=unit, decimals=2, default="0")
+    assert reason.startswith("read[0] row 0: total: 'a' ")
+
+
+def test_a_path_that_finds_nothing_says_so_and_names_row_and_field() -> None:
+    rows = {"rows": "balances", "id": None, "asset": "asset", "total": ["free", "locked"], "locked": "locked"}
+    said = {"balances": [{"asset": "A", "free": "1", "locked": "0"}, {"asset": "B", "free": "1"}]}
+    assert flaw(said, **rows) == "read[0] row 1: total, locked: 'locked' finds nothing"
+    assert flaw({}, **rows) == "read[0]: rows: 'balances' is not a list"
+    assert flaw({"balances": [{"free": "1"}]}, **rows) == "read[0] row 0: asset: 'asset' finds nothing"
+
+
+@st.composite
+def amounts(draw: st.DrawFn) -> str:
+    whole = draw(st.integers(0, 10**30))
+    places = draw(st.integers(0, 30))
+    return f"{whole}.{draw(st.integers(0, 10**places - 1)):0{places}d}" if places else str(whole)
+
+
+@tried(60)
+@given(
+    st.dictionaries(
+        st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ", min_size=1, max_size=6),
+        st.tuples(amounts(), amounts(), amounts()),
+        max_size=8,
+    )
+)
+def test_random_rows_come_out_exact(row_by_asset: dict[str, tuple[str, str, str]]) -> None:
+    rows = [
+        f'{{"asset": "{asset}", "free": {free}, "held": "{held}", "in": {coming}}}'
+        for asset, (free, held, coming) in row_by_asset.items()
+    ]
+    found = read(
+        f'{{"balances": [{", ".join(rows)}]}}',
+        rows="balances",
+        asset="asset",
+        total=["free", "held"],
+        locked="held",
+        pending=["in", "-held"],
+    )
+    assert found.row_by_asset.keys() == row_by_asset.keys()
+    for asset, texts in row_by_asset.items():
+        free, held, coming = (to_atoms(text) for text in texts)
+        balance = found.row_by_asset[asset].balance
+        assert to_atoms(balance.total) == free + held
+        assert to_atoms(balance.locked) == held
+        assert to_atoms(balance.pending_deposit or "") == max(coming - held, 0)
+        assert to_atoms(balance.pending_withdrawal or "") == max(held - coming, 0)
+
+
+def test_what_the_parts_say_of_an_asset_is_added_up() -> None:
+    provider = declared(
+        ask=[{"path": "/finalized"}, {"path": "/latest"}],
+        read=[
+            {"id": "ETH", "unit": "smallest", "decimals": 18, "total": "b", "pending": "-b", "height": "h"},
+            {"id": "ETH", "unit": "smallest", "decimals": 18, "answer": 1, "pending": "b", "height": "h"},
+        ],
+    )
+    for latest, pendings in (("7", ("0.000000000000000002", "0")), ("3", ("0", "0.000000000000000002"))):
+        answers = [{"b": "5", "h": 100}, {"b": latest, "h": 132}]
+        snapshot = provider.read(declared_account(), answers, {})
+        assert balances(snapshot) == {"ETH": Balance("0.000000000000000005", "0", *pendings)}
+        assert snapshot.height == 100
+
+
+def test_rows_of_one_asset_are_added_up_only_if_something_tells_them_apart() -> None:
+    twice = [{"mint": "M", "at": "x", "n": 5}, {"mint": "M", "at": "y", "n": 7}]
+    part = {"rows": "@", "id": None, "asset": "mint", "total": "n"}
+    assert flaw(twice, **part) == "read[0] row 1: 'mint' is as in a row above"
+    assert total(twice, **part, unique="at") == "12"
+    assert flaw([*twice, twice[0]], **part, unique="at") == "read[0] row 2: 'at' is as in a row above"
+
+
+def test_rows_that_are_an_object_are_named_by_its_names() -> None:
+    said = {"result": {"XXBT": {"balance": "1.5", "hold": "0.5"}, "ZEUR": {"balance": "2", "hold": "0"}}}
+    part = {"rows": "result", "total": "balance", "locked": "hold"}
+    assert balances(read(said, **part)) == {
+        "XXBT": Balance("1.5", "0.5", None, None),
+        "ZEUR": Balance("2", "0", None, None),
+    }
+    with pytest.raises(Rejected, match="is not an object whose names are the assets"):
+        read({"result": []}, **part)
+
+
+def test_decimals_are_a_number_a_path_or_a_table() -> None:
+    said = {"asset": "usd", "a": 150, "places": 3}
+    assert total(said, unit="smallest", decimals=2) == "1.5"
+    assert total(said, unit="smallest", decimals="places") == "0.15"
+    assert (
+        total(said, unit="smallest", id=None, rows="[@]", asset="asset", decimals={"usd": 1, "*": 2}) == "15"
+    )
+    assert (
+        flaw(said, unit="smallest", decimals={"usd": 1})
+        == "read[0] row 0: no decimals are given for its asset"
+    )
+    assert (
+        flaw(said, unit="smallest", decimals="nowhere") == "read[0] row 0: decimals: 'nowhere' finds nothing"
+    )
+    snapshot = read(said, id="usd", unit="smallest", decimals="places", total="a", symbol="'USD'")
+    assert snapshot.row_by_asset["usd"].asset == Asset("usd", "USD", None, 3)
+
+
+def test_a_default_stands_for_a_name_that_is_not_there_and_for_nothing_else() -> None:
+    assert total({}, default="0") == "0"
+    assert total({"b": {}}, total="b.a", default="0") == "0"
+    for said in ('{"a": null}', '{"a": "busy"}', '{"a": {}}', "[]"):
+        assert flaw(said, default="0")
+    for said in ('{"b": null}', '{"b": "busy"}', '{"b": []}'):
+        assert flaw(said, total="b.a", default="0")
+    assert flaw({}, rows="[result]", default="0") == "read[0] row 0: is null"
+
+
+def test_a_slot_cannot_be_left() -> None:
+    provider = declared(
+        secrets={"key": "k/e?y&z=1"},
+        ask=[
+            {
+                "method": "POST",
+                "path": "/v1/{who}/{key}",
+                "query": {"who": "{who}", "key": "{key}"},
+                "json": {"who": ["{who}"], "{who}": "{{who}} {key}"},
+            }
+        ],
+        read=[{"id": "X", "total": "a"}],
+    )
+    hostile = 'a/../b?c=d&e#f%2f"\r\nx: y {key} é'
+    (request,) = provider.requests(declared_account(who=hostile))
+    quoted = "a%2F..%2Fb%3Fc%3Dd%26e%23f%252f%22%0D%0Ax%3A%20y%20%7Bkey%7D%20%C3%A9"
+    assert request.path == f"/v1/{quoted}/k%2Fe%3Fy%26z%3D1"
+    assert request.query == {"who": hostile, "key": "k/e?y&z=1"}
+    assert request.json == {"who": [hostile], "{who}": "{who} k/e?y&z=1"}
+    assert not any(text in repr(request) for text in ("k/e", "k%2Fe", "a/.."))
+
+
+@pytest.mark.parametrize("value", [".", ".."])
+def test_dots_that_lead_up_are_not_put_into_a_path(value: str) -> None:
+    provider = declared(ask=[{"path": "/wallet/{who}/x"}], read=[{"id": "X", "total": "a"}])
+    with pytest.raises(Rejected, match="lead elsewhere"):
+        provider.source(declared_account(who=value))
+
+
+def test_an_account_is_told_by_what_it_puts_in_and_not_by_keys() -> None:
+    def source(account: HttpAccount, key: str) -> str:
+        said = {"ask": [{"path": "/{who}", "query": {"k": "{key}"}}], "read": [{"id": "X", "total": "a"}]}
+        return declared(secrets={"key": key}, **said).source(account)
+
+    assert source(declared_account(who="a"), "key-1") == source(declared_account(who="a"), "key-2")
+    assert source(declared_account(who="a"), "key-1") != source(declared_account(who="b"), "key-1")
+    with pytest.raises(Rejected, match="lacks who"):
+        source(declared_account(), "key")
+    with pytest.raises(Rejected, match="no ask takes whom"):
+        source(declared_account(who="a", whom="b"), "key")
