@@ -1,28 +1,201 @@
-"""What real nodes say is read to the last digit."""
+"""What happens on the chains of real nodes is emitted, to the last digit, by what a user would write."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from tests.support.nodes import litecoin, monero
-from watcher.amounts import from_integer, from_number, to_atoms, to_text
-from watcher.providers.strict_json import parse
+from tests.support.builders import SECRET
+from tests.support.nodes import PASSWORD, USER, litecoin, monero
+from tests.support.rig import assert_reconciled, workers
+from watcher.amounts import from_integer, to_atoms, to_text
+from watcher.config.loading import load
+from watcher.receiver import Receiver
+from watcher.settings import Settings
+from watcher.snapshot import Balance
+from watcher.store.opening import open_store
+from watcher.store.reader import Reader
 
 pytestmark = pytest.mark.slow
 
+CONFIGURATION = """
+[redis]
+url = "{redis}"
+namespace = "{namespace}"
 
-def test_a_number_of_a_bitcoin_node_is_read_to_the_last_digit() -> None:
+[egress]
+allow = ["127.0.0.0/8"]
+allow_http = true
+
+[[subscriptions]]
+name = "ops"
+url = "{receiver}"
+secrets = ["{secret}"]
+events = ["*"]
+{sources}
+"""
+
+BITCOIN = """
+[providers.node]
+kind = "http"
+base_url = "{url}"
+basic = "{user}:{password}"
+requests_per_second = 100
+error = "error.code"
+error_classes = {{ "-18" = "configuration", "-28" = "transient" }}
+
+[[providers.node.ask]]
+method = "POST"
+path = "/wallet/{{wallet}}"
+json = {{ jsonrpc = "1.0", id = "w", method = "getbalances", params = [] }}
+
+[[providers.node.read]]
+rows = "[result.mine]"
+id = "LTC"
+total = ["trusted", "immature"]
+locked = "immature"
+pending_deposit = "untrusted_pending"
+
+[[accounts]]
+name = "shop"
+provider = "node"
+of = {{ wallet = "shop" }}
+
+[[accounts]]
+name = "miner"
+provider = "node"
+of = {{ wallet = "miner" }}
+"""
+
+MONERO = """
+[providers.node]
+kind = "http"
+base_url = "{url}"
+error = "error.code"
+error_classes = {{ "-13" = "configuration" }}
+
+[[providers.node.ask]]
+method = "POST"
+path = "/json_rpc"
+json = {{ jsonrpc = "2.0", id = "0", method = "get_balance", params = {{ account_index = 0 }} }}
+
+[[providers.node.read]]
+rows = "[result]"
+id = "XMR"
+unit = "smallest"
+decimals = 12
+total = "balance"
+locked = ["balance", "-unlocked_balance"]
+
+[[accounts]]
+name = "shop"
+provider = "node"
+"""
+
+OFTEN = {"interval": timedelta(milliseconds=50), "pending_interval": timedelta(milliseconds=50)}
+"""Shorter than a file may say."""
+
+
+class Watched:
+    """A worker that runs, and what it emits."""
+
+    def __init__(self, settings: Settings, receiver: Receiver) -> None:
+        self._settings = settings
+        self._receiver = receiver
+        self._taken_by_account: dict[str, int] = {}
+
+    def _emitted(self, account: str) -> list[tuple[str, str]]:
+        about = [event for event in self._receiver.events if event["data"]["account"]["name"] == account]
+        return [(event["type"], event["data"]["amount"]) for event in about]
+
+    async def next(self, account: str, count: int) -> list[tuple[str, str]]:
+        """The type and amount of each event of one account that came since; so many at least."""
+        taken = self._taken_by_account.get(account, 0)
+        async with asyncio.timeout(10):
+            while len(self._emitted(account)) < taken + count:
+                await self._receiver.wait_for(self._receiver.taken + 1)
+        self._taken_by_account[account] = len(self._emitted(account))
+        return self._emitted(account)[taken:]
+
+    async def balances(self, account: str) -> dict[str, Balance]:
+        """What the store says that an account holds."""
+        async with open_store(self._settings.redis) as store:
+            async for seen in Reader(store.pipe, store.keys).read_states({account: "node"}):
+                assert seen.state
+                return {asset: entry.published for asset, entry in seen.state.entry_by_asset.items()}
+        raise AssertionError("it has no state")
+
+
+@asynccontextmanager
+async def watching(place: Path, redis_url: str, namespace: str, sources: str) -> AsyncIterator[Watched]:
+    """A worker that polls what a file says, and more often; its first events are of the baselines."""
+    async with Receiver(secrets=[SECRET]) as receiver:
+        file = place / "watcher.toml"
+        file.write_text(
+            CONFIGURATION.format(
+                redis=redis_url, namespace=namespace, receiver=receiver.url, secret=SECRET, sources=sources
+            )
+        )
+        settings = load(file, {}).settings
+        accounts = {name: one.model_copy(update=OFTEN) for name, one in settings.account_by_name.items()}
+        settings = settings.model_copy(update={"account_by_name": accounts})
+        async with workers(settings, "w"):
+            watched = Watched(settings, receiver)
+            for name in accounts:
+                assert [type_ for type_, _ in await watched.next(name, 1)] == ["account.baseline"]
+            yield watched
+            await assert_reconciled(settings, receiver)
+
+
+async def test_a_bitcoin_wallet_is_followed_through_a_reorganisation_and_its_own_end(
+    tmp_path: Path, redis_server_url: str, namespace: str
+) -> None:
+    amount = "12.34567891"
     with litecoin() as chain:
         chain.open_wallet("shop")
-        for amount in ("12.34567891", "0.00010001"):
+        sources = BITCOIN.format(url=chain.node.url, user=USER, password=PASSWORD)
+        async with watching(tmp_path, redis_server_url, namespace, sources) as watched:
             chain.send("shop", amount)
-        said = parse(chain.node.answer("getbalances", path="/wallet/shop"))
-    balances = {name: from_number(number.text) for name, number in said["result"]["mine"].items()}
-    assert balances == {"trusted": "0", "untrusted_pending": "12.34577892", "immature": "0"}
+            assert await watched.next("shop", 1) == [("deposit.pending", amount)]
+            block = chain.mine()
+            assert await watched.next("shop", 1) == [("deposit.cleared", amount)]
+            chain.node.call("invalidateblock", block)
+            told = await watched.next("shop", 2)
+            assert sorted(told) == [("deposit.pending", amount), ("total.decreased", amount)]
+            chain.node.call("reconsiderblock", block)
+            assert await watched.next("shop", 1) == [("deposit.cleared", amount)]
+            chain.send("miner", "2", by="shop")
+            ((type_, spent),) = await watched.next("shop", 1)
+            assert type_ == "total.decreased"
+            assert 0 < to_atoms(spent) - to_atoms("2") < to_atoms("0.0001"), "what it cost to send"
+            last = await watched.balances("shop")
+            assert last == {"LTC": Balance(to_text(to_atoms(amount) - to_atoms(spent)), "0", "0", None)}
+            with capture_logs() as logs:
+                chain.node.call("unloadwallet", "shop")
+                while not (lines := [line for line in logs if line["event"] == "poll.rejected"]):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert (lines[0]["account"], lines[0]["error_class"]) == ("shop", "configuration")
+            await watched.next("miner", 0)
+            chain.mine()
+            await watched.next("miner", 1)
+            assert await watched.next("shop", 0) == []
+            assert await watched.balances("shop") == last
 
 
-def test_a_number_of_a_monero_wallet_is_read_to_the_last_digit() -> None:
+async def test_a_monero_wallet_is_read_to_the_last_digit(
+    tmp_path: Path, redis_server_url: str, namespace: str
+) -> None:
     with monero() as chain:
-        said = parse(chain.wallet.answer("get_balance", account_index=0))["result"]
-        rewards = chain.wallet.call("incoming_transfers", transfer_type="all")["transfers"]
-    total, unlocked = (from_integer(str(said[name]), 12) for name in ("balance", "unlocked_balance"))
-    assert total == to_text(sum(to_atoms(from_integer(str(reward["amount"]), 12)) for reward in rewards))
-    assert 0 < to_atoms(unlocked) < to_atoms(total)
+        async with watching(
+            tmp_path, redis_server_url, namespace, MONERO.format(url=chain.wallet.url)
+        ) as watched:
+            said = chain.wallet.call("get_balance", account_index=0)
+            total, unlocked = (said[name] for name in ("balance", "unlocked_balance"))
+            assert 0 < unlocked < total
+            locked = from_integer(str(total - unlocked), 12)
+            balance = Balance(from_integer(str(total), 12), locked, None, None)
+            assert await watched.balances("shop") == {"XMR": balance}

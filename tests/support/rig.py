@@ -65,25 +65,29 @@ class Rig:
         return self.settings.model_copy(update={"provider_by_name": providers})
 
     async def assert_reconciled(self) -> None:
-        """Whatever a test did: the log leads to the state, and what was sent is what the catalogue says."""
-        for event in self.receiver.events:
-            assert_valid(json.dumps(event).encode())
-        async with open_store(self.settings.redis) as store:
-            pipe, keys = store.pipe, store.keys
-            names = {name: one.provider for name, one in self.settings.account_by_name.items()}
-            states = {seen.account: seen async for seen in Reader(pipe, keys).read_states(names)}
-            records: dict[str, list[Record]] = {name: [] for name in names}
-            async for record in History(pipe, keys).records():
-                records.setdefault(record.account, []).append(record)
-            assert await flaws(pipe, keys) == []
-        for name, seen in states.items():
-            assert not seen.damage
-            assert audit(records[name], seen.state).findings == []
+        await assert_reconciled(self.settings, self.receiver)
 
     async def events(self, count: int, *, within_s: float = 10) -> list[Any]:
         """The first `count` events that the receiver took."""
         async with asyncio.timeout(within_s):
             return await self.receiver.wait_for(count)
+
+
+async def assert_reconciled(settings: Settings, receiver: Receiver) -> None:
+    """Whatever a test did: the log leads to the state, and what was sent is what the catalogue says."""
+    for event in receiver.events:
+        assert_valid(json.dumps(event).encode())
+    async with open_store(settings.redis) as store:
+        pipe, keys = store.pipe, store.keys
+        names = {name: one.provider for name, one in settings.account_by_name.items()}
+        states = {seen.account: seen async for seen in Reader(pipe, keys).read_states(names)}
+        records: dict[str, list[Record]] = {name: [] for name in names}
+        async for record in History(pipe, keys).records():
+            records.setdefault(record.account, []).append(record)
+        assert await flaws(pipe, keys) == []
+    for name, seen in states.items():
+        assert not seen.damage
+        assert audit(records[name], seen.state).findings == []
 
 
 @asynccontextmanager
