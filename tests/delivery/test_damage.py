@@ -103,7 +103,8 @@ async def test_a_key_of_another_type_costs_what_it_holds_until_it_is_fixed(
         await fail(both.breakers, "ops", "status 503", open_ms=1)
     kept = await both.pipe.command("DUMP", name)
     await both.pipe.command("DEL", name)
-    await both.pipe.command("RPUSH" if key in ("probe", "row") else "SET", name, "damaged")
+    other = {"queue": ("HSET", name, "is"), "probe": ("RPUSH", name), "row": ("RPUSH", name)}
+    await both.pipe.command(*other.get(key, ("SET", name)), "damaged")
     async with both.worker():
         await subscriber.until(lambda: taken(subscriber, audit) >= EVERYTHING - costs)
         fixed = ("RESTORE", name, 0, kept, "REPLACE") if kept else ("DEL", name)

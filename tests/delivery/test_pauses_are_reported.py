@@ -146,7 +146,7 @@ async def test_an_alert_that_cannot_be_queued_is_a_bug_that_is_said_once_and_sto
     both: Owed, subscriber: MoodySubscriber, pager: MoodySubscriber, logged: list[Any]
 ) -> None:
     queue = both.keys.queue("pager", "ops")
-    await both.pipe.command("SET", queue, "damaged")
+    await both.pipe.command("HSET", queue, "is", "damaged")
     subscriber.status = 410
     await both.queue(["treasury"])
     async with both.worker():

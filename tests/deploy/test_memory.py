@@ -74,6 +74,7 @@ async def test_what_waits_takes_no_more_than_the_formula_says(
     async with connect(server.url) as client:
         taken = await delivery_bytes(await a_stage(client), 400, per_queue)
     assert 0.7 * (EVENT + each) < taken < EVENT + each
+    assert LAST + ALONE <= 400, "what a lone delivery costs beside its event, with its last sequence"
 
 
 async def test_a_server_takes_no_more_than_the_formula_says_for_all_together(server: RealServer) -> None:

@@ -203,6 +203,7 @@ def _damage(random: Random) -> Damage:
             ("LSET", KEYS.queue(OPS, ACCOUNT), random.choice((0, -1)), text),
             ("RPUSH", KEYS.queue(OPS, ACCOUNT), text),
             ("DEL", KEYS.queue(OPS, ACCOUNT)),
+            ("SET", KEYS.queue(OPS, ACCOUNT), text),
             ("SET", KEYS.queue(OPS, "left"), text),
             (
                 "XADD",

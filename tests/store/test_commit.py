@@ -405,8 +405,7 @@ async def test_a_damaged_key_refuses_the_step_before_anything_is_written(
         "second queue": keys.queue("second", ACCOUNT),
         "second queues": keys.queues(SHARD, "second"),
     }[damaged]
-    await store.pipe.command("DEL", key)
-    await store.pipe.command("LPUSH" if damaged in ("state", "queued") else "SET", key, "damaged")
+    await store.damage(key)
     before = await store.contents()
     with pytest.raises(BadState, match="of another type"):
         await store.polls.commit(step)

@@ -91,8 +91,8 @@ class World:
         self._numbers = count(number)
 
     async def settle(self, account: str, subscription: str, outcome: str) -> None:
-        queues, key = self.store.queues, self.store.keys.queue(subscription, account)
-        if not await self.store.pipe.command("LLEN", key):
+        queues = self.store.queues
+        if not await self.store.queue(account, subscription):
             return
         lease = await self.store.lease_queue(account, subscription)
         until = queues.until(lease, MINUTE_MS)

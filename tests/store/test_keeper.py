@@ -204,7 +204,7 @@ async def test_a_damaged_queue_keeps_no_other_from_giving_up(redis_client: Redis
     store = a_store(redis_client, namespace)
     for account in (ACCOUNT, OTHER, THIRD):
         await store.fill(*some_deliveries(1, 2, 3), account=account)
-    await redis_client.set(store.keys.queue(OPS, OTHER), "another program's")
+    await store.damage(store.keys.queue(OPS, OTHER))
     await a_keeper(store).look({OPS: 4})
     assert await waiting(store, ACCOUNT, THIRD) == [[2, 3], [2, 3]]
 

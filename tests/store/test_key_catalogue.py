@@ -170,7 +170,9 @@ async def test_every_key_is_in_the_catalogue_and_is_what_it_says(
         assert key in name_by_key, f"nothing else spells a key: {key}"
         name = name_by_key[key]
         kind, lives = lifetime(name)
-        assert (await store.pipe.command("TYPE", key)).decode() == kind.lower(), name
+        is_alone = name == "queue" and len(await store.queue(key.rpartition(":")[2], key.split(":")[-2])) == 1
+        kinds = {"list", "string"} if is_alone else {kind.lower()}
+        assert (await store.pipe.command("TYPE", key)).decode() in kinds, name
         ttl_ms = await store.pipe.command("PTTL", key)
         assert (ttl_ms == -1) == (lives in LIVES_ON), (
             f"{name} is said to be {lives} and has a TTL of {ttl_ms}"

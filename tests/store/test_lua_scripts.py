@@ -24,7 +24,11 @@ PROVIDED = {
     *("redis", "KEYS", "ARGV", "string", "table", "math", "ipairs", "tonumber", "tostring", "type", "unpack"),
     "pcall",
 }
-READS = {"HGET", "HLEN", "HMGET", "LINDEX", "LLEN", "TIME", "XLEN", "XRANGE", "XREVRANGE", "ZCARD", "ZSCORE"}
+READS = {"HGET", "HLEN", "HMGET", "TIME", "XLEN", "XRANGE", "XREVRANGE", "ZCARD", "ZSCORE"} | {
+    *("alone_in", "length_of", "waiting_in")  # of queues
+}
+LISTS = {"list", "queue"}
+"""What names a key where a script gathers several of a kind."""
 FORBIDDEN = (
     "cjson",
     "cmsgpack",
@@ -141,7 +145,7 @@ def test_a_script_has_no_globals(name: str) -> None:
 
 def calls(text: str) -> list[tuple[str, str]]:
     """Each command that is called, and the name of its first argument."""
-    return re.findall(r"redis\.p?call\(\s*'(\w+)'\s*(?:,\s*([A-Za-z_]+))?", text)
+    return re.findall(r"redis\.p?call\(\s*'(\w+)'\s*(?:,\s*(?:unpack\()?([A-Za-z_]+))?", text)
 
 
 def keys_of_functions() -> dict[str, list[int]]:
@@ -166,17 +170,21 @@ KEYS_OF = {name: places for name, places in keys_of_functions().items() if place
 def test_a_script_calls_nothing_but_what_a_cluster_can_place(name: str) -> None:
     text = TEXT_BY_NAME[name]
     declared, others = {"KEYS"}, set[str]()
+    gathered = {each for each, of in re.findall(r"\b(\w+)\[#\1 \+ 1\] = (\w+)$", text, re.M) if of in LISTS}
     for names, value in re.findall(r"\blocal ([\w, ]+?) = (\S+)", text):
-        is_declared = value.startswith(("KEYS[", "unpack(KEYS,", "unpack(KEYS)"))
+        is_declared = value.startswith(("KEYS[", "unpack(KEYS,", "unpack(KEYS)", "{unpack(KEYS,"))
+        is_declared = is_declared or value.partition("[")[0] in gathered
         (declared if is_declared else others).update(re.findall(r"\w+", names))
+    declared, others = declared | gathered, others - gathered
     assert not declared & others, "what names a key names nothing else"
-    assert calls(text)
+    assert calls(whole(name))
     for command, first in calls(text):
         assert first in declared or (command, first) == ("TIME", ""), f"{command} on an undeclared key"
     for function, places in KEYS_OF.items():
         for arguments in re.findall(rf"\b{function}\(([^()]*)", code(text)):
             given = arguments.split(", ")
-            assert {given[place] for place in places} <= declared, f"{function} on an undeclared key"
+            keys = {given[place].strip("{}") for place in places}
+            assert keys <= declared, f"{function} on an undeclared key"
 
 
 @every_script
@@ -188,5 +196,7 @@ def test_a_script_uses_the_parts_that_it_calls(name: str) -> None:
 
 
 def test_the_functions_of_parts_that_touch_keys_are_found() -> None:
-    assert {"hold", "drop", "drop_all", "grow", "check_types", "bury", "note_given_up"} == KEYS_OF.keys()
+    of_queues = {"alone_in", "append", "length_of", "take_oldest", "waiting_in"}
+    others = {"hold", "drop", "drop_all", "grow", "check_types", "bury", "note_given_up"}
+    assert of_queues | others == KEYS_OF.keys()
     assert KEYS_OF["bury"] == [0, 1, 2, 3]

@@ -81,6 +81,31 @@ async def test_a_queue_that_is_leased_or_waits_keeps_its_time(redis_client: Redi
     assert await store.scores(store.keys.queues(SHARD, OPS)) == {ACCOUNT: lease.deadline}
 
 
+async def test_what_waits_alone_is_a_string_and_of_more_there_is_a_list(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    key = store.keys.queue(OPS, ACCOUNT)
+    await store.fill(ONE)
+    assert await store.pipe.command("TYPE", key) == b"string"
+    await store.fill(TWO)
+    await queue(store, THREE)
+    assert await store.pipe.command("TYPE", key) == b"list"
+    for each in (ONE, TWO, THREE):
+        assert await store.queues.give_up(OPS, ACCOUNT, each.entry, reason="by hand") is not None
+    await queue(store, ONE)
+    assert await store.pipe.command("TYPE", key) == b"string"
+    await queue(store, ONE)
+    assert await store.queue() == [ONE.entry], "it is its end already"
+    await store.fill(TWO, THREE)
+    assert [entry for entry, _ in (await store.begin(await store.lease_queue()))[1].deliveries] == (
+        await store.queue()
+    )
+    assert [entry.split()[0] for entry in await store.queue()] == [
+        each.entry.split()[0] for each in (ONE, TWO, THREE)
+    ]
+
+
 @pytest.mark.parametrize("damaged", ["queue", "queues", "due", "dead", "bodies", "sizes"])
 async def test_a_damaged_key_refuses_before_anything_is_written(
     redis_client: Redis, namespace: str, damaged: str
@@ -97,7 +122,7 @@ async def test_a_damaged_key_refuses_before_anything_is_written(
         "bodies": keys.bodies(SHARD),
         "sizes": keys.sizes(SHARD),
     }[damaged]
-    await store.pipe.command("SET", key, "damaged")
+    await store.damage(key)
     before = await store.contents()
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         await store.queues.enqueue(OPS, ACCOUNT, [TWO], letters=[letter])

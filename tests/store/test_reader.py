@@ -146,7 +146,10 @@ async def test_a_queue_whose_oldest_delivery_is_damaged_is_still_counted(
     survey: Reader, books: Books
 ) -> None:
     await books.live([a_snapshot(ETH="1"), a_snapshot(ETH="2")])
-    await books.pipe.command("LSET", books.keys.queue("ops", "treasury"), 0, b"\xff\x00")
+    await books.pipe.command("SET", books.keys.queue("ops", "treasury"), b"\xff\x00")
+    assert (await survey.backlogs(["ops"]))["ops"] == Backlog(queues=1, deliveries=1)
+    await books.pipe.command("DEL", books.keys.queue("ops", "treasury"))
+    await books.pipe.command("RPUSH", books.keys.queue("ops", "treasury"), b"\xff\x00")
     assert (await survey.backlogs(["ops"]))["ops"] == Backlog(queues=1, deliveries=1)
 
 

@@ -447,7 +447,7 @@ async def test_a_damaged_key_loses_no_delivery_and_one_that_is_not_needed_holds_
         "given up": keys.given_up(SHARD),
         "backlogs": keys.backlogs(SHARD),
     }[damaged]
-    await store.pipe.command("SET", key, "damaged")
+    await store.damage(key)
     before = await store.contents()
     if damaged in needed:
         with pytest.raises(ResponseError, match="WRONGTYPE"):

@@ -61,6 +61,12 @@ class Store:
         await self.schedule.read_clock()
         return self.schedule.now_ms()
 
+    async def damage(self, key: str) -> None:
+        """Put something of another type in the place of a key."""
+        await self.pipe.command("DEL", key)
+        is_text = ":queue:" in key or ":account:" in key
+        await self.pipe.command(*(("HSET", key, "is") if is_text else ("SET", key)), "damaged")
+
     async def due(self, key: str, **score_ms: float) -> None:
         """Say when members of a schedule are due, in ms from now."""
         now = await self.now_ms()
@@ -114,9 +120,9 @@ class Store:
 
     async def queue(self, account: str = ACCOUNT, subscription: str = OPS) -> list[bytes]:
         """Everything that waits in a queue."""
-        entries: list[bytes] = await self.pipe.command(
-            "LRANGE", self.keys.queue(subscription, account), 0, -1
-        )
+        key = self.keys.queue(subscription, account)
+        (alone,) = await self.pipe.command("MGET", key)
+        entries: list[bytes] = [alone] if alone else await self.pipe.command("LRANGE", key, 0, -1)
         return entries
 
     async def bodies(self, shard: int = SHARD) -> dict[bytes, bytes]:

@@ -177,7 +177,8 @@ class _Look:
             due, tried, queued, length, entries = answer[5 * i : 5 * i + 5]
             while len(entries) < length:
                 start, end = len(entries), len(entries) + _DELIVERIES_PAGE - 1
-                page = await self._pipe.command("LRANGE", keys.queue(subscription, account), start, end)
+                key = keys.queue(subscription, account)
+                page = await self._ask(self._pipe.command("LRANGE", key, start, end), ())
                 if not page:
                     break
                 entries += page

@@ -140,8 +140,8 @@ class Keys:
         return self._tagged(shard, "schedule", "queues", subscription)
 
     def queue(self, subscription: str, account: str) -> str:
-        """LIST, permanent: the pending deliveries, oldest first, each `reference previous`. Pushed by commit,
-        popped by settle, give_up and shorten."""
+        """LIST, permanent: the pending deliveries, oldest first, each `reference previous`; or a STRING: the
+        one that found it empty, and came alone. Pushed by commit, popped by settle, give_up and shorten."""
         return self._tagged(shard_of(account), "queue", subscription, account)
 
     def tries(self, shard: int, subscription: str) -> str:

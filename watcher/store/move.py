@@ -785,6 +785,13 @@ class _Down(_Way):
         account, reason = entry.get(b"account", b""), entry.get(b"reason", b"")
         return [b"account", account, b"reason", reason, b"delivery", self._whole(step, subscription, said)]
 
+    async def _queues(self, subscription: str, accounts: Sequence[str]) -> None:
+        step = self._fence.step()
+        for account in accounts:
+            step.write(self._source.queue(subscription, account), "LIST")
+        await self._fence.take(step)
+        await super()._queues(subscription, accounts)
+
     def _entry(self, step: _Step, subscription: str, account: str, entry: bytes) -> bytes | None:
         match = _REFERENCE.match(entry)
         if match is None or match[1] in self._stored:

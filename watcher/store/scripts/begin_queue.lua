@@ -1,7 +1,7 @@
 -- Begin to work on queues that were claimed, each a step: keep them until another deadline, and read their oldest
 -- deliveries, and how often their heads failed already. A claim holds for a moment only: where its answer was
 -- lost, no worker begins what it took. A queue where nothing waits any more is in no schedule from then on.
--- uses references, groups
+-- uses references, waiting, groups
 -- KEYS    1 queues   2 tries   3 nothing (deleted first, see claim)   4 bodies   then for each step: its queue
 -- ARGV    for each step: account, deadline, new deadline, deliveries at most
 -- returns for each step: 1 done, also where a repeat finds it done, -2 the lease was lost; deliveries (a list: each
@@ -9,17 +9,18 @@
 --         attempts ('': none)
 local queues, all_tries, nothing, bodies = unpack(KEYS, 1, 4)
 redis.call('DEL', nothing)
+local lists = {unpack(KEYS, 5)}
 local accounts, reply, kept, empty = {}, {}, {}, {}
-for i = 1, #KEYS - 4 do accounts[i] = ARGV[i * 4 - 3] end
+for i = 1, #lists do accounts[i] = ARGV[i * 4 - 3] end
 local deadlines = redis.call('ZMSCORE', queues, unpack(accounts))
 local tries = redis.call('HMGET', all_tries, unpack(accounts))
-local begun, references = {}, {}
+local alone, begun, references = alone_in(lists), {}, {}
 for i, account in ipairs(accounts) do
   local _, deadline, new, most = unpack(ARGV, i * 4 - 3, i * 4)
   local is_ours = deadlines[i] == deadline
   local answer, deliveries = (is_ours or deadlines[i] == new) and 1 or -2, {}
   if answer == 1 then
-    for j, entry in ipairs(redis.call('LRANGE', KEYS[4 + i], 0, most - 1)) do
+    for j, entry in ipairs(alone[i] and {alone[i]} or redis.call('LRANGE', KEYS[4 + i], 0, most - 1)) do
       deliveries[2 * j - 1], deliveries[2 * j] = entry, ''
       begun[#begun + 1] = {deliveries, 2 * j}
       references[#begun] = reference_of(entry)

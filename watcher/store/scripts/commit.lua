@@ -5,7 +5,7 @@
 -- keeps its schedule, the time of its last poll and its failures. A queue that was empty may be leased to the worker
 -- that commits: to no worker before, as nothing waited. The first write allocates, so that a full server refuses all of
 -- it.
--- uses clock, references, leases, groups
+-- uses clock, references, leases, waiting, groups
 -- KEYS    1 polls   2 failing   3 log   4 due subscriptions   5 due providers   6 bodies   7 sizes   8 backlogs
 --         then for each step: its state, queued, then for each of its queues: list, schedule
 -- ARGV    1 provider   2 log bytes
@@ -29,6 +29,7 @@ redis.call('ZCARD', due_subscriptions)
 redis.call('ZCARD', due_providers)
 local log_size = tonumber(redis.call('HGET', sizes, 'log') or 0) or 0
 local steps, references, filled, filled_by_schedule, names = {}, {}, {}, {}, {}
+local lists, queue_of = {}, {}
 local key, at = 9, 3
 while KEYS[key] do
   local account, deadline, expected, new, due, state, follows, notes = unpack(ARGV, at, at + 7)
@@ -60,14 +61,21 @@ while KEYS[key] do
       one = {at = key + 1, subscription = subscription, accounts = {}, due = {}, first = math.huge, queued = 0}
       filled_by_schedule[schedule], filled[#filled + 1], names[#names + 1] = one, one, subscription
     end
-    local was_empty, place = redis.call('LLEN', list) == 0, #one.accounts + 1
+    local place = #one.accounts + 1
     one.accounts[place] = account
+    lists[#lists + 1] = list
     step.queues[i] = {
       key = key, at = at + 3, deliveries = deliveries, subscription = subscription, lease = lease, filled = one,
-      place = place, was_empty = was_empty,
+      place = place,
     }
+    queue_of[#lists] = step.queues[i]
     key, at = key + 2, at + 3 + deliveries
   end
+end
+for i, alone in ipairs(alone_in(lists)) do
+  local list = lists[i]
+  queue_of[i].alone = alone
+  queue_of[i].was_empty = not alone and redis.call('LLEN', list) == 0
 end
 for _, one in ipairs(filled) do one.times = redis.call('ZMSCORE', KEYS[one.at], unpack(one.accounts)) end
 local waiting_before = names[1] and redis.call('HMGET', backlogs, unpack(names)) or {}
@@ -104,7 +112,8 @@ for i, step in ipairs(steps) do
     answer = 0
     for j, queue in ipairs(step.queues) do -- what was leased the first time, unless a worker has begun since
       if queue.lease ~= '' and queue.filled.times[queue.place] == queue.lease then
-        local head = redis.call('LINDEX', KEYS[queue.key], 0) or ''
+        local list = KEYS[queue.key]
+        local head = waiting_in(list, 0, 0)[1] or ''
         local reference, previous = string.match(head, '^(%S+ %d+) (%S+)$')
         if reference == step.events[tonumber(ARGV[queue.at])].reference then
           leased[#leased + 1], leased[#leased + 2] = j, previous
@@ -167,7 +176,7 @@ for i, step in ipairs(steps) do
       end
       last[#last + 1] = queue.subscription
       last[#last + 1] = previous
-      for k = 1, #waiting, 1000 do redis.call('RPUSH', list, unpack(waiting, k, math.min(k + 999, #waiting))) end
+      append(list, queue.alone, queue.was_empty, waiting)
       one.queued = one.queued + #waiting
       if not one.times[queue.place] then -- else it waits for its retry, or is leased, and keeps its time
         local due = is_ours and queue.lease or now

@@ -1,4 +1,5 @@
 -- Count what waits for a subscription in a shard, and read what is noted of it in backlogs, at the same moment.
+-- uses waiting
 -- KEYS    1 backlogs   2 schedule   3 nothing (deleted first, see claim)   then for each account: its queue
 -- ARGV    1 subscription   2 whether the count is noted from now on (one or zero)   then the accounts
 -- returns what was noted ('': nothing), and the count; -1: the schedule names other accounts by now
@@ -9,7 +10,8 @@ if redis.call('ZCARD', schedule) ~= #ARGV - 2 then return {noted, -1} end
 local count = 0
 for i = 3, #ARGV do
   if not redis.call('ZSCORE', schedule, ARGV[i]) then return {noted, -1} end
-  count = count + redis.call('LLEN', KEYS[i + 1])
+  local list = KEYS[i + 1]
+  count = count + length_of(list)
 end
 if is_noted == '1' then
   redis.call('DEL', nothing)

@@ -1,5 +1,5 @@
 -- Keep queues for longer, each a step, if their leases are still ours.
--- uses groups
+-- uses waiting, groups
 -- KEYS    1 schedule   2 nothing (deleted first, see claim)   then for each step: its queue
 -- ARGV    for each step: account, deadline, new deadline, delivery that has to be the queue's head ('': any)
 -- returns for each step: 1 done, also where a repeat finds it done, -1 another head, -2 the lease was lost
@@ -9,12 +9,13 @@ local accounts, reply, kept = {}, {}, {}
 for i = 1, #KEYS - 2 do accounts[i] = ARGV[i * 4 - 3] end
 local deadlines = redis.call('ZMSCORE', queues, unpack(accounts))
 for i = 1, #accounts do
+  local list = KEYS[2 + i]
   local account, deadline, new, head = unpack(ARGV, i * 4 - 3, i * 4)
   if deadlines[i] == new then
     reply[i] = 1
   elseif deadlines[i] ~= deadline then
     reply[i] = -2
-  elseif head ~= '' and redis.call('LINDEX', KEYS[2 + i], 0) ~= head then
+  elseif head ~= '' and waiting_in(list, 0, 0)[1] ~= head then
     reply[i] = -1
   else
     reply[i] = 1

@@ -1,4 +1,5 @@
 -- Read queues of one subscription, each with its place in the schedule, at the same moment.
+-- uses waiting
 -- KEYS    1 schedule   2 retries   then for each account: its queue, queued
 -- ARGV    1 subscription   2 deliveries at most of each   then the accounts
 -- returns for each account: when its queue is due ('': it is in no schedule), `count delivery` of the failed attempts
@@ -11,7 +12,7 @@ for i = 1, #ARGV - 2 do
   reply[#reply + 1] = redis.call('ZSCORE', schedule, account) or ''
   reply[#reply + 1] = redis.call('HGET', retries, account) or ''
   reply[#reply + 1] = redis.call('HGET', queued, ARGV[1]) or ''
-  reply[#reply + 1] = redis.call('LLEN', queue)
-  reply[#reply + 1] = redis.call('LRANGE', queue, 0, ARGV[2] - 1)
+  reply[#reply + 1] = length_of(queue)
+  reply[#reply + 1] = waiting_in(queue, 0, ARGV[2] - 1)
 end
 return reply

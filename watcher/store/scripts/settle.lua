@@ -1,6 +1,6 @@
 -- Settle attempts, each a step: take a queue's head away (delivered, or dead), or say when to try it again.
 -- Fenced by the head, so that a repeat or a late worker takes nothing twice, and by the queue's lease.
--- uses clock, references, dead_letters, groups
+-- uses clock, references, waiting, dead_letters, groups
 -- KEYS    1 queues   2 due subscriptions   3 tries   4 dead letters   5 attempts   6 nothing (see claim)   7 bodies
 --         8 sizes   9 given up   10 backlogs   11 results   12 row   then for each step: its queue
 -- ARGV    1 subscription   2 dead letters length   3 dead letters bytes   4 attempts length   5 attempts bytes
@@ -15,7 +15,8 @@ local bodies, sizes, given_up, backlogs, results, row_key = unpack(KEYS, 7, 12)
 local subscription = ARGV[1]
 redis.call('DEL', nothing)
 local accounts, may_bury, may_wait, may_remember = {}, false, false, false
-for i = 1, #KEYS - 12 do
+local lists = {unpack(KEYS, 13)}
+for i = 1, #lists do
   local account, _, _, outcome, _, _, attempt = unpack(ARGV, 8 * i - 2, 8 * i + 4)
   accounts[i] = account
   may_bury = may_bury or outcome == 'dead'
@@ -42,8 +43,10 @@ if type(noted) == 'table' then
 end
 local is_counting = noted > 0
 local may_count = is_counting
-local reply, taken, delivered, kept, free, settled, eventful = {}, {}, {}, {}, {}, {}, {}
+local alone = alone_in(lists)
+local reply, shortened, emptied, delivered, kept, free, settled, eventful = {}, {}, {}, {}, {}, {}, {}, {}
 for i, account in ipairs(accounts) do
+  local list = KEYS[12 + i]
   local _, ours, head, outcome, new, _, attempt, kind = unpack(ARGV, 8 * i - 2, 8 * i + 5)
   local answer, deadline, is_taken = 1, 0, outcome == 'delivered' or outcome == 'dead'
   if is_taken and deadlines[i] == new then
@@ -52,19 +55,21 @@ for i, account in ipairs(accounts) do
   elseif deadlines[i] ~= ours then
     answer = -2
   else
-    local first, second = unpack(redis.call('LRANGE', KEYS[12 + i], 0, 1))
+    local first, second = alone[i], nil
+    if not first then first, second = unpack(redis.call('LRANGE', list, 0, 1)) end
     if first ~= head then
       answer = -1
     else
       if is_taken then
-        taken[#taken + 1] = 12 + i
         if outcome == 'delivered' then delivered[#delivered + 1] = reference_of(head) end
         if tries[i] then settled[#settled + 1] = account end
         if second then
+          shortened[#shortened + 1] = list
           deadline = tonumber(new)
           kept[#kept + 1] = new
           kept[#kept + 1] = account
         else
+          emptied[#emptied + 1] = list
           free[#free + 1] = account
         end
       end
@@ -76,8 +81,10 @@ for i, account in ipairs(accounts) do
 end
 
 if delivered[1] then drop_all(bodies, delivered) end -- which reads them first
-for _, place in ipairs(taken) do redis.call('LPOP', KEYS[place]) end
-if taken[1] then grow(backlogs, subscription, -#taken, waiting) end
+for _, list in ipairs(shortened) do redis.call('LPOP', list) end
+if emptied[1] then redis.call('DEL', unpack(emptied)) end
+local taken = #shortened + #emptied
+if taken > 0 then grow(backlogs, subscription, -taken, waiting) end
 if kept[1] then redis.call('ZADD', queues, unpack(kept)) end
 if free[1] then redis.call('ZREM', queues, unpack(free)) end
 if settled[1] then redis.call('HDEL', all_tries, unpack(settled)) end

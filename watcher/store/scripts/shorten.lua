@@ -1,6 +1,6 @@
 -- Give up the oldest deliveries of queues, down to how many may wait in each. A repeat finds no more to give up. A
 -- queue that a worker has in hand keeps one, so that its schedule keeps the lease.
--- uses clock, references, dead_letters
+-- uses clock, references, waiting, dead_letters
 -- KEYS    1 schedule   2 tries   3 dead letters   4 nothing (deleted first, see claim)   5 bodies   6 sizes
 --         7 given up   8 backlogs   then for each queue: its list
 -- ARGV    1 subscription   2 reason   3 dead letters length (0: there is no memory for them, only names are kept)
@@ -15,17 +15,21 @@ redis.call('ZCARD', schedule)
 redis.call('HLEN', tries)
 check_types(dead, bodies, sizes, given_up, backlogs)
 local lengths = {}
-for i = 1, #KEYS - 8 do lengths[i] = redis.call('LLEN', KEYS[8 + i]) end
+for i = 1, #KEYS - 8 do
+  local list = KEYS[8 + i]
+  lengths[i] = length_of(list)
+end
 
 local now = now_ms()
 local taken = 0
 for i, length in ipairs(lengths) do
+  local list = KEYS[8 + i]
   local account, stays = ARGV[2 * i + 4], tonumber(ARGV[2 * i + 5])
   local due = tonumber(redis.call('ZSCORE', schedule, account) or 0)
   if stays == 0 and is_in_hand(due, now) then stays = 1 end
   local count = math.min(length - stays, most - taken)
   if count > 0 then
-    for _, entry in ipairs(redis.call('LPOP', KEYS[8 + i], count)) do
+    for _, entry in ipairs(take_oldest(list, count)) do
       if dead_length > 0 then
         bury(dead, bodies, sizes, given_up, subscription, account, reason, entry, dead_length, dead_bytes)
       else
