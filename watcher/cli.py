@@ -30,6 +30,7 @@ COMMANDS_BY_PURPOSE: Mapping[str, Mapping[str, str]] = {
         "demo": "See it work on this machine: no Redis, key or network needed.",
         "init": "Write a watcher.toml to begin with.",
         "check": "Find every mistake in the configuration, before it runs.",
+        "recipes": "The APIs that come described; print one, to edit it.",
     },
     "The worker": {
         "run": "Poll, compare and deliver, until it is asked to stop.",

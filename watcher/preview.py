@@ -3,13 +3,13 @@
 Pure. Refuses to read an answer in a way of its own: the provider's module does, as in a real poll.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from pydantic import SecretStr, ValidationError
 
 from watcher.journal.account import EMPTY_MS, EMPTY_REPEATS, AccountState, Advance, Rules, advance
-from watcher.providers.contract import Catalogue, Provider, Rejected
+from watcher.providers.contract import Catalogue, Provider, Rejected, Request
 from watcher.providers.strict_json import NotJson, parse
 from watcher.settings import AccountSettings
 from watcher.snapshot import Snapshot, asset_id
@@ -44,6 +44,35 @@ def parsed(body: bytes) -> Any:
         return parse(body)
     except NotJson as error:
         raise Rejected("malformed", f"the answer is {error}") from None
+
+
+class MoreAsked(Exception):
+    """A poll asks for more than was given: for these requests, next."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        super().__init__()
+        self.requests = requests
+
+
+def polls(provider: Provider, account: AccountSettings, bodies: Iterable[bytes]) -> Iterator[Snapshot]:
+    """Read the bodies of answers, in the order in which they are asked for, as one poll after the other.
+
+    Raises Rejected as a poll would, and MoreAsked where the last one is not whole.
+    """
+    rest = [*bodies]
+    while rest:
+        answers: list[Any] = []
+        asked = provider.requests(account)
+        while asked:
+            given, rest = rest[: len(asked)], rest[len(asked) :]
+            if len(given) < len(asked):
+                raise MoreAsked(asked[len(given) :])
+            for body in given:
+                answers.append(parsed(body))
+                if refused := provider.refusal(200, answers[-1]):
+                    raise refused
+            asked = provider.requests(account, answers) if provider.most_rounds > 1 else ()
+        yield provider.read(account, answers, {})
 
 
 def kind_of(answer: Any) -> Kind | None:

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
@@ -24,8 +24,25 @@ _MOST_NAMES = 5
 @config_option
 @click.option("--show", "is_shown", is_flag=True, help="Print what is in effect, with secrets as ***.")
 @click.option("--connect", "is_trying", is_flag=True, help="Try Redis, providers and subscribers too.")
+@click.option("--recipe", metavar="FILE|NAME", help="Instead: read answers by a recipe, or by such a file.")
+@click.option(
+    "--answer",
+    "answers",
+    metavar="ANSWER.json",
+    multiple=True,
+    type=click.File("rb"),
+    help="With --recipe: the body of an answer, in the order in which they are asked for.",
+)
 @click.option("--json", "is_json", is_flag=True, help="One JSON object a line: mistakes, warnings, summary.")
-def command(*, config_path: Path | None, is_shown: bool, is_trying: bool, is_json: bool) -> int:
+def command(
+    *,
+    config_path: Path | None,
+    is_shown: bool,
+    is_trying: bool,
+    recipe: str | None,
+    answers: "tuple[BinaryIO, ...]",
+    is_json: bool,
+) -> int:
     """Find every mistake in the configuration, before anything runs.
 
     Prints a summary and exits with 0, or prints all mistakes on stderr and exits with 78.
@@ -34,7 +51,17 @@ def command(*, config_path: Path | None, is_shown: bool, is_trying: bool, is_jso
     clocks, and goes as far as the TLS of each subscriber: nothing is written, nothing is sent. It exits with
     1 if anything fails. A Redis whose certificate is self-signed needs ?ssl_ca_certs=/path/ca.pem in
     redis.url.
+
+    With --recipe it prints what answers say of the first account of that file, asset by asset, and what
+    events a second poll's answers would make. Without --answer: what is asked for. It exits with 1 if a poll
+    would reject an answer.
     """
+    if recipe is not None:
+        from watcher.commands.recipes import read_answers
+
+        return read_answers(recipe, answers, is_json=is_json)
+    if answers:
+        raise click.UsageError("--answer needs --recipe: a file, or a name that `watcher recipes` lists")
     loaded = load_or_exit(config_path, is_json=is_json)
     print_findings(loaded.warnings, "warning", is_json=is_json)
     settings = loaded.settings

@@ -84,7 +84,14 @@ def command(
         else:
             click.echo("{file} is rejected, {error_class}: {reason}".format_map(unread.line))
         return 1
-    lines = _lines(preview(*snapshots, Rules(withdrawals, settle_polls)))
+    say_rounds(preview(*snapshots, Rules(withdrawals, settle_polls)), is_json=is_json)
+    say_next("watcher schema events, for what an event says in full")
+    return 0
+
+
+def say_rounds(rounds: "Iterable[Round]", *, is_json: bool) -> None:
+    """Print what polls emit and keep back, each once."""
+    lines = _lines(rounds)
     for line in lines:
         if is_json:
             say_json(line)
@@ -101,8 +108,6 @@ def command(
             click.echo(f"{fate:<22}{asset}{moved}: {line['why']}")
     if not lines and not is_json:
         click.echo("nothing moved")
-    say_next("watcher schema events, for what an event says in full")
-    return 0
 
 
 def _snapshots(

@@ -81,7 +81,7 @@ def read_settings(document: Entry, environment: Environment, findings: Findings)
     What has a mistake is left out, or as it is where nothing is said of it.
     """
     sections = read_sections(document, environment, findings)
-    providers = read_providers(document, findings)
+    providers = read_providers(document, environment, findings)
     accounts = read_accounts(document, environment, providers, findings)
     subscriptions = read_subscriptions(document, sections.egress, findings)
     refuse_fan_out(document, accounts.by_name, subscriptions, findings)

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cache
 from itertools import chain
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from watcher.config.files import read_lines
-from watcher.config.findings import UNKNOWN, Entry, Findings, did_you_mean
+from watcher import recipes
+from watcher.config.files import interpolate_all, read_lines
+from watcher.config.findings import UNKNOWN, Entry, Findings, Key, did_you_mean
 from watcher.config.tables import (
     Names,
     leftover_flaw,
@@ -26,7 +27,7 @@ from watcher.config.tables import (
 )
 from watcher.environment import Environment
 from watcher.fields import parse_duration
-from watcher.providers.contract import PLACE_BY_KIND, Provider, Rejected, provider_class
+from watcher.providers.contract import PLACE_BY_KIND, Provider, Rejected, kinds, provider_class
 from watcher.settings import (
     AccountSettings,
     EgressSettings,
@@ -105,19 +106,21 @@ class Providers:
         }
 
 
-def read_providers(document: Entry, findings: Findings) -> Providers:
-    """Read all providers."""
+def read_providers(document: Entry, environment: Environment, findings: Findings) -> Providers:
+    """Read all providers. One whose kind is a recipe is laid over it."""
     providers = Providers()
     for name, entry in named_tables(document, "providers", findings):
         kind = entry.table.get("kind", name)
-        provider = provider_class(kind) if isinstance(kind, str) and kind in PLACE_BY_KIND else None
+        provider = provider_class(kind) if isinstance(kind, str) and kind in kinds() else None
+        if isinstance(kind, str) and kind in recipes.names():
+            entry = _over_recipe(entry, kind, environment, findings)
         providers.entry_by_name[name] = entry
         providers.class_by_name[name] = provider
         if isinstance(kind, str) and not provider:
             is_given = "kind" in entry.table
             reason = "unknown kind, known are" if is_given else "is missing, and the name is none of"
-            meant = did_you_mean(kind, PLACE_BY_KIND)
-            findings.mistake(entry.finding(("kind",), f"{reason} {', '.join(PLACE_BY_KIND)}{meant}"))
+            known = f"{', '.join(PLACE_BY_KIND)}, and the recipes {', '.join(recipes.names())}"
+            findings.mistake(entry.finding(("kind",), f"{reason} {known}{did_you_mean(kind, kinds())}"))
         # Only a kind knows its own address: what is no mistake in any kind is none in an unknown one.
         assumed = {"kind": kind} if provider else {"kind": kind, "base_url": _STAND_IN["base_url"]}
         shape = provider.Settings if provider else ProviderSettings
@@ -135,6 +138,29 @@ def read_providers(document: Entry, findings: Findings) -> Providers:
                 if flaw := mask_flaw(secret):
                     findings.mistake(entry.finding(path, flaw))
     return providers
+
+
+def _over_recipe(entry: Entry, kind: str, environment: Environment, findings: Findings) -> Entry:
+    """Lay a section over the recipe of its kind: a variable that the recipe names, and that is not set, is
+    missing from the section, unless the section says something else there.
+    """
+
+    def refuse(key: Key, reason: str) -> None:
+        if not _says(entry.table, key):
+            findings.mistake(entry.finding(key, reason))
+
+    base = interpolate_all(recipes.recipe(kind).section, environment, refuse)
+    return replace(entry, table={**recipes.laid_over(base, entry.table), "kind": kind})
+
+
+def _says(value: Any, key: Key) -> bool:
+    for part in key:
+        if not isinstance(value, dict):
+            return True  # something else stands where the recipe has a table
+        if part not in value:
+            return False
+        value = value[part]
+    return True
 
 
 @cache

@@ -11,6 +11,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 
+from watcher import recipes
 from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Asset, Row, Snapshot
 
@@ -209,8 +210,15 @@ PLACE_BY_KIND = {
 }
 
 
+def kinds() -> tuple[str, ...]:
+    """Name every kind that a section may have: those that are code, then the recipes."""
+    return (*PLACE_BY_KIND, *recipes.names())
+
+
 @cache
 def provider_class(kind: str) -> type[Provider]:
-    """Import the class that reads a listed kind. Raises KeyError for any other."""
+    """Import the class that reads a kind, one of `kinds()`. Raises KeyError for any other."""
+    if kind in recipes.names():
+        kind = recipes.recipe(kind).kind
     module, _, name = PLACE_BY_KIND[kind].partition(":")
     return cast(type[Provider], getattr(import_module(module), name))
