@@ -1,0 +1,83 @@
+"""Every recipe asks what it should, and reads its samples to the last digit."""
+
+import json
+import re
+import tomllib
+from dataclasses import replace
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from watcher import recipes
+from watcher.commands.recipes import asked
+from watcher.config.files import read_toml
+from watcher.config.findings import Entry, Findings
+from watcher.config.sections import read_accounts, read_providers
+from watcher.environment import Environment
+from watcher.preview import polls
+from watcher.providers.contract import PLACE_BY_KIND, Provider
+from watcher.providers.http import by_status
+from watcher.providers.strict_json import parse
+from watcher.recipes import HERE
+from watcher.settings import AccountSettings
+from watcher.snapshot import Snapshot
+
+NAMES = recipes.names()
+SAMPLES = HERE / "samples"
+
+
+def variables_of(name: str) -> dict[str, str]:
+    return dict.fromkeys(re.findall(r"\$\{(\w+)\}", recipes.recipe(name).text), "KEY")
+
+
+@cache
+def read(name: str) -> tuple[Provider, AccountSettings]:
+    """A recipe as a section finds it that says nothing but its name, and the account of its example."""
+    environment, findings = Environment(variables_of(name)), Findings()
+    document = read_toml(HERE / f"{name}.toml", environment, findings)
+    bare = replace(document, table={**document.table, "providers": {name: {}}})
+    providers = read_providers(bare, environment, findings)
+    accounts = read_accounts(bare, environment, providers, findings)
+    assert [*map(str, findings.mistakes), *map(str, findings.warnings)] == []
+    (account,) = accounts.by_name.values()
+    return providers.asked_by_name[name], account
+
+
+def expected(name: str) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads((SAMPLES / name / "expected.json").read_text())
+    return said
+
+
+def bodies(name: str, kind: str) -> list[bytes]:
+    return [path.read_bytes() for path in sorted((SAMPLES / name).glob(f"{kind}-*.json"))]
+
+
+def said_of(snapshot: Snapshot) -> dict[str, Any]:
+    balances = {asset: [*row.balance] for asset, row in snapshot.row_by_asset.items()}
+    return {"balances": balances, **({} if snapshot.height is None else {"height": snapshot.height})}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_asks_and_reads_what_its_samples_say(name: str) -> None:
+    provider, account = read(name)
+    wanted = expected(name)
+    assert [asked(request) for request in provider.requests(account)] == wanted.pop("asks")
+    later = wanted.pop("later", None)
+    assert [said_of(snapshot) for snapshot in polls(provider, account, bodies(name, "answer"))] == [wanted]
+    if later:
+        assert [said_of(snapshot) for snapshot in polls(provider, account, bodies(name, "later"))] == [later]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_knows_the_errors_of_its_api(name: str) -> None:
+    provider, _ = read(name)
+    for sample in json.loads((SAMPLES / name / "errors.json").read_text()):
+        body = None if sample["answer"] is None else parse(json.dumps(sample["answer"]).encode())
+        refused = provider.refusal(sample["status"], body)
+        if refused is None or sample["status"] == 429:
+            assert sample["status"] != 200, sample
+            refused = by_status(sample["status"])
+        assert refused.error_class == sample["error_class"], sample
