@@ -6,12 +6,16 @@ import pytest
 
 from watcher.config.findings import ConfigRefused
 from watcher.config.loading import load
+from watcher.providers.contract import PLACE_BY_KIND
+from watcher.recipes import names
 
 BAD = Path(__file__).parent / "bad"
 ENVIRON = {
     "SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
     "UNREADABLE_FILE": "/nonexistent/file",
 }
+KINDS = f"{', '.join(PLACE_BY_KIND)}, and the recipes {', '.join(names())}"
+"""In place of {kinds}: they become more."""
 
 
 def mistakes_in(path: Path) -> list[str]:
@@ -24,7 +28,9 @@ def mistakes_in(path: Path) -> list[str]:
 def test_every_mistake_is_told_at_once_with_its_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(BAD)
     lines = Path(name).read_text(errors="replace").splitlines()
-    expected = [line.removeprefix("#! ") for line in lines if line.startswith("#! ")]
+    expected = [
+        line.removeprefix("#! ").replace("{kinds}", KINDS) for line in lines if line.startswith("#! ")
+    ]
     assert expected
     assert mistakes_in(Path(name)) == expected
 

@@ -25,7 +25,7 @@ def test_it_writes_the_example_and_prints_the_next_commands() -> None:
     assert result.exit_code == 0
     assert Path("watcher.toml").read_text() == example()
     exports, check, run = result.stdout.splitlines()
-    assert exports.startswith("export LOOPRING_API_KEY='your-API-key' OPS_SECRET=whsec_")
+    assert exports.startswith("export LOOPRING_API_KEY='your-key' OPS_SECRET=whsec_")
     assert (check, run) == ("watcher check", "watcher run")
     assert "watcher.toml" in result.stderr
 

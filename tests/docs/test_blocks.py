@@ -36,6 +36,7 @@ from watcher.delivery.sink import Attempt
 from watcher.engine.breaker import Answer
 from watcher.journal.events import Delivery
 from watcher.providers.contract import Provider
+from watcher.recipes import HERE, recipe
 
 pytestmark = pytest.mark.slow
 
@@ -94,16 +95,26 @@ def starts_a_user(block: Block, folder: Path) -> None:
     init, check, run = block.text.splitlines()
     reader = Reader(folder, **ENVIRON)
     assert reader.run(init).stdout.splitlines()[1:] == [shown(check), shown(run)], "as the text says"
-    configuration = (
-        (folder / "watcher.toml")
-        .read_text()
-        .replace("[providers.loopring]", f"[providers.loopring]\n{NOWHERE}")
+    configuration = (folder / "watcher.toml").read_text()
+    (folder / "watcher.toml").write_text(
+        re.sub(r"^base_url = .*$", NOWHERE, configuration, flags=re.MULTILINE)
     )
-    (folder / "watcher.toml").write_text(configuration)
     checked = reader.run(check)
     assert (checked.returncode, checked.stderr) == (0, "")
     with reader.running(run, until="worker.started") as said:
         wait_for(said, '"poll.rejected"')
+
+
+def tries_a_recipe(block: Block, folder: Path) -> None:
+    name = "esplora"
+    (folder / "mine.toml").write_text(recipe(name).text)
+    for kind in ("answer", "later"):
+        shutil.copy(HERE / "samples" / name / f"{kind}-1.json", folder / f"{kind}.json")
+    reader = Reader(folder)
+    asks, reads, moves = (reader.run(line).stdout for line in block.text.splitlines())
+    assert asks.startswith("GET /address/")
+    assert "20999999.99700001" in reads
+    assert "withdrawal.cleared" in moves
 
 
 def shown(line: str) -> str:
@@ -410,6 +421,7 @@ TREATMENTS: Mapping[tuple[str, str], Callable[[Block, Path], Awaitable[None] | N
     ("sh", "watcher ping ops"): acts,
     ("sh", "_WATCHER_COMPLETE"): completes,
     ("python", "class Acme"): is_the_contract,
+    ("sh", "watcher check --recipe"): tries_a_recipe,
     ("sh", "> secrets/users.acl"): makes_the_secrets,
     ("sh", "/opt/watcher/bin/watcher run"): runs_by_hand,
     ("sh", "--rdb"): backs_redis_up,

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 import watcher
+from watcher import recipes
+from watcher.commands.recipes import known
 from watcher.observe.catalogue import EVENTS
-from watcher.providers.contract import PLACE_BY_KIND
+from watcher.providers.contract import PLACE_BY_KIND, kinds
 from watcher.providers.loopring import LoopringAccount
 from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
 from watcher.settings import (
@@ -56,6 +58,16 @@ def test_every_setting_stands_in_its_table_with_its_description(
         del meant["name"]
         meant["requests_per_second"] = ProviderSettings.model_fields["requests_per_second"].description
     assert told == meant
+
+
+def test_the_table_of_sources_says_of_each_recipe_what_it_says_of_itself() -> None:
+    told = {cells[0].strip("`"): cells[1:] for cells in rows_after("`kind`")}
+    meant = {
+        name: [recipe.reads, *known(recipe), recipe.ran_against]
+        for name, recipe in ((name, recipes.recipe(name)) for name in recipes.names())
+    }
+    assert {name: told[name] for name in meant} == meant
+    assert told.keys() == {*kinds()}
 
 
 def test_the_table_of_events_names_every_type_of_change() -> None:

@@ -2,11 +2,8 @@
 
 import json
 import re
-import tomllib
 from dataclasses import replace
 from functools import cache
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +11,11 @@ import pytest
 from watcher import recipes
 from watcher.commands.recipes import asked
 from watcher.config.files import read_toml
-from watcher.config.findings import Entry, Findings
+from watcher.config.findings import Findings
 from watcher.config.sections import read_accounts, read_providers
 from watcher.environment import Environment
 from watcher.preview import polls
-from watcher.providers.contract import PLACE_BY_KIND, Provider
+from watcher.providers.contract import Provider
 from watcher.providers.http import by_status
 from watcher.providers.strict_json import parse
 from watcher.recipes import HERE

@@ -39,18 +39,12 @@ def command(*, path: Path, provider: str | None, is_forced: bool) -> None:
     click.echo(f"Wrote {path}. Put your accounts and your receiver's URL in it. Then:", err=True)
     option = "" if path == _USUAL else f" --config {shlex.quote(str(path))}"
     lines = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
-    keys = (f"{name}='your-{_said(name)}'" for name in dict.fromkeys(_VARIABLE.findall(lines)))
+    names = dict.fromkeys(_VARIABLE.findall(lines))
+    keys = (f"{name}='your-{name.rpartition('_')[2].lower()}'" for name in names)
     wanted = " ".join(key for key in keys if not key.startswith("OPS_SECRET="))
     click.echo(f"export {wanted}{' ' * bool(wanted)}OPS_SECRET={new_secret()}")
     click.echo(f"watcher check{option}")
     click.echo(f"watcher run{option}")
-
-
-def _said(name: str) -> str:
-    """What a variable stands for, by the end of its name."""
-    words = {"KEY": "API-key", "ID": "id"}
-    last = name.rpartition("_")[2]
-    return words.get(last, last.lower())
 
 
 def example() -> str:

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from watcher.snapshot import Snapshot
 
 
-def _complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
-    return [name for name in recipes.names() if name.startswith(incomplete)]
-
-
 @click.command("recipes", short_help="The APIs that come described.")
-@click.argument("name", required=False, shell_complete=_complete)
+@click.argument(
+    "name",
+    required=False,
+    shell_complete=lambda _, __, text: [name for name in recipes.names() if name.startswith(text)],
+)
 @click.option("--json", "is_json", is_flag=True, help="One JSON object a line.")
 def command(*, name: str | None, is_json: bool) -> None:
     """List the APIs that come described as data, or print the recipe NAME.

@@ -146,21 +146,14 @@ def _over_recipe(entry: Entry, kind: str, environment: Environment, findings: Fi
     """
 
     def refuse(key: Key, reason: str) -> None:
-        if not _says(entry.table, key):
+        said: Any = entry.table
+        for part in key:
+            said = said.get(part) if isinstance(said, dict) else said
+        if said is None:
             findings.mistake(entry.finding(key, reason))
 
     base = interpolate_all(recipes.recipe(kind).section, environment, refuse)
     return replace(entry, table={**recipes.laid_over(base, entry.table), "kind": kind})
-
-
-def _says(value: Any, key: Key) -> bool:
-    for part in key:
-        if not isinstance(value, dict):
-            return True  # something else stands where the recipe has a table
-        if part not in value:
-            return False
-        value = value[part]
-    return True
 
 
 @cache

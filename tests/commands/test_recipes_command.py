@@ -1,0 +1,126 @@
+"""`watcher recipes`, and what `check --recipe` and `init --provider` make of one."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.stories import Ended, ended
+from watcher import recipes
+from watcher.recipes import HERE
+
+SAMPLES = HERE / "samples"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> Ended:
+    return ended(capsys, *arguments)
+
+
+def answers(name: str, *kinds: str) -> list[object]:
+    paths = [path for kind in kinds for path in sorted((SAMPLES / name).glob(f"{kind}-*.json"))]
+    return [argument for path in paths for argument in ("--answer", path)]
+
+
+def test_they_are_listed_with_what_they_know_and_what_they_ran_against(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    done = run(capsys, "recipes")
+    assert done.lines[0].split() == ["recipe", "locked", "pending", "ran", "against", "reads"]
+    assert [line.split()[0] for line in done.lines[1:]] == [*recipes.names()]
+    listed = {line["name"]: line for line in run(capsys, "recipes", "--json").objects}
+    assert listed["bitcoin-core"]["fields"] == ["total", "locked", "pending_deposit"]
+    assert listed["bitcoin-core"]["ran_against"].startswith("a real node")
+    assert listed["esplora"]["fields"] == ["total", "pending_deposit", "pending_withdrawal"]
+
+
+def test_one_is_printed_as_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    done = run(capsys, "recipes", "lnd")
+    assert done.out.rstrip() == recipes.recipe("lnd").text.rstrip()
+    assert "[recipe]" not in done.out
+    wrong = run(capsys, "recipes", "lnt")
+    assert (wrong.code, wrong.err) == (2, "Error: no recipe is called 'lnt'; did you mean 'lnd'?\n")
+
+
+def test_answers_are_shown_asset_by_asset_and_two_polls_as_events(capsys: pytest.CaptureFixture[str]) -> None:
+    done = run(capsys, "check", "--recipe", "bitcoin-core", *answers("bitcoin-core", "answer", "later"))
+    assert (done.code, done.err) == (0, "")
+    assert [line.split() for line in done.lines if line.startswith("BTC")] == [
+        ["BTC", "62.34567891", "50", "0.00000001", "-", "-"],
+        ["BTC", "62.34567892", "50", "0", "-", "-"],
+    ]
+    assert done.lines[-1].split()[:4] == ["at", "once", "deposit.cleared", "0.00000001"]
+
+
+def test_the_same_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    done = run(capsys, "check", "--json", "--recipe", "esplora", *answers("esplora", "answer", "later"))
+    assert [line["kind"] for line in done.objects] == ["row", "row", "event"]
+    assert done.objects[0]["total"] == "20999999.99700001"
+    assert done.objects[0]["asset"]["decimals"] == 8
+    assert done.objects[2]["type"] == "withdrawal.cleared"
+
+
+def test_a_poll_of_several_answers_says_which_are_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    done = run(capsys, "check", "--recipe", "lnd", "--answer", SAMPLES / "lnd" / "answer-1.json")
+    assert done.code == 2
+    assert "poll 1 takes 1 more --answer, of what it asks next:\n  GET /v1/balance/channels\n" in done.err
+
+
+def test_without_answers_it_says_what_is_asked_and_shows_no_key(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ETHERSCAN_API_KEY", "the-secret")
+    done = run(capsys, "check", "--recipe", "etherscan")
+    assert done.out.startswith("GET /v2/api?action=balance&address=0x")
+    assert "the-secret" not in done.out
+
+
+def test_what_a_poll_would_reject_is_said_with_its_class(capsys: pytest.CaptureFixture[str]) -> None:
+    sample = SAMPLES / "wise" / "answer-1.json"
+    done = run(capsys, "check", "--recipe", "stripe", "--answer", sample)
+    assert done.code == 1
+    assert done.out.startswith("poll 1 is rejected, malformed: read[0]: rows: 'available' ")
+    (line,) = run(capsys, "check", "--json", "--recipe", "stripe", "--answer", sample).objects
+    assert (line["kind"], line["poll"], line["error_class"]) == ("rejected", 1, "malformed")
+
+
+def test_a_file_of_ones_own_is_tried_and_its_mistakes_are_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(recipes.recipe("lnbits").text.replace("decimals = 11", "decimals = 8"))
+    done = run(capsys, "check", "--recipe", path, *answers("lnbits", "answer"))
+    assert done.lines[-1].split() == ["BTC", "1234.56789012", "0", "-", "-", "8"]
+    path.write_text(recipes.recipe("lnbits").text.replace("total =", "totl ="))
+    wrong = run(capsys, "check", "--recipe", path)
+    assert wrong.code == 78
+    assert "mine.toml:" in wrong.err
+    assert "did you mean 'total'?" in wrong.err
+    path.write_text("[providers.esplora]\n")
+    empty = run(capsys, "check", "--recipe", path)
+    assert (empty.code, "has no [[accounts]]" in empty.err) == (1, True)
+
+
+def test_what_is_neither_a_file_nor_a_recipe_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    done = run(capsys, "check", "--recipe", "stripee")
+    assert done.err == "Error: no recipe, and no file, is called 'stripee'; did you mean 'stripe'?\n"
+    alone = run(capsys, "check", "--answer", SAMPLES / "wise" / "answer-1.json")
+    assert (alone.code, "--answer needs --recipe" in alone.err) == (2, True)
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_init_writes_a_configuration_that_is_good_once_its_variables_are_set(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "watcher.toml"
+    exports = run(capsys, "init", "--provider", name, path).lines[0]
+    for variable, value in re.findall(r" (\w+)='?([^' ]+)", exports):
+        monkeypatch.setenv(variable, value)
+    done = run(capsys, "check", "--config", path)
+    assert (done.code, done.err) == (0, "")
+    assert f"providers           1  {name}" in done.lines
+
+
+def test_init_for_an_unknown_api_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    done = run(capsys, "init", "--provider", "stripee", tmp_path / "watcher.toml")
+    assert (done.code, done.err) == (2, "Error: no recipe is called 'stripee'; did you mean 'stripe'?\n")
+    assert not (tmp_path / "watcher.toml").exists()
