@@ -171,7 +171,7 @@ class ProviderSettings(Section):
     """Whether a total may be below zero there."""
 
     name: Name = Field(description="the section's own name")
-    kind: str = Field(description="which provider module reads it; defaults to the name")
+    kind: str = Field(description="a kind that is code, or a recipe; defaults to the name")
     base_url: BaseUrl = Field(description="scheme and host of the API")
     requests_per_second: float = Field(4, ge=0.001, le=10_000, description="over all workers together")
     timeout: Duration = Field(
