@@ -46,7 +46,11 @@ LOOKS: tuple[Call, ...] = (
     ("resend", "--subscription", "ops", "--dead", "--dry-run"),
     ("resend", "--subscription", "ops", "--since", "1d", "--dry-run"),
 )
-ACTS: tuple[Call, ...] = (("subscriptions", "pause", "ops"), ("subscriptions", "resume", "ops"))
+ACTS: tuple[Call, ...] = (
+    ("subscriptions", "pause", "ops"),
+    ("subscriptions", "resume", "ops"),
+    ("accounts", "reset", "treasury", "--yes"),
+)
 TRIES: tuple[Call, ...] = (("check", "--connect"),)
 RUNS: tuple[Call, ...] = (("run", "--once"),)
 

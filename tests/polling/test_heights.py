@@ -10,7 +10,9 @@ from redis.asyncio import Redis
 from tests.polling.test_poll import Polled, poll_lines
 from tests.support.provider_staging import TOKENS_PATH, Stage, a_balance, a_token_list, answer
 from tests.support.stores import ACCOUNT, PROVIDER, a_store
+from watcher.journal.step import reset
 from watcher.polling.poll import LAG
+from watcher.store.polls import Commit
 
 
 class Node(Polled):
@@ -130,6 +132,34 @@ async def test_a_height_far_below_is_an_error_once_that_says_what_to_do(node: No
     assert failing.error_class == "configuration"
     assert await node.seen() == ("10", 1000)
     assert await node.emitted() == []
+
+
+async def test_after_a_reset_any_height_is_a_baseline_and_polls_go_on_from_there(node: Node) -> None:
+    await node.at(1000, "10")
+    await node.at(5, "9")
+    state = await node.state()
+    forgets = reset(state, "ann@host", version="anew", now_ms=node.now_ms)
+    await node.polls.commit(Commit(ACCOUNT, PROVIDER, None, state.version, forgets))
+    node.watch(interval_s=30)
+    lines = await node.at(5, "9")
+    (begun,) = [line for line in lines if line["event"] == "account.baseline"]
+    assert begun["by"] == "ann@host"
+    assert await node.seen() == ("9", 5)
+    await node.at(6, "8")
+    assert await node.emitted() == ["total.decreased"]
+    assert (await node.state()).sequence > state.sequence
+
+
+async def test_a_reset_while_a_worker_polls_makes_that_poll_the_baseline(node: Node) -> None:
+    """Also where the worker keeps the state, and the same bytes come again."""
+    await node.at(1000, "10")
+    state = await node.state()
+    forgets = reset(state, "ann@host", version="anew", now_ms=node.now_ms)
+    await node.store.polls.commit(Commit(ACCOUNT, PROVIDER, None, state.version, forgets))  # another process
+    lines = await node.at(1000, "10")
+    assert {line.get("event_type") for line in lines} == {None, "account.baseline"}
+    assert [line["by"] for line in lines if line["event"] == "account.baseline"] == ["ann@host"]
+    assert await node.seen() == ("10", 1000)
 
 
 async def test_another_source_may_be_at_any_height(node: Node) -> None:

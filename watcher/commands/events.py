@@ -156,6 +156,8 @@ def _as_text(record: "Record") -> str:
     )
     assets = content.get("assets")  # of a record that is no event
     about = many(len(assets), "asset") if isinstance(assets, dict | list) else about_text(data)
+    if "by" in content:
+        about += f", reset by {text_of(content['by'])}"
     columns = [
         text_of(content.get("timestamp")),
         f"{printable(record.account):<16}",

@@ -92,6 +92,9 @@ class Emptiness(NamedTuple):
         return self.repeats >= EMPTY_REPEATS and observed_ms - self.since_ms >= EMPTY_MS
 
 
+_RESET = "reset by "
+
+
 @dataclass(frozen=True, slots=True)
 class AccountState:
     """Everything that is known of an account.
@@ -113,6 +116,24 @@ class AccountState:
     crossed: frozenset[str] = frozenset()
     emptiness: Emptiness | None = None
     height: int | None = None
+
+    @property
+    def reset_by(self) -> str | None:
+        """Who forgot what was known of it, so that the next snapshot is a baseline; None where no one did."""
+        return self.source.removeprefix(_RESET) if self.source.startswith(_RESET) else None
+
+    def reset(self, by: str, version: str) -> "AccountState":
+        """Forget what was accepted, and when. The sequence rises on from here, and what was emitted besides
+        changes stays so: that it is stale, and thresholds."""
+        return AccountState(
+            f"{_RESET}{by}",
+            None,
+            {},
+            version,
+            self.sequence,
+            stale_since_ms=self.stale_since_ms,
+            crossed=self.crossed,
+        )
 
     @property
     def suspected(self) -> Mapping[str, Entry]:
@@ -148,7 +169,8 @@ class Moved(NamedTuple):
 
 @dataclass(slots=True)
 class Advance:
-    """What a snapshot does to a state. `baselined` assets start anew, without an event, and say why.
+    """What a snapshot does to a state. `baselined` assets start anew, without an event, and say why;
+    `reset_by` says who wanted a baseline of the whole account.
 
     With `emptiness` it does nothing else: each asset that was there is suspect.
     """
@@ -162,6 +184,7 @@ class Advance:
     suspect: dict[str, str] = field(default_factory=dict)
     pending_confirmation: dict[str, tuple[str, ...]] = field(default_factory=dict)
     emptiness: Emptiness | None = None
+    reset_by: str | None = None
     conversions: Conversions = field(default_factory=Conversions, repr=False, compare=False)
 
 
@@ -182,6 +205,7 @@ def advance(
         or state.watched != snapshot.watched
         or state.emptiness is not None
         or (state.height is None and snapshot.height is not None),  # one that rises is noted by a touch, too
+        reset_by=state.reset_by if state else None,
     )
     if state and (emptiness := _emptiness(state, snapshot, observed_ms)):
         if not emptiness.counts(observed_ms):

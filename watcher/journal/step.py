@@ -126,6 +126,16 @@ def go_stale(
     return Step(after, state.sequence, events, queued, (), Advance(is_baseline=False, is_news=True))
 
 
+def reset(state: AccountState, by: str, *, version: str, now_ms: int) -> Step:
+    """Forget what was accepted of an account: its next successful poll is a baseline. `by` says who does."""
+    after = state.reset(by, version)
+    at = {"timestamp": iso(now_ms), "sequence": after.sequence}
+    note = {"type": "forgotten", **at, "assets": sorted(state.entry_by_asset), "by": by}
+    return Step(
+        after, state.sequence, (), {}, (orjson.dumps(note),), Advance(is_baseline=False, is_news=True)
+    )
+
+
 def _queued(events: Sequence[Event], account: str, interest: Interest) -> dict[str, list[int]]:
     """Say which events each subscription gets."""
     queued: dict[str, list[int]] = {}

@@ -20,6 +20,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "assets": "how many assets",
     "attempt": "number of this attempt, from 1",
     "attempts": "how many noted attempts",
+    "by": "who wanted it, and at which host",
     "bytes": "how many bytes were cut off the end of the file",
     "changed": "how many are there still, and differ",
     "changes": "how many changes were found, each one an event (in a heartbeat: since the last one)",
@@ -248,8 +249,8 @@ EVENTS: Mapping[str, Line] = {
     ),
     "account.baseline": Line(
         "info",
-        "The first snapshot of an account is its baseline.",
-        ("account", "provider", "assets"),
+        "The first snapshot of an account, or the first one after `watcher accounts reset`, is its baseline.",
+        ("account", "provider", "assets", "by"),
     ),
     "account.stale": Line(
         "warning",

@@ -415,7 +415,8 @@ class PollReport:
         """A step was written: report its baseline, its suspect assets and its events."""
         if step.advance.is_baseline:
             assets = len(step.state.entry_by_asset)
-            log.info("account.baseline", account=account.name, provider=account.provider, assets=assets)
+            names = {"account": account.name, "provider": account.provider, "by": step.advance.reset_by}
+            log.info("account.baseline", **names, assets=assets)
         suspect = step.advance.suspect
         if (emptiness := step.advance.emptiness) and not emptiness.repeats:
             log.info("account.suspect", account=account.name, provider=account.provider, assets=len(suspect))
