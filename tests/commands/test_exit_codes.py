@@ -56,6 +56,7 @@ RUNS: tuple[Call, ...] = (("run", "--once"),)
 
 WITHOUT_A_STORE = {
     *("demo", "init", "health", "tail", "ping", "explain", "listen", "verify", "schema", "sandbox", "secret"),
+    "recipes",
 }
 """These open none, or one of their own."""
 
