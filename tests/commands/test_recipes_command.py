@@ -74,6 +74,16 @@ def test_without_answers_it_says_what_is_asked_and_shows_no_key(
     assert "the-secret" not in done.out
 
 
+def test_a_key_that_is_written_out_in_a_file_is_not_shown_either(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(recipes.recipe("etherscan").text.replace("${ETHERSCAN_API_KEY}", "the-secret"))
+    done = run(capsys, "check", "--recipe", path)
+    assert "&apikey=key&" in done.out
+    assert "the-secret" not in done.out + done.err
+
+
 def test_what_a_poll_would_reject_is_said_with_its_class(capsys: pytest.CaptureFixture[str]) -> None:
     sample = SAMPLES / "wise" / "answer-1.json"
     done = run(capsys, "check", "--recipe", "stripe", "--answer", sample)

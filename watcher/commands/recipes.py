@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -108,9 +108,13 @@ def read_answers(place: str, files: Sequence[BinaryIO], *, is_json: bool) -> int
 
 def _read(place: str, *, is_json: bool) -> "tuple[Provider, ProviderSettings, AccountSettings]":
     """Read the first account of a file and its provider, or end the command with exit code 78."""
+    from pydantic import SecretStr
+
     from watcher.config.files import read_toml
     from watcher.config.findings import ConfigRefused, Findings
     from watcher.config.sections import read_accounts, read_providers
+    from watcher.providers.contract import provider_class
+    from watcher.settings import secrets_in
 
     path = recipes.HERE / f"{place}.toml" if place in recipes.names() else Path(place)
     if path.suffix != ".toml" and not path.exists():
@@ -128,7 +132,15 @@ def _read(place: str, *, is_json: bool) -> "tuple[Provider, ProviderSettings, Ac
         click.get_current_context().exit(EXIT_CONFIGURATION)
     for account in accounts.by_name.values():
         settings = providers.settings_by_name[account.provider]
-        return providers.asked_by_name[account.provider], settings, account
+        # What is asked is shown: each secret is its own name in it.
+        named: dict[str, Any] = {}
+        for (field, *below), _ in secrets_in(settings):
+            if below:
+                named.setdefault(str(field), {})[below[0]] = SecretStr(str(below[0]))
+            else:
+                named[str(field)] = SecretStr(str(field))
+        settings = settings.model_copy(update=named)
+        return provider_class(settings.kind)(settings), settings, account
     raise click.ClickException(
         f"{path} has no [[accounts]]: one of them says what fills the slots of the asks"
     )
