@@ -435,7 +435,7 @@ def test_status_shows_everything_on_one_screen(run: Run, write: Write) -> None:
     provider = "loopring: 3 accounts scheduled, 1 failing; needs 0.1 requests/s, 4 allowed, makes 0.1\n"
     assert f"provider       {provider}" in screen
     assert re.search(
-        r"^                 1 auth: a wrong key, since 2\S+Z: fix api_key of \[providers\.loopring\]$",
+        r"^                 1 auth: a wrong key, since 2\S+Z: fix the key in \[providers\.loopring\]$",
         screen,
         re.MULTILINE,
     )

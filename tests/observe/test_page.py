@@ -213,7 +213,7 @@ async def test_what_only_a_person_can_fix_stands_above_what_passes_or_follows_fr
     assert (shop["provider"], loopring["provider"]) == ("shop", "loopring")
     assert (shop["errors"][0]["reason"], shop["errors"][0]["todo"]) == (
         "a wrong key",
-        "fix api_key of [providers.shop]",
+        "fix the key in [providers.shop]",
     )
     assert {found["todo"] for found in loopring["errors"]} == {None}
 

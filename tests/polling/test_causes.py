@@ -55,7 +55,7 @@ def test_a_wrong_key_is_one_error_at_once_which_says_what_to_mend() -> None:
         *("provider.refusing", "error", "a0"),
         401,
     )
-    assert line["reason"] == "the API key is refused (401): fix api_key of [providers.shop]"
+    assert line["reason"] == "the API key is refused (401): fix the key in [providers.shop]"
 
 
 def test_how_many_it_has_become_is_told_a_minute_later_and_then_in_reminders(told: Told) -> None:

@@ -105,7 +105,7 @@ async def test_a_wrong_key_of_150_accounts_is_one_error_that_nothing_buries_and_
         await until(lambda: told(lines, "account.baseline", "a149"))
         await until(lambda: any(one["event"] == "provider.recovered" for one in lines))
     assert [(one["error_class"], one["accounts"]) for one in line["errors"]] == [("auth", 151)]
-    assert "fix api_key of [providers.loopring]" in loud[0]["reason"]
+    assert "fix the key in [providers.loopring]" in loud[0]["reason"]
     assert {one["event"] for one in loud} <= {"provider.refusing", "account.stale"}
     assert [one["event"] for one in loud].count("provider.refusing") == 1
     assert all("API key" in one["reason"] for one in loud)

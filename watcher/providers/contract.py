@@ -27,7 +27,7 @@ PERMANENT = ("auth", "configuration")
 def todo(error_class: str, provider: str) -> str | None:
     """Say what the operator has to fix; None if the error may pass by itself."""
     return {
-        "auth": f"fix api_key of [providers.{provider}]",
+        "auth": f"fix the key in [providers.{provider}]",
         "configuration": f"fix the account, or base_url of [providers.{provider}]",
     }.get(error_class)
 
