@@ -60,7 +60,7 @@ def example_with(provider: str) -> str:
     if provider not in recipes.names():
         raise Unknown("recipe", provider, recipes.names())
     recipe = recipes.recipe(provider)
-    comment, section, account = recipe.paragraphs
+    comment, section, account = recipe.beginning
     before, _, rest = example().partition(_FROM)
     return (
         f"{before}{comment}\n#\n"

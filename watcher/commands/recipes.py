@@ -42,7 +42,7 @@ def command(*, name: str | None, is_json: bool) -> None:
     listed = [*map(recipes.recipe, recipes.names())]
     if is_json:
         for recipe in listed:
-            about = {"kind": recipe.kind, "fields": recipe.fields}
+            about = {"kind": recipe.kind, "fields": [*recipe.fields]}
             say_json({"name": recipe.name, **about, "ran_against": recipe.ran_against, "reads": recipe.reads})
         return
     rows = [(recipe.name, *known(recipe), recipe.ran_against, recipe.reads) for recipe in listed]

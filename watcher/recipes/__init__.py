@@ -17,39 +17,32 @@ FIELDS = ("total", "locked", "pending_deposit", "pending_withdrawal")
 class Recipe(NamedTuple):
     """One recipe. `text` is a configuration: a provider's section of its name, and an example of an account.
 
-    `section` is that section, as it is written, `kind` what reads it. `reads` says of what the balances are,
-    `ran_against` what its answers were compared with.
+    `section` is that section, as it is written. `fields` are those of a balance that it knows, `reads` says
+    of what the balances are, and `ran_against` what its answers were compared with.
     """
 
     name: str
     text: str
     section: Mapping[str, Any]
+    fields: tuple[str, ...]
     reads: str
     ran_against: str
 
     @property
     def kind(self) -> str:
+        """The kind that is code, and reads it."""
         return str(self.section["kind"])
 
     @property
-    def fields(self) -> tuple[str, ...]:
-        """The fields of a balance that it knows. A signed `pending` is both."""
-        named = {key for part in self.section["read"] for key in part}
-        if "pending" in named:
-            named |= {"pending_deposit", "pending_withdrawal"}
-        return tuple(field for field in FIELDS if field in named)
-
-    @property
-    def paragraphs(self) -> tuple[str, str, str]:
-        """What a configuration that uses it begins with: the comment on top, the first lines of the section,
-        which are the user's, and the account. Without `kind`: the name of the section is it."""
-        head, section, *_ = self.text.partition(f"[providers.{self.name}]")
-        yours = self.text.partition(section)[2].partition("\n\n")[0].replace('\nkind = "http"', "")
-        return (
-            head.rstrip(),
-            section + yours,
-            "[[accounts]]" + self.text.partition("[[accounts]]")[2].rstrip(),
-        )
+    def beginning(self) -> tuple[str, str, str]:
+        """What a configuration that uses it begins with: the comment on top; the section as far as the first
+        empty line, which is what a user may have to change, without its kind; the account.
+        """
+        header = f"[providers.{self.name}]\n"
+        comment, _, rest = self.text.partition(header)
+        section, _, rest = rest.partition("\n\n")
+        account = rest[rest.index("[[accounts]]") :]
+        return comment.rstrip(), header + section.replace(f'kind = "{self.kind}"\n', ""), account.rstrip()
 
 
 @cache
@@ -62,9 +55,12 @@ def names() -> tuple[str, ...]:
 def recipe(name: str) -> Recipe:
     """Read a recipe by its name, one of `names()`."""
     text, _, about = (HERE / f"{name}.toml").read_text(encoding="utf-8").partition("\n[recipe]\n")
-    said = tomllib.loads(about)
-    section = tomllib.loads(text)["providers"][name]
-    return Recipe(name, text, section, said["reads"], said["ran_against"])
+    said, section = tomllib.loads(about), tomllib.loads(text)["providers"][name]
+    named = {key for part in section.get("read", ()) for key in part} | {*said.get("fields", ())}
+    if "pending" in named:
+        named |= {"pending_deposit", "pending_withdrawal"}
+    fields = tuple(field for field in FIELDS if field in named)
+    return Recipe(name, text, section, fields, said["reads"], said["ran_against"])
 
 
 def laid_over(base: Any, over: Any) -> Any:
