@@ -133,11 +133,12 @@ def test_every_setting_says_what_it_is_for() -> None:
 
 
 NEEDED_BY_KIND: dict[str, Any] = {
+    "evm": {"base_url": "https://node.example.com", "chain_id": 1},
     "http": {
         "base_url": "https://api.example.com",
         "ask": [{"path": "/balances"}],
         "read": [{"id": "EUR", "total": "amount"}],
-    }
+    },
 }
 """What a section of this kind cannot do without, besides a key."""
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.nodes import ANVIL
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / ".ci" / "run"
 
@@ -44,7 +46,9 @@ echo "apt-get $*" >> {notes}/calls
 [ "$1" = install ] || exit 0
 for program in {tools}; do ln -sf /bin/true {bin}/$program; done
 """
+ANVIL_CALL = f"npm install --silent --prefix ../anvil {ANVIL}"
 CALLS = [
+    ANVIL_CALL,
     "python3 -m venv ../pack",
     "pip install -q --require-hashes -r deploy/requirements-build.txt",
     "python -m hatchling build --target sdist --directory ../dist",
@@ -127,7 +131,8 @@ def test_every_program_that_a_test_looks_for_is_installed_by_ci() -> None:
     looked_for = {name for text in texts for name in re.findall(r'shutil\.which\("([\w-]+)"\)', text)}
     assert {"redis-server", "chromium", "promtool"} < looked_for
     another_name = {"chromium-browser"}
-    assert looked_for - another_name == packages_by_tool().keys()
+    of_npm = {"anvil"}
+    assert looked_for - another_name - of_npm | {"npm"} == packages_by_tool().keys()
 
 
 class Checkout:
@@ -151,6 +156,7 @@ class Checkout:
             (self._bin / name).symlink_to(shutil.which(name) or name)
         for name in packages_by_tool():
             self.program(name, "")
+        self.program("npm", STAND_IN.format(notes=self.notes))
 
     def program(self, name: str, text: str, folder: Path | None = None) -> None:
         path = (folder or self._bin) / name

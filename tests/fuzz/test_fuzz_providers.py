@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from tests.support.builders import a_subscription
+from tests.support.evm_scenes import evm_account, evm_settings, recorded
 from tests.support.fuzzing import damaged, damaged_bytes, fuzz, json_values
 from tests.support.provider_staging import (
     a_balance,
@@ -26,6 +27,7 @@ from watcher.journal.interest import Interest
 from watcher.journal.step import Reading, Step, diff
 from watcher.providers import http
 from watcher.providers.contract import Provider, Rejected
+from watcher.providers.evm import Evm
 from watcher.providers.loopring import Loopring
 from watcher.providers.metakeep import MetaKeep
 from watcher.providers.strict_json import NotJson, parse
@@ -38,7 +40,10 @@ COIN = "0x7ceb23fd6bc0add59e62ac25578270cff1b9f619"
 TOKENS = a_token_list(0, 1, decimals=18)
 LISTED = Loopring(loopring_settings()).read_catalogue(parse(json.dumps(TOKENS).encode())).asset_by_id
 
+PENDING = recorded()["pending"]
+
 GOOD: dict[str, tuple[Provider, AccountSettings, Any]] = {
+    "evm": (Evm(evm_settings()), evm_account(*PENDING.tokens), PENDING.answers[0]),
     "loopring": (
         Loopring(loopring_settings()),
         loopring_account(),
@@ -69,6 +74,7 @@ GOOD: dict[str, tuple[Provider, AccountSettings, Any]] = {
 }
 NAMES = (
     *("accountId", "tokenId", "total", "locked", "pending", "withdraw", "deposit", "decimals", "resultInfo"),
+    *("id", "result", "error"),
     *("status", "balances", "currency", "balance", "name", "symbol", "code"),
 )
 every_provider = pytest.mark.parametrize("kind", GOOD)

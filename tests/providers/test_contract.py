@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tests.support.evm_scenes import evm_account, evm_settings, recorded
 from tests.support.fuzzing import tried
 from tests.support.provider_staging import (
     API_KEY,
@@ -30,6 +31,7 @@ from tests.support.provider_staging import (
     silence,
 )
 from watcher.providers.contract import PLACE_BY_KIND, Provider, Rejected, provider_class
+from watcher.providers.evm import NATIVE, Evm
 from watcher.providers.http import ProviderClient
 from watcher.providers.strict_json import NotJson, parse
 from watcher.sandbox.answers import FAULTS
@@ -48,18 +50,32 @@ class Example(NamedTuple):
     account: AccountSettings
     method: str
     target: str
-    key_header: str
+    key_header: str | None
+    """None: it stands in the path."""
     sent: Any
     answer: Any
     balance_by_asset: Mapping[str, Balance]
     unauthorized: tuple[int, Any]
-    url_in_sandbox: Callable[[Sandbox], str]
+    url_in_sandbox: Callable[[Sandbox], str] | None
+    """None: the sandbox does not simulate it."""
 
 
 ALICE = "0x1456b21890f920110190063921f6bc7f7b027fa6"
 COIN = "0x0186b21890f920110190063921f6bc7f7b027fa6"
 
 EXAMPLE_BY_KIND = {
+    "evm": Example(
+        settings=evm_settings,
+        account=evm_account(),
+        method="POST",
+        target=f"/v2/{API_KEY}",
+        key_header=None,
+        sent=Evm(evm_settings()).requests(evm_account())[0].json,
+        answer=recorded()["withdrawal"].answers[0],
+        balance_by_asset={NATIVE: Balance("123.456789012345678901", "0", "0", "1")},
+        unauthorized=(401, {"error": {"code": -32600, "message": "Must be authenticated!"}}),
+        url_in_sandbox=None,
+    ),
     "http": Example(
         settings=declared_settings,
         account=declared_account(id=10110),
@@ -129,6 +145,9 @@ EXAMPLE_BY_KIND = {
 }
 
 every_provider = pytest.mark.parametrize("kind", PLACE_BY_KIND)
+every_simulated = pytest.mark.parametrize(
+    "kind", [kind for kind, example in EXAMPLE_BY_KIND.items() if example.url_in_sandbox]
+)
 
 
 def test_every_registered_provider_has_an_example() -> None:
@@ -142,7 +161,7 @@ async def test_it_asks_as_the_documentation_says(kind: str) -> None:
         assert len(await client.ask(example.account)) == client.cost(example.account) == 1
     (seen,) = stage.seen
     assert (seen.method, seen.target) == (example.method, example.target)
-    assert seen.header_by_name[example.key_header] == API_KEY
+    assert not example.key_header or seen.header_by_name[example.key_header] == API_KEY
     assert seen.header_by_name["accept-encoding"] == "gzip"
     assert "idempotency-key" not in seen.header_by_name
     assert (json.loads(seen.body) if seen.body else None) == example.sent
@@ -179,14 +198,15 @@ async def test_an_answer_that_stops_anywhere_is_refused(kind: str) -> None:
 
 
 @every_provider
-async def test_the_key_is_in_its_header_and_nowhere_else(kind: str) -> None:
+async def test_the_key_is_in_its_place_and_nowhere_else(kind: str) -> None:
     example = EXAMPLE_BY_KIND[kind]
     async with staged(kind) as (stage, client):
         stage.reply = answer({"resultInfo": {"message": API_KEY}, "status": API_KEY}, 400)
         refused = await refusal(client, kind)
     (seen,) = stage.seen
     elsewhere = {name: value for name, value in seen.header_by_name.items() if name != example.key_header}
-    assert API_KEY not in f"{seen.target}{elsewhere}{seen.body!r}"
+    target = seen.target if example.key_header else seen.target.replace(API_KEY, "", 1)
+    assert API_KEY not in f"{target}{elsewhere}{seen.body!r}"
     assert API_KEY not in f"{refused!r}{refused.reason}{refused.__cause__!r}"
     provider = provider_class(kind)(example.settings(stage.url))
     assert API_KEY not in repr(list(provider.requests(example.account)))
@@ -291,7 +311,7 @@ async def test_after_all_that_went_wrong_the_next_answer_is_read(kind: str) -> N
         assert (await client.read(example.account, await client.ask(example.account))).row_by_asset
 
 
-@every_provider
+@every_simulated
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_fault_of_the_sandbox_refuses_the_poll_and_the_next_is_good(kind: str, fault: str) -> None:
     example = EXAMPLE_BY_KIND[kind]
@@ -303,7 +323,7 @@ async def test_a_fault_of_the_sandbox_refuses_the_poll_and_the_next_is_good(kind
         assert (await client.read(example.account, await client.ask(example.account))).row_by_asset
 
 
-@every_provider
+@every_simulated
 async def test_it_reads_from_the_sandbox_what_is_true_there(kind: str) -> None:
     example = EXAMPLE_BY_KIND[kind]
     async with sandboxed(kind) as (_, client):
@@ -311,7 +331,7 @@ async def test_it_reads_from_the_sandbox_what_is_true_there(kind: str) -> None:
     assert {asset: row.balance for asset, row in snapshot.row_by_asset.items()} == example.balance_by_asset
 
 
-@every_provider
+@every_simulated
 async def test_an_account_that_nobody_has_is_no_empty_account(kind: str) -> None:
     async with sandboxed(kind, world=World()) as (_, client):
         assert (await refusal(client, kind)).error_class == "configuration"
@@ -321,11 +341,13 @@ async def test_an_account_that_nobody_has_is_no_empty_account(kind: str) -> None
 async def test_two_accounts_have_two_sources_and_a_filter_makes_no_other(kind: str) -> None:
     example = EXAMPLE_BY_KIND[kind]
     others: dict[str, Any] = {
+        "evm": {"address": ALICE},
         "http": {"of": {"id": "10111"}},
         "loopring": {"account_id": 10111},
         "metakeep": {"of": {"email": "bob@example.com"}},
     }
     fewer: dict[str, Any] = {
+        "evm": {"tokens": (COIN,)},
         "http": {"interval": timedelta(minutes=5)},
         "loopring": {"tokens": (0,)},
         "metakeep": {"currencies": (COIN,)},
@@ -342,7 +364,8 @@ SCALARS = (
 )
 LOOPRING_NAMES = ["accountId", "tokenId", "total", "locked", "pending", "withdraw", "deposit", "decimals"]
 METAKEEP_NAMES = ["status", "balances", "currency", "balance", "locked", "name", "symbol"]
-NAMES = st.sampled_from(["resultInfo", "code", *LOOPRING_NAMES, *METAKEEP_NAMES])
+EVM_NAMES = ["jsonrpc", "id", "result", "error"]
+NAMES = st.sampled_from(["resultInfo", "code", *LOOPRING_NAMES, *METAKEEP_NAMES, *EVM_NAMES])
 ANY_JSON = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES | st.text(), inner, max_size=6)
 )
@@ -405,6 +428,7 @@ async def sandboxed(
 ) -> AsyncIterator[tuple[Sandbox, ProviderClient]]:
     """A client of the sandbox, where the account of the documented answer lives."""
     example = EXAMPLE_BY_KIND[kind]
+    assert example.url_in_sandbox
     knobs = LoopringKnobs(requests_per_second=None)
     async with Sandbox(world or the_documented_world(), loopring=knobs) as sandbox:
         sandbox.loopring.api_keys.add(API_KEY)

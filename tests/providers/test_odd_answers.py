@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.evm_scenes import evm_account, evm_settings, recorded
 from tests.support.odd_answers import Odd, complaint, oddities
 from tests.support.provider_staging import (
     LOOPRING_DECLARED,
@@ -54,7 +55,24 @@ class Source:
     reply_by_path: Mapping[str, Reply] = field(default_factory=dict)
 
 
+def of_a_chain(name: str) -> Source:
+    """A poll that was recorded at an Ethereum node, of its blocks only what is read of them."""
+    scene = recorded()[name]
+    answers = scene.answers
+    for part in (part for batch in answers for part in batch if isinstance(part["result"], dict)):
+        part["result"] = {"number": part["result"]["number"]}
+    return Source(
+        lambda url: evm_settings(url, requests_per_second=10_000, **scene.settings),
+        evm_account(*scene.tokens),
+        answers,
+        # Another chain, height or amount, which is hex; or a block that the node does not have.
+        is_meant=lambda odd: odd.value in ("0x12", None) and odd.place in ("[].result", "[].result.number"),
+    )
+
+
 SOURCE_BY_NAME: Mapping[str, Source] = {
+    "evm": of_a_chain("withdrawal"),
+    "evm, without Multicall3": of_a_chain("withdrawal, without Multicall3"),
     "http": Source(
         lambda url: declared_settings(url, requests_per_second=10_000, **LOOPRING_DECLARED),
         declared_account(id=10110),
@@ -136,7 +154,11 @@ async def staged(name: str) -> AsyncIterator[tuple[Asked, Snapshot]]:
             assert await asked() == read
 
 
-every_source = pytest.mark.parametrize("name", SOURCE_BY_NAME)
+SLOW = {"evm, without Multicall3"}
+every_source = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SOURCE_BY_NAME],
+)
 
 
 @every_source

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from platform import machine
 from typing import Any
 
 import pytest
@@ -192,3 +193,63 @@ def monero() -> Iterator[Monero]:
             running(wallet, "get_version", (server, *quiet, *of_wallet), directory),
         ):
             yield Monero(node, wallet)
+
+
+RICH, EMPTY = "0xf39fd6e51aad88f6f4ce6ab8827279cfffb92266", "0x00000000000000000000000000000000000ba11e"
+"""An address with 10,000 ETH, and one that nobody sent anything to yet."""
+ETHEREUM_CHAIN = 31337
+MULTICALL3 = "0xca11bde05977b3631167028862be2a173976ca11"
+MULTICALL3_CODE = Path(__file__).parents[1] / "data" / "multicall3.hex"
+"""What lies at that address on most chains (github.com/mds1/multicall3, MIT), and not on a new one."""
+ANVIL = "@foundry-rs/anvil-linux-{}@1.7.1".format("arm64" if machine() == "aarch64" else "amd64")
+TOOLS = Path(__file__).parents[2] / ".tools"
+"""Where a checkout has it, by `npm install --prefix .tools` and this package."""
+
+
+class Ethereum:
+    """A chain whose blocks are mined when they are asked for: the finalized one is 4 behind."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    def mine(self, blocks: int = 1) -> None:
+        self.node.call("anvil_mine", hex(blocks))
+
+    def reorganise(self, depth: int) -> None:
+        """Replace the last blocks by as many that are empty."""
+        self.node.call("anvil_reorg", depth, [])
+
+    def send(self, to: str | None, wei: int = 0, data: str = "", *, by: str = RICH) -> str:
+        """Send a transaction, which is in no block yet. Returns its hash."""
+        sent = {"from": by, "value": hex(wei), "data": f"0x{data}", "gas": hex(1_000_000), "gasPrice": "0x0"}
+        return str(self.node.call("eth_sendTransaction", sent | ({"to": to} if to else {})))
+
+    def transfer(self, token: str, to: str, amount: int, *, by: str = RICH) -> None:
+        """Send so many of the smallest units of a token. They are in no block yet."""
+        self.send(token, data=f"a9059cbb{to[2:]:0>64}{amount:064x}", by=by)
+
+    def deploy(self, *codes: bytes) -> list[str]:
+        """Put contracts on the chain, in one block that is then final. Returns their addresses."""
+        sent = [self.send(None, data=code.hex()) for code in codes]
+        self.mine(5)
+        receipts = [self.node.call("eth_getTransactionReceipt", hash_) for hash_ in sent]
+        return [str(receipt["contractAddress"]) for receipt in receipts]
+
+    def install_multicall3(self) -> None:
+        code = "".join(MULTICALL3_CODE.read_text().split())
+        self.node.call("anvil_setCode", MULTICALL3, f"0x{code}")
+        self.mine(5)
+
+
+@contextlib.contextmanager
+def ethereum(*flags: str) -> Iterator[Ethereum]:
+    """Run Anvil inside the block: 0.2 s, 30 MB. Its transactions cost nothing."""
+    of_checkout = shutil.which("anvil", path=str(TOOLS / "node_modules" / ".bin"))
+    program = installed(shutil.which("anvil") or of_checkout, f"anvil, which npm has as {ANVIL},")
+    node = Node(a_free_port(), {"Content-Type": "application/json"})
+    own = (f"--port={node.port}", "--no-mining", "--slots-in-an-epoch=2", "--base-fee=0", "--silent")
+    with (
+        tempfile.TemporaryDirectory(prefix="watcher-") as directory,
+        running(node, "eth_chainId", (program, *own, *flags), Path(directory)),
+    ):
+        yield Ethereum(node)
