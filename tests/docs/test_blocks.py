@@ -183,7 +183,7 @@ def lives(block: Block, folder: Path) -> None:
 def acts(block: Block, folder: Path) -> None:
     """On an event that was given up because the receiver was away, which it is not any more."""
     reader, port = Reader(folder, SECRET=SECRET), a_free_port()
-    serve = "watcher sandbox --loopring-port 0 --metakeep-port 0 --seed 1"
+    serve = "watcher sandbox --loopring-port 0 --metakeep-port 0 --bank-port 0 --seed 1"
     receive = f"watcher listen --port {port} --secret-env SECRET --json"
     with reader.running(serve, until="currencies") as sandbox:
         base_url = re.findall('base_url = "(.*)"', sandbox.read_text())[0]
@@ -359,7 +359,7 @@ def backs_the_private_server_up(block: Block, folder: Path) -> None:
     """And restores it when the provider has moved on: all adds up again, and numbers go on rising."""
     reader = Reader(folder)
     with reader.running(
-        "watcher sandbox --loopring-port 0 --metakeep-port 0 --seed 1", until="currencies"
+        "watcher sandbox --loopring-port 0 --metakeep-port 0 --bank-port 0 --seed 1", until="currencies"
     ) as sandbox:
         configure(reader, "treasury", base_url=re.findall('base_url = "(.*)"', sandbox.read_text())[0])
         file = folder / "watcher.toml"

@@ -21,7 +21,7 @@ RUN = "from watcher.commands.sandbox import command; command()"
 
 @contextmanager
 def a_sandbox(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    ports = ("--loopring-port", "0", "--metakeep-port", "0")
+    ports = ("--loopring-port", "0", "--metakeep-port", "0", "--bank-port", "0")
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, *ports, *arguments],
         stdout=subprocess.PIPE,
@@ -58,7 +58,7 @@ def test_it_serves_what_it_prints_tells_what_moves_and_ends_with_0(
     with a_sandbox("--script", str(script)) as process:
         settings = tomllib.loads(configuration(process))
         loopring, shop = settings["providers"]["loopring"], settings["providers"]["shop"]
-        treasury, alice = settings["accounts"]
+        treasury, alice, acme = settings["accounts"]
         assert process.stderr
         told = [process.stderr.readline(), process.stderr.readline()]
         request = urllib.request.Request(
@@ -71,6 +71,7 @@ def test_it_serves_what_it_prints_tells_what_moves_and_ends_with_0(
         assert process.wait(10) == 0
     assert row["pending"]["deposit"] == "12500000000000000000"
     assert (shop["kind"], alice["of"]) == ("metakeep", {"email": "alice@example.com"})
+    assert (settings["providers"]["bank"]["kind"], acme["of"]) == ("http", {"account": "acme"})
     assert "10110  deposit.seen  LRC  pending_deposit +12.5 = 12.5" in told[0]
     assert "metakeep  fault  hang, 1x" in told[1]
 
@@ -103,7 +104,9 @@ def test_a_port_that_is_taken_is_told() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        result = CliRunner().invoke(command, ["--loopring-port", port, "--metakeep-port", "0"])
+        result = CliRunner().invoke(
+            command, ["--loopring-port", port, "--metakeep-port", "0", "--bank-port", "0"]
+        )
     assert result.exit_code == 1
     assert f"cannot serve: 127.0.0.1:{port}: address already in use; choose other ports" in result.output
 

@@ -8,7 +8,7 @@ import pytest
 
 from watcher.sandbox.answers import UNAVAILABLE
 from watcher.sandbox.book import ProviderName
-from watcher.sandbox.knobs import Knobs, LoopringKnobs, MetakeepKnobs
+from watcher.sandbox.knobs import BankKnobs, Knobs, LoopringKnobs, MetakeepKnobs
 from watcher.sandbox.script import (
     FORMS,
     MOVEMENTS,
@@ -25,7 +25,7 @@ SEEN = '{"at": 1, "account": 10110, "asset": "LRC", "do": "deposit.seen", "amoun
 
 
 def some_knobs() -> dict[ProviderName, Knobs]:
-    return {"loopring": LoopringKnobs(), "metakeep": MetakeepKnobs()}
+    return {"loopring": LoopringKnobs(), "metakeep": MetakeepKnobs(), "bank": BankKnobs()}
 
 
 def a_clock(moments: list[float]) -> Callable[[float], Awaitable[None]]:

@@ -161,7 +161,7 @@ async def test_a_second_ctrl_c_ends_at_once(place: Path, sandbox: Sandbox, recei
 @pytest.mark.parametrize("number", [signal.SIGHUP, *map(of_the_slow, (signal.SIGTERM, signal.SIGINT))])
 async def test_other_commands_that_last_end_in_order(place: Path, number: signal.Signals) -> None:
     (place / "empty").touch()
-    codes = {"listen --port 0": 0, "sandbox --loopring-port 0 --metakeep-port 0": 0}
+    codes = {"listen --port 0": 0, "sandbox --loopring-port 0 --metakeep-port 0 --bank-port 0": 0}
     for command, code in codes.items():
         said = place / command.split()[0]
         with said.open("ab") as out:

@@ -35,7 +35,7 @@ _T = TypeVar("_T")
 def command(*, is_fast: bool, is_kept: bool, is_verbose: bool) -> int:
     """See it work on this machine, within ten seconds: no Redis, key or network needed.
 
-    Changes are made at simulators of both providers; a worker polls them and sends signed webhooks; a
+    Changes are made at simulators of three providers; a worker polls them and sends signed webhooks; a
     receiver verifies each. The exit code is 0 if every change was emitted exactly once, in order, and all of
     them add up; otherwise it is 1, and the last lines say what is wrong.
     """

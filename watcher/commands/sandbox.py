@@ -1,4 +1,4 @@
-"""`watcher sandbox`: serve both providers on this machine, with a script of changes or a worker."""
+"""`watcher sandbox`: serve three providers on this machine, with a script of changes or a worker."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Fixed by default, so that a watcher.toml written for one run fits the next.
 LOOPRING_PORT = 8101
 METAKEEP_PORT = 8102
+BANK_PORT = 8103
 _LISTEN_URL = "http://127.0.0.1:8788/"
 _LISTEN_SECRET = "${OPS_SECRET}"  # noqa: S105  # the name of a variable
 _FILE = "watcher.toml"
@@ -31,7 +32,7 @@ _NO_PORT = (errno.EADDRINUSE, errno.EACCES)
 _PORT = click.IntRange(0, 65535)
 
 
-@click.command("sandbox", short_help="Serve both providers, with a script of changes.")
+@click.command("sandbox", short_help="Serve three providers, with a script of changes.")
 @click.option(
     "--run",
     "is_run",
@@ -40,6 +41,7 @@ _PORT = click.IntRange(0, 65535)
 )
 @click.option("--loopring-port", type=_PORT, help=f"Default: {LOOPRING_PORT}; with --run any free one.")
 @click.option("--metakeep-port", type=_PORT, help=f"Default: {METAKEEP_PORT}; with --run any free one.")
+@click.option("--bank-port", type=_PORT, help=f"Default: {BANK_PORT}; with --run any free one.")
 @click.option(
     "--script",
     "script_file",
@@ -52,10 +54,11 @@ def command(
     is_run: bool,
     loopring_port: int | None,
     metakeep_port: int | None,
+    bank_port: int | None,
     script_file: Path | None,
     seed: int | None,
 ) -> None:
-    """Serve Loopring's and MetaKeep's endpoints on this machine, errors and rate limits included.
+    """Serve Loopring's, MetaKeep's and a bank's endpoints on this machine, errors and rate limits included.
 
     Prints a watcher.toml that watches it and sends to `watcher listen`, then each change as it
     happens. With --run it is watched from here: each change is shown with the verified webhook that it
@@ -83,11 +86,12 @@ def command(
             raise click.BadParameter(f"\n{error}", param_hint="--script") from error
     else:
         steps = default_script()
-    ports = (0, 0) if is_run else (LOOPRING_PORT, METAKEEP_PORT)
+    ports = (0, 0, 0) if is_run else (LOOPRING_PORT, METAKEEP_PORT, BANK_PORT)
     sandbox = Sandbox(
         world,
         loopring_port=ports[0] if loopring_port is None else loopring_port,
         metakeep_port=ports[1] if metakeep_port is None else metakeep_port,
+        bank_port=ports[2] if bank_port is None else bank_port,
         seed=seed or 0,
     )
     try:
@@ -125,7 +129,7 @@ async def run(sandbox: Sandbox, steps: Iterable[Step]) -> None:
     ):
         await stage.polled(1)
         click.echo(
-            "Two simulated providers, a worker that polls them every second, a receiver that verifies.\n"
+            "Three simulated providers, a worker that polls them every second, a receiver that verifies.\n"
             f"In a browser:      http://{page}/\n"
             f"In another shell:  watcher status --config {stage.folder / _FILE}\n"
             "A change at a provider, and behind the arrow the webhook that it becomes, until Ctrl-C:\n"
@@ -177,7 +181,8 @@ async def _serve(sandbox: Sandbox, steps: Iterable[Step]) -> None:
 
 def configuration(sandbox: Sandbox, *, url: str = _LISTEN_URL, secret: str = _LISTEN_SECRET) -> str:
     """Write a watcher.toml that watches the default world, for a receiver on this machine."""
-    from watcher.sandbox.world import ALICE, METAKEEP_ASSETS, TREASURY
+    from watcher.sandbox.bank import section
+    from watcher.sandbox.world import ACME, ALICE, METAKEEP_ASSETS, TREASURY
 
     currencies = ",\n  ".join(f'"{asset.id}"' for asset in METAKEEP_ASSETS)
     return f"""\
@@ -190,6 +195,8 @@ kind = "metakeep"
 base_url = "{sandbox.metakeep_url}"
 api_key = "sandbox"
 
+# No module knows this API: the file says what to ask, and where the amounts stand in the answers.
+{section(sandbox.bank_url)}
 [[accounts]]
 name = "treasury"
 provider = "loopring"
@@ -203,6 +210,12 @@ of = {{ email = "{ALICE}" }}
 currencies = [
   {currencies},
 ]
+interval = "1s"
+
+[[accounts]]
+name = "acme"
+provider = "bank"
+of = {{ account = "{ACME}" }}
 interval = "1s"
 
 # For `watcher listen --secret-env OPS_SECRET` on this machine.

@@ -14,11 +14,12 @@ from watcher.demo.judge import Arrival, Made, Verdict
 from watcher.demo.stage import NAME_BY_ACCOUNT, Scene, Stage
 from watcher.printable import many
 from watcher.receiver import Receipt
+from watcher.sandbox import bank
 from watcher.sandbox.book import Holding, Move
 from watcher.sandbox.loopring import BALANCES
 from watcher.sandbox.metakeep import BALANCE
 from watcher.sandbox.script import Step
-from watcher.sandbox.world import ALICE, METAKEEP_ASSETS, TREASURY
+from watcher.sandbox.world import ACME, ALICE, METAKEEP_ASSETS, TREASURY
 
 _NEXT_IF_GOOD = (
     ("watcher init", "write a watcher.toml for accounts of your own"),
@@ -30,7 +31,7 @@ _NEXT_IF_NOT = (("watcher demo --verbose", "the same, with the worker's log"),)
 
 def opening_lines(interval: timedelta) -> Iterator[str]:
     """Say what there is to see."""
-    yield "Two simulated providers, a worker with its own server, a receiver that verifies every signature."
+    yield "Three simulated providers, a worker with its own server, a receiver that verifies every signature."
     yield (
         f"Accounts are polled every {interval // timedelta(milliseconds=1)} ms. "
         "Each change is made once the one before was reported."
@@ -81,6 +82,7 @@ def verdict_lines(verdict: Verdict, took_s: float) -> Iterator[str]:
 def place_lines(stage: Stage, page: str) -> Iterator[str]:
     """Say where everything is, for a user to ask them directly."""
     loopring, metakeep = stage.sandbox.loopring_url + BALANCES, stage.sandbox.metakeep_url + BALANCE
+    acme = stage.sandbox.bank_url + bank.BALANCES.format(account=ACME)
     asked = {"of": {"email": ALICE}, "coins": {"currencies": [METAKEEP_ASSETS[0].id]}}
     yield ""
     yield "It goes on with a change every few seconds, until Ctrl-C. Watch it in a browser:"
@@ -88,6 +90,7 @@ def place_lines(stage: Stage, page: str) -> Iterator[str]:
     yield "The providers answer you, too:"
     yield f"  curl -H 'X-API-KEY: sandbox' '{loopring}?accountId={TREASURY}'"
     yield f"  curl -H 'x-api-key: sandbox' -d '{json.dumps(asked)}' {metakeep}"
+    yield f"  curl -H 'Authorization: Bearer sandbox' {acme}"
     yield ""
 
 

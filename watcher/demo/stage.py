@@ -6,6 +6,7 @@ time ends the story, and the verdict says so.
 
 import asyncio
 import time
+import tomllib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,18 +23,20 @@ from watcher.amounts import to_atoms
 from watcher.delivery.signing import new_secret
 from watcher.demo.judge import Arrival, Balances, Made, Verdict, judge
 from watcher.journal.explain import Vector
+from watcher.providers.declared import HttpAccount, HttpSettings
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
 from watcher.receiver import Receipt, Receiver
 from watcher.run.worker import Worker
+from watcher.sandbox import bank
 from watcher.sandbox.book import AccountKey, Holding, ListedAsset, Move
-from watcher.sandbox.knobs import LoopringKnobs, MetakeepKnobs
+from watcher.sandbox.knobs import BankKnobs, LoopringKnobs, MetakeepKnobs
 from watcher.sandbox.loopring import BALANCES
 from watcher.sandbox.metakeep import BALANCE
 from watcher.sandbox.script import Step, default_script
 from watcher.sandbox.script import play as play_script
 from watcher.sandbox.server import Sandbox
-from watcher.sandbox.world import ALICE, METAKEEP_ASSETS, TREASURY
+from watcher.sandbox.world import ACME, ALICE, METAKEEP_ASSETS, TREASURY
 from watcher.settings import EgressSettings, RedisSettings, Settings, SubscriptionSettings, WorkerSettings
 from watcher.snapshot import asset_id
 
@@ -93,10 +96,10 @@ STORY = (
 """Withdrawals are pending outside `total`, as is the default of settings and sandbox alike."""
 
 
-NAME_BY_ACCOUNT: dict[AccountKey, str] = {TREASURY: "treasury", ALICE: "alice"}
+NAME_BY_ACCOUNT: dict[AccountKey, str] = {TREASURY: "treasury", ALICE: "alice", ACME: "acme"}
 """What the worker calls the accounts of the sandbox's world."""
 
-_BALANCES_PATHS = (BALANCES, BALANCE)
+_BALANCES_PATHS = (BALANCES, BALANCE, bank.BALANCES.format(account=ACME))
 _LOOK_S = 0.002
 _DRAIN_S = 2
 _OFTEN = 1000
@@ -176,7 +179,9 @@ async def a_stage(interval: timedelta) -> AsyncIterator[Stage]:
     Raises what the worker raises, in a group: ConfigurationRefused where there is no server program.
     """
     knobs: dict[str, Any] = {"requests_per_second": None}
-    sandbox = Sandbox(loopring=LoopringKnobs(**knobs), metakeep=MetakeepKnobs(**knobs))
+    sandbox = Sandbox(
+        loopring=LoopringKnobs(**knobs), metakeep=MetakeepKnobs(**knobs), bank=BankKnobs(**knobs)
+    )
     async with staged(sandbox, partial(_settings, interval)) as stage:
         yield stage
 
@@ -275,16 +280,19 @@ def _settings(interval: timedelta, sandbox: Sandbox, receiver: Receiver, data_di
     """Configure the worker as a file would, but for intervals below its limit of a second."""
     often: dict[str, Any] = {"interval": interval, "pending_interval": interval}
     key: dict[str, Any] = {"api_key": SecretStr("sandbox"), "requests_per_second": _OFTEN}
+    declared = tomllib.loads(bank.section(sandbox.bank_url))["providers"]["bank"]
     currencies = tuple(asset.id for asset in METAKEEP_ASSETS)
     providers = (
         LoopringSettings(name="loopring", kind="loopring", base_url=sandbox.loopring_url, **key),
         MetaKeepSettings(name="metakeep", kind="metakeep", base_url=sandbox.metakeep_url, **key),
+        HttpSettings.model_validate(declared | {"name": "bank", "requests_per_second": _OFTEN}),
     )
     accounts = (
         LoopringAccount(name="treasury", provider="loopring", account_id=TREASURY, **often),
         MetaKeepAccount(
             name="alice", provider="metakeep", of={"email": ALICE}, currencies=currencies, **often
         ),
+        HttpAccount(name="acme", provider="bank", of={"account": ACME}, **often),
     )
     subscription = SubscriptionSettings(
         name="demo", url=SecretStr(receiver.url), secrets=tuple(map(SecretStr, receiver.secrets))

@@ -76,9 +76,10 @@ class ListedAsset:
 
 
 AccountKey = int | str
-"""Loopring's account id (an int) or MetaKeep's email (text); an address finds an account too."""
+"""Loopring's account id (an int), MetaKeep's email, or the bank's account (other text); an address finds an
+account too."""
 
-ProviderName = Literal["loopring", "metakeep"]
+ProviderName = Literal["loopring", "metakeep", "bank"]
 Half = Literal["pending", "total"]
 """Which half of a split movement shows first: the pending, or the rest (total and lock)."""
 

@@ -85,7 +85,7 @@ RateScope = Literal["endpoint", "provider", "key", "account"]
 
 @dataclass(kw_only=True)
 class Knobs:
-    """What both simulators share. Faults go in this order: outage, rate limit, next_answers, every_answer."""
+    """What all simulators share. Faults go in this order: outage, rate limit, next_answers, every_answer."""
 
     api_keys: set[str] = field(default_factory=lambda: {"sandbox"})
     """A2, B1: keys that are let in. A key can turn invalid at any time: discard it."""
@@ -249,6 +249,25 @@ class MetakeepKnobs(Knobs):
 
     legacy_body: bool = True
     """B2: the old singular body is answered, flat; otherwise INVALID_REQUEST."""
+
+
+@dataclass(kw_only=True)
+class BankKnobs(Knobs):
+    """What can be turned on the bank's simulator."""
+
+    requests_per_second: int | None = 20
+
+    longest_page: int = 100
+    """Currencies on a page, whatever `limit` asks for."""
+
+    amounts: Literal["text", "numbers"] = "text"
+    """Decimal text, or JSON numbers with all their digits."""
+
+    zero_rows: Literal["kept", "omitted"] = "kept"
+    """Whether a currency that was touched once stays as a row of zeros."""
+
+    errors_with_200: bool = False
+    """Errors come with the status 200, as if all were well."""
 
 
 LONGEST_LAG = 63

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from watcher.printable import printable
 from watcher.providers.strict_json import GivenTwice, once_each
@@ -219,14 +219,14 @@ def _step(said: dict[str, Any], number: int, world: World, last: Step | None) ->
     if do == "repeat" and not (last and at > 0):
         raise _Mistake("do: repeat needs steps before it, and `at` above 0: how long a round takes")
     if do == "fault":
-        if said["provider"] not in ("loopring", "metakeep"):
-            raise _Mistake('provider: "loopring" or "metakeep"')
+        if said["provider"] not in get_args(ProviderName):
+            raise _Mistake(f"provider: one of {', '.join(get_args(ProviderName))}")
         if not isinstance(said["fault"], str) or said["fault"] not in FAULTS:
             raise _Mistake(f"fault: not a fault that is known{_meant(said['fault'], FAULTS)}")
     account, asset, listed = said.get("account"), said.get("asset", ""), None
     if "account" in said:
         if isinstance(account, bool) or not isinstance(account, int | str):
-            raise _Mistake("account: an account id (a number), an email or an address")
+            raise _Mistake("account: an account id (a number, or text), an email or an address")
         if not isinstance(asset, str):
             raise _Mistake('asset: an id or a symbol, as text ("1" or "LRC")')
         listed = world.asset(world.account(account).provider, asset)
@@ -297,9 +297,9 @@ def _possible(world: World, account: Account, asset: ListedAsset) -> list[tuple[
     free = holding.total - holding.locked
     some = max(10, holding.total, 10**asset.decimals) // 10
     choices = [("credit", some), ("debit", free // 4)]
-    if account.provider == "loopring" or asset.lockable:
+    if account.provider != "metakeep" or asset.lockable:
         choices += [("lock", free // 4), ("unlock", holding.locked)]
-    if account.provider == "loopring":
+    if account.provider != "metakeep":
         opened = "withdrawal.requested" if world.withdrawals == "inside" else "withdrawal.debited"
         choices += [
             ("deposit.seen", some),

@@ -1,4 +1,4 @@
-"""Serves both simulators on this machine: real HTTP on real sockets; every request is recorded.
+"""Serves the simulators on this machine: real HTTP on real sockets; every request is recorded.
 
 Refuses any interface but loopback.
 """
@@ -16,8 +16,9 @@ from aiohttp import web
 
 from watcher.printable import why_not_listening
 from watcher.sandbox.answers import Answer, Call, Declined, Reply, call_of, drop_default_type, send
+from watcher.sandbox.bank import Bank
 from watcher.sandbox.book import ProviderName
-from watcher.sandbox.knobs import Knobs, LoopringKnobs, MetakeepKnobs, RateLimit, Traffic
+from watcher.sandbox.knobs import BankKnobs, Knobs, LoopringKnobs, MetakeepKnobs, RateLimit, Traffic
 from watcher.sandbox.loopring import Loopring
 from watcher.sandbox.metakeep import Metakeep
 from watcher.sandbox.world import World, default_world
@@ -28,10 +29,10 @@ CUT_OFF_S = 0.05
 
 
 class Sandbox:
-    """Both providers, served while the context lasts. See `default_world` for what the accounts hold.
+    """All providers, served while the context lasts. See `default_world` for what the accounts hold.
 
-    `world` is the truth, `loopring` and `metakeep` are the knobs, `traffic` is what came. Port 0 is any
-    free port; it stays the same when a provider is taken down and brought back.
+    `world` is the truth, `loopring`, `metakeep` and `bank` are the knobs, `traffic` is what came. Port 0 is
+    any free port; it stays the same when a provider is taken down and brought back.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Sandbox:
         *,
         loopring: LoopringKnobs | None = None,
         metakeep: MetakeepKnobs | None = None,
+        bank: BankKnobs | None = None,
         loopring_port: int = 0,
         metakeep_port: int = 0,
+        bank_port: int = 0,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         seed: int = 0,
@@ -49,6 +52,7 @@ class Sandbox:
         self.world = world or default_world()
         self.loopring = loopring or LoopringKnobs()
         self.metakeep = metakeep or MetakeepKnobs()
+        self.bank = bank or BankKnobs()
         self.traffic = Traffic()
         random = Random(seed)
 
@@ -57,15 +61,17 @@ class Sandbox:
 
         loopring_simulator = Loopring(self.world, self.loopring, random=random, now_ms=now_ms)
         metakeep_simulator = Metakeep(self.world, self.metakeep, random=random, now_ms=now_ms)
+        bank_simulator = Bank(self.world, self.bank, random=random)
         self._site_by_provider: dict[ProviderName, _Site] = {
             "loopring": _Site(loopring_simulator, self.traffic, clock, loopring_port),
             "metakeep": _Site(metakeep_simulator, self.traffic, clock, metakeep_port),
+            "bank": _Site(bank_simulator, self.traffic, clock, bank_port),
         }
 
     @property
     def knobs(self) -> Mapping[ProviderName, Knobs]:
         """The knobs by provider."""
-        return {"loopring": self.loopring, "metakeep": self.metakeep}
+        return {"loopring": self.loopring, "metakeep": self.metakeep, "bank": self.bank}
 
     @property
     def loopring_url(self) -> str:
@@ -76,6 +82,11 @@ class Sandbox:
     def metakeep_url(self) -> str:
         """Scheme, host and port of MetaKeep."""
         return self._site_by_provider["metakeep"].url
+
+    @property
+    def bank_url(self) -> str:
+        """Scheme, host and port of the bank."""
+        return self._site_by_provider["bank"].url
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as started:
@@ -104,7 +115,7 @@ class _Site:
     """One simulator on one port."""
 
     def __init__(
-        self, simulator: Loopring | Metakeep, traffic: Traffic, clock: Callable[[], float], port: int
+        self, simulator: Loopring | Metakeep | Bank, traffic: Traffic, clock: Callable[[], float], port: int
     ) -> None:
         self._simulator = simulator
         self._traffic = traffic

@@ -7,7 +7,7 @@ a movement may show its second half some polls after its first.
 import copy
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from watcher.sandbox.book import (
     NOTHING,
@@ -25,6 +25,7 @@ from watcher.sandbox.book import (
 
 TREASURY = 10110
 ALICE = "alice@example.com"
+ACME = "acme"
 
 LOOPRING_ASSETS = (
     ListedAsset("0", "ETH", "Ethereum", 18),
@@ -38,15 +39,21 @@ METAKEEP_ASSETS = (
     ListedAsset("0x7ceB23fD6bC0adD59E62ac25578270cFf1b9f619", "WETH", "Wrapped Ether", 18),
     ListedAsset("0x0000000000000000000000000000000000001010", "POL", "Polygon", 18),
 )
+BANK_ASSETS = (
+    ListedAsset("EUR", "EUR", "Euro", 2),
+    ListedAsset("JPY", "JPY", "Japanese yen", 0),
+    ListedAsset("KWD", "KWD", "Kuwaiti dinar", 3),
+)
+"""No currencies of the others: assets are told by their names in what is printed."""
 
 
 class World:
-    """Accounts, assets and movements of both providers.
+    """Accounts, assets and movements of all providers.
 
     `withdrawals` is how this world behaves, as in watcher.toml: "outside", a pending withdrawal has
     left `total`; "inside", it has not. `on_move` is called with every move as it shows.
 
-    Assets are named by id or symbol, accounts by account id, email or address. A movement raises
+    Assets are named by id or symbol, accounts by id, email or address. A movement raises
     Impossible where it would take what is not there, and then nothing has moved. `split=2` shows its
     second half after two more polls were answered; `first` says which half shows at once.
     """
@@ -61,7 +68,7 @@ class World:
         self.on_move = on_move
         self._book_by_key: dict[AccountKey, Book] = {}
         self._key_by_address: dict[tuple[ProviderName, str], AccountKey] = {}
-        self._assets: dict[ProviderName, list[ListedAsset]] = {"loopring": [], "metakeep": []}
+        self._assets: dict[ProviderName, list[ListedAsset]] = {name: [] for name in get_args(ProviderName)}
 
     def list_asset(self, provider: ProviderName, asset: ListedAsset) -> ListedAsset:
         """Let a provider know an asset. Loopring's ids are whole numbers, MetaKeep's contract addresses."""
@@ -73,8 +80,10 @@ class World:
         return asset
 
     def open_account(self, key: AccountKey, *, address: str | None = None, **totals: Amount) -> Account:
-        """Open an account with totals by symbol: `open_account(10110, ETH="1.5")`. An int is Loopring's."""
-        provider: ProviderName = "loopring" if isinstance(key, int) else "metakeep"
+        """Open an account with totals by symbol: `open_account(10110, ETH="1.5")`. An int is Loopring's, an
+        email MetaKeep's."""
+        by_text: ProviderName = "metakeep" if "@" in str(key) else "bank"
+        provider: ProviderName = "loopring" if isinstance(key, int) else by_text
         if key in self._book_by_key:
             raise Impossible(f"{provider} already has an account {key}")
         # An address that is made up is the same in every run.
@@ -289,13 +298,16 @@ def empty_world() -> World:
         world.list_asset("loopring", asset)
     for asset in METAKEEP_ASSETS:
         world.list_asset("metakeep", asset)
+    for asset in BANK_ASSETS:
+        world.list_asset("bank", asset)
     return world
 
 
 def default_world() -> World:
-    """Make a world with the account 10110 at Loopring and alice@example.com at MetaKeep."""
+    """Make a world with 10110 at Loopring, alice@example.com at MetaKeep, and acme at the bank."""
     world = empty_world()
     world.open_account(TREASURY, ETH="2.5", LRC="1000", USDC="5000")
     world.open_account(ALICE, MK="1.12", ZBVS="100041.234567", POL="25")
     world.lock(ALICE, "ZBVS", "10.12")
+    world.open_account(ACME, EUR="1250.50", JPY="300000", KWD="70.125")
     return world
