@@ -247,3 +247,17 @@ def test_empty_listings_count_when_they_last_and_are_otherwise_as_if_they_had_ne
             passing.add(place)
     kept = [one for place, one in enumerate(polls) if place not in passing]
     assert [one for place, one in enumerate(seen) if place not in passing] == follow(kept)
+
+
+def test_an_empty_listing_raises_no_height_until_it_counts() -> None:
+    """So a node that lags behind the empty one, but not behind what was accepted, ends it."""
+    state, _ = poll(HELD_STATE, replace(HELD, height=1000), -20)
+    for at_s, height in ((0, 1010), (20, 1011)):
+        state, _ = poll(state, replace(NOTHING, height=height), at_s)
+        assert state.emptiness
+        assert state.height == 1000
+    again, _ = poll(state, replace(HELD, height=1005), 40)
+    assert (again.emptiness, again.height) == (None, 1005)
+    for at_s, height in ((40, 1012), (60, 1013)):
+        state, _ = poll(state, replace(NOTHING, height=height), at_s)
+    assert (state.emptiness, state.height) == (None, 1013)

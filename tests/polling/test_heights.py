@@ -8,10 +8,20 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.polling.test_poll import Polled, poll_lines
-from tests.support.provider_staging import TOKENS_PATH, Stage, a_balance, a_token_list, answer
-from tests.support.stores import ACCOUNT, PROVIDER, a_store
+from tests.support.builders import a_subscription
+from tests.support.provider_staging import (
+    TOKENS_PATH,
+    Stage,
+    a_balance,
+    a_token_list,
+    answer,
+    declared_settings,
+)
+from tests.support.stores import ACCOUNT, OPS, PROVIDER, a_store
 from watcher.journal.step import reset
 from watcher.polling.poll import LAG
+from watcher.providers.declared import HttpAccount
+from watcher.snapshot import Balance
 from watcher.store.polls import Commit
 
 
@@ -167,3 +177,30 @@ async def test_another_source_may_be_at_any_height(node: Node) -> None:
     node.account = node.account.model_copy(update={"account_id": 4711})
     await node.at(3, "9")
     assert await node.seen() == ("9", 3)
+
+
+async def test_a_declared_account_may_be_overdrawn_have_one_signed_pending_and_a_height(
+    redis_client: Redis, namespace: str
+) -> None:
+    """What no listed provider has, from the bytes of an answer to the events that wait."""
+    store = a_store(redis_client, namespace)
+    await store.schedule.read_clock()
+    async with Stage() as stage:
+        part = {"id": "USD", "total": "held", "pending": "pending", "height": "at"}
+        settings = declared_settings(stage.url, name=PROVIDER, ask=[{"path": "/"}], read=[part])
+        account = HttpAccount(name=ACCOUNT, provider=PROVIDER, of={})
+        polled = Polled(store, stage, settings, account)
+        polled.interest.follow({OPS: a_subscription(OPS)})
+        async with polled.client:
+            polls = [("5", "0", 7), ("-3.5", "2", 8), ("-3.5", "0", 7), ("-1.5", "0", 9), ("-2.5", "-1", 9)]
+            for held, pending, at in polls:
+                stage.reply = answer({"held": held, "pending": pending, "at": at})
+                await polled.poll()
+    assert await polled.emitted() == [
+        "deposit.pending",
+        "total.decreased",
+        "deposit.cleared",
+        "withdrawal.pending",
+    ]
+    state = await polled.state()
+    assert (state.entry_by_asset["USD"].seen, state.height) == (Balance("-2.5", "0", "0", "1"), 9)
