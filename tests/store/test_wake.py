@@ -1,5 +1,6 @@
 """A wake is never lost: whatever workers do, a poll begins after it; and no more than one a second."""
 
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -142,6 +143,25 @@ async def test_an_account_that_is_woken_a_thousand_times_is_polled_once_a_second
         await store.roster.wake([ACCOUNT])
     await polled(store, lease, version=version)
     assert SECOND_MS / 2 < await due_in_ms(store) <= SECOND_MS, "nor sooner after the poll in hand"
+
+
+async def test_an_account_whose_polls_have_a_height_is_polled_once_a_second_too(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = await enrolled(redis_client, namespace)
+    now = await store.now_ms()
+    first = a_commit(await claimed(store), due_in_ms=LATER_MS, polled_at_ms=now - SECOND_MS)
+    at_7 = replace(first, step=replace(first.step, state=replace(first.step.state, height=7)))
+    assert (await store.polls.commit(at_7)).reply is Reply.DONE
+    await store.roster.wake([ACCOUNT])
+    lease = await claimed(store)
+    await store.roster.wake([ACCOUNT])
+    now = await store.now_ms()
+    reply = await store.polls.touch(
+        PROVIDER, lease, version="v1", polled_at_ms=now, due_ms=now + LATER_MS, height=8
+    )
+    assert reply is Reply.DONE
+    assert SECOND_MS / 2 < await due_in_ms(store) <= SECOND_MS
 
 
 async def test_a_clock_that_was_set_back_holds_a_wake_up_for_a_second_at_most(

@@ -132,7 +132,7 @@ for i, step in ipairs(steps) do
     if step.is_poll then
       local due = step.due
       if deadlines[i] ~= step.deadline then -- it was woken meanwhile
-        due = math.min(due, woken_at(string.sub(step.state, 18, 31)))
+        due = math.min(due, woken_at(string.sub(step.state, 18)))
       end
       next_polls[#next_polls + 1] = due
       next_polls[#next_polls + 1] = step.account

@@ -14,7 +14,7 @@ for i = 1, ARGV[1] do
   local polled = redis.pcall('GETRANGE', state, 17, 30)
   accounts[i] = ARGV[i + 1]
   -- No later than in a second: the server's clock was set back, or the state is damaged.
-  soonest[i] = math.min(math.max(now, woken_at(type(polled) == 'string' and polled)), now + 1000)
+  soonest[i] = math.min(math.max(now, woken_at(type(polled) == 'string' and polled or '')), now + 1000)
 end
 for j = 1, #ARGV - 1 - #accounts do
   local schedule, failing = unpack(KEYS, #accounts + 2 * j, #accounts + 2 * j + 1)

@@ -12,6 +12,6 @@ local function was_woken(score, deadline) -- whether it is this lease, and its a
   return score and tonumber(score) == deadline + 0.125
 end
 
-local function woken_at(polled) -- when an account that is woken may be polled again: once a second
-  return (tonumber(polled) or 0) + 1000
+local function woken_at(polled) -- when an account that is woken may be polled again: once a second. 14 digits, and more
+  return (tonumber(string.sub(polled, 1, 14)) or 0) + 1000
 end
