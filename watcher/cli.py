@@ -45,6 +45,7 @@ COMMANDS_BY_PURPOSE: Mapping[str, Mapping[str, str]] = {
         "tail": "Structured log lines, for people, with filters.",
     },
     "Act and prove": {
+        "poll": "Poll accounts now, as a hook or a webhook asks.",
         "ping": "Send one signed sample to a subscriber.",
         "resend": "Send again: dead letters, or events from the log.",
         "audit": "Prove that baselines, events and balances add up.",

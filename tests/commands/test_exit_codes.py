@@ -50,6 +50,7 @@ ACTS: tuple[Call, ...] = (
     ("subscriptions", "pause", "ops"),
     ("subscriptions", "resume", "ops"),
     ("accounts", "reset", "treasury", "--yes"),
+    ("poll", "treasury"),
 )
 TRIES: tuple[Call, ...] = (("check", "--connect"),)
 RUNS: tuple[Call, ...] = (("run", "--once"),)

@@ -32,6 +32,7 @@ def cluster() -> Iterator[Cluster]:
         ("subscriptions", "pause", "ops"),
         ("subscriptions", "resume", "ops"),
         ("status",),
+        ("poll", *ACCOUNTS),
         ("resend", "--subscription", "ops", "--since", "1h", "--dry-run"),
         ("resend", "--subscription", "ops", "--dead"),
     ],

@@ -45,6 +45,7 @@ ONCE = {
     "sandbox": ["sandbox", "--script", "nothing"],
     "listen": ["listen", "--port", "1", "--host", "192.0.2.1"],
     "verify": ["verify", "-", "--header", "webhook-id: é"],
+    "poll": ["poll", "é"],
     "ping": ["ping", "é"],
     "resend": ["resend", "é"],
     "explain": ["explain", "nothing", "nothing"],

@@ -42,6 +42,7 @@ def coins(balance: str) -> dict[str, object]:
 COMMANDS = (
     *("status", "balances", "events", "deliveries", "deliveries --attempts", "deliveries --dead"),
     *("subscriptions", "audit", "check", "check --show", "check --connect", "ping ops"),
+    *("poll treasury alice", "poll --provider shop"),
     *("resend --since 1h --dry-run --subscription ops", "tail json"),
     *("explain before.json after.json", "explain coins.json more.json"),
 )

@@ -34,7 +34,7 @@ from watcher.store.embedded import Embedded
 COMMANDS = (
     *("--help", "run --help", "check", "check --connect", "check --show", "check --show --json"),
     *("status", "balances", "events", "deliveries", "deliveries --attempts", "deliveries --dead"),
-    *("subscriptions", "ping ops", "ping dead", "ping parrot", "audit"),
+    *("subscriptions", "poll treasury", "ping ops", "ping dead", "ping parrot", "audit"),
     *("explain watcher.toml watcher.toml", "resend --since 1h --dry-run --subscription ops", "tail copy"),
 )
 CHECKS = ("check", "check --show", "check --show --json")

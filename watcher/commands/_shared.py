@@ -60,8 +60,9 @@ config_option = click.option(
 )
 
 
-def look_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options by which a command that looks finds Redis, and pass what they lead to as `look`."""
+def look_options(function: Callable[..., Any], *, is_brief: bool = False) -> Callable[..., Any]:
+    """Add the options by which a command that looks finds Redis, and pass what they lead to as `look`; of
+    the file only [redis], where that `is_brief`."""
 
     @config_option
     @click.option(
@@ -85,7 +86,7 @@ def look_options(function: Callable[..., Any]) -> Callable[..., Any]:
         given = {name: value for name, value in options.items() if value is not None}
         _check(given)
         try:
-            look = read_to_look(config_path, os.environ, given)
+            look = read_to_look(config_path, os.environ, given, is_brief=is_brief)
         except ConfigRefused as refused:  # where the state lies must be known
             print_findings(refused.mistakes)
             click.get_current_context().exit(EXIT_CONFIGURATION)
@@ -197,25 +198,31 @@ def names_of(kind: str) -> Complete:
     """
 
     def complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-        import json  # only a shell asks for it
-        import tomllib
-
-        found: list[str] = []
-        # What is wrong with the file, `watcher check` says.
-        with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError), ExitStack() as stack:
-            path = Environment().place_of(context.params.get("config_path"))
-            document = tomllib.loads(decoded(path.read_bytes())) if path else {}
-            tables = iter(document.get(kind, ()))
-            if path and kind == "accounts" and "accounts_file" in document:
-                lines = stack.enter_context((path.parent / document["accounts_file"]).open("rb"))
-                tables = chain(tables, (json.loads(decoded(line)) for line in lines if line.strip()))
-            names = (table.get("name") for table in tables)
-            # A shell would take a name with unprintable characters for something else.
-            seen = (name for name in names if isinstance(name, str) and name.isprintable())
-            found = [name for name in seen if name.startswith(incomplete)]
+        path = Environment().place_of(context.params.get("config_path"))
+        found = [name for name in names_in(path, kind) if name.startswith(incomplete)]
         return found if len(found) <= _MOST_COMPLETED else []
 
     return complete
+
+
+def names_in(path: Path | None, kind: str) -> Iterator[str]:
+    """Read the names of "accounts", "subscriptions" or "providers" from the text of a configuration, valid or
+    not: what is wrong with it, `watcher check` says."""
+    import json  # few commands ask for it
+    import tomllib
+
+    with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError), ExitStack() as stack:
+        document = tomllib.loads(decoded(path.read_bytes())) if path else {}
+        tables = document.get(kind, ())
+        if isinstance(tables, dict):
+            tables = [{"name": name} for name in tables]
+        if path and kind == "accounts" and "accounts_file" in document:
+            lines = stack.enter_context((path.parent / document["accounts_file"]).open("rb"))
+            tables = chain(tables, (json.loads(decoded(line)) for line in lines if line.strip()))
+        for name in (table.get("name") for table in tables):
+            # A shell would take a name with unprintable characters for something else.
+            if isinstance(name, str) and name.isprintable():
+                yield name
 
 
 accounts_option = click.option(

@@ -25,7 +25,7 @@ from watcher.config.doubts import (
 )
 from watcher.config.files import find, read_partly, read_toml
 from watcher.config.findings import UNKNOWN, ConfigRefused, Entry, Finding, Findings
-from watcher.config.sections import read_accounts, read_providers, read_sections
+from watcher.config.sections import SECTIONS, read_accounts, read_providers, read_sections
 from watcher.config.subscriptions import read_subscriptions, refuse_fan_out
 from watcher.config.tables import MASK
 from watcher.environment import Environment, NotSet
@@ -114,16 +114,20 @@ _VITAL = ("url", "namespace", "data_dir", "max_memory")
 class Look:
     """A configuration to look with. Unless it `is_whole`, names that it lacks may be in the store.
 
-    `problem` says in one line what is wrong with it.
+    `problem` says in one line what is wrong with it. `path` is the file that it was read from.
     """
 
     settings: Settings
     is_whole: bool = True
     problem: str | None = None
+    path: Path | None = None
 
 
-def read_to_look(path: Path | None, variables: Mapping[str, str], given: Mapping[str, str]) -> Look:
-    """Read what can be read. `given` are values of [redis] that win over those of the file.
+def read_to_look(
+    path: Path | None, variables: Mapping[str, str], given: Mapping[str, str], *, is_brief: bool = False
+) -> Look:
+    """Read what can be read. `given` are values of [redis] that win over those of the file. `is_brief`: read
+    nothing but [redis], which 100,000 accounts do not hold up.
 
     With a `url` among them no file is looked for, unless `path` names one. Raises ConfigRefused where nothing
     says where the state lies.
@@ -146,9 +150,9 @@ def read_to_look(path: Path | None, variables: Mapping[str, str], given: Mapping
     document = document or Entry({}, str(file or "watcher"), (), lambda _: None)
     redis = document.table.get("redis", {})
     redis = {**redis, **given} if isinstance(redis, dict) else redis
-    settings = read_settings(
-        replace(document, table={**document.table, "redis": redis}), environment, findings
-    )
+    # An unknown section is kept: it may be [redis], misspelled.
+    rest = {name: part for name, part in document.table.items() if not is_brief or name not in SECTIONS}
+    settings = read_settings(replace(document, table={**rest, "redis": redis}), environment, findings)
     settled = {*given, "url"} if is_overridden else {*given}
     vital = {"REDIS_URL", "redis", *(f"redis.{key}" for key in _VITAL if key not in settled)}
     is_named = is_overridden or (isinstance(redis, dict) and "url" in redis)
@@ -164,9 +168,9 @@ def read_to_look(path: Path | None, variables: Mapping[str, str], given: Mapping
         return Look(settings, is_whole=False, problem=None if is_alone else "there is no configuration")
     mistakes = broken or findings.mistakes
     if not mistakes:
-        return Look(settings)
+        return Look(settings, is_whole=not is_brief, path=file)
     others = f" (and {len(mistakes) - 1:,} more: `watcher check`)" if len(mistakes) > 1 else ""
-    return Look(settings, is_whole=False, problem=f"{mistakes[0]}{others}")
+    return Look(settings, is_whole=False, problem=f"{mistakes[0]}{others}", path=file)
 
 
 _UNITS = (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1))

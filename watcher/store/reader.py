@@ -165,6 +165,11 @@ class Reader:
                 found[name.decode("utf-8", "replace")] = read_failing(said)
         return found
 
+    async def count_failing(self, provider: str) -> int:
+        """Count the accounts of a provider that fail."""
+        asked = (self._pipe.command("HLEN", self._keys.failing(shard, provider)) for shard in range(SHARDS))
+        return sum(await asyncio.gather(*asked))
+
     async def overdue(self, provider: str) -> Overdue:
         """Read the schedule of a provider. A first poll that is long overdue says that no worker polls."""
         accounts = 0
