@@ -201,7 +201,8 @@ def read_accounts(
             try:
                 source = account.provider, asked.source(account)
             except Rejected as unfit:
-                findings.mistake(entry.finding(("of",), unfit.words))
+                address = min(type(account).model_fields.keys() - AccountSettings.model_fields.keys())
+                findings.mistake(entry.finding((address,), unfit.words))
                 continue
             if source in place_by_source:
                 reason = f"is the same account at the same provider as the one at {place_by_source[source]}"

@@ -106,7 +106,8 @@ class Provider(Protocol):
     def source(self, account: Any) -> str:
         """Name what is asked about: two accounts of one source are the same, filters aside.
 
-        May name a person, so it stays out of logs.
+        May name a person, so it stays out of logs. Raises Rejected for an account that this provider cannot
+        ask about; no such account is configured.
         """
         ...
 
@@ -117,8 +118,9 @@ class Provider(Protocol):
     def requests(self, account: Any, answers: Sequence[Any] = ()) -> Sequence[Request]:
         """Say what to ask next about one account, given the parsed answers so far; nothing: that was all.
 
-        All answers together are one poll. Raises Rejected. Where `most_rounds` is 1 it is called once, with
-        no answers.
+        All answers together are one poll. Raises Rejected, but not without answers. Where `most_rounds` is 1
+        it is called with no answers only. It may be called again with the same answers, for requests that
+        differ in nothing but their time.
         """
         ...
 

@@ -165,7 +165,11 @@ class ProviderClient:
         for _ in range(1, self.most_rounds):
             if not (more := self._provider.requests(account, answers)):
                 return bodies
-            asked = [await self._fetch_at_a_turn(request) for request in more]
+            asked = []
+            for index in range(len(more)):
+                await self._turn()
+                # Made again at its turn: what is signed holds the time.
+                asked.append(await self._fetch(self._provider.requests(account, answers)[index]))
             bodies += tuple(asked)
             answers += map(self._parse, asked)
         if self._provider.requests(account, answers):
@@ -254,14 +258,14 @@ class ProviderClient:
     async def _fetch_catalogue(self) -> AssetList:
         request = self._provider.catalogue_request()
         assert request is not None
-        body = await self._fetch_at_a_turn(request)
+        await self._turn()
+        body = await self._fetch(request)
         return self._provider.read_catalogue(self._parse(body))
 
-    async def _fetch_at_a_turn(self, request: Request) -> bytes:
-        """Send a request that no poll has reserved a turn for."""
+    async def _turn(self) -> None:
+        """Wait for a turn that no poll has reserved."""
         if self._wait_turn:
             await self._wait_turn()
-        return await self._fetch(request)
 
     def _parse(self, body: bytes) -> Any:
         """Parse the body of an answer with status 200, which may still hold an error."""
