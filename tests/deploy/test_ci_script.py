@@ -57,6 +57,7 @@ CALLS = [
     "watcher demo",
     "pip install -q .[dev]",
     "python -m pytest",
+    "pip install -q .[exchange]",
     "python -m pytest -n 3 -m (fault or slow) and not long",
     "ruff check",
     "ruff format --check",
@@ -110,7 +111,7 @@ def steps() -> list[str]:
 
 def setting_up() -> list[str]:
     """The two steps that README.md shows."""
-    return [step for step in steps() if step.startswith(("python3 -m venv .venv", ".venv/bin/pip"))]
+    return [step for step in steps() if step.startswith(("python3 -m venv .venv", ".venv/bin/pip"))][:2]
 
 
 def packages_by_tool() -> dict[str, str]:

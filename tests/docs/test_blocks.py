@@ -40,7 +40,12 @@ from watcher.recipes import HERE, recipe
 
 pytestmark = pytest.mark.slow
 
-ENVIRON = {"LOOPRING_API_KEY": "key", "OPS_SECRET": SECRET}
+ENVIRON = {
+    "LOOPRING_API_KEY": "key",
+    "OPS_SECRET": SECRET,
+    "KRAKEN_KEY": "key",
+    "KRAKEN_SECRET": "c2VjcmV0",
+}
 NOWHERE = 'base_url = "http://127.0.0.1:1"'
 EXAMPLE = next(block.text for block in BLOCKS if block.language == "toml")
 
@@ -54,6 +59,8 @@ def is_what_ci_runs(block: Block, _: Path) -> None:
 
 
 def loads(block: Block, folder: Path) -> None:
+    if 'kind = "exchange"' in block.text:
+        pytest.importorskip("ccxt", reason="needs ccxt: pip install 'balance-watcher[exchange]'")
     (folder / "watcher.toml").write_text(block.text if block.text == EXAMPLE else f"{EXAMPLE}\n{block.text}")
     assert [*load(folder / "watcher.toml", ENVIRON).settings.account_by_name] == ["treasury"]
 

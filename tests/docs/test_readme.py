@@ -11,12 +11,14 @@ from watcher import recipes
 from watcher.commands.recipes import known
 from watcher.observe.catalogue import EVENTS
 from watcher.providers.contract import PLACE_BY_KIND, kinds
+from watcher.providers.exchange import REVIEWED, ExchangeAccount, ExchangeSettings
 from watcher.providers.loopring import LoopringAccount
 from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
 from watcher.settings import (
     CHANGE_EVENTS,
     SERVICE_EVENTS,
     EgressSettings,
+    KeyedSettings,
     LogSettings,
     ProviderSettings,
     RedisSettings,
@@ -58,6 +60,25 @@ def test_every_setting_stands_in_its_table_with_its_description(
         del meant["name"]
         meant["requests_per_second"] = ProviderSettings.model_fields["requests_per_second"].description
     assert told == meant
+
+
+def test_the_table_of_exchanges_is_what_was_reviewed() -> None:
+    told = [(cells[0].strip("`"), cells[1], cells[4] == "zero") for cells in rows_after("exchange")]
+    meant = []
+    for name, venue in REVIEWED.items():
+        for listing in venue.listings:
+            if not listing.params:
+                types = [f'`{{ type = "{kind}" }}`' for kind in listing.types if kind]
+                params = "none" if None in listing.types else types[0]
+                meant.append((name, params, listing.is_full))
+    assert [(name, re.split("[,:]", params)[0], full) for name, params, full in told] == meant
+
+
+def test_the_table_of_exchanges_settings_has_what_only_they_take() -> None:
+    told = {cells[0].strip("`"): cells[-1] for cells in rows_after('`kind = "exchange"`')}
+    fields = {**ExchangeSettings.model_fields, "params": ExchangeAccount.model_fields["params"]}
+    own = fields.keys() - KeyedSettings.model_fields.keys()
+    assert told == {name: fields[name].description for name in own}
 
 
 def test_the_table_of_sources_says_of_each_recipe_what_it_says_of_itself() -> None:

@@ -207,6 +207,7 @@ def requests_needed(provider: Provider, accounts: Iterable[AccountSettings]) -> 
 
 PLACE_BY_KIND = {
     "evm": "watcher.providers.evm:Evm",
+    "exchange": "watcher.providers.exchange:Exchange",
     "http": "watcher.providers.declared:Http",
     "loopring": "watcher.providers.loopring:Loopring",
     "metakeep": "watcher.providers.metakeep:MetaKeep",
