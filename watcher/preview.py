@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import SecretStr, ValidationError
 
 from watcher.journal.account import EMPTY_MS, EMPTY_REPEATS, AccountState, Advance, Rules, advance
-from watcher.providers.contract import Catalogue, Provider, Rejected, Request
+from watcher.providers.contract import Catalogue, Provider, Rejected, Request, check_height
 from watcher.providers.strict_json import NotJson, parse
 from watcher.settings import AccountSettings
 from watcher.snapshot import Snapshot, asset_id
@@ -59,7 +59,7 @@ def polls(provider: Provider, account: AccountSettings, bodies: Iterable[bytes])
 
     Raises Rejected as a poll would, and MoreAsked where the last one is not whole.
     """
-    rest = [*bodies]
+    rest, height = [*bodies], None
     while rest:
         answers: list[Any] = []
         asked = provider.requests(account)
@@ -72,7 +72,10 @@ def polls(provider: Provider, account: AccountSettings, bodies: Iterable[bytes])
                 if refused := provider.refusal(200, answers[-1]):
                     raise refused
             asked = provider.requests(account, answers) if provider.most_rounds > 1 else ()
-        yield provider.read(account, answers, {})
+        snapshot = provider.read(account, answers, {})
+        check_height(height, snapshot.height)
+        height = snapshot.height
+        yield snapshot
 
 
 def kind_of(answer: Any) -> Kind | None:

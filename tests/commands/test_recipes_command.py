@@ -1,5 +1,6 @@
 """`watcher recipes`, and what `check --recipe` and `init --provider` make of one."""
 
+import json
 import re
 from pathlib import Path
 
@@ -134,3 +135,25 @@ def test_init_for_an_unknown_api_writes_nothing(capsys: pytest.CaptureFixture[st
     done = run(capsys, "init", "--provider", "stripee", tmp_path / "watcher.toml")
     assert (done.code, done.err) == (2, "Error: no recipe is called 'stripee'; did you mean 'stripe'?\n")
     assert not (tmp_path / "watcher.toml").exists()
+
+
+def test_a_poll_that_no_worker_would_take_is_rejected_here_too(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Whose height is lower than that of the one before."""
+    recipe = tmp_path / "node.toml"
+    recipe.write_text(
+        '[providers.node]\nkind = "http"\nbase_url = "https://node.example.com"\nheight = "at"\n'
+        '[[providers.node.ask]]\npath = "/"\n'
+        '[[providers.node.read]]\nid = "BTC"\ntotal = "held"\n'
+        '[[accounts]]\nname = "wallet"\nprovider = "node"\n'
+    )
+    for height in (8, 9):
+        (tmp_path / f"{height}.json").write_text(json.dumps({"held": "1", "at": height}))
+    done = run(
+        capsys, "check", "--recipe", recipe, "--answer", tmp_path / "9.json", "--answer", tmp_path / "8.json"
+    )
+    assert (done.code, done.lines[-1]) == (
+        1,
+        "poll 2 is rejected, transient: read at height 8, where the last one was read at 9",
+    )

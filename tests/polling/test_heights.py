@@ -19,7 +19,7 @@ from tests.support.provider_staging import (
 )
 from tests.support.stores import ACCOUNT, OPS, PROVIDER, a_store
 from watcher.journal.step import reset
-from watcher.polling.poll import LAG
+from watcher.providers.contract import LAG
 from watcher.providers.declared import HttpAccount
 from watcher.snapshot import Balance
 from watcher.store.polls import Commit

@@ -17,7 +17,7 @@ from watcher.journal.notices import Watch
 from watcher.journal.step import Reading, Step, diff, go_stale
 from watcher.polling.cadence import patience_ms, spread_ms, stale_since_ms, wait_s, waits_ms
 from watcher.polling.report import NotAsked, PollReport
-from watcher.providers.contract import USABLE, Rejected
+from watcher.providers.contract import USABLE, Rejected, check_height
 from watcher.providers.http import ProviderClient
 from watcher.providers.kept import Memo
 from watcher.settings import AccountSettings, ProviderSettings
@@ -43,10 +43,6 @@ _OUTAGE_FROM = 2
 """Rejected polls of the probe account in a row, by any workers, after which others may wait for its return:
 their waits after one are as short as its own."""
 
-LAG = 128
-"""By how many blocks, slots or ledgers one node of a provider may be behind another. What is read at a lower
-height comes from another chain, or from a node that was set back."""
-
 MEMO_BYTES = 7_000_000
 """Of memory, for the last answers of the accounts that changed last: of a thousand with ten assets."""
 
@@ -63,16 +59,6 @@ class Settled(NamedTuple):
     watches: tuple[Watch, ...]
     interest: int
     """The version of the `Interest` that the watches are of."""
-
-
-def check_height(accepted: int | None, height: int | None) -> None:
-    """Refuse a snapshot that is older than the last accepted one, by their heights. Raises Rejected."""
-    if accepted is None or height is None or height >= accepted:
-        return
-    if accepted - height > LAG:  # no heights are named: of all accounts of a node it is one cause
-        words = f"its height is more than {LAG} lower than before: another chain, or a node that was set back"
-        raise Rejected("configuration", words, fix="`watcher accounts reset NAME` starts a new baseline")
-    raise Rejected("transient", f"read at height {height}, where the last one was read at {accepted}")
 
 
 class Poller:

@@ -72,6 +72,21 @@ class Rejected(Exception):
         self.retry_after_s = retry_after_s
 
 
+LAG = 128
+"""By how many blocks, slots or ledgers one node of a provider may be behind another. What is read at a lower
+height comes from another chain, or from a node that was set back."""
+
+
+def check_height(accepted: int | None, height: int | None) -> None:
+    """Refuse a snapshot that is older than the last accepted one, by their heights. Raises Rejected."""
+    if accepted is None or height is None or height >= accepted:
+        return
+    if accepted - height > LAG:  # no heights are named: of all accounts of a node it is one cause
+        words = f"its height is more than {LAG} lower than before: another chain, or a node that was set back"
+        raise Rejected("configuration", words, fix="`watcher accounts reset NAME` starts a new baseline")
+    raise Rejected("transient", f"read at height {height}, where the last one was read at {accepted}")
+
+
 Catalogue = Mapping[str, Asset]
 """What is known of a provider's assets besides their balances, by asset id."""
 
