@@ -53,12 +53,13 @@ async def command(*, look: "Look", provider: str | None, is_json: bool, accounts
                 raise Unknown("provider", provider, sorted(known))
         woken = await Roster(store.pipe, store.keys).wake(names)
         found = [one for one in woken if provider in (None, one.provider)]
-        for one in sorted(found, key=lambda one: names.index(one.account) if accounts else 0):
+        place_by_name = {name: place for place, name in enumerate(names)}
+        for one in sorted(found, key=lambda one: place_by_name[one.account]):
             if is_json:
                 say_json(_line(one))
             else:
                 click.echo(f"{one.account}: {_text(one)}")
-        left = [name for name in names if name not in {one.account for one in found}]
+        left = sorted({*names}.difference(one.account for one in found), key=place_by_name.__getitem__)
         await _explain(store, found)
         if left:
             configured = {*names_in(look.path, "accounts")}
