@@ -1,4 +1,4 @@
-"""What happens on the chains of real nodes is emitted, to the last digit, by what a user would write."""
+"""What happens on the chains of real nodes is emitted, to the last digit, by the recipes."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -41,24 +41,13 @@ events = ["*"]
 
 BITCOIN = """
 [providers.node]
-kind = "http"
+kind = "bitcoin-core"
 base_url = "{url}"
 basic = "{user}:{password}"
 requests_per_second = 100
-error = "error.code"
-error_classes = {{ "-18" = "configuration", "-28" = "transient" }}
-
-[[providers.node.ask]]
-method = "POST"
-path = "/wallet/{{wallet}}"
-json = {{ jsonrpc = "1.0", id = "w", method = "getbalances", params = [] }}
 
 [[providers.node.read]]
-rows = "[result.mine]"
 id = "LTC"
-total = ["trusted", "immature"]
-locked = "immature"
-pending_deposit = "untrusted_pending"
 
 [[accounts]]
 name = "shop"
@@ -73,23 +62,8 @@ of = {{ wallet = "miner" }}
 
 MONERO = """
 [providers.node]
-kind = "http"
+kind = "monero"
 base_url = "{url}"
-error = "error.code"
-error_classes = {{ "-13" = "configuration" }}
-
-[[providers.node.ask]]
-method = "POST"
-path = "/json_rpc"
-json = {{ jsonrpc = "2.0", id = "0", method = "get_balance", params = {{ account_index = 0 }} }}
-
-[[providers.node.read]]
-rows = "[result]"
-id = "XMR"
-unit = "smallest"
-decimals = 12
-total = "balance"
-locked = ["balance", "-unlocked_balance"]
 
 [[accounts]]
 name = "shop"
