@@ -15,11 +15,11 @@ from watcher.config.findings import Findings
 from watcher.config.sections import read_accounts, read_providers
 from watcher.environment import Environment
 from watcher.preview import polls
-from watcher.providers.contract import Provider
+from watcher.providers.contract import Provider, provider_class
 from watcher.providers.http import by_status
 from watcher.providers.strict_json import parse
 from watcher.recipes import HERE
-from watcher.settings import AccountSettings
+from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Snapshot
 
 NAMES = [name for name in recipes.names() if recipes.recipe(name).kind == "http"]
@@ -34,14 +34,20 @@ def variables_of(name: str) -> dict[str, str]:
 @cache
 def read(name: str) -> tuple[Provider, AccountSettings]:
     """A recipe as a section finds it that says nothing but its name, and the account of its example."""
+    settings, account = section(name)
+    return provider_class(settings.kind)(settings), account
+
+
+def section(name: str, **over: Any) -> tuple[ProviderSettings, AccountSettings]:
+    """The same with what else the section says, its settings."""
     environment, findings = Environment(variables_of(name)), Findings()
     document = read_toml(HERE / f"{name}.toml", environment, findings)
-    bare = replace(document, table={**document.table, "providers": {name: {}}})
+    bare = replace(document, table={**document.table, "providers": {name: over}})
     providers = read_providers(bare, environment, findings)
     accounts = read_accounts(bare, environment, providers, findings)
     assert [*map(str, findings.mistakes), *map(str, findings.warnings)] == []
     (account,) = accounts.by_name.values()
-    return providers.asked_by_name[name], account
+    return providers.settings_by_name[name], account
 
 
 def expected(name: str) -> dict[str, Any]:
