@@ -100,6 +100,11 @@ class Findings:
         """Doubtful findings that are not mistakes already."""
         return [found for found in self._warnings if _place(found) not in self._mistakes]
 
+    @property
+    def count(self) -> int:
+        """How many mistakes there are."""
+        return len(self._mistakes)
+
     def mistake(self, found: Finding) -> None:
         """Record a mistake: nothing runs with it."""
         self._mistakes.setdefault(_place(found), found)

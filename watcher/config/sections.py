@@ -190,7 +190,9 @@ def read_accounts(
             accounts.names.update([entry] if entry else ())
             accounts.is_whole = accounts.is_whole and entry is not None
             continue
+        before = findings.count
         account = _account(entry, providers, findings)
+        is_flawed = findings.count > before
         name, provider = entry.table.get("name"), entry.table.get("provider")
         accounts.count += 1
         accounts.names.update([name] if isinstance(name, str) else ())
@@ -201,8 +203,9 @@ def read_accounts(
             try:
                 source = account.provider, asked.source(account)
             except Rejected as unfit:
-                address = min(type(account).model_fields.keys() - AccountSettings.model_fields.keys())
-                findings.mistake(entry.finding((address,), unfit.words))
+                if not is_flawed:  # what stands in for a mistake fits nowhere
+                    address = min(type(account).model_fields.keys() - AccountSettings.model_fields.keys())
+                    findings.mistake(entry.finding((address,), unfit.words))
                 continue
             if source in place_by_source:
                 reason = f"is the same account at the same provider as the one at {place_by_source[source]}"

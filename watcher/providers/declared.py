@@ -61,6 +61,7 @@ _ASK_PATH = re.compile(
 _DOTS = re.compile(r"/(?:\.|%2[eE]){1,2}(?:/|\Z)")
 _URL = re.compile(r"[!-~]{1,4096}\Z")
 _VISIBLE = re.compile(r"[!-~]{1,1024}\Z")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}\Z", re.ASCII)
 _HEADER_VALUE = re.compile(r"[!-~]+(?: +[!-~]+)*\Z")
 _DIGITS = re.compile(r"[0-9]{1,2}\Z", re.ASCII)
 _HEIGHT = re.compile(r"(?:0|[1-9][0-9]{0,18})\Z", re.ASCII)
@@ -89,21 +90,11 @@ def _terms(value: object) -> tuple[Term, ...]:
         raise ValueError("must be a path, or a list of up to 16")
     terms: list[Term] = []
     for number, text in enumerate(said, 1):
-        if isinstance(text, Term):
-            terms.append(text)
-            continue
-        is_taken_away = isinstance(text, str) and text.startswith("-")
+        minus = isinstance(text, str) and text.startswith("-")
         try:
-            terms.append(Term(is_taken_away, read_path(text[1:] if is_taken_away else text)))
+            terms.append(Term(minus, read_path(text[1:] if minus else text, column=1 + minus)))
         except ValueError as error:
-            where = (
-                f" (path {number} of the list)"
-                if len(said) > 1
-                else " (behind the minus)"
-                if is_taken_away
-                else ""
-            )
-            raise ValueError(f"{error}{where}") from None
+            raise ValueError(f"{error} of path {number}" if len(said) > 1 else str(error)) from None
     return tuple(terms)
 
 
@@ -111,40 +102,45 @@ def _is_places(value: object) -> bool:
     return type(value) is int and 0 <= value <= MAX_FRACTION_DIGITS
 
 
-def _decimals(value: object) -> "int | Path | Mapping[str, int]":
-    if isinstance(value, str) and not _DIGITS.match(value):
-        return read_path(value)
-    value = int(value) if isinstance(value, str) else value
-    if isinstance(value, Path) or _is_places(value):
-        return value  # type: ignore[return-value]
+def _places_by_asset(value: object) -> Mapping[str, int]:
     if isinstance(value, dict) and value and all(map(_is_places, value.values())):
         return {name if name == "*" else asset_id(name): places for name, places in value.items()}
-    raise ValueError(f"must be 0 to {MAX_FRACTION_DIGITS}, a path, or a table of such numbers by asset")
+    raise ValueError(f"must be a table of numbers from 0 to {MAX_FRACTION_DIGITS}, by asset or *")
 
 
-def _slots(value: Mapping[str, Any]) -> Any:
-    for name in value:
-        if not _SLOT_NAME.match(name):
-            raise ValueError("a slot is called by small letters, digits and underscores, a letter first")
-    return value
+def _decimals(value: object) -> int | Path | Mapping[str, int]:
+    if isinstance(value, str):
+        value = int(value) if _DIGITS.match(value) else read_path(value)
+    if isinstance(value, dict):
+        return _places_by_asset(value)
+    if isinstance(value, Path) or (type(value) is int and _is_places(value)):
+        return value
+    raise ValueError(f"must be a number from 0 to {MAX_FRACTION_DIGITS}, a path, or a table by asset")
+
+
+Flaw = tuple[tuple[str | int, ...], str]
+
+
+def _refuse(name: str, flaws: Sequence[Flaw]) -> None:
+    """Report each of these mistakes of a section, or a table in it, at its own key."""
+    if flaws:
+        errors: list[InitErrorDetails] = [
+            {"type": PydanticCustomError("value_error", text), "loc": key, "input": None}
+            for key, text in flaws
+        ]
+        raise ValidationError.from_exception_data(name, errors, hide_input=True)
+
+
+def _slots(said: Mapping[str, Any]) -> Any:
+    flaw = "no name of a slot: small letters, digits and underscores, a letter first"
+    _refuse("slots", [((name,), flaw) for name in said if not _SLOT_NAME.match(name)])
+    return said
 
 
 PathIn = Annotated[Path, PlainValidator(read_path)]
 Terms = Annotated[tuple[Term, ...], PlainValidator(_terms)]
 Decimals = Annotated[int | Path | Mapping[str, int], PlainValidator(_decimals)]
 OfText = Annotated[str, Field(min_length=1, max_length=_LONGEST_VALUE)]
-Flaw = tuple[tuple[str | int, ...], str]
-
-
-def _refuse(section: Section, flaws: Sequence[Flaw]) -> None:
-    """Report each of these mistakes at its own key."""
-    if flaws:
-        name = type(section).__name__
-        errors: list[InitErrorDetails] = [
-            {"type": PydanticCustomError("value_error", text), "loc": key, "input": None}
-            for key, text in flaws
-        ]
-        raise ValidationError.from_exception_data(name, errors, hide_input=True)
 
 
 class Next(Section):
@@ -171,8 +167,8 @@ class Next(Section):
         elif given == ["url"] and places:
             flaws.append(((), "a url brings its own parameters: leave query and json out"))
         if self.page is not None and not self.more:
-            flaws.append((("more",), "is missing: nothing else tells the last page"))
-        _refuse(self, flaws)
+            flaws.append(((), "more: is missing: nothing else tells the last page"))
+        _refuse(type(self).__name__, flaws)
         return self
 
 
@@ -213,7 +209,7 @@ class Ask(Section):
             flaws.append((("json",), 'needs method = "POST"'))
         if self.next and self.next.json_ is not None and not isinstance(self.json_, dict):
             flaws.append((("next", "json"), "there is no json table to put it in"))
-        _refuse(self, flaws)
+        _refuse(type(self).__name__, flaws)
         return self
 
     @property
@@ -260,7 +256,7 @@ class Part(Section):
             flaws.append((("id",), "give either asset or id"))
         if not any(getattr(self, name) for name in _FIELDS):
             flaws.append(((), f"reads nothing: give one of {', '.join(_FIELDS)}"))
-        _refuse(self, flaws)
+        _refuse(type(self).__name__, flaws)
         return self
 
 
@@ -278,7 +274,7 @@ class HttpSettings(ProviderSettings):
     )
     more: PathIn | None = Field(None, description="path to what says that an answer is not all")
     absent_is_zero: bool = Field(False, description="whether what a listing does not name is zero")
-    decimals: Annotated[dict[str, int], PlainValidator(_decimals)] = Field(
+    decimals: Annotated[Mapping[str, int], PlainValidator(_places_by_asset)] = Field(
         {}, description="by asset, or `*`, where a part says none"
     )
     height: PathIn | None = Field(None, description="path to the height in the answers to the first ask")
@@ -286,18 +282,23 @@ class HttpSettings(ProviderSettings):
     @field_validator("headers")
     @classmethod
     def _can_be_sent(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        flaws: list[Flaw] = []
         for name, value in headers.items():
-            if name.lower() in _LEFT_TO_US or not re.match(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}\Z", name):
-                raise ValueError("a name that is no header's, or one that the connection sets")
-            if not _HEADER_VALUE.match(value.get_secret_value()):
-                raise ValueError("values must be visible ASCII, with spaces only inside")
+            if name.lower() in _LEFT_TO_US:
+                flaws.append(((name,), "is set by the connection, or by what is sent"))
+            elif not _HEADER_NAME.match(name):
+                flaws.append(((name,), "not a header name: letters, digits and dashes"))
+            elif not _HEADER_VALUE.match(value.get_secret_value()):
+                flaws.append(((name,), "must be visible ASCII, with spaces only inside"))
+        _refuse("headers", flaws)
         return headers
 
     @field_validator("secrets")
     @classmethod
     def _are_visible(cls, secrets: dict[str, SecretStr]) -> dict[str, SecretStr]:
-        if not all(_VISIBLE.match(secret.get_secret_value()) for secret in secrets.values()):
-            raise ValueError("1 to 1024 visible ASCII characters, no spaces, no line breaks")
+        flaw = "must be 1 to 1024 visible ASCII characters, no spaces, no line breaks"
+        values = {name: secret.get_secret_value() for name, secret in secrets.items()}
+        _refuse("secrets", [((name,), flaw) for name, value in values.items() if not _VISIBLE.match(value)])
         return secrets
 
     @field_validator("basic")
@@ -322,6 +323,11 @@ class HttpSettings(ProviderSettings):
                 (("ask", number, "given", name), "is among the secrets, too")
                 for name in sorted(ask.given.keys() & self.secrets.keys())
             ]
+        slots = set[str]().union(*(ask.slots for ask in self.ask))
+        flaws += [
+            (("secrets", name), f"no ask has {{{name}}} in it")
+            for name in sorted(self.secrets.keys() - slots)
+        ]
         said = {name for part in self.read for name in _FIELDS if getattr(part, name)}
         if "total" not in said:
             flaws.append((("read",), "no part says the total"))
@@ -331,8 +337,8 @@ class HttpSettings(ProviderSettings):
             if part.pending and said & {*_PENDINGS}:
                 flaws.append((("read", number, "pending"), "give either pending, or the two others"))
             if part.unit == "smallest" and part.decimals is None and not self.decimals:
-                flaws.append((("read", number, "decimals"), "is missing: the smallest unit needs them"))
-        _refuse(self, flaws)
+                flaws.append((("read", number), "decimals: is missing: the smallest unit needs them"))
+        _refuse(type(self).__name__, flaws)
         return self
 
 

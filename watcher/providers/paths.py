@@ -59,8 +59,10 @@ class Path:
         return self.text
 
 
-def read_path(text: object) -> Path:
-    """Read a path, unless it is one. Raises ValueError, whose message says what is wrong at which column."""
+def read_path(text: object, *, column: int = 1) -> Path:
+    """Read a path, unless it is one. Raises ValueError, whose message says what is wrong at which column, if
+    the path begins at `column`.
+    """
     if isinstance(text, Path):
         return text
     if not isinstance(text, str):
@@ -72,7 +74,9 @@ def read_path(text: object) -> Path:
             tokens = [*Lexer().tokenize(text)] if text else []
             parsed = jmespath.compile(text).parsed
     except ParseError as error:
-        raise ValueError(f"not a path (JMESPath): a mistake at column {error.lex_position + 1}") from None
+        raise ValueError(
+            f"not a path (JMESPath): a mistake at column {error.lex_position + column}"
+        ) from None
     except (JMESPathError, RecursionError, Warning):
         what = "nested too deeply" if text else "empty"
         raise ValueError(f"not a path (JMESPath): {what}") from None
@@ -89,7 +93,7 @@ def read_path(text: object) -> Path:
                 else f"no function {value}()"
             )
         if flaw:
-            raise ValueError(f"not a path: {flaw}, at column {token['start'] + 1}")
+            raise ValueError(f"not a path: {flaw}, at column {token['start'] + column}")
     return Path(text, _steps(parsed))
 
 
