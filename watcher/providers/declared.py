@@ -166,7 +166,7 @@ class Next(Section):
             flaws.append(((), f"give either query or json: where the {given[0]} is put"))
         elif given == ["url"] and places:
             flaws.append(((), "a url brings its own parameters: leave query and json out"))
-        if self.page is not None and not self.more:
+        if given == ["page"] and not self.more:
             flaws.append(((), "more: is missing: nothing else tells the last page"))
         _refuse(type(self).__name__, flaws)
         return self
