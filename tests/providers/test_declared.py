@@ -286,3 +286,154 @@ def test_an_account_is_told_by_what_it_puts_in_and_not_by_keys() -> None:
         source(declared_account(), "key")
     with pytest.raises(Rejected, match="no ask takes whom"):
         source(declared_account(who="a", whom="b"), "key")
+
+
+PAGED: dict[str, Any] = {"rows": "items", "asset": "id", "total": "n"}
+
+
+def paged(method: str = "GET", **following: Any) -> Http:
+    body = {"json": {"limit": 2}} if method == "POST" else {"query": {"limit": "2"}}
+    return declared(ask=[{"method": method, "path": "/items", **body, "next": following}], read=[PAGED])
+
+
+def page(*ids: str, **more: Any) -> dict[str, Any]:
+    return {"items": [{"id": id_, "n": "1"} for id_ in ids], **more}
+
+
+def flaw_of_pages(provider: Http, *answers: Any) -> str:
+    with pytest.raises(Rejected) as rejected:
+        provider.read(declared_account(), answers, {})
+    return rejected.value.reason
+
+
+def test_a_cursor_is_followed_to_the_last_page_and_all_pages_are_one_listing() -> None:
+    provider = paged(cursor="next", query="after")
+    account = declared_account()
+    answers = [page("A", "B", next="c/1&x"), page("C", next=7), page("D", next="")]
+    asked = [provider.requests(account, answers[:rounds]) for rounds in range(4)]
+    assert [[request.query for request in requests] for requests in asked] == [
+        [{"limit": "2"}],
+        [{"limit": "2", "after": "c/1&x"}],
+        [{"limit": "2", "after": "7"}],
+        [],
+    ]
+    assert [*provider.read(account, answers, {}).row_by_asset] == ["A", "B", "C", "D"]
+    assert flaw_of_pages(provider, *answers[:2]) == "an answer is missing"
+
+
+def test_a_cursor_may_go_into_the_body_and_what_it_is_stays_what_it_is() -> None:
+    provider = paged("POST", cursor="next", json="after")
+    requests = provider.requests(declared_account(), [page("A", next=7)])
+    assert [request.json for request in requests] == [{"limit": 2, "after": 7}]
+
+
+def test_pages_may_be_counted() -> None:
+    provider = paged(page=0, step=2, query="offset", more="length(items) == `2`")
+    answers = [page("A", "B"), page("C", "D"), page("E")]
+    asked = [provider.requests(declared_account(), answers[:rounds]) for rounds in range(4)]
+    assert [request.query.get("offset") for requests in asked for request in requests] == [None, "2", "4"]
+    assert len(provider.read(declared_account(), answers, {}).row_by_asset) == 5
+    assert flaw_of_pages(provider, answers[0], answers[0]) == "the same page twice"
+
+
+@pytest.mark.parametrize(
+    ("said", "target"),
+    [
+        ("http://127.0.0.1:9/v1/items?after=a%2Fb", "/items?after=a%2Fb"),
+        ("/v1/more?x=1#y", "/more?x=1"),
+        ("?after=2", "/items?after=2"),
+        ("more", "/more"),
+    ],
+)
+def test_the_url_of_the_next_page_is_asked_as_it_is(said: str, target: str) -> None:
+    ask = {"path": "/items", "query": {"limit": "2"}, "next": {"url": "next"}}
+    given = declared_settings("http://127.0.0.1:9/v1", ask=[ask], read=[PAGED])
+    (request,) = Http(given).requests(declared_account(), [page("A", next=said)])
+    assert (request.path, dict(request.query)) == (target, {})
+
+
+ELSEWHERE = [
+    *("https://127.0.0.1:9/v1/items", "http://127.0.0.1:99/v1/items", "http://127.0.0.1:9@evil.example/v1/"),
+    *(
+        "//evil.example/v1/items",
+        "http://evil.example/v1/items",
+        "/items",
+        "/v1/../items",
+        "../items",
+        "/v10/x",
+    ),
+    *(
+        "ftp://127.0.0.1:9/v1/x",
+        "http://[::1/v1/x",
+        "/v1/a b",
+        "/v1/é",
+        "/v1/a\r\nx: y",
+        "/v1/" + "a" * 5_000,
+    ),
+    *("http://127.0.0.1:9/v1", "javascript:alert(1)", 7, ["/v1/x"], {"a": 1}),
+]
+
+
+@pytest.mark.parametrize("said", ELSEWHERE)
+def test_a_next_page_at_another_place_is_not_asked_for(said: Any) -> None:
+    ask = {"path": "/items", "next": {"url": "next"}}
+    provider = Http(declared_settings("http://127.0.0.1:9/v1", ask=[ask], read=[PAGED]))
+    with pytest.raises(Rejected, match="another place than base_url"):
+        provider.requests(declared_account(), [page("A", next=said)])
+
+
+def test_half_of_a_listing_is_never_read() -> None:
+    part = {"rows": "items", "asset": "id", "total": "n"}
+    whole = declared(more="has_next", read=[part])
+    assert whole.read(declared_account(), [page("A", has_next=False)], {}).row_by_asset
+    assert (
+        flaw_of_pages(whole, page("A", has_next=True))
+        == "there are more pages than the one that is asked for"
+    )
+    following = paged(cursor="next", query="after", more="has_next", most=2)
+    assert (
+        flaw_of_pages(following, page("A", has_next=True)) == "there is another page, and nothing leads to it"
+    )
+    assert flaw_of_pages(following, page("A", next=[], has_next="yes"))
+    assert flaw_of_pages(following, page("A", next={"a": 1}, has_next=True))
+    assert flaw_of_pages(following, page("A", next="c" * 600, has_next=True))
+    twice = [page("A", next="c", has_next=True), page("B", next="c", has_next=True)]
+    assert flaw_of_pages(paged(cursor="next", query="after"), *twice) == "the same cursor twice"
+    longer = [page("A", next="c", has_next=True), page("B", next="d", has_next=True)]
+    assert flaw_of_pages(following, *longer) == "more than 2 pages; raise most"
+
+
+async def test_pages_are_asked_for_over_a_socket_and_a_listing_without_an_end_is_rejected() -> None:
+    ask = {"path": "/items", "next": {"cursor": "next", "query": "after", "most": 3}}
+    async with Stage() as stage, declared_client(stage.url, ask=[ask], read=[PAGED]) as client:
+        stage.replies = [answer(page("A", next="1")), answer(page("B", next="2")), answer(page("C"))]
+        account = declared_account()
+        snapshot = await client.read(account, await client.ask(account))
+        assert [*snapshot.row_by_asset] == ["A", "B", "C"]
+        assert [seen.target for seen in stage.seen] == ["/items", "/items?after=1", "/items?after=2"]
+        stage.replies = [answer(page("A", next=str(number))) for number in range(9)]
+        with pytest.raises(Rejected, match="more than 3 pages"):
+            await client.ask(account)
+        assert len(stage.seen) == 6
+
+
+def test_an_ask_may_need_what_the_one_before_was_told() -> None:
+    provider = declared(
+        ask=[
+            {"path": "/profiles"},
+            {"path": "/rates"},
+            {"path": "/profiles/{id}/balances", "given": {"id": "rate"}},
+        ],
+        read=[{"answer": 2, "rows": "@", "asset": "currency", "total": "amount"}],
+    )
+    account = declared_account()
+    assert [request.path for request in provider.requests(account)] == ["/profiles", "/rates"]
+    answers = [[], {"rate": "a/b"}, [{"currency": "EUR", "amount": "1.5"}]]
+    assert [request.path for request in provider.requests(account, answers[:2])] == [
+        "/profiles/a%2Fb/balances"
+    ]
+    assert not provider.requests(account, answers)
+    assert balances(provider.read(account, answers, {})) == {"EUR": Balance("1.5", "0", None, None)}
+    for odd in ("..", "", None, 1.5, ["a"], {"a": 1}, True, "x" * 600):
+        with pytest.raises(Rejected):
+            provider.requests(account, [[], parse(json.dumps({"rate": odd}).encode())])
