@@ -528,6 +528,7 @@ class Http:
         slots = set[str]().union(*(ask.slots - ask.given.keys() for ask in settings.ask))
         self._slots = slots - self._secrets.keys()
         said = {name for part in settings.read for name in _FIELDS if getattr(part, name)}
+        self._is_plain = all(path.steps is not None for path in _paths_in(settings))
         self._is_signed = "pending" in said
         self._says_locked = "locked" in said
         self.unknown_fields: Set[str] = frozenset() if self._is_signed else frozenset({*_PENDINGS} - said)
@@ -562,8 +563,11 @@ class Http:
 
     def _walk(self, account: HttpAccount, answers: Sequence[Any]) -> tuple[list[list[Any]], list[Request]]:
         """Sort the answers so far by the asks that they are pages of; and say what to ask next."""
+        if not self._is_plain:
+            refuse_too_many(answers)
         asks = self._settings.ask
         pages: list[list[Any]] = [[] for _ in asks]
+        seen: list[set[Any]] = [set() for _ in asks]
         waiting = [
             (number, self._request(number, account, {})) for number, ask in enumerate(asks) if not ask.given
         ]
@@ -573,7 +577,7 @@ class Http:
             for (number, request), answer in zip(waiting, answers[at:], strict=False):
                 pages[number].append(answer)
                 its = self._pages[number]
-                if its and (more := its.following(request, pages[number])):
+                if its and (more := its.following(request, pages[number], seen[number])):
                     following.append((number, more))
                 elif number + 1 < len(asks) and asks[number + 1].given:
                     given = {
@@ -596,7 +600,7 @@ class Http:
 
     def refusal(self, status: int, answer: Any) -> Rejected | None:
         try:
-            if status == 200:
+            if not self._is_plain:
                 refuse_too_many(answer)
             found = self._error(answer) if self._error else None
         except Rejected as odd:
@@ -661,6 +665,20 @@ class Http:
         raise Rejected("malformed", "there is no list of assets")
 
 
+def _paths_in(value: Any) -> Iterator[Path]:
+    """Find all paths of a section."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, Term):
+        yield value.path
+    elif isinstance(value, Section):
+        for name in type(value).model_fields:
+            yield from _paths_in(getattr(value, name))
+    elif isinstance(value, Mapping | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _paths_in(inner)
+
+
 class _Pages:
     """Goes from a page to the next."""
 
@@ -671,9 +689,9 @@ class _Pages:
         self._find = finder(found_by) if found_by else None
         self._more = finder(declared.more) if declared.more else None
 
-    def following(self, request: Request, pages: Sequence[Any]) -> Request | None:
+    def following(self, request: Request, pages: Sequence[Any], seen: set[Any]) -> Request | None:
         """Say how to ask for the page after the last of `pages`, which `request` was for; None where there is
-        none. Raises Rejected."""
+        none. `seen` holds what was followed before. Raises Rejected."""
         declared, page = self._declared, pages[-1]
         has_more = is_said(self._more(page)) if self._more else None
         if has_more is False:
@@ -693,19 +711,20 @@ class _Pages:
             return None
         if len(pages) >= declared.most:
             raise Rejected("configuration", f"more than {declared.most} pages; raise most")
-        if self._find and any(self._find(earlier) == cursor for earlier in pages[:-1]):
+        value = cursor if declared.url and type(cursor) is str else _value_in(cursor)
+        if value in seen:
             raise Rejected("malformed", "the same cursor twice")
+        seen.add(value)
         if declared.url:
-            return self._at(request, cursor)
-        value = _value_in(cursor)
+            return self._at(request, value)
         if declared.query:
             return replace(request, query={**request.query, declared.query: value})
         assert declared.json_
         return replace(request, json={**request.json, declared.json_: cursor})
 
-    def _at(self, request: Request, url: Any) -> Request:
+    def _at(self, request: Request, url: str) -> Request:
         """Ask at a URL of the answer, if it is at the same place: a key must not be sent elsewhere."""
-        if type(url) is str and _URL.match(url):
+        if _URL.match(url):
             with suppress(ValueError):
                 base, there = urlsplit(self._base_url), urlsplit(urljoin(self._base_url + request.path, url))
                 is_here = (base.scheme.lower(), base.netloc.lower()) == (
