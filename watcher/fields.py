@@ -7,6 +7,7 @@ import re
 import string
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -107,6 +108,17 @@ def _size(text: str) -> str:
             f'not a size of {_LEAST_MB}MB or more: write a whole number and a unit, such as "512MB" or "2GB"'
         )
     return text
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """A file of certificates, and what it holds, as PEM. Shown as its name."""
+
+    file: str
+    pem: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.file
 
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]

@@ -25,7 +25,18 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from watcher import amounts
-from watcher.fields import Amount, ApiKey, BaseUrl, Duration, Name, Network, Size, in_ascii, parse_duration
+from watcher.fields import (
+    Amount,
+    ApiKey,
+    BaseUrl,
+    Certificates,
+    Duration,
+    Name,
+    Network,
+    Size,
+    in_ascii,
+    parse_duration,
+)
 
 CHANGE_EVENTS = (
     "deposit.pending",
@@ -173,6 +184,9 @@ class ProviderSettings(Section):
     name: Name = Field(description="the section's own name")
     kind: str = Field(description="a kind that is code, or a recipe; defaults to the name")
     base_url: BaseUrl = Field(description="scheme and host of the API")
+    ca: Certificates | None = Field(
+        None, description="a PEM file: what may vouch for the host, instead of what the system trusts"
+    )
     requests_per_second: float = Field(4, ge=0.001, le=10_000, description="over all workers together")
     timeout: Duration = Field(
         timedelta(seconds=10), gt=timedelta(0), description="one whole request, at most"

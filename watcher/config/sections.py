@@ -3,12 +3,14 @@
 Refuses to let two accounts share a name, or to poll one twice.
 """
 
+import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cache
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from watcher import recipes
@@ -25,8 +27,8 @@ from watcher.config.tables import (
     section,
     settings_of,
 )
-from watcher.environment import Environment
-from watcher.fields import parse_duration
+from watcher.environment import Environment, NotSet
+from watcher.fields import Certificates, parse_duration
 from watcher.providers.contract import PLACE_BY_KIND, Provider, Rejected, kinds, provider_class
 from watcher.settings import (
     AccountSettings,
@@ -114,6 +116,7 @@ def read_providers(document: Entry, environment: Environment, findings: Findings
         provider = provider_class(kind) if isinstance(kind, str) and kind in kinds() else None
         if isinstance(kind, str) and kind in recipes.names():
             entry = _over_recipe(entry, kind, environment, findings)
+        entry = _with_certificates(entry, environment, findings)
         providers.entry_by_name[name] = entry
         providers.class_by_name[name] = provider
         if isinstance(kind, str) and not provider:
@@ -138,6 +141,26 @@ def read_providers(document: Entry, environment: Environment, findings: Findings
                 if flaw := mask_flaw(secret):
                     findings.mistake(entry.finding(path, flaw))
     return providers
+
+
+def _with_certificates(entry: Entry, environment: Environment, findings: Findings) -> Entry:
+    """Read the file that `ca` names. What it holds is a part of the settings: a reload sees a change."""
+    said = entry.table.get("ca")
+    if not isinstance(said, str):
+        return entry
+    table = {key: value for key, value in entry.table.items() if key != "ca"}
+    try:
+        pem = environment.content_of(str(Path(entry.file).parent / said), "the file")
+        ssl.create_default_context(cadata=pem)
+    except NotSet as error:
+        findings.mistake(entry.finding(("ca",), str(error)))
+    except (ValueError, ssl.SSLError):
+        findings.mistake(entry.finding(("ca",), "the file holds no certificates as PEM"))
+    else:
+        table["ca"] = Certificates(said, pem)
+        if str(table.get("base_url", "")).lower().startswith("http:"):
+            findings.warn(entry.finding(("ca",), "base_url is http://, which shows no certificate"))
+    return replace(entry, table=table)
 
 
 def _over_recipe(entry: Entry, kind: str, environment: Environment, findings: Findings) -> Entry:

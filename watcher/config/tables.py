@@ -158,6 +158,7 @@ _WORDS = {
     "list_type": "must be a list",
     "dict_type": "must be a table",
     "model_type": "must be a table",
+    "dataclass_type": "must be the path of a file",
 }
 _SUBJECT = re.compile(r"^\w+ should ")
 

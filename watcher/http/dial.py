@@ -10,7 +10,7 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import cast
@@ -87,6 +87,18 @@ def system_tls() -> ssl.SSLContext:
     return context
 
 
+@lru_cache(maxsize=256)
+def tls_trusting(certificates: str) -> ssl.SSLContext:
+    """Make the client's side of TLS where only these certificates, as PEM, are trusted: also one that a node
+    has made for itself.
+    """
+    context = ssl.create_default_context(cadata=certificates)
+    context.set_alpn_protocols(["http/1.1"])
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # by which nodes do not go
+    return context
+
+
 class Dialer:
     """Connects to places. `judge` is asked about every address: none means that all may be dialled.
 
@@ -125,12 +137,14 @@ class Dialer:
             if refusals:
                 raise refusals[0] from None
             raise NoConnection from error.with_traceback(None)  # of frames that hold it
-        is_open = False
+        is_open, tls = False, None
+        if place.is_tls:
+            tls = tls_trusting(place.trusted) if place.trusted else system_tls()
         try:
             await asyncio.get_running_loop().create_connection(
                 lambda: line,
                 sock=sock,
-                ssl=system_tls() if place.is_tls else None,
+                ssl=tls,
                 server_hostname=place.host.rstrip(".") if place.is_tls else None,
             )
             is_open = True

@@ -38,17 +38,20 @@ _UNSENDABLE = re.compile("[\r\n\0]")
 
 
 class Place(NamedTuple):
-    """Where a connection leads: what two URLs have in common that may share one."""
+    """Where a connection leads: what two URLs have in common that may share one. `trusted` are the
+    certificates, as PEM, that count instead of those that the system trusts.
+    """
 
     host: str
     port: int
     is_tls: bool
+    trusted: str | None = None
 
 
-def place_of(url: URL) -> Place:
+def place_of(url: URL, trusted: str | None = None) -> Place:
     """Read where a URL leads. Its scheme is http or https."""
     is_tls = url.scheme == "https"
-    return Place(url.raw_host or "", url.port or (443 if is_tls else 80), is_tls)
+    return Place(url.raw_host or "", url.port or (443 if is_tls else 80), is_tls, trusted)
 
 
 class NoAnswer(Exception):

@@ -115,6 +115,7 @@ class ProviderClient:
         self._settings = settings
         self._base_url = settings.base_url.rstrip("/")
         self.spacing_s = _SLACK / settings.requests_per_second
+        self._trusted = settings.ca.pem if settings.ca else None
         self._timeout_s = settings.timeout.total_seconds()
         self._wait_turn = wait_turn
         self._requests = Counter[str]() if requests is None else requests
@@ -289,7 +290,7 @@ class ProviderClient:
         try:
             url = as_written(self._base_url + request.path)
             written = self._written(url, request)
-            answer = await self._pool.send(place_of(url), written, _LIMITS, deadline=deadline)
+            answer = await self._pool.send(place_of(url, self._trusted), written, _LIMITS, deadline=deadline)
         except NoAnswer as error:
             raise by_error(error) from error
         except ValueError as error:
@@ -379,7 +380,8 @@ def by_status(status: int) -> Rejected:
 def by_error(error: NoAnswer, status: int | None = None) -> Rejected:
     """Say how a request failed: before an answer (`status` is None), or in the middle of one."""
     if status is None and (flaw := tls_flaw(error, is_handshake=isinstance(error, NoConnection))):
-        return Rejected("gone", flaw.words, fix=flaw.fix)
+        in_its_section = ', or ca = "/path/ca.pem" in its section' if "SSL_CERT_FILE" in flaw.fix else ""
+        return Rejected("gone", flaw.words, fix=flaw.fix + in_its_section)
     table = _UNREACHED if status is None else _BROKEN_OFF
     error_class, reason = next(row[1:] for row in table if isinstance(error, row[0]))
     return Rejected(error_class, cannot_connect(error) if reason == CANNOT_CONNECT else reason, status=status)
