@@ -5,11 +5,12 @@ its own section by subclassing ProviderSettings and AccountSettings.
 """
 
 import re
+from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, quote, unquote
 
 from pydantic import (
     BaseModel,
@@ -315,8 +316,8 @@ def secrets_in(value: Any, *path: str | int) -> Iterator[tuple[tuple[str | int, 
 def secrets_of(settings: Settings) -> Iterator[str]:
     """Every text of a configuration that must not be shown: keys, signing secrets, URLs.
 
-    Of what is sent to a subscriber the parts too: it may repeat a path without its host, a token without
-    the word before it.
+    Also in the form in which a key is sent, and parts of what is sent: a path may be repeated without its
+    host, a token without the word before it, a password without its user.
     """
     redis = settings.redis.url.get_secret_value()
     if "://" in redis:  # "embedded" is a word as any other
@@ -326,7 +327,9 @@ def secrets_of(settings: Settings) -> Iterator[str]:
         passwords = (value for name, value in parse_qsl(query) if name.endswith("password"))
         yield from (redis, password, unquote(password), *passwords)
     for provider in settings.provider_by_name.values():
-        yield from (text for _, text in secrets_in(provider))
+        for _, text in secrets_in(provider):
+            yield from (text, *text.split(), text.partition(":")[2])
+            yield from (quote(text, safe=""), b64encode(text.encode()).decode())
     for subscription in settings.subscription_by_name.values():
         url = subscription.url.get_secret_value()
         sent = re.split("[/?&=]", url)[3:]  # all behind the host

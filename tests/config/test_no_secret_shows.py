@@ -20,6 +20,9 @@ CANARIES = {
     "URL_TOKEN": "canaryUrlToken",
     "REDIS_PASSWORD": "canaryRedisPassword",
     "HEADER": "canaryHeader",
+    "BASIC": "canaryBasic",
+    "KEY_HEADER": "canaryKeyHeader",
+    "KEY_SLOT": "canary/Key+Slot",
 }
 ACCOUNT_LINE = '{"name": "b", "provider": "loopring", "account_id": 2}'
 CONFIGURATION = """\
@@ -28,6 +31,18 @@ accounts_file = "accounts.jsonl"
 url = "redis://user:${REDIS_PASSWORD}@localhost:6379/0?ssl=no"
 [providers.loopring]
 api_key = "${API_KEY}"
+[providers.node]
+kind = "http"
+base_url = "https://node.example.com"
+basic = "user:${BASIC}"
+headers = { x-api-key = "Bearer ${KEY_HEADER}" }
+secrets = { key = "${KEY_SLOT}" }
+ask = [{ path = "/v2/{key}/{who}", query = { key = "{key}" } }]
+read = [{ id = "BTC", total = "n" }]
+[[accounts]]
+name = "n"
+provider = "node"
+of = { who = "me" }
 [[accounts]]
 name = "a"
 provider = "loopring"
@@ -143,9 +158,14 @@ def test_what_was_loaded_is_hidden_wherever_it_is_quoted(check: Callable[..., Re
         "URL_TOKEN": "Cannot POST /{0}?key={0}",
         "REDIS_PASSWORD": "AUTH {}",
         "HEADER": "not a token: {}",
+        "BASIC": "not a password: {}",
+        "KEY_HEADER": "not a key: {}",
+        "KEY_SLOT": "nothing at /v2/{}/me",
     }
     assert check(CONFIGURATION).exit_code == 0
     said = [quote.format(CANARIES[name]) for name, quote in quotes.items()]
+    said += ["nothing at /v2/canary%2FKey%2BSlot/me", "no Basic dXNlcjpjYW5hcnlCYXNpYw=="]
+    assert "dXNlcjpjYW5hcnlCYXNpYw" not in traceback_text(RuntimeError("\n".join(said)))
     assert shows(traceback_text(RuntimeError("\n".join(said)))) == []
 
 
@@ -186,4 +206,4 @@ def test_what_show_prints_is_refused_as_a_configuration(check: Callable[..., Res
     result = check(shown)
     assert result.exit_code == 78
     masked = [line for line in result.stderr.splitlines() if "mask" in line]
-    assert len(masked) == 4
+    assert len(masked) == 6

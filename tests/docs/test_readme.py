@@ -11,6 +11,7 @@ from watcher import recipes
 from watcher.commands.recipes import known
 from watcher.observe.catalogue import EVENTS
 from watcher.providers.contract import PLACE_BY_KIND, kinds
+from watcher.providers.declared import Ask, HttpSettings, Next, Part
 from watcher.providers.exchange import REVIEWED, ExchangeAccount, ExchangeSettings
 from watcher.providers.loopring import LoopringAccount
 from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
@@ -36,6 +37,10 @@ FIELDS_BY_TABLE: dict[str, tuple[type[Section], ...]] = {
     "[log]": (LogSettings,),
     "[egress]": (EgressSettings,),
     "[providers.NAME]": (ProviderSettings, MetaKeepSettings),
+    'kind = "http"': (HttpSettings,),
+    "[[providers.NAME.ask]]": (Ask,),
+    "[providers.NAME.ask.next]": (Next,),
+    "[[providers.NAME.read]]": (Part,),
     "[[accounts]]": (LoopringAccount, MetaKeepAccount),
     "[[subscriptions]]": (SubscriptionSettings,),
     "[[subscriptions.thresholds]]": (ThresholdSettings,),
@@ -55,7 +60,10 @@ def test_every_setting_stands_in_its_table_with_its_description(
     table: str, models: tuple[type[Section], ...]
 ) -> None:
     told = {cells[0].strip("`"): cells[-1] for cells in rows_after(f"`{table}`")}
-    meant = {name: field.description for model in models for name, field in model.model_fields.items()}
+    fields = [field for model in models for field in model.model_fields.items()]
+    meant = {field.alias or name: field.description for name, field in fields}
+    if models == (HttpSettings,):
+        meant = {name: text for name, text in meant.items() if name not in ProviderSettings.model_fields}
     if table == "[providers.NAME]":
         del meant["name"]
         meant["requests_per_second"] = ProviderSettings.model_fields["requests_per_second"].description

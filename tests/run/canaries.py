@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
 
 from aiohttp import web
 from redis.asyncio import Redis
@@ -26,6 +27,12 @@ PASSWORD = "probe_account-password-c0de"
 SECRET = "whsec_" + base64.b64encode(b"probe_account-signing-secret-of-32-bytes").decode()
 NEXT_SECRET = "whsec_" + base64.b64encode(b"probe_account-secret-that-comes-next-32").decode()
 HTTP_TOKEN = "probe_account-http-token-3b77"
+DECLARED = {
+    "BASIC": "probe_account-basic-2a90",
+    "QUERY": "probe_account/query+key-77b1",
+    "PLACE": "probe_account/path+key-e0c4",
+    "LOCKED": "probe_account-declared-key-19f2",
+}
 EMAIL = "probe_account-person@example.com"
 
 ENVIRONMENT: Mapping[str, str] = {
@@ -38,6 +45,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "SECRET": SECRET,
     "NEXT_SECRET": NEXT_SECRET,
     "PASSWORD": PASSWORD,
+    **DECLARED,
     "EMAIL": EMAIL,
     "WATCHER_HTTP_TOKEN": HTTP_TOKEN,
     "LOG_LEVEL": "debug",
@@ -70,6 +78,38 @@ api_key = "${{SHOP}}"
 kind = "metakeep"
 base_url = "{metakeep}"
 api_key = "${{WRONG_SHOP}}"
+
+[providers.declared]
+kind = "http"
+base_url = "{loopring}"
+headers = {{ x-api-key = "${{KEY}}" }}
+secrets = {{ key = "${{QUERY}}" }}
+error = "resultInfo.code"
+ask = [{{ path = "/api/v3/user/balances", query = {{ accountId = "{{id}}", key = "{{key}}" }} }}]
+
+[[providers.declared.read]]
+rows = "@"
+asset = "tokenId"
+total = "total"
+
+[providers.nowhere]
+kind = "http"
+base_url = "{loopring}"
+basic = "user:${{BASIC}}"
+headers = {{ x-api-key = "${{LOCKED}}" }}
+secrets = {{ place = "${{PLACE}}" }}
+ask = [{{ path = "/{{place}}/{{id}}" }}]
+read = [{{ id = "BTC", total = "n" }}]
+
+[[accounts]]
+name = "declared"
+provider = "declared"
+of = {{ id = 10110 }}
+
+[[accounts]]
+name = "nowhere"
+provider = "nowhere"
+of = {{ id = 10110 }}
 
 [[accounts]]
 name = "treasury"
@@ -176,10 +216,16 @@ async def a_parrot() -> AsyncIterator[str]:
 def canaries_in(seen: bytes) -> list[str]:
     """Those that came out. The e-mail address is no secret, but nobody's business: only --show shows it."""
     secrets = (API_KEY, WRONG_KEY, SHOP_KEY, WRONG_SHOP_KEY, URL_TOKEN, HEADER, PASSWORD, HTTP_TOKEN)
+    sent = [form for text in DECLARED.values() for form in (text, quote(text, safe=""))]
+    sent.append(base64.b64encode(f"user:{DECLARED['BASIC']}".encode()).decode())
     signing = (SECRET, SECRET[6:], NEXT_SECRET, NEXT_SECRET[6:])
     for shown in (f'of = {{ email = "{EMAIL}" }}', f'"of": {{"email": "{EMAIL}"}}'):
         seen = seen.replace(shown.encode(), b"")
-    return [probe_account for probe_account in (*secrets, *signing, EMAIL) if probe_account.encode() in seen]
+    return [
+        probe_account
+        for probe_account in (*secrets, *sent, *signing, EMAIL)
+        if probe_account.encode() in seen
+    ]
 
 
 @asynccontextmanager
