@@ -3,7 +3,6 @@
 Refuses to let two accounts share a name, or to poll one twice.
 """
 
-import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -148,6 +147,8 @@ def _with_certificates(entry: Entry, environment: Environment, findings: Finding
     said = entry.table.get("ca")
     if not isinstance(said, str):
         return entry
+    import ssl  # heavy: only where a section names a file
+
     table = {key: value for key, value in entry.table.items() if key != "ca"}
     try:
         pem = environment.content_of(str(Path(entry.file).parent / said), "the file")
