@@ -58,8 +58,9 @@ def of_the_house(modules: Iterable[str]) -> set[str]:
 
 SOURCES = {place.partition(":")[0].removeprefix("watcher.") for place in PLACE_BY_KIND.values()}
 """A module each: more of them cut nothing finer."""
-OF_SOURCES = 4
-"""What reads recipes, and the commands that came with sources: recipes, poll, accounts."""
+OF_SOURCES = 6
+"""What reads recipes, paths into an answer, a bank to simulate, and three commands that came with sources:
+recipes, poll, accounts."""
 
 
 def test_what_the_house_has_reached_it_keeps() -> None:
