@@ -1,5 +1,6 @@
 """`watcher accounts reset`: an account begins anew, beside whatever runs."""
 
+import asyncio
 import re
 from collections.abc import Callable
 from functools import partial
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.rig import TREASURY, a_rig
 from tests.support.stories import (
     MINUTE_MS,
     NOW_MS,
@@ -154,3 +156,31 @@ def test_polls_that_come_in_between_are_followed_but_not_for_ever(
     monkeypatch.setattr(Polls, "commit", overtaken)
     done = run("accounts", "reset", "treasury", "--yes")
     assert (done.code, "changes all the time" in done.err) == (code, code == 1)
+
+
+async def test_beside_a_worker_that_polls_all_the_time_its_next_poll_is_the_baseline(
+    redis_server_url: str, namespace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What moves between the reset and that poll is never emitted; what moves before and after is."""
+    there = ("--redis", redis_server_url, "--namespace", namespace)
+    async with a_rig(redis_server_url, namespace) as rig:
+        (ops,) = rig.settings.subscription_by_name.values()
+        everything = ops.model_copy(update={"events": ("*.*",)})
+        rig.settings = rig.settings.model_copy(update={"subscription_by_name": {ops.name: everything}})
+        async with rig.worker():
+            await rig.events(2)
+            rig.sandbox.world.deposit_seen(TREASURY, "LRC", "12.5")
+            await rig.events(3)
+            done = await asyncio.to_thread(ended, capsys, "accounts", "reset", "treasury", "--yes", *there)
+            assert done.code == 0, done.err
+            await rig.events(4)
+            rig.sandbox.world.deposit_cleared(TREASURY, "LRC", "12.5")
+            events = [
+                event for event in await rig.events(5) if event["data"]["account"]["name"] == "treasury"
+            ]
+    types = ["account.baseline", "deposit.pending", "account.baseline", "deposit.cleared"]
+    assert [event["type"] for event in events] == types
+    sequences = [event["data"]["sequence"] for event in events]
+    assert sequences == sorted({*sequences})
+    previous = [event["subscription"]["previous_sequence"] for event in events]
+    assert previous == [None, *sequences[:-1]], "no gap, and no second beginning"
