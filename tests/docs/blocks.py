@@ -8,7 +8,13 @@ from textwrap import dedent
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-FILES = ("README.md", "deploy/README.md", "CONTRIBUTING.md", "watcher/recipes/README.md")
+FILES = (
+    "README.md",
+    "deploy/README.md",
+    "CONTRIBUTING.md",
+    "watcher/recipes/README.md",
+    "watcher/providers/README.md",
+)
 
 _FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 

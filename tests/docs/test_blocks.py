@@ -62,7 +62,7 @@ def loads(block: Block, folder: Path) -> None:
     if 'kind = "exchange"' in block.text:
         pytest.importorskip("ccxt", reason="needs ccxt: pip install 'balance-watcher[exchange]'")
     (folder / "watcher.toml").write_text(block.text if block.text == EXAMPLE else f"{EXAMPLE}\n{block.text}")
-    assert [*load(folder / "watcher.toml", ENVIRON).settings.account_by_name] == ["treasury"]
+    assert "treasury" in load(folder / "watcher.toml", ENVIRON).settings.account_by_name
 
 
 def scrapes(block: Block, folder: Path) -> None:

@@ -12,6 +12,7 @@ from watcher.commands.recipes import known
 from watcher.observe.catalogue import EVENTS
 from watcher.providers.contract import PLACE_BY_KIND, kinds
 from watcher.providers.declared import Ask, HttpSettings, Next, Part
+from watcher.providers.evm import EvmSettings
 from watcher.providers.exchange import REVIEWED, ExchangeAccount, ExchangeSettings
 from watcher.providers.loopring import LoopringAccount
 from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
@@ -87,6 +88,17 @@ def test_the_table_of_exchanges_settings_has_what_only_they_take() -> None:
     fields = {**ExchangeSettings.model_fields, "params": ExchangeAccount.model_fields["params"]}
     own = fields.keys() - KeyedSettings.model_fields.keys()
     assert told == {name: fields[name].description for name in own}
+
+
+def test_every_setting_of_a_chain_stands_in_its_own_table() -> None:
+    lines = (ROOT / "watcher" / "providers" / "README.md").read_text().splitlines()
+    rows = takewhile(lambda line: line.startswith("|"), lines[lines.index("| key | default | |") + 2 :])
+    told = {
+        cells[0].strip(" `"): cells[-1].strip() for cells in (row.strip("|").split(" | ") for row in rows)
+    }
+    shared = {name: field.description for name, field in ProviderSettings.model_fields.items()}
+    own = {name: field.description for name, field in EvmSettings.model_fields.items()}
+    assert told == {name: text for name, text in own.items() if shared.get(name) != text}
 
 
 def test_the_table_of_sources_says_of_each_recipe_what_it_says_of_itself() -> None:

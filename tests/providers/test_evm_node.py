@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from tests.support.evm_scenes import NO_CONTRACT, evm_account, evm_settings, rec
 from tests.support.nodes import EMPTY, RICH, Ethereum, ethereum
 from tests.support.rig import Rig, a_rig
 from tests.support.tokens import erc20
-from watcher.providers.contract import Rejected
+from watcher import recipes
+from watcher.config.loading import load
+from watcher.providers.contract import Rejected, provider_class
 from watcher.providers.evm import MOST_TOKENS, NATIVE, Evm
 from watcher.providers.http import LIMIT, ProviderClient
 from watcher.settings import AccountSettings, ProviderSettings
@@ -63,6 +66,30 @@ async def test_two_hundred_tokens_are_one_answer_that_the_client_takes(chain: Et
     amounts = [row.balance.total for asset, row in snapshot.row_by_asset.items() if asset != NATIVE]
     assert amounts == ["0", *(f"0.{number:018}".rstrip("0") for number in range(1, MOST_TOKENS))]
     assert without.row_by_asset == snapshot.row_by_asset
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.names() if recipes.recipe(name).kind == "evm"])
+async def test_a_recipe_reads_its_chain_and_no_other(name: str, tmp_path: Path) -> None:
+    file, said = tmp_path / "watcher.toml", recipes.recipe(name).section
+    address, coin = EMPTY.upper().replace("X", "x"), said["symbol"]
+    with ethereum(f"--chain-id={said['chain_id']}") as own, ethereum() as another:
+        for chain in (own, another):
+            chain.send(EMPTY, 12)
+            chain.mine()
+        for chain in (own, another):
+            file.write_text(
+                f'[providers.{name}]\nbase_url = "{chain.node.url}"\npath = "/"\n'
+                f'[[accounts]]\nname = "a"\nprovider = "{name}"\naddress = "{address}"\n'
+            )
+            settings = load(file, {}).settings
+            (provider,), (account,) = settings.provider_by_name.values(), settings.account_by_name.values()
+            async with ProviderClient(provider_class(provider.kind)(provider), provider) as client:
+                if chain is another:
+                    with pytest.raises(Rejected, match=f"on chain 31337, not on {said['chain_id']}"):
+                        await client.read(account, await client.ask(account))
+                else:
+                    (row,) = (await client.read(account, await client.ask(account))).row_by_asset.values()
+                    assert (row.asset.symbol, row.balance.pending_deposit) == (coin, "0.000000000000000012")
 
 
 @asynccontextmanager
