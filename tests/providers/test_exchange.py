@@ -7,12 +7,14 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import cache
 from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qsl
@@ -22,6 +24,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.support.exchanges import (
@@ -37,8 +41,10 @@ from tests.support.exchanges import (
     needs_ccxt,
     samples,
 )
+from tests.support.fuzzing import tried
 from tests.support.odd_answers import Odd, complaint, oddities
 from tests.support.provider_staging import Seen, Stage, answer
+from watcher.amounts import check_canonical
 from watcher.providers.contract import Rejected, Request, requests_needed
 from watcher.providers.exchange import REVIEWED, Exchange
 from watcher.providers.http import ProviderClient
@@ -516,6 +522,90 @@ def test_most_exchanges_can_be_asked_where_that_is_wanted() -> None:
         can.append(name)
     assert len(can) >= 0.75 * len(ccxt.exchanges)
     assert REVIEWED.keys() <= {*can}
+
+
+UNREVIEWED = [
+    *(("binance", "margin"), ("bitget", "spot"), ("cryptocom", None), ("gate", None), ("htx", None)),
+    *(("kucoin", None), ("mexc", None), ("okx", None), ("whitebit", None)),
+]
+TEXTS = [
+    "0",
+    "1.5",
+    "",
+    "BTC",
+    "1e99999999",
+    "-1e-99999999",
+    "e",
+    "SUCCESS",
+    "ok",
+    "spot",
+    "@1e9999@",
+    "@1e-8@",
+]
+SCALARS = st.none() | st.booleans() | st.integers() | st.sampled_from(TEXTS)
+NAMES = st.sampled_from(
+    [
+        *(
+            "data",
+            "result",
+            "code",
+            "success",
+            "status",
+            "balances",
+            "list",
+            "userAssets",
+            "asset",
+            "currency",
+        ),
+        *("free", "available", "locked", "total", "balance", "type", "coin", "error", "message", "details"),
+    ]
+)
+
+
+@pytest.mark.parametrize(("exchange", "kind"), UNREVIEWED)
+@tried(25)
+@given(data=st.data())
+def test_whatever_is_answered_ccxt_raises_nothing_but_rejected(
+    exchange: str, kind: str | None, data: st.DataObject
+) -> None:
+    provider = lenient(exchange)
+    account = exchange_account(**({"type": kind} if kind else {}))
+    any_json = st.recursive(
+        SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=6)
+    )
+    answers = [parse(written(data.draw(any_json))) for _ in range(2)]
+    for status in (200, 400, 500):
+        assert isinstance(provider.refusal(status, answers[0]), Rejected | None)
+    for known in (1, 2):
+        with suppress(Rejected):
+            assert len(provider.requests(account, answers[:known])) <= 1
+        with suppress(Rejected):
+            snapshot = provider.read(account, answers[:known], {})
+            assert not snapshot.absent_is_zero
+            for row in snapshot.row_by_asset.values():
+                check_canonical(row.balance.total)
+                check_canonical(row.balance.locked)
+
+
+@cache
+def lenient(exchange: str) -> Exchange:
+    return an_exchange(exchange, unreviewed=True, uid="1")
+
+
+def written(said: Any) -> bytes:
+    return re.sub(r'"@([^"]*)@"', r"\1", json.dumps(said)).encode()
+
+
+def test_ccxt_is_imported_where_a_configuration_names_an_exchange_and_nowhere_else(tmp_path: Any) -> None:
+    path = tmp_path / "watcher.toml"
+    path.write_text('[providers.loopring]\napi_key = "k"\n')
+    program = (
+        "import sys; from pathlib import Path; from watcher.config.loading import load;"
+        "import watcher.providers.exchange, watcher.run.worker;"
+        f"load(Path({str(path)!r}), {{}}); print('ccxt' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_a_configuration_says_all_that_is_wrong_with_its_lines(tmp_path: Any) -> None:

@@ -3,15 +3,18 @@
 import json
 import sys
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.support.exchanges import Sample, exchange_settings, samples
 from tests.support.fuzzing import tried
+from watcher.commands.check import command
 from watcher.providers.contract import Rejected
 from watcher.providers.exchange import REVIEWED, ExchangeSettings, Listing, read_listing
 from watcher.providers.strict_json import NotJson, parse
@@ -222,6 +225,23 @@ def test_without_ccxt_a_configuration_says_how_to_install_it(monkeypatch: pytest
     (flaw,) = raised.value.errors()
     assert flaw["loc"] == ("exchange",)
     assert "needs ccxt: pip install 'balance-watcher[exchange]'" in flaw["msg"]
+
+
+def test_without_ccxt_check_says_so_in_one_line_and_exits_78(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ccxt", None)
+    path = tmp_path / "watcher.toml"
+    path.write_text(
+        '[providers.kraken]\nkind = "exchange"\nexchange = "kraken"\napi_key = "k"\nsecret = "c2VjcmV0"\n\n'
+        '[[accounts]]\nname = "spot"\nprovider = "kraken"\n'
+    )
+    result = CliRunner().invoke(command, ["--config", str(path)])
+    assert result.exit_code == 78
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("warning")]
+    assert lines == [
+        f"{path}:3: providers.kraken.exchange: needs ccxt: pip install 'balance-watcher[exchange]'"
+    ]
 
 
 def test_the_shape_of_a_section_needs_no_ccxt() -> None:

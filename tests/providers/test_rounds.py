@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence, Set
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -103,6 +104,28 @@ async def test_what_is_signed_is_sent_byte_for_byte() -> None:
     first, second = stage.seen
     assert first.target == "/balances?sig=%2F%2b"
     assert second.body == b'{"page":"two"}'
+
+
+class Stamped(Paged):
+    """Its requests say how many turns were over when they were made, as one that is signed says the time."""
+
+    turns: Turns
+
+    def requests(self, account: Any, answers: Sequence[Any] = ()) -> Sequence[Request]:
+        made = super().requests(account, answers)
+        return [replace(request, body=f"{self.turns.waited}".encode()) for request in made]
+
+
+async def test_what_comes_after_an_answer_is_made_at_its_turn_and_not_before() -> None:
+    turns = Turns()
+    async with Stage() as stage:
+        settings = a_provider("paged", base_url=stage.url)
+        provider = Stamped(settings)
+        provider.turns = turns
+        async with ProviderClient(provider, settings, wait_turn=turns.wait) as client:
+            stage.replies = [page(1, "two"), page(2, "three"), page(3, None)]
+            await client.ask(ACCOUNT)
+    assert [seen.body for seen in stage.seen] == [b"0", b"1", b"2"]
 
 
 async def test_a_page_that_fails_refuses_the_whole_poll() -> None:
