@@ -14,7 +14,11 @@ async def listen(url: str, woken: asyncio.Event) -> None:
             try:
                 async with session.ws_connect(url, heartbeat=20) as node:
                     await node.send_json(SUBSCRIBE)
-                    async for _ in node:  # the first answers SUBSCRIBE: poll then too, for what was missed
+                    async for head in node:  # the first answers SUBSCRIBE: poll then too, for what was missed
+                        if head.type is not aiohttp.WSMsgType.TEXT:
+                            break
+                        if "error" in head.json():
+                            sys.exit(f"newheads: the node says {head.data}")
                         woken.set()
             except (aiohttp.ClientError, OSError) as error:
                 print(f"newheads: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -115,9 +116,14 @@ async def woken(rig: Rig, wake: Callable[[], object]) -> AsyncIterator[None]:
             await rig.events(number, within_s=20)
 
 
+NEWHEADS = (sys.executable, str(EXAMPLES / "newheads.py"))
+
+
 @pytest.mark.slow
-async def test_every_new_block_is_a_poll(rig: Rig, settings: Mapping[str, str], tmp_path: Path) -> None:
-    heads: set[web.WebSocketResponse] = set()
+async def test_every_new_block_is_a_poll_and_so_is_a_connection_after_one_that_was_cut(
+    rig: Rig, settings: Mapping[str, str], tmp_path: Path
+) -> None:
+    nodes: list[tuple[web.Request, web.WebSocketResponse]] = []
     asked: list[object] = []
 
     async def node(request: web.Request) -> web.WebSocketResponse:
@@ -125,25 +131,76 @@ async def test_every_new_block_is_a_poll(rig: Rig, settings: Mapping[str, str], 
         await socket.prepare(request)
         asked.append((await socket.receive_json())["params"])
         await socket.send_json({"jsonrpc": "2.0", "id": 1, "result": "0x1"})
-        heads.add(socket)
+        nodes.append((request, socket))
         async for _ in socket:
             pass
-        heads.discard(socket)
         return socket
 
     def push() -> None:
-        head = {"jsonrpc": "2.0", "method": "eth_subscription", "params": {"result": {"number": "0x1"}}}
-        (socket,) = heads
-        group.create_task(socket.send_json(head))
+        ((request, socket),) = nodes
+        if not pushed:
+            pushed.append(group.create_task(socket.send_json(HEAD)))
+        else:
+            assert request.transport
+            request.transport.abort()
 
+    pushed: list[asyncio.Task[None]] = []
     async with a_server(node) as url, asyncio.TaskGroup() as group:
-        program = (sys.executable, str(EXAMPLES / "newheads.py"))
-        script = await start(tmp_path, settings, url, "treasury", out=2, program=program)
+        script = await start(tmp_path, settings, url, "treasury", out=2, program=NEWHEADS)
         async with killed_in_the_end(script), woken(rig, push):
             async with asyncio.timeout(20):
-                while not heads:  # noqa: ASYNC110 - it is another process that connects
+                while not nodes:  # noqa: ASYNC110 - it is another process that connects
                     await asyncio.sleep(0.02)
-    assert asked == [["newHeads"]]
+    assert asked == [["newHeads"]] * 2
+
+
+HEAD = {"jsonrpc": "2.0", "method": "eth_subscription", "params": {"result": {"number": "0x1"}}}
+
+
+@pytest.mark.slow
+async def test_a_node_that_knows_no_new_heads_is_said_so_and_is_the_end(
+    settings: Mapping[str, str], tmp_path: Path
+) -> None:
+    async def node(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.receive_json()
+        await socket.send_json({"jsonrpc": "2.0", "id": 1, "error": {"code": -32601, "message": "no"}})
+        await socket.receive()
+        return socket
+
+    async with a_server(node) as url:
+        with (tmp_path / "said").open("wb") as said:
+            script = await start(tmp_path, settings, url, "treasury", out=said, program=NEWHEADS)
+            async with killed_in_the_end(script):
+                assert await asyncio.wait_for(script.wait(), 20) == 1
+    assert (tmp_path / "said").read_text().startswith("newheads: the node says {")
+
+
+@pytest.mark.slow
+async def test_a_flood_of_wakes_is_one_poll_a_second_whoever_asks(rig: Rig) -> None:
+    calls = 0
+
+    async def flood(seconds: float) -> None:
+        nonlocal calls
+        async with open_store(rig.settings.redis) as store:
+            end_at = time.monotonic() + seconds
+            while time.monotonic() < end_at:
+                await Roster(store.pipe, store.keys).wake(["treasury"])
+                calls += 1
+
+    async with rig.worker():
+        async with asyncio.timeout(10):
+            while rig.sandbox.traffic.count(POLLS) < 1:  # noqa: ASYNC110 - the simulator only counts
+                await asyncio.sleep(0.005)
+        await asyncio.gather(*(flood(3.2) for _ in range(3)))
+        async with asyncio.timeout(5):
+            while rig.sandbox.traffic.count(POLLS) < 4:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.005)
+    times = rig.sandbox.traffic.times(POLLS)
+    assert calls > 300
+    assert min(later - sooner for sooner, later in pairwise(times)) >= 0.99
+    assert len(times) <= 5
 
 
 @asynccontextmanager
