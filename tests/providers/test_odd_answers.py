@@ -145,27 +145,23 @@ RECIPE_BY_NAME: Mapping[str, Source] = {name: of_a_recipe(name) for name in RECI
 OTHER_STATUSES = (*range(201, 207), 300, 304, 400, 404, 429, 500, 503)
 
 
-class Asked:
-    """A client of a source whose replies may be spoilt, one at a time. `good` are its good answers."""
+class Answered:
+    """A stage that gives a source's good answers, or another reply to one of its requests."""
 
-    def __init__(self, source: Source, stage: Stage, client: ProviderClient, provider: Provider) -> None:
+    def __init__(self, source: Source, stage: Stage, provider: Provider) -> None:
         self.good = [said if isinstance(said, bytes) else json.dumps(said).encode() for said in source.good]
         self._source = source
-        self._client = client
         self._replies: list[Reply] = []
         self._number_by_request = {what: number for number, what in enumerate(self._all_asked(provider))}
         stage.reply_by_path.update(source.reply_by_path)
         stage.reply_to = self._reply_to
+        self.with_reply()
 
-    async def __call__(self, number: int | None = None, reply: Reply | None = None) -> Snapshot | Rejected:
-        """Poll once, with this reply to the request of that number."""
+    def with_reply(self, number: int | None = None, reply: Reply | None = None) -> None:
+        """Answer the request of that number so, and the others well."""
         self._replies = [
             reply if reply and at == number else answer(body) for at, body in enumerate(self.good)
         ]
-        try:
-            return await self._client.read(self._source.account, await self._client.ask(self._source.account))
-        except Rejected as rejected:
-            return rejected
 
     def _all_asked(self, provider: Provider) -> Iterator[Hashable]:
         """Go through the requests of a poll, as the good answers lead from one to the next."""
@@ -187,6 +183,22 @@ class Asked:
             return None
         number = self._number_by_request.get(self._what_for(URL(seen.target, encoded=True), seen.body))
         return answer({"message": "not found"}, 404) if number is None else self._replies[number]
+
+
+class Asked(Answered):
+    """The same, and a client that asks."""
+
+    def __init__(self, source: Source, stage: Stage, client: ProviderClient, provider: Provider) -> None:
+        super().__init__(source, stage, provider)
+        self._client = client
+
+    async def __call__(self, number: int | None = None, reply: Reply | None = None) -> Snapshot | Rejected:
+        """Poll once, with this reply to the request of that number."""
+        self.with_reply(number, reply)
+        try:
+            return await self._client.read(self._source.account, await self._client.ask(self._source.account))
+        except Rejected as rejected:
+            return rejected
 
 
 @asynccontextmanager
