@@ -81,7 +81,7 @@ def read_answers(place: str, files: Sequence[BinaryIO], *, is_json: bool) -> int
     if not files:
         for request in provider.requests(account):
             line = asked(request)
-            say_json({"asks": line}) if is_json else click.echo(line)
+            say_json({"asks": line}) if is_json else click.echo(printable(line, 1000))
         return 0
     seen: list[Snapshot] = []
     try:
