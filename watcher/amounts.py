@@ -105,14 +105,17 @@ def sum_of(texts: Sequence[str]) -> str:
 
     Without atoms, whose 78 digits most sums do not need.
     """
-    parts = [text.partition(".") for text in texts if text != "0"]
-    if len(parts) < 2:
-        return next((text for text in texts if text != "0"), "0")
+    amounts = [text for text in texts if text != "0"]  # most are
+    if len(amounts) < 2:
+        return amounts[0] if amounts else "0"
+    parts = [text.partition(".") for text in amounts]
     places = max([len(fraction) for _, _, fraction in parts])
     total = sum([int(whole + fraction.ljust(places, "0")) for whole, _, fraction in parts])
-    digits = str(abs(total)).rjust(places + 1, "0")
-    text = _canonical(digits[:-places], digits[-places:]) if places else digits
-    return check_canonical(f"-{text}" if total < 0 else text)
+    digits = str(abs(total))
+    if places:
+        digits = digits.rjust(places + 1, "0")
+        digits = _canonical(digits[:-places], digits[-places:])
+    return check_canonical(f"-{digits}" if total < 0 else digits)
 
 
 class Conversions:

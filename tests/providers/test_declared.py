@@ -1,17 +1,21 @@
 """`kind = "http"`: what is declared is asked, and what the answers say is read, exactly or not at all."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.benchmarks.declared import LISTING, ROWS, a_listing, cpu_ms
 from tests.support.fuzzing import tried
 from tests.support.provider_staging import Stage, answer, declared_account, declared_client, declared_settings
 from watcher.amounts import to_atoms
 from watcher.providers.contract import Rejected
 from watcher.providers.declared import Http, HttpAccount
+from watcher.providers.http import LIMIT
+from watcher.providers.paths import MOST_VALUES
 from watcher.providers.strict_json import parse
 from watcher.snapshot import Asset, Balance, Snapshot
 
@@ -437,3 +441,62 @@ def test_an_ask_may_need_what_the_one_before_was_told() -> None:
     for odd in ("..", "", None, 1.5, ["a"], {"a": 1}, True, "x" * 600):
         with pytest.raises(Rejected):
             provider.requests(account, [[], parse(json.dumps({"rate": odd}).encode())])
+
+
+def test_a_large_listing_is_read_in_no_time() -> None:
+    provider, answer = Http(declared_settings(**LISTING)), parse(a_listing())
+    account = declared_account()
+    assert len(provider.read(account, [answer], {}).row_by_asset) == ROWS
+    assert cpu_ms(lambda: provider.read(account, [answer], {}), 9) < 15, (
+        "3 on a machine that does nothing else"
+    )
+
+
+def filled(item: str, values: int) -> str:
+    """A list as large as a body may be, but for so many values in it."""
+    return f"[{','.join([item] * min(values, LIMIT // (len(item) + 1)))}]"
+
+
+HOSTILE = {
+    "objects": filled('{"a":"1"}', MOST_VALUES // 2 - 2),
+    "numbers": filled("0", MOST_VALUES - 2),
+    "more objects": filled("{}", LIMIT),
+    "more numbers": filled("0", LIMIT),
+    "one text": json.dumps(["1" * LIMIT]),
+    "one number": f"[0.{'1' * LIMIT}]",
+    "deep": "[" * 900 + "]" * 900,
+}
+
+
+@pytest.mark.parametrize("said", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize(
+    "path", ["@", "[?a == '1' && b != '2' || c == '3']", "[].to_string(@)", "sort_by(@, &a)", "[[@, @], @][]"]
+)
+def test_a_hostile_answer_keeps_a_path_busy_for_a_moment_only(path: str, said: str) -> None:
+    answer = parse(said.encode())
+    part = {"rows": path, "asset": "a", "total": "a || '0'", "unique": "to_string(@)"}
+    provider = declared(error="[?error].error | [0]", read=[part])
+
+    def refused() -> None:
+        if not provider.refusal(200, answer):
+            with suppress(Rejected):
+                provider.read(declared_account(), [answer], {})
+
+    assert cpu_ms(refused, 1) < 3000, "0.3 s on a machine that does nothing else"
+
+
+def test_what_no_path_can_be_applied_to_rejects_the_poll() -> None:
+    for path in ("sum(a)", "sort_by(a, &b)", "max(a)", "join('', a)", "contains(a, 'x')", "abs(a)"):
+        for said in ('{"a": 1.5}', '{"a": {"b": 1}}', '{"a": [1, "x", null]}', '{"a": [1.5, 2]}', "{}"):
+            assert flaw(said, total=path)
+    assert (
+        total('{"a": [1, 2, 123456789012345678901234567890]}', total="sum(a)")
+        == "123456789012345678901234567893"
+    )
+    assert flaw('{"a": 1.5}', total="to_string(a)")
+    for twice in ('{"a": 1, "a": 2}', '{"b": {"a": 1, "a": 2}}'):
+        assert flaw(twice, total="b.a || '0'")
+        assert flaw(twice, total="not_null(b.a, '0')")
+    named_twice = '[{"id": "A", "a": "1"}, {"id": "B", "id": "A", "a": "2"}]'
+    assert flaw(named_twice, rows="[?id != 'A']")
+    assert flaw(named_twice, rows="[*].a", total="@")

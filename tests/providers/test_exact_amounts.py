@@ -14,6 +14,8 @@ from watcher.amounts import (
     from_decimal,
     from_integer,
     from_number,
+    negated,
+    sum_of,
 )
 
 NUMBERS = st.from_regex(r"-?(0|[1-9][0-9]{0,90})(\.[0-9]{1,90})?([eE][+-]?[0-9]{1,3})?", fullmatch=True)
@@ -94,3 +96,23 @@ def test_a_minus_is_refused_where_none_is_expected_and_wherever_it_is_odd(text: 
             with pytest.raises(NotAnAmount):
                 read(text, signed=True)
     assert from_integer("-0", signed=True) == from_decimal("-0.00", signed=True) == "0"
+
+
+def written(places: int, digits: int) -> str:
+    """A count of 10^-places as canonical text."""
+    return from_integer(str(digits), places, signed=True)
+
+
+@given(st.lists(st.builds(written, st.integers(0, 78), st.integers(-(10**77), 10**77)), max_size=5))
+def test_a_sum_of_amounts_is_exact(texts: list[str]) -> None:
+    total = sum_of(texts)
+    assert Fraction(total) == sum(map(Fraction, texts))
+    assert check_canonical(total) == total
+    assert sum_of([total, *map(negated, texts)]) == "0"
+
+
+def test_a_sum_that_is_too_large_is_no_amount() -> None:
+    assert sum_of([str(MAX_INTEGER), "0"]) == str(MAX_INTEGER)
+    for texts in ([str(MAX_INTEGER), "1"], [f"-{MAX_INTEGER}", "-1"], [str(MAX_INTEGER)] * 9):
+        with pytest.raises(NotAnAmount):
+            sum_of(texts)

@@ -384,10 +384,11 @@ class Reader:
         sums = {place: getattr(part, name) for place, name in enumerate(_FIELDS, 1) if getattr(part, name)}
         paths = [*dict.fromkeys(term.path for terms in sums.values() for term in terms)]
         self._paths = [(path, finder(path)) for path in paths]
-        self._sums = [
-            (place, [(paths.index(term.path), term.is_taken_away) for term in terms])
-            for place, terms in sums.items()
-        ]
+        self._sums: list[tuple[int, int | None, list[tuple[int, bool]]]] = []
+        for place, terms in sums.items():
+            summands = [(paths.index(term.path), term.is_taken_away) for term in terms]
+            alone = summands[0][0] if len(summands) == 1 and not summands[0][1] else None
+            self._sums.append((place, alone, summands))
 
     def add(self, answers: Sequence[Any], held_by_id: dict[str, Held]) -> None:
         """Add what all rows say to what is held. Raises Rejected."""
@@ -439,7 +440,9 @@ class Reader:
             )
         unique.add(told_apart_by)
         places = self._places
-        if type(places) is dict:
+        if places is None or type(places) is int:
+            pass
+        elif type(places) is dict:
             places = places.get(id_, places.get("*"))
         elif self._find_places:
             found = self._find_places(row)
@@ -451,30 +454,34 @@ class Reader:
             symbol = spoken(self._symbol(row)) if self._symbol else None
             called = spoken(self._name(row)) if self._name else None
             held = held_by_id[id_] = [Asset(id_, symbol, called, places), None, None, None, None, None]
-        elif places != held[0].decimals and places is not None:
+        elif places is not None and places != held[0].decimals:
             if held[0].decimals is not None:
                 raise Rejected("malformed", "decimals: another number than above")
             held[0] = held[0]._replace(decimals=places)
         amounts = [self._amount(find(row), path, places) for path, find in self._paths]
-        for place, terms in self._sums:
-            texts = [negated(amounts[at]) if is_taken_away else amounts[at] for at, is_taken_away in terms]
-            if (before := held[place]) is not None:
-                texts.append(before)
+        for place, alone, summands in self._sums:
+            before = held[place]
+            if alone is not None and before is None:
+                held[place] = amounts[alone]
+                continue
+            texts = [negated(amounts[at]) if is_taken_away else amounts[at] for at, is_taken_away in summands]
             try:
-                held[place] = texts[0] if len(texts) == 1 else sum_of(texts)
+                held[place] = sum_of(texts if before is None else [before, *texts])
             except NotAnAmount:
                 raise Rejected("malformed", f"{_FIELDS[place - 1]}: larger than 2^256 - 1") from None
 
     def _amount(self, found: Any, path: Path, places: int | None) -> str:
-        kind = type(found)
         if found is NOTHING and self.part.default is not None:
             return self.part.default
+        kind = type(found)
         try:
-            if kind is Number:
+            if kind is str:
+                pass
+            elif kind is Number:
                 found = from_number(found.text, signed=True)
             elif kind is int:
                 found = str(found)
-            elif kind is not str:
+            else:
                 raise Rejected("malformed", f"{self._of(path)}: {_is_not('an amount', found, path)}")
             if self._is_whole:
                 return from_decimal(found, signed=True)
@@ -652,10 +659,9 @@ class Http:
         unknown = self.unknown_fields
         deposit = None if "pending_deposit" in unknown else deposit or "0"
         withdrawal = None if "pending_withdrawal" in unknown else withdrawal or "0"
-        for text in (locked, deposit, withdrawal):
-            if text and text[0] == "-":
-                raise Rejected("malformed", "locked, or a pending, is below zero")
         balance = Balance(total, locked or "0", deposit, withdrawal)
+        if any(text and text[0] == "-" for text in balance[1:]):
+            raise Rejected("malformed", "locked, or a pending, is below zero")
         return Row(asset, balance, locked_absent=locked is None and self._says_locked)
 
     def catalogue_request(self) -> None:
