@@ -108,7 +108,7 @@ _FAR_OFF_S = 300
 """Seconds: a receiver refuses a signature whose timestamp is further off."""
 
 _TODO: dict[ErrorClass, str] = {
-    "auth": "look at api_key in [providers.{name}]",
+    "auth": "look at the key in [providers.{name}]",
     "configuration": "look at how [[accounts]] {account} is addressed",
     "rate": "lower requests_per_second in [providers.{name}], or wait: others use the same key",
     "transient": "try again; if it stays so, look at base_url in [providers.{name}]",

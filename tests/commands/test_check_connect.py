@@ -165,7 +165,7 @@ async def test_whatever_fails_is_told_at_once_with_what_to_do_and_no_secret(tmp_
     }
     said = {line["kind"]: f"{line['text']} | {line['todo']}" for line in tried}
     assert "cannot be reached; is it running?" in said["redis"]
-    assert "look at api_key in [providers.loopring]" in said["provider"]
+    assert "look at the key in [providers.loopring]" in said["provider"]
     assert "cannot connect: connection refused | look whether it listens" in said["subscription"]
     for secret in (PASSWORD, TOKEN, SECRET, "wr0ng-key"):
         assert secret not in printed
