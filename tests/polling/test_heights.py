@@ -129,6 +129,8 @@ async def test_a_height_far_below_is_an_error_once_that_says_what_to_do(node: No
     (line,) = poll_lines(await node.at(1000 - LAG, "9"))
     assert line["error_class"] == "transient"
     lines = [one for height in (999 - LAG, 5, 6) for one in await node.at(height, "9")]
+    said = [line["reason"].partition(" (")[2] for line in poll_lines(lines)]
+    assert said[1:] == [f"read at height {at}, where the last one was read at 1000)" for at in (5, 6)]
     (refusing,) = [one for one in lines if one["event"] == "provider.refusing"]
     assert (refusing["log_level"], refusing["error_class"], refusing["account"]) == (
         "error",

@@ -389,7 +389,7 @@ class PollReport:
             "account": account.name,
             "provider": account.provider,
             "error_class": rejected.error_class,
-            "reason": rejected.reason,
+            "reason": f"{rejected.reason}{rejected.detail and f' ({rejected.detail})'}",
             "status": rejected.status,
             "next_ms": postponed.wait_ms if postponed else None,
             "duration_ms": round(1000 * duration_s),

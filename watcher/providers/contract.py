@@ -51,7 +51,8 @@ class Rejected(Exception):
     """The poll is rejected: the last state and its time stay, no event. The next poll is after a backoff.
 
     `reason` is a short text of ours, never what the provider said: `words`, and what fixes it, where that is
-    not plain. `retry_after_s` is the provider's wish, bounded by us.
+    not plain. It is the same for all polls with one cause; `detail` is said of this one alone.
+    `retry_after_s` is the provider's wish, bounded by us.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Rejected(Exception):
         words: str,
         *,
         fix: str = "",
+        detail: str = "",
         status: int | None = None,
         retry_after_s: float | None = None,
     ) -> None:
@@ -68,6 +70,7 @@ class Rejected(Exception):
         self.error_class: ErrorClass = error_class
         self.words = words
         self.fix = fix
+        self.detail = detail
         self.status = status
         self.retry_after_s = retry_after_s
 
@@ -81,10 +84,12 @@ def check_height(accepted: int | None, height: int | None) -> None:
     """Refuse a snapshot that is older than the last accepted one, by their heights. Raises Rejected."""
     if accepted is None or height is None or height >= accepted:
         return
-    if accepted - height > LAG:  # no heights are named: of all accounts of a node it is one cause
-        words = f"its height is more than {LAG} lower than before: another chain, or a node that was set back"
-        raise Rejected("configuration", words, fix="`watcher accounts reset NAME` starts a new baseline")
-    raise Rejected("transient", f"read at height {height}, where the last one was read at {accepted}")
+    heights = f"read at height {height}, where the last one was read at {accepted}"
+    if accepted - height <= LAG:
+        raise Rejected("transient", heights)
+    words = f"its height is more than {LAG} lower than before: another chain, or a node that was set back"
+    fix = "`watcher accounts reset NAME` starts a new baseline"
+    raise Rejected("configuration", words, fix=fix, detail=heights)
 
 
 Catalogue = Mapping[str, Asset]
