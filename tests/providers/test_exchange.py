@@ -490,6 +490,8 @@ def test_numbers_stay_exact_where_ccxt_reads_them(number: str) -> None:
         ("Binance", {}, "exchange", "ccxt knows no exchange of this name -- did you mean 'binance'?"),
         ("deribit", {}, None, "exchange: deribit was not reviewed: ccxt's total may be equity"),
         ("okx", {"password": None}, None, "password: is missing: the exchange needs it"),
+        ("okx", {"password": "two\nlines"}, "password", "must be one line of ASCII"),
+        ("okx", {"password": ""}, "password", "must be one line of ASCII"),
         ("kraken", {"secret": "abcde"}, None, "secret: this exchange's keys and secrets look otherwise"),
         ("gemini", {"api_key": "master-k"}, None, "secret: this exchange's keys and secrets look otherwise"),
         ("hyperliquid", {"unreviewed": True}, None, "exchange: needs a"),

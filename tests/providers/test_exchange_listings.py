@@ -196,6 +196,11 @@ def test_another_wallet_counts_for_nothing_and_a_wallet_without_a_name_refuses_t
     assert read(bitfinex.listing, b'[["margin", "BTC", 5, 0, 5, null, null]]') == {}
     assert "of which wallet" in rejected(bitfinex.listing, b'[[null, "BTC", 5, 0, 5, null, null]]')
     assert "of which wallet" in rejected(bitfinex.listing, b"[[]]")
+    assert "of which wallet" in rejected(bitfinex.listing, b'[["Exchange", "BTC", 5, 0, 5, null, null]]')
+    coinbase = next(sample for sample in SAMPLES if sample.exchange == "coinbase")
+    for odd in ("", "CRYPTO", "account_type_crypto"):
+        said = json.dumps(with_first_row(coinbase, ("type",), odd)).encode()
+        assert "of which wallet" in rejected(coinbase.listing, said, coinbase.bodies[1])
 
 
 @every_listing

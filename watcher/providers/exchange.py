@@ -243,6 +243,13 @@ class ExchangeSettings(KeyedSettings):
     def _has_its_line_breaks(cls, secret: SecretStr) -> SecretStr:
         return SecretStr(secret.get_secret_value().replace("\\n", "\n"))
 
+    @field_validator("password", "uid")
+    @classmethod
+    def _fits_a_header(cls, text: SecretStr | None) -> SecretStr | None:
+        if text is not None and not re.fullmatch(r"[ -~]{1,1024}", text.get_secret_value()):
+            raise ValueError("must be one line of ASCII")
+        return text
+
     @model_validator(mode="after")
     def _can_sign(self) -> Self:
         """Sign once, offline: what is wrong with a key is to be found before anything runs."""
