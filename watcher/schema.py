@@ -55,7 +55,10 @@ class Effect(Part):
 class Balance(Part):
     """What the events so far say. Below zero for a moment where half of a movement is not emitted yet."""
 
-    total: Amount = Field(description="settled funds, `locked` included, pendings excluded")
+    total: Amount = Field(
+        description="settled funds, `locked` included, pendings excluded; below zero where the account is "
+        "overdrawn, and so is `available`"
+    )
     locked: Amount
     available: Amount = Field(description="total - locked")
     pending_deposit: Pending

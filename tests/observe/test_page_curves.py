@@ -26,6 +26,12 @@ def test_a_curve_begins_where_the_asset_was_first_read() -> None:
     assert spelled(curve(to_atoms("12"), steps, since_ms=10)) == [(20, "10"), (30, "12")]
 
 
+def test_a_curve_goes_below_zero_where_the_account_was_overdrawn() -> None:
+    steps = [a_step(20, "-8"), a_step(30, "-1.5"), a_step(40, "14.5")]
+    found = curve(to_atoms("10"), steps, since_ms=10)
+    assert thinned(found, since_ms=10, until_ms=50) == [(10, "5"), (20, "-3"), (30, "-4.5"), (40, "10")]
+
+
 def test_what_nobody_moved_was_the_same_all_the_time() -> None:
     assert spelled(curve(to_atoms("3"), [], since_ms=10)) == [(10, "3")]
 
