@@ -18,6 +18,7 @@ __all__ = ["here"]
 SCRIPT = """
 {"at": 0, "account": 10110, "asset": "LRC", "do": "deposit.seen", "amount": "12.5"}
 {"at": 0, "account": "alice@example.com", "asset": "MK", "do": "credit", "amount": "3.25"}
+{"at": 0, "account": "acme", "asset": "EUR", "do": "lock", "amount": "100.5"}
 """
 
 
@@ -47,9 +48,11 @@ def shown_and_ended_by(here: Path, stop: signal.Signals) -> None:
     script.write_text(SCRIPT)
     with a_run(here, "--script", str(script)) as process:
         assert re.search(r"http://127\.0\.0\.1:[0-9]+/", line_with(process, "In a browser:"))
-        told = [line_with(process, "LRC: pending_deposit +12.5"), line_with(process, "MK: total +3.25")]
-        webhooks = {line_with(process, "  ->  ").strip() for _ in told}
-        assert webhooks == {"->  deposit.pending  12.5 LRC", "->  total.increased  3.25 MK"}
+        for moved in ("LRC: pending_deposit +12.5", "MK: total +3.25", "EUR: locked +100.5"):
+            line_with(process, moved)
+        webhooks = {line_with(process, "  ->  ").strip() for _ in range(3)}
+        about = {"->  deposit.pending  12.5 LRC", "->  total.increased  3.25 MK"}
+        assert webhooks == about | {"->  locked.increased  100.5 EUR"}
         process.send_signal(stop)
         assert ended(process) == (0, "", "")
     script.unlink()

@@ -126,7 +126,7 @@ def _amount(receipt: Receipt) -> str:
     if receipt.event is None:
         return ""
     data = receipt.event["data"]
-    return f"{data['amount']} {data['asset']['symbol']}"
+    return f"{data['amount']} {data['asset']['symbol'] or data['asset']['id']}"
 
 
 def _row(account: str, do: str, event: str, after: str = "", amount: str = "") -> str:
