@@ -12,8 +12,12 @@ from tests.support.builders import a_subscription
 from tests.support.evm_scenes import evm_account, evm_settings, recorded
 from tests.support.fuzzing import damaged, damaged_bytes, fuzz, json_values
 from tests.support.provider_staging import (
+    BANK_DECLARED,
     a_balance,
+    a_bank_page,
     a_token_list,
+    declared_account,
+    declared_settings,
     loopring_account,
     loopring_settings,
     metakeep_account,
@@ -27,6 +31,7 @@ from watcher.journal.interest import Interest
 from watcher.journal.step import Reading, Step, diff
 from watcher.providers import http
 from watcher.providers.contract import Provider, Rejected
+from watcher.providers.declared import Http
 from watcher.providers.evm import Evm
 from watcher.providers.loopring import Loopring
 from watcher.providers.metakeep import MetaKeep
@@ -41,9 +46,19 @@ TOKENS = a_token_list(0, 1, decimals=18)
 LISTED = Loopring(loopring_settings()).read_catalogue(parse(json.dumps(TOKENS).encode())).asset_by_id
 
 PENDING = recorded()["pending"]
+BANK = declared_settings(**BANK_DECLARED)
+SIGNED = declared_settings(
+    ask=[{"path": "/"}], read=[{"total": "total", "locked": "locked", "pending": "pending", "default": "0"}]
+)
 
 GOOD: dict[str, tuple[Provider, AccountSettings, Any]] = {
     "evm": (Evm(evm_settings()), evm_account(*PENDING.tokens), PENDING.answers[0]),
+    "http": (Http(BANK), declared_account(account="acme"), a_bank_page(None, EUR="1250.5", KWD="70.125")),
+    "http, signed": (
+        Http(SIGNED),
+        declared_account(),
+        {"EUR": {"total": "-12.5", "pending": 3}, "JPY": {"total": 300_000, "pending": -7}},
+    ),
     "loopring": (
         Loopring(loopring_settings()),
         loopring_account(),
@@ -74,7 +89,7 @@ GOOD: dict[str, tuple[Provider, AccountSettings, Any]] = {
 }
 NAMES = (
     *("accountId", "tokenId", "total", "locked", "pending", "withdraw", "deposit", "decimals", "resultInfo"),
-    *("id", "result", "error"),
+    *("id", "result", "error", "currency", "booked", "held", "incoming", "outgoing", "next_cursor", "EUR"),
     *("status", "balances", "currency", "balance", "name", "symbol", "code"),
 )
 every_provider = pytest.mark.parametrize("kind", GOOD)

@@ -6,7 +6,6 @@ answer says; what else there may be is written down here.
 """
 
 import json
-import tomllib
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,12 +21,14 @@ from tests.recipes.test_spoilt_answers import is_meant as recipe_is_meant
 from tests.support.evm_scenes import evm_account, evm_settings, recorded
 from tests.support.odd_answers import Odd, complaint, oddities
 from tests.support.provider_staging import (
+    BANK_DECLARED,
     LOOPRING_DECLARED,
     TOKENS_PATH,
     Reply,
     Seen,
     Stage,
     a_balance,
+    a_bank_page,
     a_token_list,
     answer,
     declared_account,
@@ -40,12 +41,15 @@ from tests.support.provider_staging import (
 from watcher.providers.contract import PLACE_BY_KIND, Provider, Rejected, provider_class
 from watcher.providers.http import ProviderClient
 from watcher.providers.strict_json import parse
-from watcher.sandbox import bank
 from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Snapshot
 
 MK = "0x1456b21890f920110190063921f6bc7f7b027fa6"
 COIN = "0x0186b21890f920110190063921f6bc7f7b027fa6"
+METAKEEP_ROWS = (
+    {"currency": MK, "balance": "1.12", "symbol": "MK"},
+    {"currency": COIN, "balance": "100041.234567", "locked": "10.12"},
+)
 
 
 @dataclass(frozen=True)
@@ -92,17 +96,6 @@ def of_a_recipe(name: str) -> Source:
     )
 
 
-def a_bank_page(next_cursor: str | None, **booked: str) -> Any:
-    """A page of the sandbox's bank."""
-    rows = [
-        {"currency": currency, "booked": amount, "held": "12", "incoming": "7.25", "outgoing": "0.5"}
-        for currency, amount in booked.items()
-    ]
-    return {"balances": rows, "next_cursor": next_cursor}
-
-
-BANK = tomllib.loads(bank.section("http://127.0.0.1:9"))["providers"]["bank"]
-
 SOURCE_BY_NAME: Mapping[str, Source] = {
     "evm": of_a_chain("withdrawal"),
     "evm, without Multicall3": of_a_chain("withdrawal, without Multicall3"),
@@ -112,7 +105,7 @@ SOURCE_BY_NAME: Mapping[str, Source] = {
         [[a_balance(0, "99476758000000000", "12", "500000000000000000"), a_balance(1, "7", withdraw="3")]],
     ),
     "http, in pages": Source(
-        lambda url: declared_settings(**BANK | {"base_url": url, "requests_per_second": 10_000}),
+        lambda url: declared_settings(**BANK_DECLARED | {"base_url": url, "requests_per_second": 10_000}),
         declared_account(account="acme"),
         [
             a_bank_page("after-2", EUR="1250.5", JPY="300000"),
@@ -129,15 +122,14 @@ SOURCE_BY_NAME: Mapping[str, Source] = {
         reply_by_path={TOKENS_PATH: answer(a_token_list(0, 1, decimals=18))},
     ),
     "metakeep": Source(
+        lambda url: metakeep_settings(url, requests_per_second=10_000),
+        metakeep_account(MK, COIN),
+        [{"status": "SUCCESS", "balances": [*METAKEEP_ROWS]}],
+    ),
+    "metakeep, in parts": Source(
         lambda url: metakeep_settings(url, requests_per_second=10_000, currencies_per_request=1),
         metakeep_account(MK, COIN),
-        [
-            {"status": "SUCCESS", "balances": [{"currency": MK, "balance": "1.12", "symbol": "MK"}]},
-            {
-                "status": "SUCCESS",
-                "balances": [{"currency": COIN, "balance": "100041.234567", "locked": "10.12"}],
-            },
-        ],
+        [{"status": "SUCCESS", "balances": [row]} for row in METAKEEP_ROWS],
     ),
 }
 
@@ -220,8 +212,12 @@ async def staged(name: str) -> AsyncIterator[tuple[Asked, Snapshot]]:
             assert await asked() == read
 
 
-# All of them but solana, whose six requests for each of six thousand spoilt answers would take half a minute.
-SLOW = ["evm, without Multicall3", *(name for name, source in RECIPE_BY_NAME.items() if len(source.good) < 3)]
+SLOW = [
+    "evm, without Multicall3",
+    "metakeep, in parts",
+    # But for solana, whose six requests for each of six thousand spoilt answers take half a minute.
+    *(name for name, source in RECIPE_BY_NAME.items() if len(source.good) < 3),
+]
 every_source = pytest.mark.parametrize(
     "name",
     [

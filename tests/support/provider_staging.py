@@ -8,6 +8,7 @@ import base64
 import gzip
 import json
 import ssl
+import tomllib
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from http import HTTPStatus
@@ -17,6 +18,7 @@ from watcher.providers.declared import Http, HttpAccount, HttpSettings
 from watcher.providers.http import ProviderClient
 from watcher.providers.loopring import Loopring, LoopringAccount, LoopringSettings
 from watcher.providers.metakeep import MetaKeep, MetaKeepAccount, MetaKeepSettings
+from watcher.sandbox import bank
 
 API_KEY = "canary-api-key-1f6b"
 TOKENS_PATH = "/api/v3/exchange/tokens"
@@ -219,6 +221,19 @@ LOOPRING_DECLARED: dict[str, Any] = {
     ],
 }
 """What `kind = "http"` needs to read Loopring."""
+
+
+BANK_DECLARED: dict[str, Any] = tomllib.loads(bank.section("http://127.0.0.1:9"))["providers"]["bank"]
+"""What it needs to read the sandbox's bank, in pages."""
+
+
+def a_bank_page(next_cursor: str | None, **booked: str) -> Any:
+    """A page of the sandbox's bank."""
+    rows = [
+        {"currency": currency, "booked": amount, "held": "12", "incoming": "7.25", "outgoing": "0.5"}
+        for currency, amount in booked.items()
+    ]
+    return {"balances": rows, "next_cursor": next_cursor}
 
 
 def declared_settings(
