@@ -19,12 +19,15 @@ from tests.support.provider_staging import (
     a_token_list,
     answer,
     body_of,
+    declared_account,
+    declared_settings,
     loopring_account,
     loopring_settings,
     metakeep_account,
     metakeep_settings,
 )
 from watcher.providers.contract import Line, Rejected
+from watcher.providers.declared import Http
 from watcher.providers.http import ProviderClient
 from watcher.providers.kept import RENEW_S, Memo
 from watcher.providers.loopring import Loopring
@@ -33,7 +36,18 @@ from watcher.settings import AccountSettings
 from watcher.snapshot import Snapshot
 
 COINS = [f"0x{number:040x}" for number in range(1, 5)]
-NAMES = ("accountId", "tokenId", "total", "pending", "withdraw", "status", "balances", "currency", "balance")
+NAMES = (
+    "accountId",
+    "tokenId",
+    "total",
+    "pending",
+    "withdraw",
+    "status",
+    "balances",
+    "currency",
+    "balance",
+    "asset",
+)
 
 
 def tokens(random: Random, account_id: int | None = 10110) -> Any:
@@ -46,6 +60,18 @@ def coins(random: Random, which: Sequence[str] = COINS) -> Any:
     return {"status": "SUCCESS", "balances": rows}
 
 
+def listed(random: Random) -> Any:
+    rows = [{"asset": f"A{n}", "free": random.choice(("0", "1.5", 7)), "locked": "0.5"} for n in range(4)]
+    return {"error": None, "balances": rows, "more": False}
+
+
+DECLARED: Mapping[str, Any] = {
+    "error": "error.code",
+    "more": "more",
+    "absent_is_zero": True,
+    "ask": [{"path": "/"}],
+    "read": [{"rows": "balances", "asset": "asset", "total": ["free", "locked"], "locked": "locked"}],
+}
 ANSWERS: Mapping[str, tuple[str, AccountSettings, Callable[[Random], list[Any]]]] = {
     "by number": ("loopring", loopring_account(), lambda random: [tokens(random)]),
     "by address": (
@@ -55,6 +81,7 @@ ANSWERS: Mapping[str, tuple[str, AccountSettings, Callable[[Random], list[Any]]]
     ),
     "of some": ("loopring", loopring_account(tokens=(0, 1, 2, 3)), lambda random: [tokens(random)]),
     "of fewer than it gets": ("loopring", loopring_account(tokens=(0, 3)), lambda random: [tokens(random)]),
+    "declared": ("http", declared_account(), lambda random: [listed(random)]),
     "coins": ("metakeep", metakeep_account(*COINS), lambda random: [coins(random)]),
     "in two parts": (
         "metakeep",
@@ -83,9 +110,18 @@ class CountedMetaKeep(Counted, MetaKeep):
     pass
 
 
+class CountedHttp(Counted, Http):
+    pass
+
+
 def a_provider(kind: str, url: str = "http://127.0.0.1:9", **more: Any) -> tuple[Any, ProviderClient]:
     """A provider that counts, and a client of it."""
-    settings: Any = (loopring_settings if kind == "loopring" else metakeep_settings)(url)
+    settings: Any
+    if kind == "http":
+        settings = declared_settings(url, **DECLARED)
+        declared: Any = CountedHttp(settings)
+        return declared, ProviderClient(declared, settings, **more)
+    settings = (loopring_settings if kind == "loopring" else metakeep_settings)(url)
     provider: Any = (CountedLoopring if kind == "loopring" else CountedMetaKeep)(settings)
     return provider, ProviderClient(provider, settings, **more)
 
@@ -281,3 +317,40 @@ async def test_two_answers_are_read_whole_and_then_rows_alone_until_one_has_anot
         await read(client, memo, *ROWS[1 : 8 if number < 10 else 10], a_balance(0, str(number)))
         reads.append(provider.rows_read)
     assert reads == [8, 8, *[1] * 8, 10, 10, *[1] * 8]
+
+
+async def test_of_a_declared_listing_the_rows_that_differ_are_read() -> None:
+    provider, client = offline("http")
+    account, memo = declared_account(), Memo()
+    said = listed(Random(1))
+    for free in ("1", "2"):
+        said["balances"][2]["free"] = free
+        await client.read(account, [json.dumps(said).encode()], memo=memo)
+    provider.rows_read = 0
+    said["balances"][2]["free"] = "3.25"
+    snapshot = await client.read(account, [json.dumps(said).encode()], memo=memo)
+    assert provider.rows_read == 1
+    assert snapshot.row_by_asset["A2"].balance.total == "3.75"
+    assert snapshot.absent_is_zero
+    said["more"] = True
+    with pytest.raises(Rejected, match="more pages"):
+        await client.read(account, [json.dumps(said).encode()], memo=memo)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"read": [*DECLARED["read"], {"id": "X", "total": "x"}]},
+        {"read": [DECLARED["read"][0] | {"rows": "balances[?asset != 'A9']"}]},
+        {"read": [DECLARED["read"][0] | {"rows": "[0].balances"}]},
+        {"read": [DECLARED["read"][0] | {"unique": "asset"}]},
+        {"ask": [{"path": "/"}, {"path": "/more"}]},
+        {"ask": [{"path": "/", "next": {"cursor": "next", "query": "after"}}]},
+        {"error": "balances[0].error"},
+        {"more": "length(balances) == `100`"},
+        {"height": "height"},
+    ],
+)
+def test_what_needs_more_than_one_row_is_read_whole(other: Any) -> None:
+    assert Http(declared_settings(**DECLARED)).is_by_row
+    assert not Http(declared_settings(**{**DECLARED, **other})).is_by_row

@@ -179,6 +179,9 @@ class Line(NamedTuple):
 class ByRow(ABC):
     """A provider that answers with lists of rows. Whether an answer is a refusal does not depend on them."""
 
+    is_by_row: bool = True
+    """Whether each row is about another asset, and says all about it: an instance may decide."""
+
     @abstractmethod
     def rows(self, answers: Sequence[Any]) -> Sequence[Any]:
         """Find the rows in the parsed answers, in their order. Raises Rejected."""

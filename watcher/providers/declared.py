@@ -36,7 +36,7 @@ from watcher.amounts import (
     sum_of,
 )
 from watcher.fields import Amount
-from watcher.providers.contract import AssetList, Catalogue, ErrorClass, Rejected, Request
+from watcher.providers.contract import AssetList, ByRow, Catalogue, ErrorClass, Line, Rejected, Request
 from watcher.providers.paths import (
     NOTHING,
     Path,
@@ -393,16 +393,16 @@ class Reader:
     def add(self, answers: Sequence[Any], held_by_id: dict[str, Held]) -> None:
         """Add what all rows say to what is held. Raises Rejected."""
         unique = set[Any]()
-        for number, (name, row) in enumerate(self._rows_of(answers)):
+        for number, (name, row) in enumerate(self.rows_of(answers)):
             try:
-                self._add_row(name, row, held_by_id, unique)
+                self.add_row(name, row, held_by_id, unique)
             except Rejected as odd:
                 raise Rejected(odd.error_class, f"{self._label} row {number}: {odd.words}") from None
             if number >= MOST_ROWS:
                 raise Rejected("malformed", f"{self._label}: more than {MOST_ROWS:,} rows")
 
-    def _rows_of(self, answers: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-        """Find the rows of all pages, each with its name in the object that holds it."""
+    def rows_of(self, answers: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        """Find the rows of all pages, each with its name in the object that holds it. Raises Rejected."""
         is_named = self._asset is None and self.part.id is None
         for answer in answers:
             found = self._rows(answer) if self._rows else answer if is_named else [answer]
@@ -415,7 +415,10 @@ class Reader:
                 what = "an object whose names are the assets" if is_named else "a list"
                 raise Rejected("malformed", f"{self._label}: rows: {path} is not {what}")
 
-    def _add_row(self, name: Any, row: Any, held_by_id: dict[str, Held], unique: set[Any]) -> None:
+    def add_row(self, name: Any, row: Any, held_by_id: dict[str, Held], unique: set[Any]) -> None:
+        """Add what one row says, whose name in an object is `name`. `unique` holds what tells the rows before
+        it apart. Raises Rejected.
+        """
         if row is None:
             raise Rejected("malformed", "is null")
         text = self.part.id or (self._asset(row) if self._asset else name)
@@ -508,7 +511,7 @@ def _is_not(wanted: str, found: Any, path: Any) -> str:
     return f"'{path}' {'finds null, or no way' if found is None else f'is not {wanted}'}"
 
 
-class Http:
+class Http(ByRow):
     """Asks what the settings declare, and reads the answers by their paths."""
 
     Settings: ClassVar[type[ProviderSettings]] = HttpSettings
@@ -536,6 +539,16 @@ class Http:
         self._slots = slots - self._secrets.keys()
         said = {name for part in settings.read for name in _FIELDS if getattr(part, name)}
         self._is_plain = all(path.steps is not None for path in _paths_in(settings))
+        # What is found beside the rows must not depend on them: no place in a list, nothing behind them.
+        (part, *more_parts), beside = settings.read, [settings.error, settings.more, settings.read[0].rows]
+        is_beside = all(
+            path.steps is not None and not any(type(step) is int for step in path.steps)
+            for path in beside
+            if path
+        )
+        is_one = len(settings.ask) == 1 and not more_parts and not settings.ask[0].next
+        has_own = part.asset is not None and part.rows is not None and not part.unique
+        self.is_by_row = is_one and has_own and is_beside and not settings.height and not part.height
         self._is_signed = "pending" in said
         self._says_locked = "locked" in said
         self.unknown_fields: Set[str] = frozenset() if self._is_signed else frozenset({*_PENDINGS} - said)
@@ -620,6 +633,25 @@ class Http:
                     error_class = self._settings.error_classes[start]
                     return Rejected(error_class, f"the provider's error begins with '{start}'")
         return Rejected("malformed", "an error that error_classes does not name") if status == 200 else None
+
+    def watched(self, account: HttpAccount) -> None:
+        return None
+
+    def rows(self, answers: Sequence[Any]) -> Sequence[Any]:
+        return [row for _, row in self._readers[0].rows_of(answers)]
+
+    def read_row(
+        self, account: HttpAccount, said: Any, catalogue: Catalogue, *, watched: Set[str] | None
+    ) -> Line:
+        held_by_id: dict[str, Held] = {}
+        self._readers[0].add_row(None, said, held_by_id, set())
+        (held,) = held_by_id.values()
+        return Line(self._row(*held))
+
+    def read_owned(
+        self, account: HttpAccount, answers: Sequence[Any], catalogue: Catalogue
+    ) -> tuple[Snapshot, None]:
+        return self.read(account, answers, catalogue), None
 
     def read(self, account: HttpAccount, answers: Sequence[Any], catalogue: Catalogue) -> Snapshot:
         pages, missing = self._walk(account, answers)

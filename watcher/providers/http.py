@@ -213,7 +213,7 @@ class ProviderClient:
     ) -> Snapshot:
         provider = self._provider
         listed = self._catalogue.asset_by_id if self.lists_assets else _NOTHING
-        by_row = provider if memo and isinstance(provider, ByRow) else None
+        by_row = provider if memo and isinstance(provider, ByRow) and provider.is_by_row else None
         if memo and by_row and (again := memo.read(by_row, account, bodies, listed)):
             return again
         answers = [self._parse(body) for body in bodies]

@@ -13,6 +13,7 @@ import json
 import re
 from array import array
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
 from operator import is_
@@ -151,7 +152,7 @@ class Memo:
     Texts are compared by their hashes, which have 64 bits and are keyed anew in each process.
     """
 
-    __slots__ = ("_about", "_forms", "_hashes", "_owner", "_rest", "_rested", "_rows", "_watched")
+    __slots__ = ("_about", "_empty", "_forms", "_hashes", "_owner", "_rest", "_rested", "_rows")
 
     def __init__(self) -> None:
         self._forms: Sequence[_Form] = ()
@@ -159,7 +160,7 @@ class Memo:
         self._rows: Sequence[Row] = ()
         self._about: tuple[Any, ...] = ()
         self._owner: str | None = None
-        self._watched: tuple[str, ...] | None = None
+        self._empty = Snapshot({}, None, absent_is_zero=False)
         self._rest, self._rested = 1, 0  # an answer that no other one follows soon is not worth cutting
 
     @property
@@ -183,7 +184,8 @@ class Memo:
             texts += [(form, parts, place) for place in range(len(parts))]
         if len(texts) != len(self._rows):
             return None
-        rows, watched = [*self._rows], None if self._watched is None else frozenset(self._watched)
+        names = self._empty.watched
+        rows, watched = [*self._rows], None if names is None else frozenset(names)
         hashes = array("q", [hash(parts[place]) for _, parts, place in texts])
         for number, (form, parts, place) in enumerate(texts):
             if hashes[number] == self._hashes[number]:
@@ -198,7 +200,7 @@ class Memo:
             rows[number] = row
         self._forms, self._hashes, self._rows, self._rest = forms, hashes, rows, 0
         by_asset = {row.asset.id: row for row in rows}
-        return Snapshot(by_asset, self._watched, absent_is_zero=self._watched is None)
+        return replace(self._empty, row_by_asset=by_asset)
 
     def learn(
         self,
@@ -223,7 +225,8 @@ class Memo:
         else:
             self._forms, self._rows = forms, [*snapshot.row_by_asset.values()]
             self._hashes = array("q", map(hash, chain.from_iterable(parts)))
-            self._about, self._owner, self._watched = (provider, account, catalogue), owner, snapshot.watched
+            self._about, self._owner = (provider, account, catalogue), owner
+            self._empty = replace(snapshot, row_by_asset={})
 
 
 def _is_each_a_row(
