@@ -207,3 +207,10 @@ def test_what_show_prints_is_refused_as_a_configuration(check: Callable[..., Res
     assert result.exit_code == 78
     masked = [line for line in result.stderr.splitlines() if "mask" in line]
     assert len(masked) == 6
+
+
+def test_a_key_that_is_put_where_it_is_shown_is_warned_of(check: Callable[..., Result]) -> None:
+    shown = CONFIGURATION.replace('path = "/v2/{key}/{who}"', 'path = "/v2/${KEY_HEADER}/{key}/{who}"')
+    (warned,) = [line for line in check(shown).stderr.splitlines() if "belongs in `secrets`" in line]
+    assert "providers.node.ask[0].path: is shown with the variable in it" in warned
+    assert "belongs in" not in check(CONFIGURATION).stderr

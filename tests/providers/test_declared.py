@@ -14,7 +14,7 @@ from tests.support.provider_staging import Stage, answer, declared_account, decl
 from watcher.amounts import to_atoms
 from watcher.providers.contract import Rejected
 from watcher.providers.declared import Http, HttpAccount
-from watcher.providers.http import LIMIT
+from watcher.providers.http import LIMIT, ProviderClient
 from watcher.providers.paths import MOST_VALUES
 from watcher.providers.strict_json import parse
 from watcher.snapshot import Asset, Balance, Snapshot
@@ -500,3 +500,50 @@ def test_what_no_path_can_be_applied_to_rejects_the_poll() -> None:
     named_twice = '[{"id": "A", "a": "1"}, {"id": "B", "id": "A", "a": "2"}]'
     assert flaw(named_twice, rows="[?id != 'A']")
     assert flaw(named_twice, rows="[*].a", total="@")
+
+
+def test_which_assets_it_may_hold_is_known_as_far_as_it_can_be() -> None:
+    account = declared_account()
+
+    def may_hold(asset: str, *parts: dict[str, Any]) -> bool | None:
+        return declared(read=[{"total": "a"} | part for part in parts]).may_hold(account, asset)
+
+    assert may_hold("BTC", {"id": "BTC"}, {"id": "LTC"})
+    assert may_hold("0xAB", {"id": "0xab"})
+    assert may_hold("ETH", {"id": "BTC"}) is False
+    assert may_hold("ETH", {"id": "0xab", "symbol": "ticker"}) is None
+    assert may_hold("ETH", {"id": "BTC"}, {"rows": "rows", "asset": "asset"})
+
+
+def test_what_no_part_says_of_an_asset_is_zero_only_where_a_listing_is_whole() -> None:
+    parts = [
+        {"rows": "held", "asset": "asset", "total": "n"},
+        {"rows": "coming", "asset": "asset", "pending_deposit": "n"},
+    ]
+    said = {"held": [{"asset": "A", "n": "1"}], "coming": [{"asset": "B", "n": "2"}]}
+    whole = declared(read=parts, absent_is_zero=True)
+    assert whole.unknown_fields == {"pending_withdrawal"}
+    assert balances(whole.read(declared_account(), [said], {})) == {
+        "A": Balance("1", "0", "0", None),
+        "B": Balance("0", "0", "2", None),
+    }
+    with pytest.raises(Rejected, match="of which no part says the total"):
+        declared(read=parts).read(declared_account(), [said], {})
+
+
+async def test_an_asset_that_a_threshold_names_and_a_whole_listing_does_not_is_zero() -> None:
+    settings = declared_settings(**{**LISTING, "absent_is_zero": True})
+    account = declared_account()
+    async with ProviderClient(Http(settings), settings) as client:
+        snapshot = await client.read(account, [a_listing(2)])
+        assert [row.asset.id for row in (await client.add_zeros(snapshot, ["A1", "BTC"])).zeros] == ["BTC"]
+
+
+@pytest.mark.parametrize("part", [{"total": "-a"}, {"total": ["a", "-b"]}, {"total": "c"}])
+def test_a_total_may_be_below_zero(part: dict[str, Any]) -> None:
+    assert total({"a": "1.5", "b": 3, "c": "-1.5"}, **part) == "-1.5"
+
+
+@pytest.mark.parametrize("field", ["locked", "pending_deposit", "pending_withdrawal"])
+def test_nothing_else_may_be_below_zero(field: str) -> None:
+    assert "is below zero" in flaw({"a": "1", "b": "-1"}, **{field: "b"})

@@ -245,7 +245,20 @@ def interpolated(entry: Entry, environment: Environment, findings: Findings) -> 
     def refuse(key: Key, reason: str) -> None:
         findings.mistake(entry.finding(key, reason))
 
+    for key in _variables(entry.table):
+        if key[0] == "providers" and key[2:3] == ("ask",):
+            reason = "is shown with the variable in it: a key belongs in `secrets`, and {name} here"
+            findings.warn(entry.finding(key, reason))
     return Entry(interpolate_all(entry.table, environment, refuse), entry.file, entry.key, entry.line_of)
+
+
+def _variables(value: Any, key: Key = ()) -> Iterator[Key]:
+    """Find the texts that name a variable."""
+    if isinstance(value, str) and "${" in value.replace("$${", ""):
+        yield key
+    elif isinstance(value, dict | list) and len(key) <= DEEPEST:
+        for name, below in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _variables(below, (*key, name))
 
 
 # Where a table begins that is not part of the [[accounts]] or [[subscriptions]] above it.

@@ -541,11 +541,7 @@ class Http(ByRow):
         self._is_plain = all(path.steps is not None for path in _paths_in(settings))
         # What is found beside the rows must not depend on them: no place in a list, nothing behind them.
         (part, *more_parts), beside = settings.read, [settings.error, settings.more, settings.read[0].rows]
-        is_beside = all(
-            path.steps is not None and not any(type(step) is int for step in path.steps)
-            for path in beside
-            if path
-        )
+        is_beside = all(path.goes_by_names for path in beside if path)
         is_one = len(settings.ask) == 1 and not more_parts and not settings.ask[0].next
         has_own = part.asset is not None and part.rows is not None and not part.unique
         self.is_by_row = is_one and has_own and is_beside and not settings.height and not part.height

@@ -55,6 +55,11 @@ class Path:
     text: str
     steps: tuple[_Step, ...] | None
 
+    @property
+    def goes_by_names(self) -> bool:
+        """Whether it goes by names alone, and so into no list."""
+        return self.steps is not None and all(isinstance(step, str) for step in self.steps)
+
     def __str__(self) -> str:
         return self.text
 
