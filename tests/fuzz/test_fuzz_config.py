@@ -32,6 +32,12 @@ GOOD: dict[str, Any] = {
     "providers": {
         "loopring": {"base_url": "https://api3.loopring.io", "api_key": "${KEY}", "requests_per_second": 4},
         "shop": {"kind": "metakeep", "api_key": "${KEY:-none}", "timeout": "10s", "withdrawals": "inside"},
+        "litecoin": {
+            "kind": "bitcoin-core",
+            "basic": "watcher:${PASSWORD}",
+            "error_classes": {"-4": "transient"},
+            "read": [{"id": "LTC", "total": ["trusted"]}],
+        },
     },
     "accounts": [
         {
@@ -47,6 +53,7 @@ GOOD: dict[str, Any] = {
             "of": {"email": "a@b.c"},
             "currencies": ["0x" + "7c" * 20],
         },
+        {"name": "wallet", "provider": "litecoin", "of": {"wallet": "shop"}},
     ],
     "subscriptions": [
         {
@@ -178,6 +185,6 @@ def start(loaded: Loaded) -> None:
             base_url = settings.provider_by_name[account.provider].base_url
             assert URL(base_url + request.path).with_query(request.query).host
             json.dumps(request.json, allow_nan=False)
-            assert all(re.fullmatch("[!-~]+", value) for value in request.secret_headers.values())
+            assert all(re.fullmatch("[!-~]+( [!-~]+)*", value) for value in request.secret_headers.values())
     for subscription in settings.subscription_by_name.values():
         assert WebhookTarget(subscription, policy).signer.signature("evt_1", 1, b"{}")
