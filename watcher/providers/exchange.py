@@ -108,7 +108,7 @@ REVIEWED: Mapping[str, Venue] = {
                 asset=("currency",),
                 total=("total",),
                 locked=("reserved",),
-                is_full=False,
+                is_full=False,  # it names all currencies, but does not say that it does
                 may_be_empty=False,
             ),
         ),
@@ -171,7 +171,6 @@ REVIEWED: Mapping[str, Venue] = {
                 asset=("currency",),
                 total=("amount",),
                 free=("available",),
-                is_full=False,
             ),
         ),
     ),
@@ -411,7 +410,7 @@ class Signer:
         self._made = made = _made(settings.exchange, settings.credentials)
         if self._here != self._home:
             made.urls = {**made.urls, "api": self._moved(made.urls["api"])}
-        self.symbol = lru_cache(4096)(self._symbol)
+        self.symbol = lru_cache(4096)(lambda asset: spoken(made.safe_currency_code(asset)))
         venue = REVIEWED.get(settings.exchange)
         self._errors = venue.errors if venue else {}
 
@@ -456,10 +455,6 @@ class Signer:
             return Rejected(*self._errors[word])
         # The status says more than an error that is not known.
         return refused if refused and (status == 200 or refused.error_class != "malformed") else None
-
-    def _symbol(self, asset: str) -> str | None:
-        with _rejecting():
-            return spoken(self._made.safe_currency_code(asset))
 
 
 _LONG_EXPONENT = re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]{4,}\Z", re.ASCII)
@@ -563,7 +558,8 @@ class Exchange:
 
     def read(self, account: ExchangeAccount, answers: Sequence[Any], catalogue: Catalogue) -> Snapshot:
         if listing := self._listing(account):
-            rows = read_listing(listing, answers, self._signer.symbol)
+            with _rejecting():
+                rows = read_listing(listing, answers, self._signer.symbol)
             return Snapshot(rows, None, absent_is_zero=listing.is_full)
         found = self._signer.run(account.params, answers)
         if isinstance(found, Request):
