@@ -40,6 +40,7 @@ from tests.support.provider_staging import (
 )
 from watcher.providers.contract import PLACE_BY_KIND, Provider, Rejected, provider_class
 from watcher.providers.http import ProviderClient
+from watcher.providers.kept import Memo
 from watcher.providers.strict_json import parse
 from watcher.settings import AccountSettings, ProviderSettings
 from watcher.snapshot import Snapshot
@@ -188,10 +189,23 @@ class Asked(Answered):
         self._client = client
 
     async def __call__(self, number: int | None = None, reply: Reply | None = None) -> Snapshot | Rejected:
-        """Poll once, with this reply to the request of that number."""
+        """Poll once, with this reply to the request of that number. What was read of the good answers, row by
+        row, makes no difference."""
         self.with_reply(number, reply)
         try:
-            return await self._client.read(self.source.account, await self._client.ask(self.source.account))
+            bodies = await self._client.ask(self.source.account)
+        except Rejected as rejected:
+            return rejected
+        memo = Memo()
+        for _ in range(2):
+            await self._read(self.good, memo)
+        by_row, whole = await self._read(bodies, memo), await self._read(bodies)
+        assert by_row == whole or f"{by_row!r}" == f"{whole!r}"
+        return whole
+
+    async def _read(self, bodies: Sequence[bytes], memo: Memo | None = None) -> Snapshot | Rejected:
+        try:
+            return await self._client.read(self.source.account, bodies, memo=memo)
         except Rejected as rejected:
             return rejected
 
