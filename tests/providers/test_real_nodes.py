@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.support.builders import SECRET
-from tests.support.nodes import PASSWORD, USER, litecoin, monero
+from tests.support.nodes import MONERO_LOCKS, PASSWORD, USER, Monero, litecoin, monero
 from tests.support.rig import assert_reconciled, workers
 from watcher.amounts import from_integer, to_atoms, to_text
 from watcher.config.loading import load
@@ -105,8 +105,10 @@ class Watched:
 
 
 @asynccontextmanager
-async def watching(place: Path, redis_url: str, namespace: str, sources: str) -> AsyncIterator[Watched]:
-    """A worker that polls what a file says, and more often; its first events are of the baselines."""
+async def watching(
+    place: Path, redis_url: str, namespace: str, sources: str, *, is_read: bool = True
+) -> AsyncIterator[Watched]:
+    """A worker that polls what a file says, and more often; if anything `is_read`, all baselines are."""
     async with Receiver(secrets=[SECRET]) as receiver:
         file = place / "watcher.toml"
         file.write_text(
@@ -119,7 +121,7 @@ async def watching(place: Path, redis_url: str, namespace: str, sources: str) ->
         settings = settings.model_copy(update={"account_by_name": accounts})
         async with workers(settings, "w"):
             watched = Watched(settings, receiver)
-            for name in accounts:
+            for name in accounts if is_read else ():
                 assert [type_ for type_, _ in await watched.next(name, 1)] == ["account.baseline"]
             yield watched
             await assert_reconciled(settings, receiver)
@@ -160,16 +162,42 @@ async def test_a_bitcoin_wallet_is_followed_through_a_reorganisation_and_its_own
             assert await watched.balances("shop") == last
 
 
-async def test_a_monero_wallet_is_read_to_the_last_digit(
+async def test_a_node_that_refuses_the_password_moves_nothing(
     tmp_path: Path, redis_server_url: str, namespace: str
 ) -> None:
-    with monero() as chain:
-        async with watching(
-            tmp_path, redis_server_url, namespace, MONERO.format(url=chain.wallet.url)
-        ) as watched:
-            said = chain.wallet.call("get_balance", account_index=0)
-            total, unlocked = (said[name] for name in ("balance", "unlocked_balance"))
-            assert 0 < unlocked < total
-            locked = from_integer(str(total - unlocked), 12)
-            balance = Balance(from_integer(str(total), 12), locked, None, None)
-            assert await watched.balances("shop") == {"XMR": balance}
+    with litecoin() as chain:
+        sources = BITCOIN.format(url=chain.node.url, user=USER, password="another")
+        with capture_logs() as logs:
+            async with watching(tmp_path, redis_server_url, namespace, sources, is_read=False) as watched:
+                chain.open_wallet("shop")
+                while not (lines := [line for line in logs if line["event"] == "poll.rejected"]):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                assert {(line["error_class"], line["status"]) for line in lines} == {("auth", 401)}
+                assert await watched.next("miner", 0) == []
+
+
+@pytest.mark.parametrize("blocks", [2, pytest.param(MONERO_LOCKS + 2, marks=pytest.mark.long)])
+async def test_a_monero_wallet_is_read_to_the_last_digit_and_followed(
+    tmp_path: Path, redis_server_url: str, namespace: str, blocks: int
+) -> None:
+    with monero(blocks) as chain:
+        sources = MONERO.format(url=chain.wallet.url)
+        async with watching(tmp_path, redis_server_url, namespace, sources) as watched:
+            before = held_by(chain)
+            assert (before.locked == before.total) == (blocks <= MONERO_LOCKS)
+            assert await watched.balances("shop") == {"XMR": before}
+            chain.mine()
+            after = held_by(chain)
+            told = dict(await watched.next("shop", 2))
+            assert await watched.balances("shop") == {"XMR": after}
+            assert told["total.increased"] == to_text(to_atoms(after.total) - to_atoms(before.total))
+            unlocked = to_atoms(before.locked) - to_atoms(after.locked)
+            type_ = "locked.decreased" if unlocked > 0 else "locked.increased"
+            assert told[type_] == to_text(abs(unlocked))
+
+
+def held_by(chain: Monero) -> Balance:
+    """What the wallet itself says, of which the amounts are integers."""
+    said = chain.wallet.call("get_balance", account_index=0)
+    total, unlocked = said["balance"], said["unlocked_balance"]
+    return Balance(from_integer(str(total), 12), from_integer(str(total - unlocked), 12), None, None)

@@ -151,14 +151,13 @@ def litecoin() -> Iterator[Litecoin]:
 
 
 class Monero:
-    """A node and the wallet server beside it, with a wallet that holds what was mined; most is locked."""
+    """A node and the wallet server beside it, with a wallet that holds what was mined."""
 
     def __init__(self, node: Node, wallet: Node) -> None:
         self.node = node
         self.wallet = wallet
         wallet.call("create_wallet", filename="shop", password="", language="English")
         self.address = str(wallet.call("get_address", account_index=0)["address"])
-        self.mine(MONERO_LOCKS + 2)
 
     def mine(self, blocks: int = 1) -> None:
         """Mine blocks for the wallet, which then knows of them."""
@@ -171,8 +170,9 @@ MONERO_LOCKS = 60
 
 
 @contextlib.contextmanager
-def monero() -> Iterator[Monero]:
-    """Run monerod and monero-wallet-rpc inside the block. It takes seconds: blocks are dear to mine."""
+def monero(blocks: int) -> Iterator[Monero]:
+    """Run monerod and monero-wallet-rpc inside the block, with so many blocks. A wallet takes seconds to
+    make, and so do forty blocks."""
     program = installed(shutil.which("monerod"), "monerod")
     server = installed(shutil.which("monero-wallet-rpc"), "monero-wallet-rpc")
     node, wallet = (Node(a_free_port(), path="/json_rpc") for _ in range(2))
@@ -192,7 +192,9 @@ def monero() -> Iterator[Monero]:
             running(node, "get_block_count", (program, *quiet, *of_node), directory),
             running(wallet, "get_version", (server, *quiet, *of_wallet), directory),
         ):
-            yield Monero(node, wallet)
+            chain = Monero(node, wallet)
+            chain.mine(blocks)
+            yield chain
 
 
 RICH, EMPTY = "0xf39fd6e51aad88f6f4ce6ab8827279cfffb92266", "0x00000000000000000000000000000000000ba11e"
