@@ -23,6 +23,7 @@ CANARIES = {
     "BASIC": "canaryBasic",
     "KEY_HEADER": "canaryKeyHeader",
     "KEY_SLOT": "canary/Key+Slot",
+    "NODE_KEY": "canary/Node+Key",
 }
 ACCOUNT_LINE = '{"name": "b", "provider": "loopring", "account_id": 2}'
 CONFIGURATION = """\
@@ -39,6 +40,16 @@ headers = { x-api-key = "Bearer ${KEY_HEADER}" }
 secrets = { key = "${KEY_SLOT}" }
 ask = [{ path = "/v2/{key}/{who}", query = { key = "{key}" } }]
 read = [{ id = "BTC", total = "n" }]
+[providers.chain]
+kind = "evm"
+base_url = "https://node.example.com"
+path = "/v2/{api_key}"
+api_key = "${NODE_KEY}"
+chain_id = 1
+[[accounts]]
+name = "gas"
+provider = "chain"
+address = "0x00000000000000000000000000000000000ba11e"
 [[accounts]]
 name = "n"
 provider = "node"
@@ -161,10 +172,15 @@ def test_what_was_loaded_is_hidden_wherever_it_is_quoted(check: Callable[..., Re
         "BASIC": "not a password: {}",
         "KEY_HEADER": "not a key: {}",
         "KEY_SLOT": "nothing at /v2/{}/me",
+        "NODE_KEY": "no node at /v2/{}",
     }
     assert check(CONFIGURATION).exit_code == 0
     said = [quote.format(CANARIES[name]) for name, quote in quotes.items()]
-    said += ["nothing at /v2/canary%2FKey%2BSlot/me", "no Basic dXNlcjpjYW5hcnlCYXNpYw=="]
+    said += [
+        "nothing at /v2/canary%2FKey%2BSlot/me",
+        "no node at /v2/canary%2FNode%2BKey",
+        "no Basic dXNlcjpjYW5hcnlCYXNpYw==",
+    ]
     assert "dXNlcjpjYW5hcnlCYXNpYw" not in traceback_text(RuntimeError("\n".join(said)))
     assert shows(traceback_text(RuntimeError("\n".join(said)))) == []
 
@@ -206,7 +222,7 @@ def test_what_show_prints_is_refused_as_a_configuration(check: Callable[..., Res
     result = check(shown)
     assert result.exit_code == 78
     masked = [line for line in result.stderr.splitlines() if "mask" in line]
-    assert len(masked) == 6
+    assert len(masked) == 7
 
 
 def test_a_key_that_is_put_where_it_is_shown_is_warned_of(check: Callable[..., Result]) -> None:

@@ -32,6 +32,7 @@ DECLARED = {
     "QUERY": "probe_account/query+key-77b1",
     "PLACE": "probe_account/path+key-e0c4",
     "LOCKED": "probe_account-declared-key-19f2",
+    "NODE": "probe_account/node+key-5a3d",
 }
 EMAIL = "probe_account-person@example.com"
 
@@ -100,6 +101,18 @@ headers = {{ x-api-key = "${{LOCKED}}" }}
 secrets = {{ place = "${{PLACE}}" }}
 ask = [{{ path = "/{{place}}/{{id}}" }}]
 read = [{{ id = "BTC", total = "n" }}]
+
+[providers.chain]
+kind = "evm"
+base_url = "{loopring}"
+path = "/v2/{{api_key}}?key={{api_key}}"
+api_key = "${{NODE}}"
+chain_id = 1
+
+[[accounts]]
+name = "gas"
+provider = "chain"
+address = "0x00000000000000000000000000000000000ba11e"
 
 [[accounts]]
 name = "declared"
