@@ -136,6 +136,8 @@ def test_where_there_is_no_multicall_each_balance_is_asked_for_at_the_same_heigh
     (each,) = provider.requests(account, [first, second])
     at = [call["params"][-1] for call in each.json if call["method"] in ("eth_getBalance", "eth_call")]
     assert at == ["0x7"] * 4 + ["0xb"] * 10
+    blocks = [call["params"] for call in each.json if call["method"] == "eth_getBlockByNumber"]
+    assert blocks == [["0x7", False], ["0xb", False]], "one that is not there is no block without balances"
     assert provider.requests(account, [first, second, third]) == ()
 
 
@@ -265,7 +267,7 @@ ODD_RESULTS: dict[str, Any] = {
     "a number": 5,
     "no hex": "0xzz",
     "half a byte": "0x" + "0" * 65,
-    "spaces between the bytes": "0x 00 01",
+    "spaces between the bytes": packed(GOOD).replace("0x", "0x ", 1),
     "no 0x": "00" * 32,
     "a word": "0x" + "00" * 32,
     "10**80 answers": "0x" + word(32).hex() + f"{10**76:064x}",
@@ -385,6 +387,8 @@ def test_a_contracts_own_failure_is_no_failure_of_the_node(failure: dict[str, An
     answers[2][13] = failure | {"id": 13}  # the symbol of the first token
     assert Evm(evm_settings()).refusal(200, answers[2]) is None
     assert read(scene, answers).row_by_asset[TOKEN].asset.symbol is None
+    answers[2][13] = error(-32000, "header not found") | {"id": 13}
+    assert refused(scene, answers).error_class == "malformed"
 
 
 # The configuration.
@@ -452,6 +456,11 @@ def test_pendings_are_unknown_where_nothing_is_later_than_what_is_settled() -> N
     assert Evm(evm_settings(settled="latest")).unknown_fields == {"pending_deposit", "pending_withdrawal"}
     assert not Evm(evm_settings()).unknown_fields
     assert not Evm(evm_settings(confirmations=2)).unknown_fields
+
+
+def test_a_key_with_signs_of_a_url_in_it_stays_one_part_of_the_path() -> None:
+    (request,) = Evm(evm_settings(api_key="a/b?c#d%e")).requests(evm_account())
+    assert request.path == "/v2/a%2Fb%3Fc%23d%25e"
 
 
 async def test_the_key_is_in_the_path_and_nowhere_else() -> None:

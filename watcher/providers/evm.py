@@ -463,6 +463,6 @@ def symbol_of(value: bytes | None) -> str | None:
     if value is None or len(value) < WORD:
         return None
     if len(value) == WORD:
-        return spoken(value.rstrip(b"\0").decode(errors="replace"))
+        return spoken(value.decode(errors="replace"))
     at = int.from_bytes(value[:WORD]) + WORD
     return spoken(value[at : at + int.from_bytes(value[at - WORD : at])].decode(errors="replace"))
