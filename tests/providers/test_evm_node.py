@@ -175,6 +175,27 @@ async def test_what_happens_on_a_chain_is_told_and_a_reorganisation_moves_no_tot
     assert "error" in {line["log_level"] for line in lines if "on chain 31337" in str(line.get("reason"))}
 
 
+async def test_a_node_that_is_behind_the_one_before_is_not_believed_until_it_has_caught_up(
+    chain: Ethereum, redis_server_url: str, namespace: str
+) -> None:
+    chain.install_multicall3()
+    with capture_logs() as lines:
+        async with a_rig_on(chain, redis_server_url, namespace) as rig, rig.worker() as worker:
+            await until_polled(worker, 4)
+            behind = chain.node.call("evm_snapshot")
+            chain.send(EMPTY, 5 * 10**18)
+            chain.mine(2)
+            await rig.events(1)
+            chain.node.call("evm_revert", behind)
+            await until_polled(worker, 8)
+            assert len(rig.receiver.events) == 1, "a deposit that a node does not know yet is not dropped"
+            chain.mine(3)
+            events = await rig.events(2)
+    assert told(events) == [("deposit.pending", "ETH", "5"), ("deposit.dropped", "ETH", "5")]
+    behind_lines = [line for line in lines if line["event"] == "poll.rejected" and line["account"] == "gas"]
+    assert {line["error_class"] for line in behind_lines} == {"transient"}
+
+
 @pytest.mark.parametrize("settings", [{"confirmations": 3}, {}], ids=["confirmations", "finality"])
 async def test_a_chain_without_multicall3_is_watched_as_well(
     settings: dict[str, Any], chain: Ethereum, redis_server_url: str, namespace: str
