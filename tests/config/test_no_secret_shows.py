@@ -229,4 +229,7 @@ def test_a_key_that_is_put_where_it_is_shown_is_warned_of(check: Callable[..., R
     shown = CONFIGURATION.replace('path = "/v2/{key}/{who}"', 'path = "/v2/${KEY_HEADER}/{key}/{who}"')
     (warned,) = [line for line in check(shown).stderr.splitlines() if "belongs in `secrets`" in line]
     assert "providers.node.ask[0].path: is shown with the variable in it" in warned
+    shown = CONFIGURATION.replace('path = "/v2/{api_key}"', 'path = "/${NODE_KEY}/{api_key}"')
+    (warned,) = [line for line in check(shown).stderr.splitlines() if "belongs in `api_key`" in line]
+    assert "providers.chain.path: is shown with the variable in it" in warned
     assert "belongs in" not in check(CONFIGURATION).stderr

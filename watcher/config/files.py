@@ -246,8 +246,9 @@ def interpolated(entry: Entry, environment: Environment, findings: Findings) -> 
         findings.mistake(entry.finding(key, reason))
 
     for key in _variables(entry.table):
-        if key[0] == "providers" and key[2:3] == ("ask",):
-            reason = "is shown with the variable in it: a key belongs in `secrets`, and {name} here"
+        if key[0] == "providers" and key[2:3] in (("ask",), ("path",)):
+            place = "`secrets`, and {name} here" if key[2] == "ask" else "`api_key`, and {api_key} here"
+            reason = f"is shown with the variable in it: a key belongs in {place}"
             findings.warn(entry.finding(key, reason))
     return Entry(interpolate_all(entry.table, environment, refuse), entry.file, entry.key, entry.line_of)
 
