@@ -457,6 +457,14 @@ def test_what_was_not_reviewed_is_asked_for_only_where_that_is_wanted(
     assert an_exchange(exchange, unreviewed=True).source(account) == f"{exchange} {json.dumps(params)}"
 
 
+def test_what_ccxt_cannot_ask_for_is_a_mistake_of_the_account_that_wants_it() -> None:
+    provider = an_exchange("okx", unreviewed=True)
+    with pytest.raises(Rejected, match="no request of them with this key"):
+        provider.source(exchange_account(type="nonsense", ccy=7, marginMode="x", maxRetriesOnFailure="x"))
+    provider = an_exchange("htx", unreviewed=True, secret="?")
+    assert provider.source(exchange_account()) == "htx {}"
+
+
 def test_equity_is_read_where_it_is_wanted_and_an_asset_that_is_absent_stays_unknown() -> None:
     said = {"code": "0", "msg": "", "data": [{"uTime": "1705474164160", "details": [
         {"ccy": "USDT", "eq": "4992.890093622894", "availEq": "4834.317093622894", "cashBal": "4850.4",

@@ -543,7 +543,10 @@ class Exchange:
             types = {kind for one in self._listings for kind in one.types if kind}
             known = " or ".join(f'{{ type = "{kind}" }}' for kind in sorted(types)) or "{}"
             raise Rejected("configuration", f"were not reviewed, {known} was: {_WHY}")
-        self._signer.run(account.params)
+        try:
+            self._signer.run(account.params)
+        except Rejected:
+            raise Rejected("configuration", "ccxt makes no request of them with this key") from None
         return f"{name} {json.dumps(account.params, sort_keys=True)}"
 
     def may_hold(self, account: ExchangeAccount, asset: str) -> bool:
