@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tests.benchmarks.declared import LISTING, ROWS, a_listing, cpu_ms
 from tests.support.fuzzing import tried
 from tests.support.provider_staging import Stage, answer, declared_account, declared_client, declared_settings
 from watcher.amounts import to_atoms
+from watcher.config.loading import as_toml, load, shown
 from watcher.providers.contract import Rejected
 from watcher.providers.declared import Http, HttpAccount
 from watcher.providers.http import LIMIT, ProviderClient
@@ -81,6 +83,15 @@ async def test_a_node_is_asked_and_its_numbers_are_read_to_the_last_digit() -> N
     assert seen.header_by_name["authorization"] == "Basic dXNlcjpwYXNz"
     assert json.loads(seen.body) == {"jsonrpc": "1.0", "id": "w", "method": "getbalances", "params": []}
     assert balances(snapshot) == {"BTC": Balance("24.99998591", "24.9999859", "12.34567891", None)}
+
+
+async def test_a_post_without_a_body_says_so() -> None:
+    said: dict[str, Any] = {"ask": [{"method": "POST", "path": "/"}], "read": [{"id": "X", "total": "a"}]}
+    async with Stage() as stage, declared_client(stage.url, **said) as client:
+        await client.ask(declared_account())
+    (seen,) = stage.seen
+    assert (seen.header_by_name["content-length"], seen.body) == ("0", b"")
+    assert "content-type" not in seen.header_by_name
 
 
 @pytest.mark.parametrize(
@@ -547,3 +558,50 @@ def test_a_total_may_be_below_zero(part: dict[str, Any]) -> None:
 @pytest.mark.parametrize("field", ["locked", "pending_deposit", "pending_withdrawal"])
 def test_nothing_else_may_be_below_zero(field: str) -> None:
     assert "is below zero" in flaw({"a": "1", "b": "-1"}, **{field: "b"})
+
+
+SHOWN = r"""
+[providers.api]
+kind = "http"
+base_url = "https://api.example.com/v1"
+error = "errors[0].code || error"
+error_classes = { "-18" = "configuration" }
+absent_is_zero = true
+decimals = { jpy = 0, "*" = 2 }
+
+[[providers.api.ask]]
+method = "POST"
+path = "/{who}/{what}"
+query = { a = "{who} {{b}}" }
+json = { a = [1, "{what}", true, 1.5], b = { c = "d\u001b" } }
+
+[providers.api.ask.next]
+cursor = 'page."next-one"'
+json = "cursor"
+more = "length(items) == `100`"
+
+[[providers.api.read]]
+rows = "items[?type == 'x'].\"y-z\""
+asset = "currency"
+unit = "smallest"
+decimals = "places"
+total = ["a", "-b"]
+pending = "-c"
+default = 0
+height = "h"
+
+[[accounts]]
+name = "a"
+provider = "api"
+of = { who = 7, what = "x y" }
+"""
+
+
+def test_what_check_shows_of_it_is_read_as_the_same(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.toml", tmp_path / "second.toml"
+    first.write_text(SHOWN)
+    settings = load(first, {}).settings
+    second.write_text("\n".join(as_toml(shown(settings))))
+    again = load(second, {}).settings
+    assert again.provider_by_name == settings.provider_by_name
+    assert again.account_by_name["a"].model_dump()["of"] == {"who": 7, "what": "x y"}

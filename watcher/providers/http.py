@@ -309,8 +309,8 @@ class ProviderClient:
         if request.json is not None:
             body = json.dumps(request.json).encode()
             headers["Content-Type"] = "application/json"
-        if body is not None:
-            headers["Content-Length"] = str(len(body))
+        if body is not None or request.method == "POST":  # which has a body, if an empty one
+            headers["Content-Length"] = str(len(body or b""))
         head = head_of(request.method, url, headers.items(), request.query)
         return b"%b\r\n%b" % (head, body or b"")
 
