@@ -86,6 +86,22 @@ async def test_a_node_is_asked_and_its_numbers_are_read_to_the_last_digit() -> N
     assert balances(snapshot) == {"BTC": Balance("24.99998591", "24.9999859", "12.34567891", None)}
 
 
+async def test_headers_of_ours_are_sent_once_and_as_the_file_says() -> None:
+    said: dict[str, Any] = {
+        "headers": {"user-agent": "me", "ACCEPT": "text/json", "X-Key": "k"},
+        "ask": [{"path": "/"}],
+        "read": [{"id": "X", "total": "a"}],
+    }
+    async with Stage() as stage, declared_client(stage.url, **said) as client:
+        stage.reply = answer({"a": 1})
+        await client.ask(declared_account())
+    (seen,) = stage.seen
+    assert seen.header_by_name["user-agent"] == "me"
+    assert seen.header_by_name["accept"] == "text/json"
+    (request,) = Http(declared_settings(**said)).requests(declared_account())
+    assert request.secret_headers == {"User-Agent": "me", "Accept": "text/json", "X-Key": "k"}
+
+
 async def test_a_post_without_a_body_says_so() -> None:
     said: dict[str, Any] = {"ask": [{"method": "POST", "path": "/"}], "read": [{"id": "X", "total": "a"}]}
     async with Stage() as stage, declared_client(stage.url, **said) as client:
@@ -443,6 +459,7 @@ def test_an_ask_may_need_what_the_one_before_was_told() -> None:
         read=[{"answer": 2, "rows": "@", "asset": "currency", "total": "amount"}],
     )
     account = declared_account()
+    assert provider.source(account)
     assert [request.path for request in provider.requests(account)] == ["/profiles", "/rates"]
     answers = [[], {"rate": "a/b"}, [{"currency": "EUR", "amount": "1.5"}]]
     assert [request.path for request in provider.requests(account, answers[:2])] == [

@@ -69,6 +69,9 @@ _LONGEST_VALUE = 512
 _LONGEST_ID = 128
 _LARGEST_ID = 2**63 - 1
 _LEFT_TO_US = ("accept-encoding", "content-length", "content-type", "connection", "host", "transfer-encoding")
+_OURS = {"accept": "Accept", "user-agent": "User-Agent"}
+"""Headers that are sent in any case, as they are written then."""
+
 _FIELDS = ("total", "locked", "pending_deposit", "pending_withdrawal", "pending")
 _PENDINGS = _FIELDS[2:4]
 
@@ -283,8 +286,11 @@ class HttpSettings(ProviderSettings):
     @classmethod
     def _can_be_sent(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
         flaws: list[Flaw] = []
+        names = [name.lower() for name in headers]
         for name, value in headers.items():
-            if name.lower() in _LEFT_TO_US:
+            if names.count(name.lower()) > 1:
+                flaws.append(((name,), "is set twice: header names ignore upper and lower case"))
+            elif name.lower() in _LEFT_TO_US:
                 flaws.append(((name,), "is set by the connection, or by what is sent"))
             elif not _HEADER_NAME.match(name):
                 flaws.append(((name,), "not a header name: letters, digits and dashes"))
@@ -521,7 +527,7 @@ class Http(ByRow):
         self._settings = settings
         self._base_url = settings.base_url
         self._headers = {
-            "Accept" if name.lower() == "accept" else name: value.get_secret_value()
+            _OURS.get(name.lower(), name): value.get_secret_value()
             for name, value in settings.headers.items()
         }
         if settings.basic:
@@ -560,7 +566,8 @@ class Http(ByRow):
         if unknown := sorted(account.of.keys() - self._slots):
             raise Rejected("configuration", f"no ask takes {', '.join(unknown)}")
         for ask in self._settings.ask:
-            if _DOTS.search(_filled_path(ask.path, {**account.values, **self._secrets})):
+            known = {**dict.fromkeys(ask.given, "-"), **account.values, **self._secrets}
+            if _DOTS.search(_filled_path(ask.path, known)):
                 raise Rejected("configuration", "'.' and '..' lead elsewhere in a path")
         if account.of:
             return json.dumps(account.values, sort_keys=True)
