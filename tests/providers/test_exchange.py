@@ -475,6 +475,9 @@ def test_equity_is_read_where_it_is_wanted_and_an_asset_that_is_absent_stays_unk
     snapshot = provider.read(account, answers, {})
     assert snapshot.row_by_asset["USDT"].balance == Balance("4992.890093622894", "158.573", None, None)
     assert not snapshot.absent_is_zero
+    for odd in ("A" * 65, "a\\nb", " A"):
+        with pytest.raises(Rejected):
+            provider.read(account, [parse(json.dumps(said).replace("USDT", odd).encode())], {})
     answers = [parse(b'{"code": "0", "data": []}')]
     assert not provider.read(account, answers, {}).row_by_asset
 

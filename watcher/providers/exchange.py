@@ -6,7 +6,7 @@ ccxt reads them, if `unreviewed` allows it. Refuses to let ccxt connect, wait or
 for a listing: to ccxt, an answer without a list is a list without balances.
 
 Of ccxt it uses what is public: `exchanges`, the classes and their errors, the options of the constructor,
-`set_markets`, `number`, `urls`, `hostname`, `options`, `requiredCredentials`, `has`, `fetch_balance`,
+`set_markets`, `number`, `session`, `urls`, `hostname`, `options`, `requiredCredentials`, `fetch_balance`,
 `handle_errors` and `safe_currency_code`; it overrides `fetch`, `load_markets`, `throttle`, `sleep` and `log`.
 """
 
@@ -306,7 +306,7 @@ _ERRORS: tuple[tuple[str, ErrorClass, str, str], ...] = (
 
 
 def _ccxt() -> Any:
-    """Import ccxt, for which there is half a second and 70 MB to pay. Raises ImportError."""
+    """Import ccxt, for which there is half a second and 50 MB to pay. Raises ImportError."""
     return import_module("ccxt")
 
 
@@ -390,9 +390,10 @@ def _run(made: Any, params: Mapping[str, Any], answers: Sequence[Any]) -> Any:
     """
     run = copy(made)
     run.options = deepcopy(made.options)
-    run.answers, balances = map(_plain, answers), None
+    balances = None
     try:
         with _rejecting():
+            run.answers = iter([*map(_plain, answers)])
             balances = run.fetch_balance(dict(params))
     except (_Asked, Rejected):
         if run.asked is None:
@@ -448,6 +449,8 @@ class Signer:
             refused = rejected
         if refused is None and status == 200:
             return None
+        if refused and refused.error_class in ("rate", "transient"):
+            return refused
         words = [*_words(said)]
         if any(map(_SAYS_LATE.search, words)):
             return Rejected(_LATE.error_class, _LATE.words, fix=_LATE.fix)
@@ -572,7 +575,9 @@ class Exchange:
             for code, total in found["total"].items():
                 used = found["used"].get(code)
                 balance = Balance(_amount(total, signed=True), _amount(used or "0"), None, None)
-                rows[code] = Row(Asset(code, spoken(code)), balance, locked_absent=not used)
+                if not code or spoken(code) != code:
+                    raise Rejected("malformed", "not an asset")
+                rows[code] = Row(Asset(code, code), balance, locked_absent=not used)
         return Snapshot(rows, None, absent_is_zero=False)
 
     def refusal(self, status: int, answer: Any) -> Rejected | None:
