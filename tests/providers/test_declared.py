@@ -19,7 +19,7 @@ from watcher.providers.contract import Rejected
 from watcher.providers.declared import Http, HttpAccount
 from watcher.providers.http import LIMIT, ProviderClient
 from watcher.providers.paths import MOST_VALUES
-from watcher.providers.strict_json import parse
+from watcher.providers.strict_json import Number, parse
 from watcher.snapshot import Asset, Balance, Snapshot
 
 BITCOIN: dict[str, Any] = {
@@ -470,6 +470,48 @@ def test_an_ask_may_need_what_the_one_before_was_told() -> None:
     for odd in ("..", "", None, 1.5, ["a"], {"a": 1}, True, "x" * 600):
         with pytest.raises(Rejected):
             provider.requests(account, [[], parse(json.dumps({"rate": odd}).encode())])
+
+
+ABOUT = {
+    "ask": [{"path": "/of/{id}", "same": {"id": "about.id"}, "next": {"cursor": "next", "query": "after"}}],
+    "read": [PAGED],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("7", 7), ("7", "7"), ("a b", "a b"), ("0xAb", "0xaB")],
+)
+def test_an_answer_may_say_for_which_account_it_is(name: str, said: object) -> None:
+    account = declared_account(id=name)
+    pages = [page("A", about={"id": said}, next="2"), page("B", about={"id": said})]
+    assert [*declared(**ABOUT).read(account, pages, {}).row_by_asset] == ["A", "B"]
+
+
+@pytest.mark.parametrize(
+    "said", ["8", 8, "07", " 7", "", None, True, ["7"], {"7": "7"}, Number("7.0"), "missing"]
+)
+def test_an_answer_about_another_account_refuses_the_poll_on_whatever_page(said: object) -> None:
+    provider, account = declared(**ABOUT), declared_account(id="7")
+    good, odd = {"id": "7"}, {} if said == "missing" else {"id": said}
+    for one, other in ((good, odd), (odd, good)):
+        pages = [page("A", about=one, next="2"), page("B", about=other)]
+        with pytest.raises(
+            Rejected, match=r"^an answer about another account: 'about\.id' is not its id$"
+        ) as refused:
+            provider.read(account, pages, {})
+        assert refused.value.error_class == "malformed"
+
+
+def test_whose_an_answer_is_can_only_be_what_the_account_says() -> None:
+    ask = {"path": "/{id}/{key}/{got}", "same": dict.fromkeys(("id", "key", "got", "other"), "id")}
+    first = {"path": "/"}
+    with pytest.raises(ValidationError) as refused:
+        declared(ask=[first, ask | {"given": {"got": "x"}}], secrets={"key": "k"}, read=[PAGED])
+    assert [(error["loc"], error["msg"]) for error in refused.value.errors()] == [
+        (("ask", 1, "same", name), f"this ask takes no {{{name}}} from the account")
+        for name in ("got", "key", "other")
+    ]
 
 
 def test_a_large_listing_is_read_in_no_time() -> None:

@@ -15,7 +15,8 @@ from watcher.config.findings import Findings
 from watcher.config.sections import read_accounts, read_providers
 from watcher.environment import Environment
 from watcher.preview import polls
-from watcher.providers.contract import Provider, provider_class
+from watcher.providers.contract import Provider, Rejected, provider_class
+from watcher.providers.declared import HttpAccount
 from watcher.providers.http import by_status
 from watcher.providers.strict_json import parse
 from watcher.recipes import HERE
@@ -73,6 +74,21 @@ def test_a_recipe_asks_and_reads_what_its_samples_say(name: str) -> None:
     assert [said_of(snapshot) for snapshot in polls(provider, account, bodies(name, "answer"))] == [wanted]
     if later:
         assert [said_of(snapshot) for snapshot in polls(provider, account, bodies(name, "later"))] == [later]
+
+
+NAMELESS = {"bitcoin-core", "etherscan", "lnbits", "lnd", "monero", "solana", "stripe", "wise"}
+"""Their answers do not say for whom they are."""
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - NAMELESS))
+def test_an_answer_about_another_account_is_not_taken_for_this_one(name: str) -> None:
+    provider, account = read(name)
+    assert isinstance(account, HttpAccount)
+    parsed = [parse(body) for body in bodies(name, "answer")]
+    others = account.of | {slot: f"{value}1" for slot, value in account.of.items() if slot != "coin"}
+    with pytest.raises(Rejected, match="about another account") as rejected:
+        provider.read(account.model_copy(update={"of": others}), parsed, {})
+    assert rejected.value.error_class == "malformed"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -185,6 +185,9 @@ class Ask(Section):
     given: Annotated[dict[str, PathIn], AfterValidator(_slots)] = Field(
         {}, description="slots whose values are found in the answer to the ask before"
     )
+    same: Annotated[dict[str, PathIn], AfterValidator(_slots)] = Field(
+        {}, description="slots of the account whose values must stand in each of its answers, and where"
+    )
     next: Next | None = Field(None, description="how its pages follow one another")
 
     @field_validator("path")
@@ -328,6 +331,10 @@ class HttpSettings(ProviderSettings):
             flaws += [
                 (("ask", number, "given", name), "is among the secrets, too")
                 for name in sorted(ask.given.keys() & self.secrets.keys())
+            ]
+            flaws += [
+                (("ask", number, "same", name), f"this ask takes no {{{name}}} from the account")
+                for name in sorted(ask.same.keys() - (ask.slots - ask.given.keys() - self.secrets.keys()))
             ]
         slots = set[str]().union(*(ask.slots for ask in self.ask))
         flaws += [
@@ -535,6 +542,7 @@ class Http(ByRow):
             self._headers["Authorization"] = f"Basic {token}"
         self._secrets = {name: secret.get_secret_value() for name, secret in settings.secrets.items()}
         self._given = [{name: finder(path) for name, path in ask.given.items()} for ask in settings.ask]
+        self._same = [[(name, path, finder(path)) for name, path in ask.same.items()] for ask in settings.ask]
         self._readers = [Reader(number, part, settings) for number, part in enumerate(settings.read)]
         self._error = finder(settings.error) if settings.error else None
         self._more = finder(settings.more) if settings.more else None
@@ -547,6 +555,7 @@ class Http(ByRow):
         self._is_plain = all(path.steps is not None for path in _paths_in(settings))
         # What is found beside the rows must not depend on them: no place in a list, nothing behind them.
         (part, *more_parts), beside = settings.read, [settings.error, settings.more, settings.read[0].rows]
+        beside += settings.ask[0].same.values()
         is_beside = all(path.goes_by_names for path in beside if path)
         is_one = len(settings.ask) == 1 and not more_parts and not settings.ask[0].next
         has_own = part.asset is not None and part.rows is not None and not part.unique
@@ -664,6 +673,12 @@ class Http(ByRow):
             for its, all_of_it in zip(self._pages, pages, strict=True):
                 if not its and any(is_said(self._more(page)) for page in all_of_it):
                     raise Rejected("configuration", "there are more pages than the one that is asked for")
+        for all_of_it, same in zip(pages, self._same, strict=True):
+            for name, path, find in same:
+                if not all(_is_called(account.values[name], find(page)) for page in all_of_it):
+                    raise Rejected(
+                        "malformed", f"an answer about another account: '{path}' is not its {name}"
+                    )
         heights = [_height_in(self._height(page)) for page in pages[0]] if self._height else []
         held_by_id: dict[str, Held] = {}
         for reader in self._readers:
@@ -786,6 +801,11 @@ def _value_in(found: Any) -> str:
             "malformed", f"what is asked next is not a text of 1 to {_LONGEST_VALUE} characters, or a number"
         )
     return text
+
+
+def _is_called(name: str, found: Any) -> bool:
+    text = str(found) if type(found) is int else found
+    return type(text) is str and asset_id(text) == asset_id(name)
 
 
 def _height_in(found: Any) -> int:
