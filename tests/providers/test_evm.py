@@ -373,6 +373,15 @@ def test_a_chain_without_finality_says_what_to_set(code: int) -> None:
         assert ("set confirmations" in found.reason) == is_said
 
 
+def test_a_number_that_is_out_of_range_is_a_node_that_lags_behind() -> None:
+    classes = []
+    for settings in ({"confirmations": 12}, {}):
+        found = Evm(evm_settings(**settings)).refusal(200, [error(-32602, "BlockOutOfRange")])
+        assert found
+        classes.append(found.error_class)
+    assert classes == ["transient", "configuration"]
+
+
 @pytest.mark.parametrize(
     "failure",
     [

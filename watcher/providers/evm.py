@@ -67,7 +67,8 @@ _BY_STATUS = (401, 403, 429)
 _NO_BATCH = (-32700, -32600)
 """What is said to a batch where none is taken."""
 _IF_NO_BATCHES = "if the node takes no batches, set calls_per_request to 1"
-_UNKNOWN_BLOCK = (-32602, -32000, -32001, -39001)
+_BAD_PARAMETERS, _NO_BLOCK = -32602, -32000
+_UNKNOWN_BLOCK = (_BAD_PARAMETERS, _NO_BLOCK, -32001, -39001)
 _IF_NO_ERC20 = "look whether it is an ERC-20 contract, and on this chain"
 _IF_NO_FINALITY = "if the chain finalizes nothing, set confirmations"
 _REVERT = 3
@@ -253,7 +254,9 @@ class Evm:
                 fix = _IF_NO_BATCHES
             elif code in _UNKNOWN_BLOCK and self._has_pending and not self._said.confirmations:
                 fix = _IF_NO_FINALITY
-            error_class, words = ERROR_CLASS_BY_CODE[code]
+            # The number of a block that a node lags behind is out of range to some: no mistake of anybody's.
+            is_behind = code == _BAD_PARAMETERS and self._said.confirmations
+            error_class, words = ERROR_CLASS_BY_CODE[_NO_BLOCK if is_behind else code]
             return Rejected(error_class, f"{words} ({code})", fix=fix)
         if type(code) is int and code in _SERVER_ERRORS:
             return Rejected("transient", f"an error in the node ({code})")
