@@ -374,12 +374,9 @@ def test_a_chain_without_finality_says_what_to_set(code: int) -> None:
 
 
 def test_a_number_that_is_out_of_range_is_a_node_that_lags_behind() -> None:
-    classes = []
-    for settings in ({"confirmations": 12}, {}):
-        found = Evm(evm_settings(**settings)).refusal(200, [error(-32602, "BlockOutOfRange")])
-        assert found
-        classes.append(found.error_class)
-    assert classes == ["transient", "configuration"]
+    at_numbers, at_tags = Evm(evm_settings(confirmations=12)), Evm(evm_settings())
+    found = [provider.refusal(200, [error(-32602, "BlockOutOfRange")]) for provider in (at_numbers, at_tags)]
+    assert [one and one.error_class for one in found] == ["transient", "configuration"]
 
 
 @pytest.mark.parametrize(
