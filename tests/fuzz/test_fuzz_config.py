@@ -90,6 +90,7 @@ def test_what_is_damaged_here_is_good(place: Path) -> None:
     assert load(place / "watcher.toml", ENVIRON).settings.subscription_by_name.keys() == {"ops", "desk"}
 
 
+@example(text=TEXT.replace('name = "treasury"', r'name = "treasu\u202e"'), environ={})
 @fuzz(text=texts | damaged_text(TEXT), environ=ENVIRONS)
 def test_any_text_is_a_configuration_or_a_list_of_mistakes(
     place: Path, text: str, environ: dict[str, str]

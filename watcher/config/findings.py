@@ -133,7 +133,8 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     """End a sentence about an unknown word with the known one that comes closest, or with nothing."""
     if not isinstance(word, str):
         return ""
-    close = get_close_matches(word[:_KEY_LIMIT].lower(), islice(known, _MOST_CANDIDATES), n=1)
+    shown = filter(str.isprintable, islice(known, _MOST_CANDIDATES))
+    close = get_close_matches(word[:_KEY_LIMIT].lower(), shown, n=1)
     return f" -- did you mean '{close[0]}'?" if close else ""
 
 
