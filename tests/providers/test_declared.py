@@ -18,7 +18,7 @@ from watcher.config.loading import as_toml, load, shown
 from watcher.providers.contract import Rejected
 from watcher.providers.declared import Http, HttpAccount
 from watcher.providers.http import LIMIT, ProviderClient
-from watcher.providers.paths import MOST_VALUES
+from watcher.providers.paths import MOST_VALUES, read_path
 from watcher.providers.strict_json import Number, parse
 from watcher.snapshot import Asset, Balance, Snapshot
 
@@ -467,7 +467,7 @@ def test_an_ask_may_need_what_the_one_before_was_told() -> None:
     ]
     assert not provider.requests(account, answers)
     assert balances(provider.read(account, answers, {})) == {"EUR": Balance("1.5", "0", None, None)}
-    for odd in ("..", "", None, 1.5, ["a"], {"a": 1}, True, "x" * 600):
+    for odd in ("..", "", None, 1.5, ["a"], {"a": 1}, True, "x" * 600, "\ud800"):
         with pytest.raises(Rejected):
             provider.requests(account, [[], parse(json.dumps({"rate": odd}).encode())])
 
@@ -565,12 +565,35 @@ def test_what_no_path_can_be_applied_to_rejects_the_poll() -> None:
         == "123456789012345678901234567893"
     )
     assert flaw('{"a": 1.5}', total="to_string(a)")
+    longest = "9" * 4300  # digits, the most that Python reads; it does not write their sum
+    assert "too large" in flaw(f'{{"a": [{longest}, {longest}]}}', total="sum(a)")
+    long, account = parse(f'{{"a": [{longest}, {longest}], "t": "1"}}'.encode()), declared_account()
+    wrong = declared(error="sum(a)", read=[{"id": "X", "total": "t"}]).refusal(200, long)
+    assert wrong
+    assert "too large" in wrong.reason
+    assert "too large" in flaw_of_pages(paged(cursor="sum(a)", query="c"), long)
     for twice in ('{"a": 1, "a": 2}', '{"b": {"a": 1, "a": 2}}'):
         assert flaw(twice, total="b.a || '0'")
         assert flaw(twice, total="not_null(b.a, '0')")
     named_twice = '[{"id": "A", "a": "1"}, {"id": "B", "id": "A", "a": "2"}]'
     assert flaw(named_twice, rows="[?id != 'A']")
     assert flaw(named_twice, rows="[*].a", total="@")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["sum(a[].n)", "sum(a[*].n)", "sum(a[?n].n)", "sum(a.*)", "sum(a[])", "sum(map(&n, a[].b[]))"],
+)
+def test_a_sum_does_not_pass_over_what_is_missing(path: str) -> None:
+    with pytest.raises(ValueError, match=r"write sum\(map\("):
+        read_path(path)
+
+
+def test_a_sum_of_amounts_in_lists_takes_each_of_them_or_none() -> None:
+    nested = "sum(map(&sum(map(&n, b)), a[?k == 'x']))"
+    assert total('{"a": [{"k": "x", "b": [{"n": 1}, {"n": 2}]}, {"k": "y"}]}', total=nested) == "3"
+    for lacking in ("{}", '{"n": null}', "null", '{"n": "2"}', '{"n": true}'):
+        assert flaw(f'{{"a": [{{"k": "x", "b": [{{"n": 1}}, {lacking}]}}]}}', total=nested)
 
 
 def test_which_assets_it_may_hold_is_known_as_far_as_it_can_be() -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.support.builders import a_provider, an_account
-from tests.support.provider_staging import Stage, answer
+from tests.support.provider_staging import Stage, answer, declared_account, declared_client
 from watcher.providers.contract import AssetList, Catalogue, Rejected, Request
 from watcher.providers.http import ProviderClient
 from watcher.settings import AccountSettings, ProviderSettings
@@ -151,6 +151,22 @@ async def test_pages_without_an_end_are_refused_and_not_asked_for_ever() -> None
         with pytest.raises(Rejected, match="more to ask after 3 rounds"):
             await client.ask(ACCOUNT)
     assert turns.sent == 3
+
+
+@pytest.mark.parametrize("is_paged", [True, False])
+async def test_the_answers_of_a_poll_are_bounded_in_all(is_paged: bool) -> None:
+    """Each of them may have a megabyte, of which 350,000 objects can be made."""
+    following = {"next": {"cursor": "n", "query": "c", "most": 100}}
+    declared: dict[str, Any] = {
+        "ask": [{"path": "/"} | following] if is_paged else [{"path": "/"}] * 6,
+        "read": [{"id": "X", "total": "t"}],
+        "requests_per_second": 1000,
+    }
+    async with Stage() as stage, declared_client(stage.url, **declared) as client:
+        stage.reply_to = lambda _: answer({"t": "1", "n": len(stage.seen), "padding": "x" * 1_000_000})
+        with pytest.raises(Rejected, match="larger than 4 MiB in all"):
+            await client.ask(declared_account())
+        assert len(stage.seen) in (5, 6)
 
 
 @pytest.mark.parametrize("field", [1, 2, 3])

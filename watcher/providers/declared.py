@@ -44,6 +44,7 @@ from watcher.providers.paths import (
     is_said,
     read_path,
     refuse_too_many,
+    text_of,
     texts_in,
 )
 from watcher.providers.strict_json import Number
@@ -65,6 +66,7 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}\Z", re.ASCII)
 _HEADER_VALUE = re.compile(r"[!-~]+(?: +[!-~]+)*\Z")
 _DIGITS = re.compile(r"[0-9]{1,2}\Z", re.ASCII)
 _HEIGHT = re.compile(r"(?:0|[1-9][0-9]{0,18})\Z", re.ASCII)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _LONGEST_VALUE = 512
 _LONGEST_ID = 128
 _LARGEST_ID = 2**63 - 1
@@ -496,7 +498,7 @@ class Reader:
             elif kind is Number:
                 found = from_number(found.text, signed=True)
             elif kind is int:
-                found = str(found)
+                found = text_of(found)
             else:
                 raise Rejected("malformed", f"{self._of(path)}: {_is_not('an amount', found, path)}")
             if self._is_whole:
@@ -635,11 +637,12 @@ class Http(ByRow):
             if not self._is_plain:
                 refuse_too_many(answer)
             found = self._error(answer) if self._error else None
+            texts = [*texts_in(found)]
         except Rejected as odd:
             return odd if status == 200 else None
         if not is_said(found):
             return None
-        for text in texts_in(found):
+        for text in texts:
             for start in self._starts:
                 if text.startswith(start):
                     error_class = self._settings.error_classes[start]
@@ -795,8 +798,8 @@ class _Pages:
 
 def _value_in(found: Any) -> str:
     """Take what an answer gives for what is asked next. Raises Rejected."""
-    text = str(found) if type(found) is int else found
-    if type(text) is not str or not 0 < len(text) <= _LONGEST_VALUE:
+    text = text_of(found) if type(found) is int else found
+    if type(text) is not str or not 0 < len(text) <= _LONGEST_VALUE or _SURROGATE.search(text):
         raise Rejected(
             "malformed", f"what is asked next is not a text of 1 to {_LONGEST_VALUE} characters, or a number"
         )

@@ -32,6 +32,9 @@ from watcher.tls_flaws import CANNOT_CONNECT, cannot_connect, tls_flaw
 LIMIT = 1024 * 1024
 """Bytes of a body, packed and unpacked. A list of 3,000 balances is half of that."""
 
+LIMIT_OF_ALL = 4 * LIMIT
+"""Bytes of all bodies of a poll. What is hostile takes 25 times as much once it is parsed."""
+
 _GZIP = 16 + zlib.MAX_WBITS
 
 
@@ -62,6 +65,11 @@ _TOO_LARGE = "the answer is larger than 1 MiB"
 
 def _too_large() -> Rejected:
     return Rejected("malformed", _TOO_LARGE)
+
+
+def _refuse_too_much(bodies: Sequence[bytes]) -> None:
+    if sum(map(len, bodies)) > LIMIT_OF_ALL:
+        raise Rejected("malformed", "the answers of a poll are larger than 4 MiB in all")
 
 
 LONGEST_RETRY_AFTER_S = 900.0
@@ -160,6 +168,7 @@ class ProviderClient:
         The same bytes as at the last successful poll mean the same snapshot, and need not be read.
         """
         bodies = await self._ask_at_turns(self._provider.requests(account))
+        _refuse_too_much(bodies)
         if self.most_rounds == 1:
             return bodies
         answers = [*map(self._parse, bodies)]
@@ -172,6 +181,7 @@ class ProviderClient:
                 # Made again at its turn: what is signed holds the time.
                 asked.append(await self._fetch(self._provider.requests(account, answers)[index]))
             bodies += tuple(asked)
+            _refuse_too_much(bodies)
             answers += map(self._parse, asked)
         if self._provider.requests(account, answers):
             raise Rejected("malformed", f"there is more to ask after {self.most_rounds} rounds")

@@ -20,6 +20,9 @@ from watcher.providers.strict_json import Ambiguous
 LONGEST = 500
 """Characters of a path: its depth, and what it costs per value, stay bounded."""
 
+_LONGEST_NUMBER = 4096
+"""Bits. Python writes no longer one than 4,300 digits."""
+
 MOST_VALUES = 50_000
 """Of answers that a path is applied to which is not plain: up to ten microseconds for each of them."""
 
@@ -99,7 +102,32 @@ def read_path(text: object, *, column: int = 1) -> Path:
             )
         if flaw:
             raise ValueError(f"not a path: {flaw}, at column {token['start'] + column}")
+    if _sums_what_is_there(parsed):
+        raise ValueError(
+            "not a path: sum() of what a list is projected to leaves out what is missing or null: "
+            "write sum(map(&name, list))"
+        )
     return Path(text, _steps(parsed))
+
+
+_PROJECTIONS = ("projection", "filter_projection", "value_projection")
+
+
+def _sums_what_is_there(node: dict[str, Any], *, is_summed: bool = False) -> bool:
+    """Say whether a sum is made of a projection, or of one into its items: that passes over null."""
+    children: list[Any] = node.get("children", [])
+    if is_summed and node["type"] in _PROJECTIONS and children[1]["type"] != "identity":
+        return True
+    if node["type"] == "function_expression" and node["value"] == "sum":
+        is_summed = True
+        last = children[0] if children else node
+        while last["type"] in ("pipe", "subexpression", "index_expression"):
+            last = last["children"][-1]
+        if last["type"] in _PROJECTIONS:
+            return True
+    return any(
+        _sums_what_is_there(child, is_summed=is_summed) for child in children if isinstance(child, dict)
+    )
 
 
 def _has_float(value: Any) -> bool:
@@ -190,4 +218,11 @@ def texts_in(found: Any) -> Iterator[str]:
         if isinstance(one, str):
             yield one
         elif isinstance(one, int):
-            yield str(one).lower()
+            yield str(one).lower() if isinstance(one, bool) else text_of(one)
+
+
+def text_of(number: int) -> str:
+    """Write a whole number that a path found, which a sum may have made too long. Raises Rejected."""
+    if number.bit_length() > _LONGEST_NUMBER:
+        raise Rejected("malformed", "a number that is far too large")
+    return str(number)
