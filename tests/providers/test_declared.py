@@ -320,6 +320,26 @@ def test_an_account_is_told_by_what_it_puts_in_and_not_by_keys() -> None:
         source(declared_account(who="a", whom="b"), "key")
 
 
+def test_an_edit_of_what_is_read_is_another_source_and_one_of_how_it_is_shown_is_not() -> None:
+    """Else it would come out as events, and two workers in a rollout would answer each other's."""
+    part: dict[str, Any] = {"rows": "rows", "asset": "a", "total": "n"}
+    ask: dict[str, Any] = {"path": "/{who}", "query": {"types": "STANDARD"}}
+
+    def source(ask: dict[str, Any] = ask, part: dict[str, Any] = part, **said: Any) -> str:
+        return declared(ask=[ask], read=[part], **said).source(declared_account(who="a"))
+
+    shown = ({"symbol": "s"}, {"name": "n"}, {"height": "h"}, {"decimals": 8}, {"total": ["n"]})
+    assert {source()} == {source(part=part | more) for more in shown}
+    assert source() == source(error="error", more="more", headers={"x": "y"}, requests_per_second=1)
+    read: tuple[dict[str, Any], ...] = (
+        *({"total": ["n", "held"]}, {"total": "-n"}, {"locked": "held"}, {"pending": "p"}, {"default": "0"}),
+        *({"rows": "others"}, {"asset": "b"}, {"unique": "id"}, {"unit": "smallest", "decimals": 2}),
+    )
+    asked = ({"query": {"types": "SAVINGS"}}, {"path": "/v2/{who}"}, {"next": {"url": "next"}})
+    edits = [source(part=part | more) for more in read] + [source(ask | more) for more in asked]
+    assert len({source(), *edits, source(absent_is_zero=True)}) == 2 + len(edits)
+
+
 PAGED: dict[str, Any] = {"rows": "items", "asset": "id", "total": "n"}
 
 
@@ -567,7 +587,7 @@ def test_what_no_path_can_be_applied_to_rejects_the_poll() -> None:
     assert flaw('{"a": 1.5}', total="to_string(a)")
     longest = "9" * 4300  # digits, the most that Python reads; it does not write their sum
     assert "too large" in flaw(f'{{"a": [{longest}, {longest}]}}', total="sum(a)")
-    long, account = parse(f'{{"a": [{longest}, {longest}], "t": "1"}}'.encode()), declared_account()
+    long = parse(f'{{"a": [{longest}, {longest}], "t": "1"}}'.encode())
     wrong = declared(error="sum(a)", read=[{"id": "X", "total": "t"}]).refusal(200, long)
     assert wrong
     assert "too large" in wrong.reason

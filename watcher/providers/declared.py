@@ -5,6 +5,7 @@ that the answer speaks of reject the poll. No amount is a float at any time.
 """
 
 import base64
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -76,6 +77,8 @@ _OURS = {"accept": "Accept", "user-agent": "User-Agent"}
 
 _FIELDS = ("total", "locked", "pending_deposit", "pending_withdrawal", "pending")
 _PENDINGS = _FIELDS[2:4]
+_MEANT_BY_ASK = ("method", "path", "query", "json_", "given")
+_MEANT_BY_PART = ("answer", "rows", "asset", "id", "unique", "unit", "default", *_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -553,6 +556,7 @@ class Http(ByRow):
         self._starts = sorted(settings.error_classes, key=len, reverse=True)
         slots = set[str]().union(*(ask.slots - ask.given.keys() for ask in settings.ask))
         self._slots = slots - self._secrets.keys()
+        self._meaning = _meaning(settings)
         said = {name for part in settings.read for name in _FIELDS if getattr(part, name)}
         self._is_plain = all(path.steps is not None for path in _paths_in(settings))
         # What is found beside the rows must not depend on them: no place in a list, nothing behind them.
@@ -570,8 +574,10 @@ class Http(ByRow):
             self.most_rounds = sum(ask.next.most if ask.next else 1 for ask in settings.ask)
 
     def source(self, account: HttpAccount) -> str:
-        """Name the account by what it puts into the asks; by the asks, where that is nothing. Raises Rejected
-        where it puts in something else than they take."""
+        """Name the account by what it puts into the asks, and by what they and the parts mean: an edit of
+        those is no change of a balance, and the next poll a baseline. Raises Rejected where it puts in
+        something else than the asks take.
+        """
         if missing := sorted(self._slots - account.of.keys()):
             raise Rejected("configuration", f"lacks {', '.join(missing)}: what an ask takes in braces")
         if unknown := sorted(account.of.keys() - self._slots):
@@ -580,9 +586,7 @@ class Http(ByRow):
             known = {**dict.fromkeys(ask.given, "-"), **account.values, **self._secrets}
             if _DOTS.search(_filled_path(ask.path, known)):
                 raise Rejected("configuration", "'.' and '..' lead elsewhere in a path")
-        if account.of:
-            return json.dumps(account.values, sort_keys=True)
-        return json.dumps([[ask.path, ask.query, ask.json_] for ask in self._settings.ask], sort_keys=True)
+        return f"{json.dumps(account.values, sort_keys=True)} {self._meaning}"
 
     def may_hold(self, account: HttpAccount, asset: str) -> bool | None:
         parts = self._settings.read
@@ -722,6 +726,16 @@ class Http(ByRow):
 
     def read_catalogue(self, answer: Any) -> AssetList:
         raise Rejected("malformed", "there is no list of assets")
+
+
+def _meaning(settings: HttpSettings) -> str:
+    """Digest what decides which amounts are read: not what they are called, nor their scale, which is
+    compared by asset, nor keys.
+    """
+    asks = [[*(getattr(ask, name) for name in _MEANT_BY_ASK), ask.next is not None] for ask in settings.ask]
+    parts = [[getattr(part, name) for name in _MEANT_BY_PART] for part in settings.read]
+    said = json.dumps([asks, parts, settings.absent_is_zero], default=str, sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 
 def _paths_in(value: Any) -> Iterator[Path]:
