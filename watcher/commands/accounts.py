@@ -71,7 +71,7 @@ async def reset_command(*, look: "Look", is_sure: bool, name: str) -> None:
             if reply is not Reply.MOVED_ON:
                 break
             if is_last:
-                raise _NotReset(f"{name} changes all the time: try again")
+                raise _NotReset(f"{name}: its state changes all the time; try again")
         await Roster(store.pipe, store.keys).make_due(provider, [name], now_ms=schedule.now_ms())
     click.echo(f"{name}: {what} forgotten; its next successful poll is a baseline, and it is polled now")
     say_next(f"watcher events --account {name} --type baseline --follow")
