@@ -238,6 +238,12 @@ def test_more_decimals_than_an_amount_has_places_are_refused() -> None:
     assert TOKEN in found.reason
 
 
+@pytest.mark.parametrize("height", [10**19, 2**256 - 1])
+def test_a_height_that_no_chain_can_have_is_refused(height: int) -> None:
+    assert refused(MADE, one(packed([CHAIN, word(height), *GOOD[2:]]))).error_class == "malformed"
+    assert read(MADE, one(packed([CHAIN, word(10**19 - 1), *GOOD[2:]]))).height == 10**19 - 1
+
+
 def test_the_largest_balance_there_can_be_is_read() -> None:
     most = read(MADE, one(packed([*GOOD[:3], word(2**256 - 1), word(78), GOOD[5]])))
     assert balances(most)[TOKEN].total == f"0.{2**256 - 1}"

@@ -33,6 +33,8 @@ MOST_TOKENS = 200
 _ADDRESS = re.compile(r"0[xX][0-9a-fA-F]{40}\Z", re.ASCII)
 _PATH = re.compile(r"/(?:[A-Za-z0-9._~/?&=%@:+,;-]|\{api_key\})*\Z", re.ASCII)
 _SLOT = "{api_key}"
+_HEIGHTS = 10**19
+"""More blocks than there will be, and as many as a state can hold."""
 _QUANTITY = re.compile(r"0x[0-9a-fA-F]{1,64}\Z", re.ASCII)
 
 WORD = 32
@@ -164,12 +166,14 @@ class Call(NamedTuple):
 
 
 class _Rpc(NamedTuple):
+    """A call of the node itself."""
+
     method: str
     params: list[Any]
 
 
 _Part = Mapping[str, Any]
-"""The answer to one of them."""
+"""The node's answer to one."""
 
 
 class Evm:
@@ -185,7 +189,7 @@ class Evm:
     def __init__(self, settings: EvmSettings) -> None:
         key = settings.api_key.get_secret_value() if settings.api_key else ""
         self._path = settings.path.replace(_SLOT, quote(key, safe=""))
-        self._said = settings
+        self._settings = settings
         self._tags = tuple(dict.fromkeys((settings.settled, "latest")))
         self._has_pending = bool(settings.confirmations) or len(self._tags) > 1
         pendings = () if self._has_pending else ("pending_deposit", "pending_withdrawal")
@@ -193,12 +197,12 @@ class Evm:
         self.most_rounds = 3
 
     def source(self, account: EvmAccount) -> str:
-        return f"{self._said.chain_id} {account.address}"
+        return f"{self._settings.chain_id} {account.address}"
 
     def may_hold(self, account: EvmAccount, asset: str) -> bool | None:
         if _ADDRESS.match(asset):
             return asset_id(asset) in account.tokens
-        if asset in (NATIVE, self._said.symbol):
+        if asset in (NATIVE, self._settings.symbol):
             return True
         return None if account.tokens else False
 
@@ -210,11 +214,13 @@ class Evm:
         if not blocks:
             raise Rejected("malformed", "an answer is missing")
         for chain, *_ in blocks:
-            if (found := _number(chain, "no chain id")) != self._said.chain_id:
-                words = f"the node is on chain {found}, not on {self._said.chain_id}"
+            if (found := _number(chain, "no chain id")) != self._settings.chain_id:
+                words = f"the node is on chain {found}, not on {self._settings.chain_id}"
                 raise Rejected("configuration", words, fix="look at base_url, path and chain_id")
         settled, latest = blocks[0], blocks[-1]
         height = _number(latest[1], "no height")
+        if height >= _HEIGHTS:
+            raise Rejected("malformed", "no height that a chain can have")
         if _number(settled[1], "no height") > height:
             raise Rejected("transient", "the settled block is ahead of the latest: two nodes answered")
         rows = {}
@@ -231,7 +237,7 @@ class Evm:
         return Snapshot(rows, tuple(rows), absent_is_zero=False, height=height)
 
     def _assets(self, account: EvmAccount, latest: Values) -> Iterator[Asset]:
-        yield Asset(NATIVE, self._said.symbol, None, _NATIVE_DECIMALS)
+        yield Asset(NATIVE, self._settings.symbol, None, _NATIVE_DECIMALS)
         about = iter(latest[HEAD + len(account.tokens) :])
         for token, decimals, symbol in zip(account.tokens, about, about, strict=True):
             places = _number(decimals, f"token {token} says no decimals", "configuration", _IF_NO_ERC20)
@@ -250,12 +256,12 @@ class Evm:
         code = error.get("code") if isinstance(error, dict) else None
         if type(code) is int and code in ERROR_CLASS_BY_CODE:
             fix = ""
-            if code in _NO_BATCH and not is_batch and self._said.calls_per_request > 1:
+            if code in _NO_BATCH and not is_batch and self._settings.calls_per_request > 1:
                 fix = _IF_NO_BATCHES
-            elif code in _UNKNOWN_BLOCK and self._has_pending and not self._said.confirmations:
+            elif code in _UNKNOWN_BLOCK and self._has_pending and not self._settings.confirmations:
                 fix = _IF_NO_FINALITY
             # The number of a block that a node lags behind is out of range to some: no mistake of anybody's.
-            is_behind = code == _BAD_PARAMETERS and self._said.confirmations
+            is_behind = code == _BAD_PARAMETERS and self._settings.confirmations
             error_class, words = ERROR_CLASS_BY_CODE[_NO_BLOCK if is_behind else code]
             return Rejected(error_class, f"{words} ({code})", fix=fix)
         if type(code) is int and code in _SERVER_ERRORS:
@@ -272,7 +278,7 @@ class Evm:
         self, account: EvmAccount, answers: Sequence[Any]
     ) -> tuple[Sequence[Request], Sequence[Values]]:
         """Go through a poll with the answers so far: what to ask next, or in the end what the blocks say."""
-        poll, rest, size = self._poll(account), answers, self._said.calls_per_request
+        poll, rest, size = self._poll(account), answers, self._settings.calls_per_request
         calls = next(poll)
         while True:
             asked = [{"jsonrpc": "2.0", "id": number, **call._asdict()} for number, call in enumerate(calls)]
@@ -289,12 +295,12 @@ class Evm:
     def _poll(self, account: EvmAccount) -> Generator[Sequence[_Rpc], Sequence[_Part], Sequence[Values]]:
         """Yield what to ask, be sent the answers to it, and return what each block says, the latest last."""
         blocks: Sequence[str] = self._tags
-        confirmations = self._said.confirmations
+        confirmations = self._settings.confirmations
         if confirmations:
             (said,) = yield [_Rpc("eth_blockNumber", [])]
             top = _quantity(said)
             blocks = hex(max(0, top - confirmations + 1)), hex(top)
-        multicall = self._said.multicall
+        multicall = self._settings.multicall
         calls = [
             about_account(account.address, account.tokens, multicall, is_latest=block == blocks[-1])
             for block in blocks
@@ -335,7 +341,7 @@ class Evm:
         """Sort the answers to so many calls by what they answer to. Raises Rejected."""
         parts: list[Any] = []
         for answer in answers:
-            if self._said.calls_per_request == 1:
+            if self._settings.calls_per_request == 1:
                 parts.append(answer)
             elif isinstance(answer, list):
                 parts += answer
