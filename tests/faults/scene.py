@@ -212,6 +212,8 @@ class Scene:
             *await flaws(self.pipe, self.keys, spared=spared),
         ]
         print(f"{verdict}, {time.monotonic() - self._started:.1f} s")
+        for worker in self.workers if verdict.problems else ():
+            print(worker.summary())
         return verdict
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from tests.support.processes import start, whole_lines
 FAULTY = Path(__file__).with_name("faulty_watcher.py")
 
 _TICK_S = 0.02
+_OFTEN, _LAST = 100, 20
+"""Of a worker's log: an event that is too frequent to be shown, and how many lines are."""
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 1_000_000
 
@@ -76,6 +79,14 @@ class WorkerProcess:
         """What it logged so far, all of it or one event. A line that a SIGKILL cut short is left out."""
         lines = [json.loads(line) for line in whole_lines(self.log)]
         return [line for line in lines if event in (None, line["event"])]
+
+    def summary(self) -> str:
+        """How often it logged each event, and the last lines that are not of every day: for a test that
+        fails."""
+        lines = self.lines()
+        counts = Counter(line["event"] for line in lines)
+        last = [str(line) for line in lines if counts[line["event"]] < _OFTEN][-_LAST:]
+        return "\n  ".join([f"{self.name} logged {dict(counts)}; at last:", *last, str(lines[-1:])])
 
     async def logged(self, event: str, times: int = 1, *, within_s: float = 20) -> None:
         """Wait until it has logged an event, so many times."""
