@@ -29,6 +29,7 @@ class Index:
         self.gone: list[BaseException] = []
         self.looked = 0
         self.fixed: Counter[int] = Counter()
+        self.clock_read = 0
 
     async def look(self) -> list[list[Due] | BaseException]:
         self.looked += 1
@@ -37,6 +38,9 @@ class Index:
 
     async def fix(self, shard: int, _providers: Sequence[str]) -> None:
         self.fixed[shard] += 1
+
+    async def read_clock(self) -> None:
+        self.clock_read += 1
 
 
 class Work:
@@ -316,12 +320,13 @@ async def test_what_is_done_again_and_again_is_a_bug_once_where_its_keys_are_dam
     assert [line["affected"] for line in lines if line["event"] == "bug"] == ["damaged"]
 
 
-async def test_the_index_is_compared_with_the_schedules_now_and_then_and_not_at_each_look(
+async def test_the_index_is_compared_with_schedules_and_clock_now_and_then_and_not_at_each_look(
     world: World,
 ) -> None:
     async with world.running():
         await world.looked(3)
     assert world.index.fixed == Counter(range(SHARDS))
+    assert world.index.clock_read == 1
 
 
 async def test_what_is_cut_off_has_a_moment_left_and_nothing_else_is(world: World) -> None:

@@ -130,6 +130,18 @@ async def test_one_look_names_polls_and_queues_that_are_due_and_nothing_else(
     assert await named(store) == [("poll", 3, "loopring"), ("delivery", 9, "ops")]
 
 
+async def test_what_falls_due_is_found_however_wrong_the_clock_was_that_a_claim_showed_last(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    await store.due(store.keys.due_polls(3), loopring=-10)
+    store.pipe.set_clock(await store.now_ms() - 10 * MINUTE_MS)  # of a server whose clock was back meanwhile
+    index = an_index(store)
+    assert not any(await index.look())
+    await index.read_clock()
+    assert sum(map(len, await index.look())) == 1  # type: ignore[arg-type]
+
+
 async def test_a_look_says_for_how_long_something_is_due(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     await store.due(store.keys.due_polls(3), loopring=-MINUTE_MS)

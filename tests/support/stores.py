@@ -147,6 +147,8 @@ class Store:
         found: dict[str, Any] = {}
         for key in await self.pipe.command("KEYS", f"{self.keys.namespace}:*"):
             kind = await self.pipe.command("TYPE", key)
+            if kind == b"none":  # its time ended since it was listed
+                continue
             value = await self._read(key.decode(), *_READ_BY_TYPE[kind])
             is_paired = kind in (b"hash", b"zset")
             found[key.decode()] = dict(zip(value[::2], value[1::2], strict=True)) if is_paired else value

@@ -338,12 +338,17 @@ class Loop:
         return otherwise
 
     async def _look(self) -> None:
-        """Look at all shards for what may be due; now and then, fix the index first. Raises StoreError."""
+        """Look at all shards for what may be due. Raises StoreError.
+
+        Now and then, fix the index first, and the clock, which else only claims correct: by a wrong one
+        nothing may be due.
+        """
         is_finishing = self._is_finishing  # as it was when this look began
         if time.monotonic() >= self._fix_at:
             self._fix_at = time.monotonic() + FIX_S
             providers = self._providers()
-            await self._health.of_parts(*(self._index.fix(shard, providers) for shard in range(SHARDS)))
+            fixes = (self._index.fix(shard, providers) for shard in range(SHARDS))
+            await self._health.of_parts(self._index.read_clock(), *fixes)
         found = await self._health.of_answers(self._index.look())
         now = time.monotonic()
         for due in itertools.chain.from_iterable(part or () for part in found):

@@ -151,6 +151,10 @@ class DueIndex:
             for (kind, shard), pairs in zip(self._places.values(), found, strict=True)
         ]
 
+    async def read_clock(self) -> None:
+        """Ask the server for its time, by which `look` says what is due."""
+        await self._schedule.read_clock()
+
     async def fix(self, shard: int, providers: Sequence[str]) -> None:
         """Correct the index where a schedule says that a poll is due sooner, whatever wrote it."""
         keys = [self._keys.due_polls(shard), *(self._keys.polls(shard, name) for name in providers)]
