@@ -13,6 +13,7 @@ from watcher.providers.declared import Http, HttpAccount, HttpSettings
 from watcher.providers.http import ProviderClient
 from watcher.sandbox.answers import FAULTS
 from watcher.sandbox.bank import BALANCES, section
+from watcher.sandbox.book import Impossible
 from watcher.sandbox.server import Sandbox
 from watcher.sandbox.world import ACME
 from watcher.snapshot import Balance, Snapshot
@@ -75,6 +76,18 @@ async def test_however_long_a_page_is_every_currency_is_there_once(longest_page:
     async with asking() as asked:
         asked.sandbox.bank.longest_page = longest_page
         assert totals(await asked()) == HELD
+
+
+async def test_an_account_may_be_overdrawn_and_owes_to_the_last_digit() -> None:
+    async with asking() as asked:
+        world = asked.sandbox.world
+        world.debit(ACME, "EUR", "1250.51")
+        world.withdrawal_debited(ACME, "KWD", "71.126", split=1, first="pending")
+        await asked()
+        assert totals(await asked()) == HELD | {"EUR": "-0.01", "KWD": "-1.001"}
+        for step in (world.unlock, world.deposit_cleared):
+            with pytest.raises(Impossible, match="of EUR would fall to -1"):
+                step(ACME, "EUR", "1")
 
 
 async def test_numbers_are_as_exact_as_text() -> None:

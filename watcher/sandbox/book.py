@@ -141,8 +141,10 @@ class Book:
         """Show `now`, and `later` when `split` more polls were answered (0: at once). Raises Impossible."""
         if not split:
             now, later = now.plus(later), NOTHING
-        _refuse_negative(do, asset, self.holding(asset).plus(now))
-        _refuse_negative(do, asset, self.holding_at_last(asset).plus(now, later))
+        for after in (self.holding(asset).plus(now), self.holding_at_last(asset).plus(now, later)):
+            if lacking := self._lacking(after):
+                units = getattr(after, lacking)
+                raise Impossible(f"{do}: {lacking} of {asset.symbol} would fall to {asset.text(units)}")
         self._show(do, asset, now)
         if later != NOTHING:
             self._late.append(_Late(do, asset, later, split))
@@ -153,8 +155,8 @@ class Book:
         for late in waiting:
             late.polls_left -= 1
             # A half that would take what another late half has yet to bring waits for it.
-            is_due = late.polls_left <= 0 and min(self.holding(late.asset).plus(late.effect)) >= 0
-            if is_due:
+            after = self.holding(late.asset).plus(late.effect)
+            if late.polls_left <= 0 and not self._lacking(after):
                 self._show(late.do, late.asset, late.effect)
             else:
                 self._late.append(late)
@@ -173,14 +175,15 @@ class Book:
         """Note that a withdrawal request locked so much more (or, negative, let go of it)."""
         self._requested_by_asset[asset.id] = self._requested_by_asset.get(asset.id, 0) + locked
 
+    def _lacking(self, after: Holding) -> str | None:
+        """Name what may not fall below zero, and would. A bank lets its customers overdraw their total."""
+        may_fall = ("total",) if self.account.provider == "bank" else ()
+        return next(
+            (name for name, units in after._asdict().items() if units < 0 and name not in may_fall), None
+        )
+
     def _show(self, do: str, asset: ListedAsset, effect: Holding) -> None:
         after = self.holding(asset).plus(effect)
         self._holding_by_asset[asset.id] = after
         if effect != NOTHING:
             self._on_move(Move(do, self.account, asset, effect, after))
-
-
-def _refuse_negative(do: str, asset: ListedAsset, after: Holding) -> None:
-    for name, units in zip(Holding._fields, after, strict=True):
-        if units < 0:
-            raise Impossible(f"{do}: {name} of {asset.symbol} would fall to {asset.text(units)}")
