@@ -74,6 +74,7 @@ GOOD: dict[str, Any] = {
     ],
 }
 TEXT = "\n".join(as_toml(GOOD))
+OPS = GOOD["subscriptions"][0]
 NAMES = ("name", "url", "email", "asset", "provider", "x-y")
 ENVIRONS = text_objects(
     "KEY", "SECRET", "REDIS_URL", "LOG_LEVEL", "KEY_FILE", "REDIS_URL_FILE", "LOG_LEVEL_FILE"
@@ -104,6 +105,7 @@ def test_any_bytes_are_a_configuration_or_a_list_of_mistakes(place: Path, conten
     use(place, content, ENVIRON)
 
 
+@example(tree={**GOOD, "subscriptions": [{**OPS, "thresholds": [{"asset": "\x93ºþ", "below": "5"}]}]})
 @fuzz(tree=damaged(GOOD, *NAMES))
 def test_any_values_make_a_configuration_or_a_list_of_mistakes(place: Path, tree: dict[str, Any]) -> None:
     try:

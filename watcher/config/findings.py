@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from watcher.printable import printable
+
 Key = tuple[str | int, ...]
 """The way to a value: names of keys, and numbers (from 0) of the elements of a list."""
 
@@ -17,6 +19,7 @@ DEEPEST = 50
 
 _BARE = re.compile(r"[A-Za-z0-9_-]{1,64}\Z", re.ASCII)
 _KEY_LIMIT = 64
+_TEXT_LIMIT = 2000
 UNKNOWN = "unknown key"
 _MOST_CANDIDATES = 2000
 """Words that a misspelled one is compared with: a hundred thousand names would take seconds."""
@@ -66,7 +69,8 @@ class Entry:
     variable_by_key: Mapping[str, str] = field(default_factory=dict)
 
     def finding(self, key: Key, text: str) -> Finding:
-        """Say something of a value below this table."""
+        """Say something of a value below this table. The text may repeat a name from the file."""
+        text = printable(text, _TEXT_LIMIT)
         if key and key[0] in self.variable_by_key:
             return Finding("environment", None, self.variable_by_key[str(key[0])], text)
         whole = (*self.key, *key)
@@ -133,8 +137,7 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     """End a sentence about an unknown word with the known one that comes closest, or with nothing."""
     if not isinstance(word, str):
         return ""
-    shown = filter(str.isprintable, islice(known, _MOST_CANDIDATES))
-    close = get_close_matches(word[:_KEY_LIMIT].lower(), shown, n=1)
+    close = get_close_matches(word[:_KEY_LIMIT].lower(), islice(known, _MOST_CANDIDATES), n=1)
     return f" -- did you mean '{close[0]}'?" if close else ""
 
 
