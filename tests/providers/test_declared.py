@@ -616,6 +616,20 @@ def test_a_sum_of_amounts_in_lists_takes_each_of_them_or_none() -> None:
         assert flaw(f'{{"a": [{{"k": "x", "b": [{{"n": 1}}, {lacking}]}}]}}', total=nested)
 
 
+def test_an_answer_in_which_no_row_is_about_the_one_asset_is_no_successful_poll() -> None:
+    found = {"rows": "[@] | [?status == '1']", "id": "ETH", "total": "result"}
+    assert total({"status": "1", "result": "5"}, **found) == "5"
+    for odd in ({}, {"status": "0", "result": "5"}, {"message": "busy"}):
+        assert flaw(odd, **found) == "no row says anything of ETH"
+    both = declared(
+        read=[{"rows": "a", "id": "A", "total": "n"}, {"rows": "b", "id": "A", "total": "n", "unique": "k"}]
+    )
+    snapshot = both.read(declared_account(), [{"a": [{"n": "1"}], "b": []}], {})
+    assert balances(snapshot)["A"].total == "1", "one of the parts says something"
+    whole = declared(read=[found], absent_is_zero=True)
+    assert not whole.read(declared_account(), [{}], {}).row_by_asset, "an empty listing, which is suspect"
+
+
 def test_which_assets_it_may_hold_is_known_as_far_as_it_can_be() -> None:
     account = declared_account()
 

@@ -557,6 +557,7 @@ class Http(ByRow):
         slots = set[str]().union(*(ask.slots - ask.given.keys() for ask in settings.ask))
         self._slots = slots - self._secrets.keys()
         self._meaning = _meaning(settings)
+        self._ids = {asset_id(part.id) for part in settings.read if part.id is not None}
         said = {name for part in settings.read for name in _FIELDS if getattr(part, name)}
         self._is_plain = all(path.steps is not None for path in _paths_in(settings))
         # What is found beside the rows must not depend on them: no place in a list, nothing behind them.
@@ -592,7 +593,7 @@ class Http(ByRow):
         parts = self._settings.read
         if any(part.id is None for part in parts):
             return True
-        if asset_id(asset) in {asset_id(part.id) for part in parts if part.id is not None}:
+        if asset_id(asset) in self._ids:
             return True
         return None if any(part.symbol for part in parts) else False
 
@@ -695,6 +696,8 @@ class Http(ByRow):
             reader.add(its_pages, held_by_id)
         row_by_asset = {id_: self._row(*held) for id_, held in held_by_id.items()}
         absent_is_zero = self._settings.absent_is_zero
+        if not absent_is_zero and (silent := self._ids - row_by_asset.keys()):
+            raise Rejected("malformed", f"no row says anything of {', '.join(sorted(silent))}")
         return Snapshot(row_by_asset, None, absent_is_zero, height=min(heights, default=None))
 
     def _row(
