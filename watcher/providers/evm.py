@@ -7,6 +7,7 @@ answer: what is missing is never zero.
 
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence, Set
+from functools import lru_cache
 from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 from urllib.parse import quote
@@ -156,6 +157,8 @@ block decimals and symbol of each token. None where a contract failed."""
 
 HEAD = 3
 """How many of them Multicall3 says itself: the chain's id, the height, the native balance."""
+_OWNER = "-" * 2 * WORD
+"""Stands in a call for the address, which is a word of hex."""
 
 
 class Call(NamedTuple):
@@ -297,19 +300,18 @@ class Evm:
         blocks: Sequence[str] = self._tags
         confirmations = self._settings.confirmations
         if confirmations:
-            (said,) = yield [_Rpc("eth_blockNumber", [])]
-            top = _quantity(said)
+            (height,) = yield [_Rpc("eth_blockNumber", [])]
+            top = _quantity(height)
             blocks = hex(max(0, top - confirmations + 1)), hex(top)
-        multicall = self._settings.multicall
-        calls = [
-            about_account(account.address, account.tokens, multicall, is_latest=block == blocks[-1])
-            for block in blocks
+        multicall, owner = self._settings.multicall, account.address[2:].rjust(2 * WORD, "0")
+        asked = [packed(account.tokens, multicall, block == blocks[-1]) for block in blocks]
+        parts = yield [
+            _eth_call(Call(multicall, text.replace(_OWNER, owner)), block)
+            for (text, _), block in zip(asked, blocks, strict=True)
         ]
-        asked = [Call(multicall, aggregate(its)) for its in calls]
-        parts = yield [_eth_call(call, block) for call, block in zip(asked, blocks, strict=True)]
-        packed = [data for part in parts if (data := _data(part))]
-        if len(packed) == len(parts):
-            values = [returned(one, len(its)) for one, its in zip(packed, calls, strict=True)]
+        said = [data for part in parts if (data := _data(part))]
+        if len(said) == len(parts):
+            values = [returned(data, count) for data, (_, count) in zip(said, asked, strict=True)]
             if confirmations:  # a rollup may tell its contracts the height of the chain below it
                 for one, block in zip(values, blocks, strict=True):
                     one[1] = int(block, 16).to_bytes(WORD)
@@ -322,9 +324,12 @@ class Evm:
                 _Rpc("eth_chainId", []),
                 _Rpc("eth_getBlockByNumber", [block, False]),  # a node that lacks it may say that all is zero
                 _Rpc("eth_getBalance", [account.address, block]),
-                *(_eth_call(call, block) for call in its[HEAD:]),
+                *(
+                    _eth_call(Call(call.to, call.data.replace(_OWNER, owner)), block)
+                    for call in about_account(account.tokens, multicall, is_latest=block == blocks[-1])[HEAD:]
+                ),
             ]
-            for its, block in zip(calls, blocks, strict=True)
+            for block in blocks
         ]
         rest = iter((yield [call for its in plain for call in its]))
         return [
@@ -417,15 +422,21 @@ def _number(value: bytes | None, words: str, error_class: ErrorClass = "malforme
 # The little of Ethereum's ABI that balances need.
 
 
-def about_account(address: str, tokens: Sequence[str], multicall: str, *, is_latest: bool) -> list[Call]:
-    """What one block is asked: the three of HEAD, the balance of each token, and of the latest block decimals
-    and symbol of each token."""
-    owner = address[2:].rjust(2 * WORD, "0")
+@lru_cache(maxsize=64)  # accounts of one kind have the same tokens; with 200 of them it is 270 kB
+def packed(tokens: tuple[str, ...], multicall: str, is_latest: bool) -> tuple[str, int]:
+    """What Multicall3 is sent about _OWNER for one block, and how many calls these are."""
+    calls = about_account(tokens, multicall, is_latest=is_latest)
+    return aggregate(calls), len(calls)
+
+
+def about_account(tokens: Sequence[str], multicall: str, *, is_latest: bool) -> list[Call]:
+    """What one block is asked about _OWNER: the three of HEAD, the balance of each token, and of the latest
+    block decimals and symbol of each token."""
     calls = [
         Call(multicall, CHAIN_ID),
         Call(multicall, BLOCK_NUMBER),
-        Call(multicall, ETH_BALANCE + owner),
-        *(Call(token, BALANCE_OF + owner) for token in tokens),
+        Call(multicall, ETH_BALANCE + _OWNER),
+        *(Call(token, BALANCE_OF + _OWNER) for token in tokens),
     ]
     if is_latest:
         calls += [Call(token, asked) for token in tokens for asked in (DECIMALS, SYMBOL)]
