@@ -10,9 +10,6 @@ from typing import NamedTuple
 SPOKEN_TEXT_LIMIT = 64
 """Longest name or symbol that is carried: such text comes from outside and goes into every event."""
 
-HIGHEST = 10**20
-"""Above every height of a chain, also one that counts nanoseconds."""
-
 
 class Balance(NamedTuple):
     """What an account holds of one asset, as canonical decimal text in whole units of the asset.
@@ -75,17 +72,6 @@ class Snapshot:
     zeros: tuple[Row, ...] = ()
     is_open: bool = False
     height: int | None = None
-
-    @property
-    def flaw(self) -> str | None:
-        """Say what no provider can mean: only a total may be negative, and a height has bounds."""
-        if self.height is not None and not 0 <= self.height < HIGHEST:
-            return "a height that no chain has"
-        for asset, row in self.row_by_asset.items():
-            _, locked, deposit, withdrawal = row.balance
-            if locked[0] == "-" or (deposit or "0")[0] == "-" or (withdrawal or "0")[0] == "-":
-                return f"asset {spoken(asset)}: only a total may be negative"
-        return None
 
 
 def asset_id(text: str) -> str:

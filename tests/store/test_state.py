@@ -19,7 +19,8 @@ from tests.support.stores import a_store
 from watcher.amounts import MAX_INTEGER
 from watcher.journal.account import AccountState, Entry
 from watcher.snapshot import Asset, Balance
-from watcher.store.state import UNNAMED, BadState, Called, dump_state, load_state, stamp_of
+from watcher.store.keys import stamp_of
+from watcher.store.state import UNNAMED, BadState, Called, dump_state, load_state
 
 VERSION = "0123456789abcdef"
 HEAD = b"0123456789abcdef 00000000001000 1\n"

@@ -309,7 +309,7 @@ class Poller:
             entries = state.entry_by_asset.values() if state and state.source == source else ()
             known = {entry.asset.id: entry.asset for entry in entries}
             snapshot = await self._client.read(account, bodies, known=known, memo=memo)
-            if state and state.source == source:
+            if state and state.source == source and snapshot.height is not None:
                 check_height(state.height, snapshot.height)
             snapshot = await self._client.add_zeros(snapshot, named)
             told_ms = state.stale_since_ms if state else 0

@@ -26,7 +26,7 @@ from watcher.providers.contract import AssetList, ByRow, Catalogue, ErrorClass, 
 from watcher.providers.kept import KeptCatalogue, Memo
 from watcher.providers.strict_json import NotJson, parse
 from watcher.settings import ProviderSettings
-from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, is_called
+from watcher.snapshot import Asset, Balance, Row, Snapshot, asset_id, is_called, spoken
 from watcher.tls_flaws import CANNOT_CONNECT, cannot_connect, tls_flaw
 
 LIMIT = 1024 * 1024
@@ -90,6 +90,9 @@ _HEADERS = {
     "Accept-Encoding": "gzip",
     "User-Agent": f"watcher/{__version__}",
 }
+HIGHEST = 10**20
+"""Above every height of a chain, also one that counts nanoseconds."""
+
 _NOTHING: Catalogue = MappingProxyType({})
 
 
@@ -214,7 +217,7 @@ class ProviderClient:
         `memo` is the account's: where little differs from the last answer, only that is read.
         """
         snapshot = await self._read(account, bodies, known, memo)
-        if flaw := snapshot.flaw:
+        if flaw := flaw_of(snapshot):
             raise Rejected("malformed", flaw)
         return snapshot
 
@@ -336,6 +339,17 @@ class ProviderClient:
             refused = by_status(status)
         wish_s = retry_after_s(answer.header("retry-after"), self._utc_now(), most_s=LONGEST_RETRY_AFTER_S)
         return Rejected(refused.error_class, refused.reason, status=status, retry_after_s=wish_s)
+
+
+def flaw_of(snapshot: Snapshot) -> str | None:
+    """Say what no provider can mean: only a total may be negative, and a height has bounds."""
+    if snapshot.height is not None and not 0 <= snapshot.height < HIGHEST:
+        return "a height that no chain has"
+    for asset, row in snapshot.row_by_asset.items():
+        _, locked, deposit, withdrawal = row.balance
+        if locked[0] == "-" or (deposit or "0")[0] == "-" or (withdrawal or "0")[0] == "-":
+            return f"asset {spoken(asset)}: only a total may be negative"
+    return None
 
 
 def source_of(settings: ProviderSettings, provider: Provider, account: Any) -> str:

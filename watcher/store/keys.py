@@ -228,6 +228,11 @@ MOST = 10**14
 """Above every count and every time in ms (until the year 5138): what is larger is damage."""
 
 
+def stamp_of(polled_at_ms: int, height: int | None) -> str:
+    """Write what `touch` replaces: the time of the last poll and, where there is one, its height."""
+    return f"{polled_at_ms:014d}" if height is None else f"{polled_at_ms:014d} {height:020d}"
+
+
 def read_count(digits: bytes) -> int:
     """Read a count, or a time in ms. Raises ValueError."""
     if not digits.isdigit() or len(digits) > len(str(MOST)):  # int() would read `1_0` too

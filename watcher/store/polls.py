@@ -13,11 +13,11 @@ from watcher.journal.account import AccountState
 from watcher.journal.events import Delivery
 from watcher.journal.step import Step
 from watcher.store.errors import DamagedKey
-from watcher.store.keys import Keys, shard_of
+from watcher.store.keys import Keys, shard_of, stamp_of
 from watcher.store.pipe import Joints, in_parts, load_script
 from watcher.store.queues import BOUNDS, CLAIM_MS, Bounds, Leased
 from watcher.store.schedule import Claimed, Lease, Reply, Schedule
-from watcher.store.state import STATE_BYTES, BadState, Kept, Names, Within, stamp_of
+from watcher.store.state import STATE_BYTES, BadState, Kept, Names, Within
 
 LONGEST_BREAK_MS = 5_000
 """A worker looks every second which accounts are stale. Where none did for longer, the workers or the store

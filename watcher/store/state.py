@@ -28,7 +28,7 @@ from watcher.amounts import MAX_FRACTION_DIGITS, NotAnAmount, check_canonical
 from watcher.journal.account import AccountState, Emptiness, Entry
 from watcher.snapshot import Asset, Balance
 from watcher.store.errors import DamagedKey
-from watcher.store.keys import Keys, check_count, read_count
+from watcher.store.keys import Keys, check_count, read_count, stamp_of
 from watcher.store.pipe import Pipe, in_parts, load_script
 
 T = TypeVar("T")
@@ -129,11 +129,6 @@ class Within(dict[str, T]):
         self.bytes_held += size
         while self.bytes_held > self._most_bytes:
             self.take(next(iter(self)))
-
-
-def stamp_of(polled_at_ms: int, height: int | None) -> str:
-    """Write what `touch` replaces: the time of the last poll and, where there is one, its height."""
-    return f"{polled_at_ms:014d}" if height is None else f"{polled_at_ms:014d} {height:020d}"
 
 
 def dump_state(state: AccountState, names: Mapping[str, Called]) -> bytes:
