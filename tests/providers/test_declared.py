@@ -269,13 +269,27 @@ def test_decimals_are_a_number_a_path_or_a_table() -> None:
 
 
 def test_a_default_stands_for_a_name_that_is_not_there_and_for_nothing_else() -> None:
-    assert total({}, default="0") == "0"
-    assert total({"b": {}}, total="b.a", default="0") == "0"
+    for part in ({"total": "a"}, {"total": "b.a"}):
+        assert total({"rows": [{}]}, rows="rows", default="0", **part) == "0"
+        assert total({"locked": "1", "b": {}}, locked="locked", default="0", **part) == "0"
     for said in ('{"a": null}', '{"a": "busy"}', '{"a": {}}', "[]"):
         assert flaw(said, default="0")
     for said in ('{"b": null}', '{"b": "busy"}', '{"b": []}'):
         assert flaw(said, total="b.a", default="0")
     assert flaw({}, rows="[result]", default="0") == "read[0] row 0: is null"
+
+
+def test_an_error_that_is_all_defaults_is_no_zero() -> None:
+    """Any object may be the row, where the answer is, or its members are."""
+    none, error = "read[0] row 0: none of its amounts is there, as in an error", dict[str, Any]()
+    for error in ({}, {"message": "busy"}, {"b": {}}, {"error": {"code": 7}}):
+        assert flaw(error, total=["a", "c"], locked="d", default="0") == none
+    for error in ({"error": {"code": 7}}, {"error": {}, "BTC": {"a": "5"}}):
+        assert flaw(error, id=None, total="a", locked="d", default="0") == none
+        assert flaw(error, id=None, rows="@", total="a", default="0") == none
+    pending = {"id": "X", "pending_deposit": "p", "default": "0"}
+    both = declared(read=[{"id": "X", "total": "a"}, pending])
+    assert balances(both.read(declared_account(), [{"a": "5"}], {})) == {"X": Balance("5", "0", "0", None)}
 
 
 def test_a_slot_cannot_be_left() -> None:
@@ -628,6 +642,11 @@ def test_an_answer_in_which_no_row_is_about_the_one_asset_is_no_successful_poll(
     assert balances(snapshot)["A"].total == "1", "one of the parts says something"
     whole = declared(read=[found], absent_is_zero=True)
     assert not whole.read(declared_account(), [{}], {}).row_by_asset, "an empty listing, which is suspect"
+
+
+def test_decimals_of_one_asset_are_said_once() -> None:
+    with pytest.raises(ValueError, match="an asset is named twice"):
+        declared(read=[{"rows": "@", "asset": "a", "total": "n", "decimals": {"0xAB": 6, "0xab": 18}}])
 
 
 def test_which_assets_it_may_hold_is_known_as_far_as_it_can_be() -> None:

@@ -112,7 +112,9 @@ def _is_places(value: object) -> bool:
 
 def _places_by_asset(value: object) -> Mapping[str, int]:
     if isinstance(value, dict) and value and all(map(_is_places, value.values())):
-        return {name if name == "*" else asset_id(name): places for name, places in value.items()}
+        if len(places_by_asset := {asset_id(name): places for name, places in value.items()}) < len(value):
+            raise ValueError("an asset is named twice: 0x… in capital and in small letters")
+        return places_by_asset
     raise ValueError(f"must be a table of numbers from 0 to {MAX_FRACTION_DIGITS}, by asset or *")
 
 
@@ -399,6 +401,9 @@ class Reader:
         decimals = settings.decimals if part.decimals is None and not self._is_whole else part.decimals
         self._places: Any = decimals
         self._find_places = finder(decimals) if isinstance(decimals, Path) else None
+        # Where any object is taken for a row, an error would be all defaults.
+        is_any_object = part.rows is None or (part.asset is None and part.id is None)
+        self._must_say_one = is_any_object and bool(part.total) and part.default is not None
         sums = {place: getattr(part, name) for place, name in enumerate(_FIELDS, 1) if getattr(part, name)}
         paths = [*dict.fromkeys(term.path for terms in sums.values() for term in terms)]
         self._paths = [(path, finder(path)) for path in paths]
@@ -479,6 +484,8 @@ class Reader:
             if held[0].decimals is not None:
                 raise Rejected("malformed", "decimals: another number than above")
             held[0] = held[0]._replace(decimals=places)
+        if self._must_say_one and all(find(row) is NOTHING for _, find in self._paths):
+            raise Rejected("malformed", "none of its amounts is there, as in an error")
         amounts = [self._amount(find(row), path, places) for path, find in self._paths]
         for place, alone, summands in self._sums:
             before = held[place]
