@@ -726,9 +726,9 @@ class Http(ByRow):
         unknown = self.unknown_fields
         deposit = None if "pending_deposit" in unknown else deposit or "0"
         withdrawal = None if "pending_withdrawal" in unknown else withdrawal or "0"
-        balance = Balance(total, locked or "0", deposit, withdrawal)
-        if any(text and text[0] == "-" for text in balance[1:]):
+        if "-" in f"{locked}{deposit}{withdrawal}":
             raise Rejected("malformed", "locked, or a pending, is below zero")
+        balance = Balance(total, locked or "0", deposit, withdrawal)
         return Row(asset, balance, locked_absent=locked is None and self._says_locked)
 
     def catalogue_request(self) -> None:
