@@ -721,14 +721,14 @@ class Http(ByRow):
                 raise Rejected("malformed", "an asset of which no part says the total")
             total = "0"
         if self._is_signed:
-            is_out = pending is not None and pending.startswith("-")
-            deposit, withdrawal = ("0", negated(pending or "0")) if is_out else (pending, "0")
-        unknown = self.unknown_fields
-        deposit = None if "pending_deposit" in unknown else deposit or "0"
-        withdrawal = None if "pending_withdrawal" in unknown else withdrawal or "0"
+            balance = Balance.of_signed(total, locked or "0", pending or "0")
+        else:
+            unknown = self.unknown_fields
+            deposit = None if "pending_deposit" in unknown else deposit or "0"
+            withdrawal = None if "pending_withdrawal" in unknown else withdrawal or "0"
+            balance = Balance(total, locked or "0", deposit, withdrawal)
         if "-" in f"{locked}{deposit}{withdrawal}":
             raise Rejected("malformed", "locked, or a pending, is below zero")
-        balance = Balance(total, locked or "0", deposit, withdrawal)
         return Row(asset, balance, locked_absent=locked is None and self._says_locked)
 
     def catalogue_request(self) -> None:
