@@ -1,6 +1,7 @@
 """A reload says what it changed: how much of each section, a few names, and no value."""
 
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -11,6 +12,7 @@ from watcher.service.serve import MOST_NAMES, Change, changes
 from watcher.settings import (
     AccountSettings,
     EgressSettings,
+    KeyedSettings,
     ProviderSettings,
     RedisSettings,
     Section,
@@ -30,7 +32,12 @@ def settings(*parts: Section, **sections: Section) -> Settings:
     ).model_copy(update=sections)
 
 
-BEFORE = (a_provider(), an_account(), an_account("alice"), a_subscription())
+def a_keyed_provider(key: str = "probe_before", **fields: Any) -> KeyedSettings:
+    given = {**a_provider().model_dump(exclude={"ca"}), **fields}
+    return KeyedSettings(api_key=SecretStr(key), **given)
+
+
+BEFORE = (a_keyed_provider(), an_account(), an_account("alice"), a_subscription())
 
 
 @pytest.mark.parametrize(
@@ -45,8 +52,8 @@ BEFORE = (a_provider(), an_account(), an_account("alice"), a_subscription())
             [Change("accounts", 1, 1, 1, ("treasury: interval", "+carol", "-alice"))],
         ),
         (
-            (a_provider(api_key=SecretStr("probe_account"), timeout=seconds(3)[0]), *BEFORE[1:]),
-            [Change("providers", 0, 0, 1, ("loopring: api_key, timeout",))],
+            (a_keyed_provider("probe_account", timeout=seconds(3)[0]), *BEFORE[1:]),
+            [Change("providers", 0, 0, 1, ("loopring: timeout, api_key",))],
         ),
         (
             (*BEFORE[:3], a_subscription(url=CANARY, headers={"x": "probe_account"})),
