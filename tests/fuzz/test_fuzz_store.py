@@ -47,6 +47,7 @@ from watcher.store.client import connect
 from watcher.store.history import History
 from watcher.store.keys import Keys
 from watcher.store.members import Presence, Workers
+from watcher.store.pipe import Pipe
 from watcher.store.polls import Polls
 from watcher.store.queues import Bounds, Breaker, Breakers, Queues
 from watcher.store.reader import Reader
@@ -71,6 +72,8 @@ class Place:
 
     runner: asyncio.Runner
     client: Redis
+    pipe: Pipe
+    """One for all examples: each keeps the connections that it has used."""
     dumps: Mapping[bytes, bytes]
 
     def _repr_pretty_(self, printer: Any, _is_cycle: bool) -> None:
@@ -84,7 +87,7 @@ class Place:
                 pipeline.execute_command("RESTORE", key, 0, dump)
             pipeline.execute_command(*damage)
             await pipeline.execute()
-        store = a_store(self.client, KEYS.namespace)
+        store = a_store(self.client, KEYS.namespace, self.pipe)
         await store.schedule.read_clock()
         return store
 
@@ -101,8 +104,9 @@ def place() -> Iterator[Place]:
         for module in (history, members, reader):
             patch.setattr(module, "SHARDS", 1)
         client = runner.run(_connected(server.url))
-        yield Place(runner, client, runner.run(_furnished(client)))
-        runner.run(client.aclose())
+        pipe = Pipe(client)
+        yield Place(runner, client, pipe, runner.run(_furnished(client)))
+        runner.run(pipe.aclose())
 
 
 async def _connected(url: str) -> Redis:
