@@ -70,6 +70,19 @@ async def test_the_longest_queues_give_up_their_oldest_and_what_stays_is_max_bac
     assert await flaws(store.pipe, store.keys) == []
 
 
+@every_engine
+async def test_what_waits_alone_is_measured_and_given_up_as_any_other(
+    redis_client: Redis, namespace: str
+) -> None:
+    store = a_store(redis_client, namespace)
+    for account in (ACCOUNT, OTHER, THIRD):
+        await store.fill(a_delivery(1), account=account)
+    assert (await a_keeper(store).look({OPS: 2})).overflows == [Overflow(OPS, 1, 2)]
+    assert sorted(await waiting(store, ACCOUNT, OTHER, THIRD)) == [[], [1], [1]]
+    assert len(await store.stream(store.keys.dead(SHARD, OPS))) == 1
+    assert await flaws(store.pipe, store.keys) == []
+
+
 async def test_one_worker_at_a_time_is_the_keeper(redis_client: Redis, namespace: str) -> None:
     store = a_store(redis_client, namespace)
     first, second = a_keeper(store, "first"), a_keeper(store, "second")

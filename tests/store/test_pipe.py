@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 from tests.support.servers import DURABLE, ENGINES, EVERY_ENGINE, real_server
 from tests.support.stores import ACCOUNT, OPS, a_commit, a_delivery, a_store, running, some_deliveries
 from watcher.service.serve import loop_factory
-from watcher.store.client import connect
+from watcher.store.client import CONNECTIONS, connect
 from watcher.store.exceptions import ConfigurationRefused, ServerRefused, StoreUnreachable
 from watcher.store.pipe import Call, Joints, Pipe, Verdict, exchange, load_script, packed
 from watcher.store.schedule import Lease, Reply
@@ -155,6 +155,15 @@ async def test_the_error_of_one_command_is_its_own(redis_client: Redis, namespac
     assert (first, last) == (b"a", b"b")
     assert isinstance(wrong, ResponseError)
     assert isinstance(unknown, ConfigurationRefused)
+
+
+async def test_the_connections_that_a_pipe_keeps_leave_room_for_all_others(redis_client: Redis) -> None:
+    pipe = Pipe(redis_client)
+    for _ in range(2):
+        answers = await asyncio.gather(*(echo(pipe, "a") for _ in range(2 * CONNECTIONS)))
+        assert answers == ["a"] * 2 * CONNECTIONS
+    async with asyncio.timeout(2):
+        assert await redis_client.ping()
 
 
 def test_no_more_joints_are_kept_than_are_in_use_at_a_time() -> None:
