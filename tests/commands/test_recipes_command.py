@@ -111,6 +111,31 @@ def test_a_file_of_ones_own_is_tried_and_its_mistakes_are_told(
     assert (empty.code, "has no [[accounts]]" in empty.err) == (1, True)
 
 
+def test_the_example_of_everything_is_followed_answer_by_answer(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", (HERE / "README.md").read_text(), re.DOTALL)
+    (example,) = (block for block in blocks if "[providers.bank]" in block)
+    path = tmp_path / "mine.toml"
+    path.write_text(f'{example}\n[[accounts]]\nname = "a"\nprovider = "bank"\nof = {{ account = 7 }}\n')
+    eur = '{"currency": "EUR", "booked": 100, "held": 5, "incoming": -3}'
+    texts = [
+        f'{{"id": 7, "block": 12, "owner": {{"id": "o1"}}, "balances": [{eur}]}}',
+        '{"pots": [{"id": 1, "currency": "GBP", "amount": 1.25, "ticker": "£"}], "next": "c2"}',
+        '{"pots": [{"id": 3, "currency": "GBP", "amount": 1e-2, "ticker": "£"}], "next": null}',
+    ]
+    given: list[object] = []
+    asks = ["GET /accounts/7?apikey=key", 'POST /pots {"owner":"o1"}', 'POST /pots?cursor=c2 {"owner":"o1"}']
+    for number, (text, ask) in enumerate(zip(texts, asks, strict=True)):
+        done = run(capsys, "check", "--recipe", path, *given)
+        assert (done.err or done.out).splitlines()[-1].strip() == ask
+        (tmp_path / f"{number}.json").write_text(text)
+        given += ["--answer", tmp_path / f"{number}.json"]
+    rows = run(capsys, "check", "--recipe", path, *given).lines[2:4]
+    assert rows[0].split() == ["EUR", "1.05", "0.05", "0", "0.03", "2"]
+    assert rows[1].split() == ["£", "GBP", "1.26", "0", "0", "0", "-"]
+
+
 def test_what_is_neither_a_file_nor_a_recipe_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     done = run(capsys, "check", "--recipe", "stripee")
     assert done.err == "Error: no recipe, and no file, is called 'stripee'; did you mean 'stripe'?\n"
