@@ -306,7 +306,7 @@ class Place:
 
     async def run(self, name: str, *arguments: str) -> Ended:
         """Run a command to its end: in this process, but for the worker, which needs one of its own."""
-        words = 1 if name == "store" else 0  # its options belong to its subcommand
+        words = 1 if name in ("accounts", "store") else 0  # its options belong to its subcommand
         call = (name, *arguments[:words], "--config", str(self.file), *arguments[words:])
         if name == "run":
             process = await asyncio.create_subprocess_exec(
