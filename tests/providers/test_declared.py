@@ -590,6 +590,24 @@ def test_a_hostile_answer_keeps_a_path_busy_for_a_moment_only(path: str, said: s
     assert cpu_ms(refused, 1) < 3000, "0.3 s on a machine that does nothing else"
 
 
+def test_pages_that_are_nearly_the_same_keep_it_busy_for_a_moment_only() -> None:
+    provider, account = paged(page=1, query="page", more="more"), declared_account()
+
+    def nearly(number: int) -> Any:
+        spelled = ("1.5", "1.50")[number % 2]
+        return parse(f'{{"items": [], "more": true, "padding": [{f"{spelled}, " * 1000}{number}]}}'.encode())
+
+    pages = [nearly(number) for number in range(19)]
+
+    def follow() -> None:
+        for count in range(1, 20):
+            assert len(provider.requests(account, pages[:count])) == 1
+
+    assert cpu_ms(follow, 1) < 1000, "10 ms on a machine that does nothing else"
+    with pytest.raises(Rejected, match="the same page twice"):
+        provider.requests(account, [*pages, pages[-1]])
+
+
 def test_what_no_path_can_be_applied_to_rejects_the_poll() -> None:
     for path in ("sum(a)", "sort_by(a, &b)", "max(a)", "join('', a)", "contains(a, 'x')", "abs(a)"):
         for said in ('{"a": 1.5}', '{"a": {"b": 1}}', '{"a": [1, "x", null]}', '{"a": [1.5, 2]}', "{}"):

@@ -623,7 +623,8 @@ class Http(ByRow):
             for (number, request), answer in zip(waiting, answers[at:], strict=False):
                 pages[number].append(answer)
                 its = self._pages[number]
-                if its and (more := its.following(request, pages[number], seen[number])):
+                is_last = at + len(waiting) == len(answers)  # those before were looked at when they were
+                if its and (more := its.following(request, pages[number], seen[number], is_last=is_last)):
                     following.append((number, more))
                 elif number + 1 < len(asks) and asks[number + 1].given:
                     given = {
@@ -772,20 +773,19 @@ class _Pages:
         self._find = finder(found_by) if found_by else None
         self._more = finder(declared.more) if declared.more else None
 
-    def following(self, request: Request, pages: Sequence[Any], seen: set[Any]) -> Request | None:
+    def following(
+        self, request: Request, pages: Sequence[Any], seen: set[Any], *, is_last: bool
+    ) -> Request | None:
         """Say how to ask for the page after the last of `pages`, which `request` was for; None where there is
-        none. `seen` holds what was followed before. Raises Rejected."""
+        none. `seen` holds what was followed before; `is_last`: no answer came after. Raises Rejected.
+        """
         declared, page = self._declared, pages[-1]
         has_more = is_said(self._more(page)) if self._more else None
         if has_more is False:
             return None
         cursor: Any = declared.page
         if cursor is not None:
-            try:
-                is_repeated = page in pages[:-1]
-            except (RecursionError, ValueError):
-                is_repeated = True
-            if is_repeated:
+            if is_last and len(pages) > 1 and _written(page) == _written(pages[-2]):
                 raise Rejected("malformed", "the same page twice")
             cursor += declared.step * len(pages)
         elif self._find and not is_said(cursor := self._find(page)):
@@ -818,6 +818,13 @@ class _Pages:
                     query = f"?{there.query}" if there.query else ""
                     return replace(request, path=there.path.removeprefix(base.path) + query, query={})
         raise Rejected("malformed", "the next page is at another place than base_url")
+
+
+def _written(page: Any) -> str:
+    """Write a page, to be compared: numbers as they are, what is nested too deeply like any other such."""
+    with suppress(RecursionError):
+        return json.dumps(page, default=lambda odd: odd.text if isinstance(odd, Number) else None)
+    return ""
 
 
 def _value_in(found: Any) -> str:
