@@ -113,8 +113,9 @@ class Poller:
     @property
     def lease_ms(self) -> int:
         """How long a poll may take at most: its turns, its requests, and a margin."""
-        timeout_s = self._client.most_rounds * self.settings.timeout.total_seconds()
-        return int(1000 * (self.most_requests * self.spacing_s + timeout_s + _LEASE_MARGIN_S))
+        rounds = self._client.most_rounds
+        turns_s = (self.most_requests + rounds - 1) * self.spacing_s
+        return int(1000 * (turns_s + rounds * self.settings.timeout.total_seconds() + _LEASE_MARGIN_S))
 
     def cost(self, account: AccountSettings | None) -> int:
         """Say how many requests a poll of this account takes: none for an account that is not ours."""
