@@ -460,6 +460,10 @@ def test_half_of_a_listing_is_never_read() -> None:
     assert (
         flaw_of_pages(following, page("A", has_next=True)) == "there is another page, and nothing leads to it"
     )
+    for unsaid in (page("A", next="c"), page("A", next="c", has_next=None)):
+        assert "nothing says whether there is" in flaw_of_pages(following, unsaid)
+    for last in (page("A"), page("A", next="c", has_next=False)):
+        assert not following.requests(declared_account(), [last])
     assert flaw_of_pages(following, page("A", next=[], has_next="yes"))
     assert flaw_of_pages(following, page("A", next={"a": 1}, has_next=True))
     assert flaw_of_pages(following, page("A", next="c" * 600, has_next=True))

@@ -780,8 +780,12 @@ class _Pages:
         none. `seen` holds what was followed before; `is_last`: no answer came after. Raises Rejected.
         """
         declared, page = self._declared, pages[-1]
-        has_more = is_said(self._more(page)) if self._more else None
-        if has_more is False:
+        more = self._more(page) if self._more else True
+        if not is_said(more):
+            if more in (NOTHING, None) and self._find and is_said(self._find(page)):
+                raise Rejected(
+                    "malformed", "something leads to another page, and nothing says whether there is"
+                )
             return None
         cursor: Any = declared.page
         if cursor is not None:
@@ -789,7 +793,7 @@ class _Pages:
                 raise Rejected("malformed", "the same page twice")
             cursor += declared.step * len(pages)
         elif self._find and not is_said(cursor := self._find(page)):
-            if has_more:
+            if self._more:
                 raise Rejected("malformed", "there is another page, and nothing leads to it")
             return None
         if len(pages) >= declared.most:
