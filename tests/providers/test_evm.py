@@ -464,6 +464,13 @@ def test_the_same_address_on_two_chains_is_two_accounts() -> None:
     assert on_base.source(evm_account()) == on_base.source(evm_account(TOKEN))
 
 
+def test_another_block_that_settles_is_another_source_and_no_change_of_a_balance() -> None:
+    blocks: tuple[dict[str, Any], ...] = ({"settled": "safe"}, {"confirmations": 2}, {"confirmations": 3}, {})
+    assert len({Evm(evm_settings(**block)).source(evm_account()) for block in blocks}) == len(blocks)
+    again = Evm(evm_settings(settled="finalized", symbol="POL", calls_per_request=1))
+    assert again.source(evm_account()) == Evm(evm_settings()).source(evm_account())
+
+
 def test_pendings_are_unknown_where_nothing_is_later_than_what_is_settled() -> None:
     assert Evm(evm_settings(settled="latest")).unknown_fields == {"pending_deposit", "pending_withdrawal"}
     assert not Evm(evm_settings()).unknown_fields

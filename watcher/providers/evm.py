@@ -200,7 +200,8 @@ class Evm:
         self.most_rounds = 3
 
     def source(self, account: EvmAccount) -> str:
-        return f"{self._settings.chain_id} {account.address}"
+        settled = self._settings.confirmations or self._settings.settled
+        return f"{self._settings.chain_id} {account.address} {settled}"
 
     def may_hold(self, account: EvmAccount, asset: str) -> bool | None:
         if _ADDRESS.match(asset):
