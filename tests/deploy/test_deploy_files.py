@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from tests.support.builders import SECRET
 from tests.support.servers import RealServer, real_server
+from tests.support.tls_front import a_certificate_file
 from watcher.cli import group
 from watcher.config.loading import Loaded, load
 from watcher.environment import Environment
@@ -56,6 +57,7 @@ def loaded(text: str, folder: Path) -> Loaded:
     path = folder / "watcher.toml"
     path.write_text(text)
     (folder / "accounts.jsonl").write_text('{"name": "bob", "provider": "loopring", "account_id": 1}\n')
+    a_certificate_file(folder).rename(folder / "ca.pem")
     environ = dict.fromkeys(re.findall(r"\$\{([A-Z_]+)\}", EXAMPLE), "k") | {"OPS_SECRET": SECRET}
     del environ["NAME"]  # it only tells how variables are written
     return load(path, environ)
