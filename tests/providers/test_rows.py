@@ -62,7 +62,7 @@ def coins(random: Random, which: Sequence[str] = COINS) -> Any:
 
 def listed(random: Random) -> Any:
     rows = [{"asset": f"A{n}", "free": random.choice(("0", "1.5", 7)), "locked": "0.5"} for n in range(4)]
-    return {"error": None, "balances": rows, "more": False}
+    return {"error": None, "fees": "0.25", "balances": rows, "more": False}
 
 
 DECLARED: Mapping[str, Any] = {
@@ -71,6 +71,10 @@ DECLARED: Mapping[str, Any] = {
     "absent_is_zero": True,
     "ask": [{"path": "/"}],
     "read": [{"rows": "balances", "asset": "asset", "total": ["free", "locked"], "locked": "locked"}],
+}
+DECLARED_BY_KIND: Mapping[str, Any] = {
+    "http": DECLARED,
+    "http in parts": {**DECLARED, "read": [*DECLARED["read"], {"id": "A1", "total": "fees"}]},
 }
 ANSWERS: Mapping[str, tuple[str, AccountSettings, Callable[[Random], list[Any]]]] = {
     "by number": ("loopring", loopring_account(), lambda random: [tokens(random)]),
@@ -81,7 +85,10 @@ ANSWERS: Mapping[str, tuple[str, AccountSettings, Callable[[Random], list[Any]]]
     ),
     "of some": ("loopring", loopring_account(tokens=(0, 1, 2, 3)), lambda random: [tokens(random)]),
     "of fewer than it gets": ("loopring", loopring_account(tokens=(0, 3)), lambda random: [tokens(random)]),
-    "declared": ("http", declared_account(), lambda random: [listed(random)]),
+    **{
+        f"declared, {kind}": (kind, declared_account(), lambda random: [listed(random)])
+        for kind in DECLARED_BY_KIND
+    },
     "coins": ("metakeep", metakeep_account(*COINS), lambda random: [coins(random)]),
     "in two parts": (
         "metakeep",
@@ -117,8 +124,8 @@ class CountedHttp(Counted, Http):
 def a_provider(kind: str, url: str = "http://127.0.0.1:9", **more: Any) -> tuple[Any, ProviderClient]:
     """A provider that counts, and a client of it."""
     settings: Any
-    if kind == "http":
-        settings = declared_settings(url, **DECLARED)
+    if kind in DECLARED_BY_KIND:
+        settings = declared_settings(url, **DECLARED_BY_KIND[kind])
         declared: Any = CountedHttp(settings)
         return declared, ProviderClient(declared, settings, **more)
     settings = (loopring_settings if kind == "loopring" else metakeep_settings)(url)
