@@ -612,6 +612,14 @@ def test_pages_that_are_nearly_the_same_keep_it_busy_for_a_moment_only() -> None
         provider.requests(account, [*pages, pages[-1]])
 
 
+def test_the_values_of_all_pages_are_counted_together() -> None:
+    ask = {"path": "/items", "next": {"cursor": "next", "query": "after", "more": "next != 'end'"}}
+    provider = declared(ask=[ask], read=[PAGED])
+    answers = [{"items": [0] * (MOST_VALUES // 2), "next": text} for text in ("a", "end")]
+    assert provider.requests(declared_account(), answers[:1])
+    assert flaw_of_pages(provider, *answers) == "more than 50,000 values in the answer"
+
+
 def test_what_no_path_can_be_applied_to_rejects_the_poll() -> None:
     for path in ("sum(a)", "sort_by(a, &b)", "max(a)", "join('', a)", "contains(a, 'x')", "abs(a)"):
         for said in ('{"a": 1.5}', '{"a": {"b": 1}}', '{"a": [1, "x", null]}', '{"a": [1.5, 2]}', "{}"):
@@ -631,6 +639,9 @@ def test_what_no_path_can_be_applied_to_rejects_the_poll() -> None:
     for twice in ('{"a": 1, "a": 2}', '{"b": {"a": 1, "a": 2}}'):
         assert flaw(twice, total="b.a || '0'")
         assert flaw(twice, total="not_null(b.a, '0')")
+    assert flaw('{"a": "x", "b": 1}', total="contains(a, b)")
+    unclear = parse(b'{"error": {"code": 1, "code": 1}, "a": "1"}')
+    assert declared(error="error.code", read=[{"id": "X", "total": "a"}]).refusal(200, unclear)
     named_twice = '[{"id": "A", "a": "1"}, {"id": "B", "id": "A", "a": "2"}]'
     assert flaw(named_twice, rows="[?id != 'A']")
     assert flaw(named_twice, rows="[*].a", total="@")

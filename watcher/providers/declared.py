@@ -610,7 +610,7 @@ class Http(ByRow):
     def _walk(self, account: HttpAccount, answers: Sequence[Any]) -> tuple[list[list[Any]], list[Request]]:
         """Sort the answers so far by the asks that they are pages of; and say what to ask next."""
         if not self._is_plain:
-            refuse_too_many(answers)
+            refuse_too_many([*answers])
         asks = self._settings.ask
         pages: list[list[Any]] = [[] for _ in asks]
         seen: list[set[Any]] = [set() for _ in asks]
