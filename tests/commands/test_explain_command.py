@@ -146,6 +146,7 @@ def test_nothing_that_moved_is_said_too(explain: Explain) -> None:
     ("before", "after", "told"),
     [
         (b"{", [], "before.json is rejected, malformed: the answer is not JSON in UTF-8"),
+        (b" <html>", [], "before.json is rejected, malformed: the answer is HTML or XML, not JSON"),
         (
             b'[{"a": 1, "a": 2}]',
             [],

@@ -174,7 +174,8 @@ def test_a_path_that_finds_nothing_says_so_and_names_row_and_field() -> None:
     rows = {"rows": "balances", "id": None, "asset": "asset", "total": ["free", "locked"], "locked": "locked"}
     said = {"balances": [{"asset": "A", "free": "1", "locked": "0"}, {"asset": "B", "free": "1"}]}
     assert flaw(said, **rows) == "read[0] row 1: total, locked: 'locked' finds nothing"
-    assert flaw({}, **rows) == "read[0]: rows: 'balances' is not a list"
+    assert flaw({}, **rows) == "read[0]: rows: 'balances' finds nothing"
+    assert flaw({"balances": {}}, **rows) == "read[0]: rows: 'balances' is not a list"
     assert flaw({"balances": [{"free": "1"}]}, **rows) == "read[0] row 0: asset: 'asset' finds nothing"
 
 
@@ -532,13 +533,16 @@ def test_an_answer_may_say_for_which_account_it_is(name: str, said: object) -> N
 def test_an_answer_about_another_account_refuses_the_poll_on_whatever_page(said: object) -> None:
     provider, account = declared(**ABOUT), declared_account(id="7")
     good, odd = {"id": "7"}, {} if said == "missing" else {"id": said}
+    whose = {
+        "missing": "no account: 'about.id' finds nothing",
+        "None": "no account: 'about.id' finds null, or no way",
+    }
     for one, other in ((good, odd), (odd, good)):
         pages = [page("A", about=one, next="2"), page("B", about=other)]
-        with pytest.raises(
-            Rejected, match=r"^an answer about another account: 'about\.id' is not its id$"
-        ) as refused:
+        with pytest.raises(Rejected, match=r"^an answer about (another|no) account: 'about\.id' ") as refused:
             provider.read(account, pages, {})
         assert refused.value.error_class == "malformed"
+        assert refused.value.words.endswith(whose.get(str(said), "another account: 'about.id' is not its id"))
 
 
 def test_whose_an_answer_is_can_only_be_what_the_account_says() -> None:

@@ -434,9 +434,10 @@ class Reader:
             elif type(found) is list and not is_named:
                 yield from ((None, row) for row in found)
             else:
-                path = f"'{self.part.rows}'" if self.part.rows else "the answer"
-                what = "an object whose names are the assets" if is_named else "a list"
-                raise Rejected("malformed", f"{self._label}: rows: {path} is not {what}")
+                wanted = "an object whose names are the assets" if is_named else "a list"
+                path = self.part.rows
+                flaw = _is_not(wanted, found, path) if path else f"the answer is not {wanted}"
+                raise Rejected("malformed", f"{self._label}: rows: {flaw}")
 
     def add_row(self, name: Any, row: Any, held_by_id: dict[str, Held], unique: set[Any]) -> None:
         """Add what one row says, whose name in an object is `name`. `unique` holds what tells the rows before
@@ -691,10 +692,11 @@ class Http(ByRow):
                     raise Rejected("configuration", "there are more pages than the one that is asked for")
         for all_of_it, same in zip(pages, self._same, strict=True):
             for name, path, find in same:
-                if not all(_is_called(account.values[name], find(page)) for page in all_of_it):
-                    raise Rejected(
-                        "malformed", f"an answer about another account: '{path}' is not its {name}"
-                    )
+                for said in map(find, all_of_it):
+                    if not _is_called(account.values[name], said):
+                        whose = "no" if said is NOTHING or said is None else "another"
+                        flaw = _is_not(f"its {name}", said, path)
+                        raise Rejected("malformed", f"an answer about {whose} account: {flaw}")
         heights = [_height_in(self._height(page)) for page in pages[0]] if self._height else []
         held_by_id: dict[str, Held] = {}
         for reader in self._readers:

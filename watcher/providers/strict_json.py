@@ -68,7 +68,8 @@ def parse(body: bytes) -> Any:
     except RecursionError:  # no ValueError, and its traceback is as deep as the document
         raise NotJson("nested too deeply") from None
     except ValueError:  # its own text and attributes quote the document
-        raise NotJson("not JSON in UTF-8") from None
+        is_markup = body.lstrip()[:1] == b"<"
+        raise NotJson("HTML or XML, not JSON" if is_markup else "not JSON in UTF-8") from None
 
 
 def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
