@@ -20,6 +20,7 @@ from watcher.delivery.egress import Policy, check_url
 from watcher.http.dial import Dialer, EgressRefused, NoConnection
 from watcher.printable import many, printable
 from watcher.providers.contract import ErrorClass, Rejected, provider_class
+from watcher.providers.declared import HttpSettings
 from watcher.providers.http import ProviderClient
 from watcher.settings import AccountSettings, ProviderSettings, RedisSettings, Settings, SubscriptionSettings
 from watcher.store.address import safe_url
@@ -109,12 +110,13 @@ _FAR_OFF_S = 300
 
 _TODO: dict[ErrorClass, str] = {
     "auth": "look at the key in [providers.{name}]",
-    "configuration": "look at how [[accounts]] {account} is addressed",
+    "configuration": "look at how [[accounts]] {account} is addressed, and at base_url in [providers.{name}]",
     "rate": "lower requests_per_second in [providers.{name}], or wait: others use the same key",
     "transient": "try again; if it stays so, look at base_url in [providers.{name}]",
     "malformed": "look whether base_url in [providers.{name}] leads to this provider, past any proxy",
     "gone": "look at base_url in [providers.{name}], and whether this machine can reach it",
 }
+_DECLARED = "; then save an answer: watcher check --recipe FILE --answer ANSWER.json shows what is read in it"
 
 
 async def try_provider(settings: ProviderSettings, account: AccountSettings | None) -> AsyncIterator[Tried]:
@@ -128,9 +130,12 @@ async def try_provider(settings: ProviderSettings, account: AccountSettings | No
         try:
             snapshot = await client.read(account, await client.ask(account))
         except Rejected as error:
-            status = f" (status {error.status})" if error.status else ""
+            says_status = error.status is None or f"({error.status})" in error.words
+            status = "" if says_status else f" (status {error.status})"
             text = f"{error.error_class}: {error.words}{status}"
             todo = error.fix or _TODO[error.error_class].format(name=name, account=account.name)
+            if not error.fix and error.error_class == "malformed" and isinstance(settings, HttpSettings):
+                todo += _DECLARED
             tried = Tried(
                 "provider", name, "warning" if error.error_class == "rate" else "failed", text, todo
             )

@@ -25,6 +25,12 @@ from yarl import URL
 
 from tests.support.builders import SECRET
 from tests.support.program import COMMAND, environment, watcher
+from tests.support.provider_staging import (
+    declared_account,
+    declared_settings,
+    loopring_account,
+    loopring_settings,
+)
 from tests.support.raw_subscribers import FakeDns, not_speaking_tls, subscribing
 from tests.support.servers import ENGINES, RealServer, a_free_port, real_server
 from tests.support.stores import a_store
@@ -32,7 +38,7 @@ from tests.support.tls_front import a_certificate_file, a_tls_front
 from tests.support.tls_subscribers import a_certificate
 from watcher.commands.check import command
 from watcher.delivery.egress import Policy
-from watcher.preflight import Trial, Tried, clock, try_all, try_server, try_subscriber
+from watcher.preflight import Trial, Tried, clock, try_all, try_provider, try_server, try_subscriber
 from watcher.sandbox.server import Sandbox
 from watcher.settings import RedisSettings, SubscriptionSettings
 from watcher.store.client import connect
@@ -169,6 +175,25 @@ async def test_whatever_fails_is_told_at_once_with_what_to_do_and_no_secret(tmp_
     assert "cannot connect: connection refused | look whether it listens" in said["subscription"]
     for secret in (PASSWORD, TOKEN, SECRET, "wr0ng-key"):
         assert secret not in printed
+
+
+async def test_where_the_settings_describe_the_answers_their_paths_are_looked_at_too() -> None:
+    async def hello(_: web.Request) -> web.Response:
+        return web.json_response({"hello": []})
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", hello)
+    async with TestServer(app) as server:
+        url = str(server.make_url("/")).rstrip("/")
+        reads = {"rows": "rows", "id": "A", "total": "a"}
+        settings = declared_settings(url, ask=[{"path": "/"}], read=[reads])
+        described, _ = [tried async for tried in try_provider(settings, declared_account())]
+        coded, _ = [tried async for tried in try_provider(loopring_settings(url), loopring_account())]
+    assert "finds nothing" in described.text
+    for tried, is_described in ((described, True), (coded, False)):
+        todo = tried.todo or ""
+        assert todo.startswith("look whether base_url in [providers.")
+        assert ("--recipe" in todo) is is_described
 
 
 async def test_people_get_a_line_each_and_no_progress_where_there_is_no_terminal(tmp_path: Path) -> None:
