@@ -162,6 +162,15 @@ def test_init_for_an_unknown_api_writes_nothing(capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "watcher.toml").exists()
 
 
+@pytest.mark.parametrize("arguments", [("recipes", "evm"), ("init", "--provider", "http", "unwritten.toml")])
+def test_a_kind_that_is_code_is_told_as_what_it_is(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = run(capsys, *arguments)
+    assert (done.code, Path("unwritten.toml").exists()) == (2, False)
+    assert "' is no recipe but a kind that is code: see Providers in the README" in done.err
+
+
 def test_a_poll_that_no_worker_would_take_is_rejected_here_too(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -28,6 +28,8 @@ def test_it_writes_the_example_and_prints_the_next_commands() -> None:
     assert exports.startswith("export LOOPRING_API_KEY='your-key' OPS_SECRET=whsec_")
     assert (check, run) == ("watcher check", "watcher run")
     assert "watcher.toml" in result.stderr
+    assert "For what needs no key: watcher init --provider ethereum" in result.stderr
+    assert "no key" not in init("other.toml", "--provider", "ethereum").stderr
 
 
 def test_the_commands_that_it_prints_work() -> None:

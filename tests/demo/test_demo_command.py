@@ -100,6 +100,7 @@ def test_two_demos_at_the_same_time_both_pass_and_leave_nothing(here: Path) -> N
             assert re.search(r"loopring  unavailable +->  nothing\n", out)
             assert "123456789012.345678901234567891 POL\n" in out
             assert [line.split()[1] for line in out.partition("Next:\n")[2].splitlines()] == [
+                "recipes",
                 "init",
                 "check",
                 "run",

@@ -20,6 +20,7 @@ from watcher.printable import printable
 if TYPE_CHECKING:
     from watcher.config.findings import Finding
     from watcher.config.loading import Loaded
+    from watcher.recipes import Recipe
     from watcher.settings import Settings, SubscriptionSettings
 
 EXIT_CONFIGURATION = 78
@@ -167,6 +168,18 @@ class Unknown(click.ClickException):
         close = get_close_matches(name[:200], islice(known, _MOST_CANDIDATES), n=1)
         hint = f"; did you mean '{printable(close[0])}'?" if close else ""
         super().__init__(f"no {kind} is called '{printable(name, 200)}'{hint}")
+
+
+def recipe_named(name: str) -> "Recipe":
+    """Find a recipe. Raises Unknown, or a usage error for a kind that is code."""
+    from watcher import recipes
+    from watcher.providers.contract import PLACE_BY_KIND
+
+    if name in PLACE_BY_KIND:
+        raise click.UsageError(f"'{name}' is no recipe but a kind that is code: see Providers in the README")
+    if name not in recipes.names():
+        raise Unknown("recipe", name, recipes.names())
+    return recipes.recipe(name)
 
 
 def subscription_named(settings: "Settings", name: str) -> "SubscriptionSettings":

@@ -36,6 +36,8 @@ def command(*, path: Path, provider: str | None, is_forced: bool) -> None:
         raise click.ClickException(f"{path} is there already; --force replaces it") from None
     except OSError as error:
         raise click.ClickException(f"{path} cannot be written: {error.strerror}") from None
+    if provider is None:
+        click.echo("For what needs no key: watcher init --provider ethereum, or esplora (Bitcoin).", err=True)
     click.echo(f"Wrote {path}. Put your accounts and your receiver's URL in it. Then:", err=True)
     option = "" if path == _USUAL else f" --config {shlex.quote(str(path))}"
     lines = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
@@ -53,14 +55,10 @@ def example() -> str:
 
 
 def example_with(provider: str) -> str:
-    """Write that configuration with a recipe in it. Raises Unknown."""
-    from watcher import recipes
-    from watcher.commands._shared import Unknown
+    """Write that configuration with a recipe in it. Raises as `recipe_named` does."""
+    from watcher.commands._shared import recipe_named
 
-    if provider not in recipes.names():
-        raise Unknown("recipe", provider, recipes.names())
-    recipe = recipes.recipe(provider)
-    comment, section, account = recipe.beginning
+    comment, section, account = recipe_named(provider).beginning
     before, _, rest = example().partition(_FROM)
     return (
         f"{before}{comment}\n#\n"

@@ -155,7 +155,8 @@ async def _listen(
     signals.take_over(asyncio.get_running_loop().call_soon_threadsafe, lambda _: stop.set())
     try:
         async with receiver:
-            verified = "verifying" if receiver.secrets else "not verifying: no secret was given"
+            without = "not verifying: no secret was given (--secret-env NAME)"
+            verified = "verifying" if receiver.secrets else without
             click.echo(f"listening at {receiver.url}, {verified}", err=True)
             await stop.wait()
     except (OSError, UnicodeError) as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from watcher import recipes
-from watcher.commands._shared import EXIT_CONFIGURATION, Unknown, print_findings
+from watcher.commands._shared import EXIT_CONFIGURATION, Unknown, print_findings, recipe_named
 from watcher.commands._table import Columns, say_json, say_next
 from watcher.environment import Environment
 from watcher.printable import many, printable
@@ -35,9 +35,7 @@ def command(*, name: str | None, is_json: bool) -> None:
     is printed is a configuration of kind http that does the same, to copy and edit.
     """
     if name is not None:
-        if name not in recipes.names():
-            raise Unknown("recipe", name, recipes.names())
-        click.echo(recipes.recipe(name).text)
+        click.echo(recipe_named(name).text)
         return
     listed = [*map(recipes.recipe, recipes.names())]
     if is_json:

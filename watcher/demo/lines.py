@@ -22,7 +22,8 @@ from watcher.sandbox.script import Step
 from watcher.sandbox.world import ACME, ALICE, METAKEEP_ASSETS, TREASURY
 
 _NEXT_IF_GOOD = (
-    ("watcher init", "write a watcher.toml for accounts of your own"),
+    ("watcher recipes", "list what can be watched, some of it without a key"),
+    ("watcher init --provider ethereum", "write a watcher.toml that watches a public address"),
     ("watcher check", "find every mistake in it, before anything runs"),
     ("watcher run", "poll, compare and deliver"),
 )
