@@ -155,7 +155,8 @@ class Dialer:
         finally:
             if not is_open:
                 line.abort()  # first: a loop that finds the socket closed under a transport trips over it
-                sock.close()
+                with suppress(OSError):  # uvloop before 0.23, which ccxt brings, has closed it then
+                    sock.close()
 
     async def look_up(self, host: str, port: int) -> Sequence[str]:
         """Return the addresses of a host, the next one first each time.
