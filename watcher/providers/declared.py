@@ -743,10 +743,16 @@ class Http(ByRow):
 
 def _meaning(settings: HttpSettings) -> str:
     """Digest what decides which amounts are read: not what they are called, nor their scale, which is
-    compared by asset, nor keys.
+    compared by asset, nor keys. What is not said is not in it: so what may be said later changes nothing.
     """
-    asks = [[*(getattr(ask, name) for name in _MEANT_BY_ASK), ask.next is not None] for ask in settings.ask]
-    parts = [[getattr(part, name) for name in _MEANT_BY_PART] for part in settings.read]
+    asks = [
+        {name: said for name in _MEANT_BY_ASK if (said := getattr(ask, name))} | {"next": bool(ask.next)}
+        for ask in settings.ask
+    ]
+    parts = [
+        {name: said for name in _MEANT_BY_PART if (said := getattr(part, name)) is not None}
+        for part in settings.read
+    ]
     said = json.dumps([asks, parts, settings.absent_is_zero], default=str, sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:32]
 
