@@ -54,8 +54,11 @@ class MoreAsked(Exception):
         self.requests = requests
 
 
-def polls(provider: Provider, account: AccountSettings, bodies: Iterable[bytes]) -> Iterator[Snapshot]:
-    """Read the bodies of answers, in the order in which they are asked for, as one poll after the other.
+def polls(
+    provider: Provider, account: AccountSettings, bodies: Iterable[bytes]
+) -> Iterator[tuple[Snapshot, Sequence[Any]]]:
+    """Read the bodies of answers, in the order in which they are asked for, as one poll after the other: each
+    with its answers, parsed.
 
     Raises Rejected as a poll would, and MoreAsked where the last one is not whole.
     """
@@ -75,7 +78,7 @@ def polls(provider: Provider, account: AccountSettings, bodies: Iterable[bytes])
         snapshot = provider.read(account, answers, {})
         check_height(height, snapshot.height)
         height = snapshot.height
-        yield snapshot
+        yield snapshot, answers
 
 
 def kind_of(answer: Any) -> Kind | None:

@@ -162,6 +162,30 @@ def test_init_for_an_unknown_api_writes_nothing(capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "watcher.toml").exists()
 
 
+def test_a_path_to_the_next_page_that_finds_nothing_is_doubted(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A misspelled one makes the first page pass for all; null says that it was the last."""
+    recipe, answer = tmp_path / "bank.toml", tmp_path / "answer.json"
+    recipe.write_text(
+        '[providers.bank]\nkind = "http"\nbase_url = "https://bank.example.com"\n'
+        '[[providers.bank.ask]]\npath = "/"\n'
+        'next = { cursor = "next", query = "after", more = "meta.more" }\n'
+        '[[providers.bank.ask]]\npath = "/pots"\n'
+        '[[providers.bank.read]]\nid = "EUR"\ntotal = "held"\n'
+        '[[accounts]]\nname = "main"\nprovider = "bank"\n'
+    )
+    answer.write_text('{"held": "1", "meta": {"more": false}}')
+    note = "note: ask[0].next.cursor: 'next' finds nothing, so there is no further page. Is that so?\n"
+    for text, said in ((answer.read_text(), note), ('{"held": "1", "next": null, "meta": {"more": 0}}', "")):
+        answer.write_text(text)
+        done = run(capsys, "check", "--recipe", recipe, "--answer", answer, "--answer", answer)
+        assert (done.code, done.err) == (0, said)
+    recipe.write_text(recipe.read_text().replace('kind = "http"', 'kind = "http"\nmore = "has_more"'))
+    done = run(capsys, "check", "--recipe", recipe, "--answer", answer, "--answer", answer)
+    assert done.err.startswith("note: more: 'has_more' finds nothing, ")
+
+
 @pytest.mark.parametrize("arguments", [("recipes", "evm"), ("init", "--provider", "http", "unwritten.toml")])
 def test_a_kind_that_is_code_is_told_as_what_it_is(
     arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]

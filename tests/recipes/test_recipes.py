@@ -71,9 +71,11 @@ def test_a_recipe_asks_and_reads_what_its_samples_say(name: str) -> None:
     wanted = expected(name)
     assert [asked(request) for request in provider.requests(account)] == wanted.pop("asks")
     later = wanted.pop("later", None)
-    assert [said_of(snapshot) for snapshot in polls(provider, account, bodies(name, "answer"))] == [wanted]
+    assert [said_of(snapshot) for snapshot, _ in polls(provider, account, bodies(name, "answer"))] == [wanted]
     if later:
-        assert [said_of(snapshot) for snapshot in polls(provider, account, bodies(name, "later"))] == [later]
+        assert [said_of(snapshot) for snapshot, _ in polls(provider, account, bodies(name, "later"))] == [
+            later
+        ]
 
 
 NAMELESS = {"bitcoin-core", "etherscan", "lnbits", "lnd", "monero", "solana", "stripe", "wise"}

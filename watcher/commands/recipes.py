@@ -74,6 +74,7 @@ def read_answers(place: str, files: Sequence[BinaryIO], *, is_json: bool) -> int
     from watcher.journal.account import Rules
     from watcher.preview import MoreAsked, polls, preview
     from watcher.providers.contract import Rejected
+    from watcher.providers.declared import Http
 
     provider, settings, account = _read(place, is_json=is_json)
     if not files:
@@ -83,8 +84,10 @@ def read_answers(place: str, files: Sequence[BinaryIO], *, is_json: bool) -> int
         return 0
     seen: list[Snapshot] = []
     try:
-        for snapshot in polls(provider, account, [file.read() for file in files]):
+        for snapshot, answers in polls(provider, account, [file.read() for file in files]):
             seen.append(snapshot)
+            for path in provider.unled(account, answers) if isinstance(provider, Http) else ():
+                click.echo(f"note: {path} finds nothing, so there is no further page. Is that so?", err=True)
             if not is_json and len(files) > 1:
                 click.echo(f"poll {len(seen)}")
             _say_rows(snapshot, is_json=is_json)

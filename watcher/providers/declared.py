@@ -608,6 +608,22 @@ class Http(ByRow):
     def requests(self, account: HttpAccount, answers: Sequence[Any] = ()) -> Sequence[Request]:
         return self._walk(account, answers)[1]
 
+    def unled(self, account: Any, answers: Sequence[Any]) -> Iterator[str]:
+        """Name the paths to a further page that find nothing in any answer of a poll, not even null: so does
+        one that is misspelled, and then the poll passes for whole.
+        """
+        pages, asks = self._walk(account, answers)[0], self._settings.ask
+        unpaged = [page for ask, its in zip(asks, pages, strict=True) if not ask.next for page in its]
+        leading: list[tuple[str, Path | None, list[Any]]] = [("more", self._settings.more, unpaged)]
+        leading += (
+            (f"ask[{number}].next.{name}", getattr(ask.next, name), pages[number])
+            for number, ask in enumerate(asks)
+            for name in (("cursor", "url", "more") if ask.next else ())
+        )
+        for label, path, its in leading:
+            if path and its and all(found is NOTHING for found in map(finder(path), its)):
+                yield f"{label}: '{path}'"
+
     def _walk(self, account: HttpAccount, answers: Sequence[Any]) -> tuple[list[list[Any]], list[Request]]:
         """Sort the answers so far by the asks that they are pages of; and say what to ask next."""
         if not self._is_plain:
