@@ -401,6 +401,11 @@ def test_pages_may_be_counted() -> None:
     assert [request.query.get("offset") for requests in asked for request in requests] == [None, "2", "4"]
     assert len(provider.read(declared_account(), answers, {}).row_by_asset) == 5
     assert flaw_of_pages(provider, answers[0], answers[0]) == "the same page twice"
+    by_name = paged(page=1, query="page", more="has_more")
+    assert flaw_of_pages(by_name, page("A")).startswith("more: 'has_more' finds nothing")
+    or_none = paged(page=1, query="page", more="not_null(has_more, `false`)")
+    for provider, last in ((by_name, page("A", has_more=False)), (or_none, page("A"))):
+        assert not provider.requests(declared_account(), [last])
 
 
 @pytest.mark.parametrize(

@@ -806,6 +806,10 @@ class _Pages:
         declared, page = self._declared, pages[-1]
         more = self._more(page) if self._more else True
         if not is_said(more):
+            if more is NOTHING and declared.page is not None:
+                raise Rejected(
+                    "malformed", f"more: '{declared.more}' finds nothing; not_null() can say what then"
+                )
             if more in (NOTHING, None) and self._find and is_said(self._find(page)):
                 raise Rejected(
                     "malformed", "something leads to another page, and nothing says whether there is"
