@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.builders import SECRET, a_snapshot
 from tests.support.stores import pause
-from tests.support.stories import STORY, Books, Ended, a_configuration, ended, in_the_books
+from tests.support.stories import STORY, Books, Ended, Run, a_configuration, ended, in_the_books
 from watcher.journal.events import Origin
 from watcher.journal.interest import Interest
 from watcher.journal.step import go_stale
@@ -18,8 +18,6 @@ from watcher.store.keys import shard_of
 from watcher.store.queues import Breakers
 
 LOOK = ("status", "balances", "events", "deliveries", "subscriptions", "audit")
-
-Run = Callable[..., Ended]
 
 
 async def a_past(books: Books) -> None:

@@ -2,10 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,22 +13,14 @@ from tests.support.stories import (
     NOW_MS,
     STORY,
     Books,
-    Ended,
+    Run,
+    Write,
     a_configuration,
     ended,
-    in_the_books,
     steps,
 )
 from watcher.store.keys import shard_of
 from watcher.store.polls import Commit, Committed, Polls
-
-Run = Callable[..., Ended]
-Write = Callable[[Callable[[Books], Any]], Any]
-
-
-@pytest.fixture
-def write(redis_server_url: str, namespace: str) -> Write:
-    return lambda act: in_the_books(redis_server_url, namespace, act)
 
 
 @pytest.fixture

@@ -1,15 +1,13 @@
 """`watcher audit --store`, as a shell would run it."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.servers import LIMITED_NAMESPACE, limited_server
-from tests.support.stories import STORY, Books, Ended, a_configuration, ended, in_the_books
+from tests.support.stories import STORY, Books, Run, a_configuration, ended, in_the_books
 from watcher.store.keys import SHARDS, shard_of
 
-Run = Callable[..., Ended]
 SHARD = shard_of("treasury")
 
 

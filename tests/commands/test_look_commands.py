@@ -27,6 +27,8 @@ from tests.support.stories import (
     STORY,
     Books,
     Ended,
+    Run,
+    Write,
     a_configuration,
     ended,
     in_the_books,
@@ -44,14 +46,6 @@ from watcher.store.queues import Breakers
 HOSTILE = Asset("7", "\x1b]0;owned\x07", "=HYPERLINK(1)", 0)
 LOOPRING, SHOP = "/api/v3/user/balances", "/v2/app/coin/balance"
 LOOK = ("audit", "balances", "deliveries", "events", "status")
-
-Run = Callable[..., Ended]
-Write = Callable[[Callable[[Books], Any]], Any]
-
-
-@pytest.fixture
-def write(redis_server_url: str, namespace: str) -> Write:
-    return lambda act: in_the_books(redis_server_url, namespace, act)
 
 
 @pytest.fixture

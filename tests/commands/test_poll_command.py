@@ -2,26 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.builders import a_snapshot
-from tests.support.stories import MINUTE_MS, Books, Ended, a_configuration, ended, in_the_books
+from tests.support.stories import MINUTE_MS, Books, Run, Write, a_configuration, ended
 from watcher.store.keys import shard_of
 from watcher.store.members import Presence, Workers
 
-Run = Callable[..., Ended]
-Write = Callable[[Callable[[Books], Any]], Any]
 PROVIDER = "loopring"
 NO_WORKER = "watcher: no worker is there: the first that starts polls what is due"
-
-
-@pytest.fixture
-def write(redis_server_url: str, namespace: str) -> Write:
-    return lambda act: in_the_books(redis_server_url, namespace, act)
 
 
 @pytest.fixture

@@ -207,6 +207,11 @@ class Ended(NamedTuple):
         return [json.loads(line) for line in self.lines]
 
 
+Run = Callable[..., Ended]
+Write = Callable[[Callable[["Books"], Any]], Any]
+"""What tests of commands are given: to run one in this process, and to write into its store before."""
+
+
 def ended(capsys: pytest.CaptureFixture[str], *arguments: object) -> Ended:
     """Run `watcher` in this process to its end."""
     with pytest.raises(SystemExit) as end:
