@@ -163,7 +163,8 @@ class Receiver:
         async with self._news:
             self._news.notify_all()
         await asyncio.sleep(self.delay_s)
-        return web.Response(status=receipt.status)
+        # The sender keeps why it was refused: `watcher deliveries --attempts` shows it.
+        return web.Response(status=receipt.status, text=str(receipt.problem) if receipt.problem else None)
 
     async def _receipt(self, headers: Mapping[str, str], body: bytes) -> Receipt:
         try:

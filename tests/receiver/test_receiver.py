@@ -113,6 +113,16 @@ async def test_what_another_secret_signed_is_refused(post: Post) -> None:
     assert not receiver.events
 
 
+async def test_the_sender_is_told_why_it_is_refused() -> None:
+    webhook = signed()
+    async with (
+        a_receiver(OTHER_SECRET) as receiver,
+        aiohttp.ClientSession() as session,
+        session.post(receiver.url, data=webhook.body, headers=webhook.headers) as answer,
+    ):
+        assert (await answer.text()).startswith("no signature matches: signed as v1, ")
+
+
 async def test_without_a_secret_nothing_is_verified_and_everything_is_taken(post: Post) -> None:
     async with a_receiver(None) as receiver:
         assert await post(receiver, Webhook({}, b'{"hello": 1}')) == 200
