@@ -202,7 +202,8 @@ class Ask(Section):
     def _is_a_path(cls, path: str) -> str:
         if not _ASK_PATH.match(path) or _DOTS.search(path):
             raise ValueError(
-                "not a path: it begins with '/', and has neither '?' and '#' nor '.' and '..' in it"
+                "not a path: it begins with '/', has neither '?' and '#' nor '.' and '..' in it, "
+                "and braces only as in {name}"
             )
         return path
 
@@ -353,7 +354,8 @@ class HttpSettings(ProviderSettings):
             flaws.append((("read",), "no part says the total"))
         for number, part in enumerate(self.read):
             if part.answer >= len(self.ask):
-                flaws.append((("read", number, "answer"), f"there are {len(self.ask)}, counted from 0"))
+                last = len(self.ask) - 1
+                flaws.append((("read", number, "answer"), f"no ask has this number: 0 to {last} are there"))
             if part.pending and said & {*_PENDINGS}:
                 flaws.append((("read", number, "pending"), "give either pending, or the two others"))
             if part.unit == "smallest" and part.decimals is None and not self.decimals:
