@@ -590,7 +590,10 @@ class Http(ByRow):
         something else than the asks take.
         """
         if missing := sorted(self._slots - account.of.keys()):
-            raise Rejected("configuration", f"lacks {', '.join(missing)}: what an ask takes in braces")
+            example = ", ".join(f'{name} = "…"' for name in missing)
+            raise Rejected(
+                "configuration", f"lacks {', '.join(missing)}, which an ask takes: of = {{ {example} }}"
+            )
         if unknown := sorted(account.of.keys() - self._slots):
             raise Rejected("configuration", f"no ask takes {', '.join(unknown)}")
         for ask in self._settings.ask:
