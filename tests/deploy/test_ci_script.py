@@ -46,7 +46,7 @@ echo "apt-get $*" >> {notes}/calls
 [ "$1" = install ] || exit 0
 for program in {tools}; do ln -sf /bin/true {bin}/$program; done
 """
-ANVIL_CALL = f"npm install --silent --prefix ../anvil {ANVIL}"
+ANVIL_CALL = f"npm install --silent --no-audit --no-fund --prefix ../anvil {ANVIL}"
 CALLS = [
     ANVIL_CALL,
     "python3 -m venv ../pack",
