@@ -35,7 +35,7 @@ _ADDRESS = re.compile(r"0[xX][0-9a-fA-F]{40}\Z", re.ASCII)
 _PATH = re.compile(r"/(?:[A-Za-z0-9._~/?&=%@:+,;-]|\{api_key\})*\Z", re.ASCII)
 _SLOT = "{api_key}"
 _HEIGHTS = 10**19
-"""More blocks than there will be, and as many as a state can hold."""
+"""More blocks than there will be, and fewer than a state can hold."""
 _QUANTITY = re.compile(r"0x[0-9a-fA-F]{1,64}\Z", re.ASCII)
 
 WORD = 32
