@@ -4,53 +4,128 @@ Pure. Refuses to know what an event says beyond its account, type and asset.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from fnmatch import translate
 from functools import lru_cache
+from typing import Protocol
 
 from watcher.journal.events import Event
 from watcher.journal.notices import Watch
-from watcher.settings import CHANGE_EVENTS, SubscriptionSettings
+from watcher.settings import CHANGE_EVENTS, ThresholdSettings
 from watcher.snapshot import asset_id
+
+_MOST_CACHED = 100_000
+"""Accounts whose listeners are remembered."""
+
+_SPECIAL = re.compile(r"[*?\[]")
+"""What makes a text a glob."""
+
+
+class Wishes(Protocol):
+    """What a subscription wants: the settings of one, or the readable part of a record in the directory."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def accounts(self) -> tuple[str, ...]: ...
+    @property
+    def events(self) -> tuple[str, ...]: ...
+    @property
+    def assets(self) -> tuple[str, ...]: ...
+    @property
+    def thresholds(self) -> tuple[ThresholdSettings, ...]: ...
 
 
 class Interest:
-    """The wishes of all subscriptions, compiled once per configuration."""
+    """The wishes of all subscriptions, found by the names of accounts, and by the beginnings of their globs:
+    what an event costs does not rise with subscriptions that are for other accounts."""
 
-    def __init__(self, subscriptions: Mapping[str, SubscriptionSettings]) -> None:
+    def __init__(self, subscriptions: Mapping[str, Wishes]) -> None:
         self.version = 0
-        """Another one after each `follow`: what was derived before may be out of date."""
+        """Another one after each change: what was derived before may be out of date."""
         self.follow(subscriptions)
 
-    def follow(self, subscriptions: Mapping[str, SubscriptionSettings]) -> None:
-        """Go by other subscriptions from now on."""
-        self._wishes = wishes = {name: _Wish(settings) for name, settings in subscriptions.items()}
-        self._listeners = lru_cache(maxsize=100_000)(
-            lambda account: tuple(name for name, wish in wishes.items() if wish.accounts.match(account))
-        )
+    def follow(self, subscriptions: Mapping[str, Wishes]) -> None:
+        """Go by these subscriptions alone from now on, in this order."""
+        self._wish_by_name: dict[str, _Wish] = {}
+        self._by_account: defaultdict[str, set[str]] = defaultdict(set)
+        self._by_beginning: defaultdict[str, set[str]] = defaultdict(set)
+        self._next_place = 0
+        self.change(subscriptions)
+
+    def change(self, difference: Mapping[str, Wishes | None]) -> None:
+        """Go by what has changed, too: None is a subscription that is gone. One that changed keeps its place,
+        a new one comes last."""
+        for name, wishes in difference.items():
+            place = self._next_place
+            if (
+                before := self._wish_by_name.pop(name, None)
+                if wishes is None
+                else self._wish_by_name.get(name)
+            ):
+                place = before.place
+                self._leave(name, before)
+            if wishes is not None:
+                self._next_place = max(self._next_place, place + 1)
+                self._wish_by_name[name] = wish = _Wish(wishes, place)
+                for account in wish.accounts.exact:
+                    self._by_account[account].add(name)
+                for beginning in wish.accounts.beginnings:
+                    self._by_beginning[beginning].add(name)
+        self._lengths = sorted({len(beginning) for beginning in self._by_beginning})
+        self._cached: dict[str, tuple[str, ...]] = {}
         self.version += 1
 
     def listeners(self, account: str) -> tuple[str, ...]:
         """Name the subscriptions that want events of an account at all."""
-        return self._listeners(account)
+        if (found := self._cached.get(account)) is None:
+            if len(self._cached) >= _MOST_CACHED:
+                self._cached.clear()
+            found = self._cached[account] = self._find(account)
+        return found
 
     def wants(self, subscription: str, event: Event) -> bool:
         """Say whether a listener of the event's account wants this event."""
-        return event.only_for in (None, subscription) and self._wishes[subscription].wants(event)
+        return event.only_for in (None, subscription) and self._wish_by_name[subscription].wants(event)
 
     def watches(self, account: str) -> tuple[Watch, ...]:
         """Name the thresholds that are watched at an account."""
-        return tuple(watch for name in self._listeners(account) for watch in self._wishes[name].watches)
+        return tuple(watch for name in self.listeners(account) for watch in self._wish_by_name[name].watches)
+
+    def _find(self, account: str) -> tuple[str, ...]:
+        wishes = self._wish_by_name
+        found = {*self._by_account.get(account, ())}
+        for length in self._lengths:
+            if length > len(account):
+                break
+            found |= {
+                name
+                for name in self._by_beginning.get(account[:length], ())
+                if name not in found and wishes[name].accounts.match(account)
+            }
+        return tuple(sorted(found, key=lambda name: wishes[name].place))
+
+    def _leave(self, name: str, wish: "_Wish") -> None:
+        for index, keys in (
+            (self._by_account, wish.accounts.exact),
+            (self._by_beginning, wish.accounts.beginnings),
+        ):
+            for key in keys:
+                index[key].discard(name)
+                if not index[key]:
+                    del index[key]
 
 
 class _Wish:
-    def __init__(self, settings: SubscriptionSettings) -> None:
-        self.accounts = _any_of(settings.accounts)
+    def __init__(self, wishes: Wishes, place: int) -> None:
+        self.place = place
+        self.accounts = _Globs(wishes.accounts)
         # The default is every change, and what a subscription with a threshold asks for by setting it.
-        by_default = (*CHANGE_EVENTS, "threshold.crossed") if settings.thresholds else CHANGE_EVENTS
-        self._types = _any_of(settings.events or by_default)
-        self.watches = tuple(Watch(settings.name, threshold) for threshold in settings.thresholds)
-        self._assets = None if "*" in settings.assets else _any_of(map(asset_id, settings.assets))
+        by_default = (*CHANGE_EVENTS, "threshold.crossed") if wishes.thresholds else CHANGE_EVENTS
+        self._types = _globs(wishes.events or by_default)
+        self.watches = tuple(Watch(wishes.name, threshold) for threshold in wishes.thresholds)
+        self._assets = None if "*" in wishes.assets else _globs(tuple(map(asset_id, wishes.assets)))
 
     def wants(self, event: Event) -> bool:
         if not self._types.match(event.type):
@@ -58,8 +133,28 @@ class _Wish:
         asset = event.asset
         if self._assets is None or asset is None or event.only_for:
             return True
-        return bool(self._assets.match(asset.id) or (asset.symbol and self._assets.match(asset.symbol)))
+        return self._assets.match(asset.id) or bool(asset.symbol and self._assets.match(asset.symbol))
 
 
-def _any_of(globs: Iterable[str]) -> re.Pattern[str]:
-    return re.compile("|".join(translate(glob) for glob in globs))
+class _Globs:
+    """Texts and globs. `beginnings` are what matches of the globs begin with."""
+
+    def __init__(self, globs: Iterable[str]) -> None:
+        self.exact = frozenset(glob for glob in globs if not _SPECIAL.search(glob))
+        self._globs = [glob for glob in globs if glob not in self.exact]
+        self.beginnings = frozenset(_SPECIAL.split(glob, maxsplit=1)[0] for glob in self._globs)
+        self._pattern: re.Pattern[str] | None = None
+
+    def match(self, text: str) -> bool:
+        """Say whether a text is one of these, or matches one."""
+        if text in self.exact or not self._globs:
+            return text in self.exact
+        if self._pattern is None:  # at first use: of 10,000 subscriptions it takes a second
+            self._pattern = re.compile("|".join(map(translate, self._globs)))
+        return self._pattern.match(text) is not None
+
+
+@lru_cache(maxsize=1024)
+def _globs(globs: tuple[str, ...]) -> _Globs:
+    """Many subscriptions name the same types and assets."""
+    return _Globs(globs)
