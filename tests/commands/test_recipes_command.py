@@ -1,4 +1,4 @@
-"""`watcher recipes`, and what `check --recipe` and `init --provider` make of one."""
+"""`watcher recipes`, and what `check --recipe` makes of one."""
 
 import json
 import re
@@ -143,25 +143,6 @@ def test_what_is_neither_a_file_nor_a_recipe_is_said(capsys: pytest.CaptureFixtu
     assert (alone.code, "--answer needs --recipe" in alone.err) == (2, True)
 
 
-@pytest.mark.parametrize("name", recipes.names())
-def test_init_writes_a_configuration_that_is_good_once_its_variables_are_set(
-    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "watcher.toml"
-    exports = run(capsys, "init", "--provider", name, path).lines[0]
-    for variable, value in re.findall(r" (\w+)='?([^' ]+)", exports):
-        monkeypatch.setenv(variable, value)
-    done = run(capsys, "check", "--config", path)
-    assert (done.code, done.err) == (0, "")
-    assert f"providers           1  {name}" in done.lines
-
-
-def test_init_for_an_unknown_api_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    done = run(capsys, "init", "--provider", "stripee", tmp_path / "watcher.toml")
-    assert (done.code, done.err) == (2, "Error: no recipe is called 'stripee'; did you mean 'stripe'?\n")
-    assert not (tmp_path / "watcher.toml").exists()
-
-
 def test_a_path_to_the_next_page_that_finds_nothing_is_doubted(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -186,13 +167,10 @@ def test_a_path_to_the_next_page_that_finds_nothing_is_doubted(
     assert done.err.startswith("note: more: 'has_more' finds nothing, ")
 
 
-@pytest.mark.parametrize("arguments", [("recipes", "evm"), ("init", "--provider", "http", "unwritten.toml")])
-def test_a_kind_that_is_code_is_told_as_what_it_is(
-    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
-    done = run(capsys, *arguments)
-    assert (done.code, Path("unwritten.toml").exists()) == (2, False)
-    assert "' is no recipe but a kind that is code: see Providers in the README" in done.err
+def test_a_kind_that_is_code_is_told_as_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    done = run(capsys, "recipes", "evm")
+    assert done.code == 2
+    assert "'evm' is no recipe but a kind that is code: see Providers in the README" in done.err
 
 
 def test_a_poll_that_no_worker_would_take_is_rejected_here_too(

@@ -1,14 +1,28 @@
 import os
+import pty
 import stat
 import subprocess
 import sys
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from watcher.commands.check import command as check_command
-from watcher.commands.init import command, example
+from watcher.commands.init import (
+    command,
+    destinations,
+    example,
+    example_with,
+    sources,
+    stand_in,
+    variables_of,
+)
+from watcher.config.findings import ConfigRefused
+from watcher.config.loading import Loaded, load
+from watcher.providers.contract import kinds
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +99,73 @@ def test_a_link_to_nowhere_is_not_followed() -> None:
 def test_the_file_is_an_ordinary_one() -> None:
     init()
     assert stat.S_ISREG(Path("watcher.toml").stat().st_mode)
+
+
+def loaded(source: str, destination: str) -> Loaded:
+    """Load what is written for them, with what stands in for each variable."""
+    text = example_with(source, destination)
+    Path("watcher.toml").write_text(text)
+    assignments = (stand_in(name).partition("=") for name in variables_of(text))
+    return load(Path("watcher.toml"), {name: value.strip("'") for name, _, value in assignments})
+
+
+@pytest.mark.parametrize("source", [name for name in sources() if name != "exchange"])
+def test_each_source_and_destination_make_a_configuration_that_is_good(source: str) -> None:
+    for destination in destinations():
+        found = loaded(source, destination)
+        nobody = destination == "none"
+        assert [warning.text for warning in found.warnings] == [
+            "no [[subscriptions]]: no event will be sent"
+        ] * nobody, destination
+        assert [*found.settings.subscription_by_name] == ["ops"] * (not nobody)
+        assert len(found.settings.account_by_name) == 1
+        (provider,) = found.settings.provider_by_name.values()
+        assert source in (provider.name, provider.kind)
+
+
+def test_an_exchange_asks_for_its_extra_and_for_nothing_else() -> None:
+    if find_spec("ccxt"):
+        assert not loaded("exchange", "standard").warnings
+        return
+    with pytest.raises(ConfigRefused) as refused:
+        loaded("exchange", "standard")
+    (mistake,) = refused.value.mistakes
+    assert mistake.text == "needs ccxt: pip install 'balance-watcher[exchange]'"
+
+
+def test_every_kind_of_provider_is_a_source() -> None:
+    assert {*sources()} == {*kinds()}
+
+
+def test_each_variable_is_named_with_where_its_value_comes_from() -> None:
+    result = init("--provider", "stripe", "--to", "none")
+    assert "  STRIPE_API_KEY: Stripe: Developers, API keys, a restricted key" in result.stderr
+    assert result.stdout.splitlines() == ["export STRIPE_API_KEY='your-key'", "watcher check", "watcher run"]
+    result = init("--force", "--provider", "ethereum", "--to", "standard")
+    assert result.stdout.splitlines()[1:] == ["watcher check", "watcher ping ops", "watcher run"]
+
+
+def test_what_is_unknown_writes_nothing() -> None:
+    result = init("--provider", "stripee")
+    assert result.stderr == "Error: no kind of provider is called 'stripee'; did you mean 'stripe'?\n"
+    result = init("--to", "standart")
+    assert result.stderr == "Error: no destination is called 'standart'; did you mean 'standard'?\n"
+    assert (result.exit_code, Path("watcher.toml").exists()) == (2, False)
+
+
+def test_on_a_terminal_it_asks_for_both_and_again_where_nothing_has_that_name() -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "watcher", "init"]
+    with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs) as running:
+        os.close(theirs)
+        os.write(ours, b"esplorra\nesplora\nnone\n")
+        said = b""
+        with suppress(OSError):  # what Linux says at the end of a terminal
+            while part := os.read(ours, 1000):
+                said += part
+        assert running.stdout
+        printed = running.stdout.read().decode()
+    os.close(ours)
+    assert printed.splitlines() == ["watcher check", "watcher run"]
+    assert b"did you mean 'esplora'?" in said
+    assert Path("watcher.toml").read_text() == example_with("esplora", "none")
