@@ -218,23 +218,40 @@ def read_text(path: Path) -> str:
         raise ConfigRefused([Finding(str(path), line, "", f"not valid TOML: {error}")]) from None
 
 
-def _line(text: str, name: str, number: int, findings: Findings) -> Entry | str | None:
+class NoObject(ValueError):
+    """A text is not one JSON object. `key` leads to what is wrong, where that is known."""
+
+    def __init__(self, reason: str, key: Key = ()) -> None:
+        super().__init__(reason)
+        self.key = key
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Read one JSON object: each name once, no NaN, UTF-8 throughout. Raises NoObject, which quotes nothing
+    but a name."""
     try:
         text.encode()
-        orjson.loads(text)  # stricter than what reads it below: no NaN, no lone surrogate
+        orjson.loads(text)  # stricter than what reads it below: no NaN, no lone surrogate, no endless number
         table = _JSON.decode(text)
     except UnicodeEncodeError as error:
-        findings.mistake(Finding(name, number, "", f"not UTF-8 text at column {error.start + 1}"))
+        raise NoObject(f"not UTF-8 text at column {error.start + 1}") from None
     except orjson.JSONDecodeError as error:
-        findings.mistake(Finding(name, number, "", f"not valid JSON at column {error.colno}"))
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise NoObject(f"not valid JSON at {line}column {error.colno}") from None
     except RecursionError:
-        findings.mistake(Finding(name, number, "", "not valid JSON: nested too deeply"))
+        raise NoObject("not valid JSON: nested too deeply") from None
     except GivenTwice as error:
-        findings.mistake(Finding(name, number, written((error.name,)), "is given twice"))
-    else:
-        if isinstance(table, dict):
-            return Entry(table, name, (), lambda _: number)
-        findings.mistake(Finding(name, number, "", "must be one JSON object"))
+        raise NoObject("is given twice", (error.name,)) from None
+    if not isinstance(table, dict):
+        raise NoObject("must be one JSON object")
+    return table
+
+
+def _line(text: str, name: str, number: int, findings: Findings) -> Entry | str | None:
+    try:
+        return Entry(json_object(text), name, (), lambda _: number)
+    except NoObject as error:
+        findings.mistake(Finding(name, number, written(error.key), str(error)))
     found = _NAME.search(text)
     return found and found[1]
 

@@ -54,12 +54,30 @@ class ConfigRefused(ValueError):
         super().__init__("\n".join(map(str, self.mistakes)))
 
 
+def written(key: Key) -> str:
+    """Write a key as in `accounts[0].of.email`; what is not a bare key is quoted, escaped and cut."""
+    text = ""
+    for part in key:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += ("." if text else "") + (part if _BARE.match(part) else json.dumps(part[:_KEY_LIMIT]))
+    return text
+
+
+def pointer(key: Key) -> str:
+    """Write a key as a JSON pointer (RFC 6901), as in `/accounts/0`; long parts are cut."""
+    parts = (str(part)[:_KEY_LIMIT].replace("~", "~0").replace("/", "~1") for part in key)
+    return "".join(f"/{part}" for part in parts)
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One table of the configuration, and where it was written.
 
     `key` leads to it from the top of its file; `line_of` says which line holds a key (from there).
-    `variable_by_key` names the values that came from an environment variable instead.
+    `variable_by_key` names the values that came from an environment variable instead. `write` is how a key is
+    shown.
     """
 
     table: Mapping[str, Any]
@@ -67,6 +85,7 @@ class Entry:
     key: Key
     line_of: Callable[[Key], int | None]
     variable_by_key: Mapping[str, str] = field(default_factory=dict)
+    write: Callable[[Key], str] = written
 
     def finding(self, key: Key, text: str) -> Finding:
         """Say something of a value below this table. The text may repeat a name from the file."""
@@ -74,11 +93,11 @@ class Entry:
         if key and key[0] in self.variable_by_key:
             return Finding("environment", None, self.variable_by_key[str(key[0])], text)
         whole = (*self.key, *key)
-        return Finding(self.file, self.line_of(whole), written(whole), text)
+        return Finding(self.file, self.line_of(whole), self.write(whole), text)
 
     def below(self, *key: str | int, table: Mapping[str, Any]) -> "Entry":
         """Go down to a table inside this one."""
-        return Entry(table, self.file, (*self.key, *key), self.line_of)
+        return Entry(table, self.file, (*self.key, *key), self.line_of, write=self.write)
 
     def place(self) -> str:
         """Say where this table begins, as `file:line`."""
@@ -120,17 +139,6 @@ class Findings:
 
 def _place(found: Finding) -> tuple[str, int | None, str]:
     return found.file, found.line, found.key
-
-
-def written(key: Key) -> str:
-    """Write a key as in `accounts[0].of.email`; what is not a bare key is quoted, escaped and cut."""
-    text = ""
-    for part in key:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        else:
-            text += ("." if text else "") + (part if _BARE.match(part) else json.dumps(part[:_KEY_LIMIT]))
-    return text
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from functools import cache
+from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -41,6 +41,9 @@ from watcher.settings import (
 
 SECTIONS = ("redis", "worker", "log", "egress", "providers", "accounts", "accounts_file", "subscriptions")
 """Every key allowed at the top of a file."""
+
+Source = tuple[str, str]
+"""A provider, and what is asked about there: two accounts of one source would be polled twice."""
 
 _SHORTEST_INTERVAL = timedelta(seconds=1)
 
@@ -86,7 +89,7 @@ _STAND_IN: Mapping[str, object] = {
 refused."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Providers:
     """What the file says of providers, as far as it is right.
 
@@ -97,9 +100,15 @@ class Providers:
     settings_by_name: dict[str, ProviderSettings] = field(default_factory=dict)
     entry_by_name: dict[str, Entry] = field(default_factory=dict)
 
-    @property
+    @classmethod
+    def of(cls, settings_by_name: Mapping[str, ProviderSettings]) -> "Providers":
+        """Take providers that were read before."""
+        classes = {name: provider_class(settings.kind) for name, settings in settings_by_name.items()}
+        return cls(dict(classes), dict(settings_by_name))
+
+    @cached_property
     def asked_by_name(self) -> dict[str, Provider]:
-        """Those of which it is known how they are asked."""
+        """Those of which it is known how they are asked, once all are read."""
         return {
             name: provider(settings)
             for name, settings in self.settings_by_name.items()
@@ -206,38 +215,48 @@ def read_accounts(
 ) -> Accounts:
     """Read all accounts: [[accounts]] of the file, and the lines of `accounts_file`."""
     accounts, names = Accounts(), Names("account", findings)
-    asked_by_name = providers.asked_by_name
-    place_by_source: dict[tuple[str, str], str] = {}
+    place_by_source: dict[Source, str] = {}
     listed = listed_tables(document, "accounts", findings)
     for entry in chain(listed, read_lines(document, "accounts_file", environment, findings)):
         if not isinstance(entry, Entry):
             accounts.names.update([entry] if entry else ())
             accounts.is_whole = accounts.is_whole and entry is not None
             continue
-        before = findings.count
-        account = _account(entry, providers, findings)
-        is_flawed = findings.count > before
+        account, source = read_account(entry, providers, findings)
         name, provider = entry.table.get("name"), entry.table.get("provider")
         accounts.count += 1
         accounts.names.update([name] if isinstance(name, str) else ())
         accounts.providers.update([provider] if isinstance(provider, str) else ())
         if not names.is_new(entry) or not account:
             continue
-        if asked := asked_by_name.get(account.provider):
-            try:
-                source = account.provider, asked.source(account)
-            except Rejected as unfit:
-                if not is_flawed:  # what stands in for a mistake fits nowhere
-                    address = min(type(account).model_fields.keys() - AccountSettings.model_fields.keys())
-                    findings.mistake(entry.finding((address,), unfit.words))
-                continue
-            if source in place_by_source:
-                reason = f"is the same account at the same provider as the one at {place_by_source[source]}"
-                findings.mistake(entry.finding((), reason))
-                continue
+        if source in place_by_source:
+            reason = f"is the same account at the same provider as the one at {place_by_source[source]}"
+            findings.mistake(entry.finding((), reason))
+            continue
+        if source:
             place_by_source[source] = entry.place()
         accounts.by_name[account.name] = account
     return accounts
+
+
+def read_account(
+    entry: Entry, providers: Providers, findings: Findings
+) -> tuple[AccountSettings | None, Source | None]:
+    """Read one account, and what is asked about for it: None where that is not known.
+
+    No account where its provider cannot ask about it; one with mistakes is given as far as it is right.
+    """
+    before = findings.count
+    account = _account(entry, providers, findings)
+    if not account or not (asked := providers.asked_by_name.get(account.provider)):
+        return account, None
+    try:
+        return account, (account.provider, asked.source(account))
+    except Rejected as unfit:
+        if findings.count == before:  # what stands in for a mistake fits nowhere
+            address = min(type(account).model_fields.keys() - AccountSettings.model_fields.keys())
+            findings.mistake(entry.finding((address,), unfit.words))
+        return None, None
 
 
 def _account(entry: Entry, providers: Providers, findings: Findings) -> AccountSettings | None:

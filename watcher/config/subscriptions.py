@@ -3,7 +3,7 @@
 Refuses what would fail at every attempt, or do harm: hostile URLs, headers that forge or smuggle.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from itertools import chain
@@ -49,27 +49,38 @@ def read_subscriptions(document: Entry, egress: EgressSettings | None, findings:
     names = Names("subscription", findings)
     for entry in listed_tables(document, "subscriptions", findings):
         read.entries.append(entry)
-        table = dict(entry.table)
-        if isinstance(secrets := table.get("secrets"), list):
-            # A variable or a file may hold several, one a line, while one is rotated: all of them sign.
-            lines = (_lines(secret) if isinstance(secret, str) else [secret] for secret in secrets)
-            table["secrets"] = [*chain.from_iterable(lines)]
-        settings = settings_of(SubscriptionSettings, replace(entry, table=table), findings)
-        _check_values(entry, policy, findings)
+        settings = read_subscription(entry, policy, findings)
         if names.is_new(entry) and settings:
             read.by_name[settings.name] = settings
     known = [name for entry in read.entries if isinstance(name := entry.table.get("name"), str)]
     for entry in read.entries:
-        name, alerted = entry.table.get("name"), entry.table.get("alerts_to")
-        if not isinstance(alerted, str):
-            continue
-        if alerted == name:
-            reason = "is this subscription itself, which gets nothing while it is paused"
-            findings.mistake(entry.finding(("alerts_to",), reason))
-        elif alerted not in known:
-            meant = did_you_mean(alerted, [other for other in known if other != name])
-            findings.mistake(entry.finding(("alerts_to",), f"no [[subscriptions]] of this name{meant}"))
+        refuse_alerts(entry, known, findings)
     return read
+
+
+def read_subscription(entry: Entry, policy: Policy, findings: Findings) -> SubscriptionSettings | None:
+    """Read one subscription."""
+    table = dict(entry.table)
+    if isinstance(secrets := table.get("secrets"), list):
+        # A variable or a file may hold several, one a line, while one is rotated: all of them sign.
+        lines = (_lines(secret) if isinstance(secret, str) else [secret] for secret in secrets)
+        table["secrets"] = [*chain.from_iterable(lines)]
+    settings = settings_of(SubscriptionSettings, replace(entry, table=table), findings)
+    _check_values(entry, policy, findings)
+    return settings
+
+
+def refuse_alerts(entry: Entry, known: Collection[str], findings: Findings) -> None:
+    """Refuse an `alerts_to` that is none of the subscriptions, or the subscription itself."""
+    name, alerted = entry.table.get("name"), entry.table.get("alerts_to")
+    if not isinstance(alerted, str):
+        return
+    if alerted == name:
+        reason = "is this subscription itself, which gets nothing while it is paused"
+        findings.mistake(entry.finding(("alerts_to",), reason))
+    elif alerted not in known:
+        meant = did_you_mean(alerted, (other for other in known if other != name))
+        findings.mistake(entry.finding(("alerts_to",), f"no [[subscriptions]] of this name{meant}"))
 
 
 def refuse_fan_out(

@@ -1,0 +1,79 @@
+"""An account or a subscription that comes as JSON becomes settings, or everything that is wrong with it.
+
+The models and the words are those of a file. Refuses to look anything up: `${NAME}` is text here, and no file
+is read.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from itertools import chain
+from typing import Any
+
+from watcher.config.files import NoObject, json_object
+from watcher.config.findings import DEEPEST, Entry, Finding, Findings, pointer
+from watcher.config.sections import Providers, Source, read_account
+from watcher.config.subscriptions import read_subscription, refuse_alerts
+from watcher.delivery.egress import Policy
+from watcher.settings import AccountSettings, SubscriptionSettings
+
+Table = dict[str, Any]
+
+
+class BodyRefused(ValueError):
+    """A body cannot be used. `findings` say all that is wrong with it: the key of each is a JSON pointer."""
+
+    def __init__(self, findings: Collection[Finding]) -> None:
+        super().__init__("; ".join(map(str, findings)))
+        self.findings = tuple(findings)
+
+
+def read_table(body: bytes, *, named: str | None) -> Table:
+    """Read a body as one JSON object, with `named` as its name: it may say that name, and no other. None: it
+    has to say a name. Raises BodyRefused.
+    """
+    try:
+        table = json_object(body.decode())
+    except UnicodeDecodeError as error:
+        raise BodyRefused([_found(f"not UTF-8 text at byte {error.start + 1}")]) from None
+    except NoObject as error:
+        raise BodyRefused([_found(str(error), pointer(error.key))]) from None
+    below: list[Any] = [table]
+    for _ in range(DEEPEST):
+        inner = (one.values() if isinstance(one, dict) else one for one in below)
+        below = [one for one in chain.from_iterable(inner) if isinstance(one, dict | list)]
+    if below:
+        raise BodyRefused([_found("nested too deeply")])
+    if named is not None and table.setdefault("name", named) != named:
+        raise BodyRefused([_found("is another name than the one in the path", "/name")])
+    return table
+
+
+def account_of(
+    table: Mapping[str, Any], providers: Providers, holder: Callable[[Source], str | None]
+) -> AccountSettings:
+    """Read an account. `holder` names the account that a source belongs to, if any. Raises BodyRefused."""
+    entry, findings = _entry(table), Findings()
+    account, source = read_account(entry, providers, findings)
+    other = holder(source) if source else None
+    if other is not None and other != table.get("name"):
+        findings.mistake(entry.finding((), f"is the same account at the same provider as {other}"))
+    if findings.mistakes or not account:
+        raise BodyRefused(findings.mistakes)
+    return account
+
+
+def subscription_of(table: Mapping[str, Any], policy: Policy, names: Collection[str]) -> SubscriptionSettings:
+    """Read a subscription; `names` are those that `alerts_to` may be among. Raises BodyRefused."""
+    entry, findings = _entry(table), Findings()
+    subscription = read_subscription(entry, policy, findings)
+    refuse_alerts(entry, names, findings)
+    if findings.mistakes or not subscription:
+        raise BodyRefused(findings.mistakes)
+    return subscription
+
+
+def _entry(table: Mapping[str, Any]) -> Entry:
+    return Entry(table, "", (), lambda _: None, write=pointer)
+
+
+def _found(text: str, key: str = "") -> Finding:
+    return Finding("", None, key, text)
