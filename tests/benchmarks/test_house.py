@@ -61,11 +61,19 @@ SOURCES = {place.partition(":")[0].removeprefix("watcher.") for place in PLACE_B
 OF_SOURCES = 6
 """What reads recipes, paths into an answer, a bank to simulate, and three commands that came with sources:
 recipes, poll, accounts."""
+OF_THE_API = {
+    *("sealing", "store.directory", "run.directory", "run.verification", "config.bodies"),
+    *("api.__init__", "api.server", "api.access", "api.problems", "api.openapi"),
+    *("api.accounts", "api.subscriptions", "api.events", "commands.export", "commands.import_"),
+}
+"""What holds accounts and subscriptions that come while it runs, and who is shown them."""
+OF_FORMATS = {"delivery.chat"}
+"""Messages for people."""
 
 
 def test_what_the_house_has_reached_it_keeps() -> None:
     source = our_house()
-    assert len(source.text_by_module.keys() - SOURCES) <= 128 + OF_SOURCES
+    assert len(source.text_by_module.keys() - SOURCES - OF_THE_API - OF_FORMATS) <= 128 + OF_SOURCES
     assert len(source.broad) <= 3, "what is unplanned is caught by engine.loop.survived"
     assert len(source.used_once) / source.functions <= 0.12
 
