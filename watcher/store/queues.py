@@ -166,14 +166,14 @@ class Queues:
         return sum(map(int, filter(None, noted)))
 
     async def delivered(
-        self, subscription: str, lease: Lease, head: bytes, *, until: float, record: bytes = b""
+        self, subscription: str, lease: Lease, *heads: bytes, until: float, record: bytes = b""
     ) -> tuple[Reply, int]:
         """Take a delivered head (`Delivery.entry`) away, and keep its queue until another deadline; returns
-        that, or 0 when it is empty.
+        that, or 0 when it is empty. `heads` that went in one message go together, all of them or none.
 
         `record`, if any, is remembered as the attempt; so it is in what follows.
         """
-        return await self._settle(subscription, lease, head, "delivered", until, "", record)
+        return await self._settle(subscription, lease, b"\n".join(heads), "delivered", until, "", record)
 
     async def dead(
         self,

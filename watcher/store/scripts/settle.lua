@@ -1,13 +1,14 @@
--- Settle attempts, each a step: take a queue's head away (delivered, or dead), or say when to try it again.
+-- Settle attempts, each a step: take a queue's head away (delivered, or dead), or say when to try it again. What was
+-- delivered in one message is taken away together, all of it or nothing.
 -- Fenced by the head, so that a repeat or a late worker takes nothing twice, and by the queue's lease.
 -- uses clock, references, waiting, dead_letters, groups
 -- KEYS    1 queues   2 due subscriptions   3 tries   4 dead letters   5 attempts   6 nothing (see claim)   7 bodies
 --         8 sizes   9 given up   10 backlogs   11 results   12 row   then for each step: its queue
 -- ARGV    1 subscription   2 dead letters length   3 dead letters bytes   4 attempts length   5 attempts bytes
---         then for each step: account, deadline, delivery (the head, as it was queued), outcome (delivered, dead,
---         retry, or again: a retry that is not counted for the head), the queue's new deadline (delivered, dead) or
---         wait ms (retry, again), reason, attempt to remember ('': none), how a failure counts for the breaker
---         (failed, unavailable, or '': not at all)
+--         then for each step: account, deadline, delivery (the head, as it was queued; delivered: and what went with
+--         it, a line each), outcome (delivered, dead, retry, or again: a retry that is not counted for the head), the
+--         queue's new deadline (delivered, dead) or wait ms (retry, again), reason, attempt to remember ('': none),
+--         how a failure counts for the breaker (failed, unavailable, or '': not at all)
 -- returns for each step: 1 done, -1 another head, -2 the lease was lost; then the queue's new deadline (0: it
 --         is free)
 local queues, due_subscriptions, all_tries, dead, attempts, nothing = unpack(KEYS, 1, 6)
@@ -57,6 +58,19 @@ for i, account in ipairs(accounts) do
   else
     local first, second = alone[i], nil
     if not first then first, second = unpack(redis.call('LRANGE', list, 0, 1)) end
+    if first ~= head and second and outcome == 'delivered' then
+      local _, more = string.gsub(head, '\n', '')
+      local together = redis.call('LRANGE', list, 0, more + 1)
+      local behind = together[more + 2]
+      together[more + 2] = nil
+      if more > 0 and table.concat(together, '\n') == head then -- then the last of them is as a head alone
+        first, head, second = together[more + 1], together[more + 1], behind
+        for j = 1, more do
+          delivered[#delivered + 1] = reference_of(together[j])
+          shortened[#shortened + 1] = list
+        end
+      end
+    end
     if first ~= head then
       answer = -1
     else
