@@ -22,8 +22,9 @@ from tests.support.servers import real_server
 from tests.support.stores import pause
 from tests.support.stories import MINUTE_MS, Books, steps
 from watcher.amounts import to_atoms
+from watcher.api.access import Address
+from watcher.api.server import Listener
 from watcher.observe import views
-from watcher.observe.listener import Address, Listener
 from watcher.observe.page import document, look
 from watcher.observe.page.look import Look, routes
 from watcher.receiver import Fail

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.api.test_run_exposed import place, ran, until
 from tests.observe.browser import PROGRAM, a_browser
-from tests.observe.test_run_exposed import place, ran, until
 from tests.support.processes import a_process, lines
 from tests.support.scraped import get
 

@@ -66,7 +66,7 @@ async def commits_nothing_and_says_so(rig: Rig, one: Worker, lines: Lines) -> No
     assert sum(one.counters.by_change.values()) == changes
     answer = await readyz(one)
     assert answer.status == 503
-    assert b"set maxmemory-policy noeviction" in answer.body
+    assert "set maxmemory-policy noeviction" in str(answer.text)
     assert "watcher_store_refused 1.0" in await exposed(one)
     assert len(of(lines, "store.refusing")) == 1
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from watcher.observe.listener import Listener, parse_address
+from watcher.api.access import parse_address
+from watcher.api.server import Listener
 from watcher.observe.metrics import routes
 from watcher.run.worker import Worker
 

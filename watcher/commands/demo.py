@@ -55,9 +55,9 @@ def command(*, is_fast: bool, is_kept: bool, is_verbose: bool) -> int:
 
 
 async def _demo(interval: timedelta, *, is_kept: bool) -> int:
+    from watcher.api.access import Address
     from watcher.demo.lines import opening_lines, place_lines, scene_lines, verdict_lines
     from watcher.demo.stage import a_stage, play
-    from watcher.observe.listener import Address
     from watcher.service.exposure import Exposure, exposed
 
     started_at = time.monotonic()

@@ -50,7 +50,7 @@ def command(
     """
     if has_page and not address:
         raise click.UsageError("--page needs an address to be found at: --http 127.0.0.1:8787")
-    from watcher.observe.listener import Door, parse_address
+    from watcher.api.access import Door, parse_address
 
     at = token = None
     if address:

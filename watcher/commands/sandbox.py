@@ -108,9 +108,9 @@ def command(
 
 async def run(sandbox: Sandbox, steps: Iterable[Step]) -> None:
     """Play the steps, and show each webhook that comes of them. Never returns."""
+    from watcher.api.access import Address
     from watcher.config.loading import load
     from watcher.demo.stage import staged
-    from watcher.observe.listener import Address
     from watcher.observe.log import configure
     from watcher.sandbox.script import ScriptError
     from watcher.service.exposure import Exposure, exposed

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
+from aiohttp import web
+from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -21,7 +23,6 @@ from prometheus_client.metrics_core import (
 from watcher import __version__
 from watcher.engine.breaker import State, is_closed, pace_per_s, rests_until_ms, state
 from watcher.observe.counters import LAG_BOUNDS_S, POLL_BOUNDS_S, buckets
-from watcher.observe.listener import Answer, Route
 from watcher.observe.views import Overview, OverviewReader, is_delayed
 from watcher.providers.contract import PERMANENT
 from watcher.run.worker import Worker
@@ -344,25 +345,31 @@ PROBES = ("/livez", "/readyz")
 """Clients without the token learn the status of these: it says no more than a closed port would."""
 
 
-def routes(worker: Worker) -> Mapping[str, Route]:
+def routes(worker: Worker) -> Mapping[str, Handler]:
     """What is served, by path."""
     metrics = Metrics(worker)
 
-    async def show() -> Answer:
-        return Answer(200, await metrics.text(), CONTENT_TYPE)
+    async def show(_: web.Request) -> web.Response:
+        return web.Response(body=await metrics.text(), headers={"content-type": CONTENT_TYPE})
 
-    return {"/metrics": show, "/livez": lambda: livez(worker), "/readyz": lambda: readyz(worker)}
+    async def lives(_: web.Request) -> web.Response:
+        return await livez(worker)
+
+    async def is_ready(_: web.Request) -> web.Response:
+        return await readyz(worker)
+
+    return {"/metrics": show, "/livez": lives, "/readyz": is_ready}
 
 
-async def livez(worker: Worker) -> Answer:
+async def livez(worker: Worker) -> web.Response:
     """Whether all loops turn: 200, or 503 with those that do not. On 503 the worker is to be restarted."""
     stuck = worker.liveness.stuck(time.monotonic())
     if stuck:
         return _no(f"{name} has not turned for {wait_s:.0f} s" for name, wait_s in stuck.items())
-    return _OK
+    return _ok()
 
 
-async def readyz(worker: Worker) -> Answer:
+async def readyz(worker: Worker) -> web.Response:
     """Whether work gets done: 200 when the configuration is in force and Redis does its part."""
     if worker.is_stopped:
         return _no(["the worker drains"])
@@ -377,12 +384,13 @@ async def readyz(worker: Worker) -> Answer:
         with suppress(StoreError, TimeoutError):
             async with asyncio.timeout(READY_TIMEOUT_S):
                 await reader.now_ms()
-                return _OK
+                return _ok()
     return _no(["Redis does not do its part"])
 
 
-_OK = Answer(200, b"ok\n")
+def _ok() -> web.Response:
+    return web.Response(text="ok\n")
 
 
-def _no(reasons: Iterable[str]) -> Answer:
-    return Answer(503, "".join(f"{reason}\n" for reason in reasons).encode())
+def _no(reasons: Iterable[str]) -> web.Response:
+    return web.Response(status=503, text="".join(f"{reason}\n" for reason in reasons))

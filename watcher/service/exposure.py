@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from watcher.observe.listener import Address, Listener
+from watcher.api.access import Address
 from watcher.observe.liveness import HeartbeatFile
 from watcher.run.worker import Worker
 
@@ -108,7 +108,8 @@ async def exposed(worker: Worker, exposure: Exposure) -> AsyncIterator[Address |
             beating = asyncio.create_task(heartbeat.run(), name="heartbeat file")  # ended with the block
             stack.callback(beating.cancel)
         if exposure.address:
-            # prometheus-client is heavy, and off by default
+            # aiohttp.web and prometheus-client are heavy, and off by default
+            from watcher.api.server import Listener
             from watcher.observe.metrics import PROBES, routes
 
             shown = routes(worker)

@@ -11,11 +11,12 @@ from importlib.resources import files
 from itertools import islice, product
 
 import orjson
+from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from watcher import __version__
 from watcher.amounts import to_atoms
 from watcher.journal.log import Record
-from watcher.observe.listener import Answer, Route
 from watcher.observe.page.document import Found, Owed, Step, document, names_shown
 from watcher.observe.views import Overview, OverviewReader
 from watcher.printable import printable
@@ -233,21 +234,17 @@ def _steps(record: Record) -> Iterator[tuple[str, Step]]:
         yield record.account, Step(at_ms, None, None)
 
 
-_HTML = "text/html; charset=utf-8"
-_JSON = "application/json"
-
-
-def routes(worker: Worker) -> Mapping[str, Route]:
+def routes(worker: Worker) -> Mapping[str, Handler]:
     """What is served, by path."""
     html = files("watcher.observe.page").joinpath("page.html").read_text("utf-8")
-    page = Answer(200, html.encode(), _HTML, policy_of(html))
+    policy = {"content-security-policy": policy_of(html)}
     look = Look(worker)
 
-    async def show() -> Answer:
-        return page
+    async def show(_: web.Request) -> web.Response:
+        return web.Response(text=html, content_type="text/html", headers=policy)
 
-    async def show_json() -> Answer:
-        return Answer(200, await look.json(), _JSON)
+    async def show_json(_: web.Request) -> web.Response:
+        return web.Response(body=await look.json(), content_type="application/json")
 
     return {"/": show, "/page.json": show_json}
 

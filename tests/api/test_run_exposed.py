@@ -11,9 +11,9 @@ from click.testing import CliRunner, Result
 from tests.support.builders import SECRET
 from tests.support.processes import a_process, lines, stop_server
 from tests.support.scraped import get, parsed
+from watcher.api.access import ListenerRefused
 from watcher.commands.health import command as health
 from watcher.commands.run import command as run
-from watcher.observe.listener import ListenerRefused
 
 CONFIGURATION = """
 accounts_file = "accounts.jsonl"

@@ -4,7 +4,7 @@ from base64 import b64encode
 
 import pytest
 
-from watcher.observe.listener import Address, Door, ListenerRefused, parse_address
+from watcher.api.access import Address, Door, ListenerRefused, parse_address
 
 LOOPBACK = Address("127.0.0.1", 8787)
 EVERYWHERE = Address("0.0.0.0", 8787)

@@ -1,0 +1,105 @@
+"""Where a worker may be reached over HTTP, and by whom: addresses, the token, Hosts."""
+
+import hmac
+import re
+from base64 import b64decode
+from collections.abc import Mapping
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import NamedTuple
+
+from watcher.printable import printable
+
+_SHORTEST_TOKEN = 16
+_TOKEN = re.compile(r"[!-~]+\Z")
+_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+|localhost)):([0-9]{1,5})\Z", re.ASCII)
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+))(?::[0-9]{1,5})?\Z", re.ASCII)
+
+
+class ListenerRefused(Exception):
+    """The address or token would expose the worker, or cannot be used: call it with others."""
+
+    exit_code = 78
+
+
+class Address(NamedTuple):
+    """Where to listen; port 0 is any free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        return ip_address(self.host).is_loopback
+
+
+def parse_address(text: str) -> Address:
+    """Read `127.0.0.1:8787`, `[::1]:8787` or `localhost:8787`. Raises ValueError.
+
+    Other names are not resolved: what a name means may change, and with it which clients can connect.
+    """
+    match = _ADDRESS.match(text)
+    if not match or int(match[3]) > 65_535:
+        raise ValueError("not an address and a port, such as 127.0.0.1:8787 or [::1]:8787")
+    host = "127.0.0.1" if match[2] == "localhost" else match[1] or match[2]
+    try:
+        return Address(str(ip_address(host)), int(match[3]))
+    except ValueError:
+        raise ValueError("not an address of IPv4 or IPv6, before the port") from None
+
+
+class Door:
+    """Decides which requests are let in. Raises ListenerRefused for a public address without a token."""
+
+    def __init__(self, address: Address, token: str | None) -> None:
+        if token is None and not address.is_loopback:
+            raise ListenerRefused(
+                f"--http {address} is not a loopback address: anyone could read the metrics there; "
+                "set WATCHER_HTTP_TOKEN, or listen at 127.0.0.1"
+            )
+        if token is not None and (len(token) < _SHORTEST_TOKEN or not _TOKEN.match(token)):
+            raise ListenerRefused(
+                f"the token for --http must be {_SHORTEST_TOKEN} visible ASCII characters at least"
+            )
+        self._token = None if token is None else token.encode()
+
+    def refusal(self, headers: Mapping[str, str]) -> int | None:
+        """Return the status that refuses a request, None for one that is let in.
+
+        A request without a Host, or with an empty one, is let in on loopback: probes leave it out, browsers
+        never do.
+        """
+        if self._token is None:
+            # A browser that another name led here (DNS rebinding) sends that name.
+            match = _HOST.match(headers.get("host") or "localhost")
+            host = match[1] or match[2] if match else ""
+            with suppress(ValueError):
+                if host.lower().removesuffix(".") == "localhost" or ip_address(host).is_loopback:
+                    return None
+            return 421
+        scheme, _, shown = headers.get("authorization", "").partition(" ")
+        # RFC 9110: in any case, after any number of spaces.
+        scheme, token = scheme.lower(), shown.lstrip(" ").encode()
+        if scheme == "basic":  # a browser shows it as a password, after any user's name
+            try:
+                token = b64decode(token, validate=True).partition(b":")[2]
+            except ValueError:
+                token = b""
+        # In constant time, so that no answer shows how much of it was right.
+        is_shown = hmac.compare_digest(token, self._token) and scheme in ("basic", "bearer")
+        return None if is_shown else 401
+
+    def advice(self, status: int, headers: Mapping[str, str]) -> str:
+        """Explain a refusal, for the answer and the log: the reason, and what to do about it."""
+        if status == 421:
+            host = printable(headers.get("host", ""), 80)
+            return (
+                f"Host '{host}' is none of loopback's: have the proxy in front send `Host: 127.0.0.1`, "
+                "or set WATCHER_HTTP_TOKEN, which decides alone"
+            )
+        if "authorization" in headers:
+            return "what Authorization shows is not the token of --http"
+        return "show the token of --http as `Authorization: Bearer ...`, or as a password"

@@ -1,0 +1,252 @@
+"""The web server of a worker, for metrics, probes and the page: bounded in size, number and time."""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Collection, Mapping
+from http import HTTPStatus
+from typing import Self
+
+from aiohttp import HttpVersion10, HttpVersion11, web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.typedefs import Handler
+
+from watcher.api.access import Address, Door, ListenerRefused
+from watcher.engine.loop import survived
+from watcher.observe.log import Throttle, log
+from watcher.printable import why_not_listening
+
+CONNECTIONS = 16
+"""At the same time. A scraper and a few probes need one each, for milliseconds."""
+
+REQUEST_S = 10.0
+"""For a whole request and its answer: as long as Prometheus waits."""
+
+LINGER_S = 1.0
+"""Bodies that come after the answer are read and discarded for so long: left unread they would reset the
+connection, and the client would lose the answer."""
+
+HEAD_BYTES = 16 * 1024
+"""A company's cookies fit in; nginx and Node take as much."""
+
+_END_S = 0.5
+"""How long an end waits for answers under way. Not 0, which aiohttp reads as for ever."""
+
+_HEADERS = {
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "server": "watcher",
+    "x-content-type-options": "nosniff",
+}
+_AUTHENTICATE = ('Basic realm="watcher", charset="UTF-8"', "Bearer")
+"""Two lines, as browsers do not find the one that they know in a list."""
+
+_NO_REQUEST = (
+    (b"\x16", "it speaks TLS, and there is none here: use http://, or end TLS in a proxy"),
+    (b"PROXY ", "it speaks the PROXY protocol: switch that off for this backend (HAProxy: no send-proxy)"),
+    (b"\r\n", "it begins with an empty line, as version 2 of the PROXY protocol does: switch that off"),
+    (b"PRI * HTTP/2", "it speaks HTTP/2: have it use HTTP/1.1 for this backend"),
+)
+_NO_HTTP = "it is not HTTP/1.1: that has one Host, and lines that end in CR LF"
+_TOO_LONG = f"its head is longer than {HEAD_BYTES} bytes: fewer cookies"
+_ABSOLUTE = re.compile(r"https?://([!-.0-~]{1,256})(?:/|\Z)")
+_NO_ACCESS_LOG = logging.Logger("access", logging.CRITICAL)
+
+
+class Listener:
+    """Serves `routes` (by path) while it is entered. With a `token`, only to clients that show it.
+
+    At the paths of `probes` a client that shows no token at all gets the status alone: load balancers cannot
+    show one.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        routes: Mapping[str, Handler],
+        *,
+        token: str | None = None,
+        probes: Collection[str] = (),
+    ) -> None:
+        self.address = address
+        self._door = Door(address, token)
+        self._routes = routes
+        self._probes = probes
+        self._refusals = Throttle()
+        self._open: dict[Connection, None] = {}  # the oldest first
+
+    async def __aenter__(self) -> Self:
+        """Start to listen; `address` then has the port. Raises ListenerRefused."""
+        app = web.Application(middlewares=[self._answer])
+        for path, handler in self._routes.items():
+            for each in dict.fromkeys((path, f"{path.rstrip('/')}/")):
+                methods = ("GET", "HEAD", "OPTIONS") if path in self._probes else ("GET", "HEAD")
+                for method in methods:  # HAProxy asks by OPTIONS
+                    app.router.add_route(method, each, handler, expect_handler=_expect_nothing)
+        self._runner = web.AppRunner(app, shutdown_timeout=_END_S)
+        await self._runner.setup()
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                self._connect, self.address.host, self.address.port, backlog=CONNECTIONS
+            )
+        except OSError as error:
+            reason = why_not_listening(error)
+            raise ListenerRefused(f"cannot listen at {self.address}: {reason}") from error
+        self.address = self.address._replace(port=self._server.sockets[0].getsockname()[1])
+        log.info("listener.started", address=str(self.address))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        await self._runner.cleanup()
+        for connection in [*self._open]:
+            connection.abort()
+
+    def _connect(self) -> "Connection":
+        assert self._runner.server
+        return Connection(self, self._runner.server)
+
+    def admit(self, connection: "Connection") -> None:
+        """Note a connection. Of too many the oldest is cut off: those held open must not keep a probe out."""
+        if len(self._open) >= CONNECTIONS:
+            oldest = next(iter(self._open))
+            oldest.abort()
+            del self._open[oldest]
+        self._open[connection] = None
+
+    def forget(self, connection: "Connection") -> None:
+        self._open.pop(connection, None)
+
+    def refuse(self, status: int, reason: str) -> web.Response:
+        """Refuse a request, and log it: at once, then seldom, however often it is sent."""
+        what = status if status == 421 else (status, reason)  # a reason with a Host in it has no end of them
+        if streak := self._refusals.struck(what, time.monotonic()):
+            log.warning("listener.refused", status=status, reason=reason, **streak._asdict())
+        return _say(status, reason)
+
+    @web.middleware
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        assert isinstance(request.protocol, Connection)
+        request.protocol.begin()
+        response = await self._answer_to(request, handler)
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
+        response.headers["connection"] = "close"
+        response.force_close()
+        return response
+
+    async def _answer_to(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not HttpVersion10 <= request.version <= HttpVersion11:
+            return self.refuse(400, _NO_HTTP)
+        if sum(len(name) + len(value) + 4 for name, value in request.raw_headers) > HEAD_BYTES:
+            return self.refuse(431, _TOO_LONG)
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        if not request.raw_path.startswith(("/", "*")):
+            # A target that names a host outranks the header, by RFC 9112.
+            if not (absolute := _ABSOLUTE.match(request.raw_path)):
+                return self.refuse(400, _NO_HTTP)
+            headers["host"] = absolute[1]
+        if len(headers) < len(request.headers) and len(request.headers.getall("authorization", ())) > 1:
+            return self.refuse(400, "it has two tokens")
+        refusal = self._door.refusal(headers)
+        resource = request.match_info.route.resource
+        is_probe = resource is not None and resource.canonical.rstrip("/") in self._probes
+        is_stranger = refusal == 401 and "authorization" not in headers
+        if refusal and not (is_stranger and (is_probe or request.method == "OPTIONS")):
+            is_asked = is_stranger and "text/html" in headers.get("accept", "")
+            # A browser shows no token before it is asked for one: that is no mistake, and not logged.
+            why = self._door.advice(refusal, headers)
+            return _say(refusal, why) if is_asked else self.refuse(refusal, why)
+        if request.method == "OPTIONS" and not is_probe:
+            return web.Response(headers={"allow": "GET, HEAD, OPTIONS"})
+        response: web.StreamResponse = _say(500)
+        with survived("listener"):
+            try:
+                async with asyncio.timeout(REQUEST_S):
+                    response = await handler(request)
+            except web.HTTPMethodNotAllowed:
+                return _say(405)
+            except web.HTTPNotFound:
+                return _say(404, f"here are {', '.join(self._routes)}")
+        return _say(response.status) if is_stranger and response.status != 200 else response
+
+
+class Connection(web.RequestHandler):
+    """One connection: cut off where a request is too slow, and answered in words where it is none."""
+
+    def __init__(self, listener: Listener, server: web.Server) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            access_log=_NO_ACCESS_LOG,
+            keepalive_timeout=REQUEST_S,
+            lingering_time=LINGER_S,
+            max_headers=100,
+        )
+        self._listener = listener
+        self._begun = b""
+        self._cut_off: asyncio.TimerHandle | None = None
+        self._peer: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._peer = transport
+        self._listener.admit(self)
+        self.begin()
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if len(self._begun) < 16:
+            self._begun += data[:16]
+        super().data_received(data)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._cut_off:
+            self._cut_off.cancel()
+        self._listener.forget(self)
+        super().connection_lost(exc)
+
+    def begin(self) -> None:
+        """A request begins: it and its answer have REQUEST_S from now on."""
+        if self._cut_off:
+            self._cut_off.cancel()
+        self._cut_off = asyncio.get_running_loop().call_later(REQUEST_S, self.abort)
+
+    def abort(self) -> None:
+        if isinstance(self._peer, asyncio.Transport):
+            self._peer.abort()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what could not be read as a request."""
+        if isinstance(exc, LineTooLong):
+            response = self._listener.refuse(
+                431, f"its head is longer than {HEAD_BYTES} bytes: fewer cookies"
+            )
+        else:
+            found = (why for begin, why in _NO_REQUEST if self._begun.startswith(begin))
+            response = self._listener.refuse(400, next(found, _NO_HTTP))
+        response.headers.update({**_HEADERS, "connection": "close"})
+        return response
+
+
+async def _expect_nothing(_: web.Request) -> None:
+    """Answer at once who asks whether to send a body: none is wanted."""
+
+
+def _say(status: int, why: str = "") -> web.Response:
+    text = f"{HTTPStatus(status).phrase}{': ' if why else ''}{why}\n"
+    response = web.Response(status=status, text=text)
+    if status == 401:
+        for scheme in _AUTHENTICATE:
+            response.headers.add("www-authenticate", scheme)
+    if status == 405:
+        response.headers["allow"] = "GET, HEAD, OPTIONS"
+    return response
