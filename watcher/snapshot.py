@@ -35,16 +35,24 @@ class Balance(NamedTuple):
         return cls(total, locked, pending, "0")
 
 
+LOST = -1
+
+
 class Asset(NamedTuple):
     """What an account holds. `id` alone identifies it; symbol and name are carried, never compared.
 
-    `decimals` is None where they are not known: amounts are then in the provider's own unit.
+    `decimals` is None where they are not known: amounts are then in the provider's own unit. In a state they
+    are LOST where the store lost what was noted of them, until an answer says them again.
     """
 
     id: str
     symbol: str | None = None
     name: str | None = None
     decimals: int | None = None
+
+    def shown(self) -> dict[str, str | int | None]:
+        """Give its fields as they are shown: what is lost is not known."""
+        return {**self._asdict(), "decimals": None if self.decimals == LOST else self.decimals}
 
 
 class Row(NamedTuple):

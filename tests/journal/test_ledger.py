@@ -1,10 +1,14 @@
 """What a snapshot does to what is known of an account."""
 
+import json
+from dataclasses import replace
 from random import Random
 
 from tests.support.builders import a_balance, a_row, a_snapshot, a_state
+from watcher.amounts import Conversions
 from watcher.journal.account import AccountState, Advance, Rules, advance
-from watcher.snapshot import Asset, Snapshot
+from watcher.journal.events import Origin, drafts_of, events_of
+from watcher.snapshot import LOST, Asset, Snapshot
 
 RULES = Rules("outside", settle_polls=2)
 
@@ -117,6 +121,29 @@ def test_an_asset_whose_unit_changes_starts_anew_even_if_its_digits_stay() -> No
     result = step(a_state(ETH="10"), Snapshot({"ETH": row}, None, absent_is_zero=True))
     assert result.baselined == {"ETH": "its unit changed"}
     assert result.entry_by_asset["ETH"].asset.decimals == 18
+
+
+def test_decimals_that_the_store_lost_are_those_of_the_next_answer() -> None:
+    before = a_state(ETH="10")
+    entries = {"ETH": before.entry_by_asset["ETH"]._replace(asset=Asset("ETH", decimals=LOST))}
+    lost = replace(before, entry_by_asset=entries)
+    assert not lost.is_at_rest(needs_decimals=False)
+    for total, expected in (("10", []), ("11", [("ETH", "total.increased")])):
+        row = a_row(Asset("ETH", "ETH", decimals=18), total)
+        result = step(lost, Snapshot({"ETH": row}, None, absent_is_zero=True))
+        assert (told(result), result.baselined, result.is_news) == (expected, {}, True)
+        assert result.entry_by_asset["ETH"].asset.decimals == 18
+
+
+def test_an_asset_that_is_gone_before_its_decimals_are_said_again_is_told_without_them() -> None:
+    entry = a_state(ETH="10").entry_by_asset["ETH"]._replace(asset=Asset("ETH", decimals=LOST))
+    lost = replace(a_state(ETH="10", LRC="1"), entry_by_asset={"ETH": entry})
+    first = step(lost, a_snapshot(LRC="1"))
+    second = step(replace(lost, entry_by_asset=first.entry_by_asset), a_snapshot(LRC="1"))
+    (event,) = events_of(
+        drafts_of(second.moved, Conversions()), Origin("a", "p", 0, 0, 0), first_sequence=1, now_ms=1
+    )
+    assert json.loads(event.json)["data"]["asset"]["decimals"] is None
 
 
 def test_another_name_or_symbol_is_no_news() -> None:

@@ -274,7 +274,7 @@ def test_what_is_kept_takes_no_more_memory_than_is_counted(assets: int) -> None:
     accounts = 600 // assets
     provider, account, interest = Loopring(loopring_settings()), loopring_account(), Interest({})
     listed = {str(token): Asset(str(token), f"T{token}", f"Token {token}", 18) for token in range(assets)}
-    names = {asset.id: (asset.symbol, asset.name) for asset in listed.values()}
+    names = {asset.id: asset[1:] for asset in listed.values()}
     states, memos = Within[Kept](1 << 30), Within[Memo](1 << 30)
 
     def live(name: str, number: int) -> None:

@@ -317,8 +317,28 @@ async def test_what_assets_are_called_is_written_again_where_it_was_lost(
             while not await redis_client.exists(key):  # noqa: ASYNC110 - the worker writes
                 await asyncio.sleep(0.01)
             noted = await redis_client.hgetall(key)
-            assert b'["ETH","Ethereum"]' in noted.values()
+            assert b'["ETH","Ethereum",18]' in noted.values()
             await redis_client.delete(key)
+
+
+async def test_a_lost_table_is_neither_a_baseline_nor_an_event_for_those_who_start_without_it(
+    rig: Rig, redis_client: Redis
+) -> None:
+    key = Keys(rig.settings.redis.namespace).names("loopring")
+    async with rig.worker():
+        await baselines(rig)
+        rig.sandbox.world.credit(TREASURY, "ETH", "3")
+        await rig.events(1)
+    await redis_client.delete(key)
+    async with rig.worker():
+        rig.sandbox.world.credit(TREASURY, "LRC", "2")
+        events = await rig.events(2)
+        assert await redis_client.hlen(key) == 3
+    assert [(event["type"], event["data"]["amount"]) for event in events] == [
+        ("total.increased", "3"),
+        ("total.increased", "2"),
+    ]
+    assert [event["data"]["asset"]["decimals"] for event in events] == [18, 18]
 
 
 async def test_a_worker_works_while_its_layout_is_wanted_and_stands_by_while_it_is_not(

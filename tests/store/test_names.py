@@ -11,11 +11,11 @@ from tests.support.builders import a_balance
 from tests.support.servers import EVERY_ENGINE
 from tests.support.stores import PROVIDER
 from watcher.journal.account import AccountState, Entry
-from watcher.snapshot import Asset
+from watcher.snapshot import LOST, Asset
 from watcher.store import state as module
 from watcher.store.keys import Keys
 from watcher.store.pipe import Pipe, Script
-from watcher.store.state import Called, Names, load_state
+from watcher.store.state import UNKNOWN, Called, Names, load_state
 
 pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
 
@@ -73,7 +73,7 @@ def holding(*assets: Asset) -> AccountState:
 async def test_a_state_says_its_numbers_and_the_table_its_names(processes: Iterator[Process]) -> None:
     writer, reader = next(processes), next(processes)
     text = await writer.names.dump(PROVIDER, holding(ETH, LRC))
-    assert await writer.table() == {"0": b'["ETH","Ether"]', "1": b'["LRC",null]'}
+    assert await writer.table() == {"0": b'["ETH","Ether",18]', "1": b'["LRC",null,18]'}
     assert b"ETH" not in text
     assert await reader.names.load(PROVIDER, text) == holding(ETH, LRC)
 
@@ -95,17 +95,17 @@ async def test_what_is_known_is_not_asked_for_again(processes: Iterator[Process]
 async def test_what_was_noted_first_stays(processes: Iterator[Process]) -> None:
     first, second = next(processes), next(processes)
     await first.note(ETH)
-    assert await second.note(WETH) == {"0": ("ETH", "Ether")}
-    assert await first.note(WETH) == {"0": ("ETH", "Ether")}
+    assert await second.note(WETH) == {"0": ("ETH", "Ether", 18)}
+    assert await first.note(WETH) == {"0": ("ETH", "Ether", 18)}
     text = await second.names.dump(PROVIDER, holding(WETH))
-    assert load_state(text, {}) == await next(processes).names.load(PROVIDER, text) == holding(WETH)
+    assert await next(processes).names.load(PROVIDER, text) == holding(WETH)
 
 
 async def test_each_provider_has_names_of_its_own(processes: Iterator[Process]) -> None:
     one = next(processes)
     await one.note(ETH)
-    assert await one.names.note("other", [WETH]) == {"0": ("WETH", "Wrapped")}
-    assert await next(processes).of("0") == {"0": ("ETH", "Ether")}
+    assert await one.names.note("other", [WETH]) == {"0": ("WETH", "Wrapped", 18)}
+    assert await next(processes).of("0") == {"0": ("ETH", "Ether", 18)}
 
 
 async def test_an_asset_without_a_name_keeps_the_place_free(processes: Iterator[Process]) -> None:
@@ -124,8 +124,8 @@ async def test_what_was_not_there_is_asked_for_again_a_minute_later(processes: I
     await other.note(ETH, LRC)
     assert await one.of("0", "1") == {}
     await one.names.keep()
-    assert await one.of("0") == {"0": ("ETH", "Ether")}
-    assert await one.note(WETH, LRC) == {"0": ("ETH", "Ether"), "1": ("LRC", None)}
+    assert await one.of("0") == {"0": ("ETH", "Ether", 18)}
+    assert await one.note(WETH, LRC) == {"0": ("ETH", "Ether", 18), "1": ("LRC", None, 18)}
 
 
 async def test_a_table_that_is_lost_is_written_again(processes: Iterator[Process]) -> None:
@@ -133,10 +133,19 @@ async def test_a_table_that_is_lost_is_written_again(processes: Iterator[Process
     text = await one.names.dump(PROVIDER, holding(ETH, LRC))
     await one.pipe.command("DEL", one.key)
     nameless = await other.names.load(PROVIDER, text)
-    assert nameless == holding(Asset("0", decimals=18), Asset("1", decimals=18))
+    assert nameless == holding(Asset("0", decimals=LOST), Asset("1", decimals=LOST))
     await one.names.keep()
     await other.names.keep()
     assert await other.names.load(PROVIDER, text) == holding(ETH, LRC)
+
+
+async def test_a_row_that_refers_to_what_was_not_there_a_moment_ago_is_read_whole(
+    processes: Iterator[Process],
+) -> None:
+    writer, reader = next(processes), next(processes)
+    assert await reader.of("0") == {}
+    text = await writer.names.dump(PROVIDER, holding(ETH))
+    assert await reader.names.load(PROVIDER, text) == holding(ETH)
 
 
 async def test_names_that_another_process_noted_after_a_loss_are_taken_over(
@@ -158,10 +167,10 @@ async def test_a_table_of_another_type_costs_names_alone_and_is_made_anew(
     text = await one.names.dump(PROVIDER, holding(ETH))
     await one.pipe.command("DEL", one.key)
     await one.pipe.command("LPUSH", one.key, "x")
-    assert await other.names.load(PROVIDER, text) == holding(Asset("0", decimals=18))
+    assert await other.names.load(PROVIDER, text) == holding(Asset("0", decimals=LOST))
     await other.note(LRC)
     await one.names.keep()
-    assert await one.table() == {"0": b'["ETH","Ether"]', "1": b'["LRC",null]'}
+    assert await one.table() == {"0": b'["ETH","Ether",18]', "1": b'["LRC",null,18]'}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +182,9 @@ async def test_a_table_of_another_type_costs_names_alone_and_is_made_anew(
         b"[]",
         b'["ETH"]',
         b'["ETH",1]',
+        b'["ETH","E",79]',
+        b'["ETH","E",18.0]',
+        b'["ETH","E",18,1]',
         b'["ETH","E",""]',
         b"[" * 100_000,
         b'["\\ud800","E"]',
@@ -184,7 +196,7 @@ async def test_a_damaged_name_is_none_and_rows_have_their_own(
 ) -> None:
     one, other = next(processes), next(processes)
     await one.pipe.command("HSET", one.key, "0", damage)
-    assert await one.note(ETH, LRC) == await other.of("0", "1") == {"0": (None, None), "1": ("LRC", None)}
+    assert await one.note(ETH, LRC) == await other.of("0", "1") == {"0": UNKNOWN, "1": ("LRC", None, 18)}
     text = await one.names.dump(PROVIDER, holding(ETH))
     assert await other.names.load(PROVIDER, text) == load_state(text, {}) == holding(ETH)
 
@@ -195,7 +207,7 @@ async def test_a_full_table_takes_no_more_and_rows_have_their_own(
     monkeypatch.setattr(module, "MOST_NAMES", 1)
     one = next(processes)
     text = await one.names.dump(PROVIDER, holding(ETH, LRC))
-    assert await one.table() == {"0": b'["ETH","Ether"]'}
+    assert await one.table() == {"0": b'["ETH","Ether",18]'}
     for _ in range(3):
         assert await one.names.dump(PROVIDER, holding(ETH, LRC)) == text
     assert one.pipe.sent == 2
@@ -211,7 +223,7 @@ async def test_more_names_than_one_command_takes(processes: Iterator[Process]) -
     one, other = next(processes), next(processes)
     assets = [Asset(str(n), f"T{n}", f"Token\n{n}") for n in range(1100)]
     await one.note(*assets)
-    assert await other.of(*(asset.id for asset in assets)) == {asset.id: asset[1:3] for asset in assets}
+    assert await other.of(*(asset.id for asset in assets)) == {asset.id: asset[1:] for asset in assets}
     await one.pipe.command("DEL", one.key)
     await other.names.keep()
     assert len(await one.table()) == 1100
@@ -222,5 +234,5 @@ async def test_names_that_changed_are_noted_in_the_state_alone(processes: Iterat
     state = holding(ETH)
     renamed = replace(state, entry_by_asset={"0": state.entry_by_asset["0"]._replace(asset=WETH)})
     await one.names.dump(PROVIDER, state)
-    assert load_state(await one.names.dump(PROVIDER, renamed), {}) == renamed
-    assert await one.table() == {"0": b'["ETH","Ether"]'}
+    assert await one.names.load(PROVIDER, await one.names.dump(PROVIDER, renamed)) == renamed
+    assert await one.table() == {"0": b'["ETH","Ether",18]'}

@@ -18,9 +18,9 @@ from tests.support.some_states import anything, named_states, paths, states
 from tests.support.stores import a_store
 from watcher.amounts import MAX_INTEGER
 from watcher.journal.account import AccountState, Entry
-from watcher.snapshot import Asset, Balance
+from watcher.snapshot import LOST, Asset, Balance
 from watcher.store.keys import stamp_of
-from watcher.store.state import UNNAMED, BadState, Called, dump_state, load_state
+from watcher.store.state import BadState, Called, dump_body, dump_state, load_state
 
 VERSION = "0123456789abcdef"
 HEAD = b"0123456789abcdef 00000000001000 1\n"
@@ -34,7 +34,7 @@ def of_asset(**fields: Any) -> AccountState:
     return AccountState("here", None, {"ETH": entry}, version=VERSION, sequence=1, polled_at_ms=1000)
 
 
-ETHER: Table = {"ETH": ("ETH", "Ether")}
+ETHER: Table = {"ETH": ("ETH", "Ether", 18)}
 
 
 def written(source: Any = "here", rows: Any = None, *rest: Any, head: bytes = HEAD) -> bytes:
@@ -50,18 +50,17 @@ def row_of(state: AccountState, names: Table = ETHER) -> Any:
 def as_called(state: AccountState, names: Table) -> AccountState:
     """The state with the names of a table, where an asset has none of its own."""
     entries = {
-        asset_id: entry._replace(asset=Asset(asset_id, *names[asset_id], entry.asset.decimals))
-        if entry.asset[1:3] == UNNAMED and asset_id in names
+        asset_id: entry._replace(asset=Asset(asset_id, *names[asset_id][:2], entry.asset.decimals))
+        if entry.asset[1:3] == (None, None) and asset_id in names
         else entry
         for asset_id, entry in state.entry_by_asset.items()
     }
     return replace(state, entry_by_asset=entries)
 
 
-def nameless(state: AccountState) -> AccountState:
+def amounts_of(state: AccountState) -> AccountState:
     entries = {
-        asset_id: entry._replace(asset=Asset(asset_id, decimals=entry.asset.decimals))
-        for asset_id, entry in state.entry_by_asset.items()
+        asset_id: entry._replace(asset=Asset(asset_id)) for asset_id, entry in state.entry_by_asset.items()
     }
     return replace(state, entry_by_asset=entries)
 
@@ -84,10 +83,15 @@ def test_a_state_is_read_back_as_it_was_written(drawn: tuple[AccountState, Table
 
 @tried(40)
 @given(named_states(), st.booleans())
-def test_lost_names_cost_nothing_but_names(drawn: tuple[AccountState, Table], is_lost: bool) -> None:
+def test_a_lost_table_costs_names_and_decimals_but_no_amount(
+    drawn: tuple[AccountState, Table], is_lost: bool
+) -> None:
     state, names = drawn
-    text = dump_state(state, names)
-    assert nameless(load_state(text, {} if is_lost else names)) == nameless(state)
+    read = load_state(dump_state(state, names), {} if is_lost else names)
+    assert amounts_of(read) == amounts_of(state)
+    for asset_id, entry in state.entry_by_asset.items():
+        decimals = read.entry_by_asset[asset_id].asset.decimals
+        assert decimals in ((entry.asset.decimals, LOST) if is_lost else (entry.asset.decimals,))
 
 
 @tried(40)
@@ -131,15 +135,15 @@ def test_a_quiet_account_takes_a_line_and_a_short_object() -> None:
 @pytest.mark.parametrize(
     ("balance", "row"),
     [
-        (a_balance("0"), "18"),
-        (a_balance("-0.5"), "18 -0.5"),
-        (a_balance("1", "0.5"), "18 1 0.5"),
-        (a_balance("0", "0.5"), "18 0 0.5"),
-        (a_balance("1", "0", "2"), "18 1 0 2"),
-        (a_balance("1", "0", "0", "2"), "18 1 0 0 2"),
-        (a_balance("1", "0", None, "0"), "18 1 0 -"),
-        (a_balance("1", "0", "0", None), "18 1 0 0 -"),
-        (a_balance("1", "0", None, None), "18 1 0 - -"),
+        (a_balance("0"), "="),
+        (a_balance("-0.5"), "=-0.5"),
+        (a_balance("1", "0.5"), "=1 0.5"),
+        (a_balance("0", "0.5"), "=0 0.5"),
+        (a_balance("1", "0", "2"), "=1 0 2"),
+        (a_balance("1", "0", "0", "2"), "=1 0 0 2"),
+        (a_balance("1", "0", None, "0"), "=1 0 -"),
+        (a_balance("1", "0", "0", None), "=1 0 0 -"),
+        (a_balance("1", "0", None, None), "=1 0 - -"),
     ],
 )
 def test_zeros_at_the_end_are_cut_off_and_null_is_not_zero(balance: Balance, row: str) -> None:
@@ -162,7 +166,7 @@ def test_what_is_pending_confirmation_and_suspect_is_kept_to_the_digit() -> None
         confirmation_polls=2,
         suspect=a_balance("0"),
     )
-    assert row_of(state) == [f"18 -{huge} 0 - -0.5", 2, f"{huge} 1 -", "0"]
+    assert row_of(state) == [f"=-{huge} 0 - -0.5", 2, f"{huge} 1 -", "0"]
     assert load_state(dump_state(state, ETHER), ETHER) == state
 
 
@@ -174,7 +178,8 @@ def test_a_state_is_the_same_bytes_in_every_process() -> None:
 
 def test_an_asset_that_is_called_otherwise_says_so_itself() -> None:
     state = of_asset()
-    for names in ({}, {"ETH": ("ETH", None)}, {"ETH": ("WETH", "Ether")}):
+    tables: list[Table] = [{}, {"ETH": ("ETH", None, 6)}, {"ETH": ("WETH", "Ether", None)}]
+    for names in tables:
         assert row_of(state, names) == {"is": "18 1", "symbol": "ETH", "name": "Ether"}
         assert load_state(dump_state(state, names), {}) == state
     pending = of_asset(confirmation_polls=1)
@@ -183,8 +188,23 @@ def test_an_asset_that_is_called_otherwise_says_so_itself() -> None:
 
 def test_an_asset_without_a_name_is_called_as_the_table_says_once_it_does() -> None:
     state = of_asset(asset=Asset("ETH", decimals=18))
-    assert row_of(state, ETHER) == row_of(state, {}) == "18 1"
+    assert (row_of(state, ETHER), row_of(state, {})) == ("=1", "18 1")
     assert load_state(dump_state(state, {}), ETHER).entry_by_asset["ETH"].asset.name == "Ether"
+
+
+def test_an_asset_that_changed_its_unit_says_its_decimals_itself() -> None:
+    state = of_asset(asset=Asset("ETH", "ETH", "Ether", 6))
+    assert row_of(state) == "6 1"
+    assert load_state(dump_state(state, ETHER), ETHER) == state
+
+
+def test_decimals_that_are_lost_stay_so_until_they_are_said_again() -> None:
+    text = dump_state(of_asset(), ETHER)
+    lost = load_state(text, {})
+    assert lost.entry_by_asset["ETH"].asset == Asset("ETH", decimals=LOST)
+    assert load_state(dump_state(lost, {}), ETHER) == of_asset()
+    assert lost.entry_by_asset["ETH"].asset.shown()["decimals"] is None
+    assert json.loads(dump_body(lost, {}))["assets"]["ETH"][6] is None
 
 
 @pytest.mark.parametrize(
@@ -319,6 +339,7 @@ ROWS = [
         "+1 1",
     ),
     *("-1 1", "\uff11\uff18 1", "1_0 1", "x 1", "18 x", "18 -", "18 1 -", "18 1 - 0", "18 1 2 3 4 5"),
+    *("=0", "= 1", "=1 ", "=18 0", "=1 0", "==1", "=-", "=1.50", "=-0", "=1 2 3 4 5", " =1"),
     *("18 1 2 3 0", "18 0", "18 1 0", "0 0", "18 1.50", "18 01", "18 -0", "18 +1", "18 1e3", "18 .5"),
     *(f"18 {MAX_INTEGER + 1}", f"18 1.{'1' * 79}", "18 \ud800"),
     *(["18 1"], ["18 1", 1], ["18 1", 1, "1"], ["18 1", 0, "1", None], ["18 1", -1, "1", None]),
@@ -389,7 +410,7 @@ async def test_an_account_of_ten_assets_takes_700_bytes_at_most(redis_client: Re
         entry_by_asset={asset.id: Entry(asset, balance, balance) for asset in assets},
         sequence=1_795_175_125_000,
     )
-    text = dump_state(state, {asset.id: asset[1:3] for asset in assets})
+    text = dump_state(state, {asset.id: asset[1:] for asset in assets})
     schedule, accounts = f"{namespace}:{{0}}:schedule", [f"account-{n}" for n in range(100)]
     states = [f"{namespace}:{{0}}:account:{account}" for account in accounts]
     for account, key in zip(accounts, states, strict=True):

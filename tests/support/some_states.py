@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from watcher.amounts import MAX_FRACTION_DIGITS, MAX_INTEGER, to_text
 from watcher.journal.account import AccountState, Emptiness, Entry
 from watcher.snapshot import Asset, Balance
+from watcher.store.state import Called
 
 LARGEST = (MAX_INTEGER + 1) * 10**MAX_FRACTION_DIGITS - 1
 
@@ -16,7 +17,9 @@ words = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.samp
     ["0", "-", "is", "a b", 'a"b', "a\nb", "a\\b", "\x00", "ß€😀"]
 )
 counts = st.integers(0, 10**14 - 1)
-called = st.tuples(st.none() | words, st.none() | words)
+decimals = st.none() | st.integers(0, MAX_FRACTION_DIGITS)
+named = st.tuples(st.none() | words, st.none() | words)
+called = st.tuples(st.none() | words, st.none() | words, decimals)
 
 anything: st.SearchStrategy[object] = st.recursive(
     st.none()
@@ -41,8 +44,7 @@ def balances(amount: st.SearchStrategy[str]) -> st.SearchStrategy[Balance]:
 @st.composite
 def entries(draw: st.DrawFn) -> Entry:
     """An asset at rest, or one of which something is pending confirmation, suspect or both."""
-    decimals = st.none() | st.integers(0, MAX_FRACTION_DIGITS)
-    asset = Asset("", *draw(called), draw(decimals))
+    asset = Asset("", *draw(named), draw(decimals))
     published = draw(balances(signed))
     confirmation_polls = draw(st.integers(0, 3))
     suspect = draw(st.none() | balances(signed))
@@ -73,12 +75,12 @@ def states(draw: st.DrawFn) -> AccountState:
 
 
 @st.composite
-def named_states(draw: st.DrawFn) -> tuple[AccountState, Mapping[str, tuple[str | None, str | None]]]:
+def named_states(draw: st.DrawFn) -> tuple[AccountState, Mapping[str, Called]]:
     """A state, and a table that calls its assets the same, otherwise, or nothing."""
     state = draw(states())
     names = draw(st.dictionaries(words, called, max_size=2))
     for asset_id, entry in state.entry_by_asset.items():
-        said = draw(st.none() | st.just(entry.asset[1:3]) | called)
+        said = draw(st.none() | st.just(entry.asset[1:]) | called)
         if said is not None:
             names[asset_id] = said
     return state, names

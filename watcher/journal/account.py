@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from watcher.amounts import Conversions, to_atoms
 from watcher.journal.explain import Change, Withdrawals, explain, in_atoms, in_text
-from watcher.snapshot import Asset, Balance, Row, Snapshot
+from watcher.snapshot import LOST, Asset, Balance, Row, Snapshot
 
 
 def why_suspect(
@@ -146,7 +146,10 @@ class AccountState:
         """Say whether the same answer again would change nothing. `needs_decimals`: not so where they are not
         known yet."""
         return not (self.emptiness or self.stale_since_ms) and not any(
-            entry.confirmation_polls or entry.suspect or (needs_decimals and entry.asset.decimals is None)
+            entry.confirmation_polls
+            or entry.suspect
+            or entry.asset.decimals == LOST
+            or (needs_decimals and entry.asset.decimals is None)
             for entry in self.entry_by_asset.values()
         )
 
@@ -257,6 +260,8 @@ def _suspecting_absence(entry: Entry) -> Entry:
 
 def _follow(entry: Entry, row: Row | None, snapshot: Snapshot, rules: Rules, result: Advance) -> None:
     """Take in what a snapshot says, or does not say, of an asset that has an entry."""
+    if row and entry.asset.decimals == LOST:
+        entry, result.is_news = entry._replace(asset=row.asset), True
     is_open = entry.confirmation_polls or entry.suspect
     if row is None and not snapshot.absent_is_zero:
         result.entry_by_asset[entry.asset.id] = entry  # absent means unknown

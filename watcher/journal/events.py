@@ -116,7 +116,7 @@ def events_of(
         event_id = "evt_" + base64.b32encode(digest[:15]).decode().lower()
         data = {
             "account": account,
-            "asset": asset and asset._asdict(),
+            "asset": asset and asset.shown(),
             "sequence": sequence,
             "amount": amount,
             **says,

@@ -35,7 +35,7 @@ def baseline(entry_by_asset: Mapping[str, Entry], conversions: Conversions) -> I
     ]
     for number, part in enumerate(parts, 1):
         balances = [
-            {"asset": entry.asset._asdict(), **amounts_of(entry.published, conversions)} for entry in part
+            {"asset": entry.asset.shown(), **amounts_of(entry.published, conversions)} for entry in part
         ]
         says = {"effect": _NO_EFFECT, "balances": balances, "part": number, "parts": len(parts)}
         # What it says is part of what it is: after a loss of the state there may be another first one.

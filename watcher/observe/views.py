@@ -281,7 +281,7 @@ def balance_line(entry: Entry) -> Line:
     conversions = Conversions()
     pending = in_atoms(entry.seen, conversions.atoms) - in_atoms(entry.published, conversions.atoms)
     return {
-        "asset": entry.asset._asdict(),
+        "asset": entry.asset.shown(),
         **amounts_of(entry.seen, conversions),
         "pending_confirmation": in_text(pending, entry.seen)._asdict() if any(pending) else None,
         "confirmation_polls": entry.confirmation_polls,

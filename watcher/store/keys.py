@@ -96,7 +96,7 @@ class Keys:
         return self._tagged(shard, "removed")
 
     def names(self, provider: str) -> str:
-        """HASH, permanent: asset -> JSON [symbol, name], as they were first seen. By note_names."""
+        """HASH, permanent: asset -> JSON [symbol, name, decimals], as they were first seen. By note_names."""
         return f"{self.namespace}:names:{provider}"
 
     def state(self, account: str) -> str:

@@ -8,9 +8,10 @@ Compact on purpose: it is most of what an account costs. A state is one line of 
 Where the provider says heights, the last one stands behind the time, in 20 digits: `touch` writes both.
 `emptiness` is `[since_ms, repeats]`, or `[]`. The usual null, 0, [], [] at the end is not written.
 
-A row is `decimals total locked pending_deposit pending_withdrawal`, `-` for null, without the ` 0` at its
-end. While something is pending confirmation or suspect it is `[row, confirmation_polls, seen, suspect]`. What
-an asset is called lies once per provider in a table (`Names`); a row that is called otherwise is wrapped as
+A row is `=total locked pending_deposit pending_withdrawal`, `-` for null, without the ` 0` at its end. While
+something is pending confirmation or suspect it is `[row, confirmation_polls, seen, suspect]`. What an asset
+is called, and its decimals, lie once per provider in a table (`Names`). A row of other decimals, as of an
+asset that changed its unit, says them itself: `decimals total …`; one that is called otherwise is wrapped as
 `{"is": row, "symbol": …, "name": …}`. Anything odd is a BadState.
 """
 
@@ -26,7 +27,7 @@ import orjson
 
 from watcher.amounts import MAX_FRACTION_DIGITS, NotAnAmount, check_canonical
 from watcher.journal.account import AccountState, Emptiness, Entry
-from watcher.snapshot import Asset, Balance
+from watcher.snapshot import LOST, Asset, Balance
 from watcher.store.errors import DamagedKey
 from watcher.store.keys import Keys, check_count, read_count, stamp_of
 from watcher.store.pipe import Pipe, in_parts, load_script
@@ -36,10 +37,11 @@ T = TypeVar("T")
 SCHEMA = 1
 """Of the body of layout 1."""
 
-Called = tuple[str | None, str | None]
-"""The symbol and the name of an asset."""
+Called = tuple[str | None, str | None, int | None]
+"""The symbol and the name of an asset, and its decimals."""
 
-UNNAMED: Called = (None, None)
+UNKNOWN: Called = (None, None, LOST)
+_UNNAMED = (None, None)
 
 STATE_BYTES = 3_000_000
 """Of memory, for the states that are kept: those of a thousand accounts with ten assets."""
@@ -141,11 +143,15 @@ def dump_state(state: AccountState, names: Mapping[str, Called]) -> bytes:
     row_by_asset: dict[str, Any] = {}
     for asset_id, (asset, published, seen, confirmation_polls, suspect) in state.entry_by_asset.items():
         _, symbol, name, decimals = asset
-        scale, amounts = "-" if decimals is None else str(decimals), _amounts(published)
-        row: Any = scale if amounts == "0" else f"{scale} {amounts}"
+        called, amounts = names.get(asset_id, UNKNOWN), _amounts(published)
+        if decimals == called[2] or decimals == LOST:
+            row: Any = "=" if amounts == "0" else f"={amounts}"
+        else:
+            scale = "-" if decimals is None else str(decimals)
+            row = scale if amounts == "0" else f"{scale} {amounts}"
         if confirmation_polls or suspect:
             row = [row, confirmation_polls, _amounts(seen), suspect and _amounts(suspect)]
-        if (symbol, name) != names.get(asset_id) and (symbol, name) != UNNAMED:
+        if (symbol, name) != called[:2] and (symbol, name) != _UNNAMED:
             row = {"is": row, "symbol": symbol, "name": name}
         row_by_asset[asset_id] = row
     crossed, emptiness = sorted(state.crossed), [*(state.emptiness or ())]
@@ -156,7 +162,8 @@ def dump_state(state: AccountState, names: Mapping[str, Called]) -> bytes:
 
 
 def load_state(text: bytes, names: Mapping[str, Called]) -> AccountState:
-    """Read a state. An asset of which no name is known has none. Raises BadState."""
+    """Read a state. An asset of which no name is known has none, and its decimals are LOST if it does not say
+    them itself. Raises BadState."""
     try:
         head = _HEAD.match(text)
         if not head:
@@ -183,10 +190,11 @@ def load_state(text: bytes, names: Mapping[str, Called]) -> AccountState:
 
 
 class Names:
-    """What assets are called: a table per provider, and what this process has read of it.
+    """What assets are called, and their decimals: a table per provider, and what this process has read of it.
 
     What was noted first stays: a state relies on it. A name that got lost shows as None and costs nothing
-    else, because names are carried and never compared. Methods raise StoreError.
+    else, because names are carried and never compared; decimals that got lost are those of the next answer.
+    Methods raise StoreError.
     """
 
     def __init__(self, pipe: Pipe, keys: Keys) -> None:
@@ -198,8 +206,13 @@ class Names:
     async def load(self, provider: str, text: bytes) -> AccountState:
         """Read a state, with the names that it refers to. Raises BadState."""
         state = load_state(text, self._called_by_asset[provider])
-        if self._unread(provider, state.entry_by_asset):
-            state = load_state(text, await self.of(provider, state.entry_by_asset))
+        entries = state.entry_by_asset
+        # Another process may have noted what was not there a moment ago, and written rows that refer to it.
+        self._absent.difference_update(
+            (provider, name) for name, entry in entries.items() if entry.asset.decimals == LOST
+        )
+        if self._unread(provider, entries):
+            state = load_state(text, await self.of(provider, entries))
         return state
 
     async def dump(self, provider: str, state: AccountState) -> bytes:
@@ -225,9 +238,9 @@ class Names:
         """Note what assets are called of which that is not known; returns all that this process knows."""
         called_by_asset = self._called_by_asset[provider]
         new = {
-            asset.id: (asset.symbol, asset.name)
+            asset.id: asset[1:]
             for asset in assets
-            if asset.id not in called_by_asset and (asset.symbol, asset.name) != UNNAMED
+            if asset.id not in called_by_asset and asset.decimals != LOST and asset[1:3] != _UNNAMED
         }
         await self._write(provider, new)
         return called_by_asset
@@ -236,7 +249,7 @@ class Names:
         """Write down again what the server has lost, and ask again for what was not there. Once a minute."""
         self._absent.clear()
         for provider, called_by_asset in [*self._called_by_asset.items()]:
-            named = {asset_id: called for asset_id, called in called_by_asset.items() if called != UNNAMED}
+            named = {asset_id: called for asset_id, called in called_by_asset.items() if called != UNKNOWN}
             for asset_id in called_by_asset.keys() - named.keys():
                 del called_by_asset[asset_id]
             await self._write(provider, named)
@@ -263,18 +276,23 @@ def _amounts(balance: Balance) -> str:
 
 
 def _read_entry(asset_id: str, row: Any, names: Mapping[str, Called]) -> Entry:
+    symbol, name, decimals = names.get(asset_id, UNKNOWN)
     if type(row) is dict:
         if row.keys() != _WRAPPED:
             raise ValueError("not a row with names of its own")
         symbol, name = _maybe_text(row["symbol"]), _maybe_text(row["name"])
         row = row["is"]
-    else:
-        symbol, name = names.get(asset_id, UNNAMED)
     rest = None
     if type(row) is list:
         row, *rest = row
-    decimals, *amounts = _words(row)
-    asset, published = Asset(asset_id, symbol, name, _DECIMALS[decimals]), _read_balance(amounts)
+    scale, *amounts = _words(row)
+    if scale[:1] == "=":
+        amounts = [scale[1:], *amounts] if row != "=" else amounts
+        if amounts == ["0"]:
+            raise ValueError("a zero that is not written")
+    else:
+        decimals = _DECIMALS[scale]
+    asset, published = Asset(asset_id, symbol, name, decimals), _read_balance(amounts)
     if rest is None:
         return Entry(asset, published, published)
     confirmation_polls, seen, suspect = rest
@@ -312,12 +330,15 @@ def _read_balance(amounts: list[str]) -> Balance:
 
 
 def _read_called(text: bytes | None) -> Called:
-    """Read a name as it is noted; what is damaged, or found no place, is none."""
+    """Read what is noted of an asset; what is damaged, or found no place, is unknown."""
     try:
-        symbol, name = _list(json.loads(text or b""))
-        return _maybe_text(symbol), _maybe_text(name)
+        symbol, name, *rest = _list(json.loads(text or b""))
+        (decimals,) = rest or (LOST,)
+        if decimals not in (None, LOST):
+            decimals = _DECIMALS[str(check_count(decimals))]
+        return _maybe_text(symbol), _maybe_text(name), decimals
     except _UNREADABLE:
-        return UNNAMED
+        return UNKNOWN
 
 
 # Layout 1, which is read and written where a store is moved.
@@ -329,7 +350,8 @@ def dump_body(state: AccountState, previous_by_subscription: Mapping[str, int]) 
     row_by_asset = {}
     for asset_id, entry in state.entry_by_asset.items():
         asset = entry.asset
-        row: list[Any] = [*entry.published, asset.symbol, asset.name, asset.decimals]
+        _, symbol, name, decimals = asset.shown().values()
+        row: list[Any] = [*entry.published, symbol, name, decimals]
         row_by_asset[asset_id] = row
         if entry.confirmation_polls or entry.suspect:
             row += [entry.confirmation_polls, [*entry.seen], entry.suspect and [*entry.suspect]]

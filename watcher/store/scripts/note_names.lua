@@ -1,6 +1,6 @@
 -- Note what assets are called, where that is not noted yet. What was noted first stays: states rely on it.
--- KEYS    1 names (asset -> JSON [symbol, name])
--- ARGV    1 most names in the table   2.. for each asset: its id, JSON [symbol, name]
+-- KEYS    1 names (asset -> JSON [symbol, name, decimals])
+-- ARGV    1 most names in the table   2.. for each asset: its id, JSON [symbol, name, decimals]
 -- returns for each asset what is noted now (nil: the table is full)
 local names = KEYS[1]
 local most = tonumber(ARGV[1])
