@@ -56,6 +56,8 @@ class Poller:
     """A poller that notes when each account was polled. A poll is two requests."""
 
     most_requests = 2
+    needed_per_second = 0.0
+    probe_account = ""
     lease_ms = MINUTE_MS
 
     def __init__(self, spacing_s: float) -> None:
@@ -95,7 +97,13 @@ class Bench:
             cast(Any, self.poller), self.polls, self.health, self.stopped, self.neighbours, self.stack
         )
         self.names = [ACCOUNT, *NEIGHBOURS]
-        self.of_provider.follow({name: an_account(name) for name in self.names}, set(range(16)))
+        self.follow(*map(an_account, self.names))
+
+    def follow(self, *accounts: AccountSettings) -> None:
+        """Poll these accounts, and no others, from now on."""
+        by_name = {account.name: account for account in accounts}
+        for name in {**self.of_provider.accounts, **by_name}:
+            self.of_provider.follow(name, by_name.get(name))
 
     async def begin(self, count: int) -> Sequence[Coroutine[Any, Any, bool]]:
         return await self.of_provider.begin([Lease(name, 0) for name in self.names[:count]])
@@ -144,7 +152,7 @@ async def test_a_reload_counts_for_what_waits_for_its_turn(bench: Bench) -> None
     await asyncio.sleep(0)
     first, gone, *others = bench.names[:4]
     changed = an_account(others[0], interval=seconds(300)[0])
-    bench.of_provider.follow({first: an_account(first), changed.name: changed}, set(range(16)))
+    bench.follow(an_account(first), changed)
     await asyncio.gather(*begun)
     assert gone not in bench.poller.polled_at
     assert gone in bench.polls.given_back
@@ -286,7 +294,7 @@ async def test_while_turns_are_scarce_none_is_claimed_that_has_waited_for_less(b
 async def test_an_account_that_was_left_to_others_is_claimed_again_after_a_reload(bench: Bench) -> None:
     bench.neighbours.left = frozenset((ACCOUNT,))
     await asyncio.gather(*await bench.begin(1))
-    bench.of_provider.follow({ACCOUNT: an_account(ACCOUNT)}, {SHARD})
+    bench.of_provider.reconsider()
     await bench.store.due(bench.store.keys.polls(SHARD, PROVIDER), **{ACCOUNT: -1000})
     claimed = await bench.of_provider.claim(Claim(SHARD, 10))
     assert [lease.member for lease in claimed.leases] == [ACCOUNT]
@@ -369,7 +377,7 @@ async def test_leases_are_given_back_once_redis_is_there_again(
 
 async def test_a_schedule_that_is_gone_is_noticed_where_there_ought_to_be_one(bench: Bench) -> None:
     empty = next(shard for shard in range(SHARDS) if shard != SHARD)
-    bench.of_provider.follow({ACCOUNT: an_account(ACCOUNT)}, {SHARD})
+    bench.follow(an_account(ACCOUNT))
     await bench.of_provider.claim(Claim(empty, 10))
     assert not bench.of_provider.has_lost
     await bench.of_provider.claim(Claim(SHARD, 10))

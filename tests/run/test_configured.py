@@ -3,10 +3,13 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
@@ -28,8 +31,9 @@ from watcher.engine.dispatch import Claim, Key
 from watcher.engine.loop import Neighbours
 from watcher.observe.counters import Counters
 from watcher.polling.poll import Poller
+from watcher.polling.work import ProviderPolls
 from watcher.providers.contract import Rejected
-from watcher.run.configured import Configured
+from watcher.run.configured import Configured, Difference, Resting
 from watcher.run.upkeep import Upkeep
 from watcher.settings import AccountSettings, EgressSettings, RedisSettings, Settings
 from watcher.store.exceptions import StoreUnreachable
@@ -193,6 +197,118 @@ async def test_another_egress_policy_holds_for_every_subscription(bench: Bench) 
     target = bench.configured.targets[OPS]
     await bench.follow(before.model_copy(update={"egress": EgressSettings(allow_http=True)}))
     assert bench.configured.targets[OPS] is not target
+
+
+async def test_a_change_touches_nothing_but_what_changed(bench: Bench) -> None:
+    """No connection is opened anew, what is known of other accounts stays known, the same account probes."""
+    await bench.follow(some(an_account("b"), an_account("c"), subscriptions=(OPS, "old")))
+    configured, polls = bench.configured, bench.configured.poll_work.by_provider["loopring"]
+    poller, target, kept = polls.poller, bench.configured.targets[OPS], polls.accounts["b"]
+    await configured.change(
+        Difference({"a": an_account("a"), "c": None}, {"more": a_subscription("more"), "old": None})
+    )
+    assert bench.poller() is poller
+    assert [*polls.accounts] == ["b", "a"]
+    assert polls.accounts["b"] is kept
+    assert poller.probe_account == "a"
+    assert poller.needed_per_second == pytest.approx(2 / 60)
+    assert configured.targets[OPS] is target
+    assert [*configured.targets] == [OPS, "more"] == [*configured.interest.listeners("a")]
+    assert [*configured.settings.account_by_name] == ["b", "a"]
+    assert [*configured.settings.subscription_by_name] == [OPS, "more"]
+
+
+@given(
+    st.lists(st.dictionaries(st.sampled_from("abcd"), st.none() | st.integers(1, 3), max_size=3), max_size=5)
+)
+def test_what_a_provider_must_bear_is_the_same_after_changes_as_after_a_start(changes: list[Any]) -> None:
+    def a_poller() -> Any:
+        cost = lambda account: int(account.interval.total_seconds()) % 3 + 1  # noqa: E731
+        settings = SimpleNamespace(name="loopring")
+        return SimpleNamespace(
+            settings=settings, cost=cost, needed_per_second=0.0, most_requests=1, probe_account=""
+        )
+
+    def some_polls() -> ProviderPolls:
+        none: Any = None
+        return ProviderPolls(a_poller(), none, none, none, none, AsyncExitStack())
+
+    async def follow(polls: ProviderPolls, change: dict[str, Any]) -> None:
+        for name, interval_s in change.items():
+            polls.follow(name, interval_s and an_account(name, interval_s))
+        await polls.choose_probe()
+
+    def borne(polls: ProviderPolls) -> tuple[Any, ...]:
+        poller = polls.poller
+        return poller.most_requests, poller.probe_account, pytest.approx(poller.needed_per_second)
+
+    async def both() -> None:
+        polls, left = some_polls(), dict[str, Any]()
+        for change in changes:
+            await follow(polls, change)
+            left |= change
+            anew = some_polls()
+            await follow(anew, {name: interval_s for name, interval_s in left.items() if interval_s})
+            assert borne(polls) == borne(anew)
+            assert {*polls.accounts} == {*anew.accounts}
+
+    asyncio.run(both())
+
+
+async def test_events_of_an_unverified_subscription_wait(bench: Bench) -> None:
+    unverified = set[str]()
+    bench.configured.resting = Resting(unverified)
+    await bench.follow(some(subscriptions=(OPS,)))
+    unverified.add("new")
+    await bench.configured.change(Difference({}, {"new": a_subscription("new")}))
+    assert bench.configured.interest.listeners("treasury") == (OPS, "new"), "its events are queued"
+    assert [*bench.configured.targets] == [OPS]
+    unverified.clear()
+    await bench.configured.change(Difference({}, {"new": a_subscription("new")}))
+    assert [*bench.configured.targets] == [OPS, "new"]
+    assert bench.woken("new") == SHARDS, "at once: the index may not name it for a while"
+
+
+async def test_a_new_subscription_is_not_claimed_for_before_anything_is_due(bench: Bench) -> None:
+    """Else 10,000 that are added together would make 160,000 claims."""
+    await bench.follow(some(subscriptions=(OPS,)))
+    await bench.configured.change(Difference({}, {"new": a_subscription("new")}))
+    assert bench.woken("new") == 0
+
+
+async def test_of_a_record_that_cannot_be_opened_events_are_queued_for_other_workers(bench: Bench) -> None:
+    await bench.follow(some(subscriptions=(OPS,)))
+    locked = a_subscription("locked", accounts=("a",))
+    wishes: Any = SimpleNamespace(
+        name="locked", events=(), **locked.model_dump(include={"accounts", "assets"})
+    )
+    wishes.thresholds = ()
+    await bench.configured.change(Difference({}, {"locked": wishes}))
+    assert bench.configured.interest.listeners("a") == (OPS, "locked")
+    assert [*bench.configured.targets] == [*bench.configured.settings.subscription_by_name] == [OPS]
+
+
+async def test_a_changed_url_cuts_off_attempts_at_the_old_one_and_is_to_be_made_due(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_off: list[Key] = []
+    monkeypatch.setattr(bench.configured.loop, "cut_off", lambda key, _: cut_off.append(key))
+    unverified = set[str]()
+    bench.configured.resting = Resting(unverified)
+    await bench.follow(some(subscriptions=(OPS,)))
+    await bench.configured.change(
+        Difference({}, {"new": a_subscription("new"), "same": a_subscription("same")})
+    )
+    elsewhere = a_subscription("new", url="https://elsewhere.example.com/in")
+    unverified.add("new")
+    changed = a_subscription("same", max_in_flight=3)
+    await bench.configured.change(Difference({}, {"new": elsewhere, "same": changed}))
+    assert cut_off == [Key("delivery", "new")]
+    assert not bench.configured.moved, "not before it is verified"
+    unverified.clear()
+    await bench.configured.change(Difference({}, {"new": elsewhere}))
+    assert bench.configured.moved == {"new"}
+    assert bench.configured.targets["new"].settings is elsewhere
 
 
 async def test_a_request_for_the_list_of_assets_takes_a_turn_of_its_provider(bench: Bench) -> None:

@@ -266,10 +266,12 @@ class Loop:
         for task in self._tasks[key]:
             asyncio.get_running_loop().call_later(after_s, task.cancel)
 
-    def forget(self, key: Key) -> None:
-        """Forget a key that is no longer configured; while it is in hand, nothing: call it again later."""
-        if self.dispatch.forget(key):
+    def forget(self, key: Key) -> bool:
+        """Forget a key that is no longer configured; False, and nothing, while it is in hand: call it again
+        later."""
+        if is_over := self.dispatch.forget(key):
             self._tasks.pop(key, None)
+        return is_over
 
     @property
     def in_flight(self) -> int:

@@ -5,7 +5,7 @@ Pure. Refuses to know what an event says beyond its account, type and asset.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from fnmatch import translate
 from functools import lru_cache
 from typing import Protocol
@@ -76,6 +76,10 @@ class Interest:
         self._lengths = sorted({len(beginning) for beginning in self._by_beginning})
         self._cached: dict[str, tuple[str, ...]] = {}
         self.version += 1
+
+    @property
+    def names(self) -> Set[str]:
+        return self._wish_by_name.keys()
 
     def listeners(self, account: str) -> tuple[str, ...]:
         """Name the subscriptions that want events of an account at all."""

@@ -3,15 +3,17 @@
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from datetime import timedelta
 from itertools import islice
 from typing import Any, NamedTuple
 
 from watcher.engine.dispatch import Claim, Room
 from watcher.engine.loop import Claimed, InUse, Neighbours
 from watcher.observe.log import log
-from watcher.pause import pause
+from watcher.pause import pause, slowly
 from watcher.polling.cadence import Watch, Watched
 from watcher.polling.poll import Poller
 from watcher.settings import AccountSettings
@@ -102,7 +104,7 @@ class ProviderPolls(InUse):
     ) -> None:
         super().__init__(stack, still_open)
         self.poller = poller
-        self.accounts: Mapping[str, AccountSettings] = {}
+        self.accounts: dict[str, AccountSettings] = {}
         self.provider: str = poller.settings.name
         self.unread: set[str] | None = None
         self.unpolled: set[str] | None = None
@@ -111,14 +113,44 @@ class ProviderPolls(InUse):
         self._health = health
         self._stopped = stopped
         self._neighbours = neighbours
-        self._shards: set[int] = set()
+        self._by_cost, self._by_shard = Counter[int](), Counter[int]()
+        self._added: list[tuple[timedelta, str]] = []
+        self._is_probe_left = False
         self._left: dict[int, dict[str, float]] = {}
         self._is_scarce = False
 
-    def follow(self, accounts: Mapping[str, AccountSettings], shards: set[int]) -> None:
-        """Poll these accounts, in these shards, from now on."""
-        self.accounts, self._shards = accounts, shards
-        self._left.clear()  # what was unknown may be known by now
+    def follow(self, name: str, account: AccountSettings | None) -> None:
+        """Poll an account from now on, or in another way than before; or no more. Call `choose_probe` once
+        all that changed is followed."""
+        before = self.accounts.pop(name, None)
+        for one, sign in ((before, -1), (account, 1)):
+            if one:
+                cost = self.poller.cost(one)
+                self._by_cost[cost] += sign
+                self._by_shard[shard_of(name)] += sign
+                self.poller.needed_per_second += sign * cost / one.interval.total_seconds()
+        if account:
+            self.accounts[name] = account
+            self._added.append((account.interval, name))
+        self._is_probe_left |= name == self.poller.probe_account
+        self._left.get(shard_of(name), {}).pop(name, None)  # what was unknown is known by now
+
+    async def choose_probe(self) -> None:
+        """Choose the account that the provider is probed by, the same one in all workers: the most frequent
+        one, the first of them by name."""
+        poller, places, self._added = self.poller, self._added, []
+        if self._is_probe_left:
+            places = [(one.interval, one.name) async for one in slowly(self.accounts.values())]
+        elif probe := self.accounts.get(poller.probe_account):
+            places.append((probe.interval, probe.name))
+        self._is_probe_left = False
+        poller.probe_account = min(places)[1] if places else ""
+        self._by_cost = +self._by_cost
+        poller.most_requests = max(self._by_cost, default=1)
+
+    def reconsider(self) -> None:
+        """Claim again what was left to other workers: they may be other ones by now."""
+        self._left.clear()
 
     async def look_stale(self, due: Sequence[Watched], now_ms: int, again_ms: dict[str, int]) -> None:
         """Emit which of these accounts had no successful poll for too long, whatever the reason, and note
@@ -195,7 +227,7 @@ class ProviderPolls(InUse):
             left=[*islice(left, _MOST_LEFT)],
         )
         if claimed.next_due_ms is None:
-            self.has_lost |= claim.shard in self._shards
+            self.has_lost |= self._by_shard[claim.shard] > 0
             return Claimed(claimed.leases)
         wait_s = claimed.next_due_ms / 1000
         # Where the index names others' accounts only, it is not to be asked all the time.

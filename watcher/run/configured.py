@@ -2,9 +2,12 @@
 
 import asyncio
 import resource
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Set
 from contextlib import AsyncExitStack, suppress
 from typing import NamedTuple
+
+from pydantic import SecretStr
 
 from watcher.delivery.breakers import SubscriptionBreakers
 from watcher.delivery.egress import Policy
@@ -13,7 +16,7 @@ from watcher.delivery.webhook import WebhookSink, WebhookTarget
 from watcher.engine.dispatch import Key
 from watcher.engine.loop import InUse, Loop
 from watcher.http.dial import CurrentResolver
-from watcher.journal.interest import Interest
+from watcher.journal.interest import Interest, Wishes
 from watcher.journal.notices import paused
 from watcher.observe.counters import Counters
 from watcher.pause import slowly
@@ -25,10 +28,11 @@ from watcher.providers.http import CONNECTIONS as MOST_OF_A_PROVIDER
 from watcher.providers.http import ProviderClient, provider_pool
 from watcher.providers.kept import Memo
 from watcher.run.agreement import Agreement
-from watcher.settings import AccountSettings, ProviderSettings, Settings
+from watcher.settings import AccountSettings, ProviderSettings, Settings, SubscriptionSettings
 from watcher.store.client import CONNECTIONS as OF_THE_STORE
 from watcher.store.health import StoreHealth
-from watcher.store.keys import SHARDS, Keys, shard_of
+from watcher.store.keys import SHARDS, Keys
+from watcher.store.pipe import in_parts
 from watcher.store.polls import Polls
 from watcher.store.queues import BOUNDS, Bounds, Breaker, Breakers, Queues
 from watcher.store.schedule import DueIndex, Schedule
@@ -81,8 +85,31 @@ _LAST_S = 0.5
 """An attempt that is answered within this time is settled though its subscription is gone, or its URL."""
 
 
+_TARGETS_AT_ONCE = 100
+"""Subscriptions that are taken over before anything else goes on: some milliseconds."""
+
+
+class Resting(NamedTuple):
+    """Subscriptions of the directory whose events are queued, and that this worker does not deliver to: their
+    URLs are `unverified`, or it cannot open their records and knows only what they want."""
+
+    unverified: Set[str] = frozenset()
+    locked: Mapping[str, Wishes] = {}
+
+
+class Difference(NamedTuple):
+    """What has changed in the directory: what is there now, by name, or None where it is gone."""
+
+    accounts: Mapping[str, AccountSettings | None]
+    subscriptions: Mapping[str, SubscriptionSettings | Wishes | None]
+
+
 class Configured:
-    """Use as `async with`; first `drop` what another configuration does not have, then `add` what it has."""
+    """Use as `async with`; first `drop` what another configuration does not have, then `add` what it has.
+
+    What the directory brings meanwhile is a `change`. The caller lets one of these end before the next one
+    begins, and keeps `resting` up to date in place.
+    """
 
     def __init__(
         self,
@@ -92,6 +119,7 @@ class Configured:
         counters: Counters,
         agreement: Agreement,
         bounds: Bounds = BOUNDS,
+        resting: Resting = Resting(),  # noqa: B008  # empty, and only read
     ) -> None:
         keys = Keys(settings.redis.namespace)
         none: dict[str, object] = {"provider_by_name": {}, "account_by_name": {}, "subscription_by_name": {}}
@@ -103,10 +131,15 @@ class Configured:
         self._health = health
         self.counters = counters
         self._agreement = agreement
-        self._interest = Interest({})
+        self.interest = Interest({})
         self._memos = Within[Memo](MEMO_BYTES)
         self._open: set[AsyncExitStack] = set()
         self._policy: Policy | None = None
+        self.resting = resting
+        self.moved = set[str]()
+        """Subscriptions that a change led to another URL; the caller deals with one and takes it out."""
+        self._left_url: dict[str, SecretStr] = {}
+        self._leaving = set[Key]()
         self.breakers = SubscriptionBreakers(
             Breakers(schedule.pipe, keys),
             now_ms=schedule.now_ms,
@@ -155,15 +188,8 @@ class Configured:
                 self.poll_work.watch.forget_all(name)
                 await polls.retire()
         policy = _policy(settings)
-        for name, target in [*self.targets.items()]:
-            subscription = settings.subscription_by_name.get(name)
-            is_moved = subscription is None or subscription.url != target.settings.url
-            if is_moved:
-                self.loop.cut_off(Key("delivery", name), _LAST_S)
-            if subscription is None or is_moved or policy != self._policy:
-                del self.targets[name]
-            elif subscription != target.settings:
-                self.targets[name] = WebhookTarget(subscription, policy)
+        for name in [*self.targets]:
+            self._leave(name, self._wanted(settings.subscription_by_name, name), policy)
 
     async def add(self, settings: Settings) -> None:
         """Poll and deliver what another configuration has. In slices: there may be 100,000 accounts."""
@@ -177,12 +203,17 @@ class Configured:
             sink = WebhookSink(policy, resolver=self.resolver, keep=keep)
             await stack.enter_async_context(sink)
             await self._delivery_work.send_by(sink, InUse(stack, self._open))
-        for name, subscription in settings.subscription_by_name.items():
-            if name not in self.targets:
-                self.targets[name] = WebhookTarget(subscription, policy)
-                if not is_first:  # the index may not name it for a while
-                    self.loop.wake_all(Key("delivery", name))
-        self._interest.follow(settings.subscription_by_name)
+        wishes: Mapping[str, Wishes] = {**settings.subscription_by_name, **self.resting.locked}
+        self.interest.change(dict.fromkeys(self.interest.names - wishes.keys()))
+        for part in in_parts([*wishes], _TARGETS_AT_ONCE):
+            for name in part:
+                subscription = self._wanted(settings.subscription_by_name, name)
+                if subscription and name not in self.targets:
+                    self.targets[name] = WebhookTarget(subscription, policy)
+                    if not is_first:  # the index may not name it for a while
+                        self.loop.wake_all(Key("delivery", name))
+            self.interest.change({name: wishes[name] for name in part})
+            await asyncio.sleep(0)
         self._provider_pool.limit = share_out(len(settings.provider_by_name)).of_a_provider
         accounts_by_provider: dict[str, dict[str, AccountSettings]] = {
             name: {} for name in settings.provider_by_name
@@ -192,35 +223,98 @@ class Configured:
         for name, provider in settings.provider_by_name.items():
             if name not in self.poll_work.by_provider:
                 self.poll_work.by_provider[name] = await self._open_provider(provider)
-            await self._follow(self.poll_work.by_provider[name], accounts_by_provider[name])
+            polls, accounts = self.poll_work.by_provider[name], accounts_by_provider[name]
+            changed: dict[str, AccountSettings | None] = {}
+            async for account in slowly(accounts.values()):
+                if polls.accounts.get(account.name) != account:
+                    changed[account.name] = account
+            async for gone in slowly(polls.accounts):
+                if gone not in accounts:
+                    changed[gone] = None
+            await self._follow(polls, changed)
+            polls.reconsider()
         async for key in slowly(self.loop.dispatch.keys):  # what is in hand yet: at the next reload
             if key.name not in (self.targets if key.kind == "delivery" else self.poll_work.by_provider):
                 self.loop.forget(key)
 
-    async def _follow(self, polls: ProviderPolls, accounts: Mapping[str, AccountSettings]) -> None:
-        """Poll these accounts of a provider from now on; the last answers of unchanged ones stay known."""
-        poller, before = polls.poller, polls.accounts
-        most_requests, shards, probe, needed = 1, set[int](), None, 0.0
-        now_ms, watch = self._schedule.now_ms(), self.poll_work.watch
-        async for account in slowly(accounts.values()):
-            cost = poller.cost(account)
-            most_requests, needed = max(most_requests, cost), needed + cost / account.interval.total_seconds()
-            shards.add(shard_of(account.name))
-            place = account.interval, account.name
-            probe = place if probe is None else min(probe, place)
-        async for name in slowly(before):
-            if name not in accounts:
+    async def change(self, difference: Difference) -> None:
+        """Take over what has changed in the directory, and touch nothing else. In slices: it may be much."""
+        policy, before = self._policy, self.settings
+        assert policy  # it comes after `add`
+        accounts, subscriptions = {**before.account_by_name}, {**before.subscription_by_name}
+        for part in in_parts([*difference.subscriptions], _TARGETS_AT_ONCE):
+            wishes = {name: difference.subscriptions[name] for name in part}
+            for name, found in wishes.items():
+                subscriptions.pop(name, None)
+                if isinstance(found, SubscriptionSettings):
+                    subscriptions[name] = found
+                if target := self.targets.get(name):
+                    self._left_url[name] = target.settings.url
+                wanted = self._wanted(subscriptions, name)
+                self._leave(name, wanted, policy)
+                if wanted and name not in self.targets:
+                    self.targets[name] = WebhookTarget(wanted, policy)
+                    if self._left_url.get(name, wanted.url) != wanted.url:
+                        self.moved.add(name)
+                    elif name in before.subscription_by_name:  # its events have waited
+                        self.loop.wake_all(Key("delivery", name))
+                if name in self.targets or found is None:
+                    self._left_url.pop(name, None)
+                if found is None:
+                    self._leaving.add(Key("delivery", name))
+            self.interest.change(wishes)
+            await asyncio.sleep(0)
+        by_provider = defaultdict[str, dict[str, AccountSettings | None]](dict)
+        async for name, account in slowly(difference.accounts.items()):
+            if old := accounts.get(name):
+                by_provider[old.provider][name] = None
+            if account:
+                by_provider[account.provider][name] = accounts[name] = account
+            else:
+                accounts.pop(name, None)
+        self.settings = before.model_copy(
+            update={"account_by_name": accounts, "subscription_by_name": subscriptions}
+        )
+        for provider, changed in by_provider.items():
+            await self._follow(self.poll_work.by_provider[provider], changed)
+        for key in [*self._leaving]:  # what is in hand yet: at the next change
+            if key.name in self.targets or self.loop.forget(key):
+                self._leaving.discard(key)
+
+    def _wanted(
+        self, subscriptions: Mapping[str, SubscriptionSettings], name: str
+    ) -> SubscriptionSettings | None:
+        """Return the settings of a subscription that is to be delivered to."""
+        return None if name in self.resting.unverified else subscriptions.get(name)
+
+    def _leave(self, name: str, wanted: SubscriptionSettings | None, policy: Policy) -> None:
+        """Leave a target that is gone or elsewhere, and take over other settings of one that is not."""
+        if (target := self.targets.get(name)) is None:
+            return
+        is_moved = wanted is None or wanted.url != target.settings.url
+        if is_moved:
+            self.loop.cut_off(Key("delivery", name), _LAST_S)
+        if wanted is None or is_moved or policy != self._policy:
+            del self.targets[name]
+        elif wanted != target.settings:
+            self.targets[name] = WebhookTarget(wanted, policy)
+
+    async def _follow(self, polls: ProviderPolls, changed: Mapping[str, AccountSettings | None]) -> None:
+        """Poll these accounts of a provider from now on, or no more; what is known of others stays known."""
+        poller, watch, now_ms = polls.poller, self.poll_work.watch, self._schedule.now_ms()
+        is_start = not polls.accounts
+        async for name, account in slowly(changed.items()):
+            before = polls.accounts.get(name)
+            if account is None:
                 poller.forget(name)
-                watch.forget(polls.provider, name)
-            elif accounts[name].interval != before[name].interval:
+            if account is None or (before and before.interval != account.interval):
                 watch.forget(polls.provider, name)  # it is looked at anew
-        async for account in slowly(accounts.values()):
-            # What a reload brings is polled first: its state may be old, as of an account that was put back.
-            in_ms = poller.patience_ms(account) if before else 0
-            watch.follow(polls.provider, account.name, now_ms, in_ms=in_ms)
-        poller.needed_per_second = needed
-        poller.most_requests, poller.probe_account = most_requests, probe[1] if probe else ""
-        polls.follow(accounts, shards)
+            polls.follow(name, account)
+            if account:
+                # What comes later is polled first: its state may be old, as of an account that was put back.
+                in_ms = 0 if is_start else poller.patience_ms(account)
+                watch.follow(polls.provider, name, now_ms, in_ms=in_ms)
+        await polls.choose_probe()
 
     async def _open_provider(self, settings: ProviderSettings) -> ProviderPolls:
         stack = AsyncExitStack()
@@ -241,7 +335,7 @@ class Configured:
             settings,
             await stack.enter_async_context(client),
             self.polls,
-            self._interest,
+            self.interest,
             self.report,
             now_ms=self._schedule.now_ms,
             loop=self.loop,

@@ -309,11 +309,12 @@ class Upkeep:
     async def _follow_moved(self) -> None:
         """Make due what waits for subscribers that have moved: how the old URL failed, or why it was paused,
         says nothing of the new one. What Redis does not do now is done with a later look."""
-        for name in [*self._agreement.moved]:
-            with suppress(StoreError), survived("make due", but=StoreError, subscription=name):
-                await self._configured.breakers.resume(name)
-                await self._configured.make_due(name)
-                self._agreement.moved.discard(name)
+        for moved in (self._agreement.moved, self._configured.moved):
+            for name in [*moved]:
+                with suppress(StoreError), survived("make due", but=StoreError, subscription=name):
+                    await self._configured.breakers.resume(name)
+                    await self._configured.make_due(name)
+                    moved.discard(name)
 
     async def _keep_enrolled(self) -> None:
         """When Redis has lost its state, let every account start anew: baselines, and no events."""
