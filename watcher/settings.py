@@ -6,7 +6,7 @@ its own section by subclassing ProviderSettings and AccountSettings.
 
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -62,6 +62,12 @@ SERVICE_EVENTS = (
     "subscription.ping",
 )
 """Events that move nothing, for subscriptions that name their type."""
+
+PER_SECOND_BY_FORMAT: Mapping[str, float | None] = {
+    "standard": None,
+    "slack": 1,
+}
+"""What a subscription's `format` may be, and how many messages a second its service takes of one webhook."""
 
 DEFAULT_RETRIES = (
     *("0s", "250ms", "500ms", "1s", "2s", "5s", "10s", "30s"),
@@ -255,8 +261,14 @@ class ThresholdSettings(Section):
 class SubscriptionSettings(Section):
     name: Name = Field(description="the subscription's own name")
     url: SecretStr = Field(description="where events are POSTed; treated as a secret, many carry tokens")
+    format: Literal["standard", "slack"] = Field(
+        "standard", description="what is POSTed: signed events, or a message for people at this service"
+    )
+    template: str | None = Field(
+        None, max_length=500, description="the sentence of a message, with slots such as `{account}`"
+    )
     secrets: tuple[SecretStr, ...] = Field(
-        min_length=1,
+        (),
         max_length=10,
         description="signing secrets, whsec_…, each one or several lines; all of them sign",
     )
@@ -283,6 +295,11 @@ class SubscriptionSettings(Section):
     thresholds: tuple[ThresholdSettings, ...] = Field(
         (), max_length=100, description="bounds that emit `threshold.crossed`"
     )
+
+    @property
+    def most_per_second(self) -> float | None:
+        """Attempts a second, over all workers together: as it says, or as its format's service takes them."""
+        return self.requests_per_second or PER_SECOND_BY_FORMAT[self.format]
 
 
 class Settings(Section):

@@ -107,7 +107,7 @@ async def _volley(plan: Plan, sink: WebhookSink, target: WebhookTarget) -> list[
 
     async def queue() -> None:
         for delivery in deliveries:
-            attempts.append(await sink.send(target, delivery, 1))  # noqa: PERF401 -- of many queues
+            attempts.append(await sink.send(target, [delivery], 1))  # noqa: PERF401 -- of many queues
 
     await asyncio.gather(*(queue() for _ in range(plan.in_flight)))
     return attempts

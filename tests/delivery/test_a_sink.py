@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,9 @@ class ChatTarget:
     def __init__(self, settings: SubscriptionSettings) -> None:
         self.name, self.settings = settings.name, settings
 
+    def together(self, deliveries: Sequence[Delivery]) -> int:
+        return 1
+
 
 @dataclass
 class Chat:
@@ -52,7 +55,8 @@ class ChatSink:
     def __init__(self, chat: Chat) -> None:
         self._chat = chat
 
-    async def send(self, target: ChatTarget, delivery: Delivery, attempt: int) -> Attempt:
+    async def send(self, target: ChatTarget, deliveries: Sequence[Delivery], attempt: int) -> Attempt:
+        (delivery,) = deliveries
         status, body = self._chat.post(target.name, delivery.body)
         if body["ok"]:
             return Attempt(Answer.DELIVERED, 1, status)

@@ -38,7 +38,7 @@ STRICTER = Policy((ip_network("127.0.0.2/32"),), allow_http=True)
 
 async def post(sink: WebhookSink, url: str) -> Attempt:
     """Post to a URL that was acceptable when it was read: all of loopback was allowed then."""
-    return await sink.send(a_target(url), a_delivery(), 1)
+    return await sink.send(a_target(url), [a_delivery()], 1)
 
 
 async def test_no_more_connections_are_kept_than_there_is_room_for() -> None:
@@ -121,7 +121,7 @@ async def test_a_name_that_is_none_is_an_error_of_the_attempt(host: str) -> None
     target = a_target("http://hooks.example/")
     target.lead_to(URL.build(scheme="http", host=host, path="/", encoded=True))
     async with a_sink(resolver=FakeDns({host: UnicodeError("label empty or too long")})) as sink:
-        attempt = await sink.send(target, a_delivery(), 1)
+        attempt = await sink.send(target, [a_delivery()], 1)
     assert attempt.status is None
     assert attempt.error
     assert attempt.error != NO_CONNECTION

@@ -43,7 +43,7 @@ async def latencies_ms(sink: WebhookSink, target: WebhookTarget, count: int) -> 
     latencies = []
     for _ in range(count):
         started = time.perf_counter()
-        assert (await sink.send(target, a_delivery(), 1)).status == 200
+        assert (await sink.send(target, [a_delivery()], 1)).status == 200
         latencies.append(1000 * (time.perf_counter() - started))
     return latencies
 
@@ -87,7 +87,7 @@ async def test_a_thousand_dead_endpoints_cost_a_live_one_nothing() -> None:
         live = a_target(subscriber.url_at("live.example"))
         before = await latencies_ms(sink, live, 200)
         posts_by_death = {
-            death: [group.create_task(sink.send(a_target(url), a_delivery(), 1)) for url in urls]
+            death: [group.create_task(sink.send(a_target(url), [a_delivery()], 1)) for url in urls]
             for death, urls in urls_by_death.items()
         }
         await asyncio.wait(posts_by_death["refused"] + posts_by_death["not TLS"])
@@ -114,14 +114,14 @@ async def test_running_out_of_descriptors_ends_attempts_and_nothing_else() -> No
     listener = socket.create_server(("127.0.0.1", 0), backlog=100)  # the kernel connects, nobody accepts
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with subscribing(answering(OK)) as subscriber, a_sink(deadline_s=0.5) as sink:
-        assert (await sink.send(a_target(subscriber), a_delivery(), 1)).status == 200
+        assert (await sink.send(a_target(subscriber), [a_delivery()], 1)).status == 200
         target = a_target(f"http://127.0.0.1:{listener.getsockname()[1]}/")
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files() + 30, hard))
         try:
-            attempts = await asyncio.gather(*(sink.send(target, a_delivery(), 1) for _ in range(60)))
+            attempts = await asyncio.gather(*(sink.send(target, [a_delivery()], 1) for _ in range(60)))
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert (await sink.send(a_target(subscriber), a_delivery(), 1)).status == 200
+        assert (await sink.send(a_target(subscriber), [a_delivery()], 1)).status == 200
     listener.close()
     assert {attempt.error for attempt in attempts} == {
         "no answer within 0.5 s",

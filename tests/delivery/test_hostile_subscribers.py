@@ -124,7 +124,7 @@ async def outcome_when(script: Script, sink: WebhookSink) -> int | str | None:
     """Post once, and once more, as whoever fooled us once will try again; the same must come of it."""
     async with subscribing(script) as subscriber:
         target = a_target(subscriber)
-        attempts = [await sink.send(target, a_delivery(), number) for number in (1, 2)]
+        attempts = [await sink.send(target, [a_delivery()], number) for number in (1, 2)]
     assert all(attempt.duration_ms < SLACK_MS for attempt in attempts), "nothing is to wait for"
     first, second = map(outcome_of, attempts)
     assert first == second
@@ -185,7 +185,7 @@ async def test_whatever_bytes_come_back_an_attempt_comes_of_it() -> None:
 
     async with subscribing(script) as subscriber, a_sink() as sink:
         target = a_target(subscriber)
-        attempts = [await sink.send(target, a_delivery(), 1) for _ in range(300)]
+        attempts = [await sink.send(target, [a_delivery()], 1) for _ in range(300)]
     assert all((attempt.status is None) != (attempt.error is None) for attempt in attempts)
     assert len({outcome_of(attempt) for attempt in attempts}) > 5
 
@@ -246,7 +246,7 @@ async def test_a_thousand_floods_leave_no_memory_behind() -> None:
     async def some(count: int) -> None:
         for script, outcome in itertools.islice(itertools.cycle(FLOODS.values()), count):
             async with subscribing(script) as subscriber:
-                assert outcome_of(await sink.send(a_target(subscriber), a_delivery(), 1)) == outcome
+                assert outcome_of(await sink.send(a_target(subscriber), [a_delivery()], 1)) == outcome
 
     async with a_sink() as sink:
         await some(100)
@@ -266,7 +266,7 @@ async def test_no_more_of_an_answer_is_read_than_the_limit() -> None:
     for length in (ANSWER_LIMIT - 100, ANSWER_LIMIT):
         async with subscribing(script) as subscriber, a_sink() as sink:
             target = a_target(subscriber)
-            statuses = [(await sink.send(target, a_delivery(), 1)).status for _ in range(2)]
+            statuses = [(await sink.send(target, [a_delivery()], 1)).status for _ in range(2)]
             assert statuses[0] == 500
             connections[length] = subscriber.connections
     assert connections == {ANSWER_LIMIT - 100: 1, ANSWER_LIMIT: 2}
@@ -281,7 +281,7 @@ async def test_what_an_idle_connection_says_unasked_is_not_kept() -> None:
         await peer.say_for_ever(1000 * OK)
 
     async with subscribing(script) as subscriber, a_sink() as sink:
-        assert (await sink.send(a_target(subscriber), a_delivery(), 1)).status == 200
+        assert (await sink.send(a_target(subscriber), [a_delivery()], 1)).status == 200
         with growing_at_most(8):
             await asyncio.sleep(0.2)
 
@@ -299,10 +299,10 @@ async def test_a_farewell_on_an_idle_connection_is_not_the_answer_to_the_next_po
 
     async with subscribing(script) as subscriber, a_sink() as sink:
         target = a_target(subscriber)
-        assert (await sink.send(target, a_delivery(), 1)).status == 200
+        assert (await sink.send(target, [a_delivery()], 1)).status == 200
         await has_spoken.wait()
         await asyncio.sleep(0.01)
-        assert (await sink.send(target, a_delivery(), 1)).status == 200
+        assert (await sink.send(target, [a_delivery()], 1)).status == 200
         assert subscriber.connections == 2
 
 
@@ -351,7 +351,7 @@ SLOW: dict[str, tuple[Script, int | str]] = {
 @pytest.mark.parametrize(("script", "outcome"), SLOW.values(), ids=SLOW)
 async def test_a_slow_subscriber_has_until_the_deadline(script: Script, outcome: int | str) -> None:
     async with subscribing(script) as subscriber, a_sink(deadline_s=SHORT_S) as sink:
-        attempt = await sink.send(a_target(subscriber), a_delivery(), 1)
+        attempt = await sink.send(a_target(subscriber), [a_delivery()], 1)
     assert outcome_of(attempt) == outcome
     assert 0 <= attempt.duration_ms - round(1000 * SHORT_S) + 10 < SLACK_MS
 
@@ -360,7 +360,7 @@ async def test_a_body_that_does_not_come_holds_up_no_status(monkeypatch: pytest.
     monkeypatch.setattr("watcher.delivery.webhook._BODY_S", 0.05)
     unfinished = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
     async with subscribing(unfinished) as subscriber, a_sink() as sink:
-        attempt = await sink.send(a_target(subscriber), a_delivery(), 1)
+        attempt = await sink.send(a_target(subscriber), [a_delivery()], 1)
     assert attempt.status == 200
     assert attempt.duration_ms < SLACK_MS
 
@@ -369,7 +369,7 @@ async def test_a_body_that_does_not_come_holds_up_no_status(monkeypatch: pytest.
 async def test_a_body_that_went_wrong_is_not_waited_for(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("watcher.delivery.webhook._BODY_S", DEADLINE_S)
     async with subscribing(answering(CHUNKED + body)) as subscriber, a_sink() as sink:
-        attempt = await sink.send(a_target(subscriber), a_delivery(), 1)
+        attempt = await sink.send(a_target(subscriber), [a_delivery()], 1)
     assert attempt.status == 200
     assert attempt.duration_ms < SLACK_MS
 
@@ -422,7 +422,7 @@ async def test_an_answer_before_the_body_was_read_is_an_answer(
             await peer.wait_for_the_end()
 
     async with subscribing(script) as subscriber, a_sink() as sink:
-        attempt = await sink.send(a_target(subscriber), a_delivery(content=size * b"x"), 1)
+        attempt = await sink.send(a_target(subscriber), [a_delivery(content=size * b"x")], 1)
     assert outcome_of(attempt) in outcomes
 
 
@@ -436,7 +436,7 @@ async def test_what_a_peer_does_not_take_holds_no_connection_open() -> None:
 
     async with subscribing(script) as subscriber, a_sink(deadline_s=0.1) as sink:
         before = open_files()
-        attempt = await sink.send(a_target(subscriber), a_delivery(content=20_000_000 * b"x"), 1)
+        attempt = await sink.send(a_target(subscriber), [a_delivery(content=20_000_000 * b"x")], 1)
         await asyncio.sleep(0.01)
         assert attempt.error in ("no answer within 0.1 s", "no connection within 0.1 s")
         assert open_files() - before <= 1  # the subscriber's end
@@ -445,7 +445,7 @@ async def test_what_a_peer_does_not_take_holds_no_connection_open() -> None:
 
 async def test_our_own_shutdown_is_no_attempt() -> None:
     async with subscribing(never_answering) as subscriber, a_sink() as sink:
-        post = asyncio.create_task(sink.send(a_target(subscriber), a_delivery(), 1))
+        post = asyncio.create_task(sink.send(a_target(subscriber), [a_delivery()], 1))
         await subscriber.until(lambda subscriber: len(subscriber.requests) == 1)
         post.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -42,7 +42,7 @@ def an_answer(status: int, body: bytes = b"", *headers: bytes) -> bytes:
 async def attempt_at(script: Script, **fields: object) -> tuple[Attempt, Request]:
     """Post once, and return what was written down and what was received."""
     async with subscribing(script) as subscriber, a_sink() as sink:
-        attempt = await sink.send(a_target(subscriber, **fields), a_delivery(), 1)
+        attempt = await sink.send(a_target(subscriber, **fields), [a_delivery()], 1)
     return attempt, subscriber.requests[0]
 
 
@@ -51,7 +51,7 @@ async def attempt_at(script: Script, **fields: object) -> tuple[Attempt, Request
 
 async def test_the_headers_are_those_of_the_protocol_and_no_others() -> None:
     async with subscribing(answering(OK)) as subscriber, a_sink(unix_time=lambda: NOW + 0.9) as sink:
-        attempt = await sink.send(a_target(subscriber), a_delivery("evt_7"), 3)
+        attempt = await sink.send(a_target(subscriber), [a_delivery("evt_7")], 3)
     assert attempt.status == 200
     [request] = subscriber.requests
     assert request.head.startswith(b"POST /in HTTP/1.1\r\n")
@@ -72,7 +72,7 @@ async def test_the_headers_are_those_of_the_protocol_and_no_others() -> None:
 
 async def test_a_receiver_verifies_what_arrives() -> None:
     async with subscribing(answering(OK)) as subscriber, a_sink() as sink:
-        await sink.send(a_target(subscriber), a_delivery(), 1)
+        await sink.send(a_target(subscriber), [a_delivery()], 1)
     [request] = subscriber.requests
     assert verify(request.headers, request.body, [SECRET])["id"] == "evt_1"
 
@@ -82,7 +82,7 @@ async def test_all_secrets_sign() -> None:
     async with subscribing(answering(OK)) as subscriber, a_sink() as sink:
         secrets = {"secrets": (SecretStr(new), SecretStr(old))}
         target = WebhookTarget(a_subscription(url=subscriber.url).model_copy(update=secrets), LOOPBACK)
-        await sink.send(target, a_delivery(), 1)
+        await sink.send(target, [a_delivery()], 1)
     [request] = subscriber.requests
     for secret in (old, new):
         assert verify(request.headers, request.body, [secret])
@@ -102,7 +102,7 @@ async def test_the_bytes_signed_are_the_bytes_sent_on_every_attempt(content: byt
     async with subscribing(answering(an_answer(500), an_answer(503), OK)) as subscriber, a_sink() as sink:
         target = a_target(subscriber)
         for number in (1, 2, 3):
-            await sink.send(target, a_delivery(content=content), number)
+            await sink.send(target, [a_delivery(content=content)], number)
     assert [request.body for request in subscriber.requests] == 3 * [content + TAIL]
     for request in subscriber.requests:
         timestamp = int(request.headers["webhook-timestamp"])
@@ -119,7 +119,7 @@ async def test_an_attempt_ten_hours_later_carries_its_own_time() -> None:
         a_sink(unix_time=lambda: clock[0]) as sink,
     ):
         for number in (1, 2):
-            await sink.send(a_target(subscriber), a_delivery(), number)
+            await sink.send(a_target(subscriber), [a_delivery()], number)
             clock[0] += 10 * AN_HOUR_S
     first, second = subscriber.requests
     later = NOW + 10 * AN_HOUR_S
@@ -138,7 +138,7 @@ async def test_a_redirect_is_an_answer_and_nothing_is_dialled(status: int) -> No
     async with subscribing(answering(OK)) as canary:
         elsewhere = an_answer(status, b"", f"Location: {canary.url}".encode())
         async with subscribing(answering(elsewhere)) as subscriber, a_sink() as sink:
-            attempt = await sink.send(a_target(subscriber), a_delivery(), 1)
+            attempt = await sink.send(a_target(subscriber), [a_delivery()], 1)
         assert await canary.visits() == 0
     assert attempt.status == status
     assert attempt.reason.startswith(f"status {status}; redirects are not followed: write the place")
@@ -152,7 +152,7 @@ async def test_a_cookie_is_not_sent_back_to_anybody() -> None:
     dns = FakeDns({"one.example": ["127.0.0.1"], "two.example": ["127.0.0.1"]})
     async with subscribing(answering(setting)) as subscriber, a_sink(resolver=dns) as sink:
         for host in ("one.example", "two.example", "one.example", "127.0.0.1"):
-            attempt = await sink.send(a_target(subscriber.url_at(host)), a_delivery(), 1)
+            attempt = await sink.send(a_target(subscriber.url_at(host)), [a_delivery()], 1)
             assert attempt.status == 200
     assert len(subscriber.requests) == 4
     assert not any("cookie" in request.headers for request in subscriber.requests)
@@ -196,8 +196,8 @@ def dying_after(answers: int, *, by_reset: bool = False, after_s: float = 0) -> 
 async def test_an_idle_connection_that_turns_out_closed_is_replaced_at_once(by_reset: bool) -> None:
     async with subscribing(dying_after(1, by_reset=by_reset)) as subscriber, a_sink() as sink:
         target = a_target(subscriber)
-        await sink.send(target, a_delivery("evt_1"), 1)
-        attempt = await sink.send(target, a_delivery("evt_2"), 4)
+        await sink.send(target, [a_delivery("evt_1")], 1)
+        attempt = await sink.send(target, [a_delivery("evt_2")], 4)
     assert attempt.status == 200
     _, lost, again = subscriber.requests
     assert (lost.connection, again.connection) == (1, 2)
@@ -210,7 +210,7 @@ async def test_an_idle_connection_that_turns_out_closed_is_replaced_at_once(by_r
 @pytest.mark.parametrize("by_reset", [False, True])
 async def test_a_new_connection_that_dies_gets_no_second_try(by_reset: bool) -> None:
     async with subscribing(dying_after(0, by_reset=by_reset)) as subscriber, a_sink() as sink:
-        attempt = await sink.send(a_target(subscriber), a_delivery(), 1)
+        attempt = await sink.send(a_target(subscriber), [a_delivery()], 1)
     assert attempt.error in ("it closed the connection without an answer", "it reset the connection")
     assert len(subscriber.requests) == 1
 
@@ -224,8 +224,8 @@ async def test_there_is_one_second_try() -> None:
 
     async with subscribing(script) as subscriber, a_sink() as sink:
         target = a_target(subscriber)
-        await sink.send(target, a_delivery(), 1)
-        attempt = await sink.send(target, a_delivery(), 1)
+        await sink.send(target, [a_delivery()], 1)
+        attempt = await sink.send(target, [a_delivery()], 1)
     assert attempt.error == "it closed the connection without an answer"
     assert [request.connection for request in subscriber.requests] == [1, 1, 2]
 
@@ -244,8 +244,8 @@ async def test_the_second_try_does_not_meet_another_old_connection() -> None:
 
     async with subscribing(script) as subscriber, a_sink() as sink:
         target = a_target(subscriber)
-        await asyncio.gather(*(sink.send(target, a_delivery(), 1) for _ in range(5)))
-        attempts = [await sink.send(target, a_delivery(), 1) for _ in range(5)]
+        await asyncio.gather(*(sink.send(target, [a_delivery()], 1) for _ in range(5)))
+        attempts = [await sink.send(target, [a_delivery()], 1) for _ in range(5)]
     assert [attempt.status for attempt in attempts] == 5 * [200]
     assert len(subscriber.requests) == 5 + 2 * 5
 
@@ -256,8 +256,8 @@ async def test_an_old_connection_that_took_its_time_to_die_is_a_failed_attempt(
     monkeypatch.setattr("watcher.http.pool._AGAIN_WITHIN_S", 0.05)
     async with subscribing(dying_after(1, after_s=0.1)) as subscriber, a_sink() as sink:
         target = a_target(subscriber)
-        await sink.send(target, a_delivery(), 1)
-        attempt = await sink.send(target, a_delivery(), 1)
+        await sink.send(target, [a_delivery()], 1)
+        attempt = await sink.send(target, [a_delivery()], 1)
     assert attempt.error == "it closed the connection without an answer"
     assert len(subscriber.requests) == 2
 
@@ -274,8 +274,8 @@ async def test_the_second_try_shares_the_deadline() -> None:
 
     async with subscribing(script) as subscriber, a_sink(deadline_s=0.8) as sink:
         target = a_target(subscriber)
-        await sink.send(target, a_delivery(), 1)
-        attempt = await sink.send(target, a_delivery(), 1)
+        await sink.send(target, [a_delivery()], 1)
+        attempt = await sink.send(target, [a_delivery()], 1)
     assert attempt.error == "no answer within 0.8 s"
     assert attempt.duration_ms < 1000 * (0.5 + 0.8)
     assert len(subscriber.requests) == 3
@@ -289,7 +289,7 @@ async def test_a_connection_that_closed_while_idle_is_not_used() -> None:
     async with subscribing(script) as subscriber, a_sink() as sink:
         target = a_target(subscriber)
         for _ in range(3):
-            assert (await sink.send(target, a_delivery(), 1)).status == 200
+            assert (await sink.send(target, [a_delivery()], 1)).status == 200
             await asyncio.sleep(0.01)
     assert [request.connection for request in subscriber.requests] == [1, 2, 3]
 
@@ -298,7 +298,7 @@ async def test_a_connection_is_used_again() -> None:
     short = an_answer(500, b"no room")
     async with subscribing(answering(OK, short, OK)) as subscriber, a_sink() as sink:
         for _ in range(5):
-            await sink.send(a_target(subscriber), a_delivery(), 1)
+            await sink.send(a_target(subscriber), [a_delivery()], 1)
     assert subscriber.connections == 1
 
 
@@ -344,7 +344,7 @@ async def test_the_first_kib_of_an_answer_is_kept() -> None:
 
 async def test_of_a_success_that_came_late_the_answer_is_kept() -> None:
     async with subscribing(answering(an_answer(202, b"queued"))) as subscriber, a_sink() as sink:
-        attempt = await sink.send(a_target(subscriber), a_delivery(), 2)
+        attempt = await sink.send(a_target(subscriber), [a_delivery()], 2)
     assert (attempt.status, attempt.excerpt) == (202, "queued")
 
 
@@ -355,7 +355,7 @@ async def test_a_large_cookie_hides_neither_a_wish_nor_the_body_nor_costs_the_co
         subscribing(answering(busy, an_answer(200, b"ok", cookie))) as subscriber,
         a_sink() as sink,
     ):
-        attempts = [await sink.send(a_target(subscriber), a_delivery(), number) for number in (1, 2)]
+        attempts = [await sink.send(a_target(subscriber), [a_delivery()], number) for number in (1, 2)]
     assert [attempt.status for attempt in attempts] == [429, 200]
     assert (attempts[0].retry_after_s, attempts[0].excerpt) == (7, "slow down")
     assert subscriber.connections == 1
@@ -369,7 +369,7 @@ async def test_what_an_old_connection_has_answered_is_not_sent_again() -> None:
         await peer.say(b"HTTP/1.1 200 OK\r\nConte")
 
     async with subscribing(script) as subscriber, a_sink() as sink:
-        statuses = [(await sink.send(a_target(subscriber), a_delivery(), 1)).status for _ in range(2)]
+        statuses = [(await sink.send(a_target(subscriber), [a_delivery()], 1)).status for _ in range(2)]
     assert statuses == [200, 200]
     assert len(subscriber.requests) == 2
 
@@ -405,5 +405,5 @@ async def test_a_receiver_that_repeats_our_headers_puts_no_secret_into_an_excerp
 async def test_a_wish_to_be_left_alone_is_written_down(wish: bytes, wish_s: float | None) -> None:
     script = answering(an_answer(429, b"", b"Retry-After: " + wish))
     async with subscribing(script) as subscriber, a_sink(unix_time=lambda: NOW) as sink:
-        attempt = await sink.send(a_target(subscriber), a_delivery(), 1)
+        attempt = await sink.send(a_target(subscriber), [a_delivery()], 1)
     assert attempt.retry_after_s == wish_s

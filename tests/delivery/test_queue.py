@@ -42,6 +42,9 @@ class Target:
     def __init__(self, settings: SubscriptionSettings) -> None:
         self.name, self.settings = settings.name, settings
 
+    def together(self, deliveries: Sequence[Delivery]) -> int:
+        return 1
+
 
 class Sent:
     """A sink that notes what it is to send, and does meanwhile what a test wants to happen."""
@@ -51,7 +54,8 @@ class Sent:
         self.answer = Answer.DELIVERED
         self.meanwhile: Callable[[], object] = lambda: None
 
-    async def send(self, _target: Target, delivery: Delivery, attempt: int) -> Attempt:
+    async def send(self, _target: Target, deliveries: Sequence[Delivery], attempt: int) -> Attempt:
+        (delivery,) = deliveries
         self.sent.append((delivery.sequence, attempt))
         done = self.meanwhile()
         if isinstance(done, asyncio.Future) or asyncio.iscoroutine(done):

@@ -72,7 +72,7 @@ async def sent_to(
     )
     async with subscribing(answering(OK)) as subscriber, a_sink(resolver=dns) as sink:
         url = f"http://{host}:{subscriber.port if port is None else port}{path}"
-        attempt = await sink.send(a_target(url, **fields), a_delivery(), 1)
+        attempt = await sink.send(a_target(url, **fields), [a_delivery()], 1)
     assert attempt.status == 200, attempt
     return subscriber.requests[0]
 

@@ -36,7 +36,7 @@ async def test_an_attempt_says_what_is_wrong_and_what_fixes_it(
         trust(certificate, monkeypatch)
         async with a_sink(resolver=FakeDns(KNOWN)) as sink:
             target = a_target(f"{url}/in")
-            attempt = await sink.send(target, a_delivery(), 1)
+            attempt = await sink.send(target, [a_delivery()], 1)
     assert attempt.error == trouble.words
     assert trouble.fix in attempt.fix
     assert attempt.reason == f"{attempt.error}; {attempt.fix}"

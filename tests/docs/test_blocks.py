@@ -409,7 +409,7 @@ async def is_a_sink(block: Block, _: Path) -> None:
     names["duration_ms"] = 7
     exec(block.text, names)
     target, sink = names["ChatTarget"](SimpleNamespace(name="chat")), names["ChatSink"]()
-    good = await sink.send(target, taken, 1)
+    good = await sink.send(target, [taken], 1)
     slow = await sink.send(target, replace(taken, sequence=2, content=b'{"id":"evt_2"'), 1)
     assert (good.answer, slow.answer, slow.retry_after_s) == (Answer.DELIVERED, Answer.SLOW_DOWN, 3.0)
 

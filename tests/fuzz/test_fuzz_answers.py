@@ -94,7 +94,7 @@ async def _placed(runner: asyncio.Runner, stack: AsyncExitStack) -> Place:
 @fuzz(answer=ANSWERS)
 def test_any_answer_of_a_receiver_is_an_attempt(place: Place, answer: bytes) -> None:
     place.stage.reply = raw(answer, hang_up=True)
-    attempt = place.runner.run(place.sink.send(place.target, DELIVERY, 1))
+    attempt = place.runner.run(place.sink.send(place.target, [DELIVERY], 1))
     assert place.stumbled == []
     assert (attempt.status is None) != (attempt.error is None)
     assert f"{attempt.error}{attempt.excerpt}".replace("\xa0", " ").isprintable()

@@ -72,8 +72,9 @@ async def command(*, config_path: Path | None, type_: str, name: str) -> int:
     another type than `subscription.ping` is about an account called `sample`, and its data says
     `"sample": true`. Exits with 0 if the answer was 2xx, with 1 if not.
     """
+    from watcher.delivery.chat import target_of
     from watcher.delivery.egress import Policy
-    from watcher.delivery.webhook import WebhookSink, WebhookTarget
+    from watcher.delivery.webhook import WebhookSink
     from watcher.engine.breaker import Answer
     from watcher.journal.notices import sample
 
@@ -85,7 +86,7 @@ async def command(*, config_path: Path | None, type_: str, name: str) -> int:
     policy = Policy(allow=egress.allow, allow_http=egress.allow_http, nat64=egress.nat64)
     event = sample(type_, name, nonce=secrets.token_hex(8), now_ms=int(1000 * time.time()))
     async with WebhookSink(policy) as sink:
-        attempt = await sink.send(WebhookTarget(subscription, policy), event.to(name), 1)
+        attempt = await sink.send(target_of(subscription, policy), [event.to(name)], 1)
     said = attempt.error or f"answered {attempt.status}"
     click.echo(f"{name}: {said}, after {attempt.duration_ms} ms ({event.id})")
     if attempt.answer is Answer.DELIVERED:

@@ -182,7 +182,7 @@ class SubscriptionBreakers:
     def spacing_ms(self, subscription: SubscriptionSettings) -> float:
         """Return the ms between two attempts over all workers: by the subscription's own rate, or by the
         pace that its receiver bears, if that is slower. 0 where there is neither."""
-        slowest, known = subscription.requests_per_second or math.inf, self._known.get(subscription.name)
+        slowest, known = subscription.most_per_second or math.inf, self._known.get(subscription.name)
         if known:
             slowest = min(slowest, decide.pace_per_s(known, self._now_ms()) or math.inf)
         return 1000 / slowest

@@ -289,7 +289,7 @@ class DeliveryWork(Generic[T_target]):
         assert in_use
         was_closed = self._breakers.is_closed(name)
         async with in_use:
-            attempt = await hold.during(sink.send(target, delivery, failed_before + 1))
+            attempt = await hold.during(sink.send(target, [delivery], failed_before + 1))
         lease = hold.lease
         verdict = judge(
             attempt,

@@ -1,4 +1,4 @@
-"""What a sink does: it brings one delivery to one subscription, and says what became of it.
+"""What a sink does: it brings deliveries to one subscription, and says what became of them.
 
 A sink knows its own service: it alone reads statuses and answers, and translates them. What an attempt
 means for the delivery and for its subscription is the same for all sinks: `judge` says it, and is pure.
@@ -55,6 +55,10 @@ class Target(Protocol):
     @property
     def settings(self) -> SubscriptionSettings: ...
 
+    def together(self, deliveries: Sequence[Delivery]) -> int:
+        """Say how many deliveries of a queue, from the first, may go out in one attempt: one at least."""
+        ...
+
 
 T_contra = TypeVar("T_contra", bound=Target, contravariant=True)
 
@@ -62,9 +66,10 @@ T_contra = TypeVar("T_contra", bound=Target, contravariant=True)
 class Sink(Protocol[T_contra]):
     """A way to subscriptions of one kind."""
 
-    async def send(self, target: T_contra, delivery: Delivery, attempt: int) -> Attempt:
-        """Make one attempt, the first has number 1. Ends within ATTEMPT_TIMEOUT_S, and raises nothing but
-        what is a bug: whatever the service does comes back as an Attempt."""
+    async def send(self, target: T_contra, deliveries: Sequence[Delivery], attempt: int) -> Attempt:
+        """Make one attempt for deliveries of one queue, in their order, no more than go `together`; the first
+        one has number 1. Ends within ATTEMPT_TIMEOUT_S, and raises nothing but what is a bug: whatever the
+        service does comes back as an Attempt, which is that of all of them."""
         ...
 
 

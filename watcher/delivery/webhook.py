@@ -1,4 +1,4 @@
-"""The webhook sink: POSTs exact bytes, signed, to one subscription, within bounds.
+"""The webhook sink: POSTs what a target writes to one subscription, within bounds; and the signed target.
 
 Refuses to follow, to remember and to trust: no redirect, no cookie, no proxy; of the answer the status
 counts, and no more than 64 KiB of it are read.
@@ -6,9 +6,9 @@ counts, and no more than 64 KiB of it are read.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Self
+from typing import NamedTuple, Protocol, Self
 
 from aiohttp.abc import AbstractResolver
 from yarl import URL
@@ -16,7 +16,7 @@ from yarl import URL
 from watcher import __version__
 from watcher.delivery.egress import Policy, check_url
 from watcher.delivery.signing import Signer
-from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, LONGEST_RETRY_AFTER_S, Attempt
+from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, LONGEST_RETRY_AFTER_S, Attempt, Target
 from watcher.durations import retry_after_s
 from watcher.engine.breaker import Answer
 from watcher.http import wire
@@ -63,8 +63,47 @@ def answer_of(status: int) -> Answer:
     return Answer.DELIVERED if 200 <= status < 300 else _ANSWERS.get(status, Answer.FAILED)
 
 
+class Reading(NamedTuple):
+    """What an answer says: of an error in its body its name, and what fixes it."""
+
+    answer: Answer
+    error: str | None = None
+    fix: str = ""
+    retry_after_s: float | None = None
+
+
+def reading_of(status: int) -> Reading:
+    """Read what the status alone says."""
+    return Reading(answer_of(status), fix=_REDIRECTED if 300 <= status < 400 else "")
+
+
+class HttpTarget(Target, Protocol):
+    """A target that is reached by one POST."""
+
+    @property
+    def url(self) -> URL: ...
+
+    @property
+    def place(self) -> wire.Place: ...
+
+    def request(self, deliveries: Sequence[Delivery], attempt: int, timestamp: int) -> bytes:
+        """Write the request of an attempt that is made at this Unix time."""
+        ...
+
+    def read(self, status: int, body: bytes) -> Reading:
+        """Read an answer, of whose body no more than its first 4 KiB are there."""
+        ...
+
+
+def post_head(url: URL, headers: Mapping[str, str], content_type: str) -> bytes:
+    """Write the head of a POST to a URL that was checked, as far as it is the same for all attempts."""
+    ours = {"content-type": content_type, "user-agent": f"watcher/{__version__}"}
+    accept = {} if any(name.lower() == "accept" for name in headers) else {"accept": "*/*"}
+    return wire.head_of("POST", url, {**headers, **accept, **ours}.items())
+
+
 class WebhookTarget:
-    """Where and how one subscription is reached: checked and prepared once per configuration."""
+    """A subscription of signed events, one at a time."""
 
     def __init__(self, settings: SubscriptionSettings, policy: Policy) -> None:
         self.name = settings.name
@@ -76,16 +115,13 @@ class WebhookTarget:
         """Send to a URL that was checked."""
         self.url = url
         self.place = wire.place_of(url)
-        headers = {
-            **self.settings.headers,
-            **({} if any(name.lower() == "accept" for name in self.settings.headers) else {"accept": "*/*"}),
-            "content-type": "application/json",
-            "user-agent": f"watcher/{__version__}",
-        }
-        self._head = wire.head_of("POST", url, headers.items())
+        self._head = post_head(url, self.settings.headers, "application/json")
 
-    def request(self, delivery: Delivery, attempt: int, timestamp: int) -> bytes:
-        """Write the request of an attempt that is made at this Unix time."""
+    def together(self, deliveries: Sequence[Delivery]) -> int:
+        return 1
+
+    def request(self, deliveries: Sequence[Delivery], attempt: int, timestamp: int) -> bytes:
+        (delivery,) = deliveries
         body, event_id = delivery.body, delivery.event_id
         signature = self.signer.signature(event_id, timestamp, body)
         headers = (
@@ -94,9 +130,12 @@ class WebhookTarget:
         )
         return b"%b%b%b" % (self._head, headers.encode("ascii"), body)
 
+    def read(self, status: int, body: bytes) -> Reading:
+        return reading_of(status)
+
 
 class WebhookSink:
-    """The connections to all webhook subscribers. Use as `async with`; a change of policy needs a new one.
+    """The connections to all subscribers. Use as `async with`; a change of policy needs a new one.
 
     `deadline_s` bounds an attempt, second try included; no more than `keep` connections are kept for the next
     attempts. The caller closes a `resolver` that it gives.
@@ -124,10 +163,10 @@ class WebhookSink:
     async def __aexit__(self, *_: object) -> None:
         await self._pool.close()
 
-    async def send(self, target: WebhookTarget, delivery: Delivery, attempt: int) -> Attempt:
+    async def send(self, target: HttpTarget, deliveries: Sequence[Delivery], attempt: int) -> Attempt:
         """POST once; at once a second time if an idle connection turned out to be closed."""
         started = time.monotonic()
-        request = target.request(delivery, attempt, int(self._unix_time()))
+        request = target.request(deliveries, attempt, int(self._unix_time()))
         deadline = asyncio.get_running_loop().time() + self._deadline_s
         try:
             response = await self._pool.send(
@@ -136,18 +175,20 @@ class WebhookSink:
         except wire.NoAnswer as error:
             return self._unanswered(error, _since_ms(started))
         status = response.status
-        answer = answer_of(status)
-        if attempt == 1 and answer is Answer.DELIVERED:  # what else it says is of no interest
-            return Attempt(answer, _since_ms(started), status=status)
+        reading = target.read(status, response.body)
+        if attempt == 1 and reading.answer is Answer.DELIVERED:  # what else it says is of no interest
+            return Attempt(reading.answer, _since_ms(started), status=status)
         text = printable(without_secrets(response.body.decode(errors="backslashreplace")), EXCERPT_LIMIT)
         now = datetime.fromtimestamp(self._unix_time(), UTC)
+        asked_s = retry_after_s(response.header("retry-after"), now, most_s=LONGEST_RETRY_AFTER_S)
         return Attempt(
-            answer,
+            reading.answer,
             _since_ms(started),
             status=status,
-            retry_after_s=retry_after_s(response.header("retry-after"), now, most_s=LONGEST_RETRY_AFTER_S),
+            error=reading.error,
+            retry_after_s=asked_s if reading.retry_after_s is None else reading.retry_after_s,
             excerpt=text.encode()[:EXCERPT_LIMIT].decode(errors="ignore"),
-            fix=_REDIRECTED if 300 <= status < 400 else "",
+            fix=reading.fix,
         )
 
     def _unanswered(self, error: wire.NoAnswer, took_ms: int) -> Attempt:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 from pydantic import SecretStr
 
 from watcher.delivery.breakers import SubscriptionBreakers
+from watcher.delivery.chat import target_of
 from watcher.delivery.egress import Policy
 from watcher.delivery.queue import LONGEST_LEASE_MS, DeliveryWork
-from watcher.delivery.webhook import WebhookSink, WebhookTarget
+from watcher.delivery.webhook import HttpTarget, WebhookSink
 from watcher.engine.dispatch import Key
 from watcher.engine.loop import InUse, Loop
 from watcher.http.dial import CurrentResolver
@@ -151,7 +152,7 @@ class Configured:
         self.report = PollReport(counters, is_rejected=self.polls.is_failing)
         self.poll_work = PollWork(self.polls)
         stopped = asyncio.Event()
-        self._delivery_work: DeliveryWork[WebhookTarget] = DeliveryWork(
+        self._delivery_work: DeliveryWork[HttpTarget] = DeliveryWork(
             self.queues,
             self.breakers,
             counters,
@@ -209,7 +210,7 @@ class Configured:
             for name in part:
                 subscription = self._wanted(settings.subscription_by_name, name)
                 if subscription and name not in self.targets:
-                    self.targets[name] = WebhookTarget(subscription, policy)
+                    self.targets[name] = target_of(subscription, policy)
                     if not is_first:  # the index may not name it for a while
                         self.loop.wake_all(Key("delivery", name))
             self.interest.change({name: wishes[name] for name in part})
@@ -253,7 +254,7 @@ class Configured:
                 wanted = self._wanted(subscriptions, name)
                 self._leave(name, wanted, policy)
                 if wanted and name not in self.targets:
-                    self.targets[name] = WebhookTarget(wanted, policy)
+                    self.targets[name] = target_of(wanted, policy)
                     if self._left_url.get(name, wanted.url) != wanted.url:
                         self.moved.add(name)
                     elif name in before.subscription_by_name:  # its events have waited
@@ -297,7 +298,7 @@ class Configured:
         if wanted is None or is_moved or policy != self._policy:
             del self.targets[name]
         elif wanted != target.settings:
-            self.targets[name] = WebhookTarget(wanted, policy)
+            self.targets[name] = target_of(wanted, policy)
 
     async def _follow(self, polls: ProviderPolls, changed: Mapping[str, AccountSettings | None]) -> None:
         """Poll these accounts of a provider from now on, or no more; what is known of others stays known."""

@@ -1,0 +1,66 @@
+"""The chat target: deliveries as one message for people, in the format of a chat service."""
+
+from collections.abc import Sequence
+
+import orjson
+from yarl import URL
+
+from watcher.delivery.egress import Policy, check_url
+from watcher.delivery.formats.sentences import WIDTHS, sentence
+from watcher.delivery.formats.services import SERVICES
+from watcher.delivery.webhook import HttpTarget, Reading, WebhookTarget, post_head
+from watcher.http import wire
+from watcher.journal.events import Delivery
+from watcher.settings import SubscriptionSettings
+
+
+def target_of(settings: SubscriptionSettings, policy: Policy) -> HttpTarget:
+    """Make the target of a subscription by its format. Raises RefusedUrl and BadSecret."""
+    return WebhookTarget(settings, policy) if settings.format == "standard" else ChatTarget(settings, policy)
+
+
+class ChatTarget:
+    """A subscription of messages: one sentence an event, a line each."""
+
+    def __init__(self, settings: SubscriptionSettings, policy: Policy) -> None:
+        self.name = settings.name
+        self.settings = settings
+        self._service = SERVICES[settings.format]
+        self.lead_to(check_url(settings.url.get_secret_value(), policy))
+
+    def lead_to(self, url: URL) -> None:
+        """Send to a URL that was checked."""
+        self.url = url
+        self.place = wire.place_of(url)
+        self._head = post_head(url, self.settings.headers, "application/json")
+
+    def together(self, deliveries: Sequence[Delivery]) -> int:
+        """Say how many fit into one message, each with its amounts, however short the rest has to be."""
+        for count in range(min(len(deliveries), self._service.most_together), 1, -1):
+            if self._fits(self._text(deliveries[:count], None, WIDTHS[-1])):
+                return count
+        return 1
+
+    def request(self, deliveries: Sequence[Delivery], attempt: int, timestamp: int) -> bytes:
+        body = orjson.dumps(self._service.write(self._fitting(deliveries)))
+        return b"%bcontent-length: %d\r\n\r\n%b" % (self._head, len(body), body)
+
+    def read(self, status: int, body: bytes) -> Reading:
+        return self._service.read(status, body)
+
+    def _fitting(self, deliveries: Sequence[Delivery]) -> str:
+        """Write what happened as long as the service takes it: what is from outside is shortened first, then
+        the template is left out."""
+        template = self.settings.template
+        for said, width in (*((template, width) for width in WIDTHS), (None, WIDTHS[-1])):
+            text = self._text(deliveries, said, width)
+            if self._fits(text):
+                break
+        return text
+
+    def _text(self, deliveries: Sequence[Delivery], template: str | None, width: int) -> str:
+        lines = (sentence(delivery, template, width=width) for delivery in deliveries)
+        return self._service.escape("\n".join(lines))
+
+    def _fits(self, text: str) -> bool:
+        return self._service.measure(text) <= self._service.limit
