@@ -67,8 +67,8 @@ OF_THE_API = {
     *("api.accounts", "api.subscriptions", "api.events", "commands.export", "commands.import_"),
 }
 """What holds accounts and subscriptions that come while it runs, and who is shown them."""
-OF_FORMATS = {"delivery.chat"}
-"""Messages for people."""
+OF_FORMATS = {"delivery.chat", "delivery.formats.sentences", "delivery.formats.services"}
+"""Messages for people: their target, their words, and what each service takes."""
 
 
 def test_what_the_house_has_reached_it_keeps() -> None:

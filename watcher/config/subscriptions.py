@@ -21,6 +21,7 @@ from watcher.config.tables import (
     signing_secret_flaw,
 )
 from watcher.delivery.egress import Policy, RefusedUrl, check_url
+from watcher.delivery.formats.sentences import SLOTS, slots_in
 from watcher.journal.interest import Interest
 from watcher.settings import EgressSettings, SubscriptionSettings
 
@@ -117,6 +118,37 @@ def _check_values(entry: Entry, policy: Policy, findings: Findings) -> None:
     _check_list(entry, "accounts", glob_flaw, findings)
     _check_list(entry, "events", event_flaw, findings)
     _check_list(entry, "assets", glob_flaw, findings)
+    _check_format(entry, findings)
+
+
+def _check_format(entry: Entry, findings: Findings) -> None:
+    """Check that a subscription has what its format needs, and nothing that belongs to another one."""
+    format_, template = entry.table.get("format", "standard"), entry.table.get("template")
+    if format_ == "standard":
+        if "secrets" not in entry.table:
+            findings.mistake(entry.finding(("secrets",), "is missing"))
+        elif entry.table["secrets"] == []:
+            findings.mistake(entry.finding(("secrets",), "must not be empty"))
+        if template is not None:
+            reason = "is for messages to people, and format is standard: events are sent as they are"
+            findings.mistake(entry.finding(("template",), reason))
+    elif entry.table.get("secrets"):
+        findings.warn(entry.finding(("secrets",), "are not used: a message for people is not signed"))
+    if isinstance(template, str) and (flaw := _template_flaw(template)):
+        findings.mistake(entry.finding(("template",), flaw))
+
+
+def _template_flaw(template: str) -> str | None:
+    if not template.strip() or not template.isprintable():
+        return "must be one line of text"
+    try:
+        slots = [*slots_in(template)]
+    except ValueError as error:
+        return f"not a template: {error}"
+    unknown = next((slot for slot in slots if slot not in SLOTS), None)
+    if unknown is None:
+        return None
+    return f"no slot of this name, known are {', '.join(SLOTS)}{did_you_mean(unknown, SLOTS)}"
 
 
 def _check_list(entry: Entry, name: str, flaw_of: Callable[[str], str | None], findings: Findings) -> None:

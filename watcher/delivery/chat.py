@@ -63,4 +63,4 @@ class ChatTarget:
         return self._service.escape("\n".join(lines))
 
     def _fits(self, text: str) -> bool:
-        return self._service.measure(text) <= self._service.limit
+        return self._service.size(text) <= self._service.limit

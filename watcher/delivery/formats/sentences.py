@@ -15,7 +15,7 @@ import orjson
 from watcher.journal.events import Delivery
 
 WIDTHS = (200, 40, 12)
-"""Characters of a text from outside: usually, and where the whole is too long. Amounts are never shortened."""
+"""Characters of a text from outside: usually, and where all is too long. Amounts are never shortened."""
 
 _FIELDS = ("total", "locked", "available", "pending_deposit", "pending_withdrawal")
 SLOTS = (
@@ -70,7 +70,7 @@ def _slots(event: Mapping[str, Any], width: int) -> dict[str, str]:
         "provider": harmless(account.get("provider", ""), width),
         "type": type_,
         "event": type_.replace(".", " "),
-        "amount": f"{sign}{data['amount']}",
+        "amount": f"{sign}{data['amount']}" if data["asset"] else "",
         "asset": _called(asset, width),
         "asset_id": harmless(asset.get("id", "")),
         **{field: after.get(field) or "" for field in _FIELDS},
