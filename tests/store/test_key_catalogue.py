@@ -24,6 +24,7 @@ from tests.support.stores import (
 )
 from watcher.snapshot import Asset
 from watcher.store import keeper, move, queues
+from watcher.store.directory import Directory, Write
 from watcher.store.keeper import Keeper
 from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.layout import Layout
@@ -117,6 +118,12 @@ async def workload(store: Store) -> None:
     await store.polls.release(PROVIDER, await store.lease())
     await store.roster.enroll({PROVIDER: [ACCOUNT], "shop": []}, now_ms=now)
     await Keeper(store.pipe, store.keys, "w").look({OPS: 3})
+    directory = Directory(store.pipe, store.keys)
+    await directory.put(Write("account", ACCOUNT, {"provider": PROVIDER}, b"sealed"))
+    await directory.put(Write("subscription", OPS, {}, b"sealed"))
+    await directory.delete("account", GONE)
+    await directory.read(SHARD)
+    await directory.changes(SHARD, (await directory.heads())[SHARD])
     await _deliver(store)
 
 
@@ -221,6 +228,9 @@ def test_all_keys_of_an_account_share_the_tag_of_its_shard(account: str) -> None
     spelled = [
         keys.state(account),
         keys.queued(account),
+        keys.account_records(shard),
+        keys.subscription_records(shard),
+        keys.changes(shard),
         keys.bodies(shard),
         keys.sizes(shard),
         keys.given_up(shard),

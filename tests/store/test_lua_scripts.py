@@ -197,6 +197,16 @@ def test_a_script_uses_the_parts_that_it_calls(name: str) -> None:
 
 def test_the_functions_of_parts_that_touch_keys_are_found() -> None:
     of_queues = {"alone_in", "append", "length_of", "take_oldest", "waiting_in"}
-    others = {"hold", "drop", "drop_all", "grow", "check_types", "bury", "note_given_up"}
+    others = {
+        "hold",
+        "drop",
+        "drop_all",
+        "grow",
+        "check_types",
+        "bury",
+        "note_given_up",
+        "next_change",
+        "note_change",
+    }
     assert of_queues | others == KEYS_OF.keys()
     assert KEYS_OF["bury"] == [0, 1, 2, 3]

@@ -27,7 +27,7 @@ _OURS = re.compile(
     rf"""(meta|breakers|workers|watch|marks|mover|keeper)
     |(configuration|waiting|probes|rate|rate:subscription|names):{_NAME}
     |{_SHARD}:(
-        due:(polls|queues)|removed|events|bodies|sizes|backlogs|given_up|layout|nothing|trial:{_NAME}
+        due:(polls|queues)|directory:(accounts|subscriptions|changes)|removed|events|bodies|sizes|backlogs|given_up|layout|nothing|trial:{_NAME}
         |(schedule:polls|schedule:queues|failing|retries|results|row|dead_letters|attempts):{_NAME}
         |(account|queued|queue:(?P<subscription>{_NAME})):(?P<account>{_NAME})
     )""",

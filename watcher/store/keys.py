@@ -95,6 +95,20 @@ class Keys:
         take_off, emptied by forget, and by `Roster` where an account is put back."""
         return self._tagged(shard, "removed")
 
+    def account_records(self, shard: int) -> str:
+        """HASH, permanent: account of the directory -> `version edited plain`, a newline, and what is sealed
+        (`directory`). By put_records and delete_records."""
+        return self._tagged(shard, "directory", "accounts")
+
+    def subscription_records(self, shard: int) -> str:
+        """HASH, permanent: subscription of the directory -> its record, as of an account."""
+        return self._tagged(shard, "directory", "subscriptions")
+
+    def changes(self, shard: int) -> str:
+        """STREAM, trimmed: what changed in the directory, as `version-first`: 1 and an account, or 2 and a
+        subscription. By put_records and delete_records."""
+        return self._tagged(shard, "directory", "changes")
+
     def names(self, provider: str) -> str:
         """HASH, permanent: asset -> JSON [symbol, name, decimals], as they were first seen. By note_names."""
         return f"{self.namespace}:names:{provider}"

@@ -41,8 +41,8 @@ _MOST = 512
 _KEPT = 3
 """Connections: for two runners, and for the look at what is due."""
 
-_FILLING = frozenset({"commit", "enqueue"})
-"""Scripts that bring in events and deliveries: only a server that was not refused is given those."""
+_FILLING = frozenset({"commit", "enqueue", "put_records"})
+"""Scripts that bring in events, deliveries and records: only a server that was not refused is given those."""
 
 
 @dataclass(slots=True)

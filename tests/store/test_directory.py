@@ -1,0 +1,403 @@
+"""The directory: a record, the line that it changed and its account's place on the schedule are one step; and
+a store that went back takes nothing away."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.support.servers import EVERY_ENGINE
+from tests.support.stores import ACCOUNT, MINUTE_MS, NEIGHBOURS, OPS, PROVIDER, SHARD, Store, a_store
+from watcher.store.directory import (
+    BadRecord,
+    Change,
+    Changes,
+    Directory,
+    Kind,
+    Record,
+    Write,
+    Written,
+    version_of,
+)
+from watcher.store.errors import DamagedKey
+from watcher.store.keys import shard_of
+
+pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A store, and its directory."""
+
+    store: Store
+    directory: Directory
+
+    async def put(self, name: str = ACCOUNT, sealed: bytes = b"sealed", **options: Any) -> Written:
+        return await self.directory.put(an_account(name, sealed, **options))
+
+    async def delete(self, name: str = ACCOUNT, **options: Any) -> Written:
+        return await self.directory.delete("account", name, **options)
+
+    async def due(self, account: str = ACCOUNT, provider: str = PROVIDER) -> float | None:
+        scores = await self.store.scores(self.store.keys.polls(shard_of(account), provider))
+        return scores.get(account)
+
+    async def removed(self) -> dict[str, float]:
+        return await self.store.scores(self.store.keys.removed(SHARD))
+
+    async def head(self, shard: int = SHARD) -> str:
+        return (await self.directory.heads())[shard]
+
+    async def held(self, *names: str) -> list[Record]:
+        found = [await self.directory.get("account", name) for name in names]
+        return [record for record in found if record]
+
+    async def lose_after(self, version: int, *held: Record) -> None:
+        """Let the shard of ACCOUNT go back to a version, at which it held these records."""
+        keys = self.store.keys
+        for key in (keys.account_records(SHARD), keys.subscription_records(SHARD)):
+            await self.store.pipe.command("DEL", key)
+        changes = (await self.store.contents())[keys.changes(SHARD)]
+        await self.store.pipe.command("DEL", keys.changes(SHARD))
+        for entry, fields in changes:
+            if version_of(entry.decode()) <= version:
+                await self.store.pipe.command("XADD", keys.changes(SHARD), entry, *fields)
+        for one in held:
+            text = b'%d %d {"provider":"loopring"}\n%s' % (one.version, one.edited, one.sealed)
+            await self.store.pipe.command("HSET", keys.account_records(SHARD), one.name, text)
+
+
+def a_place(client: Redis, namespace: str, **options: Any) -> Place:
+    store = a_store(client, namespace)
+    return Place(store, Directory(store.pipe, store.keys, **options))
+
+
+def an_account(
+    name: str = ACCOUNT, sealed: bytes = b"sealed", provider: str = PROVIDER, **options: Any
+) -> Write:
+    return Write("account", name, {"provider": provider}, sealed, **options)
+
+
+def a_subscription(name: str = OPS, sealed: bytes = b"sealed", **options: Any) -> Write:
+    return Write("subscription", name, {"accounts": ["*"], "events": [], "assets": []}, sealed, **options)
+
+
+def named(changes: Changes) -> list[tuple[Kind, str, bool]]:
+    return [(one.kind, one.name, one.record is not None) for one in changes.changed]
+
+
+async def test_a_record_is_read_as_it_was_written(redis_client: Redis, namespace: str) -> None:
+    place = a_place(redis_client, namespace)
+    sealed = bytes(range(256)) + b"\n{}\n"
+    before_us = 1000 * await place.store.now_ms()
+    write = Write("subscription", OPS, {"assets": ["a\nb", "Ωß 1"], "events": None}, sealed)
+    outcome, version = await place.directory.put(write)
+    assert outcome == "done"
+    assert before_us <= version < before_us + 1000 * MINUTE_MS, "versions come from the server's clock"
+    record = Record("subscription", OPS, version, version, write.plain, sealed)
+    assert await place.directory.get("subscription", OPS) == record
+    assert await place.directory.get("account", OPS) is None
+    held = await place.directory.read(shard_of(OPS))
+    assert (held.records, version_of(held.head)) == ([record], version)
+
+
+async def test_versions_rise_within_one_call(redis_client: Redis, namespace: str) -> None:
+    place = a_place(redis_client, namespace)
+    names = list(NEIGHBOURS[:20])
+    written = await place.directory.put_all([an_account(name) for name in names])
+    versions = [version for _, version in written]
+    assert versions == sorted({*versions})
+    assert version_of(await place.head()) == versions[-1]
+
+
+async def test_a_new_account_is_due_at_once_and_an_edited_one_keeps_its_time(
+    redis_client: Redis, namespace: str
+) -> None:
+    place = a_place(redis_client, namespace)
+    before = await place.store.now_ms()
+    await place.put()
+    assert before <= (await place.due() or 0) <= await place.store.now_ms()
+    index = await place.store.scores(place.store.keys.due_polls(SHARD))
+    assert index == {PROVIDER: await place.due()}
+    lease = await place.store.lease()
+    await place.put(sealed=b"another")
+    assert await place.due() == lease.deadline
+
+
+async def test_a_deleted_account_leaves_its_schedule_and_is_forgotten_unless_it_is_put_again(
+    redis_client: Redis, namespace: str
+) -> None:
+    place = a_place(redis_client, namespace)
+    await place.store.roster.enroll({PROVIDER: [], "shop": []}, now_ms=1)
+    await place.put()
+    await place.store.polls.postpone(
+        PROVIDER, await place.store.lease(), why="down", at_least_ms=0, waits_ms=[5]
+    )
+    now_ms = await place.store.now_ms()
+    assert (await place.delete()).outcome == "done"
+    assert await place.held(ACCOUNT) == []
+    assert await place.due() is None
+    assert place.store.keys.failing(SHARD, PROVIDER) not in await place.store.contents()
+    assert 10 * MINUTE_MS <= (await place.removed())[ACCOUNT] - now_ms < 11 * MINUTE_MS
+    await place.put()
+    assert await place.removed() == {}
+    assert await place.due() is not None
+
+
+async def test_an_account_that_moves_to_another_provider_leaves_the_first_ones_schedule(
+    redis_client: Redis, namespace: str
+) -> None:
+    place = a_place(redis_client, namespace)
+    await place.store.roster.enroll({PROVIDER: [], "shop": []}, now_ms=1)
+    await place.put()
+    await place.put(provider="shop", sealed=b"moved")
+    assert await place.due() is None
+    assert await place.due(provider="shop") is not None
+
+
+async def test_what_the_file_defines_keeps_its_place_on_the_schedule(
+    redis_client: Redis, namespace: str
+) -> None:
+    place = a_place(redis_client, namespace)
+    await place.put(is_shadowed=True)
+    assert await place.due() is None
+    await place.store.roster.enroll({PROVIDER: [ACCOUNT]}, now_ms=1)
+    await place.delete(is_shadowed=True)
+    assert await place.due() == 1
+    assert await place.removed() == {}
+
+
+async def test_a_write_that_expects_another_version_changes_nothing(
+    redis_client: Redis, namespace: str
+) -> None:
+    place = a_place(redis_client, namespace)
+    assert await place.put(expected=5) == Written("conflict", 0)
+    _, first = await place.put(expected=0)
+    before = await place.store.contents()
+    assert await place.put(sealed=b"another", expected=0) == Written("conflict", first)
+    assert await place.put(sealed=b"another", expected=first - 1) == Written("conflict", first)
+    assert await place.delete(expected=first + 1) == Written("conflict", first)
+    assert await place.store.contents() == before
+    outcome, second = await place.put(sealed=b"another", expected=first)
+    assert (outcome, second > first) == ("done", True)
+    outcome, third = await place.delete(expected=second)
+    assert (outcome, third > second) == ("done", True)
+    assert await place.delete() == Written("missing", 0)
+
+
+async def test_a_repeat_of_the_same_write_is_answered_like_the_first(
+    redis_client: Redis, namespace: str
+) -> None:
+    place = a_place(redis_client, namespace)
+    written = await place.put(expected=0)
+    before = await place.store.contents()
+    assert await place.put(expected=0) == written
+    assert await place.store.contents() == before
+
+
+async def test_what_no_client_edits_keeps_the_version_of_the_last_edit(
+    redis_client: Redis, namespace: str
+) -> None:
+    place = a_place(redis_client, namespace)
+    _, first = await place.put()
+    await place.put(sealed=b"sealed anew", edited=first)
+    (record,) = await place.held(ACCOUNT)
+    assert (record.edited, record.version > first) == (first, True)
+
+
+async def test_there_are_no_more_records_of_a_kind_than_the_limit_allows(
+    redis_client: Redis, namespace: str
+) -> None:
+    place = a_place(redis_client, namespace, most={"account": 16, "subscription": 16})
+    names = NEIGHBOURS[:3]
+    written = await place.directory.put_all([an_account(name) for name in names])
+    assert [one.outcome for one in written] == ["done", "done", "full"], "one and a tenth, rounded up"
+    assert await place.put(names[2]) == Written("full", 0)
+    assert (await place.put(names[0], b"another")).outcome == "done", "what lies there may change"
+    assert (await place.directory.put(a_subscription())).outcome == "done", "each kind has its own"
+    assert await place.directory.counts() == {"account": 2, "subscription": 1}
+    await place.delete(names[0])
+    assert (await place.put(names[2])).outcome == "done"
+
+
+async def test_a_batch_goes_to_all_shards_and_each_record_is_answered_for_itself(
+    redis_client: Redis, namespace: str
+) -> None:
+    place = a_place(redis_client, namespace)
+    names = [f"account-{n}" for n in range(600)]
+    _, there = await place.put(names[7], b"there")
+    writes = [an_account(name, expected=0) for name in names]
+    written = await place.directory.put_all(writes)
+    outcomes = {name: one.outcome for name, one in zip(names, written, strict=True)}
+    assert outcomes == {**dict.fromkeys(names, "done"), names[7]: "conflict"}
+    assert written[7].version == there
+    found = {
+        record.name: record.version async for held in place.directory.read_all() for record in held.records
+    }
+    assert found == {name: one.version for name, one in zip(names, written, strict=True)}
+    assert await place.directory.counts() == {"account": 600, "subscription": 0}
+
+
+async def test_a_reader_follows_what_changed_each_name_once(redis_client: Redis, namespace: str) -> None:
+    place = a_place(redis_client, namespace)
+    one, other, gone = NEIGHBOURS[:3]
+    assert await place.head() == ""
+    assert await place.directory.changes(SHARD, "") == Changes("", ())
+    await place.put(one)
+    head = await place.head()
+    assert await place.directory.changes(SHARD, head) == Changes(head, ())
+    await place.put(gone)
+    await place.put(one, b"second")
+    await place.put(other)
+    _, deleted = await place.delete(gone)
+    _, latest = await place.put(one, b"third")
+    changes = await place.directory.changes(SHARD, head)
+    assert named(changes) == [("account", other, True), ("account", gone, False), ("account", one, True)]
+    assert [change.version for change in changes.changed][1:] == [deleted, latest]
+    assert changes.changed[-1].record == (await place.held(one))[0]
+    assert changes.head == await place.head()
+    assert (changes.is_behind, changes.lost_after) == (False, None)
+    assert await place.directory.changes(SHARD, changes.head) == Changes(changes.head, ())
+
+
+async def test_a_reader_that_begins_or_falls_behind_reads_the_shard_anew(
+    redis_client: Redis, namespace: str
+) -> None:
+    place = a_place(redis_client, namespace, kept_changes=1)
+    await place.put(NEIGHBOURS[0])
+    head = await place.head()
+    for number in range(250):  # a stream is trimmed a hundred entries at a time
+        await place.put(NEIGHBOURS[1], b"%d" % number)
+    for known in ("", head):
+        changes = await place.directory.changes(SHARD, known)
+        assert (changes.is_behind, changes.lost_after, changes.changed) == (True, None, ())
+    held = await place.directory.read(SHARD)
+    assert held.head == changes.head
+    assert {record.name for record in held.records} == {*NEIGHBOURS[:2]}
+
+
+@pytest.mark.parametrize("others_wrote", [False, True])
+async def test_a_store_that_went_back_is_given_again_what_it_lost(
+    redis_client: Redis, namespace: str, *, others_wrote: bool
+) -> None:
+    place = a_place(redis_client, namespace)
+    kept, lost, deleted, edited = NEIGHBOURS[:4]
+    for name in (kept, deleted, edited):
+        await place.put(name)
+    was = await place.held(kept, deleted, edited)
+    point = version_of(await place.head())
+    await place.put(lost)
+    await place.put(edited, b"second")
+    _, gone = await place.delete(deleted)
+    held, head = await place.held(kept, lost, edited), await place.head()
+    await place.lose_after(point, *was)
+    if others_wrote:
+        await place.put(ACCOUNT)  # a client: the shard's version is higher than ever
+
+    changes = await place.directory.changes(SHARD, head)
+    assert changes.lost_after == point
+    assert named(changes) == ([("account", ACCOUNT, True)] if others_wrote else [])
+    again = [record for record in held if record.version > point]
+    deletions = [Change("account", deleted, gone, None)]
+    assert await place.directory.write_again(point, held, deletions) == 3
+    assert await place.directory.write_again(point, held, deletions) == 0, "another worker does the same"
+    now = {record.name: record for record in (await place.directory.read(SHARD)).records}
+    assert now.keys() == {kept, lost, edited} | ({ACCOUNT} if others_wrote else set())
+    assert now[kept] == held[0]
+    for record in again:
+        assert now[record.name].sealed == record.sealed
+        assert now[record.name].edited == record.edited
+        assert now[record.name].version > record.version, "no reader sees a version that it knows"
+    assert await place.due(lost) is not None
+
+
+async def test_what_was_written_since_a_store_went_back_stays(redis_client: Redis, namespace: str) -> None:
+    place = a_place(redis_client, namespace)
+    one, other = NEIGHBOURS[:2]
+    await place.put(other)
+    point = version_of(await place.head())
+    for number in range(30):
+        await place.put(one, b"%d" % number)
+    held, head = await place.held(one, other), await place.head()
+    await place.lose_after(point, *await place.held(other))
+    _, version = await place.put(one, b"of a client")
+    assert version > version_of(head), "however many writes there were at once"
+    changes = await place.directory.changes(SHARD, head)
+    assert (changes.lost_after, named(changes)) == (point, [("account", one, True)])
+    assert await place.directory.write_again(point, held) == 0
+    assert (await place.held(one))[0].sealed == b"of a client"
+
+
+async def test_a_store_that_lost_everything_is_given_everything_again(
+    redis_client: Redis, namespace: str
+) -> None:
+    place = a_place(redis_client, namespace)
+    await place.directory.put_all([an_account(name) for name in NEIGHBOURS[:50]])
+    held = await place.directory.read(SHARD)
+    for key in await place.store.contents():
+        await place.store.pipe.command("DEL", key)
+    changes = await place.directory.changes(SHARD, held.head)
+    assert (changes.head, changes.is_behind, changes.lost_after) == ("", True, 0)
+    await place.put(NEIGHBOURS[60])
+    changes = await place.directory.changes(SHARD, held.head)
+    assert (changes.is_behind, changes.lost_after) == (True, 0)
+    assert await place.directory.write_again(0, held.records) == 50
+    assert len((await place.directory.read(SHARD)).records) == 51
+
+
+async def test_a_record_that_cannot_be_read_is_named_and_costs_no_other(
+    redis_client: Redis, namespace: str
+) -> None:
+    place = a_place(redis_client, namespace)
+    one, other = NEIGHBOURS[:2]
+    await place.put(NEIGHBOURS[2])
+    head = await place.head()
+    await place.put(one)
+    await place.put(other)
+    key = place.store.keys.account_records(SHARD)
+    for damage in (
+        b"",
+        b"x",
+        b"1 1 {\nx",
+        b"1 1 {}",
+        b"1 1 {}\n",
+        b"12345678901234567 1 {}\nx",
+        b"1 1 []\nx",
+    ):
+        await place.store.pipe.command("HSET", key, one, damage)
+        with pytest.raises(BadRecord, match=f"account {one} in the directory"):
+            await place.directory.get("account", one)
+        held = await place.directory.read(SHARD)
+        assert {record.name for record in held.records} == {other, NEIGHBOURS[2]}
+        assert held.damaged == [("account", one)]
+    changes = await place.directory.changes(SHARD, head)
+    assert (named(changes), changes.damaged) == ([("account", other, True)], (("account", one),))
+    assert (await place.put(one, b"mended")).outcome == "done"
+    assert (await place.held(one))[0].sealed == b"mended"
+
+
+async def test_a_key_of_another_type_fails_a_write_before_anything_is_written(
+    redis_client: Redis, namespace: str
+) -> None:
+    place = a_place(redis_client, namespace)
+    await place.store.roster.enroll({PROVIDER: []}, now_ms=1)
+    await place.put()
+    keys = place.store.keys
+    for key in (
+        keys.account_records(SHARD),
+        keys.subscription_records(SHARD),
+        keys.changes(SHARD),
+        keys.removed(SHARD),
+        keys.polls(SHARD, PROVIDER),
+        keys.failing(SHARD, PROVIDER),
+    ):
+        await place.store.damage(key)
+        before = await place.store.contents()
+        with pytest.raises(DamagedKey):
+            await place.put(NEIGHBOURS[0])
+        with pytest.raises(DamagedKey):
+            await place.delete()
+        assert await place.store.contents() == before
+        await place.store.pipe.command("DEL", key)
+        await place.put()
