@@ -205,8 +205,7 @@ class Trial(NamedTuple):
 
 def trials(settings: Settings, *, limit_s: float = LIMIT_S) -> list[Trial]:
     """List what there is to try: the server, each provider by its first account, each subscriber."""
-    egress = settings.egress
-    policy = Policy(allow=egress.allow, allow_http=egress.allow_http, nat64=egress.nat64)
+    policy = Policy.of(settings.egress)
     first = {account.provider: account for account in reversed(settings.account_by_name.values())}
     found = [Trial("redis", "redis", limit_s, lambda: try_server(settings.redis, settings.account_by_name))]
     for name, provider in settings.provider_by_name.items():

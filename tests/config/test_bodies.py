@@ -47,7 +47,7 @@ def flaws(read: Any) -> list[tuple[str, str]]:
 
 
 def test_what_is_right_becomes_the_settings_of_a_file() -> None:
-    made = account_of(ACCOUNT, PROVIDERS, lambda _: None)
+    made, _ = account_of(ACCOUNT, PROVIDERS, lambda _: None)
     assert made == PROVIDERS.asked_by_name["loopring"].Account.model_validate(ACCOUNT)
     assert subscription_of(SUBSCRIPTION, Policy(), ()).accounts == ("a-*",)
 
@@ -149,10 +149,10 @@ def test_no_file_is_read_for_a_body() -> None:
 
 
 def test_two_accounts_of_one_source_are_refused() -> None:
-    source = PROVIDERS.asked_by_name["loopring"].source(account_of(ACCOUNT, PROVIDERS, lambda _: None))
-    found = flaws(lambda: account_of(ACCOUNT, PROVIDERS, {("loopring", source): "old"}.get))
+    _, source = account_of(ACCOUNT, PROVIDERS, lambda _: None)
+    found = flaws(lambda: account_of(ACCOUNT, PROVIDERS, {source: "old"}.get))
     assert found == [("", "is the same account at the same provider as old")]
-    assert not flaws(lambda: account_of(ACCOUNT, PROVIDERS, {("loopring", source): "treasury"}.get))
+    assert not flaws(lambda: account_of(ACCOUNT, PROVIDERS, {source: "treasury"}.get))
 
 
 def test_a_subscription_alerts_another_one_that_is_there() -> None:

@@ -5,7 +5,7 @@ Reads [redis] of the configuration alone, so that a hook that calls it often sta
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -37,7 +37,7 @@ async def command(*, look: "Look", provider: str | None, is_json: bool, accounts
     However often it is called, an account is polled once a second at most, and the rate limit of its provider
     holds. What waits for a retry goes on waiting. Exits with 1 if an account is on no schedule yet.
     """
-    from watcher.store.members import Roster
+    from watcher.store.members import WOKEN, Roster, woken_line
     from watcher.store.opening import open_to_look
     from watcher.store.reader import Reader
 
@@ -56,7 +56,7 @@ async def command(*, look: "Look", provider: str | None, is_json: bool, accounts
         place_by_name = {name: place for place, name in enumerate(names)}
         for one in sorted(found, key=lambda one: place_by_name[one.account]):
             if is_json:
-                say_json(_line(one))
+                say_json(woken_line(one))
             else:
                 click.echo(f"{one.account}: {_text(one)}")
         left = sorted({*names}.difference(one.account for one in found), key=place_by_name.__getitem__)
@@ -68,7 +68,7 @@ async def command(*, look: "Look", provider: str | None, is_json: bool, accounts
                     known = {*await Reader(store.pipe, store.keys).scheduled(), *configured}
                     raise Unknown("account", name, sorted(known))
                 if is_json:
-                    say_json({**dict.fromkeys(_FIELDS), "account": name, "state": "unscheduled"})
+                    say_json({**dict.fromkeys(WOKEN), "account": name, "state": "unscheduled"})
                 else:
                     click.echo(f"{printable(name)}: {_UNSCHEDULED}")
     if not names:
@@ -97,17 +97,6 @@ async def _explain(store: "OpenStore", woken: "Sequence[Woken]") -> None:
         if (failing := await reader.count_failing(provider)) > 1:
             held = "where its circuit breaker is open, polls wait until the provider answers"
             click.echo(f"watcher: {provider}: {many(failing, 'account')} fail; {held}", err=True)
-
-
-_FIELDS = ("account", "provider", "state", "due_in_ms", "rejections", "error_class", "reason")
-
-
-def _line(one: "Woken") -> dict[str, Any]:
-    failing = one.failing
-    state = {"turn": "due", "poll": "in_hand", "retry": "backing_off"}[one.waits_for]
-    due_in_ms = None if one.waits_for == "poll" else one.in_ms
-    why = (failing.rejections, failing.error_class, failing.reason) if failing else (None, None, None)
-    return dict(zip(_FIELDS, (one.account, one.provider, state, due_in_ms, *why), strict=True))
 
 
 def _text(one: "Woken") -> str:

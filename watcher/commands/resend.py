@@ -1,8 +1,7 @@
 """`watcher resend`: dead letters, or events of the log, go out again with the same ids."""
 
-from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,20 +19,9 @@ from watcher.commands._table import say_json, say_next
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
-    from watcher.delivery.resend import Resent
-    from watcher.settings import Settings
+    from watcher.delivery.resend import Resent, Wish
 
 _MOST_NAMES = 8
-
-
-class _Wish(NamedTuple):
-    """What to send again: one event, dead letters, or events of the log; to one subscription, or all."""
-
-    event_id: str | None
-    is_dead: bool
-    since: datetime | timedelta | None
-    subscriptions: tuple[str, ...]
-    is_preview: bool
 
 
 @click.command("resend", short_help="Send again: dead letters, or events from the log.")
@@ -69,34 +57,32 @@ async def command(
     with the same id, and is delivered by the workers, in order per account. What still waits there is not
     queued a second time.
     """
+    from watcher.delivery.resend import Wish, send_again
+    from watcher.store.opening import open_to_look
+    from watcher.store.queues import Breakers
+    from watcher.store.reader import Reader
+
     if bool(event_id) == (is_dead or since is not None):
         raise click.UsageError("say what to send again: EVENT_ID, or --dead, or --since WHEN")
     if subscription is None and not event_id:
         raise click.UsageError("say where to: --subscription NAME")
     moment = parse_since(since)
     settings = load_or_exit(config_path).settings
-    names = (
-        tuple(settings.subscription_by_name)
-        if subscription is None
-        else (subscription_named(settings, subscription).name,)
-    )
-    wish = _Wish(event_id, is_dead, moment, names, is_preview)
-    found, paused = await _resend(settings, wish)
+    wanted = [*settings.subscription_by_name.values()]
+    if subscription is not None:
+        wanted = [subscription_named(settings, subscription)]
+    async with open_to_look(settings.redis) as store:
+        now_ms = await Reader(store.pipe, store.keys).now_ms()
+        wish = Wish(event_id, is_dead, since_ms(moment, now_ms), is_preview)
+        found = await send_again(store.pipe, store.keys, wanted, wish)
+        breakers = await Breakers(store.pipe, store.keys).read()
+    paused = {name for name, breaker in breakers.items() if breaker.paused_at_ms}
     for resent in found:
+        is_paused = resent.subscription in paused
         if is_json:
-            line = {
-                "subscription": resent.subscription,
-                "deliveries": resent.deliveries,
-                "accounts": len(resent.accounts),
-                "waiting": resent.waiting,
-                "unreadable": resent.unreadable,
-                "full": sorted(resent.full),
-                "paused": resent.subscription in paused,
-                "dry_run": is_preview,
-            }
-            say_json(line)
+            say_json(resent.line(is_paused=is_paused, is_preview=is_preview))
         else:
-            _say(resent, wish, is_paused=resent.subscription in paused)
+            _say(resent, wish, is_paused=is_paused)
     if event_id and not found:
         click.echo(
             f"watcher: nothing of {printable(event_id)} is left: no dead letter, no record of it", err=True
@@ -106,48 +92,7 @@ async def command(
     return 1 if any(resent.unreadable or resent.full for resent in found) else 0
 
 
-async def _resend(settings: "Settings", wish: _Wish) -> "tuple[list[Resent], set[str]]":
-    """Send again; also returns the paused subscriptions, which get the events when they are resumed."""
-    from watcher.delivery.resend import Resend
-    from watcher.store.history import History
-    from watcher.store.opening import open_to_look
-    from watcher.store.queues import Breakers
-    from watcher.store.reader import Reader
-
-    async with open_to_look(settings.redis) as store:
-        now_ms = await Reader(store.pipe, store.keys).now_ms()
-        resend = Resend(store.pipe, store.keys, is_preview=wish.is_preview)
-        start_ms = since_ms(wish.since, now_ms)
-        found = []
-        if wish.is_dead or wish.event_id:
-            found = [
-                await resend.letters(
-                    settings.subscription_by_name[name],
-                    since_ms=start_ms,
-                    until_ms=now_ms,
-                    event_id=wish.event_id,
-                )
-                for name in wish.subscriptions
-            ]
-        if not (wish.is_dead or any(map(_is_found, found))):
-            ends = await History(store.pipe, store.keys).ends()
-            found = [
-                await resend.events(
-                    settings.subscription_by_name[name], ends, since_ms=start_ms, event_id=wish.event_id
-                )
-                for name in wish.subscriptions
-            ]
-        breakers = await Breakers(store.pipe, store.keys).read()
-    paused = {name for name, breaker in breakers.items() if breaker.paused_at_ms}
-    # Of one event, only a subscription that gets it again is worth a line.
-    return [resent for resent in found if not wish.event_id or _is_found(resent)], paused
-
-
-def _is_found(resent: "Resent") -> bool:
-    return bool(resent.deliveries or resent.full or resent.waiting)
-
-
-def _say(resent: "Resent", wish: _Wish, *, is_paused: bool) -> None:
+def _say(resent: "Resent", wish: "Wish", *, is_paused: bool) -> None:
     name = resent.subscription
     goes = "would go out again" if wish.is_preview else "queued again"
     if resent.deliveries:

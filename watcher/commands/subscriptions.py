@@ -1,6 +1,5 @@
 """`watcher subscriptions`: the state of each, and pause and resume."""
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +11,6 @@ from watcher.printable import printable
 if TYPE_CHECKING:
     from watcher.config.loading import Look
 
-_BY_HAND = "by hand"
 _MARGIN = 14
 
 _Line = dict[str, Any]
@@ -74,9 +72,7 @@ async def command(*, look: "Look", is_json: bool, action: str, name: str | None)
 
 async def _switch(look: "Look", action: str, name: str) -> None:
     """Pause or resume a subscription that the configuration or, at least, Redis knows. Raises Unknown."""
-    from watcher.delivery.queue import LONGEST_LEASE_MS
-    from watcher.engine.breaker import paused
-    from watcher.store.keys import SHARDS
+    from watcher.delivery.queue import pause_by_hand, resume_by_hand
     from watcher.store.opening import open_to_look
     from watcher.store.queues import Breakers, Queues
     from watcher.store.reader import Reader
@@ -94,15 +90,11 @@ async def _switch(look: "Look", action: str, name: str) -> None:
             if name not in known:
                 raise Unknown("subscription of the configuration", name, configured)
         if action == "pause":
-            before, _ = await breakers.change(name, partial(paused, reason=_BY_HAND))
-            is_new = before is None or not before.paused_at_ms
+            is_new = await pause_by_hand(breakers, name)
             click.echo(f"{name}: {'paused' if is_new else 'was paused already'}; its events are kept")
             say_next(f"watcher subscriptions resume {name}")
             return
-        has_changed = await breakers.resume(name)
-        queues = Queues(Schedule(store.pipe), store.keys)
-        for shard in range(SHARDS):
-            await queues.make_due(name, shard, lease_ms=LONGEST_LEASE_MS)
+        has_changed = await resume_by_hand(breakers, Queues(Schedule(store.pipe), store.keys), name)
     said = "resumed" if has_changed else "was neither paused nor failing"
     click.echo(f"{name}: {said}; what waits goes out now")
     say_next(f"watcher deliveries --subscription {name}")

@@ -33,24 +33,25 @@ def read_table(body: bytes, *, named: str | None) -> Table:
     try:
         table = json_object(body.decode())
     except UnicodeDecodeError as error:
-        raise BodyRefused([_found(f"not UTF-8 text at byte {error.start + 1}")]) from None
+        raise BodyRefused([flaw("", f"not UTF-8 text at byte {error.start + 1}")]) from None
     except NoObject as error:
-        raise BodyRefused([_found(str(error), pointer(error.key))]) from None
+        raise BodyRefused([flaw(pointer(error.key), str(error))]) from None
     below: list[Any] = [table]
     for _ in range(DEEPEST):
         inner = (one.values() if isinstance(one, dict) else one for one in below)
         below = [one for one in chain.from_iterable(inner) if isinstance(one, dict | list)]
     if below:
-        raise BodyRefused([_found("nested too deeply")])
+        raise BodyRefused([flaw("", "nested too deeply")])
     if named is not None and table.setdefault("name", named) != named:
-        raise BodyRefused([_found("is another name than the one in the path", "/name")])
+        raise BodyRefused([flaw("/name", "is another name than the one in the path")])
     return table
 
 
 def account_of(
     table: Mapping[str, Any], providers: Providers, holder: Callable[[Source], str | None]
-) -> AccountSettings:
-    """Read an account. `holder` names the account that a source belongs to, if any. Raises BodyRefused."""
+) -> tuple[AccountSettings, Source | None]:
+    """Read an account, and what is asked about for it. `holder` names the account that a source belongs to.
+    Raises BodyRefused."""
     entry, findings = _entry(table), Findings()
     account, source = read_account(entry, providers, findings)
     other = holder(source) if source else None
@@ -58,7 +59,7 @@ def account_of(
         findings.mistake(entry.finding((), f"is the same account at the same provider as {other}"))
     if findings.mistakes or not account:
         raise BodyRefused(findings.mistakes)
-    return account
+    return account, source
 
 
 def subscription_of(table: Mapping[str, Any], policy: Policy, names: Collection[str]) -> SubscriptionSettings:
@@ -75,5 +76,6 @@ def _entry(table: Mapping[str, Any]) -> Entry:
     return Entry(table, "", (), lambda _: None, write=pointer)
 
 
-def _found(text: str, key: str = "") -> Finding:
+def flaw(key: str, text: str) -> Finding:
+    """Say something of a body, at a JSON pointer."""
     return Finding("", None, key, text)

@@ -43,9 +43,7 @@ class Subscriptions:
 
 def read_subscriptions(document: Entry, egress: EgressSettings | None, findings: Findings) -> Subscriptions:
     """Read all subscriptions. Without `egress`, as that section has a mistake, URLs are judged leniently."""
-    policy = _MOST_LENIENT
-    if egress:
-        policy = Policy(allow=egress.allow, allow_http=egress.allow_http, nat64=egress.nat64)
+    policy = Policy.of(egress) if egress else _MOST_LENIENT
     read = Subscriptions()
     names = Names("subscription", findings)
     for entry in listed_tables(document, "subscriptions", findings):

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from yarl import URL
 
 from watcher.fields import as_written
+from watcher.settings import EgressSettings
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -91,6 +92,11 @@ class Policy:
     allow: tuple[Network, ...] = ()
     allow_http: bool = False
     nat64: bool = False
+
+    @classmethod
+    def of(cls, settings: EgressSettings) -> "Policy":
+        """Take the policy of the configuration."""
+        return cls(settings.allow, settings.allow_http, settings.nat64)
 
     def judge(self, text: str) -> str | None:
         """Judge an address as a resolver writes it, as `verdict` does."""

@@ -15,14 +15,15 @@ import orjson
 
 from watcher.delivery.breakers import SubscriptionBreakers
 from watcher.delivery.sink import ATTEMPT_TIMEOUT_S, Attempt, Outcome, Sink, Target, Verdict, judge
-from watcher.engine.breaker import RESULTS
+from watcher.engine.breaker import RESULTS, paused
 from watcher.engine.dispatch import Claim, Room
 from watcher.engine.loop import Claimed, InUse, Neighbours, survived
 from watcher.journal.events import Delivery
 from watcher.observe.counters import LAG_BOUNDS_S, Counters
 from watcher.observe.log import log
 from watcher.store.exceptions import StoreError
-from watcher.store.queues import CLAIM_MS, Begun, Leased, Queues
+from watcher.store.keys import SHARDS
+from watcher.store.queues import CLAIM_MS, Begun, Breakers, Leased, Queues
 from watcher.store.schedule import Lease, Reply
 
 AT_ONCE = 20
@@ -425,3 +426,19 @@ class Tried(NamedTuple):
                 "answer": attempt.excerpt,
             }
         )
+
+
+async def pause_by_hand(breakers: Breakers, subscription: str) -> bool:
+    """Send a subscription nothing until it is resumed; says whether it was not paused before. Raises
+    StoreError."""
+    before, _ = await breakers.change(subscription, partial(paused, reason="by hand"))
+    return before is None or not before.paused_at_ms
+
+
+async def resume_by_hand(breakers: Breakers, queues: Queues, subscription: str) -> bool:
+    """Forget what a subscription failed, and let what waits be tried at once; says whether it was paused or
+    failing. Raises StoreError."""
+    was_known = await breakers.resume(subscription)
+    for shard in range(SHARDS):
+        await queues.make_due(subscription, shard, lease_ms=LONGEST_LEASE_MS)
+    return was_known

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from watcher.journal.events import Delivery, Draft, Event, Origin, events_of
 from watcher.journal.interest import Interest
@@ -125,6 +126,54 @@ class Resent:
     waiting: int = 0
     unreadable: int = 0
     full: set[str] = field(default_factory=set)
+
+    @property
+    def is_found(self) -> bool:
+        return bool(self.deliveries or self.full or self.waiting)
+
+    def line(self, *, is_paused: bool, is_preview: bool) -> dict[str, Any]:
+        """Give it as plain data, for --json and the API."""
+        return {
+            "subscription": self.subscription,
+            "deliveries": self.deliveries,
+            "accounts": len(self.accounts),
+            "waiting": self.waiting,
+            "unreadable": self.unreadable,
+            "full": sorted(self.full),
+            "paused": is_paused,
+            "dry_run": is_preview,
+        }
+
+
+class Wish(NamedTuple):
+    """What to send again: one event, or dead letters, or events of the log since a time (Unix ms)."""
+
+    event_id: str | None = None
+    is_dead: bool = False
+    since_ms: int = 0
+    is_preview: bool = False
+
+
+async def send_again(
+    pipe: Pipe, keys: Keys, subscriptions: Sequence[SubscriptionSettings], wish: Wish
+) -> list[Resent]:
+    """Send again what is wished for, from dead letters or else from the log; of one event, gives the
+    subscriptions that get it. Raises as Resend does."""
+    now_ms = await Reader(pipe, keys).now_ms()
+    resend = Resend(pipe, keys, is_preview=wish.is_preview)
+    found = []
+    if wish.is_dead or wish.event_id:
+        found = [
+            await resend.letters(one, since_ms=wish.since_ms, until_ms=now_ms, event_id=wish.event_id)
+            for one in subscriptions
+        ]
+    if not (wish.is_dead or any(resent.is_found for resent in found)):
+        ends = await History(pipe, keys).ends()
+        found = [
+            await resend.events(one, ends, since_ms=wish.since_ms, event_id=wish.event_id)
+            for one in subscriptions
+        ]
+    return [resent for resent in found if not wish.event_id or resent.is_found]
 
 
 class Resend:

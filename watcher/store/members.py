@@ -268,6 +268,19 @@ class Woken(NamedTuple):
     failing: Failing | None
 
 
+WOKEN = ("account", "provider", "state", "due_in_ms", "rejections", "error_class", "reason")
+"""The fields of an account that was woken, as plain data."""
+
+
+def woken_line(one: Woken) -> dict[str, Any]:
+    """Give an account that was woken as plain data, for --json and the API."""
+    failing = one.failing
+    state = {"turn": "due", "poll": "in_hand", "retry": "backing_off"}[one.waits_for]
+    due_in_ms = None if one.waits_for == "poll" else one.in_ms
+    why = (failing.rejections, failing.error_class, failing.reason) if failing else (None, None, None)
+    return dict(zip(WOKEN, (one.account, one.provider, state, due_in_ms, *why), strict=True))
+
+
 class Roster:
     """The accounts of one namespace, by provider.
 
