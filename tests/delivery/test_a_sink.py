@@ -27,11 +27,13 @@ from watcher.store.queues import Breaker, Breakers
 class ChatTarget:
     """A channel."""
 
+    most_together = 1
+
     def __init__(self, settings: SubscriptionSettings) -> None:
         self.name, self.settings = settings.name, settings
 
     def together(self, deliveries: Sequence[Delivery]) -> int:
-        return 1
+        return self.most_together
 
 
 @dataclass

@@ -555,8 +555,10 @@ def test_the_last_attempt_of_a_dead_letter_was_given_up() -> None:
         "status": 400,
         "error": None,
         "answer": "",
+        "deliveries": 1,
     }
     assert cells(row) == ["ops", "treasury", "evt_1", "10", "5s ago", "3 ms", "given up", "400"]
+    assert cells(row | {"deliveries": 20})[2] == "evt_1 and 19 more"
 
 
 async def test_the_first_kib_of_an_answer_is_kept_with_its_attempt_and_its_beginning_is_logged(

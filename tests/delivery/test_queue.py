@@ -39,11 +39,13 @@ from watcher.store.schedule import Reply
 
 
 class Target:
+    most_together = 1
+
     def __init__(self, settings: SubscriptionSettings) -> None:
         self.name, self.settings = settings.name, settings
 
     def together(self, deliveries: Sequence[Delivery]) -> int:
-        return 1
+        return self.most_together
 
 
 class Sent:

@@ -300,7 +300,8 @@ def cells(row: _Row) -> list[str]:
         answer = text_of(row["status"] if row["error"] is None else row["error"])
         says = f": {text_of(row['answer'])}" if row["answer"] else ""
         took = f"{text_of(row['duration_ms'])} ms"
-        event = [text_of(row["event_id"]), text_of(row["attempt"])]
+        more = f" and {row['deliveries'] - 1} more" if row["deliveries"] > 1 else ""
+        event = [f"{text_of(row['event_id'])}{more}", text_of(row["attempt"])]
         outcome = text_of(row["outcome"])
         return [*owner, *event, f"{age} ago", took, _OUTCOME.get(outcome, outcome), f"{answer}{says}"]
     event = [text_of(row[key]) for key in ("event_id", "event_type", "sequence")]

@@ -26,6 +26,7 @@ class ChatTarget:
         self.name = settings.name
         self.settings = settings
         self._service = SERVICES[settings.format]
+        self.most_together = self._service.most_together
         self.lead_to(check_url(settings.url.get_secret_value(), policy))
 
     def lead_to(self, url: URL) -> None:
@@ -36,7 +37,7 @@ class ChatTarget:
 
     def together(self, deliveries: Sequence[Delivery]) -> int:
         """Say how many fit into one message, each with its amounts, however short the rest has to be."""
-        for count in range(min(len(deliveries), self._service.most_together), 1, -1):
+        for count in range(min(len(deliveries), self.most_together), 1, -1):
             if self._fits(self._text(deliveries[:count], None, WIDTHS[-1])):
                 return count
         return 1

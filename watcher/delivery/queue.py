@@ -6,9 +6,10 @@ Refuses to go past a delivery that is not settled: order within a queue is the p
 import asyncio
 import random
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import islice, takewhile
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import orjson
@@ -50,6 +51,10 @@ QUICK_S = 2.0
 
 _FULL_S = 1.0
 """A subscription without room is not looked at for so long, unless a queue of it ends."""
+
+LATE_MS = 500
+"""Since its commit: what is older goes out with what waits behind it, where a message holds several. Less
+than the second between two messages that a chat takes, so that of a storm the second one is gathered."""
 
 _UNKNOWN_S = 60.0
 """A subscription that is not in the configuration keeps its queues, and is not looked at for so long."""
@@ -193,19 +198,26 @@ class DeliveryWork(Generic[T_target]):
             return False
         is_probe = self._breakers.is_probe(name, lease.member)
         try:
-            for place, (entry, delivery) in enumerate(begun.deliveries):
+            place, count = 0, len(begun.deliveries)
+            while place < count:
                 if is_probe and place > 0:  # the next one is another queue's
                     break
                 if not await self._may_attempt(target, hold.lease, is_probe=is_probe):
                     break
+                entry, delivery = begun.deliveries[place]
+                taken = 1
                 if delivery:
                     tries = begun.tries if entry == begun.tried else 0
-                    deadline = await self._deliver(target, hold, delivery, tries)
+                    together: Sequence[Delivery] = [delivery]
+                    if target.most_together > 1 and not tries and self._is_late(delivery):
+                        together = gathered(target, islice(begun.deliveries, place, None))
+                    taken, deadline = await self._deliver(target, hold, together, tries)
                 else:
                     deadline = await self._bury(target, hold.lease, entry)
                 if not deadline:
                     return False
                 hold.lease = Lease(lease.member, deadline)
+                place += taken
         except asyncio.CancelledError:
             if (
                 self.targets.get(name) is not target
@@ -271,9 +283,12 @@ class DeliveryWork(Generic[T_target]):
             or not (is_probe or self._breakers.is_closed(name))
         )
 
+    def _is_late(self, delivery: Delivery) -> bool:
+        return self._now_ms() - delivery.sequence >= LATE_MS
+
     async def _bury(self, target: T_target, lease: Lease, entry: bytes) -> int:
-        """Take a head away that cannot be read, else it holds up its queue for ever; returns as `_deliver`
-        does."""
+        """Take a head away that cannot be read, else it holds up its queue for ever; returns the deadline as
+        `_deliver` does."""
         name, queues, why = target.name, self._queues, "what is stored of it cannot be read"
         until = queues.until(lease, LEASE_MS)
         _, deadline = await self._write(
@@ -282,15 +297,22 @@ class DeliveryWork(Generic[T_target]):
         log.warning("delivery.dead", subscription=name, account=lease.member, reason=why)
         return deadline
 
-    async def _deliver(self, target: T_target, hold: Hold, delivery: Delivery, failed_before: int) -> int:
-        """Attempt the head of a queue; returns the lease's new deadline, 0 where it ends."""
+    async def _deliver(
+        self, target: T_target, hold: Hold, together: Sequence[Delivery], failed_before: int
+    ) -> tuple[int, int]:
+        """Attempt the head of a queue, with what goes out together with it; returns how many were taken from
+        the queue, and the lease's new deadline, 0 where it ends.
+
+        A failure is the head's alone, which is then tried alone: where one of many is refused, the others
+        use up nothing of their schedules.
+        """
         name, account = target.name, hold.lease.member
         sink, in_use = self._sink, self._sink_in_use
         assert sink
         assert in_use
         was_closed = self._breakers.is_closed(name)
         async with in_use:
-            attempt = await hold.during(sink.send(target, [delivery], failed_before + 1))
+            attempt = await hold.during(sink.send(target, together, failed_before + 1))
         lease = hold.lease
         verdict = judge(
             attempt,
@@ -300,17 +322,17 @@ class DeliveryWork(Generic[T_target]):
             is_closed=was_closed and self._breakers.is_closed(name),
             is_alone=self._breakers.is_probed_alone(name, account),
         )
-        one = Tried(lease.member, delivery, failed_before + 1, attempt, verdict)
+        one = Tried(lease.member, together, failed_before + 1, attempt, verdict)
         reply, deadline = await self._settle(target, lease, one)
         self._report(target, one)
         # A worker that was away for longer than a lease missed the answer, if there was one.
         if reply is not Reply.LEASE_LOST and self.targets.get(name) is target:
             await self._ask(lease, lambda: self._breakers.note(target.settings, account, attempt))
-        return deadline
+        return len(together) if verdict.outcome is Outcome.DELIVERED else 1, deadline
 
     async def _settle(self, target: T_target, lease: Lease, one: "Tried") -> tuple[Reply, int]:
         """Write down the result of an attempt; returns the reply and the deadline, as `_deliver` does."""
-        queues, name, head, verdict = self._queues, target.name, one.delivery.entry, one.verdict
+        queues, name, head, verdict = self._queues, target.name, one.head.entry, one.verdict
         record = b"" if one.is_smooth else one.record(self._now_ms())
         until, attempt = queues.until(lease, LEASE_MS), one.attempt
         result = RESULTS.get(attempt.answer, "")
@@ -318,7 +340,8 @@ class DeliveryWork(Generic[T_target]):
         async def settle() -> tuple[Reply, int]:
             match verdict.outcome:
                 case Outcome.DELIVERED:
-                    return await queues.delivered(name, lease, head, until=until, record=record)
+                    heads = [each.entry for each in one.deliveries]
+                    return await queues.delivered(name, lease, *heads, until=until, record=record)
                 case Outcome.REFUSED:
                     return await queues.dead(
                         name, lease, head, until=until, reason=attempt.reason, record=record, result=result
@@ -362,24 +385,29 @@ class DeliveryWork(Generic[T_target]):
 
     def _report(self, target: T_target, one: "Tried") -> None:
         """Count an attempt, and write its line."""
-        attempt, verdict = one.attempt, one.verdict
-        fields = {
+        attempt, verdict, head = one.attempt, one.verdict, one.head
+        fields: dict[str, Any] = {
             "subscription": target.name,
             "account": one.account,
-            "event_id": one.delivery.event_id,
-            "event_type": one.delivery.type,
-            "sequence": one.delivery.sequence,
+            "event_id": head.event_id,
+            "event_type": head.type,
+            "sequence": head.sequence,
             "attempt": one.number,
             "status": attempt.status,
             "duration_ms": attempt.duration_ms,
         }
+        together: dict[str, Any] = {}
+        if len(one.deliveries) > 1:
+            together = {"deliveries": len(one.deliveries), "last_event_id": one.deliveries[-1].event_id}
         self._counters.by_attempt[target.name, verdict.outcome.value] += 1
         if verdict.outcome is Outcome.DELIVERED:
-            lag_ms = max(0, self._now_ms() - one.delivery.sequence)
-            self._counters.deliveries += 1
-            self._counters.by_lag[bisect_left(LAG_BOUNDS_S, lag_ms / 1000)] += 1
-            self._counters.lagging_s += lag_ms / 1000
-            log.info("delivery.delivered", **fields, lag_ms=lag_ms)
+            now_ms = self._now_ms()
+            self._counters.deliveries += len(one.deliveries)
+            for each in one.deliveries:
+                lag_s = max(0, now_ms - each.sequence) / 1000
+                self._counters.by_lag[bisect_left(LAG_BOUNDS_S, lag_s)] += 1
+                self._counters.lagging_s += lag_s
+            log.info("delivery.delivered", **fields, **together, lag_ms=max(0, now_ms - head.sequence))
             return
         excerpt = attempt.excerpt or None  # of which a line shows no more than 200 characters
         if verdict.outcome is Outcome.REFUSED:
@@ -389,20 +417,33 @@ class DeliveryWork(Generic[T_target]):
             log.info(
                 "delivery.retried",
                 **fields,
+                **together,
                 reason=attempt.reason,
                 next_ms=verdict.wait_ms,
                 answer=excerpt,
             )
 
 
+def gathered(target: Target, waiting: Iterable[tuple[bytes, Delivery | None]]) -> Sequence[Delivery]:
+    """Return what goes out in one message of what waits in a queue, from its head on: nothing beyond what
+    cannot be read."""
+    some = [one for _, one in takewhile(lambda pair: pair[1], islice(waiting, target.most_together)) if one]
+    return some[: target.together(some)]
+
+
 class Tried(NamedTuple):
-    """One attempt of one delivery, and what it was worth. `number` counts from 1."""
+    """One attempt of a queue's head and of what went with it, and what it was worth. `number` counts from
+    1."""
 
     account: str
-    delivery: Delivery
+    deliveries: Sequence[Delivery]
     number: int
     attempt: Attempt
     verdict: Verdict
+
+    @property
+    def head(self) -> Delivery:
+        return self.deliveries[0]
 
     @property
     def is_smooth(self) -> bool:
@@ -416,14 +457,15 @@ class Tried(NamedTuple):
             {
                 "at_ms": now_ms,
                 "account": self.account,
-                "event_id": self.delivery.event_id,
-                "event_type": self.delivery.type,
+                "event_id": self.head.event_id,
+                "event_type": self.head.type,
                 "attempt": self.number,
                 "outcome": self.verdict.outcome.value,
                 "status": attempt.status,
                 "error": attempt.reason if attempt.error else None,
                 "duration_ms": attempt.duration_ms,
                 "answer": attempt.excerpt,
+                **({"deliveries": len(self.deliveries)} if len(self.deliveries) > 1 else {}),
             }
         )
 

@@ -55,8 +55,14 @@ class Target(Protocol):
     @property
     def settings(self) -> SubscriptionSettings: ...
 
+    @property
+    def most_together(self) -> int:
+        """How many deliveries of a queue may go out in one attempt."""
+        ...
+
     def together(self, deliveries: Sequence[Delivery]) -> int:
-        """Say how many deliveries of a queue, from the first, may go out in one attempt: one at least."""
+        """Say how many of these, from the first, fit into one attempt: one at least, `most_together` at
+        most."""
         ...
 
 

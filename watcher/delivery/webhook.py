@@ -105,6 +105,8 @@ def post_head(url: URL, headers: Mapping[str, str], content_type: str) -> bytes:
 class WebhookTarget:
     """A subscription of signed events, one at a time."""
 
+    most_together = 1
+
     def __init__(self, settings: SubscriptionSettings, policy: Policy) -> None:
         self.name = settings.name
         self.settings = settings

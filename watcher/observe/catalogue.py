@@ -26,7 +26,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "changes": "how many changes were found, each one an event (in a heartbeat: since the last one)",
     "copy": "path of the copy of the file as it was",
     "dead_letters": "how many dead letters",
-    "deliveries": "how many deliveries (in a heartbeat: since the last one)",
+    "deliveries": "how many deliveries (in a heartbeat: since the last one; of an attempt: in one message)",
     "drain_ms": "how long work in hand may take at most",
     "dropped_lines": "log lines lost since the start, because they were not read",
     "due": "how many accounts and queues are due and not yet claimed",
@@ -41,6 +41,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "in_flight": "requests under way",
     "inactive": "a few of the subscriptions that this worker leaves to the other one",
     "lag_ms": "from the commit of the event to its delivery, or how late the event loop is",
+    "last_event_id": "id of the last event that went in the same message",
     "layout": "number of the layout of the store: 2 is that of this version, 1 that of version 0.1",
     "library": "which library spoke",
     "limit_bytes": "bytes that Redis may take, its maxmemory",
@@ -103,6 +104,7 @@ _DELIVERY = (
     "status",
     "duration_ms",
 )
+_TOGETHER = ("deliveries", "last_event_id")
 _LASTS = ("duration_ms", "times")
 _POLL = ("account", "provider", "duration_ms")
 
@@ -304,9 +306,15 @@ EVENTS: Mapping[str, Line] = {
         "every five minutes of what has come together.",
         ("subscription", "deliveries", "reason"),
     ),
-    "delivery.delivered": Line("info", "A subscriber answered 2xx.", (*_DELIVERY, "lag_ms")),
+    "delivery.delivered": Line(
+        "info",
+        "A subscriber took it; where a message held several, it says how many, and is about the first one.",
+        (*_DELIVERY, *_TOGETHER, "lag_ms"),
+    ),
     "delivery.retried": Line(
-        "info", "An attempt failed; the next one is due.", (*_DELIVERY, "reason", "next_ms", "answer")
+        "info",
+        "An attempt failed; the next one is due.",
+        (*_DELIVERY, *_TOGETHER, "reason", "next_ms", "answer"),
     ),
     "delivery.dead": Line(
         "warning",

@@ -290,13 +290,15 @@ def balance_line(entry: Entry) -> Line:
 
 
 def attempt_line(subscription: str, tried: Tried, now_ms: int) -> Line:
+    """Say what became of an attempt; `deliveries` of its queue went in one message, from that event on."""
     at_ms = place(tried.id)[0]
-    said = {key: tried.said.get(key) for key in _ATTEMPT}
+    said, together = {key: tried.said.get(key) for key in _ATTEMPT}, tried.said.get("deliveries")
     return {
         "kind": "attempt",
         "subscription": subscription,
         "account": tried.account,
         **{key: value if isinstance(value, str | int) else None for key, value in said.items()},
+        "deliveries": together if isinstance(together, int) else 1,
         "at": iso(at_ms),
         "age_s": max(0, now_ms - at_ms) // 1000,
     }
