@@ -95,7 +95,7 @@ def records_of(made: Sequence[Step], account: str = "treasury") -> list[Record]:
                 if place in places:
                     previous[name] = last_by_name.get(name)
                     last_by_name[name] = event.sequence
-            if event.is_logged:
+            if event.is_logged or previous:
                 record_id, raw = f"{len(records) + 1}-0", event.json[:-1]
                 content = json.loads(event.json)
                 records.append(Record(account, step.follows, content, record_id, raw, previous))

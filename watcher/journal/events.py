@@ -74,8 +74,8 @@ class Event:
 
     @property
     def is_logged(self) -> bool:
-        """Whether the log has a record of it: that of a start says what `account.baseline` does, and once is
-        enough."""
+        """Whether the log has a record of it though no subscription gets it: that of a start says what
+        `account.baseline` does."""
         return self.type != "account.baseline"
 
     def to(self, subscription: str, previous: int | None = None) -> "Delivery":

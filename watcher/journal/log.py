@@ -88,6 +88,33 @@ def read_back(record: Record) -> Started | Forgotten | Emitted:
         raise Damaged("a part of it is missing or is no longer what it was") from error
 
 
+def sequence_of(record: Record) -> int:
+    """Read the sequence of an event; 0 where it cannot be read."""
+    data = record.content.get("data")
+    sequence = data.get("sequence") if isinstance(data, dict) else None
+    return sequence if type(sequence) is int else 0
+
+
+def oldest_after(record: Record) -> int:
+    """Say after which sequence nothing of the account is missing where this is the first of its records that
+    is held; 0 where the account begins. Raises Damaged."""
+    entry = read_back(record)
+    is_cut = isinstance(entry, Emitted) and entry.sequence != _first_of(record, entry)
+    return entry.sequence - 1 if is_cut else record.follows
+
+
+def follows_all(record: Record, sequence: int) -> bool:
+    """Say whether a reader that has all of an account up to a sequence lacks nothing before this record. That
+    of a beginning follows nothing: a sequence below it is one of before. Raises Damaged."""
+    oldest = oldest_after(record)
+    return sequence >= oldest if oldest or not sequence else sequence >= _first_of(record, read_back(record))
+
+
+def _first_of(record: Record, entry: Started | Forgotten | Emitted) -> int:
+    """Say which sequence the first event of a record's commit has."""
+    return max(record.follows + 1, entry.at_ms)
+
+
 def _read_event(record: Record, data: Mapping[str, Any], at_ms: int) -> Emitted:
     """Read an event, and make it again: the id is a digest of what it says, so that any edit of it shows."""
     content = record.content
@@ -180,11 +207,12 @@ class _Replay:
             self._find(str(damage), record)
             return
         self.verdict.since = self.verdict.since or iso(entry.at_ms)
+        if self._commits.begins_anew(record.follows, entry):
+            self._end_by_asset.clear()
+            self._ids.clear()  # the same balances make the same `account.baseline`
         if isinstance(entry, Emitted) and entry.id in self._ids:
             self._find("the same event is there twice", record, entry.asset)
             return
-        if self._commits.begins_anew(record.follows, entry):
-            self._end_by_asset.clear()
         for complaint in self._commits.follow(record.follows, entry):
             self._find(complaint, record)
         match entry:
@@ -244,7 +272,7 @@ class _Commits:
     All records of a commit have its time, and name the sequence that it follows. Its events are numbered
     from the next one on, or from the time if that is more, without a gap; what stands before them
     (baselines, and what was forgotten) names the last one. Where a whole account starts, the events that
-    say so take numbers too, but are not in the log.
+    say so take numbers too, but are in the log only if a subscription got them.
     """
 
     def __init__(self) -> None:

@@ -1,29 +1,168 @@
-"""The event log: what every commit recorded, in order, for people, replays and audits. Never for delivery.
+"""The event log: what every commit recorded, in order, for people, replays, audits and receivers that pull.
+Never for delivery.
 
 Refuses to judge a record: it says what cannot be read, and goes on.
 """
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from heapq import heapify, heappop, heapreplace
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import Literal, NamedTuple
+from zlib import crc32
 
-from watcher.journal.log import Record
-from watcher.store.keys import SHARDS, Keys, read_count, shard_of
+from watcher.journal.log import Damaged, Record, follows_all, oldest_after, sequence_of
+from watcher.store.keys import MOST, SHARDS, Keys, read_count, shard_of
 from watcher.store.pipe import Pipe, load_script
 
 START = "0-0"
 """The place before the first record of a shard's log."""
 
+_READ_EVENTS = load_script("read_events")
 _READ_RECORDS = load_script("read_records")
 
 _PAGE = 200
 """Records of one answer, each with a whole body."""
+
+_LOOKS, _LOOKED_AT = 1_000, 32_000
+"""Records that one call looks at, a millisecond or two of the server's time, and that one page does."""
+
+PAGE_BYTES = 4_000_000
+"""Of the events of one page, wanted or not: with what the subscription's part adds it stays below 4 MiB."""
+
+_SLACK_MS = 300_000
+"""A sequence is the time of its commit or more, as the workers' clocks say: so much earlier its record is
+looked for first."""
 
 
 def place(record_id: str) -> tuple[int, int]:
     """Turn a record's id into what sorts as the log does: Unix ms of the server, and a count within it."""
     ms, _, count = record_id.partition("-")
     return int(ms), int(count or 0)
+
+
+class Place(NamedTuple):
+    """How far a reader of one shard's log came: the id of a record, and a check of what that says ("": none).
+
+    The id "" is before the oldest record that is held, whatever that is. The check "~" stands for the last
+    record that is no later than the id, which may be one that never was.
+    """
+
+    id: str = ""
+    check: str = ""
+
+
+class Gone(Exception):
+    """What followed a cursor is no longer in the log; or the store was set back, and the log says something
+    else there. `oldest`, of one account: the sequence after which all is held; None: that is not known."""
+
+    def __init__(self, oldest: int | None = None) -> None:
+        super().__init__("the log no longer holds what followed")
+        self.oldest = oldest
+
+
+Search = Literal["near", "all", "found"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """How far a reader of the log came: a place by shard. A shard that is not named is read from its oldest
+    record on.
+
+    `after`: of one account only events beyond this sequence are wanted. How far the `search` for it came: of
+    the records near that time, of all, or it was found that nothing before is missing.
+    """
+
+    places: Mapping[int, Place] = field(default_factory=dict)
+    after: int | None = None
+    search: Search = "near"
+
+    @property
+    def text(self) -> str:
+        """Write it as a caller gets it: nothing but letters, digits, `-` and `_`; a cursor of all shards has
+        some 200 of them."""
+        numbers = [sum(1 << shard for shard in self.places)]
+        for _, (record_id, check) in sorted(self.places.items()):
+            numbers += [*place(record_id), 1 + int(check, 16) if check else 0]
+        if self.after is not None:
+            numbers += [self.after, _SEARCHES.index(self.search)]
+        said = bytes([_CURSOR_VERSION]) + b"".join(map(_varint, numbers))
+        return urlsafe_b64encode(said + crc32(said).to_bytes(4)).rstrip(b"=").decode()
+
+    @classmethod
+    def read(cls, text: str) -> "Cursor":
+        """Read what `text` wrote. Raises ValueError."""
+        try:
+            cursor = cls._read(text[:_CURSOR_LENGTH])
+        except (ValueError, IndexError):
+            raise ValueError("it is no cursor, or was changed") from None
+        if cursor.text != text:
+            raise ValueError("it is no cursor, or was changed")
+        return cursor
+
+    @classmethod
+    def _read(cls, text: str) -> "Cursor":
+        said = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+        if said[0] != _CURSOR_VERSION or crc32(said[:-4]).to_bytes(4) != said[-4:]:
+            raise ValueError
+        numbers = _read_varints(said[1:-4])
+        shards = numbers.popleft()
+        places = {}
+        for shard in (shard for shard in range(SHARDS) if shards >> shard & 1):
+            ms, count, check = (numbers.popleft() for _ in range(3))
+            if max(ms, count) >= MOST:
+                raise ValueError
+            places[shard] = Place(f"{ms}-{count}", f"{check - 1:04x}" if check else "")
+        return cls(places, numbers.popleft(), _SEARCHES[numbers.popleft()]) if numbers else cls(places)
+
+
+_CURSOR_VERSION, _CURSOR_LENGTH = 1, 400
+_SEARCHES: Sequence[Search] = ("near", "all", "found")
+
+
+def _varint(number: int) -> bytes:
+    """Write a number in groups of seven bits, the lowest first; all but the last have the highest bit set."""
+    written = bytearray()
+    while number > 0x7F:
+        written.append(number & 0x7F | 0x80)
+        number >>= 7
+    written.append(number)
+    return bytes(written)
+
+
+def _read_varints(said: bytes) -> deque[int]:
+    numbers, number, shift = deque[int](), 0, 0
+    for byte in said:
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            numbers.append(number)
+            number, shift = 0, 0
+    return numbers
+
+
+class Page(NamedTuple):
+    """Some of what a reader wanted, in the order of each shard, and where it goes on. `is_end`: there was no
+    more. Without that there may be, even where a page holds nothing: what is looked at is bounded, too.
+    `unreadable` counts records of events that are damaged, or have lost their body."""
+
+    records: Sequence[Record]
+    cursor: Cursor
+    is_end: bool
+    unreadable: int = 0
+
+
+class _Part(NamedTuple):
+    """What one look at a shard found, from where to where."""
+
+    start: Place
+    reached: Place
+    is_end: bool
+    records: deque[tuple[Place, Record]]
 
 
 class History:
@@ -93,6 +232,146 @@ class History:
             found.extend(page)
             new_ends.append(page[-1].id if page else end)
         return sorted(found, key=lambda record: place(record.id)), new_ends
+
+    async def end(self) -> Cursor:
+        """Say where the log ends now."""
+        parts = await asyncio.gather(
+            *(self._look(shard, Place("+", "~"), looks=0) for shard in range(SHARDS))
+        )
+        return Cursor({shard: part.reached for shard, part in enumerate(parts)})
+
+    async def since(self, account: str, after: int, *, sequence: int, log_end: str) -> Cursor:
+        """Say where a reader goes on that has all of an account up to `after`. `sequence` and `log_end` are
+        those of its state (`Reader.read_states`)."""
+        if after < sequence:
+            return Cursor({}, after)
+        shard = shard_of(account)
+        return Cursor({shard: (await self._look(shard, Place(log_end, "~"), looks=0)).reached})
+
+    async def page(
+        self,
+        cursor: Cursor,
+        *,
+        account: str | None = None,
+        subscription: str | None = None,
+        limit: int,
+        takes: Callable[[Record], bool] = lambda _record: True,
+    ) -> Page:
+        """Read events on from a cursor: of one account, or of all; those that were queued for a subscription,
+        or all. Within an account they come in order, over all shards about by time.
+
+        What it looks at is bounded. Raises Gone, and ValueError for a cursor that is one account's where none
+        is named.
+        """
+        shards = range(SHARDS) if account is None else (shard_of(account),)
+        if cursor.after is not None:
+            if account is None:
+                raise ValueError("a cursor of one account")
+            cursor = await self._search(cursor, account)
+            if cursor.search != "found":
+                return Page((), cursor, is_end=False)
+        left, most = _LOOKED_AT, max(16, 2 * limit // len(shards))
+
+        async def look(shard: int, start: Place) -> _Part:
+            nonlocal left
+            left -= _LOOKS
+            return await self._look(
+                *(shard, start, account or "", subscription or ""),
+                looks=_LOOKS,
+                most=most,
+                most_bytes=PAGE_BYTES // len(shards),
+            )
+
+        starts = (cursor.places.get(shard, Place()) for shard in shards)
+        parts = dict(zip(shards, await asyncio.gather(*map(look, shards, starts)), strict=True))
+        places = {**cursor.places, **{shard: part.start for shard, part in parts.items()}}
+        heap: list[tuple[tuple[int, int], int]] = []
+
+        async def line_up(shard: int) -> None:
+            """Let the next record of a shard wait for its turn."""
+            part = parts[shard]
+            while not (part.records or part.is_end) and left > 0:
+                part = parts[shard] = await look(shard, part.reached)
+            if part.records:
+                heappush(heap, (place(part.records[0][0].id), shard))
+            else:
+                places[shard] = part.reached
+
+        for shard in shards:
+            await line_up(shard)
+        found: list[Record] = []
+        after, size, unreadable = cursor.after, 0, 0
+        while heap and len(found) < limit and size < PAGE_BYTES:
+            _, shard = heappop(heap)
+            places[shard], record = parts[shard].records.popleft()
+            size += len(record.raw)
+            if not (record.content and record.raw):
+                unreadable += 1
+            elif after is None or sequence_of(record) > after:
+                after = None
+                if takes(record):
+                    found.append(record)
+            await line_up(shard)
+        is_end = not heap and all(part.is_end for part in parts.values())
+        search: Search = "near" if after is None else "found"
+        return Page(found, Cursor(places, after, search), is_end, unreadable)
+
+    async def _search(self, cursor: Cursor, account: str) -> Cursor:
+        """Go a bounded part of the way to where all that an account emitted after a sequence is ahead. Raises
+        Gone.
+
+        The first of its records that is found says so: it names the sequence before its commit. It is looked
+        for near the time that the sequence is, and in all of the log where a clock was wrong.
+        """
+        shard, after, search = shard_of(account), cursor.after or 0, cursor.search
+        start = cursor.places.get(shard)
+        if cursor.search == "found":
+            return cursor
+        for _ in range(_LOOKED_AT // _LOOKS):
+            if start is None:
+                is_near = search == "near" and after > _SLACK_MS
+                search = "near" if is_near else "all"
+                start = Place(f"{after - _SLACK_MS}-0", "~") if is_near else Place()
+            part = await self._look(shard, start, account, "*", looks=_LOOKS)
+            oldest = None
+            for _, record in part.records:
+                with suppress(Damaged):  # of which the next one is asked
+                    if follows_all(record, after):
+                        return Cursor({shard: part.start}, after, "found")
+                    oldest = oldest_after(record)
+            if oldest is None and not part.is_end:
+                start = part.reached
+            elif search == "all":
+                raise Gone(oldest)
+            else:
+                start, search = None, "all"
+        return Cursor({shard: start} if start else {}, after, search)
+
+    async def _look(
+        self,
+        shard: int,
+        start: Place,
+        account: str = "",
+        subscription: str = "",
+        *,
+        looks: int,
+        most: int = 1,
+        most_bytes: int = PAGE_BYTES,
+    ) -> _Part:
+        """Look at a part of a shard's log. Raises Gone."""
+        keys = [self._keys.log(shard), self._keys.bodies(shard), self._keys.sizes(shard)]
+        answer = await self._pipe.script(
+            *(_READ_EVENTS, keys, *start, account, subscription, looks, most, most_bytes)
+        )
+        if not answer[0]:
+            raise Gone
+        _, start_id, start_check, reached, check, is_end, *flat = answer
+        records = deque(
+            (Place(entry_id.decode(), its_check.decode()), _record(entry_id.decode(), fields, stored))
+            for entry_id, its_check, fields, stored in zip(*(flat[i::4] for i in range(4)), strict=True)
+        )
+        ends = (Place(start_id.decode(), start_check.decode()), Place(reached.decode(), check.decode()))
+        return _Part(*ends, bool(is_end), records)
 
     async def _page(self, shard: int, command: str, start: str, end: str) -> list[Record]:
         keys = [self._keys.log(shard), self._keys.bodies(shard)]

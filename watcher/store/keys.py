@@ -130,8 +130,8 @@ class Keys:
         return self._tagged(shard, "bodies")
 
     def sizes(self, shard: int) -> str:
-        """HASH, permanent: log, dead, attempts -> bytes that they take. By the scripts that fill and trim
-        them."""
+        """HASH, permanent: log, dead, attempts -> bytes that they take; trimmed -> the last record that the
+        log no longer holds. By the scripts that fill and trim them."""
         return self._tagged(shard, "sizes")
 
     def backlogs(self, shard: int) -> str:

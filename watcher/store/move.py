@@ -729,7 +729,12 @@ class _Up(_Way):
                     "XRANGE", self._keys.attempts(self._shard, name), "-", "+"
                 ):
                     attempts += RECORD_BYTES + len(fields[1])
-        step.write(self._keys.sizes(self._shard), "HSET", "attempts", attempts)
+        noted: list[object] = ["attempts", attempts]
+        with suppress(DamagedKey):
+            log = self._target.log(self._shard)
+            if last := await self._pipe.command("XREVRANGE", log, "+", "-", "COUNT", 1):
+                noted += ["trimmed", last[0][0]]  # none of them tells what it was queued for
+        step.write(self._keys.sizes(self._shard), "HSET", *noted)
 
 
 class _Down(_Way):

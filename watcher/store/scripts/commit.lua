@@ -12,7 +12,7 @@
 --         then for each step: account, deadline ('': of no poll), expected version ('': no state yet), or version, time
 --         and height as they stand in the state, and its bytes; new version, next poll due ms, state, sequence before,
 --         number of notes, these, number of events, for each: its reference, what is stored of it, whether it is
---         logged (one or zero); number of queues, for each: subscription, deadline of its lease ('': it is due now),
+--         logged though no queue gets it (one or zero); number of queues, for each: subscription, deadline of its lease ('': it is due now),
 --         number of deliveries, the places of their events, counted from one
 -- returns for each step: 1 done, 0 done before, -1 the state moved on, -2 the lease was lost; then a list of the queues
 --         that are leased, also where a repeat finds them so: place among the step's queues, counted from one, and the
@@ -194,7 +194,7 @@ for i, step in ipairs(steps) do
     end
     for _, event in ipairs(step.events) do
       local count = event.count
-      if event.is_logged then
+      if event.is_logged or count > 0 then
         local entry = step.follows .. ' ' .. event.reference
         if count > 0 then
           local queued = table.concat(event.queued, '\n')
@@ -250,7 +250,10 @@ if logged > 0 then
       if reference then log_size = log_size - drop(bodies, reference) end
       gone[#gone + 1] = record[1]
     end
-    if gone[1] then redis.call('XDEL', log, unpack(gone)) end
+    if gone[1] then
+      redis.call('XDEL', log, unpack(gone))
+      redis.call('HSET', sizes, 'trimmed', gone[#gone])
+    end
   end
   redis.call('HSET', sizes, 'log', string.format('%d', math.max(0, log_size)))
 end

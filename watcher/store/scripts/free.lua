@@ -26,5 +26,6 @@ end
 if gone[1] then
   redis.call('XDEL', stream, unpack(gone))
   grow(sizes, part, -freed)
+  if part == 'log' then redis.call('HSET', sizes, 'trimmed', gone[#gone]) end
 end
 return #gone

@@ -1,0 +1,320 @@
+"""A receiver that pulls gets every event, in the order of each account, or is told that some are gone."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from tests.support.builders import a_snapshot, a_subscription
+from tests.support.servers import EVERY_ENGINE
+from tests.support.stores import ACCOUNT, NEIGHBOURS, OPS, SHARD, a_store
+from tests.support.stories import Books
+from watcher.journal.log import Record, sequence_of
+from watcher.store.history import Cursor, Gone, History, Place
+from watcher.store.keeper import _FREE
+from watcher.store.keys import SHARDS, shard_of
+from watcher.store.pipe import Pipe
+from watcher.store.queues import Bounds
+
+ACCOUNTS = [f"account-{number}" for number in range(12)]
+EVERYTHING = a_subscription(events=("*",))
+ELSEWHERE = a_subscription("elsewhere", accounts=("account-3",))
+
+
+@pytest.fixture
+async def books(redis_client: Redis, namespace: str) -> Books:
+    return Books(Pipe(redis_client), namespace)
+
+
+@pytest.fixture
+def history(books: Books) -> History:
+    return History(books.pipe, books.keys)
+
+
+async def live(books: Books, *accounts: str, polls: int = 3) -> None:
+    """Let accounts be read for the first time, and change with every poll after that."""
+    snapshots = [a_snapshot(ETH=str(number)) for number in range(1, polls + 1)]
+    for account in accounts:
+        await books.live(snapshots, account, subscriptions=(EVERYTHING, ELSEWHERE))
+
+
+async def pulled(
+    history: History, cursor: Cursor, *, limit: int = 3, **wanted: str
+) -> tuple[list[Record], Cursor]:
+    """All that is behind a cursor, page by page."""
+    found: list[Record] = []
+    for _ in range(1000):
+        page = await history.page(cursor, limit=limit, **wanted)
+        assert len(page.records) <= limit
+        assert not page.unreadable
+        found += page.records
+        cursor = Cursor.read(page.cursor.text)  # as a caller brings it back
+        if page.is_end:
+            return found, cursor
+    raise AssertionError("there is no end of it")
+
+
+async def is_answered(history: History, cursor: Cursor, expected: Sequence[str], **wanted: str) -> bool:
+    """Say whether what is behind a cursor comes; then it is all that is expected."""
+    try:
+        found, _ = await pulled(history, cursor, **wanted)
+    except Gone:
+        return False
+    assert [record.id for record in found] == expected
+    return True
+
+
+def in_order(records: Sequence[Record]) -> bool:
+    by_account: dict[str, list[int]] = {}
+    for record in records:
+        by_account.setdefault(record.account, []).append(sequence_of(record))
+    return all(numbers == sorted(set(numbers)) for numbers in by_account.values())
+
+
+async def events_of(history: History, account: str | None = None) -> list[Record]:
+    return [record async for record in history.records(account) if "id" in record.content]
+
+
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
+async def test_pages_of_any_length_hold_every_event_of_all_shards_once_and_in_order(
+    books: Books, history: History
+) -> None:
+    await live(books, *ACCOUNTS)
+    expected = {(record.account, record.id) for record in await events_of(history)}
+    assert len(expected) == 3 * len(ACCOUNTS), "a baseline that was queued is an event of the log"
+    for limit in (1, 5, 1000):
+        found, cursor = await pulled(history, Cursor(), limit=limit)
+        assert {(record.account, record.id) for record in found} == expected
+        assert len(found) == len(expected)
+        assert in_order(found)
+        assert await pulled(history, cursor) == ([], cursor)
+
+
+async def test_a_cursor_goes_on_with_what_came_since_whichever_shard_it_is_of(
+    books: Books, history: History
+) -> None:
+    _, cursor = await pulled(history, Cursor())
+    for account in ACCOUNTS:
+        await live(books, account)
+        found, cursor = await pulled(history, cursor)
+        assert [(record.account, record.content["type"]) for record in found] == [
+            (account, "account.baseline"),
+            (account, "total.increased"),
+            (account, "total.increased"),
+        ]
+    assert await history.end() == cursor
+
+
+async def test_a_subscription_gets_the_bytes_that_wait_for_it_and_no_other(
+    books: Books, history: History, redis_client: Redis
+) -> None:
+    await live(books, *ACCOUNTS)
+    store = a_store(redis_client, books.keys.namespace)
+    for name, accounts in ((OPS, ACCOUNTS), ("elsewhere", ["account-3"])):
+        found, _ = await pulled(history, Cursor(), subscription=name)
+        assert {record.account for record in found} == {*accounts}
+        for account in accounts:
+            stored = await store.bodies(shard_of(account))
+            entries = []
+            for record in (record for record in found if record.account == account):
+                reference = f"{record.content['id']} {sequence_of(record)}"
+                entries.append(f"{reference} {record.previous[name] or '-'}".encode())
+                assert record.raw == stored[reference.encode()].partition(b"\n")[2]
+            assert entries == await store.queue(account, name)
+
+
+@pytest.mark.parametrize("name", ["else", "where", "lsewhere", "elsewher", "ops elsewhere", "-", "another"])
+async def test_a_name_that_is_like_another_gets_nothing_of_it(
+    books: Books, history: History, name: str
+) -> None:
+    await live(books, "account-3")
+    assert (await pulled(history, Cursor(), subscription=name))[0] == []
+
+
+@pytest.mark.parametrize("is_freed", [False, True], ids=["the log is full", "the server is full"])
+async def test_every_cursor_leads_to_all_that_came_behind_it_or_is_refused(
+    redis_client: Redis, namespace: str, is_freed: bool
+) -> None:
+    store = a_store(redis_client, namespace, bounds=Bounds(log=1 << 20 if is_freed else 4_000))
+    books, history = Books(store.pipe, namespace), History(store.pipe, store.keys)
+    books.polls = store.polls
+    cursors = [(await history.end(), 0)]
+    written: list[str] = []
+    for number in range(8):
+        await live(books, NEIGHBOURS[number])
+        if is_freed and number % 2:
+            await free(books, 7)
+        there = await events_of(history)
+        written += [record.id for record in there if record.id not in written]
+        kept = written.index(there[0].id)
+        for cursor, behind in cursors:
+            is_whole = await is_answered(history, cursor, written[behind:])
+            assert is_whole <= (behind >= kept), "some that are gone were left out"
+            # Between the last that is gone and the first that is held may lie what is no event.
+            assert is_whole or behind <= kept, "all that it leads to is there"
+        cursors.append((await history.end(), len(written)))
+        assert await is_answered(history, cursors[-1][0], [])
+    assert 5 < kept < len(written)
+    page = await history.page(Cursor(), limit=1000)
+    assert [record.id for record in page.records] == written[kept:], "what is held, from its oldest on"
+
+
+async def free(books: Books, records: int) -> None:
+    """Take the oldest of the log away, as the keeper does where there is no memory."""
+    keys = books.keys
+    names = [
+        keys.log(SHARD),
+        keys.nothing(SHARD),
+        keys.bodies(SHARD),
+        keys.sizes(SHARD),
+        keys.given_up(SHARD),
+    ]
+    assert await books.pipe.script(_FREE, names, "log", records, "", 0) == records
+
+
+async def test_a_cursor_of_a_store_that_was_set_back_is_refused_though_new_records_came(
+    books: Books, history: History, redis_client: Redis
+) -> None:
+    await live(books, ACCOUNT)
+    log = books.keys.log(SHARD)
+    before = await redis_client.dump(log)
+    await live(books, NEIGHBOURS[0])
+    cursor = await history.end()
+    last = cursor.places[SHARD].id
+    assert before
+    await redis_client.restore(log, 0, before, replace=True)
+    with pytest.raises(Gone):
+        await history.page(cursor, limit=10)
+    await redis_client.xadd(log, {"account": NEIGHBOURS[1], "entry": "5 {}"}, last)
+    with pytest.raises(Gone):  # the same id, of another record
+        await history.page(cursor, limit=10)
+    await redis_client.delete(log)
+    with pytest.raises(Gone):
+        await history.page(cursor, limit=10)
+
+
+async def test_of_one_account_what_came_after_any_of_its_sequences_comes_whole(
+    books: Books, history: History
+) -> None:
+    await live(books, *NEIGHBOURS[:3], polls=6)
+    account = NEIGHBOURS[1]
+    events = await events_of(history, account)
+    last = sequence_of(events[-1])
+    for number, event in enumerate(events):
+        for after in (sequence_of(event), sequence_of(event) + 1):
+            found, cursor = await pulled(history, Cursor({}, after), account=account, limit=2)
+            assert [record.id for record in found] == [record.id for record in events[number + 1 :]]
+            assert cursor.after is None or after >= last
+    found, _ = await pulled(history, Cursor({}, 0), account=account)
+    assert found == events
+    first = sequence_of(events[0])
+    for after in (1, first - 1):  # which it never was at
+        with pytest.raises(Gone) as caught:
+            await pulled(history, Cursor({}, after), account=account)
+        assert caught.value.oldest == 0
+
+
+async def test_of_one_account_a_sequence_whose_next_event_is_gone_is_refused_with_the_oldest_that_is_not(
+    books: Books, history: History
+) -> None:
+    await live(books, *NEIGHBOURS[:2], polls=6)
+    account = NEIGHBOURS[0]
+    events = await events_of(history, account)
+    sequences = [sequence_of(event) for event in events]
+    for gone in range(1, 6):  # the first goes together with the record of the start
+        await free(books, 2 if gone == 1 else 1)
+        oldest = sequences[gone - 1]
+        for number, after in enumerate(sequences):
+            if after >= oldest:
+                expected = [event.id for event in events[number + 1 :]]
+                assert await is_answered(history, Cursor({}, after), expected, account=account)
+            with pytest.raises(Gone) as caught:
+                await pulled(history, Cursor({}, oldest - 1), account=account)
+            assert caught.value.oldest == oldest
+    await free(books, 1)
+    with pytest.raises(Gone) as caught:
+        await pulled(history, Cursor({}, sequences[-2]), account=account)
+    assert caught.value.oldest is None, "nothing of it is left to say"
+
+
+async def test_a_reader_that_has_all_goes_on_behind_the_state_that_it_has(
+    books: Books, history: History
+) -> None:
+    await live(books, *NEIGHBOURS[:2])
+    end = (await history.end()).places[SHARD]
+    cursor = await history.since(ACCOUNT, 7, sequence=7, log_end=end.id)
+    assert cursor == Cursor({SHARD: end})
+    assert await history.since(ACCOUNT, 6, sequence=7, log_end=end.id) == Cursor({}, 6)
+
+
+async def test_where_next_to_nothing_is_wanted_a_page_is_empty_and_its_cursor_moves_on(
+    books: Books, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("watcher.store.history._LOOKS", 2)
+    monkeypatch.setattr("watcher.store.history._LOOKED_AT", 4)
+    await live(books, *NEIGHBOURS[:4], polls=6)
+    await live(books, ACCOUNT)
+    cursor, looks, found = Cursor(), 0, []
+    while True:
+        page = await history.page(cursor, account=ACCOUNT, limit=1000)
+        found += page.records
+        looks += 1
+        if page.is_end:
+            break
+        assert page.cursor != cursor
+        cursor = page.cursor
+    assert [record.account for record in found] == [ACCOUNT] * 3
+    assert looks > 5
+    account = NEIGHBOURS[3]
+    expected = await events_of(history, account)
+    found, _ = await pulled(history, Cursor({}, sequence_of(expected[0])), account=account)
+    assert found == expected[1:], "nor does the search for a sequence look at more"
+
+
+async def test_a_record_that_cannot_be_read_is_counted_and_hides_no_other(
+    books: Books, history: History
+) -> None:
+    await live(books, ACCOUNT)
+    first, second, third = await events_of(history)
+    reference = f"{second.content['id']} {sequence_of(second)}"
+    await books.pipe.command("HDEL", books.keys.bodies(SHARD), reference)
+    page = await history.page(Cursor(), limit=1000)
+    assert page.records == [first, third]
+    assert page.unreadable == 1
+
+
+PLACES = st.builds(
+    lambda ms, count, check: Place(f"{ms}-{count}", check),
+    *(st.integers(0, 10**13), st.integers(0, 10**6), st.sampled_from(["", "0000", "ffff", "0a1b"])),
+)
+CURSORS = st.builds(
+    lambda places, after, search: Cursor(places, after, search if after is not None else "near"),
+    st.dictionaries(st.integers(0, SHARDS - 1), PLACES),
+    st.none() | st.integers(0, 10**13),
+    st.sampled_from(["near", "all", "found"]),
+)
+
+
+@given(CURSORS)
+def test_a_cursor_is_read_as_it_was_written(cursor: Cursor) -> None:
+    assert Cursor.read(cursor.text) == cursor
+    assert len(cursor.text) < 300
+    assert set(cursor.text) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+
+
+@given(CURSORS, st.data())
+def test_a_cursor_that_was_changed_is_refused(cursor: Cursor, data: st.DataObject) -> None:
+    text = cursor.text
+    at = data.draw(st.integers(0, len(text) - 1))
+    other = data.draw(st.sampled_from("aZ09-_=%é ").filter(lambda letter: letter != text[at]))
+    for spoilt in (text[:at] + other + text[at + 1 :], text[:at], text + other):
+        with pytest.raises(ValueError, match="no cursor"):
+            Cursor.read(spoilt)
+
+
+@given(st.text(max_size=500))
+def test_what_is_no_cursor_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="no cursor"):
+        Cursor.read(text)
