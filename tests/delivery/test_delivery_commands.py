@@ -729,25 +729,26 @@ async def test_the_log_is_told_again_with_the_same_ids_and_bytes(
     rig.settings = rig.settings.model_copy(update={"subscription_by_name": {"ops": ops}})
     run = CommandLine(rig.settings, tmp_path / "watcher.toml", capsys)
     async with rig.worker():
-        await rig.events(2)  # the baselines, which the log does not hold as they were told
+        await rig.events(2)  # the baselines
         for number in range(1, 6):
             rig.sandbox.world.credit(TREASURY, "ETH", number)
             await rig.events(2 + number)
-    first = list(rig.receiver.events)[2:]
+    first = list(rig.receiver.events)
     since = ("resend", "--subscription", "ops", "--since")
-    assert (await run(*since, "1h", "--dry-run")).out == "ops: 5 events of 1 account would go out again\n"
+    assert (await run(*since, "1h", "--dry-run")).out == "ops: 7 events of 2 accounts would go out again\n"
     assert (await run(*since, "2030-01-01")).out == "ops: nothing queued again\n"
     ended = await run(*since, "1h")
-    assert (ended.code, ended.out, ended.err) == (0, "ops: 5 events of 1 account queued again\n", "")
+    assert (ended.code, ended.out, ended.err) == (0, "ops: 7 events of 2 accounts queued again\n", "")
     before = len(rig.receiver.receipts)
     async with rig.worker():
-        await until(lambda: len(rig.receiver.receipts) == before + 5)
+        await until(lambda: len(rig.receiver.receipts) == before + 7)
     assert (await run("resend", first[2]["id"])).out == "ops: 1 event of 1 account queued again\n"
     async with rig.worker():
-        await until(lambda: len(rig.receiver.receipts) == before + 6)
+        await until(lambda: len(rig.receiver.receipts) == before + 8)
     again = list(rig.receiver.receipts)[before:]
     assert all(receipt.is_repeat and receipt.is_verified for receipt in again)
-    assert [json.dumps(receipt.event) for receipt in again] == [*map(json.dumps, first), json.dumps(first[2])]
+    assert again[-1].event == first[2]
+    assert sorted(json.dumps(receipt.event) for receipt in again[:-1]) == sorted(map(json.dumps, first))
 
 
 async def test_an_event_that_still_waits_is_not_queued_a_second_time(

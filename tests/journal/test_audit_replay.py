@@ -250,6 +250,27 @@ def test_an_account_taken_out_and_put_back_is_a_new_beginning() -> None:
     assert not findings(records_of([*STEPS[:1], *at_once]), at_once[-1].state)
 
 
+def test_a_baseline_that_was_queued_is_in_the_log_and_no_difference_wherever_that_begins() -> None:
+    heard = (a_subscription(events=("*",)), WARNED)
+    made = steps(STORY[:3], subscriptions=heard)
+    late = stale(made[-1].state, NOW_MS + 50 * MINUTE_MS)
+    made += [
+        late,
+        *steps(STORY, state=late.state, source="there", at_ms=NOW_MS + 60 * MINUTE_MS, subscriptions=heard),
+    ]
+    records = records_of(made)
+    assert [record.content["type"] for record in records].count("account.baseline") == 2
+    for start in range(len(records)):
+        assert findings(records[start:], made[-1].state) == [], start
+
+
+def test_the_same_baseline_after_the_state_was_lost_is_no_event_that_is_there_twice() -> None:
+    heard = (a_subscription(events=("*",)),)
+    first, again = (steps(STORY[:1], at_ms=at_ms, subscriptions=heard) for at_ms in (NOW_MS, 2 * NOW_MS))
+    assert first[0].events[0].id == again[0].events[0].id
+    assert findings([*records_of(first), *records_of(again)], again[0].state) == []
+
+
 def test_an_account_that_goes_stale_and_recovers_is_no_difference() -> None:
     gone = stale(STATE, NOW_MS + 50 * MINUTE_MS)
     back = steps(STORY[4:6], state=gone.state, at_ms=NOW_MS + 60 * MINUTE_MS)

@@ -81,6 +81,8 @@ def test_an_audit_finds_no_flaw_before_and_after_the_baseline_and_a_missing_reco
             following = [record.content["type"] for record in records[place : place + 2]]
             if following == ["forgotten", "baseline"]:
                 continue  # which starts the whole account, whatever was before
+            if records[place].content["type"] == "account.baseline":
+                continue  # which the log holds only if it was queued, and the record of the start says the same
             assert audit(records[:place] + records[place + 1 :], story[-1].state).findings, place
 
 

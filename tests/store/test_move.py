@@ -23,7 +23,7 @@ from watcher.delivery.resend import Resend
 from watcher.store import move
 from watcher.store.client import connect
 from watcher.store.exceptions import LayoutAwaited, StoreRefuses
-from watcher.store.history import History
+from watcher.store.history import Cursor, Gone, History, Place
 from watcher.store.inventory import StoreAudit
 from watcher.store.keys import SHARDS, OldKeys, shard_of
 from watcher.store.layout import Layout
@@ -184,9 +184,22 @@ async def test_what_log_dead_letters_and_attempts_take_is_counted_as_if_they_had
     await to(store, 2)
     found = await store.contents()
     for key, expected in (await sizes(store)).items():
-        said = {name.decode(): int(text) for name, text in found.get(key, {}).items()}
-        assert {name: said.get(name, 0) for name in ("log", "dead")} == expected
+        said = found.get(key, {})
+        assert {name: int(said.get(name.encode(), 0)) for name in ("log", "dead")} == expected
     assert int(found[store.keys.sizes(shard_of(NAMES[0]))][b"attempts"]) == 82
+
+
+async def test_who_pulls_begins_behind_the_records_of_0_1_which_do_not_say_what_they_were_queued_for(
+    store: Store,
+) -> None:
+    await some(store)
+    await to(store, 2)
+    history = History(store.pipe, store.keys)
+    assert [record async for record in history.records()]
+    page = await history.page(Cursor(), limit=10)
+    assert (page.records, page.is_end, page.cursor) == ([], True, await history.end())
+    with pytest.raises(Gone):
+        await history.page(Cursor({shard_of(NAMES[0]): Place("0-0")}), limit=10)
 
 
 @pytest.mark.parametrize("engine", EVERY_ENGINE, indirect=True)

@@ -48,9 +48,7 @@ class _Wanted(NamedTuple):
             )
             return False
         type_ = str(record.content.get("type"))
-        # The log says once what `account.baseline` says, as its own record of a start.
-        names = ("baseline", "account.baseline") if type_ == "baseline" else (type_,)
-        is_wanted = any(_any(name, self.types) for name in names) if self.types else "id" in record.content
+        is_wanted = _any(type_, self.types) if self.types else "id" in record.content
         return is_wanted and (not self.accounts or _any(record.account, self.accounts))
 
 
