@@ -325,7 +325,7 @@ def test_events_are_chosen_by_type_account_time_and_number(run: Run, write: Writ
     assert run("events", "--since", "0s").out == ""
     (baseline,) = run("events", "--type", "baseline", "--account", "alice", "--json").objects
     assert (baseline["account"], baseline["assets"]) == ("alice", {"ETH": ["1", "0", "0", "0"]})
-    assert run("events", "--type", "account.*", "--account", "alice", "--json").objects == [baseline]
+    assert not run("events", "--type", "account.*", "--account", "alice", "--json").objects, "not emitted"
 
 
 @pytest.mark.parametrize("since", ["yesterday", "1 hour", "-1h", "10"])

@@ -198,7 +198,7 @@ def test_the_chains_of_two_accounts_do_not_mix() -> None:
 def test_a_damaged_record_is_left_out_and_counted(damage: dict[str, object]) -> None:
     subscription = a_subscription(events=EVERYTHING)
     life = Life(subscription).polled(STORY)
-    at = next(i for i, record in enumerate(life.log) if "id" in record.content)
+    at = next(i for i, record in enumerate(life.log) if "before" in record.content.get("data", ()))
     whole = life.log[at]
     life.log[at] = _saying(whole, {**whole.content, **damage} if damage else {})
     replay = Replay(subscription)

@@ -251,13 +251,11 @@ def test_an_account_taken_out_and_put_back_is_a_new_beginning() -> None:
 
 
 def test_a_baseline_that_was_queued_is_in_the_log_and_no_difference_wherever_that_begins() -> None:
-    heard = (a_subscription(events=("*",)), WARNED)
+    heard = (a_subscription("all", events=("*",)), WARNED)
     made = steps(STORY[:3], subscriptions=heard)
     late = stale(made[-1].state, NOW_MS + 50 * MINUTE_MS)
-    made += [
-        late,
-        *steps(STORY, state=late.state, source="there", at_ms=NOW_MS + 60 * MINUTE_MS, subscriptions=heard),
-    ]
+    later = NOW_MS + 60 * MINUTE_MS
+    made += [late, *steps(STORY, state=late.state, source="there", at_ms=later, subscriptions=heard)]
     records = records_of(made)
     assert [record.content["type"] for record in records].count("account.baseline") == 2
     for start in range(len(records)):

@@ -82,7 +82,7 @@ def test_an_audit_finds_no_flaw_before_and_after_the_baseline_and_a_missing_reco
             if following == ["forgotten", "baseline"]:
                 continue  # which starts the whole account, whatever was before
             if records[place].content["type"] == "account.baseline":
-                continue  # which the log holds only if it was queued, and the record of the start says the same
+                continue  # in the log only if it was queued; the record of the start says the same
             assert audit(records[:place] + records[place + 1 :], story[-1].state).findings, place
 
 

@@ -41,12 +41,17 @@ async def live(books: Books, *accounts: str, polls: int = 3) -> None:
 
 
 async def pulled(
-    history: History, cursor: Cursor, *, limit: int = 3, **wanted: str
+    history: History,
+    cursor: Cursor,
+    *,
+    limit: int = 3,
+    account: str | None = None,
+    subscription: str | None = None,
 ) -> tuple[list[Record], Cursor]:
     """All that is behind a cursor, page by page."""
     found: list[Record] = []
     for _ in range(1000):
-        page = await history.page(cursor, limit=limit, **wanted)
+        page = await history.page(cursor, limit=limit, account=account, subscription=subscription)
         assert len(page.records) <= limit
         assert not page.unreadable
         found += page.records
@@ -56,10 +61,12 @@ async def pulled(
     raise AssertionError("there is no end of it")
 
 
-async def is_answered(history: History, cursor: Cursor, expected: Sequence[str], **wanted: str) -> bool:
+async def is_answered(
+    history: History, cursor: Cursor, expected: Sequence[str], account: str | None = None
+) -> bool:
     """Say whether what is behind a cursor comes; then it is all that is expected."""
     try:
-        found, _ = await pulled(history, cursor, **wanted)
+        found, _ = await pulled(history, cursor, account=account)
     except Gone:
         return False
     assert [record.id for record in found] == expected
@@ -256,7 +263,8 @@ async def test_where_next_to_nothing_is_wanted_a_page_is_empty_and_its_cursor_mo
     monkeypatch.setattr("watcher.store.history._LOOKED_AT", 4)
     await live(books, *NEIGHBOURS[:4], polls=6)
     await live(books, ACCOUNT)
-    cursor, looks, found = Cursor(), 0, []
+    cursor, looks = Cursor(), 0
+    found: list[Record] = []
     while True:
         page = await history.page(cursor, account=ACCOUNT, limit=1000)
         found += page.records
