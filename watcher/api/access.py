@@ -1,12 +1,15 @@
-"""Where a worker may be reached over HTTP, and by whom: addresses, the token, Hosts."""
+"""Where a worker may be reached over HTTP, by whom, and what each token is good for."""
 
 import hmac
 import re
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from hashlib import sha256
 from ipaddress import ip_address
 from typing import NamedTuple
+
+from aiohttp import web
 
 from watcher.printable import printable
 
@@ -103,3 +106,96 @@ class Door:
         if "authorization" in headers:
             return "what Authorization shows is not the token of --http"
         return "show the token of --http as `Authorization: Bearer ...`, or as a password"
+
+
+def refuse_api_without(token: str | None) -> None:
+    """Refuse to open /v1 to whoever reaches the address, loopback or not. Raises ListenerRefused."""
+    if token is None:
+        raise ListenerRefused(
+            "--api always needs a token: put one into WATCHER_HTTP_TOKEN, such as "
+            "`python3 -c 'import secrets; print(secrets.token_urlsafe(32))'` prints"
+        )
+
+
+class Caller(NamedTuple):
+    """Whose token a request under /v1 shows: the operator's, or that of a subscription (its name)."""
+
+    subscription: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the token is called in the log."""
+        return "operator" if self.subscription is None else f"subscription {self.subscription}"
+
+
+CALLER = web.RequestKey("caller", Caller)
+
+OPEN_TO_ITS_SUBSCRIPTION = frozenset(
+    {
+        ("GET", "/v1/subscriptions/{name}/balances"),
+        ("GET", "/v1/subscriptions/{name}/events"),
+    }
+)
+"""All that a subscription's own token is good for, `name` being its own; all else is the operator's."""
+
+OPERATOR = Caller()
+
+
+class Access:
+    """Says whose token is shown under /v1, and whether it is good for a request.
+
+    `by_token` names the subscription whose token has this SHA-256 (hex), None where no token has.
+    """
+
+    def __init__(self, token: str, by_token: Callable[[str], str | None]) -> None:
+        self._operator = sha256(token.encode()).hexdigest()
+        self._by_token = by_token
+
+    def caller(self, authorization: str) -> Caller | None:
+        """Read an Authorization header; None where it shows no token that is known here.
+
+        Only as Bearer: what a browser sends by itself, as it does a password, would let any page call.
+        """
+        scheme, _, shown = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        # Hashes are compared: how long that takes says nothing about the token.
+        digest = sha256(shown.lstrip(" ").encode("utf-8", "surrogateescape")).hexdigest()
+        if hmac.compare_digest(digest, self._operator):
+            return OPERATOR
+        name = self._by_token(digest)
+        return None if name is None else Caller(name)
+
+    def is_open(self, caller: Caller, request: web.Request) -> bool:
+        """Say whether the caller may make this request. Whether what it names exists does not matter."""
+        if caller.subscription is None:
+            return True
+        resource = request.match_info.route.resource
+        method = "GET" if request.method == "HEAD" else request.method
+        return (
+            resource is not None
+            and (method, resource.canonical) in OPEN_TO_ITS_SUBSCRIPTION
+            and request.match_info.get("name") == caller.subscription
+        )
+
+
+PER_SECOND = 100
+_MOST_CALLERS = 10_000
+
+
+class Rates:
+    """How many requests each caller may make: PER_SECOND, and as many at once after a second's rest."""
+
+    def __init__(self) -> None:
+        self._left: dict[Caller, tuple[float, float]] = {}  # requests, and when that was so (monotonic)
+
+    def wait_s(self, caller: Caller, now: float) -> float:
+        """Count a request; returns 0, or how long the caller has to wait until it is let in."""
+        left, at = self._left.get(caller, (PER_SECOND, now))
+        left = min(PER_SECOND, left + (now - at) * PER_SECOND)
+        if left < 1:
+            return (1 - left) / PER_SECOND
+        if len(self._left) >= _MOST_CALLERS:  # who has rested may make as many as a caller that is new
+            self._left = {one: (had, at) for one, (had, at) in self._left.items() if now - at < 1}
+        self._left[caller] = left - 1, now
+        return 0

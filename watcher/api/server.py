@@ -1,10 +1,16 @@
-"""The web server of a worker, for metrics, probes and the page: bounded in size, number and time."""
+"""The web server of a worker: metrics, probes, the page, and /v1 behind its tokens.
+
+Refuses to let a client cost the worker more than a little: its connections and requests are bounded in size,
+number and time.
+"""
 
 import asyncio
 import logging
+import math
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from http import HTTPStatus
 from typing import Self
 
@@ -12,13 +18,33 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.typedefs import Handler
 
-from watcher.api.access import Address, Door, ListenerRefused
+from watcher.api.access import (
+    CALLER,
+    PER_SECOND,
+    Access,
+    Address,
+    Caller,
+    Door,
+    ListenerRefused,
+    Rates,
+)
+from watcher.api.problems import Problem, answer
 from watcher.engine.loop import survived
 from watcher.observe.log import Throttle, log
-from watcher.printable import why_not_listening
+from watcher.printable import printable, why_not_listening
+from watcher.store.exceptions import StoreError
 
 CONNECTIONS = 16
 """At the same time. A scraper and a few probes need one each, for milliseconds."""
+
+API_CONNECTIONS = 64
+"""With /v1: programs keep theirs open from one request to the next."""
+
+_AT_ONCE = 8
+"""Requests under /v1 that are worked on at the same time: deliveries have most of the worker's time."""
+
+_MOST_IN_HAND = 64
+"""Those that wait for their turn, too."""
 
 REQUEST_S = 10.0
 """For a whole request and its answer: as long as Prometheus waits."""
@@ -41,6 +67,10 @@ _HEADERS = {
     "server": "watcher",
     "x-content-type-options": "nosniff",
 }
+_LAST = (401, 413, 431)
+"""Answers that are the last of their connection: its client has more to send, or nothing that helps."""
+
+_SOON = {"retry-after": "2"}
 _AUTHENTICATE = ('Basic realm="watcher", charset="UTF-8"', "Bearer")
 """Two lines, as browsers do not find the one that they know in a list."""
 
@@ -60,7 +90,8 @@ class Listener:
     """Serves `routes` (by path) while it is entered. With a `token`, only to clients that show it.
 
     At the paths of `probes` a client that shows no token at all gets the status alone: load balancers cannot
-    show one.
+    show one. `api` are the routes under /v1, for those whom `access` knows; `counted` gets an outcome of each
+    request there.
     """
 
     def __init__(
@@ -70,12 +101,22 @@ class Listener:
         *,
         token: str | None = None,
         probes: Collection[str] = (),
+        api: Iterable[web.RouteDef] = (),
+        access: Access | None = None,
+        counted: Counter[str] | None = None,
     ) -> None:
         self.address = address
         self._door = Door(address, token)
         self._routes = routes
         self._probes = probes
+        self._api = [*api]
+        self._access = access
+        self._counted = Counter[str]() if counted is None else counted
+        self._most = CONNECTIONS if access is None else API_CONNECTIONS
         self._refusals = Throttle()
+        self._rates = Rates()
+        self._room = asyncio.Semaphore(_AT_ONCE)
+        self._in_hand = 0
         self._open: dict[Connection, None] = {}  # the oldest first
 
     async def __aenter__(self) -> Self:
@@ -86,11 +127,13 @@ class Listener:
                 methods = ("GET", "HEAD", "OPTIONS") if path in self._probes else ("GET", "HEAD")
                 for method in methods:  # HAProxy asks by OPTIONS
                     app.router.add_route(method, each, handler, expect_handler=_expect_nothing)
+        if self._access:
+            app.router.add_routes([*self._api, web.get("/v1", self._index), web.get("/v1/", self._index)])
         self._runner = web.AppRunner(app, shutdown_timeout=_END_S)
         await self._runner.setup()
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                self._connect, self.address.host, self.address.port, backlog=CONNECTIONS
+                self._connect, self.address.host, self.address.port, backlog=self._most
             )
         except OSError as error:
             reason = why_not_listening(error)
@@ -110,9 +153,11 @@ class Listener:
         return Connection(self, self._runner.server)
 
     def admit(self, connection: "Connection") -> None:
-        """Note a connection. Of too many the oldest is cut off: those held open must not keep a probe out."""
-        if len(self._open) >= CONNECTIONS:
-            oldest = next(iter(self._open))
+        """Note a connection. Of too many the oldest is cut off, one without a token first: connections that
+        are held open must not keep a probe out."""
+        if len(self._open) >= self._most:
+            strangers = (one for one in self._open if not one.is_known)
+            oldest = next(strangers, next(iter(self._open)))
             oldest.abort()
             del self._open[oldest]
         self._open[connection] = None
@@ -131,26 +176,29 @@ class Listener:
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         assert isinstance(request.protocol, Connection)
         request.protocol.begin()
-        response = await self._answer_to(request, handler)
-        for name, value in _HEADERS.items():
-            response.headers.setdefault(name, value)
-        response.headers["connection"] = "close"
-        response.force_close()
-        return response
-
-    async def _answer_to(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not HttpVersion10 <= request.version <= HttpVersion11:
-            return self.refuse(400, _NO_HTTP)
-        if sum(len(name) + len(value) + 4 for name, value in request.raw_headers) > HEAD_BYTES:
-            return self.refuse(431, _TOO_LONG)
         headers = {name.lower(): value for name, value in request.headers.items()}
         if not request.raw_path.startswith(("/", "*")):
             # A target that names a host outranks the header, by RFC 9112.
-            if not (absolute := _ABSOLUTE.match(request.raw_path)):
-                return self.refuse(400, _NO_HTTP)
-            headers["host"] = absolute[1]
-        if len(headers) < len(request.headers) and len(request.headers.getall("authorization", ())) > 1:
-            return self.refuse(400, "it has two tokens")
+            absolute = _ABSOLUTE.match(request.raw_path)
+            headers["host"] = absolute[1] if absolute else ""
+        is_api = self._access is not None and f"{request.path}/".startswith("/v1/")
+        flaw = _flaw(request, headers)
+        if flaw:
+            response: web.StreamResponse = self.refuse(*flaw)
+        elif is_api:
+            response = await self._answer_api(request, request.protocol, handler)
+        else:
+            response = await self._answer_to(request, handler, headers)
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
+        if not is_api or flaw or response.status in _LAST:
+            response.headers["connection"] = "close"
+            response.force_close()
+        return response
+
+    async def _answer_to(
+        self, request: web.Request, handler: Handler, headers: Mapping[str, str]
+    ) -> web.StreamResponse:
         refusal = self._door.refusal(headers)
         resource = request.match_info.route.resource
         is_probe = resource is not None and resource.canonical.rstrip("/") in self._probes
@@ -173,6 +221,96 @@ class Listener:
                 return _say(404, f"here are {', '.join(self._routes)}")
         return _say(response.status) if is_stranger and response.status != 200 else response
 
+    async def _answer_api(
+        self, request: web.Request, connection: "Connection", handler: Handler
+    ) -> web.StreamResponse:
+        """Answer a request under /v1: whatever is wrong is a problem+json, and no refusal says more than its
+        caller may know."""
+        response: web.StreamResponse = Problem(500, "a bug, which the worker's log holds: report it").answer()
+        self._in_hand += 1
+        try:
+            with survived("api"):
+                try:
+                    self._let_in(request, connection)
+                    async with asyncio.timeout(REQUEST_S), self._room:
+                        response = await handler(request)
+                except (Problem, StoreError, TimeoutError, web.HTTPException) as error:
+                    response = _problem(error, request).answer()
+        finally:
+            self._in_hand -= 1
+        outcome = {4: "refused", 5: "failed"}.get(response.status // 100, "answered")
+        self._counted[outcome] += 1
+        return response
+
+    def _let_in(self, request: web.Request, connection: "Connection") -> None:
+        """Find out who calls, and whether that may be answered now. Raises Problem, and logs it seldom."""
+        assert self._access
+        caller = self._access.caller(request.headers.get("authorization", ""))
+        if caller is None:
+            raise self._refused(
+                None,
+                401,
+                "show a token of this API: `Authorization: Bearer ...`",
+                {"www-authenticate": "Bearer"},
+            )
+        connection.is_known = True
+        if not self._access.is_open(caller, request):
+            raise self._refused(caller, 403, "this token is not good for that")
+        if wait_s := self._rates.wait_s(caller, time.monotonic()):
+            after = {"retry-after": str(math.ceil(wait_s))}
+            raise self._refused(caller, 429, f"more than {PER_SECOND} requests a second by one token", after)
+        if self._in_hand > _MOST_IN_HAND:
+            after = {"retry-after": "1"}
+            raise self._refused(caller, 503, f"more than {_MOST_IN_HAND} requests at the same time", after)
+        request[CALLER] = caller
+
+    def _refused(
+        self, caller: Caller | None, status: int, reason: str, headers: Mapping[str, str] | None = None
+    ) -> Problem:
+        if streak := self._refusals.struck((caller, status), time.monotonic()):
+            name = caller.name if caller else None
+            log.warning("api.refused", status=status, reason=reason, token=name, **streak._asdict())
+        return Problem(status, reason, headers=headers)
+
+    async def _index(self, _: web.Request) -> web.Response:
+        """List what there is, by path."""
+        methods_by_path: dict[str, list[str]] = {}
+        for each in self._api:
+            methods_by_path.setdefault(each.path, []).append(each.method)
+        return answer({path: sorted(methods) for path, methods in sorted(methods_by_path.items())})
+
+
+def _flaw(request: web.Request, headers: Mapping[str, str]) -> tuple[int, str] | None:
+    """Say why a request is refused that could be read, and is none that anybody should make."""
+    if not HttpVersion10 <= request.version <= HttpVersion11 or not (
+        headers.get("host") or request.raw_path[0] in "/*"
+    ):
+        return 400, _NO_HTTP
+    if sum(len(name) + len(value) + 4 for name, value in request.raw_headers) > HEAD_BYTES:
+        return 431, _TOO_LONG
+    if len(headers) < len(request.headers) and len(request.headers.getall("authorization", ())) > 1:
+        return 400, "it has two tokens"
+    return None
+
+
+def _problem(error: Exception, request: web.Request) -> Problem:
+    """What is answered to a request under /v1 that came to this end."""
+    match error:
+        case Problem():
+            return error
+        case StoreError():
+            return Problem(503, f"Redis does not do its part: {printable(str(error))}", headers=_SOON)
+        case TimeoutError():
+            return Problem(503, f"this took longer than {REQUEST_S:.0f} s", headers=_SOON)
+        case web.HTTPMethodNotAllowed():
+            allow = ", ".join(sorted(error.allowed_methods))
+            return Problem(405, f"{request.path} takes {allow}"[:200], headers={"allow": allow})
+        case web.HTTPNotFound():
+            return Problem(404, "there is nothing here: GET /v1/ lists what there is")
+        case _:
+            status = error.status if isinstance(error, web.HTTPException) else 500
+            return Problem(status, HTTPStatus(status).phrase)
+
 
 class Connection(web.RequestHandler):
     """One connection: cut off where a request is too slow, and answered in words where it is none."""
@@ -185,8 +323,10 @@ class Connection(web.RequestHandler):
             keepalive_timeout=REQUEST_S,
             lingering_time=LINGER_S,
             max_headers=100,
+            auto_decompress=False,
         )
         self._listener = listener
+        self.is_known = False  # has shown a token
         self._begun = b""
         self._cut_off: asyncio.TimerHandle | None = None
         self._peer: asyncio.BaseTransport | None = None

@@ -25,6 +25,12 @@ from watcher.commands._shared import config_option, given_by, load_or_exit, toke
 @token_option
 @click.option("--page", "has_page", is_flag=True, help="With --http: a page for people, too, at /.")
 @click.option(
+    "--api",
+    "has_api",
+    is_flag=True,
+    help="With --http: accounts and subscriptions can be read and changed under /v1, with a token.",
+)
+@click.option(
     "--heartbeat-file",
     envvar="WATCHER_HEARTBEAT_FILE",
     show_envvar=True,
@@ -40,6 +46,7 @@ def command(
     address: str | None,
     token_name: str | None,
     has_page: bool,
+    has_api: bool,
     heartbeat_file: Path | None,
 ) -> int:
     """Poll, compare and deliver, until it is asked to stop.
@@ -50,18 +57,24 @@ def command(
     """
     if has_page and not address:
         raise click.UsageError("--page needs an address to be found at: --http 127.0.0.1:8787")
-    from watcher.api.access import Door, parse_address
-
+    if has_api and not address:
+        raise click.UsageError("--api needs an address to be found at: --http 127.0.0.1:8787")
     at = token = None
     if address:
+        from watcher.api.access import parse_address  # heavy
+
         with given_by("--http"):
             at = parse_address(address)
     loaded = load_or_exit(config_path)
     if at:
+        from watcher.api.access import Door, refuse_api_without
+
         token = token_given(token_name)
         Door(at, token)  # refuses what would be open to all
+        if has_api:
+            refuse_api_without(token)
     from watcher.service.exposure import Exposure
     from watcher.service.serve import serve  # heavy
 
-    exposure = Exposure(at, token, has_page=has_page, heartbeat_file=heartbeat_file)
+    exposure = Exposure(at, token, has_page=has_page, has_api=has_api, heartbeat_file=heartbeat_file)
     return serve(loaded, config_path, once=once, is_watching=is_watching, exposure=exposure)

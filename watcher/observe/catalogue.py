@@ -190,6 +190,12 @@ EVENTS: Mapping[str, Line] = {
         "A request over HTTP was refused, and `reason` says what to do. Each kind at most once an hour.",
         ("status", "reason", *_LASTS),
     ),
+    "api.refused": Line(
+        "warning",
+        "A request under /v1 was refused: `token` says whose it shows, if any, and `reason` why. Each kind "
+        "at most once an hour.",
+        ("status", "reason", "token", *_LASTS),
+    ),
     "store.guarantee": Line(
         "info",
         "What this Redis promises: at the start, and whenever it has changed.",

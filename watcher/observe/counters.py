@@ -39,6 +39,7 @@ class Counters:
     by_duration: defaultdict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
     """By provider, then by the index of POLL_BOUNDS_S."""
     polling_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # provider
+    by_api_request: Counter[str] = field(default_factory=Counter)  # outcome
     by_lag: Counter[int] = field(default_factory=Counter)  # index of LAG_BOUNDS_S
     lagging_s: float = 0.0
 

@@ -34,6 +34,7 @@ from watcher.store.reader import Reader
 
 POLL_OUTCOMES = ("committed", "unchanged", "rejected", "discarded", "quarantined")
 ERROR_CLASSES = ("auth", "configuration", "rate", "transient", "malformed", "gone")
+API_OUTCOMES = ("answered", "refused", "failed")
 ATTEMPT_OUTCOMES = ("delivered", "retry", "refused")
 _BREAKER = {State.HALF_OPEN: 1.0, State.OPEN: 2.0}
 
@@ -77,6 +78,11 @@ METRICS: Mapping[str, Meaning] = {
         "counter",
         "Deliveries that this worker gave up because more than `max_backlog` waited, or Redis was 85 % full.",
         ("subscription",),
+    ),
+    "watcher_api_requests_total": Meaning(
+        "counter",
+        "Requests under /v1 that this worker answered: with 2xx, refused (4xx), or failed (5xx).",
+        ("outcome",),
     ),
     "watcher_delivery_lag_seconds": Meaning(
         "histogram", "From the commit of an event to its delivery, retries included."
@@ -253,6 +259,7 @@ def _of_worker(worker: Worker) -> _Samples:
         "watcher_deliveries_pushed_out_total": [
             ((name,), counters.pushed_out[name]) for name in subscriptions
         ],
+        "watcher_api_requests_total": [((word,), counters.by_api_request[word]) for word in API_OUTCOMES],
         "watcher_poll_duration_seconds": [
             (
                 (name,),

@@ -8,10 +8,13 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from watcher.api.access import Address
 from watcher.observe.liveness import HeartbeatFile
 from watcher.run.worker import Worker
+
+if TYPE_CHECKING:
+    from watcher.api.access import Address
 
 
 def notify_ready() -> None:
@@ -83,17 +86,18 @@ class FileWatch:
 class Exposure:
     """What was asked for: an address for HTTP, with a token that clients must show; a heartbeat file.
 
-    `has_page`: people find a page there.
+    `has_page`: people find a page there. `has_api`: programs find /v1 there; that takes a token.
     """
 
-    address: Address | None = None
+    address: "Address | None" = None
     token: str | None = None
     has_page: bool = False
+    has_api: bool = False
     heartbeat_file: Path | None = None
 
 
 @asynccontextmanager
-async def exposed(worker: Worker, exposure: Exposure) -> AsyncIterator[Address | None]:
+async def exposed(worker: Worker, exposure: Exposure) -> "AsyncIterator[Address | None]":
     """Serve the worker's metrics, probes and page inside the block, over HTTP at this address.
 
     Raises ListenerRefused and HeartbeatRefused.
@@ -109,6 +113,9 @@ async def exposed(worker: Worker, exposure: Exposure) -> AsyncIterator[Address |
             stack.callback(beating.cancel)
         if exposure.address:
             # aiohttp.web and prometheus-client are heavy, and off by default
+            from aiohttp import web
+
+            from watcher.api.access import Access
             from watcher.api.server import Listener
             from watcher.observe.metrics import PROBES, routes
 
@@ -117,6 +124,19 @@ async def exposed(worker: Worker, exposure: Exposure) -> AsyncIterator[Address |
                 from watcher.observe.page.look import routes as page_routes
 
                 shown = {**shown, **page_routes(worker)}
-            listener = Listener(exposure.address, shown, token=exposure.token, probes=PROBES)
+            api = list[web.RouteDef]()
+            access = None
+            if exposure.has_api:
+                assert exposure.token
+                access = Access(exposure.token, lambda digest: None)
+            listener = Listener(
+                exposure.address,
+                shown,
+                token=exposure.token,
+                probes=PROBES,
+                api=api,
+                access=access,
+                counted=worker.counters.by_api_request,
+            )
             address = (await stack.enter_async_context(listener)).address
         yield address

@@ -1,0 +1,442 @@
+"""The frame of /v1: who is let in, to what, how often; and that whatever is wrong is told as a problem."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import pytest
+from aiohttp import ClientSession, web
+from structlog.testing import capture_logs
+
+from tests.support.scraped import said
+from watcher.api import server
+from watcher.api.access import CALLER, PER_SECOND, Access, Address, Caller, Rates
+from watcher.api.problems import Problem, answer, body_of, cursor, page_of
+from watcher.api.server import Listener
+from watcher.store.exceptions import StoreUnreachable
+
+OPERATORS = "the-token-of-the-operator"
+OPS = "the-token-of-ops"
+TOKENS = {sha256(OPS.encode()).hexdigest(): "ops"}
+CANARY = "canary-of-an-exception"
+
+
+async def who(request: web.Request) -> web.Response:
+    return answer({"caller": request[CALLER].name, "name": request.match_info.get("name")})
+
+
+async def take(request: web.Request) -> web.Response:
+    return answer({"bytes": len(await body_of(request))})
+
+
+async def paged(request: web.Request) -> web.Response:
+    return answer(page_of(request, "provider")._asdict())
+
+
+async def broken(_: web.Request) -> web.Response:
+    raise KeyError(CANARY)
+
+
+async def without_store(_: web.Request) -> web.Response:
+    raise StoreUnreachable("no server answers at 127.0.0.1:6379")
+
+
+async def never(_: web.Request) -> web.Response:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def refusing(_: web.Request) -> web.Response:
+    raise Problem(
+        409, "it is of the file", errors=[{"pointer": "/name", "detail": "is taken"}], file="a.toml"
+    )
+
+
+ROUTES = [
+    web.get("/v1/accounts", paged),
+    web.get("/v1/accounts/{name}", who),
+    web.put("/v1/accounts/{name}", take),
+    web.get("/v1/subscriptions", who),
+    web.get("/v1/subscriptions/{name}", who),
+    web.get("/v1/subscriptions/{name}/events", who),
+    web.get("/v1/subscriptions/{name}/balances", who),
+    web.get("/v1/subscriptions/{name}/deliveries", who),
+    web.post("/v1/subscriptions/{name}/secret", who),
+    web.get("/v1/events", who),
+    web.get("/v1/broken", broken),
+    web.get("/v1/without-store", without_store),
+    web.get("/v1/never", never),
+    web.get("/v1/refusing", refusing),
+]
+
+
+class Said(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    data: Any
+
+
+class Api:
+    """A client of the listener; `request` shows the operator's token unless told otherwise."""
+
+    def __init__(self, port: int, session: ClientSession, counted: Counter[str]) -> None:
+        self.port = port
+        self.counted = counted
+        self._session = session
+
+    async def request(self, method: str, path: str, token: str | None = OPERATORS, **more: Any) -> Said:
+        headers = {**({"authorization": f"Bearer {token}"} if token else {}), **more.pop("headers", {})}
+        url = f"http://127.0.0.1:{self.port}{path}"
+        async with self._session.request(method, url, headers=headers, **more) as seen:
+            body = await seen.read()
+            return Said(seen.status, seen.headers, json.loads(body) if body else None)
+
+
+@asynccontextmanager
+async def an_api() -> AsyncIterator[Api]:
+    counted = Counter[str]()
+    listener = Listener(
+        Address("127.0.0.1", 0),
+        {"/livez": who},
+        token=OPERATORS,
+        api=ROUTES,
+        access=Access(OPERATORS, TOKENS.get),
+        counted=counted,
+    )
+    async with listener, ClientSession() as session:
+        yield Api(listener.address.port, session, counted)
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[Api]:
+    async with an_api() as one:
+        yield one
+
+
+def is_problem(seen: Said) -> bool:
+    return (
+        seen.headers["content-type"] == "application/problem+json"
+        and seen.headers["cache-control"] == "no-store"
+        and seen.data["type"] == "about:blank"
+        and seen.data["status"] == seen.status
+        and bool(seen.data["title"] and seen.data["detail"])
+    )
+
+
+STRANGERS = {
+    "none": {},
+    "another": {"authorization": f"Bearer {OPERATORS}x"},
+    "a part": {"authorization": f"Bearer {OPERATORS[:-1]}"},
+    "its hash": {"authorization": f"Bearer {sha256(OPS.encode()).hexdigest()}"},
+    "as a password": {"authorization": "Basic OnRoZS10b2tlbi1vZi10aGUtb3BlcmF0b3I="},
+    "no scheme": {"authorization": OPERATORS},
+    "in the query": {},
+    "no text": {"authorization": "Bearer \udcff"},
+}
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1", "/v1/", "/v1/accounts/a", "/v1/nothing", "/v1/events?token=" + OPERATORS]
+)
+@pytest.mark.parametrize("shown", STRANGERS.values(), ids=STRANGERS)
+async def test_without_a_token_of_the_api_nothing_is_told_but_what_to_show(
+    api: Api, path: str, shown: Mapping[str, str]
+) -> None:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in shown.items())
+    head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n".encode("utf-8", "surrogateescape")
+    told, _, body = (await said(api.port, head)).partition(b"\r\n\r\n")
+    assert told.startswith(b"HTTP/1.1 401 ")
+    assert b"\r\nwww-authenticate: Bearer\r\n" in told
+    assert json.loads(body)["detail"] == "show a token of this API: `Authorization: Bearer ...`"
+
+
+async def test_two_tokens_are_refused_whichever_they_are(api: Api) -> None:
+    shown = f"Authorization: Bearer {OPS}\r\nAuthorization: Bearer {OPERATORS}\r\n"
+    told = await said(api.port, f"GET /v1/events HTTP/1.1\r\nHost: a\r\n{shown}\r\n".encode())
+    assert told.startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER "])
+async def test_the_operator_is_let_in_to_all_there_is(api: Api, scheme: str) -> None:
+    seen = await api.request(
+        "GET", "/v1/subscriptions/ops", None, headers={"authorization": f"{scheme} {OPERATORS}"}
+    )
+    assert (seen.status, seen.data) == (200, {"caller": "operator", "name": "ops"})
+
+
+OWN = ["/v1/subscriptions/ops/events", "/v1/subscriptions/ops/balances", "/v1/subscriptions/o%70s/events"]
+
+
+@pytest.mark.parametrize("path", OWN)
+async def test_a_subscription_reads_its_own_events_and_balances(api: Api, path: str) -> None:
+    seen = await api.request("GET", path, OPS)
+    assert (seen.status, seen.data["caller"]) == (200, "subscription ops")
+
+
+FOREIGN = [
+    *(
+        "/v1",
+        "/v1/",
+        "/v1/accounts",
+        "/v1/accounts/treasury",
+        "/v1/events",
+        "/v1/subscriptions",
+        "/v1/nothing",
+    ),
+    *("/v1/subscriptions/ops", "/v1/subscriptions/ops/deliveries", "/v1/subscriptions/other/events"),
+    *("/v1/subscriptions/none/events", "/v1/subscriptions/OPS/events", "/v1/subscriptions/ops%20/events"),
+    *(
+        "/v1/subscriptions/ops/events/",
+        "/v1/subscriptions/ops%2Fevents",
+        "/v1/subscriptions/ops/../other/events",
+    ),
+    *(
+        "/v1/subscriptions/other/events?name=ops",
+        "/v1/subscriptions/%6fther/events",
+        "/v1/subscriptions//events",
+    ),
+    *("/v1/subscriptions/ops%00/events", "/v1/broken"),
+]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS"])
+async def test_a_subscriptions_token_is_good_for_nothing_else_and_told_the_same_whatever_there_is(
+    api: Api, method: str
+) -> None:
+    seen = [
+        await api.request(method, path, OPS) for path in [*FOREIGN, *(OWN if method in "PUT POST" else [])]
+    ]
+    assert {one.status for one in seen} == {403}
+    assert method == "HEAD" or {one.data["detail"] for one in seen} == {"this token is not good for that"}
+    assert {one.headers["content-length"] for one in seen} == {seen[0].headers["content-length"]}
+
+
+async def test_what_is_wrong_is_a_problem_with_all_its_findings(api: Api) -> None:
+    seen = await api.request("GET", "/v1/refusing")
+    assert is_problem(seen)
+    assert seen.data == {
+        "type": "about:blank",
+        "title": "Conflict",
+        "status": 409,
+        "detail": "it is of the file",
+        "errors": [{"pointer": "/name", "detail": "is taken"}],
+        "file": "a.toml",
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "why"),
+    [
+        ("GET", "/v1/nothing", 404, "GET /v1/ lists"),
+        ("GET", "/v1/accounts/", 404, "GET /v1/ lists"),
+        ("GET", "/v1/accounts/a/b/c", 404, "GET /v1/ lists"),
+        ("DELETE", "/v1/accounts/treasury", 405, "takes GET, HEAD, PUT"),
+        ("OPTIONS", "/v1/accounts", 405, "takes GET, HEAD"),
+        ("GET", "/v1/without-store", 503, "Redis does not do its part: no server answers"),
+        ("GET", "/v1/broken", 500, "a bug"),
+    ],
+)
+async def test_an_end_that_is_none_of_a_handler_is_a_problem_too(
+    api: Api, method: str, path: str, status: int, why: str
+) -> None:
+    with capture_logs() as lines:
+        seen = await api.request(method, path)
+    assert seen.status == status
+    assert is_problem(seen)
+    assert why in seen.data["detail"]
+    assert CANARY not in str(seen)
+    assert ("retry-after" in seen.headers, "allow" in seen.headers) == (status == 503, status == 405)
+    assert [line["event"] for line in lines] == (["bug"] if status == 500 else [])
+    assert api.counted == {"failed" if status >= 500 else "refused": 1}
+
+
+async def test_what_takes_too_long_is_given_up_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "REQUEST_S", 0.2)
+    monkeypatch.setattr(server.Connection, "begin", lambda _: None)
+    async with an_api() as api:
+        seen = await api.request("GET", "/v1/never")
+    assert (seen.status, is_problem(seen), seen.headers["retry-after"]) == (503, True, "2")
+
+
+async def test_the_index_lists_what_there_is(api: Api) -> None:
+    seen = await api.request("GET", "/v1/")
+    assert seen.data["/v1/accounts/{name}"] == ["GET", "PUT"]
+    assert seen.data.keys() == {route.path for route in ROUTES}
+
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        (JSON, b"x" * 65_536, 200),
+        ({"content-type": "application/json; charset=utf-8"}, b"{}", 200),
+        (JSON, b"", 200),
+        (JSON, b"x" * 65_537, 413),
+        ({"content-type": "text/plain"}, b"{}", 415),
+        ({"content-type": "application/x-www-form-urlencoded"}, b"{}", 415),
+        ({**JSON, "content-encoding": "gzip"}, b"{}", 415),
+        ({**JSON, "transfer-encoding": "chunked"}, b"x" * 70_000, 413),
+    ],
+)
+async def test_a_body_is_json_and_bounded(
+    api: Api, headers: Mapping[str, str], body: bytes, status: int
+) -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 10_000):
+            yield body[start : start + 10_000]
+
+    data = parts() if "transfer-encoding" in headers else body
+    headers = {name: value for name, value in headers.items() if name != "transfer-encoding"}
+    seen = await api.request("PUT", "/v1/accounts/a", headers=headers, data=data)
+    assert seen.status == status
+    assert seen.data == {"bytes": len(body)} if status == 200 else is_problem(seen)
+
+
+@pytest.mark.parametrize(
+    ("segment", "name"),
+    [
+        ("treasury", "treasury"),
+        ("a%2Eb", "a.b"),
+        ("..%2F..%2Fetc", "../../etc"),
+        ("a%2Fb", "a/b"),
+        ("%00", "\0"),
+        ("%C3%A4", "ä"),
+        ("%FF", "%FF"),
+        ("a%0D%0Ax:%20y", "a\r\nx: y"),
+        ("x" * 4000, "x" * 4000),
+    ],
+)
+async def test_a_name_in_a_path_is_decoded_once_and_is_no_path(api: Api, segment: str, name: str) -> None:
+    shown = f"Host: a\r\nConnection: close\r\nAuthorization: Bearer {OPERATORS}\r\n"
+    told = await said(api.port, f"GET /v1/accounts/{segment} HTTP/1.1\r\n{shown}\r\n".encode())
+    body = told.partition(b"\r\n\r\n")[2]
+    assert json.loads(body)["name"] == name
+
+
+@pytest.mark.parametrize("segment", ["..", ".", "a/..", "..;", "%2e%2e/%2e%2e"])
+async def test_dots_lead_nowhere(api: Api, segment: str) -> None:
+    shown = f"Host: a\r\nConnection: close\r\nAuthorization: Bearer {OPERATORS}\r\n"
+    told = await said(api.port, f"GET /v1/accounts/{segment}/../../livez HTTP/1.1\r\n{shown}\r\n".encode())
+    assert told.startswith(b"HTTP/1.1 404 ")
+
+
+async def test_one_connection_carries_many_requests(api: Api) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    shown = f"Host: a\r\nAuthorization: Bearer {OPERATORS}\r\n"
+    for name in ("a", "b", "c"):
+        writer.write(f"GET /v1/accounts/{name} HTTP/1.1\r\n{shown}\r\n".encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert b'"name":"' + name.encode() in await reader.readuntil(b"}")
+    writer.close()
+
+
+async def test_connections_of_strangers_make_room_for_those_that_showed_a_token(api: Api) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    request = f"GET /v1/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {OPERATORS}\r\n\r\n".encode()
+    writer.write(request)
+    await reader.readuntil(b"}")
+    held = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(server.API_CONNECTIONS + 20)]
+    writer.write(request)
+    assert b'"operator"' in await reader.readuntil(b"}")
+    for one in [writer, *(writer for _, writer in held)]:
+        one.close()
+
+
+async def test_who_asks_too_often_is_told_when_to_come_again_and_costs_others_nothing(api: Api) -> None:
+    seen = [await api.request("GET", OWN[0], OPS) for _ in range(2 * PER_SECOND)]
+    refused = [one for one in seen if one.status == 429]
+    assert len(seen) - len(refused) >= PER_SECOND
+    assert (await api.request("GET", "/v1/events")).status == 200
+    for one in refused:
+        assert is_problem(one)
+        assert one.headers["retry-after"] == "1"
+
+
+def test_a_bucket_lets_a_hundred_in_at_once_and_a_hundred_a_second_after_that() -> None:
+    rates, ops = Rates(), Caller("ops")
+    assert [rates.wait_s(ops, 5.0) for _ in range(PER_SECOND)] == [0] * PER_SECOND
+    assert rates.wait_s(ops, 5.0) == pytest.approx(1 / PER_SECOND)
+    assert [rates.wait_s(Caller(), 5.0), rates.wait_s(Caller("operator"), 5.0)] == [0, 0]
+    let_in = sum(rates.wait_s(ops, 5 + at / 1000) == 0 for at in range(1, 1001))
+    assert let_in == pytest.approx(PER_SECOND, abs=1)
+
+
+def test_callers_that_rest_are_forgotten_and_others_are_not() -> None:
+    rates, busy = Rates(), Caller("busy")
+    for number in range(10_000):
+        rates.wait_s(Caller(f"{number}"), 0.0)
+    for _ in range(PER_SECOND):
+        rates.wait_s(busy, 5.0)
+    assert rates.wait_s(busy, 5.0) > 0
+    assert len(rates._left) == 1
+
+
+async def test_too_many_requests_at_the_same_time_are_refused_and_the_rest_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "_AT_ONCE", 2)
+    monkeypatch.setattr(server, "_MOST_IN_HAND", 3)
+    async with an_api() as api:
+        held = [asyncio.create_task(api.request("GET", "/v1/never")) for _ in range(3)]
+        async with asyncio.timeout(5):
+            while (seen := await api.request("GET", "/v1/nothing")).status != 503:
+                pass
+        assert (is_problem(seen), seen.headers["retry-after"]) == (True, "1")
+        for task in held:
+            task.cancel()
+
+
+async def test_a_refusal_is_logged_once_by_the_name_of_its_token_and_never_by_the_token(api: Api) -> None:
+    with capture_logs() as lines:
+        for _ in range(3):
+            await api.request("GET", "/v1/events", OPS)
+            await api.request("GET", "/v1/events", "a-token-that-is-unknown")
+            await api.request("GET", "/v1/events?after=a-cursor-of-mine", None)
+    assert [(line["event"], line["status"], line["token"]) for line in lines] == [
+        ("api.refused", 403, "subscription ops"),
+        ("api.refused", 401, None),
+    ]
+    assert not [part for part in (OPS, OPERATORS, "unknown", "a-cursor") if part in str(lines)]
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("", {"after": "", "limit": 100, "filters": {}}),
+        ("?limit=1000&provider=shop", {"after": "", "limit": 1000, "filters": {"provider": "shop"}}),
+        (f"?after={cursor('a-name')}", {"after": "a-name", "limit": 100, "filters": {}}),
+        ("?after=", {"after": "", "limit": 100, "filters": {}}),
+    ],
+)
+async def test_a_page_is_asked_for_by_a_cursor_and_a_limit(api: Api, query: str, expected: Any) -> None:
+    assert (await api.request("GET", f"/v1/accounts{query}")).data == expected
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("limit=0", "limit=1001", "limit=-1", "limit=1e2", "limit=", "limit=٣", "limit=1&limit=2"),
+        *(
+            "after=a",
+            "after=====",
+            "after=%00",
+            "after=YQ==",
+            "after=_w",
+            "after=ä",
+            "limt=3",
+            "after=&after=",
+        ),
+    ],
+)
+async def test_a_page_that_is_asked_for_in_another_way_is_refused_and_not_guessed(
+    api: Api, query: str
+) -> None:
+    seen = await api.request("GET", f"/v1/accounts?{query}")
+    assert (seen.status, is_problem(seen)) == (400, True)
