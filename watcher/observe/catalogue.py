@@ -74,6 +74,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "subscription": "name of the subscription",
     "subscriptions": "how many subscriptions",
     "times": "how many times in a row, so far (of a successful poll: were rejected before it)",
+    "token": "whose token is shown: `operator`, or `subscription NAME`; null for none that is known",
     "unchanged": "whether the snapshot equals the last one",
     "used_bytes": "bytes that Redis takes, as it counts them against its limit",
     "version": "version of watcher",
