@@ -302,6 +302,19 @@ class SubscriptionSettings(Section):
         return self.requests_per_second or PER_SECOND_BY_FORMAT[self.format]
 
 
+class ApiSettings(Section):
+    secret_key: tuple[SecretStr, ...] = Field(
+        min_length=1,
+        max_length=10,
+        description="wkey_…, or a list: the first seals what the API makes, all of them open it",
+    )
+
+    @field_validator("secret_key", mode="before")
+    @classmethod
+    def _is_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
 class Settings(Section):
     """A whole configuration, validated. Providers, accounts and subscriptions are keyed by name."""
 
@@ -309,6 +322,7 @@ class Settings(Section):
     worker: WorkerSettings = WorkerSettings()
     log: LogSettings = LogSettings()
     egress: EgressSettings = EgressSettings()
+    api: ApiSettings | None = None
     provider_by_name: dict[str, ProviderSettings]
     account_by_name: dict[str, AccountSettings]
     subscription_by_name: dict[str, SubscriptionSettings]
@@ -343,6 +357,8 @@ def secrets_of(settings: Settings) -> Iterator[str]:
         password = place.partition("/")[0].rpartition("@")[0].partition(":")[2]
         passwords = (value for name, value in parse_qsl(query) if name.endswith("password"))
         yield from (redis, password, unquote(password), *passwords)
+    for _, key in secrets_in(settings.api):
+        yield from (key, key.partition("_")[2])
     for provider in settings.provider_by_name.values():
         for _, text in secrets_in(provider):
             yield from (text, *text.split(), text.partition(":")[2])

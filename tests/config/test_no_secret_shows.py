@@ -24,12 +24,15 @@ CANARIES = {
     "KEY_HEADER": "canaryKeyHeader",
     "KEY_SLOT": "canary/Key+Slot",
     "NODE_KEY": "canary/Node+Key",
+    "KEY": "wkey_" + base64.b64encode(b"canary key of the API: 32 bytes.").decode(),
 }
 ACCOUNT_LINE = '{"name": "b", "provider": "loopring", "account_id": 2}'
 CONFIGURATION = """\
 accounts_file = "accounts.jsonl"
 [redis]
 url = "redis://user:${REDIS_PASSWORD}@localhost:6379/0?ssl=no"
+[api]
+secret_key = ["${KEY}"]
 [providers.loopring]
 api_key = "${API_KEY}"
 [providers.node]
@@ -70,7 +73,8 @@ LITERAL = re.sub(r"\$\{(\w+)\}", lambda match: CANARIES[match[1]], CONFIGURATION
 
 
 def shows(text: str) -> list[str]:
-    secrets = [*CANARIES.values(), CANARIES["SECRET"].removeprefix("whsec_"), "canary"]
+    secrets = [*CANARIES.values(), "canary"]
+    secrets += [CANARIES[name].partition("_")[2] for name in ("SECRET", "KEY")]
     return [secret for secret in secrets if secret in text]
 
 
@@ -93,6 +97,7 @@ def damaged() -> list[str]:
         lambda line: line.replace("whsec_", "whsek_"),
         lambda line: line.replace("whsec_", "whsec_!"),
         lambda line: line.replace("whsec_", "whsk_"),
+        lambda line: line.replace("wkey_", "wkey_!"),
         lambda line: line.replace("Bearer", "\\u0000"),
         lambda line: line.replace('"', '"${', 1),
         lambda line: f"{line}\n{line}",
@@ -222,7 +227,7 @@ def test_what_show_prints_is_refused_as_a_configuration(check: Callable[..., Res
     result = check(shown)
     assert result.exit_code == 78
     masked = [line for line in result.stderr.splitlines() if "mask" in line]
-    assert len(masked) == 7
+    assert len(masked) == 8
 
 
 def test_a_key_that_is_put_where_it_is_shown_is_warned_of(check: Callable[..., Result]) -> None:

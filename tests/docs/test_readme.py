@@ -19,6 +19,7 @@ from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
 from watcher.settings import (
     CHANGE_EVENTS,
     SERVICE_EVENTS,
+    ApiSettings,
     EgressSettings,
     KeyedSettings,
     LogSettings,
@@ -37,6 +38,7 @@ FIELDS_BY_TABLE: dict[str, tuple[type[Section], ...]] = {
     "[worker]": (WorkerSettings,),
     "[log]": (LogSettings,),
     "[egress]": (EgressSettings,),
+    "[api]": (ApiSettings,),
     "[providers.NAME]": (ProviderSettings, MetaKeepSettings),
     'kind = "http"': (HttpSettings,),
     "[[providers.NAME.ask]]": (Ask,),

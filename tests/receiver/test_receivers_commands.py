@@ -23,6 +23,7 @@ from watcher.commands import listen, secret, verify
 from watcher.delivery.signing import Signer, public_key
 from watcher.journal.notices import sample
 from watcher.receiver import Receipt
+from watcher.sealing import Keyring
 
 
 def run(command: click.Command, *arguments: str, body: bytes = b"", **environment: str) -> Result:
@@ -43,6 +44,14 @@ def test_a_new_key_pair_has_its_private_part_on_stdout_and_its_public_part_on_st
     result = run(secret.command, "new", "--ed25519")
     assert result.stdout.startswith("whsk_")
     assert result.stderr.strip().endswith(public_key(result.stdout.strip()))
+
+
+def test_a_new_key_for_the_api_is_alone_on_stdout() -> None:
+    result = run(secret.command, "new", "--key")
+    Keyring([result.stdout.strip()], "watcher")
+    assert result.stderr == ""
+    refused = run(secret.command, "new", "--key", "--ed25519")
+    assert (refused.exit_code, refused.stdout) == (2, "")
 
 
 def test_the_public_key_is_told_again() -> None:

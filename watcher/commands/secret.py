@@ -1,4 +1,4 @@
-"""`watcher secret`: make signing secrets; here too the options by which receivers' commands are given one.
+"""`watcher secret`: make signing secrets and keys; here too the options by which commands are given one.
 
 Refuses to take a secret as an argument: arguments show in the process list.
 """
@@ -60,21 +60,30 @@ def verifying(secrets: Sequence[str]) -> list[str]:
     return usable
 
 
-@click.group("secret", short_help="Make signing secrets.")
+@click.group("secret", short_help="Make signing secrets, and keys for the API.")
 def command() -> None:
-    """Make signing secrets, and print the public part of private ones."""
+    """Make signing secrets and keys, and print the public part of private secrets."""
 
 
 @command.command()
 @click.option("--ed25519", is_flag=True, help="A key pair: the receiver gets a key that cannot sign.")
-def new(*, ed25519: bool) -> None:
+@click.option(
+    "--key", is_flag=True, help="A key for [api] secret_key, wkey_…, which seals what the API makes."
+)
+def new(*, ed25519: bool, key: bool) -> None:
     """Print a new secret.
 
     A shared one, whsec_…, goes to both sides. With --ed25519 the sender's private key, whsk_…, goes to
     stdout, and the receiver's public key, whpk_…, to stderr; `watcher secret public` prints it again.
     """
     from watcher.delivery.signing import new_ed25519, new_secret
+    from watcher.sealing import new_key
 
+    if key and ed25519:
+        raise click.UsageError("--key and --ed25519 make different things: give one of them")
+    if key:
+        click.echo(new_key())
+        return
     secret = new_ed25519() if ed25519 else new_secret()
     if ed25519:
         click.echo(f"public key, for the receiver: {verifying([secret])[0]}", err=True)

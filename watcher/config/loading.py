@@ -96,6 +96,7 @@ def read_settings(document: Entry, environment: Environment, findings: Findings)
         worker=sections.worker or WorkerSettings(),
         log=sections.log or LogSettings(),
         egress=sections.egress or EgressSettings(),
+        api=sections.api,
         provider_by_name={
             name: provider
             for name, provider in providers.settings_by_name.items()
@@ -183,6 +184,7 @@ def shown(settings: Settings) -> dict[str, Any]:
         "worker": _plain(settings.worker),
         "log": _plain(settings.log),
         "egress": _plain(settings.egress),
+        **({"api": _plain(settings.api)} if settings.api else {}),
         "providers": {
             name: {key: value for key, value in _plain(provider).items() if key != "name"}
             for name, provider in settings.provider_by_name.items()

@@ -1,4 +1,4 @@
-"""Read the sections of a file: [redis], [worker], [log] and [egress], every provider, every account.
+"""Read the sections of a file: [redis], [worker], [log], [egress] and [api], every provider, every account.
 
 Refuses to let two accounts share a name, or to poll one twice.
 """
@@ -17,12 +17,14 @@ from watcher.config.files import interpolate_all, read_lines
 from watcher.config.findings import UNKNOWN, Entry, Findings, Key, did_you_mean
 from watcher.config.tables import (
     Names,
+    check_list,
     leftover_flaw,
     listed_tables,
     mask_flaw,
     named_tables,
     overridden,
     redis_url_flaw,
+    secret_key_flaw,
     section,
     settings_of,
 )
@@ -31,6 +33,7 @@ from watcher.fields import Certificates, parse_duration
 from watcher.providers.contract import PLACE_BY_KIND, Provider, Rejected, kinds, provider_class
 from watcher.settings import (
     AccountSettings,
+    ApiSettings,
     EgressSettings,
     LogSettings,
     ProviderSettings,
@@ -39,7 +42,10 @@ from watcher.settings import (
     secrets_in,
 )
 
-SECTIONS = ("redis", "worker", "log", "egress", "providers", "accounts", "accounts_file", "subscriptions")
+SECTIONS = (
+    *("redis", "worker", "log", "egress", "api"),
+    *("providers", "accounts", "accounts_file", "subscriptions"),
+)
 """Every key allowed at the top of a file."""
 
 Source = tuple[str, str]
@@ -55,6 +61,8 @@ class Sections(NamedTuple):
     worker: WorkerSettings | None
     log: LogSettings | None
     egress: EgressSettings | None
+    api: ApiSettings | None = None
+    """None, too, where the file has none."""
 
 
 def read_sections(document: Entry, environment: Environment, findings: Findings) -> Sections:
@@ -76,7 +84,19 @@ def read_sections(document: Entry, environment: Environment, findings: Findings)
         worker=settings_of(WorkerSettings, section(document, "worker", findings), findings),
         log=settings_of(LogSettings, log, findings),
         egress=settings_of(EgressSettings, section(document, "egress", findings), findings),
+        api=_read_api(document, findings) if "api" in document.table else None,
     )
+
+
+def _read_api(document: Entry, findings: Findings) -> ApiSettings | None:
+    entry = section(document, "api", findings)
+    given = entry.table.get("secret_key")
+    if isinstance(given, str):
+        if flaw := secret_key_flaw(given):
+            findings.mistake(entry.finding(("secret_key",), flaw))
+    else:
+        check_list(entry, "secret_key", secret_key_flaw, findings)
+    return settings_of(ApiSettings, entry, findings)
 
 
 _STAND_IN: Mapping[str, object] = {

@@ -3,7 +3,7 @@
 Refuses what would fail at every attempt, or do harm: hostile URLs, headers that forge or smuggle.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from itertools import chain
@@ -12,6 +12,7 @@ from watcher.config.findings import Entry, Findings, did_you_mean
 from watcher.config.tables import (
     MASK,
     Names,
+    check_list,
     event_flaw,
     glob_flaw,
     header_flaws,
@@ -107,15 +108,15 @@ def _check_values(entry: Entry, policy: Policy, findings: Findings) -> None:
         findings.mistake(entry.finding(("url",), flaw))
     for key, flaw in header_flaws(headers) if isinstance(headers, dict) else ():
         findings.mistake(entry.finding(("headers", *key), flaw))
-    _check_list(
+    check_list(
         entry,
         "secrets",
         lambda text: next(filter(None, map(signing_secret_flaw, _lines(text))), None),
         findings,
     )
-    _check_list(entry, "accounts", glob_flaw, findings)
-    _check_list(entry, "events", event_flaw, findings)
-    _check_list(entry, "assets", glob_flaw, findings)
+    check_list(entry, "accounts", glob_flaw, findings)
+    check_list(entry, "events", event_flaw, findings)
+    check_list(entry, "assets", glob_flaw, findings)
     _check_format(entry, findings)
 
 
@@ -147,20 +148,6 @@ def _template_flaw(template: str) -> str | None:
     if unknown is None:
         return None
     return f"no slot of this name, known are {', '.join(SLOTS)}{did_you_mean(unknown, SLOTS)}"
-
-
-def _check_list(entry: Entry, name: str, flaw_of: Callable[[str], str | None], findings: Findings) -> None:
-    values = entry.table.get(name)
-    if not isinstance(values, list):
-        return
-    for index, value in enumerate(values):
-        if not isinstance(value, str):
-            continue
-        flaw = flaw_of(value)
-        if not flaw and value in values[:index]:
-            flaw = f"is the same as {name}[{values.index(value)}]"
-        if flaw:
-            findings.mistake(entry.finding((name, index), flaw))
 
 
 def _url_flaw(url: str, policy: Policy) -> str | None:

@@ -1,7 +1,7 @@
 """Take a configuration apart into tables, and each table into settings; and what single values must be."""
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from watcher.config.findings import UNKNOWN, Entry, Finding, Findings, Key, did_you_mean
 from watcher.delivery.signing import BadSecret, Signer
 from watcher.environment import EmptyFile, Environment, NotSet
+from watcher.sealing import BadKey, NoCipher, check_key
 from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS, Section
 from watcher.store.address import check_address
 from watcher.store.exceptions import ConfigurationRefused
@@ -68,6 +69,23 @@ def signing_secret_flaw(text: str) -> str | None:
         Signer([text])
     except BadSecret as error:
         return leftover_flaw(text) or f"{error}; `watcher secret new` makes one"
+    return None
+
+
+def secret_key_flaw(text: str) -> str | None:
+    """Refuse what cannot seal."""
+    if not text:
+        return "must not be empty"
+    if text != text.strip():
+        return "has white space around it"
+    if flaw := mask_flaw(text):
+        return flaw
+    try:
+        check_key(text)
+    except NoCipher as error:
+        return str(error)
+    except BadKey as error:
+        return leftover_flaw(text) or f"{error}; `watcher secret new --key` makes one"
     return None
 
 
@@ -138,6 +156,21 @@ def is_glob(text: str) -> bool:
 def matches(glob: str, names: Iterable[str]) -> bool:
     """Say whether a glob finds anything."""
     return any(fnmatchcase(name, glob) for name in names)
+
+
+def check_list(entry: Entry, name: str, flaw_of: Callable[[str], str | None], findings: Findings) -> None:
+    """Say what is wrong with the texts of a list, and which of them comes twice."""
+    values = entry.table.get(name)
+    if not isinstance(values, list):
+        return
+    for index, value in enumerate(values):
+        if not isinstance(value, str):
+            continue
+        flaw = flaw_of(value)
+        if not flaw and value in values[:index]:
+            flaw = f"is the same as {name}[{values.index(value)}]"
+        if flaw:
+            findings.mistake(entry.finding((name, index), flaw))
 
 
 SectionT = TypeVar("SectionT", bound=Section)
