@@ -31,7 +31,7 @@ from watcher.store.layout import Layout
 from watcher.store.members import Configurations, Fingerprint, Mark, Presence, Workers
 from watcher.store.move import Mover
 from watcher.store.pipe import Joint, Pipe, Script
-from watcher.store.queues import Breakers
+from watcher.store.queues import Breakers, take_lease
 from watcher.store.schedule import Lease
 
 NOBODY = Fingerprint({}, {}, {})
@@ -43,6 +43,7 @@ PARTS: dict[str, tuple[Any, ...]] = {
     "shard": tuple(range(SHARDS)),
     "kind": ("hash", "list"),
     "digest": (NOBODY.digest,),
+    "host": ("example.com",),
 }
 METHODS = {
     name: method for name, method in inspect.getmembers(Keys, inspect.isfunction) if not name.startswith("_")
@@ -118,6 +119,8 @@ async def workload(store: Store) -> None:
     await store.polls.release(PROVIDER, await store.lease())
     await store.roster.enroll({PROVIDER: [ACCOUNT], "shop": []}, now_ms=now)
     await Keeper(store.pipe, store.keys, "w").look({OPS: 3})
+    await take_lease(store.pipe, store.keys.verifier(), "w", lease_ms=MINUTE_MS)
+    await store.schedule.take_turns(store.keys.ping_rate("example.com"), 1, spacing_ms=200)
     directory = Directory(store.pipe, store.keys)
     await directory.put(Write("account", ACCOUNT, {"provider": PROVIDER}, b"sealed"))
     await directory.put(Write("subscription", OPS, {}, b"sealed"))

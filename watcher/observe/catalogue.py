@@ -356,6 +356,18 @@ EVENTS: Mapping[str, Line] = {
         "or for its new URL.",
         ("subscription",),
     ),
+    "subscription.verified": Line(
+        "info",
+        "The URL of a subscription that a client made answered a ping: from now on it gets its events.",
+        ("subscription", "duration_ms"),
+    ),
+    "subscription.unverified": Line(
+        "warning",
+        "The URL of a subscription that a client made did not answer a ping with 2xx: its events wait. Said "
+        "once, then seldom, while it is pinged again; without `next_ms` a day has passed, and it is pinged "
+        "only if a client asks for it.",
+        ("subscription", "reason", "attempt", "next_ms"),
+    ),
     "provider.unavailable": Line(
         "warning",
         "A provider fails for all its accounts; one account at a time asks it from now on.",

@@ -59,6 +59,14 @@ class Keys:
         """STRING, expires: which worker keeps backlogs and memory within their bounds. By take_lease."""
         return f"{self.namespace}:keeper"
 
+    def verifier(self) -> str:
+        """STRING, expires: which worker pings what is not verified yet. By take_lease."""
+        return f"{self.namespace}:verifier"
+
+    def ping_rate(self, host: str) -> str:
+        """STRING, expires: when a subscriber's host may be pinged next, in ms. Written by take_turns."""
+        return f"{self.namespace}:rate:ping:{host}"
+
     def rate(self, provider: str) -> str:
         """STRING, expires: when a provider's next request may start, in ms. Written by take_turns."""
         return f"{self.namespace}:rate:{provider}"
