@@ -1,0 +1,425 @@
+"""Adds, edits and deletes accounts and subscriptions while workers run: each edit is one record.
+
+What is written was checked with the models and words of `check`. Refuses to touch what the file defines.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from hashlib import sha256
+from secrets import token_urlsafe
+from typing import Any, Literal, NamedTuple, Protocol
+
+from yarl import URL
+
+from watcher.config.bodies import BodyRefused, Table, account_of, flaw, subscription_of
+from watcher.config.sections import Providers, Source
+from watcher.config.subscriptions import MOST_OF_AN_ACCOUNT
+from watcher.config.tables import is_glob
+from watcher.delivery.egress import Policy
+from watcher.delivery.signing import PRIVATE, new_ed25519, new_secret, public_key
+from watcher.journal.interest import Interest
+from watcher.observe.log import log
+from watcher.pause import slowly
+from watcher.sealing import Keyring, Unopened
+from watcher.settings import Settings, SubscriptionSettings
+from watcher.store.directory import MOST, BadRecord, Directory, Kind, Record, Write, Written
+
+IN_PLAIN = ("accounts", "events", "assets", "thresholds", "format")
+"""Of a subscription, what lies there readable: whoever commits events must know who wants them."""
+
+OVERLAP_MS = 24 * 3600 * 1000
+"""How long a secret or a token is good for once there is a new one."""
+
+TOKEN = "wst_"  # noqa: S105  # how a token begins: scanners of repositories look for such
+"""The beginning of a subscription's token."""
+
+_MOST_SECRETS = 10
+_MOST_TOKENS = 5
+_TRIES = 10
+"""Edits of one record at the same time: somebody else's may come first so often."""
+
+_AT_ONCE = 50
+"""Bodies checked before anything else goes on: a few milliseconds."""
+
+Match = Callable[[int | None], bool]
+"""Says whether an edit may be made on what is there: a version as `Edited` has it, or None for nothing."""
+
+Content = dict[str, Any]
+"""What a record has sealed."""
+
+
+def anything(_: int | None) -> bool:
+    """Edit whatever is there, or nothing."""
+    return True
+
+
+class EditRefused(Exception):
+    """An edit that cannot be made, in words for the caller.
+
+    `read_only`: the file defines it. `missing`: there is nothing of this name. `precondition`: another
+    version is there than was asked for. `conflict`: others edit it all the time. `full`: there are too many.
+    `locked`: it was sealed with a key that this worker does not have.
+    """
+
+    def __init__(
+        self,
+        why: Literal["read_only", "missing", "precondition", "conflict", "full", "locked"],
+        text: str,
+    ) -> None:
+        super().__init__(text)
+        self.why = why
+
+
+class Edited(NamedTuple):
+    """What an edit has made. `version` is the one to be asked for at the next edit.
+
+    `secrets` and `token` were made by the edit, and are shown this once.
+    """
+
+    name: str
+    version: int
+    change: Literal["created", "changed", "unchanged", "deleted", "secret", "token", "verified"]
+    secrets: tuple[str, ...] = ()
+    token: str | None = None
+
+
+class InForce(Protocol):
+    """The configuration in force: that of the file, and what the directory adds."""
+
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def interest(self) -> Interest: ...
+
+    def defines(self, kind: Kind, name: str) -> bool:
+        """Say whether the file has something of that name."""
+
+    def holder(self, source: Source) -> str | None:
+        """Name the account that polls a source."""
+
+    async def follow_now(self) -> None:
+        """Take over what was just written, instead of within a second."""
+
+
+def place_of(url: str) -> str:
+    """Name who is talked to at a URL: another scheme, host or port is another receiver."""
+    read = URL(url, encoded=True)
+    return f"{read.scheme}://{read.host}:{read.port}".lower()
+
+
+class Editor:
+    """Edits one directory, `by` somebody: a token or a command. Methods raise EditRefused and StoreError."""
+
+    def __init__(
+        self, directory: Directory, keyring: Keyring, in_force: InForce, *, now_ms: Callable[[], int]
+    ) -> None:
+        self._directory = directory
+        self._keyring = keyring
+        self._in_force = in_force
+        self._now_ms = now_ms
+
+    async def put_account(self, table: Table, *, by: str, match: Match = anything) -> Edited:
+        """Add an account, or change it. Raises BodyRefused, too."""
+        (edited,) = await self.put_accounts([table], by=by, match=match)
+        if isinstance(edited, Exception):
+            raise edited
+        return edited
+
+    async def put_accounts(
+        self, tables: Sequence[Table], *, by: str, match: Match = anything
+    ) -> list[Edited | BodyRefused | EditRefused]:
+        """Add accounts, or change them, each by itself, whatever becomes of the others."""
+        found: dict[int, Edited | BodyRefused | EditRefused] = {}
+        place_by_name: dict[str, int] = {}
+        for place, table in enumerate(tables):
+            if (first := place_by_name.setdefault(str(table.get("name")), place)) != place:
+                found[place] = BodyRefused([flaw("/name", f"is the name of item {first + 1}, too")])
+        providers = Providers.of(self._in_force.settings.provider_by_name)
+        taken: dict[Source, str] = {}
+        for _ in range(_TRIES):
+            places = [place for place in range(len(tables)) if place not in found]
+            writes: dict[int, Write] = {}
+            reading = (self._read("account", str(tables[place].get("name"))) for place in places)
+            records = await asyncio.gather(*reading, return_exceptions=True)
+            for count, (place, record) in enumerate(zip(places, records, strict=True), 1):
+                try:
+                    if isinstance(record, BaseException):
+                        raise record
+                    step = self._account(tables[place], record, match, by, providers=providers, taken=taken)
+                    if isinstance(step, Edited):
+                        found[place] = step
+                    else:
+                        writes[place] = step
+                except (BodyRefused, EditRefused) as refused:
+                    found[place] = refused
+                if count % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            if not writes:
+                break
+            written = await self._directory.put_all([*writes.values()])
+            for place, one in zip(writes, written, strict=True):
+                if one.outcome != "conflict":
+                    found[place] = _edited(writes[place], one)
+        edits = [found.get(place, _conflict()) for place in range(len(tables))]
+        await self._tell("account", [one for one in edits if isinstance(one, Edited)], by)
+        return edits
+
+    def _account(
+        self,
+        table: Table,
+        record: Record | None,
+        match: Match,
+        by: str,
+        *,
+        providers: Providers,
+        taken: dict[Source, str],
+    ) -> Write | Edited:
+        """Check one account. `taken` are the sources of others that are put with it."""
+
+        def holder(source: Source) -> str | None:
+            return taken.get(source) or self._in_force.holder(source)
+
+        self._check("account", str(table.get("name")), record, match)
+        account, source = account_of(table, providers, holder)
+        listeners = len(self._in_force.interest.listeners(account.name))
+        if listeners > MOST_OF_AN_ACCOUNT:
+            text = f"{listeners:,} subscriptions are for it, {MOST_OF_AN_ACCOUNT:,} at most can be"
+            raise BodyRefused([flaw("/name", text)])
+        if source:
+            taken[source] = account.name
+        plain = {"provider": account.provider}
+        settings = {key: value for key, value in table.items() if key not in ("name", "provider")}
+        if record and record.plain == plain and self._open(record)["settings"] == settings:
+            return Edited(account.name, record.edited, "unchanged")
+        return self._seal("account", account.name, plain, {"settings": settings}, record, by)
+
+    async def put_subscription(self, table: Table, *, by: str, match: Match = anything) -> Edited:
+        """Add a subscription, or change it. Raises BodyRefused, too.
+
+        Without `secrets` it keeps those that it has, or gets a new one. With the first edit it gets a token.
+        Where its URL leads to another receiver than before, it is unverified.
+        """
+        name = str(table.get("name"))
+
+        async def decide(record: Record | None) -> tuple[Write | None, Edited]:
+            self._check("subscription", name, record, match)
+            before = self._open(record) if record else _NOTHING
+            kept = [one["secret"] for one in before["secrets"] if one["until_ms"] is None]
+            is_given = "secrets" in table or not _is_signed(table)
+            made = () if is_given or kept else (new_secret(),)
+            in_force = self._in_force.settings
+            subscription = subscription_of(
+                table if is_given else {**table, "secrets": [*kept, *made]},
+                Policy.of(in_force.egress),
+                in_force.subscription_by_name,
+            )
+            await self._refuse_fan_out(subscription)
+            secrets = before["secrets"]
+            if (signing := [one.get_secret_value() for one in subscription.secrets]) != kept:
+                secrets = [{"secret": one, "until_ms": None} for one in signing]
+            plain = {key: table[key] for key in IN_PLAIN if key in table}
+            rest = table.keys() - {*IN_PLAIN, "name", "secrets"}
+            content = {**before, "settings": {key: table[key] for key in rest}, "secrets": secrets}
+            if record and record.plain == plain and content == before:
+                return None, Edited(name, record.edited, "unchanged")
+            token = None
+            if not record:
+                token, hashed = _new_token()
+                content["tokens"] = [{"hash": hashed, "until_ms": None}]
+            if not record or place_of(table["url"]) != place_of(before["settings"]["url"]):
+                content |= {"verified": None, "unverified_since_ms": self._now_ms()}
+            write = self._seal("subscription", name, plain, content, record, by)
+            return write, Edited(name, 0, "changed" if record else "created", made, token)
+
+        return await self._edit("subscription", name, decide, by)
+
+    async def _refuse_fan_out(self, subscription: SubscriptionSettings) -> None:
+        """Refuse one more for an account that has as many as one step can queue an event for."""
+        settings, interest = self._in_force.settings, self._in_force.interest
+        if len(settings.subscription_by_name) < MOST_OF_AN_ACCOUNT:
+            return
+        wanted, name = Interest({subscription.name: subscription}), subscription.name
+        has_globs = any(map(is_glob, subscription.accounts))
+        async for account in slowly([*settings.account_by_name] if has_globs else subscription.accounts):
+            if wanted.listeners(account):
+                count = 1 + sum(other != name for other in interest.listeners(account))
+                if count > MOST_OF_AN_ACCOUNT:
+                    text = f"{count:,} are for account {account}, {MOST_OF_AN_ACCOUNT:,} at most can be"
+                    raise BodyRefused([flaw("/accounts", f"{text}; name their accounts")])
+
+    async def renew_secret(self, name: str, *, by: str) -> Edited:
+        """Make a secret of the kind that the subscription has. The old ones sign on for 24 hours."""
+
+        async def decide(record: Record | None) -> tuple[Write, Edited]:
+            record, content = self._opened(name, record)
+            if not _is_signed(record.plain):
+                raise EditRefused("read_only", f"the format of {name} signs nothing")
+            is_private = content["secrets"][0]["secret"].startswith(PRIVATE)
+            secret = new_ed25519() if is_private else new_secret()
+            content["secrets"] = self._renewed("secret", secret, content["secrets"], _MOST_SECRETS)
+            shown = public_key(secret) if is_private else secret
+            return self._seal_again(record, content, by), Edited(name, 0, "secret", (shown,))
+
+        return await self._edit("subscription", name, decide, by)
+
+    async def renew_token(self, name: str, *, by: str) -> Edited:
+        """Make a token. The old ones are good for 24 hours more."""
+
+        async def decide(record: Record | None) -> tuple[Write, Edited]:
+            record, content = self._opened(name, record)
+            token, hashed = _new_token()
+            content["tokens"] = self._renewed("hash", hashed, content["tokens"], _MOST_TOKENS)
+            return self._seal_again(record, content, by), Edited(name, 0, "token", token=token)
+
+        return await self._edit("subscription", name, decide, by)
+
+    def _renewed(self, key: str, new: str, old: Sequence[Content], most: int) -> list[Content]:
+        now_ms = self._now_ms()
+        until_ms = now_ms + OVERLAP_MS
+        ending = [{**one, "until_ms": min(one["until_ms"] or until_ms, until_ms)} for one in old]
+        still = [one for one in ending if one["until_ms"] > now_ms]
+        return [{key: new, "until_ms": None}, *still][:most]
+
+    async def note_verified(self, name: str, url: str, *, by: str) -> bool:
+        """Note that a ping to a URL was answered; says whether that made the subscription verified."""
+
+        async def decide(record: Record | None) -> tuple[Write | None, Edited]:
+            record, content = self._opened(name, record)
+            place = place_of(url)
+            if content["verified"] or place_of(content["settings"]["url"]) != place:
+                return None, Edited(name, 0, "unchanged")
+            content |= {"verified": place, "unverified_since_ms": None}
+            return self._seal_again(record, content, by), Edited(name, 0, "verified")
+
+        return (await self._edit("subscription", name, decide, by)).change == "verified"
+
+    async def delete(self, kind: Kind, name: str, *, by: str, match: Match = anything) -> None:
+        """Delete an account or a subscription: as if it were taken out of the file."""
+        for _ in range(_TRIES):
+            try:
+                record = await self._directory.get(kind, name)
+            except BadRecord:
+                expected = None
+            else:
+                self._check(kind, name, record, match)
+                if record is None:
+                    raise _missing(kind, name)
+                expected = record.version
+            deleted = await self._directory.delete(kind, name, expected=expected)
+            if deleted.outcome == "missing":
+                raise _missing(kind, name)
+            if deleted.outcome == "done":
+                await self._tell(kind, [Edited(name, deleted.version, "deleted")], by)
+                return
+        raise _conflict()
+
+    async def _edit(
+        self,
+        kind: Kind,
+        name: str,
+        decide: Callable[[Record | None], Awaitable[tuple[Write | None, Edited]]],
+        by: str,
+    ) -> Edited:
+        """Edit one record as `decide` says, which is asked again if somebody else was faster."""
+        for _ in range(_TRIES):
+            write, edited = await decide(await self._read(kind, name))
+            if write is None:
+                return edited
+            written = await self._directory.put(write)
+            if written.outcome == "full":
+                raise _full(kind)
+            if written.outcome == "done":
+                edited = edited._replace(version=written.version)
+                await self._tell(kind, [edited], by)
+                return edited
+        raise _conflict()
+
+    async def _read(self, kind: Kind, name: str) -> Record | None:
+        try:
+            return await self._directory.get(kind, name)
+        except BadRecord as error:
+            raise EditRefused("locked", f"{error}: delete it first") from None
+
+    def _check(self, kind: Kind, name: str, record: Record | None, match: Match) -> None:
+        if self._in_force.defines(kind, name):
+            why = "is defined in the configuration file, which wins: change it there"
+            raise EditRefused("read_only", f"{kind} {name} {why}")
+        if not match(record.edited if record else None):
+            found = "is there in another version" if record else "is not there"
+            raise EditRefused("precondition", f"{kind} {name} {found}")
+
+    def _opened(self, name: str, record: Record | None) -> tuple[Record, Content]:
+        """Open a subscription that has to be there."""
+        self._check("subscription", name, record, anything)
+        if record is None:
+            raise _missing("subscription", name)
+        return record, self._open(record)
+
+    def _open(self, record: Record) -> Content:
+        try:
+            return self._keyring.open(record.kind, record.name, record.plain, record.sealed)
+        except Unopened as error:
+            raise EditRefused("locked", f"{record.kind} {record.name} cannot be opened: {error}") from None
+
+    def _seal(
+        self,
+        kind: Kind,
+        name: str,
+        plain: Mapping[str, Any],
+        content: Content,
+        record: Record | None,
+        by: str,
+    ) -> Write:
+        """Make the record that takes the place of another one, or of none."""
+        audited = {**content, "audit": {"by": by, "at_ms": self._now_ms()}}
+        sealed = self._keyring.seal(kind, name, plain, audited)
+        return Write(kind, name, plain, sealed, expected=record.version if record else 0)
+
+    def _seal_again(self, record: Record, content: Content, by: str) -> Write:
+        """Seal a record with something else in it that is no edit of its client's."""
+        write = self._seal(record.kind, record.name, record.plain, content, record, by)
+        return write._replace(edited=record.edited)
+
+    async def _tell(self, kind: Kind, edits: Sequence[Edited], by: str) -> None:
+        changed = [one for one in edits if one.change != "unchanged"]
+        for one in changed:
+            log.info("directory.changed", kind=kind, name=one.name, change=one.change, by=by)
+        if changed:
+            await self._in_force.follow_now()
+
+
+_NOTHING: Content = {
+    "settings": {},
+    "secrets": [],
+    "tokens": [],
+    "verified": None,
+    "unverified_since_ms": None,
+}
+
+
+def _is_signed(table: Mapping[str, Any]) -> bool:
+    return bool(table.get("format", "standard") == "standard")
+
+
+def _new_token() -> tuple[str, str]:
+    """Make a subscription's token, and what is stored of it."""
+    token = TOKEN + token_urlsafe(32)
+    return token, sha256(token.encode()).hexdigest()
+
+
+def _edited(write: Write, written: Written) -> Edited | EditRefused:
+    if written.outcome == "full":
+        return _full(write.kind)
+    return Edited(write.name, written.version, "changed" if write.expected else "created")
+
+
+def _missing(kind: Kind, name: str) -> EditRefused:
+    return EditRefused("missing", f"there is no {kind} of this name: {name}")
+
+
+def _full(kind: Kind) -> EditRefused:
+    return EditRefused("full", f"there are {MOST[kind]:,} {kind}s already, the most there can be")
+
+
+def _conflict() -> EditRefused:
+    return EditRefused("conflict", "others edit it all the time: try again")
