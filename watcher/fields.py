@@ -139,6 +139,17 @@ BaseUrl = Annotated[str, AfterValidator(_matching(_BASE_URL, _NO_BASE_URL)), Aft
 _NO_API_KEY = "not an API key: 1 to 1024 visible ASCII characters, no spaces, no line breaks"
 ApiKey = Annotated[SecretStr, AfterValidator(_matching(r"[!-~]{1,1024}\Z", _NO_API_KEY))]
 
+# Telegram numbers chats, groups below zero, and gives public channels a name.
+_NO_CHAT = "not a chat: its number, or @ and the name of a channel"
+Chat = Annotated[
+    str,
+    BeforeValidator(lambda value: str(value) if type(value) is int else value),
+    AfterValidator(_matching(r"(?:@[A-Za-z][A-Za-z0-9_]{3,31}|-?[1-9][0-9]{0,18})\Z", _NO_CHAT)),
+]
+
+_NO_ROUTING_KEY = "not a routing key: 32 letters and digits"
+RoutingKey = Annotated[SecretStr, AfterValidator(_matching(r"[A-Za-z0-9]{32}\Z", _NO_ROUTING_KEY))]
+
 _NO_NAME = "not a name: 1 to 64 letters, digits, dots, dashes and underscores, a letter or digit first"
 Name = Annotated[str, AfterValidator(_matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", _NO_NAME))]
 """What accounts, providers and subscriptions are called: it stands in keys, logs and file names."""

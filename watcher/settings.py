@@ -31,9 +31,11 @@ from watcher.fields import (
     ApiKey,
     BaseUrl,
     Certificates,
+    Chat,
     Duration,
     Name,
     Network,
+    RoutingKey,
     Size,
     in_ascii,
     parse_duration,
@@ -63,11 +65,20 @@ SERVICE_EVENTS = (
 )
 """Events that move nothing, for subscriptions that name their type."""
 
-PER_SECOND_BY_FORMAT: Mapping[str, float | None] = {
+Format = Literal["standard", "slack", "discord", "teams", "telegram", "ntfy", "pagerduty"]
+
+PER_SECOND_BY_FORMAT: Mapping[Format, float | None] = {
     "standard": None,
-    "slack": 1,
+    "slack": 1,  # of one webhook
+    "discord": 2,  # of one webhook: five in two seconds
+    "teams": 4,
+    "telegram": 1,  # to one chat
+    "ntfy": 0.2,  # of one sender at ntfy.sh; a server of one's own takes more
+    "pagerduty": 2,  # of one integration: 120 a minute
 }
-"""What a subscription's `format` may be, and how many messages a second its service takes of one webhook."""
+"""How many messages a second a service takes, as it says: `requests_per_second`, unless that is set."""
+
+FORMATS = tuple(PER_SECOND_BY_FORMAT)
 
 DEFAULT_RETRIES = (
     *("0s", "250ms", "500ms", "1s", "2s", "5s", "10s", "30s"),
@@ -261,11 +272,15 @@ class ThresholdSettings(Section):
 class SubscriptionSettings(Section):
     name: Name = Field(description="the subscription's own name")
     url: SecretStr = Field(description="where events are POSTed; treated as a secret, many carry tokens")
-    format: Literal["standard", "slack"] = Field(
+    format: Format = Field(
         "standard", description="what is POSTed: signed events, or a message for people at this service"
     )
     template: str | None = Field(
         None, max_length=500, description="the sentence of a message, with slots such as `{account}`"
+    )
+    chat: Chat | None = Field(None, description="`telegram` only: the chat, by its number or `@channel`")
+    routing_key: RoutingKey | None = Field(
+        None, description="`pagerduty` only: the key of an Events API v2 integration"
     )
     secrets: tuple[SecretStr, ...] = Field(
         (),
@@ -367,6 +382,9 @@ def secrets_of(settings: Settings) -> Iterator[str]:
         url = subscription.url.get_secret_value()
         sent = re.split("[/?&=]", url)[3:]  # all behind the host
         yield from (url, *sent, *map(unquote, sent), *map(in_ascii, sent))
+        for part in sent:  # a token of Telegram stands behind `bot`, and is secret behind its colon
+            yield from (part.removeprefix("bot"), part.partition(":")[2])
         yield from (secret.get_secret_value() for secret in subscription.secrets)
+        yield subscription.routing_key.get_secret_value() if subscription.routing_key else ""
         for value in subscription.headers.values():
             yield from (value, *value.split())

@@ -96,16 +96,61 @@ def test_urls_and_headers_are_suspect_like_keys(doubts: Doubts, find: str, put: 
         ("https://hooks.slack.com/services/T/B/x", "Slack"),
         ("https://discord.com/api/webhooks/1/x", "Discord"),
         ("https://acme.webhook.office.com/webhookb2/x", "Teams"),
+        ("https://api.telegram.org/bot1:x/sendMessage", "Telegram"),
+        ("https://ntfy.sh/x", "ntfy"),
+        ("https://events.eu.pagerduty.com/v2/enqueue", "PagerDuty"),
         ("https://notslack.com/hooks.slack.com", None),
         ("https://myhooks.slack.com.example.com/", None),
     ],
 )
-def test_a_subscriber_that_is_a_chat_service_is_suspect(
+def test_a_subscriber_that_is_a_chat_service_is_proposed_its_format(
     doubts: Doubts, url: str, service: str | None
 ) -> None:
     found = doubts((HEAD + OPS).replace("https://ops.example.com/", url))
-    text = f"leads to {service}, which shows messages and does not understand signed events"
-    assert found == ([f"subscriptions[0].url: {text}"] if service else [])
+    text = f"leads to {service}, which does not understand signed events"
+    proposed = f'{text}: set format = "{str(service).lower()}"'
+    assert found == ([f"subscriptions[0].url: {proposed}"] if service else [])
+
+
+NOBODY = HEAD.partition("[[subscriptions]]")[0]
+CHAT = """
+[[subscriptions]]
+name = "chat"
+url = "https://hooks.slack.com/services/T/B/x"
+format = "slack"
+"""
+
+
+@pytest.mark.parametrize(
+    ("url", "format_", "found"),
+    [
+        ("https://hooks.slack.com/services/T/B/x", "slack", []),
+        ("https://chat.example.com/hooks/x", "slack", []),
+        ("https://discord.com/api/webhooks/1/x/slack", "slack", []),
+        ("https://discord.com/api/webhooks/1/x", "slack", ["url: leads to Discord, and format is slack"]),
+        ("https://prod-1.westus.logic.azure.com/workflows/x", "teams", []),
+        ("https://hooks.slack.com/services/T/B/x", "teams", ["url: leads to Slack, and format is teams"]),
+    ],
+)
+def test_a_format_is_held_against_the_service_that_the_url_leads_to(
+    doubts: Doubts, url: str, format_: str, found: list[str]
+) -> None:
+    text = CHAT.replace("https://hooks.slack.com/services/T/B/x", url).replace('"slack"', f'"{format_}"')
+    assert doubts(NOBODY + text) == [f"subscriptions[0].{one}" for one in found]
+
+
+def test_a_message_for_people_needs_no_secrets_and_does_not_use_them(doubts: Doubts) -> None:
+    found = doubts(NOBODY + CHAT + OPS)
+    assert found == ["subscriptions[0].secrets: are not used: a message for people is not signed"]
+
+
+def test_a_pager_that_is_called_for_every_change_is_suspect(doubts: Doubts) -> None:
+    pager = CHAT.replace("hooks.slack.com/services/T/B/x", "events.pagerduty.com/v2/enqueue").replace(
+        '"slack"', f'"pagerduty"\nrouting_key = "{"a" * 32}"'
+    )
+    (found,) = doubts(NOBODY + pager)
+    assert found.startswith("subscriptions[0].events: are every change, and each opens an alert: name ")
+    assert doubts(NOBODY + pager + 'events = ["account.stale"]\n') == []
 
 
 def test_a_dollar_that_means_itself_is_not_suspect(doubts: Doubts) -> None:

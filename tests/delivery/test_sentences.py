@@ -109,12 +109,11 @@ def test_a_template_writes_the_sentence() -> None:
         assert SAID[type_] in sentence(a_sample(type_), everything)
 
 
-@pytest.mark.parametrize(
-    "template", ["{account", "account}", "{account!r}", "{account:>9}", "{}{0:{account}}", "{a{b}}"]
-)
+@pytest.mark.parametrize("template", ["{account", "account}", "{account!r}", "{account:>9}", "{0:{account}}"])
 def test_what_is_more_than_a_slot_is_no_template(template: str) -> None:
-    with pytest.raises(ValueError, match=r"brace|alone|expected|Single|field"):
-        assert set(slots_in(template)) <= set(SLOTS)
+    with pytest.raises(ValueError, match="alone"):
+        list(slots_in(template))
+    assert not set(slots_in("{} {0} {account.name} {account[0]}")) & set(SLOTS)
 
 
 def test_what_is_stored_damaged_is_said_to_be() -> None:

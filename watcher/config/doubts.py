@@ -17,14 +17,17 @@ from watcher.settings import AccountSettings, EgressSettings, secrets_in
 from watcher.snapshot import asset_id
 
 _CHAT_SERVICES = {
-    "hooks.slack.com": "Slack",
-    "discord.com": "Discord",
-    "discordapp.com": "Discord",
-    "webhook.office.com": "Teams",
-    "api.telegram.org": "Telegram",
-    "ntfy.sh": "ntfy",
-    "events.pagerduty.com": "PagerDuty",
+    "hooks.slack.com": ("slack", "Slack"),
+    "hooks.slack-gov.com": ("slack", "Slack"),
+    "discord.com": ("discord", "Discord"),
+    "discordapp.com": ("discord", "Discord"),
+    "webhook.office.com": ("teams", "Teams"),
+    "api.telegram.org": ("telegram", "Telegram"),
+    "ntfy.sh": ("ntfy", "ntfy"),
+    "events.pagerduty.com": ("pagerduty", "PagerDuty"),
+    "events.eu.pagerduty.com": ("pagerduty", "PagerDuty"),
 }
+"""By the end of a host: the format that it takes, and what people call it."""
 
 
 def doubt_idle(
@@ -67,19 +70,35 @@ def doubt_values(providers: Providers, subscriptions: Collection[Entry], finding
         for path, secret in secrets_in(settings):
             _doubt_text(secret, providers.entry_by_name[name], path, findings)
     for entry in subscriptions:
-        url, host = entry.table.get("url"), None
-        _doubt_text(url, entry, ("url",), findings)
-        with suppress(ValueError):
-            host = urlsplit(url).hostname if isinstance(url, str) else None
-        for end, service in _CHAT_SERVICES.items():
-            if f".{host}".endswith(f".{end}"):
-                text = f"leads to {service}, which shows messages and does not understand signed events"
-                findings.warn(entry.finding(("url",), text))
+        _doubt_text(entry.table.get("url"), entry, ("url",), findings)
+        _doubt_text(entry.table.get("routing_key"), entry, ("routing_key",), findings)
+        _doubt_format(entry, findings)
         for index, secret in texts_in(entry, "secrets"):
             _doubt_text(secret, entry, ("secrets", index), findings)
         headers = entry.table.get("headers")
         for name, value in headers.items() if isinstance(headers, dict) else ():
             _doubt_text(value, entry, ("headers", name), findings)
+
+
+def _doubt_format(entry: Entry, findings: Findings) -> None:
+    """Warn of a format that the URL's service does not take, and of what would call people to each change."""
+    format_, url, host = entry.table.get("format", "standard"), entry.table.get("url"), None
+    with suppress(ValueError):
+        host = urlsplit(url).hostname if isinstance(url, str) else None
+    found = (known for end, known in _CHAT_SERVICES.items() if f".{host}".endswith(f".{end}"))
+    taken, service = next(found, (format_, ""))
+    is_like_slack = (format_, taken) == ("slack", "discord") and str(url).endswith("/slack")
+    if format_ == "standard" != taken:
+        text = f"leads to {service}, which does not understand signed events: set format = {taken!r}"
+        findings.warn(entry.finding(("url",), text.replace("'", '"')))
+    elif format_ != taken and not is_like_slack:
+        findings.warn(entry.finding(("url",), f"leads to {service}, and format is {format_}"))
+    if format_ == "pagerduty" and not entry.table.get("events"):
+        text = f"are every change, and each opens an alert: name {', '.join(_ALARMS)}, for example"
+        findings.warn(entry.finding(("events",), text))
+
+
+_ALARMS = ("account.stale", "account.recovered", "threshold.crossed", "subscription.paused")
 
 
 def doubt_load(providers: Providers, accounts: Accounts, findings: Findings) -> None:

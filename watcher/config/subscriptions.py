@@ -24,7 +24,7 @@ from watcher.config.tables import (
 from watcher.delivery.egress import Policy, RefusedUrl, check_url
 from watcher.delivery.formats.sentences import SLOTS, slots_in
 from watcher.journal.interest import Interest
-from watcher.settings import EgressSettings, SubscriptionSettings
+from watcher.settings import FORMATS, EgressSettings, SubscriptionSettings
 
 _MOST_LENIENT = Policy(allow=(ip_network("0.0.0.0/0"), ip_network("::/0")), allow_http=True, nat64=True)
 """Stands in for an [egress] with a mistake: what it refuses, every other one refuses too."""
@@ -120,9 +120,29 @@ def _check_values(entry: Entry, policy: Policy, findings: Findings) -> None:
     _check_format(entry, findings)
 
 
+_OWNERS = {"chat": "telegram", "routing_key": "pagerduty"}
+"""The format that needs a key, and that alone knows it."""
+
+_URL_ENDS = {"telegram": "/sendMessage", "pagerduty": "/v2/enqueue"}
+_MARKUP_OF_NTFY = ("markdown", "x-markdown", "md", "template", "x-template", "tpl")
+
+
 def _check_format(entry: Entry, findings: Findings) -> None:
     """Check that a subscription has what its format needs, and nothing that belongs to another one."""
     format_, template = entry.table.get("format", "standard"), entry.table.get("template")
+    for key, owner in _OWNERS.items():
+        if format_ == owner and key not in entry.table:
+            findings.mistake(entry.finding((key,), f"is missing: {format_} needs it"))
+        elif format_ != owner and format_ in FORMATS and key in entry.table:
+            findings.mistake(entry.finding((key,), f"belongs to format {owner}, and format is {format_}"))
+    url, end = entry.table.get("url"), _URL_ENDS.get(str(format_), "")
+    if isinstance(url, str) and not url.partition("?")[0].endswith(end):
+        findings.mistake(entry.finding(("url",), f"must end in {end} for format {format_}"))
+    headers = entry.table.get("headers")
+    for name in headers if format_ == "ntfy" and isinstance(headers, dict) else ():
+        if name.lower() in _MARKUP_OF_NTFY:
+            reason = "would show what comes from outside as markup"
+            findings.mistake(entry.finding(("headers", name), reason))
     if format_ == "standard":
         if "secrets" not in entry.table:
             findings.mistake(entry.finding(("secrets",), "is missing"))
@@ -143,7 +163,7 @@ def _template_flaw(template: str) -> str | None:
     try:
         slots = [*slots_in(template)]
     except ValueError as error:
-        return f"not a template: {error}"
+        return str(error)
     unknown = next((slot for slot in slots if slot not in SLOTS), None)
     if unknown is None:
         return None

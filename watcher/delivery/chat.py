@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import orjson
 from yarl import URL
 
 from watcher.delivery.egress import Policy, check_url
@@ -33,7 +32,7 @@ class ChatTarget:
         """Send to a URL that was checked."""
         self.url = url
         self.place = wire.place_of(url)
-        self._head = post_head(url, self.settings.headers, "application/json")
+        self._head = post_head(url, self.settings.headers, self._service.content_type)
 
     def together(self, deliveries: Sequence[Delivery]) -> int:
         """Say how many fit into one message, each with its amounts, however short the rest has to be."""
@@ -43,8 +42,14 @@ class ChatTarget:
         return 1
 
     def request(self, deliveries: Sequence[Delivery], attempt: int, timestamp: int) -> bytes:
-        body = orjson.dumps(self._service.write(self._fitting(deliveries)))
-        return b"%bcontent-length: %d\r\n\r\n%b" % (self._head, len(body), body)
+        body = self._service.write(self._fitting(deliveries), self.settings, deliveries)
+        given = {name.lower() for name in self.settings.headers}
+        headers = "".join(
+            f"{name}: {value}\r\n"
+            for name, value in self._service.headers(deliveries).items()
+            if name not in given
+        )
+        return b"%b%bcontent-length: %d\r\n\r\n%b" % (self._head, headers.encode(), len(body), body)
 
     def read(self, status: int, body: bytes) -> Reading:
         return self._service.read(status, body)

@@ -44,7 +44,11 @@ def harmless(text: object, width: int = WIDTHS[0]) -> str:
 
 def slots_in(template: str) -> Iterator[str]:
     """Name the slots of a template; `{{` and `}}` stand for braces. Raises ValueError."""
-    for _, slot, spec, conversion in Formatter().parse(template):
+    try:
+        parts = [*Formatter().parse(template)]
+    except ValueError:
+        raise ValueError("a brace stands alone: write {{ or }} for one that is text") from None
+    for _, slot, spec, conversion in parts:
         if spec or conversion:
             raise ValueError(f"write {{{slot}}} alone: a slot takes no ':' and no '!'")
         if slot is not None:
@@ -75,7 +79,7 @@ def _slots(event: Mapping[str, Any], width: int) -> dict[str, str]:
         "asset_id": harmless(asset.get("id", "")),
         **{field: after.get(field) or "" for field in _FIELDS},
         "reason": harmless(data.get("reason", ""), width),
-        "subscription": event["subscription"]["name"],
+        "subscription": harmless(data.get("paused") or event["subscription"]["name"], width),
         "id": event["id"],
         "sequence": str(data["sequence"]),
         "time": _time(event["timestamp"]),
@@ -110,8 +114,8 @@ def _sentence(data: Mapping[str, Any], slots: Mapping[str, str], width: int) -> 
             field = threshold["field"].replace("_", " ")
             return f"{account}: {field} is {slots['amount']} {asset}, {side} {threshold[side]}{exact}"
         case "subscription.paused":
-            paused = harmless(data["paused"], width)
-            return f"subscription {paused} is paused since {_time(data['since'])}: {slots['reason']}"
+            since = _time(data["since"])
+            return f"subscription {slots['subscription']} is paused since {since}: {slots['reason']}"
         case "subscription.ping":
             return f"{slots['subscription']}: ping from watcher, no balance changed"
         case _:
