@@ -103,10 +103,16 @@ class Page(NamedTuple):
 def page_of(request: web.Request, *filters: str) -> Page:
     """Read the query of a list, `after`, `limit` and these filters. Raises Problem: 400."""
     asked = query_of(request, "after", "limit", *filters)
+    limit = limit_in(asked)
+    return Page(_name_in(asked.pop("after", "")), limit, asked)
+
+
+def limit_in(asked: dict[str, str]) -> int:
+    """Take the `limit` out of a query. Raises Problem: 400."""
     limit = asked.pop("limit", str(_OF_A_PAGE))
     if not (limit.isascii() and limit.isdigit() and len(limit) < 5 and 1 <= int(limit) <= MOST_OF_A_PAGE):
         raise Problem(400, f"limit: must be a whole number from 1 to {MOST_OF_A_PAGE}")
-    return Page(_name_in(asked.pop("after", "")), int(limit), asked)
+    return int(limit)
 
 
 def query_of(request: web.Request, *names: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Protocol
 from watcher.journal.events import Event
 from watcher.journal.notices import Watch
 from watcher.settings import CHANGE_EVENTS, ThresholdSettings
-from watcher.snapshot import asset_id
+from watcher.snapshot import Asset, asset_id
 
 _MOST_CACHED = 100_000
 """Accounts whose listeners are remembered."""
@@ -93,6 +93,11 @@ class Interest:
         """Say whether a listener of the event's account wants this event."""
         return event.only_for in (None, subscription) and self._wish_by_name[subscription].wants(event)
 
+    def holds(self, subscription: str, asset: Asset) -> bool:
+        """Say whether an asset is one of those that a subscription is for; none is where there is no such."""
+        wish = self._wish_by_name.get(subscription)
+        return wish is not None and wish.is_for(asset)
+
     def watches(self, account: str) -> tuple[Watch, ...]:
         """Name the thresholds that are watched at an account."""
         return tuple(watch for name in self.listeners(account) for watch in self._wish_by_name[name].watches)
@@ -134,10 +139,12 @@ class _Wish:
     def wants(self, event: Event) -> bool:
         if not self._types.match(event.type):
             return False
-        asset = event.asset
-        if self._assets is None or asset is None or event.only_for:
+        return event.asset is None or event.only_for is not None or self.is_for(event.asset)
+
+    def is_for(self, asset: Asset) -> bool:
+        if self._assets is None or self._assets.match(asset.id):
             return True
-        return self._assets.match(asset.id) or bool(asset.symbol and self._assets.match(asset.symbol))
+        return bool(asset.symbol and self._assets.match(asset.symbol))
 
 
 class _Globs:

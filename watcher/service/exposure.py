@@ -128,6 +128,9 @@ async def exposed(worker: Worker, exposure: Exposure) -> "AsyncIterator[Address 
             access = None
             if exposure.has_api:
                 assert exposure.token
+                from watcher.api import events
+
+                api += events.routes(worker)
                 access = Access(exposure.token, lambda digest: None)
             listener = Listener(
                 exposure.address,

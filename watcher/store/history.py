@@ -270,7 +270,7 @@ class History:
             cursor = await self._search(cursor, account)
             if cursor.search != "found":
                 return Page((), cursor, is_end=False)
-        left, most = _LOOKED_AT, max(16, 2 * limit // len(shards))
+        left, most = _LOOKED_AT, min(100, max(16, 2 * limit // len(shards)))  # which are parsed in one turn
 
         async def look(shard: int, start: Place) -> _Part:
             nonlocal left

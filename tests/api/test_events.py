@@ -1,0 +1,263 @@
+"""A subscription pulls what was sent to it, byte for byte, begins with its balances, and sees no more."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import pytest
+from aiohttp import ClientSession
+
+from tests.support.builders import a_subscription
+from tests.support.rig import ALICE, MK, TREASURY, Rig, a_rig
+from watcher.api import events
+from watcher.api.access import Access, Address
+from watcher.api.server import Listener
+from watcher.captured import Captured
+from watcher.run.worker import Worker
+from watcher.settings import SubscriptionSettings
+from watcher.store.history import Cursor, History
+from watcher.store.keys import Keys, shard_of
+from watcher.store.reader import Reader
+
+OPERATORS = "the-token-of-the-operator"
+TOKENS = {name: f"the-token-of-{name}" for name in ("ops", "shop", "lrc")}
+NAME_BY_HASH = {sha256(token.encode()).hexdigest(): name for name, token in TOKENS.items()}
+
+
+@pytest.fixture
+async def rig(redis_server_url: str, namespace: str) -> AsyncIterator[Rig]:
+    async with a_rig(redis_server_url, namespace) as rig:
+        yield rig
+
+
+async def until(claim: Callable[[], Any]) -> None:
+    async with asyncio.timeout(10):
+        while not claim():  # noqa: ASYNC110 - what is waited for has no signal
+            await asyncio.sleep(0.005)
+
+
+class Said(NamedTuple):
+    status: int
+    raw: bytes
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.raw)
+
+
+class Api:
+    def __init__(self, url: str, session: ClientSession) -> None:
+        self._url = url
+        self._session = session
+
+    async def get(self, path: str, token: str = OPERATORS, **query: Any) -> Said:
+        headers = {"authorization": f"Bearer {token}"}
+        async with self._session.get(self._url + path, params=query, headers=headers) as seen:
+            return Said(seen.status, await seen.read())
+
+    async def items(self, path: str, token: str = OPERATORS, **query: Any) -> tuple[list[Any], str]:
+        """All items, page by page, and where it goes on."""
+        items: list[Any] = []
+        while True:
+            seen = (await self.get(path, token, **query)).data
+            items += seen["items"]
+            query["after"] = seen["next"]
+            if not seen["more"]:
+                return items, seen["next"]
+
+
+@asynccontextmanager
+async def an_api(worker: Worker) -> AsyncIterator[Api]:
+    routes, access = events.routes(worker), Access(OPERATORS, NAME_BY_HASH.get)
+    listener = Listener(Address("127.0.0.1", 0), {}, token=OPERATORS, api=routes, access=access)
+    async with listener, ClientSession() as session:
+        yield Api(f"http://127.0.0.1:{listener.address.port}/v1", session)
+
+
+def subscribed(rig: Rig, *subscriptions: SubscriptionSettings) -> None:
+    rig.settings = rig.settings.model_copy(
+        update={"subscription_by_name": {one.name: one for one in subscriptions}}
+    )
+
+
+def some(rig: Rig) -> tuple[SubscriptionSettings, ...]:
+    url = rig.receiver.url
+    return (
+        a_subscription("ops", f"{url}ops", events=("*",)),
+        a_subscription("shop", f"{url}shop", accounts=("alice",)),
+        a_subscription("lrc", f"{url}lrc", assets=("LRC",)),
+    )
+
+
+async def live(rig: Rig, worker: Worker) -> None:
+    """Some events of both accounts, one after the other."""
+    world, before = rig.sandbox.world, worker.counters.changes
+    for number in range(1, 5):
+        world.credit(TREASURY, "ETH" if number % 2 else "LRC", number)
+        world.credit(ALICE, MK, number)
+        await until(lambda: worker.counters.changes >= before + 2 * number)  # noqa: B023
+    await until(lambda: not worker.in_flight)
+
+
+async def test_what_is_pulled_is_byte_for_byte_what_was_sent_in_the_order_of_each_account(rig: Rig) -> None:
+    sent: dict[str, list[bytes]] = {}
+
+    def capture(request: Captured) -> str | None:
+        sent.setdefault(request.target.strip("/"), []).append(request.body)
+        return None
+
+    subscribed(rig, *some(rig))
+    rig.receiver.capture = capture
+    async with rig.worker() as worker, an_api(worker) as api:
+        await until(lambda: len(sent.get("ops", ())) == 2)
+        await live(rig, worker)
+        await until(lambda: [len(sent.get(name, ())) for name in TOKENS] == [10, 4, 2])
+        for name, token in TOKENS.items():
+            for limit in (1, 1000):
+                items, _ = await api.items(f"/subscriptions/{name}/events", token, limit=limit)
+                assert len(items) == len(sent[name])
+            raw = (await api.get(f"/subscriptions/{name}/events", token)).raw
+            for account in ("treasury", "alice"):
+                mine = [body for body in sent[name] if json.loads(body)["data"]["account"]["name"] == account]
+                places = [raw.index(body) for body in mine]
+                assert places == sorted(places), "these bytes, in this order"
+            assert (await api.get("/events", subscription=name)).raw == raw, "the operator sees them, too"
+        everything = (await api.get("/events", limit=1000)).data["items"]
+        assert len(everything) == 10
+        assert all("subscription" not in event for event in everything)
+        types = [event["type"] for event in (await api.get("/events", type="account.*")).data["items"]]
+        assert types == ["account.baseline"] * 2
+
+
+async def test_a_subscription_begins_with_balances_and_goes_on_with_what_came_after_to_the_last_digit(
+    rig: Rig,
+) -> None:
+    subscribed(rig, *some(rig))
+    async with rig.worker() as worker, an_api(worker) as api:
+        await live(rig, worker)
+        path, token = "/subscriptions/ops", TOKENS["ops"]
+        first = (await api.get(f"{path}/balances", token, limit=1)).data
+        assert [item["account"]["name"] for item in first["items"]] == ["alice"]
+        await live(rig, worker)
+        second = (await api.get(f"{path}/balances", token, limit=1, after=first["next"])).data
+        assert [item["account"]["name"] for item in second["items"]] == ["treasury"]
+        assert second["next"] is None
+        await live(rig, worker)
+        items = [*first["items"], *second["items"]]
+        pulled, _ = await api.items(f"{path}/events", token, after=first["events"])
+        for item in items:
+            account, sequence = item["account"]["name"], item["sequence"]
+            behind, _ = await api.items(f"{path}/events", token, after=sequence, account=account)
+            mine = [event for event in pulled if event["data"]["account"]["name"] == account]
+            assert behind == [event for event in mine if event["data"]["sequence"] > sequence]
+            assert behind[0]["subscription"]["previous_sequence"] == sequence
+            held = {balance["asset"]["id"]: balance["total"] for balance in item["balances"]}
+            for event in behind:
+                asset = event["data"]["asset"]["id"]
+                assert held.get(asset, "0") == event["data"]["before"]["total"]
+                held[asset] = event["data"]["after"]["total"]
+            now = (await api.get(f"{path}/balances", token)).data["items"]
+            (there,) = (one for one in now if one["account"]["name"] == account)
+            assert held == {balance["asset"]["id"]: balance["total"] for balance in there["balances"]}
+            assert behind[-1]["data"]["sequence"] == there["sequence"]
+
+
+async def test_a_subscription_sees_its_own_accounts_assets_and_types_whatever_it_asks(rig: Rig) -> None:
+    subscribed(rig, *some(rig))
+    async with rig.worker() as worker, an_api(worker) as api:
+        await live(rig, worker)
+        others = (await api.get("/subscriptions/ops/events", TOKENS["ops"], limit=1)).data["next"]
+        end = (await api.get("/events", limit=1000)).data["next"]
+        for name in ("shop", "lrc"):
+            token, path = TOKENS[name], f"/subscriptions/{name}"
+            for query in ({}, {"after": others}, {"type": "*"}, {"limit": 1000}):
+                seen = await api.get(f"{path}/events", token, **query)
+                assert seen.status == 200
+                for event in seen.data["items"]:
+                    assert event["subscription"]["name"] == name
+                    assert name == "lrc" or event["data"]["account"]["name"] == "alice"
+                    assert name == "shop" or event["data"]["asset"]["symbol"] == "LRC"
+                    assert event["type"] == "total.increased"
+            assert (await api.get(f"{path}/events", token, after=end)).data["items"] == []
+            balances = (await api.get(f"{path}/balances", token)).data["items"]
+            for item in balances:
+                assert name == "lrc" or item["account"]["name"] == "alice"
+                symbols = {one["asset"]["symbol"] for one in item["balances"]}
+                assert symbols == ({"MK"} if name == "shop" else symbols & {"LRC"})
+            assert any(item["balances"] for item in balances)
+            for elsewhere in (
+                "/events",
+                "/subscriptions/ops/events",
+                "/subscriptions/ops/balances",
+                "/accounts",
+            ):
+                assert (await api.get(elsewhere, token)).status == 403
+            assert (await api.get(f"{path}/events", token, subscription="ops")).status == 400
+            assert (await api.get(f"{path}/events", token, events="*")).status == 400
+        foreign = await api.get("/subscriptions/shop/events", TOKENS["shop"], account="treasury")
+        unknown = await api.get("/subscriptions/shop/events", TOKENS["shop"], account="nobody")
+        assert foreign.status == unknown.status == 404
+        assert foreign.raw.replace(b"treasury", b"nobody") == unknown.raw, "nor whether there is one"
+        narrowed = worker.settings.subscription_by_name["ops"].model_copy(update={"accounts": ("alice",)})
+        assert worker.configured
+        worker.configured.interest.change({"ops": narrowed})
+        seen = await api.get("/subscriptions/ops/events", TOKENS["ops"], limit=1000)
+        assert {event["data"]["account"]["name"] for event in seen.data["items"]} == {"alice"}
+
+
+async def test_what_cannot_be_asked_for_is_said_and_what_is_gone_with_the_oldest_that_is_held(
+    rig: Rig,
+) -> None:
+    subscribed(rig, *some(rig))
+    async with rig.worker() as worker, an_api(worker) as api:
+        await live(rig, worker)
+        before, end = (await api.items("/events"))[1], (await api.get("/events", limit=1000)).data["next"]
+        assert before == end
+        for query in (
+            {"after": "5"},
+            {"after": end[:-1] + ("A" if end[-1] != "A" else "B")},
+            {"after": end + "A"},
+            {"after": "-1", "account": "treasury"},
+            {"after": "1" * 15, "account": "treasury"},
+            {"limit": 0},
+            {"limit": 1001},
+        ):
+            seen = await api.get("/events", **query)
+            assert (seen.status, seen.data["title"]) == (400, "Bad Request"), query
+        assert (await api.get("/subscriptions/nobody/events")).status == 404
+        assert (await api.get("/subscriptions/nobody/balances")).status == 404
+        assert (await api.get("/events", account="nobody", after=5)).status == 404
+        assert worker.opened
+        pipe, keys = worker.opened.schedule.pipe, Keys(worker.settings.redis.namespace)
+        states = {
+            seen.account: seen.state
+            async for seen in Reader(pipe, keys).read_states({"treasury": "loopring"})
+        }
+        state = states["treasury"]
+        assert state
+        shard = shard_of("treasury")
+        last = (await History(pipe, keys).ends())[shard]
+        gone = (await api.get("/events", limit=1)).data["next"]
+        await pipe.command("DEL", keys.log(shard))
+        await pipe.command("HSET", keys.sizes(shard), "trimmed", last)
+        rig.is_damaged = True
+        for query in ({"after": gone}, {"after": 0, "account": "treasury"}):
+            seen = await api.get("/events", **query)
+            assert (seen.status, seen.data["title"]) == (410, "Gone")
+            oldest = seen.data["oldest"]
+            assert oldest == (state.sequence if "account" in query else Cursor().text)
+            held = await api.get("/events", **{**query, "after": oldest})
+            assert held.status == 200
+            assert {event["data"]["account"]["name"] for event in held.data["items"]} <= {"alice"}
+        assert (await api.get("/events", after=state.sequence, account="treasury")).data["items"] == []
+
+
+async def test_a_worker_without_its_store_says_so(rig: Rig) -> None:
+    worker = Worker(rig.settings, name="w")
+    async with an_api(worker) as api:
+        assert (await api.get("/events")).status == 503
+        assert (await api.get("/subscriptions/ops/balances")).status == 503
+    await asyncio.sleep(0)
