@@ -39,6 +39,7 @@ COMMANDS_BY_PURPOSE: Mapping[str, Mapping[str, str]] = {
     "Look": {
         "status": "The state of everything, on one screen.",
         "balances": "The last balances, and what is pending confirmation.",
+        "history": "A balance over time, from the event log.",
         "events": "What was emitted, from the event log.",
         "deliveries": "What waits, what was given up, what was tried.",
         "subscriptions": "The state of subscriptions; pause and resume them.",

@@ -37,6 +37,7 @@ LOOKS: tuple[Call, ...] = (
     ("store", "layout"),
     ("status",),
     ("balances",),
+    ("history", "treasury"),
     ("events",),
     ("deliveries",),
     ("deliveries", "--dead"),

@@ -25,6 +25,9 @@ UNKNOWN_INTERVAL = timedelta(days=366)
 _WIDEST = 40
 """Characters that a column is padded to at most: one uint256 must not push all other rows apart."""
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""Characters that a spreadsheet takes for the beginning of a formula."""
+
 
 async def known(look: "Look") -> "Settings":
     """Return the configuration; to an incomplete one add the accounts that Redis knows."""
@@ -120,6 +123,12 @@ def rest_texts(line: Mapping[str, Any]) -> tuple[str, str]:
         f", backing off for {age_text(1000 * wait_s)}" if wait_s else "",
         f", {per_second:g} attempts a second at most" if per_second else "",
     )
+
+
+def cell_of_sheet(text: str | None) -> str | None:
+    """Keep text from outside from being run as a formula where the file is opened."""
+    shown = text and printable(text)
+    return f"'{shown}" if shown and shown.startswith(_FORMULA) else shown
 
 
 class Columns:

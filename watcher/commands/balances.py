@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from watcher.commands._shared import in_a_loop, look_options, names_like, names_of
-from watcher.commands._table import Columns, age_text, known, moved_text, say_next
+from watcher.commands._table import Columns, age_text, cell_of_sheet, known, moved_text, say_next
 from watcher.observe.tail import as_json
 from watcher.printable import many, printable
 
@@ -24,9 +24,6 @@ _CSV_COLUMNS = (
     *("account", "provider", "asset", "symbol", "name", "decimals", *_BALANCE),
     *("pending_confirmation", "confirmation_polls", "suspect", "polled_at", "note"),
 )
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""Characters that a spreadsheet takes for the beginning of a formula."""
-
 _Row = dict[str, Any]
 
 
@@ -122,9 +119,9 @@ class _Sheet:
             suspect = row.get("suspect") or {}
             kept = {name: value for name, value in row.items() if name in _CSV_COLUMNS}
             written = {
-                "asset": _cell(asset.get("id")),
-                "symbol": _cell(asset.get("symbol")),
-                "name": _cell(asset.get("name")),
+                "asset": cell_of_sheet(asset.get("id")),
+                "symbol": cell_of_sheet(asset.get("symbol")),
+                "name": cell_of_sheet(asset.get("name")),
                 "decimals": asset.get("decimals"),
                 "pending_confirmation": moved_text(row.get("pending_confirmation") or {}),
                 "suspect": ", ".join(f"{field} {amount}" for field, amount in suspect.items()),
@@ -134,9 +131,3 @@ class _Sheet:
         self._text.seek(0)
         self._text.truncate()
         return text
-
-
-def _cell(text: str | None) -> str | None:
-    """Keep text from outside from being run as a formula where the file is opened."""
-    shown = text and printable(text)
-    return f"'{shown}" if shown and shown.startswith(_FORMULA) else shown

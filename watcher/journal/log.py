@@ -88,6 +88,38 @@ def read_back(record: Record) -> Started | Forgotten | Emitted:
         raise Damaged("a part of it is missing or is no longer what it was") from error
 
 
+class Moment(NamedTuple):
+    """What an asset held from a record on; None where it is watched no more. `type` is that of the event, or
+    `baseline` or `forgotten`."""
+
+    at_ms: int
+    sequence: int
+    asset: str
+    symbol: str | None
+    type: str
+    balance: Balance | None
+    effect: Mapping[str, str | None] | None = None
+
+
+def moments(record: Record) -> list[Moment]:
+    """Say what the assets held from a record on of which it says so. Raises Damaged."""
+    match read_back(record):
+        case Started() as entry:
+            at = entry.at_ms, entry.sequence
+            return [
+                Moment(*at, asset, None, "baseline", held) for asset, held in entry.balance_by_asset.items()
+            ]
+        case Forgotten() as entry:
+            return [
+                Moment(entry.at_ms, entry.sequence, asset, None, "forgotten", None) for asset in entry.assets
+            ]
+        case Emitted(asset=str() as asset) as entry:
+            data = record.content["data"]
+            symbol, effect = data["asset"]["symbol"], data["effect"]
+            return [Moment(entry.at_ms, entry.sequence, asset, symbol, entry.type, entry.after, effect)]
+    return []
+
+
 def sequence_of(record: Record) -> int:
     """Read the sequence of an event; 0 where it cannot be read."""
     data = record.content.get("data")

@@ -1,0 +1,118 @@
+"""`watcher history`: what an account held over time, exactly, whoever named its assets."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.builders import a_row
+from tests.support.stories import STORY, Books, Run, a_configuration, ended, in_the_books
+from watcher.commands.history import plot
+from watcher.snapshot import Asset, Snapshot
+
+HOSTILE = Asset("7", "=\x1b]0;owned\x07", "x", 0)
+MINUTE_MS = 60_000
+
+
+@pytest.fixture
+def config(tmp_path: Path, redis_server_url: str, namespace: str) -> Path:
+    async def a_past(books: Books) -> None:
+        await books.enroll("treasury", "alice")
+        await books.live(STORY)
+        evil = [Snapshot({"7": a_row(HOSTILE, total)}, None, absent_is_zero=True) for total in ("1", "2")]
+        await books.live(evil, "alice")
+
+    in_the_books(redis_server_url, namespace, a_past)
+    return a_configuration(tmp_path, redis_server_url, namespace, "treasury", "alice", "bob")
+
+
+@pytest.fixture
+def run(config: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    return lambda name, *arguments: ended(capsys, name, "--config", config, *arguments)
+
+
+def test_each_line_says_what_was_held_from_then_on(run: Run) -> None:
+    lines = [json.loads(line) for line in run("history", "--json", "treasury").out.splitlines()]
+    held = [line["total"] for line in lines if line["asset"] == "ETH"]
+    assert (held[0], held[-1]) == ("110", "101")
+    assert {"baseline", "total.increased", "locked.increased"} <= {line["event"] for line in lines}
+    locked = next(line for line in lines if line["event"] == "locked.increased")
+    assert (locked["total"], locked["locked"], locked["available"]) == ("110", "20", "90")
+    shown = run("history", "treasury").out
+    assert "locked +20" in shown
+    assert len(shown.splitlines()) == len(lines) + 1
+
+
+def test_a_sheet_holds_the_same_exactly_and_runs_nothing(run: Run) -> None:
+    rows = [*csv.DictReader(io.StringIO(run("history", "--csv", "alice").out))]
+    assert [row["total"] for row in rows] == ["1", "2"]
+    assert rows[-1]["symbol"].startswith("'=\\x1b")
+
+
+def test_an_asset_is_found_by_symbol_or_id_in_any_case(run: Run) -> None:
+    assert run("history", "--json", "--asset", "eth", "treasury").out == (
+        run("history", "--json", "--asset", "ETH", "treasury").out
+    )
+    refused = run("history", "--asset", "ETK", "treasury")
+    assert refused.code == 2
+    assert "did you mean 'ETH'?" in refused.err
+
+
+def test_since_begins_with_what_was_held_then(run: Run) -> None:
+    lines = [json.loads(line) for line in run("history", "--json", "treasury").out.splitlines()]
+    third = lines[3]
+    later = run("history", "--json", "--since", third["timestamp"], "treasury").out.splitlines()
+    found = [json.loads(line) for line in later]
+    assert all(line["timestamp"] >= third["timestamp"] for line in found)
+    for asset in {line["asset"] for line in found} & {line["asset"] for line in lines[:3]}:
+        before = [line for line in lines if line["asset"] == asset and line["timestamp"] < third["timestamp"]]
+        first = next(line for line in found if line["asset"] == asset)
+        assert (first["timestamp"], first["total"]) == (third["timestamp"], before[-1]["total"])
+
+
+def test_an_unknown_account_is_refused_and_a_quiet_one_is_not(run: Run) -> None:
+    refused = run("history", "tresury")
+    assert (refused.code, "did you mean 'treasury'?" in refused.err) == (2, True)
+    quiet = run("history", "bob")
+    assert (quiet.code, quiet.out) == (0, "")
+    assert "nothing" in quiet.err
+    both = run("history", "--csv", "--plot", "bob")
+    assert both.code == 2
+
+
+def test_a_plot_is_drawn_for_each_asset_with_its_range(run: Run) -> None:
+    shown = run("history", "--plot", "treasury").out
+    for title in ("ETH  total 101", "LRC  total 67", "USDC  total 3"):
+        assert title in shown
+    hostile = run("history", "--plot", "alice").out
+    assert "\x1b" not in hostile
+
+
+def a_step(minute: int, total: str | None) -> dict[str, object]:
+    return {"at_ms": minute * MINUTE_MS, "asset": "7", "symbol": "ETH", "total": total}
+
+
+def test_a_curve_steps_up_where_the_balance_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    lines = plot([a_step(0, "1"), a_step(50, "1000")], "total", until_ms=100 * MINUTE_MS)
+    curve = [line.partition("┤")[2] for line in lines[1:-1]]
+    assert lines[1].startswith("1000 ┤")
+    assert lines[-2].startswith("   1 ┤")
+    top, bottom = curve[0], curve[-1]
+    assert top.strip() == "█" * len(top.strip())
+    assert (top.count("█") - len(top) // 2) in range(-1, 2)
+    assert bottom[: len(top) // 3] == "▁" * (len(top) // 3)
+
+
+def test_a_plot_of_what_never_moved_or_is_not_known_is_a_line_or_none() -> None:
+    flat = plot([a_step(0, "5")], "total", until_ms=MINUTE_MS)
+    assert set(flat[-2].partition("┤")[2]) == {"▁"}
+    assert plot([a_step(0, None)], "total", until_ms=MINUTE_MS) == ["ETH  total is not known"]
+
+
+def test_amounts_that_no_float_holds_are_labelled_to_the_digit() -> None:
+    huge = "9" * 60 + ".123456789123456789"
+    lines = plot([a_step(0, "-1"), a_step(1, huge)], "total", until_ms=2 * MINUTE_MS)
+    assert any(line.startswith(huge) for line in lines)
