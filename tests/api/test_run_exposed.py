@@ -126,10 +126,14 @@ def test_a_variable_that_was_named_for_the_token_must_hold_one(place: Path) -> N
         assert "MINE" in str(done.exception)
 
 
-def test_an_api_always_takes_a_token_and_an_address(place: Path) -> None:
-    refused = ran(place, "--http", "127.0.0.1:0", "--api").exception
-    assert isinstance(refused, ListenerRefused)
-    assert (refused.exit_code, "WATCHER_HTTP_TOKEN" in str(refused)) == (78, True)
+def test_an_api_always_takes_a_token_a_key_and_an_address(place: Path) -> None:
+    for environment, missing in (
+        ({}, "WATCHER_HTTP_TOKEN"),
+        ({"WATCHER_HTTP_TOKEN": "a-token-of-some-length"}, "watcher secret new --key"),
+    ):
+        refused = ran(place, "--http", "127.0.0.1:0", "--api", **environment).exception
+        assert isinstance(refused, ListenerRefused)
+        assert (refused.exit_code, missing in str(refused)) == (78, True)
     misused = ran(place, "--api", WATCHER_HTTP_TOKEN="a-token-of-some-length").exception
     assert getattr(misused, "exit_code", None) == 2
     assert "--http 127.0.0.1:8787" in str(misused)

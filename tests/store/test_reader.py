@@ -163,6 +163,40 @@ async def test_a_queue_longer_than_a_page_is_read_once(
     assert [one async for one in reader.deliveries(OPS, ACCOUNT)] == waiting
 
 
+@pytest.mark.parametrize(
+    ("waiting", "event_id", "place", "behind"),
+    [
+        ((1, 2, 3, 4, 5, 6, 7), "evt_5", 5, 5),
+        ((1, 2, 3, 4, 5, 6, 7), "evt_7", 7, 7),
+        ((3, 4, 5, 6, 7), "evt_5", 5, 3),
+        ((5, 6, 7), "evt_5", 5, 1),
+        ((6, 7), "evt_5", 5, 0),
+        ((), "evt_5", 5, 0),
+        ((6, 7, 5), "evt_5", 5, 3),
+        ((1, 2, 3), "evt_3", 10**12, 3),
+        ((1, 2, 3), "", 2, 2),
+        ((1,), "", 2, 1),
+    ],
+)
+async def test_a_queue_is_read_on_behind_what_was_read_last_whatever_went_in_between(
+    redis_client: Redis,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+    waiting: tuple[int, ...],
+    event_id: str,
+    place: int,
+    behind: int,
+) -> None:
+    monkeypatch.setattr("watcher.store.reader._DELIVERIES_PAGE", 2)
+    store = a_store(redis_client, namespace)
+    if waiting:
+        await store.fill(*some_deliveries(*waiting))
+    reader = Reader(store.pipe, store.keys)
+    assert await reader.place_behind(OPS, ACCOUNT, event_id, place) == behind
+    found = [one.sequence async for one in reader.deliveries(OPS, ACCOUNT, behind) if one]
+    assert found == [*waiting[behind:]]
+
+
 async def test_the_latest_dead_letters_are_read_and_what_cannot_go_back_has_no_delivery(
     redis_client: Redis, namespace: str
 ) -> None:
@@ -183,3 +217,6 @@ async def test_the_latest_dead_letters_are_read_and_what_cannot_go_back_has_no_d
         (3, True, "evt_1", 1),
         (4, True, None, None),
     ]
+    behind = await Reader(store.pipe, store.keys).dead_letters_behind(OPS, shard, "1-1")
+    assert [one.at_ms for one in behind] == [2, 3, 4]
+    assert len(await Reader(store.pipe, store.keys).dead_letters_behind(OPS, shard, "")) == 4

@@ -108,12 +108,18 @@ class Door:
         return "show the token of --http as `Authorization: Bearer ...`, or as a password"
 
 
-def refuse_api_without(token: str | None) -> None:
-    """Refuse to open /v1 to whoever reaches the address, loopback or not. Raises ListenerRefused."""
+def check_api(token: str | None, *, has_key: bool) -> None:
+    """Refuse to open /v1 to whoever reaches the address, loopback or not, and without a key to seal what
+    comes in. Raises ListenerRefused."""
     if token is None:
         raise ListenerRefused(
             "--api always needs a token: put one into WATCHER_HTTP_TOKEN, such as "
             "`python3 -c 'import secrets; print(secrets.token_urlsafe(32))'` prints"
+        )
+    if not has_key:
+        raise ListenerRefused(
+            "--api needs a key to encrypt what it stores: let [api] secret_key be "
+            '"${WATCHER_SECRET_KEY}", and put there what `watcher secret new --key` prints'
         )
 
 

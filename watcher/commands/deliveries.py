@@ -122,7 +122,7 @@ async def command(
 
 async def _read(settings: "Settings", wanted: _Wanted) -> list[_Row]:
     """Read the rows that are wanted, and one more if there are more."""
-    from watcher.observe.views import attempt_line
+    from watcher.observe.views import attempt_line, letter_line
     from watcher.store.history import place
     from watcher.store.opening import open_to_look
     from watcher.store.queues import Breakers
@@ -146,7 +146,7 @@ async def _read(settings: "Settings", wanted: _Wanted) -> list[_Row]:
             latest = reader.dead_letters if wanted.kind == "dead" else reader.attempts
             found += [(name, entry) for entry in await latest(name, most, wanted.takes)]
     return [
-        letter_row(name, entry, now_ms)
+        letter_line(name, entry, now_ms)
         if isinstance(entry, DeadLetter)
         else attempt_line(name, entry, now_ms)
         for name, entry in sorted(found, key=lambda one: place(one[1].id))[-most:]  # of all subscriptions
@@ -167,30 +167,14 @@ async def _waiting(
     now_ms: int,
 ) -> AsyncIterator[_Row]:
     """Yield what waits at each position of a queue, from 1 on; the queue waits for the first."""
-    from watcher.engine.breaker import rests_until_ms
-    from watcher.journal.events import iso
+    from watcher.observe.views import waiting_line
 
     for name in names:
-        breaker = breakers.get(name)
-        is_paused = bool(breaker and breaker.paused_at_ms)
         for queue in filter(wanted.takes, await reader.queues(name)):
-            due_ms = max(queue.due_ms, 0 if is_paused else int(rests_until_ms(breaker)))
             position = 0
             async for delivery in reader.deliveries(name, queue.account):
                 position += 1
-                is_foreseen = position == 1 and not is_paused
-                yield {
-                    "kind": "waiting",
-                    "subscription": name,
-                    "account": queue.account,
-                    "position": position,
-                    **_event(delivery),
-                    "age_s": max(0, now_ms - delivery.sequence) // 1000 if delivery else None,
-                    "failed_attempts": queue.tries if delivery and delivery.entry == queue.tried else 0,
-                    "due_at": iso(due_ms) if is_foreseen else None,
-                    "due_in_s": max(0, due_ms - now_ms) // 1000 if is_foreseen else None,
-                    "paused": is_paused,
-                }
+                yield waiting_line(name, queue, position, delivery, breakers.get(name), now_ms)
 
 
 class _Found(NamedTuple):
@@ -205,6 +189,7 @@ class _Found(NamedTuple):
 
 async def _give_up(settings: "Settings", wanted: _Wanted, event_id: str, *, is_json: bool) -> int:
     """Give an event up where it is in front of its queue, or say what is; returns the exit code."""
+    from watcher.observe.views import event_of
     from watcher.store.layout import Layout, check_numbers
     from watcher.store.opening import open_to_look
     from watcher.store.queues import Queues
@@ -245,7 +230,7 @@ async def _give_up(settings: "Settings", wanted: _Wanted, event_id: str, *, is_j
                 say_json(
                     {
                         **line,
-                        **_event(delivery),
+                        **event_of(delivery),
                         "given_up": left is not None,
                         "in_front": in_front,
                         "left": left,
@@ -268,28 +253,6 @@ async def _give_up(settings: "Settings", wanted: _Wanted, event_id: str, *, is_j
                 click.echo(f"{owner} is number {position:,} of its queue; in front is {what}", err=True)
     say_next("watcher deliveries --dead")
     return _EXIT_NO if has_failed else 0
-
-
-def letter_row(name: str, letter: "DeadLetter", now_ms: int) -> _Row:
-    from watcher.journal.events import iso
-
-    return {
-        "kind": "dead",
-        "subscription": name,
-        "account": letter.account,
-        "event_id": letter.event_id,
-        "event_type": letter.delivery.type if letter.delivery else None,
-        "sequence": letter.sequence,
-        "given_up_at": iso(letter.at_ms),
-        "age_s": max(0, now_ms - letter.at_ms) // 1000,
-        "reason": letter.reason,
-    }
-
-
-def _event(delivery: "Delivery | None") -> _Row:
-    if delivery is None:
-        return {"event_id": None, "event_type": None, "sequence": None}
-    return {"event_id": delivery.event_id, "event_type": delivery.type, "sequence": delivery.sequence}
 
 
 def cells(row: _Row) -> list[str]:

@@ -67,12 +67,12 @@ def command(
             at = parse_address(address)
     loaded = load_or_exit(config_path)
     if at:
-        from watcher.api.access import Door, refuse_api_without
+        from watcher.api.access import Door, check_api
 
         token = token_given(token_name)
         Door(at, token)  # refuses what would be open to all
         if has_api:
-            refuse_api_without(token)
+            check_api(token, has_key=loaded.settings.api is not None)
     from watcher.service.exposure import Exposure
     from watcher.service.serve import serve  # heavy
 

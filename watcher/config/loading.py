@@ -180,17 +180,17 @@ _UNITS = (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1))
 def shown(settings: Settings) -> dict[str, Any]:
     """Give the configuration in the shape of its file, as plain values without a secret."""
     return {
-        "redis": _plain(settings.redis),
-        "worker": _plain(settings.worker),
-        "log": _plain(settings.log),
-        "egress": _plain(settings.egress),
-        **({"api": _plain(settings.api)} if settings.api else {}),
+        "redis": masked(settings.redis),
+        "worker": masked(settings.worker),
+        "log": masked(settings.log),
+        "egress": masked(settings.egress),
+        **({"api": masked(settings.api)} if settings.api else {}),
         "providers": {
-            name: {key: value for key, value in _plain(provider).items() if key != "name"}
+            name: {key: value for key, value in masked(provider).items() if key != "name"}
             for name, provider in settings.provider_by_name.items()
         },
-        "accounts": [_plain(account) for account in settings.account_by_name.values()],
-        "subscriptions": [_plain(subscription) for subscription in settings.subscription_by_name.values()],
+        "accounts": [masked(account) for account in settings.account_by_name.values()],
+        "subscriptions": [masked(subscription) for subscription in settings.subscription_by_name.values()],
     }
 
 
@@ -207,10 +207,11 @@ def as_toml(tree: Mapping[str, Any]) -> Iterator[str]:
             yield from _table(f"[{name}]", value)
 
 
-def _plain(value: Any) -> Any:
+def masked(value: Any) -> Any:
+    """Give a section as plain values: as it would be written in a file, without a secret."""
     if isinstance(value, BaseModel):
         named = type(value).model_fields.items()
-        fields = {field.alias or name: _plain(getattr(value, name)) for name, field in named}
+        fields = {field.alias or name: masked(getattr(value, name)) for name, field in named}
         # Of some a part may be seen; of others the type does not say that they are secret.
         if isinstance(value, RedisSettings):
             fields["url"] = safe_url(value.url.get_secret_value())
@@ -229,9 +230,9 @@ def _plain(value: Any) -> Any:
         unit, size = next((unit, size) for unit, size in _UNITS if whole_ms % size == 0)
         return f"{whole_ms // size}{unit}" if whole_ms else "0s"
     if isinstance(value, dict):
-        return {name: _plain(field) for name, field in value.items()}
+        return {name: masked(field) for name, field in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [masked(item) for item in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 

@@ -13,7 +13,7 @@ from yarl import URL
 from watcher.amounts import Conversions
 from watcher.engine.breaker import is_closed, pace_per_s, rests_until_ms, state
 from watcher.journal.account import Entry
-from watcher.journal.events import amounts_of, iso
+from watcher.journal.events import Delivery, amounts_of, iso
 from watcher.journal.explain import in_atoms, in_text
 from watcher.polling.cadence import patience_ms, stale_since_ms
 from watcher.printable import printable
@@ -27,7 +27,7 @@ from watcher.store.keys import Keys
 from watcher.store.members import Fingerprint, Presence
 from watcher.store.polls import Failing
 from watcher.store.queues import Breaker, Breakers
-from watcher.store.reader import Backlog, Overdue, Reader, Seen, Tried
+from watcher.store.reader import Backlog, DeadLetter, Overdue, Queue, Reader, Seen, Tried
 
 TIMEOUT_S = 2.0
 """Far less than Prometheus waits for a whole scrape (10 s)."""
@@ -301,6 +301,53 @@ def attempt_line(subscription: str, tried: Tried, now_ms: int) -> Line:
         "deliveries": together if isinstance(together, int) else 1,
         "at": iso(at_ms),
         "age_s": max(0, now_ms - at_ms) // 1000,
+    }
+
+
+def event_of(delivery: Delivery | None) -> Line:
+    """Name the event of a delivery; None where it cannot be read."""
+    if delivery is None:
+        return {"event_id": None, "event_type": None, "sequence": None}
+    return {"event_id": delivery.event_id, "event_type": delivery.type, "sequence": delivery.sequence}
+
+
+def waiting_line(
+    subscription: str,
+    queue: Queue,
+    position: int,
+    delivery: Delivery | None,
+    breaker: Breaker | None,
+    now_ms: int,
+) -> Line:
+    """What waits at a position of a queue, from 1 on; when the first is due."""
+    is_paused = breaker is not None and breaker.paused_at_ms > 0
+    due_ms = max(queue.due_ms, 0 if is_paused else int(rests_until_ms(breaker)))
+    is_foreseen = position == 1 and not is_paused
+    return {
+        "kind": "waiting",
+        "subscription": subscription,
+        "account": queue.account,
+        "position": position,
+        **event_of(delivery),
+        "age_s": max(0, now_ms - delivery.sequence) // 1000 if delivery else None,
+        "failed_attempts": queue.tries if delivery and delivery.entry == queue.tried else 0,
+        "due_at": iso(due_ms) if is_foreseen else None,
+        "due_in_s": max(0, due_ms - now_ms) // 1000 if is_foreseen else None,
+        "paused": is_paused,
+    }
+
+
+def letter_line(subscription: str, letter: DeadLetter, now_ms: int) -> Line:
+    return {
+        "kind": "dead",
+        "subscription": subscription,
+        "account": letter.account,
+        "event_id": letter.event_id,
+        "event_type": letter.delivery.type if letter.delivery else None,
+        "sequence": letter.sequence,
+        "given_up_at": iso(letter.at_ms),
+        "age_s": max(0, now_ms - letter.at_ms) // 1000,
+        "reason": letter.reason,
     }
 
 

@@ -165,6 +165,11 @@ class Reader:
                 found[name.decode("utf-8", "replace")] = read_failing(said)
         return found
 
+    async def failure(self, provider: str, account: str) -> Failing | None:
+        """Read whether an account fails, and how; None where its last poll did not."""
+        said = await self._pipe.command("HGET", self._keys.failing(shard_of(account), provider), account)
+        return None if said is None else read_failing(said)
+
     async def count_failing(self, provider: str) -> int:
         """Count the accounts of a provider that fail."""
         asked = (self._pipe.command("HLEN", self._keys.failing(shard, provider)) for shard in range(SHARDS))
@@ -228,26 +233,50 @@ class Reader:
 
     async def queues(self, subscription: str) -> list[Queue]:
         """List the queues of a subscription where something waits, by when they are due."""
-        asked = [
-            self._pipe.command(*command)
-            for shard in range(SHARDS)
-            for command in (
-                ("ZRANGE", self._keys.queues(shard, subscription), 0, -1, "WITHSCORES"),
-                ("HGETALL", self._keys.tries(shard, subscription)),
-            )
-        ]
-        answers = await asyncio.gather(*asked)
-        found: list[Queue] = []
-        for pairs, tries in zip(answers[::2], answers[1::2], strict=True):
-            tried_by_account = dict(zip(tries[::2], tries[1::2], strict=True))
-            for account, score in zip(pairs[::2], pairs[1::2], strict=True):
-                tried = read_tries(tried_by_account.get(account, b""))
-                found.append(Queue(account.decode("utf-8", "replace"), read_score(score), *tried))
+        parts = await asyncio.gather(*(self.queues_of_shard(subscription, each) for each in range(SHARDS)))
+        found = (queue for part in parts for queue in part)
         return sorted(found, key=lambda queue: (queue.due_ms, queue.account))
 
-    async def deliveries(self, subscription: str, account: str) -> AsyncIterator[Delivery | None]:
-        """Read a queue, oldest first; None for what cannot be read. It may be worked on meanwhile."""
-        start = 0
+    async def queues_of_shard(self, subscription: str, shard: int) -> list[Queue]:
+        """List those of one shard, in any order."""
+        pairs, tries = await asyncio.gather(
+            self._pipe.command("ZRANGE", self._keys.queues(shard, subscription), 0, -1, "WITHSCORES"),
+            self._pipe.command("HGETALL", self._keys.tries(shard, subscription)),
+        )
+        tried_by_account = dict(zip(tries[::2], tries[1::2], strict=True))
+        return [
+            Queue(
+                account.decode("utf-8", "replace"),
+                read_score(score),
+                *read_tries(tried_by_account.get(account, b"")),
+            )
+            for account, score in zip(pairs[::2], pairs[1::2], strict=True)
+        ]
+
+    async def place_behind(self, subscription: str, account: str, event_id: str, place: int) -> int:
+        """Find where a queue goes on behind a delivery that was the `place`-th in it, from 1 on. What was in
+        front of it may have gone since, or it itself, and then so has all in front of it. Without an id, it
+        is that place."""
+        keys = [self._keys.queue(subscription, account)]
+        length, _ = await self._pipe.script(_MEASURE_QUEUES, keys)
+        end: int = min(place, length)
+        if not event_id:
+            return end
+        keys.append(self._keys.bodies(shard_of(account)))
+        while end > 0:
+            start = max(0, end - _DELIVERIES_PAGE)
+            found = await self._pipe.script(_READ_QUEUE, keys, start, end - 1)
+            ids = [entry.partition(b" ")[0].decode("utf-8", "replace") for entry in found[::2]]
+            if event_id in ids:
+                return end - ids[::-1].index(event_id)
+            end = start
+        return 0
+
+    async def deliveries(
+        self, subscription: str, account: str, start: int = 0
+    ) -> AsyncIterator[Delivery | None]:
+        """Read a queue, oldest first, from a place on (counted from 0); None for what cannot be read. It may
+        be worked on meanwhile."""
         keys = [self._keys.queue(subscription, account), self._keys.bodies(shard_of(account))]
         while True:
             found = await self._pipe.script(_READ_QUEUE, keys, start, start + _DELIVERIES_PAGE - 1)
@@ -277,6 +306,12 @@ class Reader:
             if len(page) < _LETTERS_PAGE:
                 return
             start = f"({page[-1].id}"
+
+    async def dead_letters_behind(self, subscription: str, shard: int, letter_id: str) -> list[DeadLetter]:
+        """Read a page of one shard's dead letters, oldest first, from behind one of them on ("": from the
+        first). Those whose bodies had to go are not among them."""
+        start = f"({letter_id}" if letter_id else "-"
+        return await self._letters(subscription, shard, "XRANGE", start, "+")
 
     async def dead_letters(
         self, subscription: str, limit: int, takes: Callable[[DeadLetter], bool]
