@@ -1,5 +1,6 @@
 import os
 import pty
+import re
 import stat
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from watcher.commands.init import (
 from watcher.config.findings import ConfigRefused
 from watcher.config.loading import Loaded, load
 from watcher.providers.contract import kinds
+from watcher.settings import PER_SECOND_BY_FORMAT
 
 
 @pytest.fixture(autouse=True)
@@ -145,9 +147,25 @@ def test_each_variable_is_named_with_where_its_value_comes_from() -> None:
     assert result.stdout.splitlines()[1:] == ["watcher check", "watcher ping ops", "watcher run"]
 
 
+def test_for_a_chat_it_says_where_to_get_its_url_in_the_file_too() -> None:
+    result = init("--provider", "evm", "--to", "slack")
+    assert result.stdout.splitlines() == [
+        "export SLACK_URL='https://hooks.slack.com/services/T000/B000/your-token'",
+        *("watcher check", "watcher ping ops", "watcher run"),
+    ]
+    origin = "SLACK_URL: api.slack.com/apps: your app (or Create New App), Incoming Webhooks, Add New Webhook"
+    assert origin in result.stderr
+    assert origin in Path("watcher.toml").read_text()
+
+
+def test_every_format_is_a_destination() -> None:
+    assert {*destinations()} == {*PER_SECOND_BY_FORMAT, "none"}
+
+
 def test_what_is_unknown_writes_nothing() -> None:
     result = init("--provider", "stripee")
     assert result.stderr == "Error: no kind of provider is called 'stripee'; did you mean 'stripe'?\n"
+    assert init("--to", "slak").stderr == "Error: no destination is called 'slak'; did you mean 'slack'?\n"
     result = init("--to", "standart")
     assert result.stderr == "Error: no destination is called 'standart'; did you mean 'standard'?\n"
     assert (result.exit_code, Path("watcher.toml").exists()) == (2, False)
@@ -169,3 +187,13 @@ def test_on_a_terminal_it_asks_for_both_and_again_where_nothing_has_that_name() 
     assert printed.splitlines() == ["watcher check", "watcher run"]
     assert b"did you mean 'esplora'?" in said
     assert Path("watcher.toml").read_text() == example_with("esplora", "none")
+
+
+@pytest.mark.parametrize("destination", PER_SECOND_BY_FORMAT)
+def test_what_stands_behind_a_sign_is_good_too(destination: str) -> None:
+    text = example_with("ethereum", destination)
+    Path("watcher.toml").write_text(re.sub(r"(?m)^# (?=(?:events|assets|template) = )", "", text))
+    assignments = (stand_in(name).partition("=") for name in variables_of(text))
+    found = load(Path("watcher.toml"), {name: value.strip("'") for name, _, value in assignments})
+    assert found.warnings == ()
+    assert found.settings.subscription_by_name["ops"].events

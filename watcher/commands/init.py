@@ -39,7 +39,7 @@ _FROM, _MANY, _SENT = (
 @click.option(
     "--to",
     metavar="NAME",
-    help="Where events go: standard (signed webhooks) or none.",
+    help="Where events go: standard (signed webhooks), the name of a chat service, or none.",
     shell_complete=lambda _, __, text: [name for name in destinations() if name.startswith(text)],
 )
 @click.option("--force", "is_forced", is_flag=True, help="Replace the file if it is there.")
