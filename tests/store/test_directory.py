@@ -22,6 +22,7 @@ from watcher.store.directory import (
 )
 from watcher.store.errors import DamagedKey
 from watcher.store.keys import shard_of
+from watcher.store.members import Enrolled
 
 pytestmark = pytest.mark.parametrize("engine", EVERY_ENGINE)
 
@@ -166,6 +167,20 @@ async def test_what_the_file_defines_keeps_its_place_on_the_schedule(
     await place.delete(is_shadowed=True)
     assert await place.due() == 1
     assert await place.removed() == {}
+
+
+async def test_a_reload_takes_nothing_off_that_the_directory_has(redis_client: Redis, namespace: str) -> None:
+    place = a_place(redis_client, namespace)
+    roster, (one, moved, damaged, gone) = place.store.roster, NEIGHBOURS[:4]
+    await roster.enroll({PROVIDER: [one, moved, damaged, gone], "shop": []}, now_ms=1)
+    await place.put(one)
+    await place.put(moved, provider="shop")
+    await place.put(damaged)
+    await place.store.pipe.command("HSET", place.store.keys.account_records(SHARD), damaged, "damaged")
+    assert await roster.enroll({PROVIDER: [], "shop": [moved]}, now_ms=2) == Enrolled(0, 2, (gone,))
+    assert [await place.due(name) for name in (one, moved, damaged, gone)] == [1, None, 1, None]
+    assert await place.due(moved, "shop") is not None
+    assert list(await place.removed()) == [gone]
 
 
 async def test_a_write_that_expects_another_version_changes_nothing(

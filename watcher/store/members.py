@@ -341,8 +341,8 @@ class Roster:
                     added += await self._add(shard, provider, [*wanted - known], now_ms)
                     if remove:
                         left = sorted(known - wanted)
-                        gone += await self._remove(shard, provider, left, is_configured, now_ms)
-                        removed += len(known - wanted)
+                        count, names = await self._remove(shard, provider, left, is_configured, now_ms)
+                        removed, gone = removed + count, gone + names
         return Enrolled(added, removed, tuple(gone))
 
     async def forget(self, now_ms: int) -> int:
@@ -428,22 +428,26 @@ class Roster:
         names: list[bytes],
         is_configured: Callable[[str], bool],
         now_ms: int,
-    ) -> list[str]:
-        """Take accounts off a schedule; names those that no provider has any more."""
+    ) -> tuple[int, list[str]]:
+        """Take accounts off a schedule, but for what the directory has there. Returns how many, and which
+        of them no provider has any more."""
         forget_ms = now_ms + int(1000 * FORGET_ACCOUNT_AFTER.total_seconds())
         keys = [
             self._keys.polls(shard, provider),
             self._keys.failing(shard, provider),
             self._keys.removed(shard),
             self._keys.nothing(shard),
+            self._keys.account_records(shard),
         ]
-        found: list[str] = []
+        count, found = 0, list[str]()
         for group in in_parts(names, _AT_ONCE):
             gone = [name for name in _texts(group) if shard_of(name) == shard and not is_configured(name)]
             others = {*group}.difference(name.encode() for name in gone)
-            await self._pipe.script(_TAKE_OFF, keys, forget_ms, len(gone), *gone, *sorted(others))
-            found += gone
-        return found
+            arguments = forget_ms, len(gone), provider, *gone, *sorted(others)
+            stay = {*_texts(await self._pipe.script(_TAKE_OFF, keys, *arguments))}
+            found += (name for name in gone if name not in stay)
+            count += len(group) - len(stay)
+        return count, found
 
 
 def _texts(names: Iterable[bytes]) -> list[str]:

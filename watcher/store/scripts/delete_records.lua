@@ -1,6 +1,6 @@
 -- Delete records of the directory, each a step, with a line that it changed; an account leaves all schedules, and is
 -- forgotten later. Safe to repeat: what is gone stays gone.
--- uses changes
+-- uses changes, records
 -- KEYS    1 records of accounts   2 records of subscriptions   3 changes   4 removed accounts
 --         5 nothing (deleted first, see claim)   6.. for each provider: its schedule, failing
 -- ARGV    1 after how many ms an account is forgotten   2 how many changes are kept

@@ -1,7 +1,7 @@
 -- Write records of the directory, each a step: the record, a line that it changed, and the place of an account on the
 -- schedule of its provider. Versions rise with every step, and with the server's clock.
 -- Safe to repeat: nothing is sealed alike twice, so what lies there and looks the same was written by this call.
--- uses changes
+-- uses changes, records
 -- KEYS    1 records of accounts   2 records of subscriptions   3 changes   4 removed accounts   5 due providers
 --         6.. for each provider: its schedule, failing
 -- ARGV    1 how many accounts may lie here   2 how many subscriptions   3 how many changes are kept
@@ -46,7 +46,7 @@ for at = 5 + providers, #ARGV, 7 do
     note_change(changes, kept, version, first, kind, name)
     version = version + 1
     if place > 0 then
-      local before = place_by_provider[string.match(record or '', '^%d+ %d+ {"provider":"([^"]+)"}') or ''] or place
+      local before = place_by_provider[provider_of(record) or ''] or place
       if before ~= place then
         redis.call('ZREM', KEYS[4 + 2 * before], name)
         redis.call('HDEL', KEYS[5 + 2 * before], name)

@@ -1,8 +1,7 @@
--- Notes what changes in the directory of a shard, and says whether a record may be replaced. This is no script of its own:
--- it stands in front of those that say `-- uses changes`. A change is named `version-first`: the first is the time of the
--- shard's first change, which is another one where a store has lost them all. Versions are microseconds (which a double
--- holds exactly), as many writes happen in one millisecond: they never run ahead of the clock, so that a store that went
--- back gives none a second time.
+-- Notes what changes in the directory of a shard. This is no script of its own: it stands in front of those that say
+-- `-- uses changes`. A change is named `version-first`: the first is the time of the shard's first change, which is
+-- another one where a store has lost them all. Versions are microseconds (a double holds them exactly), as many writes
+-- happen in one millisecond: they never run ahead of the clock, so that a store that went back gives none a second time.
 
 local function next_change(changes) -- returns the lowest version it may have, the first one's, and the time (ms)
   local time = redis.call('TIME')
@@ -14,15 +13,4 @@ end
 
 local function note_change(changes, kept, version, first, kind, name)
   redis.call('XADD', changes, 'MAXLEN', '~', kept, string.format('%d-', version) .. first, kind, name)
-end
-
-local function version_of(record) -- 0 where there is none, or it is damaged
-  return tonumber(string.match(record or '', '^%d+') or 0)
-end
-
-local function allows(rule, there) -- '': whatever lies there, N: that version alone (0: none), <N: what is below
-  if rule == '' then return true end
-  local below = string.match(rule, '^<(%d+)$')
-  if below then return there < tonumber(below) end
-  return there == tonumber(rule)
 end
