@@ -29,15 +29,17 @@ from tests.support.stores import (
 from watcher.delivery.resend import Resend
 from watcher.journal.events import Delivery, Event
 from watcher.store.consistency import Flaw, Lasting, Named, keys_of_accounts, lasting, strange
+from watcher.store.directory import Directory, Write
 from watcher.store.inventory import StoreAudit
 from watcher.store.keeper import Keeper
-from watcher.store.keys import SHARDS, Keys
+from watcher.store.keys import SHARDS, Keys, shard_of
 from watcher.store.polls import Polls
 from watcher.store.queues import Bounds, Queues
 from watcher.store.schedule import Lease
 
 AUDIT = "audit"
-OTHER = NEIGHBOURS[0]
+OTHER, ADDED = NEIGHBOURS[:2]
+ELSEWHERE = next(name for name in map("n{}".format, range(99)) if shard_of(name) != SHARD)
 CONTENT = a_delivery().content
 TIGHT = Bounds(log=600, dead=500, attempts=200)
 
@@ -198,6 +200,9 @@ async def a_whole_store(client: Redis, namespace: str) -> Store:
     lease = await store.lease_queue()
     lease, begun = await store.begin(lease)
     until = store.queues.until(lease, MINUTE_MS)
+    directory = Directory(store.pipe, store.keys)
+    await directory.put(Write("account", ADDED, {"provider": PROVIDER}, b"sealed"))
+    await directory.put(Write("subscription", ADDED, {}, b"sealed"))
     await store.queues.dead(OPS, lease, begun.deliveries[0][0], until=until, reason="410", record=b"{}")
     assert await flaws(store) == []
     return store
@@ -224,6 +229,10 @@ def queue(keys: Keys) -> str:
 
 def backlogs(keys: Keys) -> str:
     return keys.backlogs(SHARD)
+
+
+def records(keys: Keys) -> str:
+    return keys.account_records(SHARD)
 
 
 def schedule(keys: Keys) -> str:
@@ -286,6 +295,22 @@ DAMAGES: dict[str, tuple[Damage, set[str]]] = {
         {"type"},
     ),
     "the bodies are of another type": (to("SET", bodies, 1), {"type"}),
+    "a record is garbage": (to("HSET", records, ADDED, "garbage"), {"record"}),
+    "a subscription's record is garbage": (
+        to("HSET", lambda keys: keys.subscription_records(SHARD), ADDED, b"1 1 {}\n"),
+        {"record"},
+    ),
+    "a record lies in another shard": (to("HSET", records, ELSEWHERE, b"1 1 {}\nx"), {"record"}),
+    "no change names a record": (to("DEL", lambda keys: keys.changes(SHARD)), {"record"}),
+    "an account of the directory is to be forgotten": (
+        to("ZADD", lambda keys: keys.removed(SHARD), 1, ADDED),
+        {"record"},
+    ),
+    "an account of the directory is on no schedule": (
+        to("ZREM", lambda keys: keys.polls(SHARD, PROVIDER), ADDED),
+        {"unpolled"},
+    ),
+    "the records are of another type": (to("SET", records, 1), {"type"}),
     "a key is nobody's": (to("SET", lambda keys: f"{keys.namespace}:notes", 1), {"unknown"}),
     "a key lies in another shard": (
         to("SET", lambda keys: f"{keys.namespace}:{{{SHARD + 1}}}:account:{ACCOUNT}", 1),

@@ -153,11 +153,13 @@ async def _audit_store(settings: "Settings", *, is_json: bool) -> int:
             f"not judged: {many(moving, 'part')} that workers moved at every look; ask again", err=True
         )
     flaws = sum(len(part.flaws) for part in parts)
-    bodies, references, queues, states = (
-        sum(getattr(part, what) for part in parts) for what in ("bodies", "references", "queues", "states")
+    bodies, references, queues, states, records = (
+        sum(getattr(part, what) for part in parts)
+        for what in ("bodies", "references", "queues", "states", "records")
     )
     what = f"{many(bodies, 'body', 'bodies')} with {many(references, 'reference')}, "
     what += f"{many(queues, 'queue')}, {many(states, 'state')}"
+    what += f", {many(records, 'record')} of the directory" if records else ""
     click.echo(f"{what}: {many(flaws, 'disagreement') if flaws else 'nothing disagrees'}", err=True)
     return 1 if flaws else 0
 

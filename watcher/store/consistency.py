@@ -24,10 +24,12 @@ _BODY = re.compile(rb"([0-9]{1,9}) (\S+)\n")
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _SHARD = r"\{(?P<shard>[0-9]|1[0-5])\}"
 _OURS = re.compile(
-    rf"""(meta|breakers|workers|watch|marks|mover|keeper)
+    rf"""(meta|breakers|workers|watch|marks|mover|keeper|verifier)
+    |rate:ping:\S{{1,300}}
     |(configuration|waiting|probes|rate|rate:subscription|names):{_NAME}
     |{_SHARD}:(
-        due:(polls|queues)|directory:(accounts|subscriptions|changes)|removed|events|bodies|sizes|backlogs|given_up|layout|nothing|trial:{_NAME}
+        due:(polls|queues)|directory:(accounts|subscriptions|changes)|removed
+        |events|bodies|sizes|backlogs|given_up|layout|nothing|trial:{_NAME}
         |(schedule:polls|schedule:queues|failing|retries|results|row|dead_letters|attempts):{_NAME}
         |(account|queued|queue:(?P<subscription>{_NAME})):(?P<account>{_NAME})
     )""",
@@ -62,9 +64,10 @@ class Inventory:
         self.bodies: dict[str, Body] = {}
         self.queues = 0
         self.states = 0
+        self.records = 0
         self.accounts: set[str] = set()
         self.subscriptions: set[str] = set()
-        """Those that the log names."""
+        """Those that the log and the directory name."""
         self._keys = keys
         self._shard = shard
         self._by_holder: Mapping[str, Counter[str]] = {
@@ -198,6 +201,40 @@ class Inventory:
         if is_polls:
             advice = f"a worker that runs corrects it within seconds; else: ZADD {index} 0 {name}"
         self._find("index", f"{kind} of {name}", text, advice)
+
+    def of_directory(
+        self,
+        kind: str,
+        name: str,
+        key: str,
+        *,
+        version: int | None,
+        last: int,
+        is_polled: bool,
+        is_removed: bool,
+    ) -> None:
+        """Take a record of the directory, its version (None: it cannot be read) and that of the shard's last
+        change; of an account also, whether it is on a schedule, or to be forgotten."""
+        self.records += 1
+        (self.accounts if kind == "account" else self.subscriptions).add(name)
+        about, removed = f"{key} {name}", self._keys.removed(self._shard)
+        if version is None:
+            advice = f"workers pass it over: put the {kind} again, or HDEL {key} {name}"
+            self._find("record", about, "it cannot be read", advice)
+        elif shard_of(name) != self._shard:
+            text = f"it belongs to shard {shard_of(name)}"
+            self._find("record", about, text, f"no program looks for it here: HDEL {key} {name}")
+        elif version > last:
+            text = f"its version, {version}, is not among the changes: the last one is {last}"
+            self._find(
+                "record", about, text, f"no worker follows it before its restart: put the {kind} again"
+            )
+        elif kind == "account" and is_removed:
+            text = "it is to be forgotten, as if it had left the configuration"
+            self._find("record", about, text, f"its state will be lost; to keep it: ZREM {removed} {name}")
+        elif kind == "account" and not is_polled:
+            text = "it is on no schedule of polls"
+            self._find("unpolled", about, text, "a worker with its provider puts it there within seconds")
 
     def state(self, account: str, damage: str | None) -> None:
         """Take a state, and why it cannot be read."""

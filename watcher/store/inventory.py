@@ -11,6 +11,7 @@ from typing import TypeVar
 from redis.exceptions import NoPermissionError
 
 from watcher.store.consistency import Flaw, Inventory, keys_of_accounts, lasting, strange
+from watcher.store.directory import Directory, version_of
 from watcher.store.errors import DamagedKey
 from watcher.store.exceptions import StoreError
 from watcher.store.history import START
@@ -50,6 +51,7 @@ class Audited:
     references: int = 0
     queues: int = 0
     states: int = 0
+    records: int = 0
 
 
 class StoreAudit:
@@ -92,7 +94,7 @@ class StoreAudit:
             looks.append(found.finish())
             if not looks[-1]:
                 break
-        counts = len(found.bodies), found.references, found.queues, found.states
+        counts = len(found.bodies), found.references, found.queues, found.states, found.records
         return Audited(shard, *lasting(looks), *counts)
 
 
@@ -117,8 +119,13 @@ class _Look:
         providers = sorted(provider_names(said) | await self._members(keys.due_polls(shard)))
         known = (named or {}).get(shard, set[tuple[str, str]]())
         accounts = dict.fromkeys([*found.accounts, *(account for _, account in known)], "")
+        polled = set[str]()
         for name in providers:
-            accounts |= dict.fromkeys(await self._members(keys.polls(shard, name)), name)
+            members = await self._members(keys.polls(shard, name))
+            polled |= members
+            accounts |= dict.fromkeys(members, name)
+        await self._directory(polled)
+        accounts = {**dict.fromkeys(found.accounts, ""), **accounts}
         accounts = {account: name for account, name in accounts.items() if shard_of(account) == shard}
         queues = {(name, account) for name, account in known if name}
         if named is None:
@@ -214,6 +221,27 @@ class _Look:
                 after = entry_id.decode()
             if len(records) < 3 * _PAGE:
                 return first, noted
+
+    async def _directory(self, polled: Collection[str]) -> None:
+        """Read the records of the directory, after the accounts that are polled."""
+        keys, shard = self._keys, self._shard
+        by_kind = {"account": keys.account_records(shard), "subscription": keys.subscription_records(shard)}
+        asking = Directory(self._pipe, keys).read(shard)
+        held = await self._ask(asking, [*by_kind.values(), keys.changes(shard)])
+        if held is None:
+            return
+        removed = await self._members(keys.removed(shard))
+        versions = {(one.kind, one.name): one.version for one in held.records}
+        for kind, name in (*versions, *held.damaged):
+            self._found.of_directory(
+                kind,
+                name,
+                by_kind[kind],
+                version=versions.get((kind, name)),
+                last=version_of(held.head),
+                is_polled=name in polled,
+                is_removed=name in removed,
+            )
 
     async def _bodies(self) -> None:
         key, cursor = self._keys.bodies(self._shard), b"0"
