@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -42,8 +43,12 @@ COMMANDS_BY_PURPOSE: Mapping[str, Mapping[str, str]] = {
         "history": "A balance over time, from the event log.",
         "events": "What was emitted, from the event log.",
         "deliveries": "What waits, what was given up, what was tried.",
-        "subscriptions": "The state of subscriptions; pause and resume them.",
+        "subscriptions": "The state of subscriptions; pause, resume, remove them.",
+        "accounts": "List accounts, remove one, or let it begin anew.",
         "tail": "Structured log lines, for people, with filters.",
+    },
+    "Back up": {
+        "export": "Write what came through the API into files.",
     },
     "Act and prove": {
         "poll": "Poll accounts now, as a hook or a webhook asks.",
@@ -51,7 +56,6 @@ COMMANDS_BY_PURPOSE: Mapping[str, Mapping[str, str]] = {
         "resend": "Send again: dead letters, or events from the log.",
         "audit": "Prove that baselines, events and balances add up.",
         "explain": "What events two answers of a provider would make.",
-        "accounts": "Let an account begin anew, with a baseline.",
         "store": "The layout of the store: show it, move it up and back.",
     },
     "The receiver's side": {
@@ -64,7 +68,7 @@ COMMANDS_BY_PURPOSE: Mapping[str, Mapping[str, str]] = {
         "secret": "Make a signing secret.",
     },
 }
-"""Every command there is, in the order of the help. `watcher.commands.<name>` must exist."""
+"""Every command, in the order of the help. `watcher.commands.<name>` must exist: `import_` for import."""
 
 _COMPLETE = "_WATCHER_COMPLETE"
 COMMANDS = [name for commands in COMMANDS_BY_PURPOSE.values() for name in commands]
@@ -79,7 +83,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"watcher.commands.{cmd_name}").command
+        module = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        command: click.Command = import_module(f"watcher.commands.{module}").command
         return command
 
     def resolve_command(

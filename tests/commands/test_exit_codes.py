@@ -44,6 +44,8 @@ LOOKS: tuple[Call, ...] = (
     ("deliveries", "--attempts"),
     ("subscriptions",),
     ("audit",),
+    ("accounts",),
+    ("accounts", "show", "treasury"),
     ("resend", "--subscription", "ops", "--dead", "--dry-run"),
     ("resend", "--subscription", "ops", "--since", "1d", "--dry-run"),
 )
@@ -52,6 +54,7 @@ ACTS: tuple[Call, ...] = (
     ("subscriptions", "resume", "ops"),
     ("accounts", "reset", "treasury", "--yes"),
     ("poll", "treasury"),
+    ("export", "--to", "exported"),
 )
 TRIES: tuple[Call, ...] = (("check", "--connect"),)
 RUNS: tuple[Call, ...] = (("run", "--once"),)
@@ -84,6 +87,9 @@ account_id = 1
 name = "ops"
 url = "http://127.0.0.1:{closed}/in"
 secrets = ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]
+
+[api]
+secret_key = "wkey_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 """
 
 

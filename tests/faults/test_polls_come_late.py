@@ -9,7 +9,8 @@ from structlog.testing import capture_logs
 
 from tests.support.rig import Rig, a_rig
 from tests.support.scraped import a_listener_of, scrape
-from watcher.commands.status import _read_lines
+from watcher.commands.status import read_lines
+from watcher.config.loading import Look
 from watcher.providers.loopring import LoopringAccount
 from watcher.settings import Settings
 
@@ -64,7 +65,7 @@ async def test_polls_that_cannot_keep_up_are_told_once_for_each_account_and_in_o
                 assert worker.counters.polls > polls
                 assert types(rig) == {"account.stale": ACCOUNTS}, "polls that come late do not end it"
                 assert (await scrape(port)).value("watcher_accounts_stale", provider="loopring") == ACCOUNTS
-                status = await _read_lines(settings, is_whole=True)
+                status = await read_lines(Look(settings))
                 stale = [line for line in status if "stale" in line.get("problems", ())]
                 assert len(stale) == ACCOUNTS
                 worker.reload(overloaded(rig, 1000))

@@ -15,7 +15,8 @@ from tests.support.builders import a_subscription, seconds
 from tests.support.provider_staging import loopring_account, loopring_settings
 from tests.support.scraped import parsed
 from tests.support.stores import MINUTE_MS, OPS, PROVIDER, Store, a_commit, a_store
-from watcher.commands.status import _read_lines
+from watcher.commands.status import read_lines
+from watcher.config.loading import Look as Configuration
 from watcher.engine.loop import Neighbours
 from watcher.observe.metrics import Metrics
 from watcher.observe.page import look
@@ -91,7 +92,7 @@ class Bench:
     async def agreed(self) -> set[str]:
         """Look as a worker does every second; returns which accounts are stale, once all say the same."""
         await self.configured.poll_work.look_stale()
-        status = await _read_lines(self.settings, is_whole=True)
+        status = await read_lines(Configuration(self.settings))
         by_status = {
             line["account"] for line in status if line["kind"] == "account" and "stale" in line["problems"]
         }

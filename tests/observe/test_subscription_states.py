@@ -9,7 +9,8 @@ from redis.asyncio import Redis
 from tests.support.builders import a_subscription
 from tests.support.scraped import parsed
 from tests.support.stores import Store, a_delivery, a_store, fail, pause
-from watcher.commands.status import _read_lines, as_text
+from watcher.commands.status import as_text, read_lines
+from watcher.config.loading import Look as Configuration
 from watcher.observe.metrics import Metrics
 from watcher.observe.page.look import Look
 from watcher.run.worker import Opened, Worker
@@ -61,7 +62,7 @@ async def worker(redis_client: Redis, redis_server_url: str, namespace: str) -> 
 
 
 async def test_status_metrics_and_page_agree_on_what_a_subscription_is_and_why(worker: Worker) -> None:
-    status = await _read_lines(worker.settings, is_whole=True)
+    status = await read_lines(Configuration(worker.settings))
     lines = {line["subscription"]: line for line in status if line["kind"] == "subscription"}
     page = json.loads(await Look(worker).json())["seen"]["subscriptions"]["shown"]
     by_page = {one["subscription"]: one for one in page}
@@ -88,14 +89,14 @@ async def test_a_delayed_subscription_says_how_its_latest_attempt_failed(
     lease = await store.lease_queue(subscription="old")
     said = b'{"outcome":"retry","status":422,"error":null}'
     assert await store.queues.retry("old", lease, head, wait_ms=60_000, record=said) is Reply.DONE
-    lines = await _read_lines(worker.settings, is_whole=True)
+    lines = await read_lines(Configuration(worker.settings))
     reasons = {line["subscription"]: line["reason"] for line in lines if line["kind"] == "subscription"}
     assert (reasons["old"], reasons["idle"]) == ("status 422", None)
     assert "    failed last: status 422" in "\n".join(as_text(lines))
 
 
 async def test_the_screen_says_what_was_answered_and_for_how_long_nothing_is_sent(worker: Worker) -> None:
-    screen = "\n".join(as_text(await _read_lines(worker.settings, is_whole=True)))
+    screen = "\n".join(as_text(await read_lines(Configuration(worker.settings))))
     assert "2 of 7 as they should be" in screen
     assert "circuit breaker open, backing off for" in screen
     assert "backing off for 59s: status 429" in screen or "backing off for 1m 0s: status 429" in screen
@@ -109,7 +110,7 @@ async def test_the_screen_says_what_was_answered_and_for_how_long_nothing_is_sen
 async def test_a_queue_that_is_tried_again_is_listed_and_as_it_should_be_and_a_dead_letter_is_not(
     worker: Worker, found: dict[str, int], well: int, says: str
 ) -> None:
-    lines = await _read_lines(worker.settings, is_whole=True)
+    lines = await read_lines(Configuration(worker.settings))
     (young,) = (line for line in lines if line.get("subscription") == "young")
     young |= {"state": "healthy", **found}
     screen = "\n".join(as_text(lines))

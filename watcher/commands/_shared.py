@@ -115,6 +115,18 @@ def _check(given: Mapping[str, str]) -> None:
         raise click.BadParameter(detail["msg"].removeprefix("Value error, "), param_hint=option) from None
 
 
+json_option = click.option("--json", "is_json", is_flag=True, help="One JSON object per line.")
+sure_option = click.option("--yes", "is_sure", is_flag=True, help="Do not ask.")
+
+
+class ListFirst(click.Group):
+    """A group whose command `list` may go unsaid."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        is_said = bool(args) and (args[0] in self.commands or args[0] in ctx.help_option_names)
+        return super().parse_args(ctx, args if is_said else ["list", *args])
+
+
 def load_or_exit(config_path: Path | None, *, is_json: bool = False) -> "Loaded":
     """Load the configuration, or print every mistake in it and end the command with exit code 78."""
     from watcher.config.findings import ConfigRefused

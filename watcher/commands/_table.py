@@ -4,11 +4,11 @@ Refuses to show text from outside as it came: control characters are escaped.
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
@@ -18,6 +18,8 @@ from watcher.printable import many, printable
 if TYPE_CHECKING:
     from watcher.config.loading import Look
     from watcher.settings import Settings
+    from watcher.store.directory import Kind, Record
+    from watcher.store.opening import OpenStore
 
 UNKNOWN_INTERVAL = timedelta(days=366)
 """Of an account that only Redis knows: it counts as stale where its workers have emitted so."""
@@ -29,23 +31,66 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Characters that a spreadsheet takes for the beginning of a formula."""
 
 
-async def known(look: "Look") -> "Settings":
-    """Return the configuration; to an incomplete one add the accounts that Redis knows."""
-    if look.is_whole:
-        return look.settings
-    from watcher.settings import AccountSettings
+class Opened(NamedTuple):
+    """Redis, and what is known by it and the configuration. `records` are those of the API, by kind and name:
+    where the configuration has the name, too, it counts.
+    """
+
+    look: "Look"
+    store: "OpenStore"
+    settings: "Settings"
+    records: "Mapping[tuple[str, str], Record]"
+
+    def origin(self, kind: "Kind", name: str) -> Literal["file", "api", "redis"]:
+        """Say where it comes from; beside a broken file Redis may know it alone."""
+        file = self.look.settings
+        if name in (file.account_by_name if kind == "account" else file.subscription_by_name):
+            return "file"
+        return "api" if (kind, name) in self.records else "redis"
+
+
+@asynccontextmanager
+async def opened(look: "Look") -> AsyncIterator[Opened]:
+    """Open Redis to look at it, and add the names of what came through the API to the configuration; to an
+    incomplete one the accounts that Redis knows, too.
+    """
+    from pydantic import SecretStr
+
+    from watcher.settings import AccountSettings, SubscriptionSettings
+    from watcher.store.directory import Directory
     from watcher.store.opening import open_to_look
     from watcher.store.reader import Reader
 
     async with open_to_look(look.settings.redis) as store:
-        provider_by_account = await Reader(store.pipe, store.keys).scheduled()
-    accounts = dict(look.settings.account_by_name)
-    for name in sorted(provider_by_account.keys() - accounts.keys()):
-        with suppress(ValueError):  # a name that no configuration can have had
-            accounts[name] = AccountSettings(
-                name=name, provider=provider_by_account[name], interval=UNKNOWN_INTERVAL
-            )
-    return look.settings.model_copy(update={"account_by_name": accounts})
+        records: dict[tuple[str, str], Record] = {}
+        directory = Directory(store.pipe, store.keys)
+        if any((await directory.counts()).values()):
+            async for held in directory.read_all():
+                records.update(((record.kind, record.name), record) for record in held.records)
+        accounts, subscriptions = look.settings.account_by_name, look.settings.subscription_by_name
+        providers = {} if look.is_whole else await Reader(store.pipe, store.keys).scheduled()
+        named: dict[str, SubscriptionSettings] = {}
+        for (kind, name), record in sorted(records.items()):
+            if kind == "account":
+                providers[name] = str(record.plain.get("provider"))
+            elif name not in subscriptions:
+                with suppress(ValueError):  # as below
+                    named[name] = SubscriptionSettings(name=name, url=SecretStr(""))  # its URL takes a key
+        more: dict[str, AccountSettings] = {}
+        for name in sorted(providers.keys() - accounts.keys()):
+            with suppress(ValueError):  # a name that no configuration can have had
+                more[name] = AccountSettings(name=name, provider=providers[name], interval=UNKNOWN_INTERVAL)
+        update = {
+            "account_by_name": {**accounts, **more},
+            "subscription_by_name": {**subscriptions, **named},
+        }
+        yield Opened(look, store, look.settings.model_copy(update=update), records)
+
+
+async def known(look: "Look") -> "Settings":
+    """Return what `opened` knows."""
+    async with opened(look) as found:
+        return found.settings
 
 
 def say_json(value: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`watcher accounts`: has an account begin anew."""
+"""`watcher accounts`: lists and shows accounts, removes one that came through the API, has one begin anew."""
 
 import secrets
 import socket
@@ -8,26 +8,102 @@ from typing import TYPE_CHECKING
 
 import click
 
-from watcher.commands._shared import Unknown, in_a_loop, look_options, names_of
-from watcher.commands._table import known, say_next
+from watcher.commands._shared import (
+    ListFirst,
+    Unknown,
+    in_a_loop,
+    json_option,
+    look_options,
+    names_of,
+    sure_option,
+)
+from watcher.commands._table import Columns, opened, say_json, say_next
 from watcher.printable import many
 from watcher.snapshot import spoken
 
 if TYPE_CHECKING:
     from watcher.config.loading import Look
+    from watcher.store.directory import Kind
 
 _POLLS_BETWEEN = 10
 """Polls of the account that may come in between, one after the other."""
 
 
-@click.group("accounts", short_help="Let an account begin anew, with a baseline.")
+@click.group("accounts", cls=ListFirst, short_help="List accounts, remove one, or let it begin anew.")
 def command() -> None:
-    """What is done to one account."""
+    """The accounts of the configuration, and those that came through the API. Lists them, by itself."""
+
+
+@command.command("list", short_help="List all, with where each comes from.")
+@look_options
+@json_option
+@in_a_loop
+async def list_command(*, look: "Look", is_json: bool) -> None:
+    """List the accounts: those of the configuration, and those that came through the API."""
+    async with opened(look) as found:
+        rows = []
+        for name, account in found.settings.account_by_name.items():
+            origin = found.origin("account", name)
+            row = {"account": name, "provider": account.provider, "origin": origin}
+            if is_json:
+                say_json(row)
+            rows.append([name, account.provider, origin])
+    if not is_json:
+        Columns("account", "provider", "from").say(rows)
+        if not rows:
+            click.echo("no account is known here", err=True)
+    say_next("watcher balances, or watcher accounts show NAME")
+
+
+@command.command("show", short_help="Print an account as a section of the configuration.")
+@look_options
+@json_option
+@click.argument("name", shell_complete=names_of("accounts"))
+@in_a_loop
+async def show_command(*, look: "Look", is_json: bool, name: str) -> None:
+    """Print the account NAME as a section of the configuration. For one that came through the API this takes
+    the key of [api].
+    """
+    from watcher.commands.export import say_section
+
+    await say_section(look, "account", name, is_json=is_json)
+    say_next(f"watcher balances {name}")
+
+
+@command.command("remove", short_help="Remove an account that came through the API.")
+@look_options
+@sure_option
+@click.argument("name")
+@in_a_loop
+async def remove_command(*, look: "Look", is_sure: bool, name: str) -> None:
+    """Remove the account NAME, which came through the API. It is polled no more within two seconds, and
+    forgotten ten minutes later, unless it is put back. Events of it that wait are delivered.
+    """
+    await remove(look, "account", name, is_sure=is_sure, question=f"Remove {name}? It is polled no more.")
+    say_next("watcher accounts")
+
+
+async def remove(look: "Look", kind: "Kind", name: str, *, is_sure: bool, question: str) -> None:
+    """Remove what came through the API. Raises Unknown; of the file's, says where it stands."""
+    from watcher.store.directory import Directory
+
+    async with opened(look) as found:
+        names = [one for other, one in found.records if other == kind]
+        origin = found.origin(kind, name)
+        if name not in names:
+            if origin == "file":
+                raise click.ClickException(f"{name} stands in {look.path}: take it out there, and reload")
+            raise Unknown(f"{kind} of the API", name, names)
+        if not is_sure:
+            click.confirm(question, abort=True, err=True)
+        await Directory(found.store.pipe, found.store.keys).delete(kind, name, is_shadowed=origin == "file")
+    rest = f"; the one in {look.path} goes on" if origin == "file" else ""
+    click.echo(f"{name}: removed{rest}")
 
 
 @command.command("reset", short_help="Forget what is known of an account: its next poll is a baseline.")
 @look_options
-@click.option("--yes", "is_sure", is_flag=True, help="Do not ask.")
+@sure_option
 @click.argument("name", shell_complete=names_of("accounts"))
 @in_a_loop
 async def reset_command(*, look: "Look", is_sure: bool, name: str) -> None:
@@ -39,19 +115,17 @@ async def reset_command(*, look: "Look", is_sure: bool, name: str) -> None:
     """
     from watcher.journal.step import reset
     from watcher.store.members import Roster
-    from watcher.store.opening import open_to_look
     from watcher.store.polls import Commit, Polls
     from watcher.store.schedule import Reply, Schedule
     from watcher.store.state import BadState
 
-    settings = await known(look)
-    if name not in settings.account_by_name:
-        raise Unknown("account of the configuration", name, settings.account_by_name)
-    if not is_sure:
-        question = f"Forget the balances of {name}? What moved until its next poll is never emitted."
-        click.confirm(question, abort=True, err=True)
-    provider = settings.account_by_name[name].provider
-    async with open_to_look(settings.redis) as store:
+    async with opened(look) as (_, store, settings, _):
+        if name not in settings.account_by_name:
+            raise Unknown("account of the configuration", name, settings.account_by_name)
+        if not is_sure:
+            question = f"Forget the balances of {name}? What moved until its next poll is never emitted."
+            click.confirm(question, abort=True, err=True)
+        provider = settings.account_by_name[name].provider
         schedule = Schedule(store.pipe)
         await schedule.read_clock()
         polls = Polls(schedule, store.keys)

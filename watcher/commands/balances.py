@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from watcher.commands._shared import in_a_loop, look_options, names_like, names_of
-from watcher.commands._table import Columns, age_text, cell_of_sheet, known, moved_text, say_next
+from watcher.commands._table import Columns, age_text, cell_of_sheet, moved_text, opened, say_next
 from watcher.observe.tail import as_json
 from watcher.printable import many, printable
 
@@ -40,15 +40,13 @@ async def command(*, look: "Look", is_json: bool, is_csv: bool, account: str | N
     for a second opinion, or for a minute where a full listing suddenly names nothing. Both are emitted then,
     or turn out to be nothing.
     """
-    from watcher.store.opening import open_to_look
     from watcher.store.reader import Reader
 
     if is_json and is_csv:
         raise click.UsageError("--json and --csv are two ways to write the same: choose one")
-    settings = await known(look)
-    names = names_like("account of the configuration", settings.account_by_name, account)
     columns, sheet = Columns(*_COLUMNS, numbers=range(2, 8)), _Sheet()
-    async with open_to_look(settings.redis) as store:
+    async with opened(look) as (_, store, settings, _):
+        names = names_like("account of the configuration", settings.account_by_name, account)
         async for rows in _rows(Reader(store.pipe, store.keys), settings, names):
             if is_json:  # an echo per row would flush as often
                 click.echo("".join(f"{as_json(row)}\n" for row in rows), nl=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from watcher.commands._shared import in_a_loop, look_options, names_like, names_of, refuse_unknown
-from watcher.commands._table import Columns, age_text, known, say_json, say_next, text_of
+from watcher.commands._table import Columns, age_text, known, opened, say_json, say_next, text_of
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ async def command(
         raise click.UsageError("give-up needs the EVENT_ID of what waits, and only it does")
     wanted = _Wanted(kind, subscription, account, limit)
     if event_id:
-        return await _give_up(look.settings, wanted, event_id, is_json=is_json)
-    rows = await _read(look.settings, wanted)
+        return await _give_up(look, wanted, event_id, is_json=is_json)
+    rows = await _read(look, wanted)
     if account and not rows:
         refuse_unknown("account", [account], (await known(look)).account_by_name)
     shown = rows[:limit] if kind == "waiting" else rows[-limit:]
@@ -120,16 +120,15 @@ async def command(
     return 0
 
 
-async def _read(settings: "Settings", wanted: _Wanted) -> list[_Row]:
+async def _read(look: "Look", wanted: _Wanted) -> list[_Row]:
     """Read the rows that are wanted, and one more if there are more."""
     from watcher.observe.views import attempt_line, letter_line
     from watcher.store.history import place
-    from watcher.store.opening import open_to_look
     from watcher.store.queues import Breakers
     from watcher.store.reader import DeadLetter, Reader
 
     most = wanted.limit + 1
-    async with open_to_look(settings.redis) as store:
+    async with opened(look) as (_, store, settings, _):
         reader = Reader(store.pipe, store.keys)
         now_ms = await reader.now_ms()
         names = await _names(reader, settings, wanted)
@@ -187,16 +186,15 @@ class _Found(NamedTuple):
     front: "Delivery | None"
 
 
-async def _give_up(settings: "Settings", wanted: _Wanted, event_id: str, *, is_json: bool) -> int:
+async def _give_up(look: "Look", wanted: _Wanted, event_id: str, *, is_json: bool) -> int:
     """Give an event up where it is in front of its queue, or say what is; returns the exit code."""
     from watcher.observe.views import event_of
     from watcher.store.layout import Layout, check_numbers
-    from watcher.store.opening import open_to_look
     from watcher.store.queues import Queues
     from watcher.store.reader import Reader
     from watcher.store.schedule import Schedule
 
-    async with open_to_look(settings.redis) as store:
+    async with opened(look) as (_, store, settings, _):
         check_numbers(await Layout(store.pipe, store.keys).read())  # in another layout nobody would find it
         reader, queues = Reader(store.pipe, store.keys), Queues(Schedule(store.pipe), store.keys)
         found: list[_Found] = []

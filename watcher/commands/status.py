@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from watcher.commands._shared import in_a_loop, look_options
-from watcher.commands._table import age_text, backlog_text, known, rest_texts, say_json, say_next
+from watcher.commands._table import age_text, backlog_text, opened, rest_texts, say_json, say_next
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
     from watcher.config.loading import Look
-    from watcher.settings import Settings
 
 _MOST_NAMES = 6
 _MOST_WORKERS = 4
@@ -42,7 +41,7 @@ async def command(*, look: "Look", is_json: bool) -> None:
     Reads Redis alone: no worker need run. With --json, only accounts with problems have a line.
     Exits with 0, whatever the state.
     """
-    lines = await _read_lines(await known(look), is_whole=look.is_whole)
+    lines = await read_lines(look)
     if is_json:
         for line in lines:
             say_json(line)
@@ -52,17 +51,16 @@ async def command(*, look: "Look", is_json: bool) -> None:
     say_next(next_command(lines))
 
 
-async def _read_lines(settings: "Settings", *, is_whole: bool) -> list[_Line]:
+async def read_lines(look: "Look") -> list[_Line]:
     from watcher.observe import views
     from watcher.store.address import safe_url
     from watcher.store.exceptions import StoreError
     from watcher.store.guarantee import Guarantee, guarantee_of_all
     from watcher.store.members import Configurations, Workers
-    from watcher.store.opening import open_to_look
     from watcher.store.queues import Breakers
     from watcher.store.reader import Reader
 
-    async with open_to_look(settings.redis) as store:
+    async with opened(look) as (_, store, settings, _):
         reader = Reader(store.pipe, store.keys)
         now_ms = await reader.now_ms()
         try:
@@ -82,7 +80,9 @@ async def _read_lines(settings: "Settings", *, is_whole: bool) -> list[_Line]:
         lines = views.account_lines(settings, states, failing, now_ms, watched_since_ms=since_ms)
         accounts = [line async for line in lines]
         breakers = await Breakers(store.pipe, store.keys).read()
-        subscriptions = await views.subscription_lines(reader, settings, breakers, now_ms, is_whole=is_whole)
+        subscriptions = await views.subscription_lines(
+            reader, settings, breakers, now_ms, is_whole=look.is_whole
+        )
     url = safe_url(settings.redis.url.get_secret_value())
     place = f"embedded, in {settings.redis.data_dir.absolute()}" if url == "embedded" else url
     return [

@@ -1,11 +1,19 @@
-"""`watcher subscriptions`: the state of each, and pause and resume."""
+"""`watcher subscriptions`: the state of each; pauses and resumes them, removes one of the API."""
 
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from watcher.commands._shared import Unknown, in_a_loop, look_options, names_of, subscription_named
-from watcher.commands._table import age_text, backlog_text, rest_texts, say_json, say_next
+from watcher.commands._shared import (
+    Unknown,
+    in_a_loop,
+    json_option,
+    look_options,
+    names_of,
+    subscription_named,
+    sure_option,
+)
+from watcher.commands._table import age_text, backlog_text, opened, rest_texts, say_json, say_next
 from watcher.printable import printable
 
 if TYPE_CHECKING:
@@ -16,10 +24,16 @@ _MARGIN = 14
 _Line = dict[str, Any]
 
 
-@click.command("subscriptions", short_help="The state of subscriptions; pause and resume them.")
+@click.command("subscriptions", short_help="The state of subscriptions; pause, resume, remove them.")
 @look_options
-@click.option("--json", "is_json", is_flag=True, help="One JSON object per subscription.")
-@click.argument("action", type=click.Choice(["list", "pause", "resume"]), default="list", metavar="[ACTION]")
+@json_option
+@sure_option
+@click.argument(
+    "action",
+    type=click.Choice(["list", "show", "pause", "resume", "remove"]),
+    default="list",
+    metavar="[ACTION]",
+)
 @click.argument(
     "name",
     required=False,
@@ -28,25 +42,35 @@ _Line = dict[str, Any]
     ),
 )
 @in_a_loop
-async def command(*, look: "Look", is_json: bool, action: str, name: str | None) -> None:
-    """The state of subscriptions: ACTION is list (the default), pause NAME, or resume NAME.
+async def command(*, look: "Look", is_json: bool, is_sure: bool, action: str, name: str | None) -> None:
+    """The state of subscriptions: ACTION is list (the default), or show, pause, resume or remove NAME.
 
     A paused subscription is sent nothing and loses nothing: its events are kept, and go out in order when it
     is resumed. Workers that run notice within a second or two. Resuming also forgets earlier failures, and
     lets what waits for a retry be tried at once.
+
+    Show prints a subscription as a section of the configuration, without its secrets. Remove takes away one
+    that came through the API, and what waits for it.
     """
+    from watcher.commands.accounts import remove
+    from watcher.commands.export import say_section
     from watcher.observe.views import place_of, subscription_lines
-    from watcher.store.opening import open_to_look
     from watcher.store.queues import Breakers
     from watcher.store.reader import Reader
 
-    settings = look.settings
     if (action == "list") == bool(name):
-        raise click.UsageError("pause and resume need the NAME of a subscription, and only they do")
+        raise click.UsageError("what is done to one subscription needs its NAME, and a list has none")
     if name is not None:
-        await _switch(look, action, name)
+        if action == "show":
+            await say_section(look, "subscription", name, is_json=is_json)
+        elif action == "remove":
+            question = f"Remove {name}? What waits for it is not delivered."
+            await remove(look, "subscription", name, is_sure=is_sure, question=question)
+        else:
+            await _switch(look, action, name)
         return
-    async with open_to_look(settings.redis) as store:
+    async with opened(look) as found:
+        store, settings = found.store, found.settings
         reader = Reader(store.pipe, store.keys)
         now_ms = await reader.now_ms()
         breakers = await Breakers(store.pipe, store.keys).read()
@@ -57,6 +81,7 @@ async def command(*, look: "Look", is_json: bool, action: str, name: str | None)
         breaker = breakers.get(line["subscription"])
         failing_ms = now_ms - breaker.since_ms if breaker and breaker.since_ms else 0
         line |= {
+            "origin": found.origin("subscription", line["subscription"]),
             "url": place_of(settings, line["subscription"]),
             "failing_s": max(0, failing_ms) // 1000,
         }
@@ -73,15 +98,14 @@ async def command(*, look: "Look", is_json: bool, action: str, name: str | None)
 async def _switch(look: "Look", action: str, name: str) -> None:
     """Pause or resume a subscription that the configuration or, at least, Redis knows. Raises Unknown."""
     from watcher.delivery.queue import pause_by_hand, resume_by_hand
-    from watcher.store.opening import open_to_look
     from watcher.store.queues import Breakers, Queues
     from watcher.store.reader import Reader
     from watcher.store.schedule import Schedule
 
-    configured = look.settings.subscription_by_name
-    if action == "pause" and look.is_whole:
-        subscription_named(look.settings, name)
-    async with open_to_look(look.settings.redis) as store:
+    async with opened(look) as (_, store, settings, _):
+        configured = settings.subscription_by_name
+        if action == "pause" and look.is_whole:
+            subscription_named(settings, name)
         breakers = Breakers(store.pipe, store.keys)
         if name not in configured:
             known = {*await breakers.read()}
@@ -114,6 +138,8 @@ def _say(line: _Line) -> None:
     else:
         state = f"{line['state']}: {reason}" if reason else line["state"]
     where = (line["url"] or "") if line["is_configured"] else "not in the configuration"
+    if line["origin"] == "api":
+        where = f"{where}  (by the API)".strip()
     backlog = backlog_text(line, f"{line['deliveries']:,} waiting")
     click.echo(f"{printable(line['subscription']):<{_MARGIN}}{where}".rstrip())
     click.echo(f"{'':<{_MARGIN}}{state}")

@@ -354,12 +354,12 @@ def letter_line(subscription: str, letter: DeadLetter, now_ms: int) -> Line:
 def place_of(settings: Settings, subscription: str) -> str | None:
     """Return scheme, host and port of a subscription's URL: what follows often holds a token.
 
-    None for one that is not configured.
+    None for one that is not configured, and for one of the API where its URL was not opened.
     """
     if subscription not in settings.subscription_by_name:
         return None
-    url = URL(settings.subscription_by_name[subscription].url.get_secret_value())
-    return printable(str(url.origin()))
+    text = settings.subscription_by_name[subscription].url.get_secret_value()
+    return printable(str(URL(text).origin())) if text else None
 
 
 SUBSCRIPTION_STATES = ("paused", "failing", "backing off", "delayed", "healthy")

@@ -1,0 +1,246 @@
+"""What came through the API is known to the commands: listed, shown, removed, exported."""
+
+import stat
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.stories import STORY, Books, Ended, Run, Write, a_configuration, ended
+from watcher.config.loading import load
+from watcher.run.edits import Content
+from watcher.sealing import Keyring, new_key
+from watcher.store import directory
+
+KEY, OTHER = new_key(), new_key()
+SECRET, OLD = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_bGFsYWxhbGFsYWxhbGFsYWxhbGFsYWxhbGFsYQ=="
+URL = "https://canary.example.com/in?token=canaryToken"
+BOB = {"account_id": 77, "interval": "1m"}
+DESK: Content = {
+    "settings": {"url": URL, "headers": {"x-key": "canaryHeader ${NOT}"}, "max_in_flight": 3},
+    "secrets": [
+        {"secret": SECRET, "until_ms": None},
+        {"secret": OLD, "until_ms": 4_000_000_000_000},
+        {"secret": "whsec_" + "B" * 32, "until_ms": 1},
+    ],
+    "tokens": [{"hash": "ab" * 32, "until_ms": None}],
+    "verified": "https://canary.example.com:443",
+    "unverified_since_ms": None,
+}
+PLAIN = {"accounts": ["bob"], "events": ["deposit.*"], "thresholds": [{"asset": "ETH", "below": "1.50"}]}
+SEALED = ("canary", "whsec_", "token=")
+"""No output without --secrets may hold one of these."""
+
+
+class Place:
+    """A store that has what the configuration says, and the same again and more from the API."""
+
+    def __init__(self, run: Run, write: Write, path: Path, namespace: str) -> None:
+        self.run, self.write, self.path = run, write, path
+        self.keyring = Keyring([KEY], namespace)
+
+    def put(self, kind: directory.Kind, name: str, plain: Any, content: Content) -> None:
+        one = directory.Write(kind, name, plain, self.keyring.seal(kind, name, plain, content))
+
+        async def into(books: Books) -> None:
+            await directory.Directory(books.pipe, books.keys).put(one)
+
+        self.write(into)
+
+    def records(self) -> dict[tuple[str, str], tuple[Any, Content]]:
+        async def read(books: Books) -> dict[tuple[str, str], tuple[Any, Content]]:
+            return {
+                (one.kind, one.name): (
+                    one.plain,
+                    self.keyring.open(one.kind, one.name, one.plain, one.sealed),
+                )
+                async for held in directory.Directory(books.pipe, books.keys).read_all()
+                for one in held.records
+            }
+
+        found: dict[tuple[str, str], tuple[Any, Content]] = self.write(read)
+        return found
+
+    def configure(self, change: Callable[[str], str]) -> None:
+        self.path.write_text(change(self.path.read_text()))
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path, redis_server_url: str, namespace: str, capsys: pytest.CaptureFixture[str], write: Write
+) -> Place:
+    path = a_configuration(tmp_path, redis_server_url, namespace, "treasury")
+
+    def run(*arguments: object) -> Ended:
+        return ended(capsys, *arguments, "--config", path)
+
+    async def lived(books: Books) -> None:
+        await books.enroll("treasury")
+        await books.live(STORY[:2])
+
+    write(lived)
+    place = Place(run, write, path, namespace)
+    place.configure(lambda text: f'{text}\n[api]\nsecret_key = "{KEY}"\n')
+    place.put("account", "bob", {"provider": "loopring"}, {"settings": BOB})
+    place.put("account", "treasury", {"provider": "loopring"}, {"settings": {"account_id": 9}})
+    place.put("subscription", "desk", PLAIN, DESK)
+    return place
+
+
+def test_the_lists_say_where_each_one_comes_from(place: Place) -> None:
+    assert [line.split() for line in place.run("accounts").lines] == [
+        ["account", "provider", "from"],
+        ["treasury", "loopring", "file"],
+        ["bob", "loopring", "api"],
+    ]
+    assert place.run("accounts", "list", "--json").objects == [
+        {"account": "treasury", "provider": "loopring", "origin": "file"},
+        {"account": "bob", "provider": "loopring", "origin": "api"},
+    ]
+    origins = {line["subscription"]: line["origin"] for line in place.run("subscriptions", "--json").objects}
+    assert origins == {"ops": "file", "desk": "api"}
+    said = place.run("subscriptions")
+    assert "(by the API)" in next(line for line in said.lines if line.startswith("desk"))
+    assert not any(one in said.out for one in SEALED)
+
+
+def test_what_only_redis_is_needed_for_needs_no_key(place: Place) -> None:
+    for change in (lambda text: text.partition("[api]")[0], lambda text: text.partition("[providers")[0]):
+        place.configure(change)
+        status = {line["kind"]: line for line in place.run("status", "--json").objects}
+        assert status["accounts"]["accounts"] == 2
+        assert place.run("balances", "bob").lines[1].split()[:2] == ["bob", "-"]
+        assert place.run("events", "--account", "bob").code == 0
+        assert place.run("deliveries", "--subscription", "desk").code == 0
+        assert place.run("subscriptions", "pause", "desk").code == 0
+        assert place.run("subscriptions", "resume", "desk").code == 0
+        assert {"ops", "desk"} == {
+            line["subscription"] for line in place.run("subscriptions", "--json").objects
+        }
+
+
+def test_one_is_shown_as_a_section_without_its_secrets(place: Place) -> None:
+    shown = place.run("accounts", "show", "bob")
+    assert tomllib.loads(shown.out) == {"accounts": [{"name": "bob", "provider": "loopring", **BOB}]}
+    assert shown.lines[0] == "# It came through the API."
+    said = place.run("accounts", "show", "treasury")
+    assert (said.lines[0], "account_id = 0" in said.lines) == (f"# It stands in {place.path}.", True)
+    desk = place.run("subscriptions", "show", "desk")
+    (table,) = tomllib.loads(desk.out)["subscriptions"]
+    assert (table["url"], table["headers"]) == ("https://canary.example.com/***", {"x-key": "***"})
+    assert (table["max_in_flight"], table["thresholds"]) == (3, PLAIN["thresholds"])
+    assert not any(one in desk.out for one in ("canaryToken", "canaryHeader", "whsec_"))
+    (line,) = place.run("subscriptions", "show", "desk", "--json").objects
+    assert line == {**table, "origin": "api"}
+    unknown = place.run("accounts", "show", "bop")
+    assert (unknown.code, "did you mean 'bob'?" in unknown.err) == (2, True)
+
+
+def test_to_show_one_of_the_api_takes_its_key(place: Place) -> None:
+    place.configure(lambda text: text.replace(KEY, OTHER))
+    done = place.run("subscriptions", "show", "desk")
+    assert (done.code, done.out) == (78, "")
+    assert "subscription desk: it was sealed with a key that is not in [api] secret_key" in done.err
+    place.configure(lambda text: text.partition("[api]")[0])
+    done = place.run("accounts", "show", "bob")
+    assert (done.code, "with [api] secret_key" in done.err) == (78, True)
+
+
+def test_removing_takes_what_the_api_made_and_nothing_of_the_file(place: Place) -> None:
+    done = place.run("accounts", "remove", "bob", "--yes")
+    assert (done.code, done.out) == (0, "bob: removed\n")
+    assert place.run("subscriptions", "remove", "desk", "--yes").out == "desk: removed\n"
+    again = place.run("accounts", "remove", "bob", "--yes")
+    assert (again.code, "no account of the API is called 'bob'" in again.err) == (2, True)
+    shadowed = place.run("accounts", "remove", "treasury", "--yes")
+    assert shadowed.out == f"treasury: removed; the one in {place.path} goes on\n"
+    of_the_file = place.run("accounts", "remove", "treasury", "--yes")
+    stands = f"treasury stands in {place.path}: take it out there, and reload"
+    assert (of_the_file.code, stands in of_the_file.err) == (1, True)
+    assert place.records() == {}
+    assert place.run("balances", "treasury").code == 0
+
+    async def schedules(books: Books) -> set[bytes]:
+        shards = range(16)
+        keys = [books.keys.polls(shard, "loopring") for shard in shards]
+        return {name for key in keys for name in await books.pipe.command("ZRANGE", key, 0, -1)}
+
+    assert place.write(schedules) == {b"treasury"}
+
+
+def test_without_yes_it_asks(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("click.termui.visible_prompt_func", lambda _: "n")
+    assert place.run("accounts", "remove", "bob").code == 1
+    assert ("account", "bob") in place.records()
+
+
+def exported(place: Place, folder: Path, *options: str) -> Ended:
+    return place.run("export", "--to", folder, *options)
+
+
+def test_an_export_without_secrets_names_the_variables_that_stand_for_them(
+    place: Place, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    done = exported(place, folder)
+    assert done.code == 0
+    assert done.lines == [
+        "DESK_URL  url of desk",
+        "DESK_SECRET  secrets of desk",
+        "DESK_X_KEY  header x-key of desk",
+    ]
+    assert sorted(path.name for path in folder.iterdir()) == ["accounts.jsonl", "subscriptions.toml"]
+    text = "".join(path.read_text() for path in folder.iterdir())
+    assert not any(one in text for one in SEALED)
+    (table,) = tomllib.loads((folder / "subscriptions.toml").read_text())["subscriptions"]
+    assert table["secrets"] == ["${DESK_SECRET}"]
+
+
+def test_the_files_are_for_no_other_eyes_and_never_take_the_place_of_another(
+    place: Place, tmp_path: Path
+) -> None:
+    folder = tmp_path / "new" / "out"
+    assert exported(place, folder, "--secrets").code == 0
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    again = exported(place, folder)
+    assert (again.code, "subscriptions.toml is there already" in again.err) == (1, True)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def without_the_api(place: Place, folder: Path) -> str:
+    """What README says: the exported files beside the configuration, without [api]."""
+    own = place.path.read_text().partition("[api]")[0]
+    return f'accounts_file = "accounts.jsonl"\n{own}\n{(folder / "subscriptions.toml").read_text()}'
+
+
+@pytest.mark.parametrize("has_secrets", [True, False])
+def test_a_worker_without_the_api_takes_what_is_exported(
+    has_secrets: bool, place: Place, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    place.run("accounts", "remove", "treasury", "--yes")
+    exported(place, folder, *(["--secrets"] if has_secrets else []))
+    (folder / "watcher.toml").write_text(without_the_api(place, folder))
+    environ = (
+        {} if has_secrets else {"DESK_URL": URL, "DESK_SECRET": SECRET, "DESK_X_KEY": "canaryHeader ${NOT}"}
+    )
+    settings = load(folder / "watcher.toml", environ).settings
+    assert [*settings.account_by_name] == ["treasury", "bob"]
+    bob, desk = settings.account_by_name["bob"], settings.subscription_by_name["desk"]
+    assert bob.interval.total_seconds() == 60
+    assert desk.url.get_secret_value() == URL
+    assert desk.headers == {"x-key": "canaryHeader ${NOT}"}, "not a variable: text of a client"
+    signing = [secret.get_secret_value() for secret in desk.secrets]
+    assert signing == ([SECRET, OLD] if has_secrets else [SECRET]), "none that has ended"
+    assert desk.thresholds[0].below == "1.5"
+
+
+def test_a_record_that_does_not_open_is_left_out_and_said(place: Place, tmp_path: Path) -> None:
+    place.configure(lambda text: text.replace(KEY, OTHER))
+    done = exported(place, tmp_path / "out")
+    assert (done.code, done.err.count("left out: ")) == (1, 3)
+    assert "left out: account bob: it was sealed with a key" in done.err
