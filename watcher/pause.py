@@ -56,12 +56,12 @@ async def compute(function: Callable[..., T], *arguments: object) -> T:
             gc.enable()
 
 
-async def slowly(items: Iterable[T]) -> AsyncIterator[T]:
+async def slowly(items: Iterable[T], at_once: int = _SLICE) -> AsyncIterator[T]:
     """Go through many items, and let other work go on in between and at the end: there may be many such
-    lists, each of them short."""
+    lists, each of them short. `at_once`: fewer where each takes long."""
     for count, item in enumerate(items, 1):
         yield item
-        if count % _SLICE == 0:
+        if count % at_once == 0:
             await asyncio.sleep(0)
     await asyncio.sleep(0)
 

@@ -86,6 +86,9 @@ DEFAULT_RETRIES = (
 )
 """When each attempt follows the one before it; then the delivery becomes a dead letter."""
 
+MAX_BACKLOG = 100_000
+"""Deliveries that may wait for a subscription that does not say how many."""
+
 
 class Section(BaseModel):
     """A part of the file. Frozen; an unknown key is a mistake; its input never shows in a message.
@@ -301,7 +304,7 @@ class SubscriptionSettings(Section):
         32, ge=1, le=1000, description="attempts at the same time, per worker; each delivery earns one more"
     )
     max_backlog: int = Field(
-        100_000, ge=1, description="deliveries that may wait, over all accounts; beyond it the oldest go"
+        MAX_BACKLOG, ge=1, description="deliveries that may wait, over all accounts; beyond it the oldest go"
     )
     requests_per_second: float | None = Field(
         None, ge=0.1, le=10_000, description="attempts a second, over all workers together"
@@ -379,12 +382,17 @@ def secrets_of(settings: Settings) -> Iterator[str]:
             yield from (text, *text.split(), text.partition(":")[2])
             yield from (quote(text, safe=""), b64encode(text.encode()).decode())
     for subscription in settings.subscription_by_name.values():
-        url = subscription.url.get_secret_value()
-        sent = re.split("[/?&=]", url)[3:]  # all behind the host
-        yield from (url, *sent, *map(unquote, sent), *map(in_ascii, sent))
-        for part in sent:  # a token of Telegram stands behind `bot`, and is secret behind its colon
-            yield from (part.removeprefix("bot"), part.partition(":")[2])
-        yield from (secret.get_secret_value() for secret in subscription.secrets)
-        yield subscription.routing_key.get_secret_value() if subscription.routing_key else ""
-        for value in subscription.headers.values():
-            yield from (value, *value.split())
+        yield from secrets_of_subscription(subscription)
+
+
+def secrets_of_subscription(subscription: SubscriptionSettings) -> Iterator[str]:
+    """Every text of a subscription that must not be shown, as in `secrets_of`."""
+    url = subscription.url.get_secret_value()
+    sent = re.split("[/?&=]", url)[3:]  # all behind the host
+    yield from (url, *sent, *map(unquote, sent), *map(in_ascii, sent))
+    for part in sent:  # a token of Telegram stands behind `bot`, and is secret behind its colon
+        yield from (part.removeprefix("bot"), part.partition(":")[2])
+    yield from (secret.get_secret_value() for secret in subscription.secrets)
+    yield subscription.routing_key.get_secret_value() if subscription.routing_key else ""
+    for value in subscription.headers.values():
+        yield from (value, *value.split())

@@ -56,8 +56,9 @@ LATE_MS = 500
 """Since its commit: what is older goes out with what waits behind it, where a message holds several. Less
 than the second between two messages that a chat takes, so that of a storm the second one is gathered."""
 
-_UNKNOWN_S = 60.0
-"""A subscription that is not in the configuration keeps its queues, and is not looked at for so long."""
+_UNKNOWN_S = 2.0
+"""A subscription that is not known keeps its queues, and is not looked at for so long: it may have been added
+just now, and other workers may know of it sooner."""
 
 T = TypeVar("T")
 T_target = TypeVar("T_target", bound=Target)
@@ -127,7 +128,9 @@ class DeliveryWork(Generic[T_target]):
             await before.retire()
 
     def takes(self, name: str) -> bool:
-        return name not in self._neighbours.inactive if name in self.targets else self._neighbours.is_alone
+        if name in self.targets:
+            return name not in self._neighbours.inactive
+        return self._neighbours.is_alone and name not in self._neighbours.locked_subscriptions
 
     async def room(self, name: str, in_flight: int, in_flight_of_all: int) -> Room:
         """Say how many more queues may be worked on: of a half-open subscription, one for each free probe."""

@@ -79,6 +79,10 @@ class Work(Protocol):
         ...
 
 
+async def _nothing() -> None:
+    pass
+
+
 @dataclass(slots=True)
 class Neighbours:
     """What other workers of the namespace have, as `run.agreement` keeps it up to date.
@@ -89,6 +93,9 @@ class Neighbours:
     `contested` another worker has elsewhere under the same name, or recently had; `may_poll(account, source,
     state_source)` says whether this worker, which polls `source`, may go on from a state that was read at
     `state_source`.
+
+    `locked_accounts` and `locked_subscriptions` lie in the directory, and this worker cannot open them: they
+    are left to workers that can. What is not known may have been added just now: `look_again` takes that in.
     """
 
     is_alone: bool = True
@@ -97,6 +104,9 @@ class Neighbours:
     left: frozenset[str] = frozenset()
     contested: Container[str] = frozenset()
     may_poll: Callable[[str, str, str | None], bool] = lambda *_: True
+    locked_accounts: Container[str] = frozenset()
+    locked_subscriptions: Container[str] = frozenset()
+    look_again: Callable[[], Awaitable[None]] = _nothing
 
 
 class InUse:

@@ -51,7 +51,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "message": "what it said",
     "mistakes": "how many mistakes were found",
     "name": "name of the account or subscription",
-    "names": "a few of them: +new, -gone, or the name of one that differs and its keys",
+    "names": "a few of them: +new, -gone, or the name of one, of one that differs with its keys",
     "next_ms": "how long until the next try",
     "our_bytes": "about how many bytes are watcher's",
     "pause_in_ms": "how long until a subscription is paused that goes on failing",
@@ -63,7 +63,7 @@ FIELD_MEANINGS: Mapping[str, str] = {
     "providers": "how many providers",
     "reason": "why, in a short text of ours",
     "reasons": "the first few mistakes: file, line and what is wrong",
-    "records": "how many records of the log",
+    "records": "how many records: of the log, or of the directory",
     "rejected": "how many polls were rejected since the last heartbeat",
     "removed": "how many are gone",
     "retried": "how many attempts failed since the last heartbeat",
@@ -173,6 +173,28 @@ EVENTS: Mapping[str, Line] = {
     ),
     "configuration.doubtful": Line(
         "warning", "Something in the configuration is allowed but hardly meant.", ("reason",)
+    ),
+    "directory.followed": Line(
+        "info",
+        "Accounts and subscriptions that programs added, changed or deleted were taken over: how many, since "
+        "the last such line.",
+        ("accounts", "subscriptions"),
+    ),
+    "directory.shadowed": Line(
+        "warning",
+        "The configuration file has accounts or subscriptions of the same names as records of the directory, "
+        "and wins: the records rest.",
+        ("records", "names", "reason"),
+    ),
+    "directory.locked": Line(
+        "warning",
+        "Records of the directory that this worker cannot use; it leaves them to workers that can.",
+        ("records", "names", "reason"),
+    ),
+    "directory.restored": Line(
+        "warning",
+        "Redis has lost what programs had added: this worker has written it again.",
+        ("records",),
     ),
     "configuration.refused": Line(
         "error",

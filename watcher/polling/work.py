@@ -63,6 +63,9 @@ _OTHERS_S = 1.0
 _MOST_LEFT = 500
 """Accounts named with a claim as not ours: beyond it they are claimed, and given back at once."""
 
+_CROWDED_MS = 1_000
+"""Where more accounts are others', each is given back for so long."""
+
 _REFUSED_S = 1.0
 """How long no poll is claimed while nothing may be committed, before that is looked at again."""
 
@@ -252,14 +255,20 @@ class ProviderPolls(InUse):
     async def _poll(self, lease: Lease, turn: Turn | None) -> bool:
         """Poll one account at its turn, or give it back."""
         name, account = lease.member, self.accounts.get(lease.member)
-        is_over = True
+        is_over, is_more = True, False
         async with self:
             try:
-                if not await self._is_ours(name, account):
-                    self._left.setdefault(shard_of(name), {})[name] = time.monotonic() + _LEFT_S
-                    await self._polls.release(self.provider, lease)
-                elif account is None:
-                    await self._polls.release(self.provider, lease, due_in_ms=_UNKNOWN_MS)
+                if account is None and await self._is_ours(name, None):
+                    await self._neighbours.look_again()
+                    is_more = name in self.accounts  # it was added just now, and takes a turn of its own
+                    due_in_ms = 0 if is_more else _UNKNOWN_MS
+                    await self._polls.release(self.provider, lease, due_in_ms=due_in_ms)
+                elif account is None or not await self._is_ours(name, account):
+                    left = self._left.setdefault(shard_of(name), {})
+                    left[name] = time.monotonic() + _LEFT_S
+                    # Those that a claim cannot name must not stand in front of ours.
+                    due_in_ms = _CROWDED_MS if len(left) > _MOST_LEFT else 0
+                    await self._polls.release(self.provider, lease, due_in_ms=due_in_ms)
                 elif not await self._has_turn(account, turn):
                     is_over = False
                     await self._polls.release(self.provider, lease)
@@ -272,14 +281,14 @@ class ProviderPolls(InUse):
             finally:
                 if is_over and self.unpolled is not None:
                     self.unpolled.discard(name)
-        return False
+        return is_more
 
     async def _is_ours(self, name: str, account: AccountSettings | None) -> bool:
         """Say whether an account is to be polled here. Other workers may know one that is not configured
         here."""
         others = self._neighbours
         if account is None:
-            return others.is_alone
+            return others.is_alone and name not in others.locked_accounts
         if name in others.left:
             return False
         return name not in others.contested or await self.poller.may_poll(account, others.may_poll)

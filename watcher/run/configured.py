@@ -179,6 +179,11 @@ class Configured:
         await self._provider_pool.close()
         await self.resolver.close()
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is a configuration in force."""
+        return self._policy is not None
+
     async def drop(self, settings: Settings) -> None:
         """Drop what another configuration does not have, or has elsewhere, and take over its other settings
         of subscriptions."""

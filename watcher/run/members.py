@@ -230,7 +230,8 @@ class Pace:
 
 
 class Enrolment:
-    """The accounts of one configuration on the schedules. Methods raise StoreError."""
+    """The accounts of one configuration on the schedules, and those `beside` it that the directory has.
+    Methods raise StoreError."""
 
     def __init__(
         self,
@@ -240,9 +241,11 @@ class Enrolment:
         present: Present,
         *,
         has_neighbours: Callable[[], bool] = lambda: False,
+        beside: Callable[[], Mapping[str, Sequence[str]]] = dict,
     ) -> None:
         self._has_neighbours = has_neighbours
-        self.names_by_provider, self._list = accounts
+        self._beside = beside
+        self._of_file, self._list = accounts
         self._schedule = schedule
         self._roster = roster
         self._present = present
@@ -275,8 +278,13 @@ class Enrolment:
 
     async def _enroll(self) -> None:
         self._owes_removal = not await self._is_agreed()
+        beside = self._beside()
+        names = {
+            provider: [*self._of_file.get(provider, ()), *beside.get(provider, ())]
+            for provider in {**self._of_file, **beside}
+        }
         enrolled = await self._roster.enroll(
-            self.names_by_provider, now_ms=self._schedule.now_ms(), remove=not self._owes_removal
+            names, now_ms=self._schedule.now_ms(), remove=not self._owes_removal
         )
         if gone := enrolled.gone:
             log.warning(

@@ -16,8 +16,10 @@ from watcher.polling.work import ProviderPolls
 from watcher.run.agreement import LOOK_S as AGREE_S
 from watcher.run.agreement import Agreement
 from watcher.run.configured import Configured
+from watcher.run.directory import FOLLOW_S, Followed
 from watcher.run.members import Accounts, Enrolment, Present
-from watcher.settings import Settings
+from watcher.settings import MAX_BACKLOG, Settings
+from watcher.store.directory import Directory
 from watcher.store.exceptions import StoreError, StoreUnreachable
 from watcher.store.health import StoreHealth
 from watcher.store.keeper import Keeper
@@ -118,6 +120,7 @@ class Upkeep:
         agreement: Agreement,
         keeper: Keeper,
     ) -> None:
+        self._file: Settings | None = None
         self.loop = configured.loop
         self._keeper = keeper
         self._overflows = Overflows()
@@ -128,6 +131,10 @@ class Upkeep:
         self._present = present
         self._agreement = agreement
         keys = Keys(configured.settings.redis.namespace)
+        directory = Directory(schedule.pipe, keys)
+        self.followed = Followed(
+            directory, configured, agreement.neighbours, configured.settings, now_ms=schedule.now_ms
+        )
         self._roster = Roster(schedule.pipe, keys)
         self._reader = Reader(schedule.pipe, keys)
         self._names = Names(configured)
@@ -138,6 +145,7 @@ class Upkeep:
     def chores(self) -> Sequence[tuple[float, str, Callable[[], Awaitable[None]]]]:
         """What is done beside the work: interval, name, function."""
         return [
+            (FOLLOW_S, "directory", self._follow),
             (_LOOK_S, "enrolled accounts", self._keep_enrolled),
             (AGREE_S, "other workers", self._keep_agreed),
             (_LOOK_S, "names", self._names.look),
@@ -153,24 +161,27 @@ class Upkeep:
         while not stopped.is_set():
             given = settings()
             try:
-                await self._join(given)
+                in_force = await self._join(given)
                 await self._configured.breakers.refresh()
             except StoreUnreachable as error:
                 await asyncio.sleep(await self._health.failed(error))
             else:
-                await self._configured.add(given)
+                await self._configured.add(in_force)
                 await self._follow_moved()
                 await self.loop.survive(self._ask_again(), None, "rejected polls")
                 return
 
     async def reload(self, settings: Settings, stopped: asyncio.Event) -> None:
-        """Run another configuration from now on; what did not change goes on meanwhile."""
-        if settings is self._configured.settings:
+        """Run another file from now on; what did not change goes on meanwhile."""
+        if settings is self._file:
             return
-        await self._configured.drop(settings)
-        await self._persist(self._agreement.begin, settings, "other workers", stopped)
-        await self._configured.add(settings)  # before enrolment: an account that is unknown is left alone
-        await self._persist(self._enrol, settings, "enrolled accounts", stopped)
+        async with self.followed.reloading():
+            in_force = await self.followed.lay_beside(settings)
+            await self._configured.drop(in_force)
+            await self._persist(self._agreement.begin, settings, "other workers", stopped)
+            await self._configured.add(in_force)  # before enrolment: an account that is unknown is left alone
+            await self._persist(self._enrol, settings, "enrolled accounts", stopped)
+            self._file = settings
         await self._follow_moved()
         await self.loop.survive(self._ask_again(), None, "rejected polls")
 
@@ -195,9 +206,9 @@ class Upkeep:
 
     async def begin_once(self, settings: Settings) -> None:
         """Make all accounts due, but for those that another worker has in hand. Raises StoreError."""
-        await self._join(settings)
+        in_force = await self._join(settings)
         await self._configured.breakers.refresh()
-        await self._configured.add(settings)
+        await self._configured.add(in_force)
         await self._follow_moved()
         now_ms = self._schedule.now_ms()
         self._configured.polls.watched_since_ms = now_ms  # no poll is late that none was there to make
@@ -220,7 +231,8 @@ class Upkeep:
     async def keep_backlogs(self) -> None:
         """Keep what waits within its bounds, if no other worker does so."""
         subscriptions = self._configured.settings.subscription_by_name
-        kept = await self._keeper.look({name: each.max_backlog for name, each in subscriptions.items()})
+        most = {name: each.max_backlog for name, each in subscriptions.items()}
+        kept = await self._keeper.look(dict.fromkeys(self._configured.resting.locked, MAX_BACKLOG) | most)
         given_up = [
             (one.subscription, one.deliveries, f"more than max_backlog wait ({one.max_backlog:,})")
             for one in kept.overflows
@@ -278,10 +290,15 @@ class Upkeep:
     def _providers(self) -> Sequence[ProviderPolls]:
         return [*self._configured.poll_work.by_provider.values()]
 
-    async def _join(self, settings: Settings) -> None:
-        """Compare the configuration with those of other workers, and put its accounts on the schedule."""
-        await self._agreement.begin(settings)
-        await self._enrol(settings)
+    async def _join(self, file: Settings) -> Settings:
+        """Compare the file with those of other workers, read the directory, and put the accounts of both on
+        the schedule; returns what is in force."""
+        await self._agreement.begin(file)
+        await self.followed.begin()
+        in_force = await self.followed.lay_beside(file)
+        await self._enrol(file)
+        self._file = file
+        return in_force
 
     async def _enrol(self, settings: Settings) -> None:
         self._enrolment = Enrolment(
@@ -290,6 +307,7 @@ class Upkeep:
             self._roster,
             self._present,
             has_neighbours=lambda: self._agreement.has_neighbours,
+            beside=self.followed.accounts_by_provider,
         )
         await self._enrolment.begin()
 
@@ -315,6 +333,11 @@ class Upkeep:
                     await self._configured.breakers.resume(name)
                     await self._configured.make_due(name)
                     moved.discard(name)
+
+    async def _follow(self) -> None:
+        """Take over what has changed in the directory."""
+        await self.followed.follow()
+        await self._follow_moved()
 
     async def _keep_enrolled(self) -> None:
         """When Redis has lost its state, let every account start anew: baselines, and no events."""

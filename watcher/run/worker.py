@@ -18,6 +18,7 @@ from watcher.observe.log import log
 from watcher.pause import pause
 from watcher.run.agreement import Agreement, Difference
 from watcher.run.configured import Configured
+from watcher.run.directory import Followed
 from watcher.run.members import LOOK_S, Present, StandBy
 from watcher.run.upkeep import Upkeep
 from watcher.settings import Settings
@@ -61,7 +62,8 @@ class Worker:
     `dropped_lines` says how many log lines were lost; `on_started` is called once the worker claims work, or
     stands by until the store is in its layout.
     `opened` is None while the store is not open. `has_read_all`: whether a run of `once` has read every
-    account but those that another worker had in hand, and one of them at least.
+    account but those that another worker had in hand, and one of them at least. `file` is what the
+    configuration file says, `followed` the directory; it is None while the store is not open.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class Worker:
         dropped_lines: Callable[[], int] = lambda: 0,
         on_started: Callable[[], object] = lambda: None,
     ) -> None:
-        self.settings = settings
+        self.file = settings
         self.name = name
         self.counters = Counters()
         self.liveness = Liveness(name, self._turned_at_by_loop, dropped_lines=dropped_lines)
@@ -82,10 +84,17 @@ class Worker:
         self._is_reloading = False
         self.loop: Loop | None = None
         self.configured: Configured | None = None
+        self.followed: Followed | None = None
         self._on_started = on_started
         self._has_begun = self._stands_by = False
         self._stopped = asyncio.Event()
         self._changed = asyncio.Event()
+
+    @property
+    def settings(self) -> Settings:
+        """What is in force: the file, and what the directory has beside it."""
+        is_begun = self.configured is not None and self.configured.is_begun
+        return self.configured.settings if self.configured and is_begun else self.file
 
     def stop(self, signal_name: str | None = None) -> None:
         """Finish what is in hand and end. A second call changes nothing."""
@@ -103,8 +112,8 @@ class Worker:
 
     def reload(self, settings: Settings) -> None:
         """Go on with another configuration. Redis and the log stay what they were at the start."""
-        kept = {"redis": self.settings.redis, "log": self.settings.log}
-        self.settings = settings.model_copy(update=kept)
+        kept = {"redis": self.file.redis, "log": self.file.log}
+        self.file = settings.model_copy(update=kept)
         self.liveness.is_reload_refused = False
         self._is_reloading = True
         self._changed.set()
@@ -163,7 +172,7 @@ class Worker:
                 is_over = False
                 while not is_over and not self.is_stopped:
                     self._stands_by = True
-                    ready = standby.until_ready(lambda: self.settings, once=once)
+                    ready = standby.until_ready(lambda: self.file, once=once)
                     try:
                         await self._unless_stopped(ready, name="layout")
                     except StoreError:
@@ -185,16 +194,16 @@ class Worker:
             "worker.started",
             worker=self.name,
             version=__version__,
-            accounts=len(self.settings.account_by_name),
-            subscriptions=len(self.settings.subscription_by_name),
-            providers=len(self.settings.provider_by_name),
+            accounts=len(self.file.account_by_name),
+            subscriptions=len(self.file.subscription_by_name),
+            providers=len(self.file.provider_by_name),
         )
         keys = Keys(self.settings.redis.namespace)
         self.agreement = Agreement(present, Configurations(schedule.pipe, keys), now_ms=schedule.now_ms)
-        configured = Configured(self.settings, schedule, health, self.counters, self.agreement, bounds)
-        self.configured = configured
+        configured = Configured(self.file, schedule, health, self.counters, self.agreement, bounds)
         keeper = Keeper(schedule.pipe, keys, self.name, bounds)
         upkeep = Upkeep(configured, schedule, health, present, self.agreement, keeper)
+        self.configured, self.followed = configured, upkeep.followed
         async with configured, asyncio.TaskGroup() as background:
             self.loop = configured.loop
             beating = background.create_task(self._beat(schedule, configured.loop), name="heartbeat")
@@ -247,7 +256,7 @@ class Worker:
 
         async with self._draining(loop) as group:
             try:
-                await upkeep.begin(lambda: self.settings, self._stopped)
+                await upkeep.begin(lambda: self.file, self._stopped)
             except LayoutAwaited:
                 return
             if not self._stopped.is_set():
@@ -255,7 +264,7 @@ class Worker:
                 for wait_s, affected, act in (*upkeep.chores, (LOOK_S, "layout", look)):
                     group.create_task(loop.every(wait_s, affected, act), name=affected)
             while is_ready and not self._stopped.is_set():
-                await upkeep.reload(self.settings, self._stopped)
+                await upkeep.reload(self.file, self._stopped)
                 self._is_reloading = False
                 await self._changed.wait()
                 self._changed.clear()
@@ -263,7 +272,7 @@ class Worker:
     async def _run_once(self, upkeep: Upkeep) -> None:
         """Poll every account once, deliver what is due, and end. Raises StoreError."""
         async with self._draining(upkeep.loop) as group:
-            await upkeep.begin_once(self.settings)
+            await upkeep.begin_once(self.file)
             waiting = group.create_task(upkeep.give_up_on_redis(), name="store")
             running = group.create_task(upkeep.loop.run(), name="loop")
             finishing = group.create_task(upkeep.finish(), name="finish")

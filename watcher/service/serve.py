@@ -234,7 +234,7 @@ class _Signals:
         return True
 
     def _load(self) -> tuple[Loaded, list[Change]]:
-        loaded, before = load(self._path, os.environ, is_running=True), self._worker.settings
+        loaded, before = load(self._path, os.environ, is_running=True), self._worker.file
         if before.account_by_name and not loaded.settings.account_by_name:
             raise ConfigRefused([Finding(str(loaded.path), None, "", _NO_ACCOUNT_LEFT)])
         return loaded, changes(before, loaded.settings)

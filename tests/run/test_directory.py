@@ -1,0 +1,298 @@
+"""What a worker makes of the directory: without a loop that runs, on a real store."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from tests.support.builders import SECRET, a_subscription
+from tests.support.directory import Programs, with_key
+from tests.support.provider_staging import loopring_account, loopring_settings
+from tests.support.stores import MINUTE_MS, OPS, Store, a_store
+from watcher.delivery.signing import new_secret
+from watcher.engine.loop import Neighbours
+from watcher.observe.counters import Counters
+from watcher.printable import without_secrets
+from watcher.providers.loopring import Loopring
+from watcher.run.configured import Configured
+from watcher.run.directory import NO_KEY, Followed
+from watcher.sealing import new_key
+from watcher.settings import RedisSettings, Settings
+from watcher.store.directory import Directory
+from watcher.store.health import StoreHealth
+from watcher.store.keys import SHARDS
+
+HOOK = "https://hooks.example.com/in/s3cret-path"
+
+
+@dataclass
+class Bench:
+    """One worker's part of the directory. `late_ms` is how much later it is there."""
+
+    store: Store
+    configured: Configured
+    followed: Followed
+    programs: Programs
+    neighbours: Neighbours
+    file: Settings
+    late_ms: int = 0
+
+    def now_ms(self) -> int:
+        return self.store.schedule.now_ms() + self.late_ms
+
+    async def begin(self) -> None:
+        await self.followed.begin()
+        await self.lay_beside(self.file)
+
+    async def lay_beside(self, file: Settings) -> None:
+        async with self.followed.reloading():
+            in_force = await self.followed.lay_beside(file)
+            await self.configured.drop(in_force)
+            await self.configured.add(in_force)
+
+    @property
+    def accounts(self) -> list[str]:
+        return sorted(self.configured.poll_work.by_provider["loopring"].accounts)
+
+    @property
+    def targets(self) -> list[str]:
+        return sorted(self.configured.targets)
+
+    async def put_account(self, name: str, **settings: Any) -> None:
+        await self.programs.put_account(name, "loopring", **{"account_id": 7, **settings})
+
+    async def put_subscription(self, name: str, **settings: Any) -> None:
+        await self.programs.put_subscription(name, HOOK, **settings)
+
+    async def lose(self) -> None:
+        """Let the store lose the whole directory."""
+        keys = self.store.keys
+        for shard in range(SHARDS):
+            for key in (keys.account_records, keys.subscription_records, keys.changes):
+                await self.store.pipe.command("DEL", key(shard))
+
+
+@pytest.fixture
+async def bench(redis_client: Redis, namespace: str) -> AsyncIterator[Bench]:
+    store = a_store(redis_client, namespace)
+    await store.roster.check_layout()
+    await store.schedule.read_clock()
+    treasury = loopring_account()
+    file = with_key(
+        Settings(
+            redis=RedisSettings(url=SecretStr("redis://127.0.0.1:1/0"), namespace=namespace),
+            provider_by_name={"loopring": loopring_settings()},
+            account_by_name={treasury.name: treasury},
+            subscription_by_name={OPS: a_subscription(OPS)},
+        )
+    )
+    neighbours = Neighbours()
+
+    class Agreed:
+        def __init__(self) -> None:
+            self.neighbours = neighbours
+
+    directory, agreement = Directory(store.pipe, store.keys, kept_changes=3), Agreed()
+    configured = Configured(file, store.schedule, StoreHealth(), Counters(), agreement)  # type: ignore[arg-type]
+    async with configured:
+        followed = Followed(directory, configured, neighbours, file, now_ms=lambda: staged.now_ms())
+        staged = Bench(store, configured, followed, Programs(directory, namespace), neighbours, file)
+        yield staged
+
+
+def said(lines: list[Any]) -> list[tuple[str, int]]:
+    return [(line["event"], line["records"]) for line in lines if "records" in line]
+
+
+async def test_what_programs_added_is_in_force_beside_the_file(bench: Bench) -> None:
+    await bench.put_account("alice", interval="5s")
+    await bench.put_subscription("hook", accounts=["alice"])
+    await bench.begin()
+    assert bench.accounts == ["alice", "treasury"]
+    assert bench.targets == ["hook", OPS]
+    assert bench.configured.interest.listeners("alice") == (OPS, "hook")
+    assert bench.followed.settings.account_by_name["alice"].interval.total_seconds() == 5
+    assert bench.followed.accounts_by_provider() == {"loopring": ["alice"]}
+
+
+async def test_changes_are_followed_as_differences(bench: Bench) -> None:
+    await bench.begin()
+    poller = bench.configured.poll_work.by_provider["loopring"].poller
+    await bench.put_account("alice")
+    await bench.put_account("bob", account_id=8)
+    await bench.put_subscription("hook")
+    await bench.followed.follow()
+    assert (bench.accounts, bench.targets) == (["alice", "bob", "treasury"], ["hook", OPS])
+    assert bench.followed.names("account") == ["alice", "bob"]
+    await bench.put_account("alice", interval="5s")
+    await bench.programs.directory.delete("account", "bob")
+    await bench.programs.directory.delete("subscription", "hook")
+    await bench.followed.follow_now()
+    assert (bench.accounts, bench.targets) == (["alice", "treasury"], [OPS])
+    assert bench.followed.settings.account_by_name["alice"].interval.total_seconds() == 5
+    assert bench.followed.names("account", after="a", limit=1) == ["alice"]
+    assert bench.configured.interest.listeners("alice") == (OPS,)
+    assert bench.configured.poll_work.by_provider["loopring"].poller is poller
+
+
+async def test_the_file_wins_and_the_record_that_it_shadows_rests(bench: Bench) -> None:
+    await bench.put_account("treasury", account_id=99)
+    await bench.put_subscription(OPS)
+    with capture_logs() as lines:
+        await bench.begin()
+        await bench.put_subscription(OPS, max_in_flight=3)
+        await bench.followed.follow()
+        await bench.lay_beside(bench.file.model_copy())
+    assert said(lines) == [("directory.shadowed", 2)], "once"
+    assert bench.configured.targets[OPS].settings is bench.file.subscription_by_name[OPS]
+    assert bench.followed.accounts_by_provider() == {}
+    assert bench.followed.of_file("subscription", OPS)
+    none: dict[str, Any] = {"account_by_name": {}, "subscription_by_name": {}}
+    await bench.lay_beside(bench.file.model_copy(update=none))
+    assert (bench.accounts, bench.targets) == (["treasury"], [OPS]), "as the directory has them"
+    assert bench.configured.targets[OPS].settings.max_in_flight == 3
+    await bench.lay_beside(bench.file)
+    assert bench.configured.targets[OPS].settings is bench.file.subscription_by_name[OPS]
+
+
+async def test_a_worker_without_the_key_queues_events_and_leaves_all_else_to_others(bench: Bench) -> None:
+    bench.file = bench.file.model_copy(update={"api": None})
+    with capture_logs() as lines:
+        await bench.begin()
+        await bench.put_account("alice")
+        await bench.put_subscription("hook", accounts=["treasury"])
+        await bench.followed.follow()
+        await bench.put_account("alice", interval="5s")
+        await bench.followed.follow()
+    assert said(lines) == [("directory.locked", 2)], "once"
+    assert [line["reason"] for line in lines if line["event"] == "directory.locked"] == [NO_KEY]
+    assert (bench.accounts, bench.targets) == (["treasury"], [OPS])
+    assert bench.configured.interest.listeners("treasury") == (OPS, "hook")
+    assert "alice" in bench.neighbours.locked_accounts
+    assert "hook" in bench.neighbours.locked_subscriptions
+    assert bench.followed.accounts_by_provider() == {"loopring": ["alice"]}, "it stays on the schedule"
+    await bench.lay_beside(with_key(bench.file, new_key()))
+    assert (bench.accounts, bench.targets) == (["treasury"], [OPS]), "that is another key"
+    await bench.lay_beside(with_key(bench.file))
+    assert (bench.accounts, bench.targets) == (["alice", "treasury"], ["hook", OPS])
+    assert "alice" not in bench.neighbours.locked_accounts
+    assert "hook" not in bench.neighbours.locked_subscriptions
+
+
+async def test_events_wait_until_a_url_is_verified(bench: Bench) -> None:
+    await bench.begin()
+    await bench.put_subscription("hook", is_verified=False)
+    await bench.followed.follow()
+    known = bench.followed.get("subscription", "hook")
+    assert known
+    assert (known.state, bench.targets) == ("unverified", [OPS])
+    assert bench.configured.interest.listeners("treasury") == (OPS, "hook")
+    assert "hook" in bench.followed.settings.subscription_by_name
+    await bench.put_subscription("hook")
+    await bench.followed.follow()
+    assert bench.targets == ["hook", OPS]
+
+
+async def test_a_secret_that_has_ended_signs_no_more(bench: Bench) -> None:
+    await bench.begin()
+    now_ms, old = bench.store.schedule.now_ms(), new_secret()
+    await bench.put_subscription("hook", secrets={SECRET: None, old: now_ms + MINUTE_MS})
+    await bench.followed.follow()
+    assert len(bench.configured.targets["hook"].settings.secrets) == 2
+    bench.late_ms = 2 * MINUTE_MS
+    await bench.followed.follow()
+    secrets = bench.configured.targets["hook"].settings.secrets
+    assert [secret.get_secret_value() for secret in secrets] == [SECRET]
+
+
+async def test_a_token_leads_to_its_subscription_until_it_ends(bench: Bench) -> None:
+    await bench.begin()
+    now_ms = bench.store.schedule.now_ms()
+    await bench.put_subscription("hook", tokens={"aa": None, "bb": now_ms + MINUTE_MS})
+    await bench.followed.follow()
+    assert [bench.followed.by_token(one) for one in ("aa", "bb", "cc")] == ["hook", "hook", None]
+    bench.late_ms = 2 * MINUTE_MS
+    assert [bench.followed.by_token(one) for one in ("aa", "bb")] == ["hook", None]
+    await bench.programs.directory.delete("subscription", "hook")
+    await bench.followed.follow()
+    assert bench.followed.by_token("aa") is None
+
+
+async def test_a_source_has_one_holder_in_the_file_or_the_directory(bench: Bench) -> None:
+    await bench.begin()
+    await bench.put_account("alice", account_id=7)
+    await bench.followed.follow()
+    alice = bench.followed.get("account", "alice")
+    assert alice
+    assert alice.source
+    assert bench.followed.holder(alice.source) == "alice"
+    await bench.put_account("alice", account_id=8)
+    await bench.followed.follow()
+    assert bench.followed.holder(alice.source) is None
+    source = Loopring(loopring_settings()).source(loopring_account())
+    assert bench.followed.holder(("loopring", source)) == "treasury"
+
+
+async def test_what_cannot_be_used_here_rests_and_costs_nothing_else(bench: Bench) -> None:
+    await bench.begin()
+    await bench.programs.put_account("alice", "elsewhere", account_id=7)
+    await bench.programs.put_account("bob", "loopring", account_id=8, unheard_of=1)
+    await bench.programs.put_subscription("inside", "https://127.0.0.1/in")
+    await bench.put_account("carol", account_id=9)
+    with capture_logs() as lines:
+        await bench.followed.follow()
+    assert bench.accounts == ["carol", "treasury"]
+    states = {name: bench.followed.get("account", name) for name in ("alice", "bob", "carol")}
+    assert [one and one.state for one in states.values()] == ["unfit", "unfit", "in_force"]
+    assert sum(count for event, count in said(lines) if event == "directory.locked") == 3
+    assert bench.configured.interest.listeners("treasury") == (OPS, "inside"), "its events wait"
+    assert bench.targets == [OPS]
+
+
+async def test_a_worker_that_missed_too_many_changes_reads_anew(bench: Bench) -> None:
+    """What was deleted meanwhile is gone, and nothing else is."""
+    for number in range(3):
+        await bench.put_account(f"a{number}", account_id=100 + number)
+    await bench.begin()
+    await bench.programs.directory.delete("account", "a0")
+    for number in range(300):  # far more than are kept
+        await bench.put_subscription("hook", max_in_flight=1 + number)
+        await bench.put_account("a1", account_id=101, interval=f"{1 + number}s")
+    await bench.followed.follow()
+    assert bench.accounts == ["a1", "a2", "treasury"]
+    assert bench.followed.names("account") == ["a1", "a2"]
+    assert bench.configured.targets["hook"].settings.max_in_flight == 300
+
+
+async def test_a_store_that_lost_the_directory_is_given_it_again(bench: Bench) -> None:
+    await bench.begin()
+    await bench.put_account("alice")
+    await bench.put_account("bob", account_id=8)
+    await bench.put_subscription("hook")
+    await bench.followed.follow()
+    await bench.programs.directory.delete("account", "bob")
+    await bench.followed.follow()
+    targets = {**bench.configured.targets}
+    await bench.lose()
+    with capture_logs() as lines:
+        await bench.followed.follow()
+        await bench.followed.follow()
+    assert sum(count for event, count in said(lines) if event == "directory.restored") == 2
+    assert (bench.accounts, bench.targets) == (["alice", "treasury"], ["hook", OPS])
+    assert bench.configured.targets == targets, "nothing was opened anew"
+    assert await bench.programs.directory.counts() == {"account": 1, "subscription": 1}
+
+
+async def test_no_secret_of_a_record_is_shown(bench: Bench) -> None:
+    secret = new_secret()
+    await bench.begin()
+    await bench.put_subscription(
+        "hook", secrets={secret: None}, headers={"authorization": "Bearer t0ken-of-it"}
+    )
+    await bench.followed.follow()
+    for text in (secret, HOOK, "Bearer t0ken-of-it"):
+        assert text not in without_secrets(f"it was {text}, as it seems")

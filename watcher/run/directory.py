@@ -1,0 +1,490 @@
+"""The directory as this worker holds it: read whole at the start, then followed change by change.
+
+Makes settings of the records that this worker can open, and lays them beside the file, which wins. Refuses to
+drop a record because the store has lost it: it is written again.
+"""
+
+import asyncio
+import heapq
+import time
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Literal, NamedTuple
+
+from watcher.config.sections import Providers, Source
+from watcher.delivery.chat import target_of
+from watcher.delivery.egress import Policy, RefusedUrl
+from watcher.engine.loop import Neighbours
+from watcher.journal.interest import Interest, Wishes
+from watcher.observe.log import log
+from watcher.pause import compute, in_order, slowly
+from watcher.printable import hide
+from watcher.providers.contract import Rejected
+from watcher.run.configured import Configured, Difference, Resting
+from watcher.sealing import Keyring, Unopened
+from watcher.settings import (
+    AccountSettings,
+    Settings,
+    SubscriptionSettings,
+    ThresholdSettings,
+    secrets_of_subscription,
+)
+from watcher.store.directory import KINDS, Change, Directory, Kind, Record, version_of
+from watcher.store.keys import SHARDS, shard_of
+
+FOLLOW_S = 1.0
+"""How often a worker looks at what changed."""
+
+_DELETED = 10_000
+"""Deletions that are remembered, in case the store forgets them."""
+
+_JUDGED_AT_ONCE = 50
+"""Records that are opened before anything else goes on: a few milliseconds."""
+
+_IN_A_THREAD = 500
+"""More records than these are opened in a thread."""
+
+_MOST_NAMES = 8
+
+_SAY_S = 10.0
+"""From one line about what was taken over to the next."""
+
+State = Literal["in_force", "unverified", "shadowed", "locked", "unfit"]
+
+NO_KEY = "this worker has no [api] secret_key"
+
+
+class Filters(NamedTuple):
+    """What a subscription wants, as far as a worker without the key can read it."""
+
+    name: str
+    accounts: tuple[str, ...] = ("*",)
+    events: tuple[str, ...] = ()
+    assets: tuple[str, ...] = ("*",)
+    thresholds: tuple[ThresholdSettings, ...] = ()
+
+
+class Token(NamedTuple):
+    """A subscription's token: its SHA-256 in hex, and when it ends (Unix ms; None: it does not)."""
+
+    digest: str
+    until_ms: int | None
+
+
+class Known(NamedTuple):
+    """A record, and what this worker makes of it.
+
+    `unverified`: its events wait until its URL has answered a ping. `shadowed`: the file defines that name.
+    `locked`: this worker cannot open it. `unfit`: it can, but cannot use it. The `reason` says why. `ends_ms`
+    is when the first of its secrets does (Unix ms).
+    """
+
+    record: Record
+    state: State
+    settings: AccountSettings | SubscriptionSettings | None = None
+    reason: str = ""
+    source: Source | None = None
+    wishes: Wishes | None = None
+    tokens: tuple[Token, ...] = ()
+    unverified_since_ms: int | None = None
+    ends_ms: int | None = None
+
+
+class Judge:
+    """Says what becomes of a record beside a configuration file."""
+
+    def __init__(self, file: Settings) -> None:
+        self.file = file
+        keys = file.api.secret_key if file.api else ()
+        self._keyring = (
+            Keyring([key.get_secret_value() for key in keys], file.redis.namespace) if keys else None
+        )
+        self._providers = Providers.of(file.provider_by_name)
+        self._policy = Policy.of(file.egress)
+
+    @property
+    def basis(self) -> tuple[object, ...]:
+        """What all verdicts rest on, but for the names that the file has."""
+        return self.file.provider_by_name, self.file.egress, self.file.api
+
+    def defines(self, kind: Kind, name: str) -> bool:
+        """Say whether the file has something of that name."""
+        return name in (self.file.account_by_name if kind == "account" else self.file.subscription_by_name)
+
+    def judge(self, record: Record, now_ms: int) -> Known:
+        if self.defines(record.kind, record.name):
+            return Known(record, "shadowed", reason="the configuration file has this name, and wins")
+        wishes = _filters(record) if record.kind == "subscription" else None
+        if self._keyring is None:
+            return Known(record, "locked", reason=NO_KEY, wishes=wishes)
+        try:
+            content = self._keyring.open(record.kind, record.name, record.plain, record.sealed)
+        except Unopened as error:
+            return Known(record, "locked", reason=str(error), wishes=wishes)
+        try:
+            if record.kind == "account":
+                return self._account(record, content)
+            return self._subscription(record, content, now_ms)
+        except Rejected as rejected:
+            reason = rejected.words
+        except RefusedUrl as error:
+            reason = str(error)
+        except (ValueError, KeyError, TypeError) as error:  # what pydantic says may hold what was given
+            reason = f"what it says is not valid here ({type(error).__name__})"
+        return Known(record, "unfit", reason=reason, wishes=wishes)
+
+    def _account(self, record: Record, content: Mapping[str, Any]) -> Known:
+        provider = record.plain["provider"]
+        if provider not in self._providers.asked_by_name:
+            return Known(record, "unfit", reason=f"no [providers.{provider}] in the configuration file")
+        given = {**content["settings"], "name": record.name, "provider": provider}
+        shape = self._providers.class_by_name[provider]
+        assert shape
+        settings = shape.Account.model_validate(given)
+        source = provider, self._providers.asked_by_name[provider].source(settings)
+        return Known(record, "in_force", settings, source=source)
+
+    def _subscription(self, record: Record, content: Mapping[str, Any], now_ms: int) -> Known:
+        secrets = [one for one in content["secrets"] if (one["until_ms"] or now_ms + 1) > now_ms]
+        given = {**content["settings"], **record.plain, "name": record.name}
+        if secrets:
+            given["secrets"] = [one["secret"] for one in secrets]
+        settings = SubscriptionSettings.model_validate(given)
+        target_of(settings, self._policy)  # refuses what cannot work
+        return Known(
+            record,
+            "in_force" if content["verified"] else "unverified",
+            settings,
+            wishes=settings,
+            tokens=tuple(Token(one["hash"], one["until_ms"]) for one in content["tokens"]),
+            unverified_since_ms=content["unverified_since_ms"],
+            ends_ms=min((one["until_ms"] for one in secrets if one["until_ms"]), default=None),
+        )
+
+    def sources(self) -> dict[Source, str]:
+        """Name the accounts of the file by what they poll. In a thread: there may be 100,000."""
+        return {
+            (account.provider, self._providers.asked_by_name[account.provider].source(account)): name
+            for name, account in self.file.account_by_name.items()
+        }
+
+
+def _filters(record: Record) -> Filters | None:
+    plain = record.plain
+    try:
+        wants = {key: tuple(plain[key]) for key in ("accounts", "events", "assets") if key in plain}
+        thresholds = tuple(ThresholdSettings.model_validate(one) for one in plain.get("thresholds", ()))
+        return Filters(record.name, thresholds=thresholds, **wants)
+    except (ValueError, TypeError):
+        return None
+
+
+class Followed:
+    """The directory of one worker. Methods that ask the store raise StoreError.
+
+    What the worker leaves to others is kept up to date, in place, in `configured` and for `neighbours`.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        configured: Configured,
+        neighbours: Neighbours,
+        file: Settings,
+        *,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._locked_accounts = set[str]()
+        self._unverified = set[str]()
+        self._wishes: dict[str, Wishes] = {}
+        configured.resting = Resting(self._unverified, self._wishes)
+        neighbours.locked_accounts = self._locked_accounts
+        neighbours.locked_subscriptions = self._wishes
+        neighbours.look_again = self.look_again
+        self._configured = configured
+        self._directory = directory
+        self._judge = Judge(file)
+        self._now_ms = now_ms
+        self._lock = asyncio.Lock()
+        self._looks = 0
+        self._is_reloading = self._is_read = False
+        self._known: dict[Kind, dict[str, Known]] = {kind: {} for kind in KINDS}
+        self._names: dict[Kind, list[str]] = {kind: [] for kind in KINDS}
+        self._heads = [""] * SHARDS
+        self._deleted: dict[tuple[Kind, str], Change] = {}
+        self._touched: dict[tuple[Kind, str], None] = {}
+        self._ends: list[tuple[int, Kind, str]] = []
+        self._of_file: dict[Source, str] = {}
+        self._name_by_source: dict[Source, str] = {}
+        self._name_by_token: dict[str, str] = {}
+        self._unsaid = defaultdict[tuple[State, str], list[str]](list)
+        self._taken_over = Counter[Kind]()
+        self._say_at = 0.0
+
+    @property
+    def settings(self) -> Settings:
+        """What is in force: the file, and what the directory has beside it."""
+        return self._configured.settings
+
+    @property
+    def interest(self) -> Interest:
+        return self._configured.interest
+
+    def get(self, kind: Kind, name: str) -> Known | None:
+        """Return what is known of a record."""
+        return self._known[kind].get(name)
+
+    def names(self, kind: Kind, after: str = "", limit: int | None = None) -> list[str]:
+        """Name the records of a kind, in order, from behind `after` on."""
+        names = self._names[kind]
+        start = bisect_right(names, after)
+        return names[start : None if limit is None else start + limit]
+
+    def of_file(self, kind: Kind, name: str) -> str | None:
+        """Say what defines a name that the directory cannot: None where nothing does."""
+        return "the configuration file" if self._judge.defines(kind, name) else None
+
+    def holder(self, source: Source) -> str | None:
+        """Name the account that polls a source."""
+        return self._of_file.get(source) or self._name_by_source.get(source)
+
+    def by_token(self, digest: str) -> str | None:
+        """Name the subscription that a token belongs to, by its SHA-256 in hex; None where it has ended."""
+        name = self._name_by_token.get(digest)
+        known = self._known["subscription"].get(name) if name else None
+        ends = [token.until_ms for token in known.tokens if token.digest == digest] if known else []
+        return name if ends and (ends[0] or self._now_ms() + 1) > self._now_ms() else None
+
+    def counts(self) -> Counter[tuple[Kind, State]]:
+        """Count the records of each kind and state."""
+        return Counter((kind, one.state) for kind in KINDS for one in self._known[kind].values())
+
+    async def begin(self) -> None:
+        """Read all records."""
+        async with self._lock:
+            self._is_read = False
+            for shard in range(SHARDS):
+                await self._read(shard, None)
+            self._is_read = True
+            self._names = {kind: await compute(list, in_order(self._known[kind])) for kind in KINDS}
+
+    async def lay_beside(self, file: Settings) -> Settings:
+        """Go by another file from now on; returns what is in force with it. The caller holds `reloading`."""
+        before, self._judge = self._judge, Judge(file)
+        is_same = before.basis == self._judge.basis
+        for kind in KINDS:
+            records = [
+                one.record
+                async for one in slowly(self._known[kind].values())
+                if not is_same
+                or before.defines(kind, one.record.name) != self._judge.defines(kind, one.record.name)
+            ]
+            for known in await self._judged(records):
+                self._take(known)
+        self._of_file = await compute(self._judge.sources) if file.api else {}
+        self._touched.clear()
+        accounts, subscriptions = {**file.account_by_name}, {**file.subscription_by_name}
+        async for account in slowly(self._known["account"].values()):
+            if isinstance(account.settings, AccountSettings):
+                accounts[account.settings.name] = account.settings
+        async for subscription in slowly(self._known["subscription"].values()):
+            if isinstance(subscription.settings, SubscriptionSettings):
+                subscriptions[subscription.settings.name] = subscription.settings
+        self._report()
+        in_force = {"account_by_name": accounts, "subscription_by_name": subscriptions}
+        return file.model_copy(update=in_force)
+
+    @asynccontextmanager
+    async def reloading(self) -> AsyncIterator[None]:
+        """Around taking over another file: nothing of the directory is taken over meanwhile."""
+        async with self._lock:
+            self._is_reloading = True
+            try:
+                yield
+            finally:
+                self._is_reloading = False
+
+    async def follow(self) -> None:
+        """Look what has changed, and take it over."""
+        async with self._lock:
+            await self._follow()
+
+    async def follow_now(self) -> None:
+        """Take over what was written before this call."""
+        looks = self._looks
+        async with self._lock:
+            if self._looks == looks:  # else a look began after this call
+                await self._follow()
+
+    async def look_again(self) -> None:
+        """Take over what was added just now, but do not wait for a reload."""
+        if not self._is_reloading:
+            await self.follow_now()
+
+    def accounts_by_provider(self) -> Mapping[str, Sequence[str]]:
+        """Name the accounts that are to be on the schedules, whether or not this worker can poll them."""
+        found = defaultdict[str, list[str]](list)
+        for name, known in self._known["account"].items():
+            if known.state != "shadowed":
+                found[str(known.record.plain.get("provider", ""))].append(name)
+        return found
+
+    async def _follow(self) -> None:
+        self._looks += 1
+        heads = await self._directory.heads()
+        for shard in range(SHARDS):
+            if heads[shard] != self._heads[shard]:
+                await self._look_at(shard)
+        now_ms = self._now_ms()
+        ended: dict[tuple[Kind, str], Record] = {}
+        while self._ends and self._ends[0][0] <= now_ms:
+            _, kind, name = heapq.heappop(self._ends)
+            if known := self._known[kind].get(name):
+                ended[kind, name] = known.record
+        for known in await self._judged([*ended.values()]):
+            self._take(known)
+        if not self._touched:
+            return
+        touched = [*self._touched]
+        accounts: dict[str, AccountSettings | None] = {}
+        subscriptions: dict[str, SubscriptionSettings | Wishes | None] = {}
+        async for kind, name in slowly(touched):
+            known = self._known[kind].get(name)
+            if self._judge.defines(kind, name):
+                continue
+            settings = known.settings if known else None
+            if kind == "account":
+                accounts[name] = settings if isinstance(settings, AccountSettings) else None
+            elif isinstance(settings, SubscriptionSettings):
+                subscriptions[name] = settings
+            else:
+                subscriptions[name] = known.wishes if known else None
+        await self._configured.change(Difference(accounts, subscriptions))
+        for one in touched:
+            self._touched.pop(one, None)
+        self._taken_over += Counter(kind for kind, _ in touched)
+        self._report()
+
+    async def _look_at(self, shard: int) -> None:
+        """Take in what changed in a shard; if the store has lost some of it, write that again."""
+        while True:
+            found = await self._directory.changes(shard, self._heads[shard])
+            for gone in (one for one in found.changed if one.record is None):
+                self._drop(gone.kind, gone.name, gone)
+            for known in await self._judged([one.record for one in found.changed if one.record]):
+                self._take(known)
+            if found.lost_after is not None:
+                await self._write_again(shard, found.lost_after)
+            if found.is_behind:
+                await self._read(shard, found.lost_after)
+            else:
+                self._heads[shard] = found.head
+            if not found.more:
+                return
+
+    async def _write_again(self, shard: int, lost_after: int) -> None:
+        records = [
+            known.record
+            for kind in KINDS
+            async for name, known in slowly(self._known[kind].items())
+            if shard_of(name) == shard and known.record.version > lost_after
+        ]
+        deleted = [one for one in self._deleted.values() if shard_of(one.name) == shard]
+        shadowed = [one.name for one in records if self._judge.defines("account", one.name)]
+        written = await self._directory.write_again(lost_after, records, deleted, shadowed=shadowed)
+        if written:
+            log.warning("directory.restored", records=written)
+
+    async def _read(self, shard: int, lost_after: int | None) -> None:
+        """Read a shard anew. What it lacks was deleted, unless it is later than what the store has."""
+        held = await self._directory.read(shard)
+        there = {(one.kind, one.name) for one in held.records} | {*held.damaged}
+        for known in await self._judged(held.records):
+            self._take(known)
+        until = version_of(held.head) if lost_after is None else lost_after
+        gone = [
+            known.record
+            for kind in KINDS
+            async for name, known in slowly(self._known[kind].items())
+            if (kind, name) not in there and shard_of(name) == shard and known.record.version <= until
+        ]
+        for record in gone:
+            self._drop(record.kind, record.name)
+        self._heads[shard] = held.head
+
+    async def _judged(self, records: Sequence[Record]) -> list[Known]:
+        judge, now_ms = self._judge.judge, self._now_ms()
+        if len(records) > _IN_A_THREAD:
+            return await compute(lambda: [judge(record, now_ms) for record in records])
+        return [judge(record, now_ms) async for record in slowly(records, at_once=_JUDGED_AT_ONCE)]
+
+    def _take(self, known: Known) -> None:
+        """Hold a record as it is now."""
+        kind, name = known.record.kind, known.record.name
+        before = self._known[kind].get(name)
+        if before:
+            self._leave(before)
+        elif self._is_read:
+            insort(self._names[kind], name)
+        if known.reason and not (before and before.state == known.state):
+            self._unsaid[known.state, known.reason].append(f"{kind} {name}")
+        self._known[kind][name] = known
+        self._touched[kind, name] = None
+        self._deleted.pop((kind, name), None)
+        if known.source:
+            self._name_by_source[known.source] = name
+        for token in known.tokens:
+            self._name_by_token[token.digest] = name
+        if known.ends_ms:
+            heapq.heappush(self._ends, (known.ends_ms, kind, name))
+        if kind == "account" and known.state in ("locked", "unfit"):
+            self._locked_accounts.add(name)
+        if known.state == "unverified":
+            self._unverified.add(name)
+        if known.wishes and not known.settings:
+            self._wishes[name] = known.wishes
+        if isinstance(known.settings, SubscriptionSettings):
+            hide(secrets_of_subscription(known.settings))
+
+    def _drop(self, kind: Kind, name: str, deletion: Change | None = None) -> None:
+        """Hold a record no more."""
+        if deletion:
+            self._deleted.pop((kind, name), None)
+            self._deleted[kind, name] = deletion
+            while len(self._deleted) > _DELETED:
+                del self._deleted[next(iter(self._deleted))]
+        if known := self._known[kind].pop(name, None):
+            self._leave(known)
+            if self._is_read:
+                del self._names[kind][bisect_left(self._names[kind], name)]
+            self._touched[kind, name] = None
+
+    def _leave(self, known: Known) -> None:
+        name = known.record.name
+        if known.source and self._name_by_source.get(known.source) == name:
+            del self._name_by_source[known.source]
+        for token in known.tokens:
+            self._name_by_token.pop(token.digest, None)
+        if known.record.kind == "account":
+            self._locked_accounts.discard(name)
+        else:
+            self._unverified.discard(name)
+            self._wishes.pop(name, None)
+
+    def _report(self) -> None:
+        """Log what was taken over, now and then, and once which records rest, and why."""
+        now = time.monotonic()
+        if self._taken_over and now >= self._say_at:
+            accounts, subscriptions = (self._taken_over[kind] for kind in KINDS)
+            log.info("directory.followed", accounts=accounts, subscriptions=subscriptions)
+            self._taken_over.clear()
+            self._say_at = now + _SAY_S
+        for (state, reason), names in self._unsaid.items():
+            fields = {"records": len(names), "names": names[:_MOST_NAMES], "reason": reason}
+            if state == "shadowed":
+                log.warning("directory.shadowed", **fields)
+            else:
+                log.warning("directory.locked", **fields)
+        self._unsaid.clear()
