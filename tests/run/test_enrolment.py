@@ -1,6 +1,7 @@
 """Who is on the roster while workers with different lists of accounts run side by side, as in a deploy."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from redis.asyncio import Redis
@@ -12,8 +13,9 @@ from watcher.observe.counters import Counters
 from watcher.run.members import Accounts, Enrolment, Present
 from watcher.service.serve import worker_name
 from watcher.settings import Settings
+from watcher.store.directory import Directory, Write
 from watcher.store.keys import SHARDS
-from watcher.store.members import Workers
+from watcher.store.members import Roster, Workers
 
 OLD, NEW = ("treasury", "leaving"), ("treasury", "coming")
 
@@ -237,3 +239,16 @@ async def test_a_generation_that_was_followed_by_another_takes_nobody_away(deplo
 def test_workers_on_hosts_of_one_name_with_one_process_number_can_be_told_apart() -> None:
     """Two of one name would be blind to each other's lists, and each would forget the other's accounts."""
     assert len({worker_name() for _ in range(5)}) > 1
+
+
+async def test_what_a_program_has_just_added_stays_on_the_schedule(deploy: Deploy) -> None:
+    """The worker that enrols its list may not know of it yet."""
+    directory = Directory(deploy.store.pipe, deploy.store.keys)
+    roster = Roster(deploy.store.pipe, deploy.store.keys, directory.has_accounts)
+    deploy.store = replace(deploy.store, roster=roster)
+    await deploy.start("w", OLD)
+    await directory.put(Write("account", "added", {"provider": "loopring"}, b"sealed"))
+    await deploy.start("w", NEW)
+    assert await deploy.scheduled() == {*NEW, "added"}
+    await directory.delete("account", "added")
+    assert await deploy.scheduled() == {*NEW}
