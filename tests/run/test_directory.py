@@ -150,7 +150,7 @@ async def test_the_file_wins_and_the_record_that_it_shadows_rests(bench: Bench) 
     assert said(lines) == [("directory.shadowed", 2)], "once"
     assert bench.configured.targets[OPS].settings is bench.file.subscription_by_name[OPS]
     assert bench.followed.accounts_by_provider() == {}
-    assert bench.followed.of_file("subscription", OPS)
+    assert bench.followed.defines("subscription", OPS)
     none: dict[str, Any] = {"account_by_name": {}, "subscription_by_name": {}}
     await bench.lay_beside(bench.file.model_copy(update=none))
     assert (bench.accounts, bench.targets) == (["treasury"], [OPS]), "as the directory has them"
@@ -190,6 +190,7 @@ async def test_events_wait_until_a_url_is_verified(bench: Bench) -> None:
     known = bench.followed.get("subscription", "hook")
     assert known
     assert (known.state, bench.targets) == ("unverified", [OPS])
+    assert [(one.settings.name, one.since_ms) for one in bench.followed.unverified()] == [("hook", 1)]
     assert bench.configured.interest.listeners("treasury") == (OPS, "hook")
     assert "hook" in bench.followed.settings.subscription_by_name
     await bench.put_subscription("hook")

@@ -1,7 +1,6 @@
 """Who is on the roster while workers with different lists of accounts run side by side, as in a deploy."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 from redis.asyncio import Redis
@@ -15,7 +14,7 @@ from watcher.service.serve import worker_name
 from watcher.settings import Settings
 from watcher.store.directory import Directory, Write
 from watcher.store.keys import SHARDS
-from watcher.store.members import Roster, Workers
+from watcher.store.members import Workers
 
 OLD, NEW = ("treasury", "leaving"), ("treasury", "coming")
 
@@ -244,8 +243,6 @@ def test_workers_on_hosts_of_one_name_with_one_process_number_can_be_told_apart(
 async def test_what_a_program_has_just_added_stays_on_the_schedule(deploy: Deploy) -> None:
     """The worker that enrols its list may not know of it yet."""
     directory = Directory(deploy.store.pipe, deploy.store.keys)
-    roster = Roster(deploy.store.pipe, deploy.store.keys, directory.has_accounts)
-    deploy.store = replace(deploy.store, roster=roster)
     await deploy.start("w", OLD)
     await directory.put(Write("account", "added", {"provider": "loopring"}, b"sealed"))
     await deploy.start("w", NEW)

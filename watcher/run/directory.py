@@ -23,6 +23,7 @@ from watcher.pause import compute, in_order, slowly
 from watcher.printable import hide
 from watcher.providers.contract import Rejected
 from watcher.run.configured import Configured, Difference, Resting
+from watcher.run.verification import Unverified
 from watcher.sealing import Keyring, Unopened
 from watcher.settings import (
     AccountSettings,
@@ -242,9 +243,18 @@ class Followed:
         start = bisect_right(names, after)
         return names[start : None if limit is None else start + limit]
 
-    def of_file(self, kind: Kind, name: str) -> str | None:
-        """Say what defines a name that the directory cannot: None where nothing does."""
-        return "the configuration file" if self._judge.defines(kind, name) else None
+    def defines(self, kind: Kind, name: str) -> bool:
+        """Say whether the file has something of that name: it wins."""
+        return self._judge.defines(kind, name)
+
+    def unverified(self) -> list[Unverified]:
+        """List the subscriptions whose events wait until their URLs have answered a ping."""
+        found = (self._known["subscription"][name] for name in self._unverified)
+        return [
+            Unverified(one.settings, one.record.version, one.unverified_since_ms or 0)
+            for one in found
+            if isinstance(one.settings, SubscriptionSettings)
+        ]
 
     def holder(self, source: Source) -> str | None:
         """Name the account that polls a source."""
