@@ -16,6 +16,7 @@ from tests.support.stores import MINUTE_MS, OPS, PROVIDER, Store, a_delivery, a_
 from watcher.store import move
 from watcher.store.address import Several, check_address, safe_url, several
 from watcher.store.client import ClusterPipe, connect
+from watcher.store.directory import Directory, Write
 from watcher.store.errors import DamagedKey
 from watcher.store.exceptions import ConfigurationRefused, ServerRefused, StoreUnreachable
 from watcher.store.guarantee import guarantee, guarantee_of_all, missing_rights
@@ -60,6 +61,27 @@ async def test_accounts_of_all_shards_are_polled_and_delivered(store: Store) -> 
     assert all(states)
     taken = await asyncio.gather(*(_deliver(store, shard) for shard in range(SHARDS)))
     assert taken == [[a_delivery(1).entry, a_delivery(2).entry]] * SHARDS
+
+
+async def test_the_directory_is_written_followed_and_written_again_over_all_nodes(store: Store) -> None:
+    directory = Directory(store.pipe, store.keys)
+    writes = [Write("account", name, {"provider": PROVIDER}, name.encode()) for name in ACCOUNTS]
+    assert {one.outcome for one in await directory.put_all(writes)} == {"done"}
+    assert await directory.counts() == {"account": SHARDS, "subscription": 0}
+    heads = await directory.heads()
+    held = [held async for held in directory.read_all()]
+    assert [one.head for one in held] == heads
+    assert [[record.name for record in one.records] for one in held] == [[name] for name in ACCOUNTS]
+    assert all([(await store.scores(store.keys.polls(shard, PROVIDER))) for shard in range(SHARDS)])
+    await directory.delete("account", ACCOUNT)
+    changes = await directory.changes(0, heads[0])
+    assert [(one.name, one.record) for one in changes.changed] == [(ACCOUNT, None)]
+    for shard in range(SHARDS):
+        await store.pipe.command("DEL", store.keys.account_records(shard))
+        await store.pipe.command("DEL", store.keys.changes(shard))
+    lost = [await directory.changes(shard, heads[shard]) for shard in range(SHARDS)]
+    assert {one.lost_after for one in lost} == {0}
+    assert await directory.write_again(0, [record for one in held for record in one.records]) == SHARDS
 
 
 async def test_a_store_of_0_1_is_moved_to_layout_2_and_back(

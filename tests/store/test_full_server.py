@@ -27,6 +27,7 @@ from tests.support.stores import (
 )
 from watcher.engine.breaker import probed
 from watcher.store.client import connect
+from watcher.store.directory import Directory, Write
 from watcher.store.exceptions import StoreUnreachable
 from watcher.store.keeper import Keeper, Relief, memory_of
 from watcher.store.members import Enrolled
@@ -153,6 +154,21 @@ async def test_a_worker_that_starts_with_the_same_accounts_needs_no_room(store: 
         enrolled = await store.roster.enroll(accounts, now_ms=1)
         assert (await store.roster.note_enrolled("list"), enrolled.added) == (is_first, int(is_first))
         await fill(store)
+
+
+async def test_records_are_refused_whole_and_deleted_all_the_same(store: Store) -> None:
+    directory = Directory(store.pipe, store.keys)
+    writes = [Write("account", name, {"provider": PROVIDER}, b"sealed") for name in NEIGHBOURS[:3]]
+    await directory.put_all(writes[:2])
+    before = await store.contents()
+    await fill(store)
+    with pytest.raises(StoreUnreachable, match="OOM"):
+        await directory.put_all(writes[2:])
+    assert await store.contents() == before
+    assert (await directory.delete("account", NEIGHBOURS[0])).outcome == "done"
+    await make_room(store)
+    assert [record.name for record in (await directory.read(SHARD)).records] == [NEIGHBOURS[1]]
+    assert (await directory.put(writes[2])).outcome == "done"
 
 
 async def test_accounts_are_removed_and_forgotten_on_a_full_server(store: Store) -> None:

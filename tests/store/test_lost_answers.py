@@ -24,6 +24,7 @@ from tests.support.stores import (
     some_deliveries,
 )
 from watcher.store.client import connect
+from watcher.store.directory import Directory, Write
 from watcher.store.schedule import Lease, Reply
 
 pytestmark = pytest.mark.parametrize("engine", ENGINES)
@@ -183,3 +184,23 @@ async def test_a_claim_whose_answer_was_lost_loses_no_account(
                     claimed = await store.polls.claim(PROVIDER, SHARD, lease_ms=20, at_most=4)
                     found.extend(claimed.leases)
     assert len(set(found)) == len(found), "the same lease was given twice"
+
+
+async def test_a_record_whose_answer_was_lost_is_written_or_deleted_once(
+    redis_client: Redis, namespace: str, url: str
+) -> None:
+    direct = a_store(redis_client, namespace)
+    async with LossyProxy(url, lose_every=2) as proxy, connect(proxy.url) as client:
+        store = a_store(client, namespace)
+        directory = Directory(store.pipe, store.keys)
+        with each_repeated(proxy, at_least=3):
+            for number, name in enumerate(NEIGHBOURS[:6]):
+                write = Write("account", name, {"provider": PROVIDER}, b"%d" % number, expected=0)
+                outcome, version = await directory.put(write)
+                assert (outcome, version > 0) == ("done", True)
+        changes = direct.keys.changes(SHARD)
+        assert await direct.pipe.command("XLEN", changes) == 6
+        with each_repeated(proxy, at_least=2):
+            for name in NEIGHBOURS[:6]:
+                assert (await directory.delete("account", name)).outcome in ("done", "missing")
+        assert await direct.pipe.command("XLEN", changes) == 12

@@ -22,6 +22,7 @@ from tests.support.stores import NEIGHBOURS, Store, a_store, running
 from watcher.delivery.resend import Resend
 from watcher.store import move
 from watcher.store.client import connect
+from watcher.store.directory import Directory, Write
 from watcher.store.exceptions import LayoutAwaited, StoreRefuses
 from watcher.store.history import Cursor, Gone, History, Place
 from watcher.store.inventory import StoreAudit
@@ -294,6 +295,19 @@ async def before_a_move(store: Store, number: int) -> dict[str, Any]:
         await to(store, 2)
     await Layout(store.pipe, store.keys).want(number)
     return await store.contents()
+
+
+async def test_the_directory_is_left_alone(store: Store) -> None:
+    await some(store)
+    await to(store, 2)
+    directory = Directory(store.pipe, store.keys)
+    await directory.put(Write("account", "treasury", {"provider": "loopring"}, b"sealed"))
+    await directory.put(Write("subscription", OPS, {}, b"sealed"))
+    held = [one async for one in directory.read_all()]
+    await to(store, 1)
+    assert [one async for one in directory.read_all()] == held
+    await to(store, 2)
+    assert [one async for one in directory.read_all()] == held
 
 
 @pytest.mark.slow
