@@ -27,6 +27,16 @@ Five things a receiver should know:
   (`InvalidWebhook.event`). Keep balances by the `after` of the event with the highest sequence: sums of
   effects count again what comes again.
 - While a secret is being changed, give both: `verify(headers, body, [new, old])`.
+- What never arrived can be pulled from the sender's API, with the subscription's token. A `Journal` says what
+  to ask for, puts what was pulled and what was sent in one order, and keeps the balances:
+
+      journal = Journal(database.kept(), seen=database.has_event)
+      journal.catch_up()
+
+      def pull() -> None:  # at the start, and whenever `journal.ask()` is not None
+          while path := journal.ask():
+              status, body = get("/v1/subscriptions/ops" + path)
+              database.record(journal.answer(status, body), journal.changes())
 
 This file needs Python's standard library alone and nothing else of watcher, so that it can be copied into
 another program; `whpk_` keys (ed25519) need `cryptography` too. It refuses to read a request, to remember
@@ -39,9 +49,11 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from decimal import Decimal
+from dataclasses import dataclass, field
+from decimal import Decimal, localcontext
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 
 Body = bytes | bytearray | memoryview
 Headers = Mapping[Any, Any] | Iterable[tuple[Any, Any]]
@@ -184,6 +196,214 @@ def follow(event: Event, last: int | None, *, is_repeat: bool = False) -> tuple[
     if previous == last:
         return sequence, None
     return sequence, "gap" if previous > last else "rewound"
+
+
+Balance = dict[str, str | None]
+"""Decimal text by field: total, locked, available, pending_deposit, pending_withdrawal."""
+
+
+@dataclass(slots=True)
+class Account:
+    """What a receiver has of one account.
+
+    `sequence`: up to there nothing is missing; None: nothing is known yet. `balances` by the asset's id;
+    `is_whole` says that all assets are among them. `waiting`, by sequence: events that came before one that
+    is missing; they may be forgotten, as they can be pulled.
+    """
+
+    sequence: int | None = None
+    is_whole: bool = False
+    balances: dict[str, Balance] = field(default_factory=dict)
+    waiting: dict[int, Event] = field(default_factory=dict)
+
+
+class Taken(NamedTuple):
+    """An event to act upon, once; or, where `event` is None, a balance that moved by events that are gone.
+
+    `moved`: by field, what the balance of `asset` is more than it was here. It is what is to be credited: the
+    event's effect, unless the sender's store was set back, or a filter kept other events away. `fits` says
+    whether its `before` is what was here.
+    """
+
+    event: Event | None
+    account: str
+    asset: str | None
+    moved: dict[str, Decimal]
+    fits: bool
+
+
+class PullRefused(Exception):
+    """The API answered neither with a page nor that something is gone: ask again later, or mend the token."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the API answered {status}")
+        self.status = status
+
+
+class Journal:
+    """All events of one subscription, in order, however they came; and the balances that they led to.
+
+    `kept` is what `changes` said so far; without it the journal begins with the sender's balances. `seen(id)`
+    says whether an event was acted upon before. One thread at a time may call it.
+    """
+
+    def __init__(
+        self, kept: Mapping[str, Any] | None = None, *, seen: Callable[[str], bool] = lambda _id: False
+    ) -> None:
+        said = {**(kept or {})}
+        self.cursor: str | None = said.pop("", None)
+        self.accounts = {name: Account(**one) for name, one in said.items()}
+        self._seen = seen
+        self._changed: set[str] = set()
+        self._path: str | None = None
+        self._account: str | None = None
+        self._begins_at: str | None = None
+        self._asked: dict[str, int] | None = None
+
+    def take(self, event: Event) -> list[Taken]:
+        """Take an event that came; returns what is to be acted upon now, in order: nothing where one before
+        it is missing, or where it was taken before."""
+        queue, sequence = queue_of(event), _number(event, "data", "sequence")
+        if queue is None or sequence is None:
+            return [Taken(event, "", None, {}, True)]
+        account = self.accounts.setdefault(queue[1], Account())
+        if account.sequence is not None and sequence <= account.sequence:
+            return []
+        if sequence in account.waiting or len(account.waiting) < _MOST_WAITING:
+            account.waiting[sequence] = event
+        return self._advance(queue[1])
+
+    def changes(self) -> dict[str, Any]:
+        """Say what to keep, as JSON and by account, of what has changed since the last call: in the
+        transaction that records what the events did. Under "" lies how far all were read."""
+        changed, self._changed = self._changed, set()
+        return {
+            name: {
+                "sequence": self.accounts[name].sequence,
+                "is_whole": self.accounts[name].is_whole,
+                "balances": self.accounts[name].balances,
+            }
+            if name
+            else self.cursor
+            for name in changed
+        }
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """By account, the sequence behind which something is missing."""
+        return {name: account.sequence or 0 for name, account in self.accounts.items() if account.waiting}
+
+    def catch_up(self) -> None:
+        """Ask for all that came since the last answer, of accounts that are not known yet, too."""
+        self._path = "/balances" if self.cursor is None else f"/events?limit=1000&after={self.cursor}"
+        self._account = self._begins_at = self._asked = None
+
+    def ask(self) -> str | None:
+        """Say what to GET next, below `/v1/subscriptions/NAME`; None where nothing is missing."""
+        if self._path is None and (missing := self.missing):
+            self._account = next(iter(missing))
+            account = quote(self._account, safe="")
+            self._path = f"/events?limit=1000&account={account}&after={missing[self._account]}"
+        if self._path and self._asked is None:
+            self._asked = {name: max(self.accounts[name].waiting) for name in self.missing}
+        return self._path
+
+    def answer(self, status: int, body: Body) -> list[Taken]:
+        """Take the answer to what `ask` said, and its status; returns as `take` does. Raises PullRefused, and
+        InvalidWebhook for a body that is not JSON."""
+        asked, self._asked = self._asked or {}, None
+        if status == 410:  # the events are gone: what they did is in the balances
+            self._path, self._account, self._begins_at = "/balances", None, None
+            return []
+        if status != 200 or self._path is None:
+            raise PullRefused(status)
+        page, taken = read_body(body), list[Taken]()
+        if self._path.startswith("/balances"):
+            self._begins_at = self._begins_at or page["events"]
+            for item in page["items"]:
+                taken += self._begin(item)
+            self._path = f"/events?limit=1000&after={self._begins_at}"
+            if page["next"] is not None:
+                self._path = f"/balances?after={page['next']}"
+            return taken
+        for event in page["items"]:
+            taken += self.take(event)
+        self._path = f"{self._path.partition('&after=')[0]}&after={page['next']}"
+        if not page["more"]:
+            # What is still missing before what waited then is nowhere: the sender's log is damaged, say.
+            for name, sequence in asked.items():
+                if self._account in (None, name):
+                    taken += self._advance(name, up_to=sequence)
+            if self._account is None:
+                self.cursor = page["next"]
+                self._changed.add("")
+            self._path = self._account = None
+        return taken
+
+    def _begin(self, item: Event) -> list[Taken]:
+        """Go on from an account's balances, where they are newer than what is here."""
+        name, sequence = _at(item, "account", "name"), _number(item, "sequence")
+        assert isinstance(name, str), "an item of balances names its account"
+        account = self.accounts.setdefault(name, Account())
+        if sequence is None or (account.sequence is not None and sequence <= account.sequence):
+            return []
+        taken = list[Taken]()
+        for row in item["balances"]:
+            asset, balance = row["asset"]["id"], {name: row[name] for name in _FIELDS}
+            is_known = account.is_whole or asset in account.balances
+            moved = _moved(account.balances.get(asset), balance) if is_known else {}
+            account.balances[asset] = balance
+            if any(moved.values()):
+                taken.append(Taken(None, name, asset, moved, False))
+        account.sequence, account.is_whole = sequence, True
+        self._changed.add(name)
+        return taken + self._advance(name)
+
+    def _advance(self, name: str, *, up_to: int = 0) -> list[Taken]:
+        """Take of an account what waits and is in order; and whatever is missing before it, `up_to` a
+        sequence."""
+        account, taken = self.accounts[name], list[Taken]()
+        for sequence in sorted(account.waiting):
+            event = account.waiting[sequence]
+            previous = _number(event, "subscription", "previous_sequence")
+            if account.sequence is None or sequence > account.sequence:
+                if not (sequence <= up_to or previous is None or previous <= (account.sequence or 0)):
+                    break
+                account.sequence = sequence
+                self._changed.add(name)
+                if not self._seen(str(event.get("id"))):
+                    taken.append(_take(account, name, event))
+            del account.waiting[sequence]
+        return taken
+
+
+_FIELDS = ("total", "locked", "available", "pending_deposit", "pending_withdrawal")
+_MOST_WAITING = 1000
+"""Of one account: what comes beyond is pulled with what is missing before it."""
+
+
+def _take(account: Account, name: str, event: Event) -> Taken:
+    """Move the balances of an account on by an event."""
+    if event.get("type") == "account.baseline":
+        if _number(event, "data", "part") == 1:
+            account.balances.clear()
+            account.is_whole = True
+        for row in event["data"]["balances"]:
+            account.balances[row["asset"]["id"]] = {name: row[name] for name in _FIELDS}
+        return Taken(event, name, None, {}, True)
+    asset, before, after = (_at(event, "data", *path) for path in (("asset", "id"), ("before",), ("after",)))
+    if not (isinstance(asset, str) and isinstance(before, dict) and isinstance(after, dict)):
+        return Taken(event, name, None, {}, True)
+    held = account.balances.get(asset, before)
+    account.balances[asset] = {name: after[name] for name in _FIELDS}
+    fits = all(held[name] == before[name] for name in _FIELDS)
+    return Taken(event, name, asset, _moved(held, after), fits)
+
+
+def _moved(held: Balance | None, now: Balance) -> dict[str, Decimal]:
+    """Subtract exactly; what is not known counts as nothing."""
+    with localcontext(prec=200):
+        return {name: Decimal(now[name] or 0) - Decimal((held or {}).get(name) or 0) for name in _FIELDS}
 
 
 def check_secrets(secrets: str | bytes | Sequence[str | bytes]) -> None:
