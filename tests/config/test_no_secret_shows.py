@@ -24,6 +24,8 @@ CANARIES = {
     "KEY_HEADER": "canaryKeyHeader",
     "KEY_SLOT": "canary/Key+Slot",
     "NODE_KEY": "canary/Node+Key",
+    "BOT_TOKEN": "123:canaryBotToken",
+    "ROUTING_KEY": "canaryRoutingKey0123456789abcdef",
     "KEY": "wkey_" + base64.b64encode(b"canary key of the API: 32 bytes.").decode(),
 }
 ACCOUNT_LINE = '{"name": "b", "provider": "loopring", "account_id": 2}'
@@ -66,6 +68,17 @@ name = "ops"
 url = "https://ops.example.com/${URL_TOKEN}?key=${URL_TOKEN}"
 secrets = ["${SECRET}"]
 headers = { authorization = "Bearer ${HEADER}" }
+[[subscriptions]]
+name = "chat"
+url = "https://api.telegram.org/bot${BOT_TOKEN}/sendMessage"
+format = "telegram"
+chat = "-1001"
+[[subscriptions]]
+name = "pager"
+url = "https://events.pagerduty.com/v2/enqueue"
+format = "pagerduty"
+routing_key = "${ROUTING_KEY}"
+events = ["account.*"]
 """.replace("?ssl=no", "")
 
 LITERAL = re.sub(r"\$\{(\w+)\}", lambda match: CANARIES[match[1]], CONFIGURATION)
@@ -227,7 +240,7 @@ def test_what_show_prints_is_refused_as_a_configuration(check: Callable[..., Res
     result = check(shown)
     assert result.exit_code == 78
     masked = [line for line in result.stderr.splitlines() if "mask" in line]
-    assert len(masked) == 8
+    assert len(masked) == 10
 
 
 def test_a_key_that_is_put_where_it_is_shown_is_warned_of(check: Callable[..., Result]) -> None:

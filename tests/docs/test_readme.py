@@ -9,6 +9,9 @@ import pytest
 import watcher
 from watcher import recipes
 from watcher.commands.recipes import known
+from watcher.config.subscriptions import OWNERS
+from watcher.delivery.formats.sentences import SLOTS
+from watcher.delivery.formats.services import SERVICES
 from watcher.observe.catalogue import EVENTS
 from watcher.providers.contract import PLACE_BY_KIND, kinds
 from watcher.providers.declared import Ask, HttpSettings, Next, Part
@@ -18,6 +21,7 @@ from watcher.providers.loopring import LoopringAccount
 from watcher.providers.metakeep import MetaKeepAccount, MetaKeepSettings
 from watcher.settings import (
     CHANGE_EVENTS,
+    PER_SECOND_BY_FORMAT,
     SERVICE_EVENTS,
     ApiSettings,
     EgressSettings,
@@ -56,6 +60,18 @@ def rows_after(header: str) -> list[list[str]]:
     start = next(i for i, line in enumerate(lines) if line.startswith(f"| {header} |"))
     rows = takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
     return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
+
+
+def test_the_formats_stand_in_their_table_with_what_they_take() -> None:
+    rows = {cells[0].strip("`"): cells for cells in rows_after("`format`") if cells[0].startswith("`")}
+    rates: dict[str, float | None] = dict(PER_SECOND_BY_FORMAT.items())
+    assert rows.keys() == SERVICES.keys()
+    for name, (_, _, needs, per_second, longest) in rows.items():
+        assert float(per_second) == rates[name]
+        assert longest.startswith(f"{SERVICES[name].limit:,}") or name == "teams"
+        assert [key for key, owner in OWNERS.items() if owner == name] == re.findall(r"^`(\w+)`$", needs)
+    slots = README.partition("its slots are ")[2].partition(". Where")[0]
+    assert tuple(re.findall(r"`(\w+)`", slots)) == SLOTS
 
 
 @pytest.mark.parametrize(("table", "models"), FIELDS_BY_TABLE.items())

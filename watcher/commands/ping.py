@@ -1,6 +1,6 @@
-"""`watcher ping`: one signed sample to one subscriber, past Redis and the worker, and what came of it.
+"""`watcher ping`: one sample to one subscriber, past Redis and the worker, and what came of it.
 
-Sends as a delivery is sent: the same signature, headers, bounds and egress guard.
+Sends as a delivery is sent: the same format, signature, headers, bounds and egress guard.
 """
 
 import secrets
@@ -39,6 +39,7 @@ _BY_ERROR = (
     ("no answer within", "answer first and work later: 20 seconds is all there is"),
 )
 _ANY_ERROR = "look at the receiver, and at what stands before it; a port that speaks TLS wants https://"
+_ANY_MESSAGE = "look at the subscription's url and format, and at what the service says"
 _BAD_REQUEST = 400
 _BY_KIND = {
     4: "look into the receiver's log: the request did not please it",
@@ -52,7 +53,7 @@ def _types(_context: click.Context | None, _parameter: click.Parameter | None, b
     return [type_ for type_ in (*CHANGE_EVENTS, *SERVICE_EVENTS) if type_.startswith(begin)]
 
 
-@click.command("ping", short_help="Send one signed sample to a subscriber.")
+@click.command("ping", short_help="Send one sample to a subscriber.")
 @config_option
 @click.option(
     "--event",
@@ -66,7 +67,9 @@ def _types(_context: click.Context | None, _parameter: click.Parameter | None, b
 @click.argument("name", metavar="SUBSCRIPTION", shell_complete=names_of("subscriptions"))
 @in_a_loop
 async def command(*, config_path: Path | None, type_: str, name: str) -> int:
-    """Send one signed sample to SUBSCRIPTION, whatever events it asks for, and say what came of it.
+    """Send one sample to SUBSCRIPTION, whatever events it asks for, and say what came of it.
+
+    It is signed, or a message for people, as the subscription's format says; one to PagerDuty opens an alert.
 
     It goes out from here and at once: no worker need run, no Redis, and a pause does not matter. A sample of
     another type than `subscription.ping` is about an account called `sample`, and its data says
@@ -93,11 +96,12 @@ async def command(*, config_path: Path | None, type_: str, name: str) -> int:
         return 0
     if attempt.excerpt:
         click.echo(f"  it says: {attempt.excerpt}")
-    click.echo(f"  what to do: {_advice(attempt)}")
+    is_signed = subscription.format == "standard"
+    click.echo(f"  what to do: {_advice(attempt, is_signed=is_signed)}")
     return 1
 
 
-def _advice(attempt: "Attempt") -> str:
+def _advice(attempt: "Attempt", *, is_signed: bool = True) -> str:
     from watcher.engine.breaker import Answer
 
     if attempt.answer is Answer.FORBIDDEN:
@@ -109,4 +113,6 @@ def _advice(attempt: "Attempt") -> str:
         return attempt.fix
     if attempt.status == _BAD_REQUEST and "https" in attempt.excerpt.lower():
         return "its port speaks TLS, as it says: write https:// in the subscription's url"
+    if not is_signed:
+        return _ANY_MESSAGE
     return _BY_STATUS.get(attempt.status) or _BY_KIND.get(attempt.status // 100, "it is no webhook receiver")

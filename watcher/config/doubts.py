@@ -13,7 +13,7 @@ from watcher.config.tables import EVENTS, is_glob, leftover_flaw, matches
 from watcher.polling.cadence import patience_ms
 from watcher.printable import many
 from watcher.providers.contract import USABLE, requests_needed
-from watcher.settings import AccountSettings, EgressSettings, secrets_in
+from watcher.settings import FORMATS, AccountSettings, EgressSettings, secrets_in
 from watcher.snapshot import asset_id
 
 _CHAT_SERVICES = {
@@ -91,7 +91,7 @@ def _doubt_format(entry: Entry, findings: Findings) -> None:
     if format_ == "standard" != taken:
         text = f"leads to {service}, which does not understand signed events: set format = {taken!r}"
         findings.warn(entry.finding(("url",), text.replace("'", '"')))
-    elif format_ != taken and not is_like_slack:
+    elif format_ in FORMATS and format_ != taken and not is_like_slack:
         findings.warn(entry.finding(("url",), f"leads to {service}, and format is {format_}"))
     if format_ == "pagerduty" and not entry.table.get("events"):
         text = f"are every change, and each opens an alert: name {', '.join(_ALARMS)}, for example"

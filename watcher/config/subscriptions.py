@@ -120,7 +120,7 @@ def _check_values(entry: Entry, policy: Policy, findings: Findings) -> None:
     _check_format(entry, findings)
 
 
-_OWNERS = {"chat": "telegram", "routing_key": "pagerduty"}
+OWNERS = {"chat": "telegram", "routing_key": "pagerduty"}
 """The format that needs a key, and that alone knows it."""
 
 _URL_ENDS = {"telegram": "/sendMessage", "pagerduty": "/v2/enqueue"}
@@ -130,7 +130,7 @@ _MARKUP_OF_NTFY = ("markdown", "x-markdown", "md", "template", "x-template", "tp
 def _check_format(entry: Entry, findings: Findings) -> None:
     """Check that a subscription has what its format needs, and nothing that belongs to another one."""
     format_, template = entry.table.get("format", "standard"), entry.table.get("template")
-    for key, owner in _OWNERS.items():
+    for key, owner in OWNERS.items():
         if format_ == owner and key not in entry.table:
             findings.mistake(entry.finding((key,), f"is missing: {format_} needs it"))
         elif format_ != owner and format_ in FORMATS and key in entry.table:

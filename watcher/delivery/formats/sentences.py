@@ -26,7 +26,7 @@ SLOTS = (
 
 _SHOWN_ID = 14
 _NOT_JOINED = "\N{ZERO WIDTH SPACE}"
-_JOINT = re.compile(r"[@#$/:.+](?=\S)")
+_JOINT = re.compile(r"[@#$/:.+](?=\S|\Z)")
 """Where services find a link, an address, a mention, a tag, a command or a telephone number in plain text."""
 
 
@@ -34,7 +34,7 @@ def harmless(text: object, width: int = WIDTHS[0]) -> str:
     """Make a text from outside one line of at most `width` characters that no service links by itself.
 
     Control, bidirectional and other invisible characters are dropped. A zero-width space parts what would be
-    a link; it does not count.
+    a link, by itself or with what follows; it does not count.
     """
     kept = "".join(one if one.isprintable() else " " if one.isspace() else "" for one in str(text))
     line = " ".join(kept.split())
