@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from watcher.cli import group
 from watcher.config.loading import Loaded, load
 from watcher.environment import Environment
 from watcher.observe.catalogue import EVENTS
+from watcher.sealing import new_key
 from watcher.store.client import connect
 from watcher.store.guarantee import guarantee
 from watcher.store.keys import Keys
@@ -58,7 +60,8 @@ def loaded(text: str, folder: Path) -> Loaded:
     path.write_text(text)
     (folder / "accounts.jsonl").write_text('{"name": "bob", "provider": "loopring", "account_id": 1}\n')
     a_certificate_file(folder).rename(folder / "ca.pem")
-    environ = dict.fromkeys(re.findall(r"\$\{([A-Z_]+)\}", EXAMPLE), "k") | {"OPS_SECRET": SECRET}
+    environ = dict.fromkeys(re.findall(r"\$\{([A-Z_]+)\}", EXAMPLE), "k")
+    environ |= {"OPS_SECRET": SECRET, "WATCHER_SECRET_KEY": new_key(), "PAGERDUTY_KEY": 32 * "0"}
     del environ["NAME"]  # it only tells how variables are written
     return load(path, environ)
 
@@ -74,8 +77,12 @@ def test_the_example_shows_every_setting(tmp_path: Path) -> None:
     shown |= {name: {*table} for name, table in tree["providers"].items()}
     for account in tree["accounts"]:
         shown.setdefault(f"at {account['provider']}", set()).update(account)
-    subscription, _ = tree["subscriptions"]
-    shown |= {"subscription": {*subscription}, "threshold": {*subscription["thresholds"][0]}}
+    (threshold,) = tree["subscriptions"][0]["thresholds"]
+    shown |= {
+        "subscription": {*chain(*tree["subscriptions"])},
+        "threshold": {*threshold},
+        "api": {*tree["api"]},
+    }
     fields = {name: {*type(one).model_fields} for name, one in sections(loaded(uncommented(), tmp_path))}
     fields["threshold"].remove("above")  # `below` excludes it
     for name in ("loopring", "shop"):
@@ -102,6 +109,8 @@ def sections(found: Loaded) -> Iterator[tuple[str, BaseModel]]:
     yield "at shop", settings.account_by_name["alice"]
     subscription = settings.subscription_by_name["ops"]
     yield from (("subscription", subscription), ("threshold", subscription.thresholds[0]))
+    if settings.api:
+        yield "api", settings.api
 
 
 # The Procfile
