@@ -314,11 +314,6 @@ class SubscriptionSettings(Section):
         (), max_length=100, description="bounds that emit `threshold.crossed`"
     )
 
-    @property
-    def most_per_second(self) -> float | None:
-        """Attempts a second, over all workers together: as it says, or as its format's service takes them."""
-        return self.requests_per_second or PER_SECOND_BY_FORMAT[self.format]
-
 
 class ApiSettings(Section):
     secret_key: tuple[SecretStr, ...] = Field(

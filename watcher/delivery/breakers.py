@@ -30,7 +30,7 @@ from watcher.engine.breaker import (
 )
 from watcher.engine.loop import survived
 from watcher.observe.log import Throttle, log
-from watcher.settings import SubscriptionSettings
+from watcher.settings import PER_SECOND_BY_FORMAT, SubscriptionSettings
 from watcher.store.exceptions import StoreError, StoreUnreachable
 from watcher.store.queues import Breaker, Breakers, Change, Decide
 
@@ -180,9 +180,10 @@ class SubscriptionBreakers:
         )
 
     def spacing_ms(self, subscription: SubscriptionSettings) -> float:
-        """Return the ms between two attempts over all workers: by the subscription's own rate, or by the
-        pace that its receiver bears, if that is slower. 0 where there is neither."""
-        slowest, known = subscription.most_per_second or math.inf, self._known.get(subscription.name)
+        """Return the ms between two attempts over all workers: by the subscription's own rate, or that of its
+        format, or by the pace that its receiver bears, if that is slower. 0 where there is none."""
+        known = self._known.get(subscription.name)
+        slowest = subscription.requests_per_second or PER_SECOND_BY_FORMAT[subscription.format] or math.inf
         if known:
             slowest = min(slowest, decide.pace_per_s(known, self._now_ms()) or math.inf)
         return 1000 / slowest
