@@ -295,6 +295,16 @@ async def test_subscriptions_say_how_they_stand_and_what_waits(one: Owed, run: C
     assert "t0ken" not in text
 
 
+async def test_a_subscription_of_messages_says_for_which_service(run: CommandLine, tmp_path: Path) -> None:
+    chat = '[[subscriptions]]\nname = "chat"\nurl = "http://127.0.0.1:9/t0ken"\nformat = "slack"\n'
+    with (tmp_path / "watcher.toml").open("a") as file:
+        file.write(chat)
+    assert [line["format"] for line in (await run("subscriptions", "--json")).objects][-1] == "slack"
+    text = (await run("subscriptions")).out
+    assert "http://127.0.0.1:9 as slack\n" in text
+    assert text.count(" as ") == 1
+
+
 async def test_who_is_owed_something_is_listed_even_when_not_configured(one: Owed, run: CommandLine) -> None:
     await one.queue(["treasury"], to="gone")
     await pause(one.breakers, "left", "by hand")

@@ -279,7 +279,9 @@ async def _look(place: Place, damage: Damage) -> None:
         json.dumps(account_line(accounts[seen.account], seen, one, problems))
     breakers = await Breakers(pipe, KEYS).read()
     for name, backlog in (await looker.backlogs([OPS])).items():
-        json.dumps(subscription_line(name, backlog, breakers.get(name), now_ms, is_configured=True))
+        json.dumps(
+            subscription_line(name, backlog, breakers.get(name), now_ms, known=None, is_configured=True)
+        )
     for presence in await Workers(pipe, KEYS).read():
         json.dumps(worker_line(presence, now_ms))
     await Reader(pipe, KEYS).waiting([OPS])

@@ -28,6 +28,9 @@ STATES = {
     "open": "failing",
     "off": "paused",
 }
+FORMATS = {"idle": "slack", "held": "discord"}
+"""Of those that are sent messages for people."""
+
 AGE_MS = {"young": 29_000, "old": 32_000, "held": 99_000, "briefly": 99_000, "open": 99_000, "off": 99_000}
 """How old the delivery is that waits for each."""
 
@@ -54,7 +57,9 @@ async def worker(redis_client: Redis, redis_server_url: str, namespace: str) -> 
         redis=RedisSettings(url=SecretStr(redis_server_url), namespace=namespace),
         provider_by_name={},
         account_by_name={},
-        subscription_by_name={name: a_subscription(name) for name in STATES},
+        subscription_by_name={
+            name: a_subscription(name, format=FORMATS.get(name, "standard")) for name in STATES
+        },
     )
     worker = Worker(settings, name="w")
     worker.opened = Opened(store.schedule, StoreHealth())
@@ -68,6 +73,8 @@ async def test_status_metrics_and_page_agree_on_what_a_subscription_is_and_why(w
     by_page = {one["subscription"]: one for one in page}
     assert {name: line["state"] for name, line in lines.items()} == STATES
     assert {name: one["state"] for name, one in by_page.items()} == STATES
+    for shown in (lines, by_page):
+        assert {name: one["format"] for name, one in shown.items() if one["format"] != "standard"} == FORMATS
     for name in ("open", "held", "off"):
         assert by_page[name]["reason"] == lines[name]["reason"] != ""
     for name in ("open", "held"):

@@ -138,6 +138,7 @@ def _say(line: _Line) -> None:
     else:
         state = f"{line['state']}: {reason}" if reason else line["state"]
     where = (line["url"] or "") if line["is_configured"] else "not in the configuration"
+    where += f" as {line['format']}" if line["format"] not in (None, "standard") else ""
     if line["origin"] == "api":
         where = f"{where}  (by the API)".strip()
     backlog = backlog_text(line, f"{line['deliveries']:,} waiting")

@@ -19,7 +19,7 @@ from watcher.polling.cadence import patience_ms, stale_since_ms
 from watcher.printable import printable
 from watcher.providers.contract import PERMANENT, provider_class, requests_needed, todo
 from watcher.run.worker import Worker
-from watcher.settings import AccountSettings, Settings
+from watcher.settings import AccountSettings, Settings, SubscriptionSettings
 from watcher.store.exceptions import StoreError
 from watcher.store.guarantee import Guarantee
 from watcher.store.history import place
@@ -378,8 +378,16 @@ def is_delayed(backlog: Backlog, now_ms: int) -> bool:
 
 
 def subscription_line(
-    name: str, backlog: Backlog, breaker: Breaker | None, now_ms: int, *, is_configured: bool
+    name: str,
+    backlog: Backlog,
+    breaker: Breaker | None,
+    now_ms: int,
+    *,
+    known: SubscriptionSettings | None,
+    is_configured: bool,
 ) -> Line:
+    """Describe a subscription, of which the settings are `known` or not; `is_configured`, as far as it is
+    known, all the same."""
     oldest = backlog.oldest_sequence
     is_paused = breaker is not None and breaker.paused_at_ms > 0
     until_ms = 0 if is_paused else rests_until_ms(breaker)
@@ -395,6 +403,7 @@ def subscription_line(
         "subscription": name,
         "state": next(one for one, is_so in zip(SUBSCRIPTION_STATES, claims, strict=True) if is_so),
         "is_configured": is_configured,
+        "format": known and known.format,
         "queues": backlog.queues,
         "deliveries": backlog.deliveries,
         "retrying": backlog.retrying,
@@ -437,6 +446,7 @@ async def subscription_lines(
             backlogs.get(name, Backlog()),
             breakers.get(name),
             now_ms,
+            known=settings.subscription_by_name.get(name),
             is_configured=not is_whole or name in configured,
         )
         for name in dict.fromkeys([*owed, *others])

@@ -196,7 +196,8 @@ def _accounts(settings: Settings, found: Found) -> list[Line]:
 
 def _subscription(settings: Settings, name: str, overview: Overview, now_ms: int) -> Line:
     breaker = overview.breakers.get(name)
-    line = subscription_line(name, overview.waiting[name], breaker, now_ms, is_configured=True)
+    known, waiting = settings.subscription_by_name.get(name), overview.waiting[name]
+    line = subscription_line(name, waiting, breaker, now_ms, known=known, is_configured=True)
     return {**line, "reason": _said(line["reason"]), "place": place_of(settings, name)}
 
 
