@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from decimal import Decimal
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from aiohttp import ClientSession
 
+from tests.docs.blocks import BLOCKS
 from tests.support.builders import a_subscription
 from tests.support.rig import ALICE, MK, TREASURY, Rig, a_rig
 from watcher.api import events
@@ -50,12 +54,12 @@ class Said(NamedTuple):
 
 class Api:
     def __init__(self, url: str, session: ClientSession) -> None:
-        self._url = url
+        self.url = url
         self._session = session
 
     async def get(self, path: str, token: str = OPERATORS, **query: Any) -> Said:
         headers = {"authorization": f"Bearer {token}"}
-        async with self._session.get(self._url + path, params=query, headers=headers) as seen:
+        async with self._session.get(self.url + path, params=query, headers=headers) as seen:
             return Said(seen.status, await seen.read())
 
     async def items(self, path: str, token: str = OPERATORS, **query: Any) -> tuple[list[Any], str]:
@@ -253,6 +257,54 @@ async def test_what_cannot_be_asked_for_is_said_and_what_is_gone_with_the_oldest
             assert held.status == 200
             assert {event["data"]["account"]["name"] for event in held.data["items"]} <= {"alice"}
         assert (await api.get("/events", after=state.sequence, account="treasury")).data["items"] == []
+
+
+async def test_the_program_of_the_readme_pulls_what_it_lacks_and_nothing_twice(
+    rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (program,) = (one.text for one in BLOCKS if "Journal(" in one.text)
+    subscribed(rig, *some(rig))
+    async with rig.worker() as worker, an_api(worker) as api:
+        await live(rig, worker)
+        for old, new in (
+            ("https://watcher.example.com/v1", api.url),
+            ("the token that PUT showed", TOKENS["ops"]),
+            ("receiver.db", str(tmp_path / "receiver.db")),
+        ):
+            assert program.count(old) == 1
+            program = program.replace(old, new)
+        said = [await asyncio.to_thread(ran, program, capsys)]
+        await live(rig, worker)
+        said += [await asyncio.to_thread(ran, program, capsys) for _ in range(2)]
+        totals = {
+            (item["account"]["name"], row["asset"]["id"]): row["total"]
+            for item in (await api.get("/subscriptions/ops/balances")).data["items"]
+            for row in item["balances"]
+        }
+    assert [len(lines) for lines in said] == [0, 8, 0], "it begins with balances, and takes each event once"
+    assert sorted(said[1]) == sorted(moved(rig))
+    with closing(sqlite3.connect(tmp_path / "receiver.db")) as database:
+        kept = dict(database.execute("SELECT account, kept FROM journal WHERE account > ''"))
+    assert totals == {
+        (account, asset): balance["total"]
+        for account, one in kept.items()
+        for asset, balance in json.loads(one)["balances"].items()
+    }
+
+
+def ran(program: str, capsys: pytest.CaptureFixture[str]) -> list[tuple[str, str, Decimal]]:
+    """Run a program with a database of its own; returns what it says of totals that moved."""
+    names: dict[str, Any] = {}
+    exec(compile(program, "README.md", "exec"), names)
+    names["database"].close()
+    lines = (line.split() for line in capsys.readouterr().out.splitlines())
+    return [(words[0], words[1], Decimal(words[2])) for words in lines if words[0] in ("alice", "treasury")]
+
+
+def moved(rig: Rig) -> list[tuple[str, str, Decimal]]:
+    """The same of the last events that were sent."""
+    sent = [event["data"] for event in rig.receiver.events if event["subscription"]["name"] == "ops"][-8:]
+    return [(one["account"]["name"], one["asset"]["id"], Decimal(one["effect"]["total"])) for one in sent]
 
 
 async def test_a_worker_without_its_store_says_so(rig: Rig) -> None:

@@ -255,6 +255,11 @@ async def takes_what_is_genuine(block: Block, _: Path) -> None:
     assert names["SEEN"] == {event_id}
 
 
+def pulls(block: Block, _: Path) -> None:
+    """Read here; tests/api/test_events.py runs it beside a worker."""
+    compile(block.text, str(block), "exec")
+
+
 def is_javascript(block: Block, folder: Path) -> None:
     """Read and not run: what it imports comes from another registry."""
     node = shutil.which("node")
@@ -421,6 +426,7 @@ TREATMENTS: Mapping[tuple[str, str], Callable[[Block, Path], Awaitable[None] | N
     ("toml", ""): loads,
     ("sh", "watcher sandbox"): serves_and_receives,
     ("python", "web.Application"): takes_what_is_genuine,
+    ("python", "Journal("): pulls,
     ("javascript", "standardwebhooks"): is_javascript,
     ("json", "evt_"): is_an_event,
     ("sh", "watcher run | watcher tail"): tells_people,
