@@ -85,6 +85,10 @@ class Keyring:
         """Say whether the first key has sealed it; if not, that one is to seal it anew."""
         return sealed[:_MARK_BYTES] == self._mark
 
+    def is_older(self, sealed: bytes) -> bool:
+        """Say whether another of our keys has sealed it."""
+        return sealed[:_MARK_BYTES] in self._cipher_by_mark and not self.is_current(sealed)
+
     def __repr__(self) -> str:
         return f"Keyring(<{many(len(self._cipher_by_mark), 'key')}>)"
 

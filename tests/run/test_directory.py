@@ -1,5 +1,6 @@
 """What a worker makes of the directory: without a loop that runs, on a real store."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from structlog.testing import capture_logs
 from tests.support.builders import SECRET, a_subscription
 from tests.support.directory import Programs, with_key
 from tests.support.provider_staging import loopring_account, loopring_settings
-from tests.support.stores import MINUTE_MS, OPS, Store, a_store
+from tests.support.stores import MINUTE_MS, OPS, SHARD, Store, a_store
 from watcher.delivery.signing import new_secret
 from watcher.engine.loop import Neighbours
 from watcher.observe.counters import Counters
@@ -20,8 +21,8 @@ from watcher.printable import without_secrets
 from watcher.providers.loopring import Loopring
 from watcher.run.configured import Configured
 from watcher.run.directory import NO_KEY, Followed
-from watcher.sealing import new_key
-from watcher.settings import RedisSettings, Settings
+from watcher.sealing import Keyring, new_key
+from watcher.settings import AccountSettings, ApiSettings, RedisSettings, Settings
 from watcher.store.directory import Directory
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS
@@ -286,6 +287,57 @@ async def test_a_store_that_lost_the_directory_is_given_it_again(bench: Bench) -
     assert (bench.accounts, bench.targets) == (["alice", "treasury"], ["hook", OPS])
     assert bench.configured.targets == targets, "nothing was opened anew"
     assert await bench.programs.directory.counts() == {"account": 1, "subscription": 1}
+
+
+async def test_what_an_older_key_sealed_is_sealed_anew_and_opens_without_it(bench: Bench) -> None:
+    await bench.begin()
+    await bench.put_account("alice")
+    await bench.put_account("treasury", account_id=9)  # the file has it: it rests
+    await bench.put_subscription("hook")
+    records = [bench.programs.directory.get("account", name) for name in ("alice", "treasury")]
+    before = [*(await asyncio.gather(*records)), await bench.programs.directory.get("subscription", "hook")]
+    key = SecretStr(new_key())
+    assert bench.file.api
+    both = ApiSettings(secret_key=(key, *bench.file.api.secret_key))
+    await bench.followed.follow()
+    await bench.lay_beside(bench.file.model_copy(update={"api": both}))
+    targets = {**bench.configured.targets}
+    with capture_logs() as lines:
+        for _ in range(3):
+            await bench.followed.seal_anew()
+            await bench.followed.follow()
+    assert said(lines) == [("directory.resealed", 3)]
+    assert bench.configured.targets == targets, "nothing was opened anew"
+    keyring = Keyring([key.get_secret_value()], bench.file.redis.namespace)
+    for record in before:
+        assert record
+        now = await bench.programs.directory.get(record.kind, record.name)
+        assert now
+        assert (now.edited, now.plain, keyring.is_current(now.sealed)) == (record.edited, record.plain, True)
+        keyring.open(now.kind, now.name, now.plain, now.sealed)
+    await bench.lay_beside(bench.file.model_copy(update={"api": ApiSettings(secret_key=(key,))}))
+    assert {state for _, state in bench.followed.counts()} == {"in_force", "shadowed"}
+    assert (await bench.store.scores(bench.store.keys.removed(SHARD))) == {}
+
+
+async def test_of_two_workers_that_seal_anew_neither_undoes_what_was_written_meanwhile(bench: Bench) -> None:
+    await bench.begin()
+    await bench.put_account("alice", interval="20s")
+    await bench.followed.follow()
+    both = ApiSettings(
+        secret_key=(SecretStr(new_key()), *(bench.file.api.secret_key if bench.file.api else ()))
+    )
+    await bench.lay_beside(bench.file.model_copy(update={"api": both}))
+    await bench.put_account("alice", interval="30s")  # it was not followed yet
+    await bench.followed.seal_anew()
+    await bench.followed.follow()
+    alice = bench.followed.get("account", "alice")
+    assert alice
+    assert isinstance(alice.settings, AccountSettings)
+    assert alice.settings.interval.total_seconds() == 30
+    await bench.followed.seal_anew()
+    await bench.followed.follow()
+    assert (await bench.programs.directory.get("account", "alice")) != alice.record, "now it is sealed anew"
 
 
 async def test_no_secret_of_a_record_is_shown(bench: Bench) -> None:

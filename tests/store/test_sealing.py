@@ -66,6 +66,8 @@ def test_the_first_key_seals_and_all_of_them_open() -> None:
     old, new = sealed(before), sealed(both)
     assert (opened(both, old), opened(both, new), opened(after, new)) == (CONTENT,) * 3
     assert [both.is_current(text) for text in (old, new)] == [False, True]
+    assert [both.is_older(text) for text in (old, new)] == [True, False]
+    assert not after.is_older(old), "it is none of ours"
     with pytest.raises(Locked, match=r"a key that is not in \[api\] secret_key"):
         opened(after, old)
 

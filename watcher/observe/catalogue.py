@@ -191,6 +191,11 @@ EVENTS: Mapping[str, Line] = {
         "Records of the directory that this worker cannot use; it leaves them to workers that can.",
         ("records", "names", "reason"),
     ),
+    "directory.resealed": Line(
+        "info",
+        "No record that this worker can open needs an older key of [api] any more: so many were sealed anew.",
+        ("records",),
+    ),
     "directory.restored": Line(
         "warning",
         "Redis has lost what programs had added: this worker has written it again.",

@@ -6,11 +6,13 @@ drop a record because the store has lost it: it is written again.
 
 import asyncio
 import heapq
+import random
 import time
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from watcher.config.sections import Providers, Source
@@ -32,7 +34,7 @@ from watcher.settings import (
     ThresholdSettings,
     secrets_of_subscription,
 )
-from watcher.store.directory import KINDS, Change, Directory, Kind, Record, version_of
+from watcher.store.directory import KINDS, Change, Directory, Kind, Record, Write, version_of
 from watcher.store.keys import SHARDS, shard_of
 
 FOLLOW_S = 1.0
@@ -46,6 +48,9 @@ _JUDGED_AT_ONCE = 50
 
 _IN_A_THREAD = 500
 """More records than these are opened in a thread."""
+
+_RESEALED_AT_ONCE = 250
+"""Records that are sealed anew after one look: 4 ms of this worker's time."""
 
 _MOST_NAMES = 8
 
@@ -164,6 +169,20 @@ class Judge:
             ends_ms=min((one["until_ms"] for one in secrets if one["until_ms"]), default=None),
         )
 
+    def is_older(self, record: Record) -> bool:
+        """Say whether an older key than the first one sealed it."""
+        return self._keyring is not None and self._keyring.is_older(record.sealed)
+
+    def sealed_anew(self, records: Sequence[Record]) -> Iterator[Write]:
+        """Seal with the first key what can be opened. Nothing else changes."""
+        assert self._keyring
+        for one in records:
+            with suppress(Unopened):  # as it is locked, which is said
+                content = self._keyring.open(one.kind, one.name, one.plain, one.sealed)
+                sealed = self._keyring.seal(one.kind, one.name, one.plain, content)
+                is_shadowed = self.defines(one.kind, one.name)
+                yield Write(one.kind, one.name, one.plain, sealed, one.version, one.edited, is_shadowed)
+
     def sources(self) -> dict[Source, str]:
         """Name the accounts of the file by what they poll. In a thread: there may be 100,000."""
         return {
@@ -220,6 +239,8 @@ class Followed:
         self._of_file: dict[Source, str] = {}
         self._name_by_source: dict[Source, str] = {}
         self._name_by_token: dict[str, str] = {}
+        self._older: dict[tuple[Kind, str], None] = {}
+        self._resealed = 0
         self._unsaid = defaultdict[tuple[State, str], list[str]](list)
         self._taken_over = Counter[Kind]()
         self._say_at = 0.0
@@ -327,6 +348,23 @@ class Followed:
         async with self._lock:
             if self._looks == looks:  # else a look began after this call
                 await self._follow()
+
+    async def seal_anew(self) -> None:
+        """Seal some of the records anew that an older key sealed. Other workers may do the same: what another
+        one has written since stays, and is followed."""
+        start = random.randrange(max(1, len(self._older) - _RESEALED_AT_ONCE))
+        some = [*islice(self._older, start, start + _RESEALED_AT_ONCE)]
+        if not some:
+            return
+        known = [found for kind, name in some if (found := self._known[kind].get(name))]
+        writes = [*self._judge.sealed_anew([one.record for one in known])]
+        written = await self._directory.put_all(writes)
+        self._resealed += sum(one.outcome == "done" for one in written)
+        for kind, name in some:
+            self._older.pop((kind, name), None)  # it comes again if it was not written
+        if not self._older:
+            log.info("directory.resealed", records=self._resealed)
+            self._resealed = 0
 
     async def look_again(self) -> None:
         """Take over what was added just now, but do not wait for a reload."""
@@ -443,6 +481,8 @@ class Followed:
         self._known[kind][name] = known
         self._touched[kind, name] = None
         self._deleted.pop((kind, name), None)
+        if self._judge.is_older(known.record):
+            self._older[kind, name] = None
         if known.source:
             self._name_by_source[known.source] = name
         for token in known.tokens:
@@ -473,6 +513,7 @@ class Followed:
 
     def _leave(self, known: Known) -> None:
         name = known.record.name
+        self._older.pop((known.record.kind, name), None)
         if known.source and self._name_by_source.get(known.source) == name:
             del self._name_by_source[known.source]
         for token in known.tokens:

@@ -146,6 +146,7 @@ class Upkeep:
         """What is done beside the work: interval, name, function."""
         return [
             (FOLLOW_S, "directory", self._follow),
+            (FOLLOW_S, "older keys", self.followed.seal_anew),
             (_LOOK_S, "enrolled accounts", self._keep_enrolled),
             (AGREE_S, "other workers", self._keep_agreed),
             (_LOOK_S, "names", self._names.look),
