@@ -97,6 +97,20 @@ def test_several_deliveries_are_a_line_each(format_: str) -> None:
     assert target.together(deliveries * 20) == 20
 
 
+@pytest.mark.parametrize("format_", [name for name in SERVICES if name != "pagerduty"])
+def test_fewer_go_together_where_all_would_have_to_be_said_in_other_words(format_: str) -> None:
+    words = "of {account} at {time}, as an operator wants to read it " * 4
+    target = a_chat(format_, template="{amount} {asset}: " + words)
+    deliveries = [a_change(amount=str(number)) for number in range(20)]
+    count = target.together(deliveries)
+    assert 1 < count < 20 or format_ == "teams"
+    lines = text_of(format_, sent(target, *deliveries[:count])[1]).splitlines()
+    assert len(lines) == count
+    for number, line in enumerate(lines):
+        assert line.replace("\\", "").startswith(f"+{number} LRC: of treasury at 2026-11-20 14")
+        assert line.count("an operator wants") == 4
+
+
 def test_a_pager_is_told_of_one_event_at_a_time() -> None:
     assert a_chat("pagerduty").together([a_change(), a_change()]) == 1
 

@@ -35,11 +35,13 @@ class ChatTarget:
         self._head = post_head(url, self.settings.headers, self._service.content_type)
 
     def together(self, deliveries: Sequence[Delivery]) -> int:
-        """Say how many fit into one message, each with its amounts, however short the rest has to be."""
-        for count in range(min(len(deliveries), self.most_together), 1, -1):
-            if self._fits(self._text(deliveries[:count], None, WIDTHS[-1])):
-                return count
-        return 1
+        """Say how many fit into one message, each as it would be said alone: only one that is too long by
+        itself is shortened."""
+        lines = self._lines(deliveries[: self.most_together], self.settings.template, WIDTHS[0])
+        count = len(lines)
+        while count > 1 and not self._fits(self._service.escape("\n".join(lines[:count]))):
+            count -= 1
+        return count
 
     def request(self, deliveries: Sequence[Delivery], attempt: int, timestamp: int) -> bytes:
         body = self._service.write(self._fitting(deliveries), self.settings, deliveries)
@@ -59,14 +61,13 @@ class ChatTarget:
         the template is left out."""
         template = self.settings.template
         for said, width in (*((template, width) for width in WIDTHS), (None, WIDTHS[-1])):
-            text = self._text(deliveries, said, width)
+            text = self._service.escape("\n".join(self._lines(deliveries, said, width)))
             if self._fits(text):
                 break
         return text
 
-    def _text(self, deliveries: Sequence[Delivery], template: str | None, width: int) -> str:
-        lines = (sentence(delivery, template, width=width) for delivery in deliveries)
-        return self._service.escape("\n".join(lines))
+    def _lines(self, deliveries: Sequence[Delivery], template: str | None, width: int) -> list[str]:
+        return [sentence(delivery, template, width=width) for delivery in deliveries]
 
     def _fits(self, text: str) -> bool:
         return self._service.size(text) <= self._service.limit
