@@ -96,6 +96,11 @@ class Exposure:
     heartbeat_file: Path | None = None
 
 
+def by_token(worker: Worker, digest: str) -> str | None:
+    """Name the subscription whose token has this SHA-256; None before the directory is read, too."""
+    return worker.followed.by_token(digest) if worker.followed else None
+
+
 @asynccontextmanager
 async def exposed(worker: Worker, exposure: Exposure) -> "AsyncIterator[Address | None]":
     """Serve the worker's metrics, probes and page inside the block, over HTTP at this address.
@@ -128,10 +133,11 @@ async def exposed(worker: Worker, exposure: Exposure) -> "AsyncIterator[Address 
             access = None
             if exposure.has_api:
                 assert exposure.token
-                from watcher.api import events
+                from watcher.api import accounts, events, subscriptions
 
-                api += events.routes(worker)
-                access = Access(exposure.token, lambda digest: None)
+                for module in (accounts, subscriptions, events):
+                    api += module.routes(worker)
+                access = Access(exposure.token, lambda digest: by_token(worker, digest))
             listener = Listener(
                 exposure.address,
                 shown,
