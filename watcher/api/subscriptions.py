@@ -46,8 +46,10 @@ class Subscriptions:
             store.reader.waiting([name]),
             Breakers(store.pipe, store.keys).read(),
         )
-        line = subscription_line(name, waiting[name], breakers.get(name), now_ms, is_configured=True)
-        status = {key: line[key] for key in line.keys() - {"kind", "subscription", "is_configured"}}
+        line = subscription_line(
+            name, waiting[name], breakers.get(name), now_ms, known=None, is_configured=True
+        )
+        status = {key: line[key] for key in line.keys() - {"kind", "subscription", "is_configured", "format"}}
         return answer({**found, "status": status}, headers=etag(found))
 
     async def _found(self, name: str, store: Opened) -> dict[str, Any]:
