@@ -64,7 +64,8 @@ async def test_accounts_of_the_file_and_of_programs_are_one_list_by_name(rig: Ri
     async with a_scene(rig) as (_, worker, api, programs):
         for name in ("bob", "zoe", "treasury"):
             await programs.put_account(name, "loopring", account_id=7, interval="60s")
-        await until(lambda: worker.followed and worker.followed.get("account", "treasury"))
+        assert worker.followed
+        await worker.followed.follow_now()
         seen = (await api.get("/accounts")).data
         pages = [await api.names("/accounts", limit=limit) for limit in (1, 2, 3, 4)]
         one, shadowed = await api.get("/accounts/bob"), await api.get("/accounts/treasury")
