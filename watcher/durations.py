@@ -27,6 +27,16 @@ def parse_duration(value: object) -> timedelta:
     return duration
 
 
+_SIZES = (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1))
+
+
+def duration_text(duration: timedelta) -> str:
+    """Write a duration as `parse_duration` reads it."""
+    whole_ms = round(duration / timedelta(milliseconds=1))
+    unit, size = next((unit, size) for unit, size in _SIZES if whole_ms % size == 0)
+    return f"{whole_ms // size}{unit}" if whole_ms else "0s"
+
+
 def retry_after_s(text: str | None, now: datetime, *, most_s: float) -> float | None:
     """Read seconds or an HTTP date as seconds from `now`, 0 to `most_s`. Garbage and no header are None."""
     from email.utils import parsedate_to_datetime  # much to load, and `watcher health` never needs it

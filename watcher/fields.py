@@ -14,7 +14,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, TypeVar
 from urllib.parse import quote
 
-from pydantic import AfterValidator, BeforeValidator, SecretStr
+from pydantic import AfterValidator, BeforeValidator, SecretStr, WithJsonSchema
 from yarl import URL
 
 from watcher import amounts
@@ -121,9 +121,19 @@ class Certificates:
         return self.file
 
 
-Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+_WRITTEN_DURATION = {
+    "type": "string",
+    "pattern": "^(0|[1-9][0-9]{0,8})(ms|s|m|h|d)$",
+    "description": "a whole number and a unit, a year at most",
+}
+_WRITTEN_AMOUNT = {
+    "anyOf": [{"type": "string", "pattern": "^-?[0-9]+([.][0-9]+)?$"}, {"type": "integer"}],
+    "description": "exact decimal text; a whole number may go without quotes",
+}
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration), WithJsonSchema(_WRITTEN_DURATION)]
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
-Amount = Annotated[str, BeforeValidator(_amount)]
+Amount = Annotated[str, BeforeValidator(_amount), WithJsonSchema(_WRITTEN_AMOUNT)]
 
 Size = Annotated[str, AfterValidator(_size)]
 
@@ -151,5 +161,9 @@ _NO_ROUTING_KEY = "not a routing key: 32 letters and digits"
 RoutingKey = Annotated[SecretStr, AfterValidator(_matching(r"[A-Za-z0-9]{32}\Z", _NO_ROUTING_KEY))]
 
 _NO_NAME = "not a name: 1 to 64 letters, digits, dots, dashes and underscores, a letter or digit first"
-Name = Annotated[str, AfterValidator(_matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", _NO_NAME))]
+Name = Annotated[
+    str,
+    AfterValidator(_matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", _NO_NAME)),
+    WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"}),
+]
 """What accounts, providers and subscriptions are called: it stands in keys, logs and file names."""

@@ -63,7 +63,7 @@ OF_SOURCES = 6
 recipes, poll, accounts."""
 OF_THE_API = {
     *("sealing", "store.directory", "run.directory", "run.edits", "run.verification", "config.bodies"),
-    *("api.__init__", "api.server", "api.access", "api.problems", "api.openapi"),
+    *("api.__init__", "api.server", "api.access", "api.problems", "api.openapi", "api.edits"),
     *("api.accounts", "api.subscriptions", "api.events", "commands.export", "commands.import_"),
 }
 """What holds accounts and subscriptions that come while it runs, and who is shown them."""

@@ -18,13 +18,15 @@ class Said(NamedTuple):
     status: int
     headers: Mapping[str, str]
     data: Any
+    raw: bytes
 
 
 class Api:
-    """Asks as the operator unless told otherwise."""
+    """Asks as the operator unless told otherwise. `said` has the bodies of all answers."""
 
     def __init__(self, address: Address, session: ClientSession) -> None:
         self.address = address
+        self.said = list[bytes]()
         self._session = session
 
     async def ask(self, method: str, path: str, token: str | None = OPERATORS, **more: Any) -> Said:
@@ -32,7 +34,9 @@ class Api:
         url = f"http://{self.address}/v1{path}"
         async with self._session.request(method, url, headers=headers, **more) as seen:
             body = await seen.read()
-            return Said(seen.status, seen.headers, json.loads(body) if body else None)
+            self.said.append(body)
+            is_json = seen.content_type.endswith("json")
+            return Said(seen.status, seen.headers, json.loads(body) if body and is_json else None, body)
 
     async def get(self, path: str, token: str = OPERATORS, **query: Any) -> Said:
         return await self.ask("GET", path, token, params=query)

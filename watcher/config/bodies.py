@@ -12,6 +12,7 @@ from watcher.config.files import NoObject, json_object
 from watcher.config.findings import DEEPEST, Entry, Finding, Findings, pointer
 from watcher.config.sections import Providers, Source, read_account
 from watcher.config.subscriptions import read_subscription, refuse_alerts
+from watcher.config.tables import SectionT, settings_of
 from watcher.delivery.egress import Policy
 from watcher.settings import AccountSettings, SubscriptionSettings
 
@@ -74,6 +75,15 @@ def subscription_of(table: Mapping[str, Any], policy: Policy, names: Collection[
 
 def _entry(table: Mapping[str, Any]) -> Entry:
     return Entry(table, "", (), lambda _: None, write=pointer)
+
+
+def section_of(model: type[SectionT], table: Mapping[str, Any]) -> SectionT:
+    """Read any other section. Raises BodyRefused."""
+    findings = Findings()
+    section = settings_of(model, _entry(table), findings)
+    if findings.mistakes or not section:
+        raise BodyRefused(findings.mistakes)
+    return section
 
 
 def flaw(key: str, text: str) -> Finding:

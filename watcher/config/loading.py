@@ -28,6 +28,7 @@ from watcher.config.findings import UNKNOWN, ConfigRefused, Entry, Finding, Find
 from watcher.config.sections import SECTIONS, read_accounts, read_providers, read_sections
 from watcher.config.subscriptions import read_subscriptions, refuse_fan_out
 from watcher.config.tables import MASK
+from watcher.durations import duration_text
 from watcher.environment import Environment, NotSet
 from watcher.printable import hide
 from watcher.settings import (
@@ -174,9 +175,6 @@ def read_to_look(
     return Look(settings, is_whole=False, problem=f"{mistakes[0]}{others}", path=file)
 
 
-_UNITS = (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1))
-
-
 def shown(settings: Settings) -> dict[str, Any]:
     """Give the configuration in the shape of its file, as plain values without a secret."""
     return {
@@ -226,9 +224,7 @@ def masked(value: Any) -> Any:
     if isinstance(value, SecretStr):
         return MASK
     if isinstance(value, timedelta):
-        whole_ms = round(value / timedelta(milliseconds=1))
-        unit, size = next((unit, size) for unit, size in _UNITS if whole_ms % size == 0)
-        return f"{whole_ms // size}{unit}" if whole_ms else "0s"
+        return duration_text(value)
     if isinstance(value, dict):
         return {name: masked(field) for name, field in value.items()}
     if isinstance(value, tuple | list):

@@ -59,7 +59,7 @@ def _config_id(value: object) -> int:
     return int(value)
 
 
-Id = Annotated[int, BeforeValidator(_config_id), Field(ge=0, le=MAX_ID)]
+Id = Annotated[int, Field(ge=0, le=MAX_ID), BeforeValidator(_config_id)]
 
 
 class LoopringSettings(KeyedSettings):

@@ -342,7 +342,7 @@ class Editor:
 
     def _check(self, kind: Kind, name: str, record: Record | None, match: Match) -> None:
         if self._in_force.defines(kind, name):
-            why = "is defined in the configuration file, which wins: change it there"
+            why = "is defined by the configuration file, which wins: change it there"
             raise EditRefused("read_only", f"{kind} {name} {why}")
         if not match(record.edited if record else None):
             found = "is there in another version" if record else "is not there"
@@ -414,7 +414,7 @@ def _edited(write: Write, written: Written) -> Edited | EditRefused:
 
 
 def _missing(kind: Kind, name: str) -> EditRefused:
-    return EditRefused("missing", f"there is no {kind} of this name: {name}")
+    return EditRefused("missing", f"there is no {kind} '{name}'")
 
 
 def _full(kind: Kind) -> EditRefused:

@@ -133,9 +133,9 @@ async def exposed(worker: Worker, exposure: Exposure) -> "AsyncIterator[Address 
             access = None
             if exposure.has_api:
                 assert exposure.token
-                from watcher.api import accounts, events, subscriptions
+                from watcher.api import accounts, edits, events, openapi, subscriptions
 
-                for module in (accounts, subscriptions, events):
+                for module in (accounts, subscriptions, edits, events, openapi):
                     api += module.routes(worker)
                 access = Access(exposure.token, lambda digest: by_token(worker, digest))
             listener = Listener(

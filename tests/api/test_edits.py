@@ -1,0 +1,253 @@
+"""What is put, deleted and told through the API of a real worker, and what it answers."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from io import BytesIO
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.support.api import Api, Said, an_api_of
+from tests.support.builders import SECRET
+from tests.support.directory import with_key
+from tests.support.rig import Rig, a_rig
+from watcher.api.openapi import OPERATIONS
+from watcher.receive import check_secrets
+from watcher.run.worker import Worker
+
+BOB = {"provider": "loopring", "account_id": 10111}
+
+
+@pytest.fixture
+async def rig(redis_server_url: str, namespace: str) -> AsyncIterator[Rig]:
+    async with a_rig(redis_server_url, namespace) as rig:
+        rig.settings = with_key(rig.settings)
+        yield rig
+
+
+@asynccontextmanager
+async def a_worker(rig: Rig) -> AsyncIterator[tuple[Worker, Api]]:
+    """A worker that has begun, and its API."""
+    async with rig.worker() as worker, an_api_of(worker) as api:
+        async with asyncio.timeout(10):
+            while (await api.get("/accounts")).status == 503:  # noqa: ASYNC110 - it has no signal
+                await asyncio.sleep(0.005)
+        yield worker, api
+
+
+async def ask(
+    api: Api, method: str, path: str, body: Any = None, *, headers: Iterable[tuple[str, str]] = ()
+) -> Said:
+    """Send a body that is no bytes as JSON."""
+    given = {"content-type": "application/json"} if body is not None else {}
+    data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+    file = None if data is None else BytesIO(data)  # a client that sends bytes at once warns of many
+    return await api.ask(method, path, data=file, headers={**given, **dict(headers)})
+
+
+def flaws(refused: Said) -> dict[str, str]:
+    """The findings of a body, by their pointers."""
+    return {one["pointer"]: one["detail"] for one in refused.data["errors"]}
+
+
+async def until(claim: Callable[[], Any]) -> None:
+    async with asyncio.timeout(10):
+        while not claim():  # noqa: ASYNC110 - what is waited for has no signal
+            await asyncio.sleep(0.005)
+
+
+async def test_an_account_is_put_shown_changed_and_deleted(rig: Rig) -> None:
+    async with a_worker(rig) as (_, api):
+        made = await ask(api, "PUT", "/accounts/bob", BOB)
+        assert (made.status, made.data) == (201, {"name": "bob", "change": "created"})
+        assert made.headers["location"] == "/v1/accounts/bob"
+        shown = await ask(api, "GET", "/accounts/bob")
+        assert shown.headers["etag"] == made.headers["etag"]
+        again = await ask(api, "PUT", "/accounts/bob", {**BOB, "name": "bob"})
+        assert (again.status, again.data["change"]) == (200, "unchanged")
+        assert again.headers["etag"] == made.headers["etag"]
+        changed = await ask(api, "PUT", "/accounts/bob", {**BOB, "interval": "1m"})
+        assert (changed.status, changed.data["change"]) == (200, "changed")
+        assert changed.headers["etag"] != made.headers["etag"]
+        assert (await ask(api, "GET", "/accounts/bob")).data["settings"]["interval"] == "1m"
+        woken = await ask(api, "POST", "/accounts/bob/poll")
+        assert (woken.status, woken.data["account"]) == (202, "bob")
+        assert (await ask(api, "DELETE", "/accounts/bob")).status == 204
+        assert (await ask(api, "DELETE", "/accounts/bob")).status == 404
+        assert (await ask(api, "GET", "/accounts/bob")).status == 404
+        assert (await ask(api, "POST", "/accounts/bob/poll")).status == 404
+
+
+async def test_edits_are_guarded_by_tags(rig: Rig) -> None:
+    async with a_worker(rig) as (_, api):
+
+        async def put(interval: str, **headers: str) -> int:
+            named = [(name.replace("_", "-"), value) for name, value in headers.items()]
+            body = {**BOB, "interval": interval}
+            return (await ask(api, "PUT", "/accounts/bob", body, headers=named)).status
+
+        assert await put("1m", if_match="*") == 412
+        assert await put("1m", if_match='"1"') == 412
+        assert await put("1m", if_none_match="*") == 201
+        assert await put("2m", if_none_match="*") == 412
+        tag = (await ask(api, "GET", "/accounts/bob")).headers["etag"]
+        assert await put("2m", if_none_match=f'"1", {tag}') == 412
+        assert await put("2m", if_match=f"W/{tag}") == 412, "weak tags never match"
+        assert await put("2m", if_match=f'"1", {tag}') == 200
+        assert await put("3m", if_match=tag) == 412, "it is another version now"
+        assert await put("3m", if_match="*") == 200
+        for odd in ("1", '"1', '"1" "2"', "**", ""):
+            assert await put("4m", if_match=odd) == 400, odd
+        old = [("if-match", tag)]
+        assert (await ask(api, "DELETE", "/accounts/bob", headers=old)).status == 412
+        now = [("if-match", (await ask(api, "GET", "/accounts/bob")).headers["etag"])]
+        assert (await ask(api, "DELETE", "/accounts/bob", headers=now)).status == 204
+
+
+async def test_a_body_is_refused_with_all_that_is_wrong_in_the_words_of_check(rig: Rig) -> None:
+    async with a_worker(rig) as (_, api):
+        odd = {"url": "http://10.0.0.1/", "secrets": ["x"], "colour": 1, "alerts_to": "ups", "name": "new"}
+        refused = await ask(api, "PUT", "/subscriptions/new", odd)
+        assert refused.status == 422
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert flaws(refused).keys() == {"/url", "/secrets/0", "/colour", "/alerts_to"}
+        assert flaws(refused)["/alerts_to"] == "no [[subscriptions]] of this name -- did you mean 'ops'?"
+        refused = await ask(api, "PUT", "/accounts/bob", {"provider": "loopring", "account_id": 10110})
+        assert flaws(refused) == {"": "is the same account at the same provider as treasury"}
+        refused = await ask(api, "PUT", "/accounts/bob", {"provider": "lopring"})
+        assert flaws(refused) == {"/provider": "no [providers.NAME] of this name -- did you mean 'loopring'?"}
+        assert (await ask(api, "PUT", "/accounts/b%20b", BOB)).status == 422
+
+
+HOSTILE: Mapping[bytes, int] = {
+    b"": 400,
+    b"null": 400,
+    b'{"a": NaN}': 400,
+    b'{"provider": "loopring", "provider": "shop"}': 400,
+    b'{"name": "alice"}': 400,
+    b"\xff": 400,
+    b"[" * 5000: 400,
+    b'{"provider": "loopring", "account_id": ' + b"9" * 5000 + b"}": 400,
+    b'{"provider": "loopring", "account_id": 1e400}': 400,
+    b'{"provider": "' + b"x" * 65_000 + b'"}': 422,
+    b'{"provider": "' + b"x" * 66_000 + b'"}': 413,
+}
+
+
+async def test_a_hostile_body_is_refused(rig: Rig) -> None:
+    async with a_worker(rig) as (_, api):
+        for body, status in HOSTILE.items():
+            assert (await ask(api, "PUT", "/accounts/bob", body)).status == status, body[:60]
+        for type_ in ("text/plain", "application/x-www-form-urlencoded", "nonsense"):
+            typed = [("content-type", type_)]
+            assert (await ask(api, "PUT", "/accounts/bob", BOB, headers=typed)).status == 415
+
+
+async def test_what_the_file_defines_is_read_only_but_may_be_paused(rig: Rig) -> None:
+    async with a_worker(rig) as (_, api):
+        for method, path, body in (
+            ("PUT", "/accounts/treasury", BOB),
+            ("DELETE", "/accounts/treasury", None),
+            ("PUT", "/subscriptions/ops", {"url": "https://ops.example.com/"}),
+            ("DELETE", "/subscriptions/ops", None),
+            ("POST", "/subscriptions/ops/secret", None),
+            ("POST", "/subscriptions/ops/token", None),
+        ):
+            refused = await ask(api, method, path, body)
+            assert refused.status == 409
+            assert "configuration file" in refused.data["detail"]
+        with capture_logs() as lines:
+            assert (await ask(api, "POST", "/subscriptions/ops/pause")).data["change"] == "paused"
+            assert (await ask(api, "POST", "/subscriptions/ops/pause")).data["change"] == "unchanged"
+            assert (await ask(api, "GET", "/subscriptions/ops")).data["status"]["state"] == "paused"
+            assert (await ask(api, "POST", "/subscriptions/ops/resume")).data["change"] == "resumed"
+            assert (await ask(api, "POST", "/subscriptions/none/pause")).status == 404
+        audited = [
+            (one["name"], one["change"], one["by"]) for one in lines if one["event"] == "directory.changed"
+        ]
+        assert audited == [("ops", "paused", "operator"), ("ops", "resumed", "operator")]
+        assert (await ask(api, "POST", "/accounts/treasury/poll")).status == 202
+
+
+async def test_secrets_and_tokens_are_in_the_answer_that_made_them_and_nowhere_else(rig: Rig) -> None:
+    async with a_worker(rig) as (_, api):
+        with capture_logs() as lines:
+            body = {"url": f"{rig.receiver.url}canary-url", "headers": {"x-key": "canary-header"}}
+            made = (await ask(api, "PUT", "/subscriptions/new", body)).data
+            check_secrets(made["secrets"])
+            renewed = (await ask(api, "POST", "/subscriptions/new/secret")).data
+            token = (await ask(api, "POST", "/subscriptions/new/token")).data
+            await ask(api, "PUT", "/subscriptions/given", {**body, "secrets": [SECRET]})
+            hidden = ["canary-url", "canary-header", SECRET, made["token"], token["token"]]
+            hidden += [*made["secrets"], *renewed["secrets"]]
+            api.said.clear()
+            await ask(api, "PUT", "/subscriptions/new", body)
+            await ask(api, "PUT", "/subscriptions/new", {**body, "headers": {"x-key": "canary-header\n"}})
+            for one in OPERATIONS:
+                if one.method == "get":
+                    await ask(api, "GET", one.path.removeprefix("/v1").format(name="new"))
+            for action in ("pause", "resume", "resend"):
+                await ask(
+                    api,
+                    "POST",
+                    f"/subscriptions/new/{action}",
+                    {"dead": True} if action == "resend" else None,
+                )
+            await ask(api, "DELETE", "/subscriptions/new")
+            await ask(api, "DELETE", "/subscriptions/given")
+        everything = b"".join(api.said).decode() + json.dumps(lines, default=str)
+        assert '"name":"new"' in everything
+        assert [one for one in hidden if one in everything] == []
+
+
+async def test_many_accounts_are_put_by_one_request(rig: Rig) -> None:
+    async with a_worker(rig) as (_, api):
+        good = [
+            {"name": f"a{number}", "provider": "loopring", "account_id": number} for number in range(1, 400)
+        ]
+        body = b"\n".join(json.dumps(one).encode() for one in good)
+        jsonl = [("content-type", "application/jsonl")]
+        said = await ask(api, "POST", "/accounts:batch", body, headers=jsonl)
+        assert said.status == 200
+        lines = [json.loads(line) for line in said.raw.splitlines()]
+        assert [(one["line"], one["status"], one["name"]) for one in lines] == [
+            (number, 201, f"a{number}") for number in range(1, 400)
+        ]
+        odd = b'{"name": "b", "provider": "none"}\n\nnonsense\n{"name": "treasury"}\n'
+        said = await ask(api, "POST", "/accounts:batch", odd + body.splitlines()[0], headers=jsonl)
+        lines = [json.loads(line) for line in said.raw.splitlines()]
+        assert [one["status"] for one in lines] == [422, 422, 409, 200]
+        assert lines[0]["errors"][0]["pointer"] == "/provider"
+        for many, status in ((b"{}\n" * 1001, 413), (b"{}" + b" " * 1024 * 1024, 413), (b"\n", 400)):
+            assert (await ask(api, "POST", "/accounts:batch", many, headers=jsonl)).status == status
+
+
+async def test_what_the_log_holds_is_sent_again(rig: Rig) -> None:
+    async with a_worker(rig) as (_, api):
+        async with asyncio.timeout(10):
+            while not (await api.get("/accounts/treasury/balances")).data["polled_at"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        rig.sandbox.world.credit(10110, "LRC", 1)
+        (event,) = await rig.events(1)
+        sent = await ask(api, "POST", "/subscriptions/ops/resend", {"since": "1h"})
+        assert (sent.status, sent.data["deliveries"], sent.data["dry_run"]) == (200, 1, False)
+        await until(lambda: len(rig.receiver.receipts) == 2)
+        tried = await ask(api, "POST", "/subscriptions/ops/resend", {"id": event["id"], "dry_run": True})
+        assert (tried.data["deliveries"], tried.data["dry_run"]) == (1, True)
+        assert (await ask(api, "POST", "/subscriptions/ops/resend", {"id": "evt_none"})).status == 404
+        for odd in ({}, {"id": "a", "dead": True}, {"since": "soon"}, {"id": "a b"}, {"dead": 1}):
+            assert (await ask(api, "POST", "/subscriptions/ops/resend", odd)).status == 422, odd
+
+
+async def test_the_document_names_what_there_is_and_nothing_else(rig: Rig) -> None:
+    async with a_worker(rig) as (_, api):
+        document = (await ask(api, "GET", "/openapi.json")).data
+        served = (await ask(api, "GET", "/")).data
+        served = {(path, method) for path, methods in served.items() for method in methods}
+        described = {(path, method.upper()) for path, one in document["paths"].items() for method in one}
+        assert described == served - {("/v1/openapi.json", "GET")}
+        account = document["components"]["schemas"]["LoopringAccount"]
+        assert account["properties"]["provider"]["enum"] == ["loopring"]

@@ -1,0 +1,355 @@
+"""What changes something under /v1: accounts and subscriptions are put and deleted, paused and sent to.
+
+Refuses to show a secret or a token again: only the answer to the request that made it holds it.
+"""
+
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any, Self
+
+import orjson
+from aiohttp import web
+from pydantic import Field, StrictBool, field_validator, model_validator
+
+from watcher.api.access import CALLER
+from watcher.api.accounts import opened
+from watcher.api.problems import BATCH_BYTES, Problem, answer, body_of, query_of, unknown
+from watcher.config.bodies import BodyRefused, Table, read_table, section_of
+from watcher.delivery.queue import pause_by_hand, resume_by_hand
+from watcher.delivery.resend import Wish, send_again
+from watcher.durations import parse_duration
+from watcher.observe.log import log
+from watcher.printable import many, printable
+from watcher.run.edits import Edited, Editor, EditRefused, Match, anything
+from watcher.run.worker import Worker
+from watcher.sealing import Keyring
+from watcher.settings import Section, SubscriptionSettings
+from watcher.store.directory import Directory, Kind
+from watcher.store.members import WOKEN, Roster, woken_line
+from watcher.store.queues import Breakers, Queues
+from watcher.store.schedule import Schedule
+
+MOST_OF_A_BATCH = 1000
+LINES = ("application/jsonl", "application/x-ndjson")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_TAG = re.compile(r'\s*(W/)?"([!#-~]*)"\s*(?:,|\Z)')
+
+_STATUS_BY_REASON: Mapping[str, int] = {
+    "read_only": 409,
+    "missing": 404,
+    "precondition": 412,
+    "conflict": 409,
+    "full": 507,
+    "locked": 409,
+}
+
+
+class Again(Section):
+    """What is sent again: one event, or all dead letters, or what the log holds since a time."""
+
+    id: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,64}\Z", description="of one event")
+    dead: StrictBool = Field(False, description="dead letters; with `since`, those since then")
+    since: str | None = Field(
+        None, description="as long ago as `1h` or `2d`, or a time such as `2026-11-20T14:00:00Z`"
+    )
+    dry_run: StrictBool = Field(False, description="only say what would go out again")
+
+    @model_validator(mode="after")
+    def _is_one_wish(self) -> Self:
+        if (self.id is not None) == (self.dead or self.since is not None):
+            raise ValueError("say what to send again: id, or dead, or since")
+        return self
+
+    @field_validator("since")
+    @classmethod
+    def _is_a_time(cls, since: str | None) -> str | None:
+        if since is not None:
+            since_ms(since, 0)
+        return since
+
+
+def since_ms(text: str, now_ms: int) -> int:
+    """Read how long ago, or a time, as Unix ms. Raises ValueError."""
+    with suppress(ValueError):
+        return max(0, now_ms - parse_duration(text) // timedelta(milliseconds=1))
+    with suppress(ValueError, OverflowError):
+        moment = datetime.fromisoformat(text)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return max(0, int(1000 * moment.timestamp()))
+    raise ValueError("write how long ago, as in 1h or 2d, or a time, as in 2026-11-20T14:00:00Z")
+
+
+class Edits:
+    """Answers requests that change something."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    async def put_account(self, request: web.Request) -> web.Response:
+        """Add an account, or change it."""
+        query_of(request)
+        table = _table(await body_of(request), request)
+        with _refusals():
+            edited = await self._editor().put_account(
+                table, by=request[CALLER].name, match=_match_of(request)
+            )
+        return _answer(edited, request)
+
+    async def put_accounts(self, request: web.Request) -> web.Response:
+        """Add or change many accounts, a line each: the answer has a line for each, in the same order."""
+        query_of(request)
+        body = await body_of(request, limit=BATCH_BYTES, types=LINES)
+        lines = [line for line in body.split(b"\n") if line.strip()]
+        if not 1 <= len(lines) <= MOST_OF_A_BATCH:
+            raise Problem(
+                413 if lines else 400, f"a batch has 1 to {MOST_OF_A_BATCH:,} accounts, a line each"
+            )
+        found: list[Edited | BodyRefused | EditRefused | None] = [None] * len(lines)
+        table_by_place: dict[int, Table] = {}
+        for place, line in enumerate(lines):
+            try:
+                table_by_place[place] = read_table(line, named=None)
+            except BodyRefused as refused:
+                found[place] = refused
+        edits = await self._editor().put_accounts([*table_by_place.values()], by=request[CALLER].name)
+        for place, edit in zip(table_by_place, edits, strict=True):
+            found[place] = edit
+        said = (
+            _line(number, table_by_place.get(number - 1, {}), edit)
+            for number, edit in enumerate(found, 1)
+            if edit is not None
+        )
+        return web.Response(body=b"".join(orjson.dumps(one) + b"\n" for one in said), content_type=LINES[0])
+
+    async def put_subscription(self, request: web.Request) -> web.Response:
+        """Add a subscription, or change it."""
+        query_of(request)
+        table = _table(await body_of(request), request)
+        with _refusals():
+            by, match = request[CALLER].name, _match_of(request)
+            edited = await self._editor().put_subscription(table, by=by, match=match)
+        return _answer(edited, request)
+
+    async def delete_account(self, request: web.Request) -> web.Response:
+        return await self._delete("account", request)
+
+    async def delete_subscription(self, request: web.Request) -> web.Response:
+        return await self._delete("subscription", request)
+
+    async def _delete(self, kind: Kind, request: web.Request) -> web.Response:
+        await _nothing_else(request)
+        with _refusals():
+            by, match = request[CALLER].name, _match_of(request)
+            await self._editor().delete(kind, _name(kind, request), by=by, match=match)
+        return web.Response(status=204)
+
+    async def renew_secret(self, request: web.Request) -> web.Response:
+        """Make a new secret; the old ones sign on for 24 hours."""
+        await _nothing_else(request)
+        with _refusals():
+            name = _name("subscription", request)
+            edited = await self._editor().renew_secret(name, by=request[CALLER].name)
+        return _answer(edited, request)
+
+    async def renew_token(self, request: web.Request) -> web.Response:
+        """Make a new token; the old ones are good for 24 hours more."""
+        await _nothing_else(request)
+        with _refusals():
+            name = _name("subscription", request)
+            edited = await self._editor().renew_token(name, by=request[CALLER].name)
+        return _answer(edited, request)
+
+    async def poll(self, request: web.Request) -> web.Response:
+        """Make an account due now."""
+        await _nothing_else(request)
+        store, name = opened(self._worker), _name("account", request)
+        woken = await Roster(store.pipe, store.keys).wake([name])
+        if woken:
+            return answer(woken_line(woken[0]), status=202)
+        if name not in self._worker.settings.account_by_name:
+            raise unknown("account", name)
+        return answer({**dict.fromkeys(WOKEN), "account": name, "state": "unscheduled"}, status=202)
+
+    async def pause(self, request: web.Request) -> web.Response:
+        """Send a subscription nothing until it is resumed; its events are kept."""
+        await _nothing_else(request)
+        store, name = opened(self._worker), self._subscription(request).name
+        is_new = await pause_by_hand(Breakers(store.pipe, store.keys), name)
+        return self._told(request, name, "paused", is_new=is_new)
+
+    async def resume(self, request: web.Request) -> web.Response:
+        """Send a subscription what waits, whatever it failed before."""
+        await _nothing_else(request)
+        store, name = opened(self._worker), self._subscription(request).name
+        queues = Queues(Schedule(store.pipe), store.keys)
+        is_new = await resume_by_hand(Breakers(store.pipe, store.keys), queues, name)
+        return self._told(request, name, "resumed", is_new=is_new)
+
+    async def resend(self, request: web.Request) -> web.Response:
+        """Send again: an event, dead letters, or what the log holds since a time."""
+        query_of(request)
+        table = _table(await body_of(request), None)
+        with _refusals():
+            asked = section_of(Again, table)
+        store, settings = opened(self._worker), self._subscription(request)
+        now_ms = await store.reader.now_ms()
+        start_ms = since_ms(asked.since, now_ms) if asked.since else 0
+        wish = Wish(asked.id, asked.dead, start_ms, asked.dry_run)
+        found = await send_again(store.pipe, store.keys, [settings], wish)
+        if not found:
+            raise Problem(404, f"nothing of {wish.event_id} is left: no dead letter, no record of it")
+        breaker = (await Breakers(store.pipe, store.keys).read()).get(settings.name)
+        if not wish.is_preview:
+            self._tell(request, settings.name, "resent")
+        is_paused = bool(breaker and breaker.paused_at_ms)
+        return answer(found[0].line(is_paused=is_paused, is_preview=wish.is_preview))
+
+    def _editor(self) -> Editor:
+        """Raises Problem where nothing can be sealed."""
+        store = opened(self._worker)
+        if store.file.api is None:
+            raise Problem(503, "this worker has no [api] secret_key to seal what is put")
+        keys = [key.get_secret_value() for key in store.file.api.secret_key]
+        keyring = Keyring(keys, store.file.redis.namespace)
+        directory = Directory(store.pipe, store.keys)
+        return Editor(directory, keyring, store.followed, now_ms=lambda: int(1000 * time.time()))
+
+    def _subscription(self, request: web.Request) -> SubscriptionSettings:
+        name = _name("subscription", request)
+        if name not in (by_name := self._worker.settings.subscription_by_name):
+            raise unknown("subscription", name)
+        return by_name[name]
+
+    def _tell(self, request: web.Request, name: str, change: str) -> None:
+        log.info("directory.changed", kind="subscription", name=name, change=change, by=request[CALLER].name)
+
+    def _told(self, request: web.Request, name: str, change: str, *, is_new: bool) -> web.Response:
+        if is_new:
+            self._tell(request, name, change)
+        return answer({"name": name, "change": change if is_new else "unchanged"})
+
+
+def routes(worker: Worker) -> Iterable[web.RouteDef]:
+    edits = Edits(worker)
+    account, subscription = "/v1/accounts/{name}", "/v1/subscriptions/{name}"
+    return [
+        web.put(account, edits.put_account),
+        web.delete(account, edits.delete_account),
+        web.post(f"{account}/poll", edits.poll),
+        web.post("/v1/accounts:batch", edits.put_accounts),
+        web.put(subscription, edits.put_subscription),
+        web.delete(subscription, edits.delete_subscription),
+        web.post(f"{subscription}/secret", edits.renew_secret),
+        web.post(f"{subscription}/token", edits.renew_token),
+        web.post(f"{subscription}/pause", edits.pause),
+        web.post(f"{subscription}/resume", edits.resume),
+        web.post(f"{subscription}/resend", edits.resend),
+    ]
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Answer what is refused inside with a problem."""
+    try:
+        yield
+    except (BodyRefused, EditRefused) as refused:
+        raise Problem(_status(refused), _detail(refused), errors=_errors(refused)) from None
+
+
+def _status(edit: Edited | BodyRefused | EditRefused) -> int:
+    if isinstance(edit, Edited):
+        return 201 if edit.change == "created" else 200
+    return 422 if isinstance(edit, BodyRefused) else _STATUS_BY_REASON[edit.why]
+
+
+def _detail(refused: BodyRefused | EditRefused) -> str:
+    if isinstance(refused, EditRefused):
+        return printable(str(refused), 500)
+    return f"{many(len(refused.findings), 'mistake')} in the body"
+
+
+def _errors(refused: BodyRefused | EditRefused) -> list[dict[str, str]]:
+    found = refused.findings if isinstance(refused, BodyRefused) else ()
+    return [{"pointer": one.key, "detail": one.text} for one in found]
+
+
+def _line(number: int, table: Table, edit: Edited | BodyRefused | EditRefused) -> dict[str, Any]:
+    """What became of one line of a batch."""
+    line = {"line": number, "name": _text(table.get("name")), "status": _status(edit)}
+    if isinstance(edit, Edited):
+        return {**line, "change": edit.change, "version": edit.version}
+    return {**line, "detail": _detail(edit), "errors": _errors(edit)}
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _answer(edited: Edited, request: web.Request) -> web.Response:
+    """Say what an edit has made, and show what it made this once."""
+    shown: dict[str, Any] = {"name": edited.name, "change": edited.change}
+    if edited.secrets:
+        shown["secrets"] = edited.secrets
+    if edited.token:
+        shown["token"] = edited.token
+    headers = {} if edited.change in ("secret", "token") else {"etag": f'"{edited.version}"'}
+    if edited.change == "created":
+        headers["location"] = request.path
+    return answer(shown, status=_status(edited), headers=headers)
+
+
+def _table(body: bytes, request: web.Request | None) -> Table:
+    """Read a body that is a JSON object, by the name in the path if there is one. Raises Problem: 400."""
+    try:
+        return read_table(body, named=request.match_info["name"] if request else None)
+    except BodyRefused as refused:
+        raise Problem(400, _detail(refused), errors=_errors(refused)) from None
+
+
+def _name(kind: Kind, request: web.Request) -> str:
+    """Read the name in the path. Raises Problem: 404 where nothing can have that name."""
+    name = request.match_info["name"]
+    if not _NAME.fullmatch(name):
+        raise unknown(kind, name)
+    return name
+
+
+async def _nothing_else(request: web.Request) -> None:
+    """Refuse a query, and a body that says something. Raises Problem."""
+    query_of(request)
+    if (await body_of(request, is_optional=True)).strip() not in (b"", b"{}"):
+        raise Problem(400, "nothing is to be said here: send no body")
+
+
+def _match_of(request: web.Request) -> Match:
+    """Read If-Match and If-None-Match (RFC 9110). Raises Problem: 400."""
+    wanted, unwanted = _tags(request, "if-match"), _tags(request, "if-none-match")
+    if wanted is None and unwanted is None:
+        return anything
+
+    def match(version: int | None) -> bool:
+        tags = set() if version is None else {"*", str(version)}
+        return (wanted is None or bool(tags & wanted)) and not (unwanted and tags & unwanted)
+
+    return match
+
+
+def _tags(request: web.Request, header: str) -> set[str] | None:
+    """Read a list of entity tags, or `*`; a weak one of If-Match is never the same."""
+    if header not in request.headers:
+        return None
+    text = ",".join(request.headers.getall(header)).strip()
+    if text == "*":
+        return {"*"}
+    found, at = set[str](), 0
+    while at < len(text) or not text:
+        if not (tag := _TAG.match(text, at)):
+            raise Problem(400, f'{header}: must be `*`, or tags as in `"123"`')
+        if not (tag[1] and header == "if-match"):
+            found.add(tag[2])
+        at = tag.end()
+    return found
