@@ -50,10 +50,6 @@ class Asset(NamedTuple):
     name: str | None = None
     decimals: int | None = None
 
-    def shown(self) -> dict[str, str | int | None]:
-        """Give its fields as they are shown: what is lost is not known."""
-        return {**self._asdict(), "decimals": None if self.decimals == LOST else self.decimals}
-
 
 class Row(NamedTuple):
     """One asset's line of a snapshot. `locked_absent`: the provider said nothing of a lock this time."""

@@ -9,6 +9,8 @@ from structlog.testing import capture_logs
 
 from tests.support.directory import Programs, with_key
 from tests.support.rig import ALICE, MK, TREASURY, Rig, a_rig, workers
+from watcher.receiver import Fail
+from watcher.run import upkeep, verification
 from watcher.run.worker import Worker
 from watcher.settings import Settings
 from watcher.store.directory import Directory
@@ -79,6 +81,31 @@ async def test_an_account_is_polled_as_soon_as_it_is_added_and_delivered_to_what
         await programs.directory.delete("account", "alice")
         await follow(worker)
         assert not polled(worker, "alice")
+
+
+async def test_events_wait_until_their_url_has_answered_a_ping(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "VERIFY_S", 0.02)
+    for name, value in {"RESTS_MS": (20,), "SPACING_MS": 1, "PATIENCE_MS": 10**15}.items():
+        monkeypatch.setattr(verification, name, value)
+    rig.settings = rig.settings.model_copy(update={"subscription_by_name": {}})
+    rig.receiver.fail = Fail(500, times=1)  # each ping is an event of its own
+    async with rig.worker() as worker, programs_of(rig) as programs:
+        await until(begun(worker))
+        await until(lambda: polled(worker, "treasury"))
+        await programs.put_subscription("hook", rig.receiver.url, is_verified=False)
+        await follow(worker)
+        rig.sandbox.world.credit(TREASURY, "ETH", "1")
+        await until(lambda: worker.counters.changes and len(rig.receiver.receipts) >= 2)
+        assert rig.receiver.taken == 0
+        rig.receiver.fail = None
+        events = await rig.events(2)
+        assert [event["type"] for event in events] == ["subscription.ping", "total.increased"]
+        assert worker.followed
+        assert worker.followed.unverified() == []
+    heard = [receipt.event["type"] for receipt in rig.receiver.receipts if receipt.event]
+    assert heard == ["subscription.ping"] * (len(heard) - 1) + ["total.increased"]
 
 
 async def test_a_reload_takes_nothing_off_that_programs_added(rig: Rig) -> None:

@@ -18,6 +18,7 @@ from tests.support.some_states import anything, named_states, paths, states
 from tests.support.stores import a_store
 from watcher.amounts import MAX_INTEGER
 from watcher.journal.account import AccountState, Entry
+from watcher.journal.events import shown
 from watcher.snapshot import LOST, Asset, Balance
 from watcher.store.keys import stamp_of
 from watcher.store.state import BadState, Called, dump_body, dump_state, load_state
@@ -203,7 +204,7 @@ def test_decimals_that_are_lost_stay_so_until_they_are_said_again() -> None:
     lost = load_state(text, {})
     assert lost.entry_by_asset["ETH"].asset == Asset("ETH", decimals=LOST)
     assert load_state(dump_state(lost, {}), ETHER) == of_asset()
-    assert lost.entry_by_asset["ETH"].asset.shown()["decimals"] is None
+    assert shown(lost.entry_by_asset["ETH"].asset)["decimals"] is None
     assert json.loads(dump_body(lost, {}))["assets"]["ETH"][6] is None
 
 

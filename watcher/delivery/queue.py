@@ -127,6 +127,13 @@ class DeliveryWork(Generic[T_target]):
         if before:
             await before.retire()
 
+    async def send(self, target: T_target, delivery: Delivery) -> Attempt:
+        """Make one attempt, past all queues and the breaker."""
+        assert self._sink
+        assert self._sink_in_use
+        async with self._sink_in_use:
+            return await self._sink.send(target, [delivery], 1)
+
     def takes(self, name: str) -> bool:
         if name in self.targets:
             return name not in self._neighbours.inactive

@@ -17,7 +17,7 @@ import orjson
 from watcher.amounts import Conversions
 from watcher.journal.account import Moved
 from watcher.journal.explain import in_text
-from watcher.snapshot import Asset, Balance
+from watcher.snapshot import LOST, Asset, Balance
 
 _ENTRY = re.compile(rb"([!-~]+) (0|[1-9][0-9]{0,13}) (-|0|[1-9][0-9]{0,13})")
 """A delivery in its queue. More digits than a time in ms has until the year 5138 could not be sent."""
@@ -116,7 +116,7 @@ def events_of(
         event_id = "evt_" + base64.b32encode(digest[:15]).decode().lower()
         data = {
             "account": account,
-            "asset": asset and asset.shown(),
+            "asset": asset and shown(asset),
             "sequence": sequence,
             "amount": amount,
             **says,
@@ -125,6 +125,12 @@ def events_of(
         body = orjson.dumps({"id": event_id, "type": type_, "timestamp": timestamp, "data": data})
         events.append(Event(event_id, type_, origin.account, asset, amount, sequence, body, only_for))
     return tuple(events)
+
+
+def shown(asset: Asset) -> dict[str, Any]:
+    """Give an asset as events do: decimals that are lost are not known."""
+    said = asset._asdict()
+    return {**said, "decimals": None} if asset.decimals == LOST else said
 
 
 def iso(unix_ms: int) -> str:

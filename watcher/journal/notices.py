@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from watcher.amounts import Conversions, to_atoms
 from watcher.journal.account import Entry, Moved
-from watcher.journal.events import Draft, Event, Origin, amounts_of, drafts_of, events_of, iso
+from watcher.journal.events import Draft, Event, Origin, amounts_of, drafts_of, events_of, iso, shown
 from watcher.journal.explain import RULES, Change, Vector, in_atoms, in_text
 from watcher.settings import ThresholdSettings
 from watcher.snapshot import Asset, Balance, Row, is_called
@@ -35,7 +35,7 @@ def baseline(entry_by_asset: Mapping[str, Entry], conversions: Conversions) -> I
     ]
     for number, part in enumerate(parts, 1):
         balances = [
-            {"asset": entry.asset.shown(), **amounts_of(entry.published, conversions)} for entry in part
+            {"asset": shown(entry.asset), **amounts_of(entry.published, conversions)} for entry in part
         ]
         says = {"effect": _NO_EFFECT, "balances": balances, "part": number, "parts": len(parts)}
         # What it says is part of what it is: after a loss of the state there may be another first one.

@@ -13,7 +13,7 @@ from yarl import URL
 from watcher.amounts import Conversions
 from watcher.engine.breaker import is_closed, pace_per_s, rests_until_ms, state
 from watcher.journal.account import Entry
-from watcher.journal.events import Delivery, amounts_of, iso
+from watcher.journal.events import Delivery, amounts_of, iso, shown
 from watcher.journal.explain import in_atoms, in_text
 from watcher.polling.cadence import patience_ms, stale_since_ms
 from watcher.printable import printable
@@ -281,7 +281,7 @@ def balance_line(entry: Entry) -> Line:
     conversions = Conversions()
     pending = in_atoms(entry.seen, conversions.atoms) - in_atoms(entry.published, conversions.atoms)
     return {
-        "asset": entry.asset.shown(),
+        "asset": shown(entry.asset),
         **amounts_of(entry.seen, conversions),
         "pending_confirmation": in_text(pending, entry.seen)._asdict() if any(pending) else None,
         "confirmation_polls": entry.confirmation_polls,

@@ -13,10 +13,12 @@ from watcher.delivery.breakers import SubscriptionBreakers
 from watcher.delivery.chat import target_of
 from watcher.delivery.egress import Policy
 from watcher.delivery.queue import LONGEST_LEASE_MS, DeliveryWork
+from watcher.delivery.sink import Attempt
 from watcher.delivery.webhook import HttpTarget, WebhookSink
 from watcher.engine.dispatch import Key
 from watcher.engine.loop import InUse, Loop
 from watcher.http.dial import CurrentResolver
+from watcher.journal.events import Event
 from watcher.journal.interest import Interest, Wishes
 from watcher.journal.notices import paused
 from watcher.observe.counters import Counters
@@ -242,6 +244,12 @@ class Configured:
         async for key in slowly(self.loop.dispatch.keys):  # what is in hand yet: at the next reload
             if key.name not in (self.targets if key.kind == "delivery" else self.poll_work.by_provider):
                 self.loop.forget(key)
+
+    async def send(self, subscription: SubscriptionSettings, event: Event) -> Attempt:
+        """Send an event now, once, past all queues: signed, bounded and guarded as a delivery is."""
+        assert self._policy  # it comes after `add`
+        delivery = event.to(subscription.name)
+        return await self._delivery_work.send(target_of(subscription, self._policy), delivery)
 
     async def change(self, difference: Difference) -> None:
         """Take over what has changed in the directory, and touch nothing else. In slices: it may be much."""

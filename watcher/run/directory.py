@@ -104,7 +104,7 @@ class Judge:
     def __init__(self, file: Settings) -> None:
         self.file = file
         keys = file.api.secret_key if file.api else ()
-        self._keyring = (
+        self.keyring = (
             Keyring([key.get_secret_value() for key in keys], file.redis.namespace) if keys else None
         )
         self._providers = Providers.of(file.provider_by_name)
@@ -123,10 +123,10 @@ class Judge:
         if self.defines(record.kind, record.name):
             return Known(record, "shadowed", reason="the configuration file has this name, and wins")
         wishes = _filters(record) if record.kind == "subscription" else None
-        if self._keyring is None:
+        if self.keyring is None:
             return Known(record, "locked", reason=NO_KEY, wishes=wishes)
         try:
-            content = self._keyring.open(record.kind, record.name, record.plain, record.sealed)
+            content = self.keyring.open(record.kind, record.name, record.plain, record.sealed)
         except Unopened as error:
             return Known(record, "locked", reason=str(error), wishes=wishes)
         try:
@@ -267,6 +267,11 @@ class Followed:
     def defines(self, kind: Kind, name: str) -> bool:
         """Say whether the file has something of that name: it wins."""
         return self._judge.defines(kind, name)
+
+    @property
+    def keyring(self) -> Keyring | None:
+        """The keys of this worker's file; None without any."""
+        return self._judge.keyring
 
     def unverified(self) -> list[Unverified]:
         """List the subscriptions whose events wait until their URLs have answered a ping."""

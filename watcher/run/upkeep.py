@@ -17,7 +17,9 @@ from watcher.run.agreement import LOOK_S as AGREE_S
 from watcher.run.agreement import Agreement
 from watcher.run.configured import Configured
 from watcher.run.directory import FOLLOW_S, Followed
+from watcher.run.edits import Editor, EditRefused
 from watcher.run.members import Accounts, Enrolment, Present
+from watcher.run.verification import VERIFY_S, Verification
 from watcher.settings import MAX_BACKLOG, Settings
 from watcher.store.directory import Directory
 from watcher.store.exceptions import StoreError, StoreUnreachable
@@ -135,6 +137,10 @@ class Upkeep:
         self.followed = Followed(
             directory, configured, agreement.neighbours, configured.settings, now_ms=schedule.now_ms
         )
+        self.verification = Verification(
+            schedule, keys, present.worker, send=configured.send, note=self._note_verified
+        )
+        self._directory = directory
         self._roster = Roster(schedule.pipe, keys)
         self._reader = Reader(schedule.pipe, keys)
         self._names = Names(configured)
@@ -147,6 +153,7 @@ class Upkeep:
         return [
             (FOLLOW_S, "directory", self._follow),
             (FOLLOW_S, "older keys", self.followed.seal_anew),
+            (VERIFY_S, "verification", self._verify),
             (_LOOK_S, "enrolled accounts", self._keep_enrolled),
             (AGREE_S, "other workers", self._keep_agreed),
             (_LOOK_S, "names", self._names.look),
@@ -339,6 +346,19 @@ class Upkeep:
         """Take over what has changed in the directory."""
         await self.followed.follow()
         await self._follow_moved()
+
+    async def _verify(self) -> None:
+        """Ping what has not answered yet."""
+        await self.verification.look(self.followed.unverified())
+
+    async def _note_verified(self, name: str, url: str) -> bool:
+        """Note that a URL has answered, unless its subscription is gone, or leads elsewhere by now."""
+        if (keyring := self.followed.keyring) is None:
+            return False
+        editor = Editor(self._directory, keyring, self.followed, now_ms=self._schedule.now_ms)
+        with suppress(EditRefused):
+            return await editor.note_verified(name, url, by="verification")
+        return False
 
     async def _keep_enrolled(self) -> None:
         """When Redis has lost its state, let every account start anew: baselines, and no events."""

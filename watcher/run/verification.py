@@ -21,7 +21,8 @@ from watcher.store.pipe import in_parts
 from watcher.store.queues import take_lease
 from watcher.store.schedule import Schedule
 
-EVERY_S = 1.0
+VERIFY_S = 1.0
+"""How often a worker looks for what it may ping."""
 
 PATIENCE_MS = 24 * 3_600_000
 """How long a subscription is pinged. After that, a client asks for a ping."""

@@ -21,6 +21,7 @@ from watcher.run.configured import Configured
 from watcher.run.directory import Followed
 from watcher.run.members import LOOK_S, Present, StandBy
 from watcher.run.upkeep import Upkeep
+from watcher.run.verification import Verification
 from watcher.settings import Settings
 from watcher.store.exceptions import LayoutAwaited, StoreError
 from watcher.store.guarantee import check_rights, guarantee_of_all
@@ -63,7 +64,8 @@ class Worker:
     stands by until the store is in its layout.
     `opened` is None while the store is not open. `has_read_all`: whether a run of `once` has read every
     account but those that another worker had in hand, and one of them at least. `file` is what the
-    configuration file says, `followed` the directory; it is None while the store is not open.
+    configuration file says, `followed` the directory, `verification` pings; both are None while the store is
+    not open.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Worker:
         self.loop: Loop | None = None
         self.configured: Configured | None = None
         self.followed: Followed | None = None
+        self.verification: Verification | None = None
         self._on_started = on_started
         self._has_begun = self._stands_by = False
         self._stopped = asyncio.Event()
@@ -204,6 +207,7 @@ class Worker:
         keeper = Keeper(schedule.pipe, keys, self.name, bounds)
         upkeep = Upkeep(configured, schedule, health, present, self.agreement, keeper)
         self.configured, self.followed = configured, upkeep.followed
+        self.verification = upkeep.verification
         async with configured, asyncio.TaskGroup() as background:
             self.loop = configured.loop
             beating = background.create_task(self._beat(schedule, configured.loop), name="heartbeat")

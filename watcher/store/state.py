@@ -27,6 +27,7 @@ import orjson
 
 from watcher.amounts import MAX_FRACTION_DIGITS, NotAnAmount, check_canonical
 from watcher.journal.account import AccountState, Emptiness, Entry
+from watcher.journal.events import shown
 from watcher.snapshot import LOST, Asset, Balance
 from watcher.store.errors import DamagedKey
 from watcher.store.keys import Keys, check_count, read_count, stamp_of
@@ -350,7 +351,7 @@ def dump_body(state: AccountState, previous_by_subscription: Mapping[str, int]) 
     row_by_asset = {}
     for asset_id, entry in state.entry_by_asset.items():
         asset = entry.asset
-        _, symbol, name, decimals = asset.shown().values()
+        _, symbol, name, decimals = shown(asset).values()
         row: list[Any] = [*entry.published, symbol, name, decimals]
         row_by_asset[asset_id] = row
         if entry.confirmation_polls or entry.suspect:
