@@ -171,15 +171,15 @@ class Judge:
 
     def is_older(self, record: Record) -> bool:
         """Say whether an older key than the first one sealed it."""
-        return self._keyring is not None and self._keyring.is_older(record.sealed)
+        return self.keyring is not None and self.keyring.is_older(record.sealed)
 
     def sealed_anew(self, records: Sequence[Record]) -> Iterator[Write]:
         """Seal with the first key what can be opened. Nothing else changes."""
-        assert self._keyring
+        assert self.keyring
         for one in records:
             with suppress(Unopened):  # as it is locked, which is said
-                content = self._keyring.open(one.kind, one.name, one.plain, one.sealed)
-                sealed = self._keyring.seal(one.kind, one.name, one.plain, content)
+                content = self.keyring.open(one.kind, one.name, one.plain, one.sealed)
+                sealed = self.keyring.seal(one.kind, one.name, one.plain, content)
                 is_shadowed = self.defines(one.kind, one.name)
                 yield Write(one.kind, one.name, one.plain, sealed, one.version, one.edited, is_shadowed)
 
