@@ -31,7 +31,6 @@ class Worker:
 
     schedule: Schedule
     keys: Keys
-    name: str
     later_ms: int = 0
     """By how much its clock is ahead of the server's."""
     answers: dict[str, Attempt] = field(default_factory=dict)
@@ -41,9 +40,7 @@ class Worker:
     def __post_init__(self) -> None:
         server = self.schedule.now_ms
         self.schedule.now_ms = lambda: server() + self.later_ms
-        self.verification = Verification(
-            self.schedule, self.keys, self.name, send=self._send, note=self._note
-        )
+        self.verification = Verification(self.schedule, self.keys, send=self._send, note=self._note)
 
     async def _send(self, settings: SubscriptionSettings, event: Event) -> Attempt:
         assert event.type == "subscription.ping"
@@ -69,7 +66,7 @@ class Worker:
 @pytest.fixture
 def workers(redis_client: Redis, namespace: str) -> Iterator[Worker]:
     """Makes one worker after another in the same namespace."""
-    return (Worker(Schedule(Pipe(redis_client)), Keys(namespace), name) for name in "abc")
+    return (Worker(Schedule(Pipe(redis_client)), Keys(namespace)) for _ in "abc")
 
 
 def waiting(name: str, host: str = HOST, since_ms: int = 0, *, version: int = 1) -> Unverified:

@@ -71,10 +71,6 @@ class Present:
             await self._workers.leave(self._presence.worker)
         self._gone.set()
 
-    @property
-    def worker(self) -> str:
-        return self._presence.worker
-
     async def leave(self) -> None:
         """Note that the worker ends in order, so that it does not count as lost."""
         self._leaving.set()

@@ -137,9 +137,7 @@ class Upkeep:
         self.followed = Followed(
             directory, configured, agreement.neighbours, configured.settings, now_ms=schedule.now_ms
         )
-        self.verification = Verification(
-            schedule, keys, present.worker, send=configured.send, note=self._note_verified
-        )
+        self.verification = Verification(schedule, keys, send=configured.send, note=self._note_verified)
         self._directory = directory
         self._roster = Roster(schedule.pipe, keys)
         self._reader = Reader(schedule.pipe, keys)

@@ -62,7 +62,7 @@ class _Tried(NamedTuple):
 
 
 class Verification:
-    """One worker's part in it; `worker` names it.
+    """One worker's part in it.
 
     `send` makes one attempt, as a delivery is sent; `note` writes down that a URL has answered, and says
     whether that is news.
@@ -72,14 +72,13 @@ class Verification:
         self,
         schedule: Schedule,
         keys: Keys,
-        worker: str,
         *,
         send: Callable[[SubscriptionSettings, Event], Awaitable[Attempt]],
         note: Callable[[str, str], Awaitable[bool]],
     ) -> None:
         self._schedule = schedule
         self._keys = keys
-        self._worker = worker
+        self._holder = secrets.token_hex(8)
         self._send = send
         self._note = note
         self._tried: dict[str, _Tried] = {}
@@ -93,7 +92,7 @@ class Verification:
         now_ms = self._schedule.now_ms()
         due = [one for one in waiting if self._is_due(one, now_ms)]
         if not due or not await take_lease(
-            self._schedule.pipe, self._keys.verifier(), self._worker, lease_ms=_LEASE_MS
+            self._schedule.pipe, self._keys.verifier(), self._holder, lease_ms=_LEASE_MS
         ):
             return
         for part in in_parts(due, _TOGETHER):
