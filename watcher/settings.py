@@ -314,6 +314,13 @@ class SubscriptionSettings(Section):
         (), max_length=100, description="bounds that emit `threshold.crossed`"
     )
 
+    @property
+    def leads_to(self) -> str:
+        """Where events go, as a secret: their URL, and what does not stand in the URL of a format."""
+        key = self.routing_key.get_secret_value() if self.routing_key else None
+        beside = () if self.format == "standard" else (self.format, self.chat, key)
+        return " ".join(filter(None, (self.url.get_secret_value(), *beside)))
+
 
 class ApiSettings(Section):
     secret_key: tuple[SecretStr, ...] = Field(

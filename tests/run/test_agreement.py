@@ -551,6 +551,24 @@ def test_equal_urls_of_two_names_do_not_look_equal() -> None:
     assert a_provider().name  # the other kinds have a fingerprint, too
 
 
+def test_where_a_message_goes_is_more_than_its_url() -> None:
+    def digest(**fields: Any) -> str:
+        settings = a_subscription(url="https://api.telegram.org/bot1:x/sendMessage", **fields)
+        return fingerprint(some(ops=settings)).subscriptions["ops"]
+
+    telegram: Any = {"format": "telegram"}
+    pager: Any = {"format": "pagerduty", "routing_key": SecretStr("a" * 32)}
+    digests = {
+        digest(),
+        digest(**telegram, chat="-1"),
+        digest(**telegram, chat="-2"),
+        digest(**pager),
+        digest(**{**pager, "routing_key": SecretStr("b" * 32)}),
+    }
+    assert len(digests) == 5
+    assert digest(**telegram, chat="-1", template="{amount}") in digests
+
+
 def test_one_place_is_told_from_another_by_providers_and_accounts() -> None:
     here = fingerprint(PRODUCTION)
     assert here.is_same_place(fingerprint(some(NEW_URL)))

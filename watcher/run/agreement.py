@@ -64,7 +64,7 @@ def fingerprint(settings: Settings) -> Fingerprint:
     found = Fingerprint(
         {name: _digest(one.kind, one.base_url.rstrip("/")) for name, one in providers.items()},
         {
-            name: _digest(settings.redis.namespace, name, one.url.get_secret_value())
+            name: _digest(settings.redis.namespace, name, one.leads_to)
             for name, one in settings.subscription_by_name.items()
         },
         {

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Set
 from contextlib import AsyncExitStack, suppress
 from typing import NamedTuple
 
-from pydantic import SecretStr
-
 from watcher.delivery.breakers import SubscriptionBreakers
 from watcher.delivery.chat import target_of
 from watcher.delivery.egress import Policy
@@ -141,7 +139,7 @@ class Configured:
         self.resting = resting
         self.moved = set[str]()
         """Subscriptions that a change led to another URL; the caller deals with one and takes it out."""
-        self._left_url: dict[str, SecretStr] = {}
+        self._left_url: dict[str, str] = {}
         self._leaving = set[Key]()
         self.breakers = SubscriptionBreakers(
             Breakers(schedule.pipe, keys),
@@ -263,12 +261,12 @@ class Configured:
                 if isinstance(found, SubscriptionSettings):
                     subscriptions[name] = found
                 if target := self.targets.get(name):
-                    self._left_url[name] = target.settings.url
+                    self._left_url[name] = target.settings.leads_to
                 wanted = self._wanted(subscriptions, name)
                 self._leave(name, wanted, policy)
                 if wanted and name not in self.targets:
                     self.targets[name] = target_of(wanted, policy)
-                    if self._left_url.get(name, wanted.url) != wanted.url:
+                    if self._left_url.get(name, wanted.leads_to) != wanted.leads_to:
                         self.moved.add(name)
                     elif name in before.subscription_by_name:  # its events have waited
                         self.loop.wake_all(Key("delivery", name))
@@ -305,7 +303,7 @@ class Configured:
         """Leave a target that is gone or elsewhere, and take over other settings of one that is not."""
         if (target := self.targets.get(name)) is None:
             return
-        is_moved = wanted is None or wanted.url != target.settings.url
+        is_moved = wanted is None or wanted.leads_to != target.settings.leads_to
         if is_moved:
             self.loop.cut_off(Key("delivery", name), _LAST_S)
         if wanted is None or is_moved or policy != self._policy:
