@@ -9,9 +9,11 @@ from redis.asyncio import Redis
 from tests.benchmarks.stage import Stage, a_namespace
 from tests.benchmarks.waiting import account_bytes, delivery_bytes, write_backlog
 from tests.support import ROOT
+from tests.support.directory import Programs
 from tests.support.servers import ENGINES, RealServer, real_server
 from watcher.settings import SubscriptionSettings
 from watcher.store.client import connect
+from watcher.store.directory import Directory
 from watcher.store.health import StoreHealth
 from watcher.store.keys import SHARDS, Keys
 from watcher.store.pipe import Pipe
@@ -30,6 +32,7 @@ def figures(pattern: str) -> tuple[int, ...]:
 
 ACCOUNT, ASSET = figures(r"accounts × \((\d+) \+ (\d+) × assets\)")
 LAST, EVENT, DELIVERY = figures(r"subscriptions × (\d+) \+ events in that time × \((\d+) \+ (\d+) × ")
+OF_API, SUBSCRIPTION = figures(r"adds 1\.6 × \(accounts × (\d+) \+ subscriptions × (\d+)\)")
 LONG_ASSET, ALONE = figures(r"\((\d+) where assets are contract addresses\).* up to (\d+) alone in its queue")
 
 
@@ -65,6 +68,40 @@ async def test_an_account_takes_no_more_than_the_formula_says(
         taken = await account_bytes(await a_stage(client), 1000, asset_ids)
     planned = ACCOUNT + each * len(asset_ids) + LAST
     assert planned / 2 < taken < planned
+
+
+async def test_a_record_of_the_directory_takes_no_more_than_the_table_says(server: RealServer) -> None:
+    async with connect(server.url) as client:
+        pipe, namespace = Pipe(client), a_namespace()
+        directory, programs = (
+            Directory(pipe, Keys(namespace)),
+            Programs(Directory(pipe, Keys(namespace)), namespace),
+        )
+        names = [f"customer-{number}" for number in range(8000)]
+        accounts = [
+            programs.account(name, "loopring", address=f"0x{number:040x}", interval="60s")._replace(
+                is_shadowed=True
+            )
+            for number, name in enumerate(names)
+        ]
+        subscriptions = [
+            programs.subscription(
+                name,
+                f"https://{name}.example.com/hooks/balances",
+                tokens={"0" * 64: None},
+                accounts=[name],
+                events=["deposit.*"],
+            )
+            for name in names[:4000]
+        ]
+        await directory.put_all(
+            [*accounts[:1], *subscriptions[:1]]
+        )  # the server knows the script from now on
+        for writes, planned in ((accounts, OF_API), (subscriptions, SUBSCRIPTION)):
+            before = await used(client)
+            await directory.put_all(writes)
+            taken = (await used(client) - before) / len(writes)
+            assert planned / 2 < taken < planned
 
 
 @pytest.mark.parametrize(("per_queue", "each"), [(1, ALONE), (5, DELIVERY), (50, DELIVERY)])
