@@ -294,7 +294,8 @@ class Journal:
         return {name: account.sequence or 0 for name, account in self.accounts.items() if account.waiting}
 
     def catch_up(self) -> None:
-        """Ask for all that came since the last answer, of accounts that are not known yet, too."""
+        """Ask for all that came since this was last answered, of accounts that are not known yet, too: at the
+        start, and now and then, as no gap shows that the last event of an account is missing."""
         self._path = "/balances" if self.cursor is None else f"/events?limit=1000&after={self.cursor}"
         self._account = self._begins_at = self._asked = None
 

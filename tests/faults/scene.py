@@ -125,11 +125,16 @@ class Scene:
         return started
 
     async def start_worker(
-        self, *, output: int | None = None, python: str | None = None, **faults: Any
+        self,
+        *,
+        output: int | None = None,
+        python: str | None = None,
+        api_port: int | None = None,
+        **faults: Any,
     ) -> WorkerProcess:
         """Start one, and do not wait for it."""
         name = f"worker-{next(self._numbers)}"
-        worker = WorkerProcess(self.directory, name, {**self.faults, **faults}, output, python)
+        worker = WorkerProcess(self.directory, name, {**self.faults, **faults}, output, python, api_port)
         await worker.start()
         self.workers.append(worker)
         return worker

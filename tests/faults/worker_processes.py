@@ -17,6 +17,9 @@ from tests.support.processes import start, whole_lines
 
 FAULTY = Path(__file__).with_name("faulty_watcher.py")
 
+TOKEN = "the-token-of-the-operator"
+"""Of the API, where a worker serves it."""
+
 _TICK_S = 0.02
 _OFTEN, _LAST = 100, 20
 """Of a worker's log: an event that is too frequent to be shown, and how many lines are."""
@@ -42,7 +45,8 @@ class Size(NamedTuple):
 class WorkerProcess:
     """One `watcher run`, its log in a file, where `output` is no other place for it.
 
-    With `faults` it is run by `faulty_watcher`. `python` is that of another version's environment.
+    With `faults` it is run by `faulty_watcher`. `python` is that of another version's environment. With an
+    `api_port` it serves the API there, to whoever shows TOKEN.
     """
 
     directory: Path
@@ -50,17 +54,21 @@ class WorkerProcess:
     faults: Mapping[str, Any] = field(default_factory=dict)
     output: int | None = None
     python: str | None = None
+    api_port: int | None = None
     process: asyncio.subprocess.Process = field(init=False)
 
     async def start(self) -> None:
         program = [str(FAULTY)] if self.faults else ["-m", "watcher"]
         settings = {"LOG_FORMAT": "json", "LOG_LEVEL": "info", "SECRET": SECRET, "WORKER": self.name}
         settings |= {"FAULTS": json.dumps(self.faults), **({"PYTHONPATH": ""} if self.python else {})}
+        settings |= {"WATCHER_HTTP_TOKEN": TOKEN} if self.api_port else {}
+        served = ("--http", f"127.0.0.1:{self.api_port}", "--api") if self.api_port else ()
         with self.log.open("ab") as log, self._errors.open("ab") as errors:
             self.process = await start(
                 self.directory,
                 settings,
                 "run",
+                *served,
                 out=log if self.output is None else self.output,
                 errors=errors,
                 program=(self.python or sys.executable, *program),
