@@ -6,6 +6,7 @@ accounts and assets. What `enqueue` put into queues besides (pings, alerts, what
 
 import asyncio
 import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,16 +15,18 @@ import orjson
 from aiohttp import web
 
 from watcher.amounts import Conversions
+from watcher.api.accounts import Names, Opened, opened
 from watcher.api.problems import Problem, cursor, limit_in, page_of, query_of, unknown
 from watcher.journal.events import Delivery, Event, amounts_of, iso
-from watcher.journal.interest import Interest
 from watcher.journal.log import Record, sequence_of
 from watcher.run.worker import Worker
+from watcher.sealing import Keyring, Unopened
 from watcher.snapshot import Asset
 from watcher.store.history import PAGE_BYTES, Cursor, Gone, History
-from watcher.store.keys import Keys
-from watcher.store.pipe import Pipe, in_parts
-from watcher.store.reader import Reader, Seen
+from watcher.store.reader import Seen
+
+_CURSOR = "cursor"
+"""What is sealed beside accounts and subscriptions: no record has this kind."""
 
 _SEQUENCE = re.compile(r"0|[1-9][0-9]{0,13}")
 _NAMES_AT_ONCE = 1000
@@ -50,134 +53,144 @@ class _Pull:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
+        self._accounts = Names("account")
 
     async def all_events(self, request: web.Request) -> web.Response:
         """Events of the log, for the operator: of all, or as one subscription got them."""
         asked = query_of(request, "after", "limit", "account", "subscription", "type")
-        return await self._events(asked, asked.get("subscription"))
+        return await self._events(opened(self._worker), asked, asked.get("subscription"), is_own=False)
 
     async def events(self, request: web.Request) -> web.Response:
         """Events that were queued for a subscription, as far as it may still see them."""
-        name, interest = request.match_info["name"], self._interest
-        asked = query_of(request, "after", "limit", "account", "type")
-        if name not in interest.names:
-            raise unknown("subscription", name)
-        account = asked.get("account")
-        if account is not None and name not in interest.listeners(account):
+        asked, store = query_of(request, "after", "limit", "account", "type"), opened(self._worker)
+        name, account = _known_in(request, store), asked.get("account")
+        if account is not None and name not in store.followed.interest.listeners(account):
             raise unknown("account", account)  # whether there is one or not
-        return await self._events(asked, name, interest)
+        return await self._events(store, asked, name, is_own=True)
 
     async def balances(self, request: web.Request) -> web.Response:
         """What the accounts of a subscription hold: of each what all events up to its `sequence` led to."""
-        name, page, interest = request.match_info["name"], page_of(request), self._interest
-        if name not in interest.names:
-            raise unknown("subscription", name)
-        events = (await self._history.end()).text  # before any state is read: nothing falls in between
-        names = await self._accounts_of(name, page.after, page.limit + 1)
-        known = self._worker.settings.account_by_name
-        provider_by_account = {one: known[one].provider for one in names[: page.limit] if one in known}
+        page, store = page_of(request), opened(self._worker)
+        name = _known_in(request, store)
+        end = await History(store.pipe, store.keys).end()  # before any state is read: nothing falls between
+        names = await self._accounts_of(name, page.after, page.limit + 1, store)
+        provider_by_account = dict(names[: page.limit])
         items, size = list[bytes](), 0
-        async for seen in Reader(*self._store).read_states(provider_by_account):
-            items.append(orjson.dumps(self._holding(seen, provider_by_account[seen.account], name)))
+        async for seen in store.reader.read_states(provider_by_account):
+            items.append(orjson.dumps(_holding(seen, provider_by_account[seen.account], name, store)))
             size += len(items[-1])
             if size > PAGE_BYTES:
                 break
-        read = [*provider_by_account][: len(items)]
-        is_last = read == names
-        said = orjson.dumps({"next": None if is_last or not read else cursor(read[-1]), "events": events})
-        return _raw(items, said)
+        next_after = cursor(names[len(items) - 1][0]) if len(items) < len(names) else None
+        return _raw(items, next=next_after, events=_shown(end, name, store))
 
     async def _events(
-        self, asked: dict[str, str], name: str | None, interest: Interest | None = None
+        self, store: Opened, asked: dict[str, str], name: str | None, *, is_own: bool
     ) -> web.Response:
-        limit = limit_in(asked)
+        """Answer with a page. `is_own`: of a subscription's own, which sees what it may still see, and gets
+        cursors that nobody else can use, or read."""
+        history, interest, limit = History(store.pipe, store.keys), store.followed.interest, limit_in(asked)
         account, type_, after = asked.get("account"), asked.get("type", "*"), asked.get("after", "")
-        is_sequence = _SEQUENCE.fullmatch(after) is not None
-        if is_sequence and not account:
-            raise Problem(400, "after: is a sequence, which is one account's: say of which `account`")
-        seen: Seen | None = None
+        owner = name if is_own else None
 
         def takes(record: Record) -> bool:
             event = _event_of(record, name)
-            return (
-                event is not None
-                and fnmatchcase(event.type, type_)
-                and (
-                    name is None
-                    or interest is None
-                    or (name in interest.listeners(record.account) and interest.wants(name, event))
-                )
+            if event is None or not fnmatchcase(event.type, type_):
+                return False
+            return owner is None or (
+                owner in interest.listeners(record.account) and interest.wants(owner, event)
             )
 
+        seen: Seen | None = None
         try:
-            start = Cursor({}, int(after)) if is_sequence else Cursor.read(after) if after else Cursor()
-            if account and start.after is not None:
-                seen = await self._state(account)
-                if is_sequence and seen.state:
+            start = _start(after, owner, store)
+            if start.after is not None:
+                if account is None:
+                    raise Problem(400, "after: is of one account: say of which `account`")
+                seen = await _state(account, store)
+                if not start.places and seen.state:
                     sequence, end = seen.state.sequence, seen.log_end
-                    start = await self._history.since(account, start.after, sequence=sequence, log_end=end)
-            page = await self._history.page(
-                start, account=account, subscription=name, limit=limit, takes=takes
-            )
-        except ValueError as error:
-            raise Problem(400, f"after: {error}") from None
+                    start = await history.since(account, start.after, sequence=sequence, log_end=end)
+            page = await history.page(start, account=account, subscription=name, limit=limit, takes=takes)
         except Gone as gone:
-            oldest: str | int = Cursor().text
+            oldest: str | int = _shown(Cursor(), owner, store)
             if seen:
                 oldest = seen.state.sequence if gone.oldest is None and seen.state else gone.oldest or 0
             raise Problem(410, _GONE, oldest=oldest) from None
+        items = [_body(record, name) for record in page.records]
         more = {"unreadable": page.unreadable} if page.unreadable else {}
-        said = orjson.dumps({"next": page.cursor.text, "more": not page.is_end, **more})
-        return _raw([_body(record, name) for record in page.records], said)
+        return _raw(items, next=_shown(page.cursor, owner, store), more=not page.is_end, **more)
 
-    @property
-    def _store(self) -> tuple[Pipe, Keys]:
-        if self._worker.opened is None or self._worker.stands_by:
-            raise Problem(503, "this worker waits for its store")
-        return self._worker.opened.schedule.pipe, Keys(self._worker.settings.redis.namespace)
-
-    @property
-    def _history(self) -> History:
-        return History(*self._store)
-
-    @property
-    def _interest(self) -> Interest:
-        if self._worker.configured is None:
-            raise Problem(503, "this worker waits for its store")
-        return self._worker.configured.interest
-
-    async def _state(self, account: str) -> Seen:
-        settings = self._worker.settings.account_by_name.get(account)
-        if settings is None:
-            raise unknown("account", account)
-        (seen,) = [one async for one in Reader(*self._store).read_states({account: settings.provider})]
-        return seen
-
-    async def _accounts_of(self, name: str, after: str, most: int) -> list[str]:
-        """Name the first of a subscription's accounts that come after a name."""
-        found: list[str] = []
-        for some in in_parts([*self._worker.settings.account_by_name], _NAMES_AT_ONCE):
-            listeners = self._interest.listeners
-            found += [one for one in some if one > after and name in listeners(one)]
-            if len(found) > _NAMES_AT_ONCE:
-                found = sorted(found)[:most]
+    async def _accounts_of(self, name: str, after: str, most: int, store: Opened) -> list[tuple[str, str]]:
+        """Name the first of a subscription's accounts that come after a name, each with its provider."""
+        found: list[tuple[str, str]] = []
+        while len(found) < most and (names := await self._accounts.after(store, after, _NAMES_AT_ONCE)):
+            after, known = names[-1], store.followed.settings.account_by_name
+            listeners = store.followed.interest.listeners
+            found += [(one, known[one].provider) for one in names if one in known and name in listeners(one)]
             await asyncio.sleep(0)
-        return sorted(found)[:most]
+        return found[:most]
 
-    def _holding(self, seen: Seen, provider: str, name: str) -> dict[str, Any]:
-        """Write what an account holds of the assets that a subscription wants."""
-        state, conversions, interest = seen.state, Conversions(), self._interest
-        entries = state.entry_by_asset.values() if state else ()
-        return {
-            "account": {"name": seen.account, "provider": provider},
-            "sequence": None if seen.damage else state.sequence if state else 0,
-            "polled_at": iso(state.polled_at_ms) if state and state.polled_at_ms else None,
-            "balances": [
-                {"asset": entry.asset._asdict(), **amounts_of(entry.published, conversions)}
-                for entry in entries
-                if interest.holds(name, entry.asset)
-            ],
-        }
+
+def _known_in(request: web.Request, store: Opened) -> str:
+    """Return the subscription of a path. Raises Problem where there is none."""
+    name = request.match_info["name"]
+    if name not in store.followed.interest.names:
+        raise unknown("subscription", name)
+    return name
+
+
+def _start(after: str, owner: str | None, store: Opened) -> Cursor:
+    """Read where a page begins: at a sequence, a cursor, or the oldest that is held. Raises Problem."""
+    if not after or _SEQUENCE.fullmatch(after):
+        return Cursor({}, int(after)) if after else Cursor()
+    try:
+        if owner is not None:
+            sealed = urlsafe_b64decode(after.encode("ascii") + b"=" * (-len(after) % 4))
+            after = _keyring(store).open(_CURSOR, owner, {}, sealed)["cursor"]
+        return Cursor.read(after)
+    except (ValueError, Unopened):
+        raise Problem(400, "after: is neither the `next` of a page of these events nor a sequence") from None
+
+
+def _shown(cursor: Cursor, owner: str | None, store: Opened) -> str:
+    """Write a cursor. It says when the last event of each shard came, whoever got that: a subscription sees
+    nothing of it."""
+    if owner is None:
+        return cursor.text
+    sealed = _keyring(store).seal(_CURSOR, owner, {}, {"cursor": cursor.text})
+    return urlsafe_b64encode(sealed).rstrip(b"=").decode()
+
+
+def _keyring(store: Opened) -> Keyring:
+    if store.file.api is None:
+        raise Problem(503, "this worker has no [api] secret_key to seal a cursor with")
+    keys = [key.get_secret_value() for key in store.file.api.secret_key]
+    return Keyring(keys, store.file.redis.namespace)
+
+
+async def _state(account: str, store: Opened) -> Seen:
+    settings = store.followed.settings.account_by_name.get(account)
+    if settings is None:
+        raise unknown("account", account)
+    (seen,) = [one async for one in store.reader.read_states({account: settings.provider})]
+    return seen
+
+
+def _holding(seen: Seen, provider: str, name: str, store: Opened) -> dict[str, Any]:
+    """Write what an account holds of the assets that a subscription wants."""
+    state, conversions, interest = seen.state, Conversions(), store.followed.interest
+    entries = state.entry_by_asset.values() if state else ()
+    return {
+        "account": {"name": seen.account, "provider": provider},
+        "sequence": None if seen.damage else state.sequence if state else 0,
+        "polled_at": iso(state.polled_at_ms) if state and state.polled_at_ms else None,
+        "balances": [
+            {"asset": entry.asset._asdict(), **amounts_of(entry.published, conversions)}
+            for entry in entries
+            if interest.holds(name, entry.asset)
+        ],
+    }
 
 
 def _event_of(record: Record, subscription: str | None) -> Event | None:
@@ -202,8 +215,7 @@ def _body(record: Record, subscription: str | None) -> bytes:
     return Delivery(id_, type_, sequence_of(record), record.raw, subscription, previous).body
 
 
-def _raw(items: Sequence[bytes], said: bytes) -> web.Response:
-    """Answer with items as they are, and what else is said of them."""
-    return web.Response(
-        body=b'{"items":[%b],%b' % (b",".join(items), said[1:]), content_type="application/json"
-    )
+def _raw(items: Sequence[bytes], **said: Any) -> web.Response:
+    """Answer with items as they are, and what else is said."""
+    body = b'{"items":[%b],%b' % (b",".join(items), orjson.dumps(said)[1:])
+    return web.Response(body=body, content_type="application/json")
