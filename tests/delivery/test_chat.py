@@ -6,6 +6,8 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.delivery.test_sentences import a_change, a_sample
 from tests.support.builders import a_subscription
@@ -213,6 +215,7 @@ ANSWERS = [
         *(GONE, "bot was blocked by the user"),
     ),
     ("telegram", 403, '{"ok":false,"description":"Forbidden: of another kind"}', GONE, "forbidden"),
+    ("telegram", 400, '{"ok":false,"description":"Bad Request: message thread not found"}', REJECTED, None),
     ("telegram", 400, '{"ok":false,"description":"Bad Request: message is too long"}', REJECTED, None),
     ("telegram", 200, '{"ok":false}', FAILED, SAYS_NO),
     ("ntfy", 200, '{"id":"x","event":"message"}', OK, None),
@@ -248,6 +251,41 @@ def test_an_answer_that_says_nothing_else_is_its_status(
     format_: str, status: int, answer: Answer, body: bytes
 ) -> None:
     assert a_chat(format_).read(status, body).answer is answer
+
+
+SAID = st.sampled_from(
+    (
+        "ok",
+        "error",
+        "code",
+        "message",
+        "errors",
+        "description",
+        "parameters",
+        "retry_after",
+        "migrate_to_chat_id",
+    )
+)
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.sampled_from(
+        ("channel_not_found", "Forbidden: x", "routing key", "10015", "WorkflowNotFound", "1e400")
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SAID, inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(said=ANYTHING, status=st.integers(200, 599))
+def test_no_answer_is_too_odd_to_be_read(said: object, status: int) -> None:
+    for format_ in SERVICES:
+        reading = a_chat(format_).read(status, json.dumps(said).encode())
+        assert reading.retry_after_s is None or 0 <= reading.retry_after_s <= 86_400
+        assert reading.error is None or len(reading.error) < 60
+        assert reading.answer is OK or status >= 300 or reading.error
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,22 @@ def test_an_asset_without_a_symbol_is_shown_short_and_named_whole() -> None:
     assert sentence(a_change(asset={"id": "17", "symbol": None})).endswith("+12.5 17 (total 112.5)")
 
 
+@pytest.mark.parametrize(
+    ("symbol", "shown"),
+    [
+        ("USDC.e", "USDC.\u200be"),
+        ("1INCH", "1INCH"),
+        ("Ä-Ω_", "Ä-Ω_"),
+        ("USD Coin", "“USD Coin”"),
+        ("ETH (total 9000)", "“ETH (total 9000)”"),
+        ("X”, and “+5 ETH", "“X, and +\u200b5 ETH”"),
+    ],
+)
+def test_a_symbol_does_not_read_as_a_part_of_the_sentence(symbol: str, shown: str) -> None:
+    said = sentence(a_change(asset={"id": "1", "symbol": symbol}))
+    assert said == f"treasury: deposit cleared, +12.5 {shown} (total 112.5)"
+
+
 def test_a_threshold_and_a_baseline_of_parts_are_said() -> None:
     threshold = {"field": "pending_deposit", "below": None, "above": "3", "clear": None, "value": "4"}
     crossed = a_change("threshold.crossed", amount="4", effect={"total": "0"}, threshold=threshold)

@@ -25,6 +25,8 @@ SLOTS = (
 """What a template may name."""
 
 _SHOWN_ID = 14
+_WORD = re.compile(r"[\w.$-]+")
+_QUOTES = re.compile(r"[“”\"]")
 _NOT_JOINED = "\N{ZERO WIDTH SPACE}"
 _JOINT = re.compile(r"[@#$/:.+](?=\S|\Z)")
 """Where services find a link, an address, a mention, a tag, a command or a telephone number in plain text."""
@@ -88,9 +90,13 @@ def _slots(event: Mapping[str, Any], width: int) -> dict[str, str]:
 
 
 def _called(asset: Mapping[str, Any], width: int) -> str:
-    """Name an asset by its symbol, or by its id, which is shortened where it is long."""
-    if asset.get("symbol"):
-        return harmless(asset["symbol"], width)
+    """Name an asset by its symbol, or by its id, which is shortened where it is long.
+
+    A symbol that is no plain word stands in quotes: it must not read as a part of the sentence.
+    """
+    if symbol := asset.get("symbol"):
+        shown = harmless(symbol, width)
+        return shown if _WORD.fullmatch(symbol) else f"“{_QUOTES.sub('', shown)}”"
     identity = str(asset.get("id", ""))
     return harmless(identity if len(identity) <= _SHOWN_ID else f"{identity[:6]}…{identity[-4:]}", width)
 

@@ -210,8 +210,7 @@ class Telegram(Service):
     _REACH = "let the bot into the chat again, or write another chat"
     errors = MappingProxyType(
         {
-            "unauthorized": Reading(Answer.GONE, "unauthorized", "write the bot's token into the url"),
-            "not found": Reading(Answer.GONE, "not found", "write the bot's token into the url"),
+            **gone("unauthorized", "not found", fix="write the bot's token into the url"),
             "upgraded": Reading(
                 Answer.GONE, "the group became a supergroup", "write the new id of the group as chat"
             ),
@@ -240,11 +239,12 @@ class Telegram(Service):
         answer = in_json(body)
         said, more = str(answer.get("description", "")).lower(), answer.get("parameters")
         more = more if isinstance(more, dict) else {}
-        # The most exact name is the longest one; `not found` alone is of the bot.
-        named = max((name for name in self.errors if name in said), key=len, default="")
+        # The longest name says most; `unauthorized` and `not found` of the bot say nothing else.
+        names = [name for name in self.errors.keys() - {"unauthorized", "not found"} if name in said]
+        named = said if said in self.errors else max(names, key=len, default="")
         reading = self.reading(status, named, is_refused=answer.get("ok") is False)
         new_id = more.get("migrate_to_chat_id")
-        if reading.answer is Answer.GONE and isinstance(new_id, int):
+        if reading.answer is Answer.GONE and type(new_id) is int:
             reading = reading._replace(fix=f"write the new id of the group: chat = {new_id}")
         return reading._replace(retry_after_s=seconds(more.get("retry_after")))
 
