@@ -49,6 +49,7 @@ COMMANDS_BY_PURPOSE: Mapping[str, Mapping[str, str]] = {
     },
     "Back up": {
         "export": "Write what came through the API into files.",
+        "import": "Write exported accounts and subscriptions into Redis.",
     },
     "Act and prove": {
         "poll": "Poll accounts now, as a hook or a webhook asks.",

@@ -244,3 +244,119 @@ def test_a_record_that_does_not_open_is_left_out_and_said(place: Place, tmp_path
     done = exported(place, tmp_path / "out")
     assert (done.code, done.err.count("left out: ")) == (1, 3)
     assert "left out: account bob: it was sealed with a key" in done.err
+
+
+def lose_the_store(place: Place) -> None:
+    """Lose what the API made, as a store does that is lost and used by a worker again."""
+
+    async def lost(books: Books) -> None:
+        for shard in range(16):
+            keys = books.keys
+            for key in (keys.account_records(shard), keys.subscription_records(shard), keys.changes(shard)):
+                await books.damage("DEL", key)
+
+    place.write(lost)
+
+
+def settled(records: dict[tuple[str, str], tuple[Any, Content]]) -> Any:
+    """What records say that lasts: without who wrote them, and what has ended."""
+    for _, content in records.values():
+        content.pop("audit", None)
+        if "secrets" in content:
+            content["secrets"] = [one for one in content["secrets"] if one["until_ms"] != 1]
+    return records
+
+
+def test_an_export_with_secrets_brings_a_lost_store_back_as_it_was(place: Place, tmp_path: Path) -> None:
+    place.run("accounts", "remove", "treasury", "--yes")
+    before = settled(place.records())
+    assert exported(place, tmp_path / "out", "--secrets").code == 0
+    lose_the_store(place)
+    assert place.records() == {}
+    files = sorted((tmp_path / "out").iterdir())
+    preview = place.run("import", "--dry-run", *files)
+    assert (preview.code, preview.out) == (0, "1 account, 1 subscription: all of it can be imported\n")
+    assert place.records() == {}
+    done = place.run("import", *files)
+    assert (done.code, done.err) == (0, "")
+    assert [line.split() for line in done.lines] == [["created", "2"], ["changed", "0"], ["unchanged", "0"]]
+    assert settled(place.records()) == before
+    again = place.run("import", *files)
+    assert [line.split() for line in again.lines] == [["created", "0"], ["changed", "0"], ["unchanged", "2"]]
+
+
+def test_without_state_a_subscription_waits_for_a_ping_and_gets_no_token(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported(place, tmp_path / "out")
+    lose_the_store(place)
+    monkeypatch.setenv("DESK_URL", URL)
+    monkeypatch.setenv("DESK_SECRET", f"{OLD}\n{SECRET}\n")
+    monkeypatch.setenv("DESK_X_KEY", "another")
+    done = place.run("import", tmp_path / "out" / "subscriptions.toml")
+    assert (done.code, "1 subscription without a token" in done.err) == (0, True)
+    _, content = place.records()["subscription", "desk"]
+    assert (content["verified"], content["tokens"]) == (None, [])
+    assert [one["secret"] for one in content["secrets"]] == [OLD, SECRET]
+    assert content["settings"]["headers"] == {"x-key": "another"}
+
+
+def test_where_anything_is_wrong_all_of_it_is_said_and_nothing_is_written(
+    place: Place, tmp_path: Path
+) -> None:
+    before = place.records()
+    accounts, sections, state = (tmp_path / name for name in ("a.jsonl", "s.toml", "state.jsonl"))
+    accounts.write_text(
+        '{"name": "carol", "provider": "loopring", "account_id": 78}\n'
+        '{"name": "dave", "provider": "loopring", "account_id": 77}\n'
+        '{"name": "erin", "provider": "loopringg", "account_id": 79}\n'
+        '{"name": "treasury", "provider": "loopring", "account_id": 80}\n'
+        '{"name": "carol", "provider": "loopring", "account_id": 81, "account_id": 82}\n'
+    )
+    sections.write_text(
+        '[[subscriptions]]\nname = "a"\nurl = "http://10.0.0.1/"\nsecrets = ["whsec_short"]\n'
+        '[[subscriptions]]\nname = "b"\nurl = "https://b.example.com/"\nalerts_to = "c"\n'
+        f'secrets = ["{SECRET}"]\nheaders = {{ k = "${{UNSET}}" }}\n'
+    )
+    state.write_text(
+        '{"subscription": "b", "secrets_until_ms": [null, null], "tokens": [{"hash": "x", "until_ms": null}],'
+        ' "verified": null, "unverified_since_ms": null}\n{"subscription": "zz"}\n'
+    )
+    done = place.run("import", accounts, sections, state)
+    assert (done.code, done.out) == (78, "")
+    for words in (
+        f"{accounts}:2: is the same account at the same provider as bob",
+        f"{accounts}:3: provider: ",
+        f"{accounts}:4: name: is defined in the configuration file, which wins",
+        f"{accounts}:5: account_id: is given twice",
+        f"{sections}:3: subscriptions[0].url: ",
+        f"{sections}:4: subscriptions[0].secrets[0]: ",
+        f"{sections}:8: subscriptions[1].alerts_to: no [[subscriptions]] of this name",
+        f"{sections}:10: subscriptions[1].headers.k: ",
+        f"{state}:1: tokens[0].hash: ",
+        f"{state}:2: subscription: none of the [[subscriptions]] has this name",
+    ):
+        assert words in done.err, done.err
+    assert done.err.endswith("nothing was imported\n")
+    assert SECRET not in done.err
+    assert place.records() == before
+
+
+def test_two_that_alert_each_other_and_what_is_in_the_directory_are_imported(
+    place: Place, tmp_path: Path
+) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(
+        "".join(
+            f'[[subscriptions]]\nname = "{name}"\nurl = "https://{name}.example.com/"\n'
+            f'alerts_to = "{other}"\nsecrets = ["{SECRET}"]\n'
+            for name, other in (("a", "b"), ("b", "a"), ("c", "desk"), ("d", "ops"))
+        )
+    )
+    assert place.run("import", path).lines[0].split() == ["created", "4"]
+
+
+def test_import_takes_a_key(place: Place, tmp_path: Path) -> None:
+    place.configure(lambda text: text.partition("[api]")[0])
+    done = place.run("import", tmp_path / "a.jsonl")
+    assert (done.code, "with [api] secret_key" in done.err) == (78, True)

@@ -55,6 +55,7 @@ ACTS: tuple[Call, ...] = (
     ("accounts", "reset", "treasury", "--yes"),
     ("poll", "treasury"),
     ("export", "--to", "exported"),
+    ("import", "exported.jsonl"),
 )
 TRIES: tuple[Call, ...] = (("check", "--connect"),)
 RUNS: tuple[Call, ...] = (("run", "--once"),)

@@ -63,7 +63,7 @@ def read_subscription(entry: Entry, policy: Policy, findings: Findings) -> Subsc
     table = dict(entry.table)
     if isinstance(secrets := table.get("secrets"), list):
         # A variable or a file may hold several, one a line, while one is rotated: all of them sign.
-        lines = (_lines(secret) if isinstance(secret, str) else [secret] for secret in secrets)
+        lines = (lines_of(secret) if isinstance(secret, str) else [secret] for secret in secrets)
         table["secrets"] = [*chain.from_iterable(lines)]
     settings = settings_of(SubscriptionSettings, replace(entry, table=table), findings)
     _check_values(entry, policy, findings)
@@ -97,7 +97,8 @@ def refuse_fan_out(
             return
 
 
-def _lines(text: str) -> list[str]:
+def lines_of(text: str) -> list[str]:
+    """Take the lines of a text as so many, if there are any: of a secret, one each."""
     return [line for line in text.splitlines() if line.strip()] or [text]
 
 
@@ -111,7 +112,7 @@ def _check_values(entry: Entry, policy: Policy, findings: Findings) -> None:
     check_list(
         entry,
         "secrets",
-        lambda text: next(filter(None, map(signing_secret_flaw, _lines(text))), None),
+        lambda text: next(filter(None, map(signing_secret_flaw, lines_of(text))), None),
         findings,
     )
     check_list(entry, "accounts", glob_flaw, findings)

@@ -193,29 +193,32 @@ class Editor:
             return Edited(account.name, record.edited, "unchanged")
         return self._seal("account", account.name, plain, {"settings": settings}, record, by)
 
-    async def put_subscription(self, table: Table, *, by: str, match: Match = anything) -> Edited:
+    async def put_subscription(
+        self, table: Table, *, by: str, match: Match = anything, kept: Content | None = None
+    ) -> Edited:
         """Add a subscription, or change it. Raises BodyRefused, too.
 
         Without `secrets` it keeps those that it has, or gets a new one. With the first edit it gets a token.
-        Where its URL leads to another receiver than before, it is unverified.
+        Where its URL leads to another receiver than before, it is unverified. `kept` is what an export has of
+        a record that is not there: its secrets with their ends, its tokens, and what is verified.
         """
         name = str(table.get("name"))
 
         async def decide(record: Record | None) -> tuple[Write | None, Edited]:
             self._check("subscription", name, record, match)
-            before = self._open(record) if record else _NOTHING
-            kept = [one["secret"] for one in before["secrets"] if one["until_ms"] is None]
+            before = self._open(record) if record else {**_NOTHING, **(kept or {})}
+            signed = [one["secret"] for one in before["secrets"] if one["until_ms"] is None]
             is_given = "secrets" in table or not _is_signed(table)
-            made = () if is_given or kept else (new_secret(),)
+            made = () if is_given or signed else (new_secret(),)
             in_force = self._in_force.settings
             subscription = subscription_of(
-                table if is_given else {**table, "secrets": [*kept, *made]},
+                table if is_given else {**table, "secrets": [*signed, *made]},
                 Policy.of(in_force.egress),
                 in_force.subscription_by_name,
             )
             await self._refuse_fan_out(subscription)
             secrets = before["secrets"]
-            if (signing := [one.get_secret_value() for one in subscription.secrets]) != kept:
+            if (signing := [one.get_secret_value() for one in subscription.secrets]) != signed:
                 secrets = [{"secret": one, "until_ms": None} for one in signing]
             plain = {key: table[key] for key in IN_PLAIN if key in table}
             rest = table.keys() - {*IN_PLAIN, "name", "secrets"}
@@ -223,10 +226,11 @@ class Editor:
             if record and record.plain == plain and content == before:
                 return None, Edited(name, record.edited, "unchanged")
             token = None
-            if not record:
+            if not record and kept is None:
                 token, hashed = _new_token()
                 content["tokens"] = [{"hash": hashed, "until_ms": None}]
-            if not record or place_of(table["url"]) != place_of(before["settings"]["url"]):
+            known = place_of(before["settings"]["url"]) if record else before["verified"]
+            if place_of(table["url"]) != known:
                 content |= {"verified": None, "unverified_since_ms": self._now_ms()}
             write = self._seal("subscription", name, plain, content, record, by)
             return write, Edited(name, 0, "changed" if record else "created", made, token)
