@@ -106,7 +106,7 @@ class Edits:
         lines = [line for line in body.split(b"\n") if line.strip()]
         if not 1 <= len(lines) <= MOST_OF_A_BATCH:
             raise Problem(
-                413 if lines else 400, f"a batch has 1 to {MOST_OF_A_BATCH:,} accounts, a line each"
+                413 if lines else 400, f"a batch has a line for each account, {MOST_OF_A_BATCH:,} at most"
             )
         found: list[Edited | BodyRefused | EditRefused | None] = [None] * len(lines)
         table_by_place: dict[int, Table] = {}
