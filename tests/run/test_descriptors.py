@@ -8,7 +8,7 @@ import pytest
 from watcher.run.configured import MOST_ATTEMPTS, shares
 from watcher.store.client import CONNECTIONS as OF_THE_STORE
 
-ROOM_FOR_THE_REST = 64
+ROOM_FOR_THE_REST = 112
 
 
 @pytest.mark.parametrize("limit", [256, 1024, 4096, 65_536])

@@ -42,8 +42,8 @@ from watcher.store.state import Within
 MOST_ATTEMPTS = 10_000
 """A thousand subscriptions that hang, with ten attempts each."""
 
-_OF_THE_REST = 64
-"""Descriptors for the log, the listener and its clients, DNS, files that are read again."""
+_OF_THE_REST = 112
+"""Descriptors for the log, clients of the API (64), DNS, files that are read again."""
 
 _FEWEST = 8
 
