@@ -23,6 +23,7 @@ _PROGRAMS = (
     "cp",
     "cut",
     "chmod",
+    "curl",
     "env",
     "mkdir",
     "od",

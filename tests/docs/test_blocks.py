@@ -37,6 +37,7 @@ from watcher.engine.breaker import Answer
 from watcher.journal.events import Delivery
 from watcher.providers.contract import Provider
 from watcher.recipes import HERE, recipe
+from watcher.sealing import new_key
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +46,8 @@ ENVIRON = {
     "OPS_SECRET": SECRET,
     "KRAKEN_KEY": "key",
     "KRAKEN_SECRET": "c2VjcmV0",
+    "SLACK_URL": "https://hooks.slack.com/services/T0/B0/x",
+    "WATCHER_SECRET_KEY": new_key(),
 }
 NOWHERE = 'base_url = "http://127.0.0.1:1"'
 EXAMPLE = next(block.text for block in BLOCKS if block.language == "toml")
@@ -206,6 +209,24 @@ def acts(block: Block, folder: Path) -> None:
                 for words in ("ops: answered 200", f"http://127.0.0.1:{port}", dead, "queued again"):
                     assert words in told.stdout
                 wait_for(heard, dead)
+
+
+def adds_by_the_api(block: Block, folder: Path) -> None:
+    token, port = "a-token-of-some-length", a_free_port()
+    reader = Reader(folder, **ENVIRON, WATCHER_HTTP_TOKEN=token)
+    own = 'secret_key = "${WATCHER_SECRET_KEY}"'
+    (folder / "watcher.toml").write_text(
+        EXAMPLE.replace("[providers.ethereum]", f"[providers.ethereum]\n{NOWHERE}") + f"\n[api]\n{own}\n"
+    )
+    with reader.running(f"watcher run --http 127.0.0.1:{port} --api", until='"worker.started"') as said:
+        wait_for(said, '"poll.rejected"')
+        done = reader.run(block.text.replace("8787", str(port)))
+    assert (done.returncode, done.stderr) == (0, "")
+    account, subscription, balances = map(json.loads, re.findall(r"{.*?}(?={|\Z)", done.stdout.strip()))
+    assert (account["change"], subscription["change"]) == ("created", "created")
+    assert subscription["secrets"][0].startswith("whsec_")
+    assert subscription["token"].startswith("wst_")
+    assert (balances["account"], balances["balances"]) == ("alice", [])
 
 
 def completes(block: Block, folder: Path) -> None:
@@ -432,6 +453,7 @@ TREATMENTS: Mapping[tuple[str, str], Callable[[Block, Path], Awaitable[None] | N
     ("sh", "watcher run | watcher tail"): tells_people,
     ("sh", "watcher health"): lives,
     ("sh", "watcher ping ops"): acts,
+    ("sh", "/v1"): adds_by_the_api,
     ("sh", "_WATCHER_COMPLETE"): completes,
     ("python", "class Acme"): is_the_contract,
     ("sh", "watcher check --recipe"): tries_a_recipe,
