@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from tests.delivery.test_sentences import a_change, a_sample
 from tests.support.builders import a_subscription
 from tests.support.raw_subscribers import LOOPBACK
+from watcher.delivery.breakers import SubscriptionBreakers
 from watcher.delivery.chat import ChatTarget, target_of
 from watcher.delivery.formats.services import SERVICES
 from watcher.delivery.webhook import WebhookTarget
 from watcher.engine.breaker import Answer
 from watcher.journal.events import Delivery
-from watcher.settings import FORMATS, SubscriptionSettings
+from watcher.settings import FORMATS, Format, SubscriptionSettings
 
 GOLDEN = Path(__file__).parents[1] / "data" / "formats"
 KEY = "0123456789abcdef0123456789ABCDEF"
@@ -62,6 +63,18 @@ def text_of(format_: str, body: bytes) -> str:
         case _:
             blocks = message["attachments"][0]["content"]["body"]
             return "\n".join(run["text"] for block in blocks for run in block["inlines"])
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_turns_are_as_far_apart_as_the_service_takes_messages(format_: Format) -> None:
+    shared: Any = None  # nothing of it is asked
+    alert: Any = None
+    breakers = SubscriptionBreakers(shared, now_ms=lambda: 0, alert=alert, most=1)
+    settings = a_subscription(format=format_)
+    per_second = {"slack": 1, "discord": 2, "teams": 4, "telegram": 1, "ntfy": 0.2, "pagerduty": 2}
+    assert breakers.spacing_ms(settings) == (1000 / per_second[format_] if format_ in per_second else 0)
+    faster = settings.model_copy(update={"requests_per_second": 50.0})
+    assert breakers.spacing_ms(faster) == 20, "what is configured wins"
 
 
 def test_the_format_says_which_target_it_is() -> None:
