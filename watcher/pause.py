@@ -56,6 +56,11 @@ async def compute(function: Callable[..., T], *arguments: object) -> T:
             gc.enable()
 
 
+def keep() -> None:
+    """Look no more for garbage through what there is by now: much was made, and it stays."""
+    gc.freeze()
+
+
 async def slowly(items: Iterable[T], at_once: int = _SLICE) -> AsyncIterator[T]:
     """Go through many items, and let other work go on in between and at the end: there may be many such
     lists, each of them short. `at_once`: fewer where each takes long."""

@@ -25,6 +25,7 @@ TOKENS = 10
 _WHOLE = 10**18
 
 _numbers = itertools.count(1)
+_closed: list[None] = []
 _receipts: list[tuple[str, float]] = []
 
 
@@ -70,6 +71,9 @@ class FastServer(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own, no subclass of it
         self._unread = b""
 
+    def connection_lost(self, _: Exception | None) -> None:
+        _closed.append(None)
+
     def data_received(self, data: bytes) -> None:
         self._unread += data
         while (end := self._unread.find(b"\r\n\r\n")) >= 0:
@@ -96,6 +100,8 @@ def _respond(head: bytes) -> bytes:
         return _TAKEN
     if head.startswith(b"POST"):
         return _TAKEN
+    if head.startswith(b"GET /closed"):
+        return _answer(b"%d" % len(_closed))
     if head.startswith(b"GET /receipts"):
         body = json.dumps(_receipts).encode()
         _receipts.clear()

@@ -22,9 +22,9 @@ def with_key(settings: Settings, key: str = KEY) -> Settings:
 class Programs:
     """What programs add and change while workers run."""
 
-    def __init__(self, directory: Directory, namespace: str) -> None:
+    def __init__(self, directory: Directory, namespace: str, key: str = KEY) -> None:
         self.directory = directory
-        self._keyring = Keyring([KEY], namespace)
+        self._keyring = Keyring([key], namespace)
 
     async def put_account(self, name: str, provider: str, **settings: Any) -> Written:
         return await self.directory.put(self.account(name, provider, **settings))

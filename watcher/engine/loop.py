@@ -79,8 +79,9 @@ class Work(Protocol):
         ...
 
 
-async def _nothing() -> None:
-    pass
+async def _is_known() -> bool:
+    """All that there is is known."""
+    return True
 
 
 @dataclass(slots=True)
@@ -95,7 +96,8 @@ class Neighbours:
     `state_source`.
 
     `locked_accounts` and `locked_subscriptions` lie in the directory, and this worker cannot open them: they
-    are left to workers that can. What is not known may have been added just now: `look_again` takes that in.
+    are left to workers that can. What is not known may have been added just now: `look_again` takes that in,
+    or says that this is under way.
     """
 
     is_alone: bool = True
@@ -106,7 +108,7 @@ class Neighbours:
     may_poll: Callable[[str, str, str | None], bool] = lambda *_: True
     locked_accounts: Container[str] = frozenset()
     locked_subscriptions: Container[str] = frozenset()
-    look_again: Callable[[], Awaitable[None]] = _nothing
+    look_again: Callable[[], Awaitable[bool]] = _is_known
 
 
 class InUse:

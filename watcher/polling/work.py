@@ -63,8 +63,8 @@ _OTHERS_S = 1.0
 _MOST_LEFT = 500
 """Accounts named with a claim as not ours: beyond it they are claimed, and given back at once."""
 
-_CROWDED_MS = 1_000
-"""Where more accounts are others', each is given back for so long."""
+_SOON_MS = 1_000
+"""Where more accounts are others', each is given back for so long; and one that will be known soon."""
 
 _REFUSED_S = 1.0
 """How long no poll is claimed while nothing may be committed, before that is looked at again."""
@@ -259,15 +259,15 @@ class ProviderPolls(InUse):
         async with self:
             try:
                 if account is None and await self._is_ours(name, None):
-                    await self._neighbours.look_again()
+                    has_looked = await self._neighbours.look_again()
                     is_more = name in self.accounts  # it was added just now, and takes a turn of its own
-                    due_in_ms = 0 if is_more else _UNKNOWN_MS
+                    due_in_ms = 0 if is_more else _UNKNOWN_MS if has_looked else _SOON_MS
                     await self._polls.release(self.provider, lease, due_in_ms=due_in_ms)
                 elif account is None or not await self._is_ours(name, account):
                     left = self._left.setdefault(shard_of(name), {})
                     left[name] = time.monotonic() + _LEFT_S
                     # Those that a claim cannot name must not stand in front of ours.
-                    due_in_ms = _CROWDED_MS if len(left) > _MOST_LEFT else 0
+                    due_in_ms = _SOON_MS if len(left) > _MOST_LEFT else 0
                     await self._polls.release(self.provider, lease, due_in_ms=due_in_ms)
                 elif not await self._has_turn(account, turn):
                     is_over = False

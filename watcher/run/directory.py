@@ -10,8 +10,8 @@ import random
 import time
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +21,7 @@ from watcher.delivery.egress import Policy, RefusedUrl
 from watcher.engine.loop import Neighbours
 from watcher.journal.interest import Interest, Wishes
 from watcher.observe.log import log
-from watcher.pause import compute, in_order, slowly
+from watcher.pause import compute, in_order, keep, slowly
 from watcher.printable import hide
 from watcher.providers.contract import Rejected
 from watcher.run.configured import Configured, Difference, Resting
@@ -51,6 +51,9 @@ _IN_A_THREAD = 500
 
 _RESEALED_AT_ONCE = 250
 """Records that are sealed anew after one look: 4 ms of this worker's time."""
+
+_KEPT_AT_ONCE = 2_000
+"""Records after which what was made of them is looked through for garbage no more."""
 
 _MOST_NAMES = 8
 
@@ -229,7 +232,7 @@ class Followed:
         self._now_ms = now_ms
         self._lock = asyncio.Lock()
         self._looks = 0
-        self._is_reloading = self._is_read = False
+        self._is_read = False
         self._known: dict[Kind, dict[str, Known]] = {kind: {} for kind in KINDS}
         self._names: dict[Kind, list[str]] = {kind: [] for kind in KINDS}
         self._heads = [""] * SHARDS
@@ -243,7 +246,7 @@ class Followed:
         self._resealed = 0
         self._unsaid = defaultdict[tuple[State, str], list[str]](list)
         self._taken_over = Counter[Kind]()
-        self._say_at = 0.0
+        self._say_at, self._keep_at = 0.0, _KEPT_AT_ONCE
 
     @property
     def settings(self) -> Settings:
@@ -332,15 +335,9 @@ class Followed:
         in_force = {"account_by_name": accounts, "subscription_by_name": subscriptions}
         return file.model_copy(update=in_force)
 
-    @asynccontextmanager
-    async def reloading(self) -> AsyncIterator[None]:
+    def reloading(self) -> asyncio.Lock:
         """Around taking over another file: nothing of the directory is taken over meanwhile."""
-        async with self._lock:
-            self._is_reloading = True
-            try:
-                yield
-            finally:
-                self._is_reloading = False
+        return self._lock
 
     async def follow(self) -> None:
         """Look what has changed, and take it over."""
@@ -371,10 +368,11 @@ class Followed:
             log.info("directory.resealed", records=self._resealed)
             self._resealed = 0
 
-    async def look_again(self) -> None:
-        """Take over what was added just now, but do not wait for a reload."""
-        if not self._is_reloading:
+    async def look_again(self) -> bool:
+        """Take over what was added just now; False where that is under way anyhow, or a reload is."""
+        if is_free := not self._lock.locked():
             await self.follow_now()
+        return is_free
 
     def accounts_by_provider(self) -> Mapping[str, Sequence[str]]:
         """Name the accounts that are to be on the schedules, whether or not this worker can poll them."""
@@ -398,8 +396,11 @@ class Followed:
                 ended[kind, name] = known.record
         for known in await self._judged([*ended.values()]):
             self._take(known)
-        if not self._touched:
-            return
+        await self._take_over()
+        self._report()
+
+    async def _take_over(self) -> None:
+        """Let what was touched be in force."""
         touched = [*self._touched]
         accounts: dict[str, AccountSettings | None] = {}
         subscriptions: dict[str, SubscriptionSettings | Wishes | None] = {}
@@ -414,11 +415,14 @@ class Followed:
                 subscriptions[name] = settings
             else:
                 subscriptions[name] = known.wishes if known else None
-        await self._configured.change(Difference(accounts, subscriptions))
+        if accounts or subscriptions:
+            await self._configured.change(Difference(accounts, subscriptions))
         for one in touched:
             self._touched.pop(one, None)
-        self._taken_over += Counter(kind for kind, _ in touched)
-        self._report()
+            self._taken_over[one[0]] += 1
+        if self._taken_over.total() >= self._keep_at:
+            self._keep_at = self._taken_over.total() + _KEPT_AT_ONCE
+            keep()
 
     async def _look_at(self, shard: int) -> None:
         """Take in what changed in a shard; if the store has lost some of it, write that again."""
@@ -434,6 +438,7 @@ class Followed:
                 await self._read(shard, found.lost_after)
             else:
                 self._heads[shard] = found.head
+            await self._take_over()
             if not found.more:
                 return
 
@@ -460,7 +465,7 @@ class Followed:
         gone = [
             known.record
             for kind in KINDS
-            async for name, known in slowly(self._known[kind].items())
+            async for name, known in slowly(self._known[kind].items() if self._heads[shard] else ())
             if (kind, name) not in there and shard_of(name) == shard and known.record.version <= until
         ]
         for record in gone:
@@ -536,6 +541,7 @@ class Followed:
             accounts, subscriptions = (self._taken_over[kind] for kind in KINDS)
             log.info("directory.followed", accounts=accounts, subscriptions=subscriptions)
             self._taken_over.clear()
+            self._keep_at = _KEPT_AT_ONCE
             self._say_at = now + _SAY_S
         for (state, reason), names in self._unsaid.items():
             fields = {"records": len(names), "names": names[:_MOST_NAMES], "reason": reason}

@@ -1,0 +1,16 @@
+"""The benchmark of the directory, in small: it measures what it says, and the loop is never held up."""
+
+import pytest
+
+from tests.benchmarks.directory import MOST_MS, measure
+from tests.benchmarks.stage import on_a_loop
+
+
+@pytest.mark.slow
+def test_what_programs_add_holds_up_no_worker() -> None:
+    found = on_a_loop(measure(5000, 500))
+    assert [*found] == ["nothing", "accounts", "subscriptions"]
+    for phase in found.values():
+        assert phase.busy_ms < MOST_MS
+        assert phase.polls
+        assert phase.deliveries
