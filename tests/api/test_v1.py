@@ -1,6 +1,7 @@
 """The frame of /v1: who is let in, to what, how often; and that whatever is wrong is told as a problem."""
 
 import asyncio
+import contextlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -158,6 +159,7 @@ async def test_two_tokens_are_refused_whichever_they_are(api: Api) -> None:
     shown = f"Authorization: Bearer {OPS}\r\nAuthorization: Bearer {OPERATORS}\r\n"
     told = await said(api.port, f"GET /v1/events HTTP/1.1\r\nHost: a\r\n{shown}\r\n".encode())
     assert told.startswith(b"HTTP/1.1 400 ")
+    assert b"application/problem+json" in told
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER "])
@@ -337,6 +339,24 @@ async def test_one_connection_carries_many_requests(api: Api) -> None:
     writer.close()
 
 
+async def test_a_connection_that_showed_a_token_may_rest_and_must_not_dawdle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "REQUEST_S", 0.2)
+    async with an_api() as api:
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+        request = f"GET /v1/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {OPERATORS}\r\n\r\n".encode()
+        for _ in range(2):
+            writer.write(request)
+            assert b'"operator"' in await reader.readuntil(b"}")
+            await asyncio.sleep(0.4)  # twice as long as a request may take
+        writer.write(request[:40])
+        async with asyncio.timeout(5):
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+        writer.close()
+
+
 async def test_connections_of_strangers_make_room_for_those_that_showed_a_token(api: Api) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     request = f"GET /v1/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {OPERATORS}\r\n\r\n".encode()
@@ -366,6 +386,16 @@ def test_a_bucket_lets_a_hundred_in_at_once_and_a_hundred_a_second_after_that() 
     assert [rates.wait_s(Caller(), 5.0), rates.wait_s(Caller("operator"), 5.0)] == [0, 0]
     let_in = sum(rates.wait_s(ops, 5 + at / 1000) == 0 for at in range(1, 1001))
     assert let_in == pytest.approx(PER_SECOND, abs=1)
+
+
+def test_a_long_answer_counts_as_many_requests() -> None:
+    rates, ops = Rates(), Caller("ops")
+    rates.wait_s(ops, 5.0)
+    rates.charge(ops, web.Response(body=bytes(60_000)))
+    rates.charge(ops, web.Response(body=bytes(4 * 2**20)))
+    left = PER_SECOND - 1 - 64
+    assert [rates.wait_s(ops, 5.0) for _ in range(left)] == [0] * left
+    assert rates.wait_s(ops, 5.0) > 0
 
 
 def test_callers_that_rest_are_forgotten_and_others_are_not() -> None:

@@ -189,8 +189,12 @@ PER_SECOND = 100
 _MOST_CALLERS = 10_000
 
 
+_BYTES_OF_ONE = 64 * 1024
+
+
 class Rates:
-    """How many requests each caller may make: PER_SECOND, and as many at once after a second's rest."""
+    """How many requests each caller may make: PER_SECOND, and as many at once after a second's rest. A long
+    answer counts as one more for each 64 KiB: to write it takes the worker's time."""
 
     def __init__(self) -> None:
         self._left: dict[Caller, tuple[float, float]] = {}  # requests, and when that was so (monotonic)
@@ -205,3 +209,8 @@ class Rates:
             self._left = {one: (had, at) for one, (had, at) in self._left.items() if now - at < 1}
         self._left[caller] = left - 1, now
         return 0
+
+    def charge(self, caller: Caller, response: web.StreamResponse) -> None:
+        """Count what an answer costs besides."""
+        left, at = self._left.get(caller, (PER_SECOND, 0.0))
+        self._left[caller] = left - (response.content_length or 0) // _BYTES_OF_ONE, at

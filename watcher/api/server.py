@@ -49,6 +49,10 @@ _MOST_IN_HAND = 64
 REQUEST_S = 10.0
 """For a whole request and its answer: as long as Prometheus waits."""
 
+IDLE_S = 75.0
+"""For a connection that has shown a token, from one request to the next: longer than a proxy keeps one, which
+then closes it at a time when nothing is on its way."""
+
 LINGER_S = 1.0
 """Bodies that come after the answer are read and discarded for so long: left unread they would reset the
 connection, and the client would lose the answer."""
@@ -153,11 +157,10 @@ class Listener:
         return Connection(self, self._runner.server)
 
     def admit(self, connection: "Connection") -> None:
-        """Note a connection. Of too many the oldest is cut off, one without a token first: connections that
-        are held open must not keep a probe out."""
+        """Note a connection. Of too many the oldest is cut off, of those without a token, or else of those
+        that are idle, first: connections that are held open must not keep a probe out."""
         if len(self._open) >= self._most:
-            strangers = (one for one in self._open if not one.is_known)
-            oldest = next(strangers, next(iter(self._open)))
+            oldest = min(self._open, key=lambda one: (one.is_known, one.is_known and not one.is_idle))
             oldest.abort()
             del self._open[oldest]
         self._open[connection] = None
@@ -185,6 +188,7 @@ class Listener:
         flaw = _flaw(request, headers)
         if flaw:
             response: web.StreamResponse = self.refuse(*flaw)
+            response = Problem(*flaw).answer() if is_api else response
         elif is_api:
             response = await self._answer_api(request, request.protocol, handler)
         else:
@@ -238,6 +242,8 @@ class Listener:
                     response = _problem(error, request).answer()
         finally:
             self._in_hand -= 1
+        if caller := request.get(CALLER):
+            self._rates.charge(caller, response)
         outcome = {4: "refused", 5: "failed"}.get(response.status // 100, "answered")
         self._counted[outcome] += 1
         return response
@@ -320,7 +326,7 @@ class Connection(web.RequestHandler):
             server,
             loop=asyncio.get_running_loop(),
             access_log=_NO_ACCESS_LOG,
-            keepalive_timeout=REQUEST_S,
+            keepalive_timeout=IDLE_S,
             lingering_time=LINGER_S,
             max_headers=100,
             auto_decompress=False,
@@ -340,6 +346,8 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         if len(self._begun) < 16:
             self._begun += data[:16]
+        if self._cut_off is None:
+            self.begin()
         super().data_received(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -354,6 +362,17 @@ class Connection(web.RequestHandler):
             self._cut_off.cancel()
         self._cut_off = asyncio.get_running_loop().call_later(REQUEST_S, self.abort)
 
+    def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:
+        """An answer is out: nothing is due until the next request begins."""
+        super().log_access(request, response, time)
+        if self.is_known and self._cut_off:
+            self._cut_off.cancel()
+            self._cut_off = None
+
+    @property
+    def is_idle(self) -> bool:
+        return self._cut_off is None
+
     def abort(self) -> None:
         if isinstance(self._peer, asyncio.Transport):
             self._peer.abort()
@@ -367,9 +386,7 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """Answer what could not be read as a request."""
         if isinstance(exc, LineTooLong):
-            response = self._listener.refuse(
-                431, f"its head is longer than {HEAD_BYTES} bytes: fewer cookies"
-            )
+            response = self._listener.refuse(431, _TOO_LONG)
         else:
             found = (why for begin, why in _NO_REQUEST if self._begun.startswith(begin))
             response = self._listener.refuse(400, next(found, _NO_HTTP))
