@@ -14,6 +14,7 @@ from watcher.config.loading import Loaded, load
 from watcher.delivery.signing import new_secret
 from watcher.providers.loopring import LoopringAccount, LoopringSettings
 from watcher.providers.metakeep import MetaKeepAccount
+from watcher.sealing import new_key
 from watcher.settings import LogSettings
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -351,6 +352,15 @@ def test_a_subscription_that_matches_nothing_is_a_warning(write: Write) -> None:
         "14: subscriptions[0].accounts[1]: matches no account",
         "16: subscriptions[0].events[0]: matches no event",
     ]
+
+
+def test_where_programs_add_more_nothing_is_said_of_what_matches_nothing_yet(write: Write) -> None:
+    api = f'[api]\nsecret_key = "{new_key()}"\n'
+    idle = '[providers.shop]\nkind = "metakeep"\napi_key = "k"\n'
+    globs = 'accounts = ["shop-*", "user-1"]\nthresholds = [{ asset = "0xAb", below = "1" }]\n'
+    subscription = SMALL[SMALL.index("[[subscriptions]]") :]
+    for text in (api, idle + api, f"{idle}{subscription}{globs}{api}"):
+        assert warnings_of(load(write(text), {})) == []
 
 
 def test_what_does_nothing_is_a_warning(write: Write) -> None:

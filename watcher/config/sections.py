@@ -220,7 +220,7 @@ class Accounts:
     """What the configuration says of accounts. `by_name` holds them as far as they are right.
 
     `count`, `names` and `providers` are of all that are written, with mistakes too; `is_whole` says whether
-    all could be read.
+    these are all there are: not where one could not be read, or where [api] lets programs add more.
     """
 
     by_name: dict[str, AccountSettings] = field(default_factory=dict)
@@ -234,7 +234,7 @@ def read_accounts(
     document: Entry, environment: Environment, providers: Providers, findings: Findings
 ) -> Accounts:
     """Read all accounts: [[accounts]] of the file, and the lines of `accounts_file`."""
-    accounts, names = Accounts(), Names("account", findings)
+    accounts, names = Accounts(is_whole="api" not in document.table), Names("account", findings)
     place_by_source: dict[Source, str] = {}
     listed = listed_tables(document, "accounts", findings)
     for entry in chain(listed, read_lines(document, "accounts_file", environment, findings)):
