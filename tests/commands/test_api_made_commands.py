@@ -103,7 +103,7 @@ def test_the_lists_say_where_each_one_comes_from(place: Place) -> None:
     assert origins == {"ops": "file", "desk": "api"}
     said = place.run("subscriptions")
     assert "(by the API)" in next(line for line in said.lines if line.startswith("desk"))
-    assert not any(one in said.out for one in SEALED)
+    assert not any(one in said.out for one in ("canaryToken", "canaryHeader", "whsec_"))
 
 
 def test_what_only_redis_is_needed_for_needs_no_key(place: Place) -> None:
@@ -360,3 +360,33 @@ def test_import_takes_a_key(place: Place, tmp_path: Path) -> None:
     place.configure(lambda text: text.partition("[api]")[0])
     done = place.run("import", tmp_path / "a.jsonl")
     assert (done.code, "with [api] secret_key" in done.err) == (78, True)
+
+
+def test_status_counts_what_came_through_the_api_and_what_is_to_be_known_of_it(place: Place) -> None:
+    def said() -> tuple[dict[str, object], str]:
+        (line,) = (line for line in place.run("status", "--json").objects if line["kind"] == "directory")
+        return line, place.run("status").out.partition("\nAPI")[2]
+
+    place.put(
+        "subscription",
+        "new",
+        {},
+        {**DESK, "settings": {"url": URL}, "verified": None, "unverified_since_ms": 1},
+    )
+    line, text = said()
+    counts = {"accounts": 2, "subscriptions": 2, "shadowed": 1, "unverified": 1, "locked": 0}
+    assert line == {"kind": "directory", **counts, "unfit": 0, "older_key": 0}
+    assert "2 accounts and 2 subscriptions came through it" in text
+    assert "1 unverified: their events wait" in text
+    assert "1 shadowed: the configuration has the same names" in text
+    (new,) = (one for one in place.run("subscriptions", "--json").objects if one["subscription"] == "new")
+    assert (new["record"], new["unverified_since"]) == ("unverified", "1970-01-01T00:00:00.001Z")
+    assert new["url"] == "https://canary.example.com"
+    assert "unverified since 1970" in place.run("subscriptions").out
+    place.configure(lambda text: text.replace(f'"{KEY}"', f'["{OTHER}", "{KEY}"]'))
+    assert said()[0]["older_key"] == 4
+    place.configure(lambda text: text.replace(f'["{OTHER}", "{KEY}"]', f'"{OTHER}"'))
+    assert (said()[0]["locked"], said()[0]["unverified"]) == (2, 0)
+    assert "its record of the API is locked: it was sealed with a key" in place.run("subscriptions").out
+    place.configure(lambda text: text.partition("[api]")[0])
+    assert said()[0]["locked"] is None

@@ -17,6 +17,7 @@ from watcher.printable import many, printable
 
 if TYPE_CHECKING:
     from watcher.config.loading import Look
+    from watcher.run.directory import Known
     from watcher.settings import Settings
     from watcher.store.directory import Kind, Record
     from watcher.store.opening import OpenStore
@@ -33,13 +34,14 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 class Opened(NamedTuple):
     """Redis, and what is known by it and the configuration. `records` are those of the API, by kind and name:
-    where the configuration has the name, too, it counts.
+    where the configuration has the name, too, it counts. `subscriptions` says what became of theirs.
     """
 
     look: "Look"
     store: "OpenStore"
     settings: "Settings"
-    records: "Mapping[tuple[str, str], Record]"
+    records: "Mapping[tuple[Kind, str], Record]"
+    subscriptions: "Mapping[str, Known]"
 
     def origin(self, kind: "Kind", name: str) -> Literal["file", "api", "redis"]:
         """Say where it comes from; beside a broken file Redis may know it alone."""
@@ -62,29 +64,44 @@ async def opened(look: "Look") -> AsyncIterator[Opened]:
     from watcher.store.reader import Reader
 
     async with open_to_look(look.settings.redis) as store:
-        records: dict[tuple[str, str], Record] = {}
+        records: dict[tuple[Kind, str], Record] = {}
         directory = Directory(store.pipe, store.keys)
         if any((await directory.counts()).values()):
             async for held in directory.read_all():
                 records.update(((record.kind, record.name), record) for record in held.records)
         accounts, subscriptions = look.settings.account_by_name, look.settings.subscription_by_name
         providers = {} if look.is_whole else await Reader(store.pipe, store.keys).scheduled()
+        known: dict[str, Known] = {}
         named: dict[str, SubscriptionSettings] = {}
-        for (kind, name), record in sorted(records.items()):
-            if kind == "account":
-                providers[name] = str(record.plain.get("provider"))
-            elif name not in subscriptions:
-                with suppress(ValueError):  # as below
+        if records:
+            from watcher.run.directory import Judge  # heavy, and rarely needed
+
+            judge, now_ms = Judge(look.settings), await Reader(store.pipe, store.keys).now_ms()
+            known = {
+                name: judge.judge(record, now_ms)
+                for (kind, name), record in sorted(records.items())
+                if kind == "subscription"
+            }
+        providers |= {
+            name: str(one.plain.get("provider"))
+            for (kind, name), one in sorted(records.items())
+            if kind == "account"
+        }
+        for name, one in known.items():
+            if isinstance(one.settings, SubscriptionSettings):
+                named[name] = one.settings
+            elif one.state != "shadowed":
+                with suppress(ValueError):  # a name that no configuration can have had
                     named[name] = SubscriptionSettings(name=name, url=SecretStr(""))  # its URL takes a key
         more: dict[str, AccountSettings] = {}
         for name in sorted(providers.keys() - accounts.keys()):
-            with suppress(ValueError):  # a name that no configuration can have had
+            with suppress(ValueError):  # as above
                 more[name] = AccountSettings(name=name, provider=providers[name], interval=UNKNOWN_INTERVAL)
         update = {
             "account_by_name": {**accounts, **more},
             "subscription_by_name": {**subscriptions, **named},
         }
-        yield Opened(look, store, look.settings.model_copy(update=update), records)
+        yield Opened(look, store, look.settings.model_copy(update=update), records, known)
 
 
 async def known(look: "Look") -> "Settings":

@@ -119,7 +119,7 @@ async def reset_command(*, look: "Look", is_sure: bool, name: str) -> None:
     from watcher.store.schedule import Reply, Schedule
     from watcher.store.state import BadState
 
-    async with opened(look) as (_, store, settings, _):
+    async with opened(look) as (_, store, settings, *_):
         if name not in settings.account_by_name:
             raise Unknown("account of the configuration", name, settings.account_by_name)
         if not is_sure:

@@ -45,7 +45,7 @@ async def command(*, look: "Look", is_json: bool, is_csv: bool, account: str | N
     if is_json and is_csv:
         raise click.UsageError("--json and --csv are two ways to write the same: choose one")
     columns, sheet = Columns(*_COLUMNS, numbers=range(2, 8)), _Sheet()
-    async with opened(look) as (_, store, settings, _):
+    async with opened(look) as (_, store, settings, *_):
         names = names_like("account of the configuration", settings.account_by_name, account)
         async for rows in _rows(Reader(store.pipe, store.keys), settings, names):
             if is_json:  # an echo per row would flush as often

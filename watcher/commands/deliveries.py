@@ -128,7 +128,7 @@ async def _read(look: "Look", wanted: _Wanted) -> list[_Row]:
     from watcher.store.reader import DeadLetter, Reader
 
     most = wanted.limit + 1
-    async with opened(look) as (_, store, settings, _):
+    async with opened(look) as (_, store, settings, *_):
         reader = Reader(store.pipe, store.keys)
         now_ms = await reader.now_ms()
         names = await _names(reader, settings, wanted)
@@ -194,7 +194,7 @@ async def _give_up(look: "Look", wanted: _Wanted, event_id: str, *, is_json: boo
     from watcher.store.reader import Reader
     from watcher.store.schedule import Schedule
 
-    async with opened(look) as (_, store, settings, _):
+    async with opened(look) as (_, store, settings, *_):
         check_numbers(await Layout(store.pipe, store.keys).read())  # in another layout nobody would find it
         reader, queues = Reader(store.pipe, store.keys), Queues(Schedule(store.pipe), store.keys)
         found: list[_Found] = []

@@ -3,6 +3,7 @@
 Refuses to fill more than a screen: of many with the same problem it names a few, and says how many.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from watcher.commands._table import age_text, backlog_text, opened, rest_texts, 
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
+    from watcher.commands._table import Opened
     from watcher.config.loading import Look
 
 _MOST_NAMES = 6
@@ -27,6 +29,15 @@ _USUAL = {"pending confirmation"}
 
 _ONLY_RETRIED = 7
 """Of a subscription some queues of which are tried again: it is listed, and as it should be."""
+
+_STATES = {
+    "unverified": "unverified: their events wait until their URLs have answered a ping",
+    "locked": "sealed with a key that is not in [api] secret_key",
+    "unfit": "not valid beside this configuration: `watcher subscriptions` says why",
+    "shadowed": "shadowed: the configuration has the same names, and wins",
+    "older_key": "sealed with an older key: the workers are at it",
+}
+"""Of records of the API, those that are to be known of."""
 
 _Line = dict[str, Any]
 
@@ -60,7 +71,8 @@ async def read_lines(look: "Look") -> list[_Line]:
     from watcher.store.queues import Breakers
     from watcher.store.reader import Reader
 
-    async with opened(look) as (_, store, settings, _):
+    async with opened(look) as found:
+        store, settings = found.store, found.settings
         reader = Reader(store.pipe, store.keys)
         now_ms = await reader.now_ms()
         try:
@@ -99,7 +111,24 @@ async def read_lines(look: "Look") -> list[_Line]:
         {"kind": "accounts", "accounts": len(settings.account_by_name), "with_problems": len(accounts)},
         *accounts,
         *subscriptions,
+        *([directory_line(found)] if found.records else []),
     ]
+
+
+def directory_line(found: "Opened") -> _Line:
+    """Count what came through the API. What takes the key is None without it."""
+    from watcher.commands.export import keyring_of
+
+    states = Counter[str](known.state for known in found.subscriptions.values())
+    keyring = keyring_of(found.look) if found.look.settings.api else None
+    opened = ("unverified", "locked", "unfit")
+    return {
+        "kind": "directory",
+        **{f"{kind}s": sum(one == kind for one, _ in found.records) for kind in ("account", "subscription")},
+        "shadowed": sum(found.origin(kind, name) == "file" for kind, name in found.records),
+        **({state: states[state] for state in opened} if keyring else dict.fromkeys(opened)),
+        "older_key": sum(keyring.is_older(one.sealed) for one in found.records.values()) if keyring else None,
+    }
 
 
 def as_text(lines: Sequence[_Line]) -> Iterator[str]:
@@ -145,6 +174,12 @@ def as_text(lines: Sequence[_Line]) -> Iterator[str]:
         elif delayed and reason:
             yield _entry("", f"    failed last: {reason}")
     yield from _more(worst, _MOST_NAMES, "; `watcher subscriptions` lists all")
+    for line in _of("directory", lines):
+        made = f"{many(line['accounts'], 'account')} and {many(line['subscriptions'], 'subscription')}"
+        yield _entry("API", f"{made} came through it")
+        for state, what in _STATES.items():
+            if line[state]:
+                yield _entry("", f"  {line[state]:,} {what}")
 
 
 def _workers_text(lines: Sequence[_Line], differing: Sequence[_Line]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from watcher.printable import printable
 
 if TYPE_CHECKING:
     from watcher.config.loading import Look
+    from watcher.run.directory import Known
 
 _MARGIN = 14
 
@@ -82,6 +83,7 @@ async def command(*, look: "Look", is_json: bool, is_sure: bool, action: str, na
         failing_ms = now_ms - breaker.since_ms if breaker and breaker.since_ms else 0
         line |= {
             "origin": found.origin("subscription", line["subscription"]),
+            **record_of(found.subscriptions.get(line["subscription"])),
             "url": place_of(settings, line["subscription"]),
             "failing_s": max(0, failing_ms) // 1000,
         }
@@ -102,7 +104,7 @@ async def _switch(look: "Look", action: str, name: str) -> None:
     from watcher.store.reader import Reader
     from watcher.store.schedule import Schedule
 
-    async with opened(look) as (_, store, settings, _):
+    async with opened(look) as (_, store, settings, *_):
         configured = settings.subscription_by_name
         if action == "pause" and look.is_whole:
             subscription_named(settings, name)
@@ -124,6 +126,20 @@ async def _switch(look: "Look", action: str, name: str) -> None:
     say_next(f"watcher deliveries --subscription {name}")
 
 
+def record_of(known: "Known | None") -> _Line:
+    """Say what became of a record of the API, and why; of a subscription without one, nothing."""
+    from watcher.journal.events import iso
+
+    if known is None:
+        return dict.fromkeys(("record", "record_reason", "unverified_since"))
+    since_ms = known.unverified_since_ms
+    return {
+        "record": known.state,
+        "record_reason": known.reason or None,
+        "unverified_since": iso(since_ms) if since_ms and known.state == "unverified" else None,
+    }
+
+
 def _say(line: _Line) -> None:
     backing_off, pace = rest_texts(line)
     reason = printable(line["reason"] or "")
@@ -141,6 +157,11 @@ def _say(line: _Line) -> None:
     where += f" as {line['format']}" if line["format"] not in (None, "standard") else ""
     if line["origin"] == "api":
         where = f"{where}  (by the API)".strip()
+    if line["record"] == "unverified":
+        since = f" since {line['unverified_since']}" if line["unverified_since"] else ""
+        state = f"unverified{since}: its events wait until its URL has answered a ping; {state}"
+    elif line["record"] in ("shadowed", "unfit", "locked") and line["record_reason"]:
+        state = f"{state}; its record of the API is {line['record']}: {printable(line['record_reason'])}"
     backlog = backlog_text(line, f"{line['deliveries']:,} waiting")
     click.echo(f"{printable(line['subscription']):<{_MARGIN}}{where}".rstrip())
     click.echo(f"{'':<{_MARGIN}}{state}")
