@@ -126,7 +126,6 @@ format = "slack"
     [
         ("https://hooks.slack.com/services/T/B/x", "slack", []),
         ("https://chat.example.com/hooks/x", "slack", []),
-        ("https://discord.com/api/webhooks/1/x/slack", "slack", []),
         ("https://discord.com/api/webhooks/1/x", "slack", ["url: leads to Discord, and format is slack"]),
         ("https://prod-1.westus.logic.azure.com/workflows/x", "teams", []),
         ("https://hooks.slack.com/services/T/B/x", "teams", ["url: leads to Slack, and format is teams"]),

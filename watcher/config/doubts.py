@@ -87,11 +87,10 @@ def _doubt_format(entry: Entry, findings: Findings) -> None:
         host = urlsplit(url).hostname if isinstance(url, str) else None
     found = (known for end, known in _CHAT_SERVICES.items() if f".{host}".endswith(f".{end}"))
     taken, service = next(found, (format_, ""))
-    is_like_slack = (format_, taken) == ("slack", "discord") and str(url).endswith("/slack")
     if format_ == "standard" != taken:
         text = f"leads to {service}, which does not understand signed events: set format = {taken!r}"
         findings.warn(entry.finding(("url",), text.replace("'", '"')))
-    elif format_ in FORMATS and format_ != taken and not is_like_slack:
+    elif format_ in FORMATS and format_ != taken:
         findings.warn(entry.finding(("url",), f"leads to {service}, and format is {format_}"))
     if format_ == "pagerduty" and not entry.table.get("events"):
         text = f"are every change, and each opens an alert: name {', '.join(_ALARMS)}, for example"
