@@ -5,15 +5,18 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from io import BytesIO
+from random import Random
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from tests.support import fuzzing
 from tests.support.api import Api, Said, an_api_of
 from tests.support.builders import SECRET
 from tests.support.directory import with_key
 from tests.support.rig import Rig, a_rig
+from watcher.api import access
 from watcher.api.openapi import OPERATIONS
 from watcher.receive import check_secrets
 from watcher.run.worker import Worker
@@ -144,6 +147,33 @@ async def test_a_hostile_body_is_refused(rig: Rig) -> None:
         for type_ in ("text/plain", "application/x-www-form-urlencoded", "nonsense"):
             typed = [("content-type", type_)]
             assert (await ask(api, "PUT", "/accounts/bob", BOB, headers=typed)).status == 415
+
+
+async def test_no_damaged_body_is_a_bug(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "PER_SECOND", 100_000)
+    chance, names = Random(18), ("name", "url", "provider", "of", "accounts", "secrets", "asset", "below")
+    goods = {
+        "/accounts/bob": BOB,
+        "/subscriptions/new": {
+            "url": "https://a.example.com/",
+            "thresholds": [{"asset": "LRC", "below": "1"}],
+        },
+        "/subscriptions/ops/resend": {"since": "1h", "dry_run": True},
+    }
+    async with a_worker(rig) as (_, api):
+        for number in range(240):
+            path, good = chance.choice([*goods.items()])
+            body = json.dumps(fuzzing._damaged(chance, good, names)).encode()
+            if number % 2:
+                body = fuzzing._spoiled(chance, body, chance.randbytes(6))
+            said = await ask(api, "POST" if path.endswith("resend") else "PUT", path, body)
+            assert said.status in (200, 201, 400, 404, 409, 413, 422), body
+            line = [("content-type", "application/jsonl")]
+            if number % 8 == 0:
+                assert (await ask(api, "POST", "/accounts:batch", body or b"{", headers=line)).status in (
+                    200,
+                    400,
+                )
 
 
 async def test_what_the_file_defines_is_read_only_but_may_be_paused(rig: Rig) -> None:

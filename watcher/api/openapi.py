@@ -496,7 +496,7 @@ def _operation(one: Operation) -> dict[str, Any]:
     if one.is_open:
         described["security"] = [{"operator": []}, {"subscription": []}]
     if one.body == "Lines":
-        lines = {"schema": {"type": "string", "description": "accounts, a JSON object a line"}}
+        lines = {"schema": {"description": "accounts, a JSON object a line"}}
         described["requestBody"] = {"required": True, "content": {LINES[0]: lines}}
     elif one.body:
         content = {"application/json": {"schema": _ref(one.body)}}

@@ -299,6 +299,7 @@ class Editor:
 
     async def delete(self, kind: Kind, name: str, *, by: str, match: Match = anything) -> None:
         """Delete an account or a subscription: as if it were taken out of the file."""
+        has_looked_again = False
         for _ in range(_TRIES):
             try:
                 record = await self._directory.get(kind, name)
@@ -306,15 +307,16 @@ class Editor:
                 expected = None
             else:
                 self._check(kind, name, record, match)
-                if record is None:
-                    raise _missing(kind, name)
-                expected = record.version
+                expected = record.version if record else 0
             deleted = await self._directory.delete(kind, name, expected=expected)
-            if deleted.outcome == "missing":
-                raise _missing(kind, name)
             if deleted.outcome == "done":
                 await self._tell(kind, [Edited(name, deleted.version, "deleted")], by)
                 return
+            if deleted.outcome == "missing":
+                if has_looked_again:
+                    raise _missing(kind, name)
+                has_looked_again = True
+                await self._in_force.follow_now()  # a store that lost it gets it back just then
         raise _conflict()
 
     async def _edit(
