@@ -15,7 +15,10 @@ from tests.support.directory import with_key
 from tests.support.rig import Rig, a_rig
 from watcher.api import access
 
-pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Generating overly large repr"),
+    pytest.mark.filterwarnings("ignore:Do not use the `random` module"),  # the worker does, beside
+]
 
 # What a schema cannot say: a cursor is opaque, a host may be refused, a name may be taken.
 _FIT = ["2xx", "400", "401", "403", "404", "409", "410", "412", "422", "429"]
