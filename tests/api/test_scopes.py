@@ -21,7 +21,7 @@ from watcher.store.directory import Directory
 from watcher.store.keys import Keys
 
 OWN, RIVALS, ENDED = "wst_the-token-of-mine", "wst_the-token-of-the-rival", "wst_a-token-that-has-ended"
-CANARIES = ("alice", "rival", MK, "ETH", "hooks.example")
+CANARIES = ("alice", "rival", MK, '"ETH"', "hooks.example")
 """What `mine`, which wants LRC of treasury alone, has no business to see."""
 
 

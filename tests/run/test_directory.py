@@ -32,7 +32,8 @@ HOOK = "https://hooks.example.com/in/s3cret-path"
 
 @dataclass
 class Bench:
-    """One worker's part of the directory. `late_ms` is how much later it is there."""
+    """One worker's part of the directory. `late_ms` is how much later it is there, and `ticks_ms` later with
+    each look at the clock."""
 
     store: Store
     configured: Configured
@@ -41,8 +42,10 @@ class Bench:
     neighbours: Neighbours
     file: Settings
     late_ms: int = 0
+    ticks_ms: int = 0
 
     def now_ms(self) -> int:
+        self.late_ms += self.ticks_ms
         return self.store.schedule.now_ms() + self.late_ms
 
     async def begin(self) -> None:
@@ -209,6 +212,14 @@ async def test_a_secret_that_has_ended_signs_no_more(bench: Bench) -> None:
     await bench.followed.follow()
     secrets = bench.configured.targets["hook"].settings.secrets
     assert [secret.get_secret_value() for secret in secrets] == [SECRET]
+
+
+async def test_a_clock_that_goes_on_while_a_token_is_looked_up_costs_no_request(bench: Bench) -> None:
+    await bench.begin()
+    await bench.put_subscription("hook", tokens={"aa": None})
+    await bench.followed.follow()
+    bench.ticks_ms = 1
+    assert bench.followed.by_token("aa") == "hook"
 
 
 async def test_a_token_leads_to_its_subscription_until_it_ends(bench: Bench) -> None:

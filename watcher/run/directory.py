@@ -292,9 +292,9 @@ class Followed:
     def by_token(self, digest: str) -> str | None:
         """Name the subscription that a token belongs to, by its SHA-256 in hex; None where it has ended."""
         name = self._name_by_token.get(digest)
-        known = self._known["subscription"].get(name) if name else None
+        known, now_ms = self._known["subscription"].get(name or ""), self._now_ms()
         ends = [token.until_ms for token in known.tokens if token.digest == digest] if known else []
-        return name if ends and (ends[0] or self._now_ms() + 1) > self._now_ms() else None
+        return name if any(end is None or end > now_ms for end in ends) else None
 
     def counts(self) -> Counter[tuple[Kind, State]]:
         """Count the records of each kind and state."""
