@@ -19,6 +19,8 @@ from tests.support.rig import Rig, a_rig
 from watcher.api import access
 from watcher.api.openapi import OPERATIONS
 from watcher.receive import check_secrets
+from watcher.receiver import Fail
+from watcher.run import verification
 from watcher.run.worker import Worker
 
 BOB = {"provider": "loopring", "account_id": 10111}
@@ -270,6 +272,29 @@ async def test_what_the_log_holds_is_sent_again(rig: Rig) -> None:
         assert (await ask(api, "POST", "/subscriptions/ops/resend", {"id": "evt_none"})).status == 404
         for odd in ({}, {"id": "a", "dead": True}, {"since": "soon"}, {"id": "a b"}, {"dead": 1}):
             assert (await ask(api, "POST", "/subscriptions/ops/resend", odd)).status == 422, odd
+
+
+async def test_a_ping_says_what_came_of_it_and_verifies_a_url_that_takes_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "SPACING_MS", 1)
+    async with a_worker(rig) as (_, api):
+        body = {"url": rig.receiver.url, "secrets": [SECRET]}
+        rig.receiver.fail = Fail(503, times=100)
+        assert (await ask(api, "PUT", "/subscriptions/new", body)).status == 201
+        said = (await ask(api, "POST", "/subscriptions/new/ping")).data
+        assert (said["delivered"], said["verified"], said["status"]) == (False, False, 503)
+        assert (await ask(api, "GET", "/subscriptions/new")).data["state"] == "unverified"
+        rig.receiver.fail = None
+        said = (await ask(api, "POST", "/subscriptions/new/ping")).data
+        assert (said["delivered"], said["verified"], said["status"]) == (True, True, 200)
+        assert (await ask(api, "GET", "/subscriptions/new")).data["state"] == "in_force"
+        monkeypatch.setattr(verification, "SPACING_MS", 60_000)
+        await ask(api, "POST", "/subscriptions/new/ping")
+        limited = await ask(api, "POST", "/subscriptions/new/ping")
+        assert (limited.status, int(limited.headers["retry-after"]) > 1) == (429, True)
+        assert (await ask(api, "POST", "/subscriptions/none/ping")).status == 404
+        assert (await ask(api, "POST", "/subscriptions/ops/ping")).status in (200, 429)
 
 
 async def test_the_document_names_what_there_is_and_nothing_else(rig: Rig) -> None:

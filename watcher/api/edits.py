@@ -3,8 +3,9 @@
 Refuses to show a secret or a token again: only the answer to the request that made it holds it.
 """
 
+import asyncio
+import math
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -20,12 +21,14 @@ from watcher.api.problems import BATCH_BYTES, Problem, answer, body_of, query_of
 from watcher.config.bodies import BodyRefused, Table, read_table, section_of
 from watcher.delivery.queue import pause_by_hand, resume_by_hand
 from watcher.delivery.resend import Wish, send_again
+from watcher.delivery.sink import Attempt
 from watcher.durations import parse_duration
+from watcher.engine.breaker import Answer
 from watcher.observe.log import log
 from watcher.printable import many, printable
 from watcher.run.edits import Edited, Editor, EditRefused, Match, anything
+from watcher.run.verification import TooMany
 from watcher.run.worker import Worker
-from watcher.sealing import Keyring
 from watcher.settings import Section, SubscriptionSettings
 from watcher.store.directory import Directory, Kind
 from watcher.store.members import WOKEN, Roster, woken_line
@@ -33,6 +36,9 @@ from watcher.store.queues import Breakers, Queues
 from watcher.store.schedule import Schedule
 
 MOST_OF_A_BATCH = 1000
+PING_S = 9.0
+"""Less than any request may take."""
+
 LINES = ("application/jsonl", "application/x-ndjson")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -208,21 +214,52 @@ class Edits:
         is_paused = bool(breaker and breaker.paused_at_ms)
         return answer(found[0].line(is_paused=is_paused, is_preview=wish.is_preview))
 
+    async def ping(self, request: web.Request) -> web.Response:
+        """Send a sample now, and say what came of it: a URL that takes it is verified."""
+        await _nothing_else(request)
+        opened(self._worker)
+        settings, verification = self._subscription(request), self._worker.verification
+        assert verification, "it is there as soon as the directory is read"
+        attempt = Attempt(Answer.NO_ANSWER, int(1000 * PING_S), error=f"no answer within {PING_S:.0f} s")
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PING_S):
+                    attempt = await verification.ping(settings)
+        except TooMany as error:
+            after = {"retry-after": str(math.ceil(error.retry_after_s))}
+            raise Problem(429, str(error), headers=after) from None
+        self._tell(request, settings.name, "pinged")
+        followed = self._worker.followed
+        known = followed.get("subscription", settings.name) if followed else None
+        return answer(
+            {
+                "name": settings.name,
+                "delivered": attempt.answer is Answer.DELIVERED,
+                "verified": known is None or known.state != "unverified",
+                "status": attempt.status,
+                "error": attempt.error,
+                "answer": attempt.excerpt or None,
+                "fix": attempt.fix or None,
+                "duration_ms": attempt.duration_ms,
+            }
+        )
+
     def _editor(self) -> Editor:
         """Raises Problem where nothing can be sealed."""
-        store = opened(self._worker)
-        if store.file.api is None:
+        store, worker = opened(self._worker), self._worker.opened
+        if (keyring := store.followed.keyring) is None or worker is None:
             raise Problem(503, "this worker has no [api] secret_key to seal what is put")
-        keys = [key.get_secret_value() for key in store.file.api.secret_key]
-        keyring = Keyring(keys, store.file.redis.namespace)
         directory = Directory(store.pipe, store.keys)
-        return Editor(directory, keyring, store.followed, now_ms=lambda: int(1000 * time.time()))
+        return Editor(directory, keyring, store.followed, now_ms=worker.schedule.now_ms)
 
     def _subscription(self, request: web.Request) -> SubscriptionSettings:
-        name = _name("subscription", request)
-        if name not in (by_name := self._worker.settings.subscription_by_name):
-            raise unknown("subscription", name)
-        return by_name[name]
+        """Find the subscription in the path. Raises Problem: 404, or 409 where this worker cannot use it."""
+        name, followed = _name("subscription", request), opened(self._worker).followed
+        if (settings := self._worker.settings.subscription_by_name.get(name)) is not None:
+            return settings
+        if known := followed.get("subscription", name):
+            raise Problem(409, f"subscription {name} cannot be used here: {known.reason}")
+        raise unknown("subscription", name)
 
     def _tell(self, request: web.Request, name: str, change: str) -> None:
         log.info("directory.changed", kind="subscription", name=name, change=change, by=request[CALLER].name)
@@ -248,6 +285,7 @@ def routes(worker: Worker) -> Iterable[web.RouteDef]:
         web.post(f"{subscription}/pause", edits.pause),
         web.post(f"{subscription}/resume", edits.resume),
         web.post(f"{subscription}/resend", edits.resend),
+        web.post(f"{subscription}/ping", edits.ping),
     ]
 
 

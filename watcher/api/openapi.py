@@ -123,6 +123,17 @@ class Resent(BaseModel):
     dry_run: bool
 
 
+class Pinged(BaseModel):
+    name: str
+    delivered: bool = Field(description="whether the answer was 2xx")
+    verified: bool = Field(description="whether it gets events")
+    status: int | None
+    error: str | None
+    answer: str | None = Field(description="how the answer begins")
+    fix: str | None
+    duration_ms: int
+
+
 class Holding(BaseModel):
     """The balances of an account; amounts are exact decimal text."""
 
@@ -173,7 +184,7 @@ class Operation(NamedTuple):
 _ACCOUNT, _SUBSCRIPTION = "/v1/accounts/{name}", "/v1/subscriptions/{name}"
 _PAGE = ("after", "limit")
 _EDIT = (404, 409, 412, 413, 415, 422, 507)
-_TOLD = (404, 413, 415)
+_TOLD = (404, 409, 413, 415)
 _RENEWED = (404, 409, 413, 415)
 
 OPERATIONS = (
@@ -285,7 +296,15 @@ OPERATIONS = (
         "Send again: one event, dead letters, or what the log holds",
         {200: Resent},
         "Again",
-        refusals=(404, 413, 415, 422),
+        refusals=(*_TOLD, 422),
+    ),
+    Operation(
+        "post",
+        f"{_SUBSCRIPTION}/ping",
+        "pingSubscription",
+        "Send a sample now, ten a minute and host at most: a URL that takes it is verified",
+        {200: Pinged},
+        refusals=_TOLD,
     ),
     Operation(
         "get",
