@@ -2,8 +2,11 @@
 
 import stat
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -390,3 +393,42 @@ def test_status_counts_what_came_through_the_api_and_what_is_to_be_known_of_it(p
     assert "its record of the API is locked: it was sealed with a key" in place.run("subscriptions").out
     place.configure(lambda text: text.partition("[api]")[0])
     assert said()[0]["locked"] is None
+
+
+@contextmanager
+def a_receiver() -> Iterator[tuple[str, list[bytes]]]:
+    """Takes whatever is POSTed; gives its URL, and what came."""
+    taken: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            taken.append(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Not in the output of a test."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/", taken
+        server.shutdown()
+        thread.join()
+
+
+def test_a_ping_and_a_resend_reach_what_came_through_the_api(place: Place) -> None:
+    with a_receiver() as (url, taken):
+        allowed = '[egress]\nallow = ["127.0.0.0/8"]\nallow_http = true\n'
+        place.configure(lambda text: f"{text}{allowed}")
+        place.put("subscription", "here", {}, {**DESK, "settings": {"url": url}})
+        done = place.run("ping", "here")
+        assert (done.code, len(taken)) == (0, 1), done
+    done = place.run("resend", "--since", "2d", "--subscription", "here", "--dry-run")
+    assert (done.code, "here: " in done.out) == (0, True)
+    assert "no subscription is called 'her'; did you mean 'here'?" in place.run("ping", "her").err
+    place.configure(lambda text: text.replace(KEY, OTHER))
+    for command in (("ping", "here"), ("resend", "--dead", "--subscription", "here")):
+        done = place.run(*command)
+        assert done.code == 78
+        assert "subscription here came through the API: it was sealed with a key" in done.err

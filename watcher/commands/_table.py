@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
+from watcher.commands._shared import Unknown
 from watcher.observe.tail import as_json
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
     from watcher.config.loading import Look
     from watcher.run.directory import Known
-    from watcher.settings import Settings
+    from watcher.settings import Settings, SubscriptionSettings
     from watcher.store.directory import Kind, Record
     from watcher.store.opening import OpenStore
 
@@ -30,6 +31,12 @@ _WIDEST = 40
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Characters that a spreadsheet takes for the beginning of a formula."""
+
+
+class NoKey(click.ClickException):
+    """What came through the API is sealed, and nothing here opens it."""
+
+    exit_code = 78
 
 
 class Opened(NamedTuple):
@@ -49,6 +56,20 @@ class Opened(NamedTuple):
         if name in (file.account_by_name if kind == "account" else file.subscription_by_name):
             return "file"
         return "api" if (kind, name) in self.records else "redis"
+
+    @property
+    def targets(self) -> "dict[str, SubscriptionSettings]":
+        """The subscriptions of which all is known: not those of the API that are sealed with another key."""
+        named = self.settings.subscription_by_name
+        return {name: one for name, one in named.items() if one.url.get_secret_value()}
+
+    def target(self, name: str) -> "SubscriptionSettings":
+        """Find a subscription of which all is known. Raises Unknown, and NoKey."""
+        if name in (targets := self.targets):
+            return targets[name]
+        if known := self.subscriptions.get(name):
+            raise NoKey(f"subscription {name} came through the API: {known.reason}")
+        raise Unknown("subscription", name, self.settings.subscription_by_name)
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import click
 
 from watcher.commands._shared import Unknown, in_a_loop, look_options
-from watcher.commands._table import opened, say_json, say_next
+from watcher.commands._table import NoKey, opened, say_json, say_next
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
@@ -40,12 +40,6 @@ _SECRET_KEYS = ("url", "secrets", "headers", "routing_key")
 
 _LONGEST_STEM = 100
 """Of the name of a variable."""
-
-
-class NoKey(click.ClickException):
-    """What came through the API is sealed, and nothing here opens it."""
-
-    exit_code = 78
 
 
 class Exported(NamedTuple):

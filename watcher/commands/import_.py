@@ -21,8 +21,7 @@ from watcher.commands._shared import (
     load_or_exit,
     print_findings,
 )
-from watcher.commands._table import say_next
-from watcher.commands.export import NoKey
+from watcher.commands._table import NoKey, say_next
 from watcher.fields import Name
 from watcher.printable import many, printable
 from watcher.settings import Section

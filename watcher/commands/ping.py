@@ -18,6 +18,7 @@ from watcher.commands._shared import (
     names_of,
     subscription_named,
 )
+from watcher.commands._table import opened
 
 if TYPE_CHECKING:
     from watcher.delivery.sink import Attempt
@@ -71,10 +72,12 @@ async def command(*, config_path: Path | None, type_: str, name: str) -> int:
 
     It is signed, or a message for people, as the subscription's format says; one to PagerDuty opens an alert.
 
-    It goes out from here and at once: no worker need run, no Redis, and a pause does not matter. A sample of
+    It goes out from here and at once: no worker need run, no Redis, unless SUBSCRIPTION came through the API,
+    and a pause does not matter. It changes nothing: what is unverified stays so. A sample of
     another type than `subscription.ping` is about an account called `sample`, and its data says
     `"sample": true`. Exits with 0 if the answer was 2xx, with 1 if not.
     """
+    from watcher.config.loading import Look
     from watcher.delivery.chat import target_of
     from watcher.delivery.egress import Policy
     from watcher.delivery.webhook import WebhookSink
@@ -84,7 +87,11 @@ async def command(*, config_path: Path | None, type_: str, name: str) -> int:
     if type_ not in (known := _types(None, None, "")):
         raise Unknown("type of event", type_, known)
     settings = load_or_exit(config_path).settings
-    subscription = subscription_named(settings, name)
+    subscription = settings.subscription_by_name.get(name)
+    if subscription is None and settings.api:
+        async with opened(Look(settings)) as found:
+            subscription = found.target(name)
+    subscription = subscription or subscription_named(settings, name)
     egress = settings.egress
     policy = Policy(allow=egress.allow, allow_http=egress.allow_http, nat64=egress.nat64)
     event = sample(type_, name, nonce=secrets.token_hex(8), now_ms=int(1000 * time.time()))

@@ -13,9 +13,8 @@ from watcher.commands._shared import (
     parse_since,
     since_ms,
     since_option,
-    subscription_named,
 )
-from watcher.commands._table import say_json, say_next
+from watcher.commands._table import opened, say_json, say_next
 from watcher.printable import many, printable
 
 if TYPE_CHECKING:
@@ -57,8 +56,8 @@ async def command(
     with the same id, and is delivered by the workers, in order per account. What still waits there is not
     queued a second time.
     """
+    from watcher.config.loading import Look
     from watcher.delivery.resend import Wish, send_again
-    from watcher.store.opening import open_to_look
     from watcher.store.queues import Breakers
     from watcher.store.reader import Reader
 
@@ -68,10 +67,9 @@ async def command(
         raise click.UsageError("say where to: --subscription NAME")
     moment = parse_since(since)
     settings = load_or_exit(config_path).settings
-    wanted = [*settings.subscription_by_name.values()]
-    if subscription is not None:
-        wanted = [subscription_named(settings, subscription)]
-    async with open_to_look(settings.redis) as store:
+    async with opened(Look(settings)) as read:
+        store = read.store
+        wanted = [*read.targets.values()] if subscription is None else [read.target(subscription)]
         now_ms = await Reader(store.pipe, store.keys).now_ms()
         wish = Wish(event_id, is_dead, since_ms(moment, now_ms), is_preview)
         found = await send_again(store.pipe, store.keys, wanted, wish)
