@@ -11,8 +11,7 @@ from tests.support.builders import a_snapshot, a_subscription
 from tests.support.servers import EVERY_ENGINE
 from tests.support.stores import ACCOUNT, NEIGHBOURS, OPS, SHARD, a_store
 from tests.support.stories import Books
-from watcher.journal.log import Record, sequence_of
-from watcher.store.history import Cursor, Gone, History, Place
+from watcher.store.history import Cursor, Gone, History, Logged, Place
 from watcher.store.keeper import _FREE
 from watcher.store.keys import SHARDS, shard_of
 from watcher.store.pipe import Pipe
@@ -47,14 +46,14 @@ async def pulled(
     limit: int = 3,
     account: str | None = None,
     subscription: str | None = None,
-) -> tuple[list[Record], Cursor]:
+) -> tuple[list[Logged], Cursor]:
     """All that is behind a cursor, page by page."""
-    found: list[Record] = []
+    found: list[Logged] = []
     for _ in range(1000):
         page = await history.page(cursor, limit=limit, account=account, subscription=subscription)
-        assert len(page.records) <= limit
+        assert len(page.events) <= limit
         assert not page.unreadable
-        found += page.records
+        found += page.events
         cursor = Cursor.read(page.cursor.text)  # as a caller brings it back
         if page.is_end:
             return found, cursor
@@ -69,19 +68,31 @@ async def is_answered(
         found, _ = await pulled(history, cursor, account=account)
     except Gone:
         return False
-    assert [record.id for record in found] == expected
+    assert [event.event_id for event in found] == expected
     return True
 
 
-def in_order(records: Sequence[Record]) -> bool:
+def in_order(events: Sequence[Logged]) -> bool:
     by_account: dict[str, list[int]] = {}
-    for record in records:
-        by_account.setdefault(record.account, []).append(sequence_of(record))
+    for event in events:
+        by_account.setdefault(event.account, []).append(event.sequence)
     return all(numbers == sorted(set(numbers)) for numbers in by_account.values())
 
 
-async def events_of(history: History, account: str | None = None) -> list[Record]:
-    return [record async for record in history.records(account) if "id" in record.content]
+async def events_of(history: History, account: str | None = None) -> list[Logged]:
+    """All events of the log, as a whole reading of it finds them."""
+    return [
+        Logged(
+            record.account,
+            record.content["id"],
+            record.content["type"],
+            record.content["data"]["sequence"],
+            record.raw,
+            "\n".join(f"{name} {previous or '-'}" for name, previous in record.previous.items()).encode(),
+        )
+        async for record in history.records(account)
+        if "id" in record.content
+    ]
 
 
 @pytest.mark.parametrize("engine", EVERY_ENGINE)
@@ -89,11 +100,11 @@ async def test_pages_of_any_length_hold_every_event_of_all_shards_once_and_in_or
     books: Books, history: History
 ) -> None:
     await live(books, *ACCOUNTS)
-    expected = {(record.account, record.id) for record in await events_of(history)}
+    expected = {*await events_of(history)}
     assert len(expected) == 3 * len(ACCOUNTS), "a baseline that was queued is an event of the log"
     for limit in (1, 5, 1000):
         found, cursor = await pulled(history, Cursor(), limit=limit)
-        assert {(record.account, record.id) for record in found} == expected
+        assert {*found} == expected
         assert len(found) == len(expected)
         assert in_order(found)
         assert await pulled(history, cursor) == ([], cursor)
@@ -106,7 +117,7 @@ async def test_a_cursor_goes_on_with_what_came_since_whichever_shard_it_is_of(
     for account in ACCOUNTS:
         await live(books, account)
         found, cursor = await pulled(history, cursor)
-        assert [(record.account, record.content["type"]) for record in found] == [
+        assert [(event.account, event.type) for event in found] == [
             (account, "account.baseline"),
             (account, "total.increased"),
             (account, "total.increased"),
@@ -121,15 +132,13 @@ async def test_a_subscription_gets_the_bytes_that_wait_for_it_and_no_other(
     store = a_store(redis_client, books.keys.namespace)
     for name, accounts in ((OPS, ACCOUNTS), ("elsewhere", ["account-3"])):
         found, _ = await pulled(history, Cursor(), subscription=name)
-        assert {record.account for record in found} == {*accounts}
+        assert {event.account for event in found} == {*accounts}
         for account in accounts:
             stored = await store.bodies(shard_of(account))
-            entries = []
-            for record in (record for record in found if record.account == account):
-                reference = f"{record.content['id']} {sequence_of(record)}"
-                entries.append(f"{reference} {record.previous[name] or '-'}".encode())
-                assert record.raw == stored[reference.encode()].partition(b"\n")[2]
-            assert entries == await store.queue(account, name)
+            deliveries = [event.to(name) for event in found if event.account == account]
+            for one in deliveries:
+                assert one.content == stored[one.reference.encode()].partition(b"\n")[2]
+            assert [one.entry for one in deliveries] == await store.queue(account, name)
 
 
 @pytest.mark.parametrize("name", ["else", "where", "lsewhere", "elsewher", "ops elsewhere", "-", "another"])
@@ -154,8 +163,8 @@ async def test_every_cursor_leads_to_all_that_came_behind_it_or_is_refused(
         if is_freed and number % 2:
             await free(books, 7)
         there = await events_of(history)
-        written += [record.id for record in there if record.id not in written]
-        kept = written.index(there[0].id)
+        written += [event.event_id for event in there if event.event_id not in written]
+        kept = written.index(there[0].event_id)
         for cursor, behind in cursors:
             is_whole = await is_answered(history, cursor, written[behind:])
             assert is_whole <= (behind >= kept), "some that are gone were left out"
@@ -165,7 +174,7 @@ async def test_every_cursor_leads_to_all_that_came_behind_it_or_is_refused(
         assert await is_answered(history, cursors[-1][0], [])
     assert 5 < kept < len(written)
     page = await history.page(Cursor(), limit=1000)
-    assert [record.id for record in page.records] == written[kept:], "what is held, from its oldest on"
+    assert [event.event_id for event in page.events] == written[kept:], "what is held, from its oldest on"
 
 
 async def free(books: Books, records: int) -> None:
@@ -208,15 +217,15 @@ async def test_of_one_account_what_came_after_any_of_its_sequences_comes_whole(
     await live(books, *NEIGHBOURS[:3], polls=6)
     account = NEIGHBOURS[1]
     events = await events_of(history, account)
-    last = sequence_of(events[-1])
+    last = events[-1].sequence
     for number, event in enumerate(events):
-        for after in (sequence_of(event), sequence_of(event) + 1):
+        for after in (event.sequence, event.sequence + 1):
             found, cursor = await pulled(history, Cursor({}, after), account=account, limit=2)
-            assert [record.id for record in found] == [record.id for record in events[number + 1 :]]
+            assert found == events[number + 1 :]
             assert cursor.after is None or after >= last
     found, _ = await pulled(history, Cursor({}, 0), account=account)
     assert found == events
-    first = sequence_of(events[0])
+    first = events[0].sequence
     for after in (1, first - 1):  # which it never was at
         with pytest.raises(Gone) as caught:
             await pulled(history, Cursor({}, after), account=account)
@@ -229,13 +238,13 @@ async def test_of_one_account_a_sequence_whose_next_event_is_gone_is_refused_wit
     await live(books, *NEIGHBOURS[:2], polls=6)
     account = NEIGHBOURS[0]
     events = await events_of(history, account)
-    sequences = [sequence_of(event) for event in events]
+    sequences = [event.sequence for event in events]
     for gone in range(1, 6):  # the first goes together with the record of the start
         await free(books, 2 if gone == 1 else 1)
         oldest = sequences[gone - 1]
         for number, after in enumerate(sequences):
             if after >= oldest:
-                expected = [event.id for event in events[number + 1 :]]
+                expected = [event.event_id for event in events[number + 1 :]]
                 assert await is_answered(history, Cursor({}, after), expected, account=account)
             with pytest.raises(Gone) as caught:
                 await pulled(history, Cursor({}, oldest - 1), account=account)
@@ -264,20 +273,20 @@ async def test_where_next_to_nothing_is_wanted_a_page_is_empty_and_its_cursor_mo
     await live(books, *NEIGHBOURS[:4], polls=6)
     await live(books, ACCOUNT)
     cursor, looks = Cursor(), 0
-    found: list[Record] = []
+    found: list[Logged] = []
     while True:
         page = await history.page(cursor, account=ACCOUNT, limit=1000)
-        found += page.records
+        found += page.events
         looks += 1
         if page.is_end:
             break
         assert page.cursor != cursor
         cursor = page.cursor
-    assert [record.account for record in found] == [ACCOUNT] * 3
+    assert [event.account for event in found] == [ACCOUNT] * 3
     assert looks > 5
     account = NEIGHBOURS[3]
     expected = await events_of(history, account)
-    found, _ = await pulled(history, Cursor({}, sequence_of(expected[0])), account=account)
+    found, _ = await pulled(history, Cursor({}, expected[0].sequence), account=account)
     assert found == expected[1:], "nor does the search for a sequence look at more"
 
 
@@ -286,10 +295,10 @@ async def test_a_record_that_cannot_be_read_is_counted_and_hides_no_other(
 ) -> None:
     await live(books, ACCOUNT)
     first, second, third = await events_of(history)
-    reference = f"{second.content['id']} {sequence_of(second)}"
+    reference = f"{second.event_id} {second.sequence}"
     await books.pipe.command("HDEL", books.keys.bodies(SHARD), reference)
     page = await history.page(Cursor(), limit=1000)
-    assert page.records == [first, third]
+    assert page.events == [first, third]
     assert page.unreadable == 1
 
 

@@ -24,7 +24,7 @@ from watcher.store import move
 from watcher.store.client import connect
 from watcher.store.directory import Directory, Write
 from watcher.store.exceptions import LayoutAwaited, StoreRefuses
-from watcher.store.history import Cursor, Gone, History, Place
+from watcher.store.history import START, Cursor, Gone, History, Place
 from watcher.store.inventory import StoreAudit
 from watcher.store.keys import SHARDS, OldKeys, shard_of
 from watcher.store.layout import Layout
@@ -199,9 +199,13 @@ async def test_who_pulls_begins_behind_the_records_of_0_1_which_do_not_say_what_
     assert [record async for record in history.records()]
     page = await history.page(Cursor(), limit=10)
     ends = {shard: Place(end) for shard, end in enumerate(await history.ends())}
-    assert (page.records, page.is_end, page.cursor) == ([], True, Cursor(ends))
-    with pytest.raises(Gone):
-        await history.page(Cursor({shard_of(NAMES[0]): Place("0-0")}), limit=10)
+    assert (page.events, page.is_end, page.cursor) == ([], True, Cursor(ends))
+    shard = shard_of(NAMES[0])
+    before = [record.id async for record in history.of_shard(shard)][:-1]
+    assert before
+    for record_id in (START, *before):
+        with pytest.raises(Gone):
+            await history.page(Cursor({shard: Place(record_id)}), limit=10)
 
 
 @pytest.mark.parametrize("engine", EVERY_ENGINE, indirect=True)

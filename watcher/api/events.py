@@ -17,12 +17,12 @@ from aiohttp import web
 from watcher.amounts import Conversions
 from watcher.api.accounts import Names, Opened, opened
 from watcher.api.problems import Problem, cursor, limit_in, page_of, query_of, unknown
-from watcher.journal.events import Delivery, Event, amounts_of, iso
-from watcher.journal.log import Record, sequence_of
+from watcher.journal.events import Event, amounts_of, iso
+from watcher.journal.interest import Interest
 from watcher.run.worker import Worker
 from watcher.sealing import Keyring, Unopened
 from watcher.snapshot import Asset
-from watcher.store.history import PAGE_BYTES, Cursor, Gone, History
+from watcher.store.history import PAGE_BYTES, Cursor, Gone, History, Logged
 from watcher.store.reader import Seen
 
 _CURSOR = "cursor"
@@ -93,13 +93,9 @@ class _Pull:
         account, type_, after = asked.get("account"), asked.get("type", "*"), asked.get("after", "")
         owner = name if is_own else None
 
-        def takes(record: Record) -> bool:
-            event = _event_of(record, name)
-            if event is None or not fnmatchcase(event.type, type_):
-                return False
-            return owner is None or (
-                owner in interest.listeners(record.account) and interest.wants(owner, event)
-            )
+        def takes(event: Logged) -> bool:
+            is_asked = fnmatchcase(event.type, type_)
+            return is_asked and (owner is None or _may_see(owner, event, interest))
 
         seen: Seen | None = None
         try:
@@ -117,7 +113,7 @@ class _Pull:
             if seen:
                 oldest = seen.state.sequence if gone.oldest is None and seen.state else gone.oldest or 0
             raise Problem(410, _GONE, oldest=oldest) from None
-        items = [_body(record, name) for record in page.records]
+        items = [event.to(name).body if name else event.content + b"}" for event in page.events]
         more = {"unreadable": page.unreadable} if page.unreadable else {}
         return _raw(items, next=_shown(page.cursor, owner, store), more=not page.is_end, **more)
 
@@ -193,26 +189,21 @@ def _holding(seen: Seen, provider: str, name: str, store: Opened) -> dict[str, A
     }
 
 
-def _event_of(record: Record, subscription: str | None) -> Event | None:
-    """Read what a record says of its event, as far as wishes go by it; None where it is damaged."""
+def _may_see(subscription: str, event: Logged, interest: Interest) -> bool:
+    """Say whether a subscription still is for an event that was queued for it."""
+    if subscription not in interest.listeners(event.account):
+        return False
+    # A crossing was queued for those whose threshold it was, whatever assets they want else.
+    is_crossing = event.type == "threshold.crossed"
+    if not interest.wants(subscription, Event("", event.type, event.account, None, "0", 0, b"")):
+        return False
+    if is_crossing or interest.holds(subscription):
+        return True
     try:
-        content, asset = record.content, record.content["data"]["asset"]
-        asset = None if asset is None else Asset(*(asset[field] for field in Asset._fields))
-        # A crossing was queued for those whose threshold it was, whatever assets they want else.
-        only_for = subscription if content["type"] == "threshold.crossed" else None
-        sequence, amount = sequence_of(record), content["data"]["amount"]
-        return Event(content["id"], content["type"], record.account, asset, amount, sequence, b"", only_for)
-    except (KeyError, TypeError):
-        return None
-
-
-def _body(record: Record, subscription: str | None) -> bytes:
-    """Write an event as it was sent to a subscription; without one, what it says to all."""
-    if subscription is None:
-        return record.raw + b"}"
-    id_, type_ = record.content["id"], record.content["type"]
-    previous = record.previous[subscription]
-    return Delivery(id_, type_, sequence_of(record), record.raw, subscription, previous).body
+        asset = orjson.loads(event.content + b"}")["data"]["asset"]
+        return asset is None or interest.holds(subscription, Asset(*(asset[name] for name in Asset._fields)))
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _raw(items: Sequence[bytes], **said: Any) -> web.Response:

@@ -93,8 +93,9 @@ class Interest:
         """Say whether a listener of the event's account wants this event."""
         return event.only_for in (None, subscription) and self._wish_by_name[subscription].wants(event)
 
-    def holds(self, subscription: str, asset: Asset) -> bool:
-        """Say whether an asset is one of those that a subscription is for; none is where there is no such."""
+    def holds(self, subscription: str, asset: Asset | None = None) -> bool:
+        """Say whether an asset is one of those that a subscription is for; or, without one, whether all are.
+        None is where there is no such subscription."""
         wish = self._wish_by_name.get(subscription)
         return wish is not None and wish.is_for(asset)
 
@@ -141,8 +142,10 @@ class _Wish:
             return False
         return event.asset is None or event.only_for is not None or self.is_for(event.asset)
 
-    def is_for(self, asset: Asset) -> bool:
-        if self._assets is None or self._assets.match(asset.id):
+    def is_for(self, asset: Asset | None) -> bool:
+        if self._assets is None or asset is None:
+            return self._assets is None
+        if self._assets.match(asset.id):
             return True
         return bool(asset.symbol and self._assets.match(asset.symbol))
 

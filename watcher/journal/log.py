@@ -120,13 +120,6 @@ def moments(record: Record) -> list[Moment]:
     return []
 
 
-def sequence_of(record: Record) -> int:
-    """Read the sequence of an event; 0 where it cannot be read."""
-    data = record.content.get("data")
-    sequence = data.get("sequence") if isinstance(data, dict) else None
-    return sequence if type(sequence) is int else 0
-
-
 def oldest_after(record: Record) -> int:
     """Say after which sequence nothing of the account is missing where this is the first of its records that
     is held; 0 where the account begins. Raises Damaged."""

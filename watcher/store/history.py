@@ -6,6 +6,7 @@ Refuses to judge a record: it says what cannot be read, and goes on.
 
 import asyncio
 import json
+import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -15,7 +16,8 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import Literal, NamedTuple
 from zlib import crc32
 
-from watcher.journal.log import Damaged, Record, follows_all, oldest_after, sequence_of
+from watcher.journal.events import Delivery
+from watcher.journal.log import Damaged, Record, follows_all, oldest_after
 from watcher.store.keys import MOST, SHARDS, Keys, read_count, shard_of
 from watcher.store.pipe import Pipe, load_script
 
@@ -28,7 +30,7 @@ _READ_RECORDS = load_script("read_records")
 _PAGE = 200
 """Records of one answer, each with a whole body."""
 
-_LOOKS, _LOOKED_AT = 1_000, 32_000
+_LOOKS, _LOOKED_AT = 500, 16_000
 """Records that one call looks at, a millisecond or two of the server's time, and that one page does."""
 
 PAGE_BYTES = 4_000_000
@@ -145,12 +147,30 @@ def _read_varints(said: bytes) -> deque[int]:
     return numbers
 
 
+class Logged(NamedTuple):
+    """An event as the log has it, not parsed: what it says is `content` up to the subscription's part, and
+    `queued` has a line `subscription previous` for each that it was queued for."""
+
+    account: str
+    event_id: str
+    type: str
+    sequence: int
+    content: bytes
+    queued: bytes
+
+    def to(self, subscription: str) -> Delivery:
+        """Make the delivery of it to a subscription that it was queued for, as it was then."""
+        line = re.search(rb"^%b (\S+)$" % re.escape(subscription.encode()), self.queued, re.MULTILINE)
+        previous = None if line is None or line[1] == b"-" else int(line[1])
+        return Delivery(self.event_id, self.type, self.sequence, self.content, subscription, previous)
+
+
 class Page(NamedTuple):
     """Some of what a reader wanted, in the order of each shard, and where it goes on. `is_end`: there was no
     more. Without that there may be, even where a page holds nothing: what is looked at is bounded, too.
     `unreadable` counts records of events that are damaged, or have lost their body."""
 
-    records: Sequence[Record]
+    events: Sequence[Logged]
     cursor: Cursor
     is_end: bool
     unreadable: int = 0
@@ -162,7 +182,8 @@ class _Part(NamedTuple):
     start: Place
     reached: Place
     is_end: bool
-    records: deque[tuple[Place, Record]]
+    found: deque[tuple[Place, list[bytes], bytes]]
+    """Records, each with its place, its fields and what is stored of its event."""
 
 
 class History:
@@ -255,7 +276,7 @@ class History:
         account: str | None = None,
         subscription: str | None = None,
         limit: int,
-        takes: Callable[[Record], bool] = lambda _record: True,
+        takes: Callable[[Logged], bool] = lambda _event: True,
     ) -> Page:
         """Read events on from a cursor: of one account, or of all; those that were queued for a subscription,
         or all. Within an account they come in order, over all shards about by time.
@@ -270,7 +291,7 @@ class History:
             cursor = await self._search(cursor, account)
             if cursor.search != "found":
                 return Page((), cursor, is_end=False)
-        left, most = _LOOKED_AT, min(100, max(16, 2 * limit // len(shards)))  # which are parsed in one turn
+        left, most = _LOOKED_AT, max(16, 2 * limit // len(shards))
 
         async def look(shard: int, start: Place) -> _Part:
             nonlocal left
@@ -290,31 +311,32 @@ class History:
         async def line_up(shard: int) -> None:
             """Let the next record of a shard wait for its turn."""
             part = parts[shard]
-            while not (part.records or part.is_end) and left > 0:
+            while not (part.found or part.is_end) and left > 0:
                 part = parts[shard] = await look(shard, part.reached)
-            if part.records:
-                heappush(heap, (place(part.records[0][0].id), shard))
+            if part.found:
+                heappush(heap, (place(part.found[0][0].id), shard))
             else:
                 places[shard] = part.reached
 
         for shard in shards:
             await line_up(shard)
-        found: list[Record] = []
+        events: list[Logged] = []
         after, size, unreadable = cursor.after, 0, 0
-        while heap and len(found) < limit and size < PAGE_BYTES:
+        while heap and len(events) < limit and size < PAGE_BYTES:
             _, shard = heappop(heap)
-            places[shard], record = parts[shard].records.popleft()
-            size += len(record.raw)
-            if not (record.content and record.raw):
+            places[shard], fields, stored = parts[shard].found.popleft()
+            size += len(stored)
+            event = _logged(fields, stored)
+            if event is None:
                 unreadable += 1
-            elif after is None or sequence_of(record) > after:
+            elif after is None or event.sequence > after:
                 after = None
-                if takes(record):
-                    found.append(record)
+                if takes(event):
+                    events.append(event)
             await line_up(shard)
         is_end = not heap and all(part.is_end for part in parts.values())
         search: Search = "near" if after is None else "found"
-        return Page(found, Cursor(places, after, search), is_end, unreadable)
+        return Page(events, Cursor(places, after, search), is_end, unreadable)
 
     async def _search(self, cursor: Cursor, account: str) -> Cursor:
         """Go a bounded part of the way to where all that an account emitted after a sequence is ahead. Raises
@@ -334,7 +356,8 @@ class History:
                 start = Place(f"{after - _SLACK_MS}-0", "~") if is_near else Place()
             part = await self._look(shard, start, account, "*", looks=_LOOKS)
             oldest = None
-            for _, record in part.records:
+            for its, fields, stored in part.found:
+                record = _record(its.id, fields, stored)
                 with suppress(Damaged):  # of which the next one is asked
                     if follows_all(record, after):
                         return Cursor({shard: part.start}, after, "found")
@@ -366,12 +389,12 @@ class History:
         if not answer[0]:
             raise Gone
         _, start_id, start_check, reached, check, is_end, *flat = answer
-        records = deque(
-            (Place(entry_id.decode(), its_check.decode()), _record(entry_id.decode(), fields, stored))
+        found = deque(
+            (Place(entry_id.decode(), its_check.decode()), fields, stored)
             for entry_id, its_check, fields, stored in zip(*(flat[i::4] for i in range(4)), strict=True)
         )
         ends = (Place(start_id.decode(), start_check.decode()), Place(reached.decode(), check.decode()))
-        return _Part(*ends, bool(is_end), records)
+        return _Part(*ends, bool(is_end), found)
 
     async def _page(self, shard: int, command: str, start: str, end: str) -> list[Record]:
         keys = [self._keys.log(shard), self._keys.bodies(shard)]
@@ -388,6 +411,21 @@ def _head(record: Record | None, sign: int, shard: int) -> tuple[tuple[int, int,
         return None
     ms, count = place(record.id)
     return (sign * ms, sign * count, sign * shard), shard, record
+
+
+def _logged(fields: list[bytes], stored: bytes) -> Logged | None:
+    """Read a record of an event, and what is stored of that; None where it is damaged."""
+    said = dict(zip(fields[::2], fields[1::2], strict=True))
+    named, head = _OF_EVENT.fullmatch(said.get(b"entry", b"")), _STORED.match(stored)
+    if not (named and head):
+        return None
+    account, queued = said.get(b"account", b"").decode("utf-8", "replace"), said.get(b"queued", b"")
+    event_id, sequence, type_ = named[1].decode(), int(named[2]), head[1].decode()
+    return Logged(account, event_id, type_, sequence, stored[head.end() :], queued)
+
+
+_OF_EVENT = re.compile(rb"[0-9]{1,14} ([!-~]+) ([0-9]{1,14})")
+_STORED = re.compile(rb"[0-9]+ ([!-~]+)\n(?=.)")
 
 
 def _record(entry_id: str, fields: list[bytes], stored: bytes) -> Record:

@@ -42,7 +42,7 @@ elseif place ~= trimmed then
 end
 
 local reply = {1, place, check}
-local records, bytes, seen, is_end = {}, 0, 0, false
+local records, bytes, seen, is_end, last = {}, 0, 0, false, nil
 while looks > 0 and #records < 4 * most and bytes < most_bytes and seen < 4 * most_bytes do
   local part = math.min(looks, 100) -- a record that went to thousands is long
   local found = redis.call('XRANGE', log, '(' .. place, '+', 'COUNT', part)
@@ -53,7 +53,7 @@ while looks > 0 and #records < 4 * most and bytes < most_bytes and seen < 4 * mo
       break
     end
     local id, fields = record[1], record[2]
-    place, check = id, check_of(record)
+    place, last = id, record
     local reference, queued = reference_in(fields), '\n' .. (fields[6] or '')
     seen = seen + #queued
     if
@@ -64,13 +64,13 @@ while looks > 0 and #records < 4 * most and bytes < most_bytes and seen < 4 * mo
       local stored = reference and redis.call('HGET', bodies, reference) or ''
       bytes = bytes + #stored + #queued
       records[#records + 1] = id
-      records[#records + 1] = check
+      records[#records + 1] = check_of(record)
       records[#records + 1] = fields
       records[#records + 1] = stored
     end
   end
   if is_end then break end
 end
-reply[4], reply[5], reply[6] = place, check, is_end and 1 or 0
+reply[4], reply[5], reply[6] = place, last and check_of(last) or check, is_end and 1 or 0
 for i = 1, #records do reply[6 + i] = records[i] end
 return reply
