@@ -220,6 +220,10 @@ async def test_a_subscription_sees_its_own_accounts_assets_and_types_whatever_it
         worker.configured.interest.change({"ops": narrowed})
         seen = await api.get("/subscriptions/ops/events", TOKENS["ops"], limit=1000)
         assert {event["data"]["account"]["name"] for event in seen.data["items"]} == {"alice"}
+        other = worker.settings.subscription_by_name["lrc"].model_copy(update={"assets": ("ETH",)})
+        worker.configured.interest.change({"lrc": other})
+        seen = await api.get("/subscriptions/lrc/events", TOKENS["lrc"], limit=1000)
+        assert seen.data["items"] == []
 
 
 async def test_what_cannot_be_asked_for_is_said_and_what_is_gone_with_the_oldest_that_is_held(
