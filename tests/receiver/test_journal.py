@@ -194,6 +194,7 @@ def test_an_event_that_came_while_the_last_page_was_under_way_waits_for_the_one_
     answered = sender.get(path)
     third, fourth = sender.move("treasury", "ETH", 3), sender.move("treasury", "ETH", 4)
     receiver.record(receiver.journal.take(fourth))
+    assert receiver.journal.ask() == path, "it is asked for already"
     receiver.record(receiver.journal.answer(*answered))
     assert receiver.journal.missing == {"treasury": 102}
     receiver.record(receiver.journal.take(third))
