@@ -136,6 +136,8 @@ WELL = {
     f"watcher_clock_skew_seconds{{{AT}}}": "-0.3x60",
     f"watcher_configuration_last_reload_ok{{{AT}}}": "1x60",
     f"watcher_configuration_differs{{{AT}}}": "0x60",
+    f"watcher_directory_behind_seconds{{{AT}}}": "0x60",
+    f"watcher_directory_locked{{{AT}}}": "0x60",
     f"watcher_log_lines_dropped_total{{{AT}}}": "0x60",
 }
 ILL = {
@@ -158,6 +160,8 @@ ILL = {
     "WatcherConfigurationsDiffer": {"watcher_configuration_differs": "2x60"},
     "WatcherStandsBy": {"watcher_stands_by": "1x60"},
     "WatcherReloadRefused": {"watcher_configuration_last_reload_ok": "0x60"},
+    "WatcherDirectoryBehind": {"watcher_directory_behind_seconds": "90x60"},
+    "WatcherDirectoryLocked": {"watcher_directory_locked": "3x60"},
     "WatcherLogLinesDropped": {"watcher_log_lines_dropped_total": "0x50 9x10"},
 }
 """For each alert, what is otherwise while all else is well. All values are one a minute."""

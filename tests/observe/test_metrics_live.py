@@ -200,7 +200,9 @@ async def test_labels_are_names_in_force_and_words_of_ours_alone(rig: Rig) -> No
         "version",
         "persistence",
         "eviction",
+        "kind",
     }
+    assert {value for name, value in named if name == "kind"} == {"account", "subscription"}
     assert not {"treasury", "alice", ALICE, MK, str(TREASURY)} & {value for _, value in named}
 
 

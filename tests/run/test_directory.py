@@ -327,7 +327,8 @@ async def test_what_an_older_key_sealed_is_sealed_anew_and_opens_without_it(benc
         assert (now.edited, now.plain, keyring.is_current(now.sealed)) == (record.edited, record.plain, True)
         keyring.open(now.kind, now.name, now.plain, now.sealed)
     await bench.lay_beside(bench.file.model_copy(update={"api": ApiSettings(secret_key=(key,))}))
-    assert {state for _, state in bench.followed.counts()} == {"in_force", "shadowed"}
+    counted = [bench.followed.count(kind, "in_force", "shadowed") for kind in ("account", "subscription")]
+    assert counted == [bench.followed.count(kind) for kind in ("account", "subscription")]
     assert (await bench.store.scores(bench.store.keys.removed(SHARD))) == {}
 
 
@@ -349,6 +350,23 @@ async def test_of_two_workers_that_seal_anew_neither_undoes_what_was_written_mea
     await bench.followed.seal_anew()
     await bench.followed.follow()
     assert (await bench.programs.directory.get("account", "alice")) != alice.record, "now it is sealed anew"
+
+
+async def test_records_are_counted_by_what_becomes_of_them(bench: Bench) -> None:
+    await bench.begin()
+    await bench.put_account("alice")
+    await bench.put_account("treasury", account_id=99)
+    await bench.programs.put_account("bob", "elsewhere", account_id=8)
+    await bench.put_subscription("hook", is_verified=False)
+    await bench.followed.follow()
+    count = bench.followed.count
+    assert [count("account", state) for state in ("in_force", "shadowed", "unfit", "locked")] == [1, 1, 1, 0]
+    assert (count("account"), count("subscription", "unverified")) == (3, 1)
+    await bench.programs.directory.delete("account", "bob")
+    await bench.put_subscription("hook")
+    await bench.followed.follow()
+    assert (count("account"), count("account", "unfit"), count("subscription", "unverified")) == (2, 0, 0)
+    assert bench.followed.behind_s == 0
 
 
 async def test_no_secret_of_a_record_is_shown(bench: Bench) -> None:

@@ -25,8 +25,10 @@ from watcher.engine.breaker import State, is_closed, pace_per_s, rests_until_ms,
 from watcher.observe.counters import LAG_BOUNDS_S, POLL_BOUNDS_S, buckets
 from watcher.observe.views import Overview, OverviewReader, is_delayed
 from watcher.providers.contract import PERMANENT
+from watcher.run.directory import Followed
 from watcher.run.worker import Worker
 from watcher.settings import CHANGE_EVENTS, SERVICE_EVENTS, Settings
+from watcher.store.directory import KINDS
 from watcher.store.exceptions import StoreError
 from watcher.store.keys import Keys
 from watcher.store.queues import Breaker
@@ -108,6 +110,21 @@ METRICS: Mapping[str, Meaning] = {
         "everything about Redis is missing.",
     ),
     "watcher_accounts": Meaning("gauge", "Accounts of the configuration in force.", ("provider",)),
+    "watcher_directory_records": Meaning(
+        "gauge", "Accounts and subscriptions that programs added, as this worker knows them.", ("kind",)
+    ),
+    "watcher_directory_locked": Meaning(
+        "gauge", "Those that this worker leaves to others: it has no key for them, or cannot use them."
+    ),
+    "watcher_directory_shadowed": Meaning(
+        "gauge", "Those that rest because the configuration file has their names."
+    ),
+    "watcher_directory_behind_seconds": Meaning(
+        "gauge", "For how long this worker could not look what programs changed; 0 while it can."
+    ),
+    "watcher_subscriptions_unverified": Meaning(
+        "gauge", "Subscriptions whose events wait until their URLs have answered a ping.", is_shared=True
+    ),
     "watcher_store_guarantee": Meaning(
         "gauge",
         "Always 1; the labels are how Redis keeps what it was given, and its maxmemory-policy; missing while "
@@ -281,8 +298,20 @@ def _of_worker(worker: Worker) -> _Samples:
             ((), len({name for one in worker.differences for name in one.names}))
         ],
         "watcher_accounts": [((name,), count) for name, count in accounts.items()],
+        **(_of_directory(worker.followed) if worker.followed else {}),
         "watcher_store_guarantee": [((found.persistence, found.eviction), 1)] if found else [],
         "watcher_store_refused": [((), float(health is not None and health.refusal is not None))],
+    }
+
+
+def _of_directory(followed: Followed) -> _Samples:
+    count = followed.count
+    return {
+        "watcher_directory_records": [((kind,), count(kind)) for kind in KINDS],
+        "watcher_directory_locked": [((), sum(count(kind, "locked", "unfit") for kind in KINDS))],
+        "watcher_directory_shadowed": [((), sum(count(kind, "shadowed") for kind in KINDS))],
+        "watcher_directory_behind_seconds": [((), followed.behind_s)],
+        "watcher_subscriptions_unverified": [((), count("subscription", "unverified"))],
     }
 
 

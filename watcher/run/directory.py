@@ -43,6 +43,9 @@ FOLLOW_S = 1.0
 _DELETED = 10_000
 """Deletions that are remembered, in case the store forgets them."""
 
+_LATE_S = 3.0
+"""A look takes milliseconds: one that is later than this has failed."""
+
 _JUDGED_AT_ONCE = 50
 """Records that are opened before anything else goes on: a few milliseconds."""
 
@@ -246,6 +249,8 @@ class Followed:
         self._resealed = 0
         self._unsaid = defaultdict[tuple[State, str], list[str]](list)
         self._taken_over = Counter[Kind]()
+        self._counts = Counter[tuple[Kind, State]]()
+        self._looked_at = time.monotonic()
         self._say_at, self._keep_at = 0.0, _KEPT_AT_ONCE
 
     @property
@@ -296,9 +301,15 @@ class Followed:
         ends = [token.until_ms for token in known.tokens if token.digest == digest] if known else []
         return name if any(end is None or end > now_ms for end in ends) else None
 
-    def counts(self) -> Counter[tuple[Kind, State]]:
-        """Count the records of each kind and state."""
-        return Counter((kind, one.state) for kind in KINDS for one in self._known[kind].values())
+    def count(self, kind: Kind, *states: State) -> int:
+        """Count the records of a kind in these states, or all of them."""
+        return sum(self._counts[kind, state] for state in states) if states else len(self._known[kind])
+
+    @property
+    def behind_s(self) -> float:
+        """For how long it was not known what changed: 0 while that is looked at."""
+        late_s = time.monotonic() - self._looked_at
+        return late_s if late_s > _LATE_S else 0.0
 
     async def begin(self) -> None:
         """Read all records."""
@@ -397,6 +408,7 @@ class Followed:
         for known in await self._judged([*ended.values()]):
             self._take(known)
         await self._take_over()
+        self._looked_at = time.monotonic()
         self._report()
 
     async def _take_over(self) -> None:
@@ -490,6 +502,7 @@ class Followed:
             self._unsaid[known.state, known.reason].append(f"{kind} {name}")
         self._known[kind][name] = known
         self._touched[kind, name] = None
+        self._counts[kind, known.state] += 1
         self._deleted.pop((kind, name), None)
         if self._judge.is_older(known.record):
             self._older[kind, name] = None
@@ -523,6 +536,7 @@ class Followed:
 
     def _leave(self, known: Known) -> None:
         name = known.record.name
+        self._counts[known.record.kind, known.state] -= 1
         self._older.pop((known.record.kind, name), None)
         if known.source and self._name_by_source.get(known.source) == name:
             del self._name_by_source[known.source]
