@@ -322,8 +322,16 @@ async def test_attempts_that_failed_are_counted_by_what_becomes_of_their_deliver
     assert letter["reason"] == b"status 200", "as the sink says it"
 
 
-async def test_a_subscription_that_is_not_configured_is_looked_at_once_a_minute(bench: Bench) -> None:
-    assert await bench.work.room("unknown", 0, 0) == Room(0, 60.0)
+async def test_a_subscription_that_is_not_known_is_not_looked_at_for_two_seconds(bench: Bench) -> None:
+    """It may have been added just now: in the index, which all workers share, it is held back no longer."""
+    assert bench.work.takes("unknown")
+    assert await bench.work.room("unknown", 0, 0) == Room(0, 2.0)
+
+
+async def test_a_subscription_that_is_locked_is_left_to_other_workers(bench: Bench) -> None:
+    """Nor is it held back in the index."""
+    bench.neighbours.locked_subscriptions = {"locked"}
+    assert not bench.work.takes("locked")
 
 
 async def test_what_a_target_says_that_is_not_configured_any_more_says_nothing_of_its_subscription(

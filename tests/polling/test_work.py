@@ -20,7 +20,7 @@ from watcher.polling.work import PollWork, ProviderPolls
 from watcher.settings import AccountSettings
 from watcher.store.exceptions import ServerRefused, StoreError, StoreUnreachable
 from watcher.store.health import StoreHealth
-from watcher.store.keys import SHARDS
+from watcher.store.keys import SHARDS, shard_of
 from watcher.store.polls import Polls
 from watcher.store.schedule import Lease, Reply
 
@@ -373,6 +373,44 @@ async def test_leases_are_given_back_once_redis_is_there_again(
     assert not bench.poller.polled_at
     assert sorted(bench.polls.given_back) == sorted(bench.names[:2])
     assert bench.polls.due_in_ms == [0, 0]
+
+
+async def test_an_account_that_was_added_just_now_is_polled_at_its_next_claim(bench: Bench) -> None:
+    """A worker that claims it before it knows it takes in what was added, and gives it back at once."""
+    added = an_account("added")
+
+    async def look_again() -> bool:
+        bench.follow(*map(an_account, bench.names), added)
+        return True
+
+    bench.neighbours.look_again = look_again
+    (is_more,) = await asyncio.gather(*await bench.of_provider.begin([Lease("added", 0)]))
+    assert is_more
+    assert (bench.polls.given_back, bench.polls.due_in_ms) == (["added"], [0])
+    assert not bench.poller.polled_at, "its turn was not taken"
+    await asyncio.gather(*await bench.of_provider.begin([Lease("added", 0)]))
+    assert "added" in bench.poller.polled_at
+
+
+@pytest.mark.parametrize(("has_looked", "due_in_ms"), [(True, 10_000), (False, 1000)])
+async def test_an_account_that_nobody_knows_waits_and_shorter_while_it_is_being_looked_for(
+    bench: Bench, has_looked: bool, due_in_ms: int
+) -> None:
+    async def look_again() -> bool:
+        return has_looked
+
+    bench.neighbours.look_again = look_again
+    assert await asyncio.gather(*await bench.of_provider.begin([Lease("unknown", 0)])) == [False]
+    assert bench.polls.due_in_ms == [due_in_ms]
+
+
+async def test_an_account_that_is_locked_is_left_to_workers_that_can_open_it(bench: Bench) -> None:
+    bench.neighbours.locked_accounts = {"locked"}
+    await asyncio.gather(*await bench.of_provider.begin([Lease("locked", 0)]))
+    assert (bench.polls.given_back, bench.polls.due_in_ms) == (["locked"], [0])
+    await bench.store.due(bench.store.keys.polls(shard_of("locked"), PROVIDER), locked=-1000)
+    claimed = await bench.of_provider.claim(Claim(shard_of("locked"), 10))
+    assert claimed.leases == ()
 
 
 async def test_a_schedule_that_is_gone_is_noticed_where_there_ought_to_be_one(bench: Bench) -> None:
