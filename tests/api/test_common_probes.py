@@ -73,6 +73,16 @@ async def test_a_common_probe_on_loopback_is_answered(request_text: str) -> None
     assert (status, body) == (200, b"ok\n")
 
 
+@pytest.mark.parametrize("path", ["/livez", "/nothing"])
+async def test_who_sends_no_more_still_hears_the_answer(path: str) -> None:
+    async with a_listener() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        writer.write_eof()
+        assert (await reader.read()).startswith(b"HTTP/1.0 200" if path == "/livez" else b"HTTP/1.0 404")
+        writer.close()
+
+
 async def test_a_body_that_comes_after_the_answer_does_not_reset_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -84,8 +84,9 @@ class Said(NamedTuple):
 class Api:
     """A client of the listener; `request` shows the operator's token unless told otherwise."""
 
-    def __init__(self, port: int, session: ClientSession, counted: Counter[str]) -> None:
-        self.port = port
+    def __init__(self, listener: Listener, session: ClientSession, counted: Counter[str]) -> None:
+        self.listener = listener
+        self.port = listener.address.port
         self.counted = counted
         self._session = session
 
@@ -109,7 +110,7 @@ async def an_api() -> AsyncIterator[Api]:
         counted=counted,
     )
     async with listener, ClientSession() as session:
-        yield Api(listener.address.port, session, counted)
+        yield Api(listener, session, counted)
 
 
 @pytest.fixture
@@ -258,7 +259,7 @@ async def test_an_end_that_is_none_of_a_handler_is_a_problem_too(
 
 async def test_what_takes_too_long_is_given_up_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "REQUEST_S", 0.2)
-    monkeypatch.setattr(server.Connection, "begin", lambda _: None)
+    monkeypatch.setattr(server.Connection, "begin", lambda *_: None)
     async with an_api() as api:
         seen = await api.request("GET", "/v1/never")
     assert (seen.status, is_problem(seen), seen.headers["retry-after"]) == (503, True, "2")
@@ -355,6 +356,21 @@ async def test_a_connection_that_showed_a_token_may_rest_and_must_not_dawdle(
             with contextlib.suppress(ConnectionError):
                 assert await reader.read() == b""
         writer.close()
+
+
+async def test_a_client_that_goes_away_in_the_middle_of_a_body_is_no_bug(api: Api) -> None:
+    head = f"PUT /v1/accounts/a HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {OPERATORS}\r\n"
+    with capture_logs() as lines:
+        _, writer = await asyncio.open_connection("127.0.0.1", api.port)
+        writer.write(f"{head}Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{{".encode())
+        async with asyncio.timeout(5):
+            while not await asyncio.sleep(0.01, api.listener.in_hand):
+                pass
+            writer.close()
+            while await asyncio.sleep(0.01, api.listener.in_hand):
+                pass
+    assert lines == []
+    assert api.counted == {"refused": 1}
 
 
 async def test_connections_of_strangers_make_room_for_those_that_showed_a_token(api: Api) -> None:

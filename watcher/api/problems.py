@@ -70,7 +70,7 @@ async def body_of(
     types: Collection[str] = ("application/json",),
     is_optional: bool = False,
 ) -> bytes:
-    """Read a body of one of these content types. Raises Problem: 413 beyond `limit` bytes, 415.
+    """Read a body of one of these content types. Raises Problem: 400, 413 beyond `limit` bytes, 415.
 
     `is_optional`: no body at all is b"", whatever its type.
     """
@@ -82,12 +82,15 @@ async def body_of(
         raise Problem(415, f"say what the body is: `Content-Type: {' or '.join(types)}`")
     body = bytearray()
     if (request.content_length or 0) <= limit:
-        async for part in request.content.iter_any():
-            body += part
-            if len(body) > limit:
-                break
-        else:
-            return bytes(body)
+        try:
+            async for part in request.content.iter_any():
+                body += part
+                if len(body) > limit:
+                    break
+            else:
+                return bytes(body)
+        except (ConnectionError, web.RequestPayloadError):
+            raise Problem(400, "the body did not come whole") from None
     raise Problem(413, f"the body is longer than {limit:,} bytes")
 
 

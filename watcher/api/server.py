@@ -14,8 +14,8 @@ from collections.abc import Collection, Iterable, Mapping
 from http import HTTPStatus
 from typing import Self
 
-from aiohttp import HttpVersion10, HttpVersion11, web
-from aiohttp.http_exceptions import LineTooLong
+from aiohttp import HttpVersion10, HttpVersion11, StreamReader, web
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.typedefs import Handler
 
 from watcher.api.access import (
@@ -95,7 +95,7 @@ class Listener:
 
     At the paths of `probes` a client that shows no token at all gets the status alone: load balancers cannot
     show one. `api` are the routes under /v1, for those whom `access` knows; `counted` gets an outcome of each
-    request there.
+    request there, of which `in_hand` are not answered yet.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Listener:
         self._refusals = Throttle()
         self._rates = Rates()
         self._room = asyncio.Semaphore(_AT_ONCE)
-        self._in_hand = 0
+        self.in_hand = 0
         self._open: dict[Connection, None] = {}  # the oldest first
 
     async def __aenter__(self) -> Self:
@@ -178,7 +178,7 @@ class Listener:
     @web.middleware
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         assert isinstance(request.protocol, Connection)
-        request.protocol.begin()
+        request.protocol.begin(request.content)
         headers = {name.lower(): value for name, value in request.headers.items()}
         if not request.raw_path.startswith(("/", "*")):
             # A target that names a host outranks the header, by RFC 9112.
@@ -231,7 +231,7 @@ class Listener:
         """Answer a request under /v1: whatever is wrong is a problem+json, and no refusal says more than its
         caller may know."""
         response: web.StreamResponse = Problem(500, "a bug, which the worker's log holds: report it").answer()
-        self._in_hand += 1
+        self.in_hand += 1
         try:
             with survived("api"):
                 try:
@@ -241,7 +241,7 @@ class Listener:
                 except (Problem, StoreError, TimeoutError, web.HTTPException) as error:
                     response = _problem(error, request).answer()
         finally:
-            self._in_hand -= 1
+            self.in_hand -= 1
         if caller := request.get(CALLER):
             self._rates.charge(caller, response)
         outcome = {4: "refused", 5: "failed"}.get(response.status // 100, "answered")
@@ -265,7 +265,7 @@ class Listener:
         if wait_s := self._rates.wait_s(caller, time.monotonic()):
             after = {"retry-after": str(math.ceil(wait_s))}
             raise self._refused(caller, 429, f"more than {PER_SECOND} requests a second by one token", after)
-        if self._in_hand > _MOST_IN_HAND:
+        if self.in_hand > _MOST_IN_HAND:
             after = {"retry-after": "1"}
             raise self._refused(caller, 503, f"more than {_MOST_IN_HAND} requests at the same time", after)
         request[CALLER] = caller
@@ -334,6 +334,8 @@ class Connection(web.RequestHandler):
         self._listener = listener
         self.is_known = False  # has shown a token
         self._begun = b""
+        self._is_asked = self._is_over = False
+        self._body: StreamReader | None = None
         self._cut_off: asyncio.TimerHandle | None = None
         self._peer: asyncio.BaseTransport | None = None
 
@@ -346,9 +348,15 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         if len(self._begun) < 16:
             self._begun += data[:16]
+        self._is_asked = True
         if self._cut_off is None:
             self.begin()
         super().data_received(data)
+
+    def eof_received(self) -> bool:  # type: ignore[override] # a Protocol's may say that it still writes
+        """Answer a client that has said all it has to say; it still listens, as `nc -N` does."""
+        self._is_over = True
+        return self._is_asked and (self._body is None or self._body.is_eof())
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._cut_off:
@@ -356,8 +364,11 @@ class Connection(web.RequestHandler):
         self._listener.forget(self)
         super().connection_lost(exc)
 
-    def begin(self) -> None:
+    def begin(self, body: StreamReader | None = None) -> None:
         """A request begins: it and its answer have REQUEST_S from now on."""
+        self._body = body
+        if self._is_over and body and not body.is_eof():
+            self.abort()
         if self._cut_off:
             self._cut_off.cancel()
         self._cut_off = asyncio.get_running_loop().call_later(REQUEST_S, self.abort)
@@ -365,6 +376,9 @@ class Connection(web.RequestHandler):
     def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:
         """An answer is out: nothing is due until the next request begins."""
         super().log_access(request, response, time)
+        self._is_asked, self._body = False, None
+        if self._is_over:
+            self.close()
         if self.is_known and self._cut_off:
             self._cut_off.cancel()
             self._cut_off = None
@@ -385,7 +399,10 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what could not be read as a request."""
-        if isinstance(exc, LineTooLong):
+        response: web.StreamResponse
+        if not isinstance(exc, HttpProcessingError):
+            response = super().handle_error(request, status, exc)  # says so in the log
+        elif isinstance(exc, LineTooLong):
             response = self._listener.refuse(431, _TOO_LONG)
         else:
             found = (why for begin, why in _NO_REQUEST if self._begun.startswith(begin))
