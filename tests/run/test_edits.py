@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from tests.support.builders import SECRET, a_subscription, an_account
 from tests.support.stores import a_store
 from watcher.config.bodies import BodyRefused
-from watcher.config.sections import Source
+from watcher.config.sections import Providers, Source
 from watcher.delivery.signing import new_ed25519, new_secret
 from watcher.journal.interest import Interest
 from watcher.providers.loopring import LoopringSettings
@@ -41,6 +41,7 @@ class InForce:
             provider_by_name={"loopring": LOOPRING}, account_by_name={}, subscription_by_name={}
         )
         self.interest = Interest({})
+        self.providers = Providers.of({"loopring": LOOPRING})
         self.names: dict[Source, str] = {("loopring", "accountId 9"): "treasury"}
         self.followed = 0
 

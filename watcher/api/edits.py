@@ -25,6 +25,7 @@ from watcher.delivery.sink import Attempt
 from watcher.durations import parse_duration
 from watcher.engine.breaker import Answer
 from watcher.observe.log import log
+from watcher.pause import slowly
 from watcher.printable import many, printable
 from watcher.run.edits import Edited, Editor, EditRefused, Match, anything
 from watcher.run.verification import TooMany
@@ -38,6 +39,9 @@ from watcher.store.schedule import Schedule
 MOST_OF_A_BATCH = 1000
 PING_S = 9.0
 """Less than any request may take."""
+
+_LINES_AT_ONCE = 100
+"""Lines of a batch read in one turn of the event loop: some milliseconds."""
 
 LINES = ("application/jsonl", "application/x-ndjson")
 
@@ -116,7 +120,7 @@ class Edits:
             )
         found: list[Edited | BodyRefused | EditRefused | None] = [None] * len(lines)
         table_by_place: dict[int, Table] = {}
-        for place, line in enumerate(lines):
+        async for place, line in slowly(enumerate(lines), _LINES_AT_ONCE):
             try:
                 table_by_place[place] = read_table(line, named=None)
             except BodyRefused as refused:

@@ -150,6 +150,9 @@ class Beside:
     """The configuration in force, read once: what the file says, what the API made, and what is to come."""
 
     def __init__(self, settings: "Settings", interest: "Interest", names: "dict[Source, str]") -> None:
+        from watcher.config.sections import Providers
+
+        self.providers = Providers.of(settings.provider_by_name)
         self.file = settings
         self.settings = settings
         self.interest = interest
@@ -196,12 +199,11 @@ class Beside:
 
 def check(given: Given, in_force: Beside, findings: "Findings") -> None:
     """Find all that is wrong with what is to be imported, and count it as in force from then on."""
-    from watcher.config.sections import Providers, read_account
+    from watcher.config.sections import read_account
     from watcher.config.subscriptions import read_subscription, refuse_alerts
     from watcher.config.tables import Names, settings_of
     from watcher.delivery.egress import Policy
 
-    providers = Providers.of(in_force.file.provider_by_name)
     names: dict[Kind, Names] = {kind: Names(kind, findings) for kind in ("account", "subscription")}
     of_kinds: list[tuple[Kind, list[Entry]]] = [
         ("account", given.accounts),
@@ -214,7 +216,7 @@ def check(given: Given, in_force: Beside, findings: "Findings") -> None:
                 text = "is defined in the configuration file, which wins: take it out of one of them"
                 findings.mistake(entry.finding(("name",), text))
     for entry in given.accounts:
-        account, source = read_account(entry, providers, findings)
+        account, source = read_account(entry, in_force.providers, findings)
         if not (account and source):
             continue
         other = in_force.names.setdefault(source, account.name)

@@ -113,7 +113,7 @@ class Judge:
         self.keyring = (
             Keyring([key.get_secret_value() for key in keys], file.redis.namespace) if keys else None
         )
-        self._providers = Providers.of(file.provider_by_name)
+        self.providers = Providers.of(file.provider_by_name)
         self._policy = Policy.of(file.egress)
 
     @property
@@ -149,13 +149,13 @@ class Judge:
 
     def _account(self, record: Record, content: Mapping[str, Any]) -> Known:
         provider = record.plain["provider"]
-        if provider not in self._providers.asked_by_name:
+        if provider not in self.providers.asked_by_name:
             return Known(record, "unfit", reason=f"no [providers.{provider}] in the configuration file")
         given = {**content["settings"], "name": record.name, "provider": provider}
-        shape = self._providers.class_by_name[provider]
+        shape = self.providers.class_by_name[provider]
         assert shape
         settings = shape.Account.model_validate(given)
-        source = provider, self._providers.asked_by_name[provider].source(settings)
+        source = provider, self.providers.asked_by_name[provider].source(settings)
         return Known(record, "in_force", settings, source=source)
 
     def _subscription(self, record: Record, content: Mapping[str, Any], now_ms: int) -> Known:
@@ -192,7 +192,7 @@ class Judge:
     def sources(self) -> dict[Source, str]:
         """Name the accounts of the file by what they poll. In a thread: there may be 100,000."""
         return {
-            (account.provider, self._providers.asked_by_name[account.provider].source(account)): name
+            (account.provider, self.providers.asked_by_name[account.provider].source(account)): name
             for name, account in self.file.account_by_name.items()
         }
 
@@ -257,6 +257,11 @@ class Followed:
     def settings(self) -> Settings:
         """What is in force: the file, and what the directory has beside it."""
         return self._configured.settings
+
+    @property
+    def providers(self) -> Providers:
+        """The providers of the file."""
+        return self._judge.providers
 
     @property
     def interest(self) -> Interest:

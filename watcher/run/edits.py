@@ -23,6 +23,7 @@ from watcher.pause import slowly
 from watcher.sealing import Keyring, Unopened
 from watcher.settings import Settings, SubscriptionSettings
 from watcher.store.directory import MOST, BadRecord, Directory, Kind, Record, Write, Written
+from watcher.store.pipe import in_parts
 
 IN_PLAIN = ("accounts", "events", "assets", "thresholds", "format")
 """Of a subscription, what lies there readable: whoever commits events must know who wants them."""
@@ -90,6 +91,8 @@ class InForce(Protocol):
     def settings(self) -> Settings: ...
     @property
     def interest(self) -> Interest: ...
+    @property
+    def providers(self) -> Providers: ...
 
     def defines(self, kind: Kind, name: str) -> bool:
         """Say whether the file has something of that name."""
@@ -134,26 +137,24 @@ class Editor:
         for place, table in enumerate(tables):
             if (first := place_by_name.setdefault(str(table.get("name")), place)) != place:
                 found[place] = BodyRefused([flaw("/name", f"is the name of item {first + 1}, too")])
-        providers = Providers.of(self._in_force.settings.provider_by_name)
         taken: dict[Source, str] = {}
         for _ in range(_TRIES):
             places = [place for place in range(len(tables)) if place not in found]
             writes: dict[int, Write] = {}
-            reading = (self._read("account", str(tables[place].get("name"))) for place in places)
-            records = await asyncio.gather(*reading, return_exceptions=True)
-            for count, (place, record) in enumerate(zip(places, records, strict=True), 1):
-                try:
-                    if isinstance(record, BaseException):
-                        raise record
-                    step = self._account(tables[place], record, match, by, providers=providers, taken=taken)
-                    if isinstance(step, Edited):
-                        found[place] = step
-                    else:
-                        writes[place] = step
-                except (BodyRefused, EditRefused) as refused:
-                    found[place] = refused
-                if count % _AT_ONCE == 0:
-                    await asyncio.sleep(0)
+            for some in in_parts(places, _AT_ONCE):
+                reading = (self._read("account", str(tables[place].get("name"))) for place in some)
+                records = await asyncio.gather(*reading, return_exceptions=True)
+                for place, record in zip(some, records, strict=True):
+                    try:
+                        if isinstance(record, BaseException):
+                            raise record
+                        step = self._account(tables[place], record, match, by, taken)
+                        if isinstance(step, Edited):
+                            found[place] = step
+                        else:
+                            writes[place] = step
+                    except (BodyRefused, EditRefused) as refused:
+                        found[place] = refused
             if not writes:
                 break
             written = await self._directory.put_all([*writes.values()])
@@ -170,8 +171,6 @@ class Editor:
         record: Record | None,
         match: Match,
         by: str,
-        *,
-        providers: Providers,
         taken: dict[Source, str],
     ) -> Write | Edited:
         """Check one account. `taken` are the sources of others that are put with it."""
@@ -180,7 +179,7 @@ class Editor:
             return taken.get(source) or self._in_force.holder(source)
 
         self._check("account", str(table.get("name")), record, match)
-        account, source = account_of(table, providers, holder)
+        account, source = account_of(table, self._in_force.providers, holder)
         listeners = len(self._in_force.interest.listeners(account.name))
         if listeners > MOST_OF_AN_ACCOUNT:
             text = f"{listeners:,} subscriptions are for it, {MOST_OF_AN_ACCOUNT:,} at most can be"
@@ -388,7 +387,7 @@ class Editor:
 
     async def _tell(self, kind: Kind, edits: Sequence[Edited], by: str) -> None:
         changed = [one for one in edits if one.change != "unchanged"]
-        for one in changed:
+        async for one in slowly(changed, _AT_ONCE):
             log.info("directory.changed", kind=kind, name=one.name, change=one.change, by=by)
         if changed:
             await self._in_force.follow_now()
